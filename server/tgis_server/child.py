@@ -1,0 +1,99 @@
+"""How every child process of a run begins and ends: ``python -m tgis_server.child NAME --run FILE --death-fd N``.
+
+NAME is ``frontend`` or ``shard-R``. Before anything heavy is imported the child makes sure that it cannot outlive the
+launcher: the kernel kills it when its parent dies, and a thread waits for the end of a pipe whose only writer is the
+launcher. An error that ends the child is written to the run directory for the launcher to report.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+EXIT_ORPHANED = 70  # seen by nobody: the parent is gone
+
+
+def die_with_parent(death_fd: int, parent_pid: int) -> None:
+    """Tie this process's life to its parent's.
+
+    Args:
+        death_fd: read end of a pipe that only the parent can write to; nothing is ever written.
+        parent_pid: the launcher. If it died before the kernel was asked to watch it, the current parent differs.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent_pid:
+        os._exit(EXIT_ORPHANED)
+
+    def wait_for_end() -> None:
+        os.read(death_fd, 1)
+        os._exit(EXIT_ORPHANED)
+
+    threading.Thread(target=wait_for_end, name="parent-watch", daemon=True).start()
+
+
+def write_error(errors_dir: Path, name: str, error: BaseException) -> int:
+    """Leave ``NAME.json`` (for the launcher) and ``NAME.log`` (the traceback); returns the exit code."""
+    import traceback
+
+    from tgis_server.errors import TgisError
+
+    known = isinstance(error, TgisError)
+    sentence = str(error) if known else f"{type(error).__name__}: {error}".strip().rstrip(":")
+    record = {
+        "process": name,
+        "time": time.time(),
+        "sentence": sentence,
+        "is_secondary": isinstance(error, TgisError) and error.is_secondary,
+        "is_expected": known,
+        "exit_code": error.exit_code if isinstance(error, TgisError) else 1,
+    }
+    log = errors_dir / f"{name}.log"
+    log.write_text("".join(traceback.format_exception(error)))
+    temporary = errors_dir / f"{name}.json.tmp"
+    temporary.write_text(json.dumps(record))
+    temporary.rename(errors_dir / f"{name}.json")
+    return int(str(record["exit_code"]))
+
+
+def main(argv: list[str]) -> int:
+    name, options = argv[0], dict(zip(argv[1::2], argv[2::2], strict=True))
+    die_with_parent(int(options["--death-fd"]), int(options["--parent"]))
+
+    import faulthandler
+
+    faulthandler.enable()  # SIGABRT prints every thread's stack: how a hung child is asked what it does
+
+    from tgis_server.logs import setup_logging
+    from tgis_server.run import Run
+
+    run = Run.read(Path(options["--run"]))
+    setup_logging(name, level=run.config.log_level, as_json=run.config.json_output)
+    try:
+        if name == "frontend":
+            from tgis_server.frontend.entry import serve
+
+            serve(run)
+        else:
+            from tgis_server.shard.entry import serve_shard
+
+            serve_shard(run, rank=int(name.removeprefix("shard-")))
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:  # noqa: BLE001  the border: whatever ends a child is reported by its parent
+        return write_error(run.errors_dir, name, error)
+    return 0
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # no thread of grpc or torch can hold up the end

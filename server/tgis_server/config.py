@@ -1,0 +1,489 @@
+"""Every launch option, spelled once.
+
+``ServeConfig`` says name, type, default, environment variable, range and help of each option. The command line, the
+drop-in launcher, ``tgis config show``, the options table of the docs and the child processes all come from it. Only
+:func:`load_config` reads the environment; a child process gets the resolved object (``run.py``) and reads neither
+environment nor defaults.
+
+Precedence: flag > environment > config file > default.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+from tgis_server.errors import UsageError
+
+DTYPES = {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16"}
+DTYPE_ALIASES = {"fp32": "float32", "float": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
+
+FRAMEWORKS = (
+    "tgis_native",
+    "hf_custom_tp",
+    "hf_transformers",
+    "hf_accelerate",
+    "hf_optimum_bt",
+    "hf_optimum_ort",
+    "ibm_fms",
+    "ds_inference",
+)
+
+GROUPS = ("Model", "Devices and memory", "Limits", "Network", "Process", "Rehearsal", "Accepted, without effect")
+
+FALSE_WORDS = frozenset({"n", "no", "f", "false", "off", "0"})
+TRUE_WORDS = frozenset({"y", "yes", "t", "true", "on", "1"})
+
+
+@dataclass(frozen=True, slots=True)
+class Opt:
+    """Everything about an option but its name, type and default."""
+
+    help: str
+    group: str
+    short: str = ""  # one-letter flag
+    env: str = ""  # default: the name in upper case
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    choices: tuple[str, ...] = ()
+    aliases: Mapping[str, str] | None = None  # other spellings of choices
+    unit: str = ""  # "bytes": 512MiB, 2GiB or a number
+    takes_value: bool = False  # a boolean spelled --flag true, as the original's launcher has it
+    hidden: bool = False  # left out of --help, kept in the docs
+    unset: str = ""  # what happens when it is not given
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeConfig:
+    """The options of ``tgis launch``. ``None`` means: inferred from the model and the machine."""
+
+    # Model
+    model_name: Annotated[
+        str | None,
+        Opt(help="Directory, or hub id in the local cache.", group="Model", unset="the embedded demo model"),
+    ] = None
+    revision: Annotated[
+        str | None, Opt(help="Branch, tag or commit of the model in the cache.", group="Model", unset="main")
+    ] = None
+    deployment_framework: Annotated[
+        str | None,
+        Opt(help="Engine, by the original's names.", group="Model", choices=FRAMEWORKS, unset="native"),
+    ] = None
+    dtype: Annotated[
+        str | None,
+        Opt(
+            help="Number format of weights and activations.",
+            group="Model",
+            choices=tuple(DTYPES),
+            aliases=DTYPE_ALIASES,
+            unset="the checkpoint's on CUDA and on CPUs with bf16 instructions, else float32",
+        ),
+    ] = None
+    dtype_str: Annotated[
+        str | None,
+        Opt(
+            help="Older name of --dtype.", group="Model", choices=tuple(DTYPES), aliases=DTYPE_ALIASES, hidden=True
+        ),
+    ] = None
+    quantize: Annotated[
+        str | None,
+        Opt(help="Quantization method.", group="Model", choices=("gptq", "bitsandbytes"), hidden=True),
+    ] = None
+
+    # Devices and memory
+    device: Annotated[
+        str,
+        Opt(help="Where the model runs.", group="Devices and memory", choices=("auto", "cpu", "cuda"), env="TGIS_DEVICE"),
+    ] = "auto"
+    num_shard: Annotated[
+        int | None,
+        Opt(
+            help="Processes that share the model, one per GPU.",
+            group="Devices and memory",
+            ge=1,
+            unset="the number of visible GPUs, else 1",
+        ),
+    ] = None
+    num_gpus: Annotated[
+        int | None, Opt(help="Older name of --num-shard.", group="Devices and memory", ge=1, hidden=True)
+    ] = None
+    kv_cache_memory: Annotated[
+        int | None,
+        Opt(
+            help="Memory for keys and values on each shard, such as 2GiB.",
+            group="Devices and memory",
+            unit="bytes",
+            ge=1,
+            unset="on CUDA what is free after loading; on a CPU one longest sequence, or more if memory allows",
+        ),
+    ] = None
+    kv_block_size: Annotated[
+        int, Opt(help="Tokens per KV block.", group="Devices and memory", ge=1, le=1024, hidden=True)
+    ] = 16
+    prefix_cache: Annotated[
+        bool, Opt(help="Reuse keys and values of prompts that begin alike.", group="Devices and memory")
+    ] = True
+    batch_safety_margin: Annotated[
+        int, Opt(help="Percent of free GPU memory held back.", group="Devices and memory", ge=0, le=90)
+    ] = 20
+    cuda_process_memory_fraction: Annotated[
+        float,
+        Opt(
+            help="Share of each GPU that a shard may use.",
+            group="Devices and memory",
+            short="c",
+            gt=0,
+            le=1,
+        ),
+    ] = 1.0
+
+    # Limits
+    max_concurrent_requests: Annotated[
+        int, Opt(help="Inputs accepted at a time; more are refused as overload.", group="Limits", ge=1)
+    ] = 512
+    max_sequence_length: Annotated[
+        int | None,
+        Opt(help="Most tokens of input and output together.", group="Limits", ge=2, unset="the model's"),
+    ] = None
+    max_new_tokens: Annotated[int, Opt(help="Most tokens that a request may ask for.", group="Limits", ge=1)] = 1024
+    max_batch_size: Annotated[int, Opt(help="Most sequences running together.", group="Limits", ge=1)] = 256
+    max_batch_tokens: Annotated[
+        int | None,
+        Opt(
+            help="Most tokens computed in one step; longer prompts are prefilled in chunks.",
+            group="Limits",
+            ge=1,
+            unset="8192 on CUDA, 512 on a CPU",
+        ),
+    ] = None
+    tokenization_workers: Annotated[
+        int | None,
+        Opt(help="Threads that tokenize.", group="Limits", ge=1, unset="CPUs less shards, 1 to 8"),
+    ] = None
+
+    # Network
+    host: Annotated[str, Opt(help="Address to listen on.", group="Network", env="TGIS_HOST")] = "0.0.0.0"  # noqa: S104  a server
+    grpc_port: Annotated[int, Opt(help="gRPC port.", group="Network", short="g", ge=0, le=65535)] = 8033
+    port: Annotated[
+        int, Opt(help="HTTP port: /health and /metrics.", group="Network", short="p", ge=0, le=65535)
+    ] = 3000
+    tls_cert_path: Annotated[Path | None, Opt(help="Server certificate, PEM.", group="Network")] = None
+    tls_key_path: Annotated[Path | None, Opt(help="Server key, PEM.", group="Network")] = None
+    tls_client_ca_cert_path: Annotated[
+        Path | None, Opt(help="Demand client certificates signed by this CA, PEM.", group="Network")
+    ] = None
+    output_special_tokens: Annotated[bool, Opt(help="Keep special tokens in output text.", group="Network")] = False
+    default_include_stop_seqs: Annotated[
+        bool,
+        Opt(
+            help="Whether output ends with the stop sequence where a request does not say.",
+            group="Network",
+            takes_value=True,
+        ),
+    ] = True
+
+    # Process
+    run_dir: Annotated[
+        Path | None,
+        Opt(
+            help="Where the run's own directory (sockets, logs of failures) is made.",
+            group="Process",
+            env="TGIS_RUN_DIR",
+            unset="the temporary directory",
+        ),
+    ] = None
+    shard_uds_path: Annotated[
+        str | None,
+        Opt(help="Socket of rank r is PATH-r.", group="Process", unset="in the run directory", hidden=True),
+    ] = None
+    master_addr: Annotated[
+        str,
+        Opt(help="Not needed on one machine: shards meet in the run directory.", group="Process", hidden=True),
+    ] = "localhost"
+    master_port: Annotated[
+        int, Opt(help="Not needed on one machine.", group="Process", ge=0, le=65535, hidden=True)
+    ] = 29500
+    startup_timeout: Annotated[
+        float, Opt(help="Seconds without any progress after which a start is given up.", group="Process", gt=0)
+    ] = 300.0
+    step_timeout: Annotated[
+        float, Opt(help="Seconds after which a step that does not end counts as hung.", group="Process", gt=0)
+    ] = 60.0
+    drain_delay: Annotated[
+        float,
+        Opt(help="Seconds in which a stopping server still accepts requests.", group="Process", ge=0),
+    ] = 0.0
+    drain_timeout: Annotated[
+        float, Opt(help="Seconds in which a stopping server finishes what it started.", group="Process", ge=0)
+    ] = 90.0
+    termination_log: Annotated[
+        Path, Opt(help="Where the cause of a failure is written, if the file can be.", group="Process", hidden=True)
+    ] = Path("/dev/termination-log")
+    json_output: Annotated[bool, Opt(help="Logs as JSON lines.", group="Process")] = False
+    log_level: Annotated[
+        str, Opt(help="Least level of logs.", group="Process", choices=("debug", "info", "warning", "error"))
+    ] = "info"
+
+    # Rehearsal
+    rehearse: Annotated[
+        bool,
+        Opt(
+            help="Run the whole process tree with a fake engine: no weights, no GPU, made-up answers.",
+            group="Rehearsal",
+            env="TGIS_REHEARSE",
+        ),
+    ] = False
+    rehearse_step_ms: Annotated[
+        float,
+        Opt(help="Milliseconds per step of the fake engine.", group="Rehearsal", ge=0, env="TGIS_REHEARSE_STEP_MS"),
+    ] = 0.0
+    rehearse_kv_blocks: Annotated[
+        int,
+        Opt(help="KV blocks of the fake engine.", group="Rehearsal", ge=1, env="TGIS_REHEARSE_KV_BLOCKS", hidden=True),
+    ] = 4096
+    rehearse_plan_ahead: Annotated[
+        bool,
+        Opt(
+            help="The fake engine plans a step ahead, as a GPU does.",
+            group="Rehearsal",
+            env="TGIS_REHEARSE_PLAN_AHEAD",
+            hidden=True,
+        ),
+    ] = False
+    fault: Annotated[
+        str | None,
+        Opt(
+            help="Provoke a failure, such as shard1:exit@step3 (with --rehearse only).",
+            group="Rehearsal",
+            env="TGIS_FAULT",
+            hidden=True,
+        ),
+    ] = None
+
+    # Accepted, without effect
+    max_waiting_tokens: Annotated[
+        int | None,
+        Opt(help="Prefill and decode share every step.", group="Accepted, without effect", hidden=True),
+    ] = None
+    max_prefill_padding: Annotated[
+        float | None,
+        Opt(help="Prompts are not padded.", group="Accepted, without effect", hidden=True),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option as the command line, the docs and the parsers see it."""
+
+    name: str
+    type: type  # str, int, float, bool or Path
+    default: Any
+    opt: Opt
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def env(self) -> str:
+        return self.opt.env or self.name.upper()
+
+
+@functools.cache
+def options() -> tuple[Option, ...]:
+    """All options, in the order of the class."""
+    hints = typing.get_type_hints(ServeConfig, include_extras=True)
+    found = []
+    for field in fields(ServeConfig):
+        annotated, opt = typing.get_args(hints[field.name])
+        members = [t for t in typing.get_args(annotated) if t is not types.NoneType]
+        found.append(Option(field.name, members[0] if members else annotated, field.default, opt))
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedConfig:
+    """A config and, for each option, where its value comes from."""
+
+    config: ServeConfig
+    origins: dict[str, str]  # "flag --port", "environment PORT", "tgis.toml" or "default"
+    warnings: tuple[str, ...] = ()
+
+
+def load_config(
+    flags: Mapping[str, Any], environ: Mapping[str, str], config_file: Path | None = None
+) -> LoadedConfig:
+    """Merge flags, environment and config file over the defaults.
+
+    Args:
+        flags: option name -> value from the command line; ``None`` = not given.
+        environ: the environment; blank values count as not set.
+        config_file: TOML with option names as top-level keys (``-`` or ``_``).
+
+    Raises:
+        UsageError: a value cannot be parsed or is out of range; the text names option, value and what is accepted.
+    """
+    from_file = read_config_file(config_file) if config_file else {}
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for option in options():
+        if flags.get(option.name) is not None:
+            source, raw = f"flag {option.flag}", flags[option.name]
+        elif environ.get(option.env, "").strip():
+            source, raw = f"environment {option.env}", environ[option.env].strip()
+        elif option.name in from_file:
+            source, raw = str(config_file), from_file[option.name]
+        else:
+            values[option.name], origins[option.name] = option.default, "default"
+            continue
+        values[option.name], origins[option.name] = parse_value(option, raw, source), source
+    config = ServeConfig(**values)
+    return LoadedConfig(config, origins, tuple(check_together(config, origins, environ)))
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    try:
+        table = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"Config file {path} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"Config file {path} is not valid TOML: {error}.") from error
+    known = {option.name for option in options()}
+    found = {}
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {close[0]}?" if close else " `tgis config show` lists the options."
+            raise UsageError(f"Config file {path} has an unknown option {key}.{hint}")
+        found[name] = value
+    return found
+
+
+def parse_value(option: Option, raw: Any, source: str) -> Any:
+    """Turn a raw value into the option's type and check its range."""
+    try:
+        value = _convert(option, raw)
+    except ValueError:
+        problem = f"{source} is {str(raw)!r}, but must be {describe_accepted(option)}."
+        if str(raw).startswith("tcp://"):
+            problem += (
+                " Kubernetes sets such a variable for a Service of that name: set it in the pod, or use "
+                f"enableServiceLinks: false, or {option.flag}."
+            )
+        raise UsageError(problem) from None
+    return value
+
+
+def _convert(option: Option, raw: Any) -> Any:
+    opt = option.opt
+    if option.type is bool:
+        return _convert_bool(option, raw)
+    if opt.unit == "bytes":
+        value: Any = parse_bytes(raw)
+    elif option.type in (int, float):
+        if isinstance(raw, bool):
+            raise ValueError
+        value = option.type(raw)
+        if isinstance(raw, float) and value != raw:
+            raise ValueError  # 1.5 for an integer option of a config file
+    else:
+        value = option.type(raw)
+    if opt.choices:
+        value = (opt.aliases or {}).get(value.removeprefix("torch."), value.removeprefix("torch."))
+        if value not in opt.choices:
+            raise ValueError
+    if isinstance(value, int | float):
+        in_range = (
+            math.isfinite(value)
+            and (opt.ge is None or value >= opt.ge)
+            and (opt.gt is None or value > opt.gt)
+            and (opt.le is None or value <= opt.le)
+        )
+        if not in_range:
+            raise ValueError
+    return value
+
+
+def _convert_bool(option: Option, raw: Any) -> bool:
+    """The original's rule: the false words are false and anything else is true, except for options with a value."""
+    if isinstance(raw, bool):
+        return raw
+    word = str(raw).lower()
+    if option.opt.takes_value:
+        if word not in ("true", "false"):
+            raise ValueError
+        return word == "true"
+    return word not in FALSE_WORDS
+
+
+def parse_bytes(raw: Any) -> int:
+    """``2GiB``, ``512MB``, ``1.5g`` or a plain number of bytes."""
+    text = str(raw).strip().lower().replace(" ", "")
+    number = text.rstrip("abcdefghijklmnopqrstuvwxyz")
+    powers = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+    unit = text[len(number) :]
+    base = 1000 if unit in ("kb", "mb", "gb", "tb") else 1024
+    prefix = unit.removesuffix("b").removesuffix("i")
+    if prefix not in powers:
+        raise ValueError(raw)
+    return int(float(number) * base ** powers[prefix])
+
+
+def describe_accepted(option: Option) -> str:
+    """What an option takes, in words: used by errors, ``--help`` and the docs."""
+    opt = option.opt
+    if opt.choices:
+        return "one of " + ", ".join(opt.choices)
+    if option.type is bool:
+        return "true or false"
+    if opt.unit == "bytes":
+        return "a size such as 512MiB or 2GiB"
+    noun = {int: "an integer", float: "a number", str: "a text", Path: "a path"}[option.type]
+    low, high = (f"{x:g}" if x is not None else "" for x in (opt.ge if opt.ge is not None else opt.gt, opt.le))
+    strictly = "above" if opt.gt is not None else "of at least"
+    if low and high:
+        return f"{noun} {'above ' if opt.gt is not None else 'from '}{low} {'up ' if opt.gt is not None else ''}to {high}"
+    return f"{noun} {strictly} {low}" if low else noun
+
+
+def check_together(config: ServeConfig, origins: Mapping[str, str], environ: Mapping[str, str]) -> list[str]:
+    """Rules that span several options. Returns warnings, raises what cannot be."""
+    if config.dtype and config.dtype_str and config.dtype != config.dtype_str:
+        raise UsageError("dtype and dtype_str args both provided with different values")
+    if config.num_gpus and config.num_shard and config.num_gpus != config.num_shard:
+        raise UsageError(
+            f"NUM_GPUS and num_shard are set to different values ({config.num_gpus} and {config.num_shard})"
+        )
+    if (config.tls_cert_path is None) != (config.tls_key_path is None):
+        raise UsageError("tls: must provide both cert and key")
+    if config.tls_client_ca_cert_path and not config.tls_cert_path:
+        raise UsageError("tls: cannot provide client ca cert without keypair")
+    if config.grpc_port and config.grpc_port == config.port:
+        raise UsageError(f"--grpc-port and --port are both {config.port}: choose two different ports.")
+    if config.fault and not config.rehearse:
+        raise UsageError("--fault provokes failures and is accepted only with --rehearse.")
+    if config.quantize:
+        raise UsageError(f"--quantize {config.quantize}: no engine of this version loads quantized weights; leave it out.")
+    warnings = [
+        f"{origins[option.name]} has no effect: {option.opt.help[0].lower()}{option.opt.help[1:]}"
+        for option in options()
+        if option.opt.group == "Accepted, without effect" and origins[option.name] != "default"
+    ]
+    warnings += [
+        f"environment {name} has no effect: memory is measured, not estimated."
+        for name in ("MAX_BATCH_WEIGHT", "MAX_PREFILL_WEIGHT", "ESTIMATE_MEMORY")
+        if environ.get(name, "").strip()
+    ]
+    if config.deployment_framework == "hf_custom_tp":
+        warnings.append("deployment framework hf_custom_tp is an older name of tgis_native.")
+    return warnings

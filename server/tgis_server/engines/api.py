@@ -1,0 +1,98 @@
+"""The contract between a shard's step loop and an engine.
+
+An engine is a ``ModelRunner`` made by :func:`load_runner`. It keeps per-slot state (token ids, block tables, sampling
+state), obeys plans, and decides nothing. All calls come from one thread, the shard's main thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from tgis_server.wire.messages import StepPlan, StepTokens
+
+if TYPE_CHECKING:
+    from tgis_server.run import Run
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerCaps:
+    """What the step loop may do with a runner."""
+
+    plan_ahead: bool = False  # launch returns before the device is done: the next plan may be made meanwhile
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """Room for keys and values, measured after the weights are loaded; the same on every rank."""
+
+    num_blocks: int
+    block_size: int  # tokens per KV block
+    max_sequence_length: int  # prompt + output; what was configured or inferred, lowered to what fits
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What readiness, ``Info`` and the ready panel say about the loaded model."""
+
+    model_type: str
+    dtype: str
+    device: str
+    vocab_size: int
+    eos_ids: tuple[int, ...]
+    weight_bytes: int = 0  # on this rank
+    kv_bytes: int = 0  # on this rank
+    notes: tuple[str, ...] = field(default=())  # e.g. "max_sequence_length lowered from 131072 to 8192: ..."
+
+
+class Launched(Protocol):
+    """A step under way; opaque to everyone but the runner that made it."""
+
+    @property
+    def plan(self) -> StepPlan: ...
+
+
+class ModelRunner(Protocol):
+    """One rank's share of the model."""
+
+    caps: RunnerCaps
+    capacity: Capacity
+    facts: ModelFacts
+
+    def launch(self, plan: StepPlan) -> Launched:
+        """Apply the plan's state changes and start its computation; may return before the device is done.
+
+        Raises:
+            OutOfMemory: the step did not fit. State changes (``free``, ``new``, ``new_blocks``) have been applied, the
+                computed positions of all rows are as before the call. Every other exception ends the group.
+        """
+        ...
+
+    def collect(self, launched: Launched) -> StepTokens:
+        """Wait for a step and return its tokens. Rank 0 only; the others wait inside ``launch`` of later steps."""
+        ...
+
+    def close(self) -> None:
+        """Release devices and process groups. Called once, also after a failure."""
+        ...
+
+
+# (phase, done, total): phases are short verbs such as "reading weights"; done and total are bytes, 0 where unknown.
+Progress = Callable[[str, int, int], None]
+
+
+def load_runner(run: Run, rank: int, progress: Progress) -> ModelRunner:
+    """Load the engine that the run names, on this rank.
+
+    Raises:
+        ModelError: files missing, truncated, of a wrong shape, or an architecture without an engine.
+        NotEnoughDevices: weights plus one sequence do not fit.
+    """
+    if run.engine == "fake":
+        from tgis_server.engines.fake import FakeRunner
+
+        return FakeRunner.load(run, rank, progress)
+    from tgis_server.engines.native.runner import NativeRunner
+
+    return NativeRunner.load(run, rank, progress)

@@ -1,0 +1,93 @@
+"""Every error that TGIS raises on purpose, with its gRPC status (as a name) and its process exit code.
+
+::
+
+    TgisError
+    ├── UsageError            bad option, environment variable, config file, port or directory     exit 2
+    ├── ModelError            the model's files are missing, broken or not supported               exit 3
+    ├── NotEnoughDevices      too few devices or too little memory for what was asked               exit 4
+    ├── GroupFailed           a process of the group died or hung                                   exit 5
+    │   └── PeerLost          *another* process is gone: a consequence, never reported as a cause
+    └── RequestError          one request fails, the server does not
+        ├── InvalidRequest    INVALID_ARGUMENT
+        ├── Overloaded        RESOURCE_EXHAUSTED: no permit is free
+        ├── OutOfMemory       RESOURCE_EXHAUSTED: the device could not hold the step
+        ├── Unavailable       UNAVAILABLE: draining, or the engine is gone
+        └── GenerationFailed  INTERNAL
+
+This module knows neither grpc nor torch, so that every process can import it at once.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class TgisError(Exception):
+    """An error whose text is one sentence for a person: what happened, with values, and what to do."""
+
+    status: ClassVar[str] = "INTERNAL"
+    exit_code: ClassVar[int] = 1
+    is_secondary: ClassVar[bool] = False
+
+
+class UsageError(TgisError):
+    status = "INVALID_ARGUMENT"
+    exit_code = 2
+
+
+class ModelError(TgisError):
+    status = "FAILED_PRECONDITION"
+    exit_code = 3
+
+
+class NotEnoughDevices(TgisError):
+    status = "RESOURCE_EXHAUSTED"
+    exit_code = 4
+
+
+class GroupFailed(TgisError):
+    status = "UNAVAILABLE"
+    exit_code = 5
+
+
+class PeerLost(GroupFailed):
+    is_secondary = True
+
+
+class RequestError(TgisError):
+    pass
+
+
+class InvalidRequest(RequestError):
+    status = "INVALID_ARGUMENT"
+
+
+class Overloaded(RequestError):
+    status = "RESOURCE_EXHAUSTED"
+
+    def __init__(self, text: str = "Model is overloaded") -> None:
+        super().__init__(text)
+
+
+class OutOfMemory(RequestError):
+    status = "RESOURCE_EXHAUSTED"
+
+    def __init__(self, text: str = "GPU out of memory") -> None:
+        super().__init__(text)
+
+
+class Unavailable(RequestError):
+    status = "UNAVAILABLE"
+
+
+class GenerationFailed(RequestError):
+    status = "INTERNAL"
+
+
+def with_status(status: str, text: str) -> RequestError:
+    """The request error that carries ``status``: what crossed a process border as a name and a text."""
+    for kind in (InvalidRequest, OutOfMemory, Unavailable):
+        if kind.status == status:
+            return kind(text)
+    return GenerationFailed(text)

@@ -1,0 +1,80 @@
+"""One run of the server: the resolved configuration that the launcher hands to every child as one file.
+
+Nothing here is inferred: ``tgis_cli`` resolves model, engine, device, dtype and limits, writes ``serve.json`` into the
+run directory, and the children read it back. Paths of sockets are derived from the run directory.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from tgis_server.config import ServeConfig, options
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Everything that front-end and shards need to know. Options that may be ``None`` in ServeConfig are filled in."""
+
+    config: ServeConfig
+    run_dir: Path
+    model_id: str  # as the user wrote it; "demo" for the embedded model
+    model_dir: Path  # holds config.json, *.safetensors and tokenizer.json
+    engine: str  # "native" or "fake"
+    device: str  # "cpu" or "cuda"
+    dtype: str  # "float32", "bfloat16" or "float16"
+    num_shard: int
+    max_sequence_length: int  # configured, or the model's own
+    is_max_sequence_length_explicit: bool  # explicit: must fit; inferred: may be lowered to what fits
+    max_batch_tokens: int
+    tokenization_workers: int
+    shard_threads: int = 0  # compute threads of each shard on a CPU; 0 = torch's default
+    label: str = ""  # "demo model" or "rehearsal": named in readiness, logs and metrics
+
+    def shard_socket(self, rank: int) -> Path:
+        if self.config.shard_uds_path:
+            return Path(f"{self.config.shard_uds_path}-{rank}")
+        return self.run_dir / f"shard-{rank}.sock"
+
+    @property
+    def frontend_socket(self) -> Path:
+        """Where the launcher asks the front-end for its health."""
+        return self.run_dir / "frontend.sock"
+
+    @property
+    def plan_socket(self) -> Path:
+        """Where the leader hands plans to the followers."""
+        return self.run_dir / "plan.sock"
+
+    @property
+    def rendezvous_file(self) -> Path:
+        """File store of torch.distributed."""
+        return self.run_dir / "rendezvous"
+
+    @property
+    def errors_dir(self) -> Path:
+        """Each child writes its uncaught error here; the launcher reads the first cause from it."""
+        return self.run_dir / "errors"
+
+    @property
+    def file(self) -> Path:
+        return self.run_dir / "serve.json"
+
+    def save(self) -> None:
+        """Write ``serve.json`` for the children."""
+        self.file.write_text(json.dumps(asdict(self), default=str, indent=1))
+
+    @classmethod
+    def read(cls, file: Path) -> Run:
+        """Read what :meth:`save` wrote."""
+        raw: dict[str, Any] = json.loads(file.read_text())
+        values = raw.pop("config")
+        for option in options():
+            if option.type is Path and values[option.name] is not None:
+                values[option.name] = Path(values[option.name])
+        paths = {f.name for f in fields(cls) if f.type == "Path"}
+        return cls(
+            config=ServeConfig(**values), **{k: Path(v) if k in paths else v for k, v in raw.items()}
+        )

@@ -1,0 +1,193 @@
+"""The plain data that flows between front-end, scheduler and engines.
+
+Frozen dataclasses without protobuf, grpc or torch: the scheduler and its tests read nothing else. ``codec.py`` turns
+them into bytes at process borders. Token positions count from the first prompt token; all lists are in batch order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+
+class FinishReason(IntEnum):
+    """Why a sequence ended; the numbers are those of ``fmaas.StopReason``."""
+
+    NOT_FINISHED = 0
+    MAX_TOKENS = 1
+    EOS_TOKEN = 2
+    CANCELLED = 3
+    TIME_LIMIT = 4
+    STOP_SEQUENCE = 5
+    TOKEN_LIMIT = 6
+    ERROR = 7
+
+
+@dataclass(frozen=True, slots=True)
+class LengthPenalty:
+    """Raise the end-of-sequence logit by ``abs(logit) * (decay_factor ** t - 1)`` after ``start_index`` tokens."""
+
+    start_index: int
+    decay_factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen. The defaults are greedy decoding without penalties."""
+
+    temperature: float = 0.0  # 0 = greedy: top_k, top_p, typical_p and seed are not looked at
+    top_k: int = 0  # 0 = off
+    top_p: float = 1.0  # 1 = off
+    typical_p: float = 1.0  # 1 = off
+    seed: int = 0  # uint64; with the index of the generated token it defines the random draw
+    repetition_penalty: float = 1.0  # 1 = off
+    length_penalty: LengthPenalty | None = None
+    min_new_tokens: int = 0
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """Which facts about tokens the engine computes besides the tokens themselves."""
+
+    logprobs: bool = False
+    ranks: bool = False
+    top_n: int = 0
+    generated_tokens: bool = False  # the three above for generated tokens
+    input_tokens: bool = False  # the three above for prompt tokens from the second on
+
+    @property
+    def any(self) -> bool:
+        return self.logprobs or self.ranks or self.top_n > 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDetail:
+    """Facts about one token, computed on rank 0. What was not asked for is zero or empty."""
+
+    logprob: float = 0.0
+    rank: int = 0  # 1 + number of tokens with a strictly greater score
+    top_ids: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """One sequence to generate, fully validated: the engine may trust every field."""
+
+    request_id: int
+    prompt_ids: list[int]  # at least one token, already truncated
+    max_new_tokens: int  # at least 1; with the prompt at most the engine's max_sequence_length
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    details: Details = field(default_factory=Details)
+    adapter_id: str = ""  # tuned prompt or LoRA; empty = none
+    deadline: float | None = None  # host monotonic clock, set when validation starts
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """The client of this request is gone or has what it needs. Unknown ids are ignored."""
+
+    request_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewSequence:
+    """A sequence's first appearance in a plan, or its return after a preemption."""
+
+    slot: int
+    token_ids: list[int]  # prompt; after a preemption prompt + generated
+    prompt_length: int  # the border between the two never moves
+    num_cached_tokens: int  # computed already: prefix-cache hit
+    sampling: SamplingParams
+    details: Details
+    adapter_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """What one step computes, as differences to the steps before. Row order is batch order.
+
+    A runner keeps, per slot: the token ids, the block table and how many tokens are computed. A row computes the next
+    ``num_tokens`` tokens of its slot. Order of application: ``free``, ``new``, ``new_blocks``, compute.
+    """
+
+    step: int
+    new: list[NewSequence] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)  # one per row
+    num_tokens: list[int] = field(default_factory=list)  # 1 and sample = decode; otherwise a prefill chunk
+    new_blocks: list[list[int]] = field(default_factory=list)  # blocks appended to that row's table
+    sample: list[bool] = field(default_factory=list)  # False for a prefill chunk that is not the last
+    free: list[int] = field(default_factory=list)  # slots to forget before running
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.slots)
+
+    @property
+    def total_tokens(self) -> int:
+        return sum(self.num_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class StepTokens:
+    """Rank 0's answer to a plan."""
+
+    token_ids: list[list[int]]  # per row: no token for an unfinished prefill, one, or several when speculating
+    details: dict[int, list[TokenDetail]] = field(default_factory=dict)  # row -> one per token of token_ids[row]
+    prompt_details: dict[int, list[TokenDetail]] = field(default_factory=dict)
+    # row -> for each computed prompt position p of this chunk with p + 1 < prompt_length: facts about token p + 1
+    forward_s: float = 0.0  # time of the model forward and the sampling
+
+
+@dataclass(frozen=True, slots=True)
+class StepStats:
+    """The only source of the engine's metrics; gauges hold after the step, counts are of this step."""
+
+    step: int = 0
+    decode_rows: int = 0
+    prefill_rows: int = 0
+    decode_tokens: int = 0
+    prefill_tokens: int = 0
+    num_running: int = 0
+    num_waiting: int = 0
+    running_tokens: int = 0  # tokens held by running sequences
+    remaining_tokens: int = 0  # most tokens that any running sequence may still generate
+    used_blocks: int = 0
+    total_blocks: int = 0
+    preemptions: int = 0
+    cached_tokens: int = 0  # prefix-cache hits of sequences that started in this step
+    plan_s: float = 0.0
+    step_s: float = 0.0
+    forward_s: float = 0.0
+    out_of_memory: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One request ended without an answer; ``status`` is a gRPC status name."""
+
+    request_id: int
+    status: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """To the front-end: columns, one entry per produced token or end of a sequence."""
+
+    request_ids: list[int] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)  # -1: the sequence ended without a further token
+    finish_reasons: list[FinishReason] = field(default_factory=list)
+    details: dict[int, TokenDetail] = field(default_factory=dict)  # column -> facts
+    prompt_details: list[tuple[int, list[TokenDetail]]] = field(default_factory=list)  # request, consecutive positions
+    started: list[tuple[int, float]] = field(default_factory=list)  # request, seconds it waited for its first step
+    failures: list[Failure] = field(default_factory=list)
+    stats: StepStats = field(default_factory=StepStats)
+
+
+NO_TOKEN = -1
+

@@ -1,0 +1,301 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class FrontendHealth(_message.Message):
+    __slots__ = ("state", "text", "grpc_port", "http_port", "in_flight")
+    class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        STARTING: _ClassVar[FrontendHealth.State]
+        SERVING: _ClassVar[FrontendHealth.State]
+        DRAINING: _ClassVar[FrontendHealth.State]
+        FAILED: _ClassVar[FrontendHealth.State]
+    STARTING: FrontendHealth.State
+    SERVING: FrontendHealth.State
+    DRAINING: FrontendHealth.State
+    FAILED: FrontendHealth.State
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    GRPC_PORT_FIELD_NUMBER: _ClassVar[int]
+    HTTP_PORT_FIELD_NUMBER: _ClassVar[int]
+    IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    state: FrontendHealth.State
+    text: str
+    grpc_port: int
+    http_port: int
+    in_flight: int
+    def __init__(self, state: _Optional[_Union[FrontendHealth.State, str]] = ..., text: _Optional[str] = ..., grpc_port: _Optional[int] = ..., http_port: _Optional[int] = ..., in_flight: _Optional[int] = ...) -> None: ...
+
+class InfoRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class InfoReply(_message.Message):
+    __slots__ = ("rank", "num_shard", "model_type", "dtype", "device", "vocab_size", "eos_ids", "weight_bytes", "kv_bytes", "num_blocks", "block_size", "max_sequence_length", "notes", "pid")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    NUM_SHARD_FIELD_NUMBER: _ClassVar[int]
+    MODEL_TYPE_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
+    EOS_IDS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KV_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    MAX_SEQUENCE_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    num_shard: int
+    model_type: str
+    dtype: str
+    device: str
+    vocab_size: int
+    eos_ids: _containers.RepeatedScalarFieldContainer[int]
+    weight_bytes: int
+    kv_bytes: int
+    num_blocks: int
+    block_size: int
+    max_sequence_length: int
+    notes: _containers.RepeatedScalarFieldContainer[str]
+    pid: int
+    def __init__(self, rank: _Optional[int] = ..., num_shard: _Optional[int] = ..., model_type: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., vocab_size: _Optional[int] = ..., eos_ids: _Optional[_Iterable[int]] = ..., weight_bytes: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., max_sequence_length: _Optional[int] = ..., notes: _Optional[_Iterable[str]] = ..., pid: _Optional[int] = ...) -> None: ...
+
+class HealthRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class HealthReply(_message.Message):
+    __slots__ = ("state", "phase", "done", "total", "progress_count", "executed_steps", "step_age_s", "tick_age_s", "used_blocks")
+    class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        LOADING: _ClassVar[HealthReply.State]
+        SERVING: _ClassVar[HealthReply.State]
+        FAILED: _ClassVar[HealthReply.State]
+    LOADING: HealthReply.State
+    SERVING: HealthReply.State
+    FAILED: HealthReply.State
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_COUNT_FIELD_NUMBER: _ClassVar[int]
+    EXECUTED_STEPS_FIELD_NUMBER: _ClassVar[int]
+    STEP_AGE_S_FIELD_NUMBER: _ClassVar[int]
+    TICK_AGE_S_FIELD_NUMBER: _ClassVar[int]
+    USED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    state: HealthReply.State
+    phase: str
+    done: int
+    total: int
+    progress_count: int
+    executed_steps: int
+    step_age_s: float
+    tick_age_s: float
+    used_blocks: int
+    def __init__(self, state: _Optional[_Union[HealthReply.State, str]] = ..., phase: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., progress_count: _Optional[int] = ..., executed_steps: _Optional[int] = ..., step_age_s: _Optional[float] = ..., tick_age_s: _Optional[float] = ..., used_blocks: _Optional[int] = ...) -> None: ...
+
+class ToEngine(_message.Message):
+    __slots__ = ("submits", "cancels")
+    SUBMITS_FIELD_NUMBER: _ClassVar[int]
+    CANCELS_FIELD_NUMBER: _ClassVar[int]
+    submits: _containers.RepeatedCompositeFieldContainer[Submit]
+    cancels: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, submits: _Optional[_Iterable[_Union[Submit, _Mapping]]] = ..., cancels: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Submit(_message.Message):
+    __slots__ = ("request_id", "prompt_ids", "max_new_tokens", "sampling", "details", "adapter_id", "deadline")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
+    MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    DETAILS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_FIELD_NUMBER: _ClassVar[int]
+    request_id: int
+    prompt_ids: _containers.RepeatedScalarFieldContainer[int]
+    max_new_tokens: int
+    sampling: SamplingParams
+    details: Details
+    adapter_id: str
+    deadline: float
+    def __init__(self, request_id: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., max_new_tokens: _Optional[int] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., details: _Optional[_Union[Details, _Mapping]] = ..., adapter_id: _Optional[str] = ..., deadline: _Optional[float] = ...) -> None: ...
+
+class SamplingParams(_message.Message):
+    __slots__ = ("temperature", "top_k", "top_p", "typical_p", "seed", "repetition_penalty", "length_penalty", "min_new_tokens")
+    class LengthPenalty(_message.Message):
+        __slots__ = ("start_index", "decay_factor")
+        START_INDEX_FIELD_NUMBER: _ClassVar[int]
+        DECAY_FACTOR_FIELD_NUMBER: _ClassVar[int]
+        start_index: int
+        decay_factor: float
+        def __init__(self, start_index: _Optional[int] = ..., decay_factor: _Optional[float] = ...) -> None: ...
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    TYPICAL_P_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    REPETITION_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    MIN_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    temperature: float
+    top_k: int
+    top_p: float
+    typical_p: float
+    seed: int
+    repetition_penalty: float
+    length_penalty: SamplingParams.LengthPenalty
+    min_new_tokens: int
+    def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., typical_p: _Optional[float] = ..., seed: _Optional[int] = ..., repetition_penalty: _Optional[float] = ..., length_penalty: _Optional[_Union[SamplingParams.LengthPenalty, _Mapping]] = ..., min_new_tokens: _Optional[int] = ...) -> None: ...
+
+class Details(_message.Message):
+    __slots__ = ("logprobs", "ranks", "top_n", "generated_tokens", "input_tokens")
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    TOP_N_FIELD_NUMBER: _ClassVar[int]
+    GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    INPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    logprobs: bool
+    ranks: bool
+    top_n: int
+    generated_tokens: bool
+    input_tokens: bool
+    def __init__(self, logprobs: bool = ..., ranks: bool = ..., top_n: _Optional[int] = ..., generated_tokens: bool = ..., input_tokens: bool = ...) -> None: ...
+
+class FromEngine(_message.Message):
+    __slots__ = ("request_ids", "token_ids", "finish_reasons", "detail_columns", "details", "prompt_details", "started_ids", "started_wait_s", "failures", "stats")
+    REQUEST_IDS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    FINISH_REASONS_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    DETAILS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_DETAILS_FIELD_NUMBER: _ClassVar[int]
+    STARTED_IDS_FIELD_NUMBER: _ClassVar[int]
+    STARTED_WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    FAILURES_FIELD_NUMBER: _ClassVar[int]
+    STATS_FIELD_NUMBER: _ClassVar[int]
+    request_ids: _containers.RepeatedScalarFieldContainer[int]
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    finish_reasons: _containers.RepeatedScalarFieldContainer[int]
+    detail_columns: _containers.RepeatedScalarFieldContainer[int]
+    details: TokenDetails
+    prompt_details: _containers.RepeatedCompositeFieldContainer[PromptDetails]
+    started_ids: _containers.RepeatedScalarFieldContainer[int]
+    started_wait_s: _containers.RepeatedScalarFieldContainer[float]
+    failures: _containers.RepeatedCompositeFieldContainer[Failure]
+    stats: StepStats
+    def __init__(self, request_ids: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., finish_reasons: _Optional[_Iterable[int]] = ..., detail_columns: _Optional[_Iterable[int]] = ..., details: _Optional[_Union[TokenDetails, _Mapping]] = ..., prompt_details: _Optional[_Iterable[_Union[PromptDetails, _Mapping]]] = ..., started_ids: _Optional[_Iterable[int]] = ..., started_wait_s: _Optional[_Iterable[float]] = ..., failures: _Optional[_Iterable[_Union[Failure, _Mapping]]] = ..., stats: _Optional[_Union[StepStats, _Mapping]] = ...) -> None: ...
+
+class TokenDetails(_message.Message):
+    __slots__ = ("logprobs", "ranks", "top_counts", "top_ids", "top_logprobs")
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    TOP_COUNTS_FIELD_NUMBER: _ClassVar[int]
+    TOP_IDS_FIELD_NUMBER: _ClassVar[int]
+    TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    logprobs: _containers.RepeatedScalarFieldContainer[float]
+    ranks: _containers.RepeatedScalarFieldContainer[int]
+    top_counts: _containers.RepeatedScalarFieldContainer[int]
+    top_ids: _containers.RepeatedScalarFieldContainer[int]
+    top_logprobs: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, logprobs: _Optional[_Iterable[float]] = ..., ranks: _Optional[_Iterable[int]] = ..., top_counts: _Optional[_Iterable[int]] = ..., top_ids: _Optional[_Iterable[int]] = ..., top_logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class PromptDetails(_message.Message):
+    __slots__ = ("request_id", "details")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    DETAILS_FIELD_NUMBER: _ClassVar[int]
+    request_id: int
+    details: TokenDetails
+    def __init__(self, request_id: _Optional[int] = ..., details: _Optional[_Union[TokenDetails, _Mapping]] = ...) -> None: ...
+
+class Failure(_message.Message):
+    __slots__ = ("request_id", "status", "text")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    request_id: int
+    status: str
+    text: str
+    def __init__(self, request_id: _Optional[int] = ..., status: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
+
+class StepStats(_message.Message):
+    __slots__ = ("step", "decode_rows", "prefill_rows", "decode_tokens", "prefill_tokens", "num_running", "num_waiting", "running_tokens", "remaining_tokens", "used_blocks", "total_blocks", "preemptions", "cached_tokens", "plan_s", "step_s", "forward_s", "out_of_memory")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    DECODE_ROWS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_ROWS_FIELD_NUMBER: _ClassVar[int]
+    DECODE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
+    NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    REMAINING_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    USED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PLAN_S_FIELD_NUMBER: _ClassVar[int]
+    STEP_S_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_S_FIELD_NUMBER: _ClassVar[int]
+    OUT_OF_MEMORY_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    decode_rows: int
+    prefill_rows: int
+    decode_tokens: int
+    prefill_tokens: int
+    num_running: int
+    num_waiting: int
+    running_tokens: int
+    remaining_tokens: int
+    used_blocks: int
+    total_blocks: int
+    preemptions: int
+    cached_tokens: int
+    plan_s: float
+    step_s: float
+    forward_s: float
+    out_of_memory: bool
+    def __init__(self, step: _Optional[int] = ..., decode_rows: _Optional[int] = ..., prefill_rows: _Optional[int] = ..., decode_tokens: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., running_tokens: _Optional[int] = ..., remaining_tokens: _Optional[int] = ..., used_blocks: _Optional[int] = ..., total_blocks: _Optional[int] = ..., preemptions: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., plan_s: _Optional[float] = ..., step_s: _Optional[float] = ..., forward_s: _Optional[float] = ..., out_of_memory: bool = ...) -> None: ...
+
+class StepPlan(_message.Message):
+    __slots__ = ("step", "new", "slots", "num_tokens", "new_block_counts", "new_blocks", "sample", "free")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    NEW_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NEW_BLOCK_COUNTS_FIELD_NUMBER: _ClassVar[int]
+    NEW_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_FIELD_NUMBER: _ClassVar[int]
+    FREE_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    new: _containers.RepeatedCompositeFieldContainer[NewSequence]
+    slots: _containers.RepeatedScalarFieldContainer[int]
+    num_tokens: _containers.RepeatedScalarFieldContainer[int]
+    new_block_counts: _containers.RepeatedScalarFieldContainer[int]
+    new_blocks: _containers.RepeatedScalarFieldContainer[int]
+    sample: _containers.RepeatedScalarFieldContainer[bool]
+    free: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, step: _Optional[int] = ..., new: _Optional[_Iterable[_Union[NewSequence, _Mapping]]] = ..., slots: _Optional[_Iterable[int]] = ..., num_tokens: _Optional[_Iterable[int]] = ..., new_block_counts: _Optional[_Iterable[int]] = ..., new_blocks: _Optional[_Iterable[int]] = ..., sample: _Optional[_Iterable[bool]] = ..., free: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class NewSequence(_message.Message):
+    __slots__ = ("slot", "token_ids", "prompt_length", "num_cached_tokens", "sampling", "details", "adapter_id")
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    NUM_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    DETAILS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
+    slot: int
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    prompt_length: int
+    num_cached_tokens: int
+    sampling: SamplingParams
+    details: Details
+    adapter_id: str
+    def __init__(self, slot: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., prompt_length: _Optional[int] = ..., num_cached_tokens: _Optional[int] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., details: _Optional[_Union[Details, _Mapping]] = ..., adapter_id: _Optional[str] = ...) -> None: ...
