@@ -67,6 +67,8 @@ def main(argv: list[str]) -> int:
     name, options = argv[0], dict(zip(argv[1::2], argv[2::2], strict=True))
     die_with_parent(int(options["--death-fd"]), int(options["--parent"]))
 
+    os.umask(0o077)  # sockets and files of a run are the user's alone
+
     import faulthandler
 
     faulthandler.enable()  # SIGABRT prints every thread's stack: how a hung child is asked what it does

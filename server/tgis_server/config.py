@@ -90,9 +90,7 @@ class ServeConfig:
     ] = None
     dtype_str: Annotated[
         str | None,
-        Opt(
-            help="Older name of --dtype.", group="Model", choices=tuple(DTYPES), aliases=DTYPE_ALIASES, hidden=True
-        ),
+        Opt(help="Older name of --dtype.", group="Model", choices=tuple(DTYPES), aliases=DTYPE_ALIASES, hidden=True),
     ] = None
     quantize: Annotated[
         str | None,
@@ -102,7 +100,9 @@ class ServeConfig:
     # Devices and memory
     device: Annotated[
         str,
-        Opt(help="Where the model runs.", group="Devices and memory", choices=("auto", "cpu", "cuda"), env="TGIS_DEVICE"),
+        Opt(
+            help="Where the model runs.", group="Devices and memory", choices=("auto", "cpu", "cuda"), env="TGIS_DEVICE"
+        ),
     ] = "auto"
     num_shard: Annotated[
         int | None,
@@ -173,9 +173,9 @@ class ServeConfig:
     # Network
     host: Annotated[str, Opt(help="Address to listen on.", group="Network", env="TGIS_HOST")] = "0.0.0.0"  # noqa: S104  a server
     grpc_port: Annotated[int, Opt(help="gRPC port.", group="Network", short="g", ge=0, le=65535)] = 8033
-    port: Annotated[
-        int, Opt(help="HTTP port: /health and /metrics.", group="Network", short="p", ge=0, le=65535)
-    ] = 3000
+    port: Annotated[int, Opt(help="HTTP port: /health and /metrics.", group="Network", short="p", ge=0, le=65535)] = (
+        3000
+    )
     tls_cert_path: Annotated[Path | None, Opt(help="Server certificate, PEM.", group="Network")] = None
     tls_key_path: Annotated[Path | None, Opt(help="Server key, PEM.", group="Network")] = None
     tls_client_ca_cert_path: Annotated[
@@ -319,9 +319,7 @@ class LoadedConfig:
     warnings: tuple[str, ...] = ()
 
 
-def load_config(
-    flags: Mapping[str, Any], environ: Mapping[str, str], config_file: Path | None = None
-) -> LoadedConfig:
+def load_config(flags: Mapping[str, Any], environ: Mapping[str, str], config_file: Path | None = None) -> LoadedConfig:
     """Merge flags, environment and config file over the defaults.
 
     Args:
@@ -452,7 +450,9 @@ def describe_accepted(option: Option) -> str:
     low, high = (f"{x:g}" if x is not None else "" for x in (opt.ge if opt.ge is not None else opt.gt, opt.le))
     strictly = "above" if opt.gt is not None else "of at least"
     if low and high:
-        return f"{noun} {'above ' if opt.gt is not None else 'from '}{low} {'up ' if opt.gt is not None else ''}to {high}"
+        return (
+            f"{noun} {'above ' if opt.gt is not None else 'from '}{low} {'up ' if opt.gt is not None else ''}to {high}"
+        )
     return f"{noun} {strictly} {low}" if low else noun
 
 
@@ -473,7 +473,9 @@ def check_together(config: ServeConfig, origins: Mapping[str, str], environ: Map
     if config.fault and not config.rehearse:
         raise UsageError("--fault provokes failures and is accepted only with --rehearse.")
     if config.quantize:
-        raise UsageError(f"--quantize {config.quantize}: no engine of this version loads quantized weights; leave it out.")
+        raise UsageError(
+            f"--quantize {config.quantize}: no engine of this version loads quantized weights; leave it out."
+        )
     warnings = [
         f"{origins[option.name]} has no effect: {option.opt.help[0].lower()}{option.opt.help[1:]}"
         for option in options()

@@ -74,7 +74,6 @@ class Run:
         for option in options():
             if option.type is Path and values[option.name] is not None:
                 values[option.name] = Path(values[option.name])
-        paths = {f.name for f in fields(cls) if f.type == "Path"}
-        return cls(
-            config=ServeConfig(**values), **{k: Path(v) if k in paths else v for k, v in raw.items()}
-        )
+        for name in (f.name for f in fields(cls) if f.type == "Path"):
+            raw[name] = Path(raw[name])
+        return cls(config=ServeConfig(**values), **raw)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tgis_server.wire.messages import StepPlan, StepTokens
 
@@ -69,8 +69,8 @@ class ModelRunner(Protocol):
         """
         ...
 
-    def collect(self, launched: Launched) -> StepTokens:
-        """Wait for a step and return its tokens. Rank 0 only; the others wait inside ``launch`` of later steps."""
+    def collect(self, launched: Any) -> StepTokens:
+        """Wait for a step that this runner launched and return its tokens. Rank 0 only."""
         ...
 
     def close(self) -> None:

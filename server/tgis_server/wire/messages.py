@@ -190,4 +190,3 @@ class StepResult:
 
 
 NO_TOKEN = -1
-

@@ -1,0 +1,191 @@
+"""An engine whose tokens can be computed by hand. It runs the whole product without weights: tests and rehearsals.
+
+Its "keys and values" are the token ids themselves, written into paged blocks like a real engine's. The next token is
+
+    (sum of the ids of all tokens so far + their number) mod vocab_size
+
+read back through the block table, so that any mistake in blocks, positions, prefix cache or preemption changes the
+output. With ``temperature`` > 0 the seed is added. Steps take ``--rehearse-step-ms``; ``--fault`` makes a shard fail.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tgis_server.engines.api import Capacity, ModelFacts, Progress, RunnerCaps
+from tgis_server.errors import OutOfMemory, UsageError
+from tgis_server.run import Run
+from tgis_server.wire.messages import NewSequence, StepPlan, StepTokens, TokenDetail
+
+BLOCK_BYTES_PER_TOKEN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """``shardR:KIND@stepN`` or ``shardR:KIND@load``; kinds: exit, kill, hang, oom, error."""
+
+    rank: int
+    kind: str
+    step: int | None  # number of the plan; None = while loading
+
+    @classmethod
+    def parse(cls, text: str) -> Fault:
+        match = re.fullmatch(r"shard(\d+):(exit|kill|hang|oom|error)@(?:step(\d+)|load)", text)
+        if match is None:
+            raise UsageError(
+                f"--fault is {text!r}, but must read shardR:KIND@stepN or shardR:KIND@load "
+                "with KIND one of exit, kill, hang, oom, error."
+            )
+        return cls(int(match[1]), match[2], int(match[3]) if match[3] else None)
+
+    def strike(self) -> None:
+        match self.kind:
+            case "exit":
+                os._exit(1)
+            case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "hang":
+                signal.pause()
+            case "oom":
+                raise OutOfMemory
+            case _:
+                raise RuntimeError("provoked by --fault")
+
+
+@dataclass(slots=True)
+class _Slot:
+    sequence: NewSequence
+    token_ids: list[int]
+    num_computed: int
+    blocks: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class FakeLaunched:
+    plan: StepPlan
+    tokens: StepTokens
+    ready_at: float
+
+
+class FakeRunner:
+    """Obeys plans exactly as a real runner does; needs no device."""
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        capacity: Capacity,
+        eos_ids: tuple[int, ...] = (),
+        step_s: float = 0.0,
+        plan_ahead: bool = False,
+        rank: int = 0,
+        fault: Fault | None = None,
+    ) -> None:
+        self.caps = RunnerCaps(plan_ahead=plan_ahead)
+        self.capacity = capacity
+        self.facts = ModelFacts("fake", "int32", "none", vocab_size, eos_ids)
+        self._step_s = step_s
+        self._rank = rank
+        self._fault = fault
+        self._cache = [0] * (capacity.num_blocks * capacity.block_size)
+        self._slots: dict[int, _Slot] = {}
+        self._device_free_at = 0.0
+
+    @classmethod
+    def load(cls, run: Run, rank: int, progress: Progress) -> FakeRunner:
+        progress("pretending to read weights", 0, 0)
+        config = run.config
+        fault = Fault.parse(config.fault) if config.fault else None
+        if fault and fault.rank == rank and fault.step is None:
+            fault.strike()
+        return cls(
+            vocab_size=read_vocab_size(run.model_dir),
+            capacity=Capacity(config.rehearse_kv_blocks, config.kv_block_size, run.max_sequence_length),
+            step_s=config.rehearse_step_ms / 1000,
+            plan_ahead=config.rehearse_plan_ahead,
+            rank=rank,
+            fault=fault if fault and fault.rank == rank else None,
+        )
+
+    def launch(self, plan: StepPlan) -> FakeLaunched:
+        self._apply_state(plan)
+        if self._fault and self._fault.step == plan.step:
+            self._fault.strike()
+        token_ids: list[list[int]] = []
+        details, prompt_details = {}, {}
+        for row, (slot_id, num_tokens, sample) in enumerate(zip(plan.slots, plan.num_tokens, plan.sample, strict=True)):
+            slot = self._slots[slot_id]
+            prompt_detail = self._compute(slot, num_tokens)
+            if prompt_detail:
+                prompt_details[row] = prompt_detail
+            token_ids.append([self._sample(slot)] if sample else [])
+            wanted = slot.sequence.details
+            if sample and wanted.generated_tokens and wanted.any:
+                details[row] = [self._detail(token_ids[-1][0], wanted.top_n)]
+        self._device_free_at = max(self._device_free_at, time.monotonic()) + self._step_s
+        launched = FakeLaunched(
+            plan, StepTokens(token_ids, details, prompt_details, self._step_s), self._device_free_at
+        )
+        if not self.caps.plan_ahead or self._rank > 0:
+            self._wait(launched)
+        return launched
+
+    def collect(self, launched: FakeLaunched) -> StepTokens:
+        self._wait(launched)
+        return launched.tokens
+
+    def close(self) -> None:
+        self._slots.clear()
+
+    def _apply_state(self, plan: StepPlan) -> None:
+        for slot_id in plan.free:
+            del self._slots[slot_id]
+        for sequence in plan.new:
+            self._slots[sequence.slot] = _Slot(sequence, list(sequence.token_ids), sequence.num_cached_tokens)
+        for slot_id, blocks in zip(plan.slots, plan.new_blocks, strict=True):
+            self._slots[slot_id].blocks += blocks
+
+    def _compute(self, slot: _Slot, num_tokens: int) -> list[TokenDetail]:
+        """Write the next tokens into the cache; returns facts about the prompt tokens that follow each."""
+        prompt_detail = []
+        for position in range(slot.num_computed, slot.num_computed + num_tokens):
+            self._cache[self._address(slot, position)] = slot.token_ids[position]
+            if slot.sequence.details.input_tokens and position + 1 < slot.sequence.prompt_length:
+                prompt_detail.append(self._detail(slot.token_ids[position + 1], slot.sequence.details.top_n))
+        slot.num_computed += num_tokens
+        return prompt_detail
+
+    def _sample(self, slot: _Slot) -> int:
+        total = sum(self._cache[self._address(slot, position)] for position in range(slot.num_computed))
+        sampling = slot.sequence.sampling
+        token_id = (total + slot.num_computed + (0 if sampling.is_greedy else sampling.seed)) % self.facts.vocab_size
+        slot.token_ids.append(token_id)
+        return token_id
+
+    def _detail(self, token_id: int, top_n: int) -> TokenDetail:
+        """Rank 1 with certainty; the alternatives are the ids that follow."""
+        tops = tuple((token_id + i) % self.facts.vocab_size for i in range(top_n))
+        return TokenDetail(-0.5, 1, tops, tuple(-0.5 - i for i in range(top_n)))
+
+    def _address(self, slot: _Slot, position: int) -> int:
+        block, offset = divmod(position, self.capacity.block_size)
+        return slot.blocks[block] * self.capacity.block_size + offset
+
+    def _wait(self, launched: FakeLaunched) -> None:
+        delay_s = launched.ready_at - time.monotonic()
+        if delay_s > 0:
+            time.sleep(delay_s)
+
+
+def read_vocab_size(model_dir: Path) -> int:
+    """Number of pieces in the model's ``tokenizer.json``, added ones included."""
+    tokenizer = json.loads((model_dir / "tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"]
+    ids = set(vocab.values()) if isinstance(vocab, dict) else set(range(len(vocab)))
+    return len(ids | {token["id"] for token in tokenizer.get("added_tokens", [])})

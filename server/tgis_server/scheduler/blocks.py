@@ -1,0 +1,114 @@
+"""The pool of KV blocks, with reference counts and a prefix cache.
+
+A block is in exactly one of two states::
+
+    owned   ref count >= 1: in the block table of that many sequences
+    free    ref count 0: in the free list; if it has a key, its content is still good and may be taken again
+
+The free list is in order of reuse: blocks without a key first, then the least recently used. Keys name content: the
+SHA-256 chain over the token ids up to and including the block (:func:`chain_keys`), so equal keys mean equal content
+and no lookup ever compares tokens. Only full blocks have keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+
+def root_key(adapter_id: str) -> bytes:
+    """Where a chain starts: the same tokens under another adapter have other keys and values."""
+    return hashlib.sha256(adapter_id.encode()).digest()
+
+
+def chain_keys(parent: bytes, token_ids: Sequence[int], block_size: int) -> list[bytes]:
+    """Keys of the full blocks in ``token_ids``, which follow the block whose key is ``parent``."""
+    keys = []
+    for end in range(block_size, len(token_ids) + 1, block_size):
+        parent = hashlib.sha256(parent + array("q", token_ids[end - block_size : end]).tobytes()).digest()
+        keys.append(parent)
+    return keys
+
+
+class BlockPool:
+    """Hands out block numbers ``0 .. num_blocks - 1``. One owner: the scheduler."""
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self._ref_counts = [0] * num_blocks
+        self._keys: list[bytes | None] = [None] * num_blocks
+        self._by_key: dict[bytes, int] = {}
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    @property
+    def num_used(self) -> int:
+        return self.num_blocks - len(self._free)
+
+    def blocks_for(self, num_tokens: int) -> int:
+        """Blocks that hold ``num_tokens`` tokens."""
+        return -(-num_tokens // self.block_size)
+
+    def find_cached(self, keys: Iterable[bytes]) -> list[int]:
+        """The blocks of the longest known beginning of a chain. Takes no reference."""
+        found = []
+        for key in keys:
+            block = self._by_key.get(key)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def num_obtainable(self, cached: Sequence[int]) -> int:
+        """How many blocks :meth:`allocate` could still give after :meth:`acquire` of ``cached``."""
+        return len(self._free) - sum(self._ref_counts[block] == 0 for block in cached)
+
+    def acquire(self, blocks: Iterable[int]) -> None:
+        """Take a reference to blocks that :meth:`find_cached` returned."""
+        for block in blocks:
+            if self._ref_counts[block] == 0:
+                del self._free[block]
+            self._ref_counts[block] += 1
+
+    def allocate(self, count: int) -> list[int]:
+        """Take ``count`` blocks for new content; their former content is forgotten."""
+        assert count <= len(self._free), f"{count} KV blocks wanted, {len(self._free)} free"
+        taken = []
+        for _ in range(count):
+            block, _ = self._free.popitem(last=False)
+            self._forget(block)
+            self._ref_counts[block] = 1
+            taken.append(block)
+        return taken
+
+    def release(self, blocks: Sequence[int]) -> None:
+        """Give back one reference to each block of a table.
+
+        The end of a table is given back first, so that it is reused first: a chain is only worth its beginning.
+        """
+        for block in reversed(blocks):
+            assert self._ref_counts[block] > 0, f"KV block {block} released twice"
+            self._ref_counts[block] -= 1
+            if self._ref_counts[block] == 0:
+                self._free[block] = None
+                if self._keys[block] is None:
+                    self._free.move_to_end(block, last=False)
+
+    def publish(self, block: int, key: bytes) -> None:
+        """Make the content of an owned, full block findable. Another block with the same content keeps its place."""
+        if key not in self._by_key:
+            self._forget(block)
+            self._keys[block] = key
+            self._by_key[key] = block
+
+    def _forget(self, block: int) -> None:
+        key = self._keys[block]
+        if key is not None:
+            del self._by_key[key]
+            self._keys[block] = None

@@ -1,0 +1,366 @@
+"""The scheduler: ``apply`` what arrived, ``plan`` the next step, ``commit`` what a step produced.
+
+Order of a plan: decode rows first (a running answer never waits for somebody's prompt), then prefill chunks of the
+sequences that have a slot, then newcomers, all in order of arrival, until the token budget is used up. A newcomer gets
+the KV blocks of its whole prompt at once; only decode rows ask for more later. When there are none, the youngest
+sequence gives up its slot and blocks and is computed again when there is room.
+
+Steps may be in flight: ``plan`` can be called before ``commit`` of the previous plan. Tokens of sequences that finished
+meanwhile are dropped, tokens of preempted ones are kept.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import insort
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
+
+from tgis_server.scheduler.blocks import BlockPool, chain_keys, root_key
+from tgis_server.scheduler.sequence import Sequence, State
+from tgis_server.wire.messages import (
+    NO_TOKEN,
+    Cancel,
+    Failure,
+    FinishReason,
+    NewSequence,
+    StepPlan,
+    StepResult,
+    StepStats,
+    StepTokens,
+    Submit,
+    TokenDetail,
+)
+
+by_arrival = attrgetter("arrival")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the scheduler may use."""
+
+    num_blocks: int
+    block_size: int
+    max_batch_size: int  # sequences with a slot
+    max_batch_tokens: int  # tokens per step
+    eos_ids: frozenset[int] = frozenset()
+    prefix_cache: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """What the scheduler remembers of a planned row until its commit."""
+
+    sequence: Sequence
+    residence: int
+    end: int  # num_planned after this row
+    is_prefill: bool
+    sample: bool
+
+
+@dataclass(slots=True)
+class _PlanBuilder:
+    budget: int
+    plan: StepPlan
+    rows: list[_Row] = field(default_factory=list)
+    cached_tokens: int = 0
+    preemptions: int = 0
+
+
+class Scheduler:
+    """All state of all requests. One thread; every method is fast and none blocks."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.pool = BlockPool(limits.num_blocks, limits.block_size)
+        self._sequences: dict[int, Sequence] = {}  # everything not finished
+        self._waiting: list[Sequence] = []  # by arrival
+        self._running: list[Sequence] = []  # has a slot; by arrival
+        self._free_slots = list(range(limits.max_batch_size))
+        self._slots_to_forget: list[int] = []
+        self._in_flight: dict[int, _PlanBuilder] = {}  # by step
+        self._step = 0
+        self._arrivals = 0
+        self._result = StepResult()  # what happened since the last result was taken
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._sequences and not self._in_flight
+
+    # What arrived
+
+    def apply(self, messages: Iterable[Submit | Cancel], now: float) -> None:
+        """Take in new requests and cancellations, in the order in which they came."""
+        for message in messages:
+            if isinstance(message, Submit):
+                self._accept(message, now)
+            elif sequence := self._sequences.get(message.request_id):
+                self._leave(sequence)
+
+    def cancel_all(self) -> None:
+        """The only client is gone: so are its requests."""
+        for sequence in list(self._sequences.values()):
+            self._leave(sequence)
+
+    def _accept(self, submit: Submit, now: float) -> None:
+        # The last generated token is never computed, so it needs no room.
+        needed = self.pool.blocks_for(len(submit.prompt_ids) + submit.max_new_tokens - 1)
+        if needed > self.pool.num_blocks:
+            text = (
+                f"{len(submit.prompt_ids)} input and {submit.max_new_tokens} new tokens need {needed} KV blocks, "
+                f"but the server has {self.pool.num_blocks}"
+            )
+            self._result.failures.append(Failure(submit.request_id, "RESOURCE_EXHAUSTED", text))
+            return
+        sequence = Sequence(submit, self._arrivals, now, root_key(submit.adapter_id), list(submit.prompt_ids))
+        self._arrivals += 1
+        self._sequences[submit.request_id] = sequence
+        self._waiting.append(sequence)
+
+    # The next step
+
+    def plan(self, now: float, *, decode_only: bool = False) -> StepPlan | None:
+        """The next step, or ``None`` when there is nothing to compute. The caller must run it and commit it.
+
+        ``decode_only`` repeats the decode rows of a step that did not fit into memory, without company.
+        """
+        self._expire_waiting(now)
+        builder = _PlanBuilder(self.limits.max_batch_tokens, StepPlan(self._step + 1))
+        for sequence in [s for s in self._running if s.state is State.RUNNING]:
+            if builder.budget == 0:
+                break
+            self._plan_decode(builder, sequence)
+        for sequence in self._running:
+            if sequence.state is State.PREFILLING and builder.budget > 0 and not decode_only:
+                self._add_row(builder, sequence, min(builder.budget, sequence.num_to_compute))
+        while self._waiting and builder.budget > 0 and not builder.preemptions and not decode_only:
+            if not self._admit(builder, self._waiting[0], now):
+                break
+        if not builder.rows:
+            return None
+        builder.plan.free.extend(self._slots_to_forget)
+        self._slots_to_forget.clear()
+        self._step += 1
+        self._in_flight[self._step] = builder
+        return builder.plan
+
+    def _expire_waiting(self, now: float) -> None:
+        for sequence in [s for s in self._waiting if s.submit.deadline is not None and now > s.submit.deadline]:
+            self._report(sequence, NO_TOKEN, FinishReason.TIME_LIMIT)
+            self._leave(sequence)
+
+    def _plan_decode(self, builder: _PlanBuilder, sequence: Sequence) -> None:
+        """Add one token of a running sequence, making room for it if need be."""
+        if sequence.state is not State.RUNNING or sequence.remaining_tokens <= 0:
+            return  # preempted by an older one just now, or its last token is in flight
+        missing = self.pool.blocks_for(sequence.num_known) - len(sequence.blocks)
+        while missing > self.pool.num_free:
+            # The youngest is behind this one in arrival order or is this one, so it is not in the plan yet.
+            youngest = self._running[-1]
+            self._preempt(youngest)
+            builder.preemptions += 1
+            if youngest is sequence:
+                return
+        sequence.blocks += self.pool.allocate(missing)
+        self._add_row(builder, sequence, 1)
+
+    def _add_row(self, builder: _PlanBuilder, sequence: Sequence, num_tokens: int) -> None:
+        plan = builder.plan
+        is_prefill = sequence.num_planned < sequence.prefill_end
+        sequence.num_planned += num_tokens
+        sample = sequence.num_planned == sequence.num_known
+        plan.slots.append(sequence.slot)
+        plan.num_tokens.append(num_tokens)
+        plan.new_blocks.append(sequence.blocks[sequence.num_sent_blocks :])
+        plan.sample.append(sample)
+        builder.rows.append(_Row(sequence, sequence.residence, sequence.num_planned, is_prefill, sample))
+        builder.budget -= num_tokens
+        sequence.num_sent_blocks = len(sequence.blocks)
+        if sample:
+            sequence.num_in_flight += 1
+            sequence.state = State.RUNNING
+
+    def _admit(self, builder: _PlanBuilder, sequence: Sequence, now: float) -> bool:
+        """Give the head of the queue a slot and the blocks of all its known tokens, if there are enough."""
+        if not self._free_slots:
+            return False
+        keys, cached = self._find_cached(sequence)
+        needed = self.pool.blocks_for(sequence.num_known) - len(cached)
+        # Running sequences grow: without a block in reserve for each, a newcomer would be preempted in the next step.
+        if needed + len(self._running) > self.pool.num_obtainable(cached):
+            return False
+        self._waiting.pop(0)
+        self.pool.acquire(cached)
+        sequence.blocks = cached + self.pool.allocate(needed)
+        sequence.keys = keys[: len(cached)]
+        sequence.num_planned = len(cached) * self.limits.block_size
+        sequence.prefill_end = sequence.num_known
+        sequence.slot = heapq.heappop(self._free_slots)
+        sequence.state = State.PREFILLING
+        insort(self._running, sequence, key=by_arrival)
+        if not sequence.has_started:
+            sequence.has_started = True
+            self._result.started.append((sequence.submit.request_id, now - sequence.arrived_at))
+        builder.cached_tokens += sequence.num_planned
+        builder.plan.new.append(
+            NewSequence(
+                slot=sequence.slot,
+                token_ids=list(sequence.token_ids),
+                prompt_length=len(sequence.submit.prompt_ids),
+                num_cached_tokens=sequence.num_planned,
+                sampling=sequence.submit.sampling,
+                details=sequence.submit.details,
+                adapter_id=sequence.submit.adapter_id,
+            )
+        )
+        self._add_row(builder, sequence, min(builder.budget, sequence.num_to_compute))
+        return True
+
+    def _find_cached(self, sequence: Sequence) -> tuple[list[bytes], list[int]]:
+        """Chain keys and cached blocks of a sequence's beginning; the last token is always left to compute."""
+        if not self.limits.prefix_cache or sequence.submit.details.input_tokens:
+            return [], []
+        keys = chain_keys(sequence.root_key, sequence.token_ids[:-1], self.limits.block_size)
+        return keys, self.pool.find_cached(keys)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Take slot and blocks away; the sequence returns to its place in the queue and is recomputed later."""
+        self._take_slot(sequence)
+        sequence.state = State.WAITING
+        insort(self._waiting, sequence, key=by_arrival)
+
+    def _take_slot(self, sequence: Sequence) -> None:
+        self._running.remove(sequence)
+        self.pool.release(sequence.blocks)
+        sequence.blocks = []
+        sequence.num_sent_blocks = 0
+        sequence.num_planned = 0
+        sequence.residence += 1
+        self._slots_to_forget.append(sequence.slot)
+        heapq.heappush(self._free_slots, sequence.slot)
+        sequence.slot = -1
+
+    # What a step produced
+
+    def commit(self, plan: StepPlan, tokens: StepTokens, now: float) -> StepResult:
+        """Take in a step's tokens; returns everything that happened since the last result."""
+        builder = self._in_flight.pop(plan.step)
+        for index, row in enumerate(builder.rows):
+            sequence = row.sequence
+            if row.sample:
+                sequence.num_in_flight -= 1
+            if sequence.state is State.FINISHED:
+                continue
+            if row.residence == sequence.residence:
+                self._publish(sequence, row.end)
+            if prompt_details := tokens.prompt_details.get(index):
+                self._result.prompt_details.append((sequence.submit.request_id, prompt_details))
+            details = tokens.details.get(index)
+            for position, token_id in enumerate(tokens.token_ids[index]):
+                if self._append_token(sequence, token_id, details[position] if details else None, now):
+                    break
+        return self.take_result(builder, tokens.forward_s)
+
+    def _publish(self, sequence: Sequence, num_computed: int) -> None:
+        """Make the full blocks up to ``num_computed`` findable for other sequences."""
+        size, first = self.limits.block_size, len(sequence.keys)
+        if not self.limits.prefix_cache or num_computed // size <= first:
+            return
+        parent = sequence.keys[-1] if sequence.keys else sequence.root_key
+        for key in chain_keys(parent, sequence.token_ids[first * size : num_computed // size * size], size):
+            self.pool.publish(sequence.blocks[len(sequence.keys)], key)
+            sequence.keys.append(key)
+
+    def _append_token(self, sequence: Sequence, token_id: int, detail: TokenDetail | None, now: float) -> bool:
+        """Take in one token; returns whether it was the sequence's last."""
+        sequence.token_ids.append(token_id)
+        reason = self._finish_reason(sequence, token_id, now)
+        self._report(sequence, token_id, reason, detail)
+        if reason is FinishReason.NOT_FINISHED:
+            return False
+        self._leave(sequence)
+        return True
+
+    def _finish_reason(self, sequence: Sequence, token_id: int, now: float) -> FinishReason:
+        submit = sequence.submit
+        if submit.deadline is not None and now > submit.deadline:
+            return FinishReason.TIME_LIMIT
+        if token_id in self.limits.eos_ids and sequence.num_generated >= submit.sampling.min_new_tokens:
+            return FinishReason.EOS_TOKEN
+        if sequence.num_generated >= submit.max_new_tokens:
+            return FinishReason.MAX_TOKENS
+        return FinishReason.NOT_FINISHED
+
+    def _report(
+        self, sequence: Sequence, token_id: int, reason: FinishReason, detail: TokenDetail | None = None
+    ) -> None:
+        if detail is not None:
+            self._result.details[len(self._result.request_ids)] = detail
+        self._result.request_ids.append(sequence.submit.request_id)
+        self._result.token_ids.append(token_id)
+        self._result.finish_reasons.append(reason)
+
+    def _leave(self, sequence: Sequence) -> None:
+        """A sequence is over: whatever it holds is free."""
+        if sequence.state is State.WAITING:
+            self._waiting.remove(sequence)
+        else:
+            self._take_slot(sequence)
+        sequence.state = State.FINISHED
+        del self._sequences[sequence.submit.request_id]
+
+    def fail_prefills(self, plan: StepPlan, text: str) -> StepResult:
+        """A step did not fit into memory: its prefill rows fail, its decode rows are as if it had not been planned."""
+        builder = self._in_flight.pop(plan.step)
+        for row in builder.rows:
+            sequence = row.sequence
+            if row.sample:
+                sequence.num_in_flight -= 1
+            if sequence.state is State.FINISHED:
+                continue
+            if row.is_prefill:
+                self._result.failures.append(Failure(sequence.submit.request_id, "RESOURCE_EXHAUSTED", text))
+                self._leave(sequence)
+            elif row.residence == sequence.residence:
+                sequence.num_planned -= 1
+        result = self.take_result(builder, 0.0)
+        return replace(result, stats=replace(result.stats, out_of_memory=True))
+
+    def has_news(self) -> bool:
+        """Whether something ended or failed without a step."""
+        return bool(self._result.request_ids or self._result.failures)
+
+    def take_result(self, builder: _PlanBuilder | None = None, forward_s: float = 0.0) -> StepResult:
+        """Everything that happened since the last result, with the statistics of a step if there was one."""
+        result = replace(self._result, stats=self._stats(builder or _PlanBuilder(0, StepPlan(self._step)), forward_s))
+        self._result = StepResult()
+        return result
+
+    def _stats(self, builder: _PlanBuilder, forward_s: float) -> StepStats:
+        counts = list(zip(builder.rows, builder.plan.num_tokens, strict=True))
+        prefill = [num_tokens for row, num_tokens in counts if row.is_prefill]
+        return StepStats(
+            step=builder.plan.step,
+            decode_rows=len(counts) - len(prefill),
+            prefill_rows=len(prefill),
+            decode_tokens=builder.plan.total_tokens - sum(prefill),
+            prefill_tokens=sum(prefill),
+            num_running=len(self._running),
+            num_waiting=len(self._waiting),
+            running_tokens=sum(len(s.token_ids) for s in self._running),
+            remaining_tokens=max((s.submit.max_new_tokens - s.num_generated for s in self._running), default=0),
+            used_blocks=self.pool.num_used,
+            total_blocks=self.pool.num_blocks,
+            preemptions=builder.preemptions,
+            cached_tokens=builder.cached_tokens,
+            forward_s=forward_s,
+        )

@@ -1,0 +1,61 @@
+"""One request inside the scheduler: its tokens, its KV blocks, and how far it is.
+
+::
+
+    token_ids        [ prompt ........ | generated ... ]        committed; grows in commit
+    num_in_flight                                      [+1]     sampled by a launched step, not yet committed
+    num_planned      [ computed by launched steps ..... ]       the next row computes from here
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from tgis_server.wire.messages import Submit
+
+
+class State(Enum):
+    WAITING = "waiting"  # in the queue: new, or preempted
+    PREFILLING = "prefilling"  # has a slot; known tokens are still to be computed
+    RUNNING = "running"  # has a slot; one token per step
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Mutable; owned by the scheduler alone."""
+
+    submit: Submit
+    arrival: int  # place in the order of arrival; never changes
+    arrived_at: float
+    root_key: bytes
+    token_ids: list[int] = field(default_factory=list)
+    state: State = State.WAITING
+    slot: int = -1
+    blocks: list[int] = field(default_factory=list)
+    num_sent_blocks: int = 0  # beginning of the block table that the runner knows already
+    num_planned: int = 0
+    num_in_flight: int = 0
+    prefill_end: int = 0  # tokens known when it got its slot: before this, rows are prefill
+    residence: int = 0  # counts its stays in a slot; a row of an earlier stay no longer speaks for its blocks
+    keys: list[bytes] = field(default_factory=list)  # of the full blocks published or matched so far
+    has_started: bool = False
+
+    @property
+    def num_known(self) -> int:
+        """Tokens that exist or will exist once launched steps are committed."""
+        return len(self.token_ids) + self.num_in_flight
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.token_ids) - len(self.submit.prompt_ids)
+
+    @property
+    def num_to_compute(self) -> int:
+        return self.num_known - self.num_planned
+
+    @property
+    def remaining_tokens(self) -> int:
+        """Tokens that may still be sampled by steps not yet launched."""
+        return self.submit.max_new_tokens - self.num_generated - self.num_in_flight

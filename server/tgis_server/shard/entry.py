@@ -1,0 +1,111 @@
+"""The life of a shard process: serve probes, load, warm up, step, stop. Called by ``child.py``."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import time
+
+from tgis_server.engines.api import ModelRunner, load_runner
+from tgis_server.run import Run
+from tgis_server.scheduler import Limits, Scheduler
+from tgis_server.shard.follower import follow
+from tgis_server.shard.inbox import Inbox, Stop
+from tgis_server.shard.leader import Leader
+from tgis_server.shard.servicer import Outbox, ShardServicer, start_server
+from tgis_server.shard.status import ShardStatus
+from tgis_server.wire import shard_pb2 as pb
+from tgis_server.wire.plans import PlanPublisher, PlanSubscriber
+
+logger = logging.getLogger(__name__)
+
+WARM_UP_TOKENS = 64  # enough to create the kernels of prefill and decode
+
+
+def serve_shard(run: Run, rank: int) -> None:
+    """Be one shard until SIGTERM.
+
+    Raises:
+        TgisError: with the one sentence that says why it cannot go on.
+    """
+    status = ShardStatus()
+    if rank == 0:
+        _lead(run, status)
+    else:
+        _follow(run, rank, status)
+
+
+def _lead(run: Run, status: ShardStatus) -> None:
+    inbox, outbox = Inbox(), Outbox()
+    followers = PlanPublisher(run.plan_socket, run.num_shard - 1)
+    server = start_server(run.shard_socket(0), ShardServicer(status, inbox, outbox))
+    runner = _load(run, 0, status)
+    try:
+        scheduler = Scheduler(
+            Limits(
+                num_blocks=runner.capacity.num_blocks,
+                block_size=runner.capacity.block_size,
+                max_batch_size=run.config.max_batch_size,
+                max_batch_tokens=run.max_batch_tokens,
+                eos_ids=frozenset(runner.facts.eos_ids),
+                prefix_cache=run.config.prefix_cache,
+            )
+        )
+        leader = Leader(runner, scheduler, status, inbox, outbox, followers, is_alone=run.num_shard == 1)
+        followers.wait_for_followers(run.config.startup_timeout)
+        status.report_progress("warming up", 0, 0)
+        leader.warm_up(min(WARM_UP_TOKENS, run.max_batch_tokens, runner.capacity.max_sequence_length - 1))
+        signal.signal(signal.SIGTERM, lambda *_: inbox.put(Stop()))
+        _say_serving(status)
+        leader.run()
+    finally:
+        followers.close()
+        runner.close()
+        server.stop(grace=None)
+
+
+def _follow(run: Run, rank: int, status: ShardStatus) -> None:
+    server = start_server(run.shard_socket(rank), ShardServicer(status, None, None))
+    runner = _load(run, rank, status)
+    try:
+        plans = PlanSubscriber.connect(run.plan_socket, run.config.startup_timeout)
+        signal.signal(signal.SIGTERM, lambda *_: None)  # the leader stops first and ends the plans
+        _say_serving(status)
+        follow(runner, status, plans)
+    finally:
+        runner.close()
+        server.stop(grace=None)
+
+
+def _load(run: Run, rank: int, status: ShardStatus) -> ModelRunner:
+    started_at = time.monotonic()
+    runner = load_runner(run, rank, status.report_progress)
+    gc.collect()
+    gc.freeze()  # what is loaded stays: the collector need not look at it again
+    facts, capacity = runner.facts, runner.capacity
+    status.info = pb.InfoReply(
+        rank=rank,
+        num_shard=run.num_shard,
+        model_type=facts.model_type,
+        dtype=facts.dtype,
+        device=facts.device,
+        vocab_size=facts.vocab_size,
+        eos_ids=facts.eos_ids,
+        weight_bytes=facts.weight_bytes,
+        kv_bytes=facts.kv_bytes,
+        num_blocks=capacity.num_blocks,
+        block_size=capacity.block_size,
+        max_sequence_length=capacity.max_sequence_length,
+        notes=facts.notes,
+        pid=os.getpid(),
+    )
+    logger.info("loaded in %.1f s", time.monotonic() - started_at)
+    return runner
+
+
+def _say_serving(status: ShardStatus) -> None:
+    status.phase = "serving"
+    status.progress_count += 1
+    status.state = pb.HealthReply.SERVING

@@ -1,0 +1,25 @@
+"""A follower's step loop: it obeys plans. What it computes reaches the leader through collectives."""
+
+from __future__ import annotations
+
+import time
+
+from tgis_server.engines.api import ModelRunner
+from tgis_server.shard.status import ShardStatus
+from tgis_server.wire.plans import PlanSubscriber
+
+
+def follow(runner: ModelRunner, status: ShardStatus, plans: PlanSubscriber) -> None:
+    """Run plans until the leader ends them.
+
+    Raises:
+        PeerLost: the leader is gone.
+    """
+    while (plan := plans.receive()) is not None:
+        status.answer_tick()
+        if plan.slots or plan.free:
+            status.step_started_at = time.monotonic()
+            runner.launch(plan)
+            status.step_started_at = None
+            if plan.step:  # warm-up steps have no number and are not counted
+                status.executed_steps += 1

@@ -1,0 +1,45 @@
+"""What waits for the leader's main thread."""
+
+from __future__ import annotations
+
+import queue
+from dataclasses import dataclass
+
+from tgis_server.wire.messages import Cancel, Submit
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Somebody asks whether the main thread lives."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionEnded:
+    """The front-end is gone, and with it every request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """SIGTERM arrived."""
+
+
+Message = Submit | Cancel | Tick | SessionEnded | Stop
+
+
+class Inbox:
+    """Many writers (gRPC threads, a signal handler), one reader (the main thread)."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Message] = queue.SimpleQueue()
+
+    def put(self, message: Message) -> None:
+        self._queue.put(message)
+
+    def drain(self, *, wait: bool) -> list[Message]:
+        """Everything that is there; with ``wait``, block until there is something."""
+        messages = [self._queue.get()] if wait else []
+        try:
+            while True:
+                messages.append(self._queue.get_nowait())
+        except queue.Empty:
+            return messages

@@ -1,0 +1,111 @@
+"""The shard's gRPC side: ``Info`` and ``Health`` from memory, ``Session`` between front-end and step loop.
+
+Threads of the gRPC server run this code. They touch the inbox, the outbox and the status, never the runner.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+
+from tgis_server.shard.inbox import Inbox, SessionEnded, Tick
+from tgis_server.shard.status import ShardStatus
+from tgis_server.wire import shard_pb2 as pb
+from tgis_server.wire import shard_pb2_grpc
+from tgis_server.wire.codec import decode_to_engine, encode_step_result
+from tgis_server.wire.messages import StepResult
+
+logger = logging.getLogger(__name__)
+
+NUM_WORKERS = 8  # one Session, the rest for probes
+UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+
+
+class Outbox:
+    """Step results on their way to the one Session; without a Session they are dropped, as nobody waits for them."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[StepResult | None] | None = None
+        self._lock = threading.Lock()  # guards the change of _queue: two Sessions may arrive at once
+
+    def put(self, result: StepResult) -> None:
+        if session := self._queue:
+            session.put(result)
+
+    def open(self) -> queue.SimpleQueue[StepResult | None] | None:
+        """The queue of a new Session; ``None`` if there is a Session already."""
+        with self._lock:
+            if self._queue is not None:
+                return None
+            self._queue = queue.SimpleQueue()
+            return self._queue
+
+    def close(self, session: queue.SimpleQueue[StepResult | None]) -> None:
+        with self._lock:
+            if self._queue is session:
+                self._queue = None
+
+
+class ShardServicer(shard_pb2_grpc.ShardServicer):
+    """``inbox`` and ``outbox`` are the leader's; a follower has none and refuses a Session."""
+
+    def __init__(self, status: ShardStatus, inbox: Inbox | None, outbox: Outbox | None) -> None:
+        self._status = status
+        self._inbox = inbox
+        self._outbox = outbox
+
+    def Info(self, request: pb.InfoRequest, context: grpc.ServicerContext) -> pb.InfoReply:
+        if (info := self._status.info) is None:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"The model is not loaded yet: {self._status.phase}.")
+        assert info is not None  # abort raises
+        return info
+
+    def Health(self, request: pb.HealthRequest, context: grpc.ServicerContext) -> pb.HealthReply:
+        reply = self._status.health()
+        self._status.ask_tick()
+        if self._inbox is not None:
+            self._inbox.put(Tick())
+        return reply
+
+    def Session(self, requests: Iterator[pb.ToEngine], context: grpc.ServicerContext) -> Iterator[pb.FromEngine]:
+        session = self._outbox.open() if self._outbox and self._status.info else None
+        if session is None or self._inbox is None or self._outbox is None:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "No session: not the leader, still loading, or taken.")
+            return
+        inbox = self._inbox
+
+        def read_requests() -> None:
+            try:
+                for message in requests:
+                    for item in decode_to_engine(message):
+                        inbox.put(item)
+            except grpc.RpcError:
+                pass  # how grpc ends the iterator when the peer is gone; the callback below does the rest
+            session.put(None)
+
+        context.add_callback(lambda: session.put(None))
+        threading.Thread(target=read_requests, name="session-reader", daemon=True).start()
+        logger.debug("session opened")
+        try:
+            while (result := session.get()) is not None:
+                yield encode_step_result(result)
+        finally:
+            self._outbox.close(session)
+            inbox.put(SessionEnded())
+
+
+def start_server(path: Path, servicer: ShardServicer) -> grpc.Server:
+    """Serve on a Unix socket at once, before anything is loaded. A stale socket file is replaced."""
+    path.unlink(missing_ok=True)
+    server = grpc.server(ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="grpc"), options=UNLIMITED)
+    shard_pb2_grpc.add_ShardServicer_to_server(servicer, server)
+    server.add_insecure_port(f"unix:{path}")
+    server.start()
+    path.chmod(0o600)
+    return server

@@ -1,0 +1,50 @@
+"""What a shard says about itself. The main thread writes, gRPC threads read; every write is one plain assignment."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from tgis_server.wire import shard_pb2 as pb
+
+
+@dataclass(slots=True)
+class ShardStatus:
+    """Answers ``Health`` and ``Info`` from memory, whatever the main thread does."""
+
+    state: pb.HealthReply.State = pb.HealthReply.LOADING
+    phase: str = "starting"
+    done_bytes: int = 0
+    total_bytes: int = 0
+    progress_count: int = 0
+    executed_steps: int = 0
+    used_blocks: int = 0
+    step_started_at: float | None = None  # monotonic; None between steps
+    tick_asked_at: float | None = None  # oldest tick that the main thread has not answered yet
+    info: pb.InfoReply | None = None  # set once, when the model is loaded
+
+    def report_progress(self, phase: str, done: int, total: int) -> None:
+        """Called by engines while they load (``engines.api.Progress``)."""
+        self.phase, self.done_bytes, self.total_bytes = phase, done, total
+        self.progress_count += 1
+
+    def answer_tick(self) -> None:
+        self.tick_asked_at = None
+
+    def ask_tick(self) -> None:
+        if self.tick_asked_at is None:
+            self.tick_asked_at = time.monotonic()
+
+    def health(self) -> pb.HealthReply:
+        now, step_started_at, tick_asked_at = time.monotonic(), self.step_started_at, self.tick_asked_at
+        return pb.HealthReply(
+            state=self.state,
+            phase=self.phase,
+            done=self.done_bytes,
+            total=self.total_bytes,
+            progress_count=self.progress_count,
+            executed_steps=self.executed_steps,
+            step_age_s=now - step_started_at if step_started_at is not None else 0.0,
+            tick_age_s=now - tick_asked_at if tick_asked_at is not None else 0.0,
+            used_blocks=self.used_blocks,
+        )

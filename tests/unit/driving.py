@@ -1,0 +1,145 @@
+"""Drives scheduler and fake engine step by step, as the leader does, and knows by hand what must come out."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from tgis_server.engines.api import Capacity
+from tgis_server.engines.fake import FakeRunner
+from tgis_server.scheduler import Limits, Scheduler
+from tgis_server.wire.messages import (
+    NO_TOKEN,
+    Cancel,
+    Details,
+    FinishReason,
+    SamplingParams,
+    StepPlan,
+    StepResult,
+    Submit,
+)
+
+VOCAB_SIZE = 97
+
+
+def submit(
+    request_id: int,
+    prompt: Iterable[int] | int = 3,
+    max_new_tokens: int = 4,
+    *,
+    deadline: float | None = None,
+    details: Details | None = None,
+    min_new_tokens: int = 0,
+    adapter_id: str = "",
+) -> Submit:
+    """A request; ``prompt`` is a list of token ids or a length."""
+    prompt_ids = [(request_id * 7 + i) % VOCAB_SIZE for i in range(prompt)] if isinstance(prompt, int) else list(prompt)
+    return Submit(
+        request_id=request_id,
+        prompt_ids=prompt_ids,
+        max_new_tokens=max_new_tokens,
+        sampling=SamplingParams(min_new_tokens=min_new_tokens),
+        details=details or Details(),
+        deadline=deadline,
+        adapter_id=adapter_id,
+    )
+
+
+def expected_tokens(request: Submit, eos_ids: Iterable[int] = ()) -> list[int]:
+    """What the fake engine's rule gives for a request, computed without an engine."""
+    known = list(request.prompt_ids)
+    for _ in range(request.max_new_tokens):
+        known.append((sum(known) + len(known)) % VOCAB_SIZE)
+        if known[-1] in eos_ids:
+            break
+    return known[len(request.prompt_ids) :]
+
+
+@dataclass
+class Driver:
+    """A scheduler, a fake runner, and everything that came out of them."""
+
+    num_blocks: int = 32
+    block_size: int = 4
+    max_batch_size: int = 8
+    max_batch_tokens: int = 64
+    eos_ids: frozenset[int] = frozenset()
+    prefix_cache: bool = True
+    depth: int = 1  # steps in flight
+    now: float = 0.0
+    tokens: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
+    reasons: dict[int, FinishReason] = field(default_factory=dict)
+    failures: dict[int, str] = field(default_factory=dict)
+    plans: list[StepPlan] = field(default_factory=list)
+    results: list[StepResult] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.scheduler = Scheduler(
+            Limits(
+                self.num_blocks,
+                self.block_size,
+                self.max_batch_size,
+                self.max_batch_tokens,
+                self.eos_ids,
+                self.prefix_cache,
+            )
+        )
+        self.runner = FakeRunner(vocab_size=VOCAB_SIZE, capacity=Capacity(self.num_blocks, self.block_size, 10_000))
+        self._in_flight: deque = deque()
+
+    def apply(self, *messages: Submit | Cancel) -> None:
+        self.scheduler.apply(messages, self.now)
+
+    def step(self) -> bool:
+        """Plan and launch a step, then commit so that at most ``depth - 1`` stay in flight; False when idle."""
+        plan = self.scheduler.plan(self.now)
+        if plan:
+            self.plans.append(plan)
+            self._in_flight.append(self.runner.launch(plan))
+        allowed = self.depth - 1 if plan else 0
+        while len(self._in_flight) > allowed:
+            launched = self._in_flight.popleft()
+            self._take(self.scheduler.commit(launched.plan, self.runner.collect(launched), self.now))
+        if not plan and self.scheduler.has_news():
+            self._take(self.scheduler.take_result())
+        return plan is not None
+
+    def run_until_idle(self, max_steps: int = 10_000) -> None:
+        for _ in range(max_steps):
+            if not self.step() and self.scheduler.is_idle:
+                return
+        raise AssertionError(f"still busy after {max_steps} steps: a request starves")
+
+    def _take(self, result: StepResult) -> None:
+        self.results.append(result)
+        columns = zip(result.request_ids, result.token_ids, result.finish_reasons, strict=True)
+        for request_id, token_id, reason in columns:
+            assert request_id not in self.reasons, f"request {request_id} got a token after its end"
+            if token_id != NO_TOKEN:
+                self.tokens[request_id].append(token_id)
+            if reason is not FinishReason.NOT_FINISHED:
+                self.reasons[request_id] = reason
+        self.failures |= {failure.request_id: failure.text for failure in result.failures}
+
+    @property
+    def cached_tokens(self) -> int:
+        return sum(result.stats.cached_tokens for result in self.results)
+
+    @property
+    def preemptions(self) -> int:
+        return sum(result.stats.preemptions for result in self.results)
+
+    def assert_blocks_balanced(self) -> None:
+        assert self.scheduler.pool.num_used == 0
+        assert sorted(self.scheduler._free_slots) == list(range(self.max_batch_size))
+
+    def assert_no_block_owned_twice(self) -> None:
+        """Every owned block is referenced exactly as often as it stands in tables, and no table holds it twice."""
+        pool, counts = self.scheduler.pool, defaultdict(int)
+        for sequence in self.scheduler._running:
+            assert len(set(sequence.blocks)) == len(sequence.blocks)
+            for block in sequence.blocks:
+                counts[block] += 1
+        assert [counts[block] for block in range(pool.num_blocks)] == pool._ref_counts
+        assert set(pool._free) == {block for block in range(pool.num_blocks) if not counts[block]}

@@ -1,0 +1,334 @@
+"""The scheduler decides who runs next; these are its rules."""
+
+from __future__ import annotations
+
+import pytest
+from driving import Driver, expected_tokens, submit
+
+from tgis_server.engines.fake import Fault
+from tgis_server.errors import OutOfMemory
+from tgis_server.wire.messages import Cancel, Details, FinishReason
+
+
+def test_a_request_is_prefilled_then_decoded_to_its_limit():
+    driver = Driver()
+    driver.apply(submit(1, prompt=5, max_new_tokens=3))
+
+    driver.run_until_idle()
+
+    assert [plan.num_tokens for plan in driver.plans] == [[5], [1], [1]]
+    assert driver.tokens[1] == expected_tokens(submit(1, prompt=5, max_new_tokens=3))
+    assert driver.reasons[1] is FinishReason.MAX_TOKENS
+
+
+def test_a_prompt_beyond_the_budget_is_prefilled_in_chunks_and_samples_after_the_last():
+    driver = Driver(max_batch_tokens=4)
+    driver.apply(submit(1, prompt=10, max_new_tokens=1))
+
+    driver.run_until_idle()
+
+    assert [(plan.num_tokens, plan.sample) for plan in driver.plans] == [([4], [False]), ([4], [False]), ([2], [True])]
+    assert driver.tokens[1] == expected_tokens(submit(1, prompt=10, max_new_tokens=1))
+
+
+def test_decodes_come_before_prefill_chunks_and_use_the_budget_first():
+    driver = Driver(max_batch_tokens=4)
+    driver.apply(submit(1, prompt=2))
+    driver.step()
+    driver.apply(submit(2, prompt=9))
+
+    driver.step()
+
+    assert driver.plans[-1].num_tokens == [1, 3]
+
+
+def test_waiting_requests_start_in_order_of_arrival():
+    driver = Driver(max_batch_size=1)
+    driver.apply(submit(5), submit(3), submit(4))
+
+    driver.run_until_idle()
+
+    assert [request_id for result in driver.results for request_id, _ in result.started] == [5, 3, 4]
+
+
+def test_a_big_request_at_the_head_of_the_queue_is_not_overtaken_by_a_small_one():
+    driver = Driver(num_blocks=6, block_size=4)
+    driver.apply(submit(1, prompt=12, max_new_tokens=4))
+    driver.step()
+
+    driver.apply(submit(2, prompt=20, max_new_tokens=4), submit(3, prompt=1, max_new_tokens=1))
+    driver.run_until_idle()
+
+    assert list(driver.reasons) == [1, 2, 3]
+
+
+def test_a_finished_sequence_frees_its_blocks_before_the_next_plan():
+    driver = Driver(num_blocks=4, block_size=2)
+    driver.apply(submit(1, prompt=6, max_new_tokens=1), submit(2, prompt=4, max_new_tokens=1))
+
+    driver.step()
+    driver.step()
+
+    assert [len(plan.slots) for plan in driver.plans] == [1, 1]
+    assert driver.reasons == {1: FinishReason.MAX_TOKENS, 2: FinishReason.MAX_TOKENS}
+    driver.assert_blocks_balanced()
+
+
+def test_a_request_that_could_never_fit_is_refused_at_the_door():
+    driver = Driver(num_blocks=2, block_size=4)
+
+    driver.apply(submit(1, prompt=8, max_new_tokens=2))
+    driver.step()
+
+    assert "need 3 KV blocks, but the server has 2" in driver.failures[1]
+    assert driver.plans == []
+
+
+def test_the_last_generated_token_needs_no_room():
+    driver = Driver(num_blocks=2, block_size=4)
+    driver.apply(submit(1, prompt=7, max_new_tokens=2))
+
+    driver.run_until_idle()
+
+    assert driver.reasons[1] is FinishReason.MAX_TOKENS
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_an_exhausted_pool_preempts_the_youngest_and_repeats_nothing(depth):
+    driver = Driver(num_blocks=8, block_size=2, depth=depth)
+    requests = [submit(i, prompt=3, max_new_tokens=8) for i in (1, 2, 3)]
+    driver.apply(*requests)
+
+    driver.run_until_idle()
+
+    assert driver.preemptions > 0
+    assert list(driver.reasons)[0] == 1
+    assert {r.request_id: driver.tokens[r.request_id] for r in requests} == {
+        r.request_id: expected_tokens(r) for r in requests
+    }
+
+
+def test_a_preempted_sequence_keeps_the_border_between_prompt_and_output():
+    driver = Driver(num_blocks=8, block_size=2)
+    driver.apply(*[submit(i, prompt=3, max_new_tokens=8) for i in (1, 2, 3)])
+
+    driver.run_until_idle()
+
+    resumed = [new for plan in driver.plans[1:] for new in plan.new]
+    assert resumed
+    assert all(new.prompt_length == 3 and len(new.token_ids) > 3 for new in resumed)
+
+
+def test_a_common_beginning_is_computed_once():
+    driver = Driver(block_size=4)
+    common = list(range(10))
+    first, second = submit(1, [*common, 11]), submit(2, [*common, 12])
+    driver.apply(first)
+    driver.run_until_idle()
+    driver.apply(second)
+
+    driver.run_until_idle()
+
+    assert driver.cached_tokens == 8
+    assert driver.tokens[2] == expected_tokens(second)
+
+
+def test_a_prefix_hit_always_leaves_the_last_prompt_token_to_compute():
+    driver = Driver(block_size=4)
+    driver.apply(submit(1, list(range(8))))
+    driver.run_until_idle()
+    driver.apply(submit(2, list(range(8))))
+
+    driver.run_until_idle()
+
+    assert driver.cached_tokens == 4
+    assert driver.tokens[2] == driver.tokens[1]
+
+
+def test_generated_tokens_serve_the_prefix_cache_too():
+    driver = Driver(block_size=4)
+    first = submit(1, prompt=4, max_new_tokens=6)
+    driver.apply(first)
+    driver.run_until_idle()
+    driver.apply(submit(2, [*first.prompt_ids, *driver.tokens[1][:5]]))
+
+    driver.run_until_idle()
+
+    assert driver.cached_tokens == 8
+
+
+def test_the_same_tokens_under_another_adapter_share_nothing():
+    driver = Driver(block_size=4)
+    driver.apply(submit(1, list(range(9)), adapter_id="a"))
+    driver.run_until_idle()
+    driver.apply(submit(2, list(range(9)), adapter_id="b"))
+
+    driver.run_until_idle()
+
+    assert driver.cached_tokens == 0
+
+
+def test_a_request_for_input_details_takes_no_hits():
+    driver = Driver(block_size=4)
+    driver.apply(submit(1, list(range(9))))
+    driver.run_until_idle()
+    driver.apply(submit(2, list(range(9)), details=Details(logprobs=True, input_tokens=True)))
+
+    driver.run_until_idle()
+
+    assert driver.cached_tokens == 0
+    assert sum(len(group) for result in driver.results for _, group in result.prompt_details) == 8
+
+
+def test_cached_blocks_are_evicted_least_recently_used_first():
+    driver = Driver(num_blocks=6, block_size=2, max_batch_size=1)
+    for request in (submit(1, [1, 2, 3], 1), submit(2, [4, 5, 6], 1), submit(3, [1, 2, 3], 1)):
+        driver.apply(request)
+        driver.run_until_idle()
+    driver.apply(submit(4, prompt=10, max_new_tokens=1))  # takes all but one block: only the latest used one stays
+    driver.run_until_idle()
+    hits_before = driver.cached_tokens
+
+    driver.apply(submit(5, [1, 2, 9], 1), submit(6, [4, 5, 9], 1))
+    driver.run_until_idle()
+
+    assert driver.cached_tokens - hits_before == 2
+
+
+def test_cancelling_a_running_request_frees_its_slot_and_blocks_at_once():
+    driver = Driver()
+    driver.apply(submit(1, max_new_tokens=50))
+    driver.step()
+
+    driver.apply(Cancel(1))
+
+    driver.assert_blocks_balanced()
+    assert driver.scheduler.num_running == 0
+
+
+def test_cancelling_a_waiting_or_unknown_request_is_harmless():
+    driver = Driver(max_batch_size=1)
+    driver.apply(submit(1), submit(2), Cancel(2), Cancel(77))
+
+    driver.run_until_idle()
+
+    assert list(driver.reasons) == [1]
+
+
+def test_a_token_in_flight_for_a_cancelled_request_is_dropped():
+    driver = Driver(depth=2)
+    driver.apply(submit(1, max_new_tokens=50))
+    driver.step()
+    driver.step()
+
+    driver.apply(Cancel(1))
+    driver.run_until_idle()
+
+    assert len(driver.tokens[1]) == 1
+    driver.assert_blocks_balanced()
+
+
+def test_end_of_sequence_ends_the_request_and_counts_as_a_token():
+    request = submit(1, max_new_tokens=20)
+    eos = expected_tokens(request)[2]
+    driver = Driver(eos_ids=frozenset({eos}))
+    driver.apply(request)
+
+    driver.run_until_idle()
+
+    assert driver.tokens[1] == expected_tokens(request)[:3]
+    assert driver.reasons[1] is FinishReason.EOS_TOKEN
+
+
+def test_tokens_planned_ahead_of_an_end_of_sequence_are_dropped():
+    request = submit(1, max_new_tokens=20)
+    eos = expected_tokens(request)[2]
+    driver = Driver(eos_ids=frozenset({eos}), depth=2)
+    driver.apply(request)
+
+    driver.run_until_idle()
+
+    assert driver.tokens[1] == expected_tokens(request)[:3]
+    driver.assert_blocks_balanced()
+
+
+def test_no_row_is_planned_once_the_last_allowed_token_is_in_flight():
+    driver = Driver(depth=2)
+    driver.apply(submit(1, prompt=3, max_new_tokens=2))
+
+    driver.run_until_idle()
+
+    assert [plan.num_tokens for plan in driver.plans] == [[3], [1]]
+
+
+def test_a_deadline_that_passes_in_the_queue_ends_the_request_without_a_token():
+    driver = Driver(max_batch_size=1)
+    driver.apply(submit(1, max_new_tokens=3), submit(2, deadline=5.0))
+    driver.step()
+    driver.now = 6.0
+
+    driver.run_until_idle()
+
+    assert driver.reasons[2] is FinishReason.TIME_LIMIT
+    assert driver.tokens[2] == []
+
+
+def test_a_deadline_that_passes_while_running_keeps_the_tokens_so_far():
+    driver = Driver()
+    driver.apply(submit(1, max_new_tokens=30, deadline=5.0))
+    driver.step()
+    driver.now = 6.0
+
+    driver.run_until_idle()
+
+    assert driver.reasons[1] is FinishReason.TIME_LIMIT
+    assert len(driver.tokens[1]) == 2
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_step_that_does_not_fit_fails_its_prefills_and_repeats_its_decodes(depth):
+    driver = Driver(depth=depth)
+    running, newcomer = submit(1, max_new_tokens=6), submit(2)
+    driver.apply(running)
+    driver.step()
+    driver.apply(newcomer)
+    plan = driver.scheduler.plan(driver.now)
+    with pytest.raises(OutOfMemory):
+        runner_that_fails_at(plan.step, driver).launch(plan)
+    while driver._in_flight:
+        launched = driver._in_flight.popleft()
+        driver._take(driver.scheduler.commit(launched.plan, launched.tokens, driver.now))
+
+    driver._take(driver.scheduler.fail_prefills(plan, "GPU out of memory"))
+    driver.run_until_idle()
+
+    assert driver.failures == {2: "GPU out of memory"}
+    assert driver.tokens[1] == expected_tokens(running)
+    driver.assert_blocks_balanced()
+
+
+def runner_that_fails_at(step, driver):
+    """The driver's runner, out of memory at one step as an engine is: state applied, nothing computed."""
+    driver.runner._fault = Fault(0, "oom", step)
+    return driver.runner
+
+
+def test_plans_say_which_slots_to_forget_before_they_are_used_again():
+    driver = Driver(max_batch_size=1)
+    driver.apply(submit(1, max_new_tokens=1), submit(2, max_new_tokens=1))
+
+    driver.run_until_idle()
+
+    assert [(plan.free, [new.slot for new in plan.new]) for plan in driver.plans] == [([], [0]), ([0], [0])]
+
+
+def test_results_carry_waiting_times_and_statistics():
+    driver = Driver(max_batch_size=1)
+    driver.apply(submit(1, prompt=3, max_new_tokens=1), submit(2, prompt=2, max_new_tokens=1))
+    driver.now = 2.5
+
+    driver.step()
+
+    assert driver.results[0].started == [(1, 2.5)]
+    stats = driver.results[0].stats
+    assert (stats.prefill_rows, stats.prefill_tokens, stats.decode_rows, stats.num_waiting) == (1, 3, 0, 1)
