@@ -29,7 +29,8 @@ def generate(output: Path) -> list[Path]:
         sys.exit("protoc failed")
     written = sorted(output.glob("*_pb2*.py*"))
     for file in written:  # inside our package instead of at the top level
-        file.write_text(re.sub(r"^import (\w+_pb2) as", r"from tgis_server.wire import \1 as", file.read_text(), flags=re.M))
+        text = re.sub(r"^import (\w+_pb2) as", r"from tgis_server.wire import \1 as", file.read_text(), flags=re.M)
+        file.write_text(text)
     return written
 
 

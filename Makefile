@@ -1,0 +1,64 @@
+# make help lists the targets. PYTHON names the interpreter that .venv is made from (3.11 or newer).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format integration-tests proto docs bench build clean
+
+help:  ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+demo: $(VENV)/installed  ## Set up, serve the demo model, stream one answer, stop
+	@$(BIN)/python scripts/demo.py
+
+test: $(VENV)/installed-dev  ## Set up and run all tests
+	@echo "Running all tests"
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+integration-tests: $(VENV)/installed-dev  ## Only the tests with real processes and sockets
+	@$(BIN)/python -m pytest tests/integration $(PYTEST_ARGS)
+
+check: $(VENV)/installed-dev  ## Lint, formatting, types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(VENV)/installed-dev  ## Format all code
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
+
+proto: $(VENV)/installed-dev  ## Regenerate the gRPC stubs from proto/
+	@$(BIN)/python scripts/generate_stubs.py
+
+docs: $(VENV)/installed  ## Regenerate the tables in docs/ that come from the code
+	@$(BIN)/python scripts/generate_docs.py
+
+bench: $(VENV)/installed  ## Benchmarks: engine alone and through gRPC (about fifteen minutes)
+	@$(BIN)/python scripts/bench/run_all.py
+
+build: $(VENV)/installed-dev  ## Wheel in dist/
+	@$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	@ls dist
+
+clean:  ## Remove everything that make made
+	rm -rf $(VENV) .cache build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info server/*.egg-info
+
+$(VENV)/created:
+	@echo "Creating $(VENV)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=...")'
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/installed: $(VENV)/created pyproject.toml constraints.txt
+	@echo "Installing tgis into $(VENV) (torch first; a few minutes on a fresh machine)"
+	@$(PIP) torch
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	@echo "Installing what the tests need into $(VENV)"
+	@$(PIP) --editable '.[dev]'
+	@touch $@

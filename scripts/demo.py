@@ -1,0 +1,46 @@
+"""Launch the demo model, stream one answer to the terminal, stop. `make demo` installs first, then runs this."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+TGIS = Path(sys.executable).parent / "tgis"
+READY_TIMEOUT_S = 120
+PROMPT = "Once upon a time"
+
+
+def main() -> int:
+    """Exit 0 only if the answer came and the server left cleanly."""
+    print("Launching the demo model on free ports of this machine", flush=True)
+    with tempfile.TemporaryDirectory(prefix="tgis-demo-") as folder:
+        options = ["--host", "127.0.0.1", "--grpc-port", "0", "--port", "0", "--run-dir", folder]
+        server = subprocess.Popen([TGIS, "launch", *options])
+        try:
+            url = wait_for_url(Path(folder), server)
+            print(f"\nAsking for a continuation: tgis generate --url {url} {PROMPT!r}\n", flush=True)
+            answered = subprocess.run([TGIS, "generate", "--url", url, "--max-new-tokens", "80", PROMPT]).returncode
+            print("\nStopping the server", flush=True)
+        finally:
+            server.send_signal(signal.SIGTERM)
+            stopped = server.wait()
+    return answered or stopped
+
+
+def wait_for_url(folder: Path, server: subprocess.Popen[bytes]) -> str:
+    """The gRPC address, once the launcher has written that it is ready."""
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < deadline and server.poll() is None:
+        for file in folder.glob("*/ready.json"):
+            return str(json.loads(file.read_text())["grpc"])
+        time.sleep(0.05)
+    sys.exit(f"The server was not ready within {READY_TIMEOUT_S} s." if server.poll() is None else server.returncode)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
