@@ -7,6 +7,7 @@ from driving import Driver, expected_tokens, submit
 
 from tgis_server.engines.fake import Fault
 from tgis_server.errors import OutOfMemory
+from tgis_server.scheduler.blocks import chain_keys, root_key
 from tgis_server.wire.messages import Cancel, Details, FinishReason
 
 
@@ -117,6 +118,28 @@ def test_a_preempted_sequence_keeps_the_border_between_prompt_and_output():
     resumed = [new for plan in driver.plans[1:] for new in plan.new]
     assert resumed
     assert all(new.prompt_length == 3 and len(new.token_ids) > 3 for new in resumed)
+
+
+def test_a_preempted_sequence_returns_before_those_that_came_later():
+    driver = Driver(num_blocks=8, block_size=2, max_batch_size=2)
+    driver.apply(*[submit(i, prompt=4, max_new_tokens=9) for i in (1, 2, 3)])
+
+    driver.run_until_idle()
+
+    first_ends = next(i for i, result in enumerate(driver.results) if FinishReason.MAX_TOKENS in result.finish_reasons)
+    third_starts = next(i for i, result in enumerate(driver.results) if 3 in dict(result.started))
+    assert driver.preemptions > 0
+    assert third_starts > first_ends  # the room that the second gave up was not for the third
+
+
+def test_only_blocks_that_a_step_has_computed_can_be_found():
+    driver = Driver(block_size=2, max_batch_tokens=5)
+    driver.apply(submit(1, prompt=10))
+
+    driver.step()
+
+    keys = chain_keys(root_key(""), submit(1, prompt=10).prompt_ids, 2)
+    assert len(driver.scheduler.pool.find_cached(keys)) == 2
 
 
 def test_a_common_beginning_is_computed_once():
