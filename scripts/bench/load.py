@@ -18,6 +18,7 @@ import time
 from dataclasses import asdict, dataclass
 
 import grpc
+
 from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire import generation_pb2_grpc
 

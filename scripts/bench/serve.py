@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
+
 from load import LoadResult, run_load
 
 TGIS = Path(sys.executable).parent / "tgis"

@@ -8,9 +8,9 @@ import signal
 
 import grpc
 import pytest
+
 from driving import expected_tokens, submit
 from shards import DEADLINE_S, Session, Shards, make_run, wait_until
-
 from tgis_server.wire import shard_pb2 as pb
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from driving import Driver, expected_tokens, submit
 
+from driving import Driver, expected_tokens, submit
 from tgis_server.engines.fake import Fault
 from tgis_server.errors import OutOfMemory
 from tgis_server.scheduler.blocks import chain_keys, root_key
@@ -103,7 +103,7 @@ def test_an_exhausted_pool_preempts_the_youngest_and_repeats_nothing(depth):
     driver.run_until_idle()
 
     assert driver.preemptions > 0
-    assert list(driver.reasons)[0] == 1
+    assert next(iter(driver.reasons)) == 1
     assert {r.request_id: driver.tokens[r.request_id] for r in requests} == {
         r.request_id: expected_tokens(r) for r in requests
     }

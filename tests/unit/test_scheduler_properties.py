@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from driving import VOCAB_SIZE, Driver, expected_tokens, submit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from driving import VOCAB_SIZE, Driver, expected_tokens, submit
 from tgis_server.wire.messages import Cancel
 
 prompts = st.one_of(
