@@ -1,7 +1,7 @@
 """The plan channel: the leader hands every plan to its followers over a Unix socket.
 
-Plans travel as serialized messages; a single zero byte is the orderly end. End of stream without it means that the other
-side is gone. One thread on each side; nothing here interprets a plan.
+Plans travel as serialized messages; a single zero byte is the orderly end. End of stream without it means that the
+other side is gone. One thread on each side; nothing here interprets a plan.
 """
 
 from __future__ import annotations

@@ -1,0 +1,209 @@
+"""The life of the front-end process: bind, wait for the engine, serve, drain, stop. Called by ``child.py``."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+from tgis_server.errors import PeerLost, Unavailable
+from tgis_server.frontend.admission import Admission
+from tgis_server.frontend.detokenizer import PieceDecoder
+from tgis_server.frontend.generation import GenerationService
+from tgis_server.frontend.grpc_server import LauncherServer, PublicServer
+from tgis_server.frontend.output import TextSettings
+from tgis_server.frontend.router import Router
+from tgis_server.frontend.service import GenerationServicer
+from tgis_server.frontend.state import ServerState
+from tgis_server.frontend.tokenizer import Tokenizer
+from tgis_server.frontend.validation import Limits
+from tgis_server.frontend.watch import Watch
+from tgis_server.metrics import Metrics
+from tgis_server.run import Run
+from tgis_server.wire.link import EngineInfo, EngineLink, GrpcLink
+
+logger = logging.getLogger(__name__)
+
+LAST_WORDS_S = 0.5  # for calls in flight to get their status at the end
+
+
+def serve(run: Run) -> None:
+    """Be the front-end until SIGTERM or SIGINT, then drain. A second signal skips the drain.
+
+    Raises:
+        UsageError: a port is in use, or TLS files are not usable.
+        ModelError: the tokenizer cannot be used.
+        PeerLost: a shard died or hung; calls in flight got their status.
+    """
+    tokenizer = Tokenizer.load(run.model_dir, run.tokenization_workers)
+    pieces = PieceDecoder(tokenizer.inner, output_special_tokens=run.config.output_special_tokens)
+    asyncio.run(_serve(run, tokenizer, pieces))
+
+
+async def _serve(run: Run, tokenizer: Tokenizer, pieces: PieceDecoder) -> None:
+    link = GrpcLink(run.shard_socket(0))
+    watch = Watch([run.shard_socket(rank) for rank in range(run.num_shard)], run.config.step_timeout)
+    frontend = Frontend(run, tokenizer, pieces, link, watch)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, frontend.ask_to_stop)
+    try:
+        await frontend.run()
+    finally:
+        await link.close()
+        tokenizer.close()
+
+
+class Frontend:
+    """Owns the servers and decides when they are ready, draining or at their end."""
+
+    def __init__(self, run: Run, tokenizer: Tokenizer, pieces: PieceDecoder, link: EngineLink, watch: Watch) -> None:
+        from tgis_server.frontend.http import HttpServer  # aiohttp takes longer to import than all the rest
+
+        config = run.config
+        self.state = ServerState()
+        self.metrics = Metrics(
+            max_sequence_length=run.max_sequence_length,
+            max_new_tokens=config.max_new_tokens,
+            max_batch_size=config.max_batch_size,
+        )
+        self._run = run
+        self._tokenizer = tokenizer
+        self._link = link
+        self._watch = watch
+        self._text_settings = TextSettings(pieces, tokenizer.get_piece)
+        self._router = Router(link, self.metrics)
+        self._servicer = GenerationServicer(self.state, Admission(config.max_concurrent_requests), self.metrics)
+        self._public = PublicServer(config, self._servicer)
+        self._launcher = LauncherServer(run.frontend_socket, self.state)
+        self._http = HttpServer(config, self.state, self.metrics)
+        self._stop_asked = asyncio.Event()
+        self._hurry_asked = asyncio.Event()
+        self._started_at = time.monotonic()
+
+    def ask_to_stop(self) -> None:
+        """What a signal does: begin to drain; a second time, end now."""
+        if self._stop_asked.is_set():
+            self._hurry_asked.set()
+        self._stop_asked.set()
+
+    async def run(self) -> None:
+        """The whole life. Returns after a drain; errors as for :func:`serve`."""
+        self.metrics.name_server(model=self._run.model_id, mode=self._run.label)
+        try:
+            await self._bind()
+            try:
+                await self._serve_until_stopped()
+            except PeerLost as error:
+                await self._fail(error)
+                raise
+            await self._end_calls()
+        finally:
+            await self._http.stop()
+            await self._public.stop(LAST_WORDS_S)
+            await self._launcher.stop()
+        logger.info("stopped")
+
+    async def _bind(self) -> None:
+        """Take the ports at once: that one is in use should be said before a model is loaded."""
+        self.state.grpc_port = await self._public.start()
+        self.state.http_port = await self._http.start()
+        await self._launcher.start()
+        host = self._run.config.host
+        logger.info("listening: gRPC %s:%d, HTTP %s:%d", host, self.state.grpc_port, host, self.state.http_port)
+
+    async def _serve_until_stopped(self) -> None:
+        """Serve and drain while the shards are watched; the first thing that ends decides."""
+        life = asyncio.create_task(self._live(), name="life")
+        tasks = {life, asyncio.create_task(self._watch.run(), name="watch")}
+        await first_of(tasks)
+
+    async def _live(self) -> None:
+        stop = asyncio.create_task(self._stop_asked.wait(), name="wait-for-stop")
+        if not await before(stop, self._watch.wait_until_serving()):
+            return
+        try:
+            info = await self._link.info()
+        except Unavailable as error:
+            raise PeerLost(str(error)) from error
+        await self._start_serving(info)
+        reader = asyncio.create_task(self._router.run(), name="read-steps")
+        await first_of({reader, asyncio.create_task(self._drain_when_asked(), name="drain")})
+
+    async def _start_serving(self, info: EngineInfo) -> None:
+        config = self._run.config
+        limits = Limits.effective(info.max_sequence_length, config.max_new_tokens)
+        if limits.max_new_tokens < config.max_new_tokens:
+            logger.warning(
+                "max_new_tokens lowered from %d to %d: input and output together have %d tokens",
+                config.max_new_tokens,
+                limits.max_new_tokens,
+                limits.max_sequence_length,
+            )
+        self.metrics.use_limits(max_sequence_length=limits.max_sequence_length, max_new_tokens=limits.max_new_tokens)
+        self._servicer.generation = GenerationService(
+            limits=limits,
+            default_include_stop=config.default_include_stop_seqs,
+            tokenizer=self._tokenizer,
+            text_settings=self._text_settings,
+            router=self._router,
+            metrics=self.metrics,
+        )
+        self.state.start_serving()
+        await self._public.set_serving(True)
+        label = f" ({self._run.label})" if self._run.label else ""
+        logger.info("serving %s%s after %.1f s", self._run.model_id, label, time.monotonic() - self._started_at)
+
+    async def _drain_when_asked(self) -> None:
+        """Returns when the drain is over: nothing in flight, out of time, or a second signal."""
+        await self._stop_asked.wait()
+        config = self._run.config
+        self.state.start_draining()
+        await self._public.set_serving(False)
+        logger.info("draining: %d calls in flight", self.state.num_calls)
+        hurry = asyncio.create_task(self._hurry_asked.wait(), name="wait-for-hurry")
+        if await before(hurry, asyncio.sleep(config.drain_delay)):
+            self.state.stop_accepting()
+            await before(hurry, self.state.wait_until_idle(config.drain_timeout))
+        hurry.cancel()
+
+    async def _fail(self, error: PeerLost) -> None:
+        """The engine is gone: every call gets its status."""
+        self.state.fail(str(error))
+        await self._public.set_serving(False)
+        self._router.lose_engine(error)
+        await self.state.wait_until_idle(LAST_WORDS_S)
+
+    async def _end_calls(self) -> None:
+        """The drain is over: what is still in flight ends without an answer."""
+        self.state.stop_accepting()
+        if self.state.num_calls:
+            logger.warning("ending %d calls in flight", self.state.num_calls)
+        self._router.refuse(Unavailable(self.state.text))
+        await self.state.wait_until_idle(LAST_WORDS_S)
+
+
+async def first_of(tasks: set[asyncio.Task[None]]) -> None:
+    """Wait until one task ends, cancel the others, and end as the one that was first."""
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
+
+
+async def before(limit: asyncio.Task[Any], work: Coroutine[Any, Any, Any]) -> bool:
+    """Do ``work`` unless ``limit`` ends first, which cancels it. Returns whether it was done."""
+    doing = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({limit, doing}, return_when=asyncio.FIRST_COMPLETED)
+        return doing.done()
+    finally:
+        doing.cancel()
+        await asyncio.gather(doing, return_exceptions=True)

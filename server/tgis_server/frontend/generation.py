@@ -1,0 +1,154 @@
+"""One generation call, from its raw inputs to running outputs. Generate and GenerateStream are thin layers over it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tgis_server.errors import InvalidRequest
+from tgis_server.frontend.output import GenerationInput, Output, TextSettings
+from tgis_server.frontend.router import Router
+from tgis_server.frontend.tokenizer import EncodedInput, Tokenizer, TokenizerFailed
+from tgis_server.frontend.validation import (
+    GenerationParams,
+    Limits,
+    reject_adapter,
+    validate_length,
+    validate_params,
+)
+from tgis_server.metrics import Metrics
+from tgis_server.wire import generation_pb2 as pb
+from tgis_server.wire.messages import FinishReason
+
+MAX_DRAWN_SEED = 2**32  # what clients know from the original; a seed that they send may have 64 bits
+
+
+class Call:
+    """The outputs of one call and the event that wakes its handler."""
+
+    def __init__(self, *, is_stream: bool) -> None:
+        self.outputs: list[Output] = []
+        self._is_stream = is_stream
+        self._news = asyncio.Event()
+
+    def on_change(self, output: Output) -> None:
+        """Wake the handler if it can do something: a unary call waits for ends, a stream for every token."""
+        if self._is_stream or output.is_finished:
+            self._news.set()
+
+    async def wait_for_news(self) -> None:
+        await self._news.wait()
+        self._news.clear()
+
+    async def wait_for_all(self) -> None:
+        """Until every output ended.
+
+        Raises:
+            RequestError: the first failure, as soon as it happens.
+        """
+        unfinished = list(self.outputs)
+        while unfinished:
+            await self.wait_for_news()
+            for output in unfinished:
+                if output.error:
+                    raise output.error
+            unfinished = [output for output in unfinished if not output.is_finished]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationService:
+    """What a generation call needs of the server once the engine is loaded."""
+
+    limits: Limits
+    default_include_stop: bool
+    tokenizer: Tokenizer
+    text_settings: TextSettings
+    router: Router
+    metrics: Metrics
+
+    async def prepare(
+        self,
+        request: pb.BatchedGenerationRequest | pb.SingleGenerationRequest,
+        texts: Sequence[str],
+        call: Call,
+        started_at: float,
+    ) -> None:
+        """Validate, tokenize and check all inputs, then fill ``call.outputs``. Nothing reaches the engine.
+
+        Raises:
+            InvalidRequest: the first check that fails, of the first input that fails it; one input rejects all.
+        """
+        validation_started_at = time.monotonic()
+        params = validate_params(request.params, self.limits, default_include_stop=self.default_include_stop)
+        reject_adapter(request)
+        encoded = await self._encode_all(texts, params.truncate_input_tokens)
+        num_allowed = [validate_length(len(one.token_ids), params, self.limits) for one in encoded]
+        deadline = validation_started_at + params.time_limit_s if params.time_limit_s else None
+        for text, one, max_new_tokens in zip(texts, encoded, num_allowed, strict=True):
+            source = GenerationInput(
+                request_id=self.router.next_id(),
+                text=text,
+                token_ids=one.token_ids,
+                params=params,
+                seed=choose_seed(params),
+                max_new_tokens=max_new_tokens,
+                deadline=deadline,
+            )
+            call.outputs.append(Output(source, self.text_settings, call.on_change))
+        lengths = [len(one.token_ids) for one in encoded]
+        self.metrics.observe_validated(lengths, params.max_new_tokens, time.monotonic() - started_at)
+
+    @contextmanager
+    def running(self, call: Call) -> Iterator[None]:
+        """Run the outputs of a call inside the ``with`` block; what has not ended when it is left is cancelled.
+
+        Raises:
+            Unavailable: the engine is gone.
+        """
+        with self.router.running(call.outputs):
+            yield
+
+    def count_answer(self, output: Output, kind: str, started_at: float) -> None:
+        """Metrics of an input that is being answered."""
+        if output.stop_reason is FinishReason.TIME_LIMIT and output.num_generated == 0:
+            self.metrics.count_failure("timeout")
+        inference_s = None
+        if output.started_at is not None and output.finished_at is not None:
+            inference_s = max(0.0, output.finished_at - output.started_at)
+        self.metrics.observe_answer(
+            kind=kind,
+            stop_reason=output.stop_reason.name,
+            num_input=len(output.source.token_ids),
+            num_generated=output.num_generated,
+            total_s=time.monotonic() - started_at,
+            inference_s=inference_s,
+        )
+
+    async def _encode_all(self, texts: Sequence[str], truncate_to: int) -> list[EncodedInput]:
+        results = await asyncio.gather(
+            *(self.tokenizer.encode_input(text, truncate_to) for text in texts), return_exceptions=True
+        )
+        encoded = []
+        for result in results:  # in order: the first input that failed is the one to report
+            match result:
+                case EncodedInput():
+                    self.metrics.observe_raw_input(result.num_tokens_before_truncation)
+                    encoded.append(result)
+                case TokenizerFailed():
+                    raise InvalidRequest(f"tokenizer error {result}") from result
+                case _:
+                    raise result
+        if not all(one.token_ids for one in encoded):
+            raise InvalidRequest("tokenizer error the input is empty")
+        return encoded
+
+
+def choose_seed(params: GenerationParams) -> int:
+    """The seed of one input: the client's, or drawn; greedy decoding has none."""
+    if params.sampling.is_greedy:
+        return 0
+    return random.SystemRandom().randrange(MAX_DRAWN_SEED) if params.seed is None else params.seed

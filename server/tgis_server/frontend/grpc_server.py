@@ -1,0 +1,159 @@
+"""The public gRPC server and the launcher's socket: ports, TLS, reflection, health. Knows no generation."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from tgis_server.config import ServeConfig
+from tgis_server.errors import UsageError
+from tgis_server.frontend.state import ServerState
+from tgis_server.wire import generation_pb2, shard_pb2
+from tgis_server.wire.generation_pb2_grpc import GenerationServiceServicer, add_GenerationServiceServicer_to_server
+from tgis_server.wire.shard_pb2_grpc import FrontendServicer, add_FrontendServicer_to_server
+
+SERVICE_NAME = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
+MAX_REQUEST_BYTES = 4 * 1024 * 1024  # part of the contract
+
+SERVER_OPTIONS = (
+    ("grpc.so_reuseport", 0),  # two servers on one port would share its calls without a word
+    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_concurrent_streams", 100_000),
+    # Calls that wait to be taken from the library. Its defaults (1000, 3000) cancel a part of a burst, at random.
+    ("grpc.server.max_pending_requests", 100_000),
+    ("grpc.server.max_pending_requests_hard_limit", 100_000),
+    # Clients may ping as often as they like, with or without a call: an idle channel must survive.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 100),
+)
+
+
+class PublicServer:
+    """``fmaas.GenerationService`` with health and reflection, on the configured port."""
+
+    def __init__(self, config: ServeConfig, servicer: GenerationServiceServicer) -> None:
+        self._config = config
+        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        self._health = health.aio.HealthServicer()
+        add_GenerationServiceServicer_to_server(servicer, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+
+    async def start(self) -> int:
+        """Bind and answer; returns the port. Health says NOT_SERVING until it is told otherwise.
+
+        Raises:
+            UsageError: the port cannot be bound, or the TLS files are not usable.
+        """
+        await self.set_serving(False)
+        config = self._config
+        address = f"[{config.host}]:{config.grpc_port}" if ":" in config.host else f"{config.host}:{config.grpc_port}"
+        credentials = load_credentials(config)
+        try:
+            if credentials:
+                port: int = self._server.add_secure_port(address, credentials)
+            else:
+                port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise explain_bind_failure(config.host, config.grpc_port, "--grpc-port", "gRPC") from error
+        await self._server.start()
+        return port
+
+    async def set_serving(self, is_serving: bool) -> None:
+        """What grpc.health.v1 says of the server and of its service."""
+        status = health_pb2.HealthCheckResponse.SERVING if is_serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", SERVICE_NAME):
+            await self._health.set(name, status)
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuse new calls, give those in flight ``grace_s`` seconds, then end."""
+        await self._server.stop(grace_s)
+
+
+class LauncherServer(FrontendServicer):
+    """Tells the launcher how the front-end is, on a socket that only this user can open."""
+
+    def __init__(self, path: Path, state: ServerState) -> None:
+        self._path = path
+        self._state = state
+        self._server = grpc.aio.server()
+        add_FrontendServicer_to_server(self, self._server)
+
+    async def start(self) -> None:
+        self._server.add_insecure_port(f"unix:{self._path}")
+        self._path.chmod(0o600)
+        await self._server.start()
+
+    async def stop(self) -> None:
+        await self._server.stop(None)
+
+    async def Health(  # noqa: N802  the name of the RPC
+        self, request: shard_pb2.HealthRequest, context: object
+    ) -> shard_pb2.FrontendHealth:
+        state = self._state
+        return shard_pb2.FrontendHealth(
+            state=shard_pb2.FrontendHealth.State.Name(state.phase.value),
+            text=state.text,
+            grpc_port=state.grpc_port,
+            http_port=state.http_port,
+            in_flight=state.num_calls,
+        )
+
+
+def load_credentials(config: ServeConfig) -> grpc.ServerCredentials | None:
+    """TLS as configured, or None for plain text. A client CA makes client certificates mandatory."""
+    if config.tls_cert_path is None or config.tls_key_path is None:
+        return None
+    key, certificate = read_pem(config.tls_key_path), read_pem(config.tls_cert_path)
+    client_ca = read_pem(config.tls_client_ca_cert_path) if config.tls_client_ca_cert_path else None
+    return grpc.ssl_server_credentials(
+        [(key, certificate)], root_certificates=client_ca, require_client_auth=client_ca is not None
+    )
+
+
+def read_pem(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"TLS file {path} cannot be read: {error.strerror}.") from error
+    if b"-----BEGIN " not in content:
+        raise UsageError(f"TLS file {path} is not PEM: it has no line -----BEGIN ...-----.")
+    return content
+
+
+def explain_bind_failure(host: str, port: int, flag: str, what: str) -> UsageError:
+    """Why a port cannot be bound, found by binding it once more: libraries do not tell."""
+    try:
+        listen(host, port).close()
+    except OSError as error:
+        return bind_error(error, host, port, flag, what)
+    return UsageError(f"{what} cannot listen on {host}:{port}. Check the address and the TLS files.")
+
+
+def bind_error(error: OSError, host: str, port: int, flag: str, what: str) -> UsageError:
+    """A bind error as a sentence that says what to do."""
+    if error.errno == errno.EADDRINUSE:
+        return UsageError(
+            f"{what} port {port} is in use: another server listens on it. Stop that one or choose another with {flag}."
+        )
+    if error.errno == errno.EACCES:
+        return UsageError(
+            f"{what} port {port} needs privileges that this user lacks: choose one above 1023 with {flag}."
+        )
+    reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+    return UsageError(f"{what} cannot listen on {host}:{port}: {reason}. Check --host and {flag}.")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening TCP socket."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, reuse_port=False)

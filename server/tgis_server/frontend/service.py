@@ -1,0 +1,166 @@
+"""``fmaas.GenerationService``: RPCs to calls, errors to statuses. What a call does is in ``generation.py``."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, TypeAlias
+
+import grpc
+
+from tgis_server.errors import GenerationFailed, InvalidRequest, Overloaded, TgisError
+from tgis_server.frontend.admission import Admission
+from tgis_server.frontend.generation import Call, GenerationService
+from tgis_server.frontend.state import ServerState
+from tgis_server.frontend.tokenizer import TokenizedText, TokenizerFailed
+from tgis_server.frontend.validation import reject_adapter
+from tgis_server.metrics import Metrics
+from tgis_server.wire import generation_pb2 as pb
+from tgis_server.wire.generation_pb2_grpc import GenerationServiceServicer
+
+logger = logging.getLogger(__name__)
+
+Context: TypeAlias = grpc.aio.ServicerContext
+
+
+class GenerationServicer(GenerationServiceServicer):
+    """The public RPCs. Registered before the engine is loaded: until ``generation`` is set, calls are UNAVAILABLE."""
+
+    def __init__(self, state: ServerState, admission: Admission, metrics: Metrics) -> None:
+        self.generation: GenerationService | None = None
+        self._state = state
+        self._admission = admission
+        self._metrics = metrics
+
+    async def Generate(self, request: pb.BatchedGenerationRequest, context: Context) -> pb.BatchedGenerationResponse:
+        started_at = time.monotonic()
+        texts = [one.text for one in request.requests]
+        kind = "single" if len(texts) == 1 else "batch"
+        self._metrics.count_call(kind, len(texts))
+        call = Call(is_stream=False)
+        async with self._answering(context, call) as generation:
+            if not texts:
+                return pb.BatchedGenerationResponse()
+            with self._admission.hold(len(texts)):
+                await generation.prepare(request, texts, call, started_at)
+                with generation.running(call):
+                    await call.wait_for_all()
+                for output in call.outputs:
+                    generation.count_answer(output, kind, started_at)
+                return pb.BatchedGenerationResponse(responses=[output.to_response() for output in call.outputs])
+
+    async def GenerateStream(self, request: pb.SingleGenerationRequest, context: Context) -> None:
+        # Writes instead of yielding: a generator's `finally` may run long after its client is gone.
+        started_at = time.monotonic()
+        self._metrics.count_call("stream", 1)
+        call = Call(is_stream=True)
+        async with self._answering(context, call) as generation:
+            with self._admission.hold(1):
+                if not request.HasField("request"):
+                    raise MissingRequest("missing request")
+                await generation.prepare(request, [request.request.text], call, started_at)
+                [output] = call.outputs
+                await context.write(output.first_frame())
+                with generation.running(call):
+                    is_over = False
+                    while not is_over:
+                        await call.wait_for_news()
+                        is_over = output.is_finished  # before the frames are taken: they grow while one is written
+                        for frame in output.take_frames():
+                            await context.write(frame)
+                if output.error:
+                    raise output.error
+                generation.count_answer(output, "stream", started_at)
+
+    async def Tokenize(self, request: pb.BatchedTokenizeRequest, context: Context) -> pb.BatchedTokenizeResponse:
+        started_at = time.monotonic()
+        self._metrics.count_tokenize(len(request.requests))
+        async with self._answering(context) as generation:
+            reject_adapter(request)
+            tokenize = generation.tokenizer.tokenize
+            texts = await asyncio.gather(
+                *(
+                    tokenize(one.text, request.truncate_input_tokens, want_offsets=request.return_offsets)
+                    for one in request.requests
+                )
+            )
+            num_tokens = sum(len(text.token_ids) for text in texts)
+            self._metrics.observe_tokenized(num_tokens, time.monotonic() - started_at)
+            return pb.BatchedTokenizeResponse(responses=[tokenize_response(text, request) for text in texts])
+
+    async def ModelInfo(self, request: pb.ModelInfoRequest, context: Context) -> pb.ModelInfoResponse:
+        async with self._answering(context) as generation:
+            return pb.ModelInfoResponse(
+                model_kind=pb.ModelInfoResponse.DECODER_ONLY,  # the only kind that an engine runs
+                max_sequence_length=generation.limits.max_sequence_length,
+                max_new_tokens=generation.limits.max_new_tokens,
+            )
+
+    @asynccontextmanager
+    async def _answering(self, context: Context, call: Call | None = None) -> AsyncIterator[GenerationService]:
+        """Count a call in flight, refuse it while the server accepts none, and turn its error into its status.
+
+        Failures of generation calls, which have a ``call``, are counted.
+        """
+        extra = {"correlation_id": get_correlation_id(context)}
+        with self._state.call():
+            logger.debug("call began", extra=extra)
+            try:
+                self._state.require_accepting()
+                assert self.generation is not None, "accepting calls before the engine is known"
+                yield self.generation
+            except asyncio.CancelledError:
+                if call:
+                    self._metrics.count_failure("cancelled", sum(not one.is_finished for one in call.outputs))
+                logger.debug("call cancelled", extra=extra)
+                raise
+            except Exception as error:  # noqa: BLE001  the border: every failure of a call becomes its status
+                status, text = self._explain(error)
+                if call and not isinstance(error, MissingRequest):
+                    self._metrics.count_failure(failure_label(error, call))
+                logger.debug("call failed: %s %s", status.name, text, extra=extra)
+                await context.abort(status, text)
+
+    def _explain(self, error: Exception) -> tuple[grpc.StatusCode, str]:
+        match error:
+            case TgisError():
+                return grpc.StatusCode[error.status], str(error)
+            case TokenizerFailed():
+                return grpc.StatusCode[GenerationFailed.status], str(error)
+            case _:
+                logger.error("A call failed unexpectedly.", exc_info=error)
+                return grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}"
+
+
+class MissingRequest(InvalidRequest):
+    """A stream without its one input: not counted among the failures."""
+
+
+def failure_label(error: Exception, call: Call) -> str:
+    """The ``err`` label under which a failed generation call is counted."""
+    match error:
+        case Overloaded():
+            return "conc_limit"
+        case InvalidRequest():
+            return "validation"
+        case _:
+            return "generate" if call.outputs else "unknown"
+
+
+def tokenize_response(text: TokenizedText, request: pb.BatchedTokenizeRequest) -> pb.TokenizeResponse:
+    return pb.TokenizeResponse(
+        token_count=len(text.token_ids),
+        tokens=text.tokens if request.return_tokens else [],
+        offsets=[pb.TokenizeResponse.Offset(start=start, end=end) for start, end in text.offsets],
+    )
+
+
+def get_correlation_id(context: Context) -> Any:
+    """The client's name for this call, for logs only."""
+    for key, value in context.invocation_metadata() or ():
+        if key == "x-correlation-id":
+            return value
+    return None

@@ -1,0 +1,97 @@
+"""Finding stop sequences in text that arrives in pieces.
+
+The sequences form an automaton over characters (Aho and Corasick, 1975): its state after a character is the longest end
+of the text that may still become a stop sequence. So the answer depends on the text alone, not on how it was divided
+into tokens, and a character costs constant time. Knows nothing of tokens or requests.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class _State:
+    depth: int  # characters of a stop sequence that have been read
+    next: dict[str, _State] = field(default_factory=dict)
+    fallback: _State | None = None  # the longest proper end of this state that is a state; None: the root
+    match: str = ""  # the longest stop sequence that ends here
+    held: int = 0  # characters at the end of the text that may still become part of a match
+
+
+class StopMatcher:
+    """Watches one output for the first stop sequence that is completed; of several completed together the longest.
+
+    Text is held back only while it may become part of a match that would have to be cut off. If the sequence stays in
+    the output (``include``), what precedes its end is sent in any case and nothing is held back.
+    """
+
+    def __init__(self, sequences: Sequence[str], *, include: bool) -> None:
+        """``sequences`` are not empty strings."""
+        self._root = _build(sequences)
+        self._state = self._root
+        self._include = include
+        self._held = ""
+
+    def push(self, text: str, *, can_match: bool = True) -> tuple[str, str]:
+        """Add text to the output.
+
+        Args:
+            text: what the newest token added.
+            can_match: whether a sequence that is completed here counts. One that does not is never found later.
+
+        Returns:
+            The text that may be sent now, and the stop sequence that was found, or ``""``. After a match the output is
+            complete: the rest of ``text`` is dropped and the matcher must not be used any more.
+        """
+        pending = self._held + text
+        num_before = len(self._held)
+        state = self._state
+        for position, character in enumerate(text, start=num_before + 1):
+            state = self._advance(state, character)
+            if state.match and can_match:
+                end = position if self._include else position - len(state.match)
+                self._held = ""
+                return pending[:end], state.match
+        self._state = state
+        num_held = 0 if self._include else state.held
+        border = len(pending) - num_held
+        self._held = pending[border:]
+        return pending[:border], ""
+
+    def flush(self) -> str:
+        """The output ends without a match: the text that was held back."""
+        held, self._held = self._held, ""
+        return held
+
+    def _advance(self, state: _State, character: str) -> _State:
+        while (following := state.next.get(character)) is None:
+            if state.fallback is None:
+                return self._root
+            state = state.fallback
+        return following
+
+
+def _build(sequences: Sequence[str]) -> _State:
+    root = _State(depth=0)
+    for sequence in sequences:
+        state = root
+        for character in sequence:
+            state = state.next.setdefault(character, _State(state.depth + 1))
+        state.match = sequence
+
+    queue = deque([root])
+    while queue:  # breadth first: the fallbacks of shorter states are known when a longer one needs them
+        state = queue.popleft()
+        for character, child in state.next.items():
+            fallback = state.fallback
+            while fallback is not None and character not in fallback.next:
+                fallback = fallback.fallback
+            child.fallback = root if fallback is None else fallback.next[character]
+            child.match = child.match or child.fallback.match
+            # A state without successors can only go on through its fallback: its own text cannot grow into a match.
+            child.held = child.depth if child.next else child.fallback.held
+            queue.append(child)
+    return root

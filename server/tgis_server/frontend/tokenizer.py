@@ -1,0 +1,164 @@
+"""Text to tokens, in a pool of threads: the event loop never tokenizes.
+
+Wraps the model's ``tokenizer.json``; its own truncation and padding are off. Knows nothing of requests or engines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tokenizers
+
+from tgis_server.errors import ModelError
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+
+class TokenizerFailed(Exception):
+    """The library could not tokenize a text; the message is its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedInput:
+    """A prompt as the engine gets it."""
+
+    token_ids: list[int]
+    num_tokens_before_truncation: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedText:
+    """What the Tokenize RPC says about a text."""
+
+    token_ids: list[int]
+    tokens: list[str]  # vocabulary pieces
+    offsets: list[tuple[int, int]]  # UTF-8 bytes; empty unless asked for
+
+
+class Tokenizer:
+    """The tokenizer of the served model. Encoding methods may be called by any number of tasks at once."""
+
+    def __init__(
+        self, tokenizer: tokenizers.Tokenizer, *, forced_bos_id: int | None = None, num_workers: int = 1
+    ) -> None:
+        """
+        Args:
+            tokenizer: becomes this object's: truncation and padding are switched off.
+            forced_bos_id: first token of every truncated prompt, also where the tokenizer itself adds none.
+            num_workers: threads.
+        """
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self.inner = tokenizer
+        self._forced_bos_id = forced_bos_id
+        self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="tokenizer")
+
+    @classmethod
+    def load(cls, model_dir: Path, num_workers: int) -> Tokenizer:
+        """Read ``tokenizer.json`` and, if there is one, ``tokenizer_config.json``.
+
+        Raises:
+            ModelError: a file is missing or broken.
+        """
+        file = model_dir / "tokenizer.json"
+        if not file.is_file():
+            raise ModelError(
+                f"{file} does not exist. Run `tgis convert-to-fast-tokenizer` on the model, or use one that has it."
+            )
+        try:
+            tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises plain Exception for every kind of broken file
+            raise ModelError(f"{file} cannot be read: {error}.") from error
+        return cls(tokenizer, forced_bos_id=read_forced_bos(model_dir, tokenizer), num_workers=num_workers)
+
+    async def encode_input(self, text: str, truncate_to: int = 0) -> EncodedInput:
+        """Tokens of a prompt, the rightmost ``truncate_to`` of them (0 = all).
+
+        Raises:
+            TokenizerFailed: with the library's message.
+        """
+        return await self._in_pool(partial(self._encode_input, text, truncate_to))
+
+    async def tokenize(self, text: str, truncate_to: int = 0, *, want_offsets: bool = False) -> TokenizedText:
+        """Tokens of a text as the Tokenize RPC cuts them: the last entries, whatever they are.
+
+        Raises:
+            TokenizerFailed: with the library's message.
+        """
+        return await self._in_pool(partial(self._tokenize, text, truncate_to, want_offsets))
+
+    def get_piece(self, token_id: int) -> str:
+        """The vocabulary piece of a token; an unknown id has none."""
+        return self.inner.id_to_token(token_id) or ""
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _encode_input(self, text: str, truncate_to: int) -> EncodedInput:
+        [encoding] = self.inner.encode_batch_fast([text])  # the batch form leaves other threads running meanwhile
+        token_ids: list[int] = encoding.ids
+        num_tokens = len(token_ids)
+        if 0 < truncate_to < num_tokens:
+            bos_id = self._get_bos(encoding)
+            token_ids = token_ids[num_tokens - truncate_to :]
+            if bos_id is not None:
+                token_ids[0] = bos_id
+        return EncodedInput(token_ids, num_tokens)
+
+    def _get_bos(self, encoding: tokenizers.Encoding) -> int | None:
+        """The token that a truncated prompt must begin with: one that the tokenizer put in front, or the configured."""
+        if encoding.special_tokens_mask[0] == 1:
+            first: int = encoding.ids[0]
+            return first
+        return self._forced_bos_id
+
+    def _tokenize(self, text: str, truncate_to: int, want_offsets: bool) -> TokenizedText:
+        [encoding] = self.inner.encode_batch([text]) if want_offsets else self.inner.encode_batch_fast([text])
+        kept = slice(-truncate_to if truncate_to else None, None)
+        offsets = to_byte_offsets(text, encoding.offsets[kept]) if want_offsets else []
+        return TokenizedText(encoding.ids[kept], encoding.tokens[kept], offsets)
+
+    async def _in_pool(self, work: Callable[[], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        except Exception as error:  # a library border: a text that fails harms no other
+            raise TokenizerFailed(str(error)) from error
+
+
+def to_byte_offsets(text: str, offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Character offsets to offsets in the text's UTF-8."""
+    if text.isascii():
+        return offsets
+    borders = [0]
+    for character in text:
+        borders.append(borders[-1] + len(character.encode()))
+    return [(borders[start], borders[end]) for start, end in offsets]
+
+
+def read_forced_bos(model_dir: Path, tokenizer: tokenizers.Tokenizer) -> int | None:
+    """The id of ``bos_token`` if ``tokenizer_config.json`` says ``add_bos_token``."""
+    file = model_dir / "tokenizer_config.json"
+    if not file.is_file():
+        return None
+    try:
+        config: dict[str, Any] = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read: {error}.") from error
+    token = config.get("bos_token")
+    text = token.get("content") if isinstance(token, dict) else token
+    if not config.get("add_bos_token") or not text:
+        return None
+    bos_id: int | None = tokenizer.token_to_id(text)
+    if bos_id is None:
+        logger.warning("%s asks for the BOS token %s, which the vocabulary does not have.", file.name, text)
+    return bos_id

@@ -1,0 +1,177 @@
+"""The front-end's way to the engine: requests out, one result per step in.
+
+``EngineLink`` is the seam that tests replace; ``GrpcLink`` speaks the Session of ``shard.proto`` over the leader's Unix
+socket. It belongs to one event loop and knows nothing of clients, text or scheduling.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import grpc
+
+from tgis_server.errors import PeerLost, Unavailable
+from tgis_server.wire import shard_pb2 as pb
+from tgis_server.wire.codec import decode_step_result, encode_to_engine
+from tgis_server.wire.messages import StepResult, Submit
+from tgis_server.wire.shard_pb2_grpc import ShardStub
+
+INFO_TIMEOUT_S = 10.0
+
+CHANNEL_OPTIONS = (
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.enable_retries", 0),
+    # A socket that is not there yet costs nothing to try again: the default waits up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """Facts about the loaded model that requests are checked against."""
+
+    max_sequence_length: int  # prompt + output, what really fits
+    eos_ids: tuple[int, ...] = ()
+    vocab_size: int = 0
+    model_type: str = ""
+    dtype: str = ""
+    device: str = ""
+    num_blocks: int = 0
+    block_size: int = 0
+    notes: tuple[str, ...] = ()
+
+
+class EngineLink(Protocol):
+    """One connection to one engine. All methods are called from the event loop that made it."""
+
+    async def info(self) -> EngineInfo:
+        """Facts about the model, once the engine is loaded.
+
+        Raises:
+            Unavailable: it is still loading or cannot be reached.
+        """
+        ...
+
+    def submit(self, requests: Iterable[Submit]) -> None:
+        """Queue requests; they leave together, in order.
+
+        Raises:
+            Unavailable: ``results`` is not being read, so no answer could come.
+        """
+        ...
+
+    def cancel(self, request_id: int) -> None:
+        """Tell the engine to forget a request. Never fails: without a connection there is nothing to forget."""
+        ...
+
+    def results(self) -> AsyncIterator[StepResult]:
+        """Connect, then yield the result of each step.
+
+        Raises:
+            PeerLost: the connection ended, whoever ended it. The iterator never just stops.
+        """
+        ...
+
+
+def open_channel(socket: Path) -> grpc.aio.Channel:
+    """A channel to a server on a Unix socket, without message limits. Connects when first used."""
+    return grpc.aio.insecure_channel(f"unix:{socket}", options=CHANNEL_OPTIONS)
+
+
+class GrpcLink:
+    """The Session with the leader, over its Unix socket."""
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+        self._channel: grpc.aio.Channel | None = None
+        self._submits: dict[int, Submit] = {}  # not sent yet
+        self._cancels: list[int] = []
+        self._has_outgoing = asyncio.Event()
+        self._is_open = False
+
+    async def info(self) -> EngineInfo:
+        try:
+            reply: pb.InfoReply = await self._stub().Info(pb.InfoRequest(), timeout=INFO_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise Unavailable(f"The engine does not say what it serves: {describe(error)}.") from error
+        return EngineInfo(
+            max_sequence_length=reply.max_sequence_length,
+            eos_ids=tuple(reply.eos_ids),
+            vocab_size=reply.vocab_size,
+            model_type=reply.model_type,
+            dtype=reply.dtype,
+            device=reply.device,
+            num_blocks=reply.num_blocks,
+            block_size=reply.block_size,
+            notes=tuple(reply.notes),
+        )
+
+    def submit(self, requests: Iterable[Submit]) -> None:
+        if not self._is_open:
+            raise Unavailable("The engine is not connected; try again.")
+        self._submits.update((request.request_id, request) for request in requests)
+        self._has_outgoing.set()
+
+    def cancel(self, request_id: int) -> None:
+        if self._submits.pop(request_id, None) is None and self._is_open:
+            self._cancels.append(request_id)
+            self._has_outgoing.set()
+
+    async def results(self) -> AsyncIterator[StepResult]:
+        call = self._stub().Session()
+        sender = asyncio.create_task(self._send(call), name="session-sender")
+        self._is_open = True
+        try:
+            async for message in call:
+                yield decode_step_result(message)
+            raise PeerLost("The engine closed its connection to the front-end.")
+        except grpc.aio.AioRpcError as error:
+            raise PeerLost(f"The connection to the engine broke: {describe(error)}.") from error
+        except asyncio.CancelledError:
+            # A sender that failed cancels the call; anything else is a real cancellation of the reader.
+            if sender.done() and not sender.cancelled() and (cause := sender.exception()):
+                raise PeerLost(f"Requests could not be sent to the engine: {cause}.") from cause
+            raise
+        finally:
+            self._is_open = False
+            self._submits.clear()
+            self._cancels.clear()
+            sender.cancel()
+            call.cancel()
+
+    async def close(self) -> None:
+        """Drop the connection; the leader then cancels what it still runs for it."""
+        if self._channel is not None:
+            await self._channel.close()
+
+    async def _send(self, call: Any) -> None:
+        """Write all that waits as one message, and again: while a write is under way the next message gathers."""
+        try:
+            while True:
+                await self._has_outgoing.wait()
+                self._has_outgoing.clear()
+                submits, self._submits = self._submits, {}
+                cancels, self._cancels = self._cancels, []
+                if submits or cancels:
+                    await call.write(encode_to_engine(submits.values(), cancels))
+        finally:
+            call.cancel()
+
+    def _stub(self) -> ShardStub:
+        if self._channel is None:  # here, not in __init__: a channel belongs to the running event loop
+            self._channel = open_channel(self._socket)
+        return ShardStub(self._channel)
+
+
+def describe(error: grpc.aio.AioRpcError) -> str:
+    """A gRPC error in a few words."""
+    return f"{error.code().name} {error.details() or ''}".strip().rstrip(".")

@@ -1,0 +1,167 @@
+"""Names, labels and buckets that dashboards rely on."""
+
+from __future__ import annotations
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tgis_server.metrics import DURATION_BUCKETS, SPECS, Metrics
+from tgis_server.wire.messages import StepStats
+
+
+def metrics() -> Metrics:
+    return Metrics(max_sequence_length=128, max_new_tokens=64, max_batch_size=3)
+
+
+def samples(source: Metrics) -> dict[str, float]:
+    """``name{label=value,...}`` -> value, as a scraper reads them."""
+    found = {}
+    for family in text_string_to_metric_families(source.to_text().decode()):
+        for sample in family.samples:
+            labels = ",".join(f"{key}={value}" for key, value in sorted(sample.labels.items()))
+            found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+    return found
+
+
+def buckets(source: Metrics, name: str) -> list[float]:
+    text = source.to_text().decode()
+    return [float(line.split('le="')[1].split('"')[0]) for line in text.splitlines() if line.startswith(f"{name}_bucket")]
+
+
+def test_a_counter_has_its_bare_name_and_the_one_with_total():
+    source = metrics()
+
+    source.count_call("single", 1)
+    source.count_failure("conc_limit")
+
+    found = samples(source)
+    assert found["tgi_request_count{kind=single}"] == found["tgi_request_count_total{kind=single}"] == 1
+    assert found["tgi_request_failure{err=conc_limit}"] == found["tgi_request_failure_total{err=conc_limit}"] == 1
+
+
+def test_no_times_of_creation_are_exported():
+    assert "_created" not in metrics().to_text().decode()
+
+
+def test_every_name_has_the_prefix_and_appears_once():
+    names = [spec.name for spec in SPECS]
+
+    assert all(name.startswith("tgi_") for name in names)
+    assert len(set(names)) == len(names)
+
+
+def test_two_servers_in_one_process_count_apart():
+    one, two = metrics(), metrics()
+
+    one.count_call("stream", 1)
+
+    assert samples(one)["tgi_request_input_count"] == 1
+    assert samples(two)["tgi_request_input_count"] == 0
+
+
+def test_durations_have_the_original_buckets():
+    source = metrics()
+    source.observe_queued(1.0)
+
+    assert (round(DURATION_BUCKETS[0], 6), round(DURATION_BUCKETS[-1], 3), len(DURATION_BUCKETS)) == (0.00015, 145.611, 35)
+    assert len(buckets(source, "tgi_request_queue_duration")) == 36  # and infinity
+
+
+def test_lengths_have_64_steps_up_to_the_servers_limits():
+    source = metrics()
+    source.use_limits(max_sequence_length=640, max_new_tokens=64)
+
+    assert buckets(source, "tgi_request_input_length")[:2] == [10, 20]
+    assert buckets(source, "tgi_request_total_tokens")[-2] == 640
+    assert buckets(source, "tgi_request_generated_tokens")[-2] == 64
+
+
+def test_batch_sizes_have_a_bucket_each():
+    source = metrics()
+    source.observe_step(StepStats(decode_rows=2), num_started=0, processing_s=0.0)
+
+    assert buckets(source, "tgi_batch_inference_batch_size")[:3] == [1, 2, 3]
+
+
+def test_a_mixed_step_counts_under_both_methods_with_the_rows_of_each():
+    source = metrics()
+
+    stats = StepStats(prefill_rows=1, decode_rows=2, prefill_tokens=30, step_s=0.5, forward_s=0.25)
+    source.observe_step(stats, num_started=1, processing_s=0.125)
+
+    found = samples(source)
+    for method, rows in (("prefill", 1), ("next_token", 2)):
+        assert found[f"tgi_batch_inference_count{{method={method}}}"] == 1
+        assert found[f"tgi_batch_inference_success{{method={method}}}"] == 1
+        assert found[f"tgi_batch_inference_batch_size_sum{{method={method}}}"] == rows
+        assert found[f"tgi_batch_inference_duration_sum{{makeup=single_only,method={method}}}"] == 0.5
+        assert found[f"tgi_batch_inference_forward_duration_sum{{makeup=single_only,method={method}}}"] == 0.25
+        assert found[f"tgi_batch_inference_tokproc_duration_sum{{makeup=single_only,method={method}}}"] == 0.125
+    assert found["tgi_batch_next_tokens_sum"] == 30
+    assert found["tgi_batch_concatenation_count"] == 1
+
+
+def test_a_step_without_rows_only_moves_gauges():
+    source = metrics()
+
+    source.observe_step(
+        StepStats(num_waiting=3, num_running=2, running_tokens=7, remaining_tokens=9, used_blocks=4, total_blocks=8),
+        num_started=0,
+        processing_s=0.0,
+    )
+
+    found = samples(source)
+    assert not any(name.startswith("tgi_batch_inference_count") for name in found)
+    assert {
+        "tgi_queue_size": 3,
+        "tgi_batch_current_size": 2,
+        "tgi_batch_input_tokens": 7,
+        "tgi_batch_max_remaining_tokens": 9,
+        "tgi_kv_blocks_used": 4,
+        "tgi_kv_blocks_total": 8,
+    }.items() <= found.items()
+
+
+def test_a_step_that_did_not_fit_is_a_failure():
+    source = metrics()
+
+    source.observe_step(StepStats(prefill_rows=1, out_of_memory=True), num_started=0, processing_s=0.0)
+
+    found = samples(source)
+    assert found["tgi_batch_inference_failure{method=prefill,reason=oom}"] == 1
+    assert "tgi_batch_inference_success{method=prefill}" not in found
+
+
+def test_an_answer_is_counted_by_reason_and_kind():
+    source = metrics()
+
+    source.observe_answer(
+        kind="batch", stop_reason="EOS_TOKEN", num_input=5, num_generated=4, total_s=2.0, inference_s=1.0
+    )
+
+    found = samples(source)
+    assert found["tgi_request_success{kind=batch,stop_reason=EOS_TOKEN}"] == 1
+    assert found["tgi_request_total_tokens_sum"] == 9
+    assert found["tgi_request_mean_time_per_token_duration_sum"] == 0.25
+
+
+def test_an_answer_that_never_ran_has_no_inference_time():
+    source = metrics()
+
+    source.observe_answer(
+        kind="single", stop_reason="TIME_LIMIT", num_input=5, num_generated=0, total_s=2.0, inference_s=None
+    )
+
+    assert samples(source)["tgi_request_inference_duration_count"] == 0
+
+
+@pytest.mark.parametrize(
+    ("previous", "name", "expected"),
+    [(None, "tgi_time_to_first_token_duration_sum", 2.0), (9.5, "tgi_inter_token_duration_sum", 0.5)],
+)
+def test_first_tokens_count_from_submission_and_others_from_the_one_before(previous, name, expected):
+    source = metrics()
+
+    source.observe_token(now=10.0, submitted_at=8.0, previous_at=previous)
+
+    assert samples(source)[name] == expected

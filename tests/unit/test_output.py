@@ -1,0 +1,387 @@
+"""From tokens to messages: frames of a stream, the unary answer, stop reasons, token details."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import vocabularies
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from tgis_server.errors import GenerationFailed, OutOfMemory, Unavailable
+from tgis_server.frontend.detokenizer import PieceDecoder
+from tgis_server.frontend.output import GenerationInput, Output, TextSettings
+from tgis_server.frontend.validation import GenerationParams
+from tgis_server.wire import generation_pb2 as pb
+from tgis_server.wire.messages import NO_TOKEN, Details, Failure, FinishReason, SamplingParams, TokenDetail
+
+GO_ON, MAX, EOS = FinishReason.NOT_FINISHED, FinishReason.MAX_TOKENS, FinishReason.EOS_TOKEN
+PARAMS = GenerationParams(
+    sampling=SamplingParams(),
+    seed=None,
+    max_new_tokens=20,
+    stop_sequences=(),
+    include_stop_sequence=True,
+    time_limit_s=None,
+    truncate_input_tokens=0,
+    details=Details(),
+    input_text=False,
+)
+Frame = pb.GenerationResponse
+Token = pb.TokenInfo
+
+
+def output_of(library: Tokenizer | None = None, *, seed: int = 0, prompt: tuple[int, ...] = (1, 2), **params: object):
+    """An output of a vocabulary in which token 7 is the word t7, unless another one is given."""
+    library = library or vocabularies.words()
+    max_new_tokens = params.pop("allowed", params.get("max_new_tokens", PARAMS.max_new_tokens))
+    source = GenerationInput(
+        request_id=1,
+        text="the input",
+        token_ids=list(prompt),
+        params=replace(PARAMS, **params),
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        deadline=None,
+    )
+    settings = TextSettings(PieceDecoder(library), lambda token_id: library.id_to_token(token_id) or "")
+    return Output(source, settings, on_change=lambda _: None)
+
+
+def push(output: Output, *tokens: int, end: FinishReason = GO_ON) -> None:
+    """Tokens, one after the other; the last with ``end``."""
+    for index, token in enumerate(tokens):
+        output.on_token(token, end if index == len(tokens) - 1 else GO_ON, None, now=0.0)
+
+
+def test_a_stream_begins_with_what_is_known_of_the_input():
+    assert output_of(seed=5).first_frame() == Frame(input_token_count=2, seed=5)
+    assert output_of(input_text=True).first_frame() == Frame(input_token_count=2, text="the input")
+
+
+def test_each_token_gives_a_frame_and_the_last_tells_why_it_is_the_last():
+    output = output_of(seed=5)
+
+    push(output, 7)
+    first = output.take_frames()
+    push(output, 8, end=MAX)
+    last = output.take_frames()
+
+    assert first == [Frame(text=" t7", generated_token_count=1)]
+    assert last == [Frame(text=" t8", generated_token_count=2, stop_reason="MAX_TOKENS", seed=5)]
+
+
+def test_text_that_was_not_fetched_becomes_one_frame():
+    output = output_of()
+
+    push(output, 7, 8, 9)
+
+    assert output.take_frames() == [Frame(text=" t7 t8 t9", generated_token_count=3)]
+    assert output.take_frames() == []
+
+
+def test_with_generated_tokens_each_token_keeps_its_own_frame():
+    output = output_of(details=Details(generated_tokens=True))
+
+    push(output, 7, 8, 9, end=MAX)
+
+    assert output.take_frames() == [
+        Frame(text=" t7", generated_token_count=1, tokens=[Token(text="t7")]),
+        Frame(text=" t8", generated_token_count=2, tokens=[Token(text="t8")]),
+        Frame(text=" t9", generated_token_count=3, tokens=[Token(text="t9")], stop_reason="MAX_TOKENS"),
+    ]
+
+
+def test_a_token_without_text_gives_no_frame_but_counts():
+    output = output_of(vocabularies.byte_level())
+    [start, rest, special] = map(vocabularies.byte_level().token_to_id, ("Ã", "©", "<s>"))
+
+    push(output, start, special)
+    nothing = output.take_frames()
+    push(output, rest)
+
+    assert nothing == []
+    assert output.take_frames() == [Frame(text="é", generated_token_count=3)]
+
+
+def test_a_token_without_text_gives_a_frame_where_tokens_were_asked_for():
+    library = vocabularies.byte_level()
+    output = output_of(library, details=Details(generated_tokens=True))
+
+    push(output, library.token_to_id("Ã"))
+
+    assert output.take_frames() == [Frame(generated_token_count=1, tokens=[Token(text="Ã")])]
+
+
+def test_the_last_frame_is_sent_even_if_it_is_empty():
+    output = output_of(vocabularies.byte_level())
+
+    push(output, 1, end=EOS)
+
+    assert output.take_frames() == [Frame(generated_token_count=1, stop_reason="EOS_TOKEN")]
+
+
+def test_an_end_without_a_token_gives_a_last_frame_with_the_count_so_far():
+    output = output_of(details=Details(generated_tokens=True))
+
+    push(output, 7)
+    output.take_frames()
+    push(output, NO_TOKEN, end=FinishReason.TIME_LIMIT)
+
+    assert output.take_frames() == [Frame(generated_token_count=1, stop_reason="TIME_LIMIT")]
+
+
+def test_a_request_that_timed_out_in_the_queue_still_has_its_echo_and_seed():
+    output = output_of(seed=5, input_text=True, details=Details(input_tokens=True))
+
+    push(output, NO_TOKEN, end=FinishReason.TIME_LIMIT)
+
+    assert output.to_response() == Frame(input_token_count=2, text="the input", seed=5, stop_reason="TIME_LIMIT")
+
+
+def test_a_final_eos_never_shows_in_the_text_even_where_special_tokens_do():
+    library = vocabularies.byte_fallback()
+    output = output_of(library)
+    output._settings = TextSettings(PieceDecoder(library, output_special_tokens=True), library.id_to_token)
+    output = Output(output.source, output._settings, on_change=lambda _: None)
+
+    push(output, 1, 2, end=EOS)
+
+    assert (output.to_response().text, output.num_generated) == ("<s>", 2)
+
+
+def test_the_unary_answer_holds_everything():
+    output = output_of(seed=5, input_text=True, details=Details(generated_tokens=True))
+
+    push(output, 7, 8, end=MAX)
+
+    assert output.to_response() == Frame(
+        input_token_count=2,
+        generated_token_count=2,
+        text="the input t7 t8",
+        stop_reason="MAX_TOKENS",
+        seed=5,
+        tokens=[Token(text="t7"), Token(text="t8")],
+    )
+
+
+def test_a_limit_that_the_context_lowered_is_a_token_limit():
+    output = output_of(max_new_tokens=20, allowed=2)
+
+    push(output, 7, 8, end=MAX)
+
+    assert output.to_response().stop_reason == pb.TOKEN_LIMIT
+
+
+# Stop sequences
+
+
+def test_a_stop_sequence_ends_the_output_and_stays_in_it():
+    output = output_of(stop_sequences=("t8",))
+
+    push(output, 7, 8)
+
+    assert output.to_response() == Frame(
+        input_token_count=2, generated_token_count=2, text=" t7 t8", stop_reason="STOP_SEQUENCE", stop_sequence="t8"
+    )
+
+
+def test_an_excluded_stop_sequence_is_cut_off_and_its_tokens_still_count():
+    output = output_of(stop_sequences=("7 t8",), include_stop_sequence=False, details=Details(generated_tokens=True))
+
+    push(output, 7, 8)
+
+    assert output.take_frames() == [
+        Frame(text=" t", generated_token_count=1, tokens=[Token(text="t7")]),
+        Frame(
+            generated_token_count=2,
+            tokens=[Token(text="t8")],
+            stop_reason="STOP_SEQUENCE",
+            stop_sequence="7 t8",
+        ),
+    ]
+
+
+def test_a_stop_sequence_completed_by_the_last_allowed_token_counts():
+    output = output_of(stop_sequences=("t8",), include_stop_sequence=False)
+
+    push(output, 7, 8, end=MAX)
+
+    assert (output.to_response().text, output.stop_reason) == (" t7 ", FinishReason.STOP_SEQUENCE)
+
+
+def test_a_deadline_beats_a_stop_sequence_and_cuts_nothing():
+    output = output_of(stop_sequences=("t8",), include_stop_sequence=False)
+
+    push(output, 7, 8, end=FinishReason.TIME_LIMIT)
+
+    assert (output.to_response().text, output.stop_reason) == (" t7 t8", FinishReason.TIME_LIMIT)
+    assert output.stop_sequence == ""
+
+
+def test_text_held_back_for_a_stop_sequence_is_sent_at_the_end():
+    output = output_of(stop_sequences=("t8 t9",), include_stop_sequence=False)
+
+    push(output, 7, 8, end=MAX)
+
+    assert output.take_frames() == [Frame(text=" t7 t8", generated_token_count=2, stop_reason="MAX_TOKENS")]
+
+
+def test_stop_sequences_are_ignored_before_min_new_tokens():
+    output = output_of(stop_sequences=("t7", "t9"), sampling=SamplingParams(min_new_tokens=3))
+
+    push(output, 7, 8, 9)
+
+    assert (output.to_response().text, output.stop_sequence) == (" t7 t8 t9", "t9")
+
+
+# Details
+
+
+def test_details_of_generated_tokens_are_those_that_were_asked_for():
+    detail = TokenDetail(logprob=-0.5, rank=2, top_ids=(9, 7, 8), top_logprobs=(-0.5, -0.25, -0.5))
+    everything = Details(logprobs=True, ranks=True, top_n=3, generated_tokens=True)
+    with_everything, with_top_only = output_of(details=everything), output_of(
+        details=Details(top_n=3, generated_tokens=True)
+    )
+
+    with_everything.on_token(7, MAX, detail, 0.0)
+    with_top_only.on_token(7, MAX, detail, 0.0)
+
+    top = Token.TopToken
+    assert list(with_everything.to_response().tokens) == [
+        Token(
+            text="t7",
+            logprob=-0.5,
+            rank=2,
+            top_tokens=[top(text="t7", logprob=-0.25), top(text="t8", logprob=-0.5), top(text="t9", logprob=-0.5)],
+        )
+    ]
+    assert list(with_top_only.to_response().tokens) == [
+        Token(text="t7", top_tokens=[top(text="t7"), top(text="t8"), top(text="t9")])
+    ]
+
+
+def test_input_tokens_come_in_a_frame_of_their_own_before_the_first_token():
+    output = output_of(prompt=(4, 5, 6), details=Details(ranks=True, input_tokens=True))
+
+    output.on_prompt_details([TokenDetail(rank=3)])
+    before = output.take_frames()
+    output.on_prompt_details([TokenDetail(rank=1)])
+    push(output, 7)
+
+    assert before == []
+    assert output.take_frames() == [
+        Frame(
+            input_token_count=3,
+            input_tokens=[Token(text="t4"), Token(text="t5", rank=3), Token(text="t6", rank=1)],
+        ),
+        Frame(text=" t7", generated_token_count=1),
+    ]
+
+
+def test_nothing_predicts_the_first_input_token():
+    output = output_of(prompt=(4, 5), details=Details(logprobs=True, ranks=True, input_tokens=True))
+
+    output.on_prompt_details([TokenDetail(logprob=-1.5, rank=2)])
+    push(output, 7, end=MAX)
+
+    first, second = output.to_response().input_tokens
+    assert (first.text, math.isnan(first.logprob), first.rank) == ("t4", True, 0)
+    assert second == Token(text="t5", logprob=-1.5, rank=2)
+
+
+def test_without_logprobs_the_first_input_token_has_none():
+    output = output_of(prompt=(4,), details=Details(input_tokens=True))
+
+    push(output, 7, end=MAX)
+
+    assert list(output.to_response().input_tokens) == [Token(text="t4")]
+
+
+# Failures
+
+
+@pytest.mark.parametrize(
+    ("failure", "num_tokens", "kind", "text"),
+    [
+        (Failure(1, "RESOURCE_EXHAUSTED", "GPU out of memory"), 0, OutOfMemory, "GPU out of memory"),
+        (Failure(1, "RESOURCE_EXHAUSTED", "GPU out of memory"), 1, OutOfMemory, "GPU out of memory"),
+        (Failure(1, "INTERNAL", "Token decoding error"), 0, GenerationFailed, "Token decoding error"),
+        (Failure(1, "INTERNAL", "bad"), 2, GenerationFailed, "Error after generating 2 tokens: bad"),
+        (Failure(1, "UNAVAILABLE", "gone"), 2, Unavailable, "gone"),
+    ],
+)
+def test_a_failure_has_the_contracts_text(failure, num_tokens, kind, text):
+    output = output_of()
+    push(output, *[7] * num_tokens)
+
+    output.on_failure(failure)
+
+    assert type(output.error) is kind
+    assert str(output.error) == f"Request failed during generation: {text}"
+
+
+def test_a_failure_after_the_end_changes_nothing():
+    output = output_of()
+    push(output, 7, end=MAX)
+
+    output.fail(Unavailable("gone"))
+
+    assert output.error is None
+
+
+# Streams and unary answers agree
+
+
+@st.composite
+def runs(draw: st.DrawFn):
+    """Parameters, tokens of a byte-level vocabulary, and after which of them the client fetches."""
+    library = vocabularies.byte_level()
+    pieces = draw(st.lists(st.sampled_from(["a", "Ġt", "Ġthe", "at", "Ã", "©", "ð", "Ł", "<s>"]), min_size=1, max_size=25))
+    params = {
+        "stop_sequences": tuple(draw(st.lists(st.sampled_from(["at", "a a", "the", "é", " ta"]), max_size=3))),
+        "include_stop_sequence": draw(st.booleans()),
+        "sampling": SamplingParams(min_new_tokens=draw(st.integers(0, 5))),
+        "details": Details(generated_tokens=draw(st.booleans()), input_tokens=draw(st.booleans())),
+        "seed": 3,
+    }
+    ids = [library.token_to_id(piece) for piece in pieces]
+    return params, ids, draw(st.lists(st.booleans(), min_size=len(ids), max_size=len(ids)))
+
+
+@given(runs())
+def test_the_frames_of_a_stream_add_up_to_the_unary_answer(run):
+    params, ids, fetches = run
+    library = vocabularies.byte_level()
+    unary, stream = output_of(library, **params), output_of(library, **params)
+    frames = [stream.first_frame()]
+
+    for index, (token, fetch) in enumerate(zip(ids, fetches, strict=True)):
+        reason = MAX if index == len(ids) - 1 else GO_ON
+        for output in (unary, stream):
+            if not output.is_finished:
+                output.on_token(token, reason, None, 0.0)
+        if fetch or stream.is_finished:
+            frames += stream.take_frames()
+        if stream.is_finished:
+            break
+
+    answer, last = unary.to_response(), frames[-1]
+    assert "".join(frame.text for frame in frames) == answer.text
+    assert [token for frame in frames for token in frame.tokens] == list(answer.tokens)
+    assert [token for frame in frames for token in frame.input_tokens] == list(answer.input_tokens)
+    assert frames[0].input_token_count == answer.input_token_count
+    assert (last.stop_reason, last.stop_sequence, last.seed, last.generated_token_count) == (
+        answer.stop_reason,
+        answer.stop_sequence,
+        answer.seed,
+        answer.generated_token_count,
+    )
+    assert [frame.stop_reason for frame in frames[:-1]] == [pb.NOT_FINISHED] * (len(frames) - 1)
+    if params["details"].generated_tokens:
+        counts = [frame.generated_token_count for frame in frames if frame.tokens]
+        assert counts == list(range(1, len(answer.tokens) + 1))

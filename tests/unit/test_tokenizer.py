@@ -1,0 +1,140 @@
+"""Tokens of prompts and of the Tokenize RPC: truncation, BOS, byte offsets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+import vocabularies
+from tokenizers import Tokenizer as Library
+from tokenizers import models, processors
+
+from tgis_server.errors import ModelError
+from tgis_server.frontend.tokenizer import EncodedInput, Tokenizer, TokenizerFailed, to_byte_offsets
+
+
+def tokenizer_of(library: Library, **options: object) -> Tokenizer:
+    return Tokenizer(library, **options)
+
+
+def encode(tokenizer: Tokenizer, text: str, truncate_to: int = 0) -> EncodedInput:
+    return asyncio.run(tokenizer.encode_input(text, truncate_to))
+
+
+def words_with(template: str, **special: int) -> Library:
+    library = vocabularies.words()
+    library.post_processor = processors.TemplateProcessing(single=template, special_tokens=list(special.items()))
+    return library
+
+
+def test_truncation_keeps_the_last_tokens():
+    tokenizer = tokenizer_of(vocabularies.words())
+
+    assert encode(tokenizer, "t1 t2 t3 t4", 2) == EncodedInput([3, 4], 4)
+
+
+@pytest.mark.parametrize("limit", [0, 4, 5])
+def test_a_limit_that_is_not_exceeded_changes_nothing(limit):
+    tokenizer = tokenizer_of(vocabularies.words(), forced_bos_id=9)
+
+    assert encode(tokenizer, "t1 t2 t3 t4", limit).token_ids == [1, 2, 3, 4]
+
+
+def test_a_configured_bos_replaces_the_first_token_that_is_kept():
+    tokenizer = tokenizer_of(vocabularies.words(), forced_bos_id=9)
+
+    assert encode(tokenizer, "t1 t2 t3 t4", 3).token_ids == [9, 3, 4]
+    assert encode(tokenizer, "t1 t2 t3 t4", 1).token_ids == [9]
+
+
+def test_a_bos_that_the_tokenizer_adds_stays_first():
+    tokenizer = tokenizer_of(words_with("t7 $A", t7=7))
+
+    assert encode(tokenizer, "t1 t2 t3", 2).token_ids == [7, 3]
+
+
+def test_special_tokens_at_the_end_are_kept_and_count():
+    tokenizer = tokenizer_of(words_with("$A t8", t8=8))
+
+    assert encode(tokenizer, "t1 t2 t3", 2).token_ids == [3, 8]
+
+
+def test_the_tokenizers_own_truncation_and_padding_are_off():
+    library = vocabularies.words()
+    library.enable_truncation(2)
+    library.enable_padding(length=8)
+
+    assert encode(tokenizer_of(library), "t1 t2 t3").token_ids == [1, 2, 3]
+
+
+def test_tokenize_cuts_plainly_and_loses_bos():
+    tokenizer = tokenizer_of(words_with("t7 $A", t7=7), forced_bos_id=9)
+
+    text = asyncio.run(tokenizer.tokenize("t1 t2 t3", 2, want_offsets=True))
+
+    assert (text.token_ids, text.tokens, text.offsets) == ([2, 3], ["t2", "t3"], [(3, 5), (6, 8)])
+
+
+def test_special_tokens_have_the_offset_zero():
+    text = asyncio.run(tokenizer_of(words_with("t7 $A", t7=7)).tokenize("t1", want_offsets=True))
+
+    assert (text.tokens, text.offsets) == (["t7", "t1"], [(0, 0), (0, 2)])
+
+
+def test_offsets_count_bytes_of_utf8():
+    text = asyncio.run(tokenizer_of(vocabularies.metaspace()).tokenize("été 🙂 cat", want_offsets=True))
+
+    assert text.tokens == ["▁été", "▁🙂", "▁cat", "</s>"]
+    assert text.offsets == [(0, 5), (5, 10), (10, 14), (0, 0)]
+
+
+def test_byte_offsets_of_ascii_are_its_character_offsets():
+    assert to_byte_offsets("abc", [(0, 1), (1, 3)]) == [(0, 1), (1, 3)]
+
+
+def test_offsets_are_left_out_unless_asked_for():
+    assert asyncio.run(tokenizer_of(vocabularies.words()).tokenize("t1")).offsets == []
+
+
+def test_pieces_are_those_of_the_vocabulary_and_unknown_ids_have_none():
+    tokenizer = tokenizer_of(vocabularies.byte_level())
+
+    assert [tokenizer.get_piece(i) for i in (1, 258, 10**6)] == ["</s>", "Ġt", ""]
+
+
+def test_a_text_that_the_library_refuses_fails_with_its_message():
+    tokenizer = tokenizer_of(Library(models.WordLevel({"t1": 0}, unk_token="missing")))
+
+    with pytest.raises(TokenizerFailed, match="Missing"):
+        encode(tokenizer, "other")
+
+
+def test_loading_reads_bos_from_the_tokenizers_configuration(tmp_path):
+    vocabularies.words().save(str(tmp_path / "tokenizer.json"))
+    config = {"add_bos_token": True, "bos_token": {"content": "t9"}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+
+    tokenizer = Tokenizer.load(tmp_path, num_workers=1)
+
+    assert encode(tokenizer, "t1 t2 t3", 2).token_ids == [9, 3]
+
+
+@pytest.mark.parametrize("config", [{}, {"add_bos_token": False, "bos_token": "t9"}, {"add_bos_token": True}])
+def test_without_add_bos_token_none_is_forced(tmp_path, config):
+    vocabularies.words().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+
+    assert encode(Tokenizer.load(tmp_path, num_workers=1), "t1 t2 t3", 2).token_ids == [2, 3]
+
+
+def test_a_directory_without_tokenizer_json_is_refused_with_what_to_do(tmp_path):
+    with pytest.raises(ModelError, match=r"tokenizer\.json does not exist\. Run `tgis convert-to-fast-tokenizer`"):
+        Tokenizer.load(tmp_path, num_workers=1)
+
+
+def test_a_broken_tokenizer_json_is_refused(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{")
+
+    with pytest.raises(ModelError, match=r"tokenizer\.json cannot be read"):
+        Tokenizer.load(tmp_path, num_workers=1)
