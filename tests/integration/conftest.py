@@ -1,0 +1,212 @@
+"""Starts the real `tgis launch` on free ports, in a run directory of its own, and waits until it is ready.
+
+Other tests may use the fixtures too::
+
+    def test_something(launch):
+        server = launch("--rehearse", "--num-shard", "2")
+        server.address                      # "127.0.0.1:41234"
+        server.stop()                       # SIGTERM; returns the exit code
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psutil
+import pytest
+
+from tgis_server.wire import generation_pb2 as pb
+from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
+
+BIN = Path(sys.executable).parent
+DEADLINE_S = 20.0
+
+
+def wait_until(condition: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:
+    """Poll until ``condition`` is truthy and return what it gave."""
+    deadline = time.monotonic() + deadline_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"waited {deadline_s} s for {what}"
+        time.sleep(0.01)
+    return value
+
+
+def run_command(*arguments: str, timeout_s: float = DEADLINE_S, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run a console script to its end."""
+    return subprocess.run(
+        [BIN / arguments[0], *arguments[1:]],
+        env=clean_environ() | environ,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def clean_environ() -> dict[str, str]:
+    """Without what would change options or colours."""
+    kept = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "TMPDIR", "VIRTUAL_ENV")
+    return {name: value for name, value in os.environ.items() if name in kept}
+
+
+@dataclass
+class Server:
+    """A `tgis launch` that a test has started."""
+
+    base: Path  # run directories are made in here; outputs are files in it
+    process: subprocess.Popen[bytes]
+    facts: dict[str, Any] = field(default_factory=dict)  # ready.json
+
+    @property
+    def address(self) -> str:
+        return str(self.facts["grpc"])
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """All processes by name, the launcher included."""
+        return {**self.facts["pids"], "launcher": self.process.pid}
+
+    @property
+    def stdout(self) -> str:
+        return (self.base / "stdout").read_text()
+
+    @property
+    def stderr(self) -> str:
+        return (self.base / "stderr").read_text()
+
+    @property
+    def last_line(self) -> str:
+        return self.stderr.rstrip("\n").rsplit("\n", 1)[-1]
+
+    @property
+    def run_dir(self) -> Path | None:
+        return next(iter(sorted(self.base.glob("tgis-*"))), None)
+
+    def wait_until_ready(self) -> Server:
+        def read_ready() -> dict[str, Any] | None:
+            assert self.process.poll() is None, f"the launcher ended:\n{self.stderr}"
+            file = self.run_dir / "ready.json" if self.run_dir else None
+            return json.loads(file.read_text()) if file and file.exists() else None
+
+        self.facts = wait_until(read_ready, "the server to be ready")
+        return self
+
+    def wait(self, timeout_s: float = DEADLINE_S) -> int:
+        """The launcher's exit code."""
+        return self.process.wait(timeout_s)
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.wait()
+
+    def children(self) -> list[psutil.Process]:
+        """What the launcher has started so far."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def kill_all(self) -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in self.children():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
+        self.process.kill()
+        self.process.wait()
+
+
+def is_gone(pid: int) -> bool:
+    """A zombie is gone: only its parent can make it disappear."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Server]]:
+    """Start `tgis launch` with free ports and the given arguments, without waiting for it."""
+    servers: list[Server] = []
+
+    def start_server(*arguments: str, script: str = "tgis launch", **environ: str) -> Server:
+        base = Path(tempfile.mkdtemp(prefix="t-"))  # short, as socket paths are: pytest's own directories are not
+        command = [BIN / script.split()[0], *script.split()[1:], "--grpc-port", "0", "--port", "0", *arguments]
+        with (base / "stdout").open("wb") as stdout, (base / "stderr").open("wb") as stderr:
+            process = subprocess.Popen(
+                command,
+                env=clean_environ() | {"TGIS_RUN_DIR": str(base)} | environ,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+            )
+        servers.append(Server(base, process))
+        return servers[-1]
+
+    yield start_server
+    for server in servers:
+        server.kill_all()
+        shutil.rmtree(server.base, ignore_errors=True)
+
+
+@pytest.fixture
+def launch(start: Callable[..., Server]) -> Callable[..., Server]:
+    """Start `tgis launch` and wait until it is ready."""
+
+    def launch_server(*arguments: str, **options: str) -> Server:
+        return start(*arguments, **options).wait_until_ready()
+
+    return launch_server
+
+
+@dataclass
+class Load:
+    """Streams that run in threads until each has ended; what became of them is kept."""
+
+    address: str
+    statuses: list[str] = field(default_factory=list)  # StopReason, or the status of the error
+    num_started: int = 0  # streams whose first token has come
+    _threads: list[threading.Thread] = field(default_factory=list)
+
+    def start(self, num_streams: int, max_new_tokens: int) -> Load:
+        self._threads = [threading.Thread(target=self._stream, args=(max_new_tokens,)) for _ in range(num_streams)]
+        for thread in self._threads:
+            thread.start()
+        wait_until(lambda: self.num_started == num_streams, "the first token of every stream")
+        return self
+
+    def join(self) -> list[str]:
+        """The end of every stream."""
+        for thread in self._threads:
+            thread.join(DEADLINE_S)
+            assert not thread.is_alive(), "a stream has not ended"
+        return self.statuses
+
+    def _stream(self, max_new_tokens: int) -> None:
+        has_token, reason = False, pb.NOT_FINISHED
+        request = pb.SingleGenerationRequest(
+            request=pb.GenerationRequest(text="Once upon a time"),
+            params=pb.Parameters(stopping=pb.StoppingCriteria(max_new_tokens=max_new_tokens)),
+        )
+        with grpc.insecure_channel(self.address) as channel:
+            try:
+                for frame in GenerationServiceStub(channel).GenerateStream(request, timeout=DEADLINE_S):
+                    reason = frame.stop_reason
+                    if frame.generated_token_count and not has_token:
+                        has_token = True
+                        self.num_started += 1
+                self.statuses.append(pb.StopReason.Name(reason))
+            except grpc.RpcError as error:
+                self.statuses.append(error.code().name)

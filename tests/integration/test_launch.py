@@ -1,0 +1,178 @@
+"""`tgis launch`: from options to ready, what it says, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Server, is_gone, run_command, wait_until
+
+Start = Callable[..., Server]
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="t-") as path:
+        yield Path(path)
+
+
+def test_a_rehearsal_of_four_shards_answers_and_leaves_nothing(launch: Start):
+    server = launch("--rehearse", "--num-shard", "4")
+    answer = run_command("tgis", "generate", "--url", server.address, "Once upon a time", "--json")
+    exit_code = server.stop()
+
+    assert json.loads(answer.stdout)["generated_token_count"] == 20
+    assert list(server.facts["pids"]) == ["shard-0", "shard-1", "shard-2", "shard-3", "frontend"]
+    assert server.facts["elapsed_s"] < 10
+    assert exit_code == 0
+    assert all(map(is_gone, server.pids.values()))
+    assert server.run_dir is None
+
+
+def test_readiness_names_the_endpoints_the_rehearsal_and_a_first_request(launch: Start):
+    server = launch("--rehearse")
+    server.stop()
+
+    assert re.search(r"Ready in [\d.]+ s \(rehearsal\)", server.stdout)
+    assert f'tgis generate --url {server.address} "Once upon a time"' in server.stdout
+    assert f"{server.facts['http']}/health" in server.stdout
+    assert "answers are made up" in server.stdout
+
+
+def test_piped_output_has_process_names_and_no_escape_sequences(launch: Start):
+    server = launch("--rehearse", "--num-shard", "2")
+    server.stop()
+
+    assert "\x1b" not in server.stdout + server.stderr
+    assert re.search(r"^shard-1 +\| .*loaded", server.stderr, re.MULTILINE)
+
+
+def test_with_json_output_every_line_is_an_object_and_ready_is_an_event(launch: Start):
+    server = launch("--rehearse", "--json-output")
+    server.stop()
+
+    (event,) = (json.loads(line) for line in server.stdout.splitlines())
+    processes = {json.loads(line)["process"] for line in server.stderr.splitlines()}
+    assert event["event"] == "ready"
+    assert event["grpc"] == server.address
+    assert processes >= {"launcher", "frontend", "shard-0"}
+
+
+def test_options_come_from_environment_and_file_too(launch: Start, short_path: Path):
+    file = short_path / "tgis.toml"
+    file.write_text("rehearse = true\nmax-sequence-length = 77\n")
+
+    server = launch("--config", str(file), NUM_GPUS="2")
+
+    assert (server.facts["num_shard"], server.facts["max_sequence_length"]) == (2, 77)
+
+
+def test_the_demo_model_is_served_when_none_is_given_and_named_as_such(launch: Start):
+    server = launch()
+    answer = run_command("tgis", "generate", "--url", server.address, "Once upon a time", "--json")
+    server.stop()
+
+    assert server.facts["label"] == "demo model"
+    assert "This is the demo model" in server.stdout
+    assert json.loads(answer.stdout)["generated_token_count"] > 0
+
+
+def test_a_port_in_use_is_named_with_its_owner(start: Start):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        server = start("--rehearse", "--host", "127.0.0.1", "--grpc-port", str(port))
+
+        assert server.wait() == 2
+    assert f"Port {port} is already in use by" in server.last_line
+    assert "--grpc-port" in server.last_line
+    assert server.run_dir is None
+
+
+def test_a_run_directory_that_cannot_be_made_is_a_usage_error(start: Start):
+    server = start("--rehearse", "--run-dir", "/proc/nowhere")
+
+    assert server.wait() == 2
+    assert "cannot be made in /proc/nowhere" in server.last_line
+    assert "--run-dir" in server.last_line
+
+
+def test_a_run_directory_too_deep_for_sockets_is_a_usage_error(start: Start, short_path: Path):
+    deep = short_path / ("d" * 90)
+    deep.mkdir()
+
+    server = start("--rehearse", "--run-dir", str(deep))
+
+    assert server.wait() == 2
+    assert "too long for a Unix socket" in server.last_line
+
+
+def test_a_missing_model_is_said_in_the_termination_log_too(start: Start, short_path: Path):
+    log = short_path / "termination-log"
+
+    server = start("no/such-model", "--termination-log", str(log))
+
+    assert server.wait() == 3
+    assert "Model no/such-model not found" in server.last_line
+    assert "Model no/such-model not found" in log.read_text()
+
+
+def test_the_drop_in_launcher_wants_a_model(start: Start):
+    server = start(script="text-generation-launcher")
+
+    assert server.wait() == 2
+    assert "No model is given" in server.last_line
+
+
+def test_an_error_while_loading_is_the_last_line_and_keeps_its_traceback(start: Start, short_path: Path):
+    log = short_path / "termination-log"
+
+    server = start(
+        "--rehearse", "--num-shard", "2", "--fault", "shard1:error@load", "--termination-log", str(log)
+    )
+
+    assert server.wait() == 1
+    assert server.last_line == "shard-1: RuntimeError: provoked by --fault"
+    assert log.read_text() == server.last_line + "\n"
+    assert server.run_dir is not None
+    assert "Traceback" in (server.run_dir / "errors/shard-1.log").read_text()
+    assert str(server.run_dir) in server.stderr
+
+
+def test_a_process_that_ends_without_a_word_is_named(start: Start):
+    server = start("--rehearse", "--num-shard", "2", "--fault", "shard0:exit@load")
+
+    assert server.wait() == 5
+    assert server.last_line.startswith("shard-0 ended with exit code 1")
+
+
+def test_a_start_without_progress_is_given_up_with_the_stacks_of_the_silent_process(start: Start):
+    server = start("--rehearse", "--num-shard", "2", "--fault", "shard1:hang@load", "--startup-timeout", "1")
+
+    assert server.wait() == 5
+    assert "shard-1 stands at: pretending to read weights" in server.last_line
+    assert "--startup-timeout" in server.last_line
+    assert re.search(r"shard-1 +\| .*in strike", server.stderr)
+
+
+def test_a_shard_that_hangs_while_serving_ends_the_group(launch: Start):
+    server = launch("--rehearse", "--fault", "shard0:hang@step1", "--step-timeout", "1")
+    run_command("tgis", "generate", "--url", server.address, "Once upon a time")
+
+    assert server.wait() == 5
+    assert "hangs" in server.last_line
+    assert re.search(r"shard-0 +\| .*in strike", server.stderr)
+
+
+def test_a_launcher_whose_output_nobody_reads_goes_on(start: Start):
+    server = start("--rehearse")
+    (server.base / "stdout").unlink()
+
+    server.wait_until_ready()
+
+    wait_until(lambda: server.process.poll() is None, "the launcher to live")
+    assert server.stop() == 0

@@ -1,0 +1,1 @@
+"""What a person types. Imports no torch; ``tgis_server`` imports nothing from here."""

@@ -1,0 +1,90 @@
+"""The ``tgis`` command: a table of commands, each imported only when it runs.
+
+``tgis --help`` shows the table without importing a command, so that it answers at once whatever the commands need.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from tgis_cli.exits import errors_as_exit_codes
+from tgis_server import __version__
+
+# name -> what it does; the module is tgis_cli.commands.NAME and holds a Typer app called `app`
+COMMANDS = {
+    "launch": "Serve a model.",
+    "generate": "Complete a text with a running server.",
+    "tokenize": "Show how text is cut into tokens.",
+    "config": "Show every option, its value and where it comes from.",
+    "version": "Print versions of TGIS and of what it runs on.",
+}
+
+
+def load_command(name: str) -> Any:
+    """Import the module of a command and build the command."""
+    module = importlib.import_module(f"tgis_cli.commands.{name.replace('-', '_')}")
+    command = typer.main.get_command(module.app)
+    command.name = name
+    return command
+
+
+def describe_command(name: str, summary: str) -> Any:
+    """A stand-in that carries the name and summary of a command for listings and shell completion."""
+    app = typer.Typer(add_completion=False)
+    app.command(name, help=summary, add_help_option=False)(lambda: None)
+    return typer.main.get_command(app)
+
+
+class LazyGroup(TyperGroup):
+    """Lists commands from the table, imports the one that is run."""
+
+    def __init__(self, **attrs: Any) -> None:
+        super().__init__(**attrs)
+        for name, summary in COMMANDS.items():
+            self.add_command(describe_command(name, summary), name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, load_command(name) if command is not None and name else command, rest
+
+    def invoke(self, ctx: Any) -> Any:
+        with errors_as_exit_codes(debug=bool(ctx.params.get("debug"))):
+            return super().invoke(ctx)
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="First steps: `tgis launch` serves a small demo model, `tgis generate` asks it.",
+)
+
+
+def print_version(value: bool) -> None:
+    if value:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def tgis(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Text generation inference server: a model directory becomes a supervised gRPC service."""
+
+
+def main() -> None:
+    """The console script ``tgis``."""
+    command = typer.main.get_command(app)
+    with errors_as_exit_codes(debug="--debug" in sys.argv):
+        command.main(prog_name="tgis")

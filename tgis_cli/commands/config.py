@@ -1,0 +1,96 @@
+"""``tgis config show``: every option, its value, where the value comes from, and what is inferred from the machine."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tgis_cli.machine import probe_machine
+from tgis_cli.option_help import GroupedHelpCommand
+from tgis_cli.options import with_serve_options
+from tgis_cli.resolve import Resolved, resolve
+from tgis_server.config import GROUPS, LoadedConfig, load_config, options
+from tgis_server.errors import TgisError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich")
+
+
+@app.callback()
+def config() -> None:
+    """Show options of `tgis launch`."""
+
+
+def show(
+    flags: Mapping[str, Any],
+    config_file: Path | None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what `tgis launch` with these options would do: each value, its origin, and what is inferred."""
+    environ = dict(os.environ)
+    loaded = load_config(flags, environ, config_file)
+    resolved, problem = None, None
+    try:
+        resolved = resolve(loaded, environ, probe_machine(environ))
+    except TgisError as error:
+        problem = error  # shown last: the values may be what explains it
+    warnings = resolved.warnings if resolved else loaded.warnings
+    if json_:
+        report = {"options": describe_options(loaded), "inferred": describe_inferred(resolved), "warnings": warnings}
+        print(json.dumps(report, indent=1, default=str))
+    else:
+        print_tables(loaded, resolved)
+        for warning in warnings:
+            print(f"warning: {warning}")
+    if problem:
+        raise problem
+
+
+app.command(cls=GroupedHelpCommand)(with_serve_options(show))
+
+
+def describe_options(loaded: LoadedConfig) -> dict[str, dict[str, Any]]:
+    return {
+        option.name: {"value": getattr(loaded.config, option.name), "origin": loaded.origins[option.name]}
+        for option in options()
+    }
+
+
+def describe_inferred(resolved: Resolved | None) -> dict[str, dict[str, Any]]:
+    """What a run is made of; nothing where the model or the devices are missing."""
+    if resolved is None:
+        return {}
+    names = [field.name for field in fields(resolved.run) if field.name in resolved.reasons]
+    return {name: {"value": getattr(resolved.run, name), "reason": resolved.reasons[name]} for name in names}
+
+
+def print_tables(loaded: LoadedConfig, resolved: Resolved | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    described = describe_options(loaded)
+    for group in GROUPS:
+        table = Table(title=group, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        for column in ("option", "value", "origin"):
+            table.add_column(column, header_style="dim", no_wrap=column == "option")
+        for option in options():
+            if option.opt.group == group:
+                value, origin = described[option.name]["value"], described[option.name]["origin"]
+                shown = "-" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+                style = "dim" if origin == "default" else ""
+                table.add_row(Text(option.flag, style), Text(shown, style), Text(origin, style))
+        console.print(table, "")
+    if resolved is not None:
+        table = Table(title="Inferred", title_justify="left", title_style="bold", box=None, pad_edge=False)
+        for column in ("what", "value", "why"):
+            table.add_column(column, header_style="dim", overflow="fold")
+        for name, entry in describe_inferred(resolved).items():
+            table.add_row(name, str(entry["value"]), entry["reason"])
+        console.print(table)

@@ -1,0 +1,129 @@
+"""``tgis launch``: resolve the options, check, and supervise the processes until the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from tgis_cli.option_help import GroupedHelpCommand
+from tgis_cli.options import with_serve_options
+from tgis_cli.supervisor.termination_log import write_termination_log
+from tgis_server.config import LoadedConfig, ServeConfig, load_config
+from tgis_server.errors import TgisError, UsageError
+
+if TYPE_CHECKING:
+    from tgis_cli.resolve import Resolved
+    from tgis_cli.supervisor.supervisor import Outcome
+    from tgis_cli.supervisor.terminal import Terminal
+
+app = typer.Typer(add_completion=False)
+logger = logging.getLogger(__name__)
+
+CLOSE_TERMINAL_S = 1.0  # for the last lines to be taken by a slow reader
+
+
+def launch(flags: Mapping[str, Any], config_file: Path | None) -> None:
+    """Serve a model until Ctrl-C or SIGTERM.
+
+    Every option can also be given as an environment variable or in a TOML file; flags win over the environment, and
+    that over the file. `tgis config show` tells which value comes from where.
+    """
+    raise SystemExit(run_launch(flags, config_file))
+
+
+app.command(cls=GroupedHelpCommand)(with_serve_options(launch))
+
+
+def run_launch(flags: Mapping[str, Any], config_file: Path | None, *, needs_model: bool = False) -> int:
+    """Serve, and return the exit code.
+
+    Args:
+        needs_model: refuse to start without a model instead of serving the demo model.
+    """
+    from tgis_cli.supervisor.signals import exit_quietly_until_supervised
+
+    exit_quietly_until_supervised()
+    environ = dict(os.environ)
+    with errors_in_termination_log(flags, environ):
+        loaded = load_config(flags, environ, config_file)
+        if needs_model and not loaded.config.model_name and not loaded.config.rehearse:
+            raise UsageError("No model is given: use --model-name or MODEL_NAME (`tgis launch` has a demo model).")
+        from tgis_cli.machine import probe_machine
+        from tgis_cli.resolve import resolve
+
+        machine = probe_machine(environ)
+        resolved = resolve(loaded, environ, machine)
+        run_dir = check_and_make_run_dir(resolved, machine)
+    terminal = open_terminal(loaded.config, environ, resolved.run.num_shard)
+    for warning in resolved.warnings:
+        logger.warning("%s", warning)
+    logger.info("%s", resolved.describe())
+    outcome = asyncio.run(supervise(resolved, run_dir, terminal, environ, [gpu.device for gpu in machine.gpus]))
+    finish(loaded, terminal, outcome)
+    return outcome.exit_code
+
+
+def check_and_make_run_dir(resolved: Resolved, machine: Any) -> Path:
+    from tgis_cli.machine.preflight import check_before_start, make_run_dir
+
+    run_dir = make_run_dir(resolved.run.config.run_dir)
+    try:
+        check_before_start(resolved.in_directory(run_dir), machine, resolved.checkpoint)
+    except BaseException:
+        shutil.rmtree(run_dir, ignore_errors=True)
+        raise
+    return run_dir
+
+
+async def supervise(
+    resolved: Resolved, run_dir: Path, terminal: Terminal, environ: Mapping[str, str], gpus: list[str]
+) -> Outcome:
+    from tgis_cli.supervisor.supervisor import Supervisor
+
+    run = resolved.in_directory(run_dir)
+    run.save()
+    return await Supervisor(run, terminal, environ, gpus=gpus).supervise()
+
+
+def open_terminal(config: ServeConfig, environ: Mapping[str, str], num_shard: int) -> Terminal:
+    """The launcher's outputs, which its log goes to as well."""
+    from tgis_cli.supervisor.terminal import Terminal, TerminalHandler
+
+    names = ["launcher", "frontend", *(f"shard-{rank}" for rank in range(num_shard))]
+    terminal = Terminal(sys.stdout, sys.stderr, environ, as_json=config.json_output, names=names)
+    logging.basicConfig(level=config.log_level.upper(), handlers=[TerminalHandler(terminal)], force=True)
+    return terminal
+
+
+def finish(loaded: LoadedConfig, terminal: Terminal, outcome: Outcome) -> None:
+    """The last line, if there is anything to say; and no waiting for a reader that does not read."""
+    from tgis_cli.supervisor.terminal import make_json_line
+
+    if outcome.sentence:
+        write_termination_log(loaded.config.termination_log, outcome.sentence)
+        fields = {"event": "failed", "exit_code": outcome.exit_code}
+        line = make_json_line("launcher", outcome.sentence, "error", **fields) if terminal.as_json else outcome.sentence
+        terminal.print_last(line)
+    if not terminal.close(CLOSE_TERMINAL_S):
+        os._exit(outcome.exit_code)  # its thread is stuck in a write, and the interpreter's end would wait for it
+
+
+@contextlib.contextmanager
+def errors_in_termination_log(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Iterator[None]:
+    """What prevents a start is also written where Kubernetes looks for it."""
+    try:
+        yield
+    except TgisError as error:
+        default = ServeConfig().termination_log
+        file = flags.get("termination_log") or environ.get("TERMINATION_LOG") or default
+        write_termination_log(Path(file), str(error))
+        raise

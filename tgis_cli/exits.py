@@ -1,0 +1,55 @@
+"""How a command ends: every error a user can cause becomes one sentence on stderr and an exit code.
+
+The codes are those of ``tgis_server.errors``; Ctrl-C is 130, a closed pipe 141, as a shell would report the signals.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
+from tgis_server.errors import TgisError
+
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+
+
+@contextlib.contextmanager
+def errors_as_exit_codes(*, debug: bool) -> Iterator[None]:
+    """Turn what the block raises into ``SystemExit`` with the right code. With ``debug`` tracebacks are printed too."""
+    try:
+        yield
+        sys.stdout.flush()  # a closed pipe shows here at the latest, not while the interpreter shuts down
+    except TgisError as error:
+        if debug:
+            print_traceback()
+        print(f"tgis: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    except BrokenPipeError:
+        silence_stdout()
+        raise SystemExit(EXIT_BROKEN_PIPE) from None
+    except Exception as error:  # the border between the program and the person
+        if isinstance(error, RuntimeError) and type(error).__module__.startswith(("typer", "click")):
+            raise  # Exit and Abort, with which a command ends on purpose
+        if hasattr(error, "format_message"):
+            raise  # a wrong command line: the framework prints the usage
+        if debug:
+            print_traceback()
+        hint = "" if debug else " This is a bug; `tgis --debug ...` shows where."
+        print(f"tgis: {type(error).__name__}: {error}.{hint}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def print_traceback() -> None:
+    import traceback
+
+    traceback.print_exc()
+
+
+def silence_stdout() -> None:
+    """Point stdout at nothing, so that the interpreter's last flush has no pipe to fail on."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

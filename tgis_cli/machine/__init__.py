@@ -1,0 +1,5 @@
+"""Facts about this machine, found without torch, and the checks that are made before anything starts."""
+
+from tgis_cli.machine.facts import Gpu, Machine, probe_machine
+
+__all__ = ["Gpu", "Machine", "probe_machine"]

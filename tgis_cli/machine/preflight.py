@@ -1,0 +1,130 @@
+"""Checks made before any process is started: what would fail minutes later fails now, in one sentence.
+
+Used by ``tgis launch``. Every check raises the error that ends the start.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tgis_cli.machine.facts import Machine
+from tgis_cli.machine.ports import check_port
+from tgis_server.errors import ModelError, NotEnoughDevices, UsageError
+from tgis_server.run import Run
+
+if TYPE_CHECKING:
+    from tgis_server.engines.native.checkpoint import Checkpoint
+
+MAX_SOCKET_PATH_BYTES = 107  # sun_path of Linux, less its end mark
+GIB = 1 << 30
+
+
+def make_run_dir(parent: Path | None) -> Path:
+    """A fresh directory of mode 0700 for sockets and failure logs.
+
+    Raises:
+        UsageError: the parent is missing or not writable.
+    """
+    parent = parent or Path(tempfile.gettempdir())
+    try:
+        run_dir = Path(tempfile.mkdtemp(prefix="tgis-", dir=parent)).resolve()
+    except OSError as error:
+        raise UsageError(
+            f"The run directory cannot be made in {parent}: {error.strerror}. Choose a writable one with --run-dir."
+        ) from error
+    (run_dir / "errors").mkdir()
+    return run_dir
+
+
+def check_before_start(run: Run, machine: Machine, checkpoint: Checkpoint | None) -> None:
+    """All checks of a run whose directory exists.
+
+    Args:
+        checkpoint: the weights, whose files and shapes have been checked; ``None`` in a rehearsal.
+
+    Raises:
+        UsageError, ModelError, NotEnoughDevices: what was found first.
+    """
+    config = run.config
+    check_port(config.host, config.grpc_port, "--grpc-port")
+    check_port(config.host, config.port, "--port")
+    for flag, file in (
+        ("--tls-cert-path", config.tls_cert_path),
+        ("--tls-key-path", config.tls_key_path),
+        ("--tls-client-ca-cert-path", config.tls_client_ca_cert_path),
+    ):
+        check_readable(flag, file)
+    check_sockets(run)
+    check_tokenizer(run.model_dir)
+    if checkpoint is not None:
+        check_memory(run, machine, checkpoint)
+
+
+def check_readable(flag: str, file: Path | None) -> None:
+    if file is None:
+        return
+    try:
+        file.open("rb").close()
+    except OSError as error:
+        raise UsageError(f"{flag} {file} cannot be read: {error.strerror}.") from error
+
+
+def check_sockets(run: Run) -> None:
+    """Paths fit into a socket address, and none belongs to another server that is alive."""
+    sockets = [run.frontend_socket, run.plan_socket, *(run.shard_socket(rank) for rank in range(run.num_shard))]
+    longest = max(sockets, key=lambda path: len(os.fsencode(path)))
+    excess = len(os.fsencode(longest)) - MAX_SOCKET_PATH_BYTES
+    if excess > 0:
+        raise UsageError(
+            f"The socket path {longest} is {excess} bytes too long for a Unix socket: choose a shorter --run-dir."
+        )
+    for path in sockets:
+        if not os.access(path.parent, os.W_OK):
+            raise UsageError(f"Sockets cannot be made in {path.parent}: it is missing or not writable.")
+        if path.exists() and is_served(path):
+            raise UsageError(f"The socket {path} belongs to a running server: choose another --shard-uds-path.")
+
+
+def is_served(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def check_tokenizer(model_dir: Path) -> None:
+    if not (model_dir / "tokenizer.json").is_file():
+        raise ModelError(
+            f"No existing fast tokenizer (tokenizer.json) found in {model_dir}. "
+            "Save one there with `AutoTokenizer.from_pretrained(...).save_pretrained(...)`."
+        )
+
+
+def check_memory(run: Run, machine: Machine, checkpoint: Checkpoint) -> None:
+    """Refuse only what cannot work: weights that alone are larger than the memory."""
+    weights = [checkpoint.weight_bytes(rank, run.dtype) for rank in range(run.num_shard)]
+    if run.device == "cpu":
+        if machine.free_bytes and sum(weights) > machine.free_bytes:
+            raise NotEnoughDevices(
+                f"{run.model_id} has {sum(weights) / GIB:.1f} GiB of weights as {run.dtype}, but only "
+                f"{machine.free_bytes / GIB:.1f} GiB of memory are free{describe_limit(machine)}. "
+                "Free memory, raise the limit, or serve a smaller model."
+            )
+        return
+    for gpu, weight_bytes in zip(machine.gpus, weights, strict=False):
+        usable = gpu.total_bytes * run.config.cuda_process_memory_fraction
+        if gpu.total_bytes and weight_bytes > usable:
+            raise NotEnoughDevices(
+                f"{run.model_id} needs {weight_bytes / GIB:.1f} GiB per GPU on {run.num_shard} GPU(s), but GPU "
+                f"{gpu.device} offers {usable / GIB:.1f} GiB. Use a larger --num-shard, or larger GPUs."
+            )
+
+
+def describe_limit(machine: Machine) -> str:
+    return f" (the container's limit is {machine.limit_bytes / GIB:.1f} GiB)" if machine.limit_bytes else ""

@@ -1,0 +1,67 @@
+"""Where a model's files are: in the local Hugging Face cache, or in a directory.
+
+Follows the layout that huggingface_hub writes (``models--ORG--NAME/refs``, ``/snapshots``) and the environment
+variables and error texts of the original launcher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from tgis_server.errors import ModelError, UsageError
+
+CURRENT = "HF_HUB_CACHE"
+DEPRECATED = ("TRANSFORMERS_CACHE", "HUGGINGFACE_HUB_CACHE")
+
+
+def find_cache_dir(environ: Mapping[str, str]) -> tuple[Path, str, list[str]]:
+    """The cache directory, the variable that names it, and warnings about deprecated variables.
+
+    Raises:
+        UsageError: two variables name different directories.
+    """
+    given = {name: environ[name] for name in (CURRENT, *DEPRECATED) if environ.get(name)}
+    chosen = next(iter(given), None)
+    for name in given:
+        if name != chosen and given[name] != given[str(chosen)]:
+            raise UsageError(f"{name} and {chosen} env vars can't be set to different values")
+    warnings = [f"environment {name} is deprecated: use {CURRENT}." for name in given if name in DEPRECATED]
+    if chosen:
+        return Path(given[chosen]), chosen, warnings
+    if environ.get("HF_HOME"):
+        return Path(environ["HF_HOME"]) / "hub", "HF_HOME", warnings
+    return Path(environ.get("HOME") or Path.home()) / ".cache/huggingface/hub", "HOME", warnings
+
+
+def find_model_dir(name: str, revision: str | None, cache_dir: Path) -> Path:
+    """The directory that holds ``config.json`` of a hub id in the cache, or of a path.
+
+    Raises:
+        ModelError: there is none; the text says where it was looked for.
+    """
+    in_cache = cache_dir / f"models--{name.replace('/', '--')}"
+    if in_cache.is_dir():
+        reference = in_cache / "refs" / (revision or "main")
+        commit = reference.read_text().strip() if reference.is_file() else revision or "main"
+        snapshot = in_cache / "snapshots" / commit
+        if not (snapshot / "config.json").is_file():
+            raise ModelError(
+                f"Failed to resolve config path: Config file not found in local cache for model {name}, "
+                f"revision {revision or 'main'}. Expected {snapshot / 'config.json'}{known_revisions(in_cache)}."
+            )
+        return snapshot
+    directory = Path(name).expanduser()
+    if (directory / "config.json").is_file():
+        return directory.resolve()
+    found = "a directory without config.json" if directory.is_dir() else "no directory"
+    raise ModelError(
+        f"Failed to resolve config path: Model {name} not found. There is {found} of that name, and no "
+        f"{in_cache.name} in the cache {cache_dir}; models are not downloaded at start."
+    )
+
+
+def known_revisions(in_cache: Path) -> str:
+    """What could be asked for instead."""
+    refs = sorted(str(file.relative_to(in_cache / "refs")) for file in (in_cache / "refs").rglob("*") if file.is_file())
+    return f"; the cache has {', '.join(refs[:5])}" if refs else ""

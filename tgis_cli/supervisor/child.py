@@ -1,0 +1,126 @@
+"""One child process: how it is started, how its lines are read, how it is signalled and reaped.
+
+A child is the leader of its own process group, so that Ctrl-C reaches the launcher alone and a signal to the child
+reaches whatever it started. Its death pipe ends when the launcher does, however that happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO
+
+# called with (line, is_stderr)
+OnLine = Callable[[str, bool], None]
+
+MAX_LINE_BYTES = 1 << 20  # longer ones are cut into several
+TAIL_LINES = 30  # of stderr, kept for a child that dies before it can say why
+
+
+class LineReader(asyncio.Protocol):
+    """Cuts a pipe's bytes into lines."""
+
+    def __init__(self, on_line: Callable[[str], None]) -> None:
+        self._on_line = on_line
+        self._rest = b""
+        self.ended = asyncio.Event()
+
+    def data_received(self, data: bytes) -> None:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > MAX_LINE_BYTES:
+            lines.append(self._rest)
+            self._rest = b""
+        for line in lines:
+            self._on_line(line.rstrip(b"\r").decode(errors="replace"))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._rest:
+            self._on_line(self._rest.decode(errors="replace"))
+        self.ended.set()
+
+
+class Child:
+    """A running or finished child."""
+
+    def __init__(self, name: str, process: subprocess.Popen[bytes]) -> None:
+        self.name = name
+        self.pid = process.pid
+        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self.exited = asyncio.Event()
+        self.status: int | None = None  # exit code, or minus the signal, once it is reaped
+        self.ended_at = 0.0  # wall clock, when it was reaped
+        self.sent_signals: set[int] = set()  # a death by one of these is ours
+        self._process = process
+        self._readers: list[LineReader] = []
+
+    @classmethod
+    def spawn(cls, name: str, argv: Sequence[str], environ: Mapping[str, str], death_fd: int) -> Child:
+        """Start a child. Must be called from the main thread: the kernel ties the child's life to this thread."""
+        process = subprocess.Popen(
+            argv,
+            env=dict(environ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=(death_fd,),
+            process_group=0,
+        )
+        return cls(name, process)
+
+    async def read_lines(self, on_line: OnLine) -> None:
+        """Begin to pass on the child's lines."""
+        loop = asyncio.get_running_loop()
+
+        def on_stdout(line: str) -> None:
+            on_line(line, False)
+
+        def on_stderr(line: str) -> None:
+            self.tail.append(line)
+            on_line(line, True)
+
+        for pipe, take in ((self._process.stdout, on_stdout), (self._process.stderr, on_stderr)):
+            reader = LineReader(take)
+            self._readers.append(reader)
+            await loop.connect_read_pipe(lambda reader=reader: reader, as_pipe(pipe))  # type: ignore[misc]  # mypy: lambda default
+
+    async def wait_for_last_lines(self) -> None:
+        """Until the child's output has ended; a process that it left behind may hold it open."""
+        await asyncio.gather(*(reader.ended.wait() for reader in self._readers))
+
+    @property
+    def is_alive(self) -> bool:
+        return self.status is None
+
+    @property
+    def was_ended_by_us(self) -> bool:
+        return self.status is not None and -self.status in self.sent_signals
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Signal the child's whole process group; nothing happens once it is gone."""
+        if self.is_alive:
+            self.sent_signals.add(number)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, number)
+
+    def reap(self) -> bool:
+        """Take note of the child's end, if it has ended; called on SIGCHLD. Returns whether it has just ended."""
+        if not self.is_alive or os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            return False
+        self.ended_at = time.time()
+        # While the dead child is not reaped, no other process can get its number: what it left behind dies with it.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.status = self._process.wait()
+        self.exited.set()
+        return True
+
+
+def as_pipe(pipe: IO[bytes] | None) -> IO[bytes]:
+    assert pipe is not None, "both outputs were asked for as pipes"
+    return pipe

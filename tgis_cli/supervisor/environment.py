@@ -1,0 +1,35 @@
+"""The environment of a child: the launcher's own, with the few variables that must differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tgis_server.run import Run
+
+ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"
+
+
+def child_environment(run: Run, rank: int | None, environ: Mapping[str, str], gpus: Sequence[str]) -> dict[str, str]:
+    """What a child gets to see.
+
+    Args:
+        rank: of a shard; ``None`` for the front-end.
+        environ: the launcher's environment.
+        gpus: names of the visible GPUs, as ``CUDA_VISIBLE_DEVICES`` has them.
+    """
+    child = dict(environ)
+    child["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded at run time
+    child["PYTHONUNBUFFERED"] = "1"  # the last line before a crash must not be lost
+    child["TOKENIZERS_PARALLELISM"] = "false"  # the pool tokenizes in parallel; threads within threads only queue
+    child["GLOO_SOCKET_IFNAME"] = "lo"  # shards are on one machine: names of hosts need not resolve
+    if not environ.get(ALLOCATOR, "unset").strip():
+        del child[ALLOCATOR]
+    else:
+        child.setdefault(ALLOCATOR, "expandable_segments:True")
+    if rank is None:
+        return child
+    if run.device == "cuda":
+        child["CUDA_VISIBLE_DEVICES"] = gpus[rank]  # each shard sees its own GPU only, as device 0
+    elif run.shard_threads:
+        child["OMP_NUM_THREADS"] = str(run.shard_threads)
+    return child

@@ -1,0 +1,58 @@
+"""Asks children how they are, over their Unix sockets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import grpc
+
+from tgis_cli.supervisor.cause import FRONTEND
+from tgis_server.run import Run
+from tgis_server.wire import shard_pb2 as pb
+from tgis_server.wire import shard_pb2_grpc
+
+# A child that has not bound its socket yet is asked again at once; gRPC's own first pause would be a second.
+CHANNEL_OPTIONS = (
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 100),
+    ("grpc.enable_http_proxy", 0),
+)
+
+Reply = pb.HealthReply | pb.FrontendHealth
+
+
+class HealthClient:
+    """Probes of one run. A process that does not answer, or not yet, gives ``None``."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._channels: dict[Path, grpc.aio.Channel] = {}
+
+    async def check(self, name: str, timeout_s: float) -> Reply | None:
+        """Health of ``frontend`` or ``shard-R``."""
+        is_frontend = name == FRONTEND
+        path = self._run.frontend_socket if is_frontend else self._run.shard_socket(int(name.removeprefix("shard-")))
+        if not path.exists():
+            return None
+        stub = shard_pb2_grpc.FrontendStub if is_frontend else shard_pb2_grpc.ShardStub
+        try:
+            reply: Reply = await stub(self._channel(path)).Health(pb.HealthRequest(), timeout=timeout_s)
+        except grpc.aio.AioRpcError:
+            return None
+        return reply
+
+    async def info(self, rank: int, timeout_s: float) -> pb.InfoReply:
+        """Facts about the loaded model, of a shard that is SERVING."""
+        channel = self._channel(self._run.shard_socket(rank))
+        reply: pb.InfoReply = await shard_pb2_grpc.ShardStub(channel).Info(pb.InfoRequest(), timeout=timeout_s)
+        return reply
+
+    async def close(self) -> None:
+        for channel in self._channels.values():
+            await channel.close(grace=None)
+
+    def _channel(self, path: Path) -> grpc.aio.Channel:
+        if path not in self._channels:
+            self._channels[path] = grpc.aio.insecure_channel(f"unix:{path}", options=CHANNEL_OPTIONS)
+        return self._channels[path]

@@ -1,0 +1,102 @@
+"""What every process says while it starts, and how long nothing has changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tgis_cli.supervisor.cause import FRONTEND, ProcessHangs
+from tgis_cli.supervisor.health import Reply
+from tgis_server.wire import shard_pb2 as pb
+
+
+@dataclass(slots=True)
+class ProcessProgress:
+    """The last answer of one process."""
+
+    name: str
+    changed_at: float  # clock of the caller
+    reply: Reply | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        if isinstance(self.reply, pb.FrontendHealth):
+            return self.reply.state == pb.FrontendHealth.SERVING
+        return self.reply is not None and self.reply.state == pb.HealthReply.SERVING
+
+    @property
+    def phase(self) -> str:
+        """In words: what it does, or that it does not answer yet."""
+        match self.reply:
+            case None:
+                return "starting"
+            case pb.FrontendHealth():
+                return "ready" if self.is_ready else self.reply.text.rstrip(".") or "waiting for the shards"
+            case _:
+                return "ready" if self.is_ready else self.reply.phase or "loading"
+
+    @property
+    def share(self) -> float | None:
+        """Of the bytes of this phase, where they are known."""
+        if isinstance(self.reply, pb.HealthReply) and self.reply.total and not self.is_ready:
+            return min(1.0, self.reply.done / self.reply.total)
+        return None
+
+    def note(self, reply: Reply | None, now: float) -> bool:
+        """Take an answer; returns whether it is a sign of progress."""
+        if reply is None:
+            return False
+        changed = describe(reply) != (describe(self.reply) if self.reply else None)
+        self.reply = reply
+        if changed:
+            self.changed_at = now
+        return changed
+
+    def __str__(self) -> str:
+        share = f" {self.share:.0%}" if self.share is not None else ""
+        return f"{self.name} {self.phase}{share}"
+
+
+def describe(reply: Reply) -> tuple[object, ...]:
+    """The part of an answer that changes with progress only; ages and calls in flight do not count."""
+    if isinstance(reply, pb.FrontendHealth):
+        return reply.state, reply.text
+    return reply.state, reply.phase, reply.done, reply.progress_count
+
+
+class Silence:
+    """Finds the process that holds up a start: silence is counted for the group, as most of it waits for the rest."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+
+    def check(self, processes: list[ProcessProgress], now: float) -> None:
+        """Raises:
+        ProcessHangs: nothing has changed in any process for the whole timeout.
+        """
+        if now - max(process.changed_at for process in processes) < self._timeout_s:
+            return
+        waiting = [process for process in processes if not process.is_ready]
+        shards = [process for process in waiting if process.name != FRONTEND]
+        culprit = min(shards or waiting, key=lambda process: process.changed_at)
+        doing = "has not answered once" if culprit.reply is None else f"stands at: {culprit.phase}"
+        raise ProcessHangs(
+            culprit.name,
+            f"{culprit.name} {doing}, and nothing has moved for {self._timeout_s:g} s; "
+            "if it only is slow, raise --startup-timeout.",
+        )
+
+
+def render(processes: list[ProcessProgress], elapsed_s: float, title: str) -> Any:
+    """The live status: a line per process, with a bar where the size of the work is known."""
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    for process in processes:
+        bar = "" if process.share is None else ProgressBar(total=1.0, completed=process.share, width=24)
+        mark = Text("✓", style="green") if process.is_ready else Text("…", style="yellow")
+        table.add_row(mark, process.name, Text(process.phase, style="dim"), bar)
+    return Group(Text(f"{title} {elapsed_s:.0f} s", style="bold"), table)

@@ -1,0 +1,129 @@
+"""What is said once everything is ready: where to send requests, and what serves them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tgis_server.run import Run
+from tgis_server.wire import shard_pb2 as pb
+
+LABELS = {
+    "demo model": "This is the demo model: it answers at once, but makes little sense. Serve your own with "
+    "`tgis launch MODEL`.",
+    "rehearsal": "This is a rehearsal: no model is loaded, the answers are made up.",
+}
+WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}  # noqa: S104  not bound here, only named
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Facts about a group that is serving."""
+
+    run: Run
+    info: pb.InfoReply  # of shard 0
+    grpc_port: int  # really bound
+    http_port: int
+    pids: dict[str, int]
+    elapsed_s: float
+
+    @property
+    def host(self) -> str:
+        """An address that reaches the server from this machine."""
+        host = self.run.config.host
+        return WILDCARDS.get(host, f"[{host}]" if ":" in host else host)
+
+    @property
+    def grpc(self) -> str:
+        return f"{self.host}:{self.grpc_port}"
+
+    @property
+    def http(self) -> str:
+        return f"{'https' if self.run.config.tls_cert_path else 'http'}://{self.host}:{self.http_port}"
+
+    @property
+    def kv_tokens(self) -> int:
+        return self.info.num_blocks * self.info.block_size
+
+    @property
+    def first_request(self) -> str:
+        ca = self.run.config.tls_cert_path
+        return f'tgis generate --url {self.grpc}{f" --ca {ca}" if ca else ""} "Once upon a time"'
+
+    def facts(self) -> dict[str, Any]:
+        """For scripts: the JSON event and ``ready.json``."""
+        return {
+            "grpc": self.grpc,
+            "http": self.http,
+            "host": self.run.config.host,
+            "grpc_port": self.grpc_port,
+            "http_port": self.http_port,
+            "model": self.run.model_id,
+            "label": self.run.label,
+            "dtype": self.info.dtype,
+            "device": self.info.device,
+            "num_shard": self.run.num_shard,
+            "max_sequence_length": self.info.max_sequence_length,
+            "kv_tokens": self.kv_tokens,
+            "elapsed_s": round(self.elapsed_s, 3),
+            "run_dir": str(self.run.run_dir),
+            "pids": self.pids,
+        }
+
+    def rows(self) -> list[tuple[str, str]]:
+        """For people: name and value of what they want to know first."""
+        run, info = self.run, self.info
+        device = "no device" if run.engine == "fake" else info.device or run.device
+        shards = f"{run.num_shard} shard{'s' if run.num_shard > 1 else ''} on {device}"
+        weights = f", {info.weight_bytes * run.num_shard / GIB:.2f} GiB of weights" if info.weight_bytes else ""
+        return [
+            ("model", f"{run.model_id} ({info.model_type}, {info.dtype or run.dtype}{weights})"),
+            ("runs as", shards),
+            ("capacity", f"{self.kv_tokens:,} tokens of keys and values; {info.max_sequence_length:,} per sequence"),
+            ("gRPC", self.grpc + (" (TLS)" if run.config.tls_cert_path else "")),
+            ("HTTP", f"{self.http}/health and /metrics"),
+            ("try", self.first_request),
+        ]
+
+    @property
+    def notes(self) -> list[str]:
+        """What must not be overlooked."""
+        label = LABELS.get(self.run.label)
+        return [*([label] if label else []), *self.info.notes]
+
+
+def write_ready_file(ready: Ready, launcher_pid: int) -> None:
+    """``ready.json`` in the run directory, complete from the moment it exists."""
+    file = ready.run.run_dir / "ready.json"
+    temporary = Path(f"{file}.tmp")
+    temporary.write_text(json.dumps({**ready.facts(), "pid": launcher_pid}, indent=1))
+    temporary.rename(file)
+
+
+def make_panel(ready: Ready) -> Any:
+    """The panel that a terminal shows."""
+    from rich.console import Group
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    for name, value in ready.rows():
+        table.add_row(name, Text(value, style="bold" if name == "try" else "", overflow="fold"))
+    notes = [Text(note, style="yellow") for note in ready.notes]
+    title = f"ready in {ready.elapsed_s:.1f} s" + (f" ({ready.run.label})" if ready.run.label else "")
+    return Panel(Group(table, *notes), title=title, title_align="left", border_style="green", expand=False)
+
+
+def make_lines(ready: Ready) -> list[str]:
+    """The same in plain text."""
+    label = f" ({ready.run.label})" if ready.run.label else ""
+    return [
+        f"Ready in {ready.elapsed_s:.1f} s{label}.",
+        *(f"  {name:<9} {value}" for name, value in ready.rows()),
+        *(f"  {note}" for note in ready.notes),
+    ]

@@ -1,0 +1,63 @@
+"""SIGTERM, SIGINT and SIGHUP, recorded by their handlers and acted on by the supervisor's loop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+# `timeout` and some init systems signal a process and then its group: an echo within this time is not impatience.
+ECHO_S = 0.2
+
+
+def exit_quietly_until_supervised() -> None:
+    """Before there are children a stop signal just ends the launcher, with the same exit code as later."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(0)
+
+    for number in heeded_signals():
+        signal.signal(number, leave)
+
+
+def heeded_signals() -> list[signal.Signals]:
+    """SIGHUP stays ignored where it is (``nohup``)."""
+    return [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+class StopSignals:
+    """Counts stop signals; a second one means that the person does not want to wait."""
+
+    def __init__(self) -> None:
+        self.received: list[signal.Signals] = []
+        self._first = asyncio.Event()
+        self._second = asyncio.Event()
+        self._first_at = 0.0
+
+    def install(self, on_child: Callable[[], None]) -> None:
+        """Take over the stop signals, and SIGCHLD for ``on_child``, in the running loop."""
+        loop = asyncio.get_running_loop()
+        for number in heeded_signals():
+            loop.add_signal_handler(number, self._record, number)
+        loop.add_signal_handler(signal.SIGCHLD, on_child)
+
+    async def wait_first(self) -> None:
+        await self._first.wait()
+
+    async def wait_second(self) -> None:
+        await self._second.wait()
+
+    def _record(self, number: signal.Signals) -> None:
+        now = time.monotonic()
+        if not self._first.is_set():
+            self._first_at = now
+            self._first.set()
+        elif now - self._first_at < ECHO_S:
+            return
+        else:
+            self._second.set()
+        self.received.append(number)

@@ -1,0 +1,318 @@
+"""The life of a group of processes: spawn, wait until ready, watch, drain, stop, and say why it ended.
+
+::
+
+    spawn ──► wait until ready ──► watch ──► drain ──► stop shards ──► exit 0
+                 │      │            │          │
+    stop signal  │      └────────────┴──────────┴──► a child ended or hangs ──► find the cause ──► kill ──► exit N
+                 └──► kill ──► exit 0
+
+A shard cannot be replaced alone, so that the first failure ends the group. Who watches whom: the launcher the ends of
+all processes, and whether the front-end answers; the front-end whether the shards do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tgis_cli.machine import cgroup
+from tgis_cli.supervisor.cause import (
+    FRONTEND,
+    Cause,
+    Exit,
+    Memory,
+    ProcessHangs,
+    find_cause,
+    has_primary,
+    read_records,
+)
+from tgis_cli.supervisor.child import Child
+from tgis_cli.supervisor.environment import child_environment
+from tgis_cli.supervisor.signals import StopSignals
+from tgis_cli.supervisor.terminal import Terminal
+from tgis_server.errors import GroupFailed
+from tgis_server.run import Run
+
+if TYPE_CHECKING:
+    from tgis_cli.supervisor.watching import Watcher
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+CHILD_COMMAND = (sys.executable, "-m", "tgis_server.child")
+
+CAUSE_WAIT_S = 0.4  # for the process that failed first to say why, after another one has ended
+LAST_WORDS_S = 1.0  # for the front-end to give calls in flight their status
+STACKS_WAIT_S = 1.0  # for a hung process to print its stacks
+STOP_GRACE_S = 2.0  # for shards between SIGTERM and SIGKILL
+DRAIN_SLACK_S = 5.0  # beyond what the front-end was given to drain
+LAST_LINES_S = 1.0  # for the output of ended children to be read
+
+
+class StopRequested(Exception):
+    """A stop signal came."""
+
+
+class ChildEnded(Exception):
+    """A child has ended that should not have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How the run ended; the sentence is missing after an orderly stop."""
+
+    exit_code: int
+    sentence: str = ""
+
+
+class Supervisor:
+    """One run. Made and used inside a running event loop, in the main thread."""
+
+    def __init__(
+        self,
+        run: Run,
+        terminal: Terminal,
+        environ: Mapping[str, str],
+        *,
+        gpus: Sequence[str] = (),
+        command: Sequence[str] = CHILD_COMMAND,
+    ) -> None:
+        self._run = run
+        self._terminal = terminal
+        self._environ = environ
+        self._gpus = gpus
+        self._command = command
+        self._signals = StopSignals()
+        self._children: dict[str, Child] = {}
+        self._shards: list[Child] = []
+        self._ended = asyncio.Event()  # some child has ended
+        self._hung: list[Cause] = []
+        self._oom_kills = cgroup.count_oom_kills()
+
+    async def supervise(self) -> Outcome:
+        """Run the group until it stops or fails. No child is left when this returns."""
+        started_at = time.monotonic()
+        death_read, death_write = os.pipe()  # nobody writes: its end tells the children that the launcher is gone
+        self._signals.install(self._reap)
+        try:
+            await self._spawn(death_read)
+            outcome = await self._live(started_at)
+        finally:
+            await self._kill_all()
+            os.close(death_read)
+            os.close(death_write)
+        self._clean_up(outcome)
+        return outcome
+
+    async def _live(self, started_at: float) -> Outcome:
+        # gRPC is imported now, while the children do their own imports: it takes a tenth of a second. Its C part writes
+        # to stderr by itself, which is the terminal's alone; the children's environment has been made already.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+        from tgis_cli.supervisor.watching import Watcher
+
+        watcher = Watcher(self._run, self._terminal, started_at)
+        is_ready = False
+        try:
+            await self._unless_interrupted(watcher.wait_until_ready())
+            is_ready = True
+            await watcher.announce({name: child.pid for name, child in self._children.items()})
+            await self._unless_interrupted(watcher.watch_frontend())
+        except StopRequested:
+            name = self._signals.received[0].name
+            if not is_ready:
+                logger.info("%s: stopping before the start was complete", name)
+                return Outcome(0)
+            return await self._stop(watcher, name)
+        except ChildEnded:
+            pass
+        except ProcessHangs as error:
+            await self._ask_for_stacks(error)
+        finally:
+            self._terminal.show_status(None)
+            await watcher.close()
+        return await self._fail()
+
+    # -- phases ---------------------------------------------------------------------------------------------------
+
+    async def _spawn(self, death_fd: int) -> None:
+        """Start all children at once; the front-end too, which opens its ports and says that it is not ready."""
+        shards = [(f"shard-{rank}", rank) for rank in range(self._run.num_shard)]
+        for name, rank in [*shards, (FRONTEND, None)]:
+            tail = ["--run", str(self._run.file), "--death-fd", str(death_fd), "--parent", str(os.getpid())]
+            environ = child_environment(self._run, rank, self._environ, self._gpus)
+            self._children[name] = Child.spawn(name, [*self._command, name, *tail], environ, death_fd)
+        self._shards = [self._children[name] for name, _ in shards]
+        for name, child in self._children.items():
+            await child.read_lines(functools.partial(self._relay, name))
+        self._reap()  # one that ended before its signal could be heard
+
+    async def _stop(self, watcher: Watcher, name: str) -> Outcome:
+        """The orderly end: the front-end drains, then the shards go."""
+        frontend = self._children[FRONTEND]
+        logger.info("%s: draining; a second signal stops at once", name)
+        frontend.send_signal(signal.SIGTERM)
+        try:
+            await self._drain(frontend, watcher)
+        except ChildEnded:
+            return await self._fail()
+        if self._failed_record(FRONTEND):
+            return await self._fail()
+        for shard in self._shards:
+            shard.send_signal(signal.SIGTERM)
+        await wait_all(self._shards, STOP_GRACE_S)
+        logger.info("stopped")
+        return Outcome(0)
+
+    async def _drain(self, frontend: Child, watcher: Watcher) -> None:
+        """Until the front-end has ended, is out of time, or a second signal ended its patience.
+
+        Raises:
+            ChildEnded: a shard died meanwhile, and with it the answers that were waited for.
+        """
+        config = self._run.config
+        patience_s = config.drain_delay + config.drain_timeout + DRAIN_SLACK_S
+        shard_ends = [shard.exited.wait() for shard in self._shards]
+        first = await first_of(
+            frontend.exited.wait(),
+            watcher.report_drain(),
+            self._signals.wait_second(),
+            *shard_ends,
+            timeout_s=patience_s,
+        )
+        if first == 0:
+            return
+        if first is not None and first > 2:
+            raise ChildEnded
+        if first is None:
+            logger.warning("the front-end did not end within %.0f s", patience_s)
+            frontend.send_signal(signal.SIGABRT)
+        else:
+            logger.info("%s: stopping at once", self._signals.received[-1].name)
+            frontend.send_signal(signal.SIGTERM)
+        await wait_all([frontend], LAST_WORDS_S)
+        frontend.send_signal(signal.SIGKILL)
+
+    async def _fail(self) -> Outcome:
+        """End the group after its first failure, and find out what that was."""
+        # 1. Another process may know better than the one whose end was seen first.
+        deadline = time.monotonic() + CAUSE_WAIT_S
+        while self._alive() and not self._is_cause_known() and (left_s := deadline - time.monotonic()) > 0:
+            self._ended.clear()
+            await first_of(self._ended.wait(), timeout_s=left_s)
+        # 2. Shards that all live while the front-end has lost one: one hangs, and its peers wait for it.
+        if all(shard.is_alive for shard in self._shards) and self._failed_record(FRONTEND, secondary=True):
+            for shard in self._shards:
+                shard.send_signal(signal.SIGABRT)
+            await wait_all(self._shards, STACKS_WAIT_S)
+        # 3. The shards at once; the front-end gets time to give calls in flight their status.
+        for shard in self._shards:
+            shard.send_signal(signal.SIGKILL)
+        await wait_all(list(self._children.values()), LAST_WORDS_S)
+        await self._kill_all()
+        memory = Memory(self._oom_kills, cgroup.count_oom_kills(), cgroup.memory_limit_bytes())
+        exits, records = self._exits(), read_records(self._run.errors_dir)
+        cause = find_cause(exits, records, memory, num_shard=self._run.num_shard, others=self._hung)
+        self._keep_last_lines(exits)
+        return Outcome(cause.exit_code, cause.sentence)
+
+    async def _ask_for_stacks(self, error: ProcessHangs) -> None:
+        """SIGABRT makes a Python process print the stack of every thread before it dies."""
+        child = self._children[error.name]
+        self._hung.append(Cause(error.name, time.time(), str(error), GroupFailed.exit_code))
+        logger.error("%s: asking for its stacks", error)
+        child.send_signal(signal.SIGABRT)
+        await wait_all([child], STACKS_WAIT_S)
+
+    async def _kill_all(self) -> None:
+        """SIGKILL whatever is left and wait for it: after this no child exists."""
+        for child in self._children.values():
+            child.send_signal(signal.SIGKILL)
+        await wait_all(list(self._children.values()), None)
+        lines = asyncio.gather(*(child.wait_for_last_lines() for child in self._children.values()))
+        await first_of(lines, timeout_s=LAST_LINES_S)
+
+    def _clean_up(self, outcome: Outcome) -> None:
+        run = self._run
+        for path in (run.frontend_socket, run.plan_socket, *(run.shard_socket(rank) for rank in range(run.num_shard))):
+            path.unlink(missing_ok=True)
+        if outcome.sentence:
+            logger.info("the run directory is kept: %s (tracebacks are in its errors/)", run.run_dir)
+        else:
+            shutil.rmtree(run.run_dir, ignore_errors=True)
+
+    # -- facts about children -------------------------------------------------------------------------------------
+
+    def _relay(self, name: str, line: str, is_stderr: bool) -> None:
+        self._terminal.relay(name, line, to_stderr=is_stderr)
+
+    def _reap(self) -> None:
+        if [child for child in self._children.values() if child.reap()]:
+            self._ended.set()
+
+    def _alive(self) -> list[Child]:
+        return [child for child in self._children.values() if child.is_alive]
+
+    def _exits(self) -> list[Exit]:
+        """Children that ended without our doing."""
+        return [
+            Exit(child.name, child.status, child.ended_at, tuple(child.tail))
+            for child in self._children.values()
+            if child.status is not None and not child.was_ended_by_us
+        ]
+
+    def _is_cause_known(self) -> bool:
+        return bool(self._hung) or has_primary(self._exits(), read_records(self._run.errors_dir))
+
+    def _failed_record(self, name: str, *, secondary: bool = False) -> bool:
+        """Whether a process has left an error; with ``secondary``, only one that blames a peer."""
+        records = [record for record in read_records(self._run.errors_dir) if record.name == name]
+        return any(record.is_secondary or not secondary for record in records)
+
+    def _keep_last_lines(self, exits: Sequence[Exit]) -> None:
+        """A child that could not write its error leaves its last lines instead."""
+        for exit_ in exits:
+            log = self._run.errors_dir / f"{exit_.name}.log"
+            if exit_.tail and not log.exists():
+                log.write_text("\n".join(exit_.tail) + "\n")
+
+    async def _unless_interrupted(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Do ``work`` to its end.
+
+        Raises:
+            StopRequested: a stop signal came first.
+            ChildEnded: a child ended first.
+        """
+        task = asyncio.ensure_future(work)
+        first = await first_of(task, self._signals.wait_first(), self._ended.wait())
+        if first == 0:
+            return task.result()
+        raise StopRequested if self._signals.received else ChildEnded
+
+
+async def first_of(*works: Any, timeout_s: float | None = None) -> int | None:
+    """Wait for the first of several coroutines or futures, cancel the others, and return its index (``None``: none)."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        return next((index for index, task in enumerate(tasks) if task.done()), None)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def wait_all(children: Sequence[Child], timeout_s: float | None) -> None:
+    """Until all have ended, at most so long."""
+    if children:
+        await first_of(asyncio.gather(*(child.exited.wait() for child in children)), timeout_s=timeout_s)
