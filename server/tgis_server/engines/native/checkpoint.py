@@ -1,0 +1,179 @@
+"""What is in a model directory's safetensors files, checked against the spec before anything is read. No torch.
+
+Format: 8 bytes with the header's length (little endian), the header as JSON (name -> dtype, shape, data_offsets), then
+the data. See https://github.com/huggingface/safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tgis_server.engines.native.families import parameters_of
+from tgis_server.engines.native.families.config_file import read_json
+from tgis_server.engines.native.parameters import (
+    Parameter,
+    can_split,
+    kv_heads_of,
+    slice_of,
+    valid_num_shards,
+)
+from tgis_server.engines.native.spec import DecoderSpec
+from tgis_server.errors import ModelError, UsageError
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One entry of a safetensors header."""
+
+    file: Path
+    dtype: str  # as the header spells it
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A complete, readable checkpoint for ``num_shard`` ranks."""
+
+    spec: DecoderSpec
+    num_shard: int
+    tensors: dict[str, TensorInfo]
+    parameters: tuple[Parameter, ...]
+    dtype: str  # of most weights
+
+    def num_elements(self, rank: int) -> int:
+        """Weights that ``rank`` holds."""
+        return sum(
+            slice_of(piece, self.spec, rank, self.num_shard).num_elements
+            for parameter in self.parameters
+            for piece in parameter.pieces
+        )
+
+    @property
+    def total_elements(self) -> int:
+        """Weights that all ranks hold, copies included."""
+        return sum(self.num_elements(rank) for rank in range(self.num_shard))
+
+    def weight_bytes(self, rank: int, dtype: str) -> int:
+        """Bytes of weights on ``rank`` when they are held as ``dtype``."""
+        return self.num_elements(rank) * ITEM_BYTES[dtype]
+
+    @property
+    def largest_weight_bytes(self) -> int:
+        """Bytes of the heaviest rank's weights in the checkpoint's own dtype."""
+        return max(self.weight_bytes(rank, self.dtype) for rank in range(self.num_shard))
+
+    def kv_bytes_per_token(self, rank: int, dtype: str) -> int:
+        """Bytes of keys and values that one token takes on ``rank``, all layers together."""
+        heads = len(kv_heads_of(self.spec, rank, self.num_shard))
+        return 2 * self.spec.num_layers * heads * self.spec.head_dim * ITEM_BYTES[dtype]
+
+
+def inspect_checkpoint(model_dir: Path, spec: DecoderSpec, num_shard: int) -> Checkpoint:
+    """Check that the checkpoint is whole and can be divided among ``num_shard`` ranks.
+
+    Raises:
+        ModelError: a file or tensor is missing, truncated, of another shape or not of floating point.
+        UsageError: ``num_shard`` does not divide the model.
+    """
+    check_num_shard(spec, num_shard)
+    found: dict[str, TensorInfo] = {}
+    for file in find_files(model_dir):
+        found.update(read_header(file))
+    parameters = tuple(parameters_of(spec))
+    needed: dict[str, TensorInfo] = {}
+    elements: dict[str, int] = {}
+    for parameter in parameters:
+        for piece in parameter.pieces:
+            info = found.get(piece.tensor)
+            if info is None:
+                raise ModelError(
+                    f"{model_dir} holds no tensor {piece.tensor}, which a {spec.family} model of "
+                    f"{spec.num_layers} layers needs: the files do not belong to this config.json, or some are missing."
+                )
+            if info.shape != piece.tensor_shape:
+                raise ModelError(
+                    f"{info.file}: tensor {piece.tensor} has shape {list(info.shape)}, but config.json asks for "
+                    f"{list(piece.tensor_shape)}: the files do not belong together."
+                )
+            if info.dtype not in DTYPES:
+                raise ModelError(
+                    f"{info.file}: tensor {piece.tensor} is stored as {info.dtype}, but the native engine reads only "
+                    f"{', '.join(DTYPES)}: use an unquantized checkpoint."
+                )
+            needed[piece.tensor] = info
+            elements[info.dtype] = elements.get(info.dtype, 0) + piece.rows * max(piece.columns, 1)
+    dtype = DTYPES[max(elements, key=lambda name: elements[name])]
+    return Checkpoint(spec, num_shard, needed, parameters, dtype)
+
+
+def check_num_shard(spec: DecoderSpec, num_shard: int) -> None:
+    if not can_split(spec, num_shard):
+        valid = ", ".join(map(str, valid_num_shards(spec)))
+        raise UsageError(
+            f"--num-shard {num_shard} does not divide this model ({spec.num_heads} attention heads, "
+            f"{spec.num_kv_heads} KV heads, MLP of {spec.intermediate_size}): use one of {valid}."
+        )
+
+
+def find_files(model_dir: Path) -> list[Path]:
+    """The safetensors files that make up the model: those of the index, else ``model.safetensors``."""
+    index = model_dir / INDEX_FILE
+    if index.exists():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ModelError(f"{index} names no files: download the model again.")
+        files = [model_dir / Path(str(name)).name for name in sorted(set(weight_map.values()))]
+    elif (model_dir / SINGLE_FILE).exists():
+        files = [model_dir / SINGLE_FILE]
+    else:
+        files = []
+    missing = [file.name for file in files if not file.exists()]
+    if missing:
+        raise ModelError(
+            f"{model_dir} lacks {len(missing)} of {len(files)} weight files ({missing[0]} for one): "
+            "the download is incomplete, repeat it."
+        )
+    if not files:
+        others = sorted(file.name for pattern in ("*.bin", "*.pt", "*.gguf") for file in model_dir.glob(pattern))
+        hint = f"it has {others[0]}: convert the weights with `tgis convert`" if others else "download the model first"
+        raise ModelError(f"{model_dir} holds no {SINGLE_FILE} and no {INDEX_FILE}; {hint}.")
+    return files
+
+
+def read_header(file: Path) -> dict[str, TensorInfo]:
+    """Names, dtypes and shapes of one safetensors file, whose length must be what its header says."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
+            raise _truncated(file, size, 8 + length)
+        raw = stream.read(length)
+    try:
+        entries: dict[str, Any] = json.loads(raw)
+        entries.pop("__metadata__", None)
+        infos = {
+            name: TensorInfo(file, str(entry["dtype"]), tuple(map(int, entry["shape"])))
+            for name, entry in entries.items()
+        }
+        end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ModelError(f"{file} is not a safetensors file (its header cannot be read): download it again.") from error
+    if size != 8 + length + end:
+        raise _truncated(file, size, 8 + length + end)
+    return infos
+
+
+def _truncated(file: Path, size: int, expected: int) -> ModelError:
+    pointer = " (it looks like a Git LFS pointer)" if size < 1024 else ""
+    return ModelError(
+        f"{file} has {size} bytes, but its header says {expected}{pointer}: it is damaged, download it again."
+    )

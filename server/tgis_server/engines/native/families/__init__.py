@@ -1,0 +1,59 @@
+"""Model families: config.json to ``DecoderSpec``, and checkpoint names to our parameters. No torch.
+
+A family is one small file with ``ARCHITECTURE``, ``read(config)`` and ``parameters(spec)``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+from tgis_server.engines.native.families import granite, llama, mistral, phi3, qwen2, qwen3
+from tgis_server.engines.native.families.config_file import ConfigFile
+from tgis_server.engines.native.parameters import Parameter
+from tgis_server.engines.native.spec import DecoderSpec
+
+FAMILIES: dict[str, ModuleType] = {
+    "granite": granite,
+    "llama": llama,
+    "mistral": mistral,
+    "phi3": phi3,
+    "qwen2": qwen2,
+    "qwen3": qwen3,
+}
+
+# Features that checkpoints of these families may carry, that change results, and that nothing here implements.
+UNSUPPORTED_KEYS = (
+    "quantization_config",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "alibi",
+    "num_local_experts",
+)
+
+
+def read_spec(model_dir: Path) -> DecoderSpec:
+    """Read a model directory's config.json.
+
+    Raises:
+        ModelError: the directory or its config is missing or broken, or names something that is not implemented.
+    """
+    config = ConfigFile.read(model_dir)
+    model_type = config.get("model_type")
+    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    architectures = config.get("architectures", [])
+    if family is None or (architectures and family.ARCHITECTURE not in architectures):
+        name = ", ".join(map(str, architectures)) or model_type
+        supported = ", ".join(f.ARCHITECTURE for f in FAMILIES.values())
+        raise config.fail(f"architecture {name} has no native engine; supported are {supported}.")
+    config.refuse(UNSUPPORTED_KEYS)
+    spec: DecoderSpec = family.read(config)
+    if any(eos >= spec.vocab_size for eos in spec.eos_ids):
+        raise config.fail(f"eos_token_id {list(spec.eos_ids)} lies outside the vocabulary of {spec.vocab_size}.")
+    return spec
+
+
+def parameters_of(spec: DecoderSpec) -> list[Parameter]:
+    """Every parameter of the model and the checkpoint tensors it is made of."""
+    found: list[Parameter] = FAMILIES[spec.family].parameters(spec)
+    return found

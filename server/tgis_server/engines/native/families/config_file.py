@@ -1,0 +1,115 @@
+"""Reading a model's config.json: typed values, and one clear sentence for everything that is missing or unsupported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tgis_server.errors import ModelError
+
+ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a file of the model directory."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read ({error.strerror}): download the model again.") from error
+    except ValueError as error:
+        raise ModelError(f"{file} is not valid JSON ({error}): download the model again.") from error
+    if not isinstance(values, dict):
+        raise ModelError(f"{file} holds a {type(values).__name__}, not an object: download the model again.")
+    return values
+
+
+class ConfigFile:
+    """The values of one config.json. A key that is null counts as absent, as it does in transformers."""
+
+    def __init__(self, model_dir: Path, values: dict[str, Any]) -> None:
+        self.model_dir = model_dir
+        self._values = {key: value for key, value in values.items() if value is not None}
+
+    @classmethod
+    def read(cls, model_dir: Path) -> ConfigFile:
+        if not model_dir.is_dir():
+            raise ModelError(f"{model_dir} is not a directory: give a model directory, or download the model first.")
+        file = model_dir / "config.json"
+        if not file.exists():
+            raise ModelError(
+                f"{model_dir} holds no config.json: it is not a model directory, or its download is incomplete."
+            )
+        return cls(model_dir, read_json(file))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self._values.get(key, default)
+
+    def with_default(self, key: str, value: Any) -> ConfigFile:
+        """The same config with a family's default for ``key``."""
+        return ConfigFile(self.model_dir, {key: value, **self._values})
+
+    def fail(self, text: str) -> ModelError:
+        return ModelError(f"{self.model_dir / 'config.json'}: {text}")
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """A positive integer."""
+        value = self.get(key, default)
+        if value is None:
+            raise self.fail(f"{key} is missing; the download may be incomplete.")
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise self.fail(f"{key} is {value!r}, but must be a positive integer.")
+        return value
+
+    def number(self, key: str, default: float) -> float:
+        value = self.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.fail(f"{key} is {value!r}, but must be a number.")
+        return float(value)
+
+    def flag(self, key: str, *, default: bool = False) -> bool:
+        value = self.get(key, default)
+        if not isinstance(value, bool):
+            raise self.fail(f"{key} is {value!r}, but must be true or false.")
+        return value
+
+    def activation(self, default: str = "silu") -> str:
+        name = self.get("hidden_act", default)
+        if name not in ACTIVATIONS:
+            raise self.fail(f"hidden_act {name!r} is not supported; supported are {', '.join(ACTIVATIONS)}.")
+        return ACTIVATIONS[name]
+
+    def dtype(self) -> str | None:
+        raw = self.get("dtype", self.get("torch_dtype"))
+        if raw is None or raw == "auto":
+            return None
+        name = str(raw).removeprefix("torch.")
+        if name not in DTYPES:
+            raise self.fail(f"dtype {name!r} is not supported; supported are {', '.join(DTYPES)}.")
+        return name
+
+    def refuse(self, keys: Iterable[str]) -> None:
+        """Stop at features that would change results and that no family here implements."""
+        for key in keys:
+            if self.get(key):
+                raise self.fail(f"{key} = {self.get(key)!r} is not supported by the native engine.")
+
+
+def read_eos_ids(config: ConfigFile) -> tuple[int, ...]:
+    """End-of-sequence ids: those of generation_config.json, else those of config.json; none is possible."""
+    file = config.model_dir / "generation_config.json"
+    raw = read_json(file).get("eos_token_id") if file.exists() else None
+    raw = config.get("eos_token_id", []) if raw is None else raw
+    ids = raw if isinstance(raw, list) else [raw]
+    if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+        raise config.fail(f"eos_token_id is {raw!r}, but must be a token id or a list of them.")
+    return tuple(ids)

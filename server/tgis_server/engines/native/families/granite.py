@@ -1,0 +1,28 @@
+"""Granite 3: Llama's layout with multipliers on embedding, residual, attention and logits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tgis_server.engines.native.families.common import read_decoder
+from tgis_server.engines.native.families.config_file import ConfigFile
+from tgis_server.engines.native.families.names import split_parameters as parameters
+from tgis_server.engines.native.spec import DecoderSpec
+
+__all__ = ["ARCHITECTURE", "parameters", "read"]
+
+ARCHITECTURE = "GraniteForCausalLM"
+
+
+def read(config: ConfigFile) -> DecoderSpec:
+    attention_bias = config.flag("attention_bias")
+    return replace(
+        read_decoder(config, "granite"),
+        has_qkv_bias=attention_bias,
+        has_o_bias=attention_bias,
+        has_mlp_bias=config.flag("mlp_bias"),
+        embedding_scale=config.number("embedding_multiplier", 1.0),
+        residual_scale=config.number("residual_multiplier", 1.0),
+        attention_scale=config.number("attention_multiplier", 1.0),
+        logits_scale=1.0 / config.number("logits_scaling", 1.0),
+    )

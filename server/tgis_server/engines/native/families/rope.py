@@ -1,0 +1,129 @@
+"""Rotary position parameters of a config.json, in the spelling of transformers 5 and in the older one.
+
+Newer files hold ``rope_parameters`` with everything inside; older ones ``rope_scaling`` beside ``rope_theta``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tgis_server.engines.native.families.config_file import ConfigFile
+from tgis_server.engines.native.spec import RopeSpec
+
+KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+
+
+def read_rope(
+    config: ConfigFile,
+    head_dim: int,
+    *,
+    aliases: dict[str, str] | None = None,
+    original_max_position: int | None = None,
+    may_be_partial: bool = False,
+) -> RopeSpec:
+    """Read the rotary embedding of a family.
+
+    Args:
+        config: the model's config.json.
+        head_dim: size of a head.
+        aliases: kinds that this family spells differently.
+        original_max_position: the family's default for ``original_max_position_embeddings``.
+        may_be_partial: whether the family rotates a leading part of each head where the config says so.
+    """
+    values: Any = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not isinstance(values, dict) or any(isinstance(value, dict) for value in values.values()):
+        raise config.fail("rope parameters that differ between kinds of layers are not supported by the native engine.")
+    reader = _RopeReader(config, {key: value for key, value in values.items() if value is not None})
+    kind = str(reader.values.get("rope_type", reader.values.get("type", "default")))
+    kind = (aliases or {}).get(kind, kind)
+    if kind not in KINDS:
+        raise config.fail(f"rope type {kind!r} is not supported; supported are {', '.join(KINDS)}.")
+    partial = reader.number("partial_rotary_factor", config.number("partial_rotary_factor", 1.0))
+    if partial != 1.0 and not may_be_partial:
+        raise config.fail(f"partial_rotary_factor {partial:g} is not supported for this family, only 1.")
+    rotary_dim = int(head_dim * partial)
+    if rotary_dim < 2 or rotary_dim % 2 or rotary_dim > head_dim:
+        raise config.fail(f"{rotary_dim} rotated dimensions of a head of {head_dim} are not possible.")
+    max_position = config.integer("max_position_embeddings")
+    original = config.get("original_max_position_embeddings", original_max_position)
+    if original is None:
+        original = reader.values.get("original_max_position_embeddings", max_position)
+    return reader.read(kind, rotary_dim, max_position, int(original))
+
+
+class _RopeReader:
+    """The parameters of one kind."""
+
+    def __init__(self, config: ConfigFile, values: dict[str, Any]) -> None:
+        self.config = config
+        self.values = values
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self.values.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.config.fail(f"{key} of the rope parameters is {value!r}, but must be a number.")
+        return float(value)
+
+    def factors(self, key: str, count: int) -> tuple[float, ...]:
+        value = self.values.get(key)
+        is_list = isinstance(value, list) and all(isinstance(x, int | float) for x in value)
+        if not is_list or not isinstance(value, list) or len(value) != count:
+            raise self.config.fail(f"{key} of the rope parameters must be a list of {count} numbers.")
+        return tuple(float(x) for x in value)
+
+    def read(self, kind: str, rotary_dim: int, max_position: int, original: int) -> RopeSpec:
+        theta = self.number("rope_theta", self.config.number("rope_theta", 10000.0))
+        match kind:
+            case "linear" | "dynamic":
+                return RopeSpec(kind, theta, rotary_dim, self.number("factor"), max_position, max_position)
+            case "llama3":
+                return RopeSpec(
+                    kind,
+                    theta,
+                    rotary_dim,
+                    self.number("factor"),
+                    max_position,
+                    original,
+                    low_freq_factor=self.number("low_freq_factor"),
+                    high_freq_factor=self.number("high_freq_factor"),
+                )
+            case "yarn":
+                factor = self.number("factor", max_position / original)
+                return RopeSpec(
+                    kind,
+                    theta,
+                    rotary_dim,
+                    factor,
+                    max_position,
+                    original,
+                    attention_factor=self._yarn_attention_factor(factor),
+                    beta_fast=self.number("beta_fast", 32.0) or 32.0,
+                    beta_slow=self.number("beta_slow", 1.0) or 1.0,
+                    is_range_truncated=bool(self.values.get("truncate", True)),
+                )
+            case "longrope":
+                factor = self.number("factor", max_position / original)
+                default = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+                return RopeSpec(
+                    kind,
+                    theta,
+                    rotary_dim,
+                    factor,
+                    max_position,
+                    original,
+                    attention_factor=self.number("attention_factor", default),
+                    short_factor=self.factors("short_factor", rotary_dim // 2),
+                    long_factor=self.factors("long_factor", rotary_dim // 2),
+                )
+        return RopeSpec("default", theta, rotary_dim, 1.0, max_position, max_position)
+
+    def _yarn_attention_factor(self, factor: float) -> float:
+        """The temperature of YaRN (arXiv:2309.00071, section 3.4), with the split that DeepSeek's configs use."""
+        if "attention_factor" in self.values:
+            return self.number("attention_factor")
+        log = math.log(factor) if factor > 1 else 0.0
+        mscale, mscale_all_dim = self.number("mscale", 0.0), self.number("mscale_all_dim", 0.0)
+        if mscale and mscale_all_dim:
+            return (0.1 * mscale * log + 1.0) / (0.1 * mscale_all_dim * log + 1.0)
+        return 0.1 * log + 1.0

@@ -1,0 +1,46 @@
+"""Paged keys and values: per layer an array of blocks, which sequences hold through their block tables.
+
+A block of a layer is (2, kv heads, block size, head dim): keys, then values. Head-major, so that a gather of blocks
+yields every head's keys as one contiguous matrix.
+"""
+
+from __future__ import annotations
+
+import mmap
+
+import torch
+from torch import Tensor
+
+
+class KvCache:
+    """All blocks of one rank. Everything is finite from the start: what a mask hides must not be NaN."""
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_blocks: int,
+        num_kv_heads: int,
+        block_size: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.num_blocks = num_blocks
+        self.num_kv_heads = num_kv_heads
+        self.block_size = block_size
+        self.head_dim = head_dim
+        shape = (num_blocks, 2, num_kv_heads, block_size, head_dim)
+        self.layers = [_zeros(shape, dtype, device) for _ in range(num_layers)]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(layer.numel() * layer.element_size() for layer in self.layers)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros that take no memory on a CPU until a block is used: fresh pages of the kernel are zero already."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    num_bytes = torch.Size(shape).numel() * dtype.itemsize
+    pages = mmap.mmap(-1, num_bytes)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)

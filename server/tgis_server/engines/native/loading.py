@@ -1,0 +1,169 @@
+"""From a run to a loaded rank: check, join the other ranks, read weights, divide what memory is left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from tgis_server.engines.api import Capacity, ModelFacts, Progress
+from tgis_server.engines.native.checkpoint import ITEM_BYTES, Checkpoint, inspect_checkpoint
+from tgis_server.engines.native.families import read_spec
+from tgis_server.engines.native.kv_cache import KvCache
+from tgis_server.engines.native.memory import (
+    KvBudget,
+    MemoryRequest,
+    check_fits,
+    decide_kv_budget,
+    free_cpu_bytes,
+    free_gpu_bytes,
+    step_bytes,
+)
+from tgis_server.engines.native.models.decoder import Decoder, pack_weights
+from tgis_server.engines.native.ops import select_ops
+from tgis_server.engines.native.parallel import Group, ShardGroup, SoloGroup
+from tgis_server.engines.native.parameters import kv_heads_of
+from tgis_server.engines.native.rope import build_table, uses_long_factors
+from tgis_server.engines.native.spec import DecoderSpec
+from tgis_server.engines.native.weights import PHASE, read_parameters
+from tgis_server.run import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a runner is made of."""
+
+    spec: DecoderSpec
+    decoder: Decoder
+    cache: KvCache
+    group: Group
+    device: torch.device
+    dtype: torch.dtype
+    num_slots: int
+    capacity: Capacity
+    facts: ModelFacts
+
+
+@torch.inference_mode()
+def load(run: Run, rank: int, progress: Progress) -> Loaded:
+    """See ``load_runner`` for errors."""
+    # 1. Files and memory are checked before anything large is read
+    spec = read_spec(run.model_dir)
+    checkpoint = inspect_checkpoint(run.model_dir, spec, run.num_shard)
+    dtype: torch.dtype = getattr(torch, run.dtype)
+    device = torch.device("cuda", rank) if run.device == "cuda" else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    elif run.shard_threads > 0:
+        torch.set_num_threads(run.shard_threads)
+    request = _memory_request(run, checkpoint, rank)
+    room = _step_bytes(run, spec)
+    what = f"{run.model_id} in {run.dtype}"
+    check_fits(request, _free_bytes(run, rank), _resident_bytes(run, checkpoint, rank), room, what)
+
+    # 2. The other ranks
+    group: Group = SoloGroup()
+    if run.num_shard > 1:
+        timeout_s = max(run.config.startup_timeout, run.config.step_timeout)
+        group = ShardGroup.join(run.rendezvous_file, rank, run.num_shard, device, timeout_s)
+
+    # 3. Weights
+    ops = select_ops(device, dtype)
+    progress(PHASE, 0, 0)
+    weights = pack_weights(spec, read_parameters(checkpoint, rank, dtype, device, progress), ops)
+
+    # 4. Keys and values take what is left, the same on every rank
+    progress("allocating", 0, 0)
+    # Every rank has read its weights before any measures: ranks of one CPU host draw on the same memory.
+    group.smallest(0)
+    budget = decide_kv_budget(request, max(0, _free_bytes(run, rank) - room))
+    budget = _agree(group, budget, request)
+    rope_table = build_table(spec.rope, budget.max_sequence_length, dtype, device)
+    num_kv_heads = len(kv_heads_of(spec, rank, run.num_shard))
+    cache = KvCache(
+        spec.num_layers, budget.num_blocks, num_kv_heads, run.config.kv_block_size, spec.head_dim, dtype, device
+    )
+    facts = ModelFacts(
+        model_type=spec.family,
+        dtype=run.dtype,
+        device=run.device,
+        vocab_size=spec.vocab_size,
+        eos_ids=spec.eos_ids,
+        weight_bytes=checkpoint.weight_bytes(rank, run.dtype),
+        kv_bytes=cache.num_bytes,
+        notes=(*budget.notes, *_rope_notes(spec, budget.max_sequence_length)),
+    )
+    return Loaded(
+        spec=spec,
+        decoder=Decoder(spec, weights, rope_table, ops, group),
+        cache=cache,
+        group=group,
+        device=device,
+        dtype=dtype,
+        num_slots=run.config.max_batch_size,
+        capacity=Capacity(budget.num_blocks, run.config.kv_block_size, budget.max_sequence_length),
+        facts=facts,
+    )
+
+
+def _memory_request(run: Run, checkpoint: Checkpoint, rank: int) -> MemoryRequest:
+    config = run.config
+    return MemoryRequest(
+        device=run.device,
+        block_bytes=checkpoint.kv_bytes_per_token(rank, run.dtype) * config.kv_block_size,
+        block_size=config.kv_block_size,
+        max_sequence_length=run.max_sequence_length,
+        is_explicit=run.is_max_sequence_length_explicit,
+        kv_cache_memory=config.kv_cache_memory,
+        max_batch_size=config.max_batch_size,
+        margin_percent=config.batch_safety_margin,
+    )
+
+
+def _free_bytes(run: Run, rank: int) -> int:
+    """What this rank may take. Ranks on one CPU host share its memory evenly."""
+    if run.device == "cuda":
+        return free_gpu_bytes(rank, run.config.cuda_process_memory_fraction)
+    return free_cpu_bytes() // run.num_shard
+
+
+def _resident_bytes(run: Run, checkpoint: Checkpoint, rank: int) -> int:
+    """Weights as they are held: on a CPU a tied head is a second, prepacked copy of the embedding."""
+    weight_bytes = checkpoint.weight_bytes(rank, run.dtype)
+    spec = checkpoint.spec
+    if run.device == "cpu" and spec.is_head_tied:
+        weight_bytes += spec.vocab_size * spec.hidden_size * ITEM_BYTES[run.dtype] // run.num_shard
+    return weight_bytes
+
+
+def _step_bytes(run: Run, spec: DecoderSpec) -> int:
+    return step_bytes(
+        num_tokens=run.max_batch_tokens,
+        num_rows=run.config.max_batch_size,
+        hidden_size=spec.hidden_size,
+        intermediate_size=spec.intermediate_size // run.num_shard,
+        qkv_size=(spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim // run.num_shard,
+        vocab_size=spec.vocab_size,
+        item_bytes=ITEM_BYTES[run.dtype],
+    )
+
+
+def _agree(group: Group, budget: KvBudget, request: MemoryRequest) -> KvBudget:
+    """The poorest rank decides for all."""
+    num_blocks = group.smallest(budget.num_blocks)
+    length = group.smallest(budget.max_sequence_length)
+    notes = budget.notes
+    if length < budget.max_sequence_length:
+        lowered = f"max_sequence_length lowered from {request.max_sequence_length} to {length}"
+        notes = (f"{lowered}: another shard has less memory.",)
+    return KvBudget(num_blocks, length, notes)
+
+
+def _rope_notes(spec: DecoderSpec, max_sequence_length: int) -> tuple[str, ...]:
+    if not uses_long_factors(spec.rope, max_sequence_length):
+        return ()
+    border = spec.rope.original_max_position
+    return (
+        f"LongRoPE's factors for long sequences are used at every position, as max_sequence_length "
+        f"{max_sequence_length} is above {border}: --max-sequence-length {border} selects those for short ones.",
+    )

@@ -1,0 +1,202 @@
+"""How much memory there is, and what becomes of it: weights, room for a step, the rest for keys and values.
+
+Decisions are plain arithmetic on numbers that the caller measured; torch is imported only to ask a GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tgis_server.errors import NotEnoughDevices
+
+GIB = 1 << 30
+CPU_KV_BYTES = 4 * GIB  # default pool on a CPU, if that is not more than ...
+CPU_KV_SHARE = 0.25  # ... this share of what is free
+CPU_USABLE_SHARE = 0.9  # the rest is left to the process itself and its neighbours
+SHORTEST_SEQUENCE = 2  # one token of prompt, one of output
+
+GATHERED_BYTES = 256 << 20  # attention's copies of keys and values, and its masks
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRequest:
+    """What a rank needs to know to divide its memory."""
+
+    device: str  # "cpu" or "cuda"
+    block_bytes: int  # keys and values of one block, all layers
+    block_size: int
+    max_sequence_length: int
+    is_explicit: bool  # the length must fit; otherwise it may be lowered
+    kv_cache_memory: int | None = None  # asked for
+    max_batch_size: int = 1
+    margin_percent: int = 0  # of free GPU memory, held back
+
+
+@dataclass(frozen=True, slots=True)
+class KvBudget:
+    """The outcome."""
+
+    num_blocks: int
+    max_sequence_length: int
+    notes: tuple[str, ...] = ()
+
+
+def decide_kv_budget(request: MemoryRequest, free_bytes: int) -> KvBudget:
+    """Divide what is free once weights and the room for a step are taken off.
+
+    Raises:
+        NotEnoughDevices: one sequence does not fit.
+    """
+    blocks_per_sequence = -(-request.max_sequence_length // request.block_size)
+    if request.device == "cpu":
+        usable = int(free_bytes * CPU_USABLE_SHARE)
+        pool = min(CPU_KV_BYTES, int(free_bytes * CPU_KV_SHARE))
+        # More than every running sequence can fill at its longest would be touched for nothing.
+        most = request.max_batch_size * blocks_per_sequence
+        wanted = max(blocks_per_sequence, min(pool // request.block_bytes, most))
+    else:
+        usable = int(free_bytes * (1 - request.margin_percent / 100))
+        wanted = usable // request.block_bytes
+    fitting = max(0, usable) // request.block_bytes
+    if request.kv_cache_memory is not None:
+        wanted = request.kv_cache_memory // request.block_bytes
+        if wanted > fitting:
+            raise NotEnoughDevices(
+                f"--kv-cache-memory asks for {format_bytes(request.kv_cache_memory)} per shard, but only "
+                f"{format_bytes(max(0, usable))} are free beside the weights: ask for less, or free memory."
+            )
+    num_blocks = min(wanted, fitting)
+    if num_blocks >= blocks_per_sequence:
+        return KvBudget(num_blocks, request.max_sequence_length)
+    longest = num_blocks * request.block_size
+    room = format_bytes(num_blocks * request.block_bytes)
+    need = format_bytes(blocks_per_sequence * request.block_bytes)
+    if request.is_explicit or longest < SHORTEST_SEQUENCE:
+        more = "--kv-cache-memory" if request.kv_cache_memory is not None else "--num-shard"
+        raise NotEnoughDevices(
+            f"One sequence of {request.max_sequence_length} tokens needs {need} for keys and values on each shard, but "
+            f"only {room} are available: use --max-sequence-length {max(longest, SHORTEST_SEQUENCE)} or less, or more "
+            f"{more}, or free memory."
+        )
+    note = (
+        f"max_sequence_length lowered from {request.max_sequence_length} to {longest}: keys and values of one sequence "
+        f"need {need}, {room} are available on each shard."
+    )
+    return KvBudget(num_blocks, longest, (note,))
+
+
+def check_fits(request: MemoryRequest, free_bytes: int, weight_bytes: int, step_bytes: int, what: str) -> None:
+    """Stop before weights are read if they and one sequence cannot fit on this rank.
+
+    Raises:
+        NotEnoughDevices: with the numbers.
+    """
+    length = request.max_sequence_length if request.is_explicit else SHORTEST_SEQUENCE
+    sequence_bytes = -(-length // request.block_size) * request.block_bytes
+    need = weight_bytes + step_bytes + sequence_bytes
+    if need > free_bytes:
+        raise NotEnoughDevices(
+            f"{what} needs {format_bytes(need)} on each shard ({format_bytes(weight_bytes)} weights, "
+            f"{format_bytes(step_bytes)} for a step, {format_bytes(sequence_bytes)} for one sequence of {length} "
+            f"tokens), but {format_bytes(free_bytes)} are free: use more shards (--num-shard), --dtype bfloat16, a shorter "
+            "--max-sequence-length, or free memory."
+        )
+
+
+def step_bytes(
+    *,
+    num_tokens: int,
+    num_rows: int,
+    hidden_size: int,
+    intermediate_size: int,
+    qkv_size: int,
+    vocab_size: int,
+    item_bytes: int,
+) -> int:
+    """About what a step takes at most: activations of its tokens, logits of its rows in float32 with their copies."""
+    widest = max(2 * intermediate_size + intermediate_size, 2 * qkv_size)
+    activations = num_tokens * item_bytes * (4 * hidden_size + widest)
+    logits = min(num_rows, num_tokens) * vocab_size * (item_bytes + 3 * 4)
+    return activations + logits + GATHERED_BYTES
+
+
+def format_bytes(count: int) -> str:
+    """``1.5 GiB``, ``12 MiB``."""
+    if count >= GIB:
+        return f"{count / GIB:.1f} GiB"
+    if count >= 1 << 20:
+        return f"{count / (1 << 20):.0f} MiB"
+    return f"{count / 1024:.0f} KiB"
+
+
+def free_cpu_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Memory that this process can still take: what the machine has, or less if its control group allows less."""
+    available = _machine_available(proc)
+    limits = [*_cgroup2_free(proc, cgroup), *_cgroup1_free(proc, cgroup)]
+    return max(0, min([available, *limits]))
+
+
+def _machine_available(proc: Path) -> int:
+    for line in (proc / "meminfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) * 1024
+    return 0
+
+
+def _own_group(proc: Path, controller: str) -> str | None:
+    """Path of this process's group; version 2 has the empty controller list."""
+    try:
+        lines = (proc / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controller in controllers.split(","):
+            return path
+    return None
+
+
+def _group_and_parents(root: Path, path: str | None) -> list[Path]:
+    """Directories of the group and of those above it, as far as this mount shows them."""
+    if path is None:
+        return []
+    found = [root]
+    for part in Path(path).parts[1:]:
+        if not (found[-1] / part).is_dir():
+            break
+        found.append(found[-1] / part)
+    return found
+
+
+def _cgroup2_free(proc: Path, cgroup: Path) -> list[int]:
+    groups = _group_and_parents(cgroup, _own_group(proc, ""))
+    return _free_of(groups, "memory.max", "memory.current", "inactive_file")
+
+
+def _cgroup1_free(proc: Path, cgroup: Path) -> list[int]:
+    groups = _group_and_parents(cgroup / "memory", _own_group(proc, "memory"))
+    return _free_of(groups, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+
+def _free_of(groups: list[Path], limit: str, usage: str, reclaimable: str) -> list[int]:
+    """Limit less usage of each group that has a limit; file pages that can be dropped do not count as used."""
+    free = []
+    for group in groups:
+        try:
+            raw, used = (group / limit).read_text().strip(), int((group / usage).read_text())
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):
+            continue
+        if raw != "max":
+            free.append(int(raw) - max(0, used - int(stat.get(reclaimable, 0))))
+    return free
+
+
+def free_gpu_bytes(index: int, fraction: float) -> int:
+    """Free memory of a GPU, less the share of it that this process may not use."""
+    import torch
+
+    free, total = torch.cuda.mem_get_info(index)
+    return max(0, int(free - total * (1 - fraction)))

@@ -1,0 +1,157 @@
+"""Tensor parallelism: the ranks of one model and what they exchange.
+
+Ranks hold slices of every linear layer (Megatron-LM, arXiv:1909.08053): two sums per layer, one for the embedding, and
+the logits collected on rank 0. No default process group of torch is made, so that several models can live in one
+process. Collectives of one group are called in the same order on every rank; that order follows from the plan alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import FileStore, PrefixStore, Store
+
+from tgis_server.errors import PeerLost
+
+
+class Group(Protocol):
+    """The ranks of one model."""
+
+    rank: int
+    size: int
+
+    def add(self, tensor: Tensor) -> Tensor:
+        """Sum over ranks, in place; returns ``tensor``."""
+        ...
+
+    def smallest(self, value: int) -> int:
+        """Smallest of the ranks' values, on every rank. Blocks; used while loading."""
+        ...
+
+    def collect(self, tensor: Tensor) -> list[Tensor] | None:
+        """Every rank's tensor, in rank order, on rank 0; ``None`` elsewhere."""
+        ...
+
+    def share(self, tensor: Tensor) -> Tensor:
+        """Rank 0's tensor on every rank, in place; returns ``tensor``."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class SoloGroup:
+    """One rank that holds everything: nothing to exchange."""
+
+    rank = 0
+    size = 1
+
+    def add(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def smallest(self, value: int) -> int:
+        return value
+
+    def collect(self, tensor: Tensor) -> list[Tensor] | None:
+        return [tensor]
+
+    def share(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def close(self) -> None:
+        pass
+
+
+class ShardGroup:
+    """Several ranks over gloo (CPU) or NCCL (CUDA)."""
+
+    def __init__(self, backend: Any, rank: int, size: int, device: torch.device) -> None:
+        self.rank = rank
+        self.size = size
+        self._backend = backend
+        self._device = device
+        self._from_first = dist.BroadcastOptions()
+        self._from_first.rootRank = 0
+        self._from_first.rootTensor = 0
+        self._to_first = dist.GatherOptions()
+        self._to_first.rootRank = 0
+        self._minimum = dist.AllreduceOptions()
+        self._minimum.reduceOp = dist.ReduceOp(dist.ReduceOp.MIN)
+
+    @classmethod
+    def join(cls, rendezvous_file: Path, rank: int, size: int, device: torch.device, timeout_s: float) -> ShardGroup:
+        """Meet the other ranks at a file of the run directory.
+
+        Raises:
+            PeerLost: they did not come within ``timeout_s``, or one of them is gone.
+        """
+        with _peer_errors():
+            store = FileStore(str(rendezvous_file), size)
+            store.set_timeout(timedelta(seconds=timeout_s))
+            prefixed = PrefixStore("tensor-parallel", store)
+            backend = (_join_nccl if device.type == "cuda" else _join_gloo)(prefixed, rank, size, timeout_s)
+            group = cls(backend, rank, size, device)
+            group.smallest(0)  # connects now: a peer that cannot be reached is found before weights are read
+        return group
+
+    def add(self, tensor: Tensor) -> Tensor:
+        with _peer_errors():
+            self._backend.allreduce([tensor]).wait()
+        return tensor
+
+    def smallest(self, value: int) -> int:
+        tensor = torch.tensor([value], device=self._device)
+        with _peer_errors():
+            self._backend.allreduce([tensor], self._minimum).wait()
+            return int(tensor.item())
+
+    def collect(self, tensor: Tensor) -> list[Tensor] | None:
+        parts = [torch.empty_like(tensor) for _ in range(self.size)] if self.rank == 0 else []
+        with _peer_errors():
+            self._backend.gather([parts] if parts else [], [tensor.contiguous()], self._to_first).wait()
+        return parts or None
+
+    def share(self, tensor: Tensor) -> Tensor:
+        with _peer_errors():
+            self._backend.broadcast([tensor], self._from_first).wait()
+        return tensor
+
+    def close(self) -> None:
+        if self._device.type == "cuda":
+            # After a failure a peer may hang in a collective: abort instead of waiting for it.
+            self._backend.abort()
+
+
+def _join_gloo(store: Store, rank: int, size: int, timeout_s: float) -> Any:
+    # torch's type information leaves these classes out.
+    options: Any = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+    # The ranks share one machine: the loopback interface works whatever the host's name resolves to.
+    options._devices = [dist.ProcessGroupGloo.create_device(interface="lo")]
+    options._timeout = timedelta(seconds=timeout_s)
+    backend: Any = dist.ProcessGroupGloo(store, rank, size, options)
+    return backend
+
+
+def _join_nccl(store: Store, rank: int, size: int, timeout_s: float) -> Any:
+    options: Any = dist.ProcessGroupNCCL.Options()
+    options._timeout = timedelta(seconds=timeout_s)
+    backend: Any = dist.ProcessGroupNCCL(store, rank, size, options)
+    return backend
+
+
+@contextmanager
+def _peer_errors() -> Iterator[None]:
+    """A collective that fails says that another rank is gone, hardly ever why."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, dist.DistError) as error:
+        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise PeerLost(f"a shard lost contact to the others: {cause}") from error

@@ -1,0 +1,106 @@
+"""Tables of rotary cosines and sines by position, for every kind of ``RopeSpec``.
+
+One table serves all sequences, so that a key depends on its token's position and on nothing else: prefix blocks can be
+shared, and neither chunking nor the company in a batch changes a result. Two kinds are defined by the length of the
+sequence in transformers, and need a rule:
+
+* dynamic: position p uses the base that belongs to a sequence of p + 1 tokens. Up to ``max_position`` this equals
+  transformers; beyond, it equals what transformers does token by token (there, a prompt is rotated as a whole by its
+  full length).
+* longrope: the long factors are used for all positions if the server admits sequences beyond
+  ``original_max_position``, else the short ones. This equals transformers for sequences that are on that side.
+
+Frequencies are computed in float32 with the formulas of the papers, in the order in which transformers evaluates them.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from tgis_server.engines.native.spec import RopeSpec
+
+ROWS_AT_A_TIME = 16384  # bounds the float32 intermediates of a long table
+
+
+def uses_long_factors(rope: RopeSpec, max_sequence_length: int) -> bool:
+    return rope.kind == "longrope" and max_sequence_length > rope.original_max_position
+
+
+def build_table(rope: RopeSpec, max_sequence_length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Cosines and sines for positions 0 to ``max_sequence_length`` - 1.
+
+    Returns:
+        (max_sequence_length, 2, rotary_dim): ``[p, 0]`` multiplies a head, ``[p, 1]`` the same head with its halves
+        swapped; the sum is the head rotated to position p.
+    """
+    table = torch.empty(max_sequence_length, 2, rope.rotary_dim, dtype=dtype, device=device)
+    half = rope.rotary_dim // 2
+    for start in range(0, max_sequence_length, ROWS_AT_A_TIME):
+        stop = min(start + ROWS_AT_A_TIME, max_sequence_length)
+        positions = torch.arange(start, stop, dtype=torch.float32)
+        angles = positions[:, None] * _frequencies(rope, positions, max_sequence_length)
+        cos, sin = angles.cos() * rope.attention_factor, angles.sin() * rope.attention_factor
+        rows = torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)], 1)
+        assert rows.shape[2] == 2 * half
+        table[start:stop].copy_(rows)
+    return table
+
+
+def _frequencies(rope: RopeSpec, positions: Tensor, max_sequence_length: int) -> Tensor:
+    """Angle per position: (rotary_dim / 2,), or (positions, rotary_dim / 2) where it depends on the position."""
+    exponents = torch.arange(0, rope.rotary_dim, 2, dtype=torch.float32) / rope.rotary_dim
+    match rope.kind:
+        case "linear":
+            return 1.0 / (rope.theta**exponents) / rope.factor
+        case "dynamic":
+            return _dynamic_frequencies(rope, exponents, positions)
+        case "llama3":
+            return _llama3_frequencies(rope, 1.0 / (rope.theta**exponents))
+        case "yarn":
+            return _yarn_frequencies(rope, rope.theta**exponents)
+        case "longrope":
+            factors = rope.long_factor if uses_long_factors(rope, max_sequence_length) else rope.short_factor
+            return 1.0 / (torch.tensor(factors, dtype=torch.float32) * rope.theta**exponents)
+    return 1.0 / (rope.theta**exponents)
+
+
+def _dynamic_frequencies(rope: RopeSpec, exponents: Tensor, positions: Tensor) -> Tensor:
+    """NTK-aware scaling whose base grows with the length."""
+    dim = rope.rotary_dim
+    length = (positions + 1).clamp(min=rope.max_position)
+    stretch = (rope.factor * length / rope.max_position) - (rope.factor - 1)
+    base = rope.theta * stretch ** (dim / (dim - 2))
+    return 1.0 / (base[:, None] ** exponents)
+
+
+def _llama3_frequencies(rope: RopeSpec, frequencies: Tensor) -> Tensor:
+    """Long wavelengths are divided by ``factor``, short ones kept, and those between are blended."""
+    original = rope.original_max_position
+    wavelength = 2 * math.pi / frequencies
+    longest, shortest = original / rope.low_freq_factor, original / rope.high_freq_factor
+    smooth = (original / wavelength - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    blended = (1 - smooth) * frequencies / rope.factor + smooth * frequencies
+    kept_or_divided = torch.where(wavelength > longest, frequencies / rope.factor, frequencies)
+    is_between = (wavelength >= shortest) & (wavelength <= longest)
+    return torch.where(is_between, blended, kept_or_divided)
+
+
+def _yarn_frequencies(rope: RopeSpec, wavelengths: Tensor) -> Tensor:
+    """YaRN, "NTK by parts": interpolate slow dimensions, keep fast ones, ramp between (arXiv:2309.00071)."""
+    dim = rope.rotary_dim
+
+    def dimension_of(rotations: float) -> float:
+        return dim * math.log(rope.original_max_position / (rotations * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low, high = dimension_of(rope.beta_fast), dimension_of(rope.beta_slow)
+    if rope.is_range_truncated:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    if low == high:
+        high += 0.001  # the ramp needs a width
+    ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+    kept = 1 - ramp
+    return 1.0 / (rope.factor * wavelengths) * (1 - kept) + 1.0 / wavelengths * kept

@@ -1,0 +1,190 @@
+"""The native engine as a ``ModelRunner``: one rank's share of the model, its keys and values, and its slots.
+
+``launch`` turns a plan into tensors, runs the decoder and samples; ``collect`` waits and turns results into messages.
+On CUDA nothing in ``launch`` waits for the device: input ids of decode rows, seen tokens and sampled ids stay there.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from tgis_server.engines.api import Capacity, ModelFacts, Progress, RunnerCaps
+from tgis_server.engines.native.attention_plan import AttentionPlanner
+from tgis_server.engines.native.batch import Batch, PromptPart, Slots, build_batch
+from tgis_server.engines.native.kv_cache import KvCache
+from tgis_server.engines.native.loading import Loaded, load
+from tgis_server.engines.sampling.details import DetailTensors, compute_details, to_messages
+from tgis_server.engines.sampling.sampler import Sampler
+from tgis_server.engines.sampling.staging import Staging
+from tgis_server.errors import OutOfMemory
+from tgis_server.run import Run
+from tgis_server.wire.messages import Details, StepPlan, StepTokens, TokenDetail
+
+MAX_PROMPT_LOGITS_BYTES = 64 << 20  # of one projection of prompt positions
+CPU_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory")
+
+
+@dataclass(frozen=True, slots=True)
+class PromptDetails:
+    """Facts about consecutive prompt tokens of one row; tensors as fetched."""
+
+    row: int
+    wanted: list[Details]  # one per token
+    tensors: DetailTensors
+
+
+@dataclass(slots=True)
+class NativeStep:
+    """A step under way."""
+
+    plan: StepPlan
+    started_s: float
+    sample_rows: list[int] = field(default_factory=list)
+    ids: Tensor | None = None  # on the host once the step is over
+    detail_rows: list[int] = field(default_factory=list)  # of the sampling rows
+    wanted: list[Details] = field(default_factory=list)
+    details: DetailTensors | None = None
+    prompt_details: list[PromptDetails] = field(default_factory=list)
+    ended_s: float = 0.0
+    events: tuple[torch.cuda.Event, torch.cuda.Event] | None = None  # start and end, on CUDA
+
+
+class NativeRunner:
+    """One rank. All calls come from one thread."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.caps = RunnerCaps(plan_ahead=loaded.device.type == "cuda")
+        self.capacity: Capacity = loaded.capacity
+        self.facts: ModelFacts = loaded.facts
+        self._decoder = loaded.decoder
+        self._cache: KvCache = loaded.cache
+        self._group = loaded.group
+        self._device = loaded.device
+        self._vocab_size = loaded.spec.vocab_size
+        self._staging = Staging(loaded.device)
+        self._slots = Slots(loaded.num_slots, self._staging)
+        self._sampler = Sampler(loaded.spec.vocab_size, loaded.spec.eos_ids, self._staging)
+        self._planner = AttentionPlanner(loaded.spec.windows, loaded.cache, loaded.dtype, self._staging)
+
+    @classmethod
+    def load(cls, run: Run, rank: int, progress: Progress) -> NativeRunner:
+        """Read this rank's weights and make room for keys and values. See ``load_runner`` for errors."""
+        return cls(load(run, rank, progress))
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> NativeStep:
+        started_s = time.perf_counter()
+        self._apply(plan)
+        step = NativeStep(plan, started_s)
+        if not plan.slots:
+            return step
+        try:
+            self._run(plan, step)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+                raise OutOfMemory from error
+            raise OutOfMemory("out of memory") from error
+        for slot, num_tokens in zip(plan.slots, plan.num_tokens, strict=True):
+            self._slots[slot].num_computed += num_tokens
+        step.ended_s = time.perf_counter()
+        return step
+
+    @torch.inference_mode()
+    def collect(self, launched: NativeStep) -> StepTokens:
+        step = launched
+        forward_s = step.ended_s - step.started_s
+        if step.events is not None:
+            step.events[1].synchronize()
+            forward_s = step.events[0].elapsed_time(step.events[1]) / 1000
+        token_ids: list[list[int]] = [[] for _ in step.plan.slots]
+        if step.ids is not None:
+            for row, token_id in zip(step.sample_rows, step.ids.tolist(), strict=True):
+                token_ids[row] = [token_id]
+        details = {}
+        if step.details is not None:
+            messages = to_messages(step.details, step.wanted)
+            details = {step.sample_rows[i]: [m] for i, m in zip(step.detail_rows, messages, strict=True)}
+        prompt_details: dict[int, list[TokenDetail]] = {}
+        for part in step.prompt_details:
+            prompt_details.setdefault(part.row, []).extend(to_messages(part.tensors, part.wanted))
+        return StepTokens(token_ids, details, prompt_details, forward_s if step.plan.slots else 0.0)
+
+    def close(self) -> None:
+        self._group.close()
+
+    def _apply(self, plan: StepPlan) -> None:
+        """State changes, in the order that ``StepPlan`` defines. Only rank 0 samples."""
+        is_sampling = self._group.rank == 0
+        for slot in plan.free:
+            self._slots.remove(slot)
+            self._sampler.stop(slot)
+        for new in plan.new:
+            self._slots.add(new)
+            if is_sampling:
+                self._sampler.start(new.slot, new.token_ids, new.sampling)
+        for slot, blocks in zip(plan.slots, plan.new_blocks, strict=True):
+            if blocks:
+                self._slots.append_blocks(slot, blocks)
+
+    def _run(self, plan: StepPlan, step: NativeStep) -> None:
+        """Everything that computes. Slots change last of all, so that a failure leaves them as they were."""
+        if self._device.type == "cuda":
+            step.events = (_event(), _event())
+            step.events[0].record()
+        batch = build_batch(plan, self._slots, self._cache, self._planner, self._staging)
+        hidden = self._decoder.forward(batch.inputs, self._cache)
+        for part in batch.prompt_parts:
+            self._launch_prompt_details(step, part, hidden)
+        if batch.sample_rows:
+            self._sample(step, batch, hidden)
+        if step.events is not None:
+            step.events[1].record()
+
+    def _sample(self, step: NativeStep, batch: Batch, hidden: Tensor) -> None:
+        logits = self._decoder.logits(hidden.index_select(0, batch.sample_tokens))
+        if logits is None:
+            ids = torch.empty(len(batch.sample_rows), dtype=torch.int64, device=self._device)
+        else:
+            sampled = self._sampler.sample(logits, batch.sampling)
+            ids = sampled.ids
+            step.detail_rows = sampled.detail_rows
+            step.wanted = [batch.sampling[i].details for i in sampled.detail_rows]
+            if sampled.details is not None:
+                step.details = sampled.details.map(self._staging.fetch)
+        ids = self._group.share(ids)
+        step.sample_rows = batch.sample_rows
+        step.ids = self._staging.fetch(ids)
+        self._slots.newest_ids.index_copy_(0, batch.sample_slots, ids)
+
+    def _launch_prompt_details(self, step: NativeStep, part: PromptPart, hidden: Tensor) -> None:
+        """Facts about prompt tokens from the raw logits of the positions before them, some positions at a time."""
+        at_a_time = max(1, MAX_PROMPT_LOGITS_BYTES // (4 * self._vocab_size))
+        for start in range(0, len(part.following_ids), at_a_time):
+            following = part.following_ids[start : start + at_a_time]
+            first = part.first_token + start
+            logits = self._decoder.logits(hidden[first : first + len(following)])
+            if logits is None:
+                continue
+            ids = self._staging.put(following, torch.int64)
+            top_n = part.details.top_n
+            counts = self._staging.put([top_n] * len(following), torch.int64)[:, None] if top_n else None
+            tensors = compute_details(logits, ids, counts, top_n).map(self._staging.fetch)
+            step.prompt_details.append(PromptDetails(part.row, [part.details] * len(following), tensors))
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: torch has a class of its own for that on GPUs only."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(text in str(error) for text in CPU_OUT_OF_MEMORY)

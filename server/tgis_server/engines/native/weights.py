@@ -1,0 +1,85 @@
+"""Reading a rank's share of the weights: only its slices, converted to the run's dtype, one parameter at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tgis_server.engines.api import Progress
+from tgis_server.engines.native.checkpoint import ITEM_BYTES, Checkpoint
+from tgis_server.engines.native.parameters import Parameter, RankSlice, slice_of
+from tgis_server.errors import ModelError
+
+PHASE = "reading weights"
+
+
+def read_parameters(
+    checkpoint: Checkpoint, rank: int, dtype: torch.dtype, device: torch.device, progress: Progress
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield each parameter's name and this rank's share of it, in the order of the layers.
+
+    The caller may transform a tensor and drop it before it asks for the next: peak memory stays near the weights.
+    A parameter of which this rank holds nothing is left out.
+    """
+    item_bytes = ITEM_BYTES[str(dtype).removeprefix("torch.")]
+    total = checkpoint.num_elements(rank) * item_bytes
+    done = 0
+    with ExitStack() as stack:
+        open_file = _opener(stack)
+        for parameter in checkpoint.parameters:
+            tensor = _read_parameter(checkpoint, parameter, rank, dtype, device, open_file)
+            done += tensor.numel() * item_bytes
+            progress(PHASE, done, total)
+            if tensor.numel():
+                yield parameter.name, tensor
+
+
+def _opener(stack: ExitStack) -> Callable[[Path], Any]:
+    """A function that opens each file once and closes all at the end."""
+    handles: dict[Path, Any] = {}
+
+    def open_file(file: Path) -> Any:
+        if file not in handles:
+            handles[file] = stack.enter_context(safe_open(file, framework="pt"))
+        return handles[file]
+
+    return open_file
+
+
+def _read_parameter(
+    checkpoint: Checkpoint,
+    parameter: Parameter,
+    rank: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    open_file: Callable[[Path], Any],
+) -> Tensor:
+    slices = [slice_of(piece, checkpoint.spec, rank, checkpoint.num_shard) for piece in parameter.pieces]
+    rows = sum(part.padded_rows for part in slices)
+    columns = slices[0].columns
+    target = torch.empty((rows,) if columns is None else (rows, len(columns)), dtype=dtype, device=device)
+    start = 0
+    for piece, part in zip(parameter.pieces, slices, strict=True):
+        info = checkpoint.tensors[piece.tensor]
+        try:
+            source = _read_slice(open_file(info.file), piece.tensor, part)
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{info.file} cannot be read ({error}): download it again.") from error
+        end = start + len(part.rows)
+        target[start:end].copy_(source)
+        target[end : start + part.padded_rows].zero_()
+        start += part.padded_rows
+    return target
+
+
+def _read_slice(handle: Any, name: str, part: RankSlice) -> Tensor:
+    view = handle.get_slice(name)
+    rows = slice(part.rows.start, part.rows.stop)
+    source: Tensor = view[rows] if part.columns is None else view[rows, part.columns.start : part.columns.stop]
+    return source

@@ -1,0 +1,87 @@
+"""Facts about tokens that requests ask for: log probability, rank, and the best alternatives.
+
+Computed on the device for a batch of (scores, token) pairs without waiting for it; turned into ``TokenDetail`` on the
+host once the step is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tgis_server.wire.messages import Details, TokenDetail
+
+TIES_FACTOR = 4  # at most this many times n tokens are returned where scores tie
+
+
+@dataclass(frozen=True, slots=True)
+class DetailTensors:
+    """Facts about N tokens. ``top_*`` are in ascending order of id; -1 marks unused places."""
+
+    logprobs: Tensor  # (N,) float32
+    ranks: Tensor  # (N,) int64
+    top_ids: Tensor  # (N, width) int64
+    top_logprobs: Tensor  # (N, width) float32
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> DetailTensors:
+        return DetailTensors(
+            function(self.logprobs), function(self.ranks), function(self.top_ids), function(self.top_logprobs)
+        )
+
+
+def compute_details(scores: Tensor, ids: Tensor, top_n: Tensor | None, largest_n: int) -> DetailTensors:
+    """Look up ``ids`` in ``scores``.
+
+    Args:
+        scores: (N, vocab) float32.
+        ids: (N,) int64, the token that each row is about.
+        top_n: (N, 1) int64, how many alternatives each row wants, or ``None`` if none does.
+        largest_n: the largest of them, known on the host.
+    """
+    logprobs = scores.log_softmax(-1)
+    chosen = scores.gather(-1, ids[:, None])
+    ranks = 1 + (scores > chosen).sum(-1)
+    chosen_logprobs = logprobs.gather(-1, ids[:, None]).squeeze(-1)
+    if top_n is None or not largest_n:
+        none = ids.new_empty(ids.shape[0], 0)
+        return DetailTensors(chosen_logprobs, ranks, none, none.float())
+    vocab_size = scores.shape[-1]
+    largest_n = min(largest_n, vocab_size)
+    border = scores.topk(largest_n, -1).values.gather(-1, top_n.clamp(1, largest_n) - 1)
+    is_candidate = (scores >= border) & (scores > float("-inf"))
+    # The lowest ids among the candidates: the highest keys, where a key falls with the id and is 0 for the others.
+    keys = torch.arange(vocab_size, 0, -1, device=scores.device, dtype=torch.int32) * is_candidate
+    best_keys = keys.topk(min(TIES_FACTOR * largest_n, vocab_size), -1).values.long()
+    is_used = best_keys > 0
+    top_ids = torch.where(is_used, vocab_size - best_keys, 0)
+    top_logprobs = logprobs.gather(-1, top_ids)
+    return DetailTensors(chosen_logprobs, ranks, top_ids.masked_fill_(~is_used, -1), top_logprobs)
+
+
+def to_messages(tensors: DetailTensors, wanted: list[Details]) -> list[TokenDetail]:
+    """One message per row, with what its request asked for. Waits for the device."""
+    logprobs, ranks = tensors.logprobs.tolist(), tensors.ranks.tolist()
+    top_ids, top_logprobs = tensors.top_ids.tolist(), tensors.top_logprobs.tolist()
+    return [
+        _to_message(details, logprobs[i], ranks[i], top_ids[i], top_logprobs[i]) for i, details in enumerate(wanted)
+    ]
+
+
+def _to_message(
+    wanted: Details, logprob: float, rank: int, top_ids: list[int], top_logprobs: list[float]
+) -> TokenDetail:
+    pairs: list[tuple[int, float]] = []
+    if wanted.top_n:
+        used = [(i, x) for i, x in zip(top_ids, top_logprobs, strict=True) if i >= 0]
+        pairs = used[: TIES_FACTOR * wanted.top_n]
+        # Alternatives are sorted by what the client sees of them: without log probabilities by id alone.
+        pairs = sorted(pairs, key=lambda pair: (-pair[1], pair[0])) if wanted.logprobs else [(i, 0.0) for i, _ in pairs]
+    return TokenDetail(
+        logprob=logprob if wanted.logprobs else 0.0,
+        rank=rank if wanted.ranks else 0,
+        top_ids=tuple(i for i, _ in pairs),
+        top_logprobs=tuple(x for _, x in pairs),
+    )

@@ -1,0 +1,173 @@
+"""From logits to token ids for a batch of rows with different parameters, in the order that the API defines.
+
+(a) end-of-sequence masked below min_new_tokens, else length penalty; (b) repetition penalty; (c) temperature;
+(d) top_k; (e) top_p; (f) typical_p; (g) choice. Greedy rows skip c to f. Each processor sees only the rows that use
+it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tgis_server.engines.sampling.choice import choose_greedy, choose_sampled
+from tgis_server.engines.sampling.details import DetailTensors, compute_details
+from tgis_server.engines.sampling.processors import (
+    keep_top_k_,
+    keep_top_p_,
+    keep_typical_,
+    mask_eos_,
+    penalize_repetition,
+    raise_eos_,
+)
+from tgis_server.engines.sampling.seen import SeenTokens
+from tgis_server.engines.sampling.staging import Staging
+from tgis_server.engines.sampling.uniform import uniform
+from tgis_server.wire.messages import Details, SamplingParams
+
+MAX_GROWTH = 1e30  # of a length penalty: far beyond any logit, and still finite as float32
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRow:
+    """One row of a batch: whose token, which of its generated tokens, and how to choose."""
+
+    slot: int
+    index: int  # of the token to choose among the sequence's generated tokens, from 0
+    params: SamplingParams
+    details: Details
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """The result, on the device."""
+
+    ids: Tensor  # (rows,) int64
+    detail_rows: list[int]  # rows that asked for facts about generated tokens
+    details: DetailTensors | None  # one entry per detail row
+
+
+class Sampler:
+    """Samples on one device. ``start`` and ``stop`` follow the slots' life; ``sample`` runs once per step."""
+
+    def __init__(self, vocab_size: int, eos_ids: Sequence[int], staging: Staging) -> None:
+        self._staging = staging
+        self._eos_ids = staging.put(list(eos_ids), torch.int64) if eos_ids else None
+        self._seen = SeenTokens(vocab_size, staging)
+
+    def start(self, slot: int, token_ids: list[int], params: SamplingParams) -> None:
+        """A sequence enters a slot, with the tokens that exist already (prompt, and output after a preemption)."""
+        self._seen.stop(slot)
+        if params.repetition_penalty != 1.0:
+            self._seen.start(slot, token_ids)
+
+    def stop(self, slot: int) -> None:
+        self._seen.stop(slot)
+
+    def sample(self, logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
+        """Choose one token per row and note it.
+
+        Args:
+            logits: (rows, vocab) float32, changed in place.
+            rows: in the same order.
+        """
+        scores = self._process_eos(logits, rows)
+        penalized = [i for i, row in enumerate(rows) if row.params.repetition_penalty != 1.0]
+        seen_rows = self._seen.rows([rows[i].slot for i in penalized]) if penalized else None
+        if seen_rows is not None:
+            penalty = self._column([rows[i].params.repetition_penalty for i in penalized], torch.float32)
+            scores = self._on_rows(
+                scores, penalized, lambda part: penalize_repetition(part, self._seen.flags(seen_rows), penalty)
+            )
+        scores = self._warp(scores, rows)
+        ids = self._choose(scores, rows)
+        sampled = self._with_details(scores, ids, rows)
+        if seen_rows is not None:  # last, so that a failure above leaves the state as it was
+            self._seen.add(seen_rows, self._pick(ids, penalized))
+        return sampled
+
+    def _process_eos(self, scores: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+        """(a)"""
+        if self._eos_ids is None:
+            return scores
+        masked = [i for i, row in enumerate(rows) if row.index < row.params.min_new_tokens]
+        if masked:
+            mask_eos_(scores, self._staging.put(masked, torch.int64), self._eos_ids)
+        growth = {i: g for i, row in enumerate(rows) if (g := _length_growth(row)) > 0.0}
+        if growth:
+            index = self._staging.put(list(growth), torch.int64)
+            raise_eos_(scores, index, self._eos_ids, self._column(list(growth.values()), torch.float32))
+        return scores
+
+    def _warp(self, scores: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+        """(c) to (f)"""
+        sampled = [i for i, row in enumerate(rows) if not row.params.is_greedy]
+        if not sampled:
+            return scores
+        warm = [i for i in sampled if rows[i].params.temperature != 1.0]
+        if warm:
+            temperature = self._column([rows[i].params.temperature for i in warm], torch.float32)
+            scores = self._on_rows(scores, warm, lambda part: part.div_(temperature))
+        top_k = [i for i in sampled if rows[i].params.top_k > 0]
+        if top_k:
+            counts = [rows[i].params.top_k for i in top_k]
+            k = self._column(counts, torch.int64)
+            scores = self._on_rows(scores, top_k, lambda part: keep_top_k_(part, k, max(counts)))
+        top_p = [i for i in sampled if rows[i].params.top_p < 1.0]
+        if top_p:
+            p = self._column([rows[i].params.top_p for i in top_p], torch.float64)
+            scores = self._on_rows(scores, top_p, lambda part: keep_top_p_(part, p))
+        typical = [i for i in sampled if 0.0 < rows[i].params.typical_p < 1.0]
+        if typical:
+            mass = self._column([rows[i].params.typical_p for i in typical], torch.float64)
+            scores = self._on_rows(scores, typical, lambda part: keep_typical_(part, mass))
+        return scores
+
+    def _choose(self, scores: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+        """(g)"""
+        sampled = [i for i, row in enumerate(rows) if not row.params.is_greedy]
+        if not sampled:
+            return choose_greedy(scores)
+        draws = self._column([uniform(rows[i].params.seed, rows[i].index) for i in sampled], torch.float64)
+        chosen = choose_sampled(self._pick(scores, sampled), draws)
+        if len(sampled) == len(rows):
+            return chosen
+        return choose_greedy(scores).index_copy_(0, self._staging.put(sampled, torch.int64), chosen)
+
+    def _with_details(self, scores: Tensor, ids: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
+        wanted = [i for i, row in enumerate(rows) if row.details.generated_tokens and row.details.any]
+        if not wanted:
+            return Sampled(ids, [], None)
+        counts = [rows[i].details.top_n for i in wanted]
+        top_n = self._column(counts, torch.int64) if any(counts) else None
+        details = compute_details(self._pick(scores, wanted), self._pick(ids, wanted), top_n, max(counts))
+        return Sampled(ids, wanted, details)
+
+    def _on_rows(self, scores: Tensor, rows: list[int], process: Callable[[Tensor], Tensor]) -> Tensor:
+        """Apply a processor to some rows; when it concerns all of them, without copies."""
+        if len(rows) == scores.shape[0]:
+            return process(scores)
+        index = self._staging.put(rows, torch.int64)
+        return scores.index_copy_(0, index, process(scores.index_select(0, index)))
+
+    def _pick(self, tensor: Tensor, rows: list[int]) -> Tensor:
+        if len(rows) == tensor.shape[0]:
+            return tensor
+        return tensor.index_select(0, self._staging.put(rows, torch.int64))
+
+    def _column(self, values: Sequence[float], dtype: torch.dtype) -> Tensor:
+        return self._staging.put(values, dtype)[:, None]
+
+
+def _length_growth(row: SamplingRow) -> float:
+    """By how much of its absolute value the end-of-sequence logit grows; 0 = the penalty does not act."""
+    penalty = row.params.length_penalty
+    if penalty is None or row.index < row.params.min_new_tokens or row.index <= penalty.start_index:
+        return 0.0
+    try:
+        return min(penalty.decay_factor ** (row.index - penalty.start_index) - 1.0, MAX_GROWTH)
+    except OverflowError:
+        return MAX_GROWTH

@@ -1,0 +1,62 @@
+"""Which tokens each slot has seen, for the repetition penalty: kept on the device, so that steps can overlap."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tgis_server.engines.sampling.staging import Staging
+
+
+class SeenTokens:
+    """One row of flags per slot that uses the penalty; nothing is allocated before one does."""
+
+    def __init__(self, vocab_size: int, staging: Staging) -> None:
+        self._vocab_size = vocab_size
+        self._staging = staging
+        self._flags: Tensor | None = None  # (rows, vocab) bool
+        self._row_of_slot: dict[int, int] = {}
+        self._unused_rows: list[int] = []
+
+    def start(self, slot: int, token_ids: list[int]) -> None:
+        """Begin a sequence with the tokens that exist already."""
+        self.stop(slot)
+        if not self._unused_rows:
+            self._grow()
+        row = self._unused_rows.pop()
+        self._row_of_slot[slot] = row
+        ids = self._staging.put(np.unique(np.asarray(token_ids, dtype=np.int64)), torch.int64)
+        self._all_flags[row].zero_().index_fill_(0, ids, True)
+
+    def stop(self, slot: int) -> None:
+        """Forget a slot; unknown ones are ignored."""
+        row = self._row_of_slot.pop(slot, None)
+        if row is not None:
+            self._unused_rows.append(row)
+
+    def rows(self, slots: list[int]) -> Tensor:
+        """(slots,) int64, where the flags of these slots are."""
+        return self._staging.put([self._row_of_slot[slot] for slot in slots], torch.int64)
+
+    def flags(self, rows: Tensor) -> Tensor:
+        """(rows, vocab) bool."""
+        return self._all_flags.index_select(0, rows)
+
+    def add(self, rows: Tensor, ids: Tensor) -> None:
+        """Note one new token per row."""
+        self._all_flags[rows, ids] = True
+
+    @property
+    def _all_flags(self) -> Tensor:
+        assert self._flags is not None, "no slot uses a repetition penalty"
+        return self._flags
+
+    def _grow(self) -> None:
+        old = 0 if self._flags is None else self._flags.shape[0]
+        new = max(8, 2 * old)
+        flags = torch.zeros(new, self._vocab_size, dtype=torch.bool, device=self._staging.device)
+        if self._flags is not None:
+            flags[:old] = self._flags
+        self._flags = flags
+        self._unused_rows.extend(range(new - 1, old - 1, -1))

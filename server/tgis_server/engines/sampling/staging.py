@@ -1,0 +1,42 @@
+"""Host values on their way to a device, and results on their way back, without waiting for either."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Staging:
+    """Copies between host and one device. On a CPU nothing is copied.
+
+    Pinned memory comes from torch's caching allocator, which reuses a buffer only when the copies that read it are
+    over: several steps can be under way.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._pins = device.type == "cuda"
+
+    def put(self, values: np.ndarray | Sequence[float], dtype: torch.dtype) -> Tensor:
+        """A tensor on the device with the values of an array or list."""
+        if not self._pins:
+            return torch.as_tensor(values, dtype=dtype)
+        pinned = torch.empty(np.shape(values), dtype=dtype, pin_memory=True)
+        pinned.numpy()[...] = values
+        return pinned.to(self.device, non_blocking=True)
+
+    def put_all(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
+        """Several int64 arrays in one copy; the results share memory, shapes are kept."""
+        flat = self.put(np.concatenate([array.ravel() for array in arrays]), torch.int64)
+        parts = torch.split(flat, [array.size for array in arrays])
+        return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
+
+    def fetch(self, tensor: Tensor) -> Tensor:
+        """A copy on the host; on CUDA it holds the values only when the stream has come here."""
+        if not self._pins:
+            return tensor
+        pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        return pinned.copy_(tensor, non_blocking=True)
