@@ -1,0 +1,76 @@
+"""Many streams, many of them abandoned: nothing stays behind in the server."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import urllib.request
+
+import grpc
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
+from conftest import wait_until
+from tgis_server.wire import generation_pb2 as pb
+from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
+
+NUM_STREAMS = 200
+NUM_ROUNDS = 5
+
+
+async def stream(stub, seed: int) -> str:
+    """Read a stream to its end, or leave it after a random number of frames."""
+    patience = random.Random(seed)
+    leaves_after = patience.randrange(0, 40) if patience.random() < 0.5 else None
+    call = stub.GenerateStream(
+        pb.SingleGenerationRequest(
+            request=pb.GenerationRequest(text=f"{seed} once upon a time"),
+            params=pb.Parameters(stopping=pb.StoppingCriteria(max_new_tokens=patience.randrange(1, 60))),
+        )
+    )
+    num_frames, reason = 0, pb.NOT_FINISHED
+    async for frame in call:
+        num_frames, reason = num_frames + 1, frame.stop_reason
+        if leaves_after is not None and num_frames > leaves_after:
+            call.cancel()
+            return "left"
+    return pb.StopReason.Name(reason)
+
+
+async def run_round(address: str, number: int) -> list[str]:
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = GenerationServiceStub(channel)
+        return await asyncio.gather(*(stream(stub, number * NUM_STREAMS + i) for i in range(NUM_STREAMS)))
+
+
+def read_metrics(server) -> dict[str, float]:
+    text = urllib.request.urlopen(server.facts["http"] + "/metrics", timeout=10).read().decode()
+    return {s.name: s.value for family in text_string_to_metric_families(text) for s in family.samples}
+
+
+def tree_bytes(server) -> int:
+    root = psutil.Process(server.process.pid)
+    return sum(process.memory_full_info().uss for process in [root, *root.children(recursive=True)])
+
+
+def test_rounds_of_streams_with_random_cancels_leave_no_block_no_permit_and_no_memory_behind(launch):
+    server = launch(
+        "--rehearse", "--rehearse-step-ms", "1", "--num-shard", "2", "--max-concurrent-requests", str(NUM_STREAMS)
+    )
+    sizes = []
+    for number in range(NUM_ROUNDS):
+        ends = asyncio.run(run_round(server.address, number))
+
+        assert set(ends) <= {"left", "MAX_TOKENS"}
+        assert ends.count("left") > NUM_STREAMS / 10
+        wait_until(lambda: read_metrics(server)["tgi_kv_blocks_used"] == 0, "every KV block to return")
+        wait_until(lambda: read_metrics(server)["tgi_batch_current_size"] == 0, "every slot to return")
+        sizes.append(tree_bytes(server))
+
+    # Every permit is back: a call that needs all of them is accepted.
+    with grpc.insecure_channel(server.address) as channel:
+        inputs = [pb.GenerationRequest(text="a") for _ in range(NUM_STREAMS)]
+        answer = GenerationServiceStub(channel).Generate(pb.BatchedGenerationRequest(requests=inputs), timeout=20)
+    assert len(answer.responses) == NUM_STREAMS
+    assert sizes[4] < sizes[1] * 1.02, f"bytes of the process tree after each round: {sizes}"
+    assert server.stop() == 0
