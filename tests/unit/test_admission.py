@@ -20,7 +20,7 @@ def test_permits_are_free_again_when_the_call_ends():
 def test_a_call_that_finds_too_few_permits_is_refused_and_takes_none():
     admission = Admission(3)
 
-    with admission.hold(2), pytest.raises(Overloaded, match="^Model is overloaded$"), admission.hold(2):
+    with admission.hold(2), pytest.raises(Overloaded, match=r"^Model is overloaded$"), admission.hold(2):
         pass
 
     assert admission.num_held == 0

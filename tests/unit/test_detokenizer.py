@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import vocabularies
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders
 
+import vocabularies
 from tgis_server.errors import ModelError
 from tgis_server.frontend.detokenizer import Detokenizer, PieceDecoder
 
@@ -39,7 +39,7 @@ def test_deltas_joined_are_what_the_library_decodes_as_a_whole(kind, data):
 
     text = "".join(deltas(tokenizer, ids))
 
-    # The two count the replacement characters of broken UTF-8 differently, and only the library shows an unfinished end.
+    # The two count replacement characters of broken UTF-8 differently; only the library shows an unfinished end.
     if "\ufffd" not in whole:
         assert text == whole
 

@@ -25,7 +25,9 @@ def samples(source: Metrics) -> dict[str, float]:
 
 def buckets(source: Metrics, name: str) -> list[float]:
     text = source.to_text().decode()
-    return [float(line.split('le="')[1].split('"')[0]) for line in text.splitlines() if line.startswith(f"{name}_bucket")]
+    return [
+        float(line.split('le="')[1].split('"')[0]) for line in text.splitlines() if line.startswith(f"{name}_bucket")
+    ]
 
 
 def test_a_counter_has_its_bare_name_and_the_one_with_total():
@@ -63,7 +65,11 @@ def test_durations_have_the_original_buckets():
     source = metrics()
     source.observe_queued(1.0)
 
-    assert (round(DURATION_BUCKETS[0], 6), round(DURATION_BUCKETS[-1], 3), len(DURATION_BUCKETS)) == (0.00015, 145.611, 35)
+    assert (round(DURATION_BUCKETS[0], 6), round(DURATION_BUCKETS[-1], 3), len(DURATION_BUCKETS)) == (
+        0.00015,
+        145.611,
+        35,
+    )
     assert len(buckets(source, "tgi_request_queue_duration")) == 36  # and infinity
 
 

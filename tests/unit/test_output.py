@@ -6,14 +6,15 @@ import math
 from dataclasses import replace
 
 import pytest
-import vocabularies
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+import vocabularies
 from tgis_server.errors import GenerationFailed, OutOfMemory, Unavailable
 from tgis_server.frontend.detokenizer import PieceDecoder
 from tgis_server.frontend.output import GenerationInput, Output, TextSettings
+from tgis_server.frontend.stop import StopSequences
 from tgis_server.frontend.validation import GenerationParams
 from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire.messages import NO_TOKEN, Details, Failure, FinishReason, SamplingParams, TokenDetail
@@ -34,20 +35,30 @@ Frame = pb.GenerationResponse
 Token = pb.TokenInfo
 
 
-def output_of(library: Tokenizer | None = None, *, seed: int = 0, prompt: tuple[int, ...] = (1, 2), **params: object):
+def output_of(
+    library: Tokenizer | None = None,
+    *,
+    seed: int = 0,
+    prompt: tuple[int, ...] = (1, 2),
+    request_id: int = 1,
+    output_special_tokens: bool = False,
+    **params: object,
+) -> Output:
     """An output of a vocabulary in which token 7 is the word t7, unless another one is given."""
     library = library or vocabularies.words()
+    pieces = PieceDecoder(library, output_special_tokens=output_special_tokens)
     max_new_tokens = params.pop("allowed", params.get("max_new_tokens", PARAMS.max_new_tokens))
     source = GenerationInput(
-        request_id=1,
+        request_id=request_id,
         text="the input",
         token_ids=list(prompt),
         params=replace(PARAMS, **params),
         seed=seed,
         max_new_tokens=max_new_tokens,
         deadline=None,
+        stop=StopSequences(params["stop_sequences"]) if params.get("stop_sequences") else None,
     )
-    settings = TextSettings(PieceDecoder(library), lambda token_id: library.id_to_token(token_id) or "")
+    settings = TextSettings(pieces, lambda token_id: library.id_to_token(token_id) or "")
     return Output(source, settings, on_change=lambda _: None)
 
 
@@ -143,10 +154,7 @@ def test_a_request_that_timed_out_in_the_queue_still_has_its_echo_and_seed():
 
 
 def test_a_final_eos_never_shows_in_the_text_even_where_special_tokens_do():
-    library = vocabularies.byte_fallback()
-    output = output_of(library)
-    output._settings = TextSettings(PieceDecoder(library, output_special_tokens=True), library.id_to_token)
-    output = Output(output.source, output._settings, on_change=lambda _: None)
+    output = output_of(vocabularies.byte_fallback(), output_special_tokens=True)
 
     push(output, 1, 2, end=EOS)
 
@@ -244,8 +252,9 @@ def test_stop_sequences_are_ignored_before_min_new_tokens():
 def test_details_of_generated_tokens_are_those_that_were_asked_for():
     detail = TokenDetail(logprob=-0.5, rank=2, top_ids=(9, 7, 8), top_logprobs=(-0.5, -0.25, -0.5))
     everything = Details(logprobs=True, ranks=True, top_n=3, generated_tokens=True)
-    with_everything, with_top_only = output_of(details=everything), output_of(
-        details=Details(top_n=3, generated_tokens=True)
+    with_everything, with_top_only = (
+        output_of(details=everything),
+        output_of(details=Details(top_n=3, generated_tokens=True)),
     )
 
     with_everything.on_token(7, MAX, detail, 0.0)
@@ -341,7 +350,9 @@ def test_a_failure_after_the_end_changes_nothing():
 def runs(draw: st.DrawFn):
     """Parameters, tokens of a byte-level vocabulary, and after which of them the client fetches."""
     library = vocabularies.byte_level()
-    pieces = draw(st.lists(st.sampled_from(["a", "Ġt", "Ġthe", "at", "Ã", "©", "ð", "Ł", "<s>"]), min_size=1, max_size=25))
+    pieces = draw(
+        st.lists(st.sampled_from(["a", "Ġt", "Ġthe", "at", "Ã", "©", "ð", "Ł", "<s>"]), min_size=1, max_size=25)
+    )
     params = {
         "stop_sequences": tuple(draw(st.lists(st.sampled_from(["at", "a a", "the", "é", " ta"]), max_size=3))),
         "include_stop_sequence": draw(st.booleans()),

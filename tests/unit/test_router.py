@@ -6,26 +6,24 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
+
 from links import FakeLink, step
 from test_output import output_of as make_output
-
-from tgis_server.errors import PeerLost, RequestError, Unavailable
+from tgis_server.errors import PeerLost, Unavailable
 from tgis_server.frontend.output import Output
 from tgis_server.frontend.router import Router
 from tgis_server.metrics import Metrics
-from tgis_server.wire.messages import Failure, FinishReason, TokenDetail
+from tgis_server.wire.messages import Details, Failure, FinishReason, TokenDetail
 
 GO_ON, MAX = FinishReason.NOT_FINISHED, FinishReason.MAX_TOKENS
 
 
 def output_of(router: Router, **params: object) -> Output:
     """A fresh output with an id of its own."""
-    output = make_output(**params)
-    object.__setattr__(output.source, "request_id", router.next_id())
-    return output
+    return make_output(request_id=router.next_id(), **params)
 
 
-def with_router(test: Callable[[Router, FakeLink], Awaitable[None]]) -> RequestError | None:
+def with_router(test: Callable[[Router, FakeLink], Awaitable[None]]) -> None:
     """Run a test's coroutine beside a reading router."""
 
     async def run() -> None:
@@ -101,8 +99,6 @@ def test_a_stop_sequence_cancels_the_rest_of_its_generation():
 
 def test_details_and_waiting_times_are_passed_on():
     async def check(router: Router, link: FakeLink) -> None:
-        from tgis_server.wire.messages import Details
-
         output = output_of(router, details=Details(ranks=True, input_tokens=True, generated_tokens=True))
         with router.running([output]):
             link.give(

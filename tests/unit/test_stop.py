@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tgis_server.frontend.stop import StopMatcher
+from tgis_server.frontend.stop import StopMatcher, StopSequences
 
 texts = st.text("ab✓", max_size=30)
 stop_lists = st.lists(st.text("ab✓", min_size=1, max_size=5), min_size=1, max_size=6)
@@ -22,7 +22,7 @@ def divided_texts(draw: st.DrawFn) -> list[str]:
 
 def run(sequences: list[str], pieces: list[str], *, include: bool, num_ignored: int = 0) -> tuple[list[str], str]:
     """What is sent for each piece (and at the end), and the match. Matches in the first pieces do not count."""
-    matcher = StopMatcher(sequences, include=include)
+    matcher = StopMatcher(StopSequences(sequences), include=include)
     sent = []
     for index, piece in enumerate(pieces):
         text, match = matcher.push(piece, can_match=index >= num_ignored)
@@ -61,7 +61,7 @@ def test_matches_completed_too_early_are_ignored_and_never_found_later(sequences
 
 @given(sequences=stop_lists, pieces=divided_texts())
 def test_text_is_held_back_exactly_while_it_may_become_part_of_a_match(sequences, pieces):
-    matcher = StopMatcher(sequences, include=False)
+    matcher = StopMatcher(StopSequences(sequences), include=False)
     so_far = sent = ""
     for piece in pieces:
         text, match = matcher.push(piece)
@@ -100,20 +100,20 @@ def test_examples(sequences, pieces, include, sent, match):
 
 
 def test_a_match_ignored_for_min_new_tokens_does_not_keep_its_text_back():
-    matcher = StopMatcher(["ab"], include=False)
+    matcher = StopMatcher(StopSequences(["ab"]), include=False)
 
     assert matcher.push("ab", can_match=False) == ("ab", "")
 
 
 def test_a_match_that_began_too_early_but_ends_in_time_counts():
-    matcher = StopMatcher(["abc"], include=False)
+    matcher = StopMatcher(StopSequences(["abc"]), include=False)
 
     assert matcher.push("xab", can_match=False) == ("x", "")
     assert matcher.push("c") == ("", "abc")
 
 
 def test_a_long_run_of_almost_matches_costs_the_same_per_character():
-    matcher = StopMatcher(["a" * 240 + "b"], include=False)
+    matcher = StopMatcher(StopSequences(["a" * 240 + "b"]), include=False)
 
     sent = [matcher.push("a" * 1000)[0] for _ in range(100)]
 

@@ -6,10 +6,10 @@ import asyncio
 import json
 
 import pytest
-import vocabularies
 from tokenizers import Tokenizer as Library
 from tokenizers import models, processors
 
+import vocabularies
 from tgis_server.errors import ModelError
 from tgis_server.frontend.tokenizer import EncodedInput, Tokenizer, TokenizerFailed, to_byte_offsets
 

@@ -97,7 +97,7 @@ class Frontend:
             await self._bind()
             try:
                 await self._serve_until_stopped()
-            except PeerLost as error:
+            except Exception as error:
                 await self._fail(error)
                 raise
             await self._end_calls()
@@ -129,8 +129,9 @@ class Frontend:
             info = await self._link.info()
         except Unavailable as error:
             raise PeerLost(str(error)) from error
-        await self._start_serving(info)
         reader = asyncio.create_task(self._router.run(), name="read-steps")
+        await asyncio.sleep(0)  # the reader connects before the first call may come
+        await self._start_serving(info)
         await first_of({reader, asyncio.create_task(self._drain_when_asked(), name="drain")})
 
     async def _start_serving(self, info: EngineInfo) -> None:
@@ -170,7 +171,7 @@ class Frontend:
             await before(hurry, self.state.wait_until_idle(config.drain_timeout))
         hurry.cancel()
 
-    async def _fail(self, error: PeerLost) -> None:
+    async def _fail(self, error: Exception) -> None:
         """The engine is gone: every call gets its status."""
         self.state.fail(str(error))
         await self._public.set_serving(False)

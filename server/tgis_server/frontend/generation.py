@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from tgis_server.errors import InvalidRequest
 from tgis_server.frontend.output import GenerationInput, Output, TextSettings
 from tgis_server.frontend.router import Router
+from tgis_server.frontend.stop import StopSequences
 from tgis_server.frontend.tokenizer import EncodedInput, Tokenizer, TokenizerFailed
 from tgis_server.frontend.validation import (
     GenerationParams,
@@ -88,6 +89,7 @@ class GenerationService:
         encoded = await self._encode_all(texts, params.truncate_input_tokens)
         num_allowed = [validate_length(len(one.token_ids), params, self.limits) for one in encoded]
         deadline = validation_started_at + params.time_limit_s if params.time_limit_s else None
+        stop = StopSequences(params.stop_sequences) if params.stop_sequences else None
         for text, one, max_new_tokens in zip(texts, encoded, num_allowed, strict=True):
             source = GenerationInput(
                 request_id=self.router.next_id(),
@@ -97,6 +99,7 @@ class GenerationService:
                 seed=choose_seed(params),
                 max_new_tokens=max_new_tokens,
                 deadline=deadline,
+                stop=stop,
             )
             call.outputs.append(Output(source, self.text_settings, call.on_change))
         lengths = [len(one.token_ids) for one in encoded]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import ssl
 from pathlib import Path
 
 import grpc
@@ -110,24 +111,40 @@ class LauncherServer(FrontendServicer):
 
 
 def load_credentials(config: ServeConfig) -> grpc.ServerCredentials | None:
-    """TLS as configured, or None for plain text. A client CA makes client certificates mandatory."""
-    if config.tls_cert_path is None or config.tls_key_path is None:
+    """TLS as configured, or None for plain text. A client CA makes client certificates mandatory.
+
+    Raises:
+        UsageError: a file is missing or broken, or key and certificate do not belong together. gRPC itself would
+            listen all the same and fail every handshake.
+    """
+    certificate_path, key_path, ca_path = config.tls_cert_path, config.tls_key_path, config.tls_client_ca_cert_path
+    if certificate_path is None or key_path is None:
         return None
-    key, certificate = read_pem(config.tls_key_path), read_pem(config.tls_cert_path)
-    client_ca = read_pem(config.tls_client_ca_cert_path) if config.tls_client_ca_cert_path else None
+    certificate, key = read_tls_file(certificate_path), read_tls_file(key_path)
+    client_ca = read_tls_file(ca_path) if ca_path else None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(certificate_path, key_path, password="")  # never ask on the terminal
+    except (ssl.SSLError, ValueError) as error:
+        raise UsageError(
+            f"TLS certificate {certificate_path} and key {key_path} cannot be used together: {error}. "
+            "Both must be PEM, belong to each other, and the key must not be encrypted."
+        ) from error
+    try:
+        if ca_path:
+            context.load_verify_locations(ca_path)
+    except ssl.SSLError as error:
+        raise UsageError(f"TLS client CA {ca_path} is not a PEM certificate: {error}.") from error
     return grpc.ssl_server_credentials(
         [(key, certificate)], root_certificates=client_ca, require_client_auth=client_ca is not None
     )
 
 
-def read_pem(path: Path) -> bytes:
+def read_tls_file(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise UsageError(f"TLS file {path} cannot be read: {error.strerror}.") from error
-    if b"-----BEGIN " not in content:
-        raise UsageError(f"TLS file {path} is not PEM: it has no line -----BEGIN ...-----.")
-    return content
 
 
 def explain_bind_failure(host: str, port: int, flag: str, what: str) -> UsageError:
@@ -155,5 +172,7 @@ def bind_error(error: OSError, host: str, port: int, flag: str, what: str) -> Us
 
 def listen(host: str, port: int) -> socket.socket:
     """A listening TCP socket."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, reuse_port=False)
+    if ":" not in host:
+        return socket.create_server((host, port))
+    both = host == "::" and socket.has_dualstack_ipv6()
+    return socket.create_server((host, port), family=socket.AF_INET6, dualstack_ipv6=both)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from tgis_server.errors import GenerationFailed, OutOfMemory, RequestError, with_status
 from tgis_server.frontend.detokenizer import Detokenizer, PieceDecoder
-from tgis_server.frontend.stop import StopMatcher
+from tgis_server.frontend.stop import StopMatcher, StopSequences
 from tgis_server.frontend.validation import GenerationParams
 from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire.messages import NO_TOKEN, Details, Failure, FinishReason, Submit, TokenDetail
@@ -30,6 +30,7 @@ class GenerationInput:
     seed: int  # 0 when greedy
     max_new_tokens: int  # what may be generated; less than params.max_new_tokens if the context is too short for that
     deadline: float | None
+    stop: StopSequences | None  # params.stop_sequences, compiled; None where there are none
 
     def to_submit(self) -> Submit:
         """What the engine needs to know of it."""
@@ -75,14 +76,12 @@ class Output:
         self._settings = settings
         self._on_change = on_change
         self._detokenizer = Detokenizer(settings.pieces)
-        params = source.params
-        self._matcher = (
-            StopMatcher(params.stop_sequences, include=params.include_stop_sequence) if params.stop_sequences else None
-        )
+        include = source.params.include_stop_sequence
+        self._matcher = StopMatcher(source.stop, include=include) if source.stop else None
         self._parts: list[_Part] = []  # not fetched yet
         self._prompt_details: list[TokenDetail] = []
         self._is_prompt_done = False
-        self._is_input_frame_due = params.details.input_tokens
+        self._is_input_frame_due = source.params.details.input_tokens
 
     @property
     def is_finished(self) -> bool:

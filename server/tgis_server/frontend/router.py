@@ -83,7 +83,7 @@ class Router:
                 if self._entries.pop(output.source.request_id, None):
                     self._link.cancel(output.source.request_id)
 
-    def lose_engine(self, cause: PeerLost) -> None:
+    def lose_engine(self, cause: Exception) -> None:
         """The engine is dead, however that was noticed: end every open request, and every later one."""
         if self._entries:
             self._metrics.count_lost_connection()

@@ -112,6 +112,7 @@ class GenerationServicer(GenerationServiceServicer):
                 self._state.require_accepting()
                 assert self.generation is not None, "accepting calls before the engine is known"
                 yield self.generation
+                logger.debug("call answered", extra=extra)
             except asyncio.CancelledError:
                 if call:
                     self._metrics.count_failure("cancelled", sum(not one.is_finished for one in call.outputs))

@@ -21,6 +21,14 @@ class _State:
     held: int = 0  # characters at the end of the text that may still become part of a match
 
 
+class StopSequences:
+    """The stop sequences of a call, compiled once and shared by the matchers of its inputs."""
+
+    def __init__(self, sequences: Sequence[str]) -> None:
+        """``sequences`` are not empty strings."""
+        self.root = _build(sequences)
+
+
 class StopMatcher:
     """Watches one output for the first stop sequence that is completed; of several completed together the longest.
 
@@ -28,9 +36,8 @@ class StopMatcher:
     the output (``include``), what precedes its end is sent in any case and nothing is held back.
     """
 
-    def __init__(self, sequences: Sequence[str], *, include: bool) -> None:
-        """``sequences`` are not empty strings."""
-        self._root = _build(sequences)
+    def __init__(self, sequences: StopSequences, *, include: bool) -> None:
+        self._root = sequences.root
         self._state = self._root
         self._include = include
         self._held = ""

@@ -145,8 +145,9 @@ class GrpcLink:
             self._is_open = False
             self._submits.clear()
             self._cancels.clear()
-            sender.cancel()
             call.cancel()
+            sender.cancel()
+            await asyncio.gather(sender, return_exceptions=True)
 
     async def close(self) -> None:
         """Drop the connection; the leader then cancels what it still runs for it."""

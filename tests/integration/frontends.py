@@ -1,0 +1,158 @@
+"""A front-end in this process: real gRPC and HTTP on free ports, with an engine that the test plays."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import grpc
+from tokenizers import Tokenizer as Library
+
+import vocabularies
+from links import FakeLink
+from tgis_server.config import ServeConfig
+from tgis_server.errors import PeerLost
+from tgis_server.frontend.detokenizer import PieceDecoder
+from tgis_server.frontend.entry import Frontend
+from tgis_server.frontend.tokenizer import Tokenizer
+from tgis_server.run import Run
+from tgis_server.wire import generation_pb2 as pb
+from tgis_server.wire import shard_pb2, shard_pb2_grpc
+from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
+
+DEADLINE_S = 10.0
+
+
+class FakeWatch:
+    """Says what the test says: that all shards serve, or that one is dead."""
+
+    def __init__(self) -> None:
+        self.serving = asyncio.Event()
+        self.death: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def wait_until_serving(self) -> None:
+        await self.serving.wait()
+
+    async def run(self) -> None:
+        await self.death
+
+    def die(self, text: str = "Shard 0 does not answer any more.") -> None:
+        self.death.set_exception(PeerLost(text))
+
+
+@dataclass
+class Server:
+    """A running front-end and ways to talk to it."""
+
+    frontend: Frontend
+    link: FakeLink
+    watch: FakeWatch
+    run: Run
+    life: asyncio.Task[None]
+    channel: grpc.aio.Channel
+
+    @property
+    def stub(self) -> GenerationServiceStub:
+        return GenerationServiceStub(self.channel)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.frontend.state.grpc_port}"
+
+    async def get(self, path: str) -> tuple[int, str]:
+        url = f"http://127.0.0.1:{self.frontend.state.http_port}{path}"
+        async with aiohttp.ClientSession() as session, session.get(url) as response:
+            return response.status, await response.text()
+
+    async def health(self) -> shard_pb2.FrontendHealth:
+        """What the launcher is told."""
+        async with grpc.aio.insecure_channel(f"unix:{self.run.frontend_socket}") as channel:
+            return await shard_pb2_grpc.FrontendStub(channel).Health(shard_pb2.HealthRequest())
+
+    async def generate(self, *texts: str, **params: object) -> pb.BatchedGenerationResponse:
+        return await self.stub.Generate(batch(*texts, **params))
+
+
+def make_run(directory: Path, **options: object) -> Run:
+    config = ServeConfig(**{"host": "127.0.0.1", "grpc_port": 0, "port": 0, **options})
+    return Run(
+        config=config,
+        run_dir=directory,
+        model_id="words",
+        model_dir=directory,
+        engine="fake",
+        device="cpu",
+        dtype="float32",
+        num_shard=1,
+        max_sequence_length=100,
+        is_max_sequence_length_explicit=False,
+        max_batch_tokens=64,
+        tokenization_workers=2,
+    )
+
+
+@asynccontextmanager
+async def serving(
+    link: FakeLink | None = None, *, library: Library | None = None, is_ready: bool = True, **options: object
+) -> AsyncIterator[Server]:
+    """A front-end whose vocabulary is the words t0 … t99, ready unless told otherwise; stopped at the end."""
+    with tempfile.TemporaryDirectory() as directory:
+        run = make_run(Path(directory), **options)
+        link, watch = link or FakeLink(), FakeWatch()
+        tokenizer = Tokenizer(library or vocabularies.words())
+        pieces = PieceDecoder(tokenizer.inner, output_special_tokens=run.config.output_special_tokens)
+        frontend = Frontend(run, tokenizer, pieces, link, watch)
+        life = asyncio.create_task(frontend.run())
+        await until(lambda: life.done() or frontend.state.http_port)
+        if life.done():
+            await life
+        channel = grpc.aio.insecure_channel(f"127.0.0.1:{frontend.state.grpc_port}", options=[PRIVATE])
+        try:
+            if is_ready:
+                watch.serving.set()
+                await until(lambda: frontend.state.is_serving)
+            yield Server(frontend, link, watch, run, life, channel)
+        finally:
+            await channel.close()
+            frontend.ask_to_stop()
+            frontend.ask_to_stop()
+            await asyncio.gather(life, return_exceptions=True)
+            tokenizer.close()
+
+
+PRIVATE = ("grpc.use_local_subchannel_pool", 1)  # channels of one test do not share connections
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    """Run a test's coroutine; it may not take longer than ten seconds."""
+
+    async def within_deadline() -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            await test()
+
+    asyncio.run(within_deadline())
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for a condition; the test's own deadline bounds it."""
+    while not condition():  # noqa: ASYNC110  what it looks at has no event
+        await asyncio.sleep(0.005)
+
+
+def batch(*texts: str, **params: object) -> pb.BatchedGenerationRequest:
+    requests = [pb.GenerationRequest(text=text) for text in texts]
+    return pb.BatchedGenerationRequest(requests=requests, params=pb.Parameters(**params))
+
+
+def single(text: str, **params: object) -> pb.SingleGenerationRequest:
+    return pb.SingleGenerationRequest(request=pb.GenerationRequest(text=text), params=pb.Parameters(**params))
+
+
+def tokens(number: int, **values: object) -> dict[str, object]:
+    """Parameters that ask for so many new tokens."""
+    return {"stopping": pb.StoppingCriteria(max_new_tokens=number, **values)}

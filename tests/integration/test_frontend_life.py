@@ -1,0 +1,341 @@
+"""Ports, readiness, probes, metrics, TLS, drain and the death of the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import stat
+import subprocess
+import sys
+import time
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from prometheus_client.parser import text_string_to_metric_families
+
+from frontends import PRIVATE, batch, run, serving, single, tokens, until
+from links import FakeLink, count_up, step
+from tgis_server.errors import PeerLost, UsageError
+from tgis_server.wire import generation_pb2 as pb
+from tgis_server.wire import shard_pb2
+from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
+from tgis_server.wire.messages import FinishReason
+
+SERVICE = "fmaas.GenerationService"
+GO_ON, MAX = FinishReason.NOT_FINISHED, FinishReason.MAX_TOKENS
+Health = health_pb2.HealthCheckResponse
+
+
+async def status_of(call) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call
+    return raised.value.code(), raised.value.details()
+
+
+async def health_of(server, service: str = SERVICE) -> int:
+    stub = health_pb2_grpc.HealthStub(server.channel)
+    return (await stub.Check(health_pb2.HealthCheckRequest(service=service))).status
+
+
+# Start
+
+
+def test_until_the_engine_is_ready_probes_and_calls_say_that_it_is_loading():
+    async def test() -> None:
+        async with serving(is_ready=False) as server:
+            code, text = await status_of(server.generate("t1"))
+            http = await server.get("/health")
+            launcher = await server.health()
+
+            assert (code, await health_of(server)) == (grpc.StatusCode.UNAVAILABLE, Health.NOT_SERVING)
+            assert text.startswith("The model is still loading")
+            assert http == (503, json.dumps({"error": text}))
+            assert (launcher.state, launcher.text) == (shard_pb2.FrontendHealth.STARTING, text)
+            assert (await server.get("/metrics"))[0] == 200
+
+    run(test)
+
+
+def test_a_ready_server_says_so_everywhere():
+    async def test() -> None:
+        async with serving() as server:
+            launcher = await server.health()
+
+            assert await server.get("/health") == (200, "")
+            assert [await health_of(server, name) for name in ("", SERVICE)] == [Health.SERVING] * 2
+            assert launcher == shard_pb2.FrontendHealth(
+                state="SERVING",
+                grpc_port=server.frontend.state.grpc_port,
+                http_port=server.frontend.state.http_port,
+            )
+            assert stat.S_IMODE(server.run.frontend_socket.stat().st_mode) == 0o600
+
+    run(test)
+
+
+def test_reflection_lists_the_service():
+    async def test() -> None:
+        async with serving() as server:
+            stub = reflection_pb2_grpc.ServerReflectionStub(server.channel)
+            call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+            [answer] = [answer async for answer in call]
+
+            names = {service.name for service in answer.list_services_response.service}
+            assert {SERVICE, "grpc.health.v1.Health"} <= names
+
+    run(test)
+
+
+@pytest.mark.parametrize(("option", "flag"), [("grpc_port", "--grpc-port"), ("port", "--port")])
+def test_a_port_in_use_ends_the_start_at_once_and_says_what_to_do(option, flag):
+    async def test() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            port = other.getsockname()[1]
+            with pytest.raises(UsageError, match=rf"port {port} is in use.*{flag}"):
+                async with serving(is_ready=False, **{option: port}):
+                    pass
+
+    run(test)
+
+
+def test_an_address_of_another_machine_is_refused():
+    async def test() -> None:
+        with pytest.raises(UsageError, match=r"cannot listen on 192\.0\.2\.1.*--host"):
+            async with serving(is_ready=False, host="192.0.2.1"):
+                pass
+
+    run(test)
+
+
+def test_metrics_can_be_scraped_and_count_what_happened():
+    async def test() -> None:
+        async with serving(FakeLink(count_up)) as server:
+            await server.generate("t1", "t2", **tokens(2))
+            await status_of(server.generate("t1", **tokens(10**6)))
+            status, text = await server.get("/metrics")
+
+            assert status == 200
+            assert list(text_string_to_metric_families(text))
+            lines = text.splitlines()
+            for line in (
+                'tgi_request_count{kind="batch"} 1.0',
+                'tgi_request_count_total{kind="batch"} 1.0',
+                'tgi_request_count{kind="single"} 1.0',
+                "tgi_request_input_count 3.0",
+                'tgi_request_success{kind="batch",stop_reason="MAX_TOKENS"} 2.0',
+                'tgi_request_failure{err="validation"} 1.0',
+                "tgi_request_generated_tokens_sum 4.0",
+                "tgi_inter_token_duration_count 2.0",
+            ):
+                assert line in lines
+
+    run(test)
+
+
+def test_the_entry_is_imported_quickly_and_without_torch():
+    code = "import sys; import tgis_server.frontend.entry; print('torch' in sys.modules or 'aiohttp' in sys.modules)"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert output.stdout.strip() == "False"
+
+
+def test_an_idle_client_that_pings_every_second_stays_connected():
+    async def test() -> None:
+        async with serving(FakeLink(count_up)) as server:
+            options = [
+                PRIVATE,
+                ("grpc.keepalive_time_ms", 1000),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.max_pings_without_data", 0),
+            ]
+            async with grpc.aio.insecure_channel(server.address, options=options) as channel:
+                await GenerationServiceStub(channel).ModelInfo(pb.ModelInfoRequest())
+                state = channel.get_state()
+                with pytest.raises(TimeoutError):  # a server that minds sends GOAWAY after the third ping
+                    async with asyncio.timeout(3.2):
+                        await channel.wait_for_state_change(state)
+
+    run(test)
+
+
+# TLS
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
+    """A CA with a server and a client certificate."""
+    directory = tmp_path_factory.mktemp("tls")
+
+    def openssl(*words: str) -> None:
+        subprocess.run(["openssl", *words], cwd=directory, check=True, capture_output=True)
+
+    openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=ca")
+    (directory / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1")
+    for name in ("server", "client"):
+        openssl(
+            "req",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-keyout",
+            f"{name}.key",
+            "-out",
+            f"{name}.csr",
+            "-subj",
+            f"/CN={name}",
+        )
+        signing = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names"]
+        openssl("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.pem", *signing)
+    return directory
+
+
+def test_with_mutual_tls_only_clients_with_a_certificate_get_in(certificates):
+    async def info(server, **pair: bytes) -> pb.ModelInfoResponse:
+        ca = (certificates / "ca.pem").read_bytes()
+        credentials = grpc.ssl_channel_credentials(ca, **pair)
+        async with grpc.aio.secure_channel(server.address, credentials, options=[PRIVATE]) as channel:
+            return await GenerationServiceStub(channel).ModelInfo(pb.ModelInfoRequest(), timeout=5)
+
+    async def test() -> None:
+        async with serving(
+            tls_cert_path=certificates / "server.pem",
+            tls_key_path=certificates / "server.key",
+            tls_client_ca_cert_path=certificates / "ca.pem",
+        ) as server:
+            pair = {
+                "private_key": (certificates / "client.key").read_bytes(),
+                "certificate_chain": (certificates / "client.pem").read_bytes(),
+            }
+            assert (await info(server, **pair)).max_sequence_length == 100
+            assert (await status_of(info(server)))[0] is grpc.StatusCode.UNAVAILABLE
+            assert (await server.get("/health"))[0] == 200  # HTTP stays plain
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("certificate", "key", "ca", "text"),
+    [
+        ("none.pem", "server.key", None, r"none\.pem cannot be read: No such file"),
+        ("names", "server.key", None, r"names and key .*server\.key cannot be used together"),
+        ("server.pem", "client.key", None, r"cannot be used together: .*mismatch"),
+        ("server.pem", "server.key", "names", r"client CA .*names is not a PEM certificate"),
+    ],
+)
+def test_tls_files_that_cannot_work_are_named(certificates, certificate, key, ca, text):
+    async def test() -> None:
+        with pytest.raises(UsageError, match=text):
+            async with serving(
+                is_ready=False,
+                tls_cert_path=certificates / certificate,
+                tls_key_path=certificates / key,
+                tls_client_ca_cert_path=certificates / ca if ca else None,
+            ):
+                pass
+
+    run(test)
+
+
+# End
+
+
+def test_a_drain_answers_what_is_in_flight_and_refuses_the_rest():
+    async def test() -> None:
+        async with serving() as server:
+            call = asyncio.create_task(server.generate("t1", **tokens(1)))
+            await until(lambda: server.link.submitted)
+            server.frontend.ask_to_stop()
+            await until(lambda: not server.frontend.state.is_accepting)
+
+            refused = await status_of(server.generate("t2"))
+            health = await server.health()
+            http, _ = await server.get("/health")
+            assert refused == (grpc.StatusCode.UNAVAILABLE, "The server is shutting down; use another one.")
+            assert (health.state, health.in_flight, http) == (shard_pb2.FrontendHealth.DRAINING, 1, 503)
+            assert await health_of(server) == Health.NOT_SERVING
+
+            server.link.give(step((1, 9, MAX)))
+            assert (await call).responses[0].text == " t9"
+            await server.life
+
+    run(test)
+
+
+def test_during_the_drain_delay_calls_are_still_accepted():
+    async def test() -> None:
+        async with serving(FakeLink(count_up), drain_delay=0.3) as server:
+            server.frontend.ask_to_stop()
+            await until(lambda: not server.frontend.state.is_serving)
+
+            assert len((await server.generate("t1", **tokens(1))).responses) == 1
+            assert await health_of(server) == Health.NOT_SERVING
+            await server.life
+
+    run(test)
+
+
+@pytest.mark.parametrize("is_hurried", [False, True])
+def test_calls_that_outlast_the_drain_end_unavailable(is_hurried):
+    async def test() -> None:
+        async with serving(drain_timeout=60 if is_hurried else 0.2) as server:
+            call = asyncio.create_task(server.generate("t1"))
+            await until(lambda: server.link.submitted)
+            server.frontend.ask_to_stop()
+            if is_hurried:
+                server.frontend.ask_to_stop()
+
+            assert await status_of(call) == (
+                grpc.StatusCode.UNAVAILABLE,
+                "The server is shutting down; use another one.",
+            )
+            await server.life
+
+    run(test)
+
+
+def test_a_signal_before_the_engine_is_ready_ends_the_server():
+    async def test() -> None:
+        async with serving(is_ready=False) as server:
+            server.frontend.ask_to_stop()
+            await server.life
+
+    run(test)
+
+
+def test_when_the_link_breaks_every_call_ends_unavailable_and_the_process_ends():
+    async def test() -> None:
+        async with serving() as server:
+            unary = asyncio.create_task(server.generate("t1", "t2"))
+            stream = server.stub.GenerateStream(single("t3"))
+            await stream.read()
+            await until(lambda: len(server.link.submitted) == 3)
+            began = time.monotonic()
+            server.link.break_down()
+
+            for call in (unary, stream.read()):
+                code, text = await status_of(call)
+                assert code is grpc.StatusCode.UNAVAILABLE
+                assert "Could not connect to Text Generation server" in text
+            with pytest.raises(PeerLost, match="closed its connection"):
+                await server.life
+            assert time.monotonic() - began < 1.0
+
+    run(test)
+
+
+def test_when_a_shard_is_dead_every_call_ends_unavailable_and_the_process_ends():
+    async def test() -> None:
+        async with serving() as server:
+            call = asyncio.create_task(server.stub.Generate(batch("t1")).code())
+            await until(lambda: server.link.submitted)
+            server.watch.die()
+
+            assert await call is grpc.StatusCode.UNAVAILABLE
+            with pytest.raises(PeerLost, match="Shard 0 does not answer"):
+                await server.life
+            assert server.frontend.state.phase.name == "FAILED"
+
+    run(test)

@@ -1,0 +1,131 @@
+"""When a group is ready and when it is dead, judged from what its shards say."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import grpc
+import pytest
+
+from frontends import run, until
+from tgis_server.errors import PeerLost
+from tgis_server.frontend import watch as watch_module
+from tgis_server.frontend.watch import ShardWatch, Watch
+from tgis_server.wire import shard_pb2 as pb
+from tgis_server.wire.shard_pb2_grpc import ShardServicer, add_ShardServicer_to_server
+
+LOADING, SERVING, FAILED = pb.HealthReply.LOADING, pb.HealthReply.SERVING, pb.HealthReply.FAILED
+
+
+def serving(**values: object) -> pb.HealthReply:
+    return pb.HealthReply(state=SERVING, **values)
+
+
+def verdicts(*replies: pb.HealthReply | None) -> list[str | None]:
+    shard = ShardWatch(1, step_timeout_s=60)
+    return [shard.observe(reply) for reply in replies]
+
+
+def test_a_shard_that_answers_is_alive():
+    assert verdicts(pb.HealthReply(), serving(), serving(step_age_s=59), serving(tick_age_s=1)) == [None] * 4
+
+
+def test_three_unanswered_calls_in_a_row_are_a_death():
+    assert verdicts(serving(), None, None, serving(), None, None, None) == [
+        *[None] * 6,
+        "Shard 1 does not answer any more.",
+    ]
+
+
+def test_silence_while_loading_is_no_death():
+    assert verdicts(None, None, None, None, pb.HealthReply(), None, None, None, None) == [None] * 9
+
+
+def test_a_step_that_runs_too_long_is_a_death():
+    assert verdicts(serving(step_age_s=61)) == [
+        "Shard 1 hangs: its current step has run for 61 s, more than --step-timeout 60."
+    ]
+
+
+def test_an_idle_loop_that_misses_its_ticks_is_a_death():
+    assert verdicts(serving(executed_steps=5, tick_age_s=3), serving(executed_steps=5, tick_age_s=4)) == [
+        None,
+        "Shard 1 hangs: its step loop has not answered for 4 s.",
+    ]
+
+
+def test_an_old_tick_between_long_steps_is_no_death():
+    assert (
+        verdicts(
+            serving(executed_steps=5, step_age_s=9, tick_age_s=9),
+            serving(executed_steps=6, tick_age_s=10),
+            serving(executed_steps=7, tick_age_s=11),
+        )
+        == [None] * 3
+    )
+
+
+def test_a_shard_that_says_it_failed_is_believed():
+    assert verdicts(pb.HealthReply(state=FAILED, phase="no memory")) == ["Shard 1 failed: no memory."]
+
+
+class FakeShard(ShardServicer):
+    """Answers Health with ``reply``, or not at all while that is None."""
+
+    def __init__(self) -> None:
+        self.reply: pb.HealthReply | None = pb.HealthReply()
+
+    async def Health(self, request: pb.HealthRequest, context: grpc.aio.ServicerContext) -> pb.HealthReply:  # noqa: N802
+        if self.reply is None:
+            await asyncio.sleep(60)
+        return self.reply or pb.HealthReply()
+
+
+async def start_shard(path: Path) -> tuple[FakeShard, grpc.aio.Server]:
+    shard, server = FakeShard(), grpc.aio.server()
+    add_ShardServicer_to_server(shard, server)
+    server.add_insecure_port(f"unix:{path}")
+    await server.start()
+    return shard, server
+
+
+@pytest.fixture(autouse=True)
+def _quick_polls(monkeypatch):
+    monkeypatch.setattr(watch_module, "POLL_S", 0.05)
+    monkeypatch.setattr(watch_module, "CALL_TIMEOUT_S", 0.1)
+
+
+def test_a_group_is_ready_when_all_its_shards_serve_and_dead_when_one_is_gone(tmp_path):
+    async def test() -> None:
+        watch = Watch([tmp_path / "shard-0.sock", tmp_path / "shard-1.sock"], step_timeout_s=60)
+        watching = asyncio.create_task(watch.run())
+        ready = asyncio.create_task(watch.wait_until_serving())
+        one, one_server = await start_shard(tmp_path / "shard-0.sock")
+        one.reply = serving()
+        two, two_server = await start_shard(tmp_path / "shard-1.sock")
+        await asyncio.sleep(0.3)
+        assert not ready.done()
+
+        two.reply = serving()
+        await ready
+        two.reply = None
+
+        with pytest.raises(PeerLost, match=r"Shard 1 does not answer any more\."):
+            await watching
+        for server in (one_server, two_server):
+            await server.stop(None)
+
+    run(test)
+
+
+def test_watching_ends_with_the_front_end(tmp_path):
+    async def test() -> None:
+        watching = asyncio.create_task(Watch([tmp_path / "none.sock"], step_timeout_s=60).run())
+        await asyncio.sleep(0.05)
+
+        watching.cancel()
+        await until(watching.done)
+        assert watching.cancelled()
+
+    run(test)

@@ -1,0 +1,179 @@
+"""The command line itself: it answers at once, explains errors in a sentence, and is safe in a pipe."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tgis_cli.app import COMMANDS
+from tgis_server.config import options
+
+TGIS = Path(sys.executable).parent / "tgis"
+HEAVY = ("torch", "transformers", "grpc", "tokenizers", "aiohttp", "numpy")
+HELPS = [[], *([command] for command in COMMANDS), ["config", "show"]]
+UNREACHABLE = "127.0.0.1:1"
+
+
+def run_tgis(*arguments: str, stdin: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    return subprocess.run(
+        [TGIS, *arguments], input=stdin, env=kept | environ, capture_output=True, text=True, timeout=20, check=False
+    )
+
+
+@pytest.mark.parametrize("command", HELPS, ids=" ".join)
+def test_help_imports_nothing_heavy(command: list[str]):
+    program = (
+        "import sys; sys.argv = ['tgis', *sys.argv[1:], '--help']\n"
+        "from tgis_cli.app import main\n"
+        "try: main()\n"
+        f"except SystemExit: print([name for name in {HEAVY} if name in sys.modules])"
+    )
+
+    result = subprocess.run([sys.executable, "-c", program, *command], capture_output=True, text=True, check=True)
+
+    assert "Usage" in result.stdout
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_list_of_commands_imports_none_of_them():
+    program = (
+        "import sys; sys.argv = ['tgis', '--help']\n"
+        "from tgis_cli.app import main\n"
+        "try: main()\n"
+        "except SystemExit: print([name for name in sys.modules if name.startswith('tgis_cli.commands.')])"
+    )
+
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_launch_help_has_every_option_in_full_at_80_columns():
+    text = run_tgis("launch", "--help", COLUMNS="80").stdout
+
+    shown = [option for option in options() if not option.opt.hidden]
+    flags = {option.flag.replace("--", "--[no-]") if is_switch(option) else option.flag for option in shown}
+    assert {flag for flag in flags if flag not in text} == set()
+    assert "--fault" not in text
+
+
+def is_switch(option) -> bool:
+    return option.type is bool and not option.opt.takes_value
+
+
+def test_shell_completion_offers_commands_options_and_choices():
+    def complete(words: str, position: int) -> list[str]:
+        return run_tgis(_TGIS_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(position)).stdout.split()
+
+    assert complete("tgis la", 1) == ["launch"]
+    assert complete("tgis launch --grpc", 2) == ["--grpc-port"]
+    assert complete("tgis launch --device c", 3) == ["cpu", "cuda"]
+
+
+def test_a_mistyped_command_gets_a_suggestion():
+    result = run_tgis("lauch")
+
+    assert result.returncode == 2
+    assert "launch" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["launch", "a", "--model-name", "b"], "Two models are given, a and --model-name b: leave one out."),
+        (["launch", "--port", "x"], "flag --port is 'x', but must be an integer from 0 to 65535."),
+        (["launch", "--config", "/nowhere.toml"], "Config file /nowhere.toml cannot be read"),
+        (["generate", "x", "--url", "nonsense"], "--url nonsense is not HOST:PORT"),
+        (["generate", "x", "--url", UNREACHABLE, "--ca", "/nowhere"], "--ca /nowhere cannot be read"),
+        (["tokenize", "x", "--url", UNREACHABLE, "--model", "m"], "Give either --model or --url"),
+    ],
+)
+def test_a_usage_error_is_one_sentence_and_exit_code_2(arguments: list[str], sentence: str):
+    result = run_tgis(*arguments)
+
+    assert result.returncode == 2
+    assert sentence in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["generate", "tokenize"])
+def test_without_a_server_commands_say_how_to_start_one(command: str):
+    result = run_tgis(command, "x", "--url", UNREACHABLE)
+
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"tgis: No server at {UNREACHABLE}: start one with `tgis launch`")
+
+
+def test_debug_shows_where_an_error_comes_from():
+    assert "Traceback" in run_tgis("--debug", "generate", "x", "--url", "nonsense").stderr
+
+
+def test_tokenize_reads_lines_and_gives_ids_with_a_local_tokenizer(demo_model_dir: Path):
+    result = run_tgis("tokenize", "--model", str(demo_model_dir), "--json", stdin="hello\nworld\n")
+
+    first, second = map(json.loads, result.stdout.splitlines())
+    assert (first["text"], second["text"]) == ("hello", "world")
+    assert first["count"] == len(first["pieces"]) == len(first["ids"])
+
+
+def test_piped_tables_have_no_escape_sequences(demo_model_dir: Path):
+    shown = run_tgis("config", "show", "--rehearse").stdout
+    tokens = run_tgis("tokenize", "--model", str(demo_model_dir), "hello").stdout
+
+    assert "\x1b" not in shown + tokens
+    assert tokens.split("\t")[0].isdigit()
+
+
+def test_config_show_names_every_origin(tmp_path: Path):
+    file = tmp_path / "tgis.toml"
+    file.write_text("max-batch-size = 7\n")
+
+    result = run_tgis("config", "show", "--json", "--config", str(file), "--rehearse", PORT="1234")
+
+    report = json.loads(result.stdout)
+    picked = {name: report["options"][name] for name in ("max_batch_size", "rehearse", "port", "grpc_port")}
+    assert picked == {
+        "max_batch_size": {"value": 7, "origin": str(file)},
+        "rehearse": {"value": True, "origin": "flag --rehearse"},
+        "port": {"value": 1234, "origin": "environment PORT"},
+        "grpc_port": {"value": 8033, "origin": "default"},
+    }
+    assert report["inferred"]["engine"] == {"value": "fake", "reason": "a rehearsal"}
+
+
+def test_config_show_shows_the_options_even_where_the_model_is_missing():
+    result = run_tgis("config", "show", "no/such-model")
+
+    assert result.returncode == 3
+    assert "--grpc-port" in result.stdout
+    assert "Model no/such-model not found" in result.stderr
+
+
+def test_a_closed_pipe_is_quiet(demo_model_dir: Path):
+    command = f"yes hello | {TGIS} tokenize --model {demo_model_dir} | head -1"
+
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=20, check=False)
+
+    assert (result.stdout.count("\n"), result.stderr) == (1, "")
+
+
+def test_the_shard_server_of_the_original_points_at_launch():
+    server = TGIS.with_name("text-generation-server")
+
+    result = subprocess.run([server, "serve", "m", "tgis_native"], capture_output=True, text=True, check=False)
+
+    assert result.returncode == 2
+    assert "`tgis launch m`" in result.stderr
+
+
+@pytest.fixture
+def demo_model_dir() -> Path:
+    from tgis_cli.resolve import DEMO_MODEL_DIR
+
+    return DEMO_MODEL_DIR

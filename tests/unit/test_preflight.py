@@ -1,0 +1,245 @@
+"""Facts about the machine, and the checks that are made before anything starts."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tgis_cli.machine import Gpu, Machine, cgroup
+from tgis_cli.machine.facts import cpu_has_bf16
+from tgis_cli.machine.gpus import find_gpus
+from tgis_cli.machine.ports import check_port
+from tgis_cli.machine.preflight import check_before_start, check_memory, check_sockets, check_tokenizer, make_run_dir
+from tgis_server.config import ServeConfig
+from tgis_server.errors import ModelError, NotEnoughDevices, UsageError
+from tgis_server.run import Run
+
+GIB = 1 << 30
+
+
+def make_run(run_dir: Path, **changes: Any) -> Run:
+    run = Run(
+        config=ServeConfig(grpc_port=0, port=0),
+        run_dir=run_dir,
+        model_id="org/name",
+        model_dir=run_dir,
+        engine="native",
+        device="cpu",
+        dtype="bfloat16",
+        num_shard=2,
+        max_sequence_length=2048,
+        is_max_sequence_length_explicit=False,
+        max_batch_tokens=512,
+        tokenization_workers=1,
+    )
+    return replace(run, **changes)
+
+
+class Weights:
+    """Stands for a checkpoint of a known size."""
+
+    def __init__(self, rank_bytes: int) -> None:
+        self.rank_bytes = rank_bytes
+
+    def weight_bytes(self, rank: int, dtype: str) -> int:
+        return self.rank_bytes
+
+
+def machine(**facts: Any) -> Machine:
+    return Machine(**{"gpus": (), "num_cpus": 2, "has_bf16": True, "free_bytes": GIB, "limit_bytes": None} | facts)
+
+
+# -- GPUs
+
+
+@pytest.fixture
+def dev(tmp_path: Path) -> Path:
+    """A device directory with two GPUs."""
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, ["0", "1"]),
+        ({"CUDA_VISIBLE_DEVICES": "1"}, ["1"]),
+        ({"CUDA_VISIBLE_DEVICES": "1,0"}, ["1", "0"]),
+        ({"CUDA_VISIBLE_DEVICES": "0,7,1"}, ["0"]),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-8f1a"}, ["GPU-8f1a"]),
+        ({"CUDA_VISIBLE_DEVICES": ""}, []),
+        ({"CUDA_VISIBLE_DEVICES": "-1"}, []),
+        ({"NVIDIA_VISIBLE_DEVICES": "3,4"}, ["0", "1"]),
+    ],
+)
+def test_visible_gpus_are_those_that_cuda_would_show(dev: Path, environ: dict[str, str], expected: list[str]):
+    assert [gpu.device for gpu in find_gpus(environ, dev)] == expected
+
+
+def test_a_machine_without_device_files_has_no_gpu(tmp_path: Path):
+    assert find_gpus({"CUDA_VISIBLE_DEVICES": "0"}, tmp_path) == ()
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("flags\t\t: fpu avx512_bf16", True),
+        ("Features\t: fp asimd bf16", True),
+        ("flags\t\t: fpu avx2", False),
+        ("", False),
+    ],
+)
+def test_bf16_instructions_are_read_from_cpuinfo(tmp_path: Path, line: str, expected: bool):
+    file = tmp_path / "cpuinfo"
+    file.write_text(f"processor\t: 0\n{line}\n")
+
+    assert cpu_has_bf16(file) is expected
+
+
+# -- control groups
+
+
+@pytest.fixture
+def group(tmp_path: Path):
+    """A tree of control groups, version 2, in which this process is in /pod/container; takes files and contents."""
+    membership = tmp_path / "membership"
+    membership.write_text("0::/pod/container\n")
+    root = tmp_path / "root"
+    (root / "pod/container").mkdir(parents=True)
+
+    def write(**files: str) -> dict[str, Path]:
+        for name, text in files.items():
+            folder, _, file = name.partition("__")
+            (root / ("pod/container" if folder == "own" else "pod") / file.replace("_", ".", 1)).write_text(text)
+        return {"root": root, "membership": membership}
+
+    return write
+
+
+def test_the_tightest_limit_above_counts(group):
+    places = group(own__memory_max="max\n", pod__memory_max=f"{2 * GIB}\n")
+
+    assert cgroup.memory_limit_bytes(**places) == 2 * GIB
+
+
+def test_page_cache_counts_as_free(group):
+    places = group(
+        own__memory_max=f"{4 * GIB}\n", own__memory_current=f"{3 * GIB}\n", own__memory_stat=f"inactive_file {GIB}\n"
+    )
+
+    assert cgroup.memory_free_bytes(**places) == 2 * GIB
+
+
+def test_a_quota_of_cpus_is_read(group):
+    assert cgroup.cpu_quota(**group(own__cpu_max="150000 100000\n")) == 1.5
+    assert cgroup.cpu_quota(**group(own__cpu_max="max 100000\n")) is None
+
+
+def test_out_of_memory_kills_are_counted(group):
+    assert cgroup.count_oom_kills(**group(own__memory_events="oom 3\noom_kill 2\n")) == 2
+
+
+def test_version_1_has_a_tree_per_controller(tmp_path: Path):
+    membership = tmp_path / "membership"
+    membership.write_text("4:memory:/pod\n1:cpu,cpuacct:/pod\n0::/\n")
+    (tmp_path / "memory/pod").mkdir(parents=True)
+    (tmp_path / "memory/pod/memory.limit_in_bytes").write_text(f"{GIB}\n")
+    (tmp_path / "memory/memory.limit_in_bytes").write_text("9223372036854771712\n")
+
+    assert cgroup.memory_limit_bytes(tmp_path, membership) == GIB
+
+
+# -- checks
+
+
+def test_a_port_in_use_is_named_with_its_owner():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        with pytest.raises(UsageError, match=rf"Port {port} is already in use by .*\(pid {os.getpid()}\).*--port"):
+            check_port("127.0.0.1", port, "--port")
+
+
+def test_a_free_port_passes():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+    check_port("127.0.0.1", port, "--port")
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.7"])
+def test_a_host_that_is_not_ours_is_refused(host: str):
+    with pytest.raises(UsageError, match=f"--host {host} is not an address"):
+        check_port(host, 0, "--port")
+
+
+def test_a_run_directory_is_private_and_fresh(tmp_path: Path):
+    first, second = make_run_dir(tmp_path), make_run_dir(tmp_path)
+
+    assert first != second
+    assert first.stat().st_mode & 0o777 == 0o700
+    assert (first / "errors").is_dir()
+
+
+def test_socket_paths_of_107_bytes_fit_and_of_108_do_not(tmp_path: Path):
+    room = 107 - len("/frontend.sock")
+    fits = tmp_path / ("d" * (room - len(str(tmp_path)) - 1))
+    fits.mkdir()
+
+    check_sockets(make_run(fits))
+
+    with pytest.raises(UsageError, match=r"1 bytes too long for a Unix socket: choose a shorter --run-dir"):
+        check_sockets(make_run(Path(f"{fits}d")))
+
+
+def test_the_sockets_of_a_running_server_are_not_taken(tmp_path: Path):
+    config = ServeConfig(shard_uds_path=str(tmp_path / "tgis"))
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "tgis-0"))
+        server.listen()
+
+        with pytest.raises(UsageError, match=r"tgis-0 belongs to a running server"):
+            check_sockets(make_run(tmp_path, config=config))
+
+
+def test_a_stale_socket_file_is_no_obstacle(tmp_path: Path):
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "shard-0.sock"))
+
+    check_sockets(make_run(tmp_path))
+
+
+def test_a_model_without_a_fast_tokenizer_is_refused(tmp_path: Path):
+    with pytest.raises(ModelError, match=r"No existing fast tokenizer \(tokenizer\.json\) found"):
+        check_tokenizer(tmp_path)
+
+
+def test_tls_files_must_be_readable(tmp_path: Path):
+    missing = tmp_path / "cert.pem"
+    config = ServeConfig(grpc_port=0, port=0, tls_cert_path=missing, tls_key_path=missing)
+
+    with pytest.raises(UsageError, match=r"--tls-cert-path .*cert\.pem cannot be read: No such file"):
+        check_before_start(make_run(tmp_path, config=config), machine(), None)
+
+
+def test_weights_of_all_shards_must_fit_into_the_memory_of_one_machine(tmp_path: Path):
+    run = make_run(tmp_path)
+
+    check_memory(run, machine(), Weights(GIB // 2))  # type: ignore[arg-type]
+
+    with pytest.raises(NotEnoughDevices, match=r"2\.0 GiB of weights .* 1\.0 GiB of memory are free"):
+        check_memory(run, machine(), Weights(GIB))  # type: ignore[arg-type]
+
+
+def test_weights_must_fit_on_each_gpu(tmp_path: Path):
+    run = make_run(tmp_path, device="cuda")
+    gpus = (Gpu("0", "GPU", 2 * GIB), Gpu("1", "GPU", GIB))
+
+    with pytest.raises(NotEnoughDevices, match=r"1\.5 GiB per GPU on 2 GPU\(s\), but GPU 1 offers 1\.0 GiB"):
+        check_memory(run, machine(gpus=gpus), Weights(3 * GIB // 2))  # type: ignore[arg-type]

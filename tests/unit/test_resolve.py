@@ -1,0 +1,278 @@
+"""From options to a run: models in caches, engines, devices, shards, number formats, lengths."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tgis_cli.machine import Gpu, Machine
+from tgis_cli.models import find_cache_dir, find_model_dir
+from tgis_cli.resolve import DEMO_MODEL_DIR, Resolved, resolve
+from tgis_server.config import load_config
+from tgis_server.errors import ModelError, NotEnoughDevices, UsageError
+
+GIB = 1 << 30
+TWO_GPUS = tuple(Gpu(str(index), "GPU", 80 * GIB, 80 * GIB) for index in range(2))
+
+
+def machine(**facts: Any) -> Machine:
+    defaults = {"gpus": (), "num_cpus": 8, "has_bf16": True, "free_bytes": 8 * GIB, "limit_bytes": None}
+    return Machine(**defaults | {"torch_has_cuda": True} | facts)
+
+
+def resolve_with(environ: dict[str, str] | None = None, on: Machine | None = None, **flags: Any) -> Resolved:
+    environ = environ or {}
+    return resolve(load_config(flags, environ), environ, on or machine())
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """A cache with one model at two revisions."""
+    root = tmp_path / "hub/models--org--name"
+    for commit in ("abc", "def"):
+        snapshot = root / "snapshots" / commit
+        snapshot.mkdir(parents=True)
+        (snapshot / "config.json").write_text("{}")
+    (root / "refs").mkdir()
+    (root / "refs/main").write_text("abc\n")
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def model_dir(tmp_path: Path):
+    """Make a directory with a config.json of the demo model, changed by keywords (``None`` = left out)."""
+
+    def make(**changes: Any) -> Path:
+        config = json.loads((DEMO_MODEL_DIR / "config.json").read_text()) | changes
+        directory = tmp_path / "model"
+        directory.mkdir(exist_ok=True)
+        (directory / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+        for name in ("model.safetensors", "tokenizer.json"):
+            if not (directory / name).exists():
+                (directory / name).symlink_to(DEMO_MODEL_DIR / name)
+        return directory
+
+    return make
+
+
+# -- models
+
+
+def test_a_hub_id_resolves_through_its_main_reference(cache: Path):
+    assert find_model_dir("org/name", None, cache) == cache / "models--org--name/snapshots/abc"
+
+
+def test_a_revision_without_a_reference_is_a_commit(cache: Path):
+    assert find_model_dir("org/name", "def", cache) == cache / "models--org--name/snapshots/def"
+
+
+def test_an_unknown_revision_is_an_error_with_the_known_ones(cache: Path):
+    text = "Config file not found in local cache for model org/name, revision v2"
+    with pytest.raises(ModelError, match=rf"Failed to resolve config path: {text}.*the cache has main"):
+        find_model_dir("org/name", "v2", cache)
+
+
+def test_what_is_not_in_the_cache_is_a_directory(cache: Path, model_dir):
+    assert find_model_dir(str(model_dir()), None, cache) == model_dir()
+
+
+def test_what_is_neither_is_an_error_that_says_where_was_looked(cache: Path):
+    text = r"Failed to resolve config path: Model org/other not found\..*no models--org--other in the cache"
+    with pytest.raises(ModelError, match=text):
+        find_model_dir("org/other", None, cache)
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({"HF_HUB_CACHE": "/a", "HF_HOME": "/h"}, "/a"),
+        ({"TRANSFORMERS_CACHE": "/b", "HF_HOME": "/h"}, "/b"),
+        ({"HUGGINGFACE_HUB_CACHE": "/c", "HF_HOME": "/h"}, "/c"),
+        ({"HF_HOME": "/h", "HOME": "/root"}, "/h/hub"),
+        ({"HOME": "/root"}, "/root/.cache/huggingface/hub"),
+    ],
+)
+def test_the_cache_directory_follows_the_variables(environ: dict[str, str], expected: str):
+    assert find_cache_dir(environ)[0] == Path(expected)
+
+
+def test_variables_that_name_different_caches_are_an_error():
+    with pytest.raises(
+        UsageError, match="TRANSFORMERS_CACHE and HF_HUB_CACHE env vars can't be set to different values"
+    ):
+        find_cache_dir({"HF_HUB_CACHE": "/a", "TRANSFORMERS_CACHE": "/b"})
+
+
+def test_a_deprecated_variable_is_used_with_a_warning():
+    assert find_cache_dir({"TRANSFORMERS_CACHE": "/b"})[2] == [
+        "environment TRANSFORMERS_CACHE is deprecated: use HF_HUB_CACHE."
+    ]
+
+
+def test_without_a_model_the_demo_model_is_served():
+    resolved = resolve_with()
+
+    assert (resolved.run.model_id, resolved.run.model_dir, resolved.run.label) == ("demo", DEMO_MODEL_DIR, "demo model")
+
+
+def test_a_broken_config_is_a_model_error(model_dir):
+    directory = model_dir()
+    (directory / "config.json").write_text("{")
+
+    with pytest.raises(ModelError, match=r"config\.json is not valid JSON"):
+        resolve_with(model_name=str(directory))
+
+
+# -- engines
+
+
+def test_a_rehearsal_needs_no_weights(tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"model_type": "anything"}')
+
+    run = resolve_with(model_name=str(tmp_path), rehearse=True).run
+
+    assert (run.engine, run.label, run.device) == ("fake", "rehearsal", "cpu")
+
+
+@pytest.mark.parametrize("framework", ["hf_transformers", "ds_inference"])
+def test_another_framework_falls_back_to_native_with_a_warning(framework: str):
+    resolved = resolve_with(deployment_framework=framework)
+
+    assert resolved.run.engine == "native"
+    assert f"deployment framework {framework} is not part of this version" in resolved.warnings[0]
+
+
+def test_the_deprecated_alias_of_native_is_named():
+    assert resolve_with(deployment_framework="hf_custom_tp").warnings == (
+        "deployment framework hf_custom_tp is an older name of tgis_native.",
+    )
+
+
+def test_a_family_without_an_engine_is_a_model_error(model_dir):
+    directory = model_dir(model_type="mamba", architectures=["MambaForCausalLM"])
+
+    with pytest.raises(ModelError, match=r"MambaForCausalLM.*hf_transformers, is not part of this version"):
+        resolve_with(model_name=str(directory), deployment_framework="hf_transformers")
+
+
+# -- devices and shards
+
+
+def test_a_visible_gpu_is_used():
+    run = resolve_with(on=machine(gpus=TWO_GPUS)).run
+
+    assert (run.device, run.num_shard, run.max_batch_tokens, run.shard_threads) == ("cuda", 1, 8192, 0)
+
+
+def test_without_a_gpu_the_cpus_are_shared_out():
+    run = resolve_with(num_shard="2").run
+
+    assert (run.device, run.max_batch_tokens, run.shard_threads, run.tokenization_workers) == ("cpu", 512, 4, 6)
+
+
+def test_a_gpu_that_the_installed_torch_cannot_use_is_a_warning():
+    resolved = resolve_with(on=machine(gpus=TWO_GPUS, torch_has_cuda=False))
+
+    assert resolved.run.device == "cpu"
+    assert resolved.warnings == ("GPUs are visible but not used: the installed torch is built for CPUs.",)
+
+
+def test_cuda_without_a_gpu_is_refused():
+    with pytest.raises(NotEnoughDevices, match="no GPU is visible"):
+        resolve_with(device="cuda")
+
+
+def test_more_shards_than_gpus_are_refused():
+    with pytest.raises(NotEnoughDevices, match="4 shards configured but only 2 GPUs detected"):
+        resolve_with(on=machine(gpus=TWO_GPUS), num_shard="4")
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, 2),
+        ({"CUDA_VISIBLE_DEVICES": "1", "NVIDIA_VISIBLE_DEVICES": "0,1"}, 1),
+        ({"NVIDIA_VISIBLE_DEVICES": "all"}, 2),
+        ({"NUM_GPUS": "2"}, 2),
+        ({"NUM_SHARD": "1", "CUDA_VISIBLE_DEVICES": "0,1"}, 1),
+        ({}, 1),
+    ],
+)
+def test_the_number_of_shards_is_inferred_from_visible_devices(environ: dict[str, str], expected: int):
+    assert resolve_with(environ, machine(gpus=TWO_GPUS)).run.num_shard == expected
+
+
+@pytest.mark.parametrize("value", ["", "none", "-1", "void"])
+def test_no_visible_device_means_one_shard(value: str):
+    assert resolve_with({"CUDA_VISIBLE_DEVICES": value}, rehearse=True).run.num_shard == 1
+
+
+def test_a_number_of_shards_that_does_not_divide_the_model_is_refused():
+    with pytest.raises(UsageError, match="--num-shard 3 does not divide this model"):
+        resolve_with(num_shard="3")
+
+
+# -- number formats and lengths
+
+
+@pytest.mark.parametrize(
+    ("flags", "has_bf16", "expected"),
+    [
+        ({}, True, "bfloat16"),
+        ({}, False, "float32"),
+        ({"dtype": "fp32"}, True, "float32"),
+        ({"dtype_str": "half"}, True, "float16"),
+    ],
+)
+def test_the_dtype_is_given_or_the_checkpoints_where_the_cpu_can(flags: dict[str, str], has_bf16: bool, expected: str):
+    assert resolve_with(on=machine(has_bf16=has_bf16), **flags).run.dtype == expected
+
+
+def test_the_dtype_is_read_from_the_weights_where_the_config_has_none(model_dir):
+    directory = model_dir(dtype=None)
+
+    assert resolve_with(model_name=str(directory)).run.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"max_position_embeddings": 4096, "seq_length": 99}, 4096),
+        ({"max_position_embeddings": -1, "n_positions": 1024}, 1024),
+        ({"seq_len": 77}, 77),
+        ({"max_position_embeddings": "long"}, 2048),
+        ({}, 2048),
+    ],
+)
+def test_the_sequence_length_is_the_first_key_that_has_a_number(tmp_path: Path, config: dict[str, Any], expected: int):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    run = resolve_with(model_name=str(tmp_path), rehearse=True).run
+
+    assert (run.max_sequence_length, run.is_max_sequence_length_explicit) == (expected, False)
+
+
+def test_a_sequence_length_above_the_models_own_is_a_warning():
+    resolved = resolve_with(max_sequence_length="4096")
+
+    assert (resolved.run.max_sequence_length, resolved.run.is_max_sequence_length_explicit) == (4096, True)
+    assert "max_sequence_length 4096 is above the model's own 2048" in resolved.warnings[0]
+
+
+def test_more_new_tokens_than_a_sequence_has_are_lowered():
+    resolved = resolve_with(max_sequence_length="64", max_new_tokens="64")
+
+    assert resolved.run.config.max_new_tokens == 63
+    assert resolved.warnings == ("max_new_tokens 64 is lowered to 63: max_sequence_length is 64.",)
+
+
+def test_every_choice_has_its_reason():
+    line = resolve_with(device="cpu", num_shard="2").describe()
+
+    assert "native (it has this model's family)" in line
+    assert "cpu (flag --device)" in line
+    assert "2 shards (flag --num-shard)" in line
+    assert "max_sequence_length 2048 (max_position_embeddings of config.json)" in line

@@ -1,0 +1,428 @@
+"""The sampler against transformers' logits processors and a reference in float64."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from transformers import (  # noqa: E402
+    MinNewTokensLengthLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
+
+from tgis_server.engines.sampling import processors  # noqa: E402
+from tgis_server.engines.sampling.sampler import Sampled, Sampler, SamplingRow  # noqa: E402
+from tgis_server.engines.sampling.staging import Staging  # noqa: E402
+from tgis_server.engines.sampling.uniform import splitmix64, uniform  # noqa: E402
+from tgis_server.wire.messages import Details, LengthPenalty, SamplingParams, TokenDetail  # noqa: E402
+
+VOCAB = 300
+EOS = 2
+CPU = torch.device("cpu")
+NOTHING = Details()
+
+
+def logits_of(seed: int, rows: int = 1, scale: float = 3.0) -> Any:
+    return torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def sampler() -> Sampler:
+    return Sampler(VOCAB, [EOS], Staging(CPU))
+
+
+def sample(
+    logits: Any, *params: SamplingParams, index: int = 0, prompts: list[list[int]] | None = None
+) -> tuple[list[int], Any]:
+    """Chosen ids and processed scores of fresh sequences."""
+    chooser = sampler()
+    for slot, param in enumerate(params):
+        chooser.start(slot, prompts[slot] if prompts else [], param)
+    rows = [SamplingRow(slot, index, param, NOTHING) for slot, param in enumerate(params)]
+    sampled = chooser.sample(logits.clone(), rows)
+    return sampled.ids.tolist(), sampled.scores
+
+
+def kept(scores: Any) -> list[set[int]]:
+    return [set(torch.nonzero(row > -math.inf).flatten().tolist()) for row in scores]
+
+
+# Processors, one by one
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("k", [1, 2, 10, VOCAB, 10 * VOCAB])
+def test_top_k_equals_transformers(seed: int, k: int) -> None:
+    logits = logits_of(seed, 4)
+
+    ours = processors.keep_top_k_(logits.clone(), torch.full((4, 1), k), k)
+
+    assert torch.equal(ours, TopKLogitsWarper(k)(None, logits))
+
+
+def test_top_k_keeps_ties_at_the_border() -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0, 2.0, 2.0, 0.0]])
+
+    ours = processors.keep_top_k_(logits, torch.tensor([[2]]), 2)
+
+    assert kept(ours) == [{1, 2, 3, 4}]
+
+
+def test_rows_have_their_own_top_k() -> None:
+    logits = logits_of(1, 3)
+
+    ours = processors.keep_top_k_(logits, torch.tensor([[1], [7], [3]]), 7)
+
+    assert [len(ids) for ids in kept(ours)] == [1, 7, 3]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("p", [0.01, 0.3, 0.7, 0.95, 0.999])
+def test_top_p_equals_transformers(seed: int, p: float) -> None:
+    logits = logits_of(seed, 4)
+
+    ours = processors.keep_top_p_(logits.clone(), torch.full((4, 1), p, dtype=torch.float64))
+
+    assert kept(ours) == kept(TopPLogitsWarper(p)(None, logits))
+
+
+@pytest.mark.parametrize("p", [0.2, 0.9, 0.999])
+def test_top_p_looks_beyond_its_first_candidates(p: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processors, "NUM_SORTED_FIRST", 4)
+    logits = logits_of(5, 4, scale=0.3)
+
+    ours = processors.keep_top_p_(logits.clone(), torch.full((4, 1), p, dtype=torch.float64))
+
+    assert kept(ours) == kept(TopPLogitsWarper(p)(None, logits))
+
+
+def test_top_p_keeps_the_lowest_ids_of_a_tie() -> None:
+    ours = processors.keep_top_p_(torch.zeros(1, 10), torch.tensor([[0.45]], dtype=torch.float64))
+
+    assert kept(ours) == [{0, 1, 2, 3, 4}]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("p", [0.05, 0.3, 0.7, 0.95])
+def test_typical_p_equals_transformers(seed: int, p: float) -> None:
+    logits = logits_of(seed, 4)
+
+    ours = processors.keep_typical_(logits.clone(), torch.full((4, 1), p, dtype=torch.float64))
+
+    assert kept(ours) == kept(TypicalLogitsWarper(p)(None, logits))
+
+
+def test_typical_p_looks_beyond_its_first_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processors, "NUM_SORTED_FIRST", 4)
+    logits = logits_of(6, 4)
+
+    ours = processors.keep_typical_(logits.clone(), torch.full((4, 1), 0.9, dtype=torch.float64))
+
+    assert kept(ours) == kept(TypicalLogitsWarper(0.9)(None, logits))
+
+
+def test_typical_p_after_top_k_sees_only_what_is_left() -> None:
+    logits = TopKLogitsWarper(12)(None, logits_of(7, 2))
+
+    ours = processors.keep_typical_(logits.clone(), torch.full((2, 1), 0.6, dtype=torch.float64))
+
+    assert kept(ours) == kept(TypicalLogitsWarper(0.6)(None, logits))
+
+
+# All of them, in order
+
+
+def expected_scores(logits: Any, params: SamplingParams, prompt: list[int], index: int) -> Any:
+    """transformers' processors in the order of the API."""
+    ids = torch.tensor([prompt])
+    prompt_length = len(prompt) - index
+    scores = MinNewTokensLengthLogitsProcessor(prompt_length, params.min_new_tokens, EOS, device="cpu")(ids, logits)
+    if params.repetition_penalty != 1.0:
+        scores = RepetitionPenaltyLogitsProcessor(params.repetition_penalty)(ids, scores)
+    if params.is_greedy:
+        return scores
+    scores = TemperatureLogitsWarper(params.temperature)(ids, scores)
+    if params.top_k:
+        scores = TopKLogitsWarper(params.top_k)(ids, scores)
+    if params.top_p < 1:
+        scores = TopPLogitsWarper(params.top_p)(ids, scores)
+    if params.typical_p < 1:
+        scores = TypicalLogitsWarper(params.typical_p)(ids, scores)
+    return scores
+
+
+PARAMS = st.builds(
+    SamplingParams,
+    temperature=st.sampled_from([0.0, 0.3, 1.0, 1.7]),
+    top_k=st.sampled_from([0, 1, 5, 100]),
+    top_p=st.sampled_from([1.0, 0.5, 0.93]),
+    typical_p=st.sampled_from([1.0, 0.4, 0.9]),
+    repetition_penalty=st.sampled_from([1.0, 1.3, 0.8]),
+    min_new_tokens=st.sampled_from([0, 3]),
+    seed=st.integers(0, 2**64 - 1),
+)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(PARAMS, min_size=1, max_size=6), st.integers(0, 10**6), st.integers(0, 5))
+def test_a_batch_of_any_parameters_is_processed_row_by_row(params: list[SamplingParams], seed: int, index: int) -> None:
+    prompts = [[(seed * 31 + i * 17 + j * 7) % VOCAB for j in range(6 + index)] for i in range(len(params))]
+    logits = logits_of(seed, len(params))
+    chooser = sampler()
+    for slot, param in enumerate(params):
+        chooser.start(slot, prompts[slot], param)
+    everything = Details(logprobs=True, ranks=True, top_n=3, generated_tokens=True)
+    rows = [SamplingRow(slot, index, param, everything) for slot, param in enumerate(params)]
+
+    sampled = chooser.sample(logits.clone(), rows)
+
+    for i, param in enumerate(params):
+        scores = expected_scores(logits[i : i + 1].clone(), param, prompts[i], index)[0]
+        token_id = int(sampled.ids[i])
+        if param.is_greedy:
+            assert token_id == int(scores.argmax())
+        else:
+            assert scores[token_id] > -math.inf
+        assert sampled.details is not None
+        logprob = float(sampled.details.logprobs[i])
+        assert logprob == pytest.approx(float(scores.double().log_softmax(-1)[token_id]), abs=1e-4)
+
+
+@pytest.mark.parametrize("index", [0, 1, 5, 40])
+def test_length_penalty_raises_the_end(index: int) -> None:
+    logits = logits_of(3, 2)
+    logits[0, EOS], logits[1, EOS] = -2.0, 2.0
+    param = SamplingParams(length_penalty=LengthPenalty(start_index=3, decay_factor=1.5))
+
+    _, scores = sample(logits, param, param, index=index)
+
+    growth = 1.5 ** (index - 3) - 1 if index > 3 else 0.0
+    assert scores[:, EOS].tolist() == pytest.approx([-2.0 + 2 * growth, 2.0 + 2 * growth], rel=1e-5)
+
+
+def test_length_penalty_waits_for_min_new_tokens() -> None:
+    param = SamplingParams(min_new_tokens=10, length_penalty=LengthPenalty(start_index=3, decay_factor=2.0))
+
+    _, scores = sample(logits_of(3), param, index=9)
+
+    assert float(scores[0, EOS]) == -math.inf
+
+
+def test_a_huge_length_penalty_ends_the_sequence() -> None:
+    param = SamplingParams(temperature=1.0, length_penalty=LengthPenalty(start_index=0, decay_factor=10.0))
+    logits = logits_of(3)
+    logits[0, EOS] = -1.0
+
+    ids, scores = sample(logits, param, index=5000)
+
+    assert ids == [EOS]
+    assert bool(scores.isfinite().all())
+
+
+def test_every_end_of_sequence_id_is_masked() -> None:
+    chooser = Sampler(VOCAB, [EOS, 7, 9], Staging(CPU))
+    logits = logits_of(1)
+
+    sampled = chooser.sample(logits, [SamplingRow(0, 0, SamplingParams(min_new_tokens=1), NOTHING)])
+
+    assert torch.nonzero(sampled.scores[0] == -math.inf).flatten().tolist() == [EOS, 7, 9]
+
+
+def test_repetition_penalty_covers_prompt_and_output() -> None:
+    param = SamplingParams(repetition_penalty=1.5)
+    chooser = sampler()
+    chooser.start(0, [4, 9], param)
+    row = [SamplingRow(0, 0, param, NOTHING)]
+    logits = torch.full((1, VOCAB), 1.0)
+    logits[0, 50] = 3.0
+    chooser.sample(logits.clone(), row)
+
+    sampled = chooser.sample(logits.clone(), row)
+
+    changed = torch.nonzero(sampled.scores[0] != logits[0]).flatten().tolist()
+    assert changed == [4, 9, 50]
+
+
+def test_a_slots_new_sequence_has_seen_nothing_of_the_old_one() -> None:
+    param = SamplingParams(repetition_penalty=2.0)
+    chooser = sampler()
+    chooser.start(0, [4], param)
+    chooser.stop(0)
+    chooser.start(0, [5], param)
+    logits = torch.ones(1, VOCAB)
+
+    sampled = chooser.sample(logits, [SamplingRow(0, 0, param, NOTHING)])
+
+    assert torch.nonzero(sampled.scores[0] != 1).flatten().tolist() == [5]
+
+
+def test_many_slots_can_use_the_penalty() -> None:
+    param = SamplingParams(repetition_penalty=2.0)
+    chooser = sampler()
+    for slot in range(20):
+        chooser.start(slot, [slot + 10], param)
+    logits = torch.ones(20, VOCAB)
+
+    sampled = chooser.sample(logits, [SamplingRow(slot, 0, param, NOTHING) for slot in range(20)])
+
+    assert torch.nonzero(sampled.scores != 1).tolist() == [[slot, slot + 10] for slot in range(20)]
+
+
+# The choice
+
+
+def test_greedy_takes_the_lowest_of_equal_ids() -> None:
+    logits = torch.zeros(1, VOCAB)
+    logits[0, [40, 17, 250]] = 5.0
+
+    assert sample(logits, SamplingParams())[0] == [17]
+
+
+def test_splitmix64_equals_its_published_outputs() -> None:
+    """First outputs for seed 1234567, as printed with the reference implementation (prng.di.unimi.it)."""
+    assert [splitmix64(1234567, i) for i in range(3)] == [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+    ]
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 10**6))
+def test_draws_are_in_the_unit_interval(seed: int, index: int) -> None:
+    assert 0.0 <= uniform(seed, index) < 1.0
+
+
+def reference_choice(scores: Any, draw: float) -> int:
+    """Inverse of the cumulative distribution, in exact-enough arithmetic."""
+    probabilities = scores.double().softmax(-1).tolist()
+    target, total = draw * math.fsum(probabilities), 0.0
+    for i, probability in enumerate(probabilities):
+        total += probability
+        if total > target:
+            return i
+    raise AssertionError("the draw lies beyond the distribution")
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 10**6), st.integers(0, 2**64 - 1), st.integers(0, 1000))
+def test_a_draw_inverts_the_cumulative_distribution(data: int, seed: int, index: int) -> None:
+    logits = logits_of(data)
+
+    ids, scores = sample(logits, SamplingParams(temperature=1.0, top_k=20, seed=seed), index=index)
+
+    assert ids == [reference_choice(scores[0], uniform(seed, index))]
+
+
+def test_frequencies_follow_the_probabilities() -> None:
+    logits = torch.full((1, VOCAB), -math.inf)
+    logits[0, [3, 8, 200]] = torch.tensor([0.5, 0.3, 0.2]).log()
+    rows = logits.expand(4000, -1).clone()
+    params = [SamplingParams(temperature=1.0, seed=seed) for seed in range(4000)]
+
+    ids, _ = sample(rows, *params)
+
+    counts = [ids.count(token_id) / 4000 for token_id in (3, 8, 200)]
+    assert counts == pytest.approx([0.5, 0.3, 0.2], abs=0.03)
+
+
+def test_company_does_not_change_a_draw() -> None:
+    logits = logits_of(9, 5)
+    param = SamplingParams(temperature=0.9, top_p=0.8, seed=77)
+    others = [SamplingParams(), SamplingParams(temperature=2.0), SamplingParams(temperature=1.0, typical_p=0.3)]
+
+    alone = sample(logits[:1], param, index=4)[0]
+    together = sample(logits[:4], param, *others, index=4)[0]
+
+    assert together[:1] == alone
+
+
+def test_the_same_seed_gives_other_draws_for_other_tokens() -> None:
+    logits = torch.zeros(1, VOCAB)
+    param = SamplingParams(temperature=1.0, seed=5)
+
+    chosen = {sample(logits, param, index=index)[0][0] for index in range(20)}
+
+    assert len(chosen) > 10
+
+
+# Facts about tokens
+
+
+def details_of(scores: Any, wanted: Details, param: SamplingParams | None = None) -> TokenDetail:
+    from tgis_server.engines.sampling.details import to_messages
+
+    chooser = sampler()
+    sampled: Sampled = chooser.sample(scores, [SamplingRow(0, 0, param or SamplingParams(), wanted)])
+    assert sampled.details is not None
+    return to_messages(sampled.details, [wanted])[0]
+
+
+def test_ties_at_the_nth_place_are_all_returned() -> None:
+    scores = torch.full((1, VOCAB), -5.0)
+    scores[0, [30, 10, 20]] = 1.0
+    scores[0, 40] = 2.0
+
+    detail = details_of(scores, Details(logprobs=True, top_n=2, generated_tokens=True))
+
+    assert detail.top_ids == (40, 10, 20, 30)
+    assert list(detail.top_logprobs) == sorted(detail.top_logprobs, reverse=True)
+
+
+def test_ties_are_capped_at_four_times_n_lowest_ids_first() -> None:
+    detail = details_of(torch.zeros(1, VOCAB), Details(logprobs=True, top_n=2, generated_tokens=True))
+
+    assert detail.top_ids == tuple(range(8))
+
+
+def test_without_logprobs_alternatives_are_in_order_of_id() -> None:
+    scores = torch.zeros(1, VOCAB)
+    scores[0, [30, 10]] = torch.tensor([9.0, 8.0])
+
+    detail = details_of(scores, Details(top_n=2, generated_tokens=True))
+
+    assert detail == TokenDetail(top_ids=(10, 30), top_logprobs=(0.0, 0.0))
+
+
+def test_masked_tokens_are_no_alternatives() -> None:
+    param = SamplingParams(temperature=1.0, top_k=2)
+
+    detail = details_of(logits_of(3), Details(logprobs=True, top_n=5, generated_tokens=True), param)
+
+    assert len(detail.top_ids) == 2
+
+
+def test_with_top_k_one_the_logprob_is_zero_and_the_rank_one() -> None:
+    param = SamplingParams(temperature=1.0, top_k=1)
+
+    detail = details_of(logits_of(3), Details(logprobs=True, ranks=True, generated_tokens=True), param)
+
+    assert detail == TokenDetail(logprob=0.0, rank=1)
+
+
+def test_more_alternatives_than_tokens_are_all_tokens() -> None:
+    detail = details_of(logits_of(3), Details(logprobs=True, top_n=10 * VOCAB, generated_tokens=True))
+
+    assert sorted(detail.top_ids) == list(range(VOCAB))
+
+
+def test_rows_have_their_own_number_of_alternatives() -> None:
+    from tgis_server.engines.sampling.details import to_messages
+
+    wanted = [Details(logprobs=True, top_n=n, ranks=True, generated_tokens=True) for n in (0, 1, 5)]
+    chooser = sampler()
+
+    rows = [SamplingRow(i, 0, SamplingParams(), details) for i, details in enumerate(wanted)]
+    sampled = chooser.sample(logits_of(4, 3), rows)
+
+    assert sampled.details is not None
+    assert [len(m.top_ids) for m in to_messages(sampled.details, wanted)] == [0, 1, 5]
