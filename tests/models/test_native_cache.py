@@ -1,0 +1,80 @@
+"""Paged keys and values: shared prefixes, resumed sequences, reused blocks and slots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tiny import Driver, Job, Model, assert_same_tokens, prompt_of
+
+
+def test_a_cached_prefix_gives_the_same_tokens(model: Callable[..., Model], driver: Callable[..., Driver]) -> None:
+    tiny = model("qwen2")
+    started = driver(tiny)
+    shared = prompt_of(32, 1)  # four blocks of eight
+    first = Job(shared + prompt_of(5, 2), 8)
+    started.run([first])
+    prompts = [shared + prompt_of(9, 3), shared + prompt_of(1, 4)]
+
+    ours = started.run([Job(prompt, 16, cached_blocks=first.blocks[:4]) for prompt in prompts])
+
+    for prompt, generated in zip(prompts, ours, strict=True):
+        assert_same_tokens(tiny.oracle, prompt, generated, tiny.expected(prompt, 16))
+
+
+def test_a_cached_prefix_works_with_a_window(model: Callable[..., Model], driver: Callable[..., Driver]) -> None:
+    tiny = model("mistral", sliding_window=12)
+    started = driver(tiny)
+    shared = prompt_of(32, 1)
+    first = Job(shared + prompt_of(5, 2), 8)
+    started.run([first])
+    prompt = shared + prompt_of(30, 3)
+
+    ours = started.run([Job(prompt, 16, cached_blocks=first.blocks[:4], chunk=11)])[0]
+
+    assert_same_tokens(tiny.oracle, prompt, ours, tiny.expected(prompt, 16))
+
+
+def test_a_preempted_sequence_continues_where_it_was(
+    model: Callable[..., Model], driver: Callable[..., Driver]
+) -> None:
+    tiny = model("llama")
+    prompt = prompt_of(21, 5)
+    expected = tiny.expected(prompt, 20)
+
+    ours = driver(tiny).run([Job(prompt, 20, generated=expected[:9], chunk=8)])[0]
+
+    assert_same_tokens(tiny.oracle, prompt, ours, expected)
+
+
+def test_blocks_and_slots_are_reused(model: Callable[..., Model], driver: Callable[..., Driver]) -> None:
+    tiny = model("llama")
+    started = driver(tiny, kv_cache_memory=40 * 8 * 3 * 2 * 2 * 16 * 4)
+    assert started.runner.capacity.num_blocks == 40
+    for seed in range(6):
+        prompt = prompt_of(50, seed)
+        job = Job(prompt, 10)
+
+        ours = started.run([job, Job(prompt_of(20, seed + 10), 4)])[0]
+
+        started.free_blocks = list(range(40))
+        assert_same_tokens(tiny.oracle, prompt, ours, tiny.expected(prompt, 10))
+
+
+def test_a_slot_beyond_the_configured_number_is_accepted(
+    model: Callable[..., Model], driver: Callable[..., Driver]
+) -> None:
+    tiny = model("llama")
+    prompts = [prompt_of(4, seed) for seed in range(11)]
+
+    ours = driver(tiny, max_batch_size=4).run([Job(prompt, 6) for prompt in prompts])
+
+    for prompt, generated in zip(prompts, ours, strict=True):
+        assert_same_tokens(tiny.oracle, prompt, generated, tiny.expected(prompt, 6))
+
+
+def test_a_plan_without_rows_does_nothing(model: Callable[..., Model], driver: Callable[..., Driver]) -> None:
+    from tgis_server.wire.messages import StepPlan, StepTokens
+
+    runner = driver(model("llama")).runner
+
+    assert runner.collect(runner.launch(StepPlan(0))) == StepTokens([])

@@ -1,0 +1,99 @@
+"""Log probabilities, ranks and alternatives of generated and prompt tokens, against transformers' logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from tgis_server.wire.messages import Details, SamplingParams, TokenDetail
+from tiny import Driver, Job, Model, prompt_of
+
+EVERYTHING = Details(logprobs=True, ranks=True, top_n=4, generated_tokens=True, input_tokens=True)
+
+
+def assert_describes(detail: TokenDetail, logits: torch.Tensor, token_id: int, top_n: int) -> None:
+    logprobs = logits.log_softmax(-1)
+    best = logprobs.topk(top_n)
+    assert detail.logprob == pytest.approx(float(logprobs[token_id]), abs=1e-4)
+    assert detail.rank == 1 + int((logits > logits[token_id]).sum())
+    assert detail.top_ids == tuple(best.indices.tolist())
+    assert detail.top_logprobs == pytest.approx(best.values.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("chunk", [1 << 30, 7, 1])
+def test_generated_and_prompt_tokens_are_described(
+    chunk: int, model: Callable[..., Model], driver: Callable[..., Driver]
+) -> None:
+    tiny = model("llama")
+    job = Job(prompt_of(17, 1), 8, details=EVERYTHING, chunk=chunk)
+
+    driver(tiny).run([job, Job(prompt_of(9, 2), 8)])
+
+    logits = tiny.oracle.logits(job.prompt + job.generated)
+    assert len(job.prompt_details) == 16
+    assert len(job.token_details) == 8
+    for position, detail in enumerate(job.prompt_details):
+        assert_describes(detail, logits[position], job.prompt[position + 1], 4)
+    for index, detail in enumerate(job.token_details):
+        assert_describes(detail, logits[16 + index], job.generated[index], 4)
+
+
+def test_prompt_details_ignore_sampling_and_penalties(
+    model: Callable[..., Model], driver: Callable[..., Driver]
+) -> None:
+    tiny = model("llama")
+    sampling = SamplingParams(temperature=0.5, top_k=2, repetition_penalty=2.0)
+    job = Job(prompt_of(17, 1), 2, details=EVERYTHING, sampling=sampling)
+
+    driver(tiny).run([job])
+
+    logits = tiny.oracle.logits(job.prompt)
+    for position, detail in enumerate(job.prompt_details):
+        assert_describes(detail, logits[position], job.prompt[position + 1], 4)
+
+
+def test_only_what_was_asked_for_is_computed(model: Callable[..., Model], driver: Callable[..., Driver]) -> None:
+    jobs = [
+        Job(prompt_of(5, 1), 2),
+        Job(prompt_of(5, 1), 2, details=Details(ranks=True, generated_tokens=True)),
+        Job(prompt_of(5, 1), 2, details=Details(logprobs=True, input_tokens=True)),
+        Job(prompt_of(5, 1), 2, details=Details(input_tokens=True, generated_tokens=True)),
+    ]
+
+    driver(model("llama")).run(jobs)
+
+    assert [len(job.token_details) for job in jobs] == [0, 2, 0, 0]
+    assert [len(job.prompt_details) for job in jobs] == [0, 0, 4, 0]
+    assert jobs[1].token_details[0] == TokenDetail(rank=1)
+    assert jobs[2].prompt_details[0].rank == 0
+
+
+def test_a_resumed_sequence_describes_only_its_prompt(
+    model: Callable[..., Model], driver: Callable[..., Driver]
+) -> None:
+    tiny = model("llama")
+    whole = Job(prompt_of(12, 3), 10, details=EVERYTHING)
+    driver(tiny).run([whole])
+    resumed = Job(prompt_of(12, 3), 10, details=EVERYTHING, generated=whole.generated[:4])
+
+    driver(tiny).run([resumed])
+
+    assert len(resumed.prompt_details) == 11
+    assert [d.rank for d in resumed.token_details] == [d.rank for d in whole.token_details[4:]]
+
+
+def test_long_prompts_are_described_some_positions_at_a_time(
+    model: Callable[..., Model], driver: Callable[..., Driver], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tgis_server.engines.native.runner.MAX_PROMPT_LOGITS_BYTES", 4 * 211 * 5)
+    tiny = model("llama")
+    job = Job(prompt_of(33, 4), 1, details=EVERYTHING)
+
+    driver(tiny).run([job])
+
+    logits = tiny.oracle.logits(job.prompt)
+    assert len(job.prompt_details) == 32
+    for position, detail in enumerate(job.prompt_details):
+        assert_describes(detail, logits[position], job.prompt[position + 1], 4)

@@ -1,0 +1,112 @@
+"""Every family generates what transformers generates: alone, in company, and however the prompt is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tiny import Driver, Job, Model, assert_same_tokens, prompt_of
+
+LENGTHS = (5, 23, 1, 40)
+NUM_TOKENS = 20
+
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama"},
+    "llama-tied": {"model_type": "llama", "tie_word_embeddings": True},
+    "llama-biases": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
+    "llama-wide-heads": {
+        "model_type": "llama",
+        "hidden_size": 96,
+        "head_dim": 32,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 3,
+    },
+    "llama-gelu": {"model_type": "llama", "hidden_act": "gelu_pytorch_tanh"},
+    "mistral": {"model_type": "mistral", "sliding_window": None},
+    "mistral-window": {"model_type": "mistral", "sliding_window": 12},
+    "qwen2": {"model_type": "qwen2"},
+    "qwen2-window": {
+        "model_type": "qwen2",
+        "use_sliding_window": True,
+        "sliding_window": 12,
+        "max_window_layers": 1,
+        "tie_word_embeddings": True,
+    },
+    "qwen3": {"model_type": "qwen3", "head_dim": 32},
+    "qwen3-window": {
+        "model_type": "qwen3",
+        "head_dim": 16,
+        "attention_bias": True,
+        "use_sliding_window": True,
+        "sliding_window": 9,
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+    },
+    "granite": {
+        "model_type": "granite",
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.2,
+        "logits_scaling": 2.0,
+        "attention_bias": True,
+        "mlp_bias": True,
+    },
+    "phi3": {"model_type": "phi3"},
+    "phi3-window": {"model_type": "phi3", "sliding_window": 11, "tie_word_embeddings": True},
+    "phi3-partial": {
+        "model_type": "phi3",
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+    },
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("chunk", [None, 7], ids=["whole", "chunks of 7"])
+def test_a_mixed_batch_generates_what_transformers_generates(
+    name: str, chunk: int | None, model: Callable[..., Model], driver: Callable[..., Driver]
+) -> None:
+    tiny = model(**MODELS[name])
+    prompts = [prompt_of(length, seed=length) for length in LENGTHS]
+    jobs = [Job(prompt, NUM_TOKENS, chunk=chunk or 1 << 30) for prompt in prompts]
+
+    ours = driver(tiny).run(jobs, start_every=2)
+
+    for prompt, generated in zip(prompts, ours, strict=True):
+        assert_same_tokens(tiny.oracle, prompt, generated, tiny.expected(prompt, NUM_TOKENS))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8, 16, 64])
+def test_the_size_of_chunks_does_not_matter(
+    chunk: int, model: Callable[..., Model], driver: Callable[..., Driver]
+) -> None:
+    tiny = model("mistral", sliding_window=12)
+    prompt = prompt_of(61, seed=1)
+
+    ours = driver(tiny).run([Job(prompt, NUM_TOKENS, chunk=chunk)])
+
+    assert_same_tokens(tiny.oracle, prompt, ours[0], tiny.expected(prompt, NUM_TOKENS))
+
+
+def test_company_does_not_change_a_sequence(model: Callable[..., Model], driver: Callable[..., Driver]) -> None:
+    tiny = model("llama")
+    prompt = prompt_of(30, seed=2)
+
+    alone = driver(tiny).run([Job(prompt, 40)])[0]
+    together = driver(tiny).run([Job(prompt, 40), *(Job(prompt_of(n, n), 40) for n in (3, 90, 150))])[0]
+
+    assert_same_tokens(tiny.oracle, prompt, alone, tiny.expected(prompt, 40))
+    assert_same_tokens(tiny.oracle, prompt, together, alone)
+
+
+def test_rows_of_very_different_lengths_share_a_step(
+    model: Callable[..., Model], driver: Callable[..., Driver]
+) -> None:
+    """More than the padding that one group of rows accepts."""
+    tiny = model("mistral", sliding_window=12)
+    prompts = [prompt_of(n, n) for n in (200, 2, 150, 3, 220)]
+
+    ours = driver(tiny).run([Job(prompt, 12) for prompt in prompts])
+
+    for prompt, generated in zip(prompts, ours, strict=True):
+        assert_same_tokens(tiny.oracle, prompt, generated, tiny.expected(prompt, 12))

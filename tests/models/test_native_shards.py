@@ -1,0 +1,97 @@
+"""Tensor parallelism over real processes: same tokens, divided weights, and every rank's weights matter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tgis_server.wire.messages import Details
+from tiny import Driver, Job, Model, assert_same_tokens, prompt_of
+
+Shards = Callable[..., tuple[Driver, list[Any]]]
+
+MODELS: dict[str, dict[str, Any]] = {
+    "llama-tied": {"model_type": "llama", "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
+    "mistral-window": {"model_type": "mistral", "sliding_window": 12},
+    "qwen2": {"model_type": "qwen2"},
+    "qwen3": {"model_type": "qwen3", "head_dim": 32},
+    "granite": {
+        "model_type": "granite",
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 2.0,
+        "residual_multiplier": 0.5,
+    },
+    "phi3": {"model_type": "phi3"},
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_two_shards_generate_what_transformers_generates(
+    name: str, model: Callable[..., Model], shards: Shards
+) -> None:
+    tiny = model(**MODELS[name])
+    driver, _ = shards(tiny, 2)
+    prompts = [prompt_of(length, seed=length) for length in (5, 40)]
+
+    ours = driver.run([Job(prompt, 12, chunk=16) for prompt in prompts], start_every=1)
+
+    for prompt, generated in zip(prompts, ours, strict=True):
+        assert_same_tokens(tiny.oracle, prompt, generated, tiny.expected(prompt, 12))
+
+
+def test_more_shards_than_kv_heads(model: Callable[..., Model], shards: Shards) -> None:
+    tiny = model("llama", num_attention_heads=4, num_key_value_heads=2)
+    driver, _ = shards(tiny, 4)
+    prompt = prompt_of(20, 1)
+
+    ours = driver.run([Job(prompt, 10)])[0]
+
+    assert_same_tokens(tiny.oracle, prompt, ours, tiny.expected(prompt, 10))
+
+
+@pytest.mark.parametrize("is_tied", [False, True], ids=["untied", "tied"])
+def test_two_shards_hold_about_half_of_the_weights_each(
+    is_tied: bool, model: Callable[..., Model], shards: Shards, driver: Callable[..., Driver]
+) -> None:
+    tiny = model("llama", tie_word_embeddings=is_tied)
+    whole = driver(tiny).runner.facts.weight_bytes
+
+    _, loaded = shards(tiny, 2)
+
+    assert [facts.weight_bytes < 0.6 * whole for facts, _ in loaded] == [True, True]
+
+
+def test_the_second_shards_weights_matter(model: Callable[..., Model], shards: Shards) -> None:
+    tiny, other = model("llama"), model("llama", seed=1)
+    prompt = prompt_of(20, 2)
+
+    driver, _ = shards(tiny, 2, other)
+    ours = driver.run([Job(prompt, 12)])[0]
+
+    assert ours != tiny.expected(prompt, 12)
+
+
+def test_the_poorest_rank_decides_the_capacity(model: Callable[..., Model], shards: Shards) -> None:
+    _, loaded = shards(model("llama"), 2)
+
+    assert len({capacity for _, capacity in loaded}) == 1
+
+
+def test_details_do_not_depend_on_the_number_of_shards(
+    model: Callable[..., Model], shards: Shards, driver: Callable[..., Driver]
+) -> None:
+    tiny = model("llama")
+    details = Details(logprobs=True, ranks=True, top_n=3, generated_tokens=True, input_tokens=True)
+    prompt = prompt_of(30, 3)
+    one, two = Job(prompt, 6, details=details), Job(prompt, 6, details=details, chunk=11)
+
+    driver(tiny).run([one])
+    shards(tiny, 2)[0].run([two])
+
+    for ours, theirs in zip(
+        two.prompt_details + two.token_details, one.prompt_details + one.token_details, strict=True
+    ):
+        assert (ours.rank, ours.top_ids) == (theirs.rank, theirs.top_ids)
+        assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-4)
