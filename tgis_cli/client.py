@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +53,8 @@ class Client:
             UsageError: the URL or the CA file cannot be used.
             Unavailable: nobody answers there.
         """
+        # Its C part would write lines of its own about a connection that fails.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         import grpc
 
         host, _, port = url.removeprefix("grpc://").rpartition(":")
@@ -112,10 +116,18 @@ def wait_for_connection(channel: Any, target: str, *, with_tls: bool) -> None:
     with contextlib.suppress(queue.Empty):
         if settled.get(timeout=CONNECT_TIMEOUT_S):
             return
-    hint = " or its certificate is not signed by that CA" if with_tls else ""
-    raise Unavailable(
-        f"No server at {target}{hint}: start one with `tgis launch`, or say where it is with --url HOST:PORT."
-    )
+    raise Unavailable(explain_no_connection(target, with_tls=with_tls))
+
+
+def explain_no_connection(target: str, *, with_tls: bool) -> str:
+    """Tell a server that is not there from one that speaks another language."""
+    host, _, port = target.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
+    except OSError:
+        return f"No server at {target}: start one with `tgis launch`, or say where it is with --url HOST:PORT."
+    hint = "is its certificate signed by the CA of --ca?" if with_tls else "if it uses TLS, give its CA with --ca FILE."
+    return f"What listens at {target} did not accept a {'TLS' if with_tls else 'plain gRPC'} connection; {hint}"
 
 
 def explain(status: str, details: str, url: str) -> RequestError:

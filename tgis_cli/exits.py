@@ -9,6 +9,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from typing import TextIO
 
 from tgis_server.errors import TgisError
 
@@ -30,7 +31,7 @@ def errors_as_exit_codes(*, debug: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         raise SystemExit(EXIT_INTERRUPTED) from None
     except BrokenPipeError:
-        silence_stdout()
+        silence(sys.stdout)
         raise SystemExit(EXIT_BROKEN_PIPE) from None
     except Exception as error:  # the border between the program and the person
         if isinstance(error, RuntimeError) and type(error).__module__.startswith(("typer", "click")):
@@ -50,6 +51,15 @@ def print_traceback() -> None:
     traceback.print_exc()
 
 
-def silence_stdout() -> None:
-    """Point stdout at nothing, so that the interpreter's last flush has no pipe to fail on."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def silence(stream: TextIO) -> None:
+    """Point a stream at nothing, so that the interpreter's last flush has no broken pipe to fail on."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def silence_broken_outputs() -> None:
+    """For a command that goes on when nobody reads it: its exit code shall not be that of a failed last flush."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            silence(stream)

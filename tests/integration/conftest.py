@@ -5,7 +5,11 @@ Other tests may use the fixtures too::
     def test_something(launch):
         server = launch("--rehearse", "--num-shard", "2")
         server.address                      # "127.0.0.1:41234"
+        server.run("generate", "Hello")     # `tgis generate --url ADDRESS Hello`
+        server.start_load(4, 100)           # four streams of 100 tokens, all of which have begun
         server.stop()                       # SIGTERM; returns the exit code
+
+Tests reach the helpers through the fixtures only: several directories have a conftest, and the name means any of them.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,7 +25,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,19 +48,6 @@ def wait_until(condition: Callable[[], Any], what: str, deadline_s: float = DEAD
         assert time.monotonic() < deadline, f"waited {deadline_s} s for {what}"
         time.sleep(0.01)
     return value
-
-
-def run_command(*arguments: str, timeout_s: float = DEADLINE_S, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run a console script to its end."""
-    return subprocess.run(
-        [BIN / arguments[0], *arguments[1:]],
-        env=clean_environ() | environ,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
 
 
 def clean_environ() -> dict[str, str]:
@@ -110,19 +102,48 @@ class Server:
         """The launcher's exit code."""
         return self.process.wait(timeout_s)
 
+    def run(self, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of `tgis` against this server, to its end."""
+        return subprocess.run(
+            [BIN / "tgis", command, "--url", self.address, *arguments],
+            env=clean_environ(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+            check=False,
+        )
+
+    def start_load(self, num_streams: int, max_new_tokens: int) -> Load:
+        """Begin streams, and return when the first token of each has come."""
+        return Load(self.address).start(num_streams, max_new_tokens)
+
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         return self.wait()
 
-    def children(self) -> list[psutil.Process]:
+    def wait_for_line(self, pattern: str) -> None:
+        """Until a line on stderr matches."""
+        wait_until(lambda: re.search(pattern, self.stderr, re.MULTILINE), f"a line like {pattern}")
+
+    def wait_for_children(self, count: int) -> list[int]:
+        """The pids of the launcher's children, as soon as there are so many."""
+        return list(wait_until(lambda: pids if len(pids := self.child_pids()) == count else None, f"{count} children"))
+
+    def child_pids(self) -> list[int]:
         """What the launcher has started so far."""
-        return psutil.Process(self.process.pid).children(recursive=True)
+        return [child.pid for child in psutil.Process(self.process.pid).children(recursive=True)]
+
+    def wait_until_gone(self, within_s: float, pids: Iterable[int] = ()) -> None:
+        """Until none of the processes is left: the given ones, else all of a server that was ready."""
+        expected = list(pids) or list(self.pids.values())
+        wait_until(lambda: all(map(is_gone, expected)), "every process to be gone", within_s)
 
     def kill_all(self) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
-            for child in self.children():
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    child.kill()
+            for pid in self.child_pids():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         self.process.kill()
         self.process.wait()
 
@@ -140,7 +161,7 @@ def start() -> Iterator[Callable[..., Server]]:
     """Start `tgis launch` with free ports and the given arguments, without waiting for it."""
     servers: list[Server] = []
 
-    def start_server(*arguments: str, script: str = "tgis launch", **environ: str) -> Server:
+    def start_server(*arguments: str, script: str = "tgis launch", output: int | None = None, **environ: str) -> Server:
         base = Path(tempfile.mkdtemp(prefix="t-"))  # short, as socket paths are: pytest's own directories are not
         command = [BIN / script.split()[0], *script.split()[1:], "--grpc-port", "0", "--port", "0", *arguments]
         with (base / "stdout").open("wb") as stdout, (base / "stderr").open("wb") as stderr:
@@ -148,8 +169,8 @@ def start() -> Iterator[Callable[..., Server]]:
                 command,
                 env=clean_environ() | {"TGIS_RUN_DIR": str(base)} | environ,
                 stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
+                stdout=output or stdout,
+                stderr=output or stderr,
                 start_new_session=True,
             )
         servers.append(Server(base, process))
@@ -165,7 +186,7 @@ def start() -> Iterator[Callable[..., Server]]:
 def launch(start: Callable[..., Server]) -> Callable[..., Server]:
     """Start `tgis launch` and wait until it is ready."""
 
-    def launch_server(*arguments: str, **options: str) -> Server:
+    def launch_server(*arguments: str, **options: Any) -> Server:
         return start(*arguments, **options).wait_until_ready()
 
     return launch_server

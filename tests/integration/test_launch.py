@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import Server, is_gone, run_command, wait_until
 
-Start = Callable[..., Server]
+Start = Callable[..., Any]  # of a Server in conftest.py
 
 
 @pytest.fixture
@@ -21,16 +23,30 @@ def short_path() -> Iterator[Path]:
         yield Path(path)
 
 
+@pytest.fixture
+def full_pipe() -> Iterator[int]:
+    """The write end of a pipe that takes no further byte."""
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(write_end, b"x" * 4096)
+    os.set_blocking(write_end, True)
+    yield write_end
+    os.close(read_end)
+    os.close(write_end)
+
+
 def test_a_rehearsal_of_four_shards_answers_and_leaves_nothing(launch: Start):
     server = launch("--rehearse", "--num-shard", "4")
-    answer = run_command("tgis", "generate", "--url", server.address, "Once upon a time", "--json")
+    answer = server.run("generate", "Once upon a time", "--json")
     exit_code = server.stop()
 
     assert json.loads(answer.stdout)["generated_token_count"] == 20
     assert list(server.facts["pids"]) == ["shard-0", "shard-1", "shard-2", "shard-3", "frontend"]
     assert server.facts["elapsed_s"] < 10
     assert exit_code == 0
-    assert all(map(is_gone, server.pids.values()))
+    server.wait_until_gone(within_s=0)
     assert server.run_dir is None
 
 
@@ -74,7 +90,7 @@ def test_options_come_from_environment_and_file_too(launch: Start, short_path: P
 
 def test_the_demo_model_is_served_when_none_is_given_and_named_as_such(launch: Start):
     server = launch()
-    answer = run_command("tgis", "generate", "--url", server.address, "Once upon a time", "--json")
+    answer = server.run("generate", "Once upon a time", "--json")
     server.stop()
 
     assert server.facts["label"] == "demo model"
@@ -131,9 +147,7 @@ def test_the_drop_in_launcher_wants_a_model(start: Start):
 def test_an_error_while_loading_is_the_last_line_and_keeps_its_traceback(start: Start, short_path: Path):
     log = short_path / "termination-log"
 
-    server = start(
-        "--rehearse", "--num-shard", "2", "--fault", "shard1:error@load", "--termination-log", str(log)
-    )
+    server = start("--rehearse", "--num-shard", "2", "--fault", "shard1:error@load", "--termination-log", str(log))
 
     assert server.wait() == 1
     assert server.last_line == "shard-1: RuntimeError: provoked by --fault"
@@ -151,28 +165,35 @@ def test_a_process_that_ends_without_a_word_is_named(start: Start):
 
 
 def test_a_start_without_progress_is_given_up_with_the_stacks_of_the_silent_process(start: Start):
-    server = start("--rehearse", "--num-shard", "2", "--fault", "shard1:hang@load", "--startup-timeout", "1")
+    server = start("--rehearse", "--num-shard", "2", "--fault", "shard0:hang@load", "--startup-timeout", "1")
 
     assert server.wait() == 5
-    assert "shard-1 stands at: pretending to read weights" in server.last_line
+    assert "shard-0 stands at: pretending to read weights" in server.last_line
     assert "--startup-timeout" in server.last_line
-    assert re.search(r"shard-1 +\| .*in strike", server.stderr)
+    assert re.search(r"shard-0 +\| .*in strike", server.stderr)
 
 
 def test_a_shard_that_hangs_while_serving_ends_the_group(launch: Start):
     server = launch("--rehearse", "--fault", "shard0:hang@step1", "--step-timeout", "1")
-    run_command("tgis", "generate", "--url", server.address, "Once upon a time")
+    server.run("generate", "Once upon a time")
 
     assert server.wait() == 5
     assert "hangs" in server.last_line
     assert re.search(r"shard-0 +\| .*in strike", server.stderr)
 
 
-def test_a_launcher_whose_output_nobody_reads_goes_on(start: Start):
-    server = start("--rehearse")
-    (server.base / "stdout").unlink()
+def test_a_reader_that_stops_reading_holds_up_neither_service_nor_stop(launch: Start, full_pipe: int):
+    server = launch("--rehearse", output=full_pipe)
+    answer = server.run("generate", "Once upon a time")
 
-    server.wait_until_ready()
+    assert answer.returncode == 0
+    assert server.stop() == 0
 
-    wait_until(lambda: server.process.poll() is None, "the launcher to live")
+
+def test_a_reader_that_goes_away_ends_nothing(launch: Start):
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    server = launch("--rehearse", output=write_end)
+    os.close(write_end)
+
     assert server.stop() == 0

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -108,6 +110,17 @@ def test_without_a_server_commands_say_how_to_start_one(command: str):
 
     assert result.returncode == 1
     assert result.stderr.startswith(f"tgis: No server at {UNREACHABLE}: start one with `tgis launch`")
+
+
+def test_something_else_at_the_address_is_not_taken_for_a_missing_server():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        threading.Thread(target=lambda: other.accept()[0].close(), daemon=True).start()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+
+        result = run_tgis("generate", "x", "--url", address)
+
+    assert result.returncode == 1
+    assert f"What listens at {address} did not accept a plain gRPC connection" in result.stderr
 
 
 def test_debug_shows_where_an_error_comes_from():

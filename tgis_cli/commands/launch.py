@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from tgis_cli.exits import silence_broken_outputs
 from tgis_cli.option_help import GroupedHelpCommand
 from tgis_cli.options import with_serve_options
 from tgis_cli.supervisor.termination_log import write_termination_log
@@ -115,6 +116,7 @@ def finish(loaded: LoadedConfig, terminal: Terminal, outcome: Outcome) -> None:
         terminal.print_last(line)
     if not terminal.close(CLOSE_TERMINAL_S):
         os._exit(outcome.exit_code)  # its thread is stuck in a write, and the interpreter's end would wait for it
+    silence_broken_outputs()
 
 
 @contextlib.contextmanager

@@ -99,6 +99,12 @@ def has_primary(exits: Iterable[Exit], records: Iterable[Cause]) -> bool:
     return any(exit_.status < 0 for exit_ in exits) or any(not record.is_secondary for record in records)
 
 
+def only_peers_are_blamed(exits: Iterable[Exit], records: Iterable[Cause]) -> bool:
+    """Whether everyone that ended says that somebody else is gone."""
+    blaming = {record.name for record in records if record.is_secondary}
+    return all(exit_.name in blaming for exit_ in exits)
+
+
 def read_records(errors_dir: Path) -> list[Cause]:
     """What children wrote when an error ended them (``tgis_server.child.write_error``)."""
     found = []

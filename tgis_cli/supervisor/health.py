@@ -42,10 +42,13 @@ class HealthClient:
             return None
         return reply
 
-    async def info(self, rank: int, timeout_s: float) -> pb.InfoReply:
+    async def info(self, rank: int, timeout_s: float) -> pb.InfoReply | None:
         """Facts about the loaded model, of a shard that is SERVING."""
         channel = self._channel(self._run.shard_socket(rank))
-        reply: pb.InfoReply = await shard_pb2_grpc.ShardStub(channel).Info(pb.InfoRequest(), timeout=timeout_s)
+        try:
+            reply: pb.InfoReply = await shard_pb2_grpc.ShardStub(channel).Info(pb.InfoRequest(), timeout=timeout_s)
+        except grpc.aio.AioRpcError:
+            return None
         return reply
 
     async def close(self) -> None:

@@ -30,8 +30,10 @@ class ProcessProgress:
         match self.reply:
             case None:
                 return "starting"
+            case pb.FrontendHealth(state=pb.FrontendHealth.STARTING):
+                return "waiting for the shards"  # its own text is meant for clients
             case pb.FrontendHealth():
-                return "ready" if self.is_ready else self.reply.text.rstrip(".") or "waiting for the shards"
+                return "ready" if self.is_ready else self.reply.text.rstrip(".")
             case _:
                 return "ready" if self.is_ready else self.reply.phase or "loading"
 

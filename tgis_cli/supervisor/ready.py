@@ -11,12 +11,15 @@ from tgis_server.run import Run
 from tgis_server.wire import shard_pb2 as pb
 
 LABELS = {
-    "demo model": "This is the demo model: it answers at once, but makes little sense. Serve your own with "
-    "`tgis launch MODEL`.",
+    "demo model": "This is the demo model, which only tells simple stories; serve your own with `tgis launch MODEL`.",
     "rehearsal": "This is a rehearsal: no model is loaded, the answers are made up.",
 }
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}  # noqa: S104  not bound here, only named
-GIB = 1 << 30
+
+
+def format_bytes(num_bytes: int) -> str:
+    """``12 MiB`` or ``3.4 GiB``."""
+    return f"{num_bytes / (1 << 20):.0f} MiB" if num_bytes < 1 << 30 else f"{num_bytes / (1 << 30):.1f} GiB"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class Ready:
 
     @property
     def http(self) -> str:
-        return f"{'https' if self.run.config.tls_cert_path else 'http'}://{self.host}:{self.http_port}"
+        return f"http://{self.host}:{self.http_port}"  # TLS options are those of gRPC
 
     @property
     def kv_tokens(self) -> int:
@@ -78,7 +81,7 @@ class Ready:
         run, info = self.run, self.info
         device = "no device" if run.engine == "fake" else info.device or run.device
         shards = f"{run.num_shard} shard{'s' if run.num_shard > 1 else ''} on {device}"
-        weights = f", {info.weight_bytes * run.num_shard / GIB:.2f} GiB of weights" if info.weight_bytes else ""
+        weights = f", {format_bytes(info.weight_bytes * run.num_shard)} of weights" if info.weight_bytes else ""
         return [
             ("model", f"{run.model_id} ({info.model_type}, {info.dtype or run.dtype}{weights})"),
             ("runs as", shards),

@@ -34,12 +34,14 @@ from tgis_cli.supervisor.cause import (
     ProcessHangs,
     find_cause,
     has_primary,
+    only_peers_are_blamed,
     read_records,
 )
 from tgis_cli.supervisor.child import Child
 from tgis_cli.supervisor.environment import child_environment
-from tgis_cli.supervisor.signals import StopSignals
+from tgis_cli.supervisor.signals import STOP_SIGNALS, StopSignals
 from tgis_cli.supervisor.terminal import Terminal
+from tgis_cli.supervisor.waiting import first_of, wait_all
 from tgis_server.errors import GroupFailed
 from tgis_server.run import Run
 
@@ -50,11 +52,12 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-CHILD_COMMAND = (sys.executable, "-m", "tgis_server.child")
+CHILD_COMMAND = (sys.executable, "-P", "-m", "tgis_server.child")  # -P: nothing is imported from the current directory
 
 CAUSE_WAIT_S = 0.4  # for the process that failed first to say why, after another one has ended
 LAST_WORDS_S = 1.0  # for the front-end to give calls in flight their status
 STACKS_WAIT_S = 1.0  # for a hung process to print its stacks
+SIGNAL_TO_ALL_S = 0.1  # between the first and the last process of a group that a service manager signals
 STOP_GRACE_S = 2.0  # for shards between SIGTERM and SIGKILL
 DRAIN_SLACK_S = 5.0  # beyond what the front-end was given to drain
 LAST_LINES_S = 1.0  # for the output of ended children to be read
@@ -98,6 +101,7 @@ class Supervisor:
         self._shards: list[Child] = []
         self._ended = asyncio.Event()  # some child has ended
         self._hung: list[Cause] = []
+        self._is_ready = False
         self._oom_kills = cgroup.count_oom_kills()
 
     async def supervise(self) -> Outcome:
@@ -122,22 +126,25 @@ class Supervisor:
         from tgis_cli.supervisor.watching import Watcher
 
         watcher = Watcher(self._run, self._terminal, started_at)
-        is_ready = False
         try:
             await self._unless_interrupted(watcher.wait_until_ready())
-            is_ready = True
-            await watcher.announce({name: child.pid for name, child in self._children.items()})
+            self._is_ready = True
+            pids = {name: child.pid for name, child in self._children.items()}
+            await self._unless_interrupted(watcher.announce(pids))
             await self._unless_interrupted(watcher.watch_frontend())
         except StopRequested:
             name = self._signals.received[0].name
-            if not is_ready:
+            if not self._is_ready:
                 logger.info("%s: stopping before the start was complete", name)
                 return Outcome(0)
             return await self._stop(watcher, name)
         except ChildEnded:
-            pass
+            if await self._was_everybody_stopped():
+                return Outcome(0)
         except ProcessHangs as error:
-            await self._ask_for_stacks(error)
+            self._hung.append(Cause(error.name, time.time(), str(error), GroupFailed.exit_code))
+            logger.error("%s", error)
+            await self._ask_for_stacks([self._children[error.name]])
         finally:
             self._terminal.show_status(None)
             await watcher.close()
@@ -165,8 +172,8 @@ class Supervisor:
         try:
             await self._drain(frontend, watcher)
         except ChildEnded:
-            return await self._fail()
-        if self._failed_record(FRONTEND):
+            return Outcome(0) if await self._was_everybody_stopped() else await self._fail()
+        if any(record.name == FRONTEND for record in read_records(self._run.errors_dir)):
             return await self._fail()
         for shard in self._shards:
             shard.send_signal(signal.SIGTERM)
@@ -210,15 +217,14 @@ class Supervisor:
         while self._alive() and not self._is_cause_known() and (left_s := deadline - time.monotonic()) > 0:
             self._ended.clear()
             await first_of(self._ended.wait(), timeout_s=left_s)
-        # 2. Shards that all live while the front-end has lost one: one hangs, and its peers wait for it.
-        if all(shard.is_alive for shard in self._shards) and self._failed_record(FRONTEND, secondary=True):
-            for shard in self._shards:
-                shard.send_signal(signal.SIGABRT)
-            await wait_all(self._shards, STACKS_WAIT_S)
+        # 2. Nobody ended by a fault of its own, yet somebody was given up as lost: a shard that lives hangs.
+        if not self._hung and only_peers_are_blamed(self._exits(), read_records(self._run.errors_dir)):
+            await self._ask_for_stacks([shard for shard in self._shards if shard.is_alive])
         # 3. The shards at once; the front-end gets time to give calls in flight their status.
         for shard in self._shards:
             shard.send_signal(signal.SIGKILL)
-        await wait_all(list(self._children.values()), LAST_WORDS_S)
+        if self._is_ready:
+            await wait_all(list(self._children.values()), LAST_WORDS_S)
         await self._kill_all()
         memory = Memory(self._oom_kills, cgroup.count_oom_kills(), cgroup.memory_limit_bytes())
         exits, records = self._exits(), read_records(self._run.errors_dir)
@@ -226,13 +232,12 @@ class Supervisor:
         self._keep_last_lines(exits)
         return Outcome(cause.exit_code, cause.sentence)
 
-    async def _ask_for_stacks(self, error: ProcessHangs) -> None:
+    async def _ask_for_stacks(self, children: Sequence[Child]) -> None:
         """SIGABRT makes a Python process print the stack of every thread before it dies."""
-        child = self._children[error.name]
-        self._hung.append(Cause(error.name, time.time(), str(error), GroupFailed.exit_code))
-        logger.error("%s: asking for its stacks", error)
-        child.send_signal(signal.SIGABRT)
-        await wait_all([child], STACKS_WAIT_S)
+        for child in children:
+            logger.error("asking %s for its stacks", child.name)
+            child.send_signal(signal.SIGABRT)
+        await wait_all(children, STACKS_WAIT_S)
 
     async def _kill_all(self) -> None:
         """SIGKILL whatever is left and wait for it: after this no child exists."""
@@ -247,7 +252,7 @@ class Supervisor:
         for path in (run.frontend_socket, run.plan_socket, *(run.shard_socket(rank) for rank in range(run.num_shard))):
             path.unlink(missing_ok=True)
         if outcome.sentence:
-            logger.info("the run directory is kept: %s (tracebacks are in its errors/)", run.run_dir)
+            logger.warning("the run directory is kept: %s (tracebacks are in its errors/)", run.run_dir)
         else:
             shutil.rmtree(run.run_dir, ignore_errors=True)
 
@@ -274,10 +279,13 @@ class Supervisor:
     def _is_cause_known(self) -> bool:
         return bool(self._hung) or has_primary(self._exits(), read_records(self._run.errors_dir))
 
-    def _failed_record(self, name: str, *, secondary: bool = False) -> bool:
-        """Whether a process has left an error; with ``secondary``, only one that blames a peer."""
-        records = [record for record in read_records(self._run.errors_dir) if record.name == name]
-        return any(record.is_secondary or not secondary for record in records)
+    async def _was_everybody_stopped(self) -> bool:
+        """Whether a service manager has signalled every process, and not the launcher alone."""
+        orderly = (0, *(-number for number in STOP_SIGNALS))
+        blaming = {record.name for record in read_records(self._run.errors_dir) if record.is_secondary}
+        if any(exit_.status not in orderly and exit_.name not in blaming for exit_ in self._exits()):
+            return False
+        return await first_of(self._signals.wait_first(), timeout_s=SIGNAL_TO_ALL_S) == 0
 
     def _keep_last_lines(self, exits: Sequence[Exit]) -> None:
         """A child that could not write its error leaves its last lines instead."""
@@ -298,21 +306,3 @@ class Supervisor:
         if first == 0:
             return task.result()
         raise StopRequested if self._signals.received else ChildEnded
-
-
-async def first_of(*works: Any, timeout_s: float | None = None) -> int | None:
-    """Wait for the first of several coroutines or futures, cancel the others, and return its index (``None``: none)."""
-    tasks = [asyncio.ensure_future(work) for work in works]
-    try:
-        await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        return next((index for index, task in enumerate(tasks) if task.done()), None)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def wait_all(children: Sequence[Child], timeout_s: float | None) -> None:
-    """Until all have ended, at most so long."""
-    if children:
-        await first_of(asyncio.gather(*(child.exited.wait() for child in children)), timeout_s=timeout_s)

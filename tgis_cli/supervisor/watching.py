@@ -24,7 +24,7 @@ STARTING_POLL_S = 0.05
 STARTING_CALL_S = 0.5  # one that does not answer holds up the polling of the others
 STILL_STARTING_S = 10.0  # a line about a slow start, where no live status is shown
 WATCH_POLL_S = 1.0
-WATCH_CALL_S = 2.0
+WATCH_CALL_S = 1.0
 MAX_UNANSWERED = 5
 DRAIN_POLL_S = 0.2
 
@@ -65,9 +65,11 @@ class Watcher:
         """Say where the server is: in ``ready.json``, and to the terminal or as a JSON event."""
         frontend = self._processes[-1].reply
         assert isinstance(frontend, pb.FrontendHealth), "the front-end has said that it is ready"
+        if (info := await self._health.info(0, WATCH_CALL_S)) is None:
+            raise ProcessHangs("shard-0", "shard-0 said that it serves, but does not answer any more.")
         ready = Ready(
             run=self._run,
-            info=await self._health.info(0, WATCH_CALL_S),
+            info=info,
             grpc_port=frontend.grpc_port,
             http_port=frontend.http_port,
             pids=pids,

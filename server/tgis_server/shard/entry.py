@@ -81,6 +81,7 @@ def _follow(run: Run, rank: int, status: ShardStatus) -> None:
 
 def _load(run: Run, rank: int, status: ShardStatus) -> ModelRunner:
     started_at = time.monotonic()
+    status.report_progress("importing libraries", 0, 0)
     runner = load_runner(run, rank, status.report_progress)
     gc.collect()
     gc.freeze()  # what is loaded stays: the collector need not look at it again

@@ -1,0 +1,144 @@
+"""The supervisor with stand-ins for children: small programs that fail in ways that the real ones should not."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tgis_cli.machine.preflight import make_run_dir
+from tgis_cli.supervisor.supervisor import Outcome, Supervisor
+from tgis_cli.supervisor.terminal import Terminal
+from tgis_server.config import ServeConfig
+from tgis_server.run import Run
+
+# Programs get what real children get: NAME --run FILE --death-fd N --parent PID
+SLEEP = "import time; time.sleep(60)"
+ONE_DIES_SILENTLY = "import sys, time\nif sys.argv[1] == 'shard-1': sys.exit(3)\ntime.sleep(60)"
+ONE_CANNOT_IMPORT = "import sys, time\nif sys.argv[1] == 'shard-1': import no_such_module\ntime.sleep(60)"
+ALL_END = "pass"
+BLAME_EACH_OTHER = """
+import sys, time
+from pathlib import Path
+from tgis_server.child import write_error
+from tgis_server.errors import ModelError, PeerLost
+errors = Path(sys.argv[3]).parent / "errors"
+if sys.argv[1] == "shard-0":
+    sys.exit(write_error(errors, "shard-0", PeerLost("Shard 1 is gone.")))
+if sys.argv[1] == "shard-1":
+    while not (errors / "shard-0.json").exists():
+        time.sleep(0.005)
+    sys.exit(write_error(errors, "shard-1", ModelError("The file is broken.")))
+time.sleep(60)
+"""
+LEAVES_A_GRANDCHILD = """
+import subprocess, sys
+sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print("grandchild", sleeper.pid)
+sys.exit(4)
+"""
+SEGFAULT = "import ctypes, sys, time\nif sys.argv[1] == 'shard-0': ctypes.string_at(0)\ntime.sleep(60)"
+LONG_LINES = "import sys\nprint('x' * 3_000_000)\nprint('without an end', end='')\nsys.exit(1)"
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="t-"))
+    yield path
+    shutil.rmtree(path)
+
+
+def supervise(base: Path, program: str, **options: Any) -> tuple[Outcome, str, Run]:
+    """Run two shards and a front-end that all are ``program``; returns how it ended, all output, and the run."""
+    run = Run(
+        config=ServeConfig(rehearse=True, **options),
+        run_dir=make_run_dir(base),
+        model_id="m",
+        model_dir=base,
+        engine="fake",
+        device="cpu",
+        dtype="float32",
+        num_shard=2,
+        max_sequence_length=64,
+        is_max_sequence_length_explicit=False,
+        max_batch_tokens=64,
+        tokenization_workers=1,
+    )
+    run.save()
+    output = io.StringIO()
+    terminal = Terminal(output, output, {}, as_json=False, names=["launcher", "frontend", "shard-0", "shard-1"])
+
+    async def live() -> Outcome:
+        return await Supervisor(run, terminal, {}, command=(sys.executable, "-c", program)).supervise()
+
+    outcome = asyncio.run(live())
+    assert terminal.close(timeout_s=5)
+    return outcome, output.getvalue(), run
+
+
+def test_a_child_that_ends_silently_is_named_with_its_exit_code(base: Path):
+    outcome, _, _ = supervise(base, ONE_DIES_SILENTLY)
+
+    assert outcome == Outcome(5, "shard-1 ended with exit code 3 and wrote nothing.")
+
+
+def test_the_last_line_of_a_child_that_cannot_start_is_the_hint_and_is_kept(base: Path):
+    outcome, _, run = supervise(base, ONE_CANNOT_IMPORT)
+
+    assert outcome.sentence == (
+        "shard-1 ended with exit code 1; its last line was \"ModuleNotFoundError: No module named 'no_such_module'\"."
+    )
+    assert "Traceback" in (run.errors_dir / "shard-1.log").read_text()
+
+
+def test_a_secondary_error_that_comes_first_is_not_the_cause(base: Path):
+    outcome, _, _ = supervise(base, BLAME_EACH_OTHER)
+
+    assert outcome == Outcome(3, "shard-1: The file is broken.")
+
+
+def test_a_child_that_ends_as_if_all_were_well_is_a_failure_too(base: Path):
+    outcome, _, _ = supervise(base, ALL_END)
+
+    assert outcome.exit_code == 5
+    assert outcome.sentence.endswith("ended although nobody had asked it to.")
+
+
+def test_a_crash_is_told_in_words(base: Path):
+    outcome, _, _ = supervise(base, SEGFAULT)
+
+    assert outcome == Outcome(5, "shard-0 crashed with SIGSEGV: its last lines above show where.")
+
+
+def test_silence_from_the_beginning_is_given_up(base: Path):
+    outcome, _, _ = supervise(base, SLEEP, startup_timeout=0.3)
+
+    assert outcome.exit_code == 5
+    assert outcome.sentence.startswith("shard-0 has not answered once, and nothing has moved for 0.3 s")
+
+
+def test_what_a_child_started_dies_with_it(base: Path):
+    _, output, _ = supervise(base, LEAVES_A_GRANDCHILD)
+
+    pids = [int(line.rsplit(" ", 1)[1]) for line in output.splitlines() if "grandchild" in line]
+    assert pids
+    assert all(map(is_gone, pids))
+
+
+def test_long_and_unfinished_lines_are_passed_on(base: Path):
+    _, output, _ = supervise(base, LONG_LINES)
+
+    assert output.count("x") > 3_000_000
+    assert "shard-0  | without an end\n" in output
+
+
+def is_gone(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] == "Z"
