@@ -110,7 +110,7 @@ class ServeConfig:
             help="Processes that share the model, one per GPU.",
             group="Devices and memory",
             ge=1,
-            unset="the number of visible GPUs, else 1",
+            unset="the GPUs that CUDA_VISIBLE_DEVICES or NVIDIA_VISIBLE_DEVICES names, else 1",
         ),
     ] = None
     num_gpus: Annotated[

@@ -119,8 +119,7 @@ async def serving(
             yield Server(frontend, link, watch, run, life, channel)
         finally:
             await channel.close()
-            frontend.ask_to_stop()
-            frontend.ask_to_stop()
+            frontend.ask_to_hurry()
             await asyncio.gather(life, return_exceptions=True)
             tokenizer.close()
 

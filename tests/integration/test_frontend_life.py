@@ -285,7 +285,7 @@ def test_calls_that_outlast_the_drain_end_unavailable(is_hurried):
             await until(lambda: server.link.submitted)
             server.frontend.ask_to_stop()
             if is_hurried:
-                server.frontend.ask_to_stop()
+                server.frontend.ask_to_hurry()
 
             assert await status_of(call) == (
                 grpc.StatusCode.UNAVAILABLE,

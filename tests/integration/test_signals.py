@@ -77,11 +77,13 @@ def test_a_shard_that_dies_during_the_drain_is_a_failure(launch: Start):
 
 
 def test_a_service_manager_may_signal_every_process(launch: Start):
-    server = launch("--rehearse", "--num-shard", "2")
+    server = launch(*SLOW)
+    load = server.start_load(num_streams=4, max_new_tokens=40)
 
     for pid in server.pids.values():
         with contextlib.suppress(ProcessLookupError):  # the end of the first may have ended others already
             os.kill(pid, signal.SIGTERM)
 
+    assert load.join() == ["MAX_TOKENS"] * 4
     assert server.wait() == 0
     server.wait_until_gone(within_s=0)

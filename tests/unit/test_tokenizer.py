@@ -97,6 +97,13 @@ def test_offsets_are_left_out_unless_asked_for():
     assert asyncio.run(tokenizer_of(vocabularies.words()).tokenize("t1")).offsets == []
 
 
+@pytest.mark.parametrize("want_offsets", [True, False])
+def test_pieces_are_shown_with_and_without_offsets(want_offsets):
+    text = asyncio.run(tokenizer_of(vocabularies.words()).tokenize("t1 t2", want_offsets=want_offsets))
+
+    assert text.tokens == ["t1", "t2"]
+
+
 def test_pieces_are_those_of_the_vocabulary_and_unknown_ids_have_none():
     tokenizer = tokenizer_of(vocabularies.byte_level())
 

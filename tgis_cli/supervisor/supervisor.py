@@ -206,7 +206,7 @@ class Supervisor:
             frontend.send_signal(signal.SIGABRT)
         else:
             logger.info("%s: stopping at once", self._signals.received[-1].name)
-            frontend.send_signal(signal.SIGTERM)
+            frontend.send_signal(signal.SIGINT)
         await wait_all([frontend], LAST_WORDS_S)
         frontend.send_signal(signal.SIGKILL)
 

@@ -31,7 +31,7 @@ LAST_WORDS_S = 0.5  # for calls in flight to get their status at the end
 
 
 def serve(run: Run) -> None:
-    """Be the front-end until SIGTERM or SIGINT, then drain. A second signal skips the drain.
+    """Be the front-end until SIGTERM, then drain; SIGINT ends at once, with or without a drain under way.
 
     Raises:
         UsageError: a port is in use, or TLS files are not usable.
@@ -48,8 +48,8 @@ async def _serve(run: Run, tokenizer: Tokenizer, pieces: PieceDecoder) -> None:
     watch = Watch([run.shard_socket(rank) for rank in range(run.num_shard)], run.config.step_timeout)
     frontend = Frontend(run, tokenizer, pieces, link, watch)
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, frontend.ask_to_stop)
+    loop.add_signal_handler(signal.SIGTERM, frontend.ask_to_stop)
+    loop.add_signal_handler(signal.SIGINT, frontend.ask_to_hurry)
     try:
         await frontend.run()
     finally:
@@ -85,9 +85,12 @@ class Frontend:
         self._started_at = time.monotonic()
 
     def ask_to_stop(self) -> None:
-        """What a signal does: begin to drain; a second time, end now."""
-        if self._stop_asked.is_set():
-            self._hurry_asked.set()
+        """Begin to drain. Asking again changes nothing: launcher and service manager may both ask."""
+        self._stop_asked.set()
+
+    def ask_to_hurry(self) -> None:
+        """End now, whatever is in flight."""
+        self._hurry_asked.set()
         self._stop_asked.set()
 
     async def run(self) -> None:
@@ -159,7 +162,7 @@ class Frontend:
         logger.info("serving %s%s after %.1f s", self._run.model_id, label, time.monotonic() - self._started_at)
 
     async def _drain_when_asked(self) -> None:
-        """Returns when the drain is over: nothing in flight, out of time, or a second signal."""
+        """Returns when the drain is over: nothing in flight, out of time, or asked to hurry."""
         await self._stop_asked.wait()
         config = self._run.config
         self.state.start_draining()

@@ -21,6 +21,7 @@ from tgis_server.wire.shard_pb2_grpc import FrontendServicer, add_FrontendServic
 
 SERVICE_NAME = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
 MAX_REQUEST_BYTES = 4 * 1024 * 1024  # part of the contract
+HEALTH_GRACE_S = 0.5  # a probe in flight is answered before its server ends
 
 SERVER_OPTIONS = (
     ("grpc.so_reuseport", 0),  # two servers on one port would share its calls without a word
@@ -95,7 +96,7 @@ class LauncherServer(FrontendServicer):
         await self._server.start()
 
     async def stop(self) -> None:
-        await self._server.stop(None)
+        await self._server.stop(HEALTH_GRACE_S)
 
     async def Health(  # noqa: N802  the name of the RPC
         self, request: shard_pb2.HealthRequest, context: object

@@ -126,7 +126,8 @@ class Tokenizer:
         [encoding] = self.inner.encode_batch([text]) if want_offsets else self.inner.encode_batch_fast([text])
         kept = slice(-truncate_to if truncate_to else None, None)
         offsets = to_byte_offsets(text, encoding.offsets[kept]) if want_offsets else []
-        return TokenizedText(encoding.ids[kept], encoding.tokens[kept], offsets)
+        token_ids = encoding.ids[kept]
+        return TokenizedText(token_ids, [self.get_piece(token_id) for token_id in token_ids], offsets)
 
     async def _in_pool(self, work: Callable[[], T]) -> T:
         try:

@@ -41,16 +41,17 @@ class Leader:
         self._is_stopping = False
 
     def run(self) -> None:
-        """Step until ``Stop`` arrives. Any exception ends the process and with it the group."""
-        while not self._is_stopping:
+        """Step until ``Stop`` has arrived and no Session is open: a front-end that drains still needs its answers.
+
+        Any exception ends the process and with it the group.
+        """
+        while not (self._is_stopping and not self._outbox.is_open):
             self.step()
 
     def step(self) -> None:
         """Take in what arrived, start the next step, then publish what the previous one produced."""
         started_at = time.monotonic()
         self._take_in(wait=self._in_flight is None and self._scheduler.is_idle)
-        if self._is_stopping:
-            return
         plan_started_at = time.monotonic()
         plan = self._scheduler.plan(plan_started_at, decode_only=self._decode_only)
         plan_s = time.monotonic() - plan_started_at

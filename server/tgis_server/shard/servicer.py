@@ -34,6 +34,11 @@ class Outbox:
         self._queue: queue.SimpleQueue[StepResult | None] | None = None
         self._lock = threading.Lock()  # guards the change of _queue: two Sessions may arrive at once
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a Session waits for results."""
+        return self._queue is not None
+
     def put(self, result: StepResult) -> None:
         if session := self._queue:
             session.put(result)

@@ -13,7 +13,7 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from tgis_server.errors import GroupFailed, PeerLost
+from tgis_server.errors import PeerLost
 from tgis_server.wire.codec import decode_plan, encode_plan
 from tgis_server.wire.messages import StepPlan
 
@@ -40,7 +40,7 @@ class PlanPublisher:
         """Block until every follower has connected.
 
         Raises:
-            GroupFailed: one did not within ``timeout_s``.
+            PeerLost: one did not within ``timeout_s``; why, the launcher knows.
         """
         deadline = time.monotonic() + timeout_s
         while self._listener and len(self._connections) < self._num_followers:
@@ -49,7 +49,7 @@ class PlanPublisher:
                 peer, _ = self._listener.accept()
             except TimeoutError:
                 missing = self._num_followers - len(self._connections)
-                raise GroupFailed(
+                raise PeerLost(
                     f"{missing} shard(s) did not come to the first step within {timeout_s:.0f} s."
                 ) from None
             peer.settimeout(None)
