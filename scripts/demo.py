@@ -13,18 +13,22 @@ from pathlib import Path
 TGIS = Path(sys.executable).parent / "tgis"
 READY_TIMEOUT_S = 120
 PROMPT = "Once upon a time"
+NUM_TOKENS = 80
 
 
 def main() -> int:
     """Exit 0 only if the answer came and the server left cleanly."""
     print("Launching the demo model on free ports of this machine", flush=True)
     with tempfile.TemporaryDirectory(prefix="tgis-demo-") as folder:
-        options = ["--host", "127.0.0.1", "--grpc-port", "0", "--port", "0", "--run-dir", folder]
+        # float32, so that the answer is the same on every machine.
+        options = ["--host", "127.0.0.1", "--grpc-port", "0", "--port", "0", "--run-dir", folder, "--dtype", "float32"]
         server = subprocess.Popen([TGIS, "launch", *options])
         try:
             url = wait_for_url(Path(folder), server)
             print(f"\nAsking for a continuation: tgis generate --url {url} {PROMPT!r}\n", flush=True)
-            answered = subprocess.run([TGIS, "generate", "--url", url, "--max-new-tokens", "80", PROMPT]).returncode
+            answered = subprocess.run(
+                [TGIS, "generate", "--url", url, "--max-new-tokens", str(NUM_TOKENS), PROMPT]
+            ).returncode
             print("\nStopping the server", flush=True)
         finally:
             server.send_signal(signal.SIGTERM)

@@ -1,0 +1,35 @@
+"""What `make demo` runs shows a newcomer a true answer of the demo model and leaves nothing behind."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import tgis_server
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO_MODEL = Path(tgis_server.__file__).parent / "demo_model"
+spec = importlib.util.spec_from_file_location("demo", ROOT / "scripts" / "demo.py")
+demo = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(demo)
+
+
+def continuation_by_transformers(prompt: str, num_tokens: int) -> str:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL)
+    model = AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype="float32")
+    ids = tokenizer(prompt, return_tensors="pt").input_ids
+    output = model.generate(ids, max_new_tokens=num_tokens, do_sample=False)
+    return tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+def test_the_demo_streams_what_transformers_generates_and_exits_0():
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "demo.py"], capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert continuation_by_transformers(demo.PROMPT, demo.NUM_TOKENS) in done.stdout
