@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tgis_server.wire.messages import Details
-from tiny import Driver, Job, Model, assert_same_tokens, prompt_of
+from shard_worker import Followers
+from tgis_server.engines.native.runner import NativeRunner
+from tgis_server.errors import PeerLost
+from tgis_server.wire.messages import Details, NewSequence, SamplingParams, StepPlan
+from tiny import Driver, Job, Model, assert_same_tokens, make_run, no_progress, prompt_of
 
 Shards = Callable[..., tuple[Driver, list[Any]]]
 
@@ -95,3 +99,19 @@ def test_details_do_not_depend_on_the_number_of_shards(
     ):
         assert (ours.rank, ours.top_ids) == (theirs.rank, theirs.top_ids)
         assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-4)
+
+
+def test_a_shard_that_is_gone_is_a_secondary_error(model: Callable[..., Model], tmp_path: Path) -> None:
+    tiny = model("llama")
+    run = make_run(tiny.directory, tmp_path, num_shard=2)
+    followers = Followers(1)
+    followers.start_loading([run])
+    runner = NativeRunner.load(run, 0, no_progress)
+    followers.finish_loading()
+    followers.close()
+
+    with pytest.raises(PeerLost) as caught:
+        runner.launch(StepPlan(0, [NewSequence(0, [5], 1, 0, SamplingParams(), Details())], [0], [1], [[0]], [True]))
+
+    assert caught.value.is_secondary
+    runner.close()

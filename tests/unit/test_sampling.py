@@ -245,7 +245,7 @@ def test_repetition_penalty_covers_prompt_and_output() -> None:
     row = [SamplingRow(0, 0, param, NOTHING)]
     logits = torch.full((1, VOCAB), 1.0)
     logits[0, 50] = 3.0
-    chooser.sample(logits.clone(), row)
+    chooser.note(chooser.sample(logits.clone(), row))
 
     sampled = chooser.sample(logits.clone(), row)
 

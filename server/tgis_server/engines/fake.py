@@ -23,8 +23,6 @@ from tgis_server.errors import OutOfMemory, UsageError
 from tgis_server.run import Run
 from tgis_server.wire.messages import NewSequence, StepPlan, StepTokens, TokenDetail
 
-BLOCK_BYTES_PER_TOKEN = 4
-
 
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -132,7 +130,7 @@ class FakeRunner:
         launched = FakeLaunched(
             plan, StepTokens(token_ids, details, prompt_details, self._step_s), self._device_free_at
         )
-        if not self.caps.plan_ahead or self._rank > 0:
+        if not self.caps.plan_ahead:
             self._wait(launched)
         return launched
 
@@ -169,9 +167,9 @@ class FakeRunner:
         return token_id
 
     def _detail(self, token_id: int, top_n: int) -> TokenDetail:
-        """Rank 1 with certainty; the alternatives are the ids that follow."""
+        """The rank tells the token: its id plus one. The alternatives are the ids that follow."""
         tops = tuple((token_id + i) % self.facts.vocab_size for i in range(top_n))
-        return TokenDetail(-0.5, 1, tops, tuple(-0.5 - i for i in range(top_n)))
+        return TokenDetail(-0.5, token_id + 1, tops, tuple(-0.5 - i for i in range(top_n)))
 
     def _address(self, slot: _Slot, position: int) -> int:
         block, offset = divmod(position, self.capacity.block_size)

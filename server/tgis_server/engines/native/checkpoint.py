@@ -57,19 +57,9 @@ class Checkpoint:
             for piece in parameter.pieces
         )
 
-    @property
-    def total_elements(self) -> int:
-        """Weights that all ranks hold, copies included."""
-        return sum(self.num_elements(rank) for rank in range(self.num_shard))
-
     def weight_bytes(self, rank: int, dtype: str) -> int:
         """Bytes of weights on ``rank`` when they are held as ``dtype``."""
         return self.num_elements(rank) * ITEM_BYTES[dtype]
-
-    @property
-    def largest_weight_bytes(self) -> int:
-        """Bytes of the heaviest rank's weights in the checkpoint's own dtype."""
-        return max(self.weight_bytes(rank, self.dtype) for rank in range(self.num_shard))
 
     def kv_bytes_per_token(self, rank: int, dtype: str) -> int:
         """Bytes of keys and values that one token takes on ``rank``, all layers together."""
@@ -144,7 +134,7 @@ def find_files(model_dir: Path) -> list[Path]:
         )
     if not files:
         others = sorted(file.name for pattern in ("*.bin", "*.pt", "*.gguf") for file in model_dir.glob(pattern))
-        hint = f"it has {others[0]}: convert the weights with `tgis convert`" if others else "download the model first"
+        hint = f"it has {others[0]}: convert the weights to safetensors" if others else "download the model first"
         raise ModelError(f"{model_dir} holds no {SINGLE_FILE} and no {INDEX_FILE}; {hint}.")
     return files
 

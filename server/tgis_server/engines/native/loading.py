@@ -28,6 +28,8 @@ from tgis_server.engines.native.spec import DecoderSpec
 from tgis_server.engines.native.weights import PHASE, read_parameters
 from tgis_server.run import Run
 
+GPU = 0  # a shard sees only the GPU that is its own
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -51,7 +53,7 @@ def load(run: Run, rank: int, progress: Progress) -> Loaded:
     spec = read_spec(run.model_dir)
     checkpoint = inspect_checkpoint(run.model_dir, spec, run.num_shard)
     dtype: torch.dtype = getattr(torch, run.dtype)
-    device = torch.device("cuda", rank) if run.device == "cuda" else torch.device("cpu")
+    device = torch.device("cuda", GPU) if run.device == "cuda" else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     elif run.shard_threads > 0:
@@ -70,7 +72,7 @@ def load(run: Run, rank: int, progress: Progress) -> Loaded:
     # 3. Weights
     ops = select_ops(device, dtype)
     progress(PHASE, 0, 0)
-    weights = pack_weights(spec, read_parameters(checkpoint, rank, dtype, device, progress), ops)
+    weights, weight_bytes = pack_weights(spec, read_parameters(checkpoint, rank, dtype, device, progress), ops)
 
     # 4. Keys and values take what is left, the same on every rank
     progress("allocating", 0, 0)
@@ -89,9 +91,9 @@ def load(run: Run, rank: int, progress: Progress) -> Loaded:
         device=run.device,
         vocab_size=spec.vocab_size,
         eos_ids=spec.eos_ids,
-        weight_bytes=checkpoint.weight_bytes(rank, run.dtype),
+        weight_bytes=weight_bytes,
         kv_bytes=cache.num_bytes,
-        notes=(*budget.notes, *_rope_notes(spec, budget.max_sequence_length)),
+        notes=(*budget.notes, *_length_notes(spec, budget.max_sequence_length)),
     )
     return Loaded(
         spec=spec,
@@ -123,7 +125,7 @@ def _memory_request(run: Run, checkpoint: Checkpoint, rank: int) -> MemoryReques
 def _free_bytes(run: Run, rank: int) -> int:
     """What this rank may take. Ranks on one CPU host share its memory evenly."""
     if run.device == "cuda":
-        return free_gpu_bytes(rank, run.config.cuda_process_memory_fraction)
+        return free_gpu_bytes(GPU, run.config.cuda_process_memory_fraction)
     return free_cpu_bytes() // run.num_shard
 
 
@@ -159,7 +161,13 @@ def _agree(group: Group, budget: KvBudget, request: MemoryRequest) -> KvBudget:
     return KvBudget(num_blocks, length, notes)
 
 
-def _rope_notes(spec: DecoderSpec, max_sequence_length: int) -> tuple[str, ...]:
+def _length_notes(spec: DecoderSpec, max_sequence_length: int) -> tuple[str, ...]:
+    """What the longest sequence does to the quality of shorter or longer ones."""
+    if max_sequence_length > spec.max_position and spec.rope.kind != "dynamic":
+        return (
+            f"max_sequence_length {max_sequence_length} is above the {spec.max_position} tokens that the model is made "
+            "for: expect poor text beyond them.",
+        )
     if not uses_long_factors(spec.rope, max_sequence_length):
         return ()
     border = spec.rope.original_max_position

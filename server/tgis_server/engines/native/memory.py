@@ -99,8 +99,8 @@ def check_fits(request: MemoryRequest, free_bytes: int, weight_bytes: int, step_
         raise NotEnoughDevices(
             f"{what} needs {format_bytes(need)} on each shard ({format_bytes(weight_bytes)} weights, "
             f"{format_bytes(step_bytes)} for a step, {format_bytes(sequence_bytes)} for one sequence of {length} "
-            f"tokens), but {format_bytes(free_bytes)} are free: use more shards (--num-shard), --dtype bfloat16, a shorter "
-            "--max-sequence-length, or free memory."
+            f"tokens), but {format_bytes(free_bytes)} are free: use more shards (--num-shard), --dtype bfloat16, a "
+            "shorter --max-sequence-length, or free memory."
         )
 
 

@@ -18,7 +18,7 @@ from tgis_server.engines.native.batch import Batch, PromptPart, Slots, build_bat
 from tgis_server.engines.native.kv_cache import KvCache
 from tgis_server.engines.native.loading import Loaded, load
 from tgis_server.engines.sampling.details import DetailTensors, compute_details, to_messages
-from tgis_server.engines.sampling.sampler import Sampler
+from tgis_server.engines.sampling.sampler import Sampled, Sampler
 from tgis_server.engines.sampling.staging import Staging
 from tgis_server.errors import OutOfMemory
 from tgis_server.run import Run
@@ -149,6 +149,7 @@ class NativeRunner:
 
     def _sample(self, step: NativeStep, batch: Batch, hidden: Tensor) -> None:
         logits = self._decoder.logits(hidden.index_select(0, batch.sample_tokens))
+        sampled: Sampled | None = None
         if logits is None:
             ids = torch.empty(len(batch.sample_rows), dtype=torch.int64, device=self._device)
         else:
@@ -162,6 +163,8 @@ class NativeRunner:
         step.sample_rows = batch.sample_rows
         step.ids = self._staging.fetch(ids)
         self._slots.newest_ids.index_copy_(0, batch.sample_slots, ids)
+        if sampled is not None:
+            self._sampler.note(sampled)
 
     def _launch_prompt_details(self, step: NativeStep, part: PromptPart, hidden: Tensor) -> None:
         """Facts about prompt tokens from the raw logits of the positions before them, some positions at a time."""

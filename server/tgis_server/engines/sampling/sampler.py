@@ -46,12 +46,19 @@ class Sampled:
     """The result, on the device."""
 
     ids: Tensor  # (rows,) int64
+    scores: Tensor  # (rows, vocab) float32, after all processors; what a processor dropped is -inf
     detail_rows: list[int]  # rows that asked for facts about generated tokens
     details: DetailTensors | None  # one entry per detail row
+    seen_rows: Tensor | None  # where rows with a repetition penalty keep what they have seen, ...
+    seen_ids: Tensor | None  # ... and their new tokens
 
 
 class Sampler:
-    """Samples on one device. ``start`` and ``stop`` follow the slots' life; ``sample`` runs once per step."""
+    """Samples on one device.
+
+    ``start`` and ``stop`` follow the slots' life. Each step calls ``sample``, and ``note`` when nothing can fail any
+    more: a step that ran out of memory in between can be repeated.
+    """
 
     def __init__(self, vocab_size: int, eos_ids: Sequence[int], staging: Staging) -> None:
         self._staging = staging
@@ -68,7 +75,7 @@ class Sampler:
         self._seen.stop(slot)
 
     def sample(self, logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
-        """Choose one token per row and note it.
+        """Choose one token per row.
 
         Args:
             logits: (rows, vocab) float32, changed in place.
@@ -84,10 +91,14 @@ class Sampler:
             )
         scores = self._warp(scores, rows)
         ids = self._choose(scores, rows)
-        sampled = self._with_details(scores, ids, rows)
-        if seen_rows is not None:  # last, so that a failure above leaves the state as it was
-            self._seen.add(seen_rows, self._pick(ids, penalized))
-        return sampled
+        seen_ids = self._pick(ids, penalized) if penalized else None
+        detail_rows, details = self._details(scores, ids, rows)
+        return Sampled(ids, scores, detail_rows, details, seen_rows, seen_ids)
+
+    def note(self, sampled: Sampled) -> None:
+        """The tokens of ``sampled`` are part of their sequences now."""
+        if sampled.seen_rows is not None and sampled.seen_ids is not None:
+            self._seen.add(sampled.seen_rows, sampled.seen_ids)
 
     def _process_eos(self, scores: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
         """(a)"""
@@ -137,14 +148,16 @@ class Sampler:
             return chosen
         return choose_greedy(scores).index_copy_(0, self._staging.put(sampled, torch.int64), chosen)
 
-    def _with_details(self, scores: Tensor, ids: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
+    def _details(
+        self, scores: Tensor, ids: Tensor, rows: Sequence[SamplingRow]
+    ) -> tuple[list[int], DetailTensors | None]:
         wanted = [i for i, row in enumerate(rows) if row.details.generated_tokens and row.details.any]
         if not wanted:
-            return Sampled(ids, [], None)
+            return [], None
         counts = [rows[i].details.top_n for i in wanted]
         top_n = self._column(counts, torch.int64) if any(counts) else None
         details = compute_details(self._pick(scores, wanted), self._pick(ids, wanted), top_n, max(counts))
-        return Sampled(ids, wanted, details)
+        return wanted, details
 
     def _on_rows(self, scores: Tensor, rows: list[int], process: Callable[[Tensor], Tensor]) -> Tensor:
         """Apply a processor to some rows; when it concerns all of them, without copies."""

@@ -16,27 +16,27 @@ class SeenTokens:
         self._vocab_size = vocab_size
         self._staging = staging
         self._flags: Tensor | None = None  # (rows, vocab) bool
+        self._beginnings: dict[int, list[int]] = {}  # slots whose flags are not set yet
         self._row_of_slot: dict[int, int] = {}
         self._unused_rows: list[int] = []
 
     def start(self, slot: int, token_ids: list[int]) -> None:
-        """Begin a sequence with the tokens that exist already."""
+        """Begin a sequence with the tokens that exist already. Takes memory only when :meth:`rows` asks for it."""
         self.stop(slot)
-        if not self._unused_rows:
-            self._grow()
-        row = self._unused_rows.pop()
-        self._row_of_slot[slot] = row
-        ids = self._staging.put(np.unique(np.asarray(token_ids, dtype=np.int64)), torch.int64)
-        self._all_flags[row].zero_().index_fill_(0, ids, True)
+        self._beginnings[slot] = token_ids
 
     def stop(self, slot: int) -> None:
         """Forget a slot; unknown ones are ignored."""
+        self._beginnings.pop(slot, None)
         row = self._row_of_slot.pop(slot, None)
         if row is not None:
             self._unused_rows.append(row)
 
     def rows(self, slots: list[int]) -> Tensor:
-        """(slots,) int64, where the flags of these slots are."""
+        """(slots,) int64, where the flags of these slots are. May run out of memory, and be called again then."""
+        for slot in slots:
+            if slot in self._beginnings:
+                self._set_beginning(slot)
         return self._staging.put([self._row_of_slot[slot] for slot in slots], torch.int64)
 
     def flags(self, rows: Tensor) -> Tensor:
@@ -46,6 +46,15 @@ class SeenTokens:
     def add(self, rows: Tensor, ids: Tensor) -> None:
         """Note one new token per row."""
         self._all_flags[rows, ids] = True
+
+    def _set_beginning(self, slot: int) -> None:
+        if not self._unused_rows:
+            self._grow()
+        row = self._unused_rows[-1]
+        ids = self._staging.put(np.unique(np.asarray(self._beginnings[slot], dtype=np.int64)), torch.int64)
+        self._all_flags[row].zero_().index_fill_(0, ids, True)
+        self._row_of_slot[slot] = self._unused_rows.pop()
+        del self._beginnings[slot]
 
     @property
     def _all_flags(self) -> Tensor:

@@ -145,12 +145,18 @@ class Decoder:
         return logits if self._spec.logits_scale == 1.0 else logits.mul_(self._spec.logits_scale)
 
 
-def pack_weights(spec: DecoderSpec, parameters: Iterable[tuple[str, Tensor]], ops: Ops) -> dict[str, Any]:
-    """Turn parameters, one at a time as they are read, into what :class:`Decoder` takes."""
+def pack_weights(spec: DecoderSpec, parameters: Iterable[tuple[str, Tensor]], ops: Ops) -> tuple[dict[str, Any], int]:
+    """Turn parameters, one at a time as they are read, into what :class:`Decoder` takes.
+
+    Returns:
+        The weights by name, and the bytes that were read.
+    """
     weights: dict[str, Any] = {}
+    num_bytes = 0
     for name, tensor in parameters:
+        num_bytes += tensor.nbytes
         is_linear = name == "head" or name.rpartition(".")[2] in LINEARS
         weights[name] = ops.pack(tensor) if is_linear else tensor
     if spec.is_head_tied:
         weights["head"] = ops.pack(weights["embedding"])
-    return weights
+    return weights, num_bytes

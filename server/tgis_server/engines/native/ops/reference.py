@@ -90,10 +90,10 @@ class TorchOps:
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / rms(x) * weight. The sum of squares is taken in float32 whatever the dtype of ``x``."""
-    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-    scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-    return (x * scale).to(x.dtype) * weight
+    """x / rms(x) * weight. Torch takes the mean in float32; the weight comes after rounding, as in the checkpoints' own
+    implementation.
+    """
+    return functional.rms_norm(x, (x.shape[-1],), None, eps) * weight
 
 
 def _attend_decode(qkv: Tensor, heads: Heads, cache: Tensor, view: DecodeView, scale: float) -> Tensor:
@@ -118,6 +118,11 @@ def _attend_chunk(qkv: Tensor, heads: Heads, cache: Tensor, view: ChunkView, sca
     else:
         gathered = cache.view(cache.shape[0] * 2 * num_kv_heads, -1).index_select(0, view.blocks)
         keys, values = gathered.view(2, num_kv_heads, -1, head_dim)[:, :, : view.num_keys]
+    is_grouped = num_heads != num_kv_heads
+    if is_grouped and qkv.is_cuda and view.mask is not None:
+        # With a mask, the kernels that do not write all scores to memory take only as many KV heads as query heads.
+        keys, values = (x.repeat_interleave(num_heads // num_kv_heads, 0) for x in (keys, values))
+        is_grouped = False
     out = functional.scaled_dot_product_attention(
         queries[None],
         keys[None],
@@ -125,6 +130,6 @@ def _attend_chunk(qkv: Tensor, heads: Heads, cache: Tensor, view: ChunkView, sca
         attn_mask=view.mask,
         is_causal=view.mask is None,
         scale=scale,
-        enable_gqa=num_heads != num_kv_heads,
+        enable_gqa=is_grouped,
     )
     return out[0].transpose(0, 1).reshape(view.stop - view.start, num_heads * head_dim)

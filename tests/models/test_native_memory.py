@@ -1,0 +1,136 @@
+"""What becomes of memory: blocks, lengths that are lowered, and sentences with the numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tgis_server.engines.native.memory import (
+    GIB,
+    KvBudget,
+    MemoryRequest,
+    check_fits,
+    decide_kv_budget,
+    format_bytes,
+    free_cpu_bytes,
+)
+from tgis_server.errors import NotEnoughDevices
+
+MIB = 1 << 20
+CPU = MemoryRequest(
+    device="cpu", block_bytes=MIB, block_size=16, max_sequence_length=1600, is_explicit=True, max_batch_size=1000
+)
+CUDA = replace(CPU, device="cuda", margin_percent=20)
+
+
+def test_a_cpu_takes_a_quarter_of_what_is_free() -> None:
+    assert decide_kv_budget(CPU, 2 * GIB) == KvBudget(512, 1600)
+
+
+def test_a_cpu_takes_at_most_four_gib() -> None:
+    assert decide_kv_budget(CPU, 100 * GIB) == KvBudget(4096, 1600)
+
+
+def test_a_cpu_takes_more_for_one_longest_sequence() -> None:
+    assert decide_kv_budget(replace(CPU, max_sequence_length=16 * 9000), 100 * GIB).num_blocks == 9000
+
+
+def test_no_more_than_all_sequences_can_fill() -> None:
+    assert decide_kv_budget(replace(CPU, max_batch_size=2), 100 * GIB).num_blocks == 200
+
+
+def test_a_gpu_gives_what_is_free_less_the_margin() -> None:
+    assert decide_kv_budget(CUDA, 10 * GIB) == KvBudget(8192, 1600)
+
+
+def test_the_option_decides_the_size() -> None:
+    assert decide_kv_budget(replace(CPU, kv_cache_memory=300 * MIB), 100 * GIB).num_blocks == 300
+
+
+def test_an_option_beyond_what_is_free_is_refused() -> None:
+    with pytest.raises(NotEnoughDevices, match=r"--kv-cache-memory asks for 2\.0 GiB .* only 922 MiB"):
+        decide_kv_budget(replace(CPU, kv_cache_memory=2 * GIB), GIB)
+
+
+def test_an_explicit_length_that_does_not_fit_is_refused_with_the_numbers() -> None:
+    with pytest.raises(
+        NotEnoughDevices, match=r"1600 tokens needs 100 MiB .* only 90 MiB .*--max-sequence-length 1440"
+    ):
+        decide_kv_budget(CPU, 100 * MIB)
+
+
+def test_an_inferred_length_is_lowered_with_a_note() -> None:
+    budget = decide_kv_budget(replace(CPU, is_explicit=False), 100 * MIB)
+
+    assert (budget.num_blocks, budget.max_sequence_length) == (90, 1440)
+    assert "lowered from 1600 to 1440" in budget.notes[0]
+
+
+def test_nothing_left_is_refused_even_when_the_length_is_inferred() -> None:
+    with pytest.raises(NotEnoughDevices):
+        decide_kv_budget(replace(CPU, is_explicit=False), 0)
+
+
+def test_weights_that_do_not_fit_are_found_before_they_are_read() -> None:
+    with pytest.raises(NotEnoughDevices, match=r"m in float32 needs 3\.6 GiB .*\(3\.0 GiB weights.* 2\.0 GiB are free"):
+        check_fits(CPU, 2 * GIB, 3 * GIB, 500 * MIB, "m in float32")
+
+
+def test_weights_that_fit_pass() -> None:
+    check_fits(CPU, 4 * GIB, 3 * GIB, 500 * MIB, "m in float32")
+
+
+@pytest.mark.parametrize(("count", "text"), [(3 * GIB // 2, "1.5 GiB"), (12 * MIB, "12 MiB"), (2048, "2 KiB")])
+def test_sizes_in_words(count: int, text: str) -> None:
+    assert format_bytes(count) == text
+
+
+# Measuring
+
+
+def machine(root: Path, available_kib: int, group: str) -> tuple[Path, Path]:
+    proc, cgroup = root / "proc", root / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    cgroup.mkdir()
+    (proc / "meminfo").write_text(f"MemTotal: 99999999 kB\nMemAvailable:   {available_kib} kB\n")
+    (proc / "self" / "cgroup").write_text(group)
+    return proc, cgroup
+
+
+def limit(group: Path, limit: str, used: int, inactive: int, *, version: int = 2) -> None:
+    group.mkdir(parents=True, exist_ok=True)
+    names = ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    (group / names[0]).write_text(limit + "\n")
+    (group / names[1]).write_text(f"{used}\n")
+    stat = "inactive_file" if version == 2 else "total_inactive_file"
+    (group / "memory.stat").write_text(f"anon 5\n{stat} {inactive}\n")
+
+
+def test_without_limits_the_machine_decides(tmp_path: Path) -> None:
+    proc, cgroup = machine(tmp_path, 2048, "0::/\n")
+
+    assert free_cpu_bytes(proc, cgroup) == 2048 * 1024
+
+
+def test_a_limit_of_a_parent_group_counts(tmp_path: Path) -> None:
+    proc, cgroup = machine(tmp_path, 1 << 30, "0::/pod/container\n")
+    limit(cgroup / "pod", str(GIB), 300 * MIB, 100 * MIB)
+    limit(cgroup / "pod" / "container", "max", 300 * MIB, 0)
+
+    assert free_cpu_bytes(proc, cgroup) == GIB - 200 * MIB
+
+
+def test_limits_of_the_older_control_groups_count(tmp_path: Path) -> None:
+    proc, cgroup = machine(tmp_path, 1 << 30, "4:cpu,memory:/box\n1:name=systemd:/x\n")
+    limit(cgroup / "memory" / "box", str(GIB), GIB // 2, 0, version=1)
+
+    assert free_cpu_bytes(proc, cgroup) == GIB // 2
+
+
+def test_a_group_over_its_limit_has_nothing_free(tmp_path: Path) -> None:
+    proc, cgroup = machine(tmp_path, 1 << 30, "0::/\n")
+    limit(cgroup, str(GIB), 2 * GIB, 0)
+
+    assert free_cpu_bytes(proc, cgroup) == 0

@@ -1,0 +1,266 @@
+"""config.json to DecoderSpec: both spellings, and one clear sentence for everything that is not implemented."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tgis_server.engines.native.families import FAMILIES, parameters_of, read_spec
+from tgis_server.engines.native.spec import RopeSpec
+from tgis_server.errors import ModelError
+
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+    "eos_token_id": 2,
+    "torch_dtype": "bfloat16",
+}
+
+
+def of_family(name: str, **changes: Any) -> dict[str, Any]:
+    return {**LLAMA, "model_type": name, "architectures": [FAMILIES[name].ARCHITECTURE], **changes}
+
+
+def spec_of(directory: Path, config: dict[str, Any], generation: dict[str, Any] | None = None) -> Any:
+    (directory / "config.json").write_text(json.dumps(config))
+    if generation is not None:
+        (directory / "generation_config.json").write_text(json.dumps(generation))
+    return read_spec(directory)
+
+
+def sentence_of(directory: Path, config: dict[str, Any]) -> str:
+    with pytest.raises(ModelError) as caught:
+        spec_of(directory, config)
+    return str(caught.value)
+
+
+def test_a_llama_config_becomes_a_spec(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, LLAMA)
+
+    assert (spec.family, spec.vocab_size, spec.hidden_size, spec.num_layers) == ("llama", 100, 32, 3)
+    assert (spec.num_heads, spec.num_kv_heads, spec.head_dim, spec.num_kv_groups) == (4, 2, 8, 2)
+    assert (spec.eos_ids, spec.dtype, spec.max_position) == ((2,), "bfloat16", 128)
+    assert spec.windows == (None, None, None)
+    assert spec.rope == RopeSpec("default", 10000.0, 8, 1.0, 128, 128)
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "expected"),
+    [
+        ({"eos_token_id": 7}, None, (7,)),
+        ({"eos_token_id": [7, 9]}, None, (7, 9)),
+        ({"eos_token_id": 7}, {"eos_token_id": [3, 4]}, (3, 4)),
+        ({"eos_token_id": 7}, {"temperature": 0.6}, (7,)),
+        ({"eos_token_id": None}, None, ()),
+    ],
+)
+def test_end_of_sequence_ids(
+    config: dict[str, Any], generation: dict[str, Any] | None, expected: tuple[int, ...], tmp_path: Path
+) -> None:
+    assert spec_of(tmp_path, {**LLAMA, **config}, generation).eos_ids == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [({"dtype": "float16"}, "float16"), ({"torch_dtype": "torch.float32"}, "float32"), ({"torch_dtype": None}, None)],
+)
+def test_dtype_in_both_spellings(changes: dict[str, Any], expected: str | None, tmp_path: Path) -> None:
+    assert spec_of(tmp_path, {**LLAMA, **changes}).dtype == expected
+
+
+def test_heads_default_to_those_of_the_queries(tmp_path: Path) -> None:
+    assert spec_of(tmp_path, {**LLAMA, "num_key_value_heads": None}).num_kv_heads == 4
+
+
+# Rotary embeddings
+
+
+SCALING = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        {"rope_theta": 5e5, "rope_scaling": {"type": "llama3", **SCALING}},
+        {"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", **SCALING}},
+        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, **SCALING}},
+    ],
+)
+def test_rope_in_every_spelling(spelling: dict[str, Any], tmp_path: Path) -> None:
+    rope = spec_of(tmp_path, {**LLAMA, **spelling}).rope
+
+    assert rope == RopeSpec("llama3", 5e5, 8, 8.0, 128, 64, low_freq_factor=1.0, high_freq_factor=4.0)
+
+
+def test_yarn_stretches_the_longest_sequence(tmp_path: Path) -> None:
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+
+    assert spec_of(tmp_path, of_family("qwen2", rope_scaling=scaling)).max_position == 512
+
+
+@pytest.mark.parametrize("kind", ["su", "yarn", "longrope"])
+def test_phi3_spells_longrope_in_three_ways(kind: str, tmp_path: Path) -> None:
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+
+    spec = spec_of(tmp_path, of_family("phi3", max_position_embeddings=8192, rope_scaling={"type": kind, **factors}))
+
+    assert (spec.rope.kind, spec.rope.original_max_position, spec.rope.factor) == ("longrope", 4096, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rope_scaling": {"type": "mrope", "mrope_section": [1, 2]}}, ["'mrope'", "default, linear, dynamic"]),
+        ({"rope_scaling": {"type": "linear"}}, ["factor"]),
+        ({"rope_scaling": {"type": "llama3", "factor": 8.0}}, ["low_freq_factor"]),
+        (
+            {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0] * 4}},
+            ["short_factor", "4"],
+        ),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, ["kinds of layers"]),
+        ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor 0.5"]),
+    ],
+)
+def test_rope_that_is_not_implemented_is_refused(changes: dict[str, Any], words: list[str], tmp_path: Path) -> None:
+    sentence = sentence_of(tmp_path, {**LLAMA, **changes})
+
+    assert [word for word in words if word not in sentence] == []
+
+
+# Families
+
+
+def test_qwen2_windows_begin_at_a_layer(tmp_path: Path) -> None:
+    config = of_family("qwen2", use_sliding_window=True, sliding_window=16, max_window_layers=2)
+
+    assert spec_of(tmp_path, config).windows == (None, None, 16)
+
+
+def test_a_window_that_is_switched_off_is_none(tmp_path: Path) -> None:
+    config = of_family("qwen2", use_sliding_window=False, sliding_window=16, max_window_layers=0)
+
+    assert spec_of(tmp_path, config).windows == (None, None, None)
+
+
+def test_layer_types_name_the_windows(tmp_path: Path) -> None:
+    types = ["sliding_attention", "full_attention", "sliding_attention"]
+    config = of_family("qwen3", use_sliding_window=True, sliding_window=16, layer_types=types)
+
+    assert spec_of(tmp_path, config).windows == (16, None, 16)
+
+
+def test_qwen3_has_its_own_head_size(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, of_family("qwen3"))
+
+    assert (spec.head_dim, spec.has_qk_norm) == (128, True)
+
+
+def test_granite_multipliers(tmp_path: Path) -> None:
+    spec = spec_of(
+        tmp_path,
+        of_family(
+            "granite", embedding_multiplier=12, residual_multiplier=0.22, attention_multiplier=0.015, logits_scaling=8
+        ),
+    )
+
+    assert (spec.embedding_scale, spec.residual_scale) == (12.0, 0.22)
+    assert (spec.attention_scale, spec.logits_scale) == (0.015, 0.125)
+
+
+def test_biases_follow_the_config(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, {**LLAMA, "attention_bias": True, "mlp_bias": True})
+    names = {parameter.name for parameter in parameters_of(spec)}
+
+    assert {"layers.0.qkv_bias", "layers.0.o_bias", "layers.0.gate_up_bias", "layers.0.down_bias"} <= names
+
+
+def test_a_tied_head_needs_no_tensor(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, {**LLAMA, "tie_word_embeddings": True})
+
+    assert "head" not in {parameter.name for parameter in parameters_of(spec)}
+
+
+def test_fused_projections_become_pieces(tmp_path: Path) -> None:
+    parameters = {p.name: p for p in parameters_of(spec_of(tmp_path, of_family("phi3")))}
+
+    pieces = parameters["layers.1.qkv"].pieces
+    assert [(piece.tensor, piece.start, piece.rows) for piece in pieces] == [
+        ("model.layers.1.self_attn.qkv_proj.weight", 0, 32),
+        ("model.layers.1.self_attn.qkv_proj.weight", 32, 16),
+        ("model.layers.1.self_attn.qkv_proj.weight", 48, 16),
+    ]
+    assert pieces[0].tensor_shape == (64, 32)
+
+
+# What cannot be served
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}, ["GPT2LMHeadModel", "LlamaForCausalLM"]),
+        ({"architectures": ["LlamaForSequenceClassification"]}, ["LlamaForSequenceClassification"]),
+        ({"model_type": None, "architectures": None}, ["None", "LlamaForCausalLM"]),
+        ({"hidden_act": "xielu"}, ["xielu", "silu"]),
+        ({"quantization_config": {"quant_method": "gptq"}}, ["quantization_config"]),
+        ({"torch_dtype": "float8_e4m3fn"}, ["float8_e4m3fn", "bfloat16"]),
+        ({"num_hidden_layers": 0}, ["num_hidden_layers", "0"]),
+        ({"hidden_size": None}, ["hidden_size", "missing"]),
+        ({"hidden_size": 33}, ["33", "4"]),
+        ({"num_key_value_heads": 3}, ["4", "3"]),
+        ({"eos_token_id": 100}, ["100"]),
+        ({"eos_token_id": "</s>"}, ["eos_token_id"]),
+        ({"attention_bias": "yes"}, ["attention_bias", "true or false"]),
+        ({"rms_norm_eps": "small"}, ["rms_norm_eps"]),
+    ],
+)
+def test_a_config_that_cannot_be_served_is_refused(changes: dict[str, Any], words: list[str], tmp_path: Path) -> None:
+    sentence = sentence_of(tmp_path, {**LLAMA, **changes})
+
+    assert [word for word in words if word not in sentence] == []
+
+
+def test_layer_types_of_another_architecture_are_refused(tmp_path: Path) -> None:
+    assert "layer_types" in sentence_of(tmp_path, of_family("mistral", layer_types=["full_attention"] * 3))
+
+
+def test_a_missing_directory_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"nowhere is not a directory"):
+        read_spec(tmp_path / "nowhere")
+
+
+def test_a_missing_config_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"holds no config\.json"):
+        read_spec(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "\xff"])
+def test_a_broken_config_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+
+    with pytest.raises(ModelError, match=r"config\.json"):
+        read_spec(tmp_path)
+
+
+def test_preflight_needs_no_torch() -> None:
+    code = (
+        "import sys; import tgis_server.engines.native.families, tgis_server.engines.native.checkpoint, "
+        "tgis_server.engines.native.memory; print('torch' in sys.modules)"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "False"
