@@ -43,7 +43,7 @@ def write_error(errors_dir: Path, name: str, error: BaseException) -> int:
     """Leave ``NAME.json`` (for the launcher) and ``NAME.log`` (the traceback); returns the exit code."""
     import traceback
 
-    from tgis_server.errors import TgisError
+    from tgis_server.errors import GroupFailed, TgisError
 
     known = isinstance(error, TgisError)
     sentence = str(error) if known else f"{type(error).__name__}: {error}".strip().rstrip(":")
@@ -53,7 +53,7 @@ def write_error(errors_dir: Path, name: str, error: BaseException) -> int:
         "sentence": sentence,
         "is_secondary": isinstance(error, TgisError) and error.is_secondary,
         "is_expected": known,
-        "exit_code": error.exit_code if isinstance(error, TgisError) else 1,
+        "exit_code": error.exit_code if isinstance(error, TgisError) else GroupFailed.exit_code,
     }
     log = errors_dir / f"{name}.log"
     log.write_text("".join(traceback.format_exception(error)))

@@ -40,7 +40,6 @@ FRAMEWORKS = (
 GROUPS = ("Model", "Devices and memory", "Limits", "Network", "Process", "Rehearsal", "Accepted, without effect")
 
 FALSE_WORDS = frozenset({"n", "no", "f", "false", "off", "0"})
-TRUE_WORDS = frozenset({"y", "yes", "t", "true", "on", "1"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +229,13 @@ class ServeConfig:
     ] = Path("/dev/termination-log")
     json_output: Annotated[bool, Opt(help="Logs as JSON lines.", group="Process")] = False
     log_level: Annotated[
-        str, Opt(help="Least level of logs.", group="Process", choices=("debug", "info", "warning", "error"))
+        str,
+        Opt(
+            help="Least level of logs.",
+            group="Process",
+            choices=("debug", "info", "warning", "error"),
+            aliases={"trace": "debug", "warn": "warning"},
+        ),
     ] = "info"
 
     # Rehearsal
@@ -273,6 +278,14 @@ class ServeConfig:
     max_waiting_tokens: Annotated[
         int | None,
         Opt(help="Prefill and decode share every step.", group="Accepted, without effect", hidden=True),
+    ] = None
+    otlp_endpoint: Annotated[
+        str | None,
+        Opt(help="Traces are not exported by this version.", group="Accepted, without effect", hidden=True),
+    ] = None
+    otlp_service_name: Annotated[
+        str | None,
+        Opt(help="Traces are not exported by this version.", group="Accepted, without effect", hidden=True),
     ] = None
     max_prefill_padding: Annotated[
         float | None,
@@ -334,16 +347,17 @@ def load_config(flags: Mapping[str, Any], environ: Mapping[str, str], config_fil
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for option in options():
+        where = ""
         if flags.get(option.name) is not None:
             source, raw = f"flag {option.flag}", flags[option.name]
         elif environ.get(option.env, "").strip():
             source, raw = f"environment {option.env}", environ[option.env].strip()
         elif option.name in from_file:
-            source, raw = str(config_file), from_file[option.name]
+            source, raw, where = str(config_file), from_file[option.name], f"{option.name} in "
         else:
             values[option.name], origins[option.name] = option.default, "default"
             continue
-        values[option.name], origins[option.name] = parse_value(option, raw, source), source
+        values[option.name], origins[option.name] = parse_value(option, raw, where + source), source
     config = ServeConfig(**values)
     return LoadedConfig(config, origins, tuple(check_together(config, origins, environ)))
 
@@ -371,7 +385,7 @@ def parse_value(option: Option, raw: Any, source: str) -> Any:
     """Turn a raw value into the option's type and check its range."""
     try:
         value = _convert(option, raw)
-    except ValueError:
+    except (ValueError, TypeError, OverflowError):  # a config file may hold lists, dates, 1e400
         problem = f"{source} is {str(raw)!r}, but must be {describe_accepted(option)}."
         if str(raw).startswith("tcp://"):
             problem += (
@@ -397,7 +411,8 @@ def _convert(option: Option, raw: Any) -> Any:
     else:
         value = option.type(raw)
     if opt.choices:
-        value = (opt.aliases or {}).get(value.removeprefix("torch."), value.removeprefix("torch."))
+        value = value.lower().removeprefix("torch.")
+        value = (opt.aliases or {}).get(value, value)
         if value not in opt.choices:
             raise ValueError
     if isinstance(value, int | float):

@@ -192,6 +192,17 @@ def test_one_bad_input_rejects_the_whole_call_before_anything_is_queued():
     run(test)
 
 
+def test_a_token_that_only_the_tokenizer_knows_is_refused():
+    async def test() -> None:
+        async with serving(FakeLink(vocab_size=5)) as server:
+            failure = await failure_of(server.generate("t1 t5"))
+
+            assert failure == (grpc.StatusCode.INVALID_ARGUMENT, "tokenizer error the model has no token 't5' (id 5)")
+            assert server.link.submitted == []
+
+    run(test)
+
+
 def test_a_stream_without_its_input_is_refused():
     async def test() -> None:
         async with serving() as server:

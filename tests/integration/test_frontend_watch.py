@@ -66,6 +66,14 @@ def test_an_old_tick_between_long_steps_is_no_death():
     )
 
 
+def test_a_follower_that_gets_no_ticks_while_its_leader_waits_for_the_device_is_no_death():
+    shard = ShardWatch(1, 60)
+
+    replies = [serving(executed_steps=5, tick_age_s=age) for age in (3, 4, 20)]
+
+    assert [shard.observe(reply, expects_ticks=False) for reply in replies] == [None] * 3
+
+
 def test_a_shard_that_says_it_failed_is_believed():
     assert verdicts(pb.HealthReply(state=FAILED, phase="no memory")) == ["Shard 1 failed: no memory."]
 

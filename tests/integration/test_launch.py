@@ -149,7 +149,7 @@ def test_an_error_while_loading_is_the_last_line_and_keeps_its_traceback(start: 
 
     server = start("--rehearse", "--num-shard", "2", "--fault", "shard1:error@load", "--termination-log", str(log))
 
-    assert server.wait() == 1
+    assert server.wait() == 5
     assert server.last_line == "shard-1: RuntimeError: provoked by --fault"
     assert log.read_text() == server.last_line + "\n"
     assert server.run_dir is not None
@@ -165,7 +165,7 @@ def test_a_process_that_ends_without_a_word_is_named(start: Start):
 
 
 def test_a_start_without_progress_is_given_up_with_the_stacks_of_the_silent_process(start: Start):
-    server = start("--rehearse", "--num-shard", "2", "--fault", "shard0:hang@load", "--startup-timeout", "1")
+    server = start("--rehearse", "--num-shard", "2", "--fault", "shard0:hang@load", "--startup-timeout", "5")
 
     assert server.wait() == 5
     assert "shard-0 stands at: pretending to read weights" in server.last_line

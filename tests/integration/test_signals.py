@@ -76,6 +76,19 @@ def test_a_shard_that_dies_during_the_drain_is_a_failure(launch: Start):
     assert load.join() == ["UNAVAILABLE"] * 2
 
 
+def test_a_front_end_that_is_killed_during_the_drain_is_a_failure(launch: Start):
+    server = launch(*SLOW)
+    load = server.start_load(num_streams=2, max_new_tokens=900)
+    server.process.send_signal(signal.SIGTERM)
+    server.wait_for_line(r"^launcher \| .*2 calls in flight")
+
+    os.kill(server.pids["frontend"], signal.SIGKILL)
+
+    assert server.wait() == 5
+    assert load.join() == ["UNAVAILABLE"] * 2
+    assert "frontend was killed by SIGKILL" in server.last_line
+
+
 def test_a_service_manager_may_signal_every_process(launch: Start):
     server = launch(*SLOW)
     load = server.start_load(num_streams=4, max_new_tokens=40)

@@ -71,6 +71,7 @@ class Driver:
     tokens: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
     reasons: dict[int, FinishReason] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
+    described: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))  # prompt tokens, from facts
     plans: list[StepPlan] = field(default_factory=list)
     results: list[StepResult] = field(default_factory=list)
 
@@ -120,6 +121,8 @@ class Driver:
                 self.tokens[request_id].append(token_id)
             if reason is not FinishReason.NOT_FINISHED:
                 self.reasons[request_id] = reason
+        for request_id, details in result.prompt_details:
+            self.described[request_id] += [detail.rank - 1 for detail in details]
         self.failures |= {failure.request_id: failure.text for failure in result.failures}
 
     @property

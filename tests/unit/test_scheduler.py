@@ -200,7 +200,7 @@ def test_a_request_for_input_details_takes_no_hits():
     driver.run_until_idle()
 
     assert driver.cached_tokens == 0
-    assert sum(len(group) for result in driver.results for _, group in result.prompt_details) == 8
+    assert driver.described[2] == list(range(1, 9))
 
 
 def test_cached_blocks_are_evicted_least_recently_used_first():
@@ -227,6 +227,18 @@ def test_cancelling_a_running_request_frees_its_slot_and_blocks_at_once():
 
     driver.assert_blocks_balanced()
     assert driver.scheduler.num_running == 0
+
+
+def test_a_cancel_that_leaves_nothing_to_compute_is_news_all_the_same():
+    driver = Driver()
+    driver.apply(submit(1, max_new_tokens=50))
+    driver.step()
+    driver.apply(Cancel(1))
+
+    driver.step()
+
+    assert driver.results[-1].stats.used_blocks == 0
+    assert driver.results[-1].stats.num_running == 0
 
 
 def test_cancelling_a_waiting_or_unknown_request_is_harmless():

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from driving import VOCAB_SIZE, Driver, expected_tokens, submit
-from tgis_server.wire.messages import Cancel
+from tgis_server.wire.messages import Cancel, Details
 
 prompts = st.one_of(
     st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=20),
@@ -27,7 +27,10 @@ def loads(draw):
         "prefix_cache": draw(st.booleans()),
     }
     requests = [
-        (draw(st.integers(0, 15)), submit(i, draw(prompts), draw(st.integers(1, 12))))
+        (
+            draw(st.integers(0, 15)),
+            submit(i, draw(prompts), draw(st.integers(1, 12)), details=Details(input_tokens=draw(st.booleans()))),
+        )
         for i in range(draw(st.integers(1, 10)))
     ]
     cancels = draw(st.dictionaries(st.integers(0, 9), st.integers(0, 30), max_size=3))
@@ -61,6 +64,8 @@ def test_every_accepted_request_finishes_with_its_own_tokens_and_all_blocks_retu
         elif request.request_id not in driver.failures:
             assert driver.tokens[request.request_id] == expected
             assert request.request_id in driver.reasons
+            described = request.prompt_ids[1:] if request.details.input_tokens else []
+            assert driver.described[request.request_id] == described
     driver.assert_blocks_balanced()
 
 

@@ -125,7 +125,7 @@ def test_what_a_child_writes_is_what_the_launcher_reads(tmp_path: Path):
         "shard-3": False,
     }
     assert (records["shard-1"].sentence, records["shard-1"].exit_code) == ("shard-1: No such file.", 3)
-    assert (records["shard-3"].sentence, records["shard-3"].exit_code) == ("shard-3: ValueError: strange", 1)
+    assert (records["shard-3"].sentence, records["shard-3"].exit_code) == ("shard-3: ValueError: strange", 5)
 
 
 def test_half_written_records_are_not_read(tmp_path: Path):

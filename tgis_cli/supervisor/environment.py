@@ -32,4 +32,7 @@ def child_environment(run: Run, rank: int | None, environ: Mapping[str, str], gp
         child["CUDA_VISIBLE_DEVICES"] = gpus[rank]  # each shard sees its own GPU only, as device 0
     elif run.shard_threads:
         child["OMP_NUM_THREADS"] = str(run.shard_threads)
+        # Compute threads that spin while they wait take the cores from the front-end, and from each other's work.
+        child.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        child.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages for weights: fewer misses at one stream
     return child

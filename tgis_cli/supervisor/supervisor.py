@@ -173,7 +173,7 @@ class Supervisor:
             await self._drain(frontend, watcher)
         except ChildEnded:
             return Outcome(0) if await self._was_everybody_stopped() else await self._fail()
-        if any(record.name == FRONTEND for record in read_records(self._run.errors_dir)):
+        if self._hung or (frontend.status != 0 and not frontend.was_ended_by_us):
             return await self._fail()
         for shard in self._shards:
             shard.send_signal(signal.SIGTERM)
@@ -202,7 +202,8 @@ class Supervisor:
         if first is not None and first > 2:
             raise ChildEnded
         if first is None:
-            logger.warning("the front-end did not end within %.0f s", patience_s)
+            text = f"{FRONTEND} hangs: its drain has not ended within {patience_s:.0f} s."
+            self._hung.append(Cause(FRONTEND, time.time(), text, GroupFailed.exit_code))
             frontend.send_signal(signal.SIGABRT)
         else:
             logger.info("%s: stopping at once", self._signals.received[-1].name)

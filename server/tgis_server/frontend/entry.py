@@ -150,6 +150,7 @@ class Frontend:
         self.metrics.use_limits(max_sequence_length=limits.max_sequence_length, max_new_tokens=limits.max_new_tokens)
         self._servicer.generation = GenerationService(
             limits=limits,
+            vocab_size=info.vocab_size,
             default_include_stop=config.default_include_stop_seqs,
             tokenizer=self._tokenizer,
             text_settings=self._text_settings,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from tgis_server.errors import InvalidRequest
 from tgis_server.frontend.output import GenerationInput, Output, TextSettings
@@ -65,6 +65,7 @@ class GenerationService:
     """What a generation call needs of the server once the engine is loaded."""
 
     limits: Limits
+    vocab_size: int  # the model's: a tokenizer may know tokens that the model does not
     default_include_stop: bool
     tokenizer: Tokenizer
     text_settings: TextSettings
@@ -105,15 +106,11 @@ class GenerationService:
         lengths = [len(one.token_ids) for one in encoded]
         self.metrics.observe_validated(lengths, params.max_new_tokens, time.monotonic() - started_at)
 
-    @contextmanager
-    def running(self, call: Call) -> Iterator[None]:
-        """Run the outputs of a call inside the ``with`` block; what has not ended when it is left is cancelled.
-
-        Raises:
-            Unavailable: the engine is gone.
-        """
-        with self.router.running(call.outputs):
-            yield
+    async def build_responses(self, outputs: Sequence[Output]) -> pb.BatchedGenerationResponse:
+        """The answer of a unary call. Facts about long inputs take a while: not the event loop's."""
+        if any(output.source.params.details.input_tokens for output in outputs):
+            return await self.tokenizer.run(partial(to_responses, outputs))
+        return to_responses(outputs)
 
     def count_answer(self, output: Output, kind: str, started_at: float) -> None:
         """Metrics of an input that is being answered."""
@@ -145,9 +142,17 @@ class GenerationService:
                     raise InvalidRequest(f"tokenizer error {result}") from result
                 case _:
                     raise result
-        if not all(one.token_ids for one in encoded):
-            raise InvalidRequest("tokenizer error the input is empty")
+        for one in encoded:
+            if not one.token_ids:
+                raise InvalidRequest("tokenizer error the input is empty")
+            if (highest := max(one.token_ids)) >= self.vocab_size:
+                piece = self.tokenizer.get_piece(highest)
+                raise InvalidRequest(f"tokenizer error the model has no token {piece!r} (id {highest})")
         return encoded
+
+
+def to_responses(outputs: Sequence[Output]) -> pb.BatchedGenerationResponse:
+    return pb.BatchedGenerationResponse(responses=[output.to_response() for output in outputs])
 
 
 def choose_seed(params: GenerationParams) -> int:

@@ -81,7 +81,7 @@ class Output:
         self._parts: list[_Part] = []  # not fetched yet
         self._prompt_details: list[TokenDetail] = []
         self._is_prompt_done = False
-        self._is_input_frame_due = source.params.details.input_tokens
+        self._wants_input_frame = source.params.details.input_tokens
 
     @property
     def is_finished(self) -> bool:
@@ -156,13 +156,20 @@ class Output:
             text=self.source.text if self.source.params.input_text else "",
         )
 
+    @property
+    def is_input_frame_due(self) -> bool:
+        """A stream's frame of input tokens can be made and was not taken yet."""
+        return self._wants_input_frame and self._is_prompt_done
+
+    def take_input_frame(self) -> pb.GenerationResponse:
+        """The frame of input tokens. Long prompts take a while; any thread may do it, once."""
+        self._wants_input_frame = False
+        infos = self._input_tokens()
+        return pb.GenerationResponse(input_token_count=len(infos), input_tokens=infos)
+
     def take_frames(self) -> list[pb.GenerationResponse]:
         """The frames of a stream that are due and were not taken yet."""
-        frames = []
-        if self._is_input_frame_due and self._is_prompt_done:
-            self._is_input_frame_due = False
-            infos = self._input_tokens()
-            frames.append(pb.GenerationResponse(input_token_count=len(infos), input_tokens=infos))
+        frames = [self.take_input_frame()] if self.is_input_frame_due else []
         parts, self._parts = self._parts, []
         is_over = self.stop_reason is not FinishReason.NOT_FINISHED
         if is_over and not parts:

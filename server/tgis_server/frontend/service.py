@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, TypeAlias
 
 import grpc
@@ -46,11 +47,11 @@ class GenerationServicer(GenerationServiceServicer):
                 return pb.BatchedGenerationResponse()
             with self._admission.hold(len(texts)):
                 await generation.prepare(request, texts, call, started_at)
-                with generation.running(call):
+                with generation.router.running(call.outputs):
                     await call.wait_for_all()
                 for output in call.outputs:
                     generation.count_answer(output, kind, started_at)
-                return pb.BatchedGenerationResponse(responses=[output.to_response() for output in call.outputs])
+                return await generation.build_responses(call.outputs)
 
     async def GenerateStream(self, request: pb.SingleGenerationRequest, context: Context) -> None:
         # Writes instead of yielding: a generator's `finally` may run long after its client is gone.
@@ -64,11 +65,13 @@ class GenerationServicer(GenerationServiceServicer):
                 await generation.prepare(request, [request.request.text], call, started_at)
                 [output] = call.outputs
                 await context.write(output.first_frame())
-                with generation.running(call):
+                with generation.router.running(call.outputs):
                     is_over = False
                     while not is_over:
                         await call.wait_for_news()
                         is_over = output.is_finished  # before the frames are taken: they grow while one is written
+                        if output.is_input_frame_due:
+                            await context.write(await generation.tokenizer.run(output.take_input_frame))
                         for frame in output.take_frames():
                             await context.write(frame)
                 if output.error:
@@ -89,7 +92,8 @@ class GenerationServicer(GenerationServiceServicer):
             )
             num_tokens = sum(len(text.token_ids) for text in texts)
             self._metrics.observe_tokenized(num_tokens, time.monotonic() - started_at)
-            return pb.BatchedTokenizeResponse(responses=[tokenize_response(text, request) for text in texts])
+            # A message per token takes its time: not the event loop's.
+            return await generation.tokenizer.run(partial(tokenize_responses, texts, request))
 
     async def ModelInfo(self, request: pb.ModelInfoRequest, context: Context) -> pb.ModelInfoResponse:
         async with self._answering(context) as generation:
@@ -151,12 +155,17 @@ def failure_label(error: Exception, call: Call) -> str:
             return "generate" if call.outputs else "unknown"
 
 
-def tokenize_response(text: TokenizedText, request: pb.BatchedTokenizeRequest) -> pb.TokenizeResponse:
-    return pb.TokenizeResponse(
-        token_count=len(text.token_ids),
-        tokens=text.tokens if request.return_tokens else [],
-        offsets=[pb.TokenizeResponse.Offset(start=start, end=end) for start, end in text.offsets],
-    )
+def tokenize_responses(
+    texts: Sequence[TokenizedText], request: pb.BatchedTokenizeRequest
+) -> pb.BatchedTokenizeResponse:
+    responses = pb.BatchedTokenizeResponse()
+    for text in texts:
+        response = responses.responses.add(token_count=len(text.token_ids))
+        if request.return_tokens:
+            response.tokens.extend(text.tokens)
+        for start, end in text.offsets:
+            response.offsets.add(start=start, end=end)
+    return responses
 
 
 def get_correlation_id(context: Context) -> Any:

@@ -72,9 +72,7 @@ class Tokenizer:
         """
         file = model_dir / "tokenizer.json"
         if not file.is_file():
-            raise ModelError(
-                f"{file} does not exist. Run `tgis convert-to-fast-tokenizer` on the model, or use one that has it."
-            )
+            raise ModelError(f"{file} does not exist: the model needs a fast tokenizer, which this file holds.")
         try:
             tokenizer = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises plain Exception for every kind of broken file
@@ -87,7 +85,7 @@ class Tokenizer:
         Raises:
             TokenizerFailed: with the library's message.
         """
-        return await self._in_pool(partial(self._encode_input, text, truncate_to))
+        return await self._encode(partial(self._encode_input, text, truncate_to))
 
     async def tokenize(self, text: str, truncate_to: int = 0, *, want_offsets: bool = False) -> TokenizedText:
         """Tokens of a text as the Tokenize RPC cuts them: the last entries, whatever they are.
@@ -95,7 +93,7 @@ class Tokenizer:
         Raises:
             TokenizerFailed: with the library's message.
         """
-        return await self._in_pool(partial(self._tokenize, text, truncate_to, want_offsets))
+        return await self._encode(partial(self._tokenize, text, truncate_to, want_offsets))
 
     def get_piece(self, token_id: int) -> str:
         """The vocabulary piece of a token; an unknown id has none."""
@@ -129,9 +127,13 @@ class Tokenizer:
         token_ids = encoding.ids[kept]
         return TokenizedText(token_ids, [self.get_piece(token_id) for token_id in token_ids], offsets)
 
-    async def _in_pool(self, work: Callable[[], T]) -> T:
+    async def run(self, work: Callable[[], T]) -> T:
+        """Do long work beside the event loop, in a thread that otherwise tokenizes."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    async def _encode(self, work: Callable[[], T]) -> T:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+            return await self.run(work)
         except Exception as error:  # a library border: a text that fails harms no other
             raise TokenizerFailed(str(error)) from error
 

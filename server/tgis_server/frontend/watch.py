@@ -40,8 +40,16 @@ class ShardWatch:
     def is_serving(self) -> bool:
         return self._last is not None and self._last.state == pb.HealthReply.SERVING
 
-    def observe(self, reply: pb.HealthReply | None) -> str | None:
-        """Take in an answer, or its absence. Returns why the shard is dead, or None."""
+    @property
+    def is_between_steps(self) -> bool:
+        return self._last is not None and self._last.step_age_s == 0
+
+    def observe(self, reply: pb.HealthReply | None, *, expects_ticks: bool = True) -> str | None:
+        """Take in an answer, or its absence. Returns why the shard is dead, or None.
+
+        ``expects_ticks``: an idle step loop should have answered its ticks. A follower gets them from the leader,
+        and none while the leader waits for the device.
+        """
         if reply is None:
             self._num_unanswered += 1
             # Before it serves, silence is the launcher's to judge: importing and loading can hold everything up.
@@ -60,7 +68,7 @@ class ShardWatch:
             )
         # Between two long steps the last tick is old as well: only a shard that also did nothing since is stuck.
         did_nothing = last is not None and last.executed_steps == reply.executed_steps and last.step_age_s == 0
-        if did_nothing and reply.step_age_s == 0 and reply.tick_age_s > MAX_TICK_AGE_S:
+        if expects_ticks and did_nothing and reply.step_age_s == 0 and reply.tick_age_s > MAX_TICK_AGE_S:
             return f"Shard {self._rank} hangs: its step loop has not answered for {reply.tick_age_s:.0f} s."
         return None
 
@@ -88,8 +96,11 @@ class Watch:
             stubs = [ShardStub(channel) for channel in channels]
             while True:
                 replies = await asyncio.gather(*(self._ask(stub) for stub in stubs))
+                leader = self._shards[0]
+                was_idle = leader.is_serving and leader.is_between_steps
                 for shard, reply in zip(self._shards, replies, strict=True):
-                    if cause := shard.observe(reply):
+                    is_idle = was_idle and leader.is_between_steps
+                    if cause := shard.observe(reply, expects_ticks=shard is leader or is_idle):
                         raise PeerLost(cause)
                 if all(shard.is_serving for shard in self._shards):
                     self._all_serving.set()

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 
-from tgis_server.scheduler.blocks import BlockPool, chain_keys, root_key
+from tgis_server.scheduler.blocks import BlockPool, root_key
 from tgis_server.scheduler.sequence import Sequence, State
 from tgis_server.wire.messages import (
     NO_TOKEN,
@@ -54,7 +54,8 @@ class _Row:
 
     sequence: Sequence
     residence: int
-    end: int  # num_planned after this row
+    start: int  # num_planned before this row
+    end: int  # and after it
     is_prefill: bool
     sample: bool
 
@@ -83,6 +84,7 @@ class Scheduler:
         self._step = 0
         self._arrivals = 0
         self._result = StepResult()  # what happened since the last result was taken
+        self._has_changed = False  # since then somebody left: gauges are no longer true
 
     @property
     def num_waiting(self) -> int:
@@ -175,14 +177,15 @@ class Scheduler:
 
     def _add_row(self, builder: _PlanBuilder, sequence: Sequence, num_tokens: int) -> None:
         plan = builder.plan
-        is_prefill = sequence.num_planned < sequence.prefill_end
+        start = sequence.num_planned
+        is_prefill = start < sequence.prefill_end
         sequence.num_planned += num_tokens
         sample = sequence.num_planned == sequence.num_known
         plan.slots.append(sequence.slot)
         plan.num_tokens.append(num_tokens)
         plan.new_blocks.append(sequence.blocks[sequence.num_sent_blocks :])
         plan.sample.append(sample)
-        builder.rows.append(_Row(sequence, sequence.residence, sequence.num_planned, is_prefill, sample))
+        builder.rows.append(_Row(sequence, sequence.residence, start, sequence.num_planned, is_prefill, sample))
         builder.budget -= num_tokens
         sequence.num_sent_blocks = len(sequence.blocks)
         if sample:
@@ -193,7 +196,7 @@ class Scheduler:
         """Give the head of the queue a slot and the blocks of all its known tokens, if there are enough."""
         if not self._free_slots:
             return False
-        keys, cached = self._find_cached(sequence)
+        cached = self._find_cached(sequence)
         needed = self.pool.blocks_for(sequence.num_known) - len(cached)
         # Running sequences grow: without a block in reserve for each, a newcomer would be preempted in the next step.
         if needed + len(self._running) > self.pool.num_obtainable(cached):
@@ -201,7 +204,7 @@ class Scheduler:
         self._waiting.pop(0)
         self.pool.acquire(cached)
         sequence.blocks = cached + self.pool.allocate(needed)
-        sequence.keys = keys[: len(cached)]
+        sequence.num_published = len(cached)
         sequence.num_planned = len(cached) * self.limits.block_size
         sequence.prefill_end = sequence.num_known
         sequence.slot = heapq.heappop(self._free_slots)
@@ -225,12 +228,12 @@ class Scheduler:
         self._add_row(builder, sequence, min(builder.budget, sequence.num_to_compute))
         return True
 
-    def _find_cached(self, sequence: Sequence) -> tuple[list[bytes], list[int]]:
-        """Chain keys and cached blocks of a sequence's beginning; the last token is always left to compute."""
+    def _find_cached(self, sequence: Sequence) -> list[int]:
+        """Cached blocks of a sequence's beginning; the last token is always left to compute."""
         if not self.limits.prefix_cache or sequence.submit.details.input_tokens:
-            return [], []
-        keys = chain_keys(sequence.root_key, sequence.token_ids[:-1], self.limits.block_size)
-        return keys, self.pool.find_cached(keys)
+            return []
+        size = self.limits.block_size
+        return self.pool.find_cached(sequence.get_keys((len(sequence.token_ids) - 1) // size, size))
 
     def _preempt(self, sequence: Sequence) -> None:
         """Take slot and blocks away; the sequence returns to its place in the queue and is recomputed later."""
@@ -263,7 +266,7 @@ class Scheduler:
             if row.residence == sequence.residence:
                 self._publish(sequence, row.end)
             if prompt_details := tokens.prompt_details.get(index):
-                self._result.prompt_details.append((sequence.submit.request_id, prompt_details))
+                self._report_prompt(sequence, row, prompt_details)
             details = tokens.details.get(index)
             for position, token_id in enumerate(tokens.token_ids[index]):
                 if self._append_token(sequence, token_id, details[position] if details else None, now):
@@ -272,13 +275,21 @@ class Scheduler:
 
     def _publish(self, sequence: Sequence, num_computed: int) -> None:
         """Make the full blocks up to ``num_computed`` findable for other sequences."""
-        size, first = self.limits.block_size, len(sequence.keys)
-        if not self.limits.prefix_cache or num_computed // size <= first:
+        size = self.limits.block_size
+        num_full = num_computed // size
+        if not self.limits.prefix_cache or num_full <= sequence.num_published:
             return
-        parent = sequence.keys[-1] if sequence.keys else sequence.root_key
-        for key in chain_keys(parent, sequence.token_ids[first * size : num_computed // size * size], size):
-            self.pool.publish(sequence.blocks[len(sequence.keys)], key)
-            sequence.keys.append(key)
+        keys = sequence.get_keys(num_full, size)
+        for i in range(sequence.num_published, num_full):
+            self.pool.publish(sequence.blocks[i], keys[i])
+        sequence.num_published = num_full
+
+    def _report_prompt(self, sequence: Sequence, row: _Row, details: list[TokenDetail]) -> None:
+        """Pass on facts about prompt tokens; those that an earlier stay in a slot has reported are dropped."""
+        new = details[max(0, sequence.num_described - row.start) :]
+        if new:
+            sequence.num_described += len(new)
+            self._result.prompt_details.append((sequence.submit.request_id, new))
 
     def _append_token(self, sequence: Sequence, token_id: int, detail: TokenDetail | None, now: float) -> bool:
         """Take in one token; returns whether it was the sequence's last."""
@@ -316,6 +327,7 @@ class Scheduler:
         else:
             self._take_slot(sequence)
         sequence.state = State.FINISHED
+        self._has_changed = True
         del self._sequences[sequence.submit.request_id]
 
     def fail_prefills(self, plan: StepPlan, text: str) -> StepResult:
@@ -336,13 +348,14 @@ class Scheduler:
         return replace(result, stats=replace(result.stats, out_of_memory=True))
 
     def has_news(self) -> bool:
-        """Whether something ended or failed without a step."""
-        return bool(self._result.request_ids or self._result.failures)
+        """Whether something ended, failed or was cancelled without a step."""
+        return self._has_changed or bool(self._result.failures)
 
     def take_result(self, builder: _PlanBuilder | None = None, forward_s: float = 0.0) -> StepResult:
         """Everything that happened since the last result, with the statistics of a step if there was one."""
         result = replace(self._result, stats=self._stats(builder or _PlanBuilder(0, StepPlan(self._step)), forward_s))
         self._result = StepResult()
+        self._has_changed = False
         return result
 
     def _stats(self, builder: _PlanBuilder, forward_s: float) -> StepStats:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from tgis_server.scheduler.blocks import chain_keys
 from tgis_server.wire.messages import Submit
 
 
@@ -39,8 +40,18 @@ class Sequence:
     num_in_flight: int = 0
     prefill_end: int = 0  # tokens known when it got its slot: before this, rows are prefill
     residence: int = 0  # counts its stays in a slot; a row of an earlier stay no longer speaks for its blocks
-    keys: list[bytes] = field(default_factory=list)  # of the full blocks published or matched so far
+    keys: list[bytes] = field(default_factory=list)  # chain keys of its full blocks, as far as they were needed
+    num_published: int = 0  # beginning of the block table that the prefix cache knows
+    num_described: int = 0  # prompt tokens whose facts were reported; a recomputation gives them again
     has_started: bool = False
+
+    def get_keys(self, num_blocks: int, block_size: int) -> list[bytes]:
+        """Chain keys of the first ``num_blocks`` blocks, which are full; each is computed once."""
+        first = len(self.keys)
+        if first < num_blocks:
+            parent = self.keys[-1] if self.keys else self.root_key
+            self.keys += chain_keys(parent, self.token_ids[first * block_size : num_blocks * block_size], block_size)
+        return self.keys[:num_blocks]
 
     @property
     def num_known(self) -> int:

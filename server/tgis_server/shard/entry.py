@@ -56,10 +56,13 @@ def _lead(run: Run, status: ShardStatus) -> None:
         leader = Leader(runner, scheduler, status, inbox, outbox, followers, is_alone=run.num_shard == 1)
         followers.wait_for_followers(run.config.startup_timeout)
         status.report_progress("warming up", 0, 0)
-        leader.warm_up(min(WARM_UP_TOKENS, run.max_batch_tokens, runner.capacity.max_sequence_length - 1))
+        capacity = runner.capacity
+        room = min(capacity.max_sequence_length, capacity.num_blocks * capacity.block_size)
+        leader.warm_up(min(WARM_UP_TOKENS, run.max_batch_tokens, room - 1))
         signal.signal(signal.SIGTERM, lambda *_: inbox.put(Stop()))
-        _say_serving(status)
+        status.say_serving()
         leader.run()
+        followers.end()
     finally:
         followers.close()
         runner.close()
@@ -72,7 +75,7 @@ def _follow(run: Run, rank: int, status: ShardStatus) -> None:
     try:
         plans = PlanSubscriber.connect(run.plan_socket, run.config.startup_timeout)
         signal.signal(signal.SIGTERM, lambda *_: None)  # the leader stops first and ends the plans
-        _say_serving(status)
+        status.report_progress("warming up", 0, 0)
         follow(runner, status, plans)
     finally:
         runner.close()
@@ -104,9 +107,3 @@ def _load(run: Run, rank: int, status: ShardStatus) -> ModelRunner:
     )
     logger.info("loaded in %.1f s", time.monotonic() - started_at)
     return runner
-
-
-def _say_serving(status: ShardStatus) -> None:
-    status.phase = "serving"
-    status.progress_count += 1
-    status.state = pb.HealthReply.SERVING

@@ -10,13 +10,15 @@ from tgis_server.wire.plans import PlanSubscriber
 
 
 def follow(runner: ModelRunner, status: ShardStatus, plans: PlanSubscriber) -> None:
-    """Run plans until the leader ends them.
+    """Run plans until the leader ends them. The first plan without rows says that the warm-up is over.
 
     Raises:
         PeerLost: the leader is gone.
     """
     while (plan := plans.receive()) is not None:
         status.answer_tick()
+        if not plan.slots and not plan.free and not status.is_serving:
+            status.say_serving()
         if plan.slots or plan.free:
             status.step_started_at = time.monotonic()
             runner.launch(plan)

@@ -80,6 +80,7 @@ class Leader:
                 launched = self._runner.launch(plan)
                 if plan.slots:
                     self._runner.collect(launched)
+            self._followers.publish(StepPlan(step=0))  # the warm-up is over
         except OutOfMemory as error:
             raise NotEnoughDevices(
                 f"A step of {num_tokens} tokens does not fit into memory beside the weights: {error}. "

@@ -23,6 +23,7 @@ from tgis_server.wire.messages import StepResult
 
 logger = logging.getLogger(__name__)
 
+READER_END_S = 5.0  # the call is over: its iterator ends at once
 NUM_WORKERS = 8  # one Session, the rest for probes
 UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
@@ -91,17 +92,20 @@ class ShardServicer(shard_pb2_grpc.ShardServicer):
                     for item in decode_to_engine(message):
                         inbox.put(item)
             except grpc.RpcError:
-                pass  # how grpc ends the iterator when the peer is gone; the callback below does the rest
-            session.put(None)
+                logger.debug("the session's peer is gone")  # grpc ends the iterator so
+            finally:
+                session.put(None)
 
+        reader = threading.Thread(target=read_requests, name="session-reader", daemon=True)
         context.add_callback(lambda: session.put(None))
-        threading.Thread(target=read_requests, name="session-reader", daemon=True).start()
+        reader.start()
         logger.debug("session opened")
         try:
             while (result := session.get()) is not None:
                 yield encode_step_result(result)
         finally:
             self._outbox.close(session)
+            reader.join(READER_END_S)  # no request may come after the end of its session
             inbox.put(SessionEnded())
 
 

@@ -28,6 +28,16 @@ class ShardStatus:
         self.phase, self.done_bytes, self.total_bytes = phase, done, total
         self.progress_count += 1
 
+    @property
+    def is_serving(self) -> bool:
+        return self.state == pb.HealthReply.SERVING
+
+    def say_serving(self) -> None:
+        self.phase = "serving"
+        self.progress_count += 1
+        self.tick_asked_at = None  # those of the time of loading do not count
+        self.state = pb.HealthReply.SERVING
+
     def answer_tick(self) -> None:
         self.tick_asked_at = None
 

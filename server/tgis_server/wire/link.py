@@ -40,14 +40,7 @@ class EngineInfo:
     """Facts about the loaded model that requests are checked against."""
 
     max_sequence_length: int  # prompt + output, what really fits
-    eos_ids: tuple[int, ...] = ()
-    vocab_size: int = 0
-    model_type: str = ""
-    dtype: str = ""
-    device: str = ""
-    num_blocks: int = 0
-    block_size: int = 0
-    notes: tuple[str, ...] = ()
+    vocab_size: int
 
 
 class EngineLink(Protocol):
@@ -103,17 +96,7 @@ class GrpcLink:
             reply: pb.InfoReply = await self._stub().Info(pb.InfoRequest(), timeout=INFO_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             raise Unavailable(f"The engine does not say what it serves: {describe(error)}.") from error
-        return EngineInfo(
-            max_sequence_length=reply.max_sequence_length,
-            eos_ids=tuple(reply.eos_ids),
-            vocab_size=reply.vocab_size,
-            model_type=reply.model_type,
-            dtype=reply.dtype,
-            device=reply.device,
-            num_blocks=reply.num_blocks,
-            block_size=reply.block_size,
-            notes=tuple(reply.notes),
-        )
+        return EngineInfo(max_sequence_length=reply.max_sequence_length, vocab_size=reply.vocab_size)
 
     def submit(self, requests: Iterable[Submit]) -> None:
         if not self._is_open:

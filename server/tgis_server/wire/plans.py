@@ -49,9 +49,7 @@ class PlanPublisher:
                 peer, _ = self._listener.accept()
             except TimeoutError:
                 missing = self._num_followers - len(self._connections)
-                raise PeerLost(
-                    f"{missing} shard(s) did not come to the first step within {timeout_s:.0f} s."
-                ) from None
+                raise PeerLost(f"{missing} shard(s) did not come to the first step within {timeout_s:.0f} s.") from None
             peer.settimeout(None)
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_TIMEOUT_S, 0))
             self._connections.append(Connection(peer.detach()))
@@ -65,10 +63,13 @@ class PlanPublisher:
         if self._connections:
             self._send(encode_plan(plan))
 
-    def close(self) -> None:
-        """Tell the followers that no plan follows."""
+    def end(self) -> None:
+        """Tell the followers that no plan follows, so that they end in peace."""
         with contextlib.suppress(PeerLost):  # gone before us: nobody is left to tell
             self._send(END)
+
+    def close(self) -> None:
+        """Close the sockets; without :meth:`end` before, followers take it as a failure of the leader."""
         for connection in self._connections:
             connection.close()
         if self._listener:
