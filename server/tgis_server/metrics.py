@@ -69,7 +69,7 @@ SPECS = (
     Spec("tgi_batch_input_tokens", "gauge", "tokens", "Tokens of running sequences, generated ones included."),
     Spec("tgi_batch_max_remaining_tokens", "gauge", "tokens", "Most tokens that a running sequence may still get."),
     Spec("tgi_batch_concatenation_count", "counter", "steps", "Steps in which new sequences joined running ones."),
-    Spec("tgi_queue_size", "gauge", "sequences", "Sequences that wait for their first step."),
+    Spec("tgi_queue_size", "gauge", "sequences", "Sequences that wait for a slot: new ones and those set back."),
     Spec("tgi_kv_blocks_used", "gauge", "blocks", "KV blocks that hold something of running sequences."),
     Spec("tgi_kv_blocks_total", "gauge", "blocks", "KV blocks of the engine."),
     Spec("tgi_prefix_cache_hit_tokens", "counter", "tokens", "Prompt tokens that were not computed again."),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +13,6 @@ from tgis_server.engines.native.memory import (
     check_fits,
     decide_kv_budget,
     format_bytes,
-    free_cpu_bytes,
 )
 from tgis_server.errors import NotEnoughDevices
 
@@ -85,52 +83,3 @@ def test_weights_that_fit_pass() -> None:
 @pytest.mark.parametrize(("count", "text"), [(3 * GIB // 2, "1.5 GiB"), (12 * MIB, "12 MiB"), (2048, "2 KiB")])
 def test_sizes_in_words(count: int, text: str) -> None:
     assert format_bytes(count) == text
-
-
-# Measuring
-
-
-def machine(root: Path, available_kib: int, group: str) -> tuple[Path, Path]:
-    proc, cgroup = root / "proc", root / "cgroup"
-    (proc / "self").mkdir(parents=True)
-    cgroup.mkdir()
-    (proc / "meminfo").write_text(f"MemTotal: 99999999 kB\nMemAvailable:   {available_kib} kB\n")
-    (proc / "self" / "cgroup").write_text(group)
-    return proc, cgroup
-
-
-def limit(group: Path, limit: str, used: int, inactive: int, *, version: int = 2) -> None:
-    group.mkdir(parents=True, exist_ok=True)
-    names = ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
-    (group / names[0]).write_text(limit + "\n")
-    (group / names[1]).write_text(f"{used}\n")
-    stat = "inactive_file" if version == 2 else "total_inactive_file"
-    (group / "memory.stat").write_text(f"anon 5\n{stat} {inactive}\n")
-
-
-def test_without_limits_the_machine_decides(tmp_path: Path) -> None:
-    proc, cgroup = machine(tmp_path, 2048, "0::/\n")
-
-    assert free_cpu_bytes(proc, cgroup) == 2048 * 1024
-
-
-def test_a_limit_of_a_parent_group_counts(tmp_path: Path) -> None:
-    proc, cgroup = machine(tmp_path, 1 << 30, "0::/pod/container\n")
-    limit(cgroup / "pod", str(GIB), 300 * MIB, 100 * MIB)
-    limit(cgroup / "pod" / "container", "max", 300 * MIB, 0)
-
-    assert free_cpu_bytes(proc, cgroup) == GIB - 200 * MIB
-
-
-def test_limits_of_the_older_control_groups_count(tmp_path: Path) -> None:
-    proc, cgroup = machine(tmp_path, 1 << 30, "4:cpu,memory:/box\n1:name=systemd:/x\n")
-    limit(cgroup / "memory" / "box", str(GIB), GIB // 2, 0, version=1)
-
-    assert free_cpu_bytes(proc, cgroup) == GIB // 2
-
-
-def test_a_group_over_its_limit_has_nothing_free(tmp_path: Path) -> None:
-    proc, cgroup = machine(tmp_path, 1 << 30, "0::/\n")
-    limit(cgroup, str(GIB), 2 * GIB, 0)
-
-    assert free_cpu_bytes(proc, cgroup) == 0

@@ -205,7 +205,7 @@ def test_loading_reports_bytes(model: Callable[..., Model], tmp_path: Path) -> N
 def test_weights_that_cannot_fit_are_refused_before_reading(
     model: Callable[..., Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "free_cpu_bytes", lambda: 300_000)
+    monkeypatch.setattr(loading.cgroup, "available_bytes", lambda: 300_000)
 
     with pytest.raises(NotEnoughDevices, match=r"llama.* in float32 needs .*293 KiB are free"):
         load(model("llama").directory, tmp_path)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tgis_cli.machine import Gpu, Machine, cgroup
+from tgis_cli.machine import Gpu, Machine
 from tgis_cli.machine.facts import cpu_has_bf16
 from tgis_cli.machine.gpus import find_gpus
 from tgis_cli.machine.ports import check_port
@@ -100,59 +100,6 @@ def test_bf16_instructions_are_read_from_cpuinfo(tmp_path: Path, line: str, expe
     file.write_text(f"processor\t: 0\n{line}\n")
 
     assert cpu_has_bf16(file) is expected
-
-
-# -- control groups
-
-
-@pytest.fixture
-def group(tmp_path: Path):
-    """A tree of control groups, version 2, in which this process is in /pod/container; takes files and contents."""
-    membership = tmp_path / "membership"
-    membership.write_text("0::/pod/container\n")
-    root = tmp_path / "root"
-    (root / "pod/container").mkdir(parents=True)
-
-    def write(**files: str) -> dict[str, Path]:
-        for name, text in files.items():
-            folder, _, file = name.partition("__")
-            (root / ("pod/container" if folder == "own" else "pod") / file.replace("_", ".", 1)).write_text(text)
-        return {"root": root, "membership": membership}
-
-    return write
-
-
-def test_the_tightest_limit_above_counts(group):
-    places = group(own__memory_max="max\n", pod__memory_max=f"{2 * GIB}\n")
-
-    assert cgroup.memory_limit_bytes(**places) == 2 * GIB
-
-
-def test_page_cache_counts_as_free(group):
-    places = group(
-        own__memory_max=f"{4 * GIB}\n", own__memory_current=f"{3 * GIB}\n", own__memory_stat=f"inactive_file {GIB}\n"
-    )
-
-    assert cgroup.memory_free_bytes(**places) == 2 * GIB
-
-
-def test_a_quota_of_cpus_is_read(group):
-    assert cgroup.cpu_quota(**group(own__cpu_max="150000 100000\n")) == 1.5
-    assert cgroup.cpu_quota(**group(own__cpu_max="max 100000\n")) is None
-
-
-def test_out_of_memory_kills_are_counted(group):
-    assert cgroup.count_oom_kills(**group(own__memory_events="oom 3\noom_kill 2\n")) == 2
-
-
-def test_version_1_has_a_tree_per_controller(tmp_path: Path):
-    membership = tmp_path / "membership"
-    membership.write_text("4:memory:/pod\n1:cpu,cpuacct:/pod\n0::/\n")
-    (tmp_path / "memory/pod").mkdir(parents=True)
-    (tmp_path / "memory/pod/memory.limit_in_bytes").write_text(f"{GIB}\n")
-    (tmp_path / "memory/memory.limit_in_bytes").write_text("9223372036854771712\n")
-
-    assert cgroup.memory_limit_bytes(tmp_path, membership) == GIB
 
 
 # -- checks

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tgis_cli.machine import cgroup
 from tgis_cli.machine.gpus import Gpu, find_gpus, torch_has_cuda
+from tgis_server import cgroup
 
 __all__ = ["Gpu", "Machine", "probe_machine"]
 
@@ -30,13 +30,11 @@ class Machine:
 
 def probe_machine(environ: Mapping[str, str]) -> Machine:
     """Look at this machine; takes milliseconds."""
-    free = available_bytes()
-    free_in_group = cgroup.memory_free_bytes()
     return Machine(
         gpus=find_gpus(environ),
         num_cpus=count_cpus(),
         has_bf16=cpu_has_bf16(),
-        free_bytes=free if free_in_group is None else min(free, free_in_group),
+        free_bytes=cgroup.available_bytes(),
         limit_bytes=cgroup.memory_limit_bytes(),
         torch_has_cuda=torch_has_cuda(),
     )
@@ -54,11 +52,3 @@ def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
         if name.strip().lower() in ("flags", "features"):
             return not BF16_FLAGS.isdisjoint(flags.split())
     return False
-
-
-def available_bytes(meminfo: Path = Path("/proc/meminfo")) -> int:
-    for line in cgroup.read_text(meminfo).splitlines():
-        name, _, value = line.partition(":")
-        if name == "MemAvailable":
-            return int(value.split()[0]) * 1024
-    return 0

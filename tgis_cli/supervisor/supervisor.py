@@ -25,7 +25,6 @@ from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tgis_cli.machine import cgroup
 from tgis_cli.supervisor.cause import (
     FRONTEND,
     Cause,
@@ -42,6 +41,7 @@ from tgis_cli.supervisor.environment import child_environment
 from tgis_cli.supervisor.signals import STOP_SIGNALS, StopSignals
 from tgis_cli.supervisor.terminal import Terminal
 from tgis_cli.supervisor.waiting import first_of, wait_all
+from tgis_server import cgroup
 from tgis_server.errors import GroupFailed
 from tgis_server.run import Run
 

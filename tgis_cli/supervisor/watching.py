@@ -65,11 +65,9 @@ class Watcher:
         """Say where the server is: in ``ready.json``, and to the terminal or as a JSON event."""
         frontend = self._processes[-1].reply
         assert isinstance(frontend, pb.FrontendHealth), "the front-end has said that it is ready"
-        if (info := await self._health.info(0, WATCH_CALL_S)) is None:
-            raise ProcessHangs("shard-0", "shard-0 said that it serves, but does not answer any more.")
         ready = Ready(
             run=self._run,
-            info=info,
+            info=await self._get_info(),
             grpc_port=frontend.grpc_port,
             http_port=frontend.http_port,
             pids=pids,
@@ -83,6 +81,12 @@ class Watcher:
             self._terminal.print_panel(make_panel(ready))
         else:
             self._terminal.print("\n".join(make_lines(ready)))
+
+    async def _get_info(self) -> pb.InfoReply:
+        for _ in range(MAX_UNANSWERED):
+            if (info := await self._health.info(0, WATCH_CALL_S)) is not None:
+                return info
+        raise ProcessHangs("shard-0", "shard-0 said that it serves, but does not answer any more.")
 
     async def watch_frontend(self) -> None:
         """Ask the front-end for ever whether it is well.

@@ -1,1 +1,1 @@
-"""Engines behind one small contract (``api.py``). Nothing outside this package names an engine."""
+"""Engines behind one small contract (``api.py``). Only the launcher, which chooses one, names them."""

@@ -118,7 +118,9 @@ class StepPlan:
     step: int
     new: list[NewSequence] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)  # one per row
-    num_tokens: list[int] = field(default_factory=list)  # 1 and sample = decode; otherwise a prefill chunk
+    num_tokens: list[int] = field(
+        default_factory=list
+    )  # computed for that row: 1 in a decode row, more in most prefill chunks
     new_blocks: list[list[int]] = field(default_factory=list)  # blocks appended to that row's table
     sample: list[bool] = field(default_factory=list)  # False for a prefill chunk that is not the last
     free: list[int] = field(default_factory=list)  # slots to forget before running

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from tgis_server import cgroup
 from tgis_server.engines.api import Capacity, ModelFacts, Progress
 from tgis_server.engines.native.checkpoint import ITEM_BYTES, Checkpoint, inspect_checkpoint
 from tgis_server.engines.native.families import read_spec
@@ -15,7 +16,6 @@ from tgis_server.engines.native.memory import (
     MemoryRequest,
     check_fits,
     decide_kv_budget,
-    free_cpu_bytes,
     free_gpu_bytes,
     step_bytes,
 )
@@ -126,7 +126,7 @@ def _free_bytes(run: Run, rank: int) -> int:
     """What this rank may take. Ranks on one CPU host share its memory evenly."""
     if run.device == "cuda":
         return free_gpu_bytes(GPU, run.config.cuda_process_memory_fraction)
-    return free_cpu_bytes() // run.num_shard
+    return cgroup.available_bytes() // run.num_shard
 
 
 def _resident_bytes(run: Run, checkpoint: Checkpoint, rank: int) -> int:

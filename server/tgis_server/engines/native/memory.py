@@ -6,7 +6,6 @@ Decisions are plain arithmetic on numbers that the caller measured; torch is imp
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from tgis_server.errors import NotEnoughDevices
 
@@ -128,70 +127,6 @@ def format_bytes(count: int) -> str:
     if count >= 1 << 20:
         return f"{count / (1 << 20):.0f} MiB"
     return f"{count / 1024:.0f} KiB"
-
-
-def free_cpu_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Memory that this process can still take: what the machine has, or less if its control group allows less."""
-    available = _machine_available(proc)
-    limits = [*_cgroup2_free(proc, cgroup), *_cgroup1_free(proc, cgroup)]
-    return max(0, min([available, *limits]))
-
-
-def _machine_available(proc: Path) -> int:
-    for line in (proc / "meminfo").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == "MemAvailable":
-            return int(value.split()[0]) * 1024
-    return 0
-
-
-def _own_group(proc: Path, controller: str) -> str | None:
-    """Path of this process's group; version 2 has the empty controller list."""
-    try:
-        lines = (proc / "self" / "cgroup").read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controller in controllers.split(","):
-            return path
-    return None
-
-
-def _group_and_parents(root: Path, path: str | None) -> list[Path]:
-    """Directories of the group and of those above it, as far as this mount shows them."""
-    if path is None:
-        return []
-    found = [root]
-    for part in Path(path).parts[1:]:
-        if not (found[-1] / part).is_dir():
-            break
-        found.append(found[-1] / part)
-    return found
-
-
-def _cgroup2_free(proc: Path, cgroup: Path) -> list[int]:
-    groups = _group_and_parents(cgroup, _own_group(proc, ""))
-    return _free_of(groups, "memory.max", "memory.current", "inactive_file")
-
-
-def _cgroup1_free(proc: Path, cgroup: Path) -> list[int]:
-    groups = _group_and_parents(cgroup / "memory", _own_group(proc, "memory"))
-    return _free_of(groups, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-
-
-def _free_of(groups: list[Path], limit: str, usage: str, reclaimable: str) -> list[int]:
-    """Limit less usage of each group that has a limit; file pages that can be dropped do not count as used."""
-    free = []
-    for group in groups:
-        try:
-            raw, used = (group / limit).read_text().strip(), int((group / usage).read_text())
-            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        except (OSError, ValueError):
-            continue
-        if raw != "max":
-            free.append(int(raw) - max(0, used - int(stat.get(reclaimable, 0))))
-    return free
 
 
 def free_gpu_bytes(index: int, fraction: float) -> int:

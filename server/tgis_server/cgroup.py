@@ -1,5 +1,7 @@
 """What the control group of this process allows: memory, CPUs, and how often its out-of-memory killer struck.
 
+Read by the launcher, for its checks and hints, and by shards, which divide what memory is free.
+
 Reads version 2 (one tree) and version 1 (a tree per controller). A limit anywhere above the own group counts too, so
 that every reading walks up to the root. Unreadable files mean "no limit".
 """
@@ -61,6 +63,17 @@ def memory_free_bytes(root: Path = ROOT, membership: Path = MEMBERSHIP) -> int |
         cache = stat.get("inactive_file", stat.get("total_inactive_file", 0))
         free.append(max(0, limit - used + cache))
     return min(free, default=None)
+
+
+def available_bytes(root: Path = ROOT, membership: Path = MEMBERSHIP, meminfo: Path = Path("/proc/meminfo")) -> int:
+    """Memory that can be allocated now: what the machine has, or less if a control group allows less."""
+    on_machine = 0
+    for line in read_text(meminfo).splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            on_machine = int(value.split()[0]) * 1024
+    in_group = memory_free_bytes(root, membership)
+    return on_machine if in_group is None else min(on_machine, in_group)
 
 
 def cpu_quota(root: Path = ROOT, membership: Path = MEMBERSHIP) -> float | None:
