@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format integration-tests proto docs bench build clean
+.PHONY: help demo test conformance check format integration-tests proto docs bench build clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -20,6 +20,9 @@ test: $(VENV)/installed-dev  ## Set up and run all tests
 
 integration-tests: $(VENV)/installed-dev  ## Only the tests with real processes and sockets
 	@$(BIN)/python -m pytest tests/integration $(PYTEST_ARGS)
+
+conformance: $(VENV)/installed-dev  ## The API's contract, against URL=host:port or a server of its own
+	@$(BIN)/python -m pytest tests/conformance $(if $(URL),--url $(URL)) $(PYTEST_ARGS)
 
 check: $(VENV)/installed-dev  ## Lint, formatting, types
 	@$(BIN)/ruff check .

@@ -1,0 +1,186 @@
+"""The contract of ``fmaas.GenerationService``, checked against a running server.
+
+::
+
+    pytest tests/conformance                                       starts `tgis launch --dtype float32` for itself
+    pytest tests/conformance --launch-options="--num-shard 2"      ... with more options
+    pytest tests/conformance --url HOST:PORT                       any server that is idle otherwise
+        --http http://HOST:PORT                                    its metrics and health
+        --model-dir DIR                                            the model's files, for comparison with transformers
+
+Without a flag the environment decides: TGIS_CONFORMANCE_URL, _HTTP, _MODEL_DIR, _LAUNCH_OPTIONS. What cannot be checked
+is skipped with the reason. Answers are compared token by token, so the server must compute in float32. Where none is
+given, three more are started: one that recites stories known by hand, and two rehearsals, slow and out of memory.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import contract_script
+from contract_api import Api, exactly
+from contract_servers import Launched, launch
+
+if TYPE_CHECKING:
+    from contract_oracle import Oracle
+
+OPTIONS = {
+    "--url": "gRPC address of the server to check; without it one is started",
+    "--http": "http://HOST:PORT of the same server",
+    "--model-dir": "directory of the model that it serves",
+    "--launch-options": "more options for the server that is started",
+}
+HERE = Path(__file__).parent
+STARTED = pytest.StashKey[ExitStack]()
+PROMPT = "Once upon a time"
+PROMPTS = (PROMPT, "Hello", "Question: Where does the cat live?", "One sunny day", "Anna found a red ball in the")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("conformance")
+    for flag, help_text in OPTIONS.items():
+        group.addoption(flag, help=f"{help_text} (else {environ_name(flag)})")
+
+
+def environ_name(flag: str) -> str:
+    return "TGIS_CONFORMANCE_" + flag.removeprefix("--").replace("-", "_").upper()
+
+
+def option(config: pytest.Config, flag: str) -> str | None:
+    """A flag, else its environment variable. The flags are unknown where the suite is not named on the command line."""
+    return config.getoption(flag, default=None) or os.environ.get(environ_name(flag)) or None
+
+
+def server_options(directory: Path, more: list[str]) -> dict[str, list[str]]:
+    """The servers of a session by name; ``directory`` has the model that recites."""
+    rehearsal = ["--rehearse", "--model-name", str(directory)]
+    return {
+        "main": ["--dtype", "float32", *more],
+        "recital": [
+            *("--dtype", "float32", *more, "--model-name", str(directory)),
+            *("--max-sequence-length", "19", "--default-include-stop-seqs", "false"),
+        ],
+        "slow": [
+            *(*rehearsal, "--rehearse-step-ms", "20", "--output-special-tokens"),
+            *("--max-batch-size", "1", "--max-concurrent-requests", "3"),
+        ],
+        "failing": [*rehearsal, "--rehearse-step-ms", "300", "--fault", "shard0:oom@step3"],
+    }
+
+
+@pytest.fixture(scope="session")
+def launched(pytestconfig: pytest.Config) -> Iterator[dict[str, Launched]]:
+    """The servers that this session starts, by name, on their way up; none if there is one to check."""
+    if option(pytestconfig, "--url"):
+        yield {}
+        return
+    more = shlex.split(option(pytestconfig, "--launch-options") or "")
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="t-")))
+        contract_script.write_checkpoint(directory)
+        servers = {name: launch(*options) for name, options in server_options(directory, more).items()}
+        for server in servers.values():
+            stack.callback(server.wait_until_stopped)
+        for server in servers.values():
+            stack.callback(server.ask_to_stop)  # all of them, before the first is waited for
+        pytestconfig.stash[STARTED] = stack
+        yield servers
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """The servers end with the last of these tests, not with the session: others may follow."""
+    is_last = nextitem is None or HERE not in nextitem.path.parents
+    if is_last and (stack := item.config.stash.get(STARTED, None)):
+        stack.close()
+
+
+@pytest.fixture(scope="session")
+def connect(launched: dict[str, Launched]) -> Iterator[Callable[[str], Api]]:
+    """Wait for a server of ours and connect to it."""
+    with ExitStack() as stack:
+
+        def connect_to(name: str) -> Api:
+            if name not in launched:
+                pytest.skip("needs a server with options of its own, not the one at --url")
+            facts = launched[name].wait_until_ready()
+            api = Api(facts["grpc"], facts["http"])
+            stack.callback(api.close)
+            return api
+
+        yield connect_to
+
+
+@pytest.fixture(scope="session")
+def api(pytestconfig: pytest.Config, connect: Callable[[str], Api]) -> Iterator[Api]:
+    """The server under test."""
+    url = option(pytestconfig, "--url")
+    if not url:
+        yield connect("main")
+        return
+    given = Api(url, (option(pytestconfig, "--http") or "").rstrip("/") or None)
+    yield given
+    given.close()
+
+
+@pytest.fixture(scope="session")
+def recital(connect: Callable[[str], Api]) -> Api:
+    """A server whose outputs are known by hand; 19 tokens of context, stop sequences excluded by default."""
+    return connect("recital")
+
+
+@pytest.fixture(scope="session")
+def slow(connect: Callable[[str], Api]) -> Api:
+    """A rehearsal: 20 ms for a token, one sequence at a time, three permits, special tokens in the text."""
+    return connect("slow")
+
+
+@pytest.fixture(scope="session")
+def failing(connect: Callable[[str], Api]) -> Api:
+    """A rehearsal with 300 ms for a step, whose third step runs out of memory. Only one test may use it."""
+    return connect("failing")
+
+
+@pytest.fixture(scope="session")
+def model_dir(pytestconfig: pytest.Config) -> Path:
+    """The files of the model under test."""
+    given = option(pytestconfig, "--model-dir")
+    if not given and option(pytestconfig, "--url"):
+        pytest.skip("needs --model-dir")
+    if given:
+        return Path(given)
+    import tgis_server
+
+    return Path(tgis_server.__file__).parent / "demo_model"
+
+
+@pytest.fixture(scope="session")
+def oracle(model_dir: Path) -> Oracle:
+    """transformers with the same weights."""
+    pytest.importorskip("transformers")
+    from contract_oracle import Oracle
+
+    return Oracle(model_dir)
+
+
+@pytest.fixture(scope="session")
+def prompt(api: Api) -> str:
+    """A prompt that the model answers with at least fourteen tokens, without being told to."""
+    for text in PROMPTS:
+        if api.generate(text, max_new_tokens=14)[0].generated_token_count == 14:
+            return text
+    pytest.skip("the model ends every answer at once")
+
+
+@pytest.fixture(scope="session")
+def usual(api: Api) -> dict[str, int]:
+    """Parameters of a short answer of known length."""
+    return exactly(3)
