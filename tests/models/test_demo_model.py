@@ -257,9 +257,7 @@ def test_at_least_95_of_100_held_out_continuations_parse() -> None:
     assert len(faults) <= 5, faults
 
 
-@pytest.mark.parametrize(
-    "prompt", ["Once upon a time", "Question: Where does the cat live?", "Hello", "Once upon a time "]
-)
+@pytest.mark.parametrize("prompt", ["Once upon a time", "Question: Where does the cat live?"])
 def test_a_first_prompt_becomes_a_text_of_the_grammar(prompt: str) -> None:
     [continuation] = making.continue_greedily(DEMO_MODEL, [prompt])
 
