@@ -71,10 +71,6 @@ def test_a_deadline_beats_a_stop_sequence(slow: Api) -> None:
 
 
 @row("time-limit-on-an-idle-server")
-@pytest.mark.xfail(
-    strict=True,
-    reason="The deadline is checked before the first step: TIME_LIMIT with no token if tokenizing took 1 ms.",
-)
 def test_an_idle_server_generates_at_least_one_token(api: Api) -> None:
     text = " a" * 100_000
 

@@ -373,7 +373,6 @@ def test_a_byte_that_is_no_text_becomes_a_replacement_character(recital: Api, wa
 
 @pytest.mark.parametrize("way", WAYS)
 @row("text-broken-byte-at-the-end")
-@pytest.mark.xfail(strict=True, reason="The text is 'ok\\ufffd': a byte that is no text stays at the end.")
 def test_replacement_characters_at_the_end_are_trimmed(recital: Api, way: str) -> None:
     assert ending(recital.answer("I", way, max_new_tokens=2)) == ("ok", "MAX_TOKENS", "", 2)
 

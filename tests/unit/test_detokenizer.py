@@ -117,20 +117,20 @@ def test_an_unfinished_character_at_the_end_is_left_out():
     assert deltas(tokenizer, ids_of(tokenizer, "a", "ð", "Ł")) == ["a", "", ""]
 
 
-def test_endless_invalid_bytes_are_replaced_as_they_come_and_never_gather():
+def test_bytes_that_are_no_text_are_replaced_once_text_follows():
     tokenizer = vocabularies.byte_level()
 
-    parts = deltas(tokenizer, ids_of(tokenizer, "Ł") * 2000)
+    parts = deltas(tokenizer, [*ids_of(tokenizer, "Ł") * 2000, *ids_of(tokenizer, "a", "Ł")])
 
-    assert parts == ["\ufffd"] * 2000
+    assert parts == [*[""] * 2000, "\ufffd" * 2000 + "a", ""]
 
 
-def test_endless_starts_of_characters_are_replaced_by_the_next_start():
+def test_the_start_of_a_character_ends_an_unfinished_one():
     tokenizer = vocabularies.byte_fallback()
 
-    parts = deltas(tokenizer, ids_of(tokenizer, "<0xF0>") * 2000)
+    parts = deltas(tokenizer, [*ids_of(tokenizer, "<0xF0>") * 2000, *ids_of(tokenizer, "a")])
 
-    assert parts == ["", *["\ufffd"] * 1999]
+    assert parts == [*[""] * 2000, "\ufffd" * 2000 + "a"]
 
 
 def test_an_unknown_id_adds_nothing():

@@ -308,6 +308,17 @@ def test_a_deadline_that_passes_in_the_queue_ends_the_request_without_a_token():
     assert driver.tokens[2] == []
 
 
+def test_an_idle_server_generates_a_token_whatever_the_deadline():
+    driver = Driver()
+    driver.now = 6.0
+    driver.apply(submit(1, max_new_tokens=3, deadline=5.0))
+
+    driver.run_until_idle()
+
+    assert driver.reasons[1] is FinishReason.TIME_LIMIT
+    assert len(driver.tokens[1]) == 1
+
+
 def test_a_deadline_that_passes_while_running_keeps_the_tokens_so_far():
     driver = Driver()
     driver.apply(submit(1, max_new_tokens=30, deadline=5.0))

@@ -116,7 +116,7 @@ def test_a_cpu_shard_gets_its_threads_and_nothing_else_changes():
         "GLOO_SOCKET_IFNAME": "lo",
         "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
         "OMP_NUM_THREADS": "4",
-        "OMP_WAIT_POLICY": "PASSIVE",
+        "GOMP_SPINCOUNT": "1000",
         "THP_MEM_ALLOC_ENABLE": "1",
     }
 

@@ -23,6 +23,7 @@ BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 SUPPORTED_DECODERS = frozenset(
     {"ByteLevel", "ByteFallback", "Fuse", "Metaspace", "Replace", "Strip", "WordPiece", "BPEDecoder"}
 )
+REPLACEMENT = "\ufffd"  # stands for bytes that are no text
 NEIGHBOUR = "a"  # stands before a piece when the library decodes it; no decoder changes a plain letter
 
 Utf8Decoder = codecs.getincrementaldecoder("utf-8")
@@ -79,12 +80,17 @@ class PieceDecoder:
 
 
 class Detokenizer:
-    """The text of one output. What it returns, joined, is the text; an unfinished character at the end is left out."""
+    """The text of one output. What it returns, joined, is the text.
+
+    At its end an unfinished character is left out, and so are bytes that are no text: each becomes U+FFFD once text
+    follows, and not before.
+    """
 
     def __init__(self, pieces: PieceDecoder) -> None:
         self._pieces = pieces
         self._utf8 = Utf8Decoder("replace")
         self._space = b""  # of a word that ended, due when another token follows
+        self._broken = ""  # U+FFFD at the end of what was decoded
 
     def push(self, token_id: int) -> str:
         """The characters that this token completes: none, one or several."""
@@ -92,7 +98,11 @@ class Detokenizer:
         if self._pieces.ends_words_with_a_space and contribution:
             has_space = contribution.endswith(b" ")
             contribution, self._space = self._space + contribution.removesuffix(b" "), b" " if has_space else b""
-        return self._utf8.decode(contribution)
+        decoded = self._utf8.decode(contribution)
+        text = decoded.rstrip(REPLACEMENT)
+        broken, self._broken = (self._broken, "") if text else ("", self._broken)
+        self._broken += decoded[len(text) :]
+        return broken + text
 
 
 def decoder_kinds(decoder: dict[str, Any] | None) -> frozenset[str]:

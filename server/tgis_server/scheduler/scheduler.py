@@ -135,7 +135,6 @@ class Scheduler:
 
         ``decode_only`` repeats the decode rows of a step that did not fit into memory, without company.
         """
-        self._expire_waiting(now)
         builder = _PlanBuilder(self.limits.max_batch_tokens, StepPlan(self._step + 1))
         for sequence in [s for s in self._running if s.state is State.RUNNING]:
             if builder.budget == 0:
@@ -154,11 +153,6 @@ class Scheduler:
         self._step += 1
         self._in_flight[self._step] = builder
         return builder.plan
-
-    def _expire_waiting(self, now: float) -> None:
-        for sequence in [s for s in self._waiting if s.submit.deadline is not None and now > s.submit.deadline]:
-            self._report(sequence, NO_TOKEN, FinishReason.TIME_LIMIT)
-            self._leave(sequence)
 
     def _plan_decode(self, builder: _PlanBuilder, sequence: Sequence) -> None:
         """Add one token of a running sequence, making room for it if need be."""
@@ -271,7 +265,14 @@ class Scheduler:
             for position, token_id in enumerate(tokens.token_ids[index]):
                 if self._append_token(sequence, token_id, details[position] if details else None, now):
                     break
+        self._expire_waiting(now)
         return self.take_result(builder, tokens.forward_s)
+
+    def _expire_waiting(self, now: float) -> None:
+        """End those that waited too long. Only steps do this: on an idle server a request gets at least one token."""
+        for sequence in [s for s in self._waiting if s.submit.deadline is not None and now > s.submit.deadline]:
+            self._report(sequence, NO_TOKEN, FinishReason.TIME_LIMIT)
+            self._leave(sequence)
 
     def _publish(self, sequence: Sequence, num_computed: int) -> None:
         """Make the full blocks up to ``num_computed`` findable for other sequences."""
