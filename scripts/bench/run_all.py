@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from serve import TGIS, ServeResult, measure
+from tgis_cli.supervisor.environment import cpu_defaults
 
 HERE = Path(__file__).resolve().parent
 MODELS_DIR = HERE.parent.parent / ".cache" / "bench"
@@ -38,7 +40,8 @@ def bench_engine(model: Path) -> dict[str, Any]:
     """Figures of ``engine_step.py``, in a process of its own."""
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         command = [sys.executable, HERE / "engine_step.py", model, "--json", file.name]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        environ = cpu_defaults(os.environ) | os.environ  # that of a shard
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environ)
         figures: dict[str, Any] = json.loads(Path(file.name).read_text())
         return figures
 

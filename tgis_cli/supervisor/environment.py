@@ -32,9 +32,16 @@ def child_environment(run: Run, rank: int | None, environ: Mapping[str, str], gp
         child["CUDA_VISIBLE_DEVICES"] = gpus[rank]  # each shard sees its own GPU only, as device 0
     elif run.shard_threads:
         child["OMP_NUM_THREADS"] = str(run.shard_threads)
-        # Compute threads that spin long take the cores from other work; those that sleep at once lose the gaps between
-        # operations. About 10 us bridge most gaps.
-        if "OMP_WAIT_POLICY" not in environ:
-            child.setdefault("GOMP_SPINCOUNT", "1000")
-        child.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages for weights: fewer misses at one stream
+        for name, value in cpu_defaults(environ).items():
+            child.setdefault(name, value)
     return child
+
+
+def cpu_defaults(environ: Mapping[str, str]) -> dict[str, str]:
+    """What computes fastest on a CPU that others use as well, unless ``environ`` says something else."""
+    defaults = {"THP_MEM_ALLOC_ENABLE": "1"}  # huge pages for weights: fewer misses at one stream
+    if "OMP_WAIT_POLICY" not in environ:
+        # Threads that spin long take the cores from other work; those that sleep at once lose the gaps between
+        # operations. About 10 us bridge most gaps.
+        defaults["GOMP_SPINCOUNT"] = "1000"
+    return defaults
