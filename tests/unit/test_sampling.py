@@ -278,6 +278,25 @@ def test_many_slots_can_use_the_penalty() -> None:
     assert torch.nonzero(sampled.scores != 1).tolist() == [[slot, slot + 10] for slot in range(20)]
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("penalty", [1e-45, 1e-38, 3e38])
+def test_an_extreme_repetition_penalty_leaves_numbers_to_choose_from(penalty: float, sign: int) -> None:
+    param = SamplingParams(temperature=0.05, top_p=0.5, typical_p=0.5, repetition_penalty=penalty, min_new_tokens=1)
+
+    ids, scores = sample(sign * logits_of(1).abs(), param, prompts=[list(range(VOCAB))])
+
+    assert scores[0, ids[0]].isfinite()
+    assert not scores.isnan().any()
+
+
+def test_logits_that_are_no_numbers_end_nothing() -> None:
+    param = SamplingParams(temperature=1.0, top_k=5, top_p=0.5, typical_p=0.5)
+
+    ids, _ = sample(torch.full((1, VOCAB), math.nan), param)
+
+    assert 0 <= ids[0] < VOCAB
+
+
 # The choice
 
 

@@ -12,6 +12,8 @@ from torch import Tensor
 # On a CPU a full sort of a vocabulary takes milliseconds per row; the cuts nearly always lie within the best few.
 # On CUDA a full sort is cheap, and looking whether the best few sufficed would wait for the device.
 NUM_SORTED_FIRST = 1024
+# Far beyond any logit, and still finite as float32 when a temperature has divided it: infinite scores end in NaN.
+MAX_SCORE = 1e30
 
 
 def mask_eos_(scores: Tensor, rows: Tensor, eos_ids: Tensor) -> None:
@@ -27,8 +29,8 @@ def raise_eos_(scores: Tensor, rows: Tensor, eos_ids: Tensor, growth: Tensor) ->
 
 def penalize_repetition(scores: Tensor, is_seen: Tensor, penalty: Tensor) -> Tensor:
     """Divide positive and multiply negative scores of the ids that were seen (rows, vocab; bool)."""
-    penalized = torch.where(scores < 0, scores * penalty, scores / penalty)
-    return torch.where(is_seen, penalized, scores)
+    penalized = torch.where(scores < 0, scores * penalty, scores / penalty).clamp_(-MAX_SCORE, MAX_SCORE)
+    return torch.where(is_seen & (scores > float("-inf")), penalized, scores)
 
 
 def keep_top_k_(scores: Tensor, k: Tensor, largest_k: int) -> Tensor:
@@ -58,7 +60,7 @@ def keep_top_p_(scores: Tensor, p: Tensor) -> Tensor:
     if num_first < size and bool(is_kept[:, -1].any()):
         best = scores.sort(-1, descending=True).values
         is_kept = _is_in_nucleus(best, normalizer, p)
-    num_kept = is_kept.sum(-1, keepdim=True)
+    num_kept = is_kept.sum(-1, keepdim=True).clamp_(min=1)  # NaN, as a broken model computes it, compares with nothing
     border = best.gather(-1, num_kept - 1)
     is_above = scores > border
     is_tied = scores == border
