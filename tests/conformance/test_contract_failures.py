@@ -23,7 +23,7 @@ class OutOfMemory:
 
 @pytest.fixture(scope="module")
 def accident(failing: Api) -> OutOfMemory:
-    stream = failing.open_stream("runs", **exactly(3))
+    stream = failing.open_stream("runs", generated_tokens=True, **exactly(3))  # a frame for every token
     next(stream)
     first = next(stream)  # the first step is over, the second under way: the batch joins in the third
     batch = failing.refusal("a", "b", **exactly(2))
