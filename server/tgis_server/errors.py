@@ -10,6 +10,8 @@
     │   └── PeerLost          *another* process is gone: a consequence, never reported as a cause
     └── RequestError          one request fails, the server does not
         ├── InvalidRequest    INVALID_ARGUMENT
+        ├── RequestTooLarge   OUT_OF_RANGE
+        ├── Undecodable       INTERNAL: the request's bytes are no message
         ├── Overloaded        RESOURCE_EXHAUSTED: no permit is free
         ├── OutOfMemory       RESOURCE_EXHAUSTED: the device could not hold the step
         ├── Unavailable       UNAVAILABLE: draining, or the engine is gone
@@ -61,6 +63,14 @@ class RequestError(TgisError):
 
 class InvalidRequest(RequestError):
     status = "INVALID_ARGUMENT"
+
+
+class RequestTooLarge(RequestError):
+    status = "OUT_OF_RANGE"
+
+
+class Undecodable(RequestError):
+    pass
 
 
 class Overloaded(RequestError):

@@ -29,16 +29,19 @@ MAX_DRAWN_SEED = 2**32  # what clients know from the original; a seed that they 
 
 
 class Call:
-    """The outputs of one call and the event that wakes its handler."""
+    """The outputs of one call, its times and the event that wakes its handler."""
 
-    def __init__(self, *, is_stream: bool) -> None:
+    def __init__(self, kind: str) -> None:
+        """``kind`` is ``single``, ``batch`` or ``stream``, as metrics name it."""
+        self.kind = kind
+        self.started_at = time.monotonic()
+        self.validated_at = self.started_at  # later once there are outputs
         self.outputs: list[Output] = []
-        self._is_stream = is_stream
         self._news = asyncio.Event()
 
     def on_change(self, output: Output) -> None:
         """Wake the handler if it can do something: a unary call waits for ends, a stream for every token."""
-        if self._is_stream or output.is_finished:
+        if self.kind == "stream" or output.is_finished:
             self._news.set()
 
     async def wait_for_news(self) -> None:
@@ -77,7 +80,6 @@ class GenerationService:
         request: pb.BatchedGenerationRequest | pb.SingleGenerationRequest,
         texts: Sequence[str],
         call: Call,
-        started_at: float,
     ) -> None:
         """Validate, tokenize and check all inputs, then fill ``call.outputs``. Nothing reaches the engine.
 
@@ -103,8 +105,9 @@ class GenerationService:
                 stop=stop,
             )
             call.outputs.append(Output(source, self.text_settings, call.on_change))
+        call.validated_at = time.monotonic()
         lengths = [len(one.token_ids) for one in encoded]
-        self.metrics.observe_validated(lengths, params.max_new_tokens, time.monotonic() - started_at)
+        self.metrics.observe_validated(lengths, params.max_new_tokens, call.validated_at - call.started_at)
 
     async def build_responses(self, outputs: Sequence[Output]) -> pb.BatchedGenerationResponse:
         """The answer of a unary call. Facts about long inputs take a while: not the event loop's."""
@@ -112,7 +115,7 @@ class GenerationService:
             return await self.tokenizer.run(partial(to_responses, outputs))
         return to_responses(outputs)
 
-    def count_answer(self, output: Output, kind: str, started_at: float) -> None:
+    def count_answer(self, output: Output, call: Call) -> None:
         """Metrics of an input that is being answered."""
         if output.stop_reason is FinishReason.TIME_LIMIT and output.num_generated == 0:
             self.metrics.count_failure("timeout")
@@ -120,11 +123,11 @@ class GenerationService:
         if output.started_at is not None and output.finished_at is not None:
             inference_s = max(0.0, output.finished_at - output.started_at)
         self.metrics.observe_answer(
-            kind=kind,
+            kind=call.kind,
             stop_reason=output.stop_reason.name,
             num_input=len(output.source.token_ids),
             num_generated=output.num_generated,
-            total_s=time.monotonic() - started_at,
+            total_s=time.monotonic() - call.started_at,
             inference_s=inference_s,
         )
 

@@ -8,13 +8,14 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import grpc
 
-from tgis_server.errors import GenerationFailed, InvalidRequest, Overloaded, TgisError
+from tgis_server.errors import GenerationFailed, InvalidRequest, Overloaded, RequestError, TgisError
 from tgis_server.frontend.admission import Admission
 from tgis_server.frontend.generation import Call, GenerationService
+from tgis_server.frontend.request_log import CORRELATION_ID, get_request_id, log_outputs
 from tgis_server.frontend.state import ServerState
 from tgis_server.frontend.tokenizer import TokenizedText, TokenizerFailed
 from tgis_server.frontend.validation import reject_adapter
@@ -37,32 +38,29 @@ class GenerationServicer(GenerationServiceServicer):
         self._metrics = metrics
 
     async def Generate(self, request: pb.BatchedGenerationRequest, context: Context) -> pb.BatchedGenerationResponse:
-        started_at = time.monotonic()
         texts = [one.text for one in request.requests]
-        kind = "single" if len(texts) == 1 else "batch"
-        self._metrics.count_call(kind, len(texts))
-        call = Call(is_stream=False)
+        call = Call("single" if len(texts) == 1 else "batch")
+        self._metrics.count_call(call.kind, len(texts))
         async with self._answering(context, call) as generation:
             if not texts:
                 return pb.BatchedGenerationResponse()
             with self._admission.hold(len(texts)):
-                await generation.prepare(request, texts, call, started_at)
+                await generation.prepare(request, texts, call)
                 with generation.router.running(call.outputs):
                     await call.wait_for_all()
                 for output in call.outputs:
-                    generation.count_answer(output, kind, started_at)
+                    generation.count_answer(output, call)
                 return await generation.build_responses(call.outputs)
 
     async def GenerateStream(self, request: pb.SingleGenerationRequest, context: Context) -> None:
         # Writes instead of yielding: a generator's `finally` may run long after its client is gone.
-        started_at = time.monotonic()
-        self._metrics.count_call("stream", 1)
-        call = Call(is_stream=True)
+        call = Call("stream")
+        self._metrics.count_call(call.kind, 1)
         async with self._answering(context, call) as generation:
             with self._admission.hold(1):
                 if not request.HasField("request"):
                     raise MissingRequest("missing request")
-                await generation.prepare(request, [request.request.text], call, started_at)
+                await generation.prepare(request, [request.request.text], call)
                 [output] = call.outputs
                 await context.write(output.first_frame())
                 with generation.router.running(call.outputs):
@@ -76,7 +74,7 @@ class GenerationServicer(GenerationServiceServicer):
                             await context.write(frame)
                 if output.error:
                     raise output.error
-                generation.count_answer(output, "stream", started_at)
+                generation.count_answer(output, call)
 
     async def Tokenize(self, request: pb.BatchedTokenizeRequest, context: Context) -> pb.BatchedTokenizeResponse:
         started_at = time.monotonic()
@@ -103,45 +101,54 @@ class GenerationServicer(GenerationServiceServicer):
                 max_new_tokens=generation.limits.max_new_tokens,
             )
 
+    async def refuse(self, context: Context, error: RequestError) -> None:
+        """End a call that has no request. It is none of the calls that metrics count."""
+        async with self._answering(context):
+            raise error
+
     @asynccontextmanager
     async def _answering(self, context: Context, call: Call | None = None) -> AsyncIterator[GenerationService]:
         """Count a call in flight, refuse it while the server accepts none, and turn its error into its status.
 
-        Failures of generation calls, which have a ``call``, are counted.
+        Generation calls, which have a ``call``, are logged, and their failures counted.
         """
-        extra = {"correlation_id": get_correlation_id(context)}
+        request_id = get_request_id(context.invocation_metadata())
+        context.set_trailing_metadata(((CORRELATION_ID, request_id),))
         with self._state.call():
-            logger.debug("call began", extra=extra)
             try:
                 self._state.require_accepting()
                 assert self.generation is not None, "accepting calls before the engine is known"
                 yield self.generation
-                logger.debug("call answered", extra=extra)
             except asyncio.CancelledError:
                 if call:
                     self._metrics.count_failure("cancelled", sum(not one.is_finished for one in call.outputs))
-                logger.debug("call cancelled", extra=extra)
                 raise
             except Exception as error:  # noqa: BLE001  the border: every failure of a call becomes its status
-                status, text = self._explain(error)
+                extra = {"request_id": request_id}
+                status, text = explain(error, extra)
                 if call and not isinstance(error, MissingRequest):
                     self._metrics.count_failure(failure_label(error, call))
                 logger.debug("call failed: %s %s", status.name, text, extra=extra)
                 await context.abort(status, text)
-
-    def _explain(self, error: Exception) -> tuple[grpc.StatusCode, str]:
-        match error:
-            case TgisError():
-                return grpc.StatusCode[error.status], str(error)
-            case TokenizerFailed():
-                return grpc.StatusCode[GenerationFailed.status], str(error)
-            case _:
-                logger.error("A call failed unexpectedly.", exc_info=error)
-                return grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}"
+            finally:
+                if call:
+                    log_outputs(call, request_id)
 
 
 class MissingRequest(InvalidRequest):
     """A stream without its one input: not counted among the failures."""
+
+
+def explain(error: Exception, extra: dict[str, str]) -> tuple[grpc.StatusCode, str]:
+    """The status of a call that failed; what nobody foresaw is logged."""
+    match error:
+        case TgisError():
+            return grpc.StatusCode[error.status], str(error)
+        case TokenizerFailed():
+            return grpc.StatusCode[GenerationFailed.status], str(error)
+        case _:
+            logger.error("A call failed unexpectedly.", exc_info=error, extra=extra)
+            return grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}"
 
 
 def failure_label(error: Exception, call: Call) -> str:
@@ -166,11 +173,3 @@ def tokenize_responses(
         for start, end in text.offsets:
             response.offsets.add(start=start, end=end)
     return responses
-
-
-def get_correlation_id(context: Context) -> Any:
-    """The client's name for this call, for logs only."""
-    for key, value in context.invocation_metadata() or ():
-        if key == "x-correlation-id":
-            return value
-    return None

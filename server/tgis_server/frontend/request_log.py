@@ -1,0 +1,78 @@
+"""One line in the log for each input that was worked on, under the name that the client gave its call.
+
+Numbers and names only: prompts and outputs are nobody's who reads logs.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Iterable
+
+from tgis_server.frontend.generation import Call
+from tgis_server.frontend.output import Output
+from tgis_server.wire.messages import FinishReason
+
+logger = logging.getLogger(__name__)
+
+CORRELATION_ID = "x-correlation-id"  # metadata, from the client and back to it
+MAX_REQUEST_ID_CHARS = 128
+LEVELS = {
+    FinishReason.TOKEN_LIMIT: logging.WARNING,
+    FinishReason.CANCELLED: logging.WARNING,
+    FinishReason.ERROR: logging.ERROR,
+}
+
+
+def get_request_id(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
+    """The client's name for its call, as logs can bear it; a random one if there is none."""
+    for key, value in metadata or ():
+        if key == CORRELATION_ID and isinstance(value, str) and value:
+            is_plain = value.isascii() and value.isprintable()
+            return value[:MAX_REQUEST_ID_CHARS] if is_plain else "<non-ascii>"
+    return secrets.token_hex(8)
+
+
+def log_outputs(call: Call, request_id: str) -> None:
+    """The call is over: say how each of its inputs ended."""
+    now = time.monotonic()
+    for output in call.outputs:
+        reason = get_end(output)
+        level = LEVELS.get(reason, logging.INFO)
+        if not logger.isEnabledFor(level):
+            continue
+        fields = {"request_id": request_id, "stop_reason": reason.name, **describe(output, call, now)}
+        if output.error:
+            logger.log(level, "input failed: %s", output.error, extra=fields)
+        else:
+            logger.log(level, "input done", extra=fields)
+
+
+def get_end(output: Output) -> FinishReason:
+    """How an input ended whose call is over; what is unfinished then was cancelled."""
+    if output.error:
+        return FinishReason.ERROR
+    return output.stop_reason if output.is_finished else FinishReason.CANCELLED
+
+
+def describe(output: Output, call: Call, now: float) -> dict[str, object]:
+    """Counts and times; None for times that the input never came to."""
+    queue_s = inference_s = time_per_token_s = None
+    if output.started_at is not None:
+        queue_s = output.started_at - call.validated_at
+        inference_s = (output.finished_at or now) - output.started_at
+        time_per_token_s = inference_s / output.num_generated if output.num_generated else None
+    times = {
+        "validation_s": call.validated_at - call.started_at,
+        "queue_s": queue_s,
+        "inference_s": inference_s,
+        "time_per_token_s": time_per_token_s,
+        "total_s": now - call.started_at,
+    }
+    return {
+        "kind": call.kind,
+        "input_tokens": len(output.source.token_ids),
+        "generated_tokens": output.num_generated,
+        **{name: None if value is None else round(value, 6) for name, value in times.items()},
+    }
