@@ -180,6 +180,24 @@ class ServeConfig:
     tls_client_ca_cert_path: Annotated[
         Path | None, Opt(help="Demand client certificates signed by this CA, PEM.", group="Network")
     ] = None
+    http_tls: Annotated[
+        str,
+        Opt(
+            help="TLS on the HTTP port; mutual demands client certificates too.",
+            group="Network",
+            choices=("off", "server", "mutual"),
+        ),
+    ] = "off"
+    max_request_bytes: Annotated[
+        int,
+        Opt(
+            help="Largest gRPC request, else OUT_OF_RANGE; above 8 times as much RESOURCE_EXHAUSTED, while it is received.",
+            group="Network",
+            unit="bytes",
+            ge=1,
+            le=1 << 30,
+        ),
+    ] = 4 << 20
     output_special_tokens: Annotated[bool, Opt(help="Keep special tokens in output text.", group="Network")] = False
     default_include_stop_seqs: Annotated[
         bool,
@@ -460,7 +478,7 @@ def describe_accepted(option: Option) -> str:
     if option.type is bool:
         return "true or false"
     if opt.unit == "bytes":
-        return "a size such as 512MiB or 2GiB"
+        return "a size such as 512MiB or 2GiB" if opt.le is None else f"a size such as 512KiB, at most {opt.le:,} bytes"
     noun = {int: "an integer", float: "a number", str: "a text", Path: "a path"}[option.type]
     low, high = (f"{x:g}" if x is not None else "" for x in (opt.ge if opt.ge is not None else opt.gt, opt.le))
     strictly = "above" if opt.gt is not None else "of at least"
@@ -483,6 +501,10 @@ def check_together(config: ServeConfig, origins: Mapping[str, str], environ: Map
         raise UsageError("tls: must provide both cert and key")
     if config.tls_client_ca_cert_path and not config.tls_cert_path:
         raise UsageError("tls: cannot provide client ca cert without keypair")
+    if config.http_tls != "off" and not config.tls_cert_path:
+        raise UsageError(f"--http-tls {config.http_tls} needs --tls-cert-path and --tls-key-path.")
+    if config.http_tls == "mutual" and not config.tls_client_ca_cert_path:
+        raise UsageError("--http-tls mutual needs --tls-client-ca-cert-path, the CA of the clients' certificates.")
     if config.grpc_port and config.grpc_port == config.port:
         raise UsageError(f"--grpc-port and --port are both {config.port}: choose two different ports.")
     if config.fault and not config.rehearse:

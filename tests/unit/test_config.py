@@ -79,6 +79,13 @@ def test_a_port_that_kubernetes_has_set_for_a_service_is_explained():
         ({"NUM_GPUS": "2", "NUM_SHARD": "4"}, "NUM_GPUS and num_shard are set to different values (2 and 4)"),
         ({"TLS_CERT_PATH": "c.pem"}, "tls: must provide both cert and key"),
         ({"TLS_CLIENT_CA_CERT_PATH": "c.pem"}, "tls: cannot provide client ca cert without keypair"),
+        ({"HTTP_TLS": "server"}, "--http-tls server needs --tls-cert-path and --tls-key-path."),
+        (
+            {"HTTP_TLS": "mutual", "TLS_CERT_PATH": "c.pem", "TLS_KEY_PATH": "k.pem"},
+            "--http-tls mutual needs --tls-client-ca-cert-path, the CA of the clients' certificates.",
+        ),
+        ({"HTTP_TLS": "on"}, "environment HTTP_TLS is 'on', but must be one of off, server, mutual."),
+        ({"MAX_REQUEST_BYTES": "5GiB"}, "but must be a size such as 512KiB, at most 1,073,741,824 bytes."),
         ({"PORT": "8033"}, "--grpc-port and --port are both 8033: choose two different ports."),
         ({"TGIS_FAULT": "shard0:exit@load"}, "--fault provokes failures and is accepted only with --rehearse."),
         (

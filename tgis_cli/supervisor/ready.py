@@ -45,7 +45,8 @@ class Ready:
 
     @property
     def http(self) -> str:
-        return f"http://{self.host}:{self.http_port}"  # TLS options are those of gRPC
+        scheme = "http" if self.run.config.http_tls == "off" else "https"
+        return f"{scheme}://{self.host}:{self.http_port}"
 
     @property
     def kv_tokens(self) -> int:

@@ -18,6 +18,7 @@ from tgis_server.frontend.output import TextSettings
 from tgis_server.frontend.router import Router
 from tgis_server.frontend.service import GenerationServicer
 from tgis_server.frontend.state import ServerState
+from tgis_server.frontend.tls import Tls
 from tgis_server.frontend.tokenizer import Tokenizer
 from tgis_server.frontend.validation import Limits
 from tgis_server.frontend.watch import Watch
@@ -112,8 +113,9 @@ class Frontend:
 
     async def _bind(self) -> None:
         """Take the ports at once: that one is in use should be said before a model is loaded."""
-        self.state.grpc_port = await self._public.start()
-        self.state.http_port = await self._http.start()
+        tls = Tls.load(self._run.config)
+        self.state.grpc_port = await self._public.start(tls)
+        self.state.http_port = await self._http.start(tls)
         await self._launcher.start()
         host = self._run.config.host
         logger.info("listening: gRPC %s:%d, HTTP %s:%d", host, self.state.grpc_port, host, self.state.http_port)

@@ -1,11 +1,10 @@
-"""The public gRPC server and the launcher's socket: ports, TLS, reflection, health. Knows no generation."""
+"""The public gRPC server and the launcher's socket: ports, reflection, health. Knows no generation."""
 
 from __future__ import annotations
 
 import errno
 import os
 import socket
-import ssl
 from pathlib import Path
 
 import grpc
@@ -14,18 +13,17 @@ from grpc_reflection.v1alpha import reflection
 
 from tgis_server.config import ServeConfig
 from tgis_server.errors import UsageError
+from tgis_server.frontend.receive import SERVICE, library_limit_bytes, make_handlers
+from tgis_server.frontend.service import GenerationServicer
 from tgis_server.frontend.state import ServerState
-from tgis_server.wire import generation_pb2, shard_pb2
-from tgis_server.wire.generation_pb2_grpc import GenerationServiceServicer, add_GenerationServiceServicer_to_server
+from tgis_server.frontend.tls import Tls
+from tgis_server.wire import shard_pb2
 from tgis_server.wire.shard_pb2_grpc import FrontendServicer, add_FrontendServicer_to_server
 
-SERVICE_NAME = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
-MAX_REQUEST_BYTES = 4 * 1024 * 1024  # part of the contract
 HEALTH_GRACE_S = 0.5  # a probe in flight is answered before its server ends
 
 SERVER_OPTIONS = (
     ("grpc.so_reuseport", 0),  # two servers on one port would share its calls without a word
-    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
     ("grpc.max_send_message_length", -1),
     ("grpc.max_concurrent_streams", 100_000),
     # Calls that wait to be taken from the library. Its defaults (1000, 3000) cancel a part of a burst, at random.
@@ -41,28 +39,29 @@ SERVER_OPTIONS = (
 class PublicServer:
     """``fmaas.GenerationService`` with health and reflection, on the configured port."""
 
-    def __init__(self, config: ServeConfig, servicer: GenerationServiceServicer) -> None:
+    def __init__(self, config: ServeConfig, servicer: GenerationServicer) -> None:
         self._config = config
-        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        max_bytes = config.max_request_bytes
+        library_limit = ("grpc.max_receive_message_length", library_limit_bytes(max_bytes))
+        self._server = grpc.aio.server(options=(*SERVER_OPTIONS, library_limit))
         self._health = health.aio.HealthServicer()
-        add_GenerationServiceServicer_to_server(servicer, self._server)
+        self._server.add_generic_rpc_handlers((make_handlers(servicer, max_bytes),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
 
-    async def start(self) -> int:
+    async def start(self, tls: Tls | None) -> int:
         """Bind and answer; returns the port. Health says NOT_SERVING until it is told otherwise.
 
         Raises:
-            UsageError: the port cannot be bound, or the TLS files are not usable.
+            UsageError: the port cannot be bound.
         """
         await self.set_serving(False)
         config = self._config
         address = f"[{config.host}]:{config.grpc_port}" if ":" in config.host else f"{config.host}:{config.grpc_port}"
-        credentials = load_credentials(config)
         try:
-            if credentials:
-                port: int = self._server.add_secure_port(address, credentials)
+            if tls:
+                port: int = self._server.add_secure_port(address, tls.grpc_credentials())
             else:
                 port = self._server.add_insecure_port(address)
         except RuntimeError as error:
@@ -73,7 +72,7 @@ class PublicServer:
     async def set_serving(self, is_serving: bool) -> None:
         """What grpc.health.v1 says of the server and of its service."""
         status = health_pb2.HealthCheckResponse.SERVING if is_serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        for name in ("", SERVICE_NAME):
+        for name in ("", SERVICE.full_name):
             await self._health.set(name, status)
 
     async def stop(self, grace_s: float) -> None:
@@ -109,43 +108,6 @@ class LauncherServer(FrontendServicer):
             http_port=state.http_port,
             in_flight=state.num_calls,
         )
-
-
-def load_credentials(config: ServeConfig) -> grpc.ServerCredentials | None:
-    """TLS as configured, or None for plain text. A client CA makes client certificates mandatory.
-
-    Raises:
-        UsageError: a file is missing or broken, or key and certificate do not belong together. gRPC itself would
-            listen all the same and fail every handshake.
-    """
-    certificate_path, key_path, ca_path = config.tls_cert_path, config.tls_key_path, config.tls_client_ca_cert_path
-    if certificate_path is None or key_path is None:
-        return None
-    certificate, key = read_tls_file(certificate_path), read_tls_file(key_path)
-    client_ca = read_tls_file(ca_path) if ca_path else None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(certificate_path, key_path, password="")  # never ask on the terminal
-    except (ssl.SSLError, ValueError) as error:
-        raise UsageError(
-            f"TLS certificate {certificate_path} and key {key_path} cannot be used together: {error}. "
-            "Both must be PEM, belong to each other, and the key must not be encrypted."
-        ) from error
-    try:
-        if ca_path:
-            context.load_verify_locations(ca_path)
-    except ssl.SSLError as error:
-        raise UsageError(f"TLS client CA {ca_path} is not a PEM certificate: {error}.") from error
-    return grpc.ssl_server_credentials(
-        [(key, certificate)], root_certificates=client_ca, require_client_auth=client_ca is not None
-    )
-
-
-def read_tls_file(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"TLS file {path} cannot be read: {error.strerror}.") from error
 
 
 def explain_bind_failure(host: str, port: int, flag: str, what: str) -> UsageError:

@@ -7,13 +7,14 @@ from aiohttp import web
 from tgis_server.config import ServeConfig
 from tgis_server.frontend.grpc_server import bind_error, listen
 from tgis_server.frontend.state import ServerState
+from tgis_server.frontend.tls import Tls
 from tgis_server.metrics import Metrics
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class HttpServer:
-    """Plain text HTTP, also where gRPC has TLS: probes and scrapers come from inside."""
+    """Plain text also where gRPC has TLS, unless ``--http-tls`` asks for it: probes and scrapers come from inside."""
 
     def __init__(self, config: ServeConfig, state: ServerState, metrics: Metrics) -> None:
         self._config = config
@@ -24,7 +25,7 @@ class HttpServer:
         app.router.add_get("/metrics", self._get_metrics)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
 
-    async def start(self) -> int:
+    async def start(self, tls: Tls | None) -> int:
         """Bind and answer; returns the port.
 
         Raises:
@@ -36,7 +37,7 @@ class HttpServer:
         except OSError as error:
             raise bind_error(error, host, port, "--port", "HTTP") from error
         await self._runner.setup()
-        await web.SockSite(self._runner, server_socket).start()
+        await web.SockSite(self._runner, server_socket, ssl_context=tls.http_context() if tls else None).start()
         bound_port: int = server_socket.getsockname()[1]
         return bound_port
 

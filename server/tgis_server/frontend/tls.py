@@ -1,0 +1,154 @@
+"""TLS of both ports, from files that may be replaced while the server runs. Knows files, nothing of calls.
+
+The files are read at every new connection: they are small, a handshake costs far more, and no timer has to be right.
+What fits together is used from then on, by new connections only. What cannot be read or does not fit together, as in
+the middle of a replacement, changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import ssl
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from tgis_server.config import ServeConfig
+from tgis_server.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """What the files hold at one moment, PEM."""
+
+    certificate: bytes
+    key: bytes
+    client_ca: bytes | None
+
+
+class Tls:
+    """The certificate, its key and the CA of clients, as they are now. Any thread may ask."""
+
+    def __init__(self, config: ServeConfig, certificate: Path, key: Path) -> None:
+        """
+        Raises:
+            UsageError: a file is missing or broken, or key and certificate do not belong together.
+        """
+        self._certificate, self._key, self._client_ca = certificate, key, config.tls_client_ca_cert_path
+        self._http_mode = config.http_tls
+        self._lock = threading.Lock()  # guards what follows: gRPC asks from threads of its own
+        self._files, self._context = self._load()
+        self._problem = ""  # that was warned of
+
+    @classmethod
+    def load(cls, config: ServeConfig) -> Tls | None:
+        """As configured, or None for plain text. Errors as for the constructor."""
+        if config.tls_cert_path is None or config.tls_key_path is None:
+            return None
+        return cls(config, config.tls_cert_path, config.tls_key_path)
+
+    def grpc_credentials(self) -> grpc.ServerCredentials:
+        """For the gRPC port. A client CA makes client certificates mandatory."""
+        sent, _ = self._refresh()
+
+        def fetch() -> grpc.ServerCertificateConfiguration | None:
+            """Called by gRPC before each handshake; None means no change."""
+            nonlocal sent
+            files, _ = self._refresh()
+            if files is sent:
+                return None
+            sent = files
+            return to_grpc(files)
+
+        return grpc.dynamic_ssl_server_credentials(
+            to_grpc(sent), fetch, require_client_authentication=self._client_ca is not None
+        )
+
+    def http_context(self) -> ssl.SSLContext | None:
+        """For the HTTP port; None where that stays plain text."""
+        if self._http_mode == "off":
+            return None
+        context = _FreshContext(ssl.PROTOCOL_TLS_SERVER)
+        context.tls = self
+        return context
+
+    def current_context(self) -> ssl.SSLContext:
+        """Made of what the files hold now."""
+        return self._refresh()[1]
+
+    def _refresh(self) -> tuple[TlsFiles, ssl.SSLContext]:
+        with self._lock:
+            try:
+                if self._read() != self._files:
+                    self._files, self._context = self._load()
+                    logger.info("TLS certificate %s was reloaded: %s", self._certificate, fingerprint(self._files))
+                self._problem = ""
+            except UsageError as error:
+                if str(error) != self._problem:
+                    self._problem = str(error)
+                    logger.warning("The TLS certificate in use stays: %s", error)
+            return self._files, self._context
+
+    def _load(self) -> tuple[TlsFiles, ssl.SSLContext]:
+        files = self._read()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            context.load_cert_chain(self._certificate, self._key, password="")  # never ask on the terminal
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"TLS certificate {self._certificate} and key {self._key} cannot be used together: {error}. "
+                "Both must be PEM, belong to each other, and the key must not be encrypted."
+            ) from error
+        if self._client_ca:
+            try:
+                context.load_verify_locations(self._client_ca)
+            except OSError as error:
+                raise UsageError(f"TLS client CA {self._client_ca} is not a PEM certificate: {error}.") from error
+        if self._http_mode == "mutual":
+            context.verify_mode = ssl.CERT_REQUIRED
+        if self._read() != files:
+            raise UsageError(f"TLS files beside {self._certificate} changed while they were read.")
+        return files, context
+
+    def _read(self) -> TlsFiles:
+        return TlsFiles(
+            read_tls_file(self._certificate),
+            read_tls_file(self._key),
+            read_tls_file(self._client_ca) if self._client_ca else None,
+        )
+
+
+class _FreshContext(ssl.SSLContext):
+    """Gives each new connection the context of the files as they are then."""
+
+    tls: Tls
+
+    def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
+        """What asyncio calls for a connection."""
+        return self.tls.current_context().wrap_bio(*args, **options)
+
+
+def to_grpc(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration(
+        [(files.key, files.certificate)], root_certificates=files.client_ca
+    )
+
+
+def read_tls_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"TLS file {path} cannot be read: {error.strerror}.") from error
+
+
+def fingerprint(files: TlsFiles) -> str:
+    """As ``openssl x509 -fingerprint -sha256`` shows it."""
+    _, _, body = files.certificate.decode("ascii", "replace").partition(ssl.PEM_HEADER)
+    der = ssl.PEM_cert_to_DER_cert(ssl.PEM_HEADER + body.partition(ssl.PEM_FOOTER)[0] + ssl.PEM_FOOTER)
+    return "SHA-256 " + hashlib.sha256(der).digest().hex(":").upper()
