@@ -5,10 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from tgis_server.config import GROUPS, Option, describe_accepted, options
-from tgis_server.metrics import SPECS
+from tgis_server.metrics import ABSENT, FAILURES, SPECS
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 NOTICE = "<!-- Made from the code by `make docs`. -->\n"
+BUCKETS = {
+    "names that end with `duration`": "35, from 0.15 ms to 146 s, each half as much again as the one before",
+    "`tgi_request_input_length`, `tgi_request_total_tokens`": "64 equal steps up to `max_sequence_length`",
+    "`tgi_request_max_new_tokens`, `tgi_request_generated_tokens`": "64 equal steps up to `max_new_tokens`",
+    "`tgi_batch_inference_batch_size`": "1, 2, … `max_batch_size`",
+    "`tgi_tokenize_request_tokens`": "64, 128, … 524,288",
+    "`tgi_request_raw_input_length`, `tgi_batch_next_tokens`": "1, 2, 4, … 524,288",
+}
 
 
 def options_page() -> str:
@@ -40,17 +48,51 @@ def option_row(option: Option) -> str:
 
 
 def metrics_page() -> str:
-    """Every metric with kind, unit and labels."""
+    """Every metric with kind, unit and labels, and how to read it."""
     lines = [
         NOTICE,
         "# Metrics\n",
-        "`GET /metrics` on the HTTP port. Counters appear under their bare name and with `_total`.\n",
+        "`GET /metrics` on the HTTP port, in every phase of the server's life. Counters appear under their bare name,",
+        "untyped, and with `_total`. Series without labels are there from the start, so that `rate` and `increase` see",
+        "their first event too; a series with labels appears with its first one.\n",
         "| metric | kind | unit | labels | meaning |",
         "|---|---|---|---|---|",
     ]
     for spec in SPECS:
         labels = ", ".join(f"`{label}`" for label in spec.labels)
         lines.append(f"| `{spec.name}` | {spec.kind} | {spec.unit} | {labels} | {spec.help} |")
+    lines += [
+        "",
+        "The engine's values are those of its last step, and a step is counted when it is over. One that both prefills",
+        "and decodes counts under both methods, each with its own sequences; `tgi_step_*` have it once.",
+        "",
+        "## Failures",
+        "",
+        "| `err` | what is counted |",
+        "|---|---|",
+        *(f"| `{err}` | {meaning} |" for err, meaning in FAILURES.items()),
+        "",
+        "Cancelled inputs have no other counter. Calls that end because the engine died count under `generate`.",
+        "",
+        "## Buckets",
+        "",
+        "| metric | upper bounds |",
+        "|---|---|",
+        *(f"| {names} | {bounds} |" for names, bounds in BUCKETS.items()),
+        "",
+        "## For those who come from the original",
+        "",
+        "All of its metrics have their names, labels, moments and buckets, but for these:",
+        "",
+        "- `tgi_request_raw_input_length` and `tgi_batch_next_tokens` are histograms instead of summaries.",
+        "- `tgi_batch_max_remaining_tokens` is a maximum, as its name says, and not a sum.",
+        "",
+        "These never appear, because what they count does not exist:",
+        "",
+        "| metric | why |",
+        "|---|---|",
+        *(f"| {names} | {reason} |" for names, reason in ABSENT.items()),
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -2,11 +2,12 @@
 
 Names and labels are those that existing dashboards query; each counter is exported under its bare name and with
 ``_total``. The front-end owns the one instance. What happens in the engine is known from the statistics of its steps.
+``docs/metrics.md`` is made from the tables.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,7 +23,7 @@ Value = Counter | Gauge | Histogram
 NUM_LENGTH_STEPS = 64
 DURATION_BUCKETS = tuple(0.0001 * 1.5**k for k in range(1, 36))  # seconds: 0.15 ms to 146 s
 TOKEN_SUM_BUCKETS = tuple(float(2**k) for k in range(6, 20))
-PREFILL_BUCKETS = tuple(float(2**k) for k in range(17))
+WIDE_TOKEN_BUCKETS = tuple(float(2**k) for k in range(20))
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,11 @@ class Spec:
     unit: str
     help: str
     labels: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The help text with the unit."""
+        return f"{self.help} ({self.unit})" if self.unit else self.help
 
 
 SPECS = (
@@ -67,9 +73,11 @@ SPECS = (
     Spec("tgi_batch_next_tokens", "histogram", "tokens", "Prompt tokens computed by a step."),
     Spec("tgi_batch_current_size", "gauge", "sequences", "Running sequences."),
     Spec("tgi_batch_input_tokens", "gauge", "tokens", "Tokens of running sequences, generated ones included."),
-    Spec("tgi_batch_max_remaining_tokens", "gauge", "tokens", "Most tokens that a running sequence may still get."),
+    Spec("tgi_batch_max_remaining_tokens", "gauge", "tokens", "Most tokens that any running sequence may still get."),
     Spec("tgi_batch_concatenation_count", "counter", "steps", "Steps in which new sequences joined running ones."),
     Spec("tgi_queue_size", "gauge", "sequences", "Sequences that wait for a slot: new ones and those set back."),
+    Spec("tgi_step_scheduler_duration", "histogram", "seconds", "Deciding what a step computes, once per step."),
+    Spec("tgi_step_device_duration", "histogram", "seconds", "Model and sampling, once per step."),
     Spec("tgi_kv_blocks_used", "gauge", "blocks", "KV blocks that hold something of running sequences."),
     Spec("tgi_kv_blocks_total", "gauge", "blocks", "KV blocks of the engine."),
     Spec("tgi_prefix_cache_hit_tokens", "counter", "tokens", "Prompt tokens that were not computed again."),
@@ -80,8 +88,32 @@ SPECS = (
     Spec("tgi_tokenize_request_tokens", "histogram", "tokens", "Tokens of all texts of a call."),
     Spec("tgi_tokenize_request_duration", "histogram", "seconds", "Tokenize calls that succeeded."),
     # The server
+    Spec("tgi_calls_in_flight", "gauge", "calls", "Calls of every kind that have no answer yet."),
+    Spec("tgi_permits_held", "gauge", "inputs", "Inputs in work, at most --max-concurrent-requests."),
+    Spec("tgi_draining", "gauge", "", "1 from the stop signal to the end, else 0."),
     Spec("tgi_server_info", "gauge", "", "Always 1; mode tells rehearsals and the demo model.", ("model", "mode")),
 )
+
+# Values of the label ``err``, and what is counted under each.
+FAILURES = {
+    "conc_limit": "Calls with more inputs than there are permits left.",
+    "validation": "Calls that ended INVALID_ARGUMENT, but for streams without an input (`missing request`).",
+    "generate": "Calls that failed later, whatever the number of their inputs.",
+    "unknown": "Calls refused for another reason: the server starts, drains or ends.",
+    "cancelled": "Inputs that were not finished when their client cancelled, went away or ran out of time.",
+    "timeout": "Inputs whose `time_limit_millis` passed before their first token; also a success, `TIME_LIMIT`.",
+}
+
+# What dashboards of the original may look for in vain, and why.
+ABSENT = {
+    "`tgi_queue_jump`": "Nothing overtakes the head of the queue.",
+    "`tgi_granular_batch_addition`": "Room is counted exactly, in KV blocks: no coarse bound needs a second look.",
+    "`tgi_prefill_weight_limit_exceeded`": "A long prompt is cut into chunks (`--max-batch-tokens`), not held back.",
+    "`tgi_prefill_padding_limit_exceeded`": "Batches have no padding.",
+    '`tgi_request_failure{err="queue_full"}`': "Permits are the only limit; behind them no queue can be full.",
+    '`tgi_batch_inference_failure{reason="error"}`': "A step that fails for such a reason ends the server.",
+    "`tgi_prompt_load_duration`, `tgi_prompt_load_failure`": "There are no tuned prompts.",
+}
 
 
 class Metrics(Collector):
@@ -97,8 +129,9 @@ class Metrics(Collector):
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
-    def use_limits(self, *, max_sequence_length: int, max_new_tokens: int) -> None:
+    def use_limits(self, *, max_sequence_length: int, max_new_tokens: int, num_blocks: int) -> None:
         """The engine is loaded and its limits are known. Lengths that were observed before are forgotten."""
+        self._gauge("tgi_kv_blocks_total").set(num_blocks)
         self._ranges = (max_sequence_length, max_new_tokens)
         for spec in SPECS:
             if spec.unit == "tokens" and spec.kind == "histogram":
@@ -115,7 +148,8 @@ class Metrics(Collector):
                 family.samples = [s for s in family.samples if not s.name.endswith("_created")]
                 yield family
                 if spec.kind == "counter":
-                    bare = Metric(spec.name, spec.help, "unknown")
+                    # Untyped: client libraries take a typed one for a second series with ``_total``.
+                    bare = Metric(spec.name, spec.text, "unknown")
                     bare.samples = [sample._replace(name=spec.name) for sample in family.samples]
                     yield bare
 
@@ -124,12 +158,21 @@ class Metrics(Collector):
     def name_server(self, *, model: str, mode: str) -> None:
         self._gauge("tgi_server_info", model=model, mode=mode).set(1)
 
+    def read_state(
+        self, *, num_calls: Callable[[], int], num_permits: Callable[[], int], is_draining: Callable[[], bool]
+    ) -> None:
+        """What is asked at every scrape."""
+        self._gauge("tgi_calls_in_flight").set_function(num_calls)
+        self._gauge("tgi_permits_held").set_function(num_permits)
+        self._gauge("tgi_draining").set_function(is_draining)
+
     def count_call(self, kind: str, num_inputs: int) -> None:
         self._counter("tgi_request_count", kind=kind).inc()
         self._counter("tgi_request_input_count").inc(num_inputs)
 
     def count_failure(self, err: str, num: int = 1) -> None:
-        self._counter("tgi_request_failure", err=err).inc(num)
+        if num:  # a series with labels appears with its first count
+            self._counter("tgi_request_failure", err=err).inc(num)
 
     def observe_raw_input(self, num_tokens: int) -> None:
         self._histogram("tgi_request_raw_input_length").observe(num_tokens)
@@ -157,9 +200,13 @@ class Metrics(Collector):
         self._histogram("tgi_request_generated_tokens").observe(num_generated)
         self._histogram("tgi_request_total_tokens").observe(num_input + num_generated)
         if inference_s is not None:
-            self._histogram("tgi_request_inference_duration").observe(inference_s)
-            mean_s = inference_s / num_generated if num_generated else 0.0
-            self._histogram("tgi_request_mean_time_per_token_duration").observe(mean_s)
+            self.observe_inference(inference_s, num_generated)
+
+    def observe_inference(self, duration_s: float, num_generated: int) -> None:
+        """An input that ran is over, with an answer or a failure."""
+        self._histogram("tgi_request_inference_duration").observe(duration_s)
+        mean_s = duration_s / num_generated if num_generated else 0.0
+        self._histogram("tgi_request_mean_time_per_token_duration").observe(mean_s)
 
     def observe_queued(self, waited_s: float) -> None:
         self._histogram("tgi_request_queue_duration").observe(waited_s)
@@ -181,26 +228,29 @@ class Metrics(Collector):
 
     # Steps
 
-    def observe_step(self, stats: StepStats, *, num_started: int, processing_s: float) -> None:
+    def observe_step(self, stats: StepStats, *, processing_s: float) -> None:
         """One step of the engine; a mixed one counts under both methods, with the rows of each."""
         for method, num_rows in (("prefill", stats.prefill_rows), ("next_token", stats.decode_rows)):
             if num_rows:
                 self._observe_part(method, num_rows, stats, processing_s)
         if stats.prefill_tokens:
             self._histogram("tgi_batch_next_tokens").observe(stats.prefill_tokens)
-        if num_started and stats.decode_rows:
+        if stats.num_started and stats.decode_rows:
             self._counter("tgi_batch_concatenation_count").inc()
+        if (stats.prefill_rows or stats.decode_rows) and not stats.out_of_memory:
+            self._histogram("tgi_step_scheduler_duration").observe(stats.plan_s)
+            self._histogram("tgi_step_device_duration").observe(stats.forward_s)
         self._gauge("tgi_batch_current_size").set(stats.num_running)
         self._gauge("tgi_batch_input_tokens").set(stats.running_tokens)
         self._gauge("tgi_batch_max_remaining_tokens").set(stats.remaining_tokens)
         self._gauge("tgi_queue_size").set(stats.num_waiting)
         self._gauge("tgi_kv_blocks_used").set(stats.used_blocks)
-        self._gauge("tgi_kv_blocks_total").set(stats.total_blocks)
         self._counter("tgi_prefix_cache_hit_tokens").inc(stats.cached_tokens)
         self._counter("tgi_preemption_count").inc(stats.preemptions)
 
     def count_lost_connection(self) -> None:
-        """The engine went away in the middle of a step."""
+        """The engine went away in the middle of a step, of which kind nobody will know."""
+        self._counter("tgi_batch_inference_count", method="next_token").inc()
         self._counter("tgi_batch_inference_failure", method="next_token", reason="connection").inc()
 
     def _observe_part(self, method: str, num_rows: int, stats: StepStats, processing_s: float) -> None:
@@ -221,10 +271,10 @@ class Metrics(Collector):
 
     def _make(self, spec: Spec) -> Value:
         if spec.kind == "counter":
-            return Counter(spec.name, spec.help, spec.labels, registry=None)
+            return Counter(spec.name, spec.text, spec.labels, registry=None)
         if spec.kind == "gauge":
-            return Gauge(spec.name, spec.help, spec.labels, registry=None)
-        return Histogram(spec.name, spec.help, spec.labels, registry=None, buckets=self._buckets(spec.name))
+            return Gauge(spec.name, spec.text, spec.labels, registry=None)
+        return Histogram(spec.name, spec.text, spec.labels, registry=None, buckets=self._buckets(spec.name))
 
     def _buckets(self, name: str) -> tuple[float, ...]:
         max_sequence_length, max_new_tokens = self._ranges
@@ -232,11 +282,11 @@ class Metrics(Collector):
             return DURATION_BUCKETS
         if name in ("tgi_request_generated_tokens", "tgi_request_max_new_tokens"):
             return equal_steps(max_new_tokens)
-        if name in ("tgi_request_input_length", "tgi_request_total_tokens", "tgi_request_raw_input_length"):
+        if name in ("tgi_request_input_length", "tgi_request_total_tokens"):
             return equal_steps(max_sequence_length)
         if name == "tgi_batch_inference_batch_size":
             return tuple(float(size) for size in range(1, self._max_batch_size + 1))
-        return TOKEN_SUM_BUCKETS if name == "tgi_tokenize_request_tokens" else PREFILL_BUCKETS
+        return TOKEN_SUM_BUCKETS if name == "tgi_tokenize_request_tokens" else WIDE_TOKEN_BUCKETS
 
     def _counter(self, name: str, **labels: str) -> Counter:
         value = self._values[name]

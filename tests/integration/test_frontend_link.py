@@ -27,7 +27,7 @@ class FakeLeader(ShardServicer):
         self.received: list[pb.ToEngine] = []
         self.outgoing: asyncio.Queue[StepResult | None] = asyncio.Queue()
         self.num_ended = 0
-        self.info: pb.InfoReply | None = pb.InfoReply(max_sequence_length=64, vocab_size=97)
+        self.info: pb.InfoReply | None = pb.InfoReply(max_sequence_length=64, vocab_size=97, num_blocks=8)
 
     async def Info(self, request: pb.InfoRequest, context: grpc.aio.ServicerContext) -> pb.InfoReply:  # noqa: N802
         if self.info is None:
@@ -116,7 +116,7 @@ def test_a_request_that_is_cancelled_before_it_was_sent_is_never_sent(tmp_path):
 def test_facts_about_the_model_are_passed_on(tmp_path):
     async def test() -> None:
         async with linked(tmp_path) as (link, _):
-            assert await link.info() == EngineInfo(max_sequence_length=64, vocab_size=97)
+            assert await link.info() == EngineInfo(max_sequence_length=64, vocab_size=97, num_blocks=8)
 
     run(test)
 

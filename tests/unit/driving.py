@@ -90,7 +90,7 @@ class Driver:
         self._in_flight: deque = deque()
 
     def apply(self, *messages: Submit | Cancel) -> None:
-        self.scheduler.apply(messages, self.now)
+        self.scheduler.apply(messages)
 
     def step(self) -> bool:
         """Plan and launch a step, then commit so that at most ``depth - 1`` stay in flight; False when idle."""

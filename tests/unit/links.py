@@ -14,7 +14,7 @@ class FakeLink:
     """Remembers what was sent; yields what the test puts in. With ``answer`` it answers each request itself."""
 
     def __init__(self, answer: Callable[[Submit], Iterable[StepResult]] | None = None, **info: object) -> None:
-        self.engine_info = EngineInfo(**{"max_sequence_length": 100, "vocab_size": 10_000, **info})
+        self.engine_info = EngineInfo(**{"max_sequence_length": 100, "vocab_size": 10_000, "num_blocks": 50, **info})
         self.submitted: list[Submit] = []
         self.cancelled: list[int] = []
         self.num_messages = 0

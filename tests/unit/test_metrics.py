@@ -45,6 +45,31 @@ def test_no_times_of_creation_are_exported():
     assert "_created" not in metrics().to_text().decode()
 
 
+def test_series_without_labels_are_there_from_the_start_and_others_from_their_first_count():
+    source = metrics()
+    source.count_failure("cancelled", 0)
+
+    assert set(samples(source)) >= {spec.name for spec in SPECS if not spec.labels and spec.kind != "histogram"}
+    assert not [name for name in samples(source) if "{" in name and "{le=" not in name]
+
+
+def test_help_names_the_unit():
+    text = metrics().to_text().decode()
+
+    assert "# HELP tgi_request_duration From the call to the answer. (seconds)\n" in text
+    assert "# HELP tgi_request_count Generate and GenerateStream calls. (calls)\n" in text
+    assert "# HELP tgi_request_count_total Generate and GenerateStream calls. (calls)\n" in text
+
+
+def test_gauges_of_the_server_are_asked_when_they_are_scraped():
+    source = metrics()
+    calls = ["one"]
+    source.read_state(num_calls=lambda: len(calls), num_permits=lambda: 3, is_draining=lambda: True)
+    calls.append("two")
+
+    assert {"tgi_calls_in_flight": 2, "tgi_permits_held": 3, "tgi_draining": 1}.items() <= samples(source).items()
+
+
 def test_every_name_has_the_prefix_and_appears_once():
     names = [spec.name for spec in SPECS]
 
@@ -75,16 +100,22 @@ def test_durations_have_the_original_buckets():
 
 def test_lengths_have_64_steps_up_to_the_servers_limits():
     source = metrics()
-    source.use_limits(max_sequence_length=640, max_new_tokens=64)
+    source.use_limits(max_sequence_length=640, max_new_tokens=64, num_blocks=8)
 
     assert buckets(source, "tgi_request_input_length")[:2] == [10, 20]
     assert buckets(source, "tgi_request_total_tokens")[-2] == 640
     assert buckets(source, "tgi_request_generated_tokens")[-2] == 64
+    assert samples(source)["tgi_kv_blocks_total"] == 8
+
+
+@pytest.mark.parametrize("name", ["tgi_request_raw_input_length", "tgi_batch_next_tokens"])
+def test_sizes_without_a_limit_have_powers_of_two(name):
+    assert buckets(metrics(), name) == [*(2.0**k for k in range(20)), float("inf")]
 
 
 def test_batch_sizes_have_a_bucket_each():
     source = metrics()
-    source.observe_step(StepStats(decode_rows=2), num_started=0, processing_s=0.0)
+    source.observe_step(StepStats(decode_rows=2), processing_s=0.0)
 
     assert buckets(source, "tgi_batch_inference_batch_size")[:3] == [1, 2, 3]
 
@@ -92,8 +123,10 @@ def test_batch_sizes_have_a_bucket_each():
 def test_a_mixed_step_counts_under_both_methods_with_the_rows_of_each():
     source = metrics()
 
-    stats = StepStats(prefill_rows=1, decode_rows=2, prefill_tokens=30, step_s=0.5, forward_s=0.25)
-    source.observe_step(stats, num_started=1, processing_s=0.125)
+    stats = StepStats(
+        prefill_rows=1, decode_rows=2, prefill_tokens=30, num_started=1, plan_s=0.0625, step_s=0.5, forward_s=0.25
+    )
+    source.observe_step(stats, processing_s=0.125)
 
     found = samples(source)
     for method, rows in (("prefill", 1), ("next_token", 2)):
@@ -105,37 +138,48 @@ def test_a_mixed_step_counts_under_both_methods_with_the_rows_of_each():
         assert found[f"tgi_batch_inference_tokproc_duration_sum{{makeup=single_only,method={method}}}"] == 0.125
     assert found["tgi_batch_next_tokens_sum"] == 30
     assert found["tgi_batch_concatenation_count"] == 1
+    assert (found["tgi_step_scheduler_duration_sum"], found["tgi_step_scheduler_duration_count"]) == (0.0625, 1)
+    assert (found["tgi_step_device_duration_sum"], found["tgi_step_device_duration_count"]) == (0.25, 1)
 
 
 def test_a_step_without_rows_only_moves_gauges():
     source = metrics()
 
     source.observe_step(
-        StepStats(num_waiting=3, num_running=2, running_tokens=7, remaining_tokens=9, used_blocks=4, total_blocks=8),
-        num_started=0,
-        processing_s=0.0,
+        StepStats(num_waiting=3, num_running=2, running_tokens=7, remaining_tokens=9, used_blocks=4), processing_s=0.0
     )
 
     found = samples(source)
     assert not any(name.startswith("tgi_batch_inference_count") for name in found)
+    assert found["tgi_step_device_duration_count"] == 0
     assert {
         "tgi_queue_size": 3,
         "tgi_batch_current_size": 2,
         "tgi_batch_input_tokens": 7,
         "tgi_batch_max_remaining_tokens": 9,
         "tgi_kv_blocks_used": 4,
-        "tgi_kv_blocks_total": 8,
     }.items() <= found.items()
 
 
 def test_a_step_that_did_not_fit_is_a_failure():
     source = metrics()
 
-    source.observe_step(StepStats(prefill_rows=1, out_of_memory=True), num_started=0, processing_s=0.0)
+    source.observe_step(StepStats(prefill_rows=1, out_of_memory=True), processing_s=0.0)
 
     found = samples(source)
     assert found["tgi_batch_inference_failure{method=prefill,reason=oom}"] == 1
     assert "tgi_batch_inference_success{method=prefill}" not in found
+    assert found["tgi_step_device_duration_count"] == 0
+
+
+def test_a_lost_engine_is_a_step_that_failed():
+    source = metrics()
+
+    source.count_lost_connection()
+
+    found = samples(source)
+    assert found["tgi_batch_inference_count{method=next_token}"] == 1
+    assert found["tgi_batch_inference_failure{method=next_token,reason=connection}"] == 1
 
 
 def test_an_answer_is_counted_by_reason_and_kind():

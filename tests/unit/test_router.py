@@ -23,12 +23,16 @@ def output_of(router: Router, **params: object) -> Output:
     return make_output(request_id=router.next_id(), **params)
 
 
+def make_metrics() -> Metrics:
+    return Metrics(max_sequence_length=100, max_new_tokens=50, max_batch_size=4)
+
+
 def with_router(test: Callable[[Router, FakeLink], Awaitable[None]]) -> None:
     """Run a test's coroutine beside a reading router."""
 
     async def run() -> None:
         link = FakeLink()
-        router = Router(link, Metrics(max_sequence_length=100, max_new_tokens=50, max_batch_size=4))
+        router = Router(link, make_metrics(), clock=lambda: 10.0)
         reader = asyncio.create_task(router.run())
         await asyncio.sleep(0)  # lets the reader connect
         try:
@@ -97,7 +101,7 @@ def test_a_stop_sequence_cancels_the_rest_of_its_generation():
     with_router(check)
 
 
-def test_details_and_waiting_times_are_passed_on():
+def test_details_and_starting_times_are_passed_on():
     async def check(router: Router, link: FakeLink) -> None:
         output = output_of(router, details=Details(ranks=True, input_tokens=True, generated_tokens=True))
         with router.running([output]):
@@ -106,14 +110,15 @@ def test_details_and_waiting_times_are_passed_on():
                     (1, 7, MAX),
                     details={0: TokenDetail(rank=4)},
                     prompt_details=[(1, [TokenDetail(rank=3)])],
-                    started=[(1, 0.5)],
+                    started=[(1, 10.5)],
                 )
             )
             await settle()
 
         answer = output.to_response()
         assert ([t.rank for t in answer.tokens], [t.rank for t in answer.input_tokens]) == ([4], [0, 3])
-        assert output.started_at is not None
+        assert output.started_at == 10.5
+        assert b"tgi_request_queue_duration_sum 0.5\n" in router._metrics.to_text()
 
     with_router(check)
 
@@ -174,7 +179,7 @@ def test_the_reader_ends_with_the_loss_of_its_peer():
         link = FakeLink()
         link.break_down()
         with pytest.raises(PeerLost, match="closed its connection"):
-            await Router(link, Metrics(max_sequence_length=9, max_new_tokens=5, max_batch_size=1)).run()
+            await Router(link, make_metrics()).run()
 
     asyncio.run(run())
 

@@ -368,7 +368,7 @@ def test_plans_say_which_slots_to_forget_before_they_are_used_again():
     assert [(plan.free, [new.slot for new in plan.new]) for plan in driver.plans] == [([], [0]), ([0], [0])]
 
 
-def test_results_carry_waiting_times_and_statistics():
+def test_results_carry_starting_times_and_statistics():
     driver = Driver(max_batch_size=1)
     driver.apply(submit(1, prompt=3, max_new_tokens=1), submit(2, prompt=2, max_new_tokens=1))
     driver.now = 2.5
@@ -377,4 +377,5 @@ def test_results_carry_waiting_times_and_statistics():
 
     assert driver.results[0].started == [(1, 2.5)]
     stats = driver.results[0].stats
-    assert (stats.prefill_rows, stats.prefill_tokens, stats.decode_rows, stats.num_waiting) == (1, 3, 0, 1)
+    assert (stats.prefill_rows, stats.prefill_tokens, stats.num_started) == (1, 3, 1)
+    assert (stats.decode_rows, stats.num_waiting) == (0, 1)

@@ -77,10 +77,16 @@ class Frontend:
         self._watch = watch
         self._text_settings = TextSettings(pieces, tokenizer.get_piece)
         self._router = Router(link, self.metrics)
-        self._servicer = GenerationServicer(self.state, Admission(config.max_concurrent_requests), self.metrics)
+        admission = Admission(config.max_concurrent_requests)
+        self._servicer = GenerationServicer(self.state, admission, self.metrics)
         self._public = PublicServer(config, self._servicer)
         self._launcher = LauncherServer(run.frontend_socket, self.state)
         self._http = HttpServer(config, self.state, self.metrics)
+        self.metrics.read_state(
+            num_calls=lambda: self.state.num_calls,
+            num_permits=lambda: admission.num_held,
+            is_draining=lambda: self.state.is_draining,
+        )
         self._stop_asked = asyncio.Event()
         self._hurry_asked = asyncio.Event()
         self._started_at = time.monotonic()
@@ -149,7 +155,11 @@ class Frontend:
                 limits.max_new_tokens,
                 limits.max_sequence_length,
             )
-        self.metrics.use_limits(max_sequence_length=limits.max_sequence_length, max_new_tokens=limits.max_new_tokens)
+        self.metrics.use_limits(
+            max_sequence_length=limits.max_sequence_length,
+            max_new_tokens=limits.max_new_tokens,
+            num_blocks=info.num_blocks,
+        )
         self._servicer.generation = GenerationService(
             limits=limits,
             vocab_size=info.vocab_size,

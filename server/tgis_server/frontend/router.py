@@ -100,10 +100,10 @@ class Router:
 
     def _dispatch(self, result: StepResult) -> None:
         now = self._clock()
-        for request_id, waited_s in result.started:
+        for request_id, started_at in result.started:
             if entry := self._entries.get(request_id):
-                entry.output.on_started(entry.submitted_at + waited_s)
-                self._metrics.observe_queued(waited_s)
+                entry.output.on_started(started_at)
+                self._metrics.observe_queued(started_at - entry.submitted_at)
         for request_id, details in result.prompt_details:
             if entry := self._entries.get(request_id):
                 entry.output.on_prompt_details(details)
@@ -114,7 +114,7 @@ class Router:
         for failure in result.failures:
             if entry := self._entries.pop(failure.request_id, None):
                 entry.output.on_failure(failure)
-        self._metrics.observe_step(result.stats, num_started=len(result.started), processing_s=self._clock() - now)
+        self._metrics.observe_step(result.stats, processing_s=self._clock() - now)
 
     def _push_token(
         self, entry: _Entry, token_id: int, reason: FinishReason, result: StepResult, column: int, now: float

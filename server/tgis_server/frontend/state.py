@@ -49,6 +49,10 @@ class ServerState:
     def is_serving(self) -> bool:
         return self.phase is Phase.SERVING
 
+    @property
+    def is_draining(self) -> bool:
+        return self.phase is Phase.DRAINING
+
     def require_accepting(self) -> None:
         """
         Raises:

@@ -65,6 +65,7 @@ class _PlanBuilder:
     budget: int
     plan: StepPlan
     rows: list[_Row] = field(default_factory=list)
+    num_started: int = 0
     cached_tokens: int = 0
     preemptions: int = 0
 
@@ -100,11 +101,11 @@ class Scheduler:
 
     # What arrived
 
-    def apply(self, messages: Iterable[Submit | Cancel], now: float) -> None:
+    def apply(self, messages: Iterable[Submit | Cancel]) -> None:
         """Take in new requests and cancellations, in the order in which they came."""
         for message in messages:
             if isinstance(message, Submit):
-                self._accept(message, now)
+                self._accept(message)
             elif sequence := self._sequences.get(message.request_id):
                 self._leave(sequence)
 
@@ -113,7 +114,7 @@ class Scheduler:
         for sequence in list(self._sequences.values()):
             self._leave(sequence)
 
-    def _accept(self, submit: Submit, now: float) -> None:
+    def _accept(self, submit: Submit) -> None:
         # The last generated token is never computed, so it needs no room.
         needed = self.pool.blocks_for(len(submit.prompt_ids) + submit.max_new_tokens - 1)
         if needed > self.pool.num_blocks:
@@ -123,7 +124,7 @@ class Scheduler:
             )
             self._result.failures.append(Failure(submit.request_id, "RESOURCE_EXHAUSTED", text))
             return
-        sequence = Sequence(submit, self._arrivals, now, root_key(submit.adapter_id), list(submit.prompt_ids))
+        sequence = Sequence(submit, self._arrivals, root_key(submit.adapter_id), list(submit.prompt_ids))
         self._arrivals += 1
         self._sequences[submit.request_id] = sequence
         self._waiting.append(sequence)
@@ -206,7 +207,8 @@ class Scheduler:
         insort(self._running, sequence, key=by_arrival)
         if not sequence.has_started:
             sequence.has_started = True
-            self._result.started.append((sequence.submit.request_id, now - sequence.arrived_at))
+            self._result.started.append((sequence.submit.request_id, now))
+            builder.num_started += 1
         builder.cached_tokens += sequence.num_planned
         builder.plan.new.append(
             NewSequence(
@@ -373,7 +375,7 @@ class Scheduler:
             running_tokens=sum(len(s.token_ids) for s in self._running),
             remaining_tokens=max((s.submit.max_new_tokens - s.num_generated for s in self._running), default=0),
             used_blocks=self.pool.num_used,
-            total_blocks=self.pool.num_blocks,
+            num_started=builder.num_started,
             preemptions=builder.preemptions,
             cached_tokens=builder.cached_tokens,
             forward_s=forward_s,

@@ -29,7 +29,6 @@ class Sequence:
 
     submit: Submit
     arrival: int  # place in the order of arrival; never changes
-    arrived_at: float
     root_key: bytes
     token_ids: list[int] = field(default_factory=list)
     state: State = State.WAITING

@@ -104,7 +104,7 @@ class Leader:
         self._status.answer_tick()
         if has_tick and wait:
             self._followers.publish(StepPlan(step=0))  # an empty plan: their tick
-        self._scheduler.apply(requests, time.monotonic())
+        self._scheduler.apply(requests)
 
     def _launch(self, plan: StepPlan) -> Launched | None:
         """Start a step on all ranks; ``None`` if it did not fit into memory."""

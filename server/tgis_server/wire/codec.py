@@ -131,9 +131,9 @@ def encode_step_result(result: StepResult) -> pb.FromEngine:
         message.details.CopyFrom(encode_details(list(result.details.values())))
     for request_id, details in result.prompt_details:
         message.prompt_details.add(request_id=request_id, details=encode_details(details))
-    for request_id, wait_s in result.started:
+    for request_id, started_at in result.started:
         message.started_ids.append(request_id)
-        message.started_wait_s.append(wait_s)
+        message.started_at_s.append(started_at)
     return message
 
 
@@ -144,7 +144,7 @@ def decode_step_result(message: pb.FromEngine) -> StepResult:
         finish_reasons=[FINISH_REASONS[reason] for reason in message.finish_reasons],
         details=dict(zip(message.detail_columns, decode_details(message.details), strict=True)),
         prompt_details=[(group.request_id, decode_details(group.details)) for group in message.prompt_details],
-        started=list(zip(message.started_ids, message.started_wait_s, strict=True)),
+        started=list(zip(message.started_ids, message.started_at_s, strict=True)),
         failures=[Failure(f.request_id, f.status, f.text) for f in message.failures],
         stats=StepStats(**{name: getattr(message.stats, name) for name in STATS_FIELDS}),
     )

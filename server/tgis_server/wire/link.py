@@ -41,6 +41,7 @@ class EngineInfo:
 
     max_sequence_length: int  # prompt + output, what really fits
     vocab_size: int
+    num_blocks: int  # KV blocks
 
 
 class EngineLink(Protocol):
@@ -96,7 +97,7 @@ class GrpcLink:
             reply: pb.InfoReply = await self._stub().Info(pb.InfoRequest(), timeout=INFO_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             raise Unavailable(f"The engine does not say what it serves: {describe(error)}.") from error
-        return EngineInfo(max_sequence_length=reply.max_sequence_length, vocab_size=reply.vocab_size)
+        return EngineInfo(reply.max_sequence_length, reply.vocab_size, reply.num_blocks)
 
     def submit(self, requests: Iterable[Submit]) -> None:
         if not self._is_open:

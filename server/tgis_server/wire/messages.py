@@ -159,7 +159,7 @@ class StepStats:
     running_tokens: int = 0  # tokens held by running sequences
     remaining_tokens: int = 0  # most tokens that any running sequence may still generate
     used_blocks: int = 0
-    total_blocks: int = 0
+    num_started: int = 0  # sequences that got their first slot in this step
     preemptions: int = 0
     cached_tokens: int = 0  # prefix-cache hits of sequences that started in this step
     plan_s: float = 0.0
@@ -186,7 +186,7 @@ class StepResult:
     finish_reasons: list[FinishReason] = field(default_factory=list)
     details: dict[int, TokenDetail] = field(default_factory=dict)  # column -> facts
     prompt_details: list[tuple[int, list[TokenDetail]]] = field(default_factory=list)  # request, consecutive positions
-    started: list[tuple[int, float]] = field(default_factory=list)  # request, seconds it waited for its first step
+    started: list[tuple[int, float]] = field(default_factory=list)  # request, host monotonic clock of its first step
     failures: list[Failure] = field(default_factory=list)
     stats: StepStats = field(default_factory=StepStats)
 

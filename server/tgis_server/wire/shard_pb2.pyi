@@ -169,7 +169,7 @@ class Details(_message.Message):
     def __init__(self, logprobs: bool = ..., ranks: bool = ..., top_n: _Optional[int] = ..., generated_tokens: bool = ..., input_tokens: bool = ...) -> None: ...
 
 class FromEngine(_message.Message):
-    __slots__ = ("request_ids", "token_ids", "finish_reasons", "detail_columns", "details", "prompt_details", "started_ids", "started_wait_s", "failures", "stats")
+    __slots__ = ("request_ids", "token_ids", "finish_reasons", "detail_columns", "details", "prompt_details", "started_ids", "started_at_s", "failures", "stats")
     REQUEST_IDS_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASONS_FIELD_NUMBER: _ClassVar[int]
@@ -177,7 +177,7 @@ class FromEngine(_message.Message):
     DETAILS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_DETAILS_FIELD_NUMBER: _ClassVar[int]
     STARTED_IDS_FIELD_NUMBER: _ClassVar[int]
-    STARTED_WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    STARTED_AT_S_FIELD_NUMBER: _ClassVar[int]
     FAILURES_FIELD_NUMBER: _ClassVar[int]
     STATS_FIELD_NUMBER: _ClassVar[int]
     request_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -187,10 +187,10 @@ class FromEngine(_message.Message):
     details: TokenDetails
     prompt_details: _containers.RepeatedCompositeFieldContainer[PromptDetails]
     started_ids: _containers.RepeatedScalarFieldContainer[int]
-    started_wait_s: _containers.RepeatedScalarFieldContainer[float]
+    started_at_s: _containers.RepeatedScalarFieldContainer[float]
     failures: _containers.RepeatedCompositeFieldContainer[Failure]
     stats: StepStats
-    def __init__(self, request_ids: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., finish_reasons: _Optional[_Iterable[int]] = ..., detail_columns: _Optional[_Iterable[int]] = ..., details: _Optional[_Union[TokenDetails, _Mapping]] = ..., prompt_details: _Optional[_Iterable[_Union[PromptDetails, _Mapping]]] = ..., started_ids: _Optional[_Iterable[int]] = ..., started_wait_s: _Optional[_Iterable[float]] = ..., failures: _Optional[_Iterable[_Union[Failure, _Mapping]]] = ..., stats: _Optional[_Union[StepStats, _Mapping]] = ...) -> None: ...
+    def __init__(self, request_ids: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., finish_reasons: _Optional[_Iterable[int]] = ..., detail_columns: _Optional[_Iterable[int]] = ..., details: _Optional[_Union[TokenDetails, _Mapping]] = ..., prompt_details: _Optional[_Iterable[_Union[PromptDetails, _Mapping]]] = ..., started_ids: _Optional[_Iterable[int]] = ..., started_at_s: _Optional[_Iterable[float]] = ..., failures: _Optional[_Iterable[_Union[Failure, _Mapping]]] = ..., stats: _Optional[_Union[StepStats, _Mapping]] = ...) -> None: ...
 
 class TokenDetails(_message.Message):
     __slots__ = ("logprobs", "ranks", "top_counts", "top_ids", "top_logprobs")
@@ -225,7 +225,7 @@ class Failure(_message.Message):
     def __init__(self, request_id: _Optional[int] = ..., status: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class StepStats(_message.Message):
-    __slots__ = ("step", "decode_rows", "prefill_rows", "decode_tokens", "prefill_tokens", "num_running", "num_waiting", "running_tokens", "remaining_tokens", "used_blocks", "total_blocks", "preemptions", "cached_tokens", "plan_s", "step_s", "forward_s", "out_of_memory")
+    __slots__ = ("step", "decode_rows", "prefill_rows", "decode_tokens", "prefill_tokens", "num_running", "num_waiting", "running_tokens", "remaining_tokens", "used_blocks", "num_started", "preemptions", "cached_tokens", "plan_s", "step_s", "forward_s", "out_of_memory")
     STEP_FIELD_NUMBER: _ClassVar[int]
     DECODE_ROWS_FIELD_NUMBER: _ClassVar[int]
     PREFILL_ROWS_FIELD_NUMBER: _ClassVar[int]
@@ -236,7 +236,7 @@ class StepStats(_message.Message):
     RUNNING_TOKENS_FIELD_NUMBER: _ClassVar[int]
     REMAINING_TOKENS_FIELD_NUMBER: _ClassVar[int]
     USED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
-    TOTAL_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    NUM_STARTED_FIELD_NUMBER: _ClassVar[int]
     PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PLAN_S_FIELD_NUMBER: _ClassVar[int]
@@ -253,14 +253,14 @@ class StepStats(_message.Message):
     running_tokens: int
     remaining_tokens: int
     used_blocks: int
-    total_blocks: int
+    num_started: int
     preemptions: int
     cached_tokens: int
     plan_s: float
     step_s: float
     forward_s: float
     out_of_memory: bool
-    def __init__(self, step: _Optional[int] = ..., decode_rows: _Optional[int] = ..., prefill_rows: _Optional[int] = ..., decode_tokens: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., running_tokens: _Optional[int] = ..., remaining_tokens: _Optional[int] = ..., used_blocks: _Optional[int] = ..., total_blocks: _Optional[int] = ..., preemptions: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., plan_s: _Optional[float] = ..., step_s: _Optional[float] = ..., forward_s: _Optional[float] = ..., out_of_memory: bool = ...) -> None: ...
+    def __init__(self, step: _Optional[int] = ..., decode_rows: _Optional[int] = ..., prefill_rows: _Optional[int] = ..., decode_tokens: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., running_tokens: _Optional[int] = ..., remaining_tokens: _Optional[int] = ..., used_blocks: _Optional[int] = ..., num_started: _Optional[int] = ..., preemptions: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., plan_s: _Optional[float] = ..., step_s: _Optional[float] = ..., forward_s: _Optional[float] = ..., out_of_memory: bool = ...) -> None: ...
 
 class StepPlan(_message.Message):
     __slots__ = ("step", "new", "slots", "num_tokens", "new_block_counts", "new_blocks", "sample", "free")
