@@ -191,7 +191,7 @@ class ServeConfig:
     max_request_bytes: Annotated[
         int,
         Opt(
-            help="Largest gRPC request, else OUT_OF_RANGE; above 8 times as much RESOURCE_EXHAUSTED, while it is received.",
+            help="Largest gRPC request, else OUT_OF_RANGE; what has 8 times as much is not received at all.",
             group="Network",
             unit="bytes",
             ge=1,

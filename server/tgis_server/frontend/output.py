@@ -233,5 +233,7 @@ def token_info(
     return info
 
 
-def detokenizing_failed(error: Exception) -> RequestError:
-    return GenerationFailed(f"Request failed during detokenization: {error}")
+def detokenizing_failed(cause: Exception) -> RequestError:
+    error = GenerationFailed(f"Request failed during detokenization: {cause}")
+    error.__cause__ = cause  # the line that the log gets for the input has its traceback
+    return error

@@ -44,7 +44,8 @@ def log_outputs(call: Call, request_id: str) -> None:
             continue
         fields = {"request_id": request_id, "stop_reason": reason.name, **describe(output, call, now)}
         if output.error:
-            logger.log(level, "input failed: %s", output.error, extra=fields)
+            cause = output.error.__cause__  # only of what nobody foresaw
+            logger.log(level, "input failed: %s", output.error, exc_info=cause, extra=fields)
         else:
             logger.log(level, "input done", extra=fields)
 

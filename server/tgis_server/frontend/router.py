@@ -7,7 +7,6 @@ handlers register here and are woken through their outputs.
 from __future__ import annotations
 
 import itertools
-import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
@@ -19,8 +18,6 @@ from tgis_server.frontend.output import Output, detokenizing_failed
 from tgis_server.metrics import Metrics
 from tgis_server.wire.link import EngineLink
 from tgis_server.wire.messages import NO_TOKEN, FinishReason, StepResult
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -125,8 +122,7 @@ class Router:
             entry.last_token_at = now
         try:
             output.on_token(token_id, reason, result.details.get(column), now)
-        except Exception as error:  # the reader of all requests survives the failure of one
-            logger.exception("A token could not be turned into text.")
+        except Exception as error:  # noqa: BLE001  the reader of all requests survives the failure of one
             output.fail(detokenizing_failed(error))
         if output.is_finished:
             del self._entries[output.source.request_id]
