@@ -1,4 +1,4 @@
-"""Ports, readiness, probes, metrics, TLS, drain and the death of the engine."""
+"""Ports, readiness, probes, metrics, drain and the death of the engine."""
 
 from __future__ import annotations
 
@@ -16,12 +16,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
-from frontends import PRIVATE, batch, run, serving, single, tokens, until
+from frontends import batch, run, serving, single, tokens, until
 from links import FakeLink, count_up, step
 from tgis_server.errors import PeerLost, UsageError
-from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire import shard_pb2
-from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
 from tgis_server.wire.messages import FinishReason
 
 SERVICE = "fmaas.GenerationService"
@@ -140,103 +138,6 @@ def test_the_entry_is_imported_quickly_and_without_torch():
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert output.stdout.strip() == "False"
-
-
-def test_an_idle_client_that_pings_every_second_stays_connected():
-    async def test() -> None:
-        async with serving(FakeLink(count_up)) as server:
-            options = [
-                PRIVATE,
-                ("grpc.keepalive_time_ms", 1000),
-                ("grpc.keepalive_permit_without_calls", 1),
-                ("grpc.http2.max_pings_without_data", 0),
-            ]
-            async with grpc.aio.insecure_channel(server.address, options=options) as channel:
-                await GenerationServiceStub(channel).ModelInfo(pb.ModelInfoRequest())
-                state = channel.get_state()
-                with pytest.raises(TimeoutError):  # a server that minds sends GOAWAY after the third ping
-                    async with asyncio.timeout(3.2):
-                        await channel.wait_for_state_change(state)
-
-    run(test)
-
-
-# TLS
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory):
-    """A CA with a server and a client certificate."""
-    directory = tmp_path_factory.mktemp("tls")
-
-    def openssl(*words: str) -> None:
-        subprocess.run(["openssl", *words], cwd=directory, check=True, capture_output=True)
-
-    openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=ca")
-    (directory / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1")
-    for name in ("server", "client"):
-        openssl(
-            "req",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-keyout",
-            f"{name}.key",
-            "-out",
-            f"{name}.csr",
-            "-subj",
-            f"/CN={name}",
-        )
-        signing = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names"]
-        openssl("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.pem", *signing)
-    return directory
-
-
-def test_with_mutual_tls_only_clients_with_a_certificate_get_in(certificates):
-    async def info(server, **pair: bytes) -> pb.ModelInfoResponse:
-        ca = (certificates / "ca.pem").read_bytes()
-        credentials = grpc.ssl_channel_credentials(ca, **pair)
-        async with grpc.aio.secure_channel(server.address, credentials, options=[PRIVATE]) as channel:
-            return await GenerationServiceStub(channel).ModelInfo(pb.ModelInfoRequest(), timeout=5)
-
-    async def test() -> None:
-        async with serving(
-            tls_cert_path=certificates / "server.pem",
-            tls_key_path=certificates / "server.key",
-            tls_client_ca_cert_path=certificates / "ca.pem",
-        ) as server:
-            pair = {
-                "private_key": (certificates / "client.key").read_bytes(),
-                "certificate_chain": (certificates / "client.pem").read_bytes(),
-            }
-            assert (await info(server, **pair)).max_sequence_length == 100
-            assert (await status_of(info(server)))[0] is grpc.StatusCode.UNAVAILABLE
-            assert (await server.get("/health"))[0] == 200  # HTTP stays plain
-
-    run(test)
-
-
-@pytest.mark.parametrize(
-    ("certificate", "key", "ca", "text"),
-    [
-        ("none.pem", "server.key", None, r"none\.pem cannot be read: No such file"),
-        ("names", "server.key", None, r"names and key .*server\.key cannot be used together"),
-        ("server.pem", "client.key", None, r"cannot be used together: .*mismatch"),
-        ("server.pem", "server.key", "names", r"client CA .*names is not a PEM certificate"),
-    ],
-)
-def test_tls_files_that_cannot_work_are_named(certificates, certificate, key, ca, text):
-    async def test() -> None:
-        with pytest.raises(UsageError, match=text):
-            async with serving(
-                is_ready=False,
-                tls_cert_path=certificates / certificate,
-                tls_key_path=certificates / key,
-                tls_client_ca_cert_path=certificates / ca if ca else None,
-            ):
-                pass
-
-    run(test)
 
 
 # End

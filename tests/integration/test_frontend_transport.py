@@ -1,0 +1,599 @@
+"""What surrounds a call: TLS and its replacement, the bytes of requests, pings, deadlines, correlation ids and logs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import shutil
+import ssl
+import subprocess
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import grpc
+import pytest
+
+from frontends import PRIVATE, batch, run, serving, single, tokens, until
+from links import FakeLink, count_up, step
+from tgis_server.errors import UsageError
+from tgis_server.wire import generation_pb2 as pb
+from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
+from tgis_server.wire.messages import Failure, FinishReason
+
+GO_ON, MAX = FinishReason.NOT_FINISHED, FinishReason.MAX_TOKENS
+Code = grpc.StatusCode
+
+
+async def status_of(call) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call
+    return raised.value.code(), raised.value.details()
+
+
+# TLS
+
+
+@pytest.fixture(scope="module")
+def authorities(tmp_path_factory) -> Path:
+    """Two authorities, ``old`` and ``new``: each a directory with a CA, a server's and a client's certificate."""
+    base = tmp_path_factory.mktemp("tls")
+    for name in ("old", "new"):
+        issue(base / name)
+    return base
+
+
+def issue(directory: Path) -> None:
+    directory.mkdir()
+
+    def openssl(*words: str) -> None:
+        subprocess.run(["openssl", *words], cwd=directory, check=True, capture_output=True)
+
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout")
+    openssl("req", "-x509", *key, "ca.key", "-out", "ca.pem", "-subj", f"/CN={directory.name}")
+    (directory / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1")
+    signing = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names")
+    for name in ("server", "client"):
+        openssl("req", *key, f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        openssl("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.pem", *signing)
+
+
+class Mount:
+    """A directory with the server's TLS files as Kubernetes mounts a secret: links that lead through ``..data``."""
+
+    def __init__(self, directory: Path, authorities: Path) -> None:
+        self.directory = directory
+        self.authorities = authorities
+        self.swap("old")
+        for name in ("server.pem", "server.key", "ca.pem"):
+            (directory / name).symlink_to(f"..data/{name}")
+
+    @property
+    def options(self) -> dict[str, Path]:
+        return {"tls_cert_path": self.directory / "server.pem", "tls_key_path": self.directory / "server.key"}
+
+    def swap(self, authority: str) -> None:
+        """Replace all files in one moment, as Kubernetes does."""
+        shutil.copytree(self.authorities / authority, self.directory / f"..{authority}", dirs_exist_ok=True)
+        (self.directory / "..tmp").symlink_to(f"..{authority}")
+        (self.directory / "..tmp").rename(self.directory / "..data")
+
+    def overwrite(self, authority: str) -> None:
+        """Replace what the files hold, one after the other."""
+        for name in ("server.pem", "server.key", "ca.pem"):
+            self.put(name, (self.authorities / authority / name).read_bytes())
+
+    def put(self, name: str, content: bytes) -> None:
+        (self.directory / name).write_bytes(content)
+
+
+@pytest.fixture
+def mount(tmp_path, authorities) -> Mount:
+    return Mount(tmp_path, authorities)
+
+
+def open_channel(server, authority: Path, client: Path | None = None) -> grpc.aio.Channel:
+    """A connection of its own that trusts one authority; with ``client``'s certificate if given."""
+    pair = {}
+    if client:
+        pair["private_key"] = (client / "client.key").read_bytes()
+        pair["certificate_chain"] = (client / "client.pem").read_bytes()
+    credentials = grpc.ssl_channel_credentials((authority / "ca.pem").read_bytes(), **pair)
+    return grpc.aio.secure_channel(server.address, credentials, options=[PRIVATE])
+
+
+async def call_info(channel: grpc.aio.Channel) -> str:
+    """The status of a call on this channel."""
+    return (await GenerationServiceStub(channel).ModelInfo(pb.ModelInfoRequest(), timeout=5).code()).name
+
+
+async def grpc_status(server, authority: Path, client: Path | None = None) -> str:
+    async with open_channel(server, authority, client) as channel:
+        return await call_info(channel)
+
+
+def open_session(authority: Path, client: Path | None = None) -> aiohttp.ClientSession:
+    context = ssl.create_default_context(cafile=authority / "ca.pem")
+    if client:
+        context.load_cert_chain(client / "client.pem", client / "client.key")
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context))
+
+
+async def get_health(server, session: aiohttp.ClientSession) -> int | None:
+    """The HTTP status, or None if no connection came about."""
+    try:
+        async with session.get(f"https://127.0.0.1:{server.frontend.state.http_port}/health") as response:
+            return response.status
+    except aiohttp.ClientConnectionError:
+        return None
+
+
+async def http_status(server, authority: Path, client: Path | None = None) -> int | None:
+    async with open_session(authority, client) as session:
+        return await get_health(server, session)
+
+
+def lines_about_tls(caplog) -> list[tuple[str, str]]:
+    """Level and first words of what was logged about certificates."""
+    records = [record for record in caplog.records if record.name == "tgis_server.frontend.tls"]
+    return [(record.levelname, record.getMessage()) for record in records]
+
+
+def test_with_mutual_tls_only_clients_with_a_certificate_get_in(authorities, mount):
+    async def test() -> None:
+        old = authorities / "old"
+        async with serving(**mount.options, tls_client_ca_cert_path=old / "ca.pem") as server:
+            assert await grpc_status(server, old, client=old) == "OK"
+            assert await grpc_status(server, old, client=authorities / "new") == "UNAVAILABLE"
+            assert await grpc_status(server, old) == "UNAVAILABLE"
+            assert (await server.get("/health"))[0] == 200  # HTTP stays plain
+
+    run(test)
+
+
+def test_http_has_tls_where_it_is_asked_for(authorities, mount):
+    async def test() -> None:
+        old = authorities / "old"
+        async with serving(**mount.options, tls_client_ca_cert_path=old / "ca.pem", http_tls="server") as server:
+            assert await http_status(server, old) == 200
+            assert await http_status(server, authorities / "new") is None
+            with pytest.raises(aiohttp.ClientError):
+                await server.get("/health")
+
+    run(test)
+
+
+def test_http_with_mutual_tls_demands_client_certificates(authorities, mount):
+    async def test() -> None:
+        old = authorities / "old"
+        async with serving(**mount.options, tls_client_ca_cert_path=old / "ca.pem", http_tls="mutual") as server:
+            assert await http_status(server, old, client=old) == 200
+            assert await http_status(server, old, client=authorities / "new") is None
+            assert await http_status(server, old) is None
+
+    run(test)
+
+
+@pytest.mark.parametrize("replace", [Mount.swap, Mount.overwrite])
+def test_new_connections_get_a_replaced_certificate_and_others_live_on(authorities, mount, replace, caplog):
+    caplog.set_level(logging.INFO)
+
+    async def test() -> None:
+        old, new = authorities / "old", authorities / "new"
+        async with (
+            serving(**mount.options, http_tls="server") as server,
+            open_channel(server, old) as channel,
+            open_session(old) as session,
+        ):
+            assert (await call_info(channel), await get_health(server, session)) == ("OK", 200)
+            replace(mount, "new")
+
+            assert (await grpc_status(server, new), await http_status(server, new)) == ("OK", 200)
+            assert (await grpc_status(server, old), await http_status(server, old)) == ("UNAVAILABLE", None)
+            assert (await call_info(channel), await get_health(server, session)) == ("OK", 200)
+            [(level, text)] = lines_about_tls(caplog)
+            assert level == "INFO"
+            assert re.search(r"server\.pem was reloaded: SHA-256 ([0-9A-F]{2}:){31}[0-9A-F]{2}$", text)
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (lambda mount, new: mount.put("server.key", (new / "server.key").read_bytes()), "cannot be used together"),
+        (lambda mount, new: mount.put("server.pem", b"garbage"), "cannot be used together"),
+        (lambda mount, new: mount.put("ca.pem", b""), "is not a PEM certificate"),
+        (lambda mount, new: (mount.directory / "server.key").unlink(), "cannot be read: No such file"),
+    ],
+    ids=["key-first", "garbage", "empty-ca", "missing"],
+)
+def test_files_that_do_not_fit_together_are_not_used_until_they_do(authorities, mount, spoil, complaint, caplog):
+    caplog.set_level(logging.INFO)
+
+    async def test() -> None:
+        old, new = authorities / "old", authorities / "new"
+        tls = {**mount.options, "tls_client_ca_cert_path": mount.directory / "ca.pem", "http_tls": "mutual"}
+        async with serving(**tls) as server:
+            spoil(mount, new)
+            statuses = [await grpc_status(server, old, client=old) for _ in range(3)]
+            http_statuses = [await http_status(server, old, client=old) for _ in range(2)]
+            warnings = lines_about_tls(caplog)
+            mount.overwrite("new")
+
+            assert (statuses, http_statuses) == (["OK"] * 3, [200] * 2)
+            [(level, text)] = warnings
+            assert level == "WARNING"
+            assert complaint in text
+            assert await grpc_status(server, new, client=new) == "OK"
+            assert len(lines_about_tls(caplog)) == 2
+
+    run(test)
+
+
+def test_the_authority_of_clients_is_replaced_as_well(authorities, mount):
+    async def test() -> None:
+        old, new = authorities / "old", authorities / "new"
+        tls = {**mount.options, "tls_client_ca_cert_path": mount.directory / "ca.pem", "http_tls": "mutual"}
+        async with serving(**tls) as server:
+            mount.put("ca.pem", (new / "ca.pem").read_bytes())
+
+            assert await grpc_status(server, old, client=new) == "OK"
+            assert await grpc_status(server, old, client=old) == "UNAVAILABLE"
+            assert await http_status(server, old, client=new) == 200
+            assert await http_status(server, old, client=old) is None
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("certificate", "key", "ca", "text"),
+    [
+        ("none.pem", "server.key", None, r"none\.pem cannot be read: No such file"),
+        ("names", "server.key", None, r"names and key .*server\.key cannot be used together"),
+        ("server.pem", "client.key", None, r"cannot be used together: .*mismatch"),
+        ("server.pem", "server.key", "names", r"client CA .*names is not a PEM certificate"),
+    ],
+)
+def test_tls_files_that_cannot_work_end_the_start_and_are_named(authorities, certificate, key, ca, text):
+    async def test() -> None:
+        directory = authorities / "old"
+        with pytest.raises(UsageError, match=text):
+            async with serving(
+                is_ready=False,
+                tls_cert_path=directory / certificate,
+                tls_key_path=directory / key,
+                tls_client_ca_cert_path=directory / ca if ca else None,
+            ):
+                pass
+
+    run(test)
+
+
+def test_a_server_with_http_tls_becomes_ready_and_says_https(authorities, mount, launch: Callable[..., Any]):
+    files = [f"--{name.replace('_', '-')}={path}" for name, path in mount.options.items()]
+    server = launch("--rehearse", "--http-tls", "server", *files)
+    url = f"{server.facts['http']}/health"
+
+    context = ssl.create_default_context(cafile=authorities / "old" / "ca.pem")
+    with urllib.request.urlopen(url, timeout=10, context=context) as response:
+        assert response.status == 200
+    assert url.startswith("https://127.0.0.1:")
+    assert url in server.stdout
+
+
+# Requests as bytes
+
+
+def sized(num_bytes: int) -> bytes:
+    """A ``model_id`` and nothing else, valid for every method, in exactly so many bytes (from 131 on)."""
+    request = pb.ModelInfoRequest(model_id="x" * (num_bytes - 3)).SerializeToString()
+    assert len(request) == num_bytes
+    return request
+
+
+async def send(server, method: str, raw: bytes, **options: Any) -> bytes:
+    """Send bytes to a method; one answer."""
+    if method == "GenerateStream":
+        return await server.channel.unary_stream(f"/fmaas.GenerationService/{method}")(raw, **options).read()
+    return await server.channel.unary_unary(f"/fmaas.GenerationService/{method}")(raw, **options)
+
+
+METHODS = ("Generate", "GenerateStream", "Tokenize", "ModelInfo")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("raw", "code", "text"),
+    [
+        (sized(1001), Code.OUT_OF_RANGE, "Error, message length too large: found 1001 bytes, the limit is: 1000 bytes"),
+        (b"\xff\xff\xff", Code.INTERNAL, r"failed to decode Protobuf message: .*fmaas\..*Request.*"),
+    ],
+    ids=["too-large", "no-message"],
+)
+def test_bytes_that_are_no_request_are_refused_without_a_trace(method, raw, code, text):
+    async def test() -> None:
+        async with serving(FakeLink(count_up), max_request_bytes=1000, max_concurrent_requests=1) as server:
+            found, details = await status_of(send(server, method, raw))
+            _, metrics = await server.get("/metrics")
+
+            assert found is code
+            assert re.fullmatch(text, details)
+            assert not [line for line in metrics.splitlines() if line.startswith(("tgi_request_c", "tgi_request_f"))]
+            await until(lambda: not server.frontend.state.num_calls)
+            assert len((await server.generate("t1", **tokens(1))).responses) == 1
+
+    run(test)
+
+
+@pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
+def test_the_largest_request_is_accepted_and_the_size_is_that_of_the_message(compression):
+    async def test() -> None:
+        async with serving(max_request_bytes=1000) as server:
+            assert await send(server, "ModelInfo", sized(1000), compression=compression)
+            code, _ = await status_of(send(server, "ModelInfo", sized(1001), compression=compression))
+            assert code is Code.OUT_OF_RANGE
+
+    run(test)
+
+
+@pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
+def test_what_is_far_too_large_is_refused_by_the_library_and_the_connection_lives_on(compression):
+    async def test() -> None:
+        async with serving(max_request_bytes=1000) as server:
+            await server.channel.channel_ready()
+            code, _ = await status_of(send(server, "ModelInfo", sized(8001), compression=compression))
+
+            assert code is Code.RESOURCE_EXHAUSTED
+            assert server.channel.get_state() is grpc.ChannelConnectivity.READY
+            assert await send(server, "ModelInfo", b"")
+
+    run(test)
+
+
+# Pings and deadlines
+
+
+def test_clients_that_ping_every_second_stay_connected_idle_or_with_a_slow_stream():
+    async def test() -> None:
+        options = [
+            PRIVATE,
+            ("grpc.keepalive_time_ms", 1000),  # the library sends no pings more often
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.max_pings_without_data", 0),
+        ]
+        async with (
+            serving() as server,
+            grpc.aio.insecure_channel(server.address, options=options) as idle,
+            grpc.aio.insecure_channel(server.address, options=options) as busy,
+        ):
+            await GenerationServiceStub(idle).ModelInfo(pb.ModelInfoRequest())
+            stream = GenerationServiceStub(busy).GenerateStream(single("t1", **tokens(2)))
+            await stream.read()
+            await until(lambda: server.link.submitted)
+            changes = [
+                asyncio.create_task(channel.wait_for_state_change(grpc.ChannelConnectivity.READY))
+                for channel in (idle, busy)
+            ]
+            # A server that minds sends GOAWAY after the third ping.
+            changed, waiting = await asyncio.wait(changes, timeout=3.7, return_when=asyncio.FIRST_COMPLETED)
+            for task in waiting:
+                task.cancel()
+
+            assert not changed
+            server.link.give(step((1, 2, MAX)))
+            assert (await stream.read()).stop_reason == pb.MAX_TOKENS
+
+    run(test)
+
+
+def test_a_deadline_of_the_client_frees_the_permit_and_the_sequence():
+    async def test() -> None:
+        async with serving(max_concurrent_requests=1) as server:
+            code, _ = await status_of(server.stub.Generate(batch("t1"), timeout=0.2))
+            await until(lambda: server.link.cancelled == [1])
+            await until(lambda: not server.frontend.state.num_calls)
+
+            assert code is Code.DEADLINE_EXCEEDED
+            call = asyncio.create_task(server.generate("t2", **tokens(1)))
+            await until(lambda: len(server.link.submitted) == 2)
+            server.link.give(step((2, 3, MAX)))
+            assert (await call).responses[0].text == " t3"
+
+    run(test)
+
+
+# Correlation ids and logs
+
+
+def named(name: str) -> dict[str, Any]:
+    """Call options with a correlation id."""
+    return {"metadata": [("x-correlation-id", name)]}
+
+
+async def returned_id(call) -> str:
+    """The correlation id that came back."""
+    if isinstance(call, grpc.aio.UnaryStreamCall):
+        await read_to_its_end(call)
+    [(key, value)] = await call.trailing_metadata()
+    assert key == "x-correlation-id"
+    return value
+
+
+async def read_to_its_end(stream) -> None:
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        async for _ in stream:
+            pass
+
+
+def lines_about_inputs(caplog) -> list[tuple[str, str, str, int, int]]:
+    """Level, request, stop reason, input and generated tokens of each completion line."""
+    records = [record for record in caplog.records if record.name == "tgis_server.frontend.request_log"]
+    return [(one.levelname, one.request_id, one.stop_reason, one.input_tokens, one.generated_tokens) for one in records]
+
+
+def test_the_correlation_id_comes_back_with_answers_and_errors():
+    async def test() -> None:
+        async with serving(FakeLink(count_up)) as server:
+            calls = [
+                server.stub.Generate(batch("t1"), **named("a")),
+                server.stub.Generate(batch("t1", **tokens(10**6)), **named("b")),
+                server.stub.GenerateStream(single("t1"), **named("c")),
+                server.stub.GenerateStream(pb.SingleGenerationRequest(), **named("d")),
+                server.stub.Tokenize(pb.BatchedTokenizeRequest(), **named("e")),
+                server.stub.ModelInfo(pb.ModelInfoRequest(), **named("f")),
+                server.channel.unary_unary("/fmaas.GenerationService/ModelInfo")(b"\xff", **named("g")),
+            ]
+
+            assert [await returned_id(call) for call in calls] == list("abcdefg")
+
+    run(test)
+
+
+@pytest.mark.parametrize("metadata", [(), [("x-correlation-id", "")]])
+def test_a_call_without_a_name_gets_a_random_one(metadata):
+    async def test() -> None:
+        async with serving() as server:
+            ids = [await returned_id(server.stub.ModelInfo(pb.ModelInfoRequest(), metadata=metadata)) for _ in "ab"]
+
+            assert all(re.fullmatch("[0-9a-f]{16}", name) for name in ids)
+            assert ids[0] != ids[1]
+
+    run(test)
+
+
+def test_a_long_name_is_cut():
+    async def test() -> None:
+        async with serving() as server:
+            assert await returned_id(server.stub.ModelInfo(pb.ModelInfoRequest(), **named("x" * 2000))) == "x" * 128
+
+    run(test)
+
+
+def test_each_input_ends_with_one_line_of_counts_and_times_and_without_its_text(caplog):
+    caplog.set_level(logging.INFO, "tgis_server.frontend.request_log")
+
+    async def test() -> None:
+        async with serving() as server:
+            call = asyncio.create_task(server.stub.Generate(batch("t4 t5", "t6", **tokens(2)), **named("mine")).code())
+            await until(lambda: len(server.link.submitted) == 2)
+            started = [(one.request_id, 0.0) for one in server.link.submitted]
+            server.link.give(step((1, 7, GO_ON), (2, 8, FinishReason.EOS_TOKEN), started=started))
+            server.link.give(step((1, 9, MAX)))
+
+            assert await call is Code.OK
+            assert lines_about_inputs(caplog) == [
+                ("INFO", "mine", "MAX_TOKENS", 2, 2),
+                ("INFO", "mine", "EOS_TOKEN", 1, 1),
+            ]
+            line = vars(caplog.records[-1])
+            assert line["kind"] == "batch"
+            names = ("validation_s", "queue_s", "inference_s", "time_per_token_s", "total_s")
+            assert all(isinstance(line[name], float) for name in names)
+            assert "t6" not in str(line)
+
+    run(test)
+
+
+def test_an_input_that_the_context_cuts_short_is_a_warning(caplog):
+    async def test() -> None:
+        async with serving(FakeLink(count_up, max_sequence_length=4), max_new_tokens=3) as server:
+            await read_to_its_end(server.stub.GenerateStream(single("t1 t2", **tokens(3)), **named("mine")))
+
+            assert lines_about_inputs(caplog) == [("WARNING", "mine", "TOKEN_LIMIT", 2, 2)]
+
+    run(test)
+
+
+def test_an_input_whose_client_went_away_is_a_warning(caplog):
+    async def test() -> None:
+        async with serving() as server:
+            stream = server.stub.GenerateStream(single("t1"), **named("mine"))
+            await stream.read()
+            await until(lambda: server.link.submitted)
+            stream.cancel()
+            await until(lambda: lines_about_inputs(caplog))
+
+            assert lines_about_inputs(caplog) == [("WARNING", "mine", "CANCELLED", 1, 0)]
+
+    run(test)
+
+
+def test_an_input_that_fails_is_an_error_and_its_siblings_are_cancelled(caplog):
+    async def test() -> None:
+        async with serving() as server:
+            call = asyncio.create_task(server.stub.Generate(batch("t1", "t2"), **named("mine")).code())
+            await until(lambda: len(server.link.submitted) == 2)
+            server.link.give(step((1, 9, GO_ON), failures=[Failure(2, "INTERNAL", "bad things")]))
+
+            assert await call is Code.INTERNAL
+            await until(lambda: len(lines_about_inputs(caplog)) == 2)
+            assert lines_about_inputs(caplog) == [
+                ("WARNING", "mine", "CANCELLED", 1, 1),
+                ("ERROR", "mine", "ERROR", 1, 0),
+            ]
+            assert caplog.messages[-1] == "input failed: Request failed during generation: bad things"
+
+    run(test)
+
+
+def test_the_line_of_an_input_that_met_a_bug_has_the_traceback(caplog):
+    async def test() -> None:
+        async with serving() as server:
+            call = asyncio.create_task(server.stub.Generate(batch("t1"), **named("mine")).code())
+            await until(lambda: server.link.submitted)
+            server.link.give(step((1, "no token", MAX)))
+
+            assert await call is Code.INTERNAL
+            await until(lambda: lines_about_inputs(caplog))
+            [record] = [record for record in caplog.records if record.levelname == "ERROR"]
+            assert record.request_id == "mine"
+            assert record.exc_info
+
+    run(test)
+
+
+def test_a_name_that_no_log_can_bear_is_replaced(caplog):
+    """Libraries refuse to send such a name: the frames of HTTP/2 are made by hand."""
+    caplog.set_level(logging.INFO, "tgis_server.frontend.request_log")
+
+    async def test() -> None:
+        async with serving(FakeLink(count_up)) as server:
+            _, writer = await asyncio.open_connection("127.0.0.1", server.frontend.state.grpc_port)
+            request = batch("t1", **tokens(1)).SerializeToString()
+            writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + http2_frame(4, 0, 0, b""))
+            writer.write(http2_frame(1, 4, 1, call_headers("Generate", "x-correlation-id", "grün".encode())))
+            writer.write(http2_frame(0, 1, 1, b"\x00" + len(request).to_bytes(4) + request))
+            await until(lambda: lines_about_inputs(caplog))
+            writer.close()
+            await writer.wait_closed()
+
+            assert lines_about_inputs(caplog) == [("INFO", "<non-ascii>", "MAX_TOKENS", 1, 1)]
+
+    run(test)
+
+
+def http2_frame(kind: int, flags: int, stream_id: int, payload: bytes) -> bytes:
+    return len(payload).to_bytes(3) + bytes([kind, flags]) + stream_id.to_bytes(4) + payload
+
+
+def call_headers(method: str, name: str, value: bytes) -> bytes:
+    """A header block without compression."""
+    headers = {
+        ":method": b"POST",
+        ":scheme": b"http",
+        ":path": f"/fmaas.GenerationService/{method}".encode(),
+        ":authority": b"localhost",
+        "te": b"trailers",
+        "content-type": b"application/grpc",
+        name: value,
+    }
+    return b"".join(b"\x00" + text(key.encode()) + text(value) for key, value in headers.items())
+
+
+def text(value: bytes) -> bytes:
+    return bytes([len(value)]) + value
