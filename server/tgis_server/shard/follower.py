@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 
 from tgis_server.engines.api import ModelRunner
+from tgis_server.errors import OutOfMemory
+from tgis_server.shard.memory import does_not_fit
 from tgis_server.shard.status import ShardStatus
 from tgis_server.wire.plans import PlanSubscriber
 
@@ -14,6 +16,7 @@ def follow(runner: ModelRunner, status: ShardStatus, plans: PlanSubscriber) -> N
 
     Raises:
         PeerLost: the leader is gone.
+        GroupFailed, NotEnoughDevices: a step does not fit into memory.
     """
     while (plan := plans.receive()) is not None:
         status.answer_tick()
@@ -21,7 +24,10 @@ def follow(runner: ModelRunner, status: ShardStatus, plans: PlanSubscriber) -> N
             status.say_serving()
         if plan.slots or plan.free:
             status.step_started_at = time.monotonic()
-            runner.launch(plan)
+            try:
+                runner.launch(plan)
+            except OutOfMemory as error:
+                raise does_not_fit(plan, error) from error
             status.step_started_at = None
             if plan.step:  # warm-up steps have no number and are not counted
                 status.executed_steps += 1

@@ -6,9 +6,10 @@ import time
 from dataclasses import replace
 
 from tgis_server.engines.api import Launched, ModelRunner
-from tgis_server.errors import GroupFailed, NotEnoughDevices, OutOfMemory
+from tgis_server.errors import OutOfMemory
 from tgis_server.scheduler import Scheduler
 from tgis_server.shard.inbox import Inbox, SessionEnded, Stop, Tick
+from tgis_server.shard.memory import does_not_fit
 from tgis_server.shard.servicer import Outbox
 from tgis_server.shard.status import ShardStatus
 from tgis_server.wire.messages import Cancel, StepPlan, StepResult, Submit
@@ -37,7 +38,7 @@ class Leader:
         self._followers = followers
         self._is_alone = is_alone
         self._in_flight: Launched | None = None
-        self._decode_only = False  # the last step did not fit: repeat its decode rows alone
+        self._must_repeat = False  # the last step did not fit: repeat its decode rows alone
         self._is_stopping = False
 
     def run(self) -> None:
@@ -53,10 +54,10 @@ class Leader:
         started_at = time.monotonic()
         self._take_in(wait=self._in_flight is None and self._scheduler.is_idle)
         plan_started_at = time.monotonic()
-        plan = self._scheduler.plan(plan_started_at, decode_only=self._decode_only)
+        is_repeat, self._must_repeat = self._must_repeat, False
+        plan = self._scheduler.plan(plan_started_at, decode_only=is_repeat)
         plan_s = time.monotonic() - plan_started_at
-        self._decode_only = False
-        launched = self._launch(plan) if plan else None
+        launched = self._launch(plan, is_repeat=is_repeat) if plan else None
         if self._in_flight:
             self._finish(self._in_flight, plan_s, started_at)
         self._in_flight = launched
@@ -74,18 +75,15 @@ class Leader:
         Raises:
             NotEnoughDevices: not even this fits beside the weights.
         """
-        try:
-            for plan in warm_up_plans(num_tokens, self._runner.capacity.block_size):
-                self._followers.publish(plan)
+        for plan in warm_up_plans(num_tokens, self._runner.capacity.block_size):
+            self._followers.publish(plan)
+            try:
                 launched = self._runner.launch(plan)
-                if plan.slots:
-                    self._runner.collect(launched)
-            self._followers.publish(StepPlan(step=0))  # the warm-up is over
-        except OutOfMemory as error:
-            raise NotEnoughDevices(
-                f"A step of {num_tokens} tokens does not fit into memory beside the weights: {error}. "
-                "Lower --kv-cache-memory, use more shards, or free memory."
-            ) from error
+            except OutOfMemory as error:
+                raise does_not_fit(plan, error) from error
+            if plan.slots:
+                self._runner.collect(launched)
+        self._followers.publish(StepPlan(step=0))  # the warm-up is over
 
     def _take_in(self, *, wait: bool) -> None:
         requests: list[Submit | Cancel] = []
@@ -106,7 +104,7 @@ class Leader:
             self._followers.publish(StepPlan(step=0))  # an empty plan: their tick
         self._scheduler.apply(requests)
 
-    def _launch(self, plan: StepPlan) -> Launched | None:
+    def _launch(self, plan: StepPlan, *, is_repeat: bool) -> Launched | None:
         """Start a step on all ranks; ``None`` if it did not fit into memory."""
         if self._status.step_started_at is None:
             self._status.step_started_at = time.monotonic()
@@ -114,23 +112,18 @@ class Leader:
         try:
             return self._runner.launch(plan)
         except OutOfMemory as error:
+            if is_repeat or not self._is_alone:
+                raise does_not_fit(plan, error) from error
             self._give_up(plan, error)
             return None
 
     def _give_up(self, plan: StepPlan, error: OutOfMemory) -> None:
-        """Fail the prefill rows of a step that did not fit; its decode rows run again, alone, in the next step."""
-        if not self._is_alone:
-            raise GroupFailed(f"Step {plan.step} ran out of memory on the leader shard: {error}.") from error
+        """Fail the prefill rows of a step that did not fit; its decode rows run once more, alone, in the next step."""
         if self._in_flight:
             self._finish(self._in_flight, 0.0, time.monotonic())
             self._in_flight = None
         result = self._scheduler.fail_prefills(plan, str(error))
-        if result.stats.prefill_rows == 0:
-            raise GroupFailed(
-                f"{result.stats.decode_rows} running sequences do not fit into memory: {error}. "
-                "Lower --max-batch-size or --kv-cache-memory."
-            ) from error
-        self._decode_only = result.stats.decode_rows > 0
+        self._must_repeat = result.stats.decode_rows > 0
         self._publish(result)
 
     def _finish(self, launched: Launched, plan_s: float, started_at: float) -> None:
