@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 import vocabularies
 from tgis_server.errors import GenerationFailed, OutOfMemory, Unavailable
-from tgis_server.frontend.detokenizer import PieceDecoder
+from tgis_server.frontend.detokenizer import Detokenizer, PieceDecoder
 from tgis_server.frontend.output import GenerationInput, Output, TextSettings
 from tgis_server.frontend.stop import StopSequences
 from tgis_server.frontend.validation import GenerationParams
@@ -346,42 +346,93 @@ def test_a_failure_after_the_end_changes_nothing():
 # Streams and unary answers agree
 
 
+@dataclass(frozen=True)
+class Run:
+    """Tokens of a vocabulary, how the engine ends them, and after which of them the client of a stream fetches."""
+
+    library: Tokenizer
+    params: dict[str, object]
+    ids: list[int]
+    end: FinishReason
+    fetches: list[bool]
+
+    @property
+    def parts(self) -> list[str]:
+        """What each token adds to the text."""
+        special = self.params["output_special_tokens"]
+        detokenizer = Detokenizer(PieceDecoder(self.library, output_special_tokens=special))
+        shown = self.ids[:-1] if self.end is EOS else self.ids
+        return [detokenizer.push(token) for token in shown] + [""] * (len(self.ids) - len(shown))
+
+    def expected(self) -> tuple[str, int, str]:
+        """Text, count of tokens and stop sequence: the text is read character by character, as the contract has it."""
+        text, count = "", 0
+        for count, part in enumerate(self.parts, start=1):
+            is_late = self.end is FinishReason.TIME_LIMIT and count == len(self.ids)
+            for character in part:
+                text += character
+                found = max(filter(text.endswith, self.params["stop_sequences"]), key=len, default="")
+                if found and count >= self.params["sampling"].min_new_tokens and not is_late:
+                    return text if self.params["include_stop_sequence"] else text.removesuffix(found), count, found
+        return text, count, ""
+
+
+LIBRARIES = [
+    vocabularies.byte_level,
+    vocabularies.byte_fallback,
+    vocabularies.metaspace,
+    vocabularies.word_piece,
+    vocabularies.end_of_word,
+    vocabularies.words,
+]
+
+
 @st.composite
-def runs(draw: st.DrawFn):
-    """Parameters, tokens of a byte-level vocabulary, and after which of them the client fetches."""
-    library = vocabularies.byte_level()
-    pieces = draw(
-        st.lists(st.sampled_from(["a", "Ġt", "Ġthe", "at", "Ã", "©", "ð", "Ł", "<s>"]), min_size=1, max_size=25)
-    )
+def runs(draw: st.DrawFn) -> Run:
+    """Random tokens, encoded text, or a mixture; stop sequences are mostly pieces of what the tokens say."""
+    library = draw(st.sampled_from(LIBRARIES))()
+    tokens = st.integers(0, library.get_vocab_size() + 1).map(lambda token: [token])
+    texts = st.text("the cat🙂é日本", max_size=8).map(lambda text: library.encode(text, add_special_tokens=False).ids)
+    ids = [token for part in draw(st.lists(tokens | texts, max_size=15)) for token in part] or [0]
     params = {
-        "stop_sequences": tuple(draw(st.lists(st.sampled_from(["at", "a a", "the", "é", " ta"]), max_size=3))),
+        "stop_sequences": (),
         "include_stop_sequence": draw(st.booleans()),
-        "sampling": SamplingParams(min_new_tokens=draw(st.integers(0, 5))),
+        "output_special_tokens": draw(st.booleans()),
+        "sampling": SamplingParams(min_new_tokens=draw(st.sampled_from([0, 0, 3]))),
         "details": Details(generated_tokens=draw(st.booleans()), input_tokens=draw(st.booleans())),
+        "input_text": draw(st.booleans()),
         "seed": 3,
     }
-    ids = [library.token_to_id(piece) for piece in pieces]
-    return params, ids, draw(st.lists(st.booleans(), min_size=len(ids), max_size=len(ids)))
+    end = draw(st.sampled_from([MAX, EOS, FinishReason.TIME_LIMIT]))
+    run = Run(library, params, ids, end, draw(st.lists(st.booleans(), min_size=len(ids), max_size=len(ids))))
+    text = "".join(run.parts) or "x"
+    starts = st.integers(0, len(text) - 1)
+    said = st.builds(lambda start, length: text[start : start + length], starts, st.integers(1, 6))
+    params["stop_sequences"] = tuple(draw(st.lists(said | st.text("ate🙂 \ufffd", min_size=1, max_size=4), max_size=3)))
+    return run
 
 
+@settings(max_examples=150, deadline=None)
 @given(runs())
-def test_the_frames_of_a_stream_add_up_to_the_unary_answer(run):
-    params, ids, fetches = run
-    library = vocabularies.byte_level()
-    unary, stream = output_of(library, **params), output_of(library, **params)
+def test_the_frames_of_a_stream_add_up_to_the_unary_answer_and_to_what_the_tokens_say(run: Run):
+    unary, stream = output_of(run.library, **run.params), output_of(run.library, **run.params)
     frames = [stream.first_frame()]
+    for output in (unary, stream):
+        output.on_prompt_details([TokenDetail(rank=4)])
 
-    for index, (token, fetch) in enumerate(zip(ids, fetches, strict=True)):
-        reason = MAX if index == len(ids) - 1 else GO_ON
+    for token, fetch in zip(run.ids, run.fetches, strict=True):
+        is_last = unary.num_generated == len(run.ids) - 1
         for output in (unary, stream):
-            if not output.is_finished:
-                output.on_token(token, reason, None, 0.0)
+            output.on_token(token, run.end if is_last else GO_ON, None, 0.0)
         if fetch or stream.is_finished:
             frames += stream.take_frames()
         if stream.is_finished:
             break
 
     answer, last = unary.to_response(), frames[-1]
+    text, count, stop_sequence = run.expected()
+    echo = "the input" if run.params["input_text"] else ""
+    assert (answer.text, answer.generated_token_count, answer.stop_sequence) == (echo + text, count, stop_sequence)
     assert "".join(frame.text for frame in frames) == answer.text
     assert [token for frame in frames for token in frame.tokens] == list(answer.tokens)
     assert [token for frame in frames for token in frame.input_tokens] == list(answer.input_tokens)
@@ -393,6 +444,6 @@ def test_the_frames_of_a_stream_add_up_to_the_unary_answer(run):
         answer.generated_token_count,
     )
     assert [frame.stop_reason for frame in frames[:-1]] == [pb.NOT_FINISHED] * (len(frames) - 1)
-    if params["details"].generated_tokens:
-        counts = [frame.generated_token_count for frame in frames if frame.tokens]
-        assert counts == list(range(1, len(answer.tokens) + 1))
+    assert all(frame.text or frame.tokens or frame.input_tokens for frame in frames[1:-1])
+    counts = [frame.generated_token_count for frame in frames if frame.tokens]
+    assert counts == (list(range(1, count + 1)) if run.params["details"].generated_tokens else [])
