@@ -80,6 +80,7 @@ def test_other_errors_pass_through(model: Callable[..., Model], driver: Callable
         (torch.OutOfMemoryError("CUDA out of memory"), True),
         (MemoryError(), True),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: not enough memory"), True),
+        (RuntimeError("std::bad_alloc"), True),
         (RuntimeError("size mismatch"), False),
     ],
 )

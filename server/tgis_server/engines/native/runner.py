@@ -25,7 +25,7 @@ from tgis_server.run import Run
 from tgis_server.wire.messages import Details, StepPlan, StepTokens, TokenDetail
 
 MAX_PROMPT_LOGITS_BYTES = 64 << 20  # of one projection of prompt positions
-CPU_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory")
+CPU_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "std::bad_alloc")
 
 
 @dataclass(frozen=True, slots=True)
