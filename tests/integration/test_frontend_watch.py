@@ -74,6 +74,35 @@ def test_a_follower_that_gets_no_ticks_while_its_leader_waits_for_the_device_is_
     assert [shard.observe(reply, expects_ticks=False) for reply in replies] == [None] * 3
 
 
+def verdicts_of_group(*rounds: tuple[pb.HealthReply | None, ...]) -> list[str | None]:
+    watch = Watch([Path("shard-0.sock"), Path("shard-1.sock")], step_timeout_s=60)
+    return [watch.judge(replies) for replies in rounds]
+
+
+def test_a_follower_without_ticks_is_not_to_blame_while_its_leader_is_silent():
+    rounds = [(serving(), serving()), *((None, serving(tick_age_s=age)) for age in (2, 4, 6))]
+
+    assert verdicts_of_group(*rounds) == [None, None, None, "Shard 0 does not answer any more."]
+
+
+def test_a_follower_gets_time_for_its_ticks_when_its_leader_answers_again():
+    rounds = [(serving(), serving()), (None, serving(tick_age_s=2)), (serving(), serving(tick_age_s=4))]
+
+    assert verdicts_of_group(*rounds) == [None, None, None]
+
+
+def test_a_follower_without_ticks_from_an_idle_leader_is_to_blame():
+    rounds = [(serving(), serving()), (serving(), serving(tick_age_s=4))]
+
+    assert verdicts_of_group(*rounds) == [None, "Shard 1 hangs: its step loop has not answered for 4 s."]
+
+
+def test_a_leader_is_not_to_blame_for_a_step_that_waits_for_a_silent_follower():
+    rounds = [(serving(), serving()), *((serving(step_age_s=age), None) for age in (60, 61, 62))]
+
+    assert verdicts_of_group(*rounds) == [None, None, None, "Shard 1 does not answer any more."]
+
+
 def test_a_shard_that_says_it_failed_is_believed():
     assert verdicts(pb.HealthReply(state=FAILED, phase="no memory")) == ["Shard 1 failed: no memory."]
 

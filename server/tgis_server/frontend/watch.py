@@ -1,13 +1,17 @@
 """Watches the shards: when all of them serve, and when one of them is dead.
 
 Calls each shard's ``Health`` every second. What it learns is kept, so that probes are answered at once and never touch
-a device. ``ShardWatch`` judges one shard's answers and is plain; ``Watch`` does the calling.
+a device. ``ShardWatch`` judges one shard's answers, ``Watch`` those of all together; only its ``run`` does any calling.
+
+How long a shard can be stuck until that is known: 4 s if it answers nothing (three calls and the second before them),
+5 s if its step loop stands still between steps, ``--step-timeout`` and a second if it stands still in one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,8 +45,14 @@ class ShardWatch:
         return self._last is not None and self._last.state == pb.HealthReply.SERVING
 
     @property
-    def is_between_steps(self) -> bool:
-        return self._last is not None and self._last.step_age_s == 0
+    def is_silent(self) -> bool:
+        """It serves, but has not answered the latest call."""
+        return self.is_serving and self._num_unanswered > 0
+
+    @property
+    def is_idle(self) -> bool:
+        """It has answered the latest call, between two steps."""
+        return self.is_serving and not self.is_silent and self._last is not None and self._last.step_age_s == 0
 
     def observe(self, reply: pb.HealthReply | None, *, expects_ticks: bool = True) -> str | None:
         """Take in an answer, or its absence. Returns why the shard is dead, or None.
@@ -85,6 +95,21 @@ class Watch:
         """Until every shard said SERVING."""
         await self._all_serving.wait()
 
+    def judge(self, replies: Sequence[pb.HealthReply | None]) -> str | None:
+        """Take in what all shards answered to one round of calls. Returns why the group is dead, or None."""
+        leader = self._shards[0]
+        was_idle = leader.is_idle
+        causes = []
+        for shard, reply in zip(self._shards, replies, strict=True):
+            expects_ticks = shard is leader or (was_idle and leader.is_idle)
+            causes.append(shard.observe(reply, expects_ticks=expects_ticks))
+        # While one is silent the others may just be waiting for it: it is silent too long, or their turn comes again.
+        someone_is_silent = any(shard.is_silent for shard in self._shards)
+        for shard, cause in zip(self._shards, causes, strict=True):
+            if cause and (shard.is_silent or not someone_is_silent):
+                return cause
+        return None
+
     async def run(self) -> None:
         """Poll until a shard is dead.
 
@@ -95,16 +120,13 @@ class Watch:
         try:
             stubs = [ShardStub(channel) for channel in channels]
             while True:
-                replies = await asyncio.gather(*(self._ask(stub) for stub in stubs))
-                leader = self._shards[0]
-                was_idle = leader.is_serving and leader.is_between_steps
-                for shard, reply in zip(self._shards, replies, strict=True):
-                    is_idle = was_idle and leader.is_between_steps
-                    if cause := shard.observe(reply, expects_ticks=shard is leader or is_idle):
-                        raise PeerLost(cause)
+                round_started_at = time.monotonic()
+                if cause := self.judge(await asyncio.gather(*(self._ask(stub) for stub in stubs))):
+                    raise PeerLost(cause)
                 if all(shard.is_serving for shard in self._shards):
                     self._all_serving.set()
-                await asyncio.sleep(POLL_S if self._all_serving.is_set() else STARTING_POLL_S)
+                period_s = POLL_S if self._all_serving.is_set() else STARTING_POLL_S
+                await asyncio.sleep(round_started_at + period_s - time.monotonic())
         finally:
             for channel in channels:
                 await channel.close()
