@@ -73,6 +73,16 @@ def test_end_of_sequence_ids(
     assert spec_of(tmp_path, {**LLAMA, **config}, generation).eos_ids == expected
 
 
+@pytest.mark.parametrize("token", ["</s>", {"content": "</s>", "special": True}])
+def test_without_an_end_of_sequence_id_the_tokenizers_is_used(token: object, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": token}))
+    added = [{"id": 1, "content": "<s>"}, {"id": 5, "content": "</s>"}]
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+
+    assert spec_of(tmp_path, {**LLAMA, "eos_token_id": None}).eos_ids == (5,)
+    assert spec_of(tmp_path, LLAMA).eos_ids == (2,)
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [({"dtype": "float16"}, "float16"), ({"torch_dtype": "torch.float32"}, "float32"), ({"torch_dtype": None}, None)],

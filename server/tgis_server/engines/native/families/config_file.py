@@ -105,11 +105,23 @@ class ConfigFile:
 
 
 def read_eos_ids(config: ConfigFile) -> tuple[int, ...]:
-    """End-of-sequence ids: those of generation_config.json, else those of config.json; none is possible."""
+    """End-of-sequence ids: of generation_config.json, else of config.json, else the tokenizer's; none is possible."""
     file = config.model_dir / "generation_config.json"
     raw = read_json(file).get("eos_token_id") if file.exists() else None
-    raw = config.get("eos_token_id", []) if raw is None else raw
+    raw = config.get("eos_token_id") if raw is None else raw
+    if raw is None:
+        return read_tokenizer_eos(config.model_dir)
     ids = raw if isinstance(raw, list) else [raw]
     if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
         raise config.fail(f"eos_token_id is {raw!r}, but must be a token id or a list of them.")
     return tuple(ids)
+
+
+def read_tokenizer_eos(model_dir: Path) -> tuple[int, ...]:
+    """The id of the token that tokenizer_config.json calls ``eos_token``."""
+    settings, vocabulary = model_dir / "tokenizer_config.json", model_dir / "tokenizer.json"
+    token = read_json(settings).get("eos_token") if settings.exists() else None
+    if token is None or not vocabulary.exists():
+        return ()
+    text = token["content"] if isinstance(token, dict) else token
+    return tuple(added["id"] for added in read_json(vocabulary).get("added_tokens", []) if added["content"] == text)
