@@ -2,15 +2,16 @@
 
 ::
 
-    pytest tests/conformance                                       starts `tgis launch --dtype float32` for itself
-    pytest tests/conformance --launch-options="--num-shard 2"      ... with more options
+    pytest tests/conformance                                       starts `tgis launch --dtype float32` for itself, once
+                                                                   in each way of contract_servers.py; -k demo-1 is one
+    pytest tests/conformance --launch-options="--num-shard 2"      starts it once, with these options
     pytest tests/conformance --url HOST:PORT                       any server that is idle otherwise
         --http http://HOST:PORT                                    its metrics and health
         --model-dir DIR                                            the model's files, for comparison with transformers
 
 Without a flag the environment decides: TGIS_CONFORMANCE_URL, _HTTP, _MODEL_DIR, _LAUNCH_OPTIONS. What cannot be checked
-is skipped with the reason. Answers are compared token by token, so the server must compute in float32. Where none is
-given, three more are started: one that recites stories known by hand, and two rehearsals, slow and out of memory.
+is skipped with the reason. Answers are compared token by token, so the server must compute in float32. Where no address
+is given, three more are started: one that recites stories known by hand, and two rehearsals, slow and out of memory.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import shlex
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +29,7 @@ import pytest
 
 import contract_script
 from contract_api import Api, exactly
-from contract_servers import Launched, launch
+from contract_servers import DEMO_MODEL, VARIANTS, Launched, launch
 
 if TYPE_CHECKING:
     from contract_oracle import Oracle
@@ -60,10 +62,9 @@ def option(config: pytest.Config, flag: str) -> str | None:
 
 
 def server_options(directory: Path, more: list[str]) -> dict[str, list[str]]:
-    """The servers of a session by name; ``directory`` has the model that recites."""
+    """The other servers of a session by name; ``directory`` has the model that recites."""
     rehearsal = ["--rehearse", "--model-name", str(directory)]
     return {
-        "main": ["--dtype", "float32", *more],
         "recital": [
             *("--dtype", "float32", *more, "--model-name", str(directory)),
             *("--max-sequence-length", "19", "--default-include-stop-seqs", "false"),
@@ -76,9 +77,52 @@ def server_options(directory: Path, more: list[str]) -> dict[str, list[str]]:
     }
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Whatever asks the server under test asks it in every way in which it is started here."""
+    if "server" in metafunc.fixturenames:
+        is_given = option(metafunc.config, "--url") or option(metafunc.config, "--launch-options")
+        ways = [pytest.param(None, id="given")] if is_given else list(VARIANTS)
+        metafunc.parametrize("server", ways, indirect=True)
+
+
+@dataclass(frozen=True)
+class Server:
+    """The server under test."""
+
+    grpc: str
+    http: str | None
+    model_dir: Path | None
+    launched: Launched | None  # if this session started it
+
+
+@pytest.fixture(scope="session")
+def server(
+    request: pytest.FixtureRequest, pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    given_dir = option(pytestconfig, "--model-dir")
+    if url := option(pytestconfig, "--url"):
+        http = (option(pytestconfig, "--http") or "").rstrip("/") or None
+        yield Server(url, http, Path(given_dir) if given_dir else None, None)
+        return
+    if request.param:
+        variant = VARIANTS[request.param]
+        model_dir = variant.write_model(tmp_path_factory.mktemp(request.param))
+        options = variant.options(model_dir)
+    else:
+        model_dir = Path(given_dir) if given_dir else DEMO_MODEL
+        options = shlex.split(option(pytestconfig, "--launch-options") or "")
+    with ExitStack() as stack:
+        launched = launch("--dtype", "float32", *options)
+        stack.callback(launched.wait_until_stopped)
+        stack.callback(launched.ask_to_stop)
+        end_with_the_last_test(pytestconfig, stack)
+        facts = launched.wait_until_ready()
+        yield Server(facts["grpc"], facts["http"], model_dir, launched)
+
+
 @pytest.fixture(scope="session")
 def launched(pytestconfig: pytest.Config) -> Iterator[dict[str, Launched]]:
-    """The servers that this session starts, by name, on their way up; none if there is one to check."""
+    """The other servers that this session starts, by name, on their way up; none if there is one to check."""
     if option(pytestconfig, "--url"):
         yield {}
         return
@@ -91,13 +135,17 @@ def launched(pytestconfig: pytest.Config) -> Iterator[dict[str, Launched]]:
             stack.callback(server.wait_until_stopped)
         for server in servers.values():
             stack.callback(server.ask_to_stop)  # all of them, before the first is waited for
-        pytestconfig.stash[STARTED] = stack
+        end_with_the_last_test(pytestconfig, stack)
         yield servers
+
+
+def end_with_the_last_test(config: pytest.Config, stack: ExitStack) -> None:
+    """End servers with the last of these tests, not with the session: others may follow."""
+    config.stash.setdefault(STARTED, ExitStack()).callback(stack.close)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """The servers end with the last of these tests, not with the session: others may follow."""
     is_last = nextitem is None or HERE not in nextitem.path.parents
     if is_last and (stack := item.config.stash.get(STARTED, None)):
         stack.close()
@@ -120,15 +168,11 @@ def connect(launched: dict[str, Launched]) -> Iterator[Callable[[str], Api]]:
 
 
 @pytest.fixture(scope="session")
-def api(pytestconfig: pytest.Config, connect: Callable[[str], Api]) -> Iterator[Api]:
+def api(server: Server) -> Iterator[Api]:
     """The server under test."""
-    url = option(pytestconfig, "--url")
-    if not url:
-        yield connect("main")
-        return
-    given = Api(url, (option(pytestconfig, "--http") or "").rstrip("/") or None)
-    yield given
-    given.close()
+    api = Api(server.grpc, server.http)
+    yield api
+    api.close()
 
 
 @pytest.fixture(scope="session")
@@ -150,16 +194,11 @@ def failing(connect: Callable[[str], Api]) -> Api:
 
 
 @pytest.fixture(scope="session")
-def model_dir(pytestconfig: pytest.Config) -> Path:
+def model_dir(server: Server) -> Path:
     """The files of the model under test."""
-    given = option(pytestconfig, "--model-dir")
-    if not given and option(pytestconfig, "--url"):
+    if not server.model_dir:
         pytest.skip("needs --model-dir")
-    if given:
-        return Path(given)
-    import tgis_server
-
-    return Path(tgis_server.__file__).parent / "demo_model"
+    return server.model_dir
 
 
 @pytest.fixture(scope="session")

@@ -10,16 +10,69 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import tgis_server
 
 READY_S = 120.0
 STOP_S = 20.0
 KEPT_ENVIRON = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "TMPDIR", "VIRTUAL_ENV")
 
 CALM = {"OMP_WAIT_POLICY": "passive"}  # threads that wait sleep: three servers share the cores with other work
+
+DEMO_MODEL = Path(tgis_server.__file__).parent / "demo_model"
+SMALL_POOL_TOKENS = 640  # 40 KV blocks: concurrent calls do not fit
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to serve that must not change the contract: a model, shards, and how keys and values are kept."""
+
+    num_shard: int
+    model_type: str = ""  # of a tiny random model; none: the demo model
+    config: Mapping[str, Any] = field(default_factory=dict)  # changes of its config
+    has_prefix_cache: bool = True
+    kv_bytes_per_token: int = 0  # of all shards; makes the pool small
+
+    def options(self, model_dir: Path) -> list[str]:
+        """For ``tgis launch``."""
+        options = ["--num-shard", str(self.num_shard)]
+        if self.model_type:
+            options += ["--model-name", str(model_dir)]
+        if not self.has_prefix_cache:
+            options += ["--no-prefix-cache"]
+        if self.kv_bytes_per_token:
+            memory = SMALL_POOL_TOKENS * self.kv_bytes_per_token // self.num_shard
+            options += ["--max-sequence-length", str(SMALL_POOL_TOKENS), "--kv-cache-memory", str(memory)]
+        return options
+
+    def write_model(self, directory: Path) -> Path:
+        """The files of the model, which are made in ``directory`` if there are none yet."""
+        if not self.model_type:
+            return DEMO_MODEL
+        import tiny
+
+        numbers = json.loads((DEMO_MODEL / "config.json").read_text())
+        same = {name: numbers[name] for name in ("vocab_size", "bos_token_id", "eos_token_id")}
+        tiny.make_checkpoint(directory, self.model_type, max_position_embeddings=2048, **same, **self.config)
+        shutil.copy(DEMO_MODEL / "tokenizer.json", directory)
+        return directory
+
+
+QWEN3: dict[str, Any] = {"model_type": "qwen3", "config": {"head_dim": 16}}
+MISTRAL: dict[str, Any] = {"model_type": "mistral", "config": {"sliding_window": 20}}
+KV_BYTES = 2 * 4 * 3 * 2 * 16  # keys and values, float32, 3 layers, 2 heads of 16
+VARIANTS = {
+    "demo-1": Variant(1),
+    "demo-2": Variant(2),
+    "qwen3-1-no-prefix-cache": Variant(1, **QWEN3, has_prefix_cache=False),
+    "qwen3-2-small-pool": Variant(2, **QWEN3, kv_bytes_per_token=KV_BYTES),
+    "mistral-1-small-pool": Variant(1, **MISTRAL, kv_bytes_per_token=KV_BYTES),
+    "mistral-2-no-prefix-cache": Variant(2, **MISTRAL, has_prefix_cache=False),
+}
 
 
 @dataclass

@@ -54,7 +54,7 @@ def default(api: Api) -> None:
 
 
 def ended(api: Api) -> None:
-    api.generate(TEXTS[0], length_penalty=(0, 10.0), min_new_tokens=2, max_new_tokens=9)
+    api.generate(TEXTS[0], length_penalty=(0, 10.0), min_new_tokens=8, max_new_tokens=9)
 
 
 def stopped(api: Api) -> None:
@@ -236,7 +236,7 @@ ROWS: dict[str, list[tuple[str, dict[str, str], Any]]] = {
     "ended": [
         ("tgi_request_success", success("EOS_TOKEN", "single"), 1),
         ("tgi_request_success", success("MAX_TOKENS", "single"), 0),
-        ("tgi_request_generated_tokens_sum", {}, 3),
+        ("tgi_request_generated_tokens_sum", {}, 9),
         ("tgi_request_max_new_tokens_sum", {}, 9),
     ],
     "stopped": [
