@@ -14,7 +14,7 @@ import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-BOS, EOS = b"<s>", b"</s>"
+BOS, EOS, EOT = SPECIAL = b"<s>", b"</s>", b"<end>"  # two of them end an output
 DUCK = "🦆"
 STRANGER = "<stranger>"  # the tokenizer has it, the model has not
 
@@ -27,6 +27,7 @@ STORIES: dict[str, list[bytes]] = {
     "E": [b"start", BOS, b"after", EOS],
     "F": [EOS],
     "I": [b"ok", b"\xff", b"go", EOS],
+    "J": [b"adieu", EOT],
 }
 TIES: dict[str, list[bytes]] = {  # equally likely, in the order of their ids
     "G": [b" heads", b" tails"],
@@ -41,7 +42,7 @@ def recited(story: str, num_tokens: int) -> str:
     told = STORIES[story]
     if told[0] in told[1:]:
         told = told[:-1] * num_tokens
-    visible = [piece for piece in told[:num_tokens] if piece not in (BOS, EOS)]
+    visible = [piece for piece in told[:num_tokens] if piece not in SPECIAL]
     return b"".join(visible).decode("utf-8", "replace")
 
 
@@ -91,6 +92,7 @@ def write_checkpoint(directory: Path) -> None:
         eos_token_id=ids[EOS],
         dtype="float32",
     )
+    write_json(directory / "generation_config.json", eos_token_id=[ids[EOS], ids[EOT]])
     write_json(directory / "tokenizer_config.json", bos_token="<s>", eos_token="</s>", add_bos_token=True)
     write_tokenizer(directory / "tokenizer.json", ids)
 
@@ -111,11 +113,11 @@ def successors() -> list[tuple[bytes, bytes]]:
 
 def write_tokenizer(file: Path, ids: dict[bytes, int]) -> None:
     """Byte-level, without merges: an input is its bytes."""
-    vocabulary = {piece.decode() if piece in (BOS, EOS) else spelled(piece): i for piece, i in ids.items()}
+    vocabulary = {piece.decode() if piece in SPECIAL else spelled(piece): i for piece, i in ids.items()}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([BOS.decode(), EOS.decode(), STRANGER])
+    tokenizer.add_special_tokens([*(piece.decode() for piece in SPECIAL), STRANGER])
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS.decode()} $A", special_tokens=[(BOS.decode(), ids[BOS])]
     )

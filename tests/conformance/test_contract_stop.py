@@ -41,6 +41,23 @@ def test_an_output_may_be_nothing_but_its_end(recital: Api) -> None:
     assert ending(recital.answer("F")) == ("", "EOS_TOKEN", "", 1)
 
 
+@pytest.mark.parametrize("way", WAYS)
+@row("stop-EOS_TOKEN-of-several")
+def test_each_of_several_end_tokens_ends_the_output(recital: Api, way: str) -> None:
+    answer = recital.answer("J", way, generated_tokens=True)
+
+    assert ending(answer) == ("adieu", "EOS_TOKEN", "", 2)
+    assert pieces(answer)[-1] == "<end>"
+
+
+@row("stop-EOS_TOKEN-of-several-not-below-min_new_tokens")
+def test_none_of_several_end_tokens_is_chosen_below_min_new_tokens(recital: Api) -> None:
+    answers = recital.generate("A", "J", min_new_tokens=10, max_new_tokens=12, generated_tokens=True)
+
+    assert [answer.generated_token_count >= 10 for answer in answers] == [True, True]
+    assert not {"</s>", "<end>"} & {piece for answer in answers for piece in pieces(answer)[:10]}
+
+
 @row("stop-EOS_TOKEN-before-MAX_TOKENS")
 def test_an_end_token_that_is_the_last_allowed_one_counts_as_the_end(recital: Api) -> None:
     assert reason(recital.answer("A", max_new_tokens=7)) == "EOS_TOKEN"
@@ -49,14 +66,6 @@ def test_an_end_token_that_is_the_last_allowed_one_counts_as_the_end(recital: Ap
 @row("stop-MAX_TOKENS")
 def test_the_limit_ends_the_output(recital: Api) -> None:
     assert ending(recital.answer("A", max_new_tokens=6)) == ("The old duck swims home.", "MAX_TOKENS", "", 6)
-
-
-@row("stop-EOS_TOKEN-not-below-min_new_tokens")
-def test_the_end_token_is_not_chosen_below_min_new_tokens(recital: Api) -> None:
-    answer = recital.answer("A", min_new_tokens=10, max_new_tokens=12, generated_tokens=True)
-
-    assert answer.generated_token_count >= 10
-    assert "</s>" not in pieces(answer)[:10]
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -16,6 +16,7 @@ TEXTS = {
     "emoji": "a 🦆🦆 b 👩‍👩‍👧",
     "japanese": "日本語です",
     "control": "a\x00b",
+    "special-tokens": "a</s> <s>b",
     "empty": "",
 }
 by_text = pytest.mark.parametrize("text", [pytest.param(text, id=name) for name, text in TEXTS.items()])
@@ -148,16 +149,16 @@ def test_pieces_and_offsets_are_those_of_the_models_tokenizer(api: Api, model_di
     assert spans(response) == [(len(text[:a].encode()), len(text[:b].encode())) for a, b in expected.offsets]
 
 
+@pytest.mark.parametrize("limit", [pytest.param(n, id=f"tokenize-truncated-to-{n}") for n in (1, 3)])
 @by_text
-@row("tokenize-truncated-entries")
-def test_truncated_entries_are_the_last_ones_of_the_whole(api: Api, text: str) -> None:
+def test_truncated_entries_are_the_last_ones_of_the_whole(api: Api, text: str, limit: int) -> None:
     [whole] = api.tokenize(text, return_tokens=True, return_offsets=True)
 
-    [cut] = api.tokenize(text, return_tokens=True, return_offsets=True, truncate_input_tokens=3)
+    [cut] = api.tokenize(text, return_tokens=True, return_offsets=True, truncate_input_tokens=limit)
 
-    assert cut.token_count == min(3, whole.token_count)
-    assert list(cut.tokens) == list(whole.tokens)[-3:]
-    assert spans(cut) == spans(whole)[-3:]
+    assert cut.token_count == min(limit, whole.token_count)
+    assert list(cut.tokens) == list(whole.tokens)[-limit:]
+    assert spans(cut) == spans(whole)[-limit:]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from tokenizers import models, processors
 
 import vocabularies
 from tgis_server.errors import ModelError
-from tgis_server.frontend.tokenizer import EncodedInput, Tokenizer, TokenizerFailed, to_byte_offsets
+from tgis_server.frontend.tokenizer import EncodedInput, TokenizedText, Tokenizer, TokenizerFailed, to_byte_offsets
 
 
 def tokenizer_of(library: Library, **options: object) -> Tokenizer:
@@ -58,6 +58,26 @@ def test_special_tokens_at_the_end_are_kept_and_count():
     tokenizer = tokenizer_of(words_with("$A t8", t8=8))
 
     assert encode(tokenizer, "t1 t2 t3", 2).token_ids == [3, 8]
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(3, [1, 4, 2]), (2, [1, 2]), (1, [1])])
+def test_between_its_first_and_last_special_tokens_an_input_loses_its_beginning(limit, expected):
+    tokenizer = tokenizer_of(vocabularies.word_piece())
+
+    assert encode(tokenizer, "the cat", limit).token_ids == expected
+
+
+def test_a_special_token_that_the_text_begins_with_is_not_kept():
+    tokenizer = tokenizer_of(vocabularies.byte_level())
+
+    assert encode(tokenizer, "<s>ab", 2) == EncodedInput(vocabularies.byte_level().encode("ab").ids, 3)
+
+
+def test_a_text_without_characters_has_no_tokens_unless_the_tokenizer_adds_some():
+    plain, with_bos = tokenizer_of(vocabularies.words()), tokenizer_of(words_with("t7 $A", t7=7))
+
+    assert asyncio.run(plain.tokenize("", want_offsets=True)) == TokenizedText([], [], [])
+    assert asyncio.run(with_bos.tokenize("", want_offsets=True)) == TokenizedText([7], ["t7"], [(0, 0)])
 
 
 def test_the_tokenizers_own_truncation_and_padding_are_off():
