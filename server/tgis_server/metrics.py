@@ -100,7 +100,7 @@ FAILURES = {
     "validation": "Calls that ended INVALID_ARGUMENT, but for streams without an input (`missing request`).",
     "generate": "Calls that failed later, whatever the number of their inputs.",
     "unknown": "Calls refused for another reason: the server starts, drains or ends.",
-    "cancelled": "Inputs that were not finished when their client cancelled, went away or ran out of time.",
+    "cancelled": "Inputs that waited or ran when their client cancelled, went away or ran out of time.",
     "timeout": "Inputs whose `time_limit_millis` passed before their first token; also a success, `TIME_LIMIT`.",
 }
 

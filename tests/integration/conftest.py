@@ -159,6 +159,17 @@ def is_gone(pid: int) -> bool:
 @pytest.fixture
 def start() -> Iterator[Callable[..., Server]]:
     """Start `tgis launch` with free ports and the given arguments, without waiting for it."""
+    yield from starting()
+
+
+@pytest.fixture(scope="module")
+def start_shared() -> Iterator[Callable[..., Server]]:
+    """The same for a server that several tests of a module look at."""
+    yield from starting()
+
+
+def starting() -> Iterator[Callable[..., Server]]:
+    """What starts servers; all of them are ended when the iterator is resumed."""
     servers: list[Server] = []
 
     def start_server(*arguments: str, script: str = "tgis launch", output: int | None = None, **environ: str) -> Server:

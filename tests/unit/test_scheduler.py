@@ -379,3 +379,16 @@ def test_results_carry_starting_times_and_statistics():
     stats = driver.results[0].stats
     assert (stats.prefill_rows, stats.prefill_tokens, stats.num_started) == (1, 3, 1)
     assert (stats.decode_rows, stats.num_waiting) == (0, 1)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_newcomer_counts_as_started_in_the_step_that_it_joins(depth):
+    driver = Driver(depth=depth)
+    driver.apply(submit(1, max_new_tokens=4))
+    driver.step()
+    driver.apply(submit(2, max_new_tokens=1))
+
+    driver.run_until_idle()
+
+    stats = [result.stats for result in driver.results]
+    assert [(s.num_started, s.prefill_rows, s.decode_rows) for s in stats[:3]] == [(1, 1, 0), (1, 1, 1), (0, 0, 1)]

@@ -121,7 +121,7 @@ class GenerationService:
             self.metrics.count_failure("timeout")
         inference_s = None
         if output.started_at is not None and output.finished_at is not None:
-            inference_s = max(0.0, output.finished_at - output.started_at)
+            inference_s = output.finished_at - output.started_at
         self.metrics.observe_answer(
             kind=call.kind,
             stop_reason=output.stop_reason.name,

@@ -15,9 +15,10 @@ import grpc
 from tgis_server.errors import GenerationFailed, InvalidRequest, Overloaded, RequestError, TgisError
 from tgis_server.frontend.admission import Admission
 from tgis_server.frontend.generation import Call, GenerationService
+from tgis_server.frontend.output import Output
 from tgis_server.frontend.request_log import CORRELATION_ID, get_request_id, log_outputs
 from tgis_server.frontend.state import ServerState
-from tgis_server.frontend.tokenizer import TokenizedText, TokenizerFailed
+from tgis_server.frontend.tokenizer import TokenizedText, Tokenizer, TokenizerFailed
 from tgis_server.frontend.validation import reject_adapter
 from tgis_server.metrics import Metrics
 from tgis_server.wire import generation_pb2 as pb
@@ -63,18 +64,14 @@ class GenerationServicer(GenerationServiceServicer):
                 await generation.prepare(request, [request.request.text], call)
                 [output] = call.outputs
                 await context.write(output.first_frame())
-                with generation.router.running(call.outputs):
-                    is_over = False
-                    while not is_over:
-                        await call.wait_for_news()
-                        is_over = output.is_finished  # before the frames are taken: they grow while one is written
-                        if output.is_input_frame_due:
-                            await context.write(await generation.tokenizer.run(output.take_input_frame))
-                        for frame in output.take_frames():
-                            await context.write(frame)
+                try:
+                    with generation.router.running(call.outputs):
+                        await write_frames(context, call, output, generation.tokenizer)
+                finally:  # also counts an answer whose client left before its end
+                    if output.is_finished and not output.error:
+                        generation.count_answer(output, call)
                 if output.error:
                     raise output.error
-                generation.count_answer(output, call)
 
     async def Tokenize(self, request: pb.BatchedTokenizeRequest, context: Context) -> pb.BatchedTokenizeResponse:
         started_at = time.monotonic()
@@ -128,6 +125,9 @@ class GenerationServicer(GenerationServiceServicer):
                 status, text = explain(error, extra)
                 if call and not isinstance(error, MissingRequest):
                     self._metrics.count_failure(failure_label(error, call))
+                    for one in call.outputs:
+                        if one.error and one.started_at is not None:
+                            self._metrics.observe_inference(time.monotonic() - one.started_at, one.num_generated)
                 logger.debug("call failed: %s %s", status.name, text, extra=extra)
                 await context.abort(status, text)
             finally:
@@ -160,6 +160,18 @@ def failure_label(error: Exception, call: Call) -> str:
             return "validation"
         case _:
             return "generate" if call.outputs else "unknown"
+
+
+async def write_frames(context: Context, call: Call, output: Output, tokenizer: Tokenizer) -> None:
+    """Write the frames of a stream as they become due, after the first one."""
+    is_over = False
+    while not is_over:
+        await call.wait_for_news()
+        is_over = output.is_finished  # before the frames are taken: they grow while one is written
+        if output.is_input_frame_due:
+            await context.write(await tokenizer.run(output.take_input_frame))
+        for frame in output.take_frames():
+            await context.write(frame)
 
 
 def tokenize_responses(
