@@ -70,7 +70,7 @@ def test_only_what_was_asked_for_is_computed(model: Callable[..., Model], driver
     assert jobs[2].prompt_details[0].rank == 0
 
 
-def test_a_resumed_sequence_describes_only_its_prompt(
+def test_a_resumed_sequence_describes_its_prompt_and_its_new_tokens(
     model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
     tiny = model("llama")
@@ -80,8 +80,13 @@ def test_a_resumed_sequence_describes_only_its_prompt(
 
     driver(tiny).run([resumed])
 
+    logits = tiny.oracle.logits(resumed.prompt + resumed.generated)
     assert len(resumed.prompt_details) == 11
-    assert [d.rank for d in resumed.token_details] == [d.rank for d in whole.token_details[4:]]
+    assert len(resumed.token_details) == 6
+    for position, detail in enumerate(resumed.prompt_details):
+        assert_describes(detail, logits[position], resumed.prompt[position + 1], 4)
+    for index, detail in enumerate(resumed.token_details, start=4):
+        assert_describes(detail, logits[11 + index], resumed.generated[index], 4)
 
 
 def test_long_prompts_are_described_some_positions_at_a_time(
