@@ -331,6 +331,20 @@ def test_a_deadline_that_passes_while_running_keeps_the_tokens_so_far():
     assert len(driver.tokens[1]) == 2
 
 
+@pytest.mark.parametrize("max_new_tokens", [2, 30])
+def test_a_deadline_beats_the_end_of_sequence_and_the_limit(max_new_tokens):
+    request = submit(1, max_new_tokens=max_new_tokens, deadline=5.0)
+    driver = Driver(eos_ids=frozenset({expected_tokens(request)[1]}))
+    driver.apply(request)
+    driver.step()
+    driver.now = 6.0
+
+    driver.run_until_idle()
+
+    assert driver.reasons[1] is FinishReason.TIME_LIMIT
+    assert driver.tokens[1] == expected_tokens(request)[:2]
+
+
 @pytest.mark.parametrize("depth", [1, 2])
 def test_a_step_that_does_not_fit_fails_its_prefills_and_repeats_its_decodes(depth):
     driver = Driver(depth=depth)
