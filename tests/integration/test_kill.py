@@ -68,13 +68,3 @@ def test_no_child_outlives_a_launcher_killed_while_starting(start: Start):
     server.wait()
 
     server.wait_until_gone(WITHIN_S, pids)
-
-
-def test_a_stopped_shard_is_taken_for_hung(launch: Start):
-    server = launch("--rehearse", "--num-shard", "2", "--step-timeout", "2")
-
-    os.kill(server.pids["shard-1"], signal.SIGSTOP)
-
-    assert server.wait() == 5
-    assert "Shard 1 does not answer" in server.last_line
-    server.wait_until_gone(WITHIN_S)

@@ -79,7 +79,7 @@ class Frontend:
         self._router = Router(link, self.metrics)
         admission = Admission(config.max_concurrent_requests)
         self._servicer = GenerationServicer(self.state, admission, self.metrics)
-        self._public = PublicServer(config, self._servicer)
+        self._public = PublicServer(config, self.state, self._servicer)
         self._launcher = LauncherServer(run.frontend_socket, self.state)
         self._http = HttpServer(config, self.state, self.metrics)
         self.metrics.read_state(
@@ -170,7 +170,6 @@ class Frontend:
             metrics=self.metrics,
         )
         self.state.start_serving()
-        await self._public.set_serving(True)
         label = f" ({self._run.label})" if self._run.label else ""
         logger.info("serving %s%s after %.1f s", self._run.model_id, label, time.monotonic() - self._started_at)
 
@@ -179,7 +178,6 @@ class Frontend:
         await self._stop_asked.wait()
         config = self._run.config
         self.state.start_draining()
-        await self._public.set_serving(False)
         logger.info("draining: %d calls in flight", self.state.num_calls)
         hurry = asyncio.create_task(self._hurry_asked.wait(), name="wait-for-hurry")
         if await before(hurry, asyncio.sleep(config.drain_delay)):
@@ -190,7 +188,6 @@ class Frontend:
     async def _fail(self, error: Exception) -> None:
         """The engine is gone: every call gets its status."""
         self.state.fail(str(error))
-        await self._public.set_serving(False)
         self._router.lose_engine(error)
         await self.state.wait_until_idle(LAST_WORDS_S)
 

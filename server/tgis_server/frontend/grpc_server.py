@@ -8,11 +8,12 @@ import socket
 from pathlib import Path
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from tgis_server.config import ServeConfig
 from tgis_server.errors import UsageError
+from tgis_server.frontend.health import StateHealthServicer
 from tgis_server.frontend.receive import SERVICE, library_limit_bytes, make_handlers
 from tgis_server.frontend.service import GenerationServicer
 from tgis_server.frontend.state import ServerState
@@ -39,24 +40,23 @@ SERVER_OPTIONS = (
 class PublicServer:
     """``fmaas.GenerationService`` with health and reflection, on the configured port."""
 
-    def __init__(self, config: ServeConfig, servicer: GenerationServicer) -> None:
+    def __init__(self, config: ServeConfig, state: ServerState, servicer: GenerationServicer) -> None:
         self._config = config
         max_bytes = config.max_request_bytes
         library_limit = ("grpc.max_receive_message_length", library_limit_bytes(max_bytes))
         self._server = grpc.aio.server(options=(*SERVER_OPTIONS, library_limit))
-        self._health = health.aio.HealthServicer()
         self._server.add_generic_rpc_handlers((make_handlers(servicer, max_bytes),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        health_servicer = StateHealthServicer(state, ("", SERVICE.full_name))
+        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, self._server)
         names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
 
     async def start(self, tls: Tls | None) -> int:
-        """Bind and answer; returns the port. Health says NOT_SERVING until it is told otherwise.
+        """Bind and answer; returns the port.
 
         Raises:
             UsageError: the port cannot be bound.
         """
-        await self.set_serving(False)
         config = self._config
         address = f"[{config.host}]:{config.grpc_port}" if ":" in config.host else f"{config.host}:{config.grpc_port}"
         try:
@@ -68,12 +68,6 @@ class PublicServer:
             raise explain_bind_failure(config.host, config.grpc_port, "--grpc-port", "gRPC") from error
         await self._server.start()
         return port
-
-    async def set_serving(self, is_serving: bool) -> None:
-        """What grpc.health.v1 says of the server and of its service."""
-        status = health_pb2.HealthCheckResponse.SERVING if is_serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        for name in ("", SERVICE.full_name):
-            await self._health.set(name, status)
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls, give those in flight ``grace_s`` seconds, then end."""

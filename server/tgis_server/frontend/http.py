@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from tgis_server.config import ServeConfig
-from tgis_server.frontend.grpc_server import bind_error, listen
+from tgis_server.frontend.grpc_server import HEALTH_GRACE_S, bind_error, listen
 from tgis_server.frontend.state import ServerState
 from tgis_server.frontend.tls import Tls
 from tgis_server.metrics import Metrics
@@ -23,7 +23,8 @@ class HttpServer:
         app = web.Application()
         app.router.add_get("/health", self._get_health)
         app.router.add_get("/metrics", self._get_metrics)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        # A scraper that reads nothing must not hold up the end: by default a minute is waited for it.
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=HEALTH_GRACE_S)
 
     async def start(self, tls: Tls | None) -> int:
         """Bind and answer; returns the port.

@@ -29,21 +29,24 @@ class ServerState:
         self.num_calls = 0  # in flight
         self.grpc_port = 0
         self.http_port = 0
+        self._changed = asyncio.Event()  # set and replaced when the phase changes
         self._idle = asyncio.Event()
         self._idle.set()
 
     def start_serving(self) -> None:
-        self.phase, self.text, self.is_accepting = Phase.SERVING, "", True
+        self._enter(Phase.SERVING, "")
+        self.is_accepting = True
 
     def start_draining(self) -> None:
         """Not ready any more, but calls are still accepted: load balancers need time to notice."""
-        self.phase, self.text = Phase.DRAINING, "The server is shutting down; use another one."
+        self._enter(Phase.DRAINING, "The server is shutting down; use another one.")
 
     def stop_accepting(self) -> None:
         self.is_accepting = False
 
     def fail(self, text: str) -> None:
-        self.phase, self.text, self.is_accepting = Phase.FAILED, text, False
+        self._enter(Phase.FAILED, text)
+        self.is_accepting = False
 
     @property
     def is_serving(self) -> bool:
@@ -52,6 +55,11 @@ class ServerState:
     @property
     def is_draining(self) -> bool:
         return self.phase is Phase.DRAINING
+
+    async def wait_for_change(self, phase: Phase) -> None:
+        """Until the server is not, or no longer, in this phase."""
+        while self.phase is phase:
+            await self._changed.wait()
 
     def require_accepting(self) -> None:
         """
@@ -78,3 +86,8 @@ class ServerState:
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
+
+    def _enter(self, phase: Phase, text: str) -> None:
+        self.phase, self.text = phase, text
+        self._changed.set()
+        self._changed = asyncio.Event()

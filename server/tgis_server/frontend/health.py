@@ -1,0 +1,46 @@
+"""``grpc.health.v1``: what the server's state says, for clients that probe over gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import grpc
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthServicer
+
+from tgis_server.frontend.state import ServerState
+
+
+class StateHealthServicer(HealthServicer):  # type: ignore[misc]  # the library has no types
+    """Answers for the services it is given; all of them are as the server is.
+
+    The library's own servicer forgets every Watch of a service when one of them ends: the others hear of no change.
+    """
+
+    def __init__(self, state: ServerState, services: Collection[str]) -> None:
+        self._state = state
+        self._services = services
+
+    async def Check(  # noqa: N802  the name of the RPC
+        self, request: HealthCheckRequest, context: grpc.aio.ServicerContext
+    ) -> HealthCheckResponse:
+        if request.service not in self._services:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service {request.service!r}")
+        return HealthCheckResponse(status=self._status_of(request.service))
+
+    async def Watch(  # noqa: N802  the name of the RPC
+        self, request: HealthCheckRequest, context: grpc.aio.ServicerContext
+    ) -> None:
+        """The status now, and whenever it changes; until the client or the server ends."""
+        sent = None
+        while True:
+            phase, status = self._state.phase, self._status_of(request.service)
+            if status != sent:
+                await context.write(HealthCheckResponse(status=status))
+                sent = status
+            await self._state.wait_for_change(phase)
+
+    def _status_of(self, service: str) -> int:
+        if service not in self._services:
+            return int(HealthCheckResponse.SERVICE_UNKNOWN)
+        return int(HealthCheckResponse.SERVING if self._state.is_serving else HealthCheckResponse.NOT_SERVING)
