@@ -45,6 +45,7 @@ REJECTED = [
     *((sampling(top_p=value), "top_p must be > 0.0 and <= 1.0") for value in (-0.1, 1.01, NAN, INF, -INF)),
     *((sampling(typical_p=value), "typical_p must be <= 1.0") for value in (1.01, NAN, INF, -INF)),
     (sampling(top_k=2**31), "top_k must be strictly positive"),
+    (sampling(temperature=0.0, top_p=2.0), "top_p must be > 0.0 and <= 1.0"),  # greedy, but by the method SAMPLE
     (stopping(max_new_tokens=51), "max_new_tokens must be <= 50"),
     (stopping(min_new_tokens=21), "min_new_tokens must be <= max_new_tokens"),
     (stopping(max_new_tokens=5, min_new_tokens=6), "min_new_tokens must be <= max_new_tokens"),
