@@ -246,6 +246,14 @@ class ServeConfig:
         Path, Opt(help="Where the cause of a failure is written, if the file can be.", group="Process", hidden=True)
     ] = Path("/dev/termination-log")
     json_output: Annotated[bool, Opt(help="Logs as JSON lines.", group="Process")] = False
+    otlp_endpoint: Annotated[
+        str | None,
+        Opt(help="Send traces to this OpenTelemetry collector (gRPC), such as http://host:4317.", group="Process"),
+    ] = None
+    otlp_service_name: Annotated[
+        str | None,
+        Opt(help="Service name in traces.", group="Process", unset="text-generation-inference.router", hidden=True),
+    ] = None
     log_level: Annotated[
         str,
         Opt(
@@ -296,14 +304,6 @@ class ServeConfig:
     max_waiting_tokens: Annotated[
         int | None,
         Opt(help="Prefill and decode share every step.", group="Accepted, without effect", hidden=True),
-    ] = None
-    otlp_endpoint: Annotated[
-        str | None,
-        Opt(help="Traces are not exported by this version.", group="Accepted, without effect", hidden=True),
-    ] = None
-    otlp_service_name: Annotated[
-        str | None,
-        Opt(help="Traces are not exported by this version.", group="Accepted, without effect", hidden=True),
     ] = None
     max_prefill_padding: Annotated[
         float | None,

@@ -20,6 +20,7 @@ from tgis_server.frontend.service import GenerationServicer
 from tgis_server.frontend.state import ServerState
 from tgis_server.frontend.tls import Tls
 from tgis_server.frontend.tokenizer import Tokenizer
+from tgis_server.frontend.tracing import Tracing
 from tgis_server.frontend.validation import Limits
 from tgis_server.frontend.watch import Watch
 from tgis_server.metrics import Metrics
@@ -78,7 +79,9 @@ class Frontend:
         self._text_settings = TextSettings(pieces, tokenizer.get_piece)
         self._router = Router(link, self.metrics)
         admission = Admission(config.max_concurrent_requests)
-        self._servicer = GenerationServicer(self.state, admission, self.metrics)
+        endpoint = config.otlp_endpoint
+        self._tracing = Tracing(endpoint, config.otlp_service_name) if endpoint else None
+        self._servicer = GenerationServicer(self.state, admission, self.metrics, self._tracing)
         self._public = PublicServer(config, self.state, self._servicer)
         self._launcher = LauncherServer(run.frontend_socket, self.state)
         self._http = HttpServer(config, self.state, self.metrics)
@@ -115,6 +118,8 @@ class Frontend:
             await self._http.stop()
             await self._public.stop(LAST_WORDS_S)
             await self._launcher.stop()
+            if self._tracing:
+                self._tracing.close()
         logger.info("stopped")
 
     async def _bind(self) -> None:

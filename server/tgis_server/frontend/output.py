@@ -72,6 +72,7 @@ class Output:
         self.stop_sequence = ""
         self.num_generated = 0
         self.started_at: float | None = None  # first step, host monotonic clock
+        self.first_token_at: float | None = None
         self.finished_at: float | None = None
         self._settings = settings
         self._on_change = on_change
@@ -104,6 +105,7 @@ class Output:
         if token_id != NO_TOKEN:
             self._is_prompt_done = True
             self.num_generated += 1
+            self.first_token_at = self.first_token_at or now
             if reason is not FinishReason.EOS_TOKEN:  # a final end-of-sequence token never shows in the text
                 text = self._detokenizer.push(token_id)
             if self._matcher:

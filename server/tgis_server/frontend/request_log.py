@@ -57,7 +57,7 @@ def get_end(output: Output) -> FinishReason:
     return output.stop_reason if output.is_finished else FinishReason.CANCELLED
 
 
-def describe(output: Output, call: Call, now: float) -> dict[str, object]:
+def describe(output: Output, call: Call, now: float) -> dict[str, str | int | float | None]:
     """Counts and times; None for times that the input never came to."""
     queue_s = inference_s = time_per_token_s = None
     if output.started_at is not None:

@@ -19,6 +19,7 @@ from tgis_server.frontend.output import Output
 from tgis_server.frontend.request_log import CORRELATION_ID, get_request_id, log_outputs
 from tgis_server.frontend.state import ServerState
 from tgis_server.frontend.tokenizer import TokenizedText, Tokenizer, TokenizerFailed
+from tgis_server.frontend.tracing import Tracing
 from tgis_server.frontend.validation import reject_adapter
 from tgis_server.metrics import Metrics
 from tgis_server.wire import generation_pb2 as pb
@@ -32,11 +33,14 @@ Context: TypeAlias = grpc.aio.ServicerContext
 class GenerationServicer(GenerationServiceServicer):
     """The public RPCs. Registered before the engine is loaded: until ``generation`` is set, calls are UNAVAILABLE."""
 
-    def __init__(self, state: ServerState, admission: Admission, metrics: Metrics) -> None:
+    def __init__(
+        self, state: ServerState, admission: Admission, metrics: Metrics, tracing: Tracing | None = None
+    ) -> None:
         self.generation: GenerationService | None = None
         self._state = state
         self._admission = admission
         self._metrics = metrics
+        self._tracing = tracing
 
     async def Generate(self, request: pb.BatchedGenerationRequest, context: Context) -> pb.BatchedGenerationResponse:
         texts = [one.text for one in request.requests]
@@ -107,10 +111,12 @@ class GenerationServicer(GenerationServiceServicer):
     async def _answering(self, context: Context, call: Call | None = None) -> AsyncIterator[GenerationService]:
         """Count a call in flight, refuse it while the server accepts none, and turn its error into its status.
 
-        Generation calls, which have a ``call``, are logged, and their failures counted.
+        Generation calls, which have a ``call``, are logged and traced, and their failures counted.
         """
-        request_id = get_request_id(context.invocation_metadata())
+        metadata = context.invocation_metadata() or ()
+        request_id = get_request_id(metadata)
         context.set_trailing_metadata(((CORRELATION_ID, request_id),))
+        failure = None
         with self._state.call():
             try:
                 self._state.require_accepting()
@@ -119,20 +125,23 @@ class GenerationServicer(GenerationServiceServicer):
             except asyncio.CancelledError:
                 if call:
                     self._metrics.count_failure("cancelled", sum(not one.is_finished for one in call.outputs))
+                failure = "cancelled"
                 raise
             except Exception as error:  # noqa: BLE001  the border: every failure of a call becomes its status
                 extra = {"request_id": request_id}
-                status, text = explain(error, extra)
+                status, failure = explain(error, extra)
                 if call and not isinstance(error, MissingRequest):
                     self._metrics.count_failure(failure_label(error, call))
                     for one in call.outputs:
                         if one.error and one.started_at is not None:
                             self._metrics.observe_inference(time.monotonic() - one.started_at, one.num_generated)
-                logger.debug("call failed: %s %s", status.name, text, extra=extra)
-                await context.abort(status, text)
+                logger.debug("call failed: %s %s", status.name, failure, extra=extra)
+                await context.abort(status, failure)
             finally:
                 if call:
                     log_outputs(call, request_id)
+                    if self._tracing:
+                        self._tracing.record(call, request_id, metadata, failure)
 
 
 class MissingRequest(InvalidRequest):

@@ -1,0 +1,86 @@
+"""Spans of generation calls for an OpenTelemetry collector, made when a call is over: no call waits for them.
+
+Needs the extra ``tgis[tracing]``. A call's span is a child of the client's, if that sent W3C ``traceparent`` metadata;
+each input that came to run has a ``prefill`` span in it. Prompts and outputs are in none.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+
+from tgis_server.errors import UsageError
+from tgis_server.frontend.generation import Call
+from tgis_server.frontend.request_log import describe
+
+DEFAULT_SERVICE_NAME = "text-generation-inference.router"  # the original's
+LAST_SPANS_S = 2.0  # for what was not sent yet when the server ends
+
+
+class Tracing:
+    """Sends spans to one collector, from a thread of its own."""
+
+    def __init__(self, endpoint: str, service_name: str | None) -> None:
+        """
+        Args:
+            endpoint: of OTLP over gRPC; without ``https://`` in plain text.
+            service_name: the resource's ``service.name``.
+
+        Raises:
+            UsageError: the OpenTelemetry libraries are not installed.
+        """
+        try:
+            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+            from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+            from opentelemetry.sdk.trace import TracerProvider
+            from opentelemetry.sdk.trace.export import BatchSpanProcessor
+            from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+        except ImportError as error:
+            raise UsageError(
+                f"--otlp-endpoint needs libraries that are not installed ({error.name}): pip install 'tgis[tracing]'."
+            ) from error
+        resource = Resource.create({SERVICE_NAME: service_name or DEFAULT_SERVICE_NAME})
+        self._provider = TracerProvider(sampler=ALWAYS_ON, resource=resource, shutdown_on_exit=False)
+        exporter = OTLPSpanExporter(endpoint=endpoint, insecure=not endpoint.startswith("https://"))
+        self._provider.add_span_processor(BatchSpanProcessor(exporter))
+        self._tracer = self._provider.get_tracer("tgis")
+
+    def record(
+        self, call: Call, request_id: str, metadata: Iterable[tuple[str, str | bytes]] | None, failure: str | None
+    ) -> None:
+        """A call is over. ``failure`` is the text of its status, ``None`` if that is OK."""
+        from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        now = time.monotonic()
+        epoch_ns = time.time_ns() - time.monotonic_ns()
+
+        def clock(at: float) -> int:
+            return epoch_ns + int(at * 1e9)
+
+        headers = {key: value for key, value in metadata or () if isinstance(value, str)}
+        span = self._tracer.start_span(
+            "GenerateStream" if call.kind == "stream" else "Generate",
+            TraceContextTextMapPropagator().extract(headers),
+            SpanKind.SERVER,
+            {"request_id": request_id, "kind": call.kind, "inputs": len(call.outputs)},
+            start_time=clock(call.started_at),
+        )
+        for output in call.outputs:
+            if output.started_at is None:
+                continue
+            facts = {name: value for name, value in describe(output, call, now).items() if value is not None}
+            prefill = self._tracer.start_span(
+                "prefill", set_span_in_context(span), attributes=facts, start_time=clock(output.started_at)
+            )
+            prefill.end(clock(output.first_token_at or output.finished_at or now))
+        if failure is not None:
+            span.set_status(StatusCode.ERROR, failure)
+        span.end(clock(now))
+
+    def close(self) -> None:
+        """Send what is left, but hold nobody up for long: the collector may be gone."""
+        sender = threading.Thread(target=self._provider.shutdown, name="last-spans", daemon=True)
+        sender.start()
+        sender.join(LAST_SPANS_S)
