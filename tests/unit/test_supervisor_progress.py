@@ -49,6 +49,16 @@ def test_the_shard_that_has_been_silent_longest_is_named():
         Silence(timeout_s=10).check(processes, now=12.0)
 
 
+def test_a_shard_that_waits_for_the_others_is_not_blamed():
+    shard_0, shard_1, frontend = processes = group()
+    frontend.note(STARTING, now=0.5)
+    shard_1.note(pb.HealthReply(state=pb.HealthReply.LOADING, phase="warming up"), now=1.0)
+    shard_0.note(loading(1), now=2.0)
+
+    with pytest.raises(ProcessHangs, match="shard-0 stands at: reading weights"):
+        Silence(timeout_s=10).check(processes, now=12.0)
+
+
 def test_a_process_that_never_answered_is_named_as_such():
     shard_0, _, frontend = processes = group()
     shard_0.note(pb.HealthReply(state=pb.HealthReply.SERVING), now=2.0)

@@ -7,6 +7,7 @@ from typing import Any
 
 from tgis_cli.supervisor.cause import FRONTEND, ProcessHangs
 from tgis_cli.supervisor.health import Reply
+from tgis_server.shard.status import WARMING_UP
 from tgis_server.wire import shard_pb2 as pb
 
 
@@ -80,7 +81,8 @@ class Silence:
             return
         waiting = [process for process in processes if not process.is_ready]
         shards = [process for process in waiting if process.name != FRONTEND]
-        culprit = min(shards or waiting, key=lambda process: process.changed_at)
+        # One that warms up waits for all others; of several that load, the first to fall silent holds up the rest.
+        culprit = min(shards or waiting, key=lambda process: (process.phase == WARMING_UP, process.changed_at))
         doing = "has not answered once" if culprit.reply is None else f"stands at: {culprit.phase}"
         raise ProcessHangs(
             culprit.name,

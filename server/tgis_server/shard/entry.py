@@ -15,7 +15,7 @@ from tgis_server.shard.follower import follow
 from tgis_server.shard.inbox import Inbox, Stop
 from tgis_server.shard.leader import Leader
 from tgis_server.shard.servicer import Outbox, ShardServicer, start_server
-from tgis_server.shard.status import ShardStatus
+from tgis_server.shard.status import WARMING_UP, ShardStatus
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.wire.plans import PlanPublisher, PlanSubscriber
 
@@ -55,7 +55,7 @@ def _lead(run: Run, status: ShardStatus) -> None:
         )
         leader = Leader(runner, scheduler, status, inbox, outbox, followers, is_alone=run.num_shard == 1)
         followers.wait_for_followers(run.config.startup_timeout)
-        status.report_progress("warming up", 0, 0)
+        status.report_progress(WARMING_UP, 0, 0)
         capacity = runner.capacity
         room = min(capacity.max_sequence_length, capacity.num_blocks * capacity.block_size)
         leader.warm_up(min(WARM_UP_TOKENS, run.max_batch_tokens, room - 1))
@@ -75,7 +75,7 @@ def _follow(run: Run, rank: int, status: ShardStatus) -> None:
     try:
         plans = PlanSubscriber.connect(run.plan_socket, run.config.startup_timeout)
         signal.signal(signal.SIGTERM, lambda *_: None)  # the leader stops first and ends the plans
-        status.report_progress("warming up", 0, 0)
+        status.report_progress(WARMING_UP, 0, 0)
         follow(runner, status, plans)
     finally:
         runner.close()

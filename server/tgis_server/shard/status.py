@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from tgis_server.wire import shard_pb2 as pb
 
+WARMING_UP = "warming up"  # the last phase before serving: this shard waits for all others
+
 
 @dataclass(slots=True)
 class ShardStatus:
