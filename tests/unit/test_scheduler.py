@@ -191,6 +191,17 @@ def test_the_same_tokens_under_another_adapter_share_nothing():
     assert driver.cached_tokens == 0
 
 
+def test_a_request_for_pieces_of_its_input_takes_hits():
+    driver = Driver(block_size=4)
+    driver.apply(submit(1, list(range(9))))
+    driver.run_until_idle()
+    driver.apply(submit(2, list(range(9)), details=Details(input_tokens=True)))
+
+    driver.run_until_idle()
+
+    assert driver.cached_tokens == 8
+
+
 def test_a_request_for_input_details_takes_no_hits():
     driver = Driver(block_size=4)
     driver.apply(submit(1, list(range(9))))

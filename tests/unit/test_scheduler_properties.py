@@ -29,7 +29,12 @@ def loads(draw):
     requests = [
         (
             draw(st.integers(0, 15)),
-            submit(i, draw(prompts), draw(st.integers(1, 12)), details=Details(input_tokens=draw(st.booleans()))),
+            submit(
+                i,
+                draw(prompts),
+                draw(st.integers(1, 12)),
+                details=Details(ranks=True, input_tokens=draw(st.booleans())),
+            ),
         )
         for i in range(draw(st.integers(1, 10)))
     ]

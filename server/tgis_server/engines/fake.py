@@ -152,10 +152,11 @@ class FakeRunner:
     def _compute(self, slot: _Slot, num_tokens: int) -> list[TokenDetail]:
         """Write the next tokens into the cache; returns facts about the prompt tokens that follow each."""
         prompt_detail = []
+        details = slot.sequence.details
         for position in range(slot.num_computed, slot.num_computed + num_tokens):
             self._cache[self._address(slot, position)] = slot.token_ids[position]
-            if slot.sequence.details.input_tokens and position + 1 < slot.sequence.prompt_length:
-                prompt_detail.append(self._detail(slot.token_ids[position + 1], slot.sequence.details.top_n))
+            if details.input_tokens and details.any and position + 1 < slot.sequence.prompt_length:
+                prompt_detail.append(self._detail(slot.token_ids[position + 1], details.top_n))
         slot.num_computed += num_tokens
         return prompt_detail
 

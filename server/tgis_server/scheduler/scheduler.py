@@ -226,7 +226,8 @@ class Scheduler:
 
     def _find_cached(self, sequence: Sequence) -> list[int]:
         """Cached blocks of a sequence's beginning; the last token is always left to compute."""
-        if not self.limits.prefix_cache or sequence.submit.details.input_tokens:
+        details = sequence.submit.details
+        if not self.limits.prefix_cache or (details.input_tokens and details.any):  # facts need every position
             return []
         size = self.limits.block_size
         return self.pool.find_cached(sequence.get_keys((len(sequence.token_ids) - 1) // size, size))
