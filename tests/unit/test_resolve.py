@@ -85,6 +85,11 @@ def test_what_is_neither_is_an_error_that_says_where_was_looked(cache: Path):
         find_model_dir("org/other", None, cache)
 
 
+def test_a_path_is_not_looked_for_in_the_cache(cache: Path):
+    with pytest.raises(ModelError, match=r"Model /nowhere not found. There is no directory of that name\.$"):
+        find_model_dir("/nowhere", None, cache)
+
+
 @pytest.mark.parametrize(
     ("environ", "expected"),
     [

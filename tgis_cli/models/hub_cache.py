@@ -55,10 +55,10 @@ def find_model_dir(name: str, revision: str | None, cache_dir: Path) -> Path:
     if (directory / "config.json").is_file():
         return directory.resolve()
     found = "a directory without config.json" if directory.is_dir() else "no directory"
-    raise ModelError(
-        f"Failed to resolve config path: Model {name} not found. There is {found} of that name, and no "
-        f"{in_cache.name} in the cache {cache_dir}; models are not downloaded at start."
-    )
+    problem = f"Failed to resolve config path: Model {name} not found. There is {found} of that name"
+    if name.startswith(("/", ".", "~")):  # no hub id
+        raise ModelError(f"{problem}.")
+    raise ModelError(f"{problem}, and no {in_cache.name} in the cache {cache_dir}; models are not downloaded at start.")
 
 
 def known_revisions(in_cache: Path) -> str:
