@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+
 from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMessage
 
 from tgis_server.config import ServeConfig
 from tgis_server.frontend.grpc_server import HEALTH_GRACE_S, bind_error, listen
@@ -23,8 +26,15 @@ class HttpServer:
         app = web.Application()
         app.router.add_get("/health", self._get_health)
         app.router.add_get("/metrics", self._get_metrics)
-        # A scraper that reads nothing must not hold up the end: by default a minute is waited for it.
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=HEALTH_GRACE_S)
+        logger = logging.getLogger(f"{__name__}.requests")
+        logger.addFilter(is_worth_a_line)
+        self._runner = web.AppRunner(
+            app,
+            access_log=None,
+            handle_signals=False,
+            logger=logger,
+            shutdown_timeout=HEALTH_GRACE_S,  # a scraper that reads nothing must not hold up the end for a minute
+        )
 
     async def start(self, tls: Tls | None) -> int:
         """Bind and answer; returns the port.
@@ -52,3 +62,8 @@ class HttpServer:
 
     async def _get_metrics(self, request: web.Request) -> web.Response:
         return web.Response(body=self._metrics.to_text(), headers={"Content-Type": METRICS_TYPE})
+
+
+def is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Bytes that are no request are not: the library logs a traceback, and any stranger can send them in masses."""
+    return not (record.exc_info and isinstance(record.exc_info[1], BadHttpMessage))

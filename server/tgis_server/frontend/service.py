@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 Context: TypeAlias = grpc.aio.ServicerContext
 
+# A client refuses trailers of more than 8 KiB with a status of its own. A character takes up to twelve bytes in them.
+MAX_STATUS_CHARACTERS = 500
+
 
 class GenerationServicer(GenerationServiceServicer):
     """The public RPCs. Registered before the engine is loaded: until ``generation`` is set, calls are UNAVAILABLE."""
@@ -136,7 +139,7 @@ class GenerationServicer(GenerationServiceServicer):
                         if one.error and one.started_at is not None:
                             self._metrics.observe_inference(time.monotonic() - one.started_at, one.num_generated)
                 logger.debug("call failed: %s %s", status.name, failure, extra=extra)
-                await context.abort(status, failure)
+                await context.abort(status, failure[:MAX_STATUS_CHARACTERS])
             finally:
                 if call:
                     log_outputs(call, request_id)
