@@ -8,19 +8,22 @@ import socket
 from pathlib import Path
 
 import grpc
-from grpc_health.v1 import health, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from tgis_server.config import ServeConfig
 from tgis_server.errors import UsageError
 from tgis_server.frontend.health import StateHealthServicer
-from tgis_server.frontend.receive import SERVICE, library_limit_bytes, make_handlers
+from tgis_server.frontend.receive import library_limit_bytes, make_handlers
 from tgis_server.frontend.service import GenerationServicer
 from tgis_server.frontend.state import ServerState
 from tgis_server.frontend.tls import Tls
-from tgis_server.wire import shard_pb2
+from tgis_server.wire import generation_pb2, shard_pb2
 from tgis_server.wire.shard_pb2_grpc import FrontendServicer, add_FrontendServicer_to_server
 
+GENERATION = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]
+HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
+REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
 HEALTH_GRACE_S = 0.5  # a probe in flight is answered before its server ends
 
 SERVER_OPTIONS = (
@@ -45,11 +48,15 @@ class PublicServer:
         max_bytes = config.max_request_bytes
         library_limit = ("grpc.max_receive_message_length", library_limit_bytes(max_bytes))
         self._server = grpc.aio.server(options=(*SERVER_OPTIONS, library_limit))
-        self._server.add_generic_rpc_handlers((make_handlers(servicer, max_bytes),))
-        health_servicer = StateHealthServicer(state, ("", SERVICE.full_name))
-        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, self._server)
-        names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
+        probes = StateHealthServicer(state, ("", GENERATION.full_name))
+        names = [service.full_name for service in (GENERATION, HEALTH, REFLECTION)]
+        self._server.add_generic_rpc_handlers(
+            [
+                make_handlers(GENERATION, servicer, max_bytes, servicer.refuse),
+                make_handlers(HEALTH, probes, max_bytes),
+                make_handlers(REFLECTION, reflection.aio.ReflectionServicer(names), max_bytes),
+            ]
+        )
 
     async def start(self, tls: Tls | None) -> int:
         """Bind and answer; returns the port.

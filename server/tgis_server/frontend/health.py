@@ -10,6 +10,8 @@ from grpc_health.v1.health_pb2_grpc import HealthServicer
 
 from tgis_server.frontend.state import ServerState
 
+MAX_NAME_CHARACTERS = 100  # shown: clients refuse a long status
+
 
 class StateHealthServicer(HealthServicer):  # type: ignore[misc]  # the library has no types
     """Answers for the services it is given; all of them are as the server is.
@@ -25,7 +27,7 @@ class StateHealthServicer(HealthServicer):  # type: ignore[misc]  # the library 
         self, request: HealthCheckRequest, context: grpc.aio.ServicerContext
     ) -> HealthCheckResponse:
         if request.service not in self._services:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service {request.service!r}")
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service {request.service[:MAX_NAME_CHARACTERS]!r}")
         return HealthCheckResponse(status=self._status_of(request.service))
 
     async def Watch(  # noqa: N802  the name of the RPC

@@ -6,19 +6,18 @@ OUT_OF_RANGE and INTERNAL. So it hands over bytes, and what it refuses by itself
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from typing import Any, TypeAlias
 
 import grpc
-from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
-from tgis_server.errors import RequestTooLarge, Undecodable
-from tgis_server.frontend.service import GenerationServicer
-from tgis_server.wire import generation_pb2
+from tgis_server.errors import RequestError, RequestTooLarge, Undecodable
 
-SERVICE = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]
+Refuse: TypeAlias = Callable[[grpc.aio.ServicerContext, RequestError], Awaitable[None]]
+
 WALL_FACTOR = 8  # a client that is somewhat too large learns the limit; nobody can send gigabytes
 MAX_WALL_BYTES = 2**31 - 1  # the option of the library is an int
 
@@ -28,28 +27,47 @@ def library_limit_bytes(max_request_bytes: int) -> int:
     return min(WALL_FACTOR * max_request_bytes, MAX_WALL_BYTES)
 
 
-def make_handlers(servicer: GenerationServicer, max_request_bytes: int) -> grpc.GenericRpcHandler:
-    """The methods of the service, for a server to register."""
-    handlers = {method.name: _make_handler(method, servicer, max_request_bytes) for method in SERVICE.methods}
-    return grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)
+async def abort(context: grpc.aio.ServicerContext, error: RequestError) -> None:
+    """End a call with an error's status."""
+    await context.abort(grpc.StatusCode[error.status], str(error))
+
+
+def make_handlers(
+    service: ServiceDescriptor, servicer: Any, max_request_bytes: int, refuse: Refuse = abort
+) -> grpc.GenericRpcHandler:
+    """The methods of a service, for a server to register. ``refuse`` ends calls that have no request."""
+    handlers = {
+        method.name: _make_handler(method, getattr(servicer, method.name), max_request_bytes, refuse)
+        for method in service.methods
+    }
+    return grpc.method_handlers_generic_handler(service.full_name, handlers)
 
 
 def _make_handler(
-    method: MethodDescriptor, servicer: GenerationServicer, max_request_bytes: int
+    method: MethodDescriptor, behaviour: Callable[[Any, Any], Any], max_request_bytes: int, refuse: Refuse
 ) -> grpc.RpcMethodHandler:
-    behaviour: Callable[[Message, Any], Awaitable[Any]] = getattr(servicer, method.name)
     request_type = GetMessageClass(method.input_type)
+    to_bytes = GetMessageClass(method.output_type).SerializeToString
+
+    async def receive(raw: bytes, context: grpc.aio.ServicerContext) -> Message:
+        try:
+            return decode(request_type, raw, max_request_bytes)
+        except (RequestTooLarge, Undecodable) as error:
+            await refuse(context, error)
+            raise
 
     async def handle(raw: bytes, context: grpc.aio.ServicerContext) -> Any:
-        try:
-            request = decode(request_type, raw, max_request_bytes)
-        except (RequestTooLarge, Undecodable) as error:
-            await servicer.refuse(context, error)
-        else:
-            return await behaviour(request, context)
+        return await behaviour(await receive(raw, context), context)
 
+    async def handle_stream(raws: AsyncIterable[bytes], context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        requests = (await receive(raw, context) async for raw in raws)
+        async for response in behaviour(requests, context):
+            yield response
+
+    if method.client_streaming:
+        return grpc.stream_stream_rpc_method_handler(handle_stream, response_serializer=to_bytes)
     kind = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
-    return kind(handle, response_serializer=GetMessageClass(method.output_type).SerializeToString)
+    return kind(handle, response_serializer=to_bytes)
 
 
 def decode(request_type: type[Message], raw: bytes, max_bytes: int) -> Message:
