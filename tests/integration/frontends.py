@@ -11,6 +11,7 @@ from pathlib import Path
 
 import aiohttp
 import grpc
+import pytest
 from tokenizers import Tokenizer as Library
 
 import vocabularies
@@ -155,3 +156,10 @@ def single(text: str, **params: object) -> pb.SingleGenerationRequest:
 def tokens(number: int, **values: object) -> dict[str, object]:
     """Parameters that ask for so many new tokens."""
     return {"stopping": pb.StoppingCriteria(max_new_tokens=number, **values)}
+
+
+async def failure_of(call: Awaitable[object]) -> tuple[grpc.StatusCode, str | None]:
+    """The status with which a call is refused, and its text."""
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call
+    return raised.value.code(), raised.value.details()

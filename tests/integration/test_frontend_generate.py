@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import grpc
-import pytest
 
 import vocabularies
-from frontends import batch, run, serving, single, tokens, until
+from frontends import batch, failure_of, run, serving, single, tokens, until
 from links import FakeLink, count_up, step
 from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire.messages import Details, Failure, FinishReason, SamplingParams
@@ -27,12 +26,6 @@ async def rest_of(stream) -> list[Frame]:
     while (frame := await stream.read()) is not grpc.aio.EOF:
         frames.append(frame)
     return frames
-
-
-async def failure_of(call) -> tuple[grpc.StatusCode, str]:
-    with pytest.raises(grpc.aio.AioRpcError) as raised:
-        await call
-    return raised.value.code(), raised.value.details()
 
 
 def test_a_unary_call_returns_the_whole_output():

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import grpc
-import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from frontends import batch, run, serving, single, tokens
+from frontends import batch, failure_of, run, serving, single, tokens
 from links import FakeLink, count_up
 from tgis_server.wire import generation_pb2 as pb
 
@@ -18,12 +17,6 @@ def words_without_unknown() -> Tokenizer:
     tokenizer = Tokenizer(models.WordLevel({"t0": 0, "t1": 1}, unk_token="missing"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return tokenizer
-
-
-async def failure_of(call) -> tuple[grpc.StatusCode, str]:
-    with pytest.raises(grpc.aio.AioRpcError) as raised:
-        await call
-    return raised.value.code(), raised.value.details()
 
 
 def test_an_input_that_the_tokenizer_refuses_rejects_the_call_with_its_words():

@@ -11,17 +11,9 @@ import vocabularies
 from tgis_server.errors import ModelError
 from tgis_server.frontend.detokenizer import Detokenizer, PieceDecoder
 
-KINDS = [
-    vocabularies.byte_level,
-    vocabularies.byte_fallback,
-    vocabularies.metaspace,
-    vocabularies.word_piece,
-    vocabularies.end_of_word,
-    vocabularies.words,
-]
 FIRST = {vocabularies.end_of_word: "c", vocabularies.words: "t0"}  # a piece that adds itself to the text; else "a"
-kinds = st.sampled_from(KINDS)
-any_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+kinds = st.sampled_from(vocabularies.KINDS)
+any_kind = pytest.mark.parametrize("kind", vocabularies.KINDS, ids=lambda kind: kind.__name__)
 
 
 def deltas(tokenizer: Tokenizer, ids: list[int], *, output_special_tokens: bool = False) -> list[str]:

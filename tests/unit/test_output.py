@@ -377,20 +377,10 @@ class Run:
         return text, count, ""
 
 
-LIBRARIES = [
-    vocabularies.byte_level,
-    vocabularies.byte_fallback,
-    vocabularies.metaspace,
-    vocabularies.word_piece,
-    vocabularies.end_of_word,
-    vocabularies.words,
-]
-
-
 @st.composite
 def runs(draw: st.DrawFn) -> Run:
     """Random tokens, encoded text, or a mixture; stop sequences are mostly pieces of what the tokens say."""
-    library = draw(st.sampled_from(LIBRARIES))()
+    library = draw(st.sampled_from(vocabularies.KINDS))()
     tokens = st.integers(0, library.get_vocab_size() + 1).map(lambda token: [token])
     texts = st.text("the cat🙂é日本", max_size=8).map(lambda text: library.encode(text, add_special_tokens=False).ids)
     ids = [token for part in draw(st.lists(tokens | texts, max_size=15)) for token in part] or [0]

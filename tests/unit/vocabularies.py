@@ -79,3 +79,6 @@ def words(*, decoder: bool = False) -> Tokenizer:
     if decoder:
         tokenizer.decoder = decoders.Fuse()
     return tokenizer
+
+
+KINDS = (byte_level, byte_fallback, metaspace, word_piece, end_of_word, words)
