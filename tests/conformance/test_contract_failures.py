@@ -19,6 +19,7 @@ class OutOfMemory:
     batch: Refusal
     later: Frame
     metrics: Samples
+    alone: Frame  # the answer that the stream gets without the accident
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,9 @@ def accident(failing: Api) -> OutOfMemory:
     batch = failing.refusal("a", "b", **exactly(2))
     rest = merged([first, *stream])
     later = failing.answer("a", **exactly(1))
-    return OutOfMemory(rest, batch, later, failing.settled_metrics())
+    metrics = failing.settled_metrics()
+    alone = failing.answer("runs", "stream", **exactly(3))
+    return OutOfMemory(rest, batch, later, metrics, alone)
 
 
 @row("failure-out-of-memory-status")
@@ -42,6 +45,7 @@ def test_inputs_that_do_not_fit_into_memory_are_refused_as_a_whole(accident: Out
 @row("failure-out-of-memory-neighbours")
 def test_what_was_running_goes_on(accident: OutOfMemory) -> None:
     assert (reason(accident.stream), accident.stream.generated_token_count) == ("MAX_TOKENS", 3)
+    assert accident.stream.text == accident.alone.text
 
 
 @row("failure-out-of-memory-later-calls")

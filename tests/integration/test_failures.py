@@ -311,6 +311,7 @@ def test_prompts_that_do_not_fit_are_refused_one_after_the_other_and_harm_nobody
             await leader.run_steps(3)
 
             assert (await third).responses[0].text == expected_text([1, 2, 3], 3)
+            assert await server.get("/health") == (200, "")
             await assert_nothing_left(server, leader)
 
     run(test)
