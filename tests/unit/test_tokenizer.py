@@ -19,7 +19,7 @@ def tokenizer_of(library: Library, **options: object) -> Tokenizer:
 
 
 def encode(tokenizer: Tokenizer, text: str, truncate_to: int = 0) -> EncodedInput:
-    return asyncio.run(tokenizer.encode_input(text, truncate_to))
+    return asyncio.run(tokenizer.encode_inputs([text], truncate_to))[0]
 
 
 def words_with(template: str, **special: int) -> Library:
@@ -76,8 +76,8 @@ def test_a_special_token_that_the_text_begins_with_is_not_kept():
 def test_a_text_without_characters_has_no_tokens_unless_the_tokenizer_adds_some():
     plain, with_bos = tokenizer_of(vocabularies.words()), tokenizer_of(words_with("t7 $A", t7=7))
 
-    assert asyncio.run(plain.tokenize("", want_offsets=True)) == TokenizedText([], [], [])
-    assert asyncio.run(with_bos.tokenize("", want_offsets=True)) == TokenizedText([7], ["t7"], [(0, 0)])
+    assert asyncio.run(plain.tokenize([""], want_offsets=True))[0] == TokenizedText([], [], [])
+    assert asyncio.run(with_bos.tokenize([""], want_offsets=True))[0] == TokenizedText([7], ["t7"], [(0, 0)])
 
 
 def test_the_tokenizers_own_truncation_and_padding_are_off():
@@ -91,19 +91,19 @@ def test_the_tokenizers_own_truncation_and_padding_are_off():
 def test_tokenize_cuts_plainly_and_loses_bos():
     tokenizer = tokenizer_of(words_with("t7 $A", t7=7), forced_bos_id=9)
 
-    text = asyncio.run(tokenizer.tokenize("t1 t2 t3", 2, want_offsets=True))
+    text = asyncio.run(tokenizer.tokenize(["t1 t2 t3"], 2, want_offsets=True))[0]
 
     assert (text.token_ids, text.tokens, text.offsets) == ([2, 3], ["t2", "t3"], [(3, 5), (6, 8)])
 
 
 def test_special_tokens_have_the_offset_zero():
-    text = asyncio.run(tokenizer_of(words_with("t7 $A", t7=7)).tokenize("t1", want_offsets=True))
+    text = asyncio.run(tokenizer_of(words_with("t7 $A", t7=7)).tokenize(["t1"], want_offsets=True))[0]
 
     assert (text.tokens, text.offsets) == (["t7", "t1"], [(0, 0), (0, 2)])
 
 
 def test_offsets_count_bytes_of_utf8():
-    text = asyncio.run(tokenizer_of(vocabularies.metaspace()).tokenize("été 🙂 cat", want_offsets=True))
+    text = asyncio.run(tokenizer_of(vocabularies.metaspace()).tokenize(["été 🙂 cat"], want_offsets=True))[0]
 
     assert text.tokens == ["▁été", "▁🙂", "▁cat", "</s>"]
     assert text.offsets == [(0, 5), (5, 10), (10, 14), (0, 0)]
@@ -114,12 +114,12 @@ def test_byte_offsets_of_ascii_are_its_character_offsets():
 
 
 def test_offsets_are_left_out_unless_asked_for():
-    assert asyncio.run(tokenizer_of(vocabularies.words()).tokenize("t1")).offsets == []
+    assert asyncio.run(tokenizer_of(vocabularies.words()).tokenize(["t1"]))[0].offsets == []
 
 
 @pytest.mark.parametrize("want_offsets", [True, False])
 def test_pieces_are_shown_with_and_without_offsets(want_offsets):
-    text = asyncio.run(tokenizer_of(vocabularies.words()).tokenize("t1 t2", want_offsets=want_offsets))
+    text = asyncio.run(tokenizer_of(vocabularies.words()).tokenize(["t1 t2"], want_offsets=want_offsets))[0]
 
     assert text.tokens == ["t1", "t2"]
 
@@ -133,8 +133,20 @@ def test_pieces_are_those_of_the_vocabulary_and_unknown_ids_have_none():
 def test_a_text_that_the_library_refuses_fails_with_its_message():
     tokenizer = tokenizer_of(Library(models.WordLevel({"t1": 0}, unk_token="missing")))
 
+    first, second = asyncio.run(tokenizer.encode_inputs(["t1", "other"]))
+
+    assert first == EncodedInput([0], 1)
+    assert isinstance(second, TokenizerFailed)
     with pytest.raises(TokenizerFailed, match="Missing"):
-        encode(tokenizer, "other")
+        asyncio.run(tokenizer.tokenize(["t1", "other"]))
+
+
+def test_texts_are_many_or_few_to_a_job_and_keep_their_order():
+    tokenizer = tokenizer_of(vocabularies.words(), num_workers=3)
+
+    for count in (0, 1, 2, 3, 4, 10_000):
+        texts = [f"t{i % 100}" for i in range(count)]
+        assert [one.tokens for one in asyncio.run(tokenizer.tokenize(texts))] == [[text] for text in texts]
 
 
 def test_loading_reads_bos_from_the_tokenizers_configuration(tmp_path):

@@ -132,19 +132,13 @@ class GenerationService:
         )
 
     async def _encode_all(self, texts: Sequence[str], truncate_to: int) -> list[EncodedInput]:
-        results = await asyncio.gather(
-            *(self.tokenizer.encode_input(text, truncate_to) for text in texts), return_exceptions=True
-        )
+        results = await self.tokenizer.encode_inputs(texts, truncate_to)
         encoded = []
         for result in results:  # in order: the first input that failed is the one to report
-            match result:
-                case EncodedInput():
-                    self.metrics.observe_raw_input(result.num_tokens_before_truncation)
-                    encoded.append(result)
-                case TokenizerFailed():
-                    raise InvalidRequest(f"tokenizer error {result}") from result
-                case _:
-                    raise result
+            if isinstance(result, TokenizerFailed):
+                raise InvalidRequest(f"tokenizer error {result}") from result
+            self.metrics.observe_raw_input(result.num_tokens_before_truncation)
+            encoded.append(result)
         for one in encoded:
             if not one.token_ids:
                 raise InvalidRequest("tokenizer error the input is empty")

@@ -46,14 +46,14 @@ class GenerationServicer(GenerationServiceServicer):
         self._tracing = tracing
 
     async def Generate(self, request: pb.BatchedGenerationRequest, context: Context) -> pb.BatchedGenerationResponse:
-        texts = [one.text for one in request.requests]
-        call = Call("single" if len(texts) == 1 else "batch")
-        self._metrics.count_call(call.kind, len(texts))
+        num_inputs = len(request.requests)
+        call = Call("single" if num_inputs == 1 else "batch")
+        self._metrics.count_call(call.kind, num_inputs)
         async with self._answering(context, call) as generation:
-            if not texts:
+            if not num_inputs:
                 return pb.BatchedGenerationResponse()
-            with self._admission.hold(len(texts)):
-                await generation.prepare(request, texts, call)
+            with self._admission.hold(num_inputs):
+                await generation.prepare(request, [one.text for one in request.requests], call)
                 with generation.router.running(call.outputs):
                     await call.wait_for_all()
                 for output in call.outputs:
@@ -85,12 +85,10 @@ class GenerationServicer(GenerationServiceServicer):
         self._metrics.count_tokenize(len(request.requests))
         async with self._answering(context) as generation:
             reject_adapter(request)
-            tokenize = generation.tokenizer.tokenize
-            texts = await asyncio.gather(
-                *(
-                    tokenize(one.text, request.truncate_input_tokens, want_offsets=request.return_offsets)
-                    for one in request.requests
-                )
+            texts = await generation.tokenizer.tokenize(
+                [one.text for one in request.requests],
+                request.truncate_input_tokens,
+                want_offsets=request.return_offsets,
             )
             num_tokens = sum(len(text.token_ids) for text in texts)
             self._metrics.observe_tokenized(num_tokens, time.monotonic() - started_at)

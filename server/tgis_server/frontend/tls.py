@@ -1,6 +1,6 @@
 """TLS of both ports, from files that may be replaced while the server runs. Knows files, nothing of calls.
 
-The files are read at every new connection: they are small, a handshake costs far more, and no timer has to be right.
+Every new connection looks whether the files changed: a handshake costs far more, and no timer has to be right.
 What fits together is used from then on, by new connections only. What cannot be read or does not fit together, as in
 the middle of a replacement, changes nothing.
 """
@@ -43,6 +43,7 @@ class Tls:
         self._certificate, self._key, self._client_ca = certificate, key, config.tls_client_ca_cert_path
         self._http_mode = config.http_tls
         self._lock = threading.Lock()  # guards what follows: gRPC asks from threads of its own
+        self._stamp = self._look()
         self._files, self._context = self._load()
         self._problem = ""  # that was warned of
 
@@ -84,6 +85,10 @@ class Tls:
 
     def _refresh(self) -> tuple[TlsFiles, ssl.SSLContext]:
         with self._lock:
+            stamp = self._look()
+            if stamp == self._stamp:
+                return self._files, self._context
+            self._stamp = stamp  # before reading: what changes meanwhile is read next time
             try:
                 if self._read() != self._files:
                     self._files, self._context = self._load()
@@ -116,6 +121,10 @@ class Tls:
             raise UsageError(f"TLS files beside {self._certificate} changed while they were read.")
         return files, context
 
+    def _look(self) -> list[tuple[int, ...] | None]:
+        """What changes with the files, without reading them."""
+        return [stamp_of(path) for path in (self._certificate, self._key, self._client_ca) if path]
+
     def _read(self) -> TlsFiles:
         return TlsFiles(
             read_tls_file(self._certificate),
@@ -138,6 +147,14 @@ def to_grpc(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
     return grpc.ssl_server_certificate_configuration(
         [(files.key, files.certificate)], root_certificates=files.client_ca
     )
+
+
+def stamp_of(path: Path) -> tuple[int, ...] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def read_tls_file(path: Path) -> bytes:

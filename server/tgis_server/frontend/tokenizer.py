@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,8 @@ import tokenizers
 from tgis_server.errors import ModelError
 
 T = TypeVar("T")
+
+MAX_TEXTS_PER_JOB = 256  # long jobs keep others waiting; short ones, for many texts, keep the event loop busy
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +63,7 @@ class Tokenizer:
         tokenizer.no_padding()
         self.inner = tokenizer
         self._forced_bos_id = forced_bos_id
+        self._num_workers = num_workers
         self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="tokenizer")
 
     @classmethod
@@ -79,21 +82,24 @@ class Tokenizer:
             raise ModelError(f"{file} cannot be read: {error}.") from error
         return cls(tokenizer, forced_bos_id=read_forced_bos(model_dir, tokenizer), num_workers=num_workers)
 
-    async def encode_input(self, text: str, truncate_to: int = 0) -> EncodedInput:
-        """Tokens of a prompt, the rightmost ``truncate_to`` of them (0 = all).
+    async def encode_inputs(self, texts: Sequence[str], truncate_to: int = 0) -> list[EncodedInput | TokenizerFailed]:
+        """Tokens of prompts, the rightmost ``truncate_to`` of each (0 = all), or the library's complaint."""
+        return await self._do_each(texts, lambda text: self._encode_input(text, truncate_to))
+
+    async def tokenize(
+        self, texts: Sequence[str], truncate_to: int = 0, *, want_offsets: bool = False
+    ) -> list[TokenizedText]:
+        """Tokens of texts as the Tokenize RPC cuts them: the last entries, whatever they are.
 
         Raises:
-            TokenizerFailed: with the library's message.
+            TokenizerFailed: with the library's message, for the first text that fails.
         """
-        return await self._encode(partial(self._encode_input, text, truncate_to))
-
-    async def tokenize(self, text: str, truncate_to: int = 0, *, want_offsets: bool = False) -> TokenizedText:
-        """Tokens of a text as the Tokenize RPC cuts them: the last entries, whatever they are.
-
-        Raises:
-            TokenizerFailed: with the library's message.
-        """
-        return await self._encode(partial(self._tokenize, text, truncate_to, want_offsets))
+        tokenized = []
+        for result in await self._do_each(texts, lambda text: self._tokenize(text, truncate_to, want_offsets)):
+            if isinstance(result, TokenizerFailed):
+                raise result
+            tokenized.append(result)
+        return tokenized
 
     def get_piece(self, token_id: int) -> str:
         """The vocabulary piece of a token; an unknown id has none."""
@@ -131,11 +137,22 @@ class Tokenizer:
         """Do long work beside the event loop, in a thread that otherwise tokenizes."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
-    async def _encode(self, work: Callable[[], T]) -> T:
+    async def _do_each(self, texts: Sequence[str], work: Callable[[str], T]) -> list[T | TokenizerFailed]:
+        size = max(1, min(MAX_TEXTS_PER_JOB, -(-len(texts) // self._num_workers)))
+        slices = [texts[start : start + size] for start in range(0, len(texts), size)]
+        jobs = [self.run(partial(attempt_each, part, work)) for part in slices]
+        return [result for results in await asyncio.gather(*jobs) for result in results]
+
+
+def attempt_each(texts: Sequence[str], work: Callable[[str], T]) -> list[T | TokenizerFailed]:
+    """What ``work`` makes of each text; one that fails harms no other."""
+    results: list[T | TokenizerFailed] = []
+    for text in texts:
         try:
-            return await self.run(work)
-        except Exception as error:  # a library border: a text that fails harms no other
-            raise TokenizerFailed(str(error)) from error
+            results.append(work(text))
+        except Exception as error:  # noqa: BLE001  a library border: it raises plain Exception
+            results.append(TokenizerFailed(str(error)))
+    return results
 
 
 def to_byte_offsets(text: str, offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:

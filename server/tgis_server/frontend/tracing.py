@@ -6,6 +6,7 @@ each input that came to run has a ``prefill`` span in it. Prompts and outputs ar
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterable
@@ -13,6 +14,8 @@ from collections.abc import Iterable
 from tgis_server.errors import UsageError
 from tgis_server.frontend.generation import Call
 from tgis_server.frontend.request_log import describe
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_SERVICE_NAME = "text-generation-inference.router"  # the original's
 LAST_SPANS_S = 2.0  # for what was not sent yet when the server ends
@@ -49,7 +52,15 @@ class Tracing:
     def record(
         self, call: Call, request_id: str, metadata: Iterable[tuple[str, str | bytes]] | None, failure: str | None
     ) -> None:
-        """A call is over. ``failure`` is the text of its status, ``None`` if that is OK."""
+        """A call is over. ``failure`` is the text of its status, ``None`` if that is OK. Never raises."""
+        try:
+            self._record(call, request_id, metadata, failure)
+        except Exception:  # an answer must not be lost to its trace
+            logger.exception("A span could not be made.")
+
+    def _record(
+        self, call: Call, request_id: str, metadata: Iterable[tuple[str, str | bytes]] | None, failure: str | None
+    ) -> None:
         from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 

@@ -123,5 +123,5 @@ def read_tokenizer_eos(model_dir: Path) -> tuple[int, ...]:
     token = read_json(settings).get("eos_token") if settings.exists() else None
     if token is None or not vocabulary.exists():
         return ()
-    text = token["content"] if isinstance(token, dict) else token
+    text = token.get("content") if isinstance(token, dict) else token
     return tuple(added["id"] for added in read_json(vocabulary).get("added_tokens", []) if added["content"] == text)
