@@ -72,6 +72,14 @@ def test_a_step_that_does_not_fit_ends_a_group_of_two_with_its_numbers_and_a_rem
     )
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_warm_up_that_does_not_fit_is_too_little_memory_on_any_shard(start: Launch, rank: int) -> None:
+    server = start("--rehearse", "--num-shard", "2", "--fault", f"shard{rank}:oom@step0")
+
+    assert server.wait() == 4
+    assert server.last_line.startswith(f"shard-{rank}: A step of 64 tokens does not fit into memory beside the weights")
+
+
 # An allocation that the operating system refuses
 
 WIDE = 32_768  # of the MLP: a prompt of 1500 tokens needs 400 MB at once, everything else is small
