@@ -278,18 +278,17 @@ def test_input_tokens_come_in_a_frame_of_their_own_before_the_first_token():
     output = output_of(prompt=(4, 5, 6), details=Details(ranks=True, input_tokens=True))
 
     output.on_prompt_details([TokenDetail(rank=3)])
-    before = output.take_frames()
+    was_due = output.is_input_frame_due
     output.on_prompt_details([TokenDetail(rank=1)])
     push(output, 7)
 
-    assert before == []
-    assert output.take_frames() == [
-        Frame(
-            input_token_count=3,
-            input_tokens=[Token(text="t4"), Token(text="t5", rank=3), Token(text="t6", rank=1)],
-        ),
-        Frame(text=" t7", generated_token_count=1),
-    ]
+    assert (was_due, output.is_input_frame_due) == (False, True)
+    assert output.take_input_frame() == Frame(
+        input_token_count=3,
+        input_tokens=[Token(text="t4"), Token(text="t5", rank=3), Token(text="t6", rank=1)],
+    )
+    assert not output.is_input_frame_due
+    assert output.take_frames() == [Frame(text=" t7", generated_token_count=1)]
 
 
 def test_nothing_predicts_the_first_input_token():

@@ -170,14 +170,12 @@ class Output:
         return pb.GenerationResponse(input_token_count=len(infos), input_tokens=infos)
 
     def take_frames(self) -> list[pb.GenerationResponse]:
-        """The frames of a stream that are due and were not taken yet."""
-        frames = [self.take_input_frame()] if self.is_input_frame_due else []
+        """The other frames of a stream that are due and were not taken yet."""
         parts, self._parts = self._parts, []
         is_over = self.stop_reason is not FinishReason.NOT_FINISHED
         if is_over and not parts:
             parts = [_Part("", self.num_generated, [])]
-        frames += [self._to_frame(part, is_last=is_over and part is parts[-1]) for part in parts]
-        return frames
+        return [self._to_frame(part, is_last=is_over and part is parts[-1]) for part in parts]
 
     def _to_frame(self, part: _Part, *, is_last: bool) -> pb.GenerationResponse:
         return pb.GenerationResponse(
