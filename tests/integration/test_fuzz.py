@@ -24,7 +24,6 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from conftest import wait_until
 from extremes import (
     CHECK,
     GENERATE,
@@ -37,6 +36,7 @@ from extremes import (
     greetings,
     mutant,
 )
+from shards import wait_until
 from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
 

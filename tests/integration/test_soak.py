@@ -10,7 +10,7 @@ import grpc
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from conftest import wait_until
+from shards import wait_until
 from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
 
