@@ -414,6 +414,8 @@ def test_the_frames_of_a_stream_add_up_to_the_unary_answer_and_to_what_the_token
         for output in (unary, stream):
             output.on_token(token, run.end if is_last else GO_ON, None, 0.0)
         if fetch or stream.is_finished:
+            if stream.is_input_frame_due:
+                frames.append(stream.take_input_frame())
             frames += stream.take_frames()
         if stream.is_finished:
             break
