@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import time
@@ -174,6 +175,8 @@ class Frontend:
             router=self._router,
             metrics=self.metrics,
         )
+        gc.collect()
+        gc.freeze()  # what is loaded stays: full collections are short, and come before much garbage has gathered
         self.state.start_serving()
         label = f" ({self._run.label})" if self._run.label else ""
         logger.info("serving %s%s after %.1f s", self._run.model_id, label, time.monotonic() - self._started_at)
