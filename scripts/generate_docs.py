@@ -86,6 +86,8 @@ def metrics_page() -> str:
         "",
         "- `tgi_request_raw_input_length` and `tgi_batch_next_tokens` are histograms instead of summaries.",
         "- `tgi_batch_max_remaining_tokens` is a maximum, as its name says, and not a sum.",
+        "- `tgi_batch_inference_*{method=\"prefill\"}` count a prompt in each step that computes a part of it, also again.",
+        "- `tgi_request_failure{err=\"unknown\"}` counts unary calls too, and `err=\"cancelled\"` no inputs of a failed call.",
         "",
         "These never appear, because what they count does not exist:",
         "",
