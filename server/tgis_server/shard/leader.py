@@ -12,7 +12,7 @@ from tgis_server.shard.inbox import Inbox, SessionEnded, Stop, Tick
 from tgis_server.shard.memory import does_not_fit
 from tgis_server.shard.servicer import Outbox
 from tgis_server.shard.status import ShardStatus
-from tgis_server.wire.messages import Cancel, StepPlan, StepResult, Submit
+from tgis_server.wire.messages import Cancel, StepPlan, Submit
 from tgis_server.wire.plans import PlanPublisher
 
 
@@ -65,7 +65,7 @@ class Leader:
             self._finish(launched, plan_s, plan_started_at)
             self._in_flight = None
         elif not plan and self._scheduler.has_news():
-            self._publish(self._scheduler.take_result())
+            self._outbox.put(self._scheduler.take_result())
         if self._in_flight is None:
             self._status.step_started_at = None
 
@@ -124,7 +124,7 @@ class Leader:
             self._in_flight = None
         result = self._scheduler.fail_prefills(plan, str(error))
         self._must_repeat = result.stats.decode_rows > 0
-        self._publish(result)
+        self._outbox.put(result)
 
     def _finish(self, launched: Launched, plan_s: float, started_at: float) -> None:
         tokens = self._runner.collect(launched)
@@ -132,11 +132,7 @@ class Leader:
         result = self._scheduler.commit(launched.plan, tokens, now)
         self._status.executed_steps += 1
         self._status.step_started_at = now  # the next step, if there is one, is under way
-        self._publish(replace(result, stats=replace(result.stats, plan_s=plan_s, step_s=now - started_at)))
-
-    def _publish(self, result: StepResult) -> None:
-        self._status.used_blocks = result.stats.used_blocks
-        self._outbox.put(result)
+        self._outbox.put(replace(result, stats=replace(result.stats, plan_s=plan_s, step_s=now - started_at)))
 
 
 def warm_up_plans(num_tokens: int, block_size: int) -> list[StepPlan]:

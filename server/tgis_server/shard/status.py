@@ -20,7 +20,6 @@ class ShardStatus:
     total_bytes: int = 0
     progress_count: int = 0
     executed_steps: int = 0
-    used_blocks: int = 0
     step_started_at: float | None = None  # monotonic; None between steps
     tick_asked_at: float | None = None  # oldest tick that the main thread has not answered yet
     info: pb.InfoReply | None = None  # set once, when the model is loaded
@@ -58,5 +57,4 @@ class ShardStatus:
             executed_steps=self.executed_steps,
             step_age_s=now - step_started_at if step_started_at is not None else 0.0,
             tick_age_s=now - tick_asked_at if tick_asked_at is not None else 0.0,
-            used_blocks=self.used_blocks,
         )

@@ -72,7 +72,7 @@ class HealthRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class HealthReply(_message.Message):
-    __slots__ = ("state", "phase", "done", "total", "progress_count", "executed_steps", "step_age_s", "tick_age_s", "used_blocks")
+    __slots__ = ("state", "phase", "done", "total", "progress_count", "executed_steps", "step_age_s", "tick_age_s")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         LOADING: _ClassVar[HealthReply.State]
@@ -89,7 +89,6 @@ class HealthReply(_message.Message):
     EXECUTED_STEPS_FIELD_NUMBER: _ClassVar[int]
     STEP_AGE_S_FIELD_NUMBER: _ClassVar[int]
     TICK_AGE_S_FIELD_NUMBER: _ClassVar[int]
-    USED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     state: HealthReply.State
     phase: str
     done: int
@@ -98,8 +97,7 @@ class HealthReply(_message.Message):
     executed_steps: int
     step_age_s: float
     tick_age_s: float
-    used_blocks: int
-    def __init__(self, state: _Optional[_Union[HealthReply.State, str]] = ..., phase: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., progress_count: _Optional[int] = ..., executed_steps: _Optional[int] = ..., step_age_s: _Optional[float] = ..., tick_age_s: _Optional[float] = ..., used_blocks: _Optional[int] = ...) -> None: ...
+    def __init__(self, state: _Optional[_Union[HealthReply.State, str]] = ..., phase: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., progress_count: _Optional[int] = ..., executed_steps: _Optional[int] = ..., step_age_s: _Optional[float] = ..., tick_age_s: _Optional[float] = ...) -> None: ...
 
 class ToEngine(_message.Message):
     __slots__ = ("submits", "cancels")
