@@ -6,8 +6,8 @@ import time
 
 from tgis_server.engines.api import ModelRunner
 from tgis_server.errors import OutOfMemory
-from tgis_server.shard.memory import does_not_fit
 from tgis_server.shard.status import ShardStatus
+from tgis_server.shard.too_large import step_too_large
 from tgis_server.wire.plans import PlanSubscriber
 
 
@@ -27,7 +27,7 @@ def follow(runner: ModelRunner, status: ShardStatus, plans: PlanSubscriber) -> N
             try:
                 runner.launch(plan)
             except OutOfMemory as error:
-                raise does_not_fit(plan, error) from error
+                raise step_too_large(plan, error) from error
             status.step_started_at = None
             if plan.step:  # warm-up steps have no number and are not counted
                 status.executed_steps += 1

@@ -9,9 +9,9 @@ from tgis_server.engines.api import Launched, ModelRunner
 from tgis_server.errors import OutOfMemory
 from tgis_server.scheduler import Scheduler
 from tgis_server.shard.inbox import Inbox, SessionEnded, Stop, Tick
-from tgis_server.shard.memory import does_not_fit
 from tgis_server.shard.servicer import Outbox
 from tgis_server.shard.status import ShardStatus
+from tgis_server.shard.too_large import step_too_large
 from tgis_server.wire.messages import Cancel, StepPlan, Submit
 from tgis_server.wire.plans import PlanPublisher
 
@@ -80,7 +80,7 @@ class Leader:
             try:
                 launched = self._runner.launch(plan)
             except OutOfMemory as error:
-                raise does_not_fit(plan, error) from error
+                raise step_too_large(plan, error) from error
             if plan.slots:
                 self._runner.collect(launched)
         self._followers.publish(StepPlan(step=0))  # the warm-up is over
@@ -113,7 +113,7 @@ class Leader:
             return self._runner.launch(plan)
         except OutOfMemory as error:
             if is_repeat or not self._is_alone:
-                raise does_not_fit(plan, error) from error
+                raise step_too_large(plan, error) from error
             self._give_up(plan, error)
             return None
 

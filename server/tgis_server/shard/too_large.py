@@ -6,7 +6,7 @@ from tgis_server.errors import GroupFailed, NotEnoughDevices, OutOfMemory, TgisE
 from tgis_server.wire.messages import StepPlan
 
 
-def does_not_fit(plan: StepPlan, error: OutOfMemory) -> TgisError:
+def step_too_large(plan: StepPlan, error: OutOfMemory) -> TgisError:
     """The error that ends the shard. Warm-up steps have no number."""
     if not plan.step:
         return NotEnoughDevices(
