@@ -94,27 +94,6 @@ SPECS = (
     Spec("tgi_server_info", "gauge", "", "Always 1; mode tells rehearsals and the demo model.", ("model", "mode")),
 )
 
-# Values of the label ``err``, and what is counted under each.
-FAILURES = {
-    "conc_limit": "Calls with more inputs than there are permits left.",
-    "validation": "Calls that ended INVALID_ARGUMENT, but for streams without an input (`missing request`).",
-    "generate": "Calls that failed later, whatever the number of their inputs.",
-    "unknown": "Calls refused for another reason: the server starts, drains or ends.",
-    "cancelled": "Inputs that waited or ran when their client cancelled, went away or ran out of time.",
-    "timeout": "Inputs whose `time_limit_millis` passed before their first token; also a success, `TIME_LIMIT`.",
-}
-
-# What dashboards of the original may look for in vain, and why.
-ABSENT = {
-    "`tgi_queue_jump`": "Nothing overtakes the head of the queue.",
-    "`tgi_granular_batch_addition`": "Room is counted exactly, in KV blocks: no coarse bound needs a second look.",
-    "`tgi_prefill_weight_limit_exceeded`": "A long prompt is cut into chunks (`--max-batch-tokens`), not held back.",
-    "`tgi_prefill_padding_limit_exceeded`": "Batches have no padding.",
-    '`tgi_request_failure{err="queue_full"}`': "Permits are the only limit; behind them no queue can be full.",
-    '`tgi_batch_inference_failure{reason="error"}`': "A step that fails for such a reason ends the server.",
-    "`tgi_prompt_load_duration`, `tgi_prompt_load_failure`": "There are no tuned prompts.",
-}
-
 
 class Metrics(Collector):
     """The metrics of one server. Methods are named after events; all are called on the event loop."""
