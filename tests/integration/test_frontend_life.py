@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
-from frontends import batch, run, serving, single, tokens, until
+from frontends import batch, failure_of, run, serving, single, tokens, until
 from links import FakeLink, count_up, step
 from tgis_server.errors import PeerLost, UsageError
 from tgis_server.wire import shard_pb2
@@ -25,12 +25,6 @@ from tgis_server.wire.messages import FinishReason
 SERVICE = "fmaas.GenerationService"
 GO_ON, MAX = FinishReason.NOT_FINISHED, FinishReason.MAX_TOKENS
 Health = health_pb2.HealthCheckResponse
-
-
-async def status_of(call) -> tuple[grpc.StatusCode, str]:
-    with pytest.raises(grpc.aio.AioRpcError) as raised:
-        await call
-    return raised.value.code(), raised.value.details()
 
 
 async def health_of(server, service: str = SERVICE) -> int:
@@ -44,7 +38,7 @@ async def health_of(server, service: str = SERVICE) -> int:
 def test_until_the_engine_is_ready_probes_and_calls_say_that_it_is_loading():
     async def test() -> None:
         async with serving(is_ready=False) as server:
-            code, text = await status_of(server.generate("t1"))
+            code, text = await failure_of(server.generate("t1"))
             http = await server.get("/health")
             launcher = await server.health()
 
@@ -112,7 +106,7 @@ def test_metrics_can_be_scraped_and_count_what_happened():
     async def test() -> None:
         async with serving(FakeLink(count_up)) as server:
             await server.generate("t1", "t2", **tokens(2))
-            await status_of(server.generate("t1", **tokens(10**6)))
+            await failure_of(server.generate("t1", **tokens(10**6)))
             status, text = await server.get("/metrics")
 
             assert status == 200
@@ -151,7 +145,7 @@ def test_a_drain_answers_what_is_in_flight_and_refuses_the_rest():
             server.frontend.ask_to_stop()
             await until(lambda: not server.frontend.state.is_accepting)
 
-            refused = await status_of(server.generate("t2"))
+            refused = await failure_of(server.generate("t2"))
             health = await server.health()
             http, _ = await server.get("/health")
             assert refused == (grpc.StatusCode.UNAVAILABLE, "The server is shutting down; use another one.")
@@ -188,7 +182,7 @@ def test_calls_that_outlast_the_drain_end_unavailable(is_hurried):
             if is_hurried:
                 server.frontend.ask_to_hurry()
 
-            assert await status_of(call) == (
+            assert await failure_of(call) == (
                 grpc.StatusCode.UNAVAILABLE,
                 "The server is shutting down; use another one.",
             )
@@ -217,7 +211,7 @@ def test_when_the_link_breaks_every_call_ends_unavailable_and_the_process_ends()
             server.link.break_down()
 
             for call in (unary, stream.read()):
-                code, text = await status_of(call)
+                code, text = await failure_of(call)
                 assert code is grpc.StatusCode.UNAVAILABLE
                 assert "Could not connect to Text Generation server" in text
             with pytest.raises(PeerLost, match="closed its connection"):

@@ -18,7 +18,7 @@ import aiohttp
 import grpc
 import pytest
 
-from frontends import PRIVATE, batch, run, serving, single, tokens, until
+from frontends import PRIVATE, batch, failure_of, run, serving, single, tokens, until
 from links import FakeLink, count_up, step
 from tgis_server.errors import UsageError
 from tgis_server.wire import generation_pb2 as pb
@@ -27,12 +27,6 @@ from tgis_server.wire.messages import Failure, FinishReason
 
 GO_ON, MAX = FinishReason.NOT_FINISHED, FinishReason.MAX_TOKENS
 Code = grpc.StatusCode
-
-
-async def status_of(call) -> tuple[grpc.StatusCode, str]:
-    with pytest.raises(grpc.aio.AioRpcError) as raised:
-        await call
-    return raised.value.code(), raised.value.details()
 
 
 # TLS
@@ -318,7 +312,7 @@ METHODS = ("Generate", "GenerateStream", "Tokenize", "ModelInfo")
 def test_bytes_that_are_no_request_are_refused_without_a_trace(method, raw, code, text):
     async def test() -> None:
         async with serving(FakeLink(count_up), max_request_bytes=1000, max_concurrent_requests=1) as server:
-            found, details = await status_of(send(server, method, raw))
+            found, details = await failure_of(send(server, method, raw))
             _, metrics = await server.get("/metrics")
 
             assert found is code
@@ -335,7 +329,7 @@ def test_the_largest_request_is_accepted_and_the_size_is_that_of_the_message(com
     async def test() -> None:
         async with serving(max_request_bytes=1000) as server:
             assert await send(server, "ModelInfo", sized(1000), compression=compression)
-            code, _ = await status_of(send(server, "ModelInfo", sized(1001), compression=compression))
+            code, _ = await failure_of(send(server, "ModelInfo", sized(1001), compression=compression))
             assert code is Code.OUT_OF_RANGE
 
     run(test)
@@ -346,7 +340,7 @@ def test_what_is_far_too_large_is_refused_by_the_library_and_the_connection_live
     async def test() -> None:
         async with serving(max_request_bytes=1000) as server:
             await server.channel.channel_ready()
-            code, _ = await status_of(send(server, "ModelInfo", sized(8001), compression=compression))
+            code, _ = await failure_of(send(server, "ModelInfo", sized(8001), compression=compression))
 
             assert code is Code.RESOURCE_EXHAUSTED
             assert server.channel.get_state() is grpc.ChannelConnectivity.READY
@@ -394,7 +388,7 @@ def test_clients_that_ping_every_second_stay_connected_idle_or_with_a_slow_strea
 def test_a_deadline_of_the_client_frees_the_permit_and_the_sequence():
     async def test() -> None:
         async with serving(max_concurrent_requests=1) as server:
-            code, _ = await status_of(server.stub.Generate(batch("t1"), timeout=0.2))
+            code, _ = await failure_of(server.stub.Generate(batch("t1"), timeout=0.2))
             await until(lambda: server.link.cancelled == [1])
             await until(lambda: not server.frontend.state.num_calls)
 
