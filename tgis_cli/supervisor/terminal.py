@@ -134,14 +134,17 @@ class TerminalHandler(logging.Handler):
 
 def as_json_line(name: str, line: str, level: str) -> str:
     """Pass on a line that is a JSON object already; wrap any other."""
-    if line.startswith("{"):
-        try:
-            json.loads(line)
-        except ValueError:
-            pass
-        else:
-            return line
-    return make_json_line(name, line, level)
+    return line if is_json_object(line) else make_json_line(name, line, level)
+
+
+def is_json_object(line: str) -> bool:
+    if not line.startswith("{"):
+        return False
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def make_json_line(name: str, message: str, level: str, **fields: object) -> str:
