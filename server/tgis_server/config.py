@@ -178,7 +178,7 @@ class ServeConfig:
     tls_cert_path: Annotated[Path | None, Opt(help="Server certificate, PEM.", group="Network")] = None
     tls_key_path: Annotated[Path | None, Opt(help="Server key, PEM.", group="Network")] = None
     tls_client_ca_cert_path: Annotated[
-        Path | None, Opt(help="Demand client certificates signed by this CA, PEM.", group="Network")
+        Path | None, Opt(help="Demand client certificates on the gRPC port, of this CA, PEM.", group="Network")
     ] = None
     http_tls: Annotated[
         str,
@@ -250,10 +250,9 @@ class ServeConfig:
         str | None,
         Opt(help="Send traces to this OpenTelemetry collector (gRPC), such as http://host:4317.", group="Process"),
     ] = None
-    otlp_service_name: Annotated[
-        str | None,
-        Opt(help="Service name in traces.", group="Process", unset="text-generation-inference.router", hidden=True),
-    ] = None
+    otlp_service_name: Annotated[str, Opt(help="Service name in traces.", group="Process", hidden=True)] = (
+        "text-generation-inference.router"
+    )
     log_level: Annotated[
         str,
         Opt(

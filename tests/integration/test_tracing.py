@@ -128,7 +128,7 @@ def test_missing_libraries_are_named_with_the_way_to_get_them(monkeypatch):
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
 
     with pytest.raises(UsageError, match=r"--otlp-endpoint needs .* pip install 'tgis\[tracing\]'"):
-        Tracing("http://127.0.0.1:9", None)
+        Tracing("http://127.0.0.1:9", "mine")
 
 
 def attributes(span: Span) -> dict[str, object]:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from tgis_server.errors import GenerationFailed, OutOfMemory, RequestError, with_status
+from tgis_server.errors import GenerationFailed, OutOfMemory, RequestError, Unavailable, with_status
 from tgis_server.frontend.detokenizer import Detokenizer, PieceDecoder
 from tgis_server.frontend.stop import StopMatcher, StopSequences
 from tgis_server.frontend.validation import GenerationParams
@@ -129,7 +129,7 @@ class Output:
     def on_failure(self, failure: Failure) -> None:
         """The engine could not go on with this sequence."""
         cause = failure.text
-        if self.num_generated and failure.status not in (OutOfMemory.status, "UNAVAILABLE"):
+        if self.num_generated and failure.status not in (OutOfMemory.status, Unavailable.status):
             cause = f"Error after generating {self.num_generated} tokens: {cause}"
         self.fail(with_status(failure.status, f"Request failed during generation: {cause}"))
 

@@ -12,13 +12,13 @@ from typing import TypeAlias
 
 import grpc
 
-from tgis_server.errors import GenerationFailed, InvalidRequest, Overloaded, RequestError, TgisError
+from tgis_server.errors import InvalidRequest, Overloaded, RequestError, TgisError
 from tgis_server.frontend.admission import Admission
 from tgis_server.frontend.generation import Call, GenerationService
 from tgis_server.frontend.output import Output
 from tgis_server.frontend.request_log import CORRELATION_ID, get_request_id, log_outputs
 from tgis_server.frontend.state import ServerState
-from tgis_server.frontend.tokenizer import TokenizedText, Tokenizer, TokenizerFailed
+from tgis_server.frontend.tokenizer import TokenizedText, Tokenizer
 from tgis_server.frontend.tracing import Tracing
 from tgis_server.frontend.validation import reject_adapter
 from tgis_server.metrics import Metrics
@@ -154,8 +154,6 @@ def explain(error: Exception, extra: dict[str, str]) -> tuple[grpc.StatusCode, s
     match error:
         case TgisError():
             return grpc.StatusCode[error.status], str(error)
-        case TokenizerFailed():
-            return grpc.StatusCode[GenerationFailed.status], str(error)
         case _:
             logger.error("A call failed unexpectedly.", exc_info=error, extra=extra)
             return grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}"

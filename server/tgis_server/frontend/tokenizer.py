@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import tokenizers
 
-from tgis_server.errors import ModelError
+from tgis_server.errors import GenerationFailed, ModelError
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ MAX_TEXTS_PER_JOB = 256  # long jobs keep others waiting; short ones, for many t
 logger = logging.getLogger(__name__)
 
 
-class TokenizerFailed(Exception):
+class TokenizerFailed(GenerationFailed):
     """The library could not tokenize a text; the message is its own."""
 
 

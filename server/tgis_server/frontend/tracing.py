@@ -17,14 +17,13 @@ from tgis_server.frontend.request_log import describe
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_SERVICE_NAME = "text-generation-inference.router"  # the original's
 LAST_SPANS_S = 2.0  # for what was not sent yet when the server ends
 
 
 class Tracing:
     """Sends spans to one collector, from a thread of its own."""
 
-    def __init__(self, endpoint: str, service_name: str | None) -> None:
+    def __init__(self, endpoint: str, service_name: str) -> None:
         """
         Args:
             endpoint: of OTLP over gRPC; without ``https://`` in plain text.
@@ -43,7 +42,7 @@ class Tracing:
             raise UsageError(
                 f"--otlp-endpoint needs libraries that are not installed ({error.name}): pip install 'tgis[tracing]'."
             ) from error
-        resource = Resource.create({SERVICE_NAME: service_name or DEFAULT_SERVICE_NAME})
+        resource = Resource.create({SERVICE_NAME: service_name})
         self._provider = TracerProvider(sampler=ALWAYS_ON, resource=resource, shutdown_on_exit=False)
         exporter = OTLPSpanExporter(endpoint=endpoint, insecure=not endpoint.startswith("https://"))
         self._provider.add_span_processor(BatchSpanProcessor(exporter))

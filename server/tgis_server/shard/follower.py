@@ -20,8 +20,6 @@ def follow(runner: ModelRunner, status: ShardStatus, plans: PlanSubscriber) -> N
     """
     while (plan := plans.receive()) is not None:
         status.answer_tick()
-        if not plan.slots and not plan.free and not status.is_serving:
-            status.say_serving()
         if plan.slots or plan.free:
             status.step_started_at = time.monotonic()
             try:
@@ -31,3 +29,5 @@ def follow(runner: ModelRunner, status: ShardStatus, plans: PlanSubscriber) -> N
             status.step_started_at = None
             if plan.step:  # warm-up steps have no number and are not counted
                 status.executed_steps += 1
+        elif not status.is_serving:
+            status.say_serving()
