@@ -31,6 +31,7 @@ class Run:
     max_batch_tokens: int
     tokenization_workers: int
     shard_threads: int = 0  # compute threads of each shard on a CPU; 0 = torch's default
+    launcher_phases: tuple[tuple[str, float], ...] = ()  # what it did before it started children, and from when on
     label: str = ""  # "demo model" or "rehearsal": named in readiness, logs and metrics
 
     def shard_socket(self, rank: int) -> Path:
@@ -76,4 +77,5 @@ class Run:
                 values[option.name] = Path(values[option.name])
         for name in (f.name for f in fields(cls) if f.type == "Path"):
             raw[name] = Path(raw[name])
+        raw["launcher_phases"] = tuple((name, started_at) for name, started_at in raw["launcher_phases"])
         return cls(config=ServeConfig(**values), **raw)

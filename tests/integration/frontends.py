@@ -20,7 +20,9 @@ from tgis_server.config import ServeConfig
 from tgis_server.errors import PeerLost
 from tgis_server.frontend.detokenizer import PieceDecoder
 from tgis_server.frontend.entry import Frontend
+from tgis_server.frontend.state import ServerState
 from tgis_server.frontend.tokenizer import Tokenizer
+from tgis_server.phases import Phases
 from tgis_server.run import Run
 from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire import shard_pb2, shard_pb2_grpc
@@ -107,7 +109,7 @@ async def serving(
         link, watch = link or FakeLink(), FakeWatch()
         tokenizer = Tokenizer(library or vocabularies.words())
         pieces = PieceDecoder(tokenizer.inner, output_special_tokens=run.config.output_special_tokens)
-        frontend = Frontend(run, tokenizer, pieces, link, watch)
+        frontend = Frontend(run, ServerState(Phases()), tokenizer, pieces, link, watch)
         life = asyncio.create_task(frontend.run())
         await until(lambda: life.done() or frontend.state.http_port)
         if life.done():

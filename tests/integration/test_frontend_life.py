@@ -62,7 +62,9 @@ def test_a_ready_server_says_so_everywhere():
                 state="SERVING",
                 grpc_port=server.frontend.state.grpc_port,
                 http_port=server.frontend.state.http_port,
+                phases=launcher.phases,
             )
+            assert [phase.name for phase in launcher.phases] == ["starting", "waiting for the shards", "serving"]
             assert stat.S_IMODE(server.run.frontend_socket.stat().st_mode) == 0o600
 
     run(test)

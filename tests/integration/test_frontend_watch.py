@@ -15,7 +15,7 @@ from tgis_server.frontend.watch import ShardWatch, Watch
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.wire.shard_pb2_grpc import ShardServicer, add_ShardServicer_to_server
 
-LOADING, SERVING, FAILED = pb.HealthReply.LOADING, pb.HealthReply.SERVING, pb.HealthReply.FAILED
+SERVING = pb.HealthReply.SERVING
 
 
 def serving(**values: object) -> pb.HealthReply:
@@ -101,10 +101,6 @@ def test_a_leader_is_not_to_blame_for_a_step_that_waits_for_a_silent_follower():
     rounds = [(serving(), serving()), *((serving(step_age_s=age), None) for age in (60, 61, 62))]
 
     assert verdicts_of_group(*rounds) == [None, None, None, "Shard 1 does not answer any more."]
-
-
-def test_a_shard_that_says_it_failed_is_believed():
-    assert verdicts(pb.HealthReply(state=FAILED, phase="no memory")) == ["Shard 1 failed: no memory."]
 
 
 class FakeShard(ShardServicer):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 
 import grpc
 import pytest
@@ -12,6 +13,8 @@ import pytest
 from driving import expected_tokens, submit
 from shards import DEADLINE_S, Session, Shards, make_run, wait_until
 from tgis_server.wire import shard_pb2 as pb
+
+CLOCK_TICK_S = 0.01  # the begin of a process is known to one
 
 
 def test_a_leader_generates_over_its_session(tmp_path):
@@ -160,10 +163,24 @@ def test_health_is_answered_while_a_step_hangs_and_shows_its_age(tmp_path):
         wait_until(lambda: shards.health().step_age_s > 0.2, "the age of the hung step to grow")
 
 
+def test_health_tells_the_phases_of_the_start_in_order(tmp_path):
+    began_at = time.monotonic()
+    with Shards(make_run(tmp_path, num_shard=2)) as shards:
+        shards.wait_until_serving()
+
+        phases = [shards.health(rank).phases for rank in range(2)]
+
+    names = ["starting", "importing libraries", "pretending to read weights", "warming up", "serving"]
+    assert [[phase.name for phase in of_one] for of_one in phases] == [names] * 2
+    for of_one in phases:
+        times = [began_at - CLOCK_TICK_S, *(phase.started_at_s for phase in of_one), time.monotonic()]
+        assert times == sorted(times)
+
+
 def test_info_is_refused_while_loading_and_true_afterwards(tmp_path):
     with Shards(make_run(tmp_path, num_shard=2)) as shards, shards.stub(1) as stub:
         shards.wait_until_serving()
 
         info = stub.Info(pb.InfoRequest())
 
-        assert (info.rank, info.num_shard, info.vocab_size, info.max_sequence_length) == (1, 2, 97, 512)
+        assert (info.model_type, info.vocab_size, info.max_sequence_length) == ("fake", 97, 512)

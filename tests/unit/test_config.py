@@ -152,6 +152,7 @@ def test_a_run_survives_its_file(tmp_path: Path):
         is_max_sequence_length_explicit=False,
         max_batch_tokens=512,
         tokenization_workers=1,
+        launcher_phases=(("starting", 1.5), ("checking the machine", 2.0)),
     )
 
     run.save()

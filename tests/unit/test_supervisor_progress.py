@@ -52,7 +52,7 @@ def test_the_shard_that_has_been_silent_longest_is_named():
 def test_a_shard_that_waits_for_the_others_is_not_blamed():
     shard_0, shard_1, frontend = processes = group()
     frontend.note(STARTING, now=0.5)
-    shard_1.note(pb.HealthReply(state=pb.HealthReply.LOADING, phase="warming up"), now=1.0)
+    shard_1.note(pb.HealthReply(state=pb.HealthReply.WARMING_UP), now=1.0)
     shard_0.note(loading(1), now=2.0)
 
     with pytest.raises(ProcessHangs, match="shard-0 stands at: reading weights"):

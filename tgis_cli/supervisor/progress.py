@@ -7,7 +7,6 @@ from typing import Any
 
 from tgis_cli.supervisor.cause import FRONTEND, ProcessHangs
 from tgis_cli.supervisor.health import Reply
-from tgis_server.shard.status import WARMING_UP
 from tgis_server.wire import shard_pb2 as pb
 
 
@@ -24,6 +23,10 @@ class ProcessProgress:
         if isinstance(self.reply, pb.FrontendHealth):
             return self.reply.state == pb.FrontendHealth.SERVING
         return self.reply is not None and self.reply.state == pb.HealthReply.SERVING
+
+    @property
+    def is_warming_up(self) -> bool:
+        return isinstance(self.reply, pb.HealthReply) and self.reply.state == pb.HealthReply.WARMING_UP
 
     @property
     def phase(self) -> str:
@@ -82,7 +85,7 @@ class Silence:
         waiting = [process for process in processes if not process.is_ready]
         shards = [process for process in waiting if process.name != FRONTEND]
         # One that warms up waits for all others; of several that load, the first to fall silent holds up the rest.
-        culprit = min(shards or waiting, key=lambda process: (process.phase == WARMING_UP, process.changed_at))
+        culprit = min(shards or waiting, key=lambda process: (process.is_warming_up, process.changed_at))
         doing = "has not answered once" if culprit.reply is None else f"stands at: {culprit.phase}"
         raise ProcessHangs(
             culprit.name,

@@ -42,7 +42,6 @@ class ModelFacts:
     vocab_size: int
     eos_ids: tuple[int, ...]
     weight_bytes: int = 0  # on this rank
-    kv_bytes: int = 0  # on this rank
     notes: tuple[str, ...] = field(default=())  # e.g. "max_sequence_length lowered from 131072 to 8192: ..."
 
 

@@ -25,6 +25,7 @@ from tgis_server.frontend.tracing import Tracing
 from tgis_server.frontend.validation import Limits
 from tgis_server.frontend.watch import Watch
 from tgis_server.metrics import Metrics
+from tgis_server.phases import Phases
 from tgis_server.run import Run
 from tgis_server.wire.link import EngineInfo, EngineLink, GrpcLink
 
@@ -41,15 +42,18 @@ def serve(run: Run) -> None:
         ModelError: the tokenizer cannot be used.
         PeerLost: a shard died or hung; calls in flight got their status.
     """
+    phases = Phases()
+    phases.enter("loading the tokenizer")
     tokenizer = Tokenizer.load(run.model_dir, run.tokenization_workers)
     pieces = PieceDecoder(tokenizer.inner, output_special_tokens=run.config.output_special_tokens)
-    asyncio.run(_serve(run, tokenizer, pieces))
+    phases.enter("opening the ports")
+    asyncio.run(_serve(run, phases, tokenizer, pieces))
 
 
-async def _serve(run: Run, tokenizer: Tokenizer, pieces: PieceDecoder) -> None:
+async def _serve(run: Run, phases: Phases, tokenizer: Tokenizer, pieces: PieceDecoder) -> None:
     link = GrpcLink(run.shard_socket(0))
     watch = Watch([run.shard_socket(rank) for rank in range(run.num_shard)], run.config.step_timeout)
-    frontend = Frontend(run, tokenizer, pieces, link, watch)
+    frontend = Frontend(run, ServerState(phases), tokenizer, pieces, link, watch)
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, frontend.ask_to_stop)
     loop.add_signal_handler(signal.SIGINT, frontend.ask_to_hurry)
@@ -63,11 +67,19 @@ async def _serve(run: Run, tokenizer: Tokenizer, pieces: PieceDecoder) -> None:
 class Frontend:
     """Owns the servers and decides when they are ready, draining or at their end."""
 
-    def __init__(self, run: Run, tokenizer: Tokenizer, pieces: PieceDecoder, link: EngineLink, watch: Watch) -> None:
+    def __init__(
+        self,
+        run: Run,
+        state: ServerState,
+        tokenizer: Tokenizer,
+        pieces: PieceDecoder,
+        link: EngineLink,
+        watch: Watch,
+    ) -> None:
         from tgis_server.frontend.http import HttpServer  # aiohttp takes longer to import than all the rest
 
         config = run.config
-        self.state = ServerState()
+        self.state = state
         self.metrics = Metrics(
             max_sequence_length=run.max_sequence_length,
             max_new_tokens=config.max_new_tokens,
@@ -129,6 +141,7 @@ class Frontend:
         self.state.grpc_port = await self._public.start(tls)
         self.state.http_port = await self._http.start(tls)
         await self._launcher.start()
+        self.state.phases.enter("waiting for the shards")
         host = self._run.config.host
         logger.info("listening: gRPC %s:%d, HTTP %s:%d", host, self.state.grpc_port, host, self.state.http_port)
 

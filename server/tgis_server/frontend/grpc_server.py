@@ -108,6 +108,7 @@ class LauncherServer(FrontendServicer):
             grpc_port=state.grpc_port,
             http_port=state.http_port,
             in_flight=state.num_calls,
+            phases=state.phases.encode(),
         )
 
 

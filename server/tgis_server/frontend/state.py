@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from enum import Enum
 
 from tgis_server.errors import Unavailable
+from tgis_server.phases import SERVING, Phases
 
 
 class Phase(Enum):
@@ -22,8 +23,9 @@ class Phase(Enum):
 class ServerState:
     """The life of this server. It only goes forward: STARTING, SERVING, DRAINING; FAILED from any of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, phases: Phases) -> None:
         self.phase = Phase.STARTING
+        self.phases = phases  # of the start, for those who want to know what took how long
         self.text = "The model is still loading; try again when the health service says SERVING."
         self.is_accepting = False
         self.num_calls = 0  # in flight
@@ -35,6 +37,7 @@ class ServerState:
 
     def start_serving(self) -> None:
         self._enter(Phase.SERVING, "")
+        self.phases.enter(SERVING)
         self.is_accepting = True
 
     def start_draining(self) -> None:

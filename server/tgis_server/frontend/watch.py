@@ -67,8 +67,6 @@ class ShardWatch:
                 return f"Shard {self._rank} does not answer any more."
             return None
         last, self._last, self._num_unanswered = self._last, reply, 0
-        if reply.state == pb.HealthReply.FAILED:
-            return f"Shard {self._rank} failed: {reply.phase or 'no reason given'}."
         if reply.state != pb.HealthReply.SERVING:
             return None
         if reply.step_age_s > self._step_timeout_s:

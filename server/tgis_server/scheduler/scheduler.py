@@ -366,10 +366,8 @@ class Scheduler:
         counts = list(zip(builder.rows, builder.plan.num_tokens, strict=True))
         prefill = [num_tokens for row, num_tokens in counts if row.is_prefill]
         return StepStats(
-            step=builder.plan.step,
             decode_rows=len(counts) - len(prefill),
             prefill_rows=len(prefill),
-            decode_tokens=builder.plan.total_tokens - sum(prefill),
             prefill_tokens=sum(prefill),
             num_running=len(self._running),
             num_waiting=len(self._waiting),

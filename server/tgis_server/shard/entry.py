@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import signal
 import time
 
@@ -15,7 +14,7 @@ from tgis_server.shard.follower import follow
 from tgis_server.shard.inbox import Inbox, Stop
 from tgis_server.shard.leader import Leader
 from tgis_server.shard.servicer import Outbox, ShardServicer, start_server
-from tgis_server.shard.status import WARMING_UP, ShardStatus
+from tgis_server.shard.status import ShardStatus
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.wire.plans import PlanPublisher, PlanSubscriber
 
@@ -55,7 +54,7 @@ def _lead(run: Run, status: ShardStatus) -> None:
         )
         leader = Leader(runner, scheduler, status, inbox, outbox, followers, is_alone=run.num_shard == 1)
         followers.wait_for_followers(run.config.startup_timeout)
-        status.report_progress(WARMING_UP, 0, 0)
+        status.begin_warm_up()
         capacity = runner.capacity
         room = min(capacity.max_sequence_length, capacity.num_blocks * capacity.block_size)
         leader.warm_up(min(WARM_UP_TOKENS, run.max_batch_tokens, room - 1))
@@ -75,7 +74,7 @@ def _follow(run: Run, rank: int, status: ShardStatus) -> None:
     try:
         plans = PlanSubscriber.connect(run.plan_socket, run.config.startup_timeout)
         signal.signal(signal.SIGTERM, lambda *_: None)  # the leader stops first and ends the plans
-        status.report_progress(WARMING_UP, 0, 0)
+        status.begin_warm_up()
         follow(runner, status, plans)
     finally:
         runner.close()
@@ -90,20 +89,15 @@ def _load(run: Run, rank: int, status: ShardStatus) -> ModelRunner:
     gc.freeze()  # what is loaded stays: the collector need not look at it again
     facts, capacity = runner.facts, runner.capacity
     status.info = pb.InfoReply(
-        rank=rank,
-        num_shard=run.num_shard,
         model_type=facts.model_type,
         dtype=facts.dtype,
         device=facts.device,
         vocab_size=facts.vocab_size,
-        eos_ids=facts.eos_ids,
         weight_bytes=facts.weight_bytes,
-        kv_bytes=facts.kv_bytes,
         num_blocks=capacity.num_blocks,
         block_size=capacity.block_size,
         max_sequence_length=capacity.max_sequence_length,
         notes=facts.notes,
-        pid=os.getpid(),
     )
     logger.info("loaded in %.1f s", time.monotonic() - started_at)
     return runner

@@ -68,7 +68,9 @@ class ShardServicer(shard_pb2_grpc.ShardServicer):
 
     def Info(self, request: pb.InfoRequest, context: grpc.ServicerContext) -> pb.InfoReply:
         if (info := self._status.info) is None:
-            context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"The model is not loaded yet: {self._status.phase}.")
+            context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION, f"The model is not loaded yet: {self._status.phases.current}."
+            )
         assert info is not None  # abort raises
         return info
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from tgis_server.phases import SERVING, Phases
 from tgis_server.wire import shard_pb2 as pb
-
-WARMING_UP = "warming up"  # the last phase before serving: this shard waits for all others
 
 
 @dataclass(slots=True)
@@ -15,7 +14,7 @@ class ShardStatus:
     """Answers ``Health`` and ``Info`` from memory, whatever the main thread does."""
 
     state: pb.HealthReply.State = pb.HealthReply.LOADING
-    phase: str = "starting"
+    phases: Phases = field(default_factory=Phases)
     done_bytes: int = 0
     total_bytes: int = 0
     progress_count: int = 0
@@ -26,16 +25,21 @@ class ShardStatus:
 
     def report_progress(self, phase: str, done: int, total: int) -> None:
         """Called by engines while they load (``engines.api.Progress``)."""
-        self.phase, self.done_bytes, self.total_bytes = phase, done, total
+        self.done_bytes, self.total_bytes = done, total
+        self.phases.enter(phase, done)
         self.progress_count += 1
+
+    def begin_warm_up(self) -> None:
+        """This shard is loaded and waits for all others."""
+        self.report_progress("warming up", 0, 0)
+        self.state = pb.HealthReply.WARMING_UP
 
     @property
     def is_serving(self) -> bool:
         return self.state == pb.HealthReply.SERVING
 
     def say_serving(self) -> None:
-        self.phase = "serving"
-        self.progress_count += 1
+        self.report_progress(SERVING, 0, 0)
         self.tick_asked_at = None  # those of the time of loading do not count
         self.state = pb.HealthReply.SERVING
 
@@ -50,11 +54,12 @@ class ShardStatus:
         now, step_started_at, tick_asked_at = time.monotonic(), self.step_started_at, self.tick_asked_at
         return pb.HealthReply(
             state=self.state,
-            phase=self.phase,
+            phase=self.phases.current,
             done=self.done_bytes,
             total=self.total_bytes,
             progress_count=self.progress_count,
             executed_steps=self.executed_steps,
             step_age_s=now - step_started_at if step_started_at is not None else 0.0,
             tick_age_s=now - tick_asked_at if tick_asked_at is not None else 0.0,
+            phases=self.phases.encode(),
         )

@@ -149,10 +149,8 @@ class StepTokens:
 class StepStats:
     """The only source of the engine's metrics; gauges hold after the step, counts are of this step."""
 
-    step: int = 0
     decode_rows: int = 0
     prefill_rows: int = 0
-    decode_tokens: int = 0
     prefill_tokens: int = 0
     num_running: int = 0
     num_waiting: int = 0

@@ -24,53 +24,59 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0bshard.proto\x12\ntgis.shard\"\xc6\x01\n\x0e\x46rontendHealth\x12/\n\x05state\x18\x01 \x01(\x0e\x32 .tgis.shard.FrontendHealth.State\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\tgrpc_port\x18\x03 \x01(\r\x12\x11\n\thttp_port\x18\x04 \x01(\r\x12\x11\n\tin_flight\x18\x05 \x01(\r\"<\n\x05State\x12\x0c\n\x08STARTING\x10\x00\x12\x0b\n\x07SERVING\x10\x01\x12\x0c\n\x08\x44RAINING\x10\x02\x12\n\n\x06\x46\x41ILED\x10\x03\"\r\n\x0bInfoRequest\"\x8d\x02\n\tInfoReply\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x11\n\tnum_shard\x18\x02 \x01(\r\x12\x12\n\nmodel_type\x18\x03 \x01(\t\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x12\n\nvocab_size\x18\x06 \x01(\r\x12\x0f\n\x07\x65os_ids\x18\x07 \x03(\r\x12\x14\n\x0cweight_bytes\x18\x08 \x01(\x04\x12\x10\n\x08kv_bytes\x18\t \x01(\x04\x12\x12\n\nnum_blocks\x18\n \x01(\r\x12\x12\n\nblock_size\x18\x0b \x01(\r\x12\x1b\n\x13max_sequence_length\x18\x0c \x01(\r\x12\r\n\x05notes\x18\r \x03(\t\x12\x0b\n\x03pid\x18\x0e \x01(\r\"\x0f\n\rHealthRequest\"\xee\x01\n\x0bHealthReply\x12,\n\x05state\x18\x01 \x01(\x0e\x32\x1d.tgis.shard.HealthReply.State\x12\r\n\x05phase\x18\x02 \x01(\t\x12\x0c\n\x04\x64one\x18\x03 \x01(\x04\x12\r\n\x05total\x18\x04 \x01(\x04\x12\x16\n\x0eprogress_count\x18\x05 \x01(\x04\x12\x16\n\x0e\x65xecuted_steps\x18\x06 \x01(\x04\x12\x12\n\nstep_age_s\x18\x07 \x01(\x01\x12\x12\n\ntick_age_s\x18\x08 \x01(\x01\"-\n\x05State\x12\x0b\n\x07LOADING\x10\x00\x12\x0b\n\x07SERVING\x10\x01\x12\n\n\x06\x46\x41ILED\x10\x02\"@\n\x08ToEngine\x12#\n\x07submits\x18\x01 \x03(\x0b\x32\x12.tgis.shard.Submit\x12\x0f\n\x07\x63\x61ncels\x18\x02 \x03(\x04\"\xd4\x01\n\x06Submit\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x12\n\nprompt_ids\x18\x02 \x03(\r\x12\x16\n\x0emax_new_tokens\x18\x03 \x01(\r\x12,\n\x08sampling\x18\x04 \x01(\x0b\x32\x1a.tgis.shard.SamplingParams\x12$\n\x07\x64\x65tails\x18\x05 \x01(\x0b\x32\x13.tgis.shard.Details\x12\x12\n\nadapter_id\x18\x06 \x01(\t\x12\x15\n\x08\x64\x65\x61\x64line\x18\x07 \x01(\x01H\x00\x88\x01\x01\x42\x0b\n\t_deadline\"\xae\x02\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\r\n\x05top_p\x18\x03 \x01(\x01\x12\x11\n\ttypical_p\x18\x04 \x01(\x01\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x1a\n\x12repetition_penalty\x18\x06 \x01(\x01\x12\x45\n\x0elength_penalty\x18\x07 \x01(\x0b\x32(.tgis.shard.SamplingParams.LengthPenaltyH\x00\x88\x01\x01\x12\x16\n\x0emin_new_tokens\x18\x08 \x01(\r\x1a:\n\rLengthPenalty\x12\x13\n\x0bstart_index\x18\x01 \x01(\r\x12\x14\n\x0c\x64\x65\x63\x61y_factor\x18\x02 \x01(\x01\x42\x11\n\x0f_length_penalty\"i\n\x07\x44\x65tails\x12\x10\n\x08logprobs\x18\x01 \x01(\x08\x12\r\n\x05ranks\x18\x02 \x01(\x08\x12\r\n\x05top_n\x18\x03 \x01(\r\x12\x18\n\x10generated_tokens\x18\x04 \x01(\x08\x12\x14\n\x0cinput_tokens\x18\x05 \x01(\x08\"\xba\x02\n\nFromEngine\x12\x13\n\x0brequest_ids\x18\x01 \x03(\x04\x12\x11\n\ttoken_ids\x18\x02 \x03(\x11\x12\x16\n\x0e\x66inish_reasons\x18\x03 \x03(\r\x12\x16\n\x0e\x64\x65tail_columns\x18\x04 \x03(\r\x12)\n\x07\x64\x65tails\x18\x05 \x01(\x0b\x32\x18.tgis.shard.TokenDetails\x12\x31\n\x0eprompt_details\x18\x06 \x03(\x0b\x32\x19.tgis.shard.PromptDetails\x12\x13\n\x0bstarted_ids\x18\x07 \x03(\x04\x12\x14\n\x0cstarted_at_s\x18\x08 \x03(\x01\x12%\n\x08\x66\x61ilures\x18\t \x03(\x0b\x32\x13.tgis.shard.Failure\x12$\n\x05stats\x18\n \x01(\x0b\x32\x15.tgis.shard.StepStats\"j\n\x0cTokenDetails\x12\x10\n\x08logprobs\x18\x01 \x03(\x02\x12\r\n\x05ranks\x18\x02 \x03(\r\x12\x12\n\ntop_counts\x18\x03 \x03(\r\x12\x0f\n\x07top_ids\x18\x04 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x05 \x03(\x02\"N\n\rPromptDetails\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12)\n\x07\x64\x65tails\x18\x02 \x01(\x0b\x32\x18.tgis.shard.TokenDetails\";\n\x07\x46\x61ilure\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x0e\n\x06status\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\"\xef\x02\n\tStepStats\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x13\n\x0b\x64\x65\x63ode_rows\x18\x02 \x01(\r\x12\x14\n\x0cprefill_rows\x18\x03 \x01(\r\x12\x15\n\rdecode_tokens\x18\x04 \x01(\r\x12\x16\n\x0eprefill_tokens\x18\x05 \x01(\r\x12\x13\n\x0bnum_running\x18\x06 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x07 \x01(\r\x12\x16\n\x0erunning_tokens\x18\x08 \x01(\x04\x12\x18\n\x10remaining_tokens\x18\t \x01(\x04\x12\x13\n\x0bused_blocks\x18\n \x01(\r\x12\x13\n\x0bnum_started\x18\x0b \x01(\r\x12\x13\n\x0bpreemptions\x18\x0c \x01(\r\x12\x15\n\rcached_tokens\x18\r \x01(\x04\x12\x0e\n\x06plan_s\x18\x0e \x01(\x01\x12\x0e\n\x06step_s\x18\x0f \x01(\x01\x12\x11\n\tforward_s\x18\x10 \x01(\x01\x12\x15\n\rout_of_memory\x18\x11 \x01(\x08\"\xad\x01\n\x08StepPlan\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12$\n\x03new\x18\x02 \x03(\x0b\x32\x17.tgis.shard.NewSequence\x12\r\n\x05slots\x18\x03 \x03(\r\x12\x12\n\nnum_tokens\x18\x04 \x03(\r\x12\x18\n\x10new_block_counts\x18\x05 \x03(\r\x12\x12\n\nnew_blocks\x18\x06 \x03(\r\x12\x0e\n\x06sample\x18\x07 \x03(\x08\x12\x0c\n\x04\x66ree\x18\x08 \x03(\r\"\xc8\x01\n\x0bNewSequence\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x15\n\rprompt_length\x18\x03 \x01(\r\x12\x19\n\x11num_cached_tokens\x18\x04 \x01(\r\x12,\n\x08sampling\x18\x05 \x01(\x0b\x32\x1a.tgis.shard.SamplingParams\x12$\n\x07\x64\x65tails\x18\x06 \x01(\x0b\x32\x13.tgis.shard.Details\x12\x12\n\nadapter_id\x18\x07 \x01(\t2\xc0\x01\n\x05Shard\x12\x38\n\x04Info\x12\x17.tgis.shard.InfoRequest\x1a\x15.tgis.shard.InfoReply\"\x00\x12>\n\x06Health\x12\x19.tgis.shard.HealthRequest\x1a\x17.tgis.shard.HealthReply\"\x00\x12=\n\x07Session\x12\x14.tgis.shard.ToEngine\x1a\x16.tgis.shard.FromEngine\"\x00(\x01\x30\x01\x32M\n\x08\x46rontend\x12\x41\n\x06Health\x12\x19.tgis.shard.HealthRequest\x1a\x1a.tgis.shard.FrontendHealth\"\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0bshard.proto\x12\ntgis.shard\"\x1b\n\nEndRequest\x12\r\n\x05\x63\x61use\x18\x01 \x01(\t\"\n\n\x08\x45ndReply\":\n\x05Phase\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cstarted_at_s\x18\x02 \x01(\x01\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\"\xe9\x01\n\x0e\x46rontendHealth\x12/\n\x05state\x18\x01 \x01(\x0e\x32 .tgis.shard.FrontendHealth.State\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\tgrpc_port\x18\x03 \x01(\r\x12\x11\n\thttp_port\x18\x04 \x01(\r\x12\x11\n\tin_flight\x18\x05 \x01(\r\x12!\n\x06phases\x18\x06 \x03(\x0b\x32\x11.tgis.shard.Phase\"<\n\x05State\x12\x0c\n\x08STARTING\x10\x00\x12\x0b\n\x07SERVING\x10\x01\x12\x0c\n\x08\x44RAINING\x10\x02\x12\n\n\x06\x46\x41ILED\x10\x03\"\r\n\x0bInfoRequest\"\xbc\x01\n\tInfoReply\x12\x12\n\nmodel_type\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x14\n\x0cweight_bytes\x18\x05 \x01(\x04\x12\x12\n\nnum_blocks\x18\x06 \x01(\r\x12\x12\n\nblock_size\x18\x07 \x01(\r\x12\x1b\n\x13max_sequence_length\x18\x08 \x01(\r\x12\r\n\x05notes\x18\t \x03(\t\"\x0f\n\rHealthRequest\"\x95\x02\n\x0bHealthReply\x12,\n\x05state\x18\x01 \x01(\x0e\x32\x1d.tgis.shard.HealthReply.State\x12\r\n\x05phase\x18\x02 \x01(\t\x12\x0c\n\x04\x64one\x18\x03 \x01(\x04\x12\r\n\x05total\x18\x04 \x01(\x04\x12\x16\n\x0eprogress_count\x18\x05 \x01(\x04\x12\x16\n\x0e\x65xecuted_steps\x18\x06 \x01(\x04\x12\x12\n\nstep_age_s\x18\x07 \x01(\x01\x12\x12\n\ntick_age_s\x18\x08 \x01(\x01\x12!\n\x06phases\x18\t \x03(\x0b\x32\x11.tgis.shard.Phase\"1\n\x05State\x12\x0b\n\x07LOADING\x10\x00\x12\x0e\n\nWARMING_UP\x10\x01\x12\x0b\n\x07SERVING\x10\x02\"@\n\x08ToEngine\x12#\n\x07submits\x18\x01 \x03(\x0b\x32\x12.tgis.shard.Submit\x12\x0f\n\x07\x63\x61ncels\x18\x02 \x03(\x04\"\xd4\x01\n\x06Submit\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x12\n\nprompt_ids\x18\x02 \x03(\r\x12\x16\n\x0emax_new_tokens\x18\x03 \x01(\r\x12,\n\x08sampling\x18\x04 \x01(\x0b\x32\x1a.tgis.shard.SamplingParams\x12$\n\x07\x64\x65tails\x18\x05 \x01(\x0b\x32\x13.tgis.shard.Details\x12\x12\n\nadapter_id\x18\x06 \x01(\t\x12\x15\n\x08\x64\x65\x61\x64line\x18\x07 \x01(\x01H\x00\x88\x01\x01\x42\x0b\n\t_deadline\"\xae\x02\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\r\n\x05top_p\x18\x03 \x01(\x01\x12\x11\n\ttypical_p\x18\x04 \x01(\x01\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x1a\n\x12repetition_penalty\x18\x06 \x01(\x01\x12\x45\n\x0elength_penalty\x18\x07 \x01(\x0b\x32(.tgis.shard.SamplingParams.LengthPenaltyH\x00\x88\x01\x01\x12\x16\n\x0emin_new_tokens\x18\x08 \x01(\r\x1a:\n\rLengthPenalty\x12\x13\n\x0bstart_index\x18\x01 \x01(\r\x12\x14\n\x0c\x64\x65\x63\x61y_factor\x18\x02 \x01(\x01\x42\x11\n\x0f_length_penalty\"i\n\x07\x44\x65tails\x12\x10\n\x08logprobs\x18\x01 \x01(\x08\x12\r\n\x05ranks\x18\x02 \x01(\x08\x12\r\n\x05top_n\x18\x03 \x01(\r\x12\x18\n\x10generated_tokens\x18\x04 \x01(\x08\x12\x14\n\x0cinput_tokens\x18\x05 \x01(\x08\"\xba\x02\n\nFromEngine\x12\x13\n\x0brequest_ids\x18\x01 \x03(\x04\x12\x11\n\ttoken_ids\x18\x02 \x03(\x11\x12\x16\n\x0e\x66inish_reasons\x18\x03 \x03(\r\x12\x16\n\x0e\x64\x65tail_columns\x18\x04 \x03(\r\x12)\n\x07\x64\x65tails\x18\x05 \x01(\x0b\x32\x18.tgis.shard.TokenDetails\x12\x31\n\x0eprompt_details\x18\x06 \x03(\x0b\x32\x19.tgis.shard.PromptDetails\x12\x13\n\x0bstarted_ids\x18\x07 \x03(\x04\x12\x14\n\x0cstarted_at_s\x18\x08 \x03(\x01\x12%\n\x08\x66\x61ilures\x18\t \x03(\x0b\x32\x13.tgis.shard.Failure\x12$\n\x05stats\x18\n \x01(\x0b\x32\x15.tgis.shard.StepStats\"j\n\x0cTokenDetails\x12\x10\n\x08logprobs\x18\x01 \x03(\x02\x12\r\n\x05ranks\x18\x02 \x03(\r\x12\x12\n\ntop_counts\x18\x03 \x03(\r\x12\x0f\n\x07top_ids\x18\x04 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x05 \x03(\x02\"N\n\rPromptDetails\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12)\n\x07\x64\x65tails\x18\x02 \x01(\x0b\x32\x18.tgis.shard.TokenDetails\";\n\x07\x46\x61ilure\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x0e\n\x06status\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\"\xca\x02\n\tStepStats\x12\x13\n\x0b\x64\x65\x63ode_rows\x18\x01 \x01(\r\x12\x14\n\x0cprefill_rows\x18\x02 \x01(\r\x12\x16\n\x0eprefill_tokens\x18\x03 \x01(\r\x12\x13\n\x0bnum_running\x18\x04 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x05 \x01(\r\x12\x16\n\x0erunning_tokens\x18\x06 \x01(\x04\x12\x18\n\x10remaining_tokens\x18\x07 \x01(\x04\x12\x13\n\x0bused_blocks\x18\x08 \x01(\r\x12\x13\n\x0bnum_started\x18\t \x01(\r\x12\x13\n\x0bpreemptions\x18\n \x01(\r\x12\x15\n\rcached_tokens\x18\x0b \x01(\x04\x12\x0e\n\x06plan_s\x18\x0c \x01(\x01\x12\x0e\n\x06step_s\x18\r \x01(\x01\x12\x11\n\tforward_s\x18\x0e \x01(\x01\x12\x15\n\rout_of_memory\x18\x0f \x01(\x08\"\xad\x01\n\x08StepPlan\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12$\n\x03new\x18\x02 \x03(\x0b\x32\x17.tgis.shard.NewSequence\x12\r\n\x05slots\x18\x03 \x03(\r\x12\x12\n\nnum_tokens\x18\x04 \x03(\r\x12\x18\n\x10new_block_counts\x18\x05 \x03(\r\x12\x12\n\nnew_blocks\x18\x06 \x03(\r\x12\x0e\n\x06sample\x18\x07 \x03(\x08\x12\x0c\n\x04\x66ree\x18\x08 \x03(\r\"\xc8\x01\n\x0bNewSequence\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x15\n\rprompt_length\x18\x03 \x01(\r\x12\x19\n\x11num_cached_tokens\x18\x04 \x01(\r\x12,\n\x08sampling\x18\x05 \x01(\x0b\x32\x1a.tgis.shard.SamplingParams\x12$\n\x07\x64\x65tails\x18\x06 \x01(\x0b\x32\x13.tgis.shard.Details\x12\x12\n\nadapter_id\x18\x07 \x01(\t2\xc0\x01\n\x05Shard\x12\x38\n\x04Info\x12\x17.tgis.shard.InfoRequest\x1a\x15.tgis.shard.InfoReply\"\x00\x12>\n\x06Health\x12\x19.tgis.shard.HealthRequest\x1a\x17.tgis.shard.HealthReply\"\x00\x12=\n\x07Session\x12\x14.tgis.shard.ToEngine\x1a\x16.tgis.shard.FromEngine\"\x00(\x01\x30\x01\x32\x84\x01\n\x08\x46rontend\x12\x41\n\x06Health\x12\x19.tgis.shard.HealthRequest\x1a\x1a.tgis.shard.FrontendHealth\"\x00\x12\x35\n\x03\x45nd\x12\x16.tgis.shard.EndRequest\x1a\x14.tgis.shard.EndReply\"\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'shard_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FRONTENDHEALTH']._serialized_start=28
-  _globals['_FRONTENDHEALTH']._serialized_end=226
-  _globals['_FRONTENDHEALTH_STATE']._serialized_start=166
-  _globals['_FRONTENDHEALTH_STATE']._serialized_end=226
-  _globals['_INFOREQUEST']._serialized_start=228
-  _globals['_INFOREQUEST']._serialized_end=241
-  _globals['_INFOREPLY']._serialized_start=244
-  _globals['_INFOREPLY']._serialized_end=513
-  _globals['_HEALTHREQUEST']._serialized_start=515
-  _globals['_HEALTHREQUEST']._serialized_end=530
-  _globals['_HEALTHREPLY']._serialized_start=533
-  _globals['_HEALTHREPLY']._serialized_end=771
-  _globals['_HEALTHREPLY_STATE']._serialized_start=726
-  _globals['_HEALTHREPLY_STATE']._serialized_end=771
-  _globals['_TOENGINE']._serialized_start=773
-  _globals['_TOENGINE']._serialized_end=837
-  _globals['_SUBMIT']._serialized_start=840
-  _globals['_SUBMIT']._serialized_end=1052
-  _globals['_SAMPLINGPARAMS']._serialized_start=1055
-  _globals['_SAMPLINGPARAMS']._serialized_end=1357
-  _globals['_SAMPLINGPARAMS_LENGTHPENALTY']._serialized_start=1280
-  _globals['_SAMPLINGPARAMS_LENGTHPENALTY']._serialized_end=1338
-  _globals['_DETAILS']._serialized_start=1359
-  _globals['_DETAILS']._serialized_end=1464
-  _globals['_FROMENGINE']._serialized_start=1467
-  _globals['_FROMENGINE']._serialized_end=1781
-  _globals['_TOKENDETAILS']._serialized_start=1783
-  _globals['_TOKENDETAILS']._serialized_end=1889
-  _globals['_PROMPTDETAILS']._serialized_start=1891
-  _globals['_PROMPTDETAILS']._serialized_end=1969
-  _globals['_FAILURE']._serialized_start=1971
-  _globals['_FAILURE']._serialized_end=2030
-  _globals['_STEPSTATS']._serialized_start=2033
-  _globals['_STEPSTATS']._serialized_end=2400
-  _globals['_STEPPLAN']._serialized_start=2403
-  _globals['_STEPPLAN']._serialized_end=2576
-  _globals['_NEWSEQUENCE']._serialized_start=2579
-  _globals['_NEWSEQUENCE']._serialized_end=2779
-  _globals['_SHARD']._serialized_start=2782
-  _globals['_SHARD']._serialized_end=2974
-  _globals['_FRONTEND']._serialized_start=2976
-  _globals['_FRONTEND']._serialized_end=3053
+  _globals['_ENDREQUEST']._serialized_start=27
+  _globals['_ENDREQUEST']._serialized_end=54
+  _globals['_ENDREPLY']._serialized_start=56
+  _globals['_ENDREPLY']._serialized_end=66
+  _globals['_PHASE']._serialized_start=68
+  _globals['_PHASE']._serialized_end=126
+  _globals['_FRONTENDHEALTH']._serialized_start=129
+  _globals['_FRONTENDHEALTH']._serialized_end=362
+  _globals['_FRONTENDHEALTH_STATE']._serialized_start=302
+  _globals['_FRONTENDHEALTH_STATE']._serialized_end=362
+  _globals['_INFOREQUEST']._serialized_start=364
+  _globals['_INFOREQUEST']._serialized_end=377
+  _globals['_INFOREPLY']._serialized_start=380
+  _globals['_INFOREPLY']._serialized_end=568
+  _globals['_HEALTHREQUEST']._serialized_start=570
+  _globals['_HEALTHREQUEST']._serialized_end=585
+  _globals['_HEALTHREPLY']._serialized_start=588
+  _globals['_HEALTHREPLY']._serialized_end=865
+  _globals['_HEALTHREPLY_STATE']._serialized_start=816
+  _globals['_HEALTHREPLY_STATE']._serialized_end=865
+  _globals['_TOENGINE']._serialized_start=867
+  _globals['_TOENGINE']._serialized_end=931
+  _globals['_SUBMIT']._serialized_start=934
+  _globals['_SUBMIT']._serialized_end=1146
+  _globals['_SAMPLINGPARAMS']._serialized_start=1149
+  _globals['_SAMPLINGPARAMS']._serialized_end=1451
+  _globals['_SAMPLINGPARAMS_LENGTHPENALTY']._serialized_start=1374
+  _globals['_SAMPLINGPARAMS_LENGTHPENALTY']._serialized_end=1432
+  _globals['_DETAILS']._serialized_start=1453
+  _globals['_DETAILS']._serialized_end=1558
+  _globals['_FROMENGINE']._serialized_start=1561
+  _globals['_FROMENGINE']._serialized_end=1875
+  _globals['_TOKENDETAILS']._serialized_start=1877
+  _globals['_TOKENDETAILS']._serialized_end=1983
+  _globals['_PROMPTDETAILS']._serialized_start=1985
+  _globals['_PROMPTDETAILS']._serialized_end=2063
+  _globals['_FAILURE']._serialized_start=2065
+  _globals['_FAILURE']._serialized_end=2124
+  _globals['_STEPSTATS']._serialized_start=2127
+  _globals['_STEPSTATS']._serialized_end=2457
+  _globals['_STEPPLAN']._serialized_start=2460
+  _globals['_STEPPLAN']._serialized_end=2633
+  _globals['_NEWSEQUENCE']._serialized_start=2636
+  _globals['_NEWSEQUENCE']._serialized_end=2836
+  _globals['_SHARD']._serialized_start=2839
+  _globals['_SHARD']._serialized_end=3031
+  _globals['_FRONTEND']._serialized_start=3034
+  _globals['_FRONTEND']._serialized_end=3166
 # @@protoc_insertion_point(module_scope)

@@ -7,8 +7,28 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class EndRequest(_message.Message):
+    __slots__ = ("cause",)
+    CAUSE_FIELD_NUMBER: _ClassVar[int]
+    cause: str
+    def __init__(self, cause: _Optional[str] = ...) -> None: ...
+
+class EndReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Phase(_message.Message):
+    __slots__ = ("name", "started_at_s", "bytes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STARTED_AT_S_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    started_at_s: float
+    bytes: int
+    def __init__(self, name: _Optional[str] = ..., started_at_s: _Optional[float] = ..., bytes: _Optional[int] = ...) -> None: ...
+
 class FrontendHealth(_message.Message):
-    __slots__ = ("state", "text", "grpc_port", "http_port", "in_flight")
+    __slots__ = ("state", "text", "grpc_port", "http_port", "in_flight", "phases")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STARTING: _ClassVar[FrontendHealth.State]
@@ -24,63 +44,55 @@ class FrontendHealth(_message.Message):
     GRPC_PORT_FIELD_NUMBER: _ClassVar[int]
     HTTP_PORT_FIELD_NUMBER: _ClassVar[int]
     IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    PHASES_FIELD_NUMBER: _ClassVar[int]
     state: FrontendHealth.State
     text: str
     grpc_port: int
     http_port: int
     in_flight: int
-    def __init__(self, state: _Optional[_Union[FrontendHealth.State, str]] = ..., text: _Optional[str] = ..., grpc_port: _Optional[int] = ..., http_port: _Optional[int] = ..., in_flight: _Optional[int] = ...) -> None: ...
+    phases: _containers.RepeatedCompositeFieldContainer[Phase]
+    def __init__(self, state: _Optional[_Union[FrontendHealth.State, str]] = ..., text: _Optional[str] = ..., grpc_port: _Optional[int] = ..., http_port: _Optional[int] = ..., in_flight: _Optional[int] = ..., phases: _Optional[_Iterable[_Union[Phase, _Mapping]]] = ...) -> None: ...
 
 class InfoRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class InfoReply(_message.Message):
-    __slots__ = ("rank", "num_shard", "model_type", "dtype", "device", "vocab_size", "eos_ids", "weight_bytes", "kv_bytes", "num_blocks", "block_size", "max_sequence_length", "notes", "pid")
-    RANK_FIELD_NUMBER: _ClassVar[int]
-    NUM_SHARD_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("model_type", "dtype", "device", "vocab_size", "weight_bytes", "num_blocks", "block_size", "max_sequence_length", "notes")
     MODEL_TYPE_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
-    EOS_IDS_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
-    KV_BYTES_FIELD_NUMBER: _ClassVar[int]
     NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
     MAX_SEQUENCE_LENGTH_FIELD_NUMBER: _ClassVar[int]
     NOTES_FIELD_NUMBER: _ClassVar[int]
-    PID_FIELD_NUMBER: _ClassVar[int]
-    rank: int
-    num_shard: int
     model_type: str
     dtype: str
     device: str
     vocab_size: int
-    eos_ids: _containers.RepeatedScalarFieldContainer[int]
     weight_bytes: int
-    kv_bytes: int
     num_blocks: int
     block_size: int
     max_sequence_length: int
     notes: _containers.RepeatedScalarFieldContainer[str]
-    pid: int
-    def __init__(self, rank: _Optional[int] = ..., num_shard: _Optional[int] = ..., model_type: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., vocab_size: _Optional[int] = ..., eos_ids: _Optional[_Iterable[int]] = ..., weight_bytes: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., max_sequence_length: _Optional[int] = ..., notes: _Optional[_Iterable[str]] = ..., pid: _Optional[int] = ...) -> None: ...
+    def __init__(self, model_type: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., vocab_size: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., max_sequence_length: _Optional[int] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class HealthRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class HealthReply(_message.Message):
-    __slots__ = ("state", "phase", "done", "total", "progress_count", "executed_steps", "step_age_s", "tick_age_s")
+    __slots__ = ("state", "phase", "done", "total", "progress_count", "executed_steps", "step_age_s", "tick_age_s", "phases")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         LOADING: _ClassVar[HealthReply.State]
+        WARMING_UP: _ClassVar[HealthReply.State]
         SERVING: _ClassVar[HealthReply.State]
-        FAILED: _ClassVar[HealthReply.State]
     LOADING: HealthReply.State
+    WARMING_UP: HealthReply.State
     SERVING: HealthReply.State
-    FAILED: HealthReply.State
     STATE_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
@@ -89,6 +101,7 @@ class HealthReply(_message.Message):
     EXECUTED_STEPS_FIELD_NUMBER: _ClassVar[int]
     STEP_AGE_S_FIELD_NUMBER: _ClassVar[int]
     TICK_AGE_S_FIELD_NUMBER: _ClassVar[int]
+    PHASES_FIELD_NUMBER: _ClassVar[int]
     state: HealthReply.State
     phase: str
     done: int
@@ -97,7 +110,8 @@ class HealthReply(_message.Message):
     executed_steps: int
     step_age_s: float
     tick_age_s: float
-    def __init__(self, state: _Optional[_Union[HealthReply.State, str]] = ..., phase: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., progress_count: _Optional[int] = ..., executed_steps: _Optional[int] = ..., step_age_s: _Optional[float] = ..., tick_age_s: _Optional[float] = ...) -> None: ...
+    phases: _containers.RepeatedCompositeFieldContainer[Phase]
+    def __init__(self, state: _Optional[_Union[HealthReply.State, str]] = ..., phase: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., progress_count: _Optional[int] = ..., executed_steps: _Optional[int] = ..., step_age_s: _Optional[float] = ..., tick_age_s: _Optional[float] = ..., phases: _Optional[_Iterable[_Union[Phase, _Mapping]]] = ...) -> None: ...
 
 class ToEngine(_message.Message):
     __slots__ = ("submits", "cancels")
@@ -223,11 +237,9 @@ class Failure(_message.Message):
     def __init__(self, request_id: _Optional[int] = ..., status: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class StepStats(_message.Message):
-    __slots__ = ("step", "decode_rows", "prefill_rows", "decode_tokens", "prefill_tokens", "num_running", "num_waiting", "running_tokens", "remaining_tokens", "used_blocks", "num_started", "preemptions", "cached_tokens", "plan_s", "step_s", "forward_s", "out_of_memory")
-    STEP_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("decode_rows", "prefill_rows", "prefill_tokens", "num_running", "num_waiting", "running_tokens", "remaining_tokens", "used_blocks", "num_started", "preemptions", "cached_tokens", "plan_s", "step_s", "forward_s", "out_of_memory")
     DECODE_ROWS_FIELD_NUMBER: _ClassVar[int]
     PREFILL_ROWS_FIELD_NUMBER: _ClassVar[int]
-    DECODE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
     NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
@@ -241,10 +253,8 @@ class StepStats(_message.Message):
     STEP_S_FIELD_NUMBER: _ClassVar[int]
     FORWARD_S_FIELD_NUMBER: _ClassVar[int]
     OUT_OF_MEMORY_FIELD_NUMBER: _ClassVar[int]
-    step: int
     decode_rows: int
     prefill_rows: int
-    decode_tokens: int
     prefill_tokens: int
     num_running: int
     num_waiting: int
@@ -258,7 +268,7 @@ class StepStats(_message.Message):
     step_s: float
     forward_s: float
     out_of_memory: bool
-    def __init__(self, step: _Optional[int] = ..., decode_rows: _Optional[int] = ..., prefill_rows: _Optional[int] = ..., decode_tokens: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., running_tokens: _Optional[int] = ..., remaining_tokens: _Optional[int] = ..., used_blocks: _Optional[int] = ..., num_started: _Optional[int] = ..., preemptions: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., plan_s: _Optional[float] = ..., step_s: _Optional[float] = ..., forward_s: _Optional[float] = ..., out_of_memory: bool = ...) -> None: ...
+    def __init__(self, decode_rows: _Optional[int] = ..., prefill_rows: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., running_tokens: _Optional[int] = ..., remaining_tokens: _Optional[int] = ..., used_blocks: _Optional[int] = ..., num_started: _Optional[int] = ..., preemptions: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., plan_s: _Optional[float] = ..., step_s: _Optional[float] = ..., forward_s: _Optional[float] = ..., out_of_memory: bool = ...) -> None: ...
 
 class StepPlan(_message.Message):
     __slots__ = ("step", "new", "slots", "num_tokens", "new_block_counts", "new_blocks", "sample", "free")

@@ -200,6 +200,11 @@ class FrontendStub(object):
                 request_serializer=shard__pb2.HealthRequest.SerializeToString,
                 response_deserializer=shard__pb2.FrontendHealth.FromString,
                 _registered_method=True)
+        self.End = channel.unary_unary(
+                '/tgis.shard.Frontend/End',
+                request_serializer=shard__pb2.EndRequest.SerializeToString,
+                response_deserializer=shard__pb2.EndReply.FromString,
+                _registered_method=True)
 
 
 class FrontendServicer(object):
@@ -211,6 +216,13 @@ class FrontendServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def End(self, request, context):
+        """The group ends: probes and calls in flight are told why, from now until the process is ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FrontendServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -218,6 +230,11 @@ def add_FrontendServicer_to_server(servicer, server):
                     servicer.Health,
                     request_deserializer=shard__pb2.HealthRequest.FromString,
                     response_serializer=shard__pb2.FrontendHealth.SerializeToString,
+            ),
+            'End': grpc.unary_unary_rpc_method_handler(
+                    servicer.End,
+                    request_deserializer=shard__pb2.EndRequest.FromString,
+                    response_serializer=shard__pb2.EndReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -247,6 +264,33 @@ class Frontend(object):
             '/tgis.shard.Frontend/Health',
             shard__pb2.HealthRequest.SerializeToString,
             shard__pb2.FrontendHealth.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def End(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tgis.shard.Frontend/End',
+            shard__pb2.EndRequest.SerializeToString,
+            shard__pb2.EndReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -32,10 +32,6 @@ class KvCache:
         shape = (num_blocks, 2, num_kv_heads, block_size, head_dim)
         self.layers = [_zeros(shape, dtype, device) for _ in range(num_layers)]
 
-    @property
-    def num_bytes(self) -> int:
-        return sum(layer.numel() * layer.element_size() for layer in self.layers)
-
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros that take no memory on a CPU until a block is used: fresh pages of the kernel are zero already."""

@@ -92,7 +92,6 @@ def load(run: Run, rank: int, progress: Progress) -> Loaded:
         vocab_size=spec.vocab_size,
         eos_ids=spec.eos_ids,
         weight_bytes=weight_bytes,
-        kv_bytes=cache.num_bytes,
         notes=(*budget.notes, *_length_notes(spec, budget.max_sequence_length)),
     )
     return Loaded(

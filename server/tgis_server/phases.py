@@ -1,0 +1,51 @@
+"""What a process does from its begin until it serves, on the monotonic clock, which all processes of a machine share.
+
+Front-end and shards keep one ``Phases`` each and tell it in their health.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from tgis_server.wire import shard_pb2 as pb
+
+SERVING = "serving"  # the last phase of a start that succeeds
+
+
+class Phase(NamedTuple):
+    name: str
+    started_at: float
+    num_bytes: int = 0
+
+
+class Phases:
+    """One thread enters phases, any thread may read them: every write is one plain assignment."""
+
+    def __init__(self) -> None:
+        self._phases = [Phase("starting", process_started_at())]
+
+    @property
+    def current(self) -> str:
+        return self._phases[-1].name
+
+    def enter(self, name: str, num_bytes: int = 0) -> None:
+        """Begin a phase; or, if it is the current one, note how many bytes it has read by now."""
+        last = self._phases[-1]
+        if name != last.name:
+            self._phases.append(Phase(name, time.monotonic(), num_bytes))
+        elif num_bytes > last.num_bytes:
+            self._phases[-1] = last._replace(num_bytes=num_bytes)
+
+    def encode(self) -> list[pb.Phase]:
+        """All phases so far, in order."""
+        return [pb.Phase(name=name, started_at_s=at, bytes=num_bytes) for name, at, num_bytes in self._phases]
+
+
+def process_started_at() -> float:
+    """When the kernel made this process, in seconds of the monotonic clock, exact to 10 ms."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()  # a name may hold spaces
+    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return time.monotonic() - age_s
