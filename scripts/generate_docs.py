@@ -1,10 +1,12 @@
-"""Write the pages of docs/ that are made from the code: options and metrics. A test compares them."""
+"""Write the pages of docs/ that are made from the code: options, metrics and failures. A test compares them."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from tgis_server.config import GROUPS, Option, describe_accepted, options
+from tgis_server.failures import CATALOGUE
 from tgis_server.metrics import SPECS
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -35,6 +37,12 @@ ABSENT = {
     '`tgi_request_failure{err="queue_full"}`': "Permits are the only limit; behind them no queue can be full.",
     '`tgi_batch_inference_failure{reason="error"}`': "A step that fails for such a reason ends the server.",
     "`tgi_prompt_load_duration`, `tgi_prompt_load_failure`": "There are no tuned prompts.",
+}
+FAILURE_TITLES = {
+    2: "options, addresses and directories",
+    3: "the model",
+    4: "devices and memory",
+    5: "a process of the group",
 }
 
 
@@ -117,7 +125,31 @@ def metrics_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"options.md": options_page, "metrics.md": metrics_page}
+def failures_page() -> str:
+    """Every failure that ends a start or a server, by exit code."""
+    lines = [
+        NOTICE,
+        "# Failures\n",
+        "What ends a start or a running server is one sentence: the launcher's last line, the head of the termination",
+        "log, and what `/health` answers until the end. Words in capitals stand for values. The run directory is kept",
+        "after a failure; `errors/NAME.log` in it has the traceback or the last lines of each process that failed.",
+        "",
+        "Several processes often fail together. The cause is the earliest error that is not a mere consequence: that",
+        "another process is gone is reported only where nothing else is known.",
+    ]
+    for code, title in FAILURE_TITLES.items():
+        lines += ["", f"## Exit code {code}: {title}", "", "| failure | recognised by | sentence |", "|---|---|---|"]
+        rows = (failure for failure in CATALOGUE if failure.kind.exit_code == code)
+        lines += [f"| {row.name} | {row.evidence} | {show_template(row.sentence)} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def show_template(sentence: str) -> str:
+    """Values in capitals, as usage texts have them."""
+    return re.sub(r"\{(\w+?)(?:_bytes|_s)?(?:[!:][^}]*)?\}", lambda match: match[1].upper(), sentence)
+
+
+PAGES = {"options.md": options_page, "metrics.md": metrics_page, "failures.md": failures_page}
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
+from tgis_server import failures
 from tgis_server.errors import UsageError
 
 DTYPES = {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16"}
@@ -403,7 +404,7 @@ def parse_value(option: Option, raw: Any, source: str) -> Any:
     try:
         value = _convert(option, raw)
     except (ValueError, TypeError, OverflowError):  # a config file may hold lists, dates, 1e400
-        problem = f"{source} is {str(raw)!r}, but must be {describe_accepted(option)}."
+        problem = failures.WRONG_OPTION.format(source=source, value=str(raw), accepted=describe_accepted(option))
         if str(raw).startswith("tcp://"):
             problem += (
                 " Kubernetes sets such a variable for a Service of that name: set it in the pod, or use "

@@ -86,15 +86,13 @@ def supervise(base: Path, program: str, **options: Any) -> tuple[Outcome, str, R
 def test_a_child_that_ends_silently_is_named_with_its_exit_code(base: Path):
     outcome, _, _ = supervise(base, ONE_DIES_SILENTLY)
 
-    assert outcome == Outcome(5, "shard-1 ended with exit code 3 and wrote nothing.")
+    assert outcome == Outcome(5, "shard-1 ended with exit code 3; it wrote nothing.")
 
 
 def test_the_last_line_of_a_child_that_cannot_start_is_the_hint_and_is_kept(base: Path):
     outcome, _, run = supervise(base, ONE_CANNOT_IMPORT)
 
-    assert outcome.sentence == (
-        "shard-1 ended with exit code 1; its last line was \"ModuleNotFoundError: No module named 'no_such_module'\"."
-    )
+    assert outcome.sentence.startswith("shard-1: the Python package no_such_module is not installed")
     assert "Traceback" in (run.errors_dir / "shard-1.log").read_text()
 
 
@@ -108,13 +106,14 @@ def test_a_child_that_ends_as_if_all_were_well_is_a_failure_too(base: Path):
     outcome, _, _ = supervise(base, ALL_END)
 
     assert outcome.exit_code == 5
-    assert outcome.sentence.endswith("ended although nobody had asked it to.")
+    assert "ended although nobody had asked it to" in outcome.sentence
 
 
 def test_a_crash_is_told_in_words(base: Path):
     outcome, _, _ = supervise(base, SEGFAULT)
 
-    assert outcome == Outcome(5, "shard-0 crashed with SIGSEGV: its last lines above show where.")
+    assert outcome.exit_code == 5
+    assert outcome.sentence.startswith("shard-0 crashed with SIGSEGV at ")
 
 
 def test_silence_from_the_beginning_is_given_up(base: Path):

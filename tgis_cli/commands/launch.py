@@ -18,8 +18,9 @@ from tgis_cli.exits import silence_broken_outputs
 from tgis_cli.option_help import GroupedHelpCommand
 from tgis_cli.options import with_serve_options
 from tgis_cli.supervisor.termination_log import write_termination_log
+from tgis_server import failures
 from tgis_server.config import LoadedConfig, ServeConfig, load_config
-from tgis_server.errors import TgisError, UsageError
+from tgis_server.errors import TgisError
 
 if TYPE_CHECKING:
     from tgis_cli.resolve import Resolved
@@ -57,7 +58,7 @@ def run_launch(flags: Mapping[str, Any], config_file: Path | None, *, needs_mode
     with errors_in_termination_log(flags, environ):
         loaded = load_config(flags, environ, config_file)
         if needs_model and not loaded.config.model_name and not loaded.config.rehearse:
-            raise UsageError("No model is given: use --model-name or MODEL_NAME (`tgis launch` has a demo model).")
+            raise failures.NO_MODEL.error()
         from tgis_cli.machine import probe_machine
         from tgis_cli.resolve import resolve
 

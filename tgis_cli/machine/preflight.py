@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 from tgis_cli.machine.facts import Machine
 from tgis_cli.machine.ports import check_port
-from tgis_server.errors import ModelError, NotEnoughDevices, UsageError
+from tgis_server import failures
+from tgis_server.failures import format_bytes
 from tgis_server.run import Run
 
 if TYPE_CHECKING:
     from tgis_server.engines.native.checkpoint import Checkpoint
 
 MAX_SOCKET_PATH_BYTES = 107  # sun_path of Linux, less its end mark
-GIB = 1 << 30
 
 
 def make_run_dir(parent: Path | None) -> Path:
@@ -33,9 +33,7 @@ def make_run_dir(parent: Path | None) -> Path:
     try:
         run_dir = Path(tempfile.mkdtemp(prefix="tgis-", dir=parent)).resolve()
     except OSError as error:
-        raise UsageError(
-            f"The run directory cannot be made in {parent}: {error.strerror}. Choose a writable one with --run-dir."
-        ) from error
+        raise failures.RUN_DIR_NOT_WRITABLE.error(parent=parent, reason=error.strerror) from error
     (run_dir / "errors").mkdir()
     return run_dir
 
@@ -70,7 +68,7 @@ def check_readable(flag: str, file: Path | None) -> None:
     try:
         file.open("rb").close()
     except OSError as error:
-        raise UsageError(f"{flag} {file} cannot be read: {error.strerror}.") from error
+        raise failures.FILE_UNREADABLE.error(flag=flag, file=file, reason=error.strerror) from error
 
 
 def check_sockets(run: Run) -> None:
@@ -79,14 +77,12 @@ def check_sockets(run: Run) -> None:
     longest = max(sockets, key=lambda path: len(os.fsencode(path)))
     excess = len(os.fsencode(longest)) - MAX_SOCKET_PATH_BYTES
     if excess > 0:
-        raise UsageError(
-            f"The socket path {longest} is {excess} bytes too long for a Unix socket: choose a shorter --run-dir."
-        )
+        raise failures.SOCKET_PATH_TOO_LONG.error(path=longest, excess=excess)
     for path in sockets:
         if not os.access(path.parent, os.W_OK):
-            raise UsageError(f"Sockets cannot be made in {path.parent}: it is missing or not writable.")
+            raise failures.SOCKET_DIR_NOT_WRITABLE.error(directory=path.parent)
         if path.exists() and is_served(path):
-            raise UsageError(f"The socket {path} belongs to a running server: choose another --shard-uds-path.")
+            raise failures.SOCKET_IN_USE.error(path=path)
 
 
 def is_served(path: Path) -> bool:
@@ -100,10 +96,7 @@ def is_served(path: Path) -> bool:
 
 def check_tokenizer(model_dir: Path) -> None:
     if not (model_dir / "tokenizer.json").is_file():
-        raise ModelError(
-            f"No existing fast tokenizer (tokenizer.json) found in {model_dir}. "
-            "Save one there with `AutoTokenizer.from_pretrained(...).save_pretrained(...)`."
-        )
+        raise failures.NO_TOKENIZER.error(model_dir=model_dir)
 
 
 def check_memory(run: Run, machine: Machine, checkpoint: Checkpoint) -> None:
@@ -111,20 +104,25 @@ def check_memory(run: Run, machine: Machine, checkpoint: Checkpoint) -> None:
     weights = [checkpoint.weight_bytes(rank, run.dtype) for rank in range(run.num_shard)]
     if run.device == "cpu":
         if machine.free_bytes and sum(weights) > machine.free_bytes:
-            raise NotEnoughDevices(
-                f"{run.model_id} has {sum(weights) / GIB:.1f} GiB of weights as {run.dtype}, but only "
-                f"{machine.free_bytes / GIB:.1f} GiB of memory are free{describe_limit(machine)}. "
-                "Free memory, raise the limit, or serve a smaller model."
+            raise failures.WEIGHTS_EXCEED_MEMORY.error(
+                model=run.model_id,
+                dtype=run.dtype,
+                weights_bytes=sum(weights),
+                free_bytes=machine.free_bytes,
+                limit=describe_limit(machine),
             )
         return
     for gpu, weight_bytes in zip(machine.gpus, weights, strict=False):
         usable = gpu.total_bytes * run.config.cuda_process_memory_fraction
         if gpu.total_bytes and weight_bytes > usable:
-            raise NotEnoughDevices(
-                f"{run.model_id} needs {weight_bytes / GIB:.1f} GiB per GPU on {run.num_shard} GPU(s), but GPU "
-                f"{gpu.device} offers {usable / GIB:.1f} GiB. Use a larger --num-shard, or larger GPUs."
+            raise failures.WEIGHTS_EXCEED_GPU.error(
+                model=run.model_id,
+                num_shard=run.num_shard,
+                weights_bytes=weight_bytes,
+                gpu=gpu.device,
+                usable_bytes=int(usable),
             )
 
 
 def describe_limit(machine: Machine) -> str:
-    return f" (the container's limit is {machine.limit_bytes / GIB:.1f} GiB)" if machine.limit_bytes else ""
+    return f"the container's limit is {format_bytes(machine.limit_bytes)}" if machine.limit_bytes else "without a limit"

@@ -12,23 +12,24 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tgis_cli.supervisor.explain import (
+    Context,
+    SharedMemory,
+    explain_error,
+    find_error,
+    find_place,
+    is_lost_peer,
+    tell,
+    tell_shared_memory,
+)
+from tgis_server import failures
 from tgis_server.errors import GroupFailed
+from tgis_server.failures import Failure, format_bytes
 
 FRONTEND = "frontend"  # the name of its process; shards are shard-0, shard-1, ...
 
 # A dying process closes its sockets before the launcher hears of its death: a peer's error may be this much earlier.
 SIGNAL_LEAD_S = 0.5
-
-# How libraries spell "the process at the other end is gone"; such an error that no child has classified is secondary.
-PEER_LOST_PHRASES = (
-    "connection closed by peer",
-    "connection reset by peer",
-    "connection refused",
-    "broken pipe",
-    "socket closed",
-    "remote process exited",
-    "eoferror",
-)
 
 
 class ProcessHangs(GroupFailed):
@@ -47,6 +48,7 @@ class Exit:
     status: int  # exit code, or minus the signal
     time: float  # wall clock
     tail: Sequence[str] = ()  # its last lines on stderr
+    log: str = "the run directory"  # where those are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,12 @@ class Memory:
     @property
     def was_exhausted(self) -> bool:
         return (self.oom_kills_after or 0) > (self.oom_kills_before or 0)
+
+    def describe(self) -> str:
+        """What ran out: the kernel counts its kills for the machine's sake under the same name."""
+        if self.limit_bytes:
+            return f"the container's memory limit of {format_bytes(self.limit_bytes)} was reached"
+        return "the machine's memory was used up"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +98,15 @@ def find_cause(
     ]
     primary = [cause for cause in candidates if not cause.is_secondary]
     if not candidates:
-        return Cause("launcher", 0.0, "The server ended for an unknown reason.", GroupFailed.exit_code)
+        return Cause("launcher", 0.0, failures.NO_CAUSE.format(), failures.NO_CAUSE.kind.exit_code)
     return min(primary or candidates, key=lambda cause: cause.time)
 
 
 def has_primary(exits: Iterable[Exit], records: Iterable[Cause]) -> bool:
     """Whether the cause is known already, so that nothing needs to be waited for."""
-    return any(exit_.status < 0 for exit_ in exits) or any(not record.is_secondary for record in records)
+    # An abort may be a library's answer to a lost peer.
+    has_signal = any(exit_.status < 0 and -exit_.status != signal.SIGABRT for exit_ in exits)
+    return has_signal or any(not record.is_secondary for record in records)
 
 
 def only_peers_are_blamed(exits: Iterable[Exit], records: Iterable[Cause]) -> bool:
@@ -107,67 +117,74 @@ def only_peers_are_blamed(exits: Iterable[Exit], records: Iterable[Cause]) -> bo
 
 def read_records(errors_dir: Path) -> list[Cause]:
     """What children wrote when an error ended them (``tgis_server.child.write_error``)."""
-    found = []
-    for file in sorted(errors_dir.glob("*.json")):
-        record = json.loads(file.read_text())
-        text = record["sentence"]
-        is_lost_peer = not record["is_expected"] and any(phrase in text.lower() for phrase in PEER_LOST_PHRASES)
-        found.append(
-            Cause(
-                record["process"],
-                record["time"],
-                f"{record['process']}: {text}",
-                record["exit_code"],
-                record["is_secondary"] or is_lost_peer,
-            )
-        )
-    return found
+    return [read_record(file) for file in sorted(errors_dir.glob("*.json"))]
+
+
+def read_record(file: Path) -> Cause:
+    record = json.loads(file.read_text())
+    name, time, text = record["process"], record["time"], record["sentence"]
+    if record["is_expected"]:
+        return Cause(name, time, f"{name}: {text}", record["exit_code"], record["is_secondary"])
+    log = file.with_suffix(".log")
+    return as_cause(name, time, explain_words(text, make_context(name, log.read_text(), str(log))))
 
 
 def explain_exit(exit_: Exit, memory: Memory, num_shard: int) -> Cause:
+    context = make_context(exit_.name, "\n".join(exit_.tail), exit_.log)
     if exit_.status < 0:
         number = -exit_.status
         # An abort may itself be a library's answer to a lost peer; a kill or a crash never is.
         lead = 0.0 if number in (signal.SIGABRT, signal.SIGTERM) else SIGNAL_LEAD_S
-        sentence = explain_signal(exit_, number, memory, num_shard)
-        return Cause(exit_.name, exit_.time - lead, sentence, GroupFailed.exit_code)
+        return as_cause(exit_.name, exit_.time - lead, explain_signal(exit_, number, memory, num_shard, context))
     if exit_.status == 0:
-        sentence = f"{exit_.name} ended although nobody had asked it to."
-        return Cause(exit_.name, exit_.time, sentence, GroupFailed.exit_code)
-    last = last_line(exit_.tail)
-    hint = f'; its last line was "{last}"' if last else " and wrote nothing"
-    sentence = f"{exit_.name} ended with exit code {exit_.status}{hint}."
-    return Cause(exit_.name, exit_.time, sentence, GroupFailed.exit_code)
+        return as_cause(exit_.name, exit_.time, tell(failures.ENDED_EARLY, context))
+    if error := find_error(exit_.tail):
+        return as_cause(exit_.name, exit_.time, explain_words(error, context))
+    last = quote_last_line(exit_.tail)
+    return as_cause(exit_.name, exit_.time, tell(failures.ENDED_WITH_CODE, context, code=exit_.status, last=last))
 
 
-def explain_signal(exit_: Exit, number: int, memory: Memory, num_shard: int) -> str:
-    name = signal_name(number)
+def explain_words(error: str, context: Context) -> tuple[Failure, str]:
+    """An error as text: a consequence of another process's end, or something to explain."""
+    if is_lost_peer(error):
+        return tell(failures.PEER_LOST, context, reason=error.partition("\n")[0].rstrip("."))
+    return explain_error(error, context)
+
+
+def explain_signal(exit_: Exit, number: int, memory: Memory, num_shard: int, context: Context) -> tuple[Failure, str]:
+    is_one_of_several = num_shard > 1 and exit_.name != FRONTEND
     match number:
         case signal.SIGKILL if memory.was_exhausted:
-            limit = f" of {memory.limit_bytes / (1 << 30):.1f} GiB" if memory.limit_bytes else ""
-            return (
-                f"{exit_.name} was killed by the kernel's out-of-memory killer: the container's memory limit{limit} "
-                "was reached; raise it or serve a smaller model."
-            )
+            return tell(failures.OUT_OF_MEMORY_KILLED, context, memory=memory.describe())
+        case signal.SIGKILL if memory.oom_kills_after is not None:
+            return tell(failures.KILLED, context)
         case signal.SIGKILL:
-            counted = memory.oom_kills_after is not None
-            evidence = " (this container's count of such kills did not change)" if counted else ""
-            return (
-                f"{exit_.name} was killed by {name}; if this was not done by hand, the kernel's out-of-memory killer "
-                f"is the usual cause{evidence}: see `dmesg` and the memory limits."
-            )
-        case signal.SIGBUS if num_shard > 1 and exit_.name != FRONTEND:
-            return (
-                f"{exit_.name} was killed by {name}, the usual sign of too little shared memory: {num_shard} shards "
-                "need at least 1 GiB in /dev/shm; in Kubernetes mount an emptyDir of medium Memory there."
-            )
-        case signal.SIGSEGV | signal.SIGBUS | signal.SIGILL | signal.SIGFPE:
-            return f"{exit_.name} crashed with {name}: its last lines above show where."
+            return tell(failures.KILLED_PERHAPS_FOR_MEMORY, context)
+        case signal.SIGBUS if is_one_of_several and context.shared_memory.is_short:
+            return tell_shared_memory("was killed by SIGBUS", context)
+        case signal.SIGBUS:
+            return tell(failures.MAPPED_FILE_LOST, context, place=context.place)
+        case signal.SIGILL:
+            return tell(failures.ILLEGAL_INSTRUCTION, context, place=context.place)
+        case signal.SIGSEGV | signal.SIGFPE:
+            crash = signal_name(number)
+            return tell(failures.CRASHED, context, signal=crash, place=context.place, log=context.log)
+        case signal.SIGABRT if is_lost_peer("\n".join(exit_.tail)):
+            return explain_words(quote_last_line(exit_.tail), context)
         case signal.SIGABRT:
-            last = last_line(exit_.tail)
-            return f"{exit_.name} aborted itself ({name})" + (f'; its last line was "{last}".' if last else ".")
+            last = quote_last_line(exit_.tail)
+            return tell(failures.ABORTED, context, place=context.place, last=last, log=context.log)
         case _:
-            return f"{exit_.name} was ended by {name} from outside: stop the launcher instead of its children."
+            return tell(failures.ENDED_BY_SIGNAL, context, signal=signal_name(number))
+
+
+def make_context(name: str, text: str, log: str) -> Context:
+    return Context(name, find_place(text), log, SharedMemory.measure())
+
+
+def as_cause(name: str, time: float, found: tuple[Failure, str]) -> Cause:
+    failure, sentence = found
+    return Cause(name, time, sentence, failure.kind.exit_code, failure.kind.is_secondary)
 
 
 def signal_name(number: int) -> str:
@@ -177,5 +194,7 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def last_line(tail: Sequence[str]) -> str:
-    return next((line.strip() for line in reversed(tail) if line.strip()), "")
+def quote_last_line(tail: Sequence[str]) -> str:
+    """As the second half of a sentence."""
+    last = next((line.strip() for line in reversed(tail) if line.strip()), "")
+    return f'its last line was "{last}"' if last else "it wrote nothing"

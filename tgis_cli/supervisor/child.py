@@ -20,7 +20,7 @@ from typing import IO
 OnLine = Callable[[str, bool], None]
 
 MAX_LINE_BYTES = 1 << 20  # longer ones are cut into several
-TAIL_LINES = 30  # of stderr, kept for a child that dies before it can say why
+TAIL_LINES = 200  # of stderr, kept for a child that dies before it can say why: the stacks of some threads
 
 
 class LineReader(asyncio.Protocol):

@@ -7,6 +7,7 @@ from typing import Any
 
 from tgis_cli.supervisor.cause import FRONTEND, ProcessHangs
 from tgis_cli.supervisor.health import Reply
+from tgis_server import failures
 from tgis_server.wire import shard_pb2 as pb
 
 
@@ -87,11 +88,8 @@ class Silence:
         # One that warms up waits for all others; of several that load, the first to fall silent holds up the rest.
         culprit = min(shards or waiting, key=lambda process: (process.is_warming_up, process.changed_at))
         doing = "has not answered once" if culprit.reply is None else f"stands at: {culprit.phase}"
-        raise ProcessHangs(
-            culprit.name,
-            f"{culprit.name} {doing}, and nothing has moved for {self._timeout_s:g} s; "
-            "if it only is slow, raise --startup-timeout.",
-        )
+        text = failures.NO_PROGRESS.format(process=culprit.name, doing=doing, timeout_s=self._timeout_s)
+        raise ProcessHangs(culprit.name, text)
 
 
 def render(processes: list[ProcessProgress], elapsed_s: float, title: str) -> Any:

@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tgis_cli.supervisor.cause import (
@@ -41,7 +42,7 @@ from tgis_cli.supervisor.environment import child_environment
 from tgis_cli.supervisor.signals import STOP_SIGNALS, StopSignals
 from tgis_cli.supervisor.terminal import Terminal
 from tgis_cli.supervisor.waiting import first_of, wait_all
-from tgis_server import cgroup
+from tgis_server import cgroup, failures
 from tgis_server.errors import GroupFailed
 from tgis_server.run import Run
 
@@ -202,7 +203,7 @@ class Supervisor:
         if first is not None and first > 2:
             raise ChildEnded
         if first is None:
-            text = f"{FRONTEND} hangs: its drain has not ended within {patience_s:.0f} s."
+            text = failures.DRAIN_HANGS.format(process=FRONTEND, patience_s=patience_s)
             self._hung.append(Cause(FRONTEND, time.time(), text, GroupFailed.exit_code))
             frontend.send_signal(signal.SIGABRT)
         else:
@@ -272,10 +273,14 @@ class Supervisor:
     def _exits(self) -> list[Exit]:
         """Children that ended without our doing."""
         return [
-            Exit(child.name, child.status, child.ended_at, tuple(child.tail))
+            Exit(child.name, child.status, child.ended_at, tuple(child.tail), str(self._log_of(child.name)))
             for child in self._children.values()
             if child.status is not None and not child.was_ended_by_us
         ]
+
+    def _log_of(self, name: str) -> Path:
+        """Where the traceback or the last lines of a child are kept."""
+        return self._run.errors_dir / f"{name}.log"
 
     def _is_cause_known(self) -> bool:
         return bool(self._hung) or has_primary(self._exits(), read_records(self._run.errors_dir))
@@ -291,7 +296,7 @@ class Supervisor:
     def _keep_last_lines(self, exits: Sequence[Exit]) -> None:
         """A child that could not write its error leaves its last lines instead."""
         for exit_ in exits:
-            log = self._run.errors_dir / f"{exit_.name}.log"
+            log = self._log_of(exit_.name)
             if exit_.tail and not log.exists():
                 log.write_text("\n".join(exit_.tail) + "\n")
 

@@ -15,6 +15,7 @@ from tgis_cli.supervisor.health import HealthClient
 from tgis_cli.supervisor.progress import ProcessProgress, Silence, render
 from tgis_cli.supervisor.ready import Ready, make_lines, make_panel, write_ready_file
 from tgis_cli.supervisor.terminal import Terminal, make_json_line
+from tgis_server import failures
 from tgis_server.run import Run
 from tgis_server.wire import shard_pb2 as pb
 
@@ -86,7 +87,7 @@ class Watcher:
         for _ in range(MAX_UNANSWERED):
             if (info := await self._health.info(0, WATCH_CALL_S)) is not None:
                 return info
-        raise ProcessHangs("shard-0", "shard-0 said that it serves, but does not answer any more.")
+        raise ProcessHangs("shard-0", failures.NO_INFO.format(process="shard-0"))
 
     async def watch_frontend(self) -> None:
         """Ask the front-end for ever whether it is well.
@@ -99,7 +100,7 @@ class Watcher:
             await asyncio.sleep(WATCH_POLL_S)
             reply = await self._health.check(FRONTEND, WATCH_CALL_S)
             num_unanswered = 0 if reply is not None else num_unanswered + 1
-        raise ProcessHangs(FRONTEND, f"{FRONTEND} hangs: it has not answered {MAX_UNANSWERED} times in a row.")
+        raise ProcessHangs(FRONTEND, failures.FRONTEND_HANGS.format(process=FRONTEND, count=MAX_UNANSWERED))
 
     async def report_drain(self) -> None:
         """Say how many calls a drain waits for, for ever, whenever the number changes."""

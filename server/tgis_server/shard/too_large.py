@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from tgis_server.errors import GroupFailed, NotEnoughDevices, OutOfMemory, TgisError
+from tgis_server import failures
+from tgis_server.errors import OutOfMemory, TgisError
 from tgis_server.wire.messages import StepPlan
 
 
 def step_too_large(plan: StepPlan, error: OutOfMemory) -> TgisError:
     """The error that ends the shard. Warm-up steps have no number."""
     if not plan.step:
-        return NotEnoughDevices(
-            f"A step of {plan.total_tokens} tokens does not fit into memory beside the weights: {error}. "
-            "Lower --kv-cache-memory, use more shards, or free memory."
-        )
-    return GroupFailed(
-        f"Step {plan.step} with {plan.total_tokens} tokens of {plan.num_rows} sequences does not fit into memory: "
-        f"{error}. Lower --max-batch-tokens, --max-batch-size or --kv-cache-memory."
+        return failures.WARM_UP_TOO_LARGE.error(num_tokens=plan.total_tokens, reason=error)
+    return failures.STEP_TOO_LARGE.error(
+        step=plan.step, num_tokens=plan.total_tokens, num_rows=plan.num_rows, reason=error
     )

@@ -1,0 +1,395 @@
+"""Every failure that ends a start or a running server: how it is recognised, what is said about it, and the exit code.
+
+One row per failure, in the order of exit codes. Code raises ``failures.PORT_IN_USE.error(port=8033, ...)``, and the
+page docs/failures.md is made from the same rows. A sentence says what happened, with values, and what to do. Errors of
+single requests are the contract's and not listed here.
+
+Knows neither who raises a row nor where: imports ``errors`` alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tgis_server.errors import GroupFailed, ModelError, NotEnoughDevices, PeerLost, TgisError, UsageError
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One row.
+
+    Args:
+        name: a short slug, unique, for people who search the docs or their logs.
+        evidence: how it is recognised, for the docs.
+        sentence: a template of :meth:`str.format`; values whose names end in ``_bytes`` are numbers of bytes.
+        kind: the error that it is, which gives the exit code.
+    """
+
+    name: str
+    evidence: str
+    sentence: str
+    kind: type[TgisError]
+
+    def format(self, **values: object) -> str:
+        """The sentence with its values."""
+        shown = {name: format_bytes(value) if name.endswith("_bytes") else value for name, value in values.items()}
+        return self.sentence.format(**shown)
+
+    def error(self, **values: object) -> TgisError:
+        """The error to raise."""
+        return self.kind(self.format(**values))
+
+
+def format_bytes(count: object) -> str:
+    """``1.5 GiB``, ``12 MiB``."""
+    assert isinstance(count, int), count
+    if count >= GIB:
+        return f"{count / GIB:.1f} GiB"
+    if count >= 1 << 20:
+        return f"{count / (1 << 20):.0f} MiB"
+    return f"{count / 1024:.0f} KiB"
+
+
+# -- Exit code 2: options, addresses and directories ------------------------------------------------------------------
+
+WRONG_OPTION = Failure(
+    "wrong-option",
+    "the value of a flag, of an environment variable or in the config file; rules that span options say their own",
+    "{source} is {value!r}, but must be {accepted}.",
+    UsageError,
+)
+NO_MODEL = Failure(
+    "no-model",
+    "`text-generation-launcher` without a model",
+    "No model is given: use --model-name or MODEL_NAME (`tgis launch` has a demo model).",
+    UsageError,
+)
+PORT_IN_USE = Failure(
+    "port-in-use",
+    "the address cannot be bound: `EADDRINUSE`",
+    "Port {port} is already in use by {owner}: stop it, or choose another with {flag}.",
+    UsageError,
+)
+PORT_RESERVED = Failure(
+    "port-reserved",
+    "the address cannot be bound: `EACCES`",
+    "Port {port} needs more rights (ports below 1024 are reserved): choose another with {flag}.",
+    UsageError,
+)
+HOST_NOT_HERE = Failure(
+    "host-not-here",
+    "the address cannot be bound: `EADDRNOTAVAIL`",
+    "--host {host} is not an address of this machine: use 0.0.0.0 to listen on all of them.",
+    UsageError,
+)
+HOST_UNKNOWN = Failure(
+    "host-unknown",
+    "the host's name does not resolve",
+    "--host {host} is not an address: {reason}; use 0.0.0.0 to listen on all addresses of this machine.",
+    UsageError,
+)
+CANNOT_LISTEN = Failure(
+    "cannot-listen",
+    "the address cannot be bound, for another reason",
+    "Port {port} ({flag}) cannot be listened on: {reason}; check --host and {flag}.",
+    UsageError,
+)
+RUN_DIR_NOT_WRITABLE = Failure(
+    "run-dir-not-writable",
+    "the run directory cannot be made",
+    "The run directory cannot be made in {parent}: {reason}. Choose a writable one with --run-dir.",
+    UsageError,
+)
+SOCKET_PATH_TOO_LONG = Failure(
+    "socket-path-too-long",
+    "a socket's path has more than the 107 bytes that Linux allows",
+    "The socket path {path} is {excess} bytes too long for a Unix socket: choose a shorter --run-dir.",
+    UsageError,
+)
+SOCKET_DIR_NOT_WRITABLE = Failure(
+    "socket-dir-not-writable",
+    "the directory of a socket is missing or not writable",
+    "Sockets cannot be made in {directory}: it is missing or not writable. Choose another --run-dir or "
+    "--shard-uds-path.",
+    UsageError,
+)
+SOCKET_IN_USE = Failure(
+    "socket-in-use",
+    "a process answers on the socket's path",
+    "The socket {path} belongs to a running server: choose another --shard-uds-path.",
+    UsageError,
+)
+FILE_UNREADABLE = Failure(
+    "option-file-unreadable",
+    "a file that an option names cannot be opened",
+    "{flag} {file} cannot be read: {reason}.",
+    UsageError,
+)
+
+# -- Exit code 3: the model -------------------------------------------------------------------------------------------
+
+NO_TOKENIZER = Failure(
+    "no-tokenizer",
+    "the model directory has no `tokenizer.json`",
+    "No existing fast tokenizer (tokenizer.json) found in {model_dir}. Save one there with "
+    "`AutoTokenizer.from_pretrained(...).save_pretrained(...)`.",
+    ModelError,
+)
+
+# -- Exit code 4: devices and memory ----------------------------------------------------------------------------------
+
+WEIGHTS_EXCEED_MEMORY = Failure(
+    "weights-exceed-memory",
+    "the weights alone are larger than what the machine and its control groups have free",
+    "{model} has {weights_bytes} of weights as {dtype}, but only {free_bytes} of memory are free ({limit}). Free "
+    "memory, raise the limit, or serve a smaller model.",
+    NotEnoughDevices,
+)
+WEIGHTS_EXCEED_GPU = Failure(
+    "weights-exceed-gpu",
+    "the weights of a shard alone are larger than its GPU",
+    "{model} needs {weights_bytes} per GPU on {num_shard} GPU(s), but GPU {gpu} offers {usable_bytes}. Use a larger "
+    "--num-shard, or larger GPUs.",
+    NotEnoughDevices,
+)
+WARM_UP_TOO_LARGE = Failure(
+    "warm-up-too-large",
+    "the first steps, before any request, run out of memory",
+    "A step of {num_tokens} tokens does not fit into memory beside the weights: {reason}. Lower --kv-cache-memory, "
+    "use more shards, or free memory.",
+    NotEnoughDevices,
+)
+
+GPU_OUT_OF_MEMORY = Failure(
+    "gpu-out-of-memory",
+    "torch's `OutOfMemoryError` or a CUDA allocation error outside of a step, which means while loading",
+    "{process} ran out of GPU memory (at {place}): it asked for {asked} while {free} of {total} were free; use more "
+    "shards (--num-shard), lower --kv-cache-memory or --max-batch-tokens, or stop what else uses the GPU "
+    "(`nvidia-smi`).",
+    NotEnoughDevices,
+)
+HOST_OUT_OF_MEMORY = Failure(
+    "host-out-of-memory",
+    "`MemoryError`, `ENOMEM`, a refused allocation of torch, or oneDNN without memory for a primitive",
+    "{process} ran out of memory (at {place}): it asked for {asked}; raise the memory limit (also `ulimit -v`), or "
+    "lower --kv-cache-memory, --max-batch-tokens or --max-batch-size.",
+    NotEnoughDevices,
+)
+DRIVER_TOO_OLD = Failure(
+    "driver-too-old",
+    "torch says that the NVIDIA driver is too old",
+    "{process}: the NVIDIA driver ({found}) is too old for the installed torch: update the driver, or install torch "
+    "in a build for an older CUDA.",
+    NotEnoughDevices,
+)
+GPU_NOT_SUPPORTED = Failure(
+    "gpu-not-supported",
+    "CUDA says that there is no kernel image for the device",
+    "{process}: the installed torch has no code for this GPU (no kernel image is available): install a build of "
+    "torch that supports it, or use another GPU.",
+    NotEnoughDevices,
+)
+GPU_UNUSABLE = Failure(
+    "gpu-unusable",
+    "CUDA cannot be initialized",
+    "{process}: the GPU cannot be used: {reason}. Check `nvidia-smi`, CUDA_VISIBLE_DEVICES and, on machines with "
+    "NVSwitch, that the fabric manager runs.",
+    NotEnoughDevices,
+)
+
+# -- Exit code 5: a process of the group ------------------------------------------------------------------------------
+
+OUT_OF_MEMORY_KILLED = Failure(
+    "out-of-memory-killed",
+    "SIGKILL, and the control group's count of out-of-memory kills (`oom_kill`) has risen since the start",
+    "{process} was killed by the kernel's out-of-memory killer: {memory}; raise the limit, free memory, or serve a "
+    "smaller model.",
+    GroupFailed,
+)
+KILLED = Failure(
+    "killed",
+    "SIGKILL, and that count has not risen",
+    "{process} was killed by SIGKILL, and not by the kernel for lack of memory, as this container's count of such "
+    "kills did not change: find out who sent it, and stop the launcher instead of its children.",
+    GroupFailed,
+)
+KILLED_PERHAPS_FOR_MEMORY = Failure(
+    "killed-perhaps-for-memory",
+    "SIGKILL, where there is no such count",
+    "{process} was killed by SIGKILL; if this was not done by hand, the kernel's out-of-memory killer is the usual "
+    "cause: see `dmesg` and the memory limits.",
+    GroupFailed,
+)
+SHARED_MEMORY_FULL = Failure(
+    "shared-memory-full",
+    "SIGBUS of one of several shards, where /dev/shm is smaller than 1 GiB or full; NCCL says that it cannot create "
+    "a shared memory segment",
+    "{process} {what}, the usual sign of too little shared memory: several shards need at least 1 GiB in /dev/shm, "
+    "which has {total_bytes}, {free_bytes} of them free; in Kubernetes mount an emptyDir of medium Memory there.",
+    GroupFailed,
+)
+MAPPED_FILE_LOST = Failure(
+    "mapped-file-lost",
+    "any other SIGBUS",
+    "{process} was killed by SIGBUS at {place}: a file that it had mapped was cut short or cannot be read any more; "
+    "check that nothing changes the model's files while they are served, and the disk.",
+    GroupFailed,
+)
+ILLEGAL_INSTRUCTION = Failure(
+    "illegal-instruction",
+    "SIGILL",
+    "{process} used an instruction that this CPU lacks (SIGILL) at {place}: install builds of torch and of the other "
+    "libraries that are made for this CPU, or use another machine.",
+    GroupFailed,
+)
+CRASHED = Failure(
+    "crashed",
+    "SIGSEGV or SIGFPE",
+    "{process} crashed with {signal} at {place}: its last lines are in {log}; report them with the output of `tgis "
+    "version`.",
+    GroupFailed,
+)
+ABORTED = Failure(
+    "aborted",
+    "SIGABRT that the launcher has not sent",
+    "{process} aborted itself (SIGABRT) at {place}: {last}; its last lines are in {log}.",
+    GroupFailed,
+)
+ENDED_BY_SIGNAL = Failure(
+    "ended-by-signal",
+    "another signal, such as SIGTERM, sent to a child alone",
+    "{process} was ended by {signal} from outside: stop the launcher instead of its children.",
+    GroupFailed,
+)
+ENDED_EARLY = Failure(
+    "ended-early",
+    "exit code 0 of a child that nobody had asked to end",
+    "{process} ended although nobody had asked it to: what it wrote is above.",
+    GroupFailed,
+)
+ENDED_WITH_CODE = Failure(
+    "ended-with-code",
+    "another exit code, and no error was left behind",
+    "{process} ended with exit code {code}; {last}.",
+    GroupFailed,
+)
+MISSING_FILE = Failure(
+    "missing-file",
+    "an error that names a file: `ENOENT`",
+    "{process}: {path} does not exist (at {place}): put it back; if it was in the run directory, something cleans "
+    "that up, and --run-dir chooses another.",
+    GroupFailed,
+)
+FILE_FORBIDDEN = Failure(
+    "file-forbidden",
+    "an error that names a file: `EACCES`, `EPERM` or `EROFS`",
+    "{process}: {path} cannot be opened by user {uid} ({reason}, at {place}): give that user the right, or mount it "
+    "writable if it has to be.",
+    GroupFailed,
+)
+DISK_FULL = Failure(
+    "disk-full",
+    "`ENOSPC` or `EDQUOT`",
+    "{process}: there is no space left for {path} (at {place}): free some, or choose another --run-dir.",
+    GroupFailed,
+)
+TOO_MANY_FILES = Failure(
+    "too-many-files",
+    "`EMFILE` or `ENFILE`",
+    "{process}: too many files and connections are open (at {place}): raise the limit (`ulimit -n`, LimitNOFILE in "
+    "systemd), or lower --max-concurrent-requests.",
+    GroupFailed,
+)
+MISSING_PACKAGE = Failure(
+    "missing-package",
+    "`ModuleNotFoundError`",
+    "{process}: the Python package {package} is not installed beside {python}: install TGIS with its dependencies "
+    "again.",
+    GroupFailed,
+)
+BROKEN_LIBRARY = Failure(
+    "broken-library",
+    "`ImportError`, or a shared object that cannot be loaded",
+    "{process}: a library cannot be loaded: {reason}. Install torch in the build that fits this machine's CUDA, and "
+    "check LD_LIBRARY_PATH.",
+    GroupFailed,
+)
+GPU_ERROR = Failure(
+    "gpu-error",
+    "another error of CUDA",
+    "{process}: the GPU failed: {reason} (at {place}); look for Xid lines in `dmesg` and at `nvidia-smi -q`, and "
+    "report it if the GPU is healthy. The traceback is in {log}.",
+    GroupFailed,
+)
+UNEXPECTED_ERROR = Failure(
+    "unexpected-error",
+    "an exception that no row here explains",
+    "{process}: {error} (at {place}); the traceback is in {log}.",
+    GroupFailed,
+)
+NO_PROGRESS = Failure(
+    "no-progress",
+    "no process has moved for --startup-timeout",
+    "{process} {doing}, and nothing has moved for {timeout_s:g} s; if it only is slow, raise --startup-timeout.",
+    GroupFailed,
+)
+NO_INFO = Failure(
+    "no-answer-when-ready",
+    "a shard that serves does not describe itself",
+    "{process} said that it serves, but does not answer any more; its stacks are above.",
+    GroupFailed,
+)
+FRONTEND_HANGS = Failure(
+    "frontend-hangs",
+    "the launcher's calls of the front-end's health time out",
+    "{process} hangs: it has not answered {count} times in a row; its stacks are above.",
+    GroupFailed,
+)
+DRAIN_HANGS = Failure(
+    "drain-hangs",
+    "a drain that does not end in its time",
+    "{process} hangs: its drain has not ended within {patience_s:.0f} s; its stacks are above.",
+    GroupFailed,
+)
+PROCESS_STOPPED = Failure(
+    "process-stopped",
+    "a child is in state T of /proc, as after SIGSTOP",
+    "{process} has been stopped (SIGSTOP, or a debugger) and does not go on: find out who stopped it.",
+    GroupFailed,
+)
+RANK_SILENT = Failure(
+    "rank-silent",
+    "a collective times out, and one shard does not answer",
+    "{process} does not answer, and the other shards waited for it in vain ({reason}).",
+    GroupFailed,
+)
+RANK_BEHIND = Failure(
+    "rank-behind",
+    "a collective times out, and one shard has done fewer steps than the others",
+    "{process} hangs in step {step}, and the other shards waited for it in vain ({reason}).",
+    GroupFailed,
+)
+PEER_LOST = Failure(
+    "peer-lost",
+    "a connection or a collective breaks; reported only where nothing else is known",
+    "{process} lost contact to another process of the group ({reason}), and nothing else is known: the lines above "
+    "may tell more.",
+    PeerLost,
+)
+STEP_TOO_LARGE = Failure(
+    "step-too-large",
+    "a step runs out of memory on several shards, or twice in a row on one",
+    "Step {step} with {num_tokens} tokens of {num_rows} sequences does not fit into memory: {reason}. Lower "
+    "--max-batch-tokens, --max-batch-size or --kv-cache-memory.",
+    GroupFailed,
+)
+NO_CAUSE = Failure(
+    "no-cause",
+    "the group ended, and nothing tells why",
+    "The server ended for an unknown reason: the lines above may tell more.",
+    GroupFailed,
+)
+
+CATALOGUE: tuple[Failure, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Failure))
