@@ -1,52 +1,131 @@
 """The executables of the original, for manifests and clients that start them by name.
 
 ``text-generation-launcher`` takes the same options as ``tgis launch``, but never falls back to the demo model: a pod
-must not become ready on toy text. ``text-generation-server`` holds the original's tools as far as they exist.
+must not become ready on toy text. ``text-generation-server serve`` was one shard; here it starts the whole server.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from tgis_cli.exits import errors_as_exit_codes
 from tgis_cli.option_help import GroupedHelpCommand
 from tgis_cli.options import with_serve_options
+from tgis_server.config import FRAMEWORKS
 from tgis_server.errors import UsageError
+
+RENDEZVOUS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def launch(flags: Mapping[str, Any], config_file: Path | None) -> None:
-    """Serve a model; the same as `tgis launch`, with a model being required."""
+    """Serve a model, under the name and with the options of the original's launcher.
+
+    `tgis launch MODEL` is the newer way and takes the same options; `tgis migrate FILE` tells what becomes of the
+    settings in a manifest.
+    """
     from tgis_cli.commands.launch import run_launch
 
     raise SystemExit(run_launch(flags, config_file, needs_model=True))
 
 
-def launcher() -> None:
-    """The console script ``text-generation-launcher``."""
+def make_launcher() -> Any:
+    """The command behind ``text-generation-launcher``."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command(cls=GroupedHelpCommand)(with_serve_options(launch, positional_model=False))
+    return typer.main.get_command(app)
+
+
+def launcher() -> None:
+    """The console script ``text-generation-launcher``."""
     with errors_as_exit_codes(debug=False):
-        typer.main.get_command(app).main(prog_name="text-generation-launcher")
+        make_launcher().main(prog_name="text-generation-launcher")
+
+
+class ServerGroup(TyperGroup):
+    """Says of the original's tools that are missing which commands there are."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        from tgis_cli.app import COMMANDS
+
+        if args and args[0] not in self.commands:
+            raise UsageError(
+                f"text-generation-server {args[0]} is not part of this version; `serve` is. "
+                f"The commands of tgis are {', '.join(COMMANDS)}."
+            )
+        return super().resolve_command(ctx, args)
 
 
 server_app = typer.Typer(
-    add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, rich_markup_mode="rich"
+    cls=ServerGroup,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
 )
 
 
 @server_app.callback()
 def text_generation_server() -> None:
-    """The original's shard server and weight tools."""
+    """The original's shard server; `tgis launch` is the newer way to serve."""
 
 
-@server_app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
-def serve(model: Annotated[str, typer.Argument(help="Directory or hub id.")] = "MODEL") -> None:
-    """Replaced by `tgis launch`, which starts the shards itself."""
-    raise UsageError(f"A shard cannot be started by itself: `tgis launch {model}` starts all processes of a server.")
+@server_app.command(cls=GroupedHelpCommand)
+def serve(
+    model: Annotated[str, typer.Argument(help="Directory, or hub id in the local cache.")],
+    engine: Annotated[str, typer.Argument(help=f"One of {', '.join(FRAMEWORKS)}.")],
+    dtype: Annotated[str | None, typer.Option(help="Number format.")] = None,
+    quantize: Annotated[str | None, typer.Option(help="Quantization method.")] = None,
+    max_sequence_length: Annotated[str | None, typer.Option(help="Most tokens of input and output.")] = None,
+    max_new_tokens: Annotated[str | None, typer.Option(help="Most tokens that a request may ask for.")] = None,
+    max_batch_size: Annotated[str | None, typer.Option(help="Most sequences running together.")] = None,
+    batch_safety_margin: Annotated[str | None, typer.Option(help="Percent of free GPU memory held back.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+    sharded: Annotated[bool, typer.Option(help="Start WORLD_SIZE shards instead of one.")] = False,
+    cuda_process_memory_fraction: Annotated[str | None, typer.Option(help="Share of each GPU.")] = None,
+    uds_path: Annotated[str | None, typer.Option(help="The socket of rank r is PATH-r.")] = None,
+) -> None:
+    """Serve a model: all its shards and the front-end, on the ports that GRPC_PORT and PORT name."""
+    from tgis_cli.commands.launch import run_launch
+
+    flags = {
+        "model_name": model,
+        "deployment_framework": engine,
+        "dtype": dtype,
+        "quantize": quantize,
+        "max_sequence_length": max_sequence_length,
+        "max_new_tokens": max_new_tokens,
+        "max_batch_size": max_batch_size,
+        "batch_safety_margin": batch_safety_margin,
+        "revision": revision,
+        "num_shard": count_shards(os.environ) if sharded else "1",
+        "cuda_process_memory_fraction": cuda_process_memory_fraction,
+        "shard_uds_path": uds_path,
+    }
+    warning = "text-generation-server serve starts the whole server, all shards and the front-end: use `tgis launch`."
+    raise SystemExit(run_launch(flags, None, warnings=[warning]))
+
+
+def count_shards(environ: Mapping[str, str]) -> str:
+    """How many shards a sharded server has.
+
+    Raises:
+        UsageError: the environment does not say, or this is not the first of the shards.
+    """
+    for name in RENDEZVOUS:
+        if not environ.get(name, "").strip():
+            raise UsageError(f"{name} must be set when sharded is True")
+    rank, num_shard = environ["RANK"].strip(), environ["WORLD_SIZE"].strip()
+    if rank != "0":
+        raise UsageError(
+            f"RANK is {rank}, but rank 0 starts all {num_shard} shards: start text-generation-server once."
+        )
+    return num_shard
 
 
 def server() -> None:

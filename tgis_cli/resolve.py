@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tgis_server
+from tgis_cli.legacy_settings import warn_of_settings
 from tgis_cli.machine import Machine
 from tgis_cli.machine.gpus import split_devices
 from tgis_cli.models import find_cache_dir, find_model_dir, read_model_config
@@ -96,7 +97,7 @@ def resolve(loaded: LoadedConfig, environ: Mapping[str, str], machine: Machine) 
         ModelError: the model is not there, or nothing can run it.
         NotEnoughDevices: more GPUs are asked for than there are.
     """
-    decide = Decisions(loaded, environ, machine, warnings=list(loaded.warnings))
+    decide = Decisions(loaded, environ, machine, warnings=list(warn_of_settings(loaded, environ)))
     model_id, model_dir = choose_model(decide)
     model_config = read_model_config(model_dir)
     engine = choose_engine(decide, model_dir)
@@ -128,8 +129,7 @@ def choose_model(decide: Decisions) -> tuple[str, Path]:
     if name is None:
         decide.reasons["model_dir"] = "no model is given: the demo model that comes with TGIS"
         return "demo", DEMO_MODEL_DIR
-    cache_dir, source, warnings = find_cache_dir(decide.environ)
-    decide.warnings += warnings
+    cache_dir, source = find_cache_dir(decide.environ)
     model_dir = find_model_dir(name, decide.config.revision, cache_dir)
     is_cached = model_dir.is_relative_to(cache_dir)
     decide.reasons["model_dir"] = f"in the cache {cache_dir} (from {source})" if is_cached else "a directory"
@@ -160,6 +160,8 @@ def choose_engine(decide: Decisions, model_dir: Path) -> str:
         decide.reasons["engine"] = "it has this model's family"
     else:
         decide.take_given("deployment_framework", "engine")
+    if framework == "hf_custom_tp":
+        decide.warnings.append("deployment framework hf_custom_tp is an older name of tgis_native.")
     return "native"
 
 
@@ -211,8 +213,8 @@ def infer_num_shard(decide: Decisions, engine: str, device: str) -> int:
         if variable not in decide.environ:
             continue
         listed = split_devices(decide.environ[variable])
-        count = len(decide.machine.gpus) if listed is None else len(listed)
-        decide.reasons["num_shard"] = f"{variable} lists {'all' if listed is None else count}"
+        count = 1 if listed is None else len(listed)  # "all" is one entry, as in the original
+        decide.reasons["num_shard"] = f"{variable} lists {count}" if listed is not None else f"{variable} is all"
         return max(1, count)
     decide.reasons["num_shard"] = "no variable lists GPUs"
     return 1

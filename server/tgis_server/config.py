@@ -16,7 +16,7 @@ import math
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -43,6 +43,15 @@ GROUPS = ("Model", "Devices and memory", "Limits", "Network", "Process", "Rehear
 FALSE_WORDS = frozenset({"n", "no", "f", "false", "off", "0"})
 
 
+def read_dtype(text: str) -> str:
+    return text.removeprefix("torch.")
+
+
+def read_log_level(text: str) -> str:
+    """The level of ``info,tonic=warn``: the original takes filters with a level for each of its own modules."""
+    return next((part for part in text.split(",") if "=" not in part), text)
+
+
 @dataclass(frozen=True, slots=True)
 class Opt:
     """Everything about an option but its name, type and default."""
@@ -51,11 +60,14 @@ class Opt:
     group: str
     short: str = ""  # one-letter flag
     env: str = ""  # default: the name in upper case
+    also_env: str = ""  # another variable, read where the first is not set
     ge: float | None = None
     gt: float | None = None
     le: float | None = None
     choices: tuple[str, ...] = ()
     aliases: Mapping[str, str] | None = None  # other spellings of choices
+    read: Callable[[str], str] | None = None  # leaves the choice of a longer text in lower case
+    refusal: str = ""  # what the original says of a value out of range; {} is the value
     unit: str = ""  # "bytes": 512MiB, 2GiB or a number
     takes_value: bool = False  # a boolean spelled --flag true, as the original's launcher has it
     hidden: bool = False  # left out of --help, kept in the docs
@@ -85,16 +97,29 @@ class ServeConfig:
             group="Model",
             choices=tuple(DTYPES),
             aliases=DTYPE_ALIASES,
+            read=read_dtype,
             unset="the checkpoint's on CUDA and on CPUs with bf16 instructions, else float32",
         ),
     ] = None
     dtype_str: Annotated[
         str | None,
-        Opt(help="Older name of --dtype.", group="Model", choices=tuple(DTYPES), aliases=DTYPE_ALIASES, hidden=True),
+        Opt(
+            help="Older name of --dtype.",
+            group="Model",
+            choices=tuple(DTYPES),
+            aliases=DTYPE_ALIASES,
+            read=read_dtype,
+            hidden=True,
+        ),
     ] = None
     quantize: Annotated[
         str | None,
-        Opt(help="Quantization method.", group="Model", choices=("gptq", "bitsandbytes"), hidden=True),
+        Opt(
+            help="Refused: no engine of this version loads quantized weights.",
+            group="Model",
+            choices=("gptq", "bitsandbytes"),
+            hidden=True,
+        ),
     ] = None
 
     # Devices and memory
@@ -143,18 +168,39 @@ class ServeConfig:
             short="c",
             gt=0,
             le=1,
+            refusal="cuda_process_memory_fraction must be in range 0 < x <= 1",
         ),
     ] = 1.0
 
     # Limits
     max_concurrent_requests: Annotated[
-        int, Opt(help="Inputs accepted at a time; more are refused as overload.", group="Limits", ge=1)
+        int,
+        Opt(
+            help="Inputs accepted at a time; more are refused as overload.",
+            group="Limits",
+            ge=1,
+            refusal="max_concurrent_requests must be > 0",
+        ),
     ] = 512
     max_sequence_length: Annotated[
         int | None,
-        Opt(help="Most tokens of input and output together.", group="Limits", ge=2, unset="the model's"),
+        Opt(
+            help="Most tokens of input and output together.",
+            group="Limits",
+            ge=2,
+            refusal="max_sequence_length ({}) must be at least 2 (1 input + 1 output)",
+            unset="the model's",
+        ),
     ] = None
-    max_new_tokens: Annotated[int, Opt(help="Most tokens that a request may ask for.", group="Limits", ge=1)] = 1024
+    max_new_tokens: Annotated[
+        int,
+        Opt(
+            help="Most tokens that a request may ask for.",
+            group="Limits",
+            ge=1,
+            refusal="max_new_tokens ({}) at least 1",
+        ),
+    ] = 1024
     max_batch_size: Annotated[int, Opt(help="Most sequences running together.", group="Limits", ge=1)] = 256
     max_batch_tokens: Annotated[
         int | None,
@@ -167,7 +213,13 @@ class ServeConfig:
     ] = None
     tokenization_workers: Annotated[
         int | None,
-        Opt(help="Threads that tokenize.", group="Limits", ge=1, unset="CPUs less shards, 1 to 8"),
+        Opt(
+            help="Threads that tokenize.",
+            group="Limits",
+            ge=1,
+            refusal="tokenization_workers must be > 0",
+            unset="CPUs less shards, 1 to 8",
+        ),
     ] = None
 
     # Network
@@ -223,13 +275,6 @@ class ServeConfig:
         str | None,
         Opt(help="Socket of rank r is PATH-r.", group="Process", unset="in the run directory", hidden=True),
     ] = None
-    master_addr: Annotated[
-        str,
-        Opt(help="Not needed on one machine: shards meet in the run directory.", group="Process", hidden=True),
-    ] = "localhost"
-    master_port: Annotated[
-        int, Opt(help="Not needed on one machine.", group="Process", ge=0, le=65535, hidden=True)
-    ] = 29500
     startup_timeout: Annotated[
         float, Opt(help="Seconds without any progress after which a start is given up.", group="Process", gt=0)
     ] = 300.0
@@ -244,23 +289,30 @@ class ServeConfig:
         float, Opt(help="Seconds in which a stopping server finishes what it started.", group="Process", ge=0)
     ] = 90.0
     termination_log: Annotated[
-        Path, Opt(help="Where the cause of a failure is written, if the file can be.", group="Process", hidden=True)
+        Path,
+        Opt(
+            help="Where the cause of a failure is written, if the file can be.",
+            group="Process",
+            also_env="TERMINATION_LOG_DIR",
+            hidden=True,
+        ),
     ] = Path("/dev/termination-log")
     json_output: Annotated[bool, Opt(help="Logs as JSON lines.", group="Process")] = False
     otlp_endpoint: Annotated[
         str | None,
         Opt(help="Send traces to this OpenTelemetry collector (gRPC), such as http://host:4317.", group="Process"),
     ] = None
-    otlp_service_name: Annotated[str, Opt(help="Service name in traces.", group="Process", hidden=True)] = (
-        "text-generation-inference.router"
-    )
+    otlp_service_name: Annotated[
+        str, Opt(help="Service name in traces.", group="Process", also_env="OTEL_SERVICE_NAME", hidden=True)
+    ] = "text-generation-inference.router"
     log_level: Annotated[
         str,
         Opt(
             help="Least level of logs.",
             group="Process",
             choices=("debug", "info", "warning", "error"),
-            aliases={"trace": "debug", "warn": "warning"},
+            aliases={"trace": "debug", "warn": "warning", "off": "error"},
+            read=read_log_level,
         ),
     ] = "info"
 
@@ -307,7 +359,28 @@ class ServeConfig:
     ] = None
     max_prefill_padding: Annotated[
         float | None,
-        Opt(help="Prompts are not padded.", group="Accepted, without effect", hidden=True),
+        Opt(
+            help="Prompts are not padded.",
+            group="Accepted, without effect",
+            ge=0,
+            le=1,
+            refusal="max_prefill_padding ({}) must be a percentage in the range [0.0, 1.0]",
+            hidden=True,
+        ),
+    ] = None
+    master_addr: Annotated[
+        str | None,
+        Opt(help="Shards of one machine meet in the run directory.", group="Accepted, without effect", hidden=True),
+    ] = None
+    master_port: Annotated[
+        int | None,
+        Opt(
+            help="Shards of one machine meet in the run directory.",
+            group="Accepted, without effect",
+            ge=0,
+            le=65535,
+            hidden=True,
+        ),
     ] = None
 
 
@@ -328,6 +401,10 @@ class Option:
     def env(self) -> str:
         return self.opt.env or self.name.upper()
 
+    def find_variable(self, environ: Mapping[str, str]) -> str | None:
+        """The variable that sets this option; blank ones count as not set."""
+        return next((name for name in (self.env, self.opt.also_env) if environ.get(name, "").strip()), None)
+
 
 @functools.cache
 def options() -> tuple[Option, ...]:
@@ -347,7 +424,6 @@ class LoadedConfig:
 
     config: ServeConfig
     origins: dict[str, str]  # "flag --port", "environment PORT", "tgis.toml" or "default"
-    warnings: tuple[str, ...] = ()
 
 
 def load_config(flags: Mapping[str, Any], environ: Mapping[str, str], config_file: Path | None = None) -> LoadedConfig:
@@ -368,8 +444,8 @@ def load_config(flags: Mapping[str, Any], environ: Mapping[str, str], config_fil
         where = ""
         if flags.get(option.name) is not None:
             source, raw = f"flag {option.flag}", flags[option.name]
-        elif environ.get(option.env, "").strip():
-            source, raw = f"environment {option.env}", environ[option.env].strip()
+        elif variable := option.find_variable(environ):
+            source, raw = f"environment {variable}", environ[variable].strip()
         elif option.name in from_file:
             source, raw, where = str(config_file), from_file[option.name], f"{option.name} in "
         else:
@@ -377,7 +453,8 @@ def load_config(flags: Mapping[str, Any], environ: Mapping[str, str], config_fil
             continue
         values[option.name], origins[option.name] = parse_value(option, raw, where + source), source
     config = ServeConfig(**values)
-    return LoadedConfig(config, origins, tuple(check_together(config, origins, environ)))
+    check_together(config)
+    return LoadedConfig(config, origins)
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
@@ -399,19 +476,28 @@ def read_config_file(path: Path) -> dict[str, Any]:
     return found
 
 
+class OutOfRange(ValueError):
+    """A number outside its option's range; ``args`` holds it."""
+
+
 def parse_value(option: Option, raw: Any, source: str) -> Any:
-    """Turn a raw value into the option's type and check its range."""
+    """Turn a raw value into the option's type and check its range.
+
+    Raises:
+        UsageError: it is not what the option takes; out of range with the original's text where that has one.
+    """
     try:
-        value = _convert(option, raw)
-    except (ValueError, TypeError, OverflowError):  # a config file may hold lists, dates, 1e400
+        return _convert(option, raw)
+    except (ValueError, TypeError, OverflowError) as error:  # a config file may hold lists, dates, 1e400
         problem = failures.WRONG_OPTION.format(source=source, value=str(raw), accepted=describe_accepted(option))
+        if isinstance(error, OutOfRange) and option.opt.refusal:
+            problem = f"{option.opt.refusal.format(*error.args)}: {source} is {str(raw)!r}."
         if str(raw).startswith("tcp://"):
             problem += (
                 " Kubernetes sets such a variable for a Service of that name: set it in the pod, or use "
                 f"enableServiceLinks: false, or {option.flag}."
             )
         raise UsageError(problem) from None
-    return value
 
 
 def _convert(option: Option, raw: Any) -> Any:
@@ -429,7 +515,7 @@ def _convert(option: Option, raw: Any) -> Any:
     else:
         value = option.type(raw)
     if opt.choices:
-        value = value.lower().removeprefix("torch.")
+        value = opt.read(value.lower()) if opt.read else value.lower()
         value = (opt.aliases or {}).get(value, value)
         if value not in opt.choices:
             raise ValueError
@@ -441,7 +527,7 @@ def _convert(option: Option, raw: Any) -> Any:
             and (opt.le is None or value <= opt.le)
         )
         if not in_range:
-            raise ValueError
+            raise OutOfRange(value)
     return value
 
 
@@ -489,8 +575,12 @@ def describe_accepted(option: Option) -> str:
     return f"{noun} {strictly} {low}" if low else noun
 
 
-def check_together(config: ServeConfig, origins: Mapping[str, str], environ: Mapping[str, str]) -> list[str]:
-    """Rules that span several options. Returns warnings, raises what cannot be."""
+def check_together(config: ServeConfig) -> None:
+    """Rules that span several options.
+
+    Raises:
+        UsageError: what cannot be.
+    """
     if config.dtype and config.dtype_str and config.dtype != config.dtype_str:
         raise UsageError("dtype and dtype_str args both provided with different values")
     if config.num_gpus and config.num_shard and config.num_gpus != config.num_shard:
@@ -513,16 +603,3 @@ def check_together(config: ServeConfig, origins: Mapping[str, str], environ: Map
         raise UsageError(
             f"--quantize {config.quantize}: no engine of this version loads quantized weights; leave it out."
         )
-    warnings = [
-        f"{origins[option.name]} has no effect: {option.opt.help[0].lower()}{option.opt.help[1:]}"
-        for option in options()
-        if option.opt.group == "Accepted, without effect" and origins[option.name] != "default"
-    ]
-    warnings += [
-        f"environment {name} has no effect: memory is measured, not estimated."
-        for name in ("MAX_BATCH_WEIGHT", "MAX_PREFILL_WEIGHT", "ESTIMATE_MEMORY")
-        if environ.get(name, "").strip()
-    ]
-    if config.deployment_framework == "hf_custom_tp":
-        warnings.append("deployment framework hf_custom_tp is an older name of tgis_native.")
-    return warnings

@@ -174,11 +174,11 @@ def starting() -> Iterator[Callable[..., Server]]:
 
     def start_server(*arguments: str, script: str = "tgis launch", output: int | None = None, **environ: str) -> Server:
         base = Path(tempfile.mkdtemp(prefix="t-"))  # short, as socket paths are: pytest's own directories are not
-        command = [BIN / script.split()[0], *script.split()[1:], "--grpc-port", "0", "--port", "0", *arguments]
+        command = [BIN / script.split()[0], *script.split()[1:], *arguments]
         with (base / "stdout").open("wb") as stdout, (base / "stderr").open("wb") as stderr:
             process = subprocess.Popen(
                 command,
-                env=clean_environ() | {"TGIS_RUN_DIR": str(base)} | environ,
+                env=clean_environ() | {"GRPC_PORT": "0", "PORT": "0", "TGIS_RUN_DIR": str(base)} | environ,
                 stdin=subprocess.DEVNULL,
                 stdout=output or stdout,
                 stderr=output or stderr,

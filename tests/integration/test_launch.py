@@ -14,7 +14,10 @@ from typing import Any
 
 import pytest
 
+import tgis_server
+
 Start = Callable[..., Any]  # of a Server in conftest.py
+DEMO_MODEL = Path(tgis_server.__file__).parent / "demo_model"
 
 
 @pytest.fixture
@@ -142,6 +145,27 @@ def test_the_drop_in_launcher_wants_a_model(start: Start):
 
     assert server.wait() == 2
     assert "No model is given" in server.last_line
+
+
+def test_the_shard_server_of_the_original_starts_the_whole_server_with_one_warning(launch: Start):
+    server = launch(
+        str(DEMO_MODEL),
+        "tgis_native",
+        "--sharded",
+        script="text-generation-server serve",
+        TGIS_REHEARSE="true",
+        TGIS_HOST="127.0.0.1",
+        RANK="0",
+        WORLD_SIZE="2",
+        MASTER_ADDR="localhost",
+        MASTER_PORT="29500",
+    )
+
+    assert server.run("generate", "Once upon a time").returncode == 0
+    assert set(server.pids) == {"launcher", "frontend", "shard-0", "shard-1"}
+    assert [line.split(" warning ")[1] for line in server.stderr.splitlines() if " warning " in line] == [
+        "text-generation-server serve starts the whole server, all shards and the front-end: use `tgis launch`."
+    ]
 
 
 def test_an_error_while_loading_is_the_last_line_and_keeps_its_traceback(start: Start, short_path: Path):

@@ -176,15 +176,6 @@ def test_a_closed_pipe_is_quiet(demo_model_dir: Path):
     assert (result.stdout.count("\n"), result.stderr) == (1, "")
 
 
-def test_the_shard_server_of_the_original_points_at_launch():
-    server = TGIS.with_name("text-generation-server")
-
-    result = subprocess.run([server, "serve", "m", "tgis_native"], capture_output=True, text=True, check=False)
-
-    assert result.returncode == 2
-    assert "`tgis launch m`" in result.stderr
-
-
 @pytest.fixture
 def demo_model_dir() -> Path:
     from tgis_cli.resolve import DEMO_MODEL_DIR

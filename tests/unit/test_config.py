@@ -75,7 +75,12 @@ def test_a_port_that_kubernetes_has_set_for_a_service_is_explained():
             {"KV_CACHE_MEMORY": "much"},
             "KV_CACHE_MEMORY is 'much', but must be a size such as 512MiB or 2GiB.",
         ),
-        ({"CUDA_PROCESS_MEMORY_FRACTION": "nan"}, "must be a number above 0 up to 1."),
+        ({"CUDA_PROCESS_MEMORY_FRACTION": "nan"}, "cuda_process_memory_fraction must be in range 0 < x <= 1: env"),
+        ({"MAX_CONCURRENT_REQUESTS": "0"}, "max_concurrent_requests must be > 0: environment MAX_CONCURRENT_REQUESTS"),
+        ({"TOKENIZATION_WORKERS": "0"}, "tokenization_workers must be > 0: environment TOKENIZATION_WORKERS is '0'."),
+        ({"MAX_NEW_TOKENS": "0"}, "max_new_tokens (0) at least 1: environment MAX_NEW_TOKENS is '0'."),
+        ({"MAX_SEQUENCE_LENGTH": "1"}, "max_sequence_length (1) must be at least 2 (1 input + 1 output)"),
+        ({"MAX_PREFILL_PADDING": "1.5"}, "max_prefill_padding (1.5) must be a percentage in the range [0.0, 1.0]"),
         ({"NUM_GPUS": "2", "NUM_SHARD": "4"}, "NUM_GPUS and num_shard are set to different values (2 and 4)"),
         ({"TLS_CERT_PATH": "c.pem"}, "tls: must provide both cert and key"),
         ({"TLS_CLIENT_CA_CERT_PATH": "c.pem"}, "tls: cannot provide client ca cert without keypair"),
@@ -121,13 +126,16 @@ def test_a_file_that_is_no_toml_is_named(config_file):
         load(config_file=config_file("port: 1\n"))
 
 
-def test_options_without_effect_are_accepted_with_a_warning():
-    warnings = load({"MAX_WAITING_TOKENS": "24", "MAX_BATCH_WEIGHT": "9"}).warnings
+@pytest.mark.parametrize(("text", "level"), [("WARN", "warning"), ("hyper=off,debug,tonic=warn", "debug")])
+def test_of_a_log_filter_the_general_level_counts(text: str, level: str):
+    assert load({"LOG_LEVEL": text}).config.log_level == level
 
-    assert warnings == (
-        "environment MAX_WAITING_TOKENS has no effect: prefill and decode share every step.",
-        "environment MAX_BATCH_WEIGHT has no effect: memory is measured, not estimated.",
-    )
+
+def test_a_second_variable_is_read_where_the_first_is_not_set():
+    both = {"OTLP_SERVICE_NAME": "a", "OTEL_SERVICE_NAME": "b"}
+
+    assert load(both).config.otlp_service_name == "a"
+    assert load(both | {"OTLP_SERVICE_NAME": ""}).origins["otlp_service_name"] == "environment OTEL_SERVICE_NAME"
 
 
 def test_no_two_options_share_a_variable_or_a_letter():

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tgis_cli.legacy_settings import warn_of_settings
 from tgis_cli.machine import probe_machine
 from tgis_cli.option_help import GroupedHelpCommand
 from tgis_cli.options import with_serve_options
@@ -39,7 +40,7 @@ def show(
         resolved = resolve(loaded, environ, probe_machine(environ))
     except TgisError as error:
         problem = error  # shown last: the values may be what explains it
-    warnings = resolved.warnings if resolved else loaded.warnings
+    warnings = resolved.warnings if resolved else tuple(warn_of_settings(loaded, environ))
     if json_:
         report = {"options": describe_options(loaded), "inferred": describe_inferred(resolved), "warnings": warnings}
         print(json.dumps(report, indent=1, default=str))

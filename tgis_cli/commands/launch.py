@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,11 +45,14 @@ def launch(flags: Mapping[str, Any], config_file: Path | None) -> None:
 app.command(cls=GroupedHelpCommand)(with_serve_options(launch))
 
 
-def run_launch(flags: Mapping[str, Any], config_file: Path | None, *, needs_model: bool = False) -> int:
+def run_launch(
+    flags: Mapping[str, Any], config_file: Path | None, *, needs_model: bool = False, warnings: Iterable[str] = ()
+) -> int:
     """Serve, and return the exit code.
 
     Args:
         needs_model: refuse to start without a model instead of serving the demo model.
+        warnings: logged before those about the options.
     """
     from tgis_cli.supervisor.signals import exit_quietly_until_supervised
 
@@ -66,7 +69,7 @@ def run_launch(flags: Mapping[str, Any], config_file: Path | None, *, needs_mode
         resolved = resolve(loaded, environ, machine)
         run_dir = check_and_make_run_dir(resolved, machine)
     terminal = open_terminal(loaded.config, environ, resolved.run.num_shard)
-    for warning in resolved.warnings:
+    for warning in (*warnings, *resolved.warnings):
         logger.warning("%s", warning)
     logger.info("%s", resolved.describe())
     outcome = asyncio.run(supervise(resolved, run_dir, terminal, environ, [gpu.device for gpu in machine.gpus]))

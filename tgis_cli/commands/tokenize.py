@@ -65,7 +65,7 @@ def read_lines() -> Iterator[str]:
 def cut_locally(texts: Iterable[str], model: str) -> Iterator[Tokens]:
     from tokenizers import Tokenizer
 
-    cache_dir, _, _ = find_cache_dir(os.environ)
+    cache_dir, _ = find_cache_dir(os.environ)
     file = find_model_dir(model, None, cache_dir) / "tokenizer.json"
     if not file.is_file():
         raise ModelError(f"No existing fast tokenizer (tokenizer.json) found in {file.parent}.")

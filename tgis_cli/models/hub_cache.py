@@ -15,8 +15,8 @@ CURRENT = "HF_HUB_CACHE"
 DEPRECATED = ("TRANSFORMERS_CACHE", "HUGGINGFACE_HUB_CACHE")
 
 
-def find_cache_dir(environ: Mapping[str, str]) -> tuple[Path, str, list[str]]:
-    """The cache directory, the variable that names it, and warnings about deprecated variables.
+def find_cache_dir(environ: Mapping[str, str]) -> tuple[Path, str]:
+    """The cache directory, and the variable that names it.
 
     Raises:
         UsageError: two variables name different directories.
@@ -26,12 +26,11 @@ def find_cache_dir(environ: Mapping[str, str]) -> tuple[Path, str, list[str]]:
     for name in given:
         if name != chosen and given[name] != given[str(chosen)]:
             raise UsageError(f"{name} and {chosen} env vars can't be set to different values")
-    warnings = [f"environment {name} is deprecated: use {CURRENT}." for name in given if name in DEPRECATED]
     if chosen:
-        return Path(given[chosen]), chosen, warnings
+        return Path(given[chosen]), chosen
     if environ.get("HF_HOME"):
-        return Path(environ["HF_HOME"]) / "hub", "HF_HOME", warnings
-    return Path(environ.get("HOME") or Path.home()) / ".cache/huggingface/hub", "HOME", warnings
+        return Path(environ["HF_HOME"]) / "hub", "HF_HOME"
+    return Path(environ.get("HOME") or Path.home()) / ".cache/huggingface/hub", "HOME"
 
 
 def find_model_dir(name: str, revision: str | None, cache_dir: Path) -> Path:

@@ -1,0 +1,66 @@
+"""The original's executables: what they accept, and what they say where they do not do what they did."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tgis_cli.app import COMMANDS
+from tgis_cli.legacy import count_shards
+from tgis_server.errors import UsageError
+
+BIN = Path(sys.executable).parent
+RENDEZVOUS = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
+def run(program: str, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    environ |= {"PATH": "/usr/bin:/bin"}
+    return subprocess.run(
+        [BIN / program, *arguments], env=environ, capture_output=True, text=True, timeout=20, check=False
+    )
+
+
+def test_the_world_size_is_the_number_of_shards():
+    assert count_shards(RENDEZVOUS) == "2"
+
+
+@pytest.mark.parametrize("name", RENDEZVOUS)
+def test_a_sharded_server_needs_its_rendezvous(name: str):
+    with pytest.raises(UsageError, match=f"{name} must be set when sharded is True"):
+        count_shards(RENDEZVOUS | {name: ""})
+
+
+def test_only_the_first_rank_starts_a_server():
+    with pytest.raises(UsageError, match="RANK is 1, but rank 0 starts all 2 shards"):
+        count_shards(RENDEZVOUS | {"RANK": "1"})
+
+
+def test_a_missing_tool_names_the_commands_there_are():
+    result = run("text-generation-server", "convert-to-onnx", "model", "target")
+
+    assert result.returncode == 2
+    assert "text-generation-server convert-to-onnx is not part of this version" in result.stderr
+    assert ", ".join(COMMANDS) in result.stderr
+
+
+def test_the_launchers_help_names_the_newer_way():
+    assert "tgis launch MODEL" in run("text-generation-launcher", "--help", COLUMNS="80").stdout
+
+
+def test_the_launcher_accepts_every_flag_of_the_original():
+    """All of them parse: only the last, a value that cannot be, is complained about."""
+    flags = (
+        "--model-name m --revision r --deployment-framework hf_custom_tp --dtype float16 --dtype-str float16 "
+        "--num-shard 1 --max-concurrent-requests 1 --max-sequence-length 8 --max-new-tokens 2 --max-batch-size 1 "
+        "--max-prefill-padding 0.1 --batch-safety-margin 20 --max-waiting-tokens 24 -p 3001 -g 8034 "
+        "--shard-uds-path /tmp/s --master-addr localhost --master-port 29500 --json-output --tls-cert-path c "
+        "--tls-key-path k --tls-client-ca-cert-path a --output-special-tokens -c 0.9 --default-include-stop-seqs true "
+        "--otlp-endpoint http://o:4317 --otlp-service-name s --quantize gptq"
+    )
+
+    result = run("text-generation-launcher", *flags.split())
+
+    assert (result.returncode, result.stderr.split(":")[1].strip()) == (2, "--quantize gptq")
