@@ -67,6 +67,7 @@ def main(argv: list[str]) -> int:
     name, options = argv[0], dict(zip(argv[1::2], argv[2::2], strict=True))
     die_with_parent(int(options["--death-fd"]), int(options["--parent"]))
 
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until it is handled: a death by it is one by a signal
     os.umask(0o077)  # sockets and files of a run are the user's alone
 
     import faulthandler
@@ -87,8 +88,6 @@ def main(argv: list[str]) -> int:
             from tgis_server.shard.entry import serve_shard
 
             serve_shard(run, rank=int(name.removeprefix("shard-")))
-    except KeyboardInterrupt:
-        return 130
     except Exception as error:  # noqa: BLE001  the border: whatever ends a child is reported by its parent
         return write_error(run.errors_dir, name, error)
     return 0

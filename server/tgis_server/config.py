@@ -288,6 +288,24 @@ class ServeConfig:
     drain_timeout: Annotated[
         float, Opt(help="Seconds in which a stopping server finishes what it started.", group="Process", ge=0)
     ] = 90.0
+    restart: Annotated[
+        str,
+        Opt(
+            help="Whether a group that failed is started again; orchestrators do this themselves.",
+            group="Process",
+            choices=("none", "on-failure"),
+            env="TGIS_RESTART",
+        ),
+    ] = "none"
+    max_restarts: Annotated[
+        int,
+        Opt(
+            help="Restarts in a row; ten minutes of serving clear the count.",
+            group="Process",
+            ge=1,
+            env="TGIS_MAX_RESTARTS",
+        ),
+    ] = 5
     termination_log: Annotated[
         Path,
         Opt(

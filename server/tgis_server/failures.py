@@ -266,7 +266,8 @@ ENDED_BY_SIGNAL = Failure(
 ENDED_EARLY = Failure(
     "ended-early",
     "exit code 0 of a child that nobody had asked to end",
-    "{process} ended although nobody had asked it to: what it wrote is above.",
+    "{process} ended although nobody had asked it to: stop the launcher instead of its children; what it wrote is "
+    "above.",
     GroupFailed,
 )
 ENDED_WITH_CODE = Failure(
@@ -355,8 +356,9 @@ DRAIN_HANGS = Failure(
 )
 PROCESS_STOPPED = Failure(
     "process-stopped",
-    "a child is in state T of /proc, as after SIGSTOP",
-    "{process} has been stopped (SIGSTOP, or a debugger) and does not go on: find out who stopped it.",
+    "a child that was stopped and not continued: SIGCHLD tells the launcher",
+    "{process} was stopped by a signal from outside (SIGSTOP) and not continued within {seconds:g} s: find out who "
+    "stops processes here.",
     GroupFailed,
 )
 RANK_SILENT = Failure(

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from tgis_server.wire import shard_pb2 as pb
+if TYPE_CHECKING:
+    from tgis_server.wire import shard_pb2 as pb
 
 SERVING = "serving"  # the last phase of a start that succeeds
 
@@ -41,6 +42,8 @@ class Phases:
 
     def encode(self) -> list[pb.Phase]:
         """All phases so far, in order."""
+        from tgis_server.wire import shard_pb2 as pb
+
         return [pb.Phase(name=name, started_at_s=at, bytes=num_bytes) for name, at, num_bytes in self._phases]
 
 

@@ -190,11 +190,11 @@ def test_a_frozen_shard_ends_the_group_in_time_and_is_named(launch: Start, victi
         answers = answers_until_the_end(server, probes)
         exit_code, took_s = server.wait(), time.monotonic() - frozen_at
 
-        cause = f"Shard {victim[-1]} does not answer any more."
-        assert (exit_code, server.last_line) == (5, f"frontend: {cause}")
+        assert exit_code == 5
+        assert server.last_line.startswith(f"{victim} was stopped by a signal")
         assert took_s < END_S
         server.wait_until_gone(within_s=0)
-        assert_the_end_was_told(answers, probes, cause)
+        assert_the_end_was_told(answers, probes, server.last_line)
     assert load.join() == ["UNAVAILABLE"] * num_streams
 
 

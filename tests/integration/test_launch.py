@@ -75,8 +75,9 @@ def test_with_json_output_every_line_is_an_object_and_ready_is_an_event(launch: 
     server = launch("--rehearse", "--json-output")
     server.stop()
 
-    (event,) = (json.loads(line) for line in server.stdout.splitlines())
+    *phases, event = (json.loads(line) for line in server.stdout.splitlines())
     processes = {json.loads(line)["process"] for line in server.stderr.splitlines()}
+    assert {phase["event"] for phase in phases} == {"phase"}
     assert event["event"] == "ready"
     assert event["grpc"] == server.address
     assert processes >= {"launcher", "frontend", "shard-0"}

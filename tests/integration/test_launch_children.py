@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tgis_cli.machine.preflight import make_run_dir
+from tgis_cli.supervisor.run_dir import make_run_dir
+from tgis_cli.supervisor.signals import StopSignals
 from tgis_cli.supervisor.supervisor import Outcome, Supervisor
 from tgis_cli.supervisor.terminal import Terminal
 from tgis_server.config import ServeConfig
@@ -76,7 +77,7 @@ def supervise(base: Path, program: str, **options: Any) -> tuple[Outcome, str, R
     terminal = Terminal(output, output, {}, as_json=False, names=["launcher", "frontend", "shard-0", "shard-1"])
 
     async def live() -> Outcome:
-        return await Supervisor(run, terminal, {}, command=(sys.executable, "-c", program)).supervise()
+        return await Supervisor(run, terminal, {}, StopSignals(), command=(sys.executable, "-c", program)).supervise()
 
     outcome = asyncio.run(live())
     assert terminal.close(timeout_s=5)

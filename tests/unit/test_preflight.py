@@ -14,7 +14,8 @@ from tgis_cli.machine import Gpu, Machine
 from tgis_cli.machine.facts import cpu_has_bf16
 from tgis_cli.machine.gpus import find_gpus
 from tgis_cli.machine.ports import check_port
-from tgis_cli.machine.preflight import check_before_start, check_memory, check_sockets, check_tokenizer, make_run_dir
+from tgis_cli.machine.preflight import check_before_start, check_memory, check_sockets, check_tokenizer
+from tgis_cli.supervisor.run_dir import make_run_dir
 from tgis_server.config import ServeConfig
 from tgis_server.errors import ModelError, NotEnoughDevices, UsageError
 from tgis_server.run import Run

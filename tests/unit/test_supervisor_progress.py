@@ -91,7 +91,7 @@ def test_a_front_end_that_answers_no_more_is_taken_for_hung(tmp_path: Path, monk
         watcher = watching.Watcher(make_run(run_dir=tmp_path), None, 0.0)  # type: ignore[arg-type]
         await watcher.watch_frontend()
 
-    with pytest.raises(ProcessHangs, match="frontend hangs: it has not answered 5 times in a row"):
+    with pytest.raises(ProcessHangs, match="frontend hangs: it has not answered 4 times in a row"):
         asyncio.run(watch())
 
 

@@ -8,7 +8,9 @@ import logging
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +23,10 @@ from tgis_cli.supervisor.termination_log import write_termination_log
 from tgis_server import failures
 from tgis_server.config import LoadedConfig, ServeConfig, load_config
 from tgis_server.errors import TgisError
+from tgis_server.run import Run
 
 if TYPE_CHECKING:
+    from tgis_cli.machine import Machine
     from tgis_cli.resolve import Resolved
     from tgis_cli.supervisor.supervisor import Outcome
     from tgis_cli.supervisor.terminal import Terminal
@@ -55,9 +59,11 @@ def run_launch(
         warnings: logged before those about the options.
     """
     from tgis_cli.supervisor.signals import exit_quietly_until_supervised
+    from tgis_server.phases import process_started_at
 
     exit_quietly_until_supervised()
     environ = dict(os.environ)
+    phases = [("starting", process_started_at()), ("resolving", time.monotonic())]
     with errors_in_termination_log(flags, environ):
         loaded = load_config(flags, environ, config_file)
         if needs_model and not loaded.config.model_name and not loaded.config.rehearse:
@@ -67,36 +73,80 @@ def run_launch(
 
         machine = probe_machine(environ)
         resolved = resolve(loaded, environ, machine)
-        run_dir = check_and_make_run_dir(resolved, machine)
+        phases.append(("checking", time.monotonic()))
+        run = make_run(resolved, machine, phases)
     terminal = open_terminal(loaded.config, environ, resolved.run.num_shard)
     for warning in (*warnings, *resolved.warnings):
         logger.warning("%s", warning)
     logger.info("%s", resolved.describe())
-    outcome = asyncio.run(supervise(resolved, run_dir, terminal, environ, [gpu.device for gpu in machine.gpus]))
+    outcome = asyncio.run(Launch(resolved, terminal, environ).supervise(run, machine))
     finish(loaded, terminal, outcome)
     return outcome.exit_code
 
 
-def check_and_make_run_dir(resolved: Resolved, machine: Any) -> Path:
-    from tgis_cli.machine.preflight import check_before_start, make_run_dir
+def make_run(resolved: Resolved, machine: Machine, phases: list[tuple[str, float]]) -> Run:
+    """A run in a directory of its own, once everything is checked.
 
-    run_dir = make_run_dir(resolved.run.config.run_dir)
+    Raises:
+        TgisError: what stands in the way; the directory is gone again.
+    """
+    from tgis_cli.machine.preflight import check_before_start
+    from tgis_cli.supervisor.run_dir import make_run_dir, remove_leftovers
+
+    parent = resolved.run.config.run_dir
+    run_dir = make_run_dir(parent)
     try:
-        check_before_start(resolved.in_directory(run_dir), machine, resolved.checkpoint)
+        remove_leftovers(run_dir.parent)
+        run = resolved.in_directory(run_dir)
+        check_before_start(run, machine, resolved.checkpoint)
     except BaseException:
         shutil.rmtree(run_dir, ignore_errors=True)
         raise
-    return run_dir
+    return replace(run, launcher_phases=(*phases, ("spawning", time.monotonic())))
 
 
-async def supervise(
-    resolved: Resolved, run_dir: Path, terminal: Terminal, environ: Mapping[str, str], gpus: list[str]
-) -> Outcome:
-    from tgis_cli.supervisor.supervisor import Supervisor
+class Launch:
+    """The runs of one command: one, or several with ``--restart``."""
 
-    run = resolved.in_directory(run_dir)
-    run.save()
-    return await Supervisor(run, terminal, environ, gpus=gpus).supervise()
+    def __init__(self, resolved: Resolved, terminal: Terminal, environ: Mapping[str, str]) -> None:
+        from tgis_cli.supervisor.signals import StopSignals
+
+        self._resolved = resolved
+        self._terminal = terminal
+        self._environ = environ
+        self._signals = StopSignals()
+
+    async def supervise(self, run: Run, machine: Machine) -> Outcome:
+        """Run the group, again where ``--restart`` says so, until it stops or fails for good."""
+        from tgis_cli.machine import probe_machine
+        from tgis_cli.supervisor.restarts import RestartPolicy
+        from tgis_cli.supervisor.supervisor import Outcome
+        from tgis_cli.supervisor.waiting import first_of
+
+        self._signals.install()
+        policy = RestartPolicy(run.config.restart, run.config.max_restarts)
+        while True:
+            outcome = await self._supervise_once(run, machine)
+            if (delay_s := policy.delay_after(outcome)) is None:
+                return outcome
+            logger.error("%s", outcome.sentence)
+            logger.warning("starting again in %.0f s (%s); a stop signal ends it", delay_s, policy.record)
+            if await first_of(self._signals.wait_first(), timeout_s=delay_s) == 0:
+                return Outcome(0)
+            machine = probe_machine(self._environ)
+            try:
+                run = make_run(self._resolved, machine, [("checking", time.monotonic())])
+            except TgisError as error:
+                return Outcome(error.exit_code, str(error))
+
+    async def _supervise_once(self, run: Run, machine: Machine) -> Outcome:
+        from tgis_cli.supervisor.run_dir import locked
+        from tgis_cli.supervisor.supervisor import Supervisor
+
+        gpus = [gpu.device for gpu in machine.gpus]
+        with locked(run.run_dir):
+            run.save()
+            return await Supervisor(run, self._terminal, self._environ, self._signals, gpus=gpus).supervise()
 
 
 def open_terminal(config: ServeConfig, environ: Mapping[str, str], num_shard: int) -> Terminal:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import socket
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,21 +20,6 @@ if TYPE_CHECKING:
     from tgis_server.engines.native.checkpoint import Checkpoint
 
 MAX_SOCKET_PATH_BYTES = 107  # sun_path of Linux, less its end mark
-
-
-def make_run_dir(parent: Path | None) -> Path:
-    """A fresh directory of mode 0700 for sockets and failure logs.
-
-    Raises:
-        UsageError: the parent is missing or not writable.
-    """
-    parent = parent or Path(tempfile.gettempdir())
-    try:
-        run_dir = Path(tempfile.mkdtemp(prefix="tgis-", dir=parent)).resolve()
-    except OSError as error:
-        raise failures.RUN_DIR_NOT_WRITABLE.error(parent=parent, reason=error.strerror) from error
-    (run_dir / "errors").mkdir()
-    return run_dir
 
 
 def check_before_start(run: Run, machine: Machine, checkpoint: Checkpoint | None) -> None:

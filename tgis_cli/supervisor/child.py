@@ -55,6 +55,7 @@ class Child:
         self.exited = asyncio.Event()
         self.status: int | None = None  # exit code, or minus the signal, once it is reaped
         self.ended_at = 0.0  # wall clock, when it was reaped
+        self.stopped_at: float | None = None  # monotonic; by SIGSTOP or its like, until SIGCONT
         self.sent_signals: set[int] = set()  # a death by one of these is ours
         self._process = process
         self._readers: list[LineReader] = []
@@ -98,6 +99,10 @@ class Child:
         return self.status is None
 
     @property
+    def is_stopped(self) -> bool:
+        return self.is_alive and self.stopped_at is not None
+
+    @property
     def was_ended_by_us(self) -> bool:
         return self.status is not None and -self.status in self.sent_signals
 
@@ -108,9 +113,13 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, number)
 
-    def reap(self) -> bool:
-        """Take note of the child's end, if it has ended; called on SIGCHLD. Returns whether it has just ended."""
-        if not self.is_alive or os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+    def take_note(self) -> bool:
+        """Learn whether the child was stopped, continued or has ended; called on SIGCHLD. True if it has just ended."""
+        if not self.is_alive:
+            return False
+        if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            while (change := os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WCONTINUED | os.WNOHANG)) is not None:
+                self.stopped_at = time.monotonic() if change.si_code == os.CLD_STOPPED else None
             return False
         self.ended_at = time.time()
         # While the dead child is not reaped, no other process can get its number: what it left behind dies with it.

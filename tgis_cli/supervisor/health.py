@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import grpc
@@ -50,6 +51,12 @@ class HealthClient:
         except grpc.aio.AioRpcError:
             return None
         return reply
+
+    async def end(self, cause: str, timeout_s: float) -> None:
+        """Tell the front-end why the group ends; in vain if it does not answer."""
+        stub = shard_pb2_grpc.FrontendStub(self._channel(self._run.frontend_socket))
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await stub.End(pb.EndRequest(cause=cause), timeout=timeout_s)
 
     async def close(self) -> None:
         for channel in self._channels.values():

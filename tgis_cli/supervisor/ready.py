@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tgis_cli.supervisor.timeline import Timeline
 from tgis_server.run import Run
 from tgis_server.wire import shard_pb2 as pb
 
@@ -31,7 +32,7 @@ class Ready:
     grpc_port: int  # really bound
     http_port: int
     pids: dict[str, int]
-    elapsed_s: float
+    timeline: Timeline
 
     @property
     def host(self) -> str:
@@ -72,7 +73,8 @@ class Ready:
             "num_shard": self.run.num_shard,
             "max_sequence_length": self.info.max_sequence_length,
             "kv_tokens": self.kv_tokens,
-            "elapsed_s": round(self.elapsed_s, 3),
+            "elapsed_s": round(self.timeline.total_s, 3),
+            "startup": self.timeline.facts(),
             "run_dir": str(self.run.run_dir),
             "pids": self.pids,
         }
@@ -89,6 +91,7 @@ class Ready:
             ("capacity", f"{self.kv_tokens:,} tokens of keys and values; {info.max_sequence_length:,} per sequence"),
             ("gRPC", self.grpc + (" (TLS)" if run.config.tls_cert_path else "")),
             ("HTTP", f"{self.http}/health and /metrics"),
+            ("start", self.timeline.describe()),
             ("try", self.first_request),
         ]
 
@@ -119,7 +122,7 @@ def make_panel(ready: Ready) -> Any:
     for name, value in ready.rows():
         table.add_row(name, Text(value, style="bold" if name == "try" else "", overflow="fold"))
     notes = [Text(note, style="yellow") for note in ready.notes]
-    title = f"ready in {ready.elapsed_s:.1f} s" + (f" ({ready.run.label})" if ready.run.label else "")
+    title = f"ready in {ready.timeline.total_s:.1f} s" + (f" ({ready.run.label})" if ready.run.label else "")
     return Panel(Group(table, *notes), title=title, title_align="left", border_style="green", expand=False)
 
 
@@ -127,7 +130,7 @@ def make_lines(ready: Ready) -> list[str]:
     """The same in plain text."""
     label = f" ({ready.run.label})" if ready.run.label else ""
     return [
-        f"Ready in {ready.elapsed_s:.1f} s{label}.",
+        f"Ready in {ready.timeline.total_s:.1f} s{label}.",
         *(f"  {name:<9} {value}" for name, value in ready.rows()),
         *(f"  {note}" for note in ready.notes),
     ]

@@ -1,4 +1,7 @@
-"""SIGTERM, SIGINT and SIGHUP, recorded by their handlers and acted on by the supervisor's loop."""
+"""SIGTERM, SIGINT and SIGHUP, recorded by their handlers and acted on by the supervisor's loop.
+
+SIGHUP stops the server, as a closed terminal and the original want it, unless there is a log file to reopen.
+"""
 
 from __future__ import annotations
 
@@ -32,18 +35,24 @@ def heeded_signals() -> list[signal.Signals]:
 class StopSignals:
     """Counts stop signals; a second one means that the person does not want to wait."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_hangup: Callable[[], None] | None = None) -> None:
+        """
+        Args:
+            on_hangup: what SIGHUP does instead of stopping the server.
+        """
         self.received: list[signal.Signals] = []
+        self._on_hangup = on_hangup
         self._first = asyncio.Event()
         self._second = asyncio.Event()
         self._first_at = 0.0
 
-    def install(self, on_child: Callable[[], None]) -> None:
-        """Take over the stop signals, and SIGCHLD for ``on_child``, in the running loop."""
+    def install(self) -> None:
+        """Take over the signals in the running loop."""
         loop = asyncio.get_running_loop()
         for number in heeded_signals():
             loop.add_signal_handler(number, self._record, number)
-        loop.add_signal_handler(signal.SIGCHLD, on_child)
+        if self._on_hangup:  # also under nohup: the signal has a meaning then
+            loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
 
     async def wait_first(self) -> None:
         await self._first.wait()

@@ -4,11 +4,12 @@
 
     spawn ──► wait until ready ──► watch ──► drain ──► stop shards ──► exit 0
                  │      │            │          │
-    stop signal  │      └────────────┴──────────┴──► a child ended or hangs ──► find the cause ──► kill ──► exit N
-                 └──► kill ──► exit 0
+    stop signal  │      └────────────┴──────────┴──► a child ended, hangs or is stopped ──► find the cause
+                 └──► kill ──► exit 0                      ──► tell the front-end's clients ──► kill ──► exit N
 
-A shard cannot be replaced alone, so that the first failure ends the group. Who watches whom: the launcher the ends of
-all processes, and whether the front-end answers; the front-end whether the shards do.
+A shard cannot be replaced alone, so that the first failure ends the group. Who watches whom: the launcher whether
+processes have ended or were stopped, and whether the front-end answers; the front-end whether the shards do, and
+whether the launcher still asks.
 """
 
 from __future__ import annotations
@@ -56,10 +57,11 @@ Result = TypeVar("Result")
 CHILD_COMMAND = (sys.executable, "-P", "-m", "tgis_server.child")  # -P: nothing is imported from the current directory
 
 CAUSE_WAIT_S = 0.4  # for the process that failed first to say why, after another one has ended
-LAST_WORDS_S = 1.0  # for the front-end to give calls in flight their status
+LAST_WORDS_S = 0.5  # for the front-end to give calls in flight their status, and probes the cause
 STACKS_WAIT_S = 1.0  # for a hung process to print its stacks
 SIGNAL_TO_ALL_S = 0.1  # between the first and the last process of a group that a service manager signals
 STOP_GRACE_S = 2.0  # for shards between SIGTERM and SIGKILL
+STOPPED_S = 3.0  # for a child that somebody stopped to be continued
 DRAIN_SLACK_S = 5.0  # beyond what the front-end was given to drain
 LAST_LINES_S = 1.0  # for the output of ended children to be read
 
@@ -78,6 +80,7 @@ class Outcome:
 
     exit_code: int
     sentence: str = ""
+    served_s: float = 0.0  # how long requests could be served
 
 
 class Supervisor:
@@ -88,6 +91,7 @@ class Supervisor:
         run: Run,
         terminal: Terminal,
         environ: Mapping[str, str],
+        signals: StopSignals,
         *,
         gpus: Sequence[str] = (),
         command: Sequence[str] = CHILD_COMMAND,
@@ -97,24 +101,26 @@ class Supervisor:
         self._environ = environ
         self._gpus = gpus
         self._command = command
-        self._signals = StopSignals()
+        self._signals = signals
         self._children: dict[str, Child] = {}
         self._shards: list[Child] = []
-        self._ended = asyncio.Event()  # some child has ended
+        self._ended = asyncio.Event()  # some child has ended, or was stopped for too long
         self._hung: list[Cause] = []
-        self._is_ready = False
+        self._ready_at: float | None = None
         self._oom_kills = cgroup.count_oom_kills()
 
     async def supervise(self) -> Outcome:
         """Run the group until it stops or fails. No child is left when this returns."""
         started_at = time.monotonic()
         death_read, death_write = os.pipe()  # nobody writes: its end tells the children that the launcher is gone
-        self._signals.install(self._reap)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGCHLD, self._take_note)
         try:
             await self._spawn(death_read)
             outcome = await self._live(started_at)
         finally:
             await self._kill_all()
+            loop.remove_signal_handler(signal.SIGCHLD)
             os.close(death_read)
             os.close(death_write)
         self._clean_up(outcome)
@@ -128,14 +134,21 @@ class Supervisor:
 
         watcher = Watcher(self._run, self._terminal, started_at)
         try:
+            return await self._watch_over(watcher)
+        finally:
+            self._terminal.show_status(None)
+            await watcher.close()
+
+    async def _watch_over(self, watcher: Watcher) -> Outcome:
+        try:
             await self._unless_interrupted(watcher.wait_until_ready())
-            self._is_ready = True
+            self._ready_at = time.monotonic()
             pids = {name: child.pid for name, child in self._children.items()}
             await self._unless_interrupted(watcher.announce(pids))
             await self._unless_interrupted(watcher.watch_frontend())
         except StopRequested:
             name = self._signals.received[0].name
-            if not self._is_ready:
+            if self._ready_at is None:
                 logger.info("%s: stopping before the start was complete", name)
                 return Outcome(0)
             return await self._stop(watcher, name)
@@ -146,10 +159,7 @@ class Supervisor:
             self._hung.append(Cause(error.name, time.time(), str(error), GroupFailed.exit_code))
             logger.error("%s", error)
             await self._ask_for_stacks([self._children[error.name]])
-        finally:
-            self._terminal.show_status(None)
-            await watcher.close()
-        return await self._fail()
+        return await self._fail(watcher)
 
     # -- phases ---------------------------------------------------------------------------------------------------
 
@@ -163,7 +173,7 @@ class Supervisor:
         self._shards = [self._children[name] for name, _ in shards]
         for name, child in self._children.items():
             await child.read_lines(functools.partial(self._relay, name))
-        self._reap()  # one that ended before its signal could be heard
+        self._take_note()  # of one that ended before its signal could be heard
 
     async def _stop(self, watcher: Watcher, name: str) -> Outcome:
         """The orderly end: the front-end drains, then the shards go."""
@@ -173,9 +183,9 @@ class Supervisor:
         try:
             await self._drain(frontend, watcher)
         except ChildEnded:
-            return Outcome(0) if await self._was_everybody_stopped() else await self._fail()
+            return Outcome(0) if await self._was_everybody_stopped() else await self._fail(watcher)
         if self._hung or (frontend.status != 0 and not frontend.was_ended_by_us):
-            return await self._fail()
+            return await self._fail(watcher)
         for shard in self._shards:
             shard.send_signal(signal.SIGTERM)
         await wait_all(self._shards, STOP_GRACE_S)
@@ -186,21 +196,20 @@ class Supervisor:
         """Until the front-end has ended, is out of time, or a second signal ended its patience.
 
         Raises:
-            ChildEnded: a shard died meanwhile, and with it the answers that were waited for.
+            ChildEnded: a shard died meanwhile, and with it the answers that were waited for; or a child was stopped.
         """
         config = self._run.config
         patience_s = config.drain_delay + config.drain_timeout + DRAIN_SLACK_S
-        shard_ends = [shard.exited.wait() for shard in self._shards]
         first = await first_of(
             frontend.exited.wait(),
             watcher.report_drain(),
             self._signals.wait_second(),
-            *shard_ends,
+            self._wait_for_failure(),
             timeout_s=patience_s,
         )
         if first == 0:
             return
-        if first is not None and first > 2:
+        if first == 3:
             raise ChildEnded
         if first is None:
             text = failures.DRAIN_HANGS.format(process=FRONTEND, patience_s=patience_s)
@@ -212,7 +221,7 @@ class Supervisor:
         await wait_all([frontend], LAST_WORDS_S)
         frontend.send_signal(signal.SIGKILL)
 
-    async def _fail(self) -> Outcome:
+    async def _fail(self, watcher: Watcher) -> Outcome:
         """End the group after its first failure, and find out what that was."""
         # 1. Another process may know better than the one whose end was seen first.
         deadline = time.monotonic() + CAUSE_WAIT_S
@@ -225,14 +234,20 @@ class Supervisor:
         # 3. The shards at once; the front-end gets time to give calls in flight their status.
         for shard in self._shards:
             shard.send_signal(signal.SIGKILL)
-        if self._is_ready:
-            await wait_all(list(self._children.values()), LAST_WORDS_S)
+        cause = self._find_cause()
+        frontend = self._children[FRONTEND]
+        if self._ready_at is not None and frontend.is_alive and not frontend.is_stopped:
+            await watcher.say_why(cause.sentence)
+            await wait_all([frontend], LAST_WORDS_S)
         await self._kill_all()
+        self._keep_last_lines(self._exits())
+        served_s = 0.0 if self._ready_at is None else time.monotonic() - self._ready_at
+        return Outcome(cause.exit_code, cause.sentence, served_s)
+
+    def _find_cause(self) -> Cause:
         memory = Memory(self._oom_kills, cgroup.count_oom_kills(), cgroup.memory_limit_bytes())
-        exits, records = self._exits(), read_records(self._run.errors_dir)
-        cause = find_cause(exits, records, memory, num_shard=self._run.num_shard, others=self._hung)
-        self._keep_last_lines(exits)
-        return Outcome(cause.exit_code, cause.sentence)
+        records = read_records(self._run.errors_dir)
+        return find_cause(self._exits(), records, memory, num_shard=self._run.num_shard, others=self._hung)
 
     async def _ask_for_stacks(self, children: Sequence[Child]) -> None:
         """SIGABRT makes a Python process print the stack of every thread before it dies."""
@@ -263,9 +278,27 @@ class Supervisor:
     def _relay(self, name: str, line: str, is_stderr: bool) -> None:
         self._terminal.relay(name, line, to_stderr=is_stderr)
 
-    def _reap(self) -> None:
-        if [child for child in self._children.values() if child.reap()]:
+    def _take_note(self) -> None:
+        """Something happened to a child."""
+        for child in self._children.values():
+            stopped_at = child.stopped_at
+            if child.take_note():
+                self._ended.set()
+            elif child.stopped_at is not None and child.stopped_at != stopped_at:
+                logger.warning("%s was stopped by a signal; `kill -CONT %d` continues it", child.name, child.pid)
+                asyncio.get_running_loop().call_later(STOPPED_S, self._give_up_stopped, child, child.stopped_at)
+
+    def _give_up_stopped(self, child: Child, stopped_at: float) -> None:
+        if child.is_alive and child.stopped_at == stopped_at:
+            text = failures.PROCESS_STOPPED.format(process=child.name, seconds=STOPPED_S)
+            self._hung.append(Cause(child.name, time.time() - STOPPED_S, text, GroupFailed.exit_code))
             self._ended.set()
+
+    async def _wait_for_failure(self) -> None:
+        """Until a shard has ended, or a child was stopped for too long."""
+        while not self._hung and all(shard.is_alive for shard in self._shards):
+            self._ended.clear()
+            await self._ended.wait()
 
     def _alive(self) -> list[Child]:
         return [child for child in self._children.values() if child.is_alive]
@@ -287,6 +320,8 @@ class Supervisor:
 
     async def _was_everybody_stopped(self) -> bool:
         """Whether a service manager has signalled every process, and not the launcher alone."""
+        if self._hung:
+            return False
         orderly = (0, *(-number for number in STOP_SIGNALS))
         blaming = {record.name for record in read_records(self._run.errors_dir) if record.is_secondary}
         if any(exit_.status not in orderly and exit_.name not in blaming for exit_ in self._exits()):

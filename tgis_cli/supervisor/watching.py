@@ -15,6 +15,7 @@ from tgis_cli.supervisor.health import HealthClient
 from tgis_cli.supervisor.progress import ProcessProgress, Silence, render
 from tgis_cli.supervisor.ready import Ready, make_lines, make_panel, write_ready_file
 from tgis_cli.supervisor.terminal import Terminal, make_json_line
+from tgis_cli.supervisor.timeline import Timeline
 from tgis_server import failures
 from tgis_server.run import Run
 from tgis_server.wire import shard_pb2 as pb
@@ -26,8 +27,10 @@ STARTING_CALL_S = 0.5  # one that does not answer holds up the polling of the ot
 STILL_STARTING_S = 10.0  # a line about a slow start, where no live status is shown
 WATCH_POLL_S = 1.0
 WATCH_CALL_S = 1.0
-MAX_UNANSWERED = 5
+MAX_UNANSWERED = 4  # of calls that take up to two seconds with the pause before them
+LAST_CALL_S = 0.3  # for the front-end to hear why the group ends
 DRAIN_POLL_S = 0.2
+DRAIN_LINE_S = 5.0  # a line at least so often
 
 
 class Watcher:
@@ -64,7 +67,8 @@ class Watcher:
 
     async def announce(self, pids: dict[str, int]) -> None:
         """Say where the server is: in ``ready.json``, and to the terminal or as a JSON event."""
-        frontend = self._processes[-1].reply
+        replies = {process.name: process.reply for process in self._processes if process.reply}
+        frontend = replies[FRONTEND]
         assert isinstance(frontend, pb.FrontendHealth), "the front-end has said that it is ready"
         ready = Ready(
             run=self._run,
@@ -72,7 +76,7 @@ class Watcher:
             grpc_port=frontend.grpc_port,
             http_port=frontend.http_port,
             pids=pids,
-            elapsed_s=time.monotonic() - self._started_at,
+            timeline=Timeline.make(self._run.launcher_phases, replies),
         )
         write_ready_file(ready, os.getpid())
         self._terminal.show_status(None)
@@ -103,17 +107,41 @@ class Watcher:
         raise ProcessHangs(FRONTEND, failures.FRONTEND_HANGS.format(process=FRONTEND, count=MAX_UNANSWERED))
 
     async def report_drain(self) -> None:
-        """Say how many calls a drain waits for, for ever, whenever the number changes."""
-        last = -1
+        """Count down, for ever: what a drain waits for, and how long it still may."""
+        config = self._run.config
+        started_at = time.monotonic()
+        last, next_line_at = -1, started_at
         while True:
             await asyncio.sleep(DRAIN_POLL_S)
             reply = await self._health.check(FRONTEND, WATCH_CALL_S)
-            if isinstance(reply, pb.FrontendHealth) and reply.in_flight != last:
-                last = reply.in_flight
-                logger.info("draining: %d calls in flight", last)
+            if not isinstance(reply, pb.FrontendHealth):
+                continue
+            now = time.monotonic()
+            text = describe_drain(reply.in_flight, now - started_at, config.drain_delay, config.drain_timeout)
+            if self._terminal.is_interactive:
+                self._terminal.show_status(f"{text}; Ctrl-C stops at once")
+            if reply.in_flight != last or now >= next_line_at:
+                last, next_line_at = reply.in_flight, now + DRAIN_LINE_S
+                logger.info("%s", text)
+
+    async def say_why(self, cause: str) -> None:
+        """Tell the front-end, for its clients and probes, why the group ends."""
+        await self._health.end(cause, LAST_CALL_S)
 
     async def close(self) -> None:
         await self._health.close()
 
     async def _ask(self, process: ProcessProgress) -> None:
+        phase_before = process.phase
         process.note(await self._health.check(process.name, STARTING_CALL_S), time.monotonic())
+        if self._terminal.as_json and process.phase != phase_before:
+            fields = {"event": "phase", "child": process.name, "phase": process.phase}
+            self._terminal.print(make_json_line("launcher", str(process), "info", **fields))
+
+
+def describe_drain(in_flight: int, elapsed_s: float, delay_s: float, timeout_s: float) -> str:
+    """``draining: 3 calls in flight, 84 s left``."""
+    calls = f"{in_flight} call{'' if in_flight == 1 else 's'} in flight"
+    if elapsed_s < delay_s:
+        return f"draining: {calls}, new ones are accepted for {delay_s - elapsed_s:.0f} s more"
+    return f"draining: {calls}, {max(0.0, delay_s + timeout_s - elapsed_s):.0f} s left"

@@ -6,6 +6,7 @@ import gc
 import logging
 import signal
 import time
+from collections.abc import Callable
 
 from tgis_server.engines.api import ModelRunner, load_runner
 from tgis_server.run import Run
@@ -58,7 +59,7 @@ def _lead(run: Run, status: ShardStatus) -> None:
         capacity = runner.capacity
         room = min(capacity.max_sequence_length, capacity.num_blocks * capacity.block_size)
         leader.warm_up(min(WARM_UP_TOKENS, run.max_batch_tokens, room - 1))
-        signal.signal(signal.SIGTERM, lambda *_: inbox.put(Stop()))
+        end_with_the_group(lambda: inbox.put(Stop()))
         status.say_serving()
         leader.run()
         followers.end()
@@ -73,12 +74,21 @@ def _follow(run: Run, rank: int, status: ShardStatus) -> None:
     runner = _load(run, rank, status)
     try:
         plans = PlanSubscriber.connect(run.plan_socket, run.config.startup_timeout)
-        signal.signal(signal.SIGTERM, lambda *_: None)  # the leader stops first and ends the plans
+        end_with_the_group(lambda: None)  # the leader stops first and ends the plans
         status.begin_warm_up()
         follow(runner, status, plans)
     finally:
         runner.close()
         server.stop(grace=None)
+
+
+def end_with_the_group(on_signal: Callable[[], None]) -> None:
+    """From now on a stop signal does not end this process at once: answers under way would be lost.
+
+    Service managers signal every process of a group; the front-end drains then, and its end is the shards' end.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: on_signal())
 
 
 def _load(run: Run, rank: int, status: ShardStatus) -> ModelRunner:

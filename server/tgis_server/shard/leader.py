@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import replace
 
@@ -14,6 +15,8 @@ from tgis_server.shard.status import ShardStatus
 from tgis_server.shard.too_large import step_too_large
 from tgis_server.wire.messages import Cancel, StepPlan, Submit
 from tgis_server.wire.plans import PlanPublisher
+
+logger = logging.getLogger(__name__)
 
 
 class Leader:
@@ -99,6 +102,8 @@ class Leader:
                     self._scheduler.cancel_all()
                 case Stop():
                     self._is_stopping = True
+                    if self._outbox.is_open:
+                        logger.warning("a stop signal came: the shards end when the front-end does")
         self._status.answer_tick()
         if has_tick and wait:
             self._followers.publish(StepPlan(step=0))  # an empty plan: their tick

@@ -1,0 +1,189 @@
+"""Every signal to every process in every phase: exit code, first cause, what becomes of calls, and nothing left.
+
+The cells run a few at a time, as most of their time is waiting; each is a test of its own. The table in
+docs/operations.md says the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from shards import wait_until
+
+AT_ONCE = 3  # servers that run at a time
+GONE_S = 2.0  # from a signal to the end of the last process
+NOTICED_S = 10.0  # from a stop to the consequences
+NUM_STREAMS = 3
+VICTIMS = ("launcher", "frontend", "shard-0", "shard-1")
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL, signal.SIGSTOP)
+PHASES = ("loading", "idle", "under load", "draining")
+CELLS = [(victim, number, phase) for victim in VICTIMS for number in SIGNALS for phase in PHASES]
+CELLS = [cell for cell in CELLS if cell[:2] != ("launcher", signal.SIGSTOP)]
+
+REHEARSAL = ("--rehearse", "--num-shard", "2", "--rehearse-step-ms", "20", "--host", "127.0.0.1")
+FINISHED, CUT = "MAX_TOKENS", "UNAVAILABLE"
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a cell must end in."""
+
+    exit_code: int = 0
+    cause: str = ""  # a pattern for the last line, where the exit code is not 0
+    streams: str = FINISHED  # of those in flight
+    goes_on: bool = False  # the server is not harmed; the test ends it itself
+    is_noticed: bool = False  # and /health/live says so until the process is continued
+
+
+def expect(victim: str, number: signal.Signals, phase: str) -> Expected:
+    """The documented behaviour."""
+    failed = Expected(5, f"^{victim} was killed by SIGKILL", CUT)
+    match victim, number:
+        case "launcher", signal.SIGKILL:
+            return Expected(-signal.SIGKILL, streams=CUT)
+        case "launcher", signal.SIGSTOP:
+            return Expected(goes_on=True, is_noticed=True)
+        case "launcher", _:
+            return Expected(streams=CUT if phase == "draining" else FINISHED)  # a second signal skips the drain
+        case _, signal.SIGKILL:
+            return failed
+        case _, signal.SIGSTOP:
+            return Expected(5, f"^{victim} was stopped by a signal", CUT)
+        case "frontend", signal.SIGTERM if phase == "draining":
+            return Expected()  # it drains already
+        case "frontend", signal.SIGINT if phase == "draining":
+            return Expected(streams=CUT)  # as the launcher's second signal
+        case "frontend", _:
+            return Expected(
+                5,
+                "^frontend (was ended by SIG|ended although nobody had asked it to)",
+                CUT if number == signal.SIGINT else FINISHED,
+            )
+        case _ if phase == "loading":
+            return Expected(5, f"^{victim} was ended by {number.name} from outside", CUT)
+        case _:
+            return Expected(goes_on=True)  # shards end with the front-end
+
+
+class Cell:
+    """One server and what happens to one of its processes."""
+
+    def __init__(self, victim: str, number: signal.Signals, phase: str, start: Callable[..., Any]) -> None:
+        self.victim, self.number, self.phase = victim, number, phase
+        self.expected = expect(victim, number, phase)
+        arguments = [*REHEARSAL, "--fault", "shard1:hang@load"] if phase == "loading" else REHEARSAL
+        self.server = start(*arguments)
+        self.load: Any = None
+
+    def run(self) -> None:
+        pids = self.reach_phase()
+        os.kill(pids[self.victim], self.number)
+        signalled_at = time.monotonic()
+        if self.expected.is_noticed:
+            self.assert_noticed(signalled_at)
+            os.kill(pids[self.victim], signal.SIGCONT)
+            wait_until(lambda: self.is_live() or self.server.process.poll() is not None, "life after SIGCONT")
+        if self.expected.goes_on and self.phase != "draining":
+            self.assert_streams()
+            self.server.process.send_signal(signal.SIGTERM)
+            signalled_at = time.monotonic()
+        within_s = NOTICED_S if self.number == signal.SIGSTOP else GONE_S
+        if self.expected.streams == FINISHED and self.load:
+            self.assert_streams()
+            signalled_at = time.monotonic()
+        exit_code = self.server.wait()
+        self.server.wait_until_gone(max(0.0, signalled_at + within_s - time.monotonic()), pids.values())
+        self.assert_streams()
+        assert exit_code == self.expected.exit_code, self.server.stderr
+        assert re.search(self.expected.cause, self.server.last_line), self.server.last_line
+        self.assert_directory()
+
+    def reach_phase(self) -> dict[str, int]:
+        """The processes of a server that is in the cell's phase."""
+        server = self.server
+        if self.phase == "loading":
+            server.wait_for_line(r"listening: gRPC")
+            pids = server.wait_for_children(3)
+            names = {pid: name for pid in pids for name in VICTIMS if name in read_argv(pid)}
+            return {**{name: pid for pid, name in names.items()}, "launcher": server.process.pid}
+        server.wait_until_ready()
+        if self.phase != "idle":
+            is_cut = self.expected.streams == CUT
+            self.load = server.start_load(NUM_STREAMS, max_new_tokens=900 if is_cut else 100)
+        if self.phase == "draining":
+            server.process.send_signal(signal.SIGTERM)
+            server.wait_for_line(rf"^launcher \| .*{NUM_STREAMS} calls in flight")
+        return server.pids
+
+    def assert_streams(self) -> None:
+        if self.load:
+            assert self.load.join() == [self.expected.streams] * NUM_STREAMS
+
+    def assert_noticed(self, since: float) -> None:
+        """A stopped launcher is named by the front-end, unless the drain has ended everything else before."""
+
+        def has_ended() -> bool:
+            return self.phase == "draining" and bool(re.search(r"^frontend \| .*stopped$", self.server.stderr, re.M))
+
+        wait_until(lambda: self.live_error() or has_ended(), "the notice", since + NOTICED_S - time.monotonic())
+
+    def live_error(self) -> str:
+        """Why ``/health/live`` says no."""
+        port = re.findall(r"HTTP 127\.0\.0\.1:(\d+)", self.server.stderr)[-1]
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health/live", timeout=2).close()
+        except urllib.error.HTTPError as error:
+            return str(json.loads(error.read())["error"])
+        except OSError:
+            return ""
+        return ""
+
+    def is_live(self) -> bool:
+        return not self.live_error()
+
+    def assert_directory(self) -> None:
+        """Gone after a stop; kept without sockets after a failure; as it was after a SIGKILL of the launcher."""
+        run_dir = self.server.run_dir
+        match self.expected.exit_code:
+            case 0:
+                assert run_dir is None
+            case 5:
+                assert run_dir is not None
+                assert not list(run_dir.glob("*.sock"))
+            case _:
+                assert run_dir is not None
+
+
+def read_argv(pid: int) -> str:
+    with open(f"/proc/{pid}/cmdline") as file:
+        return file.read()
+
+
+@pytest.fixture(scope="module")
+def cells(request: pytest.FixtureRequest, start_shared: Callable[..., Any]) -> Iterator[dict[Any, Future[None]]]:
+    """The cells that are asked for, under way."""
+    wanted = [item.callspec.params["cell"] for item in request.session.items if item.name.startswith("test_cell[")]
+
+    def run(cell: tuple[str, signal.Signals, str]) -> None:
+        Cell(*cell, start_shared).run()
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        yield {cell: pool.submit(run, cell) for cell in wanted}
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: f"{cell[0]}-{cell[1].name}-{cell[2]}")
+def test_cell(cells: dict[Any, Future[None]], cell: tuple[str, signal.Signals, str]):
+    cells[cell].result()

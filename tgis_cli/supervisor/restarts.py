@@ -1,0 +1,40 @@
+"""Whether a group that failed is started again: for machines without an orchestrator that would do it.
+
+Only a process that failed is worth another try: a wrong option or a broken model stays as it is.
+"""
+
+from __future__ import annotations
+
+from tgis_cli.supervisor.supervisor import Outcome
+from tgis_server.errors import GroupFailed
+
+FIRST_DELAY_S = 1.0
+MAX_DELAY_S = 60.0
+GOOD_RUN_S = 600.0  # who has served for so long starts with a clean record
+
+
+class RestartPolicy:
+    """``--restart`` and ``--max-restarts``: a delay that doubles, and a limit."""
+
+    def __init__(self, restart: str, max_restarts: int) -> None:
+        """
+        Args:
+            restart: "none" or "on-failure".
+            max_restarts: in a row, without a good run between them.
+        """
+        self._max_restarts = max_restarts if restart == "on-failure" else 0
+        self.num_restarts = 0
+
+    def delay_after(self, outcome: Outcome) -> float | None:
+        """Seconds to wait before the next start; ``None``: the launcher ends with this outcome."""
+        if outcome.served_s >= GOOD_RUN_S:
+            self.num_restarts = 0
+        if outcome.exit_code != GroupFailed.exit_code or self.num_restarts >= self._max_restarts:
+            return None
+        self.num_restarts += 1
+        return float(min(FIRST_DELAY_S * 2 ** (self.num_restarts - 1), MAX_DELAY_S))
+
+    @property
+    def record(self) -> str:
+        """``restart 2 of 5``."""
+        return f"restart {self.num_restarts} of {self._max_restarts}"

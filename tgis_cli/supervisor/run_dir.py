@@ -1,0 +1,79 @@
+"""The directory of one run: made for it alone, locked while its launcher lives, kept only if the run failed.
+
+The lock is the kernel's, on the directory itself: it ends with the launcher, whatever kills it. So the next start can
+tell what a killed launcher left behind from what is in use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tgis_server import failures
+
+PREFIX = "tgis-"
+MAX_FAILED_RUNS = 5  # directories of failed runs that are kept, for their tracebacks
+UNFINISHED_S = 3600.0  # a directory without serve.json may belong to a launcher that has not locked it yet
+
+
+def make_run_dir(parent: Path | None) -> Path:
+    """A fresh directory of mode 0700 for sockets and failure logs.
+
+    Raises:
+        UsageError: the parent is missing or not writable.
+    """
+    try:
+        parent = parent or Path(tempfile.gettempdir())  # raises too, where no temporary directory is writable
+        run_dir = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent)).resolve()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise failures.RUN_DIR_NOT_WRITABLE.error(parent=parent or "a temporary directory", reason=reason) from error
+    (run_dir / "errors").mkdir()
+    return run_dir
+
+
+@contextlib.contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Hold the directory: no other start takes it for a leftover."""
+    directory = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)
+
+
+def remove_leftovers(parent: Path | None) -> list[Path]:
+    """Remove the directories of killed launchers, and of all but the latest failed runs; returns those removed."""
+    found = [path for path in (parent or Path(tempfile.gettempdir())).glob(f"{PREFIX}*") if is_leftover(path)]
+    failed = [path for path in found if any((path / "errors").iterdir())]
+    failed.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    removed = [path for path in found if path not in failed[:MAX_FAILED_RUNS]]
+    for path in removed:
+        shutil.rmtree(path, ignore_errors=True)
+    return removed
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether it is a run directory of this user whose launcher is gone."""
+    try:
+        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        status = os.fstat(directory)
+        is_complete = (path / "serve.json").exists() or time.time() - status.st_mtime > UNFINISHED_S
+        if status.st_uid != os.getuid() or not (path / "errors").is_dir() or not is_complete:
+            return False
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(directory)
