@@ -7,17 +7,26 @@ reasons are printed once at the start and shown by ``tgis config show``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tgis_server
+from tgis_cli.decisions import Decisions
 from tgis_cli.legacy_settings import warn_of_settings
 from tgis_cli.machine import Machine
-from tgis_cli.machine.gpus import split_devices
+from tgis_cli.machine.cpus import format_cpu_list
 from tgis_cli.models import find_cache_dir, find_model_dir, read_model_config
+from tgis_cli.resources import (
+    choose_device,
+    choose_num_shard,
+    choose_shard_cpus,
+    choose_shard_threads,
+    choose_tokenization_workers,
+    explain_kv_cache_memory,
+)
 from tgis_server.config import DTYPES, LoadedConfig, ServeConfig
-from tgis_server.errors import ModelError, NotEnoughDevices
+from tgis_server.errors import ModelError
 from tgis_server.run import Run
 
 if TYPE_CHECKING:
@@ -37,7 +46,6 @@ LENGTH_KEYS = (
     "seq_len",
 )
 DEFAULT_SEQUENCE_LENGTH = 2048
-MAX_TOKENIZATION_WORKERS = 8  # more threads than this only queue behind each other
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,48 +53,42 @@ class Resolved:
     """A run without its directory, and why its inferred values are what they are."""
 
     run: Run
-    reasons: Mapping[str, str]  # name of a Run field -> why
+    reasons: Mapping[str, str]  # name of a field of Run or ServeConfig -> why
     warnings: tuple[str, ...]
     checkpoint: Checkpoint | None = None  # sizes of the weights; None in a rehearsal
 
     def in_directory(self, run_dir: Path) -> Run:
         return replace(self.run, run_dir=run_dir)
 
-    def describe(self) -> str:
-        """One line for the log: what is served, and where each choice comes from."""
-        run = self.run
-        chosen = {
-            "engine": run.engine,
-            "device": run.device,
-            "num_shard": f"{run.num_shard} shard{'s' if run.num_shard > 1 else ''}",
-            "dtype": run.dtype,
-            "max_sequence_length": f"max_sequence_length {run.max_sequence_length}",
-        }
-        parts = (f"{value} ({self.reasons[name]})" for name, value in chosen.items())
-        return f"{run.model_id} from {run.model_dir}: {', '.join(parts)}"
+    def inferred(self) -> dict[str, dict[str, Any]]:
+        """Value and reason of everything that was decided, by name."""
+        values = vars_of(self.run.config) | vars_of(self.run)
+        return {name: {"value": values[name], "reason": reason} for name, reason in self.reasons.items()}
+
+    def describe(self) -> list[str]:
+        """The same as lines: what is served, then the rest in columns."""
+        (_, model_dir, why), *rows = (
+            (name, format_value(entry["value"]), entry["reason"]) for name, entry in self.inferred().items()
+        )
+        name_width, value_width = (max(len(row[column]) for row in rows) for column in (0, 1))
+        return [
+            f"starting {self.run.model_id} from {model_dir} ({why})",
+            *(f"  {name:<{name_width}}  {value:<{value_width}}  {reason}" for name, value, reason in rows),
+        ]
 
 
-@dataclass(slots=True)
-class Decisions:
-    """Collects reasons and warnings while a run is resolved."""
+def vars_of(record: Any) -> dict[str, Any]:
+    return {field.name: getattr(record, field.name) for field in fields(record)}
 
-    loaded: LoadedConfig
-    environ: Mapping[str, str]
-    machine: Machine
-    reasons: dict[str, str] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
 
-    @property
-    def config(self) -> ServeConfig:
-        return self.loaded.config
-
-    def is_given(self, option: str) -> bool:
-        return self.loaded.origins[option] != "default"
-
-    def take_given(self, option: str, name: str = "") -> Any:
-        """The value that the user gave for an option, noting where."""
-        self.reasons[name or option] = self.loaded.origins[option]
-        return getattr(self.config, option)
+def format_value(value: Any) -> str:
+    match value:
+        case None | () | 0:
+            return "-"
+        case tuple():
+            return " / ".join(format_cpu_list(cpus) for cpus in value)
+        case _:
+            return str(value)
 
 
 def resolve(loaded: LoadedConfig, environ: Mapping[str, str], machine: Machine) -> Resolved:
@@ -104,7 +106,12 @@ def resolve(loaded: LoadedConfig, environ: Mapping[str, str], machine: Machine) 
     device = choose_device(decide, engine)
     num_shard = choose_num_shard(decide, engine, device)
     checkpoint = None if engine == "fake" else inspect_weights(model_dir, num_shard)
+    dtype = choose_dtype(decide, device, checkpoint)
     max_sequence_length = choose_max_sequence_length(decide, model_config)
+    max_batch_tokens = choose_max_batch_tokens(decide, device)
+    explain_kv_cache_memory(decide, checkpoint, device, dtype, num_shard, max_sequence_length)
+    tokenization_workers = choose_tokenization_workers(decide, num_shard)
+    shard_cpus = choose_shard_cpus(decide, engine, device, num_shard)
     run = Run(
         config=limit_new_tokens(decide, max_sequence_length),
         run_dir=Path(),
@@ -112,13 +119,14 @@ def resolve(loaded: LoadedConfig, environ: Mapping[str, str], machine: Machine) 
         model_dir=model_dir,
         engine=engine,
         device=device,
-        dtype=choose_dtype(decide, device, checkpoint),
+        dtype=dtype,
         num_shard=num_shard,
         max_sequence_length=max_sequence_length,
         is_max_sequence_length_explicit=decide.is_given("max_sequence_length"),
-        max_batch_tokens=choose_max_batch_tokens(decide, device),
-        tokenization_workers=choose_tokenization_workers(decide, num_shard),
-        shard_threads=choose_shard_threads(decide, engine, device, num_shard),
+        max_batch_tokens=max_batch_tokens,
+        tokenization_workers=tokenization_workers,
+        shard_threads=choose_shard_threads(decide, engine, num_shard, shard_cpus),
+        shard_cpus=shard_cpus,
         label="rehearsal" if engine == "fake" else "demo model" if model_id == "demo" else "",
     )
     return Resolved(run, decide.reasons, tuple(decide.warnings), checkpoint)
@@ -163,61 +171,6 @@ def choose_engine(decide: Decisions, model_dir: Path) -> str:
     if framework == "hf_custom_tp":
         decide.warnings.append("deployment framework hf_custom_tp is an older name of tgis_native.")
     return "native"
-
-
-def choose_device(decide: Decisions, engine: str) -> str:
-    machine = decide.machine
-    if engine == "fake":
-        decide.reasons["device"] = "a rehearsal needs none"
-        return "cpu"
-    if decide.config.device == "cuda":
-        if not machine.gpus:
-            raise NotEnoughDevices("--device cuda, but no GPU is visible: see `nvidia-smi` and CUDA_VISIBLE_DEVICES.")
-        if machine.torch_has_cuda is False:
-            raise NotEnoughDevices(
-                "--device cuda, but the installed torch is built for CPUs: install a CUDA build of it."
-            )
-    if decide.config.device != "auto":
-        return str(decide.take_given("device"))
-    if not machine.gpus:
-        decide.reasons["device"] = "no GPU is visible"
-        return "cpu"
-    if machine.torch_has_cuda is False:
-        decide.reasons["device"] = "the installed torch is built for CPUs"
-        decide.warnings.append("GPUs are visible but not used: the installed torch is built for CPUs.")
-        return "cpu"
-    decide.reasons["device"] = f"{len(machine.gpus)} visible"
-    return "cuda"
-
-
-def choose_num_shard(decide: Decisions, engine: str, device: str) -> int:
-    """Given, else as many as the variables that make GPUs visible list, else one."""
-    num_gpus = len(decide.machine.gpus)
-    num_shard = infer_num_shard(decide, engine, device)
-    if device == "cuda" and num_shard > num_gpus:
-        raise NotEnoughDevices(
-            f"{num_shard} shards configured but only {num_gpus} GPUs detected. "
-            f"Use --num-shard {num_gpus}, or make more GPUs visible (CUDA_VISIBLE_DEVICES)."
-        )
-    return num_shard
-
-
-def infer_num_shard(decide: Decisions, engine: str, device: str) -> int:
-    for option in ("num_shard", "num_gpus"):
-        if decide.is_given(option):
-            return int(decide.take_given(option, "num_shard"))
-    if device == "cpu" and engine != "fake":
-        decide.reasons["num_shard"] = "a CPU needs one"
-        return 1
-    for variable in ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"):
-        if variable not in decide.environ:
-            continue
-        listed = split_devices(decide.environ[variable])
-        count = 1 if listed is None else len(listed)  # "all" is one entry, as in the original
-        decide.reasons["num_shard"] = f"{variable} lists {count}" if listed is not None else f"{variable} is all"
-        return max(1, count)
-    decide.reasons["num_shard"] = "no variable lists GPUs"
-    return 1
 
 
 def inspect_weights(model_dir: Path, num_shard: int) -> Checkpoint:
@@ -267,6 +220,7 @@ def limit_new_tokens(decide: Decisions, max_sequence_length: int) -> ServeConfig
     if config.max_new_tokens < max_sequence_length:
         return config
     lowered = max_sequence_length - 1
+    decide.reasons["max_new_tokens"] = f"one less than max_sequence_length; {config.max_new_tokens} would not fit"
     if decide.is_given("max_new_tokens"):
         decide.warnings.append(
             f"max_new_tokens {config.max_new_tokens} is lowered to {lowered}: "
@@ -278,22 +232,5 @@ def limit_new_tokens(decide: Decisions, max_sequence_length: int) -> ServeConfig
 def choose_max_batch_tokens(decide: Decisions, device: str) -> int:
     if decide.is_given("max_batch_tokens"):
         return int(decide.take_given("max_batch_tokens"))
-    decide.reasons["max_batch_tokens"] = f"the default of {device}"
+    decide.reasons["max_batch_tokens"] = f"the default on a {'GPU' if device == 'cuda' else 'CPU'}"
     return 8192 if device == "cuda" else 512
-
-
-def choose_tokenization_workers(decide: Decisions, num_shard: int) -> int:
-    if decide.is_given("tokenization_workers"):
-        return int(decide.take_given("tokenization_workers"))
-    cpus = decide.machine.num_cpus
-    decide.reasons["tokenization_workers"] = f"{cpus} CPUs less {num_shard} shards"
-    return max(1, min(cpus - num_shard, MAX_TOKENIZATION_WORKERS))
-
-
-def choose_shard_threads(decide: Decisions, engine: str, device: str, num_shard: int) -> int:
-    if device != "cpu" or engine == "fake":
-        decide.reasons["shard_threads"] = "the device computes" if device == "cuda" else "a rehearsal computes nothing"
-        return 0
-    cpus = decide.machine.num_cpus
-    decide.reasons["shard_threads"] = f"{cpus} CPUs for {num_shard} shards"
-    return max(1, cpus // num_shard)

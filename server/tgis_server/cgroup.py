@@ -3,11 +3,12 @@
 Read by the launcher, for its checks and hints, and by shards, which divide what memory is free.
 
 Reads version 2 (one tree) and version 1 (a tree per controller). A limit anywhere above the own group counts too, so
-that every reading walks up to the root. Unreadable files mean "no limit".
+that every reading walks up to the root. Unreadable files of a group mean "no limit".
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,7 +68,8 @@ def memory_free_bytes(root: Path = ROOT, membership: Path = MEMBERSHIP) -> int |
 
 def available_bytes(root: Path = ROOT, membership: Path = MEMBERSHIP, meminfo: Path = Path("/proc/meminfo")) -> int:
     """Memory that can be allocated now: what the machine has, or less if a control group allows less."""
-    on_machine = 0
+    # What sysinfo calls free, without page cache, where the file is not readable.
+    on_machine = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for line in read_text(meminfo).splitlines():
         name, _, value = line.partition(":")
         if name == "MemAvailable":

@@ -157,6 +157,9 @@ class ServeConfig:
     prefix_cache: Annotated[
         bool, Opt(help="Reuse keys and values of prompts that begin alike.", group="Devices and memory")
     ] = True
+    cpu_pinning: Annotated[
+        bool, Opt(help="Give each shard cores of its own.", group="Devices and memory", hidden=True)
+    ] = True
     batch_safety_margin: Annotated[
         int, Opt(help="Percent of free GPU memory held back.", group="Devices and memory", ge=0, le=90)
     ] = 20

@@ -30,8 +30,9 @@ class Run:
     is_max_sequence_length_explicit: bool  # explicit: must fit; inferred: may be lowered to what fits
     max_batch_tokens: int
     tokenization_workers: int
-    shard_threads: int = 0  # compute threads of each shard on a CPU; 0 = torch's default
     launcher_phases: tuple[tuple[str, float], ...] = ()  # what it did before it started children, and from when on
+    shard_threads: int = 0  # compute threads of each shard; 0 = torch's default
+    shard_cpus: tuple[tuple[int, ...], ...] = ()  # CPUs of each shard; empty = wherever the kernel likes
     label: str = ""  # "demo model" or "rehearsal": named in readiness, logs and metrics
 
     def shard_socket(self, rank: int) -> Path:
@@ -78,4 +79,5 @@ class Run:
         for name in (f.name for f in fields(cls) if f.type == "Path"):
             raw[name] = Path(raw[name])
         raw["launcher_phases"] = tuple((name, started_at) for name, started_at in raw["launcher_phases"])
+        raw["shard_cpus"] = tuple(tuple(cpus) for cpus in raw["shard_cpus"])
         return cls(config=ServeConfig(**values), **raw)

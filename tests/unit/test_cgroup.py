@@ -68,6 +68,12 @@ def test_without_limits_the_machine_decides_what_is_available(group, tmp_path: P
     assert cgroup.available_bytes(**group(), meminfo=meminfo) == 2048 * 1024
 
 
+def test_without_meminfo_the_machine_is_asked_in_another_way(group, tmp_path: Path):
+    places = group(pod__memory_max=f"{1 << 60}\n")
+
+    assert cgroup.available_bytes(**places, meminfo=tmp_path / "missing") > 0
+
+
 def test_a_group_that_allows_less_than_the_machine_has_decides(group, tmp_path: Path):
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemAvailable: 99999999 kB\n")

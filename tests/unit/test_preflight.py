@@ -1,4 +1,4 @@
-"""Facts about the machine, and the checks that are made before anything starts."""
+"""The checks that are made before anything starts."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 
-from tgis_cli.machine import Gpu, Machine
-from tgis_cli.machine.facts import cpu_has_bf16
-from tgis_cli.machine.gpus import find_gpus
+from tgis_cli.machine import Cpu, Gpu, Machine
 from tgis_cli.machine.ports import check_port
 from tgis_cli.machine.preflight import check_before_start, check_memory, check_sockets, check_tokenizer
 from tgis_cli.supervisor.run_dir import make_run_dir
@@ -52,58 +50,9 @@ class Weights:
 
 
 def machine(**facts: Any) -> Machine:
-    return Machine(**{"gpus": (), "num_cpus": 2, "has_bf16": True, "free_bytes": GIB, "limit_bytes": None} | facts)
-
-
-# -- GPUs
-
-
-@pytest.fixture
-def dev(tmp_path: Path) -> Path:
-    """A device directory with two GPUs."""
-    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
-        (tmp_path / name).touch()
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("environ", "expected"),
-    [
-        ({}, ["0", "1"]),
-        ({"CUDA_VISIBLE_DEVICES": "1"}, ["1"]),
-        ({"CUDA_VISIBLE_DEVICES": "1,0"}, ["1", "0"]),
-        ({"CUDA_VISIBLE_DEVICES": "0,7,1"}, ["0"]),
-        ({"CUDA_VISIBLE_DEVICES": "GPU-8f1a"}, ["GPU-8f1a"]),
-        ({"CUDA_VISIBLE_DEVICES": ""}, []),
-        ({"CUDA_VISIBLE_DEVICES": "-1"}, []),
-        ({"NVIDIA_VISIBLE_DEVICES": "3,4"}, ["0", "1"]),
-    ],
-)
-def test_visible_gpus_are_those_that_cuda_would_show(dev: Path, environ: dict[str, str], expected: list[str]):
-    assert [gpu.device for gpu in find_gpus(environ, dev)] == expected
-
-
-def test_a_machine_without_device_files_has_no_gpu(tmp_path: Path):
-    assert find_gpus({"CUDA_VISIBLE_DEVICES": "0"}, tmp_path) == ()
-
-
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        ("flags\t\t: fpu avx512_bf16", True),
-        ("Features\t: fp asimd bf16", True),
-        ("flags\t\t: fpu avx2", False),
-        ("", False),
-    ],
-)
-def test_bf16_instructions_are_read_from_cpuinfo(tmp_path: Path, line: str, expected: bool):
-    file = tmp_path / "cpuinfo"
-    file.write_text(f"processor\t: 0\n{line}\n")
-
-    assert cpu_has_bf16(file) is expected
-
-
-# -- checks
+    return Machine(
+        **{"gpus": (), "cpus": (Cpu(0, 0), Cpu(1, 1)), "has_bf16": True, "free_bytes": GIB, "limit_bytes": None} | facts
+    )
 
 
 def test_a_port_in_use_is_named_with_its_owner():

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tgis_cli.machine import Gpu, Machine
+from tgis_cli.machine import Cpu, Gpu, Machine
 from tgis_cli.models import find_cache_dir, find_model_dir
 from tgis_cli.resolve import DEMO_MODEL_DIR, Resolved, resolve
 from tgis_server.config import load_config
@@ -19,7 +19,8 @@ TWO_GPUS = tuple(Gpu(str(index), "GPU", 80 * GIB, 80 * GIB) for index in range(2
 
 
 def machine(**facts: Any) -> Machine:
-    defaults = {"gpus": (), "num_cpus": 8, "has_bf16": True, "free_bytes": 8 * GIB, "limit_bytes": None}
+    cpus = tuple(Cpu(number, number) for number in range(8))
+    defaults = {"gpus": (), "cpus": cpus, "has_bf16": True, "free_bytes": 8 * GIB, "limit_bytes": None}
     return Machine(**defaults | {"torch_has_cuda": True} | facts)
 
 
@@ -163,7 +164,7 @@ def test_a_family_without_an_engine_is_a_model_error(model_dir):
 def test_a_visible_gpu_is_used():
     run = resolve_with(on=machine(gpus=TWO_GPUS)).run
 
-    assert (run.device, run.num_shard, run.max_batch_tokens, run.shard_threads) == ("cuda", 1, 8192, 0)
+    assert (run.device, run.num_shard, run.max_batch_tokens, run.shard_threads) == ("cuda", 1, 8192, 8)
 
 
 def test_without_a_gpu_the_cpus_are_shared_out():
@@ -184,24 +185,47 @@ def test_cuda_without_a_gpu_is_refused():
         resolve_with(device="cuda")
 
 
+def test_what_keeps_gpus_from_being_used_is_a_warning_or_the_error():
+    broken = machine(gpu_problem="No GPU can be used: reboot.")
+
+    resolved = resolve_with(on=broken)
+
+    assert (resolved.run.device, resolved.reasons["device"]) == ("cpu", "no GPU can be used")
+    assert resolved.warnings == ("No GPU can be used: reboot.",)
+    assert resolve_with(on=broken, device="cpu").warnings == ()
+    with pytest.raises(NotEnoughDevices, match=r"no GPU is visible\. No GPU can be used: reboot\.$"):
+        resolve_with(on=broken, device="cuda")
+
+
+def test_shards_on_instances_of_one_gpu_are_a_warning():
+    instances = tuple(Gpu(f"MIG-{index}", board="GPU-a") for index in range(2))
+
+    assert "MIG instances of one GPU" in resolve_with(on=machine(gpus=instances), num_shard="2").warnings[0]
+    assert resolve_with(on=machine(gpus=instances), num_shard="1").warnings == ()
+
+
 def test_more_shards_than_gpus_are_refused():
     with pytest.raises(NotEnoughDevices, match="4 shards configured but only 2 GPUs detected"):
         resolve_with(on=machine(gpus=TWO_GPUS), num_shard="4")
 
 
 @pytest.mark.parametrize(
-    ("environ", "expected"),
+    ("environ", "expected", "reason"),
     [
-        ({"CUDA_VISIBLE_DEVICES": "0,1"}, 2),
-        ({"CUDA_VISIBLE_DEVICES": "1", "NVIDIA_VISIBLE_DEVICES": "0,1"}, 1),
-        ({"NVIDIA_VISIBLE_DEVICES": "all"}, 1),
-        ({"NUM_GPUS": "2"}, 2),
-        ({"NUM_SHARD": "1", "CUDA_VISIBLE_DEVICES": "0,1"}, 1),
-        ({}, 1),
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, 2, "CUDA_VISIBLE_DEVICES lists 2 GPUs"),
+        ({"CUDA_VISIBLE_DEVICES": "all"}, 2, "CUDA_VISIBLE_DEVICES lists all 2 GPUs"),
+        ({"CUDA_VISIBLE_DEVICES": "1", "NVIDIA_VISIBLE_DEVICES": "0,1"}, 1, "CUDA_VISIBLE_DEVICES lists 1 GPU"),
+        ({"NVIDIA_VISIBLE_DEVICES": "all"}, 2, "NVIDIA_VISIBLE_DEVICES lists all 2 GPUs"),
+        ({"NVIDIA_VISIBLE_DEVICES": "void"}, 1, "NVIDIA_VISIBLE_DEVICES lists no GPUs"),
+        ({"NUM_GPUS": "2"}, 2, "environment NUM_GPUS"),
+        ({"NUM_SHARD": "1", "CUDA_VISIBLE_DEVICES": "0,1"}, 1, "environment NUM_SHARD"),
+        ({}, 1, "neither CUDA_VISIBLE_DEVICES nor NVIDIA_VISIBLE_DEVICES is set"),
     ],
 )
-def test_the_number_of_shards_is_inferred_from_visible_devices(environ: dict[str, str], expected: int):
-    assert resolve_with(environ, machine(gpus=TWO_GPUS)).run.num_shard == expected
+def test_the_number_of_shards_is_inferred_from_visible_devices(environ: dict[str, str], expected: int, reason: str):
+    resolved = resolve_with(environ, machine(gpus=TWO_GPUS))
+
+    assert (resolved.run.num_shard, resolved.reasons["num_shard"]) == (expected, reason)
 
 
 @pytest.mark.parametrize("value", ["", "none", "-1", "void"])
@@ -212,6 +236,56 @@ def test_no_visible_device_means_one_shard(value: str):
 def test_a_number_of_shards_that_does_not_divide_the_model_is_refused():
     with pytest.raises(UsageError, match="--num-shard 3 does not divide this model"):
         resolve_with(num_shard="3")
+
+
+# -- CPUs
+
+
+def test_shards_on_a_cpu_get_cores_of_their_own():
+    resolved = resolve_with(num_shard="2")
+
+    assert (resolved.run.shard_cpus, resolved.run.shard_threads) == (((0, 1, 2, 3), (4, 5, 6, 7)), 4)
+    assert resolved.reasons["shard_threads"] == "8 CPUs for 2 shards"
+
+
+@pytest.mark.parametrize(
+    ("flags", "facts", "num_threads", "reason"),
+    [
+        ({"num_shard": "1"}, {}, 8, "not pinned: a single shard shares with nobody"),
+        ({"cpu_pinning": "false"}, {}, 4, "flag --cpu-pinning"),
+        ({}, {"cpu_quota": 4.5}, 2, "not pinned: 4 CPUs (a quota of 4.5 on 8), nobody knows which"),
+        ({}, {"cpus": (Cpu(3, 3),)}, 1, "not pinned: 2 shards on 1 CPU"),
+    ],
+)
+def test_shards_are_not_pinned_where_that_could_do_harm(
+    flags: dict[str, str], facts: dict[str, Any], num_threads: int, reason: str
+):
+    resolved = resolve_with(on=machine(**facts), **{"num_shard": "2"} | flags)
+
+    assert (resolved.run.shard_cpus, resolved.run.shard_threads) == ((), num_threads)
+    assert resolved.reasons["shard_cpus"] == reason
+
+
+def test_a_shard_on_a_gpu_stays_on_the_cpus_near_it():
+    gpus = (Gpu("GPU-a", cpus=frozenset({0, 1, 2, 99})), Gpu("GPU-b", cpus=frozenset({99})))
+
+    run = resolve_with(on=machine(gpus=gpus), num_shard="2").run
+
+    assert (run.shard_cpus, run.shard_threads) == (((0, 1, 2), (0, 1, 2, 3, 4, 5, 6, 7)), 3)
+
+
+def test_where_no_cpu_is_nearer_than_another_gpu_shards_are_not_pinned():
+    gpus = (Gpu("GPU-a", cpus=frozenset(range(64))), Gpu("GPU-b"))
+
+    resolved = resolve_with(on=machine(gpus=gpus), num_shard="2")
+
+    assert (resolved.run.shard_cpus, resolved.run.shard_threads) == ((), 4)
+    assert resolved.reasons["shard_cpus"].startswith("not pinned: no CPU is known to be nearer")
+
+
+@pytest.mark.parametrize(("value", "expected"), [("3", 3), ("0", 8), ("4,2", 8), (" ", 8)])
+def test_a_number_of_threads_in_the_environment_is_taken(value: str, expected: int):
+    assert resolve_with({"OMP_NUM_THREADS": value}).run.shard_threads == expected
 
 
 # -- number formats and lengths
@@ -269,9 +343,36 @@ def test_more_new_tokens_than_a_sequence_has_are_lowered():
 
 
 def test_every_choice_has_its_reason():
-    line = resolve_with(device="cpu", num_shard="2").describe()
+    lines = resolve_with(device="cpu", num_shard="2").describe()
 
-    assert "native (it has this model's family)" in line
-    assert "cpu (flag --device)" in line
-    assert "2 shards (flag --num-shard)" in line
-    assert "max_sequence_length 2048 (max_position_embeddings of config.json)" in line
+    assert lines == [
+        f"starting demo from {DEMO_MODEL_DIR} (no model is given: the demo model that comes with TGIS)",
+        "  engine                native     it has this model's family",
+        "  device                cpu        flag --device",
+        "  num_shard             2          flag --num-shard",
+        "  dtype                 bfloat16   the checkpoint's",
+        "  max_sequence_length   2048       max_position_embeddings of config.json",
+        "  max_batch_tokens      512        the default on a CPU",
+        "  kv_cache_memory       -          one longest sequence (1 MiB) or, if that is more, the smaller of 4.0 GiB "
+        "and 25% of what is free after loading (now 4.0 GiB per shard)",
+        "  tokenization_workers  6          8 CPUs less 2 shards, 1 to 8",
+        "  shard_cpus            0-3 / 4-7  cores of its own for each shard",
+        "  shard_threads         4          8 CPUs for 2 shards",
+    ]
+
+
+def test_on_a_gpu_the_driver_is_named_and_memory_is_divided_after_loading():
+    reasons = resolve_with(on=machine(gpus=TWO_GPUS, driver="driver 570 for CUDA 12.8")).reasons
+
+    assert reasons["device"] == "2 GPUs visible: GPU; driver 570 for CUDA 12.8"
+    assert reasons["kv_cache_memory"] == "80% of what is free on each GPU after loading"
+
+
+def test_lowered_and_given_values_have_reasons_too():
+    inferred = resolve_with(max_sequence_length="64", kv_cache_memory="1MiB").inferred()
+
+    assert inferred["max_new_tokens"] == {
+        "value": 63,
+        "reason": "one less than max_sequence_length; 1024 would not fit",
+    }
+    assert inferred["kv_cache_memory"] == {"value": 1 << 20, "reason": "flag --kv-cache-memory"}

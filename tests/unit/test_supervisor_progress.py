@@ -132,12 +132,13 @@ def test_a_cpu_shard_gets_its_threads_and_nothing_else_changes():
 
 
 def test_each_gpu_shard_sees_its_own_gpu():
-    run = make_run(device="cuda", shard_threads=0)
+    run = make_run(device="cuda")
 
     environ = child_environment(run, 1, {"CUDA_VISIBLE_DEVICES": "3,GPU-5"}, ["3", "GPU-5"])
 
     assert environ["CUDA_VISIBLE_DEVICES"] == "GPU-5"
-    assert "OMP_NUM_THREADS" not in environ
+    assert environ["OMP_NUM_THREADS"] == "4"
+    assert "GOMP_SPINCOUNT" not in environ
 
 
 def test_the_front_end_keeps_the_launchers_view():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +14,7 @@ from tgis_cli.legacy_settings import warn_of_settings
 from tgis_cli.machine import probe_machine
 from tgis_cli.option_help import GroupedHelpCommand
 from tgis_cli.options import with_serve_options
-from tgis_cli.resolve import Resolved, resolve
+from tgis_cli.resolve import Resolved, format_value, resolve
 from tgis_server.config import GROUPS, LoadedConfig, load_config, options
 from tgis_server.errors import TgisError
 
@@ -42,7 +41,8 @@ def show(
         problem = error  # shown last: the values may be what explains it
     warnings = resolved.warnings if resolved else tuple(warn_of_settings(loaded, environ))
     if json_:
-        report = {"options": describe_options(loaded), "inferred": describe_inferred(resolved), "warnings": warnings}
+        inferred = resolved.inferred() if resolved else {}  # nothing where the model or the devices are missing
+        report = {"options": describe_options(loaded), "inferred": inferred, "warnings": warnings}
         print(json.dumps(report, indent=1, default=str))
     else:
         print_tables(loaded, resolved)
@@ -60,14 +60,6 @@ def describe_options(loaded: LoadedConfig) -> dict[str, dict[str, Any]]:
         option.name: {"value": getattr(loaded.config, option.name), "origin": loaded.origins[option.name]}
         for option in options()
     }
-
-
-def describe_inferred(resolved: Resolved | None) -> dict[str, dict[str, Any]]:
-    """What a run is made of; nothing where the model or the devices are missing."""
-    if resolved is None:
-        return {}
-    names = [field.name for field in fields(resolved.run) if field.name in resolved.reasons]
-    return {name: {"value": getattr(resolved.run, name), "reason": resolved.reasons[name]} for name in names}
 
 
 def print_tables(loaded: LoadedConfig, resolved: Resolved | None) -> None:
@@ -92,6 +84,6 @@ def print_tables(loaded: LoadedConfig, resolved: Resolved | None) -> None:
         table = Table(title="Inferred", title_justify="left", title_style="bold", box=None, pad_edge=False)
         for column in ("what", "value", "why"):
             table.add_column(column, header_style="dim", overflow="fold")
-        for name, entry in describe_inferred(resolved).items():
-            table.add_row(name, str(entry["value"]), entry["reason"])
+        for name, entry in resolved.inferred().items():
+            table.add_row(name, format_value(entry["value"]), Text(entry["reason"]))
         console.print(table)

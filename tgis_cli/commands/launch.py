@@ -78,10 +78,18 @@ def run_launch(
     terminal = open_terminal(loaded.config, environ, resolved.run.num_shard)
     for warning in (*warnings, *resolved.warnings):
         logger.warning("%s", warning)
-    logger.info("%s", resolved.describe())
+    log_choices(resolved, terminal)
     outcome = asyncio.run(Launch(resolved, terminal, environ).supervise(run, machine))
     finish(loaded, terminal, outcome)
     return outcome.exit_code
+
+
+def log_choices(resolved: Resolved, terminal: Terminal) -> None:
+    """What is served and how, each choice with its reason: a record, or a line for each."""
+    headline, *rows = resolved.describe()
+    logger.info("%s", headline, extra={"inferred": resolved.inferred()} if terminal.as_json else None)
+    for line in () if terminal.as_json else rows:
+        logger.info("%s", line)
 
 
 def make_run(resolved: Resolved, machine: Machine, phases: list[tuple[str, float]]) -> Run:

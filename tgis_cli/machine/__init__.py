@@ -1,5 +1,5 @@
 """Facts about this machine, found without torch, and the checks that are made before anything starts."""
 
-from tgis_cli.machine.facts import Gpu, Machine, probe_machine
+from tgis_cli.machine.facts import Cpu, Gpu, Machine, probe_machine
 
-__all__ = ["Gpu", "Machine", "probe_machine"]
+__all__ = ["Cpu", "Gpu", "Machine", "probe_machine"]

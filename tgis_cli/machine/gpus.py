@@ -1,88 +1,230 @@
-"""Which NVIDIA GPUs are visible, and how much memory they have. Never imports torch.
+"""Which NVIDIA GPUs a server may use, and what is known about each. Never imports torch.
 
-What the driver says (through nvidia-ml-py, where installed) is preferred; without it GPUs are counted by their device
-files. ``CUDA_VISIBLE_DEVICES`` narrows and reorders what CUDA shows; inside a container ``NVIDIA_VISIBLE_DEVICES``
-has been applied by the container runtime already, so that only the count in it is of interest.
+The driver is asked through NVML; where its library is missing, GPUs are counted by their device files.
+``CUDA_VISIBLE_DEVICES`` narrows and reorders them as CUDA would. Inside a container ``NVIDIA_VISIBLE_DEVICES`` has been
+applied by the container runtime already, so that only the count in it is of interest.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+NO_DEVICES = frozenset({"", "none", "void", "nodevfiles", "-1"})
+CPU_MASK_WORDS = 64  # of 64 bits each: room for 4,096 CPUs
+
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One visible GPU."""
+    """One GPU or MIG instance."""
 
-    device: str  # what CUDA_VISIBLE_DEVICES says to get this one: an index or a UUID
+    device: str  # what CUDA_VISIBLE_DEVICES says to get this one: its UUID, or an index where only files are known
     name: str = ""
     total_bytes: int = 0  # 0 = not known
     free_bytes: int = 0
+    cpus: frozenset[int] = frozenset()  # those near to it; empty = not known
+    instances: tuple[Gpu, ...] | None = None  # in MIG mode these are used in its place
+    board: str = ""  # UUID of the GPU that a MIG instance is a part of
+    mig_path: str = ""  # older name of a MIG instance: MIG-GPU-.../gpu instance/compute instance
+
+    @property
+    def usable(self) -> tuple[Gpu, ...]:
+        """What CUDA can compute on: the GPU itself, or its instances."""
+        return (self,) if self.instances is None else self.instances
 
 
-def find_gpus(environ: Mapping[str, str], dev: Path = Path("/dev")) -> tuple[Gpu, ...]:
-    """The GPUs that CUDA would show to this process, in its order."""
-    installed = query_driver() or count_device_files(dev)
-    visible = split_devices(environ.get("CUDA_VISIBLE_DEVICES"))
-    if visible is None or not installed:
+@dataclass(frozen=True, slots=True)
+class GpuReport:
+    """GPUs, in order, and what there is to say about them."""
+
+    gpus: tuple[Gpu, ...] = ()
+    driver: str = ""  # "driver 570.86.10 for CUDA 12.8"
+    problem: str = ""  # a sentence: why some or all cannot be used
+
+
+def find_gpus(environ: Mapping[str, str], list_installed: Callable[[], GpuReport] | None = None) -> GpuReport:
+    """The GPUs that CUDA would show to processes with this environment, each alone, in its order."""
+    listed = split_devices(environ.get("CUDA_VISIBLE_DEVICES"))
+    if listed == []:
+        return GpuReport()  # the driver is not even asked: that may take a second
+    installed = (list_installed or list_installed_gpus)()
+    if not installed.gpus:
         return installed
-    by_index = {gpu.device: gpu for gpu in installed}
-    # A UUID (GPU-..., MIG-...) is taken on trust; an index that does not exist ends the list, as it does in CUDA.
-    found = []
-    for device in visible:
-        if device.isdigit() and device not in by_index:
-            break
-        found.append(by_index.get(device, Gpu(device)))
-    return tuple(found)
+    if listed is None:
+        usable = tuple(instance for gpu in installed.gpus for instance in gpu.usable)
+        return GpuReport(usable, installed.driver, installed.problem)
+    visible, problem = select_devices(listed, installed.gpus)
+    return GpuReport(visible, installed.driver, problem or installed.problem)
 
 
 def split_devices(value: str | None) -> list[str] | None:
-    """Entries of a ``*_VISIBLE_DEVICES`` variable; ``None`` = not set or ``all``, empty = no GPU."""
+    """Entries of a ``*_VISIBLE_DEVICES`` variable; ``None`` = not set or ``all``, empty = no GPU.
+
+    ``-1`` ends the list, as it does in CUDA.
+    """
     if value is None or value.strip().lower() == "all":
         return None
     entries = [entry.strip() for entry in value.split(",")]
-    if entries[0].lower() in ("", "none", "void", "nodevfiles", "-1"):
+    if entries[0].lower() in NO_DEVICES:
         return []
-    return [entry for entry in entries if entry]
+    end = entries.index("-1") if "-1" in entries else len(entries)
+    return [entry for entry in entries[:end] if entry]
 
 
-def query_driver() -> tuple[Gpu, ...]:
-    """Ask the driver through nvidia-ml-py; nothing where either is missing."""
-    try:
-        nvml = importlib.import_module("pynvml")
-    except ImportError:
-        return ()
+def select_devices(listed: list[str], installed: tuple[Gpu, ...]) -> tuple[tuple[Gpu, ...], str]:
+    """Apply CUDA's rules: what is not found ends the list, and a GPU named twice makes all of them invisible.
+
+    Returns:
+        The GPUs, and a sentence about what is wrong with the list.
+    """
+    found: list[Gpu] = []
+    for entry in listed:
+        gpu = find_device(entry, installed)
+        if gpu is None:
+            return tuple(found), (
+                f"CUDA_VISIBLE_DEVICES names {entry}, which is not exactly one usable GPU of this machine: CUDA leaves "
+                "it out and all that follow (`nvidia-smi -L` lists what there is)."
+            )
+        if gpu in found:
+            return (), f"CUDA_VISIBLE_DEVICES names {entry}, which is in it twice: CUDA shows no GPU at all then."
+        found.append(gpu)
+    return tuple(found), ""
+
+
+def find_device(entry: str, installed: tuple[Gpu, ...]) -> Gpu | None:
+    """By index, or by the beginning of a UUID. For a GPU in MIG mode CUDA takes its first instance."""
+    if entry.isdigit():
+        matches = list(installed[int(entry) : int(entry) + 1])
+    elif not entry.startswith(("GPU-", "MIG-")):
+        matches = []
+    elif installed[0].device == "0":
+        return Gpu(entry)  # only device files are known: a UUID is taken on trust
+    else:
+        devices = [device for gpu in installed for device in (gpu, *(gpu.instances or ()))]
+        matches = [device for device in devices if device.device.startswith(entry) or device.mig_path == entry]
+    return next(iter(matches[0].usable), None) if len(matches) == 1 else None
+
+
+def list_installed_gpus(nvml: Any = None, dev: Path = Path("/dev")) -> GpuReport:
+    """Ask the driver, or count device files where its library is missing.
+
+    Args:
+        nvml: the module ``pynvml``, or what behaves like it.
+    """
+    nvml = nvml or importlib.import_module("pynvml")
     try:
         nvml.nvmlInit()
-    except nvml.NVMLError:
-        return ()
+    except nvml.NVMLError as error:
+        if error.value == nvml.NVML_ERROR_LIBRARY_NOT_FOUND:
+            return count_device_files(dev)
+        return GpuReport(problem=f"No GPU can be used: {explain(nvml, error)}.")
     try:
-        return tuple(describe_gpu(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
-    except nvml.NVMLError:
-        return ()
+        return ask_driver(nvml)
+    except nvml.NVMLError as error:
+        return GpuReport(problem=f"No GPU can be used: {explain(nvml, error)}.")
     finally:
         nvml.nvmlShutdown()
 
 
-def describe_gpu(nvml: Any, index: int) -> Gpu:
-    handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-    name = nvml.nvmlDeviceGetName(handle)
-    return Gpu(str(index), name if isinstance(name, str) else name.decode(), int(memory.total), int(memory.free))
+def ask_driver(nvml: Any) -> GpuReport:
+    """All GPUs that this process may open, in the order of their PCI addresses."""
+    gpus, problems = [], []
+    for index in range(nvml.nvmlDeviceGetCount()):
+        try:
+            gpu = describe_gpu(nvml, nvml.nvmlDeviceGetHandleByIndex(index))
+        except nvml.NVMLError as error:
+            problems.append(f"GPU {index} is left out: {explain(nvml, error)}.")
+            continue
+        if gpu.instances == ():
+            problems.append(f"GPU {index} is left out: it is in MIG mode, but no instance is made (`nvidia-smi mig`).")
+        gpus.append(gpu)
+    cuda = nvml.nvmlSystemGetCudaDriverVersion_v2()  # 12080 = 12.8
+    driver = f"driver {nvml.nvmlSystemGetDriverVersion()} for CUDA {cuda // 1000}.{cuda % 1000 // 10}"
+    return GpuReport(tuple(gpus), driver, " ".join(problems))
 
 
-def count_device_files(dev: Path) -> tuple[Gpu, ...]:
+def describe_gpu(nvml: Any, handle: Any) -> Gpu:
+    uuid = nvml.nvmlDeviceGetUUID(handle)
+    cpus = read_near_cpus(nvml, handle)
+    instances = None
+    if is_in_mig_mode(nvml, handle):
+        instances = tuple(describe_instance(nvml, instance, uuid, cpus) for instance in mig_handles(nvml, handle))
+    total, free = read_memory(nvml, handle)
+    return Gpu(uuid, nvml.nvmlDeviceGetName(handle), total, free, cpus, instances)
+
+
+def describe_instance(nvml: Any, handle: Any, board: str, cpus: frozenset[int]) -> Gpu:
+    total, free = read_memory(nvml, handle)
+    path = f"{board}/{nvml.nvmlDeviceGetGpuInstanceId(handle)}/{nvml.nvmlDeviceGetComputeInstanceId(handle)}"
+    uuid, name = nvml.nvmlDeviceGetUUID(handle), nvml.nvmlDeviceGetName(handle)
+    return Gpu(uuid, name, total, free, cpus, board=board, mig_path=f"MIG-{path}")
+
+
+def is_in_mig_mode(nvml: Any, handle: Any) -> bool:
+    try:
+        current, _pending = nvml.nvmlDeviceGetMigMode(handle)
+    except nvml.NVMLError:  # a GPU without MIG
+        return False
+    return bool(current == nvml.NVML_DEVICE_MIG_ENABLE)
+
+
+def mig_handles(nvml: Any, handle: Any) -> Iterator[Any]:
+    for index in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+        try:
+            yield nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
+        except nvml.NVMLError:  # a place without an instance, or an instance of somebody else
+            continue
+
+
+def read_memory(nvml: Any, handle: Any) -> tuple[int, int]:
+    """Total and free bytes; zeros where GPU and CPU share their memory."""
+    try:
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    except nvml.NVMLError:
+        return 0, 0
+    return int(memory.total), int(memory.free)
+
+
+def read_near_cpus(nvml: Any, handle: Any) -> frozenset[int]:
+    try:
+        words = nvml.nvmlDeviceGetCpuAffinity(handle, CPU_MASK_WORDS)
+    except nvml.NVMLError:  # virtual machines often do not say
+        return frozenset()
+    return frozenset(64 * place + bit for place, word in enumerate(words) for bit in range(64) if word >> bit & 1)
+
+
+def explain(nvml: Any, error: Any) -> str:
+    """An error of NVML in words, with what to do."""
+    known = {
+        nvml.NVML_ERROR_DRIVER_NOT_LOADED: "the NVIDIA driver is installed but not loaded (see `nvidia-smi`)",
+        nvml.NVML_ERROR_NO_PERMISSION: "this user may not open /dev/nvidia* (check the files' mode and group, or the "
+        "container's devices)",
+        nvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: "the NVIDIA driver's library and kernel module have different "
+        "versions (reboot, or load the new module)",
+        nvml.NVML_ERROR_GPU_IS_LOST: "it has fallen off the bus (reboot)",
+    }
+    return known.get(error.value, f"the NVIDIA driver says: {str(error).rstrip('.')}")
+
+
+def count_device_files(dev: Path) -> GpuReport:
     """``/dev/nvidia0``, ``/dev/nvidia1``, ...: CUDA numbers what it finds from 0, whatever the files are called."""
     files = [file for file in dev.glob("nvidia*") if re.fullmatch(r"nvidia\d+", file.name)]
     if not files and (dev / "dxg").exists():  # Windows Subsystem for Linux shows its GPU only so
-        return (Gpu("0"),)
-    return tuple(Gpu(str(index)) for index in range(len(files)))
+        files = [dev / "dxg"]
+    allowed = [file for file in files if os.access(file, os.R_OK | os.W_OK)]
+    problem = ""
+    if len(allowed) < len(files):
+        problem = (
+            f"{len(files) - len(allowed)} of {len(files)} GPUs cannot be used: this user may not open "
+            f"{min(set(files) - set(allowed))} (check the file's mode and group)."
+        )
+    return GpuReport(tuple(Gpu(str(index)) for index in range(len(allowed))), problem=problem)
 
 
 def torch_has_cuda() -> bool | None:

@@ -15,7 +15,8 @@ def child_environment(run: Run, rank: int | None, environ: Mapping[str, str], gp
     Args:
         rank: of a shard; ``None`` for the front-end.
         environ: the launcher's environment.
-        gpus: names of the visible GPUs, as ``CUDA_VISIBLE_DEVICES`` has them.
+        gpus: names of the visible GPUs, as ``CUDA_VISIBLE_DEVICES`` may have them: UUIDs, whose meaning no
+            ``CUDA_DEVICE_ORDER`` changes.
     """
     child = dict(environ)
     child["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded at run time
@@ -28,10 +29,11 @@ def child_environment(run: Run, rank: int | None, environ: Mapping[str, str], gp
         child.setdefault(ALLOCATOR, "expandable_segments:True")
     if rank is None:
         return child
+    if run.shard_threads:
+        child["OMP_NUM_THREADS"] = str(run.shard_threads)  # torch's own default knows no quota and no other shards
     if run.device == "cuda":
         child["CUDA_VISIBLE_DEVICES"] = gpus[rank]  # each shard sees its own GPU only, as device 0
     elif run.shard_threads:
-        child["OMP_NUM_THREADS"] = str(run.shard_threads)
         for name, value in cpu_defaults(environ).items():
             child.setdefault(name, value)
     return child

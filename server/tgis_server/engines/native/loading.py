@@ -61,7 +61,7 @@ def load(run: Run, rank: int, progress: Progress) -> Loaded:
     request = _memory_request(run, checkpoint, rank)
     room = _step_bytes(run, spec)
     what = f"{run.model_id} in {run.dtype}"
-    check_fits(request, _free_bytes(run, rank), _resident_bytes(run, checkpoint, rank), room, what)
+    check_fits(request, _free_bytes(run), _resident_bytes(run, checkpoint, rank), room, what)
 
     # 2. The other ranks
     group: Group = SoloGroup()
@@ -78,7 +78,7 @@ def load(run: Run, rank: int, progress: Progress) -> Loaded:
     progress("allocating", 0, 0)
     # Every rank has read its weights before any measures: ranks of one CPU host draw on the same memory.
     group.smallest(0)
-    budget = decide_kv_budget(request, max(0, _free_bytes(run, rank) - room))
+    budget = decide_kv_budget(request, max(0, _free_bytes(run) - room))
     budget = _agree(group, budget, request)
     rope_table = build_table(spec.rope, budget.max_sequence_length, dtype, device)
     num_kv_heads = len(kv_heads_of(spec, rank, run.num_shard))
@@ -121,7 +121,7 @@ def _memory_request(run: Run, checkpoint: Checkpoint, rank: int) -> MemoryReques
     )
 
 
-def _free_bytes(run: Run, rank: int) -> int:
+def _free_bytes(run: Run) -> int:
     """What this rank may take. Ranks on one CPU host share its memory evenly."""
     if run.device == "cuda":
         return free_gpu_bytes(GPU, run.config.cuda_process_memory_fraction)
