@@ -150,7 +150,7 @@ WEIGHTS_EXCEED_MEMORY = Failure(
 WEIGHTS_EXCEED_GPU = Failure(
     "weights-exceed-gpu",
     "the weights of a shard alone are larger than its GPU",
-    "{model} needs {weights_bytes} per GPU on {num_shard} GPU(s), but GPU {gpu} offers {usable_bytes}. Use a larger "
+    "{model} needs {weights_bytes} per GPU on {num_shard} GPU(s), but {gpu} offers {usable_bytes}. Use a larger "
     "--num-shard, or larger GPUs.",
     NotEnoughDevices,
 )

@@ -30,9 +30,9 @@ class Run:
     is_max_sequence_length_explicit: bool  # explicit: must fit; inferred: may be lowered to what fits
     max_batch_tokens: int
     tokenization_workers: int
-    launcher_phases: tuple[tuple[str, float], ...] = ()  # what it did before it started children, and from when on
     shard_threads: int = 0  # compute threads of each shard; 0 = torch's default
     shard_cpus: tuple[tuple[int, ...], ...] = ()  # CPUs of each shard; empty = wherever the kernel likes
+    launcher_phases: tuple[tuple[str, float], ...] = ()  # what it did before it started children, and from when on
     label: str = ""  # "demo model" or "rehearsal": named in readiness, logs and metrics
 
     def shard_socket(self, rank: int) -> Path:

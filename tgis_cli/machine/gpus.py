@@ -33,6 +33,10 @@ class Gpu:
     board: str = ""  # UUID of the GPU that a MIG instance is a part of
     mig_path: str = ""  # older name of a MIG instance: MIG-GPU-.../gpu instance/compute instance
 
+    def __str__(self) -> str:
+        """In a sentence: ``GPU 0``, or the UUID, which says itself that it is one of a GPU."""
+        return f"GPU {self.device}" if self.device.isdigit() else self.device
+
     @property
     def usable(self) -> tuple[Gpu, ...]:
         """What CUDA can compute on: the GPU itself, or its instances."""

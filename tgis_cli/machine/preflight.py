@@ -103,7 +103,7 @@ def check_memory(run: Run, machine: Machine, checkpoint: Checkpoint) -> None:
                 model=run.model_id,
                 num_shard=run.num_shard,
                 weights_bytes=weight_bytes,
-                gpu=gpu.device,
+                gpu=str(gpu),
                 usable_bytes=int(usable),
             )
 
