@@ -144,7 +144,7 @@ SETTINGS = (
     renamed("HUGGINGFACE_HUB_CACHE", "HF_HUB_CACHE"),
     same("HF_HOME", "The cache is HF_HOME/hub where HF_HUB_CACHE is not set."),
     same("CUDA_VISIBLE_DEVICES", "Without NUM_SHARD, its entries are counted."),
-    same("NVIDIA_VISIBLE_DEVICES", "Without NUM_SHARD and CUDA_VISIBLE_DEVICES, its entries are counted; all is one."),
+    same("NVIDIA_VISIBLE_DEVICES", "Counted where CUDA_VISIBLE_DEVICES is not set; all means all GPUs instead of one."),
     same("PYTORCH_CUDA_ALLOC_CONF", "Unset means expandable_segments:True; blank leaves it to torch."),
     # the shard server
     no_effect("RANK", "The launcher numbers the shards.", quiet=ANY),
