@@ -53,24 +53,27 @@ def write_error(errors_dir: Path, name: str, error: BaseException) -> int:
     """Leave ``NAME.json`` (for the launcher) and ``NAME.log`` (the traceback); returns the exit code."""
     import traceback
 
-    from tgis_server.errors import GroupFailed, TgisError
+    from tgis_server.errors import GroupFailed, RequestError, TgisError
 
-    known = isinstance(error, TgisError)
-    sentence = str(error) if known else f"{type(error).__name__}: {error}".strip().rstrip(":")
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]  # of a task group: its own text says only how many there are
+    kind: type[TgisError] = GroupFailed
+    if is_expected := isinstance(error, TgisError) and not isinstance(error, RequestError):
+        kind = type(error)
     record = {
         "process": name,
         "time": time.time(),
-        "sentence": sentence,
-        "is_secondary": isinstance(error, TgisError) and error.is_secondary,
-        "is_expected": known,
-        "exit_code": error.exit_code if isinstance(error, TgisError) else GroupFailed.exit_code,
+        "sentence": str(error) if is_expected else f"{type(error).__name__}: {error}".strip().rstrip(":"),
+        "is_secondary": kind.is_secondary,
+        "is_expected": is_expected,
+        "exit_code": kind.exit_code,
     }
     log = errors_dir / f"{name}.log"
     log.write_text("".join(traceback.format_exception(error)))
     temporary = errors_dir / f"{name}.json.tmp"
     temporary.write_text(json.dumps(record))
     temporary.rename(errors_dir / f"{name}.json")
-    return int(str(record["exit_code"]))
+    return kind.exit_code
 
 
 def main(argv: list[str]) -> int:

@@ -23,6 +23,7 @@ from typing import Annotated, Any
 
 from tgis_server import failures
 from tgis_server.errors import UsageError
+from tgis_server.faults import Fault
 
 DTYPES = {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16"}
 DTYPE_ALIASES = {"fp32": "float32", "float": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
@@ -366,12 +367,21 @@ class ServeConfig:
     fault: Annotated[
         str | None,
         Opt(
-            help="Provoke a failure, such as shard1:exit@step3 (with --rehearse only).",
+            help="Provoke a failure, such as shard1:exit@step3 (with --rehearse or --allow-faults only).",
             group="Rehearsal",
             env="TGIS_FAULT",
             hidden=True,
         ),
     ] = None
+    allow_faults: Annotated[
+        bool,
+        Opt(
+            help="Accept --fault with a real engine, for tests.",
+            group="Rehearsal",
+            env="TGIS_ALLOW_FAULTS",
+            hidden=True,
+        ),
+    ] = False
 
     # Accepted, without effect
     max_waiting_tokens: Annotated[
@@ -618,8 +628,10 @@ def check_together(config: ServeConfig) -> None:
         raise UsageError("--http-tls mutual needs --tls-client-ca-cert-path, the CA of the clients' certificates.")
     if config.grpc_port and config.grpc_port == config.port:
         raise UsageError(f"--grpc-port and --port are both {config.port}: choose two different ports.")
-    if config.fault and not config.rehearse:
+    if config.fault and not (config.rehearse or config.allow_faults):
         raise UsageError("--fault provokes failures and is accepted only with --rehearse.")
+    if config.fault:
+        Fault.parse(config.fault)
     if config.quantize:
         raise UsageError(
             f"--quantize {config.quantize}: no engine of this version loads quantized weights; leave it out."

@@ -12,7 +12,8 @@ from pathlib import Path
 from driving import VOCAB_SIZE
 from frontends import Server, serving, until
 from tgis_server.engines.api import Capacity
-from tgis_server.engines.fake import FakeLaunched, FakeRunner, Fault
+from tgis_server.engines.fake import FakeLaunched, FakeRunner
+from tgis_server.faults import Fault
 from tgis_server.scheduler import Limits, Scheduler
 from tgis_server.shard.inbox import Inbox, Stop
 from tgis_server.shard.leader import Leader
@@ -41,7 +42,7 @@ class SteppedRunner(FakeRunner):
         self.plans.append(plan)
         self.permits.acquire()
         kind = self.faults.get(plan.step)
-        self._fault = Fault(0, kind, plan.step) if kind else None
+        self._fault = Fault("shard-0", kind, f"step{plan.step}") if kind else None
         return super().launch(plan)
 
 

@@ -150,7 +150,7 @@ def test_an_uncaught_error_is_left_in_the_run_directory(tmp_path):
 
         record = json.loads((shards.run.errors_dir / "shard-0.json").read_text())
         assert record["sentence"] == "RuntimeError: provoked by --fault"
-        assert "fake.py" in (shards.run.errors_dir / "shard-0.log").read_text()
+        assert "faults.py" in (shards.run.errors_dir / "shard-0.log").read_text()
 
 
 def test_health_is_answered_while_a_step_hangs_and_shows_its_age(tmp_path):

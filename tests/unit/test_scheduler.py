@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from driving import Driver, expected_tokens, submit
-from tgis_server.engines.fake import Fault
 from tgis_server.errors import OutOfMemory
+from tgis_server.faults import Fault
 from tgis_server.scheduler.blocks import chain_keys, root_key
 from tgis_server.wire.messages import Cancel, Details, FinishReason
 
@@ -380,7 +380,7 @@ def test_a_step_that_does_not_fit_fails_its_prefills_and_repeats_its_decodes(dep
 
 def runner_that_fails_at(step, driver):
     """The driver's runner, out of memory at one step as an engine is: state applied, nothing computed."""
-    driver.runner._fault = Fault(0, "oom", step)
+    driver.runner._fault = Fault("shard-0", "oom", f"step{step}")
     return driver.runner
 
 

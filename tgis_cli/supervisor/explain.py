@@ -188,7 +188,10 @@ Rule = Callable[[re.Match[str], Context], tuple[Failure, str] | None]
 # The first that matches explains the error: special ones come before general ones.
 RULES: tuple[tuple[str, Rule], ...] = (
     (r"creating shared memory segment|No space left.*/dev/shm|/dev/shm.*No space left", explain_lack_of_shared_memory),
-    (r"(?:CUDA|HIP) out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED", explain_lack_of_gpu_memory),
+    (
+        r"(CUDA|HIP|GPU) out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED",
+        explain_lack_of_gpu_memory,
+    ),
     (
         r"^MemoryError|can't allocate memory|could not create a (primitive|memory)|std::bad_alloc",
         explain_lack_of_memory,

@@ -5,55 +5,20 @@ Its "keys and values" are the token ids themselves, written into paged blocks li
     (sum of the ids of all tokens so far + their number) mod vocab_size
 
 read back through the block table, so that any mistake in blocks, positions, prefix cache or preemption changes the
-output. With ``temperature`` > 0 the seed is added. Steps take ``--rehearse-step-ms``; ``--fault`` makes a shard fail.
+output. With ``temperature`` > 0 the seed is added. Steps take ``--rehearse-step-ms``.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import re
-import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tgis_server.engines.api import Capacity, ModelFacts, Progress, RunnerCaps
-from tgis_server.errors import OutOfMemory, UsageError
+from tgis_server.faults import Fault
 from tgis_server.run import Run
 from tgis_server.wire.messages import NewSequence, StepPlan, StepTokens, TokenDetail
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """``shardR:KIND@stepN`` or ``shardR:KIND@load``; kinds: exit, kill, hang, oom, error."""
-
-    rank: int
-    kind: str
-    step: int | None  # number of the plan; None = while loading
-
-    @classmethod
-    def parse(cls, text: str) -> Fault:
-        match = re.fullmatch(r"shard(\d+):(exit|kill|hang|oom|error)@(?:step(\d+)|load)", text)
-        if match is None:
-            raise UsageError(
-                f"--fault is {text!r}, but must read shardR:KIND@stepN or shardR:KIND@load "
-                "with KIND one of exit, kill, hang, oom, error."
-            )
-        return cls(int(match[1]), match[2], int(match[3]) if match[3] else None)
-
-    def strike(self) -> None:
-        match self.kind:
-            case "exit":
-                os._exit(1)
-            case "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            case "hang":
-                signal.pause()
-            case "oom":
-                raise OutOfMemory
-            case _:
-                raise RuntimeError("provoked by --fault")
 
 
 @dataclass(slots=True)
@@ -82,14 +47,12 @@ class FakeRunner:
         eos_ids: tuple[int, ...] = (),
         step_s: float = 0.0,
         plan_ahead: bool = False,
-        rank: int = 0,
         fault: Fault | None = None,
     ) -> None:
         self.caps = RunnerCaps(plan_ahead=plan_ahead)
         self.capacity = capacity
         self.facts = ModelFacts("fake", "int32", "none", vocab_size, eos_ids)
         self._step_s = step_s
-        self._rank = rank
         self._fault = fault
         self._cache = [0] * (capacity.num_blocks * capacity.block_size)
         self._slots: dict[int, _Slot] = {}
@@ -99,22 +62,21 @@ class FakeRunner:
     def load(cls, run: Run, rank: int, progress: Progress) -> FakeRunner:
         progress("pretending to read weights", 0, 0)
         config = run.config
-        fault = Fault.parse(config.fault) if config.fault else None
-        if fault and fault.rank == rank and fault.step is None:
-            fault.strike()
+        fault = Fault.of(config.fault, f"shard-{rank}")
+        if fault:
+            fault.reach("load")
         return cls(
             vocab_size=read_vocab_size(run.model_dir),
             capacity=Capacity(config.rehearse_kv_blocks, config.kv_block_size, run.max_sequence_length),
             step_s=config.rehearse_step_ms / 1000,
             plan_ahead=config.rehearse_plan_ahead,
-            rank=rank,
-            fault=fault if fault and fault.rank == rank else None,
+            fault=fault,
         )
 
     def launch(self, plan: StepPlan) -> FakeLaunched:
         self._apply_state(plan)
-        if self._fault and self._fault.step == plan.step:
-            self._fault.strike()
+        if self._fault:
+            self._fault.reach(f"step{plan.step}")
         token_ids: list[list[int]] = []
         details, prompt_details = {}, {}
         for row, (slot_id, num_tokens, sample) in enumerate(zip(plan.slots, plan.num_tokens, plan.sample, strict=True)):

@@ -11,6 +11,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from tgis_server.errors import PeerLost, Unavailable
+from tgis_server.faults import Fault
 from tgis_server.frontend.admission import Admission
 from tgis_server.frontend.detokenizer import PieceDecoder
 from tgis_server.frontend.generation import GenerationService
@@ -44,6 +45,9 @@ def serve(run: Run) -> None:
     """
     phases = Phases()
     phases.enter("loading the tokenizer")
+    fault = Fault.of(run.config.fault, "frontend")
+    if fault:
+        fault.reach("start")
     tokenizer = Tokenizer.load(run.model_dir, run.tokenization_workers)
     pieces = PieceDecoder(tokenizer.inner, output_special_tokens=run.config.output_special_tokens)
     phases.enter("opening the ports")
@@ -94,7 +98,8 @@ class Frontend:
         admission = Admission(config.max_concurrent_requests)
         endpoint = config.otlp_endpoint
         self._tracing = Tracing(endpoint, config.otlp_service_name) if endpoint else None
-        self._servicer = GenerationServicer(self.state, admission, self.metrics, self._tracing)
+        fault = Fault.of(config.fault, "frontend")
+        self._servicer = GenerationServicer(self.state, admission, self.metrics, self._tracing, fault)
         self._public = PublicServer(config, self.state, self._servicer)
         self._launcher = LauncherServer(run.frontend_socket, self.state)
         self._http = HttpServer(config, self.state, self.metrics)

@@ -13,6 +13,7 @@ from typing import TypeAlias
 import grpc
 
 from tgis_server.errors import InvalidRequest, Overloaded, RequestError, TgisError
+from tgis_server.faults import Fault
 from tgis_server.frontend.admission import Admission
 from tgis_server.frontend.generation import Call, GenerationService
 from tgis_server.frontend.output import Output
@@ -37,13 +38,19 @@ class GenerationServicer(GenerationServiceServicer):
     """The public RPCs. Registered before the engine is loaded: until ``generation`` is set, calls are UNAVAILABLE."""
 
     def __init__(
-        self, state: ServerState, admission: Admission, metrics: Metrics, tracing: Tracing | None = None
+        self,
+        state: ServerState,
+        admission: Admission,
+        metrics: Metrics,
+        tracing: Tracing | None = None,
+        fault: Fault | None = None,
     ) -> None:
         self.generation: GenerationService | None = None
         self._state = state
         self._admission = admission
         self._metrics = metrics
         self._tracing = tracing
+        self._fault = fault
 
     async def Generate(self, request: pb.BatchedGenerationRequest, context: Context) -> pb.BatchedGenerationResponse:
         num_inputs = len(request.requests)
@@ -114,6 +121,8 @@ class GenerationServicer(GenerationServiceServicer):
 
         Generation calls, which have a ``call``, are logged and traced, and their failures counted.
         """
+        if call and self._fault:
+            self._fault.reach("call")
         metadata = context.invocation_metadata() or ()
         request_id = get_request_id(metadata)
         context.set_trailing_metadata(((CORRELATION_ID, request_id),))

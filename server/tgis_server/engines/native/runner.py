@@ -21,6 +21,7 @@ from tgis_server.engines.sampling.details import DetailTensors, compute_details,
 from tgis_server.engines.sampling.sampler import Sampled, Sampler
 from tgis_server.engines.sampling.staging import Staging
 from tgis_server.errors import OutOfMemory
+from tgis_server.faults import Fault
 from tgis_server.run import Run
 from tgis_server.wire.messages import Details, StepPlan, StepTokens, TokenDetail
 
@@ -56,7 +57,7 @@ class NativeStep:
 class NativeRunner:
     """One rank. All calls come from one thread."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: Loaded, fault: Fault | None = None) -> None:
         self.caps = RunnerCaps(plan_ahead=loaded.device.type == "cuda")
         self.capacity: Capacity = loaded.capacity
         self.facts: ModelFacts = loaded.facts
@@ -64,6 +65,7 @@ class NativeRunner:
         self._cache: KvCache = loaded.cache
         self._group = loaded.group
         self._device = loaded.device
+        self._fault = fault
         self._vocab_size = loaded.spec.vocab_size
         self._staging = Staging(loaded.device)
         self._slots = Slots(loaded.num_slots, self._staging)
@@ -73,7 +75,11 @@ class NativeRunner:
     @classmethod
     def load(cls, run: Run, rank: int, progress: Progress) -> NativeRunner:
         """Read this rank's weights and make room for keys and values. See ``load_runner`` for errors."""
-        return cls(load(run, rank, progress))
+        fault = Fault.of(run.config.fault, f"shard-{rank}")
+        loaded = load(run, rank, progress)
+        if fault:
+            fault.reach("load")
+        return cls(loaded, fault)
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> NativeStep:
@@ -83,6 +89,8 @@ class NativeRunner:
         if not plan.slots:
             return step
         try:
+            if self._fault:
+                self._fault.reach(f"step{plan.step}")
             self._run(plan, step)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
