@@ -21,7 +21,7 @@ from tgis_cli.option_help import GroupedHelpCommand
 from tgis_cli.options import with_serve_options
 from tgis_cli.supervisor.termination_log import write_termination_log
 from tgis_server import failures
-from tgis_server.config import LoadedConfig, ServeConfig, load_config
+from tgis_server.config import LoadedConfig, ServeConfig, load_config, options
 from tgis_server.errors import TgisError
 from tgis_server.run import Run
 
@@ -172,7 +172,7 @@ def finish(loaded: LoadedConfig, terminal: Terminal, outcome: Outcome) -> None:
     from tgis_cli.supervisor.terminal import make_json_line
 
     if outcome.sentence:
-        write_termination_log(loaded.config.termination_log, outcome.sentence)
+        write_termination_log(loaded.config.termination_log, outcome.sentence, outcome.details)
         fields = {"event": "failed", "exit_code": outcome.exit_code}
         line = make_json_line("launcher", outcome.sentence, "error", **fields) if terminal.as_json else outcome.sentence
         terminal.print_last(line)
@@ -187,7 +187,8 @@ def errors_in_termination_log(flags: Mapping[str, Any], environ: Mapping[str, st
     try:
         yield
     except TgisError as error:
-        default = ServeConfig().termination_log
-        file = flags.get("termination_log") or environ.get("TERMINATION_LOG") or default
+        option = next(option for option in options() if option.name == "termination_log")
+        variable = option.find_variable(environ)
+        file = flags.get(option.name) or (environ[variable] if variable else option.default)
         write_termination_log(Path(file), str(error))
         raise

@@ -23,7 +23,7 @@ import signal
 import sys
 import time
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -81,6 +81,7 @@ class Outcome:
     exit_code: int
     sentence: str = ""
     served_s: float = 0.0  # how long requests could be served
+    details: str = field(default="", compare=False)  # the last lines of the process that failed
 
 
 class Supervisor:
@@ -234,6 +235,8 @@ class Supervisor:
         # 3. The shards at once; the front-end gets time to give calls in flight their status.
         for shard in self._shards:
             shard.send_signal(signal.SIGKILL)
+        ended = [child.wait_for_last_lines() for child in self._children.values() if not child.is_alive]
+        await first_of(asyncio.gather(*ended), timeout_s=CAUSE_WAIT_S)
         cause = self._find_cause()
         frontend = self._children[FRONTEND]
         if self._ready_at is not None and frontend.is_alive and not frontend.is_stopped:
@@ -242,7 +245,8 @@ class Supervisor:
         await self._kill_all()
         self._keep_last_lines(self._exits())
         served_s = 0.0 if self._ready_at is None else time.monotonic() - self._ready_at
-        return Outcome(cause.exit_code, cause.sentence, served_s)
+        log = self._log_of(cause.name)
+        return Outcome(cause.exit_code, cause.sentence, served_s, log.read_text() if log.exists() else "")
 
     def _find_cause(self) -> Cause:
         memory = Memory(self._oom_kills, cgroup.count_oom_kills(), cgroup.memory_limit_bytes())
