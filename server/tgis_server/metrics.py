@@ -7,14 +7,16 @@ Names and labels are those that existing dashboards query; each counter is expor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from tgis_server.wire import shard_pb2 as pb
 from tgis_server.wire.messages import StepStats
 
 Kind = Literal["counter", "gauge", "histogram"]
@@ -91,6 +93,9 @@ SPECS = (
     Spec("tgi_calls_in_flight", "gauge", "calls", "Calls of every kind that have no answer yet."),
     Spec("tgi_permits_held", "gauge", "inputs", "Inputs in work, at most --max-concurrent-requests."),
     Spec("tgi_draining", "gauge", "", "1 from the stop signal to the end, else 0."),
+    Spec("tgi_startup_seconds", "gauge", "seconds", "From the launcher's begin until requests were served."),
+    Spec("tgi_startup_phase_seconds", "gauge", "seconds", "What the start consisted of.", ("process", "phase")),
+    Spec("tgi_startup_phase_bytes", "gauge", "bytes", "What a phase of the start read.", ("process", "phase")),
     Spec("tgi_server_info", "gauge", "", "Always 1; mode tells rehearsals and the demo model.", ("model", "mode")),
 )
 
@@ -144,6 +149,20 @@ class Metrics(Collector):
         self._gauge("tgi_calls_in_flight").set_function(num_calls)
         self._gauge("tgi_permits_held").set_function(num_permits)
         self._gauge("tgi_draining").set_function(is_draining)
+
+    def observe_start(self, launcher: Sequence[tuple[str, float]], children: Mapping[str, Sequence[pb.Phase]]) -> None:
+        """Requests are served. A phase lasts until the next one, the launcher's last until it started its children."""
+        forked_at = min(phases[0].started_at_s for phases in children.values())
+        serving_at = max(phases[-1].started_at_s for phases in children.values())
+        own = [pb.Phase(name=name, started_at_s=started_at) for name, started_at in (*launcher, ("", forked_at))]
+        self._gauge("tgi_startup_seconds").set(serving_at - own[0].started_at_s)
+        for process, phases in {"launcher": own, **children}.items():
+            for phase, following in pairwise(phases):
+                labels = {"process": process, "phase": phase.name}
+                duration_s = following.started_at_s - phase.started_at_s
+                self._gauge("tgi_startup_phase_seconds", **labels).set(duration_s)
+                if phase.bytes:
+                    self._gauge("tgi_startup_phase_bytes", **labels).set(phase.bytes)
 
     def count_call(self, kind: str, num_inputs: int) -> None:
         self._counter("tgi_request_count", kind=kind).inc()

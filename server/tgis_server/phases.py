@@ -32,6 +32,10 @@ class Phases:
     def current(self) -> str:
         return self._phases[-1].name
 
+    @property
+    def began_at(self) -> float:
+        return self._phases[0].started_at
+
     def enter(self, name: str, num_bytes: int = 0) -> None:
         """Begin a phase; or, if it is the current one, note how many bytes it has read by now."""
         last = self._phases[-1]

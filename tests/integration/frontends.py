@@ -44,6 +44,17 @@ class FakeWatch:
     async def run(self) -> None:
         await self.death
 
+    def describe(self) -> str:
+        return "shard-0: reading weights"
+
+    def phases(self) -> dict[str, list[shard_pb2.Phase]]:
+        return {
+            "shard-0": [
+                shard_pb2.Phase(name="reading weights", started_at_s=1.0, bytes=1000),
+                shard_pb2.Phase(name="serving", started_at_s=3.0),
+            ]
+        }
+
     def die(self, text: str = "Shard 0 does not answer any more.") -> None:
         self.death.set_exception(PeerLost(text))
 
@@ -109,7 +120,7 @@ async def serving(
         link, watch = link or FakeLink(), FakeWatch()
         tokenizer = Tokenizer(library or vocabularies.words())
         pieces = PieceDecoder(tokenizer.inner, output_special_tokens=run.config.output_special_tokens)
-        frontend = Frontend(run, ServerState(Phases()), tokenizer, pieces, link, watch)
+        frontend = Frontend(run, ServerState(Phases(), watch.describe), tokenizer, pieces, link, watch)
         life = asyncio.create_task(frontend.run())
         await until(lambda: life.done() or frontend.state.http_port)
         if life.done():

@@ -17,10 +17,18 @@ from driving import expected_tokens, submit
 from frontends import PRIVATE, Server, batch, run, serving, single, tokens, until
 from links import step
 from stepping import SteppedLeader, leading, stepped
+from tgis_server.frontend import entry
 from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
 from tgis_server.wire.link import GrpcLink
 from tgis_server.wire.messages import Failure, FinishReason, StepResult, Submit
+
+
+@pytest.fixture(autouse=True)
+def _no_cause_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No launcher tells why an engine is gone, and none is waited for."""
+    monkeypatch.setattr(entry, "CAUSE_WAIT_S", 0.05)
+
 
 BOTH_DEPTHS = pytest.mark.parametrize("plan_ahead", [False, True], ids=["one-step", "two-steps-in-flight"])
 

@@ -103,6 +103,23 @@ def test_a_leader_is_not_to_blame_for_a_step_that_waits_for_a_silent_follower():
     assert verdicts_of_group(*rounds) == [None, None, None, "Shard 1 does not answer any more."]
 
 
+def test_what_shards_say_about_loading_is_told_with_their_progress():
+    watch = Watch([Path(f"shard-{rank}.sock") for rank in range(3)], step_timeout_s=60)
+
+    watch.judge(
+        [
+            pb.HealthReply(phase="reading weights", done=1288490189, total=2899102925),
+            pb.HealthReply(phase="reading weights", done=1 << 20, total=4 << 20),
+            None,
+        ]
+    )
+
+    assert watch.describe() == (
+        "shard-0: reading weights, 1.2 GiB of 2.7 GiB (44%), "
+        "shard-1: reading weights, 1 MiB of 4 MiB (25%), shard-2: starting"
+    )
+
+
 class FakeShard(ShardServicer):
     """Answers Health with ``reply``, or not at all while that is None."""
 

@@ -109,10 +109,14 @@ def test_a_server_that_loads_says_so(start: Start):
     grpc_address, http_address = re.findall(r"127\.0\.0\.1:\d+", server.stderr)[-2:]
 
     with probing(grpc_address, f"http://{http_address}") as probes:
+        wait_until(lambda: "pretending" in probes.get("/health")[1], "the shard's progress")
         (status, body), serving = probes.ask_all()
 
     assert (status, serving) == (503, ["NOT_SERVING"] * 2)
-    assert json.loads(body) == {"error": "The model is still loading; try again when the health service says SERVING."}
+    assert json.loads(body) == {
+        "error": "The model is still loading; shard-0: pretending to read weights. "
+        "Try again when the health service says SERVING."
+    }
 
 
 def test_an_idle_server_serves_and_knows_its_services(launch: Start):

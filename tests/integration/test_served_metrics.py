@@ -279,9 +279,19 @@ def test_every_counter_has_both_names(loaded: Loaded):
 
 
 def test_gauges_of_an_idle_server_are_zero(loaded: Loaded):
-    gauges = {spec.name for spec in SPECS if spec.kind == "gauge"} - {"tgi_server_info", "tgi_kv_blocks_total"}
+    facts = ("tgi_server_info", "tgi_kv_blocks_total", "tgi_startup")
+    gauges = {spec.name for spec in SPECS if spec.kind == "gauge" and not spec.name.startswith(facts)}
 
     assert {name: loaded.found[name] for name in gauges} == dict.fromkeys(gauges, 0)
+
+
+def test_the_phases_of_the_start_are_told(loaded: Loaded):
+    seconds = {name: value for name, value in loaded.found.items() if name.startswith("tgi_startup_phase_seconds")}
+
+    assert {f"tgi_startup_phase_seconds{{phase=starting,process={name}}}" for name in ("frontend", "shard-0")} <= set(
+        seconds
+    )
+    assert 0 < max(seconds.values()) < loaded.found["tgi_startup_seconds"]
 
 
 def test_buckets_are_those_of_the_contract(loaded: Loaded):

@@ -6,6 +6,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tgis_server.metrics import DURATION_BUCKETS, SPECS, Metrics
+from tgis_server.wire import shard_pb2 as pb
 from tgis_server.wire.messages import StepStats
 
 
@@ -28,6 +29,28 @@ def buckets(source: Metrics, name: str) -> list[float]:
     return [
         float(line.split('le="')[1].split('"')[0]) for line in text.splitlines() if line.startswith(f"{name}_bucket")
     ]
+
+
+def test_a_start_is_told_phase_by_phase():
+    source = metrics()
+    shard = [
+        pb.Phase(name="starting", started_at_s=13.0),
+        pb.Phase(name="reading weights", started_at_s=14.0, bytes=1000),
+        pb.Phase(name="serving", started_at_s=18.0),
+    ]
+    frontend = [pb.Phase(name="starting", started_at_s=12.5), pb.Phase(name="serving", started_at_s=20.0)]
+
+    source.observe_start((("resolving", 10.0), ("checking", 11.0)), {"shard-0": shard, "frontend": frontend})
+
+    assert {name: value for name, value in samples(source).items() if name.startswith("tgi_startup")} == {
+        "tgi_startup_seconds": 10.0,
+        "tgi_startup_phase_seconds{phase=resolving,process=launcher}": 1.0,
+        "tgi_startup_phase_seconds{phase=checking,process=launcher}": 1.5,
+        "tgi_startup_phase_seconds{phase=starting,process=shard-0}": 1.0,
+        "tgi_startup_phase_seconds{phase=reading weights,process=shard-0}": 4.0,
+        "tgi_startup_phase_seconds{phase=starting,process=frontend}": 7.5,
+        "tgi_startup_phase_bytes{phase=reading weights,process=shard-0}": 1000.0,
+    }
 
 
 def test_a_counter_has_its_bare_name_and_the_one_with_total():

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from tgis_cli.machine import Cpu, Gpu, Machine
-from tgis_cli.machine.ports import check_port
 from tgis_cli.machine.preflight import check_before_start, check_memory, check_sockets, check_tokenizer
 from tgis_cli.supervisor.run_dir import make_run_dir
 from tgis_server.config import ServeConfig
 from tgis_server.errors import ModelError, NotEnoughDevices, UsageError
+from tgis_server.ports import listen
 from tgis_server.run import Run
 
 GIB = 1 << 30
@@ -60,20 +60,20 @@ def test_a_port_in_use_is_named_with_its_owner():
         port = taken.getsockname()[1]
 
         with pytest.raises(UsageError, match=rf"Port {port} is already in use by .*\(pid {os.getpid()}\).*--port"):
-            check_port("127.0.0.1", port, "--port")
+            listen("127.0.0.1", port, "--port")
 
 
 def test_a_free_port_passes():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
 
-    check_port("127.0.0.1", port, "--port")
+    listen("127.0.0.1", port, "--port").close()
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.7"])
 def test_a_host_that_is_not_ours_is_refused(host: str):
     with pytest.raises(UsageError, match=f"--host {host} is not an address"):
-        check_port(host, 0, "--port")
+        listen(host, 0, "--port")
 
 
 def test_a_run_directory_is_private_and_fresh(tmp_path: Path):

@@ -159,15 +159,19 @@ def test_results_of_unknown_requests_are_ignored():
     with_router(check)
 
 
-def test_a_broken_link_ends_every_request_and_refuses_new_ones():
+def test_requests_of_a_broken_link_wait_for_the_cause_and_then_end_with_later_ones():
     async def check(router: Router, link: FakeLink) -> None:
-        output = output_of(router)
-        with router.running([output]):
+        before, meanwhile = output_of(router), output_of(router)
+        with router.running([before]):
             link.break_down()
             await settle()
+            with router.running([meanwhile]):
+                assert (before.error, meanwhile.error) == (None, None)
+                router.lose_engine("shard-0 was killed.")
 
-        assert isinstance(output.error, Unavailable)
-        assert "Could not connect to Text Generation server: The engine closed its connection." in str(output.error)
+        for output in (before, meanwhile):
+            assert isinstance(output.error, Unavailable)
+            assert "Could not connect to Text Generation server: shard-0 was killed." in str(output.error)
         with pytest.raises(Unavailable), router.running([output_of(router)]):
             pass
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tgis_cli.machine.facts import Machine
-from tgis_cli.machine.ports import check_port
 from tgis_server import failures
 from tgis_server.failures import format_bytes
+from tgis_server.ports import listen
 from tgis_server.run import Run
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ def check_before_start(run: Run, machine: Machine, checkpoint: Checkpoint | None
         UsageError, ModelError, NotEnoughDevices: what was found first.
     """
     config = run.config
-    check_port(config.host, config.grpc_port, "--grpc-port")
-    check_port(config.host, config.port, "--port")
+    listen(config.host, config.grpc_port, "--grpc-port").close()
+    listen(config.host, config.port, "--port").close()
     for flag, file in (
         ("--tls-cert-path", config.tls_cert_path),
         ("--tls-key-path", config.tls_key_path),

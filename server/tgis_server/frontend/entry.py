@@ -15,7 +15,8 @@ from tgis_server.faults import Fault
 from tgis_server.frontend.admission import Admission
 from tgis_server.frontend.detokenizer import PieceDecoder
 from tgis_server.frontend.generation import GenerationService
-from tgis_server.frontend.grpc_server import LauncherServer, PublicServer
+from tgis_server.frontend.grpc_server import PublicServer
+from tgis_server.frontend.launcher import LauncherServer
 from tgis_server.frontend.output import TextSettings
 from tgis_server.frontend.router import Router
 from tgis_server.frontend.service import GenerationServicer
@@ -33,6 +34,9 @@ from tgis_server.wire.link import EngineInfo, EngineLink, GrpcLink
 logger = logging.getLogger(__name__)
 
 LAST_WORDS_S = 0.5  # for calls in flight to get their status at the end
+# The launcher knows better why a shard is gone than its peers do. It is waited for:
+CAUSE_WAIT_S = 0.5  # by calls in flight
+MAX_LINGER_S = 1.5  # by this process
 
 
 def serve(run: Run) -> None:
@@ -57,7 +61,7 @@ def serve(run: Run) -> None:
 async def _serve(run: Run, phases: Phases, tokenizer: Tokenizer, pieces: PieceDecoder) -> None:
     link = GrpcLink(run.shard_socket(0))
     watch = Watch([run.shard_socket(rank) for rank in range(run.num_shard)], run.config.step_timeout)
-    frontend = Frontend(run, ServerState(phases), tokenizer, pieces, link, watch)
+    frontend = Frontend(run, ServerState(phases, watch.describe), tokenizer, pieces, link, watch)
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, frontend.ask_to_stop)
     loop.add_signal_handler(signal.SIGINT, frontend.ask_to_hurry)
@@ -101,8 +105,8 @@ class Frontend:
         fault = Fault.of(config.fault, "frontend")
         self._servicer = GenerationServicer(self.state, admission, self.metrics, self._tracing, fault)
         self._public = PublicServer(config, self.state, self._servicer)
-        self._launcher = LauncherServer(run.frontend_socket, self.state)
-        self._http = HttpServer(config, self.state, self.metrics)
+        self._launcher = LauncherServer(run.frontend_socket, self.state, self.end)
+        self._http = HttpServer(run, self.state, self.metrics)
         self.metrics.read_state(
             num_calls=lambda: self.state.num_calls,
             num_permits=lambda: admission.num_held,
@@ -110,6 +114,7 @@ class Frontend:
         )
         self._stop_asked = asyncio.Event()
         self._hurry_asked = asyncio.Event()
+        self._end_told = asyncio.Event()
         self._started_at = time.monotonic()
 
     def ask_to_stop(self) -> None:
@@ -121,17 +126,29 @@ class Frontend:
         self._hurry_asked.set()
         self._stop_asked.set()
 
+    def end(self, cause: str) -> None:
+        """The launcher ends the group: probes and calls are told why, until it ends this process too."""
+        if not self._end_told.is_set():
+            self._end_told.set()
+            self._stop_asked.clear()  # what was asked before has been overtaken
+            self.state.fail(cause)
+            self._router.lose_engine(cause)
+
     async def run(self) -> None:
-        """The whole life. Returns after a drain; errors as for :func:`serve`."""
+        """The whole life. Returns after a drain, or when the launcher ends the group; errors as for :func:`serve`."""
         self.metrics.name_server(model=self._run.model_id, mode=self._run.label)
         try:
             await self._bind()
             try:
                 await self._serve_until_stopped()
+                if not self._end_told.is_set():
+                    await self._end_calls()
             except Exception as error:
                 await self._fail(error)
-                raise
-            await self._end_calls()
+                if not self._end_told.is_set():
+                    raise
+            if self._end_told.is_set():
+                await self._stop_asked.wait()
         finally:
             await self._http.stop()
             await self._public.stop(LAST_WORDS_S)
@@ -146,15 +163,15 @@ class Frontend:
         self.state.grpc_port = await self._public.start(tls)
         self.state.http_port = await self._http.start(tls)
         await self._launcher.start()
-        self.state.phases.enter("waiting for the shards")
+        self.state.start_phases.enter("waiting for the shards")
         host = self._run.config.host
         logger.info("listening: gRPC %s:%d, HTTP %s:%d", host, self.state.grpc_port, host, self.state.http_port)
 
     async def _serve_until_stopped(self) -> None:
         """Serve and drain while the shards are watched; the first thing that ends decides."""
         life = asyncio.create_task(self._live(), name="life")
-        tasks = {life, asyncio.create_task(self._watch.run(), name="watch")}
-        await first_of(tasks)
+        watch = asyncio.create_task(self._watch.run(), name="watch")
+        await first_of({life, watch, asyncio.create_task(self._end_told.wait(), name="wait-for-end")})
 
     async def _live(self) -> None:
         stop = asyncio.create_task(self._stop_asked.wait(), name="wait-for-stop")
@@ -196,6 +213,8 @@ class Frontend:
         gc.collect()
         gc.freeze()  # what is loaded stays: full collections are short, and come before much garbage has gathered
         self.state.start_serving()
+        phases = {"frontend": self.state.start_phases.encode(), **self._watch.phases()}
+        self.metrics.observe_start(self._run.launcher_phases, phases)
         label = f" ({self._run.label})" if self._run.label else ""
         logger.info("serving %s%s after %.1f s", self._run.model_id, label, time.monotonic() - self._started_at)
 
@@ -212,10 +231,26 @@ class Frontend:
         hurry.cancel()
 
     async def _fail(self, error: Exception) -> None:
-        """The engine is gone: every call gets its status."""
+        """The engine is gone: every call gets its status. Where a peer is gone, the launcher may tell why meanwhile.
+
+        Until then probes are told what is known here.
+        """
+        if self._end_told.is_set():
+            return
         self.state.fail(str(error))
-        self._router.lose_engine(error)
+        is_consequence = isinstance(error, PeerLost)
+        if is_consequence:
+            await self._wait_for_cause(CAUSE_WAIT_S)
+        self._router.lose_engine(str(error))
         await self.state.wait_until_idle(LAST_WORDS_S)
+        if is_consequence:
+            await self._wait_for_cause(MAX_LINGER_S - CAUSE_WAIT_S)
+
+    async def _wait_for_cause(self, timeout_s: float) -> None:
+        """Until the launcher tells why the group ends, but at most so long, and not if asked to hurry."""
+        hurry = asyncio.create_task(self._hurry_asked.wait(), name="wait-for-hurry")
+        await before(hurry, asyncio.wait_for(self._end_told.wait(), timeout_s))
+        hurry.cancel()
 
     async def _end_calls(self) -> None:
         """The drain is over: what is still in flight ends without an answer."""
@@ -226,7 +261,7 @@ class Frontend:
         await self.state.wait_until_idle(LAST_WORDS_S)
 
 
-async def first_of(tasks: set[asyncio.Task[None]]) -> None:
+async def first_of(tasks: set[asyncio.Task[Any]]) -> None:
     """Wait until one task ends, cancel the others, and end as the one that was first."""
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

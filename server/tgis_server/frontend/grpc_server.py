@@ -1,25 +1,22 @@
-"""The public gRPC server and the launcher's socket: ports, reflection, health. Knows no generation."""
+"""The public gRPC server: port, reflection, health. Knows no generation."""
 
 from __future__ import annotations
 
-import errno
-import os
-import socket
-from pathlib import Path
+from typing import get_args
 
 import grpc
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from tgis_server import failures
 from tgis_server.config import ServeConfig
-from tgis_server.errors import UsageError
 from tgis_server.frontend.health import StateHealthServicer
 from tgis_server.frontend.receive import library_limit_bytes, make_handlers
 from tgis_server.frontend.service import GenerationServicer
-from tgis_server.frontend.state import ServerState
+from tgis_server.frontend.state import Probe, ServerState
 from tgis_server.frontend.tls import Tls
-from tgis_server.wire import generation_pb2, shard_pb2
-from tgis_server.wire.shard_pb2_grpc import FrontendServicer, add_FrontendServicer_to_server
+from tgis_server.ports import listen
+from tgis_server.wire import generation_pb2
 
 GENERATION = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
@@ -48,7 +45,9 @@ class PublicServer:
         max_bytes = config.max_request_bytes
         library_limit = ("grpc.max_receive_message_length", library_limit_bytes(max_bytes))
         self._server = grpc.aio.server(options=(*SERVER_OPTIONS, library_limit))
-        probes = StateHealthServicer(state, ("", GENERATION.full_name))
+        probes = StateHealthServicer(
+            state, {"": "ready", GENERATION.full_name: "ready", **{probe: probe for probe in get_args(Probe)}}
+        )
         names = [service.full_name for service in (GENERATION, HEALTH, REFLECTION)]
         self._server.add_generic_rpc_handlers(
             [
@@ -72,72 +71,12 @@ class PublicServer:
             else:
                 port = self._server.add_insecure_port(address)
         except RuntimeError as error:
-            raise explain_bind_failure(config.host, config.grpc_port, "--grpc-port", "gRPC") from error
+            listen(config.host, config.grpc_port, "--grpc-port").close()  # the library does not tell why: this does
+            reason = "gRPC gives no reason"
+            raise failures.CANNOT_LISTEN.error(port=config.grpc_port, flag="--grpc-port", reason=reason) from error
         await self._server.start()
         return port
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls, give those in flight ``grace_s`` seconds, then end."""
         await self._server.stop(grace_s)
-
-
-class LauncherServer(FrontendServicer):
-    """Tells the launcher how the front-end is, on a socket that only this user can open."""
-
-    def __init__(self, path: Path, state: ServerState) -> None:
-        self._path = path
-        self._state = state
-        self._server = grpc.aio.server()
-        add_FrontendServicer_to_server(self, self._server)
-
-    async def start(self) -> None:
-        self._server.add_insecure_port(f"unix:{self._path}")
-        self._path.chmod(0o600)
-        await self._server.start()
-
-    async def stop(self) -> None:
-        await self._server.stop(HEALTH_GRACE_S)
-
-    async def Health(  # noqa: N802  the name of the RPC
-        self, request: shard_pb2.HealthRequest, context: object
-    ) -> shard_pb2.FrontendHealth:
-        state = self._state
-        return shard_pb2.FrontendHealth(
-            state=shard_pb2.FrontendHealth.State.Name(state.phase.value),
-            text=state.text,
-            grpc_port=state.grpc_port,
-            http_port=state.http_port,
-            in_flight=state.num_calls,
-            phases=state.phases.encode(),
-        )
-
-
-def explain_bind_failure(host: str, port: int, flag: str, what: str) -> UsageError:
-    """Why a port cannot be bound, found by binding it once more: libraries do not tell."""
-    try:
-        listen(host, port).close()
-    except OSError as error:
-        return bind_error(error, host, port, flag, what)
-    return UsageError(f"{what} cannot listen on {host}:{port}. Check the address and the TLS files.")
-
-
-def bind_error(error: OSError, host: str, port: int, flag: str, what: str) -> UsageError:
-    """A bind error as a sentence that says what to do."""
-    if error.errno == errno.EADDRINUSE:
-        return UsageError(
-            f"{what} port {port} is in use: another server listens on it. Stop that one or choose another with {flag}."
-        )
-    if error.errno == errno.EACCES:
-        return UsageError(
-            f"{what} port {port} needs privileges that this user lacks: choose one above 1023 with {flag}."
-        )
-    reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
-    return UsageError(f"{what} cannot listen on {host}:{port}: {reason}. Check --host and {flag}.")
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening TCP socket."""
-    if ":" not in host:
-        return socket.create_server((host, port))
-    both = host == "::" and socket.has_dualstack_ipv6()
-    return socket.create_server((host, port), family=socket.AF_INET6, dualstack_ipv6=both)

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 
 import grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthServicer
 
-from tgis_server.frontend.state import ServerState
+from tgis_server.frontend.state import Probe, ServerState
 
 MAX_NAME_CHARACTERS = 100  # shown: clients refuse a long status
 
 
 class StateHealthServicer(HealthServicer):  # type: ignore[misc]  # the library has no types
-    """Answers for the services it is given; all of them are as the server is.
+    """Answers for the services it is given, each of them a name for a probe.
 
     The library's own servicer forgets every Watch of a service when one of them ends: the others hear of no change.
     """
 
-    def __init__(self, state: ServerState, services: Collection[str]) -> None:
+    def __init__(self, state: ServerState, services: Mapping[str, Probe]) -> None:
         self._state = state
         self._services = services
 
@@ -36,13 +36,14 @@ class StateHealthServicer(HealthServicer):  # type: ignore[misc]  # the library 
         """The status now, and whenever it changes; until the client or the server ends."""
         sent = None
         while True:
-            phase, status = self._state.phase, self._status_of(request.service)
+            change, status = self._state.next_change(), self._status_of(request.service)
             if status != sent:
                 await context.write(HealthCheckResponse(status=status))
                 sent = status
-            await self._state.wait_for_change(phase)
+            await change.wait()
 
     def _status_of(self, service: str) -> int:
         if service not in self._services:
             return int(HealthCheckResponse.SERVICE_UNKNOWN)
-        return int(HealthCheckResponse.SERVING if self._state.is_serving else HealthCheckResponse.NOT_SERVING)
+        why_not = self._state.why_not(self._services[service])
+        return int(HealthCheckResponse.NOT_SERVING if why_not else HealthCheckResponse.SERVING)

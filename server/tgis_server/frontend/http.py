@@ -1,30 +1,36 @@
-"""The HTTP port: ``/health`` for probes and ``/metrics`` for Prometheus. Answers from memory, never from the device."""
+"""The HTTP port: ``/health`` and its kinds for probes, ``/metrics`` for Prometheus. Answers come from memory."""
 
 from __future__ import annotations
 
 import logging
+import time
+from functools import partial
+from typing import get_args
 
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage
 
-from tgis_server.config import ServeConfig
-from tgis_server.frontend.grpc_server import HEALTH_GRACE_S, bind_error, listen
-from tgis_server.frontend.state import ServerState
+from tgis_server.frontend.state import Probe, ServerState
 from tgis_server.frontend.tls import Tls
 from tgis_server.metrics import Metrics
+from tgis_server.ports import listen
+from tgis_server.run import Run
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+STOP_GRACE_S = 0.5  # a scraper that reads nothing must not hold up the end for a minute
 
 
 class HttpServer:
     """Plain text also where gRPC has TLS, unless ``--http-tls`` asks for it: probes and scrapers come from inside."""
 
-    def __init__(self, config: ServeConfig, state: ServerState, metrics: Metrics) -> None:
-        self._config = config
+    def __init__(self, run: Run, state: ServerState, metrics: Metrics) -> None:
+        self._run = run
         self._state = state
         self._metrics = metrics
         app = web.Application()
         app.router.add_get("/health", self._get_health)
+        for probe in get_args(Probe):
+            app.router.add_get(f"/health/{probe}", partial(self._get_probe, probe))
         app.router.add_get("/metrics", self._get_metrics)
         logger = logging.getLogger(f"{__name__}.requests")
         logger.addFilter(is_worth_a_line)
@@ -33,7 +39,7 @@ class HttpServer:
             access_log=None,
             handle_signals=False,
             logger=logger,
-            shutdown_timeout=HEALTH_GRACE_S,  # a scraper that reads nothing must not hold up the end for a minute
+            shutdown_timeout=STOP_GRACE_S,
         )
 
     async def start(self, tls: Tls | None) -> int:
@@ -42,11 +48,7 @@ class HttpServer:
         Raises:
             UsageError: the port cannot be bound.
         """
-        host, port = self._config.host, self._config.port
-        try:
-            server_socket = listen(host, port)
-        except OSError as error:
-            raise bind_error(error, host, port, "--port", "HTTP") from error
+        server_socket = listen(self._run.config.host, self._run.config.port, "--port")
         await self._runner.setup()
         await web.SockSite(self._runner, server_socket, ssl_context=tls.http_context() if tls else None).start()
         bound_port: int = server_socket.getsockname()[1]
@@ -56,9 +58,23 @@ class HttpServer:
         await self._runner.cleanup()
 
     async def _get_health(self, request: web.Request) -> web.Response:
-        if self._state.is_serving:
-            return web.Response()
-        return web.json_response({"error": self._state.text}, status=503)
+        if why_not := self._state.why_not("ready"):
+            return web.json_response({"error": why_not}, status=503)
+        return web.Response()
+
+    async def _get_probe(self, probe: Probe, request: web.Request) -> web.Response:
+        state = self._state
+        if why_not := state.why_not(probe):
+            return web.json_response({"error": why_not}, status=503)
+        return web.json_response(
+            {
+                "status": state.phase.name.lower(),
+                "model": self._run.model_id,
+                "mode": self._run.label,
+                "calls_in_flight": state.num_calls,
+                "up_s": round(time.monotonic() - state.start_phases.began_at, 1),
+            }
+        )
 
     async def _get_metrics(self, request: web.Request) -> web.Response:
         return web.Response(body=self._metrics.to_text(), headers={"Content-Type": METRICS_TYPE})

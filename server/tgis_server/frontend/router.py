@@ -36,6 +36,7 @@ class Router:
         self._clock = clock
         self._entries: dict[int, _Entry] = {}  # submitted and not finished
         self._ids = itertools.count(1)
+        self._is_lost = False  # no result will come
         self._refusal: RequestError | None = None  # set once: what every request from then on ends with
 
     @property
@@ -46,7 +47,7 @@ class Router:
         return next(self._ids)
 
     async def run(self) -> None:
-        """Read results until the engine is gone; then every open request ends UNAVAILABLE.
+        """Read results until the engine is gone. Its requests then wait to be told: :meth:`lose_engine`.
 
         Raises:
             PeerLost: always, unless cancelled.
@@ -56,9 +57,8 @@ class Router:
                 async for result in results:
                     self._dispatch(result)
             raise PeerLost("The engine stopped sending results.")
-        except PeerLost as error:
-            self.lose_engine(error)
-            raise
+        finally:
+            self._is_lost = True
 
     @contextmanager
     def running(self, outputs: Sequence[Output]) -> Iterator[None]:
@@ -70,7 +70,8 @@ class Router:
         if self._refusal:
             raise self._refusal
         now = self._clock()
-        self._link.submit([output.source.to_submit() for output in outputs])
+        if not self._is_lost:  # else they wait with the others for the cause
+            self._link.submit([output.source.to_submit() for output in outputs])
         for output in outputs:
             self._entries[output.source.request_id] = _Entry(output, now)
         try:
@@ -80,7 +81,7 @@ class Router:
                 if self._entries.pop(output.source.request_id, None):
                     self._link.cancel(output.source.request_id)
 
-    def lose_engine(self, cause: Exception) -> None:
+    def lose_engine(self, cause: str) -> None:
         """The engine is dead, however that was noticed: end every open request, and every later one."""
         if self._entries:
             self._metrics.count_lost_connection()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from enum import Enum
+from typing import Literal
 
 from tgis_server.errors import Unavailable
 from tgis_server.phases import SERVING, Phases
+
+Probe = Literal["startup", "live", "ready"]
 
 
 class Phase(Enum):
@@ -23,21 +26,23 @@ class Phase(Enum):
 class ServerState:
     """The life of this server. It only goes forward: STARTING, SERVING, DRAINING; FAILED from any of them."""
 
-    def __init__(self, phases: Phases) -> None:
+    def __init__(self, start_phases: Phases, describe_loading: Callable[[], str]) -> None:
         self.phase = Phase.STARTING
-        self.phases = phases  # of the start, for those who want to know what took how long
-        self.text = "The model is still loading; try again when the health service says SERVING."
+        self.start_phases = start_phases
+        self.launcher_silence = ""  # what is wrong with the launcher, in a sentence
         self.is_accepting = False
         self.num_calls = 0  # in flight
         self.grpc_port = 0
         self.http_port = 0
-        self._changed = asyncio.Event()  # set and replaced when the phase changes
+        self._describe_loading = describe_loading
+        self._text = ""
+        self._changed = asyncio.Event()  # set and replaced when what probes are told changes
         self._idle = asyncio.Event()
         self._idle.set()
 
     def start_serving(self) -> None:
         self._enter(Phase.SERVING, "")
-        self.phases.enter(SERVING)
+        self.start_phases.enter(SERVING)
         self.is_accepting = True
 
     def start_draining(self) -> None:
@@ -48,8 +53,33 @@ class ServerState:
         self.is_accepting = False
 
     def fail(self, text: str) -> None:
+        """The engine is gone, or the group ends. A later text, which knows more, replaces an earlier one."""
         self._enter(Phase.FAILED, text)
         self.is_accepting = False
+
+    def note_launcher(self, silence: str) -> None:
+        self.launcher_silence = silence
+        self._tell_change()
+
+    @property
+    def text(self) -> str:
+        """Why requests are not served, in a sentence; empty while they are."""
+        if self.phase is Phase.STARTING:
+            loading = self._describe_loading()
+            return f"The model is still loading; {loading}. Try again when the health service says SERVING."
+        return self._text
+
+    def why_not(self, probe: Probe) -> str:
+        """Why a probe fails, in a sentence; empty if it succeeds."""
+        if self.phase is Phase.FAILED:
+            return self._text
+        match probe:
+            case "startup":
+                return self.text if self.phase is Phase.STARTING else ""
+            case "live":
+                return self.launcher_silence
+            case "ready":
+                return self.text
 
     @property
     def is_serving(self) -> bool:
@@ -59,10 +89,9 @@ class ServerState:
     def is_draining(self) -> bool:
         return self.phase is Phase.DRAINING
 
-    async def wait_for_change(self, phase: Phase) -> None:
-        """Until the server is not, or no longer, in this phase."""
-        while self.phase is phase:
-            await self._changed.wait()
+    def next_change(self) -> asyncio.Event:
+        """Set when a probe may get another answer than now."""
+        return self._changed
 
     def require_accepting(self) -> None:
         """
@@ -91,6 +120,9 @@ class ServerState:
                 await self._idle.wait()
 
     def _enter(self, phase: Phase, text: str) -> None:
-        self.phase, self.text = phase, text
+        self.phase, self._text = phase, text
+        self._tell_change()
+
+    def _tell_change(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()

@@ -18,6 +18,7 @@ from pathlib import Path
 import grpc
 
 from tgis_server.errors import PeerLost
+from tgis_server.failures import format_bytes
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.wire.link import open_channel
 from tgis_server.wire.shard_pb2_grpc import ShardStub
@@ -39,6 +40,20 @@ class ShardWatch:
         self._step_timeout_s = step_timeout_s
         self._num_unanswered = 0
         self._last: pb.HealthReply | None = None
+
+    @property
+    def phases(self) -> Sequence[pb.Phase]:
+        return self._last.phases if self._last else ()
+
+    def __str__(self) -> str:
+        """What it does and how far it is, as it said last."""
+        last = self._last
+        if last is None:
+            return f"shard-{self._rank}: starting"
+        share = ""
+        if last.total:
+            share = f", {format_bytes(last.done)} of {format_bytes(last.total)} ({last.done / last.total:.0%})"
+        return f"shard-{self._rank}: {last.phase}{share}"
 
     @property
     def is_serving(self) -> bool:
@@ -88,6 +103,14 @@ class Watch:
         self._sockets = sockets
         self._shards = [ShardWatch(rank, step_timeout_s) for rank in range(len(sockets))]
         self._all_serving = asyncio.Event()
+
+    def describe(self) -> str:
+        """What every shard does: ``shard-0: reading weights, 1.2 GiB of 2.7 GiB (44%), shard-1: warming up``."""
+        return ", ".join(map(str, self._shards))
+
+    def phases(self) -> dict[str, Sequence[pb.Phase]]:
+        """The phases of every shard's start, by its name."""
+        return {f"shard-{rank}": shard.phases for rank, shard in enumerate(self._shards)}
 
     async def wait_until_serving(self) -> None:
         """Until every shard said SERVING."""

@@ -1,0 +1,176 @@
+"""What each probe is told in every state of the front-end, over HTTP and gRPC, and what calls are told with it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+
+import grpc
+import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+
+from frontends import Server, failure_of, run, serving, single, tokens, until
+from links import FakeLink, count_up
+from tgis_server.frontend import entry, launcher
+from tgis_server.wire import shard_pb2 as pb
+from tgis_server.wire.shard_pb2_grpc import FrontendStub
+
+PROBES = ("startup", "live", "ready")
+LOADING = "The model is still loading; shard-0: reading weights. Try again when the health service says SERVING."
+KILLED = "shard-1 was killed by SIGKILL."
+AS_THE_ORIGINAL = "Request failed during generation: Could not connect to Text Generation server: "
+
+
+async def failing_probes(server: Server) -> dict[str, str]:
+    """Sentences of the probes that fail; gRPC must agree with HTTP."""
+    failures = {}
+    for probe in PROBES:
+        status, body = await server.get(f"/health/{probe}")
+        reply = await HealthStub(server.channel).Check(HealthCheckRequest(service=probe))
+        assert (status, reply.status) in [(200, HealthCheckResponse.SERVING), (503, HealthCheckResponse.NOT_SERVING)]
+        if status == 503:
+            failures[probe] = json.loads(body)["error"]
+    return failures
+
+
+async def tell_end(server: Server, cause: str) -> None:
+    async with grpc.aio.insecure_channel(f"unix:{server.run.frontend_socket}") as channel:
+        await FrontendStub(channel).End(pb.EndRequest(cause=cause))
+
+
+def test_while_the_shards_load_probes_and_calls_hear_how_far_they_are():
+    async def test() -> None:
+        async with serving(is_ready=False) as server:
+            assert await failing_probes(server) == {"startup": LOADING, "ready": LOADING}
+            assert await failure_of(server.generate("t1")) == (grpc.StatusCode.UNAVAILABLE, LOADING)
+
+    run(test)
+
+
+def test_a_server_that_serves_passes_every_probe_and_says_what_it_does():
+    async def test() -> None:
+        async with serving() as server:
+            assert await failing_probes(server) == {}
+            status, body = await server.get("/health/live")
+            facts = json.loads(body)
+            assert facts.pop("up_s") > 0
+            assert (status, facts) == (200, {"status": "serving", "model": "words", "mode": "", "calls_in_flight": 0})
+
+    run(test)
+
+
+def test_a_server_that_drains_is_started_and_alive_but_not_ready():
+    async def test() -> None:
+        async with serving() as server:
+            call = asyncio.create_task(server.generate("t1"))
+            await until(lambda: server.frontend.state.num_calls)
+            server.frontend.ask_to_stop()
+            await until(lambda: server.frontend.state.is_draining)
+
+            assert await failing_probes(server) == {"ready": "The server is shutting down; use another one."}
+            server.frontend.ask_to_hurry()
+            assert (await failure_of(call))[0] is grpc.StatusCode.UNAVAILABLE
+
+    run(test)
+
+
+def test_a_launcher_that_stops_asking_is_frozen_until_it_asks_again(monkeypatch, caplog):
+    monkeypatch.setattr(launcher, "CHECK_S", 0.02)
+    monkeypatch.setattr(launcher, "MAX_SILENCE_S", 0.1)
+
+    async def test() -> None:
+        async with serving() as server:
+            watched = HealthStub(server.channel).Watch(HealthCheckRequest(service="live"))
+            assert await failing_probes(server) == {}  # it has not asked yet
+            await server.health()
+            statuses = [(await watched.read()).status for _ in range(2)]
+
+            assert statuses == [HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING]
+            failures = await failing_probes(server)
+            assert list(failures) == ["live"]
+            pid = os.getppid()
+            assert re.match(rf"The launcher \(pid {pid}\) is frozen.* `kill -CONT {pid}`\.$", failures["live"])
+
+            await server.health()
+            assert (await watched.read()).status == HealthCheckResponse.SERVING
+
+    run(test)
+    messages = [record.getMessage() for record in caplog.records if record.name == launcher.__name__]
+    assert [message.split(" (")[0] for message in messages[:2]] == ["The launcher", "the launcher goes on"]
+
+
+def test_the_end_of_the_group_is_told_with_its_cause_until_the_process_is_ended():
+    async def test() -> None:
+        async with serving() as server:
+            unary = asyncio.create_task(server.generate("t1"))
+            stream = server.stub.GenerateStream(single("t2"))
+            await stream.read()
+            await until(lambda: len(server.link.submitted) == 2)
+
+            await tell_end(server, KILLED)
+
+            for call in (unary, stream.read()):
+                assert await failure_of(call) == (grpc.StatusCode.UNAVAILABLE, AS_THE_ORIGINAL + KILLED)
+            assert await failure_of(server.generate("t3")) == (grpc.StatusCode.UNAVAILABLE, KILLED)
+            assert await failing_probes(server) == dict.fromkeys(PROBES, KILLED)
+            assert await server.get("/health") == (503, json.dumps({"error": KILLED}))
+            health = await server.health()
+            assert (health.state, health.text) == (pb.FrontendHealth.FAILED, KILLED)
+
+            server.frontend.ask_to_stop()
+            await server.life
+
+    run(test)
+
+
+@pytest.mark.parametrize("is_draining", [False, True])
+def test_calls_wait_for_the_cause_when_a_shard_is_gone(is_draining: bool):
+    async def test() -> None:
+        async with serving() as server:
+            call = asyncio.create_task(server.generate("t1"))
+            await until(lambda: server.link.submitted)
+            if is_draining:
+                server.frontend.ask_to_stop()
+                await until(lambda: server.frontend.state.is_draining)
+            server.link.break_down()
+            await until(lambda: server.frontend.state.text == "The engine closed its connection.")
+
+            await tell_end(server, KILLED)
+            await tell_end(server, "Only the first cause counts.")
+
+            assert await failure_of(call) == (grpc.StatusCode.UNAVAILABLE, AS_THE_ORIGINAL + KILLED)
+            assert await failing_probes(server) == dict.fromkeys(PROBES, KILLED)
+            assert not server.life.done()
+
+    run(test)
+
+
+def test_the_end_is_told_while_shards_load_too():
+    async def test() -> None:
+        async with serving(is_ready=False) as server:
+            await tell_end(server, KILLED)
+
+            assert await failing_probes(server) == dict.fromkeys(PROBES, KILLED)
+            assert await failure_of(server.generate("t1")) == (grpc.StatusCode.UNAVAILABLE, KILLED)
+
+    run(test)
+
+
+def test_an_error_of_the_front_ends_own_waits_for_no_cause(monkeypatch):
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(entry, "MAX_LINGER_S", 60)
+    monkeypatch.setattr(entry.Router, "_dispatch", fail)
+
+    async def test() -> None:
+        async with serving(FakeLink(count_up)) as server:
+            code, text = await failure_of(server.generate("t1", **tokens(1)))
+            assert (code, text) == (grpc.StatusCode.UNAVAILABLE, AS_THE_ORIGINAL + "a bug")
+            with pytest.raises(RuntimeError, match="a bug"):
+                await server.life
+
+    run(test)
