@@ -41,6 +41,10 @@ def test_a_gpu_is_described_by_the_driver():
     assert nvml.num_open == 0
 
 
+def test_the_fake_driver_has_the_functions_of_the_real_one():
+    assert [name for name in vars(FakeNvml) if name.startswith("nvml") and not hasattr(pynvml, name)] == []
+
+
 def test_what_a_gpu_does_not_tell_is_not_known():
     gpu = list_installed_gpus(FakeNvml(Board("GPU-aa11", total_bytes=0))).gpus[0]
 

@@ -85,5 +85,5 @@ def print_tables(loaded: LoadedConfig, resolved: Resolved | None) -> None:
         for column in ("what", "value", "why"):
             table.add_column(column, header_style="dim", overflow="fold")
         for name, entry in resolved.inferred().items():
-            table.add_row(name, format_value(entry["value"]), Text(entry["reason"]))
+            table.add_row(name, Text(format_value(entry["value"])), Text(entry["reason"]))
         console.print(table)

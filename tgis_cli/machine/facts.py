@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tgis_cli.machine.cpus import Cpu, read_cpus
-from tgis_cli.machine.gpus import Gpu, GpuReport, find_gpus, torch_has_cuda
+from tgis_cli.machine.gpus import Gpu, find_gpus, torch_has_cuda
 from tgis_server import cgroup
 
-__all__ = ["Cpu", "Gpu", "GpuReport", "Machine", "probe_machine"]
+__all__ = ["Cpu", "Gpu", "Machine", "probe_machine"]
 
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last is ARM's name
 
