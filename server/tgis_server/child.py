@@ -91,7 +91,7 @@ def main(argv: list[str]) -> int:
     from tgis_server.run import Run
 
     run = Run.read(Path(options["--run"]))
-    setup_logging(name, level=run.config.log_level, as_json=run.config.json_output)
+    setup_logging(name, level=run.config.log_level)
     try:
         if name == "frontend":
             from tgis_server.frontend.entry import serve

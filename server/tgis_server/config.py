@@ -320,6 +320,14 @@ class ServeConfig:
         ),
     ] = Path("/dev/termination-log")
     json_output: Annotated[bool, Opt(help="Logs as JSON lines.", group="Process")] = False
+    log_file: Annotated[
+        Path | None,
+        Opt(
+            help="Append every line of the logs to this file too; SIGHUP reopens it.",
+            group="Process",
+            env="TGIS_LOG_FILE",
+        ),
+    ] = None
     otlp_endpoint: Annotated[
         str | None,
         Opt(help="Send traces to this OpenTelemetry collector (gRPC), such as http://host:4317.", group="Process"),

@@ -127,6 +127,12 @@ FILE_UNREADABLE = Failure(
     "{flag} {file} cannot be read: {reason}.",
     UsageError,
 )
+LOG_FILE_NOT_WRITABLE = Failure(
+    "log-file-not-writable",
+    "the file of `--log-file` cannot be opened for writing",
+    "--log-file {path} cannot be written: {reason}. Choose a writable one; its directory must exist.",
+    UsageError,
+)
 
 # -- Exit code 3: the model -------------------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
-"""Logging of one process: text or JSON lines on stderr, each with time, level and process.
+"""Logging of one process: JSON lines on stderr, one for each record.
 
-The launcher puts its children's lines on its own output; children therefore write lines without colour, and as JSON
-where the launcher writes JSON. Prompts and outputs are never logged above debug.
+Children write JSON whatever the launcher shows: a record with its traceback is one line, and no text in it can look
+like another line. The launcher passes them on, or turns them into text with :func:`text_of`. Prompts and outputs are
+never logged above debug.
 """
 
 from __future__ import annotations
@@ -9,33 +10,50 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 import time
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
-# attributes that every record has; what a caller passes as extra={...} comes on top and becomes a JSON field
+# attributes that every record has; what a caller passes as extra={...} comes on top and becomes a field
 STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+ENVELOPE = frozenset({"time", "level", "process", "rank", "message", "traceback"})  # what is no field in text
+
+# What could end a line or steer a terminal, as both JSON and people read it; a tab does neither.
+UNSAFE = {code: f"\\u{code:04x}" for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)}
+UNSAFE |= {ord("\t"): "\t", ord("\n"): "\\n", ord("\r"): "\\r"}
 
 
-def setup_logging(process: str, *, level: str, as_json: bool) -> None:
-    """Configure the root logger of this process. ``process`` is a name such as ``front-end`` or ``shard-0``."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter(process) if as_json else TextFormatter())
+def setup_logging(process: str, *, level: str) -> None:
+    """Configure the root logger of this process, for Python's warnings and uncaught errors of threads too.
+
+    Args:
+        process: ``frontend`` or ``shard-0``.
+    """
+    setup_handler(logging.StreamHandler(sys.stderr), process, level=level)
+    threading.excepthook = log_thread_error
+
+
+def setup_handler(handler: logging.Handler, process: str, *, level: str) -> None:
+    """Make ``handler`` the only one, for all records and Python's warnings."""
+    handler.setFormatter(JsonFormatter(process))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("asyncio").setLevel(max(logging.WARNING, logging.root.level))
+    warnings.formatwarning = format_warning
+    logging.captureWarnings(capture=True)
 
 
-def extra_fields(record: logging.LogRecord) -> dict[str, Any]:
-    return {key: value for key, value in vars(record).items() if key not in STANDARD_FIELDS}
+def format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    return f"{filename}:{lineno}: {category.__name__}: {message}"
 
 
-class TextFormatter(logging.Formatter):
-    """``12:30:01.250 info message key=value``; the launcher adds the process name in front."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
-        fields = "".join(f" {key}={value}" for key, value in extra_fields(record).items())
-        line = f"{clock}.{int(record.msecs):03d} {record.levelname.lower()} {record.getMessage()}{fields}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+def log_thread_error(args: threading.ExceptHookArgs) -> None:
+    if args.exc_value is not None:
+        name = args.thread.name if args.thread else "of unknown name"
+        logging.getLogger(__name__).error("Thread %s failed.", name, exc_info=args.exc_value)
 
 
 class JsonFormatter(logging.Formatter):
@@ -46,13 +64,39 @@ class JsonFormatter(logging.Formatter):
         self.process = process
 
     def format(self, record: logging.LogRecord) -> str:
-        clock = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        line: dict[str, Any] = {
-            "time": f"{clock}.{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "process": self.process,
-            "message": record.getMessage(),
-        }
+        fields = {key: value for key, value in vars(record).items() if key not in STANDARD_FIELDS}
         if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line | extra_fields(record), default=str, ensure_ascii=False)
+            fields["traceback"] = self.formatException(record.exc_info)
+        return make_line(self.process, record.created, record.levelname.lower(), record.getMessage(), fields)
+
+
+def make_line(process: str, created: float, level: str, message: str, fields: Mapping[str, Any]) -> str:
+    """A line as JSON.
+
+    Args:
+        created: seconds since the epoch.
+    """
+    clock = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(created))
+    line: dict[str, Any] = {"time": f"{clock}.{int(created % 1 * 1000):03d}Z", "level": level, "process": process}
+    if process.startswith("shard-"):
+        line["rank"] = int(process.removeprefix("shard-"))
+    if "correlation_id" in fields:
+        line["correlation_id"] = fields["correlation_id"]
+    return escape(json.dumps(line | {"message": message} | dict(fields), default=str, ensure_ascii=False))
+
+
+def text_of(line: Mapping[str, Any]) -> str:
+    """Message and fields of a JSON line as text: ``message key=value``. ``None`` says nothing and is left out."""
+    fields = ((key, value) for key, value in line.items() if key not in ENVELOPE and value is not None)
+    return escape(str(line["message"])) + "".join(f" {key}={quote(value)}" for key, value in fields)
+
+
+def quote(value: Any) -> str:
+    """A value that ends where the next blank begins, or in quotes."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    is_plain = text and text.isprintable() and not any(mark in text for mark in ' "=\\')
+    return text if is_plain else escape(json.dumps(text, ensure_ascii=False))
+
+
+def escape(text: str) -> str:
+    return text.translate(UNSAFE)

@@ -427,7 +427,9 @@ async def read_to_its_end(stream) -> None:
 def lines_about_inputs(caplog) -> list[tuple[str, str, str, int, int]]:
     """Level, request, stop reason, input and generated tokens of each completion line."""
     records = [record for record in caplog.records if record.name == "tgis_server.frontend.request_log"]
-    return [(one.levelname, one.request_id, one.stop_reason, one.input_tokens, one.generated_tokens) for one in records]
+    return [
+        (one.levelname, one.correlation_id, one.stop_reason, one.input_tokens, one.generated_tokens) for one in records
+    ]
 
 
 def test_the_correlation_id_comes_back_with_answers_and_errors():
@@ -545,7 +547,7 @@ def test_the_line_of_an_input_that_met_a_bug_has_the_traceback(caplog):
             assert await call is Code.INTERNAL
             await until(lambda: lines_about_inputs(caplog))
             [record] = [record for record in caplog.records if record.levelname == "ERROR"]
-            assert record.request_id == "mine"
+            assert record.correlation_id == "mine"
             assert record.exc_info
 
     run(test)

@@ -79,7 +79,7 @@ def test_a_call_has_a_span_in_the_clients_trace_and_each_input_a_prefill_in_it(c
     run(test)
     [span] = found.spans["Generate"]
     assert (span.trace_id.hex(), span.parent_span_id.hex(), span.kind) == (TRACE_ID, PARENT_ID, Span.SPAN_KIND_SERVER)
-    assert attributes(span) == {"request_id": "call-7", "kind": "batch", "inputs": 2}
+    assert attributes(span) == {"correlation_id": "call-7", "kind": "batch", "inputs": 2}
     assert span.start_time_unix_nano < span.end_time_unix_nano
     prefills = found.spans["prefill"]
     assert [one.parent_span_id for one in prefills] == [span.span_id] * 2

@@ -160,10 +160,13 @@ class Launch:
 def open_terminal(config: ServeConfig, environ: Mapping[str, str], num_shard: int) -> Terminal:
     """The launcher's outputs, which its log goes to as well."""
     from tgis_cli.supervisor.terminal import Terminal, TerminalHandler
+    from tgis_server.logs import setup_handler
 
     names = ["launcher", "frontend", *(f"shard-{rank}" for rank in range(num_shard))]
-    terminal = Terminal(sys.stdout, sys.stderr, environ, as_json=config.json_output, names=names)
-    logging.basicConfig(level=config.log_level.upper(), handlers=[TerminalHandler(terminal)], force=True)
+    terminal = Terminal(
+        sys.stdout, sys.stderr, environ, as_json=config.json_output, names=names, log_file=config.log_file
+    )
+    setup_handler(TerminalHandler(terminal), "launcher", level=config.log_level)
     return terminal
 
 

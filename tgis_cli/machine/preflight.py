@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tgis_cli.machine.facts import Machine
+from tgis_cli.supervisor.log_file import check_log_file
 from tgis_server import failures
 from tgis_server.failures import format_bytes
 from tgis_server.ports import listen
@@ -40,6 +41,8 @@ def check_before_start(run: Run, machine: Machine, checkpoint: Checkpoint | None
         ("--tls-client-ca-cert-path", config.tls_client_ca_cert_path),
     ):
         check_readable(flag, file)
+    if config.log_file:
+        check_log_file(config.log_file)
     check_sockets(run)
     check_tokenizer(run.model_dir)
     if checkpoint is not None:

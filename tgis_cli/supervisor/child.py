@@ -16,6 +16,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO
 
+from tgis_cli.supervisor.lines import plain_lines
+
 # called with (line, is_stderr)
 OnLine = Callable[[str, bool], None]
 
@@ -82,7 +84,7 @@ class Child:
             on_line(line, False)
 
         def on_stderr(line: str) -> None:
-            self.tail.append(line)
+            self.tail.extend(plain_lines(line))
             on_line(line, True)
 
         for pipe, take in ((self._process.stdout, on_stdout), (self._process.stderr, on_stderr)):

@@ -1,4 +1,4 @@
-"""Everything that the launcher and its children write to the terminal, in one thread.
+"""Everything that the launcher and its children write to the terminal and to the log file, in one thread.
 
 A reader that stops reading (``| less``, a suspended terminal) blocks this thread and nothing else: supervision goes
 on. Lines get the name of their process in front; as JSON they are objects. While a live status is shown, lines scroll
@@ -8,57 +8,73 @@ above it.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TextIO
 
-from tgis_server.logs import JsonFormatter, TextFormatter
+from tgis_cli.supervisor.lines import Line, Lines, make_foreign_line
+from tgis_cli.supervisor.log_file import LogFile
+from tgis_cli.supervisor.repeats import WINDOW_S
+from tgis_server.logs import make_line
 
 MAX_PENDING_LINES = 20_000  # when nobody reads, newer lines are dropped and counted
-STYLES = ("cyan", "green", "yellow", "magenta", "blue", "bright_cyan", "bright_green", "bright_magenta")
+FLUSH_S = 1.0  # between looks at what is withheld, while nothing else comes
+STYLES = ("cyan", "green", "magenta", "blue", "bright_cyan", "bright_green", "bright_magenta", "bright_blue")
+LEVEL_STYLES = {"warning": "yellow", "error": "bold red", "critical": "bold red"}
 
 
 class Terminal:
     """Writes lines, a live status and panels. All methods return at once, except :meth:`close`."""
 
     def __init__(
-        self, stdout: TextIO, stderr: TextIO, environ: Mapping[str, str], *, as_json: bool, names: list[str]
+        self,
+        stdout: TextIO,
+        stderr: TextIO,
+        environ: Mapping[str, str],
+        *,
+        as_json: bool,
+        names: list[str],
+        log_file: Path | None = None,
     ) -> None:
         self.as_json = as_json
         self.is_interactive = stderr.isatty() and not as_json and environ.get("TERM") != "dumb"
         self._stdout, self._stderr = stdout, stderr
+        self._file = LogFile(log_file) if log_file else None
         self._width = max(len(name) for name in names)
         self._styles = dict(zip(names, STYLES * len(names), strict=False))
+        self._lines = {name: Lines(name) for name in names}
         self._live: Any = None
-        self._console: Any = self._make_console() if self.is_interactive else None
+        self._console: Any = self._make_console(environ) if self.is_interactive else None
         self._num_dropped = 0
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="terminal", daemon=True)
         self._thread.start()
 
     def relay(self, name: str, line: str, *, to_stderr: bool) -> None:
-        """Write a line of a process."""
-        self._post(lambda: self._write_line(name, line, to_stderr))
+        """Write a line of a process, unless it repeats itself too often."""
+        self._post(lambda: self._relay(name, line, to_stderr))
 
-    def print(self, text: str) -> None:
-        """Write a result to stdout as it is."""
-        self._post(lambda: self._write(self._stdout, text + "\n"))
+    def print(self, text: str, panel: Any = None) -> None:
+        """Write a result to stdout as it is; an interactive terminal shows a renderable of rich instead."""
+        self._post(lambda: self._print_result(text, panel))
 
     def print_last(self, text: str) -> None:
         """Write to stderr what shall be its last line, without a process name in front."""
-        self._post(lambda: self._write(self._stderr, text + "\n"))
-
-    def print_panel(self, panel: Any) -> None:
-        """Show a renderable of rich; only on an interactive terminal."""
-        self._post(lambda: self._console.print(panel))
+        self._post(lambda: self._print_last(text))
 
     def show_status(self, status: Any) -> None:
         """Show a renderable of rich below all lines, replacing the one before; ``None`` ends it."""
         if self.is_interactive:
             self._post(lambda: self._update_live(status))
+
+    def reopen(self) -> None:
+        """Go on in the log file that has the configured name now, as after its rotation."""
+        if self._file:
+            self._post(self._file.close)
 
     def close(self, timeout_s: float) -> bool:
         """Write what is pending; returns whether everything was written in time."""
@@ -73,38 +89,92 @@ class Terminal:
             self._num_dropped += 1
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            if self._num_dropped:
-                dropped, self._num_dropped = self._num_dropped, 0
-                self._write_line("launcher", f"{dropped} lines were dropped: nobody read them.", True)
-            job()
+        is_open = True
+        while is_open:
+            is_withholding = any(lines.is_withholding for lines in self._lines.values())
+            with contextlib.suppress(queue.Empty):
+                job = self._jobs.get(timeout=FLUSH_S if is_withholding else None)
+                if self._num_dropped:
+                    dropped, self._num_dropped = self._num_dropped, 0
+                    self._warn(f"{dropped} lines were dropped: they came faster than they were read.")
+                is_open = job is not None
+                if job:
+                    job()
+            self._tell_withheld(WINDOW_S)
+        self._tell_withheld(0)
         self._update_live(None)
 
-    def _write_line(self, name: str, line: str, to_stderr: bool) -> None:
-        stream = self._stderr if to_stderr else self._stdout
-        if self.as_json:
-            self._write(stream, as_json_line(name, line, "warning" if to_stderr else "info") + "\n")
-        elif self._console and stream.isatty():
-            from rich.text import Text
+    def _relay(self, name: str, raw: str, to_stderr: bool) -> None:
+        for line in self._lines[name].take(raw, time.monotonic(), time.time(), is_stderr=to_stderr):
+            self._write_line(line, to_stderr=to_stderr)
 
-            prefix = Text(f"{name:<{self._width}} │ ", style=self._styles.get(name, ""))
-            self._print(prefix.append(Text(line, style="default")))
+    def _tell_withheld(self, window_s: float) -> None:
+        for lines in self._lines.values():
+            for line in lines.take_ended(time.monotonic(), time.time(), window_s):
+                self._write_line(line, to_stderr=True)
+
+    def _warn(self, text: str) -> None:
+        self._write_line(make_foreign_line("launcher", time.time(), "warning", text), to_stderr=True)
+
+    def _print_result(self, text: str, panel: Any) -> None:
+        if panel is None:
+            self._write(self._stdout, text + "\n")
         else:
-            self._write(stream, f"{name:<{self._width}} | {line}\n")
+            with contextlib.suppress(OSError):  # as above
+                self._console.print(panel)
+        self._copy(text, "info")
+
+    def _print_last(self, text: str) -> None:
+        self._tell_withheld(0)
+        self._write(self._stderr, text + "\n")
+        self._copy(text, "error")
+
+    def _write_line(self, line: Line, *, to_stderr: bool) -> None:
+        stream = self._stderr if to_stderr else self._stdout
+        text = self._format(line)
+        if self._console and stream.isatty():
+            self._write_colored(line)
+        else:
+            self._write(stream, text)
+        self._write_to_file(text)
+
+    def _format(self, line: Line) -> str:
+        return "\n".join([line.as_json] if self.as_json else line.as_text(self._width)) + "\n"
+
+    def _copy(self, text: str, level: str) -> None:
+        """A result for the log file, as lines of the launcher."""
+        if self.as_json:
+            self._write_to_file(text + "\n")
+        else:
+            lines = (make_foreign_line("launcher", time.time(), level, line) for line in text.splitlines())
+            self._write_to_file("".join(map(self._format, lines)))
+
+    def _write_to_file(self, text: str) -> None:
+        if self._file and (problem := self._file.write(text)):
+            self._warn(problem)
 
     def _write(self, stream: TextIO, text: str) -> None:
         with contextlib.suppress(OSError, ValueError):  # the reader is gone; a server goes on without one
             stream.write(text)
             stream.flush()
 
-    def _print(self, text: Any) -> None:
+    def _write_colored(self, line: Line) -> None:
+        from rich.text import Text
+
+        text = Text()
+        for row in line.as_text(self._width):
+            name, rest = row.split(" | ", 1)
+            clock, level, rest = rest.split(" ", 2)
+            text.append(f"{name} │ ", self._styles.get(line.process, ""))
+            text.append(f"{clock} ").append(level, LEVEL_STYLES.get(level, "")).append(f" {rest}\n")
+        text.rstrip()
         with contextlib.suppress(OSError):  # as above
             self._console.print(text, soft_wrap=True, highlight=False)
 
-    def _make_console(self) -> Any:
+    def _make_console(self, environ: Mapping[str, str]) -> Any:
         from rich.console import Console
 
-        return Console(file=self._stderr, highlight=False)
+        return Console(file=self._stderr, highlight=False, color_system=None if environ.get("NO_COLOR") else "auto")
 
     def _update_live(self, status: Any) -> None:
         if status is None:
@@ -126,29 +196,11 @@ class TerminalHandler(logging.Handler):
     def __init__(self, terminal: Terminal) -> None:
         super().__init__()
         self._terminal = terminal
-        self.setFormatter(JsonFormatter("launcher") if terminal.as_json else TextFormatter())
 
     def emit(self, record: logging.LogRecord) -> None:
         self._terminal.relay("launcher", self.format(record), to_stderr=True)
 
 
-def as_json_line(name: str, line: str, level: str) -> str:
-    """Pass on a line that is a JSON object already; wrap any other."""
-    return line if is_json_object(line) else make_json_line(name, line, level)
-
-
-def is_json_object(line: str) -> bool:
-    if not line.startswith("{"):
-        return False
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
-
-
 def make_json_line(name: str, message: str, level: str, **fields: object) -> str:
     """A line in the format of ``tgis_server.logs``."""
-    number = logging.getLevelNamesMapping()[level.upper()]
-    record = logging.makeLogRecord({"msg": message, "levelname": level, "levelno": number, **fields})
-    return JsonFormatter(name).format(record)
+    return make_line(name, time.time(), level, message, fields)

@@ -82,10 +82,9 @@ class Watcher:
         self._terminal.show_status(None)
         if self._terminal.as_json:
             self._terminal.print(make_json_line("launcher", "ready", "info", event="ready", **ready.facts()))
-        elif self._terminal.is_interactive:
-            self._terminal.print_panel(make_panel(ready))
         else:
-            self._terminal.print("\n".join(make_lines(ready)))
+            panel = make_panel(ready) if self._terminal.is_interactive else None
+            self._terminal.print("\n".join(make_lines(ready)), panel)
 
     async def _get_info(self) -> pb.InfoReply:
         for _ in range(MAX_UNANSWERED):

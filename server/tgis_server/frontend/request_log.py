@@ -17,7 +17,7 @@ from tgis_server.wire.messages import FinishReason
 logger = logging.getLogger(__name__)
 
 CORRELATION_ID = "x-correlation-id"  # metadata, from the client and back to it
-MAX_REQUEST_ID_CHARS = 128
+MAX_ID_CHARS = 128
 LEVELS = {
     FinishReason.TOKEN_LIMIT: logging.WARNING,
     FinishReason.CANCELLED: logging.WARNING,
@@ -25,16 +25,16 @@ LEVELS = {
 }
 
 
-def get_request_id(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
+def get_correlation_id(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
     """The client's name for its call, as logs can bear it; a random one if there is none."""
     for key, value in metadata or ():
         if key == CORRELATION_ID and isinstance(value, str) and value:
             is_plain = value.isascii() and value.isprintable()
-            return value[:MAX_REQUEST_ID_CHARS] if is_plain else "<non-ascii>"
+            return value[:MAX_ID_CHARS] if is_plain else "<non-ascii>"
     return secrets.token_hex(8)
 
 
-def log_outputs(call: Call, request_id: str) -> None:
+def log_outputs(call: Call, correlation_id: str) -> None:
     """The call is over: say how each of its inputs ended."""
     now = time.monotonic()
     for output in call.outputs:
@@ -42,7 +42,7 @@ def log_outputs(call: Call, request_id: str) -> None:
         level = LEVELS.get(reason, logging.INFO)
         if not logger.isEnabledFor(level):
             continue
-        fields = {"request_id": request_id, "stop_reason": reason.name, **describe(output, call, now)}
+        fields = {"correlation_id": correlation_id, "stop_reason": reason.name, **describe(output, call, now)}
         if output.error:
             cause = output.error.__cause__  # only of what nobody foresaw
             logger.log(level, "input failed: %s", output.error, exc_info=cause, extra=fields)

@@ -17,7 +17,7 @@ from tgis_server.faults import Fault
 from tgis_server.frontend.admission import Admission
 from tgis_server.frontend.generation import Call, GenerationService
 from tgis_server.frontend.output import Output
-from tgis_server.frontend.request_log import CORRELATION_ID, get_request_id, log_outputs
+from tgis_server.frontend.request_log import CORRELATION_ID, get_correlation_id, log_outputs
 from tgis_server.frontend.state import ServerState
 from tgis_server.frontend.tokenizer import TokenizedText, Tokenizer
 from tgis_server.frontend.tracing import Tracing
@@ -124,8 +124,8 @@ class GenerationServicer(GenerationServiceServicer):
         if call and self._fault:
             self._fault.reach("call")
         metadata = context.invocation_metadata() or ()
-        request_id = get_request_id(metadata)
-        context.set_trailing_metadata(((CORRELATION_ID, request_id),))
+        correlation_id = get_correlation_id(metadata)
+        context.set_trailing_metadata(((CORRELATION_ID, correlation_id),))
         failure = None
         with self._state.call():
             try:
@@ -138,7 +138,7 @@ class GenerationServicer(GenerationServiceServicer):
                 failure = "cancelled"
                 raise
             except Exception as error:  # noqa: BLE001  the border: every failure of a call becomes its status
-                extra = {"request_id": request_id}
+                extra = {"correlation_id": correlation_id}
                 status, failure = explain(error, extra)
                 if call and not isinstance(error, MissingRequest):
                     self._metrics.count_failure(failure_label(error, call))
@@ -149,9 +149,9 @@ class GenerationServicer(GenerationServiceServicer):
                 await context.abort(status, failure[:MAX_STATUS_CHARACTERS])
             finally:
                 if call:
-                    log_outputs(call, request_id)
+                    log_outputs(call, correlation_id)
                     if self._tracing:
-                        self._tracing.record(call, request_id, metadata, failure)
+                        self._tracing.record(call, correlation_id, metadata, failure)
 
 
 class MissingRequest(InvalidRequest):

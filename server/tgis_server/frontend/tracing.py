@@ -49,16 +49,16 @@ class Tracing:
         self._tracer = self._provider.get_tracer("tgis")
 
     def record(
-        self, call: Call, request_id: str, metadata: Iterable[tuple[str, str | bytes]] | None, failure: str | None
+        self, call: Call, correlation_id: str, metadata: Iterable[tuple[str, str | bytes]] | None, failure: str | None
     ) -> None:
         """A call is over. ``failure`` is the text of its status, ``None`` if that is OK. Never raises."""
         try:
-            self._record(call, request_id, metadata, failure)
+            self._record(call, correlation_id, metadata, failure)
         except Exception:  # an answer must not be lost to its trace
             logger.exception("A span could not be made.")
 
     def _record(
-        self, call: Call, request_id: str, metadata: Iterable[tuple[str, str | bytes]] | None, failure: str | None
+        self, call: Call, correlation_id: str, metadata: Iterable[tuple[str, str | bytes]] | None, failure: str | None
     ) -> None:
         from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -74,7 +74,7 @@ class Tracing:
             "GenerateStream" if call.kind == "stream" else "Generate",
             TraceContextTextMapPropagator().extract(headers),
             SpanKind.SERVER,
-            {"request_id": request_id, "kind": call.kind, "inputs": len(call.outputs)},
+            {"correlation_id": correlation_id, "kind": call.kind, "inputs": len(call.outputs)},
             start_time=clock(call.started_at),
         )
         for output in call.outputs:

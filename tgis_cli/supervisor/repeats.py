@@ -1,0 +1,57 @@
+"""Withholds lines that one process writes again and again. Pure: clocks are arguments.
+
+The first few of equal lines are admitted in each window; the rest is counted and told when the window ends. Clocks
+within a line do not make it another one.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+MAX_ADMITTED = 5  # equal lines in a window
+WINDOW_S = 10.0  # from the first of them
+MAX_REMEMBERED = 256  # different lines
+
+CLOCK = re.compile(r"\d\d:\d\d:\d\d([.,]\d+)?")
+
+
+@dataclass(slots=True)
+class Seen:
+    """Equal lines of one window."""
+
+    level: str
+    text: str  # of the first
+    since: float
+    num_admitted: int = 0
+    num_withheld: int = 0
+
+
+class Repeats:
+    """The lines that one process has written of late."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, str], Seen] = {}  # by their beginning, as all windows are equally long
+        self.is_withholding = False
+
+    def admit(self, level: str, text: str, now: float) -> bool:
+        """Whether a line is to be written; call :meth:`take_ended` before."""
+        seen = self._seen.setdefault((level, CLOCK.sub("", text)), Seen(level, text, now))
+        if seen.num_admitted < MAX_ADMITTED:
+            seen.num_admitted += 1
+            return True
+        seen.num_withheld += 1
+        self.is_withholding = True
+        return False
+
+    def take_ended(self, now: float, window_s: float = WINDOW_S) -> list[Seen]:
+        """Lines some of which were withheld in a window that is over, which is forgotten."""
+        ended = []
+        while self._seen:
+            oldest = next(iter(self._seen))
+            if now - self._seen[oldest].since < window_s and len(self._seen) <= MAX_REMEMBERED:
+                break
+            ended.append(self._seen.pop(oldest))
+        if ended:
+            self.is_withholding = any(seen.num_withheld for seen in self._seen.values())
+        return [seen for seen in ended if seen.num_withheld]
