@@ -90,7 +90,7 @@ def main(argv: list[str]) -> int:
     from tgis_server.logs import setup_logging
     from tgis_server.run import Run
 
-    run = Run.read(Path(options["--run"]))
+    run = Run.read(Path(options["--run"]), os.environ)
     setup_logging(name, level=run.config.log_level)
     try:
         if name == "frontend":

@@ -24,6 +24,7 @@ from typing import Annotated, Any
 from tgis_server import failures
 from tgis_server.errors import UsageError
 from tgis_server.faults import Fault
+from tgis_server.url_credentials import mask_credentials
 
 DTYPES = {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16"}
 DTYPE_ALIASES = {"fp32": "float32", "float": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
@@ -72,6 +73,7 @@ class Opt:
     unit: str = ""  # "bytes": 512MiB, 2GiB or a number
     takes_value: bool = False  # a boolean spelled --flag true, as the original's launcher has it
     hidden: bool = False  # left out of --help, kept in the docs
+    has_credentials: bool = False  # a URL whose user and password are shown and written nowhere
     unset: str = ""  # what happens when it is not given
 
 
@@ -330,7 +332,11 @@ class ServeConfig:
     ] = None
     otlp_endpoint: Annotated[
         str | None,
-        Opt(help="Send traces to this OpenTelemetry collector (gRPC), such as http://host:4317.", group="Process"),
+        Opt(
+            help="Send traces to this OpenTelemetry collector (gRPC), such as http://host:4317.",
+            group="Process",
+            has_credentials=True,
+        ),
     ] = None
     otlp_service_name: Annotated[
         str, Opt(help="Service name in traces.", group="Process", also_env="OTEL_SERVICE_NAME", hidden=True)
@@ -443,6 +449,11 @@ class Option:
     def find_variable(self, environ: Mapping[str, str]) -> str | None:
         """The variable that sets this option; blank ones count as not set."""
         return next((name for name in (self.env, self.opt.also_env) if environ.get(name, "").strip()), None)
+
+    def get_shown(self, config: ServeConfig) -> Any:
+        """The value as people and files may see it."""
+        value = getattr(config, self.name)
+        return mask_credentials(value) if value and self.opt.has_credentials else value
 
 
 @functools.cache

@@ -7,6 +7,7 @@ run directory, and the children read it back. Paths of sockets are derived from 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -65,17 +66,20 @@ class Run:
         return self.run_dir / "serve.json"
 
     def save(self) -> None:
-        """Write ``serve.json`` for the children."""
-        self.file.write_text(json.dumps(asdict(self), default=str, indent=1))
+        """Write ``serve.json`` for the children, without credentials."""
+        values = asdict(self) | {"config": {option.name: option.get_shown(self.config) for option in options()}}
+        self.file.write_text(json.dumps(values, default=str, indent=1))
 
     @classmethod
-    def read(cls, file: Path) -> Run:
-        """Read what :meth:`save` wrote."""
+    def read(cls, file: Path, environ: Mapping[str, str]) -> Run:
+        """Read what :meth:`save` wrote; ``environ`` has the options that may hold credentials."""
         raw: dict[str, Any] = json.loads(file.read_text())
         values = raw.pop("config")
         for option in options():
             if option.type is Path and values[option.name] is not None:
                 values[option.name] = Path(values[option.name])
+            elif option.opt.has_credentials:
+                values[option.name] = environ.get(option.env)
         for name in (f.name for f in fields(cls) if f.type == "Path"):
             raw[name] = Path(raw[name])
         raw["launcher_phases"] = tuple((name, started_at) for name, started_at in raw["launcher_phases"])

@@ -31,9 +31,11 @@ class Collector(TraceServiceServicer):
 
     def __init__(self) -> None:
         self.exports: list[Export] = []
+        self.metadata: list[tuple[str, str]] = []  # of the last export
 
-    def Export(self, request: Export, context: object) -> ExportTraceServiceResponse:  # noqa: N802  the name of the RPC
+    def Export(self, request: Export, context: grpc.ServicerContext) -> ExportTraceServiceResponse:  # noqa: N802  the name of the RPC
         self.exports.append(request)
+        self.metadata = list(context.invocation_metadata())
         return ExportTraceServiceResponse()
 
     @property
@@ -100,6 +102,17 @@ def test_a_stream_without_a_trace_begins_one(collector):
     [span] = found.spans["GenerateStream"]
     assert span.trace_id != bytes(16)
     assert not span.parent_span_id
+
+
+def test_user_and_password_of_the_endpoint_become_its_authorization(collector):
+    found, endpoint = collector
+
+    async def test():
+        async with serving(FakeLink(two_tokens), otlp_endpoint=endpoint.replace("://", "://me:w%40rd@")) as server:
+            assert (await server.generate("t1", **tokens(2))).responses
+
+    run(test)
+    assert ("authorization", "Basic bWU6d0ByZA==") in found.metadata  # me:w@rd
 
 
 def test_a_refused_call_has_a_span_that_says_why(collector):

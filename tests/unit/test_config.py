@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tgis_cli.commands.config import describe_options
 from tgis_server.config import ServeConfig, load_config, options
 from tgis_server.errors import UsageError
 from tgis_server.run import Run
+from tgis_server.url_credentials import split_credentials
 
 
 def load(environ: dict[str, str] | None = None, config_file: Path | None = None, **flags: object):
@@ -146,23 +149,50 @@ def test_no_two_options_share_a_variable_or_a_letter():
     assert len(set(letters)) == len(letters)
 
 
+RUN = Run(
+    config=ServeConfig(tls_cert_path=Path("c"), tls_key_path=Path("k"), fault=None),
+    run_dir=Path("/run"),
+    model_id="m",
+    model_dir=Path("/models/m"),
+    engine="native",
+    device="cpu",
+    dtype="float32",
+    num_shard=2,
+    max_sequence_length=2048,
+    is_max_sequence_length_explicit=False,
+    max_batch_tokens=512,
+    tokenization_workers=1,
+    launcher_phases=(("starting", 1.5), ("checking the machine", 2.0)),
+)
+
+
 def test_a_run_survives_its_file(tmp_path: Path):
-    run = Run(
-        config=ServeConfig(run_dir=tmp_path, tls_cert_path=Path("c"), tls_key_path=Path("k"), fault=None),
-        run_dir=tmp_path,
-        model_id="m",
-        model_dir=Path("/models/m"),
-        engine="native",
-        device="cpu",
-        dtype="float32",
-        num_shard=2,
-        max_sequence_length=2048,
-        is_max_sequence_length_explicit=False,
-        max_batch_tokens=512,
-        tokenization_workers=1,
-        launcher_phases=(("starting", 1.5), ("checking the machine", 2.0)),
-    )
+    run = replace(RUN, run_dir=tmp_path)
 
     run.save()
 
-    assert Run.read(run.file) == run
+    assert Run.read(run.file, {}) == run
+
+
+def test_credentials_of_a_url_are_neither_shown_nor_written(tmp_path: Path):
+    loaded = load(otlp_endpoint="https://me:word@host:4317/path")
+    run = replace(RUN, config=loaded.config, run_dir=tmp_path)
+
+    run.save()
+
+    assert describe_options(loaded)["otlp_endpoint"]["value"] == "https://***@host:4317/path"
+    assert "https://***@host:4317/path" in run.file.read_text()
+    assert "word" not in run.file.read_text()
+    assert Run.read(run.file, {"OTLP_ENDPOINT": "https://me:word@host:4317/path"}) == run
+
+
+@pytest.mark.parametrize(
+    ("url", "plain", "credentials"),
+    [
+        ("http://host:1", "http://host:1", ""),
+        ("me:word@host:1", "host:1", "me:word"),
+        ("https://me:w/o@r://d@host/path", "https://host/path", "me:w/o@r://d"),
+    ],
+)
+def test_credentials_are_what_precedes_the_host(url: str, plain: str, credentials: str):
+    assert split_credentials(url) == (plain, credentials)

@@ -131,6 +131,18 @@ def test_a_cpu_shard_gets_its_threads_and_nothing_else_changes():
     }
 
 
+def test_only_the_front_end_gets_credentials_of_a_collector_and_no_child_those_of_the_hub():
+    run = make_run(config=ServeConfig(otlp_endpoint="http://me:word@host:4317"))
+    environ = {"HF_TOKEN": "hf_1", "HUGGING_FACE_HUB_TOKEN": "hf_2", "OTLP_ENDPOINT": "http://other:word@host"}
+
+    frontend, shard = (child_environment(run, rank, environ, ()) for rank in (None, 0))
+
+    assert {name: value for name, value in frontend.items() if "word" in value or "hf_" in value} == {
+        "OTLP_ENDPOINT": "http://me:word@host:4317"
+    }
+    assert not [name for name, value in shard.items() if "word" in value or "hf_" in value]
+
+
 def test_each_gpu_shard_sees_its_own_gpu():
     run = make_run(device="cuda")
 

@@ -1,28 +1,55 @@
-"""Lines of processes on the launcher's outputs: prefixes, JSON, and an output that nobody reads."""
+"""Lines of processes on the launcher's outputs: prefixes, JSON, colours, the log file, outputs that nobody reads."""
 
 from __future__ import annotations
 
 import io
 import json
+import os
+import re
+from pathlib import Path
 
+import pytest
+
+from tgis_cli.supervisor.repeats import MAX_ADMITTED
 from tgis_cli.supervisor.terminal import Terminal
+from tgis_server.logs import make_line
 
 NAMES = ["launcher", "shard-0"]
+CLOCK = re.compile(r"\d\d:\d\d:\d\d\.\d{3}")
 
 
 class Outputs:
-    def __init__(self, *, as_json: bool = False, stdout: io.StringIO | None = None) -> None:
+    def __init__(
+        self, *, as_json: bool = False, stdout: io.StringIO | None = None, log_file: Path | None = None
+    ) -> None:
         self.stdout, self.stderr = stdout or io.StringIO(), io.StringIO()
-        self.terminal = Terminal(self.stdout, self.stderr, {}, as_json=as_json, names=NAMES)
+        self.terminal = Terminal(self.stdout, self.stderr, {}, as_json=as_json, names=NAMES, log_file=log_file)
 
     def finish(self) -> tuple[str, str]:
+        """Both outputs, with T for clocks."""
         assert self.terminal.close(timeout_s=5)
-        return self.stdout.getvalue(), self.stderr.getvalue()
+        return without_clocks(self.stdout.getvalue()), without_clocks(self.stderr.getvalue())
 
 
 class BrokenOutput(io.StringIO):
     def write(self, text: str) -> int:
         raise BrokenPipeError
+
+
+def without_clocks(text: str) -> str:
+    return CLOCK.sub("T", text)
+
+
+def on_a_pty(*levels: str, as_json: bool = False, **environ: str) -> str:
+    """What a terminal gets for one line of each level."""
+    ours, theirs = os.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as reader, os.fdopen(theirs, "w") as stream:
+        environ = {"TERM": "xterm", **environ}
+        terminal = Terminal(stream, stream, environ, as_json=as_json, names=NAMES)
+        for level in levels:
+            terminal.relay("shard-0", make_line("shard-0", 0.0, level, "text", {}), to_stderr=True)
+        assert terminal.close(timeout_s=5)
+        return without_clocks(reader.read(4096).decode())
 
 
 def test_lines_keep_their_stream_and_get_the_name_of_their_process():
@@ -31,19 +58,19 @@ def test_lines_keep_their_stream_and_get_the_name_of_their_process():
     outputs.terminal.relay("shard-0", "to stdout", to_stderr=False)
     outputs.terminal.relay("launcher", "to stderr", to_stderr=True)
 
-    assert outputs.finish() == ("shard-0  | to stdout\n", "launcher | to stderr\n")
+    assert outputs.finish() == ("shard-0  | T info    to stdout\n", "launcher | T warning to stderr\n")
 
 
-def test_as_json_objects_pass_and_other_lines_are_wrapped():
+def test_as_json_own_lines_pass_and_others_are_wrapped():
     outputs = Outputs(as_json=True)
+    own = make_line("shard-0", 0.0, "info", "own", {})
 
-    outputs.terminal.relay("shard-0", '{"message": "own"}', to_stderr=True)
+    outputs.terminal.relay("shard-0", own, to_stderr=True)
     outputs.terminal.relay("shard-0", "{not json", to_stderr=True)
-    own, wrapped = map(json.loads, outputs.finish()[1].splitlines())
+    passed, wrapped = outputs.finish()[1].splitlines()
 
-    assert own == {"message": "own"}
-    assert wrapped.pop("time").endswith("Z")
-    assert wrapped == {"level": "warning", "process": "shard-0", "message": "{not json"}
+    assert passed == without_clocks(own)
+    assert json.loads(wrapped)["message"] == "{not json"
 
 
 def test_an_output_that_is_gone_does_not_hold_up_the_other():
@@ -53,3 +80,73 @@ def test_an_output_that_is_gone_does_not_hold_up_the_other():
     outputs.terminal.print_last("the end")
 
     assert outputs.finish()[1] == "the end\n"
+
+
+def test_the_last_line_comes_after_what_was_withheld():
+    outputs = Outputs()
+
+    for _ in range(MAX_ADMITTED + 3):
+        outputs.terminal.relay("shard-0", "again", to_stderr=True)
+    outputs.terminal.print_last("the end")
+
+    assert outputs.finish()[1].splitlines()[-2:] == [
+        "shard-0  | T warning repeated 3 times in 0 s: again",
+        "the end",
+    ]
+
+
+def test_the_log_file_has_everything_as_lines_of_the_log(tmp_path: Path):
+    outputs = Outputs(log_file=tmp_path / "log")
+
+    outputs.terminal.relay("shard-0", "\x1b[1mtext", to_stderr=False)
+    outputs.terminal.print("Ready.\n  more")
+    outputs.terminal.print_last("the end")
+    outputs.finish()
+
+    assert without_clocks((tmp_path / "log").read_text()).splitlines() == [
+        "shard-0  | T info    text",
+        "launcher | T info    Ready.",
+        "launcher | T info      more",
+        "launcher | T error   the end",
+    ]
+
+
+def test_the_log_file_is_opened_again_where_its_name_is(tmp_path: Path):
+    outputs = Outputs(log_file=tmp_path / "log")
+
+    outputs.terminal.print("one")
+    outputs.terminal.reopen()
+    outputs.terminal.print("two")
+    outputs.finish()
+
+    assert (tmp_path / "log").read_text().count("\n") == 2
+
+
+def test_a_log_file_that_cannot_be_written_is_told_once_and_holds_up_nothing():
+    outputs = Outputs(log_file=Path("/dev/full"))
+
+    for text in ("one", "two"):
+        outputs.terminal.relay("shard-0", text, to_stderr=True)
+
+    assert outputs.finish()[1].splitlines() == [
+        "shard-0  | T warning one",
+        "launcher | T warning /dev/full cannot be written: No space left on device; lines are dropped until it can.",
+        "shard-0  | T warning two",
+    ]
+
+
+def test_a_terminal_shows_names_warnings_and_errors_in_colours():
+    assert on_a_pty("info", "warning", "error") == (
+        "\x1b[32mshard-0  │ \x1b[0mT info    text\r\n"
+        "\x1b[32mshard-0  │ \x1b[0mT \x1b[33mwarning\x1b[0m text\r\n"
+        "\x1b[32mshard-0  │ \x1b[0mT \x1b[1;31merror\x1b[0m   text\r\n"
+    )
+
+
+@pytest.mark.parametrize("options", [{"NO_COLOR": "0"}, {"TERM": "dumb"}, {"as_json": True}])
+def test_no_colours_where_they_are_not_wanted(options: dict):
+    assert "\x1b" not in on_a_pty("info", "error", **options)
+
+
+def test_an_empty_no_color_means_nothing():
+    assert "\x1b[32m" in on_a_pty("info", NO_COLOR="")

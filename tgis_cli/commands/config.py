@@ -57,7 +57,7 @@ app.command(cls=GroupedHelpCommand)(with_serve_options(show))
 
 def describe_options(loaded: LoadedConfig) -> dict[str, dict[str, Any]]:
     return {
-        option.name: {"value": getattr(loaded.config, option.name), "origin": loaded.origins[option.name]}
+        option.name: {"value": option.get_shown(loaded.config), "origin": loaded.origins[option.name]}
         for option in options()
     }
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from tgis_server.config import options
 from tgis_server.run import Run
 
+SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # nothing is downloaded at run time
 ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"
 
 
@@ -18,7 +20,12 @@ def child_environment(run: Run, rank: int | None, environ: Mapping[str, str], gp
         gpus: names of the visible GPUs, as ``CUDA_VISIBLE_DEVICES`` may have them: UUIDs, whose meaning no
             ``CUDA_DEVICE_ORDER`` changes.
     """
-    child = dict(environ)
+    child = {name: value for name, value in environ.items() if name not in SECRETS}
+    for option in options():
+        if option.opt.has_credentials:  # serve.json has them without credentials, and the front-end alone needs them
+            child.pop(option.env, None)
+            if rank is None and (value := getattr(run.config, option.name)):
+                child[option.env] = value
     child["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded at run time
     child["PYTHONUNBUFFERED"] = "1"  # the last line before a crash must not be lost
     child["TOKENIZERS_PARALLELISM"] = "false"  # the pool tokenizes in parallel; threads within threads only queue

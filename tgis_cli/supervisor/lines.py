@@ -71,8 +71,10 @@ class Lines:
             now: monotonic clock.
             wall: seconds since the epoch, the time of a line that has none.
         """
-        line = read_own_line(raw)
         told = self.take_ended(now, wall)
+        if not raw.strip():
+            return told
+        line = read_own_line(raw)
         if line is None:
             level, is_admitted = self._above[is_stderr]
             is_continuation = raw[:1].isspace()  # a line of a stack goes with the one above it

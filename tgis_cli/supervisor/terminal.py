@@ -174,7 +174,9 @@ class Terminal:
     def _make_console(self, environ: Mapping[str, str]) -> Any:
         from rich.console import Console
 
-        return Console(file=self._stderr, highlight=False, color_system=None if environ.get("NO_COLOR") else "auto")
+        # With NO_COLOR rich would still write in bold: without a color system it writes no styles at all.
+        color_system: Any = None if environ.get("NO_COLOR") else "auto"
+        return Console(file=self._stderr, highlight=False, color_system=color_system, _environ=environ)
 
     def _update_live(self, status: Any) -> None:
         if status is None:

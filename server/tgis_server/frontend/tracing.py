@@ -6,14 +6,17 @@ each input that came to run has a ``prefill`` span in it. Prompts and outputs ar
 
 from __future__ import annotations
 
+import base64
 import logging
 import threading
 import time
 from collections.abc import Iterable
+from urllib.parse import unquote
 
 from tgis_server.errors import UsageError
 from tgis_server.frontend.generation import Call
 from tgis_server.frontend.request_log import describe
+from tgis_server.url_credentials import split_credentials
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +29,8 @@ class Tracing:
     def __init__(self, endpoint: str, service_name: str) -> None:
         """
         Args:
-            endpoint: of OTLP over gRPC; without ``https://`` in plain text.
+            endpoint: of OTLP over gRPC; without ``https://`` in plain text. ``user:password@`` becomes HTTP's Basic
+                authorization.
             service_name: the resource's ``service.name``.
 
         Raises:
@@ -44,7 +48,13 @@ class Tracing:
             ) from error
         resource = Resource.create({SERVICE_NAME: service_name})
         self._provider = TracerProvider(sampler=ALWAYS_ON, resource=resource, shutdown_on_exit=False)
-        exporter = OTLPSpanExporter(endpoint=endpoint, insecure=not endpoint.startswith("https://"))
+        address, credentials = split_credentials(endpoint)  # the exporter names its endpoint when it cannot send
+        basic = base64.b64encode(unquote(credentials).encode()).decode()
+        exporter = OTLPSpanExporter(
+            endpoint=address,
+            insecure=not address.startswith("https://"),
+            headers=(("authorization", f"Basic {basic}"),) if credentials else None,
+        )
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("tgis")
 
