@@ -14,8 +14,6 @@ from datetime import datetime
 from tgis_cli.supervisor.repeats import WINDOW_S, Repeats
 from tgis_server.logs import escape, make_line, text_of
 
-MAX_QUOTED_CHARS = 500  # of a line that was repeated
-
 ANSI_SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 # glog, abseil (gRPC) and torch: W1122 21:30:00.123456 file.cpp:12] or [rank0]:[W1122 21:30:00.123456 file.cpp:12]
 INITIAL = re.compile(r"(?:\[rank\d+\]:)?\s*\[?([IWEF])\d{4} \d\d:\d\d:")
@@ -96,7 +94,7 @@ class Lines:
                 wall,
                 seen.level,
                 f"repeated {seen.num_withheld} times in {min(now - seen.since, WINDOW_S):.0f} s: "
-                f"{seen.text.partition(chr(10))[0][:MAX_QUOTED_CHARS]}",
+                + seen.text.partition("\n")[0],
             )
             for seen in self._repeats.take_ended(now, window_s)
         ]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 MAX_ADMITTED = 5  # equal lines in a window
 WINDOW_S = 10.0  # from the first of them
 MAX_REMEMBERED = 256  # different lines
+MAX_KEPT_CHARS = 500  # of each; a line may have a megabyte
 
 CLOCK = re.compile(r"\d\d:\d\d:\d\d([.,]\d+)?")
 
@@ -21,7 +22,7 @@ class Seen:
     """Equal lines of one window."""
 
     level: str
-    text: str  # of the first
+    text: str  # the beginning of the first
     since: float
     num_admitted: int = 0
     num_withheld: int = 0
@@ -31,12 +32,13 @@ class Repeats:
     """The lines that one process has written of late."""
 
     def __init__(self) -> None:
-        self._seen: dict[tuple[str, str], Seen] = {}  # by their beginning, as all windows are equally long
+        self._seen: dict[tuple[str, int], Seen] = {}  # by level and hash; the oldest window is first
         self.is_withholding = False
 
     def admit(self, level: str, text: str, now: float) -> bool:
         """Whether a line is to be written; call :meth:`take_ended` before."""
-        seen = self._seen.setdefault((level, CLOCK.sub("", text)), Seen(level, text, now))
+        key = level, hash(CLOCK.sub("", text))
+        seen = self._seen.setdefault(key, Seen(level, text[:MAX_KEPT_CHARS], now))
         if seen.num_admitted < MAX_ADMITTED:
             seen.num_admitted += 1
             return True
