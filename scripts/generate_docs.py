@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from tgis_server.config import GROUPS, Option, describe_accepted, options
+from tgis_server.errors import GroupFailed, ModelError, NotEnoughDevices, PeerLost, UsageError
 from tgis_server.failures import CATALOGUE
 from tgis_server.metrics import SPECS
 
@@ -39,10 +40,11 @@ ABSENT = {
     "`tgi_prompt_load_duration`, `tgi_prompt_load_failure`": "There are no tuned prompts.",
 }
 FAILURE_TITLES = {
-    2: "options, addresses and directories",
-    3: "the model",
-    4: "devices and memory",
-    5: "a process of the group",
+    UsageError: "Exit code 2: options, addresses and directories",
+    ModelError: "Exit code 3: the model",
+    NotEnoughDevices: "Exit code 4: devices and memory",
+    GroupFailed: "Exit code 5: a process of the group",
+    PeerLost: "Exit code 5: consequences, reported only where nothing else is known",
 }
 
 
@@ -134,12 +136,11 @@ def failures_page() -> str:
         "log, and what `/health` answers until the end. Words in capitals stand for values. The run directory is kept",
         "after a failure; `errors/NAME.log` in it has the traceback or the last lines of each process that failed.",
         "",
-        "Several processes often fail together. The cause is the earliest error that is not a mere consequence: that",
-        "another process is gone is reported only where nothing else is known.",
+        "Several processes often fail together. The cause is the earliest error that is not a mere consequence.",
     ]
-    for code, title in FAILURE_TITLES.items():
-        lines += ["", f"## Exit code {code}: {title}", "", "| failure | recognised by | sentence |", "|---|---|---|"]
-        rows = (failure for failure in CATALOGUE if failure.kind.exit_code == code)
+    for kind, title in FAILURE_TITLES.items():
+        lines += ["", f"## {title}", "", "| failure | recognised by | sentence |", "|---|---|---|"]
+        rows = (failure for failure in CATALOGUE if failure.kind is kind)
         lines += [f"| {row.name} | {row.evidence} | {show_template(row.sentence)} |" for row in rows]
     return "\n".join(lines) + "\n"
 

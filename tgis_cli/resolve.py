@@ -25,6 +25,7 @@ from tgis_cli.resources import (
     choose_tokenization_workers,
     explain_kv_cache_memory,
 )
+from tgis_server import failures
 from tgis_server.config import DTYPES, LoadedConfig, ServeConfig
 from tgis_server.errors import ModelError
 from tgis_server.run import Run
@@ -156,9 +157,7 @@ def choose_engine(decide: Decisions, model_dir: Path) -> str:
     except ModelError as error:
         if framework in NATIVE_FRAMEWORKS:
             raise
-        raise ModelError(
-            f"{error} The engine that was asked for, --deployment-framework {framework}, is not part of this version."
-        ) from error
+        raise failures.ENGINE_NOT_PRESENT.error(problem=error, framework=framework) from error
     if framework not in NATIVE_FRAMEWORKS:
         decide.warnings.append(
             f"deployment framework {framework} is not part of this version: the native engine serves this model."

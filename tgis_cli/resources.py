@@ -170,7 +170,8 @@ def explain_kv_cache_memory(
         share = 100 - decide.config.batch_safety_margin
         decide.reasons["kv_cache_memory"] = f"{share}% of what is free on each GPU after loading"
     else:
-        from tgis_server.engines.native.memory import CPU_KV_BYTES, CPU_KV_SHARE, format_bytes
+        from tgis_server.engines.native.memory import CPU_KV_BYTES, CPU_KV_SHARE
+        from tgis_server.sizes import format_bytes
 
         sequence_bytes = checkpoint.kv_bytes_per_token(0, dtype) * max_sequence_length
         free_bytes = decide.machine.free_bytes // num_shard

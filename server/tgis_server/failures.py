@@ -4,16 +4,16 @@ One row per failure, in the order of exit codes. Code raises ``failures.PORT_IN_
 page docs/failures.md is made from the same rows. A sentence says what happened, with values, and what to do. Errors of
 single requests are the contract's and not listed here.
 
-Knows neither who raises a row nor where: imports ``errors`` alone.
+Knows neither who raises a row nor where.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from tgis_server.errors import GroupFailed, ModelError, NotEnoughDevices, PeerLost, TgisError, UsageError
-
-GIB = 1 << 30
+from tgis_server.sizes import format_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,24 +32,14 @@ class Failure:
     sentence: str
     kind: type[TgisError]
 
-    def format(self, **values: object) -> str:
+    def format(self, **values: Any) -> str:
         """The sentence with its values."""
-        shown = {name: format_bytes(value) if name.endswith("_bytes") else value for name, value in values.items()}
-        return self.sentence.format(**shown)
+        sizes = {name: format_bytes(value) for name, value in values.items() if name.endswith("_bytes")}
+        return self.sentence.format(**values | sizes)
 
-    def error(self, **values: object) -> TgisError:
+    def error(self, **values: Any) -> TgisError:
         """The error to raise."""
         return self.kind(self.format(**values))
-
-
-def format_bytes(count: object) -> str:
-    """``1.5 GiB``, ``12 MiB``."""
-    assert isinstance(count, int), count
-    if count >= GIB:
-        return f"{count / GIB:.1f} GiB"
-    if count >= 1 << 20:
-        return f"{count / (1 << 20):.0f} MiB"
-    return f"{count / 1024:.0f} KiB"
 
 
 # -- Exit code 2: options, addresses and directories ------------------------------------------------------------------
@@ -134,8 +124,178 @@ LOG_FILE_NOT_WRITABLE = Failure(
     UsageError,
 )
 
+TLS_FILE_UNREADABLE = Failure(
+    "tls-file-unreadable",
+    "a TLS file cannot be opened",
+    "TLS file {path} cannot be read: {reason}.",
+    UsageError,
+)
+TLS_PAIR_UNUSABLE = Failure(
+    "tls-pair-unusable",
+    "OpenSSL does not take certificate and key",
+    "TLS certificate {certificate} and key {key} cannot be used together: {reason}. Both must be PEM, belong to each "
+    "other, and the key must not be encrypted.",
+    UsageError,
+)
+TLS_CLIENT_CA_UNUSABLE = Failure(
+    "tls-client-ca-unusable",
+    "OpenSSL does not take the CA of the clients",
+    "TLS client CA {path} is not a PEM certificate: {reason}.",
+    UsageError,
+)
+TLS_FILES_CHANGING = Failure(
+    "tls-files-changing",
+    "the TLS files are replaced at the moment of the start",
+    "TLS files beside {path} changed while they were read.",
+    UsageError,
+)
+TRACING_NOT_INSTALLED = Failure(
+    "tracing-not-installed",
+    "`--otlp-endpoint` without the libraries of the extra",
+    "--otlp-endpoint needs libraries that are not installed ({package}): pip install 'tgis[tracing]'.",
+    UsageError,
+)
+CACHE_VARIABLES_DIFFER = Failure(
+    "cache-variables-differ",
+    "two variables of Hugging Face libraries name different caches",
+    "{name} and {other} env vars can't be set to different values",
+    UsageError,
+)
+SHARDS_DO_NOT_DIVIDE = Failure(
+    "shards-do-not-divide",
+    "heads or MLP of the model cannot be cut into so many parts",
+    "--num-shard {num_shard} does not divide this model ({heads} attention heads, {kv_heads} KV heads, MLP of "
+    "{mlp}): use one of {valid}.",
+    UsageError,
+)
+
 # -- Exit code 3: the model -------------------------------------------------------------------------------------------
 
+REVISION_NOT_CACHED = Failure(
+    "revision-not-cached",
+    "the cache has the model, but no `config.json` of the revision",
+    "Failed to resolve config path: Config file not found in local cache for model {model}, revision {revision}. "
+    "Expected {expected}; the cache has {revisions}.",
+    ModelError,
+)
+MODEL_NOT_FOUND = Failure(
+    "model-not-found",
+    "the name is neither in the cache nor a directory with `config.json`",
+    "Failed to resolve config path: Model {model} not found. There is {found}.",
+    ModelError,
+)
+NOT_A_DIRECTORY = Failure(
+    "not-a-directory",
+    "the model's directory is gone",
+    "{model_dir} is not a directory: give a model directory, or download the model first.",
+    ModelError,
+)
+NO_CONFIG = Failure(
+    "no-config",
+    "the model's directory has no `config.json`",
+    "{model_dir} holds no config.json: it is not a model directory, or its download is incomplete.",
+    ModelError,
+)
+JSON_UNREADABLE = Failure(
+    "json-unreadable",
+    "a JSON file of the model cannot be opened",
+    "{file} cannot be read ({reason}): download the model again.",
+    ModelError,
+)
+JSON_BROKEN = Failure(
+    "json-broken",
+    "a JSON file of the model does not parse",
+    "{file} is not valid JSON ({reason}): download the model again.",
+    ModelError,
+)
+JSON_NO_OBJECT = Failure(
+    "json-no-object",
+    "a JSON file of the model holds a list or a value",
+    "{file} holds a {found}, not an object: download the model again.",
+    ModelError,
+)
+CONFIG_NOT_SUPPORTED = Failure(
+    "config-not-supported",
+    "the architecture or a value in `config.json` is none that an engine computes",
+    "{file}: {problem}",
+    ModelError,
+)
+ENGINE_NOT_PRESENT = Failure(
+    "engine-not-present",
+    "the native engine cannot run the model, and the one that was asked for is missing",
+    "{problem} The engine that was asked for, --deployment-framework {framework}, is not part of this version.",
+    ModelError,
+)
+WEIGHTS_NOT_FOUND = Failure(
+    "weights-not-found",
+    "no safetensors file and no index",
+    "{model_dir} holds no model.safetensors and no model.safetensors.index.json; {hint}.",
+    ModelError,
+)
+WEIGHTS_INCOMPLETE = Failure(
+    "weights-incomplete",
+    "the index names files that are not there",
+    "{model_dir} lacks {num_missing} of {num_files} weight files ({missing} for one): the download is incomplete, "
+    "repeat it.",
+    ModelError,
+)
+INDEX_EMPTY = Failure(
+    "index-empty",
+    "the index of the weights names nothing",
+    "{index} names no files: download the model again.",
+    ModelError,
+)
+WEIGHTS_TRUNCATED = Failure(
+    "weights-truncated",
+    "a weight file is shorter or longer than its header says",
+    "{file} has {size} bytes, but its header says {expected}{pointer}: it is damaged, download it again.",
+    ModelError,
+)
+WEIGHTS_NO_HEADER = Failure(
+    "weights-no-header",
+    "a weight file's header does not parse",
+    "{file} is not a safetensors file (its header cannot be read): download it again.",
+    ModelError,
+)
+WEIGHTS_UNREADABLE = Failure(
+    "weights-unreadable",
+    "a weight file fails while it is read",
+    "{file} cannot be read ({reason}): download it again.",
+    ModelError,
+)
+TENSOR_MISSING = Failure(
+    "tensor-missing",
+    "the weights lack a tensor",
+    "{model_dir} holds no tensor {tensor}, which a {family} model of {num_layers} layers needs: the files do not "
+    "belong to this config.json, or some are missing.",
+    ModelError,
+)
+TENSOR_SHAPE = Failure(
+    "tensor-shape",
+    "a tensor has another shape than `config.json` says",
+    "{file}: tensor {tensor} has shape {shape}, but config.json asks for {expected}: the files do not belong together.",
+    ModelError,
+)
+TENSOR_DTYPE = Failure(
+    "tensor-dtype",
+    "a tensor is quantized",
+    "{file}: tensor {tensor} is stored as {dtype}, but the native engine reads only {dtypes}: use an unquantized "
+    "checkpoint.",
+    ModelError,
+)
+TOKENIZER_UNREADABLE = Failure(
+    "tokenizer-unreadable",
+    "a file of the tokenizer does not load",
+    "{file} cannot be read: {reason}.",
+    ModelError,
+)
+DECODER_NOT_SUPPORTED = Failure(
+    "decoder-not-supported",
+    "the tokenizer's decoder needs the whole text",
+    "The tokenizer decodes with {found}, which cannot be done token by token. Use a model whose tokenizer.json "
+    "decodes with {supported}.",
+    ModelError,
+)
 NO_TOKENIZER = Failure(
     "no-tokenizer",
     "the model directory has no `tokenizer.json`",
@@ -158,6 +318,28 @@ WEIGHTS_EXCEED_GPU = Failure(
     "the weights of a shard alone are larger than its GPU",
     "{model} needs {weights_bytes} per GPU on {num_shard} GPU(s), but {gpu} offers {usable_bytes}. Use a larger "
     "--num-shard, or larger GPUs.",
+    NotEnoughDevices,
+)
+MODEL_TOO_LARGE = Failure(
+    "model-too-large",
+    "weights, room for a step and one sequence exceed what a shard has free, before weights are read",
+    "{model} needs {need_bytes} on each shard ({weights_bytes} weights, {step_bytes} for a step, {sequence_bytes} "
+    "for one sequence of {length} tokens), but {free_bytes} are free: use more shards (--num-shard), --dtype "
+    "bfloat16, a shorter --max-sequence-length, or free memory.",
+    NotEnoughDevices,
+)
+KV_CACHE_TOO_LARGE = Failure(
+    "kv-cache-too-large",
+    "--kv-cache-memory is more than what is free beside the weights",
+    "--kv-cache-memory asks for {asked_bytes} per shard, but only {free_bytes} are free beside the weights: ask for "
+    "less, or free memory.",
+    NotEnoughDevices,
+)
+SEQUENCE_TOO_LONG = Failure(
+    "sequence-too-long",
+    "one sequence does not fit beside the weights",
+    "One sequence of {length} tokens needs {need_bytes} for keys and values on each shard, but only {room_bytes} are "
+    "available: use --max-sequence-length {longest} or less, or more {more}, or free memory.",
     NotEnoughDevices,
 )
 WARM_UP_TOO_LARGE = Failure(
@@ -384,6 +566,54 @@ PEER_LOST = Failure(
     "a connection or a collective breaks; reported only where nothing else is known",
     "{process} lost contact to another process of the group ({reason}), and nothing else is known: the lines above "
     "may tell more.",
+    PeerLost,
+)
+COLLECTIVE_LOST = Failure(
+    "collective-lost",
+    "an operation of NCCL or gloo fails",
+    "a shard lost contact to the others: {reason}",
+    PeerLost,
+)
+LEADER_GONE = Failure(
+    "leader-gone",
+    "the plans end without an orderly end",
+    "The leader shard is gone.",
+    PeerLost,
+)
+LEADER_LATE = Failure(
+    "leader-late",
+    "a follower cannot connect for --startup-timeout",
+    "The leader shard did not open {path} within {timeout_s:.0f} s.",
+    PeerLost,
+)
+FOLLOWER_GONE = Failure(
+    "follower-gone",
+    "a follower's connection for plans breaks",
+    "A follower shard no longer takes plans ({reason}).",
+    PeerLost,
+)
+FOLLOWER_LATE = Failure(
+    "follower-late",
+    "a follower does not connect for --startup-timeout",
+    "{num_missing} shard(s) did not come to the first step within {timeout_s:.0f} s.",
+    PeerLost,
+)
+ENGINE_CLOSED = Failure(
+    "engine-closed",
+    "the leader ends the front-end's Session",
+    "The engine closed its connection to the front-end.",
+    PeerLost,
+)
+ENGINE_LOST = Failure(
+    "engine-lost",
+    "the Session breaks",
+    "The connection to the engine broke: {reason}.",
+    PeerLost,
+)
+ENGINE_REFUSES = Failure(
+    "engine-refuses",
+    "requests cannot be written to the Session",
+    "Requests could not be sent to the engine: {reason}.",
     PeerLost,
 )
 STEP_TOO_LARGE = Failure(

@@ -12,9 +12,9 @@ from tgis_server.engines.native.memory import (
     MemoryRequest,
     check_fits,
     decide_kv_budget,
-    format_bytes,
 )
 from tgis_server.errors import NotEnoughDevices
+from tgis_server.sizes import format_bytes
 
 MIB = 1 << 20
 CPU = MemoryRequest(

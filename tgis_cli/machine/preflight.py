@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from tgis_cli.machine.facts import Machine
 from tgis_cli.supervisor.log_file import check_log_file
 from tgis_server import failures
-from tgis_server.failures import format_bytes
 from tgis_server.ports import listen
 from tgis_server.run import Run
+from tgis_server.sizes import format_bytes
 
 if TYPE_CHECKING:
     from tgis_server.engines.native.checkpoint import Checkpoint

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from tgis_server.errors import ModelError, UsageError
+from tgis_server import failures
 
 CURRENT = "HF_HUB_CACHE"
 DEPRECATED = ("TRANSFORMERS_CACHE", "HUGGINGFACE_HUB_CACHE")
@@ -25,7 +25,7 @@ def find_cache_dir(environ: Mapping[str, str]) -> tuple[Path, str]:
     chosen = next(iter(given), None)
     for name in given:
         if name != chosen and given[name] != given[str(chosen)]:
-            raise UsageError(f"{name} and {chosen} env vars can't be set to different values")
+            raise failures.CACHE_VARIABLES_DIFFER.error(name=name, other=chosen)
     if chosen:
         return Path(given[chosen]), chosen
     if environ.get("HF_HOME"):
@@ -45,22 +45,23 @@ def find_model_dir(name: str, revision: str | None, cache_dir: Path) -> Path:
         commit = reference.read_text().strip() if reference.is_file() else revision or "main"
         snapshot = in_cache / "snapshots" / commit
         if not (snapshot / "config.json").is_file():
-            raise ModelError(
-                f"Failed to resolve config path: Config file not found in local cache for model {name}, "
-                f"revision {revision or 'main'}. Expected {snapshot / 'config.json'}{known_revisions(in_cache)}."
+            raise failures.REVISION_NOT_CACHED.error(
+                model=name,
+                revision=revision or "main",
+                expected=snapshot / "config.json",
+                revisions=known_revisions(in_cache),
             )
         return snapshot
     directory = Path(name).expanduser()
     if (directory / "config.json").is_file():
         return directory.resolve()
-    found = "a directory without config.json" if directory.is_dir() else "no directory"
-    problem = f"Failed to resolve config path: Model {name} not found. There is {found} of that name"
-    if name.startswith(("/", ".", "~")):  # no hub id
-        raise ModelError(f"{problem}.")
-    raise ModelError(f"{problem}, and no {in_cache.name} in the cache {cache_dir}; models are not downloaded at start.")
+    found = f"{'a directory without config.json' if directory.is_dir() else 'no directory'} of that name"
+    if not name.startswith(("/", ".", "~")):  # a hub id
+        found += f", and no {in_cache.name} in the cache {cache_dir}; models are not downloaded at start"
+    raise failures.MODEL_NOT_FOUND.error(model=name, found=found)
 
 
 def known_revisions(in_cache: Path) -> str:
     """What could be asked for instead."""
     refs = sorted(str(file.relative_to(in_cache / "refs")) for file in (in_cache / "refs").rglob("*") if file.is_file())
-    return f"; the cache has {', '.join(refs[:5])}" if refs else ""
+    return ", ".join(refs[:5]) or "no revision"

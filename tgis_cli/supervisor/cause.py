@@ -24,7 +24,8 @@ from tgis_cli.supervisor.explain import (
 )
 from tgis_server import failures
 from tgis_server.errors import GroupFailed
-from tgis_server.failures import Failure, format_bytes
+from tgis_server.failures import Failure
+from tgis_server.sizes import format_bytes
 
 FRONTEND = "frontend"  # the name of its process; shards are shard-0, shard-1, ...
 

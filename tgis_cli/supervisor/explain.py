@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tgis_server import failures
-from tgis_server.failures import Failure, format_bytes
+from tgis_server.failures import Failure
+from tgis_server.sizes import GIB, format_bytes
 
 # What faulthandler prints has no comma after the number. The path is cut to what begins with our package.
 OWN_FRAME = re.compile(
@@ -53,7 +54,7 @@ class SharedMemory:
 
     @property
     def is_short(self) -> bool:
-        return self.total_bytes < failures.GIB or self.free_bytes < self.total_bytes // 20
+        return self.total_bytes < GIB or self.free_bytes < self.total_bytes // 20
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from tgis_cli.supervisor.timeline import Timeline
 from tgis_server.run import Run
+from tgis_server.sizes import format_bytes
 from tgis_server.wire import shard_pb2 as pb
 
 LABELS = {
@@ -16,11 +17,6 @@ LABELS = {
     "rehearsal": "This is a rehearsal: no model is loaded, the answers are made up.",
 }
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}  # noqa: S104  not bound here, only named
-
-
-def format_bytes(num_bytes: int) -> str:
-    """``12 MiB`` or ``3.4 GiB``."""
-    return f"{num_bytes / (1 << 20):.0f} MiB" if num_bytes < 1 << 30 else f"{num_bytes / (1 << 30):.1f} GiB"
 
 
 @dataclass(frozen=True, slots=True)

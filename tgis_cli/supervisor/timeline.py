@@ -13,6 +13,7 @@ from typing import Any
 
 from tgis_cli.supervisor.cause import FRONTEND
 from tgis_server.phases import SERVING
+from tgis_server.sizes import format_bytes
 from tgis_server.wire import shard_pb2 as pb
 
 LAUNCHER = "launcher"
@@ -30,8 +31,6 @@ class PhaseTime:
     num_bytes: int = 0  # read, where that is known
 
     def __str__(self) -> str:
-        from tgis_cli.supervisor.ready import format_bytes
-
         read = f" ({format_bytes(self.num_bytes)})" if self.num_bytes else ""
         return f"{self.phase} {self.seconds:.1f}{read}"
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import tokenizers
 
-from tgis_server.errors import ModelError
+from tgis_server import failures
 
 BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 SUPPORTED_DECODERS = frozenset(
@@ -43,9 +43,8 @@ class PieceDecoder:
         self._kinds = decoder_kinds(decoder)
         unsupported = self._kinds - SUPPORTED_DECODERS
         if unsupported:
-            raise ModelError(
-                f"The tokenizer decodes with {', '.join(sorted(unsupported))}, which cannot be done token by token. "
-                f"Use a model whose tokenizer.json decodes with {', '.join(sorted(SUPPORTED_DECODERS))}."
+            raise failures.DECODER_NOT_SUPPORTED.error(
+                found=", ".join(sorted(unsupported)), supported=", ".join(sorted(SUPPORTED_DECODERS))
             )
         self._word_end = decoder["suffix"] if decoder and "BPEDecoder" in self._kinds else ""
         self._skipped = frozenset() if output_special_tokens else special_ids(tokenizer)

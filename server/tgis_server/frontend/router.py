@@ -13,7 +13,8 @@ from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import cast
 
-from tgis_server.errors import PeerLost, RequestError, Unavailable
+from tgis_server import failures
+from tgis_server.errors import RequestError, Unavailable
 from tgis_server.frontend.output import Output, detokenizing_failed
 from tgis_server.metrics import Metrics
 from tgis_server.wire.link import EngineLink
@@ -56,7 +57,7 @@ class Router:
             async with aclosing(cast(AsyncGenerator[StepResult, None], self._link.results())) as results:
                 async for result in results:
                     self._dispatch(result)
-            raise PeerLost("The engine stopped sending results.")
+            raise failures.ENGINE_CLOSED.error()
         finally:
             self._is_lost = True
 

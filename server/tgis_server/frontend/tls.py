@@ -17,6 +17,7 @@ from typing import Any
 
 import grpc
 
+from tgis_server import failures
 from tgis_server.config import ServeConfig
 from tgis_server.errors import UsageError
 
@@ -106,19 +107,18 @@ class Tls:
         try:
             context.load_cert_chain(self._certificate, self._key, password="")  # never ask on the terminal
         except (OSError, ValueError) as error:
-            raise UsageError(
-                f"TLS certificate {self._certificate} and key {self._key} cannot be used together: {error}. "
-                "Both must be PEM, belong to each other, and the key must not be encrypted."
+            raise failures.TLS_PAIR_UNUSABLE.error(
+                certificate=self._certificate, key=self._key, reason=error
             ) from error
         if self._client_ca:
             try:
                 context.load_verify_locations(self._client_ca)
             except OSError as error:
-                raise UsageError(f"TLS client CA {self._client_ca} is not a PEM certificate: {error}.") from error
+                raise failures.TLS_CLIENT_CA_UNUSABLE.error(path=self._client_ca, reason=error) from error
         if self._http_mode == "mutual":
             context.verify_mode = ssl.CERT_REQUIRED
         if self._read() != files:
-            raise UsageError(f"TLS files beside {self._certificate} changed while they were read.")
+            raise failures.TLS_FILES_CHANGING.error(path=self._certificate)
         return files, context
 
     def _look(self) -> list[tuple[int, ...] | None]:
@@ -161,7 +161,7 @@ def read_tls_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UsageError(f"TLS file {path} cannot be read: {error.strerror}.") from error
+        raise failures.TLS_FILE_UNREADABLE.error(path=path, reason=error.strerror) from error
 
 
 def fingerprint(files: TlsFiles) -> str:

@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 
 import tokenizers
 
-from tgis_server.errors import GenerationFailed, ModelError
+from tgis_server import failures
+from tgis_server.errors import GenerationFailed
 
 T = TypeVar("T")
 
@@ -75,11 +76,11 @@ class Tokenizer:
         """
         file = model_dir / "tokenizer.json"
         if not file.is_file():
-            raise ModelError(f"{file} does not exist: the model needs a fast tokenizer, which this file holds.")
+            raise failures.NO_TOKENIZER.error(model_dir=model_dir)
         try:
             tokenizer = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises plain Exception for every kind of broken file
-            raise ModelError(f"{file} cannot be read: {error}.") from error
+            raise failures.TOKENIZER_UNREADABLE.error(file=file, reason=error) from error
         return cls(tokenizer, forced_bos_id=read_forced_bos(model_dir, tokenizer), num_workers=num_workers)
 
     async def encode_inputs(self, texts: Sequence[str], truncate_to: int = 0) -> list[EncodedInput | TokenizerFailed]:
@@ -173,7 +174,7 @@ def read_forced_bos(model_dir: Path, tokenizer: tokenizers.Tokenizer) -> int | N
     try:
         config: dict[str, Any] = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise ModelError(f"{file} cannot be read: {error}.") from error
+        raise failures.TOKENIZER_UNREADABLE.error(file=file, reason=error) from error
     token = config.get("bos_token")
     text = token.get("content") if isinstance(token, dict) else token
     if not config.get("add_bos_token") or not text:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable
 from urllib.parse import unquote
 
-from tgis_server.errors import UsageError
+from tgis_server import failures
 from tgis_server.frontend.generation import Call
 from tgis_server.frontend.request_log import describe
 from tgis_server.url_credentials import split_credentials
@@ -43,9 +43,7 @@ class Tracing:
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
             from opentelemetry.sdk.trace.sampling import ALWAYS_ON
         except ImportError as error:
-            raise UsageError(
-                f"--otlp-endpoint needs libraries that are not installed ({error.name}): pip install 'tgis[tracing]'."
-            ) from error
+            raise failures.TRACING_NOT_INSTALLED.error(package=error.name) from error
         resource = Resource.create({SERVICE_NAME: service_name})
         self._provider = TracerProvider(sampler=ALWAYS_ON, resource=resource, shutdown_on_exit=False)
         address, credentials = split_credentials(endpoint)  # the exporter names its endpoint when it cannot send

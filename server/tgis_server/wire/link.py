@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 import grpc
 
-from tgis_server.errors import PeerLost, Unavailable
+from tgis_server import failures
+from tgis_server.errors import Unavailable
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.wire.codec import decode_step_result, encode_to_engine
 from tgis_server.wire.messages import StepResult, Submit
@@ -117,13 +118,13 @@ class GrpcLink:
         try:
             async for message in call:
                 yield decode_step_result(message)
-            raise PeerLost("The engine closed its connection to the front-end.")
+            raise failures.ENGINE_CLOSED.error()
         except grpc.aio.AioRpcError as error:
-            raise PeerLost(f"The connection to the engine broke: {describe(error)}.") from error
+            raise failures.ENGINE_LOST.error(reason=describe(error)) from error
         except asyncio.CancelledError:
             # A sender that failed cancels the call; anything else is a real cancellation of the reader.
             if sender.done() and not sender.cancelled() and (cause := sender.exception()):
-                raise PeerLost(f"Requests could not be sent to the engine: {cause}.") from cause
+                raise failures.ENGINE_REFUSES.error(reason=cause) from cause
             raise
         finally:
             self._is_open = False

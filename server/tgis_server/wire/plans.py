@@ -13,6 +13,7 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from tgis_server import failures
 from tgis_server.errors import PeerLost
 from tgis_server.wire.codec import decode_plan, encode_plan
 from tgis_server.wire.messages import StepPlan
@@ -49,7 +50,7 @@ class PlanPublisher:
                 peer, _ = self._listener.accept()
             except TimeoutError:
                 missing = self._num_followers - len(self._connections)
-                raise PeerLost(f"{missing} shard(s) did not come to the first step within {timeout_s:.0f} s.") from None
+                raise failures.FOLLOWER_LATE.error(num_missing=missing, timeout_s=timeout_s) from None
             peer.settimeout(None)
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_TIMEOUT_S, 0))
             self._connections.append(Connection(peer.detach()))
@@ -80,7 +81,7 @@ class PlanPublisher:
             try:
                 connection.send_bytes(data)
             except OSError as error:
-                raise PeerLost(f"A follower shard no longer takes plans ({error}).") from error
+                raise failures.FOLLOWER_GONE.error(reason=error) from error
 
 
 class PlanSubscriber:
@@ -104,7 +105,7 @@ class PlanSubscriber:
                 return cls(Connection(peer.detach()))
             except (FileNotFoundError, ConnectionRefusedError):
                 if time.monotonic() > deadline:
-                    raise PeerLost(f"The leader shard did not open {path} within {timeout_s:.0f} s.") from None
+                    raise failures.LEADER_LATE.error(path=path, timeout_s=timeout_s) from None
                 time.sleep(CONNECT_RETRY_S)
 
     def receive(self) -> StepPlan | None:
@@ -116,7 +117,7 @@ class PlanSubscriber:
         try:
             data = self._connection.recv_bytes()
         except (EOFError, OSError) as error:
-            raise PeerLost("The leader shard is gone.") from error
+            raise failures.LEADER_GONE.error() from error
         return None if data == END else decode_plan(data)
 
     def close(self) -> None:

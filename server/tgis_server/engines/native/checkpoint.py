@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tgis_server import failures
 from tgis_server.engines.native.families import parameters_of
 from tgis_server.engines.native.families.config_file import read_json
 from tgis_server.engines.native.parameters import (
@@ -21,7 +22,7 @@ from tgis_server.engines.native.parameters import (
     valid_num_shards,
 )
 from tgis_server.engines.native.spec import DecoderSpec
-from tgis_server.errors import ModelError, UsageError
+from tgis_server.errors import TgisError
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -85,19 +86,16 @@ def inspect_checkpoint(model_dir: Path, spec: DecoderSpec, num_shard: int) -> Ch
         for piece in parameter.pieces:
             info = found.get(piece.tensor)
             if info is None:
-                raise ModelError(
-                    f"{model_dir} holds no tensor {piece.tensor}, which a {spec.family} model of "
-                    f"{spec.num_layers} layers needs: the files do not belong to this config.json, or some are missing."
+                raise failures.TENSOR_MISSING.error(
+                    model_dir=model_dir, tensor=piece.tensor, family=spec.family, num_layers=spec.num_layers
                 )
             if info.shape != piece.tensor_shape:
-                raise ModelError(
-                    f"{info.file}: tensor {piece.tensor} has shape {list(info.shape)}, but config.json asks for "
-                    f"{list(piece.tensor_shape)}: the files do not belong together."
+                raise failures.TENSOR_SHAPE.error(
+                    file=info.file, tensor=piece.tensor, shape=list(info.shape), expected=list(piece.tensor_shape)
                 )
             if info.dtype not in DTYPES:
-                raise ModelError(
-                    f"{info.file}: tensor {piece.tensor} is stored as {info.dtype}, but the native engine reads only "
-                    f"{', '.join(DTYPES)}: use an unquantized checkpoint."
+                raise failures.TENSOR_DTYPE.error(
+                    file=info.file, tensor=piece.tensor, dtype=info.dtype, dtypes=", ".join(DTYPES)
                 )
             needed[piece.tensor] = info
             elements[info.dtype] = elements.get(info.dtype, 0) + piece.rows * max(piece.columns, 1)
@@ -107,10 +105,12 @@ def inspect_checkpoint(model_dir: Path, spec: DecoderSpec, num_shard: int) -> Ch
 
 def check_num_shard(spec: DecoderSpec, num_shard: int) -> None:
     if not can_split(spec, num_shard):
-        valid = ", ".join(map(str, valid_num_shards(spec)))
-        raise UsageError(
-            f"--num-shard {num_shard} does not divide this model ({spec.num_heads} attention heads, "
-            f"{spec.num_kv_heads} KV heads, MLP of {spec.intermediate_size}): use one of {valid}."
+        raise failures.SHARDS_DO_NOT_DIVIDE.error(
+            num_shard=num_shard,
+            heads=spec.num_heads,
+            kv_heads=spec.num_kv_heads,
+            mlp=spec.intermediate_size,
+            valid=", ".join(map(str, valid_num_shards(spec))),
         )
 
 
@@ -120,7 +120,7 @@ def find_files(model_dir: Path) -> list[Path]:
     if index.exists():
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise ModelError(f"{index} names no files: download the model again.")
+            raise failures.INDEX_EMPTY.error(index=index)
         files = [model_dir / Path(str(name)).name for name in sorted(set(weight_map.values()))]
     elif (model_dir / SINGLE_FILE).exists():
         files = [model_dir / SINGLE_FILE]
@@ -128,14 +128,13 @@ def find_files(model_dir: Path) -> list[Path]:
         files = []
     missing = [file.name for file in files if not file.exists()]
     if missing:
-        raise ModelError(
-            f"{model_dir} lacks {len(missing)} of {len(files)} weight files ({missing[0]} for one): "
-            "the download is incomplete, repeat it."
+        raise failures.WEIGHTS_INCOMPLETE.error(
+            model_dir=model_dir, num_missing=len(missing), num_files=len(files), missing=missing[0]
         )
     if not files:
         others = sorted(file.name for pattern in ("*.bin", "*.pt", "*.gguf") for file in model_dir.glob(pattern))
         hint = f"it has {others[0]}: convert the weights to safetensors" if others else "download the model first"
-        raise ModelError(f"{model_dir} holds no {SINGLE_FILE} and no {INDEX_FILE}; {hint}.")
+        raise failures.WEIGHTS_NOT_FOUND.error(model_dir=model_dir, hint=hint)
     return files
 
 
@@ -156,14 +155,12 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         }
         end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ModelError(f"{file} is not a safetensors file (its header cannot be read): download it again.") from error
+        raise failures.WEIGHTS_NO_HEADER.error(file=file) from error
     if size != 8 + length + end:
         raise _truncated(file, size, 8 + length + end)
     return infos
 
 
-def _truncated(file: Path, size: int, expected: int) -> ModelError:
+def _truncated(file: Path, size: int, expected: int) -> TgisError:
     pointer = " (it looks like a Git LFS pointer)" if size < 1024 else ""
-    return ModelError(
-        f"{file} has {size} bytes, but its header says {expected}{pointer}: it is damaged, download it again."
-    )
+    return failures.WEIGHTS_TRUNCATED.error(file=file, size=size, expected=expected, pointer=pointer)

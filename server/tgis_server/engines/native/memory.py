@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tgis_server.errors import NotEnoughDevices
+from tgis_server import failures
+from tgis_server.sizes import format_bytes
 
 GIB = 1 << 30
 CPU_KV_BYTES = 4 * GIB  # default pool on a CPU, if that is not more than ...
@@ -61,26 +62,23 @@ def decide_kv_budget(request: MemoryRequest, free_bytes: int) -> KvBudget:
     if request.kv_cache_memory is not None:
         wanted = request.kv_cache_memory // request.block_bytes
         if wanted > fitting:
-            raise NotEnoughDevices(
-                f"--kv-cache-memory asks for {format_bytes(request.kv_cache_memory)} per shard, but only "
-                f"{format_bytes(max(0, usable))} are free beside the weights: ask for less, or free memory."
-            )
+            raise failures.KV_CACHE_TOO_LARGE.error(asked_bytes=request.kv_cache_memory, free_bytes=max(0, usable))
     num_blocks = min(wanted, fitting)
     if num_blocks >= blocks_per_sequence:
         return KvBudget(num_blocks, request.max_sequence_length)
     longest = num_blocks * request.block_size
-    room = format_bytes(num_blocks * request.block_bytes)
-    need = format_bytes(blocks_per_sequence * request.block_bytes)
+    room_bytes, need_bytes = num_blocks * request.block_bytes, blocks_per_sequence * request.block_bytes
     if request.is_explicit or longest < SHORTEST_SEQUENCE:
-        more = "--kv-cache-memory" if request.kv_cache_memory is not None else "--num-shard"
-        raise NotEnoughDevices(
-            f"One sequence of {request.max_sequence_length} tokens needs {need} for keys and values on each shard, but "
-            f"only {room} are available: use --max-sequence-length {max(longest, SHORTEST_SEQUENCE)} or less, or more "
-            f"{more}, or free memory."
+        raise failures.SEQUENCE_TOO_LONG.error(
+            length=request.max_sequence_length,
+            need_bytes=need_bytes,
+            room_bytes=room_bytes,
+            longest=max(longest, SHORTEST_SEQUENCE),
+            more="--kv-cache-memory" if request.kv_cache_memory is not None else "--num-shard",
         )
     note = (
         f"max_sequence_length lowered from {request.max_sequence_length} to {longest}: keys and values of one sequence "
-        f"need {need}, {room} are available on each shard."
+        f"need {format_bytes(need_bytes)}, {format_bytes(room_bytes)} are available on each shard."
     )
     return KvBudget(num_blocks, longest, (note,))
 
@@ -95,11 +93,14 @@ def check_fits(request: MemoryRequest, free_bytes: int, weight_bytes: int, step_
     sequence_bytes = -(-length // request.block_size) * request.block_bytes
     need = weight_bytes + step_bytes + sequence_bytes
     if need > free_bytes:
-        raise NotEnoughDevices(
-            f"{what} needs {format_bytes(need)} on each shard ({format_bytes(weight_bytes)} weights, "
-            f"{format_bytes(step_bytes)} for a step, {format_bytes(sequence_bytes)} for one sequence of {length} "
-            f"tokens), but {format_bytes(free_bytes)} are free: use more shards (--num-shard), --dtype bfloat16, a "
-            "shorter --max-sequence-length, or free memory."
+        raise failures.MODEL_TOO_LARGE.error(
+            model=what,
+            need_bytes=need,
+            weights_bytes=weight_bytes,
+            step_bytes=step_bytes,
+            sequence_bytes=sequence_bytes,
+            length=length,
+            free_bytes=free_bytes,
         )
 
 
@@ -118,15 +119,6 @@ def step_bytes(
     activations = num_tokens * item_bytes * (4 * hidden_size + widest)
     logits = min(num_rows, num_tokens) * vocab_size * (item_bytes + 3 * 4)
     return activations + logits + GATHERED_BYTES
-
-
-def format_bytes(count: int) -> str:
-    """``1.5 GiB``, ``12 MiB``."""
-    if count >= GIB:
-        return f"{count / GIB:.1f} GiB"
-    if count >= 1 << 20:
-        return f"{count / (1 << 20):.0f} MiB"
-    return f"{count / 1024:.0f} KiB"
 
 
 def free_gpu_bytes(index: int, fraction: float) -> int:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import FileStore, PrefixStore, Store
 
-from tgis_server.errors import PeerLost
+from tgis_server import failures
 
 
 class Group(Protocol):
@@ -154,4 +154,4 @@ def _peer_errors() -> Iterator[None]:
         raise
     except (RuntimeError, dist.DistError) as error:
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PeerLost(f"a shard lost contact to the others: {cause}") from error
+        raise failures.COLLECTIVE_LOST.error(reason=cause) from error

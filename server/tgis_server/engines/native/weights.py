@@ -11,10 +11,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from tgis_server import failures
 from tgis_server.engines.api import Progress
 from tgis_server.engines.native.checkpoint import ITEM_BYTES, Checkpoint
 from tgis_server.engines.native.parameters import Parameter, RankSlice, slice_of
-from tgis_server.errors import ModelError
 
 PHASE = "reading weights"
 
@@ -70,7 +70,7 @@ def _read_parameter(
         try:
             source = _read_slice(open_file(info.file), piece.tensor, part)
         except (SafetensorError, OSError) as error:
-            raise ModelError(f"{info.file} cannot be read ({error}): download it again.") from error
+            raise failures.WEIGHTS_UNREADABLE.error(file=info.file, reason=error) from error
         end = start + len(part.rows)
         target[start:end].copy_(source)
         target[end : start + part.padded_rows].zero_()

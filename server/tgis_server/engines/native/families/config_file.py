@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tgis_server.errors import ModelError
+from tgis_server import failures
+from tgis_server.errors import TgisError
 
 ACTIVATIONS = {
     "silu": "silu",
@@ -25,11 +26,11 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ModelError(f"{file} cannot be read ({error.strerror}): download the model again.") from error
+        raise failures.JSON_UNREADABLE.error(file=file, reason=error.strerror) from error
     except ValueError as error:
-        raise ModelError(f"{file} is not valid JSON ({error}): download the model again.") from error
+        raise failures.JSON_BROKEN.error(file=file, reason=error) from error
     if not isinstance(values, dict):
-        raise ModelError(f"{file} holds a {type(values).__name__}, not an object: download the model again.")
+        raise failures.JSON_NO_OBJECT.error(file=file, found=type(values).__name__)
     return values
 
 
@@ -43,12 +44,10 @@ class ConfigFile:
     @classmethod
     def read(cls, model_dir: Path) -> ConfigFile:
         if not model_dir.is_dir():
-            raise ModelError(f"{model_dir} is not a directory: give a model directory, or download the model first.")
+            raise failures.NOT_A_DIRECTORY.error(model_dir=model_dir)
         file = model_dir / "config.json"
         if not file.exists():
-            raise ModelError(
-                f"{model_dir} holds no config.json: it is not a model directory, or its download is incomplete."
-            )
+            raise failures.NO_CONFIG.error(model_dir=model_dir)
         return cls(model_dir, read_json(file))
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -58,8 +57,8 @@ class ConfigFile:
         """The same config with a family's default for ``key``."""
         return ConfigFile(self.model_dir, {key: value, **self._values})
 
-    def fail(self, text: str) -> ModelError:
-        return ModelError(f"{self.model_dir / 'config.json'}: {text}")
+    def fail(self, text: str) -> TgisError:
+        return failures.CONFIG_NOT_SUPPORTED.error(file=self.model_dir / "config.json", problem=text)
 
     def integer(self, key: str, default: int | None = None) -> int:
         """A positive integer."""
