@@ -18,7 +18,7 @@ from pathlib import Path
 import grpc
 
 from tgis_server.errors import PeerLost
-from tgis_server.failures import format_bytes
+from tgis_server.sizes import format_bytes
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.wire.link import open_channel
 from tgis_server.wire.shard_pb2_grpc import ShardStub
