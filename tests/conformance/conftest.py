@@ -78,10 +78,10 @@ def server_options(directory: Path, more: list[str]) -> dict[str, list[str]]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Whatever asks the server under test asks it in every way in which it is started here."""
+    """What asks the server under test asks it in every way in which it is started here, or in those of its module."""
     if "server" in metafunc.fixturenames:
         is_given = option(metafunc.config, "--url") or option(metafunc.config, "--launch-options")
-        ways = [pytest.param(None, id="given")] if is_given else list(VARIANTS)
+        ways = [pytest.param(None, id="given")] if is_given else getattr(metafunc.module, "ASKED_OF", VARIANTS)
         metafunc.parametrize("server", ways, indirect=True)
 
 

@@ -73,6 +73,8 @@ VARIANTS = {
     "mistral-1-small-pool": Variant(1, **MISTRAL, kv_bytes_per_token=KV_BYTES),
     "mistral-2-no-prefix-cache": Variant(2, **MISTRAL, has_prefix_cache=False),
 }
+# For modules whose rows the front-end decides alone: models, shards and pools have nothing to add.
+FRONT_END_VARIANTS = ("demo-1", "qwen3-2-small-pool")
 
 
 @dataclass

@@ -10,7 +10,10 @@ import pytest
 
 from contract_api import KINDS, Api, Frame, Refusal, batch_request, exactly, merged, reason, refusal_of, row
 from contract_script import seed_for
+from contract_servers import FRONT_END_VARIANTS
 from tgis_server.wire import generation_pb2 as pb
+
+ASKED_OF = FRONT_END_VARIANTS
 
 OVERLOADED = Refusal("RESOURCE_EXHAUSTED", "Model is overloaded")
 LONG = exactly(200)  # four seconds of the slow server

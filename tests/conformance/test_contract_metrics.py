@@ -13,7 +13,10 @@ import pytest
 
 from contract_api import Api, exactly, row
 from contract_metrics import Samples, fetch_text
+from contract_servers import FRONT_END_VARIANTS
 from tgis_server.wire import generation_pb2 as pb
+
+ASKED_OF = FRONT_END_VARIANTS
 
 TEXTS = ("One sunny day", "Hello", "Anna found a red ball")
 

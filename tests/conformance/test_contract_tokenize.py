@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 
 from contract_api import Api, Refusal, exactly, refusal_of, row
+from contract_servers import FRONT_END_VARIANTS
 from tgis_server.wire import generation_pb2 as pb
+
+ASKED_OF = FRONT_END_VARIANTS
 
 TEXTS = {
     "plain": "Once upon a time, there was a girl.",

@@ -10,7 +10,10 @@ import pytest
 
 from contract_api import KINDS, Api, Refusal, exactly, parameters, reason, refusal_of, row
 from contract_script import STRANGER
+from contract_servers import FRONT_END_VARIANTS
 from tgis_server.wire import generation_pb2 as pb
+
+ASKED_OF = FRONT_END_VARIANTS
 
 NAN, INFINITY = math.nan, math.inf
 
