@@ -33,7 +33,7 @@ class LauncherServer(FrontendServicer):
         self._path = path
         self._state = state
         self._end = end
-        self._called_at: float | None = None
+        self._called_at = 0.0
         self._checking: asyncio.Task[None] | None = None
         self._server = grpc.aio.server()
         add_FrontendServicer_to_server(self, self._server)
@@ -42,6 +42,7 @@ class LauncherServer(FrontendServicer):
         self._server.add_insecure_port(f"unix:{self._path}")
         self._path.chmod(0o600)
         await self._server.start()
+        self._called_at = time.monotonic()  # it asks from the start on
         self._checking = asyncio.create_task(self._check_launcher(), name="check-launcher")
 
     async def stop(self) -> None:
@@ -72,12 +73,12 @@ class LauncherServer(FrontendServicer):
         self._called_at = time.monotonic()
 
     async def _check_launcher(self) -> None:
-        """Once it has called, it must not fall silent. A launcher that is dead takes this process with it."""
+        """It must not fall silent. A launcher that is dead takes this process with it."""
         while True:
             slept_at = time.monotonic()
             await asyncio.sleep(CHECK_S)
             now = time.monotonic()
-            if self._called_at is None or self._state.launcher_silence:
+            if self._state.launcher_silence:
                 continue
             if now - slept_at > 2 * CHECK_S:  # it was this process that stood still: calls wait to be read
                 self._called_at = now
