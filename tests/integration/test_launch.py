@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
@@ -215,6 +216,27 @@ def test_a_reader_that_stops_reading_holds_up_neither_service_nor_stop(launch: S
 
     assert answer.returncode == 0
     assert server.stop() == 0
+
+
+def test_sighup_goes_on_in_a_new_log_file_after_a_rotation_and_stops_nothing(launch: Start, short_path: Path):
+    log, rotated = short_path / "log", short_path / "log.1"
+    server = launch("--rehearse", "--log-file", str(log))
+    log.rename(rotated)
+
+    server.process.send_signal(signal.SIGHUP)
+    server.run("generate", "Once upon a time")
+
+    assert server.stop() == 0
+    assert "Ready in" in rotated.read_text()
+    assert "input done" in log.read_text()
+
+
+def test_a_log_file_in_a_missing_directory_is_refused(start: Start, short_path: Path):
+    server = start("--rehearse", "--log-file", str(short_path / "missing" / "log"))
+
+    assert server.wait() == 2
+    assert "--log-file" in server.last_line
+    assert server.run_dir is None
 
 
 def test_a_reader_that_goes_away_ends_nothing(launch: Start):

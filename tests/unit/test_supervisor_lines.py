@@ -17,7 +17,8 @@ CLOCK = time.strftime("%H:%M:%S.250", time.localtime(WALL))
 
 def take(*raw: str, lines: Lines | None = None, is_stderr: bool = True) -> list[Line]:
     lines = lines or Lines("shard-1")
-    return [line for one in raw for line in lines.take(one, 0.0, WALL, is_stderr=is_stderr)]
+    taken = (lines.take(one, 0.0, WALL, is_stderr=is_stderr) for one in raw)
+    return [line for line in taken if line]
 
 
 def texts(*raw: str) -> list[str]:

@@ -122,7 +122,7 @@ class Launch:
         self._resolved = resolved
         self._terminal = terminal
         self._environ = environ
-        self._signals = StopSignals()
+        self._signals = StopSignals(terminal.reopen if resolved.run.config.log_file else None)
 
     async def supervise(self, run: Run, machine: Machine) -> Outcome:
         """Run the group, again where ``--restart`` says so, until it stops or fails for good."""

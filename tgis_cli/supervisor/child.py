@@ -53,7 +53,7 @@ class Child:
     def __init__(self, name: str, process: subprocess.Popen[bytes]) -> None:
         self.name = name
         self.pid = process.pid
-        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self.exited = asyncio.Event()
         self.status: int | None = None  # exit code, or minus the signal, once it is reaped
         self.ended_at = 0.0  # wall clock, when it was reaped
@@ -84,7 +84,7 @@ class Child:
             on_line(line, False)
 
         def on_stderr(line: str) -> None:
-            self.tail.extend(plain_lines(line))
+            self._tail.append(line)
             on_line(line, True)
 
         for pipe, take in ((self._process.stdout, on_stdout), (self._process.stderr, on_stderr)):
@@ -95,6 +95,11 @@ class Child:
     async def wait_for_last_lines(self) -> None:
         """Until the child's output has ended; a process that it left behind may hold it open."""
         await asyncio.gather(*(reader.ended.wait() for reader in self._readers))
+
+    @property
+    def tail(self) -> list[str]:
+        """Its last lines on stderr, as people read them."""
+        return [text for line in self._tail for text in plain_lines(line)]
 
     @property
     def is_alive(self) -> bool:

@@ -62,29 +62,22 @@ class Lines:
     def is_withholding(self) -> bool:
         return self._repeats.is_withholding
 
-    def take(self, raw: str, now: float, wall: float, *, is_stderr: bool) -> list[Line]:
-        """The lines to write once ``raw`` has come: none if it is withheld.
+    def take(self, raw: str, now: float, wall: float, *, is_stderr: bool) -> Line | None:
+        """The line to write, if it is not withheld; call :meth:`take_ended` before.
 
         Args:
             now: monotonic clock.
             wall: seconds since the epoch, the time of a line that has none.
         """
-        told = self.take_ended(now, wall)
+        if line := read_own_line(raw):
+            return line if self._repeats.admit(line.level, "\n".join((line.text, *line.traceback)), now) else None
         if not raw.strip():
-            return told
-        line = read_own_line(raw)
-        if line is None:
-            level, is_admitted = self._above[is_stderr]
-            is_continuation = raw[:1].isspace()  # a line of a stack goes with the one above it
-            if not is_continuation:
-                level = guess_level(raw, "warning" if is_stderr else "info")
-            line = make_foreign_line(self._process, wall, level, raw)
-            if not is_continuation:
-                is_admitted = self._repeats.admit(level, line.text, now)
-            self._above[is_stderr] = level, is_admitted
-        else:
-            is_admitted = self._repeats.admit(line.level, "\n".join((line.text, *line.traceback)), now)
-        return [*told, line] if is_admitted else told
+            return None
+        if not raw[0].isspace():
+            level = guess_level(raw, "warning" if is_stderr else "info")
+            self._above[is_stderr] = level, self._repeats.admit(level, raw, now)
+        level, is_admitted = self._above[is_stderr]  # a line of a stack goes with the one above it
+        return make_foreign_line(self._process, wall, level, raw) if is_admitted else None
 
     def take_ended(self, now: float, wall: float, window_s: float = WINDOW_S) -> list[Line]:
         """Lines that tell what was withheld, for windows that are over; with a window of 0 for all."""

@@ -89,23 +89,24 @@ class Terminal:
             self._num_dropped += 1
 
     def _work(self) -> None:
-        is_open = True
-        while is_open:
-            is_withholding = any(lines.is_withholding for lines in self._lines.values())
-            with contextlib.suppress(queue.Empty):
-                job = self._jobs.get(timeout=FLUSH_S if is_withholding else None)
-                if self._num_dropped:
-                    dropped, self._num_dropped = self._num_dropped, 0
-                    self._warn(f"{dropped} lines were dropped: they came faster than they were read.")
-                is_open = job is not None
-                if job:
-                    job()
+        while (job := self._next_job()) is not None:
             self._tell_withheld(WINDOW_S)
+            if self._num_dropped:
+                dropped, self._num_dropped = self._num_dropped, 0
+                self._warn(f"{dropped} lines were dropped: they came faster than they were read.")
+            job()
         self._tell_withheld(0)
         self._update_live(None)
 
+    def _next_job(self) -> Callable[[], None] | None:
+        is_withholding = any(lines.is_withholding for lines in self._lines.values())
+        try:
+            return self._jobs.get(timeout=FLUSH_S if is_withholding else None)
+        except queue.Empty:
+            return rest
+
     def _relay(self, name: str, raw: str, to_stderr: bool) -> None:
-        for line in self._lines[name].take(raw, time.monotonic(), time.time(), is_stderr=to_stderr):
+        if line := self._lines[name].take(raw, time.monotonic(), time.time(), is_stderr=to_stderr):
             self._write_line(line, to_stderr=to_stderr)
 
     def _tell_withheld(self, window_s: float) -> None:
@@ -120,8 +121,7 @@ class Terminal:
         if panel is None:
             self._write(self._stdout, text + "\n")
         else:
-            with contextlib.suppress(OSError):  # as above
-                self._console.print(panel)
+            self._show(panel)
         self._copy(text, "info")
 
     def _print_last(self, text: str) -> None:
@@ -158,6 +158,10 @@ class Terminal:
             stream.write(text)
             stream.flush()
 
+    def _show(self, renderable: Any, **options: Any) -> None:
+        with contextlib.suppress(OSError):  # as above
+            self._console.print(renderable, **options)
+
     def _write_colored(self, line: Line) -> None:
         from rich.text import Text
 
@@ -168,8 +172,7 @@ class Terminal:
             text.append(f"{name} │ ", self._styles.get(line.process, ""))
             text.append(f"{clock} ").append(level, LEVEL_STYLES.get(level, "")).append(f" {rest}\n")
         text.rstrip()
-        with contextlib.suppress(OSError):  # as above
-            self._console.print(text, soft_wrap=True, highlight=False)
+        self._show(text, soft_wrap=True)
 
     def _make_console(self, environ: Mapping[str, str]) -> Any:
         from rich.console import Console
@@ -201,6 +204,10 @@ class TerminalHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._terminal.relay("launcher", self.format(record), to_stderr=True)
+
+
+def rest() -> None:
+    """The job of a terminal that has nothing to write."""
 
 
 def make_json_line(name: str, message: str, level: str, **fields: object) -> str:
