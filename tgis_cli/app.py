@@ -18,6 +18,7 @@ from tgis_server import __version__
 # name -> what it does; the module is tgis_cli.commands.NAME and holds a Typer app called `app`
 COMMANDS = {
     "launch": "Serve a model.",
+    "health": "Ask a running server whether it is well.",
     "generate": "Complete a text with a running server.",
     "tokenize": "Show how text is cut into tokens.",
     "config": "Show every option, its value and where it comes from.",

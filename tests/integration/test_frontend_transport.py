@@ -20,6 +20,7 @@ import pytest
 
 from frontends import PRIVATE, batch, failure_of, run, serving, single, tokens, until
 from links import FakeLink, count_up, step
+from tgis_cli import probe
 from tgis_server.errors import UsageError
 from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
@@ -242,6 +243,24 @@ def test_the_authority_of_clients_is_replaced_as_well(authorities, mount):
             assert await http_status(server, old, client=old) is None
 
     run(test)
+
+
+def test_a_probe_from_the_command_line_comes_through_tls(authorities, mount, capsys):
+    async def test() -> None:
+        tls = {**mount.options, "tls_client_ca_cert_path": mount.directory / "ca.pem", "http_tls": "mutual"}
+        files = {name: str(authorities / "old" / name) for name in ("ca.pem", "client.pem", "client.key")}
+        identity = ("--cert", files["client.pem"], "--key", files["client.key"])
+        async with serving(**tls) as server:
+            environ = {"PORT": str(server.frontend.state.http_port), "HTTP_TLS": "mutual"}
+
+            codes = [
+                await asyncio.to_thread(probe.main, arguments, environ)
+                for arguments in (identity, ("--ca", files["ca.pem"], *identity), ())
+            ]
+            assert codes == [0, 0, 1]
+
+    run(test)
+    assert "No server at https://127.0.0.1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,125 @@
+"""`tgis health` and `grpc_healthcheck`: one question, one line, and an exit code that a container platform reads."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from frontends import Server, run, serving
+from tgis_cli import grpc_healthcheck, probe
+
+DOWN = "127.0.0.1:1"
+
+
+async def ask(server: Server, *arguments: str) -> int:
+    environ = {"PORT": str(server.frontend.state.http_port)}
+    return await asyncio.to_thread(probe.main, arguments, environ)
+
+
+@pytest.mark.parametrize(
+    ("options", "answer"), [((), "ready"), (("--probe", "live"), "live"), (("--probe", "startup"), "started")]
+)
+def test_a_server_that_is_well_gives_one_word(capsys, options: tuple[str, ...], answer: str):
+    async def test() -> None:
+        async with serving() as server:
+            assert await ask(server, *options) == 0
+
+    run(test)
+    assert tuple(capsys.readouterr()) == (f"{answer}\n", "")
+
+
+def test_a_server_that_is_not_well_gives_its_reason(capsys):
+    async def test() -> None:
+        async with serving(is_ready=False) as server:
+            assert await ask(server) == 1
+            assert await ask(server, "--probe", "live") == 0
+
+    run(test)
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("live\n", 1)
+    assert err.startswith("tgis: The model is still loading; shard-0: reading weights. ")
+
+
+@pytest.mark.parametrize("is_ready", [True, False])
+def test_json_is_the_servers_whole_answer(capsys, is_ready: bool):
+    async def test() -> None:
+        async with serving(is_ready=is_ready) as server:
+            assert await ask(server, "--json") == (0 if is_ready else 1)
+
+    run(test)
+    assert ("status" if is_ready else "error") in json.loads(capsys.readouterr().out)
+
+
+def test_nobody_and_somebody_else_are_told_apart(capsys):
+    async def test() -> None:
+        async with serving() as server:
+            assert await ask(server, "--url", f"http://{server.address}") == 1
+
+    run(test)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        assert probe.main(["--timeout", "0.1"], {"PORT": str(port)}) == 1
+    assert probe.main(["--url", DOWN], {}) == 1
+
+    not_http, too_late, nobody = capsys.readouterr().err.splitlines()
+    assert not_http.endswith("does not speak HTTP.")
+    assert too_late == f"tgis: No server at http://127.0.0.1:{port}: no answer within 0.1 s."
+    assert nobody == f"tgis: No server at {DOWN}: Connection refused."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "text"),
+    [
+        (["--probe", "dead"], {}, "invalid choice: 'dead'"),
+        (["--url", "localhost"], {}, "'localhost' is not http://HOST:PORT"),
+        ([], {"PORT": "tcp://10.0.0.1:80"}, "see --url and the variable PORT"),
+        (["--url", "https://127.0.0.1:1", "--ca", "/no/ca.pem"], {}, "the files of --ca, --cert and --key cannot be"),
+    ],
+)
+def test_wrong_options_are_told_apart_from_a_sick_server(capsys, arguments, environ, text: str):
+    with pytest.raises(SystemExit) as ended:
+        probe.main(arguments, environ)
+
+    assert ended.value.code == 2
+    assert text in capsys.readouterr().err
+
+
+def test_without_a_url_the_launchers_environment_tells_it():
+    assert probe.default_url({}) == "http://127.0.0.1:3000"
+    assert probe.default_url({"PORT": " ", "HTTP_TLS": "off"}) == "http://127.0.0.1:3000"
+    assert probe.default_url({"PORT": "8080", "HTTP_TLS": "mutual"}) == "https://127.0.0.1:8080"
+
+
+def test_the_short_way_imports_neither_the_server_nor_the_framework_of_the_commands():
+    program = (
+        "import sys; sys.argv = ['tgis', 'health', '--url', '127.0.0.1:1']\n"
+        "from tgis_cli.__main__ import main\n"
+        "try: main()\n"
+        "except SystemExit as end: print(end.code, [n for n in ('typer', 'grpc', 'tgis_server') if n in sys.modules])"
+    )
+
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert result.stdout == "1 []\n"
+
+
+@pytest.mark.parametrize(("is_ready", "expected"), [(True, (0, "SERVING\n")), (False, (1, "NOT_SERVING\n"))])
+def test_the_adapters_grpc_healthcheck_asks_the_health_service(capsys, is_ready: bool, expected: tuple[int, str]):
+    codes = []
+
+    async def test() -> None:
+        async with serving(is_ready=is_ready) as server:
+            codes.append(await asyncio.to_thread(grpc_healthcheck.main, ["--server-url", server.address]))
+
+    run(test)
+    assert (codes[0], capsys.readouterr().out) == expected
+
+
+def test_the_adapters_grpc_healthcheck_says_why_it_got_no_answer(capsys):
+    assert grpc_healthcheck.main(["--server-url", DOWN, "--insecure", "--service-name", "live"]) == 1
+    assert capsys.readouterr().err.startswith("UNAVAILABLE: ")

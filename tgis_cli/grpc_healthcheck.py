@@ -1,0 +1,50 @@
+"""The console script ``grpc_healthcheck`` of vLLM's TGIS adapter, for manifests that probe with it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Ask ``grpc.health.v1`` once; returns 0 if the answer is SERVING, else 1."""
+    parser = argparse.ArgumentParser("grpc_healthcheck", description="Ask a server's gRPC health service.")
+    parser.add_argument("--server-url", default="localhost:8033", metavar="HOST:PORT", help="(default: %(default)s)")
+    parser.add_argument(
+        "--service-name", default="fmaas.GenerationService", help="also startup, live or ready (default: %(default)s)"
+    )
+    parser.add_argument("--timeout", type=float, default=1.0, metavar="SECONDS", help="(default: %(default)g)")
+    security = parser.add_mutually_exclusive_group()
+    security.add_argument("--insecure", dest="is_secure", action="store_false", help="without TLS (the default)")
+    security.add_argument(
+        "--secure",
+        dest="is_secure",
+        action="store_true",
+        help="with TLS; GRPC_DEFAULT_SSL_ROOTS_FILE_PATH names the CAs to trust",
+    )
+    parser.set_defaults(is_secure=False)
+    options = parser.parse_args(argv)
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C part would write lines of its own
+    import grpc
+    from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+    from grpc_health.v1.health_pb2_grpc import HealthStub
+
+    if options.is_secure:
+        channel = grpc.secure_channel(options.server_url, grpc.ssl_channel_credentials())
+    else:
+        channel = grpc.insecure_channel(options.server_url)
+    with channel:
+        try:
+            request = HealthCheckRequest(service=options.service_name)
+            status = HealthStub(channel).Check(request, timeout=options.timeout).status
+        except grpc.RpcError as error:
+            print(f"{error.code().name}: {error.details()}", file=sys.stderr)
+            return 1
+    print(HealthCheckResponse.ServingStatus.Name(status))
+    return 0 if status == HealthCheckResponse.SERVING else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

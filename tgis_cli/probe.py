@@ -1,0 +1,112 @@
+"""What ``tgis health`` does: ask a server's HTTP port one question. Container platforms run it every few seconds.
+
+So it imports as little as possible: no part of the server, and not the framework of the other commands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import ssl
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+ANSWERS = {"ready": "ready", "live": "live", "startup": "started"}  # by probe: what a server that is well is
+EPILOG = "Exit code 0: well; 1: not well, or no server; 2: wrong options."
+
+
+def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Ask once and print the answer; returns the exit code."""
+    parser = make_parser()
+    options = parser.parse_args(argv)
+    address = options.url or default_url(environ)
+    try:
+        connection = make_connection(address, options)
+    except ValueError:
+        parser.error(f"{address!r} is not http://HOST:PORT or https://HOST:PORT: see --url and the variable PORT")
+    except OSError as error:
+        parser.error(f"the files of --ca, --cert and --key cannot be used: {error}")
+    try:
+        connection.request("GET", f"/health/{options.probe}")
+        response = connection.getresponse()
+        status, body = response.status, response.read()
+    except TimeoutError:
+        return fail(f"No server at {address}: no answer within {options.timeout:g} s.")
+    except OSError as error:
+        return fail(f"No server at {address}: {error.strerror or error}.")
+    except http.client.HTTPException:
+        return fail(f"What answers at {address} does not speak HTTP.")
+    finally:
+        connection.close()
+    return report(options.probe, status, body, address, as_json=options.json)
+
+
+def make_connection(address: str, options: argparse.Namespace) -> http.client.HTTPConnection:
+    """
+    Raises:
+        ValueError: the address is none.
+        OSError: a file of ``options`` cannot be used.
+    """
+    url = urlsplit(address if "://" in address else f"http://{address}")
+    if url.scheme not in ("http", "https") or not url.hostname or not url.port:
+        raise ValueError(address)
+    if url.scheme == "http":
+        return http.client.HTTPConnection(url.hostname, url.port, timeout=options.timeout)
+    context = make_context(options.ca, options.cert, options.key)
+    return http.client.HTTPSConnection(url.hostname, url.port, timeout=options.timeout, context=context)
+
+
+def report(probe: str, status: int, body: bytes, address: str, *, as_json: bool) -> int:
+    try:
+        facts = json.loads(body)
+        why_not = "" if status == http.client.OK else facts["error"]
+    except (ValueError, TypeError, KeyError):
+        return fail(f"What answers at {address} with status {status} is no TGIS server.")
+    if as_json:
+        print(json.dumps(facts))
+    elif not why_not:
+        print(ANSWERS[probe])
+    return fail(why_not) if why_not else 0
+
+
+def fail(sentence: str) -> int:
+    print(f"tgis: {sentence}", file=sys.stderr)
+    return 1
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "tgis health", description="Ask a running server whether it is well.", epilog=EPILOG, allow_abbrev=False
+    )
+    parser.add_argument("--probe", choices=ANSWERS, default="ready", help="what is asked (default: %(default)s)")
+    parser.add_argument(
+        "--url",
+        help="http://HOST:PORT or https://HOST:PORT (default: this machine at the port in the environment variable "
+        "PORT, or 3000; https if HTTP_TLS is server or mutual)",
+    )
+    parser.add_argument("--timeout", type=float, default=1.0, metavar="SECONDS", help="(default: %(default)g)")
+    parser.add_argument("--json", action="store_true", help="print the server's whole answer")
+    parser.add_argument("--ca", type=Path, metavar="FILE", help="check the server's certificate; else any will do")
+    parser.add_argument("--cert", type=Path, metavar="FILE", help="client certificate, for --http-tls mutual")
+    parser.add_argument("--key", type=Path, metavar="FILE", help="its key")
+    return parser
+
+
+def default_url(environ: Mapping[str, str]) -> str:
+    """As the launcher in the same environment serves it."""
+    scheme = "https" if environ.get("HTTP_TLS", "").strip() in ("server", "mutual") else "http"
+    return f"{scheme}://127.0.0.1:{environ.get('PORT', '').strip() or 3000}"
+
+
+def make_context(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.SSLContext:
+    """Without a CA nothing is verified: a probe sends no secrets, and asks whom it is told to."""
+    context = ssl.create_default_context(cafile=ca)
+    if ca is None:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if cert:
+        context.load_cert_chain(cert, key)
+    return context
