@@ -98,6 +98,15 @@ class Server:
         self.facts = wait_until(read_ready, "the server to be ready")
         return self
 
+    def wait_for_new_run(self, old_pids: dict[str, int]) -> None:
+        """Until the launcher has started its group again, and that is ready."""
+
+        def read_ready() -> dict[str, Any] | None:
+            found = [json.loads(file.read_text()) for file in self.base.glob("tgis-*/ready.json")]
+            return next((facts for facts in found if not set(facts["pids"].values()) & set(old_pids.values())), None)
+
+        self.facts = wait_until(read_ready, "the group to be started again")
+
     def wait(self, timeout_s: float = DEADLINE_S) -> int:
         """The launcher's exit code."""
         return self.process.wait(timeout_s)

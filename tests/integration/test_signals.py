@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 Start = Callable[..., Any]  # of a Server in conftest.py
@@ -22,6 +24,37 @@ def test_a_closed_terminal_stops_the_server_and_loses_no_started_answer(launch: 
     assert load.join() == ["MAX_TOKENS"] * 6
     assert server.wait() == 0
     assert "SIGHUP: draining" in server.stderr
+
+
+def test_with_a_log_file_a_hangup_reopens_it(launch: Start, tmp_path: Path):
+    file, rotated = tmp_path / "log", tmp_path / "log.1"
+    server = launch("--rehearse", "--log-file", str(file))
+    file.rename(rotated)
+
+    server.process.send_signal(signal.SIGHUP)
+    server.run("generate", "Once upon a time")
+
+    assert server.stop() == 0
+    assert "listening: gRPC" in rotated.read_text()
+    assert "input done" in file.read_text()
+
+
+def test_twenty_streams_outlive_the_stop_signal_and_the_next_call_is_refused(launch: Start):
+    server = launch(*SLOW, "--drain-delay", "0.5", "--drain-timeout", "15")
+    load = server.start_load(num_streams=20, max_new_tokens=100)
+
+    server.process.send_signal(signal.SIGTERM)
+    stopped_at = time.monotonic()
+    early = server.start_load(num_streams=1, max_new_tokens=5)
+    server.wait_for_line(r"^launcher \| .*draining: \d+ calls in flight, \d+ s left")
+    late = server.run("generate", "Once upon a time")
+
+    assert early.join() == ["MAX_TOKENS"]
+    assert "UNAVAILABLE" in late.stderr or "not available" in late.stderr
+    assert late.returncode != 0
+    assert load.join() == ["MAX_TOKENS"] * 20
+    assert server.wait() == 0
+    assert time.monotonic() - stopped_at < 15.5
 
 
 def test_a_drain_ends_when_its_time_is_up(launch: Start):
@@ -45,3 +78,28 @@ def test_a_service_manager_may_signal_every_process(launch: Start):
     assert load.join() == ["MAX_TOKENS"] * 4
     assert server.wait() == 0
     server.wait_until_gone(within_s=0)
+
+
+def test_a_group_that_failed_is_started_again_where_this_is_asked_for(launch: Start):
+    server = launch(*SLOW, "--restart", "on-failure", "--max-restarts", "1")
+    first = dict(server.pids)
+
+    os.kill(first["shard-1"], signal.SIGKILL)
+    server.wait_for_line(r"starting again in 1 s \(restart 1 of 1\)")
+    server.wait_for_new_run(first)
+    answer = server.run("generate", "Once upon a time")
+    os.kill(server.pids["shard-0"], signal.SIGKILL)
+
+    assert answer.returncode == 0
+    assert server.wait() == 5
+    assert server.last_line.startswith("shard-0 was killed by SIGKILL")
+    server.wait_until_gone(0, [*first.values(), *server.pids.values()])
+
+
+def test_a_stop_signal_ends_the_wait_for_a_restart(launch: Start):
+    server = launch(*SLOW, "--restart", "on-failure")
+
+    os.kill(server.pids["shard-1"], signal.SIGKILL)
+    server.wait_for_line(r"starting again in 1 s \(restart 1 of 5\)")
+
+    assert server.stop() == 0

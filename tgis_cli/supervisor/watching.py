@@ -109,18 +109,20 @@ class Watcher:
         """Count down, for ever: what a drain waits for, and how long it still may."""
         config = self._run.config
         started_at = time.monotonic()
-        last, next_line_at = -1, started_at
+        told, next_line_at = None, started_at
         while True:
             await asyncio.sleep(DRAIN_POLL_S)
             reply = await self._health.check(FRONTEND, WATCH_CALL_S)
             if not isinstance(reply, pb.FrontendHealth):
                 continue
             now = time.monotonic()
-            text = describe_drain(reply.in_flight, now - started_at, config.drain_delay, config.drain_timeout)
+            elapsed_s = now - started_at
+            text = describe_drain(reply.in_flight, elapsed_s, config.drain_delay, config.drain_timeout)
             if self._terminal.is_interactive:
                 self._terminal.show_status(f"{text}; Ctrl-C stops at once")
-            if reply.in_flight != last or now >= next_line_at:
-                last, next_line_at = reply.in_flight, now + DRAIN_LINE_S
+            state = reply.in_flight, elapsed_s < config.drain_delay
+            if state != told or now >= next_line_at:
+                told, next_line_at = state, now + DRAIN_LINE_S
                 logger.info("%s", text)
 
     async def say_why(self, cause: str) -> None:
