@@ -7,7 +7,6 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 Start = Callable[..., Any]  # of a Server in conftest.py
@@ -24,19 +23,6 @@ def test_a_closed_terminal_stops_the_server_and_loses_no_started_answer(launch: 
     assert load.join() == ["MAX_TOKENS"] * 6
     assert server.wait() == 0
     assert "SIGHUP: draining" in server.stderr
-
-
-def test_with_a_log_file_a_hangup_reopens_it(launch: Start, tmp_path: Path):
-    file, rotated = tmp_path / "log", tmp_path / "log.1"
-    server = launch("--rehearse", "--log-file", str(file))
-    file.rename(rotated)
-
-    server.process.send_signal(signal.SIGHUP)
-    server.run("generate", "Once upon a time")
-
-    assert server.stop() == 0
-    assert "listening: gRPC" in rotated.read_text()
-    assert "input done" in file.read_text()
 
 
 def test_twenty_streams_outlive_the_stop_signal_and_the_next_call_is_refused(launch: Start):

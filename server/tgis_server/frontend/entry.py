@@ -6,7 +6,6 @@ import asyncio
 import gc
 import logging
 import signal
-import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -115,7 +114,6 @@ class Frontend:
         self._stop_asked = asyncio.Event()
         self._hurry_asked = asyncio.Event()
         self._end_told = asyncio.Event()
-        self._started_at = time.monotonic()
 
     def ask_to_stop(self) -> None:
         """Begin to drain. Asking again changes nothing: launcher and service manager may both ask."""
@@ -216,7 +214,7 @@ class Frontend:
         phases = {"frontend": self.state.start_phases.encode(), **self._watch.phases()}
         self.metrics.observe_start(self._run.launcher_phases, phases)
         label = f" ({self._run.label})" if self._run.label else ""
-        logger.info("serving %s%s after %.1f s", self._run.model_id, label, time.monotonic() - self._started_at)
+        logger.info("serving %s%s", self._run.model_id, label)
 
     async def _drain_when_asked(self) -> None:
         """Returns when the drain is over: nothing in flight, out of time, or asked to hurry."""
