@@ -235,11 +235,12 @@ class Frontend:
         """
         if self._end_told.is_set():
             return
-        self.state.fail(str(error))
+        text = str(error) or type(error).__name__
+        self.state.fail(text)
         is_consequence = isinstance(error, PeerLost)
         if is_consequence:
             await self._wait_for_cause(CAUSE_WAIT_S)
-        self._router.lose_engine(str(error))
+        self._router.lose_engine(text)
         await self.state.wait_until_idle(LAST_WORDS_S)
         if is_consequence:
             await self._wait_for_cause(MAX_LINGER_S - CAUSE_WAIT_S)

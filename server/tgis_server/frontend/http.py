@@ -35,11 +35,7 @@ class HttpServer:
         logger = logging.getLogger(f"{__name__}.requests")
         logger.addFilter(is_worth_a_line)
         self._runner = web.AppRunner(
-            app,
-            access_log=None,
-            handle_signals=False,
-            logger=logger,
-            shutdown_timeout=STOP_GRACE_S,
+            app, access_log=None, handle_signals=False, logger=logger, shutdown_timeout=STOP_GRACE_S
         )
 
     async def start(self, tls: Tls | None) -> int:
