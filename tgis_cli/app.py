@@ -21,6 +21,7 @@ COMMANDS = {
     "health": "Ask a running server whether it is well.",
     "generate": "Complete a text with a running server.",
     "tokenize": "Show how text is cut into tokens.",
+    "migrate": "Judge manifests and scripts that start the original.",
     "config": "Show every option, its value and where it comes from.",
     "version": "Print versions of TGIS and of what it runs on.",
 }

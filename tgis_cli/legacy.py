@@ -21,6 +21,8 @@ from tgis_server.config import FRAMEWORKS
 from tgis_server.errors import UsageError
 
 RENDEZVOUS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+LAUNCH_NAMES = {"model": "model_name", "engine": "deployment_framework", "uds_path": "shard_uds_path"}
+WHOLE_SERVER = "text-generation-server serve starts the whole server, all shards and the front-end: use `tgis launch`."
 
 
 def launch(flags: Mapping[str, Any], config_file: Path | None) -> None:
@@ -77,6 +79,7 @@ def text_generation_server() -> None:
 
 @server_app.command(cls=GroupedHelpCommand)
 def serve(
+    ctx: typer.Context,
     model: Annotated[str, typer.Argument(help="Directory, or hub id in the local cache.")],
     engine: Annotated[str, typer.Argument(help=f"One of {', '.join(FRAMEWORKS)}.")],
     dtype: Annotated[str | None, typer.Option(help="Number format.")] = None,
@@ -93,22 +96,17 @@ def serve(
     """Serve a model: all its shards and the front-end, on the ports that GRPC_PORT and PORT name."""
     from tgis_cli.commands.launch import run_launch
 
-    flags = {
-        "model_name": model,
-        "deployment_framework": engine,
-        "dtype": dtype,
-        "quantize": quantize,
-        "max_sequence_length": max_sequence_length,
-        "max_new_tokens": max_new_tokens,
-        "max_batch_size": max_batch_size,
-        "batch_safety_margin": batch_safety_margin,
-        "revision": revision,
-        "num_shard": count_shards(os.environ) if sharded else "1",
-        "cuda_process_memory_fraction": cuda_process_memory_fraction,
-        "shard_uds_path": uds_path,
-    }
-    warning = "text-generation-server serve starts the whole server, all shards and the front-end: use `tgis launch`."
-    raise SystemExit(run_launch(flags, None, warnings=[warning]))
+    raise SystemExit(run_launch(to_launch_flags(ctx.params, os.environ), None, warnings=[WHOLE_SERVER]))
+
+
+def to_launch_flags(params: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+    """What ``serve`` was given, by the names of the launcher's options.
+
+    Raises:
+        UsageError: as :func:`count_shards`.
+    """
+    flags = {LAUNCH_NAMES.get(name, name): value for name, value in params.items() if name != "sharded"}
+    return flags | {"num_shard": count_shards(environ) if params["sharded"] else "1"}
 
 
 def count_shards(environ: Mapping[str, str]) -> str:
@@ -128,7 +126,12 @@ def count_shards(environ: Mapping[str, str]) -> str:
     return num_shard
 
 
+def make_server() -> Any:
+    """The command behind ``text-generation-server``."""
+    return typer.main.get_command(server_app)
+
+
 def server() -> None:
     """The console script ``text-generation-server``."""
     with errors_as_exit_codes(debug=False):
-        typer.main.get_command(server_app).main(prog_name="text-generation-server")
+        make_server().main(prog_name="text-generation-server")

@@ -35,6 +35,7 @@ class Setting:
     name: str
     verdict: Verdict
     note: str = ""  # what differs and why, one sentence; for RENAMED the newer name
+    unset: str = ""  # the default, if it is another one
     quiet: tuple[str, ...] = ()  # values in lower case that ask for nothing, so that no warning is due
 
     @property
@@ -51,8 +52,9 @@ class Setting:
         """What it does now, in a sentence."""
         if self.verdict is Verdict.RENAMED:
             return f"Works; the newer name is {self.note}."
-        help_text = self.option.opt.help if self.option else ""
-        return self.note if self.verdict is Verdict.NO_EFFECT and self.note else f"{help_text} {self.note}".strip()
+        if self.verdict is Verdict.SAME:
+            return f"As before. {self.note}".strip()
+        return self.note or (self.option.opt.help if self.option else "")
 
     def is_quiet(self, value: str) -> bool:
         return self.quiet == ANY or value.strip().lower() in ("", *self.quiet)
@@ -72,8 +74,8 @@ def lower_first(sentence: str) -> str:
     return sentence if sentence[:2].isupper() else sentence[0].lower() + sentence[1:]
 
 
-def same(name: str, note: str = "") -> Setting:
-    return Setting(name, Verdict.SAME, note)
+def same(name: str, note: str = "", unset: str = "") -> Setting:
+    return Setting(name, Verdict.SAME, note, unset)
 
 
 def renamed(name: str, newer: str) -> Setting:
@@ -81,11 +83,11 @@ def renamed(name: str, newer: str) -> Setting:
 
 
 def no_effect(name: str, why: str = "", quiet: tuple[str, ...] = ()) -> Setting:
-    return Setting(name, Verdict.NO_EFFECT, why, quiet)
+    return Setting(name, Verdict.NO_EFFECT, why, quiet=quiet)
 
 
 def not_yet(name: str, loss: str, quiet: tuple[str, ...] = ()) -> Setting:
-    return Setting(name, Verdict.NOT_YET, loss, quiet)
+    return Setting(name, Verdict.NOT_YET, loss, quiet=quiet)
 
 
 MEASURED = "Free memory is measured after loading, not estimated."
@@ -98,10 +100,10 @@ ALWAYS_PAGED = "Attention is always paged and without padding."
 
 SETTINGS = (
     # the launcher
-    same("MODEL_NAME", "Nothing is served by default: text-generation-launcher without a model exits 2."),
+    same("MODEL_NAME"),
     same("REVISION"),
     same("DEPLOYMENT_FRAMEWORK", "The native engine serves what it can, whatever is named; all else is refused."),
-    same("DTYPE", "Unset means the checkpoint's own instead of float16; int8 is refused."),
+    same("DTYPE", unset="the checkpoint's own instead of float16."),
     renamed("DTYPE_STR", "--dtype"),
     Setting("QUANTIZE", Verdict.REFUSED),
     same("NUM_SHARD"),
@@ -109,13 +111,13 @@ SETTINGS = (
     same("MAX_CONCURRENT_REQUESTS"),
     same("MAX_SEQUENCE_LENGTH"),
     same("MAX_NEW_TOKENS"),
-    same("MAX_BATCH_SIZE", "Unset means 256 instead of 12: memory is bounded by KV blocks."),
+    same("MAX_BATCH_SIZE", unset="256 instead of 12, as memory is bounded by KV blocks."),
     no_effect("MAX_PREFILL_PADDING", quiet=("0.2",)),
     same("BATCH_SAFETY_MARGIN"),
     no_effect("MAX_WAITING_TOKENS", quiet=("24",)),
     same("PORT"),
     same("GRPC_PORT"),
-    same("SHARD_UDS_PATH", "Unset, sockets are in the run directory."),
+    same("SHARD_UDS_PATH"),
     no_effect("MASTER_ADDR", quiet=("localhost",)),
     no_effect("MASTER_PORT", quiet=("29500",)),
     same("JSON_OUTPUT"),
@@ -130,7 +132,7 @@ SETTINGS = (
     # the router
     same("TOKENIZATION_WORKERS"),
     same("LOG_LEVEL", "Also for launcher and shards; of a filter with several levels the general one counts."),
-    same("OTEL_SERVICE_NAME", "Names the service in traces where OTLP_SERVICE_NAME does not."),
+    same("OTEL_SERVICE_NAME", "Read where OTLP_SERVICE_NAME is not set."),
     no_effect(
         "OTEL_PROPAGATORS", "W3C traceparent is always understood.", quiet=("tracecontext", "tracecontext,baggage")
     ),
@@ -139,13 +141,13 @@ SETTINGS = (
     no_effect("MAX_BATCH_WEIGHT", MEASURED),
     no_effect("MAX_PREFILL_WEIGHT", MEASURED),
     # where models and devices are
-    same("HF_HUB_CACHE", "The local cache of models."),
+    same("HF_HUB_CACHE"),
     renamed("TRANSFORMERS_CACHE", "HF_HUB_CACHE"),
     renamed("HUGGINGFACE_HUB_CACHE", "HF_HUB_CACHE"),
-    same("HF_HOME", "The cache is HF_HOME/hub where HF_HUB_CACHE is not set."),
-    same("CUDA_VISIBLE_DEVICES", "Without NUM_SHARD, its entries are counted."),
-    same("NVIDIA_VISIBLE_DEVICES", "Counted where CUDA_VISIBLE_DEVICES is not set; all means all GPUs instead of one."),
-    same("PYTORCH_CUDA_ALLOC_CONF", "Unset means expandable_segments:True; blank leaves it to torch."),
+    same("HF_HOME"),
+    same("CUDA_VISIBLE_DEVICES"),
+    same("NVIDIA_VISIBLE_DEVICES", "Of all, every GPU is counted instead of one."),
+    same("PYTORCH_CUDA_ALLOC_CONF"),
     # the shard server
     no_effect("RANK", "The launcher numbers the shards.", quiet=ANY),
     no_effect("WORLD_SIZE", "The launcher numbers the shards.", quiet=ANY),

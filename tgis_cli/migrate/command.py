@@ -1,0 +1,88 @@
+"""What a container's command asks of the original's executables, parsed by the executables' own parsers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import typer
+
+from tgis_cli.migrate.containers import EXECUTABLES, Given, is_reference, line_of
+from tgis_cli.migrate.shell import expand, find_executable, read_commands
+from tgis_server.errors import UsageError
+
+SHELLS = ("sh", "bash", "dash", "ash")
+WRONG_COMMAND_LINE: type[Exception] = typer.BadParameter.__bases__[0]  # typer has no other public name for it
+
+
+@dataclass(slots=True)
+class Command:
+    """One of the executables with its flags; all empty where a container starts the image's own command."""
+
+    executable: str = ""
+    subcommand: str = ""
+    flags: dict[str, Any] = field(default_factory=dict)  # by name of the launcher's option; values that are known
+    given: list[tuple[str, Given]] = field(default_factory=list)  # the same with names of options, as they are written
+    problems: list[str] = field(default_factory=list)
+
+
+def parse_command(argv: list[str], environ: Mapping[str, str]) -> Command:
+    """Find the executable, also in the script of a shell, and parse what follows it."""
+    words = find_words(argv, environ)
+    if not words:
+        return Command()
+    from tgis_cli.legacy import LAUNCH_NAMES, make_launcher, make_server, to_launch_flags
+
+    command = Command(words[0].rsplit("/", 1)[-1])
+    parser, arguments = make_launcher(), [word for word in words[1:] if word != "--help"]
+    if command.executable == "text-generation-server":
+        command.subcommand = arguments[0] if arguments else ""
+        server = make_server()
+        try:
+            server.resolve_command(server.make_context("", [], resilient_parsing=True), arguments[:1])
+        except (UsageError, WRONG_COMMAND_LINE, IndexError) as error:
+            command.problems.append(str(error) or "text-generation-server without a command does nothing.")
+            return command
+        parser, arguments = server.commands[command.subcommand], arguments[1:]
+    try:
+        context = parser.make_context("", list(arguments), ignore_unknown_options=True, allow_extra_args=True)
+    except WRONG_COMMAND_LINE as error:
+        command.problems.append(f"{command.executable}: {getattr(error, 'message', error)}")
+        return command
+    unknown = [word for word in context.args if word.startswith("-")] or context.args
+    command.problems += [f"{command.executable} does not know {word}." for word in unknown]
+    names = {param.name: set(param.opts) | set(param.secondary_opts) for param in parser.params}
+    for name, value in context.params.items():
+        if value in (None, False) and not is_spelled(names[name], arguments):
+            continue
+        line = next((line_of(word) for word in arguments if word.partition("=")[0] in names[name] or word == value), 0)
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        spelled = next((word.partition("=")[0] for word in arguments if word.partition("=")[0] in names[name]), "")
+        unknown_value = is_reference(text)
+        given = Given(spelled or max(names[name], key=len), None if unknown_value else text, line, text)
+        command.given.append((LAUNCH_NAMES.get(name, name), given))
+    known = {name: value for name, value in context.params.items() if not is_reference(str(value))}
+    try:
+        is_serve = command.subcommand == "serve"
+        command.flags = to_launch_flags({"sharded": False} | known, environ) if is_serve else known
+    except UsageError as error:
+        command.problems.append(str(error))
+    return command
+
+
+def is_spelled(names: set[str], arguments: list[str]) -> bool:
+    return any(word.partition("=")[0] in names for word in arguments)
+
+
+def find_words(argv: list[str], environ: Mapping[str, str]) -> list[str]:
+    """The executable and its arguments; variables in a shell's script are filled in as far as they are known."""
+    if argv and argv[0].rsplit("/", 1)[-1] in SHELLS:
+        script = next((word for before, word in pairwise(argv) if before.endswith("c")), "")
+        for _, words in read_commands(script):
+            if (start := find_executable(words)) is not None:
+                return [type(argv[0])(expand(word, environ)) for word in words[start:]]
+        return []
+    start = next((index for index, word in enumerate(argv) if word.rsplit("/", 1)[-1] in EXECUTABLES), None)
+    return [] if start is None else argv[start:]

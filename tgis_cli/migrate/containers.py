@@ -1,0 +1,107 @@
+"""A container as manifests, compose files and command lines describe it: the types that readers make."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from tgis_cli.legacy_settings import BY_NAME
+
+EXECUTABLES = ("text-generation-launcher", "text-generation-server")
+IMAGE_NAMES = re.compile(r"text-gen|tgis|vllm-tgis", re.IGNORECASE)
+REFERENCE = re.compile(r"\$(\w|\{|\()|\{\{")  # $A, ${A}, $(A), {{.Name}}
+# Other software uses these names too: they alone do not make a container one of ours.
+GENERIC = re.compile(
+    "PORT|HF_.*|TRANSFORMERS_CACHE|HUGGINGFACE_HUB_CACHE|.*_VISIBLE_DEVICES|PYTORCH_.*|RANK|WORLD_SIZE|MASTER_.*|"
+    "LOG_LEVEL|DEBUG|RUST_BACKTRACE|REVISION|QUANTIZE|OTEL_.*|TLS_.*_PATH|TRUST_REMOTE_CODE|GIT_COMMIT_HASH"
+)
+OURS = frozenset(name for name in BY_NAME if not GENERIC.fullmatch(name))
+
+
+class Text(str):
+    """A text that knows the line of the file on which it begins (0 = not known)."""
+
+    __slots__ = ("line",)
+    line: int
+
+    def __new__(cls, value: str, line: int = 0) -> Text:
+        text = super().__new__(cls, value)
+        text.line = line
+        return text
+
+
+def line_of(text: object) -> int:
+    return text.line if isinstance(text, Text) else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """An environment variable or flag, as it is written."""
+
+    name: str
+    value: str | None  # None: known in the cluster or the shell only
+    line: int = 0
+    source: str = ""  # where an unknown value comes from
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A probe of Kubernetes."""
+
+    name: str  # "startupProbe", ...
+    how: str  # "httpGet", "grpc", "tcpSocket" or "exec"
+    target: str  # path, service or command
+    port: int | None
+    is_https: bool
+    period_s: int
+    threshold: int
+    line: int
+
+
+@dataclass(slots=True)
+class Surroundings:
+    """What the server depends on, and does not say itself. ``None`` and empty: not known."""
+
+    grace_name: str  # what sets the time between SIGTERM and SIGKILL
+    grace_s: float
+    is_kubernetes: bool = False
+    is_root_read_only: bool = False
+    writable: list[str] = field(default_factory=list)  # directories
+    has_shared_memory: bool = False  # more than the default 64 MiB
+    ports: list[int] = field(default_factory=list)
+    num_gpus: int | None = None
+    probes: list[Probe] = field(default_factory=list)
+    linked_services: list[str] = field(default_factory=list)  # whose ports Kubernetes puts into the environment
+    missing: list[str] = field(default_factory=list)  # sources of variables that are not among the files
+
+
+@dataclass(slots=True)
+class Container:
+    """One container, or a command or set of variables without one (``around`` is ``None`` then)."""
+
+    file: str
+    title: str
+    line: int
+    env: list[Given]
+    image: str = ""
+    argv: list[str] = field(default_factory=list)
+    around: Surroundings | None = None
+
+    @property
+    def is_partial(self) -> bool:
+        """A patch or a set of variables: what is not in it may be elsewhere."""
+        return not (self.image or self.argv)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this looks like TGIS."""
+        return (
+            any(name in word for word in self.argv for name in (*EXECUTABLES, "vllm_tgis_adapter"))
+            or bool(IMAGE_NAMES.search(self.image))
+            or any(given.name in OURS for given in self.env)
+        )
+
+
+def is_reference(value: str) -> bool:
+    """Whether a value contains what only a shell, Kubernetes or a template engine can fill in."""
+    return REFERENCE.search(value) is not None

@@ -1,0 +1,142 @@
+"""Judge a container's settings one by one and together, and say what around it should change."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tgis_cli.legacy_settings import BY_NAME, OPTIONS_BY_ENV, SETTINGS, Setting, Verdict
+from tgis_cli.migrate.advice import Advice, advise, advise_on_secrets
+from tgis_cli.migrate.command import Command, parse_command
+from tgis_cli.migrate.containers import Container, Given
+from tgis_cli.models import find_cache_dir
+from tgis_server import failures
+from tgis_server.config import LoadedConfig, Option, load_config, options, parse_value
+from tgis_server.errors import UsageError
+
+UNKNOWN = "unknown"
+CLOSE = 0.86  # MAX_NEW_TOKEN is close to MAX_NEW_TOKENS, TOKEN_PATH not to TOKENIZER_PATH
+TODO = {
+    Verdict.NO_EFFECT: "Remove it when convenient.",
+    Verdict.NOT_YET: "Keep the original where this is needed.",
+    Verdict.REFUSED: "Correct or remove it.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A setting and what becomes of it."""
+
+    name: str
+    value: str  # in parentheses: where it comes from, if the value itself is not known
+    line: int
+    verdict: str  # a Verdict, or UNKNOWN
+    now: str
+    todo: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything there is to say about one container."""
+
+    container: Container
+    findings: list[Finding]
+    advice: list[Advice]
+
+    @property
+    def will_fail(self) -> bool:
+        """Whether a server with these settings does not start, or never becomes ready."""
+        refused = any(finding.verdict == Verdict.REFUSED for finding in self.findings)
+        return refused or any(advice.is_problem for advice in self.advice)
+
+
+def examine(container: Container) -> Report:
+    """Judge one container."""
+    last = {given.name: given for given in container.env}  # a later one wins
+    environ = {given.name: given.value for given in last.values() if given.value is not None}
+    command = parse_command(container.argv, environ)
+    findings = [
+        *(judge_flag(name, given) for name, given in command.given),
+        *filter(None, map(judge_variable, last.values())),
+    ]
+    judged = {finding.name for finding in findings}
+    refused = {finding.name for finding in findings if finding.verdict == Verdict.REFUSED}
+    flags = {name: value for name, value in command.flags.items() if f"--{name.replace('_', '-')}" not in refused}
+    environ = {name: value for name, value in environ.items() if name not in refused}
+    problems = list(command.problems)
+    loaded = None
+    try:
+        loaded = load_config(flags, environ)
+        find_cache_dir(environ)
+    except UsageError as error:
+        problems.append(str(error))
+    if loaded and lacks_model(container, command, loaded):
+        problems.append(failures.NO_MODEL.format())
+    advice = [Advice("start", problem, is_problem=True) for problem in problems]
+    advice += advise_on_secrets([given for given in last.values() if given.name not in judged])
+    if loaded and command.subcommand in ("", "serve"):
+        advice += [] if container.is_partial else advise_on_defaults(container, command)
+        advice += advise(container, command, loaded.config, environ)
+    return Report(container, findings, advice)
+
+
+def lacks_model(container: Container, command: Command, loaded: LoadedConfig) -> bool:
+    """Whether the model is in none of the places it may come from."""
+    known = loaded.config.model_name or loaded.config.rehearse
+    elsewhere = container.is_partial or (container.around and container.around.missing) or command.subcommand
+    named = {given.name for given in container.env} | {name for name, _ in command.given}
+    return not (known or elsewhere or named & {"MODEL_NAME", "model_name"})
+
+
+def advise_on_defaults(container: Container, command: Command) -> Iterator[Advice]:
+    """Of what is not set, and had another default in the original."""
+    variables = {given.name for given in container.env}
+    flags = {f"--{name.replace('_', '-')}" for name, _ in command.given}
+    flags |= {setting.note for setting in SETTINGS if setting.name in variables or setting.flag in flags}
+    for setting in SETTINGS:
+        if setting.unset and setting.name not in variables and setting.flag not in flags:
+            yield Advice("defaults", f"{setting.name} is not set: {setting.unset}")
+
+
+def judge_flag(name: str, given: Given) -> Finding:
+    option = next((option for option in options() if option.name == name), None)
+    return judge(given, option, BY_NAME.get(option.env) if option else None)
+
+
+def judge_variable(given: Given) -> Finding | None:
+    """``None`` for a variable of something else."""
+    known = OPTIONS_BY_ENV | {option.opt.also_env: option for option in options() if option.opt.also_env}
+    option, setting = known.get(given.name), BY_NAME.get(given.name)
+    if option or setting:
+        return judge(given, option, setting)
+    close = difflib.get_close_matches(given.name, [*known, *BY_NAME], n=1, cutoff=CLOSE)
+    if not close:
+        return None
+    return Finding(
+        given.name, show(given), given.line, UNKNOWN, "Not a setting, and not read.", f"Did you mean {close[0]}?"
+    )
+
+
+def judge(given: Given, option: Option | None, setting: Setting | None) -> Finding:
+    verdict = setting.verdict if setting else Verdict.SAME
+    now = setting.now if setting else option.opt.help if option else "As before."
+    if given.value is not None and not given.value.strip():
+        verdict, now = Verdict.SAME, "Blank counts as not set."
+    elif given.value is not None and option:
+        try:
+            parse_value(option, given.value, given.name)
+        except UsageError as error:
+            verdict, now = Verdict.REFUSED, str(error)
+    if verdict is Verdict.NOT_YET and setting and given.value is not None and setting.is_quiet(given.value):
+        verdict, now = Verdict.SAME, "Always so."
+    return Finding(given.name, show(given), given.line, verdict, now, TODO.get(verdict, ""))
+
+
+def show(given: Given) -> str:
+    return given.value if given.value is not None else f"({given.source})"
+
+
+def examine_all(containers: list[Container]) -> Iterator[Report]:
+    """Reports of those containers that look like TGIS."""
+    return (examine(container) for container in containers if container.is_ours)

@@ -1,0 +1,85 @@
+"""From files to containers, whatever kind of file it is."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tgis_cli.migrate.compose import read_services
+from tgis_cli.migrate.containers import Container
+from tgis_cli.migrate.kubernetes import read_config_maps, read_manifests, read_objects
+from tgis_cli.migrate.shell import is_command_line, is_env_file, read_command_lines, read_env_file
+from tgis_cli.migrate.yaml_text import load_documents
+from tgis_server.errors import UsageError
+
+STDIN = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One input and what it holds: YAML documents, or the text of an env file or of command lines."""
+
+    file: str
+    directory: Path
+    text: str
+    documents: list[Any] | None  # None: not YAML
+
+
+def read_source(file: str) -> Source:
+    """Read a file, or stdin for ``-``.
+
+    Raises:
+        UsageError: it cannot be read, or is none of what is understood.
+    """
+    path = Path(file)
+    try:
+        text = sys.stdin.read() if file == STDIN else path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise UsageError(f"{file} cannot be read: {reason}.") from error
+    name = "stdin" if file == STDIN else file
+    directory = Path() if file == STDIN else path.parent
+    if is_env_file(text):
+        return Source(name, directory, text, None)
+    try:
+        documents = load_documents(text, name)
+    except UsageError:
+        if re.search(r"^(apiVersion|kind):", text, re.MULTILINE) or not is_command_line(text):
+            raise
+        documents = []
+    if any(isinstance(document, list) or is_known(document) for document in documents):
+        return Source(name, directory, text, documents)
+    if is_command_line(text):
+        return Source(name, directory, text, None)
+    raise UsageError(
+        f"{name} is neither a Kubernetes manifest nor a compose file, an env file or a command line that starts "
+        "a container or text-generation-launcher."
+    )
+
+
+def is_known(document: Any) -> bool:
+    """Kubernetes objects have a kind (patches at least metadata or spec), compose files have services."""
+    return isinstance(document, dict) and any(key in document for key in ("kind", "spec", "services"))
+
+
+def read_containers(sources: list[Source]) -> list[Container]:
+    """All containers, in the order of files; ConfigMaps may be in other files than what refers to them."""
+    config_maps: dict[str, dict[str, str]] = {}
+    for source in sources:
+        config_maps |= read_config_maps(list(read_objects(source.documents or [], source.file)))
+    return [container for source in sources for container in read_one(source, config_maps)]
+
+
+def read_one(source: Source, config_maps: Mapping[str, Mapping[str, str]]) -> list[Container]:
+    if source.documents is None:
+        if is_env_file(source.text):
+            return [Container(source.file, "variables", 1, read_env_file(source.text))]
+        return read_command_lines(source.text, source.file, source.directory)
+    composes = [document for document in source.documents if isinstance(document, dict) and "services" in document]
+    manifests = [document for document in source.documents if document not in composes]
+    services = [service for document in composes for service in read_services(document, source.file, source.directory)]
+    return [*read_manifests(manifests, source.file, config_maps), *services]

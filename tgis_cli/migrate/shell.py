@@ -1,0 +1,208 @@
+"""Env files and command lines: ``KEY=value``, ``docker run ...``, ``text-generation-launcher ...``."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from tgis_cli.migrate.containers import EXECUTABLES, Container, Given, Surroundings, Text, is_reference, line_of
+
+ASSIGNMENT = re.compile(r"(?:export\s+)?([A-Za-z_]\w*)=(.*)", re.DOTALL)
+NAME_ONLY = re.compile(r"[A-Za-z_]\w*")
+ENGINES = ("docker", "podman", "nerdctl")
+# Options of `docker run` that take no value; all others do.
+DOCKER_SWITCHES = re.compile(
+    "--(detach|interactive|tty|rm|init|privileged|publish-all|read-only|no-healthcheck|oom-kill-disable|quiet|replace|"
+    "rmi|env-host|http-proxy|tls-verify|sig-proxy|disable-content-trust|help)"
+)
+DOCKER_LETTERS = "ditPq"
+DOCKER_SHORT = {"e": "--env", "p": "--publish", "v": "--volume"}
+DOCKER_GRACE_S = 10.0
+
+
+def is_env_file(text: str) -> bool:
+    """Only assignments, names and comments, with one assignment at least."""
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    return any(map(ASSIGNMENT.match, lines)) and all(ASSIGNMENT.match(x) or NAME_ONLY.fullmatch(x) for x in lines)
+
+
+def is_command_line(text: str) -> bool:
+    """Whether a line starts a container or one of the executables."""
+    first_words = (words for _, words in read_commands(text))
+    return any(find_docker_run(words) or find_executable(words) is not None for words in first_words)
+
+
+def read_env_file(text: str) -> list[Given]:
+    """Values as Docker takes them, but without quotes around them."""
+    found = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if match := ASSIGNMENT.fullmatch(line.strip()):
+            name, value = match[1], match[2].strip()
+            if value[:1] in ("'", '"') and value[-1:] == value[:1]:
+                value = value[1:-1]
+            found.append(give(name, value, number))
+        elif NAME_ONLY.fullmatch(line.strip()):
+            found.append(Given(line.strip(), None, number, "the shell"))
+    return found
+
+
+def give(name: str, value: str, line: int) -> Given:
+    return Given(name, None, line, value) if is_reference(value) else Given(name, value, line)
+
+
+def read_commands(text: str) -> Iterator[tuple[int, list[str]]]:
+    """Commands with their lines: words, continued lines joined, ``;`` ``&`` and ``|`` taken as ends.
+
+    What the shell would reject is left out: it is no command line, or not all of one.
+    """
+    pending, start = "", 0
+    for number, line in enumerate(text.splitlines(), start=1):
+        pending, start = (pending + line, start) if pending else (line, number)
+        if line.endswith("\\"):
+            pending = pending[:-1] + " "
+            continue
+        lexer = shlex.shlex(pending, posix=True, punctuation_chars=";&|")
+        lexer.whitespace_split = True
+        try:
+            words = list(lexer)
+        except ValueError:  # an open quote goes on in the next line
+            pending += "\n"
+            continue
+        pending = ""
+        command: list[str] = []
+        for word in [*words, ";"]:
+            if set(word) <= set(";&|"):
+                if command:
+                    yield start, command
+                command = []
+            else:
+                command.append(Text(word, start))
+
+
+def find_executable(words: list[str]) -> int | None:
+    """Where one of the original's executables stands, but not as another program's argument."""
+    for index, word in enumerate(words):
+        if word.rsplit("/", 1)[-1] in EXECUTABLES:
+            return index
+        if not ASSIGNMENT.fullmatch(word) and word not in ("exec", "env", "sudo", "nohup", "$"):
+            return None
+    return None
+
+
+def find_docker_run(words: list[str]) -> int | None:
+    """Where ``run`` of ``docker run`` stands."""
+    for index, word in enumerate(words):
+        if word.rsplit("/", 1)[-1] in ENGINES:
+            return words.index("run", index) if "run" in words[index:] else None
+    return None
+
+
+def read_command_lines(text: str, file: str, directory: Path) -> list[Container]:
+    """Containers and executables that a script or a command line starts, with what it has exported before."""
+    variables: dict[str, str] = {}
+    exported: dict[str, Given] = {}
+    found = []
+    for line, raw in read_commands(text):
+        words: list[str] = [Text(expand(word, variables), line) for word in raw]
+        is_export = words[0] == "export"
+        if all(map(ASSIGNMENT.fullmatch, words[is_export:])):
+            for name, value in map(split_assignment, words[is_export:]):
+                variables[name] = value
+                exported[name] = give(name, value, line)
+        elif run := find_docker_run(words):
+            found.append(read_docker_run(words[run + 1 :], file, line, directory))
+        elif (start := find_executable(words)) is not None:
+            own = [give(*split_assignment(word), line) for word in words[:start] if "=" in word]
+            title = words[start].rsplit("/", 1)[-1]
+            found.append(Container(file, title, line, [*exported.values(), *own], argv=words[start:], around=None))
+    return found
+
+
+def expand(word: str, variables: Mapping[str, str]) -> str:
+    """``$NAME`` and ``${NAME}`` of known variables, and the default of ``${NAME:-default}``."""
+
+    def replace(match: re.Match[str]) -> str:
+        name, default = match[1] or match[2], match[3]
+        return variables.get(name, default if default is not None else match[0])
+
+    return re.sub(r"\$(?:(\w+)|\{(\w+)(?::?-([^}]*))?\})", replace, word)
+
+
+def split_assignment(word: str) -> tuple[str, str]:
+    name, _, value = word.partition("=")
+    return name, value
+
+
+def read_docker_run(words: list[str], file: str, line: int, directory: Path) -> Container:
+    """The container of ``docker run``'s words after ``run``."""
+    options, rest = split_docker_options(words)
+    around = Surroundings("--stop-timeout", DOCKER_GRACE_S)
+    env: list[Given] = []
+    entrypoint: list[str] = []
+    for name, value in options:
+        match name:
+            case "--env" if "=" in value:
+                env.append(give(*split_assignment(value), line_of(value)))
+            case "--env":
+                env.append(Given(value, None, line_of(value), "the shell"))
+            case "--env-file":
+                add_env_file(env, around, directory / value)
+            case "--publish":
+                around.ports += [int(port) for port in [value.rsplit(":", 1)[-1].split("/")[0]] if port.isdigit()]
+            case "--read-only":
+                around.is_root_read_only = value != "false"
+            case "--tmpfs" | "--volume" if not value.endswith(":ro"):
+                around.writable.append(value.split(":")[0 if name == "--tmpfs" else -1])
+            case "--mount" if "readonly" not in value:
+                around.writable += re.findall(r"(?:target|dst|destination)=([^,]+)", value)
+            case "--shm-size":
+                around.has_shared_memory = True
+            case "--ipc" if value == "host":
+                around.has_shared_memory = True
+            case "--gpus":
+                around.num_gpus = count_gpus(value)
+            case "--stop-timeout" if value.isdigit():
+                around.grace_s = float(value)
+            case "--entrypoint":
+                entrypoint = [value]
+            case _:
+                pass
+    image = rest[0] if rest else ""
+    return Container(file, f"container of {image}", line, env, image, [*entrypoint, *rest[1:]], around)
+
+
+def count_gpus(value: str) -> int | None:
+    """``2``, or the devices of ``"device=0,1"``; not known for ``all``."""
+    value = value.strip("\"'")
+    if value.startswith("device="):
+        return value.count(",") + 1
+    return int(value) if value.isdigit() else None
+
+
+def add_env_file(env: list[Given], around: Surroundings, file: Path) -> None:
+    """Variables of another file come before those that are given one by one, which win."""
+    try:
+        env[:0] = [Given(given.name, given.value, 0, given.source) for given in read_env_file(file.read_text())]
+    except (OSError, UnicodeDecodeError):
+        around.missing.append(f"the env file {file}")
+
+
+def split_docker_options(words: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Options with their values, and what follows them: the image and its arguments."""
+    options: list[tuple[str, str]] = []
+    rest = list(words)
+    while rest and rest[0].startswith("-"):
+        word = rest.pop(0)
+        if word.startswith("--"):
+            name, has_value, value = word.partition("=")
+            if not has_value and not DOCKER_SWITCHES.fullmatch(name) and rest:
+                value = rest.pop(0)
+            options.append((name, Text(value, line_of(word))))
+            continue
+        letters = word[1:].lstrip(DOCKER_LETTERS)  # -it, -dp 8033:8033, -eNAME=value
+        if letters:
+            value = letters[1:].removeprefix("=") or (rest.pop(0) if rest else "")
+            options.append((DOCKER_SHORT.get(letters[0], "-" + letters[0]), Text(value, line_of(word))))
+    return options, rest

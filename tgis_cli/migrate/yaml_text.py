@@ -1,0 +1,43 @@
+"""YAML as it is written: every scalar stays a text and knows its line."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from tgis_cli.migrate.containers import Text
+from tgis_server.errors import UsageError
+
+
+def load_documents(text: str, file: str, line: int = 0) -> list[Any]:
+    """All documents of a file that are not empty: mappings, lists and texts.
+
+    Args:
+        line: of the file, after which the text begins.
+
+    Raises:
+        UsageError: it is no YAML; the text names the line.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]  # no type information is shipped
+        yaml_implicit_resolvers = {"<": [("tag:yaml.org,2002:merge", re.compile(r"^<<$"))]}  # noqa: RUF012  as in the base
+
+    def construct(loader: Any, *tag_and_node: Any) -> Any:
+        node = tag_and_node[-1]  # tags such as !reset say nothing about settings
+        if isinstance(node, yaml.MappingNode):
+            return loader.construct_mapping(node, deep=True)
+        if isinstance(node, yaml.SequenceNode):
+            return loader.construct_sequence(node, deep=True)
+        return Text(node.value, line + node.start_mark.line + 1)
+
+    Loader.add_constructor("tag:yaml.org,2002:str", construct)
+    Loader.add_multi_constructor("!", construct)
+    try:
+        return [document for document in yaml.load_all(text, Loader) if document]
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {line + mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        hint = " It looks like a template: give what `helm template` makes of it." if "{{" in text else ""
+        raise UsageError(f"{file}{where} is not valid YAML: {reason}.{hint}") from error
