@@ -1,10 +1,17 @@
-"""Write the pages of docs/ that are made from the code: options, metrics and failures. A test compares them."""
+"""Write what docs/ has from the code: options, metrics, failures, and parts of migration. A test compares them."""
 
 from __future__ import annotations
 
+import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
+from rich.console import Console
+
+from tgis_cli.commands.migrate import print_reports
+from tgis_cli.legacy_settings import SETTINGS
+from tgis_cli.migrate import examine_all, read_containers, read_source
 from tgis_server.config import GROUPS, Option, describe_accepted, options
 from tgis_server.errors import GroupFailed, ModelError, NotEnoughDevices, PeerLost, UsageError
 from tgis_server.failures import CATALOGUE
@@ -150,7 +157,43 @@ def show_template(sentence: str) -> str:
     return re.sub(r"\{(\w+?)(?:_bytes|_s)?(?:[!:][^}]*)?\}", lambda match: match[1].upper(), sentence)
 
 
-PAGES = {"options.md": options_page, "metrics.md": metrics_page, "failures.md": failures_page}
+def migration_page() -> str:
+    """The page as it is written, with the parts between marks made anew."""
+    page = (DOCS / "migration.md").read_text()
+    for name, make in {"run": migration_run, "settings": settings_table}.items():
+        begin, end = f"<!-- {name}: made from the code by `make docs` -->\n", f"<!-- end of {name} -->"
+        before, _, rest = page.partition(begin)
+        page = f"{before}{begin}{make()}{end}{rest.partition(end)[2]}"
+    return page
+
+
+def migration_run() -> str:
+    """What `tgis migrate` says to the original's manifest, on a terminal."""
+    manifest = DOCS.parent / "tests/unit/manifests/original.yaml"
+    output = io.StringIO()
+    source = replace(read_source(str(manifest)), file="original.yaml")
+    reports = list(examine_all(read_containers([source])))
+    print_reports(reports, Console(file=output, width=96, force_terminal=True, color_system=None))
+    lines = [line.rstrip() for line in output.getvalue().rstrip().splitlines()]
+    return "\n".join(["```", "$ tgis migrate original.yaml", *lines, "```", ""])
+
+
+def settings_table() -> str:
+    """Every setting of the original with its verdict."""
+    lines = ["| setting | flag | verdict | what it does now |", "|---|---|---|---|"]
+    for setting in SETTINGS:
+        unset = f" Its default is {setting.unset}" if setting.unset else ""
+        flag = f"`{setting.flag}`" if setting.flag else ""
+        lines.append(f"| `{setting.name}` | {flag} | {setting.verdict} | {setting.now}{unset} |")
+    return "\n".join([*lines, ""])
+
+
+PAGES = {
+    "options.md": options_page,
+    "metrics.md": metrics_page,
+    "failures.md": failures_page,
+    "migration.md": migration_page,
+}
 
 
 def main() -> None:

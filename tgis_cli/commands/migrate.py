@@ -124,4 +124,4 @@ def print_table(console: Console, rows: list[tuple[str, str, str, str]]) -> None
 def conclude(report: Report) -> str:
     if report.will_fail:
         return "This server would not start, or never be ready: see `refused` and `must change`."
-    return "This works with the new image."
+    return "This works with the new image, if that can serve the model."

@@ -47,7 +47,7 @@ def advise(container: Container, command: Command, config: ServeConfig, environ:
     yield from advise_on_stop(around, config, is_partial=container.is_partial)
     yield from advise_on_disk(around, config, environ)
     yield from advise_on_ports(around, config)
-    yield from advise_on_gpus(around, count_shards(config, environ))
+    yield from advise_on_gpus(around, count_shards(config, environ, around.num_gpus))
     yield from advise_on_services(around, environ)
     if around.is_kubernetes and not container.is_partial:
         yield from advise_on_probes(around, config)
@@ -98,17 +98,19 @@ def advise_on_ports(around: Surroundings, config: ServeConfig) -> Iterator[Advic
         yield Advice("ports", f"The gRPC port {config.grpc_port} is not among the container's ports {listed}.")
 
 
-def count_shards(config: ServeConfig, environ: Mapping[str, str]) -> int:
+def count_shards(config: ServeConfig, environ: Mapping[str, str], num_gpus: int | None) -> int:
+    """As the launcher will; what nobody says is what the device plugin makes visible."""
     visible = split_devices(environ.get("CUDA_VISIBLE_DEVICES", environ.get("NVIDIA_VISIBLE_DEVICES")))
-    return config.num_shard or config.num_gpus or max(1, len(visible or ()))
+    listed = num_gpus or 1 if visible is None else max(1, len(visible))
+    return config.num_shard or config.num_gpus or listed
 
 
 def advise_on_gpus(around: Surroundings, num_shard: int) -> Iterator[Advice]:
     if around.num_gpus is not None and around.num_gpus < num_shard:
-        text = f"{num_shard} shards configured but only {around.num_gpus} GPUs are given: set NUM_SHARD to that."
+        text = f"{num_shard} shards are set, but only {around.num_gpus} GPUs are given: set NUM_SHARD to that number."
         yield Advice("GPUs", text, is_problem=True)
     elif around.num_gpus is not None and around.num_gpus > num_shard:
-        text = f"{around.num_gpus} GPUs are given, but {num_shard} of them used: set NUM_SHARD to {around.num_gpus}."
+        text = f"{around.num_gpus} GPUs are given, but only {num_shard} used: set NUM_SHARD to {around.num_gpus}."
         yield Advice("GPUs", text)
     if num_shard > 1 and not around.has_shared_memory:
         how = "an emptyDir of medium Memory at /dev/shm" if around.is_kubernetes else "--shm-size or shm_size 1g"

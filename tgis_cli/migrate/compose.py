@@ -58,9 +58,12 @@ def fill_in(value: str) -> str:
 
 
 def read_words(command: Any) -> list[str]:
-    if isinstance(command, list):
-        return [Text(fill_in(word), line_of(word)) for word in command]
-    return [Text(word, line_of(command)) for word in shlex.split(fill_in(command))] if command else []
+    if isinstance(command, str):
+        try:
+            command = [Text(word, line_of(command)) for word in shlex.split(command)]
+        except ValueError:  # an open quote, which Docker refuses
+            command = command.split()
+    return [Text(fill_in(str(word)), line_of(word)) for word in as_list(command)]
 
 
 def read_ports(raw: dict[str, Any]) -> list[int]:

@@ -25,7 +25,8 @@ DOCKER_GRACE_S = 10.0
 def is_env_file(text: str) -> bool:
     """Only assignments, names and comments, with one assignment at least."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    return any(map(ASSIGNMENT.match, lines)) and all(ASSIGNMENT.match(x) or NAME_ONLY.fullmatch(x) for x in lines)
+    is_assigned = all(ASSIGNMENT.match(line) or NAME_ONLY.fullmatch(line) for line in lines)
+    return is_assigned and any(map(ASSIGNMENT.match, lines)) and not is_command_line(text)
 
 
 def is_command_line(text: str) -> bool:
