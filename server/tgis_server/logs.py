@@ -51,7 +51,7 @@ def format_warning(
 
 
 def log_thread_error(args: threading.ExceptHookArgs) -> None:
-    if args.exc_value is not None:
+    if isinstance(args.exc_value, Exception):  # and not SystemExit
         name = args.thread.name if args.thread else "of unknown name"
         logging.getLogger(__name__).error("Thread %s failed.", name, exc_info=args.exc_value)
 

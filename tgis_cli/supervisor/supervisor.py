@@ -130,7 +130,7 @@ class Supervisor:
     async def _live(self, started_at: float) -> Outcome:
         # gRPC is imported now, while the children do their own imports: it takes a tenth of a second. Its C part writes
         # to stderr by itself, which is the terminal's alone; the children's environment has been made already.
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+        os.environ["GRPC_VERBOSITY"] = "NONE"
         from tgis_cli.supervisor.watching import Watcher
 
         watcher = Watcher(self._run, self._terminal, started_at)
