@@ -12,7 +12,7 @@ from tgis_cli.decisions import Decisions
 from tgis_cli.machine import Gpu, Machine
 from tgis_cli.machine.cpus import split_cpus
 from tgis_cli.machine.gpus import split_devices
-from tgis_server.errors import NotEnoughDevices
+from tgis_server import failures
 
 if TYPE_CHECKING:
     from tgis_server.engines.native.checkpoint import Checkpoint
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 CpuSets = tuple[tuple[int, ...], ...]  # the CPUs of each shard; empty = not pinned
 
 MAX_TOKENIZATION_WORKERS = 8  # more threads than this only queue behind each other
+
+SEE = "See `nvidia-smi` and CUDA_VISIBLE_DEVICES."
 
 
 def choose_device(decide: Decisions, engine: str) -> str:
@@ -31,12 +33,9 @@ def choose_device(decide: Decisions, engine: str) -> str:
         decide.warnings.append(machine.gpu_problem)
     if decide.config.device == "cuda":
         if not machine.gpus:
-            why = machine.gpu_problem or "See `nvidia-smi` and CUDA_VISIBLE_DEVICES."
-            raise NotEnoughDevices(f"--device cuda, but no GPU is visible. {why}")
+            raise failures.NO_GPU.error(hint=machine.gpu_problem or SEE)
         if machine.torch_has_cuda is False:
-            raise NotEnoughDevices(
-                "--device cuda, but the installed torch is built for CPUs: install a CUDA build of it."
-            )
+            raise failures.TORCH_WITHOUT_CUDA.error()
     if decide.config.device != "auto":
         return str(decide.take_given("device"))
     if not machine.gpus:
@@ -57,9 +56,8 @@ def choose_num_shard(decide: Decisions, engine: str, device: str) -> int:
     num_gpus = len(decide.machine.gpus)
     num_shard = infer_num_shard(decide, engine, device)
     if device == "cuda" and num_shard > num_gpus:
-        raise NotEnoughDevices(
-            f"{num_shard} shards configured but only {num_gpus} GPUs detected. Use --num-shard {num_gpus}, or make "
-            f"more GPUs visible (CUDA_VISIBLE_DEVICES). {decide.machine.gpu_problem}".rstrip()
+        raise failures.TOO_FEW_GPUS.error(
+            num_shard=num_shard, num_gpus=num_gpus, hint=decide.machine.gpu_problem or SEE
         )
     if device == "cuda":
         warn_of_shared_boards(decide, decide.machine.gpus[:num_shard])

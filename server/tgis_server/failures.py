@@ -306,6 +306,25 @@ NO_TOKENIZER = Failure(
 
 # -- Exit code 4: devices and memory ----------------------------------------------------------------------------------
 
+NO_GPU = Failure(
+    "no-gpu",
+    "`--device cuda`, and no GPU is visible",
+    "--device cuda, but no GPU is visible. {hint}",
+    NotEnoughDevices,
+)
+TORCH_WITHOUT_CUDA = Failure(
+    "torch-without-cuda",
+    "`--device cuda`, and torch is a build for CPUs",
+    "--device cuda, but the installed torch is built for CPUs: install a CUDA build of it.",
+    NotEnoughDevices,
+)
+TOO_FEW_GPUS = Failure(
+    "too-few-gpus",
+    "more shards than visible GPUs",
+    "{num_shard} shards configured but only {num_gpus} GPUs detected. Use --num-shard {num_gpus}, or make more GPUs "
+    "visible. {hint}",
+    NotEnoughDevices,
+)
 WEIGHTS_EXCEED_MEMORY = Failure(
     "weights-exceed-memory",
     "the weights alone are larger than what the machine and its control groups have free",
@@ -566,6 +585,24 @@ PEER_LOST = Failure(
     "a connection or a collective breaks; reported only where nothing else is known",
     "{process} lost contact to another process of the group ({reason}), and nothing else is known: the lines above "
     "may tell more.",
+    PeerLost,
+)
+SHARD_SILENT = Failure(
+    "shard-silent",
+    "the front-end's calls of a shard's health time out",
+    "Shard {rank} does not answer any more.",
+    PeerLost,
+)
+STEP_HANGS = Failure(
+    "step-hangs",
+    "a step takes longer than --step-timeout",
+    "Shard {rank} hangs: its current step has run for {age_s:.0f} s, more than --step-timeout {timeout_s:g}.",
+    PeerLost,
+)
+STEP_LOOP_HANGS = Failure(
+    "step-loop-hangs",
+    "a shard answers, but its step loop stands still between steps",
+    "Shard {rank} hangs: its step loop has not answered for {age_s:.0f} s.",
     PeerLost,
 )
 COLLECTIVE_LOST = Failure(

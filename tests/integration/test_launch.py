@@ -185,6 +185,35 @@ def test_an_error_while_loading_is_the_last_line_and_keeps_its_traceback(start: 
     assert str(server.run_dir) in server.stderr
 
 
+def test_a_crash_is_told_with_its_place_and_stacks(start: Start):
+    server = start("--rehearse", "--num-shard", "2", "--fault", "shard1:segv@step0")
+
+    assert server.wait() == 5
+    assert re.match(r"shard-1 crashed with SIGSEGV at tgis_server/faults.py:\d+ in strike: ", server.last_line)
+    assert "most recent call first" in (server.run_dir / "errors/shard-1.log").read_text()
+
+
+def test_a_front_end_that_cannot_write_says_so(start: Start):
+    server = start("--rehearse", "--fault", "frontend:disk-full@start")
+
+    assert server.wait() == 5
+    assert server.last_line.startswith("frontend: there is no space left for /no/such/file (at tgis_server/faults.py:")
+
+
+def test_faults_reach_a_real_engine_where_they_are_allowed(start: Start):
+    server = start("--allow-faults", "--fault", "shard0:gpu-error@step0")
+
+    assert server.wait() == 5
+    assert server.last_line.startswith("shard-0: the GPU failed: uncorrectable ECC error encountered (at tgis_server/")
+
+
+def test_a_fault_of_an_unknown_kind_is_refused_with_those_that_there_are(start: Start):
+    server = start("--rehearse", "--fault", "shard0:sneeze@load")
+
+    assert server.wait() == 2
+    assert "with KIND one of hang, exit, " in server.last_line
+
+
 def test_a_process_that_ends_without_a_word_is_named(start: Start):
     server = start("--rehearse", "--num-shard", "2", "--fault", "shard0:exit@load")
 

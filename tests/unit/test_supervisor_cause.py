@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tgis_cli.supervisor.cause import Cause, Exit, Memory, find_cause, only_peers_are_blamed, read_records
+from tgis_cli.supervisor.explain import find_place
 from tgis_server.child import write_error
 from tgis_server.errors import ModelError, PeerLost
 
@@ -133,3 +134,115 @@ def test_blame_of_peers_alone_means_that_one_of_them_hangs():
 
     assert only_peers_are_blamed([Exit("frontend", 5, 9.1)], [lost])
     assert not only_peers_are_blamed([Exit("frontend", 5, 9.1), Exit("shard-0", 1, 9.2)], [lost])
+
+
+TRACEBACK = """\
+Traceback (most recent call last):
+  File "/opt/lib/python3.11/site-packages/tgis_server/child.py", line 80, in main
+    serve_shard(run, rank=1)
+  File "/opt/lib/python3.11/site-packages/tgis_server/engines/native/runner.py", line 123, in launch
+    self._run(plan, step)
+  File "/opt/tgis_server/.venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 7, in forward
+    return work()
+{error}"""
+CRASH = """\
+Fatal Python error: Segmentation fault
+
+Thread 0x00007f01 (most recent call first):
+  File "/opt/lib/python3.11/site-packages/tgis_server/child.py", line 33 in wait_for_end
+
+Current thread 0x00007f02 (most recent call first):
+  File "/opt/lib/python3.11/site-packages/torch/nn/modules/module.py", line 7 in forward
+  File "/opt/lib/python3.11/site-packages/tgis_server/engines/native/runner.py", line 123 in launch
+
+Extension modules: torch._C"""
+
+
+@pytest.mark.parametrize("text", [TRACEBACK, CRASH])
+def test_the_place_is_the_innermost_frame_of_our_own_code(text: str):
+    assert find_place(text) == "tgis_server/engines/native/runner.py:123 in launch"
+
+
+def test_a_traceback_without_a_record_is_explained_like_an_error():
+    error = (
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of "
+        "79.15 GiB of which 1.25 GiB is free. Process 7 has 70.00 GiB memory in use."
+    )
+
+    cause = report([Exit("shard-1", 1, 1.0, TRACEBACK.format(error=error).splitlines())])
+
+    assert cause.sentence.startswith(
+        "shard-1 ran out of GPU memory (at tgis_server/engines/native/runner.py:123 in launch): "
+        "it asked for 2.00 GiB while 1.25 GiB of 79.15 GiB were free; "
+    )
+    assert cause.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            "RuntimeError: could not create a primitive",
+            "ran out of memory (at an unknown place): it asked for an unknown",
+        ),
+        (
+            "RuntimeError: [enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: "
+            "you tried to allocate 3221225472 bytes. Error code 12 (Cannot allocate memory)",
+            "ran out of memory (at an unknown place): it asked for 3.0 GiB;",
+        ),
+        ("SafetensorError: Too many open files (os error 24)", "too many files and connections are open"),
+        (
+            "RuntimeError: The NVIDIA driver on your system is too old (found version 11040).",
+            "the NVIDIA driver (for CUDA 11.4) is too old",
+        ),
+        ("FileNotFoundError: [Errno 2] No such file or directory: '/m/a b'", "/m/a b does not exist"),
+        (
+            "RuntimeError: No such file or directory (os error 2)",
+            "RuntimeError: No such file or directory (os error 2) (",
+        ),
+        ("ValueError: strange\nand long", "ValueError: strange (at an unknown place); the traceback is in "),
+    ],
+)
+def test_errors_of_libraries_are_explained_with_their_values(tmp_path: Path, error: str, sentence: str):
+    exit_ = Exit("shard-1", 1, 1.0, f"Traceback (most recent call last):\n{error}".splitlines())
+
+    assert report([exit_]).sentence.removeprefix("shard-1").lstrip(": ").startswith(sentence)
+
+
+LOST = Cause("shard-0", 9.0, "shard-0: a shard lost contact.", 5, is_secondary=True)
+
+
+def blame(lost: Cause, **steps: int | None) -> str:
+    return find_cause(
+        [], [lost], UNCHANGED, num_shard=3, steps={f"shard-{name[-1]}": n for name, n in steps.items()}
+    ).name
+
+
+def test_the_one_shard_that_does_not_answer_is_blamed_for_a_lost_contact():
+    assert blame(LOST, rank1=None, rank2=7) == "shard-1"
+    assert blame(LOST, rank1=None, rank2=None) == "shard-0"
+
+
+def test_the_one_shard_that_is_behind_is_blamed_for_a_lost_contact():
+    assert blame(LOST, rank1=7, rank2=6) == "shard-2"
+    assert blame(LOST, rank1=7, rank2=7) == "shard-0"
+
+
+def test_what_the_front_end_says_of_a_shard_stands():
+    verdict = Cause("frontend", 9.0, "frontend: Shard 2 hangs.", 5, is_secondary=True)
+
+    assert blame(verdict, rank1=None, rank2=7) == "frontend"
+
+
+def test_an_abort_over_a_lost_peer_is_a_consequence():
+    tail = ("terminate called after throwing an instance", "  what(): Watchdog caught collective operation timeout")
+
+    assert report([Exit("shard-0", -signal.SIGABRT, 1.0, tail)]).is_secondary
+
+
+def test_an_error_in_a_task_group_is_the_error_itself(tmp_path: Path):
+    write_error(tmp_path, "frontend", ExceptionGroup("several", [ModelError("No such file.")]))
+
+    [record] = read_records(tmp_path)
+
+    assert (record.sentence, record.exit_code) == ("frontend: No such file.", 3)

@@ -12,7 +12,6 @@ from tgis_cli.supervisor import watching
 from tgis_cli.supervisor.cause import ProcessHangs
 from tgis_cli.supervisor.environment import child_environment
 from tgis_cli.supervisor.progress import ProcessProgress, Silence
-from tgis_cli.supervisor.termination_log import write_termination_log
 from tgis_server.config import ServeConfig
 from tgis_server.run import Run
 from tgis_server.wire import shard_pb2 as pb
@@ -166,22 +165,3 @@ def test_the_allocators_options_can_be_set_and_removed(given: str, expected: str
     environ = child_environment(make_run(), 0, {"PYTORCH_CUDA_ALLOC_CONF": given}, ())
 
     assert environ.get("PYTORCH_CUDA_ALLOC_CONF") == expected
-
-
-# -- termination log
-
-
-def test_the_termination_log_is_overwritten_with_one_line(tmp_path: Path):
-    file = tmp_path / "termination-log"
-    file.write_text("something longer than what follows")
-
-    write_termination_log(file, "shard-1 was killed.")
-
-    assert file.read_text() == "shard-1 was killed.\n"
-
-
-@pytest.mark.parametrize("file", [Path("/dev/no-termination-log"), Path("/nowhere/log")])
-def test_a_termination_log_that_cannot_be_written_is_left_alone(file: Path):
-    write_termination_log(file, "shard-1 was killed.")
-
-    assert not file.exists()

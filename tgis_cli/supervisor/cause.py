@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +83,13 @@ class Cause:
 
 
 def find_cause(
-    exits: Iterable[Exit], records: Iterable[Cause], memory: Memory, *, num_shard: int, others: Iterable[Cause] = ()
+    exits: Iterable[Exit],
+    records: Iterable[Cause],
+    memory: Memory,
+    *,
+    num_shard: int,
+    others: Iterable[Cause] = (),
+    steps: Mapping[str, int | None] | None = None,
 ) -> Cause:
     """The cause to report.
 
@@ -91,6 +97,7 @@ def find_cause(
         exits: children that ended by themselves.
         records: what children wrote about their errors (:func:`read_records`).
         others: causes found by the launcher itself, such as a process that hangs.
+        steps: how many steps each shard that was left had done; ``None`` for one that did not answer.
     """
     written = {record.name: record for record in records}
     candidates = [*written.values(), *others]
@@ -100,7 +107,28 @@ def find_cause(
     primary = [cause for cause in candidates if not cause.is_secondary]
     if not candidates:
         return Cause("launcher", 0.0, failures.NO_CAUSE.format(), failures.NO_CAUSE.kind.exit_code)
-    return min(primary or candidates, key=lambda cause: cause.time)
+    cause = min(primary or candidates, key=lambda cause: cause.time)
+    return find_waited_for(cause, steps) if cause.is_secondary and steps else cause
+
+
+def find_waited_for(lost: Cause, steps: Mapping[str, int | None]) -> Cause:
+    """The one shard that others gave up waiting for, if it stands out; else what they say, ``lost``."""
+    silent = [name for name, count in steps.items() if count is None]
+    counts = {name: count for name, count in steps.items() if count is not None}
+    behind = [name for name, count in counts.items() if count < max(counts.values())]
+    reason = lost.sentence.rstrip(".")
+    match silent, behind:
+        case _ if lost.name == FRONTEND:
+            return lost  # it watches all shards, and has named the one
+        case [name], _:
+            failure, sentence = failures.RANK_SILENT, failures.RANK_SILENT.format(process=name, reason=reason)
+        case [], [name]:
+            step = counts[name] + 1
+            failure = failures.RANK_BEHIND
+            sentence = failures.RANK_BEHIND.format(process=name, step=step, reason=reason)
+        case _:
+            return lost
+    return as_cause(name, lost.time, (failure, sentence))
 
 
 def has_primary(exits: Iterable[Exit], records: Iterable[Cause]) -> bool:

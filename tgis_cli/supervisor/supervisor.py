@@ -107,6 +107,7 @@ class Supervisor:
         self._shards: list[Child] = []
         self._ended = asyncio.Event()  # some child has ended, or was stopped for too long
         self._hung: list[Cause] = []
+        self._steps: dict[str, int | None] = {}  # by shard, once others gave up waiting for it
         self._ready_at: float | None = None
         self._oom_kills = cgroup.count_oom_kills()
 
@@ -231,7 +232,9 @@ class Supervisor:
             await first_of(self._ended.wait(), timeout_s=left_s)
         # 2. Nobody ended by a fault of its own, yet somebody was given up as lost: a shard that lives hangs.
         if not self._hung and only_peers_are_blamed(self._exits(), read_records(self._run.errors_dir)):
-            await self._ask_for_stacks([shard for shard in self._shards if shard.is_alive])
+            left = [shard for shard in self._shards if shard.is_alive]
+            self._steps = await watcher.count_steps([shard.name for shard in left])
+            await self._ask_for_stacks(left)
         # 3. The shards at once; the front-end gets time to give calls in flight their status.
         for shard in self._shards:
             shard.send_signal(signal.SIGKILL)
@@ -251,7 +254,8 @@ class Supervisor:
     def _find_cause(self) -> Cause:
         memory = Memory(self._oom_kills, cgroup.count_oom_kills(), cgroup.memory_limit_bytes())
         records = read_records(self._run.errors_dir)
-        return find_cause(self._exits(), records, memory, num_shard=self._run.num_shard, others=self._hung)
+        num_shard = self._run.num_shard
+        return find_cause(self._exits(), records, memory, num_shard=num_shard, others=self._hung, steps=self._steps)
 
     async def _ask_for_stacks(self, children: Sequence[Child]) -> None:
         """SIGABRT makes a Python process print the stack of every thread before it dies."""

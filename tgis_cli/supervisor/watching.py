@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Sequence
 
 from tgis_cli.supervisor.cause import FRONTEND, ProcessHangs
 from tgis_cli.supervisor.health import HealthClient
@@ -124,6 +125,12 @@ class Watcher:
             if state != told or now >= next_line_at:
                 told, next_line_at = state, now + DRAIN_LINE_S
                 logger.info("%s", text)
+
+    async def count_steps(self, shards: Sequence[str]) -> dict[str, int | None]:
+        """How many steps each has done; ``None`` for one that does not answer."""
+        replies = await asyncio.gather(*(self._health.check(name, LAST_CALL_S) for name in shards))
+        counts = (reply.executed_steps if isinstance(reply, pb.HealthReply) else None for reply in replies)
+        return dict(zip(shards, counts, strict=True))
 
     async def say_why(self, cause: str) -> None:
         """Tell the front-end, for its clients and probes, why the group ends."""

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import grpc
 
+from tgis_server import failures
 from tgis_server.errors import PeerLost
 from tgis_server.sizes import format_bytes
 from tgis_server.wire import shard_pb2 as pb
@@ -79,20 +80,17 @@ class ShardWatch:
             self._num_unanswered += 1
             # Before it serves, silence is the launcher's to judge: importing and loading can hold everything up.
             if self.is_serving and self._num_unanswered >= MAX_UNANSWERED:
-                return f"Shard {self._rank} does not answer any more."
+                return failures.SHARD_SILENT.format(rank=self._rank)
             return None
         last, self._last, self._num_unanswered = self._last, reply, 0
         if reply.state != pb.HealthReply.SERVING:
             return None
         if reply.step_age_s > self._step_timeout_s:
-            return (
-                f"Shard {self._rank} hangs: its current step has run for {reply.step_age_s:.0f} s, "
-                f"more than --step-timeout {self._step_timeout_s:g}."
-            )
+            return failures.STEP_HANGS.format(rank=self._rank, age_s=reply.step_age_s, timeout_s=self._step_timeout_s)
         # Between two long steps the last tick is old as well: only a shard that also did nothing since is stuck.
         did_nothing = last is not None and last.executed_steps == reply.executed_steps and last.step_age_s == 0
         if expects_ticks and did_nothing and reply.step_age_s == 0 and reply.tick_age_s > MAX_TICK_AGE_S:
-            return f"Shard {self._rank} hangs: its step loop has not answered for {reply.tick_age_s:.0f} s."
+            return failures.STEP_LOOP_HANGS.format(rank=self._rank, age_s=reply.tick_age_s)
         return None
 
 

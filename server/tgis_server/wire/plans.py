@@ -105,6 +105,7 @@ class PlanSubscriber:
                 return cls(Connection(peer.detach()))
             except (FileNotFoundError, ConnectionRefusedError):
                 if time.monotonic() > deadline:
+                    peer.close()
                     raise failures.LEADER_LATE.error(path=path, timeout_s=timeout_s) from None
                 time.sleep(CONNECT_RETRY_S)
 

@@ -1,0 +1,524 @@
+"""How each row of the catalogue of failures comes about. Each provocation gets a directory and a monkeypatch; it raises
+the row's error, or returns it or a ``Cause``."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tokenizers
+
+from test_families_checkpoint import SPEC, shapes_of, write_safetensors
+from test_preflight import Weights, make_run
+from test_preflight import machine as make_machine
+from tgis_cli.machine import Gpu
+from tgis_cli.machine.preflight import check_memory, check_readable, check_sockets
+from tgis_cli.models import find_cache_dir, find_model_dir
+from tgis_cli.resolve import DEMO_MODEL_DIR, resolve
+from tgis_cli.supervisor import supervisor, watching
+from tgis_cli.supervisor.cause import Cause, Exit, Memory, find_cause, read_records
+from tgis_cli.supervisor.log_file import check_log_file
+from tgis_cli.supervisor.progress import ProcessProgress, Silence
+from tgis_cli.supervisor.run_dir import make_run_dir
+from tgis_cli.supervisor.signals import StopSignals
+from tgis_server import failures
+from tgis_server.child import write_error
+from tgis_server.config import ServeConfig, load_config
+from tgis_server.engines.native.checkpoint import inspect_checkpoint
+from tgis_server.engines.native.families import read_spec
+from tgis_server.engines.native.memory import MemoryRequest, check_fits, decide_kv_budget
+from tgis_server.errors import OutOfMemory, TgisError
+from tgis_server.failures import Failure
+from tgis_server.faults import Fault
+from tgis_server.frontend.detokenizer import PieceDecoder
+from tgis_server.frontend.tls import Tls, read_tls_file
+from tgis_server.frontend.tokenizer import Tokenizer
+from tgis_server.frontend.tracing import Tracing
+from tgis_server.frontend.watch import ShardWatch
+from tgis_server.ports import explain_bind_error, listen
+from tgis_server.shard.too_large import step_too_large
+from tgis_server.wire import shard_pb2 as pb
+from tgis_server.wire.link import GrpcLink
+from tgis_server.wire.messages import StepPlan, Submit
+from tgis_server.wire.plans import PlanPublisher, PlanSubscriber
+
+GIB = 1 << 30
+
+Provocation = Callable[[Path, pytest.MonkeyPatch], object]
+PROVOCATIONS: dict[Failure, Provocation] = {}
+
+
+def provokes(failure: Failure) -> Callable[[Provocation], Provocation]:
+    def register(provocation: Provocation) -> Provocation:
+        PROVOCATIONS[failure] = provocation
+        return provocation
+
+    return register
+
+
+# -- Options, addresses and directories -------------------------------------------------------------------------------
+
+NOT_WRITABLE = "/proc/nowhere"  # not even by root
+
+PROVOCATIONS |= {
+    failures.WRONG_OPTION: lambda tmp, patch: load_config({"port": "tcp"}, {}),
+    failures.PORT_RESERVED: lambda tmp, patch: explain_bind_error(OSError(errno.EACCES, ""), "::", 80, "--port"),
+    failures.HOST_NOT_HERE: lambda tmp, patch: listen("203.0.113.7", 0, "--port"),
+    failures.HOST_UNKNOWN: lambda tmp, patch: listen("no.such.host.invalid", 0, "--port"),
+    failures.CANNOT_LISTEN: lambda tmp, patch: explain_bind_error(OSError(errno.EMFILE, ""), "::", 80, "--port"),
+    failures.RUN_DIR_NOT_WRITABLE: lambda tmp, patch: make_run_dir(Path(NOT_WRITABLE)),
+    failures.SOCKET_PATH_TOO_LONG: lambda tmp, patch: check_sockets(make_run(tmp / ("d" * 107))),
+    failures.SOCKET_DIR_NOT_WRITABLE: lambda tmp, patch: check_sockets(make_run(Path(NOT_WRITABLE))),
+    failures.FILE_UNREADABLE: lambda tmp, patch: check_readable("--tls-key-path", tmp / "missing"),
+    failures.LOG_FILE_NOT_WRITABLE: lambda tmp, patch: check_log_file(tmp / "missing" / "log"),
+    failures.TLS_FILE_UNREADABLE: lambda tmp, patch: read_tls_file(tmp / "missing"),
+    failures.TLS_PAIR_UNUSABLE: lambda tmp, patch: load_tls(tmp),
+    failures.CACHE_VARIABLES_DIFFER: lambda tmp, patch: find_cache_dir(
+        {"HF_HUB_CACHE": "a", "TRANSFORMERS_CACHE": "b"}
+    ),
+    failures.SHARDS_DO_NOT_DIVIDE: lambda tmp, patch: inspect_checkpoint(tmp, SPEC, 3),
+}
+
+
+@provokes(failures.NO_MODEL)
+def start_the_drop_in(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+    launcher = Path(sys.executable).parent / "text-generation-launcher"
+    ended = subprocess.run([launcher], env={}, capture_output=True, text=True, check=False)
+    return Cause("launcher", 0.0, ended.stderr.strip().removeprefix("tgis: "), ended.returncode)
+
+
+@provokes(failures.PORT_IN_USE)
+def listen_twice(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return listen("127.0.0.1", taken.getsockname()[1], "--port")
+
+
+@provokes(failures.SOCKET_IN_USE)
+def serve_on_the_socket(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+    run = make_run(tmp, config=ServeConfig(shard_uds_path=str(tmp / "s")))
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp / "s-0"))
+        server.listen()
+        return check_sockets(run)
+
+
+def load_tls(directory: Path, **files: Path) -> object:
+    paths = {f"tls_{name}_path": directory / f"{name}.pem" for name in ("cert", "key")}
+    for path in paths.values():
+        if not path.exists():
+            path.write_text("no PEM")
+    return Tls.load(ServeConfig(**paths, **files))
+
+
+def make_pair(directory: Path) -> None:
+    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout key.pem -out cert.pem -subj /CN=x"
+    subprocess.run(["openssl", *words.split()], cwd=directory, check=True, capture_output=True)
+
+
+@provokes(failures.TLS_CLIENT_CA_UNUSABLE)
+def name_a_key_as_authority(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+    make_pair(tmp)
+    return load_tls(tmp, tls_client_ca_cert_path=tmp / "key.pem")
+
+
+@provokes(failures.TLS_FILES_CHANGING)
+def replace_files_all_the_time(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+    make_pair(tmp)
+    patch.setattr(Tls, "_read", lambda self: object())
+    return load_tls(tmp)
+
+
+@provokes(failures.TRACING_NOT_INSTALLED)
+def hide_the_tracing_libraries(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+    patch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    return Tracing("http://localhost:1", "name")
+
+
+# -- The model --------------------------------------------------------------------------------------------------------
+
+
+def model(directory: Path, config: object = None, **changes: Any) -> Path:
+    """A directory with the demo model's config, changed, or with another text in its place; and its tokenizer."""
+    values = json.loads((DEMO_MODEL_DIR / "config.json").read_text()) | changes
+    (directory / "config.json").write_text(json.dumps(values) if config is None else str(config))
+    shutil.copy(DEMO_MODEL_DIR / "tokenizer.json", directory)
+    return directory
+
+
+def weights(directory: Path, dtype: str = "F32", cut: int = 0, missing: str = "", **changes: Any) -> object:
+    shapes = {name: shape for name, shape in (shapes_of(SPEC) | changes).items() if name != missing}
+    file = directory / "model.safetensors"
+    write_safetensors(file, shapes, dtype)
+    file.write_bytes(file.read_bytes()[: -cut or None])
+    return inspect_checkpoint(directory, SPEC, 1)
+
+
+def index(directory: Path, text: str) -> object:
+    (directory / "model.safetensors.index.json").write_text(text)
+    return inspect_checkpoint(directory, SPEC, 1)
+
+
+def serve(flags: dict[str, Any], **facts: Any) -> object:
+    facts = {"torch_has_cuda": True, "free_bytes": 8 * GIB} | facts
+    return resolve(load_config(flags, {}), {}, make_machine(**facts))
+
+
+PROVOCATIONS |= {
+    failures.MODEL_NOT_FOUND: lambda tmp, patch: find_model_dir("no/model", None, tmp),
+    failures.NOT_A_DIRECTORY: lambda tmp, patch: read_spec(tmp / "missing"),
+    failures.NO_CONFIG: lambda tmp, patch: read_spec(tmp),
+    failures.JSON_BROKEN: lambda tmp, patch: read_spec(model(tmp, config="{")),
+    failures.JSON_NO_OBJECT: lambda tmp, patch: read_spec(model(tmp, config="[]")),
+    failures.CONFIG_NOT_SUPPORTED: lambda tmp, patch: read_spec(model(tmp, architectures=["BloomForCausalLM"])),
+    failures.ENGINE_NOT_PRESENT: lambda tmp, patch: serve(
+        {"model_name": str(model(tmp, architectures=["X"])), "deployment_framework": "hf_transformers"}
+    ),
+    failures.WEIGHTS_NOT_FOUND: lambda tmp, patch: inspect_checkpoint(tmp, SPEC, 1),
+    failures.WEIGHTS_INCOMPLETE: lambda tmp, patch: index(tmp, '{"weight_map": {"a": "b.safetensors"}}'),
+    failures.INDEX_EMPTY: lambda tmp, patch: index(tmp, "{}"),
+    failures.WEIGHTS_TRUNCATED: lambda tmp, patch: weights(tmp, cut=1),
+    failures.TENSOR_MISSING: lambda tmp, patch: weights(tmp, missing="model.norm.weight"),
+    failures.TENSOR_SHAPE: lambda tmp, patch: weights(tmp, **{"model.norm.weight": (1,)}),
+    failures.TENSOR_DTYPE: lambda tmp, patch: weights(tmp, dtype="I32"),
+    failures.NO_TOKENIZER: lambda tmp, patch: Tokenizer.load(tmp, 1),
+}
+
+
+@provokes(failures.REVISION_NOT_CACHED)
+def ask_for_another_revision(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+    (tmp / "models--a--b").mkdir()
+    return find_model_dir("a/b", "x", tmp)
+
+
+@provokes(failures.JSON_UNREADABLE)
+def make_the_config_a_directory(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+    (tmp / "config.json").mkdir()
+    return read_spec(tmp)
+
+
+@provokes(failures.WEIGHTS_NO_HEADER)
+def write_noise(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+    (tmp / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"xx")
+    return inspect_checkpoint(tmp, SPEC, 1)
+
+
+@provokes(failures.WEIGHTS_UNREADABLE)
+def remove_weights_after_their_check(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+    import torch
+
+    from tgis_server.engines.native.weights import read_parameters
+
+    shapes = shapes_of(SPEC)
+    write_safetensors(tmp / "model.safetensors", shapes)
+    checkpoint = inspect_checkpoint(tmp, SPEC, 1)
+    (tmp / "model.safetensors").unlink()
+    return list(read_parameters(checkpoint, 0, torch.float32, torch.device("cpu"), lambda *_: None))
+
+
+@provokes(failures.TOKENIZER_UNREADABLE)
+def break_the_tokenizer(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+    (tmp / "tokenizer.json").write_text("{}")
+    return Tokenizer.load(tmp, 1)
+
+
+@provokes(failures.DECODER_NOT_SUPPORTED)
+def use_a_decoder_of_whole_texts(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.decoder = tokenizers.decoders.CTC()
+    return PieceDecoder(tokenizer)
+
+
+# -- Devices and memory -----------------------------------------------------------------------------------------------
+
+REQUEST = MemoryRequest(device="cpu", block_bytes=GIB, block_size=16, max_sequence_length=160, is_explicit=True)
+
+GPU = Gpu("0", "GPU", GIB, GIB)
+CUDA = {"device": "cuda", "model_name": str(DEMO_MODEL_DIR)}
+PLAN = StepPlan(step=3, slots=[0], num_tokens=[7], new_blocks=[[]], sample=[True])
+
+
+def check_weights(rank_bytes: int, device: str, **facts: Any) -> object:
+    return check_memory(make_run(Path(), device=device), make_machine(**facts), Weights(rank_bytes))
+
+
+PROVOCATIONS |= {
+    failures.NO_GPU: lambda tmp, patch: serve(CUDA),
+    failures.TORCH_WITHOUT_CUDA: lambda tmp, patch: serve(CUDA, gpus=(GPU,), torch_has_cuda=False),
+    failures.TOO_FEW_GPUS: lambda tmp, patch: serve(CUDA | {"num_shard": 2}, gpus=(GPU,)),
+    failures.WEIGHTS_EXCEED_MEMORY: lambda tmp, patch: check_weights(GIB, "cpu"),
+    failures.WEIGHTS_EXCEED_GPU: lambda tmp, patch: check_weights(2 * GIB, "cuda", gpus=(GPU,)),
+    failures.MODEL_TOO_LARGE: lambda tmp, patch: check_fits(REQUEST, GIB, GIB, GIB, "m"),
+    failures.KV_CACHE_TOO_LARGE: lambda tmp, patch: decide_kv_budget(
+        MemoryRequest("cpu", GIB, 16, 160, is_explicit=True, kv_cache_memory=9 * GIB), GIB
+    ),
+    failures.SEQUENCE_TOO_LONG: lambda tmp, patch: decide_kv_budget(REQUEST, GIB),
+    failures.WARM_UP_TOO_LARGE: lambda tmp, patch: step_too_large(StepPlan(step=0), OutOfMemory()),
+    failures.STEP_TOO_LARGE: lambda tmp, patch: step_too_large(PLAN, OutOfMemory()),
+}
+
+
+# -- A process of the group -------------------------------------------------------------------------------------------
+
+COUNTED = Memory(oom_kills_before=1, oom_kills_after=1)
+
+
+def end(status: int, *, name: str = "shard-1", memory: Memory = COUNTED, **shared_memory: int) -> Provocation:
+    """A child that ended so, without a word."""
+
+    def provoke(tmp: Path, patch: pytest.MonkeyPatch) -> Cause:
+        status_of_shm = SimpleNamespace(f_frsize=1, f_blocks=4 * GIB, f_bavail=4 * GIB)
+        vars(status_of_shm).update(shared_memory)
+        patch.setattr("os.statvfs", lambda _: status_of_shm)
+        return find_cause([Exit(name, status, 1.0)], [], memory, num_shard=2)
+
+    return provoke
+
+
+def fault(kind: str) -> Provocation:
+    """A child in which ``--fault`` strikes."""
+
+    def provoke(tmp: Path, patch: pytest.MonkeyPatch) -> Cause:
+        try:
+            Fault.parse(f"shard1:{kind}@load").reach("load")
+        except Exception as error:  # noqa: BLE001  whatever it is, as in a child
+            write_error(tmp, "shard-1", error)
+        return find_cause([], read_records(tmp), COUNTED, num_shard=2)
+
+    return provoke
+
+
+def wait_in_vain(**steps: int | None) -> Provocation:
+    lost = Cause("shard-0", 1.0, "shard-0 lost contact", 5, is_secondary=True)
+    by_name = {name.replace("_", "-"): count for name, count in steps.items()}
+    return lambda tmp, patch: find_cause([], [lost], COUNTED, num_shard=3, steps=by_name)
+
+
+PROVOCATIONS |= {
+    failures.GPU_OUT_OF_MEMORY: fault("gpu-oom"),
+    failures.HOST_OUT_OF_MEMORY: fault("host-oom"),
+    failures.DRIVER_TOO_OLD: fault("driver-too-old"),
+    failures.GPU_NOT_SUPPORTED: fault("gpu-not-supported"),
+    failures.GPU_UNUSABLE: fault("gpu-unusable"),
+    failures.GPU_ERROR: fault("gpu-error"),
+    failures.MISSING_FILE: fault("missing-file"),
+    failures.FILE_FORBIDDEN: fault("file-forbidden"),
+    failures.DISK_FULL: fault("disk-full"),
+    failures.TOO_MANY_FILES: fault("too-many-files"),
+    failures.MISSING_PACKAGE: fault("missing-package"),
+    failures.BROKEN_LIBRARY: fault("import-error"),
+    failures.UNEXPECTED_ERROR: fault("error"),
+    failures.PEER_LOST: fault("timeout"),
+    failures.OUT_OF_MEMORY_KILLED: end(-signal.SIGKILL, memory=Memory(1, 2, GIB)),
+    failures.KILLED: end(-signal.SIGKILL),
+    failures.KILLED_PERHAPS_FOR_MEMORY: end(-signal.SIGKILL, memory=Memory()),
+    failures.SHARED_MEMORY_FULL: end(-signal.SIGBUS, f_blocks=64 << 20, f_bavail=0),
+    failures.MAPPED_FILE_LOST: end(-signal.SIGBUS),
+    failures.ILLEGAL_INSTRUCTION: end(-signal.SIGILL),
+    failures.CRASHED: end(-signal.SIGSEGV),
+    failures.ABORTED: end(-signal.SIGABRT),
+    failures.ENDED_BY_SIGNAL: end(-signal.SIGTERM),
+    failures.ENDED_EARLY: end(0),
+    failures.ENDED_WITH_CODE: end(1),
+    failures.NO_CAUSE: lambda tmp, patch: find_cause([], [], COUNTED, num_shard=1),
+    failures.RANK_SILENT: wait_in_vain(shard_0=2, shard_1=None),
+    failures.RANK_BEHIND: wait_in_vain(shard_0=2, shard_1=1, shard_2=2),
+    failures.NO_PROGRESS: lambda tmp, patch: Silence(1.0).check([ProcessProgress("shard-0", 0.0)], 9.0),
+}
+
+
+class SilentHealth:
+    """Processes that answer nothing."""
+
+    async def check(self, name: str, timeout_s: float) -> None:
+        return None
+
+    async def info(self, rank: int, timeout_s: float) -> None:
+        return None
+
+
+def watch_silence(patch: pytest.MonkeyPatch, watch: Callable[[Any], Coroutine[Any, Any, Any]]) -> object:
+    patch.setattr(watching, "WATCH_POLL_S", 0.0)
+    patch.setattr(watching, "HealthClient", lambda run: SilentHealth())
+    return asyncio.run(watch(watching.Watcher(make_run(Path()), SimpleNamespace(), 0.0)))
+
+
+PROVOCATIONS |= {
+    failures.NO_INFO: lambda tmp, patch: watch_silence(patch, lambda watcher: watcher._get_info()),
+    failures.FRONTEND_HANGS: lambda tmp, patch: watch_silence(patch, lambda watcher: watcher.watch_frontend()),
+}
+
+
+class StuckChild:
+    """A child that ends of nothing but SIGABRT."""
+
+    name, pid, is_alive, stopped_at = "frontend", 1, True, 1.0
+
+    def __init__(self) -> None:
+        self.exited = asyncio.Event()
+
+    def send_signal(self, number: int) -> None:
+        if number == signal.SIGABRT:
+            self.exited.set()
+
+
+def supervise(tmp: Path, act: Callable[[supervisor.Supervisor], Coroutine[Any, Any, None]]) -> Cause:
+    """What a supervisor of a stuck child finds out."""
+
+    async def live() -> Cause:
+        run = make_run(tmp, config=ServeConfig(drain_timeout=0.0))
+        subject = supervisor.Supervisor(run, SimpleNamespace(), {}, StopSignals())
+        await act(subject)
+        return subject._hung[0]
+
+    return asyncio.run(live())
+
+
+@provokes(failures.DRAIN_HANGS)
+def drain_for_ever(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+    patch.setattr(supervisor, "DRAIN_SLACK_S", 0.01)
+    watcher = SimpleNamespace(report_drain=asyncio.Event().wait)
+    return supervise(tmp, lambda subject: subject._drain(StuckChild(), watcher))
+
+
+@provokes(failures.PROCESS_STOPPED)
+def stop_a_child(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+    async def stop(subject: supervisor.Supervisor) -> None:
+        subject._give_up_stopped(StuckChild(), 1.0)
+
+    return supervise(tmp, stop)
+
+
+# -- Consequences -----------------------------------------------------------------------------------------------------
+
+SERVING = pb.HealthReply.SERVING
+
+
+def judge(*replies: pb.HealthReply | None) -> object:
+    """Why a shard that gives these answers is dead."""
+    shard = ShardWatch(1, step_timeout_s=60.0)
+    verdicts = [shard.observe(reply) for reply in replies]
+    return failures.SHARD_SILENT.kind(verdicts[-1])
+
+
+PROVOCATIONS |= {
+    failures.SHARD_SILENT: lambda tmp, patch: judge(pb.HealthReply(state=SERVING), None, None, None),
+    failures.STEP_HANGS: lambda tmp, patch: judge(pb.HealthReply(state=SERVING, step_age_s=61.0)),
+    failures.STEP_LOOP_HANGS: lambda tmp, patch: judge(*[pb.HealthReply(state=SERVING, tick_age_s=4.0)] * 2),
+    failures.LEADER_LATE: lambda tmp, patch: PlanSubscriber.connect(tmp / "p", 0.0),
+    failures.ENGINE_LOST: lambda tmp, patch: read_results(GrpcLink(tmp / "none.sock")),
+}
+
+
+def connect(path: Path) -> tuple[PlanPublisher, PlanSubscriber]:
+    publisher = PlanPublisher(path, 1)
+    subscriber = PlanSubscriber.connect(path, 1.0)
+    publisher.wait_for_followers(1.0)
+    return publisher, subscriber
+
+
+@provokes(failures.FOLLOWER_LATE)
+def wait_for_nobody(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+    with closing(PlanPublisher(tmp / "p", 1)) as publisher:
+        return publisher.wait_for_followers(0.0)
+
+
+@provokes(failures.LEADER_GONE)
+def close_the_plans(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+    publisher, subscriber = connect(tmp / "p")
+    publisher.close()
+    with closing(subscriber):
+        return subscriber.receive()
+
+
+@provokes(failures.FOLLOWER_GONE)
+def publish_to_nobody(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+    publisher, subscriber = connect(tmp / "p")
+    subscriber.close()
+    with closing(publisher):
+        return publisher.publish(StepPlan(step=0))
+
+
+@provokes(failures.COLLECTIVE_LOST)
+def fail_in_a_collective(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+    from tgis_server.engines.native.parallel import _peer_errors
+
+    with _peer_errors():
+        raise RuntimeError("Connection closed by peer [127.0.0.1]:1234")
+
+
+class Session:
+    """A call of the Session's RPC that yields nothing, and takes no message."""
+
+    def __init__(self, *, ends: bool) -> None:
+        self._end = asyncio.get_running_loop().create_future()
+        self._cancelled = False
+        if ends:
+            self._end.set_result(None)
+
+    def __aiter__(self) -> Session:
+        return self
+
+    async def __anext__(self) -> None:
+        await self._end
+        raise StopAsyncIteration
+
+    async def write(self, message: object) -> None:
+        raise OSError("no")
+
+    def cancel(self) -> None:
+        self._end.cancel()
+
+
+class ScriptedLink(GrpcLink):
+    """A link whose leader is a :class:`Session`."""
+
+    def __init__(self, *, ends: bool, requests: Iterable[Submit] = ()) -> None:
+        super().__init__(Path())
+        self._ends, self._requests = ends, requests
+
+    def _stub(self) -> Any:
+        return SimpleNamespace(Session=self._open)
+
+    def _open(self) -> Session:
+        asyncio.get_running_loop().call_soon(self.submit, self._requests)
+        return Session(ends=self._ends)
+
+
+def read_results(link: GrpcLink) -> object:
+    async def read() -> object:
+        try:
+            return await anext(link.results())
+        finally:
+            await link.close()
+
+    return asyncio.run(read())
+
+
+PROVOCATIONS |= {
+    failures.ENGINE_CLOSED: lambda tmp, patch: read_results(ScriptedLink(ends=True)),
+    failures.ENGINE_REFUSES: lambda tmp, patch: read_results(ScriptedLink(ends=False, requests=[Submit(1, [1], 1)])),
+}
+
+
+def provoke(failure: Failure, tmp: Path, patch: pytest.MonkeyPatch) -> tuple[str, int]:
+    """Sentence and exit code."""
+    try:
+        outcome = PROVOCATIONS[failure](tmp, patch)
+    except TgisError as error:
+        outcome = error
+    if isinstance(outcome, Cause):
+        return outcome.sentence, outcome.exit_code
+    assert isinstance(outcome, TgisError), f"nothing went wrong: {outcome}"
+    return str(outcome), outcome.exit_code
