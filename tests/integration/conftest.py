@@ -242,7 +242,9 @@ class Load:
         has_token, reason = False, pb.NOT_FINISHED
         request = pb.SingleGenerationRequest(
             request=pb.GenerationRequest(text="Once upon a time"),
-            params=pb.Parameters(stopping=pb.StoppingCriteria(max_new_tokens=max_new_tokens)),
+            params=pb.Parameters(
+                stopping=pb.StoppingCriteria(min_new_tokens=max_new_tokens, max_new_tokens=max_new_tokens)
+            ),
         )
         with grpc.insecure_channel(self.address) as channel:
             try:

@@ -1,7 +1,7 @@
 """Every signal to every process in every phase: exit code, first cause, what becomes of calls, and nothing left.
 
 The cells run a few at a time, as most of their time is waiting; each is a test of its own. The table in
-docs/operations.md says the same.
+docs/operations.md says the same. ``TGIS_KILL_MATRIX=native`` runs them with the demo model instead of a rehearsal.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import pytest
 
 from shards import wait_until
 
-AT_ONCE = 3  # servers that run at a time
 GONE_S = 2.0  # from a signal to the end of the last process
 NOTICED_S = 10.0  # from a stop to the consequences
 NUM_STREAMS = 3
@@ -32,7 +31,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL, signal.SIGSTOP)
 PHASES = ("loading", "idle", "under load", "draining")
 CELLS = [(victim, number, phase) for victim in VICTIMS for number in SIGNALS for phase in PHASES]
 
-REHEARSAL = ("--rehearse", "--num-shard", "2", "--rehearse-step-ms", "20", "--host", "127.0.0.1")
+IS_NATIVE = os.environ.get("TGIS_KILL_MATRIX") == "native"
+ENGINE = ("--allow-faults",) if IS_NATIVE else ("--rehearse", "--rehearse-step-ms", "20")
+AT_ONCE = 1 if IS_NATIVE else 3  # servers that run at a time
+OPTIONS = (*ENGINE, "--num-shard", "2", "--host", "127.0.0.1")
 FINISHED, CUT = "MAX_TOKENS", "UNAVAILABLE"
 
 
@@ -83,7 +85,7 @@ class Cell:
     def __init__(self, victim: str, number: signal.Signals, phase: str, start: Callable[..., Any]) -> None:
         self.victim, self.number, self.phase = victim, number, phase
         self.expected = expect(victim, number, phase)
-        arguments = [*REHEARSAL, "--fault", "shard1:hang@load"] if phase == "loading" else REHEARSAL
+        arguments = [*OPTIONS, "--fault", "shard1:hang@load"] if phase == "loading" else OPTIONS
         self.server = start(*arguments)
         self.load: Any = None
 
