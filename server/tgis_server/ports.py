@@ -43,10 +43,23 @@ def explain_bind_error(error: OSError, host: str, port: int, flag: str) -> TgisE
 
 def find_owner(port: int) -> str:
     """``NAME (pid N)`` where the system tells; other users' processes are often hidden."""
+    name, pid, _ = find_listener(port)
+    return f"{name} (pid {pid})" if pid else "another process"
+
+
+def is_held_by_server(port: int) -> bool:
+    """Whether a front-end listens on a port, be it of a server that serves or of one that ends."""
+    _, _, command = find_listener(port)
+    return "tgis_server.child" in command
+
+
+def find_listener(port: int) -> tuple[str, int, list[str]]:
+    """Name, pid and command of the process that listens on a port; empty where the system does not tell."""
     import psutil
 
     with contextlib.suppress(psutil.Error, OSError):
         for connection in psutil.net_connections("tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
-                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
-    return "another process"
+                process = psutil.Process(connection.pid)
+                return process.name(), process.pid, process.cmdline()
+    return "", 0, []

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ from typing import Any
 import pytest
 
 from tgis_cli.machine import Cpu, Gpu, Machine
-from tgis_cli.machine.preflight import check_before_start, check_memory, check_sockets, check_tokenizer
+from tgis_cli.machine.preflight import check_before_start, check_memory, check_sockets, check_tokenizer, wait_for_port
 from tgis_cli.supervisor.run_dir import make_run_dir
 from tgis_server.config import ServeConfig
 from tgis_server.errors import ModelError, NotEnoughDevices, UsageError
@@ -61,6 +64,21 @@ def test_a_port_in_use_is_named_with_its_owner():
 
         with pytest.raises(UsageError, match=rf"Port {port} is already in use by .*\(pid {os.getpid()}\).*--port"):
             listen("127.0.0.1", port, "--port")
+
+
+def test_a_server_that_is_ending_is_given_time_to_free_its_port(monkeypatch: pytest.MonkeyPatch):
+    program = (
+        "import socket; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, "tgis_server.child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as predecessor:
+        port = int(predecessor.stdout.readline())
+        monkeypatch.setattr(time, "sleep", lambda _: predecessor.communicate("end\n"))
+
+        wait_for_port("127.0.0.1", port, "--port")
+
+    assert predecessor.returncode == 0
 
 
 def test_a_free_port_passes():

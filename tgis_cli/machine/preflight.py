@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tgis_cli.machine.facts import Machine
 from tgis_cli.supervisor.log_file import check_log_file
 from tgis_server import failures
-from tgis_server.ports import listen
+from tgis_server.errors import UsageError
+from tgis_server.ports import is_held_by_server, listen
 from tgis_server.run import Run
 from tgis_server.sizes import format_bytes
 
 if TYPE_CHECKING:
     from tgis_server.engines.native.checkpoint import Checkpoint
 
+PREDECESSOR_S = 5.0  # for another server to give up its ports: after a failure it takes about one
 MAX_SOCKET_PATH_BYTES = 107  # sun_path of Linux, less its end mark
 
 
@@ -33,8 +36,8 @@ def check_before_start(run: Run, machine: Machine, checkpoint: Checkpoint | None
         UsageError, ModelError, NotEnoughDevices: what was found first.
     """
     config = run.config
-    listen(config.host, config.grpc_port, "--grpc-port").close()
-    listen(config.host, config.port, "--port").close()
+    wait_for_port(config.host, config.grpc_port, "--grpc-port")
+    wait_for_port(config.host, config.port, "--port")
     for flag, file in (
         ("--tls-cert-path", config.tls_cert_path),
         ("--tls-key-path", config.tls_key_path),
@@ -47,6 +50,26 @@ def check_before_start(run: Run, machine: Machine, checkpoint: Checkpoint | None
     check_tokenizer(run.model_dir)
     if checkpoint is not None:
         check_memory(run, machine, checkpoint)
+
+
+def wait_for_port(host: str, port: int, flag: str) -> None:
+    """Listen for a moment, as the server will.
+
+    A server that holds the port may be ending: those who restart one (caikit-tgis-backend does) do not wait for its
+    end, and the original was so slow to load that they did not have to.
+
+    Raises:
+        UsageError: as :func:`listen`.
+    """
+    deadline = time.monotonic() + PREDECESSOR_S
+    while time.monotonic() < deadline:
+        try:
+            return listen(host, port, flag).close()
+        except UsageError:
+            if not is_held_by_server(port):
+                break
+        time.sleep(0.1)
+    return listen(host, port, flag).close()
 
 
 def check_readable(flag: str, file: Path | None) -> None:
