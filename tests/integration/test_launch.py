@@ -114,6 +114,18 @@ def test_a_port_in_use_is_named_with_its_owner(start: Start):
     assert server.run_dir is None
 
 
+def test_a_server_that_ends_hands_its_ports_to_the_next_one(launch: Start, start: Start):
+    first = launch("--rehearse", "--host", "127.0.0.1", "--drain-delay", "2")
+    ports = {"GRPC_PORT": str(first.facts["grpc_port"]), "PORT": str(first.facts["http_port"])}
+
+    first.process.send_signal(signal.SIGTERM)
+    second = start("--rehearse", "--host", "127.0.0.1", **ports)
+    second.wait_for_line("belongs to another server, which may be ending")
+
+    assert second.wait_until_ready().address == first.address
+    assert first.wait() == 0
+
+
 def test_a_run_directory_that_cannot_be_made_is_a_usage_error(start: Start):
     server = start("--rehearse", "--run-dir", "/proc/nowhere")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,14 +63,19 @@ def wait_for_port(host: str, port: int, flag: str) -> None:
         UsageError: as :func:`listen`.
     """
     deadline = time.monotonic() + PREDECESSOR_S
-    while time.monotonic() < deadline:
+    is_told = False
+    while True:
         try:
-            return listen(host, port, flag).close()
+            listen(host, port, flag).close()
         except UsageError:
-            if not is_held_by_server(port):
-                break
+            if time.monotonic() > deadline or not is_held_by_server(port):
+                raise
+        else:
+            return
+        if not is_told:
+            is_told = True
+            print(f"tgis: port {port} belongs to another server, which may be ending: waiting for it.", file=sys.stderr)
         time.sleep(0.1)
-    return listen(host, port, flag).close()
 
 
 def check_readable(flag: str, file: Path | None) -> None:
