@@ -28,8 +28,8 @@ WHOLE_SERVER = "text-generation-server serve starts the whole server, all shards
 def launch(flags: Mapping[str, Any], config_file: Path | None) -> None:
     """Serve a model, under the name and with the options of the original's launcher.
 
-    `tgis launch MODEL` is the newer way and takes the same options; `tgis migrate FILE` tells what becomes of the
-    settings in a manifest.
+    `tgis launch MODEL` is the newer way and takes the same options.
+    `tgis migrate FILE` tells what becomes of the settings in a manifest.
     """
     from tgis_cli.commands.launch import run_launch
 

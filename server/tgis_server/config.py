@@ -51,7 +51,7 @@ def read_dtype(text: str) -> str:
 
 def read_log_level(text: str) -> str:
     """The level of ``info,tonic=warn``: the original takes filters with a level for each of its own modules."""
-    return next((part for part in text.split(",") if "=" not in part), text)
+    return next((part for part in text.split(",") if "=" not in part), "info")
 
 
 @dataclass(frozen=True, slots=True)

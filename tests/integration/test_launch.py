@@ -16,8 +16,11 @@ from typing import Any
 import pytest
 
 import tgis_server
+from tgis_cli.legacy_settings import Verdict
+from tgis_cli.migrate import examine_all, read_containers, read_source
 
 Start = Callable[..., Any]  # of a Server in conftest.py
+MANIFEST = Path(__file__).parents[1] / "unit/manifests/original.yaml"
 DEMO_MODEL = Path(tgis_server.__file__).parent / "demo_model"
 
 
@@ -159,6 +162,18 @@ def test_the_drop_in_launcher_wants_a_model(start: Start):
 
     assert server.wait() == 2
     assert "No model is given" in server.last_line
+
+
+def test_the_originals_manifest_starts_with_a_warning_for_each_setting_that_migrate_points_out(launch: Start):
+    (report,) = examine_all(read_containers([read_source(str(MANIFEST))]))
+    environ = {given.name: given.value for given in report.container.env} | {"MODEL_NAME": str(DEMO_MODEL)}
+
+    server = launch("--rehearse", "--host", "127.0.0.1", script="text-generation-launcher", **environ)
+
+    pointed_out = {finding.name for finding in report.findings if finding.verdict != Verdict.SAME}
+    warned = re.findall(r"warning environment (\w+)", server.stderr)
+    assert sorted(warned) == sorted(pointed_out)
+    assert set(server.pids) == {"launcher", "frontend", "shard-0", "shard-1"}
 
 
 def test_the_shard_server_of_the_original_starts_the_whole_server_with_one_warning(launch: Start):

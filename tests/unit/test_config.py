@@ -129,7 +129,9 @@ def test_a_file_that_is_no_toml_is_named(config_file):
         load(config_file=config_file("port: 1\n"))
 
 
-@pytest.mark.parametrize(("text", "level"), [("WARN", "warning"), ("hyper=off,debug,tonic=warn", "debug")])
+@pytest.mark.parametrize(
+    ("text", "level"), [("WARN", "warning"), ("hyper=off,debug,tonic=warn", "debug"), ("a=b", "info")]
+)
 def test_of_a_log_filter_the_general_level_counts(text: str, level: str):
     assert load({"LOG_LEVEL": text}).config.log_level == level
 

@@ -102,6 +102,15 @@ def test_flags_are_judged_with_variables_filled_in(examine):
     assert verdicts(report) == {"--num-shard=2": "same", "-p=80": "same", "--model-name=($(UNKNOWN))": "same"}
 
 
+def test_flags_of_a_patch_belong_to_the_launcher(examine):
+    patch = {"kind": "Deployment", "containers": [{"args": ["--num-shard=x", "-p99999", "--unheard-of"]}]}
+
+    (report,) = examine(yaml.safe_dump(patch))
+
+    assert verdicts(report) == {"--num-shard=x": "refused", "--port=99999": "refused"}
+    assert problems(report) == ["text-generation-launcher does not know --unheard-of."]
+
+
 def test_a_shells_script_is_searched_for_the_executable(examine):
     script = "set -e\nsleep 1; exec text-generation-launcher --model-name $NAME --json-output"
     container = {"command": ["/bin/sh", "-c"], "args": [script], "env": [{"name": "NAME", "value": "/m"}]}
@@ -316,7 +325,7 @@ def test_a_pod_that_has_everything_gets_no_advice(examine):
             "secrets",
             "S3_SECRET is written in the open: use a secret",
         ),
-        ({"ports": [{"containerPort": 3000}]}, {}, "ports", "The gRPC port 8033 is not among"),
+        ({"ports": [{"containerPort": 3000}, {"containerPort": 80}]}, {}, "ports", "container's ports 3000, 80."),
         ({"livenessProbe": {"httpGet": {"path": "/health", "port": 3000}}}, {}, "probes", "/health/live does not fail"),
         ({"args": ["start.sh"]}, {}, "command", "start.sh is not one of the original's"),
     ],

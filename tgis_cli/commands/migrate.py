@@ -80,7 +80,7 @@ def print_line(console: Console, text: str, style: str = "") -> None:
 
 
 def rows_of(report: Report) -> list[tuple[str, str, str, str]]:
-    """Line, verdict, setting and text of all findings, then of all advice, in the order of lines."""
+    """Line, verdict, setting and text of all findings, then of all advice."""
     findings = [
         (str(finding.line or ""), finding.verdict, spell(finding), f"{finding.now} {finding.todo}")
         for finding in report.findings

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from tgis_cli.migrate.containers import EXECUTABLES, Given, is_reference, line_of
+from tgis_cli.migrate.containers import EXECUTABLES, Given, Text, is_reference, line_of
 from tgis_cli.migrate.shell import expand, find_executable, read_commands
 from tgis_server.errors import UsageError
 
@@ -53,16 +53,10 @@ def parse_command(argv: list[str], environ: Mapping[str, str]) -> Command:
         return command
     unknown = [word for word in context.args if word.startswith("-")] or context.args
     command.problems += [f"{command.executable} does not know {word}." for word in unknown]
-    names = {param.name: set(param.opts) | set(param.secondary_opts) for param in parser.params}
-    for name, value in context.params.items():
-        if value in (None, False) and not is_spelled(names[name], arguments):
-            continue
-        line = next((line_of(word) for word in arguments if word.partition("=")[0] in names[name] or word == value), 0)
-        text = str(value).lower() if isinstance(value, bool) else str(value)
-        spelled = next((word.partition("=")[0] for word in arguments if word.partition("=")[0] in names[name]), "")
-        unknown_value = is_reference(text)
-        given = Given(spelled or max(names[name], key=len), None if unknown_value else text, line, text)
-        command.given.append((LAUNCH_NAMES.get(name, name), given))
+    for param in parser.params:
+        if context.get_parameter_source(param.name).name == "COMMANDLINE":
+            given = read_parameter(param, context.params[param.name], arguments)
+            command.given.append((LAUNCH_NAMES.get(param.name, param.name), given))
     known = {name: value for name, value in context.params.items() if not is_reference(str(value))}
     try:
         is_serve = command.subcommand == "serve"
@@ -72,17 +66,26 @@ def parse_command(argv: list[str], environ: Mapping[str, str]) -> Command:
     return command
 
 
-def is_spelled(names: set[str], arguments: list[str]) -> bool:
-    return any(word.partition("=")[0] in names for word in arguments)
+def read_parameter(param: Any, value: object, arguments: list[str]) -> Given:
+    """A parsed parameter as it is written, with its line."""
+    names = {*param.opts, *param.secondary_opts}
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    word = next((word for word in arguments if word.partition("=")[0] in names or word == value), arguments[0])
+    spelled = word.partition("=")[0]
+    name = spelled if spelled in names else max(names, key=len)
+    return Given(name, None if is_reference(text) else text, line_of(word), text)
 
 
 def find_words(argv: list[str], environ: Mapping[str, str]) -> list[str]:
     """The executable and its arguments; variables in a shell's script are filled in as far as they are known."""
     if argv and argv[0].rsplit("/", 1)[-1] in SHELLS:
         script = next((word for before, word in pairwise(argv) if before.endswith("c")), "")
-        for _, words in read_commands(script):
+        for line, words in read_commands(script):
             if (start := find_executable(words)) is not None:
-                return [type(argv[0])(expand(word, environ)) for word in words[start:]]
+                at = line_of(script) + (line if "\n" in script else 0)
+                return [Text(expand(word, environ), at) for word in words[start:]]
         return []
+    if argv and argv[0].startswith("-"):  # a patch, or KServe's model: flags for a command that stands elsewhere
+        return [EXECUTABLES[0], *argv]
     start = next((index for index, word in enumerate(argv) if word.rsplit("/", 1)[-1] in EXECUTABLES), None)
     return [] if start is None else argv[start:]

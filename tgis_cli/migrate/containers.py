@@ -16,6 +16,7 @@ GENERIC = re.compile(
     "LOG_LEVEL|DEBUG|RUST_BACKTRACE|REVISION|QUANTIZE|OTEL_.*|TLS_.*_PATH|TRUST_REMOTE_CODE|GIT_COMMIT_HASH"
 )
 OURS = frozenset(name for name in BY_NAME if not GENERIC.fullmatch(name))
+OUR_FLAGS = frozenset(BY_NAME[name].flag for name in OURS) - {""}
 
 
 class Text(str):
@@ -90,7 +91,7 @@ class Container:
     @property
     def is_partial(self) -> bool:
         """A patch or a set of variables: what is not in it may be elsewhere."""
-        return not (self.image or self.argv)
+        return not self.image and (not self.argv or self.argv[0].startswith("-"))
 
     @property
     def is_ours(self) -> bool:
@@ -99,6 +100,7 @@ class Container:
             any(name in word for word in self.argv for name in (*EXECUTABLES, "vllm_tgis_adapter"))
             or bool(IMAGE_NAMES.search(self.image))
             or any(given.name in OURS for given in self.env)
+            or any(word.partition("=")[0] in OUR_FLAGS for word in self.argv)
         )
 
 

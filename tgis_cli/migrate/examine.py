@@ -47,8 +47,7 @@ class Report:
     @property
     def will_fail(self) -> bool:
         """Whether a server with these settings does not start, or never becomes ready."""
-        refused = any(finding.verdict == Verdict.REFUSED for finding in self.findings)
-        return refused or any(advice.is_problem for advice in self.advice)
+        return any(map(is_refused, self.findings)) or any(advice.is_problem for advice in self.advice)
 
 
 def examine(container: Container) -> Report:
@@ -56,14 +55,11 @@ def examine(container: Container) -> Report:
     last = {given.name: given for given in container.env}  # a later one wins
     environ = {given.name: given.value for given in last.values() if given.value is not None}
     command = parse_command(container.argv, environ)
-    findings = [
-        *(judge_flag(name, given) for name, given in command.given),
-        *filter(None, map(judge_variable, last.values())),
-    ]
-    judged = {finding.name for finding in findings}
-    refused = {finding.name for finding in findings if finding.verdict == Verdict.REFUSED}
-    flags = {name: value for name, value in command.flags.items() if f"--{name.replace('_', '-')}" not in refused}
-    environ = {name: value for name, value in environ.items() if name not in refused}
+    judged_flags = {name: judge_flag(name, given) for name, given in command.given}
+    judged = {name: finding for name, given in last.items() if (finding := judge_variable(given))}
+    findings = [*judged_flags.values(), *judged.values()]
+    flags = {name: value for name, value in command.flags.items() if not is_refused(judged_flags.get(name))}
+    environ = {name: value for name, value in environ.items() if not is_refused(judged.get(name))}
     problems = list(command.problems)
     loaded = None
     try:
@@ -79,6 +75,10 @@ def examine(container: Container) -> Report:
         advice += [] if container.is_partial else advise_on_defaults(container, command)
         advice += advise(container, command, loaded.config, environ)
     return Report(container, findings, advice)
+
+
+def is_refused(finding: Finding | None) -> bool:
+    return finding is not None and finding.verdict == Verdict.REFUSED
 
 
 def lacks_model(container: Container, command: Command, loaded: LoadedConfig) -> bool:

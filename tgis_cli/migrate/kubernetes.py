@@ -48,7 +48,7 @@ def read_operation(operation: Any) -> Mapping[str, Any] | None:
         return None
     value = operation.get("value")
     items = value if isinstance(value, list) else [value]
-    return {"kind": "JSON patch", "metadata": {"name": ""}, "containers": [{"name": "", match[1]: items}]}
+    return {"kind": "JSON patch", "containers": [{match[1]: items}]}
 
 
 def read_config_maps(objects: list[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
@@ -148,7 +148,7 @@ def read_env_from(
             name = str(as_dict(reference).get("name", ""))
             if kind == "configMapRef" and name in config_maps:
                 for key, value in config_maps[name].items():
-                    yield Given(prefix + key, value, line_of(key), f"ConfigMap {name}")
+                    yield Given(prefix + key, value)
             elif name:
                 around.missing.append(f"{KINDS.get(kind, kind)} {name}")
 
@@ -160,7 +160,8 @@ def expand(word: str, values: Mapping[str, str]) -> Text:
 
 def read_surroundings(raw: Mapping[str, Any], pod: Mapping[str, Any], linked_services: list[str]) -> Surroundings:
     grace = to_int(pod.get("terminationGracePeriodSeconds"))
-    ports = {str(port.get("name")): port.get("containerPort") for port in dicts(raw.get("ports"))}
+    ports = dicts(raw.get("ports"))
+    named_ports = {str(port.get("name")): port.get("containerPort") for port in ports}
     volumes = {str(volume.get("name")): volume for volume in dicts(pod.get("volumes"))}
     mounts = {
         str(mount.get("mountPath")): volumes.get(str(mount.get("name")), {})
@@ -176,9 +177,9 @@ def read_surroundings(raw: Mapping[str, Any], pod: Mapping[str, Any], linked_ser
         is_root_read_only=as_dict(raw.get("securityContext")).get("readOnlyRootFilesystem") == "true",
         writable=[path for path, volume in mounts.items() if is_writable(volume)],
         has_shared_memory="/dev/shm" in mounts,  # noqa: S108  a path in a container
-        ports=[number for number in map(to_int, ports.values()) if number is not None],
+        ports=[number for port in ports if (number := to_int(port.get("containerPort"))) is not None],
         num_gpus=next((count for count in gpus if count is not None), None),
-        probes=[read_probe(name, raw[name], ports, raw) for name in PROBES if isinstance(raw.get(name), dict)],
+        probes=[read_probe(name, raw[name], named_ports, raw) for name in PROBES if isinstance(raw.get(name), dict)],
         linked_services=linked_services,
     )
 
