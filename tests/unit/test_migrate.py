@@ -183,6 +183,11 @@ def test_containers_are_found_in_objects_of_any_kind(examine, spec: Change):
     assert [verdicts(report) for report in examine(yaml.safe_dump(spec))] == [{"MAX_NEW_TOKENS=7": "same"}]
 
 
+@pytest.mark.parametrize("image", ["quay.io/opendatahub/caikit-tgis-serving:1", "registry/tgis-team/postgres", "proxy"])
+def test_what_only_stands_beside_a_server_is_left_out(examine, image: str):
+    assert examine(pod({"image": image, "args": ["run"], "env": [{"name": "PORT", "value": "80"}]})) == []
+
+
 def test_compose_services_with_defaults_anchors_and_env_files(examine, tmp_path: Path):
     (tmp_path / "my.env").write_text("PT2_COMPILE=true\nMAX_NEW_TOKENS=5\n")
     compose = """

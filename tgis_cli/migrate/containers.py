@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from tgis_cli.legacy_settings import BY_NAME
 
 EXECUTABLES = ("text-generation-launcher", "text-generation-server")
-IMAGE_NAMES = re.compile(r"text-gen|tgis|vllm-tgis", re.IGNORECASE)
+IMAGE_NAMES = re.compile(r"(text-gen|(?<!caikit-)tgis)[^/]*$", re.IGNORECASE)  # caikit-tgis is a client of ours
 REFERENCE = re.compile(r"\$(\w|\{|\()|\{\{")  # $A, ${A}, $(A), {{.Name}}
 # Other software uses these names too: they alone do not make a container one of ours.
 GENERIC = re.compile(
