@@ -114,7 +114,7 @@ SOCKET_IN_USE = Failure(
 FILE_UNREADABLE = Failure(
     "option-file-unreadable",
     "a file that an option names cannot be opened",
-    "{flag} {file} cannot be read: {reason}.",
+    "{flag} {file} cannot be read: {reason}. Check the path, and that this user may read it.",
     UsageError,
 )
 LOG_FILE_NOT_WRITABLE = Failure(
@@ -127,7 +127,7 @@ LOG_FILE_NOT_WRITABLE = Failure(
 TLS_FILE_UNREADABLE = Failure(
     "tls-file-unreadable",
     "a TLS file cannot be opened",
-    "TLS file {path} cannot be read: {reason}.",
+    "TLS file {path} cannot be read: {reason}. Check the path, and that this user may read it.",
     UsageError,
 )
 TLS_PAIR_UNUSABLE = Failure(
@@ -140,7 +140,7 @@ TLS_PAIR_UNUSABLE = Failure(
 TLS_CLIENT_CA_UNUSABLE = Failure(
     "tls-client-ca-unusable",
     "OpenSSL does not take the CA of the clients",
-    "TLS client CA {path} is not a PEM certificate: {reason}.",
+    "TLS client CA {path} is not a PEM certificate: {reason}. Name the certificate of the authority, not a key.",
     UsageError,
 )
 TLS_FILES_CHANGING = Failure(
@@ -372,9 +372,8 @@ WARM_UP_TOO_LARGE = Failure(
 GPU_OUT_OF_MEMORY = Failure(
     "gpu-out-of-memory",
     "torch's `OutOfMemoryError` or a CUDA allocation error outside of a step, which means while loading",
-    "{process} ran out of GPU memory (at {place}): it asked for {asked} while {free} of {total} were free; use more "
-    "shards (--num-shard), lower --kv-cache-memory or --max-batch-tokens, or stop what else uses the GPU "
-    "(`nvidia-smi`).",
+    "{process} ran out of GPU memory (at {place}): it asked for {asked}; use more shards (--num-shard), lower "
+    "--kv-cache-memory or --max-batch-tokens, or stop what else uses the GPU (`nvidia-smi`).",
     NotEnoughDevices,
 )
 HOST_OUT_OF_MEMORY = Failure(
@@ -510,6 +509,13 @@ TOO_MANY_FILES = Failure(
     "systemd), or lower --max-concurrent-requests.",
     GroupFailed,
 )
+TOO_MANY_PROCESSES = Failure(
+    "too-many-processes",
+    "`EAGAIN` of a fork, or a library that cannot start a thread",
+    "{process}: no further process or thread can be started: raise the limit on their number (`ulimit -u`, "
+    "--pids-limit of the container, podPidsLimit of the kubelet).",
+    GroupFailed,
+)
 MISSING_PACKAGE = Failure(
     "missing-package",
     "`ModuleNotFoundError`",
@@ -546,19 +552,22 @@ NO_PROGRESS = Failure(
 NO_INFO = Failure(
     "no-answer-when-ready",
     "a shard that serves does not describe itself",
-    "{process} said that it serves, but does not answer any more; its stacks are above.",
+    "{process} said that it serves, but does not answer any more; its stacks are in errors/{process}.log of the run "
+    "directory.",
     GroupFailed,
 )
 FRONTEND_HANGS = Failure(
     "frontend-hangs",
     "the launcher's calls of the front-end's health time out",
-    "{process} hangs: it has not answered {count} times in a row; its stacks are above.",
+    "{process} hangs: it has not answered {count} times in a row; its stacks are in errors/{process}.log of the run "
+    "directory.",
     GroupFailed,
 )
 DRAIN_HANGS = Failure(
     "drain-hangs",
     "a drain that does not end in its time",
-    "{process} hangs: its drain has not ended within {patience_s:.0f} s; its stacks are above.",
+    "{process} hangs: its drain has not ended within {patience_s:.0f} s; its stacks are in errors/{process}.log of "
+    "the run directory.",
     GroupFailed,
 )
 PROCESS_STOPPED = Failure(

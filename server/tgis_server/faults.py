@@ -49,6 +49,7 @@ ERRORS: dict[str, tuple[type[Exception], str]] = {
     ),
     "shared-memory": (RuntimeError, "Error while creating shared memory segment /dev/shm/nccl-aB3 (size 9637888)"),
     "timeout": (RuntimeError, "[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(OpType=ALLREDUCE)"),
+    "too-many-processes": (RuntimeError, "can't start new thread"),
     "import-error": (ImportError, "libcudart.so.12: cannot open shared object file: No such file or directory"),
     "missing-package": (ModuleNotFoundError, "No module named 'no_such_package'"),
 }

@@ -316,6 +316,7 @@ PROVOCATIONS |= {
     failures.FILE_FORBIDDEN: fault("file-forbidden"),
     failures.DISK_FULL: fault("disk-full"),
     failures.TOO_MANY_FILES: fault("too-many-files"),
+    failures.TOO_MANY_PROCESSES: fault("too-many-processes"),
     failures.MISSING_PACKAGE: fault("missing-package"),
     failures.BROKEN_LIBRARY: fault("import-error"),
     failures.UNEXPECTED_ERROR: fault("error"),

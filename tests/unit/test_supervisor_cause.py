@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 from pathlib import Path
 
 import pytest
 
-from tgis_cli.supervisor.cause import Cause, Exit, Memory, find_cause, only_peers_are_blamed, read_records
+from tgis_cli.supervisor.cause import (
+    Cause,
+    Exit,
+    Memory,
+    explain_own_error,
+    find_cause,
+    only_peers_are_blamed,
+    read_records,
+)
 from tgis_cli.supervisor.explain import find_place
 from tgis_server.child import write_error
 from tgis_server.errors import ModelError, PeerLost
@@ -183,7 +193,7 @@ def test_a_traceback_without_a_record_is_explained_like_an_error():
     [
         (
             "RuntimeError: could not create a primitive",
-            "ran out of memory (at an unknown place): it asked for an unknown",
+            "ran out of memory (at an unknown place): it asked for more than",
         ),
         (
             "RuntimeError: [enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: "
@@ -246,3 +256,10 @@ def test_an_error_in_a_task_group_is_the_error_itself(tmp_path: Path):
     [record] = read_records(tmp_path)
 
     assert (record.sentence, record.exit_code) == ("frontend: No such file.", 3)
+
+
+def test_what_the_system_refuses_the_launcher_is_a_sentence_too():
+    error = explain_own_error(BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)))
+
+    assert str(error).startswith("launcher: no further process or thread can be started: ")
+    assert explain_own_error(OSError("strange")) is None

@@ -148,13 +148,19 @@ class Launch:
                 return Outcome(error.exit_code, str(error))
 
     async def _supervise_once(self, run: Run, machine: Machine) -> Outcome:
+        from tgis_cli.supervisor.cause import explain_own_error
         from tgis_cli.supervisor.run_dir import locked
-        from tgis_cli.supervisor.supervisor import Supervisor
+        from tgis_cli.supervisor.supervisor import Outcome, Supervisor
 
         gpus = [gpu.device for gpu in machine.gpus]
-        with locked(run.run_dir):
-            run.save()
-            return await Supervisor(run, self._terminal, self._environ, self._signals, gpus=gpus).supervise()
+        try:
+            with locked(run.run_dir):
+                run.save()
+                return await Supervisor(run, self._terminal, self._environ, self._signals, gpus=gpus).supervise()
+        except OSError as error:
+            if (known := explain_own_error(error)) is None:
+                raise
+            return Outcome(known.exit_code, str(known))
 
 
 def open_terminal(config: ServeConfig, environ: Mapping[str, str], num_shard: int) -> Terminal:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import signal
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from tgis_cli.supervisor.explain import (
     tell_shared_memory,
 )
 from tgis_server import failures
-from tgis_server.errors import GroupFailed
+from tgis_server.errors import GroupFailed, TgisError
 from tgis_server.failures import Failure
 from tgis_server.sizes import format_bytes
 
@@ -170,7 +171,9 @@ def explain_exit(exit_: Exit, memory: Memory, num_shard: int) -> Cause:
     if error := find_error(exit_.tail):
         return as_cause(exit_.name, exit_.time, explain_words(error, context))
     last = quote_last_line(exit_.tail)
-    return as_cause(exit_.name, exit_.time, tell(failures.ENDED_WITH_CODE, context, code=exit_.status, last=last))
+    return as_cause(
+        exit_.name, exit_.time, tell(failures.ENDED_WITH_CODE, context, code=exit_.status, last=last, log=context.log)
+    )
 
 
 def explain_words(error: str, context: Context) -> tuple[Failure, str]:
@@ -205,6 +208,13 @@ def explain_signal(exit_: Exit, number: int, memory: Memory, num_shard: int, con
             return tell(failures.ABORTED, context, place=context.place, last=last, log=context.log)
         case _:
             return tell(failures.ENDED_BY_SIGNAL, context, signal=signal_name(number))
+
+
+def explain_own_error(error: OSError) -> TgisError | None:
+    """What the system refused the launcher itself, such as a further process, if it is a known failure."""
+    context = make_context("launcher", "".join(traceback.format_exception(error)), "")
+    failure, sentence = explain_error(f"{type(error).__name__}: {error}", context)
+    return None if failure is failures.UNEXPECTED_ERROR else failure.kind(sentence)
 
 
 def make_context(name: str, text: str, log: str) -> Context:

@@ -26,7 +26,7 @@ TRACEBACK = "Traceback (most recent call last):"
 CRASH = "(most recent call first):"
 CRASHED_THREAD = "Current thread "
 
-UNKNOWN_SIZE = "an unknown amount"
+UNKNOWN_SIZE = "more than was left"
 MAX_ERROR_CHARS = 300
 
 # How libraries say that the process at the other end is gone, or does not come.
@@ -111,15 +111,12 @@ def tell(failure: Failure, context: Context, **values: object) -> tuple[Failure,
 
 
 def explain_lack_of_gpu_memory(match: re.Match[str], context: Context) -> tuple[Failure, str]:
-    sizes = {
-        name: found[1] if (found := re.search(pattern, match.string)) else UNKNOWN_SIZE
-        for name, pattern in (
-            ("asked", r"Tried to allocate ([\d.]+ \w+)"),
-            ("free", r"of which ([\d.]+ \w+) is free"),
-            ("total", r"total capacity of ([\d.]+ \w+)"),
-        )
-    }
-    return tell(failures.GPU_OUT_OF_MEMORY, context, place=context.place, **sizes)
+    size = r"([\d.]+ \w+)"
+    sizes = re.search(
+        rf"Tried to allocate {size}.*total capacity of {size} of which {size} is free", match.string, re.DOTALL
+    )
+    asked = f"{sizes[1]} while {sizes[3]} of {sizes[2]} were free" if sizes else UNKNOWN_SIZE
+    return tell(failures.GPU_OUT_OF_MEMORY, context, place=context.place, asked=asked)
 
 
 def explain_lack_of_memory(match: re.Match[str], context: Context) -> tuple[Failure, str]:
@@ -150,9 +147,15 @@ def explain_os_error(match: re.Match[str], context: Context) -> tuple[Failure, s
             return tell(failures.DISK_FULL, context, path=path or "a file", place=place)
         case errno.EMFILE | errno.ENFILE:
             return tell(failures.TOO_MANY_FILES, context, place=place)
+        case errno.EAGAIN:
+            return tell(failures.TOO_MANY_PROCESSES, context)
         case errno.ENOMEM:
             return tell(failures.HOST_OUT_OF_MEMORY, context, place=place, asked=UNKNOWN_SIZE)
     return None
+
+
+def explain_lack_of_threads(match: re.Match[str], context: Context) -> tuple[Failure, str]:
+    return tell(failures.TOO_MANY_PROCESSES, context)
 
 
 def explain_import(match: re.Match[str], context: Context) -> tuple[Failure, str]:
@@ -194,9 +197,11 @@ RULES: tuple[tuple[str, Rule], ...] = (
         explain_lack_of_gpu_memory,
     ),
     (
-        r"^MemoryError|can't allocate memory|could not create a (primitive|memory)|std::bad_alloc",
+        r"^MemoryError|can't allocate memory|could not create a (primitive|memory)|std::bad_alloc"
+        r"|failed to map segment",
         explain_lack_of_memory,
     ),
+    (r"can't start new thread|Thread creation failed|pthread_create failed", explain_lack_of_threads),
     (r"driver on your system is too old|driver version is insufficient", explain_old_driver),
     (r"no kernel image is available", explain_unsupported_gpu),
     (

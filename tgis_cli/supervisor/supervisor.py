@@ -246,7 +246,7 @@ class Supervisor:
             await watcher.say_why(cause.sentence)
             await wait_all([frontend], LAST_WORDS_S)
         await self._kill_all()
-        self._keep_last_lines(self._exits())
+        self._keep_last_lines()
         served_s = 0.0 if self._ready_at is None else time.monotonic() - self._ready_at
         log = self._log_of(cause.name)
         return Outcome(cause.exit_code, cause.sentence, served_s, log.read_text() if log.exists() else "")
@@ -336,12 +336,13 @@ class Supervisor:
             return False
         return await first_of(self._signals.wait_first(), timeout_s=SIGNAL_TO_ALL_S) == 0
 
-    def _keep_last_lines(self, exits: Sequence[Exit]) -> None:
-        """A child that could not write its error leaves its last lines instead."""
-        for exit_ in exits:
-            log = self._log_of(exit_.name)
-            if exit_.tail and not log.exists():
-                log.write_text("\n".join(exit_.tail) + "\n")
+    def _keep_last_lines(self) -> None:
+        """A child that could not write its error leaves its last lines instead, a hung one its stacks."""
+        for child in self._children.values():
+            log = self._log_of(child.name)
+            has_failed = not child.was_ended_by_us or signal.SIGABRT in child.sent_signals
+            if has_failed and child.tail and not log.exists():
+                log.write_text("\n".join(child.tail) + "\n")
 
     async def _unless_interrupted(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Do ``work`` to its end.
