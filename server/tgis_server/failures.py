@@ -248,7 +248,7 @@ INDEX_EMPTY = Failure(
 WEIGHTS_TRUNCATED = Failure(
     "weights-truncated",
     "a weight file is shorter or longer than its header says",
-    "{file} has {size} bytes, but its header says {expected}{pointer}: it is damaged, download it again.",
+    "{file} has {size} bytes, but its header says {expected}: {problem}, download it again.",
     ModelError,
 )
 WEIGHTS_NO_HEADER = Failure(
@@ -286,7 +286,7 @@ TENSOR_DTYPE = Failure(
 TOKENIZER_UNREADABLE = Failure(
     "tokenizer-unreadable",
     "a file of the tokenizer does not load",
-    "{file} cannot be read: {reason}.",
+    "{file} cannot be read: {reason}. Download the model again.",
     ModelError,
 )
 DECODER_NOT_SUPPORTED = Failure(
@@ -418,7 +418,8 @@ KILLED = Failure(
     "killed",
     "SIGKILL, and that count has not risen",
     "{process} was killed by SIGKILL, and not by the kernel for lack of memory, as this container's count of such "
-    "kills did not change: find out who sent it, and stop the launcher instead of its children.",
+    "kills did not change: find out who sent it (a person, or a daemon such as systemd-oomd), and stop the launcher "
+    "instead of its children.",
     GroupFailed,
 )
 KILLED_PERHAPS_FOR_MEMORY = Failure(

@@ -89,7 +89,7 @@ def supervise(base: Path, program: str, **options: Any) -> tuple[Outcome, str, R
 def test_a_child_that_ends_silently_is_named_with_its_exit_code(base: Path):
     outcome, _, _ = supervise(base, ONE_DIES_SILENTLY)
 
-    assert outcome == Outcome(5, "shard-1 ended with exit code 3; it wrote nothing.")
+    assert outcome == Outcome(5, "shard-1 ended with exit code 3; it gave no reason.")
 
 
 def test_the_last_line_of_a_child_that_cannot_start_is_the_hint_and_is_kept(base: Path):

@@ -27,6 +27,19 @@ GIB = 1 << 30
 UNCHANGED = Memory(oom_kills_before=1, oom_kills_after=1)
 
 
+CRASH = """\
+Fatal Python error: Segmentation fault
+
+Thread 0x00007f01 (most recent call first):
+  File "/opt/lib/python3.11/site-packages/tgis_server/child.py", line 33 in wait_for_end
+
+Current thread 0x00007f02 (most recent call first):
+  File "/opt/lib/python3.11/site-packages/torch/nn/modules/module.py", line 7 in forward
+  File "/opt/lib/python3.11/site-packages/tgis_server/engines/native/runner.py", line 123 in launch
+
+Extension modules: torch._C"""
+
+
 def report(exits: list[Exit], records: list[Cause] = [], memory: Memory = UNCHANGED, num_shard: int = 2) -> Cause:  # noqa: B006  never changed
     return find_cause(exits, records, memory, num_shard=num_shard)
 
@@ -96,11 +109,12 @@ def test_a_kill_by_hand_is_told_from_one_for_lack_of_memory():
     [
         (Exit("shard-0", -signal.SIGTERM, 1.0), "shard-0 was ended by SIGTERM from outside: "),
         (
-            Exit("shard-0", -signal.SIGABRT, 1.0, ("oops",)),
-            'shard-0 aborted itself (SIGABRT) at an unknown place: its last line was "oops"; ',
+            Exit("shard-0", -signal.SIGABRT, 1.0, ("oops", "", *CRASH.splitlines())),
+            "shard-0 aborted itself (SIGABRT) at tgis_server/engines/native/runner.py:123 in launch: "
+            'its last line was "oops"; ',
         ),
         (Exit("shard-0", 1, 1.0, ("Error: x", "")), 'shard-0 ended with exit code 1; its last line was "Error: x".'),
-        (Exit("shard-0", 70, 1.0), "shard-0 ended with exit code 70; it wrote nothing."),
+        (Exit("shard-0", 70, 1.0), "shard-0 ended with exit code 70; it gave no reason."),
         (Exit("frontend", 0, 1.0), "frontend ended although nobody had asked it to: "),
         (Exit("shard-0", -42, 1.0), "shard-0 was ended by signal 42 from outside"),
     ],
@@ -155,17 +169,6 @@ Traceback (most recent call last):
   File "/opt/tgis_server/.venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 7, in forward
     return work()
 {error}"""
-CRASH = """\
-Fatal Python error: Segmentation fault
-
-Thread 0x00007f01 (most recent call first):
-  File "/opt/lib/python3.11/site-packages/tgis_server/child.py", line 33 in wait_for_end
-
-Current thread 0x00007f02 (most recent call first):
-  File "/opt/lib/python3.11/site-packages/torch/nn/modules/module.py", line 7 in forward
-  File "/opt/lib/python3.11/site-packages/tgis_server/engines/native/runner.py", line 123 in launch
-
-Extension modules: torch._C"""
 
 
 @pytest.mark.parametrize("text", [TRACEBACK, CRASH])

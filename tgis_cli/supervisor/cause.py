@@ -11,6 +11,7 @@ import signal
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from tgis_cli.supervisor.explain import (
@@ -114,21 +115,16 @@ def find_cause(
 
 def find_waited_for(lost: Cause, steps: Mapping[str, int | None]) -> Cause:
     """The one shard that others gave up waiting for, if it stands out; else what they say, ``lost``."""
+    if lost.name == FRONTEND:
+        return lost  # it watches all shards, and has named the one
     silent = [name for name, count in steps.items() if count is None]
     counts = {name: count for name, count in steps.items() if count is not None}
     behind = [name for name, count in counts.items() if count < max(counts.values())]
-    reason = lost.sentence.rstrip(".")
-    match silent, behind:
-        case _ if lost.name == FRONTEND:
-            return lost  # it watches all shards, and has named the one
-        case [name], _:
-            failure, sentence = failures.RANK_SILENT, failures.RANK_SILENT.format(process=name, reason=reason)
-        case [], [name]:
-            step = counts[name] + 1
-            failure = failures.RANK_BEHIND
-            sentence = failures.RANK_BEHIND.format(process=name, step=step, reason=reason)
-        case _:
-            return lost
+    if len(silent or behind) != 1:
+        return lost
+    [name] = silent or behind
+    failure = failures.RANK_SILENT if silent else failures.RANK_BEHIND
+    sentence = failure.format(process=name, step=counts.get(name, 0) + 1, reason=lost.sentence.rstrip("."))
     return as_cause(name, lost.time, (failure, sentence))
 
 
@@ -171,9 +167,7 @@ def explain_exit(exit_: Exit, memory: Memory, num_shard: int) -> Cause:
     if error := find_error(exit_.tail):
         return as_cause(exit_.name, exit_.time, explain_words(error, context))
     last = quote_last_line(exit_.tail)
-    return as_cause(
-        exit_.name, exit_.time, tell(failures.ENDED_WITH_CODE, context, code=exit_.status, last=last, log=context.log)
-    )
+    return as_cause(exit_.name, exit_.time, tell(failures.ENDED_WITH_CODE, context, code=exit_.status, last=last))
 
 
 def explain_words(error: str, context: Context) -> tuple[Failure, str]:
@@ -234,6 +228,7 @@ def signal_name(number: int) -> str:
 
 
 def quote_last_line(tail: Sequence[str]) -> str:
-    """As the second half of a sentence."""
-    last = next((line.strip() for line in reversed(tail) if line.strip()), "")
-    return f'its last line was "{last}"' if last else "it wrote nothing"
+    """As the second half of a sentence: what it wrote last, before the stacks of a crash."""
+    words = takewhile(lambda line: not line.startswith("Fatal Python error"), tail)
+    last = next((line.strip() for line in reversed([*words]) if line.strip()), "")
+    return f'its last line was "{last}"' if last else "it gave no reason"

@@ -162,5 +162,5 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
 
 
 def _truncated(file: Path, size: int, expected: int) -> TgisError:
-    pointer = " (it looks like a Git LFS pointer)" if size < 1024 else ""
-    return failures.WEIGHTS_TRUNCATED.error(file=file, size=size, expected=expected, pointer=pointer)
+    problem = "it looks like a Git LFS pointer" if size < 1024 else "it is damaged"
+    return failures.WEIGHTS_TRUNCATED.error(file=file, size=size, expected=expected, problem=problem)
