@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Iterator
+from io import TextIOWrapper
 from typing import TextIO
 
 from tgis_server.errors import TgisError
@@ -20,6 +22,9 @@ EXIT_BROKEN_PIPE = 141
 @contextlib.contextmanager
 def errors_as_exit_codes(*, debug: bool) -> Iterator[None]:
     """Turn what the block raises into ``SystemExit`` with the right code. With ``debug`` tracebacks are printed too."""
+    prepare_streams()
+    if os.getpid() == 1:  # the kernel drops signals that the first process of a container has no handler for
+        signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
     try:
         yield
         sys.stdout.flush()  # a closed pipe shows here at the latest, not while the interpreter shuts down
@@ -40,9 +45,34 @@ def errors_as_exit_codes(*, debug: bool) -> Iterator[None]:
             raise  # a wrong command line: the framework prints the usage
         if debug:
             print_traceback()
-        hint = "" if debug else " This is a bug; `tgis --debug ...` shows where."
-        print(f"tgis: {type(error).__name__}: {error}.{hint}", file=sys.stderr)
-        raise SystemExit(1) from None
+        sentence, exit_code = explain(error)
+        if not sentence:
+            hint = "" if debug else " This is a bug; `tgis --debug ...` shows where."
+            sentence = f"tgis: {type(error).__name__}: {error}.{hint}"
+        print(sentence, file=sys.stderr)
+        raise SystemExit(exit_code) from None
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """What the machine lacks or forbids, as for the processes of a server, with its exit code; else ``("", 1)``."""
+    import traceback
+
+    from tgis_cli.supervisor.explain import Context, SharedMemory, explain_error, find_place
+    from tgis_server import failures
+
+    place = find_place("".join(traceback.format_exception(error)))
+    context = Context("tgis", place, log="stderr with --debug", shared_memory=SharedMemory.measure())
+    failure, sentence = explain_error(f"{type(error).__name__}: {error}", context)
+    return ("", 1) if failure is failures.UNEXPECTED_ERROR else (sentence, failure.kind.exit_code)
+
+
+def prepare_streams() -> None:
+    """Whatever streams and locale a command is started with, it can print."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # it was closed: else a socket would get its number, and what libraries print
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # what the terminal's encoding lacks; stderr does it anyway
 
 
 def print_traceback() -> None:

@@ -69,7 +69,7 @@ def write_error(errors_dir: Path, name: str, error: BaseException) -> int:
         "exit_code": kind.exit_code,
     }
     log = errors_dir / f"{name}.log"
-    log.write_text("".join(traceback.format_exception(error)))
+    log.write_text("".join(traceback.format_exception(error)), encoding="utf-8", errors="backslashreplace")
     temporary = errors_dir / f"{name}.json.tmp"
     temporary.write_text(json.dumps(record))
     temporary.rename(errors_dir / f"{name}.json")

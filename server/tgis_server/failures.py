@@ -111,6 +111,12 @@ SOCKET_IN_USE = Failure(
     "The socket {path} belongs to a running server: choose another --shard-uds-path.",
     UsageError,
 )
+SOCKET_PATH_TAKEN = Failure(
+    "socket-path-taken",
+    "what has the name of a socket is none, or is another user's",
+    "{path} is {kind}, and is not replaced: move it away, or choose another --shard-uds-path.",
+    UsageError,
+)
 FILE_UNREADABLE = Failure(
     "option-file-unreadable",
     "a file that an option names cannot be opened",
@@ -199,7 +205,7 @@ NO_CONFIG = Failure(
 JSON_UNREADABLE = Failure(
     "json-unreadable",
     "a JSON file of the model cannot be opened",
-    "{file} cannot be read ({reason}): download the model again.",
+    "{file} cannot be read ({reason}): give this user the right to read it, or download the model again.",
     ModelError,
 )
 JSON_BROKEN = Failure(
@@ -260,7 +266,7 @@ WEIGHTS_NO_HEADER = Failure(
 WEIGHTS_UNREADABLE = Failure(
     "weights-unreadable",
     "a weight file fails while it is read",
-    "{file} cannot be read ({reason}): download it again.",
+    "{file} cannot be read ({reason}): give this user the right to read it, or download it again.",
     ModelError,
 )
 TENSOR_MISSING = Failure(

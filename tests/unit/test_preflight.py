@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,31 @@ def test_the_sockets_of_a_running_server_are_not_taken(tmp_path: Path):
 
         with pytest.raises(UsageError, match=r"tgis-0 belongs to a running server"):
             check_sockets(make_run(tmp_path, config=config))
+
+
+def make_link(path: Path) -> None:
+    (path.parent / "precious").touch()
+    path.symlink_to("precious")
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [(Path.touch, "a file"), (Path.mkdir, "a directory"), (make_link, "a symbolic link"), (os.mkfifo, "no socket")],
+)
+def test_what_is_no_socket_is_not_replaced(tmp_path: Path, make: Callable[[Path], None], kind: str):
+    make(tmp_path / "tgis-0")
+
+    with pytest.raises(UsageError, match=rf"tgis-0 is {kind}, and is not replaced: .*--shard-uds-path"):
+        check_sockets(make_run(tmp_path, config=ServeConfig(shard_uds_path=str(tmp_path / "tgis"))))
+
+
+def test_the_socket_of_another_user_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "shard-0.sock"))
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+
+    with pytest.raises(UsageError, match=r"shard-0\.sock is a socket of user \d+, and is not replaced"):
+        check_sockets(make_run(tmp_path))
 
 
 def test_a_stale_socket_file_is_no_obstacle(tmp_path: Path):

@@ -62,6 +62,7 @@ def run_launch(
     from tgis_server.phases import process_started_at
 
     exit_quietly_until_supervised()
+    os.umask(0o077)  # what this process and its children make is this user's alone
     environ = dict(os.environ)
     phases = [("starting", process_started_at()), ("resolving", time.monotonic())]
     with errors_in_termination_log(flags, environ):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import sys
 import time
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from tgis_server.engines.native.checkpoint import Checkpoint
 
 PREDECESSOR_S = 5.0  # for another server to give up its ports: after a failure it takes about one
+KINDS = {stat.S_IFREG: "a file", stat.S_IFLNK: "a symbolic link", stat.S_IFDIR: "a directory"}
 MAX_SOCKET_PATH_BYTES = 107  # sun_path of Linux, less its end mark
 
 
@@ -97,8 +99,22 @@ def check_sockets(run: Run) -> None:
     for path in sockets:
         if not os.access(path.parent, os.W_OK):
             raise failures.SOCKET_DIR_NOT_WRITABLE.error(directory=path.parent)
-        if path.exists() and is_served(path):
-            raise failures.SOCKET_IN_USE.error(path=path)
+        check_replaceable(path)
+
+
+def check_replaceable(path: Path) -> None:
+    """Whatever has a socket's name may go only if it is a socket of this user's, and nobody listens."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(status.st_mode):
+        kind = KINDS.get(stat.S_IFMT(status.st_mode), "no socket")
+        raise failures.SOCKET_PATH_TAKEN.error(path=path, kind=kind)
+    if is_served(path):
+        raise failures.SOCKET_IN_USE.error(path=path)
+    if status.st_uid != os.getuid() != 0:  # whether it is served cannot be asked
+        raise failures.SOCKET_PATH_TAKEN.error(path=path, kind=f"a socket of user {status.st_uid}")
 
 
 def is_served(path: Path) -> bool:

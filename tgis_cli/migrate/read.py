@@ -37,7 +37,7 @@ def read_source(file: str) -> Source:
     """
     path = Path(file)
     try:
-        text = sys.stdin.read() if file == STDIN else path.read_text()
+        text = sys.stdin.read() if file == STDIN else path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise UsageError(f"{file} cannot be read: {reason}.") from error

@@ -185,7 +185,9 @@ def count_gpus(value: str) -> int | None:
 def add_env_file(env: list[Given], around: Surroundings, file: Path) -> None:
     """Variables of another file come before those that are given one by one, which win."""
     try:
-        env[:0] = [Given(given.name, given.value, 0, given.source) for given in read_env_file(file.read_text())]
+        env[:0] = [
+            Given(given.name, given.value, 0, given.source) for given in read_env_file(file.read_text(encoding="utf-8"))
+        ]
     except (OSError, UnicodeDecodeError):
         around.missing.append(f"the env file {file}")
 

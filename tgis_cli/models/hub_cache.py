@@ -6,6 +6,7 @@ variables and error texts of the original launcher.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def find_cache_dir(environ: Mapping[str, str]) -> tuple[Path, str]:
         return Path(given[chosen]), chosen
     if environ.get("HF_HOME"):
         return Path(environ["HF_HOME"]) / "hub", "HF_HOME"
-    return Path(environ.get("HOME") or Path.home()) / ".cache/huggingface/hub", "HOME"
+    return Path(environ.get("HOME") or os.path.expanduser("~")) / ".cache/huggingface/hub", "HOME"
 
 
 def find_model_dir(name: str, revision: str | None, cache_dir: Path) -> Path:
@@ -40,7 +41,7 @@ def find_model_dir(name: str, revision: str | None, cache_dir: Path) -> Path:
         ModelError: there is none; the text says where it was looked for.
     """
     in_cache = cache_dir / f"models--{name.replace('/', '--')}"
-    if in_cache.is_dir():
+    if os.path.isdir(in_cache):  # False too where this user may not look
         reference = in_cache / "refs" / (revision or "main")
         commit = reference.read_text().strip() if reference.is_file() else revision or "main"
         snapshot = in_cache / "snapshots" / commit
@@ -52,13 +53,28 @@ def find_model_dir(name: str, revision: str | None, cache_dir: Path) -> Path:
                 revisions=known_revisions(in_cache),
             )
         return snapshot
-    directory = Path(name).expanduser()
-    if (directory / "config.json").is_file():
+    directory = Path(os.path.expanduser(name))
+    if os.path.isfile(directory / "config.json"):
         return directory.resolve()
-    found = f"{'a directory without config.json' if directory.is_dir() else 'no directory'} of that name"
+    found = f"{'a directory without config.json' if os.path.isdir(directory) else 'no directory'} of that name"
+    found += why_unseen(directory / "config.json")
     if not name.startswith(("/", ".", "~")):  # a hub id
-        found += f", and no {in_cache.name} in the cache {cache_dir}; models are not downloaded at start"
+        found += f", and no {in_cache.name} in the cache {cache_dir}{why_unseen(in_cache)}"
+        found += "; models are not downloaded at start"
     raise failures.MODEL_NOT_FOUND.error(model=name, found=found)
+
+
+def why_unseen(path: Path) -> str:
+    """What keeps this user from seeing whether it is there; empty if nothing does."""
+    if path.parts[:1] == ("~",):
+        return f" (HOME is not set, and user {os.getuid()} has no other: name the cache with HF_HUB_CACHE)"
+    try:
+        os.stat(path)
+    except PermissionError:
+        return f" (user {os.getuid()} may not look there)"
+    except OSError:
+        pass
+    return ""
 
 
 def known_revisions(in_cache: Path) -> str:

@@ -17,7 +17,7 @@ def read_model_config(model_dir: Path) -> dict[str, Any]:
     """
     file = model_dir / "config.json"
     try:
-        config = json.loads(file.read_text())
+        config = json.loads(file.read_bytes())
     except OSError as error:
         raise ModelError(f"{file} cannot be read: {error.strerror}.") from error
     except ValueError as error:

@@ -152,7 +152,7 @@ def read_record(file: Path) -> Cause:
     if record["is_expected"]:
         return Cause(name, time, f"{name}: {text}", record["exit_code"], record["is_secondary"])
     log = file.with_suffix(".log")
-    return as_cause(name, time, explain_words(text, make_context(name, log.read_text(), str(log))))
+    return as_cause(name, time, explain_words(text, make_context(name, log.read_text(encoding="utf-8"), str(log))))
 
 
 def explain_exit(exit_: Exit, memory: Memory, num_shard: int) -> Cause:

@@ -15,6 +15,7 @@ whether the launcher still asks.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import os
@@ -249,7 +250,8 @@ class Supervisor:
         self._keep_last_lines()
         served_s = 0.0 if self._ready_at is None else time.monotonic() - self._ready_at
         log = self._log_of(cause.name)
-        return Outcome(cause.exit_code, cause.sentence, served_s, log.read_text() if log.exists() else "")
+        details = log.read_text(encoding="utf-8") if log.exists() else ""
+        return Outcome(cause.exit_code, cause.sentence, served_s, details)
 
     def _find_cause(self) -> Cause:
         memory = Memory(self._oom_kills, cgroup.count_oom_kills(), cgroup.memory_limit_bytes())
@@ -295,6 +297,17 @@ class Supervisor:
             elif child.stopped_at is not None and child.stopped_at != stopped_at:
                 logger.warning("%s was stopped by a signal; `kill -CONT %d` continues it", child.name, child.pid)
                 asyncio.get_running_loop().call_later(STOPPED_S, self._give_up_stopped, child, child.stopped_at)
+        if os.getpid() == 1:
+            self._reap_orphans()
+
+    def _reap_orphans(self) -> None:
+        """The first process of a container inherits what others leave behind; ours are reaped one by one."""
+        ours = {child.pid for child in self._alive()}
+        with contextlib.suppress(ChildProcessError):
+            while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                if ended.si_pid in ours:
+                    return
+                os.waitpid(ended.si_pid, 0)
 
     def _give_up_stopped(self, child: Child, stopped_at: float) -> None:
         if child.is_alive and child.stopped_at == stopped_at:
@@ -342,7 +355,7 @@ class Supervisor:
             log = self._log_of(child.name)
             has_failed = not child.was_ended_by_us or signal.SIGABRT in child.sent_signals
             if has_failed and child.tail and not log.exists():
-                log.write_text("\n".join(child.tail) + "\n")
+                log.write_text("\n".join(child.tail) + "\n", encoding="utf-8", errors="backslashreplace")
 
     async def _unless_interrupted(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Do ``work`` to its end.

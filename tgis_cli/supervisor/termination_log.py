@@ -18,7 +18,7 @@ def write_termination_log(file: Path, sentence: str, details: str = "") -> None:
         return
     with contextlib.suppress(OSError):
         # It may be mounted, so that no other file can take its place. A reader finds the old text or the new one.
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(descriptor, os.pwrite(descriptor, compose(sentence, details), 0))
         finally:

@@ -146,7 +146,7 @@ class FakeRunner:
 
 def read_vocab_size(model_dir: Path) -> int:
     """Number of pieces in the model's ``tokenizer.json``, added ones included."""
-    tokenizer = json.loads((model_dir / "tokenizer.json").read_text())
+    tokenizer = json.loads((model_dir / "tokenizer.json").read_bytes())
     vocab = tokenizer["model"]["vocab"]
     ids = set(vocab.values()) if isinstance(vocab, dict) else set(range(len(vocab)))
     return len(ids | {token["id"] for token in tokenizer.get("added_tokens", [])})

@@ -172,7 +172,7 @@ def read_forced_bos(model_dir: Path, tokenizer: tokenizers.Tokenizer) -> int | N
     if not file.is_file():
         return None
     try:
-        config: dict[str, Any] = json.loads(file.read_text())
+        config: dict[str, Any] = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
         raise failures.TOKENIZER_UNREADABLE.error(file=file, reason=error) from error
     token = config.get("bos_token")

@@ -112,8 +112,9 @@ class ShardServicer(shard_pb2_grpc.ShardServicer):
 
 
 def start_server(path: Path, servicer: ShardServicer) -> grpc.Server:
-    """Serve on a Unix socket at once, before anything is loaded. A stale socket file is replaced."""
-    path.unlink(missing_ok=True)
+    """Serve on a Unix socket at once, before anything is loaded. A stale socket is replaced, other files are not."""
+    if path.is_socket():
+        path.unlink()
     server = grpc.server(ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="grpc"), options=UNLIMITED)
     shard_pb2_grpc.add_ShardServicer_to_server(servicer, server)
     server.add_insecure_port(f"unix:{path}")

@@ -140,12 +140,15 @@ def find_files(model_dir: Path) -> list[Path]:
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
     """Names, dtypes and shapes of one safetensors file, whose length must be what its header says."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
-            raise _truncated(file, size, 8 + length)
-        raw = stream.read(length)
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
+                raise _truncated(file, size, 8 + length)
+            raw = stream.read(length)
+    except OSError as error:
+        raise failures.WEIGHTS_UNREADABLE.error(file=file, reason=error.strerror) from error
     try:
         entries: dict[str, Any] = json.loads(raw)
         entries.pop("__metadata__", None)
