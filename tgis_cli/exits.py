@@ -28,11 +28,6 @@ def errors_as_exit_codes(*, debug: bool) -> Iterator[None]:
     try:
         yield
         sys.stdout.flush()  # a closed pipe shows here at the latest, not while the interpreter shuts down
-    except TgisError as error:
-        if debug:
-            print_traceback()
-        print(f"tgis: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(EXIT_INTERRUPTED) from None
     except BrokenPipeError:
@@ -46,24 +41,20 @@ def errors_as_exit_codes(*, debug: bool) -> Iterator[None]:
         if debug:
             print_traceback()
         sentence, exit_code = explain(error)
-        if not sentence:
-            hint = "" if debug else " This is a bug; `tgis --debug ...` shows where."
-            sentence = f"tgis: {type(error).__name__}: {error}.{hint}"
-        print(sentence, file=sys.stderr)
+        print(f"tgis: {sentence}", file=sys.stderr)
         raise SystemExit(exit_code) from None
 
 
 def explain(error: Exception) -> tuple[str, int]:
-    """What the machine lacks or forbids, as for the processes of a server, with its exit code; else ``("", 1)``."""
-    import traceback
+    """Why a command ended, and its exit code. What the machine lacks or forbids is told as for a server's processes."""
+    if isinstance(error, TgisError):
+        return str(error), error.exit_code
+    from tgis_cli.supervisor.cause import explain_own_error
 
-    from tgis_cli.supervisor.explain import Context, SharedMemory, explain_error, find_place
-    from tgis_server import failures
-
-    place = find_place("".join(traceback.format_exception(error)))
-    context = Context("tgis", place, log="stderr with --debug", shared_memory=SharedMemory.measure())
-    failure, sentence = explain_error(f"{type(error).__name__}: {error}", context)
-    return ("", 1) if failure is failures.UNEXPECTED_ERROR else (sentence, failure.kind.exit_code)
+    if known := explain_own_error(error, "tgis"):
+        return str(known).removeprefix("tgis: "), known.exit_code
+    suspect = "This is a bug, unless PYTHONPATH hides a module" if "PYTHONPATH" in os.environ else "This is a bug"
+    return f"{type(error).__name__}: {error}. {suspect}; `tgis --debug ...` shows where.", 1
 
 
 def prepare_streams() -> None:

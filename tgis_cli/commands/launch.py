@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tgis_cli.exits import silence_broken_outputs
+from tgis_cli.exits import explain, silence_broken_outputs
 from tgis_cli.option_help import GroupedHelpCommand
 from tgis_cli.options import with_serve_options
 from tgis_cli.supervisor.termination_log import write_termination_log
@@ -159,6 +159,7 @@ class Launch:
                 run.save()
                 return await Supervisor(run, self._terminal, self._environ, self._signals, gpus=gpus).supervise()
         except OSError as error:
+            shutil.rmtree(run.run_dir, ignore_errors=True)
             if (known := explain_own_error(error)) is None:
                 raise
             return Outcome(known.exit_code, str(known))
@@ -196,9 +197,9 @@ def errors_in_termination_log(flags: Mapping[str, Any], environ: Mapping[str, st
     """What prevents a start is also written where Kubernetes looks for it."""
     try:
         yield
-    except TgisError as error:
+    except Exception as error:
         option = next(option for option in options() if option.name == "termination_log")
         variable = option.find_variable(environ)
         file = flags.get(option.name) or (environ[variable] if variable else option.default)
-        write_termination_log(Path(file), str(error))
+        write_termination_log(Path(file), explain(error)[0])
         raise

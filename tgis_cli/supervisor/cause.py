@@ -204,9 +204,9 @@ def explain_signal(exit_: Exit, number: int, memory: Memory, num_shard: int, con
             return tell(failures.ENDED_BY_SIGNAL, context, signal=signal_name(number))
 
 
-def explain_own_error(error: OSError) -> TgisError | None:
-    """What the system refused the launcher itself, such as a further process, if it is a known failure."""
-    context = make_context("launcher", "".join(traceback.format_exception(error)), "")
+def explain_own_error(error: Exception, name: str = "launcher") -> TgisError | None:
+    """What the system refused this process itself, such as a further process, if it is a known failure."""
+    context = make_context(name, "".join(traceback.format_exception(error)), "")
     failure, sentence = explain_error(f"{type(error).__name__}: {error}", context)
     return None if failure is failures.UNEXPECTED_ERROR else failure.kind(sentence)
 
