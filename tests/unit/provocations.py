@@ -114,6 +114,12 @@ def serve_on_the_socket(tmp: Path, patch: pytest.MonkeyPatch) -> object:
         return check_sockets(run)
 
 
+@provokes(failures.SOCKET_PATH_TAKEN)
+def have_a_file_with_the_name_of_a_socket(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+    (tmp / "shard-0.sock").touch()
+    return check_sockets(make_run(tmp))
+
+
 def load_tls(directory: Path, **files: Path) -> object:
     paths = {f"tls_{name}_path": directory / f"{name}.pem" for name in ("cert", "key")}
     for path in paths.values():
