@@ -392,7 +392,7 @@ HOST_OUT_OF_MEMORY = Failure(
 DRIVER_TOO_OLD = Failure(
     "driver-too-old",
     "torch says that the NVIDIA driver is too old",
-    "{process}: the NVIDIA driver ({found}) is too old for the installed torch: update the driver, or install torch "
+    "{process}: the NVIDIA driver is too old for the installed torch ({reason}): update the driver, or install torch "
     "in a build for an older CUDA.",
     NotEnoughDevices,
 )
@@ -439,8 +439,9 @@ SHARED_MEMORY_FULL = Failure(
     "shared-memory-full",
     "SIGBUS of one of several shards, where /dev/shm is smaller than 1 GiB or full; NCCL says that it cannot create "
     "a shared memory segment",
-    "{process} {what}, the usual sign of too little shared memory: several shards need at least 1 GiB in /dev/shm, "
-    "which has {total_bytes}, {free_bytes} of them free; in Kubernetes mount an emptyDir of medium Memory there.",
+    "{process} had too little shared memory, as far as can be told ({reason}): several shards need at least 1 GiB in "
+    "/dev/shm, which has {total_bytes}, {free_bytes} of them free; in Kubernetes mount an emptyDir of medium Memory "
+    "there.",
     GroupFailed,
 )
 MAPPED_FILE_LOST = Failure(
@@ -526,7 +527,7 @@ TOO_MANY_PROCESSES = Failure(
 MISSING_PACKAGE = Failure(
     "missing-package",
     "`ModuleNotFoundError`",
-    "{process}: the Python package {package} is not installed beside {python}: install TGIS with its dependencies "
+    "{process}: the Python package {reason} is not installed beside {python}: install TGIS with its dependencies "
     "again.",
     GroupFailed,
 )

@@ -206,7 +206,7 @@ def test_a_traceback_without_a_record_is_explained_like_an_error():
         ("SafetensorError: Too many open files (os error 24)", "too many files and connections are open"),
         (
             "RuntimeError: The NVIDIA driver on your system is too old (found version 11040).",
-            "the NVIDIA driver (for CUDA 11.4) is too old",
+            "the NVIDIA driver is too old for the installed torch (found version 11040): update",
         ),
         ("FileNotFoundError: [Errno 2] No such file or directory: '/m/a b'", "/m/a b does not exist"),
         (

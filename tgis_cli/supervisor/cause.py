@@ -22,7 +22,6 @@ from tgis_cli.supervisor.explain import (
     find_place,
     is_lost_peer,
     tell,
-    tell_shared_memory,
 )
 from tgis_server import failures
 from tgis_server.errors import GroupFailed, TgisError
@@ -187,19 +186,17 @@ def explain_signal(exit_: Exit, number: int, memory: Memory, num_shard: int, con
         case signal.SIGKILL:
             return tell(failures.KILLED_PERHAPS_FOR_MEMORY, context)
         case signal.SIGBUS if is_one_of_several and context.shared_memory.is_short:
-            return tell_shared_memory("was killed by SIGBUS", context)
+            return tell(failures.SHARED_MEMORY_FULL, context, reason="SIGBUS")
         case signal.SIGBUS:
-            return tell(failures.MAPPED_FILE_LOST, context, place=context.place)
+            return tell(failures.MAPPED_FILE_LOST, context)
         case signal.SIGILL:
-            return tell(failures.ILLEGAL_INSTRUCTION, context, place=context.place)
+            return tell(failures.ILLEGAL_INSTRUCTION, context)
         case signal.SIGSEGV | signal.SIGFPE:
-            crash = signal_name(number)
-            return tell(failures.CRASHED, context, signal=crash, place=context.place, log=context.log)
+            return tell(failures.CRASHED, context, signal=signal_name(number))
         case signal.SIGABRT if is_lost_peer("\n".join(exit_.tail)):
             return explain_words(quote_last_line(exit_.tail), context)
         case signal.SIGABRT:
-            last = quote_last_line(exit_.tail)
-            return tell(failures.ABORTED, context, place=context.place, last=last, log=context.log)
+            return tell(failures.ABORTED, context, last=quote_last_line(exit_.tail))
         case _:
             return tell(failures.ENDED_BY_SIGNAL, context, signal=signal_name(number))
 

@@ -9,8 +9,8 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 from tgis_server import failures
 from tgis_server.failures import Failure
@@ -99,118 +99,63 @@ def explain_error(error: str, context: Context) -> tuple[Failure, str]:
     Args:
         error: ``TYPE: TEXT``, of any number of lines.
     """
-    for pattern, rule in RULES:
-        if (match := re.search(pattern, error)) and (found := rule(match, context)):
-            return found
+    for pattern, failure in RULES:
+        if match := re.search(pattern, error):
+            reason = next(filter(None, match.groups()), match[0]).rstrip(".")
+            return tell(failure, context, reason=reason, asked=find_asked_size(error))
+    if match := OS_ERROR.search(error):
+        number, path = int(match["errno"] or match["rust"]), match["path"]
+        known = OS_FAILURES.get(number)
+        if known and (path or known not in NEEDS_PATH):
+            return tell(known, context, path=path or "a file", reason=os.strerror(number), asked=UNKNOWN_SIZE)
     first_line = error.partition("\n")[0][:MAX_ERROR_CHARS].rstrip(".")
-    return tell(failures.UNEXPECTED_ERROR, context, error=first_line, place=context.place, log=context.log)
+    return tell(failures.UNEXPECTED_ERROR, context, error=first_line)
 
 
 def tell(failure: Failure, context: Context, **values: object) -> tuple[Failure, str]:
-    return failure, failure.format(process=context.process, **values)
+    """A row and its sentence."""
+    machine = {"python": sys.executable, "uid": os.getuid()}
+    return failure, failure.format(**asdict(context), **asdict(context.shared_memory), **machine, **values)
 
 
-def explain_lack_of_gpu_memory(match: re.Match[str], context: Context) -> tuple[Failure, str]:
+def find_asked_size(error: str) -> str:
+    """What an allocation asked for that failed, as far as torch tells."""
     size = r"([\d.]+ \w+)"
-    sizes = re.search(
-        rf"Tried to allocate {size}.*total capacity of {size} of which {size} is free", match.string, re.DOTALL
-    )
-    asked = f"{sizes[1]} while {sizes[3]} of {sizes[2]} were free" if sizes else UNKNOWN_SIZE
-    return tell(failures.GPU_OUT_OF_MEMORY, context, place=context.place, asked=asked)
+    if sizes := re.search(rf"allocate {size}.*total capacity of {size} of which {size} is free", error, re.DOTALL):
+        return f"{sizes[1]} while {sizes[3]} of {sizes[2]} were free"
+    num_bytes = re.search(r"tried to allocate (\d+) bytes", error)
+    return format_bytes(int(num_bytes[1])) if num_bytes else UNKNOWN_SIZE
 
 
-def explain_lack_of_memory(match: re.Match[str], context: Context) -> tuple[Failure, str]:
-    asked = re.search(r"tried to allocate (\d+) bytes", match.string)
-    size = format_bytes(int(asked[1])) if asked else UNKNOWN_SIZE
-    return tell(failures.HOST_OUT_OF_MEMORY, context, place=context.place, asked=size)
-
-
-def explain_lack_of_shared_memory(match: re.Match[str], context: Context) -> tuple[Failure, str]:
-    return tell_shared_memory("could not create a shared memory segment", context)
-
-
-def tell_shared_memory(what: str, context: Context) -> tuple[Failure, str]:
-    memory = context.shared_memory
-    sizes = {"total_bytes": memory.total_bytes, "free_bytes": memory.free_bytes}
-    return tell(failures.SHARED_MEMORY_FULL, context, what=what, **sizes)
-
-
-def explain_os_error(match: re.Match[str], context: Context) -> tuple[Failure, str] | None:
-    code, path, place = int(match["errno"] or match["rust"]), match["path"], context.place
-    reason = os.strerror(code)
-    match code:
-        case errno.ENOENT if path:
-            return tell(failures.MISSING_FILE, context, path=path, place=place)
-        case errno.EACCES | errno.EPERM | errno.EROFS if path:
-            return tell(failures.FILE_FORBIDDEN, context, path=path, place=place, uid=os.getuid(), reason=reason)
-        case errno.ENOSPC | errno.EDQUOT:
-            return tell(failures.DISK_FULL, context, path=path or "a file", place=place)
-        case errno.EMFILE | errno.ENFILE:
-            return tell(failures.TOO_MANY_FILES, context, place=place)
-        case errno.EAGAIN:
-            return tell(failures.TOO_MANY_PROCESSES, context)
-        case errno.ENOMEM:
-            return tell(failures.HOST_OUT_OF_MEMORY, context, place=place, asked=UNKNOWN_SIZE)
-    return None
-
-
-def explain_lack_of_threads(match: re.Match[str], context: Context) -> tuple[Failure, str]:
-    return tell(failures.TOO_MANY_PROCESSES, context)
-
-
-def explain_import(match: re.Match[str], context: Context) -> tuple[Failure, str]:
-    return tell(failures.BROKEN_LIBRARY, context, reason=first_group(match))
-
-
-def explain_missing_package(match: re.Match[str], context: Context) -> tuple[Failure, str]:
-    return tell(failures.MISSING_PACKAGE, context, package=match[1], python=sys.executable)
-
-
-def explain_old_driver(match: re.Match[str], context: Context) -> tuple[Failure, str]:
-    version = re.search(r"found version (\d+)", match.string)
-    found = f"for CUDA {int(version[1]) // 1000}.{int(version[1]) % 1000 // 10}" if version else "of this machine"
-    return tell(failures.DRIVER_TOO_OLD, context, found=found)
-
-
-def explain_unsupported_gpu(match: re.Match[str], context: Context) -> tuple[Failure, str]:
-    return tell(failures.GPU_NOT_SUPPORTED, context)
-
-
-def explain_unusable_gpu(match: re.Match[str], context: Context) -> tuple[Failure, str]:
-    return tell(failures.GPU_UNUSABLE, context, reason=match[0])
-
-
-def explain_gpu_error(match: re.Match[str], context: Context) -> tuple[Failure, str]:
-    return tell(failures.GPU_ERROR, context, reason=match[1].rstrip("."), place=context.place, log=context.log)
-
-
-def first_group(match: re.Match[str]) -> str:
-    return next(group for group in match.groups() if group).rstrip(".")
-
-
-Rule = Callable[[re.Match[str], Context], tuple[Failure, str] | None]
-# The first that matches explains the error: special ones come before general ones.
-RULES: tuple[tuple[str, Rule], ...] = (
-    (r"creating shared memory segment|No space left.*/dev/shm|/dev/shm.*No space left", explain_lack_of_shared_memory),
+# The first that matches explains the error: special ones come before general ones. A group is the reason to be told.
+RULES: tuple[tuple[str, Failure], ...] = (
+    (r"creating shared memory segment|No space left.*/dev/shm|/dev/shm.*No space left", failures.SHARED_MEMORY_FULL),
     (
-        r"(CUDA|HIP|GPU) out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED",
-        explain_lack_of_gpu_memory,
+        r"(?:CUDA|HIP|GPU) out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED",
+        failures.GPU_OUT_OF_MEMORY,
     ),
-    (
-        r"^MemoryError|can't allocate memory|could not create a (primitive|memory)|std::bad_alloc"
-        r"|failed to map segment",
-        explain_lack_of_memory,
-    ),
-    (r"can't start new thread|Thread creation failed|pthread_create failed", explain_lack_of_threads),
-    (r"driver on your system is too old|driver version is insufficient", explain_old_driver),
-    (r"no kernel image is available", explain_unsupported_gpu),
-    (
-        r"No CUDA GPUs are available|no CUDA-capable device is detected|CUDA unknown error|system not yet initialized"
-        r"|CUDA driver initialization failed|Found no NVIDIA driver",
-        explain_unusable_gpu,
-    ),
-    (r"CUDA error: (.+)", explain_gpu_error),
-    (r"No module named '([^']+)'", explain_missing_package),
-    (r"ImportError: (.+)|(\S+: cannot open shared object file.*)|(\S+: undefined symbol.*)", explain_import),
-    (r"\[Errno (?P<errno>\d+)\] [^:\n]+(?:: '(?P<path>[^'\n]+)')?|\(os error (?P<rust>\d+)\)", explain_os_error),
+    (r"^MemoryError|can't allocate memory|std::bad_alloc|failed to map segment", failures.HOST_OUT_OF_MEMORY),
+    (r"could not create a (?:primitive|memory)", failures.HOST_OUT_OF_MEMORY),
+    (r"can't start new thread|Thread creation failed|pthread_create failed", failures.TOO_MANY_PROCESSES),
+    (r"driver on your system is too old(?: \((.+?)\))?|driver version is insufficient", failures.DRIVER_TOO_OLD),
+    (r"no kernel image is available", failures.GPU_NOT_SUPPORTED),
+    (r"No CUDA GPUs are available|no CUDA-capable device is detected|CUDA unknown error", failures.GPU_UNUSABLE),
+    (r"system not yet initialized|CUDA driver initialization failed|Found no NVIDIA driver", failures.GPU_UNUSABLE),
+    (r"CUDA error: (.+)", failures.GPU_ERROR),
+    (r"No module named '([^']+)'", failures.MISSING_PACKAGE),
+    (r"ImportError: (.+)|(\S+: cannot open shared object file.*)|(\S+: undefined symbol.*)", failures.BROKEN_LIBRARY),
 )
+OS_ERROR = re.compile(r"\[Errno (?P<errno>\d+)\] [^:\n]+(?:: '(?P<path>[^'\n]+)')?|\(os error (?P<rust>\d+)\)")
+OS_FAILURES = {
+    errno.ENOENT: failures.MISSING_FILE,
+    errno.EACCES: failures.FILE_FORBIDDEN,
+    errno.EPERM: failures.FILE_FORBIDDEN,
+    errno.EROFS: failures.FILE_FORBIDDEN,
+    errno.ENOSPC: failures.DISK_FULL,
+    errno.EDQUOT: failures.DISK_FULL,
+    errno.EMFILE: failures.TOO_MANY_FILES,
+    errno.ENFILE: failures.TOO_MANY_FILES,
+    errno.EAGAIN: failures.TOO_MANY_PROCESSES,
+    errno.ENOMEM: failures.HOST_OUT_OF_MEMORY,
+}
+NEEDS_PATH = (failures.MISSING_FILE, failures.FILE_FORBIDDEN)
