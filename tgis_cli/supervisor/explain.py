@@ -45,9 +45,9 @@ class SharedMemory:
     free_bytes: int
 
     @classmethod
-    def measure(cls, directory: str = "/dev/shm") -> SharedMemory:  # noqa: S108  not a temporary file
+    def measure(cls) -> SharedMemory:
         try:
-            status = os.statvfs(directory)
+            status = os.statvfs("/dev/shm")  # noqa: S108  not a temporary file
         except OSError:  # a container may have none
             return cls(0, 0)
         return cls(status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize)
@@ -69,13 +69,16 @@ class Context:
 
 def find_place(text: str) -> str:
     """``FILE:LINE in FUNCTION``: the innermost frame of our own code in a traceback, or in the stacks of a crash."""
-    if CRASH in text:
+    is_crash = CRASH in text
+    if is_crash:
         stack = text.rpartition(CRASHED_THREAD)[2].partition(CRASH)[2].partition("\n\n")[0]
-        frame = OWN_FRAME.search(stack) or ANY_FRAME.search(stack)
     else:
         stack = text.rpartition(TRACEBACK)[2]
-        frame = next(iter([*OWN_FRAME.finditer(stack)][-1:] or [*ANY_FRAME.finditer(stack)][-1:]), None)
-    return f"{frame[1]}:{frame[2]} in {frame[3]}" if frame else "an unknown place"
+    frames = OWN_FRAME.findall(stack) or ANY_FRAME.findall(stack)
+    if not frames:
+        return "an unknown place"
+    file, line, function = frames[0 if is_crash else -1]
+    return f"{file}:{line} in {function}"
 
 
 def find_error(tail: Sequence[str]) -> str:
