@@ -183,9 +183,9 @@ def starting() -> Iterator[Callable[..., Server]]:
 
     def start_server(*arguments: str, script: str = "tgis launch", output: int | None = None, **environ: str) -> Server:
         base = Path(tempfile.mkdtemp(prefix="t-"))  # short, as socket paths are: pytest's own directories are not
-        # A shell's background job ignores SIGINT, and so would the launcher.
-        is_ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-        command: list[str | Path] = ["env", "--default-signal=INT"] if is_ignored else []
+        # Background jobs ignore SIGINT, those of nohup SIGHUP, and so would the launcher.
+        is_ignored = signal.SIG_IGN in map(signal.getsignal, (signal.SIGINT, signal.SIGHUP))
+        command: list[str | Path] = ["env", "--default-signal"] if is_ignored else []
         command += [BIN / script.split()[0], *script.split()[1:], *arguments]
         with (base / "stdout").open("wb") as stdout, (base / "stderr").open("wb") as stderr:
             process = subprocess.Popen(
