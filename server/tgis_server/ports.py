@@ -47,10 +47,10 @@ def find_owner(port: int) -> str:
     return f"{name} (pid {pid})" if pid else "another process"
 
 
-def is_held_by_server(port: int) -> bool:
-    """Whether a front-end listens on a port, be it of a server that serves or of one that ends."""
+def is_held_by_server(port: int) -> bool | None:
+    """Whether a front-end listens on a port, be it of a server that serves or ends; ``None``: nobody was found."""
     _, _, command = find_listener(port)
-    return "tgis_server.child" in command
+    return "tgis_server.child" in command if command else None
 
 
 def find_listener(port: int) -> tuple[str, int, list[str]]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 PREDECESSOR_S = 5.0  # for another server to give up its ports: after a failure it takes about one
 KINDS = {stat.S_IFREG: "a file", stat.S_IFLNK: "a symbolic link", stat.S_IFDIR: "a directory"}
+MAX_UNKNOWN = 3
 MAX_SOCKET_PATH_BYTES = 107  # sun_path of Linux, less its end mark
 
 
@@ -66,15 +67,18 @@ def wait_for_port(host: str, port: int, flag: str) -> None:
     """
     deadline = time.monotonic() + PREDECESSOR_S
     is_told = False
+    num_unknown = 0  # looks in a row at which no holder was found: it has just ended, or is another user's
     while True:
         try:
             listen(host, port, flag).close()
         except UsageError:
-            if time.monotonic() > deadline or not is_held_by_server(port):
+            is_server = is_held_by_server(port)
+            num_unknown = num_unknown + 1 if is_server is None else 0
+            if is_server is False or num_unknown == MAX_UNKNOWN or time.monotonic() > deadline:
                 raise
         else:
             return
-        if not is_told:
+        if not is_told and is_server:
             is_told = True
             print(f"tgis: port {port} belongs to another server, which may be ending: waiting for it.", file=sys.stderr)
         time.sleep(0.1)
