@@ -338,6 +338,13 @@ WEIGHTS_EXCEED_MEMORY = Failure(
     "memory, raise the limit, or serve a smaller model.",
     NotEnoughDevices,
 )
+ADDRESSES_LIMITED = Failure(
+    "addresses-limited",
+    "`RLIMIT_AS` is below what the libraries of a process need before anything is loaded",
+    "A process may have only {limit_bytes} of addresses (`ulimit -v`), but needs {need_bytes} before a model is "
+    "loaded: remove the limit; control groups limit memory better.",
+    NotEnoughDevices,
+)
 WEIGHTS_EXCEED_GPU = Failure(
     "weights-exceed-gpu",
     "the weights of a shard alone are larger than its GPU",

@@ -186,7 +186,8 @@ def starting() -> Iterator[Callable[..., Server]]:
         # Background jobs ignore SIGINT, those of nohup SIGHUP, and so would the launcher.
         is_ignored = signal.SIG_IGN in map(signal.getsignal, (signal.SIGINT, signal.SIGHUP))
         command: list[str | Path] = ["env", "--default-signal"] if is_ignored else []
-        command += [BIN / script.split()[0], *script.split()[1:], *arguments]
+        words = script.format(base=base).split()
+        command += [BIN / words[0], *words[1:], *arguments]
         with (base / "stdout").open("wb") as stdout, (base / "stderr").open("wb") as stderr:
             process = subprocess.Popen(
                 command,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import resource
 import shutil
 import signal
 import socket
@@ -24,7 +25,7 @@ from test_families_checkpoint import SPEC, shapes_of, write_safetensors
 from test_preflight import Weights, make_run
 from test_preflight import machine as make_machine
 from tgis_cli.machine import Gpu
-from tgis_cli.machine.preflight import check_memory, check_readable, check_sockets
+from tgis_cli.machine.preflight import check_address_space, check_memory, check_readable, check_sockets
 from tgis_cli.models import find_cache_dir, find_model_dir
 from tgis_cli.resolve import DEMO_MODEL_DIR, resolve
 from tgis_cli.supervisor import supervisor, watching
@@ -112,6 +113,12 @@ def serve_on_the_socket(tmp: Path, patch: pytest.MonkeyPatch) -> object:
         server.bind(str(tmp / "s-0"))
         server.listen()
         return check_sockets(run)
+
+
+@provokes(failures.ADDRESSES_LIMITED)
+def have_few_addresses(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+    patch.setattr(resource, "getrlimit", lambda kind: (200 << 20, 200 << 20))
+    return check_address_space()
 
 
 @provokes(failures.SOCKET_PATH_TAKEN)

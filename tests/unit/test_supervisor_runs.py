@@ -98,6 +98,13 @@ def test_what_is_no_run_directory_stays(tmp_path: Path, make):
     assert remove_leftovers(tmp_path) == []
 
 
+def test_what_another_user_left_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    left = make_left_run(tmp_path)
+    monkeypatch.setattr(os, "getuid", lambda: left.stat().st_uid + 1)
+
+    assert remove_leftovers(tmp_path) == []
+
+
 def test_a_drain_counts_down():
     told = [describe_drain(in_flight, at, 10.0, 90.0) for in_flight, at in [(3, 4.0), (1, 10.0), (0, 101.0)]]
 

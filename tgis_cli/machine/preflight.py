@@ -6,6 +6,7 @@ Used by ``tgis launch``. Every check raises the error that ends the start.
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import stat
 import sys
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 PREDECESSOR_S = 5.0  # for another server to give up its ports: after a failure it takes about one
 KINDS = {stat.S_IFREG: "a file", stat.S_IFLNK: "a symbolic link", stat.S_IFDIR: "a directory"}
 MAX_UNKNOWN = 3
+MIN_ADDRESS_BYTES = 512 << 20  # a front-end with its threads takes almost as many
 MAX_SOCKET_PATH_BYTES = 107  # sun_path of Linux, less its end mark
 
 
@@ -39,6 +41,7 @@ def check_before_start(run: Run, machine: Machine, checkpoint: Checkpoint | None
     Raises:
         UsageError, ModelError, NotEnoughDevices: what was found first.
     """
+    check_address_space()
     config = run.config
     wait_for_port(config.host, config.grpc_port, "--grpc-port")
     wait_for_port(config.host, config.port, "--port")
@@ -54,6 +57,13 @@ def check_before_start(run: Run, machine: Machine, checkpoint: Checkpoint | None
     check_tokenizer(run.model_dir)
     if checkpoint is not None:
         check_memory(run, machine, checkpoint)
+
+
+def check_address_space() -> None:
+    """gRPC cannot say that it gets no memory: it hangs or aborts."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < MIN_ADDRESS_BYTES:
+        raise failures.ADDRESSES_LIMITED.error(limit_bytes=limit, need_bytes=MIN_ADDRESS_BYTES)
 
 
 def wait_for_port(host: str, port: int, flag: str) -> None:

@@ -1,0 +1,199 @@
+"""Where containers and service managers start programs: without a home, without rights, with odd streams and limits."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import tgis_server
+from shards import wait_until
+
+Start = Callable[..., Any]  # of a Server in conftest.py
+
+BIN = Path(sys.executable).parent
+DEMO_MODEL = Path(tgis_server.__file__).parent / "demo_model"
+CONFINE = f"python {Path(__file__).with_name('hostile.py')} {{base}} 1000730000"
+NO_USER = (
+    "env -u HOME -u LANG -u TZ -u TMPDIR -u TGIS_RUN_DIR"
+    " PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=7 PYTHONSTARTUP=/nowhere PYTHONWARNINGS=default"
+)
+TIMEOUT_S = 30.0
+
+
+@pytest.fixture(scope="module")
+def confined(start_shared: Start, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A server without anything that it does not need; what it calls /tmp is its ``base``."""
+    trial = run_confined(tmp_path_factory.mktemp("trial"), "true")
+    if trial.returncode:
+        pytest.skip(f"mounts of one's own are not permitted here: {trial.stderr.splitlines()[-1]}")
+    server = start_shared(
+        *("--model-name", str(DEMO_MODEL), "--num-shard", "2", "--max-sequence-length", "64"),
+        script=f"{CONFINE} {NO_USER} {BIN}/text-generation-launcher",
+    )
+    return server.wait_until_ready()
+
+
+def run_confined(base: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """A command under the same conditions, to its end."""
+    words = [*CONFINE.format(base=base).split(), *NO_USER.split(), *command]
+    return subprocess.run([BIN / words[0], *words[1:]], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+
+
+@pytest.fixture
+def script() -> Iterator[Callable[[str], str]]:
+    """Turn a shell command into something to start instead of ``tgis launch``; ``$LAUNCH`` is that."""
+    with tempfile.TemporaryDirectory(prefix="t-") as directory:
+
+        def write(text: str) -> str:
+            file = Path(directory, "start")
+            file.write_text(f'#!/bin/sh\nLAUNCH="{BIN}/tgis launch --rehearse --host 127.0.0.1"\n{text}\n')
+            file.chmod(0o700)
+            return str(file)
+
+        yield write
+
+
+# -- any user, nothing writable but /tmp
+
+
+def test_a_user_without_name_home_or_rights_is_served(confined: Any):
+    answer = confined.run("generate", "Größe", "--json")
+
+    assert json.loads(answer.stdout)["generated_token_count"] > 0
+
+
+@pytest.mark.parametrize(
+    "words", [("--help",), ("config", "show"), ("version",), ("tokenize", "Größe"), ("generate", "Größe"), ("health",)]
+)
+def test_that_user_can_run(confined: Any, words: tuple[str, ...]):
+    address = {"health": confined.facts["http"], "tokenize": confined.address, "generate": confined.address}
+    url = ["--url", address[words[0]]] if words[0] in address else []
+
+    done = run_confined(confined.base, str(BIN / "tgis"), *words, *url)
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_that_user_is_told_where_a_hub_id_was_looked_for(confined: Any):
+    done = run_confined(confined.base, str(BIN / "tgis"), "launch", "org/name")
+
+    assert done.returncode == 3
+    assert "HOME is not set, and user 1000730000 has no other: name the cache with HF_HUB_CACHE" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_that_user_is_told_which_file_of_a_model_is_not_readable(confined: Any, tmp_path: Path):
+    model = shutil.copytree(DEMO_MODEL, confined.base / "model")
+    (model / "model.safetensors").chmod(0o600)
+
+    done = run_confined(confined.base, str(BIN / "tgis"), "launch", "/tmp/model")
+    shutil.rmtree(model)
+
+    assert done.returncode == 3
+    assert "/tmp/model/model.safetensors cannot be read (Permission denied)" in done.stderr
+
+
+def test_that_user_stops_it_and_it_leaves_nothing_in_tmp(confined: Any):
+    assert confined.stop() == 0
+
+    place_of_repository = Path(__file__).parts[2]  # where that is in /tmp
+    assert {path.name for path in confined.base.iterdir()} - {place_of_repository} == {"stdout", "stderr"}
+
+
+# -- streams and locale
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_obstacle(launch: Start, script: Callable[[str], str], closed: str):
+    server = launch(script=script(f'exec $LAUNCH "$@" {closed}'))
+
+    assert server.stop() == 0
+
+
+def test_a_locale_without_umlauts_is_no_obstacle(launch: Start):
+    server = launch("--rehearse", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    answer = server.run("generate", "Größe", "--json")
+
+    assert json.loads(answer.stdout)["generated_token_count"] > 0
+
+
+def test_a_module_in_pythonpath_that_hides_ours_is_named_as_a_suspect(start: Start, tmp_path: Path):
+    (tmp_path / "grpc.py").write_text("raise RuntimeError('not the real one')")
+    server = start("--rehearse", PYTHONPATH=str(tmp_path))
+
+    assert server.wait() == 1
+    assert server.last_line.startswith("tgis: RuntimeError: not the real one. This is a bug, unless PYTHONPATH hides")
+
+
+# -- limits
+
+
+def test_64_open_files_are_enough_for_four_shards(launch: Start, script: Callable[[str], str]):
+    assert launch("--num-shard", "4", script=script('ulimit -n 64; exec $LAUNCH "$@"')).stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("limit", "exit_code", "sentence"),
+    [("-n 20", 5, "too many files and connections are open"), ("-v 300000", 4, "A process may have only 293 MiB")],
+)
+def test_too_tight_a_limit_is_named(
+    start: Start, script: Callable[[str], str], limit: str, exit_code: int, sentence: str
+):
+    server = start("--num-shard", "4", script=script(f'ulimit {limit}; exec $LAUNCH "$@"'))
+
+    assert server.wait() == exit_code
+    assert sentence in server.last_line
+    assert server.run_dir is None
+
+
+# -- the first process of a container
+
+FIRST = "/usr/bin/unshare --pid --fork --mount-proc --kill-child"
+
+
+@pytest.fixture
+def _may_be_first() -> None:
+    trial = subprocess.run([*FIRST.split(), "true"], capture_output=True, text=True, check=False)
+    if trial.returncode:
+        pytest.skip(f"process namespaces are not permitted here: {trial.stderr}")
+
+
+@pytest.mark.usefixtures("_may_be_first")
+def test_as_the_first_process_it_reaps_what_others_leave_and_stops_when_asked(
+    start: Start, script: Callable[[str], str], tmp_path: Path
+):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    launcher = script(f'(cat {pipe} &); exec $LAUNCH "$@"')
+    server = start(script=f"{FIRST} {launcher}").wait_until_ready()
+    first = psutil.Process(server.process.pid).children()[0]
+    orphan = next(child for child in first.children() if child.name() == "cat")
+
+    pipe.write_text("")
+    wait_until(lambda: not psutil.pid_exists(orphan.pid), "the orphan to be reaped")
+    first.send_signal(signal.SIGTERM)
+
+    assert server.wait() == 0
+
+
+@pytest.mark.usefixtures("_may_be_first")
+def test_as_the_first_process_any_command_ends_on_sigterm():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"127.0.0.1:{silent.getsockname()[1]}"
+        with subprocess.Popen([*FIRST.split(), BIN / "tgis", "generate", "--url", url, "x"]) as outer:
+            silent.accept()[0].close()
+            psutil.Process(outer.pid).children()[0].terminate()
+
+    assert outer.returncode == 128 + signal.SIGTERM
