@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import stat
 import subprocess
 import tempfile
@@ -136,8 +137,12 @@ def test_a_failed_run_leaves_no_socket_and_what_it_leaves_is_for_its_user_alone(
     assert {mode_of(path) for path in find(run_dir, "*") if path.is_file()} == {0o600}
 
 
-def test_native_shards_meet_on_the_loopback_interface_alone(start: Start):
-    server = start("--num-shard", "2", "--max-sequence-length", "64").wait_until_ready()
-    shards = [psutil.Process(server.pids[name]) for name in ("shard-0", "shard-1")]
+def test_native_shards_meet_on_the_loopback_interface_alone_and_heed_no_stranger_there(launch: Start):
+    server = launch("--num-shard", "2", "--max-sequence-length", "64")
+    addresses = [address for rank in (0, 1) for address in listeners(psutil.Process(server.pids[f"shard-{rank}"]))]
+    for address in addresses:
+        with socket.create_connection(address) as stranger:
+            stranger.sendall(b"\0" * 64)
 
-    assert {host for shard in shards for host, _ in listeners(shard)} == {LOOPBACK}
+    assert [host for host, _ in addresses] == [LOOPBACK, LOOPBACK]
+    assert server.run("generate", "Once upon a time").returncode == 0

@@ -147,6 +147,8 @@ def test_each_gpu_shard_sees_its_own_gpu():
 
     environ = child_environment(run, 1, {"CUDA_VISIBLE_DEVICES": "3,GPU-5"}, ["3", "GPU-5"])
 
+    assert environ["NCCL_SOCKET_IFNAME"] == "=lo"
+
     assert environ["CUDA_VISIBLE_DEVICES"] == "GPU-5"
     assert environ["OMP_NUM_THREADS"] == "4"
     assert "GOMP_SPINCOUNT" not in environ

@@ -40,6 +40,7 @@ def child_environment(run: Run, rank: int | None, environ: Mapping[str, str], gp
         child["OMP_NUM_THREADS"] = str(run.shard_threads)  # torch's own default knows no quota and no other shards
     if run.device == "cuda":
         child["CUDA_VISIBLE_DEVICES"] = gpus[rank]  # each shard sees its own GPU only, as device 0
+        child.setdefault("NCCL_SOCKET_IFNAME", "=lo")  # it would listen on another interface, where there is one
     elif run.shard_threads:
         for name, value in cpu_defaults(environ).items():
             child.setdefault(name, value)
