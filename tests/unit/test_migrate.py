@@ -212,6 +212,13 @@ services:
     assert "stop" not in topics(report)
 
 
+@pytest.mark.parametrize("entry", ["stop_grace_period: [1]", "stop_grace_period: 1.2.3s", "environment: [!!int 5]"])
+def test_what_compose_would_refuse_ends_nothing(examine, entry: str):
+    (report,) = examine(f"services: {{a: {{image: tgis, {entry}}}}}")
+
+    assert "stop" in topics(report)
+
+
 def test_docker_run_in_a_script(examine, tmp_path: Path):
     (tmp_path / "my.env").write_text("# comment\nexport MAX_NEW_TOKENS='5'\nFROM_SHELL\n")
     script = r"""#!/bin/bash
@@ -272,7 +279,6 @@ def test_a_bare_command_line_is_read_with_its_variables(examine):
             {"livenessProbe": {"httpGet": {"path": "/health", "port": 80}}},
             "asks port 80, but the server listens on 3000",
         ),
-        ({"startupProbe": {"exec": {"command": ["grpc_healthcheck"]}}}, "runs grpc_healthcheck, which is not there"),
         ({"startupProbe": {"httpGet": {"path": "/health", "port": 3000, "scheme": "HTTPS"}}}, "needs scheme: HTTP"),
     ],
 )
@@ -355,6 +361,7 @@ def test_advice_on_what_stands_around_a_container(examine, container: Change, sp
         ),
         ("hello: 1", "is neither a Kubernetes manifest nor a compose file"),
         ("", "is neither a Kubernetes manifest"),
+        ("kind: Pod\nspec: &a {containers: [*a]}", "line 2 is not valid YAML: found unconstructable recursive node."),
     ],
 )
 def test_bad_input_is_a_sentence(examine, text: str, sentence: str):
@@ -368,10 +375,11 @@ FIELDS = (
     "command args env envFrom name value valueFrom configMapKeyRef configMapRef key ports containerPort resources "
     "limits volumeMounts startupProbe readinessProbe httpGet exec path port image environment env_file tmpfs volumes"
 )
+GRACE = "terminationGracePeriodSeconds"
 PARTS = st.recursive(
     st.none()
     | st.text("a$({=- \n", max_size=4)
-    | st.sampled_from(["sh", "-c", "text-generation-server", "serve", "8"]),
+    | st.sampled_from(["sh", "-c", "text-generation-server", "serve", "8", "²", "1.2.3s"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS.split()), inner, max_size=4),
     max_leaves=20,
 )
@@ -385,8 +393,9 @@ def test_nothing_that_a_file_holds_ends_in_anything_but_a_sentence(
     file = tmp_path_factory.mktemp("fuzz") / "file"
     container = {"name": "tgis", "image": "tgis", "args": first, "env": second, "volumeMounts": third, "ports": third}
     compose = {"image": "tgis", "command": first, "environment": second, "env_file": third, "volumes": third}
+    compose |= {"stop_grace_period": second}
     documents = [
-        {"kind": "Pod", "spec": {"containers": [container, first], "volumes": third}},
+        {"kind": "Pod", "spec": {"containers": [container, first], "volumes": third} | {GRACE: first}},
         {"kind": "Kustomization", "patches": first, "configMapGenerator": second, "items": third},
         {"kind": "ConfigMap", "metadata": first, "data": second},
         {"services": {"tgis": compose, "other": third}},

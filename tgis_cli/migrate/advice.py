@@ -155,9 +155,6 @@ def advise_on_probe(probe: Probe, config: ServeConfig) -> Iterator[Advice]:
     if (probe.how == "httpGet" and config.http_tls == "mutual") or (probe.how == "grpc" and config.tls_cert_path):
         text = f"{probe.name} cannot speak the TLS that the server asks for: use `tgis health` in an exec probe."
         yield Advice("probes", text, is_problem=True, line=probe.line)
-    if probe.how == "exec" and "grpc_healthcheck" in probe.target:
-        text = f"{probe.name} runs grpc_healthcheck, which is not there: use httpGet {PATHS[probe.name]}."
-        yield Advice("probes", text, is_problem=True, line=probe.line)
     if probe.how == "httpGet" and probe.target == "/health" and probe.name in WHY:
         text = f"{probe.name} asks /health, which works; {PATHS[probe.name]} {WHY[probe.name]}."
         yield Advice("probes", text, line=probe.line)

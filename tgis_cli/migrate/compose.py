@@ -7,8 +7,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from tgis_cli.migrate.containers import Container, Given, Surroundings, Text, line_of
-from tgis_cli.migrate.kubernetes import as_dict, as_list, to_int
+from tgis_cli.migrate.containers import Container, Given, Surroundings, Text, line_of, to_int
+from tgis_cli.migrate.kubernetes import as_dict, as_list
 from tgis_cli.migrate.shell import DOCKER_GRACE_S, add_env_file, expand, give, split_assignment
 
 SECONDS = {"h": 3600, "m": 60, "s": 1}
@@ -80,7 +80,7 @@ def read_writable(raw: dict[str, Any]) -> list[str]:
     return mounts + [str(path).split(":")[0] for path in (tmpfs if isinstance(tmpfs, list) else filter(None, [tmpfs]))]
 
 
-def read_seconds(text: str) -> float:
+def read_seconds(value: Any) -> float:
     """``1m30s``, ``90s`` or ``90``."""
-    parts = re.findall(r"([\d.]+)([hms])", text)
-    return sum(float(number) * SECONDS[unit] for number, unit in parts) if parts else float(to_int(text) or 0)
+    parts = re.findall(r"(\d+(?:\.\d+)?)([hms])", str(value))
+    return sum(float(number) * SECONDS[unit] for number, unit in parts) if parts else float(to_int(value) or 0)

@@ -107,3 +107,8 @@ class Container:
 def is_reference(value: str) -> bool:
     """Whether a value contains what only a shell, Kubernetes or a template engine can fill in."""
     return REFERENCE.search(value) is not None
+
+
+def to_int(value: object) -> int | None:
+    """A number as manifests have them; ``None`` for what is none."""
+    return int(str(value)) if re.fullmatch("[0-9]{1,9}", str(value)) else None

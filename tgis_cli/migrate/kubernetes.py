@@ -10,7 +10,17 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tgis_cli.migrate.containers import OURS, Container, Given, Probe, Surroundings, Text, is_reference, line_of
+from tgis_cli.migrate.containers import (
+    OURS,
+    Container,
+    Given,
+    Probe,
+    Surroundings,
+    Text,
+    is_reference,
+    line_of,
+    to_int,
+)
 from tgis_cli.migrate.shell import split_assignment
 from tgis_cli.migrate.yaml_text import load_documents
 
@@ -226,8 +236,3 @@ def as_list(value: Any) -> list[Any]:
 def dicts(value: Any) -> list[dict[str, Any]]:
     """The mappings of a list; what else is in it, Kubernetes would refuse."""
     return [entry for entry in as_list(value) if isinstance(entry, dict)]
-
-
-def to_int(value: Any) -> int | None:
-    text = str(value)
-    return int(text) if text.isdigit() else None

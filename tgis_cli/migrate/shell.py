@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tgis_cli.migrate.containers import EXECUTABLES, Container, Given, Surroundings, Text, is_reference, line_of
+from tgis_cli.migrate.containers import EXECUTABLES, Container, Given, Surroundings, Text, is_reference, line_of, to_int
 
 ASSIGNMENT = re.compile(r"(?:export\s+)?([A-Za-z_]\w*)=(.*)", re.DOTALL)
 NAME_ONLY = re.compile(r"[A-Za-z_]\w*")
@@ -151,7 +151,7 @@ def read_docker_run(words: list[str], file: str, line: int, directory: Path) -> 
             case "--env-file":
                 add_env_file(env, around, directory / value)
             case "--publish":
-                around.ports += [int(port) for port in [value.rsplit(":", 1)[-1].split("/")[0]] if port.isdigit()]
+                around.ports += filter(None, [to_int(value.rsplit(":", 1)[-1].split("/")[0])])
             case "--read-only":
                 around.is_root_read_only = value != "false"
             case "--tmpfs" | "--volume" if not value.endswith(":ro"):
@@ -164,8 +164,8 @@ def read_docker_run(words: list[str], file: str, line: int, directory: Path) -> 
                 around.has_shared_memory = True
             case "--gpus":
                 around.num_gpus = count_gpus(value)
-            case "--stop-timeout" if value.isdigit():
-                around.grace_s = float(value)
+            case "--stop-timeout" if (seconds := to_int(value)) is not None:
+                around.grace_s = seconds
             case "--entrypoint":
                 entrypoint = [value]
             case _:
@@ -179,7 +179,7 @@ def count_gpus(value: str) -> int | None:
     value = value.strip("\"'")
     if value.startswith("device="):
         return value.count(",") + 1
-    return int(value) if value.isdigit() else None
+    return to_int(value)
 
 
 def add_env_file(env: list[Given], around: Surroundings, file: Path) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 from tgis_cli.migrate.containers import Text
 from tgis_server.errors import UsageError
 
 
 def load_documents(text: str, file: str, line: int = 0) -> list[Any]:
-    """All documents of a file that are not empty: mappings, lists and texts.
+    """All documents of a file that are not empty: mappings, lists and texts, none of which holds itself.
 
     Args:
         line: of the file, after which the text begins.
@@ -22,17 +22,17 @@ def load_documents(text: str, file: str, line: int = 0) -> list[Any]:
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc]  # no type information is shipped
         yaml_implicit_resolvers = {"<": [("tag:yaml.org,2002:merge", re.compile(r"^<<$"))]}  # noqa: RUF012  as in the base
+        yaml_constructors: ClassVar[dict[str, Any]] = {}
 
-    def construct(loader: Any, *tag_and_node: Any) -> Any:
-        node = tag_and_node[-1]  # tags such as !reset say nothing about settings
+    def construct(loader: Any, _tag: str, node: Any) -> Any:
+        # Tags such as !!int and !reset say nothing about settings. Being deep, this refuses an alias inside its anchor.
         if isinstance(node, yaml.MappingNode):
             return loader.construct_mapping(node, deep=True)
         if isinstance(node, yaml.SequenceNode):
             return loader.construct_sequence(node, deep=True)
         return Text(node.value, line + node.start_mark.line + 1)
 
-    Loader.add_constructor("tag:yaml.org,2002:str", construct)
-    Loader.add_multi_constructor("!", construct)
+    Loader.add_multi_constructor("", construct)
     try:
         return [document for document in yaml.load_all(text, Loader) if document]
     except (yaml.YAMLError, ValueError, RecursionError) as error:
