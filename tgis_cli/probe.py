@@ -6,15 +6,18 @@ So it imports as little as possible: no part of the server, and not the framewor
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import json
 import ssl
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 ANSWERS = {"ready": "ready", "live": "live", "startup": "started"}  # by probe: what a server that is well is
+MAX_TIMEOUT_S = 3600
 EPILOG = "Exit code 0: well; 1: not well, or no server; 2: wrong options."
 
 
@@ -30,18 +33,42 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     except OSError as error:
         parser.error(f"the files of --ca, --cert and --key cannot be used: {error}")
     try:
-        connection.request("GET", f"/health/{options.probe}")
-        response = connection.getresponse()
-        status, body = response.status, response.read()
+        status, body = ask(connection, f"/health/{options.probe}", options.timeout)
     except TimeoutError:
         return fail(f"No server at {address}: no answer within {options.timeout:g} s.")
-    except OSError as error:
-        return fail(f"No server at {address}: {error.strerror or error}.")
+    except (OSError, UnicodeError) as error:
+        return fail(f"No server at {address}: {getattr(error, 'strerror', None) or error}.")
     except http.client.HTTPException:
         return fail(f"What answers at {address} does not speak HTTP.")
-    finally:
-        connection.close()
     return report(options.probe, status, body, address, as_json=options.json)
+
+
+def ask(connection: http.client.HTTPConnection, path: str, timeout_s: float) -> tuple[int, bytes]:
+    """Status and body. A thread asks, so that name servers and an answer in drops have no more time than the rest.
+
+    Raises:
+        OSError: no connection; a TimeoutError: no answer in time.
+        UnicodeError: the host is no name.
+        HTTPException: what answers does not speak HTTP.
+    """
+    answers: list[tuple[int, bytes] | Exception] = []
+
+    def get() -> None:
+        with contextlib.closing(connection):
+            try:
+                connection.request("GET", path)
+                response = connection.getresponse()
+                answers.append((response.status, response.read()))
+            except (OSError, UnicodeError, http.client.HTTPException) as error:
+                answers.append(error)
+
+    thread = threading.Thread(target=get, daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    answer = answers[0] if answers else TimeoutError()
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def make_connection(address: str, options: argparse.Namespace) -> http.client.HTTPConnection:
@@ -54,9 +81,9 @@ def make_connection(address: str, options: argparse.Namespace) -> http.client.HT
     if url.scheme not in ("http", "https") or not url.hostname or not url.port:
         raise ValueError(address)
     if url.scheme == "http":
-        return http.client.HTTPConnection(url.hostname, url.port, timeout=options.timeout)
+        return http.client.HTTPConnection(url.hostname, url.port)
     context = make_context(options.ca, options.cert, options.key)
-    return http.client.HTTPSConnection(url.hostname, url.port, timeout=options.timeout, context=context)
+    return http.client.HTTPSConnection(url.hostname, url.port, context=context)
 
 
 def report(probe: str, status: int, body: bytes, address: str, *, as_json: bool) -> int:
@@ -87,12 +114,25 @@ def make_parser() -> argparse.ArgumentParser:
         help="http://HOST:PORT or https://HOST:PORT (default: this machine at the port in the environment variable "
         "PORT, or 3000; https if HTTP_TLS is server or mutual)",
     )
-    parser.add_argument("--timeout", type=float, default=1.0, metavar="SECONDS", help="(default: %(default)g)")
+    parser.add_argument(
+        "--timeout",
+        type=read_seconds,
+        default=1.0,
+        metavar="SECONDS",
+        help="for the whole question (default: %(default)g)",
+    )
     parser.add_argument("--json", action="store_true", help="print the server's whole answer")
     parser.add_argument("--ca", type=Path, metavar="FILE", help="check the server's certificate; else any will do")
     parser.add_argument("--cert", type=Path, metavar="FILE", help="client certificate, for --http-tls mutual")
     parser.add_argument("--key", type=Path, metavar="FILE", help="its key")
     return parser
+
+
+def read_seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) <= MAX_TIMEOUT_S:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0, up to {MAX_TIMEOUT_S}")
 
 
 def default_url(environ: Mapping[str, str]) -> str:

@@ -84,7 +84,9 @@ class ServeConfig:
     # Model
     model_name: Annotated[
         str | None,
-        Opt(help="Directory, or hub id in the local cache.", group="Model", unset="the embedded demo model"),
+        Opt(
+            help="Directory, or hub id in the local cache.", group="Model", unset="the demo model (`tgis launch` only)"
+        ),
     ] = None
     revision: Annotated[
         str | None, Opt(help="Branch, tag or commit of the model in the cache.", group="Model", unset="main")
@@ -648,7 +650,7 @@ def check_together(config: ServeConfig) -> None:
     if config.grpc_port and config.grpc_port == config.port:
         raise UsageError(f"--grpc-port and --port are both {config.port}: choose two different ports.")
     if config.fault and not (config.rehearse or config.allow_faults):
-        raise UsageError("--fault provokes failures and is accepted only with --rehearse.")
+        raise UsageError("--fault provokes failures and is accepted only with --rehearse or --allow-faults.")
     if config.fault:
         Fault.parse(config.fault)
     if config.quantize:

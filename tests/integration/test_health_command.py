@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
@@ -72,10 +75,38 @@ def test_nobody_and_somebody_else_are_told_apart(capsys):
     assert nobody == f"tgis: No server at {DOWN}: Connection refused."
 
 
+def test_an_answer_in_drops_has_no_more_time_than_another(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=drip, args=(server,), daemon=True).start()
+
+        code = probe.main(["--timeout", "0.1"], {"PORT": str(server.getsockname()[1])})
+
+    assert code == 1
+    assert capsys.readouterr().err.endswith(": no answer within 0.1 s.\n")
+
+
+def drip(server: socket.socket) -> None:
+    """For half a second, a byte of a header that does not end at a time."""
+    connection, _ = server.accept()
+    with connection, contextlib.suppress(OSError):
+        for _ in range(50):
+            connection.sendall(b"H")
+            time.sleep(0.01)
+
+
+def test_a_host_that_can_be_none_is_told_as_no_server(capsys):
+    assert probe.main(["--url", "http://a..b:80"], {}) == 1
+    assert capsys.readouterr().err.startswith("tgis: No server at http://a..b:80: ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "environ", "text"),
     [
         (["--probe", "dead"], {}, "invalid choice: 'dead'"),
+        (["--timeout", "0"], {}, "0 is not a number of seconds above 0"),
+        (["--timeout", "-1"], {}, "-1 is not a number"),
+        (["--timeout", "inf"], {}, "up to 3600"),
+        (["--timeout", "x"], {}, "x is not"),
         (["--url", "localhost"], {}, "'localhost' is not http://HOST:PORT"),
         ([], {"PORT": "tcp://10.0.0.1:80"}, "see --url and the variable PORT"),
         (["--url", "https://127.0.0.1:1", "--ca", "/no/ca.pem"], {}, "the files of --ca, --cert and --key cannot be"),

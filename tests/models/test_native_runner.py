@@ -81,6 +81,8 @@ def test_other_errors_pass_through(model: Callable[..., Model], driver: Callable
         (MemoryError(), True),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: not enough memory"), True),
         (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("could not create a primitive"), True),
+        (RuntimeError("could not create a primitive descriptor for the matmul primitive"), False),
         (RuntimeError("size mismatch"), False),
     ],
 )

@@ -95,7 +95,10 @@ def test_a_port_that_kubernetes_has_set_for_a_service_is_explained():
         ({"HTTP_TLS": "on"}, "environment HTTP_TLS is 'on', but must be one of off, server, mutual."),
         ({"MAX_REQUEST_BYTES": "5GiB"}, "but must be a size such as 512KiB, at most 1,073,741,824 bytes."),
         ({"PORT": "8033"}, "--grpc-port and --port are both 8033: choose two different ports."),
-        ({"TGIS_FAULT": "shard0:exit@load"}, "--fault provokes failures and is accepted only with --rehearse."),
+        (
+            {"TGIS_FAULT": "shard0:exit@load"},
+            "--fault provokes failures and is accepted only with --rehearse or --allow-faults.",
+        ),
         (
             {"DTYPE": "float16", "DTYPE_STR": "bfloat16"},
             "dtype and dtype_str args both provided with different values",

@@ -138,7 +138,7 @@ RULES: tuple[tuple[str, Failure], ...] = (
         failures.GPU_OUT_OF_MEMORY,
     ),
     (r"^MemoryError|can't allocate memory|std::bad_alloc|failed to map segment", failures.HOST_OUT_OF_MEMORY),
-    (r"could not create a (?:primitive|memory)", failures.HOST_OUT_OF_MEMORY),
+    (r"could not create a (?:primitive|memory)(?! desc)", failures.HOST_OUT_OF_MEMORY),
     (r"can't start new thread|Thread creation failed|pthread_create failed", failures.TOO_MANY_PROCESSES),
     (r"driver on your system is too old(?: \((.+?)\))?|driver version is insufficient", failures.DRIVER_TOO_OLD),
     (r"no kernel image is available", failures.GPU_NOT_SUPPORTED),

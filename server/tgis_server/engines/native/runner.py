@@ -6,6 +6,7 @@ On CUDA nothing in ``launch`` waits for the device: input ids of decode rows, se
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass, field
 
@@ -26,7 +27,10 @@ from tgis_server.run import Run
 from tgis_server.wire.messages import Details, StepPlan, StepTokens, TokenDetail
 
 MAX_PROMPT_LOGITS_BYTES = 64 << 20  # of one projection of prompt positions
-CPU_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "std::bad_alloc")
+# Of torch, C++ and oneDNN; what oneDNN does not support says "primitive descriptor".
+CPU_OUT_OF_MEMORY = re.compile(
+    "not enough memory|can't allocate memory|std::bad_alloc|could not create a (primitive|memory)(?! desc)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,4 +202,4 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed: torch has a class of its own for that on GPUs only."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return any(text in str(error) for text in CPU_OUT_OF_MEMORY)
+    return CPU_OUT_OF_MEMORY.search(str(error)) is not None
