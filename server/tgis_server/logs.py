@@ -88,14 +88,14 @@ def make_line(process: str, created: float, level: str, message: str, fields: Ma
 def text_of(line: Mapping[str, Any]) -> str:
     """Message and fields of a JSON line as text: ``message key=value``. ``None`` says nothing and is left out."""
     fields = ((key, value) for key, value in line.items() if key not in ENVELOPE and value is not None)
-    return escape(str(line["message"])) + "".join(f" {key}={quote(value)}" for key, value in fields)
+    return escape(str(line["message"]) + "".join(f" {key}={quote(value)}" for key, value in fields))
 
 
 def quote(value: Any) -> str:
     """A value that ends where the next blank begins, or in quotes."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     is_plain = text and text.isprintable() and not any(mark in text for mark in ' "=\\')
-    return text if is_plain else escape(json.dumps(text, ensure_ascii=False))
+    return text if is_plain else json.dumps(text, ensure_ascii=False)
 
 
 def escape(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -57,6 +58,22 @@ def test_what_cannot_be_written_is_counted_and_told_once(tmp_path: Path):
         "",
     ]
     assert (folder / "log").read_text() == "three\nfour\n"
+
+
+def test_a_file_that_cannot_be_closed_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def close_over_quota(fd: int) -> None:
+        close(fd)
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    close = os.close
+    file = LogFile(tmp_path / "log")
+    file.write("one\n")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "close", close_over_quota)
+        file.close()
+
+    assert file.write("two\n") == ""
+    assert (tmp_path / "log").read_text() == "one\ntwo\n"
 
 
 def test_a_full_disk_is_told():

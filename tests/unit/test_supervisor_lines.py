@@ -9,7 +9,7 @@ import pytest
 
 from tgis_cli.supervisor.lines import Line, Lines, guess_level, plain_lines
 from tgis_cli.supervisor.repeats import MAX_ADMITTED
-from tgis_server.logs import make_line
+from tgis_server.logs import escape, make_line
 
 WALL = 1_700_000_000.25
 CLOCK = time.strftime("%H:%M:%S.250", time.localtime(WALL))
@@ -76,6 +76,12 @@ def test_no_text_can_look_like_another_line_or_steer_a_terminal(forged: str):
     assert text.isprintable()
 
 
+def test_neither_level_nor_field_names_can_look_like_another_line():
+    [text] = texts(OWN.replace("info", r"info\nx") + r', "a\nb": 1}')
+
+    assert text.isprintable()
+
+
 def test_a_librarys_line_gets_clock_and_level_and_loses_its_colours():
     [line] = take("\x1b[33mslow\x1b[0m\x07")
 
@@ -89,11 +95,26 @@ def test_a_librarys_line_gets_clock_and_level_and_loses_its_colours():
     }
 
 
-@pytest.mark.parametrize("broken", ['{"time": "now"}', '{"time": "2026', '{"message": "other"}'])
+OWN = '{"time": "2026-01-01T00:00:00Z", "process": "shard-1", "level": "info", "message": "m"'
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        '{"time": "now"}',
+        '{"time": "2026',
+        '{"message": "other"}',
+        OWN + ', "time": 5}',
+        OWN + ', "traceback": null}',
+        OWN + ', "x": ' + "[" * 100_000 + "]" * 100_000 + "}",
+        OWN + ', "x": "\u2028"}',
+        OWN.replace("shard-1", "launcher") + "}",
+    ],
+)
 def test_json_that_is_not_ours_is_a_librarys_line(broken: str):
     [line] = take(broken)
 
-    assert line.text == broken
+    assert (line.process, line.level, line.text) == ("shard-1", "warning", escape(broken))
 
 
 @pytest.mark.parametrize(
@@ -156,9 +177,9 @@ def test_blank_lines_are_left_out():
 
 
 def test_a_quoted_line_has_neither_clock_nor_level():
-    assert plain_lines(own("It failed.", traceback="Traceback\nValueError")) == [
+    assert plain_lines("shard-1", own("It failed.", traceback="Traceback\nValueError")) == [
         "It failed.",
         "Traceback",
         "ValueError",
     ]
-    assert plain_lines("a library's") == ["a library's"]
+    assert plain_lines("shard-1", "a library's") == ["a library's"]

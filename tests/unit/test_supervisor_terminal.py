@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import re
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -20,9 +23,14 @@ CLOCK = re.compile(r"\d\d:\d\d:\d\d\.\d{3}")
 
 class Outputs:
     def __init__(
-        self, *, as_json: bool = False, stdout: io.StringIO | None = None, log_file: Path | None = None
+        self,
+        *,
+        as_json: bool = False,
+        stdout: io.StringIO | None = None,
+        stderr: io.StringIO | None = None,
+        log_file: Path | None = None,
     ) -> None:
-        self.stdout, self.stderr = stdout or io.StringIO(), io.StringIO()
+        self.stdout, self.stderr = stdout or io.StringIO(), stderr or io.StringIO()
         self.terminal = Terminal(self.stdout, self.stderr, {}, as_json=as_json, names=NAMES, log_file=log_file)
 
     def finish(self) -> tuple[str, str]:
@@ -34,6 +42,49 @@ class Outputs:
 class BrokenOutput(io.StringIO):
     def write(self, text: str) -> int:
         raise BrokenPipeError
+
+
+class SlowOutput(io.StringIO):
+    """Takes nothing until it is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_read = threading.Event()
+
+    def write(self, text: str) -> int:
+        self.is_read.wait()
+        return super().write(text)
+
+
+class Screen(io.StringIO):
+    """A terminal whose window is closed once it has shown ``last``."""
+
+    def __init__(self, last: str | None = None) -> None:
+        super().__init__()
+        self.last = last
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        if self.last is not None and self.last in self.getvalue():
+            raise OSError(errno.EIO, "Input/output error")
+        return super().write(text)
+
+
+class FailingStatus:
+    def __rich__(self) -> str:
+        raise RuntimeError("no status")
+
+
+class StreamsStatus:
+    """Notes the streams of the process while it is shown."""
+
+    streams: tuple[object, object]
+
+    def __rich__(self) -> str:
+        self.streams = sys.stdout, sys.stderr
+        return "loading"
 
 
 def without_clocks(text: str) -> str:
@@ -80,6 +131,19 @@ def test_an_output_that_is_gone_does_not_hold_up_the_other():
     outputs.terminal.print_last("the end")
 
     assert outputs.finish()[1] == "the end\n"
+
+
+def test_the_last_line_is_never_dropped(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tgis_cli.supervisor.terminal.MAX_PENDING_LINES", 3)
+    stdout = SlowOutput()
+    outputs = Outputs(stdout=stdout)
+
+    for number in range(9):
+        outputs.terminal.relay("shard-0", str(number), to_stderr=False)
+    outputs.terminal.print_last("the end")
+    stdout.is_read.set()
+
+    assert re.fullmatch(r"launcher \| T warning [56] lines were dropped: .*\nthe end\n", outputs.finish()[1])
 
 
 def test_the_last_line_comes_after_what_was_withheld():
@@ -133,6 +197,43 @@ def test_a_log_file_that_cannot_be_written_is_told_once_and_holds_up_nothing():
         "launcher | T warning /dev/full cannot be written: No space left on device; lines are dropped until it can.",
         "shard-0  | T warning two",
     ]
+
+
+@pytest.mark.parametrize("last", ["", "loading", "loaded"])
+def test_a_closed_terminal_ends_neither_the_log_file_nor_results(tmp_path: Path, last: str):
+    outputs = Outputs(stderr=Screen(last), log_file=tmp_path / "log")
+
+    for status in ("loading", "loaded", None):
+        outputs.terminal.show_status(status)
+        outputs.terminal.relay("shard-0", "text", to_stderr=True)
+    outputs.terminal.print("ready", panel="a panel")
+
+    assert outputs.finish()[0] == "ready\n"
+    assert without_clocks((tmp_path / "log").read_text()).splitlines() == [
+        *["shard-0  | T warning text"] * 3,
+        "launcher | T info    ready",
+    ]
+
+
+def test_a_status_leaves_the_streams_of_the_process_alone():
+    outputs = Outputs(stderr=Screen())
+    status = StreamsStatus()
+
+    outputs.terminal.show_status(status)
+    outputs.finish()
+
+    assert status.streams == (sys.stdout, sys.stderr)
+
+
+def test_what_cannot_be_shown_is_told_with_its_traceback_and_ends_nothing():
+    outputs = Outputs(stderr=Screen())
+
+    outputs.terminal.show_status(FailingStatus())
+    outputs.terminal.relay("shard-0", "next", to_stderr=False)
+    stdout, stderr = outputs.finish()
+
+    assert "RuntimeError: no status" in stderr
+    assert stdout == "shard-0  | T info    next\n"
 
 
 def test_a_terminal_shows_names_warnings_and_errors_in_colours():

@@ -99,7 +99,7 @@ class Child:
     @property
     def tail(self) -> list[str]:
         """Its last lines on stderr, as people read them."""
-        return [text for line in self._tail for text in plain_lines(line)]
+        return [text for line in self._tail for text in plain_lines(self.name, line)]
 
     @property
     def is_alive(self) -> bool:

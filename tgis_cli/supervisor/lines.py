@@ -69,7 +69,7 @@ class Lines:
             now: monotonic clock.
             wall: seconds since the epoch, the time of a line that has none.
         """
-        if line := read_own_line(raw):
+        if line := read_own_line(self._process, raw):
             return line if self._repeats.admit(line.level, "\n".join((line.text, *line.traceback)), now) else None
         if not raw.strip():
             return None
@@ -93,17 +93,17 @@ class Lines:
         ]
 
 
-def read_own_line(raw: str) -> Line | None:
-    """A line that ``tgis_server.logs`` has made; ``None`` for any other."""
-    if not raw.startswith('{"time": "'):
+def read_own_line(process: str, raw: str) -> Line | None:
+    """A line that ``tgis_server.logs`` has made in this process; ``None`` for any other, whatever it looks like."""
+    if not raw.startswith('{"time": "') or raw != escape(raw):
         return None
     try:
         fields = json.loads(raw)
         created = datetime.fromisoformat(fields["time"]).timestamp()
-        text = text_of(fields)
         traceback = tuple(map(escape, fields.get("traceback", "").splitlines()))
-        return Line(str(fields["process"]), created, str(fields["level"]), text, traceback, raw)
-    except (ValueError, KeyError):
+        line = Line(process, created, escape(str(fields["level"])), text_of(fields), traceback, raw)
+        return line if fields["process"] == process else None
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
         return None
 
 
@@ -119,7 +119,7 @@ def guess_level(raw: str, default: str) -> str:
     return next((level for mark, level in MARKS if mark.search(raw)), default)
 
 
-def plain_lines(raw: str) -> list[str]:
+def plain_lines(process: str, raw: str) -> list[str]:
     """What a line says, without time and level: for a sentence that quotes it."""
-    line = read_own_line(raw)
+    line = read_own_line(process, raw)
     return [raw] if line is None else [line.text, *line.traceback]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -56,6 +57,7 @@ class LogFile:
 
     def close(self) -> None:
         """The next line goes to the file that has the name then."""
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._fd = -1
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            with contextlib.suppress(OSError):  # a network's file system may tell only now that it is full
+                os.close(fd)

@@ -12,8 +12,9 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from traceback import format_exc
 from typing import Any, TextIO
 
 from tgis_cli.supervisor.lines import Line, Lines, make_foreign_line
@@ -63,8 +64,8 @@ class Terminal:
         self._post(lambda: self._print_result(text, panel))
 
     def print_last(self, text: str) -> None:
-        """Write to stderr what shall be its last line, without a process name in front."""
-        self._post(lambda: self._print_last(text))
+        """Write to stderr what shall be its last line, without a process name in front. It is never dropped."""
+        self._jobs.put(lambda: self._print_last(text))
 
     def show_status(self, status: Any) -> None:
         """Show a renderable of rich below all lines, replacing the one before; ``None`` ends it."""
@@ -90,20 +91,27 @@ class Terminal:
 
     def _work(self) -> None:
         while (job := self._next_job()) is not None:
-            self._tell_withheld(WINDOW_S)
+            self._do(job, WINDOW_S)
+        self._do(lambda: self._update_live(None), 0)
+
+    def _do(self, job: Callable[[], None], window_s: float) -> None:
+        """One job, after what is to be told before. Whatever is wrong with it, those that follow are done."""
+        try:
+            self._tell_withheld(window_s)
             if self._num_dropped:
                 dropped, self._num_dropped = self._num_dropped, 0
                 self._warn(f"{dropped} lines were dropped: they came faster than they were read.")
             job()
-        self._tell_withheld(0)
-        self._update_live(None)
+        except Exception:  # noqa: BLE001  a bug here must not silence the server
+            line = make_json_line("launcher", "A line could not be written.", "error", traceback=format_exc())
+            self._write(self._stderr, line + "\n")
 
     def _next_job(self) -> Callable[[], None] | None:
         is_withholding = any(lines.is_withholding for lines in self._lines.values())
         try:
             return self._jobs.get(timeout=FLUSH_S if is_withholding else None)
         except queue.Empty:
-            return rest
+            return lambda: None
 
     def _relay(self, name: str, raw: str, to_stderr: bool) -> None:
         if line := self._lines[name].take(raw, time.monotonic(), time.time(), is_stderr=to_stderr):
@@ -118,10 +126,8 @@ class Terminal:
         self._write_line(make_foreign_line("launcher", time.time(), "warning", text), to_stderr=True)
 
     def _print_result(self, text: str, panel: Any) -> None:
-        if panel is None:
+        if panel is None or not self._show(panel):
             self._write(self._stdout, text + "\n")
-        else:
-            self._show(panel)
         self._copy(text, "info")
 
     def _print_last(self, text: str) -> None:
@@ -158,9 +164,20 @@ class Terminal:
             stream.write(text)
             stream.flush()
 
-    def _show(self, renderable: Any, **options: Any) -> None:
-        with contextlib.suppress(OSError):  # as above
-            self._console.print(renderable, **options)
+    def _show(self, renderable: Any, **options: Any) -> bool:
+        """Whether there is a terminal to show it."""
+        with self._drawing():
+            if self._console:
+                self._console.print(renderable, **options)
+        return self._console is not None
+
+    @contextlib.contextmanager
+    def _drawing(self) -> Iterator[None]:
+        """Give up a terminal that is gone: rich would keep all that it cannot write, and try it again."""
+        try:
+            yield
+        except (OSError, ValueError):
+            self._console = self._live = None
 
     def _write_colored(self, line: Line) -> None:
         from rich.text import Text
@@ -182,17 +199,23 @@ class Terminal:
         return Console(file=self._stderr, highlight=False, color_system=color_system, _environ=environ)
 
     def _update_live(self, status: Any) -> None:
-        if status is None:
-            if self._live is not None:
-                self._live.stop()
+        with self._drawing():
+            if status is None:
+                if self._live:
+                    self._live.stop()
                 self._live = None
-            return
-        if self._live is None:
-            from rich.live import Live
+            elif self._console:
+                self._live = self._live or self._start_live()
+                self._live.update(status, refresh=True)
 
-            self._live = Live(console=self._console, auto_refresh=False, transient=True)
-            self._live.start()
-        self._live.update(status, refresh=True)
+    def _start_live(self) -> Any:
+        from rich.live import Live
+
+        live = Live(
+            console=self._console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
+        )
+        live.start()
+        return live
 
 
 class TerminalHandler(logging.Handler):
@@ -204,10 +227,6 @@ class TerminalHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._terminal.relay("launcher", self.format(record), to_stderr=True)
-
-
-def rest() -> None:
-    """The job of a terminal that has nothing to write."""
 
 
 def make_json_line(name: str, message: str, level: str, **fields: object) -> str:
