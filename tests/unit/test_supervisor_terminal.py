@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import io
 import json
-import os
 import re
 import sys
 import threading
@@ -91,16 +90,14 @@ def without_clocks(text: str) -> str:
     return CLOCK.sub("T", text)
 
 
-def on_a_pty(*levels: str, as_json: bool = False, **environ: str) -> str:
+def on_a_screen(*levels: str, as_json: bool = False, **environ: str) -> str:
     """What a terminal gets for one line of each level."""
-    ours, theirs = os.openpty()
-    with os.fdopen(ours, "rb", buffering=0) as reader, os.fdopen(theirs, "w") as stream:
-        environ = {"TERM": "xterm", **environ}
-        terminal = Terminal(stream, stream, environ, as_json=as_json, names=NAMES)
-        for level in levels:
-            terminal.relay("shard-0", make_line("shard-0", 0.0, level, "text", {}), to_stderr=True)
-        assert terminal.close(timeout_s=5)
-        return without_clocks(reader.read(4096).decode())
+    screen = Screen()
+    terminal = Terminal(screen, screen, {"TERM": "xterm", **environ}, as_json=as_json, names=NAMES)
+    for level in levels:
+        terminal.relay("shard-0", make_line("shard-0", 0.0, level, "text", {}), to_stderr=True)
+    assert terminal.close(timeout_s=5)
+    return without_clocks(screen.getvalue())
 
 
 def test_lines_keep_their_stream_and_get_the_name_of_their_process():
@@ -237,17 +234,17 @@ def test_what_cannot_be_shown_is_told_with_its_traceback_and_ends_nothing():
 
 
 def test_a_terminal_shows_names_warnings_and_errors_in_colours():
-    assert on_a_pty("info", "warning", "error") == (
-        "\x1b[32mshard-0  │ \x1b[0mT info    text\r\n"
-        "\x1b[32mshard-0  │ \x1b[0mT \x1b[33mwarning\x1b[0m text\r\n"
-        "\x1b[32mshard-0  │ \x1b[0mT \x1b[1;31merror\x1b[0m   text\r\n"
+    assert on_a_screen("info", "warning", "error") == (
+        "\x1b[32mshard-0  │ \x1b[0mT info    text\n"
+        "\x1b[32mshard-0  │ \x1b[0mT \x1b[33mwarning\x1b[0m text\n"
+        "\x1b[32mshard-0  │ \x1b[0mT \x1b[1;31merror\x1b[0m   text\n"
     )
 
 
 @pytest.mark.parametrize("options", [{"NO_COLOR": "0"}, {"TERM": "dumb"}, {"as_json": True}])
 def test_no_colours_where_they_are_not_wanted(options: dict):
-    assert "\x1b" not in on_a_pty("info", "error", **options)
+    assert "\x1b" not in on_a_screen("info", "error", **options)
 
 
 def test_an_empty_no_color_means_nothing():
-    assert "\x1b[32m" in on_a_pty("info", NO_COLOR="")
+    assert "\x1b[32m" in on_a_screen("info", NO_COLOR="")
