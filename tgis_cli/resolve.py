@@ -127,6 +127,7 @@ def resolve(loaded: LoadedConfig, environ: Mapping[str, str], machine: Machine) 
         max_batch_tokens=max_batch_tokens,
         tokenization_workers=tokenization_workers,
         shard_threads=choose_shard_threads(decide, engine, num_shard, shard_cpus),
+        gpus=tuple(gpu.device for gpu in machine.gpus[:num_shard]) if device == "cuda" else (),
         shard_cpus=shard_cpus,
         label="rehearsal" if engine == "fake" else "demo model" if model_id == "demo" else "",
     )

@@ -623,6 +623,13 @@ STEP_HANGS = Failure(
     "Shard {rank} hangs: its current step has run for {age_s:.0f} s, more than --step-timeout {timeout_s:g}.",
     PeerLost,
 )
+GROUP_STEP_HANGS = Failure(
+    "group-step-hangs",
+    "a step takes longer than --step-timeout on several shards, as those that work wait for the one that hangs",
+    "Shards {ranks} hang: their current step has run for {age_s:.0f} s, more than --step-timeout {timeout_s:g}; one of "
+    "them holds up the others.",
+    PeerLost,
+)
 STEP_LOOP_HANGS = Failure(
     "step-loop-hangs",
     "a shard answers, but its step loop stands still between steps",

@@ -32,6 +32,7 @@ class Run:
     max_batch_tokens: int
     tokenization_workers: int
     shard_threads: int = 0  # compute threads of each shard; 0 = torch's default
+    gpus: tuple[str, ...] = ()  # one for each shard, as CUDA_VISIBLE_DEVICES names it: UUIDs mean the same in any order
     shard_cpus: tuple[tuple[int, ...], ...] = ()  # CPUs of each shard; empty = wherever the kernel likes
     launcher_phases: tuple[tuple[str, float], ...] = ()  # what it did before it started children, and from when on
     label: str = ""  # "demo model" or "rehearsal": named in readiness, logs and metrics
@@ -83,5 +84,6 @@ class Run:
         for name in (f.name for f in fields(cls) if f.type == "Path"):
             raw[name] = Path(raw[name])
         raw["launcher_phases"] = tuple((name, started_at) for name, started_at in raw["launcher_phases"])
+        raw["gpus"] = tuple(raw["gpus"])
         raw["shard_cpus"] = tuple(tuple(cpus) for cpus in raw["shard_cpus"])
         return cls(config=ServeConfig(**values), **raw)

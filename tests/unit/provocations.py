@@ -47,7 +47,7 @@ from tgis_server.frontend.detokenizer import PieceDecoder
 from tgis_server.frontend.tls import Tls, read_tls_file
 from tgis_server.frontend.tokenizer import Tokenizer
 from tgis_server.frontend.tracing import Tracing
-from tgis_server.frontend.watch import ShardWatch
+from tgis_server.frontend.watch import ShardWatch, Watch
 from tgis_server.ports import explain_bind_error, listen
 from tgis_server.shard.too_large import step_too_large
 from tgis_server.wire import shard_pb2 as pb
@@ -426,9 +426,18 @@ def judge(*replies: pb.HealthReply | None) -> object:
     return failures.SHARD_SILENT.kind(verdicts[-1])
 
 
+def judge_group(*replies: pb.HealthReply) -> object:
+    """Why a group whose shards give these answers is dead."""
+    watch = Watch([Path(f"shard-{rank}.sock") for rank in range(len(replies))], step_timeout_s=60.0)
+    return failures.SHARD_SILENT.kind(watch.judge(replies))
+
+
 PROVOCATIONS |= {
     failures.SHARD_SILENT: lambda tmp, patch: judge(pb.HealthReply(state=SERVING), None, None, None),
     failures.STEP_HANGS: lambda tmp, patch: judge(pb.HealthReply(state=SERVING, step_age_s=61.0)),
+    failures.GROUP_STEP_HANGS: lambda tmp, patch: judge_group(
+        pb.HealthReply(state=SERVING, step_age_s=61.0), pb.HealthReply(state=SERVING, step_age_s=60.0)
+    ),
     failures.STEP_LOOP_HANGS: lambda tmp, patch: judge(*[pb.HealthReply(state=SERVING, tick_age_s=4.0)] * 2),
     failures.LEADER_LATE: lambda tmp, patch: PlanSubscriber.connect(tmp / "p", 0.0),
     failures.ENGINE_LOST: lambda tmp, patch: read_results(GrpcLink(tmp / "none.sock")),

@@ -105,6 +105,13 @@ def test_what_another_user_left_stays(tmp_path: Path, monkeypatch: pytest.Monkey
     assert remove_leftovers(tmp_path) == []
 
 
+def test_a_directory_that_vanishes_meanwhile_harms_no_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    make_left_run(tmp_path)
+    monkeypatch.setattr(Path, "iterdir", lambda path: (_ for _ in ()).throw(FileNotFoundError(path)))
+
+    assert len(remove_leftovers(tmp_path)) == 1
+
+
 def test_a_drain_counts_down():
     told = [describe_drain(in_flight, at, 10.0, 90.0) for in_flight, at in [(3, 4.0), (1, 10.0), (0, 101.0)]]
 

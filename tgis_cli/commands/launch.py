@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,7 +27,6 @@ from tgis_server.errors import TgisError
 from tgis_server.run import Run
 
 if TYPE_CHECKING:
-    from tgis_cli.machine import Machine
     from tgis_cli.resolve import Resolved
     from tgis_cli.supervisor.supervisor import Outcome
     from tgis_cli.supervisor.terminal import Terminal
@@ -65,22 +65,18 @@ def run_launch(
     os.umask(0o077)  # what this process and its children make is this user's alone
     environ = dict(os.environ)
     phases = [("starting", process_started_at()), ("resolving", time.monotonic())]
-    with errors_in_termination_log(flags, environ):
+    with errors_in_termination_log(flags, environ, config_file):
         loaded = load_config(flags, environ, config_file)
         if needs_model and not loaded.config.model_name and not loaded.config.rehearse:
             raise failures.NO_MODEL.error()
-        from tgis_cli.machine import probe_machine
-        from tgis_cli.resolve import resolve
-
-        machine = probe_machine(environ)
-        resolved = resolve(loaded, environ, machine)
-        phases.append(("checking", time.monotonic()))
-        run = make_run(resolved, machine, phases)
-    terminal = open_terminal(loaded.config, environ, resolved.run.num_shard)
+        if loaded.config.log_file:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it will mean: reopen the file
+        resolved, run = prepare(loaded, environ, phases)
+    terminal = open_terminal(loaded.config, environ, run.num_shard)
     for warning in (*warnings, *resolved.warnings):
         logger.warning("%s", warning)
     log_choices(resolved, terminal)
-    outcome = asyncio.run(Launch(resolved, terminal, environ).supervise(run, machine))
+    outcome = asyncio.run(Launch(loaded, terminal, environ).supervise(run))
     finish(loaded, terminal, outcome)
     return outcome.exit_code
 
@@ -93,17 +89,21 @@ def log_choices(resolved: Resolved, terminal: Terminal) -> None:
         logger.info("%s", line)
 
 
-def make_run(resolved: Resolved, machine: Machine, phases: list[tuple[str, float]]) -> Run:
-    """A run in a directory of its own, once everything is checked.
+def prepare(loaded: LoadedConfig, environ: Mapping[str, str], phases: list[tuple[str, float]]) -> tuple[Resolved, Run]:
+    """Look at model and machine, check everything, and make a run in a directory of its own.
 
     Raises:
-        TgisError: what stands in the way; the directory is gone again.
+        TgisError: what stands in the way; no directory is left.
     """
+    from tgis_cli.machine import probe_machine
     from tgis_cli.machine.preflight import check_before_start
+    from tgis_cli.resolve import resolve
     from tgis_cli.supervisor.run_dir import make_run_dir, remove_leftovers
 
-    parent = resolved.run.config.run_dir
-    run_dir = make_run_dir(parent)
+    machine = probe_machine(environ)
+    resolved = resolve(loaded, environ, machine)
+    phases = [*phases, ("checking", time.monotonic())]
+    run_dir = make_run_dir(loaded.config.run_dir)
     try:
         remove_leftovers(run_dir.parent)
         run = resolved.in_directory(run_dir)
@@ -111,23 +111,22 @@ def make_run(resolved: Resolved, machine: Machine, phases: list[tuple[str, float
     except BaseException:
         shutil.rmtree(run_dir, ignore_errors=True)
         raise
-    return replace(run, launcher_phases=(*phases, ("spawning", time.monotonic())))
+    return resolved, replace(run, launcher_phases=(*phases, ("spawning", time.monotonic())))
 
 
 class Launch:
     """The runs of one command: one, or several with ``--restart``."""
 
-    def __init__(self, resolved: Resolved, terminal: Terminal, environ: Mapping[str, str]) -> None:
+    def __init__(self, loaded: LoadedConfig, terminal: Terminal, environ: Mapping[str, str]) -> None:
         from tgis_cli.supervisor.signals import StopSignals
 
-        self._resolved = resolved
+        self._loaded = loaded
         self._terminal = terminal
         self._environ = environ
-        self._signals = StopSignals(terminal.reopen if resolved.run.config.log_file else None)
+        self._signals = StopSignals(terminal.reopen if loaded.config.log_file else None)
 
-    async def supervise(self, run: Run, machine: Machine) -> Outcome:
+    async def supervise(self, run: Run) -> Outcome:
         """Run the group, again where ``--restart`` says so, until it stops or fails for good."""
-        from tgis_cli.machine import probe_machine
         from tgis_cli.supervisor.restarts import RestartPolicy
         from tgis_cli.supervisor.supervisor import Outcome
         from tgis_cli.supervisor.waiting import first_of
@@ -135,31 +134,32 @@ class Launch:
         self._signals.install()
         policy = RestartPolicy(run.config.restart, run.config.max_restarts)
         while True:
-            outcome = await self._supervise_once(run, machine)
+            outcome = await self._supervise_once(run)
             if (delay_s := policy.delay_after(outcome)) is None:
                 return outcome
             logger.error("%s", outcome.sentence)
             logger.warning("starting again in %.0f s (%s); a stop signal ends it", delay_s, policy.record)
             if await first_of(self._signals.wait_first(), timeout_s=delay_s) == 0:
                 return Outcome(0)
-            machine = probe_machine(self._environ)
-            try:
-                run = make_run(self._resolved, machine, [("checking", time.monotonic())])
+            phases = [("resolving", time.monotonic())]
+            try:  # the machine may have changed: a GPU that is lost is not asked for again
+                resolved, run = await asyncio.to_thread(prepare, self._loaded, self._environ, phases)
             except TgisError as error:
                 return Outcome(error.exit_code, str(error))
+            log_choices(resolved, self._terminal)
 
-    async def _supervise_once(self, run: Run, machine: Machine) -> Outcome:
+    async def _supervise_once(self, run: Run) -> Outcome:
         from tgis_cli.supervisor.cause import explain_own_error
-        from tgis_cli.supervisor.run_dir import locked
+        from tgis_cli.supervisor.run_dir import get_failure_time, locked
         from tgis_cli.supervisor.supervisor import Outcome, Supervisor
 
-        gpus = [gpu.device for gpu in machine.gpus]
         try:
             with locked(run.run_dir):
                 run.save()
-                return await Supervisor(run, self._terminal, self._environ, self._signals, gpus=gpus).supervise()
+                return await Supervisor(run, self._terminal, self._environ, self._signals).supervise()
         except OSError as error:
-            shutil.rmtree(run.run_dir, ignore_errors=True)
+            if get_failure_time(run.run_dir) is None:
+                shutil.rmtree(run.run_dir, ignore_errors=True)
             if (known := explain_own_error(error)) is None:
                 raise
             return Outcome(known.exit_code, str(known))
@@ -193,13 +193,22 @@ def finish(loaded: LoadedConfig, terminal: Terminal, outcome: Outcome) -> None:
 
 
 @contextlib.contextmanager
-def errors_in_termination_log(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Iterator[None]:
+def errors_in_termination_log(
+    flags: Mapping[str, Any], environ: Mapping[str, str], config_file: Path | None
+) -> Iterator[None]:
     """What prevents a start is also written where Kubernetes looks for it."""
     try:
         yield
     except Exception as error:
+        write_termination_log(find_termination_log(flags, environ, config_file), explain(error)[0])
+        raise
+
+
+def find_termination_log(flags: Mapping[str, Any], environ: Mapping[str, str], config_file: Path | None) -> Path:
+    """Where it is configured, also if the rest of the configuration is wrong."""
+    try:
+        return load_config(flags, environ, config_file).config.termination_log
+    except TgisError:
         option = next(option for option in options() if option.name == "termination_log")
         variable = option.find_variable(environ)
-        file = flags.get(option.name) or (environ[variable] if variable else option.default)
-        write_termination_log(Path(file), explain(error)[0])
-        raise
+        return Path(flags.get(option.name) or (environ[variable].strip() if variable else option.default))

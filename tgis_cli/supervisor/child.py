@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import IO
 
 from tgis_cli.supervisor.lines import plain_lines
@@ -21,6 +22,7 @@ from tgis_cli.supervisor.lines import plain_lines
 # called with (line, is_stderr)
 OnLine = Callable[[str, bool], None]
 
+PF_EXITING = 0x4  # of the flags in /proc/PID/stat
 MAX_LINE_BYTES = 1 << 20  # longer ones are cut into several
 TAIL_LINES = 200  # of stderr, kept for a child that dies before it can say why: the stacks of some threads
 
@@ -61,6 +63,7 @@ class Child:
         self.sent_signals: set[int] = set()  # a death by one of these is ours
         self._process = process
         self._readers: list[LineReader] = []
+        self._pipes: list[asyncio.ReadTransport] = []
 
     @classmethod
     def spawn(cls, name: str, argv: Sequence[str], environ: Mapping[str, str], death_fd: int) -> Child:
@@ -90,11 +93,17 @@ class Child:
         for pipe, take in ((self._process.stdout, on_stdout), (self._process.stderr, on_stderr)):
             reader = LineReader(take)
             self._readers.append(reader)
-            await loop.connect_read_pipe(lambda reader=reader: reader, as_pipe(pipe))  # type: ignore[misc]  # mypy: lambda default
+            transport, _ = await loop.connect_read_pipe(lambda reader=reader: reader, as_pipe(pipe))  # type: ignore[misc]  # mypy: lambda default
+            self._pipes.append(transport)
 
     async def wait_for_last_lines(self) -> None:
         """Until the child's output has ended; a process that it left behind may hold it open."""
         await asyncio.gather(*(reader.ended.wait() for reader in self._readers))
+
+    def close(self) -> None:
+        """Read no more lines, even if a process that it left behind still writes some."""
+        for pipe in self._pipes:
+            pipe.close()
 
     @property
     def tail(self) -> list[str]:
@@ -110,13 +119,23 @@ class Child:
         return self.is_alive and self.stopped_at is not None
 
     @property
+    def is_dying(self) -> bool:
+        """Whether its end has begun, and only what it holds has to be given back yet."""
+        try:
+            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return False
+        return self.is_alive and (fields[0] in "ZX" or bool(int(fields[6]) & PF_EXITING))
+
+    @property
     def was_ended_by_us(self) -> bool:
         return self.status is not None and -self.status in self.sent_signals
 
     def send_signal(self, number: signal.Signals) -> None:
         """Signal the child's whole process group; nothing happens once it is gone."""
         if self.is_alive:
-            self.sent_signals.add(number)
+            if not self.is_dying:
+                self.sent_signals.add(number)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, number)
 
@@ -125,8 +144,9 @@ class Child:
         if not self.is_alive:
             return False
         if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            while (change := os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WCONTINUED | os.WNOHANG)) is not None:
-                self.stopped_at = time.monotonic() if change.si_code == os.CLD_STOPPED else None
+            with contextlib.suppress(ChildProcessError):  # it has ended in between: another SIGCHLD comes
+                while (change := os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WCONTINUED | os.WNOHANG)) is not None:
+                    self.stopped_at = time.monotonic() if change.si_code == os.CLD_STOPPED else None
             return False
         self.ended_at = time.time()
         # While the dead child is not reaped, no other process can get its number: what it left behind dies with it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from tgis_server.config import options
 from tgis_server.run import Run
@@ -11,14 +11,12 @@ SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # nothing is downloaded at run
 ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"
 
 
-def child_environment(run: Run, rank: int | None, environ: Mapping[str, str], gpus: Sequence[str]) -> dict[str, str]:
+def child_environment(run: Run, rank: int | None, environ: Mapping[str, str]) -> dict[str, str]:
     """What a child gets to see.
 
     Args:
         rank: of a shard; ``None`` for the front-end.
         environ: the launcher's environment.
-        gpus: names of the visible GPUs, as ``CUDA_VISIBLE_DEVICES`` may have them: UUIDs, whose meaning no
-            ``CUDA_DEVICE_ORDER`` changes.
     """
     child = {name: value for name, value in environ.items() if name not in SECRETS}
     for option in options():
@@ -39,7 +37,7 @@ def child_environment(run: Run, rank: int | None, environ: Mapping[str, str], gp
     if run.shard_threads:
         child["OMP_NUM_THREADS"] = str(run.shard_threads)  # torch's own default knows no quota and no other shards
     if run.device == "cuda":
-        child["CUDA_VISIBLE_DEVICES"] = gpus[rank]  # each shard sees its own GPU only, as device 0
+        child["CUDA_VISIBLE_DEVICES"] = run.gpus[rank]  # each shard sees its own GPU only, as device 0
         child.setdefault("NCCL_SOCKET_IFNAME", "=lo")  # it would listen on another interface, where there is one
     elif run.shard_threads:
         for name, value in cpu_defaults(environ).items():

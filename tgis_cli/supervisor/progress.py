@@ -49,15 +49,13 @@ class ProcessProgress:
             return min(1.0, self.reply.done / self.reply.total)
         return None
 
-    def note(self, reply: Reply | None, now: float) -> bool:
-        """Take an answer; returns whether it is a sign of progress."""
+    def note(self, reply: Reply | None, now: float) -> None:
+        """Take an answer, or its absence."""
         if reply is None:
-            return False
-        changed = describe(reply) != (describe(self.reply) if self.reply else None)
-        self.reply = reply
-        if changed:
+            return
+        if self.reply is None or describe(reply) != describe(self.reply):
             self.changed_at = now
-        return changed
+        self.reply = reply
 
     def __str__(self) -> str:
         share = f" {self.share:.0%}" if self.share is not None else ""

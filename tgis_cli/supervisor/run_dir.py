@@ -49,15 +49,26 @@ def locked(run_dir: Path) -> Iterator[None]:
         os.close(directory)
 
 
-def remove_leftovers(parent: Path | None) -> list[Path]:
-    """Remove the directories of killed launchers, and of all but the latest failed runs; returns those removed."""
-    found = [path for path in (parent or Path(tempfile.gettempdir())).glob(f"{PREFIX}*") if is_leftover(path)]
-    failed = [path for path in found if any((path / "errors").iterdir())]
-    failed.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    removed = [path for path in found if path not in failed[:MAX_FAILED_RUNS]]
+def remove_leftovers(parent: Path) -> list[Path]:
+    """Remove the directories of killed launchers, and of all but the latest failed runs; returns those removed.
+
+    Another start may do the same at the same time.
+    """
+    found = [path for path in parent.glob(f"{PREFIX}*") if is_leftover(path)]
+    failed_at = {path: time for path in found if (time := get_failure_time(path)) is not None}
+    kept = sorted(failed_at, key=lambda path: failed_at[path], reverse=True)[:MAX_FAILED_RUNS]
+    removed = [path for path in found if path not in kept]
     for path in removed:
         shutil.rmtree(path, ignore_errors=True)
     return removed
+
+
+def get_failure_time(run_dir: Path) -> float | None:
+    """When it changed last, if it holds the error of a process."""
+    try:
+        return run_dir.stat().st_mtime if any((run_dir / "errors").iterdir()) else None
+    except OSError:
+        return None
 
 
 def is_leftover(path: Path) -> bool:

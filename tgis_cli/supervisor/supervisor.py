@@ -58,6 +58,9 @@ Result = TypeVar("Result")
 CHILD_COMMAND = (sys.executable, "-P", "-m", "tgis_server.child")  # -P: nothing is imported from the current directory
 
 CAUSE_WAIT_S = 0.4  # for the process that failed first to say why, after another one has ended
+CAUSE_POLL_S = 0.05
+DYING_S = 5.0  # for a process that has been killed, but still gives back what it holds
+KILLED_S = 10.0  # for SIGKILL to end a process
 LAST_WORDS_S = 0.5  # for the front-end to give calls in flight their status, and probes the cause
 STACKS_WAIT_S = 1.0  # for a hung process to print its stacks
 SIGNAL_TO_ALL_S = 0.1  # between the first and the last process of a group that a service manager signals
@@ -95,13 +98,11 @@ class Supervisor:
         environ: Mapping[str, str],
         signals: StopSignals,
         *,
-        gpus: Sequence[str] = (),
         command: Sequence[str] = CHILD_COMMAND,
     ) -> None:
         self._run = run
         self._terminal = terminal
         self._environ = environ
-        self._gpus = gpus
         self._command = command
         self._signals = signals
         self._children: dict[str, Child] = {}
@@ -171,7 +172,7 @@ class Supervisor:
         shards = [(f"shard-{rank}", rank) for rank in range(self._run.num_shard)]
         for name, rank in [*shards, (FRONTEND, None)]:
             tail = ["--run", str(self._run.file), "--death-fd", str(death_fd), "--parent", str(os.getpid())]
-            environ = child_environment(self._run, rank, self._environ, self._gpus)
+            environ = child_environment(self._run, rank, self._environ)
             self._children[name] = Child.spawn(name, [*self._command, name, *tail], environ, death_fd)
         self._shards = [self._children[name] for name, _ in shards]
         for name, child in self._children.items():
@@ -203,18 +204,19 @@ class Supervisor:
         """
         config = self._run.config
         patience_s = config.drain_delay + config.drain_timeout + DRAIN_SLACK_S
-        first = await first_of(
-            frontend.exited.wait(),
-            watcher.report_drain(),
-            self._signals.wait_second(),
-            self._wait_for_failure(),
-            timeout_s=patience_s,
-        )
-        if first == 0:
+        works = {
+            "drained": frontend.exited.wait(),
+            "hurried": self._signals.wait_second(),
+            "failed": self._wait_for_failure(),
+            "reported": watcher.report_drain(),  # for ever
+        }
+        first = await first_of(*works.values(), timeout_s=patience_s)
+        end = None if first is None else list(works)[first]
+        if end == "drained":
             return
-        if first == 3:
+        if end == "failed":
             raise ChildEnded
-        if first is None:
+        if end is None:
             text = failures.DRAIN_HANGS.format(process=FRONTEND, patience_s=patience_s)
             self._hung.append(Cause(FRONTEND, time.time(), text, GroupFailed.exit_code))
             frontend.send_signal(signal.SIGABRT)
@@ -223,14 +225,12 @@ class Supervisor:
             frontend.send_signal(signal.SIGINT)
         await wait_all([frontend], LAST_WORDS_S)
         frontend.send_signal(signal.SIGKILL)
+        await wait_all([frontend], KILLED_S)
 
     async def _fail(self, watcher: Watcher) -> Outcome:
         """End the group after its first failure, and find out what that was."""
         # 1. Another process may know better than the one whose end was seen first.
-        deadline = time.monotonic() + CAUSE_WAIT_S
-        while self._alive() and not self._is_cause_known() and (left_s := deadline - time.monotonic()) > 0:
-            self._ended.clear()
-            await first_of(self._ended.wait(), timeout_s=left_s)
+        await self._wait_for_cause()
         # 2. Nobody ended by a fault of its own, yet somebody was given up as lost: a shard that lives hangs.
         if not self._hung and only_peers_are_blamed(self._exits(), read_records(self._run.errors_dir)):
             left = [shard for shard in self._shards if shard.is_alive]
@@ -249,9 +249,17 @@ class Supervisor:
         await self._kill_all()
         self._keep_last_lines()
         served_s = 0.0 if self._ready_at is None else time.monotonic() - self._ready_at
-        log = self._log_of(cause.name)
-        details = log.read_text(encoding="utf-8") if log.exists() else ""
-        return Outcome(cause.exit_code, cause.sentence, served_s, details)
+        return Outcome(cause.exit_code, cause.sentence, served_s, read_text(self._log_of(cause.name)))
+
+    async def _wait_for_cause(self) -> None:
+        """For a moment, or longer while a process is dying: giving back a device's memory takes its time."""
+        started_at = time.monotonic()
+        while (alive := self._alive()) and not self._is_cause_known():
+            patience_s = DYING_S if any(child.is_dying for child in alive) else CAUSE_WAIT_S
+            if time.monotonic() - started_at > patience_s:
+                return
+            self._ended.clear()
+            await first_of(self._ended.wait(), timeout_s=CAUSE_POLL_S)
 
     def _find_cause(self) -> Cause:
         memory = Memory(self._oom_kills, cgroup.count_oom_kills(), cgroup.memory_limit_bytes())
@@ -267,12 +275,16 @@ class Supervisor:
         await wait_all(children, STACKS_WAIT_S)
 
     async def _kill_all(self) -> None:
-        """SIGKILL whatever is left and wait for it: after this no child exists."""
+        """SIGKILL whatever is left and wait for it: after this no child exists, unless the kernel cannot end one."""
         for child in self._children.values():
             child.send_signal(signal.SIGKILL)
-        await wait_all(list(self._children.values()), None)
+        await wait_all(list(self._children.values()), KILLED_S)
+        for child in self._alive():
+            logger.error("%s (pid %d) does not end: a driver or a file system holds it", child.name, child.pid)
         lines = asyncio.gather(*(child.wait_for_last_lines() for child in self._children.values()))
         await first_of(lines, timeout_s=LAST_LINES_S)
+        for child in self._children.values():
+            child.close()
 
     def _clean_up(self, outcome: Outcome) -> None:
         run = self._run
@@ -355,7 +367,8 @@ class Supervisor:
             log = self._log_of(child.name)
             has_failed = not child.was_ended_by_us or signal.SIGABRT in child.sent_signals
             if has_failed and child.tail and not log.exists():
-                log.write_text("\n".join(child.tail) + "\n", encoding="utf-8", errors="backslashreplace")
+                with contextlib.suppress(OSError):  # the cause is known, and more important
+                    log.write_text("\n".join(child.tail) + "\n", encoding="utf-8", errors="backslashreplace")
 
     async def _unless_interrupted(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Do ``work`` to its end.
@@ -369,3 +382,11 @@ class Supervisor:
         if first == 0:
             return task.result()
         raise StopRequested if self._signals.received else ChildEnded
+
+
+def read_text(file: Path) -> str:
+    """What it holds; nothing where it cannot be read."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError:
+        return ""

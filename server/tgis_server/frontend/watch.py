@@ -68,7 +68,16 @@ class ShardWatch:
     @property
     def is_idle(self) -> bool:
         """It has answered the latest call, between two steps."""
-        return self.is_serving and not self.is_silent and self._last is not None and self._last.step_age_s == 0
+        return self.is_serving and not self.is_silent and self.step_age_s == 0
+
+    @property
+    def step_age_s(self) -> float:
+        """How long its current step has run, 0 between steps."""
+        return self._last.step_age_s if self._last is not None else 0.0
+
+    @property
+    def is_in_long_step(self) -> bool:
+        return self.step_age_s > self._step_timeout_s
 
     def observe(self, reply: pb.HealthReply | None, *, expects_ticks: bool = True) -> str | None:
         """Take in an answer, or its absence. Returns why the shard is dead, or None.
@@ -85,7 +94,7 @@ class ShardWatch:
         last, self._last, self._num_unanswered = self._last, reply, 0
         if reply.state != pb.HealthReply.SERVING:
             return None
-        if reply.step_age_s > self._step_timeout_s:
+        if self.is_in_long_step:
             return failures.STEP_HANGS.format(rank=self._rank, age_s=reply.step_age_s, timeout_s=self._step_timeout_s)
         # Between two long steps the last tick is old as well: only a shard that also did nothing since is stuck.
         did_nothing = last is not None and last.executed_steps == reply.executed_steps and last.step_age_s == 0
@@ -99,6 +108,7 @@ class Watch:
 
     def __init__(self, sockets: Sequence[Path], step_timeout_s: float) -> None:
         self._sockets = sockets
+        self._step_timeout_s = step_timeout_s
         self._shards = [ShardWatch(rank, step_timeout_s) for rank in range(len(sockets))]
         self._all_serving = asyncio.Event()
 
@@ -126,8 +136,16 @@ class Watch:
         someone_is_silent = any(shard.is_silent for shard in self._shards)
         for shard, cause in zip(self._shards, causes, strict=True):
             if cause and (shard.is_silent or not someone_is_silent):
-                return cause
+                return self._explain_long_step(shard.step_age_s) if shard.is_in_long_step else cause
         return None
+
+    def _explain_long_step(self, age_s: float) -> str:
+        """Of shards in one step those that work wait for the one that hangs: from outside they look alike."""
+        ranks = [str(rank) for rank, shard in enumerate(self._shards) if shard.step_age_s > 0]
+        values = {"age_s": age_s, "timeout_s": self._step_timeout_s}
+        if len(ranks) == 1:
+            return failures.STEP_HANGS.format(rank=ranks[0], **values)
+        return failures.GROUP_STEP_HANGS.format(ranks=f"{', '.join(ranks[:-1])} and {ranks[-1]}", **values)
 
     async def run(self) -> None:
         """Poll until a shard is dead.
