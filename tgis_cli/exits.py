@@ -51,7 +51,8 @@ def explain(error: Exception) -> tuple[str, int]:
         return str(error), error.exit_code
     from tgis_cli.supervisor.cause import explain_own_error
 
-    if known := explain_own_error(error, "tgis"):
+    # A file that a command misses was not in a run directory.
+    if not isinstance(error, FileNotFoundError) and (known := explain_own_error(error, "tgis")):
         return str(known).removeprefix("tgis: "), known.exit_code
     suspect = "This is a bug, unless PYTHONPATH hides a module" if "PYTHONPATH" in os.environ else "This is a bug"
     return f"{type(error).__name__}: {error}. {suspect}; `tgis --debug ...` shows where.", 1

@@ -19,8 +19,8 @@ def listen(host: str, port: int, flag: str) -> socket.socket:
     """
     try:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise failures.HOST_UNKNOWN.error(host=host, reason=error.strerror) from error
+    except (OSError, UnicodeError) as error:
+        raise failures.HOST_UNKNOWN.error(host=host, reason=getattr(error, "strerror", "it is no name")) from error
     family, _, _, _, address = addresses[0]
     both = host == "::" and socket.has_dualstack_ipv6()
     try:

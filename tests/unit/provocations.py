@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import os
 import resource
 import shutil
 import signal
@@ -77,7 +78,7 @@ PROVOCATIONS |= {
     failures.WRONG_OPTION: lambda tmp, patch: load_config({"port": "tcp"}, {}),
     failures.PORT_RESERVED: lambda tmp, patch: explain_bind_error(OSError(errno.EACCES, ""), "::", 80, "--port"),
     failures.HOST_NOT_HERE: lambda tmp, patch: listen("203.0.113.7", 0, "--port"),
-    failures.HOST_UNKNOWN: lambda tmp, patch: listen("no.such.host.invalid", 0, "--port"),
+    failures.HOST_UNKNOWN: lambda tmp, patch: listen("no..host", 0, "--port"),  # which needs no resolver
     failures.CANNOT_LISTEN: lambda tmp, patch: explain_bind_error(OSError(errno.EMFILE, ""), "::", 80, "--port"),
     failures.RUN_DIR_NOT_WRITABLE: lambda tmp, patch: make_run_dir(Path(NOT_WRITABLE)),
     failures.SOCKET_PATH_TOO_LONG: lambda tmp, patch: check_sockets(make_run(tmp / ("d" * 107))),
@@ -199,7 +200,9 @@ PROVOCATIONS |= {
         {"model_name": str(model(tmp, architectures=["X"])), "deployment_framework": "hf_transformers"}
     ),
     failures.WEIGHTS_NOT_FOUND: lambda tmp, patch: inspect_checkpoint(tmp, SPEC, 1),
-    failures.WEIGHTS_INCOMPLETE: lambda tmp, patch: index(tmp, '{"weight_map": {"a": "b.safetensors"}}'),
+    failures.WEIGHTS_INCOMPLETE: lambda tmp, patch: index(
+        tmp, '{"weight_map": {"a": "b.safetensors", "c": "model.safetensors.index.json"}}'
+    ),
     failures.INDEX_EMPTY: lambda tmp, patch: index(tmp, "{}"),
     failures.WEIGHTS_TRUNCATED: lambda tmp, patch: weights(tmp, cut=1),
     failures.TENSOR_MISSING: lambda tmp, patch: weights(tmp, missing="model.norm.weight"),
@@ -272,7 +275,7 @@ PROVOCATIONS |= {
     failures.TOO_FEW_GPUS: lambda tmp, patch: serve(CUDA | {"num_shard": 2}, gpus=(GPU,)),
     failures.WEIGHTS_EXCEED_MEMORY: lambda tmp, patch: check_weights(GIB, "cpu"),
     failures.WEIGHTS_EXCEED_GPU: lambda tmp, patch: check_weights(2 * GIB, "cuda", gpus=(GPU,)),
-    failures.MODEL_TOO_LARGE: lambda tmp, patch: check_fits(REQUEST, GIB, GIB, GIB, "m"),
+    failures.MODEL_TOO_LARGE: lambda tmp, patch: check_fits(REQUEST, GIB, 2 * GIB, 3 * GIB, "m"),
     failures.KV_CACHE_TOO_LARGE: lambda tmp, patch: decide_kv_budget(
         MemoryRequest("cpu", GIB, 16, 160, is_explicit=True, kv_cache_memory=9 * GIB), GIB
     ),
@@ -532,6 +535,47 @@ def read_results(link: GrpcLink) -> object:
 PROVOCATIONS |= {
     failures.ENGINE_CLOSED: lambda tmp, patch: read_results(ScriptedLink(ends=True)),
     failures.ENGINE_REFUSES: lambda tmp, patch: read_results(ScriptedLink(ends=False, requests=[Submit(1, [1], 1)])),
+}
+
+
+# A part of the sentence with the values of each row where they could be taken for one another.
+VALUES = {
+    failures.WRONG_OPTION: "flag --port is 'tcp', but must be an integer",
+    failures.PORT_IN_USE: f" (pid {os.getpid()}): stop it, or choose another with --port.",
+    failures.CANNOT_LISTEN: "Port 80 (--port) cannot be listened on: Too many open files;",
+    failures.FILE_UNREADABLE: "--tls-key-path /",
+    failures.TLS_PAIR_UNUSABLE: "/cert.pem and key /",
+    failures.CACHE_VARIABLES_DIFFER: "TRANSFORMERS_CACHE and HF_HUB_CACHE",
+    failures.SHARDS_DO_NOT_DIVIDE: "this model (4 attention heads, 2 KV heads, MLP of 12): use one of 1,",
+    failures.REVISION_NOT_CACHED: "model a/b, revision x. Expected /",
+    failures.ENGINE_NOT_PRESENT: "--deployment-framework hf_transformers,",
+    failures.WEIGHTS_INCOMPLETE: "lacks 1 of 2 weight files (b.safetensors for one)",
+    failures.WEIGHTS_TRUNCATED: "has 6906 bytes, but its header says 6907:",
+    failures.TENSOR_MISSING: "tensor model.norm.weight, which a llama model of 2 layers",
+    failures.TENSOR_SHAPE: "tensor model.norm.weight has shape [1], but config.json asks for [8]:",
+    failures.TENSOR_DTYPE: "is stored as I32, but the native engine reads only F64, F32,",
+    failures.TOO_FEW_GPUS: "2 shards configured but only 1 GPUs detected. Use --num-shard 1,",
+    failures.WEIGHTS_EXCEED_MEMORY: "has 2.0 GiB of weights as bfloat16, but only 1.0 GiB of memory",
+    failures.WEIGHTS_EXCEED_GPU: "needs 2.0 GiB per GPU on 2 GPU(s), but GPU 0 offers 1.0 GiB.",
+    failures.ADDRESSES_LIMITED: "only 200 MiB of addresses (`ulimit -v`), but needs 512 MiB",
+    failures.MODEL_TOO_LARGE: "m needs 15.0 GiB on each shard (2.0 GiB weights, 3.0 GiB for a step, 10.0 GiB for one "
+    "sequence of 160 tokens), but 1.0 GiB",
+    failures.KV_CACHE_TOO_LARGE: "asks for 9.0 GiB per shard, but only 922 MiB",
+    failures.SEQUENCE_TOO_LONG: "of 160 tokens needs 10.0 GiB for keys and values on each shard, but only 0 KiB are "
+    "available: use --max-sequence-length 2",
+    failures.STEP_TOO_LARGE: "Step 3 with 7 tokens of 1 sequences",
+    failures.GPU_OUT_OF_MEMORY: "it asked for 2.00 GiB while 1.25 GiB of 79.15 GiB were free;",
+    failures.SHARED_MEMORY_FULL: "which has 64 MiB, 0 KiB of them free",
+    failures.CRASHED: "shard-1 crashed with SIGSEGV at an unknown place: its last lines are in the run directory;",
+    failures.FILE_FORBIDDEN: f"/no/such/file cannot be opened by user {os.getuid()} (Permission denied, at ",
+    failures.MISSING_PACKAGE: "package no_such_package is not installed beside /",
+    failures.GPU_ERROR: "the GPU failed: uncorrectable ECC error encountered (at tgis_server/faults.py:",
+    failures.UNEXPECTED_ERROR: "shard-1: RuntimeError: provoked by --fault (at tgis_server/faults.py:",
+    failures.NO_PROGRESS: "shard-0 has not answered once, and nothing has moved for 1 s;",
+    failures.RANK_SILENT: "shard-1 does not answer, and the other shards waited for it in vain (shard-0 lost contact).",
+    failures.RANK_BEHIND: "shard-1 hangs in step 2, and the other shards waited for it in vain (shard-0 lost contact).",
+    failures.STEP_HANGS: "its current step has run for 61 s, more than --step-timeout 60.",
+    failures.FOLLOWER_LATE: "1 shard(s) did not come to the first step within 0 s.",
 }
 
 

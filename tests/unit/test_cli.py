@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tgis_cli.app import COMMANDS
+from tgis_cli.exits import explain
 from tgis_server.config import options
 
 TGIS = Path(sys.executable).parent / "tgis"
@@ -121,6 +123,13 @@ def test_something_else_at_the_address_is_not_taken_for_a_missing_server():
 
     assert result.returncode == 1
     assert f"What listens at {address} did not accept a plain gRPC connection" in result.stderr
+
+
+def test_a_command_explains_what_the_machine_lacks_and_blames_no_run_directory_for_a_missing_file():
+    full, missing = (explain(OSError(number, os.strerror(number), "f"))[0] for number in (errno.ENOSPC, errno.ENOENT))
+
+    assert full.startswith("there is no space left for f ")
+    assert missing.startswith("FileNotFoundError: ")
 
 
 def test_debug_shows_where_an_error_comes_from():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from provocations import provoke
+from provocations import VALUES, provoke
 from tgis_server.failures import CATALOGUE, Failure
 
 
@@ -23,6 +23,7 @@ def test_a_failure_comes_about_and_says_its_sentence(
     sentence, exit_code = provoke(failure, tmp_path, monkeypatch)
 
     assert re.fullmatch(as_pattern(failure.sentence), sentence)
+    assert VALUES.get(failure, "") in sentence
     assert exit_code == failure.kind.exit_code
 
 

@@ -44,7 +44,7 @@ def migrate(
     if not reports:
         raise UsageError(f"Nothing in {', '.join(files)} has an executable, image or setting of TGIS.")
     if json_:
-        print(json.dumps([as_dict(report) for report in reports], indent=1, ensure_ascii=False))
+        print(json.dumps([to_json(report) for report in reports], indent=1, ensure_ascii=False))
     else:
         from rich.console import Console
 
@@ -52,7 +52,7 @@ def migrate(
     raise SystemExit(int(any(report.will_fail for report in reports)))
 
 
-def as_dict(report: Report) -> dict[str, Any]:
+def to_json(report: Report) -> dict[str, Any]:
     container = report.container
     return {
         "file": container.file,

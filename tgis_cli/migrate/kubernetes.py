@@ -124,7 +124,7 @@ def read_container(
 ) -> Container:
     env = [*read_env_from(raw, config_maps, around), *read_env(raw, config_maps)]
     values = {given.name: given.value for given in env if given.value is not None}
-    argv: list[str] = [expand(word, values) for word in [*as_list(raw.get("command")), *as_list(raw.get("args"))]]
+    argv: list[str] = [substitute(word, values) for word in [*as_list(raw.get("command")), *as_list(raw.get("args"))]]
     name = f", container {raw['name']}" if raw.get("name") else ""
     return Container(file, owner + name, line_of(raw.get("name")), env, str(raw.get("image", "")), argv, around)
 
@@ -143,7 +143,7 @@ def read_env(raw: Mapping[str, Any], config_maps: Mapping[str, Mapping[str, str]
             if kind == "configMapKeyRef":
                 value = config_maps.get(str(target.get("name")), {}).get(str(target.get("key")))
         if value is not None:
-            value = known[str(name)] = expand(value, known)
+            value = known[str(name)] = substitute(value, known)
             if is_reference(value):
                 value, source = None, known[str(name)]
         yield Given(str(name), value, line_of(name), source)
@@ -163,7 +163,7 @@ def read_env_from(
                 around.missing.append(f"{KINDS.get(kind, kind)} {name}")
 
 
-def expand(word: str, values: Mapping[str, str]) -> Text:
+def substitute(word: str, values: Mapping[str, str]) -> Text:
     """``$(NAME)`` of known variables."""
     return Text(re.sub(r"\$\((\w+)\)", lambda match: values.get(match[1], match[0]), str(word)), line_of(word))
 

@@ -169,7 +169,7 @@ class Frontend:
         """Serve and drain while the shards are watched; the first thing that ends decides."""
         life = asyncio.create_task(self._live(), name="life")
         watch = asyncio.create_task(self._watch.run(), name="watch")
-        await first_of({life, watch, asyncio.create_task(self._end_told.wait(), name="wait-for-end")})
+        await end_with_first({life, watch, asyncio.create_task(self._end_told.wait(), name="wait-for-end")})
 
     async def _live(self) -> None:
         stop = asyncio.create_task(self._stop_asked.wait(), name="wait-for-stop")
@@ -182,7 +182,7 @@ class Frontend:
         reader = asyncio.create_task(self._router.run(), name="read-steps")
         await asyncio.sleep(0)  # the reader connects before the first call may come
         await self._start_serving(info)
-        await first_of({reader, asyncio.create_task(self._drain_when_asked(), name="drain")})
+        await end_with_first({reader, asyncio.create_task(self._drain_when_asked(), name="drain")})
 
     async def _start_serving(self, info: EngineInfo) -> None:
         config = self._run.config
@@ -260,7 +260,7 @@ class Frontend:
         await self.state.wait_until_idle(LAST_WORDS_S)
 
 
-async def first_of(tasks: set[asyncio.Task[Any]]) -> None:
+async def end_with_first(tasks: set[asyncio.Task[Any]]) -> None:
     """Wait until one task ends, cancel the others, and end as the one that was first."""
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

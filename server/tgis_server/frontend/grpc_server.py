@@ -21,7 +21,6 @@ from tgis_server.wire import generation_pb2
 GENERATION = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
-HEALTH_GRACE_S = 0.5  # a probe in flight is answered before its server ends
 
 SERVER_OPTIONS = (
     ("grpc.so_reuseport", 0),  # two servers on one port would share its calls without a word
