@@ -49,6 +49,8 @@ def explain(error: Exception) -> tuple[str, int]:
     """Why a command ended, and its exit code. What the machine lacks or forbids is told as for a server's processes."""
     if isinstance(error, TgisError):
         return str(error), error.exit_code
+    if isinstance(error, UnicodeEncodeError | UnicodeDecodeError):
+        return f"What was given is no valid text ({error}): check it and the locale (LANG).", 2
     from tgis_cli.supervisor.cause import explain_own_error
 
     # A file that a command misses was not in a run directory.

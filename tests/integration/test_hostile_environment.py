@@ -122,11 +122,14 @@ def test_closed_streams_are_no_obstacle(launch: Start, script: Callable[[str], s
     assert server.stop() == 0
 
 
-def test_a_locale_without_umlauts_is_no_obstacle(launch: Start):
+def test_a_locale_without_umlauts_is_no_obstacle_but_bytes_that_are_no_text_are_refused(launch: Start):
     server = launch("--rehearse", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
     answer = server.run("generate", "Größe", "--json")
+    refusal = server.run("generate", "Gr\udcf6\udcdfe")
 
     assert json.loads(answer.stdout)["generated_token_count"] > 0
+    assert refusal.returncode == 2
+    assert refusal.stderr.startswith("tgis: What was given is no valid text")
 
 
 def test_a_module_in_pythonpath_that_hides_ours_is_named_as_a_suspect(start: Start, tmp_path: Path):

@@ -54,7 +54,9 @@ def guarded(start_shared: Start) -> Iterator[Guarded]:
                 TMPDIR=str(temporary),
             )
         early_modes: set[int] = set()
-        while server.process.poll() is None and not find(server.base, "ready.json"):
+        is_starting = True
+        while is_starting:
+            is_starting = server.process.poll() is None and not find(server.base, "ready.json")
             early_modes |= {mode_of(path) for path in (*find(server.base, "*.sock"), *find(shared, "tgis-*"))}
         yield Guarded(server.wait_until_ready(), shared, temporary, key, early_modes)
 
