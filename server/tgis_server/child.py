@@ -88,17 +88,17 @@ def main(argv: list[str]) -> int:
     faulthandler.enable()  # SIGABRT prints every thread's stack: how a hung child is asked what it does
 
     from tgis_server.logs import setup_logging
+    from tgis_server.processes import rank_of
     from tgis_server.run import Run
 
     run = Run.read(Path(options["--run"]), os.environ)
     setup_logging(name, level=run.config.log_level)
     try:
-        if name == "frontend":
+        if (rank := rank_of(name)) is None:
             from tgis_server.frontend.entry import serve
 
             serve(run)
         else:
-            rank = int(name.removeprefix("shard-"))
             if run.shard_cpus:
                 pin_to_cpus(run.shard_cpus[rank])
             from tgis_server.shard.entry import serve_shard

@@ -13,6 +13,7 @@ import signal
 from dataclasses import dataclass
 
 from tgis_server.errors import OutOfMemory, UsageError
+from tgis_server.processes import FRONTEND, shard_name
 
 EXIT_CODES = {"exit": 1, "end": 0}
 SIGNALS = {
@@ -76,7 +77,7 @@ class Fault:
                 f"--fault is {text!r}, but must read shardR:KIND@load, shardR:KIND@stepN, frontend:KIND@start or "
                 f"frontend:KIND@call, with KIND one of {', '.join(KINDS)}."
             )
-        process = f"shard-{match[1]}" if match[1] else "frontend"
+        process = shard_name(int(match[1])) if match[1] else FRONTEND
         return cls(process, str(kind), match[3] or match[5])
 
     @classmethod

@@ -16,6 +16,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from tgis_server.processes import rank_of
+
 # attributes that every record has; what a caller passes as extra={...} comes on top and becomes a field
 STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 ENVELOPE = frozenset({"time", "level", "process", "rank", "message", "traceback"})  # what is no field in text
@@ -78,8 +80,8 @@ def make_line(process: str, created: float, level: str, message: str, fields: Ma
     """
     clock = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(created))
     line: dict[str, Any] = {"time": f"{clock}.{int(created % 1 * 1000):03d}Z", "level": level, "process": process}
-    if process.startswith("shard-"):
-        line["rank"] = int(process.removeprefix("shard-"))
+    if (rank := rank_of(process)) is not None:
+        line["rank"] = rank
     if "correlation_id" in fields:
         line["correlation_id"] = fields["correlation_id"]
     return escape(json.dumps(line | {"message": message} | dict(fields), default=str, ensure_ascii=False))

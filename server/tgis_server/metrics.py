@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from tgis_server.processes import LAUNCHER
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.wire.messages import StepStats
 
@@ -156,7 +157,7 @@ class Metrics(Collector):
         serving_at = max(phases[-1].started_at_s for phases in children.values())
         own = [pb.Phase(name=name, started_at_s=started_at) for name, started_at in (*launcher, ("", forked_at))]
         self._gauge("tgi_startup_seconds").set(serving_at - own[0].started_at_s)
-        for process, phases in {"launcher": own, **children}.items():
+        for process, phases in {LAUNCHER: own, **children}.items():
             for phase, following in pairwise(phases):
                 labels = {"process": process, "phase": phase.name}
                 duration_s = following.started_at_s - phase.started_at_s

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tgis_server.config import ServeConfig, options
+from tgis_server.processes import shard_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class Run:
     def shard_socket(self, rank: int) -> Path:
         if self.config.shard_uds_path:
             return Path(f"{self.config.shard_uds_path}-{rank}")
-        return self.run_dir / f"shard-{rank}.sock"
+        return self.run_dir / f"{shard_name(rank)}.sock"
 
     @property
     def frontend_socket(self) -> Path:

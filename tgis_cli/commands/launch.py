@@ -24,6 +24,7 @@ from tgis_cli.supervisor.termination_log import write_termination_log
 from tgis_server import failures
 from tgis_server.config import LoadedConfig, ServeConfig, load_config, options
 from tgis_server.errors import TgisError
+from tgis_server.processes import LAUNCHER, child_names
 from tgis_server.run import Run
 
 if TYPE_CHECKING:
@@ -170,11 +171,11 @@ def open_terminal(config: ServeConfig, environ: Mapping[str, str], num_shard: in
     from tgis_cli.supervisor.terminal import Terminal, TerminalHandler
     from tgis_server.logs import setup_handler
 
-    names = ["launcher", "frontend", *(f"shard-{rank}" for rank in range(num_shard))]
+    names = [LAUNCHER, *child_names(num_shard)]
     terminal = Terminal(
         sys.stdout, sys.stderr, environ, as_json=config.json_output, names=names, log_file=config.log_file
     )
-    setup_handler(TerminalHandler(terminal), "launcher", level=config.log_level)
+    setup_handler(TerminalHandler(terminal), LAUNCHER, level=config.log_level)
     return terminal
 
 
@@ -185,7 +186,7 @@ def finish(loaded: LoadedConfig, terminal: Terminal, outcome: Outcome) -> None:
     if outcome.sentence:
         write_termination_log(loaded.config.termination_log, outcome.sentence, outcome.details)
         fields = {"event": "failed", "exit_code": outcome.exit_code}
-        line = make_json_line("launcher", outcome.sentence, "error", **fields) if terminal.as_json else outcome.sentence
+        line = make_json_line(LAUNCHER, outcome.sentence, "error", **fields) if terminal.as_json else outcome.sentence
         terminal.print_last(line)
     if not terminal.close(CLOSE_TERMINAL_S):
         os._exit(outcome.exit_code)  # its thread is stuck in a write, and the interpreter's end would wait for it

@@ -26,9 +26,8 @@ from tgis_cli.supervisor.explain import (
 from tgis_server import failures
 from tgis_server.errors import GroupFailed, TgisError
 from tgis_server.failures import Failure
+from tgis_server.processes import FRONTEND, LAUNCHER
 from tgis_server.sizes import format_bytes
-
-FRONTEND = "frontend"  # the name of its process; shards are shard-0, shard-1, ...
 
 # A dying process closes its sockets before the launcher hears of its death: a peer's error may be this much earlier.
 SIGNAL_LEAD_S = 0.5
@@ -107,7 +106,7 @@ def find_cause(
     ]
     primary = [cause for cause in candidates if not cause.is_secondary]
     if not candidates:
-        return Cause("launcher", 0.0, failures.NO_CAUSE.format(), failures.NO_CAUSE.kind.exit_code)
+        return Cause(LAUNCHER, 0.0, failures.NO_CAUSE.format(), failures.NO_CAUSE.kind.exit_code)
     cause = min(primary or candidates, key=lambda cause: cause.time)
     return find_waited_for(cause, steps) if cause.is_secondary and steps else cause
 
@@ -201,7 +200,7 @@ def explain_signal(exit_: Exit, number: int, memory: Memory, num_shard: int, con
             return tell(failures.ENDED_BY_SIGNAL, context, signal=signal_name(number))
 
 
-def explain_own_error(error: Exception, name: str = "launcher") -> TgisError | None:
+def explain_own_error(error: Exception, name: str = LAUNCHER) -> TgisError | None:
     """What the system refused this process itself, such as a further process, if it is a known failure."""
     context = make_context(name, "".join(traceback.format_exception(error)), "")
     failure, sentence = explain_error(f"{type(error).__name__}: {error}", context)

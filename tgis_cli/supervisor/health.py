@@ -7,7 +7,7 @@ from pathlib import Path
 
 import grpc
 
-from tgis_cli.supervisor.cause import FRONTEND
+from tgis_server.processes import rank_of
 from tgis_server.run import Run
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.wire import shard_pb2_grpc
@@ -32,11 +32,11 @@ class HealthClient:
 
     async def check(self, name: str, timeout_s: float) -> Reply | None:
         """Health of ``frontend`` or ``shard-R``."""
-        is_frontend = name == FRONTEND
-        path = self._run.frontend_socket if is_frontend else self._run.shard_socket(int(name.removeprefix("shard-")))
+        rank = rank_of(name)
+        path = self._run.frontend_socket if rank is None else self._run.shard_socket(rank)
         if not path.exists():
             return None
-        stub = shard_pb2_grpc.FrontendStub if is_frontend else shard_pb2_grpc.ShardStub
+        stub = shard_pb2_grpc.FrontendStub if rank is None else shard_pb2_grpc.ShardStub
         try:
             reply: Reply = await stub(self._channel(path)).Health(pb.HealthRequest(), timeout=timeout_s)
         except grpc.aio.AioRpcError:

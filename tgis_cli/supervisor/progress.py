@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tgis_cli.supervisor.cause import FRONTEND, ProcessHangs
+from tgis_cli.supervisor.cause import ProcessHangs
 from tgis_cli.supervisor.health import Reply
 from tgis_server import failures
+from tgis_server.processes import FRONTEND
 from tgis_server.wire import shard_pb2 as pb
 
 

@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tgis_cli.supervisor.cause import (
-    FRONTEND,
     Cause,
     Exit,
     Memory,
@@ -46,6 +45,7 @@ from tgis_cli.supervisor.terminal import Terminal
 from tgis_cli.supervisor.waiting import first_of, wait_all
 from tgis_server import cgroup, failures
 from tgis_server.errors import GroupFailed
+from tgis_server.processes import FRONTEND, child_names, rank_of
 from tgis_server.run import Run
 
 if TYPE_CHECKING:
@@ -169,12 +169,11 @@ class Supervisor:
 
     async def _spawn(self, death_fd: int) -> None:
         """Start all children at once; the front-end too, which opens its ports and says that it is not ready."""
-        shards = [(f"shard-{rank}", rank) for rank in range(self._run.num_shard)]
-        for name, rank in [*shards, (FRONTEND, None)]:
+        for name in child_names(self._run.num_shard):
             tail = ["--run", str(self._run.file), "--death-fd", str(death_fd), "--parent", str(os.getpid())]
-            environ = child_environment(self._run, rank, self._environ)
+            environ = child_environment(self._run, rank_of(name), self._environ)
             self._children[name] = Child.spawn(name, [*self._command, name, *tail], environ, death_fd)
-        self._shards = [self._children[name] for name, _ in shards]
+        self._shards = [child for name, child in self._children.items() if name != FRONTEND]
         for name, child in self._children.items():
             await child.read_lines(functools.partial(self._relay, name))
         self._take_note()  # of one that ended before its signal could be heard

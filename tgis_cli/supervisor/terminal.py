@@ -21,6 +21,7 @@ from tgis_cli.supervisor.lines import Line, Lines, make_foreign_line
 from tgis_cli.supervisor.log_file import LogFile
 from tgis_cli.supervisor.repeats import WINDOW_S
 from tgis_server.logs import make_line
+from tgis_server.processes import LAUNCHER
 
 MAX_PENDING_LINES = 20_000  # when nobody reads, newer lines are dropped and counted
 FLUSH_S = 1.0  # between looks at what is withheld, while nothing else comes
@@ -103,7 +104,7 @@ class Terminal:
                 self._warn(f"{dropped} lines were dropped: they came faster than they were read.")
             job()
         except Exception:  # noqa: BLE001  a bug here must not silence the server
-            line = make_json_line("launcher", "A line could not be written.", "error", traceback=format_exc())
+            line = make_json_line(LAUNCHER, "A line could not be written.", "error", traceback=format_exc())
             self._write(self._stderr, line + "\n")
 
     def _next_job(self) -> Callable[[], None] | None:
@@ -123,7 +124,7 @@ class Terminal:
                 self._write_line(line, to_stderr=True)
 
     def _warn(self, text: str) -> None:
-        self._write_line(make_foreign_line("launcher", time.time(), "warning", text), to_stderr=True)
+        self._write_line(make_foreign_line(LAUNCHER, time.time(), "warning", text), to_stderr=True)
 
     def _print_result(self, text: str, panel: Any) -> None:
         if panel is None or not self._show(panel):
@@ -152,7 +153,7 @@ class Terminal:
         if self.as_json:
             self._write_to_file(text + "\n")
         else:
-            lines = (make_foreign_line("launcher", time.time(), level, line) for line in text.splitlines())
+            lines = (make_foreign_line(LAUNCHER, time.time(), level, line) for line in text.splitlines())
             self._write_to_file("".join(map(self._format, lines)))
 
     def _write_to_file(self, text: str) -> None:
@@ -226,7 +227,7 @@ class TerminalHandler(logging.Handler):
         self._terminal = terminal
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._terminal.relay("launcher", self.format(record), to_stderr=True)
+        self._terminal.relay(LAUNCHER, self.format(record), to_stderr=True)
 
 
 def make_json_line(name: str, message: str, level: str, **fields: object) -> str:

@@ -11,13 +11,14 @@ import os
 import time
 from collections.abc import Sequence
 
-from tgis_cli.supervisor.cause import FRONTEND, ProcessHangs
+from tgis_cli.supervisor.cause import ProcessHangs
 from tgis_cli.supervisor.health import HealthClient
 from tgis_cli.supervisor.progress import ProcessProgress, Silence, render
 from tgis_cli.supervisor.ready import Ready, make_lines, make_panel, write_ready_file
 from tgis_cli.supervisor.terminal import Terminal, make_json_line
 from tgis_cli.supervisor.timeline import Timeline
 from tgis_server import failures
+from tgis_server.processes import FRONTEND, LAUNCHER, LEADER, child_names
 from tgis_server.run import Run
 from tgis_server.wire import shard_pb2 as pb
 
@@ -42,8 +43,7 @@ class Watcher:
         self._terminal = terminal
         self._started_at = started_at
         self._health = HealthClient(run)
-        names = [*(f"shard-{rank}" for rank in range(run.num_shard)), FRONTEND]
-        self._processes = [ProcessProgress(name, started_at) for name in names]
+        self._processes = [ProcessProgress(name, started_at) for name in child_names(run.num_shard)]
 
     async def wait_until_ready(self) -> None:
         """Until every shard and the front-end say SERVING.
@@ -82,7 +82,7 @@ class Watcher:
         write_ready_file(ready, os.getpid())
         self._terminal.show_status(None)
         if self._terminal.as_json:
-            self._terminal.print(make_json_line("launcher", "ready", "info", event="ready", **ready.facts()))
+            self._terminal.print(make_json_line(LAUNCHER, "ready", "info", event="ready", **ready.facts()))
         else:
             panel = make_panel(ready) if self._terminal.is_interactive else None
             self._terminal.print("\n".join(make_lines(ready)), panel)
@@ -91,7 +91,7 @@ class Watcher:
         for _ in range(MAX_UNANSWERED):
             if (info := await self._health.info(0, WATCH_CALL_S)) is not None:
                 return info
-        raise ProcessHangs("shard-0", failures.NO_INFO.format(process="shard-0"))
+        raise ProcessHangs(LEADER, failures.NO_INFO.format(process=LEADER))
 
     async def watch_frontend(self) -> None:
         """Ask the front-end for ever whether it is well.
@@ -144,7 +144,7 @@ class Watcher:
         process.note(await self._health.check(process.name, STARTING_CALL_S), time.monotonic())
         if self._terminal.as_json and process.phase != phase_before:
             fields = {"event": "phase", "child": process.name, "phase": process.phase}
-            self._terminal.print(make_json_line("launcher", str(process), "info", **fields))
+            self._terminal.print(make_json_line(LAUNCHER, str(process), "info", **fields))
 
 
 def describe_drain(in_flight: int, elapsed_s: float, delay_s: float, timeout_s: float) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tgis_server.engines.api import Capacity, ModelFacts, Progress, RunnerCaps
 from tgis_server.faults import Fault
+from tgis_server.processes import shard_name
 from tgis_server.run import Run
 from tgis_server.wire.messages import NewSequence, StepPlan, StepTokens, TokenDetail
 
@@ -62,7 +63,7 @@ class FakeRunner:
     def load(cls, run: Run, rank: int, progress: Progress) -> FakeRunner:
         progress("pretending to read weights", 0, 0)
         config = run.config
-        fault = Fault.of(config.fault, f"shard-{rank}")
+        fault = Fault.of(config.fault, shard_name(rank))
         if fault:
             fault.reach("load")
         return cls(

@@ -27,6 +27,7 @@ from tgis_server.frontend.validation import Limits
 from tgis_server.frontend.watch import Watch
 from tgis_server.metrics import Metrics
 from tgis_server.phases import Phases
+from tgis_server.processes import FRONTEND
 from tgis_server.run import Run
 from tgis_server.wire.link import EngineInfo, EngineLink, GrpcLink
 
@@ -48,7 +49,7 @@ def serve(run: Run) -> None:
     """
     phases = Phases()
     phases.enter("loading the tokenizer")
-    fault = Fault.of(run.config.fault, "frontend")
+    fault = Fault.of(run.config.fault, FRONTEND)
     if fault:
         fault.reach("start")
     tokenizer = Tokenizer.load(run.model_dir, run.tokenization_workers)
@@ -101,7 +102,7 @@ class Frontend:
         admission = Admission(config.max_concurrent_requests)
         endpoint = config.otlp_endpoint
         self._tracing = Tracing(endpoint, config.otlp_service_name) if endpoint else None
-        fault = Fault.of(config.fault, "frontend")
+        fault = Fault.of(config.fault, FRONTEND)
         self._servicer = GenerationServicer(self.state, admission, self.metrics, self._tracing, fault)
         self._public = PublicServer(config, self.state, self._servicer)
         self._launcher = LauncherServer(run.frontend_socket, self.state, self.end)
@@ -211,7 +212,7 @@ class Frontend:
         gc.collect()
         gc.freeze()  # what is loaded stays: full collections are short, and come before much garbage has gathered
         self.state.start_serving()
-        phases = {"frontend": self.state.start_phases.encode(), **self._watch.phases()}
+        phases = {FRONTEND: self.state.start_phases.encode(), **self._watch.phases()}
         self.metrics.observe_start(self._run.launcher_phases, phases)
         label = f" ({self._run.label})" if self._run.label else ""
         logger.info("serving %s%s", self._run.model_id, label)

@@ -19,6 +19,7 @@ import grpc
 
 from tgis_server import failures
 from tgis_server.errors import PeerLost
+from tgis_server.processes import shard_name
 from tgis_server.sizes import format_bytes
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.wire.link import open_channel
@@ -50,11 +51,11 @@ class ShardWatch:
         """What it does and how far it is, as it said last."""
         last = self._last
         if last is None:
-            return f"shard-{self._rank}: starting"
+            return f"{shard_name(self._rank)}: starting"
         share = ""
         if last.total:
             share = f", {format_bytes(last.done)} of {format_bytes(last.total)} ({last.done / last.total:.0%})"
-        return f"shard-{self._rank}: {last.phase}{share}"
+        return f"{shard_name(self._rank)}: {last.phase}{share}"
 
     @property
     def is_serving(self) -> bool:
@@ -118,7 +119,7 @@ class Watch:
 
     def phases(self) -> dict[str, Sequence[pb.Phase]]:
         """The phases of every shard's start, by its name."""
-        return {f"shard-{rank}": shard.phases for rank, shard in enumerate(self._shards)}
+        return {shard_name(rank): shard.phases for rank, shard in enumerate(self._shards)}
 
     async def wait_until_serving(self) -> None:
         """Until every shard said SERVING."""

@@ -23,6 +23,7 @@ from tgis_server.engines.sampling.sampler import Sampled, Sampler
 from tgis_server.engines.sampling.staging import Staging
 from tgis_server.errors import OutOfMemory
 from tgis_server.faults import Fault
+from tgis_server.processes import shard_name
 from tgis_server.run import Run
 from tgis_server.wire.messages import Details, StepPlan, StepTokens, TokenDetail
 
@@ -79,7 +80,7 @@ class NativeRunner:
     @classmethod
     def load(cls, run: Run, rank: int, progress: Progress) -> NativeRunner:
         """Read this rank's weights and make room for keys and values. See ``load_runner`` for errors."""
-        fault = Fault.of(run.config.fault, f"shard-{rank}")
+        fault = Fault.of(run.config.fault, shard_name(rank))
         loaded = load(run, rank, progress)
         if fault:
             fault.reach("load")
