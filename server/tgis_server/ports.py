@@ -47,12 +47,6 @@ def find_owner(port: int) -> str:
     return f"{name} (pid {pid})" if pid else "another process"
 
 
-def is_held_by_server(port: int) -> bool | None:
-    """Whether a front-end listens on a port, be it of a server that serves or ends; ``None``: nobody was found."""
-    _, _, command = find_listener(port)
-    return "tgis_server.child" in command if command else None
-
-
 def find_listener(port: int) -> tuple[str, int, list[str]]:
     """Name, pid and command of the process that listens on a port; empty where the system does not tell."""
     import psutil

@@ -21,7 +21,7 @@ DOWN = "127.0.0.1:1"
 
 async def ask(server: Server, *arguments: str) -> int:
     environ = {"PORT": str(server.frontend.state.http_port)}
-    return await asyncio.to_thread(probe.main, arguments, environ)
+    return await asyncio.to_thread(probe.main, ("--timeout", "10", *arguments), environ)
 
 
 @pytest.mark.parametrize(

@@ -25,13 +25,13 @@ import tokenizers
 from test_families_checkpoint import SPEC, shapes_of, write_safetensors
 from test_preflight import Weights, make_run
 from test_preflight import machine as make_machine
+from tgis_cli.log_file import check_log_file
 from tgis_cli.machine import Gpu
 from tgis_cli.machine.preflight import check_address_space, check_memory, check_readable, check_sockets
 from tgis_cli.models import find_cache_dir, find_model_dir
 from tgis_cli.resolve import DEMO_MODEL_DIR, resolve
 from tgis_cli.supervisor import supervisor, watching
 from tgis_cli.supervisor.cause import Cause, Exit, Memory, find_cause, read_records
-from tgis_cli.supervisor.log_file import check_log_file
 from tgis_cli.supervisor.progress import ProcessProgress, Silence
 from tgis_cli.supervisor.run_dir import make_run_dir
 from tgis_cli.supervisor.signals import StopSignals

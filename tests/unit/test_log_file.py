@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tgis_cli.supervisor.log_file import LogFile, check_log_file
+from tgis_cli.log_file import LogFile, check_log_file
 from tgis_server.errors import UsageError
 
 

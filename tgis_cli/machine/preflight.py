@@ -14,11 +14,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tgis_cli.log_file import check_log_file
 from tgis_cli.machine.facts import Machine
-from tgis_cli.supervisor.log_file import check_log_file
 from tgis_server import failures
 from tgis_server.errors import UsageError
-from tgis_server.ports import is_held_by_server, listen
+from tgis_server.ports import find_listener, listen
 from tgis_server.run import Run
 from tgis_server.sizes import format_bytes
 
@@ -92,6 +92,12 @@ def wait_for_port(host: str, port: int, flag: str) -> None:
             is_told = True
             print(f"tgis: port {port} belongs to another server, which may be ending: waiting for it.", file=sys.stderr)
         time.sleep(0.1)
+
+
+def is_held_by_server(port: int) -> bool | None:
+    """Whether a front-end listens on a port, be it of a server that serves or ends; ``None``: nobody was found."""
+    _, _, command = find_listener(port)
+    return "tgis_server.child" in command if command else None
 
 
 def check_readable(flag: str, file: Path | None) -> None:

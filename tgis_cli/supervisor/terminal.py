@@ -17,8 +17,8 @@ from pathlib import Path
 from traceback import format_exc
 from typing import Any, TextIO
 
+from tgis_cli.log_file import LogFile
 from tgis_cli.supervisor.lines import Line, Lines, make_foreign_line
-from tgis_cli.supervisor.log_file import LogFile
 from tgis_cli.supervisor.repeats import WINDOW_S
 from tgis_server.logs import make_line
 from tgis_server.processes import LAUNCHER
