@@ -378,7 +378,7 @@ FIELDS = (
 GRACE = "terminationGracePeriodSeconds"
 PARTS = st.recursive(
     st.none()
-    | st.text("a$({=- \n", max_size=4)
+    | st.text("a$({=- \n\0", max_size=4)
     | st.sampled_from(["sh", "-c", "text-generation-server", "serve", "8", "²", "1.2.3s"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS.split()), inner, max_size=4),
     max_leaves=20,

@@ -188,7 +188,7 @@ def add_env_file(env: list[Given], around: Surroundings, file: Path) -> None:
         env[:0] = [
             Given(given.name, given.value, 0, given.source) for given in read_env_file(file.read_text(encoding="utf-8"))
         ]
-    except (OSError, UnicodeDecodeError):
+    except (OSError, ValueError):  # a name with a null byte, or no text
         around.missing.append(f"the env file {file}")
 
 
