@@ -1,12 +1,18 @@
-"""The console script ``tgis``. Probes run often: ``tgis health`` takes a short way, past the commands' framework."""
+"""The console scripts. Each decides about signals before anything heavy is imported, so that Ctrl-C is quiet always.
+
+Probes run often: ``tgis health`` takes a short way, past the commands' framework.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 
 def main() -> None:
+    """``tgis``."""
+    end_quietly(is_launch=sys.argv[1:2] == ["launch"])
     if sys.argv[1:2] == ["health"]:
         from tgis_cli import probe
 
@@ -14,6 +20,38 @@ def main() -> None:
     from tgis_cli.app import main as run_command
 
     run_command()
+
+
+def launcher() -> None:
+    """``text-generation-launcher``."""
+    end_quietly(is_launch=True)
+    from tgis_cli import legacy
+
+    legacy.launcher()
+
+
+def server() -> None:
+    """``text-generation-server``."""
+    end_quietly(is_launch=sys.argv[1:2] == ["serve"])
+    from tgis_cli import legacy
+
+    legacy.server()
+
+
+def end_quietly(*, is_launch: bool) -> None:
+    """Stop signals end this process without a traceback. A launch, which has started nothing yet, was stopped as asked.
+
+    Ignored signals stay ignored. The first process of a container needs handlers: the kernel drops its other signals.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            continue
+        if is_launch:
+            signal.signal(number, lambda *_: os._exit(0))
+        elif os.getpid() == 1:
+            signal.signal(number, lambda number, _: os._exit(128 + number))
+        else:
+            signal.signal(number, signal.SIG_DFL)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
 """How a command ends: every error a user can cause becomes one sentence on stderr and an exit code.
 
-The codes are those of ``tgis_server.errors``; Ctrl-C is 130, a closed pipe 141, as a shell would report the signals.
+The codes are those of ``tgis_server.errors``; a closed pipe is 141, as a shell would report the signal.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from io import TextIOWrapper
@@ -15,7 +14,6 @@ from typing import TextIO
 
 from tgis_server.errors import TgisError
 
-EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
 
@@ -23,13 +21,9 @@ EXIT_BROKEN_PIPE = 141
 def errors_as_exit_codes(*, debug: bool) -> Iterator[None]:
     """Turn what the block raises into ``SystemExit`` with the right code. With ``debug`` tracebacks are printed too."""
     prepare_streams()
-    if os.getpid() == 1:  # the kernel drops signals that the first process of a container has no handler for
-        signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
     try:
         yield
         sys.stdout.flush()  # a closed pipe shows here at the latest, not while the interpreter shuts down
-    except KeyboardInterrupt:
-        raise SystemExit(EXIT_INTERRUPTED) from None
     except BrokenPipeError:
         silence(sys.stdout)
         raise SystemExit(EXIT_BROKEN_PIPE) from None

@@ -6,12 +6,15 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
@@ -91,6 +94,20 @@ def test_with_a_log_file_a_hangup_before_the_start_is_complete_ends_nothing(star
     server.process.send_signal(signal.SIGHUP)
 
     assert server.wait_until_ready().stop() == 0
+
+
+@pytest.mark.parametrize(("command", "exit_code"), [("launch", 0), ("version", -signal.SIGINT)])
+def test_ctrl_c_is_quiet_from_the_first_import_on(tmp_path: Path, command: str, exit_code: int):
+    (tmp_path / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+
+    result = subprocess.run(
+        ["env", "--default-signal", sys.executable, "-m", "tgis_cli", command],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        timeout=20,
+    )
+
+    assert (result.returncode, result.stdout, result.stderr) == (exit_code, b"", b"")
 
 
 def test_a_service_manager_may_signal_every_process(launch: Start):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -14,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from tgis_cli.machine import Cpu, Gpu, Machine
+from tgis_cli.commands.launch import prepare
+from tgis_cli.machine import Cpu, Gpu, Machine, preflight
 from tgis_cli.machine.preflight import check_before_start, check_memory, check_sockets, check_tokenizer, wait_for_port
 from tgis_cli.supervisor.run_dir import make_run_dir
-from tgis_server.config import ServeConfig
+from tgis_server.config import ServeConfig, load_config
 from tgis_server.errors import ModelError, NotEnoughDevices, UsageError
 from tgis_server.ports import listen
 from tgis_server.run import Run
@@ -184,3 +186,19 @@ def test_weights_must_fit_on_each_gpu(tmp_path: Path):
 
     with pytest.raises(NotEnoughDevices, match=r"1\.5 GiB per GPU on 2 GPU\(s\), but GPU 1 offers 1\.0 GiB"):
         check_memory(run, machine(gpus=gpus), Weights(3 * GIB // 2))  # type: ignore[arg-type]
+
+
+def test_a_signal_while_the_machine_is_looked_at_leaves_no_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    loaded = load_config({"rehearse": True, "run_dir": str(tmp_path), "grpc_port": "0", "port": "0"}, {})
+    seen = []
+
+    def check(run: Run, *_: object) -> None:
+        seen.append(run.run_dir.exists())
+        raise SystemExit(0)
+
+    monkeypatch.setattr(preflight, "check_before_start", check)
+    with pytest.raises(SystemExit), contextlib.ExitStack() as undo:
+        prepare(loaded, {}, [], undo)
+
+    assert seen == [True]
+    assert not list(tmp_path.iterdir())

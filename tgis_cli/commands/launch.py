@@ -59,25 +59,26 @@ def run_launch(
         needs_model: refuse to start without a model instead of serving the demo model.
         warnings: logged before those about the options.
     """
-    from tgis_cli.supervisor.signals import exit_quietly_until_supervised
+    from tgis_cli.supervisor.signals import exit_until_supervised
     from tgis_server.phases import process_started_at
 
-    exit_quietly_until_supervised()
+    exit_until_supervised()
     os.umask(0o077)  # what this process and its children make is this user's alone
     environ = dict(os.environ)
     phases = [("starting", process_started_at()), ("resolving", time.monotonic())]
-    with errors_in_termination_log(flags, environ, config_file):
-        loaded = load_config(flags, environ, config_file)
-        if needs_model and not loaded.config.model_name and not loaded.config.rehearse:
-            raise failures.NO_MODEL.error()
-        if loaded.config.log_file:
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it will mean: reopen the file
-        resolved, run = prepare(loaded, environ, phases)
-    terminal = open_terminal(loaded.config, environ, run.num_shard)
-    for warning in (*warnings, *resolved.warnings):
-        logger.warning("%s", warning)
-    log_choices(resolved, terminal)
-    outcome = asyncio.run(Launch(loaded, terminal, environ).supervise(run))
+    with contextlib.ExitStack() as undo:  # done if it ends, by an error or a signal, before children are supervised
+        with errors_in_termination_log(flags, environ, config_file):
+            loaded = load_config(flags, environ, config_file)
+            if needs_model and not loaded.config.model_name and not loaded.config.rehearse:
+                raise failures.NO_MODEL.error()
+            if loaded.config.log_file:
+                signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it will mean: reopen the file
+            resolved, run = prepare(loaded, environ, phases, undo)
+        terminal = open_terminal(loaded.config, environ, run.num_shard)
+        for warning in (*warnings, *resolved.warnings):
+            logger.warning("%s", warning)
+        log_choices(resolved, terminal)
+        outcome = asyncio.run(Launch(loaded, terminal, environ).supervise(run, undo))
     finish(loaded, terminal, outcome)
     return outcome.exit_code
 
@@ -90,28 +91,32 @@ def log_choices(resolved: Resolved, terminal: Terminal) -> None:
         logger.info("%s", line)
 
 
-def prepare(loaded: LoadedConfig, environ: Mapping[str, str], phases: list[tuple[str, float]]) -> tuple[Resolved, Run]:
+def prepare(
+    loaded: LoadedConfig, environ: Mapping[str, str], phases: list[tuple[str, float]], undo: contextlib.ExitStack
+) -> tuple[Resolved, Run]:
     """Look at model and machine, check everything, and make a run in a directory of its own.
 
+    Args:
+        undo: gets what removes the directory.
+
     Raises:
-        TgisError: what stands in the way; no directory is left.
+        TgisError: what stands in the way.
     """
     from tgis_cli.machine import probe_machine
     from tgis_cli.machine.preflight import check_before_start
     from tgis_cli.resolve import resolve
     from tgis_cli.supervisor.run_dir import make_run_dir, remove_leftovers
+    from tgis_cli.supervisor.signals import signals_held
 
     machine = probe_machine(environ)
     resolved = resolve(loaded, environ, machine)
     phases = [*phases, ("checking", time.monotonic())]
-    run_dir = make_run_dir(loaded.config.run_dir)
-    try:
-        remove_leftovers(run_dir.parent)
-        run = resolved.in_directory(run_dir)
-        check_before_start(run, machine, resolved.checkpoint)
-    except BaseException:
-        shutil.rmtree(run_dir, ignore_errors=True)
-        raise
+    with signals_held():  # a directory that nobody knows of would stay
+        run_dir = make_run_dir(loaded.config.run_dir)
+        undo.callback(shutil.rmtree, run_dir, ignore_errors=True)
+    remove_leftovers(run_dir.parent)
+    run = resolved.in_directory(run_dir)
+    check_before_start(run, machine, resolved.checkpoint)
     return resolved, replace(run, launcher_phases=(*phases, ("spawning", time.monotonic())))
 
 
@@ -126,27 +131,36 @@ class Launch:
         self._environ = environ
         self._signals = StopSignals(terminal.reopen if loaded.config.log_file else None)
 
-    async def supervise(self, run: Run) -> Outcome:
-        """Run the group, again where ``--restart`` says so, until it stops or fails for good."""
+    async def supervise(self, run: Run, undo: contextlib.ExitStack) -> Outcome:
+        """Run the group, again where ``--restart`` says so, until it stops or fails for good.
+
+        Args:
+            undo: cleared: from now on the supervisor decides what stays.
+        """
         from tgis_cli.supervisor.restarts import RestartPolicy
         from tgis_cli.supervisor.supervisor import Outcome
         from tgis_cli.supervisor.waiting import first_of
 
         self._signals.install()
+        undo.pop_all()
         policy = RestartPolicy(run.config.restart, run.config.max_restarts)
         while True:
             outcome = await self._supervise_once(run)
             if (delay_s := policy.delay_after(outcome)) is None:
+                if policy.num_restarts:
+                    logger.error("giving up after %s", policy.record)
                 return outcome
             logger.error("%s", outcome.sentence)
             logger.warning("starting again in %.0f s (%s); a stop signal ends it", delay_s, policy.record)
             if await first_of(self._signals.wait_first(), timeout_s=delay_s) == 0:
                 return Outcome(0)
             phases = [("resolving", time.monotonic())]
-            try:  # the machine may have changed: a GPU that is lost is not asked for again
-                resolved, run = await asyncio.to_thread(prepare, self._loaded, self._environ, phases)
-            except TgisError as error:
-                return Outcome(error.exit_code, str(error))
+            with contextlib.ExitStack() as undo:
+                try:  # the machine may have changed: a GPU that is lost is not asked for again
+                    resolved, run = await asyncio.to_thread(prepare, self._loaded, self._environ, phases, undo)
+                except TgisError as error:
+                    return Outcome(error.exit_code, str(error))
+                undo.pop_all()
             log_choices(resolved, self._terminal)
 
     async def _supervise_once(self, run: Run) -> Outcome:

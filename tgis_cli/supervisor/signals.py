@@ -6,9 +6,10 @@ SIGHUP stops the server, as a closed terminal and the original want it, unless t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -17,14 +18,24 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 ECHO_S = 0.2
 
 
-def exit_quietly_until_supervised() -> None:
-    """Before there are children a stop signal just ends the launcher, with the same exit code as later."""
+def exit_until_supervised() -> None:
+    """Before there are children a stop signal ends the launcher by ``SystemExit``, with the same exit code as later."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(0)
 
     for number in heeded_signals():
         signal.signal(number, leave)
+
+
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """Stop signals wait for the end of the block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def heeded_signals() -> list[signal.Signals]:
