@@ -487,8 +487,7 @@ ENDED_BY_SIGNAL = Failure(
 ENDED_EARLY = Failure(
     "ended-early",
     "exit code 0 of a child that nobody had asked to end",
-    "{process} ended although nobody had asked it to: stop the launcher instead of its children; what it wrote is "
-    "above.",
+    "{process} ended although nobody had asked it to: stop the launcher instead of its children.",
     GroupFailed,
 )
 ENDED_WITH_CODE = Failure(

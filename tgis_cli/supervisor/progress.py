@@ -11,6 +11,8 @@ from tgis_server import failures
 from tgis_server.processes import FRONTEND
 from tgis_server.wire import shard_pb2 as pb
 
+MAX_ROWS = 6  # of the live status
+
 
 @dataclass(slots=True)
 class ProcessProgress:
@@ -91,16 +93,19 @@ class Silence:
         raise ProcessHangs(culprit.name, text)
 
 
-def render(processes: list[ProcessProgress], elapsed_s: float, title: str) -> Any:
-    """The live status: a line per process, with a bar where the size of the work is known."""
+def render(processes: list[ProcessProgress], elapsed_s: float) -> Any:
+    """The live status: a line per process, with a bar where the size of the work is known; of many those that load."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
+    shown = processes if len(processes) <= MAX_ROWS else [p for p in processes if not p.is_ready][:MAX_ROWS]
+    num_ready = sum(process.is_ready for process in processes)
     table = Table.grid(padding=(0, 2))
-    for process in processes:
+    for process in shown:
         bar = "" if process.share is None else ProgressBar(total=1.0, completed=process.share, width=24)
         mark = Text("✓", style="green") if process.is_ready else Text("…", style="yellow")
         table.add_row(mark, process.name, Text(process.phase, style="dim"), bar)
-    return Group(Text(f"{title} {elapsed_s:.0f} s", style="bold"), table)
+    title = f"Starting {elapsed_s:.0f} s, {num_ready} of {len(processes)} ready"
+    return Group(Text(title, style="bold"), table)

@@ -26,7 +26,9 @@ logger = logging.getLogger(__name__)
 
 STARTING_POLL_S = 0.05
 STARTING_CALL_S = 0.5  # one that does not answer holds up the polling of the others
-STILL_STARTING_S = 10.0  # a line about a slow start, where no live status is shown
+FIRST_LINE_S = 3.0  # a line about a slow start, where no live status is shown,
+STILL_STARTING_S = 10.0  # and the lines after it
+STATUS_S = 0.25  # between pictures of the live status
 WATCH_POLL_S = 1.0
 WATCH_CALL_S = 1.0
 MAX_UNANSWERED = 4  # of calls that take up to two seconds with the pause before them
@@ -52,17 +54,18 @@ class Watcher:
             ProcessHangs: nothing has moved for ``--startup-timeout`` seconds.
         """
         silence = Silence(self._run.config.startup_timeout)
-        next_line_at = self._started_at + STILL_STARTING_S
+        next_line_at, next_status_at = self._started_at + FIRST_LINE_S, 0.0
         while True:
             await asyncio.gather(*(self._ask(process) for process in self._processes if not process.is_ready))
             if all(process.is_ready for process in self._processes):
                 return
             now = time.monotonic()
             silence.check(self._processes, now)
-            if self._terminal.is_interactive:
-                self._terminal.show_status(render(self._processes, now - self._started_at, "Starting"))
-            elif now >= next_line_at:
-                next_line_at += STILL_STARTING_S
+            if self._terminal.is_interactive and now >= next_status_at:
+                next_status_at = now + STATUS_S
+                self._terminal.show_status(render(self._processes, now - self._started_at))
+            elif not self._terminal.is_interactive and now >= next_line_at:
+                next_line_at = now + STILL_STARTING_S
                 logger.info("starting for %.0f s: %s", now - self._started_at, ", ".join(map(str, self._processes)))
             await asyncio.sleep(STARTING_POLL_S)
 

@@ -222,7 +222,7 @@ class Frontend:
         await self._stop_asked.wait()
         config = self._run.config
         self.state.start_draining()
-        logger.info("draining: %d calls in flight", self.state.num_calls)
+        logger.debug("draining; calls in flight: %d", self.state.num_calls)
         hurry = asyncio.create_task(self._hurry_asked.wait(), name="wait-for-hurry")
         if await before(hurry, asyncio.sleep(config.drain_delay)):
             self.state.stop_accepting()
@@ -256,7 +256,7 @@ class Frontend:
         """The drain is over: what is still in flight ends without an answer."""
         self.state.stop_accepting()
         if self.state.num_calls:
-            logger.warning("ending %d calls in flight", self.state.num_calls)
+            logger.warning("calls that end without an answer: %d", self.state.num_calls)
         self._router.refuse(Unavailable(self.state.text))
         await self.state.wait_until_idle(LAST_WORDS_S)
 
