@@ -14,6 +14,7 @@ from typing import TextIO
 
 from tgis_server.errors import TgisError
 
+EXIT_UNEXPECTED = 1
 EXIT_BROKEN_PIPE = 141
 
 
@@ -48,10 +49,10 @@ def explain(error: Exception) -> tuple[str, int]:
     from tgis_cli.supervisor.cause import explain_own_error
 
     # A file that a command misses was not in a run directory.
-    if not isinstance(error, FileNotFoundError) and (known := explain_own_error(error, "tgis")):
-        return str(known).removeprefix("tgis: "), known.exit_code
+    if not isinstance(error, FileNotFoundError) and (known := explain_own_error(error, "this command")):
+        return str(known), known.exit_code
     suspect = "This is a bug, unless PYTHONPATH hides a module" if "PYTHONPATH" in os.environ else "This is a bug"
-    return f"{type(error).__name__}: {error}. {suspect}; `tgis --debug ...` shows where.", 1
+    return f"{type(error).__name__}: {error}. {suspect}; `tgis --debug ...` shows where.", EXIT_UNEXPECTED
 
 
 def prepare_streams() -> None:

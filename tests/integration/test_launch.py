@@ -110,8 +110,12 @@ def test_a_port_in_use_is_named_with_its_owner(start: Start):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         server = start("--rehearse", "--host", "127.0.0.1", "--grpc-port", str(port))
+        as_json = start("--rehearse", "--host", "127.0.0.1", "--grpc-port", str(port), "--json-output")
 
-        assert server.wait() == 2
+        assert (server.wait(), as_json.wait()) == (2, 2)
+    [line] = map(json.loads, as_json.stderr.splitlines())
+    assert (line["event"], line["exit_code"]) == ("failed", 2)
+    assert server.last_line == f"tgis: {line['message']}"
     assert f"Port {port} is already in use by" in server.last_line
     assert "--grpc-port" in server.last_line
     assert server.run_dir is None
@@ -122,11 +126,12 @@ def test_a_server_that_ends_hands_its_ports_to_the_next_one(launch: Start, start
     ports = {"GRPC_PORT": str(first.facts["grpc_port"]), "PORT": str(first.facts["http_port"])}
 
     first.process.send_signal(signal.SIGTERM)
-    second = start("--rehearse", "--host", "127.0.0.1", **ports)
+    second = start("--rehearse", "--host", "127.0.0.1", "--json-output", **ports)
     second.wait_for_line("belongs to another server, which may be ending")
 
     assert second.wait_until_ready().address == first.address
     assert first.wait() == 0
+    assert all(map(json.loads, second.stderr.splitlines()))
 
 
 def test_a_run_directory_that_cannot_be_made_is_a_usage_error(start: Start):

@@ -128,7 +128,8 @@ def test_something_else_at_the_address_is_not_taken_for_a_missing_server():
 def test_a_command_explains_what_the_machine_lacks_and_blames_no_run_directory_for_a_missing_file():
     full, missing = (explain(OSError(number, os.strerror(number), "f"))[0] for number in (errno.ENOSPC, errno.ENOENT))
 
-    assert full.startswith("there is no space left for f ")
+    assert full.startswith("this command: there is no space left for f ")
+    assert explain(MemoryError())[0].startswith("this command ran out of memory ")
     assert missing.startswith("FileNotFoundError: ")
 
 

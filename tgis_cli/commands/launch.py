@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tgis_cli.exits import explain, silence_broken_outputs
+from tgis_cli.exits import EXIT_UNEXPECTED, explain, silence_broken_outputs
 from tgis_cli.option_help import GroupedHelpCommand
 from tgis_cli.options import with_serve_options
 from tgis_cli.supervisor.termination_log import write_termination_log
 from tgis_server import failures
 from tgis_server.config import LoadedConfig, ServeConfig, load_config, options
 from tgis_server.errors import TgisError
+from tgis_server.logs import setup_handler, setup_logging
 from tgis_server.processes import LAUNCHER, child_names
 from tgis_server.run import Run
 
@@ -73,6 +74,7 @@ def run_launch(
                 raise failures.NO_MODEL.error()
             if loaded.config.log_file:
                 signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it will mean: reopen the file
+            log_to_stderr(loaded.config)
             resolved, run = prepare(loaded, environ, phases, undo)
         terminal = open_terminal(loaded.config, environ, run.num_shard)
         for warning in (*warnings, *resolved.warnings):
@@ -180,10 +182,17 @@ class Launch:
             return Outcome(known.exit_code, str(known))
 
 
+def log_to_stderr(config: ServeConfig) -> None:
+    """Until the terminal is open."""
+    if config.json_output:
+        setup_logging(LAUNCHER, level=config.log_level)
+    else:
+        logging.basicConfig(format="tgis: %(message)s")
+
+
 def open_terminal(config: ServeConfig, environ: Mapping[str, str], num_shard: int) -> Terminal:
     """The launcher's outputs, which its log goes to as well."""
     from tgis_cli.supervisor.terminal import Terminal, TerminalHandler
-    from tgis_server.logs import setup_handler
 
     names = [LAUNCHER, *child_names(num_shard)]
     terminal = Terminal(
@@ -195,12 +204,9 @@ def open_terminal(config: ServeConfig, environ: Mapping[str, str], num_shard: in
 
 def finish(loaded: LoadedConfig, terminal: Terminal, outcome: Outcome) -> None:
     """The last line, if there is anything to say; and no waiting for a reader that does not read."""
-    from tgis_cli.supervisor.terminal import make_json_line
-
     if outcome.sentence:
         write_termination_log(loaded.config.termination_log, outcome.sentence, outcome.details)
-        fields = {"event": "failed", "exit_code": outcome.exit_code}
-        line = make_json_line(LAUNCHER, outcome.sentence, "error", **fields) if terminal.as_json else outcome.sentence
+        line = make_failed_line(outcome.sentence, outcome.exit_code) if terminal.as_json else outcome.sentence
         terminal.print_last(line)
     if not terminal.close(CLOSE_TERMINAL_S):
         os._exit(outcome.exit_code)  # its thread is stuck in a write, and the interpreter's end would wait for it
@@ -211,19 +217,32 @@ def finish(loaded: LoadedConfig, terminal: Terminal, outcome: Outcome) -> None:
 def errors_in_termination_log(
     flags: Mapping[str, Any], environ: Mapping[str, str], config_file: Path | None
 ) -> Iterator[None]:
-    """What prevents a start is also written where Kubernetes looks for it."""
+    """What prevents a start is also written where Kubernetes looks for it, and as an event to a JSON output."""
     try:
         yield
     except Exception as error:
-        write_termination_log(find_termination_log(flags, environ, config_file), explain(error)[0])
-        raise
+        sentence, exit_code = explain(error)
+        termination_log, as_json = find_outputs(flags, environ, config_file)
+        write_termination_log(termination_log, sentence)
+        if not as_json or exit_code == EXIT_UNEXPECTED:  # whose traceback can be asked for
+            raise
+        print(make_failed_line(sentence, exit_code), file=sys.stderr)
+        raise SystemExit(exit_code) from error
 
 
-def find_termination_log(flags: Mapping[str, Any], environ: Mapping[str, str], config_file: Path | None) -> Path:
-    """Where it is configured, also if the rest of the configuration is wrong."""
+def make_failed_line(sentence: str, exit_code: int) -> str:
+    """The last line of a JSON output."""
+    from tgis_cli.supervisor.terminal import make_json_line
+
+    return make_json_line(LAUNCHER, sentence, "error", event="failed", exit_code=exit_code)
+
+
+def find_outputs(flags: Mapping[str, Any], environ: Mapping[str, str], config_file: Path | None) -> tuple[Path, bool]:
+    """The termination log, also if the rest of the configuration is wrong, and whether outputs are JSON."""
     try:
-        return load_config(flags, environ, config_file).config.termination_log
+        config = load_config(flags, environ, config_file).config
+        return config.termination_log, config.json_output
     except TgisError:
         option = next(option for option in options() if option.name == "termination_log")
         variable = option.find_variable(environ)
-        return Path(flags.get(option.name) or (environ[variable].strip() if variable else option.default))
+        return Path(flags.get(option.name) or (environ[variable].strip() if variable else option.default)), False

@@ -5,11 +5,11 @@ Used by ``tgis launch``. Every check raises the error that ends the start.
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import socket
 import stat
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +24,8 @@ from tgis_server.sizes import format_bytes
 
 if TYPE_CHECKING:
     from tgis_server.engines.native.checkpoint import Checkpoint
+
+logger = logging.getLogger(__name__)
 
 PREDECESSOR_S = 5.0  # for another server to give up its ports: after a failure it takes about one
 KINDS = {stat.S_IFREG: "a file", stat.S_IFLNK: "a symbolic link", stat.S_IFDIR: "a directory"}
@@ -90,7 +92,7 @@ def wait_for_port(host: str, port: int, flag: str) -> None:
             return
         if not is_told and is_server:
             is_told = True
-            print(f"tgis: port {port} belongs to another server, which may be ending: waiting for it.", file=sys.stderr)
+            logger.warning("port %d belongs to another server, which may be ending: waiting for it", port)
         time.sleep(0.1)
 
 
