@@ -141,8 +141,8 @@ def failures_page() -> str:
         "# Failures\n",
         "What ends a start or a running server is one sentence: the launcher's last line, the head of the termination",
         "log, and what `/health` answers until the end. Words in capitals stand for values; the name of the process or",
-        "command may stand in front. The run directory is kept after a failure of a process; `errors/NAME.log` in it has",
-        "the traceback or the last lines of each process that failed.",
+        "command may stand in front. The run directory is kept after a failure of a process; `errors/NAME.log` in it",
+        "has the traceback or the last lines of each process that failed.",
         "",
         "Several processes often fail together. The cause is the earliest error that is not a mere consequence.",
     ]
