@@ -67,20 +67,24 @@ def run_launch(
     os.umask(0o077)  # what this process and its children make is this user's alone
     environ = dict(os.environ)
     phases = [("starting", process_started_at()), ("resolving", time.monotonic())]
-    with contextlib.ExitStack() as undo:  # done if it ends, by an error or a signal, before children are supervised
-        with errors_in_termination_log(flags, environ, config_file):
-            loaded = load_config(flags, environ, config_file)
-            if needs_model and not loaded.config.model_name and not loaded.config.rehearse:
-                raise failures.NO_MODEL.error()
-            if loaded.config.log_file:
-                signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it will mean: reopen the file
-            log_to_stderr(loaded.config)
-            resolved, run = prepare(loaded, environ, phases, undo)
+    with errors_in_termination_log(flags, environ, config_file), contextlib.ExitStack() as undo:
+        # What is in ``undo`` is done if an error or a signal ends this before children are supervised.
+        loaded = load_config(flags, environ, config_file)
+        if needs_model and not loaded.config.model_name and not loaded.config.rehearse:
+            raise failures.NO_MODEL.error()
+        if loaded.config.log_file:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it will mean: reopen the file
+        log_to_stderr(loaded.config)
+        resolved, run = prepare(loaded, environ, phases, undo)
         terminal = open_terminal(loaded.config, environ, run.num_shard)
-        for warning in (*warnings, *resolved.warnings):
-            logger.warning("%s", warning)
-        log_choices(resolved, terminal)
-        outcome = asyncio.run(Launch(loaded, terminal, environ).supervise(run, undo))
+        try:
+            for warning in (*warnings, *resolved.warnings):
+                logger.warning("%s", warning)
+            log_choices(resolved, terminal)
+            outcome = asyncio.run(Launch(loaded, terminal, environ).supervise(run, undo))
+        except BaseException:
+            terminal.close(CLOSE_TERMINAL_S)
+            raise
     finish(loaded, terminal, outcome)
     return outcome.exit_code
 
