@@ -16,7 +16,7 @@ import math
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -487,8 +487,21 @@ def load_config(flags: Mapping[str, Any], environ: Mapping[str, str], config_fil
         config_file: TOML with option names as top-level keys (``-`` or ``_``).
 
     Raises:
-        UsageError: a value cannot be parsed or is out of range; the text names option, value and what is accepted.
+        UsageError: a value cannot be parsed, is out of range, or conflicts with another; the text names option, value
+            and what is accepted.
     """
+    loaded = merge_options(flags, environ, config_file)
+    for conflict in find_conflicts(loaded.config):
+        raise UsageError(conflict)
+    if loaded.config.fault:
+        Fault.parse(loaded.config.fault)
+    return loaded
+
+
+def merge_options(
+    flags: Mapping[str, Any], environ: Mapping[str, str], config_file: Path | None = None
+) -> LoadedConfig:
+    """As ``load_config``, but each option is checked by itself only."""
     from_file = read_config_file(config_file) if config_file else {}
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -504,9 +517,7 @@ def load_config(flags: Mapping[str, Any], environ: Mapping[str, str], config_fil
             values[option.name], origins[option.name] = option.default, "default"
             continue
         values[option.name], origins[option.name] = parse_value(option, raw, where + source), source
-    config = ServeConfig(**values)
-    check_together(config)
-    return LoadedConfig(config, origins)
+    return LoadedConfig(ServeConfig(**values), origins)
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
@@ -627,33 +638,23 @@ def describe_accepted(option: Option) -> str:
     return f"{noun} {strictly} {low}" if low else noun
 
 
-def check_together(config: ServeConfig) -> None:
-    """Rules that span several options.
-
-    Raises:
-        UsageError: what cannot be.
-    """
+def find_conflicts(config: ServeConfig) -> Iterator[str]:
+    """What cannot be together: rules that span several options."""
     if config.dtype and config.dtype_str and config.dtype != config.dtype_str:
-        raise UsageError("dtype and dtype_str args both provided with different values")
+        yield "dtype and dtype_str args both provided with different values"
     if config.num_gpus and config.num_shard and config.num_gpus != config.num_shard:
-        raise UsageError(
-            f"NUM_GPUS and num_shard are set to different values ({config.num_gpus} and {config.num_shard})"
-        )
+        yield (f"NUM_GPUS and num_shard are set to different values ({config.num_gpus} and {config.num_shard})")
     if (config.tls_cert_path is None) != (config.tls_key_path is None):
-        raise UsageError("tls: must provide both cert and key")
+        yield "tls: must provide both cert and key"
     if config.tls_client_ca_cert_path and not config.tls_cert_path:
-        raise UsageError("tls: cannot provide client ca cert without keypair")
+        yield "tls: cannot provide client ca cert without keypair"
     if config.http_tls != "off" and not config.tls_cert_path:
-        raise UsageError(f"--http-tls {config.http_tls} needs --tls-cert-path and --tls-key-path.")
+        yield f"--http-tls {config.http_tls} needs --tls-cert-path and --tls-key-path."
     if config.http_tls == "mutual" and not config.tls_client_ca_cert_path:
-        raise UsageError("--http-tls mutual needs --tls-client-ca-cert-path, the CA of the clients' certificates.")
+        yield "--http-tls mutual needs --tls-client-ca-cert-path, the CA of the clients' certificates."
     if config.grpc_port and config.grpc_port == config.port:
-        raise UsageError(f"--grpc-port and --port are both {config.port}: choose two different ports.")
+        yield f"--grpc-port and --port are both {config.port}: choose two different ports."
     if config.fault and not (config.rehearse or config.allow_faults):
-        raise UsageError("--fault provokes failures and is accepted only with --rehearse or --allow-faults.")
-    if config.fault:
-        Fault.parse(config.fault)
+        yield "--fault provokes failures and is accepted only with --rehearse or --allow-faults."
     if config.quantize:
-        raise UsageError(
-            f"--quantize {config.quantize}: no engine of this version loads quantized weights; leave it out."
-        )
+        yield (f"--quantize {config.quantize}: no engine of this version loads quantized weights; leave it out.")

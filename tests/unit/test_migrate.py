@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tgis_cli.commands.migrate import conclude
 from tgis_cli.migrate import Report, examine_all, read_containers, read_source
 from tgis_server.errors import UsageError
 
@@ -55,6 +57,7 @@ def pod(container: Change, **spec: Any) -> str:
 
 
 LAUNCH = ["text-generation-launcher", "--model-name", "/m", "--dtype", "float16", "--max-batch-size", "12"]
+GRACE = "terminationGracePeriodSeconds"
 CALM = {  # nothing to advise
     "readinessProbe": {"httpGet": {"path": "/health", "port": 3000}},
     "terminationGracePeriodSeconds": 120,
@@ -183,7 +186,9 @@ def test_containers_are_found_in_objects_of_any_kind(examine, spec: Change):
     assert [verdicts(report) for report in examine(yaml.safe_dump(spec))] == [{"MAX_NEW_TOKENS=7": "same"}]
 
 
-@pytest.mark.parametrize("image", ["quay.io/opendatahub/caikit-tgis-serving:1", "registry/tgis-team/postgres", "proxy"])
+@pytest.mark.parametrize(
+    "image", ["quay.io/opendatahub/caikit-tgis-serving:1", "caikit-nlp-tgis", "registry/tgis-team/postgres", "proxy"]
+)
 def test_what_only_stands_beside_a_server_is_left_out(examine, image: str):
     assert examine(pod({"image": image, "args": ["run"], "env": [{"name": "PORT", "value": "80"}]})) == []
 
@@ -236,6 +241,27 @@ sudo docker run --rm -it --gpus '"device=0,1"' -e MAX_BATCH_SIZE=$SIZE --env-fil
         "NUM_SHARD=2": "same",
     }
     assert topics(report) == ["stop"]
+    assert {finding.name: finding.line for finding in report.findings} == {
+        "--model-name": 4,
+        "--dtype": 4,
+        "MAX_NEW_TOKENS": 0,
+        "MAX_BATCH_SIZE": 3,
+        "NUM_SHARD": 3,
+    }
+
+
+def test_a_continued_line_inside_of_quotes_stays_one_word(examine):
+    script = """docker run -e DTYPE=float16 tgis sh -c 'text-generation-launcher \\
+  --model-name /m' \\
+  && text-generation-launcher --port 80
+"""
+    reports = examine(script)
+
+    assert [verdicts(report) for report in reports] == [
+        {"--model-name=/m": "same", "DTYPE=float16": "same"},
+        {"--port=80": "same"},
+    ]
+    assert [report.container.line for report in reports] == [1, 3]
 
 
 def test_an_env_file_is_judged_by_itself(examine):
@@ -280,6 +306,18 @@ def test_a_bare_command_line_is_read_with_its_variables(examine):
             "asks port 80, but the server listens on 3000",
         ),
         ({"startupProbe": {"httpGet": {"path": "/health", "port": 3000, "scheme": "HTTPS"}}}, "needs scheme: HTTP"),
+        (
+            {"livenessProbe": {"httpGet": {"path": "/healthz", "port": 3000}}},
+            "/healthz, which answers 404: ask",
+        ),
+        (
+            {"readinessProbe": {"httpGet": {"port": 3000}}},
+            "asks /, which answers 404: ask /health/ready.",
+        ),
+        (
+            {"startupProbe": {"grpc": {"port": 8033, "service": "x"}}},
+            "service x, which is not known: ask for startup",
+        ),
     ],
 )
 def test_what_would_not_start_or_never_be_ready_is_a_problem(examine, container: Change, problem: str):
@@ -287,6 +325,33 @@ def test_what_would_not_start_or_never_be_ready_is_a_problem(examine, container:
 
     assert report.will_fail
     assert any(problem in text for text in problems(report)), problems(report)
+
+
+@pytest.mark.parametrize(
+    "probe",
+    [
+        *({"httpGet": {"path": path, "port": 3000}} for path in ("/health", "health/live?verbose", "/metrics", "${P}")),
+        *({"grpc": {"port": 8033, "service": name}} for name in ("", "fmaas.GenerationService", "live")),
+    ],
+    ids=str,
+)
+def test_what_the_server_answers_may_be_asked_by_probes(examine, probe: Change):
+    (report,) = examine(pod({"livenessProbe": probe}))
+
+    assert problems(report) == []
+
+
+def test_settings_that_conflict_hide_nothing_else(examine):
+    env = {"TLS_CERT_PATH": "/c", "NUM_GPUS": "4", "NUM_SHARD": "2", "HF_HUB_CACHE": "/a", "TRANSFORMERS_CACHE": "/b"}
+    container = {
+        "env": [{"name": name, "value": value} for name, value in env.items()],
+        "securityContext": {"readOnlyRootFilesystem": True},
+        "resources": {"limits": {"nvidia.com/gpu": 1}},
+    }
+
+    (report,) = examine(pod(container))
+
+    assert [advice.topic for advice in report.advice if advice.is_problem] == ["start"] * 3 + ["disk", "GPUs"]
 
 
 def test_a_service_whose_port_variable_is_one_of_ours_is_a_problem(examine):
@@ -315,7 +380,8 @@ def test_a_pod_that_has_everything_gets_no_advice(examine):
 @pytest.mark.parametrize(
     ("container", "spec", "topic", "text"),
     [
-        ({}, {}, "stop", "terminationGracePeriodSeconds is 30 s, but answers may take 90 s"),
+        ({}, {}, "stop", "terminationGracePeriodSeconds is not set (Kubernetes: 30 s), but answers"),
+        ({}, {GRACE: 60}, "stop", "terminationGracePeriodSeconds is 60 s, but answers may take 90 s"),
         ({"args": LAUNCH[:3]}, {}, "defaults", "MAX_BATCH_SIZE is not set: 256 instead of 12"),
         ({"args": [*LAUNCH, "--num-shard", "2"]}, {}, "memory", "2 shards on GPUs talk through shared memory"),
         (
@@ -360,7 +426,7 @@ def test_advice_on_what_stands_around_a_container(examine, container: Change, sp
             "It looks like a template: give what `helm template` makes of it.",
         ),
         ("hello: 1", "is neither a Kubernetes manifest nor a compose file"),
-        ("", "is neither a Kubernetes manifest"),
+        ("\n", "file-0 is empty."),
         ("kind: Pod\nspec: &a {containers: [*a]}", "line 2 is not valid YAML: found unconstructable recursive node."),
     ],
 )
@@ -371,11 +437,24 @@ def test_bad_input_is_a_sentence(examine, text: str, sentence: str):
     assert sentence in str(caught.value)
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stdin", [Terminal, io.StringIO])
+def test_a_terminal_that_is_waited_for_is_told_so(monkeypatch, capsys, stdin: type[io.StringIO]):
+    monkeypatch.setattr(sys, "stdin", stdin("MAX_NEW_TOKENS=1"))
+
+    read_source("-")
+
+    assert ("Ctrl-D ends the input" in capsys.readouterr().err) is (stdin is Terminal)
+
+
 FIELDS = (
     "command args env envFrom name value valueFrom configMapKeyRef configMapRef key ports containerPort resources "
     "limits volumeMounts startupProbe readinessProbe httpGet exec path port image environment env_file tmpfs volumes"
 )
-GRACE = "terminationGracePeriodSeconds"
 PARTS = st.recursive(
     st.none()
     | st.text("a$({=- \n\0", max_size=4)
@@ -420,7 +499,24 @@ def test_the_exit_code_says_whether_everything_works():
 
     assert [works.returncode, fails.returncode, wrong.returncode] == [0, 1, 2]
     assert wrong.stderr == "tgis: /nowhere cannot be read: No such file or directory.\n"
+    assert works.stdout.endswith("This works with the new image, if that can serve the model.\n")
     assert fails.stdout.splitlines()[1].startswith("1  refused  MAX_BATCH_SIZE=x  MAX_BATCH_SIZE is 'x', but must be")
+
+
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        ("DTYPE=float16", "if that can serve the model."),
+        (
+            "MAX_CONCURENT_REQUESTS=3\nPREFIX_STORE_PATH=/p\nDTYPE=float16",
+            "if that can serve the model, except for what is `not there yet` and `unknown`.",
+        ),
+    ],
+)
+def test_the_conclusion_names_what_does_not_do_what_it_asks(examine, text: str, end: str):
+    (report,) = examine(text)
+
+    assert conclude(report) == f"This works with the new image, {end}"
 
 
 def test_json_has_settings_and_advice():

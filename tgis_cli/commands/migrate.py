@@ -26,6 +26,7 @@ STYLES = {
     "refused": "bold red",
     MUST_CHANGE: "bold red",
 }
+DOUBTS = ("not there yet", "unknown")  # the server starts, but does not do what they ask
 ADVICE = "advice"
 
 
@@ -67,12 +68,14 @@ def to_json(report: Report) -> dict[str, Any]:
 
 def print_reports(reports: list[Report], console: Console) -> None:
     """For a terminal in two lines per setting; else in one, for grep and diff."""
-    for report in reports:
+    for index, report in enumerate(reports):
+        if index:
+            console.print()
         container = report.container
         where = f"{container.file}:{container.line}" if container.line else container.file
         print_line(console, f"{where}: {container.title}", "bold")
         (print_table if console.is_terminal else print_lines)(console, rows_of(report))
-        print_line(console, f"{conclude(report)}\n")
+        print_line(console, conclude(report))
 
 
 def print_line(console: Console, text: str, style: str = "") -> None:
@@ -124,4 +127,6 @@ def print_table(console: Console, rows: list[tuple[str, str, str, str]]) -> None
 def conclude(report: Report) -> str:
     if report.will_fail:
         return "This server would not start, or never be ready: see `refused` and `must change`."
-    return "This works with the new image, if that can serve the model."
+    doubts = [f"`{verdict}`" for verdict in DOUBTS if any(finding.verdict == verdict for finding in report.findings)]
+    but = f", except for what is {' and '.join(doubts)}" if doubts else ""
+    return f"This works with the new image, if that can serve the model{but}."

@@ -12,14 +12,18 @@ from pathlib import PurePosixPath
 
 from tgis_cli.machine.gpus import split_devices
 from tgis_cli.migrate.command import Command
-from tgis_cli.migrate.containers import Container, Given, Probe, Surroundings
+from tgis_cli.migrate.containers import Container, Given, Probe, Surroundings, is_reference
 from tgis_server.config import ServeConfig, options
 
 STOP_MARGIN_S = 10.0  # for processes to end after the drain
 PERIOD_S = 5  # of a startup probe: how late a pod may notice that its server is ready
 LONG_PERIOD_S = 15
 SECRET = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|PRIVATE_KEY|CREDENTIALS)$")
-PATHS = {"startupProbe": "/health/startup", "livenessProbe": "/health/live", "readinessProbe": "/health/ready"}
+GRACE_S = {True: ("Kubernetes", 30.0), False: ("Docker", 10.0)}  # by is_kubernetes, where nothing is set
+KINDS = {"startupProbe": "startup", "livenessProbe": "live", "readinessProbe": "ready"}
+PATHS = {probe: f"/health/{kind}" for probe, kind in KINDS.items()}
+KNOWN_PATHS = {"/health", "/metrics", *PATHS.values()}
+KNOWN_SERVICES = {"", "fmaas.GenerationService", *KINDS.values()}
 WHY = {
     "startupProbe": "stays 200 once the server has served",
     "livenessProbe": "does not fail while the server starts or drains",
@@ -75,11 +79,13 @@ def advise_on_secrets(env: list[Given]) -> Iterator[Advice]:
 
 def advise_on_stop(around: Surroundings, config: ServeConfig, *, is_partial: bool) -> Iterator[Advice]:
     needed = config.drain_delay + config.drain_timeout + STOP_MARGIN_S
-    if around.grace_s >= needed or is_partial:
+    who, default_s = GRACE_S[around.is_kubernetes]
+    is_now = f"not set ({who}: {default_s:g} s)" if around.grace_s is None else f"{around.grace_s:g} s"
+    if is_partial or (default_s if around.grace_s is None else around.grace_s) >= needed:
         return
     yield Advice(
         "stop",
-        f"{around.grace_name} is {around.grace_s:g} s, but answers may take {config.drain_timeout:g} s to finish "
+        f"{around.grace_name} is {is_now}, but answers may take {config.drain_timeout:g} s to finish "
         f"(--drain-timeout): set it to {needed:g} or more, or DRAIN_TIMEOUT to less.",
     )
 
@@ -155,7 +161,14 @@ def advise_on_probe(probe: Probe, config: ServeConfig) -> Iterator[Advice]:
     if (probe.how == "httpGet" and config.http_tls == "mutual") or (probe.how == "grpc" and config.tls_cert_path):
         text = f"{probe.name} cannot speak the TLS that the server asks for: use `tgis health` in an exec probe."
         yield Advice("probes", text, is_problem=True, line=probe.line)
-    if probe.how == "httpGet" and probe.target == "/health" and probe.name in WHY:
+    path = "/" + probe.target.partition("?")[0].removeprefix("/")
+    if probe.how == "httpGet" and path not in KNOWN_PATHS and not is_reference(path):
+        text = f"{probe.name} asks {path}, which answers 404: ask {PATHS[probe.name]}."
+        yield Advice("probes", text, is_problem=True, line=probe.line)
+    if probe.how == "grpc" and probe.target not in KNOWN_SERVICES and not is_reference(probe.target):
+        text = f"{probe.name} asks for the service {probe.target}, which is not known: ask for {KINDS[probe.name]}."
+        yield Advice("probes", text, is_problem=True, line=probe.line)
+    if probe.how == "httpGet" and path == "/health" and probe.name in WHY:
         text = f"{probe.name} asks /health, which works; {PATHS[probe.name]} {WHY[probe.name]}."
         yield Advice("probes", text, line=probe.line)
     if probe.name == "readinessProbe" and probe.period_s >= LONG_PERIOD_S:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tgis_cli.migrate.containers import Container, Given, Surroundings, Text, line_of, to_int
 from tgis_cli.migrate.kubernetes import as_dict, as_list
-from tgis_cli.migrate.shell import DOCKER_GRACE_S, add_env_file, expand, give, split_assignment
+from tgis_cli.migrate.shell import add_env_file, expand, give, split_assignment
 
 SECONDS = {"h": 3600, "m": 60, "s": 1}
 
@@ -24,7 +24,7 @@ def read_services(document: dict[str, Any], file: str, directory: Path) -> list[
 def read_service(name: str, raw: dict[str, Any], file: str, directory: Path) -> Container:
     around = Surroundings(
         "stop_grace_period",
-        read_seconds(raw["stop_grace_period"]) if "stop_grace_period" in raw else DOCKER_GRACE_S,
+        read_seconds(raw["stop_grace_period"]) if "stop_grace_period" in raw else None,
         is_root_read_only=raw.get("read_only") == "true",
         writable=read_writable(raw),
         has_shared_memory="shm_size" in raw or raw.get("ipc") == "host",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from tgis_cli.legacy_settings import BY_NAME
 
 EXECUTABLES = ("text-generation-launcher", "text-generation-server")
-IMAGE_NAMES = re.compile(r"(text-gen|(?<!caikit-)tgis)[^/]*$", re.IGNORECASE)  # caikit-tgis is a client of ours
+IMAGE_NAMES = re.compile(r"(?:^|/)(?![^/]*caikit)[^/]*(text-gen|tgis)[^/]*$", re.IGNORECASE)  # caikit is a client
 REFERENCE = re.compile(r"\$(\w|\{|\()|\{\{")  # $A, ${A}, $(A), {{.Name}}
 # Other software uses these names too: they alone do not make a container one of ours.
 GENERIC = re.compile(
@@ -64,7 +64,7 @@ class Surroundings:
     """What the server depends on, and does not say itself. ``None`` and empty: not known."""
 
     grace_name: str  # what sets the time between SIGTERM and SIGKILL
-    grace_s: float
+    grace_s: float | None
     is_kubernetes: bool = False
     is_root_read_only: bool = False
     writable: list[str] = field(default_factory=list)  # directories

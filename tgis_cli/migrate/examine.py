@@ -12,7 +12,7 @@ from tgis_cli.migrate.command import Command, parse_command
 from tgis_cli.migrate.containers import Container, Given
 from tgis_cli.models import find_cache_dir
 from tgis_server import failures
-from tgis_server.config import LoadedConfig, Option, load_config, options, parse_value
+from tgis_server.config import LoadedConfig, Option, find_conflicts, merge_options, options, parse_value
 from tgis_server.errors import UsageError
 
 UNKNOWN = "unknown"
@@ -63,7 +63,8 @@ def examine(container: Container) -> Report:
     problems = list(command.problems)
     loaded = None
     try:
-        loaded = load_config(flags, environ)
+        loaded = merge_options(flags, environ)
+        problems += find_conflicts(loaded.config)
         find_cache_dir(environ)
     except UsageError as error:
         problems.append(str(error))

@@ -24,7 +24,6 @@ from tgis_cli.migrate.containers import (
 from tgis_cli.migrate.shell import split_assignment
 from tgis_cli.migrate.yaml_text import load_documents
 
-DEFAULT_GRACE_S = 30.0
 PROBES = ("startupProbe", "livenessProbe", "readinessProbe")
 KINDS = {
     "configMapKeyRef": "ConfigMap",
@@ -169,7 +168,6 @@ def substitute(word: str, values: Mapping[str, str]) -> Text:
 
 
 def read_surroundings(raw: Mapping[str, Any], pod: Mapping[str, Any], linked_services: list[str]) -> Surroundings:
-    grace = to_int(pod.get("terminationGracePeriodSeconds"))
     ports = dicts(raw.get("ports"))
     named_ports = {str(port.get("name")): port.get("containerPort") for port in ports}
     volumes = {str(volume.get("name")): volume for volume in dicts(pod.get("volumes"))}
@@ -182,7 +180,7 @@ def read_surroundings(raw: Mapping[str, Any], pod: Mapping[str, Any], linked_ser
     gpus = [to_int(value) for name, value in limits.items() if name.startswith("nvidia.com/")]
     return Surroundings(
         "terminationGracePeriodSeconds",
-        DEFAULT_GRACE_S if grace is None else grace,
+        to_int(pod.get("terminationGracePeriodSeconds")),
         is_kubernetes=True,
         is_root_read_only=as_dict(raw.get("securityContext")).get("readOnlyRootFilesystem") == "true",
         writable=[path for path, volume in mounts.items() if is_writable(volume)],

@@ -36,6 +36,8 @@ def read_source(file: str) -> Source:
         UsageError: it cannot be read, or is none of what is understood.
     """
     path = Path(file)
+    if file == STDIN and sys.stdin.isatty():
+        print("tgis: reading from the terminal: Ctrl-D ends the input.", file=sys.stderr)
     try:
         text = sys.stdin.read() if file == STDIN else path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -55,6 +57,8 @@ def read_source(file: str) -> Source:
         return Source(name, directory, text, documents)
     if is_command_line(text):
         return Source(name, directory, text, None)
+    if not text.strip():
+        raise UsageError(f"{name} is empty.")
     raise UsageError(
         f"{name} is neither a Kubernetes manifest nor a compose file, an env file or a command line that starts "
         "a container or text-generation-launcher."

@@ -19,7 +19,7 @@ DOCKER_SWITCHES = re.compile(
 )
 DOCKER_LETTERS = "ditPq"
 DOCKER_SHORT = {"e": "--env", "p": "--publish", "v": "--volume"}
-DOCKER_GRACE_S = 10.0
+CONTINUED = "\0"  # a word where a line goes on in the next one
 
 
 def is_env_file(text: str) -> bool:
@@ -54,7 +54,7 @@ def give(name: str, value: str, line: int) -> Given:
 
 
 def read_commands(text: str) -> Iterator[tuple[int, list[str]]]:
-    """Commands with their lines: words, continued lines joined, ``;`` ``&`` and ``|`` taken as ends.
+    """Commands with their lines: words that know theirs, continued lines joined, ``;`` ``&`` and ``|`` taken as ends.
 
     What the shell would reject is left out: it is no command line, or not all of one.
     """
@@ -62,7 +62,7 @@ def read_commands(text: str) -> Iterator[tuple[int, list[str]]]:
     for number, line in enumerate(text.splitlines(), start=1):
         pending, start = (pending + line, start) if pending else (line, number)
         if line.endswith("\\"):
-            pending = pending[:-1] + " "
+            pending = f"{pending[:-1]} {CONTINUED} "
             continue
         lexer = shlex.shlex(pending, posix=True, punctuation_chars=";&|")
         lexer.whitespace_split = True
@@ -72,14 +72,15 @@ def read_commands(text: str) -> Iterator[tuple[int, list[str]]]:
             pending += "\n"
             continue
         pending = ""
-        command: list[str] = []
+        command: list[Text] = []
         for word in [*words, ";"]:
-            if set(word) <= set(";&|"):
+            if word and set(word) <= set(";&|"):
                 if command:
-                    yield start, command
+                    yield command[0].line, list(command)
                 command = []
-            else:
-                command.append(Text(word, start))
+            elif word != CONTINUED:
+                command.append(Text(word.replace(f" {CONTINUED} ", " "), start))
+            start += word.count(CONTINUED) + word.count("\n")
 
 
 def find_executable(words: list[str]) -> int | None:
@@ -106,7 +107,7 @@ def read_command_lines(text: str, file: str, directory: Path) -> list[Container]
     exported: dict[str, Given] = {}
     found = []
     for line, raw in read_commands(text):
-        words: list[str] = [Text(expand(word, variables), line) for word in raw]
+        words: list[str] = [Text(expand(word, variables), line_of(word)) for word in raw]
         is_export = words[0] == "export"
         if all(map(ASSIGNMENT.fullmatch, words[is_export:])):
             for name, value in map(split_assignment, words[is_export:]):
@@ -115,7 +116,7 @@ def read_command_lines(text: str, file: str, directory: Path) -> list[Container]
         elif run := find_docker_run(words):
             found.append(read_docker_run(words[run + 1 :], file, line, directory))
         elif (start := find_executable(words)) is not None:
-            own = [give(*split_assignment(word), line) for word in words[:start] if "=" in word]
+            own = [give(*split_assignment(word), line_of(word)) for word in words[:start] if "=" in word]
             title = words[start].rsplit("/", 1)[-1]
             found.append(Container(file, title, line, [*exported.values(), *own], argv=words[start:], around=None))
     return found
@@ -139,7 +140,7 @@ def split_assignment(word: str) -> tuple[str, str]:
 def read_docker_run(words: list[str], file: str, line: int, directory: Path) -> Container:
     """The container of ``docker run``'s words after ``run``."""
     options, rest = split_docker_options(words)
-    around = Surroundings("--stop-timeout", DOCKER_GRACE_S)
+    around = Surroundings("--stop-timeout", None)
     env: list[Given] = []
     entrypoint: list[str] = []
     for name, value in options:
