@@ -341,6 +341,13 @@ def test_what_the_server_answers_may_be_asked_by_probes(examine, probe: Change):
     assert problems(report) == []
 
 
+def test_a_command_line_that_cannot_be_parsed_is_not_blamed_for_what_it_may_give(examine):
+    (report,) = examine(pod(CALM | {"args": ["text-generation-launcher", "--model-name", "/m", "--max-batch-size"]}))
+
+    assert problems(report) == ["text-generation-launcher: Option '--max-batch-size' requires an argument."]
+    assert "defaults" not in topics(report)
+
+
 def test_settings_that_conflict_hide_nothing_else(examine):
     env = {"TLS_CERT_PATH": "/c", "NUM_GPUS": "4", "NUM_SHARD": "2", "HF_HUB_CACHE": "/a", "TRANSFORMERS_CACHE": "/b"}
     container = {

@@ -27,6 +27,11 @@ class Command:
     given: list[tuple[str, Given]] = field(default_factory=list)  # the same with names of options, as they are written
     problems: list[str] = field(default_factory=list)
 
+    @property
+    def is_unread(self) -> bool:
+        """Whether it cannot be parsed, so that nobody knows what it gives."""
+        return bool(self.problems) and not self.flags
+
 
 def parse_command(argv: list[str], environ: Mapping[str, str]) -> Command:
     """Find the executable, also in the script of a shell, and parse what follows it."""

@@ -68,12 +68,12 @@ def examine(container: Container) -> Report:
         find_cache_dir(environ)
     except UsageError as error:
         problems.append(str(error))
-    if loaded and lacks_model(container, command, loaded):
+    if loaded and not command.is_unread and lacks_model(container, command, loaded):
         problems.append(failures.NO_MODEL.format())
     advice = [Advice("start", problem, is_problem=True) for problem in problems]
     advice += advise_on_secrets([given for given in last.values() if given.name not in judged])
     if loaded and command.subcommand in ("", "serve"):
-        advice += [] if container.is_partial else advise_on_defaults(container, command)
+        advice += [] if container.is_partial or command.is_unread else advise_on_defaults(container, command)
         advice += advise(container, command, loaded.config, environ)
     return Report(container, findings, advice)
 
