@@ -643,7 +643,7 @@ def find_conflicts(config: ServeConfig) -> Iterator[str]:
     if config.dtype and config.dtype_str and config.dtype != config.dtype_str:
         yield "dtype and dtype_str args both provided with different values"
     if config.num_gpus and config.num_shard and config.num_gpus != config.num_shard:
-        yield (f"NUM_GPUS and num_shard are set to different values ({config.num_gpus} and {config.num_shard})")
+        yield f"NUM_GPUS and num_shard are set to different values ({config.num_gpus} and {config.num_shard})"
     if (config.tls_cert_path is None) != (config.tls_key_path is None):
         yield "tls: must provide both cert and key"
     if config.tls_client_ca_cert_path and not config.tls_cert_path:
@@ -657,4 +657,4 @@ def find_conflicts(config: ServeConfig) -> Iterator[str]:
     if config.fault and not (config.rehearse or config.allow_faults):
         yield "--fault provokes failures and is accepted only with --rehearse or --allow-faults."
     if config.quantize:
-        yield (f"--quantize {config.quantize}: no engine of this version loads quantized weights; leave it out.")
+        yield f"--quantize {config.quantize}: no engine of this version loads quantized weights; leave it out."

@@ -85,7 +85,7 @@ def find_words(argv: list[str], environ: Mapping[str, str]) -> list[str]:
     """The executable and its arguments; variables in a shell's script are filled in as far as they are known."""
     if argv and argv[0].rsplit("/", 1)[-1] in SHELLS:
         script = next((word for before, word in pairwise(argv) if before.endswith("c")), "")
-        for _, words in read_commands(script):
+        for words in read_commands(script):
             if (start := find_executable(words)) is not None:
                 return [
                     Text(expand(word, environ), line_of(script) + (line_of(word) if "\n" in script else 0))

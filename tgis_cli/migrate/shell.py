@@ -31,8 +31,7 @@ def is_env_file(text: str) -> bool:
 
 def is_command_line(text: str) -> bool:
     """Whether a line starts a container or one of the executables."""
-    first_words = (words for _, words in read_commands(text))
-    return any(find_docker_run(words) or find_executable(words) is not None for words in first_words)
+    return any(find_docker_run(words) or find_executable(words) is not None for words in read_commands(text))
 
 
 def read_env_file(text: str) -> list[Given]:
@@ -53,8 +52,8 @@ def give(name: str, value: str, line: int) -> Given:
     return Given(name, None, line, value) if is_reference(value) else Given(name, value, line)
 
 
-def read_commands(text: str) -> Iterator[tuple[int, list[str]]]:
-    """Commands with their lines: words that know theirs, continued lines joined, ``;`` ``&`` and ``|`` taken as ends.
+def read_commands(text: str) -> Iterator[list[str]]:
+    """Commands of words that know their lines: continued lines joined, ``;`` ``&`` and ``|`` taken as ends.
 
     What the shell would reject is left out: it is no command line, or not all of one.
     """
@@ -72,11 +71,11 @@ def read_commands(text: str) -> Iterator[tuple[int, list[str]]]:
             pending += "\n"
             continue
         pending = ""
-        command: list[Text] = []
+        command: list[str] = []
         for word in [*words, ";"]:
             if word and set(word) <= set(";&|"):
                 if command:
-                    yield command[0].line, list(command)
+                    yield command
                 command = []
             elif word != CONTINUED:
                 command.append(Text(word.replace(f" {CONTINUED} ", " "), start))
@@ -106,7 +105,8 @@ def read_command_lines(text: str, file: str, directory: Path) -> list[Container]
     variables: dict[str, str] = {}
     exported: dict[str, Given] = {}
     found = []
-    for line, raw in read_commands(text):
+    for raw in read_commands(text):
+        line = line_of(raw[0])
         words: list[str] = [Text(expand(word, variables), line_of(word)) for word in raw]
         is_export = words[0] == "export"
         if all(map(ASSIGNMENT.fullmatch, words[is_export:])):
