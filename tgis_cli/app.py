@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ from typer.core import TyperGroup
 
 from tgis_cli.exits import errors_as_exit_codes
 from tgis_server import __version__
+from tgis_server.errors import UsageError
 
 # name -> what it does; the module is tgis_cli.commands.NAME and holds a Typer app called `app`
 COMMANDS = {
@@ -25,6 +27,9 @@ COMMANDS = {
     "config": "Show every option, its value and where it comes from.",
     "version": "Print versions of TGIS and of what it runs on.",
 }
+
+
+OTHER_WORDS = dict.fromkeys(("serve", "start", "run", "up"), "launch")  # of other programs
 
 
 def load_command(name: str) -> Any:
@@ -51,6 +56,11 @@ class LazyGroup(TyperGroup):
             self.add_command(describe_command(name, summary), name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] not in COMMANDS and args[0][0:1] != "-":
+            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            suggestion = OTHER_WORDS.get(args[0]) or (close[0] if close else "")
+            hint = f"did you mean `tgis {suggestion}`?" if suggestion else f"there are {', '.join(COMMANDS)}."
+            raise UsageError(f"No such command: {args[0]}; {hint}")
         name, command, rest = super().resolve_command(ctx, args)
         return name, load_command(name) if command is not None and name else command, rest
 
@@ -89,4 +99,4 @@ def main() -> None:
     """The console script ``tgis``."""
     command = typer.main.get_command(app)
     with errors_as_exit_codes(debug="--debug" in sys.argv):
-        command.main(prog_name="tgis")
+        sys.exit(command.main(prog_name="tgis", standalone_mode=False))

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from io import TextIOWrapper
-from typing import TextIO
+from typing import Any, TextIO
 
 from tgis_server.errors import TgisError
 
@@ -28,11 +28,9 @@ def errors_as_exit_codes(*, debug: bool) -> Iterator[None]:
     except BrokenPipeError:
         silence(sys.stdout)
         raise SystemExit(EXIT_BROKEN_PIPE) from None
-    except Exception as error:  # the border between the program and the person
-        if isinstance(error, RuntimeError) and type(error).__module__.startswith(("typer", "click")):
-            raise  # Exit and Abort, with which a command ends on purpose
-        if hasattr(error, "format_message"):
-            raise  # a wrong command line: the framework prints the usage
+    except Exception as error:  # noqa: BLE001  the border between the program and the person
+        if is_end(error):
+            raise SystemExit(getattr(error, "exit_code", 1)) from None
         if debug:
             print_traceback()
         sentence, exit_code = explain(error)
@@ -40,10 +38,17 @@ def errors_as_exit_codes(*, debug: bool) -> Iterator[None]:
         raise SystemExit(exit_code) from None
 
 
+def is_end(error: Exception) -> bool:
+    """Whether a command ends on purpose: its help was shown."""
+    return type(error).__name__ in ("Exit", "NoArgsIsHelpError")
+
+
 def explain(error: Exception) -> tuple[str, int]:
     """Why a command ended, and its exit code. What the machine lacks or forbids is told as for a server's processes."""
     if isinstance(error, TgisError):
         return str(error), error.exit_code
+    if hasattr(error, "format_message"):
+        return explain_command_line(error), 2
     if isinstance(error, UnicodeEncodeError | UnicodeDecodeError):
         return f"What was given is no valid text ({error}): check it and the locale (LANG).", 2
     from tgis_cli.supervisor.cause import explain_own_error
@@ -53,6 +58,15 @@ def explain(error: Exception) -> tuple[str, int]:
         return str(known), known.exit_code
     suspect = "This is a bug, unless PYTHONPATH hides a module" if "PYTHONPATH" in os.environ else "This is a bug"
     return f"{type(error).__name__}: {error}. {suspect}; `tgis --debug ...` shows where.", EXIT_UNEXPECTED
+
+
+def explain_command_line(error: Any) -> str:
+    """What the framework does not accept, with the best of its suggestions."""
+    if getattr(error, "possibilities", None):
+        return f"{error.message}; did you mean {error.possibilities[0]}?"
+    sentence = str(error.format_message()).rstrip(".")
+    command = f"{error.ctx.command_path} --help" if error.ctx else "--help"
+    return sentence if sentence.endswith("?") else f"{sentence}; `{command}` shows what is accepted."
 
 
 def prepare_streams() -> None:

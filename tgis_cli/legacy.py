@@ -7,6 +7,7 @@ must not become ready on toy text. ``text-generation-server serve`` was one shar
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,8 +15,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from tgis_cli.commands.launch import LaunchCommand, run_launch
 from tgis_cli.exits import errors_as_exit_codes
-from tgis_cli.option_help import GroupedHelpCommand
 from tgis_cli.options import with_serve_options
 from tgis_server.config import FRAMEWORKS
 from tgis_server.errors import UsageError
@@ -31,22 +32,20 @@ def launch(flags: Mapping[str, Any], config_file: Path | None) -> None:
     `tgis launch MODEL` is the newer way and takes the same options.
     `tgis migrate FILE` tells what becomes of the settings in a manifest.
     """
-    from tgis_cli.commands.launch import run_launch
-
     raise SystemExit(run_launch(flags, config_file, needs_model=True))
 
 
 def make_launcher() -> Any:
     """The command behind ``text-generation-launcher``."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command(cls=GroupedHelpCommand)(with_serve_options(launch, positional_model=False))
+    app.command(cls=LaunchCommand)(with_serve_options(launch, positional_model=False))
     return typer.main.get_command(app)
 
 
 def launcher() -> None:
     """The console script ``text-generation-launcher``."""
     with errors_as_exit_codes(debug=False):
-        make_launcher().main(prog_name="text-generation-launcher")
+        sys.exit(make_launcher().main(prog_name="text-generation-launcher", standalone_mode=False))
 
 
 class ServerGroup(TyperGroup):
@@ -77,7 +76,7 @@ def text_generation_server() -> None:
     """The original's shard server; `tgis launch` is the newer way to serve."""
 
 
-@server_app.command(cls=GroupedHelpCommand)
+@server_app.command(cls=LaunchCommand)
 def serve(
     ctx: typer.Context,
     model: Annotated[str, typer.Argument(help="Directory, or hub id in the local cache.")],
@@ -94,8 +93,6 @@ def serve(
     uds_path: Annotated[str | None, typer.Option(help="The socket of rank r is PATH-r.")] = None,
 ) -> None:
     """Serve a model: all its shards and the front-end, on the ports that GRPC_PORT and PORT name."""
-    from tgis_cli.commands.launch import run_launch
-
     raise SystemExit(run_launch(to_launch_flags(ctx.params, os.environ), None, warnings=[WHOLE_SERVER]))
 
 
@@ -134,4 +131,4 @@ def make_server() -> Any:
 def server() -> None:
     """The console script ``text-generation-server``."""
     with errors_as_exit_codes(debug=False):
-        make_server().main(prog_name="text-generation-server")
+        sys.exit(make_server().main(prog_name="text-generation-server", standalone_mode=False))

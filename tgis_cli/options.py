@@ -47,9 +47,9 @@ def with_serve_options(body: Body, *, positional_model: bool = True) -> Callable
 
 
 def pick_model(argument: str | None, flag: str | None) -> str | None:
-    if argument and flag and argument != flag:
+    if argument is not None and flag is not None and argument != flag:
         raise UsageError(f"Two models are given, {argument} and --model-name {flag}: leave one out.")
-    return argument or flag
+    return flag if argument is None else argument
 
 
 def keyword(name: str, annotation: Any) -> inspect.Parameter:

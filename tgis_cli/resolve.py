@@ -27,7 +27,7 @@ from tgis_cli.resources import (
 )
 from tgis_server import failures
 from tgis_server.config import DTYPES, LoadedConfig, ServeConfig
-from tgis_server.errors import ModelError
+from tgis_server.errors import ModelError, UsageError
 from tgis_server.run import Run
 
 if TYPE_CHECKING:
@@ -139,6 +139,8 @@ def choose_model(decide: Decisions) -> tuple[str, Path]:
     if name is None:
         decide.reasons["model_dir"] = "no model is given: the demo model that comes with TGIS"
         return "demo", DEMO_MODEL_DIR
+    if not name.strip():
+        raise UsageError("The model's name is empty, as of an unset variable: name one, or give none at all.")
     cache_dir, source = find_cache_dir(decide.environ)
     model_dir = find_model_dir(name, decide.config.revision, cache_dir)
     is_cached = model_dir.is_relative_to(cache_dir)

@@ -21,6 +21,7 @@ CpuSets = tuple[tuple[int, ...], ...]  # the CPUs of each shard; empty = not pin
 
 MAX_TOKENIZATION_WORKERS = 8  # more threads than this only queue behind each other
 
+GPU_LISTS = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
 SEE = "See `nvidia-smi` and CUDA_VISIBLE_DEVICES."
 
 
@@ -40,6 +41,7 @@ def choose_device(decide: Decisions, engine: str) -> str:
         return str(decide.take_given("device"))
     if not machine.gpus:
         decide.reasons["device"] = "no GPU can be used" if machine.gpu_problem else "no GPU is visible"
+        warn_of_missing_gpus(decide)
         return "cpu"
     if machine.torch_has_cuda is False:
         decide.reasons["device"] = "the installed torch is built for CPUs"
@@ -49,6 +51,16 @@ def choose_device(decide: Decisions, engine: str) -> str:
     facts = "; ".join(filter(None, (names, machine.driver)))
     decide.reasons["device"] = f"{count(len(machine.gpus), 'GPU')} visible" + (f": {facts}" if facts else "")
     return "cuda"
+
+
+def warn_of_missing_gpus(decide: Decisions) -> None:
+    """Who lists GPUs expects them to be used; ``all`` and an empty list are in the environment of many images."""
+    variable = next((name for name in GPU_LISTS if name in decide.environ), "")
+    if listed := split_devices(decide.environ.get(variable)):
+        decide.warnings.append(
+            f"{variable} names {count(len(listed), 'GPU')}, but none can be used: the model runs on the CPU "
+            "(--device cuda makes this an error)."
+        )
 
 
 def choose_num_shard(decide: Decisions, engine: str, device: str) -> int:
@@ -80,7 +92,7 @@ def infer_num_shard(decide: Decisions, engine: str, device: str) -> int:
     if device == "cpu" and engine != "fake":
         decide.reasons["num_shard"] = "a CPU needs one"
         return 1
-    for variable in ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"):
+    for variable in GPU_LISTS:
         if variable not in decide.environ:
             continue
         listed = split_devices(decide.environ[variable])
@@ -144,11 +156,19 @@ def choose_shard_threads(decide: Decisions, engine: str, num_shard: int, shard_c
         decide.reasons["shard_threads"] = "a rehearsal computes nothing"
         return 0
     given = decide.environ.get("OMP_NUM_THREADS", "").strip()
-    if given.isdigit() and int(given):
+    if given.isdecimal() and int(given):
         decide.reasons["shard_threads"] = "environment OMP_NUM_THREADS"
+        if int(given) * num_shard > decide.machine.num_cpus:
+            decide.warnings.append(
+                f"OMP_NUM_THREADS={given} for {count(num_shard, 'shard')} means more threads than "
+                f"{describe_cpus(decide.machine)}: they wait for each other."
+            )
         return int(given)
+    num_threads = max(1, min([decide.machine.num_cpus // num_shard, *map(len, shard_cpus)]))
+    if given:
+        decide.warnings.append(f"OMP_NUM_THREADS is {given!r}, not a number above 0: {num_threads} is used.")
     decide.reasons["shard_threads"] = f"{describe_cpus(decide.machine)} for {count(num_shard, 'shard')}"
-    return max(1, min([decide.machine.num_cpus // num_shard, *map(len, shard_cpus)]))
+    return num_threads
 
 
 def explain_kv_cache_memory(

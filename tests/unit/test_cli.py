@@ -80,16 +80,22 @@ def test_shell_completion_offers_commands_options_and_choices():
     assert complete("tgis launch --device c", 3) == ["cpu", "cuda"]
 
 
-def test_a_mistyped_command_gets_a_suggestion():
-    result = run_tgis("lauch")
+def test_what_prevents_a_start_is_an_event_and_a_termination_log_even_where_the_command_line_is_wrong(tmp_path: Path):
+    result = run_tgis("launch", "--rehears", "--termination-log", str(tmp_path / "log"), JSON_OUTPUT="1")
 
+    sentence = "No such option: --rehears; did you mean --rehearse?"
     assert result.returncode == 2
-    assert "launch" in result.stderr
+    assert json.loads(result.stderr)["message"] == sentence
+    assert (tmp_path / "log").read_text() == sentence + "\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (["lauch"], "No such command: lauch; did you mean `tgis launch`?"),
+        (["serve"], "No such command: serve; did you mean `tgis launch`?"),
+        (["launch", "--rehears"], "No such option: --rehears; did you mean --rehearse?"),
+        (["launch", "a", "b"], "Got unexpected extra argument(s) (b); `tgis launch --help` shows what is accepted."),
         (["launch", "a", "--model-name", "b"], "Two models are given, a and --model-name b: leave one out."),
         (["launch", "--port", "x"], "flag --port is 'x', but must be an integer from 0 to 65535."),
         (["launch", "--config", "/nowhere.toml"], "Config file /nowhere.toml cannot be read"),

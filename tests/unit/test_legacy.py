@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -63,4 +64,4 @@ def test_the_launcher_accepts_every_flag_of_the_original():
 
     result = run("text-generation-launcher", *flags.split())
 
-    assert (result.returncode, result.stderr.split(":")[1].strip()) == (2, "--quantize gptq")
+    assert (result.returncode, json.loads(result.stderr)["message"].split(":")[0]) == (2, "--quantize gptq")

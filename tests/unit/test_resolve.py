@@ -112,6 +112,12 @@ def test_variables_that_name_different_caches_are_an_error():
         find_cache_dir({"HF_HUB_CACHE": "/a", "TRANSFORMERS_CACHE": "/b"})
 
 
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_no_model(name: str):
+    with pytest.raises(UsageError, match="The model's name is empty"):
+        resolve_with(model_name=name)
+
+
 def test_without_a_model_the_demo_model_is_served():
     resolved = resolve_with()
 
@@ -178,6 +184,19 @@ def test_a_gpu_that_the_installed_torch_cannot_use_is_a_warning():
 
     assert resolved.run.device == "cpu"
     assert resolved.warnings == ("GPUs are visible but not used: the installed torch is built for CPUs.",)
+
+
+@pytest.mark.parametrize("variable", ["CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"])
+def test_gpus_that_the_environment_lists_and_nobody_finds_are_a_warning(variable: str):
+    assert resolve_with({variable: "0,1"}).warnings == (
+        f"{variable} names 2 GPUs, but none can be used: the model runs on the CPU (--device cuda makes this an "
+        "error).",
+    )
+
+
+@pytest.mark.parametrize("value", ["all", "void", "none", ""])
+def test_no_particular_gpu_in_the_environment_is_no_warning(value: str):
+    assert resolve_with({"NVIDIA_VISIBLE_DEVICES": value}).warnings == ()
 
 
 def test_cuda_without_a_gpu_is_refused():
@@ -286,6 +305,18 @@ def test_where_no_cpu_is_nearer_than_another_gpu_shards_are_not_pinned():
 @pytest.mark.parametrize(("value", "expected"), [("3", 3), ("0", 8), ("4,2", 8), (" ", 8)])
 def test_a_number_of_threads_in_the_environment_is_taken(value: str, expected: int):
     assert resolve_with({"OMP_NUM_THREADS": value}).run.shard_threads == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "warning"),
+    [
+        ("x", "OMP_NUM_THREADS is 'x', not a number above 0: 8 is used."),
+        ("0", "OMP_NUM_THREADS is '0', not a number above 0: 8 is used."),
+        ("9", "OMP_NUM_THREADS=9 for 1 shard means more threads than 8 CPUs: they wait for each other."),
+    ],
+)
+def test_a_number_of_threads_that_cannot_be_or_is_too_high_is_a_warning(value: str, warning: str):
+    assert resolve_with({"OMP_NUM_THREADS": value}).warnings == (warning,)
 
 
 # -- number formats and lengths

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import logging
@@ -10,14 +11,14 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tgis_cli.exits import EXIT_UNEXPECTED, explain, silence_broken_outputs
+from tgis_cli.exits import EXIT_UNEXPECTED, explain, is_end, silence_broken_outputs
 from tgis_cli.option_help import GroupedHelpCommand
 from tgis_cli.options import with_serve_options
 from tgis_cli.supervisor.termination_log import write_termination_log
@@ -48,7 +49,19 @@ def launch(flags: Mapping[str, Any], config_file: Path | None) -> None:
     raise SystemExit(run_launch(flags, config_file))
 
 
-app.command(cls=GroupedHelpCommand)(with_serve_options(launch))
+class LaunchCommand(GroupedHelpCommand):
+    """Whatever prevents a start, a wrong command line too, is told where the machine's operators look for it."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        with errors_in_termination_log(find_output_flags(args), os.environ, None):
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        with errors_in_termination_log(ctx.params, os.environ, ctx.params.get("config_file")):
+            return super().invoke(ctx)
+
+
+app.command(cls=LaunchCommand)(with_serve_options(launch))
 
 
 def run_launch(
@@ -67,8 +80,7 @@ def run_launch(
     os.umask(0o077)  # what this process and its children make is this user's alone
     environ = dict(os.environ)
     phases = [("starting", process_started_at()), ("resolving", time.monotonic())]
-    with errors_in_termination_log(flags, environ, config_file), contextlib.ExitStack() as undo:
-        # What is in ``undo`` is done if an error or a signal ends this before children are supervised.
+    with contextlib.ExitStack() as undo:  # done if it ends, by an error or a signal, before children are supervised
         loaded = load_config(flags, environ, config_file)
         if needs_model and not loaded.config.model_name and not loaded.config.rehearse:
             raise failures.NO_MODEL.error()
@@ -225,6 +237,8 @@ def errors_in_termination_log(
     try:
         yield
     except Exception as error:
+        if is_end(error):
+            raise
         sentence, exit_code = explain(error)
         termination_log, as_json = find_outputs(flags, environ, config_file)
         write_termination_log(termination_log, sentence)
@@ -242,11 +256,20 @@ def make_failed_line(sentence: str, exit_code: int) -> str:
 
 
 def find_outputs(flags: Mapping[str, Any], environ: Mapping[str, str], config_file: Path | None) -> tuple[Path, bool]:
-    """The termination log, also if the rest of the configuration is wrong, and whether outputs are JSON."""
+    """The termination log, and whether outputs are JSON, also if the rest of the configuration is wrong."""
     try:
         config = load_config(flags, environ, config_file).config
         return config.termination_log, config.json_output
     except TgisError:
-        option = next(option for option in options() if option.name == "termination_log")
-        variable = option.find_variable(environ)
-        return Path(flags.get(option.name) or (environ[variable].strip() if variable else option.default)), False
+        outputs = [option for option in options() if option.name in ("termination_log", "json_output")]
+        environ = {name: environ[name] for option in outputs if (name := option.find_variable(environ))}
+        config = load_config({option.name: flags.get(option.name) for option in outputs}, environ).config
+        return config.termination_log, config.json_output
+
+
+def find_output_flags(args: Sequence[str]) -> dict[str, Any]:
+    """The flags that say where errors go, from a command line that may be wrong."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--termination-log", nargs="?")
+    parser.add_argument("--json-output", action=argparse.BooleanOptionalAction)
+    return vars(parser.parse_known_args(args)[0])
