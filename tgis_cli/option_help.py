@@ -5,6 +5,7 @@ Typer's own table gives five columns to the names and types, which cuts both at 
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 from typer.core import TyperCommand
@@ -33,7 +34,9 @@ class GroupedHelpCommand(TyperCommand):
             )
         console = Console()
         console.print(Text(self.get_usage(ctx), style="bold"))
-        console.print(f"\n{self.help or ''}\n", highlight=False, markup=False)
+        for paragraph in (self.help or "").split("\n\n"):
+            console.print("", textwrap.fill(paragraph, console.width), sep="\n", highlight=False, markup=False)
+        console.print()
         for title, table in panels.items():
             console.print(Panel(table, title=title, title_align="left", border_style="dim"))
 

@@ -27,7 +27,9 @@ from tgis_cli.resources import (
 )
 from tgis_server import failures
 from tgis_server.config import DTYPES, LoadedConfig, ServeConfig
-from tgis_server.errors import ModelError, UsageError
+from tgis_server.errors import ModelError, TgisError, UsageError
+from tgis_server.faults import Fault
+from tgis_server.processes import child_names
 from tgis_server.run import Run
 
 if TYPE_CHECKING:
@@ -106,6 +108,9 @@ def resolve(loaded: LoadedConfig, environ: Mapping[str, str], machine: Machine) 
     engine = choose_engine(decide, model_dir)
     device = choose_device(decide, engine)
     num_shard = choose_num_shard(decide, engine, device)
+    check_fault(decide.config.fault, num_shard)
+    if engine == "fake":
+        warn_of_real_start(decide, model_dir, num_shard)
     checkpoint = None if engine == "fake" else inspect_weights(model_dir, num_shard)
     dtype = choose_dtype(decide, device, checkpoint)
     max_sequence_length = choose_max_sequence_length(decide, model_config)
@@ -173,6 +178,23 @@ def choose_engine(decide: Decisions, model_dir: Path) -> str:
     if framework == "hf_custom_tp":
         decide.warnings.append("deployment framework hf_custom_tp is an older name of tgis_native.")
     return "native"
+
+
+def check_fault(text: str | None, num_shard: int) -> None:
+    names = child_names(num_shard)
+    if text and Fault.parse(text).process not in names:
+        raise UsageError(f"--fault {text} would never strike: the processes are {', '.join(names)}.")
+
+
+def warn_of_real_start(decide: Decisions, model_dir: Path, num_shard: int) -> None:
+    """A rehearsal needs no weights and serves what no engine can, but shall not give wrong hopes."""
+    from tgis_server.engines.native.checkpoint import check_num_shard
+    from tgis_server.engines.native.families import read_spec
+
+    try:
+        check_num_shard(read_spec(model_dir), num_shard)
+    except TgisError as error:
+        decide.warnings.append(f"Without --rehearse this would not start: {error}")
 
 
 def inspect_weights(model_dir: Path, num_shard: int) -> Checkpoint:

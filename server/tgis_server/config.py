@@ -93,7 +93,7 @@ class ServeConfig:
     ] = None
     deployment_framework: Annotated[
         str | None,
-        Opt(help="Engine, by the original's names.", group="Model", choices=FRAMEWORKS, unset="native"),
+        Opt(help="Engine, by the original's names.", group="Model", choices=FRAMEWORKS, unset="tgis_native"),
     ] = None
     dtype: Annotated[
         str | None,
@@ -623,7 +623,8 @@ def describe_accepted(option: Option) -> str:
     """What an option takes, in words: used by errors, ``--help`` and the docs."""
     opt = option.opt
     if opt.choices:
-        return "one of " + ", ".join(opt.choices)
+        also = f" (also {', '.join(opt.aliases)})" if opt.aliases else ""
+        return "one of " + ", ".join(opt.choices) + also
     if option.type is bool:
         return "true or false"
     if opt.unit == "bytes":
@@ -645,7 +646,8 @@ def find_conflicts(config: ServeConfig) -> Iterator[str]:
     if config.num_gpus and config.num_shard and config.num_gpus != config.num_shard:
         yield f"NUM_GPUS and num_shard are set to different values ({config.num_gpus} and {config.num_shard})"
     if (config.tls_cert_path is None) != (config.tls_key_path is None):
-        yield "tls: must provide both cert and key"
+        missing = "--tls-key-path" if config.tls_key_path is None else "--tls-cert-path"
+        yield f"tls: must provide both cert and key: {missing} is not given"
     if config.tls_client_ca_cert_path and not config.tls_cert_path:
         yield "tls: cannot provide client ca cert without keypair"
     if config.http_tls != "off" and not config.tls_cert_path:

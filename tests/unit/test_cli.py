@@ -159,6 +159,16 @@ def test_piped_tables_have_no_escape_sequences(demo_model_dir: Path):
     assert tokens.split("\t")[0].isdigit()
 
 
+def test_a_piped_config_keeps_lines_whole_and_says_what_becomes_of_what_is_not_given():
+    lines = run_tgis("config", "show", "--rehearse").stdout.splitlines()
+
+    (dtype,) = (line for line in lines if line.startswith("--dtype "))
+    assert dtype.split(maxsplit=2)[2] == (
+        "default: the checkpoint's on CUDA and on CPUs with bf16 instructions, else float32"
+    )
+    assert [line for line in lines if line != line.rstrip()] == []
+
+
 def test_config_show_names_every_origin(tmp_path: Path):
     file = tmp_path / "tgis.toml"
     file.write_text("max-batch-size = 7\n")

@@ -73,7 +73,7 @@ def test_a_port_that_kubernetes_has_set_for_a_service_is_explained():
     [
         ({"GRPC_PORT": "70000"}, "environment GRPC_PORT is '70000', but must be an integer from 0 to 65535."),
         ({"MAX_BATCH_SIZE": "0"}, "environment MAX_BATCH_SIZE is '0', but must be an integer of at least 1."),
-        ({"DTYPE": "int3"}, "environment DTYPE is 'int3', but must be one of float32, float16, bfloat16."),
+        ({"DTYPE": "int3"}, "environment DTYPE is 'int3', but must be one of float32, float16, bfloat16 (also fp32, "),
         (
             {"KV_CACHE_MEMORY": "much"},
             "KV_CACHE_MEMORY is 'much', but must be a size such as 512MiB or 2GiB.",
@@ -85,7 +85,7 @@ def test_a_port_that_kubernetes_has_set_for_a_service_is_explained():
         ({"MAX_SEQUENCE_LENGTH": "1"}, "max_sequence_length (1) must be at least 2 (1 input + 1 output)"),
         ({"MAX_PREFILL_PADDING": "1.5"}, "max_prefill_padding (1.5) must be a percentage in the range [0.0, 1.0]"),
         ({"NUM_GPUS": "2", "NUM_SHARD": "4"}, "NUM_GPUS and num_shard are set to different values (2 and 4)"),
-        ({"TLS_CERT_PATH": "c.pem"}, "tls: must provide both cert and key"),
+        ({"TLS_CERT_PATH": "c.pem"}, "tls: must provide both cert and key: --tls-key-path is not given"),
         ({"TLS_CLIENT_CA_CERT_PATH": "c.pem"}, "tls: cannot provide client ca cert without keypair"),
         ({"HTTP_TLS": "server"}, "--http-tls server needs --tls-cert-path and --tls-key-path."),
         (

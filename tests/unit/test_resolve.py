@@ -319,6 +319,22 @@ def test_a_number_of_threads_that_cannot_be_or_is_too_high_is_a_warning(value: s
     assert resolve_with({"OMP_NUM_THREADS": value}).warnings == (warning,)
 
 
+# -- rehearsals
+
+
+def test_a_fault_of_a_process_that_there_is_not_is_refused():
+    with pytest.raises(
+        UsageError, match="--fault shard2:exit@load would never strike: the processes are shard-0, shard"
+    ):
+        resolve_with(rehearse=True, num_shard="2", fault="shard2:exit@load")
+
+
+def test_a_rehearsal_of_what_would_not_start_is_a_warning():
+    (warning,) = resolve_with(rehearse=True, num_shard="3").warnings
+
+    assert warning.startswith("Without --rehearse this would not start: --num-shard 3 does not divide this model")
+
+
 # -- number formats and lengths
 
 

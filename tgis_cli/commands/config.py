@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +18,9 @@ from tgis_cli.options import with_serve_options
 from tgis_cli.resolve import Resolved, format_value, resolve
 from tgis_server.config import GROUPS, LoadedConfig, load_config, options
 from tgis_server.errors import TgisError
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich")
 
@@ -64,10 +68,19 @@ def describe_options(loaded: LoadedConfig) -> dict[str, dict[str, Any]]:
 
 def print_tables(loaded: LoadedConfig, resolved: Resolved | None) -> None:
     from rich.console import Console
+
+    width = None if sys.stdout.isatty() else 10_000  # whoever reads a pipe wants lines to stay whole
+    console = Console(highlight=False, width=width)
+    with console.capture() as capture:
+        for table in make_tables(loaded, resolved):
+            console.print(table, "")
+    print("\n".join(line.rstrip() for line in capture.get().rstrip().splitlines()))
+
+
+def make_tables(loaded: LoadedConfig, resolved: Resolved | None) -> Iterator[Table]:
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
     described = describe_options(loaded)
     for group in GROUPS:
         table = Table(title=group, title_justify="left", title_style="bold", box=None, pad_edge=False)
@@ -78,12 +91,14 @@ def print_tables(loaded: LoadedConfig, resolved: Resolved | None) -> None:
                 value, origin = described[option.name]["value"], described[option.name]["origin"]
                 shown = "-" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
                 style = "dim" if origin == "default" else ""
+                if value is None and option.opt.unset:
+                    origin = f"default: {option.opt.unset}"
                 table.add_row(Text(option.flag, style), Text(shown, style), Text(origin, style))
-        console.print(table, "")
+        yield table
     if resolved is not None:
         table = Table(title="Inferred", title_justify="left", title_style="bold", box=None, pad_edge=False)
         for column in ("what", "value", "why"):
             table.add_column(column, header_style="dim", overflow="fold")
         for name, entry in resolved.inferred().items():
             table.add_row(name, Text(format_value(entry["value"])), Text(entry["reason"]))
-        console.print(table)
+        yield table
