@@ -28,7 +28,6 @@ COMMANDS = {
     "version": "Print versions of TGIS and of what it runs on.",
 }
 
-
 OTHER_WORDS = dict.fromkeys(("serve", "start", "run", "up"), "launch")  # of other programs
 
 
@@ -56,7 +55,7 @@ class LazyGroup(TyperGroup):
             self.add_command(describe_command(name, summary), name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args[0] not in COMMANDS and args[0][0:1] != "-":
+        if args[0] not in COMMANDS and args[0][:1] != "-" and not ctx.resilient_parsing:  # that is: not completing
             close = difflib.get_close_matches(args[0], COMMANDS, n=1)
             suggestion = OTHER_WORDS.get(args[0]) or (close[0] if close else "")
             hint = f"did you mean `tgis {suggestion}`?" if suggestion else f"there are {', '.join(COMMANDS)}."

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 ANSWERS = {"ready": "ready", "live": "live", "startup": "started"}  # by probe: what a server that is well is
@@ -24,7 +25,9 @@ EPILOG = "Exit code 0: well; 1: not well, or no server; 2: wrong options."
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Ask once and print the answer; returns the exit code."""
     parser = make_parser()
-    options = parser.parse_args(argv)
+    options, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.error(f"No such option: {unknown[0]}{suggest(unknown[0])}")
     address = options.url or default_url(environ)
     try:
         connection = make_connection(address, options)
@@ -104,28 +107,28 @@ def fail(sentence: str) -> int:
     return 1
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, as the other commands do."""
+
+    def error(self, message: str) -> NoReturn:
+        fail(message if message.endswith("?") else f"{message}; `tgis health --help` shows what is accepted.")
+        raise SystemExit(2)
+
+
+def make_parser() -> Parser:
+    parser = Parser(
         "tgis health", description="Ask a running server whether it is well.", epilog=EPILOG, allow_abbrev=False
     )
-    parser.add_argument("--probe", choices=ANSWERS, default="ready", help="what is asked (default: %(default)s)")
-    parser.add_argument(
-        "--url",
-        help="http://HOST:PORT or https://HOST:PORT (default: this machine at the port in the environment variable "
-        "PORT, or 3000; https if HTTP_TLS is server or mutual)",
-    )
-    parser.add_argument(
-        "--timeout",
-        type=read_seconds,
-        default=1.0,
-        metavar="SECONDS",
-        help="for the whole question (default: %(default)g)",
-    )
-    parser.add_argument("--json", action="store_true", help="print the server's whole answer")
-    parser.add_argument("--ca", type=Path, metavar="FILE", help="check the server's certificate; else any will do")
-    parser.add_argument("--cert", type=Path, metavar="FILE", help="client certificate, for --http-tls mutual")
-    parser.add_argument("--key", type=Path, metavar="FILE", help="its key")
+    for flag, settings in OPTIONS.items():
+        parser.add_argument(flag, **settings)
     return parser
+
+
+def suggest(unknown: str) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(unknown, OPTIONS, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def read_seconds(text: str) -> float:
@@ -133,6 +136,25 @@ def read_seconds(text: str) -> float:
         if 0 < float(text) <= MAX_TIMEOUT_S:
             return float(text)
     raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0, up to {MAX_TIMEOUT_S}")
+
+
+OPTIONS: dict[str, dict[str, Any]] = {  # for shell completion too
+    "--probe": {"choices": tuple(ANSWERS), "default": "ready", "help": "what is asked (default: %(default)s)"},
+    "--url": {
+        "help": "http://HOST:PORT or https://HOST:PORT (default: this machine at the port in the environment variable "
+        "PORT, or 3000; https if HTTP_TLS is server or mutual)",
+    },
+    "--timeout": {
+        "type": read_seconds,
+        "default": 1.0,
+        "metavar": "SECONDS",
+        "help": "for the whole question (default: %(default)g)",
+    },
+    "--json": {"action": "store_true", "help": "print the server's whole answer"},
+    "--ca": {"type": Path, "metavar": "FILE", "help": "check the server's certificate; else any will do"},
+    "--cert": {"type": Path, "metavar": "FILE", "help": "client certificate, for --http-tls mutual"},
+    "--key": {"type": Path, "metavar": "FILE", "help": "its key"},
+}
 
 
 def default_url(environ: Mapping[str, str]) -> str:

@@ -102,6 +102,7 @@ def test_a_host_that_can_be_none_is_told_as_no_server(capsys):
 @pytest.mark.parametrize(
     ("arguments", "environ", "text"),
     [
+        (["--prob", "live"], {}, "tgis: No such option: --prob; did you mean --probe?\n"),
         (["--probe", "dead"], {}, "invalid choice: 'dead'"),
         (["--timeout", "0"], {}, "0 is not a number of seconds above 0"),
         (["--timeout", "-1"], {}, "-1 is not a number"),

@@ -78,6 +78,9 @@ def test_shell_completion_offers_commands_options_and_choices():
     assert complete("tgis la", 1) == ["launch"]
     assert complete("tgis launch --grpc", 2) == ["--grpc-port"]
     assert complete("tgis launch --device c", 3) == ["cpu", "cuda"]
+    assert complete("tgis health --ti", 2) == ["--timeout"]
+    assert complete("tgis health --probe l", 3) == ["live"]
+    assert complete("tgis no-such-command --x", 2) == []
 
 
 def test_what_prevents_a_start_is_an_event_and_a_termination_log_even_where_the_command_line_is_wrong(tmp_path: Path):

@@ -1,19 +1,43 @@
-"""``tgis health``, for those who do not come by the short way of ``tgis_cli.__main__``."""
+"""``tgis health`` for shell completion and ``tgis --debug``, which do not come by the short way of ``__main__``."""
 
 from __future__ import annotations
 
+import inspect
 import os
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from tgis_cli import probe
+from tgis_cli.options import complete_from, keyword
 
 app = typer.Typer(add_completion=False)
 
-PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+
+class HealthCommand(TyperCommand):
+    """Knows the options for completion alone and passes the command line on as it is."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if ctx.resilient_parsing:  # that is: completing
+            return super().parse_args(ctx, args)
+        ctx.args = args
+        return args
 
 
-@app.command(context_settings=PASS_ON)
-def health(context: typer.Context) -> None:
+def health(context: typer.Context, **_: Any) -> None:
     """Ask a running server whether it is well."""
     raise SystemExit(probe.main(context.args, os.environ))
+
+
+def to_parameter(flag: str, settings: dict[str, Any]) -> inspect.Parameter:
+    kwargs: dict[str, Any] = {"autocompletion": complete_from(settings["choices"])} if "choices" in settings else {}
+    kind: Any = bool if settings.get("action") == "store_true" else str
+    return keyword(flag.removeprefix("--"), Annotated[kind | None, typer.Option(flag, **kwargs)])
+
+
+context_parameter = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+own_parameters = [to_parameter(flag, settings) for flag, settings in probe.OPTIONS.items()]
+health.__dict__["__signature__"] = inspect.Signature([context_parameter, *own_parameters])
+health.__annotations__ = {}
+app.command(cls=HealthCommand)(health)
