@@ -75,6 +75,8 @@ VARIANTS = {
 }
 # For modules whose rows the front-end decides alone: models, shards and pools have nothing to add.
 FRONT_END_VARIANTS = ("demo-1", "qwen3-2-small-pool")
+# For modules whose rows are about the text of single requests: each model, each pool, one and two shards.
+TEXT_VARIANTS = ("demo-1", "qwen3-1-no-prefix-cache", "qwen3-2-small-pool", "mistral-1-small-pool")
 
 
 @dataclass

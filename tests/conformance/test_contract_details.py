@@ -9,7 +9,10 @@ import pytest
 
 from contract_api import WAYS, Api, Frame, exactly, pieces, row, without_nan
 from contract_script import TIES
+from contract_servers import TEXT_VARIANTS
 from tgis_server.wire import generation_pb2 as pb
+
+ASKED_OF = TEXT_VARIANTS
 
 ALL = {"token_logprobs": True, "token_ranks": True, "top_n_tokens": 3}
 PROMPT = "One sunny day"

@@ -13,6 +13,9 @@ import pytest
 
 from contract_api import WAYS, Api, Frame, exactly, pieces, reason, row
 from contract_script import BOS, DUCK, STORIES, recited, seed_for
+from contract_servers import TEXT_VARIANTS
+
+ASKED_OF = TEXT_VARIANTS
 
 
 def ending(answer: Frame) -> tuple[str, str, str, int]:
