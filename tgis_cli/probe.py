@@ -14,8 +14,11 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
 from urllib.parse import urlsplit
+
+TYPE_CHECKING = False  # typing itself would be a tenth of what is imported
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 ANSWERS = {"ready": "ready", "live": "live", "startup": "started"}  # by probe: what a server that is well is
 MAX_TIMEOUT_S = 3600

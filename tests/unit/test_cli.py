@@ -98,6 +98,7 @@ def test_what_prevents_a_start_is_an_event_and_a_termination_log_even_where_the_
         (["lauch"], "No such command: lauch; did you mean `tgis launch`?"),
         (["serve"], "No such command: serve; did you mean `tgis launch`?"),
         (["launch", "--rehears"], "No such option: --rehears; did you mean --rehearse?"),
+        (["launch", "--json-output=x"], "Option '--json-output' does not take a value"),
         (["launch", "a", "b"], "Got unexpected extra argument(s) (b); `tgis launch --help` shows what is accepted."),
         (["launch", "a", "--model-name", "b"], "Two models are given, a and --model-name b: leave one out."),
         (["launch", "--port", "x"], "flag --port is 'x', but must be an integer from 0 to 65535."),

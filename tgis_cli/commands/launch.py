@@ -269,7 +269,10 @@ def find_outputs(flags: Mapping[str, Any], environ: Mapping[str, str], config_fi
 
 def find_output_flags(args: Sequence[str]) -> dict[str, Any]:
     """The flags that say where errors go, from a command line that may be wrong."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--termination-log", nargs="?")
     parser.add_argument("--json-output", action=argparse.BooleanOptionalAction)
-    return vars(parser.parse_known_args(args)[0])
+    try:
+        return vars(parser.parse_known_args(args)[0])
+    except argparse.ArgumentError:  # --json-output=x
+        return {}
