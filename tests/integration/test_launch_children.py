@@ -87,9 +87,10 @@ def supervise(base: Path, program: str, **options: Any) -> tuple[Outcome, str, R
 
 
 def test_a_child_that_ends_silently_is_named_with_its_exit_code(base: Path):
-    outcome, _, _ = supervise(base, ONE_DIES_SILENTLY)
+    outcome, _, run = supervise(base, ONE_DIES_SILENTLY)
 
     assert outcome == Outcome(5, "shard-1 ended with exit code 3; it gave no reason.")
+    assert [file.read_text() for file in run.errors_dir.iterdir()] == [outcome.sentence + "\n"]
 
 
 def test_the_last_line_of_a_child_that_cannot_start_is_the_hint_and_is_kept(base: Path):

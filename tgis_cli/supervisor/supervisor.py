@@ -57,6 +57,7 @@ Result = TypeVar("Result")
 
 CHILD_COMMAND = (sys.executable, "-P", "-m", "tgis_server.child")  # -P: nothing is imported from the current directory
 
+CAUSE_FILE = "cause.txt"  # in errors/, which so tells a failed run from what a killed launcher left
 CAUSE_WAIT_S = 0.4  # for the process that failed first to say why, after another one has ended
 CAUSE_POLL_S = 0.05
 DYING_S = 5.0  # for a process that has been killed, but still gives back what it holds
@@ -290,7 +291,9 @@ class Supervisor:
         for path in (run.frontend_socket, run.plan_socket, *(run.shard_socket(rank) for rank in range(run.num_shard))):
             path.unlink(missing_ok=True)
         if outcome.sentence:
-            logger.warning("the run directory is kept: %s (tracebacks are in its errors/)", run.run_dir)
+            with contextlib.suppress(OSError):  # the sentence is told elsewhere too
+                (run.errors_dir / CAUSE_FILE).write_text(outcome.sentence + "\n", encoding="utf-8")
+            logger.warning("the run directory is kept: %s (cause, tracebacks and last lines in errors/)", run.run_dir)
         else:
             shutil.rmtree(run.run_dir, ignore_errors=True)
 
