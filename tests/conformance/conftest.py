@@ -62,7 +62,7 @@ def option(config: pytest.Config, flag: str) -> str | None:
 
 
 def server_options(directory: Path, more: list[str]) -> dict[str, list[str]]:
-    """The other servers of a session by name; ``directory`` has the model that recites."""
+    """The other servers by name; ``directory`` has the model that recites."""
     rehearsal = ["--rehearse", "--model-name", str(directory)]
     return {
         "recital": [
@@ -92,7 +92,7 @@ class Server:
     grpc: str
     http: str | None
     model_dir: Path | None
-    launched: Launched | None  # if this session started it
+    launched: Launched | None  # if it was started here
 
 
 @pytest.fixture(scope="session")
@@ -122,7 +122,7 @@ def server(
 
 @pytest.fixture(scope="session")
 def launched(pytestconfig: pytest.Config) -> Iterator[dict[str, Launched]]:
-    """The other servers that this session starts, by name, on their way up; none if there is one to check."""
+    """The other servers that are started here, by name, on their way up; none if there is one to check."""
     if option(pytestconfig, "--url"):
         yield {}
         return

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 PREDECESSOR_S = 5.0  # for another server to give up its ports: after a failure it takes about one
 KINDS = {stat.S_IFREG: "a file", stat.S_IFLNK: "a symbolic link", stat.S_IFDIR: "a directory"}
-MAX_UNKNOWN = 3
+MAX_UNKNOWN = 3  # looks in a row at which nobody was found to hold a port that is in use
 MIN_ADDRESS_BYTES = 512 << 20  # a front-end with its threads takes almost as many
 MAX_SOCKET_PATH_BYTES = 107  # sun_path of Linux, less its end mark
 
@@ -79,7 +79,7 @@ def wait_for_port(host: str, port: int, flag: str) -> None:
     """
     deadline = time.monotonic() + PREDECESSOR_S
     is_told = False
-    num_unknown = 0  # looks in a row at which no holder was found: it has just ended, or is another user's
+    num_unknown = 0  # the holder has just ended, or is another user's
     while True:
         try:
             listen(host, port, flag).close()

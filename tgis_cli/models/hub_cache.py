@@ -73,7 +73,7 @@ def why_unseen(path: Path) -> str:
     except PermissionError:
         return f" (user {os.getuid()} may not look there)"
     except OSError:
-        pass
+        return ""  # it is not there, as has been said already
     return ""
 
 
