@@ -299,7 +299,7 @@ def test_a_bare_command_line_is_read_with_its_variables(examine):
         ({"securityContext": {"readOnlyRootFilesystem": True}}, "nothing writable is mounted at /tmp"),
         (
             {"args": [*LAUNCH, "--num-shard", "4"], "resources": {"limits": {"nvidia.com/gpu": 2}}},
-            "4 shards are set, but only 2 GPUs are given",
+            "Shards set: 4, GPUs given: 2. Set NUM_SHARD to 2",
         ),
         (
             {"livenessProbe": {"httpGet": {"path": "/health", "port": 80}}},
