@@ -113,7 +113,7 @@ def count_shards(config: ServeConfig, environ: Mapping[str, str], num_gpus: int 
 
 def advise_on_gpus(around: Surroundings, num_shard: int) -> Iterator[Advice]:
     if around.num_gpus is not None and around.num_gpus < num_shard:
-        text = f"Shards set: {num_shard}, GPUs given: {around.num_gpus}. Set NUM_SHARD to {around.num_gpus}, or give more."
+        text = f"Shards set: {num_shard}, GPUs given: {around.num_gpus}. Set NUM_SHARD to {around.num_gpus}."
         yield Advice("GPUs", text, is_problem=True)
     elif around.num_gpus is not None and around.num_gpus > num_shard:
         text = f"{around.num_gpus} GPUs are given, but only {num_shard} used: set NUM_SHARD to {around.num_gpus}."
