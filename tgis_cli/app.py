@@ -20,6 +20,15 @@ from tgis_server.errors import UsageError
 # name -> what it does; the module is tgis_cli.commands.NAME and holds a Typer app called `app`
 COMMANDS = {
     "launch": "Serve a model.",
+    "plan": "Tell what a model needs, and whether it runs here or on stated devices.",
+    "doctor": "Check this machine, and say what to mend.",
+    "download-weights": "Download a model and convert what needs it.",
+    "models": "List, check and remove the models in the local cache.",
+    "bundle": "Pack a model with its checksums, for sites without a network.",
+    "unbundle": "Check a packed model and put it into the local cache.",
+    "convert-to-safetensors": "Convert weights of PyTorch to safetensors.",
+    "convert-to-fast-tokenizer": "Make the tokenizer.json that serving needs.",
+    "convert-to-onnx": "Export a model to ONNX.",
     "health": "Ask a running server whether it is well.",
     "generate": "Complete a text with a running server.",
     "tokenize": "Show how text is cut into tokens.",

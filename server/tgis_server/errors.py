@@ -5,9 +5,10 @@
     TgisError
     ├── UsageError            bad option, environment variable, config file, port or directory     exit 2
     ├── ModelError            the model's files are missing, broken or not supported               exit 3
-    ├── NotEnoughDevices      too few devices or too little memory for what was asked               exit 4
+    ├── NotEnoughDevices      too few devices, or too little memory or disk, for what was asked     exit 4
     ├── GroupFailed           a process of the group died or hung                                   exit 5
     │   └── PeerLost          *another* process is gone: a consequence, never reported as a cause
+    ├── HubError              the model hub cannot be reached or broke off: trying again may help   exit 6
     └── RequestError          one request fails, the server does not
         ├── InvalidRequest    INVALID_ARGUMENT
         ├── RequestTooLarge   OUT_OF_RANGE
@@ -55,6 +56,11 @@ class GroupFailed(TgisError):
 
 class PeerLost(GroupFailed):
     is_secondary = True
+
+
+class HubError(TgisError):
+    status = "UNAVAILABLE"
+    exit_code = 6
 
 
 class RequestError(TgisError):

@@ -34,13 +34,18 @@ def find_cache_dir(environ: Mapping[str, str]) -> tuple[Path, str]:
     return Path(environ.get("HOME") or os.path.expanduser("~")) / ".cache/huggingface/hub", "HOME"
 
 
+def model_folder_name(name: str) -> str:
+    """Of a hub id, in the cache."""
+    return f"models--{name.replace('/', '--')}"
+
+
 def find_model_dir(name: str, revision: str | None, cache_dir: Path) -> Path:
     """The directory that holds ``config.json`` of a hub id in the cache, or of a path.
 
     Raises:
         ModelError: there is none; the text says where it was looked for.
     """
-    in_cache = cache_dir / f"models--{name.replace('/', '--')}"
+    in_cache = cache_dir / model_folder_name(name)
     if os.path.isdir(in_cache):  # False too where this user may not look
         reference = in_cache / "refs" / (revision or "main")
         commit = reference.read_text().strip() if reference.is_file() else revision or "main"

@@ -1,0 +1,56 @@
+"""``tgis bundle``: a model as plain files with their checksums, to be carried to a site without a network."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from tgis_cli.models import find_cache_dir, find_model_dir
+from tgis_cli.progress import failures_told, show_progress, tell
+from tgis_server.errors import ModelError
+from tgis_server.sizes import format_bytes
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+
+
+@app.command()
+def bundle(
+    model: Annotated[str, typer.Argument(help="Name in the local cache, or a directory.")],
+    target: Annotated[
+        str, typer.Argument(help="New directory; a name that ends with .tar makes one file, `-` streams it to stdout.")
+    ],
+    revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "main",
+    json_: Annotated[bool, typer.Option("--json", help="Print events as JSON, one a line.")] = False,
+) -> None:
+    """Pack a model with its checksums.
+
+    The files are plain: `sha256sum --check SHA256SUMS` checks them, `tgis unbundle` puts them into a cache, and
+    `tgis launch` serves the directory as it is.
+    """
+    as_json = json_ and target != "-"
+    with failures_told(as_json=as_json):
+        from tgis_cli.models.bundle import describe_model_dir, make_bundle
+        from tgis_cli.models.cache_folder import CacheFolder
+        from tgis_cli.models.inventory import inspect_snapshot, read_references
+
+        cache_dir = find_cache_dir(os.environ)[0].expanduser().absolute()
+        model_dir = find_model_dir(model, revision, cache_dir)
+        name, revisions = "", tuple[str, ...]()
+        if model_dir.is_relative_to(cache_dir):
+            folder = CacheFolder(cache_dir, model)
+            cached = inspect_snapshot(folder, model, model_dir.name, ())
+            if not cached.is_complete:
+                raise ModelError(f"{model} is not complete: {cached.problems[0]}.")
+            name = model
+            revisions = tuple(ref for ref, commit in read_references(folder.root).items() if commit == model_dir.name)
+        manifest = describe_model_dir(model_dir, name, revisions)
+        with show_progress("packing", manifest.num_bytes, as_json=as_json) as progress:
+            make_bundle(model_dir, manifest, target, progress.advance)
+        tell(
+            f"packed {len(manifest.files)} files of {model}: {format_bytes(manifest.num_bytes)}",
+            "done",
+            as_json=as_json,
+            target=target,
+        )

@@ -1,0 +1,123 @@
+"""``tgis download-weights``: get a model into the local cache, and make of it what serving needs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tgis_cli.models import find_cache_dir
+from tgis_cli.progress import failures_told, tell
+from tgis_server.errors import UsageError
+from tgis_server.sizes import format_bytes
+
+if TYPE_CHECKING:
+    from tgis_cli.models.get_model import GetModel
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+
+MAX_PARALLEL = 64
+
+
+@app.command()
+def download_weights(
+    model: Annotated[str, typer.Argument(help="Name on the hub, such as org/model, or a directory to convert in.")],
+    revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "main",
+    token: Annotated[
+        str | None, typer.Option(help="For gated and private models; HF_TOKEN keeps it out of process lists.")
+    ] = None,
+    extension: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST",
+            help="Endings of the files to take, with commas. A single one brings configuration and tokenizer along.",
+        ),
+    ] = ".safetensors",
+    auto_convert: Annotated[
+        bool,
+        typer.Option(
+            help="Where there are no safetensors, take PyTorch weights and convert them; make tokenizer.json if it is "
+            "missing."
+        ),
+    ] = True,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Also read what is there already, and fetch again what is damaged.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be downloaded.")] = False,
+    parallel: Annotated[int, typer.Option(min=1, max=MAX_PARALLEL, help="Most transfers at a time.")] = 8,
+    stall_timeout: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="A transfer that brings nothing for so long begins anew.")
+    ] = 30,
+    json_: Annotated[bool, typer.Option("--json", help="Print events as JSON, one a line.")] = False,
+) -> None:
+    """Download a model into the local cache. What is printed on stdout is its directory.
+
+    An interrupted download goes on where it ended. A file gets its name when it is complete and has the checksum that
+    the hub states.
+    """
+    with failures_told(as_json=json_):
+        from tgis_cli.models.download import Transfers
+        from tgis_cli.models.get_model import GetModel, Order, find_local_dir
+
+        model_dir = find_local_dir(model)
+        if model_dir is None:
+            cache_dir, _ = find_cache_dir(os.environ)
+            order = Order(model, revision, extension, auto_convert, verify, Transfers(token, parallel, stall_timeout))
+            getting = GetModel(order, cache_dir.expanduser().absolute(), as_json=json_)
+            if dry_run:
+                print_plan(getting, as_json=json_)
+                return
+            model_dir = getting.run()
+        elif verify or dry_run:
+            raise UsageError(f"{model} is a directory: there is nothing to download, and nothing to compare it with.")
+        else:
+            tell(f"{model} is a directory: nothing is downloaded", as_json=json_)
+        if auto_convert:
+            convert_what_needs_it(model_dir, as_json=json_)
+        finish(model_dir, as_json=json_)
+
+
+def print_plan(getting: GetModel, *, as_json: bool) -> None:
+    """What would be downloaded, and where to."""
+    from tgis_cli.models.disk import free_disk_bytes
+
+    planned = getting.plan()
+    missing = {file.name for file in planned.missing.files}
+    target = getting.folder.snapshot(planned.selection.listing.commit)
+    free_bytes = free_disk_bytes(getting.folder.root)
+    files = [
+        {"name": file.name, "bytes": file.size, "is_present": file.name not in missing}
+        for file in planned.selection.files
+    ]
+    facts = {
+        "model_dir": target,
+        "files": files,
+        "num_bytes": planned.selection.num_bytes,
+        "missing_bytes": planned.missing.num_bytes,
+        "free_bytes": free_bytes,
+    }
+    summary = (
+        f"{format_bytes(planned.missing.num_bytes)} of {format_bytes(planned.selection.num_bytes)} would be "
+        f"downloaded to {target}; {format_bytes(free_bytes)} are free there"
+    )
+    if as_json:
+        tell(summary, "plan", as_json=True, **facts)
+        return
+    for entry in files:
+        state = "there already" if entry["is_present"] else ""
+        print(f"{format_bytes(int(str(entry['bytes']))):>10}  {entry['name']:<48} {state}".rstrip())
+    print(summary)
+
+
+def convert_what_needs_it(model_dir: Path, *, as_json: bool) -> None:
+    """What serving needs and the repository lacks."""
+
+
+def finish(model_dir: Path, *, as_json: bool) -> None:
+    if as_json:
+        tell("ready", "done", as_json=True, model_dir=model_dir)
+    else:
+        print(model_dir, file=sys.stdout)

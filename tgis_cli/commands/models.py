@@ -1,0 +1,118 @@
+"""``tgis models``: what is in the local cache, and ``tgis models rm`` to take something out."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tgis_cli.models import find_cache_dir
+from tgis_cli.progress import format_seconds
+from tgis_server.errors import UsageError
+from tgis_server.sizes import format_bytes
+
+if TYPE_CHECKING:
+    from tgis_cli.models.inventory import CachedModel
+    from tgis_cli.models.removal import Removal
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.callback(invoke_without_command=True)
+def models(ctx: typer.Context, json_: Json = False) -> None:
+    """List the models in the local cache: which revision, how large, who would serve it, and whether it is complete."""
+    if ctx.invoked_subcommand is None:
+        from tgis_cli.models.inventory import list_models
+
+        cache_dir = get_cache_dir()
+        found = list_models(cache_dir)
+        if json_:
+            report = {"cache_dir": str(cache_dir), "models": [model.as_dict() for model in found]}
+            print(json.dumps(report, indent=1, default=str))
+        elif found:
+            print_models(found)
+        else:
+            print(f"There are no models in the cache {cache_dir}; `tgis download-weights org/model` gets one.")
+
+
+def get_cache_dir() -> Path:
+    return find_cache_dir(os.environ)[0].expanduser().absolute()
+
+
+def print_models(found: Sequence[CachedModel]) -> None:
+    """A table, and under it what is wrong with which."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("model", "revision", "size", "format", "architecture", "engine", "complete", "last used"):
+        table.add_column(name, header_style="dim", justify="right" if name == "size" else "left", no_wrap=True)
+    for model in found:
+        cells = (
+            model.model,
+            ", ".join((*model.revisions, model.commit[:8])) or "-",
+            format_bytes(model.num_bytes),
+            model.format or "-",
+            model.architecture or "-",
+            model.engine or "none",
+            "yes" if model.is_complete else "no",
+            format_age(model.last_used),
+        )
+        table.add_row(*(Text(cell) for cell in cells))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
+    console.print(table)
+    for model in found:
+        for problem in model.problems:
+            print(f"{model.model}: {problem}")
+        if not model.engine and model.is_complete:
+            print(f"{model.model}: {model.why_no_engine}")
+
+
+def format_age(when: float) -> str:
+    if not when:
+        return "-"
+    days = (time.time() - when) / 86_400
+    return f"{days:.0f} days ago" if days >= 2 else f"{format_seconds(max(0, days * 86_400))} ago"
+
+
+@app.command()
+def rm(
+    model: Annotated[str, typer.Argument(help="Name as `tgis models` shows it.")],
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit; all revisions where it is left out.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be removed.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    json_: Json = False,
+) -> None:
+    """Remove a model, or a revision of it, from the local cache. Content that other revisions use stays."""
+    from tgis_cli.models.removal import plan_removal, remove
+
+    removal = plan_removal(get_cache_dir(), model, revision)
+    if json_:
+        print(json.dumps(removal.as_dict() | {"is_removed": not dry_run}, indent=1, default=str))
+    else:
+        print(removal.describe())
+    if dry_run:
+        return
+    if not yes and not json_:
+        confirm(removal)
+    remove(removal)
+    if not json_:
+        print(f"removed {format_bytes(removal.num_bytes)}")
+
+
+def confirm(removal: Removal) -> None:
+    """Ask on a terminal; elsewhere nobody can answer."""
+    if not sys.stdin.isatty():
+        raise UsageError(f"{removal.model} is not removed: nobody can be asked here, so say --yes (or --dry-run).")
+    if not typer.confirm("Remove this?"):
+        raise typer.Exit(1)

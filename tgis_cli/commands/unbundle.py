@@ -1,0 +1,53 @@
+"""``tgis unbundle``: check what ``tgis bundle`` made, and put it into the local cache or a directory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tgis_cli.models import find_cache_dir
+from tgis_cli.progress import failures_told, show_progress, tell
+from tgis_server.errors import UsageError
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+
+
+@app.command()
+def unbundle(
+    source: Annotated[str, typer.Argument(help="A bundle's directory or tar file, or `-` for a tar stream on stdin.")],
+    to: Annotated[Path | None, typer.Option(metavar="DIR", help="A new directory in place of the cache.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name in the cache, such as org/model; a bundle of a directory has none.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print events as JSON, one a line.")] = False,
+) -> None:
+    """Check a packed model and put it into the local cache. What is printed on stdout is its directory."""
+    with failures_told(as_json=json_):
+        from tgis_cli.models.bundle import open_bundle, unbundle_to_cache, unbundle_to_directory
+
+        if to and name:
+            raise UsageError("--to and --name exclude each other: a directory needs no name in the cache.")
+        with open_bundle(source) as bundle:
+            manifest = bundle.manifest
+            model = name or manifest.model
+            if not to and not model:
+                raise UsageError(f"{source} was made from a directory: say --name org/model, or --to DIR.")
+            if not to and (model.startswith(("/", ".")) or model.count("/") > 1):
+                raise UsageError(f"--name {model!r} cannot be a name in the cache: say something like org/model.")
+            with show_progress("unpacking", manifest.num_bytes, as_json=json_) as progress:
+                if to:
+                    model_dir = unbundle_to_directory(bundle, to, progress.advance)
+                else:
+                    cache_dir = find_cache_dir(os.environ)[0].expanduser().absolute()
+
+                    def tell_waiting() -> None:
+                        progress.say(f"another process works on {model}: waiting for it")
+
+                    model_dir = unbundle_to_cache(bundle, cache_dir, model, progress.advance, tell_waiting)
+        if json_:
+            tell("ready", "done", as_json=True, model_dir=model_dir)
+        else:
+            print(model_dir)

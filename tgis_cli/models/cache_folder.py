@@ -1,0 +1,156 @@
+"""One model's folder in the hub's cache, for writing. The layout is huggingface_hub's, so that its readers find all:
+
+::
+
+    models--ORG--NAME/
+    ├── blobs/DIGEST                 content; DIGEST.incomplete while it is on its way
+    ├── snapshots/COMMIT/NAME        relative links to blobs: the folder can be moved and copied as it is
+    ├── refs/REVISION                a commit; written when its snapshot is complete
+    └── trees/COMMIT.json            names, sizes and digests, to check the snapshot without the hub
+
+Blobs that the library keeps in a store for all models (``CACHE/blobs``) are brought into the folder when they are used:
+a copy of the folder would have dangling links otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from tgis_cli.models.hub import Listing, RemoteFile
+from tgis_cli.models.hub_cache import model_folder_name
+from tgis_server.errors import UsageError
+
+TREE_FORMAT = 1  # of huggingface_hub 2
+
+
+class CacheFolder:
+    """Paths and writes of one model's folder. Every write is a rename of what is complete."""
+
+    def __init__(self, cache_dir: Path, model: str) -> None:
+        self.root = cache_dir / model_folder_name(model)
+        self.blobs = self.root / "blobs"
+
+    def prepare(self) -> None:
+        """Make the directories.
+
+        Raises:
+            UsageError: they cannot be made or written.
+        """
+        try:
+            self.blobs.mkdir(parents=True, exist_ok=True)
+            probe = self.blobs / f".{uuid.uuid4().hex}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise UsageError(
+                f"The cache {self.root.parent} cannot be written ({error.strerror}): name another with HF_HUB_CACHE, "
+                f"or give user {os.getuid()} the right to write there."
+            ) from error
+
+    def snapshot(self, commit: str) -> Path:
+        return self.root / "snapshots" / commit
+
+    def blob(self, file: RemoteFile) -> Path:
+        return self.blobs / file.digest
+
+    def incomplete(self, file: RemoteFile) -> Path:
+        return self.blobs / f"{file.digest}.incomplete"
+
+    def find_content(self, file: RemoteFile, commit: str) -> Path | None:
+        """Where the whole content of a file is: at its place in the snapshot, else among the blobs."""
+        for path in (self.snapshot(commit) / file.name, self.blob(file)):
+            with contextlib.suppress(OSError):
+                if path.stat().st_size == file.size:
+                    return path
+        return None
+
+    def leads_out(self, path: Path) -> bool:
+        """Whether a file's content lies outside this folder, in the library's store for all models."""
+        return not path.resolve().is_relative_to(self.root.resolve())
+
+    def place(self, file: RemoteFile, commit: str) -> None:
+        """Make a file whose blob is complete appear in the snapshot."""
+        pointer, blob = self.snapshot(commit) / file.name, self.blob(file)
+        if blob.is_symlink():
+            bring_in(blob)
+        if pointer.is_file() and not self.leads_out(pointer):
+            return
+        pointer.parent.mkdir(parents=True, exist_ok=True)
+        temporary = pointer.with_name(f".{uuid.uuid4().hex}")
+        try:
+            os.symlink(os.path.relpath(blob, pointer.parent), temporary)
+        except OSError:  # a file system without links: the content itself moves
+            os.replace(blob, pointer)
+        else:
+            os.replace(temporary, pointer)
+
+    def remove(self, file: RemoteFile, commit: str) -> None:
+        """Drop content that is damaged."""
+        for path in (self.snapshot(commit) / file.name, self.blob(file)):
+            path.unlink(missing_ok=True)
+
+    def write_ref(self, revision: str, commit: str) -> None:
+        """Let a branch or tag mean a commit, from now on."""
+        reference = self.root / "refs" / revision
+        if revision != commit and read_file(reference) != commit:
+            write_file(reference, commit)
+
+    def write_listing(self, listing: Listing) -> None:
+        """Remember what the commit consists of, in the library's format."""
+        entries = {
+            file.name: {"size": file.size, "blob_id": file.digest}
+            | ({"lfs_sha256": file.digest, "lfs_size": file.size} if len(file.digest) == 64 else {})
+            for file in listing.files
+        }
+        tree = {"format_version": TREE_FORMAT, "files": entries}
+        path = self.root / "trees" / f"{listing.commit}.json"
+        if not path.exists():  # the library's own says more
+            write_file(path, json.dumps(tree, indent=1))
+
+    def read_listing(self, model: str, commit: str) -> Listing | None:
+        """What a commit consists of, if that has been written down."""
+        try:
+            tree = json.loads((self.root / "trees" / f"{commit}.json").read_bytes())
+            if tree["format_version"] != TREE_FORMAT:
+                return None
+            files = [
+                RemoteFile(name, int(entry["size"]), str(entry.get("lfs_sha256") or entry["blob_id"]))
+                for name, entry in tree["files"].items()
+            ]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+        return Listing(model, commit, tuple(files))
+
+
+def bring_in(blob: Path) -> None:
+    """Put the content in the place of a link that leads out of the model's folder, without copying where possible."""
+    content = blob.resolve()
+    temporary = blob.with_name(f"{blob.name}.{uuid.uuid4().hex[:8]}.incomplete")
+    try:
+        os.link(content, temporary)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(content, temporary)
+    os.replace(temporary, blob)
+
+
+def read_file(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a small file; it appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{uuid.uuid4().hex}")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

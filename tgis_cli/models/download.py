@@ -1,0 +1,375 @@
+"""Downloading a model into the cache: what is missing is fetched by worker processes, each watched for stalls.
+
+::
+
+    list files ─► select ─► lock the model's folder ─► check the disk ─► fetch (workers) ─► place ─► refs
+
+Content appears under its final name when its checksum is right, ``config.json`` in the snapshot after everything else,
+and a branch's name means the new commit only then: whoever looks in between finds the model as it was before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections import deque
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tgis_cli.models.cache_folder import CacheFolder
+from tgis_cli.models.disk import check_disk
+from tgis_cli.models.fetch_worker import Job
+from tgis_cli.models.hub import Listing, RemoteFile
+from tgis_cli.progress import Progress, format_seconds
+from tgis_server.errors import HubError, ModelError, NotEnoughDevices, TgisError
+from tgis_server.sizes import format_bytes
+
+NUM_PARALLEL = 8
+STALL_S = 30.0
+LARGE_BYTES = 16 << 20  # smaller files are done before another worker has started
+MAX_VAIN_ATTEMPTS = 6  # of one file in a row, none of which brought a byte
+MAX_DELAY_S = 30.0
+MAX_DAMAGED = 2  # more is no accident of the network
+LAST = "config.json"  # what makes a snapshot a model
+EXIT_INTERRUPTED = 130
+
+
+class Interrupted(TgisError):
+    """A person or a supervisor ended the download."""
+
+    exit_code = EXIT_INTERRUPTED
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Files to have, at a commit."""
+
+    listing: Listing
+    files: tuple[RemoteFile, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """What is not there yet."""
+
+    files: tuple[RemoteFile, ...]
+    kept_bytes: int  # of them, from attempts that ended early
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(file.size for file in self.files) - self.kept_bytes
+
+
+def find_missing(folder: CacheFolder, selection: Selection) -> Missing:
+    files = [file for file in selection.files if folder.find_content(file, selection.listing.commit) is None]
+    kept_bytes = 0
+    for file in files:
+        with suppress(OSError):
+            kept_bytes += min(file.size, folder.incomplete(file).stat().st_size)
+    return Missing(tuple(files), kept_bytes)
+
+
+@dataclass(slots=True)
+class Transfers:
+    """How to fetch."""
+
+    token: str | None = None
+    num_parallel: int = NUM_PARALLEL
+    stall_s: float = STALL_S
+    environ: dict[str, str] = field(default_factory=lambda: dict(os.environ))
+
+    def child_environment(self) -> dict[str, str]:
+        """Tokens travel in the environment: command lines can be read by everybody."""
+        quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_SHARED_BLOBS": "1", "PYTHONUNBUFFERED": "1"}
+        return self.environ | quiet | ({"HF_TOKEN": self.token} if self.token else {})
+
+
+def fetch_all(
+    folder: CacheFolder, selection: Selection, missing: Missing, transfers: Transfers, progress: Progress
+) -> None:
+    """Bring what is missing, and let the commit appear.
+
+    Raises:
+        NotEnoughDevices: the disk has no room for it, or was full.
+        ModelError: the hub refuses a file, or sends other content than it describes.
+        HubError: attempt after attempt has failed.
+        Interrupted: a stop signal came. What has arrived is kept for the next call.
+    """
+    check_disk(folder.blobs, missing.num_bytes, f"What is missing of {selection.listing.model}")
+    if missing.files:
+        asyncio.run(Fetching(folder, selection, transfers, progress).run(missing.files))
+    place_all(folder, selection)
+
+
+def place_all(folder: CacheFolder, selection: Selection) -> None:
+    """Show everything in the snapshot. What makes it a model comes last."""
+    commit = selection.listing.commit
+    folder.write_listing(selection.listing)
+    for file in sorted(selection.files, key=lambda file: file.name == LAST):
+        folder.place(file, commit)
+
+
+class Fetching:
+    """The transfers of one download."""
+
+    def __init__(self, folder: CacheFolder, selection: Selection, transfers: Transfers, progress: Progress) -> None:
+        self._folder = folder
+        self._listing = selection.listing
+        self._transfers = transfers
+        self._progress = progress
+        self._waiting: deque[RemoteFile] = deque()
+
+    async def run(self, files: tuple[RemoteFile, ...]) -> None:
+        """Fetch files, the largest first, until all are there or one cannot be had."""
+        self._waiting.extend(sorted(files, key=lambda file: -file.size))
+        num_large = sum(file.size >= LARGE_BYTES for file in files)
+        num_lanes = min(self._transfers.num_parallel, num_large + 1, len(files))
+        death_fd, only_writer = os.pipe()  # closed by the kernel when this process ends
+        work = asyncio.ensure_future(self._run_lanes(num_lanes, death_fd))
+        stopped: list[signal.Signals] = []
+
+        def stop(number: signal.Signals) -> None:
+            stopped.append(number)
+            work.cancel()
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                loop.add_signal_handler(number, stop, number)
+        try:
+            await work
+        except asyncio.CancelledError:
+            raise Interrupted(
+                f"Stopped by {stopped[0].name}: {format_bytes(self._progress.done_bytes)} are kept, and the same "
+                "command goes on from there."
+            ) from None
+        except BaseExceptionGroup as group:
+            raise first_of(group) from group
+        finally:
+            os.close(death_fd)
+            os.close(only_writer)
+
+    async def _run_lanes(self, num_lanes: int, death_fd: int) -> None:
+        async with asyncio.TaskGroup() as group:
+            ticking = group.create_task(self._tick(), name="tick")
+            lanes = [group.create_task(self._run_lane(death_fd), name=f"lane-{i}") for i in range(num_lanes)]
+            for lane in lanes:
+                await lane
+            ticking.cancel()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(0.5)
+            self._progress.tick()
+
+    async def _run_lane(self, death_fd: int) -> None:
+        """One worker at a time, for file after file."""
+        worker = Worker(self._transfers.child_environment(), death_fd)
+        try:
+            while self._waiting:
+                await self._fetch(self._waiting.popleft(), worker)
+        finally:
+            await worker.kill()
+
+    async def _fetch(self, file: RemoteFile, worker: Worker) -> None:
+        """Try until the file is there; each attempt after a stall or a failure goes another way, if there is one."""
+        patience = Patience(file.name)
+        allow_xet = True
+        while True:
+            attempt = Attempt(self._progress)
+            job = Job(
+                model=self._listing.model,
+                commit=self._listing.commit,
+                name=file.name,
+                size=file.size,
+                digest=file.digest,
+                blob=str(self._folder.blob(file)),
+                timeout_s=self._transfers.stall_s,
+                allow_xet=allow_xet,
+            )
+            problem = await self._attempt(job, worker, attempt)
+            if problem is None:
+                self._progress.say(
+                    f"{file.name}: {format_bytes(file.size)}", event="file", name=file.name, bytes=file.size
+                )
+                return
+            attempt.take_back()
+            wait_s = patience.wait_after(problem, moved_bytes=attempt.moved_bytes)
+            way = "from the beginning" if problem.is_damaged else "where it broke off"
+            if attempt.transport == "xet":
+                way = "over plain HTTP"
+            allow_xet = False
+            when = f" in {format_seconds(wait_s)}" if wait_s else ""
+            self._progress.say(
+                f"{file.name}: {problem.text}; going on{when} {way}", event="retry", name=file.name, why=problem.text
+            )
+            await asyncio.sleep(wait_s)
+
+    async def _attempt(self, job: Job, worker: Worker, attempt: Attempt) -> Problem | None:
+        """One attempt of one file; ``None`` if it is there now."""
+        await worker.start(job)
+        while True:
+            try:
+                async with asyncio.timeout(self._transfers.stall_s):
+                    event = await worker.read_event()
+            except TimeoutError:
+                await worker.kill()
+                return Problem(f"nothing came for {format_seconds(self._transfers.stall_s)}")
+            if event is None:
+                return Problem(f"its worker ended ({await worker.describe_end()})")
+            if event.get("done"):
+                attempt.move_to(job.size)
+                return None
+            if "failed" in event:
+                return Problem.read(event)
+            attempt.take(event)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why an attempt ended."""
+
+    text: str
+    is_temporary: bool = True
+    is_damaged: bool = False
+    wait_s: float = 0.0
+    exit_code: int = HubError.exit_code
+
+    @classmethod
+    def read(cls, event: dict[str, Any]) -> Problem:
+        return cls(
+            text=event["failed"],
+            is_temporary=event.get("is_temporary", False),
+            is_damaged=event.get("is_damaged", False),
+            wait_s=event.get("wait_s", 0.0),
+            exit_code=event.get("exit_code", HubError.exit_code),
+        )
+
+
+class Patience:
+    """How often one file is tried, and how long is waited in between."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._num_vain = 0
+        self._num_damaged = 0
+
+    def wait_after(self, problem: Problem, *, moved_bytes: int) -> float:
+        """Seconds until the next attempt.
+
+        Raises:
+            TgisError: there is no point in one.
+        """
+        if not problem.is_temporary:
+            kinds = {kind.exit_code: kind for kind in (ModelError, NotEnoughDevices, HubError)}
+            raise kinds.get(problem.exit_code, HubError)(problem.text)
+        self._num_damaged += problem.is_damaged
+        if self._num_damaged >= MAX_DAMAGED:
+            raise ModelError(
+                f"{self._name} came {self._num_damaged} times, never with the checksum that the hub states: a proxy or "
+                "mirror on the way changes it, or the hub's copy is damaged (check HTTPS_PROXY and HF_ENDPOINT)."
+            )
+        self._num_vain = 0 if moved_bytes > 0 and not problem.is_damaged else self._num_vain + 1
+        if self._num_vain >= MAX_VAIN_ATTEMPTS:
+            raise HubError(
+                f"{self._name} was tried {self._num_vain} times in vain (last: {problem.text}): check the network and "
+                "run the command again; it goes on from what has arrived."
+            )
+        delay_s = 0.0 if self._num_vain == 0 else min(MAX_DELAY_S, 0.5 * 2.0**self._num_vain)
+        return max(delay_s, problem.wait_s)
+
+
+class Attempt:
+    """What one attempt has brought so far, passed on to the display."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._position = 0
+        self.moved_bytes = 0
+        self.transport = "http"
+
+    def take(self, event: dict[str, Any]) -> None:
+        if "kept" in event:
+            self._progress.add_done(event["kept"] - self._position)
+            self._position = event["kept"]
+        elif "at" in event:
+            self.move_to(event["at"])
+        self.transport = event.get("by", self.transport)
+
+    def move_to(self, position: int) -> None:
+        self._progress.advance(position - self._position)
+        self.moved_bytes += position - self._position
+        self._position = position
+
+    def take_back(self) -> None:
+        """The next attempt counts what is there anew."""
+        self._progress.add_done(-self._position)
+        self._position = 0
+
+
+class Worker:
+    """A process that fetches; started when it is needed, and again after it was killed."""
+
+    def __init__(self, environ: dict[str, str], death_fd: int) -> None:
+        self._environ = environ
+        self._death_fd = death_fd
+        self._process: asyncio.subprocess.Process | None = None
+        self._last_words: deque[str] = deque(maxlen=3)
+
+    async def start(self, job: Job) -> None:
+        if self._process is None or self._process.returncode is not None:
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "tgis_cli.models.fetch_worker"),
+                *("--death-fd", str(self._death_fd), "--parent", str(os.getpid())),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                pass_fds=(self._death_fd,),
+                start_new_session=True,  # Ctrl-C is this process's affair
+                env=self._environ,
+            )
+        assert self._process.stdin is not None, "asked for above"
+        with suppress(ConnectionError):  # its end is read as such
+            self._process.stdin.write(json.dumps(asdict(job)).encode() + b"\n")
+            await self._process.stdin.drain()
+
+    async def read_event(self) -> dict[str, Any] | None:
+        """The next event; ``None`` when the process has ended. What else it prints are a library's warnings."""
+        assert self._process is not None, "it has been started"
+        assert self._process.stdout is not None, "asked for at the start"
+        while line := await self._process.stdout.readline():
+            with suppress(ValueError):
+                event = json.loads(line)
+                if isinstance(event, dict):
+                    return event
+            self._last_words.append(line.decode(errors="replace").strip())
+        return None
+
+    async def describe_end(self) -> str:
+        assert self._process is not None, "it has been started"
+        code = await self._process.wait()
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return f"{how}: {self._last_words[-1]}" if self._last_words else how
+
+    async def kill(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that ended the others."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

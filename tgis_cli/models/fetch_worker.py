@@ -1,0 +1,268 @@
+"""A process that fetches files, one at a time: ``python -m tgis_cli.models.fetch_worker --death-fd N --parent PID``.
+
+A process, because a stuck transfer cannot be ended otherwise: the network library may hang in a name lookup, hf_xet in
+threads of its own. ``download.py`` starts it, gives it jobs as JSON lines on stdin, reads events as JSON lines from
+stdout, and kills it when no event comes.
+
+Events::
+
+    {"kept": N}            the first N bytes are there from an earlier attempt
+    {"at": N}              N bytes are there
+    {"checking": N}        N bytes of the content have been read back
+    {"by": TRANSPORT}      how the file comes
+    {"done": true}         the content is whole, checked, and at its final path
+    {"failed": SENTENCE, "is_temporary": ..., "wait_s": ..., "exit_code": ...}
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tgis_server.child import die_with_parent
+from tgis_server.errors import NotEnoughDevices
+
+CHUNK_BYTES = 64 << 10  # small: a slow line must show that it moves, and what is cut off is lost
+EMIT_EVERY_S = 0.2
+XET_POLL_S = 0.5
+XET_MIN_BYTES = 1 << 20  # smaller files gain nothing from it
+
+Emit = Callable[..., None]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One file to fetch."""
+
+    model: str
+    commit: str
+    name: str
+    size: int
+    digest: str
+    blob: str  # final path
+    timeout_s: float  # without a byte
+    allow_xet: bool
+
+    @property
+    def incomplete(self) -> Path:
+        return Path(f"{self.blob}.incomplete")
+
+
+class Damaged(Exception):
+    """What came is not what the hub describes."""
+
+
+class BrokenOff(Exception):
+    """The answer ended before the file."""
+
+
+class Receiver:
+    """The file on its way, and the digest of what is there of it."""
+
+    def __init__(self, job: Job, file: BinaryIO, emit: Emit) -> None:
+        from tgis_cli.models.digest import start_digest
+
+        self._start_digest: Callable[[], Any] = partial(start_digest, job.digest, job.size)
+        self._job = job
+        self._file = file
+        self._emit = emit
+        self._digest = self._start_digest()
+        self._emitted_at = 0.0
+        self.position = 0
+
+    def take_kept(self) -> None:
+        """Go on after what an earlier attempt left."""
+        kept_bytes = os.fstat(self._file.fileno()).st_size
+        if kept_bytes > self._job.size:
+            self.start_anew()
+            return
+        while chunk := self._file.read(1 << 20):
+            self._count(chunk, "kept")
+
+    def start_anew(self) -> None:
+        self._file.seek(0)
+        self._file.truncate()
+        self._digest = self._start_digest()
+        self.position = 0
+        self._emit(at=0)
+
+    def take(self, chunk: bytes) -> None:
+        if self.position + len(chunk) > self._job.size:
+            raise Damaged
+        self._file.write(chunk)
+        self._count(chunk, "at")
+
+    def _count(self, chunk: bytes, event: str) -> None:
+        if self._digest is not None:
+            self._digest.update(chunk)
+        self.position += len(chunk)
+        if time.monotonic() - self._emitted_at >= EMIT_EVERY_S or self.position == self._job.size:
+            self._emitted_at = time.monotonic()
+            self._emit(**{event: self.position})
+
+    def finish(self) -> None:
+        """Check the content and give it its final name.
+
+        Raises:
+            Damaged: it is not what the hub describes; nothing of it is kept.
+        """
+        if self._digest is not None and self._digest.hexdigest() != self._job.digest:
+            self.start_anew()
+            raise Damaged
+        os.fsync(self._file.fileno())
+        os.replace(self._job.incomplete, self._job.blob)
+
+
+def fetch(job: Job, emit: Emit) -> None:
+    """Fetch one file: by hf_xet if that is allowed and the hub offers it, else by HTTP, which can be resumed."""
+    if job.allow_xet and job.size >= XET_MIN_BYTES and is_offered_by_xet(job):
+        emit(by="xet")
+        fetch_by_library(job, emit)
+        return
+    emit(by="http")
+    descriptor = os.open(job.incomplete, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    with os.fdopen(descriptor, "r+b", buffering=0) as file:
+        with suppress(OSError):  # a file system without locks; the digest would show what two writers do
+            fcntl.flock(file, fcntl.LOCK_EX)
+        receiver = Receiver(job, file, emit)
+        receiver.take_kept()
+        if receiver.position < job.size:
+            receive(job, receiver)
+        receiver.finish()
+
+
+def receive(job: Job, receiver: Receiver) -> None:
+    """Take what is missing from the hub's answer.
+
+    Raises:
+        BrokenOff: the answer ended early.
+        Damaged: it was too long.
+        Exception: whatever huggingface_hub and what it stands on raise.
+    """
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    url = hf_hub_url(job.model, job.name, revision=job.commit)
+    headers = build_hf_headers() | {"Accept-Encoding": "identity"}  # so that offsets are those of the content
+    if receiver.position:
+        headers["Range"] = f"bytes={receiver.position}-"
+    # Redirects to another host are followed without the token.
+    with get_session().stream("GET", url, headers=headers, timeout=job.timeout_s) as response:
+        if response.status_code == 416:
+            receiver.start_anew()
+            raise BrokenOff
+        hf_raise_for_status(response)
+        begins_at = f"bytes {receiver.position}-"
+        if receiver.position and not response.headers.get("content-range", "").startswith(begins_at):
+            receiver.start_anew()
+            if response.status_code == 206:
+                raise BrokenOff
+        for chunk in response.iter_bytes(CHUNK_BYTES):
+            receiver.take(chunk)
+    if receiver.position < job.size:
+        raise BrokenOff
+
+
+def is_offered_by_xet(job: Job) -> bool:
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+
+    if constants.HF_HUB_DISABLE_XET or importlib.util.find_spec("hf_xet") is None:
+        return False
+    url = hf_hub_url(job.model, job.name, revision=job.commit)
+    return get_hf_file_metadata(url, timeout=job.timeout_s).xet_file_data is not None
+
+
+def fetch_by_library(job: Job, emit: Emit) -> None:
+    """Let huggingface_hub fetch into a cache of its own beside the blob: it knows hf_xet's ways and tokens."""
+    from huggingface_hub import hf_hub_download
+
+    from tgis_cli.models.digest import has_digest
+
+    scratch = Path(f"{job.blob}.xet")
+    shutil.rmtree(scratch, ignore_errors=True)
+    is_over = threading.Event()
+    watcher = threading.Thread(target=watch_growth, args=(scratch, job.size, emit, is_over), daemon=True)
+    watcher.start()
+    try:
+        content = Path(hf_hub_download(job.model, job.name, revision=job.commit, cache_dir=scratch)).resolve()
+        is_over.set()
+        watcher.join()
+        checked = 0
+
+        def tell(num_bytes: int) -> None:
+            nonlocal checked
+            checked += num_bytes
+            emit(checking=checked)
+
+        if content.stat().st_size != job.size or not has_digest(content, job.digest, tell):
+            raise Damaged
+        os.replace(content, job.blob)
+    finally:
+        is_over.set()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def watch_growth(scratch: Path, size: int, emit: Emit, is_over: threading.Event) -> None:
+    """Tell how much has been written, from the disk: hf_xet writes from threads of its own."""
+    last = 0
+    while not is_over.wait(XET_POLL_S):
+        with suppress(OSError):
+            written = sum(os.stat(path).st_blocks * 512 for path in scratch.rglob("*.incomplete"))
+            if (now := min(written, size)) != last:
+                last = now
+                emit(at=now)
+
+
+def describe_failure(error: Exception, job: Job) -> dict[str, Any]:
+    """An event that says what happened and whether another attempt may help."""
+    from huggingface_hub.errors import RepositoryNotFoundError  # also of gated ones
+
+    from tgis_cli.models.disk import FULL, explain_full_disk
+    from tgis_cli.models.hub import describe_error, explain_hub_error, get_status, is_temporary, retry_after_s
+
+    if isinstance(error, OSError) and error.errno in FULL:
+        return {"failed": explain_full_disk(error, Path(job.blob).parent), "exit_code": NotEnoughDevices.exit_code}
+    if isinstance(error, Damaged):
+        return {"failed": "what came does not match its checksum", "is_temporary": True, "is_damaged": True}
+    if isinstance(error, BrokenOff):
+        return {"failed": "the answer broke off", "is_temporary": True}
+    has_expired = get_status(error) in (401, 403) and not isinstance(error, RepositoryNotFoundError)
+    if is_temporary(error) or has_expired:  # the address that the hub signed
+        text = describe_error(error)
+        return {"failed": text[0].lower() + text[1:], "is_temporary": True, "wait_s": retry_after_s(error)}
+    explained = explain_hub_error(error, job.model, job.commit)
+    return {"failed": str(explained), "exit_code": explained.exit_code}
+
+
+def main(argv: list[str]) -> None:
+    options = dict(zip(argv[::2], argv[1::2], strict=True))
+    die_with_parent(int(options["--death-fd"]), int(options["--parent"]))
+
+    def emit(**event: Any) -> None:
+        print(json.dumps(event), flush=True)
+
+    for line in sys.stdin:
+        job = Job(**json.loads(line))
+        try:
+            fetch(job, emit)
+        except Exception as error:  # noqa: BLE001  the border: the parent decides what follows from it
+            emit(**describe_failure(error, job))
+        else:
+            emit(done=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
+    os._exit(0)

@@ -1,0 +1,217 @@
+"""From a model's name to its complete snapshot in the cache: the flow of ``tgis download-weights``."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tgis_cli.models.cache_folder import CacheFolder, read_file
+from tgis_cli.models.digest import has_digest
+from tgis_cli.models.download import Missing, Selection, Transfers, fetch_all, find_missing, place_all
+from tgis_cli.models.hub import Hub, Listing, RemoteFile
+from tgis_cli.models.inventory import and_more, inspect_snapshot
+from tgis_cli.models.locks import lock_directory
+from tgis_cli.models.selection import SAFETENSORS, ReadText, parse_extensions, select_names
+from tgis_cli.progress import format_seconds, show_progress, tell
+from tgis_server.errors import HubError, ModelError, UsageError
+from tgis_server.sizes import format_bytes
+
+COMMIT = re.compile("[0-9a-f]{40}")
+SAFE_REVISION = re.compile(r"(?!.*(^|/)\.\.?(/|$))[\w./+-]*[\w+-]")
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to get, and how."""
+
+    model: str
+    revision: str = "main"
+    extension: str = SAFETENSORS
+    with_bin: bool = True  # take PyTorch weights where there are no others
+    verify: bool = False
+    transfers: Transfers = field(default_factory=Transfers)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What an order comes to, before anything is written."""
+
+    selection: Selection
+    missing: Missing
+    is_online: bool  # the hub has been asked
+
+
+def find_local_dir(model: str) -> Path | None:
+    """The directory that a name means, if it means one and no name of the hub."""
+    path = Path(os.path.expanduser(model))
+    if path.is_dir():
+        return path.resolve()
+    if model.startswith(("/", "./", "../", "~")):
+        raise UsageError(f"{model} is no directory: give one, or a name of the hub, such as org/model.")
+    return None
+
+
+class GetModel:
+    """One order."""
+
+    def __init__(self, order: Order, cache_dir: Path, *, as_json: bool) -> None:
+        if not SAFE_REVISION.fullmatch(order.revision):
+            raise UsageError(f"--revision {order.revision!r} cannot be a branch, tag or commit.")
+        self.order = order
+        self.folder = CacheFolder(cache_dir, order.model)
+        self._extensions = parse_extensions(order.extension)
+        self._as_json = as_json
+
+    def plan(self) -> Planned:
+        """Ask the hub, or the cache where the hub cannot be asked and the cache is complete.
+
+        Raises:
+            UsageError, ModelError, HubError: see :class:`Hub`.
+        """
+        hub = Hub(self.order.model, self.order.revision, self.order.transfers.token, self._tell)
+        try:
+            listing = hub.list_files()
+        except HubError as error:
+            return self._plan_without_hub(error)
+        selection = self._select(listing, lambda name: hub.read_text(name, listing.commit))
+        selection = Selection(listing, tuple(hub.complete(list(selection.files), listing.commit)))
+        return Planned(selection, find_missing(self.folder, selection), is_online=True)
+
+    def _select(self, listing: Listing, read_text: ReadText) -> Selection:
+        files = {file.name: file for file in listing.files}
+        names = select_names(files, self._extensions, read_text, with_bin=self.order.with_bin)
+        wanted = self._extensions[0]
+        if not any(name.endswith(wanted) for name in names) and not (
+            self.order.with_bin and wanted == SAFETENSORS and any(name.endswith((".bin", ".pt")) for name in names)
+        ):
+            endings = sorted({Path(name).suffix for name in files if "/" not in name} - {""})
+            raise ModelError(
+                f"{listing.model} at {self.order.revision} has no file that ends with {wanted}; --extension takes "
+                f"others, and it has {', '.join(endings) or 'none'}."
+            )
+        return Selection(listing, tuple(files[name] for name in names))
+
+    def _plan_without_hub(self, error: HubError) -> Planned:
+        """What the cache says by itself: only what is complete will do.
+
+        Raises:
+            HubError: why the hub could not be asked, if the cache is not complete.
+        """
+        model, revision = self.order.model, self.order.revision
+        commit = revision if COMMIT.fullmatch(revision) else read_file(self.folder.root / "refs" / revision)
+        snapshot = self.folder.snapshot(commit)
+        if not commit or not snapshot.is_dir():
+            raise error
+        listing = self.folder.read_listing(model, commit)
+        if listing is None:
+            cached = inspect_snapshot(self.folder, model, commit, ())
+            if not cached.is_complete:
+                raise HubError(f"{error} In the cache, {cached.problems[0]}.") from error
+            listing = list_snapshot(self.folder, model, commit)
+        selection = self._select(listing, lambda name: (snapshot / name).read_text())
+        missing = find_missing(self.folder, selection)
+        if missing.files:
+            raise HubError(f"{error} In the cache, {missing.files[0].name} is missing.") from error
+        self._tell(f"{str(error).split(':')[0]}: revision {revision} is complete in the cache, as of commit {commit}")
+        return Planned(selection, missing, is_online=False)
+
+    def run(self) -> Path:
+        """Get what is missing; the snapshot's directory.
+
+        Raises:
+            UsageError: the cache cannot be written.
+            ModelError, HubError, NotEnoughDevices: see :func:`fetch_all` and :class:`Hub`.
+        """
+        planned = self.plan()
+        selection = planned.selection
+        commit = selection.listing.commit
+        is_fresh = not planned.missing.files and not self.order.verify
+        if is_fresh and self._is_placed(selection):
+            self._tell(f"{self.order.model} is complete already ({format_bytes(selection.num_bytes)})")
+            return self.folder.snapshot(commit)
+        self.folder.prepare()
+        with self._locked():
+            if self.order.verify:
+                self._verify(selection, is_online=planned.is_online)
+            self._fetch(selection)
+            self.folder.write_ref(self.order.revision, commit)
+        return self.folder.snapshot(commit)
+
+    def _is_placed(self, selection: Selection) -> bool:
+        """Whether nothing has to be written: the cache may be a read-only volume."""
+        commit = selection.listing.commit
+        names = [self.folder.snapshot(commit) / file.name for file in selection.files]
+        is_named = self.order.revision == commit or read_file(self.folder.root / "refs" / self.order.revision) == commit
+        return is_named and all(path.is_file() and not self.folder.leads_out(path) for path in names)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        def tell_waiting() -> None:
+            self._tell(f"another process works on {self.order.model}: waiting for it")
+
+        with lock_directory(self.folder.root, tell_waiting):
+            yield
+
+    def _fetch(self, selection: Selection) -> None:
+        missing = find_missing(self.folder, selection)  # anew: another process may have fetched it
+        if not missing.files:
+            place_all(self.folder, selection)
+            return
+        num_bytes = sum(file.size for file in missing.files)
+        self._tell(
+            f"downloading {len(missing.files)} of {len(selection.files)} files of {self.order.model}: "
+            f"{format_bytes(num_bytes)}"
+            + (f", of which {format_bytes(missing.kept_bytes)} are there from before" if missing.kept_bytes else ""),
+            "plan",
+            files=[{"name": file.name, "bytes": file.size} for file in missing.files],
+            num_bytes=num_bytes,
+            kept_bytes=missing.kept_bytes,
+        )
+        started_at = time.monotonic()
+        with show_progress("downloading", num_bytes, as_json=self._as_json) as progress:
+            fetch_all(self.folder, selection, missing, self.order.transfers, progress)
+        took_s = time.monotonic() - started_at
+        rate = format_bytes(int((num_bytes - missing.kept_bytes) / max(took_s, 1e-3)))
+        self._tell(f"downloaded {format_bytes(num_bytes)} in {format_seconds(took_s)} ({rate}/s)")
+
+    def _verify(self, selection: Selection, *, is_online: bool) -> None:
+        """Read what is there; what is damaged goes, if it can be fetched again.
+
+        Raises:
+            ModelError: something is damaged, and the hub cannot be asked for it.
+        """
+        commit = selection.listing.commit
+        present = [(file, path) for file in selection.files if (path := self.folder.find_content(file, commit))]
+        damaged = []
+        with show_progress("checking", sum(file.size for file, _ in present), as_json=self._as_json) as progress:
+            for file, path in present:
+                if not has_digest(path, file.digest, progress.advance):
+                    damaged.append(file)
+                    progress.say(f"{file.name} is damaged", "damaged", name=file.name)
+        if damaged and not is_online:
+            raise ModelError(
+                f"{damaged[0].name}{and_more(damaged)} of {self.order.model} is damaged: run this again where "
+                "the hub can be reached."
+            )
+        for file in damaged:
+            self.folder.remove(file, commit)
+        unknown = sum(not file.is_verifiable for file, _ in present)
+        but = f"; {unknown} have no checksum to compare with" if unknown else ""
+        self._tell(f"checked {len(present)} files: {len(damaged) or 'none'} damaged{but}", num_damaged=len(damaged))
+
+    def _tell(self, sentence: str, event: str = "note", **facts: object) -> None:
+        tell(sentence, event, as_json=self._as_json, **facts)
+
+
+def list_snapshot(folder: CacheFolder, model: str, commit: str) -> Listing:
+    """The files of a snapshot as a listing; a link's target is named after its content's digest."""
+    files = []
+    for path in sorted(folder.snapshot(commit).iterdir()):
+        digest = Path(os.readlink(path)).name if path.is_symlink() else ""
+        files.append(RemoteFile(path.name, path.stat().st_size, digest))
+    return Listing(model, commit, tuple(files))

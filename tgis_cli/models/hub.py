@@ -1,0 +1,228 @@
+"""The model hub: what a repository holds, and its errors as sentences. The only door to huggingface_hub for metadata.
+
+Downloading is ``download.py``'s. Endpoint, token and offline mode are the library's own: HF_ENDPOINT, HF_TOKEN (or the
+file that its login writes), HF_HUB_OFFLINE.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tgis_cli.progress import format_seconds
+from tgis_server.errors import HubError, ModelError, TgisError, UsageError
+
+METADATA_TIMEOUT_S = 15.0
+RETRY_DELAYS_S = (1.0, 2.0, 4.0)  # of the requests for metadata; transfers have their own patience
+MAX_RETRY_AFTER_S = 120.0
+TEMPORARY = frozenset({408, 429, 500, 502, 503, 504})
+BROKEN_OFF = ("RemoteProtocolError", "ReadError", "WriteError")  # of the HTTP library
+SHA256 = re.compile("[0-9a-f]{64}")
+GIT_SHA1 = re.compile("[0-9a-f]{40}")
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """One file of a repository at a commit."""
+
+    name: str  # path in the repository
+    size: int
+    digest: str  # of its content: SHA-256, or git's SHA-1 of a blob; also its name among the cache's blobs
+
+    @property
+    def is_verifiable(self) -> bool:
+        """Whether the digest is one that can be computed from the content. Some mirrors send other tags."""
+        return bool(SHA256.fullmatch(self.digest) or GIT_SHA1.fullmatch(self.digest))
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """All files of a repository at a commit."""
+
+    model: str
+    commit: str
+    files: tuple[RemoteFile, ...]
+
+    def find(self, name: str) -> RemoteFile | None:
+        return next((file for file in self.files if file.name == name), None)
+
+
+class Hub:
+    """The hub that the environment names, for one model.
+
+    Args:
+        say: gets a sentence when a request is tried again.
+    """
+
+    def __init__(self, model: str, revision: str | None, token: str | None, say: Callable[[str], None]) -> None:
+        self.model = model
+        self.revision = revision or "main"
+        self.token = token
+        self._say = say
+
+    def list_files(self) -> Listing:
+        """What the repository holds at the revision.
+
+        Raises:
+            UsageError: the model's name cannot be one of the hub.
+            ModelError: there is no such model or revision, or this user may not have it.
+            HubError: the hub cannot be reached.
+        """
+        from huggingface_hub import HfApi
+
+        def ask() -> Any:
+            return HfApi(token=self.token).model_info(
+                self.model, revision=self.revision, files_metadata=True, timeout=METADATA_TIMEOUT_S
+            )
+
+        info = self._request(ask)
+        if not info.sha:
+            raise HubError(f"The hub does not say which commit {self.revision} of {self.model} is: check HF_ENDPOINT.")
+        files = [to_remote_file(sibling) for sibling in info.siblings or ()]
+        return Listing(self.model, info.sha, tuple(files))
+
+    def complete(self, files: list[RemoteFile], commit: str) -> list[RemoteFile]:
+        """Ask for the sizes and digests that a listing lacks, as those of some mirrors do."""
+        with ThreadPoolExecutor(8) as pool:
+            return list(pool.map(lambda file: file if file.digest else self._complete(file, commit), files))
+
+    def _complete(self, file: RemoteFile, commit: str) -> RemoteFile:
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+        url = hf_hub_url(self.model, file.name, revision=commit)
+        found = self._request(lambda: get_hf_file_metadata(url, token=self.token, timeout=METADATA_TIMEOUT_S))
+        if found.size is None or not found.etag:
+            raise HubError(f"The hub does not tell size and ETag of {file.name} in {self.model}: check HF_ENDPOINT.")
+        return replace(file, size=found.size, digest=re.sub(r"[^\w.-]", "_", found.etag))
+
+    def read_text(self, name: str, commit: str) -> str:
+        """A small file's text, without writing it anywhere."""
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+        def ask() -> str:
+            url = hf_hub_url(self.model, name, revision=commit)
+            response = get_session().get(url, headers=build_hf_headers(token=self.token), timeout=METADATA_TIMEOUT_S)
+            hf_raise_for_status(response)
+            return str(response.text)
+
+        return str(self._request(ask))
+
+    def _request(self, ask: Callable[[], Any]) -> Any:
+        """Ask, again after what is temporary."""
+        for delay_s in (*RETRY_DELAYS_S, None):
+            try:
+                return ask()
+            except Exception as error:
+                explained = explain_hub_error(error, self.model, self.revision)
+                if delay_s is None or not is_temporary(error):
+                    raise explained from error
+                wait_s = max(delay_s, retry_after_s(error))
+                self._say(f"{describe_error(error)}; trying again in {format_seconds(wait_s)}")
+                time.sleep(wait_s)
+        raise AssertionError("the last attempt returns or raises")
+
+
+def to_remote_file(sibling: Any) -> RemoteFile:
+    lfs = sibling.lfs
+    digest = (lfs.sha256 if lfs else sibling.blob_id) or ""
+    return RemoteFile(sibling.rfilename, sibling.size or 0, digest)
+
+
+def get_endpoint() -> str:
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT
+
+
+def get_status(error: BaseException) -> int | None:
+    """The HTTP status that an error carries, if it carries one."""
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def is_network_error(error: BaseException) -> bool:
+    """Whether no answer came. The HTTP library's name depends on huggingface_hub's version."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    if isinstance(error, OfflineModeIsEnabled) or get_status(error) is not None:
+        return False
+    is_transport = any(kind.__name__ == "TransportError" for kind in type(error).__mro__)
+    return is_transport or isinstance(error, ConnectionError | TimeoutError)
+
+
+def is_temporary(error: BaseException) -> bool:
+    """Whether the same request may succeed soon."""
+    return get_status(error) in TEMPORARY or is_network_error(error)
+
+
+def retry_after_s(error: BaseException) -> float:
+    """What the hub asks to wait, within reason; 0 if it does not ask."""
+    headers = getattr(getattr(error, "response", None), "headers", {})
+    found = re.fullmatch(r"\d+(\.\d+)?", headers.get("retry-after", ""))
+    reset = re.search(r";\s*t=(\d+)", headers.get("ratelimit", ""))
+    value = found[0] if found else reset[1] if reset else "0"
+    return min(float(value), MAX_RETRY_AFTER_S)
+
+
+def describe_error(error: BaseException) -> str:
+    """An error in a few words, as the beginning of a sentence."""
+    status = get_status(error)
+    if status == 429:
+        return "The hub wants fewer requests (HTTP 429)"
+    if status is not None:
+        return f"The hub answers HTTP {status}"
+    if type(error).__name__ in BROKEN_OFF:
+        return f"The connection to {get_endpoint()} broke off"
+    text = str(error).strip().splitlines()
+    return f"{get_endpoint()} does not answer ({text[0] if text and text[0] else type(error).__name__})"
+
+
+def explain_hub_error(error: BaseException, model: str, revision: str) -> TgisError:
+    """Whatever huggingface_hub raises, as a sentence with what to do."""
+    from huggingface_hub import errors, get_token
+
+    endpoint = get_endpoint()
+    token = "The token that is used" if get_token() else "No token is set (HF_TOKEN, --token), and anonymous access"
+    match error:
+        case TgisError():
+            return error
+        case errors.OfflineModeIsEnabled():
+            return HubError(
+                f"{model} is not complete in the cache, and HF_HUB_OFFLINE forbids asking {endpoint}: unset it, or "
+                "bring the model with `tgis bundle` and `tgis unbundle`."
+            )
+        case errors.HFValidationError():
+            return UsageError(f"{model!r} is neither a directory nor a name of the hub, such as org/model.")
+        case errors.GatedRepoError():
+            return ModelError(
+                f"{model} is gated: {token} does not open it. Accept its terms at {endpoint}/{model}, then use a token "
+                "of that account."
+            )
+        case errors.DisabledRepoError():
+            return ModelError(f"{model} has been disabled on {endpoint}: choose another model.")
+        case errors.RevisionNotFoundError():
+            return ModelError(f"{model} has no revision {revision}: {endpoint}/{model} lists its branches and tags.")
+        case errors.RemoteEntryNotFoundError():
+            return ModelError(f"A file of {model} at {revision} is gone from {endpoint}: try again.")
+        case errors.RepositoryNotFoundError():
+            return ModelError(
+                f"{endpoint} has no model {model}, or it is private: {token} does not show it. Check the name, then "
+                "the token."
+            )
+    status = get_status(error)
+    if status in (401, 403):
+        return ModelError(f"{endpoint} refuses {model} (HTTP {status}): {token} is not accepted. Check the token.")
+    if status is not None and status not in TEMPORARY:
+        return ModelError(f"{endpoint} refuses {model} (HTTP {status}): check the name, the revision and HF_ENDPOINT.")
+    if status is not None:
+        return HubError(f"{describe_error(error)}, still after several attempts: run the command again later.")
+    if is_network_error(error):
+        return HubError(
+            f"{describe_error(error)}: check the network and HTTPS_PROXY, name a mirror with HF_ENDPOINT, or bring the "
+            "model with `tgis bundle` and `tgis unbundle`."
+        )
+    return HubError(f"{endpoint} gave no usable answer ({type(error).__name__}: {error}): check HF_ENDPOINT.")

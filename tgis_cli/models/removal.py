@@ -1,0 +1,108 @@
+"""Taking models out of the cache: what would go is decided first, then shown or done."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tgis_cli.models.cache_folder import CacheFolder
+from tgis_cli.models.inventory import read_references
+from tgis_cli.models.locks import lock_directory
+from tgis_server.errors import ModelError, UsageError
+from tgis_server.sizes import format_bytes
+
+
+TRASH = ".removed-"
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What goes. The whole folder, or a snapshot with the blobs that no other one links to."""
+
+    model: str
+    root: Path
+    commit: str  # empty = the whole folder
+    references: tuple[Path, ...]
+    blobs: tuple[Path, ...]
+    num_bytes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def describe(self) -> str:
+        what = f"revision {self.commit} of {self.model}" if self.commit else f"all of {self.model}"
+        return f"{what}: {format_bytes(self.num_bytes)} in {self.root}"
+
+
+def plan_removal(cache_dir: Path, model: str, revision: str | None) -> Removal:
+    """
+    Raises:
+        ModelError: there is no such model or revision in the cache.
+    """
+    folder = CacheFolder(cache_dir, model)
+    if not folder.root.is_dir():
+        raise ModelError(f"{model} is not in the cache {cache_dir}: `tgis models` lists what is.")
+    references = read_references(folder.root)
+    if revision is None:
+        return Removal(model, folder.root, "", (), (), sum_allocated(folder.root))
+    commit = references.get(revision, revision)
+    snapshots = folder.root / "snapshots"
+    if os.sep in commit or not (snapshots / commit).is_dir() or commit in ("", ".", ".."):
+        known = ", ".join(sorted(references)) or "none"
+        raise ModelError(f"{model} has no revision {revision} in the cache; its branches and tags there are {known}.")
+    others = [path for path in snapshots.iterdir() if path.name != commit and path.is_dir()]
+    if not others:
+        return Removal(model, folder.root, "", (), (), sum_allocated(folder.root))
+    used_elsewhere = {target for other in others for target in find_targets(other)}
+    blobs = sorted(find_targets(snapshots / commit) - used_elsewhere)
+    own_bytes = sum(path.stat().st_size for path in (snapshots / commit).iterdir() if not path.is_symlink())
+    num_bytes = sum(path.stat().st_size for path in blobs if path.is_file()) + own_bytes
+    named = tuple(folder.root / "refs" / name for name, target in references.items() if target == commit)
+    return Removal(model, folder.root, commit, named, tuple(blobs), num_bytes)
+
+
+def find_targets(snapshot: Path) -> set[Path]:
+    """Blobs that a snapshot's files are links to."""
+    return {Path(os.path.normpath(snapshot / os.readlink(path))) for path in snapshot.iterdir() if path.is_symlink()}
+
+
+def sum_allocated(root: Path) -> int:
+    total = 0
+    for path in root.rglob("*"):
+        with suppress(OSError):
+            total += 0 if path.is_symlink() or not path.is_file() else path.stat().st_size
+    return total
+
+
+def remove(removal: Removal) -> None:
+    """Names go first, by one rename, so that nobody finds half a model; then the content.
+
+    Raises:
+        UsageError: another process writes to the model, or this user may not remove it.
+    """
+
+    def refuse() -> None:
+        raise UsageError(f"{removal.model} is being downloaded or converted by another process: nothing is removed.")
+
+    for leftover in removal.root.parent.glob(f"{TRASH}*"):  # of a removal that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
+    trash = removal.root.with_name(f"{TRASH}{uuid.uuid4().hex}")
+    try:
+        with lock_directory(removal.root, refuse):
+            if removal.commit:
+                for reference in removal.references:
+                    reference.unlink(missing_ok=True)
+                os.rename(removal.root / "snapshots" / removal.commit, trash)
+                (removal.root / "trees" / f"{removal.commit}.json").unlink(missing_ok=True)
+                for blob in removal.blobs:
+                    blob.unlink(missing_ok=True)
+            else:
+                os.rename(removal.root, trash)
+            shutil.rmtree(trash)
+    except OSError as error:
+        raise UsageError(f"{removal.root} cannot be removed: {error.strerror}. Check its owner and mode.") from error

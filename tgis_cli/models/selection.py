@@ -1,0 +1,90 @@
+"""Which files of a repository a download takes: names only, nothing is looked at.
+
+The rules for ``--extension`` are those of the original's ``download-weights``, with what its defaults leave out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+
+from tgis_server.errors import ModelError, UsageError
+
+SAFETENSORS, BIN, PT = ".safetensors", ".bin", ".pt"
+# Configuration, tokenizers of all kinds and their templates, remote code, the model card.
+COMPANIONS = (".json", ".py", ".model", ".md", ".txt", ".tiktoken", ".jinja")
+SKIPPED_WORDS = ("arguments", "args", "training")  # of a training run: they may even hold code
+SAFETENSORS_INDEX = "model.safetensors.index.json"
+SINGLE_SAFETENSORS = "model.safetensors"
+BIN_INDEX = "pytorch_model.bin.index.json"
+SINGLE_BIN = "pytorch_model.bin"
+
+ReadText = Callable[[str], str]
+
+
+def parse_extensions(text: str) -> tuple[str, ...]:
+    """Endings from a comma list.
+
+    Exactly one, which is none of the companions, brings these along; several are taken as they are.
+
+    Raises:
+        UsageError: none is given.
+    """
+    given = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not given:
+        raise UsageError("--extension is empty: name endings of files, such as .safetensors or .bin,.json.")
+    given = tuple(ending if ending.startswith(".") else f".{ending}" for ending in given)
+    is_alone = len(given) == 1 and given[0] not in COMPANIONS
+    return (*given, *COMPANIONS) if is_alone else given
+
+
+def select_names(
+    names: Iterable[str], extensions: tuple[str, ...], read_text: ReadText, *, with_bin: bool
+) -> list[str]:
+    """Files to take, in order of their names.
+
+    Of several sets of weights in one format, one is taken: that of the index, else the single file of the usual name.
+
+    Args:
+        names: paths of all files.
+        read_text: gives the text of an index.
+        with_bin: take PyTorch's format where safetensors are asked for and there are none.
+
+    Raises:
+        ModelError: an index is broken, or names files that there are not.
+    """
+    present = [name for name in sorted(names) if "/" not in name]
+    candidates = [name for name in present if not any(word in name for word in SKIPPED_WORDS)]
+    taken = [name for name in candidates if name.endswith(extensions)]
+    if with_bin and SAFETENSORS in extensions and not any(name.endswith(SAFETENSORS) for name in taken):
+        taken += [name for name in candidates if name.endswith((BIN, PT)) and name not in taken]
+    foreign = set()
+    for ending, index, single in ((SAFETENSORS, SAFETENSORS_INDEX, SINGLE_SAFETENSORS), (BIN, BIN_INDEX, SINGLE_BIN)):
+        weights = [name for name in taken if name.endswith(ending)]
+        if wanted := find_weights(weights, present, index, single, read_text):
+            foreign |= set(weights) - wanted
+        elif index in taken and not weights:
+            foreign.add(index)  # of weights that are not taken
+    if any(name.endswith(BIN) for name in set(taken) - foreign):
+        foreign |= {name for name in taken if name.endswith(PT) and PT not in extensions}
+    return sorted(set(taken) - foreign)
+
+
+def find_weights(weights: list[str], present: list[str], index: str, single: str, read_text: ReadText) -> set[str]:
+    """Those that make up the model; empty where nothing tells them from others."""
+    if not weights:
+        return set()
+    if index in present:
+        wanted = parse_index(index, read_text(index))
+        if missing := sorted(wanted - set(present)):
+            raise ModelError(f"{index} names {missing[0]}, which the repository does not have: try another revision.")
+        return wanted
+    return {single} & set(weights)
+
+
+def parse_index(name: str, text: str) -> set[str]:
+    """The files that an index names."""
+    try:
+        return {str(file) for file in json.loads(text)["weight_map"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{name} is no index of weights: try another revision.") from error
