@@ -26,8 +26,8 @@ PIECE_BYTES = 1 << 14
 class Fault:
     """What happens to one answer.
 
-    ``stall`` and ``cut`` strike after so many bytes: the connection stays silent, or ends. ``trickle`` sends a few bytes
-    now and then. ``status`` answers with that status, ``corrupt`` changes a byte, ``whole`` ignores ranges.
+    ``stall`` and ``cut`` strike after so many bytes: the connection stays silent, or ends. ``trickle`` sends a byte now
+    and then. ``status`` answers with that status, ``corrupt`` changes a byte, ``whole`` ignores ranges.
     """
 
     kind: str
@@ -73,8 +73,9 @@ class HubStub:
 
     def count(self, name: str) -> int:
         """Answers with a file's content that were begun."""
-        wanted = {f"/{MODEL}/resolve/{self.commit}/{name}", f"/cdn/{name}"}
-        return sum(method == "GET" and path in wanted for method, path, _ in self.requests)
+        is_large = len(self.files[name]) >= LFS_BYTES
+        wanted = f"/cdn/{name}" if is_large else f"/{MODEL}/resolve/{self.commit}/{name}"
+        return sum((method, path) == ("GET", wanted) for method, path, _ in self.requests)
 
     def make_app(self) -> web.Application:
         app = web.Application()

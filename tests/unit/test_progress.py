@@ -25,7 +25,9 @@ class Tty(io.StringIO):
         return True
 
 
-def make(kind: type[Progress], total_bytes: int, stream: io.StringIO | None = None) -> tuple[Progress, Clock, io.StringIO]:
+def make(
+    kind: type[Progress], total_bytes: int, stream: io.StringIO | None = None
+) -> tuple[Progress, Clock, io.StringIO]:
     clock, stream = Clock(), stream or io.StringIO()
     return kind("downloading", total_bytes, stream, clock), clock, stream
 
@@ -61,7 +63,7 @@ def test_the_rate_is_that_of_the_last_seconds():
 
 
 def test_an_attempt_that_begins_anew_takes_its_bytes_back():
-    progress, clock, _ = make(LineProgress, 100 * MIB)
+    progress, _, _ = make(LineProgress, 100 * MIB)
 
     progress.advance(30 * MIB)
     progress.advance(-30 * MIB)

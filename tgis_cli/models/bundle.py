@@ -27,7 +27,7 @@ from typing import Any, BinaryIO, Protocol
 
 from tgis_cli.models.cache_folder import CacheFolder
 from tgis_cli.models.digest import CHUNK_BYTES
-from tgis_cli.models.disk import FULL, check_disk, explain_full_disk
+from tgis_cli.models.disk import FULL, check_disk, explain_full_disk, write_all
 from tgis_cli.models.hub import Listing, RemoteFile
 from tgis_cli.models.locks import lock_directory
 from tgis_server.errors import ModelError, NotEnoughDevices, UsageError
@@ -235,9 +235,7 @@ def write_hashed(path: Path, source: BinaryIO, advance: Advance) -> str:
     reader = HashingReader(source, advance)
     with path.open("wb", buffering=0) as file:
         while chunk := reader.read(CHUNK_BYTES):
-            view = memoryview(chunk)
-            while view:  # an unbuffered write may take less than it is given
-                view = view[file.write(view) :]
+            write_all(file, chunk)
         os.fsync(file.fileno())
     return reader.sha256.hexdigest()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 from tgis_server.errors import NotEnoughDevices
 from tgis_server.sizes import format_bytes
@@ -38,3 +39,10 @@ def explain_full_disk(error: OSError, directory: Path) -> str:
     kind = {errno.EDQUOT: "the quota is used up", errno.EFBIG: "the largest size of a file that is allowed is reached"}
     reason = kind.get(error.errno or 0, f"{format_bytes(free_disk_bytes(directory))} are free")
     return f"No room is left in {directory} ({reason}): make room and run the command again; it goes on from there."
+
+
+def write_all(file: BinaryIO, chunk: bytes) -> None:
+    """An unbuffered write may take less than it is given: at the end of a disk it does, and only the next one fails."""
+    rest = memoryview(chunk)
+    while rest:
+        rest = rest[file.write(rest) :]

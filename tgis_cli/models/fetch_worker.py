@@ -31,6 +31,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tgis_cli.models.disk import FULL, explain_full_disk, write_all
 from tgis_server.child import die_with_parent
 from tgis_server.errors import NotEnoughDevices
 
@@ -58,6 +59,11 @@ class Job:
     @property
     def incomplete(self) -> Path:
         return Path(f"{self.blob}.incomplete")
+
+    @property
+    def scratch(self) -> Path:
+        """A directory of the library's own, where it fetches by hf_xet."""
+        return Path(f"{self.blob}.xet")
 
 
 class Damaged(Exception):
@@ -101,7 +107,7 @@ class Receiver:
     def take(self, chunk: bytes) -> None:
         if self.position + len(chunk) > self._job.size:
             raise Damaged
-        self._file.write(chunk)
+        write_all(self._file, chunk)
         self._count(chunk, "at")
 
     def _count(self, chunk: bytes, event: str) -> None:
@@ -132,6 +138,7 @@ def fetch(job: Job, emit: Emit) -> None:
         fetch_by_library(job, emit)
         return
     emit(by="http")
+    shutil.rmtree(job.scratch, ignore_errors=True)
     descriptor = os.open(job.incomplete, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     with os.fdopen(descriptor, "r+b", buffering=0) as file:
         with suppress(OSError):  # a file system without locks; the digest would show what two writers do
@@ -190,7 +197,7 @@ def fetch_by_library(job: Job, emit: Emit) -> None:
 
     from tgis_cli.models.digest import has_digest
 
-    scratch = Path(f"{job.blob}.xet")
+    scratch = job.scratch
     shutil.rmtree(scratch, ignore_errors=True)
     is_over = threading.Event()
     watcher = threading.Thread(target=watch_growth, args=(scratch, job.size, emit, is_over), daemon=True)
@@ -229,7 +236,6 @@ def describe_failure(error: Exception, job: Job) -> dict[str, Any]:
     """An event that says what happened and whether another attempt may help."""
     from huggingface_hub.errors import RepositoryNotFoundError  # also of gated ones
 
-    from tgis_cli.models.disk import FULL, explain_full_disk
     from tgis_cli.models.hub import describe_error, explain_hub_error, get_status, is_temporary, retry_after_s
 
     if isinstance(error, OSError) and error.errno in FULL:

@@ -6,6 +6,7 @@ file that its login writes), HF_HUB_OFFLINE.
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable
@@ -16,8 +17,9 @@ from typing import Any
 from tgis_cli.progress import format_seconds
 from tgis_server.errors import HubError, ModelError, TgisError, UsageError
 
-METADATA_TIMEOUT_S = 15.0
+METADATA_TIMEOUT_S = 10.0
 RETRY_DELAYS_S = (1.0, 2.0, 4.0)  # of the requests for metadata; transfers have their own patience
+MAX_UNREACHED = 1  # where nobody answers: often there is no network at all, and each attempt may take its whole time
 MAX_RETRY_AFTER_S = 120.0
 TEMPORARY = frozenset({408, 429, 500, 502, 503, 504})
 BROKEN_OFF = ("RemoteProtocolError", "ReadError", "WriteError")  # of the HTTP library
@@ -63,6 +65,8 @@ class Hub:
         self.revision = revision or "main"
         self.token = token
         self._say = say
+        # Else the library asks the hub, in every process, for a list of programs that it could report to be run by.
+        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
     def list_files(self) -> Listing:
         """What the repository holds at the revision.
@@ -114,17 +118,18 @@ class Hub:
 
     def _request(self, ask: Callable[[], Any]) -> Any:
         """Ask, again after what is temporary."""
-        for delay_s in (*RETRY_DELAYS_S, None):
+        num_failed = 0
+        while True:
             try:
                 return ask()
-            except Exception as error:
-                explained = explain_hub_error(error, self.model, self.revision)
-                if delay_s is None or not is_temporary(error):
-                    raise explained from error
-                wait_s = max(delay_s, retry_after_s(error))
+            except Exception as error:  # the library and what it stands on raise many unrelated types
+                most = MAX_UNREACHED if is_network_error(error) else len(RETRY_DELAYS_S)
+                if num_failed >= most or not is_temporary(error):
+                    raise explain_hub_error(error, self.model, self.revision) from error
+                wait_s = max(RETRY_DELAYS_S[num_failed], retry_after_s(error))
+                num_failed += 1
                 self._say(f"{describe_error(error)}; trying again in {format_seconds(wait_s)}")
                 time.sleep(wait_s)
-        raise AssertionError("the last attempt returns or raises")
 
 
 def to_remote_file(sibling: Any) -> RemoteFile:

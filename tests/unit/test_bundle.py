@@ -1,0 +1,199 @@
+"""Models that are carried: packed whole, checked, and put back as they were."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from test_cached_models import MODEL, NEW, WEIGHTS, demo_contents, fill
+
+TGIS = Path(sys.executable).parent / "tgis"
+
+
+def run_tgis(*arguments: str | Path, cache: Path, **options: object) -> subprocess.CompletedProcess[bytes]:
+    environ = {"HF_HUB_CACHE": str(cache), "PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [TGIS, *arguments],
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        timeout=30,
+        check=False,
+        **options,
+    )
+
+
+def contents_of(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with the demo model in it."""
+    directory = tmp_path_factory.mktemp("cache")
+    fill(directory, demo_contents())
+    return directory
+
+
+@pytest.fixture(scope="module")
+def packed(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("bundle") / "demo"
+    result = run_tgis("bundle", MODEL, target, cache=cache)
+    assert result.returncode == 0, result.stderr
+    return target
+
+
+def test_a_bundle_is_plain_files_that_common_tools_can_check(packed: Path):
+    result = subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=packed, check=False)
+
+    assert result.returncode == 0
+    assert not any(path.is_symlink() for path in packed.iterdir())
+    assert contents_of(packed).keys() == demo_contents().keys() | {"bundle.json", "SHA256SUMS"}
+
+
+def test_a_bundle_can_be_used_as_a_model_directory(packed: Path, tmp_path: Path):
+    result = run_tgis("tokenize", "--model", packed, "Once", cache=tmp_path)
+
+    assert result.returncode == 0
+
+
+def test_a_bundle_becomes_the_same_revision_in_another_cache(packed: Path, tmp_path: Path):
+    result = run_tgis("unbundle", packed, cache=tmp_path)
+    found = run_tgis("download-weights", MODEL, "--verify", cache=tmp_path)
+
+    root = tmp_path / "models--org--demo"
+    assert result.stdout.decode() == f"{root / 'snapshots' / NEW}\n"
+    assert contents_of(root / "snapshots" / NEW) == demo_contents()
+    assert (root / "refs/main").read_text() == NEW
+    assert b"5 files: none damaged" in found.stderr, found.stderr
+
+
+def test_a_stream_needs_no_disk_in_between(cache: Path, tmp_path: Path):
+    stream = run_tgis("bundle", MODEL, "-", cache=cache).stdout
+    result = run_tgis("unbundle", "-", cache=tmp_path, input=stream)
+
+    assert result.returncode == 0, result.stderr
+    assert contents_of(tmp_path / "models--org--demo/snapshots" / NEW) == demo_contents()
+
+
+def test_a_tar_file_of_the_same_model_has_the_same_bytes_each_time(cache: Path, tmp_path: Path):
+    for name in ("a.tar", "b.tar"):
+        assert run_tgis("bundle", MODEL, tmp_path / name, cache=cache).returncode == 0
+
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+
+
+def test_a_directory_is_bundled_without_a_name_and_gets_one(tmp_path: Path):
+    model_dir = tmp_path / "model"
+    model_dir.mkdir()
+    for name, content in demo_contents().items():
+        (model_dir / name).write_bytes(content)
+
+    assert run_tgis("bundle", model_dir, tmp_path / "b.tar", cache=tmp_path / "cache").returncode == 0
+    unnamed = run_tgis("unbundle", tmp_path / "b.tar", cache=tmp_path / "cache")
+    named = run_tgis("unbundle", tmp_path / "b.tar", "--name", "my/model", cache=tmp_path / "cache")
+    to = run_tgis("unbundle", tmp_path / "b.tar", "--to", tmp_path / "out", cache=tmp_path / "cache")
+
+    assert (unnamed.returncode, named.returncode, to.returncode) == (2, 0, 0)
+    assert b"was made from a directory: say --name org/model, or --to DIR" in unnamed.stderr
+    assert contents_of(tmp_path / "out") == demo_contents()
+    assert contents_of(Path(named.stdout.decode().strip())) == demo_contents()
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "config.json", "SHA256SUMS", "bundle.json"])
+def test_a_damaged_bundle_is_refused_and_nothing_of_it_stays(name: str, packed: Path, tmp_path: Path):
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    for path in packed.iterdir():
+        content = path.read_bytes()
+        (bundle / path.name).write_bytes(content[:-2] + b"?" if path.name == name else content)
+
+    result = run_tgis("unbundle", bundle, cache=tmp_path / "cache")
+    to = run_tgis("unbundle", bundle, "--to", tmp_path / "out", cache=tmp_path / "cache")
+
+    assert (result.returncode, to.returncode) == (3, 3)
+    assert b"copy the bundle again" in result.stderr or b"is no bundle of tgis" in result.stderr
+    assert not any((tmp_path / "cache").rglob("snapshots"))
+    assert not any(path for path in (tmp_path / "cache").rglob("*") if path.is_file())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle"] + ["cache"] * (tmp_path / "cache").exists()
+
+
+def test_a_missing_file_is_named(packed: Path, tmp_path: Path):
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    for path in packed.iterdir():
+        if path.name != WEIGHTS:
+            (bundle / path.name).write_bytes(path.read_bytes())
+
+    result = run_tgis("unbundle", bundle, cache=tmp_path / "cache")
+
+    assert (result.returncode, f"{WEIGHTS} is missing in the bundle" in result.stderr.decode()) == (3, True)
+
+
+@pytest.mark.parametrize("size", [0, 100, 600, 20_000, -1])
+def test_a_tar_that_ends_early_is_refused(size: int, cache: Path, tmp_path: Path):
+    stream = run_tgis("bundle", MODEL, "-", cache=cache).stdout
+    whole = stream.rstrip(b"\0")  # a tar ends with blocks of zeros, which nobody needs
+
+    result = run_tgis("unbundle", "-", cache=tmp_path, input=whole[:size])
+
+    assert result.returncode == 3, result.stderr
+    assert b"tgis: " in result.stderr
+    assert not any(tmp_path.rglob("snapshots"))
+
+
+def test_names_that_lead_elsewhere_are_refused(packed: Path, tmp_path: Path):
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    manifest = json.loads((packed / "bundle.json").read_text())
+    manifest["files"][0]["name"] = "../evil"
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+
+    result = run_tgis("unbundle", bundle, "--to", tmp_path / "out", cache=tmp_path)
+
+    assert (result.returncode, b"names a file '../evil'" in result.stderr) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "sentence"),
+    [
+        (["bundle", MODEL, "TMP/taken"], 2, "exists already"),
+        (["bundle", "org/none", "TMP/x"], 3, "org/none not found"),
+        (["bundle", MODEL, "TMP/none/x"], 2, "cannot be made"),
+        (["unbundle", "TMP/none"], 2, "does not exist"),
+        (["unbundle", "TMP/taken"], 3, "is no bundle of tgis"),
+        (["unbundle", "TMP/taken/file"], 3, "is no whole tar file"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(
+    arguments: list[str], exit_code: int, sentence: str, cache: Path, tmp_path: Path
+):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/file").write_bytes(b"x" * 2000)
+
+    result = run_tgis(*(argument.replace("TMP", str(tmp_path)) for argument in arguments), cache=cache)
+
+    assert (result.returncode, result.stderr.decode().count("\n")) == (exit_code, 1)
+    assert sentence in result.stderr.decode()
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+@pytest.mark.parametrize("target", ["b", "b.tar"])
+@pytest.mark.parametrize("limit", [1, 30_000])
+def test_a_disk_that_fills_up_leaves_nothing(target: str, limit: int, cache: Path, tmp_path: Path):
+    def limit_files() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    result = run_tgis("bundle", MODEL, tmp_path / target, cache=cache, preexec_fn=limit_files)
+
+    assert result.returncode == 4
+    assert b"No room is left in" in result.stderr
+    assert list(tmp_path.iterdir()) == []

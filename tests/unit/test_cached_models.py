@@ -1,0 +1,225 @@
+"""What is said of the models in a cache, and what their removal takes."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tgis_cli.models.cache_folder import CacheFolder, write_file
+from tgis_cli.models.digest import start_digest
+from tgis_cli.models.hub import Listing, RemoteFile
+from tgis_cli.models.inventory import CachedModel, list_models
+from tgis_cli.models.removal import plan_removal, remove
+from tgis_cli.resolve import DEMO_MODEL_DIR
+from tgis_server.errors import ModelError
+
+MODEL = "org/demo"
+OLD, NEW = "a" * 40, "b" * 40
+TGIS = Path(sys.executable).parent / "tgis"
+WEIGHTS = "model.safetensors"
+
+
+def digest_of(content: bytes) -> str:
+    digest = start_digest("0" * 64, len(content))
+    digest.update(content)
+    return digest.hexdigest()
+
+
+def fill(cache: Path, contents: dict[str, bytes], commit: str = NEW, revision: str = "main") -> CacheFolder:
+    """A snapshot as a download leaves it."""
+    folder = CacheFolder(cache, MODEL)
+    folder.prepare()
+    files = []
+    for name, content in contents.items():
+        file = RemoteFile(name, len(content), digest_of(content))
+        folder.blob(file).write_bytes(content)
+        folder.place(file, commit)
+        files.append(file)
+    folder.write_listing(Listing(MODEL, commit, tuple(files)))
+    folder.write_ref(revision, commit)
+    return folder
+
+
+def demo_contents() -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in DEMO_MODEL_DIR.iterdir() if path.is_file()}
+
+
+def the_only(cache: Path) -> CachedModel:
+    (found,) = list_models(cache)
+    return found
+
+
+def test_a_complete_model_is_told_with_who_would_serve_it(tmp_path: Path):
+    contents = demo_contents()
+    fill(tmp_path, contents)
+
+    model = the_only(tmp_path)
+
+    assert (model.model, model.commit, model.revisions) == (MODEL, NEW, ("main",))
+    assert (model.format, model.engine, model.problems) == ("safetensors", "native", ())
+    assert model.architecture == json.loads(contents["config.json"])["architectures"][0]
+    assert model.num_bytes == sum(map(len, contents.values()))
+    assert model.last_used > 0
+
+
+def test_an_architecture_without_an_engine_is_told_with_the_reason(tmp_path: Path):
+    fill(tmp_path, demo_contents() | {"config.json": b'{"model_type": "mamba", "architectures": ["MambaForCausalLM"]}'})
+
+    model = the_only(tmp_path)
+
+    assert (model.engine, model.architecture, model.is_complete) == ("", "MambaForCausalLM", True)
+    assert "architecture MambaForCausalLM has no native engine" in model.why_no_engine
+
+
+def test_a_link_to_nothing_is_a_problem(tmp_path: Path):
+    folder = fill(tmp_path, demo_contents())
+    (folder.snapshot(NEW) / WEIGHTS).resolve().unlink()
+
+    assert the_only(tmp_path).problems[0].startswith(f"{WEIGHTS} is a link to nothing; `tgis download-weights")
+
+
+def test_a_file_that_the_listing_has_and_the_snapshot_has_not_is_a_problem(tmp_path: Path):
+    folder = fill(tmp_path, demo_contents())
+    (folder.snapshot(NEW) / "tokenizer.json").unlink()
+
+    assert the_only(tmp_path).problems[0].startswith("tokenizer.json is missing")
+
+
+def test_a_truncated_file_of_weights_is_a_problem_also_without_a_listing(tmp_path: Path):
+    folder = fill(tmp_path, demo_contents())
+    (folder.root / "trees" / f"{NEW}.json").unlink()
+    blob = (folder.snapshot(NEW) / WEIGHTS).resolve()
+    blob.write_bytes(blob.read_bytes()[:-1])
+
+    assert WEIGHTS in the_only(tmp_path).problems[0]
+
+
+def test_a_shard_that_only_the_index_names_is_a_problem_also_without_a_listing(tmp_path: Path):
+    index = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}).encode()
+    header = b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'
+    shard = struct.pack("<Q", len(header)) + header + b"x"
+    contents = {"config.json": b"{}", "model.safetensors.index.json": index, "model-1.safetensors": shard}
+    folder = fill(tmp_path, contents)
+    (folder.root / "trees" / f"{NEW}.json").unlink()
+
+    assert the_only(tmp_path).problems[0].startswith("model-2.safetensors is missing")
+
+
+def test_a_download_that_has_just_begun_is_told_as_a_part(tmp_path: Path):
+    folder = CacheFolder(tmp_path, MODEL)
+    folder.prepare()
+    (folder.blobs / "abc.incomplete").write_bytes(b"12345")
+
+    model = the_only(tmp_path)
+
+    assert (model.num_bytes, model.problems[0][:32]) == (5, "only a part has been downloaded;")
+
+
+def test_converted_weights_make_the_originals_superfluous(tmp_path: Path):
+    contents = demo_contents()
+    weights = contents.pop(WEIGHTS)
+    folder = fill(tmp_path, contents | {"pytorch_model.bin": b"pickle"})
+    (folder.snapshot(NEW) / WEIGHTS).write_bytes(weights)
+    (folder.snapshot(NEW) / "pytorch_model.bin").unlink()
+
+    assert the_only(tmp_path).problems == ()
+
+
+@pytest.mark.parametrize("cache", ["nowhere", "file"])
+def test_no_cache_has_no_models(cache: str, tmp_path: Path):
+    (tmp_path / "file").touch()
+
+    assert list_models(tmp_path / cache) == []
+
+
+def test_a_listing_that_cannot_be_read_counts_as_none(tmp_path: Path):
+    folder = fill(tmp_path, demo_contents())
+    write_file(folder.root / "trees" / f"{NEW}.json", '{"format_version": 99}')
+
+    assert the_only(tmp_path).problems == ()
+
+
+# -- Removal ----------------------------------------------------------------------------------------------------------
+
+
+def test_removing_a_model_takes_its_folder(tmp_path: Path):
+    fill(tmp_path, demo_contents())
+
+    removal = plan_removal(tmp_path, MODEL, None)
+    remove(removal)
+
+    assert removal.num_bytes >= sum(map(len, demo_contents().values()))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_removing_a_revision_leaves_what_others_use(tmp_path: Path):
+    contents = demo_contents()
+    fill(tmp_path, contents | {"config.json": b"old"}, OLD, "v1")
+    folder = fill(tmp_path, contents)
+
+    removal = plan_removal(tmp_path, MODEL, "v1")
+    remove(removal)
+
+    assert removal.num_bytes == 3
+    assert not folder.snapshot(OLD).exists()
+    assert not (folder.root / "refs/v1").exists()
+    assert {path.name: path.read_bytes() for path in folder.snapshot(NEW).iterdir()} == contents
+    assert len(list(folder.blobs.iterdir())) == len(contents)
+
+
+def test_the_last_revision_takes_the_folder_along(tmp_path: Path):
+    fill(tmp_path, demo_contents())
+
+    remove(plan_removal(tmp_path, MODEL, "main"))
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_removal_left_goes_with_the_next(tmp_path: Path):
+    (tmp_path / ".removed-123").mkdir()
+    fill(tmp_path, demo_contents())
+
+    remove(plan_removal(tmp_path, MODEL, None))
+
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "revision", "sentence"),
+    [
+        ("org/none", None, "org/none is not in the cache"),
+        (MODEL, "v9", f"{MODEL} has no revision v9 in the cache; its branches and tags there are main"),
+        (MODEL, "..", f"{MODEL} has no revision"),
+        (MODEL, "../..", f"{MODEL} has no revision"),
+    ],
+)
+def test_what_is_not_there_cannot_be_removed(model: str, revision: str | None, sentence: str, tmp_path: Path):
+    fill(tmp_path, demo_contents())
+
+    with pytest.raises(ModelError, match=sentence):
+        plan_removal(tmp_path, model, revision)
+
+
+def run_rm(cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [TGIS, "models", "rm", MODEL, *arguments]
+    environ = {"HF_HUB_CACHE": str(cache)}
+    return subprocess.run(
+        command, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20, check=False
+    )
+
+
+def test_the_command_asks_or_wants_to_be_told(tmp_path: Path):
+    folder = fill(tmp_path, demo_contents())
+
+    dry, unsure = run_rm(tmp_path, "--dry-run"), run_rm(tmp_path)
+    is_there = folder.root.exists()
+    sure = run_rm(tmp_path, "--yes")
+
+    assert (dry.returncode, unsure.returncode, is_there) == (0, 2, True)
+    assert "say --yes (or --dry-run)" in unsure.stderr
+    assert (sure.returncode, folder.root.exists()) == (0, False)
