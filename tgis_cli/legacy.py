@@ -1,7 +1,8 @@
 """The executables of the original, for manifests and clients that start them by name.
 
 ``text-generation-launcher`` takes the same options as ``tgis launch``, but never falls back to the demo model: a pod
-must not become ready on toy text. ``text-generation-server serve`` was one shard; here it starts the whole server.
+must not become ready on toy text. ``text-generation-server serve`` was one shard; here it starts the whole server. Its
+tools are those of ``tgis``, which take the original's options.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from tgis_cli.app import COMMANDS, describe_command, load_command
 from tgis_cli.commands.launch import LaunchCommand, run_launch
 from tgis_cli.exits import errors_as_exit_codes
 from tgis_cli.options import with_serve_options
@@ -48,18 +50,25 @@ def launcher() -> None:
         sys.exit(make_launcher().main(prog_name="text-generation-launcher", standalone_mode=False))
 
 
+TOOLS = ("download-weights", "convert-to-safetensors", "convert-to-fast-tokenizer", "convert-to-onnx")
+
+
 class ServerGroup(TyperGroup):
-    """Says of the original's tools that are missing which commands there are."""
+    """Adds the original's tools, which are commands of ``tgis``, and says of those that are missing what there is."""
+
+    def __init__(self, **attrs: Any) -> None:
+        super().__init__(**attrs)
+        for name in TOOLS:
+            self.add_command(describe_command(name, COMMANDS[name]), name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        from tgis_cli.app import COMMANDS
-
         if args and args[0] not in self.commands:
             raise UsageError(
-                f"text-generation-server {args[0]} is not part of this version; `serve` is. "
+                f"text-generation-server {args[0]} is not part of this version; {', '.join(('serve', *TOOLS))} are. "
                 f"The commands of tgis are {', '.join(COMMANDS)}."
             )
-        return super().resolve_command(ctx, args)
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, load_command(name) if name in TOOLS else command, rest
 
 
 server_app = typer.Typer(
@@ -73,7 +82,7 @@ server_app = typer.Typer(
 
 @server_app.callback()
 def text_generation_server() -> None:
-    """The original's shard server; `tgis launch` is the newer way to serve."""
+    """The original's shard server and tools; `tgis` is the newer name of all of them."""
 
 
 @server_app.command(cls=LaunchCommand)

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -188,7 +188,8 @@ class HubStub:
         response.content_length = len(content) - start
         await response.prepare(request)
         if request.method == "GET":
-            await self.send_pieces(request, response, content[start:], fault)
+            with suppress(ConnectionError):  # the client went away
+                await self.send_pieces(request, response, content[start:], fault)
         return response
 
     async def send_pieces(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tgis_cli.models.cache_folder import CacheFolder, write_file
+from tgis_cli.models.cache_folder import CacheFolder
 from tgis_cli.models.digest import start_digest
 from tgis_cli.models.hub import Listing, RemoteFile
 from tgis_cli.models.inventory import CachedModel, list_models
@@ -139,7 +139,7 @@ def test_no_cache_has_no_models(cache: str, tmp_path: Path):
 
 def test_a_listing_that_cannot_be_read_counts_as_none(tmp_path: Path):
     folder = fill(tmp_path, demo_contents())
-    write_file(folder.root / "trees" / f"{NEW}.json", '{"format_version": 99}')
+    folder.write_file(folder.root / "trees" / f"{NEW}.json", '{"format_version": 99}')
 
     assert the_only(tmp_path).problems == ()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tgis_cli.app import COMMANDS
-from tgis_cli.legacy import count_shards
+from tgis_cli.legacy import TOOLS, count_shards
 from tgis_server.errors import UsageError
 
 BIN = Path(sys.executable).parent
@@ -40,11 +40,32 @@ def test_only_the_first_rank_starts_a_server():
 
 
 def test_a_missing_tool_names_the_commands_there_are():
-    result = run("text-generation-server", "convert-to-onnx", "model", "target")
+    result = run("text-generation-server", "quantize", "model", "target")
 
     assert result.returncode == 2
-    assert "text-generation-server convert-to-onnx is not part of this version" in result.stderr
+    assert "text-generation-server quantize is not part of this version; serve, download-weights" in result.stderr
     assert ", ".join(COMMANDS) in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        ("download-weights", "--revision --token --extension --auto-convert --no-auto-convert"),
+        ("convert-to-safetensors", "--revision"),
+        ("convert-to-fast-tokenizer", "--revision --output-path"),
+        ("convert-to-onnx", "--revision --merge-graphs --optimize --provider"),
+    ],
+)
+def test_the_originals_tools_have_its_flags(command: str, flags: str):
+    text = run("text-generation-server", command, "--help", COLUMNS="120").stdout
+
+    assert [flag for flag in flags.split() if flag not in text] == []
+
+
+def test_the_originals_tools_are_listed():
+    text = run("text-generation-server", "--help").stdout
+
+    assert [name for name in ("serve", *TOOLS) if name not in text] == []
 
 
 def test_the_launchers_help_names_the_newer_way():

@@ -285,7 +285,8 @@ def test_a_bare_command_line_is_read_with_its_variables(examine):
     [
         ({"args": ["text-generation-launcher"]}, "No model is given"),
         ({"args": [*LAUNCH, "--nope"]}, "text-generation-launcher does not know --nope."),
-        ({"args": ["text-generation-server", "download-weights", "m"]}, "download-weights is not part of this version"),
+        ({"args": ["text-generation-server", "quantize", "m", "out"]}, "quantize is not part of this version"),
+        ({"args": ["text-generation-server", "download-weights", "m", "--no"]}, "does not know --no"),
         ({"args": ["python", "-m", "vllm_tgis_adapter"]}, "The command is the vLLM adapter's"),
         (
             {"env": [{"name": "NUM_GPUS", "value": "2"}, {"name": "NUM_SHARD", "value": "4"}]},

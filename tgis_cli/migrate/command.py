@@ -38,19 +38,20 @@ def parse_command(argv: list[str], environ: Mapping[str, str]) -> Command:
     words = find_words(argv, environ)
     if not words:
         return Command()
-    from tgis_cli.legacy import LAUNCH_NAMES, make_launcher, make_server, to_launch_flags
+    from tgis_cli.legacy import LAUNCH_NAMES, TOOLS, make_launcher, make_server, to_launch_flags
 
     command = Command(words[0].rsplit("/", 1)[-1])
     parser, arguments = make_launcher(), [word for word in words[1:] if word != "--help"]
     if command.executable == "text-generation-server":
         command.subcommand = arguments[0] if arguments else ""
         server = make_server()
+        context = server.make_context("", [], resilient_parsing=True)
         try:
-            server.resolve_command(server.make_context("", [], resilient_parsing=True), arguments[:1])
+            server.resolve_command(context, arguments[:1])
         except (UsageError, WRONG_COMMAND_LINE, IndexError) as error:
             command.problems.append(str(error) or "text-generation-server without a command does nothing.")
             return command
-        parser, arguments = server.commands[command.subcommand], arguments[1:]
+        _, parser, arguments = server.resolve_command(context, arguments)
     try:
         context = parser.make_context("", list(arguments), ignore_unknown_options=True, allow_extra_args=True)
     except WRONG_COMMAND_LINE as error:
@@ -58,6 +59,8 @@ def parse_command(argv: list[str], environ: Mapping[str, str]) -> Command:
         return command
     unknown = [word for word in context.args if word.startswith("-")] or context.args
     command.problems += [f"{command.executable} does not know {word}." for word in unknown]
+    if command.subcommand in TOOLS:  # their options are none of a server
+        return command
     for param in parser.params:
         if context.get_parameter_source(param.name).name == "COMMANDLINE":
             given = read_parameter(param, context.params[param.name], arguments)

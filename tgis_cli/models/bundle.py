@@ -375,6 +375,7 @@ def unbundle_to_cache(
     folder.prepare()
     staging = folder.root / ".unbundle.incomplete"
     with lock_directory(folder.root, tell_waiting):
+        folder.remove_leftovers()
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
         try:

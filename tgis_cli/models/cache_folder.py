@@ -25,6 +25,7 @@ from tgis_cli.models.hub import Listing, RemoteFile
 from tgis_cli.models.hub_cache import model_folder_name
 from tgis_server.errors import UsageError
 
+TEMPORARY = ".tmp-"
 TREE_FORMAT = 1  # of huggingface_hub 2
 
 
@@ -43,7 +44,7 @@ class CacheFolder:
         """
         try:
             self.blobs.mkdir(parents=True, exist_ok=True)
-            probe = self.blobs / f".{uuid.uuid4().hex}"
+            probe = self.make_temporary_name()
             probe.touch()
             probe.unlink()
         except OSError as error:
@@ -51,6 +52,15 @@ class CacheFolder:
                 f"The cache {self.root.parent} cannot be written ({error.strerror}): name another with HF_HUB_CACHE, "
                 f"or give user {os.getuid()} the right to write there."
             ) from error
+
+    def make_temporary_name(self) -> Path:
+        """For what is about to be renamed; beside the directories whose entries mean something."""
+        return self.root / f"{TEMPORARY}{uuid.uuid4().hex}"
+
+    def remove_leftovers(self) -> None:
+        """What processes that were killed were about to rename. For who holds the folder's lock."""
+        for path in self.root.glob(f"{TEMPORARY}*"):
+            path.unlink(missing_ok=True)
 
     def snapshot(self, commit: str) -> Path:
         return self.root / "snapshots" / commit
@@ -77,17 +87,37 @@ class CacheFolder:
         """Make a file whose blob is complete appear in the snapshot."""
         pointer, blob = self.snapshot(commit) / file.name, self.blob(file)
         if blob.is_symlink():
-            bring_in(blob)
+            self.bring_in(blob)
         if pointer.is_file() and not self.leads_out(pointer):
             return
         pointer.parent.mkdir(parents=True, exist_ok=True)
-        temporary = pointer.with_name(f".{uuid.uuid4().hex}")
+        temporary = self.make_temporary_name()
         try:
             os.symlink(os.path.relpath(blob, pointer.parent), temporary)
         except OSError:  # a file system without links: the content itself moves
             os.replace(blob, pointer)
         else:
             os.replace(temporary, pointer)
+
+    def bring_in(self, blob: Path) -> None:
+        """Put the content in the place of a link that leads out of the folder, without copying where possible."""
+        content = blob.resolve()
+        temporary = self.make_temporary_name()
+        try:
+            os.link(content, temporary)
+        except OSError:  # another file system, or one without hard links
+            shutil.copyfile(content, temporary)
+        os.replace(temporary, blob)
+
+    def write_file(self, path: Path, text: str) -> None:
+        """Write a small file; it appears whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.make_temporary_name()
+        try:
+            temporary.write_text(text)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def remove(self, file: RemoteFile, commit: str) -> None:
         """Drop content that is damaged."""
@@ -98,7 +128,7 @@ class CacheFolder:
         """Let a branch or tag mean a commit, from now on."""
         reference = self.root / "refs" / revision
         if revision != commit and read_file(reference) != commit:
-            write_file(reference, commit)
+            self.write_file(reference, commit)
 
     def write_listing(self, listing: Listing) -> None:
         """Remember what the commit consists of, in the library's format."""
@@ -110,7 +140,7 @@ class CacheFolder:
         tree = {"format_version": TREE_FORMAT, "files": entries}
         path = self.root / "trees" / f"{listing.commit}.json"
         if not path.exists():  # the library's own says more
-            write_file(path, json.dumps(tree, indent=1))
+            self.write_file(path, json.dumps(tree, indent=1))
 
     def read_listing(self, model: str, commit: str) -> Listing | None:
         """What a commit consists of, if that has been written down."""
@@ -127,30 +157,8 @@ class CacheFolder:
         return Listing(model, commit, tuple(files))
 
 
-def bring_in(blob: Path) -> None:
-    """Put the content in the place of a link that leads out of the model's folder, without copying where possible."""
-    content = blob.resolve()
-    temporary = blob.with_name(f"{blob.name}.{uuid.uuid4().hex[:8]}.incomplete")
-    try:
-        os.link(content, temporary)
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(content, temporary)
-    os.replace(temporary, blob)
-
-
 def read_file(path: Path) -> str:
     try:
         return path.read_text().strip()
     except OSError:
         return ""
-
-
-def write_file(path: Path, text: str) -> None:
-    """Write a small file; it appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}")
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -136,6 +136,7 @@ class GetModel:
             return self.folder.snapshot(commit)
         self.folder.prepare()
         with self._locked():
+            self.folder.remove_leftovers()
             if self.order.verify:
                 self._verify(selection, is_online=planned.is_online)
             self._fetch(selection)

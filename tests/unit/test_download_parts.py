@@ -1,0 +1,187 @@
+"""Locks, patience with a bad network, and what is said of the hub's errors."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import multiprocessing
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tgis_cli.models.digest import has_digest
+from tgis_cli.models.download import MAX_VAIN_ATTEMPTS, Patience, Problem
+from tgis_cli.models.hub import RemoteFile, explain_hub_error, is_temporary, retry_after_s
+from tgis_cli.models.locks import lock_directory
+from tgis_server.errors import HubError, ModelError, NotEnoughDevices
+
+# -- Locks ------------------------------------------------------------------------------------------------------------
+
+
+def hold(directory: Path, is_held: multiprocessing.Event, may_end: multiprocessing.Event) -> None:
+    with lock_directory(directory, lambda: None):
+        is_held.set()
+        may_end.wait(20)
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[multiprocessing.Event]:
+    """Another process that holds the lock of ``tmp_path`` until the event is set."""
+    context = multiprocessing.get_context("spawn")
+    is_held, may_end = context.Event(), context.Event()
+    process = context.Process(target=hold, args=(tmp_path, is_held, may_end))
+    process.start()
+    assert is_held.wait(20)
+    yield may_end
+    may_end.set()
+    process.join(20)
+    process.close()
+
+
+def test_who_finds_a_lock_taken_is_told_once_and_gets_it_when_its_holder_ends(holder, tmp_path: Path):
+    told = []
+
+    def tell() -> None:
+        told.append("waiting")
+        holder.set()
+
+    with lock_directory(tmp_path, tell) as is_exclusive:
+        assert (told, is_exclusive) == (["waiting"], True)
+
+
+def test_a_wait_can_be_refused(holder, tmp_path: Path):
+    def refuse() -> None:
+        raise ModelError("busy")
+
+    with pytest.raises(ModelError, match="busy"), lock_directory(tmp_path, refuse):
+        pass
+
+
+def test_a_lock_leaves_nothing_behind(tmp_path: Path):
+    for _ in range(2):
+        with lock_directory(tmp_path, lambda: pytest.fail("nobody holds it")):
+            assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+    with lock_directory(tmp_path, lambda: None) as is_exclusive:
+        assert is_exclusive is False
+
+
+# -- Patience ---------------------------------------------------------------------------------------------------------
+
+BROKEN = Problem("the answer broke off")
+DAMAGED = Problem("what came does not match its checksum", is_damaged=True)
+
+
+def test_an_attempt_that_brought_something_is_followed_at_once():
+    assert Patience("f").wait_after(BROKEN, moved_bytes=1) == 0
+
+
+def test_waits_grow_while_nothing_comes_and_begin_anew_when_something_did():
+    patience = Patience("f")
+
+    waits = [patience.wait_after(BROKEN, moved_bytes=moved) for moved in (0, 0, 0, 5, 0)]
+
+    assert waits == [1, 2, 4, 0, 1]
+
+
+def test_the_hub_may_ask_for_more():
+    assert Patience("f").wait_after(Problem("slow down", wait_s=20), moved_bytes=0) == 20
+
+
+def test_attempts_in_vain_come_to_an_end():
+    patience = Patience("f")
+    for _ in range(MAX_VAIN_ATTEMPTS - 1):
+        patience.wait_after(BROKEN, moved_bytes=0)
+
+    with pytest.raises(HubError, match=r"f was tried 6 times in vain \(last: the answer broke off\)"):
+        patience.wait_after(BROKEN, moved_bytes=0)
+
+
+def test_damage_is_met_with_less_patience():
+    patience = Patience("f")
+    patience.wait_after(DAMAGED, moved_bytes=100)
+
+    with pytest.raises(ModelError, match="f came 2 times, never with the checksum"):
+        patience.wait_after(DAMAGED, moved_bytes=100)
+
+
+@pytest.mark.parametrize("kind", [ModelError, HubError, NotEnoughDevices])
+def test_what_will_not_pass_ends_it_with_its_own_exit_code(kind: type[Exception]):
+    problem = Problem("no", is_temporary=False, exit_code=kind.exit_code)
+
+    with pytest.raises(kind, match="no"):
+        Patience("f").wait_after(problem, moved_bytes=0)
+
+
+# -- The hub's errors -------------------------------------------------------------------------------------------------
+
+
+class Answer(Exception):
+    def __init__(self, status: int, **headers: str) -> None:
+        super().__init__("no")
+        self.response = SimpleNamespace(status_code=status, headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("headers", "wait_s"),
+    [
+        ({}, 0),
+        ({"retry-after": "7"}, 7),
+        ({"retry-after": "100000"}, 120),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0),
+        ({"ratelimit": '"api";r=0;t=55'}, 55),
+    ],
+)
+def test_the_hub_says_how_long_to_wait(headers: dict[str, str], wait_s: float):
+    assert retry_after_s(Answer(429, **headers)) == wait_s
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "kind", "words"),
+    [
+        (Answer(503), True, HubError, "HTTP 503, still after several attempts"),
+        (Answer(429), True, HubError, r"fewer requests \(HTTP 429\), still"),
+        (Answer(401), False, ModelError, "HTTP 401.*Check the token"),
+        (Answer(418), False, ModelError, "HTTP 418.*check the name, the revision and HF_ENDPOINT"),
+        (ConnectionRefusedError("refused"), True, HubError, r"does not answer \(refused\): check the network"),
+        (TimeoutError(), True, HubError, r"does not answer \(TimeoutError\)"),
+        (ValueError("<html>"), False, HubError, r"no usable answer \(ValueError: <html>\): check HF_ENDPOINT"),
+    ],
+)
+def test_errors_are_explained_and_tried_again_where_that_may_help(
+    error: Exception, expected: bool, kind: type[Exception], words: str
+):
+    explained = explain_hub_error(error, "org/m", "main")
+
+    assert is_temporary(error) is expected
+    with pytest.raises(kind, match=words):
+        raise explained
+
+
+# -- Checksums --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("digest", "is_right"),
+    [
+        ("ce013625030ba8dba906f756967f9e9ca394464a", True),  # what `git hash-object` says of "hello\n"
+        ("5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03", True),  # what `sha256sum` says
+        ("0" * 40, False),
+        ("0" * 64, False),
+        ("W_etag-of-a-mirror", True),  # nothing can be compared with it
+    ],
+)
+def test_content_is_compared_with_the_digest_of_either_kind(digest: str, is_right: bool, tmp_path: Path):
+    (tmp_path / "file").write_bytes(b"hello\n")
+
+    assert has_digest(tmp_path / "file", digest) is is_right
+    assert RemoteFile("file", 6, digest).is_verifiable is not digest.startswith("W")
