@@ -113,7 +113,17 @@ def print_plan(getting: GetModel, *, as_json: bool) -> None:
 
 
 def convert_what_needs_it(model_dir: Path, *, as_json: bool) -> None:
-    """What serving needs and the repository lacks."""
+    """Make what serving needs and the repository lacks."""
+    from tgis_cli.models.convert import convert_to_safetensors
+    from tgis_cli.models.fast_tokenizer import convert_to_fast_tokenizer, has_slow_tokenizer
+
+    endings = {path.suffix for path in model_dir.iterdir()}
+    if ".safetensors" not in endings and endings & {".bin", ".pt"}:
+        convert_to_safetensors(model_dir, as_json=as_json)
+    if has_slow_tokenizer(model_dir):
+        tell("making tokenizer.json", as_json=as_json)
+        is_trusted = os.environ.get("TRUST_REMOTE_CODE", "") == "true"
+        convert_to_fast_tokenizer(model_dir, model_dir, trust_remote_code=is_trusted)
 
 
 def finish(model_dir: Path, *, as_json: bool) -> None:

@@ -1,0 +1,455 @@
+"""PyTorch weights become safetensors: the same tensors by the same names, without running anything."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from tgis_cli.models.convert import Conversion, convert_to_safetensors
+from tgis_cli.models.torch_file import DTYPES, read_torch_file
+from tgis_server.errors import ModelError, TgisError, UsageError
+from tiny import Oracle, load, make_checkpoint, prompt_of
+
+TGIS = Path(sys.executable).parent / "tgis"
+NUM_KILLS = int(os.environ.get("TGIS_KILL_RUNS", "6"))
+
+
+def convert(directory: Path) -> Conversion:
+    return convert_to_safetensors(directory, as_json=False)
+
+
+def save(directory: Path, tensors: Any, name: str = "pytorch_model.bin", **options: Any) -> Path:
+    torch.save(tensors, directory / name, **options)
+    return directory / name
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    with safe_open(file, "pt") as opened:
+        return opened.metadata()
+
+
+def names_in(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+# -- The same tensors -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "before torch 1.6"])
+def test_every_dtype_and_shape_arrives_as_torch_would_read_it(is_zip: bool, tmp_path: Path):
+    tensors = {
+        name: torch.randint(0, 2, shape).to(getattr(torch, name))
+        for name, shape in zip(DTYPES, [(), (0,), (3,), (2, 3), (1, 2, 3, 4)] * 4, strict=False)
+        if is_zip or hasattr(torch, {"uint16": "x", "uint32": "x", "uint64": "x"}.get(name, name))
+    }
+    if not is_zip:
+        tensors = {name: tensor for name, tensor in tensors.items() if "float8" not in name}
+    source = save(tmp_path, tensors, _use_new_zipfile_serialization=is_zip)
+
+    convert(tmp_path)
+
+    found, expected = load_file(tmp_path / "model.safetensors"), torch.load(source, weights_only=True)
+    assert found.keys() == expected.keys()
+    assert all(found[name].dtype == expected[name].dtype for name in expected)
+    assert all(torch.equal(found[name].view(-1), expected[name].view(-1)) for name in expected if "8_" not in name)
+
+
+def test_views_arrive_as_what_they_show(tmp_path: Path):
+    base = torch.arange(24.0).reshape(4, 6)
+    views = {
+        "q": base[:2],
+        "k": base[2:],
+        "t": torch.randn(3, 5).T,
+        "s": torch.arange(10)[::3],
+        "p": torch.randn(2, 3, 4).permute(2, 0, 1),
+    }
+    save(tmp_path, views)
+
+    convert(tmp_path)
+
+    found = load_file(tmp_path / "model.safetensors")
+    assert {name: tensor.tolist() for name, tensor in found.items()} == {
+        name: tensor.tolist() for name, tensor in views.items()
+    }
+
+
+def test_parameters_and_buffers_of_a_module_arrive(tmp_path: Path):
+    module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    save(tmp_path, dict(module.named_parameters()) | dict(module.named_buffers()))
+
+    convert(tmp_path)
+
+    found = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in module.state_dict().items())
+
+
+def test_a_state_dict_in_a_wrapper_is_unwrapped_and_what_is_no_tensor_is_named(tmp_path: Path, capsys):
+    save(tmp_path, {"epoch": 3, "state_dict": {"w": torch.ones(2), "step": 7}})
+
+    convert(tmp_path)
+
+    assert load_file(tmp_path / "model.safetensors").keys() == {"w"}
+    assert "pytorch_model.bin: step is no tensor and is left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize("has_transformers", [True, False])
+def test_models_answer_as_before_tied_or_not(
+    tie: bool, has_transformers: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    directory = make_checkpoint(tmp_path / "model", "llama", tie_word_embeddings=tie)
+    oracle = Oracle(directory)
+    expected = oracle.generate(prompt_of(9, seed=1), 12)
+    torch.save(oracle.model.state_dict(), directory / "pytorch_model.bin")
+    (directory / "model.safetensors").unlink()
+    if not has_transformers:
+        monkeypatch.setitem(sys.modules, "transformers", None)
+
+    convert(directory)
+
+    removed = {name: kept for name, kept in read_metadata(directory / "model.safetensors").items() if name != "format"}
+    assert removed == ({"lm_head.weight": "model.embed_tokens.weight"} if tie else {})
+    monkeypatch.undo()
+    (directory / "pytorch_model.bin").unlink()
+    assert Oracle(directory).generate(prompt_of(9, seed=1), 12) == expected
+    load(directory, tmp_path).close()
+
+
+def test_an_unknown_model_keeps_the_first_name_of_a_tensor(tmp_path: Path):
+    tensor = torch.ones(4, 4)
+    save(tmp_path, {"b": tensor, "a": tensor, "c": tensor})
+
+    convert(tmp_path)
+
+    assert load_file(tmp_path / "model.safetensors").keys() == {"a"}
+    assert read_metadata(tmp_path / "model.safetensors") == {"format": "pt", "b": "a", "c": "a"}
+
+
+def test_a_part_of_a_tensor_becomes_a_tensor_of_its_own(tmp_path: Path):
+    base = torch.arange(12.0).reshape(3, 4)
+    save(tmp_path, {"base": base, "row": base[1]})
+
+    convert(tmp_path)
+
+    found = load_file(tmp_path / "model.safetensors")
+    assert found["row"].tolist() == [4, 5, 6, 7]
+
+
+def test_tensors_that_overlap_without_a_whole_are_refused(tmp_path: Path):
+    base = torch.arange(12.0)
+    save(tmp_path, {"a": base[:8], "b": base[4:]})
+
+    with pytest.raises(ModelError, match=r"a, b in .* share memory, and none of them is complete"):
+        convert(tmp_path)
+    assert names_in(tmp_path) == ["pytorch_model.bin"]
+
+
+# -- Several files ----------------------------------------------------------------------------------------------------
+
+
+def save_sharded(directory: Path, num_files: int = 3, num_bytes: int = 64) -> dict[str, torch.Tensor]:
+    weight_map, everything = {}, {}
+    for number in range(1, num_files + 1):
+        name = f"pytorch_model-{number:05}-of-{num_files:05}.bin"
+        tensors = {f"layer.{number}.weight": torch.randn(num_bytes // 4), f"layer.{number}.bias": torch.randn(3)}
+        save(directory, tensors, name)
+        weight_map |= dict.fromkeys(tensors, name)
+        everything |= tensors
+    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+    (directory / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    (directory / "config.json").write_text("{}")
+    return everything
+
+
+def read_all(directory: Path) -> dict[str, torch.Tensor]:
+    index = json.loads((directory / "model.safetensors.index.json").read_text())
+    found = {}
+    for name, file in index["weight_map"].items():
+        found[name] = load_file(directory / file)[name]
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in found.values())
+    return found
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_shards_keep_their_numbers_and_get_an_index(tmp_path: Path):
+    expected = save_sharded(tmp_path)
+
+    conversion = convert(tmp_path)
+
+    assert conversion.converted == tuple(f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3))
+    assert_same(read_all(tmp_path), expected)
+
+
+def test_shards_without_an_index_get_one(tmp_path: Path):
+    expected = save_sharded(tmp_path)
+    (tmp_path / "pytorch_model.bin.index.json").unlink()
+
+    convert(tmp_path)
+
+    assert_same(read_all(tmp_path), expected)
+
+
+def test_a_second_run_makes_what_is_missing_and_nothing_else(tmp_path: Path):
+    expected = save_sharded(tmp_path)
+    convert(tmp_path)
+    (tmp_path / "model-00002-of-00003.safetensors").unlink()
+    (tmp_path / "model.safetensors.index.json").unlink()
+    (tmp_path / ".model-00002-of-00003.safetensors.incomplete").write_bytes(b"half")
+
+    conversion = convert(tmp_path)
+
+    assert conversion.converted == ("model-00002-of-00003.safetensors",)
+    assert_same(read_all(tmp_path), expected)
+    assert not [name for name in names_in(tmp_path) if "incomplete" in name]
+
+
+def test_a_third_run_does_nothing(tmp_path: Path, capsys):
+    save_sharded(tmp_path)
+    convert(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+
+    assert convert(tmp_path).converted == ()
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+    assert "converted already" in capsys.readouterr().err
+
+
+def test_a_target_that_is_cut_off_is_made_again(tmp_path: Path):
+    save(tmp_path, {"w": torch.ones(1000)})
+    (tmp_path / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
+
+    convert(tmp_path)
+
+    assert load_file(tmp_path / "model.safetensors")["w"].sum() == 1000
+
+
+def test_files_of_a_training_run_are_left_alone(tmp_path: Path):
+    save(tmp_path, {"w": torch.ones(2)})
+    for name in ("training_args.bin", "optimizer.pt", "scheduler.pt"):
+        (tmp_path / name).write_bytes(b"code")
+
+    assert convert(tmp_path).converted == ("model.safetensors",)
+
+
+def test_a_pt_file_is_converted_under_its_name(tmp_path: Path):
+    save(tmp_path, {"w": torch.ones(2)}, "decoder.pt")
+
+    assert convert(tmp_path).converted == ("decoder.safetensors",)
+
+
+def test_nothing_to_convert_is_no_error(tmp_path: Path, capsys):
+    assert convert(tmp_path) == Conversion((), (), 0)
+    assert "there is nothing to convert" in capsys.readouterr().err
+
+
+def lose_a_shard(directory: Path) -> None:
+    save_sharded(directory)
+    (directory / "pytorch_model-00002-of-00003.bin").unlink()
+
+
+def add_an_index(directory: Path) -> None:
+    save_sharded(directory)
+    shutil.copy(directory / "pytorch_model.bin.index.json", directory / "other.bin.index.json")
+
+
+def double_a_name(directory: Path) -> None:
+    save(directory, {"w": torch.ones(2)}, "pytorch_model-1.bin")
+    save(directory, {"w": torch.ones(2)}, "pytorch_model-2.bin")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lose_a_shard, r"names pytorch_model-00002-of-00003\.bin, which is not there \(1 of 3 files are missing\)"),
+        (add_an_index, "has several indexes"),
+        (double_a_name, r"w is in model-1\.safetensors and in model-2\.safetensors"),
+    ],
+)
+def test_files_that_make_no_model_are_refused(spoil: Callable[[Path], None], sentence: str, tmp_path: Path):
+    spoil(tmp_path)
+
+    with pytest.raises(ModelError, match=sentence):
+        convert(tmp_path)
+    assert not (tmp_path / "model.safetensors.index.json").exists()
+
+
+# -- Code and damage --------------------------------------------------------------------------------------------------
+
+
+class Evil:
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_pickle_with_code_is_refused_by_name_and_the_code_is_not_run(is_zip: bool, tmp_path: Path):
+    evil = Evil(f"touch {tmp_path / 'harm'}")
+    save(tmp_path, {"w": torch.ones(2), "x": evil}, _use_new_zipfile_serialization=is_zip)
+
+    with pytest.raises(ModelError, match=r"it wants to use posix\.system when it is read"):
+        convert(tmp_path)
+    assert names_in(tmp_path) == ["pytorch_model.bin"]
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        (torch.nn.Linear(2, 2), "collections.OrderedDict|torch.nn.modules"),
+        ({"w": torch.ones(2).to_sparse()}, "_rebuild_sparse_tensor"),
+        ({"w": torch.ones(2, dtype=torch.complex128)}, "ComplexDoubleStorage"),
+        ([torch.ones(2)], "holds a list, not names and tensors"),
+        (torch.ones(2), "holds a tensor, not names and tensors"),
+        ({"step": 3}, "holds no tensors"),
+    ],
+    ids=["module", "sparse", "complex128", "list", "tensor", "numbers"],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_no_table_of_tensors_is_refused_with_the_reason(value: Any, what: str, tmp_path: Path):
+    save(tmp_path, value)
+
+    with pytest.raises(ModelError, match=what):
+        convert(tmp_path)
+    assert names_in(tmp_path) == ["pytorch_model.bin"]
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_file_cut_off_anywhere_is_refused(is_zip: bool, tmp_path: Path):
+    source = save(tmp_path, {"w": torch.ones(500), "v": torch.ones(500)}, _use_new_zipfile_serialization=is_zip)
+    whole = source.read_bytes()
+
+    for size in [0, 1, 10, *range(50, len(whole) - 1, 97), len(whole) - 1]:
+        source.write_bytes(whole[:size])
+        with pytest.raises(ModelError, match=r"is damaged, not complete, or no file of weights|wants to use"):
+            convert(tmp_path)
+    assert names_in(tmp_path) == ["pytorch_model.bin"]
+
+
+def test_bytes_changed_at_random_are_refused_or_read_but_never_run_or_crash(tmp_path: Path):
+    source = save(tmp_path, {"w": torch.ones(50), "v": torch.ones(2, 25).T}, _use_new_zipfile_serialization=False)
+    whole = source.read_bytes()
+    draw = random.Random(0)
+
+    for _ in range(2000):
+        changed = bytearray(whole)
+        changed[draw.randrange(400)] = draw.randrange(256)
+        source.write_bytes(changed)
+        try:
+            read_torch_file(source)
+        except TgisError:
+            continue
+
+
+# -- Disks, processes -------------------------------------------------------------------------------------------------
+
+
+def run_convert(directory: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [TGIS, "convert-to-safetensors", directory, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **options)
+
+
+@pytest.mark.parametrize("limit", [0, 1, 100, 4096, 300_000, 399_999])
+def test_a_disk_that_fills_up_ends_it_in_a_sentence_and_leaves_nothing(limit: int, tmp_path: Path):
+    save_sharded(tmp_path, 2, 400_000)
+    before = names_in(tmp_path)
+
+    def limit_files() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    result = run_convert(tmp_path, preexec_fn=limit_files)
+
+    assert (result.returncode, names_in(tmp_path)) == (4, before)
+    assert "No room is left in" in result.stderr
+
+
+def test_a_directory_that_cannot_be_written_is_known_before_work_begins(tmp_path: Path, monkeypatch):
+    save_sharded(tmp_path, 1)
+
+    def touch(path: Path) -> None:  # root may write where others may not
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "touch", touch)
+
+    with pytest.raises(UsageError, match=r"cannot be written \(Read-only file system\): converted files go beside"):
+        convert(tmp_path)
+
+
+def test_events_for_scripts_end_with_what_was_made(tmp_path: Path):
+    save_sharded(tmp_path, 2)
+
+    events = [json.loads(line) for line in run_convert(tmp_path, "--json").stdout.splitlines()]
+
+    assert [event["event"] for event in events] == ["plan", "file", "file", "done"]
+    assert events[-1]["converted"] == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+
+
+def test_torch_is_not_imported(tmp_path: Path):
+    save(tmp_path, {"w": torch.ones(2)})
+    (tmp_path / "config.json").write_text("{}")
+    program = (
+        "import sys; from pathlib import Path; from tgis_cli.models.convert import convert_to_safetensors as c\n"
+        "c(Path(sys.argv[1]), as_json=False); print('torch' in sys.modules)"
+    )
+
+    result = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=True)
+
+    assert result.stdout == "False\n"
+
+
+def test_two_conversions_at_once_share_the_work(tmp_path: Path):
+    expected = save_sharded(tmp_path, 2, 30_000_000)
+    command = [TGIS, "convert-to-safetensors", tmp_path]
+
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [process.communicate(timeout=60)[1] for process in both]
+
+    assert [process.returncode for process in both] == [0, 0]
+    assert sum("model-00001-of-00002.safetensors: 29 MiB" in output for output in outputs) == 1
+    assert_same(read_all(tmp_path), expected)
+
+
+def test_conversions_killed_at_random_moments_leave_nothing_wrong_and_the_next_one_completes(tmp_path: Path):
+    expected = save_sharded(tmp_path, 4, 24_000_000)
+    sources = set(names_in(tmp_path))
+    draw = random.Random(os.environ.get("TGIS_KILL_SEED", "0"))
+    for run in range(NUM_KILLS):
+        process = subprocess.Popen([TGIS, "convert-to-safetensors", tmp_path], stderr=subprocess.DEVNULL)
+        time.sleep(draw.uniform(0.15, 0.6))
+        process.kill()
+        process.wait()
+
+        for path in set(tmp_path.iterdir()) - {tmp_path / name for name in sources}:
+            if path.suffix == ".safetensors":
+                assert_same(load_file(path), {name: expected[name] for name in load_file(path)})
+            elif path.suffix == ".json":
+                assert_same(read_all(tmp_path), expected)
+            else:
+                assert path.name.startswith("."), f"run {run}"
+        if run % 2:
+            assert run_convert(tmp_path).returncode == 0
+            assert_same(read_all(tmp_path), expected)
+            assert {name for name in names_in(tmp_path) if name.startswith(".")} == set()
+            for path in set(tmp_path.iterdir()) - {tmp_path / name for name in sources}:
+                path.unlink()

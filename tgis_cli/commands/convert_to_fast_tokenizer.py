@@ -1,0 +1,39 @@
+"""``tgis convert-to-fast-tokenizer``: make the tokenizer.json that serving needs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tgis_cli.models import find_cache_dir, find_model_dir
+from tgis_cli.progress import tell
+from tgis_server.errors import UsageError
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+
+
+@app.command()
+def convert_to_fast_tokenizer(
+    model: Annotated[str, typer.Argument(help="Name in the local cache, or a directory.")],
+    revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "main",
+    output_path: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where it goes; the model's directory.", show_default=False)
+    ] = None,
+) -> None:
+    """Make tokenizer.json of a model's older tokenizer files. Needs `pip install 'tgis\\[convert]'`."""
+    from tgis_cli.models import fast_tokenizer
+
+    model_dir = find_model_dir(model, revision, find_cache_dir(os.environ)[0])
+    output_dir = output_path or model_dir
+    if not output_dir.is_dir():
+        raise UsageError(f"--output-path {output_dir} is no directory: make it first.")
+    target = output_dir / fast_tokenizer.NAME
+    if target.exists():
+        tell(f"{target} is there already", as_json=False)
+    else:
+        is_trusted = os.environ.get("TRUST_REMOTE_CODE", "") == "true"
+        fast_tokenizer.convert_to_fast_tokenizer(model_dir, output_dir, trust_remote_code=is_trusted)
+    print(target)

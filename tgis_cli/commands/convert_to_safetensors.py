@@ -1,0 +1,34 @@
+"""``tgis convert-to-safetensors``: make safetensors of a model's PyTorch weights."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from tgis_cli.models import find_cache_dir, find_model_dir
+from tgis_cli.progress import failures_told, tell
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+
+
+@app.command()
+def convert_to_safetensors(
+    model: Annotated[str, typer.Argument(help="Name in the local cache, or a directory.")],
+    revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "main",
+    json_: Annotated[bool, typer.Option("--json", help="Print events as JSON, one a line.")] = False,
+) -> None:
+    """Convert .bin and .pt files to safetensors beside them, without running code that they may contain.
+
+    Each file is compared with its source before it gets its name. What was interrupted goes on when it is run again.
+    """
+    with failures_told(as_json=json_):
+        from tgis_cli.models.convert import convert_to_safetensors as convert
+
+        model_dir = find_model_dir(model, revision, find_cache_dir(os.environ)[0])
+        conversion = convert(model_dir, as_json=json_)
+        if json_:
+            tell("converted", "done", as_json=True, model_dir=model_dir, converted=conversion.converted)
+        else:
+            print(model_dir)

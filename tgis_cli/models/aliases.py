@@ -1,0 +1,99 @@
+"""Several names for one tensor, as those of a tied head: safetensors hold each tensor once.
+
+Names of one tensor are told from views that only lie in one storage, as slices of a fused tensor do. Which name stays
+follows the original's converter: a name that the model's class ties or ignores goes first, else the alphabet decides.
+But a name that the native engine reads is never given up.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from tgis_cli.models.torch_file import StoredTensor
+from tgis_server.errors import ModelError, TgisError
+
+TIES = ("_tied_weights_keys", "_keys_to_ignore_on_load_missing", "_keys_to_ignore_on_load_unexpected")
+
+Rank = Callable[[str], tuple[Any, ...]]  # the least of several names stays
+
+
+def drop_aliases(
+    path: Path, tensors: Mapping[str, StoredTensor], rank_names: Callable[[], Rank]
+) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """One name for each tensor, and for each name that goes the one that stays.
+
+    A view that shares memory without being the same tensor becomes a tensor of its own.
+
+    Args:
+        rank_names: gives the order among the names of a tensor; asked if there are several.
+
+    Raises:
+        ModelError: tensors overlap, and none of them covers the others.
+    """
+    kept, removed = dict(tensors), dict[str, str]()
+    rank: Rank | None = None
+    for names in find_clusters(tensors):
+        members = [tensors[name] for name in names]
+        whole = min(member.start for member in members), max(member.end for member in members)
+        if not any((member.start, member.end) == whole and member.is_dense for member in members):
+            listed = ", ".join(sorted(names))
+            raise ModelError(f"{listed} in {path} share memory, and none of them is complete: save them apart.")
+        rank = rank or rank_names()
+        for name in names:
+            first = min((other for other in names if tensors[other] == tensors[name]), key=rank)
+            if name != first:
+                removed[name] = first
+                kept.pop(name)
+    return kept, removed
+
+
+def find_clusters(tensors: Mapping[str, StoredTensor]) -> list[list[str]]:
+    """Names of tensors that overlap each other, in groups."""
+    clusters: list[list[str]] = []
+    end = 0
+    by_place = sorted((name for name in tensors if tensors[name].num_bytes), key=lambda name: tensors[name].start)
+    for name in by_place:
+        if clusters and tensors[name].start < end:
+            clusters[-1].append(name)
+        else:
+            clusters.append([name])
+        end = max(end, tensors[name].end)
+    return [cluster for cluster in clusters if len(cluster) > 1]
+
+
+def rank_names(model_dir: Path) -> Rank:
+    """Which name of a tensor stays: one that the native engine reads, else one that no class ties, else the first."""
+    needed = find_needed(model_dir)
+    ties = find_ties(model_dir)
+
+    def rank(name: str) -> tuple[Any, ...]:
+        return bool(needed) and name not in needed, any(matches(name) for matches in ties), name
+
+    return rank
+
+
+def find_needed(model_dir: Path) -> set[str]:
+    """Names that the native engine reads; empty for a model that it does not know."""
+    from tgis_server.engines.native.families import parameters_of, read_spec
+
+    with suppress(TgisError):
+        return {piece.tensor for parameter in parameters_of(read_spec(model_dir)) for piece in parameter.pieces}
+    return set()
+
+
+def find_ties(model_dir: Path) -> list[Callable[[str], Any]]:
+    """What the model's class in transformers ties or ignores; nothing where that does not tell."""
+    try:
+        import transformers
+
+        config = json.loads((model_dir / "config.json").read_bytes())
+        cls = getattr(transformers, config["architectures"][0])
+        patterns = [pattern for attribute in TIES for pattern in getattr(cls, attribute, None) or ()]
+        return [re.compile(pattern).search for pattern in patterns]
+    except Exception:  # noqa: BLE001  another's code, asked for a preference only
+        return []

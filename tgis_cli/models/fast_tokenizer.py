@@ -1,0 +1,78 @@
+"""``tokenizer.json`` of a model that has only older tokenizer files, by transformers."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import uuid
+from pathlib import Path
+
+from tgis_server.errors import ModelError, UsageError
+
+NAME = "tokenizer.json"
+# One of these tells that there is a tokenizer to convert.
+SOURCES = (
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
+)
+
+
+def has_slow_tokenizer(model_dir: Path) -> bool:
+    """Whether there are files of a tokenizer, but not the one that serving needs."""
+    return not (model_dir / NAME).exists() and any((model_dir / name).exists() for name in SOURCES)
+
+
+def convert_to_fast_tokenizer(model_dir: Path, output_dir: Path, *, trust_remote_code: bool) -> Path:
+    """Make ``tokenizer.json`` in a directory that exists.
+
+    Args:
+        trust_remote_code: run code that comes with the model.
+
+    Raises:
+        ModelError: the model's tokenizer cannot be loaded or converted; what is missing is named.
+        UsageError: the directory cannot be written.
+    """
+    try:
+        from tokenizers import Tokenizer
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise ModelError(
+            f"{model_dir} has no {NAME}, and to make it transformers is needed: pip install 'tgis[convert]'."
+        ) from error
+    target = output_dir / NAME
+    with tempfile.TemporaryDirectory() as directory:
+        made = Path(directory, NAME)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                model_dir, local_files_only=True, trust_remote_code=trust_remote_code, use_fast=True
+            )
+            tokenizer.save_pretrained(directory)
+            Tokenizer.from_file(str(made))
+        except Exception as error:  # the libraries raise whatever comes
+            raise ModelError(explain(model_dir, error, is_made=made.exists())) from error
+        temporary = target.with_name(f".{NAME}.{uuid.uuid4().hex[:8]}.incomplete")
+        try:
+            temporary.write_bytes(made.read_bytes())
+            os.replace(temporary, target)
+        except OSError as error:
+            raise UsageError(
+                f"{target} cannot be written: {error.strerror}. Name another with --output-path."
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+    return target
+
+
+def explain(model_dir: Path, error: Exception, *, is_made: bool) -> str:
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+    if "trust_remote_code" in str(error):
+        return f"The tokenizer of {model_dir} needs code that comes with the model: TRUST_REMOTE_CODE=true runs it."
+    if isinstance(error, ImportError) or "sentencepiece" in str(error) or "tiktoken" in str(error):
+        return f"The tokenizer of {model_dir} needs more libraries: pip install 'tgis[convert]' ({reason})."
+    if not is_made:
+        return f"No {NAME} can be made of the tokenizer in {model_dir} ({reason}): get a model that comes with one."
+    return f"The {NAME} that was made of {model_dir} cannot be used ({reason}): get a model that comes with one."

@@ -1,0 +1,130 @@
+"""Writing a safetensors file from tensors that lie in another file, and comparing the two, in little memory.
+
+The kernel copies from file to file, so that neither the time nor the memory of a conversion is more than a copy's. The
+format: 8 bytes with the header's length (little endian), the header as JSON (name -> dtype, shape, data_offsets), then
+the data; see https://github.com/huggingface/safetensors.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import mmap
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tgis_cli.models.disk import write_all
+from tgis_cli.models.torch_file import StoredTensor
+
+CHUNK_BYTES = 16 << 20
+COMPARED_BYTES = 1 << 20  # at a time: two of them fit into a core's cache
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a file is to hold."""
+
+    source: Path
+    tensors: Mapping[str, StoredTensor]
+    metadata: Mapping[str, str]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.num_bytes for tensor in self.tensors.values())
+
+    def in_order(self) -> list[str]:
+        """Names in the order of the data: the widest first, so that all are aligned."""
+        return sorted(self.tensors, key=lambda name: (-self.tensors[name].item_bytes, name))
+
+    def make_head(self) -> bytes:
+        """The bytes before the data."""
+        header: dict[str, object] = {"__metadata__": dict(self.metadata)}
+        end = 0
+        for name in self.in_order():
+            tensor = self.tensors[name]
+            start, end = end, end + tensor.num_bytes
+            header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text
+
+
+def write_content(path: Path, content: Content, advance: Advance) -> None:
+    """Write a new file and bring it to the disk."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    with os.fdopen(descriptor, "wb", buffering=0) as file, content.source.open("rb", buffering=0) as source:
+        write_all(file, content.make_head())
+        for name in content.in_order():
+            tensor = content.tensors[name]
+            if not tensor.is_contiguous:
+                write_all(file, gather(content.source, tensor))
+                advance(tensor.num_bytes)
+                continue
+            position, end = tensor.start, tensor.start + tensor.num_bytes
+            while position < end:
+                num_bytes = os.sendfile(file.fileno(), source.fileno(), position, min(CHUNK_BYTES, end - position))
+                if num_bytes == 0:
+                    raise EOFError(f"{content.source} became shorter while it was read")
+                position += num_bytes
+                advance(num_bytes)
+        os.fsync(file.fileno())
+
+
+def find_difference(path: Path, content: Content, advance: Advance) -> str:
+    """The name of the first tensor that a file does not hold as it should; empty if it is right."""
+    head = content.make_head()
+    if path.stat().st_size != len(head) + content.num_bytes:
+        return "(the size of the file)"
+    with path.open("rb", buffering=0) as file, content.source.open("rb", buffering=0) as source:
+        if file.read(len(head)) != head:
+            return "(the header)"
+        compare = Comparison(source.fileno(), file.fileno())
+        position = len(head)
+        for name in content.in_order():
+            tensor = content.tensors[name]
+            if tensor.is_contiguous:
+                is_same = compare.ranges(tensor.start, position, tensor.num_bytes, advance)
+            else:
+                is_same = os.pread(file.fileno(), tensor.num_bytes, position) == gather(content.source, tensor)
+                advance(tensor.num_bytes)
+            if not is_same:
+                return name
+            position += tensor.num_bytes
+    return ""
+
+
+class Comparison:
+    """Compares ranges of two open files."""
+
+    def __init__(self, source: int, target: int) -> None:
+        self._files = (source, target)
+        self._buffers = [mmap.mmap(-1, COMPARED_BYTES) for _ in range(2)]
+        self._addresses = [ctypes.addressof(ctypes.c_char.from_buffer(buffer)) for buffer in self._buffers]
+
+    def ranges(self, source_start: int, target_start: int, size: int, advance: Advance) -> bool:
+        for done in range(0, size, COMPARED_BYTES):
+            num_bytes = min(COMPARED_BYTES, size - done)
+            for file, buffer, start in zip(self._files, self._buffers, (source_start, target_start), strict=True):
+                if os.preadv(file, [memoryview(buffer)[:num_bytes]], start + done) != num_bytes:
+                    return False
+            if libc.memcmp(*self._addresses, num_bytes) != 0:
+                return False
+            advance(num_bytes)
+        return True
+
+
+def gather(source: Path, tensor: StoredTensor) -> bytes:
+    """The data of a tensor whose elements do not lie in order, in order."""
+    import numpy
+
+    span = numpy.memmap(source, numpy.uint8, "r", tensor.start, (tensor.end - tensor.start,))
+    shape = (*tensor.shape, tensor.item_bytes)
+    strides = (*(stride * tensor.item_bytes for stride in tensor.strides), 1)
+    return numpy.lib.stride_tricks.as_strided(span, shape, strides, writeable=False).tobytes()
