@@ -561,11 +561,11 @@ VALUES = {
     failures.MODEL_TOO_LARGE: "m needs 15.0 GiB on each shard (2.0 GiB weights, 3.0 GiB for a step, 10.0 GiB for one "
     "sequence of 160 tokens), but 1.0 GiB",
     failures.KV_CACHE_TOO_LARGE: "asks for 9.0 GiB per shard, but only 922 MiB",
-    failures.SEQUENCE_TOO_LONG: "of 160 tokens needs 10.0 GiB for keys and values on each shard, but only 0 KiB are "
+    failures.SEQUENCE_TOO_LONG: "of 160 tokens needs 10.0 GiB for keys and values on each shard, but only 0 B are "
     "available: use --max-sequence-length 2",
     failures.STEP_TOO_LARGE: "Step 3 with 7 tokens of 1 sequences",
     failures.GPU_OUT_OF_MEMORY: "it asked for 2.00 GiB while 1.25 GiB of 79.15 GiB were free;",
-    failures.SHARED_MEMORY_FULL: "which has 64 MiB, 0 KiB of them free",
+    failures.SHARED_MEMORY_FULL: "which has 64 MiB, 0 B of them free",
     failures.CRASHED: "shard-1 crashed with SIGSEGV at an unknown place: its last lines are in the run directory;",
     failures.FILE_FORBIDDEN: f"/no/such/file cannot be opened by user {os.getuid()} (Permission denied, at ",
     failures.MISSING_PACKAGE: "package no_such_package is not installed beside /",

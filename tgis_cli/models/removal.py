@@ -16,7 +16,6 @@ from tgis_cli.models.locks import lock_directory
 from tgis_server.errors import ModelError, UsageError
 from tgis_server.sizes import format_bytes
 
-
 TRASH = ".removed-"
 
 

@@ -38,6 +38,7 @@ class TensorInfo:
     file: Path
     dtype: str  # as the header spells it
     shape: tuple[int, ...]
+    num_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +77,7 @@ def inspect_checkpoint(model_dir: Path, spec: DecoderSpec, num_shard: int) -> Ch
         UsageError: ``num_shard`` does not divide the model.
     """
     check_num_shard(spec, num_shard)
-    found: dict[str, TensorInfo] = {}
-    for file in find_files(model_dir):
-        found.update(read_header(file))
+    found = read_tensors(model_dir)
     parameters = tuple(parameters_of(spec))
     needed: dict[str, TensorInfo] = {}
     elements: dict[str, int] = {}
@@ -112,6 +111,18 @@ def check_num_shard(spec: DecoderSpec, num_shard: int) -> None:
             mlp=spec.intermediate_size,
             valid=", ".join(map(str, valid_num_shards(spec))),
         )
+
+
+def read_tensors(model_dir: Path) -> dict[str, TensorInfo]:
+    """Everything that the model's safetensors files hold, whether an engine knows it or not.
+
+    Raises:
+        ModelError: a file is missing or truncated.
+    """
+    found: dict[str, TensorInfo] = {}
+    for file in find_files(model_dir):
+        found.update(read_header(file))
+    return found
 
 
 def find_files(model_dir: Path) -> list[Path]:
@@ -152,11 +163,11 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     try:
         entries: dict[str, Any] = json.loads(raw)
         entries.pop("__metadata__", None)
-        infos = {
-            name: TensorInfo(file, str(entry["dtype"]), tuple(map(int, entry["shape"])))
-            for name, entry in entries.items()
-        }
-        end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
+        infos, end = {}, 0
+        for name, entry in entries.items():
+            start, stop = map(int, entry["data_offsets"])
+            infos[name] = TensorInfo(file, str(entry["dtype"]), tuple(map(int, entry["shape"])), stop - start)
+            end = max(end, stop)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise failures.WEIGHTS_NO_HEADER.error(file=file) from error
     if size != 8 + length + end:

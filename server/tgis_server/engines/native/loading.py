@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 
 from tgis_server import cgroup
 from tgis_server.engines.api import Capacity, ModelFacts, Progress
-from tgis_server.engines.native.checkpoint import ITEM_BYTES, Checkpoint, inspect_checkpoint
+from tgis_server.engines.native.checkpoint import inspect_checkpoint
 from tgis_server.engines.native.families import read_spec
 from tgis_server.engines.native.kv_cache import KvCache
-from tgis_server.engines.native.memory import (
-    KvBudget,
-    MemoryRequest,
-    check_fits,
-    decide_kv_budget,
-    free_gpu_bytes,
-    step_bytes,
-)
+from tgis_server.engines.native.memory import KvBudget, MemoryRequest, free_gpu_bytes, rank_memory
 from tgis_server.engines.native.models.decoder import Decoder, pack_weights
 from tgis_server.engines.native.ops import select_ops
 from tgis_server.engines.native.parallel import Group, ShardGroup, SoloGroup
@@ -58,10 +53,8 @@ def load(run: Run, rank: int, progress: Progress) -> Loaded:
         torch.cuda.set_device(device)
     elif run.shard_threads > 0:
         torch.set_num_threads(run.shard_threads)
-    request = _memory_request(run, checkpoint, rank)
-    room = _step_bytes(run, spec)
-    what = f"{run.model_id} in {run.dtype}"
-    check_fits(request, _free_bytes(run), _resident_bytes(run, checkpoint, rank), room, what)
+    memory = rank_memory(run, checkpoint, rank)
+    memory.check(_free_bytes(run))
 
     # 2. The other ranks
     group: Group = SoloGroup()
@@ -73,13 +66,13 @@ def load(run: Run, rank: int, progress: Progress) -> Loaded:
     ops = select_ops(device, dtype)
     progress(PHASE, 0, 0)
     weights, weight_bytes = pack_weights(spec, read_parameters(checkpoint, rank, dtype, device, progress), ops)
+    _return_freed_memory()
 
     # 4. Keys and values take what is left, the same on every rank
     progress("allocating", 0, 0)
     # Every rank has read its weights before any measures: ranks of one CPU host draw on the same memory.
     group.smallest(0)
-    budget = decide_kv_budget(request, max(0, _free_bytes(run) - room))
-    budget = _agree(group, budget, request)
+    budget = _agree(group, memory.divide(_free_bytes(run)), memory.request)
     rope_table = build_table(spec.rope, budget.max_sequence_length, dtype, device)
     num_kv_heads = len(kv_heads_of(spec, rank, run.num_shard))
     cache = KvCache(
@@ -107,20 +100,6 @@ def load(run: Run, rank: int, progress: Progress) -> Loaded:
     )
 
 
-def _memory_request(run: Run, checkpoint: Checkpoint, rank: int) -> MemoryRequest:
-    config = run.config
-    return MemoryRequest(
-        device=run.device,
-        block_bytes=checkpoint.kv_bytes_per_token(rank, run.dtype) * config.kv_block_size,
-        block_size=config.kv_block_size,
-        max_sequence_length=run.max_sequence_length,
-        is_explicit=run.is_max_sequence_length_explicit,
-        kv_cache_memory=config.kv_cache_memory,
-        max_batch_size=config.max_batch_size,
-        margin_percent=config.batch_safety_margin,
-    )
-
-
 def _free_bytes(run: Run) -> int:
     """What this rank may take. Ranks on one CPU host share its memory evenly."""
     if run.device == "cuda":
@@ -128,25 +107,10 @@ def _free_bytes(run: Run) -> int:
     return cgroup.available_bytes() // run.num_shard
 
 
-def _resident_bytes(run: Run, checkpoint: Checkpoint, rank: int) -> int:
-    """Weights as they are held: on a CPU a tied head is a second, prepacked copy of the embedding."""
-    weight_bytes = checkpoint.weight_bytes(rank, run.dtype)
-    spec = checkpoint.spec
-    if run.device == "cpu" and spec.is_head_tied:
-        weight_bytes += spec.vocab_size * spec.hidden_size * ITEM_BYTES[run.dtype] // run.num_shard
-    return weight_bytes
-
-
-def _step_bytes(run: Run, spec: DecoderSpec) -> int:
-    return step_bytes(
-        num_tokens=run.max_batch_tokens,
-        num_rows=run.config.max_batch_size,
-        hidden_size=spec.hidden_size,
-        intermediate_size=spec.intermediate_size // run.num_shard,
-        qkv_size=(spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim // run.num_shard,
-        vocab_size=spec.vocab_size,
-        item_bytes=ITEM_BYTES[run.dtype],
-    )
+def _return_freed_memory() -> None:
+    """Give the kernel back what packing has freed: in float32 the C library keeps a seventh of the weights' size."""
+    with suppress(OSError, AttributeError):  # not the GNU C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _agree(group: Group, budget: KvBudget, request: MemoryRequest) -> KvBudget:

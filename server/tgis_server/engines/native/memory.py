@@ -1,13 +1,19 @@
 """How much memory there is, and what becomes of it: weights, room for a step, the rest for keys and values.
 
-Decisions are plain arithmetic on numbers that the caller measured; torch is imported only to ask a GPU.
+Decisions are plain arithmetic on numbers that the caller measured or states; torch is imported only to ask a GPU. A
+shard that loads and ``tgis plan``, which only predicts, call the same functions.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from tgis_server import failures
+from tgis_server import cgroup, failures
+from tgis_server.engines.native.checkpoint import ITEM_BYTES, Checkpoint
+from tgis_server.engines.native.parameters import padded_vocab_rows
+from tgis_server.engines.native.spec import DecoderSpec
+from tgis_server.run import Run
 from tgis_server.sizes import format_bytes
 
 GIB = 1 << 30
@@ -17,6 +23,13 @@ CPU_USABLE_SHARE = 0.9  # the rest is left to the process itself and its neighbo
 SHORTEST_SEQUENCE = 2  # one token of prompt, one of output
 
 GATHERED_BYTES = 256 << 20  # attention's copies of keys and values, and its masks
+
+# Any of these sets of instructions lets oneDNN keep linear weights of a format in its own layout, as torch checks it
+# (ATen/native/mkldnn/Utils.h). float32 needs none.
+PACKING_FLAGS = {
+    "bfloat16": ({"avx_ne_convert"}, {"avx512bw", "avx512vl", "avx512dq"}, {"bf16"}),  # the last is ARM's
+    "float16": ({"avx_ne_convert"}, {"avx512_fp16"}),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +53,68 @@ class KvBudget:
     num_blocks: int
     max_sequence_length: int
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RankMemory:
+    """What one rank holds and needs, as far as it is known before anything is read."""
+
+    what: str  # model and number format, for errors
+    weight_bytes: int  # as they are held
+    step_bytes: int
+    request: MemoryRequest
+
+    def check(self, free_bytes: int) -> None:
+        """See :func:`check_fits`; ``free_bytes`` is before loading."""
+        check_fits(self.request, free_bytes, self.weight_bytes, self.step_bytes, self.what)
+
+    def divide(self, free_bytes: int) -> KvBudget:
+        """See :func:`decide_kv_budget`; ``free_bytes`` is beside the weights."""
+        return decide_kv_budget(self.request, max(0, free_bytes - self.step_bytes))
+
+
+def rank_memory(run: Run, checkpoint: Checkpoint, rank: int) -> RankMemory:
+    """The needs of a rank of ``run``, whose number of shards is the checkpoint's."""
+    config, spec = run.config, checkpoint.spec
+    request = MemoryRequest(
+        device=run.device,
+        block_bytes=checkpoint.kv_bytes_per_token(rank, run.dtype) * config.kv_block_size,
+        block_size=config.kv_block_size,
+        max_sequence_length=run.max_sequence_length,
+        is_explicit=run.is_max_sequence_length_explicit,
+        kv_cache_memory=config.kv_cache_memory,
+        max_batch_size=config.max_batch_size,
+        margin_percent=config.batch_safety_margin,
+    )
+    room = step_bytes(
+        num_tokens=run.max_batch_tokens,
+        num_rows=config.max_batch_size,
+        hidden_size=spec.hidden_size,
+        intermediate_size=spec.intermediate_size // run.num_shard,
+        qkv_size=(spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim // run.num_shard,
+        vocab_size=spec.vocab_size,
+        item_bytes=ITEM_BYTES[run.dtype],
+    )
+    weights = checkpoint.weight_bytes(rank, run.dtype) + head_copy_bytes(spec, run)
+    return RankMemory(f"{run.model_id} in {run.dtype}", weights, room, request)
+
+
+def head_copy_bytes(spec: DecoderSpec, run: Run) -> int:
+    """A tied head is the embedding itself, but on a CPU that packs linear weights it is a packed copy."""
+    if not spec.is_head_tied or run.device != "cpu" or not cpu_packs(run.dtype):
+        return 0
+    return padded_vocab_rows(spec.vocab_size, run.num_shard) * spec.hidden_size * ITEM_BYTES[run.dtype]
+
+
+def cpu_packs(dtype: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether linear weights are packed on this CPU: what ``ops/linear.py`` finds out by trying, without torch."""
+    if dtype not in PACKING_FLAGS:
+        return True
+    for line in cgroup.read_text(cpuinfo).splitlines():
+        name, _, flags = line.partition(":")
+        if name.strip().lower() in ("flags", "features"):
+            return any(needed.issubset(flags.split()) for needed in PACKING_FLAGS[dtype])
+    return True
 
 
 def decide_kv_budget(request: MemoryRequest, free_bytes: int) -> KvBudget:
@@ -122,8 +197,12 @@ def step_bytes(
 
 
 def free_gpu_bytes(index: int, fraction: float) -> int:
-    """Free memory of a GPU, less the share of it that this process may not use."""
+    """Ask the GPU; see :func:`usable_gpu_bytes`."""
     import torch
 
-    free, total = torch.cuda.mem_get_info(index)
-    return max(0, int(free - total * (1 - fraction)))
+    return usable_gpu_bytes(*torch.cuda.mem_get_info(index), fraction)
+
+
+def usable_gpu_bytes(free_bytes: int, total_bytes: int, fraction: float) -> int:
+    """Free memory of a GPU, less the share of it that a process may not use."""
+    return max(0, int(free_bytes - total_bytes * (1 - fraction)))

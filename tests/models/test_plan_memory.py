@@ -1,0 +1,62 @@
+"""What a plan predicts is what loading takes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from memory_worker import measure_ranks
+from tgis_cli.machine import Machine, probe_machine
+from tgis_cli.models.remote_headers import write_converted_header
+from tgis_cli.plan.fit import fit_shards
+from tgis_server.engines.native.checkpoint import inspect_checkpoint
+from tgis_server.engines.native.families import read_spec
+from tgis_server.engines.native.memory import PACKING_FLAGS, cpu_packs
+from tgis_server.engines.native.ops.linear import can_prepack
+from tiny import BASE, make_run
+
+CONFIG = {
+    **BASE,
+    "model_type": "llama",
+    "vocab_size": 16000,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+}
+KV_BYTES = 64 << 20
+
+
+@pytest.fixture(scope="module")
+def machine() -> Machine:
+    return probe_machine({"CUDA_VISIBLE_DEVICES": ""})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "is_tied", "num_shard"),
+    [("float32", False, 1), ("float32", True, 2), ("bfloat16", False, 2), ("bfloat16", True, 1)],
+)
+def test_weights_and_kv_cache_are_predicted_within_5_percent(
+    dtype: str, is_tied: bool, num_shard: int, machine: Machine, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"tie_word_embeddings": is_tied}))
+    write_converted_header(tmp_path)  # all weights are zeros, which fill memory like others
+    run = make_run(tmp_path, tmp_path, dtype=dtype, num_shard=num_shard, kv_cache_memory=KV_BYTES)
+
+    fit = fit_shards(run, machine, inspect_checkpoint(tmp_path, read_spec(tmp_path), num_shard))
+    measured = measure_ranks(run)
+
+    for weight_bytes, kv_bytes, num_blocks in measured:
+        print(f"weights {fit.weight_bytes / weight_bytes:.3f}, keys and values {fit.kv_bytes / kv_bytes:.3f}")
+        assert num_blocks == fit.num_blocks
+        assert fit.weight_bytes == pytest.approx(weight_bytes, rel=0.05)
+        assert fit.kv_bytes == pytest.approx(kv_bytes, rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", ["float32", *PACKING_FLAGS])
+def test_packing_is_foreseen_without_torch(dtype: str) -> None:
+    assert cpu_packs(dtype) == can_prepack(getattr(torch, dtype))

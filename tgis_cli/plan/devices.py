@@ -1,0 +1,93 @@
+"""The devices that a plan is for: this machine's, or those that ``--gpu`` and ``--cpu`` state."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass, replace
+
+from tgis_cli.machine import Gpu, Machine
+from tgis_server.config import ServeConfig, parse_bytes
+from tgis_server.errors import UsageError
+from tgis_server.sizes import GIB, format_bytes
+
+# GiB that CUDA can allocate on each, which is less than the name says: ECC and firmware take their part.
+GPU_GIB = {
+    "T4": 14.6,
+    "V100-16": 15.8,
+    "V100-32": 31.7,
+    "A10": 22.0,
+    "A10G": 22.0,
+    "L4": 22.0,
+    "A100-40": 39.4,
+    "A40": 44.4,
+    "L40": 44.4,
+    "L40S": 44.4,
+    "A6000": 47.4,
+    "A100-80": 79.1,
+    "H100": 79.1,
+    "H200": 139.7,
+    "B200": 178.3,
+}
+STATED_GPUS = 8  # tried where --gpu says no number
+MIN_BYTES = 1 << 20  # below it, somebody has forgotten the unit
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """Where the model shall run."""
+
+    machine: Machine
+    stated: str = ""  # as the user named them; empty: this machine's own
+
+
+def read_devices(gpu: str | None, cpu: str | None, config: ServeConfig, machine: Machine) -> Devices:
+    """What the options state, in the place of what this machine has.
+
+    Raises:
+        UsageError: they cannot be understood, or contradict other options.
+    """
+    if gpu is not None and cpu is not None:
+        raise UsageError("--gpu and --cpu contradict each other: leave one out.")
+    if cpu is not None:
+        free_bytes = read_size("--cpu", cpu, "a size such as 64GiB")
+        machine = replace(machine, gpus=(), gpu_problem="", free_bytes=free_bytes, limit_bytes=None)
+        return Devices(machine, f"a CPU with {format_bytes(free_bytes)} free")
+    if gpu is None:
+        return Devices(machine)
+    if config.device == "cpu":
+        raise UsageError("--gpu and --device cpu contradict each other: leave one out.")
+    name, count = read_gpu(gpu)
+    num_shard = config.num_shard or config.num_gpus or 1
+    if count and num_shard > count:
+        raise UsageError(f"--num-shard {num_shard} needs as many GPUs, but --gpu {gpu} states {count}.")
+    size = known_gpu_bytes(name) or read_size("--gpu", name, f"a size such as 80GiB, or one of {', '.join(GPU_GIB)}")
+    gpus = tuple(Gpu(str(index), name, size, size) for index in range(count or max(num_shard, STATED_GPUS)))
+    stated = f"{f'{count} ' if count else ''}GPU{'s' if count != 1 else ''} of {format_bytes(size)}"
+    return Devices(replace(machine, gpus=gpus, gpu_problem="", driver="", torch_has_cuda=True), stated)
+
+
+def read_gpu(text: str) -> tuple[str, int]:
+    """``80GiB``, ``H100``, ``L4x2`` or ``2xL4``: size or name, and how many; 0 = as many as are needed."""
+    number = r"[1-9]\d{0,2}"
+    found = re.fullmatch(rf"(?:({number})\s*[x*]\s*)?(.+?)(?:\s*[x*]\s*({number}))?", text.strip(), re.IGNORECASE)
+    return (found[2], int(found[1] or found[3] or 0)) if found else (text, 0)
+
+
+def known_gpu_bytes(name: str) -> int:
+    """The memory of a GPU by its name, however it is spelled; 0 if it is not in the table."""
+    key = re.sub(r"nvidia|tesla|rtx|[-_\s]|gi?b$", "", name.lower())
+    sizes = {known.lower().replace("-", ""): gib for known, gib in GPU_GIB.items()}
+    return int(sizes.get(key, 0) * GIB)
+
+
+def read_size(flag: str, text: str, accepted: str) -> int:
+    try:
+        size = parse_bytes(text)
+    except (ValueError, OverflowError):
+        size = 0
+    if size < MIN_BYTES:
+        close = difflib.get_close_matches(text.upper(), GPU_GIB, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise UsageError(f"{flag} is {text!r}{hint}, but must be {accepted}.")
+    return size

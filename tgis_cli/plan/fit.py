@@ -1,0 +1,146 @@
+"""How a model and its keys and values fit on so many shards. Pure: a run, facts about a machine, and a checkpoint.
+
+Everything about memory is decided by ``tgis_server.engines.native.memory``, which decides for a shard that loads too.
+What is predicted here is only what a shard will find free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tgis_cli.machine import Machine
+from tgis_cli.machine.preflight import check_memory
+from tgis_server.engines.native.checkpoint import Checkpoint
+from tgis_server.engines.native.memory import RankMemory, rank_memory, usable_gpu_bytes
+from tgis_server.engines.native.parameters import valid_num_shards
+from tgis_server.errors import NotEnoughDevices
+from tgis_server.run import Run
+
+MIB = 1 << 20
+# Taken by a shard before it loads, or by its neighbours: not yet gone when a plan asks what is free.
+CUDA_CONTEXT_BYTES = 560 * MIB  # with torch's kernels and cuBLAS; 400 to 650, by GPU and driver
+NCCL_BYTES = 400 * MIB  # buffers of its channels, where shards talk to each other
+CPU_PROCESS_BYTES = 200 * MIB  # 160 with torch imported, and the front-end
+
+MAX_COMPARED_SHARDS = 8
+TYPICAL_LENGTHS = (4096, 1024)
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What a number of shards comes to. Bytes are those of one shard, the poorest where they differ."""
+
+    num_shard: int
+    weights_by_rank: tuple[int, ...]  # bytes, as they are held
+    step_bytes: int
+    free_bytes: int  # before loading
+    kv_bytes_per_token: int
+    block_size: int
+    max_batch_size: int
+    num_blocks: int = 0  # 0: it does not fit
+    max_sequence_length: int = 0
+    notes: tuple[str, ...] = ()
+    problem: NotEnoughDevices | None = None  # why a start would fail
+
+    @property
+    def weight_bytes(self) -> int:
+        """On the shard that holds most."""
+        return max(self.weights_by_rank)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens whose keys and values have room, of all sequences together."""
+        return self.num_blocks * self.block_size
+
+    @property
+    def kv_bytes(self) -> int:
+        return self.num_tokens * self.kv_bytes_per_token
+
+    def num_sequences(self, length: int) -> int:
+        """How many of them run at once when each is so long; 0 if one is too long."""
+        if not 0 < length <= self.max_sequence_length:
+            return 0
+        return min(self.max_batch_size, self.num_blocks // -(-length // self.block_size))
+
+    @property
+    def sequences(self) -> dict[int, int]:
+        """Sequences at once by their length: the longest, and typical ones."""
+        lengths = (self.max_sequence_length, *(n for n in TYPICAL_LENGTHS if n < self.max_sequence_length))
+        return {length: self.num_sequences(length) for length in lengths if length}
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "num_shard": self.num_shard,
+            "fits": self.problem is None,
+            "weight_bytes": self.weight_bytes,
+            "weight_bytes_by_rank": self.weights_by_rank,
+            "step_bytes": self.step_bytes,
+            "free_bytes": self.free_bytes,
+            "kv_bytes_per_token": self.kv_bytes_per_token,
+            "kv_bytes": self.kv_bytes,
+            "kv_blocks": self.num_blocks,
+            "kv_tokens": self.num_tokens,
+            "max_sequence_length": self.max_sequence_length,
+            "sequences": self.sequences,
+            "notes": self.notes,
+            "problem": str(self.problem) if self.problem else None,
+        }
+
+
+def fit_shards(run: Run, machine: Machine, checkpoint: Checkpoint) -> Fit:
+    """What a start of ``run`` would find and decide. Its number of shards divides the model."""
+    checkpoint = replace(checkpoint, num_shard=run.num_shard)
+    ranks = [rank_memory(run, checkpoint, rank) for rank in range(run.num_shard)]
+    free = [free_before_loading(run, machine, rank) for rank in range(run.num_shard)]
+    fit = Fit(
+        num_shard=run.num_shard,
+        weights_by_rank=tuple(rank.weight_bytes for rank in ranks),
+        step_bytes=max(rank.step_bytes for rank in ranks),
+        free_bytes=min(free),
+        kv_bytes_per_token=max(rank.request.block_bytes for rank in ranks) // run.config.kv_block_size,
+        block_size=run.config.kv_block_size,
+        max_batch_size=run.config.max_batch_size,
+    )
+    try:
+        check_memory(run, machine, checkpoint)
+        return divide(fit, ranks, free)
+    except NotEnoughDevices as error:
+        return replace(fit, problem=error)
+
+
+def divide(fit: Fit, ranks: list[RankMemory], free: list[int]) -> Fit:
+    """The poorest rank decides for all, as it does after loading."""
+    for rank, free_bytes in zip(ranks, free, strict=True):
+        rank.check(free_bytes)
+    budgets = [rank.divide(free_bytes - rank.weight_bytes) for rank, free_bytes in zip(ranks, free, strict=True)]
+    poorest = min(budgets, key=lambda budget: (budget.num_blocks, budget.max_sequence_length))
+    return replace(
+        fit,
+        num_blocks=poorest.num_blocks,
+        max_sequence_length=poorest.max_sequence_length,
+        notes=poorest.notes,
+    )
+
+
+def free_before_loading(run: Run, machine: Machine, rank: int) -> int:
+    """What a rank will find free when it begins to load."""
+    if run.device == "cpu":
+        return max(0, machine.free_bytes // run.num_shard - CPU_PROCESS_BYTES)
+    gpu = machine.gpus[rank]
+    if not gpu.total_bytes:
+        raise NotEnoughDevices(f"The memory of {gpu} is not known here: state it, as in --gpu 80GiB.")
+    context = CUDA_CONTEXT_BYTES + (NCCL_BYTES if run.num_shard > 1 else 0)
+    return usable_gpu_bytes(gpu.free_bytes - context, gpu.total_bytes, run.config.cuda_process_memory_fraction)
+
+
+def compare_shards(run: Run, machine: Machine, checkpoint: Checkpoint) -> Iterator[Fit]:
+    """Every number of shards that divides the model and is not more than the GPUs; on a CPU only the run's own."""
+    if run.device == "cpu":
+        yield fit_shards(run, machine, checkpoint)
+        return
+    most = min(len(machine.gpus), max(MAX_COMPARED_SHARDS, run.num_shard))
+    for num_shard in valid_num_shards(checkpoint.spec):
+        if num_shard <= most:
+            yield fit_shards(replace(run, num_shard=num_shard), machine, checkpoint)

@@ -1,0 +1,170 @@
+"""A plan as a whole: what the model is, how it fits, and what a start would choose."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tgis_cli.models.disk import check_disk, free_disk_bytes
+from tgis_cli.plan.devices import Devices
+from tgis_cli.plan.fit import Fit, compare_shards
+from tgis_cli.plan.source import Source
+from tgis_cli.resolve import Resolved, resolve
+from tgis_cli.resources import GPU_LISTS
+from tgis_server.config import LoadedConfig
+from tgis_server.engines.native.checkpoint import DTYPES, TensorInfo, read_tensors
+from tgis_server.engines.native.families import read_spec
+from tgis_server.engines.native.parameters import valid_num_shards
+from tgis_server.engines.native.spec import DecoderSpec
+from tgis_server.errors import ModelError, NotEnoughDevices, TgisError
+
+ABOUT_THIS_MACHINE = ("model_dir", "tokenization_workers", "shard_threads", "shard_cpus")
+ABOUT_FILES_HERE = ("model_dir",)
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What the headers say."""
+
+    num_parameters: int
+    num_bytes: int
+    num_files: int
+    bytes_by_dtype: dict[str, int]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, TensorInfo]) -> Weights:
+        by_dtype: dict[str, int] = {}
+        for info in tensors.values():
+            dtype = DTYPES.get(info.dtype, info.dtype)
+            by_dtype[dtype] = by_dtype.get(dtype, 0) + info.num_bytes
+        return cls(
+            sum(math.prod(info.shape) for info in tensors.values()),
+            sum(by_dtype.values()),
+            len({info.file for info in tensors.values()}),
+            by_dtype,
+        )
+
+
+@dataclass(slots=True)
+class Report:
+    """Filled as far as there is something to tell."""
+
+    source: Source
+    devices: Devices
+    weights: Weights | None = None
+    spec: DecoderSpec | None = None  # None: no engine serves the model
+    resolved: Resolved | None = None
+    fits: list[Fit] = field(default_factory=list)  # by number of shards; empty if no engine serves the model
+    chosen: Fit | None = None
+    problem: TgisError | None = None  # why a start would fail
+
+    @property
+    def free_disk_bytes(self) -> int | None:
+        """Where a download would go."""
+        return free_disk_bytes(self.source.cache_dir) if self.source.cache_dir else None
+
+    @property
+    def inferred(self) -> dict[str, dict[str, Any]]:
+        """What a start would choose, but nothing about a machine or files that are not the ones here."""
+        found = self.resolved.inferred() if self.resolved else {}
+        left_out = ABOUT_THIS_MACHINE if self.devices.stated else ABOUT_FILES_HERE if self.source.is_stand_in else ()
+        return {name: entry for name, entry in found.items() if name not in left_out}
+
+    @property
+    def verdict(self) -> str:
+        if self.problem is not None:
+            return "does not fit" if isinstance(self.problem, NotEnoughDevices) else "does not start"
+        return "fits with shorter sequences" if self.chosen and self.chosen.notes else "fits"
+
+    @property
+    def fewest_shards(self) -> int | None:
+        """The smallest number of shards that fits."""
+        return next((fit.num_shard for fit in self.fits if fit.problem is None), None)
+
+    def as_dict(self) -> dict[str, Any]:
+        source, weights, spec = self.source, self.weights, self.spec
+        return {
+            "verdict": self.verdict,
+            "problem": str(self.problem) if self.problem else None,
+            "model": source.model,
+            "where": source.where,
+            "must_convert": source.must_convert,
+            "family": spec.family if spec else None,
+            "num_parameters": weights.num_parameters if weights else None,
+            "weights": {
+                "num_bytes": weights.num_bytes,
+                "num_files": weights.num_files,
+                "bytes_by_dtype": weights.bytes_by_dtype,
+            }
+            if weights
+            else None,
+            "disk": {
+                "num_bytes": source.num_bytes,
+                "download_bytes": source.missing_bytes,
+                "free_bytes": self.free_disk_bytes,
+            },
+            "valid_num_shards": valid_num_shards(spec) if spec else [],
+            "fewest_shards": self.fewest_shards,
+            "devices": self.devices.stated or "this machine",
+            "chosen": self.chosen.as_dict() if self.chosen else None,
+            "compared": [fit.as_dict() for fit in self.fits],
+            "inferred": self.inferred,
+            "warnings": self.resolved.warnings if self.resolved else (),
+        }
+
+
+def make_report(source: Source, devices: Devices, loaded: LoadedConfig, environ: Mapping[str, str]) -> Report:
+    """Everything that can be told; what ends it early becomes ``problem``."""
+    report = Report(source, devices)
+    try:
+        fill(report, loaded, environ)
+    except TgisError as error:
+        report.problem = name_model(error, source)
+    return report
+
+
+def fill(report: Report, loaded: LoadedConfig, environ: Mapping[str, str]) -> None:
+    source, devices = report.source, report.devices
+    with suppress(ModelError):  # what is wrong with the model is told below, as a start tells it
+        report.weights = Weights.of(read_tensors(source.model_dir))
+    with suppress(ModelError):
+        report.spec = read_spec(source.model_dir)
+    if devices.stated:
+        environ = {name: value for name, value in environ.items() if name not in GPU_LISTS}
+    config = replace(loaded.config, rehearse=False)  # which would need nothing at all
+    if source.is_stand_in:
+        config = replace(config, model_name=str(source.model_dir))
+    loaded = replace(loaded, config=config)
+    report.resolved = resolve_as(loaded, environ, report)
+    checkpoint = report.resolved.checkpoint
+    assert checkpoint is not None, "only a rehearsal has none"
+    report.fits = list(compare_shards(report.resolved.run, devices.machine, checkpoint))
+    is_given = any(loaded.origins[name] != "default" for name in ("num_shard", "num_gpus"))
+    if devices.stated and not is_given and report.fewest_shards is not None and devices.machine.gpus:
+        config = replace(config, num_shard=report.fewest_shards)
+        origins = {**loaded.origins, "num_shard": "the fewest that hold it"}
+        report.resolved = resolve_as(replace(loaded, config=config, origins=origins), environ, report)
+    num_shard = report.resolved.run.num_shard
+    report.chosen = next(fit for fit in report.fits if fit.num_shard == num_shard)
+    if report.chosen.problem is not None:
+        raise report.chosen.problem
+    if source.cache_dir is not None and not devices.stated:
+        check_disk(source.cache_dir, source.missing_bytes, source.model)
+
+
+def resolve_as(loaded: LoadedConfig, environ: Mapping[str, str], report: Report) -> Resolved:
+    """What a start would choose, in words of what the user has said."""
+    source, devices = report.source, report.devices
+    resolved = resolve(loaded, environ, devices.machine)
+    reasons = dict(resolved.reasons)
+    if devices.stated and loaded.config.device == "auto":
+        reasons["device"] = f"stated: {devices.stated}"
+    return replace(resolved, run=replace(resolved.run, model_id=source.model), reasons=reasons)
+
+
+def name_model(error: TgisError, source: Source) -> TgisError:
+    """The user knows nothing of the directory that stands for the model."""
+    return type(error)(str(error).replace(str(source.model_dir), source.model)) if source.is_stand_in else error

@@ -1,0 +1,119 @@
+"""A plan for people: sections of aligned lines, as wide as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from tgis_cli.plan.fit import Fit
+from tgis_cli.plan.report import Report
+from tgis_cli.resolve import format_value
+from tgis_cli.resources import count
+from tgis_server.engines.native.parameters import valid_num_shards
+from tgis_server.engines.native.spec import DecoderSpec
+from tgis_server.sizes import format_bytes
+
+MAX_LISTED = 8
+
+
+def describe(report: Report) -> Iterator[str]:
+    """All lines but the problem, which is told on stderr."""
+    yield f"{report.source.model} ({report.source.where})"
+    yield from align(describe_model(report))
+    if report.fits:
+        yield ""
+        yield f"Memory of each shard, on {report.devices.stated or 'this machine'}"
+        yield from describe_fits(report)
+    if report.inferred:
+        yield ""
+        yield "What `tgis launch` would choose, and why"
+        yield from align(
+            (name, format_value(entry["value"]), entry["reason"]) for name, entry in report.inferred.items()
+        )
+    if conclusion := list(conclude(report)):
+        yield ""
+        yield from conclusion
+
+
+def align(rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Columns, the last of which may have any width."""
+    rows = list(rows)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    for row in rows:
+        *cells, last = row
+        yield "  " + "  ".join([*(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)), last])
+
+
+def describe_model(report: Report) -> Iterator[tuple[str, str]]:
+    source, weights, spec = report.source, report.weights, report.spec
+    if spec is not None:
+        yield "architecture", describe_spec(spec)
+    if weights is not None:
+        by_size = sorted(weights.bytes_by_dtype.items(), key=lambda item: -item[1])
+        dtypes = " and ".join(dtype for dtype, _ in by_size)
+        yield "parameters", f"{format_count(weights.num_parameters)} in {dtypes}"
+        files = "by config.json alone" if source.must_convert else f"in {count(weights.num_files, 'file')}"
+        yield "weights", f"{format_bytes(weights.num_bytes)} {files}"
+    else:
+        yield "parameters", "not known: no header tells"
+    yield "disk", describe_disk(report)
+    if spec is not None:
+        valid = valid_num_shards(spec)
+        yield "shards", ", ".join(map(str, valid[:MAX_LISTED])) + (", ..." if len(valid) > MAX_LISTED else "")
+
+
+def describe_spec(spec: DecoderSpec) -> str:
+    heads = f"{spec.num_heads} heads" + (f" ({spec.num_kv_heads} for KV)" if spec.num_kv_groups > 1 else "")
+    return (
+        f"{spec.family}, {spec.num_layers} layers of {spec.hidden_size:,} with {heads}, vocabulary of "
+        f"{spec.vocab_size:,}, made for {spec.max_position:,} tokens"
+    )
+
+
+def describe_disk(report: Report) -> str:
+    source = report.source
+    parts = [format_bytes(source.num_bytes)]
+    if source.cache_dir is not None:
+        parts += [
+            f"{format_bytes(source.missing_bytes)} of them to download to {source.cache_dir}",
+            f"{format_bytes(report.free_disk_bytes or 0)} free there",
+        ]
+    if source.must_convert:
+        parts += ["as much again once converted to safetensors, which a start needs"]
+    return ", ".join(parts)
+
+
+def describe_fits(report: Report) -> Iterator[str]:
+    """A row for each number of shards; the chosen one is marked."""
+    header = ("shards", "free", "weights", "step", "KV/token", "KV cache", "KV tokens", "longest", "at once")
+    yield from align([header, *(describe_fit(fit, is_chosen=fit == report.chosen) for fit in report.fits)])
+
+
+def describe_fit(fit: Fit, *, is_chosen: bool) -> tuple[str, ...]:
+    needs = (fit.free_bytes, fit.weight_bytes, fit.step_bytes, fit.kv_bytes_per_token)
+    first = (f"{fit.num_shard}{' *' if is_chosen else ''}", *map(format_bytes, needs))
+    if fit.problem is not None:
+        return (*first, "-", "-", "-", "does not fit")
+    sequences = ", ".join(f"{number:,} x {length:,}" for length, number in fit.sequences.items())
+    return (*first, format_bytes(fit.kv_bytes), f"{fit.num_tokens:,}", f"{fit.max_sequence_length:,}", sequences)
+
+
+def conclude(report: Report) -> Iterator[str]:
+    """What to make of it."""
+    yield from (f"warning: {warning}" for warning in (report.resolved.warnings if report.resolved else ()))
+    chosen = report.chosen
+    if chosen is not None and chosen.problem is None:
+        yield from chosen.notes
+        length = f"{chosen.max_sequence_length:,}"
+        yield f"It {report.verdict}: --num-shard {chosen.num_shard}, sequences of up to {length} tokens."
+    elif report.fewest_shards is not None:
+        yield f"It would fit with --num-shard {report.fewest_shards}."
+    if report.source.cache_dir is not None and report.spec is not None:
+        yield f"`tgis download-weights {report.source.model}` gets it."
+
+
+def format_count(number: int) -> str:
+    """``8.03 billion``, ``135 million``, ``12,345``."""
+    for size, word in ((10**9, "billion"), (10**6, "million")):
+        if number >= size:
+            return f"{number / size:.3g} {word}"
+    return f"{number:,}"
