@@ -90,8 +90,8 @@ def convert_locked(model_dir: Path, *, as_json: bool) -> Conversion:
         tell(f"{', '.join(kept[:3])}{' ...' if len(kept) > 3 else ''}: converted already", as_json=as_json)
     if not missing and index is None:
         return Conversion((), kept, 0)
-    for source in sources:
-        source.temporary.unlink(missing_ok=True)  # of a run that was killed
+    for leftover in model_dir.glob(f".*{INCOMPLETE}"):  # of a run that was killed
+        leftover.unlink(missing_ok=True)
     num_bytes = sum(source.path.stat().st_size for source in missing)
     check_writable(model_dir)
     check_disk(model_dir, num_bytes, "The conversion")
