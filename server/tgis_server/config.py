@@ -286,6 +286,10 @@ class ServeConfig:
     startup_timeout: Annotated[
         float, Opt(help="Seconds without any progress after which a start is given up.", group="Process", gt=0)
     ] = 300.0
+    skip_preflight: Annotated[
+        bool,
+        Opt(help="Start without checking the machine first, where a check is wrong.", group="Process"),
+    ] = False
     step_timeout: Annotated[
         float, Opt(help="Seconds after which a step that does not end counts as hung.", group="Process", gt=0)
     ] = 60.0

@@ -149,6 +149,13 @@ TLS_CLIENT_CA_UNUSABLE = Failure(
     "TLS client CA {path} is not a PEM certificate: {reason}. Name the certificate of the authority, not a key.",
     UsageError,
 )
+TLS_OUT_OF_DATE = Failure(
+    "tls-out-of-date",
+    "the server's certificate is not valid at the time of the start",
+    "The TLS certificate of {subject} in {path} is valid from {start} to {end}, and now it is {now}: renew it, or set "
+    "this machine's clock. Clients refuse it.",
+    UsageError,
+)
 TLS_FILES_CHANGING = Failure(
     "tls-files-changing",
     "the TLS files are replaced at the moment of the start",
@@ -312,6 +319,13 @@ NO_TOKENIZER = Failure(
 
 # -- Exit code 4: devices and memory ----------------------------------------------------------------------------------
 
+RUN_DIR_FULL = Failure(
+    "run-dir-full",
+    "the file system of the run directory has no room or no inodes for sockets, options and logs of failures",
+    "The run directory needs {need_bytes} in {parent}, but {free_bytes} and {free_inodes} inodes are free: make room, "
+    "or choose another with --run-dir.",
+    NotEnoughDevices,
+)
 NO_GPU = Failure(
     "no-gpu",
     "`--device cuda`, and no GPU is visible",
@@ -398,7 +412,7 @@ HOST_OUT_OF_MEMORY = Failure(
 )
 DRIVER_TOO_OLD = Failure(
     "driver-too-old",
-    "torch says that the NVIDIA driver is too old",
+    "torch says that the NVIDIA driver is too old; before the start, its major version of CUDA is older than torch's",
     "{process}: the NVIDIA driver is too old for the installed torch ({reason}): update the driver, or install torch "
     "in a build for an older CUDA.",
     NotEnoughDevices,

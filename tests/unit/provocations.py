@@ -22,9 +22,12 @@ from typing import Any
 import pytest
 import tokenizers
 
+from doctor_context import make_context, with_disk
 from test_families_checkpoint import SPEC, shapes_of, write_safetensors
 from test_preflight import Weights, make_run
 from test_preflight import machine as make_machine
+from tgis_cli.doctor import check_machine
+from tgis_cli.doctor.verdict import Host
 from tgis_cli.log_file import check_log_file
 from tgis_cli.machine import Gpu
 from tgis_cli.machine.preflight import check_address_space, check_memory, check_readable, check_sockets
@@ -116,6 +119,11 @@ def serve_on_the_socket(tmp: Path, patch: pytest.MonkeyPatch) -> object:
         return check_sockets(run)
 
 
+@provokes(failures.RUN_DIR_FULL)
+def have_a_full_disk(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+    return check_machine(make_context(host=with_disk(4096), run_dir="/tmp"))
+
+
 @provokes(failures.ADDRESSES_LIMITED)
 def have_few_addresses(tmp: Path, patch: pytest.MonkeyPatch) -> object:
     patch.setattr(resource, "getrlimit", lambda kind: (200 << 20, 200 << 20))
@@ -145,6 +153,13 @@ def make_pair(directory: Path) -> None:
 def name_a_key_as_authority(tmp: Path, patch: pytest.MonkeyPatch) -> object:
     make_pair(tmp)
     return load_tls(tmp, tls_client_ca_cert_path=tmp / "key.pem")
+
+
+@provokes(failures.TLS_OUT_OF_DATE)
+def start_long_after_the_certificate_was_made(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+    make_pair(tmp)
+    files = {f"tls_{name}_path": str(tmp / f"{name}.pem") for name in ("cert", "key")}
+    return check_machine(make_context(host=Host(now=lambda: 4e9), **files))
 
 
 @provokes(failures.TLS_FILES_CHANGING)
@@ -545,6 +560,8 @@ VALUES = {
     failures.CANNOT_LISTEN: "Port 80 (--port) cannot be listened on: Too many open files;",
     failures.FILE_UNREADABLE: "--tls-key-path /",
     failures.TLS_PAIR_UNUSABLE: "/cert.pem and key /",
+    failures.TLS_OUT_OF_DATE: "The TLS certificate of x in /",
+    failures.RUN_DIR_FULL: "needs 1 MiB in /tmp, but 4 KiB and 1000 inodes are free",
     failures.CACHE_VARIABLES_DIFFER: "TRANSFORMERS_CACHE and HF_HUB_CACHE",
     failures.SHARDS_DO_NOT_DIVIDE: "this model (4 attention heads, 2 KV heads, MLP of 12): use one of 1,",
     failures.REVISION_NOT_CACHED: "model a/b, revision x. Expected /",

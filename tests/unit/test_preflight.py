@@ -18,6 +18,7 @@ import pytest
 from tgis_cli.commands.launch import prepare
 from tgis_cli.machine import Cpu, Gpu, Machine, preflight
 from tgis_cli.machine.preflight import check_before_start, check_memory, check_sockets, check_tokenizer, wait_for_port
+from tgis_cli.resolve import Resolved
 from tgis_cli.supervisor.run_dir import make_run_dir
 from tgis_server.config import ServeConfig, load_config
 from tgis_server.errors import ModelError, NotEnoughDevices, UsageError
@@ -202,3 +203,47 @@ def test_a_signal_while_the_machine_is_looked_at_leaves_no_directory(monkeypatch
 
     assert seen == [True]
     assert not list(tmp_path.iterdir())
+
+
+def start(tmp_path: Path, environ: dict[str, str], **flags: Any) -> tuple[Resolved, Run]:
+    loaded = load_config({"run_dir": str(tmp_path), "grpc_port": "0", "port": "0"} | flags, environ)
+    with contextlib.ExitStack() as undo:
+        return prepare(loaded, environ, [], undo)
+
+
+def test_a_start_on_a_healthy_machine_warns_of_nothing_and_checks_in_less_than_a_second(tmp_path: Path):
+    resolved, run = start(tmp_path, {})
+
+    begun = dict(run.launcher_phases)
+    assert resolved.warnings == ()
+    assert begun["spawning"] - begun["checking"] < 1.0
+
+
+def test_a_start_warns_of_what_only_slows_it_down(tmp_path: Path):
+    resolved, _ = start(tmp_path, {"PYTHONDEVMODE": "1", "MAX_SEQ_LENGTH": "7"})
+
+    assert resolved.warnings == (
+        "The variable MAX_SEQ_LENGTH is no option. Did you mean MAX_SEQUENCE_LENGTH?",
+        "PYTHONDEVMODE=1 checks every call of Python. Remove it, unless you are looking for an error.",
+    )
+
+
+def test_tls_files_that_do_not_work_end_a_start_before_any_process(tmp_path: Path):
+    file = tmp_path / "pem"
+    file.write_text("no PEM")
+
+    with pytest.raises(UsageError, match=r"TLS certificate .*pem and key .* cannot be used together"):
+        start(tmp_path, {}, tls_cert_path=str(file), tls_key_path=str(file))
+
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_start_without_preflight_checks_nothing_and_says_so(tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        environ = {"SKIP_PREFLIGHT": "1", "PORT": str(taken.getsockname()[1]), "PYTHONDEVMODE": "1"}
+
+        resolved, _ = start(tmp_path, environ, port=None)
+
+    assert resolved.warnings == (
+        "nothing was checked before this start (--skip-preflight): what is wrong will show later",
+    )

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False)
 logger = logging.getLogger(__name__)
 
+NOT_CHECKED = "nothing was checked before this start (--skip-preflight): what is wrong will show later"
 CLOSE_TERMINAL_S = 1.0  # for the last lines to be taken by a slow reader
 
 
@@ -120,6 +121,7 @@ def prepare(
     Raises:
         TgisError: what stands in the way.
     """
+    from tgis_cli.doctor import Context, check_machine
     from tgis_cli.machine import probe_machine
     from tgis_cli.machine.preflight import check_before_start
     from tgis_cli.resolve import resolve
@@ -134,7 +136,12 @@ def prepare(
         undo.callback(shutil.rmtree, run_dir, ignore_errors=True)
     remove_leftovers(run_dir.parent)
     run = resolved.in_directory(run_dir)
-    check_before_start(run, machine, resolved.checkpoint)
+    if loaded.config.skip_preflight:
+        warnings = [NOT_CHECKED]
+    else:
+        check_before_start(run, machine, resolved.checkpoint)
+        warnings = check_machine(Context(environ, loaded, machine, resolved=resolved))
+    resolved = replace(resolved, warnings=(*resolved.warnings, *warnings))
     return resolved, replace(run, launcher_phases=(*phases, ("spawning", time.monotonic())))
 
 

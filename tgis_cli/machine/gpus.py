@@ -7,6 +7,7 @@ applied by the container runtime already, so that only the count in it is of int
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import re
@@ -214,6 +215,49 @@ def explain(nvml: Any, error: Any) -> str:
         nvml.NVML_ERROR_GPU_IS_LOST: "it has fallen off the bus (reboot)",
     }
     return known.get(error.value, f"the NVIDIA driver says: {str(error).rstrip('.')}")
+
+
+@dataclass(frozen=True, slots=True)
+class GpuUse:
+    """What happens on a GPU now."""
+
+    gpu: Gpu
+    processes: tuple[tuple[int, int], ...]  # that compute: pid, and bytes, 0 where the driver does not tell
+    num_ecc_errors: int  # uncorrectable ones since the driver was loaded
+
+
+def read_use(gpus: tuple[Gpu, ...], nvml: Any = None) -> list[GpuUse]:
+    """Of GPUs that the driver has described; what it does not tell is left out."""
+    nvml = nvml or importlib.import_module("pynvml")
+    found = []
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        return []
+    try:
+        for gpu in gpus:
+            with contextlib.suppress(nvml.NVMLError):
+                handle = nvml.nvmlDeviceGetHandleByUUID(gpu.device)
+                found.append(GpuUse(gpu, list_processes(nvml, handle), count_ecc_errors(nvml, handle)))
+        return found
+    finally:
+        nvml.nvmlShutdown()
+
+
+def list_processes(nvml: Any, handle: Any) -> tuple[tuple[int, int], ...]:
+    try:
+        processes = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+    except nvml.NVMLError:  # virtual GPUs do not tell
+        return ()
+    return tuple((int(process.pid), int(process.usedGpuMemory or 0)) for process in processes)
+
+
+def count_ecc_errors(nvml: Any, handle: Any) -> int:
+    try:
+        kind, counter = nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
+        return int(nvml.nvmlDeviceGetTotalEccErrors(handle, kind, counter))
+    except nvml.NVMLError:  # a GPU without ECC, or a MIG instance
+        return 0
 
 
 def count_device_files(dev: Path) -> GpuReport:

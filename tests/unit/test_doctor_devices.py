@@ -1,0 +1,189 @@
+"""What the doctor says of GPUs, their driver, and CPUs."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pynvml
+import pytest
+
+from doctor_context import GIB, GPUS, complaints, make_context, say, with_versions
+from nvml_fake import Board, FakeNvml
+from tgis_cli.doctor.devices import check_cpus, check_devices, check_driver, check_gpu_use, check_visible_devices
+from tgis_cli.doctor.verdict import Host
+from tgis_cli.machine import Cpu, Gpu
+
+DRIVER = "driver 570.86.10 for CUDA 12.8"
+
+
+class BusyNvml(FakeNvml):
+    """A fake driver whose GPUs are in use."""
+
+    def __init__(self, *boards: Board, pids: tuple[int, ...] = (), ecc: int | None = 0) -> None:
+        super().__init__(*boards)
+        self.pids, self.ecc = pids, ecc
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> Board:  # noqa: N802  pynvml's name, as all below
+        return next(board for board in self.boards if board.uuid == uuid)
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: Board) -> list[Any]:  # noqa: N802
+        return [SimpleNamespace(pid=pid, usedGpuMemory=3 * GIB) for pid in self.pids]
+
+    def nvmlDeviceGetTotalEccErrors(self, handle: Board, kind: int, counter: int) -> int:  # noqa: N802
+        if self.ecc is None:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return self.ecc
+
+
+def test_the_busy_driver_has_the_functions_of_the_real_one():
+    assert [name for name in vars(BusyNvml) if name.startswith("nvml") and not hasattr(pynvml, name)] == []
+
+
+def test_without_a_gpu_models_run_on_the_cpu():
+    assert say(check_devices, make_context()) == [("ok", "Models run on the CPU: no GPU is visible.")]
+
+
+def test_gpus_are_listed_with_what_is_free():
+    assert say(check_devices, make_context(gpus=GPUS[:1], driver=DRIVER)) == [
+        ("ok", f"Models run on 1 GPU: 1 GPU visible: NVIDIA H100; {DRIVER}."),
+        ("ok", "GPU-aa11: NVIDIA H100, 79.0 GiB of 80.0 GiB free."),
+    ]
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_is_a_failure():
+    ((level, sentence),) = say(check_devices, make_context(device="cuda"))
+
+    assert level == "fail"
+    assert sentence.startswith("--device cuda, but no GPU is visible. See `nvidia-smi`")
+
+
+def test_more_shards_than_gpus_are_a_failure():
+    ((level, sentence),) = say(check_devices, make_context(gpus=GPUS, num_shard="3"))
+
+    assert (level, sentence[:50]) == ("fail", "3 shards configured but only 2 GPUs detected. Use ")
+
+
+def test_gpus_that_are_listed_but_not_there_are_warned_of():
+    (warning,) = complaints(check_devices, make_context({"NVIDIA_VISIBLE_DEVICES": "0,1"}))
+
+    assert warning.startswith("NVIDIA_VISIBLE_DEVICES names 2 GPUs, but none can be used")
+
+
+def test_a_torch_for_cpus_on_a_machine_with_gpus_is_warned_of():
+    (warning,) = complaints(check_devices, make_context(gpus=GPUS, torch_has_cuda=False))
+
+    assert warning == "GPUs are visible but not used: the installed torch is built for CPUs."
+
+
+def test_a_driver_that_does_not_answer_is_warned_of_in_its_words():
+    context = make_context(torch_has_cuda=True, gpu_problem="No GPU can be used: reboot.")
+
+    assert complaints(check_devices, context) == ["No GPU can be used: reboot."]
+
+
+def test_lists_of_devices_are_shown_as_they_are_read():
+    context = make_context({"CUDA_VISIBLE_DEVICES": "", "NVIDIA_VISIBLE_DEVICES": "all"})
+
+    assert say(check_visible_devices, context) == [
+        ("ok", "CUDA_VISIBLE_DEVICES is '': no GPUs."),
+        ("ok", "NVIDIA_VISIBLE_DEVICES is 'all': all GPUs."),
+    ]
+
+
+# -- driver
+
+
+def drive(driver: str, **versions: str) -> list[tuple[str, str]]:
+    return say(check_driver, make_context(gpus=GPUS, driver=driver, host=with_versions(**versions)))
+
+
+def test_a_driver_of_an_older_cuda_than_torchs_ends_a_start():
+    assert drive(DRIVER, torch="2.11.0+cu130") == [
+        (
+            "fail",
+            f"launcher: the NVIDIA driver is too old for the installed torch ({DRIVER}, torch is built for CUDA 13.0, "
+            "which needs driver 580.65 or newer): update the driver, or install torch in a build for an older CUDA.",
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("versions", "words"),
+    [
+        ({"torch": "2.11.0+cu128"}, "torch is built for CUDA 12.8."),
+        ({"torch": "2.11.0+cu118"}, "torch is built for CUDA 11.8."),
+        ({"torch": "2.11.0+cu129"}, "torch is built for CUDA 12.9, and runs by the compatibility of minor versions."),
+        ({"torch": "2.11.0", "nvidia_cuda_runtime_cu12": "12.6.77"}, "torch is built for CUDA 12.6."),
+    ],
+)
+def test_a_driver_of_the_same_or_a_later_cuda_is_fine(versions: dict[str, str], words: str):
+    assert drive(DRIVER, **versions) == [("ok", f"The GPUs have {DRIVER}, {words}")]
+
+
+def test_where_torch_does_not_tell_its_cuda_nothing_is_said_of_the_driver():
+    assert drive(DRIVER, torch="2.11.0") == []
+
+
+def test_where_no_gpu_is_used_its_driver_does_not_matter():
+    host = with_versions(torch="2.11.0+cu130")
+
+    assert say(check_driver, make_context(gpus=GPUS, driver=DRIVER, host=host, device="cpu")) == []
+
+
+# -- who uses it
+
+
+def use(nvml: FakeNvml, gpu: Gpu) -> list[str]:
+    return complaints(check_gpu_use, make_context(gpus=(gpu,), host=Host(nvml=nvml)))
+
+
+def test_an_unused_gpu_without_errors_is_no_matter():
+    nvml = BusyNvml(Board("GPU-aa11"), ecc=None)
+
+    assert use(nvml, GPUS[0]) == []
+    assert nvml.num_open == 0
+
+
+def test_who_takes_a_gpus_memory_is_named():
+    nvml = BusyNvml(Board("GPU-aa11"), pids=(os.getpid(), 1 << 30))
+
+    (warning,) = use(nvml, replace(GPUS[0], free_bytes=40 * GIB))
+
+    assert warning.startswith("GPU-aa11 has 40.0 GiB of 80.0 GiB free; the rest is used by ")
+    assert f"(pid {os.getpid()}, 3.0 GiB), a process of another container or user (pid {1 << 30}, 3.0 GiB)." in warning
+    assert warning.endswith("Stop what uses it, or choose other GPUs with CUDA_VISIBLE_DEVICES.")
+
+
+def test_memory_errors_of_a_gpu_are_warned_of():
+    assert use(BusyNvml(Board("GPU-aa11"), ecc=2), GPUS[0]) == [
+        "GPU-aa11 has had 2 memory errors that ECC could not correct since the driver was loaded. Reset or replace it: "
+        "see `nvidia-smi -q -d ECC`."
+    ]
+
+
+def test_without_a_driver_nobody_is_asked():
+    assert use(FakeNvml(init_error=pynvml.NVML_ERROR_LIBRARY_NOT_FOUND), GPUS[0]) == []
+
+
+# -- CPUs
+
+
+def test_cpus_are_counted_with_cores_and_quota():
+    context = make_context(cpus=(Cpu(0, 0), Cpu(1, 0), Cpu(2, 2), Cpu(3, 2)), cpu_quota=2.5, has_bf16=False)
+
+    assert say(check_cpus, context) == [
+        ("ok", "4 CPUs (2 cores), of which the control group allows 2.5; 2 are used, without bf16 instructions.")
+    ]
+
+
+def test_less_than_a_cpu_is_warned_of():
+    assert say(check_cpus, make_context(cpu_quota=0.5)) == [
+        (
+            "warn",
+            "The control group allows 0.5 CPUs: all threads stand still for 50% of the time. Raise the CPU limit to 1 "
+            "or more.",
+        )
+    ]

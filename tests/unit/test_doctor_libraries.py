@@ -1,0 +1,61 @@
+"""What the doctor says of Python and of packages."""
+
+from __future__ import annotations
+
+import sys
+from importlib import metadata
+
+import pytest
+
+from doctor_context import complaints, make_context, say, with_versions
+from tgis_cli.doctor.libraries import Requirement, check_libraries
+
+
+@pytest.fixture(autouse=True)
+def _requirements(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["grpcio>=1.76", "protobuf<8,>=6.31.1", "torch>=2.11", 'pytest>=8; extra == "dev"']
+    monkeypatch.setattr(metadata, "requires", lambda name: texts)
+
+
+def test_versions_that_suffice_are_one_line():
+    host = with_versions(grpcio="1.76.0", protobuf="7.0", torch="2.11.0+cu130")
+
+    ((level, sentence),) = say(check_libraries, make_context(host=host))
+
+    assert level == "ok"
+    assert sentence.endswith(", torch 2.11.0+cu130, grpcio 1.76.0.")
+
+
+def test_old_new_and_missing_packages_are_failures_with_the_command_that_mends_them():
+    host = with_versions(protobuf="8.0", torch="2.9.1")
+
+    assert complaints(check_libraries, make_context(host=host)) == [
+        "The package grpcio is not installed. pip install 'grpcio>=1.76'.",
+        "protobuf 8.0 is installed, but TGIS needs <8,>=6.31.1. pip install 'protobuf<8,>=6.31.1'.",
+        "torch 2.9.1 is installed, but TGIS needs >=2.11. pip install 'torch>=2.11'.",
+    ]
+
+
+def test_an_old_python_is_a_failure(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "version_info", (3, 10, 4))
+    host = with_versions(grpcio="2", protobuf="7", torch="3")
+
+    (failure,) = complaints(check_libraries, make_context(host=host))
+
+    assert failure.endswith("but 3.11 or newer is needed. Install a newer one.")
+
+
+@pytest.mark.parametrize(
+    ("requirement", "version", "expected"),
+    [
+        ("a>=1.10", "1.9", False),
+        ("a>=1.10", "1.10", True),
+        ("a>=1.10", "1.10.0rc1", True),
+        ("a==1.76.0", "1.76", True),
+        ("a[x]>1,!=1.5; python_version > '3'", "1.5", False),
+        ("a<2", "1.99", True),
+        ("a", "0", True),
+    ],
+)
+def test_versions_are_compared_as_numbers(requirement: str, version: str, expected: bool):
+    assert Requirement.parse(requirement).is_met_by(version) is expected

@@ -1,0 +1,87 @@
+"""The table of checks, and running them. A check that breaks is a warning itself: nothing here raises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from tgis_cli.doctor import devices, environment, libraries, limits, model, network, storage, tls
+from tgis_cli.doctor.verdict import Context, Level, Verdict, warn
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One row."""
+
+    name: str  # a slug, unique
+    group: str
+    run: Callable[[Context], Iterable[Verdict]]
+    is_in_preflight: bool = False  # takes milliseconds, and matters to a start
+
+
+CHECKS = (
+    Check("devices", "Devices", devices.check_devices),
+    Check("visible-devices", "Devices", devices.check_visible_devices),
+    Check("driver", "Devices", devices.check_driver, is_in_preflight=True),
+    Check("gpu-use", "Devices", devices.check_gpu_use),
+    Check("cpus", "Devices", devices.check_cpus, is_in_preflight=True),
+    Check("memory", "Limits", limits.check_memory),
+    Check("shared-memory", "Limits", limits.check_shared_memory, is_in_preflight=True),
+    Check("limits", "Limits", limits.check_limits, is_in_preflight=True),
+    Check("clock", "Limits", limits.check_clock, is_in_preflight=True),
+    Check("kernel", "Limits", limits.check_kernel),
+    Check("run-dir", "Storage", storage.check_run_dir, is_in_preflight=True),
+    Check("log-file", "Storage", storage.check_log_file),
+    Check("runs", "Storage", storage.check_runs),
+    Check("cache", "Storage", storage.check_cache),
+    Check("cache-content", "Storage", storage.check_cache_content),
+    Check("user", "Storage", storage.check_user),
+    Check("options", "Environment", environment.check_options),
+    Check("misspelt", "Environment", environment.check_misspelt, is_in_preflight=True),
+    Check("burdens", "Environment", environment.check_burdens, is_in_preflight=True),
+    Check("paths", "Environment", environment.check_paths, is_in_preflight=True),
+    Check("hub", "Environment", environment.check_hub),
+    Check("proxies", "Environment", environment.check_proxies),
+    Check("ports", "Network", network.check_ports),
+    Check("tls", "Network", tls.check_tls, is_in_preflight=True),
+    Check("tracing", "Network", network.check_tracing, is_in_preflight=True),
+    Check("libraries", "Libraries", libraries.check_libraries),
+    Check("model", "Model", model.check_model),
+    Check("fit", "Model", model.check_fit, is_in_preflight=True),
+)
+GROUP_OF = {check.name: check.group for check in CHECKS}
+
+
+def run_checks(context: Context, checks: Iterable[Check] = CHECKS) -> list[Verdict]:
+    """What they say, in their order. What several find is said once."""
+    verdicts: dict[str, Verdict] = {}
+    for check in checks:
+        for verdict in run_check(check, context):
+            verdicts.setdefault(verdict.sentence, replace(verdict, check=check.name))
+    return list(verdicts.values())
+
+
+def run_check(check: Check, context: Context) -> Iterator[Verdict]:
+    try:
+        yield from check.run(context)
+    except Exception as error:  # noqa: BLE001  one check's bug shall not hide what the others find
+        yield warn(
+            f"The check {check.name} broke: {type(error).__name__}: {error}.",
+            "Report it with `tgis doctor --bundle FILE`; the other checks are not affected.",
+        )
+
+
+def check_machine(context: Context) -> list[str]:
+    """The preflight of a start.
+
+    Returns:
+        Sentences to warn of.
+
+    Raises:
+        TgisError: the first of what keeps the server from working.
+    """
+    verdicts = run_checks(context, [check for check in CHECKS if check.is_in_preflight])
+    for verdict in verdicts:
+        if verdict.error is not None:
+            raise verdict.error
+    return [str(verdict) for verdict in verdicts if verdict.level is Level.WARN]

@@ -1,0 +1,136 @@
+"""GPUs and their driver, the variables that choose among them, and CPUs."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+
+from tgis_cli.decisions import Decisions
+from tgis_cli.doctor.libraries import find_version
+from tgis_cli.doctor.verdict import Context, Verdict, failed, ok, warn
+from tgis_cli.machine.gpus import read_use, split_devices
+from tgis_cli.resources import GPU_LISTS, choose_device, choose_num_shard, count
+from tgis_server import failures
+from tgis_server.errors import TgisError
+from tgis_server.sizes import format_bytes
+
+# The oldest driver for each major version of CUDA: https://docs.nvidia.com/deploy/cuda-compatibility/
+FIRST_DRIVER = {11: "450.80", 12: "525.60", 13: "580.65"}
+CUDA_RUNTIMES = ("nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12", "nvidia-cuda-runtime-cu11")
+MIN_FREE_SHARE = 0.9  # of a GPU that nobody else uses
+MAX_NAMED_PROCESSES = 3
+
+
+def check_devices(context: Context) -> Iterator[Verdict]:
+    """Where a model would run, chosen as a start does it."""
+    decide = Decisions(context.loaded, context.environ, context.machine)
+    engine = "fake" if context.config.rehearse else "native"
+    try:
+        device = choose_device(decide, engine)
+        num_shard = choose_num_shard(decide, engine, device)
+    except TgisError as error:
+        yield failed(error)
+        return
+    yield from map(warn, decide.warnings)
+    place = f"{count(num_shard, 'GPU')}" if device == "cuda" else "the CPU"
+    yield ok(f"Models run on {place}: {decide.reasons['device']}.", device=device, num_shard=num_shard)
+    for gpu in context.machine.gpus:
+        memory = f", {format_bytes(gpu.free_bytes)} of {format_bytes(gpu.total_bytes)} free" if gpu.total_bytes else ""
+        yield ok(f"{gpu}: {gpu.name or 'known by its device file alone'}{memory}.", uuid=gpu.device, name=gpu.name)
+
+
+def check_visible_devices(context: Context) -> Iterator[Verdict]:
+    """The lists of the container and of CUDA. What is wrong with the latter is known since it was applied."""
+    for variable in GPU_LISTS:
+        if (value := context.environ.get(variable)) is not None:
+            listed = split_devices(value)
+            shown = "all GPUs" if listed is None else count(len(listed), "GPU")
+            yield ok(f"{variable} is {value!r}: {shown}.", value=value)
+
+
+def check_driver(context: Context) -> Iterator[Verdict]:
+    """Whether the driver runs the CUDA that torch was built for, by their versions."""
+    driver = re.search(r"CUDA (\d+)\.(\d+)", context.machine.driver)
+    if not context.uses_gpus or driver is None or (needs := find_torch_cuda(context)) is None:
+        return
+    has = (int(driver[1]), int(driver[2]))
+    versions = f"{context.machine.driver}, torch is built for CUDA {needs[0]}.{needs[1]}"
+    if has[0] < needs[0]:
+        first = FIRST_DRIVER.get(needs[0])
+        reason = versions + (f", which needs driver {first} or newer" if first else "")
+        yield failed(failures.DRIVER_TOO_OLD.error(process="launcher", reason=reason))
+    else:
+        older = ", and runs by the compatibility of minor versions" if has < needs else ""
+        yield ok(f"The GPUs have {versions}{older}.", driver=has, torch=needs)
+
+
+def find_torch_cuda(context: Context) -> tuple[int, int] | None:
+    """From torch's version (2.11.0+cu130), or from the libraries that its wheel on PyPI asks for."""
+    if found := re.search(r"\+cu(\d+)(\d)$", find_version(context, "torch")):
+        return int(found[1]), int(found[2])
+    for package in CUDA_RUNTIMES:
+        if found := re.match(r"(\d+)\.(\d+)", find_version(context, package)):
+            return int(found[1]), int(found[2])
+    return None
+
+
+def check_gpu_use(context: Context) -> Iterator[Verdict]:
+    """Who else uses the GPUs, and whether their memory is sound."""
+    if not context.uses_gpus:
+        return
+    for use in read_use(context.machine.gpus, context.host.nvml):
+        gpu = use.gpu
+        if gpu.total_bytes and gpu.free_bytes < MIN_FREE_SHARE * gpu.total_bytes:
+            yield warn(
+                f"{gpu} has {format_bytes(gpu.free_bytes)} of {format_bytes(gpu.total_bytes)} free; the rest is used "
+                f"by {describe_processes(use.processes)}.",
+                "Stop what uses it, or choose other GPUs with CUDA_VISIBLE_DEVICES.",
+                uuid=gpu.device,
+                pids=[pid for pid, _ in use.processes],
+            )
+        if use.num_ecc_errors:
+            yield warn(
+                f"{gpu} has had {use.num_ecc_errors} memory errors that ECC could not correct since the driver was "
+                "loaded.",
+                "Reset or replace it: see `nvidia-smi -q -d ECC`.",
+                uuid=gpu.device,
+            )
+
+
+def describe_processes(processes: tuple[tuple[int, int], ...]) -> str:
+    """``python (pid 12, 3.0 GiB)``; those of other containers have no name here."""
+    import psutil
+
+    def describe(pid: int, num_bytes: int) -> str:
+        try:
+            name = psutil.Process(pid).name()
+        except psutil.Error:
+            name = "a process of another container or user"
+        return f"{name} (pid {pid}{f', {format_bytes(num_bytes)}' if num_bytes else ''})"
+
+    most = sorted(processes, key=lambda process: -process[1])[:MAX_NAMED_PROCESSES]
+    more = len(processes) - len(most)
+    named = ", ".join(describe(*process) for process in most)
+    return named + (f" and {more} more" if more else "") if named else "processes that the driver does not name"
+
+
+def check_cpus(context: Context) -> Iterator[Verdict]:
+    """How much of them there is."""
+    machine = context.machine
+    quota, num_cores = machine.cpu_quota, len({cpu.core for cpu in machine.cpus})
+    facts = {"cpus": len(machine.cpus), "cores": num_cores, "quota": quota, "bf16": machine.has_bf16}
+    if quota is not None and quota < 1:
+        yield warn(
+            f"The control group allows {quota:g} CPUs: all threads stand still for {1 - quota:.0%} of the time.",
+            "Raise the CPU limit to 1 or more.",
+            **facts,
+        )
+        return
+    threads = f" ({count(num_cores, 'core')})" if num_cores < len(machine.cpus) else ""
+    limit = ""
+    if machine.has_tight_quota and quota is not None:
+        limit = f", of which the control group allows {quota:g}"
+        limit += f"; {math.floor(quota)} are used" if quota % 1 else ""
+    bf16 = "with" if machine.has_bf16 else "without"
+    yield ok(f"{count(len(machine.cpus), 'CPU')}{threads}{limit}, {bf16} bf16 instructions.", **facts)

@@ -1,0 +1,50 @@
+"""From flags and environment to what checks judge. Wrong variables are findings here; wrong flags are still errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tgis_cli.doctor.verdict import Context, Host
+from tgis_cli.machine import probe_machine
+from tgis_cli.resolve import Resolved, resolve
+from tgis_server.config import LoadedConfig, find_conflicts, merge_options, options, parse_value
+from tgis_server.errors import TgisError, UsageError
+
+
+def examine(
+    flags: Mapping[str, Any], environ: Mapping[str, str], config_file: Path | None = None, host: Host | None = None
+) -> Context:
+    """Look at the machine, and at the model if one is named.
+
+    Raises:
+        UsageError: a flag or the config file is wrong.
+    """
+    loaded, refused = read_options(flags, environ, config_file)
+    machine = probe_machine(environ)
+    resolved: Resolved | None = None
+    problem: Exception | None = None
+    if loaded.config.model_name is not None or loaded.config.rehearse:
+        try:
+            resolved = resolve(loaded, environ, machine)
+        except (TgisError, OSError) as error:
+            problem = error
+    return Context(environ, loaded, machine, host or Host(), resolved, problem, refused)
+
+
+def read_options(
+    flags: Mapping[str, Any], environ: Mapping[str, str], config_file: Path | None
+) -> tuple[LoadedConfig, tuple[str, ...]]:
+    """As a start reads them, but without variables that it would refuse; and what it would say of each."""
+    accepted, refused = dict(environ), []
+    for option in options():
+        while flags.get(option.name) is None and (variable := option.find_variable(accepted)):
+            try:
+                parse_value(option, accepted[variable].strip(), f"environment {variable}")
+                break
+            except UsageError as error:
+                refused.append(str(error))
+                del accepted[variable]
+    loaded = merge_options(flags, accepted, config_file)
+    return loaded, (*refused, *find_conflicts(loaded.config))

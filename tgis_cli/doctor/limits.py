@@ -1,0 +1,146 @@
+"""Memory, limits of processes, the kernel, and the clock."""
+
+from __future__ import annotations
+
+import ctypes
+import resource
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import tgis_server
+from tgis_cli.doctor.verdict import Context, Verdict, failed, ok, warn
+from tgis_cli.machine.preflight import check_address_space, describe_limit
+from tgis_cli.resources import count
+from tgis_cli.supervisor.explain import SharedMemory
+from tgis_server import cgroup
+from tgis_server.errors import TgisError
+from tgis_server.sizes import GIB, format_bytes
+
+PLACE = "/dev/shm"  # noqa: S108  not a temporary file
+MIN_FREE_BYTES = GIB  # torch, the processes' own memory, and a small model
+OWN_FILES = 256  # of a process, besides a connection for each call
+OWN_PROCESSES = 64  # of each process: its threads count too, besides those that compute
+MIN_STACK_BYTES = 1 << 20
+PR_GET_PDEATHSIG = 2
+BUILD_SLACK_S = 86_400.0  # a clock may lag behind the machine that built the package
+
+
+def check_memory(context: Context) -> Iterator[Verdict]:
+    """What can be allocated now, and what slows down before the limit is reached."""
+    machine = context.machine
+    facts = {"free_bytes": machine.free_bytes, "limit_bytes": machine.limit_bytes}
+    sentence = f"{format_bytes(machine.free_bytes)} of memory are free; {describe_limit(machine)}."
+    if machine.free_bytes < MIN_FREE_BYTES:
+        yield warn(sentence, "Free memory, or raise the limit: even a small model needs about 1 GiB.", **facts)
+    else:
+        yield ok(sentence[0].upper() + sentence[1:], **facts)
+    highs = [high for group in context.host.group_dirs("memory") if (high := cgroup.read_int(group / "memory.high"))]
+    if highs and (machine.limit_bytes is None or min(highs) < machine.limit_bytes):
+        yield warn(
+            f"The control group slows processes down beyond {format_bytes(min(highs))} (memory.high).",
+            "Remove it, or let memory.max alone limit this service.",
+            high_bytes=min(highs),
+        )
+
+
+def check_shared_memory(context: Context) -> Iterator[Verdict]:
+    """NCCL's transport between the GPUs of a machine."""
+    try:
+        status = context.host.statvfs(context.host.root / PLACE[1:])
+        shared = SharedMemory(status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize)
+    except OSError:
+        shared = SharedMemory(0, 0)
+    facts = {"total_bytes": shared.total_bytes, "free_bytes": shared.free_bytes}
+    has = f"{PLACE} has {format_bytes(shared.total_bytes)}, {format_bytes(shared.free_bytes)} of them free"
+    if shared.is_short and context.uses_gpus and context.num_shard > 1:
+        yield warn(
+            f"{has}, but several shards on GPUs need at least 1 GiB.",
+            "Mount an emptyDir of medium Memory there (Kubernetes), or use --shm-size 1g (docker).",
+            **facts,
+        )
+    else:
+        few = ": enough for anything but several shards on GPUs" if shared.is_short else ""
+        yield ok(f"{has}{few}.", **facts)
+
+
+def check_limits(context: Context) -> Iterator[Verdict]:
+    """What `ulimit` and the control group's number of processes allow."""
+    try:
+        check_address_space()
+    except TgisError as error:
+        yield failed(error)
+    files, processes, stack = (
+        context.host.get_limit(kind)[0]
+        for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC, resource.RLIMIT_STACK)
+    )
+    need_files = OWN_FILES + context.config.max_concurrent_requests
+    if is_below(files, need_files):
+        yield warn(
+            f"A process may open {files} files, but {context.config.max_concurrent_requests} calls from as many "
+            f"clients need about {need_files}.",
+            "Raise the limit (`ulimit -n`, LimitNOFILE in systemd), or lower --max-concurrent-requests.",
+            limit=files,
+        )
+    pids = [limit for group in context.host.group_dirs("pids") if (limit := cgroup.read_int(group / "pids.max"))]
+    need_processes = OWN_PROCESSES * (context.num_shard + 1) + context.machine.num_cpus
+    for limit, where in ((processes, "`ulimit -u`"), (min(pids, default=resource.RLIM_INFINITY), "the control group")):
+        if is_below(limit, need_processes):
+            yield warn(
+                f"{where} allows {limit} processes and threads, but {count(context.num_shard, 'shard')} and the "
+                f"front-end start about {need_processes}.",
+                "Raise it: `ulimit -u`, --pids-limit of the container, or podPidsLimit of the kubelet.",
+                limit=limit,
+            )
+    if is_below(stack, MIN_STACK_BYTES):
+        yield warn(
+            f"A thread gets a stack of {format_bytes(stack)}.", "Raise `ulimit -s` to its usual 8192 KiB.", limit=stack
+        )
+    core = context.host.get_limit(resource.RLIMIT_CORE)[0]
+    yield ok(
+        f"{describe_number(files)} open files, {describe_number(processes)} processes, "
+        f"{'no core dumps' if core == 0 else 'core dumps'}.",
+        files=files,
+        processes=processes,
+        pids_max=min(pids, default=None),
+        stack=stack,
+        core=core,
+        locked_memory=context.host.get_limit(resource.RLIMIT_MEMLOCK)[0],
+    )
+
+
+def is_below(limit: int, needed: int) -> bool:
+    return limit != resource.RLIM_INFINITY and limit < needed
+
+
+def describe_number(limit: int) -> str:
+    return "unlimited" if limit == resource.RLIM_INFINITY else f"{limit:,}"
+
+
+def check_clock(context: Context) -> Iterator[Verdict]:
+    """A clock before the time of the installation lets certificates look invalid and sorts logs wrongly."""
+    now, installed = context.host.now(), Path(tgis_server.__file__).stat().st_mtime
+    if now + BUILD_SLACK_S < installed:
+        yield warn(
+            f"The clock says {format_time(now)}, but TGIS was installed on {format_time(installed)}.",
+            "Set it (`timedatectl`), as TLS and logs depend on it.",
+            now=now,
+        )
+    else:
+        yield ok(f"The clock says {format_time(now)}.", now=now)
+
+
+def format_time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
+
+
+def check_kernel(context: Context) -> Iterator[Verdict]:
+    """What supervision relies on."""
+    if not context.host.read("proc/self/stat"):
+        yield warn("/proc is not mounted: limits and the causes of failures cannot be read.", "Mount it.")
+    if ctypes.CDLL(None).prctl(PR_GET_PDEATHSIG, ctypes.byref(ctypes.c_int()), 0, 0, 0) != 0:
+        yield warn(
+            "This kernel does not end processes with their parent: children of a killed launcher end a moment later.",
+            "Nothing has to be done; they watch a pipe as well.",
+        )
+    yield ok(f"Linux {context.host.read('proc/sys/kernel/osrelease').strip() or 'of an unknown version'}.")

@@ -1,0 +1,57 @@
+"""The model that would be served: whether it is all there, and whether it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tgis_cli.doctor.verdict import Context, Verdict, fail, failed, ok, warn
+from tgis_cli.machine.preflight import check_memory, check_tokenizer
+from tgis_server.errors import TgisError
+from tgis_server.sizes import format_bytes
+
+
+def check_model(context: Context) -> Iterator[Verdict]:
+    """Its files, as a start finds and reads them."""
+    if context.problem is not None:
+        yield failed(context.problem) if isinstance(context.problem, TgisError) else fail(str(context.problem))
+    if context.resolved is None:
+        return
+    run = context.resolved.run
+    yield from map(warn, context.resolved.warnings)
+    try:
+        check_tokenizer(run.model_dir)
+    except TgisError as error:
+        yield failed(error)
+    yield ok(
+        f"{run.model_id} is in {run.model_dir}; the {run.engine} engine serves it as {run.dtype} on {run.device}.",
+        model_dir=str(run.model_dir),
+        engine=run.engine,
+    )
+
+
+def check_fit(context: Context) -> Iterator[Verdict]:
+    """Weights, a step and a sequence against the memory that is free. What is left after loading is an estimate."""
+    resolved = context.resolved
+    if resolved is None or resolved.checkpoint is None:
+        return
+    from tgis_cli.plan.fit import fit_shards
+
+    run, machine = resolved.run, context.machine
+    if run.device == "cuda" and not all(gpu.total_bytes for gpu in machine.gpus[: run.num_shard]):
+        yield ok("Whether it fits is not known: the driver does not tell the GPUs' memory.")
+        return
+    try:
+        check_memory(run, machine, resolved.checkpoint)
+        fit = fit_shards(run, machine, resolved.checkpoint)
+    except TgisError as error:
+        yield failed(error)
+        return
+    facts = fit.as_dict()
+    if fit.problem is not None:
+        yield warn(f"By estimate a start fails. {fit.problem}", **facts)
+        return
+    sentence = (
+        f"It fits: {format_bytes(fit.weight_bytes)} of weights and room for {fit.num_tokens:,} tokens on each shard, "
+        f"where {format_bytes(fit.free_bytes)} are free."
+    )
+    yield ok(" ".join((sentence, *fit.notes)), **facts)

@@ -1,0 +1,209 @@
+"""Where files are: the run directory, the cache of models, the user's home."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tgis_cli.doctor.verdict import Context, Verdict, failed, ok, warn
+from tgis_cli.machine.preflight import MAX_SOCKET_PATH_BYTES, check_socket
+from tgis_cli.models import find_cache_dir
+from tgis_cli.resources import count
+from tgis_cli.supervisor.run_dir import PREFIX, get_failure_time, is_leftover
+from tgis_server import cgroup, failures
+from tgis_server.errors import TgisError
+from tgis_server.sizes import GIB, format_bytes
+
+RUN_DIR_BYTES = 1 << 20  # ten times what a run writes
+RUN_DIR_INODES = 64
+LONGEST_NAME = len(f"/{PREFIX}12345678/frontend.sock")  # that a run adds to its directory's path
+MIN_CACHE_BYTES = GIB  # less than this is no room for a model
+CACHE_PATIENCE_S = 1.0  # on a slow network's file system some models are not looked at
+MAX_PROBLEMS = 5
+
+
+def check_run_dir(context: Context) -> Iterator[Verdict]:
+    """Where sockets and logs of failures go: a directory that can be written, has room, and a short name."""
+    try:
+        parent = (context.config.run_dir or Path(tempfile.gettempdir())).resolve()
+    except OSError as error:  # no temporary directory is writable
+        yield failed(failures.RUN_DIR_NOT_WRITABLE.error(parent="a temporary directory", reason=error.strerror))
+        return
+    if not os.access(parent, os.W_OK | os.X_OK):
+        reason = "Permission denied" if parent.is_dir() else "No such directory"
+        yield failed(failures.RUN_DIR_NOT_WRITABLE.error(parent=parent, reason=reason))
+        return
+    excess = len(os.fsencode(parent)) + LONGEST_NAME - MAX_SOCKET_PATH_BYTES
+    if excess > 0:
+        path = f"{parent}/{PREFIX}.../frontend.sock"
+        yield failed(failures.SOCKET_PATH_TOO_LONG.error(path=path, excess=excess))
+    if context.resolved is not None and context.config.shard_uds_path:
+        try:
+            for rank in range(context.num_shard):
+                check_socket(context.resolved.run.shard_socket(rank))
+        except TgisError as error:
+            yield failed(error)
+    status = context.host.statvfs(parent)
+    free_bytes = status.f_bavail * status.f_frsize
+    if free_bytes < RUN_DIR_BYTES or has_few_inodes(status, RUN_DIR_INODES):
+        yield failed(
+            failures.RUN_DIR_FULL.error(
+                need_bytes=RUN_DIR_BYTES, parent=parent, free_bytes=free_bytes, free_inodes=status.f_favail
+            )
+        )
+    else:
+        noexec = ", mounted noexec, which is fine" if status.f_flag & os.ST_NOEXEC else ""
+        yield ok(f"Run directories are made in {parent}: {format_bytes(free_bytes)} free{noexec}.", path=str(parent))
+
+
+def check_log_file(context: Context) -> Iterator[Verdict]:
+    """Whether it can be written, without making it."""
+    if (file := context.config.log_file) is None:
+        return
+    target = file if file.exists() else file.parent
+    if os.access(target, os.W_OK) and not file.is_dir():
+        yield ok(f"Logs are also written to {file}.")
+    else:
+        reason = "Permission denied" if target.exists() else "No such file or directory"
+        yield failed(failures.LOG_FILE_NOT_WRITABLE.error(path=file, reason="Is a directory" * file.is_dir() or reason))
+
+
+def has_few_inodes(status: os.statvfs_result, needed: int) -> bool:
+    """Where inodes are counted at all: btrfs, for one, has no fixed number."""
+    return status.f_files > 0 and status.f_favail < needed
+
+
+def check_runs(context: Context) -> Iterator[Verdict]:
+    """Servers of this user, and what earlier ones left."""
+    parent = context.config.run_dir or Path(tempfile.gettempdir())
+    found = [path for path in parent.glob(f"{PREFIX}*") if os.access(path, os.R_OK | os.X_OK)]
+    left = [path for path in found if is_leftover(path)]
+    for path in found:
+        if path not in left and (facts := read_json(path / "ready.json")):
+            yield ok(f"A server runs already: {facts.get('model')} at {facts.get('grpc')}, in {path}.", path=str(path))
+    if kept := sort_failed(left):
+        cause = cgroup.read_text(kept[0] / "errors/cause.txt").strip()
+        yield ok(
+            f"{count(len(kept), 'failed run')} left a directory, the latest {kept[0]}{f': {cause}' if cause else '.'}",
+            paths=[str(path) for path in kept],
+        )
+
+
+def sort_failed(run_dirs: Iterable[Path]) -> list[Path]:
+    """Those of failed runs, the latest first."""
+    failed_at = {path: when for path in run_dirs if (when := get_failure_time(path)) is not None}
+    return sorted(failed_at, key=lambda path: failed_at[path], reverse=True)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def check_cache(context: Context) -> Iterator[Verdict]:
+    """Where models given by hub id are looked for: it must be readable; only downloads write to it."""
+    try:
+        cache_dir, source = find_cache_dir(context.environ)
+    except TgisError as error:
+        yield replace(failed(error), fix="Unset one of them.")
+        return
+    named = {"source": source, "path": str(cache_dir)}
+    where = f"The cache is {cache_dir} (from {source})"
+    if cache_dir.parts[:1] == ("~",) and source != "HOME":
+        yield warn(f"{source} names {cache_dir}, but nothing expands the ~.", "Write the directory out.", **named)
+        return
+    if cache_dir.parts[:1] == ("~",):
+        yield warn(
+            f"There is no cache: HOME is not set, and user {context.host.uid()} has no other.",
+            "Name it with HF_HUB_CACHE to serve models by hub id.",
+            **named,
+        )
+        return
+    if not os.path.isdir(cache_dir):
+        yield ok(f"{where}, which is not there yet.", **named)
+        return
+    if not os.access(cache_dir, os.R_OK | os.X_OK):
+        yield warn(
+            f"{where}, but user {context.host.uid()} may not read it.",
+            "Give that user or its group the right, or name another with HF_HUB_CACHE.",
+            **named,
+        )
+        return
+    if not os.access(cache_dir, os.W_OK):
+        yield ok(f"{where}, read-only: enough for serving, not for downloads.", **named)
+        return
+    status = context.host.statvfs(cache_dir)
+    free_bytes = status.f_bavail * status.f_frsize
+    if free_bytes < MIN_CACHE_BYTES or has_few_inodes(status, 1):
+        yield warn(
+            f"{where}, where {format_bytes(free_bytes)} and {status.f_favail} inodes are free.",
+            "Make room for downloads (`tgis models rm`), or name another with HF_HUB_CACHE.",
+            **named,
+        )
+    else:
+        yield ok(f"{where}: {format_bytes(free_bytes)} free.", **named)
+
+
+def check_cache_content(context: Context) -> Iterator[Verdict]:
+    """Links that lead to nothing or out of a model's folder, missing snapshots, damaged and unfinished files."""
+    from tgis_cli.models.cache_folder import CacheFolder
+    from tgis_cli.models.inventory import list_revisions
+
+    try:
+        cache_dir = find_cache_dir(context.environ)[0]
+        folders = sorted(cache_dir.glob("models--*"))
+    except (TgisError, OSError):  # which check_cache tells
+        return
+    deadline, problems, num_seen, incomplete = time.monotonic() + CACHE_PATIENCE_S, [], 0, []
+    for root in folders:
+        if time.monotonic() > deadline:
+            break
+        num_seen += 1
+        model = root.name.removeprefix("models--").replace("--", "/")
+        try:
+            for revision in list_revisions(CacheFolder(cache_dir, model), model):
+                problems += [f"{model}: {problem}." for problem in revision.problems]
+            incomplete += [(model, file.stat().st_size) for file in root.glob("blobs/*.incomplete")]
+        except OSError as error:
+            problems.append(f"{model}: {error.filename} cannot be read: {error.strerror}.")
+    yield from map(warn, problems[:MAX_PROBLEMS])
+    if len(problems) > MAX_PROBLEMS:
+        more = count(len(problems) - MAX_PROBLEMS, "more problem")
+        yield warn(f"The cache has {more}.", "`tgis models` lists all.")
+    if incomplete:
+        names = ", ".join(sorted({model for model, _ in incomplete})[:MAX_PROBLEMS])
+        size = format_bytes(sum(num_bytes for _, num_bytes in incomplete))
+        yield warn(
+            f"The cache has {count(len(incomplete), 'unfinished file')} with {size}, of {names}.",
+            "`tgis download-weights MODEL` goes on with them, `tgis models rm MODEL` removes them.",
+        )
+    if folders and not problems:
+        yield ok(f"{num_seen} of {count(len(folders), 'cached model')} looked at: nothing is missing or damaged.")
+
+
+def check_user(context: Context) -> Iterator[Verdict]:
+    """Who runs this. Neither a name nor a home nor a writable root file system is needed."""
+    uid, home = context.host.uid(), context.environ.get("HOME", "")
+    try:
+        name = f" ({pwd.getpwuid(uid).pw_name})"
+    except KeyError:
+        name = ", who is in no user database"
+    if not home:
+        where = "HOME is not set"
+    elif os.access(home, os.W_OK):
+        where = f"HOME is {home}"
+    else:
+        where = f"HOME is {home}, not writable"
+    is_read_only = context.host.statvfs(Path("/")).f_flag & os.ST_RDONLY
+    root = "the root file system is read-only" if is_read_only else "the root file system is writable"
+    yield ok(f"User {uid}{name}; {where}; {root}: all of it is fine.", uid=uid, home=home or None)
