@@ -1,0 +1,52 @@
+"""``tgis convert-to-onnx``: export a model to ONNX."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tgis_cli.models import find_model_dir, get_cache_dir
+from tgis_cli.progress import tell
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+
+
+@app.command()
+def convert_to_onnx(
+    model: Annotated[str, typer.Argument(help="Name in the local cache, or a directory.")],
+    target: Annotated[Path, typer.Argument(help="Directory to make.")],
+    revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "main",
+    merge_graphs: Annotated[
+        bool,
+        typer.Option(help="Make one file of an encoder-decoder's two decoders; other models have one in any case."),
+    ] = False,
+    optimize: Annotated[bool, typer.Option(help="Optimize the graph: level O3 for GPUs, O1 for CPUs.")] = False,
+    provider: Annotated[
+        str | None,
+        typer.Option(
+            help="Execution provider to optimize for: CPUExecutionProvider or CUDAExecutionProvider.",
+            show_default="that of this machine",
+        ),
+    ] = None,
+    environment: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Where the exporter is installed.", show_default="~/.cache/tgis/onnx-exporter"
+        ),
+    ] = None,
+) -> None:
+    """Export a model to ONNX, in float32, and compare its logits.
+
+    The exporter needs other versions of libraries: it is installed in a directory of its own, once, with pip.
+    """
+    from tgis_cli.models.onnx import Export, export_to_onnx, find_environment
+
+    model_dir = find_model_dir(model, revision, get_cache_dir(os.environ))
+    export = Export(model_dir, target.expanduser().absolute(), merge_graphs, optimize, provider)
+    place = (environment or find_environment(dict(os.environ))).expanduser().absolute()
+    difference = export_to_onnx(export, place)
+    tell(f"logits differ by {difference:.2g} at most", as_json=False)
+    print(export.target)
