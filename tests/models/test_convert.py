@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pickle
 import random
 import resource
 import shutil
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tgis_cli.models.convert import Conversion, convert_to_safetensors
+from tgis_cli.models.convert import Conversion, convert_to_safetensors, name_temporary
 from tgis_cli.models.torch_file import DTYPES, read_torch_file
 from tgis_server.errors import ModelError, TgisError, UsageError
 from tiny import Oracle, load, make_checkpoint, prompt_of
@@ -97,6 +99,25 @@ def test_parameters_and_buffers_of_a_module_arrive(tmp_path: Path):
 
     found = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(found[name], tensor) for name, tensor in module.state_dict().items())
+
+
+def test_attributes_of_tensors_and_plain_values_are_no_obstacle(tmp_path: Path):
+    weight, buffer = torch.nn.Parameter(torch.ones(2)), torch.zeros(3)
+    weight.is_parallel = buffer.is_parallel = True
+    save(tmp_path, {"w": weight, "b": buffer, "device": torch.device("cpu"), "raw": b"\xff", "set": {1}, "z": 1j})
+
+    convert(tmp_path)
+
+    assert_same(load_file(tmp_path / "model.safetensors"), {"w": torch.ones(2), "b": torch.zeros(3)})
+
+
+def test_a_large_tensor_that_does_not_lie_in_order_is_written_in_parts(tmp_path: Path):
+    tensor = torch.arange(6_000_000).reshape(2000, 3000).t()
+    save(tmp_path, {"w": tensor})
+
+    convert(tmp_path)
+
+    assert_same(load_file(tmp_path / "model.safetensors"), {"w": tensor})
 
 
 def test_a_state_dict_in_a_wrapper_is_unwrapped_and_what_is_no_tensor_is_named(tmp_path: Path, capsys):
@@ -266,6 +287,21 @@ def lose_a_shard(directory: Path) -> None:
     (directory / "pytorch_model-00002-of-00003.bin").unlink()
 
 
+def link_to_nothing(directory: Path) -> None:
+    (directory / "pytorch_model.bin").symlink_to(directory / "gone")
+
+
+def name_a_file_elsewhere(directory: Path) -> None:
+    (directory / "other").mkdir()
+    save(directory / "other", {"w": torch.ones(2)})
+    (directory / "pytorch_model.bin.index.json").write_text('{"weight_map": {"w": "other/pytorch_model.bin"}}')
+
+
+def spoil_the_last(directory: Path) -> None:
+    save_sharded(directory)
+    (directory / "pytorch_model-00003-of-00003.bin").write_bytes(b"<html>")
+
+
 def add_an_index(directory: Path) -> None:
     save_sharded(directory)
     shutil.copy(directory / "pytorch_model.bin.index.json", directory / "other.bin.index.json")
@@ -280,16 +316,43 @@ def double_a_name(directory: Path) -> None:
     ("spoil", "sentence"),
     [
         (lose_a_shard, r"names pytorch_model-00002-of-00003\.bin, which is not there \(1 of 3 files are missing\)"),
+        (link_to_nothing, "is a link to a file that is gone"),
+        (name_a_file_elsewhere, r"names other/pytorch_model\.bin, which is not there"),
+        (spoil_the_last, r"00003-of-00003\.bin is damaged"),
         (add_an_index, "has several indexes"),
         (double_a_name, r"w is in model-1\.safetensors and in model-2\.safetensors"),
     ],
 )
-def test_files_that_make_no_model_are_refused(spoil: Callable[[Path], None], sentence: str, tmp_path: Path):
+def test_files_that_make_no_model_are_refused_before_anything_is_written(
+    spoil: Callable[[Path], None], sentence: str, tmp_path: Path
+):
     spoil(tmp_path)
+    before = names_in(tmp_path)
 
     with pytest.raises(ModelError, match=sentence):
         convert(tmp_path)
-    assert not (tmp_path / "model.safetensors.index.json").exists()
+    assert names_in(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "text", ["", '{"weight_map": {"w": "model-00001-of-00009.safetensors"}}'], ids=["cut", "other"]
+)
+def test_an_index_that_is_of_no_use_is_made_anew(text: str, tmp_path: Path):
+    expected = save_sharded(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+
+    convert(tmp_path)
+
+    assert_same(read_all(tmp_path), expected)
+
+
+def test_on_a_file_system_without_locks_each_run_has_temporary_names_of_its_own(tmp_path: Path):
+    target = tmp_path / "model.safetensors"
+
+    names = {name_temporary(target).name for _ in range(2)}
+
+    assert len(names) == 2
+    assert all(name.startswith(".model.safetensors.") and name.endswith(".incomplete") for name in names)
 
 
 # -- Code and damage --------------------------------------------------------------------------------------------------
@@ -317,13 +380,14 @@ def test_a_pickle_with_code_is_refused_by_name_and_the_code_is_not_run(is_zip: b
     ("value", "what"),
     [
         (torch.nn.Linear(2, 2), "collections.OrderedDict|torch.nn.modules"),
-        ({"w": torch.ones(2).to_sparse()}, "_rebuild_sparse_tensor"),
-        ({"w": torch.ones(2, dtype=torch.complex128)}, "ComplexDoubleStorage"),
+        ({"w": torch.ones(2).to_sparse()}, "holds sparse tensors, which safetensors cannot hold"),
+        ({"w": torch.ones(2, dtype=torch.complex64).conj()}, "holds conj views of other tensors, which"),
+        ({"w": torch.ones(2, dtype=torch.complex128)}, "holds tensors of type complex128, which"),
         ([torch.ones(2)], "holds a list, not names and tensors"),
         (torch.ones(2), "holds a tensor, not names and tensors"),
         ({"step": 3}, "holds no tensors"),
     ],
-    ids=["module", "sparse", "complex128", "list", "tensor", "numbers"],
+    ids=["module", "sparse", "conjugate", "complex128", "list", "tensor", "numbers"],
 )
 @pytest.mark.filterwarnings("ignore")
 def test_what_is_no_table_of_tensors_is_refused_with_the_reason(value: Any, what: str, tmp_path: Path):
@@ -344,6 +408,31 @@ def test_a_file_cut_off_anywhere_is_refused(is_zip: bool, tmp_path: Path):
         with pytest.raises(ModelError, match=r"is damaged, not complete, or no file of weights|wants to use"):
             convert(tmp_path)
     assert names_in(tmp_path) == ["pytorch_model.bin"]
+
+
+def test_a_small_file_cannot_ask_for_much_memory(tmp_path: Path):
+    size = (64 << 30).to_bytes(8, "little")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x05\x96" + size + b"x.")
+
+    with pytest.raises(ModelError, match="is damaged"):
+        convert(tmp_path)
+
+
+def test_attributes_that_a_pickle_sets_change_no_tensor(tmp_path: Path):
+    file = save(tmp_path, {"w": torch.ones(4)})
+    with zipfile.ZipFile(file) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    (name,) = (name for name in entries if name.endswith("data.pkl"))
+    state = pickle.dumps(["x", "float64", -1, (9,), (1,)], protocol=2)[2:-1]
+    end = entries[name].rindex(pickle.REDUCE) + 1
+    entries[name] = entries[name][:end] + state + pickle.BUILD + entries[name][end:]
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for entry, content in entries.items():
+            archive.writestr(entry, content)
+
+    convert(tmp_path)
+
+    assert_same(load_file(tmp_path / "model.safetensors"), {"w": torch.ones(4)})
 
 
 def test_bytes_changed_at_random_are_refused_or_read_but_never_run_or_crash(tmp_path: Path):

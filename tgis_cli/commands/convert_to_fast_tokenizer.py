@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from tgis_cli.models import find_cache_dir, find_model_dir
+from tgis_cli.models import find_model_dir, get_cache_dir
 from tgis_cli.progress import tell
-from tgis_server.errors import UsageError
+from tgis_server.errors import ModelError, UsageError
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -26,13 +26,15 @@ def convert_to_fast_tokenizer(
     """Make tokenizer.json of a model's older tokenizer files. Needs `pip install 'tgis\\[convert]'`."""
     from tgis_cli.models import fast_tokenizer
 
-    model_dir = find_model_dir(model, revision, find_cache_dir(os.environ)[0])
+    model_dir = find_model_dir(model, revision, get_cache_dir(os.environ))
     output_dir = output_path or model_dir
     if not output_dir.is_dir():
         raise UsageError(f"--output-path {output_dir} is no directory: make it first.")
     target = output_dir / fast_tokenizer.NAME
     if target.exists():
         tell(f"{target} is there already", as_json=False)
+    elif not fast_tokenizer.has_slow_tokenizer(model_dir):
+        raise ModelError(f"{model_dir} has no tokenizer's files: there is nothing to convert.")
     else:
         is_trusted = os.environ.get("TRUST_REMOTE_CODE", "") == "true"
         fast_tokenizer.convert_to_fast_tokenizer(model_dir, output_dir, trust_remote_code=is_trusted)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tgis_cli.models import find_cache_dir, find_model_dir
+from tgis_cli.models import find_model_dir, get_cache_dir
 from tgis_cli.progress import failures_told, tell
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -26,7 +26,7 @@ def convert_to_safetensors(
     with failures_told(as_json=json_):
         from tgis_cli.models.convert import convert_to_safetensors as convert
 
-        model_dir = find_model_dir(model, revision, find_cache_dir(os.environ)[0])
+        model_dir = find_model_dir(model, revision, get_cache_dir(os.environ))
         conversion = convert(model_dir, as_json=json_)
         if json_:
             tell("converted", "done", as_json=True, model_dir=model_dir, converted=conversion.converted)

@@ -13,18 +13,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+import uuid
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tgis_cli.models.aliases import drop_aliases, rank_names
 from tgis_cli.models.disk import FULL, check_disk, explain_full_disk
-from tgis_cli.models.locks import lock_directory
+from tgis_cli.models.locks import lock
 from tgis_cli.models.safetensors_file import Content, find_difference, write_content
-from tgis_cli.models.selection import BIN_INDEX, SAFETENSORS_INDEX, SINGLE_SAFETENSORS
+from tgis_cli.models.selection import BIN_INDEX, SAFETENSORS_INDEX, SINGLE_SAFETENSORS, has_whole_safetensors
 from tgis_cli.models.torch_file import read_torch_file
 from tgis_cli.progress import Progress, show_progress, tell
+from tgis_cli.resources import count
 from tgis_server.errors import ModelError, NotEnoughDevices, UsageError
 from tgis_server.sizes import format_bytes
 
@@ -50,10 +53,6 @@ class Source:
     path: Path
     target: Path
 
-    @property
-    def temporary(self) -> Path:
-        return self.target.with_name(f".{self.target.name}{INCOMPLETE}")
-
 
 def convert_to_safetensors(model_dir: Path, *, as_json: bool) -> Conversion:
     """Make safetensors of all PyTorch weights of a directory; what is there already stays.
@@ -68,15 +67,30 @@ def convert_to_safetensors(model_dir: Path, *, as_json: bool) -> Conversion:
         tell(f"another process works on {model_dir}: waiting for it", as_json=as_json)
 
     try:
-        with lock_directory(model_dir, tell_waiting):
+        with lock(model_dir, tell_waiting) as is_alone:
+            if is_alone:
+                remove_leftovers(model_dir)
             return convert_locked(model_dir, as_json=as_json)
     except OSError as error:
         if error.errno in FULL:
             raise NotEnoughDevices(explain_full_disk(error, model_dir)) from error
+        if str(error.filename).endswith(ENDINGS):
+            raise ModelError(
+                f"{error.filename} cannot be read ({error.strerror}): check its owner and mode."
+            ) from error
         raise UsageError(
             f"{model_dir} cannot be written ({error.strerror}): converted files go beside their sources, so make it "
             "writable, or copy the model to where it is."
         ) from error
+
+
+def needs_conversion(model_dir: Path) -> bool:
+    """Whether there are PyTorch weights, and no others or only a part of what they become."""
+    if has_whole_safetensors(model_dir) or not any(path.suffix in ENDINGS for path in model_dir.iterdir()):
+        return False
+    sources = find_sources(model_dir)
+    present = {path.name for path in model_dir.glob("*.safetensors")}
+    return bool(sources) and present <= {source.target.name for source in sources}
 
 
 def convert_locked(model_dir: Path, *, as_json: bool) -> Conversion:
@@ -90,21 +104,27 @@ def convert_locked(model_dir: Path, *, as_json: bool) -> Conversion:
         tell(f"{', '.join(kept[:3])}{' ...' if len(kept) > 3 else ''}: converted already", as_json=as_json)
     if not missing and index is None:
         return Conversion((), kept, 0)
-    for leftover in model_dir.glob(f".*{INCOMPLETE}"):  # of a run that was killed
-        leftover.unlink(missing_ok=True)
-    num_bytes = sum(source.path.stat().st_size for source in missing)
+    # Whatever can be found wrong is found before anything is written.
     check_writable(model_dir)
-    check_disk(model_dir, num_bytes, "The conversion")
+    contents = {source.target: read_content(source, model_dir, as_json=as_json) for source in missing}
+    weight_map = join_names(sources, contents) if index is not None else {}
+    num_bytes = sum(content.num_bytes for content in contents.values())
+    check_disk(model_dir, num_bytes, "The conversion", "move the model to a larger disk")
     if missing:
-        tell(
-            f"converting {len(missing)} files: {format_bytes(num_bytes)}", "plan", as_json=as_json, num_bytes=num_bytes
-        )
+        sentence = f"converting {count(len(missing), 'file')}: {format_bytes(num_bytes)}"
+        tell(sentence, "plan", as_json=as_json, num_bytes=num_bytes)
     with show_progress("converting", num_bytes, as_json=as_json) as progress:
-        written = sum(convert_file(source, model_dir, progress) for source in missing)
+        for target, content in contents.items():
+            write_target(target, content, progress)
     if index is not None:
-        write_index(index, sources)
-    names = tuple(source.target.name for source in missing)
-    return Conversion(names, kept, written)
+        write_index(index, weight_map)
+    return Conversion(tuple(target.name for target in contents), kept, num_bytes)
+
+
+def remove_leftovers(model_dir: Path) -> None:
+    """Of runs that were killed."""
+    for leftover in model_dir.glob(f".*.safetensors*{INCOMPLETE}"):
+        leftover.unlink(missing_ok=True)
 
 
 def find_sources(model_dir: Path) -> list[Source]:
@@ -121,18 +141,20 @@ def find_sources(model_dir: Path) -> list[Source]:
         )
     if indexes:
         names = sorted(set(read_weight_map(indexes[0]).values()))
-        if lost := [name for name in names if not (model_dir / name).is_file()]:
+        if lost := [name for name in names if Path(name).name != name or not (model_dir / name).is_file()]:
             raise ModelError(
                 f"{indexes[0]} names {lost[0]}, which is not there ({len(lost)} of {len(names)} files are missing): "
                 "download the model again."
             )
-        paths = [model_dir / Path(name).name for name in names]
+        paths = [model_dir / name for name in names]
     else:
         paths = [
             path
             for path in sorted(model_dir.iterdir())
-            if path.suffix in ENDINGS and path.is_file() and not any(word in path.name for word in SKIPPED_WORDS)
+            if path.suffix in ENDINGS and not path.is_dir() and not any(word in path.name for word in SKIPPED_WORDS)
         ]
+        if gone := [path for path in paths if not path.exists()]:
+            raise ModelError(f"{gone[0]} is a link to a file that is gone: download the model again.")
     sources: dict[Path, Source] = {}
     for path in sorted(paths, key=lambda path: ENDINGS.index(path.suffix)):  # of two with one target the .bin
         target = model_dir / f"{path.stem.removeprefix('pytorch_')}.safetensors"
@@ -153,7 +175,14 @@ def find_index_to_make(model_dir: Path, sources: list[Source]) -> Path | None:
     index = model_dir / SAFETENSORS_INDEX
     is_one_model = len(sources) == 1 or any(source.target.name == SINGLE_SAFETENSORS for source in sources)
     has_index = (model_dir / BIN_INDEX).exists() or any(model_dir.glob("*.bin.index.json"))
-    return None if index.exists() or not sources or (is_one_model and not has_index) else index
+    return None if not sources or (is_one_model and not has_index) or is_complete(index) else index
+
+
+def is_complete(index: Path) -> bool:
+    """Whether an index is there, and all that it names."""
+    with suppress(ModelError, OSError):
+        return all((index.parent / name).exists() for name in read_weight_map(index).values())
+    return False
 
 
 def is_whole(target: Path) -> bool:
@@ -167,37 +196,22 @@ def is_whole(target: Path) -> bool:
 
 def check_writable(model_dir: Path) -> None:
     """Raises OSError where nothing can be made, before minutes of work."""
-    probe = model_dir / f".{os.getpid()}{INCOMPLETE}"
+    probe = name_temporary(model_dir / SINGLE_SAFETENSORS)
     probe.touch()
     probe.unlink()
 
 
-def convert_file(source: Source, model_dir: Path, progress: Progress) -> int:
-    """Make one file; the bytes of its tensors."""
+def read_content(source: Source, model_dir: Path, *, as_json: bool) -> Content:
+    """What a target is to hold."""
     tensors, left_out = read_torch_file(source.path)
     for name in left_out:
-        progress.say(f"{source.path.name}: {name} is no tensor and is left out", "left_out", name=name)
+        tell(f"{source.path.name}: {name} is no tensor and is left out", "left_out", as_json=as_json, name=name)
     kept, removed = drop_aliases(source.path, tensors, lambda: rank_names(model_dir))
-    content = Content(source.path, kept, {"format": "pt", **removed})
-    try:
-        write_content(source.temporary, content, progress.advance)
-        if name := find_difference(source.temporary, content, lambda count: progress.tick()):
-            raise ModelError(f"The output tensors do not match for key {name}: check the disk of {model_dir}.")
-        os.replace(source.temporary, source.target)
-    except BaseException:
-        source.temporary.unlink(missing_ok=True)
-        raise
-    progress.say(
-        f"{source.target.name}: {format_bytes(content.num_bytes)}",
-        "file",
-        name=source.target.name,
-        bytes=content.num_bytes,
-    )
-    return content.num_bytes
+    return Content(source.path, kept, {"format": "pt", **removed})
 
 
-def write_index(index: Path, sources: Iterable[Source]) -> None:
-    """Name the file of every tensor.
+def join_names(sources: Iterable[Source], contents: Mapping[Path, Content]) -> dict[str, str]:
+    """The file of every tensor.
 
     Raises:
         ModelError: two files have a tensor of the same name.
@@ -205,18 +219,64 @@ def write_index(index: Path, sources: Iterable[Source]) -> None:
     from tgis_server.engines.native.checkpoint import read_header
 
     weight_map: dict[str, str] = {}
-    total = 0
     for source in sources:
-        for name in read_header(source.target):
+        content = contents.get(source.target)
+        for name in content.tensors if content else read_header(source.target):
             if name in weight_map:
                 raise ModelError(
                     f"{name} is in {weight_map[name]} and in {source.target.name}: the .bin files are not those of one "
                     "model; leave only those that are."
                 )
             weight_map[name] = source.target.name
-        with source.target.open("rb") as file:
-            total += source.target.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
+    return weight_map
+
+
+def write_target(target: Path, content: Content, progress: Progress) -> None:
+    temporary = name_temporary(target)
+    try:
+        write_content(temporary, content, progress.advance)
+        with ThreadPoolExecutor(1) as pool:  # the disk is slow, to compare takes the processor: both at once
+            is_on_disk = pool.submit(sync, temporary)
+            name = find_difference(temporary, content, lambda count: progress.tick())
+            is_on_disk.result()
+        if name:
+            raise ModelError(f"The output tensors do not match for key {name}: check the disk of {target.parent}.")
+        rename(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    progress.say(f"{target.name}: {format_bytes(content.num_bytes)}", "file", name=target.name, bytes=content.num_bytes)
+
+
+def write_index(index: Path, weight_map: Mapping[str, str]) -> None:
+    total = 0
+    for name in set(weight_map.values()):
+        with (index.parent / name).open("rb") as file:
+            total += os.fstat(file.fileno()).st_size - 8 - int.from_bytes(file.read(8), "little")
     text = json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}, indent=2)
-    temporary = index.with_name(f".{index.name}{INCOMPLETE}")
-    temporary.write_text(text + "\n")
-    os.replace(temporary, index)
+    temporary = name_temporary(index)
+    try:
+        temporary.write_text(text + "\n")
+        sync(temporary)
+        rename(temporary, index)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def name_temporary(target: Path) -> Path:
+    """A name that nobody else uses: not every file system has locks."""
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}{INCOMPLETE}")
+
+
+def rename(temporary: Path, target: Path) -> None:
+    """For good: also if the machine loses power now."""
+    os.replace(temporary, target)
+    sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a directory, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

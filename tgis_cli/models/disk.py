@@ -21,8 +21,14 @@ def free_disk_bytes(directory: Path) -> int:
     return status.f_bavail * status.f_frsize
 
 
-def check_disk(directory: Path, need_bytes: int, what: str) -> None:
+OTHER_CACHE = "name another cache with HF_HUB_CACHE"
+
+
+def check_disk(directory: Path, need_bytes: int, what: str, otherwise: str = OTHER_CACHE) -> None:
     """
+    Args:
+        otherwise: what else can be done but make room.
+
     Raises:
         NotEnoughDevices: there is no room for ``what``, with the numbers.
     """
@@ -30,7 +36,7 @@ def check_disk(directory: Path, need_bytes: int, what: str) -> None:
     if need_bytes > free_bytes:
         raise NotEnoughDevices(
             f"{what} needs {format_bytes(need_bytes)} in {directory}, but {format_bytes(free_bytes)} are free: free "
-            f"{format_bytes(need_bytes - free_bytes)}, or choose a larger disk (HF_HUB_CACHE names the cache)."
+            f"{format_bytes(need_bytes - free_bytes)}, or {otherwise}."
         )
 
 
@@ -38,7 +44,7 @@ def explain_full_disk(error: OSError, directory: Path) -> str:
     """Writing failed for lack of room."""
     kind = {errno.EDQUOT: "the quota is used up", errno.EFBIG: "the largest size of a file that is allowed is reached"}
     reason = kind.get(error.errno or 0, f"{format_bytes(free_disk_bytes(directory))} are free")
-    return f"No room is left in {directory} ({reason}): make room and run the command again; it goes on from there."
+    return f"No room is left in {directory} ({reason}): make room and run the command again."
 
 
 def write_all(file: BinaryIO, chunk: bytes) -> None:

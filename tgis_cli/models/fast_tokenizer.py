@@ -19,6 +19,7 @@ SOURCES = (
     "vocab.json",
     "vocab.txt",
 )
+VOCABULARIES = ("*.model", "*vocab*", "*.tiktoken", "*.bpe")
 
 
 def has_slow_tokenizer(model_dir: Path) -> bool:
@@ -43,6 +44,12 @@ def convert_to_fast_tokenizer(model_dir: Path, output_dir: Path, *, trust_remote
         raise ModelError(
             f"{model_dir} has no {NAME}, and to make it transformers is needed: pip install 'tgis[convert]'."
         ) from error
+    # Without one transformers makes a tokenizer that knows no words, and says nothing.
+    if not any(path for pattern in VOCABULARIES for path in model_dir.glob(pattern)):
+        raise ModelError(
+            f"{model_dir} has no {NAME} and no vocabulary to make it of ({', '.join(VOCABULARIES)}): download the "
+            "model again, or get one that comes with a tokenizer."
+        )
     target = output_dir / NAME
     with tempfile.TemporaryDirectory() as directory:
         made = Path(directory, NAME)

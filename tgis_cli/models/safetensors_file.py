@@ -11,7 +11,7 @@ import ctypes
 import json
 import mmap
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,15 +57,16 @@ class Content:
 
 
 def write_content(path: Path, content: Content, advance: Advance) -> None:
-    """Write a new file and bring it to the disk."""
+    """Write a new file. Whether the disk has it is another question."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     with os.fdopen(descriptor, "wb", buffering=0) as file, content.source.open("rb", buffering=0) as source:
         write_all(file, content.make_head())
         for name in content.in_order():
             tensor = content.tensors[name]
             if not tensor.is_contiguous:
-                write_all(file, gather(content.source, tensor))
-                advance(tensor.num_bytes)
+                for part in gather(content.source, tensor):
+                    write_all(file, part)
+                    advance(len(part))
                 continue
             position, end = tensor.start, tensor.start + tensor.num_bytes
             while position < end:
@@ -74,7 +75,6 @@ def write_content(path: Path, content: Content, advance: Advance) -> None:
                     raise EOFError(f"{content.source} became shorter while it was read")
                 position += num_bytes
                 advance(num_bytes)
-        os.fsync(file.fileno())
 
 
 def find_difference(path: Path, content: Content, advance: Advance) -> str:
@@ -92,7 +92,8 @@ def find_difference(path: Path, content: Content, advance: Advance) -> str:
             if tensor.is_contiguous:
                 is_same = compare.ranges(tensor.start, position, tensor.num_bytes, advance)
             else:
-                is_same = os.pread(file.fileno(), tensor.num_bytes, position) == gather(content.source, tensor)
+                file.seek(position)
+                is_same = all(file.read(len(part)) == part for part in gather(content.source, tensor))
                 advance(tensor.num_bytes)
             if not is_same:
                 return name
@@ -120,11 +121,16 @@ class Comparison:
         return True
 
 
-def gather(source: Path, tensor: StoredTensor) -> bytes:
-    """The data of a tensor whose elements do not lie in order, in order."""
+def gather(source: Path, tensor: StoredTensor) -> Iterator[bytes]:
+    """The data of a tensor whose elements do not lie in order, in order, in parts of some rows."""
     import numpy
 
+    if not tensor.num_bytes:
+        return
     span = numpy.memmap(source, numpy.uint8, "r", tensor.start, (tensor.end - tensor.start,))
     shape = (*tensor.shape, tensor.item_bytes)
     strides = (*(stride * tensor.item_bytes for stride in tensor.strides), 1)
-    return numpy.lib.stride_tricks.as_strided(span, shape, strides, writeable=False).tobytes()
+    rows = numpy.lib.stride_tricks.as_strided(span, shape, strides, writeable=False)
+    num_rows = max(1, CHUNK_BYTES * tensor.shape[0] // tensor.num_bytes)
+    for start in range(0, tensor.shape[0], num_rows):
+        yield rows[start : start + num_rows].tobytes()

@@ -10,6 +10,7 @@ Why not torch itself: to import it takes longer than to convert most files.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import pickle
 import struct
@@ -19,7 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 from tgis_server.errors import ModelError
 
@@ -144,30 +145,83 @@ class Refused(Exception):
     """The pickle asks for something that is not needed to describe tensors."""
 
 
+class Unsupported(Exception):
+    """A tensor is of a kind that safetensors cannot hold."""
+
+
 # The functions that pickles of tensors name, under their names in torch.
 
 
-def rebuild_tensor(storage: Storage, offset: int, shape: Any, strides: Any, *_: Any) -> View:
-    return View(storage, storage.dtype, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
+def rebuild_tensor(
+    storage: Storage, offset: int, shape: Any, strides: Any, grad: Any = False, hooks: Any = None, flags: Any = None
+) -> View:
+    return make_view(storage, storage.dtype, offset, shape, strides, flags)
 
 
 def rebuild_tensor_v3(
-    storage: Storage, offset: int, shape: Any, strides: Any, grad: Any, hooks: Any, dtype: Dtype, *_: Any
+    storage: Storage,
+    offset: int,
+    shape: Any,
+    strides: Any,
+    grad: Any,
+    hooks: Any,
+    dtype: Dtype,
+    flags: Any = None,
 ) -> View:
-    return View(storage, dtype.name, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
+    return make_view(storage, dtype.name, offset, shape, strides, flags)
+
+
+def make_view(storage: Storage, dtype: str, offset: int, shape: Any, strides: Any, flags: Any) -> View:
+    if not isinstance(storage, Storage):
+        raise TypeError(f"a tensor in a {type(storage).__name__}")
+    if flags and any(flags.values()):  # the data is not what the tensor shows
+        raise Unsupported(f"{' and '.join(flags)} views of other tensors")
+    return View(storage, dtype, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
 
 
 def rebuild_parameter(data: View, *_: Any) -> View:
     return data
 
 
+def rebuild_with_attributes(function: Callable[..., Any], _kind: Any, arguments: Any, _attributes: Any) -> Any:
+    return function(*arguments)
+
+
+class Ignored:
+    """A value that says nothing about tensors."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+
 KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("torch", "Size"): tuple,
+    ("torch", "Tensor"): Ignored,
+    ("torch", "device"): Ignored,
+    ("torch.nn.parameter", "Parameter"): Ignored,
     ("torch._utils", "_rebuild_tensor"): rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v3"): rebuild_tensor_v3,
     ("torch._utils", "_rebuild_parameter"): rebuild_parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): rebuild_parameter,
+    ("torch._tensor", "_rebuild_from_type_v2"): rebuild_with_attributes,
+    # Plain values in the words of Python 2, which the protocol of torch.save speaks.
+    ("_codecs", "encode"): Ignored,
+    ("__builtin__", "set"): Ignored,
+    ("__builtin__", "complex"): Ignored,
+}
+UNSUPPORTED = {
+    "_rebuild_sparse_tensor": "sparse tensors",
+    "_rebuild_sparse_csr_tensor": "sparse tensors",
+    "_rebuild_nested_tensor": "nested tensors",
+    "_rebuild_qtensor": "quantized tensors",
+    "_rebuild_meta_tensor_no_storage": "tensors without data",
+    "ComplexDoubleStorage": "tensors of type complex128",
+    "complex128": "tensors of type complex128",
+    "complex32": "tensors of type complex32",
+    "float8_e4m3fnuz": "tensors of type float8_e4m3fnuz",
+    "float8_e5m2fnuz": "tensors of type float8_e5m2fnuz",
 }
 
 
@@ -176,6 +230,11 @@ class TensorUnpickler(pickle._Unpickler):
 
     It stands on the unpickler that is written in Python: the other takes as much memory as a number in the file says.
     """
+
+    # But for this one, which none of PyTorch's files has.
+    dispatch: ClassVar = {
+        opcode: load for opcode, load in pickle._Unpickler.dispatch.items() if opcode != pickle.BYTEARRAY8[0]
+    }
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__(file, encoding="utf-8")
@@ -188,7 +247,15 @@ class TensorUnpickler(pickle._Unpickler):
             return Dtype(STORAGES[name])
         if module == "torch" and name in DTYPES:
             return Dtype(name)
+        if module in ("torch", "torch._utils") and name in UNSUPPORTED:
+            raise Unsupported(UNSUPPORTED[name])
         raise Refused(f"{module}.{name}")
+
+    def load_build(self) -> None:
+        """Attributes of objects say nothing about tensors, and to set them might change what does."""
+        self.stack.pop()  # type: ignore[attr-defined]  # typeshed: has no stack
+
+    dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]  # typeshed: takes the base only
 
     def persistent_load(self, pid: Any) -> Storage:
         kind, dtype, key, _location, _size, *view = pid
@@ -210,14 +277,25 @@ def read_torch_file(path: Path) -> tuple[dict[str, StoredTensor], tuple[str, ...
     try:
         with path.open("rb") as file:
             raw, starts = read_zip(path, file) if zipfile.is_zipfile(file) else read_legacy(path, file)
+        return find_tensors(path, unwrap(path, raw), starts)
     except Refused as error:
         raise ModelError(
             f"{path} is not converted: it wants to use {error} when it is read, and whatever is not a tensor may be "
             "code that harms. Get the model as safetensors, or from somebody you trust who saves its tensors alone."
         ) from error
+    except Unsupported as error:
+        raise ModelError(f"{path} holds {error}, which safetensors cannot hold.") from error
     except NOT_A_PICKLE as error:
         raise damaged(path) from error
-    entries = unwrap(path, raw)
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # the archive's directory points before the file
+            raise damaged(path) from error
+        raise
+
+
+def find_tensors(
+    path: Path, entries: Mapping[str, Any], starts: Mapping[str, int]
+) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:
     views = {name: entry for name, entry in entries.items() if isinstance(entry, View)}
     if not views:
         raise ModelError(f"{path} holds no tensors: it is no file of weights.")
@@ -230,12 +308,18 @@ def damaged(path: Path) -> ModelError:
     return ModelError(f"{path} is damaged, not complete, or no file of weights: download it again.")
 
 
+def compressed(path: Path) -> ModelError:
+    return ModelError(f"{path} is compressed, which torch.save never does: get the original file.")
+
+
 def read_zip(path: Path, file: BinaryIO) -> tuple[Any, dict[str, int]]:
     """The unpickled object, and where each storage begins in the file."""
     with zipfile.ZipFile(file) as archive:
         entries = {info.filename: info for info in archive.infolist()}
         (pickled,) = [name for name in entries if name.endswith("/data.pkl") or name == "data.pkl"]
         prefix = pickled.removesuffix("data.pkl")
+        if entries[pickled].compress_type != zipfile.ZIP_STORED:
+            raise compressed(path)
         if f"{prefix}byteorder" in entries and archive.read(f"{prefix}byteorder") != b"little":
             raise ModelError(f"{path} was saved on a big-endian machine: save it again on a usual one.")
         with archive.open(pickled) as stream:
@@ -245,7 +329,7 @@ def read_zip(path: Path, file: BinaryIO) -> tuple[Any, dict[str, int]]:
     for key in unpickler.storages:
         info = entries[f"{prefix}data/{key}"]
         if info.compress_type != zipfile.ZIP_STORED:
-            raise ModelError(f"{path} is compressed, which torch.save never does: get the original file.")
+            raise compressed(path)
         file.seek(info.header_offset)
         header = file.read(LOCAL_HEADER_BYTES)
         name_bytes, extra_bytes = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
@@ -287,10 +371,12 @@ def unwrap(path: Path, raw: Any) -> Mapping[str, Any]:
 
 def locate(path: Path, view: View, starts: Mapping[str, int], file_bytes: int) -> StoredTensor:
     if view.dtype not in DTYPES:
-        raise ModelError(f"{path} holds tensors of type {view.dtype}, which safetensors cannot hold.")
+        raise Unsupported(f"tensors of type {view.dtype}")
     name, item_bytes = DTYPES[view.dtype]
     offset = view.storage.offset * DTYPES[view.storage.dtype][1] + view.offset * item_bytes
     tensor = StoredTensor(name, item_bytes, view.shape, view.strides, starts[view.storage.key] + offset)
+    if tensor.num_bytes > max(file_bytes, tensor.end - tensor.start):  # one element that is shown as many
+        raise ModelError(f"{path} holds a tensor that is larger than the file: it is no file of weights.")
     if tensor.end > file_bytes or min((offset, *view.strides, *view.shape), default=0) < 0:
         raise damaged(path)
     return tensor

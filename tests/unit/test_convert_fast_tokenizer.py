@@ -1,0 +1,94 @@
+"""Making tokenizer.json: only of what there is, and only what can be used gets the name."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+
+TGIS = Path(sys.executable).parent / "tgis"
+VOCABULARY = {"<|endoftext|>": 0, "h": 1, "e": 2, "he": 3}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model with the files of an older tokenizer."""
+    directory = tmp_path / "model"
+    directory.mkdir()
+    (directory / "config.json").write_text('{"model_type": "gpt2"}')
+    (directory / "vocab.json").write_text(json.dumps(VOCABULARY))
+    (directory / "merges.txt").write_text("#version: 0.2\nh e\n")
+    return directory
+
+
+def convert(model: Path, *options: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [TGIS, "convert-to-fast-tokenizer", model, *options],
+        env=os.environ | environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def names_in(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_a_tokenizer_cuts_text_as_its_older_files_say(model: Path, tmp_path: Path):
+    output = tmp_path / "output"
+    output.mkdir()
+
+    result = convert(model, "--output-path", output)
+
+    assert (result.returncode, result.stdout) == (0, f"{output / 'tokenizer.json'}\n"), result.stderr
+    assert Tokenizer.from_file(str(output / "tokenizer.json")).encode("hehe").ids == [3, 3]
+    assert names_in(output) == ["tokenizer.json"]
+    assert "tokenizer.json" not in names_in(model)
+
+
+def test_one_that_is_there_is_left_alone(model: Path):
+    (model / "tokenizer.json").write_text("mine")
+
+    result = convert(model)
+
+    assert (result.returncode, (model / "tokenizer.json").read_text()) == (0, "mine")
+    assert "is there already" in result.stderr
+
+
+@pytest.mark.parametrize("lost", [["vocab.json", "merges.txt"], ["merges.txt"]], ids=["all", "merges"])
+def test_no_success_is_claimed_where_files_are_missing(lost: list[str], model: Path):
+    for name in lost:
+        (model / name).unlink()
+    before = names_in(model)
+
+    result = convert(model)
+
+    assert (result.returncode, result.stdout) == (3, "")
+    assert names_in(model) == before
+
+
+def test_code_of_a_model_is_not_run_unless_that_is_asked_for(model: Path, tmp_path: Path):
+    config = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+    (model / "own.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'w')\nraise ValueError('was run')\n")
+
+    refused = convert(model)
+    assert not (tmp_path / "was_run").exists(), refused.stderr
+    trusted = convert(model, TRUST_REMOTE_CODE="true", HF_HOME=str(tmp_path))
+
+    assert (tmp_path / "was_run").exists(), trusted.stderr
+    assert trusted.returncode == 3
+
+
+def test_the_output_directory_must_exist(model: Path, tmp_path: Path):
+    result = convert(model, "--output-path", tmp_path / "no")
+
+    assert result.returncode == 2
+    assert "is no directory: make it first" in result.stderr
