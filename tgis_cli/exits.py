@@ -6,13 +6,14 @@ The codes are those of ``tgis_server.errors``; a closed pipe is 141, as a shell 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Iterator
 from io import TextIOWrapper
 from typing import Any, TextIO
 
-from tgis_server.errors import TgisError
+from tgis_server.errors import NotEnoughDevices, TgisError
 
 EXIT_UNEXPECTED = 1
 EXIT_BROKEN_PIPE = 141
@@ -51,6 +52,10 @@ def explain(error: Exception) -> tuple[str, int]:
         return explain_command_line(error), 2
     if isinstance(error, UnicodeEncodeError | UnicodeDecodeError):
         return f"What was given is no valid text ({error}): check it and the locale (LANG).", 2
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and not error.filename:
+        return f"The output cannot be written: {os.strerror(error.errno)}.", NotEnoughDevices.exit_code
+    if isinstance(error, ImportError) and (error.name or "").split(".")[0] in ("tgis_cli", "tgis_server"):
+        return f"This installation of TGIS is broken or mixed with another ({error}): install it again.", 1
     from tgis_cli.supervisor.cause import explain_own_error
 
     # A file that a command misses was not in a run directory.

@@ -40,7 +40,7 @@ def launch(flags: Mapping[str, Any], config_file: Path | None) -> None:
 def make_launcher() -> Any:
     """The command behind ``text-generation-launcher``."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command(cls=LaunchCommand)(with_serve_options(launch, positional_model=False))
+    app.command(cls=LaunchCommand)(with_serve_options(launch, positional_model=None))
     return typer.main.get_command(app)
 
 

@@ -21,16 +21,19 @@ from tgis_server.errors import UsageError
 Body = Callable[..., None]
 
 
-def with_serve_options(body: Body, *, positional_model: bool = True) -> Callable[..., None]:
+LAUNCHED = "Directory, or hub id in the local cache; without one a small demo model is served."
+
+
+def with_serve_options(body: Body, *, positional_model: str | None = LAUNCHED) -> Callable[..., None]:
     """Make a Typer callback that takes every serving option, ``--config`` and the body's own keyword parameters.
 
     Args:
         body: called as ``body(flags, config_file, **own)``; its parameters after the second are own parameters.
-        positional_model: also accept the model as the first argument.
+        positional_model: help for the model as the first argument; ``None``: it is an option only.
     """
     own = list(inspect.signature(body, eval_str=True).parameters.values())[2:]
     own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
-    parameters = [model_argument()] if positional_model else []
+    parameters = [model_argument(positional_model)] if positional_model else []
     parameters += [config_file_parameter(), *own, *(to_parameter(option) for option in options())]
 
     def command(**values: Any) -> None:
@@ -56,8 +59,7 @@ def keyword(name: str, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def model_argument() -> inspect.Parameter:
-    help_text = "Directory, or hub id in the local cache; without one a small demo model is served."
+def model_argument(help_text: str) -> inspect.Parameter:
     return keyword("model", Annotated[str | None, typer.Argument(help=help_text, metavar="MODEL", show_default=False)])
 
 

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
-from tgis_server.errors import TgisError
+from tgis_cli.exits import explain, is_end
 from tgis_server.sizes import format_bytes
 
 WINDOW_S = 10.0  # the rate is that of the last seconds, so that a slow start or a pause soon stops counting
@@ -201,9 +201,10 @@ def failures_told(*, as_json: bool) -> Iterator[None]:
     """A script that reads events gets the failure that ends a command as one too."""
     try:
         yield
-    except TgisError as error:
-        if as_json:
-            tell(str(error), "failed", as_json=True, exit_code=error.exit_code)
+    except Exception as error:
+        if as_json and not is_end(error) and not isinstance(error, BrokenPipeError):
+            sentence, exit_code = explain(error)
+            tell(sentence, "failed", as_json=True, exit_code=exit_code)
         raise
 
 

@@ -16,7 +16,7 @@ from tgis_cli.decisions import Decisions
 from tgis_cli.legacy_settings import warn_of_settings
 from tgis_cli.machine import Machine
 from tgis_cli.machine.cpus import format_cpu_list
-from tgis_cli.models import find_cache_dir, find_model_dir, read_model_config
+from tgis_cli.models import find_cache_dir, find_model_dir, is_in_cache, read_model_config
 from tgis_cli.resources import (
     choose_device,
     choose_num_shard,
@@ -148,7 +148,7 @@ def choose_model(decide: Decisions) -> tuple[str, Path]:
         raise UsageError("The model's name is empty, as of an unset variable: name one, or give none at all.")
     cache_dir, source = find_cache_dir(decide.environ)
     model_dir = find_model_dir(name, decide.config.revision, cache_dir)
-    is_cached = model_dir.is_relative_to(cache_dir)
+    is_cached = is_in_cache(name, model_dir, cache_dir)
     decide.reasons["model_dir"] = f"in the cache {cache_dir} (from {source})" if is_cached else "a directory"
     return name, model_dir
 

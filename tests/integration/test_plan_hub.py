@@ -134,7 +134,7 @@ def test_a_model_without_an_engine_still_has_sizes(plan: Plan, hub: HubStub):
     ("name", "value", "sentence"),
     [
         ("is_gated", True, f"{MODEL} is gated"),
-        ("needs_token", "secret", f"has no model {MODEL}, or it is private"),
+        ("needs_token", "secret", f"has no model {MODEL}, and there is no directory"),
     ],
 )
 def test_a_model_that_may_not_be_seen_is_explained(name: str, value: Any, sentence: str, plan: Plan, hub: HubStub):

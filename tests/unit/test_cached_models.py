@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -189,6 +191,95 @@ def test_what_a_killed_removal_left_goes_with_the_next(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_another_revision_came_to_use_meanwhile_stays(tmp_path: Path):
+    contents = demo_contents()
+    fill(tmp_path, contents | {"config.json": b"old"}, OLD, "v1")
+    fill(tmp_path, {"config.json": b"other"}, "d" * 40, "v2")
+    removal = plan_removal(tmp_path, MODEL, "v1")
+
+    folder = fill(tmp_path, contents)
+    remove(removal)
+
+    assert {path.name: path.read_bytes() for path in folder.snapshot(NEW).iterdir()} == contents
+
+
+def test_only_blobs_are_removed_and_links_in_folders_count(tmp_path: Path):
+    contents = demo_contents()
+    fill(tmp_path / "cache", contents, OLD, "v1")
+    folder = fill(tmp_path / "cache", {"config.json": b"new"})
+    (tmp_path / "precious").write_bytes(b"mine")
+    (folder.snapshot(OLD) / "link").symlink_to(tmp_path / "precious")
+    weights = (folder.snapshot(OLD) / WEIGHTS).resolve()
+    (folder.snapshot(NEW) / "onnx").mkdir()
+    (folder.snapshot(NEW) / "onnx/model").symlink_to(f"../../../blobs/{weights.name}")
+
+    remove(plan_removal(tmp_path / "cache", MODEL, "v1"))
+
+    assert (tmp_path / "precious").exists()
+    assert (folder.snapshot(NEW) / "onnx/model").read_bytes() == contents[WEIGHTS]
+    assert len(list(folder.blobs.iterdir())) == 2
+
+
+def test_a_file_that_is_too_short_is_put_right_from_its_blob(tmp_path: Path):
+    contents = demo_contents()
+    folder = fill(tmp_path, contents)
+    pointer = folder.snapshot(NEW) / WEIGHTS
+    pointer.unlink()
+    pointer.write_bytes(contents[WEIGHTS][:1000])
+
+    fill(tmp_path, contents)
+
+    assert pointer.read_bytes() == contents[WEIGHTS]
+
+
+def test_content_outside_that_has_no_blob_is_brought_in(tmp_path: Path):
+    contents = demo_contents()
+    folder = fill(tmp_path / "cache", contents)
+    pointer = folder.snapshot(NEW) / WEIGHTS
+    file = RemoteFile(WEIGHTS, len(contents[WEIGHTS]), digest_of(contents[WEIGHTS]))
+    folder.blob(file).rename(tmp_path / "elsewhere")
+    pointer.unlink()
+    pointer.symlink_to(tmp_path / "elsewhere")
+
+    folder.place(file, NEW)
+    (tmp_path / "elsewhere").unlink()
+
+    assert pointer.read_bytes() == contents[WEIGHTS]
+
+
+def test_a_file_system_without_links_gets_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    monkeypatch.setattr(os, "link", refuse)
+    contents = demo_contents() | {"added_tokens.json": b"{}", "special_tokens_map.json": b"{}"}
+
+    folder = fill(tmp_path, contents)
+
+    assert {path.name: path.read_bytes() for path in folder.snapshot(NEW).iterdir()} == contents
+    assert the_only(tmp_path).problems == ()
+
+
+def test_an_interrupted_conversion_is_a_problem(tmp_path: Path):
+    contents = demo_contents()
+    weights = contents.pop(WEIGHTS)
+    index = json.dumps({"weight_map": {"a": "pytorch_model-1.bin", "b": "pytorch_model-2.bin"}}).encode()
+    parts = {"pytorch_model-1.bin": b"1", "pytorch_model-2.bin": b"2", "pytorch_model.bin.index.json": index}
+    folder = fill(tmp_path, contents | parts)
+    (folder.snapshot(NEW) / "model-1.safetensors").write_bytes(weights)
+
+    assert the_only(tmp_path).problems == (
+        f"its conversion was interrupted; `tgis convert-to-safetensors {MODEL}` completes it",
+    )
+
+
+def test_one_strange_model_does_not_hide_the_others(tmp_path: Path):
+    fill(tmp_path, demo_contents() | {"config.json": b'{"architectures": 5}'})
+
+    assert "5" in the_only(tmp_path).why_no_engine or the_only(tmp_path).problems
+
+
 @pytest.mark.parametrize(
     ("model", "revision", "sentence"),
     [
@@ -216,10 +307,10 @@ def run_rm(cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_command_asks_or_wants_to_be_told(tmp_path: Path):
     folder = fill(tmp_path, demo_contents())
 
-    dry, unsure = run_rm(tmp_path, "--dry-run"), run_rm(tmp_path)
+    dry, unsure, script = run_rm(tmp_path, "--dry-run"), run_rm(tmp_path), run_rm(tmp_path, "--json")
     is_there = folder.root.exists()
     sure = run_rm(tmp_path, "--yes")
 
-    assert (dry.returncode, unsure.returncode, is_there) == (0, 2, True)
+    assert (dry.returncode, unsure.returncode, script.returncode, is_there) == (0, 2, 2, True)
     assert "say --yes (or --dry-run)" in unsure.stderr
     assert (sure.returncode, folder.root.exists()) == (0, False)

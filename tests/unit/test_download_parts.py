@@ -14,14 +14,14 @@ import pytest
 from tgis_cli.models.digest import has_digest
 from tgis_cli.models.download import MAX_VAIN_ATTEMPTS, Patience, Problem
 from tgis_cli.models.hub import RemoteFile, explain_hub_error, is_temporary, retry_after_s
-from tgis_cli.models.locks import lock_directory
+from tgis_cli.models.locks import lock
 from tgis_server.errors import HubError, ModelError, NotEnoughDevices
 
 # -- Locks ------------------------------------------------------------------------------------------------------------
 
 
 def hold(directory: Path, is_held: multiprocessing.Event, may_end: multiprocessing.Event) -> None:
-    with lock_directory(directory, lambda: None):
+    with lock(directory, lambda: None):
         is_held.set()
         may_end.wait(20)
 
@@ -47,7 +47,7 @@ def test_who_finds_a_lock_taken_is_told_once_and_gets_it_when_its_holder_ends(ho
         told.append("waiting")
         holder.set()
 
-    with lock_directory(tmp_path, tell) as is_exclusive:
+    with lock(tmp_path, tell) as is_exclusive:
         assert (told, is_exclusive) == (["waiting"], True)
 
 
@@ -55,13 +55,13 @@ def test_a_wait_can_be_refused(holder, tmp_path: Path):
     def refuse() -> None:
         raise ModelError("busy")
 
-    with pytest.raises(ModelError, match="busy"), lock_directory(tmp_path, refuse):
+    with pytest.raises(ModelError, match="busy"), lock(tmp_path, refuse):
         pass
 
 
 def test_a_lock_leaves_nothing_behind(tmp_path: Path):
     for _ in range(2):
-        with lock_directory(tmp_path, lambda: pytest.fail("nobody holds it")):
+        with lock(tmp_path, lambda: pytest.fail("nobody holds it")):
             assert list(tmp_path.iterdir()) == []
 
 
@@ -71,7 +71,7 @@ def test_a_file_system_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(fcntl, "flock", flock)
 
-    with lock_directory(tmp_path, lambda: None) as is_exclusive:
+    with lock(tmp_path, lambda: None) as is_exclusive:
         assert is_exclusive is False
 
 

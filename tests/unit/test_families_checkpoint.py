@@ -97,7 +97,7 @@ def test_a_file_of_the_index_that_is_missing_is_named(tmp_path: Path) -> None:
 def test_a_directory_without_weights_is_named(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").touch()
 
-    with pytest.raises(ModelError, match=r"pytorch_model\.bin.*to safetensors"):
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin: `tgis convert-to-safetensors` makes them"):
         inspect_checkpoint(tmp_path, SPEC, 1)
 
 

@@ -231,7 +231,17 @@ def test_names_of_gpus_may_be_spelled_in_many_ways(name: str) -> None:
     assert read_devices(name, None, ServeConfig(), MACHINE).machine.gpus[0].total_bytes > 14 * GIB
 
 
-@pytest.mark.parametrize("text", ["H10", "80", "", "-1GiB", "nan", "L4x0", "x"])
+def test_no_gpu_is_no_number_of_gpus() -> None:
+    with pytest.raises(UsageError, match=r"--gpu is 'L4x0', but there must be at least one"):
+        read_devices("L4x0", None, ServeConfig(), MACHINE)
+
+
+def test_a_name_that_comes_in_several_sizes_is_asked_for_the_size() -> None:
+    with pytest.raises(UsageError, match=r"did you mean A100-40 or A100-80\?"):
+        read_devices("A100", None, ServeConfig(), MACHINE)
+
+
+@pytest.mark.parametrize("text", ["H10", "80", "", "-1GiB", "nan", "x"])
 def test_a_gpu_that_is_neither_is_refused_with_those_that_are_known(text: str) -> None:
     with pytest.raises(UsageError, match=r"--gpu is .* must be a size such as 80GiB, or one of T4.*H200"):
         read_devices(text, None, ServeConfig(), MACHINE)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tgis_cli.models import find_cache_dir, find_model_dir
+from tgis_cli.models import find_model_dir, get_cache_dir, is_in_cache
 from tgis_cli.progress import failures_told, show_progress, tell
 from tgis_server.errors import ModelError
 from tgis_server.sizes import format_bytes
@@ -35,10 +35,10 @@ def bundle(
         from tgis_cli.models.cache_folder import CacheFolder
         from tgis_cli.models.inventory import inspect_snapshot, read_references
 
-        cache_dir = find_cache_dir(os.environ)[0].expanduser().absolute()
+        cache_dir = get_cache_dir(os.environ)
         model_dir = find_model_dir(model, revision, cache_dir)
         name, revisions = "", tuple[str, ...]()
-        if model_dir.is_relative_to(cache_dir):
+        if is_in_cache(model, model_dir, cache_dir):
             folder = CacheFolder(cache_dir, model)
             cached = inspect_snapshot(folder, model, model_dir.name, ())
             if not cached.is_complete:

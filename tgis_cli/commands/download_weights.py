@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tgis_cli.models import find_cache_dir
+from tgis_cli.models import get_cache_dir
 from tgis_cli.progress import failures_told, tell
 from tgis_server.errors import UsageError
 from tgis_server.sizes import format_bytes
@@ -62,11 +62,13 @@ def download_weights(
         from tgis_cli.models.download import Transfers
         from tgis_cli.models.get_model import GetModel, Order, find_local_dir
 
-        model_dir = find_local_dir(model)
+        cache_dir = get_cache_dir(os.environ)
+        model_dir = find_local_dir(model, cache_dir)
         if model_dir is None:
-            cache_dir, _ = find_cache_dir(os.environ)
             order = Order(model, revision, extension, auto_convert, verify, Transfers(token, parallel, stall_timeout))
-            getting = GetModel(order, cache_dir.expanduser().absolute(), as_json=json_)
+            getting = GetModel(order, cache_dir, as_json=json_)
+            if dry_run and verify:
+                raise UsageError("--dry-run and --verify exclude each other: one reads nothing, the other everything.")
             if dry_run:
                 print_plan(getting, as_json=json_)
                 return
@@ -82,7 +84,7 @@ def download_weights(
 
 def print_plan(getting: GetModel, *, as_json: bool) -> None:
     """What would be downloaded, and where to."""
-    from tgis_cli.models.disk import free_disk_bytes
+    from tgis_cli.models.disk import check_disk, free_disk_bytes
 
     planned = getting.plan()
     missing = {file.name for file in planned.missing.files}
@@ -105,20 +107,20 @@ def print_plan(getting: GetModel, *, as_json: bool) -> None:
     )
     if as_json:
         tell(summary, "plan", as_json=True, **facts)
-        return
-    for entry in files:
-        state = "there already" if entry["is_present"] else ""
-        print(f"{format_bytes(int(str(entry['bytes']))):>10}  {entry['name']:<48} {state}".rstrip())
-    print(summary)
+    else:
+        for entry in files:
+            state = "there already" if entry["is_present"] else ""
+            print(f"{format_bytes(int(str(entry['bytes']))):>10}  {entry['name']:<48} {state}".rstrip())
+        print(summary)
+    check_disk(getting.folder.root, planned.missing.num_bytes, f"What is missing of {getting.order.model}")
 
 
 def convert_what_needs_it(model_dir: Path, *, as_json: bool) -> None:
     """Make what serving needs and the repository lacks."""
-    from tgis_cli.models.convert import convert_to_safetensors
+    from tgis_cli.models.convert import convert_to_safetensors, needs_conversion
     from tgis_cli.models.fast_tokenizer import convert_to_fast_tokenizer, has_slow_tokenizer
 
-    endings = {path.suffix for path in model_dir.iterdir()}
-    if ".safetensors" not in endings and endings & {".bin", ".pt"}:
+    if needs_conversion(model_dir):
         convert_to_safetensors(model_dir, as_json=as_json)
     if has_slow_tokenizer(model_dir):
         tell("making tokenizer.json", as_json=as_json)

@@ -7,12 +7,11 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tgis_cli.models import find_cache_dir
+from tgis_cli.models import get_cache_dir
 from tgis_cli.progress import format_seconds
 from tgis_server.errors import UsageError
 from tgis_server.sizes import format_bytes
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from tgis_cli.models.removal import Removal
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+DISPENSABLE = ("architecture", "format", "last used", "engine", "revision")  # in this order, where space is scarce
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -31,7 +31,7 @@ def models(ctx: typer.Context, json_: Json = False) -> None:
     if ctx.invoked_subcommand is None:
         from tgis_cli.models.inventory import list_models
 
-        cache_dir = get_cache_dir()
+        cache_dir = get_cache_dir(os.environ)
         found = list_models(cache_dir)
         if json_:
             report = {"cache_dir": str(cache_dir), "models": [model.as_dict() for model in found]}
@@ -42,38 +42,43 @@ def models(ctx: typer.Context, json_: Json = False) -> None:
             print(f"There are no models in the cache {cache_dir}; `tgis download-weights org/model` gets one.")
 
 
-def get_cache_dir() -> Path:
-    return find_cache_dir(os.environ)[0].expanduser().absolute()
-
-
 def print_models(found: Sequence[CachedModel]) -> None:
     """A table, and under it what is wrong with which."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False)
-    for name in ("model", "revision", "size", "format", "architecture", "engine", "complete", "last used"):
-        table.add_column(name, header_style="dim", justify="right" if name == "size" else "left", no_wrap=True)
-    for model in found:
-        cells = (
-            model.model,
-            ", ".join((*model.revisions, model.commit[:8])) or "-",
-            format_bytes(model.num_bytes),
-            model.format or "-",
-            model.architecture or "-",
-            model.engine or "none",
-            "yes" if model.is_complete else "no",
-            format_age(model.last_used),
-        )
-        table.add_row(*(Text(cell) for cell in cells))
+    rows = [describe_model(model) for model in found]
+    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
+    for least in DISPENSABLE:  # names and sizes are never cut
+        if sum(widths.values()) + 2 * len(widths) > console.width:
+            del widths[least]
+    table = Table(box=None, pad_edge=False)
+    for name in widths:
+        table.add_column(name, header_style="dim", justify="right" if name == "size" else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(row[name]) for name in widths))
     console.print(table)
     for model in found:
         for problem in model.problems:
             print(f"{model.model}: {problem}")
         if not model.engine and model.is_complete:
             print(f"{model.model}: {model.why_no_engine}")
+
+
+def describe_model(model: CachedModel) -> dict[str, str]:
+    """Cells by column."""
+    return {
+        "model": model.model,
+        "revision": ", ".join((*model.revisions, model.commit[:8])) or "-",
+        "size": format_bytes(model.num_bytes),
+        "format": model.format or "-",
+        "architecture": model.architecture or "-",
+        "engine": model.engine or "none",
+        "complete": "yes" if model.is_complete else "no",
+        "last used": format_age(model.last_used),
+    }
 
 
 def format_age(when: float) -> str:
@@ -96,17 +101,16 @@ def rm(
     """Remove a model, or a revision of it, from the local cache. Content that other revisions use stays."""
     from tgis_cli.models.removal import plan_removal, remove
 
-    removal = plan_removal(get_cache_dir(), model, revision)
+    removal = plan_removal(get_cache_dir(os.environ), model, revision)
+    if not json_:
+        print(removal.describe(), flush=True)
+    if not dry_run:
+        if not yes:
+            confirm(removal)
+        remove(removal)
     if json_:
         print(json.dumps(removal.as_dict() | {"is_removed": not dry_run}, indent=1, default=str))
-    else:
-        print(removal.describe())
-    if dry_run:
-        return
-    if not yes and not json_:
-        confirm(removal)
-    remove(removal)
-    if not json_:
+    elif not dry_run:
         print(f"removed {format_bytes(removal.num_bytes)}")
 
 

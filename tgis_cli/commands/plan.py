@@ -12,6 +12,7 @@ import typer
 
 from tgis_cli.option_help import GroupedHelpCommand
 from tgis_cli.options import with_serve_options
+from tgis_cli.progress import failures_told
 from tgis_server.config import load_config
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -28,7 +29,8 @@ def plan(
         str | None, typer.Option(metavar="SIZE", help="Plan for a CPU like this one, with so much memory free.")
     ] = None,
     token: Annotated[
-        str | None, typer.Option(help="For gated and private models; HF_TOKEN keeps it out of process lists.")
+        str | None,
+        typer.Option(metavar="TEXT", help="For gated and private models; HF_TOKEN keeps it out of process lists."),
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -43,11 +45,13 @@ def plan(
     environ = dict(os.environ)
     loaded = load_config(flags, environ, config_file)
     devices = read_devices(gpu, cpu, loaded.config, probe_machine(environ))
-    with open_model(loaded.config, environ, token) as source:
+    with failures_told(as_json=json_), open_model(loaded.config, environ, token) as source:
         report = make_report(source, devices, loaded, environ)
         print(json.dumps(report.as_dict(), indent=1, default=str) if json_ else "\n".join(describe(report)))
     if report.problem is not None:
         raise report.problem
 
 
-app.command(cls=GroupedHelpCommand)(with_serve_options(plan))
+MODEL = "Directory, hub id in the local cache, or model of the hub; without one the demo model."
+
+app.command(cls=GroupedHelpCommand)(with_serve_options(plan, positional_model=MODEL))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tgis_cli.models import find_cache_dir
+from tgis_cli.models import get_cache_dir
 from tgis_cli.progress import failures_told, show_progress, tell
 from tgis_server.errors import UsageError
 
@@ -41,7 +41,7 @@ def unbundle(
                 if to:
                     model_dir = unbundle_to_directory(bundle, to, progress.advance)
                 else:
-                    cache_dir = find_cache_dir(os.environ)[0].expanduser().absolute()
+                    cache_dir = get_cache_dir(os.environ)
 
                     def tell_waiting() -> None:
                         progress.say(f"another process works on {model}: waiting for it")

@@ -22,20 +22,23 @@ import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from tgis_cli.models.cache_folder import CacheFolder
-from tgis_cli.models.digest import CHUNK_BYTES
+from tgis_cli.models.cache_folder import CacheFolder, read_file
+from tgis_cli.models.digest import CHUNK_BYTES, start_digest
 from tgis_cli.models.disk import FULL, check_disk, explain_full_disk, write_all
+from tgis_cli.models.download import Selection, place_all
 from tgis_cli.models.hub import Listing, RemoteFile
-from tgis_cli.models.locks import lock_directory
+from tgis_cli.models.locks import lock
+from tgis_cli.models.names import COMMIT, DIGEST, is_safe_name, is_safe_path
 from tgis_server.errors import ModelError, NotEnoughDevices, UsageError
 
 FORMAT = 1
 MANIFEST, SUMS = "bundle.json", "SHA256SUMS"
 STREAM = "-"
-COMMIT = re.compile("[0-9a-f]{40}")
+MAX_TEXT_BYTES = 64 << 20  # of the manifest and of the sums
 
 Advance = Callable[[int], None]
 
@@ -63,6 +66,13 @@ class Manifest:
     def num_bytes(self) -> int:
         return sum(file.size for file in self.files)
 
+    def find_strange(self) -> str:
+        """A name that cannot become a file's; empty if all can."""
+        names = (file.name for file in self.files if not is_safe_name(file.name) or file.name in (MANIFEST, SUMS))
+        digests = (file.digest for file in self.files if file.digest and not DIGEST.fullmatch(file.digest))
+        revisions = (revision for revision in self.revisions if not is_safe_path(revision))
+        return next((name or "(nothing)" for name in (*names, *digests, *revisions)), "")
+
     @classmethod
     def parse(cls, text: bytes, source: str) -> Manifest:
         """
@@ -77,9 +87,8 @@ class Manifest:
             manifest = cls(str(raw["model"]), str(raw["commit"]), tuple(map(str, raw["revisions"])), files)
         except (ValueError, KeyError, TypeError) as error:
             raise not_a_bundle(source) from error
-        for file in files:
-            if not re.fullmatch(r"[\w.+ -]+", file.name) or not re.fullmatch(r"[\w.-]*", file.digest):
-                raise ModelError(f"{source} names a file {file.name!r}, which no bundle does: do not use it.")
+        if strange := manifest.find_strange():
+            raise ModelError(f"{source} names {strange!r}, which no bundle does: do not use it.")
         return manifest
 
 
@@ -107,8 +116,8 @@ def describe_model_dir(model_dir: Path, model: str, revisions: tuple[str, ...]) 
 class Target(Protocol):
     """Where a bundle goes."""
 
-    def add(self, name: str, size: int, source: BinaryIO, advance: Advance) -> str:
-        """Copy a file in; its SHA-256."""
+    def add(self, name: str, reader: HashingReader) -> None:
+        """Copy a file in."""
 
 
 def make_bundle(model_dir: Path, manifest: Manifest, target: str, advance: Advance) -> None:
@@ -117,28 +126,39 @@ def make_bundle(model_dir: Path, manifest: Manifest, target: str, advance: Advan
     Raises:
         UsageError: the target exists or cannot be written.
         NotEnoughDevices: its disk has no room.
+        ModelError: a file is damaged, or has a name that no bundle may have.
     """
+    if strange := manifest.find_strange():
+        raise ModelError(f"{model_dir} has a file {strange!r}, which no bundle may have: remove or rename it.")
     with open_target(target, manifest.num_bytes) as bundle:
         text = json.dumps(asdict(manifest), indent=1).encode()
-        bundle.add(MANIFEST, len(text), io.BytesIO(text), lambda count: None)
+        bundle.add(MANIFEST, HashingReader(io.BytesIO(text), len(text)))
         sums = []
         for file in manifest.files:
             with (model_dir / file.name).open("rb", buffering=0) as source:
-                sums.append(f"{bundle.add(file.name, file.size, source, advance)}  {file.name}\n")
+                reader = HashingReader(source, file.size, file.digest, advance)
+                bundle.add(file.name, reader)
+            if not reader.is_as_stated:
+                raise ModelError(f"{model_dir / file.name} is damaged: `tgis download-weights --verify` mends it.")
+            sums.append(f"{reader.sha256.hexdigest()}  {file.name}\n")
         text = "".join(sums).encode()
-        bundle.add(SUMS, len(text), io.BytesIO(text), lambda count: None)
+        bundle.add(SUMS, HashingReader(io.BytesIO(text), len(text)))
 
 
 @contextmanager
 def open_target(target: str, num_bytes: int) -> Iterator[Target]:
     """A directory, a tar file, or a tar stream on stdout, by its name."""
+    if target.endswith((".gz", ".tgz", ".zip", ".zst", ".xz", ".bz2")):
+        raise UsageError(f"{target} would be compressed, which no weights gain by: name a directory or a .tar file.")
     if target == STREAM:
+        if sys.stdout.isatty():
+            raise UsageError("A bundle is not for the eyes: redirect the output, or name a directory or a .tar file.")
         with tarfile.open(fileobj=sys.stdout.buffer, mode="w|") as tar:
             yield TarTarget(tar)
         return
     path = Path(target)
     with new_at(path, is_file=target.endswith(".tar")) as temporary:
-        check_disk(path.absolute().parent, num_bytes, "The bundle")
+        check_disk(path.absolute().parent, num_bytes, "The bundle", "choose another place")
         if temporary.is_dir():
             yield DirectoryTarget(temporary)
         else:
@@ -160,24 +180,21 @@ def new_at(path: Path, *, is_file: bool = False) -> Iterator[Path]:
         raise UsageError(f"{path} exists already: remove it, or choose another name.")
     temporary = path.with_name(f".{path.name}.incomplete")
 
+    def make() -> None:
+        temporary.touch() if is_file else temporary.mkdir(exist_ok=True)
+
     def refuse() -> None:
         raise UsageError(f"Another process is making {path}: wait for it, or choose another name.")
 
     try:
-        with ExitStack() as stack:
-            if not is_file:
-                temporary.mkdir(exist_ok=True)
-                stack.enter_context(lock_directory(temporary, refuse))
+        with lock(temporary, refuse, make=make):
             clear(temporary)
             try:
-                if is_file:
-                    temporary.touch()
                 yield temporary
                 os.replace(temporary, path)
             except BaseException:
                 clear(temporary)
-                if temporary.is_dir():
-                    temporary.rmdir()
+                temporary.unlink() if is_file else temporary.rmdir()
                 raise
     except OSError as error:
         if error.errno in FULL:
@@ -186,58 +203,71 @@ def new_at(path: Path, *, is_file: bool = False) -> Iterator[Path]:
 
 
 def clear(path: Path) -> None:
-    """Empty a directory; remove a file."""
+    """Empty a directory or file."""
     if path.is_dir():
         for entry in path.iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     else:
-        path.unlink(missing_ok=True)
+        os.truncate(path, 0)
 
 
 class DirectoryTarget:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def add(self, name: str, size: int, source: BinaryIO, advance: Advance) -> str:
-        return write_hashed(self._directory / name, source, advance)
+    def add(self, name: str, reader: HashingReader) -> None:
+        write_new(self._directory / name, reader)
 
 
 class TarTarget:
     def __init__(self, tar: tarfile.TarFile) -> None:
         self._tar = tar
 
-    def add(self, name: str, size: int, source: BinaryIO, advance: Advance) -> str:
+    def add(self, name: str, reader: HashingReader) -> None:
         entry = tarfile.TarInfo(name)  # no owner and no time: the same model gives the same bytes
-        entry.size, entry.mode = size, 0o644
-        reader = HashingReader(source, advance)
+        entry.size, entry.mode = reader.size, 0o644
         self._tar.addfile(entry, reader)
-        return reader.sha256.hexdigest()
 
 
 class HashingReader(io.RawIOBase):
-    """A file that is hashed and counted while something else reads it."""
+    """A file that is hashed and counted while something else reads it. Ends where its size says, whatever follows.
 
-    def __init__(self, source: BinaryIO, advance: Advance) -> None:
+    Args:
+        digest: what the hub states of the content, if it is known.
+    """
+
+    def __init__(self, source: BinaryIO, size: int, digest: str = "", advance: Advance = lambda count: None) -> None:
         super().__init__()
+        self.size = size
+        self.sha256 = hashlib.sha256()
         self._source = source
         self._advance = advance
-        self.sha256 = hashlib.sha256()
+        self._left_bytes = size
+        self._stated = digest
+        self._own = start_digest(digest, size)
 
     def read(self, size: int = -1) -> bytes:
-        chunk = self._source.read(size)
+        wanted = self._left_bytes if size < 0 else min(size, self._left_bytes)
+        chunk = self._source.read(wanted)
+        self._left_bytes -= len(chunk)
         self.sha256.update(chunk)
+        if self._own is not None:
+            self._own.update(chunk)
         self._advance(len(chunk))
         return chunk
 
+    @property
+    def is_as_stated(self) -> bool:
+        """Whether all has been read, and is what the hub states."""
+        return not self._left_bytes and (self._own is None or bool(self._own.hexdigest() == self._stated))
 
-def write_hashed(path: Path, source: BinaryIO, advance: Advance) -> str:
-    """Copy to a new file; the SHA-256 of what was written."""
-    reader = HashingReader(source, advance)
-    with path.open("wb", buffering=0) as file:
+
+def write_new(path: Path, reader: HashingReader) -> None:
+    """Copy to a new file, and bring it to the disk."""
+    with path.open("xb", buffering=0) as file:
         while chunk := reader.read(CHUNK_BYTES):
             write_all(file, chunk)
         os.fsync(file.fileno())
-    return reader.sha256.hexdigest()
 
 
 def sync(path: Path) -> None:
@@ -253,8 +283,8 @@ class Source(Protocol):
 
     manifest: Manifest
 
-    def read_files(self) -> Iterator[tuple[str, BinaryIO]]:
-        """The model's files."""
+    def read_files(self) -> Iterator[tuple[BundledFile, BinaryIO]]:
+        """The model's files, in any order."""
 
     def read_sums(self) -> dict[str, str]:
         """SHA-256 by name; called when all files have been read."""
@@ -270,14 +300,17 @@ def open_bundle(source: str) -> Iterator[Source]:
     if source != STREAM and Path(source).is_dir():
         yield DirectorySource(Path(source))
         return
-    try:
-        with ExitStack() as stack:
+    with ExitStack() as stack:
+        try:
             stream = sys.stdin.buffer if source == STREAM else stack.enter_context(Path(source).open("rb"))
+        except OSError as error:
+            raise UsageError(
+                f"{source} cannot be read ({error.strerror}): name a bundle's directory or tar."
+            ) from error
+        try:
             yield TarSource(stack.enter_context(tarfile.open(fileobj=stream, mode="r|")), source)
-    except tarfile.TarError as error:
-        raise ModelError(f"{source} is no whole tar file ({error}): copy the bundle again.") from error
-    except FileNotFoundError as error:
-        raise UsageError(f"{source} does not exist: name a bundle's directory or tar file.") from error
+        except tarfile.TarError as error:
+            raise ModelError(f"{source} is no whole tar file ({error}): copy the bundle again.") from error
 
 
 class DirectorySource:
@@ -288,16 +321,22 @@ class DirectorySource:
         except OSError as error:
             raise not_a_bundle(str(directory)) from error
 
-    def read_files(self) -> Iterator[tuple[str, BinaryIO]]:
+    def read_files(self) -> Iterator[tuple[BundledFile, BinaryIO]]:
         for file in self.manifest.files:
-            try:
-                with (self._directory / file.name).open("rb", buffering=0) as stream:
-                    yield file.name, stream
-            except FileNotFoundError as error:
-                raise ModelError(f"{file.name} is missing in the bundle {self._directory}: copy it again.") from error
+            with self._open(file.name) as stream:
+                yield file, stream
+
+    def _open(self, name: str) -> FileIO:
+        try:
+            return FileIO(self._directory / name)
+        except OSError as error:
+            raise ModelError(
+                f"{name} is missing in the bundle {self._directory} ({error.strerror}): copy the bundle again."
+            ) from error
 
     def read_sums(self) -> dict[str, str]:
-        return parse_sums((self._directory / SUMS).read_text(), str(self._directory))
+        with self._open(SUMS) as stream:
+            return parse_sums(stream.read(MAX_TEXT_BYTES), str(self._directory))
 
 
 class TarSource:
@@ -308,26 +347,28 @@ class TarSource:
         if first is None or first.name != MANIFEST:
             raise not_a_bundle(source)
         self.manifest = Manifest.parse(self._read(first), source)
-        self._sums = ""
+        self._sums = b""
 
     def _read(self, entry: tarfile.TarInfo) -> bytes:
         stream = self._tar.extractfile(entry)
-        return stream.read() if stream else b""
+        return stream.read(MAX_TEXT_BYTES) if stream else b""
 
-    def read_files(self) -> Iterator[tuple[str, BinaryIO]]:
-        expected = {file.name for file in self.manifest.files}
+    def read_files(self) -> Iterator[tuple[BundledFile, BinaryIO]]:
+        expected = {file.name: file for file in self.manifest.files}
         while (entry := self._tar.next()) is not None:
             if entry.name == SUMS:
-                self._sums = self._read(entry).decode()
-            elif entry.name in expected and (stream := self._tar.extractfile(entry)) is not None:
-                yield entry.name, stream  # type: ignore[misc]  # typeshed: IO[bytes]
+                self._sums = self._read(entry)
+            elif file := expected.pop(entry.name, None):
+                stream = self._tar.extractfile(entry)
+                if stream is not None:
+                    yield file, stream  # type: ignore[misc]  # typeshed: IO[bytes]
 
     def read_sums(self) -> dict[str, str]:
         return parse_sums(self._sums, self._source)
 
 
-def parse_sums(text: str, source: str) -> dict[str, str]:
-    lines = [re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line) for line in text.splitlines()]
+def parse_sums(text: bytes, source: str) -> dict[str, str]:
+    lines = [re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line) for line in text.decode(errors="replace").splitlines()]
     if not lines or not all(lines):
         raise ModelError(f"{SUMS} of {source} is missing or broken: copy the bundle again.")
     return {line[2]: line[1] for line in lines if line}
@@ -339,20 +380,23 @@ def take_in(source: Source, directory: Path, advance: Advance) -> dict[str, str]
     Raises:
         ModelError: a file is missing, damaged or of another size.
     """
-    sizes = {file.name: file.size for file in source.manifest.files}
-    found = {name: write_hashed(directory / name, stream, advance) for name, stream in source.read_files()}
+    readers: dict[str, HashingReader] = {}
+    for file, stream in source.read_files():
+        readers[file.name] = HashingReader(stream, file.size, file.digest, advance)
+        write_new(directory / file.name, readers[file.name])
     sums = source.read_sums()
-    for name, size in sizes.items():
-        if name not in found or (directory / name).stat().st_size != size or found[name] != sums.get(name):
-            problem = "damaged" if name in found else "missing"
-            raise ModelError(f"{name} is {problem} in the bundle: copy the bundle again, then run this again.")
-    return found
+    for file in source.manifest.files:
+        reader = readers.get(file.name)
+        if reader is None or not reader.is_as_stated or reader.sha256.hexdigest() != sums.get(file.name):
+            problem = "damaged" if reader else "missing"
+            raise ModelError(f"{file.name} is {problem} in the bundle: copy the bundle again, then run this again.")
+    return sums
 
 
 def unbundle_to_directory(source: Source, directory: Path, advance: Advance) -> Path:
     """Make a model directory of a bundle. Errors are those of :func:`new_at` and :func:`take_in`."""
     with new_at(directory) as temporary:
-        check_disk(directory.absolute().parent, source.manifest.num_bytes, "The bundle")
+        check_disk(directory.absolute().parent, source.manifest.num_bytes, "The bundle", "choose another place")
         take_in(source, temporary, advance)
     return directory.absolute()
 
@@ -372,11 +416,8 @@ def unbundle_to_cache(
     """
     manifest = source.manifest
     folder = CacheFolder(cache_dir, model)
-    folder.prepare()
-    staging = folder.root / ".unbundle.incomplete"
-    with lock_directory(folder.root, tell_waiting):
-        folder.remove_leftovers()
-        shutil.rmtree(staging, ignore_errors=True)
+    with folder.locked(tell_waiting):
+        staging = folder.make_temporary_name()
         staging.mkdir()
         try:
             check_disk(folder.root, manifest.num_bytes, model)
@@ -385,11 +426,10 @@ def unbundle_to_cache(
             files = [RemoteFile(file.name, file.size, file.digest or sums[file.name]) for file in manifest.files]
             for file in files:
                 os.replace(staging / file.name, folder.blob(file))
-            for file in sorted(files, key=lambda file: file.name == "config.json"):
-                folder.place(file, commit)
-            folder.write_listing(Listing(model, commit, tuple(files)))
-            for revision in manifest.revisions or ("main",):
-                folder.write_ref(revision, commit)
+            selection = Selection(Listing(model, commit, tuple(files)), tuple(files))
+            unnamed = () if read_file(folder.root / "refs/main") else ("main",)  # what it means here stays
+            for revision in manifest.revisions or unnamed or (commit,):
+                place_all(folder, selection, revision)
         except OSError as error:
             if error.errno not in FULL:
                 raise

@@ -19,13 +19,17 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tgis_cli.models.hub import Listing, RemoteFile
 from tgis_cli.models.hub_cache import model_folder_name
+from tgis_cli.models.locks import lock
+from tgis_cli.models.names import is_safe_path
 from tgis_server.errors import UsageError
 
 TEMPORARY = ".tmp-"
+SCRATCH = ".xet"  # ends names of directories in which the library fetches
 TREE_FORMAT = 1  # of huggingface_hub 2
 
 
@@ -35,6 +39,33 @@ class CacheFolder:
     def __init__(self, cache_dir: Path, model: str) -> None:
         self.root = cache_dir / model_folder_name(model)
         self.blobs = self.root / "blobs"
+        self._mark = ""  # in names of what is incomplete
+
+    @contextlib.contextmanager
+    def locked(self, tell_waiting: Callable[[], None]) -> Iterator[None]:
+        """Be the only writer, and remove what killed ones have left.
+
+        On a file system without locks what is incomplete gets names of this process: another one goes its own way, and
+        so does the next, from the beginning.
+
+        Raises:
+            UsageError: the folder cannot be made or written.
+        """
+        with lock(self.root, tell_waiting, make=self.prepare) as is_exclusive:
+            if is_exclusive:
+                for path in (*self.root.glob(f"{TEMPORARY}*"), *self.blobs.glob(f"*{SCRATCH}")):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            else:
+                self._mark = f".{os.getpid()}"
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):  # nothing may have come of it: it was refused, say
+                    for path in self.blobs.glob("*.incomplete"):
+                        if not path.stat().st_size:
+                            path.unlink()
+                    self.blobs.rmdir()
+                    self.root.rmdir()
 
     def prepare(self) -> None:
         """Make the directories.
@@ -57,11 +88,6 @@ class CacheFolder:
         """For what is about to be renamed; beside the directories whose entries mean something."""
         return self.root / f"{TEMPORARY}{uuid.uuid4().hex}"
 
-    def remove_leftovers(self) -> None:
-        """What processes that were killed were about to rename. For who holds the folder's lock."""
-        for path in self.root.glob(f"{TEMPORARY}*"):
-            path.unlink(missing_ok=True)
-
     def snapshot(self, commit: str) -> Path:
         return self.root / "snapshots" / commit
 
@@ -69,7 +95,7 @@ class CacheFolder:
         return self.blobs / file.digest
 
     def incomplete(self, file: RemoteFile) -> Path:
-        return self.blobs / f"{file.digest}.incomplete"
+        return self.blobs / f"{file.digest}{self._mark}.incomplete"
 
     def find_content(self, file: RemoteFile, commit: str) -> Path | None:
         """Where the whole content of a file is: at its place in the snapshot, else among the blobs."""
@@ -83,31 +109,37 @@ class CacheFolder:
         """Whether a file's content lies outside this folder, in the library's store for all models."""
         return not path.resolve().is_relative_to(self.root.resolve())
 
+    def is_placed(self, file: RemoteFile, commit: str) -> bool:
+        """Whether a file is whole in the snapshot, with its content in this folder."""
+        pointer = self.snapshot(commit) / file.name
+        return self.find_content(file, commit) == pointer and not self.leads_out(pointer)
+
     def place(self, file: RemoteFile, commit: str) -> None:
-        """Make a file whose blob is complete appear in the snapshot."""
-        pointer, blob = self.snapshot(commit) / file.name, self.blob(file)
-        if blob.is_symlink():
-            self.bring_in(blob)
-        if pointer.is_file() and not self.leads_out(pointer):
+        """Make a file whose content is there appear in the snapshot."""
+        if self.is_placed(file, commit):
             return
+        pointer, blob = self.snapshot(commit) / file.name, self.blob(file)
+        content = self.find_content(file, commit)
+        assert content is not None, f"{file.name} has been fetched"
+        if blob.is_symlink() or not blob.exists():
+            self.put(content.resolve(), blob)
         pointer.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.make_temporary_name()
         try:
             os.symlink(os.path.relpath(blob, pointer.parent), temporary)
-        except OSError:  # a file system without links: the content itself moves
-            os.replace(blob, pointer)
+        except OSError:  # a file system without links
+            self.put(blob, pointer)
         else:
             os.replace(temporary, pointer)
 
-    def bring_in(self, blob: Path) -> None:
-        """Put the content in the place of a link that leads out of the folder, without copying where possible."""
-        content = blob.resolve()
+    def put(self, content: Path, path: Path) -> None:
+        """Give content another name, without copying it where possible."""
         temporary = self.make_temporary_name()
         try:
             os.link(content, temporary)
         except OSError:  # another file system, or one without hard links
             shutil.copyfile(content, temporary)
-        os.replace(temporary, blob)
+        os.replace(temporary, path)
 
     def write_file(self, path: Path, text: str) -> None:
         """Write a small file; it appears whole or not at all."""
@@ -126,6 +158,7 @@ class CacheFolder:
 
     def write_ref(self, revision: str, commit: str) -> None:
         """Let a branch or tag mean a commit, from now on."""
+        assert is_safe_path(revision), "checked where it comes from"
         reference = self.root / "refs" / revision
         if revision != commit and read_file(reference) != commit:
             self.write_file(reference, commit)
@@ -154,7 +187,7 @@ class CacheFolder:
             ]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
-        return Listing(model, commit, tuple(files))
+        return Listing(model, commit, tuple(files)) if all(file.is_safe for file in files) else None
 
 
 def read_file(path: Path) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tgis_cli.models.hub import GIT_SHA1, SHA256
+from tgis_cli.models.names import GIT_SHA1, SHA256
 
 CHUNK_BYTES = 4 << 20
 

@@ -21,19 +21,21 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tgis_cli.models.cache_folder import CacheFolder
-from tgis_cli.models.disk import check_disk
+from tgis_cli.models.disk import FULL, check_disk, explain_full_disk
 from tgis_cli.models.fetch_worker import Job
 from tgis_cli.models.hub import Listing, RemoteFile
 from tgis_cli.progress import Progress, format_seconds
-from tgis_server.errors import HubError, ModelError, NotEnoughDevices, TgisError
+from tgis_server.errors import HubError, ModelError, NotEnoughDevices, TgisError, UsageError
 from tgis_server.sizes import format_bytes
 
 NUM_PARALLEL = 8
 STALL_S = 30.0
+MAX_HTTP_BYTES = 50 * 10**9  # the hub serves no larger files by plain HTTP
 LARGE_BYTES = 16 << 20  # smaller files are done before another worker has started
 MAX_VAIN_ATTEMPTS = 6  # of one file in a row, none of which brought a byte
 MAX_DELAY_S = 30.0
 MAX_DAMAGED = 2  # more is no accident of the network
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LAST = "config.json"  # what makes a snapshot a model
 EXIT_INTERRUPTED = 130
 
@@ -69,7 +71,8 @@ class Missing:
 
 
 def find_missing(folder: CacheFolder, selection: Selection) -> Missing:
-    files = [file for file in selection.files if folder.find_content(file, selection.listing.commit) is None]
+    lacking = [file for file in selection.files if folder.find_content(file, selection.listing.commit) is None]
+    files = list({file.digest: file for file in lacking}.values())  # several files may have the same content
     kept_bytes = 0
     for file in files:
         with suppress(OSError):
@@ -95,7 +98,7 @@ class Transfers:
 def fetch_all(
     folder: CacheFolder, selection: Selection, missing: Missing, transfers: Transfers, progress: Progress
 ) -> None:
-    """Bring what is missing, and let the commit appear.
+    """Bring what is missing among the blobs.
 
     Raises:
         NotEnoughDevices: the disk has no room for it, or was full.
@@ -106,15 +109,25 @@ def fetch_all(
     check_disk(folder.blobs, missing.num_bytes, f"What is missing of {selection.listing.model}")
     if missing.files:
         asyncio.run(Fetching(folder, selection, transfers, progress).run(missing.files))
-    place_all(folder, selection)
 
 
-def place_all(folder: CacheFolder, selection: Selection) -> None:
-    """Show everything in the snapshot. What makes it a model comes last."""
+def place_all(folder: CacheFolder, selection: Selection, revision: str) -> None:
+    """Show everything in the snapshot, and let a branch mean it. What makes it a model comes last.
+
+    Raises:
+        NotEnoughDevices: the disk was full.
+        UsageError: the folder cannot be written.
+    """
     commit = selection.listing.commit
-    folder.write_listing(selection.listing)
-    for file in sorted(selection.files, key=lambda file: file.name == LAST):
-        folder.place(file, commit)
+    try:
+        folder.write_listing(selection.listing)
+        for file in sorted(selection.files, key=lambda file: file.name == LAST):
+            folder.place(file, commit)
+        folder.write_ref(revision, commit)
+    except OSError as error:
+        if error.errno in FULL:
+            raise NotEnoughDevices(explain_full_disk(error, folder.root)) from error
+        raise UsageError(f"{folder.root} cannot be written: {error.strerror}. Check its owner and mode.") from error
 
 
 class Fetching:
@@ -141,8 +154,9 @@ class Fetching:
             work.cancel()
 
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:
+        handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+        for number, handler in handlers.items():
+            if handler is not signal.SIG_IGN:
                 loop.add_signal_handler(number, stop, number)
         try:
             await work
@@ -156,6 +170,9 @@ class Fetching:
         finally:
             os.close(death_fd)
             os.close(only_writer)
+            for number, handler in handlers.items():
+                loop.remove_signal_handler(number)
+                signal.signal(number, handler)
 
     async def _run_lanes(self, num_lanes: int, death_fd: int) -> None:
         async with asyncio.TaskGroup() as group:
@@ -180,9 +197,9 @@ class Fetching:
             await worker.kill()
 
     async def _fetch(self, file: RemoteFile, worker: Worker) -> None:
-        """Try until the file is there; each attempt after a stall or a failure goes another way, if there is one."""
+        """Try until the file is there; an attempt after one in vain goes the other way, if there is one."""
         patience = Patience(file.name)
-        allow_xet = True
+        by_xet = file.size > MAX_HTTP_BYTES
         while True:
             attempt = Attempt(self._progress)
             job = Job(
@@ -192,8 +209,9 @@ class Fetching:
                 size=file.size,
                 digest=file.digest,
                 blob=str(self._folder.blob(file)),
+                incomplete=str(self._folder.incomplete(file)),
                 timeout_s=self._transfers.stall_s,
-                allow_xet=allow_xet,
+                by_xet=by_xet,
             )
             problem = await self._attempt(job, worker, attempt)
             if problem is None:
@@ -206,7 +224,7 @@ class Fetching:
             way = "from the beginning" if problem.is_damaged else "where it broke off"
             if attempt.transport == "xet":
                 way = "over plain HTTP"
-            allow_xet = False
+            by_xet = not by_xet and attempt.moved_bytes <= 0
             when = f" in {format_seconds(wait_s)}" if wait_s else ""
             self._progress.say(
                 f"{file.name}: {problem.text}; going on{when} {way}", event="retry", name=file.name, why=problem.text
@@ -269,7 +287,7 @@ class Patience:
             TgisError: there is no point in one.
         """
         if not problem.is_temporary:
-            kinds = {kind.exit_code: kind for kind in (ModelError, NotEnoughDevices, HubError)}
+            kinds = {kind.exit_code: kind for kind in (UsageError, ModelError, NotEnoughDevices, HubError)}
             raise kinds.get(problem.exit_code, HubError)(problem.text)
         self._num_damaged += problem.is_damaged
         if self._num_damaged >= MAX_DAMAGED:

@@ -16,6 +16,7 @@ Events::
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import importlib.util
 import json
@@ -31,14 +32,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tgis_cli.models.cache_folder import SCRATCH
 from tgis_cli.models.disk import FULL, explain_full_disk, write_all
 from tgis_server.child import die_with_parent
-from tgis_server.errors import NotEnoughDevices
+from tgis_server.errors import NotEnoughDevices, UsageError
 
 CHUNK_BYTES = 64 << 10  # small: a slow line must show that it moves, and what is cut off is lost
 EMIT_EVERY_S = 0.2
 XET_POLL_S = 0.5
-XET_MIN_BYTES = 1 << 20  # smaller files gain nothing from it
+
+# Errors that are this machine's, not the network's.
+LOCAL = frozenset(
+    {
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.EIO,
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+    }
+)
 
 Emit = Callable[..., None]
 
@@ -53,17 +69,14 @@ class Job:
     size: int
     digest: str
     blob: str  # final path
+    incomplete: str  # path until then
     timeout_s: float  # without a byte
-    allow_xet: bool
-
-    @property
-    def incomplete(self) -> Path:
-        return Path(f"{self.blob}.incomplete")
+    by_xet: bool  # if the hub offers it
 
     @property
     def scratch(self) -> Path:
         """A directory of the library's own, where it fetches by hf_xet."""
-        return Path(f"{self.blob}.xet")
+        return Path(f"{self.incomplete.removesuffix('.incomplete')}{SCRATCH}")
 
 
 class Damaged(Exception):
@@ -132,8 +145,8 @@ class Receiver:
 
 
 def fetch(job: Job, emit: Emit) -> None:
-    """Fetch one file: by hf_xet if that is allowed and the hub offers it, else by HTTP, which can be resumed."""
-    if job.allow_xet and job.size >= XET_MIN_BYTES and is_offered_by_xet(job):
+    """Fetch one file: by HTTP, which can be gone on with, or by hf_xet if that is wanted and the hub offers it."""
+    if job.by_xet and is_offered_by_xet(job):
         emit(by="xet")
         fetch_by_library(job, emit)
         return
@@ -162,7 +175,9 @@ def receive(job: Job, receiver: Receiver) -> None:
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     url = hf_hub_url(job.model, job.name, revision=job.commit)
-    headers = build_hf_headers() | {"Accept-Encoding": "identity"}  # so that offsets are those of the content
+    headers = build_hf_headers(token=get_own_token()) | {
+        "Accept-Encoding": "identity"
+    }  # so that offsets are those of the content
     if receiver.position:
         headers["Range"] = f"bytes={receiver.position}-"
     # Redirects to another host are followed without the token.
@@ -188,7 +203,13 @@ def is_offered_by_xet(job: Job) -> bool:
     if constants.HF_HUB_DISABLE_XET or importlib.util.find_spec("hf_xet") is None:
         return False
     url = hf_hub_url(job.model, job.name, revision=job.commit)
-    return get_hf_file_metadata(url, timeout=job.timeout_s).xet_file_data is not None
+    metadata = get_hf_file_metadata(url, timeout=job.timeout_s, token=get_own_token())
+    return metadata.xet_file_data is not None
+
+
+def get_own_token() -> str | None:
+    """The token that the parent has passed on; without one the library looks for its own."""
+    return os.environ.get("HF_TOKEN") or None
 
 
 def fetch_by_library(job: Job, emit: Emit) -> None:
@@ -203,7 +224,8 @@ def fetch_by_library(job: Job, emit: Emit) -> None:
     watcher = threading.Thread(target=watch_growth, args=(scratch, job.size, emit, is_over), daemon=True)
     watcher.start()
     try:
-        content = Path(hf_hub_download(job.model, job.name, revision=job.commit, cache_dir=scratch)).resolve()
+        options: dict[str, Any] = {"revision": job.commit, "cache_dir": scratch, "token": get_own_token()}
+        content = Path(hf_hub_download(job.model, job.name, **options)).resolve()
         is_over.set()
         watcher.join()
         checked = 0
@@ -240,6 +262,9 @@ def describe_failure(error: Exception, job: Job) -> dict[str, Any]:
 
     if isinstance(error, OSError) and error.errno in FULL:
         return {"failed": explain_full_disk(error, Path(job.blob).parent), "exit_code": NotEnoughDevices.exit_code}
+    if isinstance(error, OSError) and error.errno in LOCAL:
+        sentence = f"{error.filename or job.blob} cannot be used: {error.strerror}. Check its owner and mode."
+        return {"failed": sentence, "exit_code": UsageError.exit_code}
     if isinstance(error, Damaged):
         return {"failed": "what came does not match its checksum", "is_temporary": True, "is_damaged": True}
     if isinstance(error, BrokenOff):

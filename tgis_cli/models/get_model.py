@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import os
-import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tgis_cli.models.cache_folder import CacheFolder, read_file
 from tgis_cli.models.digest import has_digest
 from tgis_cli.models.download import Missing, Selection, Transfers, fetch_all, find_missing, place_all
-from tgis_cli.models.hub import Hub, Listing, RemoteFile
+from tgis_cli.models.hub import Hub, Listing, RemoteFile, get_endpoint, is_offline
+from tgis_cli.models.hub_cache import model_folder_name
 from tgis_cli.models.inventory import and_more, inspect_snapshot
-from tgis_cli.models.locks import lock_directory
-from tgis_cli.models.selection import SAFETENSORS, ReadText, parse_extensions, select_names
+from tgis_cli.models.names import COMMIT, is_safe_path
+from tgis_cli.models.selection import SAFETENSORS, ReadText, drop_converted, parse_extensions, select_names
 from tgis_cli.progress import format_seconds, show_progress, tell
 from tgis_server.errors import HubError, ModelError, UsageError
 from tgis_server.sizes import format_bytes
-
-COMMIT = re.compile("[0-9a-f]{40}")
-SAFE_REVISION = re.compile(r"(?!.*(^|/)\.\.?(/|$))[\w./+-]*[\w+-]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +41,30 @@ class Planned:
     is_online: bool  # the hub has been asked
 
 
-def find_local_dir(model: str) -> Path | None:
-    """The directory that a name means, if it means one and no name of the hub."""
+def find_local_dir(model: str, cache_dir: Path) -> Path | None:
+    """The directory that a name means, if it means one and no name of the hub: as a start would take it.
+
+    Raises:
+        UsageError: it can be neither.
+    """
+    if not model.strip():
+        raise UsageError("The model's name is empty, as of an unset variable: name a model of the hub or a directory.")
     path = Path(os.path.expanduser(model))
-    if path.is_dir():
+    if model.startswith(("/", ".", "~")):
+        if not path.is_dir():
+            raise UsageError(f"{model} is no directory: give one, or a name of the hub, such as org/model.")
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{model} has no config.json: it is no model's directory.")
         return path.resolve()
-    if model.startswith(("/", "./", "../", "~")):
-        raise UsageError(f"{model} is no directory: give one, or a name of the hub, such as org/model.")
-    return None
+    is_model = (path / "config.json").is_file() and not (cache_dir / model_folder_name(model)).is_dir()
+    return path.resolve() if is_model else None
 
 
 class GetModel:
     """One order."""
 
     def __init__(self, order: Order, cache_dir: Path, *, as_json: bool) -> None:
-        if not SAFE_REVISION.fullmatch(order.revision):
+        if not is_safe_path(order.revision):
             raise UsageError(f"--revision {order.revision!r} cannot be a branch, tag or commit.")
         self.order = order
         self.folder = CacheFolder(cache_dir, order.model)
@@ -79,21 +83,27 @@ class GetModel:
         except HubError as error:
             return self._plan_without_hub(error)
         selection = self._select(listing, lambda name: hub.read_text(name, listing.commit))
-        selection = Selection(listing, tuple(hub.complete(list(selection.files), listing.commit)))
+        files = hub.complete(list(selection.files), listing.commit)
+        selection = Selection(listing, tuple(files))
         return Planned(selection, find_missing(self.folder, selection), is_online=True)
 
     def _select(self, listing: Listing, read_text: ReadText) -> Selection:
         files = {file.name: file for file in listing.files}
         names = select_names(files, self._extensions, read_text, with_bin=self.order.with_bin)
         wanted = self._extensions[0]
-        if not any(name.endswith(wanted) for name in names) and not (
-            self.order.with_bin and wanted == SAFETENSORS and any(name.endswith((".bin", ".pt")) for name in names)
-        ):
+        can_convert = wanted == SAFETENSORS and any(name.endswith((".bin", ".pt")) for name in files)
+        if not any(name.endswith(wanted) for name in names) and not (self.order.with_bin and can_convert):
+            if can_convert:
+                raise ModelError(
+                    f"{listing.model} has no safetensors, and --no-auto-convert forbids to make them of its PyTorch "
+                    "weights: leave it out, or take these as they are with --extension .bin."
+                )
             endings = sorted({Path(name).suffix for name in files if "/" not in name} - {""})
             raise ModelError(
-                f"{listing.model} at {self.order.revision} has no file that ends with {wanted}; --extension takes "
-                f"others, and it has {', '.join(endings) or 'none'}."
+                f"{listing.model} at {self.order.revision} has no file that ends with {wanted}; "
+                f"it has {', '.join(endings) or 'none'}."
             )
+        names = drop_converted(names, self.folder.snapshot(listing.commit))
         return Selection(listing, tuple(files[name] for name in names))
 
     def _plan_without_hub(self, error: HubError) -> Planned:
@@ -113,11 +123,15 @@ class GetModel:
             if not cached.is_complete:
                 raise HubError(f"{error} In the cache, {cached.problems[0]}.") from error
             listing = list_snapshot(self.folder, model, commit)
-        selection = self._select(listing, lambda name: (snapshot / name).read_text())
+        try:
+            selection = self._select(listing, lambda name: (snapshot / name).read_text())
+        except OSError as lacking:
+            raise HubError(f"{error} In the cache, {Path(lacking.filename).name} is missing.") from error
         missing = find_missing(self.folder, selection)
         if missing.files:
             raise HubError(f"{error} In the cache, {missing.files[0].name} is missing.") from error
-        self._tell(f"{str(error).split(':')[0]}: revision {revision} is complete in the cache, as of commit {commit}")
+        reason = "HF_HUB_OFFLINE is set" if is_offline() else f"{get_endpoint()} does not answer"
+        self._tell(f"{reason}: {model} is complete in the cache ({revision}, commit {commit[:8]}), nothing is asked")
         return Planned(selection, missing, is_online=False)
 
     def run(self) -> Path:
@@ -130,38 +144,27 @@ class GetModel:
         planned = self.plan()
         selection = planned.selection
         commit = selection.listing.commit
-        is_fresh = not planned.missing.files and not self.order.verify
-        if is_fresh and self._is_placed(selection):
-            self._tell(f"{self.order.model} is complete already ({format_bytes(selection.num_bytes)})")
+        damaged = self._verify(selection, is_online=planned.is_online) if self.order.verify else []
+        if not damaged and self._is_placed(selection):
+            if not self.order.verify:
+                self._tell(f"{self.order.model} is complete already ({format_bytes(selection.num_bytes)})")
             return self.folder.snapshot(commit)
-        self.folder.prepare()
-        with self._locked():
-            self.folder.remove_leftovers()
-            if self.order.verify:
-                self._verify(selection, is_online=planned.is_online)
+        with self.folder.locked(lambda: self._tell(f"another process works on {self.order.model}: waiting for it")):
+            for file in damaged:
+                self.folder.remove(file, commit)
             self._fetch(selection)
-            self.folder.write_ref(self.order.revision, commit)
+            place_all(self.folder, selection, self.order.revision)
         return self.folder.snapshot(commit)
 
     def _is_placed(self, selection: Selection) -> bool:
         """Whether nothing has to be written: the cache may be a read-only volume."""
         commit = selection.listing.commit
-        names = [self.folder.snapshot(commit) / file.name for file in selection.files]
         is_named = self.order.revision == commit or read_file(self.folder.root / "refs" / self.order.revision) == commit
-        return is_named and all(path.is_file() and not self.folder.leads_out(path) for path in names)
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        def tell_waiting() -> None:
-            self._tell(f"another process works on {self.order.model}: waiting for it")
-
-        with lock_directory(self.folder.root, tell_waiting):
-            yield
+        return is_named and all(self.folder.is_placed(file, commit) for file in selection.files)
 
     def _fetch(self, selection: Selection) -> None:
         missing = find_missing(self.folder, selection)  # anew: another process may have fetched it
         if not missing.files:
-            place_all(self.folder, selection)
             return
         num_bytes = sum(file.size for file in missing.files)
         self._tell(
@@ -180,8 +183,8 @@ class GetModel:
         rate = format_bytes(int((num_bytes - missing.kept_bytes) / max(took_s, 1e-3)))
         self._tell(f"downloaded {format_bytes(num_bytes)} in {format_seconds(took_s)} ({rate}/s)")
 
-    def _verify(self, selection: Selection, *, is_online: bool) -> None:
-        """Read what is there; what is damaged goes, if it can be fetched again.
+    def _verify(self, selection: Selection, *, is_online: bool) -> list[RemoteFile]:
+        """Read what is there; what is damaged.
 
         Raises:
             ModelError: something is damaged, and the hub cannot be asked for it.
@@ -199,11 +202,10 @@ class GetModel:
                 f"{damaged[0].name}{and_more(damaged)} of {self.order.model} is damaged: run this again where "
                 "the hub can be reached."
             )
-        for file in damaged:
-            self.folder.remove(file, commit)
         unknown = sum(not file.is_verifiable for file, _ in present)
         but = f"; {unknown} have no checksum to compare with" if unknown else ""
         self._tell(f"checked {len(present)} files: {len(damaged) or 'none'} damaged{but}", num_damaged=len(damaged))
+        return damaged
 
     def _tell(self, sentence: str, event: str = "note", **facts: object) -> None:
         tell(sentence, event, as_json=self._as_json, **facts)

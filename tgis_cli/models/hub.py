@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tgis_cli.models.names import COMMIT, DIGEST, GIT_SHA1, SHA256, is_safe_path
 from tgis_cli.progress import format_seconds
 from tgis_server.errors import HubError, ModelError, TgisError, UsageError
 
@@ -23,8 +24,6 @@ MAX_UNREACHED = 1  # where nobody answers: often there is no network at all, and
 MAX_RETRY_AFTER_S = 120.0
 TEMPORARY = frozenset({408, 429, 500, 502, 503, 504})
 BROKEN_OFF = ("RemoteProtocolError", "ReadError", "WriteError")  # of the HTTP library
-SHA256 = re.compile("[0-9a-f]{64}")
-GIT_SHA1 = re.compile("[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +38,11 @@ class RemoteFile:
     def is_verifiable(self) -> bool:
         """Whether the digest is one that can be computed from the content. Some mirrors send other tags."""
         return bool(SHA256.fullmatch(self.digest) or GIT_SHA1.fullmatch(self.digest))
+
+    @property
+    def is_safe(self) -> bool:
+        """Whether its name and digest may become names of files."""
+        return is_safe_path(self.name) and (not self.digest or DIGEST.fullmatch(self.digest) is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +88,11 @@ class Hub:
             )
 
         info = self._request(ask)
-        if not info.sha:
+        if not COMMIT.fullmatch(info.sha or ""):
             raise HubError(f"The hub does not say which commit {self.revision} of {self.model} is: check HF_ENDPOINT.")
         files = [to_remote_file(sibling) for sibling in info.siblings or ()]
+        if strange := [file for file in files if not file.is_safe]:
+            raise HubError(f"{get_endpoint()} lists a file {strange[0].name!r}, which cannot be: do not use this hub.")
         return Listing(self.model, info.sha, tuple(files))
 
     def complete(self, files: list[RemoteFile], commit: str) -> list[RemoteFile]:
@@ -101,7 +107,7 @@ class Hub:
         found = self._request(lambda: get_hf_file_metadata(url, token=self.token, timeout=METADATA_TIMEOUT_S))
         if found.size is None or not found.etag:
             raise HubError(f"The hub does not tell size and ETag of {file.name} in {self.model}: check HF_ENDPOINT.")
-        return replace(file, size=found.size, digest=re.sub(r"[^\w.-]", "_", found.etag))
+        return replace(file, size=found.size, digest=re.sub(r"^\.|[^\w.-]", "_", found.etag))
 
     def read_text(self, name: str, commit: str) -> str:
         """A small file's text, without writing it anywhere."""
@@ -125,7 +131,7 @@ class Hub:
             except Exception as error:  # the library and what it stands on raise many unrelated types
                 most = MAX_UNREACHED if is_network_error(error) else len(RETRY_DELAYS_S)
                 if num_failed >= most or not is_temporary(error):
-                    raise explain_hub_error(error, self.model, self.revision) from error
+                    raise explain_hub_error(error, self.model, self.revision, self.token) from error
                 wait_s = max(RETRY_DELAYS_S[num_failed], retry_after_s(error))
                 num_failed += 1
                 self._say(f"{describe_error(error)}; trying again in {format_seconds(wait_s)}")
@@ -144,6 +150,12 @@ def get_endpoint() -> str:
     return constants.ENDPOINT
 
 
+def is_offline() -> bool:
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_OFFLINE
+
+
 def get_status(error: BaseException) -> int | None:
     """The HTTP status that an error carries, if it carries one."""
     return getattr(getattr(error, "response", None), "status_code", None)
@@ -153,10 +165,15 @@ def is_network_error(error: BaseException) -> bool:
     """Whether no answer came. The HTTP library's name depends on huggingface_hub's version."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 
-    if isinstance(error, OfflineModeIsEnabled) or get_status(error) is not None:
+    if isinstance(error, OfflineModeIsEnabled) or get_status(error) is not None or is_bad_address(error):
         return False
     is_transport = any(kind.__name__ == "TransportError" for kind in type(error).__mro__)
     return is_transport or isinstance(error, ConnectionError | TimeoutError)
+
+
+def is_bad_address(error: BaseException) -> bool:
+    """Whether HF_ENDPOINT cannot be an address."""
+    return type(error).__name__ in ("UnsupportedProtocol", "InvalidURL")
 
 
 def is_temporary(error: BaseException) -> bool:
@@ -186,12 +203,13 @@ def describe_error(error: BaseException) -> str:
     return f"{get_endpoint()} does not answer ({text[0] if text and text[0] else type(error).__name__})"
 
 
-def explain_hub_error(error: BaseException, model: str, revision: str) -> TgisError:
+def explain_hub_error(error: BaseException, model: str, revision: str, token: str | None = None) -> TgisError:
     """Whatever huggingface_hub raises, as a sentence with what to do."""
     from huggingface_hub import errors, get_token
 
     endpoint = get_endpoint()
-    token = "The token that is used" if get_token() else "No token is set (HF_TOKEN, --token), and anonymous access"
+    is_known = bool(token or get_token())
+    token = "the token that is used" if is_known else "no token is set (HF_TOKEN, --token), and anonymous access"
     match error:
         case TgisError():
             return error
@@ -204,8 +222,8 @@ def explain_hub_error(error: BaseException, model: str, revision: str) -> TgisEr
             return UsageError(f"{model!r} is neither a directory nor a name of the hub, such as org/model.")
         case errors.GatedRepoError():
             return ModelError(
-                f"{model} is gated: {token} does not open it. Accept its terms at {endpoint}/{model}, then use a token "
-                "of that account."
+                f"{model} is gated, and {token} does not open it. Accept its terms at {endpoint}/{model}, then use a "
+                "token of that account."
             )
         case errors.DisabledRepoError():
             return ModelError(f"{model} has been disabled on {endpoint}: choose another model.")
@@ -215,12 +233,14 @@ def explain_hub_error(error: BaseException, model: str, revision: str) -> TgisEr
             return ModelError(f"A file of {model} at {revision} is gone from {endpoint}: try again.")
         case errors.RepositoryNotFoundError():
             return ModelError(
-                f"{endpoint} has no model {model}, or it is private: {token} does not show it. Check the name, then "
-                "the token."
+                f"{endpoint} has no model {model}, and there is no directory of that name: check it. If the model is "
+                f"private, {token} does not show it."
             )
+    if is_bad_address(error):
+        return UsageError(f"HF_ENDPOINT is {endpoint!r}, but must be an address such as https://huggingface.co.")
     status = get_status(error)
     if status in (401, 403):
-        return ModelError(f"{endpoint} refuses {model} (HTTP {status}): {token} is not accepted. Check the token.")
+        return ModelError(f"{endpoint} refuses {model} (HTTP {status}), as {token} is not accepted. Check the token.")
     if status is not None and status not in TEMPORARY:
         return ModelError(f"{endpoint} refuses {model} (HTTP {status}): check the name, the revision and HF_ENDPOINT.")
     if status is not None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tgis_server import failures
+from tgis_server.errors import UsageError
 
 CURRENT = "HF_HUB_CACHE"
 DEPRECATED = ("TRANSFORMERS_CACHE", "HUGGINGFACE_HUB_CACHE")
@@ -32,6 +33,25 @@ def find_cache_dir(environ: Mapping[str, str]) -> tuple[Path, str]:
     if environ.get("HF_HOME"):
         return Path(environ["HF_HOME"]) / "hub", "HF_HOME"
     return Path(environ.get("HOME") or os.path.expanduser("~")) / ".cache/huggingface/hub", "HOME"
+
+
+def get_cache_dir(environ: Mapping[str, str]) -> Path:
+    """The cache directory as an absolute path.
+
+    Raises:
+        UsageError: see :func:`find_cache_dir`, or nothing tells where it is.
+    """
+    try:
+        return find_cache_dir(environ)[0].expanduser().absolute()
+    except RuntimeError as error:
+        raise UsageError(
+            f"HOME is not set, and user {os.getuid()} has no other: name the cache with HF_HUB_CACHE."
+        ) from error
+
+
+def is_in_cache(name: str, model_dir: Path, cache_dir: Path) -> bool:
+    """Whether what :func:`find_model_dir` found is a snapshot in the cache, and no directory elsewhere or below it."""
+    return cache_dir / model_folder_name(name) in model_dir.parents
 
 
 def model_folder_name(name: str) -> str:
@@ -65,7 +85,7 @@ def find_model_dir(name: str, revision: str | None, cache_dir: Path) -> Path:
     found += why_unseen(directory / "config.json")
     if not name.startswith(("/", ".", "~")):  # a hub id
         found += f", and no {in_cache.name} in the cache {cache_dir}{why_unseen(in_cache)}"
-        found += "; models are not downloaded at start"
+        found += f"; models are not downloaded at start: `tgis download-weights {name}` gets it"
     raise failures.MODEL_NOT_FOUND.error(model=name, found=found)
 
 

@@ -6,6 +6,7 @@ Used by ``tgis models``, and by ``tgis download-weights`` where the hub cannot b
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -13,7 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from tgis_cli.models.cache_folder import CacheFolder
-from tgis_cli.models.selection import parse_extensions, select_names
+from tgis_cli.models.selection import (
+    BIN,
+    BIN_INDEX,
+    SAFETENSORS,
+    SAFETENSORS_INDEX,
+    drop_converted,
+    has_whole_safetensors,
+    parse_extensions,
+    parse_index,
+    select_names,
+)
 from tgis_server.errors import ModelError
 
 PREFIX = "models--"
@@ -61,9 +72,20 @@ def list_revisions(folder: CacheFolder, model: str) -> Iterator[CachedModel]:
     commits = {path.name for path in (folder.root / "snapshots").glob("*") if path.is_dir()} | set(references.values())
     for commit in sorted(commits):
         revisions = tuple(name for name, target in references.items() if target == commit)
-        yield inspect_snapshot(folder, model, commit, revisions)
+        try:
+            yield inspect_snapshot(folder, model, commit, revisions)
+        except Exception as error:  # noqa: BLE001  one strange model shall not hide the others
+            yield describe_strange(folder, model, commit, revisions, error)
     if not commits:
         yield inspect_snapshot(folder, model, "", ())
+
+
+def describe_strange(
+    folder: CacheFolder, model: str, commit: str, revisions: tuple[str, ...], error: Exception
+) -> CachedModel:
+    """A revision that cannot be judged."""
+    problem = f"its files cannot be judged ({type(error).__name__}: {error})"
+    return CachedModel(model, commit, revisions, folder.snapshot(commit), 0, "", "", "", problem, (problem,), 0.0)
 
 
 def read_references(root: Path) -> dict[str, str]:
@@ -94,7 +116,7 @@ def inspect_snapshot(folder: CacheFolder, model: str, commit: str, revisions: tu
         architecture=read_architecture(path),
         engine=engine,
         why_no_engine=why_no_engine,
-        problems=tuple(find_problems(folder, model, commit, set(entries), sizes)),
+        problems=tuple(find_problems(folder, model, commit, revisions, set(entries), sizes)),
         last_used=last_used,
     )
 
@@ -104,29 +126,35 @@ def sum_incomplete(folder: CacheFolder) -> int:
 
 
 def find_problems(
-    folder: CacheFolder, model: str, commit: str, names: set[str], sizes: dict[str, int]
+    folder: CacheFolder, model: str, commit: str, revisions: tuple[str, ...], names: set[str], sizes: dict[str, int]
 ) -> Iterator[str]:
     """What is missing or broken."""
-    again = f"`tgis download-weights {model}` completes it"
+    revision = "" if not commit or "main" in revisions else f" --revision {next(iter(revisions), commit)}"
+    again = f"`tgis download-weights {model}{revision}` completes it"
     if not commit:
         yield f"only a part has been downloaded; {again}"
         return
     if dangling := sorted(names - sizes.keys()):
         yield f"{dangling[0]}{and_more(dangling)} is a link to nothing; {again}"
-    missing = list(find_missing_names(folder, model, commit, sizes))
+    missing = [name for name in find_missing_names(folder, model, commit, sizes) if name not in dangling]
     if missing:
-        yield f"{missing[0]}{and_more(missing)} is missing; {again}"
+        is_short = missing[0] in sizes
+        yield f"{missing[0]}{and_more(missing)} is {'not whole' if is_short else 'missing'}; {again}"
     if "config.json" not in sizes and "config.json" not in missing:
         yield f"config.json is missing; {again}"
     for name in sorted(sizes):
-        if name.endswith(".safetensors") and (problem := find_damage(folder.snapshot(commit) / name)):
+        is_told = name in missing
+        if name.endswith(SAFETENSORS) and not is_told and (problem := find_damage(folder.snapshot(commit) / name)):
             yield problem
     if not missing and not any(name.endswith(tuple(FORMATS)) for name in sizes):
         yield f"there are no weights; {again}"
+    has_some = any(name.endswith(SAFETENSORS) for name in sizes)
+    if has_some and any(name.endswith(BIN) for name in sizes) and not has_whole_safetensors(folder.snapshot(commit)):
+        yield f"its conversion was interrupted; `tgis convert-to-safetensors {model}{revision}` completes it"
     if leaving := [name for name in sizes if folder.leads_out(folder.snapshot(commit) / name)]:
         yield (
             f"{leaving[0]}{and_more(leaving)} lies outside the model's folder, where copies of it lead to nothing; "
-            f"`tgis download-weights {model}` brings it in"
+            f"`tgis download-weights {model}{revision}` brings it in"
         )
 
 
@@ -134,34 +162,36 @@ def find_missing_names(folder: CacheFolder, model: str, commit: str, sizes: dict
     """Files that a download would have taken, or that the index of the weights names."""
     listing = folder.read_listing(model, commit)
     snapshot = folder.snapshot(commit)
-    if listing is not None:
-        expected = {file.name: file.size for file in listing.files}
-    else:
-        expected = {name: sizes[name] for name in sizes}
-    has_weights = any(name.endswith(".safetensors") for name in expected)
-    with suppress(ModelError, OSError):  # an index that is not there or broken is found out by other means
+    expected = {file.name: file.size for file in listing.files} if listing is not None else sizes
+    try:
         wanted = select_names(
-            expected, parse_extensions(".safetensors"), lambda name: (snapshot / name).read_text(), with_bin=True
+            expected, parse_extensions(SAFETENSORS), lambda name: (snapshot / name).read_text(), with_bin=True
         )
-        is_converted = "model.safetensors" in sizes or "model.safetensors.index.json" in sizes
-        for name in wanted:
-            if is_converted and not has_weights and name.endswith((".bin", ".pt")):
-                continue  # converted, and removed since
-            if sizes.get(name) != expected[name]:
-                yield name
-    for index in ("model.safetensors.index.json",) if listing is None else ():
-        with suppress(OSError, ValueError, KeyError, AttributeError):
-            yield from sorted(set(json.loads((snapshot / index).read_bytes())["weight_map"].values()) - sizes.keys())
+    except ModelError:  # the index is broken, or names what is not in the list
+        wanted = []
+    except OSError:
+        yield SAFETENSORS_INDEX if SAFETENSORS_INDEX not in sizes else BIN_INDEX
+        return
+    for name in drop_converted(wanted, snapshot):
+        if sizes.get(name) != expected[name]:
+            yield name
+    if listing is None and SAFETENSORS_INDEX in sizes:
+        with suppress(ModelError, OSError):
+            yield from sorted(parse_index(SAFETENSORS_INDEX, (snapshot / SAFETENSORS_INDEX).read_text()) - sizes.keys())
 
 
 def find_damage(file: Path) -> str:
     """What the header of a file of weights contradicts; empty if nothing."""
     from tgis_server.engines.native.checkpoint import read_header
 
+    status = file.stat()
     try:
         read_header(file)
     except ModelError as error:
         return str(error).rstrip(".")
+    finally:
+        with suppress(OSError):  # a look is no use; a volume that cannot be written keeps no such times anyway
+            os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     return ""
 
 
@@ -177,7 +207,7 @@ def find_engine(path: Path) -> tuple[str, str]:
 
 
 def read_architecture(path: Path) -> str:
-    with suppress(OSError, ValueError, AttributeError):
+    with suppress(OSError, ValueError, AttributeError, TypeError):
         config = json.loads((path / "config.json").read_bytes())
         return ", ".join(map(str, config.get("architectures") or ())) or str(config.get("model_type") or "")
     return ""

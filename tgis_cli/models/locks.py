@@ -1,7 +1,7 @@
-"""One writer at a time for a model's files: an advisory lock on a directory, which needs no file of its own.
+"""One writer at a time for a model's files: an advisory lock on a directory or file, which needs no file of its own.
 
 The kernel gives a lock back when its holder ends, however that happens, so that none is ever stale. Some file systems
-(NFS, object stores) know no such locks: there several writers are kept apart by their temporary names only.
+(NFS, object stores) know no such locks: there writers have to keep apart by names of their own.
 """
 
 from __future__ import annotations
@@ -19,35 +19,59 @@ NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS, e
 
 
 @contextlib.contextmanager
-def lock_directory(directory: Path, say_waiting: Callable[[], None]) -> Iterator[bool]:
-    """Hold the lock of an existing directory.
+def lock(path: Path, say_waiting: Callable[[], None], make: Callable[[], object] = lambda: None) -> Iterator[bool]:
+    """Hold the lock of what has this name.
 
     Args:
         say_waiting: called once if another process holds it; the wait has no end but that process's.
+        make: makes it if it is not there; called again if it was removed or renamed before the lock was had.
 
     Yields:
         Whether other writers are kept out; ``False`` where the file system knows no locks.
+
+    Raises:
+        FileNotFoundError: it is not there.
     """
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield _lock(descriptor, say_waiting)
-    finally:
-        os.close(descriptor)  # which gives the lock back
-
-
-def _lock(descriptor: int, say_waiting: Callable[[], None]) -> bool:
-    is_told = False
+    wait = Waiting(say_waiting)
     while True:
+        make()
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not is_told:
-                is_told = True
-                say_waiting()
-            time.sleep(POLL_S)  # not a blocking call: Ctrl-C must end the wait at once, also in a thread
-        except OSError as error:
-            if error.errno in NO_LOCKS:
-                return False
-            raise
-        else:
-            return True
+            is_exclusive = wait.take(descriptor)
+            if has_name(descriptor, path):
+                yield is_exclusive
+                return
+        finally:
+            os.close(descriptor)  # which gives the lock back
+
+
+def has_name(descriptor: int, path: Path) -> bool:
+    """Whether an open file is still the one of this name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+class Waiting:
+    """Takes locks, and tells once that it has to wait."""
+
+    def __init__(self, say: Callable[[], None]) -> None:
+        self._say = say
+        self._is_told = False
+
+    def take(self, descriptor: int) -> bool:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not self._is_told:
+                    self._is_told = True
+                    self._say()
+                time.sleep(POLL_S)  # not a blocking call: Ctrl-C must end the wait at once, also in a thread
+            except OSError as error:
+                if error.errno in NO_LOCKS:
+                    return False
+                raise
+            else:
+                return True

@@ -12,7 +12,7 @@ from typing import Any
 
 from tgis_cli.models.cache_folder import CacheFolder
 from tgis_cli.models.inventory import read_references
-from tgis_cli.models.locks import lock_directory
+from tgis_cli.models.locks import lock
 from tgis_server.errors import ModelError, UsageError
 from tgis_server.sizes import format_bytes
 
@@ -49,25 +49,28 @@ def plan_removal(cache_dir: Path, model: str, revision: str | None) -> Removal:
     references = read_references(folder.root)
     if revision is None:
         return Removal(model, folder.root, "", (), (), sum_allocated(folder.root))
-    commit = references.get(revision, revision)
     snapshots = folder.root / "snapshots"
+    begun = [path.name for path in snapshots.glob("*") if len(revision) >= 7 and path.name.startswith(revision)]
+    commit = references.get(revision, begun[0] if len(begun) == 1 else revision)
     if os.sep in commit or not (snapshots / commit).is_dir() or commit in ("", ".", ".."):
         known = ", ".join(sorted(references)) or "none"
         raise ModelError(f"{model} has no revision {revision} in the cache; its branches and tags there are {known}.")
     others = [path for path in snapshots.iterdir() if path.name != commit and path.is_dir()]
     if not others:
         return Removal(model, folder.root, "", (), (), sum_allocated(folder.root))
-    used_elsewhere = {target for other in others for target in find_targets(other)}
-    blobs = sorted(find_targets(snapshots / commit) - used_elsewhere)
-    own_bytes = sum(path.stat().st_size for path in (snapshots / commit).iterdir() if not path.is_symlink())
+    used_elsewhere = {blob for other in others for blob in find_blobs(folder, other)}
+    blobs = sorted(find_blobs(folder, snapshots / commit) - used_elsewhere)
+    own_bytes = sum_allocated(snapshots / commit)
     num_bytes = sum(path.stat().st_size for path in blobs if path.is_file()) + own_bytes
     named = tuple(folder.root / "refs" / name for name, target in references.items() if target == commit)
     return Removal(model, folder.root, commit, named, tuple(blobs), num_bytes)
 
 
-def find_targets(snapshot: Path) -> set[Path]:
-    """Blobs that a snapshot's files are links to."""
-    return {Path(os.path.normpath(snapshot / os.readlink(path))) for path in snapshot.iterdir() if path.is_symlink()}
+def find_blobs(folder: CacheFolder, snapshot: Path) -> set[Path]:
+    """Blobs of the folder that a snapshot's files are links to."""
+    links = (path for path in snapshot.rglob("*") if path.is_symlink())
+    targets = (Path(os.path.normpath(path.parent / os.readlink(path))) for path in links)
+    return {target for target in targets if target.parent == folder.blobs}
 
 
 def sum_allocated(root: Path) -> int:
@@ -78,21 +81,25 @@ def sum_allocated(root: Path) -> int:
     return total
 
 
-def remove(removal: Removal) -> None:
+def remove(planned: Removal) -> None:
     """Names go first, by one rename, so that nobody finds half a model; then the content.
+
+    What goes is found anew: since it was planned, another revision may have come to use some of it.
 
     Raises:
         UsageError: another process writes to the model, or this user may not remove it.
     """
 
     def refuse() -> None:
-        raise UsageError(f"{removal.model} is being downloaded or converted by another process: nothing is removed.")
+        raise UsageError(f"{planned.model} is being downloaded or converted by another process: nothing is removed.")
 
-    for leftover in removal.root.parent.glob(f"{TRASH}*"):  # of a removal that was killed
+    root = planned.root
+    for leftover in root.parent.glob(f"{TRASH}*"):  # of a removal that was killed
         shutil.rmtree(leftover, ignore_errors=True)
-    trash = removal.root.with_name(f"{TRASH}{uuid.uuid4().hex}")
+    trash = root.with_name(f"{TRASH}{uuid.uuid4().hex}")
     try:
-        with lock_directory(removal.root, refuse):
+        with lock(root, refuse):
+            removal = plan_removal(root.parent, planned.model, planned.commit or None)
             if removal.commit:
                 for reference in removal.references:
                     reference.unlink(missing_ok=True)
@@ -104,4 +111,4 @@ def remove(removal: Removal) -> None:
                 os.rename(removal.root, trash)
             shutil.rmtree(trash)
     except OSError as error:
-        raise UsageError(f"{removal.root} cannot be removed: {error.strerror}. Check its owner and mode.") from error
+        raise UsageError(f"{root} cannot be removed: {error.strerror}. Check its owner and mode.") from error

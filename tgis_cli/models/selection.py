@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from tgis_server.errors import ModelError, UsageError
 
@@ -68,6 +69,24 @@ def select_names(
     if any(name.endswith(BIN) for name in set(taken) - foreign):
         foreign |= {name for name in taken if name.endswith(PT) and PT not in extensions}
     return sorted(set(taken) - foreign)
+
+
+def drop_converted(names: list[str], model_dir: Path) -> list[str]:
+    """Without PyTorch weights of which a directory has safetensors by now: nobody needs them any more."""
+    if any(name.endswith(SAFETENSORS) for name in names) or not has_whole_safetensors(model_dir):
+        return names
+    return [name for name in names if not name.endswith((BIN, PT)) and name != BIN_INDEX]
+
+
+def has_whole_safetensors(model_dir: Path) -> bool:
+    """Whether there are weights that make a model: a single file, or all that an index names."""
+    if (model_dir / SINGLE_SAFETENSORS).is_file():
+        return True
+    try:
+        names = parse_index(SAFETENSORS_INDEX, (model_dir / SAFETENSORS_INDEX).read_text())
+    except (OSError, ModelError):
+        return False
+    return all((model_dir / name).is_file() for name in names)
 
 
 def find_weights(weights: list[str], present: list[str], index: str, single: str, read_text: ReadText) -> set[str]:

@@ -69,6 +69,8 @@ def read_devices(gpu: str | None, cpu: str | None, config: ServeConfig, machine:
 
 def read_gpu(text: str) -> tuple[str, int]:
     """``80GiB``, ``H100``, ``L4x2`` or ``2xL4``: size or name, and how many; 0 = as many as are needed."""
+    if re.search(r"\s*[x*]\s*0+$", text, re.IGNORECASE):
+        raise UsageError(f"--gpu is {text!r}, but there must be at least one.")
     number = r"[1-9]\d{0,2}"
     found = re.fullmatch(rf"(?:({number})\s*[x*]\s*)?(.+?)(?:\s*[x*]\s*({number}))?", text.strip(), re.IGNORECASE)
     return (found[2], int(found[1] or found[3] or 0)) if found else (text, 0)
@@ -87,7 +89,8 @@ def read_size(flag: str, text: str, accepted: str) -> int:
     except (ValueError, OverflowError):
         size = 0
     if size < MIN_BYTES:
-        close = difflib.get_close_matches(text.upper(), GPU_GIB, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
+        variants = [name for name in GPU_GIB if name.startswith(f"{text.upper()}-")]
+        close = variants or difflib.get_close_matches(text.upper(), GPU_GIB, n=1)
+        hint = f" (did you mean {' or '.join(close)}?)" if close else ""
         raise UsageError(f"{flag} is {text!r}{hint}, but must be {accepted}.")
     return size

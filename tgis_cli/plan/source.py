@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tgis_cli.models import find_cache_dir, find_model_dir
+from tgis_cli.models import find_model_dir, get_cache_dir, is_in_cache
 from tgis_cli.resolve import DEMO_MODEL_DIR
 from tgis_server.config import ServeConfig
 from tgis_server.engines.native.checkpoint import find_files
@@ -47,7 +47,7 @@ def open_model(config: ServeConfig, environ: Mapping[str, str], token: str | Non
         if name is None:
             source = Source("demo", DEMO_MODEL_DIR, "the demo model that comes with TGIS", sum_files(DEMO_MODEL_DIR))
         else:
-            cache_dir = find_cache_dir(environ)[0].expanduser().absolute()
+            cache_dir = get_cache_dir(environ)
             source = find_local(name, config, cache_dir, directory) or ask_hub(
                 name, config, cache_dir, directory, token
             )
@@ -62,7 +62,7 @@ def find_local(name: str, config: ServeConfig, cache_dir: Path, directory: Path)
         if name.startswith(("/", ".", "~")) or Path(name).is_dir():
             raise
         return None
-    is_cached = model_dir.is_relative_to(cache_dir)
+    is_cached = is_in_cache(name, model_dir, cache_dir)
     where = f"the cache {cache_dir}" if is_cached else "a directory"
     try:
         find_files(model_dir)

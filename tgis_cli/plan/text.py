@@ -27,7 +27,9 @@ def describe(report: Report) -> Iterator[str]:
         yield ""
         yield "What `tgis launch` would choose, and why"
         yield from align(
-            (name, format_value(entry["value"]), entry["reason"]) for name, entry in report.inferred.items()
+            (name, format_value(entry["value"]), entry["reason"])
+            for name, entry in report.inferred.items()
+            if name != "model_dir"  # stands above
         )
     if conclusion := list(conclude(report)):
         yield ""
@@ -104,7 +106,8 @@ def conclude(report: Report) -> Iterator[str]:
     if chosen is not None and chosen.problem is None:
         yield from chosen.notes
         length = f"{chosen.max_sequence_length:,}"
-        yield f"It {report.verdict}: --num-shard {chosen.num_shard}, sequences of up to {length} tokens."
+        once = ", once `tgis convert-to-safetensors` has converted it" if report.source.must_convert else ""
+        yield f"It {report.verdict}{once}: --num-shard {chosen.num_shard}, sequences of up to {length} tokens."
     elif report.fewest_shards is not None:
         yield f"It would fit with --num-shard {report.fewest_shards}."
     if report.source.cache_dir is not None and report.spec is not None:

@@ -144,7 +144,7 @@ def find_files(model_dir: Path) -> list[Path]:
         )
     if not files:
         others = sorted(file.name for pattern in ("*.bin", "*.pt", "*.gguf") for file in model_dir.glob(pattern))
-        hint = f"it has {others[0]}: convert the weights to safetensors" if others else "download the model first"
+        hint = f"it has {others[0]}: `tgis convert-to-safetensors` makes them" if others else "download the model first"
         raise failures.WEIGHTS_NOT_FOUND.error(model_dir=model_dir, hint=hint)
     return files
 
