@@ -167,6 +167,13 @@ def test_a_given_number_of_shards_that_does_not_hold_it_is_refused_with_one_that
     assert text_of(report).splitlines()[-1] == "It would fit with --num-shard 2."
 
 
+def test_more_shards_than_usual_are_tried_until_they_hold_it(model_dir: Callable[..., Path]) -> None:
+    report = plan(model_dir(), "3GiB")
+
+    assert [fit.num_shard for fit in report.fits] == [1, 2, 4, 8, 16]
+    assert (report.verdict, report.chosen.num_shard) == ("fits with shorter sequences", 16)
+
+
 def test_no_more_gpus_than_stated_are_used(model_dir: Callable[..., Path]) -> None:
     report = plan(model_dir(), "6GiBx2")
 

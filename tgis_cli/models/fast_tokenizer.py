@@ -40,6 +40,7 @@ def convert_to_fast_tokenizer(model_dir: Path, output_dir: Path, *, trust_remote
     try:
         from tokenizers import Tokenizer
         from transformers import AutoTokenizer
+        from transformers.utils import logging
     except ImportError as error:
         raise ModelError(
             f"{model_dir} has no {NAME}, and to make it transformers is needed: pip install 'tgis[convert]'."
@@ -50,6 +51,7 @@ def convert_to_fast_tokenizer(model_dir: Path, output_dir: Path, *, trust_remote
             f"{model_dir} has no {NAME} and no vocabulary to make it of ({', '.join(VOCABULARIES)}): download the "
             "model again, or get one that comes with a tokenizer."
         )
+    logging.set_verbosity_error()  # what goes wrong is told in one sentence, here
     target = output_dir / NAME
     with tempfile.TemporaryDirectory() as directory:
         made = Path(directory, NAME)

@@ -29,7 +29,7 @@ GPU_GIB = {
     "H200": 139.7,
     "B200": 178.3,
 }
-STATED_GPUS = 8  # tried where --gpu says no number
+STATED_GPUS = 64  # tried at most where --gpu says no number
 MIN_BYTES = 1 << 20  # below it, somebody has forgotten the unit
 
 

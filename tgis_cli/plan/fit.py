@@ -136,11 +136,15 @@ def free_before_loading(run: Run, machine: Machine, rank: int) -> int:
 
 
 def compare_shards(run: Run, machine: Machine, checkpoint: Checkpoint) -> Iterator[Fit]:
-    """Every number of shards that divides the model and is not more than the GPUs; on a CPU only the run's own."""
+    """Numbers of shards that divide the model: usual ones, and more until one fits; on a CPU only the run's own."""
     if run.device == "cpu":
         yield fit_shards(run, machine, checkpoint)
         return
-    most = min(len(machine.gpus), max(MAX_COMPARED_SHARDS, run.num_shard))
+    usual = max(MAX_COMPARED_SHARDS, run.num_shard)
+    has_fit = False
     for num_shard in valid_num_shards(checkpoint.spec):
-        if num_shard <= most:
-            yield fit_shards(replace(run, num_shard=num_shard), machine, checkpoint)
+        if num_shard > len(machine.gpus) or (num_shard > usual and has_fit):
+            return
+        fit = fit_shards(replace(run, num_shard=num_shard), machine, checkpoint)
+        has_fit = has_fit or fit.problem is None
+        yield fit
