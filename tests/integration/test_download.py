@@ -226,28 +226,33 @@ def test_a_mirror_without_sizes_in_its_listing_is_asked_for_each_file(download: 
 
 # -- What goes wrong on the way ---------------------------------------------------------------------------------------
 
+STALLED, BROKEN, DAMAGED = "nothing came for 1 s", "broke off", "what came does not match its checksum"
 TEMPORARY = {
-    "stalls": Fault("stall", after=1_000_000),
-    "stalls before the first byte": Fault("stall"),
-    "trickles": Fault("trickle", after=1_000_000),
-    "is cut": Fault("cut", after=1_000_000),
-    "500": Fault("status", status=500),
-    "503": Fault("status", status=503),
-    "429": Fault("status", status=429, headers={"Retry-After": "1"}),
-    "403 of an address that expired": Fault("status", status=403),
-    "is damaged": Fault("corrupt"),
+    "stalls": (Fault("stall", after=100_000), STALLED),
+    "stalls-before-the-first-byte": (Fault("stall"), STALLED),
+    "trickles": (Fault("trickle", after=100_000), STALLED),
+    "is-cut": (Fault("cut", after=100_000), BROKEN),
+    "500": (Fault("status", status=500), "the hub answers HTTP 500"),
+    "503": (Fault("status", status=503), "the hub answers HTTP 503"),
+    "429": (Fault("status", status=429, headers={"Retry-After": "1"}), "the hub wants fewer requests (HTTP 429)"),
+    "403-of-an-address-that-expired": (Fault("status", status=403), "the hub answers HTTP 403"),
+    "is-damaged": (Fault("corrupt"), DAMAGED),
 }
 
 
-@pytest.mark.parametrize("fault", TEMPORARY.values(), ids=TEMPORARY)
-def test_a_transfer_goes_on_after(fault: Fault, download: Download):
-    download.hub.faults[WEIGHTS] = [fault]
+def test_transfers_go_on_after_whatever_may_pass(download: Download):
+    """One download of nine files, each of which meets with something else."""
+    contents = {f"{name}.safetensors": make_weights(200_000 + number) for number, name in enumerate(TEMPORARY)}
+    download.hub.files = contents | {"config.json": FILES["config.json"]}
+    download.hub.faults = {f"{name}.safetensors": [fault] for name, (fault, _) in TEMPORARY.items()}
 
     result = download.run("--stall-timeout", "1")
 
-    assert result.returncode == 0, result.stderr
-    assert f"{WEIGHTS}: " in result.stderr
-    assert_complete(download)
+    told = {name: f"{name}.safetensors: {sentence}" for name, (_, sentence) in TEMPORARY.items() if sentence != BROKEN}
+    assert (result.returncode, [name for name, text in told.items() if text not in result.stderr]) == (0, [])
+    assert "is-cut.safetensors: the connection to" in result.stderr
+    assert download.contents() == download.hub.files
+    assert download.leftovers() == []
 
 
 def test_what_has_arrived_is_not_fetched_again(download: Download):
@@ -553,7 +558,6 @@ def test_without_any_network_interface_it_says_so(download: Download):
 
 
 def test_a_disk_that_is_too_small_is_known_before_the_first_byte(download: Download):
-    download.hub.files["config.json"] = FILES["config.json"]
     download.hub.files[WEIGHTS] = Huge(1 << 50)
 
     result = download.run()

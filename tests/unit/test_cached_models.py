@@ -7,11 +7,11 @@ import json
 import os
 import struct
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from in_process import run_in_process
 from tgis_cli.models.cache_folder import CacheFolder
 from tgis_cli.models.digest import start_digest
 from tgis_cli.models.hub import Listing, RemoteFile
@@ -22,7 +22,6 @@ from tgis_server.errors import ModelError
 
 MODEL = "org/demo"
 OLD, NEW = "a" * 40, "b" * 40
-TGIS = Path(sys.executable).parent / "tgis"
 WEIGHTS = "model.safetensors"
 
 
@@ -296,12 +295,8 @@ def test_what_is_not_there_cannot_be_removed(model: str, revision: str | None, s
         plan_removal(tmp_path, model, revision)
 
 
-def run_rm(cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [TGIS, "models", "rm", MODEL, *arguments]
-    environ = {"HF_HUB_CACHE": str(cache)}
-    return subprocess.run(
-        command, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20, check=False
-    )
+def run_rm(cache: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    return run_in_process("models", "rm", MODEL, *arguments, environ={"HF_HUB_CACHE": str(cache)})
 
 
 def test_the_command_asks_or_wants_to_be_told(tmp_path: Path):
@@ -312,5 +307,5 @@ def test_the_command_asks_or_wants_to_be_told(tmp_path: Path):
     sure = run_rm(tmp_path, "--yes")
 
     assert (dry.returncode, unsure.returncode, script.returncode, is_there) == (0, 2, 2, True)
-    assert "say --yes (or --dry-run)" in unsure.stderr
+    assert b"say --yes (or --dry-run)" in unsure.stderr
     assert (sure.returncode, folder.root.exists()) == (0, False)

@@ -91,8 +91,9 @@ def describe_fits(report: Report) -> Iterator[str]:
 
 
 def describe_fit(fit: Fit, *, is_chosen: bool) -> tuple[str, ...]:
-    needs = (fit.free_bytes, fit.weight_bytes, fit.step_bytes, fit.kv_bytes_per_token)
-    first = (f"{fit.num_shard}{' *' if is_chosen else ''}", *map(format_bytes, needs))
+    per_token = f"{fit.kv_bytes_per_token / 1024:.3g} KiB"  # to be multiplied: not rounded to whole ones
+    needs = (fit.free_bytes, fit.weight_bytes, fit.step_bytes)
+    first = (f"{fit.num_shard}{' *' if is_chosen else ''}", *map(format_bytes, needs), per_token)
     if fit.problem is not None:
         return (*first, "-", "-", "-", "does not fit")
     sequences = ", ".join(f"{number:,} x {length:,}" for length, number in fit.sequences.items())

@@ -1,0 +1,34 @@
+"""Runs a command of `tgis` in the test's own process: as one of its own does, but without the time to start one."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from unittest import mock
+
+from tgis_cli.app import main
+
+
+def run_in_process(*arguments: object, environ: Mapping[str, str]) -> subprocess.CompletedProcess[bytes]:
+    """The command's outputs and exit code. Its stdin is empty, its environment what is given."""
+    command = ["tgis", *map(str, arguments)]
+    streams = [io.TextIOWrapper(io.BytesIO(), write_through=True) for _ in range(2)]
+    with (
+        mock.patch.dict(os.environ, environ, clear=True),
+        mock.patch.object(sys, "argv", command),
+        mock.patch.object(sys, "stdin", io.StringIO()),
+        contextlib.redirect_stdout(streams[0]),
+        contextlib.redirect_stderr(streams[1]),
+    ):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(bool(end.code))
+        else:
+            code = 0
+    stdout, stderr = (stream.buffer.getvalue() for stream in streams)
+    return subprocess.CompletedProcess(command, code, stdout, stderr)
