@@ -335,6 +335,8 @@ def test_a_conversion_that_was_killed_is_completed(download: Download):
 
     assert result.returncode == 0
     assert set(made) <= download.contents().keys()
+    download.hub.requests.clear()
+    assert download.run("--extension", ".bin").returncode == 0  # asked for by name
     for name in shards:  # nobody needs them any more, and they are not fetched again
         (download.snapshot / name).unlink()
     download.hub.requests.clear()

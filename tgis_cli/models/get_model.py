@@ -103,7 +103,8 @@ class GetModel:
                 f"{listing.model} at {self.order.revision} has no file that ends with {wanted}; "
                 f"it has {', '.join(endings) or 'none'}."
             )
-        names = drop_converted(names, self.folder.snapshot(listing.commit))
+        if wanted == SAFETENSORS:
+            names = drop_converted(names, self.folder.snapshot(listing.commit))
         return Selection(listing, tuple(files[name] for name in names))
 
     def _plan_without_hub(self, error: HubError) -> Planned:
@@ -144,7 +145,7 @@ class GetModel:
         planned = self.plan()
         selection = planned.selection
         commit = selection.listing.commit
-        damaged = self._verify(selection, is_online=planned.is_online) if self.order.verify else []
+        damaged = self._find_damaged(selection, is_online=planned.is_online) if self.order.verify else []
         if not damaged and self._is_placed(selection):
             if not self.order.verify:
                 self._tell(f"{self.order.model} is complete already ({format_bytes(selection.num_bytes)})")
@@ -183,8 +184,8 @@ class GetModel:
         rate = format_bytes(int((num_bytes - missing.kept_bytes) / max(took_s, 1e-3)))
         self._tell(f"downloaded {format_bytes(num_bytes)} in {format_seconds(took_s)} ({rate}/s)")
 
-    def _verify(self, selection: Selection, *, is_online: bool) -> list[RemoteFile]:
-        """Read what is there; what is damaged.
+    def _find_damaged(self, selection: Selection, *, is_online: bool) -> list[RemoteFile]:
+        """Read what is there, and compare it with the checksums.
 
         Raises:
             ModelError: something is damaged, and the hub cannot be asked for it.
