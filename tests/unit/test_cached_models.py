@@ -7,6 +7,7 @@ import json
 import os
 import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from tgis_cli.models.hub import Listing, RemoteFile
 from tgis_cli.models.inventory import CachedModel, list_models
 from tgis_cli.models.removal import plan_removal, remove
 from tgis_cli.resolve import DEMO_MODEL_DIR
-from tgis_server.errors import ModelError
+from tgis_server.errors import ModelError, UsageError
 
 MODEL = "org/demo"
 OLD, NEW = "a" * 40, "b" * 40
@@ -200,6 +201,20 @@ def test_what_another_revision_came_to_use_meanwhile_stays(tmp_path: Path):
     remove(removal)
 
     assert {path.name: path.read_bytes() for path in folder.snapshot(NEW).iterdir()} == contents
+
+
+def test_nothing_is_removed_while_another_process_converts(tmp_path: Path):
+    folder = fill(tmp_path, demo_contents())
+    program = "import sys, fcntl, os; fcntl.flock(os.open(sys.argv[1], 0), 2); print(1, flush=True); input()"
+    command = [sys.executable, "-c", program, folder.snapshot(NEW)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as converting:
+        converting.stdout.readline()
+
+        with pytest.raises(UsageError, match="is being downloaded or converted by another process"):
+            remove(plan_removal(tmp_path, MODEL, None))
+        converting.communicate(b"\n")
+
+    assert the_only(tmp_path).is_complete
 
 
 def test_only_blobs_are_removed_and_links_in_folders_count(tmp_path: Path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,10 @@ def remove(planned: Removal) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     trash = root.with_name(f"{TRASH}{uuid.uuid4().hex}")
     try:
-        with lock(root, refuse):
+        with ExitStack() as stack:
+            stack.enter_context(lock(root, refuse))
+            for snapshot in (root / "snapshots").glob("*"):  # in which a conversion may be under way
+                stack.enter_context(lock(snapshot, refuse))
             removal = plan_removal(root.parent, planned.model, planned.commit or None)
             if removal.commit:
                 for reference in removal.references:
