@@ -209,7 +209,9 @@ def failures_told(*, as_json: bool) -> Iterator[None]:
 
 
 def format_seconds(seconds: float) -> str:
-    """``45 s``, ``12 min``, ``3 h 20 min``."""
+    """``0.3 s``, ``45 s``, ``12 min``, ``3 h 20 min``."""
+    if 0 < seconds < 1:
+        return f"{seconds:.1f} s"
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

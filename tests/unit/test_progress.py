@@ -116,6 +116,8 @@ def test_a_bar_stays_in_its_line_and_changes_nothing_of_the_terminal():
     assert "\x1b[?25l" not in shown  # the cursor is not hidden: nobody would bring it back after a kill
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(4.4, "4 s"), (99, "99 s"), (600, "10 min"), (12_000, "3 h 20 min")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.3, "0.3 s"), (4.4, "4 s"), (99, "99 s"), (600, "10 min"), (12_000, "3 h 20 min")]
+)
 def test_times_in_words(seconds: float, text: str):
     assert format_seconds(seconds) == text

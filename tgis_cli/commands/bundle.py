@@ -48,8 +48,9 @@ def bundle(
         manifest = describe_model_dir(model_dir, name, revisions)
         with show_progress("packing", manifest.num_bytes, as_json=as_json) as progress:
             make_bundle(model_dir, manifest, target, progress.advance)
+        where = "the stream" if target == "-" else target
         tell(
-            f"packed {len(manifest.files)} files of {model}: {format_bytes(manifest.num_bytes)}",
+            f"packed {len(manifest.files)} files of {model} into {where}: {format_bytes(manifest.num_bytes)}",
             "done",
             as_json=as_json,
             target=target,
