@@ -61,7 +61,8 @@ def memory_free_bytes(root: Path = ROOT, membership: Path = MEMBERSHIP) -> int |
         if limit is None or used is None or limit >= UNLIMITED_BYTES:
             continue
         stat = read_counters(group / "memory.stat")
-        cache = stat.get("inactive_file", stat.get("total_inactive_file", 0))
+        # Version 1 counts groups below apart from the own ones, in total_*; of version 2 all numbers are totals.
+        cache = sum(stat.get(f"total_{name}", stat.get(name, 0)) for name in ("active_file", "inactive_file"))
         free.append(max(0, limit - used + cache))
     return min(free, default=None)
 

@@ -370,8 +370,8 @@ MODEL_TOO_LARGE = Failure(
     "model-too-large",
     "weights, room for a step and one sequence exceed what a shard has free, before weights are read",
     "{model} needs {need_bytes} on each shard ({weights_bytes} weights, {step_bytes} for a step, {sequence_bytes} "
-    "for one sequence of {length} tokens), but {free_bytes} are free: use more shards (--num-shard), --dtype "
-    "bfloat16, a shorter --max-sequence-length, or free memory.",
+    "for one sequence of {length} tokens), but {free_bytes} are free: use more shards (--num-shard), 16-bit "
+    "weights (--dtype bfloat16), smaller steps (--max-batch-tokens), a shorter --max-sequence-length, or free memory.",
     NotEnoughDevices,
 )
 KV_CACHE_TOO_LARGE = Failure(

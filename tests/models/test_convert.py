@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable
@@ -23,7 +24,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tgis_cli.models.convert import Conversion, convert_to_safetensors, name_temporary
+from tgis_cli.models.convert import convert_to_safetensors
 from tgis_cli.models.torch_file import DTYPES, read_torch_file
 from tgis_server.errors import ModelError, TgisError, UsageError
 from tiny import Oracle, load, make_checkpoint, prompt_of
@@ -32,7 +33,7 @@ TGIS = Path(sys.executable).parent / "tgis"
 NUM_KILLS = int(os.environ.get("TGIS_KILL_RUNS", "6"))
 
 
-def convert(directory: Path) -> Conversion:
+def convert(directory: Path) -> list[str]:
     return convert_to_safetensors(directory, as_json=False)
 
 
@@ -152,6 +153,18 @@ def test_models_answer_as_before_tied_or_not(
     load(directory, tmp_path).close()
 
 
+def test_a_tensor_that_the_engine_reads_by_two_names_gets_a_copy(tmp_path: Path):
+    directory = make_checkpoint(tmp_path / "model", "llama", tie_word_embeddings=False)
+    state = load_file(directory / "model.safetensors")
+    torch.save(state | {"lm_head.weight": state["model.embed_tokens.weight"]}, directory / "pytorch_model.bin")
+    (directory / "model.safetensors").unlink()
+
+    convert(directory)
+
+    assert load_file(directory / "model.safetensors").keys() == state.keys()
+    load(directory, tmp_path).close()
+
+
 def test_an_unknown_model_keeps_the_first_name_of_a_tensor(tmp_path: Path):
     tensor = torch.ones(4, 4)
     save(tmp_path, {"b": tensor, "a": tensor, "c": tensor})
@@ -215,9 +228,9 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 def test_shards_keep_their_numbers_and_get_an_index(tmp_path: Path):
     expected = save_sharded(tmp_path)
 
-    conversion = convert(tmp_path)
+    converted = convert(tmp_path)
 
-    assert conversion.converted == tuple(f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3))
+    assert converted == [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
     assert_same(read_all(tmp_path), expected)
 
 
@@ -237,9 +250,9 @@ def test_a_second_run_makes_what_is_missing_and_nothing_else(tmp_path: Path):
     (tmp_path / "model.safetensors.index.json").unlink()
     (tmp_path / ".model-00002-of-00003.safetensors.incomplete").write_bytes(b"half")
 
-    conversion = convert(tmp_path)
+    converted = convert(tmp_path)
 
-    assert conversion.converted == ("model-00002-of-00003.safetensors",)
+    assert converted == ["model-00002-of-00003.safetensors"]
     assert_same(read_all(tmp_path), expected)
     assert not [name for name in names_in(tmp_path) if "incomplete" in name]
 
@@ -249,7 +262,7 @@ def test_a_third_run_does_nothing(tmp_path: Path, capsys):
     convert(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
 
-    assert convert(tmp_path).converted == ()
+    assert convert(tmp_path) == []
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
     assert "converted already" in capsys.readouterr().err
 
@@ -268,17 +281,26 @@ def test_files_of_a_training_run_are_left_alone(tmp_path: Path):
     for name in ("training_args.bin", "optimizer.pt", "scheduler.pt"):
         (tmp_path / name).write_bytes(b"code")
 
-    assert convert(tmp_path).converted == ("model.safetensors",)
+    assert convert(tmp_path) == ["model.safetensors"]
+
+
+def test_other_weights_beside_the_usual_file_are_left_alone(tmp_path: Path):
+    save(tmp_path, {"w": torch.ones(2)})
+    save(tmp_path, {"old": torch.ones(2)}, "model.bin")
+    (tmp_path / "ggml-model-f16.bin").write_bytes(b"of another program")
+
+    assert convert(tmp_path) == ["model.safetensors"]
+    assert load_file(tmp_path / "model.safetensors").keys() == {"w"}
 
 
 def test_a_pt_file_is_converted_under_its_name(tmp_path: Path):
     save(tmp_path, {"w": torch.ones(2)}, "decoder.pt")
 
-    assert convert(tmp_path).converted == ("decoder.safetensors",)
+    assert convert(tmp_path) == ["decoder.safetensors"]
 
 
 def test_nothing_to_convert_is_no_error(tmp_path: Path, capsys):
-    assert convert(tmp_path) == Conversion((), (), 0)
+    assert convert(tmp_path) == []
     assert "there is nothing to convert" in capsys.readouterr().err
 
 
@@ -344,15 +366,6 @@ def test_an_index_that_is_of_no_use_is_made_anew(text: str, tmp_path: Path):
     convert(tmp_path)
 
     assert_same(read_all(tmp_path), expected)
-
-
-def test_on_a_file_system_without_locks_each_run_has_temporary_names_of_its_own(tmp_path: Path):
-    target = tmp_path / "model.safetensors"
-
-    names = {name_temporary(target).name for _ in range(2)}
-
-    assert len(names) == 2
-    assert all(name.startswith(".model.safetensors.") and name.endswith(".incomplete") for name in names)
 
 
 # -- Code and damage --------------------------------------------------------------------------------------------------
@@ -476,10 +489,10 @@ def test_a_disk_that_fills_up_ends_it_in_a_sentence_and_leaves_nothing(limit: in
 def test_a_directory_that_cannot_be_written_is_known_before_work_begins(tmp_path: Path, monkeypatch):
     save_sharded(tmp_path, 1)
 
-    def touch(path: Path) -> None:  # root may write where others may not
+    def refuse(**options: object) -> None:  # root may write where others may not
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(Path, "touch", touch)
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", refuse)
 
     with pytest.raises(UsageError, match=r"cannot be written \(Read-only file system\): converted files go beside"):
         convert(tmp_path)

@@ -36,10 +36,23 @@ def test_the_tightest_limit_above_counts(group):
 
 def test_page_cache_counts_as_free(group):
     places = group(
-        own__memory_max=f"{4 * GIB}\n", own__memory_current=f"{3 * GIB}\n", own__memory_stat=f"inactive_file {GIB}\n"
+        own__memory_max=f"{6 * GIB}\n",
+        own__memory_current=f"{5 * GIB}\n",
+        own__memory_stat=f"inactive_file {GIB}\nactive_file {2 * GIB}\n",
     )
 
-    assert cgroup.memory_free_bytes(**places) == 2 * GIB
+    assert cgroup.memory_free_bytes(**places) == 4 * GIB
+
+
+def test_in_version_1_page_cache_of_the_groups_below_counts_too(tmp_path: Path):
+    membership = tmp_path / "membership"
+    membership.write_text("4:memory:/pod\n")
+    (tmp_path / "memory/pod").mkdir(parents=True)
+    (tmp_path / "memory/pod/memory.limit_in_bytes").write_text(f"{4 * GIB}\n")
+    (tmp_path / "memory/pod/memory.usage_in_bytes").write_text(f"{3 * GIB}\n")
+    (tmp_path / "memory/pod/memory.stat").write_text(f"inactive_file 0\ntotal_inactive_file {GIB}\n")
+
+    assert cgroup.memory_free_bytes(tmp_path, membership) == 2 * GIB
 
 
 def test_a_quota_of_cpus_is_read(group):

@@ -27,8 +27,8 @@ def convert_to_safetensors(
         from tgis_cli.models.convert import convert_to_safetensors as convert
 
         model_dir = find_model_dir(model, revision, get_cache_dir(os.environ))
-        conversion = convert(model_dir, as_json=json_)
+        converted = convert(model_dir, as_json=json_)
         if json_:
-            tell("converted", "done", as_json=True, model_dir=model_dir, converted=conversion.converted)
+            tell("converted", "done", as_json=True, model_dir=model_dir, converted=converted)
         else:
             print(model_dir)

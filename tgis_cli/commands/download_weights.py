@@ -84,7 +84,7 @@ def download_weights(
 
 def print_plan(getting: GetModel, *, as_json: bool) -> None:
     """What would be downloaded, and where to."""
-    from tgis_cli.models.disk import check_disk, free_disk_bytes
+    from tgis_cli.models.disk import check_disk, describe_room, free_disk_bytes
 
     planned = getting.plan()
     missing = {file.name for file in planned.missing.files}
@@ -103,7 +103,7 @@ def print_plan(getting: GetModel, *, as_json: bool) -> None:
     }
     summary = (
         f"{format_bytes(planned.missing.num_bytes)} of {format_bytes(planned.selection.num_bytes)} would be "
-        f"downloaded to {target}; {format_bytes(free_bytes)} are free there"
+        f"downloaded to {target}; {describe_room(free_bytes)} there"
     )
     if as_json:
         tell(summary, "plan", as_json=True, **facts)

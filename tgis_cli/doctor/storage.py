@@ -15,6 +15,7 @@ from typing import Any
 from tgis_cli.doctor.verdict import Context, Verdict, failed, ok, warn
 from tgis_cli.machine.preflight import MAX_SOCKET_PATH_BYTES, check_socket
 from tgis_cli.models import find_cache_dir
+from tgis_cli.models.disk import count_free_bytes, describe_room
 from tgis_cli.resources import count
 from tgis_cli.supervisor.run_dir import PREFIX, get_failure_time, is_leftover
 from tgis_server import cgroup, failures
@@ -51,16 +52,16 @@ def check_run_dir(context: Context) -> Iterator[Verdict]:
         except TgisError as error:
             yield failed(error)
     status = context.host.statvfs(parent)
-    free_bytes = status.f_bavail * status.f_frsize
-    if free_bytes < RUN_DIR_BYTES or has_few_inodes(status, RUN_DIR_INODES):
+    free_bytes = count_free_bytes(status)
+    if (free_bytes is not None and free_bytes < RUN_DIR_BYTES) or has_few_inodes(status, RUN_DIR_INODES):
         yield failed(
             failures.RUN_DIR_FULL.error(
-                need_bytes=RUN_DIR_BYTES, parent=parent, free_bytes=free_bytes, free_inodes=status.f_favail
+                need_bytes=RUN_DIR_BYTES, parent=parent, free_bytes=free_bytes or 0, free_inodes=status.f_favail
             )
         )
     else:
         noexec = ", mounted noexec, which is fine" if status.f_flag & os.ST_NOEXEC else ""
-        yield ok(f"Run directories are made in {parent}: {format_bytes(free_bytes)} free{noexec}.", path=str(parent))
+        yield ok(f"Run directories are made in {parent}: {describe_room(free_bytes)}{noexec}.", path=str(parent))
 
 
 def check_log_file(context: Context) -> Iterator[Verdict]:
@@ -82,7 +83,10 @@ def has_few_inodes(status: os.statvfs_result, needed: int) -> bool:
 
 def check_runs(context: Context) -> Iterator[Verdict]:
     """Servers of this user, and what earlier ones left."""
-    parent = context.config.run_dir or Path(tempfile.gettempdir())
+    try:
+        parent = context.config.run_dir or Path(tempfile.gettempdir())
+    except OSError:  # which check_run_dir tells
+        return
     found = [path for path in parent.glob(f"{PREFIX}*") if os.access(path, os.R_OK | os.X_OK)]
     left = [path for path in found if is_leftover(path)]
     for path in found:
@@ -143,15 +147,15 @@ def check_cache(context: Context) -> Iterator[Verdict]:
         yield ok(f"{where}, read-only: enough for serving, not for downloads.", **named)
         return
     status = context.host.statvfs(cache_dir)
-    free_bytes = status.f_bavail * status.f_frsize
-    if free_bytes < MIN_CACHE_BYTES or has_few_inodes(status, 1):
+    free_bytes = count_free_bytes(status)
+    if (free_bytes is not None and free_bytes < MIN_CACHE_BYTES) or has_few_inodes(status, 1):
         yield warn(
-            f"{where}, where {format_bytes(free_bytes)} and {status.f_favail} inodes are free.",
+            f"{where}, where {format_bytes(free_bytes or 0)} and {status.f_favail} inodes are free.",
             "Make room for downloads (`tgis models rm`), or name another with HF_HUB_CACHE.",
             **named,
         )
     else:
-        yield ok(f"{where}: {format_bytes(free_bytes)} free.", **named)
+        yield ok(f"{where}: {describe_room(free_bytes)}.", **named)
 
 
 def check_cache_content(context: Context) -> Iterator[Verdict]:

@@ -2,7 +2,7 @@
 
 Names of one tensor are told from views that only lie in one storage, as slices of a fused tensor do. Which name stays
 follows the original's converter: a name that the model's class ties or ignores goes first, else the alphabet decides.
-But a name that the native engine reads is never given up.
+But a name that the native engine reads is never given up: if it reads several, each gets a copy.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +20,48 @@ from tgis_server.errors import ModelError, TgisError
 
 TIES = ("_tied_weights_keys", "_keys_to_ignore_on_load_missing", "_keys_to_ignore_on_load_unexpected")
 
-Rank = Callable[[str], tuple[Any, ...]]  # the least of several names stays
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Which of several names stay."""
+
+    needed: frozenset[str]  # that the native engine reads; empty for a model that it does not know
+    ties: tuple[Callable[[str], Any], ...]  # whether the model's class ties or ignores a name
+
+    @classmethod
+    def of(cls, model_dir: Path) -> Preference:
+        return cls(frozenset(find_needed(model_dir)), tuple(find_ties(model_dir)))
+
+    def rank(self, name: str) -> tuple[Any, ...]:
+        """The least stays."""
+        return bool(self.needed) and name not in self.needed, any(matches(name) for matches in self.ties), name
 
 
 def drop_aliases(
-    path: Path, tensors: Mapping[str, StoredTensor], rank_names: Callable[[], Rank]
+    path: Path, tensors: Mapping[str, StoredTensor], find_preference: Callable[[], Preference]
 ) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """One name for each tensor, and for each name that goes the one that stays.
+    """The names of tensors that stay, and for each name that goes one that stays.
 
     A view that shares memory without being the same tensor becomes a tensor of its own.
 
     Args:
-        rank_names: gives the order among the names of a tensor; asked if there are several.
+        find_preference: asked if a tensor has several names.
 
     Raises:
         ModelError: tensors overlap, and none of them covers the others.
     """
     kept, removed = dict(tensors), dict[str, str]()
-    rank: Rank | None = None
+    preference: Preference | None = None
     for names in find_clusters(tensors):
         members = [tensors[name] for name in names]
         whole = min(member.start for member in members), max(member.end for member in members)
         if not any((member.start, member.end) == whole and member.is_dense for member in members):
             listed = ", ".join(sorted(names))
             raise ModelError(f"{listed} in {path} share memory, and none of them is complete: save them apart.")
-        rank = rank or rank_names()
+        preference = preference or find_preference()
         for name in names:
-            first = min((other for other in names if tensors[other] == tensors[name]), key=rank)
-            if name != first:
+            first = min((other for other in names if tensors[other] == tensors[name]), key=preference.rank)
+            if name != first and name not in preference.needed:
                 removed[name] = first
                 kept.pop(name)
     return kept, removed
@@ -66,19 +81,7 @@ def find_clusters(tensors: Mapping[str, StoredTensor]) -> list[list[str]]:
     return [cluster for cluster in clusters if len(cluster) > 1]
 
 
-def rank_names(model_dir: Path) -> Rank:
-    """Which name of a tensor stays: one that the native engine reads, else one that no class ties, else the first."""
-    needed = find_needed(model_dir)
-    ties = find_ties(model_dir)
-
-    def rank(name: str) -> tuple[Any, ...]:
-        return bool(needed) and name not in needed, any(matches(name) for matches in ties), name
-
-    return rank
-
-
 def find_needed(model_dir: Path) -> set[str]:
-    """Names that the native engine reads; empty for a model that it does not know."""
     from tgis_server.engines.native.families import parameters_of, read_spec
 
     with suppress(TgisError):
@@ -87,7 +90,7 @@ def find_needed(model_dir: Path) -> set[str]:
 
 
 def find_ties(model_dir: Path) -> list[Callable[[str], Any]]:
-    """What the model's class in transformers ties or ignores; nothing where that does not tell."""
+    """From the model's class in transformers; nothing where that does not tell."""
     try:
         import transformers
 

@@ -13,49 +13,40 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
+import tempfile
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
-from tgis_cli.models.aliases import drop_aliases, rank_names
-from tgis_cli.models.disk import FULL, check_disk, explain_full_disk
+from tgis_cli.models.aliases import Preference, drop_aliases
+from tgis_cli.models.disk import INCOMPLETE, check_disk, sync, write_errors_explained, written_whole
 from tgis_cli.models.locks import lock
 from tgis_cli.models.safetensors_file import Content, find_difference, write_content
-from tgis_cli.models.selection import BIN_INDEX, SAFETENSORS_INDEX, SINGLE_SAFETENSORS, has_whole_safetensors
+from tgis_cli.models.selection import (
+    PYTORCH,
+    SAFETENSORS_INDEX,
+    SINGLE_BIN,
+    SINGLE_SAFETENSORS,
+    SKIPPED_WORDS,
+    has_whole_safetensors,
+    is_complete,
+    parse_index,
+)
 from tgis_cli.models.torch_file import read_torch_file
 from tgis_cli.progress import Progress, show_progress, tell
 from tgis_cli.resources import count
-from tgis_server.errors import ModelError, NotEnoughDevices, UsageError
+from tgis_server.errors import ModelError
 from tgis_server.sizes import format_bytes
 
-# Of a training run, or no weights at all.
-SKIPPED_WORDS = ("arguments", "args", "training", "optimizer", "scheduler", "index")
-ENDINGS = (".bin", ".pt")
-INCOMPLETE = ".incomplete"
+NO_WEIGHTS = (*SKIPPED_WORDS, "optimizer", "scheduler", "index")
 
 
-@dataclass(frozen=True, slots=True)
-class Conversion:
-    """What has been done."""
-
-    converted: tuple[str, ...]  # names of new files
-    kept: tuple[str, ...]  # of an earlier run
-    num_bytes: int  # of new files
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A file to convert, and the one that it becomes."""
-
-    path: Path
-    target: Path
-
-
-def convert_to_safetensors(model_dir: Path, *, as_json: bool) -> Conversion:
+def convert_to_safetensors(model_dir: Path, *, as_json: bool) -> list[str]:
     """Make safetensors of all PyTorch weights of a directory; what is there already stays.
+
+    Returns:
+        The names of new files.
 
     Raises:
         ModelError: a file is damaged or missing, or holds what safetensors cannot, or code.
@@ -66,47 +57,36 @@ def convert_to_safetensors(model_dir: Path, *, as_json: bool) -> Conversion:
     def tell_waiting() -> None:
         tell(f"another process works on {model_dir}: waiting for it", as_json=as_json)
 
-    try:
-        with lock(model_dir, tell_waiting) as is_alone:
-            if is_alone:
-                remove_leftovers(model_dir)
-            return convert_locked(model_dir, as_json=as_json)
-    except OSError as error:
-        if error.errno in FULL:
-            raise NotEnoughDevices(explain_full_disk(error, model_dir)) from error
-        if str(error.filename).endswith(ENDINGS):
-            raise ModelError(
-                f"{error.filename} cannot be read ({error.strerror}): check its owner and mode."
-            ) from error
-        raise UsageError(
-            f"{model_dir} cannot be written ({error.strerror}): converted files go beside their sources, so make it "
-            "writable, or copy the model to where it is."
-        ) from error
+    advice = "converted files go beside their sources, so make it writable, or copy the model to where it is"
+    with write_errors_explained(model_dir, advice), lock(model_dir, tell_waiting) as is_alone:
+        if is_alone:
+            remove_leftovers(model_dir)
+        return convert_locked(model_dir, as_json=as_json)
 
 
 def needs_conversion(model_dir: Path) -> bool:
     """Whether there are PyTorch weights, and no others or only a part of what they become."""
-    if has_whole_safetensors(model_dir) or not any(path.suffix in ENDINGS for path in model_dir.iterdir()):
+    if has_whole_safetensors(model_dir) or not any(path.suffix in PYTORCH for path in model_dir.iterdir()):
         return False
     sources = find_sources(model_dir)
-    present = {path.name for path in model_dir.glob("*.safetensors")}
-    return bool(sources) and present <= {source.target.name for source in sources}
+    return bool(sources) and set(model_dir.glob("*.safetensors")) <= sources.keys()
 
 
-def convert_locked(model_dir: Path, *, as_json: bool) -> Conversion:
+def convert_locked(model_dir: Path, *, as_json: bool) -> list[str]:
     sources = find_sources(model_dir)
-    kept = tuple(source.target.name for source in sources if is_whole(source.target))
-    missing = [source for source in sources if source.target.name not in kept]
+    kept = [target for target in sources if is_whole(target)]
+    missing = [target for target in sources if target not in kept]
     index = find_index_to_make(model_dir, sources)
     if not sources:
         tell(f"{model_dir} has no .bin or .pt files: there is nothing to convert", as_json=as_json)
     elif not missing and index is None:
-        tell(f"{', '.join(kept[:3])}{' ...' if len(kept) > 3 else ''}: converted already", as_json=as_json)
+        names = ", ".join(target.name for target in kept[:3])
+        tell(f"{names}{' ...' if len(kept) > 3 else ''}: converted already", as_json=as_json)
     if not missing and index is None:
-        return Conversion((), kept, 0)
+        return []
     # Whatever can be found wrong is found before anything is written.
-    check_writable(model_dir)
-    contents = {source.target: read_content(source, model_dir, as_json=as_json) for source in missing}
+    tempfile.NamedTemporaryFile(dir=model_dir, prefix=".probe.safetensors.", suffix=INCOMPLETE).close()  # writable?
+    contents = {target: read_content(sources[target], model_dir, as_json=as_json) for target in missing}
     weight_map = join_names(sources, contents) if index is not None else {}
     num_bytes = sum(content.num_bytes for content in contents.values())
     check_disk(model_dir, num_bytes, "The conversion", "move the model to a larger disk")
@@ -118,7 +98,7 @@ def convert_locked(model_dir: Path, *, as_json: bool) -> Conversion:
             write_target(target, content, progress)
     if index is not None:
         write_index(index, weight_map)
-    return Conversion(tuple(target.name for target in contents), kept, num_bytes)
+    return [target.name for target in contents]
 
 
 def remove_leftovers(model_dir: Path) -> None:
@@ -127,8 +107,10 @@ def remove_leftovers(model_dir: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def find_sources(model_dir: Path) -> list[Source]:
-    """The files to convert: those of the index if there is one, else all that may be weights.
+def find_sources(model_dir: Path) -> dict[Path, Path]:
+    """The files to convert, by the file that each becomes.
+
+    Those of the index if there is one, else the single file of the usual name, else all that may be weights.
 
     Raises:
         ModelError: there are several indexes, or the index names what is not there.
@@ -140,7 +122,7 @@ def find_sources(model_dir: Path) -> list[Source]:
             "weights to convert."
         )
     if indexes:
-        names = sorted(set(read_weight_map(indexes[0]).values()))
+        names = sorted(set(parse_index(str(indexes[0]), indexes[0].read_bytes()).values()))
         if lost := [name for name in names if Path(name).name != name or not (model_dir / name).is_file()]:
             raise ModelError(
                 f"{indexes[0]} names {lost[0]}, which is not there ({len(lost)} of {len(names)} files are missing): "
@@ -151,38 +133,23 @@ def find_sources(model_dir: Path) -> list[Source]:
         paths = [
             path
             for path in sorted(model_dir.iterdir())
-            if path.suffix in ENDINGS and not path.is_dir() and not any(word in path.name for word in SKIPPED_WORDS)
+            if path.suffix in PYTORCH and not path.is_dir() and not any(word in path.name for word in NO_WEIGHTS)
         ]
+        paths = [path for path in paths if path.name == SINGLE_BIN] or paths
         if gone := [path for path in paths if not path.exists()]:
             raise ModelError(f"{gone[0]} is a link to a file that is gone: download the model again.")
-    sources: dict[Path, Source] = {}
-    for path in sorted(paths, key=lambda path: ENDINGS.index(path.suffix)):  # of two with one target the .bin
-        target = model_dir / f"{path.stem.removeprefix('pytorch_')}.safetensors"
-        sources.setdefault(target, Source(path, target))
-    return list(sources.values())
+    sources: dict[Path, Path] = {}
+    for path in sorted(paths, key=lambda path: PYTORCH.index(path.suffix)):  # of two with one target the .bin
+        sources.setdefault(model_dir / f"{path.stem.removeprefix('pytorch_')}.safetensors", path)
+    return sources
 
 
-def read_weight_map(index: Path) -> dict[str, str]:
-    try:
-        weight_map = json.loads(index.read_bytes())["weight_map"]
-        return {str(name): str(file) for name, file in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index} is no index of weights: download the model again.") from error
-
-
-def find_index_to_make(model_dir: Path, sources: list[Source]) -> Path | None:
+def find_index_to_make(model_dir: Path, sources: Mapping[Path, Path]) -> Path | None:
     """The index that turns several files into a model, if it is needed and not there."""
     index = model_dir / SAFETENSORS_INDEX
-    is_one_model = len(sources) == 1 or any(source.target.name == SINGLE_SAFETENSORS for source in sources)
-    has_index = (model_dir / BIN_INDEX).exists() or any(model_dir.glob("*.bin.index.json"))
+    is_one_model = len(sources) == 1 or model_dir / SINGLE_SAFETENSORS in sources
+    has_index = any(model_dir.glob("*.bin.index.json"))
     return None if not sources or (is_one_model and not has_index) or is_complete(index) else index
-
-
-def is_complete(index: Path) -> bool:
-    """Whether an index is there, and all that it names."""
-    with suppress(ModelError, OSError):
-        return all((index.parent / name).exists() for name in read_weight_map(index).values())
-    return False
 
 
 def is_whole(target: Path) -> bool:
@@ -194,23 +161,19 @@ def is_whole(target: Path) -> bool:
     return False
 
 
-def check_writable(model_dir: Path) -> None:
-    """Raises OSError where nothing can be made, before minutes of work."""
-    probe = name_temporary(model_dir / SINGLE_SAFETENSORS)
-    probe.touch()
-    probe.unlink()
-
-
-def read_content(source: Source, model_dir: Path, *, as_json: bool) -> Content:
+def read_content(source: Path, model_dir: Path, *, as_json: bool) -> Content:
     """What a target is to hold."""
-    tensors, left_out = read_torch_file(source.path)
+    try:
+        tensors, left_out = read_torch_file(source)
+    except OSError as error:
+        raise ModelError(f"{source} cannot be read ({error.strerror}): check its owner and mode.") from error
     for name in left_out:
-        tell(f"{source.path.name}: {name} is no tensor and is left out", "left_out", as_json=as_json, name=name)
-    kept, removed = drop_aliases(source.path, tensors, lambda: rank_names(model_dir))
-    return Content(source.path, kept, {"format": "pt", **removed})
+        tell(f"{source.name}: {name} is no tensor and is left out", "left_out", as_json=as_json, name=name)
+    kept, removed = drop_aliases(source, tensors, lambda: Preference.of(model_dir))
+    return Content(source, kept, {"format": "pt", **removed})
 
 
-def join_names(sources: Iterable[Source], contents: Mapping[Path, Content]) -> dict[str, str]:
+def join_names(targets: Iterable[Path], contents: Mapping[Path, Content]) -> dict[str, str]:
     """The file of every tensor.
 
     Raises:
@@ -219,21 +182,20 @@ def join_names(sources: Iterable[Source], contents: Mapping[Path, Content]) -> d
     from tgis_server.engines.native.checkpoint import read_header
 
     weight_map: dict[str, str] = {}
-    for source in sources:
-        content = contents.get(source.target)
-        for name in content.tensors if content else read_header(source.target):
+    for target in targets:
+        content = contents.get(target)
+        for name in content.tensors if content else read_header(target):
             if name in weight_map:
                 raise ModelError(
-                    f"{name} is in {weight_map[name]} and in {source.target.name}: the .bin files are not those of one "
+                    f"{name} is in {weight_map[name]} and in {target.name}: the .bin files are not those of one "
                     "model; leave only those that are."
                 )
-            weight_map[name] = source.target.name
+            weight_map[name] = target.name
     return weight_map
 
 
 def write_target(target: Path, content: Content, progress: Progress) -> None:
-    temporary = name_temporary(target)
-    try:
+    with written_whole(target) as temporary:
         write_content(temporary, content, progress.advance)
         with ThreadPoolExecutor(1) as pool:  # the disk is slow, to compare takes the processor: both at once
             is_on_disk = pool.submit(sync, temporary)
@@ -241,9 +203,6 @@ def write_target(target: Path, content: Content, progress: Progress) -> None:
             is_on_disk.result()
         if name:
             raise ModelError(f"The output tensors do not match for key {name}: check the disk of {target.parent}.")
-        rename(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
     progress.say(f"{target.name}: {format_bytes(content.num_bytes)}", "file", name=target.name, bytes=content.num_bytes)
 
 
@@ -253,30 +212,5 @@ def write_index(index: Path, weight_map: Mapping[str, str]) -> None:
         with (index.parent / name).open("rb") as file:
             total += os.fstat(file.fileno()).st_size - 8 - int.from_bytes(file.read(8), "little")
     text = json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}, indent=2)
-    temporary = name_temporary(index)
-    try:
+    with written_whole(index) as temporary:
         temporary.write_text(text + "\n")
-        sync(temporary)
-        rename(temporary, index)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def name_temporary(target: Path) -> Path:
-    """A name that nobody else uses: not every file system has locks."""
-    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}{INCOMPLETE}")
-
-
-def rename(temporary: Path, target: Path) -> None:
-    """For good: also if the machine loses power now."""
-    os.replace(temporary, target)
-    sync(target.parent)
-
-
-def sync(path: Path) -> None:
-    """Bring a file, or the names in a directory, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
-import uuid
 from pathlib import Path
 
-from tgis_server.errors import ModelError, UsageError
+from tgis_cli.models.disk import write_errors_explained, written_whole
+from tgis_server.errors import ModelError
 
 NAME = "tokenizer.json"
 # One of these tells that there is a tokenizer to convert.
@@ -63,16 +62,9 @@ def convert_to_fast_tokenizer(model_dir: Path, output_dir: Path, *, trust_remote
             Tokenizer.from_file(str(made))
         except Exception as error:  # the libraries raise whatever comes
             raise ModelError(explain(model_dir, error, is_made=made.exists())) from error
-        temporary = target.with_name(f".{NAME}.{uuid.uuid4().hex[:8]}.incomplete")
-        try:
+        advice = "name another with --output-path"
+        with write_errors_explained(output_dir, advice), written_whole(target) as temporary:
             temporary.write_bytes(made.read_bytes())
-            os.replace(temporary, target)
-        except OSError as error:
-            raise UsageError(
-                f"{target} cannot be written: {error.strerror}. Name another with --output-path."
-            ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
     return target
 
 

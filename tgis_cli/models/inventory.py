@@ -177,7 +177,8 @@ def find_missing_names(folder: CacheFolder, model: str, commit: str, sizes: dict
             yield name
     if listing is None and SAFETENSORS_INDEX in sizes:
         with suppress(ModelError, OSError):
-            yield from sorted(parse_index(SAFETENSORS_INDEX, (snapshot / SAFETENSORS_INDEX).read_text()) - sizes.keys())
+            weight_map = parse_index(SAFETENSORS_INDEX, (snapshot / SAFETENSORS_INDEX).read_bytes())
+            yield from sorted(set(weight_map.values()) - sizes.keys())
 
 
 def find_damage(file: Path) -> str:

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tgis_cli.models.disk import FULL, check_disk, explain_full_disk
+from tgis_cli.models.disk import FULL, INCOMPLETE, check_disk, write_errors_explained
 from tgis_cli.models.locks import lock
 from tgis_cli.models.onnx_worker import RESULT
 from tgis_cli.progress import tell
@@ -57,7 +57,6 @@ PACKAGES = (
 )
 ENVIRONMENT_BYTES = 400 << 20
 STAMP = "tgis-exporter.json"
-INCOMPLETE = ".incomplete"
 PROVIDERS = ("CPUExecutionProvider", "CUDAExecutionProvider")
 GIVEN = {"--merge-graphs": "merge_graphs", "--optimize": "optimize"}
 WEIGHTS = (".safetensors", ".bin")
@@ -103,8 +102,9 @@ def export_to_onnx(export: Export, environment: Path) -> float:
     """
     export.check()
     parent = export.target.parent
-    try:
+    with write_errors_explained(environment, "name another directory with --environment"):
         prepare_environment(environment)
+    with write_errors_explained(parent, "name another target"):
         parent.mkdir(parents=True, exist_ok=True)
         with lock(parent, lambda: tell(f"another export goes to {parent}: waiting for it", as_json=False)):
             export.check()  # once more: the other may have gone to the same place
@@ -122,10 +122,6 @@ def export_to_onnx(export: Export, environment: Path) -> float:
                 os.rename(temporary / RESULT, export.target)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        if error.errno in FULL:
-            raise NotEnoughDevices(explain_full_disk(error, parent)) from error
-        raise UsageError(f"{error.filename or parent} cannot be written ({error.strerror}): name another.") from error
     return difference
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from tgis_server.errors import ModelError, UsageError
 
 SAFETENSORS, BIN, PT = ".safetensors", ".bin", ".pt"
+PYTORCH = (BIN, PT)
 # Configuration, tokenizers of all kinds and their templates, remote code, the model card.
 COMPANIONS = (".json", ".py", ".model", ".md", ".txt", ".tiktoken", ".jinja")
 SKIPPED_WORDS = ("arguments", "args", "training")  # of a training run: they may even hold code
@@ -58,7 +59,7 @@ def select_names(
     candidates = [name for name in present if not any(word in name for word in SKIPPED_WORDS)]
     taken = [name for name in candidates if name.endswith(extensions)]
     if with_bin and SAFETENSORS in extensions and not any(name.endswith(SAFETENSORS) for name in taken):
-        taken += [name for name in candidates if name.endswith((BIN, PT)) and name not in taken]
+        taken += [name for name in candidates if name.endswith(PYTORCH) and name not in taken]
     foreign = set()
     for ending, index, single in ((SAFETENSORS, SAFETENSORS_INDEX, SINGLE_SAFETENSORS), (BIN, BIN_INDEX, SINGLE_BIN)):
         weights = [name for name in taken if name.endswith(ending)]
@@ -75,18 +76,21 @@ def drop_converted(names: list[str], model_dir: Path) -> list[str]:
     """Without PyTorch weights of which a directory has safetensors by now: nobody needs them any more."""
     if any(name.endswith(SAFETENSORS) for name in names) or not has_whole_safetensors(model_dir):
         return names
-    return [name for name in names if not name.endswith((BIN, PT)) and name != BIN_INDEX]
+    return [name for name in names if not name.endswith(PYTORCH) and name != BIN_INDEX]
 
 
 def has_whole_safetensors(model_dir: Path) -> bool:
     """Whether there are weights that make a model: a single file, or all that an index names."""
-    if (model_dir / SINGLE_SAFETENSORS).is_file():
-        return True
+    return (model_dir / SINGLE_SAFETENSORS).is_file() or is_complete(model_dir / SAFETENSORS_INDEX)
+
+
+def is_complete(index: Path) -> bool:
+    """Whether an index is there, and all that it names."""
     try:
-        names = parse_index(SAFETENSORS_INDEX, (model_dir / SAFETENSORS_INDEX).read_text())
+        names = set(parse_index(index.name, index.read_bytes()).values())
     except (OSError, ModelError):
         return False
-    return all((model_dir / name).is_file() for name in names)
+    return all((index.parent / name).is_file() for name in names)
 
 
 def find_weights(weights: list[str], present: list[str], index: str, single: str, read_text: ReadText) -> set[str]:
@@ -94,16 +98,22 @@ def find_weights(weights: list[str], present: list[str], index: str, single: str
     if not weights:
         return set()
     if index in present:
-        wanted = parse_index(index, read_text(index))
+        wanted = set(parse_index(index, read_text(index)).values())
         if missing := sorted(wanted - set(present)):
             raise ModelError(f"{index} names {missing[0]}, which the repository does not have: try another revision.")
         return wanted
     return {single} & set(weights)
 
 
-def parse_index(name: str, text: str) -> set[str]:
-    """The files that an index names."""
+def parse_index(name: str, text: str | bytes) -> dict[str, str]:
+    """The file of each tensor, from an index of weights.
+
+    Raises:
+        ModelError: it is none.
+    """
     try:
-        return {str(file) for file in json.loads(text)["weight_map"].values()}
+        return {str(tensor): str(file) for tensor, file in json.loads(text)["weight_map"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{name} is no index of weights: try another revision.") from error
+        raise ModelError(
+            f"{name} is no index of weights: download the model again, or try another revision."
+        ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from tgis_cli.models.disk import describe_room
 from tgis_cli.plan.fit import Fit
 from tgis_cli.plan.report import Report
 from tgis_cli.resolve import format_value
@@ -77,7 +78,7 @@ def describe_disk(report: Report) -> str:
     if source.cache_dir is not None:
         parts += [
             f"{format_bytes(source.missing_bytes)} of them to download to {source.cache_dir}",
-            f"{format_bytes(report.free_disk_bytes or 0)} free there",
+            f"{describe_room(report.free_disk_bytes)} there",
         ]
     if source.must_convert:
         parts += ["as much again once converted to safetensors, which a start needs"]
