@@ -12,9 +12,11 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TextIO
 
 from tgis_cli.exits import explain, is_end
+from tgis_cli.stop_signals import interrupted_by_signals
 from tgis_server.sizes import format_bytes
 
 WINDOW_S = 10.0  # the rate is that of the last seconds, so that a slow start or a pause soon stops counting
@@ -117,7 +119,8 @@ class JsonProgress(Progress):
 
     def show(self) -> None:
         left_s = self.left_s
-        self._print(
+        print_event(
+            self.stream,
             event="progress",
             action=self.action,
             done_bytes=self.done_bytes,
@@ -127,10 +130,7 @@ class JsonProgress(Progress):
         )
 
     def say(self, sentence: str, event: str = "note", **facts: Any) -> None:
-        self._print(event=event, text=sentence, **facts)
-
-    def _print(self, **record: Any) -> None:
-        print(json.dumps(record, default=str), file=self.stream, flush=True)
+        print_event(self.stream, event=event, text=sentence, **facts)
 
 
 class BarProgress(Progress):
@@ -142,15 +142,8 @@ class BarProgress(Progress):
 
     every_s = BAR_EVERY_S
 
-    def __init__(
-        self, action: str, total_bytes: int, stream: TextIO, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        super().__init__(action, total_bytes, stream, clock)
-        from rich.console import Console
-
-        self._console = Console(file=stream, highlight=False)
-
     def show(self) -> None:
+        from rich.console import Console
         from rich.progress_bar import ProgressBar
         from rich.table import Table
 
@@ -158,8 +151,9 @@ class BarProgress(Progress):
         row.add_column(width=BAR_COLUMNS)
         row.add_column(no_wrap=True, overflow="ellipsis")
         row.add_row(ProgressBar(max(1, self.total_bytes), self.done_bytes, width=BAR_COLUMNS), self.describe())
-        with self._console.capture() as capture:
-            self._console.print(row, end="")
+        console = Console(file=self.stream, highlight=False)
+        with console.capture() as capture:
+            console.print(row, end="")
         self.stream.write(CLEAR_LINE + capture.get().rstrip("\n"))
         self.stream.flush()
 
@@ -191,16 +185,32 @@ def show_progress(action: str, total_bytes: int, *, as_json: bool) -> Iterator[P
 def tell(sentence: str, event: str = "note", *, as_json: bool, **facts: Any) -> None:
     """What is worth a line while nothing is under way: a sentence on stderr, or an event on stdout."""
     if as_json:
-        print(json.dumps({"event": event, "text": sentence, **facts}, default=str), flush=True)
+        print_event(sys.stdout, event=event, text=sentence, **facts)
     else:
         print(sentence, file=sys.stderr, flush=True)
 
 
+def tell_result(model_dir: Path, *, as_json: bool, **facts: Any) -> None:
+    """What a command ends with: the directory of a model, on stdout."""
+    if as_json:
+        tell("ready", "done", as_json=True, model_dir=model_dir, **facts)
+    else:
+        print(model_dir)
+
+
+def print_event(stream: TextIO, **record: Any) -> None:
+    print(json.dumps(record, default=str), file=stream, flush=True)
+
+
 @contextlib.contextmanager
 def failures_told(*, as_json: bool) -> Iterator[None]:
-    """A script that reads events gets the failure that ends a command as one too."""
+    """A script that reads events gets the failure that ends a command as one too.
+
+    So is a stop signal; see :func:`interrupted_by_signals`.
+    """
     try:
-        yield
+        with interrupted_by_signals():
+            yield
     except Exception as error:
         if as_json and not is_end(error) and not isinstance(error, BrokenPipeError):
             sentence, exit_code = explain(error)

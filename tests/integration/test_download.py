@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import struct
 import subprocess
@@ -99,6 +100,21 @@ def download(tmp_path: Path) -> Iterator[Download]:
         yield Download(hub, tmp_path / "cache")
 
 
+@pytest.fixture(scope="module")
+def complete_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with serve_hub(HubStub(dict(FILES))) as hub:
+        done = Download(hub, tmp_path_factory.mktemp("complete") / "cache")
+        assert done.run().returncode == 0
+    return done.cache
+
+
+@pytest.fixture
+def downloaded(download: Download, complete_cache: Path) -> Download:
+    """One whose model is there, in a cache of its own."""
+    shutil.copytree(complete_cache, download.cache, symlinks=True)
+    return download
+
+
 def assert_complete(download: Download) -> None:
     assert download.contents() == TAKEN
     assert (download.root / "refs/main").read_text() == COMMIT
@@ -133,37 +149,26 @@ def test_a_download_prints_its_directory_and_is_complete(download: Download):
 
     assert (result.returncode, result.stdout) == (0, f"{download.snapshot}\n")
     assert_complete(download)
+    assert not any(os.readlink(path).startswith("/") for path in download.snapshot.iterdir())  # it may be moved
 
 
-def test_a_cache_may_be_moved_as_it_has_no_link_that_leads_out(download: Download, tmp_path: Path):
-    download.run()
-
-    download.root.rename(tmp_path / "moved")
-
-    moved = tmp_path / "moved/snapshots" / COMMIT
-    assert {path.name: path.read_bytes() for path in moved.iterdir()} == TAKEN
-
-
-def test_the_hub_library_finds_what_was_downloaded(download: Download):
-    download.run()
-
+def test_the_hub_library_finds_what_was_downloaded(downloaded: Download):
     program = f"import huggingface_hub as h; print(h.snapshot_download({MODEL!r}, ignore_patterns=['training*']))"
-    offline = download.environment() | {"HF_HUB_OFFLINE": "1"}
+    offline = downloaded.environment() | {"HF_HUB_OFFLINE": "1"}
     result = subprocess.run([sys.executable, "-c", program], env=offline, capture_output=True, text=True, check=False)
 
-    assert result.stdout == f"{download.snapshot}\n", result.stderr
+    assert result.stdout == f"{downloaded.snapshot}\n", result.stderr
 
 
-def test_a_second_download_fetches_nothing_and_writes_nothing(download: Download):
-    download.run()
-    download.hub.requests.clear()
-    before = {path: path.lstat().st_mtime_ns for path in download.cache.rglob("*")}
+def test_a_second_download_fetches_nothing_and_writes_nothing(downloaded: Download):
+    downloaded.hub.requests.clear()
+    before = {path: path.lstat().st_mtime_ns for path in downloaded.cache.rglob("*")}
 
-    result = download.run()
+    result = downloaded.run()
 
     assert "is complete already" in result.stderr
-    assert [path for _, path, _ in download.hub.requests] == [f"/api/models/{MODEL}/revision/main"]
-    assert {path: path.lstat().st_mtime_ns for path in download.cache.rglob("*")} == before
+    assert [path for _, path, _ in downloaded.hub.requests] == [f"/api/models/{MODEL}/revision/main"]
+    assert {path: path.lstat().st_mtime_ns for path in downloaded.cache.rglob("*")} == before
 
 
 def test_a_dry_run_tells_sizes_and_writes_nothing(download: Download):
@@ -199,29 +204,30 @@ def test_a_commit_can_be_asked_for_and_gets_no_name(download: Download):
     assert not (download.root / "refs").exists()
 
 
-def test_content_in_the_librarys_store_for_all_models_is_brought_in(download: Download):
-    download.run()
-    blob = (download.snapshot / WEIGHTS).resolve()
-    store = download.cache / "blobs/ab"
+def test_content_in_the_librarys_store_for_all_models_is_brought_in(downloaded: Download):
+    blob = (downloaded.snapshot / WEIGHTS).resolve()
+    store = downloaded.cache / "blobs/ab"
     store.mkdir(parents=True)
     blob.rename(store / "abcd")
     blob.symlink_to(os.path.relpath(store / "abcd", blob.parent))
 
-    listed = download.run(command="models", model="--json")
-    result = download.run()
+    listed = downloaded.run(command="models", model="--json")
+    result = downloaded.run()
 
     assert "lies outside the model's folder" in json.loads(listed.stdout)["models"][0]["problems"][0]
     assert (result.returncode, blob.is_symlink()) == (0, False)
-    assert_complete(download)
+    assert_complete(downloaded)
 
 
 def test_a_mirror_without_sizes_in_its_listing_is_asked_for_each_file(download: Download):
     download.hub.has_metadata = False
 
     result = download.run()
+    listed = json.loads(download.run(command="models", model="--json").stdout)
 
     assert result.returncode == 0, result.stderr
     assert_complete(download)
+    assert listed["models"][0]["is_complete"]
 
 
 # -- What goes wrong on the way ---------------------------------------------------------------------------------------
@@ -308,12 +314,36 @@ def test_a_hub_whose_names_lead_elsewhere_is_refused(change: dict[str, Any], dow
     assert not download.cache.exists()
 
 
-def test_a_refused_download_leaves_no_folder(download: Download):
-    download.hub.is_gated = True
+def test_a_branch_does_not_come_to_mean_what_cannot_be_converted(downloaded: Download):
+    downloaded.hub.commit = "e" * 40
+    downloaded.hub.files["pytorch_model.bin"] = b"no file of weights"
+    del downloaded.hub.files[WEIGHTS]
+
+    result = downloaded.run()
+
+    assert (result.returncode, "pytorch_model.bin is damaged" in result.stderr) == (3, True)
+    assert (downloaded.root / "refs/main").read_text() == COMMIT
+
+
+def test_room_for_the_conversion_is_asked_for_before_the_download(download: Download):
+    size = shutil.disk_usage(download.cache.parent).free * 2 // 3
+    download.hub.files["pytorch_model.bin"] = Huge(size)
+    del download.hub.files[WEIGHTS]
+
+    result = download.run()
+
+    assert result.returncode == 4
+    assert "What is missing of org/tiny, with its conversion, needs" in result.stderr
+    assert download.hub.count("pytorch_model.bin") == 0
+
+
+def test_what_an_attempt_at_another_commit_left_goes_when_the_model_is_complete(download: Download):
+    (download.root / "blobs").mkdir(parents=True)
+    (download.root / "blobs" / f"{'ab' * 32}.incomplete").write_bytes(b"half")
 
     download.run()
 
-    assert list(download.cache.iterdir()) == []
+    assert_complete(download)
 
 
 def test_a_conversion_that_was_killed_is_completed(download: Download):
@@ -344,21 +374,20 @@ def test_a_conversion_that_was_killed_is_completed(download: Download):
     assert [download.hub.count(name) for name in shards] == [0, 0]
 
 
-def test_a_complete_cache_that_cannot_be_written_is_enough(download: Download, tmp_path: Path):
-    download.run()
+def test_a_complete_cache_that_cannot_be_written_is_enough(downloaded: Download, tmp_path: Path):
     program = "import ctypes, os, sys; libc = ctypes.CDLL(None)\n"  # a read-only mount, also for root
     program += "assert libc.unshare(0x20000) == 0 and libc.mount(b'', b'/', b'', 0x44000, b'') == 0\n"
     program += "path = sys.argv[1].encode()\n"
     program += "assert libc.mount(path, path, b'', 0x1000, b'') == 0\n"
     program += "assert libc.mount(path, path, b'', 0x1000 | 1 | 32, b'') == 0\n"
     program += "os.execv(sys.argv[2], sys.argv[2:])"
-    command = [sys.executable, "-c", program, download.cache, TGIS, "download-weights", MODEL, "--verify"]
+    command = [sys.executable, "-c", program, downloaded.cache, TGIS, "download-weights", MODEL, "--verify"]
 
-    result = subprocess.run(command, env=download.environment(), capture_output=True, text=True, check=False)
+    result = subprocess.run(command, env=downloaded.environment(), capture_output=True, text=True, check=False)
 
     if "AssertionError" in result.stderr:
         pytest.skip("no right to mount")
-    assert (result.returncode, result.stdout) == (0, f"{download.snapshot}\n"), result.stderr
+    assert (result.returncode, result.stdout) == (0, f"{downloaded.snapshot}\n"), result.stderr
 
 
 def test_content_that_never_matches_its_checksum_is_refused_and_not_kept(download: Download):
@@ -370,18 +399,6 @@ def test_content_that_never_matches_its_checksum_is_refused_and_not_kept(downloa
     assert f"{WEIGHTS} came 2 times, never with the checksum that the hub states" in result.stderr
     assert WEIGHTS not in download.contents()
     assert "config.json" not in download.contents()
-
-
-def test_attempts_in_vain_end_with_what_to_do(download: Download):
-    download.hub.faults[WEIGHTS] = [Fault("status", status=503)] * 99
-
-    process = download.start()
-    wait_until(lambda: download.hub.count(WEIGHTS) >= 2, "two attempts")
-    process.send_signal(signal.SIGINT)
-
-    _, stderr = process.communicate(timeout=20)
-    assert (process.returncode, "the hub answers HTTP 503; going on in 1 s" in stderr) == (130, True)
-    assert "Stopped by SIGINT" in stderr
 
 
 def test_metadata_is_asked_for_again(download: Download):
@@ -400,7 +417,7 @@ def test_a_private_model_needs_a_token_and_gets_it_from_the_environment(download
     download.hub.needs_token = "hf_secret"
 
     refused = download.run()
-    download.environ = {"HF_TOKEN": "hf_secret"}
+    download.environ = {"HF_TOKEN": "hf_secret\n"}  # as a file of a secret ends
     allowed = download.run()
 
     assert (refused.returncode, allowed.returncode) == (3, 0)
@@ -441,7 +458,7 @@ def test_a_gated_model_is_explained_with_where_to_go(download: Download):
     assert result.returncode == 3
     assert f"{MODEL} is gated" in result.stderr
     assert f"Accept its terms at {download.hub.url}/{MODEL}" in result.stderr
-    assert download.contents() == {}
+    assert list(download.cache.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -450,13 +467,6 @@ def test_a_gated_model_is_explained_with_where_to_go(download: Download):
         ([], "org/none", 3, "has no model org/none, and there is no directory of that name"),
         (["--revision", "v9"], MODEL, 3, "org/tiny has no revision v9"),
         (["--extension", ".gguf"], MODEL, 3, "has no file that ends with .gguf; it has"),
-        (["--extension", ","], MODEL, 2, "--extension is empty"),
-        (["--revision", "../x"], MODEL, 2, "cannot be a branch, tag or commit"),
-        ([], "no such name", 2, "is neither a directory nor a name of the hub"),
-        ([], "./nowhere", 2, "./nowhere is no directory"),
-        ([], "", 2, "The model's name is empty"),
-        (["--dry-run", "--verify"], MODEL, 2, "exclude each other"),
-        (["--parallel", "0"], MODEL, 2, "should be greater than or equal to 1"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(
@@ -483,13 +493,12 @@ UNREACHABLE = {"HF_ENDPOINT": "http://127.0.0.1:1"}
 
 
 @pytest.mark.parametrize("environ", [OFFLINE, UNREACHABLE], ids=["HF_HUB_OFFLINE", "unreachable"])
-def test_a_complete_model_is_found_without_the_hub(environ: dict[str, str], download: Download):
-    download.run()
-    download.environ = environ
+def test_a_complete_model_is_found_without_the_hub(environ: dict[str, str], downloaded: Download):
+    downloaded.environ = environ
 
-    result = download.run("--verify")
+    result = downloaded.run("--verify")
 
-    assert (result.returncode, result.stdout) == (0, f"{download.snapshot}\n")
+    assert (result.returncode, result.stdout) == (0, f"{downloaded.snapshot}\n")
     assert f"org/tiny is complete in the cache (main, commit {COMMIT[:8]}), nothing is asked" in result.stderr
     assert "checked 5 files: none damaged" in result.stderr
 
@@ -503,27 +512,25 @@ def test_offline_and_not_in_the_cache_says_both(download: Download):
     assert "org/tiny is not complete in the cache, and HF_HUB_OFFLINE forbids asking" in result.stderr
 
 
-def test_an_incomplete_model_without_the_hub_names_what_is_missing(download: Download):
-    download.run()
-    (download.snapshot / WEIGHTS).resolve().unlink()
-    download.environ = OFFLINE
+def test_an_incomplete_model_without_the_hub_names_what_is_missing(downloaded: Download):
+    (downloaded.snapshot / WEIGHTS).resolve().unlink()
+    downloaded.environ = OFFLINE
 
-    result = download.run()
+    result = downloaded.run()
 
     assert result.returncode == 6
     assert f"In the cache, {WEIGHTS} is missing." in result.stderr
 
 
-def test_damage_without_the_hub_is_an_error_and_nothing_is_removed(download: Download):
-    download.run()
-    damage(download.snapshot / WEIGHTS)
-    download.environ = OFFLINE
+def test_damage_without_the_hub_is_an_error_and_nothing_is_removed(downloaded: Download):
+    damage(downloaded.snapshot / WEIGHTS)
+    downloaded.environ = OFFLINE
 
-    result = download.run("--verify")
+    result = downloaded.run("--verify")
 
     assert result.returncode == 3
     assert f"{WEIGHTS} of org/tiny is damaged" in result.stderr
-    assert (download.snapshot / WEIGHTS).exists()
+    assert (downloaded.snapshot / WEIGHTS).exists()
 
 
 def damage(path: Path) -> None:
@@ -533,27 +540,14 @@ def damage(path: Path) -> None:
         file.write(b"?")
 
 
-def test_damage_is_found_and_fetched_again(download: Download):
-    download.run()
-    damage(download.snapshot / WEIGHTS)
+def test_damage_is_found_and_fetched_again(downloaded: Download):
+    damage(downloaded.snapshot / WEIGHTS)
 
-    result = download.run("--verify")
+    result = downloaded.run("--verify")
 
     assert result.returncode == 0
     assert "checked 5 files: 1 damaged" in result.stderr
-    assert_complete(download)
-
-
-def test_without_any_network_interface_it_says_so(download: Download):
-    command = ["unshare", "--net", str(TGIS), "download-weights", MODEL]
-    environ = download.environment() | {"HF_ENDPOINT": "https://huggingface.co"}
-    result = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
-    if "unshare failed" in result.stderr:
-        pytest.skip("no right to make a network namespace")
-
-    assert result.returncode == 6
-    assert "https://huggingface.co does not answer" in result.stderr
-    assert "`tgis bundle`" in result.stderr
+    assert_complete(downloaded)
 
 
 # -- Full disks, strange directories ----------------------------------------------------------------------------------
@@ -581,7 +575,7 @@ class Huge(bytes):
         return self.size
 
 
-@pytest.mark.parametrize("limit", [1, 1_500_000, len(FILES[WEIGHTS]) - 1])
+@pytest.mark.parametrize("limit", [1, len(FILES[WEIGHTS]) - 1])
 def test_a_disk_that_fills_up_ends_it_in_a_sentence_and_the_next_run_goes_on(limit: int, download: Download):
     download.environ = {"PYTHONPATH": str(write_limit(download.cache.parent, limit))}
 
@@ -635,7 +629,7 @@ def test_two_downloads_of_one_model_share_the_work(download: Download):
     assert_complete(download)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_signal_keeps_what_has_arrived(number: signal.Signals, download: Download):
     download.hub.bytes_per_s = 3_000_000
     process = download.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import struct
@@ -14,7 +15,6 @@ import pytest
 
 from in_process import run_in_process
 from tgis_cli.models.cache_folder import CacheFolder
-from tgis_cli.models.digest import start_digest
 from tgis_cli.models.hub import Listing, RemoteFile
 from tgis_cli.models.inventory import CachedModel, list_models
 from tgis_cli.models.removal import plan_removal, remove
@@ -27,15 +27,13 @@ WEIGHTS = "model.safetensors"
 
 
 def digest_of(content: bytes) -> str:
-    digest = start_digest("0" * 64, len(content))
-    digest.update(content)
-    return digest.hexdigest()
+    return hashlib.sha256(content).hexdigest()
 
 
 def fill(cache: Path, contents: dict[str, bytes], commit: str = NEW, revision: str = "main") -> CacheFolder:
     """A snapshot as a download leaves it."""
     folder = CacheFolder(cache, MODEL)
-    folder.prepare()
+    folder.blobs.mkdir(parents=True, exist_ok=True)
     files = []
     for name, content in contents.items():
         file = RemoteFile(name, len(content), digest_of(content))
@@ -114,7 +112,7 @@ def test_a_shard_that_only_the_index_names_is_a_problem_also_without_a_listing(t
 
 def test_a_download_that_has_just_begun_is_told_as_a_part(tmp_path: Path):
     folder = CacheFolder(tmp_path, MODEL)
-    folder.prepare()
+    folder.blobs.mkdir(parents=True, exist_ok=True)
     (folder.blobs / "abc.incomplete").write_bytes(b"12345")
 
     model = the_only(tmp_path)
@@ -132,11 +130,15 @@ def test_converted_weights_make_the_originals_superfluous(tmp_path: Path):
     assert the_only(tmp_path).problems == ()
 
 
-@pytest.mark.parametrize("cache", ["nowhere", "file"])
-def test_no_cache_has_no_models(cache: str, tmp_path: Path):
+def test_no_cache_has_no_models(tmp_path: Path):
+    assert list_models(tmp_path / "nowhere") == []
+
+
+def test_a_cache_that_cannot_be_read_is_told_from_an_empty_one(tmp_path: Path):
     (tmp_path / "file").touch()
 
-    assert list_models(tmp_path / cache) == []
+    with pytest.raises(UsageError, match=r"file cannot be read \(Not a directory\)"):
+        list_models(tmp_path / "file")
 
 
 def test_a_listing_that_cannot_be_read_counts_as_none(tmp_path: Path):
@@ -232,6 +234,50 @@ def test_only_blobs_are_removed_and_links_in_folders_count(tmp_path: Path):
     assert (tmp_path / "precious").exists()
     assert (folder.snapshot(NEW) / "onnx/model").read_bytes() == contents[WEIGHTS]
     assert len(list(folder.blobs.iterdir())) == 2
+
+
+def test_of_a_revision_that_is_no_longer_alone_the_others_stay(tmp_path: Path):
+    folder = fill(tmp_path, demo_contents(), OLD, "v1")
+    planned = plan_removal(tmp_path, MODEL, "v1")
+    assert planned.is_whole
+    fill(tmp_path, demo_contents())
+
+    remove(planned)
+
+    assert [path.name for path in (folder.root / "snapshots").iterdir()] == [NEW]
+    assert the_only(tmp_path).problems == ()
+
+
+def test_a_branch_that_means_no_commit_is_a_problem_of_its_model(tmp_path: Path):
+    folder = fill(tmp_path, demo_contents())
+    (folder.root / "refs/odd").write_bytes(b"\xff\xfe")
+
+    assert [model.is_complete for model in list_models(tmp_path)] == [True, False]
+
+
+def test_a_snapshot_that_is_a_link_gets_links_that_lead_to_its_content(tmp_path: Path):
+    folder = fill(tmp_path / "cache", demo_contents())
+    folder.snapshot(NEW).rename(tmp_path / "elsewhere")
+    folder.snapshot(NEW).symlink_to(tmp_path / "elsewhere")
+
+    for path in (tmp_path / "elsewhere").iterdir():
+        path.unlink()
+    fill(tmp_path / "cache", demo_contents())
+
+    assert (folder.snapshot(NEW) / WEIGHTS).read_bytes() == demo_contents()[WEIGHTS]
+
+
+def test_a_listing_without_sizes_is_written_anew(tmp_path: Path):
+    folder = fill(tmp_path, demo_contents())
+    tree = folder.root / "trees" / f"{NEW}.json"
+    whole = tree.read_text()
+    entries = json.loads(whole)
+    entries["files"]["config.json"] = {"size": 0, "blob_id": ""}
+    tree.write_text(json.dumps(entries))
+
+    fill(tmp_path, demo_contents())
+
+    assert tree.read_text() == whole
 
 
 def test_a_file_that_is_too_short_is_put_right_from_its_blob(tmp_path: Path):

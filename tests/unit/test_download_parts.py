@@ -5,17 +5,24 @@ from __future__ import annotations
 import errno
 import fcntl
 import multiprocessing
+import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from in_process import run_in_process
+from tgis_cli.models import fetch_worker
 from tgis_cli.models.digest import has_digest
 from tgis_cli.models.download import MAX_VAIN_ATTEMPTS, Patience, Problem
+from tgis_cli.models.fetch_worker import XetFailed, as_own_error
 from tgis_cli.models.hub import RemoteFile, explain_hub_error, is_temporary, retry_after_s
+from tgis_cli.models.hub_token import HubToken, find_token, pass_on, take_over
 from tgis_cli.models.locks import lock
-from tgis_server.errors import HubError, ModelError, NotEnoughDevices
+from tgis_server.errors import HubError, ModelError, NotEnoughDevices, UsageError
 
 # -- Locks ------------------------------------------------------------------------------------------------------------
 
@@ -116,7 +123,7 @@ def test_damage_is_met_with_less_patience():
 
 @pytest.mark.parametrize("kind", [ModelError, HubError, NotEnoughDevices])
 def test_what_will_not_pass_ends_it_with_its_own_exit_code(kind: type[Exception]):
-    problem = Problem("no", is_temporary=False, exit_code=kind.exit_code)
+    problem = Problem("no", exit_code=kind.exit_code)
 
     with pytest.raises(kind, match="no"):
         Patience("f").wait_after(problem, moved_bytes=0)
@@ -160,11 +167,65 @@ def test_the_hub_says_how_long_to_wait(headers: dict[str, str], wait_s: float):
 def test_errors_are_explained_and_tried_again_where_that_may_help(
     error: Exception, expected: bool, kind: type[Exception], words: str
 ):
-    explained = explain_hub_error(error, "org/m", "main")
+    explained = explain_hub_error(error, "org/m", "main", None)
 
     assert is_temporary(error) is expected
     with pytest.raises(kind, match=words):
         raise explained
+
+
+@pytest.mark.parametrize("text", ["hf_a\nb", "hf_\u00fc", "hf a"])
+def test_what_can_be_no_token_is_refused_without_telling_it(text: str):
+    with pytest.raises(UsageError, match="--token is no token of a hub") as refused:
+        find_token(text, {}, print)
+    assert text not in str(refused.value)
+
+
+def test_white_space_around_a_token_is_no_part_of_it():
+    assert find_token("hf_abc\n", {}, print) == "hf_abc"
+    assert find_token(" ", {"HF_TOKEN": "hf_abc\n"}, print) is None  # the library strips its own
+
+
+def test_without_the_right_to_read_the_librarys_token_there_is_none(monkeypatch: pytest.MonkeyPatch):
+    def get_token() -> str:
+        raise PermissionError(13, "Permission denied", "/home/other/token")
+
+    monkeypatch.setattr("huggingface_hub.get_token", get_token)
+    said: list[str] = []
+
+    assert find_token(None, {}, said.append) is False
+    assert said == ["/home/other/token cannot be read (Permission denied): going on without a token"]
+
+
+@pytest.mark.parametrize("token", [None, False, "hf_abc"])
+def test_a_worker_gets_the_token_as_it_is(token: HubToken, monkeypatch: pytest.MonkeyPatch):
+    for name, value in pass_on(token).items():
+        monkeypatch.setenv(name, value)
+
+    assert take_over() == token
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [("Task error: No space left (os error 28)", OSError), ("Task error: CAS answers 403\nmore", XetFailed)],
+)
+def test_what_xet_says_is_a_full_disk_or_a_way_that_does_not_go(text: str, kind: type[Exception]):
+    assert type(as_own_error(RuntimeError(text))) is kind
+
+
+def test_a_slow_disk_is_no_stall(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    events: list[dict[str, Any]] = []
+    may_end = threading.Event()
+    monkeypatch.setattr(fetch_worker, "EMIT_EVERY_S", 0.01)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: may_end.wait(30))
+
+    def emit(**event: Any) -> None:
+        events.append(event)
+        may_end.set()
+
+    fetch_worker.sync(0, emit)
+
+    assert events[0] == {"syncing": True}
 
 
 # -- Checksums --------------------------------------------------------------------------------------------------------
@@ -185,3 +246,26 @@ def test_content_is_compared_with_the_digest_of_either_kind(digest: str, is_righ
 
     assert has_digest(tmp_path / "file", digest) is is_right
     assert RemoteFile("file", 6, digest).is_verifiable is not digest.startswith("W")
+
+
+# -- The command line -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "sentence"),
+    [
+        (["org/m", "--extension", ","], 2, "--extension is empty"),
+        (["org/m", "--revision", "../x"], 2, "cannot be a branch, tag or commit"),
+        (["no such name"], 2, "is neither a directory nor a name of the hub"),
+        (["./nowhere"], 2, "./nowhere is no directory"),
+        ([""], 2, "The model's name is empty"),
+        (["org/m", "--dry-run", "--verify"], 2, "exclude each other"),
+        (["org/m", "--parallel", "0"], 2, "should be greater than or equal to 1"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(arguments: list[str], exit_code: int, sentence: str, tmp_path: Path):
+    result = run_in_process("download-weights", *arguments, environ={"HF_HUB_CACHE": str(tmp_path / "cache")})
+
+    assert (result.returncode, result.stderr.count(b"\n")) == (exit_code, 1)
+    assert sentence in result.stderr.decode()
+    assert list(tmp_path.iterdir()) == []

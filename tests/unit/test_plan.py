@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -12,14 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tgis_cli.machine import Cpu, Gpu, Machine
 from tgis_cli.models import disk
-from tgis_cli.models.remote_headers import take, write_converted_header
+from tgis_cli.models.hub import take
+from tgis_cli.models.remote_headers import write_converted_header
 from tgis_cli.plan import Report, make_report, open_model, read_devices
 from tgis_cli.plan.devices import GPU_GIB, read_gpu
 from tgis_cli.plan.fit import CPU_PROCESS_BYTES
 from tgis_cli.plan.text import describe, format_count
+from tgis_cli.resolve import DEMO_MODEL_DIR
 from tgis_server.config import ServeConfig, load_config
 from tgis_server.engines.native.memory import cpu_packs
 from tgis_server.errors import ModelError, NotEnoughDevices, UsageError
@@ -103,14 +108,19 @@ def test_a_model_without_an_engine_has_sizes_and_the_reason(model_dir: Callable[
     assert "8.03 billion in bfloat16" in text_of(report)
 
 
-def test_weights_of_pytorch_are_planned_as_if_converted(model_dir: Callable[..., Path]) -> None:
-    directory = model_dir()
+def test_weights_of_pytorch_are_planned_as_if_converted(tmp_path: Path) -> None:
+    directory = shutil.copytree(DEMO_MODEL_DIR, tmp_path / "model")
+    tensors = load_file(directory / "model.safetensors")
     (directory / "model.safetensors").unlink()
-    (directory / "pytorch_model.bin").write_bytes(b"pickle")
+    torch.save({name: tensor.half() for name, tensor in tensors.items()}, directory / "pytorch_model.bin")
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "torch_dtype": None, "dtype": None}))
 
     report = plan(directory, "H100")
 
-    assert (report.verdict, report.source.must_convert) == ("fits", True)
+    assert (report.verdict, report.source.convert_bytes > 0) == ("fits", True)
+    assert report.weights is not None
+    assert report.weights.bytes_by_dtype == {"float16": sum(2 * tensor.numel() for tensor in tensors.values())}
     assert str(report.source.model_dir) not in text_of(report)
 
 
@@ -313,7 +323,7 @@ def test_a_download_larger_than_the_disk_does_not_fit(
     loaded = load_config({"model_name": str(directory)}, environ)
     devices = read_devices(None, None, loaded.config, MACHINE)
     with open_model(loaded.config, environ, None) as source:
-        remote = replace(source, missing_bytes=16 * GIB, cache_dir=directory)
+        remote = replace(source, missing_bytes=16 * GIB, target_dir=directory)
         report = make_report(remote, devices, loaded, environ)
 
     assert report.verdict == "does not fit"

@@ -31,11 +31,12 @@ def convert_to_fast_tokenizer(
     if not output_dir.is_dir():
         raise UsageError(f"--output-path {output_dir} is no directory: make it first.")
     target = output_dir / fast_tokenizer.NAME
-    if target.exists():
+    present = [path for path in (target, model_dir / fast_tokenizer.NAME) if path.exists()]
+    if present:
+        target = present[0]
         tell(f"{target} is there already", as_json=False)
     elif not fast_tokenizer.has_slow_tokenizer(model_dir):
         raise ModelError(f"{model_dir} has no tokenizer's files: there is nothing to convert.")
     else:
-        is_trusted = os.environ.get("TRUST_REMOTE_CODE", "") == "true"
-        fast_tokenizer.convert_to_fast_tokenizer(model_dir, output_dir, trust_remote_code=is_trusted)
+        fast_tokenizer.convert_to_fast_tokenizer(model_dir, output_dir)
     print(target)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tgis_cli.models import find_model_dir, get_cache_dir
-from tgis_cli.progress import failures_told, tell
+from tgis_cli.progress import failures_told, tell_result
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -28,7 +28,4 @@ def convert_to_safetensors(
 
         model_dir = find_model_dir(model, revision, get_cache_dir(os.environ))
         converted = convert(model_dir, as_json=json_)
-        if json_:
-            tell("converted", "done", as_json=True, model_dir=model_dir, converted=converted)
-        else:
-            print(model_dir)
+        tell_result(model_dir, as_json=json_, converted=converted)

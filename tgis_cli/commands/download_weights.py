@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tgis_cli.models import get_cache_dir
-from tgis_cli.progress import failures_told, tell
+from tgis_cli.progress import failures_told, tell, tell_result
 from tgis_server.errors import UsageError
 from tgis_server.sizes import format_bytes
 
@@ -61,30 +61,38 @@ def download_weights(
     with failures_told(as_json=json_):
         from tgis_cli.models.download import Transfers
         from tgis_cli.models.get_model import GetModel, Order, find_local_dir
+        from tgis_cli.models.hub_token import find_token
+        from tgis_cli.models.selection import SAFETENSORS, parse_extensions
 
         cache_dir = get_cache_dir(os.environ)
         model_dir = find_local_dir(model, cache_dir)
+        can_convert = auto_convert and SAFETENSORS in parse_extensions(extension)
+
+        def finish(directory: Path) -> None:
+            if auto_convert:
+                convert_what_needs_it(directory, with_weights=can_convert, as_json=json_)
+
         if model_dir is None:
-            order = Order(model, revision, extension, auto_convert, verify, Transfers(token, parallel, stall_timeout))
+            transfers = Transfers(find_token(token, os.environ, partial(tell, as_json=json_)), parallel, stall_timeout)
+            order = Order(model, revision, extension, can_convert, verify, transfers)
             getting = GetModel(order, cache_dir, as_json=json_)
             if dry_run and verify:
                 raise UsageError("--dry-run and --verify exclude each other: one reads nothing, the other everything.")
             if dry_run:
                 print_plan(getting, as_json=json_)
                 return
-            model_dir = getting.run()
+            model_dir = getting.run(finish)
         elif verify or dry_run:
             raise UsageError(f"{model} is a directory: there is nothing to download, and nothing to compare it with.")
         else:
             tell(f"{model} is a directory: nothing is downloaded", as_json=json_)
-        if auto_convert:
-            convert_what_needs_it(model_dir, as_json=json_)
-        finish(model_dir, as_json=json_)
+            finish(model_dir)
+        tell_result(model_dir, as_json=json_)
 
 
 def print_plan(getting: GetModel, *, as_json: bool) -> None:
     """What would be downloaded, and where to."""
-    from tgis_cli.models.disk import check_disk, describe_room, free_disk_bytes
+    from tgis_cli.models.disk import describe_room, free_disk_bytes
 
     planned = getting.plan()
     missing = {file.name for file in planned.missing.files}
@@ -112,24 +120,16 @@ def print_plan(getting: GetModel, *, as_json: bool) -> None:
             state = "there already" if entry["is_present"] else ""
             print(f"{format_bytes(int(str(entry['bytes']))):>10}  {entry['name']:<48} {state}".rstrip())
         print(summary)
-    check_disk(getting.folder.root, planned.missing.num_bytes, f"What is missing of {getting.order.model}")
+    getting.check_room(planned)
 
 
-def convert_what_needs_it(model_dir: Path, *, as_json: bool) -> None:
+def convert_what_needs_it(model_dir: Path, *, with_weights: bool, as_json: bool) -> None:
     """Make what serving needs and the repository lacks."""
     from tgis_cli.models.convert import convert_to_safetensors, needs_conversion
     from tgis_cli.models.fast_tokenizer import convert_to_fast_tokenizer, has_slow_tokenizer
 
-    if needs_conversion(model_dir):
+    if with_weights and needs_conversion(model_dir):
         convert_to_safetensors(model_dir, as_json=as_json)
     if has_slow_tokenizer(model_dir):
         tell("making tokenizer.json", as_json=as_json)
-        is_trusted = os.environ.get("TRUST_REMOTE_CODE", "") == "true"
-        convert_to_fast_tokenizer(model_dir, model_dir, trust_remote_code=is_trusted)
-
-
-def finish(model_dir: Path, *, as_json: bool) -> None:
-    if as_json:
-        tell("ready", "done", as_json=True, model_dir=model_dir)
-    else:
-        print(model_dir, file=sys.stdout)
+        convert_to_fast_tokenizer(model_dir, model_dir)

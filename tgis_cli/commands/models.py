@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -109,7 +110,7 @@ def rm(
             confirm(removal)
         remove(removal)
     if json_:
-        print(json.dumps(removal.as_dict() | {"is_removed": not dry_run}, indent=1, default=str))
+        print(json.dumps(asdict(removal) | {"is_removed": not dry_run}, indent=1, default=str))
     elif not dry_run:
         print(f"removed {format_bytes(removal.num_bytes)}")
 

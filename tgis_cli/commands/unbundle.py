@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tgis_cli.models import get_cache_dir
-from tgis_cli.progress import failures_told, show_progress, tell
+from tgis_cli.progress import failures_told, show_progress, tell_result
 from tgis_server.errors import UsageError
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -47,7 +47,4 @@ def unbundle(
                         progress.say(f"another process works on {model}: waiting for it")
 
                     model_dir = unbundle_to_cache(bundle, cache_dir, model, progress.advance, tell_waiting)
-        if json_:
-            tell("ready", "done", as_json=True, model_dir=model_dir)
-        else:
-            print(model_dir)
+        tell_result(model_dir, as_json=json_)

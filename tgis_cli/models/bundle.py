@@ -17,39 +17,42 @@ import json
 import os
 import re
 import shutil
+import stat
 import sys
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from tgis_cli.models.cache_folder import CacheFolder, read_file
+from tgis_cli.models.cache_folder import CacheFolder, list_files, read_file
 from tgis_cli.models.digest import CHUNK_BYTES, start_digest
-from tgis_cli.models.disk import FULL, check_disk, explain_full_disk, write_all
+from tgis_cli.models.disk import INCOMPLETE, check_disk, sync, write_all, write_errors_explained
 from tgis_cli.models.download import Selection, place_all
 from tgis_cli.models.hub import Listing, RemoteFile
 from tgis_cli.models.locks import lock
 from tgis_cli.models.names import COMMIT, DIGEST, is_safe_name, is_safe_path
-from tgis_server.errors import ModelError, NotEnoughDevices, UsageError
+from tgis_cli.models.safetensors_file import Advance
+from tgis_server.errors import ModelError, UsageError
 
 FORMAT = 1
 MANIFEST, SUMS = "bundle.json", "SHA256SUMS"
 STREAM = "-"
 MAX_TEXT_BYTES = 64 << 20  # of the manifest and of the sums
+MAX_EXTENDED_BYTES = 1 << 20
+EXTENDED = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 
-Advance = Callable[[int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class BundledFile:
-    """One file of a model."""
-
-    name: str
-    size: int
-    digest: str  # as the hub states it; of a file that is not from there, its SHA-256 or nothing
+Add = Callable[[str, "HashingReader"], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ class Manifest:
     model: str  # name on the hub; empty: it was made from a directory
     commit: str
     revisions: tuple[str, ...]
-    files: tuple[BundledFile, ...]
+    files: tuple[RemoteFile, ...]  # of a file that is not from the hub the digest is its SHA-256 or nothing
     format: int = FORMAT
 
     @property
@@ -67,8 +70,11 @@ class Manifest:
         return sum(file.size for file in self.files)
 
     def find_strange(self) -> str:
-        """A name that cannot become a file's; empty if all can."""
-        names = (file.name for file in self.files if not is_safe_name(file.name) or file.name in (MANIFEST, SUMS))
+        """A name that cannot become a file's, or a size that none has; empty if all can."""
+        counts = Counter((MANIFEST, SUMS, *(file.name for file in self.files)))
+        names = (
+            file.name for file in self.files if not is_safe_name(file.name) or counts[file.name] > 1 or file.size < 0
+        )
         digests = (file.digest for file in self.files if file.digest and not DIGEST.fullmatch(file.digest))
         revisions = (revision for revision in self.revisions if not is_safe_path(revision))
         return next((name or "(nothing)" for name in (*names, *digests, *revisions)), "")
@@ -83,9 +89,9 @@ class Manifest:
             raw = json.loads(text)
             if raw["format"] != FORMAT:
                 raise ModelError(f"{source} is a bundle of format {raw['format']}: a newer tgis made it, use that one.")
-            files = tuple(BundledFile(str(f["name"]), int(f["size"]), str(f["digest"])) for f in raw["files"])
+            files = tuple(RemoteFile(str(f["name"]), int(f["size"]), str(f["digest"])) for f in raw["files"])
             manifest = cls(str(raw["model"]), str(raw["commit"]), tuple(map(str, raw["revisions"])), files)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise not_a_bundle(source) from error
         if strange := manifest.find_strange():
             raise ModelError(f"{source} names {strange!r}, which no bundle does: do not use it.")
@@ -102,22 +108,11 @@ def describe_model_dir(model_dir: Path, model: str, revisions: tuple[str, ...]) 
     Args:
         model: its name on the hub, if it is a snapshot in the cache; the directory is then named after the commit.
     """
-    files = []
-    for path in sorted(model_dir.iterdir()):
-        if path.is_file() and path.name not in (MANIFEST, SUMS) and not path.name.startswith("."):
-            digest = Path(os.readlink(path)).name if model and path.is_symlink() else ""
-            files.append(BundledFile(path.name, path.stat().st_size, digest))
-    return Manifest(model, model_dir.name if model else "", revisions, tuple(files))
+    files = tuple(file for file in list_files(model_dir, has_blobs=bool(model)) if file.name not in (MANIFEST, SUMS))
+    return Manifest(model, model_dir.name if model else "", revisions, files)
 
 
 # -- Making ------------------------------------------------------------------------------------------------------------
-
-
-class Target(Protocol):
-    """Where a bundle goes."""
-
-    def add(self, name: str, reader: HashingReader) -> None:
-        """Copy a file in."""
 
 
 def make_bundle(model_dir: Path, manifest: Manifest, target: str, advance: Advance) -> None:
@@ -130,40 +125,40 @@ def make_bundle(model_dir: Path, manifest: Manifest, target: str, advance: Advan
     """
     if strange := manifest.find_strange():
         raise ModelError(f"{model_dir} has a file {strange!r}, which no bundle may have: remove or rename it.")
-    with open_target(target, manifest.num_bytes) as bundle:
+    with open_target(target, manifest.num_bytes) as add:
         text = json.dumps(asdict(manifest), indent=1).encode()
-        bundle.add(MANIFEST, HashingReader(io.BytesIO(text), len(text)))
+        add(MANIFEST, HashingReader(io.BytesIO(text), len(text)))
         sums = []
         for file in manifest.files:
             with (model_dir / file.name).open("rb", buffering=0) as source:
                 reader = HashingReader(source, file.size, file.digest, advance)
-                bundle.add(file.name, reader)
+                add(file.name, reader)
             if not reader.is_as_stated:
                 raise ModelError(f"{model_dir / file.name} is damaged: `tgis download-weights --verify` mends it.")
             sums.append(f"{reader.sha256.hexdigest()}  {file.name}\n")
         text = "".join(sums).encode()
-        bundle.add(SUMS, HashingReader(io.BytesIO(text), len(text)))
+        add(SUMS, HashingReader(io.BytesIO(text), len(text)))
 
 
 @contextmanager
-def open_target(target: str, num_bytes: int) -> Iterator[Target]:
-    """A directory, a tar file, or a tar stream on stdout, by its name."""
+def open_target(target: str, num_bytes: int) -> Iterator[Add]:
+    """A directory, a tar file, or a tar stream on stdout, by its name; gives what copies a file in."""
     if target.endswith((".gz", ".tgz", ".zip", ".zst", ".xz", ".bz2")):
         raise UsageError(f"{target} would be compressed, which no weights gain by: name a directory or a .tar file.")
     if target == STREAM:
         if sys.stdout.isatty():
             raise UsageError("A bundle is not for the eyes: redirect the output, or name a directory or a .tar file.")
         with tarfile.open(fileobj=sys.stdout.buffer, mode="w|") as tar:
-            yield TarTarget(tar)
+            yield partial(add_to_tar, tar)
         return
     path = Path(target)
     with new_at(path, is_file=target.endswith(".tar")) as temporary:
         check_disk(path.absolute().parent, num_bytes, "The bundle", "choose another place")
         if temporary.is_dir():
-            yield DirectoryTarget(temporary)
+            yield lambda name, reader: write_new(temporary / name, reader)
         else:
             with tarfile.open(temporary, mode="w") as tar:
-                yield TarTarget(tar)
+                yield partial(add_to_tar, tar)
             sync(temporary)
 
 
@@ -178,7 +173,7 @@ def new_at(path: Path, *, is_file: bool = False) -> Iterator[Path]:
     path = path.absolute()
     if os.path.lexists(path) and not (not is_file and path.is_dir() and not any(path.iterdir())):
         raise UsageError(f"{path} exists already: remove it, or choose another name.")
-    temporary = path.with_name(f".{path.name}.incomplete")
+    temporary = path.with_name(f".{path.name}{INCOMPLETE}")
 
     def make() -> None:
         temporary.touch() if is_file else temporary.mkdir(exist_ok=True)
@@ -186,20 +181,15 @@ def new_at(path: Path, *, is_file: bool = False) -> Iterator[Path]:
     def refuse() -> None:
         raise UsageError(f"Another process is making {path}: wait for it, or choose another name.")
 
-    try:
-        with lock(temporary, refuse, make=make):
+    with write_errors_explained(path.parent, "choose another place"), lock(temporary, refuse, make=make):
+        clear(temporary)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        except BaseException:
             clear(temporary)
-            try:
-                yield temporary
-                os.replace(temporary, path)
-            except BaseException:
-                clear(temporary)
-                temporary.unlink() if is_file else temporary.rmdir()
-                raise
-    except OSError as error:
-        if error.errno in FULL:
-            raise NotEnoughDevices(explain_full_disk(error, path.parent)) from error
-        raise UsageError(f"{path} cannot be made: {error.strerror}. Check that the directory is writable.") from error
+            temporary.unlink() if is_file else temporary.rmdir()
+            raise
 
 
 def clear(path: Path) -> None:
@@ -211,22 +201,10 @@ def clear(path: Path) -> None:
         os.truncate(path, 0)
 
 
-class DirectoryTarget:
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-
-    def add(self, name: str, reader: HashingReader) -> None:
-        write_new(self._directory / name, reader)
-
-
-class TarTarget:
-    def __init__(self, tar: tarfile.TarFile) -> None:
-        self._tar = tar
-
-    def add(self, name: str, reader: HashingReader) -> None:
-        entry = tarfile.TarInfo(name)  # no owner and no time: the same model gives the same bytes
-        entry.size, entry.mode = reader.size, 0o644
-        self._tar.addfile(entry, reader)
+def add_to_tar(tar: tarfile.TarFile, name: str, reader: HashingReader) -> None:
+    entry = tarfile.TarInfo(name)  # no owner and no time: the same model gives the same bytes
+    entry.size, entry.mode = reader.size, 0o644
+    tar.addfile(entry, reader)
 
 
 class HashingReader(io.RawIOBase):
@@ -270,11 +248,6 @@ def write_new(path: Path, reader: HashingReader) -> None:
         os.fsync(file.fileno())
 
 
-def sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
 # -- Taking in ---------------------------------------------------------------------------------------------------------
 
 
@@ -283,7 +256,7 @@ class Source(Protocol):
 
     manifest: Manifest
 
-    def read_files(self) -> Iterator[tuple[BundledFile, BinaryIO]]:
+    def read_files(self) -> Iterator[tuple[RemoteFile, BinaryIO]]:
         """The model's files, in any order."""
 
     def read_sums(self) -> dict[str, str]:
@@ -308,30 +281,46 @@ def open_bundle(source: str) -> Iterator[Source]:
                 f"{source} cannot be read ({error.strerror}): name a bundle's directory or tar."
             ) from error
         try:
-            yield TarSource(stack.enter_context(tarfile.open(fileobj=stream, mode="r|")), source)
+            tar = stack.enter_context(tarfile.open(fileobj=stream, mode="r|", tarinfo=BoundedTarInfo))
+            yield TarSource(tar, source)
         except tarfile.TarError as error:
             raise ModelError(f"{source} is no whole tar file ({error}): copy the bundle again.") from error
+
+
+class BoundedTarInfo(tarfile.TarInfo):
+    """Refuses headers of headers that would fill the memory: long names and attributes, whose size the tar states."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in EXTENDED and self.size > MAX_EXTENDED_BYTES:
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        return super()._proc_member(tar)  # type: ignore[misc, no-any-return]
 
 
 class DirectorySource:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        try:
-            self.manifest = Manifest.parse((directory / MANIFEST).read_bytes(), str(directory))
-        except OSError as error:
-            raise not_a_bundle(str(directory)) from error
+        if not os.path.lexists(directory / MANIFEST):
+            raise not_a_bundle(str(directory))
+        with self._open(MANIFEST) as stream:
+            self.manifest = Manifest.parse(stream.read(MAX_TEXT_BYTES), str(directory))
 
-    def read_files(self) -> Iterator[tuple[BundledFile, BinaryIO]]:
+    def read_files(self) -> Iterator[tuple[RemoteFile, BinaryIO]]:
         for file in self.manifest.files:
             with self._open(file.name) as stream:
                 yield file, stream
 
     def _open(self, name: str) -> FileIO:
+        """A plain file: not one of another kind, on which a read may wait or never end, and no link."""
         try:
-            return FileIO(self._directory / name)
+            descriptor = os.open(self._directory / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            stream = FileIO(descriptor)
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return stream
+            stream.close()
+            raise ModelError(f"{name} in the bundle {self._directory} is no plain file: do not use it.")
         except OSError as error:
             raise ModelError(
-                f"{name} is missing in the bundle {self._directory} ({error.strerror}): copy the bundle again."
+                f"{name} of the bundle {self._directory} cannot be opened ({error.strerror}): copy the bundle again."
             ) from error
 
     def read_sums(self) -> dict[str, str]:
@@ -353,7 +342,7 @@ class TarSource:
         stream = self._tar.extractfile(entry)
         return stream.read(MAX_TEXT_BYTES) if stream else b""
 
-    def read_files(self) -> Iterator[tuple[BundledFile, BinaryIO]]:
+    def read_files(self) -> Iterator[tuple[RemoteFile, BinaryIO]]:
         expected = {file.name: file for file in self.manifest.files}
         while (entry := self._tar.next()) is not None:
             if entry.name == SUMS:
@@ -416,7 +405,7 @@ def unbundle_to_cache(
     """
     manifest = source.manifest
     folder = CacheFolder(cache_dir, model)
-    with folder.locked(tell_waiting):
+    with folder.locked(tell_waiting), write_errors_explained(folder.root, "check its owner and mode"):
         staging = folder.make_temporary_name()
         staging.mkdir()
         try:
@@ -428,12 +417,9 @@ def unbundle_to_cache(
                 os.replace(staging / file.name, folder.blob(file))
             selection = Selection(Listing(model, commit, tuple(files)), tuple(files))
             unnamed = () if read_file(folder.root / "refs/main") else ("main",)  # what it means here stays
-            for revision in manifest.revisions or unnamed or (commit,):
-                place_all(folder, selection, revision)
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-            raise NotEnoughDevices(explain_full_disk(error, folder.root)) from error
+            place_all(folder, selection)
+            for revision in manifest.revisions or unnamed:
+                folder.write_ref(revision, commit)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     return folder.snapshot(commit)

@@ -22,6 +22,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tgis_cli.models.disk import INCOMPLETE
 from tgis_cli.models.hub import Listing, RemoteFile
 from tgis_cli.models.hub_cache import model_folder_name
 from tgis_cli.models.locks import lock
@@ -51,38 +52,35 @@ class CacheFolder:
         Raises:
             UsageError: the folder cannot be made or written.
         """
-        with lock(self.root, tell_waiting, make=self.prepare) as is_exclusive:
+        with contextlib.ExitStack() as stack:
+            try:
+                is_exclusive = stack.enter_context(lock(self.root, tell_waiting, make=self._make))
+                self._make()  # again: the last holder may have removed what was empty
+                probe = self.make_temporary_name()
+                probe.touch()
+                probe.unlink()
+            except OSError as error:
+                raise UsageError(
+                    f"The cache {self.root.parent} cannot be written ({error.strerror}): name another with "
+                    f"HF_HUB_CACHE, or give user {os.getuid()} the right to write there."
+                ) from error
             if is_exclusive:
                 for path in (*self.root.glob(f"{TEMPORARY}*"), *self.blobs.glob(f"*{SCRATCH}")):
                     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
             else:
-                self._mark = f".{os.getpid()}"
+                self._mark = f".{uuid.uuid4().hex[:8]}"  # a pid is not unique: each container counts its own
             try:
                 yield
             finally:
                 with contextlib.suppress(OSError):  # nothing may have come of it: it was refused, say
-                    for path in self.blobs.glob("*.incomplete"):
+                    for path in self.blobs.glob(f"*{INCOMPLETE}"):
                         if not path.stat().st_size:
                             path.unlink()
                     self.blobs.rmdir()
                     self.root.rmdir()
 
-    def prepare(self) -> None:
-        """Make the directories.
-
-        Raises:
-            UsageError: they cannot be made or written.
-        """
-        try:
-            self.blobs.mkdir(parents=True, exist_ok=True)
-            probe = self.make_temporary_name()
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise UsageError(
-                f"The cache {self.root.parent} cannot be written ({error.strerror}): name another with HF_HUB_CACHE, "
-                f"or give user {os.getuid()} the right to write there."
-            ) from error
+    def _make(self) -> None:
+        self.blobs.mkdir(parents=True, exist_ok=True)
 
     def make_temporary_name(self) -> Path:
         """For what is about to be renamed; beside the directories whose entries mean something."""
@@ -95,7 +93,7 @@ class CacheFolder:
         return self.blobs / file.digest
 
     def incomplete(self, file: RemoteFile) -> Path:
-        return self.blobs / f"{file.digest}{self._mark}.incomplete"
+        return self.blobs / f"{file.digest}{self._mark}{INCOMPLETE}"
 
     def find_content(self, file: RemoteFile, commit: str) -> Path | None:
         """Where the whole content of a file is: at its place in the snapshot, else among the blobs."""
@@ -125,8 +123,9 @@ class CacheFolder:
             self.put(content.resolve(), blob)
         pointer.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.make_temporary_name()
+        target = self.root.resolve() / "blobs" / file.digest
         try:
-            os.symlink(os.path.relpath(blob, pointer.parent), temporary)
+            os.symlink(os.path.relpath(target, pointer.parent.resolve()), temporary)
         except OSError:  # a file system without links
             self.put(blob, pointer)
         else:
@@ -156,6 +155,12 @@ class CacheFolder:
         for path in (self.snapshot(commit) / file.name, self.blob(file)):
             path.unlink(missing_ok=True)
 
+    def drop_incomplete(self) -> None:
+        """What attempts of other commits have left: this one is complete."""
+        if not self._mark:
+            for path in self.blobs.glob(f"*{INCOMPLETE}"):
+                path.unlink(missing_ok=True)
+
     def write_ref(self, revision: str, commit: str) -> None:
         """Let a branch or tag mean a commit, from now on."""
         assert is_safe_path(revision), "checked where it comes from"
@@ -169,10 +174,11 @@ class CacheFolder:
             file.name: {"size": file.size, "blob_id": file.digest}
             | ({"lfs_sha256": file.digest, "lfs_size": file.size} if len(file.digest) == 64 else {})
             for file in listing.files
+            if file.digest  # some mirrors do not tell it of files that nobody has asked for
         }
         tree = {"format_version": TREE_FORMAT, "files": entries}
         path = self.root / "trees" / f"{listing.commit}.json"
-        if not path.exists():  # the library's own says more
+        if self.read_listing(listing.model, listing.commit) is None:  # the library's own says more
             self.write_file(path, json.dumps(tree, indent=1))
 
     def read_listing(self, model: str, commit: str) -> Listing | None:
@@ -187,11 +193,26 @@ class CacheFolder:
             ]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
-        return Listing(model, commit, tuple(files)) if all(file.is_safe for file in files) else None
+        return Listing(model, commit, tuple(files)) if all(file.digest and file.is_safe for file in files) else None
+
+
+def list_files(directory: Path, *, has_blobs: bool) -> tuple[RemoteFile, ...]:
+    """The files of a model.
+
+    Args:
+        has_blobs: it is a snapshot, where a link's target is named after its content's digest.
+    """
+    return tuple(
+        RemoteFile(
+            path.name, path.stat().st_size, Path(os.readlink(path)).name if has_blobs and path.is_symlink() else ""
+        )
+        for path in sorted(directory.iterdir())
+        if path.is_file() and not path.name.startswith(".")
+    )
 
 
 def read_file(path: Path) -> str:
     try:
-        return path.read_text().strip()
+        return path.read_text(errors="replace").strip()
     except OSError:
         return ""

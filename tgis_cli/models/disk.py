@@ -25,7 +25,7 @@ def count_free_bytes(status: os.statvfs_result) -> int | None:
 
 def free_disk_bytes(directory: Path) -> int | None:
     """Of the file system of a directory, or of the nearest one above that exists; see :func:`count_free_bytes`."""
-    while not directory.exists() and directory != directory.parent:
+    while not os.path.exists(directory) and directory != directory.parent:
         directory = directory.parent
     return count_free_bytes(os.statvfs(directory))
 

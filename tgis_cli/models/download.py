@@ -17,15 +17,18 @@ import signal
 import sys
 from collections import deque
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tgis_cli.models.cache_folder import CacheFolder
-from tgis_cli.models.disk import FULL, check_disk, explain_full_disk
+from tgis_cli.models.disk import write_errors_explained
 from tgis_cli.models.fetch_worker import Job
 from tgis_cli.models.hub import Listing, RemoteFile
+from tgis_cli.models.hub_token import HubToken, pass_on
+from tgis_cli.models.selection import PYTORCH, SAFETENSORS
 from tgis_cli.progress import Progress, format_seconds
-from tgis_server.errors import HubError, ModelError, NotEnoughDevices, TgisError, UsageError
+from tgis_cli.stop_signals import Interrupted, heeded_signals
+from tgis_server.errors import HubError, ModelError, NotEnoughDevices, UsageError
 from tgis_server.sizes import format_bytes
 
 NUM_PARALLEL = 8
@@ -35,15 +38,7 @@ LARGE_BYTES = 16 << 20  # smaller files are done before another worker has start
 MAX_VAIN_ATTEMPTS = 6  # of one file in a row, none of which brought a byte
 MAX_DELAY_S = 30.0
 MAX_DAMAGED = 2  # more is no accident of the network
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LAST = "config.json"  # what makes a snapshot a model
-EXIT_INTERRUPTED = 130
-
-
-class Interrupted(TgisError):
-    """A person or a supervisor ended the download."""
-
-    exit_code = EXIT_INTERRUPTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +51,13 @@ class Selection:
     @property
     def num_bytes(self) -> int:
         return sum(file.size for file in self.files)
+
+    @property
+    def pytorch_bytes(self) -> int:
+        """Of weights from which safetensors have to be made, which take as much again."""
+        if any(file.name.endswith(SAFETENSORS) for file in self.files):
+            return 0
+        return sum(file.size for file in self.files if file.name.endswith(PYTORCH))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,19 +82,18 @@ def find_missing(folder: CacheFolder, selection: Selection) -> Missing:
     return Missing(tuple(files), kept_bytes)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Transfers:
     """How to fetch."""
 
-    token: str | None = None
+    token: HubToken = None
     num_parallel: int = NUM_PARALLEL
     stall_s: float = STALL_S
-    environ: dict[str, str] = field(default_factory=lambda: dict(os.environ))
 
-    def child_environment(self) -> dict[str, str]:
-        """Tokens travel in the environment: command lines can be read by everybody."""
+    def make_environment(self) -> dict[str, str]:
+        """Of the workers."""
         quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_SHARED_BLOBS": "1", "PYTHONUNBUFFERED": "1"}
-        return self.environ | quiet | ({"HF_TOKEN": self.token} if self.token else {})
+        return dict(os.environ) | quiet | pass_on(self.token)
 
 
 def fetch_all(
@@ -101,33 +102,25 @@ def fetch_all(
     """Bring what is missing among the blobs.
 
     Raises:
-        NotEnoughDevices: the disk has no room for it, or was full.
         ModelError: the hub refuses a file, or sends other content than it describes.
         HubError: attempt after attempt has failed.
+        NotEnoughDevices: the disk was full.
         Interrupted: a stop signal came. What has arrived is kept for the next call.
     """
-    check_disk(folder.blobs, missing.num_bytes, f"What is missing of {selection.listing.model}")
-    if missing.files:
-        asyncio.run(Fetching(folder, selection, transfers, progress).run(missing.files))
+    asyncio.run(Fetching(folder, selection, transfers, progress).run(missing.files))
 
 
-def place_all(folder: CacheFolder, selection: Selection, revision: str) -> None:
-    """Show everything in the snapshot, and let a branch mean it. What makes it a model comes last.
+def place_all(folder: CacheFolder, selection: Selection) -> None:
+    """Show everything in the snapshot. What makes it a model comes last.
 
     Raises:
         NotEnoughDevices: the disk was full.
         UsageError: the folder cannot be written.
     """
-    commit = selection.listing.commit
-    try:
+    with write_errors_explained(folder.root, "check its owner and mode"):
         folder.write_listing(selection.listing)
         for file in sorted(selection.files, key=lambda file: file.name == LAST):
-            folder.place(file, commit)
-        folder.write_ref(revision, commit)
-    except OSError as error:
-        if error.errno in FULL:
-            raise NotEnoughDevices(explain_full_disk(error, folder.root)) from error
-        raise UsageError(f"{folder.root} cannot be written: {error.strerror}. Check its owner and mode.") from error
+            folder.place(file, selection.listing.commit)
 
 
 class Fetching:
@@ -154,10 +147,9 @@ class Fetching:
             work.cancel()
 
         loop = asyncio.get_running_loop()
-        handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-        for number, handler in handlers.items():
-            if handler is not signal.SIG_IGN:
-                loop.add_signal_handler(number, stop, number)
+        handlers = {number: signal.getsignal(number) for number in heeded_signals()}
+        for number in handlers:
+            loop.add_signal_handler(number, stop, number)
         try:
             await work
         except asyncio.CancelledError:
@@ -189,7 +181,7 @@ class Fetching:
 
     async def _run_lane(self, death_fd: int) -> None:
         """One worker at a time, for file after file."""
-        worker = Worker(self._transfers.child_environment(), death_fd)
+        worker = Worker(self._transfers.make_environment(), death_fd)
         try:
             while self._waiting:
                 await self._fetch(self._waiting.popleft(), worker)
@@ -247,7 +239,7 @@ class Fetching:
                 attempt.move_to(job.size)
                 return None
             if "failed" in event:
-                return Problem.read(event)
+                return Problem(event.pop("failed"), **event)
             attempt.take(event)
 
 
@@ -256,20 +248,9 @@ class Problem:
     """Why an attempt ended."""
 
     text: str
-    is_temporary: bool = True
+    exit_code: int = 0  # of the command, which ends with it; 0: another attempt may help
     is_damaged: bool = False
     wait_s: float = 0.0
-    exit_code: int = HubError.exit_code
-
-    @classmethod
-    def read(cls, event: dict[str, Any]) -> Problem:
-        return cls(
-            text=event["failed"],
-            is_temporary=event.get("is_temporary", False),
-            is_damaged=event.get("is_damaged", False),
-            wait_s=event.get("wait_s", 0.0),
-            exit_code=event.get("exit_code", HubError.exit_code),
-        )
 
 
 class Patience:
@@ -286,7 +267,7 @@ class Patience:
         Raises:
             TgisError: there is no point in one.
         """
-        if not problem.is_temporary:
+        if problem.exit_code:
             kinds = {kind.exit_code: kind for kind in (UsageError, ModelError, NotEnoughDevices, HubError)}
             raise kinds.get(problem.exit_code, HubError)(problem.text)
         self._num_damaged += problem.is_damaged

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -26,11 +27,8 @@ def has_slow_tokenizer(model_dir: Path) -> bool:
     return not (model_dir / NAME).exists() and any((model_dir / name).exists() for name in SOURCES)
 
 
-def convert_to_fast_tokenizer(model_dir: Path, output_dir: Path, *, trust_remote_code: bool) -> Path:
-    """Make ``tokenizer.json`` in a directory that exists.
-
-    Args:
-        trust_remote_code: run code that comes with the model.
+def convert_to_fast_tokenizer(model_dir: Path, output_dir: Path) -> Path:
+    """Make ``tokenizer.json`` in a directory that exists. Code of the model is run if TRUST_REMOTE_CODE is ``true``.
 
     Raises:
         ModelError: the model's tokenizer cannot be loaded or converted; what is missing is named.
@@ -52,11 +50,12 @@ def convert_to_fast_tokenizer(model_dir: Path, output_dir: Path, *, trust_remote
         )
     logging.set_verbosity_error()  # what goes wrong is told in one sentence, here
     target = output_dir / NAME
+    is_trusted = os.environ.get("TRUST_REMOTE_CODE", "") == "true"
     with tempfile.TemporaryDirectory() as directory:
         made = Path(directory, NAME)
         try:
             tokenizer = AutoTokenizer.from_pretrained(
-                model_dir, local_files_only=True, trust_remote_code=trust_remote_code, use_fast=True
+                model_dir, local_files_only=True, trust_remote_code=is_trusted, use_fast=True
             )
             tokenizer.save_pretrained(directory)
             Tokenizer.from_file(str(made))

@@ -9,9 +9,10 @@ Events::
     {"kept": N}            the first N bytes are there from an earlier attempt
     {"at": N}              N bytes are there
     {"checking": N}        N bytes of the content have been read back
+    {"syncing": true}      the content is on its way to the disk
     {"by": TRANSPORT}      how the file comes
     {"done": true}         the content is whole, checked, and at its final path
-    {"failed": SENTENCE, "is_temporary": ..., "wait_s": ..., "exit_code": ...}
+    {"failed": SENTENCE}   with the other fields of ``download.Problem``
 """
 
 from __future__ import annotations
@@ -21,21 +22,33 @@ import fcntl
 import importlib.util
 import json
 import os
+import re
 import shutil
 import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import closing, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from tgis_cli.models.cache_folder import SCRATCH
-from tgis_cli.models.disk import FULL, explain_full_disk, write_all
+from tgis_cli.models.digest import has_digest, start_digest
+from tgis_cli.models.disk import FULL, INCOMPLETE, explain_full_disk, write_all
+from tgis_cli.models.hub import (
+    describe_error,
+    explain_hub_error,
+    get_status,
+    is_temporary,
+    open_content,
+    raise_for_status,
+    retry_after_s,
+)
+from tgis_cli.models.hub_token import take_over
 from tgis_server.child import die_with_parent
-from tgis_server.errors import NotEnoughDevices, UsageError
+from tgis_server.errors import NotEnoughDevices, TgisError, UsageError
 
 CHUNK_BYTES = 64 << 10  # small: a slow line must show that it moves, and what is cut off is lost
 EMIT_EVERY_S = 0.2
@@ -76,7 +89,7 @@ class Job:
     @property
     def scratch(self) -> Path:
         """A directory of the library's own, where it fetches by hf_xet."""
-        return Path(f"{self.incomplete.removesuffix('.incomplete')}{SCRATCH}")
+        return Path(f"{self.incomplete.removesuffix(INCOMPLETE)}{SCRATCH}")
 
 
 class Damaged(Exception):
@@ -87,19 +100,29 @@ class BrokenOff(Exception):
     """The answer ended before the file."""
 
 
+class XetFailed(Exception):
+    """Not the hub, but its other way."""
+
+
 class Receiver:
     """The file on its way, and the digest of what is there of it."""
 
-    def __init__(self, job: Job, file: BinaryIO, emit: Emit) -> None:
-        from tgis_cli.models.digest import start_digest
-
-        self._start_digest: Callable[[], Any] = partial(start_digest, job.digest, job.size)
+    def __init__(self, job: Job, emit: Emit) -> None:
         self._job = job
-        self._file = file
         self._emit = emit
-        self._digest = self._start_digest()
         self._emitted_at = 0.0
+        self._open()
+
+    def _open(self) -> None:
+        descriptor = os.open(self._job.incomplete, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._file: BinaryIO = os.fdopen(descriptor, "r+b", buffering=0)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        self._digest = start_digest(self._job.digest, self._job.size)
         self.position = 0
+
+    def close(self) -> None:
+        self._file.close()
 
     def take_kept(self) -> None:
         """Go on after what an earlier attempt left."""
@@ -111,10 +134,11 @@ class Receiver:
             self._count(chunk, "kept")
 
     def start_anew(self) -> None:
-        self._file.seek(0)
-        self._file.truncate()
-        self._digest = self._start_digest()
-        self.position = 0
+        """With a new file: where locks do not work another process may be writing to the old one."""
+        self.close()
+        with suppress(FileNotFoundError):
+            os.unlink(self._job.incomplete)
+        self._open()
         self._emit(at=0)
 
     def take(self, chunk: bytes) -> None:
@@ -136,12 +160,26 @@ class Receiver:
 
         Raises:
             Damaged: it is not what the hub describes; nothing of it is kept.
+            BrokenOff: another process has begun anew.
         """
         if self._digest is not None and self._digest.hexdigest() != self._job.digest:
             self.start_anew()
             raise Damaged
-        os.fsync(self._file.fileno())
-        os.replace(self._job.incomplete, self._job.blob)
+        sync(self._file.fileno(), self._emit)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._job.incomplete)):
+                os.replace(self._job.incomplete, self._job.blob)
+                return
+        raise BrokenOff
+
+
+def sync(descriptor: int, emit: Emit) -> None:
+    """Bring a file to the disk, which may take minutes, and show that something happens."""
+    with ThreadPoolExecutor(1) as pool:
+        syncing = pool.submit(os.fsync, descriptor)
+        while not wait([syncing], EMIT_EVERY_S).done:
+            emit(syncing=True)
+        syncing.result()
 
 
 def fetch(job: Job, emit: Emit) -> None:
@@ -152,11 +190,7 @@ def fetch(job: Job, emit: Emit) -> None:
         return
     emit(by="http")
     shutil.rmtree(job.scratch, ignore_errors=True)
-    descriptor = os.open(job.incomplete, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    with os.fdopen(descriptor, "r+b", buffering=0) as file:
-        with suppress(OSError):  # a file system without locks; the digest would show what two writers do
-            fcntl.flock(file, fcntl.LOCK_EX)
-        receiver = Receiver(job, file, emit)
+    with closing(Receiver(job, emit)) as receiver:
         receiver.take_kept()
         if receiver.position < job.size:
             receive(job, receiver)
@@ -171,21 +205,12 @@ def receive(job: Job, receiver: Receiver) -> None:
         Damaged: it was too long.
         Exception: whatever huggingface_hub and what it stands on raise.
     """
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
-
-    url = hf_hub_url(job.model, job.name, revision=job.commit)
-    headers = build_hf_headers(token=get_own_token()) | {
-        "Accept-Encoding": "identity"
-    }  # so that offsets are those of the content
-    if receiver.position:
-        headers["Range"] = f"bytes={receiver.position}-"
-    # Redirects to another host are followed without the token.
-    with get_session().stream("GET", url, headers=headers, timeout=job.timeout_s) as response:
+    wanted = f"bytes={receiver.position}-" if receiver.position else ""
+    with open_content(job.model, job.name, job.commit, take_over(), job.timeout_s, wanted) as response:
         if response.status_code == 416:
             receiver.start_anew()
             raise BrokenOff
-        hf_raise_for_status(response)
+        raise_for_status(response)
         begins_at = f"bytes {receiver.position}-"
         if receiver.position and not response.headers.get("content-range", "").startswith(begins_at):
             receiver.start_anew()
@@ -203,20 +228,13 @@ def is_offered_by_xet(job: Job) -> bool:
     if constants.HF_HUB_DISABLE_XET or importlib.util.find_spec("hf_xet") is None:
         return False
     url = hf_hub_url(job.model, job.name, revision=job.commit)
-    metadata = get_hf_file_metadata(url, timeout=job.timeout_s, token=get_own_token())
+    metadata = get_hf_file_metadata(url, timeout=job.timeout_s, token=take_over())
     return metadata.xet_file_data is not None
-
-
-def get_own_token() -> str | None:
-    """The token that the parent has passed on; without one the library looks for its own."""
-    return os.environ.get("HF_TOKEN") or None
 
 
 def fetch_by_library(job: Job, emit: Emit) -> None:
     """Let huggingface_hub fetch into a cache of its own beside the blob: it knows hf_xet's ways and tokens."""
     from huggingface_hub import hf_hub_download
-
-    from tgis_cli.models.digest import has_digest
 
     scratch = job.scratch
     shutil.rmtree(scratch, ignore_errors=True)
@@ -224,8 +242,11 @@ def fetch_by_library(job: Job, emit: Emit) -> None:
     watcher = threading.Thread(target=watch_growth, args=(scratch, job.size, emit, is_over), daemon=True)
     watcher.start()
     try:
-        options: dict[str, Any] = {"revision": job.commit, "cache_dir": scratch, "token": get_own_token()}
-        content = Path(hf_hub_download(job.model, job.name, **options)).resolve()
+        options: dict[str, Any] = {"revision": job.commit, "cache_dir": scratch, "token": take_over()}
+        try:
+            content = Path(hf_hub_download(job.model, job.name, **options)).resolve()
+        except RuntimeError as error:  # all that hf_xet raises
+            raise as_own_error(error) from error
         is_over.set()
         watcher.join()
         checked = 0
@@ -237,10 +258,19 @@ def fetch_by_library(job: Job, emit: Emit) -> None:
 
         if content.stat().st_size != job.size or not has_digest(content, job.digest, tell):
             raise Damaged
+        with content.open("rb") as file:
+            sync(file.fileno(), emit)
         os.replace(content, job.blob)
     finally:
         is_over.set()
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def as_own_error(error: RuntimeError) -> Exception:
+    """What hf_xet says: a full disk, or that its way does not go."""
+    found = re.search(r"os error (\d+)", str(error))
+    number = int(found[1]) if found else 0
+    return OSError(number, os.strerror(number)) if number in FULL | LOCAL else XetFailed(str(error).splitlines()[0])
 
 
 def watch_growth(scratch: Path, size: int, emit: Emit, is_over: threading.Event) -> None:
@@ -255,25 +285,27 @@ def watch_growth(scratch: Path, size: int, emit: Emit, is_over: threading.Event)
 
 
 def describe_failure(error: Exception, job: Job) -> dict[str, Any]:
-    """An event that says what happened and whether another attempt may help."""
+    """An event that says what happened, and in what way another attempt may help."""
     from huggingface_hub.errors import RepositoryNotFoundError  # also of gated ones
 
-    from tgis_cli.models.hub import describe_error, explain_hub_error, get_status, is_temporary, retry_after_s
-
-    if isinstance(error, OSError) and error.errno in FULL:
-        return {"failed": explain_full_disk(error, Path(job.blob).parent), "exit_code": NotEnoughDevices.exit_code}
-    if isinstance(error, OSError) and error.errno in LOCAL:
-        sentence = f"{error.filename or job.blob} cannot be used: {error.strerror}. Check its owner and mode."
-        return {"failed": sentence, "exit_code": UsageError.exit_code}
+    explained: TgisError
     if isinstance(error, Damaged):
-        return {"failed": "what came does not match its checksum", "is_temporary": True, "is_damaged": True}
+        return {"failed": "what came does not match its checksum", "is_damaged": True}
     if isinstance(error, BrokenOff):
-        return {"failed": "the answer broke off", "is_temporary": True}
-    has_expired = get_status(error) in (401, 403) and not isinstance(error, RepositoryNotFoundError)
-    if is_temporary(error) or has_expired:  # the address that the hub signed
-        text = describe_error(error)
-        return {"failed": text[0].lower() + text[1:], "is_temporary": True, "wait_s": retry_after_s(error)}
-    explained = explain_hub_error(error, job.model, job.commit)
+        return {"failed": "the answer broke off"}
+    if isinstance(error, XetFailed):
+        return {"failed": f"it does not come by Xet ({error})"}
+    if isinstance(error, OSError) and error.errno in FULL:
+        explained = NotEnoughDevices(explain_full_disk(error, Path(job.blob).parent))
+    elif isinstance(error, OSError) and error.errno in LOCAL:
+        place = error.filename or job.blob
+        explained = UsageError(f"{place} cannot be used: {error.strerror}. Check its owner and mode.")
+    else:
+        has_expired = get_status(error) in (401, 403) and not isinstance(error, RepositoryNotFoundError)
+        if is_temporary(error) or has_expired:  # the address that the hub signed
+            text = describe_error(error)
+            return {"failed": text[0].lower() + text[1:], "wait_s": retry_after_s(error)}
+        explained = explain_hub_error(error, job.model, job.commit, take_over())
     return {"failed": str(explained), "exit_code": explained.exit_code}
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tgis_cli.models.cache_folder import CacheFolder, read_file
+from tgis_cli.models.cache_folder import CacheFolder, list_files, read_file
 from tgis_cli.models.digest import has_digest
+from tgis_cli.models.disk import check_disk, write_errors_explained
 from tgis_cli.models.download import Missing, Selection, Transfers, fetch_all, find_missing, place_all
 from tgis_cli.models.hub import Hub, Listing, RemoteFile, get_endpoint, is_offline
 from tgis_cli.models.hub_cache import model_folder_name
 from tgis_cli.models.inventory import and_more, inspect_snapshot
 from tgis_cli.models.names import COMMIT, is_safe_path
-from tgis_cli.models.selection import SAFETENSORS, ReadText, drop_converted, parse_extensions, select_names
+from tgis_cli.models.selection import PYTORCH, SAFETENSORS, ReadText, drop_converted, parse_extensions, select_names
 from tgis_cli.progress import format_seconds, show_progress, tell
 from tgis_server.errors import HubError, ModelError, UsageError
 from tgis_server.sizes import format_bytes
@@ -83,15 +85,17 @@ class GetModel:
         except HubError as error:
             return self._plan_without_hub(error)
         selection = self._select(listing, lambda name: hub.read_text(name, listing.commit))
-        files = hub.complete(list(selection.files), listing.commit)
-        selection = Selection(listing, tuple(files))
+        files = tuple(hub.complete(list(selection.files), listing.commit))
+        known = {file.name: file for file in files}
+        listing = replace(listing, files=tuple(known.get(file.name, file) for file in listing.files))
+        selection = Selection(listing, files)
         return Planned(selection, find_missing(self.folder, selection), is_online=True)
 
     def _select(self, listing: Listing, read_text: ReadText) -> Selection:
         files = {file.name: file for file in listing.files}
         names = select_names(files, self._extensions, read_text, with_bin=self.order.with_bin)
         wanted = self._extensions[0]
-        can_convert = wanted == SAFETENSORS and any(name.endswith((".bin", ".pt")) for name in files)
+        can_convert = wanted == SAFETENSORS and any(name.endswith(PYTORCH) for name in files)
         if not any(name.endswith(wanted) for name in names) and not (self.order.with_bin and can_convert):
             if can_convert:
                 raise ModelError(
@@ -123,7 +127,7 @@ class GetModel:
             cached = inspect_snapshot(self.folder, model, commit, ())
             if not cached.is_complete:
                 raise HubError(f"{error} In the cache, {cached.problems[0]}.") from error
-            listing = list_snapshot(self.folder, model, commit)
+            listing = Listing(model, commit, list_files(snapshot, has_blobs=True))
         try:
             selection = self._select(listing, lambda name: (snapshot / name).read_text())
         except OSError as lacking:
@@ -135,27 +139,48 @@ class GetModel:
         self._tell(f"{reason}: {model} is complete in the cache ({revision}, commit {commit[:8]}), nothing is asked")
         return Planned(selection, missing, is_online=False)
 
-    def run(self) -> Path:
+    def run(self, finish: Callable[[Path], None] = lambda snapshot: None) -> Path:
         """Get what is missing; the snapshot's directory.
+
+        Args:
+            finish: makes of the snapshot what can be served, before a branch means it; its errors end the download.
 
         Raises:
             UsageError: the cache cannot be written.
-            ModelError, HubError, NotEnoughDevices: see :func:`fetch_all` and :class:`Hub`.
+            NotEnoughDevices: the disk has no room for what is missing and what is made of it.
+            ModelError, HubError: see :func:`fetch_all` and :class:`Hub`.
         """
         planned = self.plan()
         selection = planned.selection
         commit = selection.listing.commit
+        snapshot = self.folder.snapshot(commit)
         damaged = self._find_damaged(selection, is_online=planned.is_online) if self.order.verify else []
         if not damaged and self._is_placed(selection):
+            finish(snapshot)
             if not self.order.verify:
                 self._tell(f"{self.order.model} is complete already ({format_bytes(selection.num_bytes)})")
-            return self.folder.snapshot(commit)
+            return snapshot
         with self.folder.locked(lambda: self._tell(f"another process works on {self.order.model}: waiting for it")):
             for file in damaged:
-                self.folder.remove(file, commit)
+                path = self.folder.find_content(file, commit)
+                if path and not has_digest(path, file.digest):  # still: another process may have mended it
+                    self.folder.remove(file, commit)
             self._fetch(selection)
-            place_all(self.folder, selection, self.order.revision)
-        return self.folder.snapshot(commit)
+            place_all(self.folder, selection)
+            finish(snapshot)
+            with write_errors_explained(self.folder.root, "check its owner and mode"):
+                self.folder.write_ref(self.order.revision, commit)
+                self.folder.drop_incomplete()
+        return snapshot
+
+    def check_room(self, planned: Planned) -> None:
+        """
+        Raises:
+            NotEnoughDevices: the disk has no room for what is missing and what is made of it.
+        """
+        made_bytes = planned.selection.pytorch_bytes if self.order.with_bin and planned.missing.files else 0
+        what = f"What is missing of {self.order.model}" + (", with its conversion," if made_bytes else "")
+        check_disk(self.folder.blobs, planned.missing.num_bytes + made_bytes, what)
 
     def _is_placed(self, selection: Selection) -> bool:
         """Whether nothing has to be written: the cache may be a read-only volume."""
@@ -167,6 +192,7 @@ class GetModel:
         missing = find_missing(self.folder, selection)  # anew: another process may have fetched it
         if not missing.files:
             return
+        self.check_room(Planned(selection, missing, is_online=True))
         num_bytes = sum(file.size for file in missing.files)
         self._tell(
             f"downloading {len(missing.files)} of {len(selection.files)} files of {self.order.model}: "
@@ -210,12 +236,3 @@ class GetModel:
 
     def _tell(self, sentence: str, event: str = "note", **facts: object) -> None:
         tell(sentence, event, as_json=self._as_json, **facts)
-
-
-def list_snapshot(folder: CacheFolder, model: str, commit: str) -> Listing:
-    """The files of a snapshot as a listing; a link's target is named after its content's digest."""
-    files = []
-    for path in sorted(folder.snapshot(commit).iterdir()):
-        digest = Path(os.readlink(path)).name if path.is_symlink() else ""
-        files.append(RemoteFile(path.name, path.stat().st_size, digest))
-    return Listing(model, commit, tuple(files))

@@ -1,22 +1,23 @@
 """The model hub: what a repository holds, and its errors as sentences. The only door to huggingface_hub for metadata.
 
-Downloading is ``download.py``'s. Endpoint, token and offline mode are the library's own: HF_ENDPOINT, HF_TOKEN (or the
-file that its login writes), HF_HUB_OFFLINE.
+Downloading is ``download.py``'s. Endpoint and offline mode are the library's own: HF_ENDPOINT, HF_HUB_OFFLINE.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tgis_cli.models.hub_token import HubToken
 from tgis_cli.models.names import COMMIT, DIGEST, GIT_SHA1, SHA256, is_safe_path
 from tgis_cli.progress import format_seconds
 from tgis_server.errors import HubError, ModelError, TgisError, UsageError
+from tgis_server.url_credentials import mask_credentials
 
 METADATA_TIMEOUT_S = 10.0
 RETRY_DELAYS_S = (1.0, 2.0, 4.0)  # of the requests for metadata; transfers have their own patience
@@ -24,6 +25,7 @@ MAX_UNREACHED = 1  # where nobody answers: often there is no network at all, and
 MAX_RETRY_AFTER_S = 120.0
 TEMPORARY = frozenset({408, 429, 500, 502, 503, 504})
 BROKEN_OFF = ("RemoteProtocolError", "ReadError", "WriteError")  # of the HTTP library
+FIRST_BYTES = 64 << 10  # holds the header of most files
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +55,6 @@ class Listing:
     commit: str
     files: tuple[RemoteFile, ...]
 
-    def find(self, name: str) -> RemoteFile | None:
-        return next((file for file in self.files if file.name == name), None)
-
 
 class Hub:
     """The hub that the environment names, for one model.
@@ -64,13 +63,11 @@ class Hub:
         say: gets a sentence when a request is tried again.
     """
 
-    def __init__(self, model: str, revision: str | None, token: str | None, say: Callable[[str], None]) -> None:
+    def __init__(self, model: str, revision: str, token: HubToken, say: Callable[[str], None]) -> None:
         self.model = model
-        self.revision = revision or "main"
+        self.revision = revision
         self.token = token
         self._say = say
-        # Else the library asks the hub, in every process, for a list of programs that it could report to be run by.
-        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
     def list_files(self) -> Listing:
         """What the repository holds at the revision.
@@ -111,16 +108,35 @@ class Hub:
 
     def read_text(self, name: str, commit: str) -> str:
         """A small file's text, without writing it anywhere."""
-        from huggingface_hub import hf_hub_url
-        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
         def ask() -> str:
-            url = hf_hub_url(self.model, name, revision=commit)
-            response = get_session().get(url, headers=build_hf_headers(token=self.token), timeout=METADATA_TIMEOUT_S)
-            hf_raise_for_status(response)
-            return str(response.text)
+            with open_content(self.model, name, commit, self.token, METADATA_TIMEOUT_S) as response:
+                raise_for_status(response)
+                return bytes(response.read()).decode(errors="replace")
 
         return str(self._request(ask))
+
+    def read_header(self, file: RemoteFile, commit: str) -> bytes:
+        """The length and the header of a safetensors file, or its beginning if that is no header."""
+        from tgis_server.engines.native.checkpoint import MAX_HEADER_BYTES
+
+        head = self._read_range(file, commit, 0, min(FIRST_BYTES, file.size))
+        end = 8 + int.from_bytes(head[:8], "little")
+        if len(head) < end <= min(MAX_HEADER_BYTES, file.size):
+            head += self._read_range(file, commit, len(head), end)
+        return head[:end]
+
+    def _read_range(self, file: RemoteFile, commit: str, start: int, end: int) -> bytes:
+        wanted = f"bytes={start}-{end - 1}"
+
+        def ask() -> bytes:
+            with open_content(self.model, file.name, commit, self.token, METADATA_TIMEOUT_S, wanted) as response:
+                raise_for_status(response)
+                # A server that ignores ranges sends the whole file: leaving the block ends that.
+                skipped = 0 if response.status_code == 206 else start
+                return take(response.iter_raw(), skipped, end - start)
+
+        return b"" if start == end else bytes(self._request(ask))
 
     def _request(self, ask: Callable[[], Any]) -> Any:
         """Ask, again after what is temporary."""
@@ -138,6 +154,45 @@ class Hub:
                 time.sleep(wait_s)
 
 
+@contextmanager
+def open_content(
+    model: str, name: str, commit: str, token: HubToken, timeout_s: float, wanted: str = ""
+) -> Iterator[Any]:
+    """The hub's answer to a request for a file, whatever it is; redirects to another host go without the token.
+
+    Args:
+        wanted: the part of it, as the header Range has it.
+    """
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, get_session
+
+    # Not compressed, so that offsets are those of the content.
+    headers = build_hf_headers(token=token) | {"Accept-Encoding": "identity"} | ({"Range": wanted} if wanted else {})
+    url = hf_hub_url(model, name, revision=commit)
+    with get_session().stream("GET", url, headers=headers, timeout=timeout_s) as response:
+        yield response
+
+
+def raise_for_status(response: Any) -> None:
+    from huggingface_hub.utils import hf_raise_for_status
+
+    hf_raise_for_status(response)
+
+
+def take(pieces: Iterable[bytes], skipped: int, count: int) -> bytes:
+    """``count`` bytes of a stream, after the first ``skipped``.
+
+    Raises:
+        ConnectionError: the stream ends before.
+    """
+    taken = bytearray()
+    for piece in pieces:
+        taken += piece
+        if len(taken) >= skipped + count:
+            return bytes(taken[skipped : skipped + count])
+    raise ConnectionError("the answer ended early")
+
+
 def to_remote_file(sibling: Any) -> RemoteFile:
     lfs = sibling.lfs
     digest = (lfs.sha256 if lfs else sibling.blob_id) or ""
@@ -145,9 +200,10 @@ def to_remote_file(sibling: Any) -> RemoteFile:
 
 
 def get_endpoint() -> str:
+    """For people: without a password that may be in it."""
     from huggingface_hub import constants
 
-    return constants.ENDPOINT
+    return mask_credentials(constants.ENDPOINT)
 
 
 def is_offline() -> bool:
@@ -165,15 +221,15 @@ def is_network_error(error: BaseException) -> bool:
     """Whether no answer came. The HTTP library's name depends on huggingface_hub's version."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 
-    if isinstance(error, OfflineModeIsEnabled) or get_status(error) is not None or is_bad_address(error):
+    if isinstance(error, OfflineModeIsEnabled) or get_status(error) is not None or is_bad_request(error):
         return False
     is_transport = any(kind.__name__ == "TransportError" for kind in type(error).__mro__)
     return is_transport or isinstance(error, ConnectionError | TimeoutError)
 
 
-def is_bad_address(error: BaseException) -> bool:
-    """Whether HF_ENDPOINT cannot be an address."""
-    return type(error).__name__ in ("UnsupportedProtocol", "InvalidURL")
+def is_bad_request(error: BaseException) -> bool:
+    """Whether none can be made: HF_ENDPOINT cannot be an address, or the token is none."""
+    return type(error).__name__ in ("UnsupportedProtocol", "InvalidURL", "LocalProtocolError")
 
 
 def is_temporary(error: BaseException) -> bool:
@@ -200,16 +256,17 @@ def describe_error(error: BaseException) -> str:
     if type(error).__name__ in BROKEN_OFF:
         return f"The connection to {get_endpoint()} broke off"
     text = str(error).strip().splitlines()
-    return f"{get_endpoint()} does not answer ({text[0] if text and text[0] else type(error).__name__})"
+    reason = mask_credentials(text[0]) if text and text[0] else type(error).__name__
+    return f"{get_endpoint()} does not answer ({reason})"
 
 
-def explain_hub_error(error: BaseException, model: str, revision: str, token: str | None = None) -> TgisError:
+def explain_hub_error(error: BaseException, model: str, revision: str, token: HubToken) -> TgisError:
     """Whatever huggingface_hub raises, as a sentence with what to do."""
     from huggingface_hub import errors, get_token
 
     endpoint = get_endpoint()
-    is_known = bool(token or get_token())
-    token = "the token that is used" if is_known else "no token is set (HF_TOKEN, --token), and anonymous access"
+    is_known = bool(token or (token is None and get_token()))
+    access = "the token that is used" if is_known else "no token is set (HF_TOKEN, --token), and anonymous access"
     match error:
         case TgisError():
             return error
@@ -222,7 +279,7 @@ def explain_hub_error(error: BaseException, model: str, revision: str, token: st
             return UsageError(f"{model!r} is neither a directory nor a name of the hub, such as org/model.")
         case errors.GatedRepoError():
             return ModelError(
-                f"{model} is gated, and {token} does not open it. Accept its terms at {endpoint}/{model}, then use a "
+                f"{model} is gated, and {access} does not open it. Accept its terms at {endpoint}/{model}, then use a "
                 "token of that account."
             )
         case errors.DisabledRepoError():
@@ -234,13 +291,16 @@ def explain_hub_error(error: BaseException, model: str, revision: str, token: st
         case errors.RepositoryNotFoundError():
             return ModelError(
                 f"{endpoint} has no model {model}, and there is no directory of that name: check it. If the model is "
-                f"private, {token} does not show it."
+                f"private, {access} does not show it."
             )
-    if is_bad_address(error):
-        return UsageError(f"HF_ENDPOINT is {endpoint!r}, but must be an address such as https://huggingface.co.")
+    if is_bad_request(error):
+        return UsageError(
+            f"No request can be made to {endpoint} ({type(error).__name__}): HF_ENDPOINT must be an address such as "
+            "https://huggingface.co, and the token that its login has written must be one."
+        )
     status = get_status(error)
     if status in (401, 403):
-        return ModelError(f"{endpoint} refuses {model} (HTTP {status}), as {token} is not accepted. Check the token.")
+        return ModelError(f"{endpoint} refuses {model} (HTTP {status}), as {access} is not accepted. Check the token.")
     if status is not None and status not in TEMPORARY:
         return ModelError(f"{endpoint} refuses {model} (HTTP {status}): check the name, the revision and HF_ENDPOINT.")
     if status is not None:
@@ -250,4 +310,5 @@ def explain_hub_error(error: BaseException, model: str, revision: str, token: st
             f"{describe_error(error)}: check the network and HTTPS_PROXY, name a mirror with HF_ENDPOINT, or bring the "
             "model with `tgis bundle` and `tgis unbundle`."
         )
-    return HubError(f"{endpoint} gave no usable answer ({type(error).__name__}: {error}): check HF_ENDPOINT.")
+    reason = f"{type(error).__name__}: {mask_credentials(str(error))}"
+    return HubError(f"{endpoint} gave no usable answer ({reason}): check HF_ENDPOINT.")

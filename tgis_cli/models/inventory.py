@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tgis_cli.models.cache_folder import CacheFolder
+from tgis_cli.models.cache_folder import CacheFolder, read_file
+from tgis_cli.models.disk import INCOMPLETE
 from tgis_cli.models.selection import (
     BIN,
     BIN_INDEX,
@@ -25,7 +26,7 @@ from tgis_cli.models.selection import (
     parse_index,
     select_names,
 )
-from tgis_server.errors import ModelError
+from tgis_server.errors import ModelError, UsageError
 
 PREFIX = "models--"
 FORMATS = {".safetensors": "safetensors", ".bin": "pytorch", ".pt": "pytorch", ".onnx": "onnx", ".gguf": "gguf"}
@@ -56,13 +57,25 @@ class CachedModel:
 
 
 def list_models(cache_dir: Path) -> list[CachedModel]:
-    """All revisions of all models, by name. A folder that cannot be read is left out."""
+    """All revisions of all models, by name. A folder that cannot be read is left out.
+
+    Raises:
+        UsageError: the cache is there, but cannot be read.
+    """
+    try:
+        roots = sorted(Path(entry) for entry in os.scandir(cache_dir) if entry.name.startswith(PREFIX))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UsageError(
+            f"The cache {cache_dir} cannot be read ({error.strerror}): give user {os.getuid()} the right, or name "
+            "another with HF_HUB_CACHE."
+        ) from error
     found: list[CachedModel] = []
-    with suppress(OSError):
-        for root in sorted(cache_dir.glob(f"{PREFIX}*")):
-            name = root.name.removeprefix(PREFIX).replace("--", "/")
-            with suppress(OSError):
-                found += list_revisions(CacheFolder(cache_dir, name), name)
+    for root in roots:
+        name = root.name.removeprefix(PREFIX).replace("--", "/")
+        with suppress(OSError):
+            found += list_revisions(CacheFolder(cache_dir, name), name)
     return found
 
 
@@ -91,7 +104,7 @@ def describe_strange(
 def read_references(root: Path) -> dict[str, str]:
     """Commit by name of branch or tag."""
     refs = root / "refs"
-    return {str(file.relative_to(refs)): file.read_text().strip() for file in sorted(refs.rglob("*")) if file.is_file()}
+    return {str(file.relative_to(refs)): read_file(file) for file in sorted(refs.rglob("*")) if file.is_file()}
 
 
 def inspect_snapshot(folder: CacheFolder, model: str, commit: str, revisions: tuple[str, ...]) -> CachedModel:
@@ -122,7 +135,7 @@ def inspect_snapshot(folder: CacheFolder, model: str, commit: str, revisions: tu
 
 
 def sum_incomplete(folder: CacheFolder) -> int:
-    return sum(path.stat().st_size for path in folder.blobs.glob("*.incomplete"))
+    return sum(path.stat().st_size for path in folder.blobs.glob(f"*{INCOMPLETE}"))
 
 
 def find_problems(

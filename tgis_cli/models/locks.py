@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 POLL_S = 0.2
+MAX_RACES = 100  # for what is removed between being made and opened
 NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS, errno.EBADF, errno.EACCES})
 
 
@@ -32,12 +34,16 @@ def lock(path: Path, say_waiting: Callable[[], None], make: Callable[[], object]
     Raises:
         FileNotFoundError: it is not there.
     """
-    wait = Waiting(say_waiting)
-    while True:
-        make()
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    for attempt in itertools.count(1):
         try:
-            is_exclusive = wait.take(descriptor)
+            make()
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:  # the last holder has just removed it
+            if attempt == MAX_RACES:
+                raise
+            continue
+        try:
+            is_exclusive = take(descriptor, say_waiting)
             if has_name(descriptor, path):
                 yield is_exclusive
                 return
@@ -53,25 +59,19 @@ def has_name(descriptor: int, path: Path) -> bool:
         return False
 
 
-class Waiting:
-    """Takes locks, and tells once that it has to wait."""
-
-    def __init__(self, say: Callable[[], None]) -> None:
-        self._say = say
-        self._is_told = False
-
-    def take(self, descriptor: int) -> bool:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not self._is_told:
-                    self._is_told = True
-                    self._say()
-                time.sleep(POLL_S)  # not a blocking call: Ctrl-C must end the wait at once, also in a thread
-            except OSError as error:
-                if error.errno in NO_LOCKS:
-                    return False
-                raise
-            else:
-                return True
+def take(descriptor: int, say_waiting: Callable[[], None]) -> bool:
+    is_told = False
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not is_told:
+                is_told = True
+                say_waiting()
+            time.sleep(POLL_S)  # not a blocking call: Ctrl-C must end the wait at once, also in a thread
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                return False
+            raise
+        else:
+            return True

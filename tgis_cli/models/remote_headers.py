@@ -6,87 +6,34 @@ is a hole, which takes no room on a disk. So everything that inspects a model be
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
-from tgis_cli.models.get_model import GetModel, Order
-from tgis_cli.models.hub import METADATA_TIMEOUT_S, Hub, RemoteFile
+from tgis_cli.models.get_model import GetModel, Order, Planned
+from tgis_cli.models.hub import Hub
+from tgis_cli.models.safetensors_file import Content
 from tgis_cli.models.selection import SAFETENSORS, SAFETENSORS_INDEX, SINGLE_SAFETENSORS
-from tgis_server.engines.native.checkpoint import DTYPES, ITEM_BYTES, MAX_HEADER_BYTES
+from tgis_cli.models.torch_file import DTYPES, StoredTensor
 from tgis_server.engines.native.families import parameters_of, read_spec
 
-FIRST_BYTES = 64 << 10  # holds the header of most files
 NUM_PARALLEL = 8
 SMALL_FILES = ("config.json", "generation_config.json", SAFETENSORS_INDEX)
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteModel:
-    """What a download would bring."""
-
-    commit: str
-    num_bytes: int
-    missing_bytes: int  # of these, not in the cache
-    has_safetensors: bool
-
-
-class HeaderReader(Hub):
-    """A hub that can be asked for a part of a file."""
-
-    def read_header(self, file: RemoteFile, commit: str) -> bytes:
-        """The length and the header of a safetensors file, or its beginning if that is no header."""
-        head = self._read_range(file, commit, 0, min(FIRST_BYTES, file.size))
-        end = 8 + int.from_bytes(head[:8], "little")
-        if len(head) < end <= min(MAX_HEADER_BYTES, file.size):
-            head += self._read_range(file, commit, len(head), end)
-        return head[:end]
-
-    def _read_range(self, file: RemoteFile, commit: str, start: int, end: int) -> bytes:
-        from huggingface_hub import hf_hub_url
-        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
-
-        url = hf_hub_url(self.model, file.name, revision=commit)
-        headers = build_hf_headers(token=self.token)
-        headers |= {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
-
-        def ask() -> bytes:
-            # Redirects to another host are followed without the token.
-            with get_session().stream("GET", url, headers=headers, timeout=METADATA_TIMEOUT_S) as response:
-                hf_raise_for_status(response)
-                # A server that ignores ranges sends the whole file: leaving the block ends that.
-                skipped = 0 if response.status_code == 206 else start
-                return take(response.iter_raw(), skipped, end - start)
-
-        return b"" if start == end else bytes(self._request(ask))
-
-
-def take(pieces: Iterable[bytes], skipped: int, count: int) -> bytes:
-    """``count`` bytes of a stream, after the first ``skipped``.
-
-    Raises:
-        ConnectionError: the stream ends before.
-    """
-    taken = bytearray()
-    for piece in pieces:
-        taken += piece
-        if len(taken) >= skipped + count:
-            return bytes(taken[skipped : skipped + count])
-    raise ConnectionError("the answer ended early")
-
-
-def fetch_headers(order: Order, cache_dir: Path, directory: Path, say: Callable[[str], None]) -> RemoteModel:
+def fetch_headers(order: Order, cache_dir: Path, directory: Path, say: Callable[[str], None]) -> Planned:
     """Lay out in ``directory`` what is needed to inspect the model; the cache is looked at, but not written.
+
+    Returns:
+        What a download would bring.
 
     Raises:
         UsageError, ModelError, HubError: see :class:`Hub`.
     """
     planned = GetModel(order, cache_dir, as_json=False).plan()
     listing, files = planned.selection.listing, planned.selection.files
-    hub = HeaderReader(order.model, order.revision, order.transfers.token, say)
+    hub = Hub(order.model, order.revision, order.transfers.token, say)
     for name in SMALL_FILES:
         if any(file.name == name for file in files):
             (directory / name).write_text(hub.read_text(name, listing.commit))
@@ -95,7 +42,7 @@ def fetch_headers(order: Order, cache_dir: Path, directory: Path, say: Callable[
         headers = pool.map(lambda file: hub.read_header(file, listing.commit), weights)
         for file, header in zip(weights, headers, strict=True):
             write_with_hole(directory / file.name, header, file.size)
-    return RemoteModel(listing.commit, planned.selection.num_bytes, planned.missing.num_bytes, bool(weights))
+    return planned
 
 
 def write_with_hole(file: Path, beginning: bytes, size: int) -> None:
@@ -104,19 +51,23 @@ def write_with_hole(file: Path, beginning: bytes, size: int) -> None:
         stream.truncate(size)
 
 
-def write_converted_header(directory: Path) -> None:
+def write_content_with_hole(file: Path, content: Content) -> None:
+    head = content.make_head()
+    write_with_hole(file, head, len(head) + content.num_bytes)
+
+
+def write_converted_header(directory: Path, source_bytes: int = 0) -> None:
     """Lay out weights as a conversion to safetensors would make them, going by config.json alone.
+
+    Args:
+        source_bytes: size of the PyTorch weights, which tells their width where config.json does not.
 
     Raises:
         ModelError: no engine knows the model.
     """
     spec = read_spec(directory)
-    dtype = spec.dtype or "float32"
-    names = {name: spelling for spelling, name in DTYPES.items()}
     shapes = {piece.tensor: piece.tensor_shape for parameter in parameters_of(spec) for piece in parameter.pieces}
-    header, end = {}, 0
-    for name, shape in shapes.items():
-        start, end = end, end + math.prod(shape) * ITEM_BYTES[dtype]
-        header[name] = {"dtype": names[dtype], "shape": shape, "data_offsets": [start, end]}
-    raw = json.dumps(header).encode()
-    write_with_hole(directory / SINGLE_SAFETENSORS, len(raw).to_bytes(8, "little") + raw, 8 + len(raw) + end)
+    is_narrow = 0 < source_bytes < 3 * sum(map(math.prod, shapes.values()))
+    dtype, item_bytes = DTYPES[spec.dtype or ("float16" if is_narrow else "float32")]
+    tensors = {name: StoredTensor(dtype, item_bytes, tuple(shape), (), 0) for name, shape in shapes.items()}
+    write_content_with_hole(directory / SINGLE_SAFETENSORS, Content(directory, tensors, {}))

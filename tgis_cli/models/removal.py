@@ -6,9 +6,8 @@ import os
 import shutil
 import uuid
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tgis_cli.models.cache_folder import CacheFolder
 from tgis_cli.models.inventory import read_references
@@ -25,16 +24,14 @@ class Removal:
 
     model: str
     root: Path
-    commit: str  # empty = the whole folder
+    commit: str  # that was named; empty = all
+    is_whole: bool  # the whole folder, also where no other commit is in it
     references: tuple[Path, ...]
     blobs: tuple[Path, ...]
     num_bytes: int
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
     def describe(self) -> str:
-        what = f"revision {self.commit} of {self.model}" if self.commit else f"all of {self.model}"
+        what = f"all of {self.model}" if self.is_whole else f"revision {self.commit} of {self.model}"
         return f"{what}: {format_bytes(self.num_bytes)} in {self.root}"
 
 
@@ -48,7 +45,7 @@ def plan_removal(cache_dir: Path, model: str, revision: str | None) -> Removal:
         raise ModelError(f"{model} is not in the cache {cache_dir}: `tgis models` lists what is.")
     references = read_references(folder.root)
     if revision is None:
-        return Removal(model, folder.root, "", (), (), sum_allocated(folder.root))
+        return Removal(model, folder.root, "", True, (), (), sum_files(folder.root))
     snapshots = folder.root / "snapshots"
     begun = [path.name for path in snapshots.glob("*") if len(revision) >= 7 and path.name.startswith(revision)]
     commit = references.get(revision, begun[0] if len(begun) == 1 else revision)
@@ -57,13 +54,13 @@ def plan_removal(cache_dir: Path, model: str, revision: str | None) -> Removal:
         raise ModelError(f"{model} has no revision {revision} in the cache; its branches and tags there are {known}.")
     others = [path for path in snapshots.iterdir() if path.name != commit and path.is_dir()]
     if not others:
-        return Removal(model, folder.root, "", (), (), sum_allocated(folder.root))
+        return Removal(model, folder.root, commit, True, (), (), sum_files(folder.root))
     used_elsewhere = {blob for other in others for blob in find_blobs(folder, other)}
     blobs = sorted(find_blobs(folder, snapshots / commit) - used_elsewhere)
-    own_bytes = sum_allocated(snapshots / commit)
+    own_bytes = sum_files(snapshots / commit)
     num_bytes = sum(path.stat().st_size for path in blobs if path.is_file()) + own_bytes
     named = tuple(folder.root / "refs" / name for name, target in references.items() if target == commit)
-    return Removal(model, folder.root, commit, named, tuple(blobs), num_bytes)
+    return Removal(model, folder.root, commit, False, named, tuple(blobs), num_bytes)
 
 
 def find_blobs(folder: CacheFolder, snapshot: Path) -> set[Path]:
@@ -73,7 +70,7 @@ def find_blobs(folder: CacheFolder, snapshot: Path) -> set[Path]:
     return {target for target in targets if target.parent == folder.blobs}
 
 
-def sum_allocated(root: Path) -> int:
+def sum_files(root: Path) -> int:
     total = 0
     for path in root.rglob("*"):
         with suppress(OSError):
@@ -103,7 +100,7 @@ def remove(planned: Removal) -> None:
             for snapshot in (root / "snapshots").glob("*"):  # in which a conversion may be under way
                 stack.enter_context(lock(snapshot, refuse))
             removal = plan_removal(root.parent, planned.model, planned.commit or None)
-            if removal.commit:
+            if not removal.is_whole:
                 for reference in removal.references:
                     reference.unlink(missing_ok=True)
                 os.rename(removal.root / "snapshots" / removal.commit, trash)

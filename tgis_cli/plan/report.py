@@ -63,8 +63,8 @@ class Report:
 
     @property
     def free_disk_bytes(self) -> int | None:
-        """Where a download would go."""
-        return free_disk_bytes(self.source.cache_dir) if self.source.cache_dir else None
+        """Where a download or a conversion would go."""
+        return free_disk_bytes(self.source.target_dir) if self.source.target_dir else None
 
     @property
     def inferred(self) -> dict[str, dict[str, Any]]:
@@ -91,7 +91,7 @@ class Report:
             "problem": str(self.problem) if self.problem else None,
             "model": source.model,
             "where": source.where,
-            "must_convert": source.must_convert,
+            "must_convert": bool(source.convert_bytes),
             "family": spec.family if spec else None,
             "num_parameters": weights.num_parameters if weights else None,
             "weights": {
@@ -104,6 +104,7 @@ class Report:
             "disk": {
                 "num_bytes": source.num_bytes,
                 "download_bytes": source.missing_bytes,
+                "convert_bytes": source.convert_bytes,
                 "free_bytes": self.free_disk_bytes,
             },
             "valid_num_shards": valid_num_shards(spec) if spec else [],
@@ -151,8 +152,8 @@ def fill(report: Report, loaded: LoadedConfig, environ: Mapping[str, str]) -> No
     report.chosen = next(fit for fit in report.fits if fit.num_shard == num_shard)
     if report.chosen.problem is not None:
         raise report.chosen.problem
-    if source.cache_dir is not None and not devices.stated:
-        check_disk(source.cache_dir, source.missing_bytes, source.model)
+    if source.target_dir is not None and not devices.stated:
+        check_disk(source.target_dir, source.missing_bytes + source.convert_bytes, source.model)
 
 
 def resolve_as(loaded: LoadedConfig, environ: Mapping[str, str], report: Report) -> Resolved:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tgis_cli.models import find_model_dir, get_cache_dir, is_in_cache
+from tgis_cli.models.selection import PYTORCH
 from tgis_cli.resolve import DEMO_MODEL_DIR
 from tgis_server.config import ServeConfig
 from tgis_server.engines.native.checkpoint import find_files
-from tgis_server.errors import ModelError
+from tgis_server.errors import ModelError, UsageError
 
 COPIED = ("config.json", "generation_config.json")
-PYTORCH = ("*.bin", "*.pt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +30,10 @@ class Source:
     where: str  # in words
     num_bytes: int  # of the model's files
     missing_bytes: int = 0  # of these, still to be downloaded
-    cache_dir: Path | None = None  # where they would go; None: the model is here
-    must_convert: bool = False  # the weights are not safetensors
+    target_dir: Path | None = None  # where files would be written; None: nothing is left to do
+    convert_bytes: int = 0  # of safetensors, still to be made of PyTorch weights
     is_stand_in: bool = False  # model_dir holds no data
+    is_on_hub: bool = False
 
 
 @contextmanager
@@ -42,19 +44,28 @@ def open_model(config: ServeConfig, environ: Mapping[str, str], token: str | Non
         UsageError, ModelError, HubError: it is in no place, or cannot be asked for.
     """
     name = config.model_name
-    with tempfile.TemporaryDirectory(prefix="tgis-plan-") as made:
-        directory = Path(made)
+    with ExitStack() as stack:
+
+        def make_directory() -> Path:
+            try:
+                return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tgis-plan-")))
+            except OSError as error:
+                raise UsageError(
+                    f"No temporary directory can be made for the headers of {name} ({error.strerror}): name a writable "
+                    "one with TMPDIR."
+                ) from error
+
         if name is None:
-            source = Source("demo", DEMO_MODEL_DIR, "the demo model that comes with TGIS", sum_files(DEMO_MODEL_DIR))
-        else:
-            cache_dir = get_cache_dir(environ)
-            source = find_local(name, config, cache_dir, directory) or ask_hub(
-                name, config, cache_dir, directory, token
-            )
-        yield source
+            yield Source("demo", DEMO_MODEL_DIR, "the demo model that comes with TGIS", sum_files(DEMO_MODEL_DIR))
+            return
+        cache_dir = get_cache_dir(environ)
+        yield (
+            find_local(name, config, cache_dir, make_directory)
+            or ask_hub(name, config, cache_dir, make_directory(), token)
+        )
 
 
-def find_local(name: str, config: ServeConfig, cache_dir: Path, directory: Path) -> Source | None:
+def find_local(name: str, config: ServeConfig, cache_dir: Path, make_directory: Callable[[], Path]) -> Source | None:
     """What is here already, if its weights are."""
     try:
         model_dir = find_model_dir(name, config.revision, cache_dir)
@@ -67,46 +78,72 @@ def find_local(name: str, config: ServeConfig, cache_dir: Path, directory: Path)
     try:
         find_files(model_dir)
     except ModelError:
-        if not any(next(model_dir.glob(pattern), None) for pattern in PYTORCH):
+        if not any(path.suffix in PYTORCH for path in model_dir.iterdir()):
             if is_cached:
                 return None  # a part of a download: the hub knows the rest
             raise
+        directory = make_directory()
         for copied in COPIED:
             with suppress(FileNotFoundError):
                 shutil.copyfile(model_dir / copied, directory / copied)
-        lay_out_converted(directory)
-        return Source(name, directory, where, sum_files(model_dir), must_convert=True, is_stand_in=True)
+        lay_out_converted(model_dir, directory)
+        return Source(
+            name,
+            directory,
+            where,
+            sum_files(model_dir),
+            target_dir=model_dir,
+            convert_bytes=sum_files(directory),
+            is_stand_in=True,
+        )
     return Source(name, model_dir, where, sum_files(model_dir))
+
+
+def lay_out_converted(model_dir: Path, directory: Path) -> None:
+    """What a conversion would make of PyTorch weights, but for their data.
+
+    Raises:
+        ModelError: they cannot be converted.
+    """
+    from tgis_cli.models.convert import find_index_to_make, find_sources, join_names, read_content, write_index
+    from tgis_cli.models.remote_headers import write_content_with_hole
+
+    sources = find_sources(model_dir)
+    contents = {
+        directory / target.name: read_content(source, model_dir, as_json=False) for target, source in sources.items()
+    }
+    for target, content in contents.items():
+        write_content_with_hole(target, content)
+    if index := find_index_to_make(model_dir, sources):
+        write_index(directory / index.name, join_names(contents, contents))
 
 
 def ask_hub(name: str, config: ServeConfig, cache_dir: Path, directory: Path, token: str | None) -> Source:
     from tgis_cli.models.download import Transfers
     from tgis_cli.models.get_model import Order
     from tgis_cli.models.hub import get_endpoint
-    from tgis_cli.models.remote_headers import fetch_headers
+    from tgis_cli.models.hub_token import find_token
+    from tgis_cli.models.remote_headers import fetch_headers, write_converted_header
 
-    order = Order(name, config.revision or "main", transfers=Transfers(token))
-    remote = fetch_headers(order, cache_dir, directory, lambda sentence: print(sentence, file=sys.stderr))
-    if not remote.has_safetensors:
-        lay_out_converted(directory)
+    def say(sentence: str) -> None:
+        print(sentence, file=sys.stderr)
+
+    order = Order(name, config.revision or "main", transfers=Transfers(find_token(token, os.environ, say)))
+    planned = fetch_headers(order, cache_dir, directory, say)
+    if planned.selection.pytorch_bytes:
+        with suppress(ModelError):  # no engine knows the model
+            write_converted_header(directory, planned.selection.pytorch_bytes)
     return Source(
         name,
         directory,
-        f"{get_endpoint()}, commit {remote.commit[:8]}, not downloaded",
-        remote.num_bytes,
-        remote.missing_bytes,
+        f"{get_endpoint()}, commit {planned.selection.listing.commit[:8]}, not downloaded",
+        planned.selection.num_bytes,
+        planned.missing.num_bytes,
         cache_dir,
-        must_convert=not remote.has_safetensors,
+        convert_bytes=planned.selection.pytorch_bytes,
         is_stand_in=True,
+        is_on_hub=True,
     )
-
-
-def lay_out_converted(directory: Path) -> None:
-    """Weights of which nothing but config.json tells; nothing where no engine knows the model."""
-    from tgis_cli.models.remote_headers import write_converted_header
-
-    with suppress(ModelError):
-        write_converted_header(directory)
 
 
 def sum_files(model_dir: Path) -> int:

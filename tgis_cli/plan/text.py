@@ -54,7 +54,8 @@ def describe_model(report: Report) -> Iterator[tuple[str, str]]:
         by_size = sorted(weights.bytes_by_dtype.items(), key=lambda item: -item[1])
         dtypes = " and ".join(dtype for dtype, _ in by_size)
         yield "parameters", f"{format_count(weights.num_parameters)} in {dtypes}"
-        files = "by config.json alone" if source.must_convert else f"in {count(weights.num_files, 'file')}"
+        is_guess = source.is_on_hub and source.convert_bytes
+        files = "by config.json alone" if is_guess else f"in {count(weights.num_files, 'file')}"
         yield "weights", f"{format_bytes(weights.num_bytes)} {files}"
     else:
         yield "parameters", "not known: no header tells"
@@ -75,13 +76,12 @@ def describe_spec(spec: DecoderSpec) -> str:
 def describe_disk(report: Report) -> str:
     source = report.source
     parts = [format_bytes(source.num_bytes)]
-    if source.cache_dir is not None:
-        parts += [
-            f"{format_bytes(source.missing_bytes)} of them to download to {source.cache_dir}",
-            f"{describe_room(report.free_disk_bytes)} there",
-        ]
-    if source.must_convert:
-        parts += ["as much again once converted to safetensors, which a start needs"]
+    if source.missing_bytes:
+        parts += [f"{format_bytes(source.missing_bytes)} of them to download to {source.target_dir}"]
+    if source.convert_bytes:
+        parts += [f"{format_bytes(source.convert_bytes)} more once converted to safetensors, which a start needs"]
+    if source.target_dir is not None:
+        parts += [f"{describe_room(report.free_disk_bytes)} there"]
     return ", ".join(parts)
 
 
@@ -108,11 +108,11 @@ def conclude(report: Report) -> Iterator[str]:
     if chosen is not None and chosen.problem is None:
         yield from chosen.notes
         length = f"{chosen.max_sequence_length:,}"
-        once = ", once `tgis convert-to-safetensors` has converted it" if report.source.must_convert else ""
+        once = ", once `tgis convert-to-safetensors` has converted it" if report.source.convert_bytes else ""
         yield f"It {report.verdict}{once}: --num-shard {chosen.num_shard}, sequences of up to {length} tokens."
     elif report.fewest_shards is not None:
         yield f"It would fit with --num-shard {report.fewest_shards}."
-    if report.source.cache_dir is not None and report.spec is not None:
+    if report.source.is_on_hub and report.spec is not None:
         yield f"`tgis download-weights {report.source.model}` gets it."
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+from tgis_cli.stop_signals import STOP_SIGNALS, heeded_signals
 
 # `timeout` and some init systems signal a process and then its group: an echo within this time is not impatience.
 ECHO_S = 0.2
@@ -36,11 +36,6 @@ def signals_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def heeded_signals() -> list[signal.Signals]:
-    """SIGHUP stays ignored where it is (``nohup``)."""
-    return [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 class StopSignals:

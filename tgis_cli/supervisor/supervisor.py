@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tgis_cli.stop_signals import STOP_SIGNALS
 from tgis_cli.supervisor.cause import (
     Cause,
     Exit,
@@ -40,7 +41,7 @@ from tgis_cli.supervisor.cause import (
 )
 from tgis_cli.supervisor.child import Child
 from tgis_cli.supervisor.environment import child_environment
-from tgis_cli.supervisor.signals import STOP_SIGNALS, StopSignals
+from tgis_cli.supervisor.signals import StopSignals
 from tgis_cli.supervisor.terminal import Terminal
 from tgis_cli.supervisor.waiting import first_of, wait_all
 from tgis_server import cgroup, failures
