@@ -419,9 +419,9 @@ DRIVER_TOO_OLD = Failure(
 )
 GPU_NOT_SUPPORTED = Failure(
     "gpu-not-supported",
-    "CUDA says that there is no kernel image for the device",
-    "{process}: the installed torch has no code for this GPU (no kernel image is available): install a build of "
-    "torch that supports it, or use another GPU.",
+    "CUDA says that there is no kernel image for the device; before the start, torch's CUDA compiles for newer ones",
+    "{process}: the installed torch has no code for this GPU ({reason}): install a build of torch that supports it, or "
+    "use another GPU.",
     NotEnoughDevices,
 )
 GPU_UNUSABLE = Failure(

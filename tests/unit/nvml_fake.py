@@ -34,6 +34,7 @@ class Board:
     cpu_words: tuple[int, ...] = ()  # empty = not supported
     instances: list[Instance | None] | None = None  # None = no MIG mode; None in the list = an empty place
     error: int = 0  # of getting its handle
+    capability: tuple[int, int] | None = None
 
 
 class FakeNvml:
@@ -86,6 +87,11 @@ class FakeNvml:
         if not handle.cpu_words:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
         return [*handle.cpu_words, *[0] * (num_words - len(handle.cpu_words))]
+
+    def nvmlDeviceGetCudaComputeCapability(self, handle: Board) -> tuple[int, int]:  # noqa: N802
+        if handle.capability is None:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return handle.capability
 
     def nvmlDeviceGetMigMode(self, handle: Board) -> list[int]:  # noqa: N802
         if handle.instances is None:

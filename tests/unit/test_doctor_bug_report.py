@@ -71,7 +71,7 @@ def test_an_archive_has_no_secrets_prompts_or_weights_whatever_they_are_found_in
         f"Authorization: Bearer {CANARY}0123456789\nconnecting to http://me:{CANARY}/@collector:4317/x\n"
         f"token was {CANARY}-of-the-environment\nhf_{CANARY}012345\n"
         f"-----BEGIN PRIVATE KEY-----\n{CANARY}\n-----END PRIVATE KEY-----\n"
-        f'{{"level": "debug", "message": "prompt {CANARY}"}}\n{{"level": "info", "message": "kept"}}\n',
+        "kept\n",
     )
     environ = {
         "HOME": str(home),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pynvml
 import pytest
 
 from nvml_fake import GIB, Board, FakeNvml, Instance
+from tgis_cli.machine import gpus
 from tgis_cli.machine.gpus import Gpu, GpuReport, find_gpus, list_installed_gpus, split_devices
 
 PLAIN = (Board("GPU-aa11"), Board("GPU-ab22"))
@@ -30,12 +32,13 @@ def devices(report: GpuReport) -> list[str]:
 
 
 def test_a_gpu_is_described_by_the_driver():
-    nvml = FakeNvml(Board("GPU-aa11", "NVIDIA H200", 140 * GIB, 139 * GIB, cpu_words=(0b1011, 0b1)))
+    board = Board("GPU-aa11", "NVIDIA H200", 140 * GIB, 139 * GIB, cpu_words=(0b1011, 0b1), capability=(9, 0))
+    nvml = FakeNvml(board)
 
     report = list_installed_gpus(nvml)
 
     assert report == GpuReport(
-        (Gpu("GPU-aa11", "NVIDIA H200", 140 * GIB, 139 * GIB, frozenset({0, 1, 3, 64})),),
+        (Gpu("GPU-aa11", "NVIDIA H200", 140 * GIB, 139 * GIB, frozenset({0, 1, 3, 64}), capability=(9, 0)),),
         "driver 570.86.10 for CUDA 12.8",
     )
     assert nvml.num_open == 0
@@ -49,6 +52,27 @@ def test_what_a_gpu_does_not_tell_is_not_known():
     gpu = list_installed_gpus(FakeNvml(Board("GPU-aa11", total_bytes=0))).gpus[0]
 
     assert (gpu.total_bytes, gpu.free_bytes, gpu.cpus) == (0, 0, frozenset())
+
+
+def test_a_driver_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    monkeypatch.setattr(gpus, "NOTE_AFTER_S", 0.01)
+    monkeypatch.setattr(gpus, "GIVE_UP_AFTER_S", 0.02)
+    may_end = threading.Event()
+
+    report = find_gpus({}, lambda: may_end.wait() and GpuReport())
+    may_end.set()
+
+    assert report.gpus == ()
+    assert report.problem.startswith("No GPU can be used: the NVIDIA driver has not answered for 0 s (see `dmesg`")
+    assert "has not answered for 0 s: waiting for it" in caplog.text
+
+
+def test_an_error_of_asking_the_driver_is_the_askers():
+    def fail() -> GpuReport:
+        raise OSError("broken")
+
+    with pytest.raises(OSError, match="broken"):
+        find_gpus({}, fail)
 
 
 @pytest.mark.parametrize(

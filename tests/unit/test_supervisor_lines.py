@@ -183,3 +183,5 @@ def test_a_quoted_line_has_neither_clock_nor_level():
         "ValueError",
     ]
     assert plain_lines("shard-1", "a library's") == ["a library's"]
+    assert plain_lines("shard-1", own("A prompt.", level="debug")) == []
+    assert plain_lines("shard-1", "DEBUG: a prompt") == []

@@ -45,8 +45,11 @@ def convert_to_onnx(
     from tgis_cli.models.onnx import Export, export_to_onnx, find_environment
 
     model_dir = find_model_dir(model, revision, get_cache_dir(os.environ))
-    export = Export(model_dir, target.expanduser().absolute(), merge_graphs, optimize, provider)
-    place = (environment or find_environment(dict(os.environ))).expanduser().absolute()
-    difference = export_to_onnx(export, place)
+    export = Export(model_dir, expand(target), merge_graphs, optimize, provider)
+    difference = export_to_onnx(export, expand(environment or find_environment(os.environ)))
     tell(f"logits differ by {difference:.2g} at most", as_json=False)
     print(export.target)
+
+
+def expand(path: Path) -> Path:
+    return Path(os.path.expanduser(path)).absolute()

@@ -44,7 +44,9 @@ def plan(
 
     environ = dict(os.environ)
     loaded = load_config(flags, environ, config_file)
-    devices = read_devices(gpu, cpu, loaded.config, probe_machine(environ))
+    is_asked = gpu is None and cpu is None  # else the GPUs of this machine do not matter, and their driver may hang
+    machine = probe_machine(environ if is_asked else environ | {"CUDA_VISIBLE_DEVICES": ""})
+    devices = read_devices(gpu, cpu, loaded.config, machine)
     with failures_told(as_json=json_), open_model(loaded.config, environ, token) as source:
         report = make_report(source, devices, loaded, environ)
         print(json.dumps(report.as_dict(), indent=1, default=str) if json_ else "\n".join(describe(report)))

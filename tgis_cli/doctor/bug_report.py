@@ -185,18 +185,22 @@ def collect_groups(context: Context) -> Iterator[tuple[str, str]]:
 
 def run_nvidia_smi() -> str:
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             ["nvidia-smi", "-q"],  # noqa: S607  wherever the driver put it
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
-            timeout=NVIDIA_SMI_S,
-            check=False,
+            errors="replace",
         )
     except FileNotFoundError:
         return ""
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except OSError as error:
         return str(error)
-    return done.stdout + done.stderr
+    try:
+        return process.communicate(timeout=NVIDIA_SMI_S)[0]
+    except subprocess.TimeoutExpired as error:
+        process.kill()  # and nobody waits for it: if the driver hangs, it does not even end
+        return str(error)
 
 
 def collect_model(context: Context) -> Iterator[tuple[str, str]]:
@@ -210,13 +214,13 @@ def collect_model(context: Context) -> Iterator[tuple[str, str]]:
 
 
 def collect_runs(context: Context) -> Iterator[tuple[str, str]]:
-    """The latest failed runs: what was asked for, and how each process ended. Logs above debug have no prompts."""
+    """The latest failed runs: what was asked for, and how each process ended."""
     parent = context.config.run_dir or Path(tempfile.gettempdir())
     left = [path for path in parent.glob(f"{PREFIX}*") if is_leftover(path)]
     for run_dir in sort_failed(left)[:MAX_FAILED_RUNS]:
         for file in [run_dir / "serve.json", *sorted((run_dir / "errors").iterdir())]:
             if file.is_file() and not file.is_symlink():
-                yield f"runs/{run_dir.name}/{file.name}", without_debug_lines(read_end(file))
+                yield f"runs/{run_dir.name}/{file.name}", read_end(file)
 
 
 def read_end(file: Path) -> str:
@@ -227,7 +231,3 @@ def read_end(file: Path) -> str:
             return opened.read(MAX_FILE_BYTES).decode(errors="backslashreplace")
     except OSError as error:
         return f"cannot be read: {error.strerror}\n"
-
-
-def without_debug_lines(text: str) -> str:
-    return "".join(line for line in text.splitlines(keepends=True) if '"level": "debug"' not in line)

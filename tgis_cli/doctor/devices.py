@@ -17,6 +17,8 @@ from tgis_server.sizes import format_bytes
 
 # The oldest driver for each major version of CUDA: https://docs.nvidia.com/deploy/cuda-compatibility/
 FIRST_DRIVER = {11: "450.80", 12: "525.60", 13: "580.65"}
+# The least compute capability that each compiles for: https://docs.nvidia.com/cuda/cuda-toolkit-release-notes/
+FIRST_CAPABILITY = {12: (5, 0), 13: (7, 5)}
 CUDA_RUNTIMES = ("nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12", "nvidia-cuda-runtime-cu11")
 MIN_FREE_SHARE = 0.9  # of a GPU that nobody else uses
 MAX_NAMED_PROCESSES = 3
@@ -50,12 +52,12 @@ def check_visible_devices(context: Context) -> Iterator[Verdict]:
 
 
 def check_driver(context: Context) -> Iterator[Verdict]:
-    """Whether the driver runs the CUDA that torch was built for, by their versions."""
+    """Whether the driver runs the CUDA that torch was built for, and that knows the GPUs, by their versions."""
     driver = re.search(r"CUDA (\d+)\.(\d+)", context.machine.driver)
     if not context.uses_gpus or driver is None or (needs := find_torch_cuda(context)) is None:
         return
     has = (int(driver[1]), int(driver[2]))
-    versions = f"{context.machine.driver}, torch is built for CUDA {needs[0]}.{needs[1]}"
+    versions = f"{context.machine.driver}, torch is built for CUDA {format_version(needs)}"
     if has[0] < needs[0]:
         first = FIRST_DRIVER.get(needs[0])
         reason = versions + (f", which needs driver {first} or newer" if first else "")
@@ -63,6 +65,18 @@ def check_driver(context: Context) -> Iterator[Verdict]:
     else:
         older = ", and runs by the compatibility of minor versions" if has < needs else ""
         yield ok(f"The GPUs have {versions}{older}.", driver=has, torch=needs)
+    least = FIRST_CAPABILITY.get(needs[0], (0, 0))
+    for gpu in context.machine.gpus[: context.num_shard]:
+        if gpu.capability and gpu.capability < least:
+            reason = (
+                f"{gpu.name} has compute capability {format_version(gpu.capability)}, CUDA {format_version(needs)} "
+                f"needs {format_version(least)} or newer"
+            )
+            yield failed(failures.GPU_NOT_SUPPORTED.error(process="launcher", reason=reason))
+
+
+def format_version(numbers: tuple[int, int]) -> str:
+    return f"{numbers[0]}.{numbers[1]}"
 
 
 def find_torch_cuda(context: Context) -> tuple[int, int] | None:

@@ -9,16 +9,26 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 NO_DEVICES = frozenset({"", "none", "void", "nodevfiles", "-1"})
 CPU_MASK_WORDS = 64  # of 64 bits each: room for 4,096 CPUs
+NOTE_AFTER_S = 5.0
+GIVE_UP_AFTER_S = 60.0  # without a daemon that keeps it awake, a driver may need seconds for each GPU
+DRIVER_HANGS = (
+    "No GPU can be used: the NVIDIA driver has not answered for {:.0f} s (see `dmesg` for errors of a GPU; a reboot "
+    "helps, or CUDA_VISIBLE_DEVICES='' to serve on the CPU)."
+)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +43,7 @@ class Gpu:
     instances: tuple[Gpu, ...] | None = None  # in MIG mode these are used in its place
     board: str = ""  # UUID of the GPU that a MIG instance is a part of
     mig_path: str = ""  # older name of a MIG instance: MIG-GPU-.../gpu instance/compute instance
+    capability: tuple[int, int] | None = None  # for which code must have been compiled; None = not known
 
     def __str__(self) -> str:
         """In a sentence: ``GPU 0``, or the UUID, which says itself that it is one of a GPU."""
@@ -58,7 +69,7 @@ def find_gpus(environ: Mapping[str, str], list_installed: Callable[[], GpuReport
     listed = split_devices(environ.get("CUDA_VISIBLE_DEVICES"))
     if listed == []:
         return GpuReport()  # the driver is not even asked: that may take a second
-    installed = (list_installed or list_installed_gpus)()
+    installed = ask_patiently(list_installed or list_installed_gpus)
     if not installed.gpus:
         return installed
     if listed is None:
@@ -66,6 +77,28 @@ def find_gpus(environ: Mapping[str, str], list_installed: Callable[[], GpuReport
         return GpuReport(usable, installed.driver, installed.problem)
     visible, problem = select_devices(listed, installed.gpus)
     return GpuReport(visible, installed.driver, problem or installed.problem)
+
+
+def ask_patiently(list_installed: Callable[[], GpuReport]) -> GpuReport:
+    """A driver that hangs, as one does whose GPU has failed, hangs whoever asks it."""
+    answers: list[GpuReport] = []
+    errors: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            answers.append(list_installed())
+        except BaseException as error:  # noqa: BLE001  raised below
+            errors.append(error)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(NOTE_AFTER_S)
+    if asking.is_alive():
+        logger.warning("the NVIDIA driver has not answered for %.0f s: waiting for it", NOTE_AFTER_S)
+        asking.join(GIVE_UP_AFTER_S - NOTE_AFTER_S)
+    if errors:
+        raise errors[0]
+    return answers[0] if answers else GpuReport(problem=DRIVER_HANGS.format(GIVE_UP_AFTER_S))
 
 
 def split_devices(value: str | None) -> list[str] | None:
@@ -155,20 +188,29 @@ def ask_driver(nvml: Any) -> GpuReport:
 
 
 def describe_gpu(nvml: Any, handle: Any) -> Gpu:
-    uuid = nvml.nvmlDeviceGetUUID(handle)
-    cpus = read_near_cpus(nvml, handle)
-    instances = None
-    if is_in_mig_mode(nvml, handle):
-        instances = tuple(describe_instance(nvml, instance, uuid, cpus) for instance in mig_handles(nvml, handle))
     total, free = read_memory(nvml, handle)
-    return Gpu(uuid, nvml.nvmlDeviceGetName(handle), total, free, cpus, instances)
+    gpu = Gpu(
+        nvml.nvmlDeviceGetUUID(handle),
+        nvml.nvmlDeviceGetName(handle),
+        total,
+        free,
+        read_near_cpus(nvml, handle),
+        capability=read_capability(nvml, handle),
+    )
+    if not is_in_mig_mode(nvml, handle):
+        return gpu
+    return replace(
+        gpu, instances=tuple(describe_instance(nvml, instance, gpu) for instance in mig_handles(nvml, handle))
+    )
 
 
-def describe_instance(nvml: Any, handle: Any, board: str, cpus: frozenset[int]) -> Gpu:
+def describe_instance(nvml: Any, handle: Any, board: Gpu) -> Gpu:
     total, free = read_memory(nvml, handle)
-    path = f"{board}/{nvml.nvmlDeviceGetGpuInstanceId(handle)}/{nvml.nvmlDeviceGetComputeInstanceId(handle)}"
+    path = f"{board.device}/{nvml.nvmlDeviceGetGpuInstanceId(handle)}/{nvml.nvmlDeviceGetComputeInstanceId(handle)}"
     uuid, name = nvml.nvmlDeviceGetUUID(handle), nvml.nvmlDeviceGetName(handle)
-    return Gpu(uuid, name, total, free, cpus, board=board, mig_path=f"MIG-{path}")
+    return Gpu(
+        uuid, name, total, free, board.cpus, board=board.device, mig_path=f"MIG-{path}", capability=board.capability
+    )
 
 
 def is_in_mig_mode(nvml: Any, handle: Any) -> bool:
@@ -194,6 +236,14 @@ def read_memory(nvml: Any, handle: Any) -> tuple[int, int]:
     except nvml.NVMLError:
         return 0, 0
     return int(memory.total), int(memory.free)
+
+
+def read_capability(nvml: Any, handle: Any) -> tuple[int, int] | None:
+    try:
+        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+    except nvml.NVMLError:
+        return None
+    return int(major), int(minor)
 
 
 def read_near_cpus(nvml: Any, handle: Any) -> frozenset[int]:

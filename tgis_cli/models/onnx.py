@@ -20,7 +20,7 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -83,9 +83,18 @@ class Export:
             raise UsageError(f"{self.target} exists and is not empty: remove it, or name another directory.")
 
 
-def find_environment(environ: dict[str, str]) -> Path:
-    """Where the exporter lives unless another place is named."""
-    cache = environ.get("XDG_CACHE_HOME") or str(Path(environ.get("HOME") or os.path.expanduser("~"), ".cache"))
+def find_environment(environ: Mapping[str, str]) -> Path:
+    """Where the exporter lives unless another place is named.
+
+    Raises:
+        UsageError: this user has no home.
+    """
+    cache = environ.get("XDG_CACHE_HOME") or os.path.join(environ.get("HOME") or os.path.expanduser("~"), ".cache")
+    if cache.startswith("~"):
+        raise UsageError(
+            f"There is no place for the exporter: HOME is not set, and user {os.getuid()} has no other. Name one with "
+            "--environment."
+        )
     return Path(cache, "tgis", "onnx-exporter")
 
 

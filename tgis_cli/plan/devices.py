@@ -14,8 +14,6 @@ from tgis_server.sizes import GIB, format_bytes
 # GiB that CUDA can allocate on each, which is less than the name says: ECC and firmware take their part.
 GPU_GIB = {
     "T4": 14.6,
-    "V100-16": 15.8,
-    "V100-32": 31.7,
     "A10": 22.0,
     "A10G": 22.0,
     "L4": 22.0,

@@ -120,6 +120,10 @@ def guess_level(raw: str, default: str) -> str:
 
 
 def plain_lines(process: str, raw: str) -> list[str]:
-    """What a line says, without time and level: for a sentence that quotes it."""
+    """What a line says, without time and level, for what is kept of a run; nothing of a debug line, which may hold more
+    than others should read.
+    """
     line = read_own_line(process, raw)
+    if (line.level if line else guess_level(raw, "")) == "debug":
+        return []
     return [raw] if line is None else [line.text, *line.traceback]
