@@ -6,7 +6,7 @@ reasons are printed once at the start and shown by ``tgis config show``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,11 +73,16 @@ class Resolved:
         (_, model_dir, why), *rows = (
             (name, format_value(entry["value"]), entry["reason"]) for name, entry in self.inferred().items()
         )
-        name_width, value_width = (max(len(row[column]) for row in rows) for column in (0, 1))
-        return [
-            f"starting {self.run.model_id} from {model_dir} ({why})",
-            *(f"  {name:<{name_width}}  {value:<{value_width}}  {reason}" for name, value, reason in rows),
-        ]
+        return [f"starting {self.run.model_id} from {model_dir} ({why})", *align(rows)]
+
+
+def align(rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Columns, the last of which may have any width."""
+    rows = list(rows)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    for row in rows:
+        *cells, last = row
+        yield "  " + "  ".join([*(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)), last])
 
 
 def vars_of(record: Any) -> dict[str, Any]:

@@ -117,12 +117,3 @@ def test_beside_a_server_its_ports_are_no_failure(launch: Start):
     assert done.returncode == 0
     assert "belongs to a TGIS server that runs" in done.stdout
     assert f"A server runs already: demo at {server.address}, in {server.run_dir}." in done.stdout
-
-
-def test_a_file_that_exists_is_not_overwritten_and_a_wrong_flag_is_exit_code_2(tmp_path: Path):
-    done = run_doctor("--bundle", str(tmp_path))
-    wrong = run_doctor("--grpc-port", "x")
-
-    assert (done.returncode, wrong.returncode) == (2, 2)
-    assert "exists, and is not overwritten" in done.stderr
-    assert done.stdout == wrong.stdout == ""

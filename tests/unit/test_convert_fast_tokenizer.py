@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
+from in_process import run_in_process
+
 TGIS = Path(sys.executable).parent / "tgis"
 VOCABULARY = {"<|endoftext|>": 0, "h": 1, "e": 2, "he": 3}
 
@@ -56,10 +58,11 @@ def test_a_tokenizer_cuts_text_as_its_older_files_say(model: Path, tmp_path: Pat
 def test_one_that_is_there_is_left_alone(model: Path):
     (model / "tokenizer.json").write_text("mine")
 
-    result = convert(model)
+    result = run_in_process("convert-to-fast-tokenizer", model, "--output-path", model.parent, environ={"HOME": "/"})
 
-    assert (result.returncode, (model / "tokenizer.json").read_text()) == (0, "mine")
-    assert "is there already" in result.stderr
+    assert (result.returncode, result.stdout.decode()) == (0, f"{model / 'tokenizer.json'}\n")
+    assert (model / "tokenizer.json").read_text() == "mine"
+    assert b"is there already" in result.stderr
 
 
 @pytest.mark.parametrize("lost", [["vocab.json", "merges.txt"], ["merges.txt"]], ids=["all", "merges"])
@@ -88,7 +91,8 @@ def test_code_of_a_model_is_not_run_unless_that_is_asked_for(model: Path, tmp_pa
 
 
 def test_the_output_directory_must_exist(model: Path, tmp_path: Path):
-    result = convert(model, "--output-path", tmp_path / "no")
+    arguments = ("convert-to-fast-tokenizer", model, "--output-path", tmp_path / "no")
 
-    assert result.returncode == 2
-    assert "is no directory: make it first" in result.stderr
+    result = run_in_process(*arguments, environ={"HOME": "/"})
+
+    assert (result.returncode, b"is no directory: make it first" in result.stderr) == (2, True)

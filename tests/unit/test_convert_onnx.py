@@ -22,7 +22,6 @@ TGIS = Path(sys.executable).parent / "tgis"
 STAND_IN = """
 import os, signal
 from types import SimpleNamespace
-import torch
 
 def main_export(source, target, **options):
     exec(os.environ.get("STAND_IN_FAILS", ""))
@@ -34,6 +33,7 @@ class Model:
     def __init__(self, logit):
         self.logit = logit
     def __call__(self, input_ids, attention_mask):
+        import torch
         return SimpleNamespace(logits=torch.full((1, input_ids.shape[1], 3), self.logit))
     def eval(self):
         return self
@@ -266,3 +266,10 @@ def test_without_a_network_the_reason_and_the_ways_out_are_told(tmp_path: Path, 
 def test_the_cache_directory_of_the_user_holds_it():
     assert find_environment({"HOME": "/home/u"}) == Path("/home/u/.cache/tgis/onnx-exporter")
     assert find_environment({"HOME": "/home/u", "XDG_CACHE_HOME": "/c"}) == Path("/c/tgis/onnx-exporter")
+
+
+def test_a_user_without_a_home_is_told_how_to_name_a_place(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+
+    with pytest.raises(UsageError, match=r"HOME is not set, and user .* Name one with --environment"):
+        find_environment({})

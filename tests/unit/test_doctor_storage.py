@@ -223,31 +223,10 @@ def test_a_whole_model_is_fine(cached: Path):
     assert look(cached) == [("ok", "1 of 1 cached model looked at: nothing is missing or damaged.")]
 
 
-def test_a_link_to_nothing_is_warned_of(cached: Path):
-    (cached / "blobs/2").unlink()
-
-    assert (
-        "warn",
-        "org/name: model.bin is a link to nothing; `tgis download-weights org/name` completes it.",
-    ) in look(cached)
-
-
 def test_a_reference_to_a_snapshot_that_is_gone_is_warned_of(cached: Path):
     (cached / "refs/main").write_text("badc0de")
 
     assert ("warn", "org/name: config.json is missing; `tgis download-weights org/name` completes it.") in look(cached)
-
-
-def test_a_link_into_the_librarys_store_for_all_models_is_warned_of(cached: Path):
-    (cached.parent / "blobs").mkdir()
-    (cached / "blobs/2").rename(cached.parent / "blobs/2")
-    (cached / "blobs/2").symlink_to("../../blobs/2")
-
-    ((_, warning),) = look(cached)
-
-    assert warning.startswith(
-        "org/name: model.bin lies outside the model's folder, where copies of it lead to nothing;"
-    )
 
 
 def test_unfinished_downloads_are_warned_of_with_their_size(cached: Path):

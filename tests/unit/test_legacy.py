@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tgis_cli.app import COMMANDS
+from tgis_cli.app import COMMANDS, load_command
 from tgis_cli.legacy import TOOLS, count_shards
 from tgis_server.errors import UsageError
 
@@ -57,9 +57,9 @@ def test_a_missing_tool_names_the_commands_there_are():
     ],
 )
 def test_the_originals_tools_have_its_flags(command: str, flags: str):
-    text = run("text-generation-server", command, "--help", COLUMNS="120").stdout
+    spellings = {text for option in load_command(command).params for text in (*option.opts, *option.secondary_opts)}
 
-    assert [flag for flag in flags.split() if flag not in text] == []
+    assert set(flags.split()) <= spellings
 
 
 def test_the_originals_tools_are_listed():

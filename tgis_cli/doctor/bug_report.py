@@ -17,9 +17,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tgis_cli.doctor.storage import sort_failed
 from tgis_cli.doctor.verdict import Context
-from tgis_cli.supervisor.run_dir import PREFIX, is_leftover
+from tgis_cli.supervisor.run_dir import find_leftovers, sort_failed
 from tgis_server.config import options
 from tgis_server.errors import UsageError
 from tgis_server.url_credentials import mask_credentials
@@ -216,8 +215,7 @@ def collect_model(context: Context) -> Iterator[tuple[str, str]]:
 def collect_runs(context: Context) -> Iterator[tuple[str, str]]:
     """The latest failed runs: what was asked for, and how each process ended."""
     parent = context.config.run_dir or Path(tempfile.gettempdir())
-    left = [path for path in parent.glob(f"{PREFIX}*") if is_leftover(path)]
-    for run_dir in sort_failed(left)[:MAX_FAILED_RUNS]:
+    for run_dir in sort_failed(find_leftovers(parent))[:MAX_FAILED_RUNS]:
         for file in [run_dir / "serve.json", *sorted((run_dir / "errors").iterdir())]:
             if file.is_file() and not file.is_symlink():
                 yield f"runs/{run_dir.name}/{file.name}", read_end(file)

@@ -46,11 +46,7 @@ def check_memory(context: Context) -> Iterator[Verdict]:
 
 def check_shared_memory(context: Context) -> Iterator[Verdict]:
     """NCCL's transport between the GPUs of a machine."""
-    try:
-        status = context.host.statvfs(context.host.root / PLACE[1:])
-        shared = SharedMemory(status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize)
-    except OSError:
-        shared = SharedMemory(0, 0)
+    shared = SharedMemory.measure(context.host.statvfs)
     facts = {"total_bytes": shared.total_bytes, "free_bytes": shared.free_bytes}
     has = f"{PLACE} has {format_bytes(shared.total_bytes)}, {format_bytes(shared.free_bytes)} of them free"
     if shared.is_short and context.uses_gpus and context.num_shard > 1:

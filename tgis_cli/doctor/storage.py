@@ -7,17 +7,17 @@ import os
 import pwd
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tgis_cli.doctor.verdict import Context, Verdict, failed, ok, warn
 from tgis_cli.machine.preflight import MAX_SOCKET_PATH_BYTES, check_socket
-from tgis_cli.models import find_cache_dir
+from tgis_cli.models import find_cache_dir, list_folders
 from tgis_cli.models.disk import count_free_bytes, describe_room
 from tgis_cli.resources import count
-from tgis_cli.supervisor.run_dir import PREFIX, get_failure_time, is_leftover
+from tgis_cli.supervisor.run_dir import PREFIX, is_leftover, sort_failed
 from tgis_server import cgroup, failures
 from tgis_server.errors import TgisError
 from tgis_server.sizes import GIB, format_bytes
@@ -100,12 +100,6 @@ def check_runs(context: Context) -> Iterator[Verdict]:
         )
 
 
-def sort_failed(run_dirs: Iterable[Path]) -> list[Path]:
-    """Those of failed runs, the latest first."""
-    failed_at = {path: when for path in run_dirs if (when := get_failure_time(path)) is not None}
-    return sorted(failed_at, key=lambda path: failed_at[path], reverse=True)
-
-
 def read_json(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_bytes())
@@ -161,23 +155,23 @@ def check_cache(context: Context) -> Iterator[Verdict]:
 def check_cache_content(context: Context) -> Iterator[Verdict]:
     """Links that lead to nothing or out of a model's folder, missing snapshots, damaged and unfinished files."""
     from tgis_cli.models.cache_folder import CacheFolder
+    from tgis_cli.models.disk import INCOMPLETE
     from tgis_cli.models.inventory import list_revisions
 
     try:
         cache_dir = find_cache_dir(context.environ)[0]
-        folders = sorted(cache_dir.glob("models--*"))
+        folders = list_folders(cache_dir)
     except (TgisError, OSError):  # which check_cache tells
         return
     deadline, problems, num_seen, incomplete = time.monotonic() + CACHE_PATIENCE_S, [], 0, []
-    for root in folders:
+    for model, root in folders.items():
         if time.monotonic() > deadline:
             break
         num_seen += 1
-        model = root.name.removeprefix("models--").replace("--", "/")
         try:
             for revision in list_revisions(CacheFolder(cache_dir, model), model):
                 problems += [f"{model}: {problem}." for problem in revision.problems]
-            incomplete += [(model, file.stat().st_size) for file in root.glob("blobs/*.incomplete")]
+            incomplete += [(model, file.stat().st_size) for file in root.glob(f"blobs/*{INCOMPLETE}")]
         except OSError as error:
             problems.append(f"{model}: {error.filename} cannot be read: {error.strerror}.")
     yield from map(warn, problems[:MAX_PROBLEMS])

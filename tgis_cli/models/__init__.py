@@ -1,6 +1,6 @@
 """Finding, downloading, converting and carrying model files. Serving uses what finds them only."""
 
-from tgis_cli.models.hub_cache import find_cache_dir, find_model_dir, get_cache_dir, is_in_cache
+from tgis_cli.models.hub_cache import find_cache_dir, find_model_dir, get_cache_dir, is_in_cache, list_folders
 from tgis_cli.models.model_config import read_model_config
 
-__all__ = ["find_cache_dir", "find_model_dir", "get_cache_dir", "is_in_cache", "read_model_config"]
+__all__ = ["find_cache_dir", "find_model_dir", "get_cache_dir", "is_in_cache", "list_folders", "read_model_config"]

@@ -16,6 +16,8 @@ from tgis_server.errors import UsageError
 CURRENT = "HF_HUB_CACHE"
 DEPRECATED = ("TRANSFORMERS_CACHE", "HUGGINGFACE_HUB_CACHE")
 
+PREFIX = "models--"
+
 
 def find_cache_dir(environ: Mapping[str, str]) -> tuple[Path, str]:
     """The cache directory, and the variable that names it.
@@ -56,7 +58,20 @@ def is_in_cache(name: str, model_dir: Path, cache_dir: Path) -> bool:
 
 def model_folder_name(name: str) -> str:
     """Of a hub id, in the cache."""
-    return f"models--{name.replace('/', '--')}"
+    return f"{PREFIX}{name.replace('/', '--')}"
+
+
+def list_folders(cache_dir: Path) -> dict[str, Path]:
+    """Folders of models by the models' names, in order; none if there is no cache.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    try:
+        names = sorted(name for name in os.listdir(cache_dir) if name.startswith(PREFIX))
+    except FileNotFoundError:
+        return {}
+    return {name.removeprefix(PREFIX).replace("--", "/"): cache_dir / name for name in names}
 
 
 def find_model_dir(name: str, revision: str | None, cache_dir: Path) -> Path:
@@ -68,7 +83,7 @@ def find_model_dir(name: str, revision: str | None, cache_dir: Path) -> Path:
     in_cache = cache_dir / model_folder_name(name)
     if os.path.isdir(in_cache):  # False too where this user may not look
         reference = in_cache / "refs" / (revision or "main")
-        commit = reference.read_text().strip() if reference.is_file() else revision or "main"
+        commit = reference.read_text(errors="replace").strip() if reference.is_file() else revision or "main"
         snapshot = in_cache / "snapshots" / commit
         if not (snapshot / "config.json").is_file():
             raise failures.REVISION_NOT_CACHED.error(

@@ -15,6 +15,7 @@ from typing import Any
 
 from tgis_cli.models.cache_folder import CacheFolder, read_file
 from tgis_cli.models.disk import INCOMPLETE
+from tgis_cli.models.hub_cache import list_folders
 from tgis_cli.models.selection import (
     BIN,
     BIN_INDEX,
@@ -28,7 +29,6 @@ from tgis_cli.models.selection import (
 )
 from tgis_server.errors import ModelError, UsageError
 
-PREFIX = "models--"
 FORMATS = {".safetensors": "safetensors", ".bin": "pytorch", ".pt": "pytorch", ".onnx": "onnx", ".gguf": "gguf"}
 
 
@@ -63,17 +63,14 @@ def list_models(cache_dir: Path) -> list[CachedModel]:
         UsageError: the cache is there, but cannot be read.
     """
     try:
-        roots = sorted(Path(entry) for entry in os.scandir(cache_dir) if entry.name.startswith(PREFIX))
-    except FileNotFoundError:
-        return []
+        folders = list_folders(cache_dir)
     except OSError as error:
         raise UsageError(
             f"The cache {cache_dir} cannot be read ({error.strerror}): give user {os.getuid()} the right, or name "
             "another with HF_HUB_CACHE."
         ) from error
     found: list[CachedModel] = []
-    for root in roots:
-        name = root.name.removeprefix(PREFIX).replace("--", "/")
+    for name in folders:
         with suppress(OSError):
             found += list_revisions(CacheFolder(cache_dir, name), name)
     return found

@@ -69,9 +69,7 @@ def compute_logits(model_dir: Path) -> Any:
 
 def export(order: dict[str, Any], config: Any, source: Path, target: Path) -> None:
     """Write the graphs, and improve them if that is asked for."""
-    import torch
     from optimum.exporters.onnx import main_export  # type: ignore[import-not-found]  # not in our environment
-    from optimum.onnxruntime import AutoOptimizationConfig, ORTOptimizer  # type: ignore[import-not-found]
 
     emit(step=f"exporting {order['model_dir']}")
     main_export(
@@ -84,6 +82,9 @@ def export(order: dict[str, Any], config: Any, source: Path, target: Path) -> No
         local_files_only=True,
     )
     if order["optimize"]:
+        import torch
+        from optimum.onnxruntime import AutoOptimizationConfig, ORTOptimizer  # type: ignore[import-not-found]
+
         has_gpu = torch.cuda.is_available() if order["provider"] is None else order["provider"] != CPU
         level = AutoOptimizationConfig.O3(for_gpu=True) if has_gpu else AutoOptimizationConfig.O1()
         emit(step=f"optimizing, level {'O3' if has_gpu else 'O1'}")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 
 from tgis_cli.models.disk import describe_room
 from tgis_cli.plan.fit import Fit
 from tgis_cli.plan.report import Report
-from tgis_cli.resolve import format_value
+from tgis_cli.resolve import align, format_value
 from tgis_cli.resources import count
 from tgis_server.engines.native.parameters import valid_num_shards
 from tgis_server.engines.native.spec import DecoderSpec
@@ -35,15 +35,6 @@ def describe(report: Report) -> Iterator[str]:
     if conclusion := list(conclude(report)):
         yield ""
         yield from conclusion
-
-
-def align(rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """Columns, the last of which may have any width."""
-    rows = list(rows)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    for row in rows:
-        *cells, last = row
-        yield "  " + "  ".join([*(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)), last])
 
 
 def describe_model(report: Report) -> Iterator[tuple[str, str]]:

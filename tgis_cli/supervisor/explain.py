@@ -9,8 +9,9 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from tgis_server import failures
 from tgis_server.failures import Failure
@@ -45,9 +46,9 @@ class SharedMemory:
     free_bytes: int
 
     @classmethod
-    def measure(cls) -> SharedMemory:
+    def measure(cls, statvfs: Callable[[Path], os.statvfs_result] | None = None) -> SharedMemory:
         try:
-            status = os.statvfs("/dev/shm")  # noqa: S108  not a temporary file
+            status = (statvfs or os.statvfs)(Path("/dev/shm"))  # noqa: S108  not a temporary file
         except OSError:  # a container may have none
             return cls(0, 0)
         return cls(status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize)

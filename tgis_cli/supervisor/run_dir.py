@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tgis_server import failures
@@ -54,13 +54,22 @@ def remove_leftovers(parent: Path) -> list[Path]:
 
     Another start may do the same at the same time.
     """
-    found = [path for path in parent.glob(f"{PREFIX}*") if is_leftover(path)]
-    failed_at = {path: time for path in found if (time := get_failure_time(path)) is not None}
-    kept = sorted(failed_at, key=lambda path: failed_at[path], reverse=True)[:MAX_FAILED_RUNS]
+    found = find_leftovers(parent)
+    kept = sort_failed(found)[:MAX_FAILED_RUNS]
     removed = [path for path in found if path not in kept]
     for path in removed:
         shutil.rmtree(path, ignore_errors=True)
     return removed
+
+
+def find_leftovers(parent: Path) -> list[Path]:
+    return [path for path in parent.glob(f"{PREFIX}*") if is_leftover(path)]
+
+
+def sort_failed(run_dirs: Iterable[Path]) -> list[Path]:
+    """Those of failed runs, the latest first."""
+    failed_at = {path: when for path in run_dirs if (when := get_failure_time(path)) is not None}
+    return sorted(failed_at, key=lambda path: failed_at[path], reverse=True)
 
 
 def get_failure_time(run_dir: Path) -> float | None:
