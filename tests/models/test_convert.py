@@ -24,7 +24,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from tgis_cli.models import convert as convert_module
 from tgis_cli.models.convert import convert_to_safetensors
+from tgis_cli.models.safetensors_file import Content, write_content
 from tgis_cli.models.torch_file import DTYPES, read_torch_file
 from tgis_server.errors import ModelError, TgisError, UsageError
 from tiny import Oracle, load, make_checkpoint, prompt_of
@@ -190,6 +192,29 @@ def test_tensors_that_overlap_without_a_whole_are_refused(tmp_path: Path):
     save(tmp_path, {"a": base[:8], "b": base[4:]})
 
     with pytest.raises(ModelError, match=r"a, b in .* share memory, and none of them is complete"):
+        convert(tmp_path)
+    assert names_in(tmp_path) == ["pytorch_model.bin"]
+
+
+@pytest.mark.parametrize(
+    ("place", "told"), [(20, r"\(the header\)"), (-20, "b"), (None, r"\(the size of the file\)")]
+)
+def test_what_a_disk_changes_gets_no_name(
+    place: int | None, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    save(tmp_path, {"a": torch.ones(9), "b": torch.ones(9).t()})
+
+    def write(path: Path, content: Content, advance: Any, on_written: Callable[[str], None]) -> None:
+        write_content(path, content, advance, lambda name: None)
+        with path.open("r+b") as file:
+            file.seek(*((place, 0) if place and place > 0 else (place or 0, os.SEEK_END)))
+            file.write(b"?")
+        for name in content.in_order():
+            on_written(name)
+
+    monkeypatch.setattr(convert_module, "write_content", write)
+
+    with pytest.raises(ModelError, match=f"The output tensors do not match for key {told}: check the disk"):
         convert(tmp_path)
     assert names_in(tmp_path) == ["pytorch_model.bin"]
 
@@ -511,7 +536,9 @@ def test_torch_is_not_imported(tmp_path: Path):
     save(tmp_path, {"w": torch.ones(2)})
     (tmp_path / "config.json").write_text("{}")
     program = (
-        "import sys; from pathlib import Path; from tgis_cli.models.convert import convert_to_safetensors as c\n"
+        "import sys; from pathlib import Path; from tgis_cli.models import convert as convert_module
+from tgis_cli.models.convert import convert_to_safetensors
+from tgis_cli.models.safetensors_file import Content, write_content as c\n"
         "c(Path(sys.argv[1]), as_json=False); print('torch' in sys.modules)"
     )
 

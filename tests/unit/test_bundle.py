@@ -125,7 +125,7 @@ def test_a_missing_file_is_named(packed: Path, tmp_path: Path):
 
     result = run_tgis("unbundle", bundle, cache=tmp_path / "cache")
 
-    assert (result.returncode, f"{WEIGHTS} of the bundle {bundle} cannot be" in result.stderr.decode()) == (3, True)
+    assert (result.returncode, f"{bundle / WEIGHTS} cannot be opened" in result.stderr.decode()) == (3, True)
 
 
 @pytest.mark.parametrize("name", ["config.json", "bundle.json"])

@@ -197,6 +197,16 @@ def test_without_the_right_to_read_the_librarys_token_there_is_none(monkeypatch:
     assert said == ["/home/other/token cannot be read (Permission denied): going on without a token"]
 
 
+def test_a_token_that_the_library_is_told_to_get_and_cannot_is_no_token_less_download(monkeypatch: pytest.MonkeyPatch):
+    def get_token() -> str:
+        raise OSError("the exchange was refused")
+
+    monkeypatch.setattr("huggingface_hub.get_token", get_token)
+
+    with pytest.raises(HubError, match="finds no token"):
+        find_token(None, {}, print)
+
+
 @pytest.mark.parametrize("token", [None, False, "hf_abc"])
 def test_a_worker_gets_the_token_as_it_is(token: HubToken, monkeypatch: pytest.MonkeyPatch):
     for name, value in pass_on(token).items():
@@ -207,7 +217,7 @@ def test_a_worker_gets_the_token_as_it_is(token: HubToken, monkeypatch: pytest.M
 
 @pytest.mark.parametrize(
     ("text", "kind"),
-    [("Task error: No space left (os error 28)", OSError), ("Task error: CAS answers 403\nmore", XetFailed)],
+    [("No space left (os error 28)", OSError), ("CAS answers 403\nmore", XetFailed), ("", XetFailed)],
 )
 def test_what_xet_says_is_a_full_disk_or_a_way_that_does_not_go(text: str, kind: type[Exception]):
     assert type(as_own_error(RuntimeError(text))) is kind

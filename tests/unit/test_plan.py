@@ -124,6 +124,29 @@ def test_weights_of_pytorch_are_planned_as_if_converted(tmp_path: Path) -> None:
     assert str(report.source.model_dir) not in text_of(report)
 
 
+def test_what_a_conversion_has_made_already_needs_no_more_room(tmp_path: Path) -> None:
+    directory = shutil.copytree(DEMO_MODEL_DIR, tmp_path / "model")
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").rename(directory / "model-1.safetensors")
+    torch.save(tensors, directory / "pytorch_model-1.bin")
+    torch.save({"more": torch.ones(10)}, directory / "pytorch_model-2.bin")
+
+    assert plan(directory, "H100").source.convert_bytes == 40
+
+
+@pytest.mark.parametrize("name", ["training_args.bin", "pytorch_model.bin.index.json"])
+def test_a_directory_without_all_of_its_weights_is_a_model_error_too(name: str, tmp_path: Path) -> None:
+    directory = shutil.copytree(DEMO_MODEL_DIR, tmp_path / "model")
+    (directory / "model.safetensors").unlink()
+    (directory / "pytorch_model.bin.index.json").write_text('{"weight_map": {"w": "pytorch_model-1.bin"}}')
+    if name == "training_args.bin":
+        (directory / "pytorch_model.bin.index.json").unlink()
+        (directory / name).touch()
+
+    with pytest.raises(ModelError, match="download the model"):
+        plan(directory)
+
+
 def test_a_directory_without_weights_is_a_model_error(model_dir: Callable[..., Path]) -> None:
     directory = model_dir()
     (directory / "model.safetensors").unlink()

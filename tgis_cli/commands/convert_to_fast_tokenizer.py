@@ -10,6 +10,7 @@ import typer
 
 from tgis_cli.models import find_model_dir, get_cache_dir
 from tgis_cli.progress import tell
+from tgis_cli.stop_signals import interrupted_by_signals
 from tgis_server.errors import ModelError, UsageError
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -38,5 +39,6 @@ def convert_to_fast_tokenizer(
     elif not fast_tokenizer.has_slow_tokenizer(model_dir):
         raise ModelError(f"{model_dir} has no tokenizer's files: there is nothing to convert.")
     else:
-        fast_tokenizer.convert_to_fast_tokenizer(model_dir, output_dir)
+        with interrupted_by_signals():
+            fast_tokenizer.convert_to_fast_tokenizer(model_dir, output_dir)
     print(target)

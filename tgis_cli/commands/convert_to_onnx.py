@@ -10,6 +10,7 @@ import typer
 
 from tgis_cli.models import find_model_dir, get_cache_dir
 from tgis_cli.progress import tell
+from tgis_cli.stop_signals import interrupted_by_signals
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -46,7 +47,8 @@ def convert_to_onnx(
 
     model_dir = find_model_dir(model, revision, get_cache_dir(os.environ))
     export = Export(model_dir, expand(target), merge_graphs, optimize, provider)
-    difference = export_to_onnx(export, expand(environment or find_environment(os.environ)))
+    with interrupted_by_signals():
+        difference = export_to_onnx(export, expand(environment or find_environment(os.environ)))
     tell(f"logits differ by {difference:.2g} at most", as_json=False)
     print(export.target)
 

@@ -69,8 +69,9 @@ def download_weights(
         can_convert = auto_convert and SAFETENSORS in parse_extensions(extension)
 
         def finish(directory: Path) -> None:
-            if auto_convert:
-                convert_what_needs_it(directory, with_weights=can_convert, as_json=json_)
+            if can_convert:
+                convert_weights(directory, as_json=json_)
+                make_tokenizer(directory, as_json=json_)
 
         if model_dir is None:
             transfers = Transfers(find_token(token, os.environ, partial(tell, as_json=json_)), parallel, stall_timeout)
@@ -87,6 +88,8 @@ def download_weights(
         else:
             tell(f"{model} is a directory: nothing is downloaded", as_json=json_)
             finish(model_dir)
+        if auto_convert and not can_convert:  # files for another program are complete without it
+            make_tokenizer(model_dir, as_json=json_)
         tell_result(model_dir, as_json=json_)
 
 
@@ -123,13 +126,18 @@ def print_plan(getting: GetModel, *, as_json: bool) -> None:
     getting.check_room(planned)
 
 
-def convert_what_needs_it(model_dir: Path, *, with_weights: bool, as_json: bool) -> None:
-    """Make what serving needs and the repository lacks."""
+def convert_weights(model_dir: Path, *, as_json: bool) -> None:
+    """If there are others than safetensors only."""
     from tgis_cli.models.convert import convert_to_safetensors, needs_conversion
+
+    if needs_conversion(model_dir):
+        convert_to_safetensors(model_dir, as_json=as_json)
+
+
+def make_tokenizer(model_dir: Path, *, as_json: bool) -> None:
+    """If there is an older one only."""
     from tgis_cli.models.fast_tokenizer import convert_to_fast_tokenizer, has_slow_tokenizer
 
-    if with_weights and needs_conversion(model_dir):
-        convert_to_safetensors(model_dir, as_json=as_json)
     if has_slow_tokenizer(model_dir):
         tell("making tokenizer.json", as_json=as_json)
         convert_to_fast_tokenizer(model_dir, model_dir)

@@ -14,6 +14,7 @@ import typer
 
 from tgis_cli.models import get_cache_dir
 from tgis_cli.progress import format_seconds
+from tgis_cli.stop_signals import interrupted_by_signals
 from tgis_server.errors import UsageError
 from tgis_server.sizes import format_bytes
 
@@ -108,7 +109,8 @@ def rm(
     if not dry_run:
         if not yes:
             confirm(removal)
-        remove(removal)
+        with interrupted_by_signals():
+            remove(removal)
     if json_:
         print(json.dumps(asdict(removal) | {"is_removed": not dry_run}, indent=1, default=str))
     elif not dry_run:

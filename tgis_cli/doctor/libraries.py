@@ -29,7 +29,7 @@ def check_libraries(context: Context) -> Iterator[Verdict]:
         except metadata.PackageNotFoundError:
             yield fail(f"The package {requirement.name} is not installed.", fix)
             continue
-        if not requirement.specifier.contains(version, prereleases=True):
+        if not is_met(requirement, version):
             yield fail(
                 f"{requirement.name} {version} is installed, but TGIS needs {requirement.specifier}.",
                 fix,
@@ -39,6 +39,16 @@ def check_libraries(context: Context) -> Iterator[Verdict]:
     versions = {name: version for name in SHOWN if (version := find_version(context, name))}
     shown = ", ".join(f"{name} {version}" for name, version in versions.items())
     yield ok(f"TGIS {__version__}, Python {platform.python_version()}, {shown}.", versions=versions)
+
+
+def is_met(requirement: Requirement, version: str) -> bool:
+    """By the release that a version is of, or is made of before it: builds of vendors call themselves 2.11.0a0+x."""
+    from packaging.version import InvalidVersion, Version
+
+    try:
+        return requirement.specifier.contains(Version(version).base_version)
+    except InvalidVersion:  # which nothing can be compared with
+        return True
 
 
 def find_version(context: Context, name: str) -> str:

@@ -29,6 +29,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from tgis_cli.exits import silence
 from tgis_cli.models.cache_folder import CacheFolder, list_files, read_file
 from tgis_cli.models.digest import CHUNK_BYTES, start_digest
 from tgis_cli.models.disk import INCOMPLETE, check_disk, sync, write_all, write_errors_explained
@@ -130,7 +131,7 @@ def make_bundle(model_dir: Path, manifest: Manifest, target: str, advance: Advan
         add(MANIFEST, HashingReader(io.BytesIO(text), len(text)))
         sums = []
         for file in manifest.files:
-            with (model_dir / file.name).open("rb", buffering=0) as source:
+            with open_file(model_dir / file.name, "check its owner and mode") as source:
                 reader = HashingReader(source, file.size, file.digest, advance)
                 add(file.name, reader)
             if not reader.is_as_stated:
@@ -149,7 +150,11 @@ def open_target(target: str, num_bytes: int) -> Iterator[Add]:
         if sys.stdout.isatty():
             raise UsageError("A bundle is not for the eyes: redirect the output, or name a directory or a .tar file.")
         with tarfile.open(fileobj=sys.stdout.buffer, mode="w|") as tar:
-            yield partial(add_to_tar, tar)
+            try:
+                yield partial(add_to_tar, tar)
+            except BaseException:
+                silence(sys.stdout)  # whose reader may never take what is buffered
+                raise
         return
     path = Path(target)
     with new_at(path, is_file=target.endswith(".tar")) as temporary:
@@ -226,7 +231,10 @@ class HashingReader(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         wanted = self._left_bytes if size < 0 else min(size, self._left_bytes)
-        chunk = self._source.read(wanted)
+        try:
+            chunk = self._source.read(wanted)
+        except OSError as error:
+            raise ModelError(f"{self._source.name} cannot be read ({error.strerror}): check its disk.") from error
         self._left_bytes -= len(chunk)
         self.sha256.update(chunk)
         if self._own is not None:
@@ -283,14 +291,33 @@ def open_bundle(source: str) -> Iterator[Source]:
         try:
             tar = stack.enter_context(tarfile.open(fileobj=stream, mode="r|", tarinfo=BoundedTarInfo))
             yield TarSource(tar, source)
-        except tarfile.TarError as error:
+        except (tarfile.TarError, ValueError, RecursionError) as error:  # the latter of headers that no tar has
             raise ModelError(f"{source} is no whole tar file ({error}): copy the bundle again.") from error
+
+
+def open_file(path: Path, advice: str, flags: int = 0) -> FileIO:
+    """A plain file, not one of another kind, on which a read may wait or never end.
+
+    Raises:
+        ModelError: there is none, or it cannot be opened.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags)
+        stream = FileIO(descriptor)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return stream
+        stream.close()
+        raise ModelError(f"{path} is no plain file: do not use it.")
+    except OSError as error:
+        raise ModelError(f"{path} cannot be opened ({error.strerror}): {advice}.") from error
 
 
 class BoundedTarInfo(tarfile.TarInfo):
     """Refuses headers of headers that would fill the memory: long names and attributes, whose size the tar states."""
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.ReadError("a sparse file")
         if self.type in EXTENDED and self.size > MAX_EXTENDED_BYTES:
             raise tarfile.ReadError(f"a header of {self.size} bytes")
         return super()._proc_member(tar)  # type: ignore[misc, no-any-return]
@@ -310,18 +337,7 @@ class DirectorySource:
                 yield file, stream
 
     def _open(self, name: str) -> FileIO:
-        """A plain file: not one of another kind, on which a read may wait or never end, and no link."""
-        try:
-            descriptor = os.open(self._directory / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            stream = FileIO(descriptor)
-            if stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return stream
-            stream.close()
-            raise ModelError(f"{name} in the bundle {self._directory} is no plain file: do not use it.")
-        except OSError as error:
-            raise ModelError(
-                f"{name} of the bundle {self._directory} cannot be opened ({error.strerror}): copy the bundle again."
-            ) from error
+        return open_file(self._directory / name, "copy the bundle again", flags=os.O_NOFOLLOW)
 
     def read_sums(self) -> dict[str, str]:
         with self._open(SUMS) as stream:

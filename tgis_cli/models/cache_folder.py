@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ from tgis_server.errors import UsageError
 
 TEMPORARY = ".tmp-"
 SCRATCH = ".xet"  # ends names of directories in which the library fetches
+FOREIGN = re.compile(r"\.[0-9a-f]{8}\.incomplete$")  # of the library, which may be writing it, or of another mark
 TREE_FORMAT = 1  # of huggingface_hub 2
 
 
@@ -73,8 +75,9 @@ class CacheFolder:
                 yield
             finally:
                 with contextlib.suppress(OSError):  # nothing may have come of it: it was refused, say
-                    for path in self.blobs.glob(f"*{INCOMPLETE}"):
-                        if not path.stat().st_size:
+                    for path in self.blobs.glob(f"*{self._mark}{INCOMPLETE}"):
+                        is_own = self._mark or not FOREIGN.search(path.name)
+                        if is_own and not path.stat().st_size:
                             path.unlink()
                     self.blobs.rmdir()
                     self.root.rmdir()
@@ -154,12 +157,6 @@ class CacheFolder:
         """Drop content that is damaged."""
         for path in (self.snapshot(commit) / file.name, self.blob(file)):
             path.unlink(missing_ok=True)
-
-    def drop_incomplete(self) -> None:
-        """What attempts of other commits have left: this one is complete."""
-        if not self._mark:
-            for path in self.blobs.glob(f"*{INCOMPLETE}"):
-                path.unlink(missing_ok=True)
 
     def write_ref(self, revision: str, commit: str) -> None:
         """Let a branch or tag mean a commit, from now on."""

@@ -15,9 +15,10 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 
 from tgis_cli.models.aliases import Preference, drop_aliases
 from tgis_cli.models.disk import INCOMPLETE, check_disk, sync, write_errors_explained, written_whole
@@ -31,7 +32,7 @@ from tgis_cli.models.selection import (
     SKIPPED_WORDS,
     has_whole_safetensors,
     is_complete,
-    parse_index,
+    read_index,
 )
 from tgis_cli.models.torch_file import read_torch_file
 from tgis_cli.progress import Progress, show_progress, tell
@@ -39,6 +40,7 @@ from tgis_cli.resources import count
 from tgis_server.errors import ModelError
 from tgis_server.sizes import format_bytes
 
+TICK_S = 0.2
 NO_WEIGHTS = (*SKIPPED_WORDS, "optimizer", "scheduler", "index")
 
 
@@ -122,7 +124,7 @@ def find_sources(model_dir: Path) -> dict[Path, Path]:
             "weights to convert."
         )
     if indexes:
-        names = sorted(set(parse_index(str(indexes[0]), indexes[0].read_bytes()).values()))
+        names = sorted(set(read_index(indexes[0]).values()))
         if lost := [name for name in names if Path(name).name != name or not (model_dir / name).is_file()]:
             raise ModelError(
                 f"{indexes[0]} names {lost[0]}, which is not there ({len(lost)} of {len(names)} files are missing): "
@@ -195,13 +197,19 @@ def join_names(targets: Iterable[Path], contents: Mapping[Path, Content]) -> dic
 
 
 def write_target(target: Path, content: Content, progress: Progress) -> None:
-    with written_whole(target) as temporary:
-        write_content(temporary, content, progress.advance)
-        with ThreadPoolExecutor(1) as pool:  # the disk is slow, to compare takes the processor: both at once
-            is_on_disk = pool.submit(sync, temporary)
-            name = find_difference(temporary, content, lambda count: progress.tick())
-            is_on_disk.result()
-        if name:
+    """What has been written is compared by a thread while more is written, or brought to the disk."""
+    written: SimpleQueue[str | None] = SimpleQueue()
+    with written_whole(target) as temporary, ThreadPoolExecutor(1) as pool:
+        temporary.touch()
+        comparing = pool.submit(find_difference, temporary, content, iter(written.get, None))
+        try:
+            write_content(temporary, content, progress.advance, written.put)
+        finally:
+            written.put(None)
+        sync(temporary)
+        while not wait([comparing], TICK_S).done:
+            progress.tick()
+        if name := comparing.result():
             raise ModelError(f"The output tensors do not match for key {name}: check the disk of {target.parent}.")
     progress.say(f"{target.name}: {format_bytes(content.num_bytes)}", "file", name=target.name, bytes=content.num_bytes)
 

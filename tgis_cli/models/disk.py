@@ -67,6 +67,8 @@ def write_errors_explained(directory: Path, advice: str) -> Iterator[None]:
     """
     try:
         yield
+    except BrokenPipeError:  # of the command's own output
+        raise
     except OSError as error:
         if error.errno in FULL:
             raise NotEnoughDevices(explain_full_disk(error, directory)) from error

@@ -27,7 +27,7 @@ from tgis_cli.models.hub import Listing, RemoteFile
 from tgis_cli.models.hub_token import HubToken, pass_on
 from tgis_cli.models.selection import PYTORCH, SAFETENSORS
 from tgis_cli.progress import Progress, format_seconds
-from tgis_cli.stop_signals import Interrupted, heeded_signals
+from tgis_cli.stop_signals import Interrupted, stopping_by
 from tgis_server.errors import HubError, ModelError, NotEnoughDevices, UsageError
 from tgis_server.sizes import format_bytes
 
@@ -141,17 +141,15 @@ class Fetching:
         death_fd, only_writer = os.pipe()  # closed by the kernel when this process ends
         work = asyncio.ensure_future(self._run_lanes(num_lanes, death_fd))
         stopped: list[signal.Signals] = []
+        loop = asyncio.get_running_loop()
 
         def stop(number: signal.Signals) -> None:
             stopped.append(number)
-            work.cancel()
+            loop.call_soon_threadsafe(work.cancel)
 
-        loop = asyncio.get_running_loop()
-        handlers = {number: signal.getsignal(number) for number in heeded_signals()}
-        for number in handlers:
-            loop.add_signal_handler(number, stop, number)
         try:
-            await work
+            with stopping_by(stop):
+                await work
         except asyncio.CancelledError:
             raise Interrupted(
                 f"Stopped by {stopped[0].name}: {format_bytes(self._progress.done_bytes)} are kept, and the same "
@@ -162,9 +160,6 @@ class Fetching:
         finally:
             os.close(death_fd)
             os.close(only_writer)
-            for number, handler in handlers.items():
-                loop.remove_signal_handler(number)
-                signal.signal(number, handler)
 
     async def _run_lanes(self, num_lanes: int, death_fd: int) -> None:
         async with asyncio.TaskGroup() as group:

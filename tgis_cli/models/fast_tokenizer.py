@@ -61,7 +61,7 @@ def convert_to_fast_tokenizer(model_dir: Path, output_dir: Path) -> Path:
             Tokenizer.from_file(str(made))
         except Exception as error:  # the libraries raise whatever comes
             raise ModelError(explain(model_dir, error, is_made=made.exists())) from error
-        advice = "name another with --output-path"
+        advice = "name another directory with `tgis convert-to-fast-tokenizer --output-path`"
         with write_errors_explained(output_dir, advice), written_whole(target) as temporary:
             temporary.write_bytes(made.read_bytes())
     return target

@@ -245,8 +245,10 @@ def fetch_by_library(job: Job, emit: Emit) -> None:
         options: dict[str, Any] = {"revision": job.commit, "cache_dir": scratch, "token": take_over()}
         try:
             content = Path(hf_hub_download(job.model, job.name, **options)).resolve()
-        except RuntimeError as error:  # all that hf_xet raises
-            raise as_own_error(error) from error
+        except Exception as error:
+            if isinstance(error, RuntimeError) or type(error).__module__.startswith("hf_xet"):
+                raise as_own_error(error) from error
+            raise
         is_over.set()
         watcher.join()
         checked = 0
@@ -266,11 +268,13 @@ def fetch_by_library(job: Job, emit: Emit) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def as_own_error(error: RuntimeError) -> Exception:
+def as_own_error(error: Exception) -> Exception:
     """What hf_xet says: a full disk, or that its way does not go."""
     found = re.search(r"os error (\d+)", str(error))
     number = int(found[1]) if found else 0
-    return OSError(number, os.strerror(number)) if number in FULL | LOCAL else XetFailed(str(error).splitlines()[0])
+    if number in FULL | LOCAL:
+        return OSError(number, os.strerror(number))
+    return XetFailed(next(iter(str(error).splitlines()), type(error).__name__))
 
 
 def watch_growth(scratch: Path, size: int, emit: Emit, is_over: threading.Event) -> None:

@@ -170,7 +170,6 @@ class GetModel:
             finish(snapshot)
             with write_errors_explained(self.folder.root, "check its owner and mode"):
                 self.folder.write_ref(self.order.revision, commit)
-                self.folder.drop_incomplete()
         return snapshot
 
     def check_room(self, planned: Planned) -> None:

@@ -6,12 +6,12 @@ Downloading is ``download.py``'s. Endpoint and offline mode are the library's ow
 from __future__ import annotations
 
 import re
-import time
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from tgis_cli.models.hub_token import HubToken
 from tgis_cli.models.names import COMMIT, DIGEST, GIT_SHA1, SHA256, is_safe_path
@@ -25,7 +25,10 @@ MAX_UNREACHED = 1  # where nobody answers: often there is no network at all, and
 MAX_RETRY_AFTER_S = 120.0
 TEMPORARY = frozenset({408, 429, 500, 502, 503, 504})
 BROKEN_OFF = ("RemoteProtocolError", "ReadError", "WriteError")  # of the HTTP library
+NUM_PARALLEL = 8
 FIRST_BYTES = 64 << 10  # holds the header of most files
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,7 @@ class Hub:
         self.revision = revision
         self.token = token
         self._say = say
+        self._is_over = threading.Event()
 
     def list_files(self) -> Listing:
         """What the repository holds at the revision.
@@ -94,8 +98,17 @@ class Hub:
 
     def complete(self, files: list[RemoteFile], commit: str) -> list[RemoteFile]:
         """Ask for the sizes and digests that a listing lacks, as those of some mirrors do."""
-        with ThreadPoolExecutor(8) as pool:
-            return list(pool.map(lambda file: file if file.digest else self._complete(file, commit), files))
+        return self.map(lambda file: file if file.digest else self._complete(file, commit), files)
+
+    def map(self, ask: Callable[[RemoteFile], Result], files: Iterable[RemoteFile]) -> list[Result]:
+        """Ask for several files at once. When that ends early nobody waits to ask again."""
+        with ThreadPoolExecutor(NUM_PARALLEL) as pool:
+            try:
+                return list(pool.map(ask, files))
+            except BaseException:
+                self._is_over.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     def _complete(self, file: RemoteFile, commit: str) -> RemoteFile:
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
@@ -146,12 +159,12 @@ class Hub:
                 return ask()
             except Exception as error:  # the library and what it stands on raise many unrelated types
                 most = MAX_UNREACHED if is_network_error(error) else len(RETRY_DELAYS_S)
-                if num_failed >= most or not is_temporary(error):
+                if num_failed >= most or not is_temporary(error) or self._is_over.is_set():
                     raise explain_hub_error(error, self.model, self.revision, self.token) from error
                 wait_s = max(RETRY_DELAYS_S[num_failed], retry_after_s(error))
                 num_failed += 1
                 self._say(f"{describe_error(error)}; trying again in {format_seconds(wait_s)}")
-                time.sleep(wait_s)
+                self._is_over.wait(wait_s)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-from tgis_server.errors import UsageError
+from tgis_server.errors import HubError, UsageError
 
 VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 PASSED_ON = "TGIS_HUB_TOKEN"  # to workers, in the environment: command lines can be read by everybody
@@ -23,6 +23,7 @@ def find_token(given: str | None, environ: Mapping[str, str], say: Callable[[str
 
     Raises:
         UsageError: it can be no token. Its text is not told.
+        HubError: the library cannot get the one that it is told to use.
     """
     # Else the library asks the hub, in every process, for a list of programs that it could report to be run by.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -36,9 +37,13 @@ def find_token(given: str | None, environ: Mapping[str, str], say: Callable[[str
             return token
     try:
         get_token()
-    except OSError as error:
-        say(f"{error.filename} cannot be read ({error.strerror}): going on without a token")
-        return False
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename:
+            say(f"{error.filename} cannot be read ({error.strerror}): going on without a token")
+            return False
+        raise HubError(
+            f"huggingface_hub finds no token ({type(error).__name__}): check HF_OIDC_RESOURCE, or set HF_TOKEN."
+        ) from error
     return None
 
 

@@ -21,7 +21,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -228,10 +228,11 @@ def run_worker(export: Export, temporary: Path, environment: Path | None) -> flo
     return float(outcome.get("difference", 0))
 
 
-def start(command: Sequence[str], environ: dict[str, str]) -> subprocess.Popen[str]:
-    """A process that ends with this one, however that ends, and whose every output can be read."""
+@contextmanager
+def start(command: Sequence[str], environ: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """A process that ends with the block and with this process, however they end, and whose output can be read."""
     libc = ctypes.CDLL(None)
-    return subprocess.Popen(
+    with subprocess.Popen(
         command,
         env=environ,
         stdin=subprocess.DEVNULL,
@@ -240,7 +241,14 @@ def start(command: Sequence[str], environ: dict[str, str]) -> subprocess.Popen[s
         text=True,
         errors="replace",
         preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0),
-    )
+        start_new_session=True,  # Ctrl-C is this process's affair
+    ) as process:
+        try:
+            yield process
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
 
 
 def read_lines(process: subprocess.Popen[str]) -> Iterator[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tgis_cli.models.get_model import GetModel, Order, Planned
@@ -18,7 +17,6 @@ from tgis_cli.models.selection import SAFETENSORS, SAFETENSORS_INDEX, SINGLE_SAF
 from tgis_cli.models.torch_file import DTYPES, StoredTensor
 from tgis_server.engines.native.families import parameters_of, read_spec
 
-NUM_PARALLEL = 8
 SMALL_FILES = ("config.json", "generation_config.json", SAFETENSORS_INDEX)
 
 
@@ -38,10 +36,9 @@ def fetch_headers(order: Order, cache_dir: Path, directory: Path, say: Callable[
         if any(file.name == name for file in files):
             (directory / name).write_text(hub.read_text(name, listing.commit))
     weights = [file for file in files if file.name.endswith(SAFETENSORS)]
-    with ThreadPoolExecutor(NUM_PARALLEL) as pool:
-        headers = pool.map(lambda file: hub.read_header(file, listing.commit), weights)
-        for file, header in zip(weights, headers, strict=True):
-            write_with_hole(directory / file.name, header, file.size)
+    headers = hub.map(lambda file: hub.read_header(file, listing.commit), weights)
+    for file, header in zip(weights, headers, strict=True):
+        write_with_hole(directory / file.name, header, file.size)
     return planned
 
 

@@ -11,7 +11,7 @@ import ctypes
 import json
 import mmap
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,8 +56,12 @@ class Content:
         return len(text).to_bytes(8, "little") + text
 
 
-def write_content(path: Path, content: Content, advance: Advance) -> None:
-    """Write a new file. Whether the disk has it is another question."""
+def write_content(path: Path, content: Content, advance: Advance, on_written: Callable[[str], None]) -> None:
+    """Write a new file. Whether the disk has it is another question.
+
+    Args:
+        on_written: told the name of each tensor that is there.
+    """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     with os.fdopen(descriptor, "wb", buffering=0) as file, content.source.open("rb", buffering=0) as source:
         write_all(file, content.make_head())
@@ -67,38 +71,39 @@ def write_content(path: Path, content: Content, advance: Advance) -> None:
                 for part in gather(content.source, tensor):
                     write_all(file, part)
                     advance(len(part))
-                continue
-            position, end = tensor.start, tensor.start + tensor.num_bytes
+            position, end = (tensor.start, tensor.start + tensor.num_bytes) if tensor.is_contiguous else (0, 0)
             while position < end:
                 num_bytes = os.sendfile(file.fileno(), source.fileno(), position, min(CHUNK_BYTES, end - position))
                 if num_bytes == 0:
                     raise EOFError(f"{content.source} became shorter while it was read")
                 position += num_bytes
                 advance(num_bytes)
+            on_written(name)
 
 
-def find_difference(path: Path, content: Content, advance: Advance) -> str:
-    """The name of the first tensor that a file does not hold as it should; empty if it is right."""
+def find_difference(path: Path, content: Content, written: Iterable[str]) -> str:
+    """The name of the first tensor that a file does not hold as it should; empty if it is right.
+
+    Args:
+        written: names of tensors as :func:`write_content` gives them, which may be at work yet.
+    """
     head = content.make_head()
-    if path.stat().st_size != len(head) + content.num_bytes:
-        return "(the size of the file)"
+    position = len(head)
     with path.open("rb", buffering=0) as file, content.source.open("rb", buffering=0) as source:
-        if file.read(len(head)) != head:
-            return "(the header)"
         compare = Comparison(source.fileno(), file.fileno())
-        position = len(head)
-        for name in content.in_order():
+        for name in written:
             tensor = content.tensors[name]
             if tensor.is_contiguous:
-                is_same = compare.ranges(tensor.start, position, tensor.num_bytes, advance)
+                is_same = compare.ranges(tensor.start, position, tensor.num_bytes)
             else:
                 file.seek(position)
                 is_same = all(file.read(len(part)) == part for part in gather(content.source, tensor))
-                advance(tensor.num_bytes)
             if not is_same:
                 return name
             position += tensor.num_bytes
-    return ""
+        if not position == os.fstat(file.fileno()).st_size == len(head) + content.num_bytes:
+            return "(the size of the file)"
+        return "" if os.pread(file.fileno(), len(head), 0) == head else "(the header)"
 
 
 class Comparison:
@@ -109,7 +114,7 @@ class Comparison:
         self._buffers = [mmap.mmap(-1, COMPARED_BYTES) for _ in range(2)]
         self._addresses = [ctypes.addressof(ctypes.c_char.from_buffer(buffer)) for buffer in self._buffers]
 
-    def ranges(self, source_start: int, target_start: int, size: int, advance: Advance) -> bool:
+    def ranges(self, source_start: int, target_start: int, size: int) -> bool:
         for done in range(0, size, COMPARED_BYTES):
             num_bytes = min(COMPARED_BYTES, size - done)
             for file, buffer, start in zip(self._files, self._buffers, (source_start, target_start), strict=True):
@@ -117,7 +122,6 @@ class Comparison:
                     return False
             if libc.memcmp(*self._addresses, num_bytes) != 0:
                 return False
-            advance(num_bytes)
         return True
 
 

@@ -87,10 +87,22 @@ def has_whole_safetensors(model_dir: Path) -> bool:
 def is_complete(index: Path) -> bool:
     """Whether an index is there, and all that it names."""
     try:
-        names = set(parse_index(index.name, index.read_bytes()).values())
-    except (OSError, ModelError):
+        names = set(read_index(index).values())
+    except ModelError:
         return False
     return all((index.parent / name).is_file() for name in names)
+
+
+def read_index(index: Path) -> dict[str, str]:
+    """The file of each tensor.
+
+    Raises:
+        ModelError: it cannot be read, or is none.
+    """
+    try:
+        return parse_index(str(index), index.read_bytes())
+    except OSError as error:
+        raise ModelError(f"{index} cannot be read ({error.strerror}): check its owner and mode.") from error
 
 
 def find_weights(weights: list[str], present: list[str], index: str, single: str, read_text: ReadText) -> set[str]:

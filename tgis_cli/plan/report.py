@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tgis_cli.models.disk import check_disk, free_disk_bytes
+from tgis_cli.models.disk import OTHER_CACHE, check_disk, free_disk_bytes
 from tgis_cli.plan.devices import Devices
 from tgis_cli.plan.fit import Fit, compare_shards
 from tgis_cli.plan.source import Source
@@ -153,7 +153,8 @@ def fill(report: Report, loaded: LoadedConfig, environ: Mapping[str, str]) -> No
     if report.chosen.problem is not None:
         raise report.chosen.problem
     if source.target_dir is not None and not devices.stated:
-        check_disk(source.target_dir, source.missing_bytes + source.convert_bytes, source.model)
+        otherwise = OTHER_CACHE if source.is_on_hub else "move the model to a larger disk"
+        check_disk(source.target_dir, source.missing_bytes + source.convert_bytes, source.model, otherwise)
 
 
 def resolve_as(loaded: LoadedConfig, environ: Mapping[str, str], report: Report) -> Resolved:

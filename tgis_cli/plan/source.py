@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tgis_cli.models import find_model_dir, get_cache_dir, is_in_cache
-from tgis_cli.models.selection import PYTORCH
+from tgis_cli.models.convert import find_sources
 from tgis_cli.resolve import DEMO_MODEL_DIR
 from tgis_server.config import ServeConfig
 from tgis_server.engines.native.checkpoint import find_files
@@ -78,7 +78,13 @@ def find_local(name: str, config: ServeConfig, cache_dir: Path, make_directory: 
     try:
         find_files(model_dir)
     except ModelError:
-        if not any(path.suffix in PYTORCH for path in model_dir.iterdir()):
+        try:
+            sources = find_sources(model_dir)
+        except ModelError:  # some are missing
+            if not is_cached:
+                raise
+            sources = {}
+        if not sources:
             if is_cached:
                 return None  # a part of a download: the hub knows the rest
             raise
@@ -86,36 +92,38 @@ def find_local(name: str, config: ServeConfig, cache_dir: Path, make_directory: 
         for copied in COPIED:
             with suppress(FileNotFoundError):
                 shutil.copyfile(model_dir / copied, directory / copied)
-        lay_out_converted(model_dir, directory)
         return Source(
             name,
             directory,
             where,
             sum_files(model_dir),
             target_dir=model_dir,
-            convert_bytes=sum_files(directory),
+            convert_bytes=lay_out_converted(sources, directory),
             is_stand_in=True,
         )
     return Source(name, model_dir, where, sum_files(model_dir))
 
 
-def lay_out_converted(model_dir: Path, directory: Path) -> None:
+def lay_out_converted(sources: Mapping[Path, Path], directory: Path) -> int:
     """What a conversion would make of PyTorch weights, but for their data.
+
+    Returns:
+        The bytes that it has still to make.
 
     Raises:
         ModelError: they cannot be converted.
     """
-    from tgis_cli.models.convert import find_index_to_make, find_sources, join_names, read_content, write_index
+    from tgis_cli.models.convert import find_index_to_make, is_whole, join_names, read_content, write_index
     from tgis_cli.models.remote_headers import write_content_with_hole
 
-    sources = find_sources(model_dir)
-    contents = {
-        directory / target.name: read_content(source, model_dir, as_json=False) for target, source in sources.items()
-    }
+    contents = {}
+    for target, source in sources.items():
+        contents[directory / target.name] = read_content(source, source.parent, as_json=False)
     for target, content in contents.items():
         write_content_with_hole(target, content)
-    if index := find_index_to_make(model_dir, sources):
+    if index := find_index_to_make(next(iter(sources)).parent, sources):
         write_index(directory / index.name, join_names(contents, contents))
+    return sum(contents[directory / target.name].num_bytes for target in sources if not is_whole(target))
 
 
 def ask_hub(name: str, config: ServeConfig, cache_dir: Path, directory: Path, token: str | None) -> Source:

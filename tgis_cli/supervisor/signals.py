@@ -12,10 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from tgis_cli.stop_signals import STOP_SIGNALS, heeded_signals
-
-# `timeout` and some init systems signal a process and then its group: an echo within this time is not impatience.
-ECHO_S = 0.2
+from tgis_cli.stop_signals import ECHO_S, STOP_SIGNALS, heeded_signals
 
 
 def exit_until_supervised() -> None:

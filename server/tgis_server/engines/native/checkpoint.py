@@ -24,6 +24,7 @@ from tgis_server.engines.native.parameters import (
 from tgis_server.engines.native.spec import DecoderSpec
 from tgis_server.errors import TgisError
 
+OF_TRAINING = ("arguments", "args", "training")
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
@@ -143,7 +144,8 @@ def find_files(model_dir: Path) -> list[Path]:
             model_dir=model_dir, num_missing=len(missing), num_files=len(files), missing=missing[0]
         )
     if not files:
-        others = sorted(file.name for pattern in ("*.bin", "*.pt", "*.gguf") for file in model_dir.glob(pattern))
+        names = (file.name for pattern in ("*.bin", "*.pt") for file in model_dir.glob(pattern))
+        others = sorted(name for name in names if not any(word in name for word in OF_TRAINING))
         hint = f"it has {others[0]}: `tgis convert-to-safetensors` makes them" if others else "download the model first"
         raise failures.WEIGHTS_NOT_FOUND.error(model_dir=model_dir, hint=hint)
     return files
