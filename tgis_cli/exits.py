@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from io import TextIOWrapper
 from typing import Any, TextIO
 
+from tgis_cli.stop_signals import Interrupted
 from tgis_server.errors import NotEnoughDevices, TgisError
 
 EXIT_UNEXPECTED = 1
@@ -35,7 +36,9 @@ def errors_as_exit_codes(*, debug: bool) -> Iterator[None]:
         if debug:
             print_traceback()
         sentence, exit_code = explain(error)
-        print(f"tgis: {sentence}", file=sys.stderr)
+        print(f"tgis: {sentence}", file=sys.stderr, flush=True)
+        if isinstance(error, Interrupted):
+            os._exit(exit_code)  # at once: while the interpreter ends, an echo of the signal would change the code
         raise SystemExit(exit_code) from None
 
 

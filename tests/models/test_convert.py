@@ -196,9 +196,7 @@ def test_tensors_that_overlap_without_a_whole_are_refused(tmp_path: Path):
     assert names_in(tmp_path) == ["pytorch_model.bin"]
 
 
-@pytest.mark.parametrize(
-    ("place", "told"), [(20, r"\(the header\)"), (-20, "b"), (None, r"\(the size of the file\)")]
-)
+@pytest.mark.parametrize(("place", "told"), [(20, r"\(the header\)"), (-20, "b"), (None, r"\(the size of the file\)")])
 def test_what_a_disk_changes_gets_no_name(
     place: int | None, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -536,9 +534,7 @@ def test_torch_is_not_imported(tmp_path: Path):
     save(tmp_path, {"w": torch.ones(2)})
     (tmp_path / "config.json").write_text("{}")
     program = (
-        "import sys; from pathlib import Path; from tgis_cli.models import convert as convert_module
-from tgis_cli.models.convert import convert_to_safetensors
-from tgis_cli.models.safetensors_file import Content, write_content as c\n"
+        "import sys; from pathlib import Path; from tgis_cli.models.convert import convert_to_safetensors as c\n"
         "c(Path(sys.argv[1]), as_json=False); print('torch' in sys.modules)"
     )
 
