@@ -93,7 +93,7 @@ class Progress:
     def show(self) -> None:
         """Display the present state."""
 
-    def say(self, sentence: str, event: str = "note", **facts: Any) -> None:
+    def tell(self, sentence: str, event: str = "note", **facts: Any) -> None:
         """Something happened that is worth a line, or an event with facts."""
 
     def close(self) -> None:
@@ -108,7 +108,7 @@ class LineProgress(Progress):
     def show(self) -> None:
         print(self.describe(), file=self.stream, flush=True)
 
-    def say(self, sentence: str, event: str = "note", **facts: Any) -> None:
+    def tell(self, sentence: str, event: str = "note", **facts: Any) -> None:
         print(sentence, file=self.stream, flush=True)
 
 
@@ -129,7 +129,7 @@ class JsonProgress(Progress):
             left_s=None if left_s is None else round(left_s, 1),
         )
 
-    def say(self, sentence: str, event: str = "note", **facts: Any) -> None:
+    def tell(self, sentence: str, event: str = "note", **facts: Any) -> None:
         print_event(self.stream, event=event, text=sentence, **facts)
 
 
@@ -157,7 +157,7 @@ class BarProgress(Progress):
         self.stream.write(CLEAR_LINE + capture.get().rstrip("\n"))
         self.stream.flush()
 
-    def say(self, sentence: str, event: str = "note", **facts: Any) -> None:
+    def tell(self, sentence: str, event: str = "note", **facts: Any) -> None:
         self.stream.write(f"{CLEAR_LINE}{sentence}\n")
         self.show()
 

@@ -85,7 +85,7 @@ def test_a_script_reads_events():
 
     clock.now += 1
     progress.advance(MIB)
-    progress.say("a: 1 MiB", event="file", name="a", bytes=MIB)
+    progress.tell("a: 1 MiB", event="file", name="a", bytes=MIB)
 
     assert [json.loads(line) for line in stream.getvalue().splitlines()] == [
         {
@@ -105,7 +105,7 @@ def test_a_bar_stays_in_its_line_and_changes_nothing_of_the_terminal():
 
     clock.now += 1
     progress.advance(MIB)
-    progress.say("half way")
+    progress.tell("half way")
     progress.close()
 
     shown = stream.getvalue()

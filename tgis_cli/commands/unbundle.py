@@ -44,7 +44,7 @@ def unbundle(
                     cache_dir = get_cache_dir(os.environ)
 
                     def tell_waiting() -> None:
-                        progress.say(f"another process works on {model}: waiting for it")
+                        progress.tell(f"another process works on {model}: waiting for it")
 
                     model_dir = unbundle_to_cache(bundle, cache_dir, model, progress.advance, tell_waiting)
         tell_result(model_dir, as_json=json_)

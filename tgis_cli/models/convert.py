@@ -211,7 +211,9 @@ def write_target(target: Path, content: Content, progress: Progress) -> None:
             progress.tick()
         if name := comparing.result():
             raise ModelError(f"The output tensors do not match for key {name}: check the disk of {target.parent}.")
-    progress.say(f"{target.name}: {format_bytes(content.num_bytes)}", "file", name=target.name, bytes=content.num_bytes)
+    progress.tell(
+        f"{target.name}: {format_bytes(content.num_bytes)}", "file", name=target.name, bytes=content.num_bytes
+    )
 
 
 def write_index(index: Path, weight_map: Mapping[str, str]) -> None:

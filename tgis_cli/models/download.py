@@ -202,7 +202,7 @@ class Fetching:
             )
             problem = await self._attempt(job, worker, attempt)
             if problem is None:
-                self._progress.say(
+                self._progress.tell(
                     f"{file.name}: {format_bytes(file.size)}", event="file", name=file.name, bytes=file.size
                 )
                 return
@@ -213,7 +213,7 @@ class Fetching:
                 way = "over plain HTTP"
             by_xet = not by_xet and attempt.moved_bytes <= 0
             when = f" in {format_seconds(wait_s)}" if wait_s else ""
-            self._progress.say(
+            self._progress.tell(
                 f"{file.name}: {problem.text}; going on{when} {way}", event="retry", name=file.name, why=problem.text
             )
             await asyncio.sleep(wait_s)

@@ -222,7 +222,7 @@ class GetModel:
             for file, path in present:
                 if not has_digest(path, file.digest, progress.advance):
                     damaged.append(file)
-                    progress.say(f"{file.name} is damaged", "damaged", name=file.name)
+                    progress.tell(f"{file.name} is damaged", "damaged", name=file.name)
         if damaged and not is_online:
             raise ModelError(
                 f"{damaged[0].name}{and_more(damaged)} of {self.order.model} is damaged: run this again where "

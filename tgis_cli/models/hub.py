@@ -63,14 +63,14 @@ class Hub:
     """The hub that the environment names, for one model.
 
     Args:
-        say: gets a sentence when a request is tried again.
+        tell: gets a sentence when a request is tried again.
     """
 
-    def __init__(self, model: str, revision: str, token: HubToken, say: Callable[[str], None]) -> None:
+    def __init__(self, model: str, revision: str, token: HubToken, tell: Callable[[str], None]) -> None:
         self.model = model
         self.revision = revision
         self.token = token
-        self._say = say
+        self._tell = tell
         self._is_over = threading.Event()
 
     def list_files(self) -> Listing:
@@ -163,7 +163,7 @@ class Hub:
                     raise explain_hub_error(error, self.model, self.revision, self.token) from error
                 wait_s = max(RETRY_DELAYS_S[num_failed], retry_after_s(error))
                 num_failed += 1
-                self._say(f"{describe_error(error)}; trying again in {format_seconds(wait_s)}")
+                self._tell(f"{describe_error(error)}; trying again in {format_seconds(wait_s)}")
                 self._is_over.wait(wait_s)
 
 

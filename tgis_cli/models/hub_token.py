@@ -14,12 +14,12 @@ PASSED_ON = "TGIS_HUB_TOKEN"  # to workers, in the environment: command lines ca
 HubToken = str | Literal[False] | None  # None: the library's own, False: none at all
 
 
-def find_token(given: str | None, environ: Mapping[str, str], say: Callable[[str], None]) -> HubToken:
+def find_token(given: str | None, environ: Mapping[str, str], tell: Callable[[str], None]) -> HubToken:
     """What to give to the library.
 
     Args:
         given: on the command line; white space around it, as files of secrets have it, is no part of it.
-        say: gets a sentence if a token cannot be read.
+        tell: gets a sentence if a token cannot be read.
 
     Raises:
         UsageError: it can be no token. Its text is not told.
@@ -39,7 +39,7 @@ def find_token(given: str | None, environ: Mapping[str, str], say: Callable[[str
         get_token()
     except Exception as error:
         if isinstance(error, OSError) and error.filename:
-            say(f"{error.filename} cannot be read ({error.strerror}): going on without a token")
+            tell(f"{error.filename} cannot be read ({error.strerror}): going on without a token")
             return False
         raise HubError(
             f"huggingface_hub finds no token ({type(error).__name__}): check HF_OIDC_RESOURCE, or set HF_TOKEN."

@@ -21,11 +21,11 @@ NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS, e
 
 
 @contextlib.contextmanager
-def lock(path: Path, say_waiting: Callable[[], None], make: Callable[[], object] = lambda: None) -> Iterator[bool]:
+def lock(path: Path, tell_waiting: Callable[[], None], make: Callable[[], object] = lambda: None) -> Iterator[bool]:
     """Hold the lock of what has this name.
 
     Args:
-        say_waiting: called once if another process holds it; the wait has no end but that process's.
+        tell_waiting: called once if another process holds it; the wait has no end but that process's.
         make: makes it if it is not there; called again if it was removed or renamed before the lock was had.
 
     Yields:
@@ -43,7 +43,7 @@ def lock(path: Path, say_waiting: Callable[[], None], make: Callable[[], object]
                 raise
             continue
         try:
-            is_exclusive = take(descriptor, say_waiting)
+            is_exclusive = take(descriptor, tell_waiting)
             if has_name(descriptor, path):
                 yield is_exclusive
                 return
@@ -59,7 +59,7 @@ def has_name(descriptor: int, path: Path) -> bool:
         return False
 
 
-def take(descriptor: int, say_waiting: Callable[[], None]) -> bool:
+def take(descriptor: int, tell_waiting: Callable[[], None]) -> bool:
     is_told = False
     while True:
         try:
@@ -67,7 +67,7 @@ def take(descriptor: int, say_waiting: Callable[[], None]) -> bool:
         except BlockingIOError:
             if not is_told:
                 is_told = True
-                say_waiting()
+                tell_waiting()
             time.sleep(POLL_S)  # not a blocking call: Ctrl-C must end the wait at once, also in a thread
         except OSError as error:
             if error.errno in NO_LOCKS:

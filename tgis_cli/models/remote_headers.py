@@ -20,7 +20,7 @@ from tgis_server.engines.native.families import parameters_of, read_spec
 SMALL_FILES = ("config.json", "generation_config.json", SAFETENSORS_INDEX)
 
 
-def fetch_headers(order: Order, cache_dir: Path, directory: Path, say: Callable[[str], None]) -> Planned:
+def fetch_headers(order: Order, cache_dir: Path, directory: Path, tell: Callable[[str], None]) -> Planned:
     """Lay out in ``directory`` what is needed to inspect the model; the cache is looked at, but not written.
 
     Returns:
@@ -31,7 +31,7 @@ def fetch_headers(order: Order, cache_dir: Path, directory: Path, say: Callable[
     """
     planned = GetModel(order, cache_dir, as_json=False).plan()
     listing, files = planned.selection.listing, planned.selection.files
-    hub = Hub(order.model, order.revision, order.transfers.token, say)
+    hub = Hub(order.model, order.revision, order.transfers.token, tell)
     for name in SMALL_FILES:
         if any(file.name == name for file in files):
             (directory / name).write_text(hub.read_text(name, listing.commit))

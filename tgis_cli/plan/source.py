@@ -133,11 +133,11 @@ def ask_hub(name: str, config: ServeConfig, cache_dir: Path, directory: Path, to
     from tgis_cli.models.hub_token import find_token
     from tgis_cli.models.remote_headers import fetch_headers, write_converted_header
 
-    def say(sentence: str) -> None:
+    def tell(sentence: str) -> None:
         print(sentence, file=sys.stderr)
 
-    order = Order(name, config.revision or "main", transfers=Transfers(find_token(token, os.environ, say)))
-    planned = fetch_headers(order, cache_dir, directory, say)
+    order = Order(name, config.revision or "main", transfers=Transfers(find_token(token, os.environ, tell)))
+    planned = fetch_headers(order, cache_dir, directory, tell)
     if planned.selection.pytorch_bytes:
         with suppress(ModelError):  # no engine knows the model
             write_converted_header(directory, planned.selection.pytorch_bytes)
