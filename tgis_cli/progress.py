@@ -87,7 +87,7 @@ class Progress:
         text = f"{self.action}: {format_bytes(self.done_bytes)} of {format_bytes(self.total_bytes)}{share}"
         left_s = self.left_s
         if left_s is None:
-            return f"{text}, nothing moves" if self._moved_bytes else text
+            return f"{text}, nothing moves" if self._moved_bytes and self.done_bytes < self.total_bytes else text
         return f"{text}, {format_bytes(int(self.bytes_per_s))}/s, {format_seconds(left_s)} left"
 
     def show(self) -> None:
@@ -147,11 +147,13 @@ class BarProgress(Progress):
         from rich.progress_bar import ProgressBar
         from rich.table import Table
 
-        row = Table.grid(padding=(0, 1))
-        row.add_column(width=BAR_COLUMNS)
-        row.add_column(no_wrap=True, overflow="ellipsis")
-        row.add_row(ProgressBar(max(1, self.total_bytes), self.done_bytes, width=BAR_COLUMNS), self.describe())
         console = Console(file=self.stream, highlight=False)
+        text = self.describe()
+        width = max(4, min(BAR_COLUMNS, console.width - len(text) - 2))
+        row = Table.grid(padding=(0, 1))
+        row.add_column(width=width)
+        row.add_column(no_wrap=True, overflow="ellipsis")
+        row.add_row(ProgressBar(max(1, self.total_bytes), self.done_bytes, width=width), text)
         with console.capture() as capture:
             console.print(row, end="")
         self.stream.write(CLEAR_LINE + capture.get().rstrip("\n"))

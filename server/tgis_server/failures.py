@@ -188,7 +188,7 @@ REVISION_NOT_CACHED = Failure(
     "revision-not-cached",
     "the cache has the model, but no `config.json` of the revision",
     "Failed to resolve config path: Config file not found in local cache for model {model}, revision {revision}. "
-    "Expected {expected}; the cache has {revisions}.",
+    "Expected {expected}; the cache has {revisions}. `tgis download-weights {model} --revision {revision}` gets it.",
     ModelError,
 )
 MODEL_NOT_FOUND = Failure(
@@ -312,7 +312,8 @@ DECODER_NOT_SUPPORTED = Failure(
 NO_TOKENIZER = Failure(
     "no-tokenizer",
     "the model directory has no `tokenizer.json`",
-    "No existing fast tokenizer (tokenizer.json) found in {model_dir}. Save one there with "
+    "No existing fast tokenizer (tokenizer.json) found in {model_dir}. Make one with "
+    "`tgis convert-to-fast-tokenizer`, or save one there with "
     "`AutoTokenizer.from_pretrained(...).save_pretrained(...)`.",
     ModelError,
 )

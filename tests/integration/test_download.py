@@ -511,7 +511,7 @@ def test_offline_and_not_in_the_cache_says_both(download: Download):
     result = download.run()
 
     assert result.returncode == 6
-    assert "org/tiny is not complete in the cache, and HF_HUB_OFFLINE forbids asking" in result.stderr
+    assert "org/tiny is not complete in the cache at main, and HF_HUB_OFFLINE forbids asking" in result.stderr
 
 
 def test_an_incomplete_model_without_the_hub_names_what_is_missing(downloaded: Download):
@@ -550,6 +550,22 @@ def test_damage_is_found_and_fetched_again(downloaded: Download):
     assert result.returncode == 0
     assert "checked 5 files: 1 damaged" in result.stderr
     assert_complete(downloaded)
+
+
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_damage_of_converted_weights_is_mended(is_cut: bool, download: Download):
+    torch = pytest.importorskip("torch")
+    torch.save({"w": torch.ones(999)}, buffer := io.BytesIO())
+    del download.hub.files[WEIGHTS]
+    download.hub.files["pytorch_model.bin"] = buffer.getvalue()
+    download.run()
+    whole = (download.snapshot / WEIGHTS).read_bytes()
+    (download.snapshot / WEIGHTS).write_bytes(whole[:-50] + (b"" if is_cut else b"?" * 50))
+
+    result = download.run(*([] if is_cut else ["--verify"]))
+
+    assert result.returncode == 0, result.stderr
+    assert (download.snapshot / WEIGHTS).read_bytes() == whole
 
 
 # -- Full disks, strange directories ----------------------------------------------------------------------------------

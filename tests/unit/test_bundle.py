@@ -170,7 +170,10 @@ def test_a_tar_that_ends_early_is_refused(size: int, cache: Path, tmp_path: Path
         (["bundle", MODEL, "TMP/taken"], 2, "exists already"),
         (["bundle", "org/none", "TMP/x"], 3, "org/none not found"),
         (["bundle", MODEL, "TMP/none/x"], 2, "none cannot be written (No such file or directory)"),
+        (["bundle", MODEL, ""], 2, "The bundle's name is empty"),
+        (["bundle", "", "TMP/x"], 2, "The model's name is empty"),
         (["unbundle", "TMP/none"], 2, "cannot be read (No such file"),
+        (["unbundle", "TMP/none.tar.gz"], 2, "is compressed: give it as a stream"),
         (["unbundle", "TMP/taken"], 3, "is no bundle of tgis"),
         (["unbundle", "TMP/taken/file"], 3, "is no whole tar file"),
     ],
@@ -263,6 +266,15 @@ def test_a_damaged_cache_is_not_certified(tmp_path: Path):
 
     assert (result.returncode, b"tokenizer.json is damaged" in result.stderr) == (3, True)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_directory_with_weights_that_are_cut_off_is_not_packed(tmp_path: Path):
+    broken = shutil.copytree(DEMO_MODEL_DIR, tmp_path / "broken")
+    os.truncate(broken / WEIGHTS, 1000)
+
+    result = run_tgis("bundle", broken, tmp_path / "out", cache=tmp_path)
+
+    assert (result.returncode, b"is not complete" in result.stderr) == (3, True)
 
 
 def test_a_bundle_of_an_old_commit_leaves_main_where_it_is(packed: Path, tmp_path: Path):

@@ -223,6 +223,14 @@ def test_a_whole_model_is_fine(cached: Path):
     assert look(cached) == [("ok", "1 of 1 cached model looked at: nothing is missing or damaged.")]
 
 
+def test_a_cache_that_is_no_directory_is_warned_of(tmp_path: Path):
+    (tmp_path / "file").touch()
+    for place, words in (("file", "which is no directory"), ("file/x", "which cannot be reached: Not a directory")):
+        (warning,) = complaints(check_cache, make_context({"HF_HUB_CACHE": str(tmp_path / place)}))
+
+        assert words in warning
+
+
 def test_a_reference_to_a_snapshot_that_is_gone_is_warned_of(cached: Path):
     (cached / "refs/main").write_text("badc0de")
 

@@ -124,6 +124,10 @@ def test_weights_of_pytorch_are_planned_as_if_converted(tmp_path: Path) -> None:
     assert str(report.source.model_dir) not in text_of(report)
 
 
+def test_a_missing_tokenizer_is_warned_of(model_dir: Callable[..., Path]) -> None:
+    assert "warning: No existing fast tokenizer" in text_of(plan(model_dir(), "H100"))
+
+
 def test_what_a_conversion_has_made_already_needs_no_more_room(tmp_path: Path) -> None:
     directory = shutil.copytree(DEMO_MODEL_DIR, tmp_path / "model")
     tensors = load_file(directory / "model.safetensors")
@@ -351,6 +355,7 @@ def test_a_download_larger_than_the_disk_does_not_fit(
 
     assert report.verdict == "does not fit"
     assert "needs 16.0 GiB in" in str(report.problem)
+    assert "sequences of up to" not in text_of(report)
 
 
 def test_a_local_plan_is_quick_and_needs_no_torch(model_dir: Callable[..., Path]) -> None:

@@ -33,11 +33,14 @@ def bundle(
     with failures_told(as_json=as_json):
         from tgis_cli.models.bundle import describe_model_dir, make_bundle
         from tgis_cli.models.cache_folder import CacheFolder
-        from tgis_cli.models.inventory import inspect_snapshot, read_references
+        from tgis_cli.models.inventory import find_damage, inspect_snapshot, read_references
 
         cache_dir = get_cache_dir(os.environ)
         model_dir = find_model_dir(model, revision, cache_dir)
         name, revisions = "", tuple[str, ...]()
+        problems = [problem for file in sorted(model_dir.glob("*.safetensors")) if (problem := find_damage(file))]
+        if problems:
+            raise ModelError(f"{model} is not complete: {problems[0]}.")
         if is_in_cache(model, model_dir, cache_dir):
             folder = CacheFolder(cache_dir, model)
             cached = inspect_snapshot(folder, model, model_dir.name, ())

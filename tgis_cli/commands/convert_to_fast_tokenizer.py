@@ -39,6 +39,7 @@ def convert_to_fast_tokenizer(
     elif not fast_tokenizer.has_slow_tokenizer(model_dir):
         raise ModelError(f"{model_dir} has no tokenizer's files: there is nothing to convert.")
     else:
+        tell("making tokenizer.json", as_json=False)
         with interrupted_by_signals():
             fast_tokenizer.convert_to_fast_tokenizer(model_dir, output_dir)
     print(target)

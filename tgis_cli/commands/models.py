@@ -107,9 +107,9 @@ def rm(
     if not json_:
         print(removal.describe(), flush=True)
     if not dry_run:
-        if not yes:
-            confirm(removal)
         with interrupted_by_signals():
+            if not yes:
+                confirm(removal)
             remove(removal)
     if json_:
         print(json.dumps(asdict(removal) | {"is_removed": not dry_run}, indent=1, default=str))
@@ -121,5 +121,7 @@ def confirm(removal: Removal) -> None:
     """Ask on a terminal; elsewhere nobody can answer."""
     if not sys.stdin.isatty():
         raise UsageError(f"{removal.model} is not removed: nobody can be asked here, so say --yes (or --dry-run).")
-    if not typer.confirm("Remove this?"):
+    print("Remove this? [y/N] ", end="", flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        print("nothing is removed")
         raise typer.Exit(1)

@@ -118,6 +118,12 @@ def check_hub(context: Context) -> Iterator[Verdict]:
     names = (CURRENT, *DEPRECATED, "HF_HOME", "HF_HUB_OFFLINE", "HF_ENDPOINT")
     given = [f"{name}={mask_credentials(environ[name])}" for name in names if environ.get(name)]
     tokens = [f"{name} is set (and not shown)" for name in SECRETS if environ.get(name)]
+    endpoint = environ.get("HF_ENDPOINT")
+    if endpoint is not None and not endpoint.startswith(("http://", "https://")):
+        yield warn(
+            f"HF_ENDPOINT is {mask_credentials(endpoint)!r}, but must be an address such as https://huggingface.co.",
+            "Unset or correct it; downloads fail.",
+        )
     if given or tokens:
         yield ok(f"For downloads: {', '.join(given + tokens)}.", variables=given, has_token=bool(tokens))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ LONGEST_NAME = len(f"/{PREFIX}12345678/frontend.sock")  # that a run adds to its
 MIN_CACHE_BYTES = GIB  # less than this is no room for a model
 CACHE_PATIENCE_S = 1.0  # on a slow network's file system some models are not looked at
 MAX_PROBLEMS = 5
+CACHE_FIX = "Mend it, or name another with HF_HUB_CACHE."
 
 
 def check_run_dir(context: Context) -> Iterator[Verdict]:
@@ -127,8 +129,16 @@ def check_cache(context: Context) -> Iterator[Verdict]:
             **named,
         )
         return
-    if not os.path.isdir(cache_dir):
+    try:
+        is_dir = stat.S_ISDIR(os.stat(cache_dir).st_mode)
+    except FileNotFoundError:
         yield ok(f"{where}, which is not there yet.", **named)
+        return
+    except OSError as error:
+        yield warn(f"{where}, which cannot be reached: {error.strerror}.", CACHE_FIX, **named)
+        return
+    if not is_dir:
+        yield warn(f"{where}, which is no directory.", CACHE_FIX, **named)
         return
     if not os.access(cache_dir, os.R_OK | os.X_OK):
         yield warn(

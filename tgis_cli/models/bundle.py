@@ -43,6 +43,7 @@ from tgis_server.errors import ModelError, UsageError
 FORMAT = 1
 MANIFEST, SUMS = "bundle.json", "SHA256SUMS"
 STREAM = "-"
+COMPRESSED = (".gz", ".tgz", ".zip", ".zst", ".xz", ".bz2")
 MAX_TEXT_BYTES = 64 << 20  # of the manifest and of the sums
 MAX_EXTENDED_BYTES = 1 << 20
 EXTENDED = (
@@ -144,7 +145,9 @@ def make_bundle(model_dir: Path, manifest: Manifest, target: str, advance: Advan
 @contextmanager
 def open_target(target: str, num_bytes: int) -> Iterator[Add]:
     """A directory, a tar file, or a tar stream on stdout, by its name; gives what copies a file in."""
-    if target.endswith((".gz", ".tgz", ".zip", ".zst", ".xz", ".bz2")):
+    if not target:
+        raise UsageError("The bundle's name is empty: name a new directory or a .tar file.")
+    if target.endswith(COMPRESSED):
         raise UsageError(f"{target} would be compressed, which no weights gain by: name a directory or a .tar file.")
     if target == STREAM:
         if sys.stdout.isatty():
@@ -278,6 +281,8 @@ def open_bundle(source: str) -> Iterator[Source]:
         UsageError: there is none of that name.
         ModelError: it is no bundle.
     """
+    if source.endswith(COMPRESSED):
+        raise UsageError(f"{source} is compressed: give it as a stream, as in `gunzip -c {source} | tgis unbundle -`.")
     if source != STREAM and Path(source).is_dir():
         yield DirectorySource(Path(source))
         return

@@ -16,7 +16,6 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -32,6 +31,7 @@ from tgis_cli.models.selection import (
     SKIPPED_WORDS,
     has_whole_safetensors,
     is_complete,
+    is_whole,
     read_index,
 )
 from tgis_cli.models.torch_file import read_torch_file
@@ -154,13 +154,17 @@ def find_index_to_make(model_dir: Path, sources: Mapping[Path, Path]) -> Path | 
     return None if not sources or (is_one_model and not has_index) or is_complete(index) else index
 
 
-def is_whole(target: Path) -> bool:
-    """Whether a target is there. It got its name when it was whole; a file of other origin may not be."""
-    from tgis_server.engines.native.checkpoint import read_header
-
-    with suppress(ModelError):
-        return target.exists() and bool(read_header(target))
-    return False
+def drop_damaged(model_dir: Path, *, as_json: bool) -> None:
+    """Compare what a conversion has made with its sources, where these are still there; what differs goes."""
+    sources = {target: source for target, source in find_sources(model_dir).items() if is_whole(target)}
+    num_bytes = sum(target.stat().st_size for target in sources)
+    with show_progress("comparing", num_bytes, as_json=as_json) as progress:
+        for target, source in sources.items():
+            content = read_content(source, model_dir, as_json=as_json)
+            if find_difference(target, content, content.in_order()):
+                progress.tell(f"{target.name} is not what {source.name} becomes", "damaged", name=target.name)
+                target.unlink()
+            progress.advance(content.num_bytes)
 
 
 def read_content(source: Path, model_dir: Path, *, as_json: bool) -> Content:

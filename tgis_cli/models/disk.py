@@ -53,7 +53,7 @@ def check_disk(directory: Path, need_bytes: int, what: str, otherwise: str = OTH
 
 def explain_full_disk(error: OSError, directory: Path) -> str:
     """Writing failed for lack of room."""
-    kind = {errno.EDQUOT: "the quota is used up", errno.EFBIG: "the largest size of a file that is allowed is reached"}
+    kind = {errno.EDQUOT: "the quota is used up", errno.EFBIG: "the size that `ulimit -f` allows is reached"}
     reason = kind.get(error.errno or 0, describe_room(free_disk_bytes(directory)))
     return f"No room is left in {directory} ({reason}): make room and run the command again."
 

@@ -34,6 +34,12 @@ def convert_to_fast_tokenizer(model_dir: Path, output_dir: Path) -> Path:
         ModelError: the model's tokenizer cannot be loaded or converted; what is missing is named.
         UsageError: the directory cannot be written.
     """
+    # Without one transformers makes a tokenizer that knows no words, and says nothing.
+    if not any(path for pattern in VOCABULARIES for path in model_dir.glob(pattern)):
+        raise ModelError(
+            f"{model_dir} has no {NAME} and no vocabulary to make it of ({', '.join(VOCABULARIES)}): download the "
+            "model again, or get one that comes with a tokenizer."
+        )
     try:
         from tokenizers import Tokenizer
         from transformers import AutoTokenizer
@@ -42,12 +48,6 @@ def convert_to_fast_tokenizer(model_dir: Path, output_dir: Path) -> Path:
         raise ModelError(
             f"{model_dir} has no {NAME}, and to make it transformers is needed: pip install 'tgis[convert]'."
         ) from error
-    # Without one transformers makes a tokenizer that knows no words, and says nothing.
-    if not any(path for pattern in VOCABULARIES for path in model_dir.glob(pattern)):
-        raise ModelError(
-            f"{model_dir} has no {NAME} and no vocabulary to make it of ({', '.join(VOCABULARIES)}): download the "
-            "model again, or get one that comes with a tokenizer."
-        )
     logging.set_verbosity_error()  # what goes wrong is told in one sentence, here
     target = output_dir / NAME
     is_trusted = os.environ.get("TRUST_REMOTE_CODE", "") == "true"

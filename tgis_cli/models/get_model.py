@@ -216,7 +216,11 @@ class GetModel:
             ModelError: something is damaged, and the hub cannot be asked for it.
         """
         commit = selection.listing.commit
-        present = [(file, path) for file in selection.files if (path := self.folder.find_content(file, commit))]
+        taken = {file.name for file in selection.files}
+        # With what has been converted since: it is not taken again, but what is made of it is compared with it.
+        sources = [file for file in selection.listing.files if file.name.endswith(PYTORCH) and file.name not in taken]
+        files = (*selection.files, *(file for file in sources if (self.folder.snapshot(commit) / file.name).exists()))
+        present = [(file, path) for file in files if (path := self.folder.find_content(file, commit))]
         damaged = []
         with show_progress("checking", sum(file.size for file, _ in present), as_json=self._as_json) as progress:
             for file, path in present:

@@ -25,6 +25,7 @@ MAX_UNREACHED = 1  # where nobody answers: often there is no network at all, and
 MAX_RETRY_AFTER_S = 120.0
 TEMPORARY = frozenset({408, 429, 500, 502, 503, 504})
 BROKEN_OFF = ("RemoteProtocolError", "ReadError", "WriteError")  # of the HTTP library
+TELL_AFTER_S = 1.5  # that an answer is waited for
 NUM_PARALLEL = 8
 FIRST_BYTES = 64 << 10  # holds the header of most files
 
@@ -88,7 +89,13 @@ class Hub:
                 self.model, revision=self.revision, files_metadata=True, timeout=METADATA_TIMEOUT_S
             )
 
-        info = self._request(ask)
+        waiting = threading.Timer(TELL_AFTER_S, self._tell, [f"asking {get_endpoint()} for {self.model}"])
+        waiting.daemon = True
+        waiting.start()
+        try:
+            info = self._request(ask)
+        finally:
+            waiting.cancel()
         if not COMMIT.fullmatch(info.sha or ""):
             raise HubError(f"The hub does not say which commit {self.revision} of {self.model} is: check HF_ENDPOINT.")
         files = [to_remote_file(sibling) for sibling in info.siblings or ()]
@@ -285,8 +292,8 @@ def explain_hub_error(error: BaseException, model: str, revision: str, token: Hu
             return error
         case errors.OfflineModeIsEnabled():
             return HubError(
-                f"{model} is not complete in the cache, and HF_HUB_OFFLINE forbids asking {endpoint}: unset it, or "
-                "bring the model with `tgis bundle` and `tgis unbundle`."
+                f"{model} is not complete in the cache at {revision}, and HF_HUB_OFFLINE forbids asking {endpoint}: "
+                "unset it, or bring the model with `tgis bundle` and `tgis unbundle`."
             )
         case errors.HFValidationError():
             return UsageError(f"{model!r} is neither a directory nor a name of the hub, such as org/model.")

@@ -79,7 +79,12 @@ def find_model_dir(name: str, revision: str | None, cache_dir: Path) -> Path:
 
     Raises:
         ModelError: there is none; the text says where it was looked for.
+        UsageError: the name is empty.
     """
+    if not name.strip():
+        raise UsageError(
+            "The model's name is empty, as of an unset variable: name a model of the cache or a directory."
+        )
     in_cache = cache_dir / model_folder_name(name)
     if os.path.isdir(in_cache):  # False too where this user may not look
         reference = in_cache / "refs" / (revision or "main")
@@ -98,7 +103,7 @@ def find_model_dir(name: str, revision: str | None, cache_dir: Path) -> Path:
         return directory.resolve()
     found = f"{'a directory without config.json' if os.path.isdir(directory) else 'no directory'} of that name"
     found += why_unseen(directory / "config.json")
-    if not name.startswith(("/", ".", "~")):  # a hub id
+    if not name.startswith(("/", ".", "~")) and not os.path.exists(directory):  # a hub id
         found += f", and no {in_cache.name} in the cache {cache_dir}{why_unseen(in_cache)}"
         found += f"; models are not downloaded at start: `tgis download-weights {name}` gets it"
     raise failures.MODEL_NOT_FOUND.error(model=name, found=found)

@@ -81,7 +81,7 @@ def drop_converted(names: list[str], model_dir: Path) -> list[str]:
 
 def has_whole_safetensors(model_dir: Path) -> bool:
     """Whether there are weights that make a model: a single file, or all that an index names."""
-    return (model_dir / SINGLE_SAFETENSORS).is_file() or is_complete(model_dir / SAFETENSORS_INDEX)
+    return is_whole(model_dir / SINGLE_SAFETENSORS) or is_complete(model_dir / SAFETENSORS_INDEX)
 
 
 def is_complete(index: Path) -> bool:
@@ -90,7 +90,17 @@ def is_complete(index: Path) -> bool:
         names = set(read_index(index).values())
     except ModelError:
         return False
-    return all((index.parent / name).is_file() for name in names)
+    return all(is_whole(index.parent / name) for name in names)
+
+
+def is_whole(file: Path) -> bool:
+    """Whether it is there, with the size that its header says."""
+    from tgis_server.engines.native.checkpoint import read_header
+
+    try:
+        return file.is_file() and bool(read_header(file))
+    except ModelError:
+        return False
 
 
 def read_index(index: Path) -> dict[str, str]:

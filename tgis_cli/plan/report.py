@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tgis_cli.machine.preflight import check_tokenizer
 from tgis_cli.models.disk import OTHER_CACHE, check_disk, free_disk_bytes
 from tgis_cli.plan.devices import Devices
 from tgis_cli.plan.fit import Fit, compare_shards
@@ -152,6 +153,11 @@ def fill(report: Report, loaded: LoadedConfig, environ: Mapping[str, str]) -> No
     report.chosen = next(fit for fit in report.fits if fit.num_shard == num_shard)
     if report.chosen.problem is not None:
         raise report.chosen.problem
+    if not source.is_on_hub:
+        try:
+            check_tokenizer(source.target_dir or source.model_dir)
+        except ModelError as error:  # a plan is made of less than a start needs
+            report.resolved = replace(report.resolved, warnings=(*report.resolved.warnings, str(error)))
     if source.target_dir is not None and not devices.stated:
         otherwise = OTHER_CACHE if source.is_on_hub else "move the model to a larger disk"
         check_disk(source.target_dir, source.missing_bytes + source.convert_bytes, source.model, otherwise)

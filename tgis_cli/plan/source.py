@@ -113,8 +113,9 @@ def lay_out_converted(sources: Mapping[Path, Path], directory: Path) -> int:
     Raises:
         ModelError: they cannot be converted.
     """
-    from tgis_cli.models.convert import find_index_to_make, is_whole, join_names, read_content, write_index
+    from tgis_cli.models.convert import find_index_to_make, join_names, read_content, write_index
     from tgis_cli.models.remote_headers import write_content_with_hole
+    from tgis_cli.models.selection import is_whole
 
     contents = {}
     for target, source in sources.items():

@@ -96,14 +96,14 @@ def conclude(report: Report) -> Iterator[str]:
     """What to make of it."""
     yield from (f"warning: {warning}" for warning in (report.resolved.warnings if report.resolved else ()))
     chosen = report.chosen
-    if chosen is not None and chosen.problem is None:
+    if report.problem is None and chosen is not None:
         yield from chosen.notes
         length = f"{chosen.max_sequence_length:,}"
         once = ", once `tgis convert-to-safetensors` has converted it" if report.source.convert_bytes else ""
         yield f"It {report.verdict}{once}: --num-shard {chosen.num_shard}, sequences of up to {length} tokens."
-    elif report.fewest_shards is not None:
+    elif report.fewest_shards is not None and (chosen is None or chosen.problem is not None):
         yield f"It would fit with --num-shard {report.fewest_shards}."
-    if report.source.is_on_hub and report.spec is not None:
+    if report.source.is_on_hub and report.problem is None:
         yield f"`tgis download-weights {report.source.model}` gets it."
 
 
