@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import struct
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import in_process
 from in_process import run_in_process
 from tgis_cli.models.cache_folder import CacheFolder
 from tgis_cli.models.hub import Listing, RemoteFile
@@ -332,6 +334,43 @@ def test_an_interrupted_conversion_is_a_problem(tmp_path: Path):
     assert the_only(tmp_path).problems == (
         f"its conversion was interrupted; `tgis convert-to-safetensors {MODEL}` completes it",
     )
+
+
+def test_what_a_start_needs_and_nothing_has_made_is_a_problem(tmp_path: Path):
+    contents = demo_contents()
+    contents["pytorch_model.bin"] = contents.pop(WEIGHTS)
+    contents["vocab.json"] = contents.pop("tokenizer.json")
+    fill(tmp_path, contents)
+
+    assert the_only(tmp_path).problems == (
+        f"its weights are PyTorch's; `tgis convert-to-safetensors {MODEL}` makes safetensors of them",
+        f"tokenizer.json is missing; `tgis convert-to-fast-tokenizer {MODEL}` makes it",
+    )
+
+
+def test_a_repository_without_a_configuration_is_not_told_to_be_downloaded_again(tmp_path: Path):
+    contents = demo_contents()
+    del contents["config.json"]
+    fill(tmp_path, contents)
+
+    assert the_only(tmp_path).problems == ("its repository has no config.json",)
+
+
+@pytest.mark.parametrize(("answer", "is_removed"), [("y\n", True), ("n\n", False), ("", False)])
+def test_the_command_takes_nothing_but_yes_for_an_answer(
+    answer: str, is_removed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    folder = fill(tmp_path, demo_contents())
+    monkeypatch.setattr(in_process.io, "StringIO", lambda: Terminal(answer))
+
+    result = run_rm(tmp_path)
+
+    assert (result.returncode, folder.root.exists()) == (0 if is_removed else 1, not is_removed)
+    assert (b"nothing is removed" in result.stdout) is not is_removed
 
 
 def test_one_strange_model_does_not_hide_the_others(tmp_path: Path):

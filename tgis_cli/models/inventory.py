@@ -15,10 +15,12 @@ from typing import Any
 
 from tgis_cli.models.cache_folder import CacheFolder, read_file
 from tgis_cli.models.disk import INCOMPLETE
+from tgis_cli.models.fast_tokenizer import has_slow_tokenizer
 from tgis_cli.models.hub_cache import list_folders
 from tgis_cli.models.selection import (
     BIN,
     BIN_INDEX,
+    PYTORCH,
     SAFETENSORS,
     SAFETENSORS_INDEX,
     drop_converted,
@@ -126,7 +128,10 @@ def inspect_snapshot(folder: CacheFolder, model: str, commit: str, revisions: tu
         architecture=read_architecture(path),
         engine=engine,
         why_no_engine=why_no_engine,
-        problems=tuple(find_problems(folder, model, commit, revisions, set(entries), sizes)),
+        problems=(
+            *find_problems(folder, model, commit, revisions, set(entries), sizes),
+            *(find_unprepared(path, model, revisions or (commit,), set(sizes)) if engine else ()),
+        ),
         last_used=last_used,
     )
 
@@ -151,7 +156,8 @@ def find_problems(
         is_short = missing[0] in sizes
         yield f"{missing[0]}{and_more(missing)} is {'not whole' if is_short else 'missing'}; {again}"
     if "config.json" not in sizes and "config.json" not in missing:
-        yield f"config.json is missing; {again}"
+        listing = folder.read_listing(model, commit)
+        yield f"config.json is missing; {again}" if listing is None else "its repository has no config.json"
     for name in sorted(sizes):
         is_told = name in missing
         if name.endswith(SAFETENSORS) and not is_told and (problem := find_damage(folder.snapshot(commit) / name)):
@@ -166,6 +172,17 @@ def find_problems(
             f"{leaving[0]}{and_more(leaving)} lies outside the model's folder, where copies of it lead to nothing; "
             f"`tgis download-weights {model}{revision}` brings it in"
         )
+
+
+def find_unprepared(path: Path, model: str, revisions: Sequence[str], names: set[str]) -> Iterator[str]:
+    """What a start needs and nothing has made yet, of a model that an engine serves."""
+    revision = "" if "main" in revisions else f" --revision {revisions[0]}"
+    if not any(name.endswith(SAFETENSORS) for name in names) and any(name.endswith(PYTORCH) for name in names):
+        yield f"its weights are PyTorch's; `tgis convert-to-safetensors {model}{revision}` makes safetensors of them"
+    if has_slow_tokenizer(path):
+        yield f"tokenizer.json is missing; `tgis convert-to-fast-tokenizer {model}{revision}` makes it"
+    elif "tokenizer.json" not in names:
+        yield "its repository has no tokenizer"
 
 
 def find_missing_names(folder: CacheFolder, model: str, commit: str, sizes: dict[str, int]) -> Iterator[str]:
