@@ -372,7 +372,7 @@ def test_a_conversion_that_was_killed_is_completed(download: Download):
     for name in shards:  # nobody needs them any more, and they are not fetched again
         (download.snapshot / name).unlink()
     download.hub.requests.clear()
-    assert download.run().returncode == 0
+    assert download.run("--verify").returncode == 0
     assert [download.hub.count(name) for name in shards] == [0, 0]
 
 
@@ -552,20 +552,21 @@ def test_damage_is_found_and_fetched_again(downloaded: Download):
     assert_complete(downloaded)
 
 
-@pytest.mark.parametrize("is_cut", [True, False])
-def test_damage_of_converted_weights_is_mended(is_cut: bool, download: Download):
+@pytest.mark.parametrize("what", ["cut", "changed", "source changed"])
+def test_damage_of_converted_weights_is_mended(what: str, download: Download):
     torch = pytest.importorskip("torch")
     torch.save({"w": torch.ones(999)}, buffer := io.BytesIO())
     del download.hub.files[WEIGHTS]
     download.hub.files["pytorch_model.bin"] = buffer.getvalue()
     download.run()
-    whole = (download.snapshot / WEIGHTS).read_bytes()
-    (download.snapshot / WEIGHTS).write_bytes(whole[:-50] + (b"" if is_cut else b"?" * 50))
+    before = download.contents()
+    damaged = download.snapshot / ("pytorch_model.bin" if what == "source changed" else WEIGHTS)
+    damaged.write_bytes(before[damaged.name][:-50] + (b"" if what == "cut" else b"?" * 50))
 
-    result = download.run(*([] if is_cut else ["--verify"]))
+    result = download.run(*([] if what == "cut" else ["--verify"]))
 
     assert result.returncode == 0, result.stderr
-    assert (download.snapshot / WEIGHTS).read_bytes() == whole
+    assert download.contents() == before
 
 
 # -- Full disks, strange directories ----------------------------------------------------------------------------------

@@ -156,7 +156,10 @@ def find_index_to_make(model_dir: Path, sources: Mapping[Path, Path]) -> Path | 
 
 def drop_damaged(model_dir: Path, *, as_json: bool) -> None:
     """Compare what a conversion has made with its sources, where these are still there; what differs goes."""
-    sources = {target: source for target, source in find_sources(model_dir).items() if is_whole(target)}
+    try:
+        sources = {target: source for target, source in find_sources(model_dir).items() if is_whole(target)}
+    except ModelError:  # sources are gone, as nobody needs them any more
+        return
     num_bytes = sum(target.stat().st_size for target in sources)
     with show_progress("comparing", num_bytes, as_json=as_json) as progress:
         for target, source in sources.items():

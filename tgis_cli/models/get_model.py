@@ -155,6 +155,8 @@ class GetModel:
         commit = selection.listing.commit
         snapshot = self.folder.snapshot(commit)
         damaged = self._find_damaged(selection, is_online=planned.is_online) if self.order.verify else []
+        again = tuple(file for file in damaged if file not in selection.files)  # sources of what has been converted
+        selection = replace(selection, files=(*selection.files, *again))
         if not damaged and self._is_placed(selection):
             finish(snapshot)
             if not self.order.verify:
