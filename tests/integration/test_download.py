@@ -552,6 +552,16 @@ def test_damage_is_found_and_fetched_again(downloaded: Download):
     assert_complete(downloaded)
 
 
+def test_weights_that_were_published_in_both_formats_are_left_as_they_are(downloaded: Download):
+    torch = pytest.importorskip("torch")
+    torch.save({"w": torch.ones(999)}, downloaded.snapshot / "pytorch_model.bin")  # by another program
+
+    result = downloaded.run("--verify")
+
+    assert result.returncode == 0, result.stderr
+    assert (downloaded.snapshot / WEIGHTS).read_bytes() == TAKEN[WEIGHTS]
+
+
 @pytest.mark.parametrize("what", ["cut", "changed", "source changed"])
 def test_damage_of_converted_weights_is_mended(what: str, download: Download):
     torch = pytest.importorskip("torch")

@@ -70,7 +70,7 @@ def download_weights(
 
         def finish(directory: Path) -> None:
             if can_convert:
-                convert_weights(directory, is_suspect=verify, as_json=json_)
+                convert_weights(directory, as_json=json_)
                 make_tokenizer(directory, as_json=json_)
 
         if model_dir is None:
@@ -126,16 +126,10 @@ def print_plan(getting: GetModel, *, as_json: bool) -> None:
     getting.check_room(planned)
 
 
-def convert_weights(model_dir: Path, *, is_suspect: bool, as_json: bool) -> None:
-    """If there are others than safetensors only.
+def convert_weights(model_dir: Path, *, as_json: bool) -> None:
+    """If there are others than safetensors only."""
+    from tgis_cli.models.convert import convert_to_safetensors, needs_conversion
 
-    Args:
-        is_suspect: compare what an earlier conversion has made.
-    """
-    from tgis_cli.models.convert import convert_to_safetensors, drop_damaged, needs_conversion
-
-    if is_suspect:
-        drop_damaged(model_dir, as_json=as_json)
     if needs_conversion(model_dir):
         convert_to_safetensors(model_dir, as_json=as_json)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from queue import SimpleQueue
@@ -154,20 +154,36 @@ def find_index_to_make(model_dir: Path, sources: Mapping[Path, Path]) -> Path | 
     return None if not sources or (is_one_model and not has_index) or is_complete(index) else index
 
 
-def drop_damaged(model_dir: Path, *, as_json: bool) -> None:
-    """Compare what a conversion has made with its sources, where these are still there; what differs goes."""
-    try:
-        sources = {target: source for target, source in find_sources(model_dir).items() if is_whole(target)}
-    except ModelError:  # sources are gone, as nobody needs them any more
-        return
-    num_bytes = sum(target.stat().st_size for target in sources)
-    with show_progress("comparing", num_bytes, as_json=as_json) as progress:
-        for target, source in sources.items():
-            content = read_content(source, model_dir, as_json=as_json)
-            if find_difference(target, content, content.in_order()):
-                progress.tell(f"{target.name} is not what {source.name} becomes", "damaged", name=target.name)
-                target.unlink()
-            progress.advance(content.num_bytes)
+def drop_damaged(model_dir: Path, published: Container[str], *, as_json: bool) -> None:
+    """Compare what a conversion has made with its sources, where these are still there; what differs goes.
+
+    Args:
+        published: names of files that came as they are, and that no conversion has made.
+    """
+
+    def tell_waiting() -> None:
+        tell(f"another process works on {model_dir}: waiting for it", as_json=as_json)
+
+    with lock(model_dir, tell_waiting):
+        try:
+            found = find_sources(model_dir)
+        except ModelError:  # sources are gone, as nobody needs them any more
+            return
+        sources = {target: found[target] for target in found if target.name not in published and is_whole(target)}
+        contents = {target: read_content(source, model_dir, as_json=as_json) for target, source in sources.items()}
+        num_bytes = sum(content.num_bytes for content in contents.values())
+        with show_progress("comparing", num_bytes, as_json=as_json) as progress:
+            for target, content in contents.items():
+                if find_difference(target, content, count_names(content, progress)):
+                    progress.tell(f"{target.name} is not what its source becomes", "damaged", name=target.name)
+                    target.unlink()
+
+
+def count_names(content: Content, progress: Progress) -> Iterator[str]:
+    """The names of tensors; each is counted when the next is asked for."""
+    for name in content.in_order():
+        yield name
+        progress.advance(content.tensors[name].num_bytes)
 
 
 def read_content(source: Path, model_dir: Path, *, as_json: bool) -> Content:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tgis_cli.models.cache_folder import CacheFolder, list_files, read_file
+from tgis_cli.models.convert import drop_damaged
 from tgis_cli.models.digest import has_digest
 from tgis_cli.models.disk import check_disk, write_errors_explained
 from tgis_cli.models.download import Missing, Selection, Transfers, fetch_all, find_missing, place_all
@@ -158,6 +159,7 @@ class GetModel:
         again = tuple(file for file in damaged if file not in selection.files)  # sources of what has been converted
         selection = replace(selection, files=(*selection.files, *again))
         if not damaged and self._is_placed(selection):
+            self._drop_damaged_conversions(selection)
             finish(snapshot)
             if not self.order.verify:
                 self._tell(f"{self.order.model} is complete already ({format_bytes(selection.num_bytes)})")
@@ -169,10 +171,16 @@ class GetModel:
                     self.folder.remove(file, commit)
             self._fetch(selection)
             place_all(self.folder, selection)
+            self._drop_damaged_conversions(selection)
             finish(snapshot)
             with write_errors_explained(self.folder.root, "check its owner and mode"):
                 self.folder.write_ref(self.order.revision, commit)
         return snapshot
+
+    def _drop_damaged_conversions(self, selection: Selection) -> None:
+        if self.order.verify and self.order.with_bin:
+            published = {file.name for file in selection.listing.files}
+            drop_damaged(self.folder.snapshot(selection.listing.commit), published, as_json=self._as_json)
 
     def check_room(self, planned: Planned) -> None:
         """
