@@ -71,7 +71,7 @@ class Probes:
                 for reply in call:
                     self.watched.append(HealthCheckResponse.ServingStatus.Name(reply.status))
             except grpc.RpcError:
-                pass
+                pass  # the end of the call, or of the server: what was told until then counts
 
         num_known = len(self.watched)
         self._watches.append(threading.Thread(target=read))

@@ -173,7 +173,7 @@ def test_a_tar_that_ends_early_is_refused(size: int, cache: Path, tmp_path: Path
         (["bundle", MODEL, ""], 2, "The bundle's name is empty"),
         (["bundle", "", "TMP/x"], 2, "The model's name is empty"),
         (["unbundle", "TMP/none"], 2, "cannot be read (No such file"),
-        (["unbundle", "TMP/none.tar.gz"], 2, "is compressed: give it as a stream"),
+        (["unbundle", "TMP/none.tar.gz"], 2, "is compressed: unpack it first"),
         (["unbundle", "TMP/taken"], 3, "is no bundle of tgis"),
         (["unbundle", "TMP/taken/file"], 3, "is no whole tar file"),
     ],

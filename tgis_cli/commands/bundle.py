@@ -38,16 +38,15 @@ def bundle(
         cache_dir = get_cache_dir(os.environ)
         model_dir = find_model_dir(model, revision, cache_dir)
         name, revisions = "", tuple[str, ...]()
-        problems = [problem for file in sorted(model_dir.glob("*.safetensors")) if (problem := find_damage(file))]
-        if problems:
-            raise ModelError(f"{model} is not complete: {problems[0]}.")
         if is_in_cache(model, model_dir, cache_dir):
             folder = CacheFolder(cache_dir, model)
-            cached = inspect_snapshot(folder, model, model_dir.name, ())
-            if not cached.is_complete:
-                raise ModelError(f"{model} is not complete: {cached.problems[0]}.")
+            problems = inspect_snapshot(folder, model, model_dir.name, ()).problems
             name = model
             revisions = tuple(ref for ref, commit in read_references(folder.root).items() if commit == model_dir.name)
+        else:
+            problems = tuple(filter(None, map(find_damage, sorted(model_dir.glob("*.safetensors")))))
+        if problems:
+            raise ModelError(f"{model} is not complete: {problems[0]}.")
         manifest = describe_model_dir(model_dir, name, revisions)
         with show_progress("packing", manifest.num_bytes, as_json=as_json) as progress:
             make_bundle(model_dir, manifest, target, progress.advance)

@@ -281,11 +281,11 @@ def open_bundle(source: str) -> Iterator[Source]:
         UsageError: there is none of that name.
         ModelError: it is no bundle.
     """
-    if source.endswith(COMPRESSED):
-        raise UsageError(f"{source} is compressed: give it as a stream, as in `gunzip -c {source} | tgis unbundle -`.")
     if source != STREAM and Path(source).is_dir():
         yield DirectorySource(Path(source))
         return
+    if source.endswith(COMPRESSED):
+        raise UsageError(f"{source} is compressed: unpack it first, or give the unpacked stream to `tgis unbundle -`.")
     with ExitStack() as stack:
         try:
             stream = sys.stdin.buffer if source == STREAM else stack.enter_context(Path(source).open("rb"))

@@ -25,10 +25,7 @@ from tgis_cli.models.locks import lock
 from tgis_cli.models.safetensors_file import Content, find_difference, write_content
 from tgis_cli.models.selection import (
     PYTORCH,
-    SAFETENSORS_INDEX,
     SINGLE_BIN,
-    SINGLE_SAFETENSORS,
-    SKIPPED_WORDS,
     has_whole_safetensors,
     is_complete,
     is_whole,
@@ -37,11 +34,12 @@ from tgis_cli.models.selection import (
 from tgis_cli.models.torch_file import read_torch_file
 from tgis_cli.progress import Progress, show_progress, tell
 from tgis_cli.resources import count
+from tgis_server.engines.native.checkpoint import INDEX_FILE, OF_TRAINING, SINGLE_FILE
 from tgis_server.errors import ModelError
 from tgis_server.sizes import format_bytes
 
 TICK_S = 0.2
-NO_WEIGHTS = (*SKIPPED_WORDS, "optimizer", "scheduler", "index")
+NO_WEIGHTS = (*OF_TRAINING, "optimizer", "scheduler", "index")
 
 
 def convert_to_safetensors(model_dir: Path, *, as_json: bool) -> list[str]:
@@ -148,8 +146,8 @@ def find_sources(model_dir: Path) -> dict[Path, Path]:
 
 def find_index_to_make(model_dir: Path, sources: Mapping[Path, Path]) -> Path | None:
     """The index that turns several files into a model, if it is needed and not there."""
-    index = model_dir / SAFETENSORS_INDEX
-    is_one_model = len(sources) == 1 or model_dir / SINGLE_SAFETENSORS in sources
+    index = model_dir / INDEX_FILE
+    is_one_model = len(sources) == 1 or model_dir / SINGLE_FILE in sources
     has_index = any(model_dir.glob("*.bin.index.json"))
     return None if not sources or (is_one_model and not has_index) or is_complete(index) else index
 

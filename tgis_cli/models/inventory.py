@@ -22,13 +22,13 @@ from tgis_cli.models.selection import (
     BIN_INDEX,
     PYTORCH,
     SAFETENSORS,
-    SAFETENSORS_INDEX,
     drop_converted,
     has_whole_safetensors,
     parse_extensions,
     parse_index,
     select_names,
 )
+from tgis_server.engines.native.checkpoint import INDEX_FILE
 from tgis_server.errors import ModelError, UsageError
 
 FORMATS = {".safetensors": "safetensors", ".bin": "pytorch", ".pt": "pytorch", ".onnx": "onnx", ".gguf": "gguf"}
@@ -197,14 +197,14 @@ def find_missing_names(folder: CacheFolder, model: str, commit: str, sizes: dict
     except ModelError:  # the index is broken, or names what is not in the list
         wanted = []
     except OSError:
-        yield SAFETENSORS_INDEX if SAFETENSORS_INDEX not in sizes else BIN_INDEX
+        yield INDEX_FILE if INDEX_FILE not in sizes else BIN_INDEX
         return
     for name in drop_converted(wanted, snapshot):
         if sizes.get(name) != expected[name]:
             yield name
-    if listing is None and SAFETENSORS_INDEX in sizes:
+    if listing is None and INDEX_FILE in sizes:
         with suppress(ModelError, OSError):
-            weight_map = parse_index(SAFETENSORS_INDEX, (snapshot / SAFETENSORS_INDEX).read_bytes())
+            weight_map = parse_index(INDEX_FILE, (snapshot / INDEX_FILE).read_bytes())
             yield from sorted(set(weight_map.values()) - sizes.keys())
 
 

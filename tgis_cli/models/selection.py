@@ -9,15 +9,13 @@ import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from tgis_server.engines.native.checkpoint import INDEX_FILE, OF_TRAINING, SINGLE_FILE
 from tgis_server.errors import ModelError, UsageError
 
 SAFETENSORS, BIN, PT = ".safetensors", ".bin", ".pt"
 PYTORCH = (BIN, PT)
 # Configuration, tokenizers of all kinds and their templates, remote code, the model card.
 COMPANIONS = (".json", ".py", ".model", ".md", ".txt", ".tiktoken", ".jinja")
-SKIPPED_WORDS = ("arguments", "args", "training")  # of a training run: they may even hold code
-SAFETENSORS_INDEX = "model.safetensors.index.json"
-SINGLE_SAFETENSORS = "model.safetensors"
 BIN_INDEX = "pytorch_model.bin.index.json"
 SINGLE_BIN = "pytorch_model.bin"
 
@@ -56,12 +54,12 @@ def select_names(
         ModelError: an index is broken, or names files that there are not.
     """
     present = [name for name in sorted(names) if "/" not in name]
-    candidates = [name for name in present if not any(word in name for word in SKIPPED_WORDS)]
+    candidates = [name for name in present if not any(word in name for word in OF_TRAINING)]
     taken = [name for name in candidates if name.endswith(extensions)]
     if with_bin and SAFETENSORS in extensions and not any(name.endswith(SAFETENSORS) for name in taken):
         taken += [name for name in candidates if name.endswith(PYTORCH) and name not in taken]
     foreign = set()
-    for ending, index, single in ((SAFETENSORS, SAFETENSORS_INDEX, SINGLE_SAFETENSORS), (BIN, BIN_INDEX, SINGLE_BIN)):
+    for ending, index, single in ((SAFETENSORS, INDEX_FILE, SINGLE_FILE), (BIN, BIN_INDEX, SINGLE_BIN)):
         weights = [name for name in taken if name.endswith(ending)]
         if wanted := find_weights(weights, present, index, single, read_text):
             foreign |= set(weights) - wanted
@@ -81,7 +79,7 @@ def drop_converted(names: list[str], model_dir: Path) -> list[str]:
 
 def has_whole_safetensors(model_dir: Path) -> bool:
     """Whether there are weights that make a model: a single file, or all that an index names."""
-    return is_whole(model_dir / SINGLE_SAFETENSORS) or is_complete(model_dir / SAFETENSORS_INDEX)
+    return is_whole(model_dir / SINGLE_FILE) or is_complete(model_dir / INDEX_FILE)
 
 
 def is_complete(index: Path) -> bool:

@@ -24,7 +24,7 @@ from tgis_server.engines.native.parameters import (
 from tgis_server.engines.native.spec import DecoderSpec
 from tgis_server.errors import TgisError
 
-OF_TRAINING = ("arguments", "args", "training")
+OF_TRAINING = ("arguments", "args", "training")  # in names of files that are no weights, and may even hold code
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
