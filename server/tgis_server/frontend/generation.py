@@ -142,9 +142,9 @@ class GenerationService:
         for one in encoded:
             if not one.token_ids:
                 raise InvalidRequest("tokenizer error the input is empty")
-            if (highest := max(one.token_ids)) >= self.vocab_size:
-                piece = self.tokenizer.get_piece(highest)
-                raise InvalidRequest(f"tokenizer error the model has no token {piece!r} (id {highest})")
+            if one.highest_id >= self.vocab_size:
+                piece = self.tokenizer.get_piece(one.highest_id)
+                raise InvalidRequest(f"tokenizer error the model has no token {piece!r} (id {one.highest_id})")
         return encoded
 
 

@@ -47,7 +47,6 @@ def _make_handler(
     method: MethodDescriptor, behaviour: Callable[[Any, Any], Any], max_request_bytes: int, refuse: Refuse
 ) -> grpc.RpcMethodHandler:
     request_type = GetMessageClass(method.input_type)
-    to_bytes = GetMessageClass(method.output_type).SerializeToString
 
     async def receive(raw: bytes, context: grpc.aio.ServicerContext) -> Message:
         try:
@@ -68,6 +67,11 @@ def _make_handler(
         return grpc.stream_stream_rpc_method_handler(handle_stream, response_serializer=to_bytes)
     kind = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
     return kind(handle, response_serializer=to_bytes)
+
+
+def to_bytes(response: Message | bytes) -> bytes:
+    """Large answers come serialized already: the event loop does not do it."""
+    return response if isinstance(response, bytes) else response.SerializeToString()
 
 
 def decode(request_type: type[Message], raw: bytes, max_bytes: int) -> Message:

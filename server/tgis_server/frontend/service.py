@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TypeAlias
@@ -19,7 +19,8 @@ from tgis_server.frontend.generation import Call, GenerationService
 from tgis_server.frontend.output import Output
 from tgis_server.frontend.request_log import CORRELATION_ID, get_correlation_id, log_outputs
 from tgis_server.frontend.state import ServerState
-from tgis_server.frontend.tokenizer import TokenizedText, Tokenizer
+from tgis_server.frontend.tokenize_reply import join_replies, reply_parts
+from tgis_server.frontend.tokenizer import Tokenizer
 from tgis_server.frontend.tracing import Tracing
 from tgis_server.frontend.validation import reject_adapter
 from tgis_server.metrics import Metrics
@@ -87,20 +88,20 @@ class GenerationServicer(GenerationServiceServicer):
                 if output.error:
                     raise output.error
 
-    async def Tokenize(self, request: pb.BatchedTokenizeRequest, context: Context) -> pb.BatchedTokenizeResponse:
+    async def Tokenize(self, request: pb.BatchedTokenizeRequest, context: Context) -> bytes:
         started_at = time.monotonic()
         self._metrics.count_tokenize(len(request.requests))
         async with self._answering(context) as generation:
             reject_adapter(request)
-            texts = await generation.tokenizer.tokenize(
-                [one.text for one in request.requests],
-                request.truncate_input_tokens,
+            texts = [one.text for one in request.requests]
+            replies = await generation.tokenizer.tokenize(
+                texts,
+                partial(reply_parts, request, generation.tokenizer.get_piece),
                 want_offsets=request.return_offsets,
             )
-            num_tokens = sum(len(text.token_ids) for text in texts)
+            num_tokens = sum(part.num_tokens for parts in replies for part in parts)
             self._metrics.observe_tokenized(num_tokens, time.monotonic() - started_at)
-            # A message per token takes its time: not the event loop's.
-            return await generation.tokenizer.run(partial(tokenize_responses, texts, request))
+            return join_replies(replies)
 
     async def ModelInfo(self, request: pb.ModelInfoRequest, context: Context) -> pb.ModelInfoResponse:
         async with self._answering(context) as generation:
@@ -189,16 +190,3 @@ async def write_frames(context: Context, call: Call, output: Output, tokenizer: 
             await context.write(await tokenizer.run(output.take_input_frame))
         for frame in output.take_frames():
             await context.write(frame)
-
-
-def tokenize_responses(
-    texts: Sequence[TokenizedText], request: pb.BatchedTokenizeRequest
-) -> pb.BatchedTokenizeResponse:
-    responses = pb.BatchedTokenizeResponse()
-    for text in texts:
-        response = responses.responses.add(token_count=len(text.token_ids))
-        if request.return_tokens:
-            response.tokens.extend(text.tokens)
-        for start, end in text.offsets:
-            response.offsets.add(start=start, end=end)
-    return responses
