@@ -6,8 +6,8 @@ Protobuf merges what is concatenated, and appends to repeated fields: a response
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 from tgis_server.frontend.encoding import Encoding, byte_offsets
 from tgis_server.wire import generation_pb2 as pb
@@ -16,8 +16,7 @@ SLICE = 4096  # tokens: a few milliseconds
 RESPONSES_TAG = bytes([pb.BatchedTokenizeResponse.RESPONSES_FIELD_NUMBER << 3 | 2])  # 2: length-delimited
 
 
-@dataclass(frozen=True, slots=True)
-class ReplyPart:
+class ReplyPart(NamedTuple):
     """A piece of a serialized ``TokenizeResponse``; ``num_tokens`` is the whole text's in the first, else 0."""
 
     num_tokens: int
