@@ -35,6 +35,11 @@ def row(name: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize((), [pytest.param(id=name)])
 
 
+def asked_of(*servers: str) -> pytest.MarkDecorator:
+    """Ask these servers of contract_servers.py, whatever the module says in ``ASKED_OF``."""
+    return pytest.mark.asked_of(*servers)
+
+
 def parameters(**fields: Any) -> pb.Parameters:
     """Parameters from flat keywords. Sampling parameters imply the method SAMPLE unless ``method`` is given."""
     params = pb.Parameters()

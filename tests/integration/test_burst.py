@@ -15,6 +15,8 @@ import pytest
 from frontends import PRIVATE, batch, single, tokens
 from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
 
+pytestmark = pytest.mark.serial  # needs the whole machine
+
 NUM_CALLS = 3000  # of each kind
 NUM_PERMITS = 512
 DEADLINE_S = 120.0

@@ -222,7 +222,7 @@ def count_bytes(server: Any) -> int:
     return sum(process.memory_full_info().uss for process in processes_of(server))
 
 
-@pytest.mark.slow
+@pytest.mark.serial
 def test_extreme_messages_and_bytes_that_are_no_messages_leave_nothing_behind(launch: Launch) -> None:
     server = launch("--rehearse", "--num-shard", "2", "--max-concurrent-requests", "2000", *SMALL)
     before = state_of(server)

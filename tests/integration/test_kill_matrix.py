@@ -23,6 +23,8 @@ import pytest
 
 from shards import wait_until
 
+pytestmark = pytest.mark.serial
+
 GONE_S = 2.0  # from a signal to the end of the last process
 NOTICED_S = 10.0  # from a stop to the consequences
 NUM_STREAMS = 3

@@ -11,6 +11,7 @@ import urllib.request
 
 import grpc
 import psutil
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from frontends import run, serving, single, tokens, until
@@ -18,6 +19,8 @@ from links import FakeLink, count_up
 from shards import wait_until
 from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
+
+pytestmark = pytest.mark.serial
 
 NUM_STREAMS = 200
 NUM_ROUNDS = 5
