@@ -25,8 +25,7 @@ from hub_stub import COMMIT, MODEL, Fault, HubStub, digest_of, serve_hub
 TGIS = Path(sys.executable).parent / "tgis"
 WEIGHTS = "model.safetensors"
 NUM_WEIGHT_BYTES = 3_000_000
-# Runs that are killed at a random moment; set it to 200 for a long look.
-NUM_KILLS = int(os.environ.get("TGIS_KILL_RUNS", "4"))
+NUM_KILLS = [2, pytest.param(int(os.environ.get("TGIS_KILL_RUNS", "40")), marks=pytest.mark.acceptance)]
 
 
 def make_weights(num_bytes: int = NUM_WEIGHT_BYTES) -> bytes:
@@ -676,10 +675,13 @@ def test_a_stop_signal_keeps_what_has_arrived(number: signal.Signals, download: 
     assert_complete(download)
 
 
-def test_downloads_killed_at_random_moments_leave_nothing_wrong_and_the_next_one_completes(download: Download):
+@pytest.mark.parametrize("num_kills", NUM_KILLS)
+def test_downloads_killed_at_random_moments_leave_nothing_wrong_and_the_next_one_completes(
+    download: Download, num_kills: int
+):
     draw = random.Random(os.environ.get("TGIS_KILL_SEED", "0"))
     download.hub.bytes_per_s = 6_000_000
-    for run in range(NUM_KILLS):
+    for run in range(num_kills):
         process = download.start()
         if draw.random() < 0.8:  # else at any moment, mostly before there are workers
             seen = len(download.hub.requests)

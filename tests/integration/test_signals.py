@@ -34,6 +34,7 @@ def test_a_closed_terminal_stops_the_server_and_loses_no_started_answer(launch: 
     assert "SIGHUP: draining" in server.stderr
 
 
+@pytest.mark.serial
 def test_twenty_streams_outlive_the_stop_signal_and_the_next_call_is_refused(launch: Start):
     server = launch(*SLOW, "--drain-delay", "3", "--drain-timeout", "15")
     load = server.start_load(num_streams=20, max_new_tokens=250)
@@ -101,7 +102,7 @@ def test_ctrl_c_is_quiet_from_the_first_import_on(tmp_path: Path, command: str, 
     (tmp_path / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
 
     result = subprocess.run(
-        ["env", "--default-signal", sys.executable, "-m", "tgis_cli", command],
+        [sys.executable, "-m", "tgis_cli", command],
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
         capture_output=True,
         timeout=20,
