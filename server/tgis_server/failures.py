@@ -241,21 +241,20 @@ ENGINE_NOT_PRESENT = Failure(
 )
 WEIGHTS_NOT_FOUND = Failure(
     "weights-not-found",
-    "no safetensors file and no index",
-    "{model_dir} holds no model.safetensors and no model.safetensors.index.json; {hint}.",
+    "no safetensors file that holds a model, and no index",
+    "{model_dir} holds no weights as safetensors; {hint}.",
     ModelError,
 )
 WEIGHTS_INCOMPLETE = Failure(
     "weights-incomplete",
-    "the index names files that are not there",
-    "{model_dir} lacks {num_missing} of {num_files} weight files ({missing} for one): the download is incomplete, "
-    "repeat it.",
+    "files are not there that the index names, or that are missing by the numbers in the names of the others",
+    "{model_dir} lacks {num_missing} of {num_files} weight files {told_by} ({missing} for one): {advice}.",
     ModelError,
 )
 INDEX_EMPTY = Failure(
     "index-empty",
     "the index of the weights names nothing",
-    "{index} names no files: download the model again.",
+    "{index} is no index of weights, as it names no files: download the model again, or try another revision.",
     ModelError,
 )
 WEIGHTS_TRUNCATED = Failure(

@@ -13,7 +13,6 @@ from typing import Any
 
 from tgis_server import failures
 from tgis_server.engines.native.families import parameters_of
-from tgis_server.engines.native.families.config_file import read_json
 from tgis_server.engines.native.parameters import (
     Parameter,
     can_split,
@@ -23,10 +22,8 @@ from tgis_server.engines.native.parameters import (
 )
 from tgis_server.engines.native.spec import DecoderSpec
 from tgis_server.errors import TgisError
+from tgis_server.model_files import find_weights
 
-OF_TRAINING = ("arguments", "args", "training")  # in names of files that are no weights, and may even hold code
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
@@ -127,28 +124,8 @@ def read_tensors(model_dir: Path) -> dict[str, TensorInfo]:
 
 
 def find_files(model_dir: Path) -> list[Path]:
-    """The safetensors files that make up the model: those of the index, else ``model.safetensors``."""
-    index = model_dir / INDEX_FILE
-    if index.exists():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise failures.INDEX_EMPTY.error(index=index)
-        files = [model_dir / Path(str(name)).name for name in sorted(set(weight_map.values()))]
-    elif (model_dir / SINGLE_FILE).exists():
-        files = [model_dir / SINGLE_FILE]
-    else:
-        files = []
-    missing = [file.name for file in files if not file.exists()]
-    if missing:
-        raise failures.WEIGHTS_INCOMPLETE.error(
-            model_dir=model_dir, num_missing=len(missing), num_files=len(files), missing=missing[0]
-        )
-    if not files:
-        names = (file.name for pattern in ("*.bin", "*.pt") for file in model_dir.glob(pattern))
-        others = sorted(name for name in names if not any(word in name for word in OF_TRAINING))
-        hint = f"it has {others[0]}: `tgis convert-to-safetensors` makes them" if others else "download the model first"
-        raise failures.WEIGHTS_NOT_FOUND.error(model_dir=model_dir, hint=hint)
-    return files
+    """The safetensors files that make up the model."""
+    return [model_dir / name for name in find_weights(model_dir).names]
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
