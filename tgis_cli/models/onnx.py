@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tgis_cli.models.cache_place import expand
 from tgis_cli.models.disk import FULL, INCOMPLETE, check_disk, write_errors_explained
 from tgis_cli.models.locks import lock
 from tgis_cli.models.onnx_worker import RESULT
@@ -90,7 +91,9 @@ def find_environment(environ: Mapping[str, str]) -> Path:
     Raises:
         UsageError: this user has no home.
     """
-    cache = environ.get("XDG_CACHE_HOME") or os.path.join(environ.get("HOME") or os.path.expanduser("~"), ".cache")
+    cache = expand(environ.get("XDG_CACHE_HOME", ""), environ)
+    if not os.path.isabs(cache):  # as the standard for it says; else packages would come from the current directory
+        cache = expand("~/.cache", environ)
     if cache.startswith("~"):
         raise UsageError(
             f"There is no place for the exporter: HOME is not set, and user {os.getuid()} has no other. Name one with "
