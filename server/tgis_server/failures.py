@@ -257,6 +257,19 @@ INDEX_EMPTY = Failure(
     "{index} is no index of weights, as it names no files: download the model again, or try another revision.",
     ModelError,
 )
+LFS_POINTER = Failure(
+    "lfs-pointer",
+    "a file of the model begins as what Git leaves in place of a large one",
+    "{file} is a Git LFS pointer, not the file itself: run `git lfs pull` in {directory}, or get the model with "
+    "`tgis download-weights`.",
+    ModelError,
+)
+WEB_PAGE = Failure(
+    "web-page",
+    "a file of the model begins with HTML or XML",
+    "{file} is a web page, as a proxy or a login sends in place of a file: download it again.",
+    ModelError,
+)
 WEIGHTS_TRUNCATED = Failure(
     "weights-truncated",
     "a weight file is shorter or longer than its header says",
@@ -265,8 +278,8 @@ WEIGHTS_TRUNCATED = Failure(
 )
 WEIGHTS_NO_HEADER = Failure(
     "weights-no-header",
-    "a weight file's header does not parse",
-    "{file} is not a safetensors file (its header cannot be read): download it again.",
+    "a weight file has no header, or one that does not parse",
+    "{file} is not a safetensors file ({reason}): download it again, or remove it if it is none.",
     ModelError,
 )
 WEIGHTS_UNREADABLE = Failure(

@@ -264,6 +264,17 @@ def break_the_tokenizer(tmp: Path, patch: pytest.MonkeyPatch) -> object:
     return Tokenizer.load(tmp, 1)
 
 
+@provokes(failures.LFS_POINTER)
+def leave_a_pointer(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+    (tmp / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    return inspect_checkpoint(tmp, SPEC, 1)
+
+
+@provokes(failures.WEB_PAGE)
+def send_a_page(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+    return read_spec(model(tmp, config="<!DOCTYPE html><html>"))
+
+
 @provokes(failures.DECODER_NOT_SUPPORTED)
 def use_a_decoder_of_whole_texts(tmp: Path, patch: pytest.MonkeyPatch) -> object:
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())

@@ -26,8 +26,9 @@ from tgis_cli.models.selection import (
     parse_extensions,
     select_names,
 )
+from tgis_cli.models.tokenizer_check import check_tokenizer
 from tgis_server.errors import ModelError, UsageError
-from tgis_server.model_files import find_weights
+from tgis_server.model_files import find_weights, read_json
 
 FORMATS = {".safetensors": "safetensors", ".bin": "pytorch", ".pt": "pytorch", ".onnx": "onnx", ".gguf": "gguf"}
 
@@ -129,6 +130,7 @@ def inspect_snapshot(folder: CacheFolder, model: str, commit: str, revisions: tu
         problems=(
             *find_problems(folder, model, commit, revisions, set(entries), sizes),
             *(find_unprepared(path, model, revisions or (commit,), set(sizes)) if engine else ()),
+            *(find_broken_config(path) if "config.json" in sizes else ()),
         ),
         last_used=last_used,
     )
@@ -182,6 +184,8 @@ def find_unprepared(path: Path, model: str, revisions: Sequence[str], names: set
         yield f"tokenizer.json is missing; `tgis convert-to-fast-tokenizer {model}{revision}` makes it"
     elif "tokenizer.json" not in names:
         yield "its repository has no tokenizer"
+    else:
+        yield from find_broken_tokenizer(path)
 
 
 def find_missing_names(folder: CacheFolder, model: str, commit: str, sizes: dict[str, int]) -> Iterator[str]:
@@ -201,6 +205,22 @@ def find_missing_names(folder: CacheFolder, model: str, commit: str, sizes: dict
     for name in drop_converted(wanted, snapshot):
         if sizes.get(name) != expected[name]:
             yield name
+
+
+def find_broken_config(model_dir: Path) -> Iterator[str]:
+    """What is wrong with the configuration, whether an engine knows such models or not."""
+    try:
+        read_json(model_dir / "config.json")
+    except ModelError as error:
+        yield str(error).rstrip(".")
+
+
+def find_broken_tokenizer(model_dir: Path) -> Iterator[str]:
+    """What is wrong with the tokenizer, as far as a glance at it tells."""
+    try:
+        check_tokenizer(model_dir)
+    except ModelError as error:
+        yield str(error).rstrip(".")
 
 
 def find_weight_problems(model_dir: Path) -> Iterator[str]:

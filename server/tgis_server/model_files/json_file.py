@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tgis_server import failures
+from tgis_server.model_files.content import BEGINNING_BYTES, refuse_stand_in
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -31,6 +32,8 @@ def parse_json(text: str | bytes, file: str) -> dict[str, Any]:
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
+        raw = text.encode(errors="replace") if isinstance(text, str) else text
+        refuse_stand_in(file, raw[:BEGINNING_BYTES])
         raise failures.JSON_BROKEN.error(file=file, reason=error) from error
     if not isinstance(values, dict):
         raise failures.JSON_NO_OBJECT.error(file=file, found=type(values).__name__)

@@ -22,7 +22,7 @@ from tgis_server.engines.native.parameters import (
 )
 from tgis_server.engines.native.spec import DecoderSpec
 from tgis_server.errors import TgisError
-from tgis_server.model_files import find_weights
+from tgis_server.model_files import find_weights, read_beginning, refuse_stand_in
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -134,7 +134,9 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         size = file.stat().st_size
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
+            if size < 8 or length > MAX_HEADER_BYTES:
+                raise _no_header(file, f"it has {size} bytes" if size < 8 else "its first bytes are no header's length")
+            if length > size - 8:
                 raise _truncated(file, size, 8 + length)
             raw = stream.read(length)
     except OSError as error:
@@ -148,12 +150,17 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             infos[name] = TensorInfo(file, str(entry["dtype"]), tuple(map(int, entry["shape"])), stop - start)
             end = max(end, stop)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise failures.WEIGHTS_NO_HEADER.error(file=file) from error
+        raise _no_header(file, "its header cannot be read") from error
     if size != 8 + length + end:
         raise _truncated(file, size, 8 + length + end)
     return infos
 
 
+def _no_header(file: Path, reason: str) -> TgisError:
+    refuse_stand_in(file, read_beginning(file))
+    return failures.WEIGHTS_NO_HEADER.error(file=file, reason=reason)
+
+
 def _truncated(file: Path, size: int, expected: int) -> TgisError:
-    problem = "it looks like a Git LFS pointer" if size < 1024 else "it is damaged"
+    problem = "it was cut short" if size < expected else "more has been written to it"
     return failures.WEIGHTS_TRUNCATED.error(file=file, size=size, expected=expected, problem=problem)
