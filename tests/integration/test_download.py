@@ -151,6 +151,16 @@ def test_a_download_prints_its_directory_and_is_complete(download: Download):
     assert not any(os.readlink(path).startswith("/") for path in download.snapshot.iterdir())  # it may be moved
 
 
+def test_nothing_of_the_directory_where_it_is_started_is_imported(download: Download, tmp_path: Path):
+    for name in ("shutil", "fcntl", "json", "hashlib"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'a').write({name!r})\n")
+
+    command = ["sh", "-c", f"cd {tmp_path} && exec {TGIS} download-weights {MODEL}"]
+    result = subprocess.run(command, env=download.environment(), capture_output=True, text=True, timeout=60)
+
+    assert (result.returncode, (tmp_path / "imported").exists()) == (0, False), result.stderr
+
+
 def test_the_hub_library_finds_what_was_downloaded(downloaded: Download):
     program = f"import huggingface_hub as h; print(h.snapshot_download({MODEL!r}, ignore_patterns=['training*']))"
     offline = downloaded.environment() | {"HF_HUB_OFFLINE": "1"}

@@ -17,11 +17,11 @@ import pytest
 
 from tgis_cli.commands.launch import prepare
 from tgis_cli.machine import Cpu, Gpu, Machine, preflight
-from tgis_cli.machine.preflight import check_before_start, check_memory, check_sockets, check_tokenizer, wait_for_port
+from tgis_cli.machine.preflight import check_before_start, check_memory, check_sockets, wait_for_port
 from tgis_cli.resolve import Resolved
 from tgis_cli.supervisor.run_dir import make_run_dir
 from tgis_server.config import ServeConfig, load_config
-from tgis_server.errors import ModelError, NotEnoughDevices, UsageError
+from tgis_server.errors import NotEnoughDevices, UsageError
 from tgis_server.ports import listen
 from tgis_server.run import Run
 
@@ -157,11 +157,6 @@ def test_a_stale_socket_file_is_no_obstacle(tmp_path: Path):
         server.bind(str(tmp_path / "shard-0.sock"))
 
     check_sockets(make_run(tmp_path))
-
-
-def test_a_model_without_a_fast_tokenizer_is_refused(tmp_path: Path):
-    with pytest.raises(ModelError, match=r"No existing fast tokenizer \(tokenizer\.json\) found"):
-        check_tokenizer(tmp_path)
 
 
 def test_tls_files_must_be_readable(tmp_path: Path):

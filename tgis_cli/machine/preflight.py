@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from tgis_cli.log_file import check_log_file
 from tgis_cli.machine.facts import Machine
+from tgis_cli.models.tokenizer_check import check_tokenizer
 from tgis_server import failures
 from tgis_server.errors import UsageError
 from tgis_server.ports import find_listener, listen
@@ -151,11 +152,6 @@ def is_served(path: Path) -> bool:
         except OSError:
             return False
     return True
-
-
-def check_tokenizer(model_dir: Path) -> None:
-    if not (model_dir / "tokenizer.json").is_file():
-        raise failures.NO_TOKENIZER.error(model_dir=model_dir)
 
 
 def check_memory(run: Run, machine: Machine, checkpoint: Checkpoint) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
 from tgis_server.errors import ModelError
+from tgis_server.model_files import read_beginning, refuse_stand_in
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 WRAPPERS = ("state_dict", "model_state_dict")
@@ -305,6 +306,10 @@ def find_tensors(
 
 
 def damaged(path: Path) -> ModelError:
+    try:
+        refuse_stand_in(path, read_beginning(path))
+    except ModelError as error:
+        return error
     return ModelError(f"{path} is damaged, not complete, or no file of weights: download it again.")
 
 

@@ -24,6 +24,7 @@ from tgis_server.frontend.tls import Tls
 from tgis_server.frontend.tokenizer import Tokenizer
 from tgis_server.frontend.tracing import Tracing
 from tgis_server.frontend.validation import Limits
+from tgis_server.frontend.vocabulary import load_vocabulary
 from tgis_server.frontend.watch import Watch
 from tgis_server.metrics import Metrics
 from tgis_server.phases import Phases
@@ -52,8 +53,9 @@ def serve(run: Run) -> None:
     fault = Fault.of(run.config.fault, FRONTEND)
     if fault:
         fault.reach("start")
-    tokenizer = Tokenizer.load(run.model_dir, run.tokenization_workers)
-    pieces = PieceDecoder(tokenizer.inner, output_special_tokens=run.config.output_special_tokens)
+    tokenizer, pieces = load_vocabulary(
+        run.model_dir, run.tokenization_workers, output_special_tokens=run.config.output_special_tokens
+    )
     phases.enter("opening the ports")
     asyncio.run(_serve(run, phases, tokenizer, pieces))
 

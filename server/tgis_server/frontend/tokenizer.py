@@ -21,6 +21,7 @@ from tgis_server import failures
 from tgis_server.errors import GenerationFailed
 from tgis_server.frontend.encoding import WINDOW, Encoding, encode, encode_window, join, window_starts
 from tgis_server.frontend.lane import Lane
+from tgis_server.model_files import read_beginning, refuse_stand_in
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -72,13 +73,7 @@ class Tokenizer:
         Raises:
             ModelError: a file is missing or broken.
         """
-        file = model_dir / "tokenizer.json"
-        if not file.is_file():
-            raise failures.NO_TOKENIZER.error(model_dir=model_dir)
-        try:
-            tokenizer = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises plain Exception for every kind of broken file
-            raise failures.TOKENIZER_UNREADABLE.error(file=file, reason=error) from error
+        tokenizer = read_tokenizer(model_dir)
         return cls(tokenizer, forced_bos_id=read_forced_bos(model_dir, tokenizer), num_workers=num_workers)
 
     async def encode_inputs(self, texts: Sequence[str], truncate_to: int = 0) -> list[EncodedInput | TokenizerFailed]:
@@ -182,6 +177,25 @@ class Tokenizer:
         if isinstance(whole, TokenizerFailed):
             raise whole
         return whole
+
+
+def read_tokenizer(model_dir: Path) -> tokenizers.Tokenizer:
+    """What ``tokenizer.json`` describes.
+
+    Raises:
+        ModelError: it is missing or broken.
+    """
+    file = model_dir / "tokenizer.json"
+    if not file.is_file():
+        raise failures.NO_TOKENIZER.error(model_dir=model_dir)
+    try:
+        return tokenizers.Tokenizer.from_file(str(file))
+    except BaseException as error:
+        # The library raises plain Exception for every kind of broken file, and for some of them it panics.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        refuse_stand_in(file, read_beginning(file))
+        raise failures.TOKENIZER_UNREADABLE.error(file=file, reason=error) from error
 
 
 def attempt(work: Callable[[A], T], argument: A) -> T | TokenizerFailed:
