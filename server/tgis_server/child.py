@@ -39,6 +39,15 @@ def die_with_parent(death_fd: int, parent_pid: int) -> None:
     threading.Thread(target=wait_for_end, name="parent-watch", daemon=True).start()
 
 
+def leave_hangups_to_parent() -> None:
+    """SIGHUP may be sent to every process of a service; what it means, the parent decides.
+
+    The launcher starts its children with the signal blocked, so that none ends them before this.
+    """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # also drops one that waits
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+
+
 def pin_to_cpus(cpus: tuple[int, ...]) -> None:
     """Compute on these CPUs only: every thread that is started from now on inherits this."""
     try:
@@ -77,6 +86,7 @@ def write_error(errors_dir: Path, name: str, error: BaseException) -> int:
 
 
 def main(argv: list[str]) -> int:
+    leave_hangups_to_parent()
     name, options = argv[0], dict(zip(argv[1::2], argv[2::2], strict=True))
     die_with_parent(int(options["--death-fd"]), int(options["--parent"]))
 

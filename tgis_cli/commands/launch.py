@@ -21,6 +21,7 @@ import typer
 from tgis_cli.exits import EXIT_UNEXPECTED, explain, is_end, silence_broken_outputs
 from tgis_cli.option_help import GroupedHelpCommand
 from tgis_cli.options import with_serve_options
+from tgis_cli.stop_signals import STOP_SIGNALS
 from tgis_cli.supervisor.termination_log import write_termination_log
 from tgis_server import failures
 from tgis_server.config import LoadedConfig, ServeConfig, load_config, options
@@ -74,7 +75,7 @@ def run_launch(
         needs_model: refuse to start without a model instead of serving the demo model.
         warnings: logged before those about the options.
     """
-    from tgis_cli.supervisor.signals import exit_until_supervised
+    from tgis_cli.supervisor.signals import decide_hangup, exit_until_supervised
     from tgis_server.phases import process_started_at
 
     exit_until_supervised()
@@ -85,8 +86,7 @@ def run_launch(
         loaded = load_config(flags, environ, config_file)
         if needs_model and not loaded.config.model_name and not loaded.config.rehearse:
             raise failures.NO_MODEL.error()
-        if loaded.config.log_file:
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it will mean: reopen the file
+        decide_hangup(has_log_file=loaded.config.log_file is not None)
         log_to_stderr(loaded.config)
         resolved, run = prepare(loaded, environ, phases, undo)
         terminal = open_terminal(loaded.config, environ, run.num_shard)
@@ -227,6 +227,8 @@ def open_terminal(config: ServeConfig, environ: Mapping[str, str], num_shard: in
 
 def finish(loaded: LoadedConfig, terminal: Terminal, outcome: Outcome) -> None:
     """The last line, if there is anything to say; and no waiting for a reader that does not read."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # it stops already, and the exit code is decided
     if outcome.sentence:
         write_termination_log(loaded.config.termination_log, outcome.sentence, outcome.details)
         line = make_failed_line(outcome.sentence, outcome.exit_code) if terminal.as_json else outcome.sentence

@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tgis_server.child import leave_hangups_to_parent
+
 TOLERANCE = 1e-2  # of the largest logit: float32 differs by 1e-6, GELU's approximation by 1e-3
 CPU = "CPUExecutionProvider"
 PROMPT = (1, 2, 3, 5, 7)  # token ids that every vocabulary has
@@ -154,4 +156,5 @@ def main(order: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
+    leave_hangups_to_parent()
     sys.exit(main(json.loads(sys.argv[1])))
