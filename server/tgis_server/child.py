@@ -27,16 +27,21 @@ def die_with_parent(death_fd: int, parent_pid: int) -> None:
         death_fd: read end of a pipe that only the parent can write to; nothing is ever written.
         parent_pid: the launcher. If it died before the kernel was asked to watch it, the current parent differs.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent_pid:
-        os._exit(EXIT_ORPHANED)
+    kill_with_parent(parent_pid)
 
     def wait_for_end() -> None:
         os.read(death_fd, 1)
         os._exit(EXIT_ORPHANED)
 
     threading.Thread(target=wait_for_end, name="parent-watch", daemon=True).start()
+
+
+def kill_with_parent(parent_pid: int) -> None:
+    """The kernel's part of that, which ends with the thread that started this process, too."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent_pid:
+        os._exit(EXIT_ORPHANED)
 
 
 def leave_hangups_to_parent() -> None:

@@ -15,6 +15,7 @@ import typer
 from tgis_cli.client import DEFAULT_URL, Client
 from tgis_cli.models import find_cache_dir, find_model_dir
 from tgis_server.errors import ModelError, UsageError
+from tgis_server.regular_file import read_regular
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -70,7 +71,7 @@ def cut_locally(texts: Iterable[str], model: str) -> Iterator[Tokens]:
     if not file.is_file():
         raise ModelError(f"No existing fast tokenizer (tokenizer.json) found in {file.parent}.")
     try:
-        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer = Tokenizer.from_buffer(read_regular(file))
     except Exception as error:  # the library raises no narrower type
         raise ModelError(f"{file} cannot be used: {error}.") from error
     tokenizer.no_truncation()

@@ -30,6 +30,7 @@ from tgis_cli.models.selection import (
 )
 from tgis_server.engines.native.checkpoint import INDEX_FILE
 from tgis_server.errors import ModelError, UsageError
+from tgis_server.regular_file import read_regular
 
 FORMATS = {".safetensors": "safetensors", ".bin": "pytorch", ".pt": "pytorch", ".onnx": "onnx", ".gguf": "gguf"}
 
@@ -192,7 +193,7 @@ def find_missing_names(folder: CacheFolder, model: str, commit: str, sizes: dict
     expected = {file.name: file.size for file in listing.files} if listing is not None else sizes
     try:
         wanted = select_names(
-            expected, parse_extensions(SAFETENSORS), lambda name: (snapshot / name).read_text(), with_bin=True
+            expected, parse_extensions(SAFETENSORS), lambda name: read_regular(snapshot / name).decode(), with_bin=True
         )
     except ModelError:  # the index is broken, or names what is not in the list
         wanted = []
@@ -204,7 +205,7 @@ def find_missing_names(folder: CacheFolder, model: str, commit: str, sizes: dict
             yield name
     if listing is None and INDEX_FILE in sizes:
         with suppress(ModelError, OSError):
-            weight_map = parse_index(INDEX_FILE, (snapshot / INDEX_FILE).read_bytes())
+            weight_map = parse_index(INDEX_FILE, read_regular(snapshot / INDEX_FILE))
             yield from sorted(set(weight_map.values()) - sizes.keys())
 
 
@@ -236,7 +237,7 @@ def find_engine(path: Path) -> tuple[str, str]:
 
 def read_architecture(path: Path) -> str:
     with suppress(OSError, ValueError, AttributeError, TypeError):
-        config = json.loads((path / "config.json").read_bytes())
+        config = json.loads(read_regular(path / "config.json"))
         return ", ".join(map(str, config.get("architectures") or ())) or str(config.get("model_type") or "")
     return ""
 

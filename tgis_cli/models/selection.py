@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tgis_server.engines.native.checkpoint import INDEX_FILE, OF_TRAINING, SINGLE_FILE
 from tgis_server.errors import ModelError, UsageError
+from tgis_server.regular_file import read_regular
 
 SAFETENSORS, BIN, PT = ".safetensors", ".bin", ".pt"
 PYTORCH = (BIN, PT)
@@ -108,7 +109,7 @@ def read_index(index: Path) -> dict[str, str]:
         ModelError: it cannot be read, or is none.
     """
     try:
-        return parse_index(str(index), index.read_bytes())
+        return parse_index(str(index), read_regular(index))
     except OSError as error:
         raise ModelError(f"{index} cannot be read ({error.strerror}): check its owner and mode.") from error
 

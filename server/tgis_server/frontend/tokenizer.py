@@ -19,6 +19,7 @@ import tokenizers
 
 from tgis_server import failures
 from tgis_server.errors import GenerationFailed
+from tgis_server.regular_file import read_regular
 
 T = TypeVar("T")
 
@@ -78,7 +79,7 @@ class Tokenizer:
         if not file.is_file():
             raise failures.NO_TOKENIZER.error(model_dir=model_dir)
         try:
-            tokenizer = tokenizers.Tokenizer.from_file(str(file))
+            tokenizer = tokenizers.Tokenizer.from_buffer(read_regular(file))
         except Exception as error:  # the library raises plain Exception for every kind of broken file
             raise failures.TOKENIZER_UNREADABLE.error(file=file, reason=error) from error
         return cls(tokenizer, forced_bos_id=read_forced_bos(model_dir, tokenizer), num_workers=num_workers)
@@ -172,7 +173,7 @@ def read_forced_bos(model_dir: Path, tokenizer: tokenizers.Tokenizer) -> int | N
     if not file.is_file():
         return None
     try:
-        config: dict[str, Any] = json.loads(file.read_bytes())
+        config: dict[str, Any] = json.loads(read_regular(file))
     except (OSError, ValueError) as error:
         raise failures.TOKENIZER_UNREADABLE.error(file=file, reason=error) from error
     token = config.get("bos_token")

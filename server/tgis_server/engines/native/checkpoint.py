@@ -23,6 +23,7 @@ from tgis_server.engines.native.parameters import (
 )
 from tgis_server.engines.native.spec import DecoderSpec
 from tgis_server.errors import TgisError
+from tgis_server.regular_file import open_regular
 
 OF_TRAINING = ("arguments", "args", "training")  # in names of files that are no weights, and may even hold code
 SINGLE_FILE = "model.safetensors"
@@ -155,7 +156,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     """Names, dtypes and shapes of one safetensors file, whose length must be what its header says."""
     try:
         size = file.stat().st_size
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
                 raise _truncated(file, size, 8 + length)

@@ -9,6 +9,7 @@ from typing import Any
 
 from tgis_server import failures
 from tgis_server.errors import TgisError
+from tgis_server.regular_file import read_regular
 
 ACTIVATIONS = {
     "silu": "silu",
@@ -24,7 +25,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object from a file of the model directory."""
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(read_regular(file).decode())
     except OSError as error:
         raise failures.JSON_UNREADABLE.error(file=file, reason=error.strerror) from error
     except ValueError as error:
