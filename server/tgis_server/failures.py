@@ -590,6 +590,13 @@ NO_PROGRESS = Failure(
     "{process} {doing}, and nothing has moved for {timeout_s:g} s; if it only is slow, raise --startup-timeout.",
     GroupFailed,
 )
+STORAGE_HANGS = Failure(
+    "storage-hangs",
+    "what the launcher itself reads, before there are other processes, has not moved for --startup-timeout",
+    "The launcher has waited for {place} for {timeout_s:g} s: its storage does not answer. Mend the mount (`ls` hangs "
+    "there as well) or, if it only is slow, raise --startup-timeout.",
+    GroupFailed,
+)
 NO_INFO = Failure(
     "no-answer-when-ready",
     "a shard that serves does not describe itself",

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import closing
 from pathlib import Path
@@ -26,6 +27,7 @@ from doctor_context import make_context, with_disk
 from test_families_checkpoint import SPEC, shapes_of, write_safetensors
 from test_preflight import Weights, make_run
 from test_preflight import machine as make_machine
+from tgis_cli import prepare
 from tgis_cli.doctor import check_machine
 from tgis_cli.doctor.verdict import Host
 from tgis_cli.log_file import check_log_file
@@ -379,6 +381,13 @@ PROVOCATIONS |= {
     failures.RANK_BEHIND: wait_in_vain(shard_0=2, shard_1=1, shard_2=2),
     failures.NO_PROGRESS: lambda tmp, patch: Silence(1.0).check([ProcessProgress("shard-0", 0.0)], 9.0),
 }
+
+
+@provokes(failures.STORAGE_HANGS)
+def read_for_ever(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+    patch.setattr(prepare, "examine", lambda *_: time.sleep(60.0))
+    loaded = load_config({"startup_timeout": "0.3"}, {})
+    return asyncio.run(prepare.examine_patiently(loaded, {}, tmp))
 
 
 class SilentHealth:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -15,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from tgis_cli.commands.launch import prepare
 from tgis_cli.machine import Cpu, Gpu, Machine, preflight
 from tgis_cli.machine.preflight import check_before_start, check_memory, check_sockets, wait_for_port
+from tgis_cli.prepare import prepare
 from tgis_cli.resolve import Resolved
 from tgis_cli.supervisor.run_dir import make_run_dir
 from tgis_server.config import ServeConfig, load_config
@@ -188,22 +189,22 @@ def test_a_signal_while_the_machine_is_looked_at_leaves_no_directory(monkeypatch
     loaded = load_config({"rehearse": True, "run_dir": str(tmp_path), "grpc_port": "0", "port": "0"}, {})
     seen = []
 
-    def check(run: Run, *_: object) -> None:
-        seen.append(run.run_dir.exists())
+    def check(*_: object) -> None:
+        seen.extend(tmp_path.glob("tgis-*/errors"))
         raise SystemExit(0)
 
-    monkeypatch.setattr(preflight, "check_before_start", check)
+    monkeypatch.setattr(preflight, "check_ports", check)
     with pytest.raises(SystemExit), contextlib.ExitStack() as undo:
-        prepare(loaded, {}, [], undo)
+        asyncio.run(prepare(loaded, {}, [], undo))
 
-    assert seen == [True]
+    assert len(seen) == 1
     assert not list(tmp_path.iterdir())
 
 
 def start(tmp_path: Path, environ: dict[str, str], **flags: Any) -> tuple[Resolved, Run]:
     loaded = load_config({"run_dir": str(tmp_path), "grpc_port": "0", "port": "0"} | flags, environ)
     with contextlib.ExitStack() as undo:
-        return prepare(loaded, environ, [], undo)
+        return asyncio.run(prepare(loaded, environ, [], undo))
 
 
 def test_a_start_on_a_healthy_machine_warns_of_nothing_and_checks_in_less_than_a_second(tmp_path: Path):

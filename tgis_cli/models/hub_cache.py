@@ -12,6 +12,7 @@ from pathlib import Path
 from tgis_cli.models.cache_place import is_homeless
 from tgis_server import failures
 from tgis_server.errors import UsageError
+from tgis_server.regular_file import read_regular
 
 PREFIX = "models--"
 
@@ -53,9 +54,9 @@ def find_model_dir(name: str, revision: str | None, cache_dir: Path) -> Path:
     in_cache = cache_dir / model_folder_name(name)
     if os.path.isdir(in_cache):  # False too where this user may not look
         reference = in_cache / "refs" / (revision or "main")
-        commit = reference.read_text(errors="replace").strip() if reference.is_file() else revision or "main"
+        commit = read_regular(reference).decode(errors="replace").strip() if reference.is_file() else revision or "main"
         snapshot = in_cache / "snapshots" / commit
-        if not (snapshot / "config.json").is_file():
+        if not (snapshot / "config.json").exists():
             raise failures.REVISION_NOT_CACHED.error(
                 model=name,
                 revision=revision or "main",
@@ -64,7 +65,7 @@ def find_model_dir(name: str, revision: str | None, cache_dir: Path) -> Path:
             )
         return snapshot
     directory = Path(os.path.expanduser(name))
-    if os.path.isfile(directory / "config.json"):
+    if os.path.exists(directory / "config.json"):  # what is no file is told by who reads it
         return directory.resolve()
     found = f"{'a directory without config.json' if os.path.isdir(directory) else 'no directory'} of that name"
     found += why_unseen(directory / "config.json")

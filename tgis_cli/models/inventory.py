@@ -29,6 +29,7 @@ from tgis_cli.models.selection import (
 from tgis_cli.models.tokenizer_check import check_tokenizer
 from tgis_server.errors import ModelError, UsageError
 from tgis_server.model_files import find_weights, read_json
+from tgis_server.regular_file import read_regular
 
 FORMATS = {".safetensors": "safetensors", ".bin": "pytorch", ".pt": "pytorch", ".onnx": "onnx", ".gguf": "gguf"}
 
@@ -195,7 +196,7 @@ def find_missing_names(folder: CacheFolder, model: str, commit: str, sizes: dict
     expected = {file.name: file.size for file in listing.files} if listing is not None else sizes
     try:
         wanted = select_names(
-            expected, parse_extensions(SAFETENSORS), lambda name: (snapshot / name).read_text(), with_bin=True
+            expected, parse_extensions(SAFETENSORS), lambda name: read_regular(snapshot / name).decode(), with_bin=True
         )
     except ModelError:  # the index is broken, or names what is not in the list
         wanted = []
@@ -264,7 +265,7 @@ def find_engine(path: Path) -> tuple[str, str]:
 
 def read_architecture(path: Path) -> str:
     with suppress(OSError, ValueError, AttributeError, TypeError):
-        config = json.loads((path / "config.json").read_bytes())
+        config = json.loads(read_regular(path / "config.json"))
         return ", ".join(map(str, config.get("architectures") or ())) or str(config.get("model_type") or "")
     return ""
 

@@ -22,6 +22,7 @@ from tgis_server.errors import GenerationFailed
 from tgis_server.frontend.encoding import WINDOW, Encoding, encode, encode_window, join, window_starts
 from tgis_server.frontend.lane import Lane
 from tgis_server.model_files import read_beginning, refuse_stand_in
+from tgis_server.regular_file import read_regular
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -189,7 +190,7 @@ def read_tokenizer(model_dir: Path) -> tokenizers.Tokenizer:
     if not file.is_file():
         raise failures.NO_TOKENIZER.error(model_dir=model_dir)
     try:
-        return tokenizers.Tokenizer.from_file(str(file))
+        return tokenizers.Tokenizer.from_buffer(read_regular(file))
     except BaseException as error:
         # The library raises plain Exception for every kind of broken file, and for some of them it panics.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
@@ -216,7 +217,7 @@ def read_forced_bos(model_dir: Path, tokenizer: tokenizers.Tokenizer) -> int | N
     if not file.is_file():
         return None
     try:
-        config: dict[str, Any] = json.loads(file.read_bytes())
+        config: dict[str, Any] = json.loads(read_regular(file))
     except (OSError, ValueError) as error:
         raise failures.TOKENIZER_UNREADABLE.error(file=file, reason=error) from error
     token = config.get("bos_token")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tgis_server import failures
+from tgis_server.regular_file import open_regular
 
 BEGINNING_BYTES = 256  # enough to tell
 POINTER = b"version https://git-lfs.github.com/spec/"
@@ -26,7 +27,7 @@ def refuse_stand_in(file: str | Path, beginning: bytes) -> None:
 def read_beginning(file: Path) -> bytes:
     """The first bytes; none of a file that cannot be read, as that is told elsewhere."""
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             return stream.read(BEGINNING_BYTES)
     except OSError:
         return b""

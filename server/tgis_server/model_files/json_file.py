@@ -8,6 +8,7 @@ from typing import Any
 
 from tgis_server import failures
 from tgis_server.model_files.content import BEGINNING_BYTES, refuse_stand_in
+from tgis_server.regular_file import read_regular
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -17,7 +18,7 @@ def read_json(file: Path) -> dict[str, Any]:
         ModelError: it cannot be read, or is none.
     """
     try:
-        raw = file.read_bytes()
+        raw = read_regular(file)
     except OSError as error:
         raise failures.JSON_UNREADABLE.error(file=file, reason=error.strerror) from error
     return parse_json(raw, str(file))

@@ -23,6 +23,7 @@ from tgis_server.engines.native.parameters import (
 from tgis_server.engines.native.spec import DecoderSpec
 from tgis_server.errors import TgisError
 from tgis_server.model_files import find_weights, read_beginning, refuse_stand_in
+from tgis_server.regular_file import open_regular
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -132,7 +133,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     """Names, dtypes and shapes of one safetensors file, whose length must be what its header says."""
     try:
         size = file.stat().st_size
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or length > MAX_HEADER_BYTES:
                 raise _no_header(file, f"it has {size} bytes" if size < 8 else "its first bytes are no header's length")
