@@ -117,6 +117,7 @@ def resolve(loaded: LoadedConfig, environ: Mapping[str, str], machine: Machine) 
     if engine == "fake":
         warn_of_real_start(decide, model_dir, num_shard)
     checkpoint = None if engine == "fake" else inspect_weights(model_dir, num_shard)
+    decide.warnings += checkpoint.warnings if checkpoint else ()
     dtype = choose_dtype(decide, device, checkpoint)
     max_sequence_length = choose_max_sequence_length(decide, model_config)
     max_batch_tokens = choose_max_batch_tokens(decide, device)

@@ -45,8 +45,8 @@ class Loaded:
 def load(run: Run, rank: int, progress: Progress) -> Loaded:
     """See ``load_runner`` for errors."""
     # 1. Files and memory are checked before anything large is read
-    spec = read_spec(run.model_dir)
-    checkpoint = inspect_checkpoint(run.model_dir, spec, run.num_shard)
+    checkpoint = inspect_checkpoint(run.model_dir, read_spec(run.model_dir), run.num_shard)
+    spec = checkpoint.spec
     dtype: torch.dtype = getattr(torch, run.dtype)
     device = torch.device("cuda", GPU) if run.device == "cuda" else torch.device("cpu")
     if device.type == "cuda":

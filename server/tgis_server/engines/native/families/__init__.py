@@ -42,7 +42,7 @@ def read_spec(model_dir: Path) -> DecoderSpec:
     model_type = config.get("model_type")
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     architectures = config.get("architectures", [])
-    if family is None or (architectures and family.ARCHITECTURE not in architectures):
+    if family is None or (architectures and not names_of(family).intersection(architectures)):
         name = ", ".join(map(str, architectures)) or model_type
         supported = ", ".join(f.ARCHITECTURE for f in FAMILIES.values())
         raise config.fail(f"architecture {name} has no native engine; supported are {supported}.")
@@ -51,6 +51,11 @@ def read_spec(model_dir: Path) -> DecoderSpec:
     if any(eos >= spec.vocab_size for eos in spec.eos_ids):
         raise config.fail(f"eos_token_id {list(spec.eos_ids)} lies outside the vocabulary of {spec.vocab_size}.")
     return spec
+
+
+def names_of(family: ModuleType) -> set[str]:
+    """Architectures of a config.json: the model that generates, and the one below its head, where that was saved."""
+    return {family.ARCHITECTURE, family.ARCHITECTURE.replace("ForCausalLM", "Model")}
 
 
 def parameters_of(spec: DecoderSpec) -> list[Parameter]:
