@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tgis_server.engines.native.checkpoint import Checkpoint, inspect_checkpoint
 from tgis_server.engines.native.families import parameters_of
 from tgis_server.engines.native.parameters import kv_heads_of, slice_of, valid_num_shards, vocab_rows
-from tgis_server.engines.native.spec import DecoderSpec, RopeSpec
+from tgis_server.engines.native.spec import DecoderSpec, Length, RopeSpec
 from tgis_server.errors import ModelError, UsageError
 
 SPEC = DecoderSpec(
@@ -29,7 +29,7 @@ SPEC = DecoderSpec(
     head_dim=2,
     norm_eps=1e-5,
     rope=RopeSpec(),
-    max_position=64,
+    length=Length(64, "a test"),
     eos_ids=(2,),
 )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from test_families_checkpoint import SPEC, shapes_of, write_safetensors
-from tgis_server.engines.native.checkpoint import Checkpoint, inspect_checkpoint
+from tgis_server.engines.native.checkpoint import Checkpoint, inspect_checkpoint, read_header
 from tgis_server.errors import ModelError
 
 TIED = replace(SPEC, is_head_tied=True)
@@ -50,7 +50,10 @@ def test_a_head_that_differs_from_the_embedding_is_used_with_a_warning(tmp_path:
 def test_a_difference_in_the_last_byte_is_seen(tmp_path: Path) -> None:
     inspected(tmp_path, is_tied=True, filled={EMBEDDING: 1, HEAD: 1})
     file = tmp_path / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-1] + b"\x02")  # the head is the last tensor of the spec
+    head = read_header(file)[HEAD]
+    data = bytearray(file.read_bytes())
+    data[head.start + head.num_bytes - 1] = 2
+    file.write_bytes(data)
 
     assert not inspect_checkpoint(tmp_path, TIED, 1).spec.is_head_tied
 

@@ -81,7 +81,7 @@ def inspect_checkpoint(model_dir: Path, spec: DecoderSpec, num_shard: int) -> Ch
         UsageError: ``num_shard`` does not divide the model.
     """
     check_num_shard(spec, num_shard)
-    warnings: list[str] = []
+    warnings = list(spec.warnings)
     found = read_tensors(model_dir, warnings.append)
     spec = settle_head(spec, found, warnings.append)
     parameters = tuple(parameters_of(spec))

@@ -125,12 +125,7 @@ def _agree(group: Group, budget: KvBudget, request: MemoryRequest) -> KvBudget:
 
 
 def _length_notes(spec: DecoderSpec, max_sequence_length: int) -> tuple[str, ...]:
-    """What the longest sequence does to the quality of shorter or longer ones."""
-    if max_sequence_length > spec.max_position and spec.rope.kind != "dynamic":
-        return (
-            f"max_sequence_length {max_sequence_length} is above the {spec.max_position} tokens that the model is made "
-            "for: expect poor text beyond them.",
-        )
+    """What the longest sequence does to the quality of shorter ones."""
     if not uses_long_factors(spec.rope, max_sequence_length):
         return ()
     border = spec.rope.original_max_position
