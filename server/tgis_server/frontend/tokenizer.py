@@ -6,25 +6,22 @@ Wraps the model's ``tokenizer.json``; its own truncation and padding are off. Kn
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import tokenizers
 
 from tgis_server import failures
 from tgis_server.errors import GenerationFailed
+from tgis_server.frontend.bos import add_requested_bos
 
 T = TypeVar("T")
 
 MAX_TEXTS_PER_JOB = 256  # long jobs keep others waiting; short ones, for many texts, keep the event loop busy
-
-logger = logging.getLogger(__name__)
 
 
 class TokenizerFailed(GenerationFailed):
@@ -51,19 +48,15 @@ class TokenizedText:
 class Tokenizer:
     """The tokenizer of the served model. Encoding methods may be called by any number of tasks at once."""
 
-    def __init__(
-        self, tokenizer: tokenizers.Tokenizer, *, forced_bos_id: int | None = None, num_workers: int = 1
-    ) -> None:
+    def __init__(self, tokenizer: tokenizers.Tokenizer, *, num_workers: int = 1) -> None:
         """
         Args:
             tokenizer: becomes this object's: truncation and padding are switched off.
-            forced_bos_id: first token of every truncated prompt, also where the tokenizer itself adds none.
             num_workers: threads.
         """
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.inner = tokenizer
-        self._forced_bos_id = forced_bos_id
         self._num_workers = num_workers
         self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="tokenizer")
 
@@ -81,7 +74,8 @@ class Tokenizer:
             tokenizer = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises plain Exception for every kind of broken file
             raise failures.TOKENIZER_UNREADABLE.error(file=file, reason=error) from error
-        return cls(tokenizer, forced_bos_id=read_forced_bos(model_dir, tokenizer), num_workers=num_workers)
+        add_requested_bos(tokenizer, model_dir)
+        return cls(tokenizer, num_workers=num_workers)
 
     async def encode_inputs(self, texts: Sequence[str], truncate_to: int = 0) -> list[EncodedInput | TokenizerFailed]:
         """Tokens of prompts, the rightmost ``truncate_to`` of each (0 = all), or the library's complaint."""
@@ -114,18 +108,10 @@ class Tokenizer:
         token_ids: list[int] = encoding.ids
         num_tokens = len(token_ids)
         if 0 < truncate_to < num_tokens:
-            bos_id = self._get_bos(encoding)
             token_ids = token_ids[num_tokens - truncate_to :]
-            if bos_id is not None:
-                token_ids[0] = bos_id
+            if encoding.special_tokens_mask[0] == 1:  # BOS, or whatever a prompt begins with
+                token_ids[0] = encoding.ids[0]
         return EncodedInput(token_ids, num_tokens)
-
-    def _get_bos(self, encoding: tokenizers.Encoding) -> int | None:
-        """The token that a truncated prompt must begin with: one that the tokenizer put in front, or the configured."""
-        if encoding.special_tokens_mask[0] == 1:
-            first: int = encoding.ids[0]
-            return first
-        return self._forced_bos_id
 
     def _tokenize(self, text: str, truncate_to: int, want_offsets: bool) -> TokenizedText:
         [encoding] = self.inner.encode_batch([text]) if want_offsets else self.inner.encode_batch_fast([text])
@@ -164,22 +150,3 @@ def to_byte_offsets(text: str, offsets: list[tuple[int, int]]) -> list[tuple[int
     for character in text:
         borders.append(borders[-1] + len(character.encode()))
     return [(borders[start], borders[end]) for start, end in offsets]
-
-
-def read_forced_bos(model_dir: Path, tokenizer: tokenizers.Tokenizer) -> int | None:
-    """The id of ``bos_token`` if ``tokenizer_config.json`` says ``add_bos_token``."""
-    file = model_dir / "tokenizer_config.json"
-    if not file.is_file():
-        return None
-    try:
-        config: dict[str, Any] = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise failures.TOKENIZER_UNREADABLE.error(file=file, reason=error) from error
-    token = config.get("bos_token")
-    text = token.get("content") if isinstance(token, dict) else token
-    if not config.get("add_bos_token") or not text:
-        return None
-    bos_id: int | None = tokenizer.token_to_id(text)
-    if bos_id is None:
-        logger.warning("%s asks for the BOS token %s, which the vocabulary does not have.", file.name, text)
-    return bos_id
