@@ -1,8 +1,8 @@
 """A BOS token that ``tokenizer_config.json`` asks for and ``tokenizer.json`` does not add.
 
-transformers 4 put it in front of every prompt where the tokenizer's class is one of Llama's, and models that ask for it so
-were trained with it (DeepSeek's distilled ones). transformers 5 goes by ``tokenizer.json`` alone. The request is honoured
-here. Tokenizers of classes that never honoured it stay as they are, as in both versions.
+transformers 4 put it in front of every prompt where the tokenizer's class is one of Llama's, and models that ask for it
+were trained with it (DeepSeek's distilled ones). transformers 5 goes by ``tokenizer.json`` alone. The request is
+honoured here. Tokenizers of classes that never honoured it stay as they are, as in both versions.
 """
 
 from __future__ import annotations
