@@ -34,21 +34,11 @@ from tgis_server.run import Run
 
 if TYPE_CHECKING:
     from tgis_server.engines.native.checkpoint import Checkpoint
+    from tgis_server.engines.native.spec import Length
 
 DEMO_MODEL_DIR = Path(tgis_server.__file__).parent / "demo_model"
 NATIVE_FRAMEWORKS = (None, "tgis_native", "hf_custom_tp")
-
-# the first of these that is a positive integer is the model's length
-LENGTH_KEYS = (
-    "max_position_embeddings",
-    "n_positions",
-    "max_seq_len",
-    "seq_length",
-    "max_sequence_length",
-    "max_seq_length",
-    "seq_len",
-)
-DEFAULT_SEQUENCE_LENGTH = 2048
+UNKNOWN_LENGTH = 2048  # of a model that no engine knows, if config.json names none
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +99,7 @@ def resolve(loaded: LoadedConfig, environ: Mapping[str, str], machine: Machine) 
     """
     decide = Decisions(loaded, environ, machine, warnings=list(warn_of_settings(loaded, environ)))
     model_id, model_dir = choose_model(decide)
-    model_config = read_model_config(model_dir)
+    read_model_config(model_dir)  # a rehearsal may look at nothing else of the model
     engine = choose_engine(decide, model_dir)
     device = choose_device(decide, engine)
     num_shard = choose_num_shard(decide, engine, device)
@@ -117,8 +107,9 @@ def resolve(loaded: LoadedConfig, environ: Mapping[str, str], machine: Machine) 
     if engine == "fake":
         warn_of_real_start(decide, model_dir, num_shard)
     checkpoint = None if engine == "fake" else inspect_weights(model_dir, num_shard)
+    decide.warnings += checkpoint.warnings if checkpoint else ()
     dtype = choose_dtype(decide, device, checkpoint)
-    max_sequence_length = choose_max_sequence_length(decide, model_config)
+    max_sequence_length = choose_max_sequence_length(decide, model_dir)
     max_batch_tokens = choose_max_batch_tokens(decide, device)
     explain_kv_cache_memory(decide, checkpoint, device, dtype, num_shard, max_sequence_length)
     tokenization_workers = choose_tokenization_workers(decide, num_shard)
@@ -224,23 +215,29 @@ def choose_dtype(decide: Decisions, device: str, checkpoint: Checkpoint | None) 
     return dtype if dtype in DTYPES else "float32"
 
 
-def choose_max_sequence_length(decide: Decisions, model_config: Mapping[str, Any]) -> int:
-    own, key = DEFAULT_SEQUENCE_LENGTH, ""
-    for candidate in LENGTH_KEYS:
-        value = model_config.get(candidate)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            own, key = value, candidate
-            break
+def choose_max_sequence_length(decide: Decisions, model_dir: Path) -> int:
+    own = find_own_length(model_dir)
     if not decide.is_given("max_sequence_length"):
-        decide.reasons["max_sequence_length"] = f"{key} of config.json" if key else "config.json names none"
-        return own
+        decide.reasons["max_sequence_length"] = own.reason if own else "config.json names none"
+        return own.num_tokens if own else UNKNOWN_LENGTH
     given = int(decide.take_given("max_sequence_length"))
-    if key and given > own:
+    if own and given > own.num_tokens:
         decide.warnings.append(
-            f"max_sequence_length {given} is above the model's own {own} ({key} of config.json): "
+            f"max_sequence_length {given} is above the model's own {own.num_tokens} ({own.reason}): "
             "text beyond that may be of poor quality."
         )
     return given
+
+
+def find_own_length(model_dir: Path) -> Length | None:
+    """The longest sequence that the model is made for. A rehearsal may be of a model that no engine knows."""
+    from tgis_server.engines.native.families import read_spec
+    from tgis_server.engines.native.families.length import find_length
+
+    try:
+        return read_spec(model_dir).length
+    except ModelError:
+        return find_length(read_model_config(model_dir))
 
 
 def limit_new_tokens(decide: Decisions, max_sequence_length: int) -> ServeConfig:

@@ -295,6 +295,21 @@ TENSOR_MISSING = Failure(
     "belong to this config.json, or some are missing.",
     ModelError,
 )
+HEAD_MISSING = Failure(
+    "head-missing",
+    "the weights lack the output head, and `config.json` does not call it tied",
+    "{model_dir} holds no {tensor}, and config.json does not say that the embedding is the head: set "
+    "tie_word_embeddings to true there if it is. Otherwise the files are those of a model that does not generate (of "
+    "an embedding model, say), or some are missing.",
+    ModelError,
+)
+TENSOR_AMBIGUOUS = Failure(
+    "tensor-ambiguous",
+    "two tensors of one name differ, and no index tells which one counts",
+    "{tensor} is there twice with different contents, as {first} and as {second}: remove the file that does not belong "
+    "to the model.",
+    ModelError,
+)
 TENSOR_SHAPE = Failure(
     "tensor-shape",
     "a tensor has another shape than `config.json` says",

@@ -155,10 +155,12 @@ def test_models_answer_as_before_tied_or_not(
     load(directory, tmp_path).close()
 
 
-def test_a_tensor_that_the_engine_reads_by_two_names_gets_a_copy(tmp_path: Path):
+@pytest.mark.parametrize("prefix", ["model.", ""])
+def test_a_tensor_that_the_engine_reads_by_two_names_gets_a_copy(prefix: str, tmp_path: Path):
     directory = make_checkpoint(tmp_path / "model", "llama", tie_word_embeddings=False)
-    state = load_file(directory / "model.safetensors")
-    torch.save(state | {"lm_head.weight": state["model.embed_tokens.weight"]}, directory / "pytorch_model.bin")
+    tensors = load_file(directory / "model.safetensors")
+    state = {name.replace("model.", prefix, 1): tensor for name, tensor in tensors.items()}
+    torch.save(state | {"lm_head.weight": state[f"{prefix}embed_tokens.weight"]}, directory / "pytorch_model.bin")
     (directory / "model.safetensors").unlink()
 
     convert(directory)

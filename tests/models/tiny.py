@@ -52,8 +52,9 @@ def make_checkpoint(directory: Path, model_type: str, seed: int = 0, **overrides
 def edit_config(directory: Path, **changes: Any) -> None:
     """Rewrite keys of config.json; ``None`` removes one."""
     file = directory / "config.json"
+    removed = {key for key, value in changes.items() if value is None}
     values = {**json.loads(file.read_text()), **changes}
-    file.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+    file.write_text(json.dumps({key: value for key, value in values.items() if key not in removed}))
 
 
 class Oracle:

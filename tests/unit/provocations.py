@@ -223,6 +223,8 @@ PROVOCATIONS |= {
     failures.INDEX_EMPTY: lambda tmp, patch: index(tmp, "{}"),
     failures.WEIGHTS_TRUNCATED: lambda tmp, patch: weights(tmp, cut=1),
     failures.TENSOR_MISSING: lambda tmp, patch: weights(tmp, missing="model.norm.weight"),
+    failures.HEAD_MISSING: lambda tmp, patch: weights(tmp, missing="lm_head.weight"),
+    failures.TENSOR_AMBIGUOUS: lambda tmp, patch: weights(tmp, **{"norm.weight": (9,)}),
     failures.TENSOR_SHAPE: lambda tmp, patch: weights(tmp, **{"model.norm.weight": (1,)}),
     failures.TENSOR_DTYPE: lambda tmp, patch: weights(tmp, dtype="I32"),
     failures.NO_TOKENIZER: lambda tmp, patch: Tokenizer.load(tmp, 1),

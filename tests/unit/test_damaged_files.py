@@ -97,7 +97,7 @@ def test_a_library_that_panics_is_an_error_of_the_file(model_dir: Path, monkeypa
     def panic(_: str) -> None:
         raise PanicException("index out of bounds")
 
-    monkeypatch.setattr("tokenizers.Tokenizer.from_file", panic)
+    monkeypatch.setattr("tokenizers.Tokenizer.from_buffer", panic)
 
     with pytest.raises(ModelError, match=r"tokenizer\.json cannot be read: index out of bounds"):
         Tokenizer.load(model_dir, 1)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tgis_server.engines.native.families import FAMILIES, parameters_of, read_spec
-from tgis_server.engines.native.spec import RopeSpec
+from tgis_server.engines.native.spec import Length, RopeSpec
 from tgis_server.errors import ModelError
 
 LLAMA: dict[str, Any] = {
@@ -52,7 +52,7 @@ def test_a_llama_config_becomes_a_spec(tmp_path: Path) -> None:
 
     assert (spec.family, spec.vocab_size, spec.hidden_size, spec.num_layers) == ("llama", 100, 32, 3)
     assert (spec.num_heads, spec.num_kv_heads, spec.head_dim, spec.num_kv_groups) == (4, 2, 8, 2)
-    assert (spec.eos_ids, spec.dtype, spec.max_position) == ((2,), "bfloat16", 128)
+    assert (spec.eos_ids, spec.dtype, spec.length.num_tokens) == ((2,), "bfloat16", 128)
     assert spec.windows == (None, None, None)
     assert spec.rope == RopeSpec("default", 10000.0, 8, 1.0, 128, 128)
 
@@ -74,13 +74,41 @@ def test_end_of_sequence_ids(
 
 
 @pytest.mark.parametrize("token", ["</s>", {"content": "</s>", "special": True}])
-def test_without_an_end_of_sequence_id_the_tokenizers_is_used(token: object, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "config", [{**LLAMA, "eos_token_id": None}, {k: v for k, v in LLAMA.items() if k[:3] != "eos"}]
+)
+def test_without_an_end_of_sequence_id_the_tokenizers_is_used(
+    token: object, config: dict[str, Any], tmp_path: Path
+) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": token}))
     added = [{"id": 1, "content": "<s>"}, {"id": 5, "content": "</s>"}]
     (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
 
-    assert spec_of(tmp_path, {**LLAMA, "eos_token_id": None}).eos_ids == (5,)
+    assert spec_of(tmp_path, config).eos_ids == (5,)
     assert spec_of(tmp_path, LLAMA).eos_ids == (2,)
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "expected", "named"),
+    [
+        (2, [2, 100], (2,), "generation_config.json"),
+        (7, 100, (7,), "generation_config.json"),
+        ([-1, 100], None, (), "config.json"),
+    ],
+)
+def test_an_end_token_outside_the_vocabulary_is_a_warning_that_names_its_file(
+    config: Any, generation: Any, expected: tuple[int, ...], named: str, tmp_path: Path
+) -> None:
+    spec = spec_of(tmp_path, {**LLAMA, "eos_token_id": config}, {"eos_token_id": generation})
+
+    assert spec.eos_ids == expected
+    [warning] = spec.warnings
+    assert f"100 of {tmp_path / named} lies outside the vocabulary of 100" in warning
+
+
+def test_an_end_token_that_is_no_id_names_its_file(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"generation_config\.json: eos_token_id is '</s>'"):
+        spec_of(tmp_path, LLAMA, {"eos_token_id": "</s>"})
 
 
 @pytest.mark.parametrize(
@@ -115,10 +143,49 @@ def test_rope_in_every_spelling(spelling: dict[str, Any], tmp_path: Path) -> Non
     assert rope == RopeSpec("llama3", 5e5, 8, 8.0, 128, 64, low_freq_factor=1.0, high_freq_factor=4.0)
 
 
-def test_yarn_stretches_the_longest_sequence(tmp_path: Path) -> None:
-    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+@pytest.mark.parametrize(
+    ("scaling", "expected"),
+    [
+        ({"rope_type": "default"}, 128),
+        ({"rope_type": "linear", "factor": 4.0}, 512),
+        ({"rope_type": "dynamic", "factor": 2.0}, 256),
+        ({"rope_type": "yarn", "factor": 4.0}, 512),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}, 128),
+        ({"rope_type": "llama3", **SCALING}, 128),
+        (
+            {
+                "rope_type": "longrope",
+                "short_factor": [1.0] * 4,
+                "long_factor": [2.0] * 4,
+                "original_max_position_embeddings": 32,
+            },
+            128,
+        ),
+    ],
+    ids=lambda value: value["rope_type"] if isinstance(value, dict) else None,
+)
+def test_a_rope_that_stretches_positions_stretches_the_longest_sequence(
+    scaling: dict[str, Any], expected: int, tmp_path: Path
+) -> None:
+    assert spec_of(tmp_path, {**LLAMA, "rope_scaling": scaling}).length.num_tokens == expected
 
-    assert spec_of(tmp_path, of_family("qwen2", rope_scaling=scaling)).max_position == 512
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"max_position_embeddings": 64, "max_sequence_length": 256},
+            Length(64, "max_position_embeddings of config.json"),
+        ),
+        (
+            {"max_position_embeddings": None, "max_sequence_length": 256},
+            Length(256, "max_sequence_length of config.json"),
+        ),
+        ({"max_position_embeddings": None}, Length(2048, "config.json names none: the default of its class")),
+    ],
+)
+def test_the_longest_sequence_has_a_reason(changes: dict[str, Any], expected: Length, tmp_path: Path) -> None:
+    assert spec_of(tmp_path, {**LLAMA, **changes}).length == expected
 
 
 @pytest.mark.parametrize("kind", ["su", "yarn", "longrope"])
@@ -228,10 +295,8 @@ def test_fused_projections_become_pieces(tmp_path: Path) -> None:
         ({"quantization_config": {"quant_method": "gptq"}}, ["quantization_config"]),
         ({"torch_dtype": "float8_e4m3fn"}, ["float8_e4m3fn", "bfloat16"]),
         ({"num_hidden_layers": 0}, ["num_hidden_layers", "0"]),
-        ({"hidden_size": None}, ["hidden_size", "missing"]),
         ({"hidden_size": 33}, ["33", "4"]),
         ({"num_key_value_heads": 3}, ["4", "3"]),
-        ({"eos_token_id": 100}, ["100"]),
         ({"eos_token_id": "</s>"}, ["eos_token_id"]),
         ({"attention_bias": "yes"}, ["attention_bias", "true or false"]),
         ({"rms_norm_eps": "small"}, ["rms_norm_eps"]),
@@ -243,8 +308,25 @@ def test_a_config_that_cannot_be_served_is_refused(changes: dict[str, Any], word
     assert [word for word in words if word not in sentence] == []
 
 
-def test_layer_types_of_another_architecture_are_refused(tmp_path: Path) -> None:
-    assert "layer_types" in sentence_of(tmp_path, of_family("mistral", layer_types=["full_attention"] * 3))
+@pytest.mark.parametrize(
+    ("window", "types", "expected"),
+    [(None, "full_attention", None), (16, "sliding_attention", 16)],
+)
+def test_layer_types_may_say_what_a_class_does_that_does_not_read_them(
+    window: int | None, types: str, expected: int | None, tmp_path: Path
+) -> None:
+    config = of_family("mistral", layer_types=[types] * 3, sliding_window=window)
+
+    assert spec_of(tmp_path, config).windows == (expected,) * 3
+
+
+@pytest.mark.parametrize("window", [None, 16])
+def test_layer_types_that_a_class_does_not_read_are_refused_where_they_say_something_else(
+    window: int | None, tmp_path: Path
+) -> None:
+    types = ["full_attention", "sliding_attention", "full_attention"]
+
+    assert "layer_types" in sentence_of(tmp_path, of_family("mistral", layer_types=types, sliding_window=window))
 
 
 def test_a_missing_directory_is_named(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tgis_server.engines.native.checkpoint import Checkpoint, inspect_checkpoint
 from tgis_server.engines.native.families import parameters_of
 from tgis_server.engines.native.parameters import kv_heads_of, slice_of, valid_num_shards, vocab_rows
-from tgis_server.engines.native.spec import DecoderSpec, RopeSpec
+from tgis_server.engines.native.spec import DecoderSpec, Length, RopeSpec
 from tgis_server.errors import ModelError, UsageError
 
 SPEC = DecoderSpec(
@@ -29,7 +29,7 @@ SPEC = DecoderSpec(
     head_dim=2,
     norm_eps=1e-5,
     rope=RopeSpec(),
-    max_position=64,
+    length=Length(64, "a test"),
     eos_ids=(2,),
 )
 
@@ -38,15 +38,22 @@ def shapes_of(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
     return {piece.tensor: piece.tensor_shape for parameter in parameters_of(spec) for piece in parameter.pieces}
 
 
-def write_safetensors(file: Path, shapes: dict[str, tuple[int, ...]], dtype: str = "F32", item_bytes: int = 4) -> None:
+def write_safetensors(
+    file: Path,
+    shapes: dict[str, tuple[int, ...]],
+    dtype: str = "F32",
+    item_bytes: int = 4,
+    filled: dict[str, int] | None = None,
+) -> None:
+    """A file whose bytes are zero, but for those of ``filled`` tensors."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
+    data = b""
     for name, shape in shapes.items():
-        size = item_bytes * math.prod(shape)
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
-        offset += size
+        content = bytes([(filled or {}).get(name, 0)]) * (item_bytes * math.prod(shape))
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [len(data), len(data) + len(content)]}
+        data += content
     raw = json.dumps(header).encode()
-    file.write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(offset))
+    file.write_bytes(len(raw).to_bytes(8, "little") + raw + data)
 
 
 def whole(directory: Path, **changes: Any) -> dict[str, tuple[int, ...]]:

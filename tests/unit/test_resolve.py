@@ -361,6 +361,16 @@ def test_a_sequence_length_above_the_models_own_is_a_warning():
     assert "max_sequence_length 4096 is above the model's own 2048" in resolved.warnings[0]
 
 
+def test_a_model_that_yarn_stretches_has_its_stretched_length_and_no_warning_within_it(model_dir):
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
+    directory = str(model_dir(rope_scaling=scaling))
+
+    inferred, given = resolve_with(model_name=directory), resolve_with(model_name=directory, max_sequence_length="8192")
+
+    assert (inferred.run.max_sequence_length, given.warnings) == (8192, ())
+    assert inferred.reasons["max_sequence_length"] == ("2048 positions stretched 4 times by YaRN, as config.json says")
+
+
 def test_more_new_tokens_than_a_sequence_has_are_lowered():
     resolved = resolve_with(max_sequence_length="64", max_new_tokens="64")
 

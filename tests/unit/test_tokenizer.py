@@ -6,6 +6,7 @@ import asyncio
 import json
 from functools import partial
 from itertools import accumulate
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -57,22 +58,16 @@ def test_truncation_keeps_the_last_tokens():
 
 @pytest.mark.parametrize("limit", [0, 4, 5])
 def test_a_limit_that_is_not_exceeded_changes_nothing(limit):
-    tokenizer = tokenizer_of(vocabularies.words(), forced_bos_id=9)
+    tokenizer = tokenizer_of(vocabularies.words())
 
     assert encode(tokenizer, "t1 t2 t3 t4", limit).token_ids == [1, 2, 3, 4]
-
-
-def test_a_configured_bos_replaces_the_first_token_that_is_kept():
-    tokenizer = tokenizer_of(vocabularies.words(), forced_bos_id=9)
-
-    assert encode(tokenizer, "t1 t2 t3 t4", 3).token_ids == [9, 3, 4]
-    assert encode(tokenizer, "t1 t2 t3 t4", 1).token_ids == [9]
 
 
 def test_a_bos_that_the_tokenizer_adds_stays_first():
     tokenizer = tokenizer_of(words_with("t7 $A", t7=7))
 
     assert encode(tokenizer, "t1 t2 t3", 2).token_ids == [7, 3]
+    assert encode(tokenizer, "t1 t2 t3", 1).token_ids == [7]
 
 
 def test_special_tokens_at_the_end_are_kept_and_count():
@@ -111,7 +106,7 @@ def test_the_tokenizers_own_truncation_and_padding_are_off():
 
 
 def test_tokenize_cuts_plainly_and_loses_bos():
-    tokenizer = tokenizer_of(words_with("t7 $A", t7=7), forced_bos_id=9)
+    tokenizer = tokenizer_of(words_with("t7 $A", t7=7))
 
     [text] = tokenize(tokenizer, "t1 t2 t3", truncate_to=2)
 
@@ -227,22 +222,46 @@ def test_ordinary_text_is_joined_from_windows():
     assert encoding.join(windows) is not None
 
 
-def test_loading_reads_bos_from_the_tokenizers_configuration(tmp_path):
-    vocabularies.words().save(str(tmp_path / "tokenizer.json"))
-    config = {"add_bos_token": True, "bos_token": {"content": "t9"}}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+def loaded(directory: Path, library: Library, **config: object) -> Tokenizer:
+    library.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    return Tokenizer.load(directory, num_workers=1)
 
-    tokenizer = Tokenizer.load(tmp_path, num_workers=1)
 
+@pytest.mark.parametrize("kind", ["LlamaTokenizerFast", "LlamaTokenizer", None])
+def test_a_bos_that_is_asked_for_begins_whole_and_truncated_prompts(kind, tmp_path):
+    """Although the tokenizer itself adds none."""
+    config = {"add_bos_token": True, "bos_token": {"content": "t9"}, "tokenizer_class": kind}
+    tokenizer = loaded(tmp_path, vocabularies.words(), **config)
+
+    assert encode(tokenizer, "t1 t2 t3").token_ids == [9, 1, 2, 3]
     assert encode(tokenizer, "t1 t2 t3", 2).token_ids == [9, 3]
+    [text] = tokenize(tokenizer, "t1 t2")
+    assert (text.tokens, offsets_of(text)) == (["t9", "t1", "t2"], [(0, 0), (0, 2), (3, 5)])
 
 
-@pytest.mark.parametrize("config", [{}, {"add_bos_token": False, "bos_token": "t9"}, {"add_bos_token": True}])
-def test_without_add_bos_token_none_is_forced(tmp_path, config):
-    vocabularies.words().save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+def test_a_bos_that_the_tokenizer_adds_is_not_added_again(tmp_path):
+    tokenizer = loaded(tmp_path, words_with("t9 $A", t9=9), add_bos_token=True, bos_token="t9")
 
-    assert encode(Tokenizer.load(tmp_path, num_workers=1), "t1 t2 t3", 2).token_ids == [2, 3]
+    assert encode(tokenizer, "t1").token_ids == [9, 1]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"add_bos_token": False, "bos_token": "t9"},
+        {"add_bos_token": True},
+        {"add_bos_token": True, "bos_token": "not there"},
+        {"add_bos_token": True, "bos_token": "t9", "tokenizer_class": "PreTrainedTokenizerFast"},
+        {"add_bos_token": True, "bos_token": "t9", "tokenizer_class": "Qwen2Tokenizer"},
+    ],
+)
+def test_no_prompt_gets_a_bos_that_no_version_of_transformers_adds(tmp_path, config):
+    tokenizer = loaded(tmp_path, vocabularies.words(), **config)
+
+    assert encode(tokenizer, "t1 t2 t3").token_ids == [1, 2, 3]
+    assert encode(tokenizer, "t1 t2 t3", 2).token_ids == [2, 3]
 
 
 def test_a_directory_without_tokenizer_json_is_refused_with_what_to_do(tmp_path):

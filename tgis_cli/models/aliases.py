@@ -84,9 +84,11 @@ def find_clusters(tensors: Mapping[str, StoredTensor]) -> list[list[str]]:
 
 def find_needed(model_dir: Path) -> set[str]:
     from tgis_server.engines.native.families import parameters_of, read_spec
+    from tgis_server.engines.native.tensors import spellings
 
     with suppress(TgisError):
-        return {piece.tensor for parameter in parameters_of(read_spec(model_dir)) for piece in parameter.pieces}
+        parameters = parameters_of(read_spec(model_dir))
+        return {name for parameter in parameters for piece in parameter.pieces for name in spellings(piece.tensor)}
     return set()
 
 

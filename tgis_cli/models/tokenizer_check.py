@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from tgis_server import failures
+from tgis_server.regular_file import open_regular
 
 BORDER_BYTES = 256  # of a file, at both of its ends
 
@@ -38,7 +39,7 @@ def load_tokenizer(model_dir: Path) -> None:
 def looks_damaged(file: Path) -> bool:
     """Whether a file is there and cannot be a JSON object, by its first and last bytes."""
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             beginning = stream.read(BORDER_BYTES)
             stream.seek(max(0, os.fstat(stream.fileno()).st_size - BORDER_BYTES))
             end = stream.read()

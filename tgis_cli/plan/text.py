@@ -60,7 +60,7 @@ def describe_spec(spec: DecoderSpec) -> str:
     heads = f"{spec.num_heads} heads" + (f" ({spec.num_kv_heads} for KV)" if spec.num_kv_groups > 1 else "")
     return (
         f"{spec.family}, {spec.num_layers} layers of {spec.hidden_size:,} with {heads}, vocabulary of "
-        f"{spec.vocab_size:,}, made for {spec.max_position:,} tokens"
+        f"{spec.vocab_size:,}, made for {spec.length.num_tokens:,} tokens"
     )
 
 

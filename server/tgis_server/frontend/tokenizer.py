@@ -6,19 +6,18 @@ Wraps the model's ``tokenizer.json``; its own truncation and padding are off. Kn
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import tokenizers
 
 from tgis_server import failures
 from tgis_server.errors import GenerationFailed
+from tgis_server.frontend.bos import add_requested_bos
 from tgis_server.frontend.encoding import WINDOW, Encoding, encode, encode_window, join, window_starts
 from tgis_server.frontend.lane import Lane
 from tgis_server.model_files import read_beginning, refuse_stand_in
@@ -29,8 +28,6 @@ T = TypeVar("T")
 
 MAX_TEXTS_PER_JOB = 256  # long jobs keep others waiting; short ones, for many texts, keep the event loop busy
 PARTS_PER_JOB = 8
-
-logger = logging.getLogger(__name__)
 
 
 class TokenizerFailed(GenerationFailed):
@@ -49,19 +46,15 @@ class EncodedInput:
 class Tokenizer:
     """The tokenizer of the served model. Any number of tasks at once may call it."""
 
-    def __init__(
-        self, tokenizer: tokenizers.Tokenizer, *, forced_bos_id: int | None = None, num_workers: int = 1
-    ) -> None:
+    def __init__(self, tokenizer: tokenizers.Tokenizer, *, num_workers: int = 1) -> None:
         """
         Args:
             tokenizer: becomes this object's: truncation and padding are switched off.
-            forced_bos_id: first token of every truncated prompt, also where the tokenizer itself adds none.
             num_workers: threads of each lane.
         """
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.inner = tokenizer
-        self._forced_bos_id = forced_bos_id
         self._num_workers = num_workers
         self._generation = Lane("tokenizer", num_workers)
         self._texts = Lane("tokenize-rpc", num_workers)
@@ -75,7 +68,7 @@ class Tokenizer:
             ModelError: a file is missing or broken.
         """
         tokenizer = read_tokenizer(model_dir)
-        return cls(tokenizer, forced_bos_id=read_forced_bos(model_dir, tokenizer), num_workers=num_workers)
+        return cls(tokenizer, num_workers=num_workers)
 
     async def encode_inputs(self, texts: Sequence[str], truncate_to: int = 0) -> list[EncodedInput | TokenizerFailed]:
         """Tokens of prompts, the rightmost ``truncate_to`` of each (0 = all), or the library's complaint."""
@@ -117,10 +110,9 @@ class Tokenizer:
         num_tokens, highest_id = len(encoding.ids), max(encoding.ids, default=-1)
         if not 0 < truncate_to < num_tokens:
             return EncodedInput(list(encoding.ids), num_tokens, highest_id)
-        bos_id = encoding.ids[0] if encoding.num_prefix else self._forced_bos_id
         token_ids = list(encoding.ids[num_tokens - truncate_to :])
-        if bos_id is not None:
-            token_ids[0] = bos_id
+        if encoding.num_prefix:  # BOS, or whatever a prompt begins with
+            token_ids[0] = encoding.ids[0]
         return EncodedInput(token_ids, num_tokens, highest_id)
 
     async def _do_each(
@@ -181,7 +173,7 @@ class Tokenizer:
 
 
 def read_tokenizer(model_dir: Path) -> tokenizers.Tokenizer:
-    """What ``tokenizer.json`` describes.
+    """What ``tokenizer.json`` describes, with the BOS that ``tokenizer_config.json`` asks for.
 
     Raises:
         ModelError: it is missing or broken.
@@ -190,13 +182,16 @@ def read_tokenizer(model_dir: Path) -> tokenizers.Tokenizer:
     if not file.is_file():
         raise failures.NO_TOKENIZER.error(model_dir=model_dir)
     try:
-        return tokenizers.Tokenizer.from_buffer(read_regular(file))
+        tokenizer = tokenizers.Tokenizer.from_buffer(read_regular(file))
     except BaseException as error:
         # The library raises plain Exception for every kind of broken file, and for some of them it panics.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         refuse_stand_in(file, read_beginning(file))
-        raise failures.TOKENIZER_UNREADABLE.error(file=file, reason=error) from error
+        reason = str(error).removeprefix("Cannot instantiate Tokenizer from buffer: ")
+        raise failures.TOKENIZER_UNREADABLE.error(file=file, reason=reason) from error
+    add_requested_bos(tokenizer, model_dir)
+    return tokenizer
 
 
 def attempt(work: Callable[[A], T], argument: A) -> T | TokenizerFailed:
@@ -209,22 +204,3 @@ def attempt(work: Callable[[A], T], argument: A) -> T | TokenizerFailed:
 
 def attempt_each(work: Callable[[A], T], arguments: Sequence[A]) -> list[T | TokenizerFailed]:
     return [attempt(work, argument) for argument in arguments]
-
-
-def read_forced_bos(model_dir: Path, tokenizer: tokenizers.Tokenizer) -> int | None:
-    """The id of ``bos_token`` if ``tokenizer_config.json`` says ``add_bos_token``."""
-    file = model_dir / "tokenizer_config.json"
-    if not file.is_file():
-        return None
-    try:
-        config: dict[str, Any] = json.loads(read_regular(file))
-    except (OSError, ValueError) as error:
-        raise failures.TOKENIZER_UNREADABLE.error(file=file, reason=error) from error
-    token = config.get("bos_token")
-    text = token.get("content") if isinstance(token, dict) else token
-    if not config.get("add_bos_token") or not text:
-        return None
-    bos_id: int | None = tokenizer.token_to_id(text)
-    if bos_id is None:
-        logger.warning("%s asks for the BOS token %s, which the vocabulary does not have.", file.name, text)
-    return bos_id

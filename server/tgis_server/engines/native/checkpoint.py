@@ -7,12 +7,14 @@ the data. See https://github.com/huggingface/safetensors.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tgis_server import failures
 from tgis_server.engines.native.families import parameters_of
+from tgis_server.engines.native.families.names import EMBEDDING, HEAD
 from tgis_server.engines.native.parameters import (
     Parameter,
     can_split,
@@ -21,8 +23,16 @@ from tgis_server.engines.native.parameters import (
     valid_num_shards,
 )
 from tgis_server.engines.native.spec import DecoderSpec
+from tgis_server.engines.native.tensors import (
+    Tell,
+    TensorInfo,
+    find_tensor,
+    join_headers,
+    settle_head,
+    tell_of_unused,
+)
 from tgis_server.errors import TgisError
-from tgis_server.model_files import find_weights, read_beginning, refuse_stand_in
+from tgis_server.model_files import find_weights, read_beginning, read_weight_map, refuse_stand_in
 from tgis_server.regular_file import open_regular
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
@@ -31,24 +41,15 @@ ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """One entry of a safetensors header."""
-
-    file: Path
-    dtype: str  # as the header spells it
-    shape: tuple[int, ...]
-    num_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A complete, readable checkpoint for ``num_shard`` ranks."""
 
-    spec: DecoderSpec
+    spec: DecoderSpec  # whose head is tied where the files agree with config.json
     num_shard: int
-    tensors: dict[str, TensorInfo]
+    tensors: dict[str, TensorInfo]  # by their names in ``parameters``; files may spell them otherwise
     parameters: tuple[Parameter, ...]
     dtype: str  # of most weights
+    warnings: tuple[str, ...] = ()
 
     def num_elements(self, rank: int) -> int:
         """Weights that ``rank`` holds."""
@@ -71,34 +72,49 @@ class Checkpoint:
 def inspect_checkpoint(model_dir: Path, spec: DecoderSpec, num_shard: int) -> Checkpoint:
     """Check that the checkpoint is whole and can be divided among ``num_shard`` ranks.
 
+    Data is read only where names alone do not tell which tensor counts.
+
     Raises:
-        ModelError: a file or tensor is missing, truncated, of another shape or not of floating point.
+        ModelError: a file or tensor is missing, truncated, ambiguous, of another shape or not of floating point.
         UsageError: ``num_shard`` does not divide the model.
     """
     check_num_shard(spec, num_shard)
-    found = read_tensors(model_dir)
+    warnings = list(spec.warnings)
+    found = read_tensors(model_dir, warnings.append)
+    spec = settle_head(spec, found, warnings.append)
     parameters = tuple(parameters_of(spec))
     needed: dict[str, TensorInfo] = {}
     elements: dict[str, int] = {}
     for parameter in parameters:
         for piece in parameter.pieces:
-            info = found.get(piece.tensor)
-            if info is None:
-                raise failures.TENSOR_MISSING.error(
-                    model_dir=model_dir, tensor=piece.tensor, family=spec.family, num_layers=spec.num_layers
-                )
+            info = find_needed(piece.tensor, found, spec, model_dir)
             if info.shape != piece.tensor_shape:
                 raise failures.TENSOR_SHAPE.error(
-                    file=info.file, tensor=piece.tensor, shape=list(info.shape), expected=list(piece.tensor_shape)
+                    file=info.file, tensor=info.name, shape=list(info.shape), expected=list(piece.tensor_shape)
                 )
             if info.dtype not in DTYPES:
                 raise failures.TENSOR_DTYPE.error(
-                    file=info.file, tensor=piece.tensor, dtype=info.dtype, dtypes=", ".join(DTYPES)
+                    file=info.file, tensor=info.name, dtype=info.dtype, dtypes=", ".join(DTYPES)
                 )
             needed[piece.tensor] = info
             elements[info.dtype] = elements.get(info.dtype, 0) + piece.rows * max(piece.columns, 1)
+    tell_of_unused(spec, found, needed, warnings.append)
     dtype = DTYPES[max(elements, key=lambda name: elements[name])]
-    return Checkpoint(spec, num_shard, needed, parameters, dtype)
+    return Checkpoint(spec, num_shard, needed, parameters, dtype, tuple(warnings))
+
+
+def find_needed(name: str, found: Mapping[str, TensorInfo], spec: DecoderSpec, model_dir: Path) -> TensorInfo:
+    """The tensor of that name; a tied model may have its head as its embedding."""
+    info = find_tensor(found, name)
+    if info is None and name == EMBEDDING and spec.is_head_tied:
+        info = find_tensor(found, HEAD)
+    if info is not None:
+        return info
+    if name == HEAD:
+        raise failures.HEAD_MISSING.error(model_dir=model_dir, tensor=name)
+    raise failures.TENSOR_MISSING.error(
+        model_dir=model_dir, tensor=name, family=spec.family, num_layers=spec.num_layers
+    )
 
 
 def check_num_shard(spec: DecoderSpec, num_shard: int) -> None:
@@ -112,21 +128,18 @@ def check_num_shard(spec: DecoderSpec, num_shard: int) -> None:
         )
 
 
-def read_tensors(model_dir: Path) -> dict[str, TensorInfo]:
+def read_tensors(model_dir: Path, tell: Tell) -> dict[str, TensorInfo]:
     """Everything that the model's safetensors files hold, whether an engine knows it or not.
 
+    Args:
+        tell: is told of copies of a tensor that are not used.
+
     Raises:
-        ModelError: a file is missing or truncated.
+        ModelError: a file is missing or truncated, or two hold different tensors of one name.
     """
-    found: dict[str, TensorInfo] = {}
-    for file in find_files(model_dir):
-        found.update(read_header(file))
-    return found
-
-
-def find_files(model_dir: Path) -> list[Path]:
-    """The safetensors files that make up the model."""
-    return [model_dir / name for name in find_weights(model_dir).names]
+    files = find_weights(model_dir)
+    weight_map = read_weight_map(model_dir / files.index) if files.index else {}
+    return join_headers((read_header(model_dir / name) for name in files.names), weight_map, tell)
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
@@ -148,7 +161,8 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         infos, end = {}, 0
         for name, entry in entries.items():
             start, stop = map(int, entry["data_offsets"])
-            infos[name] = TensorInfo(file, str(entry["dtype"]), tuple(map(int, entry["shape"])), stop - start)
+            shape = tuple(map(int, entry["shape"]))
+            infos[name] = TensorInfo(file, name, str(entry["dtype"]), shape, 8 + length + start, stop - start)
             end = max(end, stop)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise _no_header(file, "its header cannot be read") from error

@@ -45,8 +45,8 @@ class Loaded:
 def load(run: Run, rank: int, progress: Progress) -> Loaded:
     """See ``load_runner`` for errors."""
     # 1. Files and memory are checked before anything large is read
-    spec = read_spec(run.model_dir)
-    checkpoint = inspect_checkpoint(run.model_dir, spec, run.num_shard)
+    checkpoint = inspect_checkpoint(run.model_dir, read_spec(run.model_dir), run.num_shard)
+    spec = checkpoint.spec
     dtype: torch.dtype = getattr(torch, run.dtype)
     device = torch.device("cuda", GPU) if run.device == "cuda" else torch.device("cpu")
     if device.type == "cuda":
@@ -125,12 +125,7 @@ def _agree(group: Group, budget: KvBudget, request: MemoryRequest) -> KvBudget:
 
 
 def _length_notes(spec: DecoderSpec, max_sequence_length: int) -> tuple[str, ...]:
-    """What the longest sequence does to the quality of shorter or longer ones."""
-    if max_sequence_length > spec.max_position and spec.rope.kind != "dynamic":
-        return (
-            f"max_sequence_length {max_sequence_length} is above the {spec.max_position} tokens that the model is made "
-            "for: expect poor text beyond them.",
-        )
+    """What the longest sequence does to the quality of shorter ones."""
     if not uses_long_factors(spec.rope, max_sequence_length):
         return ()
     border = spec.rope.original_max_position

@@ -29,6 +29,14 @@ class RopeSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Length:
+    """The longest sequence, prompt and output together, that a checkpoint is made for."""
+
+    num_tokens: int
+    reason: str  # where the number comes from
+
+
+@dataclass(frozen=True, slots=True)
 class DecoderSpec:
     """A decoder with RMS norms before attention and MLP, rotary positions, grouped queries and a gated MLP."""
 
@@ -42,7 +50,7 @@ class DecoderSpec:
     head_dim: int
     norm_eps: float
     rope: RopeSpec
-    max_position: int  # longest sequence that the checkpoint is made for
+    length: Length
     eos_ids: tuple[int, ...]
     activation: str = "silu"  # silu, gelu, gelu_tanh or relu
     windows: tuple[int | None, ...] = ()  # per layer: how many tokens a query sees, itself included; None = all
@@ -56,6 +64,7 @@ class DecoderSpec:
     attention_scale: float = 0.0  # multiplies query-key products
     logits_scale: float = 1.0  # multiplies logits
     dtype: str | None = None  # what the config names, if it does
+    warnings: tuple[str, ...] = ()  # of reading the files
 
     @property
     def num_kv_groups(self) -> int:

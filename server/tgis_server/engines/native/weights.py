@@ -68,7 +68,7 @@ def _read_parameter(
     for piece, part in zip(parameter.pieces, slices, strict=True):
         info = checkpoint.tensors[piece.tensor]
         try:
-            source = _read_slice(open_file(info.file), piece.tensor, part)
+            source = _read_slice(open_file(info.file), info.name, part)
         except (SafetensorError, OSError) as error:
             raise failures.WEIGHTS_UNREADABLE.error(file=info.file, reason=error) from error
         end = start + len(part.rows)

@@ -1,6 +1,6 @@
 """Model families: config.json to ``DecoderSpec``, and checkpoint names to our parameters. No torch.
 
-A family is one small file with ``ARCHITECTURE``, ``read(config)`` and ``parameters(spec)``.
+A family is one small file with ``ARCHITECTURE``, ``DEFAULTS``, ``read(config)`` and ``parameters(spec)``.
 """
 
 from __future__ import annotations
@@ -39,18 +39,21 @@ def read_spec(model_dir: Path) -> DecoderSpec:
         ModelError: the directory or its config is missing or broken, or names something that is not implemented.
     """
     config = ConfigFile.read(model_dir)
-    model_type = config.get("model_type")
+    model_type = config.stated("model_type")
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
-    architectures = config.get("architectures", [])
-    if family is None or (architectures and family.ARCHITECTURE not in architectures):
+    architectures = config.stated("architectures") or []
+    if family is None or (architectures and not names_of(family).intersection(architectures)):
         name = ", ".join(map(str, architectures)) or model_type
         supported = ", ".join(f.ARCHITECTURE for f in FAMILIES.values())
         raise config.fail(f"architecture {name} has no native engine; supported are {supported}.")
     config.refuse(UNSUPPORTED_KEYS)
-    spec: DecoderSpec = family.read(config)
-    if any(eos >= spec.vocab_size for eos in spec.eos_ids):
-        raise config.fail(f"eos_token_id {list(spec.eos_ids)} lies outside the vocabulary of {spec.vocab_size}.")
+    spec: DecoderSpec = family.read(config.with_defaults(family.DEFAULTS))
     return spec
+
+
+def names_of(family: ModuleType) -> set[str]:
+    """Architectures of a config.json: the model that generates, and the one below its head, where that was saved."""
+    return {family.ARCHITECTURE, family.ARCHITECTURE.replace("ForCausalLM", "Model")}
 
 
 def parameters_of(spec: DecoderSpec) -> list[Parameter]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tgis_server import failures
@@ -19,14 +20,21 @@ ACTIVATIONS = {
     "relu": "relu",
 }
 DTYPES = ("float32", "bfloat16", "float16")
+NULL_IS_A_VALUE = ("sliding_window", "num_key_value_heads", "eos_token_id")
 
 
 class ConfigFile:
-    """The values of one config.json. A key that is null counts as absent, as it does in transformers."""
+    """The values of one config.json. A key that it leaves out has the default of the model's class in transformers.
 
-    def __init__(self, model_dir: Path, values: dict[str, Any]) -> None:
+    A null counts as left out, but for keys where it is a value: the class of a Mistral has a window, null means none.
+    """
+
+    def __init__(
+        self, model_dir: Path, values: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
         self.model_dir = model_dir
-        self._values = {key: value for key, value in values.items() if value is not None}
+        self._values = {key: value for key, value in values.items() if value is not None or key in NULL_IS_A_VALUE}
+        self._defaults = defaults
 
     @classmethod
     def read(cls, model_dir: Path) -> ConfigFile:
@@ -37,45 +45,53 @@ class ConfigFile:
             raise failures.NO_CONFIG.error(model_dir=model_dir)
         return cls(model_dir, read_json(file))
 
-    def get(self, key: str, default: Any = None) -> Any:
-        return self._values.get(key, default)
+    def with_defaults(self, defaults: Mapping[str, Any]) -> ConfigFile:
+        """The same config, of a family with these defaults: the keys that it may read."""
+        return ConfigFile(self.model_dir, self._values, defaults)
 
-    def with_default(self, key: str, value: Any) -> ConfigFile:
-        """The same config with a family's default for ``key``."""
-        return ConfigFile(self.model_dir, {key: value, **self._values})
+    def stated(self, key: str) -> Any:
+        """What the file says; ``None`` where it does not."""
+        return self._values.get(key)
 
-    def fail(self, text: str) -> TgisError:
-        return failures.CONFIG_NOT_SUPPORTED.error(file=self.model_dir / "config.json", problem=text)
+    def has(self, key: str) -> bool:
+        return key in self._values
 
-    def integer(self, key: str, default: int | None = None) -> int:
+    def get(self, key: str) -> Any:
+        return self._values[key] if key in self._values else self._defaults[key]
+
+    def fail(self, text: str, file: str = "config.json") -> TgisError:
+        return failures.CONFIG_NOT_SUPPORTED.error(file=self.model_dir / file, problem=text)
+
+    def integer(self, key: str) -> int:
         """A positive integer."""
-        value = self.get(key, default)
-        if value is None:
-            raise self.fail(f"{key} is missing; the download may be incomplete.")
+        value = self.get(key)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise self.fail(f"{key} is {value!r}, but must be a positive integer.")
         return value
 
-    def number(self, key: str, default: float) -> float:
-        value = self.get(key, default)
+    def optional_integer(self, key: str) -> int | None:
+        return None if self.get(key) is None else self.integer(key)
+
+    def number(self, key: str) -> float:
+        value = self.get(key)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.fail(f"{key} is {value!r}, but must be a number.")
         return float(value)
 
-    def flag(self, key: str, *, default: bool = False) -> bool:
-        value = self.get(key, default)
+    def flag(self, key: str) -> bool:
+        value = self.get(key)
         if not isinstance(value, bool):
             raise self.fail(f"{key} is {value!r}, but must be true or false.")
         return value
 
-    def activation(self, default: str = "silu") -> str:
-        name = self.get("hidden_act", default)
+    def activation(self) -> str:
+        name = self.get("hidden_act")
         if name not in ACTIVATIONS:
             raise self.fail(f"hidden_act {name!r} is not supported; supported are {', '.join(ACTIVATIONS)}.")
         return ACTIVATIONS[name]
 
     def dtype(self) -> str | None:
-        raw = self.get("dtype", self.get("torch_dtype"))
+        raw = self.get("dtype") or self.get("torch_dtype")
         if raw is None or raw == "auto":
             return None
         name = str(raw).removeprefix("torch.")
@@ -86,28 +102,5 @@ class ConfigFile:
     def refuse(self, keys: Iterable[str]) -> None:
         """Stop at features that would change results and that no family here implements."""
         for key in keys:
-            if self.get(key):
-                raise self.fail(f"{key} = {self.get(key)!r} is not supported by the native engine.")
-
-
-def read_eos_ids(config: ConfigFile) -> tuple[int, ...]:
-    """End-of-sequence ids: of generation_config.json, else of config.json, else the tokenizer's; none is possible."""
-    file = config.model_dir / "generation_config.json"
-    raw = read_json(file).get("eos_token_id") if file.exists() else None
-    raw = config.get("eos_token_id") if raw is None else raw
-    if raw is None:
-        return read_tokenizer_eos(config.model_dir)
-    ids = raw if isinstance(raw, list) else [raw]
-    if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
-        raise config.fail(f"eos_token_id is {raw!r}, but must be a token id or a list of them.")
-    return tuple(ids)
-
-
-def read_tokenizer_eos(model_dir: Path) -> tuple[int, ...]:
-    """The id of the token that tokenizer_config.json calls ``eos_token``."""
-    settings, vocabulary = model_dir / "tokenizer_config.json", model_dir / "tokenizer.json"
-    token = read_json(settings).get("eos_token") if settings.exists() else None
-    if token is None or not vocabulary.exists():
-        return ()
-    text = token.get("content") if isinstance(token, dict) else token
-    return tuple(added["id"] for added in read_json(vocabulary).get("added_tokens", []) if added["content"] == text)
+            if self.stated(key):
+                raise self.fail(f"{key} = {self.stated(key)!r} is not supported by the native engine.")

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
+from tgis_server.engines.native.families.common import DEFAULTS as LLAMA_DEFAULTS
 from tgis_server.engines.native.families.common import read_decoder
 from tgis_server.engines.native.families.config_file import ConfigFile
 from tgis_server.engines.native.families.names import split_parameters as parameters
 from tgis_server.engines.native.spec import DecoderSpec
 
-__all__ = ["ARCHITECTURE", "parameters", "read"]
+__all__ = ["ARCHITECTURE", "DEFAULTS", "parameters", "read"]
 
 ARCHITECTURE = "GraniteForCausalLM"
+DEFAULTS: dict[str, Any] = {
+    **LLAMA_DEFAULTS,
+    "embedding_multiplier": 1.0,
+    "residual_multiplier": 1.0,
+    "attention_multiplier": 1.0,
+    "logits_scaling": 1.0,
+}
 
 
 def read(config: ConfigFile) -> DecoderSpec:
@@ -21,8 +30,8 @@ def read(config: ConfigFile) -> DecoderSpec:
         has_qkv_bias=attention_bias,
         has_o_bias=attention_bias,
         has_mlp_bias=config.flag("mlp_bias"),
-        embedding_scale=config.number("embedding_multiplier", 1.0),
-        residual_scale=config.number("residual_multiplier", 1.0),
-        attention_scale=config.number("attention_multiplier", 1.0),
-        logits_scale=1.0 / config.number("logits_scaling", 1.0),
+        embedding_scale=config.number("embedding_multiplier"),
+        residual_scale=config.number("residual_multiplier"),
+        attention_scale=config.number("attention_multiplier"),
+        logits_scale=1.0 / config.number("logits_scaling"),
     )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tgis_server.engines.native.families.common import read_decoder
+from tgis_server.engines.native.families.common import DEFAULTS, read_decoder
 from tgis_server.engines.native.families.config_file import ConfigFile
 from tgis_server.engines.native.families.names import split_parameters as parameters
 from tgis_server.engines.native.spec import DecoderSpec
 
-__all__ = ["ARCHITECTURE", "parameters", "read"]
+__all__ = ["ARCHITECTURE", "DEFAULTS", "parameters", "read"]
 
 ARCHITECTURE = "LlamaForCausalLM"
 

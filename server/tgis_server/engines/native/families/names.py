@@ -9,17 +9,21 @@ from __future__ import annotations
 from tgis_server.engines.native.parameters import Parameter, Piece, Split
 from tgis_server.engines.native.spec import DecoderSpec
 
+PREFIX = "model."  # of everything but the head
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+
 
 def outer_parameters(spec: DecoderSpec) -> list[Parameter]:
     """Embedding, final norm and head."""
     hidden = spec.hidden_size
-    embedding = Piece("model.embed_tokens.weight", spec.vocab_size, hidden, Split.VOCAB)
+    embedding = Piece(EMBEDDING, spec.vocab_size, hidden, Split.VOCAB)
     parameters = [
         Parameter("embedding", (embedding,)),
         Parameter("final_norm", (Piece("model.norm.weight", hidden, 0, Split.COPY),)),
     ]
     if not spec.is_head_tied:
-        parameters.append(Parameter("head", (Piece("lm_head.weight", spec.vocab_size, hidden, Split.VOCAB),)))
+        parameters.append(Parameter("head", (Piece(HEAD, spec.vocab_size, hidden, Split.VOCAB),)))
     return parameters
 
 

@@ -7,7 +7,9 @@ that a shard reads only its heads of each.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
+from tgis_server.engines.native.families.common import DEFAULTS as LLAMA_DEFAULTS
 from tgis_server.engines.native.families.common import read_decoder, read_head_dim, read_uniform_window
 from tgis_server.engines.native.families.config_file import ConfigFile
 from tgis_server.engines.native.families.names import layer_norms, linear, outer_parameters
@@ -17,20 +19,24 @@ from tgis_server.engines.native.spec import DecoderSpec
 
 ARCHITECTURE = "Phi3ForCausalLM"
 ROPE_ALIASES = {"su": "longrope", "yarn": "longrope"}  # names in the first published configs
-ORIGINAL_MAX_POSITION = 4096
+DEFAULTS: dict[str, Any] = {
+    **LLAMA_DEFAULTS,
+    "vocab_size": 32064,
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "max_position_embeddings": 4096,
+    "original_max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "eos_token_id": 32000,
+    "sliding_window": None,
+}
 
 
 def read(config: ConfigFile) -> DecoderSpec:
-    rope = read_rope(
-        config,
-        read_head_dim(config),
-        aliases=ROPE_ALIASES,
-        original_max_position=ORIGINAL_MAX_POSITION,
-        may_be_partial=True,
-    )
+    rope = read_rope(config, read_head_dim(config), aliases=ROPE_ALIASES, may_be_partial=True)
     if rope.kind not in ("default", "longrope"):
         raise config.fail(f"rope type {rope.kind!r} is not supported for this family; supported are default, longrope.")
-    spec = read_decoder(config.with_default("rms_norm_eps", 1e-5), "phi3", rope)
+    spec = read_decoder(config, "phi3", rope)
     return replace(spec, windows=read_uniform_window(config, spec.num_layers))
 
 

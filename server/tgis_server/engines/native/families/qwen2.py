@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from tgis_server.engines.native.families.common import QWEN_DEFAULTS as DEFAULTS
 from tgis_server.engines.native.families.common import read_decoder, read_qwen_windows
 from tgis_server.engines.native.families.config_file import ConfigFile
 from tgis_server.engines.native.families.names import split_parameters as parameters
 from tgis_server.engines.native.spec import DecoderSpec
 
-__all__ = ["ARCHITECTURE", "parameters", "read"]
+__all__ = ["ARCHITECTURE", "DEFAULTS", "parameters", "read"]
 
 ARCHITECTURE = "Qwen2ForCausalLM"
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
-from tgis_server.engines.native.families.common import read_decoder, read_qwen_windows
+from tgis_server.engines.native.families.common import QWEN_DEFAULTS, read_decoder, read_qwen_windows
 from tgis_server.engines.native.families.config_file import ConfigFile
 from tgis_server.engines.native.families.names import split_parameters as parameters
 from tgis_server.engines.native.spec import DecoderSpec
 
-__all__ = ["ARCHITECTURE", "parameters", "read"]
+__all__ = ["ARCHITECTURE", "DEFAULTS", "parameters", "read"]
 
 ARCHITECTURE = "Qwen3ForCausalLM"
-DEFAULT_HEAD_DIM = 128  # the family's, whatever hidden_size / num_attention_heads is
+DEFAULTS: dict[str, Any] = {**QWEN_DEFAULTS, "head_dim": 128}  # whatever hidden_size / num_attention_heads is
 
 
 def read(config: ConfigFile) -> DecoderSpec:
-    config = config.with_default("head_dim", DEFAULT_HEAD_DIM)
     spec = read_decoder(config, "qwen3")
     attention_bias = config.flag("attention_bias")
     return replace(

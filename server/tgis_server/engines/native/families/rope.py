@@ -19,7 +19,6 @@ def read_rope(
     head_dim: int,
     *,
     aliases: dict[str, str] | None = None,
-    original_max_position: int | None = None,
     may_be_partial: bool = False,
 ) -> RopeSpec:
     """Read the rotary embedding of a family.
@@ -28,7 +27,6 @@ def read_rope(
         config: the model's config.json.
         head_dim: size of a head.
         aliases: kinds that this family spells differently.
-        original_max_position: the family's default for ``original_max_position_embeddings``.
         may_be_partial: whether the family rotates a leading part of each head where the config says so.
     """
     values: Any = config.get("rope_scaling") or config.get("rope_parameters") or {}
@@ -39,14 +37,14 @@ def read_rope(
     kind = (aliases or {}).get(kind, kind)
     if kind not in KINDS:
         raise config.fail(f"rope type {kind!r} is not supported; supported are {', '.join(KINDS)}.")
-    partial = reader.number("partial_rotary_factor", config.number("partial_rotary_factor", 1.0))
+    partial = reader.number("partial_rotary_factor", config.number("partial_rotary_factor"))
     if partial != 1.0 and not may_be_partial:
         raise config.fail(f"partial_rotary_factor {partial:g} is not supported for this family, only 1.")
     rotary_dim = int(head_dim * partial)
     if rotary_dim < 2 or rotary_dim % 2 or rotary_dim > head_dim:
         raise config.fail(f"{rotary_dim} rotated dimensions of a head of {head_dim} are not possible.")
     max_position = config.integer("max_position_embeddings")
-    original = config.get("original_max_position_embeddings", original_max_position)
+    original = config.get("original_max_position_embeddings")
     if original is None:
         original = reader.values.get("original_max_position_embeddings", max_position)
     return reader.read(kind, rotary_dim, max_position, int(original))
@@ -73,7 +71,7 @@ class _RopeReader:
         return tuple(float(x) for x in value)
 
     def read(self, kind: str, rotary_dim: int, max_position: int, original: int) -> RopeSpec:
-        theta = self.number("rope_theta", self.config.number("rope_theta", 10000.0))
+        theta = self.number("rope_theta", self.config.number("rope_theta"))
         match kind:
             case "linear" | "dynamic":
                 return RopeSpec(kind, theta, rotary_dim, self.number("factor"), max_position, max_position)

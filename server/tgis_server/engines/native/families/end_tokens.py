@@ -1,0 +1,62 @@
+"""Which tokens end a sequence. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tgis_server.engines.native.families.config_file import ConfigFile, read_json
+
+GENERATION_CONFIG = "generation_config.json"
+CONFIG = "config.json"
+
+
+def read_eos_ids(config: ConfigFile, vocab_size: int, tell: Callable[[str], None]) -> tuple[int, ...]:
+    """End-of-sequence ids of the first place that names one in the vocabulary; none is possible.
+
+    These are generation_config.json, config.json, the tokenizer's ``eos_token``, and the default of the model's class.
+
+    Args:
+        vocab_size: an id beyond it never comes.
+        tell: is told of such ids.
+
+    Raises:
+        ModelError: what is named is no id.
+    """
+    for file, raw in find_named(config):
+        ids = raw if isinstance(raw, list) else [raw]
+        if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+            raise config.fail(f"eos_token_id is {raw!r}, but must be a token id or a list of them.", file)
+        known = tuple(i for i in ids if 0 <= i < vocab_size)
+        if len(known) < len(ids):
+            unknown = ", ".join(str(i) for i in ids if i not in known)
+            tell(
+                f"The end token {unknown} of {config.model_dir / file} lies outside the vocabulary of {vocab_size}: "
+                "no text ends with it."
+            )
+        if known:
+            return known
+    return ()
+
+
+def find_named(config: ConfigFile) -> Iterator[tuple[str, Any]]:
+    """Files that name end tokens, the one that counts most first, and what they name."""
+    file = config.model_dir / GENERATION_CONFIG
+    if file.exists() and (ids := read_json(file).get("eos_token_id")) is not None:
+        yield GENERATION_CONFIG, ids
+    if config.stated("eos_token_id") is not None:
+        yield CONFIG, config.stated("eos_token_id")
+    yield "tokenizer.json", read_tokenizer_eos(config.model_dir)
+    if not config.has("eos_token_id") and (default := config.get("eos_token_id")) is not None:
+        yield CONFIG, default
+
+
+def read_tokenizer_eos(model_dir: Path) -> list[int]:
+    """The id of the token that tokenizer_config.json calls ``eos_token``."""
+    settings, vocabulary = model_dir / "tokenizer_config.json", model_dir / "tokenizer.json"
+    token = read_json(settings).get("eos_token") if settings.exists() else None
+    if token is None or not vocabulary.exists():
+        return []
+    text = token.get("content") if isinstance(token, dict) else token
+    return [added["id"] for added in read_json(vocabulary).get("added_tokens", []) if added["content"] == text]

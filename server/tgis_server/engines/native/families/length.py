@@ -1,0 +1,46 @@
+"""The longest sequence that a model is made for: the one source of what a start, a plan and a warning say. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tgis_server.engines.native.families.config_file import ConfigFile
+from tgis_server.engines.native.spec import Length, RopeSpec
+
+# The first of these that is a positive integer counts.
+LENGTH_KEYS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "seq_length",
+    "max_sequence_length",
+    "max_seq_length",
+    "seq_len",
+)
+STRETCHING = {"linear": "linear scaling", "dynamic": "dynamic scaling", "yarn": "YaRN"}
+
+
+def read_length(config: ConfigFile, rope: RopeSpec) -> Length:
+    """What vLLM derives too: positions of the config, times the factor of a rope that stretches them.
+
+    The positions of ``llama3`` and ``longrope`` are stretched ones already. YaRN stretches those of before.
+    """
+    named = find_length({key: config.stated(key) for key in LENGTH_KEYS})
+    length = named or Length(
+        config.integer("max_position_embeddings"), "config.json names none: the default of its class"
+    )
+    if rope.kind not in STRETCHING:
+        return length
+    positions = rope.original_max_position if rope.kind == "yarn" else length.num_tokens
+    how = f"{positions} positions stretched {rope.factor:g} times by {STRETCHING[rope.kind]}, as config.json says"
+    return Length(int(positions * rope.factor), how)
+
+
+def find_length(values: Mapping[str, Any]) -> Length | None:
+    """What a config.json of any family names; ``None`` where it names nothing."""
+    for key in LENGTH_KEYS:
+        value = values.get(key)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return Length(value, f"{key} of config.json")
+    return None

@@ -1,0 +1,60 @@
+"""A BOS token that ``tokenizer_config.json`` asks for and ``tokenizer.json`` does not add.
+
+transformers 4 put it in front of every prompt where the tokenizer's class is one of Llama's, and models that ask for it
+were trained with it (DeepSeek's distilled ones). transformers 5 goes by ``tokenizer.json`` alone. The request is
+honoured here. Tokenizers of classes that never honoured it stay as they are, as in both versions.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import processors
+
+from tgis_server import failures
+from tgis_server.regular_file import read_regular
+
+HONOURING = ("Llama", "CodeLlama", "Gemma")  # classes with ``update_post_processor`` in transformers 4
+
+logger = logging.getLogger(__name__)
+
+
+def add_requested_bos(tokenizer: tokenizers.Tokenizer, model_dir: Path) -> None:
+    """Let the tokenizer begin every text with BOS where the model's files ask for it.
+
+    Raises:
+        ModelError: ``tokenizer_config.json`` cannot be read.
+    """
+    token = find_requested_bos(model_dir)
+    if token is None:
+        return
+    token_id: int | None = tokenizer.token_to_id(token)
+    if token_id is None:
+        logger.warning("tokenizer_config.json asks for the BOS token %s, which the vocabulary does not have.", token)
+        return
+    if tokenizer.encode("").ids[:1] == [token_id]:
+        return
+    template = processors.TemplateProcessing(single=[token, "$A"], special_tokens=[(token, token_id)])
+    before = tokenizer.post_processor
+    tokenizer.post_processor = processors.Sequence([before, template]) if before else template
+
+
+def find_requested_bos(model_dir: Path) -> str | None:
+    """The token that ``add_bos_token`` of ``tokenizer_config.json`` means, if the tokenizer's class looks at it."""
+    file = model_dir / "tokenizer_config.json"
+    if not file.is_file():
+        return None
+    try:
+        config: dict[str, Any] = json.loads(read_regular(file))
+    except (OSError, ValueError) as error:
+        raise failures.TOKENIZER_UNREADABLE.error(file=file, reason=error) from error
+    name = config.get("tokenizer_class")
+    if not config.get("add_bos_token") or (name and str(name).partition("Tokenizer")[0] not in HONOURING):
+        return None
+    token = config.get("bos_token")
+    text = token.get("content") if isinstance(token, dict) else token
+    return str(text) if text else None

@@ -1,0 +1,136 @@
+"""A key that config.json leaves out means what the model's class in transformers says, in every family."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig
+
+from tgis_server.engines.native.families import FAMILIES, read_spec
+from tgis_server.engines.native.families.config_file import NULL_IS_A_VALUE
+
+# Everywhere something else than the default; sizes divide those of every class.
+STATED: dict[str, Any] = {
+    "vocab_size": 500,
+    "hidden_size": 2048,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 16,
+    "hidden_act": "gelu",
+    "max_position_embeddings": 777,
+    "rms_norm_eps": 1e-3,
+    "tie_word_embeddings": True,
+    "eos_token_id": 7,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 77.0},
+    "dtype": "float16",
+}
+OF_FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"attention_bias": True, "mlp_bias": True, "head_dim": 16},
+    "granite": {
+        "attention_bias": True,
+        "mlp_bias": True,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 4.0,
+        "attention_multiplier": 5.0,
+        "logits_scaling": 6.0,
+    },
+    "mistral": {"head_dim": 16, "sliding_window": 12},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 1},
+    "qwen3": {
+        "attention_bias": True,
+        "head_dim": 16,
+        "use_sliding_window": True,
+        "sliding_window": 12,
+        "max_window_layers": 1,
+    },
+    "phi3": {"sliding_window": 12, "original_max_position_embeddings": 64},
+}
+OTHER_SPELLINGS = {"rope_scaling", "rope_theta", "partial_rotary_factor", "torch_dtype", "layer_types"}
+
+
+def keys_of(family: str) -> Iterator[tuple[str, str]]:
+    return ((family, key) for key in {**STATED, **OF_FAMILIES[family]})
+
+
+def spec_of(directory: Path, family: str, values: dict[str, Any]) -> Any:
+    """With what the class makes of the values where ``values`` is its own dictionary."""
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps({**values, "model_type": family}))
+    return read_spec(directory)
+
+
+def written_by_transformers(family: str, values: dict[str, Any]) -> dict[str, Any]:
+    """All keys of the class. Its rope may name an original length for a kind that has none."""
+    written: dict[str, Any] = json.loads(AutoConfig.for_model(family, **values).to_json_string(use_diff=False))
+    return {key: value for key, value in written.items() if key != "architectures"}
+
+
+def without_reasons(spec: Any) -> Any:
+    return {name: getattr(spec, name) for name in spec.__slots__ if name not in ("length", "warnings")} | {
+        "length": spec.length.num_tokens
+    }
+
+
+@pytest.mark.parametrize(("family", "key"), [pair for family in FAMILIES for pair in keys_of(family)])
+def test_a_key_that_is_left_out_has_the_default_of_its_class(family: str, key: str, tmp_path: Path) -> None:
+    values = {**STATED, **OF_FAMILIES[family]}
+    whole = without_reasons(spec_of(tmp_path / "whole", family, values))
+    del values[key]
+
+    ours = without_reasons(spec_of(tmp_path / "ours", family, values))
+
+    theirs = without_reasons(spec_of(tmp_path / "theirs", family, written_by_transformers(family, values)))
+    assert ours == theirs
+    assert (ours == whole) is (key == "original_max_position_embeddings")  # which only longrope looks at
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_config_that_leaves_everything_out_is_the_class_itself(family: str, tmp_path: Path) -> None:
+    ours = spec_of(tmp_path / "ours", family, {})
+
+    theirs = spec_of(tmp_path / "theirs", family, written_by_transformers(family, {}))
+    assert without_reasons(ours) == without_reasons(theirs)
+
+
+@pytest.mark.parametrize(
+    ("family", "key"),
+    [
+        (family, key)
+        for family, module in FAMILIES.items()
+        for key in NULL_IS_A_VALUE
+        if key in module.DEFAULTS and (family, key) != ("mistral", "num_key_value_heads")  # which transformers refuses
+    ],
+)
+def test_a_null_that_is_a_value_is_the_one_of_the_class(family: str, key: str, tmp_path: Path) -> None:
+    values = {**STATED, **OF_FAMILIES[family], key: None}
+
+    ours = spec_of(tmp_path / "ours", family, values)
+
+    theirs = spec_of(tmp_path / "theirs", family, written_by_transformers(family, values))
+    assert without_reasons(ours) == without_reasons(theirs)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_key_that_a_family_reads_is_compared(family: str) -> None:
+    """A family cannot read a key without a default."""
+    read = FAMILIES[family].DEFAULTS.keys() - OTHER_SPELLINGS
+    compared = {**STATED, **OF_FAMILIES[family]}.keys()
+
+    assert read - compared <= {"original_max_position_embeddings", "head_dim", "attention_bias", "mlp_bias"}
+    assert compared <= FAMILIES[family].DEFAULTS.keys()
+
+
+def test_longrope_of_phi3_has_the_original_length_of_its_class(tmp_path: Path) -> None:
+    """Also where the rope parameters name another one."""
+    rope = {"short_factor": [1.0] * 16, "long_factor": [2.0] * 16, "original_max_position_embeddings": 64}
+    values = {**STATED, "rope_parameters": {"rope_type": "longrope", "rope_theta": 77.0, **rope}}
+
+    ours = spec_of(tmp_path / "ours", "phi3", values)
+
+    theirs = written_by_transformers("phi3", values)["rope_parameters"]
+    assert ours.rope.original_max_position == theirs["original_max_position_embeddings"]
