@@ -17,6 +17,7 @@ from tgis_server.frontend.generation import GenerationService
 from tgis_server.frontend.grpc_server import PublicServer
 from tgis_server.frontend.launcher import LauncherServer
 from tgis_server.frontend.output import TextSettings
+from tgis_server.frontend.patience import Patience
 from tgis_server.frontend.router import Router
 from tgis_server.frontend.service import GenerationServicer
 from tgis_server.frontend.state import ServerState
@@ -103,8 +104,9 @@ class Frontend:
         endpoint = config.otlp_endpoint
         self._tracing = Tracing(endpoint, config.otlp_service_name) if endpoint else None
         fault = Fault.of(config.fault, FRONTEND)
-        self._servicer = GenerationServicer(self.state, admission, self.metrics, self._tracing, fault)
-        self._public = PublicServer(config, self.state, self._servicer)
+        self._patience = Patience(config.send_timeout, self.metrics)
+        self._servicer = GenerationServicer(self.state, admission, self.metrics, self._patience, self._tracing, fault)
+        self._public = PublicServer(config, self.state, self._servicer, self._patience)
         self._launcher = LauncherServer(run.frontend_socket, self.state, self.end)
         self._http = HttpServer(run, self.state, self.metrics)
         self.metrics.read_state(
@@ -170,7 +172,8 @@ class Frontend:
         """Serve and drain while the shards are watched; the first thing that ends decides."""
         life = asyncio.create_task(self._live(), name="life")
         watch = asyncio.create_task(self._watch.run(), name="watch")
-        await end_with_first({life, watch, asyncio.create_task(self._end_told.wait(), name="wait-for-end")})
+        patience = asyncio.create_task(self._patience.run(), name="patience")
+        await end_with_first({life, watch, patience, asyncio.create_task(self._end_told.wait(), name="wait-for-end")})
 
     async def _live(self) -> None:
         stop = asyncio.create_task(self._stop_asked.wait(), name="wait-for-stop")
