@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, CONTINUATION = 0, 1, 3, 4, 6, 9
 ACK = END_STREAM = 1
@@ -48,6 +50,10 @@ def call(stream: int, method: str, body: bytes) -> bytes:
     return frame(HEADERS, END_HEADERS, stream, headers(method)) + b"".join(frames)
 
 
+def opened_and_reset(stream: int, block: bytes) -> bytes:
+    return frame(HEADERS, END_HEADERS | END_STREAM, stream, block) + frame(RST_STREAM, 0, stream, CANCEL)
+
+
 class Attacker:
     """A connection; what the server says is read and dropped, or not read at all."""
 
@@ -58,17 +64,25 @@ class Attacker:
         self._listening: asyncio.Task[None] | None = None
 
     @classmethod
-    async def connect(cls, port: int, *, window: int | None = None, greets: bool = True) -> Attacker:
-        """``window``: how much of each answer may be sent unasked, in bytes."""
+    @asynccontextmanager
+    async def connect(cls, port: int, *, window: int | None = None, greets: bool = True) -> AsyncIterator[Attacker]:
+        """
+        Args:
+            window: how much of each answer may be sent unasked, in bytes.
+            greets: as clients of HTTP/2 do.
+        """
         attacker = cls(*await asyncio.open_connection("127.0.0.1", port))
         if greets:
             size = b"" if window is None else struct.pack(">HI", INITIAL_WINDOW_SIZE, window)
             await attacker.send(PREFACE + frame(SETTINGS, 0, 0, size))
-        return attacker
+        try:
+            yield attacker
+        finally:
+            attacker.close()
 
-    def listen(self) -> Attacker:
+    def listen(self) -> None:
+        """Read from now on."""
         self._listening = asyncio.create_task(self._listen())
-        return self
 
     async def send(self, data: bytes) -> None:
         self._writer.write(data)
@@ -82,8 +96,25 @@ class Attacker:
             while clock() < until and not self.is_closed:
                 await self.send(data)
                 num_sent += 1
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.001)
         return num_sent
+
+    async def reset_calls(self, method: str, seconds: float) -> int:
+        """Open calls without bodies and reset them at once; returns how many."""
+        block, number, clock = headers(method), 1, asyncio.get_running_loop().time
+        until = clock() + seconds
+        with contextlib.suppress(OSError):
+            while clock() < until and not self.is_closed:
+                streams = range(number, number + 100, 2)
+                opened = (frame(HEADERS, END_HEADERS | END_STREAM, one, block) for one in streams)
+                await self.send(
+                    b"".join(
+                        part + frame(RST_STREAM, 0, one, CANCEL) for part, one in zip(opened, streams, strict=True)
+                    )
+                )
+                number += 100
+                await asyncio.sleep(0.001)
+        return number // 2
 
     async def _listen(self) -> None:
         with contextlib.suppress(OSError):
@@ -91,7 +122,7 @@ class Attacker:
                 self.said = (self.said + data)[-4096:]
         self.is_closed = True
 
-    async def close(self) -> None:
+    def close(self) -> None:
         if self._listening:
             self._listening.cancel()
         self._writer.transport.abort()

@@ -7,7 +7,7 @@ OUT_OF_RANGE and INTERNAL. So it hands over bytes, and what it refuses by itself
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from tgis_server.errors import RequestError, RequestTooLarge, Undecodable
+from tgis_server.frontend.connections import Account, Accounts
 from tgis_server.frontend.end_call import end_call, watch_last_write, writing
 from tgis_server.frontend.patience import Patience
 
@@ -46,6 +47,7 @@ class Door:
     max_request_bytes: int
     refuse: Refuse = abort  # ends calls that have no request
     why_not: Callable[[], RequestError | None] = lambda: None  # for what reason every request is refused now, unread
+    accounts: Accounts = field(default_factory=Accounts)
     waits_for_room: bool = False  # whether bytes of its requests and answers count
 
 
@@ -62,15 +64,25 @@ def _make_handler(method: MethodDescriptor, behaviour: Callable[[Any, Any], Any]
     to_bytes = GetMessageClass(method.output_type).SerializeToString
     patience = door.patience
 
-    async def receive(context: grpc.aio.ServicerContext) -> Message | None:
+    def open_account(context: grpc.aio.ServicerContext) -> Account:
+        account = door.accounts.open(context.peer())
+        context.add_done_callback(lambda _: door.accounts.close(account, was_reset=not context.done()))
+        return account
+
+    async def receive(context: grpc.aio.ServicerContext, account: Account) -> Message | None:
         """The next request, or None after the last one. One that is refused ends the call."""
         try:
             if error := door.why_not():
                 raise error
             async with patience.receiving(partial(end_call, context), waits_for_room=door.waits_for_room):
-                raw = await context.read()
+                account.num_receiving += 1
+                try:
+                    raw = await context.read()
+                finally:
+                    account.num_receiving -= 1
             if raw is grpc.aio.EOF:
                 return None
+            account.num_bytes += len(raw)
             hold(context, len(raw))
             return decode(request_type, raw, door.max_request_bytes)
         except RequestError as error:
@@ -78,7 +90,7 @@ def _make_handler(method: MethodDescriptor, behaviour: Callable[[Any, Any], Any]
             raise
 
     async def receive_one(context: grpc.aio.ServicerContext) -> Message:
-        request = await receive(context)
+        request = await receive(context, open_account(context))
         if request is None:  # or the client has left, and nobody hears this
             await refuse(context, error := Undecodable("failed to decode Protobuf message: there is none"))
             raise error
@@ -104,8 +116,10 @@ def _make_handler(method: MethodDescriptor, behaviour: Callable[[Any, Any], Any]
         watch_last_write(context, patience)
 
     async def converse(_: object, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        account = open_account(context)
+
         async def receive_all() -> AsyncIterator[Message]:
-            while (request := await receive(context)) is not None:
+            while (request := await receive(context, account)) is not None:
                 yield request
 
         async for response in behaviour(receive_all(), context):
