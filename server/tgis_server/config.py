@@ -252,13 +252,21 @@ class ServeConfig:
     max_request_bytes: Annotated[
         int,
         Opt(
-            help="Largest gRPC request, else OUT_OF_RANGE; what has 8 times as much is not received at all.",
+            help="Largest gRPC request, else OUT_OF_RANGE; what has 4 MiB or 8 times more is not received at all.",
             group="Network",
             unit="bytes",
             ge=1,
             le=1 << 30,
         ),
     ] = 4 << 20
+    send_timeout: Annotated[
+        float,
+        Opt(
+            help="Seconds after which a client that does not take what is sent to it loses its call.",
+            group="Network",
+            gt=0,
+        ),
+    ] = 30.0
     output_special_tokens: Annotated[bool, Opt(help="Keep special tokens in output text.", group="Network")] = False
     default_include_stop_seqs: Annotated[
         bool,

@@ -561,7 +561,7 @@ DISK_FULL = Failure(
 TOO_MANY_FILES = Failure(
     "too-many-files",
     "`EMFILE` or `ENFILE`",
-    "{process}: too many files and connections are open (at {place}): raise the limit (`ulimit -n`, LimitNOFILE in "
+    "{process}: too many files and connections are open (at {place}): raise the limit (`ulimit -Hn`, LimitNOFILE in "
     "systemd), or lower --max-concurrent-requests.",
     GroupFailed,
 )

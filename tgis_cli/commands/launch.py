@@ -24,6 +24,7 @@ from tgis_cli.stop_signals import STOP_SIGNALS
 from tgis_cli.supervisor.termination_log import write_termination_log
 from tgis_server import failures
 from tgis_server.config import LoadedConfig, ServeConfig, load_config, options
+from tgis_server.descriptors import raise_limit
 from tgis_server.errors import TgisError
 from tgis_server.logs import setup_handler, setup_logging
 from tgis_server.processes import LAUNCHER, child_names
@@ -87,6 +88,7 @@ def run_launch(
             raise failures.NO_MODEL.error()
         decide_hangup(has_log_file=loaded.config.log_file is not None)
         log_to_stderr(loaded.config)
+        raise_limit()  # of open files, for the children too
         resolved, run = asyncio.run(prepare(loaded, environ, phases, undo))
         terminal = open_terminal(loaded.config, environ, run.num_shard)
         try:
