@@ -667,14 +667,14 @@ SHARD_SILENT = Failure(
 )
 STEP_HANGS = Failure(
     "step-hangs",
-    "a step takes longer than --step-timeout",
-    "Shard {rank} hangs: its current step has run for {age_s:.0f} s, more than --step-timeout {timeout_s:g}.",
+    "a step takes longer than --step-timeout, and than ten times what was predicted for it",
+    "Shard {rank} hangs: its current step has run for {age_s:.0f} s, more than {limit}.",
     PeerLost,
 )
 GROUP_STEP_HANGS = Failure(
     "group-step-hangs",
-    "a step takes longer than --step-timeout on several shards, as those that work wait for the one that hangs",
-    "Shards {ranks} hang: their current step has run for {age_s:.0f} s, more than --step-timeout {timeout_s:g}; one of "
+    "a step takes too long on several shards, as those that work wait for the one that hangs",
+    "Shards {ranks} hang: their current step has run for {age_s:.0f} s, more than {limit}; one of "
     "them holds up the others.",
     PeerLost,
 )
