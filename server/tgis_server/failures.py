@@ -626,6 +626,13 @@ FRONTEND_HANGS = Failure(
     "directory.",
     GroupFailed,
 )
+EVENT_LOOP_HANGS = Failure(
+    "event-loop-hangs",
+    "the front-end tells the launcher that its event loop stands still",
+    "{process} hangs: its event loop has stood still for {age_s:.0f} s; its stacks are in errors/{process}.log of the "
+    "run directory.",
+    GroupFailed,
+)
 DRAIN_HANGS = Failure(
     "drain-hangs",
     "a drain that does not end in its time",

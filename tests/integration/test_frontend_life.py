@@ -9,6 +9,8 @@ import stat
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 import pytest
@@ -20,7 +22,7 @@ from frontends import batch, failure_of, run, serving, single, tokens, until
 from links import FakeLink, count_up, step
 from tgis_server.errors import PeerLost, UsageError
 from tgis_server.frontend import entry
-from tgis_server.wire import shard_pb2
+from tgis_server.wire import shard_pb2, shard_pb2_grpc
 from tgis_server.wire.messages import FinishReason
 
 SERVICE = "fmaas.GenerationService"
@@ -64,9 +66,30 @@ def test_a_ready_server_says_so_everywhere():
                 grpc_port=server.frontend.state.grpc_port,
                 http_port=server.frontend.state.http_port,
                 phases=launcher.phases,
+                loop_age_s=launcher.loop_age_s,
             )
             assert [phase.name for phase in launcher.phases] == ["starting", "waiting for the shards", "serving"]
             assert stat.S_IMODE(server.run.frontend_socket.stat().st_mode) == 0o600
+
+    run(test)
+
+
+def test_the_launcher_is_answered_while_the_event_loop_stands_still_and_told_for_how_long():
+    def ask_until_old(path: Path) -> list[float]:
+        ages = [0.0]
+        with grpc.insecure_channel(f"unix:{path}") as channel:
+            stub = shard_pb2_grpc.FrontendStub(channel)
+            while ages[-1] < 1.5:
+                ages.append(stub.Health(shard_pb2.HealthRequest(), timeout=5).loop_age_s)
+        return ages
+
+    async def test() -> None:
+        async with serving() as server:
+            with ThreadPoolExecutor(1) as pool:
+                ages = pool.submit(ask_until_old, server.run.frontend_socket).result(10)  # the loop waits here
+            assert ages == sorted(ages)
+            await until(lambda: server.frontend.state.launcher_silence == "")
+            assert (await server.health()).loop_age_s < 1.5
 
     run(test)
 

@@ -402,15 +402,29 @@ class SilentHealth:
         return None
 
 
-def watch_silence(patch: pytest.MonkeyPatch, watch: Callable[[Any], Coroutine[Any, Any, Any]]) -> object:
+class StuckLoop(SilentHealth):
+    """A front-end whose event loop stands still."""
+
+    async def check(self, name: str, timeout_s: float) -> pb.FrontendHealth:
+        return pb.FrontendHealth(loop_age_s=9.0)
+
+
+def watch_silence(
+    patch: pytest.MonkeyPatch,
+    watch: Callable[[Any], Coroutine[Any, Any, Any]],
+    health: type[SilentHealth] = SilentHealth,
+) -> object:
     patch.setattr(watching, "WATCH_POLL_S", 0.0)
-    patch.setattr(watching, "HealthClient", lambda run: SilentHealth())
+    patch.setattr(watching, "HealthClient", lambda run: health())
     return asyncio.run(watch(watching.Watcher(make_run(Path()), SimpleNamespace(), 0.0)))
 
 
 PROVOCATIONS |= {
     failures.NO_INFO: lambda tmp, patch: watch_silence(patch, lambda watcher: watcher._get_info()),
     failures.FRONTEND_HANGS: lambda tmp, patch: watch_silence(patch, lambda watcher: watcher.watch_frontend()),
+    failures.EVENT_LOOP_HANGS: lambda tmp, patch: watch_silence(
+        patch, lambda watcher: watcher.watch_frontend(), StuckLoop
+    ),
 }
 
 

@@ -32,6 +32,7 @@ STATUS_S = 0.25  # between pictures of the live status
 WATCH_POLL_S = 1.0
 WATCH_CALL_S = 1.0
 MAX_UNANSWERED = 4  # of calls that take up to two seconds with the pause before them
+MAX_LOOP_AGE_S = 8.0  # of the front-end's event loop, which turns every second however busy it is
 LAST_CALL_S = 0.3  # for the front-end to hear why the group ends
 DRAIN_POLL_S = 0.2
 DRAIN_LINE_S = 5.0  # a line at least so often
@@ -100,13 +101,15 @@ class Watcher:
         """Ask the front-end for ever whether it is well.
 
         Raises:
-            ProcessHangs: it does not answer any more.
+            ProcessHangs: it does not answer any more, or its event loop stands still.
         """
         num_unanswered = 0
         while num_unanswered < MAX_UNANSWERED:
             await asyncio.sleep(WATCH_POLL_S)
             reply = await self._health.check(FRONTEND, WATCH_CALL_S)
             num_unanswered = 0 if reply is not None else num_unanswered + 1
+            if isinstance(reply, pb.FrontendHealth) and reply.loop_age_s > MAX_LOOP_AGE_S:
+                raise ProcessHangs(FRONTEND, failures.EVENT_LOOP_HANGS.format(process=FRONTEND, age_s=reply.loop_age_s))
         raise ProcessHangs(FRONTEND, failures.FRONTEND_HANGS.format(process=FRONTEND, count=MAX_UNANSWERED))
 
     async def report_drain(self) -> None:

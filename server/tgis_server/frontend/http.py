@@ -12,6 +12,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage
 
 from tgis_server.frontend.http_connections import HttpConnection, HttpConnections, note_requests
+from tgis_server.frontend.metrics_text import MetricsText
 from tgis_server.frontend.patience import Patience
 from tgis_server.frontend.state import Probe, ServerState
 from tgis_server.frontend.tls import Tls
@@ -32,7 +33,7 @@ class HttpServer:
     ) -> None:
         self._run = run
         self._state = state
-        self._metrics = metrics
+        self._metrics_text = MetricsText(metrics.to_text)
         app = web.Application(middlewares=[note_requests])
         app.router.add_get("/health", self._get_health)
         for probe in get_args(Probe):
@@ -91,7 +92,7 @@ class HttpServer:
         )
 
     async def _get_metrics(self, request: web.Request) -> web.Response:
-        return web.Response(body=self._metrics.to_text(), headers={"Content-Type": METRICS_TYPE})
+        return web.Response(body=await self._metrics_text.get(), headers={"Content-Type": METRICS_TYPE})
 
 
 def is_worth_a_line(record: logging.LogRecord) -> bool:

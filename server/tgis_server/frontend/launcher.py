@@ -1,6 +1,7 @@
 """The launcher's socket: it asks how the front-end is, and tells why the group ends.
 
-A launcher that stops asking is frozen.
+Answered by a thread of its own: an event loop with much to do is no sign of a process that hangs. How long the loop has
+stood still is part of the answer. A launcher that stops asking is frozen.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -29,29 +31,33 @@ class LauncherServer(FrontendServicer):
     """Only this user can open its socket."""
 
     def __init__(self, path: Path, state: ServerState, end: Callable[[str], None]) -> None:
-        """``end`` is called with the cause when the launcher ends the group."""
+        """``end`` is called, on the event loop, with the cause when the launcher ends the group."""
         self._path = path
         self._state = state
         self._end = end
         self._called_at = 0.0
+        self._loop_turned_at = 0.0
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._checking: asyncio.Task[None] | None = None
-        self._server = grpc.aio.server()
+        self._server = grpc.server(ThreadPoolExecutor(1, thread_name_prefix="launcher"))
         add_FrontendServicer_to_server(self, self._server)
 
     async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._server.add_insecure_port(f"unix:{self._path}")
         self._path.chmod(0o600)
-        await self._server.start()
-        self._called_at = time.monotonic()  # it asks from the start on
+        self._called_at = self._loop_turned_at = time.monotonic()  # it asks from the start on
         self._checking = asyncio.create_task(self._check_launcher(), name="check-launcher")
+        self._server.start()
 
     async def stop(self) -> None:
         if self._checking:
             self._checking.cancel()
-        await self._server.stop(STOP_GRACE_S)
+        await asyncio.to_thread(self._server.stop(STOP_GRACE_S).wait)
 
-    async def Health(self, request: pb.HealthRequest, context: object) -> pb.FrontendHealth:  # noqa: N802  the RPC's
-        self._note_call()
+    def Health(self, request: pb.HealthRequest, context: object) -> pb.FrontendHealth:  # noqa: N802  the RPC's name
+        self._on_loop(self._note_call)
+        self._called_at = time.monotonic()
         state = self._state
         return pb.FrontendHealth(
             state=pb.FrontendHealth.State.Name(state.phase.value),
@@ -60,24 +66,28 @@ class LauncherServer(FrontendServicer):
             http_port=state.http_port,
             in_flight=state.num_calls,
             phases=state.start_phases.encode(),
+            loop_age_s=self._called_at - self._loop_turned_at,
         )
 
-    async def End(self, request: pb.EndRequest, context: object) -> pb.EndReply:  # noqa: N802  the RPC's name
-        self._end(request.cause)
+    def End(self, request: pb.EndRequest, context: object) -> pb.EndReply:  # noqa: N802  the RPC's name
+        self._on_loop(self._end, request.cause)
         return pb.EndReply()
+
+    def _on_loop(self, do: Callable[..., None], *arguments: object) -> None:
+        assert self._loop is not None, "answering before the start"
+        self._loop.call_soon_threadsafe(do, *arguments)
 
     def _note_call(self) -> None:
         if self._state.launcher_silence:
             logger.warning("the launcher goes on")
             self._state.note_launcher("")
-        self._called_at = time.monotonic()
 
     async def _check_launcher(self) -> None:
         """It must not fall silent. A launcher that is dead takes this process with it."""
         while True:
             slept_at = time.monotonic()
             await asyncio.sleep(CHECK_S)
-            now = time.monotonic()
+            self._loop_turned_at = now = time.monotonic()
             if self._state.launcher_silence:
                 continue
             if now - slept_at > 2 * CHECK_S:  # it was this process that stood still: calls wait to be read

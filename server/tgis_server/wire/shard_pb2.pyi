@@ -28,7 +28,7 @@ class Phase(_message.Message):
     def __init__(self, name: _Optional[str] = ..., started_at_s: _Optional[float] = ..., bytes: _Optional[int] = ...) -> None: ...
 
 class FrontendHealth(_message.Message):
-    __slots__ = ("state", "text", "grpc_port", "http_port", "in_flight", "phases")
+    __slots__ = ("state", "text", "grpc_port", "http_port", "in_flight", "phases", "loop_age_s")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STARTING: _ClassVar[FrontendHealth.State]
@@ -45,13 +45,15 @@ class FrontendHealth(_message.Message):
     HTTP_PORT_FIELD_NUMBER: _ClassVar[int]
     IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     PHASES_FIELD_NUMBER: _ClassVar[int]
+    LOOP_AGE_S_FIELD_NUMBER: _ClassVar[int]
     state: FrontendHealth.State
     text: str
     grpc_port: int
     http_port: int
     in_flight: int
     phases: _containers.RepeatedCompositeFieldContainer[Phase]
-    def __init__(self, state: _Optional[_Union[FrontendHealth.State, str]] = ..., text: _Optional[str] = ..., grpc_port: _Optional[int] = ..., http_port: _Optional[int] = ..., in_flight: _Optional[int] = ..., phases: _Optional[_Iterable[_Union[Phase, _Mapping]]] = ...) -> None: ...
+    loop_age_s: float
+    def __init__(self, state: _Optional[_Union[FrontendHealth.State, str]] = ..., text: _Optional[str] = ..., grpc_port: _Optional[int] = ..., http_port: _Optional[int] = ..., in_flight: _Optional[int] = ..., phases: _Optional[_Iterable[_Union[Phase, _Mapping]]] = ..., loop_age_s: _Optional[float] = ...) -> None: ...
 
 class InfoRequest(_message.Message):
     __slots__ = ()
