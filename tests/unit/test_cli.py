@@ -34,16 +34,16 @@ def run_tgis(*arguments: str, stdin: str = "", **environ: str) -> subprocess.Com
 def helps() -> dict[str, str]:
     """What each command prints when it is asked for help, and then which heavy modules it has imported.
 
-    Each runs in a process of its own, as a child of one that has imported nothing yet.
+    Each runs in a process of its own, as a child of one that has imported no command yet.
     """
     program = (
         "import json, os, sys\n"
+        "from tgis_cli.app import main\n"
         "for words in json.loads(sys.argv[1]):\n"
         "    if os.fork():\n"
         "        os.wait()\n"
         "        continue\n"
         "    sys.argv = ['tgis', *words, '--help']\n"
-        "    from tgis_cli.app import main\n"
         "    try: main()\n"
         f"    except SystemExit: print([name for name in {HEAVY} if name in sys.modules], end='\\0')\n"
         "    sys.stdout.flush()\n"
