@@ -16,7 +16,7 @@ import sys
 import time
 
 TIERS = {"test": "not acceptance", "acceptance": "acceptance"}
-BESIDE_OTHERS = ("-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder")  # as collected: long groups come first
+BESIDE_OTHERS = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")  # as collected: long groups come first
 ALL_PASSED, SOME_FAILED, NONE_SELECTED = 0, 1, 5
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).parent
-for folder in ("", "unit", "integration", "models"):
+for folder in ("", "unit", "integration", "models", "conformance"):
     sys.path.insert(0, str(HERE / folder))
 pytest_plugins = ["cost"]
 
@@ -42,14 +42,24 @@ def pytest_configure_node(node: Any) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With ``--dist loadgroup``, tests of one file run in one worker, unless ``xdist_group`` says otherwise."""
-    if config.getoption("dist") != "loadgroup":
+    """With ``--dist loadfile`` tests share a worker by what they share besides: see ``group_of``."""
+    if config.getoption("dist") != "loadfile":
         return None
-    from xdist.scheduler import LoadGroupScheduling
+    from xdist.scheduler import LoadFileScheduling
 
-    class GroupsAndFiles(LoadGroupScheduling):
+    class LoadGroups(LoadFileScheduling):  # loadgroup of pytest-xdist 3.8 does not reach pytest 9
         def _split_scope(self, nodeid: str) -> str:
-            group: str = super()._split_scope(nodeid)
-            return group.split("::")[0] if group == nodeid else group
+            return group_of(nodeid)
 
-    return GroupsAndFiles(config, log)
+    return LoadGroups(config, log)
+
+
+def group_of(nodeid: str) -> str:
+    """Tests of a file are a group; those of the contract are one by server, and some files are one together."""
+    file, _, name = nodeid.partition("::")
+    if "conformance/" in file:
+        from contract_servers import VARIANTS
+
+        return next((f"contract of {server}" for server in VARIANTS if f"[{server}-" in name), "contract")
+    shared = ("gpu/", "models/test_native")  # the device; processes for ranks
+    return next((group for group in shared if group in file), file)

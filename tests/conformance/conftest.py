@@ -90,15 +90,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "asked_of(*servers): the servers that are asked this row of the contract")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several workers run tests, each server is started in one of them."""
-    for item in items:
-        if HERE in item.path.parents:
-            params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-            item.add_marker(pytest.mark.xdist_group(f"contract-{params.get('server', 'others')}"))
-
-
 @dataclass(frozen=True)
 class Server:
     """The server under test."""

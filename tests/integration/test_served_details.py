@@ -59,14 +59,13 @@ def read_metric(http: str, name: str) -> float:
     return sum(sample.value for sample in samples if sample.name == name)
 
 
-@pytest.mark.parametrize("num_shard", [1, 2])
-def test_served_details_are_those_of_transformers(launch, num_shard):
+def test_served_details_are_those_of_transformers(launch):
     torch.set_num_threads(1)
     oracle, tokenizer = Oracle(DEMO_MODEL), Tokenizer.from_file(str(DEMO_MODEL / "tokenizer.json"))
     server = launch(
-        *("--dtype", "float32", "--num-shard", str(num_shard), "--kv-block-size", "8", "--max-batch-tokens", "24"),
+        *("--dtype", "float32", "--kv-block-size", "8", "--max-batch-tokens", "24"),
         *("--max-sequence-length", str(SEQUENCE_LENGTH)),
-        *("--kv-cache-memory", str(2 * SEQUENCE_LENGTH * KV_BYTES_PER_TOKEN // num_shard)),
+        *("--kv-cache-memory", str(2 * SEQUENCE_LENGTH * KV_BYTES_PER_TOKEN)),
     )
 
     with grpc.insecure_channel(server.address) as channel, ThreadPoolExecutor(len(INPUTS)) as pool:

@@ -22,13 +22,8 @@ from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
 
 DEMO_MODEL = Path(tgis_server.__file__).parent / "demo_model"
-FAMILIES = {
-    "llama": {"tie_word_embeddings": True},
-    "mistral": {"sliding_window": 20},
-    "qwen2": {},
-    "qwen3": {"head_dim": 16},
+FAMILIES = {  # tests/models has all of them, without servers
     "granite": {"attention_multiplier": 0.3, "logits_scaling": 2.0, "residual_multiplier": 0.5},
-    "phi3": {"pad_token_id": 0},
 }
 ANYTHING = "a red ball and a blue cup near the old tree, and then her friend came to play with it"
 NUM_NEW = 28
@@ -106,8 +101,7 @@ def kv_bytes_per_token(oracle):
     return 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * head_dim
 
 
-@pytest.mark.parametrize("num_shard", [1, 2])
-@pytest.mark.parametrize("family", ["demo", *FAMILIES])
+@pytest.mark.parametrize(("family", "num_shard"), [("demo", 1), ("granite", 2)])
 def test_served_tokens_are_those_of_transformers(checkpoint, launch, family, num_shard):
     model = checkpoint(family)
     tokenizer = Tokenizer.from_file(str(model.directory / "tokenizer.json"))
