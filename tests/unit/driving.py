@@ -46,11 +46,13 @@ def submit(
     )
 
 
-def expected_tokens(request: Submit, eos_ids: Iterable[int] = ()) -> list[int]:
+def expected_tokens(request: Submit, eos_ids: Iterable[int] = (), rope_border: int | None = None) -> list[int]:
     """What the fake engine's rule gives for a request, computed without an engine."""
     known = list(request.prompt_ids)
     for _ in range(request.max_new_tokens):
-        known.append((sum(known) + len(known)) % VOCAB_SIZE)
+        is_rope_long = rope_border is not None and len(known) > rope_border
+        extra = sum(request.adapter_id.encode()) + is_rope_long
+        known.append((sum(known) + len(known) * (1 + extra)) % VOCAB_SIZE)
         if known[-1] in eos_ids:
             break
     return known[len(request.prompt_ids) :]
@@ -66,6 +68,7 @@ class Driver:
     max_batch_tokens: int = 64
     eos_ids: frozenset[int] = frozenset()
     prefix_cache: bool = True
+    rope_border: int | None = None
     depth: int = 1  # steps in flight
     now: float = 0.0
     tokens: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
@@ -84,9 +87,14 @@ class Driver:
                 self.max_batch_tokens,
                 self.eos_ids,
                 self.prefix_cache,
+                rope_border=self.rope_border,
             )
         )
-        self.runner = FakeRunner(vocab_size=VOCAB_SIZE, capacity=Capacity(self.num_blocks, self.block_size, 10_000))
+        self.runner = FakeRunner(
+            vocab_size=VOCAB_SIZE,
+            capacity=Capacity(self.num_blocks, self.block_size, 10_000),
+            rope_border=self.rope_border,
+        )
         self._in_flight: deque = deque()
 
     def apply(self, *messages: Submit | Cancel) -> None:

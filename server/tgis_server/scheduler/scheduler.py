@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 
-from tgis_server.scheduler.blocks import BlockPool, root_key
+from tgis_server.scheduler.blocks import BlockPool, cache_root
 from tgis_server.scheduler.sequence import Sequence, State
 from tgis_server.wire.messages import (
     NO_TOKEN,
@@ -46,6 +46,7 @@ class Limits:
     max_batch_tokens: int  # tokens per step
     eos_ids: frozenset[int] = frozenset()
     prefix_cache: bool = True
+    rope_border: int | None = None  # sequences of more tokens are rotated otherwise (LongRoPE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,9 @@ class Scheduler:
             )
             self._result.failures.append(Failure(submit.request_id, "RESOURCE_EXHAUSTED", text))
             return
-        sequence = Sequence(submit, self._arrivals, root_key(submit.adapter_id), list(submit.prompt_ids))
+        sequence = Sequence(
+            submit, self._arrivals, cache_root(submit.adapter_id, is_rope_long=False), list(submit.prompt_ids)
+        )
         self._arrivals += 1
         self._sequences[submit.request_id] = sequence
         self._waiting.append(sequence)
@@ -159,6 +162,10 @@ class Scheduler:
         """Add one token of a running sequence, making room for it if need be."""
         if sequence.state is not State.RUNNING or sequence.remaining_tokens <= 0:
             return  # preempted by an older one just now, or its last token is in flight
+        if not sequence.is_rope_long and sequence.exceeds(self.limits.rope_border):
+            if not sequence.num_in_flight:  # else in the next step: its newest token is not known here
+                self._preempt(sequence)
+            return
         missing = self.pool.blocks_for(sequence.num_known) - len(sequence.blocks)
         while missing > self.pool.num_free:
             # The youngest is behind this one in arrival order or is this one, so it is not in the plan yet.
@@ -219,6 +226,7 @@ class Scheduler:
                 sampling=sequence.submit.sampling,
                 details=sequence.submit.details,
                 adapter_id=sequence.submit.adapter_id,
+                is_rope_long=sequence.is_rope_long,
             )
         )
         self._add_row(builder, sequence, min(builder.budget, sequence.num_to_compute))
@@ -226,6 +234,7 @@ class Scheduler:
 
     def _find_cached(self, sequence: Sequence) -> list[int]:
         """Cached blocks of a sequence's beginning; the last token is always left to compute."""
+        sequence.choose_rope(self.limits.rope_border)
         details = sequence.submit.details
         if not self.limits.prefix_cache or (details.input_tokens and details.any):  # facts need every position
             return []
