@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test conformance check format integration-tests proto docs bench build clean
+.PHONY: help demo test acceptance conformance check format integration-tests proto docs bench build clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -14,9 +14,11 @@ help:  ## List the targets
 demo: $(VENV)/installed  ## Set up, serve the demo model, stream one answer, stop
 	@$(BIN)/python scripts/demo.py
 
-test: $(VENV)/installed-dev  ## Set up and run all tests
-	@echo "Running all tests"
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(VENV)/installed-dev  ## Set up and run the tests that every change needs
+	@$(BIN)/python scripts/run_tests.py test $(PYTEST_ARGS)
+
+acceptance: $(VENV)/installed-dev  ## Real clients and long soaks
+	@$(BIN)/python scripts/run_tests.py acceptance $(PYTEST_ARGS)
 
 integration-tests: $(VENV)/installed-dev  ## Only the tests with real processes and sockets
 	@$(BIN)/python -m pytest tests/integration $(PYTEST_ARGS)

@@ -1,7 +1,55 @@
-"""Shared by all tests: helper modules beside the tests can be imported by name."""
+"""Shared by all tests: helper modules by name, which tests share a worker, and what signals mean to children.
 
+Two markers decide where a test runs in `make test` and `make acceptance` (scripts/run_tests.py): ``serial`` and
+``acceptance``, described in pyproject.toml. docs/testing.md tells more.
+"""
+
+from __future__ import annotations
+
+import signal
 import sys
 from pathlib import Path
+from typing import Any
 
-for folder in ("unit", "integration", "models"):
-    sys.path.insert(0, str(Path(__file__).parent / folder))
+import pytest
+
+HERE = Path(__file__).parent
+for folder in ("", "unit", "integration", "models"):
+    sys.path.insert(0, str(HERE / folder))
+pytest_plugins = ["cost"]
+
+RESET = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+IGNORED = pytest.StashKey[list[int]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let children start without the signals that nohup or a shell's background jobs ignore.
+
+    A signal that is ignored stays so in children, and servers of tests would not hear it; one that is caught is the
+    default there. Python restores SIGPIPE in children by itself.
+    """
+    ignored = [int(number) for number in RESET if signal.getsignal(number) is signal.SIG_IGN]
+    config.stash[IGNORED] = getattr(config, "workerinput", {}).get("ignored_signals", ignored)
+    for number in config.stash[IGNORED]:
+        signal.signal(number, lambda *_: None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """A worker is a child too, but lives as long as this process: tell it what to ignore."""
+    node.workerinput["ignored_signals"] = node.config.stash[IGNORED]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With ``--dist loadgroup``, tests of one file run in one worker, unless ``xdist_group`` says otherwise."""
+    if config.getoption("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadGroupScheduling
+
+    class GroupsAndFiles(LoadGroupScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            group: str = super()._split_scope(nodeid)
+            return group.split("::")[0] if group == nodeid else group
+
+    return GroupsAndFiles(config, log)

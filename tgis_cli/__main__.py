@@ -41,8 +41,12 @@ def server() -> None:
 def end_quietly(*, is_launch: bool) -> None:
     """Stop signals end this process without a traceback. A launch, which has started nothing yet, was stopped as asked.
 
+    What SIGHUP means to a launch its options tell, and so the signal waits for them.
+
     Ignored signals stay ignored. The first process of a container needs handlers: the kernel drops its other signals.
     """
+    if is_launch:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             continue

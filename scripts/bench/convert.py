@@ -16,11 +16,12 @@ import resource
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from tgis_server.interpreter import make_command, make_environment
 
 MIB = 1 << 20
 
@@ -42,7 +43,8 @@ def make_checkpoint(directory: Path, total_bytes: int, num_files: int) -> None:
         "if num_files > 1:\n"
         "    json.dump({'weight_map': weight_map}, open(f'{directory}/pytorch_model.bin.index.json', 'w'))\n"
     )
-    subprocess.run([sys.executable, "-c", program, directory, str(total_bytes), str(num_files)], check=True)
+    command = make_command("-c", program, str(directory), str(total_bytes), str(num_files))
+    subprocess.run(command, env=make_environment(os.environ), check=True)
     (directory / "config.json").write_text('{"model_type": "llama"}')
 
 
@@ -65,8 +67,10 @@ def convert(directory: Path) -> int:
         "except SystemExit as end: assert not end.code, end.code\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)\n"
     )
-    command = [sys.executable, "-c", program, directory]
-    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+    command, environ = make_command("-c", program, str(directory)), make_environment(os.environ)
+    result = subprocess.run(
+        command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True
+    )
     return int(result.stdout.splitlines()[-1])
 
 

@@ -23,6 +23,7 @@ from typing import Any
 
 from serve import TGIS, ServeResult, measure
 from tgis_cli.supervisor.environment import cpu_defaults
+from tgis_server.interpreter import make_command, make_environment
 
 HERE = Path(__file__).resolve().parent
 MODELS_DIR = HERE.parent.parent / ".cache" / "bench"
@@ -39,8 +40,8 @@ TARGETS: dict[str, dict[int | str, float]] = {
 def bench_engine(model: Path) -> dict[str, Any]:
     """Figures of ``engine_step.py``, in a process of its own."""
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
-        command = [sys.executable, HERE / "engine_step.py", model, "--json", file.name]
-        environ = cpu_defaults(os.environ) | os.environ  # that of a shard
+        command = make_command(str(HERE / "engine_step.py"), str(model), "--json", file.name)
+        environ = cpu_defaults(os.environ) | make_environment(os.environ)  # that of a shard
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environ)
         figures: dict[str, Any] = json.loads(Path(file.name).read_text())
         return figures
@@ -80,7 +81,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=sorted(TARGETS), default=sorted(TARGETS))
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    subprocess.run([sys.executable, HERE / "make_models.py", MODELS_DIR], check=True)
+    making = make_command(str(HERE / "make_models.py"), str(MODELS_DIR))
+    subprocess.run(making, env=make_environment(os.environ), check=True)
     table = [("", "engine", "gRPC", "ratio", "target")]
     figures: dict[str, Any] = {"help_s": bench_help()}
     for name in given.models:

@@ -1,3 +1,7 @@
 """The serving side of TGIS: front-end, shards, scheduler and engines. Imports nothing from ``tgis_cli``."""
 
+from tgis_server.interpreter import leave_current_directory
+
 __version__ = "0.1.0"
+
+leave_current_directory()  # here, as it must come before all that is imported from elsewhere

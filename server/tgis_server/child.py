@@ -27,16 +27,30 @@ def die_with_parent(death_fd: int, parent_pid: int) -> None:
         death_fd: read end of a pipe that only the parent can write to; nothing is ever written.
         parent_pid: the launcher. If it died before the kernel was asked to watch it, the current parent differs.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent_pid:
-        os._exit(EXIT_ORPHANED)
+    kill_with_parent(parent_pid)
 
     def wait_for_end() -> None:
         os.read(death_fd, 1)
         os._exit(EXIT_ORPHANED)
 
     threading.Thread(target=wait_for_end, name="parent-watch", daemon=True).start()
+
+
+def kill_with_parent(parent_pid: int) -> None:
+    """The kernel's part of that, which ends with the thread that started this process, too."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent_pid:
+        os._exit(EXIT_ORPHANED)
+
+
+def leave_hangups_to_parent() -> None:
+    """SIGHUP may be sent to every process of a service; what it means, the parent decides.
+
+    The launcher starts its children with the signal blocked, so that none ends them before this.
+    """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # also drops one that waits
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
 
 def pin_to_cpus(cpus: tuple[int, ...]) -> None:
@@ -77,6 +91,7 @@ def write_error(errors_dir: Path, name: str, error: BaseException) -> int:
 
 
 def main(argv: list[str]) -> int:
+    leave_hangups_to_parent()
     name, options = argv[0], dict(zip(argv[1::2], argv[2::2], strict=True))
     die_with_parent(int(options["--death-fd"]), int(options["--parent"]))
 

@@ -219,6 +219,15 @@ class ServeConfig:
             unset="8192 on CUDA, 512 on a CPU",
         ),
     ] = None
+    target_inter_token_latency: Annotated[
+        float,
+        Opt(
+            help="Seconds between two tokens of an answer that prompts of others are held back for: chunks of prompts "
+            "get smaller, so that a step takes no longer.",
+            group="Limits",
+            gt=0,
+        ),
+    ] = 1.0
     tokenization_workers: Annotated[
         int | None,
         Opt(
@@ -252,13 +261,21 @@ class ServeConfig:
     max_request_bytes: Annotated[
         int,
         Opt(
-            help="Largest gRPC request, else OUT_OF_RANGE; what has 8 times as much is not received at all.",
+            help="Largest gRPC request, else OUT_OF_RANGE; what has 4 MiB or 8 times more is not received at all.",
             group="Network",
             unit="bytes",
             ge=1,
             le=1 << 30,
         ),
     ] = 4 << 20
+    send_timeout: Annotated[
+        float,
+        Opt(
+            help="Seconds after which a client that does not take what is sent to it loses its call.",
+            group="Network",
+            gt=0,
+        ),
+    ] = 30.0
     output_special_tokens: Annotated[bool, Opt(help="Keep special tokens in output text.", group="Network")] = False
     default_include_stop_seqs: Annotated[
         bool,
@@ -291,7 +308,13 @@ class ServeConfig:
         Opt(help="Start without checking the machine first, where a check is wrong.", group="Process"),
     ] = False
     step_timeout: Annotated[
-        float, Opt(help="Seconds after which a step that does not end counts as hung.", group="Process", gt=0)
+        float,
+        Opt(
+            help="Seconds after which a step that does not end counts as hung; ten times what is predicted for it, if "
+            "that is more.",
+            group="Process",
+            gt=0,
+        ),
     ] = 60.0
     drain_delay: Annotated[
         float,
@@ -370,6 +393,16 @@ class ServeConfig:
     rehearse_step_ms: Annotated[
         float,
         Opt(help="Milliseconds per step of the fake engine.", group="Rehearsal", ge=0, env="TGIS_REHEARSE_STEP_MS"),
+    ] = 0.0
+    rehearse_attention_ns: Annotated[
+        float,
+        Opt(
+            help="Nanoseconds that a step of the fake engine takes for each token and key that it attends to.",
+            group="Rehearsal",
+            ge=0,
+            env="TGIS_REHEARSE_ATTENTION_NS",
+            hidden=True,
+        ),
     ] = 0.0
     rehearse_kv_blocks: Annotated[
         int,

@@ -241,21 +241,33 @@ ENGINE_NOT_PRESENT = Failure(
 )
 WEIGHTS_NOT_FOUND = Failure(
     "weights-not-found",
-    "no safetensors file and no index",
-    "{model_dir} holds no model.safetensors and no model.safetensors.index.json; {hint}.",
+    "no safetensors file that holds a model, and no index",
+    "{model_dir} holds no weights as safetensors; {hint}.",
     ModelError,
 )
 WEIGHTS_INCOMPLETE = Failure(
     "weights-incomplete",
-    "the index names files that are not there",
-    "{model_dir} lacks {num_missing} of {num_files} weight files ({missing} for one): the download is incomplete, "
-    "repeat it.",
+    "files are not there that the index names, or that are missing by the numbers in the names of the others",
+    "{model_dir} lacks {num_missing} of {num_files} weight files {told_by} ({missing} for one): {advice}.",
     ModelError,
 )
 INDEX_EMPTY = Failure(
     "index-empty",
     "the index of the weights names nothing",
-    "{index} names no files: download the model again.",
+    "{index} is no index of weights, as it names no files: download the model again, or try another revision.",
+    ModelError,
+)
+LFS_POINTER = Failure(
+    "lfs-pointer",
+    "a file of the model begins as what Git leaves in place of a large one",
+    "{file} is a Git LFS pointer, not the file itself: run `git lfs pull` in {directory}, or get the model with "
+    "`tgis download-weights`.",
+    ModelError,
+)
+WEB_PAGE = Failure(
+    "web-page",
+    "a file of the model begins with HTML or XML",
+    "{file} is a web page, as a proxy or a login sends in place of a file: download it again.",
     ModelError,
 )
 WEIGHTS_TRUNCATED = Failure(
@@ -266,8 +278,8 @@ WEIGHTS_TRUNCATED = Failure(
 )
 WEIGHTS_NO_HEADER = Failure(
     "weights-no-header",
-    "a weight file's header does not parse",
-    "{file} is not a safetensors file (its header cannot be read): download it again.",
+    "a weight file has no header, or one that does not parse",
+    "{file} is not a safetensors file ({reason}): download it again, or remove it if it is none.",
     ModelError,
 )
 WEIGHTS_UNREADABLE = Failure(
@@ -549,7 +561,7 @@ DISK_FULL = Failure(
 TOO_MANY_FILES = Failure(
     "too-many-files",
     "`EMFILE` or `ENFILE`",
-    "{process}: too many files and connections are open (at {place}): raise the limit (`ulimit -n`, LimitNOFILE in "
+    "{process}: too many files and connections are open (at {place}): raise the limit (`ulimit -Hn`, LimitNOFILE in "
     "systemd), or lower --max-concurrent-requests.",
     GroupFailed,
 )
@@ -591,6 +603,13 @@ NO_PROGRESS = Failure(
     "no-progress",
     "no process has moved for --startup-timeout",
     "{process} {doing}, and nothing has moved for {timeout_s:g} s; if it only is slow, raise --startup-timeout.",
+    GroupFailed,
+)
+STORAGE_HANGS = Failure(
+    "storage-hangs",
+    "what the launcher itself reads, before there are other processes, has not moved for --startup-timeout",
+    "The launcher has waited for {place} for {timeout_s:g} s: its storage does not answer. Mend the mount (`ls` hangs "
+    "there as well) or, if it only is slow, raise --startup-timeout.",
     GroupFailed,
 )
 NO_INFO = Failure(
@@ -648,14 +667,14 @@ SHARD_SILENT = Failure(
 )
 STEP_HANGS = Failure(
     "step-hangs",
-    "a step takes longer than --step-timeout",
-    "Shard {rank} hangs: its current step has run for {age_s:.0f} s, more than --step-timeout {timeout_s:g}.",
+    "a step takes longer than --step-timeout, and than ten times what was predicted for it",
+    "Shard {rank} hangs: its current step has run for {age_s:.0f} s, more than {limit}.",
     PeerLost,
 )
 GROUP_STEP_HANGS = Failure(
     "group-step-hangs",
-    "a step takes longer than --step-timeout on several shards, as those that work wait for the one that hangs",
-    "Shards {ranks} hang: their current step has run for {age_s:.0f} s, more than --step-timeout {timeout_s:g}; one of "
+    "a step takes too long on several shards, as those that work wait for the one that hangs",
+    "Shards {ranks} hang: their current step has run for {age_s:.0f} s, more than {limit}; one of "
     "them holds up the others.",
     PeerLost,
 )

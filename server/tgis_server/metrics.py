@@ -91,6 +91,13 @@ SPECS = (
     Spec("tgi_tokenize_request_tokens", "histogram", "tokens", "Tokens of all texts of a call."),
     Spec("tgi_tokenize_request_duration", "histogram", "seconds", "Tokenize calls that succeeded."),
     # The server
+    Spec(
+        "tgi_abort_count",
+        "counter",
+        "",
+        "Calls and connections that were ended to protect the server from their clients.",
+        ("reason",),
+    ),
     Spec("tgi_calls_in_flight", "gauge", "calls", "Calls of every kind that have no answer yet."),
     Spec("tgi_permits_held", "gauge", "inputs", "Inputs in work, at most --max-concurrent-requests."),
     Spec("tgi_draining", "gauge", "", "1 from the stop signal to the end, else 0."),
@@ -172,6 +179,10 @@ class Metrics(Collector):
     def count_failure(self, err: str, num: int = 1) -> None:
         if num:  # a series with labels appears with its first count
             self._counter("tgi_request_failure", err=err).inc(num)
+
+    def count_abort(self, reason: str) -> None:
+        """A client was too slow, too greedy or a flood."""
+        self._counter("tgi_abort_count", reason=reason).inc()
 
     def observe_raw_input(self, num_tokens: int) -> None:
         self._histogram("tgi_request_raw_input_length").observe(num_tokens)

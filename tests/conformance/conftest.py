@@ -78,11 +78,25 @@ def server_options(directory: Path, more: list[str]) -> dict[str, list[str]]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """What asks the server under test asks it in every way in which it is started here, or in those of its module."""
+    """What asks the server under test asks it in each way in which it is started here that may make a difference."""
     if "server" in metafunc.fixturenames:
         is_given = option(metafunc.config, "--url") or option(metafunc.config, "--launch-options")
-        ways = [pytest.param(None, id="given")] if is_given else getattr(metafunc.module, "ASKED_OF", VARIANTS)
-        metafunc.parametrize("server", ways, indirect=True)
+        own = metafunc.definition.get_closest_marker("asked_of")
+        asked = own.args if own else getattr(metafunc.module, "ASKED_OF", VARIANTS)
+        metafunc.parametrize("server", [pytest.param(None, id="given")] if is_given else asked, indirect=True)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "asked_of(*servers): the servers that are asked this row of the contract")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several workers run tests, each server is started in one of them."""
+    for item in items:
+        if HERE in item.path.parents:
+            params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+            item.add_marker(pytest.mark.xdist_group(f"contract-{params.get('server', 'others')}"))
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,11 @@ def row(name: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize((), [pytest.param(id=name)])
 
 
+def asked_of(*servers: str) -> pytest.MarkDecorator:
+    """Ask these servers of contract_servers.py, whatever the module says in ``ASKED_OF``."""
+    return pytest.mark.asked_of(*servers)
+
+
 def parameters(**fields: Any) -> pb.Parameters:
     """Parameters from flat keywords. Sampling parameters imply the method SAMPLE unless ``method`` is given."""
     params = pb.Parameters()
@@ -178,11 +183,11 @@ class Api:
         return fetch(self.http)
 
     def settled_metrics(self) -> Samples:
-        """The metrics once they stand still: calls that tests cancelled before are over."""
+        """The metrics once they stand still and nothing runs: calls that tests cancelled before are over."""
         before = self.metrics()
         deadline = time.monotonic() + DEADLINE_S
-        while (after := (time.sleep(0.03), self.metrics())[1]) != before:
-            assert time.monotonic() < deadline, "metrics keep changing: is somebody else using the server?"
+        while (after := (time.sleep(0.03), self.metrics())[1]) != before or after.get("tgi_batch_current_size"):
+            assert time.monotonic() < deadline, "metrics do not come to rest: is somebody else using the server?"
             before = after
         return after
 

@@ -65,18 +65,16 @@ class Variant:
 QWEN3: dict[str, Any] = {"model_type": "qwen3", "config": {"head_dim": 16}}
 MISTRAL: dict[str, Any] = {"model_type": "mistral", "config": {"sliding_window": 20}}
 KV_BYTES = 2 * 4 * 3 * 2 * 16  # keys and values, float32, 3 layers, 2 heads of 16
+# Each pair of a model, a number of shards and a way of keeping keys and values that may matter to each other.
+# Families by number of shards are compared with transformers in tests/models, without servers.
 VARIANTS = {
     "demo-1": Variant(1),
-    "demo-2": Variant(2),
-    "qwen3-1-no-prefix-cache": Variant(1, **QWEN3, has_prefix_cache=False),
     "qwen3-2-small-pool": Variant(2, **QWEN3, kv_bytes_per_token=KV_BYTES),
     "mistral-1-small-pool": Variant(1, **MISTRAL, kv_bytes_per_token=KV_BYTES),
     "mistral-2-no-prefix-cache": Variant(2, **MISTRAL, has_prefix_cache=False),
 }
-# For modules whose rows the front-end decides alone: models, shards and pools have nothing to add.
-FRONT_END_VARIANTS = ("demo-1", "qwen3-2-small-pool")
-# For modules whose rows are about the text of single requests: each model, each pool, one and two shards.
-TEXT_VARIANTS = ("demo-1", "qwen3-1-no-prefix-cache", "qwen3-2-small-pool", "mistral-1-small-pool")
+# For rows that the front-end or the sampler decides alone: models, shards and pools have nothing to add.
+ONE_SERVER = ("demo-1",)
 
 
 @dataclass

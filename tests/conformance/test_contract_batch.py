@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from contract_api import WAYS, Api, exactly, reason, row, together
 from contract_script import STORIES, recited
+from contract_servers import ONE_SERVER
+
+ASKED_OF = ONE_SERVER  # test_contract_pressure asks all of them
 
 TEXTS = ("One sunny day", "Hello", "", "Question: Where does the cat live?", "日本語 🦆", "One sunny day")
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from contract_api import WAYS, Api, Frame, exactly, pieces, row, without_nan
+from contract_api import WAYS, Api, Frame, asked_of, exactly, pieces, row, without_nan
 from contract_script import TIES
-from contract_servers import TEXT_VARIANTS
+from contract_servers import ONE_SERVER, VARIANTS
 from tgis_server.wire import generation_pb2 as pb
 
-ASKED_OF = TEXT_VARIANTS
+ASKED_OF = ONE_SERVER
 
 ALL = {"token_logprobs": True, "token_ranks": True, "top_n_tokens": 3}
 PROMPT = "One sunny day"
@@ -139,6 +139,7 @@ def test_input_details_do_not_depend_on_sampling_or_penalties(api: Api) -> None:
     assert list(without_nan(other).input_tokens) == list(without_nan(plain).input_tokens)
 
 
+@asked_of(*VARIANTS)
 @row("details-input-cached-prefix")
 def test_input_details_are_complete_for_an_input_that_was_seen_before(api: Api) -> None:
     text = "There was once a girl who lived in a house near the forest with her mother and her father and a cat"

@@ -72,12 +72,11 @@ def test_the_metrics_tell_of_it(accident: OutOfMemory, name: str, labels: dict[s
 
 
 @row("logs-hold-no-prompts-and-no-outputs")
-def test_prompts_and_outputs_are_not_logged(api: Api, server: Any, recital: Api, launched: dict[str, Any]) -> None:
-    api.generate("A zanzibar-secret", **exactly(1))
-    recital.answer("A")
-    api.refusal("A zanzibar-secret", temperature=-1.0)
+def test_prompts_and_outputs_are_not_logged(recital: Api, launched: dict[str, Any]) -> None:
+    recital.answer("zanzibar A")
+    recital.refusal("zanzibar A", temperature=-1.0)
 
-    logs = [(one.base / "output").read_text() for one in (server.launched, *launched.values())]
+    logs = [(one.base / "output").read_text() for one in launched.values()]
 
     assert all("zanzibar" not in log and "old duck" not in log for log in logs)
     assert all("Ready" in log for log in logs)

@@ -8,12 +8,12 @@ from contextlib import ExitStack
 
 import pytest
 
-from contract_api import KINDS, Api, Frame, Refusal, batch_request, exactly, merged, reason, refusal_of, row
+from contract_api import KINDS, Api, Frame, Refusal, asked_of, batch_request, exactly, merged, reason, refusal_of, row
 from contract_script import seed_for
-from contract_servers import FRONT_END_VARIANTS
+from contract_servers import ONE_SERVER, VARIANTS
 from tgis_server.wire import generation_pb2 as pb
 
-ASKED_OF = FRONT_END_VARIANTS
+ASKED_OF = ONE_SERVER
 
 OVERLOADED = Refusal("RESOURCE_EXHAUSTED", "Model is overloaded")
 LONG = exactly(200)  # four seconds of the slow server
@@ -31,6 +31,8 @@ def test_a_time_limit_ends_the_output_where_it_is(slow: Api, way: str) -> None:
     assert 1 <= answer.generated_token_count <= 9
 
 
+@pytest.mark.serial
+@asked_of(*VARIANTS)
 @row("time-limit-any-model")
 def test_the_served_model_keeps_the_time_limit(api: Api) -> None:
     limit = min(api.info.max_new_tokens, api.info.max_sequence_length - 10)
@@ -119,6 +121,7 @@ def test_a_batch_is_cut_input_by_input(slow: Api) -> None:
 # The client goes away
 
 
+@pytest.mark.serial
 @row("cancel-frees-the-place-of-a-stream")
 def test_the_place_of_a_cancelled_stream_is_free_at_once(slow: Api) -> None:
     with slow.running("occupies the only place", **exactly(1000)) as frames:
@@ -130,6 +133,7 @@ def test_the_place_of_a_cancelled_stream_is_free_at_once(slow: Api) -> None:
     assert time.monotonic() - started_at < 2
 
 
+@pytest.mark.serial
 @row("cancel-frees-the-place-of-a-unary-call")
 def test_the_place_of_a_cancelled_unary_call_is_free_at_once(slow: Api) -> None:
     call = slow.stub.Generate.future(batch_request(["occupies the only place"], **exactly(1000)))
@@ -152,6 +156,7 @@ def test_a_call_that_is_cancelled_in_the_queue_never_runs(slow: Api) -> None:
         slow.wait_for_metric("tgi_queue_size", 0)
 
 
+@asked_of(*VARIANTS)
 @row("cancel-any-model")
 def test_the_served_model_stops_when_its_client_is_gone(api: Api) -> None:
     before = api.settled_metrics().get("tgi_request_failure", err="cancelled")
@@ -165,6 +170,7 @@ def test_the_served_model_stops_when_its_client_is_gone(api: Api) -> None:
     assert api.settled_metrics().get("tgi_batch_inference_count", method="next_token") == steps
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("kind", KINDS)
 @row("deadline-of-the-client")
 def test_a_client_whose_deadline_passes_frees_its_place(slow: Api, kind: str) -> None:
@@ -193,6 +199,7 @@ def full(slow: Api) -> Iterator[Api]:
         yield slow
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("kind", KINDS)
 @row("overload-no-permit")
 def test_a_call_without_a_permit_is_refused_at_once(full: Api, kind: str) -> None:

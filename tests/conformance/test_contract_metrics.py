@@ -11,12 +11,12 @@ from typing import Any
 import grpc
 import pytest
 
-from contract_api import Api, exactly, row
+from contract_api import Api, asked_of, exactly, row
 from contract_metrics import Samples, fetch_text
-from contract_servers import FRONT_END_VARIANTS
+from contract_servers import ONE_SERVER, VARIANTS
 from tgis_server.wire import generation_pb2 as pb
 
-ASKED_OF = FRONT_END_VARIANTS
+ASKED_OF = ONE_SERVER
 
 TEXTS = ("One sunny day", "Hello", "Anna found a red ball")
 
@@ -526,6 +526,7 @@ def test_a_server_that_is_idle_after_a_cancellation_says_so(api: Api) -> None:
     assert {name: samples.get(name) for name in GAUGES} == dict.fromkeys(GAUGES, 0)
 
 
+@asked_of(*VARIANTS)
 @row("metrics-blocks-are-free-after-cancellation")
 def test_a_cancelled_sequence_gives_its_blocks_back(api: Api) -> None:
     if not api.settled_metrics().has("tgi_kv_blocks_used"):

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from contract_api import WAYS, Api, exactly, row, together
+from contract_api import WAYS, Api, asked_of, exactly, row, together
+from contract_servers import ONE_SERVER
 
 if TYPE_CHECKING:
     from contract_oracle import Oracle
@@ -53,6 +54,7 @@ def test_greedy_tokens_are_the_best_ones(api: Api, oracle: Oracle, text: str) ->
     assert_greedy(ids, oracle.scores(prompt, ids, Processing()))
 
 
+@asked_of(*ONE_SERVER)
 @pytest.mark.parametrize("way", WAYS)
 @by_prompt
 @row("oracle-generated-details")
@@ -62,6 +64,7 @@ def test_details_of_generated_tokens_are_right(api: Api, oracle: Oracle, text: s
     judge(answer, oracle.encode(text), oracle, Processing())
 
 
+@asked_of(*ONE_SERVER)
 @pytest.mark.parametrize("way", WAYS)
 @by_prompt
 @row("oracle-input-details")
@@ -75,6 +78,7 @@ def test_details_of_input_tokens_are_right(api: Api, oracle: Oracle, text: str, 
     assert_details(answer.input_tokens[1:], oracle.logits(ids)[:-1], oracle, TOP_N)
 
 
+@asked_of(*ONE_SERVER)
 @row("oracle-end-token")
 def test_the_end_comes_where_the_model_ends(api: Api, oracle: Oracle) -> None:
     text = "Question: Where does the cat live?"
@@ -127,6 +131,7 @@ def test_an_input_that_begins_like_an_earlier_one_is_continued_rightly(api: Api,
         judge(answer, oracle.encode(text), oracle, Processing(min_new_tokens=3))
 
 
+@asked_of(*ONE_SERVER)
 @row("oracle-truncated-input")
 def test_a_truncated_input_is_its_last_tokens_behind_the_first(api: Api, oracle: Oracle) -> None:
     ids = oracle.encode(STORY)
@@ -175,6 +180,7 @@ def fields_of(how: Processing) -> dict[str, Any]:
     return {name: getattr(how, name) for name in names if getattr(how, name) != getattr(Processing(), name)}
 
 
+@asked_of(*ONE_SERVER)
 @pytest.mark.parametrize("seed", [pytest.param(seed, id=f"seed-{seed}") for seed in (1, 2)])
 @pytest.mark.parametrize("how", [pytest.param(how, id=f"oracle-sampled-{name}") for name, how in HOWS.items()])
 def test_tokens_are_drawn_from_the_right_scores(api: Api, oracle: Oracle, how: Processing, seed: int) -> None:
@@ -185,6 +191,7 @@ def test_tokens_are_drawn_from_the_right_scores(api: Api, oracle: Oracle, how: P
     judge(answer, oracle.encode(text), oracle, how)
 
 
+@asked_of(*ONE_SERVER)
 @pytest.mark.parametrize("how", [pytest.param(how, id=f"oracle-greedy-{name}") for name, how in GREEDY_HOWS.items()])
 def test_penalties_concern_greedy_decoding_too(api: Api, oracle: Oracle, how: Processing) -> None:
     text = "One sunny day, Anna went to"

@@ -8,10 +8,10 @@ import pytest
 
 from contract_api import WAYS, Api, exactly, pieces, reason, row, together
 from contract_script import TIES
-from contract_servers import TEXT_VARIANTS
+from contract_servers import ONE_SERVER
 from tgis_server.wire import generation_pb2 as pb
 
-ASKED_OF = TEXT_VARIANTS
+ASKED_OF = ONE_SERVER
 
 PROMPT = "One sunny day"
 SIX = exactly(6)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from contract_api import WAYS, Api, Frame, exactly, pieces, reason, row
+from contract_api import WAYS, Api, Frame, asked_of, exactly, pieces, reason, row
 from contract_script import BOS, DUCK, STORIES, recited, seed_for
-from contract_servers import TEXT_VARIANTS
+from contract_servers import ONE_SERVER, VARIANTS
 
-ASKED_OF = TEXT_VARIANTS
+ASKED_OF = ONE_SERVER
 
 
 def ending(answer: Frame) -> tuple[str, str, str, int]:
@@ -104,6 +104,7 @@ def test_an_end_token_in_the_last_place_of_the_context_counts_as_the_end(recital
     assert reason(recital.answer("x" * filler + "A", max_new_tokens=18)) == "EOS_TOKEN"
 
 
+@asked_of(*VARIANTS)
 @row("stop-TOKEN_LIMIT-any-model")
 def test_the_served_model_ends_where_its_context_does(api: Api) -> None:
     longest = min(api.info.max_sequence_length, 100_000)

@@ -9,10 +9,10 @@ import pytest
 
 from contract_api import Api, Frame, exactly, merged, reason, row, without_nan
 from contract_script import DUCK
-from contract_servers import TEXT_VARIANTS
+from contract_servers import ONE_SERVER
 from tgis_server.wire import generation_pb2 as pb
 
-ASKED_OF = TEXT_VARIANTS
+ASKED_OF = ONE_SERVER
 
 MAX_TOKENS, EOS_TOKEN, STOP_SEQUENCE = pb.MAX_TOKENS, pb.EOS_TOKEN, pb.STOP_SEQUENCE
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from contract_api import Api, Refusal, exactly, refusal_of, row
-from contract_servers import FRONT_END_VARIANTS
+from contract_api import Api, Refusal, asked_of, exactly, refusal_of, row
+from contract_servers import ONE_SERVER, VARIANTS
 from tgis_server.wire import generation_pb2 as pb
 
-ASKED_OF = FRONT_END_VARIANTS
+ASKED_OF = ONE_SERVER
 
 TEXTS = {
     "plain": "Once upon a time, there was a girl.",
@@ -189,6 +189,7 @@ def test_the_model_id_is_ignored(api: Api) -> None:
 # ModelInfo
 
 
+@asked_of(*VARIANTS)
 @row("info-limits")
 def test_the_limits_fit_together(api: Api) -> None:
     assert 1 <= api.info.max_new_tokens < api.info.max_sequence_length
@@ -209,6 +210,7 @@ def test_model_info_ignores_the_model_id(api: Api) -> None:
     assert api.stub.ModelInfo(pb.ModelInfoRequest(model_id="some/other-model")) == api.info
 
 
+@asked_of(*VARIANTS)
 @row("info-of-the-files")
 def test_the_context_is_not_longer_than_the_model_was_made_for(api: Api, model_dir: Any) -> None:
     import json

@@ -15,10 +15,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from contract_api import DEADLINE_S, Api, Refusal, batch_request, exactly, parameters, refusal_of, row
 from contract_metrics import fetch_text
-from contract_servers import FRONT_END_VARIANTS
+from contract_servers import ONE_SERVER
 from tgis_server.wire import generation_pb2 as pb
 
-ASKED_OF = FRONT_END_VARIANTS
+ASKED_OF = ONE_SERVER
 
 MAX_BYTES = 4 * 1024 * 1024
 METHODS = ("Generate", "GenerateStream", "Tokenize", "ModelInfo")

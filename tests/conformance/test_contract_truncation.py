@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from contract_api import KINDS, WAYS, Api, exactly, pieces, row
-from contract_servers import FRONT_END_VARIANTS
+from contract_servers import ONE_SERVER
 
-ASKED_OF = FRONT_END_VARIANTS
+ASKED_OF = ONE_SERVER
 
 
 def input_pieces(api: Api, text: str, **fields: int) -> list[str]:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from contract_api import KINDS, Api, Refusal, exactly, parameters, reason, refusal_of, row
+from contract_api import KINDS, Api, Refusal, asked_of, exactly, parameters, reason, refusal_of, row
 from contract_script import STRANGER
-from contract_servers import FRONT_END_VARIANTS
+from contract_servers import ONE_SERVER, VARIANTS
 from tgis_server.wire import generation_pb2 as pb
 
-ASKED_OF = FRONT_END_VARIANTS
+ASKED_OF = ONE_SERVER
 
 NAN, INFINITY = math.nan, math.inf
 
@@ -143,6 +143,7 @@ def test_a_value_at_the_edge_of_its_range_is_accepted(api: Api, fields: dict[str
     assert answer.generated_token_count == 1
 
 
+@asked_of(*VARIANTS)
 @row("validation-05-max_new_tokens-at-limit")
 def test_as_many_tokens_as_the_server_allows_may_be_asked_for(api: Api) -> None:
     api.assert_accepts("Hello", max_new_tokens=api.info.max_new_tokens)

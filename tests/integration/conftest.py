@@ -183,11 +183,8 @@ def starting() -> Iterator[Callable[..., Server]]:
 
     def start_server(*arguments: str, script: str = "tgis launch", output: int | None = None, **environ: str) -> Server:
         base = Path(tempfile.mkdtemp(prefix="t-"))  # short, as socket paths are: pytest's own directories are not
-        # Background jobs ignore SIGINT, those of nohup SIGHUP, and so would the launcher.
-        is_ignored = signal.SIG_IGN in map(signal.getsignal, (signal.SIGINT, signal.SIGHUP))
-        command: list[str | Path] = ["env", "--default-signal"] if is_ignored else []
         words = script.format(base=base).split()
-        command += [BIN / words[0], *words[1:], *arguments]
+        command = [BIN / words[0], *words[1:], *arguments]
         with (base / "stdout").open("wb") as stdout, (base / "stderr").open("wb") as stderr:
             process = subprocess.Popen(
                 command,

@@ -6,7 +6,6 @@ import contextlib
 import os
 import queue
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ import grpc
 from tokenizers import Tokenizer, models
 
 from tgis_server.config import ServeConfig
+from tgis_server.interpreter import make_command
 from tgis_server.run import Run
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.wire import shard_pb2_grpc
@@ -83,8 +83,8 @@ class Shards:
                 os.close(end)
 
     def _start(self, rank: int) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "tgis_server.child", f"shard-{rank}", "--run", str(self.run.file)]
-        command += ["--death-fd", str(self.death_pipe[0]), "--parent", str(os.getpid())]
+        command = make_command("-m", "tgis_server.child", f"shard-{rank}", "--run", str(self.run.file))
+        command += ("--death-fd", str(self.death_pipe[0]), "--parent", str(os.getpid()))
         return subprocess.Popen(command, pass_fds=[self.death_pipe[0]], process_group=0)
 
     @contextlib.contextmanager

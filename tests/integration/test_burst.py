@@ -15,6 +15,8 @@ import pytest
 from frontends import PRIVATE, batch, single, tokens
 from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
 
+pytestmark = pytest.mark.serial  # needs the whole machine
+
 NUM_CALLS = 3000  # of each kind
 NUM_PERMITS = 512
 DEADLINE_S = 120.0
@@ -50,7 +52,7 @@ async def burst(address: str, num_channels: int) -> tuple[Counter[Status], int]:
     return Counter(ends), len(answer.responses)
 
 
-@pytest.mark.parametrize("num_channels", [1, 8])
+@pytest.mark.parametrize("num_channels", [1, pytest.param(8, marks=pytest.mark.acceptance)])
 def test_of_a_burst_every_call_is_answered_or_refused_as_overload(launch: Callable[..., Any], num_channels: int):
     server = launch("--rehearse", "--max-concurrent-requests", str(NUM_PERMITS))
 

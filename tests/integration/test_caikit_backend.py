@@ -40,7 +40,7 @@ def caikit_python() -> Path:
     return python
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_caikit_starts_the_launcher_recovers_from_a_lost_shard_and_stops_it(caikit_python: Path, tmp_path: Path):
     environ = {
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",

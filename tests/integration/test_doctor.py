@@ -45,6 +45,7 @@ def run_doctor(*arguments: str, **environ: str) -> subprocess.CompletedProcess[s
     return run(str(BIN / "tgis"), "doctor", *arguments, **environ)
 
 
+@pytest.mark.serial
 def test_an_ordinary_machine_passes_with_the_demo_model_within_seconds(tmp_path: Path):
     begun = time.monotonic()
 

@@ -25,8 +25,7 @@ from hub_stub import COMMIT, MODEL, Fault, HubStub, digest_of, serve_hub
 TGIS = Path(sys.executable).parent / "tgis"
 WEIGHTS = "model.safetensors"
 NUM_WEIGHT_BYTES = 3_000_000
-# Runs that are killed at a random moment; set it to 200 for a long look.
-NUM_KILLS = int(os.environ.get("TGIS_KILL_RUNS", "4"))
+NUM_KILLS = [2, pytest.param(int(os.environ.get("TGIS_KILL_RUNS", "40")), marks=pytest.mark.acceptance)]
 
 
 def make_weights(num_bytes: int = NUM_WEIGHT_BYTES) -> bytes:
@@ -150,6 +149,16 @@ def test_a_download_prints_its_directory_and_is_complete(download: Download):
     assert (result.returncode, result.stdout) == (0, f"{download.snapshot}\n")
     assert_complete(download)
     assert not any(os.readlink(path).startswith("/") for path in download.snapshot.iterdir())  # it may be moved
+
+
+def test_nothing_of_the_directory_where_it_is_started_is_imported(download: Download, tmp_path: Path):
+    for name in ("shutil", "fcntl", "json", "hashlib"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'a').write({name!r})\n")
+
+    command = ["sh", "-c", f"cd {tmp_path} && exec {TGIS} download-weights {MODEL}"]
+    result = subprocess.run(command, env=download.environment(), capture_output=True, text=True, timeout=60)
+
+    assert (result.returncode, (tmp_path / "imported").exists()) == (0, False), result.stderr
 
 
 def test_the_hub_library_finds_what_was_downloaded(downloaded: Download):
@@ -676,10 +685,13 @@ def test_a_stop_signal_keeps_what_has_arrived(number: signal.Signals, download: 
     assert_complete(download)
 
 
-def test_downloads_killed_at_random_moments_leave_nothing_wrong_and_the_next_one_completes(download: Download):
+@pytest.mark.parametrize("num_kills", NUM_KILLS)
+def test_downloads_killed_at_random_moments_leave_nothing_wrong_and_the_next_one_completes(
+    download: Download, num_kills: int
+):
     draw = random.Random(os.environ.get("TGIS_KILL_SEED", "0"))
     download.hub.bytes_per_s = 6_000_000
-    for run in range(NUM_KILLS):
+    for run in range(num_kills):
         process = download.start()
         if draw.random() < 0.8:  # else at any moment, mostly before there are workers
             seen = len(download.hub.requests)

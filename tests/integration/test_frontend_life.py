@@ -210,6 +210,7 @@ def _no_cause_is_told(monkeypatch):
     monkeypatch.setattr(entry, "MAX_LINGER_S", 0.1)
 
 
+@pytest.mark.serial
 @pytest.mark.usefixtures("_no_cause_is_told")
 def test_when_the_link_breaks_every_call_ends_unavailable_and_the_process_ends():
     async def test() -> None:

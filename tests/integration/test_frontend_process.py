@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import grpc
 import pytest
 
 from shards import Shards, make_run, wait_until
+from tgis_server.interpreter import make_command
 from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire import shard_pb2, shard_pb2_grpc
 from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
@@ -27,8 +27,8 @@ def group(tmp_path: Path, **options: object) -> Iterator[tuple[Shards, subproces
     """Shards and a front-end that serves."""
     run = make_run(tmp_path, host="127.0.0.1", grpc_port=0, port=0, **options)
     with Shards(run) as shards:
-        command = [sys.executable, "-m", "tgis_server.child", "frontend", "--run", str(run.file)]
-        command += ["--death-fd", str(shards.death_pipe[0]), "--parent", str(os.getpid())]
+        command = make_command("-m", "tgis_server.child", "frontend", "--run", str(run.file))
+        command += ("--death-fd", str(shards.death_pipe[0]), "--parent", str(os.getpid()))
         frontend = subprocess.Popen(command, pass_fds=[shards.death_pipe[0]], process_group=0)
         try:
             with grpc.insecure_channel(f"unix:{run.frontend_socket}") as channel:

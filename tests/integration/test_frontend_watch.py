@@ -48,6 +48,17 @@ def test_a_step_that_runs_too_long_is_a_death():
     ]
 
 
+def test_a_step_may_take_what_the_leader_allows_for_it():
+    assert verdicts(serving(step_age_s=499, allowance_s=500), serving(step_age_s=501, allowance_s=500)) == [
+        None,
+        "Shard 1 hangs: its current step has run for 501 s, more than the 500 s that such a step may take.",
+    ]
+
+
+def test_an_allowance_below_the_step_timeout_shortens_nothing():
+    assert verdicts(serving(step_age_s=59, allowance_s=2)) == [None]
+
+
 def test_an_idle_loop_that_misses_its_ticks_is_a_death():
     assert verdicts(serving(executed_steps=5, tick_age_s=3), serving(executed_steps=5, tick_age_s=4)) == [
         None,

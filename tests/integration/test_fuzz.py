@@ -222,23 +222,26 @@ def count_bytes(server: Any) -> int:
     return sum(process.memory_full_info().uss for process in processes_of(server))
 
 
-@pytest.mark.slow
-def test_extreme_messages_and_bytes_that_are_no_messages_leave_nothing_behind(launch: Launch) -> None:
+@pytest.mark.serial
+@pytest.mark.parametrize("num_examples", [10, pytest.param(100, marks=pytest.mark.acceptance)])
+def test_extreme_messages_and_bytes_that_are_no_messages_leave_nothing_behind(
+    launch: Launch, num_examples: int
+) -> None:
     server = launch("--rehearse", "--num-shard", "2", "--max-concurrent-requests", "2000", *SMALL)
     before = state_of(server)
     codes: Counter[str] = Counter()
     sizes = []
 
     for _ in range(2):  # what the first round leaves may be for good; what the second adds is a leak
-        codes += fuzz(server.address, 48, NUM_MUTANTS, *METHODS)
+        codes += fuzz(server.address, num_examples, NUM_MUTANTS, *METHODS)
         send_strangers(server)
         with loiterers(server):
             assert answer_of(server) == before.answer
         wait_until(lambda: state_of(server) == before, "everything to be as before")
         sizes.append(count_bytes(server))
 
-    assert codes.total() > 10_000
-    assert min(codes["OK"], codes["INVALID_ARGUMENT"], codes["INTERNAL"]) > 500
+    assert codes.total() > 200 * num_examples
+    assert min(codes["OK"], codes["INVALID_ARGUMENT"], codes["INTERNAL"]) > 10 * num_examples
     assert sizes[1] < sizes[0] + MORE_BYTES
     assert "Traceback" not in server.stderr
 

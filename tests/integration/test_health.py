@@ -128,6 +128,7 @@ def test_an_idle_server_serves_and_knows_its_services(launch: Start):
         assert probes.watched == ["SERVICE_UNKNOWN"]
 
 
+@pytest.mark.serial
 def test_probes_of_a_busy_server_are_answered_at_once(launch: Start):
     server = launch(*REHEARSAL, "--rehearse-step-ms", "100", "--num-shard", "2")
     load = server.start_load(num_streams=64, max_new_tokens=30)
@@ -183,6 +184,7 @@ def assert_the_end_was_told(answers: list[tuple[int, str]], probes: Probes, caus
     assert probes.watched == ["SERVING", "NOT_SERVING"]
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize(("victim", "num_streams"), [("shard-0", 0), ("shard-1", 4)])
 def test_a_frozen_shard_ends_the_group_in_time_and_is_named(launch: Start, victim: str, num_streams: int):
     server = launch(*REHEARSAL, "--rehearse-step-ms", "20", "--num-shard", "2")

@@ -23,6 +23,8 @@ import pytest
 
 from shards import wait_until
 
+pytestmark = pytest.mark.serial
+
 GONE_S = 2.0  # from a signal to the end of the last process
 NOTICED_S = 10.0  # from a stop to the consequences
 NUM_STREAMS = 3
@@ -33,7 +35,7 @@ CELLS = [(victim, number, phase) for victim in VICTIMS for number in SIGNALS for
 
 IS_NATIVE = os.environ.get("TGIS_KILL_MATRIX") == "native"
 ENGINE = ("--allow-faults",) if IS_NATIVE else ("--rehearse", "--rehearse-step-ms", "20")
-AT_ONCE = 1 if IS_NATIVE else 3  # servers that run at a time
+AT_ONCE = 1 if IS_NATIVE else 6  # servers that run at a time
 OPTIONS = (*ENGINE, "--num-shard", "2", "--host", "127.0.0.1")
 FINISHED, CUT = "MAX_TOKENS", "UNAVAILABLE"
 

@@ -44,6 +44,7 @@ def full_pipe() -> Iterator[int]:
     os.close(write_end)
 
 
+@pytest.mark.serial
 def test_a_rehearsal_of_four_shards_answers_and_leaves_nothing(launch: Start):
     server = launch("--rehearse", "--num-shard", "4")
     answer = server.run("generate", "Once upon a time", "--json")

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,43 @@ Start = Callable[..., Any]  # of a Server in conftest.py
 SLOW = ("--rehearse", "--num-shard", "2", "--rehearse-step-ms", "20")
 
 
-def test_a_closed_terminal_stops_the_server_and_loses_no_started_answer(launch: Start):
+def hang_up(pids: Iterable[int]) -> None:
+    """SIGHUP to every process, as `systemctl kill -s HUP` sends it."""
+    for pid in pids:
+        os.kill(pid, signal.SIGHUP)
+
+
+def test_a_hangup_of_every_process_stops_the_server_and_loses_no_started_answer(launch: Start):
     server = launch(*SLOW)
     load = server.start_load(num_streams=6, max_new_tokens=25)
 
+    hang_up(server.child_pids())
     server.process.send_signal(signal.SIGHUP)
+    server.wait_for_line(r"draining: \d+ calls in flight")
+    hang_up([*server.child_pids(), server.process.pid])  # as a shell and the kernel send it one after the other
 
     assert load.join() == ["MAX_TOKENS"] * 6
     assert server.wait() == 0
     assert "SIGHUP: draining" in server.stderr
 
 
+def test_with_a_log_file_a_hangup_of_every_process_ends_nothing_at_any_time(start: Start, tmp_path: Path):
+    server = start(*SLOW, "--log-file", str(tmp_path / "log"))
+
+    hang_up([*server.wait_for_children(3), server.process.pid])
+    load = server.wait_until_ready().start_load(num_streams=4, max_new_tokens=40)
+    (tmp_path / "log").rename(tmp_path / "rotated")
+    hang_up(server.pids.values())
+    server.process.send_signal(signal.SIGTERM)
+    server.wait_for_line(r"draining: \d+ calls in flight")
+    hang_up(server.pids.values())
+
+    assert load.join() == ["MAX_TOKENS"] * 4
+    assert server.wait() == 0
+    assert "draining" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.serial
 def test_twenty_streams_outlive_the_stop_signal_and_the_next_call_is_refused(launch: Start):
     server = launch(*SLOW, "--drain-delay", "3", "--drain-timeout", "15")
     load = server.start_load(num_streams=20, max_new_tokens=250)
@@ -87,13 +113,20 @@ def test_the_cause_is_named_also_where_nothing_can_be_written(launch: Start):
     assert server.last_line.startswith("shard-0 was killed by SIGKILL")
 
 
-def test_with_a_log_file_a_hangup_before_the_start_is_complete_ends_nothing(start: Start, tmp_path: Path):
-    server = start(*SLOW, "--log-file", str(tmp_path / "log"))
-    server.wait_for_children(3)
+def test_a_hangup_while_the_launcher_imports_waits_for_what_the_options_say(start: Start, tmp_path: Path):
+    (tmp_path / "typer.py").write_text(
+        "import os, signal, sys\n"
+        "os.kill(os.getpid(), signal.SIGHUP)\n"
+        f"sys.path.remove({str(tmp_path)!r})\n"
+        "del sys.modules['typer']\n"
+        "import typer\n"
+    )
+    with_file = start(*SLOW, "--log-file", str(tmp_path / "log"), PYTHONPATH=str(tmp_path))
+    without = start(*SLOW, PYTHONPATH=str(tmp_path))
 
-    server.process.send_signal(signal.SIGHUP)
-
-    assert server.wait_until_ready().stop() == 0
+    assert with_file.wait_until_ready().stop() == 0
+    assert without.wait() == 0
+    assert without.run_dir is None
 
 
 @pytest.mark.parametrize(("command", "exit_code"), [("launch", 0), ("version", -signal.SIGINT)])
@@ -101,7 +134,7 @@ def test_ctrl_c_is_quiet_from_the_first_import_on(tmp_path: Path, command: str, 
     (tmp_path / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
 
     result = subprocess.run(
-        ["env", "--default-signal", sys.executable, "-m", "tgis_cli", command],
+        [sys.executable, "-m", "tgis_cli", command],
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
         capture_output=True,
         timeout=20,

@@ -32,7 +32,7 @@ from tgis_server.errors import ModelError, TgisError, UsageError
 from tiny import Oracle, load, make_checkpoint, prompt_of
 
 TGIS = Path(sys.executable).parent / "tgis"
-NUM_KILLS = int(os.environ.get("TGIS_KILL_RUNS", "6"))
+NUM_KILLS = [2, pytest.param(int(os.environ.get("TGIS_KILL_RUNS", "40")), marks=pytest.mark.acceptance)]
 
 
 def convert(directory: Path) -> list[str]:
@@ -557,11 +557,14 @@ def test_two_conversions_at_once_share_the_work(tmp_path: Path):
     assert_same(read_all(tmp_path), expected)
 
 
-def test_conversions_killed_at_random_moments_leave_nothing_wrong_and_the_next_one_completes(tmp_path: Path):
+@pytest.mark.parametrize("num_kills", NUM_KILLS)
+def test_conversions_killed_at_random_moments_leave_nothing_wrong_and_the_next_one_completes(
+    tmp_path: Path, num_kills: int
+):
     expected = save_sharded(tmp_path, 4, 24_000_000)
     sources = set(names_in(tmp_path))
     draw = random.Random(os.environ.get("TGIS_KILL_SEED", "0"))
-    for run in range(NUM_KILLS):
+    for run in range(num_kills):
         process = subprocess.Popen([TGIS, "convert-to-safetensors", tmp_path], stderr=subprocess.DEVNULL)
         time.sleep(draw.uniform(0.15, 0.6))
         process.kill()

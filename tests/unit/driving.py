@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict, deque
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 
 from tgis_server.engines.api import Capacity
 from tgis_server.engines.fake import FakeRunner
@@ -58,6 +59,14 @@ def expected_tokens(request: Submit, eos_ids: Iterable[int] = (), rope_border: i
     return known[len(request.prompt_ids) :]
 
 
+@dataclass(frozen=True)
+class Load:
+    """What a step computes, as the fake engine counts it."""
+
+    num_tokens: int
+    num_products: int  # tokens times the keys of their row
+
+
 @dataclass
 class Driver:
     """A scheduler, a fake runner, and everything that came out of them."""
@@ -70,12 +79,17 @@ class Driver:
     prefix_cache: bool = True
     rope_border: int | None = None
     depth: int = 1  # steps in flight
+    target_s: float = math.inf
+    step_seconds: Callable[[Load], float] = lambda load: 0.0  # how long a step takes
     now: float = 0.0
+    not_finite: set[int] = field(default_factory=set)  # requests in whose rows NaN is computed from now on
     tokens: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
     reasons: dict[int, FinishReason] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
     described: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))  # prompt tokens, from facts
     plans: list[StepPlan] = field(default_factory=list)
+    rows: list[list[int]] = field(default_factory=list)  # of each plan: the request of each row
+    seconds: list[float] = field(default_factory=list)  # of each plan
     results: list[StepResult] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -87,6 +101,7 @@ class Driver:
                 self.max_batch_tokens,
                 self.eos_ids,
                 self.prefix_cache,
+                self.target_s,
                 rope_border=self.rope_border,
             )
         )
@@ -100,15 +115,31 @@ class Driver:
     def apply(self, *messages: Submit | Cancel) -> None:
         self.scheduler.apply(messages)
 
+    def load(self, plan: StepPlan) -> Load:
+        """What a launched step has computed."""
+        ends = [self.runner._slots[slot].num_computed for slot in plan.slots]
+        return Load(plan.total_tokens, sum(n * end for n, end in zip(plan.num_tokens, ends, strict=True)))
+
+    def requests_of(self, plan: StepPlan) -> list[int]:
+        """Whose rows a plan has, right after it was made."""
+        return [row.sequence.submit.request_id for row in self.scheduler._in_flight[plan.step].rows]
+
     def step(self) -> bool:
         """Plan and launch a step, then commit so that at most ``depth - 1`` stay in flight; False when idle."""
         plan = self.scheduler.plan(self.now)
         if plan:
             self.plans.append(plan)
-            self._in_flight.append(self.runner.launch(plan))
+            self.rows.append(self.requests_of(plan))
+            launched = self.runner.launch(plan)
+            self.seconds.append(self.step_seconds(self.load(plan)))
+            broken = [row for row, request_id in enumerate(self.rows[-1]) if request_id in self.not_finite]
+            self._in_flight.append(
+                (replace(launched, tokens=replace(launched.tokens, not_finite=broken)), self.seconds[-1])
+            )
         allowed = self.depth - 1 if plan else 0
         while len(self._in_flight) > allowed:
-            launched = self._in_flight.popleft()
+            launched, seconds = self._in_flight.popleft()
+            self.now += seconds
             self._take(self.scheduler.commit(launched.plan, self.runner.collect(launched), self.now))
         if not plan and self.scheduler.has_news():
             self._take(self.scheduler.take_result())

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import closing
 from pathlib import Path
@@ -26,6 +27,7 @@ from doctor_context import make_context, with_disk
 from test_families_checkpoint import SPEC, shapes_of, write_safetensors
 from test_preflight import Weights, make_run
 from test_preflight import machine as make_machine
+from tgis_cli import prepare
 from tgis_cli.doctor import check_machine
 from tgis_cli.doctor.verdict import Host
 from tgis_cli.log_file import check_log_file
@@ -266,6 +268,17 @@ def break_the_tokenizer(tmp: Path, patch: pytest.MonkeyPatch) -> object:
     return Tokenizer.load(tmp, 1)
 
 
+@provokes(failures.LFS_POINTER)
+def leave_a_pointer(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+    (tmp / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    return inspect_checkpoint(tmp, SPEC, 1)
+
+
+@provokes(failures.WEB_PAGE)
+def send_a_page(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+    return read_spec(model(tmp, config="<!DOCTYPE html><html>"))
+
+
 @provokes(failures.DECODER_NOT_SUPPORTED)
 def use_a_decoder_of_whole_texts(tmp: Path, patch: pytest.MonkeyPatch) -> object:
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -370,6 +383,13 @@ PROVOCATIONS |= {
     failures.RANK_BEHIND: wait_in_vain(shard_0=2, shard_1=1, shard_2=2),
     failures.NO_PROGRESS: lambda tmp, patch: Silence(1.0).check([ProcessProgress("shard-0", 0.0)], 9.0),
 }
+
+
+@provokes(failures.STORAGE_HANGS)
+def read_for_ever(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+    patch.setattr(prepare, "examine", lambda *_: time.sleep(60.0))
+    loaded = load_config({"startup_timeout": "0.3"}, {})
+    return asyncio.run(prepare.examine_patiently(loaded, {}, tmp))
 
 
 class SilentHealth:
@@ -568,7 +588,7 @@ VALUES = {
     failures.SHARDS_DO_NOT_DIVIDE: "this model (4 attention heads, 2 KV heads, MLP of 12): use one of 1,",
     failures.REVISION_NOT_CACHED: "model a/b, revision x. Expected /",
     failures.ENGINE_NOT_PRESENT: "--deployment-framework hf_transformers,",
-    failures.WEIGHTS_INCOMPLETE: "lacks 1 of 2 weight files (b.safetensors for one)",
+    failures.WEIGHTS_INCOMPLETE: "1 of 2 weight files that model.safetensors.index.json names (b.safetensors for",
     failures.WEIGHTS_TRUNCATED: "has 6906 bytes, but its header says 6907:",
     failures.TENSOR_MISSING: "tensor model.norm.weight, which a llama model of 2 layers",
     failures.TENSOR_SHAPE: "tensor model.norm.weight has shape [1], but config.json asks for [8]:",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import subprocess
 import sys
 from pathlib import Path
@@ -266,10 +267,12 @@ def test_without_a_network_the_reason_and_the_ways_out_are_told(tmp_path: Path, 
 def test_the_cache_directory_of_the_user_holds_it():
     assert find_environment({"HOME": "/home/u"}) == Path("/home/u/.cache/tgis/onnx-exporter")
     assert find_environment({"HOME": "/home/u", "XDG_CACHE_HOME": "/c"}) == Path("/c/tgis/onnx-exporter")
+    assert find_environment({"HOME": "/home/u", "XDG_CACHE_HOME": "$HOME/c"}) == Path("/home/u/c/tgis/onnx-exporter")
+    assert find_environment({"HOME": "/home/u", "XDG_CACHE_HOME": "c"}) == Path("/home/u/.cache/tgis/onnx-exporter")
 
 
 def test_a_user_without_a_home_is_told_how_to_name_a_place(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
 
     with pytest.raises(UsageError, match=r"HOME is not set, and user .* Name one with --environment"):
         find_environment({})

@@ -96,7 +96,7 @@ def test_usual_limits_are_one_line(tmp_path: Path):
             {"NOFILE": 700},
             {},
             "A process may open 700 files, but 512 calls from as many clients need about 768. Raise the limit "
-            "(`ulimit -n`, LimitNOFILE in systemd), or lower --max-concurrent-requests.",
+            "(`ulimit -Hn`, LimitNOFILE in systemd), or lower --max-concurrent-requests.",
         ),
         (
             {"NPROC": 100},

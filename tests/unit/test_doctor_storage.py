@@ -181,10 +181,16 @@ def test_variables_that_name_different_caches_are_a_failure():
     ]
 
 
-def test_a_tilde_that_nobody_expands_is_warned_of():
-    assert complaints(check_cache, make_context({"HF_HUB_CACHE": "~/cache"})) == [
-        "HF_HUB_CACHE names ~/cache, but nothing expands the ~. Write the directory out."
+def test_the_place_of_the_cache_is_told_as_it_is_expanded():
+    assert say(check_cache, make_context({"HOME": "/nowhere", "HF_HUB_CACHE": "~/cache"})) == [
+        ("ok", "The cache is /nowhere/cache (from HF_HUB_CACHE), which is not there yet.")
     ]
+
+
+def test_a_variable_that_is_set_to_nothing_is_warned_of():
+    (warning,) = complaints(check_cache, make_context({"HF_HUB_CACHE": ""}))
+
+    assert warning.startswith(f"The cache is {Path.cwd()} (from HF_HUB_CACHE), the current directory, as HF_HUB_CACHE")
 
 
 def test_a_user_without_a_home_is_told_to_name_a_cache(monkeypatch: pytest.MonkeyPatch):

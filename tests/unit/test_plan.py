@@ -358,6 +358,7 @@ def test_a_download_larger_than_the_disk_does_not_fit(
     assert "sequences of up to" not in text_of(report)
 
 
+@pytest.mark.serial
 def test_a_local_plan_is_quick_and_needs_no_torch(model_dir: Callable[..., Path]) -> None:
     program = (
         "import sys; sys.argv = ['tgis', 'plan', *sys.argv[1:]]\n"

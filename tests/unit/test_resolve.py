@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tgis_cli.machine import Cpu, Gpu, Machine
-from tgis_cli.models import find_cache_dir, find_model_dir
+from tgis_cli.models import find_model_dir
 from tgis_cli.resolve import DEMO_MODEL_DIR, Resolved, resolve
 from tgis_server.config import load_config
 from tgis_server.errors import ModelError, NotEnoughDevices, UsageError
@@ -89,27 +89,6 @@ def test_what_is_neither_is_an_error_that_says_where_was_looked(cache: Path):
 def test_a_path_is_not_looked_for_in_the_cache(cache: Path):
     with pytest.raises(ModelError, match=r"Model /nowhere not found. There is no directory of that name\.$"):
         find_model_dir("/nowhere", None, cache)
-
-
-@pytest.mark.parametrize(
-    ("environ", "expected"),
-    [
-        ({"HF_HUB_CACHE": "/a", "HF_HOME": "/h"}, "/a"),
-        ({"TRANSFORMERS_CACHE": "/b", "HF_HOME": "/h"}, "/b"),
-        ({"HUGGINGFACE_HUB_CACHE": "/c", "HF_HOME": "/h"}, "/c"),
-        ({"HF_HOME": "/h", "HOME": "/root"}, "/h/hub"),
-        ({"HOME": "/root"}, "/root/.cache/huggingface/hub"),
-    ],
-)
-def test_the_cache_directory_follows_the_variables(environ: dict[str, str], expected: str):
-    assert find_cache_dir(environ)[0] == Path(expected)
-
-
-def test_variables_that_name_different_caches_are_an_error():
-    with pytest.raises(
-        UsageError, match="TRANSFORMERS_CACHE and HF_HUB_CACHE env vars can't be set to different values"
-    ):
-        find_cache_dir({"HF_HUB_CACHE": "/a", "TRANSFORMERS_CACHE": "/b"})
 
 
 @pytest.mark.parametrize("name", ["", " "])

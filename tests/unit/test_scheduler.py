@@ -8,6 +8,8 @@ from driving import Driver, expected_tokens, submit
 from tgis_server.errors import OutOfMemory
 from tgis_server.faults import Fault
 from tgis_server.scheduler.blocks import cache_root, chain_keys
+from tgis_server.scheduler.scheduler import NOT_FINITE
+from tgis_server.scheduler.waiting import MAX_OVERTAKEN
 from tgis_server.wire.messages import Cancel, Details, FinishReason
 
 
@@ -40,7 +42,7 @@ def test_decodes_come_before_prefill_chunks_and_use_the_budget_first():
 
     driver.step()
 
-    assert driver.plans[-1].num_tokens == [1, 3]
+    assert driver.plans[-1].num_tokens == [1, 2]
 
 
 def test_waiting_requests_start_in_order_of_arrival():
@@ -52,7 +54,7 @@ def test_waiting_requests_start_in_order_of_arrival():
     assert [request_id for result in driver.results for request_id, _ in result.started] == [5, 3, 4]
 
 
-def test_a_big_request_at_the_head_of_the_queue_is_not_overtaken_by_a_small_one():
+def test_a_small_request_overtakes_a_big_one_that_waits_for_blocks():
     driver = Driver(num_blocks=6, block_size=4)
     driver.apply(submit(1, prompt=12, max_new_tokens=4))
     driver.step()
@@ -60,7 +62,106 @@ def test_a_big_request_at_the_head_of_the_queue_is_not_overtaken_by_a_small_one(
     driver.apply(submit(2, prompt=20, max_new_tokens=4), submit(3, prompt=1, max_new_tokens=1))
     driver.run_until_idle()
 
-    assert list(driver.reasons) == [1, 2, 3]
+    assert list(driver.reasons) == [3, 1, 2]
+
+
+def test_a_big_request_is_overtaken_a_limited_number_of_times():
+    driver = Driver(num_blocks=8, block_size=4)
+    driver.apply(submit(1, prompt=12, max_new_tokens=10), submit(2, prompt=28, max_new_tokens=4))
+    later = range(3, 3 + 2 * MAX_OVERTAKEN)
+
+    for request_id in later:
+        driver.apply(submit(request_id, prompt=1, max_new_tokens=1))
+    driver.run_until_idle()
+
+    started = [request_id for result in driver.results for request_id, _ in result.started]
+    assert started == [1, *later[:MAX_OVERTAKEN], 2, *later[MAX_OVERTAKEN:]]
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one():
+    driver = Driver(num_blocks=64, max_batch_tokens=16)
+    driver.apply(submit(1, prompt=160, max_new_tokens=1))
+    driver.step()
+
+    driver.apply(submit(2, prompt=3, max_new_tokens=1))
+    driver.step()
+
+    assert driver.rows == [[1], [1, 2]]
+    assert [plan.num_tokens for plan in driver.plans] == [[16], [8, 3]]
+
+
+def test_long_prompts_take_turns():
+    driver = Driver(num_blocks=64, max_batch_tokens=16, prefix_cache=False)
+    driver.apply(submit(1, prompt=80, max_new_tokens=1), submit(2, prompt=80, max_new_tokens=1))
+    driver.step()
+
+    driver.apply(submit(3, prompt=40, max_new_tokens=1))
+    for _ in range(4):
+        driver.step()
+
+    assert driver.rows == [[1, 2], [1, 3], [2, 1], [3, 2], [1, 3]]
+
+
+def test_chunks_are_powers_of_two_but_for_the_last():
+    driver = Driver(num_blocks=64, max_batch_tokens=27, prefix_cache=False)
+    driver.apply(submit(1, prompt=70, max_new_tokens=1))
+
+    driver.run_until_idle()
+
+    assert [plan.num_tokens for plan in driver.plans] == [[16], [16], [16], [22]]
+
+
+def test_sequences_that_never_need_another_block_reserve_none():
+    driver = Driver(num_blocks=16, block_size=4, max_batch_size=32, prefix_cache=False)
+    driver.apply(*[submit(i, prompt=2, max_new_tokens=3) for i in range(16)])
+
+    driver.step()
+
+    assert len(driver.plans[0].slots) == 16
+    driver.run_until_idle()
+    assert driver.preemptions == 0
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_request_in_which_nan_is_computed_fails_alone(depth):
+    driver = Driver(depth=depth, not_finite={2})
+    driver.apply(*[submit(i, max_new_tokens=5) for i in (1, 2, 3)])
+
+    driver.run_until_idle()
+
+    assert driver.failures == {2: NOT_FINITE}
+    assert driver.tokens[2] == []
+    assert {i: driver.tokens[i] for i in (1, 3)} == {i: expected_tokens(submit(i, max_new_tokens=5)) for i in (1, 3)}
+    driver.assert_blocks_balanced()
+
+
+def test_blocks_in_which_nan_was_computed_are_not_found_by_others():
+    driver = Driver(block_size=4, max_batch_tokens=8)
+    driver.apply(submit(1, list(range(30))))
+    driver.step()
+    driver.not_finite = {1}
+    driver.step()
+    driver.not_finite = set()
+
+    driver.apply(submit(2, list(range(30))))
+    driver.run_until_idle()
+
+    assert driver.cached_tokens == 8  # of the step before
+    assert driver.tokens[2] == expected_tokens(submit(2, list(range(30))))
+
+
+def test_a_deadline_that_passes_between_chunks_ends_the_request_without_a_token():
+    driver = Driver(max_batch_tokens=4)
+    driver.apply(submit(1, prompt=40, deadline=5.0))
+    driver.step()
+    driver.now = 6.0
+
+    driver.run_until_idle()
+
+    assert driver.reasons[1] is FinishReason.TIME_LIMIT
+    assert driver.tokens[1] == []
+    assert len(driver.plans) == 2
+    driver.assert_blocks_balanced()
 
 
 def test_a_finished_sequence_frees_its_blocks_before_the_next_plan():
@@ -402,7 +503,7 @@ def test_a_step_that_does_not_fit_fails_its_prefills_and_repeats_its_decodes(dep
     with pytest.raises(OutOfMemory):
         runner_that_fails_at(plan.step, driver).launch(plan)
     while driver._in_flight:
-        launched = driver._in_flight.popleft()
+        launched, _ = driver._in_flight.popleft()
         driver._take(driver.scheduler.commit(launched.plan, launched.tokens, driver.now))
 
     driver._take(driver.scheduler.fail_prefills(plan, "GPU out of memory"))

@@ -56,17 +56,25 @@ def test_files_in_folders_are_left_out():
 
 
 def test_weights_that_the_index_does_not_name_are_left_out():
-    names = [*SHARDS, "consolidated.safetensors", "model.safetensors", "model.safetensors.index.json"]
+    names = [*SHARDS, "consolidated.safetensors", "tuned.safetensors", "model.safetensors.index.json"]
 
     assert select(names, model_safetensors=index_of(*SHARDS)) == [*SHARDS, "model.safetensors.index.json"]
 
 
-def test_without_an_index_the_single_file_wins_over_others():
-    assert select(["consolidated.safetensors", "model.safetensors"]) == ["model.safetensors"]
+def test_an_index_beside_a_whole_file_is_neither_read_nor_taken():
+    assert select(["model.safetensors", "model.safetensors.index.json", SHARDS[0]]) == ["model.safetensors"]
+    assert select(["pytorch_model.bin", "pytorch_model.bin.index.json"]) == ["pytorch_model.bin"]
 
 
-def test_weights_of_other_names_are_taken_where_nothing_tells_them_apart():
-    assert select(["a.safetensors", "b.safetensors"]) == ["a.safetensors", "b.safetensors"]
+def test_an_adapter_alone_is_taken_as_it_is():
+    names = ["adapter_config.json", "adapter_model.safetensors"]
+
+    assert select(names) == names
+
+
+def test_shards_of_which_one_is_missing_are_refused_without_an_index_too():
+    with pytest.raises(ModelError, match="tell of model-00002-of-00002"):
+        select([SHARDS[0], "config.json"])
 
 
 def test_pytorch_weights_stand_in_for_safetensors_that_there_are_not():
@@ -90,7 +98,15 @@ def test_an_index_that_names_what_is_not_there_is_refused():
         select([SHARDS[0], "model.safetensors.index.json"], model_safetensors=index_of(*SHARDS))
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}'])
-def test_a_broken_index_is_refused(text: str):
-    with pytest.raises(ModelError, match="is no index of weights"):
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "is not valid JSON"),
+        ("[]", "holds a list"),
+        ("{}", "is no index of weights"),
+        ('{"weight_map": 3}', "is no index of weights"),
+    ],
+)
+def test_a_broken_index_is_refused(text: str, sentence: str):
+    with pytest.raises(ModelError, match=f"model.safetensors.index.json {sentence}"):
         select([*SHARDS, "model.safetensors.index.json"], model_safetensors=text)

@@ -83,6 +83,7 @@ def plans(draw):
         draw(st.lists(new, max_size=3)),
         *([row[i] for row in rows] for i in range(4)),
         draw(ids),
+        draw(st.floats(0, 1000)),
     )
 
 

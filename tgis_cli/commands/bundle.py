@@ -33,7 +33,13 @@ def bundle(
     with failures_told(as_json=as_json):
         from tgis_cli.models.bundle import describe_model_dir, make_bundle
         from tgis_cli.models.cache_folder import CacheFolder
-        from tgis_cli.models.inventory import find_damage, inspect_snapshot, read_references
+        from tgis_cli.models.inventory import (
+            find_broken_config,
+            find_broken_tokenizer,
+            find_weight_problems,
+            inspect_snapshot,
+            read_references,
+        )
 
         cache_dir = get_cache_dir(os.environ)
         model_dir = find_model_dir(model, revision, cache_dir)
@@ -44,7 +50,11 @@ def bundle(
             name = model
             revisions = tuple(ref for ref, commit in read_references(folder.root).items() if commit == model_dir.name)
         else:
-            problems = tuple(filter(None, map(find_damage, sorted(model_dir.glob("*.safetensors")))))
+            problems = (
+                *find_broken_config(model_dir),
+                *(find_broken_tokenizer(model_dir) if (model_dir / "tokenizer.json").exists() else ()),
+                *(find_weight_problems(model_dir) if any(model_dir.glob("*.safetensors")) else ()),
+            )
         if problems:
             raise ModelError(f"{model} is not complete: {problems[0]}.")
         manifest = describe_model_dir(model_dir, name, revisions)

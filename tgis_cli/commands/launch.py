@@ -12,7 +12,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,23 +20,24 @@ import typer
 from tgis_cli.exits import EXIT_UNEXPECTED, explain, is_end, silence_broken_outputs
 from tgis_cli.option_help import GroupedHelpCommand
 from tgis_cli.options import with_serve_options
+from tgis_cli.stop_signals import STOP_SIGNALS
 from tgis_cli.supervisor.termination_log import write_termination_log
 from tgis_server import failures
 from tgis_server.config import LoadedConfig, ServeConfig, load_config, options
+from tgis_server.descriptors import raise_limit
 from tgis_server.errors import TgisError
 from tgis_server.logs import setup_handler, setup_logging
 from tgis_server.processes import LAUNCHER, child_names
-from tgis_server.run import Run
 
 if TYPE_CHECKING:
     from tgis_cli.resolve import Resolved
     from tgis_cli.supervisor.supervisor import Outcome
     from tgis_cli.supervisor.terminal import Terminal
+    from tgis_server.run import Run
 
 app = typer.Typer(add_completion=False)
 logger = logging.getLogger(__name__)
 
-NOT_CHECKED = "nothing was checked before this start (--skip-preflight): what is wrong will show later"
 CLOSE_TERMINAL_S = 1.0  # for the last lines to be taken by a slow reader
 
 
@@ -74,7 +74,8 @@ def run_launch(
         needs_model: refuse to start without a model instead of serving the demo model.
         warnings: logged before those about the options.
     """
-    from tgis_cli.supervisor.signals import exit_until_supervised
+    from tgis_cli.prepare import prepare
+    from tgis_cli.supervisor.signals import decide_hangup, exit_until_supervised
     from tgis_server.phases import process_started_at
 
     exit_until_supervised()
@@ -85,10 +86,10 @@ def run_launch(
         loaded = load_config(flags, environ, config_file)
         if needs_model and not loaded.config.model_name and not loaded.config.rehearse:
             raise failures.NO_MODEL.error()
-        if loaded.config.log_file:
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it will mean: reopen the file
+        decide_hangup(has_log_file=loaded.config.log_file is not None)
         log_to_stderr(loaded.config)
-        resolved, run = prepare(loaded, environ, phases, undo)
+        raise_limit()  # of open files, for the children too
+        resolved, run = asyncio.run(prepare(loaded, environ, phases, undo))
         terminal = open_terminal(loaded.config, environ, run.num_shard)
         try:
             for warning in (*warnings, *resolved.warnings):
@@ -110,41 +111,6 @@ def log_choices(resolved: Resolved, terminal: Terminal) -> None:
         logger.info("%s", line)
 
 
-def prepare(
-    loaded: LoadedConfig, environ: Mapping[str, str], phases: list[tuple[str, float]], undo: contextlib.ExitStack
-) -> tuple[Resolved, Run]:
-    """Look at model and machine, check everything, and make a run in a directory of its own.
-
-    Args:
-        undo: gets what removes the directory.
-
-    Raises:
-        TgisError: what stands in the way.
-    """
-    from tgis_cli.doctor import Context, check_machine
-    from tgis_cli.machine import probe_machine
-    from tgis_cli.machine.preflight import check_before_start
-    from tgis_cli.resolve import resolve
-    from tgis_cli.supervisor.run_dir import make_run_dir, remove_leftovers
-    from tgis_cli.supervisor.signals import signals_held
-
-    machine = probe_machine(environ)
-    resolved = resolve(loaded, environ, machine)
-    phases = [*phases, ("checking", time.monotonic())]
-    with signals_held():  # a directory that nobody knows of would stay
-        run_dir = make_run_dir(loaded.config.run_dir)
-        undo.callback(shutil.rmtree, run_dir, ignore_errors=True)
-    remove_leftovers(run_dir.parent)
-    run = resolved.in_directory(run_dir)
-    if loaded.config.skip_preflight:
-        warnings = [NOT_CHECKED]
-    else:
-        check_before_start(run, machine, resolved.checkpoint)
-        warnings = check_machine(Context(environ, loaded, machine, resolved=resolved))
-    resolved = replace(resolved, warnings=(*resolved.warnings, *warnings))
-    return resolved, replace(run, launcher_phases=(*phases, ("spawning", time.monotonic())))
-
-
 class Launch:
     """The runs of one command: one, or several with ``--restart``."""
 
@@ -162,6 +128,7 @@ class Launch:
         Args:
             undo: cleared: from now on the supervisor decides what stays.
         """
+        from tgis_cli.prepare import prepare
         from tgis_cli.supervisor.restarts import RestartPolicy
         from tgis_cli.supervisor.supervisor import Outcome
         from tgis_cli.supervisor.waiting import first_of
@@ -181,8 +148,11 @@ class Launch:
                 return Outcome(0)
             phases = [("resolving", time.monotonic())]
             with contextlib.ExitStack() as undo:
+                preparing = asyncio.ensure_future(prepare(self._loaded, self._environ, phases, undo))
+                if await first_of(preparing, self._signals.wait_first()) != 0:
+                    return Outcome(0)
                 try:  # the machine may have changed: a GPU that is lost is not asked for again
-                    resolved, run = await asyncio.to_thread(prepare, self._loaded, self._environ, phases, undo)
+                    resolved, run = preparing.result()
                 except TgisError as error:
                     return Outcome(error.exit_code, str(error))
                 undo.pop_all()
@@ -227,6 +197,8 @@ def open_terminal(config: ServeConfig, environ: Mapping[str, str], num_shard: in
 
 def finish(loaded: LoadedConfig, terminal: Terminal, outcome: Outcome) -> None:
     """The last line, if there is anything to say; and no waiting for a reader that does not read."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # it stops already, and the exit code is decided
     if outcome.sentence:
         write_termination_log(loaded.config.termination_log, outcome.sentence, outcome.details)
         line = make_failed_line(outcome.sentence, outcome.exit_code) if terminal.as_json else outcome.sentence

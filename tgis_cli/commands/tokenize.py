@@ -14,7 +14,7 @@ import typer
 
 from tgis_cli.client import DEFAULT_URL, Client
 from tgis_cli.models import find_cache_dir, find_model_dir
-from tgis_server.errors import ModelError, UsageError
+from tgis_server.errors import UsageError
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -63,16 +63,10 @@ def read_lines() -> Iterator[str]:
 
 
 def cut_locally(texts: Iterable[str], model: str) -> Iterator[Tokens]:
-    from tokenizers import Tokenizer
+    from tgis_server.frontend.tokenizer import read_tokenizer
 
     cache_dir, _ = find_cache_dir(os.environ)
-    file = find_model_dir(model, None, cache_dir) / "tokenizer.json"
-    if not file.is_file():
-        raise ModelError(f"No existing fast tokenizer (tokenizer.json) found in {file.parent}.")
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises no narrower type
-        raise ModelError(f"{file} cannot be used: {error}.") from error
+    tokenizer = read_tokenizer(find_model_dir(model, None, cache_dir))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     for text in texts:

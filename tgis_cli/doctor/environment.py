@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from tgis_cli.doctor.verdict import Context, Verdict, fail, ok, warn
 from tgis_cli.legacy_settings import BY_NAME, warn_of_settings
-from tgis_cli.models.hub_cache import CURRENT, DEPRECATED
+from tgis_cli.models.cache_place import CURRENT, DEPRECATED
 from tgis_cli.supervisor.environment import ALLOCATOR, SECRETS
 from tgis_server.config import FALSE_WORDS, options
 from tgis_server.url_credentials import mask_credentials

@@ -66,16 +66,14 @@ def check_limits(context: Context) -> Iterator[Verdict]:
         check_address_space()
     except TgisError as error:
         yield failed(error)
-    files, processes, stack = (
-        context.host.get_limit(kind)[0]
-        for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC, resource.RLIMIT_STACK)
-    )
+    files = context.host.get_limit(resource.RLIMIT_NOFILE)[1]  # a start takes all that it may
+    processes, stack = (context.host.get_limit(kind)[0] for kind in (resource.RLIMIT_NPROC, resource.RLIMIT_STACK))
     need_files = OWN_FILES + context.config.max_concurrent_requests
     if is_below(files, need_files):
         yield warn(
             f"A process may open {files} files, but {context.config.max_concurrent_requests} calls from as many "
             f"clients need about {need_files}.",
-            "Raise the limit (`ulimit -n`, LimitNOFILE in systemd), or lower --max-concurrent-requests.",
+            "Raise the limit (`ulimit -Hn`, LimitNOFILE in systemd), or lower --max-concurrent-requests.",
             limit=files,
         )
     pids = [limit for group in context.host.group_dirs("pids") if (limit := cgroup.read_int(group / "pids.max"))]

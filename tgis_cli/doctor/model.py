@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tgis_cli.doctor.verdict import Context, Verdict, fail, failed, ok, warn
-from tgis_cli.machine.preflight import check_memory, check_tokenizer
+from tgis_cli.machine.preflight import check_memory
+from tgis_cli.models.tokenizer_check import load_tokenizer
 from tgis_server.errors import TgisError
 from tgis_server.sizes import format_bytes
 
@@ -19,7 +20,7 @@ def check_model(context: Context) -> Iterator[Verdict]:
     run = context.resolved.run
     yield from map(warn, context.resolved.warnings)
     try:
-        check_tokenizer(run.model_dir)
+        load_tokenizer(run.model_dir)
     except TgisError as error:
         yield failed(error)
     yield ok(

@@ -15,7 +15,7 @@ from typing import Any
 
 from tgis_cli.doctor.verdict import Context, Verdict, failed, ok, warn
 from tgis_cli.machine.preflight import MAX_SOCKET_PATH_BYTES, check_socket
-from tgis_cli.models import find_cache_dir, list_folders
+from tgis_cli.models import find_cache_dir, is_homeless, list_folders
 from tgis_cli.models.disk import count_free_bytes, describe_room
 from tgis_cli.resources import count
 from tgis_cli.supervisor.run_dir import PREFIX, is_leftover, sort_failed
@@ -119,16 +119,17 @@ def check_cache(context: Context) -> Iterator[Verdict]:
         return
     named = {"source": source, "path": str(cache_dir)}
     where = f"The cache is {cache_dir} (from {source})"
-    if cache_dir.parts[:1] == ("~",) and source != "HOME":
-        yield warn(f"{source} names {cache_dir}, but nothing expands the ~.", "Write the directory out.", **named)
-        return
-    if cache_dir.parts[:1] == ("~",):
+    if is_homeless(cache_dir):
         yield warn(
             f"There is no cache: HOME is not set, and user {context.host.uid()} has no other.",
             "Name it with HF_HUB_CACHE to serve models by hub id.",
             **named,
         )
         return
+    if not context.environ.get(source, "unset"):
+        yield warn(
+            f"{where}, the current directory, as {source} is set to nothing.", "Unset it, or name a directory.", **named
+        )
     try:
         is_dir = stat.S_ISDIR(os.stat(cache_dir).st_mode)
     except FileNotFoundError:

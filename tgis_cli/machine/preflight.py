@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING
 
 from tgis_cli.log_file import check_log_file
 from tgis_cli.machine.facts import Machine
+from tgis_cli.models.tokenizer_check import check_tokenizer
 from tgis_server import failures
+from tgis_server.config import ServeConfig
 from tgis_server.errors import UsageError
 from tgis_server.ports import find_listener, listen
+from tgis_server.regular_file import open_regular
 from tgis_server.run import Run
 from tgis_server.sizes import format_bytes
 
@@ -35,7 +38,7 @@ MAX_SOCKET_PATH_BYTES = 107  # sun_path of Linux, less its end mark
 
 
 def check_before_start(run: Run, machine: Machine, checkpoint: Checkpoint | None) -> None:
-    """All checks of a run whose directory exists.
+    """All checks of a run whose directory exists, but for its ports.
 
     Args:
         checkpoint: the weights, whose files and shapes have been checked; ``None`` in a rehearsal.
@@ -45,8 +48,6 @@ def check_before_start(run: Run, machine: Machine, checkpoint: Checkpoint | None
     """
     check_address_space()
     config = run.config
-    wait_for_port(config.host, config.grpc_port, "--grpc-port")
-    wait_for_port(config.host, config.port, "--port")
     for flag, file in (
         ("--tls-cert-path", config.tls_cert_path),
         ("--tls-key-path", config.tls_key_path),
@@ -59,6 +60,16 @@ def check_before_start(run: Run, machine: Machine, checkpoint: Checkpoint | None
     check_tokenizer(run.model_dir)
     if checkpoint is not None:
         check_memory(run, machine, checkpoint)
+
+
+def check_ports(config: ServeConfig) -> None:
+    """The last check: until then probes may have been answered on one of them.
+
+    Raises:
+        UsageError: as :func:`wait_for_port`.
+    """
+    wait_for_port(config.host, config.grpc_port, "--grpc-port")
+    wait_for_port(config.host, config.port, "--port")
 
 
 def check_address_space() -> None:
@@ -106,7 +117,7 @@ def check_readable(flag: str, file: Path | None) -> None:
     if file is None:
         return
     try:
-        file.open("rb").close()
+        open_regular(file).close()
     except OSError as error:
         raise failures.FILE_UNREADABLE.error(flag=flag, file=file, reason=error.strerror) from error
 
@@ -151,11 +162,6 @@ def is_served(path: Path) -> bool:
         except OSError:
             return False
     return True
-
-
-def check_tokenizer(model_dir: Path) -> None:
-    if not (model_dir / "tokenizer.json").is_file():
-        raise failures.NO_TOKENIZER.error(model_dir=model_dir)
 
 
 def check_memory(run: Run, machine: Machine, checkpoint: Checkpoint) -> None:

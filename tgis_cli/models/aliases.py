@@ -17,6 +17,7 @@ from typing import Any
 
 from tgis_cli.models.torch_file import StoredTensor
 from tgis_server.errors import ModelError, TgisError
+from tgis_server.regular_file import read_regular
 
 TIES = ("_tied_weights_keys", "_keys_to_ignore_on_load_missing", "_keys_to_ignore_on_load_unexpected")
 
@@ -96,7 +97,7 @@ def find_ties(model_dir: Path) -> list[Callable[[str], Any]]:
     try:
         import transformers
 
-        config = json.loads((model_dir / "config.json").read_bytes())
+        config = json.loads(read_regular(model_dir / "config.json"))
         cls = getattr(transformers, config["architectures"][0])
         patterns = [pattern for attribute in TIES for pattern in getattr(cls, attribute, None) or ()]
         return [re.compile(pattern).search for pattern in patterns]

@@ -23,23 +23,15 @@ from tgis_cli.models.aliases import Preference, drop_aliases
 from tgis_cli.models.disk import INCOMPLETE, check_disk, sync, write_errors_explained, written_whole
 from tgis_cli.models.locks import lock
 from tgis_cli.models.safetensors_file import Content, find_difference, write_content
-from tgis_cli.models.selection import (
-    PYTORCH,
-    SINGLE_BIN,
-    has_whole_safetensors,
-    is_complete,
-    is_whole,
-    read_index,
-)
+from tgis_cli.models.selection import PYTORCH, has_whole_safetensors, is_complete, is_whole
 from tgis_cli.models.torch_file import read_torch_file
 from tgis_cli.progress import Progress, show_progress, tell
 from tgis_cli.resources import count
-from tgis_server.engines.native.checkpoint import INDEX_FILE, OF_TRAINING, SINGLE_FILE
 from tgis_server.errors import ModelError
+from tgis_server.model_files import SAFETENSORS, WeightFiles, choose_pytorch, converted_name, read_weight_map
 from tgis_server.sizes import format_bytes
 
 TICK_S = 0.2
-NO_WEIGHTS = (*OF_TRAINING, "optimizer", "scheduler", "index")
 
 
 def convert_to_safetensors(model_dir: Path, *, as_json: bool) -> list[str]:
@@ -110,46 +102,41 @@ def remove_leftovers(model_dir: Path) -> None:
 def find_sources(model_dir: Path) -> dict[Path, Path]:
     """The files to convert, by the file that each becomes.
 
-    Those of the index if there is one, else the single file of the usual name, else all that may be weights.
-
     Raises:
-        ModelError: there are several indexes, or the index names what is not there.
+        ModelError: there are several indexes, or some of the files are not there.
     """
+    found = choose_sources(model_dir)
+    if found.missing:
+        told_by = f"{model_dir / found.index} names" if found.index else f"The numbers of files in {model_dir} tell of"
+        raise ModelError(
+            f"{told_by} {found.missing[0]}, which is not there ({len(found.missing)} of {len(found.names)} files are "
+            "missing): download the model again."
+        )
+    if gone := [name for name in found.names if not (model_dir / name).exists()]:
+        raise ModelError(f"{model_dir / gone[0]} is a link to a file that is gone: download the model again.")
+    sources: dict[Path, Path] = {}
+    for name in found.names:
+        sources.setdefault(model_dir / converted_name(name), model_dir / name)
+    return sources
+
+
+def choose_sources(model_dir: Path) -> WeightFiles:
     indexes = sorted(model_dir.glob("*.bin.index.json"))
     if len(indexes) > 1:
         raise ModelError(
             f"{model_dir} has several indexes ({', '.join(path.name for path in indexes)}): leave only that of the "
             "weights to convert."
         )
-    if indexes:
-        names = sorted(set(read_index(indexes[0]).values()))
-        if lost := [name for name in names if Path(name).name != name or not (model_dir / name).is_file()]:
-            raise ModelError(
-                f"{indexes[0]} names {lost[0]}, which is not there ({len(lost)} of {len(names)} files are missing): "
-                "download the model again."
-            )
-        paths = [model_dir / name for name in names]
-    else:
-        paths = [
-            path
-            for path in sorted(model_dir.iterdir())
-            if path.suffix in PYTORCH and not path.is_dir() and not any(word in path.name for word in NO_WEIGHTS)
-        ]
-        paths = [path for path in paths if path.name == SINGLE_BIN] or paths
-        if gone := [path for path in paths if not path.exists()]:
-            raise ModelError(f"{gone[0]} is a link to a file that is gone: download the model again.")
-    sources: dict[Path, Path] = {}
-    for path in sorted(paths, key=lambda path: PYTORCH.index(path.suffix)):  # of two with one target the .bin
-        sources.setdefault(model_dir / f"{path.stem.removeprefix('pytorch_')}.safetensors", path)
-    return sources
+    names = [path.name for path in model_dir.iterdir() if not path.is_dir()]
+    return choose_pytorch(names, lambda index: read_weight_map(model_dir / index).values())
 
 
 def find_index_to_make(model_dir: Path, sources: Mapping[Path, Path]) -> Path | None:
     """The index that turns several files into a model, if it is needed and not there."""
-    index = model_dir / INDEX_FILE
-    is_one_model = len(sources) == 1 or model_dir / SINGLE_FILE in sources
-    has_index = any(model_dir.glob("*.bin.index.json"))
-    return None if not sources or (is_one_model and not has_index) or is_complete(index) else index
+    index = model_dir / SAFETENSORS.index
+    is_one_model = len(sources) == 1 or model_dir / SAFETENSORS.single in sources
+    is_needed = bool(sources) and not (is_one_model and not choose_sources(model_dir).index)
+    return index if is_needed and not is_complete(index) else None
 
 
 def drop_damaged(model_dir: Path, published: Container[str], *, as_json: bool) -> None:

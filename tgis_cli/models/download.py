@@ -14,7 +14,6 @@ import asyncio
 import json
 import os
 import signal
-import sys
 from collections import deque
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -29,6 +28,7 @@ from tgis_cli.models.selection import PYTORCH, SAFETENSORS
 from tgis_cli.progress import Progress, format_seconds
 from tgis_cli.stop_signals import Interrupted, stopping_by
 from tgis_server.errors import HubError, ModelError, NotEnoughDevices, UsageError
+from tgis_server.interpreter import make_command, make_environment
 from tgis_server.sizes import format_bytes
 
 NUM_PARALLEL = 8
@@ -93,7 +93,7 @@ class Transfers:
     def make_environment(self) -> dict[str, str]:
         """Of the workers."""
         quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_SHARED_BLOBS": "1", "PYTHONUNBUFFERED": "1"}
-        return dict(os.environ) | quiet | pass_on(self.token)
+        return make_environment(os.environ) | quiet | pass_on(self.token)
 
 
 def fetch_all(
@@ -321,7 +321,7 @@ class Worker:
     async def start(self, job: Job) -> None:
         if self._process is None or self._process.returncode is not None:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "tgis_cli.models.fetch_worker"),
+                *make_command("-m", "tgis_cli.models.fetch_worker"),
                 *("--death-fd", str(self._death_fd), "--parent", str(os.getpid())),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,

@@ -47,7 +47,7 @@ from tgis_cli.models.hub import (
     retry_after_s,
 )
 from tgis_cli.models.hub_token import take_over
-from tgis_server.child import die_with_parent
+from tgis_server.child import die_with_parent, leave_hangups_to_parent
 from tgis_server.errors import NotEnoughDevices, TgisError, UsageError
 
 CHUNK_BYTES = 64 << 10  # small: a slow line must show that it moves, and what is cut off is lost
@@ -315,6 +315,7 @@ def describe_failure(error: Exception, job: Job) -> dict[str, Any]:
 
 def main(argv: list[str]) -> None:
     options = dict(zip(argv[::2], argv[1::2], strict=True))
+    leave_hangups_to_parent()
     die_with_parent(int(options["--death-fd"]), int(options["--parent"]))
 
     def emit(**event: Any) -> None:

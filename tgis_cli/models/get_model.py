@@ -20,6 +20,7 @@ from tgis_cli.models.names import COMMIT, is_safe_path
 from tgis_cli.models.selection import PYTORCH, SAFETENSORS, ReadText, drop_converted, parse_extensions, select_names
 from tgis_cli.progress import format_seconds, show_progress, tell
 from tgis_server.errors import HubError, ModelError, UsageError
+from tgis_server.regular_file import read_regular
 from tgis_server.sizes import format_bytes
 
 
@@ -130,7 +131,7 @@ class GetModel:
                 raise HubError(f"{error} In the cache, {cached.problems[0]}.") from error
             listing = Listing(model, commit, list_files(snapshot, has_blobs=True))
         try:
-            selection = self._select(listing, lambda name: (snapshot / name).read_text())
+            selection = self._select(listing, lambda name: read_regular(snapshot / name).decode())
         except OSError as lacking:
             raise HubError(f"{error} In the cache, {Path(lacking.filename).name} is missing.") from error
         missing = find_missing(self.folder, selection)

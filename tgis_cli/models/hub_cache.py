@@ -1,54 +1,20 @@
 """Where a model's files are: in the local Hugging Face cache, or in a directory.
 
-Follows the layout that huggingface_hub writes (``models--ORG--NAME/refs``, ``/snapshots``) and the environment
-variables and error texts of the original launcher.
+Follows the layout that huggingface_hub writes (``models--ORG--NAME/refs``, ``/snapshots``) and the error texts of the
+original launcher.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
+from tgis_cli.models.cache_place import is_homeless
 from tgis_server import failures
 from tgis_server.errors import UsageError
-
-CURRENT = "HF_HUB_CACHE"
-DEPRECATED = ("TRANSFORMERS_CACHE", "HUGGINGFACE_HUB_CACHE")
+from tgis_server.regular_file import read_regular
 
 PREFIX = "models--"
-
-
-def find_cache_dir(environ: Mapping[str, str]) -> tuple[Path, str]:
-    """The cache directory, and the variable that names it.
-
-    Raises:
-        UsageError: two variables name different directories.
-    """
-    given = {name: environ[name] for name in (CURRENT, *DEPRECATED) if environ.get(name)}
-    chosen = next(iter(given), None)
-    for name in given:
-        if name != chosen and given[name] != given[str(chosen)]:
-            raise failures.CACHE_VARIABLES_DIFFER.error(name=name, other=chosen)
-    if chosen:
-        return Path(given[chosen]), chosen
-    if environ.get("HF_HOME"):
-        return Path(environ["HF_HOME"]) / "hub", "HF_HOME"
-    return Path(environ.get("HOME") or os.path.expanduser("~")) / ".cache/huggingface/hub", "HOME"
-
-
-def get_cache_dir(environ: Mapping[str, str]) -> Path:
-    """The cache directory as an absolute path.
-
-    Raises:
-        UsageError: see :func:`find_cache_dir`, or nothing tells where it is.
-    """
-    try:
-        return find_cache_dir(environ)[0].expanduser().absolute()
-    except RuntimeError as error:
-        raise UsageError(
-            f"HOME is not set, and user {os.getuid()} has no other: name the cache with HF_HUB_CACHE."
-        ) from error
 
 
 def is_in_cache(name: str, model_dir: Path, cache_dir: Path) -> bool:
@@ -88,9 +54,9 @@ def find_model_dir(name: str, revision: str | None, cache_dir: Path) -> Path:
     in_cache = cache_dir / model_folder_name(name)
     if os.path.isdir(in_cache):  # False too where this user may not look
         reference = in_cache / "refs" / (revision or "main")
-        commit = reference.read_text(errors="replace").strip() if reference.is_file() else revision or "main"
+        commit = read_regular(reference).decode(errors="replace").strip() if reference.is_file() else revision or "main"
         snapshot = in_cache / "snapshots" / commit
-        if not (snapshot / "config.json").is_file():
+        if not (snapshot / "config.json").exists():
             raise failures.REVISION_NOT_CACHED.error(
                 model=name,
                 revision=revision or "main",
@@ -99,7 +65,7 @@ def find_model_dir(name: str, revision: str | None, cache_dir: Path) -> Path:
             )
         return snapshot
     directory = Path(os.path.expanduser(name))
-    if os.path.isfile(directory / "config.json"):
+    if os.path.exists(directory / "config.json"):  # what is no file is told by who reads it
         return directory.resolve()
     found = f"{'a directory without config.json' if os.path.isdir(directory) else 'no directory'} of that name"
     found += why_unseen(directory / "config.json")
@@ -111,7 +77,7 @@ def find_model_dir(name: str, revision: str | None, cache_dir: Path) -> Path:
 
 def why_unseen(path: Path) -> str:
     """What keeps this user from seeing whether it is there; empty if nothing does."""
-    if path.parts[:1] == ("~",):
+    if is_homeless(path):
         return f" (HOME is not set, and user {os.getuid()} has no other: name the cache with HF_HUB_CACHE)"
     try:
         os.stat(path)

@@ -19,17 +19,17 @@ from tgis_cli.models.fast_tokenizer import has_slow_tokenizer
 from tgis_cli.models.hub_cache import list_folders
 from tgis_cli.models.selection import (
     BIN,
-    BIN_INDEX,
     PYTORCH,
     SAFETENSORS,
     drop_converted,
     has_whole_safetensors,
     parse_extensions,
-    parse_index,
     select_names,
 )
-from tgis_server.engines.native.checkpoint import INDEX_FILE
+from tgis_cli.models.tokenizer_check import check_tokenizer
 from tgis_server.errors import ModelError, UsageError
+from tgis_server.model_files import find_weights, read_json
+from tgis_server.regular_file import read_regular
 
 FORMATS = {".safetensors": "safetensors", ".bin": "pytorch", ".pt": "pytorch", ".onnx": "onnx", ".gguf": "gguf"}
 
@@ -131,6 +131,7 @@ def inspect_snapshot(folder: CacheFolder, model: str, commit: str, revisions: tu
         problems=(
             *find_problems(folder, model, commit, revisions, set(entries), sizes),
             *(find_unprepared(path, model, revisions or (commit,), set(sizes)) if engine else ()),
+            *(find_broken_config(path) if "config.json" in sizes else ()),
         ),
         last_used=last_used,
     )
@@ -158,15 +159,16 @@ def find_problems(
     if "config.json" not in sizes and "config.json" not in missing:
         listing = folder.read_listing(model, commit)
         yield f"config.json is missing; {again}" if listing is None else "its repository has no config.json"
-    for name in sorted(sizes):
-        is_told = name in missing
-        if name.endswith(SAFETENSORS) and not is_told and (problem := find_damage(folder.snapshot(commit) / name)):
-            yield problem
     if not missing and not any(name.endswith(tuple(FORMATS)) for name in sizes):
         yield f"there are no weights; {again}"
+    is_told = bool(missing or dangling)
     has_some = any(name.endswith(SAFETENSORS) for name in sizes)
     if has_some and any(name.endswith(BIN) for name in sizes) and not has_whole_safetensors(folder.snapshot(commit)):
         yield f"its conversion was interrupted; `tgis convert-to-safetensors {model}{revision}` completes it"
+        is_told = True
+    for problem in find_weight_problems(folder.snapshot(commit)) if has_some else ():
+        if not is_told:
+            yield problem
     if leaving := [name for name in sizes if folder.leads_out(folder.snapshot(commit) / name)]:
         yield (
             f"{leaving[0]}{and_more(leaving)} lies outside the model's folder, where copies of it lead to nothing; "
@@ -183,6 +185,8 @@ def find_unprepared(path: Path, model: str, revisions: Sequence[str], names: set
         yield f"tokenizer.json is missing; `tgis convert-to-fast-tokenizer {model}{revision}` makes it"
     elif "tokenizer.json" not in names:
         yield "its repository has no tokenizer"
+    else:
+        yield from find_broken_tokenizer(path)
 
 
 def find_missing_names(folder: CacheFolder, model: str, commit: str, sizes: dict[str, int]) -> Iterator[str]:
@@ -192,27 +196,52 @@ def find_missing_names(folder: CacheFolder, model: str, commit: str, sizes: dict
     expected = {file.name: file.size for file in listing.files} if listing is not None else sizes
     try:
         wanted = select_names(
-            expected, parse_extensions(SAFETENSORS), lambda name: (snapshot / name).read_text(), with_bin=True
+            expected, parse_extensions(SAFETENSORS), lambda name: read_regular(snapshot / name).decode(), with_bin=True
         )
     except ModelError:  # the index is broken, or names what is not in the list
         wanted = []
-    except OSError:
-        yield INDEX_FILE if INDEX_FILE not in sizes else BIN_INDEX
+    except OSError as error:
+        yield Path(error.filename).name
         return
     for name in drop_converted(wanted, snapshot):
         if sizes.get(name) != expected[name]:
             yield name
-    if listing is None and INDEX_FILE in sizes:
-        with suppress(ModelError, OSError):
-            weight_map = parse_index(INDEX_FILE, (snapshot / INDEX_FILE).read_bytes())
-            yield from sorted(set(weight_map.values()) - sizes.keys())
+
+
+def find_broken_config(model_dir: Path) -> Iterator[str]:
+    """What is wrong with the configuration, whether an engine knows such models or not."""
+    try:
+        read_json(model_dir / "config.json")
+    except ModelError as error:
+        yield str(error).rstrip(".")
+
+
+def find_broken_tokenizer(model_dir: Path) -> Iterator[str]:
+    """What is wrong with the tokenizer, as far as a glance at it tells."""
+    try:
+        check_tokenizer(model_dir)
+    except ModelError as error:
+        yield str(error).rstrip(".")
+
+
+def find_weight_problems(model_dir: Path) -> Iterator[str]:
+    """What would keep a start from reading the headers of a directory's safetensors."""
+    try:
+        names = find_weights(model_dir).names
+    except ModelError as error:
+        yield str(error).rstrip(".")
+        return
+    yield from filter(None, (find_damage(model_dir / name) for name in names))
 
 
 def find_damage(file: Path) -> str:
     """What the header of a file of weights contradicts; empty if nothing."""
     from tgis_server.engines.native.checkpoint import read_header
 
-    status = file.stat()
+    try:
+        status = file.stat()
+    except OSError as error:
+        return f"{file} cannot be read ({error.strerror})"
     try:
         read_header(file)
     except ModelError as error:
@@ -236,7 +265,7 @@ def find_engine(path: Path) -> tuple[str, str]:
 
 def read_architecture(path: Path) -> str:
     with suppress(OSError, ValueError, AttributeError, TypeError):
-        config = json.loads((path / "config.json").read_bytes())
+        config = json.loads(read_regular(path / "config.json"))
         return ", ".join(map(str, config.get("architectures") or ())) or str(config.get("model_type") or "")
     return ""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tgis_server.errors import ModelError
+from tgis_server.regular_file import read_regular
 
 
 def read_model_config(model_dir: Path) -> dict[str, Any]:
@@ -17,7 +18,7 @@ def read_model_config(model_dir: Path) -> dict[str, Any]:
     """
     file = model_dir / "config.json"
     try:
-        config = json.loads(file.read_bytes())
+        config = json.loads(read_regular(file))
     except OSError as error:
         raise ModelError(f"{file} cannot be read: {error.strerror}.") from error
     except ValueError as error:

@@ -26,12 +26,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tgis_cli.models.cache_place import expand
 from tgis_cli.models.disk import FULL, INCOMPLETE, check_disk, write_errors_explained
 from tgis_cli.models.locks import lock
 from tgis_cli.models.onnx_worker import RESULT
 from tgis_cli.progress import tell
 from tgis_server.child import PR_SET_PDEATHSIG
 from tgis_server.errors import ModelError, NotEnoughDevices, UsageError
+from tgis_server.interpreter import make_command, make_environment
 
 # All that the exporter needs beside what we depend on, so that nothing is resolved anew: optimum-onnx wants
 # transformers < 4.58. Without their dependencies, as torch is one.
@@ -89,7 +91,9 @@ def find_environment(environ: Mapping[str, str]) -> Path:
     Raises:
         UsageError: this user has no home.
     """
-    cache = environ.get("XDG_CACHE_HOME") or os.path.join(environ.get("HOME") or os.path.expanduser("~"), ".cache")
+    cache = expand(environ.get("XDG_CACHE_HOME", ""), environ)
+    if not os.path.isabs(cache):  # as the standard for it says; else packages would come from the current directory
+        cache = expand("~/.cache", environ)
     if cache.startswith("~"):
         raise UsageError(
             f"There is no place for the exporter: HOME is not set, and user {os.getuid()} has no other. Name one with "
@@ -176,14 +180,17 @@ def read_text(path: Path) -> str:
 
 
 def install(directory: Path, environment: Path) -> None:
+    settings_from: Path | None = None
     if importlib.util.find_spec("pip"):
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
+        command = [*make_command("-m", "pip", "install"), "--quiet", "--disable-pip-version-check", "--no-input"]
     elif uv := shutil.which("uv"):
         command = [uv, "pip", "install", "--quiet", "--python", sys.executable]
+        settings_from = environment.parent  # it reads files, as of where to fetch from, in the current directory
     else:
         raise UsageError(f"The exporter is installed with pip, which is missing: {sys.executable} -m ensurepip.")
     command += ["--no-deps", "--only-binary", ":all:", "--target", str(directory), *PACKAGES]
-    with start(command, dict(os.environ) | {"PIP_USER": "0", "PIP_REQUIRE_VIRTUALENV": "0"}) as process:
+    environ = make_environment(os.environ) | {"PIP_USER": "0", "PIP_REQUIRE_VIRTUALENV": "0"}
+    with start(command, environ, settings_from) as process:
         output = [line.strip() for line in read_lines(process) if line.strip()]
     if process.returncode:
         errors = [line for line in output if line.lower().startswith("error")] or output or ["it says nothing"]
@@ -196,9 +203,10 @@ def install(directory: Path, environment: Path) -> None:
 def run_worker(export: Export, temporary: Path, environment: Path | None) -> float:
     """The worker's answer; without an environment it only leaves what to compare with."""
     order = asdict(export) | {"directory": temporary, "only_reference": environment is None}
-    command = [sys.executable, "-P", "-m", "tgis_cli.models.onnx_worker", json.dumps(order, default=str)]
-    places = [str(environment or ""), os.environ.get("PYTHONPATH", "")]
-    environ = dict(os.environ) | {
+    command = make_command("-m", "tgis_cli.models.onnx_worker", json.dumps(order, default=str))
+    environ = make_environment(os.environ)
+    places = [str(environment or ""), environ.get("PYTHONPATH", "")]
+    environ |= {
         "PYTHONPATH": os.pathsep.join(filter(None, places)),
         "HF_HUB_OFFLINE": "1",
         "TMPDIR": str(temporary / "tmp"),  # what does not fit in there would not fit in the target
@@ -229,12 +237,15 @@ def run_worker(export: Export, temporary: Path, environment: Path | None) -> flo
 
 
 @contextmanager
-def start(command: Sequence[str], environ: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+def start(
+    command: Sequence[str], environ: dict[str, str], directory: Path | None = None
+) -> Iterator[subprocess.Popen[str]]:
     """A process that ends with the block and with this process, however they end, and whose output can be read."""
     libc = ctypes.CDLL(None)
     with subprocess.Popen(
         command,
         env=environ,
+        cwd=directory,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

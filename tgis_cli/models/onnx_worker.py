@@ -16,6 +16,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tgis_server.child import leave_hangups_to_parent
+from tgis_server.regular_file import read_regular
+
 TOLERANCE = 1e-2  # of the largest logit: float32 differs by 1e-6, GELU's approximation by 1e-3
 CPU = "CPUExecutionProvider"
 PROMPT = (1, 2, 3, 5, 7)  # token ids that every vocabulary has
@@ -37,7 +40,7 @@ def lay_out_model(model_dir: Path, directory: Path) -> None:
     for path in model_dir.iterdir():
         if path.name != "config.json":
             (directory / path.name).symlink_to(path.resolve())
-    config = json.loads((model_dir / "config.json").read_bytes())
+    config = json.loads(read_regular(model_dir / "config.json"))
     if rope := config.pop("rope_parameters", None):
         if any(isinstance(value, dict) for value in rope.values()):
             raise ValueError("its rope_parameters differ by layer, which the exporter's transformers 4 cannot read")
@@ -154,4 +157,5 @@ def main(order: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
+    leave_hangups_to_parent()
     sys.exit(main(json.loads(sys.argv[1])))

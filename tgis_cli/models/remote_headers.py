@@ -13,14 +13,12 @@ from pathlib import Path
 from tgis_cli.models.get_model import GetModel, Order, Planned
 from tgis_cli.models.hub import Hub
 from tgis_cli.models.safetensors_file import Content
-from tgis_cli.models.selection import (
-    SAFETENSORS,
-)
+from tgis_cli.models.selection import SAFETENSORS
 from tgis_cli.models.torch_file import DTYPES, StoredTensor
-from tgis_server.engines.native.checkpoint import INDEX_FILE, SINGLE_FILE
+from tgis_server import model_files
 from tgis_server.engines.native.families import parameters_of, read_spec
 
-SMALL_FILES = ("config.json", "generation_config.json", INDEX_FILE)
+SMALL_FILES = ("config.json", "generation_config.json", model_files.SAFETENSORS.index)
 
 
 def fetch_headers(order: Order, cache_dir: Path, directory: Path, tell: Callable[[str], None]) -> Planned:
@@ -70,4 +68,4 @@ def write_converted_header(directory: Path, source_bytes: int = 0) -> None:
     is_narrow = 0 < source_bytes < 3 * sum(map(math.prod, shapes.values()))
     dtype, item_bytes = DTYPES[spec.dtype or ("float16" if is_narrow else "float32")]
     tensors = {name: StoredTensor(dtype, item_bytes, tuple(shape), (), 0) for name, shape in shapes.items()}
-    write_content_with_hole(directory / SINGLE_FILE, Content(directory, tensors, {}))
+    write_content_with_hole(directory / model_files.SAFETENSORS.single, Content(directory, tensors, {}))

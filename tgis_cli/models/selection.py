@@ -1,23 +1,29 @@
 """Which files of a repository a download takes: names only, nothing is looked at.
 
-The rules for ``--extension`` are those of the original's ``download-weights``, with what its defaults leave out.
+The rules for ``--extension`` are those of the original's ``download-weights``, with what its defaults leave out. Which
+weights make up the model is decided where a start decides it.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from tgis_server.engines.native.checkpoint import INDEX_FILE, OF_TRAINING, SINGLE_FILE
+from tgis_server import model_files
 from tgis_server.errors import ModelError, UsageError
+from tgis_server.model_files import (
+    WeightFiles,
+    choose_weights,
+    find_weights,
+    is_of_training,
+    parse_weight_map,
+    read_weight_map,
+)
 
-SAFETENSORS, BIN, PT = ".safetensors", ".bin", ".pt"
+SAFETENSORS, BIN, PT = (form.ending for form in (model_files.SAFETENSORS, model_files.BIN, model_files.PT))
 PYTORCH = (BIN, PT)
 # Configuration, tokenizers of all kinds and their templates, remote code, the model card.
 COMPANIONS = (".json", ".py", ".model", ".md", ".txt", ".tiktoken", ".jinja")
-BIN_INDEX = "pytorch_model.bin.index.json"
-SINGLE_BIN = "pytorch_model.bin"
 
 ReadText = Callable[[str], str]
 
@@ -43,8 +49,6 @@ def select_names(
 ) -> list[str]:
     """Files to take, in order of their names.
 
-    Of several sets of weights in one format, one is taken: that of the index, else the single file of the usual name.
-
     Args:
         names: paths of all files.
         read_text: gives the text of an index.
@@ -54,38 +58,57 @@ def select_names(
         ModelError: an index is broken, or names files that there are not.
     """
     present = [name for name in sorted(names) if "/" not in name]
-    candidates = [name for name in present if not any(word in name for word in OF_TRAINING)]
-    taken = [name for name in candidates if name.endswith(extensions)]
-    if with_bin and SAFETENSORS in extensions and not any(name.endswith(SAFETENSORS) for name in taken):
-        taken += [name for name in candidates if name.endswith(PYTORCH) and name not in taken]
-    foreign = set()
-    for ending, index, single in ((SAFETENSORS, INDEX_FILE, SINGLE_FILE), (BIN, BIN_INDEX, SINGLE_BIN)):
-        weights = [name for name in taken if name.endswith(ending)]
-        if wanted := find_weights(weights, present, index, single, read_text):
-            foreign |= set(weights) - wanted
-        elif index in taken and not weights:
-            foreign.add(index)  # of weights that are not taken
-    if any(name.endswith(BIN) for name in set(taken) - foreign):
-        foreign |= {name for name in taken if name.endswith(PT) and PT not in extensions}
-    return sorted(set(taken) - foreign)
+    taken = {name for name in present if name.endswith(extensions) and not is_of_training(name)}
+    wanted = [ending for ending in (SAFETENSORS, *PYTORCH) if ending in extensions]
+    if with_bin and SAFETENSORS in wanted and not any(name.endswith(SAFETENSORS) for name in taken):
+        wanted = [SAFETENSORS, *PYTORCH]
+    has_bin = False
+    for form in (model_files.SAFETENSORS, model_files.BIN, model_files.PT):
+        is_superfluous = form is model_files.PT and has_bin and PT not in extensions
+        chosen = WeightFiles()
+        if form.ending in wanted and not is_superfluous:
+            chosen = choose_weights(present, form, lambda index: parse_weight_map(read_text(index), index).values())
+            if chosen.is_half_converted and with_bin:  # the rest is made of PyTorch's, as on the machine that began it
+                wanted = [SAFETENSORS, *PYTORCH]
+                chosen = WeightFiles(tuple(name for name in chosen.names if name not in chosen.missing))
+            if chosen.missing:
+                raise ModelError(describe_missing(chosen))
+            has_bin |= form is model_files.BIN and bool(chosen.names)
+        # A repository without a model, such as one of an adapter, is taken as it is.
+        if chosen.names or form.ending not in wanted or is_superfluous:
+            taken = {name for name in taken if not name.endswith(form.ending)} | set(chosen.names)
+        if form.index != chosen.index:  # of weights that are not taken
+            taken.discard(form.index)
+        elif chosen.index in present and chosen.index.endswith(extensions):
+            taken.add(chosen.index)
+    return sorted(taken)
+
+
+def describe_missing(weights: WeightFiles) -> str:
+    """Why a repository's weights are no model."""
+    source = f"{weights.index} names" if weights.index else "The names of its weights tell of"
+    return f"{source} {weights.missing[0]}, which the repository does not have: try another revision."
 
 
 def drop_converted(names: list[str], model_dir: Path) -> list[str]:
     """Without PyTorch weights of which a directory has safetensors by now: nobody needs them any more."""
     if any(name.endswith(SAFETENSORS) for name in names) or not has_whole_safetensors(model_dir):
         return names
-    return [name for name in names if not name.endswith(PYTORCH) and name != BIN_INDEX]
+    return [name for name in names if not name.endswith(PYTORCH) and name != model_files.BIN.index]
 
 
 def has_whole_safetensors(model_dir: Path) -> bool:
-    """Whether there are weights that make a model: a single file, or all that an index names."""
-    return is_whole(model_dir / SINGLE_FILE) or is_complete(model_dir / INDEX_FILE)
+    """Whether there are weights with which a start gets as far as to read them."""
+    try:
+        return all(is_whole(model_dir / name) for name in find_weights(model_dir).names)
+    except ModelError:
+        return False
 
 
 def is_complete(index: Path) -> bool:
     """Whether an index is there, and all that it names."""
     try:
-        names = set(read_index(index).values())
+        names = set(read_weight_map(index).values())
     except ModelError:
         return False
     return all(is_whole(index.parent / name) for name in names)
@@ -99,41 +122,3 @@ def is_whole(file: Path) -> bool:
         return file.is_file() and bool(read_header(file))
     except ModelError:
         return False
-
-
-def read_index(index: Path) -> dict[str, str]:
-    """The file of each tensor.
-
-    Raises:
-        ModelError: it cannot be read, or is none.
-    """
-    try:
-        return parse_index(str(index), index.read_bytes())
-    except OSError as error:
-        raise ModelError(f"{index} cannot be read ({error.strerror}): check its owner and mode.") from error
-
-
-def find_weights(weights: list[str], present: list[str], index: str, single: str, read_text: ReadText) -> set[str]:
-    """Those that make up the model; empty where nothing tells them from others."""
-    if not weights:
-        return set()
-    if index in present:
-        wanted = set(parse_index(index, read_text(index)).values())
-        if missing := sorted(wanted - set(present)):
-            raise ModelError(f"{index} names {missing[0]}, which the repository does not have: try another revision.")
-        return wanted
-    return {single} & set(weights)
-
-
-def parse_index(name: str, text: str | bytes) -> dict[str, str]:
-    """The file of each tensor, from an index of weights.
-
-    Raises:
-        ModelError: it is none.
-    """
-    try:
-        return {str(tensor): str(file) for tensor, file in json.loads(text)["weight_map"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(
-            f"{name} is no index of weights: download the model again, or try another revision."
-        ) from error

@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
 from tgis_server.errors import ModelError
+from tgis_server.model_files import read_beginning, refuse_stand_in
+from tgis_server.regular_file import open_regular
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 WRAPPERS = ("state_dict", "model_state_dict")
@@ -275,7 +277,7 @@ def read_torch_file(path: Path) -> tuple[dict[str, StoredTensor], tuple[str, ...
         OSError: it cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             raw, starts = read_zip(path, file) if zipfile.is_zipfile(file) else read_legacy(path, file)
         return find_tensors(path, unwrap(path, raw), starts)
     except Refused as error:
@@ -305,6 +307,10 @@ def find_tensors(
 
 
 def damaged(path: Path) -> ModelError:
+    try:
+        refuse_stand_in(path, read_beginning(path))
+    except ModelError as error:
+        return error
     return ModelError(f"{path} is damaged, not complete, or no file of weights: download it again.")
 
 

@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from tgis_cli.machine.preflight import check_tokenizer
 from tgis_cli.models.disk import OTHER_CACHE, check_disk, free_disk_bytes
+from tgis_cli.models.tokenizer_check import check_tokenizer, load_tokenizer
 from tgis_cli.plan.devices import Devices
 from tgis_cli.plan.fit import Fit, compare_shards
 from tgis_cli.plan.source import Source
@@ -155,13 +156,23 @@ def fill(report: Report, loaded: LoadedConfig, environ: Mapping[str, str]) -> No
     if report.chosen.problem is not None:
         raise report.chosen.problem
     if not source.is_on_hub:
-        try:
-            check_tokenizer(source.target_dir or source.model_dir)
-        except ModelError as error:  # a plan is made of less than a start needs
-            report.resolved = replace(report.resolved, warnings=(*report.resolved.warnings, str(error)))
+        judge_tokenizer(report, source.target_dir or source.model_dir)
     if source.target_dir is not None and not devices.stated:
         otherwise = OTHER_CACHE if source.is_on_hub else "move the model to a larger disk"
         check_disk(source.target_dir, source.missing_bytes + source.convert_bytes, source.model, otherwise)
+
+
+def judge_tokenizer(report: Report, model_dir: Path) -> None:
+    """One that is damaged keeps the model from starting. A plan can do without one, which may be made yet."""
+    assert report.resolved is not None, "what is planned has been resolved"
+    try:
+        check_tokenizer(model_dir)
+    except ModelError as error:
+        if (model_dir / "tokenizer.json").exists():
+            raise
+        report.resolved = replace(report.resolved, warnings=(*report.resolved.warnings, str(error)))
+        return
+    load_tokenizer(model_dir)
 
 
 def resolve_as(loaded: LoadedConfig, environ: Mapping[str, str], report: Report) -> Resolved:

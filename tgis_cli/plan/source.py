@@ -15,8 +15,8 @@ from tgis_cli.models import find_model_dir, get_cache_dir, is_in_cache
 from tgis_cli.models.convert import find_sources
 from tgis_cli.resolve import DEMO_MODEL_DIR
 from tgis_server.config import ServeConfig
-from tgis_server.engines.native.checkpoint import find_files
 from tgis_server.errors import ModelError, UsageError
+from tgis_server.model_files import find_weights
 
 COPIED = ("config.json", "generation_config.json")
 
@@ -76,7 +76,7 @@ def find_local(name: str, config: ServeConfig, cache_dir: Path, make_directory: 
     is_cached = is_in_cache(name, model_dir, cache_dir)
     where = f"the cache {cache_dir}" if is_cached else "a directory"
     try:
-        find_files(model_dir)
+        find_weights(model_dir)
     except ModelError:
         try:
             sources = find_sources(model_dir)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from tgis_cli.supervisor.lines import plain_lines
+from tgis_cli.supervisor.signals import signals_held
 
 # called with (line, is_stderr)
 OnLine = Callable[[str, bool], None]
@@ -68,15 +69,16 @@ class Child:
     @classmethod
     def spawn(cls, name: str, argv: Sequence[str], environ: Mapping[str, str], death_fd: int) -> Child:
         """Start a child. Must be called from the main thread: the kernel ties the child's life to this thread."""
-        process = subprocess.Popen(
-            argv,
-            env=dict(environ),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            pass_fds=(death_fd,),
-            process_group=0,
-        )
+        with signals_held({signal.SIGHUP}):  # in the child until it ignores the signal
+            process = subprocess.Popen(
+                argv,
+                env=dict(environ),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                pass_fds=(death_fd,),
+                process_group=0,
+            )
         return cls(name, process)
 
     async def read_lines(self, on_line: OnLine) -> None:

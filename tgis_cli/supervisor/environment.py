@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tgis_server.config import options
+from tgis_server.interpreter import make_environment
 from tgis_server.run import Run
 
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # nothing is downloaded at run time
@@ -18,7 +19,7 @@ def child_environment(run: Run, rank: int | None, environ: Mapping[str, str]) ->
         rank: of a shard; ``None`` for the front-end.
         environ: the launcher's environment.
     """
-    child = {name: value for name, value in environ.items() if name not in SECRETS}
+    child = {name: value for name, value in make_environment(environ).items() if name not in SECRETS}
     for option in options():
         if option.opt.has_credentials:  # serve.json has them without credentials, and the front-end alone needs them
             child.pop(option.env, None)

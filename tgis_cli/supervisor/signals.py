@@ -1,6 +1,7 @@
 """SIGTERM, SIGINT and SIGHUP, recorded by their handlers and acted on by the supervisor's loop.
 
-SIGHUP stops the server, as a closed terminal and the original want it, unless there is a log file to reopen.
+SIGHUP stops the server, as a closed terminal and the original want it, unless there is a log file to reopen. Whoever
+sends it to every process of a group reaches the launcher alone: children ignore it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from types import FrameType
 
 from tgis_cli.stop_signals import ECHO_S, STOP_SIGNALS, heeded_signals
@@ -25,10 +26,17 @@ def exit_until_supervised() -> None:
         signal.signal(number, leave)
 
 
+def decide_hangup(*, has_log_file: bool) -> None:
+    """The options are known, and with them what SIGHUP means: one that came since the process began counts too."""
+    if has_log_file:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there is nothing yet to reopen
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+
+
 @contextlib.contextmanager
-def signals_held() -> Iterator[None]:
-    """Stop signals wait for the end of the block."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+def signals_held(numbers: Collection[signal.Signals] = STOP_SIGNALS) -> Iterator[None]:
+    """Signals wait for the end of the block; a process that is started in it begins with them blocked."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:
@@ -36,7 +44,10 @@ def signals_held() -> Iterator[None]:
 
 
 class StopSignals:
-    """Counts stop signals; a second one means that the person does not want to wait."""
+    """Counts stop signals; a second one means that the person does not want to wait.
+
+    SIGHUP is never the second: a terminal that is closed during a drain says nothing about patience.
+    """
 
     def __init__(self, on_hangup: Callable[[], None] | None = None) -> None:
         """
@@ -68,7 +79,7 @@ class StopSignals:
         if not self._first.is_set():
             self._first_at = now
             self._first.set()
-        elif now - self._first_at < ECHO_S:
+        elif number == signal.SIGHUP or now - self._first_at < ECHO_S:
             return
         else:
             self._second.set()

@@ -21,7 +21,6 @@ import logging
 import os
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,6 +45,7 @@ from tgis_cli.supervisor.terminal import Terminal
 from tgis_cli.supervisor.waiting import first_of, wait_all
 from tgis_server import cgroup, failures
 from tgis_server.errors import GroupFailed
+from tgis_server.interpreter import make_command
 from tgis_server.processes import FRONTEND, child_names, rank_of
 from tgis_server.run import Run
 
@@ -56,7 +56,7 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-CHILD_COMMAND = (sys.executable, "-P", "-m", "tgis_server.child")  # -P: nothing is imported from the current directory
+CHILD_COMMAND = make_command("-m", "tgis_server.child")
 
 CAUSE_FILE = "cause.txt"  # in errors/, which so tells a failed run from what a killed launcher left
 CAUSE_WAIT_S = 0.4  # for the process that failed first to say why, after another one has ended

@@ -7,7 +7,7 @@ Its "keys and values" are the token ids themselves, written into paged blocks li
 read back through the block table, so that any mistake in blocks, positions, prefix cache or preemption changes the
 output. What else a real engine's keys and values depend on (see ``cache_root``) is added to each written id: the bytes
 of the adapter's name, and 1 where ``is_rope_long``. With ``temperature`` > 0 the seed is added to the sum. Steps take
-``--rehearse-step-ms``.
+``--rehearse-step-ms``, and for each token and each key that it attends to ``--rehearse-attention-ns``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from tgis_server.engines.api import Capacity, ModelFacts, Progress, RunnerCaps
 from tgis_server.faults import Fault
 from tgis_server.processes import shard_name
+from tgis_server.regular_file import read_regular
 from tgis_server.run import Run
 from tgis_server.wire.messages import NewSequence, StepPlan, StepTokens, TokenDetail
 
@@ -54,6 +55,7 @@ class FakeRunner:
         capacity: Capacity,
         eos_ids: tuple[int, ...] = (),
         step_s: float = 0.0,
+        attention_s: float = 0.0,
         plan_ahead: bool = False,
         rope_border: int | None = None,
         fault: Fault | None = None,
@@ -62,6 +64,7 @@ class FakeRunner:
         self.capacity = capacity
         self.facts = ModelFacts("fake", "int32", "none", vocab_size, eos_ids)
         self._step_s = step_s
+        self._attention_s = attention_s
         self._fault = fault
         self._cache = [0] * (capacity.num_blocks * capacity.block_size)
         self._slots: dict[int, _Slot] = {}
@@ -78,29 +81,32 @@ class FakeRunner:
             vocab_size=read_vocab_size(run.model_dir),
             capacity=Capacity(config.rehearse_kv_blocks, config.kv_block_size, run.max_sequence_length),
             step_s=config.rehearse_step_ms / 1000,
+            attention_s=config.rehearse_attention_ns / 1e9,
             plan_ahead=config.rehearse_plan_ahead,
             fault=fault,
         )
 
     def launch(self, plan: StepPlan) -> FakeLaunched:
+        started_at = time.monotonic()
         self._apply_state(plan)
         if self._fault:
             self._fault.reach(f"step{plan.step}")
         token_ids: list[list[int]] = []
         details, prompt_details = {}, {}
+        num_products = 0
         for row, (slot_id, num_tokens, sample) in enumerate(zip(plan.slots, plan.num_tokens, plan.sample, strict=True)):
             slot = self._slots[slot_id]
             prompt_detail = self._compute(slot, num_tokens)
+            num_products += num_tokens * slot.num_computed
             if prompt_detail:
                 prompt_details[row] = prompt_detail
             token_ids.append([self._sample(slot)] if sample else [])
             wanted = slot.sequence.details
             if sample and wanted.generated_tokens and wanted.any:
                 details[row] = [self._detail(token_ids[-1][0], wanted.top_n)]
-        self._device_free_at = max(self._device_free_at, time.monotonic()) + self._step_s
-        launched = FakeLaunched(
-            plan, StepTokens(token_ids, details, prompt_details, self._step_s), self._device_free_at
-        )
+        step_s = self._step_s + self._attention_s * num_products
+        self._device_free_at = max(self._device_free_at, started_at) + step_s
+        launched = FakeLaunched(plan, StepTokens(token_ids, details, prompt_details, step_s), self._device_free_at)
         if not self.caps.plan_ahead:
             self._wait(launched)
         return launched
@@ -155,7 +161,7 @@ class FakeRunner:
 
 def read_vocab_size(model_dir: Path) -> int:
     """Number of pieces in the model's ``tokenizer.json``, added ones included."""
-    tokenizer = json.loads((model_dir / "tokenizer.json").read_bytes())
+    tokenizer = json.loads(read_regular(model_dir / "tokenizer.json"))
     vocab = tokenizer["model"]["vocab"]
     ids = set(vocab.values()) if isinstance(vocab, dict) else set(range(len(vocab)))
     return len(ids | {token["id"] for token in tokenizer.get("added_tokens", [])})

@@ -8,6 +8,19 @@ from contextlib import contextmanager
 from tgis_server.errors import Overloaded
 
 
+class Permits:
+    """What a call holds. Returned when its inputs are no longer in work, however long its client takes to read."""
+
+    def __init__(self, admission: Admission, num_inputs: int) -> None:
+        self._admission = admission
+        self._num_inputs = num_inputs
+
+    def give_back(self) -> None:
+        """Doing it twice changes nothing."""
+        self._admission.num_held -= self._num_inputs
+        self._num_inputs = 0
+
+
 class Admission:
     """Counts inputs from the arrival of their call to its end. Belongs to one event loop."""
 
@@ -16,8 +29,8 @@ class Admission:
         self.num_held = 0
 
     @contextmanager
-    def hold(self, num_inputs: int) -> Iterator[None]:
-        """Hold a permit for each input inside the ``with`` block: all or none.
+    def hold(self, num_inputs: int) -> Iterator[Permits]:
+        """Hold a permit for each input inside the ``with`` block, at most: all or none.
 
         Raises:
             Overloaded: too few are free. A batch of more than ``max_inputs`` never fits.
@@ -25,7 +38,8 @@ class Admission:
         if self.num_held + num_inputs > self.max_inputs:
             raise Overloaded
         self.num_held += num_inputs
+        permits = Permits(self, num_inputs)
         try:
-            yield
+            yield permits
         finally:
-            self.num_held -= num_inputs
+            permits.give_back()

@@ -16,6 +16,7 @@ import tokenizers
 from tokenizers import processors
 
 from tgis_server import failures
+from tgis_server.regular_file import read_regular
 
 HONOURING = ("Llama", "CodeLlama", "Gemma")  # classes with ``update_post_processor`` in transformers 4
 
@@ -48,7 +49,7 @@ def find_requested_bos(model_dir: Path) -> str | None:
     if not file.is_file():
         return None
     try:
-        config: dict[str, Any] = json.loads(file.read_bytes())
+        config: dict[str, Any] = json.loads(read_regular(file))
     except (OSError, ValueError) as error:
         raise failures.TOKENIZER_UNREADABLE.error(file=file, reason=error) from error
     name = config.get("tokenizer_class")

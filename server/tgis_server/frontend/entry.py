@@ -9,14 +9,18 @@ import signal
 from collections.abc import Coroutine
 from typing import Any
 
+from tgis_server.descriptors import MaxConnections, raise_limit
 from tgis_server.errors import PeerLost, Unavailable
 from tgis_server.faults import Fault
 from tgis_server.frontend.admission import Admission
+from tgis_server.frontend.connections import PortWatch, watch_connections
 from tgis_server.frontend.detokenizer import PieceDecoder
 from tgis_server.frontend.generation import GenerationService
-from tgis_server.frontend.grpc_server import PublicServer
+from tgis_server.frontend.grpc_server import PublicServer, num_streams
 from tgis_server.frontend.launcher import LauncherServer
 from tgis_server.frontend.output import TextSettings
+from tgis_server.frontend.patience import Patience
+from tgis_server.frontend.receive import library_limit_bytes
 from tgis_server.frontend.router import Router
 from tgis_server.frontend.service import GenerationServicer
 from tgis_server.frontend.state import ServerState
@@ -24,6 +28,7 @@ from tgis_server.frontend.tls import Tls
 from tgis_server.frontend.tokenizer import Tokenizer
 from tgis_server.frontend.tracing import Tracing
 from tgis_server.frontend.validation import Limits
+from tgis_server.frontend.vocabulary import load_vocabulary
 from tgis_server.frontend.watch import Watch
 from tgis_server.metrics import Metrics
 from tgis_server.phases import Phases
@@ -52,8 +57,9 @@ def serve(run: Run) -> None:
     fault = Fault.of(run.config.fault, FRONTEND)
     if fault:
         fault.reach("start")
-    tokenizer = Tokenizer.load(run.model_dir, run.tokenization_workers)
-    pieces = PieceDecoder(tokenizer.inner, output_special_tokens=run.config.output_special_tokens)
+    tokenizer, pieces = load_vocabulary(
+        run.model_dir, run.tokenization_workers, output_special_tokens=run.config.output_special_tokens
+    )
     phases.enter("opening the ports")
     asyncio.run(_serve(run, phases, tokenizer, pieces))
 
@@ -103,10 +109,12 @@ class Frontend:
         endpoint = config.otlp_endpoint
         self._tracing = Tracing(endpoint, config.otlp_service_name) if endpoint else None
         fault = Fault.of(config.fault, FRONTEND)
-        self._servicer = GenerationServicer(self.state, admission, self.metrics, self._tracing, fault)
-        self._public = PublicServer(config, self.state, self._servicer)
+        self._patience = Patience(config.send_timeout, self.metrics)
+        self._servicer = GenerationServicer(self.state, admission, self.metrics, self._patience, self._tracing, fault)
+        self._max_connections = MaxConnections.of(raise_limit())
+        self._public = PublicServer(config, self.state, self._servicer, self._patience, self._max_connections.grpc)
         self._launcher = LauncherServer(run.frontend_socket, self.state, self.end)
-        self._http = HttpServer(run, self.state, self.metrics)
+        self._http = HttpServer(run, self.state, self.metrics, self._patience, self._max_connections.http)
         self.metrics.read_state(
             num_calls=lambda: self.state.num_calls,
             num_permits=lambda: admission.num_held,
@@ -168,9 +176,28 @@ class Frontend:
 
     async def _serve_until_stopped(self) -> None:
         """Serve and drain while the shards are watched; the first thing that ends decides."""
-        life = asyncio.create_task(self._live(), name="life")
-        watch = asyncio.create_task(self._watch.run(), name="watch")
-        await end_with_first({life, watch, asyncio.create_task(self._end_told.wait(), name="wait-for-end")})
+        work = {
+            "life": self._live(),
+            "watch": self._watch.run(),
+            "patience": self._patience.run(),
+            "watch-connections": self._watch_connections(),
+            "wait-for-end": self._end_told.wait(),
+        }
+        await end_with_first({asyncio.create_task(one, name=name) for name, one in work.items()})
+
+    async def _watch_connections(self) -> None:
+        config, most = self._run.config, self._max_connections
+        max_streams = num_streams(config.max_concurrent_requests)
+
+        def watch(max_connections: int) -> PortWatch:
+            return PortWatch(
+                max_connections, config.send_timeout, library_limit_bytes(config.max_request_bytes), 2 * max_streams
+            )
+
+        # Room is made before the library refuses new connections: whoever is silent for longest goes first.
+        ports = {self.state.grpc_port: watch(most.grpc * 9 // 10), self.state.http_port: watch(most.http)}
+        accounts, count = self._public.accounts, self.metrics.count_abort
+        await watch_connections(ports, accounts, self.state.grpc_port, count)
 
     async def _live(self) -> None:
         stop = asyncio.create_task(self._stop_asked.wait(), name="wait-for-stop")

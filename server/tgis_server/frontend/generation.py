@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from tgis_server.errors import InvalidRequest
+from tgis_server.frontend.admission import Permits
 from tgis_server.frontend.output import GenerationInput, Output, TextSettings
 from tgis_server.frontend.router import Router
 from tgis_server.frontend.stop import StopSequences
@@ -37,12 +38,15 @@ class Call:
         self.started_at = time.monotonic()
         self.validated_at = self.started_at  # later once there are outputs
         self.outputs: list[Output] = []
+        self.permits: Permits | None = None  # that go back when the answer of a stream is complete, before it is read
         self._news = asyncio.Event()
 
     def on_change(self, output: Output) -> None:
         """Wake the handler if it can do something: a unary call waits for ends, a stream for every token."""
         if self.kind == "stream" or output.is_finished:
             self._news.set()
+        if self.permits and output.is_finished:
+            self.permits.give_back()
 
     async def wait_for_news(self) -> None:
         await self._news.wait()
@@ -142,9 +146,9 @@ class GenerationService:
         for one in encoded:
             if not one.token_ids:
                 raise InvalidRequest("tokenizer error the input is empty")
-            if (highest := max(one.token_ids)) >= self.vocab_size:
-                piece = self.tokenizer.get_piece(highest)
-                raise InvalidRequest(f"tokenizer error the model has no token {piece!r} (id {highest})")
+            if one.highest_id >= self.vocab_size:
+                piece = self.tokenizer.get_piece(one.highest_id)
+                raise InvalidRequest(f"tokenizer error the model has no token {piece!r} (id {one.highest_id})")
         return encoded
 
 

@@ -8,6 +8,8 @@ import grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthServicer
 
+from tgis_server.frontend.end_call import writing
+from tgis_server.frontend.patience import Patience
 from tgis_server.frontend.state import Probe, ServerState
 
 MAX_NAME_CHARACTERS = 100  # shown: clients refuse a long status
@@ -19,8 +21,9 @@ class StateHealthServicer(HealthServicer):  # type: ignore[misc]  # the library 
     The library's own servicer forgets every Watch of a service when one of them ends: the others hear of no change.
     """
 
-    def __init__(self, state: ServerState, services: Mapping[str, Probe]) -> None:
+    def __init__(self, state: ServerState, services: Mapping[str, Probe], patience: Patience) -> None:
         self._state = state
+        self._patience = patience
         self._services = services
 
     async def Check(  # noqa: N802  the name of the RPC
@@ -38,7 +41,8 @@ class StateHealthServicer(HealthServicer):  # type: ignore[misc]  # the library 
         while True:
             change, status = self._state.next_change(), self._status_of(request.service)
             if status != sent:
-                await context.write(HealthCheckResponse(status=status))
+                with writing(context, self._patience):
+                    await context.write(HealthCheckResponse(status=status))
                 sent = status
             await change.wait()
 

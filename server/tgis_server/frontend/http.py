@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from functools import partial
@@ -10,6 +11,8 @@ from typing import get_args
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage
 
+from tgis_server.frontend.http_connections import HttpConnection, HttpConnections, note_requests
+from tgis_server.frontend.patience import Patience
 from tgis_server.frontend.state import Probe, ServerState
 from tgis_server.frontend.tls import Tls
 from tgis_server.metrics import Metrics
@@ -17,26 +20,29 @@ from tgis_server.ports import listen
 from tgis_server.run import Run
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+HANDSHAKE_TIMEOUT_S = 10.0
 STOP_GRACE_S = 0.5  # a scraper that reads nothing must not hold up the end for a minute
 
 
 class HttpServer:
     """Plain text also where gRPC has TLS, unless ``--http-tls`` asks for it: probes and scrapers come from inside."""
 
-    def __init__(self, run: Run, state: ServerState, metrics: Metrics) -> None:
+    def __init__(
+        self, run: Run, state: ServerState, metrics: Metrics, patience: Patience, max_connections: int
+    ) -> None:
         self._run = run
         self._state = state
         self._metrics = metrics
-        app = web.Application()
+        app = web.Application(middlewares=[note_requests])
         app.router.add_get("/health", self._get_health)
         for probe in get_args(Probe):
             app.router.add_get(f"/health/{probe}", partial(self._get_probe, probe))
         app.router.add_get("/metrics", self._get_metrics)
-        logger = logging.getLogger(f"{__name__}.requests")
-        logger.addFilter(is_worth_a_line)
-        self._runner = web.AppRunner(
-            app, access_log=None, handle_signals=False, logger=logger, shutdown_timeout=STOP_GRACE_S
-        )
+        self._logger = logging.getLogger(f"{__name__}.requests")
+        self._logger.addFilter(is_worth_a_line)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=STOP_GRACE_S)
+        self._connections = HttpConnections(patience, metrics, max_connections)
+        self._listener: asyncio.Server | None = None
 
     async def start(self, tls: Tls | None) -> int:
         """Bind and answer; returns the port.
@@ -46,12 +52,24 @@ class HttpServer:
         """
         server_socket = listen(self._run.config.host, self._run.config.port, "--port")
         await self._runner.setup()
-        await web.SockSite(self._runner, server_socket, ssl_context=tls.http_context() if tls else None).start()
+        context = tls.http_context() if tls else None
+        self._listener = await asyncio.get_running_loop().create_server(
+            self._connect,
+            sock=server_socket,
+            ssl=context,
+            ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S if context else None,
+        )
         bound_port: int = server_socket.getsockname()[1]
         return bound_port
 
     async def stop(self) -> None:
+        if self._listener:
+            self._listener.close()
         await self._runner.cleanup()
+
+    def _connect(self) -> HttpConnection:
+        assert self._runner.server is not None, "listening before the set-up"
+        return HttpConnection(self._runner.server, self._connections, self._logger)
 
     async def _get_health(self, request: web.Request) -> web.Response:
         if why_not := self._state.why_not("ready"):

@@ -1,12 +1,14 @@
 """From the bytes of a request to its message, with the contract's statuses where there is none.
 
 The gRPC library would decode by itself, but ends calls with RESOURCE_EXHAUSTED and UNKNOWN where clients know
-OUT_OF_RANGE and INTERNAL. So it hands over bytes, and what it refuses by itself lies far above the configured limit.
+OUT_OF_RANGE and INTERNAL. So it hands over bytes, and what it refuses by itself lies above the configured limit.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 import grpc
@@ -15,16 +17,21 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from tgis_server.errors import RequestError, RequestTooLarge, Undecodable
+from tgis_server.frontend.connections import Account, Accounts
+from tgis_server.frontend.end_call import end_call, watch_last_write, writing
+from tgis_server.frontend.patience import Patience
 
 Refuse: TypeAlias = Callable[[grpc.aio.ServicerContext, RequestError], Awaitable[None]]
 
-WALL_FACTOR = 8  # a client that is somewhat too large learns the limit; nobody can send gigabytes
+# A client that is somewhat too large learns the limit, which needs all of its request; nobody can send more than that.
+WALL_FACTOR = 8
+MAX_EXCESS_BYTES = 4 << 20
 MAX_WALL_BYTES = 2**31 - 1  # the option of the library is an int
 
 
 def library_limit_bytes(max_request_bytes: int) -> int:
-    """The size above which the gRPC library refuses a request before all of it has arrived."""
-    return min(WALL_FACTOR * max_request_bytes, MAX_WALL_BYTES)
+    """The size above which the gRPC library refuses a request before it is received."""
+    return min(WALL_FACTOR * max_request_bytes, max_request_bytes + MAX_EXCESS_BYTES, MAX_WALL_BYTES)
 
 
 async def abort(context: grpc.aio.ServicerContext, error: RequestError) -> None:
@@ -32,42 +39,103 @@ async def abort(context: grpc.aio.ServicerContext, error: RequestError) -> None:
     await context.abort(grpc.StatusCode[error.status], str(error))
 
 
-def make_handlers(
-    service: ServiceDescriptor, servicer: Any, max_request_bytes: int, refuse: Refuse = abort
-) -> grpc.GenericRpcHandler:
-    """The methods of a service, for a server to register. ``refuse`` ends calls that have no request."""
-    handlers = {
-        method.name: _make_handler(method, getattr(servicer, method.name), max_request_bytes, refuse)
-        for method in service.methods
-    }
+@dataclass(frozen=True, slots=True)
+class Door:
+    """What the methods of a service have in common."""
+
+    patience: Patience
+    max_request_bytes: int
+    refuse: Refuse = abort  # ends calls that have no request
+    why_not: Callable[[], RequestError | None] = lambda: None  # for what reason every request is refused now, unread
+    accounts: Accounts = field(default_factory=Accounts)
+    waits_for_room: bool = False  # whether bytes of its requests and answers count
+
+
+def make_handlers(service: ServiceDescriptor, servicer: Any, door: Door) -> grpc.GenericRpcHandler:
+    """The methods of a service, for a server to register."""
+    handlers = {method.name: _make_handler(method, getattr(servicer, method.name), door) for method in service.methods}
     return grpc.method_handlers_generic_handler(service.full_name, handlers)
 
 
-def _make_handler(
-    method: MethodDescriptor, behaviour: Callable[[Any, Any], Any], max_request_bytes: int, refuse: Refuse
-) -> grpc.RpcMethodHandler:
+def _make_handler(method: MethodDescriptor, behaviour: Callable[[Any, Any], Any], door: Door) -> grpc.RpcMethodHandler:
+    """All methods are registered as ones with a stream of requests, which clients do not notice: the library would
+    receive a single request before it calls anybody, whatever its size and however long it takes."""
     request_type = GetMessageClass(method.input_type)
-    to_bytes = GetMessageClass(method.output_type).SerializeToString
+    patience = door.patience
 
-    async def receive(raw: bytes, context: grpc.aio.ServicerContext) -> Message:
+    def open_account(context: grpc.aio.ServicerContext) -> Account:
+        account = door.accounts.open(context.peer())
+        context.add_done_callback(lambda _: door.accounts.close(account, was_reset=not context.done()))
+        return account
+
+    async def receive(context: grpc.aio.ServicerContext, account: Account) -> Message | None:
+        """The next request, or None after the last one. One that is refused ends the call."""
         try:
-            return decode(request_type, raw, max_request_bytes)
-        except (RequestTooLarge, Undecodable) as error:
+            if error := door.why_not():
+                raise error
+            async with patience.receiving(partial(end_call, context), waits_for_room=door.waits_for_room):
+                account.num_receiving += 1
+                try:
+                    raw = await context.read()
+                finally:
+                    account.num_receiving -= 1
+            if raw is grpc.aio.EOF:
+                return None
+            account.num_bytes += len(raw)
+            hold(context, len(raw))
+            return decode(request_type, raw, door.max_request_bytes)
+        except RequestError as error:
             await refuse(context, error)
             raise
 
-    async def handle(raw: bytes, context: grpc.aio.ServicerContext) -> Any:
-        return await behaviour(await receive(raw, context), context)
+    async def receive_one(context: grpc.aio.ServicerContext) -> Message:
+        request = await receive(context, open_account(context))
+        if request is None:  # or the client has left, and nobody hears this
+            await refuse(context, error := Undecodable("failed to decode Protobuf message: there is none"))
+            raise error
+        return request
 
-    async def handle_stream(raws: AsyncIterable[bytes], context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
-        requests = (await receive(raw, context) async for raw in raws)
-        async for response in behaviour(requests, context):
-            yield response
+    async def refuse(context: grpc.aio.ServicerContext, error: RequestError) -> None:
+        with writing(context, patience):
+            await door.refuse(context, error)
+
+    def hold(context: grpc.aio.ServicerContext, num_bytes: int) -> None:
+        if door.waits_for_room:
+            release = patience.hold(num_bytes)
+            context.add_done_callback(lambda _: release())
+
+    async def answer(_: object, context: grpc.aio.ServicerContext) -> bytes:
+        response = to_bytes(await behaviour(await receive_one(context), context))
+        hold(context, len(response))
+        watch_last_write(context, patience, len(response))
+        return response
+
+    async def answer_in_parts(_: object, context: grpc.aio.ServicerContext) -> None:
+        await behaviour(await receive_one(context), context)
+        watch_last_write(context, patience)
+
+    async def converse(_: object, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        account = open_account(context)
+
+        async def receive_all() -> AsyncIterator[Message]:
+            while (request := await receive(context, account)) is not None:
+                yield request
+
+        async for response in behaviour(receive_all(), context):
+            with writing(context, patience, response.ByteSize()):
+                yield response
+        watch_last_write(context, patience)
 
     if method.client_streaming:
-        return grpc.stream_stream_rpc_method_handler(handle_stream, response_serializer=to_bytes)
-    kind = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
-    return kind(handle, response_serializer=to_bytes)
+        return grpc.stream_stream_rpc_method_handler(converse, response_serializer=to_bytes)
+    if method.server_streaming:
+        return grpc.stream_stream_rpc_method_handler(answer_in_parts, response_serializer=to_bytes)
+    return grpc.stream_unary_rpc_method_handler(answer)
+
+
+def to_bytes(response: Message | bytes) -> bytes:
+    """Large answers come serialized already: the event loop does not do it."""
+    return response if isinstance(response, bytes) else response.SerializeToString()
 
 
 def decode(request_type: type[Message], raw: bytes, max_bytes: int) -> Message:

@@ -5,21 +5,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TypeAlias
 
 import grpc
 
-from tgis_server.errors import InvalidRequest, Overloaded, RequestError, TgisError
+from tgis_server.errors import InvalidRequest, Overloaded, RequestError, TgisError, Unavailable
 from tgis_server.faults import Fault
 from tgis_server.frontend.admission import Admission
+from tgis_server.frontend.end_call import writing
 from tgis_server.frontend.generation import Call, GenerationService
 from tgis_server.frontend.output import Output
+from tgis_server.frontend.patience import Patience
 from tgis_server.frontend.request_log import CORRELATION_ID, get_correlation_id, log_outputs
 from tgis_server.frontend.state import ServerState
-from tgis_server.frontend.tokenizer import TokenizedText, Tokenizer
+from tgis_server.frontend.tokenize_reply import join_replies, reply_parts
+from tgis_server.frontend.tokenizer import Tokenizer
 from tgis_server.frontend.tracing import Tracing
 from tgis_server.frontend.validation import reject_adapter
 from tgis_server.metrics import Metrics
@@ -29,6 +32,7 @@ from tgis_server.wire.generation_pb2_grpc import GenerationServiceServicer
 logger = logging.getLogger(__name__)
 
 Context: TypeAlias = grpc.aio.ServicerContext
+Write: TypeAlias = Callable[[pb.GenerationResponse], Awaitable[None]]
 
 # A client refuses trailers of more than 8 KiB with a status of its own. A character takes up to twelve bytes in them.
 MAX_STATUS_CHARACTERS = 500
@@ -42,6 +46,7 @@ class GenerationServicer(GenerationServiceServicer):
         state: ServerState,
         admission: Admission,
         metrics: Metrics,
+        patience: Patience,
         tracing: Tracing | None = None,
         fault: Fault | None = None,
     ) -> None:
@@ -49,6 +54,7 @@ class GenerationServicer(GenerationServiceServicer):
         self._state = state
         self._admission = admission
         self._metrics = metrics
+        self._patience = patience
         self._tracing = tracing
         self._fault = fault
 
@@ -72,35 +78,35 @@ class GenerationServicer(GenerationServiceServicer):
         call = Call("stream")
         self._metrics.count_call(call.kind, 1)
         async with self._answering(context, call) as generation:
-            with self._admission.hold(1):
+            with self._admission.hold(1) as call.permits:
                 if not request.HasField("request"):
                     raise MissingRequest("missing request")
                 await generation.prepare(request, [request.request.text], call)
                 [output] = call.outputs
-                await context.write(output.first_frame())
+                write = self._writer(context, output)
                 try:
                     with generation.router.running(call.outputs):
-                        await write_frames(context, call, output, generation.tokenizer)
+                        await write_frames(write, call, output, generation.tokenizer)
                 finally:  # also counts an answer whose client left before its end
                     if output.is_finished and not output.error:
                         generation.count_answer(output, call)
                 if output.error:
                     raise output.error
 
-    async def Tokenize(self, request: pb.BatchedTokenizeRequest, context: Context) -> pb.BatchedTokenizeResponse:
+    async def Tokenize(self, request: pb.BatchedTokenizeRequest, context: Context) -> bytes:
         started_at = time.monotonic()
         self._metrics.count_tokenize(len(request.requests))
         async with self._answering(context) as generation:
             reject_adapter(request)
-            texts = await generation.tokenizer.tokenize(
-                [one.text for one in request.requests],
-                request.truncate_input_tokens,
+            texts = [one.text for one in request.requests]
+            replies = await generation.tokenizer.tokenize(
+                texts,
+                partial(reply_parts, request, generation.tokenizer.get_piece),
                 want_offsets=request.return_offsets,
             )
-            num_tokens = sum(len(text.token_ids) for text in texts)
+            num_tokens = sum(part.num_tokens for parts in replies for part in parts)
             self._metrics.observe_tokenized(num_tokens, time.monotonic() - started_at)
-            # A message per token takes its time: not the event loop's.
-            return await generation.tokenizer.run(partial(tokenize_responses, texts, request))
+            return join_replies(replies)
 
     async def ModelInfo(self, request: pb.ModelInfoRequest, context: Context) -> pb.ModelInfoResponse:
         async with self._answering(context) as generation:
@@ -109,6 +115,19 @@ class GenerationServicer(GenerationServiceServicer):
                 max_sequence_length=generation.limits.max_sequence_length,
                 max_new_tokens=generation.limits.max_new_tokens,
             )
+
+    def why_not(self) -> RequestError | None:
+        """Why every call is refused now; None while they are accepted."""
+        return None if self._state.is_accepting else Unavailable(self._state.text)
+
+    def _writer(self, context: Context, output: Output) -> Write:
+        """Writes frames of an output."""
+
+        async def write(frame: pb.GenerationResponse) -> None:
+            with writing(context, self._patience, frame.ByteSize(), output.source.deadline):
+                await context.write(frame)
+
+        return write
 
     async def refuse(self, context: Context, error: RequestError) -> None:
         """End a call that has no request. It is none of the calls that metrics count."""
@@ -146,7 +165,8 @@ class GenerationServicer(GenerationServiceServicer):
                         if one.error and one.started_at is not None:
                             self._metrics.observe_inference(time.monotonic() - one.started_at, one.num_generated)
                 logger.debug("call failed: %s %s", status.name, failure, extra=extra)
-                await context.abort(status, failure[:MAX_STATUS_CHARACTERS])
+                with writing(context, self._patience):
+                    await context.abort(status, failure[:MAX_STATUS_CHARACTERS])
             finally:
                 if call:
                     log_outputs(call, correlation_id)
@@ -179,26 +199,16 @@ def failure_label(error: Exception, call: Call) -> str:
             return "generate" if call.outputs else "unknown"
 
 
-async def write_frames(context: Context, call: Call, output: Output, tokenizer: Tokenizer) -> None:
-    """Write the frames of a stream as they become due, after the first one."""
+async def write_frames(write: Write, call: Call, output: Output, tokenizer: Tokenizer) -> None:
+    """Write the frames of a stream: the first at once, the others as they become due, one with a stop reason last."""
+    await write(output.first_frame())
     is_over = False
     while not is_over:
         await call.wait_for_news()
-        is_over = output.is_finished  # before the frames are taken: they grow while one is written
         if output.is_input_frame_due:
-            await context.write(await tokenizer.run(output.take_input_frame))
-        for frame in output.take_frames():
-            await context.write(frame)
-
-
-def tokenize_responses(
-    texts: Sequence[TokenizedText], request: pb.BatchedTokenizeRequest
-) -> pb.BatchedTokenizeResponse:
-    responses = pb.BatchedTokenizeResponse()
-    for text in texts:
-        response = responses.responses.add(token_count=len(text.token_ids))
-        if request.return_tokens:
-            response.tokens.extend(text.tokens)
-        for start, end in text.offsets:
-            response.offsets.add(start=start, end=end)
-    return responses
+            await write(await tokenizer.run(output.take_input_frame))
+        # Nothing is awaited between these two: what ends meanwhile is seen by the next round.
+        is_over = output.is_finished
+        frames = output.take_frames()
+        for frame in frames:
+            await write(frame)

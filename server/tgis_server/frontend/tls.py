@@ -20,6 +20,7 @@ import grpc
 from tgis_server import failures
 from tgis_server.config import ServeConfig
 from tgis_server.errors import UsageError
+from tgis_server.regular_file import read_regular
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +160,7 @@ def stamp_of(path: Path) -> tuple[int, ...] | None:
 
 def read_tls_file(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         raise failures.TLS_FILE_UNREADABLE.error(path=path, reason=error.strerror) from error
 

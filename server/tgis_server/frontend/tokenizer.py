@@ -1,4 +1,4 @@
-"""Text to tokens, in a pool of threads: the event loop never tokenizes.
+"""Text to tokens, in threads: the event loop never tokenizes.
 
 Wraps the model's ``tokenizer.json``; its own truncation and padding are off. Knows nothing of requests or engines.
 """
@@ -6,10 +6,10 @@ Wraps the model's ``tokenizer.json``; its own truncation and padding are off. Kn
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,10 +18,16 @@ import tokenizers
 from tgis_server import failures
 from tgis_server.errors import GenerationFailed
 from tgis_server.frontend.bos import add_requested_bos
+from tgis_server.frontend.encoding import WINDOW, Encoding, encode, encode_window, join, window_starts
+from tgis_server.frontend.lane import Lane
+from tgis_server.model_files import read_beginning, refuse_stand_in
+from tgis_server.regular_file import read_regular
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 MAX_TEXTS_PER_JOB = 256  # long jobs keep others waiting; short ones, for many texts, keep the event loop busy
+PARTS_PER_JOB = 8
 
 
 class TokenizerFailed(GenerationFailed):
@@ -34,31 +40,25 @@ class EncodedInput:
 
     token_ids: list[int]
     num_tokens_before_truncation: int
-
-
-@dataclass(frozen=True, slots=True)
-class TokenizedText:
-    """What the Tokenize RPC says about a text."""
-
-    token_ids: list[int]
-    tokens: list[str]  # vocabulary pieces
-    offsets: list[tuple[int, int]]  # UTF-8 bytes; empty unless asked for
+    highest_id: int  # before truncation; -1 where there are no tokens
 
 
 class Tokenizer:
-    """The tokenizer of the served model. Encoding methods may be called by any number of tasks at once."""
+    """The tokenizer of the served model. Any number of tasks at once may call it."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, *, num_workers: int = 1) -> None:
         """
         Args:
             tokenizer: becomes this object's: truncation and padding are switched off.
-            num_workers: threads.
+            num_workers: threads of each lane.
         """
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.inner = tokenizer
         self._num_workers = num_workers
-        self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="tokenizer")
+        self._generation = Lane("tokenizer", num_workers)
+        self._texts = Lane("tokenize-rpc", num_workers)
+        self._whole = asyncio.Lock()  # a long text that has to be encoded at once needs much memory: one at a time
 
     @classmethod
     def load(cls, model_dir: Path, num_workers: int) -> Tokenizer:
@@ -67,86 +67,141 @@ class Tokenizer:
         Raises:
             ModelError: a file is missing or broken.
         """
-        file = model_dir / "tokenizer.json"
-        if not file.is_file():
-            raise failures.NO_TOKENIZER.error(model_dir=model_dir)
-        try:
-            tokenizer = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises plain Exception for every kind of broken file
-            raise failures.TOKENIZER_UNREADABLE.error(file=file, reason=error) from error
-        add_requested_bos(tokenizer, model_dir)
+        tokenizer = read_tokenizer(model_dir)
         return cls(tokenizer, num_workers=num_workers)
 
     async def encode_inputs(self, texts: Sequence[str], truncate_to: int = 0) -> list[EncodedInput | TokenizerFailed]:
         """Tokens of prompts, the rightmost ``truncate_to`` of each (0 = all), or the library's complaint."""
-        return await self._do_each(texts, lambda text: self._encode_input(text, truncate_to))
+
+        def make(_: str, encoding: Encoding) -> Iterator[EncodedInput]:
+            yield self._make_input(encoding, truncate_to)
+
+        made = await self._do_each(self._generation, texts, make, want_offsets=False)
+        return [one if isinstance(one, TokenizerFailed) else one[0] for one in made]
 
     async def tokenize(
-        self, texts: Sequence[str], truncate_to: int = 0, *, want_offsets: bool = False
-    ) -> list[TokenizedText]:
-        """Tokens of texts as the Tokenize RPC cuts them: the last entries, whatever they are.
+        self, texts: Sequence[str], make: Callable[[str, Encoding], Iterator[T]], *, want_offsets: bool = False
+    ) -> list[list[T]]:
+        """The parts that ``make`` yields, in a thread, for each text and its tokens. Prompts never wait for this.
 
         Raises:
             TokenizerFailed: with the library's message, for the first text that fails.
         """
-        tokenized = []
-        for result in await self._do_each(texts, lambda text: self._tokenize(text, truncate_to, want_offsets)):
-            if isinstance(result, TokenizerFailed):
-                raise result
-            tokenized.append(result)
-        return tokenized
+        parts = []
+        for made in await self._do_each(self._texts, texts, make, want_offsets=want_offsets):
+            if isinstance(made, TokenizerFailed):
+                raise made
+            parts.append(made)
+        return parts
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Do long work of a generation call beside the event loop, in a thread that otherwise tokenizes prompts."""
+        return await self._generation.run(work)
 
     def get_piece(self, token_id: int) -> str:
         """The vocabulary piece of a token; an unknown id has none."""
         return self.inner.id_to_token(token_id) or ""
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._generation.close()
+        self._texts.close()
 
-    def _encode_input(self, text: str, truncate_to: int) -> EncodedInput:
-        [encoding] = self.inner.encode_batch_fast([text])  # the batch form leaves other threads running meanwhile
-        token_ids: list[int] = encoding.ids
-        num_tokens = len(token_ids)
-        if 0 < truncate_to < num_tokens:
-            token_ids = token_ids[num_tokens - truncate_to :]
-            if encoding.special_tokens_mask[0] == 1:  # BOS, or whatever a prompt begins with
-                token_ids[0] = encoding.ids[0]
-        return EncodedInput(token_ids, num_tokens)
+    def _make_input(self, encoding: Encoding, truncate_to: int) -> EncodedInput:
+        num_tokens, highest_id = len(encoding.ids), max(encoding.ids, default=-1)
+        if not 0 < truncate_to < num_tokens:
+            return EncodedInput(list(encoding.ids), num_tokens, highest_id)
+        token_ids = list(encoding.ids[num_tokens - truncate_to :])
+        if encoding.num_prefix:  # BOS, or whatever a prompt begins with
+            token_ids[0] = encoding.ids[0]
+        return EncodedInput(token_ids, num_tokens, highest_id)
 
-    def _tokenize(self, text: str, truncate_to: int, want_offsets: bool) -> TokenizedText:
-        [encoding] = self.inner.encode_batch([text]) if want_offsets else self.inner.encode_batch_fast([text])
-        kept = slice(-truncate_to if truncate_to else None, None)
-        offsets = to_byte_offsets(text, encoding.offsets[kept]) if want_offsets else []
-        token_ids = encoding.ids[kept]
-        return TokenizedText(token_ids, [self.get_piece(token_id) for token_id in token_ids], offsets)
+    async def _do_each(
+        self, lane: Lane, texts: Sequence[str], make: Callable[[str, Encoding], Iterator[T]], *, want_offsets: bool
+    ) -> list[list[T] | TokenizerFailed]:
+        """What ``make`` yields for each text, or why it failed, which harms no other."""
 
-    async def run(self, work: Callable[[], T]) -> T:
-        """Do long work beside the event loop, in a thread that otherwise tokenizes."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        def encode_and_make(text: str) -> list[T]:
+            return list(make(text, encode(self.inner, text, want_offsets=want_offsets)))
 
-    async def _do_each(self, texts: Sequence[str], work: Callable[[str], T]) -> list[T | TokenizerFailed]:
+        num_characters = sum(map(len, texts))
+        if num_characters <= WINDOW:
+            return await self._do_short(lane, texts, encode_and_make)
+        made: list[list[T] | TokenizerFailed] = []
+        async with lane.hold(num_characters):
+            for is_long, group in groupby(texts, lambda text: len(text) > WINDOW):
+                if is_long:
+                    made += [await self._do_long(lane, text, make, want_offsets=want_offsets) for text in group]
+                else:
+                    made += await self._do_short(lane, list(group), encode_and_make)
+        return made
+
+    async def _do_short(self, lane: Lane, texts: Sequence[str], work: Callable[[str], T]) -> list[T | TokenizerFailed]:
         size = max(1, min(MAX_TEXTS_PER_JOB, -(-len(texts) // self._num_workers)))
         slices = [texts[start : start + size] for start in range(0, len(texts), size)]
-        jobs = [self.run(partial(attempt_each, part, work)) for part in slices]
-        return [result for results in await asyncio.gather(*jobs) for result in results]
+        made = await lane.run_each([partial(attempt_each, work, part) for part in slices])
+        return [result for results in made for result in results]
 
-
-def attempt_each(texts: Sequence[str], work: Callable[[str], T]) -> list[T | TokenizerFailed]:
-    """What ``work`` makes of each text; one that fails harms no other."""
-    results: list[T | TokenizerFailed] = []
-    for text in texts:
+    async def _do_long(
+        self, lane: Lane, text: str, make: Callable[[str, Encoding], Iterator[T]], *, want_offsets: bool
+    ) -> list[T] | TokenizerFailed:
+        """Encode a text in windows, and take what ``make`` yields a few parts at a time: other jobs come in between."""
         try:
-            results.append(work(text))
-        except Exception as error:  # noqa: BLE001  a library border: it raises plain Exception
-            results.append(TokenizerFailed(str(error)))
-    return results
+            parts = make(text, await self._encode_long(lane, text, want_offsets=want_offsets))
+        except TokenizerFailed as failed:
+            return failed
+        made: list[T] = []
+        while some := await lane.run(lambda: list(islice(parts, PARTS_PER_JOB))):
+            made += some
+        return made
+
+    async def _encode_long(self, lane: Lane, text: str, *, want_offsets: bool) -> Encoding:
+        """
+        Raises:
+            TokenizerFailed: with the library's message.
+        """
+        encode_at = partial(encode_window, self.inner, text, want_offsets=want_offsets)
+        windows = await lane.run_each([partial(attempt, encode_at, start) for start in window_starts(len(text))])
+        encodings = [window for window in windows if not isinstance(window, TokenizerFailed)]
+        if len(encodings) == len(windows) and (joined := await lane.run(partial(join, encodings))):
+            return joined
+        del windows, encodings
+        async with self._whole:
+            whole = await lane.run(partial(attempt, partial(encode, self.inner, want_offsets=want_offsets), text))
+        if isinstance(whole, TokenizerFailed):
+            raise whole
+        return whole
 
 
-def to_byte_offsets(text: str, offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Character offsets to offsets in the text's UTF-8."""
-    if text.isascii():
-        return offsets
-    borders = [0]
-    for character in text:
-        borders.append(borders[-1] + len(character.encode()))
-    return [(borders[start], borders[end]) for start, end in offsets]
+def read_tokenizer(model_dir: Path) -> tokenizers.Tokenizer:
+    """What ``tokenizer.json`` describes, with the BOS that ``tokenizer_config.json`` asks for.
+
+    Raises:
+        ModelError: it is missing or broken.
+    """
+    file = model_dir / "tokenizer.json"
+    if not file.is_file():
+        raise failures.NO_TOKENIZER.error(model_dir=model_dir)
+    try:
+        tokenizer = tokenizers.Tokenizer.from_buffer(read_regular(file))
+    except BaseException as error:
+        # The library raises plain Exception for every kind of broken file, and for some of them it panics.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        refuse_stand_in(file, read_beginning(file))
+        reason = str(error).removeprefix("Cannot instantiate Tokenizer from buffer: ")
+        raise failures.TOKENIZER_UNREADABLE.error(file=file, reason=reason) from error
+    tokenizer.no_padding()  # else the beginning of a text is not what a prompt begins with
+    add_requested_bos(tokenizer, model_dir)
+    return tokenizer
+
+
+def attempt(work: Callable[[A], T], argument: A) -> T | TokenizerFailed:
+    """The result of ``work``, or its failure."""
+    try:
+        return work(argument)
+    except Exception as error:  # noqa: BLE001  a library border: it raises plain Exception
+        return TokenizerFailed(str(error))
+
+
+def attempt_each(work: Callable[[A], T], arguments: Sequence[A]) -> list[T | TokenizerFailed]:
+    return [attempt(work, argument) for argument in arguments]

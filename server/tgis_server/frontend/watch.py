@@ -4,7 +4,8 @@ Calls each shard's ``Health`` every second. What it learns is kept, so that prob
 a device. ``ShardWatch`` judges one shard's answers, ``Watch`` those of all together; only its ``run`` does any calling.
 
 How long a shard can be stuck until that is known: 4 s if it answers nothing (three calls and the second before them),
-5 s if its step loop stands still between steps, ``--step-timeout`` and a second if it stands still in one.
+5 s if its step loop stands still between steps, and a second more than a step may take if it stands still in one:
+``--step-timeout``, or what the leader allows for the step where that is more.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -77,8 +79,20 @@ class ShardWatch:
         return self._last.step_age_s if self._last is not None else 0.0
 
     @property
+    def longest_step_s(self) -> float:
+        """How long its current step may take. The leader predicts it: a long prompt takes its time on a CPU."""
+        allowance_s = self._last.allowance_s if self._last is not None else 0.0
+        return max(allowance_s, self._step_timeout_s)
+
+    @property
     def is_in_long_step(self) -> bool:
-        return self.step_age_s > self._step_timeout_s
+        return self.step_age_s > self.longest_step_s
+
+    def describe_longest_step(self) -> str:
+        """The limit of its current step, in words."""
+        if self.longest_step_s == self._step_timeout_s:
+            return f"--step-timeout {self._step_timeout_s:g}"
+        return f"the {self.longest_step_s:.0f} s that such a step may take"
 
     def observe(self, reply: pb.HealthReply | None, *, expects_ticks: bool = True) -> str | None:
         """Take in an answer, or its absence. Returns why the shard is dead, or None.
@@ -96,7 +110,9 @@ class ShardWatch:
         if reply.state != pb.HealthReply.SERVING:
             return None
         if self.is_in_long_step:
-            return failures.STEP_HANGS.format(rank=self._rank, age_s=reply.step_age_s, timeout_s=self._step_timeout_s)
+            return failures.STEP_HANGS.format(
+                rank=self._rank, age_s=reply.step_age_s, limit=self.describe_longest_step()
+            )
         # Between two long steps the last tick is old as well: only a shard that also did nothing since is stuck.
         did_nothing = last is not None and last.executed_steps == reply.executed_steps and last.step_age_s == 0
         if expects_ticks and did_nothing and reply.step_age_s == 0 and reply.tick_age_s > MAX_TICK_AGE_S:
@@ -109,7 +125,6 @@ class Watch:
 
     def __init__(self, sockets: Sequence[Path], step_timeout_s: float) -> None:
         self._sockets = sockets
-        self._step_timeout_s = step_timeout_s
         self._shards = [ShardWatch(rank, step_timeout_s) for rank in range(len(sockets))]
         self._all_serving = asyncio.Event()
 
@@ -137,13 +152,13 @@ class Watch:
         someone_is_silent = any(shard.is_silent for shard in self._shards)
         for shard, cause in zip(self._shards, causes, strict=True):
             if cause and (shard.is_silent or not someone_is_silent):
-                return self._explain_long_step(shard.step_age_s) if shard.is_in_long_step else cause
+                return self._explain_long_step(shard) if shard.is_in_long_step else cause
         return None
 
-    def _explain_long_step(self, age_s: float) -> str:
+    def _explain_long_step(self, late: ShardWatch) -> str:
         """Of shards in one step those that work wait for the one that hangs: from outside they look alike."""
         ranks = [str(rank) for rank, shard in enumerate(self._shards) if shard.step_age_s > 0]
-        values = {"age_s": age_s, "timeout_s": self._step_timeout_s}
+        values: dict[str, Any] = {"age_s": late.step_age_s, "limit": late.describe_longest_step()}
         if len(ranks) == 1:
             return failures.STEP_HANGS.format(rank=ranks[0], **values)
         return failures.GROUP_STEP_HANGS.format(ranks=f"{', '.join(ranks[:-1])} and {ranks[-1]}", **values)

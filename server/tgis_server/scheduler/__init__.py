@@ -1,5 +1,6 @@
 """Who runs in the next step and where its keys and values live. Plain Python: no torch, no I/O, no clock of its own."""
 
+from tgis_server.scheduler.budget import StepLoad
 from tgis_server.scheduler.scheduler import Limits, Scheduler
 
-__all__ = ["Limits", "Scheduler"]
+__all__ = ["Limits", "Scheduler", "StepLoad"]

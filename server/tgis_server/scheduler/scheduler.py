@@ -1,9 +1,12 @@
 """The scheduler: ``apply`` what arrived, ``plan`` the next step, ``commit`` what a step produced.
 
-Order of a plan: decode rows first (a running answer never waits for somebody's prompt), then prefill chunks of the
-sequences that have a slot, then newcomers, all in order of arrival, until the token budget is used up. A newcomer gets
-the KV blocks of its whole prompt at once; only decode rows ask for more later. When there are none, the youngest
-sequence gives up its slot and blocks and is computed again when there is room.
+Order of a plan: decode rows first (a running answer never waits for somebody's prompt), then prefill chunks as far as
+the budget reaches (``budget.py``). No sequence gets more than half of it beside others. One long prompt comes first, in
+turn; then prompts that this step can finish and newcomers, in order of arrival; then the other long ones. So a short
+prompt never waits for a long one, and a long one goes on whatever arrives.
+
+A newcomer gets the KV blocks of its whole prompt at once; only decode rows ask for more later. When there are none, the
+youngest sequence gives up its slot and blocks and is computed again when there is room.
 
 Steps may be in flight: ``plan`` can be called before ``commit`` of the previous plan. Tokens of sequences that finished
 meanwhile are dropped, tokens of preempted ones are kept.
@@ -12,13 +15,15 @@ meanwhile are dropped, tokens of preempted ones are kept.
 from __future__ import annotations
 
 import heapq
+import math
 from bisect import insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from operator import attrgetter
 
 from tgis_server.scheduler.blocks import BlockPool, cache_root
+from tgis_server.scheduler.budget import ALLOWANCE_FACTOR, PrefillBudget, StepLoad, StepTimes
 from tgis_server.scheduler.sequence import Sequence, State
+from tgis_server.scheduler.waiting import WaitingQueue, by_arrival
 from tgis_server.wire.messages import (
     NO_TOKEN,
     Cancel,
@@ -33,7 +38,10 @@ from tgis_server.wire.messages import (
     TokenDetail,
 )
 
-by_arrival = attrgetter("arrival")
+NOT_FINITE = (
+    "the model computed NaN or infinity for this request; if it does so often, its weights may be damaged, or its "
+    "values exceed the range of float16 (use --dtype bfloat16 or float32)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +54,7 @@ class Limits:
     max_batch_tokens: int  # tokens per step
     eos_ids: frozenset[int] = frozenset()
     prefix_cache: bool = True
+    target_s: float = math.inf  # longest that a step should take: the time between two tokens of an answer
     rope_border: int | None = None  # sequences of more tokens are rotated otherwise (LongRoPE)
 
 
@@ -63,9 +72,10 @@ class _Row:
 
 @dataclass(slots=True)
 class _PlanBuilder:
-    budget: int
     plan: StepPlan
+    planned_at: float = 0.0
     rows: list[_Row] = field(default_factory=list)
+    load: StepLoad = field(default_factory=StepLoad)
     num_started: int = 0
     cached_tokens: int = 0
     preemptions: int = 0
@@ -78,13 +88,16 @@ class Scheduler:
         self.limits = limits
         self.pool = BlockPool(limits.num_blocks, limits.block_size)
         self._sequences: dict[int, Sequence] = {}  # everything not finished
-        self._waiting: list[Sequence] = []  # by arrival
+        self._waiting = WaitingQueue()
         self._running: list[Sequence] = []  # has a slot; by arrival
         self._free_slots = list(range(limits.max_batch_size))
         self._slots_to_forget: list[int] = []
         self._in_flight: dict[int, _PlanBuilder] = {}  # by step
+        self.times = StepTimes()  # public: whoever runs a step beside plans can add what it took
+        self._ended_at = -math.inf  # when the latest step was over
         self._step = 0
         self._arrivals = 0
+        self._turns = 0
         self._result = StepResult()  # what happened since the last result was taken
         self._has_changed = False  # since then somebody left: gauges are no longer true
 
@@ -111,9 +124,10 @@ class Scheduler:
                 self._leave(sequence)
 
     def cancel_all(self) -> None:
-        """The only client is gone: so are its requests."""
+        """The only client is gone: so are its requests, and what there was to tell it of them."""
         for sequence in list(self._sequences.values()):
             self._leave(sequence)
+        self._result = StepResult()
 
     def _accept(self, submit: Submit) -> None:
         # The last generated token is never computed, so it needs no room.
@@ -125,12 +139,11 @@ class Scheduler:
             )
             self._result.failures.append(Failure(submit.request_id, "RESOURCE_EXHAUSTED", text))
             return
-        sequence = Sequence(
-            submit, self._arrivals, cache_root(submit.adapter_id, is_rope_long=False), list(submit.prompt_ids)
-        )
+        root = cache_root(submit.adapter_id, is_rope_long=False)
+        sequence = Sequence(submit, self._arrivals, root, needed, list(submit.prompt_ids))
         self._arrivals += 1
         self._sequences[submit.request_id] = sequence
-        self._waiting.append(sequence)
+        self._waiting.add(sequence)
 
     # The next step
 
@@ -139,24 +152,20 @@ class Scheduler:
 
         ``decode_only`` repeats the decode rows of a step that did not fit into memory, without company.
         """
-        builder = _PlanBuilder(self.limits.max_batch_tokens, StepPlan(self._step + 1))
+        builder = _PlanBuilder(StepPlan(self._step + 1), now)
         for sequence in [s for s in self._running if s.state is State.RUNNING]:
-            if builder.budget == 0:
+            if builder.load.num_tokens == self.limits.max_batch_tokens:
                 break
             self._plan_decode(builder, sequence)
-        for sequence in self._running:
-            if sequence.state is State.PREFILLING and builder.budget > 0 and not decode_only:
-                self._add_row(builder, sequence, min(builder.budget, sequence.num_to_compute))
-        while self._waiting and builder.budget > 0 and not builder.preemptions and not decode_only:
-            if not self._admit(builder, self._waiting[0], now):
-                break
+        if not decode_only:
+            self._plan_prefill(builder, now)
         if not builder.rows:
             return None
         builder.plan.free.extend(self._slots_to_forget)
         self._slots_to_forget.clear()
         self._step += 1
         self._in_flight[self._step] = builder
-        return builder.plan
+        return replace(builder.plan, allowance_s=ALLOWANCE_FACTOR * self.times.predict(builder.load))
 
     def _plan_decode(self, builder: _PlanBuilder, sequence: Sequence) -> None:
         """Add one token of a running sequence, making room for it if need be."""
@@ -177,6 +186,37 @@ class Scheduler:
         sequence.blocks += self.pool.allocate(missing)
         self._add_row(builder, sequence, 1)
 
+    def _plan_prefill(self, builder: _PlanBuilder, now: float) -> None:
+        """Add chunks of prompts; see the module for their order."""
+        prefilling = [s for s in self._running if s.state is State.PREFILLING]
+        if not prefilling and not (self._waiting and self._free_slots):
+            return
+        limits = self.limits
+        budget = PrefillBudget.beside(
+            self.times,
+            builder.load,
+            limits.max_batch_tokens,
+            limits.target_s,
+            has_others=len(self._sequences) > 1,
+        )
+        long = sorted((s for s in prefilling if s.num_to_compute > budget.max_share), key=lambda s: (s.turn, s.arrival))
+        short = [s for s in prefilling if s.num_to_compute <= budget.max_share]
+        for sequence in (*long[:1], *short):
+            self._plan_chunk(builder, budget, sequence)
+        if self._free_slots and not builder.preemptions:
+            self._admit_waiting(builder, budget, now)
+        for sequence in long[1:]:
+            self._plan_chunk(builder, budget, sequence)
+
+    def _plan_chunk(self, builder: _PlanBuilder, budget: PrefillBudget, sequence: Sequence) -> None:
+        if num_tokens := budget.take(sequence.num_planned, sequence.num_to_compute):
+            self._add_chunk(builder, sequence, num_tokens)
+
+    def _add_chunk(self, builder: _PlanBuilder, sequence: Sequence, num_tokens: int) -> None:
+        self._turns += 1
+        sequence.turn = self._turns
+        self._add_row(builder, sequence, num_tokens)
+
     def _add_row(self, builder: _PlanBuilder, sequence: Sequence, num_tokens: int) -> None:
         plan = builder.plan
         start = sequence.num_planned
@@ -188,22 +228,34 @@ class Scheduler:
         plan.new_blocks.append(sequence.blocks[sequence.num_sent_blocks :])
         plan.sample.append(sample)
         builder.rows.append(_Row(sequence, sequence.residence, start, sequence.num_planned, is_prefill, sample))
-        builder.budget -= num_tokens
+        builder.load.add(start, num_tokens)
         sequence.num_sent_blocks = len(sequence.blocks)
         if sample:
             sequence.num_in_flight += 1
             sequence.state = State.RUNNING
 
-    def _admit(self, builder: _PlanBuilder, sequence: Sequence, now: float) -> bool:
-        """Give the head of the queue a slot and the blocks of all its known tokens, if there are enough."""
-        if not self._free_slots:
-            return False
-        cached = self._find_cached(sequence)
-        needed = self.pool.blocks_for(sequence.num_known) - len(cached)
+    def _admit_waiting(self, builder: _PlanBuilder, budget: PrefillBudget, now: float) -> None:
+        """Start newcomers while there are slots, blocks and budget for them."""
         # Running sequences grow: without a block in reserve for each, a newcomer would be preempted in the next step.
-        if needed + len(self._running) > self.pool.num_obtainable(cached):
-            return False
-        self._waiting.pop(0)
+        reserve = sum(sequence.will_grow for sequence in self._running)
+        for sequence in self._waiting.candidates():
+            cached = self._find_cached(sequence)
+            needed = self.pool.blocks_for(sequence.num_known) - len(cached)
+            if needed + reserve > self.pool.num_obtainable(cached):
+                continue
+            num_cached = len(cached) * self.limits.block_size
+            num_tokens = budget.take(num_cached, sequence.num_known - num_cached)
+            if not num_tokens:
+                return
+            self._admit(builder, sequence, cached, needed, now)
+            self._add_chunk(builder, sequence, num_tokens)
+            reserve += sequence.will_grow
+            if not self._free_slots:
+                return
+
+    def _admit(self, builder: _PlanBuilder, sequence: Sequence, cached: list[int], needed: int, now: float) -> None:
+        """Give a newcomer a slot, and the blocks of all its known tokens."""
+        self._waiting.remove(sequence)
         self.pool.acquire(cached)
         sequence.blocks = cached + self.pool.allocate(needed)
         sequence.num_published = len(cached)
@@ -229,8 +281,6 @@ class Scheduler:
                 is_rope_long=sequence.is_rope_long,
             )
         )
-        self._add_row(builder, sequence, min(builder.budget, sequence.num_to_compute))
-        return True
 
     def _find_cached(self, sequence: Sequence) -> list[int]:
         """Cached blocks of a sequence's beginning; the last token is always left to compute."""
@@ -245,7 +295,7 @@ class Scheduler:
         """Take slot and blocks away; the sequence returns to its place in the queue and is recomputed later."""
         self._take_slot(sequence)
         sequence.state = State.WAITING
-        insort(self._waiting, sequence, key=by_arrival)
+        self._waiting.add(sequence)
 
     def _take_slot(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
@@ -263,11 +313,18 @@ class Scheduler:
     def commit(self, plan: StepPlan, tokens: StepTokens, now: float) -> StepResult:
         """Take in a step's tokens; returns everything that happened since the last result."""
         builder = self._in_flight.pop(plan.step)
+        # A step that was planned ahead began when the one before it was over.
+        self.times.observe(builder.load, now - max(builder.planned_at, self._ended_at))
+        self._ended_at = now
+        not_finite = frozenset(tokens.not_finite)
         for index, row in enumerate(builder.rows):
             sequence = row.sequence
             if row.sample:
                 sequence.num_in_flight -= 1
             if sequence.state is State.FINISHED:
+                continue
+            if index in not_finite:  # what it computed must not be found by others
+                self._fail(sequence, "INTERNAL", NOT_FINITE)
                 continue
             if row.residence == sequence.residence:
                 self._publish(sequence, row.end)
@@ -277,12 +334,18 @@ class Scheduler:
             for position, token_id in enumerate(tokens.token_ids[index]):
                 if self._append_token(sequence, token_id, details[position] if details else None, now):
                     break
-        self._expire_waiting(now)
+        self._expire(now)
         return self.take_result(builder, tokens.forward_s)
 
-    def _expire_waiting(self, now: float) -> None:
-        """End those that waited too long. Only steps do this: on an idle server a request gets at least one token."""
-        for sequence in [s for s in self._waiting if s.submit.deadline is not None and now > s.submit.deadline]:
+    def _expire(self, now: float) -> None:
+        """End those that waited too long for a slot or for the next chunk of their prompt.
+
+        Only steps do this: on an idle server a request whose prompt takes one step gets at least one token.
+        """
+        prefilling = (s for s in self._running if s.state is State.PREFILLING)
+        for sequence in [
+            s for s in (*self._waiting, *prefilling) if s.submit.deadline is not None and now > s.submit.deadline
+        ]:
             self._report(sequence, NO_TOKEN, FinishReason.TIME_LIMIT)
             self._leave(sequence)
 
@@ -333,6 +396,10 @@ class Scheduler:
         self._result.token_ids.append(token_id)
         self._result.finish_reasons.append(reason)
 
+    def _fail(self, sequence: Sequence, status: str, text: str) -> None:
+        self._result.failures.append(Failure(sequence.submit.request_id, status, text))
+        self._leave(sequence)
+
     def _leave(self, sequence: Sequence) -> None:
         """A sequence is over: whatever it holds is free."""
         if sequence.state is State.WAITING:
@@ -353,8 +420,7 @@ class Scheduler:
             if sequence.state is State.FINISHED:
                 continue
             if row.is_prefill:
-                self._result.failures.append(Failure(sequence.submit.request_id, "RESOURCE_EXHAUSTED", text))
-                self._leave(sequence)
+                self._fail(sequence, "RESOURCE_EXHAUSTED", text)
             elif row.residence == sequence.residence:
                 sequence.num_planned -= 1
         result = self.take_result(builder, 0.0)
@@ -366,7 +432,7 @@ class Scheduler:
 
     def take_result(self, builder: _PlanBuilder | None = None, forward_s: float = 0.0) -> StepResult:
         """Everything that happened since the last result, with the statistics of a step if there was one."""
-        result = replace(self._result, stats=self._stats(builder or _PlanBuilder(0, StepPlan(self._step)), forward_s))
+        result = replace(self._result, stats=self._stats(builder or _PlanBuilder(StepPlan(self._step)), forward_s))
         self._result = StepResult()
         self._has_changed = False
         return result

@@ -30,6 +30,7 @@ class Sequence:
     submit: Submit
     arrival: int  # place in the order of arrival; never changes
     root_key: bytes
+    max_blocks: int  # of its prompt and the longest output
     token_ids: list[int] = field(default_factory=list)
     state: State = State.WAITING
     slot: int = -1
@@ -44,6 +45,8 @@ class Sequence:
     num_described: int = 0  # prompt tokens whose facts were reported; a recomputation gives them again
     has_started: bool = False
     is_rope_long: bool = False  # its keys are rotated with LongRoPE's long factors
+    num_overtaken: int = 0  # started before it, though they came later
+    turn: int = 0  # number of its latest chunk among all chunks: long prompts take turns
 
     def exceeds(self, rope_border: int | None) -> bool:
         """Whether it needs LongRoPE's long factors: it knows more tokens than the model's original length."""
@@ -76,6 +79,11 @@ class Sequence:
     @property
     def num_to_compute(self) -> int:
         return self.num_known - self.num_planned
+
+    @property
+    def will_grow(self) -> bool:
+        """Whether it may need another block."""
+        return len(self.blocks) < self.max_blocks
 
     @property
     def remaining_tokens(self) -> int:

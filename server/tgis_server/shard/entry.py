@@ -51,6 +51,7 @@ def _lead(run: Run, status: ShardStatus) -> None:
                 max_batch_tokens=run.max_batch_tokens,
                 eos_ids=frozenset(runner.facts.eos_ids),
                 prefix_cache=run.config.prefix_cache,
+                target_s=run.config.target_inter_token_latency,
                 rope_border=runner.caps.rope_border,
             )
         )

@@ -21,12 +21,12 @@ def follow(runner: ModelRunner, status: ShardStatus, plans: PlanSubscriber) -> N
     while (plan := plans.receive()) is not None:
         status.answer_tick()
         if plan.slots or plan.free:
-            status.step_started_at = time.monotonic()
+            status.begin_step(time.monotonic(), plan.allowance_s)
             try:
                 runner.launch(plan)
             except OutOfMemory as error:
                 raise step_too_large(plan, error) from error
-            status.step_started_at = None
+            status.end_step()
             if plan.step:  # warm-up steps have no number and are not counted
                 status.executed_steps += 1
         elif not status.is_serving:

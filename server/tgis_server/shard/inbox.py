@@ -9,13 +9,23 @@ from tgis_server.wire.messages import Cancel, Submit
 
 
 @dataclass(frozen=True, slots=True)
+class Requests:
+    """What came over one Session, in its order."""
+
+    session: int  # Sessions are numbered in the order in which they open
+    items: list[Submit | Cancel]
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Somebody asks whether the main thread lives."""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionEnded:
-    """The front-end is gone, and with it every request."""
+    """The front-end is gone, and with it every request of its Session."""
+
+    session: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +33,7 @@ class Stop:
     """SIGTERM arrived."""
 
 
-Message = Submit | Cancel | Tick | SessionEnded | Stop
+Message = Requests | Tick | SessionEnded | Stop
 
 
 class Inbox:

@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from tgis_server.engines.api import Launched, ModelRunner
 from tgis_server.errors import OutOfMemory
-from tgis_server.scheduler import Scheduler
-from tgis_server.shard.inbox import Inbox, SessionEnded, Stop, Tick
+from tgis_server.scheduler import Scheduler, StepLoad
+from tgis_server.shard.inbox import Inbox, Requests, SessionEnded, Stop, Tick
 from tgis_server.shard.servicer import Outbox
 from tgis_server.shard.status import ShardStatus
 from tgis_server.shard.too_large import step_too_large
-from tgis_server.wire.messages import Cancel, StepPlan, Submit
+from tgis_server.wire.messages import Cancel, StepPlan, StepResult, Submit
 from tgis_server.wire.plans import PlanPublisher
 
 logger = logging.getLogger(__name__)
+
+QUICK_WARM_UP_S = 2.0  # beyond, what the first step does once hardly counts
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """A step under way, and what is known of it before it ends."""
+
+    launched: Launched
+    plan_s: float
+    started_at: float  # of its planning
+
+    @property
+    def plan(self) -> StepPlan:
+        return self.launched.plan
 
 
 class Leader:
@@ -40,7 +56,9 @@ class Leader:
         self._outbox = outbox
         self._followers = followers
         self._is_alone = is_alone
-        self._in_flight: Launched | None = None
+        self._session = 0  # whose requests the scheduler has
+        self._in_flight: InFlight | None = None
+        self._ended_at = 0.0  # when the latest step was over
         self._must_repeat = False  # the last step did not fit: repeat its decode rows alone
         self._is_stopping = False
 
@@ -54,52 +72,69 @@ class Leader:
 
     def step(self) -> None:
         """Take in what arrived, start the next step, then publish what the previous one produced."""
-        started_at = time.monotonic()
         self._take_in(wait=self._in_flight is None and self._scheduler.is_idle)
-        plan_started_at = time.monotonic()
+        started_at = time.monotonic()
         is_repeat, self._must_repeat = self._must_repeat, False
-        plan = self._scheduler.plan(plan_started_at, decode_only=is_repeat)
-        plan_s = time.monotonic() - plan_started_at
-        launched = self._launch(plan, is_repeat=is_repeat) if plan else None
+        plan = self._scheduler.plan(started_at, decode_only=is_repeat)
+        step = self._launch(plan, started_at, is_repeat=is_repeat) if plan else None
         if self._in_flight:
-            self._finish(self._in_flight, plan_s, started_at)
-        self._in_flight = launched
-        if launched and not self._runner.caps.plan_ahead:
-            self._finish(launched, plan_s, plan_started_at)
+            self._finish(self._in_flight, step)
+        self._in_flight = step
+        if step and not self._runner.caps.plan_ahead:
+            self._finish(step, None)
             self._in_flight = None
         elif not plan and self._scheduler.has_news():
-            self._outbox.put(self._scheduler.take_result())
+            self._publish(self._scheduler.take_result())
         if self._in_flight is None:
-            self._status.step_started_at = None
+            self._status.end_step()
 
     def warm_up(self, num_tokens: int) -> None:
-        """Run a prefill and a decode step through all ranks; nothing of it stays.
+        """Run a prefill and a decode step through all ranks; what stays of it is how long they take.
 
         Raises:
             NotEnoughDevices: not even this fits beside the weights.
         """
+        steps = list(self._run_warm_up(num_tokens))
+        if sum(seconds for _, seconds in steps) < QUICK_WARM_UP_S:  # kernels were made: now it tells what steps take
+            steps = list(self._run_warm_up(num_tokens))
+        for load, seconds in steps:
+            self._scheduler.times.observe(load, seconds)
+        self._followers.publish(StepPlan(step=0))  # the warm-up is over
+
+    def _run_warm_up(self, num_tokens: int) -> Iterator[tuple[StepLoad, float]]:
+        """Yields what each step computed, and its seconds."""
+        position = 0
         for plan in warm_up_plans(num_tokens, self._runner.capacity.block_size):
             self._followers.publish(plan)
+            started_at = time.monotonic()
             try:
                 launched = self._runner.launch(plan)
             except OutOfMemory as error:
                 raise step_too_large(plan, error) from error
             if plan.slots:
                 self._runner.collect(launched)
-        self._followers.publish(StepPlan(step=0))  # the warm-up is over
+                load = StepLoad()
+                load.add(position, plan.total_tokens)
+                position += plan.total_tokens
+                yield load, time.monotonic() - started_at
 
     def _take_in(self, *, wait: bool) -> None:
         requests: list[Submit | Cancel] = []
         has_tick = False
         for message in self._inbox.drain(wait=wait):
             match message:
-                case Submit() | Cancel():
-                    requests.append(message)
+                case Requests(session, items):
+                    if session > self._session:
+                        self._begin_session(session)
+                        requests.clear()
+                    if session == self._session:  # else late: its Session is over
+                        requests += items
                 case Tick():
                     has_tick = True
-                case SessionEnded():
-                    requests.clear()
-                    self._scheduler.cancel_all()
+                case SessionEnded(session):
+                    if session >= self._session:
+                        self._begin_session(session + 1)
+                        requests.clear()
                 case Stop():
                     self._is_stopping = True
                     if self._outbox.is_open:
@@ -109,13 +144,22 @@ class Leader:
             self._followers.publish(StepPlan(step=0))  # an empty plan: their tick
         self._scheduler.apply(requests)
 
-    def _launch(self, plan: StepPlan, *, is_repeat: bool) -> Launched | None:
+    def _begin_session(self, session: int) -> None:
+        """Whatever belongs to an earlier Session is over, and nothing of it reaches this one."""
+        self._session = session
+        self._scheduler.cancel_all()
+
+    def _publish(self, result: StepResult) -> None:
+        self._outbox.put(self._session, result)
+
+    def _launch(self, plan: StepPlan, started_at: float, *, is_repeat: bool) -> InFlight | None:
         """Start a step on all ranks; ``None`` if it did not fit into memory."""
-        if self._status.step_started_at is None:
-            self._status.step_started_at = time.monotonic()
+        plan_s = time.monotonic() - started_at
+        if self._in_flight is None:
+            self._status.begin_step(started_at, plan.allowance_s)
         self._followers.publish(plan)
         try:
-            return self._runner.launch(plan)
+            return InFlight(self._runner.launch(plan), plan_s, started_at)
         except OutOfMemory as error:
             if is_repeat or not self._is_alone:
                 raise step_too_large(plan, error) from error
@@ -125,19 +169,24 @@ class Leader:
     def _give_up(self, plan: StepPlan, error: OutOfMemory) -> None:
         """Fail the prefill rows of a step that did not fit; its decode rows run once more, alone, in the next step."""
         if self._in_flight:
-            self._finish(self._in_flight, 0.0, time.monotonic())
+            self._finish(self._in_flight, None)
             self._in_flight = None
         result = self._scheduler.fail_prefills(plan, str(error))
         self._must_repeat = result.stats.decode_rows > 0
-        self._outbox.put(result)
+        self._publish(result)
 
-    def _finish(self, launched: Launched, plan_s: float, started_at: float) -> None:
-        tokens = self._runner.collect(launched)
+    def _finish(self, step: InFlight, following: InFlight | None) -> None:
+        """Take in a step that was launched. ``following`` is under way from now on, if there is one."""
+        tokens = self._runner.collect(step.launched)
         now = time.monotonic()
-        result = self._scheduler.commit(launched.plan, tokens, now)
+        result = self._scheduler.commit(step.plan, tokens, now)
         self._status.executed_steps += 1
-        self._status.step_started_at = now  # the next step, if there is one, is under way
-        self._outbox.put(replace(result, stats=replace(result.stats, plan_s=plan_s, step_s=now - started_at)))
+        if following:
+            self._status.begin_step(now, following.plan.allowance_s)
+        # One that was planned ahead began when the step before it was over.
+        step_s = now - max(step.started_at, self._ended_at)
+        self._ended_at = now
+        self._publish(replace(result, stats=replace(result.stats, plan_s=step.plan_s, step_s=step_s)))
 
 
 def warm_up_plans(num_tokens: int, block_size: int) -> list[StepPlan]:

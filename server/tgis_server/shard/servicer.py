@@ -10,11 +10,12 @@ import queue
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 
-from tgis_server.shard.inbox import Inbox, SessionEnded, Tick
+from tgis_server.shard.inbox import Inbox, Requests, SessionEnded, Tick
 from tgis_server.shard.status import ShardStatus
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.wire import shard_pb2_grpc
@@ -28,34 +29,45 @@ NUM_WORKERS = 8  # one Session, the rest for probes
 UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 
+@dataclass(frozen=True, slots=True)
+class OpenSession:
+    """A Session and the results that wait to be written to it; ``None`` ends it."""
+
+    number: int  # from 1 on
+    results: queue.SimpleQueue[StepResult | None]
+
+
 class Outbox:
-    """Step results on their way to the one Session; without a Session they are dropped, as nobody waits for them."""
+    """Step results on their way to the one Session; those of another one are dropped, as nobody waits for them."""
 
     def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[StepResult | None] | None = None
-        self._lock = threading.Lock()  # guards the change of _queue: two Sessions may arrive at once
+        self._session: OpenSession | None = None
+        self._num_opened = 0
+        self._lock = threading.Lock()  # guards opening and closing: two Sessions may arrive at once
 
     @property
     def is_open(self) -> bool:
         """Whether a Session waits for results."""
-        return self._queue is not None
+        return self._session is not None
 
-    def put(self, result: StepResult) -> None:
-        if session := self._queue:
-            session.put(result)
+    def put(self, session: int, result: StepResult) -> None:
+        """Hand a result to a Session, if it is still the one that is open."""
+        if (current := self._session) and current.number == session:
+            current.results.put(result)
 
-    def open(self) -> queue.SimpleQueue[StepResult | None] | None:
-        """The queue of a new Session; ``None`` if there is a Session already."""
+    def open(self) -> OpenSession | None:
+        """A new Session; ``None`` if there is one already."""
         with self._lock:
-            if self._queue is not None:
+            if self._session is not None:
                 return None
-            self._queue = queue.SimpleQueue()
-            return self._queue
+            self._num_opened += 1
+            self._session = OpenSession(self._num_opened, queue.SimpleQueue())
+            return self._session
 
-    def close(self, session: queue.SimpleQueue[StepResult | None]) -> None:
+    def close(self, session: OpenSession) -> None:
         with self._lock:
-            if self._queue is session:
-                self._queue = None
+            if self._session is session:
+                self._session = None
 
 
 class ShardServicer(shard_pb2_grpc.ShardServicer):
@@ -91,24 +103,23 @@ class ShardServicer(shard_pb2_grpc.ShardServicer):
         def read_requests() -> None:
             try:
                 for message in requests:
-                    for item in decode_to_engine(message):
-                        inbox.put(item)
+                    inbox.put(Requests(session.number, decode_to_engine(message)))
             except grpc.RpcError:
                 logger.debug("the session's peer is gone")  # grpc ends the iterator so
             finally:
-                session.put(None)
+                session.results.put(None)
 
         reader = threading.Thread(target=read_requests, name="session-reader", daemon=True)
-        context.add_callback(lambda: session.put(None))
+        context.add_callback(lambda: session.results.put(None))
         reader.start()
         logger.debug("session opened")
         try:
-            while (result := session.get()) is not None:
+            while (result := session.results.get()) is not None:
                 yield encode_step_result(result)
         finally:
             self._outbox.close(session)
-            reader.join(READER_END_S)  # no request may come after the end of its session
-            inbox.put(SessionEnded())
+            reader.join(READER_END_S)
+            inbox.put(SessionEnded(session.number))
 
 
 def start_server(path: Path, servicer: ShardServicer) -> grpc.Server:

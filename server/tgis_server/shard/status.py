@@ -20,6 +20,7 @@ class ShardStatus:
     progress_count: int = 0
     executed_steps: int = 0
     step_started_at: float | None = None  # monotonic; None between steps
+    allowance_s: float = 0.0  # how long the current step may take, as the leader predicts it
     tick_asked_at: float | None = None  # oldest tick that the main thread has not answered yet
     info: pb.InfoReply | None = None  # set once, when the model is loaded
 
@@ -43,6 +44,15 @@ class ShardStatus:
         self.tick_asked_at = None  # those of the time of loading do not count
         self.state = pb.HealthReply.SERVING
 
+    def begin_step(self, started_at: float, allowance_s: float) -> None:
+        """A step is under way. The allowance first: a reader must not judge a step by that of another one."""
+        self.allowance_s = max(self.allowance_s, allowance_s)
+        self.step_started_at = started_at
+        self.allowance_s = allowance_s
+
+    def end_step(self) -> None:
+        self.step_started_at = None
+
     def answer_tick(self) -> None:
         self.tick_asked_at = None
 
@@ -52,6 +62,7 @@ class ShardStatus:
 
     def health(self) -> pb.HealthReply:
         now, step_started_at, tick_asked_at = time.monotonic(), self.step_started_at, self.tick_asked_at
+        allowance_s = self.allowance_s  # read after the start: a step that has just begun may have more, not less
         return pb.HealthReply(
             state=self.state,
             phase=self.phases.current,
@@ -62,4 +73,5 @@ class ShardStatus:
             step_age_s=now - step_started_at if step_started_at is not None else 0.0,
             tick_age_s=now - tick_asked_at if tick_asked_at is not None else 0.0,
             phases=self.phases.encode(),
+            allowance_s=allowance_s,
         )

@@ -181,6 +181,7 @@ def encode_plan(plan: StepPlan) -> bytes:
         new_blocks=[block for blocks in plan.new_blocks for block in blocks],
         sample=plan.sample,
         free=plan.free,
+        allowance_s=plan.allowance_s,
     )
     for sequence in plan.new:
         message.new.add(
@@ -220,4 +221,5 @@ def decode_plan(data: bytes) -> StepPlan:
         new_blocks=[list(islice(blocks, count)) for count in message.new_block_counts],
         sample=list(message.sample),
         free=list(message.free),
+        allowance_s=message.allowance_s,
     )

@@ -125,6 +125,7 @@ class StepPlan:
     new_blocks: list[list[int]] = field(default_factory=list)  # blocks appended to that row's table
     sample: list[bool] = field(default_factory=list)  # False for a prefill chunk that is not the last
     free: list[int] = field(default_factory=list)  # slots to forget before running
+    allowance_s: float = 0.0  # what the leader predicts for this step, times a margin; 0 = no prediction
 
     @property
     def num_rows(self) -> int:
@@ -144,6 +145,7 @@ class StepTokens:
     prompt_details: dict[int, list[TokenDetail]] = field(default_factory=dict)
     # row -> for each computed prompt position p of this chunk with p + 1 < prompt_length: facts about token p + 1
     forward_s: float = 0.0  # time of the model forward and the sampling
+    not_finite: list[int] = field(default_factory=list)  # rows in which NaN or infinity was computed
 
 
 @dataclass(frozen=True, slots=True)

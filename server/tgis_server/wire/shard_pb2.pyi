@@ -84,7 +84,7 @@ class HealthRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class HealthReply(_message.Message):
-    __slots__ = ("state", "phase", "done", "total", "progress_count", "executed_steps", "step_age_s", "tick_age_s", "phases")
+    __slots__ = ("state", "phase", "done", "total", "progress_count", "executed_steps", "step_age_s", "tick_age_s", "phases", "allowance_s")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         LOADING: _ClassVar[HealthReply.State]
@@ -102,6 +102,7 @@ class HealthReply(_message.Message):
     STEP_AGE_S_FIELD_NUMBER: _ClassVar[int]
     TICK_AGE_S_FIELD_NUMBER: _ClassVar[int]
     PHASES_FIELD_NUMBER: _ClassVar[int]
+    ALLOWANCE_S_FIELD_NUMBER: _ClassVar[int]
     state: HealthReply.State
     phase: str
     done: int
@@ -111,7 +112,8 @@ class HealthReply(_message.Message):
     step_age_s: float
     tick_age_s: float
     phases: _containers.RepeatedCompositeFieldContainer[Phase]
-    def __init__(self, state: _Optional[_Union[HealthReply.State, str]] = ..., phase: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., progress_count: _Optional[int] = ..., executed_steps: _Optional[int] = ..., step_age_s: _Optional[float] = ..., tick_age_s: _Optional[float] = ..., phases: _Optional[_Iterable[_Union[Phase, _Mapping]]] = ...) -> None: ...
+    allowance_s: float
+    def __init__(self, state: _Optional[_Union[HealthReply.State, str]] = ..., phase: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., progress_count: _Optional[int] = ..., executed_steps: _Optional[int] = ..., step_age_s: _Optional[float] = ..., tick_age_s: _Optional[float] = ..., phases: _Optional[_Iterable[_Union[Phase, _Mapping]]] = ..., allowance_s: _Optional[float] = ...) -> None: ...
 
 class ToEngine(_message.Message):
     __slots__ = ("submits", "cancels")
@@ -271,7 +273,7 @@ class StepStats(_message.Message):
     def __init__(self, decode_rows: _Optional[int] = ..., prefill_rows: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., running_tokens: _Optional[int] = ..., remaining_tokens: _Optional[int] = ..., used_blocks: _Optional[int] = ..., num_started: _Optional[int] = ..., preemptions: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., plan_s: _Optional[float] = ..., step_s: _Optional[float] = ..., forward_s: _Optional[float] = ..., out_of_memory: bool = ...) -> None: ...
 
 class StepPlan(_message.Message):
-    __slots__ = ("step", "new", "slots", "num_tokens", "new_block_counts", "new_blocks", "sample", "free")
+    __slots__ = ("step", "new", "slots", "num_tokens", "new_block_counts", "new_blocks", "sample", "free", "allowance_s")
     STEP_FIELD_NUMBER: _ClassVar[int]
     NEW_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
@@ -280,6 +282,7 @@ class StepPlan(_message.Message):
     NEW_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_FIELD_NUMBER: _ClassVar[int]
     FREE_FIELD_NUMBER: _ClassVar[int]
+    ALLOWANCE_S_FIELD_NUMBER: _ClassVar[int]
     step: int
     new: _containers.RepeatedCompositeFieldContainer[NewSequence]
     slots: _containers.RepeatedScalarFieldContainer[int]
@@ -288,7 +291,8 @@ class StepPlan(_message.Message):
     new_blocks: _containers.RepeatedScalarFieldContainer[int]
     sample: _containers.RepeatedScalarFieldContainer[bool]
     free: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, step: _Optional[int] = ..., new: _Optional[_Iterable[_Union[NewSequence, _Mapping]]] = ..., slots: _Optional[_Iterable[int]] = ..., num_tokens: _Optional[_Iterable[int]] = ..., new_block_counts: _Optional[_Iterable[int]] = ..., new_blocks: _Optional[_Iterable[int]] = ..., sample: _Optional[_Iterable[bool]] = ..., free: _Optional[_Iterable[int]] = ...) -> None: ...
+    allowance_s: float
+    def __init__(self, step: _Optional[int] = ..., new: _Optional[_Iterable[_Union[NewSequence, _Mapping]]] = ..., slots: _Optional[_Iterable[int]] = ..., num_tokens: _Optional[_Iterable[int]] = ..., new_block_counts: _Optional[_Iterable[int]] = ..., new_blocks: _Optional[_Iterable[int]] = ..., sample: _Optional[_Iterable[bool]] = ..., free: _Optional[_Iterable[int]] = ..., allowance_s: _Optional[float] = ...) -> None: ...
 
 class NewSequence(_message.Message):
     __slots__ = ("slot", "token_ids", "prompt_length", "num_cached_tokens", "sampling", "details", "adapter_id", "is_rope_long")

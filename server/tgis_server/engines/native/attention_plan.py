@@ -120,6 +120,7 @@ class AttentionPlanner:
         for i, (row, block) in enumerate(zip(rows, first, strict=True)):
             used = row.table[block : self._num_blocks(row.num_keys)]
             table[i, : len(used)] = used
+            table[i, len(used) :] = used[-1]  # padding: masked, but NaN of another row would get through a mask
         # Positions relative to the first gathered key: those from low on and below high are seen.
         offsets = np.array(first, dtype=np.int64) * self._block_size
         high = np.array([row.num_keys for row in rows], dtype=np.int64) - offsets

@@ -103,6 +103,7 @@ class Batch:
     sample_rows: list[int]  # rows of the plan
     sampling: list[SamplingRow] = field(default_factory=list)
     prompt_parts: list[PromptPart] = field(default_factory=list)
+    rows: list[tuple[int, int, int]] = field(default_factory=list)  # of the plan, with its first token and their end
 
 
 def build_batch(plan: StepPlan, slots: Slots, cache: KvCache, planner: AttentionPlanner, staging: Staging) -> Batch:
@@ -127,7 +128,15 @@ def build_batch(plan: StepPlan, slots: Slots, cache: KvCache, planner: Attention
     )
     places = blocks * (2 * cache.num_kv_heads * cache.block_size) + positions % cache.block_size
 
-    # 3. Rows that sample
+    # 3. Blocks that are begun and not filled; what their former owners left behind the row's keys is cleared
+    size = cache.block_size
+    begun = [
+        r.table[r.num_keys // size]
+        for r in token_rows
+        if r.num_keys % size and r.start <= r.num_keys - r.num_keys % size
+    ]
+
+    # 4. Rows that sample
     last_token_of_row = dict(
         zip((r.row for r in token_rows), np.cumsum([r.num_tokens for r in token_rows]) - 1, strict=True)
     )
@@ -136,9 +145,12 @@ def build_batch(plan: StepPlan, slots: Slots, cache: KvCache, planner: Attention
     sample_slots = np.array([plan.slots[row] for row in sample_rows], dtype=np.int64)
     single_slots = np.array([plan.slots[r.row] for r in token_rows[: len(singles)]], dtype=np.int64)
 
-    # 4. To the device
-    on_device = staging.put_all([ids, rope_rows, places, sample_tokens, sample_slots, single_slots])
-    ids_t, rope_rows_t, places_t, sample_tokens_t, sample_slots_t, single_slots_t = on_device
+    # 5. To the device
+    begun_blocks = np.array(begun, dtype=np.int64)
+    on_device = staging.put_all([ids, rope_rows, places, sample_tokens, sample_slots, single_slots, begun_blocks])
+    ids_t, rope_rows_t, places_t, sample_tokens_t, sample_slots_t, single_slots_t, begun_t = on_device
+    if begun:
+        cache.clear(begun_t)
     if (ids == FROM_DEVICE).any():
         known = ids_t[: len(singles)]
         newest = slots.newest_ids.index_select(0, single_slots_t)
@@ -151,6 +163,7 @@ def build_batch(plan: StepPlan, slots: Slots, cache: KvCache, planner: Attention
         sample_rows,
         [_sampling_row(plan, slots, row) for row in sample_rows],
         _prompt_parts(plan, slots, last_token_of_row),
+        [(row, int(last) + 1 - plan.num_tokens[row], int(last) + 1) for row, last in last_token_of_row.items()],
     )
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from tgis_server import failures
 from tgis_server.engines.native.families import parameters_of
-from tgis_server.engines.native.families.config_file import read_json
 from tgis_server.engines.native.families.names import EMBEDDING, HEAD
 from tgis_server.engines.native.parameters import (
     Parameter,
@@ -33,10 +32,9 @@ from tgis_server.engines.native.tensors import (
     tell_of_unused,
 )
 from tgis_server.errors import TgisError
+from tgis_server.model_files import find_weights, read_beginning, read_weight_map, refuse_stand_in
+from tgis_server.regular_file import open_regular
 
-OF_TRAINING = ("arguments", "args", "training")  # in names of files that are no weights, and may even hold code
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
@@ -139,49 +137,20 @@ def read_tensors(model_dir: Path, tell: Tell) -> dict[str, TensorInfo]:
     Raises:
         ModelError: a file is missing or truncated, or two hold different tensors of one name.
     """
-    files = find_files(model_dir)
-    return join_headers(map(read_header, files), read_weight_map(model_dir) if len(files) > 1 else {}, tell)
-
-
-def read_weight_map(model_dir: Path) -> dict[str, str]:
-    """The file of each tensor, as the index names it; empty without an index."""
-    index = model_dir / INDEX_FILE
-    weight_map = read_json(index).get("weight_map") if index.exists() else None
-    return weight_map if isinstance(weight_map, dict) else {}
-
-
-def find_files(model_dir: Path) -> list[Path]:
-    """The safetensors files that make up the model: those of the index, else ``model.safetensors``."""
-    index = model_dir / INDEX_FILE
-    if index.exists():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise failures.INDEX_EMPTY.error(index=index)
-        files = [model_dir / Path(str(name)).name for name in sorted(set(weight_map.values()))]
-    elif (model_dir / SINGLE_FILE).exists():
-        files = [model_dir / SINGLE_FILE]
-    else:
-        files = []
-    missing = [file.name for file in files if not file.exists()]
-    if missing:
-        raise failures.WEIGHTS_INCOMPLETE.error(
-            model_dir=model_dir, num_missing=len(missing), num_files=len(files), missing=missing[0]
-        )
-    if not files:
-        names = (file.name for pattern in ("*.bin", "*.pt") for file in model_dir.glob(pattern))
-        others = sorted(name for name in names if not any(word in name for word in OF_TRAINING))
-        hint = f"it has {others[0]}: `tgis convert-to-safetensors` makes them" if others else "download the model first"
-        raise failures.WEIGHTS_NOT_FOUND.error(model_dir=model_dir, hint=hint)
-    return files
+    files = find_weights(model_dir)
+    weight_map = read_weight_map(model_dir / files.index) if files.index else {}
+    return join_headers((read_header(model_dir / name) for name in files.names), weight_map, tell)
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
     """Names, dtypes and shapes of one safetensors file, whose length must be what its header says."""
     try:
         size = file.stat().st_size
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             length = int.from_bytes(stream.read(8), "little")
-            if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
+            if size < 8 or length > MAX_HEADER_BYTES:
+                raise _no_header(file, f"it has {size} bytes" if size < 8 else "its first bytes are no header's length")
+            if length > size - 8:
                 raise _truncated(file, size, 8 + length)
             raw = stream.read(length)
     except OSError as error:
@@ -196,12 +165,17 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             infos[name] = TensorInfo(file, name, str(entry["dtype"]), shape, 8 + length + start, stop - start)
             end = max(end, stop)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise failures.WEIGHTS_NO_HEADER.error(file=file) from error
+        raise _no_header(file, "its header cannot be read") from error
     if size != 8 + length + end:
         raise _truncated(file, size, 8 + length + end)
     return infos
 
 
+def _no_header(file: Path, reason: str) -> TgisError:
+    refuse_stand_in(file, read_beginning(file))
+    return failures.WEIGHTS_NO_HEADER.error(file=file, reason=reason)
+
+
 def _truncated(file: Path, size: int, expected: int) -> TgisError:
-    problem = "it looks like a Git LFS pointer" if size < 1024 else "it is damaged"
+    problem = "it was cut short" if size < expected else "more has been written to it"
     return failures.WEIGHTS_TRUNCATED.error(file=file, size=size, expected=expected, problem=problem)

@@ -13,7 +13,12 @@ from torch import Tensor
 
 
 class KvCache:
-    """All blocks of one rank. Everything is finite from the start: what a mask hides must not be NaN."""
+    """All blocks of one rank.
+
+    Attention multiplies what a mask hides by zero, and zero times NaN or infinity is NaN. So what a row's attention
+    reads must be the row's own: padding repeats the row's last block, and :meth:`clear` is called for a block that is
+    begun but not filled, as its end may hold what its former owner left.
+    """
 
     def __init__(
         self,
@@ -29,8 +34,13 @@ class KvCache:
         self.num_kv_heads = num_kv_heads
         self.block_size = block_size
         self.head_dim = head_dim
-        shape = (num_blocks, 2, num_kv_heads, block_size, head_dim)
-        self.layers = [_zeros(shape, dtype, device) for _ in range(num_layers)]
+        shape = (num_layers, num_blocks, 2, num_kv_heads, block_size, head_dim)
+        self._all = _zeros(shape, dtype, device)  # in one piece, so that a block of all layers is cleared at once
+        self.layers = list(self._all.unbind())
+
+    def clear(self, blocks: Tensor) -> None:
+        """Set blocks, (blocks,) int64, to zero in all layers."""
+        self._all.index_fill_(1, blocks, 0)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

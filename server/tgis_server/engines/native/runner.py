@@ -43,6 +43,20 @@ class PromptDetails:
     tensors: DetailTensors
 
 
+@dataclass(frozen=True, slots=True)
+class FiniteCheck:
+    """Whether values that a step computed are finite; the tensor as fetched."""
+
+    is_finite: Tensor  # (values,) bool
+    rows: list[tuple[int, int, int]]  # row of the plan, and the range of its values
+
+    def broken_rows(self) -> set[int]:
+        if bool(self.is_finite.all()):
+            return set()
+        flags = self.is_finite.tolist()
+        return {row for row, start, stop in self.rows if not all(flags[start:stop])}
+
+
 @dataclass(slots=True)
 class NativeStep:
     """A step under way."""
@@ -55,6 +69,7 @@ class NativeStep:
     wanted: list[Details] = field(default_factory=list)
     details: DetailTensors | None = None
     prompt_details: list[PromptDetails] = field(default_factory=list)
+    checks: list[FiniteCheck] = field(default_factory=list)
     ended_s: float = 0.0
     events: tuple[torch.cuda.Event, torch.cuda.Event] | None = None  # start and end, on CUDA
 
@@ -127,7 +142,8 @@ class NativeRunner:
         prompt_details: dict[int, list[TokenDetail]] = {}
         for part in step.prompt_details:
             prompt_details.setdefault(part.row, []).extend(to_messages(part.tensors, part.wanted))
-        return StepTokens(token_ids, details, prompt_details, forward_s if step.plan.slots else 0.0)
+        not_finite = sorted(set[int]().union(*(check.broken_rows() for check in step.checks)))
+        return StepTokens(token_ids, details, prompt_details, forward_s if step.plan.slots else 0.0, not_finite)
 
     def close(self) -> None:
         self._group.close()
@@ -153,6 +169,9 @@ class NativeRunner:
             step.events[0].record()
         batch = build_batch(plan, self._slots, self._cache, self._planner, self._staging)
         hidden = self._decoder.forward(batch.inputs, self._cache)
+        if self._group.rank == 0 and max(plan.num_tokens) > 1:
+            # A chunk has no logits, or those of its last token alone; what it wrote may be found by other requests.
+            step.checks.append(FiniteCheck(self._staging.fetch(are_finite(hidden)), batch.rows))
         for part in batch.prompt_parts:
             self._launch_prompt_details(step, part, hidden)
         if batch.sample_rows:
@@ -166,6 +185,9 @@ class NativeRunner:
         if logits is None:
             ids = torch.empty(len(batch.sample_rows), dtype=torch.int64, device=self._device)
         else:
+            is_finite = are_finite(logits)
+            rows = [(row, i, i + 1) for i, row in enumerate(batch.sample_rows)]
+            step.checks.append(FiniteCheck(self._staging.fetch(is_finite), rows))
             sampled = self._sampler.sample(logits, batch.sampling)
             ids = sampled.ids
             step.detail_rows = sampled.detail_rows
@@ -188,11 +210,21 @@ class NativeRunner:
             logits = self._decoder.logits(hidden[first : first + len(following)])
             if logits is None:
                 continue
+            is_finite = self._staging.fetch(are_finite(logits))
+            step.checks.append(FiniteCheck(is_finite, [(part.row, 0, len(following))]))
             ids = self._staging.put(following, torch.int64)
             top_n = part.details.top_n
             counts = self._staging.put([top_n] * len(following), torch.int64)[:, None] if top_n else None
             tensors = compute_details(logits, ids, counts, top_n).map(self._staging.fetch)
             step.prompt_details.append(PromptDetails(part.row, [part.details] * len(following), tensors))
+
+
+def are_finite(values: Tensor) -> Tensor:
+    """(rows, n) -> (rows,) bool: whether no value of a row is NaN or infinite.
+
+    A sum shows both at the cost of reading the values once. One that overflows counts as well: 1e34 is no logit.
+    """
+    return values.sum(-1, dtype=torch.float32).isfinite()
 
 
 def _event() -> torch.cuda.Event:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -10,6 +9,7 @@ from typing import Any
 
 from tgis_server import failures
 from tgis_server.errors import TgisError
+from tgis_server.model_files import read_json as read_json
 
 ACTIVATIONS = {
     "silu": "silu",
@@ -21,19 +21,6 @@ ACTIVATIONS = {
 }
 DTYPES = ("float32", "bfloat16", "float16")
 NULL_IS_A_VALUE = ("sliding_window", "num_key_value_heads", "eos_token_id")
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file of the model directory."""
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise failures.JSON_UNREADABLE.error(file=file, reason=error.strerror) from error
-    except ValueError as error:
-        raise failures.JSON_BROKEN.error(file=file, reason=error) from error
-    if not isinstance(values, dict):
-        raise failures.JSON_NO_OBJECT.error(file=file, found=type(values).__name__)
-    return values
 
 
 class ConfigFile:

@@ -15,8 +15,7 @@ class TorchOps:
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self._prepacks = device.type == "cpu" and can_prepack(dtype)
-        # Half-precision keys can overflow to infinity, and infinity times a masked zero is NaN: in a block that is
-        # reused later it would reach another sequence.
+        # Half-precision keys of a good model can overflow; limited, they still give finite scores.
         self._limits_values = dtype == torch.float16
 
     def pack(self, weight: Tensor) -> LinearWeight:

@@ -1,0 +1,142 @@
+"""Tokens of a text of any length, by jobs of bounded time and memory.
+
+The library needs 300 to 400 bytes for each token while it works on a text, and cannot be interrupted. So a long text is
+encoded in windows that overlap, and each overlap once more alone::
+
+    window 0   [....................~~~~~]
+    overlap                         [~~~~~]
+    window 1                        [~~~~~....................~~~~~]
+    cut                                ^
+
+Where the end of the overlap has the same tokens as the end of the left window, what stands before it has no influence
+there any more; where its beginning has the same tokens as the beginning of the right window, neither has what comes
+behind. If both hold around its middle, the windows are cut there. If not (one word of a megabyte, say), the text has to
+be encoded whole. Short texts always are.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import tokenizers
+
+WINDOW = 32_768  # characters; a job of some 20 ms
+OVERLAP = 2_048  # characters that a window reads beyond its end
+MIN_OVERLAP_TOKENS = 32
+
+
+class Encoding(NamedTuple):  # made for every text: cheaper than a frozen dataclass
+    """Tokens of a text or of a window of it."""
+
+    ids: Sequence[int]
+    num_prefix: int  # of them, at the beginning: special tokens that the tokenizer puts before any text
+    num_suffix: int  # and behind it
+    starts: Sequence[int]  # of each token, in characters of the whole text; empty where nobody needs them
+    ends: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    encoding: Encoding
+    overlap_ids: Sequence[int]  # of the beginning of its text alone, without special tokens
+
+
+def encode(tokenizer: tokenizers.Tokenizer, text: str, *, want_offsets: bool) -> Encoding:
+    """Encode a text at once. The library raises plain ``Exception``."""
+    # The batch forms leave other threads running meanwhile; the fast one knows no offsets.
+    [encoded] = tokenizer.encode_batch([text]) if want_offsets else tokenizer.encode_batch_fast([text])
+    ids, is_special = encoded.ids, encoded.special_tokens_mask
+    num_prefix = is_special.index(0) if 0 in is_special else len(ids)
+    num_suffix = is_special[::-1].index(0) if num_prefix < len(ids) else 0
+    starts, ends = zip(*encoded.offsets, strict=True) if want_offsets and ids else ((), ())
+    return Encoding(ids, num_prefix, num_suffix, starts, ends)
+
+
+def window_starts(num_characters: int) -> range:
+    """Where the windows of a text begin."""
+    return range(0, max(1, num_characters - OVERLAP), WINDOW)
+
+
+def encode_window(tokenizer: tokenizers.Tokenizer, text: str, start: int, *, want_offsets: bool) -> Window:
+    """Encode the window of ``text`` that begins at ``start``; packed, as there may be many of them."""
+    encoding = encode(tokenizer, text[start : start + WINDOW + OVERLAP], want_offsets=want_offsets)
+    overlap_ids = pack(())
+    if start:
+        overlap = encode(tokenizer, text[start : start + OVERLAP], want_offsets=False)
+        overlap_ids = pack(overlap.ids[overlap.num_prefix : len(overlap.ids) - overlap.num_suffix])
+    return Window(
+        Encoding(
+            pack(encoding.ids),
+            encoding.num_prefix,
+            encoding.num_suffix,
+            pack([start + offset for offset in encoding.starts]),
+            pack([start + offset for offset in encoding.ends]),
+        ),
+        overlap_ids,
+    )
+
+
+def join(windows: Sequence[Window]) -> Encoding | None:
+    """The encoding of the whole text, or ``None`` where neighbouring windows do not agree."""
+    first, last = windows[0].encoding, windows[-1].encoding
+    begins, ends = [0], []
+    for left, right in pairwise(windows):
+        if (cut := find_cut(left, right)) is None:
+            return None
+        ends.append(cut[0])
+        begins.append(cut[1])
+    ends.append(len(last.ids))
+    ids, token_starts, token_ends = pack(()), pack(()), pack(())
+    for window, begin, end in zip(windows, begins, ends, strict=True):
+        ids.extend(window.encoding.ids[begin:end])
+        token_starts.extend(window.encoding.starts[begin:end])
+        token_ends.extend(window.encoding.ends[begin:end])
+    if token_starts and last.num_suffix:
+        token_starts[-last.num_suffix :] = token_ends[-last.num_suffix :] = pack([0] * last.num_suffix)
+    return Encoding(ids, first.num_prefix, last.num_suffix, token_starts, token_ends)
+
+
+def find_cut(left: Window, right: Window) -> tuple[int, int] | None:
+    """Where ``left`` ends and ``right`` goes on: an index into the tokens of each."""
+    overlap_ids, left_ids, right_ids = right.overlap_ids, left.encoding.ids, right.encoding.ids
+    num_ids = len(overlap_ids)
+    if num_ids < MIN_OVERLAP_TOKENS:
+        return None
+    margin = num_ids // 4
+    left_begin = len(left_ids) - left.encoding.num_suffix - num_ids
+    right_begin = right.encoding.num_prefix
+    if left_begin < 0 or (
+        left_ids[left_begin + margin : left_begin + num_ids] != overlap_ids[margin:]
+        or right_ids[right_begin : right_begin + num_ids - margin] != overlap_ids[: num_ids - margin]
+    ):
+        return None
+    left_cut, right_cut = left_begin + num_ids // 2, right_begin + num_ids // 2
+    if left.encoding.starts and left.encoding.starts[left_cut] != right.encoding.starts[right_cut]:
+        return None  # where a model drops characters, the library's offsets are those of what it has kept before
+    return left_cut, right_cut
+
+
+def pack(numbers: Iterable[int]) -> array[int]:
+    return array("I", numbers)
+
+
+def byte_offsets(text: str, starts: Sequence[int], ends: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Offsets in characters, nearly in order, to offsets in the text's UTF-8."""
+    if text.isascii():
+        yield from zip(starts, ends, strict=True)
+        return
+    character = byte = 0
+    for start, end in zip(starts, ends, strict=True):
+        if end == 0:  # a special token
+            yield 0, 0
+            continue
+        if start >= character:
+            byte += len(text[character:start].encode())
+        else:
+            byte -= len(text[start:character].encode())
+        character = start
+        yield byte, byte + len(text[start:end].encode())

@@ -1,0 +1,179 @@
+"""How long a client may keep the server waiting, and how many bytes of requests and answers may be held meanwhile.
+
+One object for every door (gRPC, HTTP). A door says how it ends a call or a connection; when, is decided here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from tgis_server.metrics import Metrics
+
+End: TypeAlias = Callable[[str, str], None]  # status and text; ends what keeps the server waiting
+
+RECEIVE_TIMEOUT_S = 60.0  # for a request to arrive whole
+FREE_BYTES = 64 << 10  # of a message: what fits in the first window takes no time of its own
+MIN_BYTES_PER_S = 256 << 10  # a message gets a second more for so many bytes: the library does not tell how far it is
+DEADLINE_GRACE_S = 1.0  # for what is written after the request's own deadline, as its last frame is
+MAX_BYTES_HELD = 128 << 20  # requests in work and unary answers on their way
+CHECK_S = 0.25
+MAX_SLOW_REQUESTS = 64  # that have begun to arrive, and have not in two checks
+LET_IN = 8  # at a time
+RECLAIM_AFTER_S = 1.0  # without progress: an answer may be given up where its bytes are wanted
+
+
+@dataclass(slots=True, eq=False)
+class _Wait:
+    """A client that is waited for."""
+
+    end: End
+    num_bytes: int
+    began_at: float
+    began_in_check: int
+    timer: asyncio.TimerHandle | None = None
+    is_over: bool = False
+
+
+@dataclass(slots=True)
+class Patience:
+    """Belongs to one event loop."""
+
+    send_timeout_s: float
+    metrics: Metrics
+    max_bytes_held: int = MAX_BYTES_HELD
+    num_bytes_held: int = 0
+    _sending: dict[_Wait, None] = field(default_factory=dict)
+    _receiving: dict[_Wait, None] = field(default_factory=dict)
+    _queue: deque[asyncio.Future[None]] = field(default_factory=deque)  # of requests that wait for room
+    _num_checks: int = 0
+
+    def send_bound_s(self, num_bytes: int, deadline: float | None = None) -> float:
+        """Seconds that a client gets to take a message."""
+        bound_s = self.send_timeout_s
+        if deadline is not None:
+            bound_s = min(bound_s, max(0.0, deadline - time.monotonic()) + DEADLINE_GRACE_S)
+        return bound_s + max(0, num_bytes - FREE_BYTES) / MIN_BYTES_PER_S
+
+    @contextmanager
+    def sending(self, end: End, num_bytes: int, deadline: float | None = None) -> Iterator[None]:
+        """A message is being written inside the ``with`` block: ``end`` is called if that takes too long.
+
+        Args:
+            deadline: of the request, host monotonic clock.
+        """
+        stop = self.start_sending(end, num_bytes, deadline)
+        try:
+            yield
+        finally:
+            stop()
+
+    def start_sending(self, end: End, num_bytes: int, deadline: float | None = None) -> Callable[[], None]:
+        """The same where somebody else does the writing: what is returned is to be called when it is done."""
+        wait = self._begin(self._sending, end, num_bytes)
+        text = "The client did not take the answer in time: it reads too slowly, or not at all."
+        delay_s = self.send_bound_s(num_bytes, deadline)
+        wait.timer = asyncio.get_running_loop().call_later(
+            delay_s, self._give_up, wait, "send_timeout", "DEADLINE_EXCEEDED", text
+        )
+
+        def stop() -> None:
+            self._finish(self._sending, wait)
+
+        return stop
+
+    @asynccontextmanager
+    async def receiving(self, end: End, *, waits_for_room: bool) -> AsyncIterator[None]:
+        """A request arrives inside the ``async with`` block, which is entered when there is room for it."""
+        if waits_for_room:
+            await self._wait_for_room()
+        wait = self._begin(self._receiving, end, 0)
+        text = f"The request did not arrive within {RECEIVE_TIMEOUT_S:g} s."
+        wait.timer = asyncio.get_running_loop().call_later(
+            RECEIVE_TIMEOUT_S, self._give_up, wait, "receive_timeout", "DEADLINE_EXCEEDED", text
+        )
+        try:
+            yield
+        finally:
+            self._finish(self._receiving, wait)
+
+    def hold(self, num_bytes: int) -> Callable[[], None]:
+        """Count bytes of a request or an answer as held, until what is returned is called."""
+        self.num_bytes_held += num_bytes
+        if self.num_bytes_held >= self.max_bytes_held:
+            self._reclaim()
+
+        def release() -> None:
+            nonlocal num_bytes
+            self.num_bytes_held, num_bytes = self.num_bytes_held - num_bytes, 0
+            self._let_in()
+
+        return release
+
+    async def run(self) -> None:
+        """Look for slow requests, for ever."""
+        while True:
+            await asyncio.sleep(CHECK_S)
+            self.check()
+
+    def check(self) -> None:
+        """End the oldest of the requests that arrive slowly, if these are too many. Checks are counted and not seconds:
+        where this process is slow itself, checks are rare too."""
+        self._num_checks += 1
+        slow = [wait for wait in self._receiving if self._num_checks - wait.began_in_check > 2 and not wait.is_over]
+        for wait in slow[: max(0, len(slow) - MAX_SLOW_REQUESTS)]:
+            self._give_up(wait, "slow_request", "RESOURCE_EXHAUSTED", "Too many requests arrive slowly.")
+        if self._queue:
+            self._reclaim()
+            self._let_in()
+
+    def _begin(self, waits: dict[_Wait, None], end: End, num_bytes: int) -> _Wait:
+        wait = _Wait(end, num_bytes, time.monotonic(), self._num_checks)
+        waits[wait] = None
+        return wait
+
+    def _finish(self, waits: dict[_Wait, None], wait: _Wait) -> None:
+        wait.is_over = True
+        waits.pop(wait, None)
+        if wait.timer:
+            wait.timer.cancel()
+
+    def _give_up(self, wait: _Wait, reason: str, status: str, text: str) -> None:
+        if not wait.is_over:
+            wait.is_over = True
+            self.metrics.count_abort(reason)
+            wait.end(status, text)
+
+    def _reclaim(self) -> None:
+        """Give up answers that nobody reads, the oldest first, where others need the room."""
+        excess = self.num_bytes_held - self.max_bytes_held
+        for wait in list(self._sending):
+            if excess < 0 or time.monotonic() - wait.began_at < RECLAIM_AFTER_S:
+                break
+            if wait.num_bytes and not wait.is_over:
+                excess -= wait.num_bytes
+                text = "The answer was not taken in time, and its memory is needed."
+                self._give_up(wait, "reclaimed", "RESOURCE_EXHAUSTED", text)
+
+    async def _wait_for_room(self) -> None:
+        """Until fewer bytes are held than may be, in order."""
+        if self.num_bytes_held < self.max_bytes_held and not self._queue:
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append(turn)
+        self._reclaim()
+        await turn
+
+    def _let_in(self) -> None:
+        """Let a few of those in that wait: only when they have arrived one knows how much room they need."""
+        num_let_in = 0
+        while self._queue and self.num_bytes_held < self.max_bytes_held and num_let_in < LET_IN:
+            turn = self._queue.popleft()
+            if not turn.done():  # else its client has left
+                turn.set_result(None)
+                num_let_in += 1

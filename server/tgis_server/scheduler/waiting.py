@@ -1,0 +1,57 @@
+"""The queue of sequences without a slot, in order of arrival, and how far it may be left.
+
+A sequence that waits for KV blocks may be overtaken by later ones that fit into what is free, at most ``MAX_OVERTAKEN``
+times. After that nobody passes it: running sequences end, their blocks come back, and it starts. So nobody starves, and
+a small request does not wait behind a large one for nothing. A preempted sequence is not overtaken at all: the room
+that it gave up is for those before it and for itself.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterator
+from operator import attrgetter
+
+from tgis_server.scheduler.sequence import Sequence
+
+MAX_OVERTAKEN = 16
+MAX_LOOKED_AT = 8  # sequences that a plan tries while those before them do not fit
+
+by_arrival = attrgetter("arrival")
+
+
+class WaitingQueue:
+    """One owner: the scheduler."""
+
+    def __init__(self) -> None:
+        self._sequences: list[Sequence] = []  # by arrival
+
+    def __len__(self) -> int:
+        return len(self._sequences)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return iter(self._sequences)
+
+    def add(self, sequence: Sequence) -> None:
+        """A newcomer, or a preempted sequence, which returns to its place."""
+        insort(self._sequences, sequence, key=by_arrival)
+
+    def remove(self, sequence: Sequence) -> None:
+        """It has got a slot, or is over. Those before it stay as they are."""
+        self._sequences.remove(sequence)
+
+    def candidates(self) -> Iterator[Sequence]:
+        """Who may start next, one after the other. What is yielded may be started before the next one is asked for."""
+        passed: list[Sequence] = []
+        while len(passed) < len(self._sequences) and len(passed) < MAX_LOOKED_AT:
+            sequence = self._sequences[len(passed)]
+            yield sequence
+            if len(passed) < len(self._sequences) and self._sequences[len(passed)] is sequence:
+                if sequence.has_started:
+                    return
+                passed.append(sequence)  # it did not fit
+            else:
+                for waiting in passed:
+                    waiting.num_overtaken += 1
+            if any(waiting.num_overtaken >= MAX_OVERTAKEN for waiting in passed):
+                return

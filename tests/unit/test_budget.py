@@ -1,0 +1,116 @@
+"""How long a step will take, and how much of a prompt fits into it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from driving import Driver, Load, submit
+from tgis_server.scheduler.budget import PrefillBudget, StepLoad, StepTimes
+
+
+def load(*rows: tuple[int, int]) -> StepLoad:
+    """Of rows that compute so many tokens from a position on."""
+    found = StepLoad()
+    for start, num_tokens in rows:
+        found.add(start, num_tokens)
+    return found
+
+
+def seconds(load: StepLoad | Load) -> float:
+    """A slow machine: 20 ms for the weights, 1 ms per token, 20 ns per token and key."""
+    return 0.02 + 0.001 * load.num_tokens + 2e-8 * load.num_products
+
+
+def learned(*loads: StepLoad) -> StepTimes:
+    times = StepTimes()
+    for each in loads:
+        times.observe(each, seconds(each))
+    return times
+
+
+PROMPTS = [load((start, count)) for count in (64, 128, 256) for start in range(0, 8192, 1024)]
+
+
+def test_nothing_is_predicted_before_a_step_was_seen():
+    assert StepTimes().predict(load((0, 512))) == 0.0
+
+
+def test_steps_are_predicted_from_what_recent_ones_took():
+    far = load((20_000, 512), (300, 1))
+
+    assert learned(*PROMPTS).predict(far) == pytest.approx(seconds(far), rel=0.05)
+
+
+def test_prompts_are_not_forgotten_while_answers_are_written():
+    decodes = [load((200 + i, 1), (900 + i, 1)) for i in range(500)]
+    prompt = load((0, 512))
+
+    assert learned(*PROMPTS, *decodes).predict(prompt) == pytest.approx(seconds(prompt), rel=0.1)
+
+
+def test_a_machine_that_gets_slower_is_noticed_within_some_steps():
+    times = learned(*PROMPTS)
+    for each in PROMPTS * 2:
+        times.observe(each, 3 * seconds(each))
+
+    assert times.predict(load((0, 256))) == pytest.approx(3 * seconds(load((0, 256))), rel=0.1)
+
+
+def test_a_clock_that_stands_still_teaches_nothing():
+    times = StepTimes()
+
+    times.observe(load((0, 64)), 0.0)
+
+    assert times.predict(load((0, 64))) == 0.0
+
+
+def test_a_chunk_is_a_power_of_two_that_fits_the_seconds_or_all_that_remains():
+    times = learned(*PROMPTS)
+
+    def budget() -> PrefillBudget:
+        return PrefillBudget.beside(times, load((100, 1)), 512, 0.3, has_others=False)
+
+    assert [budget().take(0, 1000), budget().take(0, 200), budget().take(32_000, 1000)] == [128, 200, 128]
+
+
+def test_the_first_chunk_of_a_step_has_a_token_whatever_it_takes_and_the_next_none():
+    budget = PrefillBudget.beside(learned(*PROMPTS), load((100, 1)), 512, 0.001, has_others=True)
+
+    assert [budget.take(600_000, 1000), budget.take(600_000, 1000)] == [1, 0]
+
+
+def test_no_sequence_gets_more_than_half_beside_others():
+    budget = PrefillBudget.beside(StepTimes(), load((5, 1)), 64, math.inf, has_others=True)
+
+    assert [budget.take(0, 1000) for _ in range(6)] == [32, 16, 8, 4, 2, 1]
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_running_rows_wait_no_longer_than_the_target_beside_a_long_prompt(depth):
+    driver = Driver(
+        num_blocks=600, block_size=64, max_batch_tokens=512, target_s=0.2, step_seconds=seconds, depth=depth
+    )
+    driver.apply(submit(1, prompt=4, max_new_tokens=900))
+    for _ in range(5):
+        driver.step()
+    driver.apply(submit(2, prompt=30_000, max_new_tokens=1))
+
+    while 2 not in driver.reasons:
+        driver.step()
+
+    assert 1 not in driver.reasons
+    assert all(1 in rows for rows in driver.rows)
+    learning = 20  # steps: before, nothing is known of long prompts
+    assert max(driver.seconds[learning:]) <= 0.2
+    assert sum(driver.seconds) < 1.5 * (0.02 * len(driver.plans) + 0.001 * 30_000 + 2e-8 * 30_000**2 / 2)
+
+
+def test_a_prediction_travels_with_the_plan():
+    driver = Driver(step_seconds=seconds)
+    driver.apply(submit(1))
+    driver.run_until_idle()
+
+    assert driver.plans[0].allowance_s == 0.0
+    assert driver.plans[-1].allowance_s == pytest.approx(10 * driver.seconds[-1], rel=0.1)

@@ -1,0 +1,154 @@
+"""Files of a model that are not what their names say: every check has the sentence with which a start ends."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from in_process import run_in_process
+from tgis_cli.models.cache_folder import CacheFolder
+from tgis_cli.models.convert import convert_to_safetensors
+from tgis_cli.models.inventory import list_models
+from tgis_cli.models.tokenizer_check import check_tokenizer, load_tokenizer
+from tgis_cli.resolve import DEMO_MODEL_DIR
+from tgis_server.engines.native.checkpoint import inspect_checkpoint
+from tgis_server.engines.native.families import read_spec
+from tgis_server.errors import ModelError
+from tgis_server.frontend.tokenizer import Tokenizer
+from tgis_server.model_files import parse_weight_map
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 1234567\n"
+PAGE = "\n<!doctype html><title>502 Bad Gateway</title>"
+LFS = "is a Git LFS pointer, not the file itself: run `git lfs pull` in "
+HTML = "is a web page, as a proxy or a login sends in place of a file"
+ENVIRON = {"HOME": "/nowhere"}
+DEMO_TOKENIZER = (DEMO_MODEL_DIR / "tokenizer.json").read_text()
+CTC = {"type": "CTC", "pad_token": "<pad>", "word_delimiter_token": "|", "cleanup": True}
+DAMAGED_TOKENIZERS = {
+    "pointer": (POINTER, LFS),
+    "page": (PAGE, HTML),
+    "cut": (DEMO_TOKENIZER[:900], "tokenizer.json cannot be read: EOF while parsing"),
+    "cut at a bracket": (DEMO_TOKENIZER[: DEMO_TOKENIZER.index("}") + 1], "tokenizer.json cannot be read: "),
+    "empty": ("", "tokenizer.json cannot be read: EOF while parsing"),
+    "zeros": ("\0" * 900, "tokenizer.json cannot be read: expected value"),
+    "no tokenizer": ("{}", "tokenizer.json cannot be read: "),
+    "refused decoder": (json.dumps(json.loads(DEMO_TOKENIZER) | {"decoder": CTC}), "The tokenizer decodes with CTC"),
+}
+
+
+@pytest.fixture
+def model_dir(tmp_path: Path) -> Path:
+    return shutil.copytree(DEMO_MODEL_DIR, tmp_path / "model")
+
+
+def sentence_of_a_start(model_dir: Path) -> str:
+    with pytest.raises(ModelError) as caught:
+        load_tokenizer(model_dir)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("kind", DAMAGED_TOKENIZERS)
+def test_doctor_and_plan_say_of_a_damaged_tokenizer_what_a_start_says(model_dir: Path, kind: str):
+    content, sentence = DAMAGED_TOKENIZERS[kind]
+    (model_dir / "tokenizer.json").write_text(content)
+
+    doctor = run_in_process("doctor", model_dir, "--json", environ=ENVIRON)
+    plan = run_in_process("plan", model_dir, "--cpu", "8GiB", "--json", environ=ENVIRON)
+
+    expected = sentence_of_a_start(model_dir)
+    assert sentence in expected
+    assert (doctor.returncode, plan.returncode) == (1, 3)
+    verdicts = json.loads(doctor.stdout)["verdicts"]
+    assert expected in [f"{verdict['sentence']} {verdict['fix']}".strip() for verdict in verdicts]
+    assert json.loads(plan.stdout)["problem"] == expected
+
+
+@pytest.mark.parametrize("kind", ["pointer", "page", "cut", "empty", "zeros"])
+def test_a_start_sees_at_a_glance_what_is_no_json(model_dir: Path, kind: str):
+    (model_dir / "tokenizer.json").write_text(DAMAGED_TOKENIZERS[kind][0])
+
+    with pytest.raises(ModelError) as caught:
+        check_tokenizer(model_dir)
+
+    assert str(caught.value) == sentence_of_a_start(model_dir)
+
+
+def test_a_glance_is_content_with_a_good_tokenizer_and_asks_for_a_missing_one(model_dir: Path, tmp_path: Path):
+    check_tokenizer(model_dir)
+
+    with pytest.raises(ModelError, match=r"No existing fast tokenizer \(tokenizer\.json\) found"):
+        check_tokenizer(tmp_path)
+
+
+def test_settings_of_the_tokenizer_that_are_damaged_are_seen_too(model_dir: Path):
+    (model_dir / "tokenizer_config.json").write_text('{"add_bos')
+
+    with pytest.raises(ModelError, match=r"tokenizer_config\.json cannot be read"):
+        check_tokenizer(model_dir)
+
+
+def test_a_library_that_panics_is_an_error_of_the_file(model_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    class PanicException(BaseException):
+        """Of Rust, as Python sees it."""
+
+    def panic(_: str) -> None:
+        raise PanicException("index out of bounds")
+
+    monkeypatch.setattr("tokenizers.Tokenizer.from_buffer", panic)
+
+    with pytest.raises(ModelError, match=r"tokenizer\.json cannot be read: index out of bounds"):
+        Tokenizer.load(model_dir, 1)
+
+
+@pytest.mark.parametrize(("content", "sentence"), [(POINTER, LFS), (PAGE, HTML)])
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "model.safetensors"])
+def test_what_stands_in_for_a_file_is_named(model_dir: Path, name: str, content: str, sentence: str):
+    (model_dir / name).write_text(content)
+
+    with pytest.raises(ModelError) as caught:
+        inspect_checkpoint(model_dir, read_spec(model_dir), 1)
+
+    assert f"{model_dir / name} {sentence}" in str(caught.value)
+
+
+@pytest.mark.parametrize(("content", "sentence"), [(POINTER, LFS), (PAGE, HTML)])
+def test_what_stands_in_for_an_index_or_for_pytorch_weights_is_named(tmp_path: Path, content: str, sentence: str):
+    (tmp_path / "pytorch_model.bin").write_text(content)
+
+    with pytest.raises(ModelError, match=sentence):
+        convert_to_safetensors(tmp_path, as_json=False)
+    with pytest.raises(ModelError, match=sentence):
+        parse_weight_map(content, "model.safetensors.index.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", r"is not a safetensors file \(it has 0 bytes\)"),
+        (b"not a safetensors file", "is not a safetensors file .its first bytes are no header's length"),
+        (bytes(900), r"is not a safetensors file \(its header cannot be read\)"),
+        (b"\x40\0\0\0\0\0\0\0{", "has 9 bytes, but its header says 72: it was cut short, download it again"),
+    ],
+)
+def test_weights_are_told_to_be_cut_short_only_where_they_are(model_dir: Path, content: bytes, sentence: str):
+    (model_dir / "model.safetensors").write_bytes(content)
+
+    with pytest.raises(ModelError, match=sentence):
+        inspect_checkpoint(model_dir, read_spec(model_dir), 1)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_cached_model_with_such_a_file_is_not_complete_and_not_bundled(tmp_path: Path, model_dir: Path, name: str):
+    folder = CacheFolder(tmp_path / "cache", "org/demo")
+    (model_dir / name).write_text(POINTER)
+    shutil.copytree(model_dir, folder.snapshot("c" * 40))
+    folder.write_ref("main", "c" * 40)
+
+    (listed,) = list_models(tmp_path / "cache")
+    bundled = run_in_process("bundle", model_dir, tmp_path / "bundle", environ=ENVIRON)
+
+    assert [LFS in problem for problem in listed.problems] == [True]
+    assert (bundled.returncode, LFS in bundled.stderr.decode()) == (3, True)

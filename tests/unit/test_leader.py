@@ -1,0 +1,125 @@
+"""The leader's loop, with a fake engine and without threads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from driving import VOCAB_SIZE, submit
+from tgis_server.engines.api import Capacity
+from tgis_server.engines.fake import FakeRunner
+from tgis_server.scheduler import Limits, Scheduler, StepLoad
+from tgis_server.shard.inbox import Inbox, Requests, SessionEnded
+from tgis_server.shard.leader import Leader
+from tgis_server.shard.servicer import OpenSession, Outbox
+from tgis_server.shard.status import ShardStatus
+from tgis_server.wire.messages import Cancel, StepResult
+from tgis_server.wire.plans import PlanPublisher
+
+
+class Loop:
+    """A leader that steps when told to."""
+
+    def __init__(self, *, plan_ahead: bool = False) -> None:
+        self.inbox, self.outbox, self.status = Inbox(), Outbox(), ShardStatus()
+        self.scheduler = Scheduler(Limits(32, 4, 8, 64))
+        runner = FakeRunner(vocab_size=VOCAB_SIZE, capacity=Capacity(32, 4, 128), plan_ahead=plan_ahead)
+        followers = PlanPublisher(Path("none"), 0)
+        self.leader = Leader(runner, self.scheduler, self.status, self.inbox, self.outbox, followers, is_alone=True)
+
+    def open(self) -> OpenSession:
+        session = self.outbox.open()
+        assert session is not None
+        return session
+
+
+def results_of(session: OpenSession) -> list[StepResult]:
+    found = []
+    while not session.results.empty():
+        result = session.results.get()
+        assert result is not None
+        found.append(result)
+    return found
+
+
+def requests_in(session: OpenSession) -> set[int]:
+    """Whose tokens, starts or failures a Session was told of."""
+    return {
+        request_id
+        for result in results_of(session)
+        for request_id in (*result.request_ids, *dict(result.started), *(f.request_id for f in result.failures))
+    }
+
+
+def test_an_ended_session_takes_nothing_of_the_next_with_it():
+    loop = Loop()
+    first = loop.open()
+    loop.outbox.close(first)
+    second = loop.open()
+    for message in (
+        Requests(second.number, [submit(1)]),
+        SessionEnded(first.number),
+        Requests(first.number, [submit(2), Cancel(1)]),  # a reader that was late
+    ):
+        loop.inbox.put(message)
+
+    loop.leader.step()
+
+    assert requests_in(second) == {1}
+
+
+def test_a_new_session_starts_without_the_requests_of_the_one_before():
+    loop = Loop(plan_ahead=True)
+    first = loop.open()
+    loop.inbox.put(Requests(first.number, [submit(1, max_new_tokens=50)]))
+    loop.leader.step()
+    loop.outbox.close(first)
+    second = loop.open()
+    loop.inbox.put(Requests(second.number, [submit(2)]))
+
+    loop.leader.step()
+    loop.leader.step()
+
+    assert requests_in(second) == {2}
+    assert loop.scheduler.num_running == 1
+
+
+def test_requests_that_stand_before_the_end_of_their_session_are_not_started():
+    loop = Loop()
+    first = loop.open()
+    loop.inbox.put(Requests(first.number, [submit(1)]))
+    loop.inbox.put(SessionEnded(first.number))
+
+    loop.leader.step()
+
+    assert loop.scheduler.is_idle
+
+
+def test_a_step_planned_ahead_is_published_with_the_time_of_its_own_planning():
+    loop = Loop(plan_ahead=True)
+    session = loop.open()
+    loop.inbox.put(Requests(session.number, [submit(1, max_new_tokens=9)]))
+    loop.leader.step()
+    planned = loop.leader._in_flight
+    loop.leader.step()
+
+    (result,) = results_of(session)
+
+    assert planned is not None
+    assert result.stats.plan_s == planned.plan_s
+
+
+def test_the_allowance_of_the_step_under_way_is_known_to_health():
+    loop = Loop(plan_ahead=True)
+    loop.scheduler.times.observe(load_of_one_token(), 0.5)
+    session = loop.open()
+    loop.inbox.put(Requests(session.number, [submit(1, max_new_tokens=9)]))
+
+    loop.leader.step()
+
+    assert loop.status.health().allowance_s >= 5.0
+
+
+def load_of_one_token() -> StepLoad:
+    load = StepLoad()
+    load.add(0, 1)
+    return load
