@@ -77,15 +77,6 @@ def test_longrope_is_short_where_no_sequence_can_be_long(
     assert started.runner.facts.notes == ()
 
 
-def test_longrope_beyond_its_border_is_named_in_the_notes(
-    model: Callable[..., Model], driver: Callable[..., Driver]
-) -> None:
-    notes = driver(model("llama", rope_parameters=ROPES["longrope"])).runner.facts.notes
-
-    assert len(notes) == 1
-    assert "--max-sequence-length 64" in notes[0]
-
-
 @pytest.mark.parametrize(("length", "max_sequence_length"), [(40, 64), (90, 256)], ids=["short", "long"])
 def test_phi3_longrope_with_fused_projections(
     length: int, max_sequence_length: int, model: Callable[..., Model], driver: Callable[..., Driver]

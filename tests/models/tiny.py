@@ -174,7 +174,13 @@ class Driver:
                 computed[slot] = len(job.cached_blocks) * self.block_size
                 job.blocks = []
                 ids = job.prompt + job.generated
-                new.append(NewSequence(slot, ids, len(job.prompt), computed[slot], job.sampling, job.details))
+                border = self.runner.caps.rope_border
+                is_long = border is not None and len(ids) > border
+                new.append(
+                    NewSequence(
+                        slot, ids, len(job.prompt), computed[slot], job.sampling, job.details, is_rope_long=is_long
+                    )
+                )
             plan = self._plan(jobs, computed, new)
             tokens = self._step(plan)
             self._commit(jobs, computed, plan, tokens)

@@ -47,11 +47,13 @@ def submit(
     )
 
 
-def expected_tokens(request: Submit, eos_ids: Iterable[int] = ()) -> list[int]:
+def expected_tokens(request: Submit, eos_ids: Iterable[int] = (), rope_border: int | None = None) -> list[int]:
     """What the fake engine's rule gives for a request, computed without an engine."""
     known = list(request.prompt_ids)
     for _ in range(request.max_new_tokens):
-        known.append((sum(known) + len(known)) % VOCAB_SIZE)
+        is_rope_long = rope_border is not None and len(known) > rope_border
+        extra = sum(request.adapter_id.encode()) + is_rope_long
+        known.append((sum(known) + len(known) * (1 + extra)) % VOCAB_SIZE)
         if known[-1] in eos_ids:
             break
     return known[len(request.prompt_ids) :]
@@ -75,6 +77,7 @@ class Driver:
     max_batch_tokens: int = 64
     eos_ids: frozenset[int] = frozenset()
     prefix_cache: bool = True
+    rope_border: int | None = None
     depth: int = 1  # steps in flight
     target_s: float = math.inf
     step_seconds: Callable[[Load], float] = lambda load: 0.0  # how long a step takes
@@ -99,9 +102,14 @@ class Driver:
                 self.eos_ids,
                 self.prefix_cache,
                 self.target_s,
+                rope_border=self.rope_border,
             )
         )
-        self.runner = FakeRunner(vocab_size=VOCAB_SIZE, capacity=Capacity(self.num_blocks, self.block_size, 10_000))
+        self.runner = FakeRunner(
+            vocab_size=VOCAB_SIZE,
+            capacity=Capacity(self.num_blocks, self.block_size, 10_000),
+            rope_border=self.rope_border,
+        )
         self._in_flight: deque = deque()
 
     def apply(self, *messages: Submit | Cancel) -> None:

@@ -7,7 +7,7 @@ import pytest
 from driving import Driver, expected_tokens, submit
 from tgis_server.errors import OutOfMemory
 from tgis_server.faults import Fault
-from tgis_server.scheduler.blocks import chain_keys, root_key
+from tgis_server.scheduler.blocks import cache_root, chain_keys
 from tgis_server.scheduler.scheduler import NOT_FINITE
 from tgis_server.scheduler.waiting import MAX_OVERTAKEN
 from tgis_server.wire.messages import Cancel, Details, FinishReason
@@ -239,7 +239,7 @@ def test_only_blocks_that_a_step_has_computed_can_be_found():
 
     driver.step()
 
-    keys = chain_keys(root_key(""), submit(1, prompt=10).prompt_ids, 2)
+    keys = chain_keys(cache_root("", is_rope_long=False), submit(1, prompt=10).prompt_ids, 2)
     assert len(driver.scheduler.pool.find_cached(keys)) == 2
 
 
@@ -279,6 +279,41 @@ def test_generated_tokens_serve_the_prefix_cache_too():
     driver.run_until_idle()
 
     assert driver.cached_tokens == 8
+
+
+def test_a_sequence_that_outgrows_the_rope_border_is_computed_anew_in_the_same_step():
+    driver = Driver(rope_border=8)
+    request = submit(1, prompt=7, max_new_tokens=4)
+    driver.apply(request)
+
+    driver.run_until_idle()
+
+    assert [plan.num_tokens for plan in driver.plans] == [[7], [1], [9], [1]]
+    assert [new.is_rope_long for plan in driver.plans for new in plan.new] == [False, True]
+    assert driver.tokens[1] == expected_tokens(request, rope_border=8)
+    assert driver.preemptions == 0  # that would be lack of blocks
+
+
+def test_planned_ahead_a_sequence_that_outgrows_the_rope_border_waits_for_its_newest_token():
+    driver = Driver(rope_border=8, depth=2)
+    requests = submit(1, prompt=7, max_new_tokens=4), submit(2, prompt=3, max_new_tokens=4)
+    driver.apply(*requests)
+
+    driver.run_until_idle()
+
+    assert [plan.num_tokens for plan in driver.plans] == [[7, 3], [1, 1], [1], [1, 9], [1]]
+    assert [driver.tokens[r.request_id] for r in requests] == [expected_tokens(r, rope_border=8) for r in requests]
+
+
+def test_a_prompt_beyond_the_rope_border_finds_no_blocks_of_one_within_it():
+    driver = Driver(block_size=4, rope_border=8)
+    driver.apply(submit(1, prompt=list(range(8)), max_new_tokens=1))
+    driver.run_until_idle()
+    driver.apply(submit(2, prompt=list(range(9))))
+
+    driver.run_until_idle()
+
+    assert driver.cached_tokens == 0
 
 
 def test_the_same_tokens_under_another_adapter_share_nothing():

@@ -28,6 +28,7 @@ def loads(draw):
         "max_batch_tokens": draw(st.integers(1, 16)),
         "eos_ids": frozenset(draw(st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=3))),
         "prefix_cache": draw(st.booleans()),
+        "rope_border": draw(st.one_of(st.none(), st.integers(1, 25))),
     }
     requests = [
         (
@@ -37,6 +38,7 @@ def loads(draw):
                 draw(prompts),
                 draw(st.integers(1, 12)),
                 details=Details(ranks=True, input_tokens=draw(st.booleans())),
+                adapter_id=draw(st.sampled_from(["", "a", "b"])),
             ),
         )
         for i in range(draw(st.integers(1, 10)))
@@ -66,7 +68,7 @@ def test_every_accepted_request_finishes_with_its_own_tokens_and_all_blocks_retu
     drive(driver, requests, cancels)
 
     for _, request in requests:
-        expected = expected_tokens(request, driver.eos_ids)
+        expected = expected_tokens(request, driver.eos_ids, driver.rope_border)
         if request.request_id in cancels:
             assert driver.tokens[request.request_id] == expected[: len(driver.tokens[request.request_id])]
         elif request.request_id not in driver.failures:

@@ -241,7 +241,9 @@ def test_a_bos_that_is_asked_for_begins_whole_and_truncated_prompts(kind, tmp_pa
 
 
 def test_a_bos_that_the_tokenizer_adds_is_not_added_again(tmp_path):
-    tokenizer = loaded(tmp_path, words_with("t9 $A", t9=9), add_bos_token=True, bos_token="t9")
+    library = words_with("t9 $A", t9=9)
+    library.enable_padding(direction="left", length=8)
+    tokenizer = loaded(tmp_path, library, add_bos_token=True, bos_token="t9")
 
     assert encode(tokenizer, "t1").token_ids == [9, 1]
 

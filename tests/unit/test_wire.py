@@ -77,7 +77,7 @@ def step_results(draw):
 @st.composite
 def plans(draw):
     rows = draw(st.lists(st.tuples(uint32, uint32, ids, st.booleans()), max_size=4))
-    new = st.builds(NewSequence, uint32, ids, uint32, uint32, sampling, wanted, st.text())
+    new = st.builds(NewSequence, uint32, ids, uint32, uint32, sampling, wanted, st.text(), st.booleans())
     return StepPlan(
         draw(uint64),
         draw(st.lists(new, max_size=3)),

@@ -21,6 +21,7 @@ class RunnerCaps:
     """What the step loop may do with a runner."""
 
     plan_ahead: bool = False  # launch returns before the device is done: the next plan may be made meanwhile
+    rope_border: int | None = None  # sequences of more tokens have ``is_rope_long`` (LongRoPE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,9 @@ Its "keys and values" are the token ids themselves, written into paged blocks li
     (sum of the ids of all tokens so far + their number) mod vocab_size
 
 read back through the block table, so that any mistake in blocks, positions, prefix cache or preemption changes the
-output. With ``temperature`` > 0 the seed is added. Steps take ``--rehearse-step-ms``, and for each token and each key
-that it attends to ``--rehearse-attention-ns``.
+output. What else a real engine's keys and values depend on (see ``cache_root``) is added to each written id: the bytes
+of the adapter's name, and 1 where ``is_rope_long``. With ``temperature`` > 0 the seed is added to the sum. Steps take
+``--rehearse-step-ms``, and for each token and each key that it attends to ``--rehearse-attention-ns``.
 """
 
 from __future__ import annotations
@@ -31,6 +32,11 @@ class _Slot:
     num_computed: int
     blocks: list[int] = field(default_factory=list)
 
+    @property
+    def written_extra(self) -> int:
+        """Added to each id that is written to the cache."""
+        return sum(self.sequence.adapter_id.encode()) + self.sequence.is_rope_long
+
 
 @dataclass(frozen=True, slots=True)
 class FakeLaunched:
@@ -51,9 +57,10 @@ class FakeRunner:
         step_s: float = 0.0,
         attention_s: float = 0.0,
         plan_ahead: bool = False,
+        rope_border: int | None = None,
         fault: Fault | None = None,
     ) -> None:
-        self.caps = RunnerCaps(plan_ahead=plan_ahead)
+        self.caps = RunnerCaps(plan_ahead=plan_ahead, rope_border=rope_border)
         self.capacity = capacity
         self.facts = ModelFacts("fake", "int32", "none", vocab_size, eos_ids)
         self._step_s = step_s
@@ -124,7 +131,7 @@ class FakeRunner:
         prompt_detail = []
         details = slot.sequence.details
         for position in range(slot.num_computed, slot.num_computed + num_tokens):
-            self._cache[self._address(slot, position)] = slot.token_ids[position]
+            self._cache[self._address(slot, position)] = slot.token_ids[position] + slot.written_extra
             if details.input_tokens and details.any and position + 1 < slot.sequence.prompt_length:
                 prompt_detail.append(self._detail(slot.token_ids[position + 1], details.top_n))
         slot.num_computed += num_tokens

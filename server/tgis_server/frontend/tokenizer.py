@@ -190,6 +190,7 @@ def read_tokenizer(model_dir: Path) -> tokenizers.Tokenizer:
         refuse_stand_in(file, read_beginning(file))
         reason = str(error).removeprefix("Cannot instantiate Tokenizer from buffer: ")
         raise failures.TOKENIZER_UNREADABLE.error(file=file, reason=reason) from error
+    tokenizer.no_padding()  # else the beginning of a text is not what a prompt begins with
     add_requested_bos(tokenizer, model_dir)
     return tokenizer
 

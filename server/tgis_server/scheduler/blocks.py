@@ -18,9 +18,14 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 
-def root_key(adapter_id: str) -> bytes:
-    """Where a chain starts: the same tokens under another adapter have other keys and values."""
-    return hashlib.sha256(adapter_id.encode()).digest()
+def cache_root(adapter_id: str, *, is_rope_long: bool) -> bytes:
+    """Where a chain starts: all that keys and values depend on beside the tokens.
+
+    Args:
+        adapter_id: of the weights that are added.
+        is_rope_long: LongRoPE rotates with its long factors.
+    """
+    return hashlib.sha256(bytes([is_rope_long]) + adapter_id.encode()).digest()
 
 
 def chain_keys(parent: bytes, token_ids: Sequence[int], block_size: int) -> list[bytes]:

@@ -20,7 +20,7 @@ from bisect import insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from tgis_server.scheduler.blocks import BlockPool, root_key
+from tgis_server.scheduler.blocks import BlockPool, cache_root
 from tgis_server.scheduler.budget import ALLOWANCE_FACTOR, PrefillBudget, StepLoad, StepTimes
 from tgis_server.scheduler.sequence import Sequence, State
 from tgis_server.scheduler.waiting import WaitingQueue, by_arrival
@@ -55,6 +55,7 @@ class Limits:
     eos_ids: frozenset[int] = frozenset()
     prefix_cache: bool = True
     target_s: float = math.inf  # longest that a step should take: the time between two tokens of an answer
+    rope_border: int | None = None  # sequences of more tokens are rotated otherwise (LongRoPE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,7 @@ class Scheduler:
             )
             self._result.failures.append(Failure(submit.request_id, "RESOURCE_EXHAUSTED", text))
             return
-        root = root_key(submit.adapter_id)
+        root = cache_root(submit.adapter_id, is_rope_long=False)
         sequence = Sequence(submit, self._arrivals, root, needed, list(submit.prompt_ids))
         self._arrivals += 1
         self._sequences[submit.request_id] = sequence
@@ -170,6 +171,10 @@ class Scheduler:
         """Add one token of a running sequence, making room for it if need be."""
         if sequence.state is not State.RUNNING or sequence.remaining_tokens <= 0:
             return  # preempted by an older one just now, or its last token is in flight
+        if not sequence.is_rope_long and sequence.exceeds(self.limits.rope_border):
+            if not sequence.num_in_flight:  # else in the next step: its newest token is not known here
+                self._preempt(sequence)
+            return
         missing = self.pool.blocks_for(sequence.num_known) - len(sequence.blocks)
         while missing > self.pool.num_free:
             # The youngest is behind this one in arrival order or is this one, so it is not in the plan yet.
@@ -273,11 +278,13 @@ class Scheduler:
                 sampling=sequence.submit.sampling,
                 details=sequence.submit.details,
                 adapter_id=sequence.submit.adapter_id,
+                is_rope_long=sequence.is_rope_long,
             )
         )
 
     def _find_cached(self, sequence: Sequence) -> list[int]:
         """Cached blocks of a sequence's beginning; the last token is always left to compute."""
+        sequence.choose_rope(self.limits.rope_border)
         details = sequence.submit.details
         if not self.limits.prefix_cache or (details.input_tokens and details.any):  # facts need every position
             return []

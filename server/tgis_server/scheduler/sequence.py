@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from tgis_server.scheduler.blocks import chain_keys
+from tgis_server.scheduler.blocks import cache_root, chain_keys
 from tgis_server.wire.messages import Submit
 
 
@@ -44,8 +44,20 @@ class Sequence:
     num_published: int = 0  # beginning of the block table that the prefix cache knows
     num_described: int = 0  # prompt tokens whose facts were reported; a recomputation gives them again
     has_started: bool = False
+    is_rope_long: bool = False  # its keys are rotated with LongRoPE's long factors
     num_overtaken: int = 0  # started before it, though they came later
     turn: int = 0  # number of its latest chunk among all chunks: long prompts take turns
+
+    def exceeds(self, rope_border: int | None) -> bool:
+        """Whether it needs LongRoPE's long factors: it knows more tokens than the model's original length."""
+        return rope_border is not None and self.num_known > rope_border
+
+    def choose_rope(self, rope_border: int | None) -> None:
+        """Before it gets a slot: other factors mean other keys and values, so other cached blocks."""
+        if self.is_rope_long != self.exceeds(rope_border):
+            self.is_rope_long = not self.is_rope_long
+            self.root_key = cache_root(self.submit.adapter_id, is_rope_long=self.is_rope_long)
+            self.keys.clear()
 
     def get_keys(self, num_blocks: int, block_size: int) -> list[bytes]:
         """Chain keys of the first ``num_blocks`` blocks, which are full; each is computed once."""

@@ -52,6 +52,7 @@ def _lead(run: Run, status: ShardStatus) -> None:
                 eos_ids=frozenset(runner.facts.eos_ids),
                 prefix_cache=run.config.prefix_cache,
                 target_s=run.config.target_inter_token_latency,
+                rope_border=runner.caps.rope_border,
             )
         )
         leader = Leader(runner, scheduler, status, inbox, outbox, followers, is_alone=run.num_shard == 1)

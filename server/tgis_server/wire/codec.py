@@ -192,6 +192,7 @@ def encode_plan(plan: StepPlan) -> bytes:
             sampling=encode_sampling(sequence.sampling),
             details=encode_wanted(sequence.details),
             adapter_id=sequence.adapter_id,
+            is_rope_long=sequence.is_rope_long,
         )
     data: bytes = message.SerializeToString()
     return data
@@ -211,6 +212,7 @@ def decode_plan(data: bytes) -> StepPlan:
                 sampling=decode_sampling(sequence.sampling),
                 details=decode_wanted(sequence.details),
                 adapter_id=sequence.adapter_id,
+                is_rope_long=sequence.is_rope_long,
             )
             for sequence in message.new
         ],

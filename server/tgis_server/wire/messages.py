@@ -105,6 +105,7 @@ class NewSequence:
     sampling: SamplingParams
     details: Details
     adapter_id: str = ""
+    is_rope_long: bool = False  # all its positions are rotated with LongRoPE's long factors
 
 
 @dataclass(frozen=True, slots=True)

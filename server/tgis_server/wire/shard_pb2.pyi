@@ -297,7 +297,7 @@ class StepPlan(_message.Message):
     def __init__(self, step: _Optional[int] = ..., new: _Optional[_Iterable[_Union[NewSequence, _Mapping]]] = ..., slots: _Optional[_Iterable[int]] = ..., num_tokens: _Optional[_Iterable[int]] = ..., new_block_counts: _Optional[_Iterable[int]] = ..., new_blocks: _Optional[_Iterable[int]] = ..., sample: _Optional[_Iterable[bool]] = ..., free: _Optional[_Iterable[int]] = ..., allowance_s: _Optional[float] = ...) -> None: ...
 
 class NewSequence(_message.Message):
-    __slots__ = ("slot", "token_ids", "prompt_length", "num_cached_tokens", "sampling", "details", "adapter_id")
+    __slots__ = ("slot", "token_ids", "prompt_length", "num_cached_tokens", "sampling", "details", "adapter_id", "is_rope_long")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LENGTH_FIELD_NUMBER: _ClassVar[int]
@@ -305,6 +305,7 @@ class NewSequence(_message.Message):
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     DETAILS_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
+    IS_ROPE_LONG_FIELD_NUMBER: _ClassVar[int]
     slot: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     prompt_length: int
@@ -312,4 +313,5 @@ class NewSequence(_message.Message):
     sampling: SamplingParams
     details: Details
     adapter_id: str
-    def __init__(self, slot: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., prompt_length: _Optional[int] = ..., num_cached_tokens: _Optional[int] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., details: _Optional[_Union[Details, _Mapping]] = ..., adapter_id: _Optional[str] = ...) -> None: ...
+    is_rope_long: bool
+    def __init__(self, slot: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., prompt_length: _Optional[int] = ..., num_cached_tokens: _Optional[int] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., details: _Optional[_Union[Details, _Mapping]] = ..., adapter_id: _Optional[str] = ..., is_rope_long: bool = ...) -> None: ...

@@ -32,14 +32,16 @@ class SlotState:
     num_computed: int
     sampling: SamplingParams
     details: Details
+    rope_start: int  # row of the rope table that belongs to position 0
     num_blocks: int = 0
 
 
 class Slots:
     """The sequences under way, their block tables, and on the device each one's newest token."""
 
-    def __init__(self, num_slots: int, staging: Staging) -> None:
+    def __init__(self, num_slots: int, staging: Staging, rope_border: int | None = None) -> None:
         self._staging = staging
+        self._rope_border = rope_border or 0
         self._states: dict[int, SlotState] = {}
         self._tables = np.zeros((num_slots, 16), dtype=np.int64)
         self.newest_ids = torch.zeros(num_slots, dtype=torch.int64, device=staging.device)
@@ -51,7 +53,12 @@ class Slots:
         if new.slot >= len(self._tables):
             self._grow(new.slot + 1)
         self._states[new.slot] = SlotState(
-            new.token_ids, new.prompt_length, new.num_cached_tokens, new.sampling, new.details
+            new.token_ids,
+            new.prompt_length,
+            new.num_cached_tokens,
+            new.sampling,
+            new.details,
+            rope_start=self._rope_border if new.is_rope_long else 0,
         )
 
     def remove(self, slot: int) -> None:
@@ -112,6 +119,10 @@ def build_batch(plan: StepPlan, slots: Slots, cache: KvCache, planner: Attention
     # 2. Ids, positions and places in the cache, per token
     ids = np.concatenate([_input_ids(slots[plan.slots[r.row]], r.start, r.num_tokens) for r in token_rows])
     positions = np.concatenate([np.arange(r.start, r.start + r.num_tokens) for r in token_rows])
+    rope_starts = [slots[plan.slots[r.row]].rope_start for r in token_rows]
+    rope_rows = (
+        positions + np.repeat(rope_starts, [r.num_tokens for r in token_rows]) if any(rope_starts) else positions
+    )
     blocks = np.concatenate(
         [r.table[np.arange(r.start, r.start + r.num_tokens) // cache.block_size] for r in token_rows]
     )
@@ -136,15 +147,15 @@ def build_batch(plan: StepPlan, slots: Slots, cache: KvCache, planner: Attention
 
     # 5. To the device
     begun_blocks = np.array(begun, dtype=np.int64)
-    on_device = staging.put_all([ids, positions, places, sample_tokens, sample_slots, single_slots, begun_blocks])
-    ids_t, positions_t, places_t, sample_tokens_t, sample_slots_t, single_slots_t, begun_t = on_device
+    on_device = staging.put_all([ids, rope_rows, places, sample_tokens, sample_slots, single_slots, begun_blocks])
+    ids_t, rope_rows_t, places_t, sample_tokens_t, sample_slots_t, single_slots_t, begun_t = on_device
     if begun:
         cache.clear(begun_t)
     if (ids == FROM_DEVICE).any():
         known = ids_t[: len(singles)]
         newest = slots.newest_ids.index_select(0, single_slots_t)
         ids_t[: len(singles)] = torch.where(known == FROM_DEVICE, newest, known)
-    inputs = StepInputs(ids_t, positions_t, planner.cache_rows(places_t), planner.plan(token_rows, len(singles)))
+    inputs = StepInputs(ids_t, rope_rows_t, planner.cache_rows(places_t), planner.plan(token_rows, len(singles)))
     return Batch(
         inputs,
         sample_tokens_t,

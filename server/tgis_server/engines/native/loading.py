@@ -18,7 +18,7 @@ from tgis_server.engines.native.models.decoder import Decoder, pack_weights
 from tgis_server.engines.native.ops import select_ops
 from tgis_server.engines.native.parallel import Group, ShardGroup, SoloGroup
 from tgis_server.engines.native.parameters import kv_heads_of
-from tgis_server.engines.native.rope import build_table, uses_long_factors
+from tgis_server.engines.native.rope import build_table, find_rope_border
 from tgis_server.engines.native.spec import DecoderSpec
 from tgis_server.engines.native.weights import PHASE, read_parameters
 from tgis_server.run import Run
@@ -39,6 +39,7 @@ class Loaded:
     num_slots: int
     capacity: Capacity
     facts: ModelFacts
+    rope_border: int | None  # see RunnerCaps
 
 
 @torch.inference_mode()
@@ -85,7 +86,7 @@ def load(run: Run, rank: int, progress: Progress) -> Loaded:
         vocab_size=spec.vocab_size,
         eos_ids=spec.eos_ids,
         weight_bytes=weight_bytes,
-        notes=(*budget.notes, *_length_notes(spec, budget.max_sequence_length)),
+        notes=budget.notes,
     )
     return Loaded(
         spec=spec,
@@ -97,6 +98,7 @@ def load(run: Run, rank: int, progress: Progress) -> Loaded:
         num_slots=run.config.max_batch_size,
         capacity=Capacity(budget.num_blocks, run.config.kv_block_size, budget.max_sequence_length),
         facts=facts,
+        rope_border=find_rope_border(spec.rope, budget.max_sequence_length),
     )
 
 
@@ -122,14 +124,3 @@ def _agree(group: Group, budget: KvBudget, request: MemoryRequest) -> KvBudget:
         lowered = f"max_sequence_length lowered from {request.max_sequence_length} to {length}"
         notes = (f"{lowered}: another shard has less memory.",)
     return KvBudget(num_blocks, length, notes)
-
-
-def _length_notes(spec: DecoderSpec, max_sequence_length: int) -> tuple[str, ...]:
-    """What the longest sequence does to the quality of shorter ones."""
-    if not uses_long_factors(spec.rope, max_sequence_length):
-        return ()
-    border = spec.rope.original_max_position
-    return (
-        f"LongRoPE's factors for long sequences are used at every position, as max_sequence_length "
-        f"{max_sequence_length} is above {border}: --max-sequence-length {border} selects those for short ones.",
-    )

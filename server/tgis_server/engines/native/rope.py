@@ -1,14 +1,15 @@
 """Tables of rotary cosines and sines by position, for every kind of ``RopeSpec``.
 
-One table serves all sequences, so that a key depends on its token's position and on nothing else: prefix blocks can be
+One table serves all sequences, so that a key depends on its token's position and on little else: prefix blocks can be
 shared, and neither chunking nor the company in a batch changes a result. Two kinds are defined by the length of the
 sequence in transformers, and need a rule:
 
 * dynamic: position p uses the base that belongs to a sequence of p + 1 tokens. Up to ``max_position`` this equals
   transformers; beyond, it equals what transformers does token by token (there, a prompt is rotated as a whole by its
   full length).
-* longrope: the long factors are used for all positions if the server admits sequences beyond
-  ``original_max_position``, else the short ones. This equals transformers for sequences that are on that side.
+* longrope: a sequence is rotated with the short factors while it has at most ``original_max_position`` tokens, else
+  with the long ones, at all of its positions: the scheduler has a sequence that crosses computed again. transformers
+  chooses alike; when a text crosses while it is generated, Phi-3 computes anew, other classes mix both kinds of keys.
 
 Frequencies are computed in float32 with the formulas of the papers, in the order in which transformers evaluates them.
 """
@@ -16,6 +17,7 @@ Frequencies are computed in float32 with the formulas of the papers, in the orde
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -25,23 +27,34 @@ from tgis_server.engines.native.spec import RopeSpec
 ROWS_AT_A_TIME = 16384  # bounds the float32 intermediates of a long table
 
 
-def uses_long_factors(rope: RopeSpec, max_sequence_length: int) -> bool:
-    return rope.kind == "longrope" and max_sequence_length > rope.original_max_position
+def find_rope_border(rope: RopeSpec, max_sequence_length: int) -> int | None:
+    """Sequences of more tokens need LongRoPE's long factors; ``None`` where there are none."""
+    is_needed = rope.kind == "longrope" and max_sequence_length > rope.original_max_position
+    return rope.original_max_position if is_needed else None
 
 
 def build_table(rope: RopeSpec, max_sequence_length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Cosines and sines for positions 0 to ``max_sequence_length`` - 1.
 
     Returns:
-        (max_sequence_length, 2, rotary_dim): ``[p, 0]`` multiplies a head, ``[p, 1]`` the same head with its halves
-        swapped; the sum is the head rotated to position p.
+        (rows, 2, rotary_dim): ``[p, 0]`` multiplies a head, ``[p, 1]`` the same head with its halves swapped; the sum
+        is the head rotated to position p. Where there is a border (:func:`find_rope_border`), the first rows are for
+        positions of sequences within it, and the row of position p of a longer one is border + p.
     """
-    table = torch.empty(max_sequence_length, 2, rope.rotary_dim, dtype=dtype, device=device)
+    border = find_rope_border(rope, max_sequence_length)
+    if border is None:
+        return _build_rows(rope, max_sequence_length, dtype, device)
+    long = replace(rope, short_factor=rope.long_factor)
+    return torch.cat([_build_rows(r, n, dtype, device) for r, n in ((rope, border), (long, max_sequence_length))])
+
+
+def _build_rows(rope: RopeSpec, num_positions: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    table = torch.empty(num_positions, 2, rope.rotary_dim, dtype=dtype, device=device)
     half = rope.rotary_dim // 2
-    for start in range(0, max_sequence_length, ROWS_AT_A_TIME):
-        stop = min(start + ROWS_AT_A_TIME, max_sequence_length)
+    for start in range(0, num_positions, ROWS_AT_A_TIME):
+        stop = min(start + ROWS_AT_A_TIME, num_positions)
         positions = torch.arange(start, stop, dtype=torch.float32)
-        angles = positions[:, None] * _frequencies(rope, positions, max_sequence_length)
+        angles = positions[:, None] * _frequencies(rope, positions)
         cos, sin = angles.cos() * rope.attention_factor, angles.sin() * rope.attention_factor
         rows = torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)], 1)
         assert rows.shape[2] == 2 * half
@@ -49,7 +62,7 @@ def build_table(rope: RopeSpec, max_sequence_length: int, dtype: torch.dtype, de
     return table
 
 
-def _frequencies(rope: RopeSpec, positions: Tensor, max_sequence_length: int) -> Tensor:
+def _frequencies(rope: RopeSpec, positions: Tensor) -> Tensor:
     """Angle per position: (rotary_dim / 2,), or (positions, rotary_dim / 2) where it depends on the position."""
     exponents = torch.arange(0, rope.rotary_dim, 2, dtype=torch.float32) / rope.rotary_dim
     match rope.kind:
@@ -62,8 +75,7 @@ def _frequencies(rope: RopeSpec, positions: Tensor, max_sequence_length: int) ->
         case "yarn":
             return _yarn_frequencies(rope, rope.theta**exponents)
         case "longrope":
-            factors = rope.long_factor if uses_long_factors(rope, max_sequence_length) else rope.short_factor
-            return 1.0 / (torch.tensor(factors, dtype=torch.float32) * rope.theta**exponents)
+            return 1.0 / (torch.tensor(rope.short_factor, dtype=torch.float32) * rope.theta**exponents)
     return 1.0 / (rope.theta**exponents)
 
 

@@ -78,7 +78,7 @@ class NativeRunner:
     """One rank. All calls come from one thread."""
 
     def __init__(self, loaded: Loaded, fault: Fault | None = None) -> None:
-        self.caps = RunnerCaps(plan_ahead=loaded.device.type == "cuda")
+        self.caps = RunnerCaps(plan_ahead=loaded.device.type == "cuda", rope_border=loaded.rope_border)
         self.capacity: Capacity = loaded.capacity
         self.facts: ModelFacts = loaded.facts
         self._decoder = loaded.decoder
@@ -88,7 +88,7 @@ class NativeRunner:
         self._fault = fault
         self._vocab_size = loaded.spec.vocab_size
         self._staging = Staging(loaded.device)
-        self._slots = Slots(loaded.num_slots, self._staging)
+        self._slots = Slots(loaded.num_slots, self._staging, loaded.rope_border)
         self._sampler = Sampler(loaded.spec.vocab_size, loaded.spec.eos_ids, self._staging)
         self._planner = AttentionPlanner(loaded.spec.windows, loaded.cache, loaded.dtype, self._staging)
 

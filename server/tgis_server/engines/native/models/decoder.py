@@ -27,7 +27,7 @@ class StepInputs:
     """The tensors of one step, on the device."""
 
     ids: Tensor  # (num_tokens,) int64
-    positions: Tensor  # (num_tokens,) int64
+    rope_rows: Tensor  # (num_tokens,) int64: rows of the rope table
     cache_rows: Tensor  # (num_tokens * 2 * kv_heads,) int64: where keys and values go, see ops
     attention: dict[int | None, AttentionPlan]  # by window size
 
@@ -109,7 +109,7 @@ class Decoder:
         spec, ops, group = self._spec, self._ops, self._group
         embedded = ops.embed(inputs.ids, self._embedding, self._first_id, spec.vocab_size, spec.embedding_scale)
         residual = group.add(embedded)
-        rotation = self._rope_table.index_select(0, inputs.positions)
+        rotation = self._rope_table.index_select(0, inputs.rope_rows)
         x = ops.norm(residual, self._layers[0].attention_norm, spec.norm_eps)
         for i, layer in enumerate(self._layers):
             # Attention
