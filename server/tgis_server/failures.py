@@ -242,7 +242,7 @@ ENGINE_NOT_PRESENT = Failure(
 WEIGHTS_NOT_FOUND = Failure(
     "weights-not-found",
     "no safetensors file that holds a model, and no index",
-    "{model_dir} holds no weights as safetensors; {hint}.",
+    "{model_dir} holds no model.safetensors and no other weights as safetensors; {hint}.",
     ModelError,
 )
 WEIGHTS_INCOMPLETE = Failure(
