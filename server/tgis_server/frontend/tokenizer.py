@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import tokenizers
 
 from tgis_server import failures
-from tgis_server.errors import GenerationFailed
+from tgis_server.errors import GenerationFailed, TgisError
 from tgis_server.model_files import read_beginning, refuse_stand_in
 
 T = TypeVar("T")
@@ -155,8 +155,19 @@ def read_tokenizer(model_dir: Path) -> tokenizers.Tokenizer:
         # The library raises plain Exception for every kind of broken file, and for some of them it panics.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
+        raise explain(file, error) from error
+
+
+def explain(file: Path, error: BaseException) -> TgisError:
+    """Why a tokenizer does not load: nobody may read it, it is damaged, or the library does not know its like."""
+    try:
+        json.loads(file.read_bytes())
+    except OSError as unreadable:
+        return failures.JSON_UNREADABLE.error(file=file, reason=unreadable.strerror)
+    except (ValueError, RecursionError):
         refuse_stand_in(file, read_beginning(file))
-        raise failures.TOKENIZER_UNREADABLE.error(file=file, reason=error) from error
+        return failures.TOKENIZER_UNREADABLE.error(file=file, reason=error)
+    return failures.TOKENIZER_NOT_UNDERSTOOD.error(file=file, version=tokenizers.__version__, reason=error)
 
 
 def attempt_each(texts: Sequence[str], work: Callable[[str], T]) -> list[T | TokenizerFailed]:
