@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tgis_server.errors import RequestError, Unavailable, UsageError, with_status
+from tgis_server.proxies import find_proxy
+from tgis_server.url_credentials import mask_credentials
 
 if TYPE_CHECKING:
     from tgis_server.wire import generation_pb2 as pb
@@ -57,19 +59,19 @@ class Client:
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         import grpc
 
+        from tgis_server.wire.channels import open_channel
+
         host, _, port = url.removeprefix("grpc://").rpartition(":")
         if not host or not port.isdigit():
             raise UsageError(f"--url {url} is not HOST:PORT, such as {DEFAULT_URL}.")
         target = f"{host}:{port}"
-        if ca is None:
-            channel = grpc.insecure_channel(target, options=UNLIMITED)
-        else:
+        credentials = None
+        if ca is not None:
             try:
                 credentials = grpc.ssl_channel_credentials(ca.read_bytes())
             except OSError as error:
                 raise UsageError(f"--ca {ca} cannot be read: {error.strerror}.") from error
-            channel = grpc.secure_channel(target, credentials, options=UNLIMITED)
-        with channel:
+        with open_channel(target, credentials, UNLIMITED) as channel:
             wait_for_connection(channel, target, with_tls=ca is not None)
             yield cls(channel, target)
 
@@ -122,6 +124,12 @@ def wait_for_connection(channel: Any, target: str, *, with_tls: bool) -> None:
 def explain_no_connection(target: str, *, with_tls: bool) -> str:
     """Tell a server that is not there from one that speaks another language."""
     host, _, port = target.rpartition(":")
+    variable, proxy = find_proxy(target, os.environ)
+    if variable:
+        return (
+            f"No connection to {target} through the proxy {mask_credentials(proxy)} ({variable}): if the server is "
+            f"inside, add {host.strip('[]')} to NO_PROXY."
+        )
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
     except OSError:

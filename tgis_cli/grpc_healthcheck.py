@@ -31,11 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
     from grpc_health.v1.health_pb2_grpc import HealthStub
 
-    if options.is_secure:
-        channel = grpc.secure_channel(options.server_url, grpc.ssl_channel_credentials())
-    else:
-        channel = grpc.insecure_channel(options.server_url)
-    with channel:
+    from tgis_server.wire.channels import open_channel
+
+    credentials = grpc.ssl_channel_credentials() if options.is_secure else None
+    with open_channel(options.server_url, credentials) as channel:
         try:
             request = HealthCheckRequest(service=options.service_name)
             status = HealthStub(channel).Check(request, timeout=options.timeout).status

@@ -17,10 +17,9 @@ import statistics
 import time
 from dataclasses import asdict, dataclass
 
-import grpc
-
 from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire import generation_pb2_grpc
+from tgis_server.wire.channels import open_async_channel
 
 TEXT = "the cat sat on a mat while rain fell over old town and children ran home to read books by warm light"
 WORDS = TEXT.split()
@@ -78,7 +77,7 @@ async def run_load(
         for request_seed in seeds:
             seen.append(await one_stream(stub, request_seed, prompt_tokens, new_tokens))  # noqa: PERF401
 
-    async with grpc.aio.insecure_channel(url) as channel:
+    async with open_async_channel(url) as channel:
         stub = generation_pb2_grpc.GenerationServiceStub(channel)
         started_at = time.monotonic()
         await asyncio.gather(*(client(stub) for _ in range(streams)))

@@ -212,19 +212,19 @@ NO_CONFIG = Failure(
 JSON_UNREADABLE = Failure(
     "json-unreadable",
     "a JSON file of the model cannot be opened",
-    "{file} cannot be read ({reason}): give this user the right to read it, or download the model again.",
+    "{file} cannot be read ({reason}): check that it is there and whole, and that this user may read it.",
     ModelError,
 )
 JSON_BROKEN = Failure(
     "json-broken",
     "a JSON file of the model does not parse",
-    "{file} is not valid JSON ({reason}): download the model again.",
+    "{file} is not valid JSON ({reason}): correct it, or download it again.",
     ModelError,
 )
 JSON_NO_OBJECT = Failure(
     "json-no-object",
     "a JSON file of the model holds a list or a value",
-    "{file} holds a {found}, not an object: download the model again.",
+    "{file} holds a {found}, not an object: correct it, or download it again.",
     ModelError,
 )
 CONFIG_NOT_SUPPORTED = Failure(
@@ -242,7 +242,7 @@ ENGINE_NOT_PRESENT = Failure(
 WEIGHTS_NOT_FOUND = Failure(
     "weights-not-found",
     "no safetensors file that holds a model, and no index",
-    "{model_dir} holds no weights as safetensors; {hint}.",
+    "{model_dir} holds no model.safetensors and no other weights as safetensors; {hint}.",
     ModelError,
 )
 WEIGHTS_INCOMPLETE = Failure(
@@ -285,7 +285,7 @@ WEIGHTS_NO_HEADER = Failure(
 WEIGHTS_UNREADABLE = Failure(
     "weights-unreadable",
     "a weight file fails while it is read",
-    "{file} cannot be read ({reason}): give this user the right to read it, or download it again.",
+    "{file} cannot be read ({reason}): check that it is there and whole, and that this user may read it.",
     ModelError,
 )
 TENSOR_MISSING = Failure(
@@ -326,7 +326,14 @@ TENSOR_DTYPE = Failure(
 TOKENIZER_UNREADABLE = Failure(
     "tokenizer-unreadable",
     "a file of the tokenizer does not load",
-    "{file} cannot be read: {reason}. Download the model again.",
+    "{file} cannot be read: {reason}. Download it again.",
+    ModelError,
+)
+TOKENIZER_NOT_UNDERSTOOD = Failure(
+    "tokenizer-not-understood",
+    "`tokenizer.json` is whole, but describes what the library does not know",
+    "{file} is none that tokenizers {version} understands ({reason}): upgrade that library if a newer one has saved "
+    "the file, or get the file again.",
     ModelError,
 )
 DECODER_NOT_SUPPORTED = Failure(

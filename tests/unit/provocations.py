@@ -264,7 +264,13 @@ def remove_weights_after_their_check(tmp: Path, patch: pytest.MonkeyPatch) -> ob
 
 @provokes(failures.TOKENIZER_UNREADABLE)
 def break_the_tokenizer(tmp: Path, patch: pytest.MonkeyPatch) -> object:
-    (tmp / "tokenizer.json").write_text("{}")
+    (tmp / "tokenizer.json").write_text("{")
+    return Tokenizer.load(tmp, 1)
+
+
+@provokes(failures.TOKENIZER_NOT_UNDERSTOOD)
+def use_a_tokenizer_of_the_future(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+    (tmp / "tokenizer.json").write_text('{"version": "9.0", "model": {"type": "Unheard"}}')
     return Tokenizer.load(tmp, 1)
 
 

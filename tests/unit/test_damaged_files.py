@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -34,7 +35,7 @@ DAMAGED_TOKENIZERS = {
     "cut at a bracket": (DEMO_TOKENIZER[: DEMO_TOKENIZER.index("}") + 1], "tokenizer.json cannot be read: "),
     "empty": ("", "tokenizer.json cannot be read: EOF while parsing"),
     "zeros": ("\0" * 900, "tokenizer.json cannot be read: expected value"),
-    "no tokenizer": ("{}", "tokenizer.json cannot be read: "),
+    "no tokenizer": ("{}", "tokenizer.json is none that tokenizers "),
     "refused decoder": (json.dumps(json.loads(DEMO_TOKENIZER) | {"decoder": CTC}), "The tokenizer decodes with CTC"),
 }
 
@@ -90,6 +91,19 @@ def test_settings_of_the_tokenizer_that_are_damaged_are_seen_too(model_dir: Path
         check_tokenizer(model_dir)
 
 
+def test_a_tokenizer_that_this_user_may_not_read_is_not_told_to_be_downloaded(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(_: Path) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (model_dir / "tokenizer.json").write_text("")
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+
+    with pytest.raises(ModelError, match=r"tokenizer\.json cannot be read \(Permission denied\): check that it"):
+        Tokenizer.load(model_dir, 1)
+
+
 def test_a_library_that_panics_is_an_error_of_the_file(model_dir: Path, monkeypatch: pytest.MonkeyPatch):
     class PanicException(BaseException):
         """Of Rust, as Python sees it."""
@@ -99,7 +113,7 @@ def test_a_library_that_panics_is_an_error_of_the_file(model_dir: Path, monkeypa
 
     monkeypatch.setattr("tokenizers.Tokenizer.from_buffer", panic)
 
-    with pytest.raises(ModelError, match=r"tokenizer\.json cannot be read: index out of bounds"):
+    with pytest.raises(ModelError, match=r"tokenizer\.json is none that .*\(index out of bounds\)"):
         Tokenizer.load(model_dir, 1)
 
 

@@ -114,7 +114,7 @@ def test_a_conversion_that_was_interrupted_makes_no_model():
 @pytest.mark.parametrize(
     ("names", "sentence"),
     [
-        ([], "no weights as safetensors; download the model first"),
+        ([], "no model.safetensors and no other weights as safetensors; download the model first"),
         (["pytorch_model.bin", "training_args.bin"], "it has pytorch_model.bin: `tgis convert-to-safetensors` makes"),
         (["adapter_model.safetensors"], "adapter_model.safetensors changes another model: name that one"),
         (["consolidated.00.pth"], "it has consolidated.00.pth, a format that is not read"),

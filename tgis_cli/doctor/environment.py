@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import ipaddress
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from tgis_cli.doctor.verdict import Context, Verdict, fail, ok, warn
 from tgis_cli.legacy_settings import BY_NAME, warn_of_settings
 from tgis_cli.models.cache_place import CURRENT, DEPRECATED
 from tgis_cli.supervisor.environment import ALLOCATOR, SECRETS
 from tgis_server.config import FALSE_WORDS, options
-from tgis_server.url_credentials import mask_credentials
+from tgis_server.proxies import PROXIES, find_proxy, host_of
+from tgis_server.url_credentials import mask_credentials, split_credentials
 
 LIKENESS = 0.84  # of MAX_SEQ_LENGTH and MAX_SEQUENCE_LENGTH
 MIN_LENGTH = 8  # shorter names are like one another by chance
@@ -129,34 +127,21 @@ def check_hub(context: Context) -> Iterator[Verdict]:
 
 
 def check_proxies(context: Context) -> Iterator[Verdict]:
-    """Proxies are for the hub: what stays inside must be named in NO_PROXY."""
+    """Proxies are for the hub. Calls to this machine go past them; what else stays inside must be in NO_PROXY."""
     environ = context.environ
-    proxies = [
-        name for base in ("grpc_proxy", "http_proxy", "https_proxy", "all_proxy") for name in (base, base.upper())
-    ]
-    used = {name: environ[name] for name in proxies if environ.get(name)}
+    names = [name for base in (*PROXIES, "all_proxy") for name in (base, base.upper())]
+    used = {name: environ[name] for name in names if environ.get(name)}
     if not used:
         return
-    exempt = [entry.strip() for entry in (environ.get("no_proxy") or environ.get("NO_PROXY", "")).split(",")]
-    hosts = ["127.0.0.1", "localhost"]
-    if endpoint := context.config.otlp_endpoint:
-        hosts.append(urlsplit(endpoint if "://" in endpoint else f"http://{endpoint}").hostname or "")
-    missing = [host for host in hosts if host and not any(is_exempt(host, entry) for entry in exempt)]
     shown = ", ".join(f"{name}={mask_credentials(value)}" for name, value in used.items())
-    if missing:
+    endpoint = split_credentials(context.config.otlp_endpoint or "")[0]
+    variable, _ = find_proxy(endpoint, environ)
+    if variable:
+        host = host_of(endpoint)
         yield warn(
-            f"{shown}, and NO_PROXY does not name {', '.join(missing)}: gRPC calls to there go through the proxy.",
-            f"Add {','.join(missing)} to NO_PROXY.",
-            missing=missing,
+            f"{shown}, and NO_PROXY does not name {host}: spans for --otlp-endpoint go through the proxy.",
+            f"Add {host} to NO_PROXY.",
+            missing=[host],
         )
     else:
         yield ok(f"{shown}; local calls go past it.")
-
-
-def is_exempt(host: str, entry: str) -> bool:
-    """Whether an entry of NO_PROXY means a host: ``*``, its name or the end of it, or a network of addresses."""
-    if "/" in entry:
-        with contextlib.suppress(ValueError):  # the host is no address, or the entry no network
-            return ipaddress.ip_address(host) in ipaddress.ip_network(entry, strict=False)
-    entry = entry.lstrip(".")
-    return entry == "*" or (bool(entry) and f".{host}".endswith(f".{entry}"))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,17 +18,16 @@ from tgis_cli.models.disk import INCOMPLETE
 from tgis_cli.models.fast_tokenizer import has_slow_tokenizer
 from tgis_cli.models.hub_cache import list_folders
 from tgis_cli.models.selection import (
-    BIN,
     PYTORCH,
     SAFETENSORS,
     drop_converted,
-    has_whole_safetensors,
     parse_extensions,
     select_names,
 )
 from tgis_cli.models.tokenizer_check import check_tokenizer
+from tgis_server import model_files
 from tgis_server.errors import ModelError, UsageError
-from tgis_server.model_files import find_weights, read_json
+from tgis_server.model_files import choose_weights, find_weights, read_json, read_weight_map
 from tgis_server.regular_file import read_regular
 
 FORMATS = {".safetensors": "safetensors", ".bin": "pytorch", ".pt": "pytorch", ".onnx": "onnx", ".gguf": "gguf"}
@@ -163,7 +162,7 @@ def find_problems(
         yield f"there are no weights; {again}"
     is_told = bool(missing or dangling)
     has_some = any(name.endswith(SAFETENSORS) for name in sizes)
-    if has_some and any(name.endswith(BIN) for name in sizes) and not has_whole_safetensors(folder.snapshot(commit)):
+    if is_half_converted(folder.snapshot(commit), sizes):
         yield f"its conversion was interrupted; `tgis convert-to-safetensors {model}{revision}` completes it"
         is_told = True
     for problem in find_weight_problems(folder.snapshot(commit)) if has_some else ():
@@ -174,6 +173,15 @@ def find_problems(
             f"{leaving[0]}{and_more(leaving)} lies outside the model's folder, where copies of it lead to nothing; "
             f"`tgis download-weights {model}{revision}` brings it in"
         )
+
+
+def is_half_converted(path: Path, names: Iterable[str]) -> bool:
+    """Whether a conversion has made a part of the weights."""
+    with suppress(ModelError):
+        return choose_weights(
+            names, model_files.SAFETENSORS, lambda index: read_weight_map(path / index).values()
+        ).is_half_converted
+    return False
 
 
 def find_unprepared(path: Path, model: str, revisions: Sequence[str], names: set[str]) -> Iterator[str]:

@@ -11,13 +11,13 @@ from tgis_server.processes import rank_of
 from tgis_server.run import Run
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.wire import shard_pb2_grpc
+from tgis_server.wire.channels import open_async_channel
 
 # A child that has not bound its socket yet is asked again at once; gRPC's own first pause would be a second.
 CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 100),
-    ("grpc.enable_http_proxy", 0),
 )
 
 Reply = pb.HealthReply | pb.FrontendHealth
@@ -64,5 +64,5 @@ class HealthClient:
 
     def _channel(self, path: Path) -> grpc.aio.Channel:
         if path not in self._channels:
-            self._channels[path] = grpc.aio.insecure_channel(f"unix:{path}", options=CHANNEL_OPTIONS)
+            self._channels[path] = open_async_channel(f"unix:{path}", CHANNEL_OPTIONS)
         return self._channels[path]

@@ -6,6 +6,7 @@ Wraps the model's ``tokenizer.json``; its own truncation and padding are off. Kn
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ from typing import TypeVar
 import tokenizers
 
 from tgis_server import failures
-from tgis_server.errors import GenerationFailed
+from tgis_server.errors import GenerationFailed, TgisError
 from tgis_server.frontend.bos import add_requested_bos
 from tgis_server.frontend.encoding import WINDOW, Encoding, encode, encode_window, join, window_starts
 from tgis_server.frontend.lane import Lane
@@ -187,12 +188,23 @@ def read_tokenizer(model_dir: Path) -> tokenizers.Tokenizer:
         # The library raises plain Exception for every kind of broken file, and for some of them it panics.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        refuse_stand_in(file, read_beginning(file))
-        reason = str(error).removeprefix("Cannot instantiate Tokenizer from buffer: ")
-        raise failures.TOKENIZER_UNREADABLE.error(file=file, reason=reason) from error
+        raise explain(file, error) from error
     tokenizer.no_padding()  # else the beginning of a text is not what a prompt begins with
     add_requested_bos(tokenizer, model_dir)
     return tokenizer
+
+
+def explain(file: Path, error: BaseException) -> TgisError:
+    """Why a tokenizer does not load: nobody may read it, it is damaged, or the library does not know its like."""
+    reason = str(error).removeprefix("Cannot instantiate Tokenizer from buffer: ")
+    try:
+        json.loads(read_regular(file))
+    except OSError as unreadable:
+        return failures.JSON_UNREADABLE.error(file=file, reason=unreadable.strerror)
+    except (ValueError, RecursionError):
+        refuse_stand_in(file, read_beginning(file))
+        return failures.TOKENIZER_UNREADABLE.error(file=file, reason=reason)
+    return failures.TOKENIZER_NOT_UNDERSTOOD.error(file=file, version=tokenizers.__version__, reason=reason)
 
 
 def attempt(work: Callable[[A], T], argument: A) -> T | TokenizerFailed:

@@ -17,6 +17,7 @@ from tgis_server import failures
 from tgis_server.frontend.generation import Call
 from tgis_server.frontend.request_log import describe
 from tgis_server.url_credentials import split_credentials
+from tgis_server.wire.channels import proxy_options
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class Tracing:
             endpoint=address,
             insecure=not address.startswith("https://"),
             headers=(("authorization", f"Basic {basic}"),) if credentials else None,
+            channel_options=proxy_options(address),  # type: ignore[arg-type]  # numbers are fine, too
         )
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("tgis")

@@ -17,6 +17,7 @@ import grpc
 from tgis_server import failures
 from tgis_server.errors import Unavailable
 from tgis_server.wire import shard_pb2 as pb
+from tgis_server.wire.channels import open_async_channel
 from tgis_server.wire.codec import decode_step_result, encode_to_engine
 from tgis_server.wire.messages import StepResult, Submit
 from tgis_server.wire.shard_pb2_grpc import ShardStub
@@ -32,7 +33,6 @@ CHANNEL_OPTIONS = (
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.enable_http_proxy", 0),
 )
 
 
@@ -79,7 +79,7 @@ class EngineLink(Protocol):
 
 def open_channel(socket: Path) -> grpc.aio.Channel:
     """A channel to a server on a Unix socket, without message limits. Connects when first used."""
-    return grpc.aio.insecure_channel(f"unix:{socket}", options=CHANNEL_OPTIONS)
+    return open_async_channel(f"unix:{socket}", CHANNEL_OPTIONS)
 
 
 class GrpcLink:
