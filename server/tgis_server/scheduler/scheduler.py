@@ -153,9 +153,10 @@ class Scheduler:
         """
         builder = _PlanBuilder(StepPlan(self._step + 1), now)
         for sequence in [s for s in self._running if s.state is State.RUNNING]:
-            if builder.load.num_tokens == self.limits.max_batch_tokens:
+            if len(builder.rows) == self.limits.max_batch_tokens:
                 break
             self._plan_decode(builder, sequence)
+        builder.load.add_decodes(len(builder.rows), sum([row.end for row in builder.rows]))
         if not decode_only:
             self._plan_prefill(builder, now)
         if not builder.rows:
@@ -210,6 +211,7 @@ class Scheduler:
     def _add_chunk(self, builder: _PlanBuilder, sequence: Sequence, num_tokens: int) -> None:
         self._turns += 1
         sequence.turn = self._turns
+        builder.load.add(sequence.num_planned, num_tokens)
         self._add_row(builder, sequence, num_tokens)
 
     def _add_row(self, builder: _PlanBuilder, sequence: Sequence, num_tokens: int) -> None:
@@ -223,7 +225,6 @@ class Scheduler:
         plan.new_blocks.append(sequence.blocks[sequence.num_sent_blocks :])
         plan.sample.append(sample)
         builder.rows.append(_Row(sequence, sequence.residence, start, sequence.num_planned, is_prefill, sample))
-        builder.load.add(start, num_tokens)
         sequence.num_sent_blocks = len(sequence.blocks)
         if sample:
             sequence.num_in_flight += 1
