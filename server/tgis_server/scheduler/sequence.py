@@ -45,7 +45,6 @@ class Sequence:
     num_described: int = 0  # prompt tokens whose facts were reported; a recomputation gives them again
     has_started: bool = False
     num_overtaken: int = 0  # started before it, though they came later
-    turn: int = 0  # number of its latest chunk among all chunks: long prompts take turns
 
     def get_keys(self, num_blocks: int, block_size: int) -> list[bytes]:
         """Chain keys of the first ``num_blocks`` blocks, which are full; each is computed once."""
