@@ -227,7 +227,7 @@ class ServeConfig:
             group="Limits",
             gt=0,
         ),
-    ] = 1.0
+    ] = 2.0
     tokenization_workers: Annotated[
         int | None,
         Opt(

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 
+from tgis_cli.supervisor.environment import cpu_defaults
 from tgis_server.engines.native.memory import (
     GIB,
+    MAX_PRIMITIVES,
+    PRIMITIVE_BYTES,
     KvBudget,
     MemoryRequest,
     check_fits,
@@ -83,3 +89,34 @@ def test_weights_that_fit_pass() -> None:
 @pytest.mark.parametrize(("count", "text"), [(3 * GIB // 2, "1.5 GiB"), (12 * MIB, "12 MiB"), (2048, "2 KiB")])
 def test_sizes_in_words(count: int, text: str) -> None:
     assert format_bytes(count) == text
+
+
+COMPILE_MANY = """
+import re
+import torch
+from tgis_server.engines.native.ops.linear import linear, pack
+
+def anonymous_bytes():
+    return int(re.search(r"Anonymous:\\s+(\\d+)", open("/proc/self/smaps_rollup").read())[1]) * 1024
+
+with torch.inference_mode():
+    weights = [pack(torch.randn(size, 128), prepack=True) for size in (256, 384)]
+    x = torch.randn(300, 128)
+    linear(x, weights[0], None)
+    before = anonymous_bytes()
+    for num_rows in range(1, 300):
+        for weight in weights:
+            linear(x[:num_rows], weight, None)
+    print(anonymous_bytes() - before)
+"""
+
+
+def test_compiled_layers_stay_within_what_the_memory_check_counts_for_them() -> None:
+    """600 of them, of which a shard's environment keeps as many as are counted."""
+    environ = {**os.environ, **cpu_defaults({}), "OMP_NUM_THREADS": "1"}
+
+    output = subprocess.run(
+        [sys.executable, "-c", COMPILE_MANY], env=environ, capture_output=True, text=True, check=True, timeout=120
+    )
+
+    assert int(output.stdout) < MAX_PRIMITIVES * PRIMITIVE_BYTES

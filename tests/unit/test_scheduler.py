@@ -90,16 +90,29 @@ def test_a_short_prompt_does_not_wait_for_a_long_one():
     assert [plan.num_tokens for plan in driver.plans] == [[16], [8, 3]]
 
 
-def test_long_prompts_take_turns():
-    driver = Driver(num_blocks=64, max_batch_tokens=16, prefix_cache=False)
-    driver.apply(submit(1, prompt=80, max_new_tokens=1), submit(2, prompt=80, max_new_tokens=1))
+def test_of_long_prompts_the_oldest_goes_on_in_every_step_and_the_others_shortest_first():
+    driver = Driver(num_blocks=256, max_batch_tokens=16, prefix_cache=False)
+    driver.apply(submit(1, prompt=400, max_new_tokens=1), submit(2, prompt=100, max_new_tokens=1))
     driver.step()
 
-    driver.apply(submit(3, prompt=40, max_new_tokens=1))
-    for _ in range(4):
+    driver.apply(submit(3, prompt=90, max_new_tokens=1), submit(4, prompt=40, max_new_tokens=1))
+    while 2 not in driver.reasons:
         driver.step()
 
-    assert driver.rows == [[1, 2], [1, 3], [2, 1], [3, 2], [1, 3]]
+    assert all(1 in rows for rows in driver.rows)
+    assert list(driver.reasons) == [4, 3, 2]
+
+
+def test_a_short_prompt_does_not_wait_behind_long_ones_that_wait():
+    driver = Driver(num_blocks=256, max_batch_tokens=16, prefix_cache=False)
+    driver.apply(*[submit(i, prompt=200, max_new_tokens=1) for i in range(3)])
+    for _ in range(3):
+        driver.step()
+
+    driver.apply(submit(3, prompt=2, max_new_tokens=1))
+    driver.step()
+
+    assert driver.rows[-1] == [0, 3, 1]
 
 
 def test_chunks_are_powers_of_two_but_for_the_last():

@@ -129,6 +129,8 @@ def test_a_cpu_shard_gets_its_threads_and_nothing_else_changes():
         "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
         "OMP_NUM_THREADS": "4",
         "GOMP_SPINCOUNT": "1000",
+        "LRU_CACHE_CAPACITY": "64",
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
         "THP_MEM_ALLOC_ENABLE": "1",
     }
 

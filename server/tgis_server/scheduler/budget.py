@@ -28,6 +28,12 @@ class StepLoad:
     num_keys: int = 0  # read from the cache, once per row
     has_chunks: bool = False  # a row of several tokens
 
+    def add_decodes(self, num_rows: int, num_keys: int) -> None:
+        """Rows of one token, with all their keys."""
+        self.num_tokens += num_rows
+        self.num_products += num_keys
+        self.num_keys += num_keys
+
     def add(self, start: int, num_tokens: int) -> None:
         """A row that computes ``num_tokens`` tokens from position ``start`` on."""
         keys = start + num_tokens

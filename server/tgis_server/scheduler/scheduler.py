@@ -1,9 +1,9 @@
 """The scheduler: ``apply`` what arrived, ``plan`` the next step, ``commit`` what a step produced.
 
 Order of a plan: decode rows first (a running answer never waits for somebody's prompt), then prefill chunks as far as
-the budget reaches (``budget.py``). No sequence gets more than half of it beside others. One long prompt comes first, in
-turn; then prompts that this step can finish and newcomers, in order of arrival; then the other long ones. So a short
-prompt never waits for a long one, and a long one goes on whatever arrives.
+the budget reaches (``budget.py``). No sequence gets more than half of it beside others. The oldest of the long prompts
+comes first; then prompts that this step can finish and newcomers, in order of arrival; then the other long ones, those
+with the least left first. So a prompt waits for none that is longer, and yet every one goes on in the end.
 
 A newcomer gets the KV blocks of its whole prompt at once; only decode rows ask for more later. When there are none, the
 youngest sequence gives up its slot and blocks and is computed again when there is room.
@@ -19,6 +19,7 @@ import math
 from bisect import insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 
 from tgis_server.scheduler.blocks import BlockPool, cache_root
 from tgis_server.scheduler.budget import ALLOWANCE_FACTOR, PrefillBudget, StepLoad, StepTimes
@@ -97,7 +98,6 @@ class Scheduler:
         self._ended_at = -math.inf  # when the latest step was over
         self._step = 0
         self._arrivals = 0
-        self._turns = 0
         self._result = StepResult()  # what happened since the last result was taken
         self._has_changed = False  # since then somebody left: gauges are no longer true
 
@@ -154,9 +154,10 @@ class Scheduler:
         """
         builder = _PlanBuilder(StepPlan(self._step + 1), now)
         for sequence in [s for s in self._running if s.state is State.RUNNING]:
-            if builder.load.num_tokens == self.limits.max_batch_tokens:
+            if len(builder.rows) == self.limits.max_batch_tokens:
                 break
             self._plan_decode(builder, sequence)
+        builder.load.add_decodes(len(builder.rows), sum([row.end for row in builder.rows]))
         if not decode_only:
             self._plan_prefill(builder, now)
         if not builder.rows:
@@ -199,13 +200,14 @@ class Scheduler:
             limits.target_s,
             has_others=len(self._sequences) > 1,
         )
-        long = sorted((s for s in prefilling if s.num_to_compute > budget.max_share), key=lambda s: (s.turn, s.arrival))
+        long = [s for s in prefilling if s.num_to_compute > budget.max_share]
         short = [s for s in prefilling if s.num_to_compute <= budget.max_share]
+        later = sorted(long[1:], key=attrgetter("num_to_compute"))
         for sequence in (*long[:1], *short):
             self._plan_chunk(builder, budget, sequence)
         if self._free_slots and not builder.preemptions:
-            self._admit_waiting(builder, budget, now)
-        for sequence in long[1:]:
+            self._admit_waiting(builder, budget, now, later[0].num_to_compute if later else math.inf)
+        for sequence in later:
             self._plan_chunk(builder, budget, sequence)
 
     def _plan_chunk(self, builder: _PlanBuilder, budget: PrefillBudget, sequence: Sequence) -> None:
@@ -213,8 +215,7 @@ class Scheduler:
             self._add_chunk(builder, sequence, num_tokens)
 
     def _add_chunk(self, builder: _PlanBuilder, sequence: Sequence, num_tokens: int) -> None:
-        self._turns += 1
-        sequence.turn = self._turns
+        builder.load.add(sequence.num_planned, num_tokens)
         self._add_row(builder, sequence, num_tokens)
 
     def _add_row(self, builder: _PlanBuilder, sequence: Sequence, num_tokens: int) -> None:
@@ -228,14 +229,17 @@ class Scheduler:
         plan.new_blocks.append(sequence.blocks[sequence.num_sent_blocks :])
         plan.sample.append(sample)
         builder.rows.append(_Row(sequence, sequence.residence, start, sequence.num_planned, is_prefill, sample))
-        builder.load.add(start, num_tokens)
         sequence.num_sent_blocks = len(sequence.blocks)
         if sample:
             sequence.num_in_flight += 1
             sequence.state = State.RUNNING
 
-    def _admit_waiting(self, builder: _PlanBuilder, budget: PrefillBudget, now: float) -> None:
-        """Start newcomers while there are slots, blocks and budget for them."""
+    def _admit_waiting(self, builder: _PlanBuilder, budget: PrefillBudget, now: float, longest: float) -> None:
+        """Start newcomers while there are slots, blocks and budget for them.
+
+        ``longest``: what the next long prompt under way has left. It goes on before newcomers that are longer: many
+        prompts computed by turns would all be late.
+        """
         # Running sequences grow: without a block in reserve for each, a newcomer would be preempted in the next step.
         reserve = sum(sequence.will_grow for sequence in self._running)
         for sequence in self._waiting.candidates():
@@ -244,7 +248,10 @@ class Scheduler:
             if needed + reserve > self.pool.num_obtainable(cached):
                 continue
             num_cached = len(cached) * self.limits.block_size
-            num_tokens = budget.take(num_cached, sequence.num_known - num_cached)
+            remaining = sequence.num_known - num_cached
+            if remaining > longest and not self._waiting.is_due(sequence):
+                continue
+            num_tokens = budget.take(num_cached, remaining)
             if not num_tokens:
                 return
             self._admit(builder, sequence, cached, needed, now)

@@ -46,7 +46,6 @@ class Sequence:
     has_started: bool = False
     is_rope_long: bool = False  # its keys are rotated with LongRoPE's long factors
     num_overtaken: int = 0  # started before it, though they came later
-    turn: int = 0  # number of its latest chunk among all chunks: long prompts take turns
 
     def exceeds(self, rope_border: int | None) -> bool:
         """Whether it needs LongRoPE's long factors: it knows more tokens than the model's original length."""

@@ -1,9 +1,9 @@
 """The queue of sequences without a slot, in order of arrival, and how far it may be left.
 
-A sequence that waits for KV blocks may be overtaken by later ones that fit into what is free, at most ``MAX_OVERTAKEN``
-times. After that nobody passes it: running sequences end, their blocks come back, and it starts. So nobody starves, and
-a small request does not wait behind a large one for nothing. A preempted sequence is not overtaken at all: the room
-that it gave up is for those before it and for itself.
+A sequence that waits for KV blocks, or for its turn among long prompts, may be overtaken by later ones that are
+smaller, at most ``MAX_OVERTAKEN`` times. After that nobody passes it: running sequences end, their blocks come back,
+and it starts. So nobody starves, and a small request does not wait behind a large one for nothing. A preempted sequence
+is not overtaken at all: the room that it gave up is for those before it and for itself.
 """
 
 from __future__ import annotations
@@ -40,6 +40,11 @@ class WaitingQueue:
         """It has got a slot, or is over. Those before it stay as they are."""
         self._sequences.remove(sequence)
 
+    @staticmethod
+    def is_due(sequence: Sequence) -> bool:
+        """Whether nobody may pass it any more."""
+        return sequence.has_started or sequence.num_overtaken >= MAX_OVERTAKEN
+
     def candidates(self) -> Iterator[Sequence]:
         """Who may start next, one after the other. What is yielded may be started before the next one is asked for."""
         passed: list[Sequence] = []
@@ -47,11 +52,9 @@ class WaitingQueue:
             sequence = self._sequences[len(passed)]
             yield sequence
             if len(passed) < len(self._sequences) and self._sequences[len(passed)] is sequence:
-                if sequence.has_started:
-                    return
                 passed.append(sequence)  # it did not fit
             else:
                 for waiting in passed:
                     waiting.num_overtaken += 1
-            if any(waiting.num_overtaken >= MAX_OVERTAKEN for waiting in passed):
+            if any(map(self.is_due, passed)):
                 return

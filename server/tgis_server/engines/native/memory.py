@@ -22,6 +22,12 @@ CPU_KV_SHARE = 0.25  # ... this share of what is free
 CPU_USABLE_SHARE = 0.9  # the rest is left to the process itself and its neighbours
 SHORTEST_SEQUENCE = 2  # one token of prompt, one of output
 
+# Code that oneDNN makes for each number of rows of each kind of packed linear layer: about half a MiB each. It and
+# torch keep the last 1024 unless told otherwise, which took hundreds of MiB under mixed lengths. 64 are those of the
+# last dozen numbers of rows; made anew, one costs about half a millisecond.
+MAX_PRIMITIVES = 64
+PRIMITIVE_BYTES = 3 << 19  # with what the C library's allocator loses between them
+
 GATHERED_BYTES = 256 << 20  # attention's copies of keys and values, and its masks
 
 # Any of these sets of instructions lets oneDNN keep linear weights of a format in its own layout, as torch checks it
@@ -96,7 +102,12 @@ def rank_memory(run: Run, checkpoint: Checkpoint, rank: int) -> RankMemory:
         item_bytes=ITEM_BYTES[run.dtype],
     )
     weights = checkpoint.weight_bytes(rank, run.dtype) + head_copy_bytes(spec, run)
-    return RankMemory(f"{run.model_id} in {run.dtype}", weights, room, request)
+    return RankMemory(f"{run.model_id} in {run.dtype}", weights, room + primitive_bytes(run), request)
+
+
+def primitive_bytes(run: Run) -> int:
+    """What compiled linear layers take on a CPU that packs their weights."""
+    return MAX_PRIMITIVES * PRIMITIVE_BYTES if run.device == "cpu" and cpu_packs(run.dtype) else 0
 
 
 def head_copy_bytes(spec: DecoderSpec, run: Run) -> int:
