@@ -133,5 +133,6 @@ class PublicServer:
 
 
 def is_worth_a_line(record: logging.LogRecord) -> bool:
-    """An answer that cannot be written is not: the library logs a traceback, and any client can leave in masses."""
-    return not (record.exc_info and isinstance(record.exc_info[1], grpc.aio.InternalError))
+    """What a client does is not: leave before its answer, or send metadata that is no text. Any client can do so in
+    masses, and the library logs a traceback each time."""
+    return not (record.exc_info and isinstance(record.exc_info[1], (grpc.aio.InternalError, UnicodeDecodeError)))
