@@ -29,6 +29,7 @@ from tgis_server.metrics import Metrics
 from tgis_server.phases import Phases
 from tgis_server.processes import FRONTEND
 from tgis_server.run import Run
+from tgis_server.threads import GRPC, POLLER, ThreadRoom
 from tgis_server.wire.link import EngineInfo, EngineLink, GrpcLink
 
 logger = logging.getLogger(__name__)
@@ -52,9 +53,11 @@ def serve(run: Run) -> None:
     fault = Fault.of(run.config.fault, FRONTEND)
     if fault:
         fault.reach("start")
+    room = ThreadRoom(POLLER + GRPC + run.tokenization_workers)
     tokenizer = Tokenizer.load(run.model_dir, run.tokenization_workers)
     pieces = PieceDecoder(tokenizer.inner, output_special_tokens=run.config.output_special_tokens)
     phases.enter("opening the ports")
+    room.give_back()
     asyncio.run(_serve(run, phases, tokenizer, pieces))
 
 
