@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import resource
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from tgis_cli.machine.preflight import check_address_space, check_processes, des
 from tgis_cli.machine.process_limits import read_process_limits
 from tgis_cli.supervisor.explain import SharedMemory
 from tgis_server import cgroup
+from tgis_server.clock import format_time
 from tgis_server.errors import TgisError
 from tgis_server.sizes import GIB, format_bytes
 from tgis_server.threads import Threads
@@ -127,10 +127,6 @@ def check_clock(context: Context) -> Iterator[Verdict]:
         )
     else:
         yield ok(f"The clock says {format_time(now)}.", now=now)
-
-
-def format_time(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
 
 
 def check_kernel(context: Context) -> Iterator[Verdict]:

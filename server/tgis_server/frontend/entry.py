@@ -161,7 +161,8 @@ class Frontend:
 
     async def _bind(self) -> None:
         """Take the ports at once: that one is in use should be said before a model is loaded."""
-        tls = Tls.load(self._run.config)
+        if tls := Tls.load(self._run.config):
+            self.metrics.read_certificate(str(tls.path), tls.get_expiry)
         self.state.grpc_port = await self._public.start(tls)
         self.state.http_port = await self._http.start(tls)
         await self._launcher.start()
