@@ -394,6 +394,14 @@ ADDRESSES_LIMITED = Failure(
     "loaded: remove the limit; control groups limit memory better.",
     NotEnoughDevices,
 )
+PROCESSES_LIMITED = Failure(
+    "processes-limited",
+    "`RLIMIT_NPROC` or a control group (`pids.max`) allows fewer threads than the processes will have",
+    "{where} allows {limit} processes and threads, of which others have {used}, but {num_shard} shard(s), front-end "
+    "and launcher need {need}: raise it (`ulimit -u`, --pids-limit of the container, podPidsLimit of the kubelet), or "
+    "lower OMP_NUM_THREADS or --tokenization-workers.",
+    NotEnoughDevices,
+)
 WEIGHTS_EXCEED_GPU = Failure(
     "weights-exceed-gpu",
     "the weights of a shard alone are larger than its GPU",
@@ -574,9 +582,9 @@ TOO_MANY_FILES = Failure(
 )
 TOO_MANY_PROCESSES = Failure(
     "too-many-processes",
-    "`EAGAIN` of a fork, or a library that cannot start a thread",
-    "{process}: no further process or thread can be started: raise the limit on their number (`ulimit -u`, "
-    "--pids-limit of the container, podPidsLimit of the kubelet).",
+    "`EAGAIN` of a fork, or a library that cannot start a thread, also where it crashes or repeats a line for ever",
+    "{process}: no further process or thread can be started, and {limits}: raise the limit on their number "
+    "(`ulimit -u`, --pids-limit of the container, podPidsLimit of the kubelet).",
     GroupFailed,
 )
 MISSING_PACKAGE = Failure(

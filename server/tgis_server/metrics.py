@@ -104,6 +104,13 @@ SPECS = (
     Spec("tgi_startup_seconds", "gauge", "seconds", "From the launcher's begin until requests were served."),
     Spec("tgi_startup_phase_seconds", "gauge", "seconds", "What the start consisted of.", ("process", "phase")),
     Spec("tgi_startup_phase_bytes", "gauge", "bytes", "What a phase of the start read.", ("process", "phase")),
+    Spec(
+        "tgi_tls_certificate_expiry_timestamp_seconds",
+        "gauge",
+        "seconds",
+        "When the certificate in use ends, since 1970; only with TLS.",
+        ("path",),
+    ),
     Spec("tgi_server_info", "gauge", "", "Always 1; mode tells rehearsals and the demo model.", ("model", "mode")),
 )
 
@@ -157,6 +164,10 @@ class Metrics(Collector):
         self._gauge("tgi_calls_in_flight").set_function(num_calls)
         self._gauge("tgi_permits_held").set_function(num_permits)
         self._gauge("tgi_draining").set_function(is_draining)
+
+    def read_certificate(self, path: str, get_expiry: Callable[[], float]) -> None:
+        """Of TLS; asked at every scrape."""
+        self._gauge("tgi_tls_certificate_expiry_timestamp_seconds", path=path).set_function(get_expiry)
 
     def observe_start(self, launcher: Sequence[tuple[str, float]], children: Mapping[str, Sequence[pb.Phase]]) -> None:
         """Requests are served. A phase lasts until the next one, the launcher's last until it started its children."""

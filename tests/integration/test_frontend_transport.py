@@ -9,6 +9,7 @@ import re
 import shutil
 import ssl
 import subprocess
+import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -39,10 +40,11 @@ def authorities(tmp_path_factory) -> Path:
     base = tmp_path_factory.mktemp("tls")
     for name in ("old", "new"):
         issue(base / name)
+    issue(base / "expired", "-days", "0")
     return base
 
 
-def issue(directory: Path) -> None:
+def issue(directory: Path, *lifetime: str) -> None:
     directory.mkdir()
 
     def openssl(*words: str) -> None:
@@ -54,7 +56,7 @@ def issue(directory: Path) -> None:
     signing = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names")
     for name in ("server", "client"):
         openssl("req", *key, f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
-        openssl("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.pem", *signing)
+        openssl("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.pem", *signing, *lifetime)
 
 
 class Mount:
@@ -226,6 +228,32 @@ def test_files_that_do_not_fit_together_are_not_used_until_they_do(authorities, 
             assert complaint in text
             assert await grpc_status(server, new, client=new) == "OK"
             assert len(lines_about_tls(caplog)) == 2
+
+    run(test)
+
+
+def test_a_certificate_that_has_expired_is_not_used_and_the_expiry_is_exported(authorities, mount, caplog):
+    caplog.set_level(logging.INFO)
+
+    async def test() -> None:
+        old = authorities / "old"
+        async with serving(**mount.options, http_tls="server") as server:
+            shown = re.compile(r"^tgi_tls_certificate_expiry_timestamp_seconds\{path=.*server\.pem.*\} (\S+)$", re.M)
+
+            def get_expiry() -> float:
+                return float(shown.search(server.frontend.metrics.to_text().decode())[1])
+
+            before = get_expiry()
+            made_at = (authorities / "expired" / "server.pem").stat().st_mtime
+            await until(lambda: time.time() > made_at + 1)
+            mount.swap("expired")
+            statuses = [await grpc_status(server, old), await http_status(server, old)]
+
+            assert statuses == ["OK", 200]
+            assert get_expiry() == before > time.time() + 29 * 86_400
+            [(level, text)] = lines_about_tls(caplog)
+            assert level == "WARNING"
+            assert text.startswith("The TLS certificate in use stays: The TLS certificate of server in ")
 
     run(test)
 

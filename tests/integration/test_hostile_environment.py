@@ -161,6 +161,32 @@ def test_too_tight_a_limit_is_named(
     assert server.run_dir is None
 
 
+# `ulimit -u` does not bind root, and another user may not be able to read what Python imports.
+OTHER_USER = "setpriv --reuid 1000740000 --regid 0 --clear-groups --inh-caps +dac_override --ambient-caps +dac_override"
+
+
+@pytest.mark.parametrize(
+    ("limit", "options", "exit_code", "sentence"),
+    [
+        (12, (), 4, "`ulimit -u` allows 12 processes and threads, of which others have 0, but 1 shard(s), front-end"),
+        (12, ("--skip-preflight",), 5, "no further process or thread can be started, and `ulimit -u` allows 12"),
+        (26, ("--skip-preflight",), 5, "no further process or thread can be started, and `ulimit -u` allows 26"),
+    ],
+)
+def test_too_few_threads_end_a_start_with_a_sentence_that_names_the_limit(
+    start: Start, script: Callable[[str], str], limit: int, options: tuple[str, ...], exit_code: int, sentence: str
+):
+    if os.getuid() or not shutil.which("setpriv"):
+        pytest.skip("another user is needed")
+    file = script(f'exec {OTHER_USER} prlimit --nproc={limit} $LAUNCH "$@"')
+    Path(file).parent.chmod(0o777)
+
+    server = start("--num-shard", "1", *options, script=file, TGIS_RUN_DIR=str(Path(file).parent))
+
+    assert server.wait() == exit_code
+    assert sentence in server.last_line
+
+
 # -- the first process of a container
 
 FIRST = "/usr/bin/unshare --pid --fork --mount-proc --kill-child"

@@ -32,7 +32,14 @@ from tgis_cli.doctor import check_machine
 from tgis_cli.doctor.verdict import Host
 from tgis_cli.log_file import check_log_file
 from tgis_cli.machine import Gpu
-from tgis_cli.machine.preflight import check_address_space, check_memory, check_readable, check_sockets
+from tgis_cli.machine.preflight import (
+    check_address_space,
+    check_memory,
+    check_processes,
+    check_readable,
+    check_sockets,
+)
+from tgis_cli.machine.process_limits import ProcessLimit
 from tgis_cli.models import find_cache_dir, find_model_dir
 from tgis_cli.resolve import DEMO_MODEL_DIR, resolve
 from tgis_cli.supervisor import supervisor, watching
@@ -56,6 +63,7 @@ from tgis_server.frontend.tracing import Tracing
 from tgis_server.frontend.watch import ShardWatch, Watch
 from tgis_server.ports import explain_bind_error, listen
 from tgis_server.shard.too_large import step_too_large
+from tgis_server.threads import Threads
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.wire.link import GrpcLink
 from tgis_server.wire.messages import StepPlan, Submit
@@ -387,6 +395,9 @@ PROVOCATIONS |= {
     failures.NO_CAUSE: lambda tmp, patch: find_cause([], [], COUNTED, num_shard=1),
     failures.RANK_SILENT: wait_in_vain(shard_0=2, shard_1=None),
     failures.RANK_BEHIND: wait_in_vain(shard_0=2, shard_1=1, shard_2=2),
+    failures.PROCESSES_LIMITED: lambda tmp, patch: check_processes(
+        [ProcessLimit(20, 0, is_of_group=True)], Threads(1, None)
+    ),
     failures.NO_PROGRESS: lambda tmp, patch: Silence(1.0).check([ProcessProgress("shard-0", 0.0)], 9.0),
 }
 

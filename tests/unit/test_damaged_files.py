@@ -18,6 +18,7 @@ from tgis_cli.resolve import DEMO_MODEL_DIR
 from tgis_server.engines.native.checkpoint import inspect_checkpoint
 from tgis_server.engines.native.families import read_spec
 from tgis_server.errors import ModelError
+from tgis_server.frontend import tokenizer
 from tgis_server.frontend.tokenizer import Tokenizer
 from tgis_server.model_files import parse_weight_map
 
@@ -97,8 +98,7 @@ def test_a_tokenizer_that_this_user_may_not_read_is_not_told_to_be_downloaded(
     def refuse(_: Path) -> bytes:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    (model_dir / "tokenizer.json").write_text("")
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(tokenizer, "read_regular", refuse)
 
     with pytest.raises(ModelError, match=r"tokenizer\.json cannot be read \(Permission denied\): check that it"):
         Tokenizer.load(model_dir, 1)

@@ -98,12 +98,6 @@ def test_usual_limits_are_one_line(tmp_path: Path):
             "A process may open 700 files, but 512 calls from as many clients need about 768. Raise the limit "
             "(`ulimit -Hn`, LimitNOFILE in systemd), or lower --max-concurrent-requests.",
         ),
-        (
-            {"NPROC": 100},
-            {"num_shard": "2"},
-            "`ulimit -u` allows 100 processes and threads, but 2 shards and the front-end start about 194. Raise it: "
-            "`ulimit -u`, --pids-limit of the container, or podPidsLimit of the kubelet.",
-        ),
         ({"STACK": 64 << 10}, {}, "A thread gets a stack of 64 KiB. Raise `ulimit -s` to its usual 8192 KiB."),
     ],
 )
@@ -122,9 +116,17 @@ def test_fewer_calls_need_fewer_files(tmp_path: Path):
 def test_the_control_groups_number_of_processes_counts_too(tmp_path: Path):
     files = {"proc/self/cgroup": "0::/pod", "sys/fs/cgroup/pod/pids.max": 20, "sys/fs/cgroup/pids.max": "max"}
 
-    (warning,) = complaints(check_limits, make_context(host=with_files(tmp_path, files, with_limits(**PLENTY))))
+    (failure,) = complaints(check_limits, make_context(host=with_files(tmp_path, files, with_limits(**PLENTY))))
 
-    assert warning.startswith("the control group allows 20 processes and threads, but 1 shard and the front-end")
+    assert failure.startswith("The control group allows 20 processes and threads, of which others have 0, but 1 shard")
+
+
+def test_a_users_number_of_processes_is_a_failure_where_it_is_too_low(tmp_path: Path):
+    host = with_files(tmp_path, {}, with_limits(**PLENTY | {"NPROC": 20}))
+
+    (failure,) = complaints(check_limits, make_context(host=host, num_shard="2"))
+
+    assert failure.startswith("`ulimit -u` allows 20 processes and threads, of which others have 0, but 2 shard(s)")
 
 
 def test_too_few_addresses_are_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

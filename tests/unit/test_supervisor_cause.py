@@ -105,6 +105,20 @@ def test_a_kill_by_hand_is_told_from_one_for_lack_of_memory():
 
 
 @pytest.mark.parametrize(
+    ("number", "last"),
+    [
+        (signal.SIGSEGV, "E1130 07:00:00 1 thd.cc:157] pthread_create failed: Resource temporarily unavailable"),
+        (signal.SIGABRT, "terminate called after throwing an instance of 'std::system_error'\n  what():  Resource "
+         "temporarily unavailable"),
+    ],
+)  # fmt: skip
+def test_a_crash_for_lack_of_threads_is_told_as_such(number: signal.Signals, last: str):
+    cause = report([Exit("frontend", -number, 1.0, (*last.splitlines(), *CRASH.splitlines()))])
+
+    assert cause.sentence.startswith("frontend: no further process or thread can be started, and ")
+
+
+@pytest.mark.parametrize(
     ("exit_", "sentence"),
     [
         (Exit("shard-0", -signal.SIGTERM, 1.0), "shard-0 was ended by SIGTERM from outside: "),
@@ -264,5 +278,5 @@ def test_an_error_in_a_task_group_is_the_error_itself(tmp_path: Path):
 def test_what_the_system_refuses_the_launcher_is_a_sentence_too():
     error = explain_own_error(BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)))
 
-    assert str(error).startswith("launcher: no further process or thread can be started: ")
+    assert str(error).startswith("launcher: no further process or thread can be started, and ")
     assert explain_own_error(OSError("strange")) is None

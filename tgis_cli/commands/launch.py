@@ -167,7 +167,7 @@ class Launch:
             with locked(run.run_dir):
                 run.save()
                 return await Supervisor(run, self._terminal, self._environ, self._signals).supervise()
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             if get_failure_time(run.run_dir) is None:
                 shutil.rmtree(run.run_dir, ignore_errors=True)
             if (known := explain_own_error(error)) is None:

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import ctypes
 import resource
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import tgis_server
 from tgis_cli.doctor.verdict import Context, Verdict, failed, ok, warn
-from tgis_cli.machine.preflight import check_address_space, describe_limit
-from tgis_cli.resources import count
+from tgis_cli.machine.preflight import check_address_space, check_processes, describe_limit
+from tgis_cli.machine.process_limits import read_process_limits
 from tgis_cli.supervisor.explain import SharedMemory
 from tgis_server import cgroup
+from tgis_server.clock import format_time
 from tgis_server.errors import TgisError
 from tgis_server.sizes import GIB, format_bytes
+from tgis_server.threads import Threads
 
 PLACE = "/dev/shm"  # noqa: S108  not a temporary file
 MIN_FREE_BYTES = GIB  # torch, the processes' own memory, and a small model
 OWN_FILES = 256  # of a process, besides a connection for each call
-OWN_PROCESSES = 64  # of each process: its threads count too, besides those that compute
 MIN_STACK_BYTES = 1 << 20
 PR_GET_PDEATHSIG = 2
 BUILD_SLACK_S = 86_400.0  # a clock may lag behind the machine that built the package
@@ -76,16 +76,11 @@ def check_limits(context: Context) -> Iterator[Verdict]:
             "Raise the limit (`ulimit -Hn`, LimitNOFILE in systemd), or lower --max-concurrent-requests.",
             limit=files,
         )
-    pids = [limit for group in context.host.group_dirs("pids") if (limit := cgroup.read_int(group / "pids.max"))]
-    need_processes = OWN_PROCESSES * (context.num_shard + 1) + context.machine.num_cpus
-    for limit, where in ((processes, "`ulimit -u`"), (min(pids, default=resource.RLIM_INFINITY), "the control group")):
-        if is_below(limit, need_processes):
-            yield warn(
-                f"{where} allows {limit} processes and threads, but {count(context.num_shard, 'shard')} and the "
-                f"front-end start about {need_processes}.",
-                "Raise it: `ulimit -u`, --pids-limit of the container, or podPidsLimit of the kubelet.",
-                limit=limit,
-            )
+    limits = read_process_limits(context.host.root, context.host.get_limit, context.host.uid())
+    try:
+        check_processes(limits, threads_of(context))
+    except TgisError as error:
+        yield failed(error)
     if is_below(stack, MIN_STACK_BYTES):
         yield warn(
             f"A thread gets a stack of {format_bytes(stack)}.", "Raise `ulimit -s` to its usual 8192 KiB.", limit=stack
@@ -96,11 +91,19 @@ def check_limits(context: Context) -> Iterator[Verdict]:
         f"{'no core dumps' if core == 0 else 'core dumps'}.",
         files=files,
         processes=processes,
-        pids_max=min(pids, default=None),
+        pids_max=min((limit.limit for limit in limits if limit.is_of_group), default=None),
         stack=stack,
         core=core,
         locked_memory=context.host.get_limit(resource.RLIMIT_MEMLOCK)[0],
     )
+
+
+def threads_of(context: Context) -> Threads:
+    """As far as they are known where no model is named."""
+    if context.resolved is not None:
+        return Threads.of(context.resolved.run)
+    num_threads = None if context.config.rehearse else max(1, context.machine.num_cpus // context.num_shard)
+    return Threads(context.num_shard, num_threads)
 
 
 def is_below(limit: int, needed: int) -> bool:
@@ -122,10 +125,6 @@ def check_clock(context: Context) -> Iterator[Verdict]:
         )
     else:
         yield ok(f"The clock says {format_time(now)}.", now=now)
-
-
-def format_time(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
 
 
 def check_kernel(context: Context) -> Iterator[Verdict]:

@@ -11,11 +11,13 @@ import resource
 import socket
 import stat
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tgis_cli.log_file import check_log_file
 from tgis_cli.machine.facts import Machine
+from tgis_cli.machine.process_limits import ProcessLimit
 from tgis_cli.models.tokenizer_check import check_tokenizer
 from tgis_server import failures
 from tgis_server.config import ServeConfig
@@ -24,6 +26,7 @@ from tgis_server.ports import find_listener, listen
 from tgis_server.regular_file import open_regular
 from tgis_server.run import Run
 from tgis_server.sizes import format_bytes
+from tgis_server.threads import Threads
 
 if TYPE_CHECKING:
     from tgis_server.engines.native.checkpoint import Checkpoint
@@ -70,6 +73,19 @@ def check_ports(config: ServeConfig) -> None:
     """
     wait_for_port(config.host, config.grpc_port, "--grpc-port")
     wait_for_port(config.host, config.port, "--port")
+
+
+def check_processes(limits: Sequence[ProcessLimit], threads: Threads) -> None:
+    """gRPC and OpenMP crash or hang where they cannot start a thread."""
+    for limit in limits:
+        if limit.free < threads.total:
+            raise failures.PROCESSES_LIMITED.error(
+                where=limit.where[0].upper() + limit.where[1:],
+                limit=limit.limit,
+                used=limit.used,
+                num_shard=threads.num_shard,
+                need=threads.total,
+            )
 
 
 def check_address_space() -> None:

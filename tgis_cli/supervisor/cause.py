@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from tgis_cli.supervisor.explain import (
     find_error,
     find_place,
     is_lost_peer,
+    lacks_threads,
     tell,
 )
 from tgis_server import failures
@@ -147,7 +149,7 @@ def read_records(errors_dir: Path) -> list[Cause]:
 def read_record(file: Path) -> Cause:
     record = json.loads(file.read_text())
     name, time, text = record["process"], record["time"], record["sentence"]
-    if record["is_expected"]:
+    if record["is_expected"] and not lacks_threads(text):  # which one process may only hear from another
         return Cause(name, time, f"{name}: {text}", record["exit_code"], record["is_secondary"])
     log = file.with_suffix(".log")
     return as_cause(name, time, explain_words(text, make_context(name, log.read_text(encoding="utf-8"), str(log))))
@@ -184,6 +186,8 @@ def explain_signal(exit_: Exit, number: int, memory: Memory, num_shard: int, con
             return tell(failures.KILLED, context)
         case signal.SIGKILL:
             return tell(failures.KILLED_PERHAPS_FOR_MEMORY, context)
+        case signal.SIGSEGV | signal.SIGABRT if lacks_threads("\n".join(exit_.tail)):
+            return tell(failures.TOO_MANY_PROCESSES, context)
         case signal.SIGBUS if is_one_of_several and context.shared_memory.is_short:
             return tell(failures.SHARED_MEMORY_FULL, context, reason="SIGBUS")
         case signal.SIGBUS:
@@ -205,6 +209,11 @@ def explain_own_error(error: Exception, name: str = LAUNCHER) -> TgisError | Non
     context = make_context(name, "".join(traceback.format_exception(error)), "")
     failure, sentence = explain_error(f"{type(error).__name__}: {error}", context)
     return None if failure is failures.UNEXPECTED_ERROR else failure.kind(sentence)
+
+
+def explain_lack_of_threads(name: str) -> Cause:
+    """Of a process that goes on, but says so."""
+    return as_cause(name, time.time(), tell(failures.TOO_MANY_PROCESSES, make_context(name, "", "")))
 
 
 def make_context(name: str, text: str, log: str) -> Context:

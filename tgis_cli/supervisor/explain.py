@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tgis_cli.machine.process_limits import describe_process_limits
 from tgis_server import failures
 from tgis_server.failures import Failure
 from tgis_server.sizes import GIB, format_bytes
@@ -35,6 +36,12 @@ PEER_LOST = re.compile(
     r"connection closed by peer|connection reset by peer|connection refused|broken pipe|socket closed"
     r"|remote process exited|eoferror|watchdog caught collective operation timeout|timed out waiting",
     re.IGNORECASE,
+)
+
+# How Python, OpenMP, gRPC and C++ say that they get no thread; the last two crash then, or go on and never answer.
+NO_THREAD = (
+    r"can't start new thread|Thread creation failed|pthread_create failed"
+    r"|system_error.*Resource temporarily unavailable"
 )
 
 
@@ -92,6 +99,11 @@ def find_error(tail: Sequence[str]) -> str:
     return "\n".join(after[start:])
 
 
+def lacks_threads(text: str) -> bool:
+    """Whether a process's lines say that it could not start a thread."""
+    return re.search(NO_THREAD, text, re.DOTALL) is not None
+
+
 def is_lost_peer(error: str) -> bool:
     """Whether an error only says that another process is gone."""
     return PEER_LOST.search(error) is not None
@@ -118,7 +130,9 @@ def explain_error(error: str, context: Context) -> tuple[Failure, str]:
 
 def tell(failure: Failure, context: Context, **values: object) -> tuple[Failure, str]:
     """A row and its sentence."""
-    machine = {"python": sys.executable, "uid": os.getuid()}
+    machine: dict[str, object] = {"python": sys.executable, "uid": os.getuid()}
+    if failure is failures.TOO_MANY_PROCESSES:
+        machine["limits"] = describe_process_limits()
     return failure, failure.format(**asdict(context), **asdict(context.shared_memory), **machine, **values)
 
 
@@ -140,7 +154,7 @@ RULES: tuple[tuple[str, Failure], ...] = (
     ),
     (r"^MemoryError|can't allocate memory|std::bad_alloc|failed to map segment", failures.HOST_OUT_OF_MEMORY),
     (r"could not create a (?:primitive|memory)(?! desc)", failures.HOST_OUT_OF_MEMORY),
-    (r"can't start new thread|Thread creation failed|pthread_create failed", failures.TOO_MANY_PROCESSES),
+    (NO_THREAD, failures.TOO_MANY_PROCESSES),
     (r"driver on your system is too old(?: \((.+?)\))?|driver version is insufficient", failures.DRIVER_TOO_OLD),
     (r"no kernel image is available", failures.GPU_NOT_SUPPORTED),
     (r"No CUDA GPUs are available|no CUDA-capable device is detected|CUDA unknown error", failures.GPU_UNUSABLE),

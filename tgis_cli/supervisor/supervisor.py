@@ -27,12 +27,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tgis_cli.machine.process_limits import read_process_limits
 from tgis_cli.stop_signals import STOP_SIGNALS
 from tgis_cli.supervisor.cause import (
     Cause,
     Exit,
     Memory,
     ProcessHangs,
+    explain_lack_of_threads,
     find_cause,
     has_primary,
     only_peers_are_blamed,
@@ -40,6 +42,7 @@ from tgis_cli.supervisor.cause import (
 )
 from tgis_cli.supervisor.child import Child
 from tgis_cli.supervisor.environment import child_environment
+from tgis_cli.supervisor.explain import lacks_threads
 from tgis_cli.supervisor.signals import StopSignals
 from tgis_cli.supervisor.terminal import Terminal
 from tgis_cli.supervisor.waiting import first_of, wait_all
@@ -48,6 +51,7 @@ from tgis_server.errors import GroupFailed
 from tgis_server.interpreter import make_command
 from tgis_server.processes import FRONTEND, child_names, rank_of
 from tgis_server.run import Run
+from tgis_server.threads import GRPC, POLLER, ThreadRoom, Threads
 
 if TYPE_CHECKING:
     from tgis_cli.supervisor.watching import Watcher
@@ -121,9 +125,14 @@ class Supervisor:
         death_read, death_write = os.pipe()  # nobody writes: its end tells the children that the launcher is gone
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGCHLD, self._take_note)
+        watcher = None
+        if are_threads_scarce(self._run):  # the children, which start at the same time, might leave none
+            ThreadRoom(POLLER + GRPC).give_back()
+            watcher = self._make_watcher(started_at)
+            watcher.take_threads()
         try:
             await self._spawn(death_read)
-            outcome = await self._live(started_at)
+            outcome = await self._live(watcher or self._make_watcher(started_at))
         finally:
             await self._kill_all()
             loop.remove_signal_handler(signal.SIGCHLD)
@@ -132,13 +141,15 @@ class Supervisor:
         self._clean_up(outcome)
         return outcome
 
-    async def _live(self, started_at: float) -> Outcome:
-        # gRPC is imported now, while the children do their own imports: it takes a tenth of a second. Its C part writes
-        # to stderr by itself, which is the terminal's alone; the children's environment has been made already.
+    def _make_watcher(self, started_at: float) -> Watcher:
+        # gRPC is imported now, usually while the children do their own imports: it takes a tenth of a second. Its C
+        # part writes to stderr by itself, which is the terminal's alone; the children's environment is a copy.
         os.environ["GRPC_VERBOSITY"] = "NONE"
         from tgis_cli.supervisor.watching import Watcher
 
-        watcher = Watcher(self._run, self._terminal, started_at)
+        return Watcher(self._run, self._terminal, started_at)
+
+    async def _live(self, watcher: Watcher) -> Outcome:
         try:
             return await self._watch_over(watcher)
         finally:
@@ -302,6 +313,10 @@ class Supervisor:
 
     def _relay(self, name: str, line: str, is_stderr: bool) -> None:
         self._terminal.relay(name, line, to_stderr=is_stderr)
+        if self._ready_at is None and not self._hung and lacks_threads(line):
+            # It may go on for ever without ever answering: gRPC repeats the line.
+            self._hung.append(explain_lack_of_threads(name))
+            self._ended.set()
 
     def _take_note(self) -> None:
         """Something happened to a child."""
@@ -385,6 +400,11 @@ class Supervisor:
         if first == 0:
             return task.result()
         raise StopRequested if self._signals.received else ChildEnded
+
+
+def are_threads_scarce(run: Run) -> bool:
+    """Whether a limit is near: it was not asked about, or others take what is left."""
+    return any(limit.free < 2 * Threads.of(run).total for limit in read_process_limits())
 
 
 def read_text(file: Path) -> str:

@@ -34,6 +34,7 @@ from tgis_server.metrics import Metrics
 from tgis_server.phases import Phases
 from tgis_server.processes import FRONTEND
 from tgis_server.run import Run
+from tgis_server.threads import GRPC, LANES, LAUNCHER_SERVER, METRICS_TEXT, POLLER, ThreadRoom
 from tgis_server.wire.link import EngineInfo, EngineLink, GrpcLink
 
 logger = logging.getLogger(__name__)
@@ -57,10 +58,12 @@ def serve(run: Run) -> None:
     fault = Fault.of(run.config.fault, FRONTEND)
     if fault:
         fault.reach("start")
+    room = ThreadRoom(POLLER + GRPC + LAUNCHER_SERVER + METRICS_TEXT + LANES * run.tokenization_workers)
     tokenizer, pieces = load_vocabulary(
         run.model_dir, run.tokenization_workers, output_special_tokens=run.config.output_special_tokens
     )
     phases.enter("opening the ports")
+    room.give_back()
     asyncio.run(_serve(run, phases, tokenizer, pieces))
 
 
@@ -166,7 +169,8 @@ class Frontend:
 
     async def _bind(self) -> None:
         """Take the ports at once: that one is in use should be said before a model is loaded."""
-        tls = Tls.load(self._run.config)
+        if tls := Tls.load(self._run.config):
+            self.metrics.read_certificate(str(tls.path), tls.get_expiry)
         self.state.grpc_port = await self._public.start(tls)
         self.state.http_port = await self._http.start(tls)
         await self._launcher.start()

@@ -32,14 +32,21 @@ MAX_DRAWN_SEED = 2**32  # what clients know from the original; a seed that they 
 class Call:
     """The outputs of one call, its times and the event that wakes its handler."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, num_inputs: int) -> None:
         """``kind`` is ``single``, ``batch`` or ``stream``, as metrics name it."""
         self.kind = kind
+        self.num_inputs = num_inputs  # also while there are no outputs yet
+        self.is_answered = False  # and counted as such
         self.started_at = time.monotonic()
         self.validated_at = self.started_at  # later once there are outputs
         self.outputs: list[Output] = []
         self.permits: Permits | None = None  # that go back when the answer of a stream is complete, before it is read
         self._news = asyncio.Event()
+
+    @property
+    def num_unfinished(self) -> int:
+        """Inputs that a call without an answer leaves; all of them, if it lacks nothing but its answer."""
+        return self.num_inputs - sum(output.is_finished for output in self.outputs) or self.num_inputs
 
     def on_change(self, output: Output) -> None:
         """Wake the handler if it can do something: a unary call waits for ends, a stream for every token."""
@@ -120,7 +127,8 @@ class GenerationService:
         return to_responses(outputs)
 
     def count_answer(self, output: Output, call: Call) -> None:
-        """Metrics of an input that is being answered."""
+        """Metrics of an input that is being answered. Whatever becomes of its call now, it is no failure."""
+        call.is_answered = True
         if output.stop_reason is FinishReason.TIME_LIMIT and output.num_generated == 0:
             self.metrics.count_failure("timeout")
         inference_s = None

@@ -60,7 +60,7 @@ class GenerationServicer(GenerationServiceServicer):
 
     async def Generate(self, request: pb.BatchedGenerationRequest, context: Context) -> pb.BatchedGenerationResponse:
         num_inputs = len(request.requests)
-        call = Call("single" if num_inputs == 1 else "batch")
+        call = Call("single" if num_inputs == 1 else "batch", num_inputs)
         self._metrics.count_call(call.kind, num_inputs)
         async with self._answering(context, call) as generation:
             if not num_inputs:
@@ -69,13 +69,14 @@ class GenerationServicer(GenerationServiceServicer):
                 await generation.prepare(request, [one.text for one in request.requests], call)
                 with generation.router.running(call.outputs):
                     await call.wait_for_all()
+                responses = await generation.build_responses(call.outputs)
                 for output in call.outputs:
                     generation.count_answer(output, call)
-                return await generation.build_responses(call.outputs)
+                return responses
 
     async def GenerateStream(self, request: pb.SingleGenerationRequest, context: Context) -> None:
         # Writes instead of yielding: a generator's `finally` may run long after its client is gone.
-        call = Call("stream")
+        call = Call("stream", 1)
         self._metrics.count_call(call.kind, 1)
         async with self._answering(context, call) as generation:
             with self._admission.hold(1) as call.permits:
@@ -152,14 +153,14 @@ class GenerationServicer(GenerationServiceServicer):
                 assert self.generation is not None, "accepting calls before the engine is known"
                 yield self.generation
             except asyncio.CancelledError:
-                if call:
-                    self._metrics.count_failure("cancelled", sum(not one.is_finished for one in call.outputs))
+                if call and not call.is_answered:
+                    self._metrics.count_failure("cancelled", call.num_unfinished)
                 failure = "cancelled"
                 raise
             except Exception as error:  # noqa: BLE001  the border: every failure of a call becomes its status
                 extra = {"correlation_id": correlation_id}
                 status, failure = explain(error, extra)
-                if call and not isinstance(error, MissingRequest):
+                if call and not call.is_answered and not isinstance(error, MissingRequest):
                     self._metrics.count_failure(failure_label(error, call))
                     for one in call.outputs:
                         if one.error and one.started_at is not None:

@@ -2,7 +2,7 @@
 
 Every new connection looks whether the files changed: a handshake costs far more, and no timer has to be right.
 What fits together is used from then on, by new connections only. What cannot be read or does not fit together, as in
-the middle of a replacement, changes nothing.
+the middle of a replacement, or is not valid now, changes nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import hashlib
 import logging
 import ssl
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,10 @@ from typing import Any
 import grpc
 
 from tgis_server import failures
+from tgis_server.clock import format_time
 from tgis_server.config import ServeConfig
-from tgis_server.errors import UsageError
+from tgis_server.errors import TgisError
+from tgis_server.frontend.certificate import Validity, read_own_certificate
 from tgis_server.regular_file import read_regular
 
 logger = logging.getLogger(__name__)
@@ -37,17 +41,21 @@ class TlsFiles:
 class Tls:
     """The certificate, its key and the CA of clients, as they are now. Any thread may ask."""
 
-    def __init__(self, config: ServeConfig, certificate: Path, key: Path) -> None:
-        """
+    def __init__(self, config: ServeConfig, certificate: Path, key: Path, now: Callable[[], float] = time.time) -> None:
+        """A certificate that is not valid is taken here, with a warning: the checks of a start refuse it.
+
         Raises:
             UsageError: a file is missing or broken, or key and certificate do not belong together.
         """
         self._certificate, self._key, self._client_ca = certificate, key, config.tls_client_ca_cert_path
         self._http_mode = config.http_tls
+        self._now = now
         self._lock = threading.Lock()  # guards what follows: gRPC asks from threads of its own
         self._stamp = self._look()
-        self._files, self._context = self._load()
-        self._problem = ""  # that was warned of
+        self._files, self._context, self._validity = self._load()
+        self._waits_until: float | None = None  # when the files, which were refused, become valid
+        self._told: set[str] = set()  # what was warned of
+        self._judge()
 
     @classmethod
     def load(cls, config: ServeConfig) -> Tls | None:
@@ -85,28 +93,66 @@ class Tls:
         """Made of what the files hold now."""
         return self._refresh()[1]
 
+    @property
+    def path(self) -> Path:
+        """Of the certificate."""
+        return self._certificate
+
+    def get_expiry(self) -> float:
+        """When the certificate in use ends, in seconds since the epoch; NaN where it does not tell."""
+        self._refresh()
+        return self._validity.end if self._validity else float("nan")
+
     def _refresh(self) -> tuple[TlsFiles, ssl.SSLContext]:
         with self._lock:
             stamp = self._look()
-            if stamp == self._stamp:
-                return self._files, self._context
-            self._stamp = stamp  # before reading: what changes meanwhile is read next time
-            try:
-                if self._read() != self._files:
-                    self._files, self._context = self._load()
-                    logger.info("TLS certificate %s was reloaded: %s", self._certificate, fingerprint(self._files))
-                self._problem = ""
-            except UsageError as error:
-                if str(error) != self._problem:
-                    self._problem = str(error)
-                    logger.warning("The TLS certificate in use stays: %s", error)
+            if stamp != self._stamp or (self._waits_until is not None and self._now() >= self._waits_until):
+                self._stamp = stamp  # before reading: what changes meanwhile is read next time
+                self._take_new_files()
+            self._judge()
             return self._files, self._context
 
-    def _load(self) -> tuple[TlsFiles, ssl.SSLContext]:
+    def _take_new_files(self) -> None:
+        self._waits_until = None
+        try:
+            if self._read() == self._files:
+                return
+            files, context, validity = self._load()
+            now = self._now()
+            if validity and not validity.includes(now):
+                self._waits_until = validity.start if now < validity.start else None
+                raise validity.refusal(self._certificate, now)
+        except TgisError as error:
+            self._warn_once(f"The TLS certificate in use stays: {error}")
+        else:
+            self._files, self._context, self._validity = files, context, validity
+            self._told.clear()
+            logger.info("TLS certificate %s was reloaded: %s", self._certificate, fingerprint(files))
+
+    def _judge(self) -> None:
+        """Warn of the certificate in use before clients refuse it, and when they do."""
+        validity, now = self._validity, self._now()
+        if validity is None:
+            return
+        if not validity.includes(now):
+            self._warn_once(f"The TLS certificate in use is not valid. {validity.refusal(self._certificate, now)}")
+        elif validity.ends_soon(now):
+            end = format_time(validity.end)
+            self._warn_once(f"The TLS certificate in use ends soon, on {end}: replace {self._certificate}.")
+
+    def _warn_once(self, text: str) -> None:
+        """Whatever the clock says in it by then."""
+        problem = text.partition(", and now it is")[0]
+        if problem not in self._told:
+            self._told.add(problem)
+            logger.warning("%s", text)
+
+    def _load(self) -> tuple[TlsFiles, ssl.SSLContext, Validity | None]:
         files = self._read()
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
             context.load_cert_chain(self._certificate, self._key, password="")  # never ask on the terminal
+            own = read_own_certificate(self._certificate, self._key)
         except (OSError, ValueError) as error:
             raise failures.TLS_PAIR_UNUSABLE.error(
                 certificate=self._certificate, key=self._key, reason=error
@@ -120,7 +166,7 @@ class Tls:
             context.verify_mode = ssl.CERT_REQUIRED
         if self._read() != files:
             raise failures.TLS_FILES_CHANGING.error(path=self._certificate)
-        return files, context
+        return files, context, Validity.of(own) if own else None
 
     def _look(self) -> list[tuple[int, ...] | None]:
         """What changes with the files, without reading them."""

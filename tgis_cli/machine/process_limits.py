@@ -1,0 +1,90 @@
+"""How many processes and threads may run here, and how many do: `ulimit -u` counts a user's, a group its own."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tgis_server import cgroup
+
+CAPABILITIES = (21, 24)  # SYS_ADMIN and SYS_RESOURCE: `ulimit -u` does not bind who has one
+UNLIKELY = 100_000  # such a limit is not what is reached first: counting would only take time
+
+GetLimit = Callable[[int], tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessLimit:
+    """One limit that holds for this process and its children."""
+
+    limit: int
+    used: int  # by others than this program
+    is_of_group: bool
+
+    @property
+    def where(self) -> str:
+        return "the control group" if self.is_of_group else "`ulimit -u`"
+
+    @property
+    def free(self) -> int:
+        return self.limit - self.used
+
+
+def read_process_limits(
+    root: Path = Path("/"), get_limit: GetLimit = resource.getrlimit, uid: int | None = None
+) -> list[ProcessLimit]:
+    """Those that are set, the tightest first.
+
+    Args:
+        root: of /proc and /sys.
+    """
+    proc = root / "proc"
+    limits = [*read_user_limit(proc, get_limit(resource.RLIMIT_NPROC)[0], os.getuid() if uid is None else uid)]
+    for group in cgroup.group_dirs("pids", root / "sys/fs/cgroup", proc / "self/cgroup"):
+        limit, used = cgroup.read_int(group / "pids.max"), cgroup.read_int(group / "pids.current")
+        if limit is not None and limit < UNLIKELY:
+            limits.append(ProcessLimit(limit, max(0, (used or 0) - count_own(proc)), is_of_group=True))
+    return sorted(limits, key=lambda limit: limit.free)
+
+
+def read_user_limit(proc: Path, limit: int, uid: int) -> Iterator[ProcessLimit]:
+    if 0 <= limit < UNLIKELY and not is_exempt(proc, uid):
+        used = sum(count_threads(path) for path in proc.glob("[0-9]*") if get_real_uid(path) == uid)
+        yield ProcessLimit(limit, max(0, used - count_own(proc)), is_of_group=False)
+
+
+def describe_process_limits() -> str:
+    """As the second half of a sentence: what there is, after one was reached."""
+    limits = [f"{limit.where} allows {limit.limit}" for limit in read_process_limits()]
+    return " and ".join(limits) or "no limit is set here, so that the machine's own may be reached (kernel.threads-max)"
+
+
+def is_exempt(proc: Path, uid: int) -> bool:
+    """Whether `ulimit -u` does not bind this process."""
+    capabilities = int(read_status(proc / "self").get("CapEff", "0"), 16)
+    is_root = uid == 0 and cgroup.read_text(proc / "self/uid_map").split()[:2] == ["0", "0"]
+    return is_root or any(capabilities >> bit & 1 for bit in CAPABILITIES)
+
+
+def count_own(proc: Path) -> int:
+    """Threads of this process, and of the launcher that it was forked from."""
+    parent = proc / str(os.getppid())
+    is_forked = cgroup.read_text(parent / "cmdline") == cgroup.read_text(proc / "self/cmdline")
+    return count_threads(proc / "self") + (count_threads(parent) if is_forked else 0)
+
+
+def count_threads(process: Path) -> int:
+    return int(read_status(process).get("Threads", "0"))
+
+
+def get_real_uid(process: Path) -> int | None:
+    uids = read_status(process).get("Uid", "").split()
+    return int(uids[0]) if uids else None
+
+
+def read_status(process: Path) -> dict[str, str]:
+    lines = (line.partition(":") for line in cgroup.read_text(process / "status").splitlines())
+    return {name: value.strip() for name, _, value in lines}
