@@ -20,7 +20,7 @@ from tgis_cli.models.hub_cache import list_folders
 from tgis_cli.models.selection import (
     PYTORCH,
     SAFETENSORS,
-    drop_converted,
+    drop_superfluous,
     parse_extensions,
     select_names,
 )
@@ -210,7 +210,7 @@ def find_missing_names(folder: CacheFolder, model: str, commit: str, sizes: dict
     except OSError as error:
         yield Path(error.filename).name
         return
-    for name in drop_converted(wanted, snapshot):
+    for name in drop_superfluous(wanted, expected, snapshot):
         if sizes.get(name) != expected[name]:
             yield name
 
