@@ -29,6 +29,7 @@ from tgis_server import model_files
 from tgis_server.errors import ModelError, UsageError
 from tgis_server.model_files import choose_weights, find_weights, read_json, read_weight_map
 
+CONFIGURATION = ("config.json", "generation_config.json")
 FORMATS = {".safetensors": "safetensors", ".bin": "pytorch", ".pt": "pytorch", ".onnx": "onnx", ".gguf": "gguf"}
 
 
@@ -129,7 +130,7 @@ def inspect_snapshot(folder: CacheFolder, model: str, commit: str, revisions: tu
         problems=(
             *find_problems(folder, model, commit, revisions, set(entries), sizes),
             *(find_unprepared(path, model, revisions or (commit,), set(sizes)) if engine else ()),
-            *(find_broken_config(path) if "config.json" in sizes else ()),
+            *(find_broken_config(path) if sizes else ()),
         ),
         last_used=last_used,
     )
@@ -217,10 +218,12 @@ def find_missing_names(folder: CacheFolder, model: str, commit: str, sizes: dict
 
 def find_broken_config(model_dir: Path) -> Iterator[str]:
     """What is wrong with the configuration, whether an engine knows such models or not."""
-    try:
-        read_json(model_dir / "config.json")
-    except ModelError as error:
-        yield str(error).rstrip(".")
+    for name in CONFIGURATION:
+        try:
+            if (model_dir / name).exists():
+                read_json(model_dir / name)
+        except ModelError as error:
+            yield str(error).rstrip(".")
 
 
 def find_broken_tokenizer(model_dir: Path) -> Iterator[str]:
