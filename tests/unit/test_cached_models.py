@@ -133,6 +133,24 @@ def test_converted_weights_make_the_originals_superfluous(tmp_path: Path):
     assert the_only(tmp_path).problems == ()
 
 
+def test_a_set_of_shards_with_its_index_is_enough_where_a_single_file_would_be_taken(tmp_path: Path):
+    contents = demo_contents()
+    index = json.dumps({"weight_map": {"w": "model-00001-of-00001.safetensors"}}).encode()
+    shards = {"model-00001-of-00001.safetensors": contents[WEIGHTS], "model.safetensors.index.json": index}
+    folder = fill(tmp_path, contents | shards)
+    (folder.snapshot(NEW) / WEIGHTS).unlink()
+
+    assert the_only(tmp_path).problems == ()
+
+
+def test_another_file_alone_is_not_enough_where_a_single_file_would_be_taken(tmp_path: Path):
+    contents = demo_contents()
+    folder = fill(tmp_path, contents | {"consolidated.safetensors": contents[WEIGHTS]})
+    (folder.snapshot(NEW) / WEIGHTS).unlink()
+
+    assert the_only(tmp_path).problems[0].startswith(f"{WEIGHTS} is missing")
+
+
 def test_no_cache_has_no_models(tmp_path: Path):
     assert list_models(tmp_path / "nowhere") == []
 

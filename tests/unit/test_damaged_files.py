@@ -154,7 +154,7 @@ def test_weights_are_told_to_be_cut_short_only_where_they_are(model_dir: Path, c
         inspect_checkpoint(model_dir, read_spec(model_dir), 1)
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer.json"])
 def test_a_cached_model_with_such_a_file_is_not_complete_and_not_bundled(tmp_path: Path, model_dir: Path, name: str):
     folder = CacheFolder(tmp_path / "cache", "org/demo")
     (model_dir / name).write_text(POINTER)

@@ -14,14 +14,14 @@ import pytest
 
 from tgis_cli.machine.preflight import check_readable
 from tgis_cli.models import find_model_dir, read_model_config
-from tgis_cli.models.selection import read_index
 from tgis_cli.models.torch_file import read_torch_file
 from tgis_cli.resolve import DEMO_MODEL_DIR
-from tgis_server.engines.native.checkpoint import INDEX_FILE, SINGLE_FILE, read_tensors
+from tgis_server.engines.native.checkpoint import read_tensors
 from tgis_server.engines.native.families import read_spec
 from tgis_server.errors import TgisError
 from tgis_server.frontend.tls import read_tls_file
 from tgis_server.frontend.tokenizer import Tokenizer
+from tgis_server.model_files import SAFETENSORS, read_weight_map
 from tgis_server.regular_file import open_regular
 
 PATIENCE_S = 5.0
@@ -88,9 +88,8 @@ def test_a_link_to_a_file_is_one(tmp_path: Path):
         ("config.json", lambda model: read_model_config(find_model_dir(str(model), None, model))),
         ("config.json", read_spec),
         ("generation_config.json", read_spec),
-        (SINGLE_FILE, read_tensors),
-        (INDEX_FILE, read_tensors),
-        (INDEX_FILE, lambda model: read_index(model / INDEX_FILE)),
+        (SAFETENSORS.single, lambda model: read_tensors(model, print)),
+        (SAFETENSORS.index, lambda model: read_weight_map(model / SAFETENSORS.index)),
         ("pytorch_model.bin", lambda model: read_torch_file(model / "pytorch_model.bin")),
         ("server.pem", lambda model: read_tls_file(model / "server.pem")),
         ("server.pem", lambda model: check_readable("--tls-cert-path", model / "server.pem")),

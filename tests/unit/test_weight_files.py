@@ -117,6 +117,10 @@ def test_a_conversion_that_was_interrupted_makes_no_model():
         ([], "no model.safetensors and no other weights as safetensors; download the model first"),
         (["pytorch_model.bin", "training_args.bin"], "it has pytorch_model.bin: `tgis convert-to-safetensors` makes"),
         (["adapter_model.safetensors"], "adapter_model.safetensors changes another model: name that one"),
+        (
+            ["training-7.safetensors"],
+            "training-7.safetensors is taken for a file of a training run: if it holds the model",
+        ),
         (["consolidated.00.pth"], "it has consolidated.00.pth, a format that is not read"),
         ([TWO[0]], f"lacks 1 of 2 weight files by the numbers in the names of the others .{TWO[1]} for one"),
         (["a.bin", "b.bin", "a.safetensors"], "that a conversion makes .*: `tgis convert-to-safetensors` goes on with"),

@@ -17,7 +17,7 @@ from tgis_cli.models.hub import Hub, Listing, RemoteFile, get_endpoint, is_offli
 from tgis_cli.models.hub_cache import model_folder_name
 from tgis_cli.models.inventory import and_more, inspect_snapshot
 from tgis_cli.models.names import COMMIT, is_safe_path
-from tgis_cli.models.selection import PYTORCH, SAFETENSORS, ReadText, drop_converted, parse_extensions, select_names
+from tgis_cli.models.selection import PYTORCH, SAFETENSORS, ReadText, drop_superfluous, parse_extensions, select_names
 from tgis_cli.progress import format_seconds, show_progress, tell
 from tgis_server.errors import HubError, ModelError, UsageError
 from tgis_server.regular_file import read_regular
@@ -110,7 +110,7 @@ class GetModel:
                 f"it has {', '.join(endings) or 'none'}."
             )
         if wanted == SAFETENSORS:
-            names = drop_converted(names, self.folder.snapshot(listing.commit))
+            names = drop_superfluous(names, files, self.folder.snapshot(listing.commit))
         return Selection(listing, tuple(files[name] for name in names))
 
     def _plan_without_hub(self, error: HubError) -> Planned:

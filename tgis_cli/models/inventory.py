@@ -20,7 +20,7 @@ from tgis_cli.models.hub_cache import list_folders
 from tgis_cli.models.selection import (
     PYTORCH,
     SAFETENSORS,
-    drop_converted,
+    drop_superfluous,
     parse_extensions,
     select_names,
 )
@@ -30,6 +30,7 @@ from tgis_server.errors import ModelError, UsageError
 from tgis_server.model_files import choose_weights, find_weights, read_json, read_weight_map
 from tgis_server.regular_file import read_regular
 
+CONFIGURATION = ("config.json", "generation_config.json")
 FORMATS = {".safetensors": "safetensors", ".bin": "pytorch", ".pt": "pytorch", ".onnx": "onnx", ".gguf": "gguf"}
 
 
@@ -130,7 +131,7 @@ def inspect_snapshot(folder: CacheFolder, model: str, commit: str, revisions: tu
         problems=(
             *find_problems(folder, model, commit, revisions, set(entries), sizes),
             *(find_unprepared(path, model, revisions or (commit,), set(sizes)) if engine else ()),
-            *(find_broken_config(path) if "config.json" in sizes else ()),
+            *(find_broken_config(path) if sizes else ()),
         ),
         last_used=last_used,
     )
@@ -211,17 +212,19 @@ def find_missing_names(folder: CacheFolder, model: str, commit: str, sizes: dict
     except OSError as error:
         yield Path(error.filename).name
         return
-    for name in drop_converted(wanted, snapshot):
+    for name in drop_superfluous(wanted, expected, snapshot):
         if sizes.get(name) != expected[name]:
             yield name
 
 
 def find_broken_config(model_dir: Path) -> Iterator[str]:
     """What is wrong with the configuration, whether an engine knows such models or not."""
-    try:
-        read_json(model_dir / "config.json")
-    except ModelError as error:
-        yield str(error).rstrip(".")
+    for name in CONFIGURATION:
+        try:
+            if (model_dir / name).exists():
+                read_json(model_dir / name)
+        except ModelError as error:
+            yield str(error).rstrip(".")
 
 
 def find_broken_tokenizer(model_dir: Path) -> Iterator[str]:

@@ -6,7 +6,7 @@ weights make up the model is decided where a start decides it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from tgis_server import model_files
@@ -90,11 +90,23 @@ def describe_missing(weights: WeightFiles) -> str:
     return f"{source} {weights.missing[0]}, which the repository does not have: try another revision."
 
 
-def drop_converted(names: list[str], model_dir: Path) -> list[str]:
-    """Without PyTorch weights of which a directory has safetensors by now: nobody needs them any more."""
-    if any(name.endswith(SAFETENSORS) for name in names) or not has_whole_safetensors(model_dir):
+def drop_superfluous(names: list[str], published: Collection[str], model_dir: Path) -> list[str]:
+    """Without weights that nobody needs any more, as a directory has others of the same model.
+
+    These are safetensors that were made of PyTorch's, or the set of an index where a single file would be taken now.
+
+    Args:
+        published: names of all files of the repository.
+    """
+    if not has_whole_safetensors(model_dir):
         return names
-    return [name for name in names if not name.endswith(PYTORCH) and name != model_files.BIN.index]
+    if not any(name.endswith(SAFETENSORS) for name in names):
+        return [name for name in names if not name.endswith(PYTORCH) and name != model_files.BIN.index]
+    here = find_weights(model_dir)
+    if not here.index:
+        return names
+    kept = {name for name in names if not name.endswith(SAFETENSORS)}
+    return sorted(kept | {here.index, *here.names}) if {here.index, *here.names} <= set(published) else names
 
 
 def has_whole_safetensors(model_dir: Path) -> bool:

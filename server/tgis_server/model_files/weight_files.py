@@ -205,6 +205,12 @@ def advise_without_weights(names: Collection[str]) -> str:
         return f"{adapters[0]} changes another model: name that one"
     if others := [name for name in sorted(names) if name.endswith(FOREIGN)]:
         return f"it has {others[0]}, a format that is not read: get the model as safetensors"
+    if unlikely := [
+        name for name in sorted(names) if name.endswith(SAFETENSORS.ending) and not name.startswith(HIDDEN)
+    ]:
+        return (
+            f"{unlikely[0]} is taken for a file of a training run: if it holds the model, call it {SAFETENSORS.single}"
+        )
     return "download the model first"
 
 
