@@ -34,7 +34,7 @@ def read_length(config: ConfigFile, rope: RopeSpec) -> Length:
         return length
     positions = rope.original_max_position if rope.kind == "yarn" else length.num_tokens
     how = f"{positions} positions stretched {rope.factor:g} times by {STRETCHING[rope.kind]}, as config.json says"
-    return Length(int(positions * rope.factor), how)
+    return Length(round(positions * rope.factor), how)
 
 
 def find_length(values: Mapping[str, Any]) -> Length | None:
