@@ -33,7 +33,6 @@ from tgis_cli.stop_signals import STOP_SIGNALS
 from tgis_cli.supervisor.cause import (
     Cause,
     Exit,
-    Memory,
     ProcessHangs,
     explain_lack_of_threads,
     find_cause,
@@ -44,10 +43,11 @@ from tgis_cli.supervisor.cause import (
 from tgis_cli.supervisor.child import Child
 from tgis_cli.supervisor.environment import child_environment
 from tgis_cli.supervisor.explain import lacks_threads
+from tgis_cli.supervisor.oom import OomWatch
 from tgis_cli.supervisor.signals import StopSignals
 from tgis_cli.supervisor.terminal import Terminal
 from tgis_cli.supervisor.waiting import first_of, wait_all
-from tgis_server import cgroup, failures
+from tgis_server import failures
 from tgis_server.errors import GroupFailed
 from tgis_server.processes import FRONTEND, child_names, rank_of
 from tgis_server.run import Run
@@ -65,6 +65,7 @@ CHILD_COMMAND = (sys.executable, "-P", "-m", "tgis_server.child")  # -P: nothing
 CAUSE_FILE = "cause.txt"  # in errors/, which so tells a failed run from what a killed launcher left
 CAUSE_WAIT_S = 0.4  # for the process that failed first to say why, after another one has ended
 CAUSE_POLL_S = 0.05
+MAX_LOOKED_AT = 1000  # characters of a line: a library's complaint is shorter
 DYING_S = 5.0  # for a process that has been killed, but still gives back what it holds
 KILLED_S = 10.0  # for SIGKILL to end a process
 LAST_WORDS_S = 0.5  # for the front-end to give calls in flight their status, and probes the cause
@@ -117,7 +118,7 @@ class Supervisor:
         self._hung: list[Cause] = []
         self._steps: dict[str, int | None] = {}  # by shard, once others gave up waiting for it
         self._ready_at: float | None = None
-        self._oom_kills = cgroup.count_oom_kills()
+        self._oom = OomWatch()
 
     async def supervise(self) -> Outcome:
         """Run the group until it stops or fails. No child is left when this returns."""
@@ -125,15 +126,18 @@ class Supervisor:
         death_read, death_write = os.pipe()  # nobody writes: its end tells the children that the launcher is gone
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGCHLD, self._take_note)
-        watcher = None
+        watcher, looking = None, None
         if are_threads_scarce(self._run):  # the children, which start at the same time, might leave none
             ThreadRoom(POLLER + GRPC).give_back()
             watcher = self._make_watcher(started_at)
             watcher.take_threads()
         try:
             await self._spawn(death_read)
+            looking = asyncio.create_task(self._oom.run(self._pids()), name="look-for-kills")
             outcome = await self._live(watcher or self._make_watcher(started_at))
         finally:
+            if looking:
+                looking.cancel()
             await self._kill_all()
             loop.remove_signal_handler(signal.SIGCHLD)
             os.close(death_read)
@@ -160,8 +164,7 @@ class Supervisor:
         try:
             await self._unless_interrupted(watcher.wait_until_ready())
             self._ready_at = time.monotonic()
-            pids = {name: child.pid for name, child in self._children.items()}
-            await self._unless_interrupted(watcher.announce(pids))
+            await self._unless_interrupted(watcher.announce(self._pids()))
             await self._unless_interrupted(watcher.watch_frontend())
         except StopRequested:
             name = self._signals.received[0].name
@@ -274,7 +277,8 @@ class Supervisor:
             await first_of(self._ended.wait(), timeout_s=CAUSE_POLL_S)
 
     def _find_cause(self) -> Cause:
-        memory = Memory(self._oom_kills, cgroup.count_oom_kills(), cgroup.memory_limit_bytes())
+        self._oom.look({})
+        memory = self._oom.tell()
         records = read_records(self._run.errors_dir)
         num_shard = self._run.num_shard
         return find_cause(self._exits(), records, memory, num_shard=num_shard, others=self._hung, steps=self._steps)
@@ -313,7 +317,8 @@ class Supervisor:
 
     def _relay(self, name: str, line: str, is_stderr: bool) -> None:
         self._terminal.relay(name, line, to_stderr=is_stderr)
-        if self._ready_at is None and not self._hung and lacks_threads(line):
+        is_looked_at = self._ready_at is None and len(line) < MAX_LOOKED_AT and not self._hung
+        if is_looked_at and lacks_threads(line):
             # It may go on for ever without ever answering: gRPC repeats the line.
             self._hung.append(explain_lack_of_threads(name))
             self._ended.set()
@@ -323,6 +328,7 @@ class Supervisor:
         for child in self._children.values():
             stopped_at = child.stopped_at
             if child.take_note():
+                self._oom.look({})
                 self._ended.set()
             elif child.stopped_at is not None and child.stopped_at != stopped_at:
                 logger.warning("%s was stopped by a signal; `kill -CONT %d` continues it", child.name, child.pid)
@@ -350,6 +356,9 @@ class Supervisor:
         while not self._hung and all(shard.is_alive for shard in self._shards):
             self._ended.clear()
             await self._ended.wait()
+
+    def _pids(self) -> dict[str, int]:
+        return {name: child.pid for name, child in self._children.items()}
 
     def _alive(self) -> list[Child]:
         return [child for child in self._children.values() if child.is_alive]
