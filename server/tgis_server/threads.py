@@ -50,6 +50,11 @@ class Threads:
         return OWN + GRPC + self.frontend + self.num_shard * self.shard
 
     @property
+    def least(self) -> int:
+        """Of these, what is there before the first request: without tokenization, and with one probe of each shard."""
+        return self.total - self.tokenization_workers - self.num_shard
+
+    @property
     def frontend(self) -> int:
         return OWN + GRPC + self.tokenization_workers + self.has_tracing
 

@@ -51,7 +51,7 @@ from tgis_server import failures
 from tgis_server.errors import GroupFailed
 from tgis_server.processes import FRONTEND, child_names, rank_of
 from tgis_server.run import Run
-from tgis_server.threads import GRPC, POLLER, ThreadRoom, Threads
+from tgis_server.threads import OWN, POLLER, ThreadRoom, Threads
 
 if TYPE_CHECKING:
     from tgis_cli.supervisor.watching import Watcher
@@ -71,6 +71,7 @@ KILLED_S = 10.0  # for SIGKILL to end a process
 LAST_WORDS_S = 0.5  # for the front-end to give calls in flight their status, and probes the cause
 STACKS_WAIT_S = 1.0  # for a hung process to print its stacks
 SIGNAL_TO_ALL_S = 0.1  # between the first and the last process of a group that a service manager signals
+ROOM_GIVEN_BACK_S = 0.05  # for the kernel to count ended threads no more
 STOP_GRACE_S = 2.0  # for shards between SIGTERM and SIGKILL
 STOPPED_S = 3.0  # for a child that somebody stopped to be continued
 DRAIN_SLACK_S = 5.0  # beyond what the front-end was given to drain
@@ -126,15 +127,14 @@ class Supervisor:
         death_read, death_write = os.pipe()  # nobody writes: its end tells the children that the launcher is gone
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGCHLD, self._take_note)
-        watcher, looking = None, None
-        if are_threads_scarce(self._run):  # the children, which start at the same time, might leave none
-            ThreadRoom(POLLER + GRPC).give_back()
-            watcher = self._make_watcher(started_at)
-            watcher.take_threads()
+        looking = None
+        if are_threads_scarce(self._run):  # some process would crash or hang, and not always the same one
+            ThreadRoom(Threads.of(self._run).least - (OWN - POLLER)).give_back()
+            await asyncio.sleep(ROOM_GIVEN_BACK_S)
         try:
             await self._spawn(death_read)
             looking = asyncio.create_task(self._oom.run(self._pids()), name="look-for-kills")
-            outcome = await self._live(watcher or self._make_watcher(started_at))
+            outcome = await self._live(started_at)
         finally:
             if looking:
                 looking.cancel()
@@ -145,15 +145,13 @@ class Supervisor:
         self._clean_up(outcome)
         return outcome
 
-    def _make_watcher(self, started_at: float) -> Watcher:
-        # gRPC is imported now, usually while the children do their own imports: it takes a tenth of a second. Its C
-        # part writes to stderr by itself, which is the terminal's alone; the children's environment is a copy.
+    async def _live(self, started_at: float) -> Outcome:
+        # gRPC is imported now, while the children do their own imports: it takes a tenth of a second. Its C part writes
+        # to stderr by itself, which is the terminal's alone; the children's environment has been made already.
         os.environ["GRPC_VERBOSITY"] = "NONE"
         from tgis_cli.supervisor.watching import Watcher
 
-        return Watcher(self._run, self._terminal, started_at)
-
-    async def _live(self, watcher: Watcher) -> Outcome:
+        watcher = Watcher(self._run, self._terminal, started_at)
         try:
             return await self._watch_over(watcher)
         finally:
