@@ -479,17 +479,24 @@ GPU_UNUSABLE = Failure(
 
 OUT_OF_MEMORY_KILLED = Failure(
     "out-of-memory-killed",
-    "SIGKILL, and the control group's count of out-of-memory kills (`oom_kill`) has risen since the start",
+    "SIGKILL, when the control group's count of out-of-memory kills (`oom_kill`) rose, of the child with most memory",
     "{process} was killed by the kernel's out-of-memory killer: {memory}; raise the limit, free memory, or serve a "
     "smaller model.",
     GroupFailed,
 )
+OUT_OF_MEMORY_PERHAPS = Failure(
+    "out-of-memory-perhaps",
+    "SIGKILL, when that count rose, but of a child with little memory: another process may have been meant",
+    "{process} was killed by SIGKILL when {memory} and the kernel killed a process of this container, which may have "
+    "been this one: see `dmesg`. Raise the limit, or move what else runs in the container.",
+    GroupFailed,
+)
 KILLED = Failure(
     "killed",
-    "SIGKILL, and that count has not risen",
+    "SIGKILL, and that count did not rise at that time",
     "{process} was killed by SIGKILL, and not by the kernel for lack of memory, as this container's count of such "
-    "kills did not change: find out who sent it (a person, or a daemon such as systemd-oomd), and stop the launcher "
-    "instead of its children.",
+    "kills did not change then: find out who sent it (a person, or a daemon such as systemd-oomd), and stop the "
+    "launcher instead of its children.",
     GroupFailed,
 )
 KILLED_PERHAPS_FOR_MEMORY = Failure(

@@ -53,6 +53,11 @@ class Threads:
         return OWN + GRPC + self.frontend + self.num_shard * self.shard
 
     @property
+    def least(self) -> int:
+        """Of these, what is there before the first request: without tokenization, and with one probe of each shard."""
+        return self.total - self.tokenization_workers - self.num_shard
+
+    @property
     def frontend(self) -> int:
         own = OWN + GRPC + LAUNCHER_SERVER + METRICS_TEXT
         return own + LANES * self.tokenization_workers + self.has_tracing

@@ -279,7 +279,7 @@ def test_every_counter_has_both_names(loaded: Loaded):
 
 
 def test_gauges_of_an_idle_server_are_zero(loaded: Loaded):
-    facts = ("tgi_server_info", "tgi_kv_blocks_total", "tgi_startup")
+    facts = ("tgi_server_info", "tgi_kv_blocks_total", "tgi_startup", "tgi_tls")
     gauges = {spec.name for spec in SPECS if spec.kind == "gauge" and not spec.name.startswith(facts)}
 
     assert {name: loaded.found[name] for name in gauges} == dict.fromkeys(gauges, 0)

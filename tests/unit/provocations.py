@@ -43,7 +43,8 @@ from tgis_cli.machine.process_limits import ProcessLimit
 from tgis_cli.models import find_cache_dir, find_model_dir
 from tgis_cli.resolve import DEMO_MODEL_DIR, resolve
 from tgis_cli.supervisor import supervisor, watching
-from tgis_cli.supervisor.cause import Cause, Exit, Memory, find_cause, read_records
+from tgis_cli.supervisor.cause import Cause, Exit, find_cause, read_records
+from tgis_cli.supervisor.oom import Memory
 from tgis_cli.supervisor.progress import ProcessProgress, Silence
 from tgis_cli.supervisor.run_dir import make_run_dir
 from tgis_cli.supervisor.signals import StopSignals
@@ -331,7 +332,7 @@ PROVOCATIONS |= {
 
 # -- A process of the group -------------------------------------------------------------------------------------------
 
-COUNTED = Memory(oom_kills_before=1, oom_kills_after=1)
+COUNTED = Memory(is_counted=True)
 
 
 def end(status: int, *, name: str = "shard-1", memory: Memory = COUNTED, **shared_memory: int) -> Provocation:
@@ -381,7 +382,8 @@ PROVOCATIONS |= {
     failures.BROKEN_LIBRARY: fault("import-error"),
     failures.UNEXPECTED_ERROR: fault("error"),
     failures.PEER_LOST: fault("timeout"),
-    failures.OUT_OF_MEMORY_KILLED: end(-signal.SIGKILL, memory=Memory(1, 2, GIB)),
+    failures.OUT_OF_MEMORY_KILLED: end(-signal.SIGKILL, memory=Memory(True, ((0.0, 1.0),), {"shard-1": GIB}, GIB)),
+    failures.OUT_OF_MEMORY_PERHAPS: end(-signal.SIGKILL, memory=Memory(True, ((0.0, 1.0),), {"shard-1": 1}, GIB)),
     failures.KILLED: end(-signal.SIGKILL),
     failures.KILLED_PERHAPS_FOR_MEMORY: end(-signal.SIGKILL, memory=Memory()),
     failures.SHARED_MEMORY_FULL: end(-signal.SIGBUS, f_blocks=64 << 20, f_bavail=0),

@@ -13,18 +13,18 @@ import pytest
 from tgis_cli.supervisor.cause import (
     Cause,
     Exit,
-    Memory,
     explain_own_error,
     find_cause,
     only_peers_are_blamed,
     read_records,
 )
 from tgis_cli.supervisor.explain import find_place
+from tgis_cli.supervisor.oom import Memory
 from tgis_server.child import write_error
 from tgis_server.errors import ModelError, PeerLost
 
 GIB = 1 << 30
-UNCHANGED = Memory(oom_kills_before=1, oom_kills_after=1)
+UNCHANGED = Memory(is_counted=True)
 
 
 CRASH = """\
@@ -94,13 +94,16 @@ def test_a_kill_by_hand_is_told_from_one_for_lack_of_memory():
     killed = [Exit("shard-1", -signal.SIGKILL, 1.0)]
 
     by_hand = report(killed).sentence
-    for_memory = report(killed, memory=Memory(1, 2, 8 * GIB)).sentence
-    for_the_machine = report(killed, memory=Memory(1, 2)).sentence
+    sizes = {"shard-0": 3 * GIB, "shard-1": 4 * GIB}
+    for_memory = report(killed, memory=Memory(True, ((0.5, 1.1),), sizes, 8 * GIB)).sentence
+    for_the_machine = report(killed, memory=Memory(True, ((0.5, 1.1),), sizes)).sentence
+    perhaps = report(killed, memory=Memory(True, ((0.5, 1.1),), {"shard-1": GIB}, 8 * GIB)).sentence
     unknown = report(killed, memory=Memory()).sentence
 
     assert "killed by SIGKILL, and not by the kernel for lack of memory" in by_hand
     assert "killer: the container's memory limit of 8.0 GiB was reached;" in for_memory
     assert "killer: the machine's memory was used up;" in for_the_machine
+    assert "when the container's memory limit of 8.0 GiB was reached and the kernel killed a process of" in perhaps
     assert "if this was not done by hand, the kernel's out-of-memory killer is the usual cause" in unknown
 
 

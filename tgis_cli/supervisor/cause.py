@@ -25,14 +25,22 @@ from tgis_cli.supervisor.explain import (
     lacks_threads,
     tell,
 )
+from tgis_cli.supervisor.oom import Memory, Verdict
 from tgis_server import failures
 from tgis_server.errors import GroupFailed, TgisError
 from tgis_server.failures import Failure
 from tgis_server.processes import FRONTEND, LAUNCHER
-from tgis_server.sizes import format_bytes
 
 # A dying process closes its sockets before the launcher hears of its death: a peer's error may be this much earlier.
 SIGNAL_LEAD_S = 0.5
+
+
+KILLED = {
+    Verdict.YES: failures.OUT_OF_MEMORY_KILLED,
+    Verdict.PERHAPS: failures.OUT_OF_MEMORY_PERHAPS,
+    Verdict.NO: failures.KILLED,
+    Verdict.UNKNOWN: failures.KILLED_PERHAPS_FOR_MEMORY,
+}
 
 
 class ProcessHangs(GroupFailed):
@@ -52,25 +60,6 @@ class Exit:
     time: float  # wall clock
     tail: Sequence[str] = ()  # its last lines on stderr
     log: str = "the run directory"  # where those are kept
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """What the control group says about memory before and after."""
-
-    oom_kills_before: int | None = None
-    oom_kills_after: int | None = None
-    limit_bytes: int | None = None
-
-    @property
-    def was_exhausted(self) -> bool:
-        return (self.oom_kills_after or 0) > (self.oom_kills_before or 0)
-
-    def describe(self) -> str:
-        """What ran out: the kernel counts its kills for the machine's sake under the same name."""
-        if self.limit_bytes:
-            return f"the container's memory limit of {format_bytes(self.limit_bytes)} was reached"
-        return "the machine's memory was used up"
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,12 +169,8 @@ def explain_words(error: str, context: Context) -> tuple[Failure, str]:
 def explain_signal(exit_: Exit, number: int, memory: Memory, num_shard: int, context: Context) -> tuple[Failure, str]:
     is_one_of_several = num_shard > 1 and exit_.name != FRONTEND
     match number:
-        case signal.SIGKILL if memory.was_exhausted:
-            return tell(failures.OUT_OF_MEMORY_KILLED, context, memory=memory.describe())
-        case signal.SIGKILL if memory.oom_kills_after is not None:
-            return tell(failures.KILLED, context)
         case signal.SIGKILL:
-            return tell(failures.KILLED_PERHAPS_FOR_MEMORY, context)
+            return tell(KILLED[memory.judge(exit_.name, exit_.time)], context, memory=memory.describe())
         case signal.SIGSEGV | signal.SIGABRT if lacks_threads("\n".join(exit_.tail)):
             return tell(failures.TOO_MANY_PROCESSES, context)
         case signal.SIGBUS if is_one_of_several and context.shared_memory.is_short:

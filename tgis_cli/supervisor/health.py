@@ -30,10 +30,6 @@ class HealthClient:
         self._run = run
         self._channels: dict[Path, grpc.aio.Channel] = {}
 
-    def open(self) -> None:
-        """Make a channel, and with it gRPC's threads."""
-        self._channel(self._run.frontend_socket)
-
     async def check(self, name: str, timeout_s: float) -> Reply | None:
         """Health of ``frontend`` or ``shard-R``."""
         rank = rank_of(name)

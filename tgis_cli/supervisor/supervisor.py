@@ -32,7 +32,6 @@ from tgis_cli.stop_signals import STOP_SIGNALS
 from tgis_cli.supervisor.cause import (
     Cause,
     Exit,
-    Memory,
     ProcessHangs,
     explain_lack_of_threads,
     find_cause,
@@ -43,15 +42,16 @@ from tgis_cli.supervisor.cause import (
 from tgis_cli.supervisor.child import Child
 from tgis_cli.supervisor.environment import child_environment
 from tgis_cli.supervisor.explain import lacks_threads
+from tgis_cli.supervisor.oom import OomWatch
 from tgis_cli.supervisor.signals import StopSignals
 from tgis_cli.supervisor.terminal import Terminal
 from tgis_cli.supervisor.waiting import first_of, wait_all
-from tgis_server import cgroup, failures
+from tgis_server import failures
 from tgis_server.errors import GroupFailed
 from tgis_server.interpreter import make_command
 from tgis_server.processes import FRONTEND, child_names, rank_of
 from tgis_server.run import Run
-from tgis_server.threads import GRPC, POLLER, ThreadRoom, Threads
+from tgis_server.threads import OWN, POLLER, ThreadRoom, Threads
 
 if TYPE_CHECKING:
     from tgis_cli.supervisor.watching import Watcher
@@ -65,11 +65,13 @@ CHILD_COMMAND = make_command("-m", "tgis_server.child")
 CAUSE_FILE = "cause.txt"  # in errors/, which so tells a failed run from what a killed launcher left
 CAUSE_WAIT_S = 0.4  # for the process that failed first to say why, after another one has ended
 CAUSE_POLL_S = 0.05
+MAX_LOOKED_AT = 1000  # characters of a line: a library's complaint is shorter
 DYING_S = 5.0  # for a process that has been killed, but still gives back what it holds
 KILLED_S = 10.0  # for SIGKILL to end a process
 LAST_WORDS_S = 0.5  # for the front-end to give calls in flight their status, and probes the cause
 STACKS_WAIT_S = 1.0  # for a hung process to print its stacks
 SIGNAL_TO_ALL_S = 0.1  # between the first and the last process of a group that a service manager signals
+ROOM_GIVEN_BACK_S = 0.05  # for the kernel to count ended threads no more
 STOP_GRACE_S = 2.0  # for shards between SIGTERM and SIGKILL
 STOPPED_S = 3.0  # for a child that somebody stopped to be continued
 DRAIN_SLACK_S = 5.0  # beyond what the front-end was given to drain
@@ -117,7 +119,7 @@ class Supervisor:
         self._hung: list[Cause] = []
         self._steps: dict[str, int | None] = {}  # by shard, once others gave up waiting for it
         self._ready_at: float | None = None
-        self._oom_kills = cgroup.count_oom_kills()
+        self._oom = OomWatch()
 
     async def supervise(self) -> Outcome:
         """Run the group until it stops or fails. No child is left when this returns."""
@@ -125,15 +127,17 @@ class Supervisor:
         death_read, death_write = os.pipe()  # nobody writes: its end tells the children that the launcher is gone
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGCHLD, self._take_note)
-        watcher = None
-        if are_threads_scarce(self._run):  # the children, which start at the same time, might leave none
-            ThreadRoom(POLLER + GRPC).give_back()
-            watcher = self._make_watcher(started_at)
-            watcher.take_threads()
+        looking = None
+        if are_threads_scarce(self._run):  # some process would crash or hang, and not always the same one
+            ThreadRoom(Threads.of(self._run).least - (OWN - POLLER)).give_back()
+            await asyncio.sleep(ROOM_GIVEN_BACK_S)
         try:
             await self._spawn(death_read)
-            outcome = await self._live(watcher or self._make_watcher(started_at))
+            looking = asyncio.create_task(self._oom.run(self._pids()), name="look-for-kills")
+            outcome = await self._live(started_at)
         finally:
+            if looking:
+                looking.cancel()
             await self._kill_all()
             loop.remove_signal_handler(signal.SIGCHLD)
             os.close(death_read)
@@ -141,15 +145,13 @@ class Supervisor:
         self._clean_up(outcome)
         return outcome
 
-    def _make_watcher(self, started_at: float) -> Watcher:
-        # gRPC is imported now, usually while the children do their own imports: it takes a tenth of a second. Its C
-        # part writes to stderr by itself, which is the terminal's alone; the children's environment is a copy.
+    async def _live(self, started_at: float) -> Outcome:
+        # gRPC is imported now, while the children do their own imports: it takes a tenth of a second. Its C part writes
+        # to stderr by itself, which is the terminal's alone; the children's environment has been made already.
         os.environ["GRPC_VERBOSITY"] = "NONE"
         from tgis_cli.supervisor.watching import Watcher
 
-        return Watcher(self._run, self._terminal, started_at)
-
-    async def _live(self, watcher: Watcher) -> Outcome:
+        watcher = Watcher(self._run, self._terminal, started_at)
         try:
             return await self._watch_over(watcher)
         finally:
@@ -160,8 +162,7 @@ class Supervisor:
         try:
             await self._unless_interrupted(watcher.wait_until_ready())
             self._ready_at = time.monotonic()
-            pids = {name: child.pid for name, child in self._children.items()}
-            await self._unless_interrupted(watcher.announce(pids))
+            await self._unless_interrupted(watcher.announce(self._pids()))
             await self._unless_interrupted(watcher.watch_frontend())
         except StopRequested:
             name = self._signals.received[0].name
@@ -274,7 +275,8 @@ class Supervisor:
             await first_of(self._ended.wait(), timeout_s=CAUSE_POLL_S)
 
     def _find_cause(self) -> Cause:
-        memory = Memory(self._oom_kills, cgroup.count_oom_kills(), cgroup.memory_limit_bytes())
+        self._oom.look({})
+        memory = self._oom.tell()
         records = read_records(self._run.errors_dir)
         num_shard = self._run.num_shard
         return find_cause(self._exits(), records, memory, num_shard=num_shard, others=self._hung, steps=self._steps)
@@ -313,7 +315,8 @@ class Supervisor:
 
     def _relay(self, name: str, line: str, is_stderr: bool) -> None:
         self._terminal.relay(name, line, to_stderr=is_stderr)
-        if self._ready_at is None and not self._hung and lacks_threads(line):
+        is_looked_at = self._ready_at is None and len(line) < MAX_LOOKED_AT and not self._hung
+        if is_looked_at and lacks_threads(line):
             # It may go on for ever without ever answering: gRPC repeats the line.
             self._hung.append(explain_lack_of_threads(name))
             self._ended.set()
@@ -323,6 +326,7 @@ class Supervisor:
         for child in self._children.values():
             stopped_at = child.stopped_at
             if child.take_note():
+                self._oom.look({})
                 self._ended.set()
             elif child.stopped_at is not None and child.stopped_at != stopped_at:
                 logger.warning("%s was stopped by a signal; `kill -CONT %d` continues it", child.name, child.pid)
@@ -350,6 +354,9 @@ class Supervisor:
         while not self._hung and all(shard.is_alive for shard in self._shards):
             self._ended.clear()
             await self._ended.wait()
+
+    def _pids(self) -> dict[str, int]:
+        return {name: child.pid for name, child in self._children.items()}
 
     def _alive(self) -> list[Child]:
         return [child for child in self._children.values() if child.is_alive]

@@ -70,10 +70,6 @@ class Watcher:
                 logger.info("starting for %.0f s: %s", now - self._started_at, ", ".join(map(str, self._processes)))
             await asyncio.sleep(STARTING_POLL_S)
 
-    def take_threads(self) -> None:
-        """Let gRPC start its threads now, before anybody can be asked."""
-        self._health.open()
-
     async def announce(self, pids: dict[str, int]) -> None:
         """Say where the server is: in ``ready.json``, and to the terminal or as a JSON event."""
         replies = {process.name: process.reply for process in self._processes if process.reply}
