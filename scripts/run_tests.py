@@ -15,13 +15,15 @@ import subprocess
 import sys
 import time
 
+from tgis_server.interpreter import make_command
+
 TIERS = {"test": "not acceptance", "acceptance": "acceptance"}
 BESIDE_OTHERS = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")  # as collected: long groups come first
 ALL_PASSED, SOME_FAILED, NONE_SELECTED = 0, 1, 5
 
 
 def run_pytest(markers: str, arguments: list[str]) -> int:
-    command = [sys.executable, "-m", "pytest", *arguments, "-m", markers]
+    command = make_command("-m", "pytest", *arguments, "-m", markers)
     print(f"\npytest {' '.join(arguments)} -m '{markers}'", flush=True)
     return subprocess.run(command, check=False).returncode
 

@@ -47,7 +47,7 @@ def test_exactly_one_frame_has_a_stop_reason_and_it_is_the_last(number: int, pau
     during = iter(pauses)
 
     async def stream() -> None:
-        call = Call("stream")
+        call = Call("stream", 1)
         output = output_of(details=Details(input_tokens=wants_input))
         output._on_change = call.on_change
         step = tokens_of(output, number)

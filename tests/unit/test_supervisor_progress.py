@@ -123,6 +123,7 @@ def test_a_cpu_shard_gets_its_threads_and_nothing_else_changes():
     assert child_environment(make_run(), 1, {"HOME": "/h"}) == {
         "HOME": "/h",
         "HF_HUB_OFFLINE": "1",
+        "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "GLOO_SOCKET_IFNAME": "lo",
