@@ -108,7 +108,8 @@ def wide_model(tmp_path: Path) -> Path:
 
 
 def test_an_allocation_that_is_refused_refuses_its_prompt_and_harms_nobody(launch: Launch, wide_model: Path) -> None:
-    server = launch("--model-name", str(wide_model), "--dtype", "float32", "--max-batch-tokens", "2048")
+    whole_prompts = ("--max-batch-tokens", "4096", "--target-inter-token-latency", "1000")
+    server = launch("--model-name", str(wide_model), "--dtype", "float32", *whole_prompts)
     shard = psutil.Process(server.pids["shard-0"])
     with grpc.insecure_channel(server.address) as channel:
         expected = generate(channel, "Once", 200)

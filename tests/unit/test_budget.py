@@ -81,6 +81,19 @@ def test_the_first_chunk_of_a_step_has_a_token_whatever_it_takes_and_the_next_no
     assert [budget.take(600_000, 1000), budget.take(600_000, 1000)] == [1, 0]
 
 
+def test_a_chunk_takes_at_least_as_long_for_its_tokens_as_for_reading_keys():
+    def slow_reader(load: StepLoad) -> float:
+        return 0.02 + 0.001 * load.num_tokens + 1e-5 * load.num_keys
+
+    times = StepTimes()
+    for each in [load((start, count)) for count in (64, 128, 256) for start in range(60_000, 70_000, 500)]:
+        times.observe(each, slow_reader(each))
+
+    budget = PrefillBudget.beside(times, load(), 512, 0.1, has_others=False, may_exceed=True)
+
+    assert budget.take(65_536, 10_000) >= 256
+
+
 def test_no_sequence_gets_more_than_half_beside_others():
     budget = PrefillBudget.beside(StepTimes(), load((5, 1)), 64, math.inf, has_others=True)
 

@@ -16,7 +16,7 @@ MAX_SURPRISE = 3.0  # times what was expected
 RECENT = 0.9  # weight of a step when the next one of its kind is seen: about the last ten count
 # How strongly what steps do not tell apart keeps its former explanation. Attention's terms more than the others: they
 # are small until keys are many, and then seen at once.
-INERTIA = (1e-3, 1e-3, 1e-2, 1e-2)
+INERTIA = (1e-3, 1e-3, 1e-2, 1e-1)
 
 
 @dataclass(slots=True)
@@ -96,6 +96,10 @@ class StepTimes:
         keys = start + num_tokens
         return per_token * num_tokens + per_product * num_tokens * keys + per_key * keys
 
+    def predict_keys(self, num_keys: int) -> float:
+        """The part of a chunk's seconds that does not depend on its tokens: reading its row's keys."""
+        return self._fit()[3] * num_keys
+
     def _fit(self) -> list[float]:
         """Least squares, pulled a little towards the former factors."""
         if not self._is_stale:
@@ -152,6 +156,7 @@ class PrefillBudget:
         seconds: left.
         max_share: most tokens of one sequence.
         max_share_s: most seconds of one sequence.
+        may_exceed: see :meth:`take`. Not in every step: chunks of one size would not show what depends on it.
     """
 
     times: StepTimes
@@ -159,11 +164,19 @@ class PrefillBudget:
     seconds: float
     max_share: int
     max_share_s: float
+    may_exceed: bool = False
     num_chunks: int = field(default=0, init=False)
 
     @classmethod
     def beside(
-        cls, times: StepTimes, decode: StepLoad, max_tokens: int, target_s: float, *, has_others: bool
+        cls,
+        times: StepTimes,
+        decode: StepLoad,
+        max_tokens: int,
+        target_s: float,
+        *,
+        has_others: bool,
+        may_exceed: bool = False,
     ) -> PrefillBudget:
         """The room that decode rows leave.
 
@@ -172,23 +185,27 @@ class PrefillBudget:
             max_tokens: of the step.
             target_s: longest that the step should take.
             has_others: no sequence gets more than half.
+            may_exceed: see the class.
         """
         decode_s = times.predict(decode)
         seconds = max(MAX_TARGET_USE * target_s - decode_s, MIN_PREFILL_SHARE * decode_s)
         tokens = max_tokens - decode.num_tokens
         if has_others:
-            return cls(times, tokens, seconds, max(1, max_tokens // 2), seconds / 2)
-        return cls(times, tokens, seconds, max_tokens, seconds)
+            return cls(times, tokens, seconds, max(1, max_tokens // 2), seconds / 2, may_exceed)
+        return cls(times, tokens, seconds, max_tokens, seconds, may_exceed)
 
     def take(self, start: int, remaining: int) -> int:
         """Tokens for the next chunk of a sequence: all that remain, or a power of two; 0 if the step has no more room.
 
-        The first chunk of a step has at least one token, so that prompts go on whatever a step takes.
+        The first chunk of a step has at least one token, so that prompts go on whatever a step takes; and it may take
+        twice as long as reading its keys, if ``may_exceed``: smaller ones would spend their time on that.
         """
         most = min(remaining, self.tokens, self.max_share)
         if most <= 0:
             return 0
         room_s = min(self.seconds, self.max_share_s)
+        if self.may_exceed and not self.num_chunks:
+            room_s = max(room_s, 2 * self.times.predict_keys(start))
         count = most if most == remaining else _floor_power(most)
         while (seconds := self.times.predict_chunk(start, count)) > room_s:
             if count == 1:

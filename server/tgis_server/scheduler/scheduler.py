@@ -39,6 +39,8 @@ from tgis_server.wire.messages import (
     TokenDetail,
 )
 
+STEPS_PER_PROBE = 8  # of which one keeps to the target whatever reading keys takes
+
 NOT_FINITE = (
     "the model computed NaN or infinity for this request; if it does so often, its weights may be damaged, or its "
     "values exceed the range of float16 (use --dtype bfloat16 or float32)"
@@ -199,6 +201,7 @@ class Scheduler:
             limits.max_batch_tokens,
             limits.target_s,
             has_others=len(self._sequences) > 1,
+            may_exceed=builder.plan.step % STEPS_PER_PROBE != 0,
         )
         long = [s for s in prefilling if s.num_to_compute > budget.max_share]
         short = [s for s in prefilling if s.num_to_compute <= budget.max_share]

@@ -128,13 +128,13 @@ def build_batch(plan: StepPlan, slots: Slots, cache: KvCache, planner: Attention
     )
     places = blocks * (2 * cache.num_kv_heads * cache.block_size) + positions % cache.block_size
 
-    # 3. Blocks that are begun and not filled; what their former owners left behind the row's keys is cleared
+    # 3. What their former owners left in blocks that are begun and not filled would lie behind the row's keys
     size = cache.block_size
-    begun = [
-        r.table[r.num_keys // size]
+    cache.clear(
+        int(r.table[r.num_keys // size])
         for r in token_rows
         if r.num_keys % size and r.start <= r.num_keys - r.num_keys % size
-    ]
+    )
 
     # 4. Rows that sample
     last_token_of_row = dict(
@@ -146,11 +146,8 @@ def build_batch(plan: StepPlan, slots: Slots, cache: KvCache, planner: Attention
     single_slots = np.array([plan.slots[r.row] for r in token_rows[: len(singles)]], dtype=np.int64)
 
     # 5. To the device
-    begun_blocks = np.array(begun, dtype=np.int64)
-    on_device = staging.put_all([ids, rope_rows, places, sample_tokens, sample_slots, single_slots, begun_blocks])
-    ids_t, rope_rows_t, places_t, sample_tokens_t, sample_slots_t, single_slots_t, begun_t = on_device
-    if begun:
-        cache.clear(begun_t)
+    on_device = staging.put_all([ids, rope_rows, places, sample_tokens, sample_slots, single_slots])
+    ids_t, rope_rows_t, places_t, sample_tokens_t, sample_slots_t, single_slots_t = on_device
     if (ids == FROM_DEVICE).any():
         known = ids_t[: len(singles)]
         newest = slots.newest_ids.index_select(0, single_slots_t)
