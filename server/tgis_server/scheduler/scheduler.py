@@ -265,7 +265,7 @@ class Scheduler:
 
     def _admit(self, builder: _PlanBuilder, sequence: Sequence, cached: list[int], needed: int, now: float) -> None:
         """Give a newcomer a slot, and the blocks of all its known tokens."""
-        self._waiting.remove(sequence)
+        self._waiting.start(sequence)
         self.pool.acquire(cached)
         sequence.blocks = cached + self.pool.allocate(needed)
         sequence.num_published = len(cached)

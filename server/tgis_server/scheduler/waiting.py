@@ -37,8 +37,15 @@ class WaitingQueue:
         insort(self._sequences, sequence, key=by_arrival)
 
     def remove(self, sequence: Sequence) -> None:
-        """It has got a slot, or is over. Those before it stay as they are."""
+        """It is over without having started."""
         self._sequences.remove(sequence)
+
+    def start(self, sequence: Sequence) -> None:
+        """It gets a slot, and overtakes those before it."""
+        place = self._sequences.index(sequence)
+        for overtaken in self._sequences[:place]:
+            overtaken.num_overtaken += 1
+        del self._sequences[place]
 
     @staticmethod
     def is_due(sequence: Sequence) -> bool:
@@ -47,14 +54,11 @@ class WaitingQueue:
 
     def candidates(self) -> Iterator[Sequence]:
         """Who may start next, one after the other. What is yielded may be started before the next one is asked for."""
-        passed: list[Sequence] = []
-        while len(passed) < len(self._sequences) and len(passed) < MAX_LOOKED_AT:
-            sequence = self._sequences[len(passed)]
-            yield sequence
-            if len(passed) < len(self._sequences) and self._sequences[len(passed)] is sequence:
-                passed.append(sequence)  # it did not fit
-            else:
-                for waiting in passed:
-                    waiting.num_overtaken += 1
-            if any(map(self.is_due, passed)):
+        num_passed = 0
+        while num_passed < min(len(self._sequences), MAX_LOOKED_AT):
+            if any(map(self.is_due, self._sequences[:num_passed])):
                 return
+            sequence = self._sequences[num_passed]
+            yield sequence
+            if num_passed < len(self._sequences) and self._sequences[num_passed] is sequence:
+                num_passed += 1  # it did not fit
