@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -135,5 +136,24 @@ def test_a_request_waits_until_there_is_room_and_leaves_the_queue_with_its_clien
         assert len(patient._receiving) == 1
         assert patient.num_bytes_held == 0
         waiting.cancel()
+
+    run(test)
+
+
+def test_memory_is_returned_to_the_system_when_large_requests_are_gone(monkeypatch):
+    trims: queue.SimpleQueue[None] = queue.SimpleQueue()
+    monkeypatch.setattr(patience, "trim_memory", lambda: trims.put(None))
+    monkeypatch.setattr(patience, "CHECK_S", 0.001)
+
+    async def test() -> None:
+        patient = make_patience()
+        checking = asyncio.create_task(patient.run())
+        release = patient.hold(32 * MIB)
+        await asyncio.sleep(0.05)
+        assert trims.empty()
+        release()
+        for _ in patience.TRIM_CHECKS:
+            await asyncio.to_thread(trims.get, timeout=5)
+        checking.cancel()
 
     run(test)
