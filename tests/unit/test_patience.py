@@ -102,8 +102,7 @@ def test_requests_that_have_just_begun_are_not_slow_however_many_they_are(monkey
 
 
 async def arrive(patient: Patience, client: Client) -> None:
-    async with patient.receiving(client.end, waits_for_room=True):
-        await asyncio.Event().wait()
+    await patient.receive(asyncio.Event().wait, client.end, waits_for_room=True)
 
 
 def test_where_bytes_are_short_answers_that_nobody_reads_give_way_and_those_that_move_do_not(clock):

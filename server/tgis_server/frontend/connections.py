@@ -52,15 +52,6 @@ class OpenCall:
     account: Account
     was_read: bool = False
 
-    @contextlib.contextmanager
-    def receiving(self) -> Iterator[None]:
-        """A request is being received inside the ``with`` block."""
-        self.account.num_receiving += 1
-        try:
-            yield
-        finally:
-            self.account.num_receiving -= 1
-
     def note_request(self, num_bytes: int) -> None:
         self.was_read = True
         self.account.num_bytes += num_bytes
@@ -78,21 +69,22 @@ class Accounts:
     """By peer, as calls tell it."""
 
     def __init__(self) -> None:
-        self._accounts: dict[Peer, Account] = {}
+        self._accounts: dict[str, Account] = {}
 
     def open(self, peer: str) -> OpenCall:
         """A call of a peer, as gRPC names that, begins."""
-        account = self._accounts.setdefault(parse_peer(peer), Account())
+        if (account := self._accounts.get(peer)) is None:
+            account = self._accounts[peer] = Account()
         account.num_open += 1
         return OpenCall(account)
 
     def copy(self) -> dict[Peer, Account]:
-        return {peer: replace(one) for peer, one in self._accounts.items()}
+        return {parse_peer(peer): replace(one) for peer, one in self._accounts.items()}
 
     def forget(self, peers: set[Peer]) -> None:
         """Connections that are gone."""
-        for peer in peers:
-            if (account := self._accounts.get(peer)) and not account.num_open:
+        for peer, account in list(self._accounts.items()):
+            if not account.num_open and parse_peer(peer) in peers:
                 del self._accounts[peer]
 
 

@@ -61,6 +61,8 @@ def stream_options(max_concurrent_requests: int) -> tuple[tuple[str, int], ...]:
     most = num_streams(max_concurrent_requests)
     return (
         ("grpc.max_concurrent_streams", most),
+        # Streams whose calls are over and not freed yet: beyond that the library refuses what it has allowed.
+        ("grpc.http2.max_deallocating_streams", most),
         ("grpc.server.max_pending_requests", 8 * most),
         ("grpc.server.max_pending_requests_hard_limit", 10 * most),
     )

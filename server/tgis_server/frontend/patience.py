@@ -10,13 +10,14 @@ import contextlib
 import ctypes
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from tgis_server.metrics import Metrics
 
+T = TypeVar("T")
 End: TypeAlias = Callable[[str, str], None]  # status and text; ends what keeps the server waiting
 
 RECEIVE_TIMEOUT_S = 60.0  # for a request to arrive whole
@@ -93,10 +94,9 @@ class Patience:
 
         return stop
 
-    @asynccontextmanager
-    async def receiving(self, end: End, *, waits_for_room: bool) -> AsyncIterator[None]:
-        """A request arrives inside the ``async with`` block, which is entered when there is room for it."""
-        if waits_for_room:
+    async def receive(self, read: Callable[[], Awaitable[T]], end: End, *, waits_for_room: bool) -> T:
+        """Read a request, as soon as there is room for it."""
+        if waits_for_room and (self._queue or self.num_bytes_held >= self.max_bytes_held):
             await self._wait_for_room()
         wait = self._begin(self._receiving, end, 0)
         text = f"The request did not arrive within {RECEIVE_TIMEOUT_S:g} s."
@@ -104,7 +104,7 @@ class Patience:
             RECEIVE_TIMEOUT_S, self._give_up, wait, "receive_timeout", "DEADLINE_EXCEEDED", text
         )
         try:
-            yield
+            return await read()
         finally:
             self._finish(self._receiving, wait)
 
@@ -182,8 +182,6 @@ class Patience:
 
     async def _wait_for_room(self) -> None:
         """Until fewer bytes are held than may be, in order."""
-        if self.num_bytes_held < self.max_bytes_held and not self._queue:
-            return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append(turn)
         self._reclaim()

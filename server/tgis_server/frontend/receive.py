@@ -74,9 +74,12 @@ def _make_handler(method: MethodDescriptor, behaviour: Callable[[Any, Any], Any]
         try:
             if error := door.why_not():
                 raise error
-            async with patience.receiving(partial(end_call, context), waits_for_room=door.waits_for_room):
-                with call.receiving():
-                    raw = await context.read()
+            call.account.num_receiving += 1
+            try:
+                end = partial(end_call, context)
+                raw = await patience.receive(context.read, end, waits_for_room=door.waits_for_room)
+            finally:
+                call.account.num_receiving -= 1
             if raw is grpc.aio.EOF:
                 return None
             call.note_request(len(raw))
