@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
 from tgis_server.descriptors import MaxConnections
-from tgis_server.frontend.connections import Account, Accounts, Connection, PortWatch, parse_peer, plain
+from tgis_server.frontend.connections import (
+    CALL_BYTES,
+    NUM_BEHIND,
+    Account,
+    Accounts,
+    Connection,
+    PortWatch,
+    parse_peer,
+    plain,
+)
 
 A, B, C = (("10.0.0.1", port) for port in (1, 2, 3))
 KIB, MIB = 1 << 10, 1 << 20
@@ -30,36 +40,46 @@ def reasons(port: PortWatch, now: float, *connections: Connection, **accounts: A
     return [closed.get(one, "") for one in connections]
 
 
-def test_bytes_that_belong_to_no_call_are_a_flood_where_they_come_fast():
-    port = watch()
+def checks(port: PortWatch, received: Callable[[float], int], account: Callable[[float], Account]) -> list[str]:
+    """The reasons of forty checks of one connection, as times go by."""
+    times = [check / 2 for check in range(40)]
+    return [reasons(port, now, connection(received=received(now)), a=account(now))[0] for now in times]
 
-    assert reasons(port, 0, connection(A), connection(B)) == ["", ""]
-    assert reasons(port, 1, connection(A, received=MIB), connection(B, received=100 * KIB)) == ["flood", ""]
+
+def test_bytes_that_belong_to_no_call_are_a_flood_where_they_come_fast():
+    found = checks(watch(), lambda now: int(now * MIB), lambda now: Account())
+
+    assert found.index("flood") == NUM_BEHIND + 2
 
 
 def test_pings_now_and_then_are_no_flood_however_long_they_go_on():
-    port = watch()
-
-    found = [reasons(port, second, connection(received=second * 20 * KIB)) for second in range(100)]
-
-    assert found == [[""]] * 100
+    assert set(checks(watch(), lambda now: int(now * 50 * KIB), lambda now: Account())) == {""}
 
 
-def test_a_flood_behind_an_answered_request_is_one_too():
-    port = watch()
-    reasons(port, 0, connection(), a=Account())
+@pytest.mark.parametrize("delay_s", [0, 2])
+def test_requests_are_no_flood_however_fast_they_come_and_whether_they_are_counted_sooner_or_later(delay_s: int):
+    def account(now: float) -> Account:
+        return Account(num_bytes=int(max(0, now - delay_s) * 100 * MIB))
 
-    assert reasons(port, 1, connection(received=4 * MIB), a=Account(num_bytes=4 * MIB)) == [""]
-    assert reasons(port, 2, connection(received=5 * MIB), a=Account(num_bytes=4 * MIB)) == ["flood"]
+    assert set(checks(watch(), lambda now: int(now * 100 * MIB), account)) == {""}
+
+
+def test_a_client_has_no_credit_for_a_flood_from_compressed_requests_or_a_quiet_time():
+    def received(now: float) -> int:
+        return int(max(0, now - 10) * MIB)
+
+    found = checks(watch(), received, lambda now: Account(num_bytes=int(min(now, 5) * 100 * MIB)))
+
+    assert "flood" in found
 
 
 def test_a_request_that_is_arriving_is_no_flood_until_it_is_more_than_a_request_can_be():
-    port = watch()
     arriving = Account(num_open=1, num_receiving=1)
-    reasons(port, 0, connection(), a=arriving)
 
-    assert reasons(port, 1, connection(received=8 * MIB), a=arriving) == [""]
-    assert reasons(port, 2, connection(received=9 * MIB), a=arriving) == ["flood"]
+    found = checks(watch(), lambda now: int(min(now, 8) * MIB), lambda now: arriving)
+    too_much = checks(watch(), lambda now: int(now * MIB), lambda now: arriving)
+
+    assert (set(found), "flood" in too_much) == ({""}, True)
 
 
 def test_resets_in_masses_close_a_connection_and_a_client_that_leaves_all_its_calls_does_not():
@@ -91,16 +111,25 @@ def test_of_too_many_connections_the_silent_ones_without_calls_go_first():
 def test_calls_account_for_what_they_sent_and_resets_for_nothing_more():
     accounts = Accounts()
     answered, reset = accounts.open("ipv4:10.0.0.1:1"), accounts.open("ipv4:10.0.0.1:2")
-    answered.num_bytes += 100
-    accounts.close(answered, was_reset=False)
-    accounts.close(reset, was_reset=True)
+    answered.note_request(100)
+    answered.close(was_reset=False)
+    reset.close(was_reset=True)
 
     copy = accounts.copy()
     accounts.forget({A, B})
 
-    assert (copy[A].num_bytes > 100, copy[A].num_resets) == (True, 0)
-    assert (copy[B].num_bytes, copy[B].num_resets) == (0, 1)
+    assert copy == {A: Account(num_bytes=100 + CALL_BYTES), B: Account(num_resets=1, num_unread=1)}
     assert accounts.copy() == {}
+
+
+def test_what_fits_in_the_windows_of_calls_that_the_library_refused_is_no_flood():
+    def refused(now: float) -> Account:
+        return Account(num_unread=int(now * 50))
+
+    found = checks(watch(), lambda now: int(now * 3 * MIB), refused)
+    flood = checks(watch(), lambda now: int(now * 16 * MIB), refused)
+
+    assert (set(found), "flood" in flood) == ({""}, True)
 
 
 @pytest.mark.parametrize(

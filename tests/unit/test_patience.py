@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -101,8 +102,7 @@ def test_requests_that_have_just_begun_are_not_slow_however_many_they_are(monkey
 
 
 async def arrive(patient: Patience, client: Client) -> None:
-    async with patient.receiving(client.end, waits_for_room=True):
-        await asyncio.Event().wait()
+    await patient.receive(asyncio.Event().wait, client.end, waits_for_room=True)
 
 
 def test_where_bytes_are_short_answers_that_nobody_reads_give_way_and_those_that_move_do_not(clock):
@@ -135,5 +135,24 @@ def test_a_request_waits_until_there_is_room_and_leaves_the_queue_with_its_clien
         assert len(patient._receiving) == 1
         assert patient.num_bytes_held == 0
         waiting.cancel()
+
+    run(test)
+
+
+def test_memory_is_returned_to_the_system_when_large_requests_are_gone(monkeypatch):
+    trims: queue.SimpleQueue[None] = queue.SimpleQueue()
+    monkeypatch.setattr(patience, "trim_memory", lambda: trims.put(None))
+    monkeypatch.setattr(patience, "CHECK_S", 0.001)
+
+    async def test() -> None:
+        patient = make_patience()
+        checking = asyncio.create_task(patient.run())
+        release = patient.hold(32 * MIB)
+        await asyncio.sleep(0.05)
+        assert trims.empty()
+        release()
+        for _ in patience.TRIM_CHECKS:
+            await asyncio.to_thread(trims.get, timeout=5)
+        checking.cancel()
 
     run(test)

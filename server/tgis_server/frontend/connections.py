@@ -14,18 +14,22 @@ import os
 import socket
 import struct
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 from urllib.parse import unquote
 
 Peer: TypeAlias = tuple[str, int]  # address and port
 
 CHECK_S = 0.5
+NUM_BEHIND = 6  # checks: so much time the calls have, in a busy process, to account for what has come
 IDLE_SHARE = 20  # of the time, at most, is spent on looking: checks are rarer with thousands of connections
 CALL_BYTES = 4 << 10  # of header and framing that an answered call accounts for
 FLOOD_BYTES_PER_S = 64 << 10  # windows and pings of a client that reads fast are a tenth of that
 FLOOD_BYTES = 512 << 10  # at once
+WINDOW_BYTES = 64 << 10  # that a stream may send before anybody asks for its message
+MAX_UNREAD = 64  # calls in a check
 RESETS_PER_S = 1000
 INFO_FORMAT = struct.Struct("24xI24xI64xQQ8xI")  # of TCP_INFO, which Linux only ever extends
 
@@ -38,38 +42,49 @@ class Account:
     num_receiving: int = 0
     num_bytes: int = 0  # that requests consisted of
     num_resets: int = 0
+    num_unread: int = 0  # calls that ended before their request was whole, as those that are far too large
+
+
+@dataclass(slots=True)
+class OpenCall:
+    """What one call adds to the account of its peer."""
+
+    account: Account
+    was_read: bool = False
+
+    def note_request(self, num_bytes: int) -> None:
+        self.was_read = True
+        self.account.num_bytes += num_bytes
+
+    def close(self, *, was_reset: bool) -> None:
+        self.account.num_open -= 1
+        self.account.num_unread += not self.was_read
+        if was_reset:
+            self.account.num_resets += 1
+        else:
+            self.account.num_bytes += CALL_BYTES
 
 
 class Accounts:
     """By peer, as calls tell it."""
 
     def __init__(self) -> None:
-        self._accounts: dict[Peer, Account] = {}
+        self._accounts: dict[str, Account] = {}
 
-    def open(self, peer: str) -> Account:
+    def open(self, peer: str) -> OpenCall:
         """A call of a peer, as gRPC names that, begins."""
-        account = self._accounts.setdefault(parse_peer(peer), Account())
+        if (account := self._accounts.get(peer)) is None:
+            account = self._accounts[peer] = Account()
         account.num_open += 1
-        return account
-
-    @staticmethod
-    def close(account: Account, *, was_reset: bool) -> None:
-        account.num_open -= 1
-        if was_reset:
-            account.num_resets += 1
-        else:
-            account.num_bytes += CALL_BYTES
+        return OpenCall(account)
 
     def copy(self) -> dict[Peer, Account]:
-        return {
-            peer: Account(one.num_open, one.num_receiving, one.num_bytes, one.num_resets)
-            for peer, one in self._accounts.items()
-        }
+        return {parse_peer(peer): replace(one) for peer, one in self._accounts.items()}
 
     def forget(self, peers: set[Peer]) -> None:
         """Connections that are gone."""
-        for peer in peers:
-            if (account := self._accounts.get(peer)) and not account.num_open:
+        for peer, account in list(self._accounts.items()):
+            if not account.num_open and parse_peer(peer) in peers:
                 del self._accounts[peer]
 
 
@@ -90,12 +105,28 @@ class Watched:
     """A connection over time."""
 
     seen_at: float
-    num_excess: int = 0  # bytes that no request accounts for, all in all
-    flood: float = 0.0  # of these, what has not been forgiven yet
+    received: deque[int] = field(default_factory=lambda: deque([0] * NUM_BEHIND, NUM_BEHIND))  # at the last checks
+    num_forgiven: int = 0  # bytes that no request accounts for, and that are none too many
     num_resets: int = 0
     resets: float = 0.0
+    num_unread: int = 0
     num_acked: int = 0
     moved_at: float = 0.0  # it took something, or there was nothing to take
+
+    def count_excess(self, num_received: int, num_accounted: int, num_forgiven: int) -> int:
+        """Bytes that came some checks ago and that no request accounts for by now, but for what is forgiven.
+
+        Requests may also account for what has come since. What they account for beyond that is no credit for later.
+        """
+        old = self.received[0]
+        self.received.append(num_received)
+        self.num_forgiven += num_forgiven
+        excess = old - num_accounted - self.num_forgiven
+        credit = old - num_received - excess
+        if credit > 0:
+            self.num_forgiven -= credit
+            excess += credit
+        return excess
 
 
 @dataclass(slots=True)
@@ -142,15 +173,16 @@ class PortWatch:
             return ""
         account = accounts.get(connection.peer) or Account()
         passed_s = now - state.seen_at
-        num_excess = connection.num_received - account.num_bytes
-        state.flood = max(0.0, state.flood + num_excess - state.num_excess - FLOOD_BYTES_PER_S * passed_s)
-        state.num_excess = num_excess
+        # Of a call that the library refused, as much has come as fits in its window.
+        num_unread = min(account.num_unread - state.num_unread, MAX_UNREAD)
+        state.num_unread = account.num_unread
+        forgiven = int(FLOOD_BYTES_PER_S * passed_s) + num_unread * WINDOW_BYTES
+        excess = state.count_excess(connection.num_received, account.num_bytes, forgiven)
         state.resets = max(0.0, state.resets + account.num_resets - state.num_resets - RESETS_PER_S * passed_s)
         state.num_resets = account.num_resets
         if state.resets > self.max_resets:
             return "resets"
-        arriving = min(account.num_receiving * self.max_request_bytes, connection.num_received)
-        return "flood" if state.flood > FLOOD_BYTES + arriving else ""
+        return "flood" if excess > FLOOD_BYTES + account.num_receiving * self.max_request_bytes else ""
 
 
 def is_busy(accounts: Mapping[Peer, Account] | None, peer: Peer) -> bool:
@@ -163,18 +195,29 @@ async def watch_connections(
     """Look at the connections of some ports, for ever; ``count`` is told the reason why one was closed."""
     while True:
         began_at = time.monotonic()
-        copy = accounts.copy()
-        for reason in await asyncio.to_thread(check_ports, ports, copy, grpc_port):
+        found = await asyncio.to_thread(find_by_port, set(ports))
+        copy = accounts.copy()  # later than what the kernel says: what has come is accounted for first
+        for reason in await asyncio.to_thread(close_some, ports, found, copy, grpc_port):
             count(reason)
         accounts.forget(ports[grpc_port].gone(set(copy)))
         await asyncio.sleep(max(CHECK_S, IDLE_SHARE * (time.monotonic() - began_at)))
 
 
-def check_ports(ports: Mapping[int, PortWatch], accounts: Mapping[Peer, Account], grpc_port: int) -> list[str]:
-    """Judge all connections, close some, and say for what reasons. Takes a few microseconds for each."""
+def find_by_port(ports: set[int]) -> dict[int, list[Connection]]:
+    """All connections. Takes a few microseconds for each."""
     found: dict[int, list[Connection]] = {port: [] for port in ports}
-    for port, connection in find_connections(set(ports)):
+    for port, connection in find_connections(ports):
         found[port].append(connection)
+    return found
+
+
+def close_some(
+    ports: Mapping[int, PortWatch],
+    found: Mapping[int, list[Connection]],
+    accounts: Mapping[Peer, Account],
+    grpc_port: int,
+) -> list[str]:
+    """Judge all connections, close some, and say for what reasons."""
     reasons = []
     for port, watch in ports.items():
         closed = watch.judge(found[port], accounts if port == grpc_port else None, time.monotonic())

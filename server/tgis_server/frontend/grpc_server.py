@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from tgis_server import failures
 from tgis_server.config import ServeConfig
-from tgis_server.frontend.connections import Accounts, hang_up_all
+from tgis_server.frontend.connections import WINDOW_BYTES, Accounts, hang_up_all
 from tgis_server.frontend.health import StateHealthServicer
 from tgis_server.frontend.patience import Patience
 from tgis_server.frontend.receive import Door, library_limit_bytes, make_handlers
@@ -35,7 +35,7 @@ SERVER_OPTIONS = (
     ("grpc.so_reuseport", 0),  # two servers on one port would share its calls without a word
     ("grpc.max_send_message_length", -1),
     # A stream may send so many bytes before anybody asks for its message. By default gRPC allows 4 MiB.
-    ("grpc.http2.lookahead_bytes", 64 << 10),
+    ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
     ("grpc.http2.bdp_probe", 0),
     # Clients may ping as often as they like, with or without a call: an idle channel must survive. What is a flood
     # is decided in connections.py: the library only half closes a connection with too many pings, and keeps it.
@@ -61,6 +61,8 @@ def stream_options(max_concurrent_requests: int) -> tuple[tuple[str, int], ...]:
     most = num_streams(max_concurrent_requests)
     return (
         ("grpc.max_concurrent_streams", most),
+        # Streams whose calls are over and not freed yet: beyond that the library refuses what it has allowed.
+        ("grpc.http2.max_deallocating_streams", most),
         ("grpc.server.max_pending_requests", 8 * most),
         ("grpc.server.max_pending_requests_hard_limit", 10 * most),
     )

@@ -6,15 +6,18 @@ One object for every door (gRPC, HTTP). A door says how it ends a call or a conn
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from tgis_server.metrics import Metrics
 
+T = TypeVar("T")
 End: TypeAlias = Callable[[str, str], None]  # status and text; ends what keeps the server waiting
 
 RECEIVE_TIMEOUT_S = 60.0  # for a request to arrive whole
@@ -22,6 +25,8 @@ FREE_BYTES = 64 << 10  # of a message: what fits in the first window takes no ti
 MIN_BYTES_PER_S = 256 << 10  # a message gets a second more for so many bytes: the library does not tell how far it is
 DEADLINE_GRACE_S = 1.0  # for what is written after the request's own deadline, as its last frame is
 MAX_BYTES_HELD = 128 << 20  # requests in work and unary answers on their way
+TRIM_BYTES = 16 << 20  # after so many at once, memory is returned to the system
+TRIM_CHECKS = (1, 4, 16)  # later
 CHECK_S = 0.25
 MAX_SLOW_REQUESTS = 64  # that have begun to arrive, and have not in two checks
 LET_IN = 8  # at a time
@@ -52,6 +57,8 @@ class Patience:
     _receiving: dict[_Wait, None] = field(default_factory=dict)
     _queue: deque[asyncio.Future[None]] = field(default_factory=deque)  # of requests that wait for room
     _num_checks: int = 0
+    _most_bytes_held: int = 0  # since memory was returned
+    _trims: list[int] = field(default_factory=list)  # the checks at which it is returned
 
     def send_bound_s(self, num_bytes: int, deadline: float | None = None) -> float:
         """Seconds that a client gets to take a message."""
@@ -87,10 +94,9 @@ class Patience:
 
         return stop
 
-    @asynccontextmanager
-    async def receiving(self, end: End, *, waits_for_room: bool) -> AsyncIterator[None]:
-        """A request arrives inside the ``async with`` block, which is entered when there is room for it."""
-        if waits_for_room:
+    async def receive(self, read: Callable[[], Awaitable[T]], end: End, *, waits_for_room: bool) -> T:
+        """Read a request, as soon as there is room for it."""
+        if waits_for_room and (self._queue or self.num_bytes_held >= self.max_bytes_held):
             await self._wait_for_room()
         wait = self._begin(self._receiving, end, 0)
         text = f"The request did not arrive within {RECEIVE_TIMEOUT_S:g} s."
@@ -98,13 +104,14 @@ class Patience:
             RECEIVE_TIMEOUT_S, self._give_up, wait, "receive_timeout", "DEADLINE_EXCEEDED", text
         )
         try:
-            yield
+            return await read()
         finally:
             self._finish(self._receiving, wait)
 
     def hold(self, num_bytes: int) -> Callable[[], None]:
         """Count bytes of a request or an answer as held, until what is returned is called."""
         self.num_bytes_held += num_bytes
+        self._most_bytes_held = max(self._most_bytes_held, self.num_bytes_held)
         if self.num_bytes_held >= self.max_bytes_held:
             self._reclaim()
 
@@ -120,6 +127,7 @@ class Patience:
         while True:
             await asyncio.sleep(CHECK_S)
             self.check()
+            await self._return_memory()
 
     def check(self) -> None:
         """End the oldest of the requests that arrive slowly, if these are too many. Checks are counted and not seconds:
@@ -131,6 +139,18 @@ class Patience:
         if self._queue:
             self._reclaim()
             self._let_in()
+
+    async def _return_memory(self) -> None:
+        """Give what many large requests have taken back to the system, once they are gone: malloc keeps it.
+
+        Several times: the library frees its buffers later than we do.
+        """
+        if self._most_bytes_held >= TRIM_BYTES and self.num_bytes_held < TRIM_BYTES // 2:
+            self._most_bytes_held = 0
+            self._trims = [self._num_checks + number for number in TRIM_CHECKS]
+        if self._trims and self._num_checks >= self._trims[0]:
+            self._trims.pop(0)
+            await asyncio.to_thread(trim_memory)
 
     def _begin(self, waits: dict[_Wait, None], end: End, num_bytes: int) -> _Wait:
         wait = _Wait(end, num_bytes, time.monotonic(), self._num_checks)
@@ -162,8 +182,6 @@ class Patience:
 
     async def _wait_for_room(self) -> None:
         """Until fewer bytes are held than may be, in order."""
-        if self.num_bytes_held < self.max_bytes_held and not self._queue:
-            return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append(turn)
         self._reclaim()
@@ -177,3 +195,8 @@ class Patience:
             if not turn.done():  # else its client has left
                 turn.set_result(None)
                 num_let_in += 1
+
+
+def trim_memory() -> None:
+    with contextlib.suppress(OSError, AttributeError):  # a C library other than glibc returns memory by itself
+        ctypes.CDLL(None).malloc_trim(0)

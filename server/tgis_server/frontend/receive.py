@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from tgis_server.errors import RequestError, RequestTooLarge, Undecodable
-from tgis_server.frontend.connections import Account, Accounts
+from tgis_server.frontend.connections import Accounts, OpenCall
 from tgis_server.frontend.end_call import end_call, watch_last_write, writing
 from tgis_server.frontend.patience import Patience
 
@@ -63,25 +63,25 @@ def _make_handler(method: MethodDescriptor, behaviour: Callable[[Any, Any], Any]
     request_type = GetMessageClass(method.input_type)
     patience = door.patience
 
-    def open_account(context: grpc.aio.ServicerContext) -> Account:
-        account = door.accounts.open(context.peer())
-        context.add_done_callback(lambda _: door.accounts.close(account, was_reset=not context.done()))
-        return account
+    def open_call(context: grpc.aio.ServicerContext) -> OpenCall:
+        call = door.accounts.open(context.peer())
+        context.add_done_callback(lambda _: call.close(was_reset=not context.done()))
+        return call
 
-    async def receive(context: grpc.aio.ServicerContext, account: Account) -> Message | None:
+    async def receive(context: grpc.aio.ServicerContext, call: OpenCall) -> Message | None:
         """The next request, or None after the last one. One that is refused ends the call."""
         try:
             if error := door.why_not():
                 raise error
-            async with patience.receiving(partial(end_call, context), waits_for_room=door.waits_for_room):
-                account.num_receiving += 1
-                try:
-                    raw = await context.read()
-                finally:
-                    account.num_receiving -= 1
+            call.account.num_receiving += 1
+            try:
+                end = partial(end_call, context)
+                raw = await patience.receive(context.read, end, waits_for_room=door.waits_for_room)
+            finally:
+                call.account.num_receiving -= 1
             if raw is grpc.aio.EOF:
                 return None
-            account.num_bytes += len(raw)
+            call.note_request(len(raw))
             hold(context, len(raw))
             return decode(request_type, raw, door.max_request_bytes)
         except RequestError as error:
@@ -89,7 +89,7 @@ def _make_handler(method: MethodDescriptor, behaviour: Callable[[Any, Any], Any]
             raise
 
     async def receive_one(context: grpc.aio.ServicerContext) -> Message:
-        request = await receive(context, open_account(context))
+        request = await receive(context, open_call(context))
         if request is None:  # or the client has left, and nobody hears this
             await refuse(context, error := Undecodable("failed to decode Protobuf message: there is none"))
             raise error
@@ -115,10 +115,10 @@ def _make_handler(method: MethodDescriptor, behaviour: Callable[[Any, Any], Any]
         watch_last_write(context, patience)
 
     async def converse(_: object, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
-        account = open_account(context)
+        call = open_call(context)
 
         async def receive_all() -> AsyncIterator[Message]:
-            while (request := await receive(context, account)) is not None:
+            while (request := await receive(context, call)) is not None:
                 yield request
 
         async for response in behaviour(receive_all(), context):
