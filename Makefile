@@ -20,8 +20,8 @@ test: $(VENV)/installed-dev  ## Set up and run the tests that every change needs
 acceptance: $(VENV)/installed-dev  ## Real clients and long soaks
 	@$(BIN)/python scripts/run_tests.py acceptance $(PYTEST_ARGS)
 
-integration-tests: $(VENV)/installed-dev  ## Only the tests with real processes and sockets
-	@$(BIN)/python -m pytest tests/integration $(PYTEST_ARGS)
+integration-tests: $(VENV)/installed-dev  ## Of make test only those with real processes and sockets
+	@$(BIN)/python scripts/run_tests.py test tests/integration $(PYTEST_ARGS)
 
 conformance: $(VENV)/installed-dev  ## The API's contract, against URL=host:port or a server of its own
 	@$(BIN)/python -m pytest tests/conformance $(if $(URL),--url $(URL)) $(PYTEST_ARGS)

@@ -1,4 +1,4 @@
-"""What tests cost: `pytest --cost FILE` appends a line for each phase of a test, `python tests/cost.py FILE` sums up.
+"""What tests cost: `pytest --cost=FILE` appends a line for each phase of a test, `python tests/cost.py FILE` sums up.
 
 CPU seconds are those of the test process and of all processes below it, living or ended, so they tell what a test
 costs even on a busy machine. A server that several tests share is paid for by the test that starts it.

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from contract_api import Api, exactly, merged, row, together, without_nan
+from contract_api import Api, asked_of, exactly, merged, row, together, without_nan
+from contract_servers import VARIANTS
 
 if TYPE_CHECKING:
     from contract_oracle import Oracle
+
+ASKED_OF = ("demo-1", "qwen3-2-small-pool", "mistral-1-small-pool")
 
 NAMES = ("Anna", "Ben", "Mia", "Tom", "Nina", "Hugo", "Ivy", "Carl", "Peter", "Robert", "Oliver", "Bella")
 TEXTS = [f"{name} went to the forest. One sunny day {name} found a red ball under an old oak, and" for name in NAMES]
@@ -60,6 +63,7 @@ def test_details_are_complete_for_every_call(api: Api) -> None:
         assert all(info.rank >= 1 for info in [*answer.input_tokens[1:], *answer.tokens])
 
 
+@asked_of(*VARIANTS)
 @row("pressure-oracle")
 def test_tokens_and_details_are_those_of_the_oracle_for_every_call(api: Api, oracle: Oracle) -> None:
     from contract_oracle import Processing, assert_details, assert_greedy
@@ -85,6 +89,7 @@ def test_every_stream_has_one_frame_of_input_tokens(api: Api) -> None:
         assert [frame.generated_token_count for frame in frames] == [0, 0, *range(1, NUM_NEW + 1)]
 
 
+@asked_of(*VARIANTS)
 @row("pressure-cancelled-neighbours")
 def test_neighbours_that_are_cancelled_change_nothing(api: Api) -> None:
     fields = exactly(NUM_NEW)

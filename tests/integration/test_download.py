@@ -255,6 +255,7 @@ TEMPORARY = {
 }
 
 
+@pytest.mark.serial
 def test_transfers_go_on_after_whatever_may_pass(download: Download):
     """One download of nine files, each of which meets with something else."""
     contents = {f"{name}.safetensors": make_weights(200_000 + number) for number, name in enumerate(TEMPORARY)}
@@ -287,6 +288,7 @@ def test_a_server_that_ignores_ranges_sends_all_anew(download: Download):
     assert_complete(download)
 
 
+@pytest.mark.serial
 def test_a_transfer_in_vain_is_tried_by_xet_and_when_that_stalls_goes_on_over_http(download: Download):
     download.hub.xet_names = {WEIGHTS}
     download.hub.faults[WEIGHTS] = [Fault("status", status=503)]

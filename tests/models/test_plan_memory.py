@@ -38,7 +38,7 @@ def machine() -> Machine:
 
 @pytest.mark.parametrize(
     ("dtype", "is_tied", "num_shard"),
-    [("float32", False, 1), ("float32", True, 2), ("bfloat16", False, 2), ("bfloat16", True, 1)],
+    [("float32", True, 2), ("bfloat16", False, 2), ("bfloat16", True, 1)],
 )
 def test_weights_and_kv_cache_are_predicted_within_5_percent(
     dtype: str, is_tied: bool, num_shard: int, machine: Machine, tmp_path: Path

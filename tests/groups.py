@@ -1,0 +1,33 @@
+"""Which tests share a worker where there are several (`-n 2 --dist loadfile`): those that share what is dear."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+TOGETHER = ("gpu/", "models/test_native")  # the device; processes for ranks
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """As ``loadfile``, with the groups of this module. ``loadgroup`` of pytest-xdist 3.8 finds no marks in pytest 9."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class LoadGroups(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return LoadGroups(config, log)
+
+
+def group_of(nodeid: str) -> str:
+    """Tests of a file are a group; those of the contract are one by server, and some files are one together."""
+    file, _, name = nodeid.partition("::")
+    if "conformance/" in file:
+        from contract_servers import VARIANTS
+
+        return next((f"contract of {server}" for server in VARIANTS if f"[{server}-" in name), "contract")
+    return next((group for group in TOGETHER if group in file), file)
