@@ -123,6 +123,7 @@ def pieces_and_ranks(answer: Any) -> list[tuple[str, int]]:
     return [(info.text, info.rank) for info in [*answer.input_tokens, *answer.tokens]]
 
 
+@asked_of("qwen3-2-small-pool", "mistral-1-small-pool")
 @row("pressure-preemption-is-counted")
 def test_more_than_fits_is_preempted_and_answered_all_the_same(api: Api) -> None:
     num_blocks = int(api.settled_metrics().get("tgi_kv_blocks_total"))

@@ -110,4 +110,4 @@ def test_calls_leave_no_object_behind_in_the_front_end(caplog):
                 blocks.append(sys.getallocatedblocks())
 
     run(test)
-    assert blocks[3] < blocks[1] + NUM_STREAMS, f"allocated blocks after each round: {blocks}"
+    assert blocks[3] < max(blocks[:2]) + NUM_STREAMS, f"allocated blocks after each round: {blocks}"
