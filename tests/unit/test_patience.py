@@ -57,13 +57,41 @@ def test_the_deadline_of_a_request_bounds_a_write_with_a_grace_of_a_second(clock
     assert patient.send_bound_s(0, deadline=1000.0) == 30
 
 
-def test_a_client_that_takes_its_message_in_time_is_left_alone():
+def test_a_client_that_takes_its_message_in_time_is_left_alone(clock):
+    client, patient = Client(), make_patience()
+    stop = patient.start_sending(client.end, 10)
+    clock[0] += 29
+    patient.check()
+    stop()
+    clock[0] += 10
+    patient.check()
+
+    assert client.ended_with == ""
+
+
+def test_one_that_does_not_is_ended_once(clock):
+    ends: list[str] = []
+    patient = make_patience()
+    stop = patient.start_sending(lambda status, text: ends.append(status), 10)
+    for _ in range(3):
+        clock[0] += 20
+        patient.check()
+    stop()
+
+    assert ends == ["DEADLINE_EXCEEDED"]
+    assert patient._sending == {}
+
+
+def test_a_request_that_does_not_arrive_is_ended(clock):
     async def test() -> None:
-        client, patient = Client(), make_patience(send_timeout_s=0.02)
-        with patient.sending(client.end, 10):
-            pass
-        await asyncio.sleep(0.05)
-        assert client.ended_with == ""
+        client, patient = Client(), make_patience()
+        task = asyncio.create_task(arrive(patient, client))
+        await asyncio.sleep(0)
+        clock[0] += patience.RECEIVE_TIMEOUT_S
+        patient.check()
+
+        assert client.ended_with == "DEADLINE_EXCEEDED"
+        task.cancel()
 
     run(test)
 

@@ -10,8 +10,7 @@ import contextlib
 import ctypes
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
 
@@ -33,6 +32,27 @@ LET_IN = 8  # at a time
 RECLAIM_AFTER_S = 1.0  # without progress: an answer may be given up where its bytes are wanted
 
 
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """How a call ends whose client keeps the server waiting."""
+
+    reason: str  # as metrics name it
+    status: str
+    text: str
+
+
+TOO_LATE = _Ending(
+    "send_timeout",
+    "DEADLINE_EXCEEDED",
+    "The client did not take the answer in time: it reads too slowly, or not at all.",
+)
+NOT_ARRIVED = _Ending(
+    "receive_timeout", "DEADLINE_EXCEEDED", f"The request did not arrive within {RECEIVE_TIMEOUT_S:g} s."
+)
+SLOW = _Ending("slow_request", "RESOURCE_EXHAUSTED", "Too many requests arrive slowly.")
+RECLAIMED = _Ending("reclaimed", "RESOURCE_EXHAUSTED", "The answer was not taken in time, and its memory is needed.")
+
+
 @dataclass(slots=True, eq=False)
 class _Wait:
     """A client that is waited for."""
@@ -40,8 +60,8 @@ class _Wait:
     end: End
     num_bytes: int
     began_at: float
+    due_at: float
     began_in_check: int
-    timer: asyncio.TimerHandle | None = None
     is_over: bool = False
 
 
@@ -67,46 +87,25 @@ class Patience:
             bound_s = min(bound_s, max(0.0, deadline - time.monotonic()) + DEADLINE_GRACE_S)
         return bound_s + max(0, num_bytes - FREE_BYTES) / MIN_BYTES_PER_S
 
-    @contextmanager
-    def sending(self, end: End, num_bytes: int, deadline: float | None = None) -> Iterator[None]:
-        """A message is being written inside the ``with`` block: ``end`` is called if that takes too long.
+    def start_sending(self, end: End, num_bytes: int, deadline: float | None = None) -> Callable[[], None]:
+        """A message is being written until what is returned is called; ``end`` is called if that takes too long.
+
+        Cheap, as it happens for every frame: no timer is made, :meth:`check` looks at what is late.
 
         Args:
             deadline: of the request, host monotonic clock.
         """
-        stop = self.start_sending(end, num_bytes, deadline)
-        try:
-            yield
-        finally:
-            stop()
-
-    def start_sending(self, end: End, num_bytes: int, deadline: float | None = None) -> Callable[[], None]:
-        """The same where somebody else does the writing: what is returned is to be called when it is done."""
-        wait = self._begin(self._sending, end, num_bytes)
-        text = "The client did not take the answer in time: it reads too slowly, or not at all."
-        delay_s = self.send_bound_s(num_bytes, deadline)
-        wait.timer = asyncio.get_running_loop().call_later(
-            delay_s, self._give_up, wait, "send_timeout", "DEADLINE_EXCEEDED", text
-        )
-
-        def stop() -> None:
-            self._finish(self._sending, wait)
-
-        return stop
+        return self._begin(self._sending, end, num_bytes, self.send_bound_s(num_bytes, deadline))
 
     async def receive(self, read: Callable[[], Awaitable[T]], end: End, *, waits_for_room: bool) -> T:
         """Read a request, as soon as there is room for it."""
         if waits_for_room and (self._queue or self.num_bytes_held >= self.max_bytes_held):
             await self._wait_for_room()
-        wait = self._begin(self._receiving, end, 0)
-        text = f"The request did not arrive within {RECEIVE_TIMEOUT_S:g} s."
-        wait.timer = asyncio.get_running_loop().call_later(
-            RECEIVE_TIMEOUT_S, self._give_up, wait, "receive_timeout", "DEADLINE_EXCEEDED", text
-        )
+        stop = self._begin(self._receiving, end, 0, RECEIVE_TIMEOUT_S)
         try:
             return await read()
         finally:
-            self._finish(self._receiving, wait)
+            stop()
 
     def hold(self, num_bytes: int) -> Callable[[], None]:
         """Count bytes of a request or an answer as held, until what is returned is called."""
@@ -123,19 +122,25 @@ class Patience:
         return release
 
     async def run(self) -> None:
-        """Look for slow requests, for ever."""
+        """Look at who is late, for ever."""
         while True:
             await asyncio.sleep(CHECK_S)
             self.check()
             await self._return_memory()
 
     def check(self) -> None:
-        """End the oldest of the requests that arrive slowly, if these are too many. Checks are counted and not seconds:
-        where this process is slow itself, checks are rare too."""
+        """End what is late, and of the requests that arrive slowly the oldest, if these are too many.
+
+        Slow is what has not arrived in two checks, not in some time: where this process is slow, checks are rare.
+        """
         self._num_checks += 1
+        now = time.monotonic()
+        for waits, ending in ((self._sending, TOO_LATE), (self._receiving, NOT_ARRIVED)):
+            for wait in [wait for wait in waits if now >= wait.due_at]:
+                self._give_up(wait, ending)
         slow = [wait for wait in self._receiving if self._num_checks - wait.began_in_check > 2 and not wait.is_over]
         for wait in slow[: max(0, len(slow) - MAX_SLOW_REQUESTS)]:
-            self._give_up(wait, "slow_request", "RESOURCE_EXHAUSTED", "Too many requests arrive slowly.")
+            self._give_up(wait, SLOW)
         if self._queue:
             self._reclaim()
             self._let_in()
@@ -152,22 +157,22 @@ class Patience:
             self._trims.pop(0)
             await asyncio.to_thread(trim_memory)
 
-    def _begin(self, waits: dict[_Wait, None], end: End, num_bytes: int) -> _Wait:
-        wait = _Wait(end, num_bytes, time.monotonic(), self._num_checks)
+    def _begin(self, waits: dict[_Wait, None], end: End, num_bytes: int, bound_s: float) -> Callable[[], None]:
+        now = time.monotonic()
+        wait = _Wait(end, num_bytes, now, now + bound_s, self._num_checks)
         waits[wait] = None
-        return wait
 
-    def _finish(self, waits: dict[_Wait, None], wait: _Wait) -> None:
-        wait.is_over = True
-        waits.pop(wait, None)
-        if wait.timer:
-            wait.timer.cancel()
+        def stop() -> None:
+            wait.is_over = True
+            waits.pop(wait, None)
 
-    def _give_up(self, wait: _Wait, reason: str, status: str, text: str) -> None:
+        return stop
+
+    def _give_up(self, wait: _Wait, ending: _Ending) -> None:
         if not wait.is_over:
             wait.is_over = True
-            self.metrics.count_abort(reason)
-            wait.end(status, text)
+            self.metrics.count_abort(ending.reason)
+            wait.end(ending.status, ending.text)
 
     def _reclaim(self) -> None:
         """Give up answers that nobody reads, the oldest first, where others need the room."""
@@ -177,8 +182,7 @@ class Patience:
                 break
             if wait.num_bytes and not wait.is_over:
                 excess -= wait.num_bytes
-                text = "The answer was not taken in time, and its memory is needed."
-                self._give_up(wait, "reclaimed", "RESOURCE_EXHAUSTED", text)
+                self._give_up(wait, RECLAIMED)
 
     async def _wait_for_room(self) -> None:
         """Until fewer bytes are held than may be, in order."""

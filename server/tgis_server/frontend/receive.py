@@ -122,8 +122,9 @@ def _make_handler(method: MethodDescriptor, behaviour: Callable[[Any, Any], Any]
                 yield request
 
         async for response in behaviour(receive_all(), context):
-            with writing(context, patience, response.ByteSize()):
-                yield response
+            raw = to_bytes(response)
+            with writing(context, patience, len(raw)):
+                yield raw
         watch_last_write(context, patience)
 
     if method.client_streaming:

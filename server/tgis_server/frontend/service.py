@@ -125,8 +125,9 @@ class GenerationServicer(GenerationServiceServicer):
         """Writes frames of an output."""
 
         async def write(frame: pb.GenerationResponse) -> None:
-            with writing(context, self._patience, frame.ByteSize(), output.source.deadline):
-                await context.write(frame)
+            raw = frame.SerializeToString()  # here, as the size is wanted
+            with writing(context, self._patience, len(raw), output.source.deadline):
+                await context.write(raw)
 
         return write
 
