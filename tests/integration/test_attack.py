@@ -19,6 +19,7 @@ from typing import Any
 
 import grpc
 import psutil
+import pytest
 
 from attack import ATTACKS
 from frontends import PRIVATE, single, tokens
@@ -100,6 +101,7 @@ def wait_for_calm(server: Any, num_files: int) -> psutil.Process:
     return process
 
 
+@pytest.mark.serial
 def test_clients_who_behave_hardly_notice_an_attack_on_both_ports(launch: Callable[..., Any]):
     server = launch("--rehearse", "--rehearse-step-ms", "20", "--send-timeout", "5")
     health = server.facts["http"] + "/health/ready"
