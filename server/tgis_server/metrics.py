@@ -100,6 +100,8 @@ SPECS = (
     ),
     Spec("tgi_calls_in_flight", "gauge", "calls", "Calls of every kind that have no answer yet."),
     Spec("tgi_permits_held", "gauge", "inputs", "Inputs in work, at most --max-concurrent-requests."),
+    Spec("tgi_bytes_held", "gauge", "bytes", "Requests in work and unary answers on their way."),
+    Spec("tgi_calls_unread", "gauge", "calls", "Calls whose requests wait to be received until there is room."),
     Spec("tgi_draining", "gauge", "", "1 from the stop signal to the end, else 0."),
     Spec("tgi_startup_seconds", "gauge", "seconds", "From the launcher's begin until requests were served."),
     Spec("tgi_startup_phase_seconds", "gauge", "seconds", "What the start consisted of.", ("process", "phase")),
@@ -158,11 +160,19 @@ class Metrics(Collector):
         self._gauge("tgi_server_info", model=model, mode=mode).set(1)
 
     def read_state(
-        self, *, num_calls: Callable[[], int], num_permits: Callable[[], int], is_draining: Callable[[], bool]
+        self,
+        *,
+        num_calls: Callable[[], int],
+        num_permits: Callable[[], int],
+        num_bytes_held: Callable[[], int],
+        num_unread: Callable[[], int],
+        is_draining: Callable[[], bool],
     ) -> None:
         """What is asked at every scrape."""
         self._gauge("tgi_calls_in_flight").set_function(num_calls)
         self._gauge("tgi_permits_held").set_function(num_permits)
+        self._gauge("tgi_bytes_held").set_function(num_bytes_held)
+        self._gauge("tgi_calls_unread").set_function(num_unread)
         self._gauge("tgi_draining").set_function(is_draining)
 
     def read_certificate(self, path: str, get_expiry: Callable[[], float]) -> None:

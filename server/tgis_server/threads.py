@@ -25,7 +25,7 @@ OWN = 2 + POLLER  # main thread, watch of the parent (the launcher's: its termin
 SESSION = 4  # of a shard's gRPC server: the Session and its reader, two for probes
 LANES = 2  # of the front-end: prompts and other texts, with --tokenization-workers each
 LAUNCHER_SERVER = 2  # of the front-end: the thread that serves the launcher's socket, and the one that answers
-METRICS_TEXT = 1  # of the front-end
+HELPER = 1  # of the front-end's event loop: the text of metrics, looks at connections, returning memory
 GLOO = 3  # one loop for all connections, two for the operations of a group
 
 
@@ -55,11 +55,11 @@ class Threads:
     @property
     def least(self) -> int:
         """Of these, what is there before the first request: without tokenization, and with one probe of each shard."""
-        return self.total - self.tokenization_workers - self.num_shard
+        return self.total - LANES * self.tokenization_workers - self.num_shard
 
     @property
     def frontend(self) -> int:
-        own = OWN + GRPC + LAUNCHER_SERVER + METRICS_TEXT
+        own = OWN + GRPC + LAUNCHER_SERVER + HELPER
         return own + LANES * self.tokenization_workers + self.has_tracing
 
     @property

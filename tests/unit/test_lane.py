@@ -7,6 +7,8 @@ import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
+import pytest
+
 from tgis_server.frontend.lane import Lane
 
 
@@ -120,5 +122,24 @@ def test_who_is_cancelled_while_waiting_or_in_the_moment_of_its_turn_takes_no_ro
         for holder in (waiting, turned, last):
             with suppress(asyncio.CancelledError):
                 await holder.task
+
+    in_a_lane(check)
+
+
+def test_a_waiter_that_is_cancelled_as_room_becomes_free_is_cancelled_and_nothing_else():
+    async def check(lane: Lane) -> None:
+        first, second = Holder(lane, 10), Holder(lane, 10)
+        await until_all_wait()
+        second.task.cancel()
+        first.end()  # both in the same turn
+        await first.task
+        with pytest.raises(asyncio.CancelledError):
+            await second.task
+
+        after = Holder(lane, 10)
+        await until_all_wait()
+        assert after.is_in_work
+        after.end()
+        await after.task
 
     in_a_lane(check)

@@ -87,10 +87,17 @@ def test_help_names_the_unit():
 def test_gauges_of_the_server_are_asked_when_they_are_scraped():
     source = metrics()
     calls = ["one"]
-    source.read_state(num_calls=lambda: len(calls), num_permits=lambda: 3, is_draining=lambda: True)
+    source.read_state(
+        num_calls=lambda: len(calls),
+        num_permits=lambda: 3,
+        num_bytes_held=lambda: 4,
+        num_unread=lambda: 5,
+        is_draining=lambda: True,
+    )
     calls.append("two")
 
-    assert {"tgi_calls_in_flight": 2, "tgi_permits_held": 3, "tgi_draining": 1}.items() <= samples(source).items()
+    expected = {"calls_in_flight": 2, "permits_held": 3, "bytes_held": 4, "calls_unread": 5, "draining": 1}
+    assert {f"tgi_{name}": value for name, value in expected.items()}.items() <= samples(source).items()
 
 
 def test_every_name_has_the_prefix_and_appears_once():

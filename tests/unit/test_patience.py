@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from tgis_server.errors import Overloaded
 from tgis_server.frontend import patience
 from tgis_server.frontend.patience import Patience
 from tgis_server.metrics import Metrics
@@ -135,14 +136,13 @@ async def arrive(patient: Patience, client: Client) -> None:
 
 def test_where_bytes_are_short_answers_that_nobody_reads_give_way_and_those_that_move_do_not(clock):
     async def test() -> None:
-        old, new, patient = Client(), Client(), make_patience(max_bytes_held=100)
-        patient.start_sending(old.end, 60)
-        patient.hold(60)
+        old, stream, new, patient = Client(), Client(), Client(), make_patience(max_bytes_held=100)
+        patient.hold_answer(old.end, 60)
+        patient.start_sending(stream.end, 60)  # a frame, whose bytes do not count
         clock[0] += 2
-        patient.start_sending(new.end, 60)
-        patient.hold(60)
+        patient.hold_answer(new.end, 60)
 
-        assert (old.ended_with, new.ended_with) == ("RESOURCE_EXHAUSTED", "")
+        assert (old.ended_with, stream.ended_with, new.ended_with) == ("RESOURCE_EXHAUSTED", "", "")
 
     run(test)
 
@@ -150,19 +150,54 @@ def test_where_bytes_are_short_answers_that_nobody_reads_give_way_and_those_that
 def test_a_request_waits_until_there_is_room_and_leaves_the_queue_with_its_client():
     async def test() -> None:
         first, second, patient = Client(), Client(), make_patience(max_bytes_held=100)
-        release = patient.hold(100)
+        patient.hold_request("call", 100)
         gone = asyncio.create_task(arrive(patient, first))
         waiting = asyncio.create_task(arrive(patient, second))
         await asyncio.sleep(0)
         gone.cancel()
-        assert patient._receiving == {}
+        await asyncio.gather(gone, return_exceptions=True)
+        assert (patient._receiving, patient.num_waiting) == ({}, 1)
 
-        release()
+        patient.release_request("call")
         await asyncio.sleep(0.01)
 
         assert len(patient._receiving) == 1
         assert patient.num_bytes_held == 0
         waiting.cancel()
+
+    run(test)
+
+
+def test_a_request_for_which_there_is_no_room_in_time_or_in_the_queue_is_refused_as_overload(monkeypatch):
+    monkeypatch.setattr(patience, "ROOM_TIMEOUT_S", 0.01)
+
+    async def test() -> None:
+        patient = make_patience(max_bytes_held=100)
+        patient.hold_request("call", 100)
+        with pytest.raises(Overloaded):
+            await arrive(patient, Client())
+        assert patient.num_waiting == 0
+
+        monkeypatch.setattr(patience, "MAX_WAITING", 0)
+        with pytest.raises(Overloaded):
+            await arrive(patient, Client())
+
+    run(test)
+
+
+def test_a_call_may_take_its_time_between_two_requests(clock):
+    async def test() -> None:
+        client, patient = Client(), make_patience()
+        task = asyncio.create_task(patient.receive(asyncio.Event().wait, client.end, is_first=False))
+        await asyncio.sleep(0)
+        clock[0] += patience.IDLE_TIMEOUT_S - 1
+        patient.check()
+        assert client.ended_with == ""
+
+        clock[0] += 1
+        patient.check()
+        assert client.ended_with == "DEADLINE_EXCEEDED"
+        task.cancel()
 
     run(test)
 
@@ -175,10 +210,10 @@ def test_memory_is_returned_to_the_system_when_large_requests_are_gone(monkeypat
     async def test() -> None:
         patient = make_patience()
         checking = asyncio.create_task(patient.run())
-        release = patient.hold(32 * MIB)
+        patient.hold_request("call", 32 * MIB)
         await asyncio.sleep(0.05)
         assert trims.empty()
-        release()
+        patient.release_request("call")
         for _ in patience.TRIM_CHECKS:
             await asyncio.to_thread(trims.get, timeout=5)
         checking.cancel()

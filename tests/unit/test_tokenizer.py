@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -17,9 +18,10 @@ from tokenizers import models, processors
 import vocabularies
 from tgis_server.errors import ModelError
 from tgis_server.frontend import encoding
+from tgis_server.frontend import tokenizer as tokenizer_module
 from tgis_server.frontend.encoding import byte_offsets
 from tgis_server.frontend.tokenize_reply import join_replies, reply_parts
-from tgis_server.frontend.tokenizer import EncodedInput, Tokenizer, TokenizerFailed
+from tgis_server.frontend.tokenizer import EncodedInput, Tokenizer, TokenizerFailed, split
 from tgis_server.wire import generation_pb2 as pb
 
 
@@ -210,6 +212,51 @@ def test_windows_are_joined_to_the_whole_or_not_at_all(pieces):
 
 def facts_of(one: encoding.Encoding) -> list[object]:
     return [list(one.ids), one.num_prefix, one.num_suffix, list(one.starts), list(one.ends)]
+
+
+def test_short_texts_share_a_job_while_they_are_a_window_together():
+    texts = ["a" * 20_000, "b" * 20_000, "c", "d", "e" * 40_000, "f"]
+
+    assert [len(part) for part in split(texts, 10)] == [1, 3, 1, 1]
+    assert [len(part) for part in split(texts, 2)] == [1, 2, 1, 1, 1]
+    assert list(split([], 2)) == []
+
+
+def test_a_prompt_does_not_wait_for_a_text_that_must_be_encoded_whole(monkeypatch):
+    """Although there is one worker."""
+    began, go_on = threading.Event(), threading.Event()
+
+    def encode_slowly(*arguments: object, **options: object) -> encoding.Encoding:
+        if len(arguments[1]) > encoding.WINDOW + encoding.OVERLAP:
+            began.set()
+            assert go_on.wait(10)
+        return encoding.encode(*arguments, **options)
+
+    async def check() -> None:
+        tokenizer = tokenizer_of(vocabularies.word_piece(), num_workers=1)
+        huge = asyncio.create_task(tokenizer.encode_inputs(["a" * 100_000]))
+        await asyncio.to_thread(began.wait, 10)
+        assert (await tokenizer.encode_inputs(["the cat"]))[0].num_tokens_before_truncation == 4
+        go_on.set()
+        await huge
+
+    monkeypatch.setattr(tokenizer_module, "encode", encode_slowly)
+    asyncio.run(asyncio.wait_for(check(), 20))
+
+
+def test_a_panic_of_the_library_is_an_error_of_the_text(monkeypatch):
+    class PanicException(BaseException):
+        """Of Rust, as Python sees it."""
+
+    def panic(*_: object, **__: object) -> None:
+        raise PanicException("index out of bounds")
+
+    monkeypatch.setattr(tokenizer_module, "encode", panic)
+
+    [result] = asyncio.run(tokenizer_of(vocabularies.words()).encode_inputs(["t1"]))
+
+    assert isinstance(result, TokenizerFailed)
+    assert str(result) == "index out of bounds"
 
 
 def test_ordinary_text_is_joined_from_windows():

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from typing import Self
 
 import grpc
 from grpc._cython import cygrpc
 
-from tgis_server.frontend.patience import Patience
+from tgis_server.frontend.patience import Patience, Wait
 
 MAX_STATUS_BYTES = 500
 
@@ -29,30 +30,48 @@ def end_call(context: grpc.aio.ServicerContext, status: str, text: str) -> None:
         cygrpc.peer_identities = ask
 
 
-class writing:  # noqa: N801  a context manager; a class costs a third of a generator, and every frame is written in one
-    """Something is written to a client inside the ``with`` block.
+class Writer:
+    """Writes to the client of one call, each time with a bound. What the library needs between is up to the caller::
 
-    Raises:
-        CancelledError: it cannot be written, as the client has left or was too slow.
+        with writer.writing(len(raw)):
+            await context.write(raw)
+
+    Made once for a call and entered for every frame: it costs a microsecond.
     """
 
-    __slots__ = ("_start", "_stop")
+    __slots__ = ("_deadline", "_num_bytes", "_patience", "_wait")
 
-    def __init__(
-        self, context: grpc.aio.ServicerContext, patience: Patience, num_bytes: int = 0, deadline: float | None = None
-    ) -> None:
-        self._start = partial(patience.start_sending, partial(end_call, context), num_bytes, deadline)
+    def __init__(self, context: grpc.aio.ServicerContext, patience: Patience, deadline: float | None = None) -> None:
+        self._patience, self._deadline = patience, deadline
+        self._wait = Wait(partial(end_call, context))
+        self._num_bytes = 0
+
+    def writing(self, num_bytes: int = 0) -> Self:
+        self._num_bytes = num_bytes
+        return self
 
     def __enter__(self) -> None:
-        self._stop = self._start()
+        self._patience.begin_sending(self._wait, self._num_bytes, self._deadline)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._stop()
+        """
+        Raises:
+            CancelledError: it could not be written, as the client has left or was too slow.
+        """
+        self._patience.end_sending(self._wait)
         if isinstance(error, grpc.aio.InternalError):
             raise asyncio.CancelledError from None
 
+    def watch_last(self, context: grpc.aio.ServicerContext) -> None:
+        """What the library writes after the handler has returned has the same bound."""
+        self._patience.begin_sending(self._wait, 0)
+        context.add_done_callback(lambda _: self._patience.end_sending(self._wait))
 
-def watch_last_write(context: grpc.aio.ServicerContext, patience: Patience, num_bytes: int = 0) -> None:
-    """What the library writes after the handler has returned has the same bound."""
-    stop = patience.start_sending(partial(end_call, context), num_bytes)
+
+def watch_answer(context: grpc.aio.ServicerContext, patience: Patience, num_bytes: int, *, is_held: bool) -> None:
+    """The library writes the one answer of a call after its handler has returned."""
+    if not is_held:
+        Writer(context, patience).watch_last(context)
+        return
+    stop = patience.hold_answer(partial(end_call, context), num_bytes)
     context.add_done_callback(lambda _: stop())

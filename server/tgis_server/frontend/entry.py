@@ -7,6 +7,7 @@ import gc
 import logging
 import signal
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from tgis_server.descriptors import MaxConnections, raise_limit
@@ -34,7 +35,7 @@ from tgis_server.metrics import Metrics
 from tgis_server.phases import Phases
 from tgis_server.processes import FRONTEND
 from tgis_server.run import Run
-from tgis_server.threads import GRPC, LANES, LAUNCHER_SERVER, METRICS_TEXT, POLLER, ThreadRoom
+from tgis_server.threads import GRPC, HELPER, LANES, LAUNCHER_SERVER, POLLER, ThreadRoom
 from tgis_server.wire.link import EngineInfo, EngineLink, GrpcLink
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def serve(run: Run) -> None:
     fault = Fault.of(run.config.fault, FRONTEND)
     if fault:
         fault.reach("start")
-    room = ThreadRoom(POLLER + GRPC + LAUNCHER_SERVER + METRICS_TEXT + LANES * run.tokenization_workers)
+    room = ThreadRoom(POLLER + GRPC + LAUNCHER_SERVER + HELPER + LANES * run.tokenization_workers)
     tokenizer, pieces = load_vocabulary(
         run.model_dir, run.tokenization_workers, output_special_tokens=run.config.output_special_tokens
     )
@@ -72,6 +73,7 @@ async def _serve(run: Run, phases: Phases, tokenizer: Tokenizer, pieces: PieceDe
     watch = Watch([run.shard_socket(rank) for rank in range(run.num_shard)], run.config.step_timeout)
     frontend = Frontend(run, ServerState(phases, watch.describe), tokenizer, pieces, link, watch)
     loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(HELPER, thread_name_prefix="helper"))
     loop.add_signal_handler(signal.SIGTERM, frontend.ask_to_stop)
     loop.add_signal_handler(signal.SIGINT, frontend.ask_to_hurry)
     try:
@@ -121,6 +123,8 @@ class Frontend:
         self.metrics.read_state(
             num_calls=lambda: self.state.num_calls,
             num_permits=lambda: admission.num_held,
+            num_bytes_held=lambda: self._patience.num_bytes_held,
+            num_unread=lambda: self._patience.num_waiting,
             is_draining=lambda: self.state.is_draining,
         )
         self._stop_asked = asyncio.Event()

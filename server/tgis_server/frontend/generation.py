@@ -107,7 +107,7 @@ class GenerationService:
         for text, one, max_new_tokens in zip(texts, encoded, num_allowed, strict=True):
             source = GenerationInput(
                 request_id=self.router.next_id(),
-                text=text,
+                text=text if params.input_text else "",
                 token_ids=one.token_ids,
                 params=params,
                 seed=choose_seed(params),

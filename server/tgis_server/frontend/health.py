@@ -8,7 +8,7 @@ import grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthServicer
 
-from tgis_server.frontend.end_call import writing
+from tgis_server.frontend.end_call import Writer
 from tgis_server.frontend.patience import Patience
 from tgis_server.frontend.state import Probe, ServerState
 
@@ -37,11 +37,11 @@ class StateHealthServicer(HealthServicer):  # type: ignore[misc]  # the library 
         self, request: HealthCheckRequest, context: grpc.aio.ServicerContext
     ) -> None:
         """The status now, and whenever it changes; until the client or the server ends."""
-        sent = None
+        sent, writer = None, Writer(context, self._patience)
         while True:
             change, status = self._state.next_change(), self._status_of(request.service)
             if status != sent:
-                with writing(context, self._patience):
+                with writer.writing():
                     await context.write(HealthCheckResponse(status=status))
                 sent = status
             await change.wait()

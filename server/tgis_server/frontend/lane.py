@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -20,12 +20,21 @@ class Lane:
     def __init__(self, name: str, num_workers: int, max_characters: int = MAX_CHARACTERS_IN_WORK) -> None:
         self._num_workers = num_workers
         self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix=name)
+        self._alone = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-alone")
         self._max_characters = max_characters
         self._in_work = 0  # characters
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     async def run(self, job: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, job)
+
+    async def run_alone(self, job: Callable[[], T]) -> T:
+        """For a job that takes seconds and much memory: one at a time, beside the others."""
+        try:
+            doing = asyncio.get_running_loop().run_in_executor(self._alone, job)
+        except RuntimeError:  # no further thread may be started: this one is seldom needed, and was not counted
+            return await self.run(job)
+        return await doing
 
     async def run_each(self, jobs: Iterable[Callable[[], T]]) -> list[T]:
         """Results in the order of the jobs. No more are handed out at a time than there are threads.
@@ -60,7 +69,8 @@ class Lane:
                 if turn.done() and not turn.cancelled():
                     self._give_back(num_characters)  # its turn came in the same moment
                 else:
-                    self._waiting.remove((num_characters, turn))
+                    with suppress(ValueError):  # it was passed over already
+                        self._waiting.remove((num_characters, turn))
                     self._admit()
                 raise
         else:
@@ -71,7 +81,8 @@ class Lane:
             self._give_back(num_characters)
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._alone):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _has_room(self, num_characters: int) -> bool:
         return not self._in_work or self._in_work + num_characters <= self._max_characters

@@ -24,7 +24,7 @@ class GenerationInput:
     """One input of a call, ready to be generated from."""
 
     request_id: int
-    text: str  # as the client sent it
+    text: str  # as the client sent it; empty unless it is sent back
     token_ids: list[int]  # truncated
     params: GenerationParams
     seed: int  # 0 when greedy

@@ -18,7 +18,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from tgis_server.errors import RequestError, RequestTooLarge, Undecodable
 from tgis_server.frontend.connections import Accounts, OpenCall
-from tgis_server.frontend.end_call import end_call, watch_last_write, writing
+from tgis_server.frontend.end_call import Writer, end_call, watch_answer
 from tgis_server.frontend.patience import Patience
 
 Refuse: TypeAlias = Callable[[grpc.aio.ServicerContext, RequestError], Awaitable[None]]
@@ -66,9 +66,11 @@ def _make_handler(method: MethodDescriptor, behaviour: Callable[[Any, Any], Any]
     def open_call(context: grpc.aio.ServicerContext) -> OpenCall:
         call = door.accounts.open(context.peer())
         context.add_done_callback(lambda _: call.close(was_reset=not context.done()))
+        if door.waits_for_room:
+            context.add_done_callback(lambda _: patience.release_request(context))
         return call
 
-    async def receive(context: grpc.aio.ServicerContext, call: OpenCall) -> Message | None:
+    async def receive(context: grpc.aio.ServicerContext, call: OpenCall, *, is_first: bool = True) -> Message | None:
         """The next request, or None after the last one. One that is refused ends the call."""
         try:
             if error := door.why_not():
@@ -76,13 +78,14 @@ def _make_handler(method: MethodDescriptor, behaviour: Callable[[Any, Any], Any]
             call.account.num_receiving += 1
             try:
                 end = partial(end_call, context)
-                raw = await patience.receive(context.read, end, waits_for_room=door.waits_for_room)
+                raw = await patience.receive(context.read, end, is_first=is_first, waits_for_room=door.waits_for_room)
             finally:
                 call.account.num_receiving -= 1
             if raw is grpc.aio.EOF:
                 return None
             call.note_request(len(raw))
-            hold(context, len(raw))
+            if door.waits_for_room:
+                patience.hold_request(context, len(raw))
             return decode(request_type, raw, door.max_request_bytes)
         except RequestError as error:
             await refuse(context, error)
@@ -96,36 +99,32 @@ def _make_handler(method: MethodDescriptor, behaviour: Callable[[Any, Any], Any]
         return request
 
     async def refuse(context: grpc.aio.ServicerContext, error: RequestError) -> None:
-        with writing(context, patience):
+        with Writer(context, patience).writing():
             await door.refuse(context, error)
-
-    def hold(context: grpc.aio.ServicerContext, num_bytes: int) -> None:
-        if door.waits_for_room:
-            release = patience.hold(num_bytes)
-            context.add_done_callback(lambda _: release())
 
     async def answer(_: object, context: grpc.aio.ServicerContext) -> bytes:
         response = to_bytes(await behaviour(await receive_one(context), context))
-        hold(context, len(response))
-        watch_last_write(context, patience, len(response))
+        watch_answer(context, patience, len(response), is_held=door.waits_for_room)
         return response
 
     async def answer_in_parts(_: object, context: grpc.aio.ServicerContext) -> None:
         await behaviour(await receive_one(context), context)
-        watch_last_write(context, patience)
+        Writer(context, patience).watch_last(context)
 
     async def converse(_: object, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
-        call = open_call(context)
+        call, writer = open_call(context), Writer(context, patience)
 
         async def receive_all() -> AsyncIterator[Message]:
-            while (request := await receive(context, call)) is not None:
+            is_first = True
+            while (request := await receive(context, call, is_first=is_first)) is not None:
+                is_first = False
                 yield request
 
         async for response in behaviour(receive_all(), context):
             raw = to_bytes(response)
-            with writing(context, patience, len(raw)):
+            with writer.writing(len(raw)):
                 yield raw
-        watch_last_write(context, patience)
+        writer.watch_last(context)
 
     if method.client_streaming:
         return grpc.stream_stream_rpc_method_handler(converse, response_serializer=to_bytes)

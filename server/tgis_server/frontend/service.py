@@ -15,7 +15,7 @@ import grpc
 from tgis_server.errors import InvalidRequest, Overloaded, RequestError, TgisError, Unavailable
 from tgis_server.faults import Fault
 from tgis_server.frontend.admission import Admission
-from tgis_server.frontend.end_call import writing
+from tgis_server.frontend.end_call import Writer
 from tgis_server.frontend.generation import Call, GenerationService
 from tgis_server.frontend.output import Output
 from tgis_server.frontend.patience import Patience
@@ -67,6 +67,8 @@ class GenerationServicer(GenerationServiceServicer):
                 return pb.BatchedGenerationResponse()
             with self._admission.hold(num_inputs):
                 await generation.prepare(request, [one.text for one in request.requests], call)
+                del request
+                self._release_request(context, call)
                 with generation.router.running(call.outputs):
                     await call.wait_for_all()
                 responses = await generation.build_responses(call.outputs)
@@ -83,6 +85,8 @@ class GenerationServicer(GenerationServiceServicer):
                 if not request.HasField("request"):
                     raise MissingRequest("missing request")
                 await generation.prepare(request, [request.request.text], call)
+                del request
+                self._release_request(context, call)
                 [output] = call.outputs
                 write = self._writer(context, output)
                 try:
@@ -121,12 +125,18 @@ class GenerationServicer(GenerationServiceServicer):
         """Why every call is refused now; None while they are accepted."""
         return None if self._state.is_accepting else Unavailable(self._state.text)
 
+    def _release_request(self, context: Context, call: Call) -> None:
+        """The inputs are tokens now: their text makes room for others, unless it is to be sent back."""
+        if not any(output.source.params.input_text for output in call.outputs):
+            self._patience.release_request(context)
+
     def _writer(self, context: Context, output: Output) -> Write:
         """Writes frames of an output."""
+        writer = Writer(context, self._patience, output.source.deadline)
 
         async def write(frame: pb.GenerationResponse) -> None:
             raw = frame.SerializeToString()  # here, as the size is wanted
-            with writing(context, self._patience, len(raw), output.source.deadline):
+            with writer.writing(len(raw)):
                 await context.write(raw)
 
         return write
@@ -167,7 +177,7 @@ class GenerationServicer(GenerationServiceServicer):
                         if one.error and one.started_at is not None:
                             self._metrics.observe_inference(time.monotonic() - one.started_at, one.num_generated)
                 logger.debug("call failed: %s %s", status.name, failure, extra=extra)
-                with writing(context, self._patience):
+                with Writer(context, self._patience).writing():
                     await context.abort(status, failure[:MAX_STATUS_CHARACTERS])
             finally:
                 if call:

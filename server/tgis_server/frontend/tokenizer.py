@@ -5,7 +5,6 @@ Wraps the model's ``tokenizer.json``; its own truncation and padding are off. Kn
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -59,7 +58,6 @@ class Tokenizer:
         self._num_workers = num_workers
         self._generation = Lane("tokenizer", num_workers)
         self._texts = Lane("tokenize-rpc", num_workers)
-        self._whole = asyncio.Lock()  # a long text that has to be encoded at once needs much memory: one at a time
 
     @classmethod
     def load(cls, model_dir: Path, num_workers: int) -> Tokenizer:
@@ -121,9 +119,14 @@ class Tokenizer:
     ) -> list[list[T] | TokenizerFailed]:
         """What ``make`` yields for each text, or why it failed, which harms no other."""
 
-        def encode_and_make(text: str) -> list[T]:
-            return list(make(text, encode(self.inner, text, want_offsets=want_offsets)))
+        def encode_and_make(part: Sequence[str]) -> list[list[T] | TokenizerFailed]:
+            encodings = [attempt(encode_text, text) for text in part]
+            return [
+                encoding if isinstance(encoding, TokenizerFailed) else list(make(text, encoding))
+                for text, encoding in zip(part, encodings, strict=True)
+            ]
 
+        encode_text = partial(encode, self.inner, want_offsets=want_offsets)
         num_characters = sum(map(len, texts))
         if num_characters <= WINDOW:
             return await self._do_short(lane, texts, encode_and_make)
@@ -136,10 +139,10 @@ class Tokenizer:
                     made += await self._do_short(lane, list(group), encode_and_make)
         return made
 
-    async def _do_short(self, lane: Lane, texts: Sequence[str], work: Callable[[str], T]) -> list[T | TokenizerFailed]:
-        size = max(1, min(MAX_TEXTS_PER_JOB, -(-len(texts) // self._num_workers)))
-        slices = [texts[start : start + size] for start in range(0, len(texts), size)]
-        made = await lane.run_each([partial(attempt_each, work, part) for part in slices])
+    async def _do_short(self, lane: Lane, texts: Sequence[str], work: Callable[[Sequence[str]], list[T]]) -> list[T]:
+        """Work on texts of which each is short, so many in a job that it takes some ten milliseconds."""
+        most = max(1, min(MAX_TEXTS_PER_JOB, -(-len(texts) // self._num_workers)))
+        made = await lane.run_each([partial(work, part) for part in split(texts, most)])
         return [result for results in made for result in results]
 
     async def _do_long(
@@ -166,11 +169,22 @@ class Tokenizer:
         if len(encodings) == len(windows) and (joined := await lane.run(partial(join, encodings))):
             return joined
         del windows, encodings
-        async with self._whole:
-            whole = await lane.run(partial(attempt, partial(encode, self.inner, want_offsets=want_offsets), text))
+        whole = await lane.run_alone(partial(attempt, partial(encode, self.inner, want_offsets=want_offsets), text))
         if isinstance(whole, TokenizerFailed):
             raise whole
         return whole
+
+
+def split(texts: Sequence[str], most: int) -> Iterator[Sequence[str]]:
+    """Parts of at most ``most`` texts and about a window of characters."""
+    begin = num_characters = 0
+    for end, text in enumerate(texts):
+        if end - begin >= most or (end > begin and num_characters + len(text) > WINDOW):
+            yield texts[begin:end]
+            begin, num_characters = end, 0
+        num_characters += len(text)
+    if begin < len(texts):
+        yield texts[begin:]
 
 
 def read_tokenizer(model_dir: Path) -> tokenizers.Tokenizer:
@@ -185,8 +199,7 @@ def read_tokenizer(model_dir: Path) -> tokenizers.Tokenizer:
     try:
         tokenizer = tokenizers.Tokenizer.from_buffer(read_regular(file))
     except BaseException as error:
-        # The library raises plain Exception for every kind of broken file, and for some of them it panics.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not is_of_library(error):
             raise
         raise explain(file, error) from error
     tokenizer.no_padding()  # else the beginning of a text is not what a prompt begins with
@@ -208,12 +221,15 @@ def explain(file: Path, error: BaseException) -> TgisError:
 
 
 def attempt(work: Callable[[A], T], argument: A) -> T | TokenizerFailed:
-    """The result of ``work``, or its failure."""
+    """The result of the library's work, or its failure."""
     try:
         return work(argument)
-    except Exception as error:  # noqa: BLE001  a library border: it raises plain Exception
+    except BaseException as error:
+        if not is_of_library(error):
+            raise
         return TokenizerFailed(str(error))
 
 
-def attempt_each(work: Callable[[A], T], arguments: Sequence[A]) -> list[T | TokenizerFailed]:
-    return [attempt(work, argument) for argument in arguments]
+def is_of_library(error: BaseException) -> bool:
+    """It raises plain ``Exception`` for everything, and panics at times, which is none."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
