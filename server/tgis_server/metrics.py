@@ -117,7 +117,7 @@ SPECS = (
 )
 
 
-class Metrics(Collector):
+class Metrics:
     """The metrics of one server. Methods are named after events; all are called on the event loop."""
 
     def __init__(self, *, max_sequence_length: int, max_new_tokens: int, max_batch_size: int) -> None:
@@ -127,8 +127,6 @@ class Metrics(Collector):
         self._ranges = (max_sequence_length, max_new_tokens)
         for spec in SPECS:
             self._values[spec.name] = self._make(spec)
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self)
 
     def use_limits(self, *, max_sequence_length: int, max_new_tokens: int, num_blocks: int) -> None:
         """The engine is loaded and its limits are known. Lengths that were observed before are forgotten."""
@@ -138,21 +136,20 @@ class Metrics(Collector):
             if spec.unit == "tokens" and spec.kind == "histogram":
                 self._values[spec.name] = self._make(spec)
 
+    def begin_text(self) -> Callable[[], bytes]:
+        """Take gauges, of one moment, on the event loop. What is returned makes the Prometheus text, in any thread."""
+        gauges = {spec.name: list(self._values[spec.name].collect()) for spec in SPECS if spec.kind == "gauge"}
+
+        def render() -> bytes:
+            registry = CollectorRegistry(auto_describe=False)
+            registry.register(_Text(self._values, gauges))
+            return generate_latest(registry)
+
+        return render
+
     def to_text(self) -> bytes:
         """The Prometheus text exposition."""
-        return generate_latest(self._registry)
-
-    def collect(self) -> Iterable[Metric]:
-        """Called by the registry: each value, counters under both names, without times of creation."""
-        for spec in SPECS:
-            for family in self._values[spec.name].collect():
-                family.samples = [s for s in family.samples if not s.name.endswith("_created")]
-                yield family
-                if spec.kind == "counter":
-                    # Untyped: client libraries take a typed one for a second series with ``_total``.
-                    bare = Metric(spec.name, spec.text, "unknown")
-                    bare.samples = [sample._replace(name=spec.name) for sample in family.samples]
-                    yield bare
+        return self.begin_text()()
 
     # Calls
 
@@ -333,6 +330,25 @@ class Metrics(Collector):
         value = self._values[name]
         assert isinstance(value, Histogram), name
         return value.labels(**labels) if labels else value
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Text(Collector):
+    """Each value, counters under both names, without times of creation."""
+
+    values: Mapping[str, Value]
+    gauges: Mapping[str, Sequence[Metric]]  # as they were at one moment
+
+    def collect(self) -> Iterable[Metric]:
+        for spec in SPECS:
+            for family in self.gauges.get(spec.name) or self.values[spec.name].collect():
+                family.samples = [s for s in family.samples if not s.name.endswith("_created")]
+                yield family
+                if spec.kind == "counter":
+                    # Untyped: client libraries take a typed one for a second series with ``_total``.
+                    bare = Metric(spec.name, spec.text, "unknown")
+                    bare.samples = [sample._replace(name=spec.name) for sample in family.samples]
+                    yield bare
 
 
 def equal_steps(highest: int) -> tuple[float, ...]:

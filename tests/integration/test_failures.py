@@ -282,7 +282,7 @@ def test_when_half_of_a_batch_does_not_fit_the_other_half_ends_and_neighbours_ge
             assert await read_all(neighbour) == expected_text([7, 8], 12)
             await assert_nothing_left(server, leader)
             shapes = [plan.num_tokens for plan in leader.runner.plans]
-            assert shapes[:4] == [[2], [1, 2, 3], [1, 1, 4], [1, 1]]  # the last one repeats what is left of the third
+            assert shapes[:4] == [[2], [1, 2, 2], [1, 1, 2], [1, 1]]  # the last one repeats what is left of the third
             assert shapes[4:] == [[1]] * (len(shapes) - 4)
 
     run(test)
@@ -391,7 +391,7 @@ def test_messages_between_front_end_and_leader_have_no_limit_of_size(tmp_path: P
                 link.submit([too_long])
 
                 assert [failure.request_id for failure in (await refusal).failures] == [1]
-                leader.leader._outbox.put(huge)
+                leader.leader._outbox.put(1, huge)
                 assert await anext(results) == huge
             await link.close()
 

@@ -365,7 +365,7 @@ def double_a_name(directory: Path) -> None:
         (lose_a_shard, r"names pytorch_model-00002-of-00003\.bin, which is not there \(1 of 3 files are missing\)"),
         (link_to_nothing, "is a link to a file that is gone"),
         (name_a_file_elsewhere, r"names other/pytorch_model\.bin, which is not there"),
-        (spoil_the_last, r"00003-of-00003\.bin is damaged"),
+        (spoil_the_last, r"00003-of-00003\.bin is a web page"),
         (add_an_index, "has several indexes"),
         (double_a_name, r"w is in model-1\.safetensors and in model-2\.safetensors"),
     ],

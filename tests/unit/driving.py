@@ -117,7 +117,7 @@ class Driver:
 
     def load(self, plan: StepPlan) -> Load:
         """What a launched step has computed."""
-        ends = [self.runner._slots[slot].num_computed for slot in plan.slots]
+        ends = [row.end for row in self.scheduler._in_flight[plan.step].rows]
         return Load(plan.total_tokens, sum(n * end for n, end in zip(plan.num_tokens, ends, strict=True)))
 
     def requests_of(self, plan: StepPlan) -> list[int]:
@@ -133,14 +133,15 @@ class Driver:
             launched = self.runner.launch(plan)
             self.seconds.append(self.step_seconds(self.load(plan)))
             broken = [row for row, request_id in enumerate(self.rows[-1]) if request_id in self.not_finite]
-            self._in_flight.append(
-                (replace(launched, tokens=replace(launched.tokens, not_finite=broken)), self.seconds[-1])
-            )
+            self._in_flight.append((launched, broken, self.seconds[-1]))
         allowed = self.depth - 1 if plan else 0
         while len(self._in_flight) > allowed:
-            launched, seconds = self._in_flight.popleft()
+            launched, broken, seconds = self._in_flight.popleft()
             self.now += seconds
-            self._take(self.scheduler.commit(launched.plan, self.runner.collect(launched), self.now))
+            tokens = self.runner.collect(launched)
+            if broken:
+                tokens = replace(tokens, not_finite=broken)
+            self._take(self.scheduler.commit(launched.plan, tokens, self.now))
         if not plan and self.scheduler.has_news():
             self._take(self.scheduler.take_result())
         return plan is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from itertools import count
 
 import pytest
@@ -11,9 +12,14 @@ from tgis_server.frontend import metrics_text
 from tgis_server.frontend.metrics_text import MetricsText
 
 
-def texts(number_of: str = "text") -> MetricsText:
+def texts() -> MetricsText:
     numbers = count(1)
-    return MetricsText(lambda: f"{number_of} {next(numbers)}".encode())
+
+    def begin() -> Callable[[], bytes]:
+        number = next(numbers)
+        return lambda: f"text {number}".encode()
+
+    return MetricsText(begin)
 
 
 def test_callers_that_come_together_get_one_text():

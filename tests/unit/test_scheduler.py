@@ -516,7 +516,7 @@ def test_a_step_that_does_not_fit_fails_its_prefills_and_repeats_its_decodes(dep
     with pytest.raises(OutOfMemory):
         runner_that_fails_at(plan.step, driver).launch(plan)
     while driver._in_flight:
-        launched, _ = driver._in_flight.popleft()
+        launched, *_ = driver._in_flight.popleft()
         driver._take(driver.scheduler.commit(launched.plan, launched.tokens, driver.now))
 
     driver._take(driver.scheduler.fail_prefills(plan, "GPU out of memory"))

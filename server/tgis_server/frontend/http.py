@@ -33,7 +33,7 @@ class HttpServer:
     ) -> None:
         self._run = run
         self._state = state
-        self._metrics_text = MetricsText(metrics.to_text)
+        self._metrics_text = MetricsText(metrics.begin_text)
         app = web.Application(middlewares=[note_requests])
         app.router.add_get("/health", self._get_health)
         for probe in get_args(Probe):

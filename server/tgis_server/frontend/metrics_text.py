@@ -15,9 +15,9 @@ MIN_PERIOD_S = 0.2
 class MetricsText:
     """Belongs to one event loop."""
 
-    def __init__(self, render: Callable[[], bytes]) -> None:
-        """``render`` is called in a thread."""
-        self._render = render
+    def __init__(self, begin: Callable[[], Callable[[], bytes]]) -> None:
+        """``begin`` is called on the event loop, what it returns in a thread."""
+        self._begin = begin
         self._next: asyncio.Task[bytes] | None = None  # the text that has not been begun
         self._begun_at = float("-inf")
 
@@ -32,4 +32,4 @@ class MetricsText:
         await asyncio.sleep(self._begun_at + MIN_PERIOD_S - time.monotonic())
         self._next = None
         self._begun_at = time.monotonic()
-        return await asyncio.to_thread(self._render)
+        return await asyncio.to_thread(self._begin())

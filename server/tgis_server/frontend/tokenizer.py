@@ -40,7 +40,7 @@ class EncodedInput:
 
     token_ids: list[int]
     num_tokens_before_truncation: int
-    highest_id: int  # before truncation; -1 where there are no tokens
+    highest_id: int  # -1 where there are no tokens
 
 
 class Tokenizer:
@@ -106,13 +106,11 @@ class Tokenizer:
         self._texts.close()
 
     def _make_input(self, encoding: Encoding, truncate_to: int) -> EncodedInput:
-        num_tokens, highest_id = len(encoding.ids), max(encoding.ids, default=-1)
-        if not 0 < truncate_to < num_tokens:
-            return EncodedInput(list(encoding.ids), num_tokens, highest_id)
-        token_ids = list(encoding.ids[num_tokens - truncate_to :])
-        if encoding.num_prefix:  # BOS, or whatever a prompt begins with
+        num_tokens = len(encoding.ids)
+        token_ids = list(encoding.ids[-truncate_to:])  # 0: all
+        if encoding.num_prefix and len(token_ids) < num_tokens:  # BOS, or whatever a prompt begins with
             token_ids[0] = encoding.ids[0]
-        return EncodedInput(token_ids, num_tokens, highest_id)
+        return EncodedInput(token_ids, num_tokens, max(token_ids, default=-1))
 
     async def _do_each(
         self, lane: Lane, texts: Sequence[str], make: Callable[[str, Encoding], Iterator[T]], *, want_offsets: bool
