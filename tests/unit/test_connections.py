@@ -98,6 +98,14 @@ def test_resets_in_masses_close_a_connection_and_a_client_that_leaves_all_its_ca
     assert found == ["", "resets"]
 
 
+def test_a_connection_from_a_port_that_another_had_before_starts_anew():
+    port, left = watch(), Account(num_bytes=100 * MIB, num_resets=9000)
+    for now in range(10):
+        reasons(port, now, connection(received=now * 10 * MIB), a=Account(num_bytes=now * 10 * MIB))
+
+    assert {reasons(port, now, connection(received=now * KIB), a=left)[0] for now in range(10, 20)} == {""}
+
+
 def test_a_connection_that_takes_nothing_for_the_send_timeout_is_closed():
     port = watch()
     reasons(port, 0, connection(A, waiting=1), connection(B, waiting=1))

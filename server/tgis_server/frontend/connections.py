@@ -160,7 +160,7 @@ class PortWatch:
         watched: dict[Peer, Watched] = {}
         closed = {}
         for connection in connections:
-            state = watched[connection.peer] = self._watched.get(connection.peer) or Watched(now, moved_at=now)
+            state = watched[connection.peer] = self._get_state(connection, accounts, now)
             if reason := self._judge_one(connection, accounts, state, now):
                 closed[connection] = reason
             state.seen_at = now
@@ -171,6 +171,14 @@ class PortWatch:
             rest.sort(key=lambda one: (not is_busy(accounts, one.peer), one.silent_s), reverse=True)
             closed |= dict.fromkeys(rest[:excess], "connections")
         return closed
+
+    def _get_state(self, connection: Connection, accounts: Mapping[Peer, Account] | None, now: float) -> Watched:
+        state = self._watched.get(connection.peer)
+        if state and connection.num_received >= state.received[-1]:
+            return state
+        # It is new, perhaps from the address and port of one that is gone, which may have left an account.
+        account = (accounts or {}).get(connection.peer) or Account()
+        return Watched(now, moved_at=now, num_resets=account.num_resets, num_unread=account.num_unread)
 
     def _judge_one(
         self, connection: Connection, accounts: Mapping[Peer, Account] | None, state: Watched, now: float
