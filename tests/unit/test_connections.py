@@ -114,6 +114,14 @@ def test_a_connection_that_takes_nothing_for_the_send_timeout_is_closed():
     assert reasons(port, 31, connection(A, waiting=1), connection(B, waiting=1, acked=1)) == ["send_timeout", ""]
 
 
+def test_the_send_timeout_begins_when_something_is_first_seen_waiting():
+    port = watch(send_timeout_s=0.3)
+    reasons(port, 0, connection(A))
+
+    assert reasons(port, 0.5, connection(A, waiting=1)) == [""]
+    assert reasons(port, 1.0, connection(A, waiting=1)) == ["send_timeout"]
+
+
 def test_of_too_many_connections_the_silent_ones_without_calls_go_first():
     port = watch(max_connections=1)
     busy = Account(num_open=1)

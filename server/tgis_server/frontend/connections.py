@@ -125,7 +125,8 @@ class Watched:
     resets: float = 0.0
     num_unread: int = 0
     num_acked: int = 0
-    moved_at: float = 0.0  # it took something, or there was nothing to take
+    is_waited_for: bool = False  # there was something to take at the last check
+    moved_at: float = 0.0  # it took something, or there began to be something to take
 
     def count_excess(self, num_received: int, num_accounted: int, num_forgiven: int) -> int:
         """Bytes that came some checks ago and that no request accounts for by now, but for what is forgiven.
@@ -183,8 +184,9 @@ class PortWatch:
     def _judge_one(
         self, connection: Connection, accounts: Mapping[Peer, Account] | None, state: Watched, now: float
     ) -> str:
-        if connection.num_acked != state.num_acked or not connection.num_waiting:
+        if connection.num_acked != state.num_acked or not state.is_waited_for:
             state.num_acked, state.moved_at = connection.num_acked, now
+        state.is_waited_for = connection.num_waiting > 0
         if now - state.moved_at > self.send_timeout_s:
             return "send_timeout"
         if accounts is None:
