@@ -182,6 +182,12 @@ def test_what_fits_in_the_windows_of_calls_that_the_library_refused_is_no_flood(
     assert (set(found), "flood" in flood) == ({""}, True)
 
 
+def test_calls_that_were_refused_before_the_first_check_count_as_later_ones():
+    found = checks(watch(), lambda now: 20 * 64 * KIB, lambda now: Account(num_unread=20))
+
+    assert set(found) == {""}
+
+
 @pytest.mark.parametrize(
     ("grpc", "kernel"),
     [

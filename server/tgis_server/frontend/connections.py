@@ -175,9 +175,11 @@ class PortWatch:
 
     def _get_state(self, connection: Connection, accounts: Mapping[Peer, Account] | None, now: float) -> Watched:
         state = self._watched.get(connection.peer)
-        if state and connection.num_received >= state.received[-1]:
+        if state is None:
+            return Watched(now, moved_at=now)
+        if connection.num_received >= state.received[-1]:
             return state
-        # It is new, perhaps from the address and port of one that is gone, which may have left an account.
+        # It comes from the address and port of one that is gone, whose account goes on.
         account = (accounts or {}).get(connection.peer) or Account()
         return Watched(now, moved_at=now, num_resets=account.num_resets, num_unread=account.num_unread)
 
@@ -290,7 +292,7 @@ def find_connections(ports: set[int]) -> Iterator[tuple[int, Connection]]:
 def list_descriptors() -> Iterable[int]:
     try:
         return [int(name) for name in os.listdir("/proc/self/fd")]
-    except FileNotFoundError:  # /proc is not mounted everywhere
+    except (FileNotFoundError, PermissionError):  # /proc is not mounted everywhere, or hidden
         return ()
     except OSError as error:
         if error.errno != errno.EMFILE:
@@ -320,8 +322,9 @@ def hang_up(connection: Connection) -> bool:
 
 def hang_up_all(port: int) -> None:
     """Shut down every connection of a port."""
-    for _, connection in list(find_connections({port})):
-        hang_up(connection)
+    with contextlib.suppress(OSError):  # the end goes on where the system has no descriptor left to look with
+        for _, connection in list(find_connections({port})):
+            hang_up(connection)
 
 
 def plain(address: tuple[str, int] | tuple[str, int, int, int]) -> Peer:
