@@ -170,6 +170,17 @@ async def scrape_without_reading(grpc: int, http: int) -> None:
         await asyncio.sleep(PATIENCE_S)
 
 
+async def ask_without_end(grpc: int, http: int) -> None:
+    """Ten connections that are kept, and ask again before they are answered."""
+
+    async def ask() -> None:
+        async with Attacker.connect(http, greets=False) as attacker:
+            attacker.listen()
+            await attacker.flood(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 16, PATIENCE_S)
+
+    await asyncio.gather(*(ask() for _ in range(10)))
+
+
 async def send_endless_header(grpc: int, http: int) -> None:
     async with Attacker.connect(http, greets=False) as attacker:
         attacker.listen()
@@ -199,6 +210,7 @@ ATTACKS: dict[str, Attack] = {
         come_and_go,
         ask_half,
         scrape_without_reading,
+        ask_without_end,
         send_endless_header,
         send_endless_body,
     )

@@ -254,6 +254,60 @@ def test_a_whole_request_may_follow_a_pause_on_a_connection_that_is_kept_alive(m
     run(test)
 
 
+def test_a_connection_is_kept_after_a_request_with_a_body_in_pieces_and_an_incomplete_header_is_not(monkeypatch):
+    monkeypatch.setattr(http_connections, "HEADER_TIMEOUT_S", 0.2)
+
+    async def test() -> None:
+        async with serving() as server, visiting(server) as client:
+            await client.send(b"POST /health HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n")
+            await until(lambda: client.said.count(b"405 ") == 1)
+            await client.send(b"x")
+            await client.send(b"x")
+            await asyncio.sleep(0.4)
+            await client.send(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            await until(lambda: client.said.count(b"200 OK") == 1)
+            await client.send(b"GET /health HTTP/1.1\r\n")
+            await until(lambda: client.is_closed)
+
+            assert await count_aborts(server) == {"header_timeout": 1}
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "request_line", [b"GET /health", b"GET /nothing", b"GET /health HTTP/1.1\r\nExpect: much\r\nX: "]
+)
+def test_a_client_that_asks_without_end_waits_and_a_probe_beside_it_does_not(request_line: bytes):
+    request = request_line + b" HTTP/1.1\r\nHost: x\r\n\r\n"
+
+    async def test() -> None:
+        async with serving() as server, AsyncExitStack() as stack:
+            for _ in range(20):
+                await (await stack.enter_async_context(visiting(server))).send(request * 100)
+
+            rate, manager = server.frontend._http._connections.rate, server.frontend._http._runner.server
+            await until(lambda: len(rate._queue) == 20)
+            num_handled = manager.requests_count
+            assert [(await server.get("/health"))[0] for _ in range(5)] == [200] * 5
+
+            assert manager.requests_count < num_handled + 500
+
+    run(test)
+
+
+def test_the_first_request_of_a_connection_never_waits():
+    async def test() -> None:
+        async with serving() as server, visiting(server) as client:
+            server.frontend._http._connections.rate._bucket.tokens = -1e6
+
+            await client.send(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 2)
+            await until(lambda: client.said.count(b"200 OK") == 1)
+            assert (await server.get("/health"))[0] == 200
+            assert client.said.count(b"200 OK") == 1
+
+    run(test)
+
+
 def test_a_client_that_takes_no_goodbye_does_not_hold_up_the_end():
     async def test() -> None:
         async with serving() as server, Attacker.connect(server.frontend.state.grpc_port) as attacker:

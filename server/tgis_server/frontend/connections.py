@@ -10,39 +10,49 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import logging
 import os
+import resource
 import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TypeAlias
 from urllib.parse import unquote
+
+logger = logging.getLogger(__name__)
 
 Peer: TypeAlias = tuple[str, int]  # address and port
 
 CHECK_S = 0.5
 NUM_BEHIND = 6  # checks: so much time the calls have, in a busy process, to account for what has come
 IDLE_SHARE = 20  # of the time, at most, is spent on looking: checks are rarer with thousands of connections
-CALL_BYTES = 4 << 10  # of header and framing that an answered call accounts for
+CALL_BYTES = 16 << 10  # that a call accounts for: the largest header, which the library does not measure for us
 FLOOD_BYTES_PER_S = 64 << 10  # windows and pings of a client that reads fast are a tenth of that
 FLOOD_BYTES = 512 << 10  # at once
 WINDOW_BYTES = 64 << 10  # that a stream may send before anybody asks for its message
 MAX_UNREAD = 64  # calls in a check
+MAX_ARRIVING = 8  # requests of a connection whose largest size is allowed for, however many calls wait for one
 RESETS_PER_S = 1000
 INFO_FORMAT = struct.Struct("24xI24xI64xQQ8xI")  # of TCP_INFO, which Linux only ever extends
 
 
 @dataclass(slots=True)
 class Account:
-    """What the calls of a peer account for. Belongs to the event loop."""
+    """What the calls of a peer account for. Belongs to the event loop; others take copies."""
 
     num_open: int = 0
     num_receiving: int = 0
     num_bytes: int = 0  # that requests consisted of
     num_resets: int = 0
     num_unread: int = 0  # calls that ended before their request was whole, as those that are far too large
+
+    def copy(self) -> Account:
+        """What is arriving is read before what has come, by any thread: so it counts twice rather than not at all."""
+        return Account(self.num_open, self.num_receiving, self.num_bytes, self.num_resets, self.num_unread)
 
 
 @dataclass(slots=True)
@@ -59,9 +69,8 @@ class OpenCall:
     def close(self, *, was_reset: bool) -> None:
         self.account.num_open -= 1
         self.account.num_unread += not self.was_read
-        if was_reset:
-            self.account.num_resets += 1
-        else:
+        self.account.num_resets += was_reset
+        if self.was_read or not was_reset:  # how many are reset is bounded by itself
             self.account.num_bytes += CALL_BYTES
 
 
@@ -69,22 +78,27 @@ class Accounts:
     """By peer, as calls tell it."""
 
     def __init__(self) -> None:
-        self._accounts: dict[str, Account] = {}
+        self._accounts: dict[Peer, Account] = {}
 
-    def open(self, peer: str) -> OpenCall:
+    def open(self, name: str) -> OpenCall:
         """A call of a peer, as gRPC names that, begins."""
+        peer = parse_peer(name)
         if (account := self._accounts.get(peer)) is None:
             account = self._accounts[peer] = Account()
         account.num_open += 1
         return OpenCall(account)
 
+    def get_peers(self) -> set[Peer]:
+        """Callable from any thread, as is :meth:`copy`."""
+        return set(self._accounts)
+
     def copy(self) -> dict[Peer, Account]:
-        return {parse_peer(peer): replace(one) for peer, one in self._accounts.items()}
+        return {peer: account.copy() for peer, account in list(self._accounts.items())}
 
     def forget(self, peers: set[Peer]) -> None:
         """Connections that are gone."""
-        for peer, account in list(self._accounts.items()):
-            if not account.num_open and parse_peer(peer) in peers:
+        for peer in peers:
+            if peer in self._accounts and not self._accounts[peer].num_open:
                 del self._accounts[peer]
 
 
@@ -111,7 +125,8 @@ class Watched:
     resets: float = 0.0
     num_unread: int = 0
     num_acked: int = 0
-    moved_at: float = 0.0  # it took something, or there was nothing to take
+    is_waited_for: bool = False  # there was something to take at the last check
+    moved_at: float = 0.0  # it took something, or there began to be something to take
 
     def count_excess(self, num_received: int, num_accounted: int, num_forgiven: int) -> int:
         """Bytes that came some checks ago and that no request accounts for by now, but for what is forgiven.
@@ -135,7 +150,7 @@ class PortWatch:
 
     max_connections: int
     send_timeout_s: float
-    max_request_bytes: int
+    max_message_bytes: int  # from which on the library refuses a request unread
     max_resets: int  # at once
     _watched: dict[Peer, Watched] = field(default_factory=dict)
 
@@ -143,14 +158,14 @@ class PortWatch:
         self, connections: list[Connection], accounts: Mapping[Peer, Account] | None, now: float
     ) -> dict[Connection, str]:
         """Which to close, and for what reason. ``accounts`` is None for a port whose calls are not accounted for."""
-        watched, self._watched = self._watched, {}
+        watched: dict[Peer, Watched] = {}
         closed = {}
         for connection in connections:
-            state = watched.get(connection.peer) or Watched(now, moved_at=now)
-            self._watched[connection.peer] = state
+            state = watched[connection.peer] = self._get_state(connection, accounts, now)
             if reason := self._judge_one(connection, accounts, state, now):
                 closed[connection] = reason
             state.seen_at = now
+        self._watched = watched  # only now: whoever is forgotten midway looks like a flood at once
         excess = len(connections) - len(closed) - self.max_connections
         if excess > 0:
             rest = [one for one in connections if one not in closed]
@@ -158,15 +173,22 @@ class PortWatch:
             closed |= dict.fromkeys(rest[:excess], "connections")
         return closed
 
-    def gone(self, peers: set[Peer]) -> set[Peer]:
-        """Of these, who is connected no more."""
-        return peers - self._watched.keys()
+    def _get_state(self, connection: Connection, accounts: Mapping[Peer, Account] | None, now: float) -> Watched:
+        state = self._watched.get(connection.peer)
+        if state is None:
+            return Watched(now, moved_at=now)
+        if connection.num_received >= state.received[-1]:
+            return state
+        # It comes from the address and port of one that is gone, whose account goes on.
+        account = (accounts or {}).get(connection.peer) or Account()
+        return Watched(now, moved_at=now, num_resets=account.num_resets, num_unread=account.num_unread)
 
     def _judge_one(
         self, connection: Connection, accounts: Mapping[Peer, Account] | None, state: Watched, now: float
     ) -> str:
-        if connection.num_acked != state.num_acked or not connection.num_waiting:
+        if connection.num_acked != state.num_acked or not state.is_waited_for:
             state.num_acked, state.moved_at = connection.num_acked, now
+        state.is_waited_for = connection.num_waiting > 0
         if now - state.moved_at > self.send_timeout_s:
             return "send_timeout"
         if accounts is None:
@@ -182,7 +204,8 @@ class PortWatch:
         state.num_resets = account.num_resets
         if state.resets > self.max_resets:
             return "resets"
-        return "flood" if excess > FLOOD_BYTES + account.num_receiving * self.max_request_bytes else ""
+        arriving = min(account.num_receiving, MAX_ARRIVING) * self.max_message_bytes
+        return "flood" if excess > FLOOD_BYTES + arriving else ""
 
 
 def is_busy(accounts: Mapping[Peer, Account] | None, peer: Peer) -> bool:
@@ -194,13 +217,36 @@ async def watch_connections(
 ) -> None:
     """Look at the connections of some ports, for ever; ``count`` is told the reason why one was closed."""
     while True:
-        began_at = time.monotonic()
-        found = await asyncio.to_thread(find_by_port, set(ports))
-        copy = accounts.copy()  # later than what the kernel says: what has come is accounted for first
-        for reason in await asyncio.to_thread(close_some, ports, found, copy, grpc_port):
-            count(reason)
-        accounts.forget(ports[grpc_port].gone(set(copy)))
-        await asyncio.sleep(max(CHECK_S, IDLE_SHARE * (time.monotonic() - began_at)))
+        spent_s = 0.0
+        try:
+            seen = await asyncio.to_thread(look, ports, accounts, grpc_port)
+            spent_s = seen.spent_s
+            accounts.forget(seen.gone)
+            for reason in seen.reasons:
+                count(reason)
+        except Exception:
+            logger.exception("The connections could not be looked at.")
+        await asyncio.sleep(max(CHECK_S, IDLE_SHARE * spent_s))
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a look has found."""
+
+    reasons: list[str]  # why connections were closed
+    gone: set[Peer]  # connected no more
+    spent_s: float  # by this thread; that it waited, as in a busy process, does not count
+
+
+def look(ports: Mapping[int, PortWatch], accounts: Accounts, grpc_port: int) -> Seen:
+    """Look once, in a thread of its own: with thousands of connections it takes a tenth of a second."""
+    began_at = time.thread_time()
+    known = accounts.get_peers()  # before the kernel is asked: who comes later is not found, and is not gone
+    found = find_by_port(set(ports))
+    copy = accounts.copy()  # later than what the kernel says: what has come is accounted for first
+    reasons = close_some(ports, found, copy, grpc_port)
+    gone = known - {one.peer for one in found[grpc_port]}
+    return Seen(reasons, gone, time.thread_time() - began_at)
 
 
 def find_by_port(ports: set[int]) -> dict[int, list[Connection]]:
@@ -227,14 +273,11 @@ def close_some(
 
 def find_connections(ports: set[int]) -> Iterator[tuple[int, Connection]]:
     """Of this process's sockets those that clients have opened, with their ports."""
-    names = []
-    with contextlib.suppress(OSError):  # /proc is not mounted everywhere
-        names = os.listdir("/proc/self/fd")
-    for name in names:
-        with contextlib.suppress(OSError, ValueError):
-            if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+    for descriptor in list_descriptors():
+        with contextlib.suppress(OSError, struct.error):  # an old kernel tells less, and then nobody is judged
+            if not os.readlink(f"/proc/self/fd/{descriptor}").startswith("socket:"):
                 continue
-            with borrowed(int(name)) as one:
+            with borrowed(descriptor) as one:
                 if one.family not in (socket.AF_INET, socket.AF_INET6) or (port := one.getsockname()[1]) not in ports:
                     continue
                 peer = one.getpeername()
@@ -242,8 +285,20 @@ def find_connections(ports: set[int]) -> Iterator[tuple[int, Connection]]:
                 unacked, silent_ms, acked, received, unsent = INFO_FORMAT.unpack(info)
                 yield (
                     port,
-                    Connection(int(name), plain(peer), unacked + unsent, silent_ms / 1000, acked, received),
+                    Connection(descriptor, plain(peer), unacked + unsent, silent_ms / 1000, acked, received),
                 )
+
+
+def list_descriptors() -> Iterable[int]:
+    try:
+        return [int(name) for name in os.listdir("/proc/self/fd")]
+    except (FileNotFoundError, PermissionError):  # /proc is not mounted everywhere, or hidden
+        return ()
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        # Listing takes a descriptor, and there is none left: so all that there can be are in use.
+        return range(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
 @contextlib.contextmanager
@@ -258,21 +313,18 @@ def borrowed(descriptor: int) -> Iterator[socket.socket]:
 
 def hang_up(connection: Connection) -> bool:
     """Shut a connection down; its owner notices as if the client had."""
-    try:
-        own = socket.socket(fileno=os.dup(connection.descriptor))
-    except OSError:
-        return False
-    with own, contextlib.suppress(OSError):
-        if plain(own.getpeername()) == connection.peer:  # the number may mean another connection by now
-            own.shutdown(socket.SHUT_RDWR)
+    with contextlib.suppress(OSError), borrowed(connection.descriptor) as one:  # no copy: descriptors may be used up
+        if plain(one.getpeername()) == connection.peer:  # the number may mean another connection by now
+            one.shutdown(socket.SHUT_RDWR)
             return True
     return False
 
 
 def hang_up_all(port: int) -> None:
     """Shut down every connection of a port."""
-    for _, connection in list(find_connections({port})):
-        hang_up(connection)
+    with contextlib.suppress(OSError):  # the end goes on where the system has no descriptor left to look with
+        for _, connection in list(find_connections({port})):
+            hang_up(connection)
 
 
 def plain(address: tuple[str, int] | tuple[str, int, int, int]) -> Peer:

@@ -202,7 +202,8 @@ class Frontend:
                 max_connections, config.send_timeout, library_limit_bytes(config.max_request_bytes), 2 * max_streams
             )
 
-        # Room is made before the library refuses new connections: whoever is silent for longest goes first.
+        # Room is made before the library refuses new connections: whoever is silent for longest goes first. On the HTTP
+        # port every new connection makes room at once; what is still at its TLS handshake only the kernel knows.
         ports = {self.state.grpc_port: watch(most.grpc * 9 // 10), self.state.http_port: watch(most.http)}
         accounts, count = self._public.accounts, self.metrics.count_abort
         await watch_connections(ports, accounts, self.state.grpc_port, count)

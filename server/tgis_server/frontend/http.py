@@ -11,7 +11,7 @@ from typing import get_args
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage
 
-from tgis_server.frontend.http_connections import HttpConnection, HttpConnections, note_requests
+from tgis_server.frontend.http_connections import HttpConnection, HttpConnections
 from tgis_server.frontend.metrics_text import MetricsText
 from tgis_server.frontend.patience import Patience
 from tgis_server.frontend.state import Probe, ServerState
@@ -34,7 +34,7 @@ class HttpServer:
         self._run = run
         self._state = state
         self._metrics_text = MetricsText(metrics.begin_text)
-        app = web.Application(middlewares=[note_requests])
+        app = web.Application()
         app.router.add_get("/health", self._get_health)
         for probe in get_args(Probe):
             app.router.add_get(f"/health/{probe}", partial(self._get_probe, probe))

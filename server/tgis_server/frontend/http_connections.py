@@ -1,4 +1,5 @@
-"""Connections of the HTTP port: how many, how long they may be idle, and what becomes of those that nobody reads."""
+"""Connections of the HTTP port: how many, how long they may be idle, how much they may ask, and what becomes of those
+that nobody reads."""
 
 from __future__ import annotations
 
@@ -9,19 +10,24 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from tgis_server.frontend.patience import Patience
+from tgis_server.frontend.request_rate import RequestRate, connection_bucket
 from tgis_server.metrics import Metrics
 
 IDLE_TIMEOUT_S = 75.0  # between requests, as other servers have it; scrapers come back within it
-HEADER_TIMEOUT_S = 10.0  # from the first byte of a request to the end of its header
+HEADER_TIMEOUT_S = 10.0  # from the connect, and for later requests from the first byte, to the end of the header
 LINGER_S = 1.0  # in which a body that nobody wants is read
 
 
 class HttpConnections:
-    """All that are open. A new one always gets in: the one that has been silent for longest makes room for it."""
+    """All that are open. A new one always gets in: the one that has been silent for longest makes room for it.
+
+    Those at their TLS handshake are not known here. They count in connections.py, which looks only now and then.
+    """
 
     def __init__(self, patience: Patience, metrics: Metrics, max_connections: int) -> None:
         self.patience = patience
         self.count_abort = metrics.count_abort
+        self.rate = RequestRate()
         self._max_connections = max_connections
         self._open: dict[HttpConnection, None] = {}  # the longest silent first
 
@@ -40,7 +46,7 @@ class HttpConnections:
 
 
 class HttpConnection(web.RequestHandler):
-    """aiohttp's protocol with bounds: it has one for idle connections, but none for headers and for writes."""
+    """aiohttp's protocol with bounds: it has one for idle connections, but none for headers, requests and writes."""
 
     def __init__(self, server: web.Server, connections: HttpConnections, logger: logging.Logger) -> None:
         loop = asyncio.get_running_loop()
@@ -53,6 +59,9 @@ class HttpConnection(web.RequestHandler):
             lingering_time=LINGER_S,
         )
         self._connections = connections
+        self._bucket = connection_bucket()
+        self._is_new = True  # and has asked for nothing
+        self._turn: asyncio.Task[None] | None = None  # a request that waits to be handled
         self._header_timer: asyncio.TimerHandle | None = None
         self._stop_sending: Callable[[], None] | None = None
 
@@ -63,14 +72,17 @@ class HttpConnection(web.RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._connections.remove(self)
-        self._cancel_timers()
+        self._stop_waiting()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         self._connections.note_activity(self)
-        if self._header_timer is None:
-            self._expect_header()
+        waiter = self._waiter  # aiohttp's, for the next request: while one is handled, what comes may be its body
         super().data_received(data)
+        if self._messages:
+            self._cancel_header_timer()
+        elif waiter and not waiter.done() and not self._header_timer:
+            self._expect_header()
 
     def pause_writing(self) -> None:
         """The client takes less than it is sent, beyond a buffer."""
@@ -88,21 +100,37 @@ class HttpConnection(web.RequestHandler):
         if isinstance(transport, asyncio.WriteTransport) and transport.get_write_buffer_size():
             asyncio.get_running_loop().call_later(self._connections.patience.send_timeout_s, transport.abort)
 
-    def note_request(self) -> None:
-        """A header is complete."""
-        if self._header_timer:
-            self._header_timer.cancel()
-        self._header_timer = None
-
     def give_up(self, reason: str) -> None:
         """Close at once, whatever is in flight."""
         self._connections.count_abort(reason)
         self._connections.remove(self)
         self._abort()
 
+    async def _handle_request(
+        self,
+        request: web.BaseRequest,
+        start_time: float | None,
+        request_handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+    ) -> tuple[web.StreamResponse, bool]:
+        """aiohttp's, for every request, also one that no handler sees. What follows on the connection waits too."""
+        if self._is_new:
+            # Never waits, as probes open a connection each: among many new ones nobody could tell which are theirs, and
+            # whoever waits would make room for the next. To connect costs more than to ask once.
+            self._is_new = False
+            self._bucket.tokens -= 1
+        elif not self._connections.rate.take_turn(self._bucket):
+            self._turn = asyncio.create_task(self._connections.rate.wait_turn(self._bucket))
+            await self._turn  # is cancelled with the connection, and this with it
+        return await super()._handle_request(request, start_time, request_handler)
+
     def _expect_header(self) -> None:
         loop = asyncio.get_running_loop()
         self._header_timer = loop.call_later(HEADER_TIMEOUT_S, self.give_up, "header_timeout")
+
+    def _cancel_header_timer(self) -> None:
+        if self._header_timer:
+            self._header_timer.cancel()
+        self._header_timer = None
 
     def _watch_sending(self) -> None:
         if isinstance(self.transport, asyncio.WriteTransport) and not self._stop_sending:
@@ -121,16 +149,8 @@ class HttpConnection(web.RequestHandler):
         if isinstance(self.transport, asyncio.WriteTransport):
             self.transport.abort()
 
-    def _cancel_timers(self) -> None:
-        self.note_request()
+    def _stop_waiting(self) -> None:
+        self._cancel_header_timer()
         self._stop_watching()
-
-
-@web.middleware
-async def note_requests(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    """Tells the connection of a request that its header is complete."""
-    if isinstance(request.protocol, HttpConnection):
-        request.protocol.note_request()
-    return await handler(request)
+        if self._turn:
+            self._turn.cancel()
