@@ -247,7 +247,7 @@ WEIGHTS_NOT_FOUND = Failure(
 )
 WEIGHTS_INCOMPLETE = Failure(
     "weights-incomplete",
-    "files are not there that the index names, or that are missing by the numbers in the names of the others",
+    "files are not there that the index names, or that are missing according to the numbering of the others",
     "{model_dir} lacks {num_missing} of {num_files} weight files {told_by} ({missing} for one): {advice}.",
     ModelError,
 )
@@ -306,8 +306,7 @@ HEAD_MISSING = Failure(
 TENSOR_AMBIGUOUS = Failure(
     "tensor-ambiguous",
     "two tensors of one name differ, and no index tells which one counts",
-    "{tensor} is there twice with different contents, as {first} and as {second}: remove the file that does not belong "
-    "to the model.",
+    "{tensor} is there twice with different contents, as {first} and as {second}: {advice}.",
     ModelError,
 )
 TENSOR_SHAPE = Failure(
@@ -332,7 +331,7 @@ TOKENIZER_UNREADABLE = Failure(
 TOKENIZER_NOT_UNDERSTOOD = Failure(
     "tokenizer-not-understood",
     "`tokenizer.json` is whole, but describes what the library does not know",
-    "{file} is none that tokenizers {version} understands ({reason}): upgrade that library if a newer one has saved "
+    "tokenizers {version} does not understand {file} ({reason}): upgrade that library if a newer one has saved "
     "the file, or get the file again.",
     ModelError,
 )

@@ -72,6 +72,17 @@ def test_a_head_without_data_is_planned_as_one_of_its_own(tmp_path: Path) -> Non
     assert (checkpoint.spec.is_head_tied, checkpoint.warnings) == (False, ())
 
 
+def test_a_head_of_another_dtype_is_not_said_to_differ(tmp_path: Path) -> None:
+    shapes = shapes_of(SPEC)
+    head = {HEAD: shapes.pop(HEAD)}
+    write_safetensors(tmp_path / "a.safetensors", shapes)
+    write_safetensors(tmp_path / "b.safetensors", head, "F16", 2)
+
+    [warning] = inspect_checkpoint(tmp_path, TIED, 1).warnings
+
+    assert f"{HEAD} in b.safetensors is stored as F16 beside {EMBEDDING} in a.safetensors as F32:" in warning
+
+
 @pytest.mark.parametrize("without", [EMBEDDING, HEAD])
 def test_a_tied_model_needs_either_head_or_embedding(without: str, tmp_path: Path) -> None:
     checkpoint = inspected(tmp_path, is_tied=True, without=without)
@@ -92,7 +103,10 @@ def test_two_spellings_with_equal_contents_are_one_tensor(tmp_path: Path) -> Non
 
 
 def test_two_spellings_with_different_contents_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"model\.norm\.weight in model\.safetensors and as norm\.weight in"):
+    advice = "save the model again with one of them, or get the file again"
+    with pytest.raises(
+        ModelError, match=rf"model\.norm\.weight in model\.safetensors and as norm\.weight in .*{advice}"
+    ):
         inspected(tmp_path, **{"norm.weight": SPEC.hidden_size}, filled={NORM: 1})
 
 
@@ -105,7 +119,7 @@ def test_of_copies_that_differ_the_one_that_the_index_names_counts(named: str, t
 
 
 def test_copies_that_differ_are_refused_where_the_index_names_none(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"model\.norm\.weight is there twice with different contents"):
+    with pytest.raises(ModelError, match=r"model\.norm\.weight is there twice .* remove the file that does not"):
         in_two_files(tmp_path, NORM, None)
 
 
@@ -113,7 +127,7 @@ def test_tensors_that_the_model_has_no_place_for_are_told_of(tmp_path: Path) -> 
     checkpoint = inspected(tmp_path, **{"model.layers.2.input_layernorm.weight": SPEC.hidden_size})
 
     [warning] = checkpoint.warnings
-    assert "1 of 22 tensors in the files, model.layers.2.input_layernorm.weight for one" in warning
+    assert "1 of 22 tensors in the files is not used, such as model.layers.2.input_layernorm.weight: " in warning
 
 
 def test_buffers_that_old_checkpoints_carry_along_are_not_worth_a_word(tmp_path: Path) -> None:
