@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -167,12 +168,12 @@ def judge_tokenizer(report: Report, model_dir: Path) -> None:
     assert report.resolved is not None, "what is planned has been resolved"
     try:
         check_tokenizer(model_dir)
+        warnings = load_tokenizer(model_dir)
     except ModelError as error:
-        if (model_dir / "tokenizer.json").exists():
+        if os.path.lexists(model_dir / "tokenizer.json"):
             raise
-        report.resolved = replace(report.resolved, warnings=(*report.resolved.warnings, str(error)))
-        return
-    load_tokenizer(model_dir)
+        warnings = [str(error)]
+    report.resolved = replace(report.resolved, warnings=(*report.resolved.warnings, *warnings))
 
 
 def resolve_as(loaded: LoadedConfig, environ: Mapping[str, str], report: Report) -> Resolved:

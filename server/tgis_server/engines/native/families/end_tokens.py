@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def describe_unknown(ids: list[int], file: Path, vocab_size: int) -> str:
 def find_named(config: ConfigFile) -> Iterator[tuple[str, Any]]:
     """Files that name end tokens, the one that counts most first, and what they name. A default is of no file."""
     file = config.model_dir / GENERATION_CONFIG
-    if file.exists() and (ids := read_json(file).get("eos_token_id")) is not None:
+    if os.path.lexists(file) and (ids := read_json(file).get("eos_token_id")) is not None:
         yield GENERATION_CONFIG, ids
     if config.stated("eos_token_id") is not None:
         yield CONFIG, config.stated("eos_token_id")
@@ -59,7 +60,7 @@ def find_named(config: ConfigFile) -> Iterator[tuple[str, Any]]:
 def read_tokenizer_eos(model_dir: Path) -> list[int]:
     """The id of the token that tokenizer_config.json calls ``eos_token``."""
     settings, vocabulary = model_dir / "tokenizer_config.json", model_dir / "tokenizer.json"
-    token = read_json(settings).get("eos_token") if settings.exists() else None
+    token = read_json(settings).get("eos_token") if os.path.lexists(settings) else None
     if token is None or not vocabulary.exists():
         return []
     text = token.get("content") if isinstance(token, dict) else token
