@@ -633,6 +633,19 @@ STORAGE_HANGS = Failure(
     "there as well) or, if it only is slow, raise --startup-timeout.",
     GroupFailed,
 )
+LOOK_HANGS = Failure(
+    "look-hangs",
+    "the launcher itself, before there are other processes, stands still for --startup-timeout, and not at a file",
+    "The launcher has stood still for {timeout_s:g} s while it was {doing}: if `nvidia-smi` hangs as well, mend the "
+    "driver or restart the machine; if something only is slow, raise --startup-timeout.",
+    GroupFailed,
+)
+LOOK_ENDED = Failure(
+    "look-ended",
+    "the process in which the launcher looks at the model and the machine ends without an answer",
+    "The process in which the launcher looks at the model and the machine {how}{where}: {advice}.",
+    GroupFailed,
+)
 NO_INFO = Failure(
     "no-answer-when-ready",
     "a shard that serves does not describe itself",
