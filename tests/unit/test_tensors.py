@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from in_process import run_in_process
 from test_families_checkpoint import SPEC, shapes_of, write_safetensors
+from tgis_server.engines.native import tensors
 from tgis_server.engines.native.checkpoint import Checkpoint, inspect_checkpoint, read_header
+from tgis_server.engines.native.tensors import TensorInfo, have_same_content
 from tgis_server.errors import ModelError
 
 TIED = replace(SPEC, is_head_tied=True)
@@ -108,6 +112,34 @@ def test_two_spellings_with_different_contents_are_refused(tmp_path: Path) -> No
         ModelError, match=rf"model\.norm\.weight in model\.safetensors and as norm\.weight in .*{advice}"
     ):
         inspected(tmp_path, **{"norm.weight": SPEC.hidden_size}, filled={NORM: 1})
+
+
+def plan_it(model_dir: Path) -> None:
+    config = {
+        **{"model_type": "llama", "tie_word_embeddings": True, "num_hidden_layers": SPEC.num_layers},
+        **{"vocab_size": SPEC.vocab_size, "hidden_size": SPEC.hidden_size, "num_attention_heads": SPEC.num_heads},
+        **{"intermediate_size": SPEC.intermediate_size, "num_key_value_heads": SPEC.num_kv_heads},
+    }
+    (model_dir / "config.json").write_text(json.dumps(config))
+    run_in_process("plan", model_dir, "--json", environ={"HOME": "/nowhere"})
+
+
+@pytest.mark.parametrize("read", [lambda model: inspect_checkpoint(model, TIED, 1), plan_it])
+def test_contents_are_compared_once(read: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shapes = shapes_of(SPEC)
+    write_safetensors(tmp_path / "a.safetensors", shapes)
+    write_safetensors(tmp_path / "b.safetensors", {NORM: shapes[NORM], "model." + HEAD: shapes[HEAD]})
+    compared: list[frozenset[object]] = []
+
+    def compare(first: TensorInfo, second: TensorInfo) -> bool:
+        compared.append(frozenset((first, second)))
+        return have_same_content(first, second)
+
+    monkeypatch.setattr(tensors, "have_same_content", compare)
+
+    read(tmp_path)
+
+    assert len(compared) == len(set(compared)) > 1
 
 
 @pytest.mark.parametrize("named", ["a.safetensors", "b.safetensors"])

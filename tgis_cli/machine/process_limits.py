@@ -65,10 +65,11 @@ def describe_process_limits() -> str:
 
 def is_exempt(proc: Path, uid: int) -> bool:
     """Whether `ulimit -u` does not bind this process."""
-    if cgroup.read_text(proc / "self/uid_map").split() not in ([], IDENTITY):
+    uid_map = cgroup.read_text(proc / "self/uid_map").split()
+    if uid_map and uid_map != IDENTITY:
         return False  # in a user namespace: the kernel asks for capabilities outside of it
     capabilities = int(read_status(proc / "self").get("CapEff", "0"), 16)
-    return uid == 0 or any(capabilities >> bit & 1 for bit in CAPABILITIES)
+    return (uid == 0 and uid_map == IDENTITY) or any(capabilities >> bit & 1 for bit in CAPABILITIES)
 
 
 def count_own(proc: Path) -> int:

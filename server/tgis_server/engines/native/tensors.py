@@ -37,6 +37,9 @@ class TensorInfo:
         return f"{self.name} in {self.file.name}"
 
 
+Find = Callable[[str], TensorInfo | None]  # :func:`find_tensor` in the tensors of one model
+
+
 def spellings(name: str) -> tuple[str, ...]:
     """The names that a tensor of the model may have in files."""
     bare = name.removeprefix(PREFIX)
@@ -94,13 +97,13 @@ def ambiguous(name: str, first: TensorInfo, second: TensorInfo) -> TgisError:
     return failures.TENSOR_AMBIGUOUS.error(tensor=name, first=first, second=second, advice=advice)
 
 
-def settle_head(spec: DecoderSpec, found: Mapping[str, TensorInfo], tell: Tell) -> DecoderSpec:
+def settle_head(spec: DecoderSpec, find: Find, tell: Tell) -> DecoderSpec:
     """The spec, whose head is tied only where the files agree with config.json.
 
     transformers does the same since its version 5. A tied model of which the files hold the head alone has that one as
     its embedding too.
     """
-    head, embedding = find_tensor(found, HEAD), find_tensor(found, EMBEDDING)
+    head, embedding = find(HEAD), find(EMBEDDING)
     if not spec.is_head_tied or head is None or embedding is None:
         return spec
     if not have_same_content(head, embedding):
