@@ -140,6 +140,46 @@ def test_added_tokens_of_another_form_name_no_end_token(added: object, tmp_path:
     assert spec_of(tmp_path, {**LLAMA, "eos_token_id": None}).eos_ids == ()
 
 
+def test_dynamic_scaling_needs_more_than_two_dimensions(tmp_path: Path) -> None:
+    scaling = {"rope_type": "dynamic", "factor": 2.0}
+
+    assert "2 rotated dimensions" in sentence_of(tmp_path, {**LLAMA, "head_dim": 2, "rope_scaling": scaling})
+
+
+@pytest.mark.parametrize(
+    ("rope", "words"),
+    [
+        (
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": -5},
+            "original_max_position_embeddings of the rope parameters is -5, but must be a positive integer.",
+        ),
+        (
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": "4k"},
+            "original_max_position_embeddings of the rope parameters is '4k', but must be a positive integer.",
+        ),
+        ({"rope_type": "linear", "factor": 0.001}, "128 positions stretched 0.001 times by linear scaling"),
+        ({"rope_type": "linear", "factor": -1}, "factor of the rope parameters is -1, but must be greater than 0."),
+        ({"rope_type": "linear", "factor": math.inf}, "factor of the rope parameters is inf, but must be a number."),
+    ],
+)
+def test_a_rope_that_leaves_no_positions_is_refused(rope: dict[str, Any], words: str, tmp_path: Path) -> None:
+    assert words in sentence_of(tmp_path, {**LLAMA, "rope_scaling": rope})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"architectures": 5}, "architectures is 5, but must be a list of names."),
+        ({"architectures": [["x"]]}, "architectures is [['x']], but must be a list of names."),
+        ({"architectures": "LlamaForCausalLM"}, "architectures is 'LlamaForCausalLM', but must be a list of names."),
+        ({"layer_types": 5}, "layer_types is 5, but must be a list of names."),
+        ({"max_window_layers": "28"}, "max_window_layers is '28', but must be an integer of at least 0."),
+    ],
+)
+def test_a_value_of_another_type_is_named(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    assert words in sentence_of(tmp_path, of_family("qwen2", **changes))
+
+
 STRANGE = (-5, 0, 1, 5, 10**400, 0.001, math.nan, math.inf, True, "28", "", [], [["x"]], [5], {}, {"a": []}, None)
 ROPE_KEYS = (
     *("rope_type", "type", "factor", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"),

@@ -86,6 +86,8 @@ class _RopeReader:
             raise self.config.fail(f"rope_theta is {theta:g}, but must be greater than 1.")
         match kind:
             case "linear" | "dynamic":
+                if kind == "dynamic" and rotary_dim == 2:  # its exponent is d / (d - 2)
+                    raise self.config.fail("dynamic scaling of 2 rotated dimensions is not possible.")
                 return RopeSpec(kind, theta, rotary_dim, self.positive("factor"), max_position, max_position)
             case "llama3":
                 low, high = self.positive("low_freq_factor"), self.positive("high_freq_factor")
