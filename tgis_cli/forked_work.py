@@ -8,7 +8,8 @@ and answers through a pipe::
     main thread: the work  ── log records, result ──►    Forked: logs them, returns the result or raises the error
     watch thread           ── Place, if it moved  ──►    Forked.place, Forked.moved_at
 
-Knows nothing of what the work is.
+A process that dies without an answer, however it comes about, is an error of the group that says how it ended. Knows
+nothing of what the work is.
 """
 
 from __future__ import annotations
@@ -22,17 +23,18 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Generic, NoReturn, Self, TypeVar
 
 from tgis_cli.stop_signals import STOP_SIGNALS
 from tgis_cli.supervisor.signals import signals_held
+from tgis_server import failures
 from tgis_server.child import kill_with_parent
-from tgis_server.errors import GroupFailed
 
 T = TypeVar("T")
 
@@ -40,26 +42,54 @@ LOOK_S = 0.25  # between two looks at where the work stands
 READ_BYTES = 1 << 16
 END_PAUSES_S = (0.001, 0.01, 0.1, 0.2)  # for a killed process to end: at once, or not before storage answers
 
+ADVICE_KILLED = (
+    "if this was not done by hand, the kernel's out-of-memory killer is the usual cause: see `dmesg` and the memory "
+    "limits"
+)
+ADVICE = "start again and, if it happens again, report it with the output of `tgis version`"
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where the work stands. Two that are equal, one after the other, mean that it does not move."""
 
     path: str  # what it opens, reads or looks for; empty if that is not to be seen
+    doing: str  # what the work says that it does, as in "it is DOING"
     code: str  # FILE:LINE in FUNCTION
     num_read: int  # bytes so far, of all files
 
     @classmethod
-    def of(cls, frame: FrameType) -> Place:
-        """Of a thread's innermost frame. What it asks the system for is the innermost local value that is a path."""
+    def of(cls, frame: FrameType, work: Callable[..., Any], doing: str) -> Place:
+        """Of a thread's innermost frame. What it asks the system for is the innermost local value that is a path.
+
+        Args:
+            work: whose own values do not count: it holds paths that nobody asks for just now.
+        """
         code = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} in {frame.f_code.co_name}"
-        path, outer = "", frame
-        while not (path := find_path(outer)) and outer.f_back:
-            outer = outer.f_back
-        return cls(path, code, count_read_bytes())
+        path = ""
+        for inner in frames_within(frame, work):
+            if path := find_path(inner):
+                break
+        return cls(path, doing, code, count_read_bytes())
 
     def __str__(self) -> str:
-        return self.path or self.code
+        return self.path or self.doing or self.code
+
+
+@dataclass(slots=True)
+class Doing:
+    """What the work says of itself; it writes, and the thread beside it reads."""
+
+    what: str = ""
+
+
+def frames_within(frame: FrameType, work: Callable[..., Any]) -> Iterator[FrameType]:
+    """Frames from the innermost outwards, to the last that the work has called."""
+    code = getattr(work.func if isinstance(work, partial) else work, "__code__", None)
+    outer: FrameType | None = frame
+    while outer is not None and outer.f_code is not code:
+        yield outer
+        outer = outer.f_back
 
 
 def find_path(frame: FrameType) -> str:
@@ -89,13 +119,18 @@ class Forked(Generic[T]):
         self._ended = asyncio.Event()
 
     @classmethod
-    def start(cls, work: Callable[[], T]) -> Self:
-        """Begin. ``work`` returns something that can be pickled."""
+    def start(cls, work: Callable[[], T], doing: Doing | None = None) -> Self:
+        """Begin.
+
+        Args:
+            work: returns something that can be pickled.
+            doing: where it says what it does.
+        """
         pipe, only_writer = os.pipe()
         parent = os.getpid()
         with signals_held():
             if (pid := os.fork()) == 0:
-                _be_child(work, only_writer, parent)
+                _be_child(work, doing or Doing(), only_writer, parent)
         os.close(only_writer)
         os.set_blocking(pipe, False)
         return cls(pid, pipe)
@@ -133,8 +168,10 @@ class Forked(Generic[T]):
         if self._answer is None:
             _, status = os.waitpid(self._pid, 0)
             code = os.waitstatus_to_exitcode(status)
-            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            raise GroupFailed(f"The process that reads the model for the launcher {how} (at {self.place}).")
+            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            where = f" (at {self.place})" if self.place else ""
+            advice = ADVICE_KILLED if code == -signal.SIGKILL else ADVICE
+            raise failures.LOOK_ENDED.error(how=how, where=where, advice=advice)
         is_result, value, stack = self._answer
         if not is_result:
             value.add_note(stack)  # where it happened: the place of this line tells nothing
@@ -186,8 +223,9 @@ class _Sender(logging.Handler):
         self.send(record)
 
 
-def _be_child(work: Callable[[], Any], pipe: int, parent: int) -> NoReturn:
+def _be_child(work: Callable[[], Any], doing: Doing, pipe: int, parent: int) -> NoReturn:
     """What the forked process does, whatever happens; nothing of the parent's is ever cleaned up here."""
+    sender, code = _Sender(pipe), 1
     try:
         signal.set_wakeup_fd(-1)  # it wakes the parent's loop
         for number in STOP_SIGNALS:
@@ -195,26 +233,26 @@ def _be_child(work: Callable[[], Any], pipe: int, parent: int) -> NoReturn:
         kill_with_parent(parent)
         for stream in range(3):  # a process that is left behind must not hold the outputs open
             os.dup2(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), stream)
-        sender = _Sender(pipe)
         logging.root.handlers = [sender]
-        _watch(sender)
-        sender.send(_answer(work))
+        _watch(sender, work, doing)
+        sender.send((True, work(), ""))
+        code = 0
+    except BaseException as error:  # noqa: BLE001  the parent raises it
+        sender.send((False, _make_portable(error), traceback.format_exc()))
     finally:
-        os._exit(0)
+        os._exit(code)
 
 
-def _answer(work: Callable[[], Any]) -> tuple[bool, Any, str]:
-    try:
-        return True, work(), ""
-    except Exception as error:  # noqa: BLE001  the parent raises it
-        try:
+def _make_portable(error: BaseException) -> Exception:
+    """What reaches the parent as it was, and ends the launcher as an error does, not as ``SystemExit`` would."""
+    if isinstance(error, Exception):
+        with suppress(Exception):  # of a library's own kind
             pickle.loads(pickle.dumps(error))  # noqa: S301  made here
-        except Exception:  # noqa: BLE001  of a library's own kind
-            error = RuntimeError(f"{type(error).__name__}: {error}")
-        return False, error, traceback.format_exc()
+            return error
+    return RuntimeError(f"{type(error).__name__}: {error}")
 
 
-def _watch(sender: _Sender) -> None:
+def _watch(sender: _Sender, work: Callable[[], Any], doing: Doing) -> None:
     """Send where the main thread stands, as a debugger would see it, whenever it has moved."""
     main = threading.get_ident()
 
@@ -223,7 +261,7 @@ def _watch(sender: _Sender) -> None:
         while True:
             time.sleep(LOOK_S)
             frame = sys._current_frames().get(main)
-            if frame is not None and (place := Place.of(frame)) != last:
+            if frame is not None and (place := Place.of(frame, work, doing.what)) != last:
                 last = place
                 sender.send(place)
 

@@ -222,8 +222,8 @@ class ServeConfig:
     target_inter_token_latency: Annotated[
         float,
         Opt(
-            help="Seconds between two tokens of an answer that prompts of others are held back for: chunks of prompts "
-            "get smaller, so that a step takes no longer.",
+            help="Longest pause in seconds between two tokens of a running answer; prompts of others are computed in "
+            "chunks small enough for it.",
             group="Limits",
             gt=0,
         ),
@@ -261,7 +261,8 @@ class ServeConfig:
     max_request_bytes: Annotated[
         int,
         Opt(
-            help="Largest gRPC request, else OUT_OF_RANGE; what has 4 MiB or 8 times more is not received at all.",
+            help="Largest gRPC request, else OUT_OF_RANGE; a request larger by 4 MiB, or 8 times as large if that is "
+            "less, is not received at all.",
             group="Network",
             unit="bytes",
             ge=1,

@@ -247,7 +247,7 @@ WEIGHTS_NOT_FOUND = Failure(
 )
 WEIGHTS_INCOMPLETE = Failure(
     "weights-incomplete",
-    "files are not there that the index names, or that are missing by the numbers in the names of the others",
+    "files are not there that the index names, or that are missing according to the numbering of the others",
     "{model_dir} lacks {num_missing} of {num_files} weight files {told_by} ({missing} for one): {advice}.",
     ModelError,
 )
@@ -306,8 +306,7 @@ HEAD_MISSING = Failure(
 TENSOR_AMBIGUOUS = Failure(
     "tensor-ambiguous",
     "two tensors of one name differ, and no index tells which one counts",
-    "{tensor} is there twice with different contents, as {first} and as {second}: remove the file that does not belong "
-    "to the model.",
+    "{tensor} is there twice with different contents, as {first} and as {second}: {advice}.",
     ModelError,
 )
 TENSOR_SHAPE = Failure(
@@ -332,7 +331,7 @@ TOKENIZER_UNREADABLE = Failure(
 TOKENIZER_NOT_UNDERSTOOD = Failure(
     "tokenizer-not-understood",
     "`tokenizer.json` is whole, but describes what the library does not know",
-    "{file} is none that tokenizers {version} understands ({reason}): upgrade that library if a newer one has saved "
+    "tokenizers {version} does not understand {file} ({reason}): upgrade that library if a newer one has saved "
     "the file, or get the file again.",
     ModelError,
 )
@@ -632,6 +631,19 @@ STORAGE_HANGS = Failure(
     "what the launcher itself reads, before there are other processes, has not moved for --startup-timeout",
     "The launcher has waited for {place} for {timeout_s:g} s: its storage does not answer. Mend the mount (`ls` hangs "
     "there as well) or, if it only is slow, raise --startup-timeout.",
+    GroupFailed,
+)
+LOOK_HANGS = Failure(
+    "look-hangs",
+    "the launcher itself, before there are other processes, stands still for --startup-timeout, and not at a file",
+    "The launcher has stood still for {timeout_s:g} s while it was {doing}: if `nvidia-smi` hangs as well, mend the "
+    "driver or restart the machine; if something only is slow, raise --startup-timeout.",
+    GroupFailed,
+)
+LOOK_ENDED = Failure(
+    "look-ended",
+    "the process in which the launcher looks at the model and the machine ends without an answer",
+    "The process in which the launcher looks at the model and the machine {how}{where}: {advice}.",
     GroupFailed,
 )
 NO_INFO = Failure(

@@ -19,14 +19,22 @@ KINDS = {
     stat.S_IFBLK: "a device",
 }
 
+LINKS = {errno.ENOENT: "it is a link to nothing", errno.ELOOP: "it is a link that leads back to itself"}
+
 
 def open_regular(path: Path) -> BinaryIO:
     """Open a file for reading.
 
     Raises:
-        OSError: it cannot be opened, or is no regular file, which ``strerror`` tells then.
+        OSError: it cannot be opened, or is no regular file or a link to nothing, which ``strerror`` tells then.
     """
-    refuse_others(path, os.stat(path).st_mode)
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        if error.errno in LINKS and os.path.islink(path):
+            raise OSError(error.errno, LINKS[error.errno], str(path)) from error
+        raise
+    refuse_others(path, status.st_mode)
     # Not to wait for a writer, should it be replaced by a pipe meanwhile.
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY), "rb")
     try:

@@ -406,9 +406,24 @@ PROVOCATIONS |= {
 
 @provokes(failures.STORAGE_HANGS)
 def read_for_ever(tmp: Path, patch: pytest.MonkeyPatch) -> object:
-    patch.setattr(prepare, "examine", lambda *_: time.sleep(60.0))
-    loaded = load_config({"startup_timeout": "0.3"}, {})
-    return asyncio.run(prepare.examine_patiently(loaded, {}, tmp))
+    os.mkfifo(tmp / "config.json")
+    return survey(lambda *_: (tmp / "config.json").open(), tmp, patch)
+
+
+@provokes(failures.LOOK_HANGS)
+def ask_a_driver_for_ever(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+    return survey(lambda *_: time.sleep(60.0), tmp, patch)
+
+
+@provokes(failures.LOOK_ENDED)
+def lose_the_process_that_looks(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+    return survey(lambda *_: os.kill(os.getpid(), signal.SIGKILL), tmp, patch)
+
+
+def survey(work: Callable[..., object], tmp: Path, patch: pytest.MonkeyPatch) -> object:
+    patch.setattr(prepare, "survey", work)
+    loaded = load_config({"startup_timeout": "0.6"}, {})
+    return asyncio.run(prepare.survey_patiently(loaded, {}, tmp))
 
 
 class SilentHealth:

@@ -36,7 +36,7 @@ DAMAGED_TOKENIZERS = {
     "cut at a bracket": (DEMO_TOKENIZER[: DEMO_TOKENIZER.index("}") + 1], "tokenizer.json cannot be read: "),
     "empty": ("", "tokenizer.json cannot be read: EOF while parsing"),
     "zeros": ("\0" * 900, "tokenizer.json cannot be read: expected value"),
-    "no tokenizer": ("{}", "tokenizer.json is none that tokenizers "),
+    "no tokenizer": ("{}", " does not understand "),
     "refused decoder": (json.dumps(json.loads(DEMO_TOKENIZER) | {"decoder": CTC}), "The tokenizer decodes with CTC"),
 }
 
@@ -88,8 +88,60 @@ def test_a_glance_is_content_with_a_good_tokenizer_and_asks_for_a_missing_one(mo
 def test_settings_of_the_tokenizer_that_are_damaged_are_seen_too(model_dir: Path):
     (model_dir / "tokenizer_config.json").write_text('{"add_bos')
 
-    with pytest.raises(ModelError, match=r"tokenizer_config\.json cannot be read"):
+    with pytest.raises(ModelError, match=r"tokenizer_config\.json is not valid JSON"):
         check_tokenizer(model_dir)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("[]", "holds a list, not an object"),
+        ("5", "holds a int, not an object"),
+        ("null", "holds a NoneType, not an object"),
+        ("[" * 100_000, "is not valid JSON"),
+        (POINTER, LFS),
+        (PAGE, HTML),
+    ],
+)
+def test_settings_of_the_tokenizer_are_read_as_any_json_of_the_model(model_dir: Path, content: str, sentence: str):
+    (model_dir / "tokenizer_config.json").write_text(content)
+
+    assert f"{model_dir / 'tokenizer_config.json'} {sentence}" in sentence_of_a_start(model_dir)
+
+
+def test_a_bos_that_the_vocabulary_lacks_is_a_warning_of_doctor_and_plan(model_dir: Path):
+    settings = {"add_bos_token": True, "bos_token": "<absent>"}
+    (model_dir / "tokenizer_config.json").write_text(json.dumps(settings))
+
+    doctor = run_in_process("doctor", model_dir, "--json", environ=ENVIRON)
+    plan = run_in_process("plan", model_dir, "--json", environ=ENVIRON)
+
+    expected = (
+        "tokenizer_config.json asks for the BOS token <absent>, which the vocabulary does not have: it is left out."
+    )
+    [verdict] = [one for one in json.loads(doctor.stdout)["verdicts"] if "BOS" in one["sentence"]]
+    assert (verdict["level"], verdict["sentence"]) == ("warn", expected)
+    assert expected in json.loads(plan.stdout)["warnings"]
+    assert expected.encode() not in doctor.stderr + plan.stderr
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+@pytest.mark.parametrize(
+    ("target", "sentence"),
+    [
+        ("nowhere", "it is a link to nothing"),
+        (None, "it is a link that leads back to itself"),
+        (".", "it is a directory, not a file"),
+    ],
+)
+def test_what_is_there_but_no_file_is_told_as_such(model_dir: Path, name: str, target: str | None, sentence: str):
+    (model_dir / name).unlink(missing_ok=True)
+    (model_dir / name).symlink_to(target or name)
+
+    doctor = run_in_process("doctor", model_dir, "--json", environ=ENVIRON)
+
+    failed = [one["sentence"] for one in json.loads(doctor.stdout)["verdicts"] if one["level"] == "fail"]
+    assert any(f"{name} cannot be read ({sentence})" in one for one in failed)
 
 
 def test_a_tokenizer_that_this_user_may_not_read_is_not_told_to_be_downloaded(
@@ -113,7 +165,7 @@ def test_a_library_that_panics_is_an_error_of_the_file(model_dir: Path, monkeypa
 
     monkeypatch.setattr("tokenizers.Tokenizer.from_buffer", panic)
 
-    with pytest.raises(ModelError, match=r"tokenizer\.json is none that .*\(index out of bounds\)"):
+    with pytest.raises(ModelError, match=r"does not understand .*tokenizer\.json \(index out of bounds\)"):
         Tokenizer.load(model_dir, 1)
 
 

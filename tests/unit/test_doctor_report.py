@@ -47,6 +47,16 @@ def test_a_check_that_breaks_is_a_warning_and_the_others_run():
     ]
 
 
+def test_a_check_of_the_model_that_breaks_is_a_failure_as_a_start_breaks_too(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tgis_cli.doctor.model.load_tokenizer", lambda model_dir: 1 / 0)
+
+    verdicts = run_checks(with_model(DEMO_MODEL_DIR), [Check("model", "Model", check_model)])
+
+    assert [(str(verdict.level), verdict.sentence[:23]) for verdict in verdicts] == [
+        ("fail", "The check model broke: ")
+    ]
+
+
 def test_what_two_checks_find_is_said_once():
     verdicts = run_checks(make_context(), [check(warn("It is so.")), check(warn("It is so."), ok("And more."))])
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tgis_server.engines.native.families import FAMILIES, parameters_of, read_spec
+from tgis_server.engines.native.families import FAMILIES, UNSUPPORTED_KEYS, parameters_of, read_spec
+from tgis_server.engines.native.families.length import LENGTH_KEYS
 from tgis_server.engines.native.spec import Length, RopeSpec
 from tgis_server.errors import ModelError
 
@@ -103,7 +106,116 @@ def test_an_end_token_outside_the_vocabulary_is_a_warning_that_names_its_file(
 
     assert spec.eos_ids == expected
     [warning] = spec.warnings
-    assert f"100 of {tmp_path / named} lies outside the vocabulary of 100" in warning
+    assert f"100 of {tmp_path / named} lie" in warning
+    assert " outside the vocabulary of 100" in warning
+
+
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [
+        ([1, 100], "The end token 100 of {} lies outside the vocabulary of 100: it is never generated."),
+        ([100, 101], "The end tokens 100, 101 of {} lie outside the vocabulary of 100: they are never generated."),
+    ],
+)
+def test_one_end_token_outside_the_vocabulary_or_several(ids: list[int], words: str, tmp_path: Path) -> None:
+    assert spec_of(tmp_path, {**LLAMA, "eos_token_id": ids}).warnings == (words.format(tmp_path / "config.json"),)
+
+
+def test_the_default_of_a_class_is_no_end_token_of_the_file(tmp_path: Path) -> None:
+    config = {**of_family("phi3"), "vocab_size": 100}
+    del config["eos_token_id"]
+
+    spec = spec_of(tmp_path, config)
+
+    assert (spec.eos_ids, spec.warnings) == ((), ())
+
+
+@pytest.mark.parametrize(
+    "added", [None, 5, "x", [None, "</s>"], [{"content": "</s>"}], [{"id": "5", "content": "</s>"}]]
+)
+def test_added_tokens_of_another_form_name_no_end_token(added: object, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+
+    assert spec_of(tmp_path, {**LLAMA, "eos_token_id": None}).eos_ids == ()
+
+
+def test_dynamic_scaling_needs_more_than_two_dimensions(tmp_path: Path) -> None:
+    scaling = {"rope_type": "dynamic", "factor": 2.0}
+
+    assert "2 rotated dimensions" in sentence_of(tmp_path, {**LLAMA, "head_dim": 2, "rope_scaling": scaling})
+
+
+@pytest.mark.parametrize(
+    ("rope", "words"),
+    [
+        (
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": -5},
+            "original_max_position_embeddings of the rope parameters is -5, but must be a positive integer.",
+        ),
+        (
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": "4k"},
+            "original_max_position_embeddings of the rope parameters is '4k', but must be a positive integer.",
+        ),
+        ({"rope_type": "linear", "factor": 0.001}, "128 positions stretched 0.001 times by linear scaling"),
+        ({"rope_type": "linear", "factor": -1}, "factor of the rope parameters is -1, but must be greater than 0."),
+        ({"rope_type": "linear", "factor": math.inf}, "factor of the rope parameters is inf, but must be a number."),
+    ],
+)
+def test_a_rope_that_leaves_no_positions_is_refused(rope: dict[str, Any], words: str, tmp_path: Path) -> None:
+    assert words in sentence_of(tmp_path, {**LLAMA, "rope_scaling": rope})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"architectures": 5}, "architectures is 5, but must be a list of names."),
+        ({"architectures": [["x"]]}, "architectures is [['x']], but must be a list of names."),
+        ({"architectures": "LlamaForCausalLM"}, "architectures is 'LlamaForCausalLM', but must be a list of names."),
+        ({"layer_types": 5}, "layer_types is 5, but must be a list of names."),
+        ({"max_window_layers": "28"}, "max_window_layers is '28', but must be an integer of at least 0."),
+    ],
+)
+def test_a_value_of_another_type_is_named(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    assert words in sentence_of(tmp_path, of_family("qwen2", **changes))
+
+
+STRANGE = (-5, 0, 1, 5, 10**400, 0.001, math.nan, math.inf, True, "28", "", [], [["x"]], [5], {}, {"a": []}, None)
+ROPE_KEYS = (
+    *("rope_type", "type", "factor", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"),
+    *("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    *("attention_factor", "short_factor", "long_factor"),
+)
+ROPES = [
+    {"rope_type": "linear", "factor": 2.0},
+    {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    {"rope_type": "yarn", "factor": 2.0},
+    {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [1.0] * 4},
+]
+
+
+def expect_a_spec_or_a_sentence(directory: Path, config: dict[str, Any]) -> None:
+    with contextlib.suppress(ModelError):
+        spec = spec_of(directory, config)
+        assert spec.length.num_tokens >= 1
+        assert 0 < spec.rope.factor < math.inf
+        assert spec.rope.original_max_position >= 1
+
+
+@pytest.mark.parametrize("value", STRANGE, ids=lambda value: repr(value)[:8])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_value_of_any_type_is_understood_or_refused(family: str, value: object, tmp_path: Path) -> None:
+    for key in (*FAMILIES[family].DEFAULTS, *LENGTH_KEYS, *UNSUPPORTED_KEYS, "model_type", "architectures"):
+        expect_a_spec_or_a_sentence(tmp_path, of_family(family, **{"use_sliding_window": True, key: value}))
+
+
+@pytest.mark.parametrize("value", STRANGE, ids=lambda value: repr(value)[:8])
+@pytest.mark.parametrize("rope", ROPES, ids=lambda rope: rope["rope_type"])
+def test_a_rope_parameter_of_any_type_is_understood_or_refused(
+    rope: dict[str, Any], value: object, tmp_path: Path
+) -> None:
+    for key in ROPE_KEYS:
+        expect_a_spec_or_a_sentence(tmp_path, {**LLAMA, "rope_parameters": {**rope, key: value}})
 
 
 def test_an_end_token_that_is_no_id_names_its_file(tmp_path: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import re
 import signal
+import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -18,7 +21,7 @@ import psutil
 import pytest
 
 from tgis_cli import prepare
-from tgis_cli.forked_work import Forked
+from tgis_cli.forked_work import Doing, Forked, Place
 from tgis_server.config import load_config
 from tgis_server.errors import GroupFailed, ModelError
 from tgis_server.ports import listen
@@ -77,8 +80,54 @@ def test_an_error_that_cannot_cross_keeps_its_text():
 
 
 def test_its_death_is_an_error_of_the_group():
-    with pytest.raises(GroupFailed, match=r"was killed by SIGKILL \(at"):
+    with pytest.raises(GroupFailed, match=r"machine was ended by SIGKILL: if this was not .* out-of-memory killer"):
         run_forked(lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def test_an_end_without_an_answer_tells_its_code():
+    with pytest.raises(GroupFailed, match=r"machine ended with exit code 7: start again"):
+        run_forked(lambda: os._exit(7))
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        (lambda: sys.exit(3), "SystemExit: 3"),
+        (lambda: (_ for _ in ()).throw(KeyboardInterrupt), "KeyboardInterrupt"),
+        (lambda: threading.Lock(), "cannot pickle"),
+    ],
+)
+def test_what_is_neither_a_result_nor_an_error_is_told(end: Callable[[], object], words: str):
+    with pytest.raises((RuntimeError, TypeError), match=words):
+        run_forked(end)
+
+
+def test_a_path_that_the_work_was_given_is_not_what_it_waits_for(tmp_path: Path):
+    doing = Doing("asking the driver")
+
+    def work(run_dir: Path) -> None:
+        time.sleep(30)
+
+    async def run() -> Place:
+        async with Forked.start(functools.partial(work, tmp_path), doing) as forked:
+            async with asyncio.timeout(10):
+                while forked.place is None:
+                    await forked.wait(0.05)
+            return forked.place
+
+    place = asyncio.run(run())
+
+    assert (place.path, place.doing, str(place)) == ("", "asking the driver", "asking the driver")
+    assert "in work" in place.code
+
+
+def test_what_stands_still_without_a_file_is_not_blamed_on_storage():
+    place = Place("", "asking the driver of the GPUs", "gpus.py:1 in find_gpus", 0)
+
+    sentences = [str(prepare.explain_standstill(where, 5)) for where in (place, None)]
+
+    assert sentences[0].startswith("The launcher has stood still for 5 s while it was asking the driver of the GPUs:")
+    assert sentences[1].startswith("The launcher has stood still for 5 s while it was looking at the machine and the ")
 
 
 def test_stop_signals_are_the_affair_of_the_process_that_waits():
@@ -90,18 +139,18 @@ def test_stop_signals_are_the_affair_of_the_process_that_waits():
     assert run_forked(work) == "goes on"
 
 
-def examine(pipe: Path, patch: pytest.MonkeyPatch, ask: Callable[[int], None], **flags: str) -> None:
+def survey(pipe: Path, patch: pytest.MonkeyPatch, ask: Callable[[int], None], **flags: str) -> None:
     """A start on storage that hangs; ``ask`` gets the HTTP port once probes may be answered."""
     with listen("127.0.0.1", 0, "--port") as free:
         port = free.getsockname()[1]
     loaded = load_config({"host": "127.0.0.1", "port": str(port), **flags}, {})
-    patch.setattr(prepare, "examine", lambda *_: pipe.open())
+    patch.setattr(prepare, "survey", lambda *_: pipe.open())
     patch.setattr(prepare, "PROBES_AFTER_S", 0.3)
     patch.setattr(prepare, "FIRST_LINE_S", 0.3)
 
     async def run() -> None:
         async with asyncio.TaskGroup() as group:
-            group.create_task(prepare.examine_patiently(loaded, {}, pipe.parent))
+            group.create_task(prepare.survey_patiently(loaded, {}, pipe.parent))
             await asyncio.to_thread(ask, port)
 
     asyncio.run(run())
@@ -131,27 +180,27 @@ def test_storage_that_hangs_is_named_at_once_and_ends_a_start_in_time(
             answers[path] = get(port, path)
 
     with pytest.raises(ExceptionGroup) as raised:
-        examine(pipe, monkeypatch, ask, startup_timeout="1.5")
+        survey(pipe, monkeypatch, ask, startup_timeout="1.5")
 
     [error] = raised.value.exceptions
     assert isinstance(error, GroupFailed)
     assert str(error).startswith(f"The launcher has waited for {pipe} for 1.5 s: its storage does not answer.")
     [message] = caplog.messages
-    assert re.fullmatch(rf"waiting for {pipe}, which has not answered for [01] s", message)
+    assert re.fullmatch(rf"waiting for {pipe}; nothing has moved for [01] s", message)
     assert {path: status for path, (status, _) in answers.items()} == {
         "/health/live": 200,
         "/health/ready": 503,
         "/health": 503,
         "/elsewhere": 404,
     }
-    assert f"The model is still loading; the launcher reads {pipe} for" in answers["/health"][1]
+    assert f"The model is still loading; the launcher has been waiting for {pipe} for" in answers["/health"][1]
     assert set(psutil.Process().children()) <= before
 
 
 def test_a_port_that_is_taken_is_no_obstacle_to_reading(monkeypatch: pytest.MonkeyPatch):
     with listen("127.0.0.1", 0, "--port") as taken:
         loaded = load_config({"host": "127.0.0.1", "port": str(taken.getsockname()[1])}, {})
-        monkeypatch.setattr(prepare, "examine", lambda *_: time.sleep(0.5) or "examined")
+        monkeypatch.setattr(prepare, "survey", lambda *_: time.sleep(0.5) or "examined")
         monkeypatch.setattr(prepare, "PROBES_AFTER_S", 0.0)
 
-        assert asyncio.run(prepare.examine_patiently(loaded, {}, Path())) == "examined"
+        assert asyncio.run(prepare.survey_patiently(loaded, {}, Path())) == "examined"

@@ -51,6 +51,27 @@ def test_it_does_not_bind_who_may_exceed_limits(tmp_path: Path, capability: int)
     assert read(write(tmp_path, {"proc/self/status": status(UID, 1, 1 << capability)}), limit=50) == []
 
 
+IDENTITY, MAPPED = "         0          0 4294967295\n", "         0       1000          1\n"
+
+
+@pytest.mark.parametrize(
+    ("uid_map", "uid", "capability", "is_bound"),
+    [
+        (IDENTITY, UID, 1 << 24, False),
+        (IDENTITY, 0, 0, False),
+        (IDENTITY, UID, 0, True),
+        (MAPPED, 0, (1 << 41) - 1, True),
+        ("0 0 1\n", 0, (1 << 41) - 1, True),
+    ],
+)
+def test_in_a_user_namespace_root_and_capabilities_exempt_from_nothing(
+    tmp_path: Path, uid_map: str, uid: int, capability: int, is_bound: bool
+):
+    root = write(tmp_path, {"proc/self/status": status(uid, 1, capability), "proc/self/uid_map": uid_map})
+
+    assert bool(read_process_limits(root, lambda kind: (50, 50), uid)) == is_bound
+
+
 def test_groups_above_the_own_one_count_too_and_the_tightest_comes_first(tmp_path: Path):
     files = {
         "proc/self/cgroup": "0::/a/b",

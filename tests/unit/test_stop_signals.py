@@ -10,6 +10,7 @@ import pytest
 
 from tgis_cli import stop_signals
 from tgis_cli.stop_signals import STOP_SIGNALS, Interrupted, interrupted_by_signals, stopping_by
+from tgis_cli.supervisor.signals import exit_until_supervised
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +55,24 @@ def test_an_echo_does_not_disturb_the_cleaning_and_a_later_signal_ends_it(monkey
     with pytest.raises(Interrupted):
         work()
     assert later == [signal.SIGTERM]
+
+
+def test_before_there_are_children_a_second_signal_does_not_break_off_the_cleaning():
+    exit_until_supervised()
+    cleaned = []
+
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            cleaned.append(True)
+
+    with pytest.raises(SystemExit) as ended:
+        work()
+
+    assert (ended.value.code, cleaned) == (0, [True])
+    assert {signal.getsignal(number) for number in STOP_SIGNALS} == {signal.SIG_IGN}  # to the interpreter's end
 
 
 def test_what_ends_without_a_signal_leaves_handlers_as_they_were():

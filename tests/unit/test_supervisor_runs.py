@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from tgis_cli import prepare
+from tgis_cli.supervisor import restarts
 from tgis_cli.supervisor.restarts import RestartPolicy
 from tgis_cli.supervisor.run_dir import MAX_FAILED_RUNS, locked, make_run_dir, remove_leftovers
-from tgis_cli.supervisor.supervisor import Outcome
 from tgis_cli.supervisor.timeline import PhaseTime, Timeline
 from tgis_cli.supervisor.watching import describe_drain
-from tgis_server.errors import UsageError
+from tgis_server.config import load_config
+from tgis_server.errors import GroupFailed, UsageError
 from tgis_server.wire import shard_pb2 as pb
-
-FAILED = Outcome(5, "shard-0 was killed.")
 
 
 def make_left_run(parent: Path, *, failed: bool = False, age_s: float = 0.0) -> Path:
@@ -30,27 +33,70 @@ def make_left_run(parent: Path, *, failed: bool = False, age_s: float = 0.0) -> 
 
 
 def test_by_default_nothing_is_started_again():
-    assert RestartPolicy("none", 5).delay_after(FAILED) is None
+    assert RestartPolicy("none", 5).delay_after(5) is None
 
 
 def test_delays_double_up_to_the_limit():
     policy = RestartPolicy("on-failure", 8)
 
-    assert [policy.delay_after(FAILED) for _ in range(9)] == [1, 2, 4, 8, 16, 32, 60, 60, None]
+    assert [policy.delay_after(5) for _ in range(9)] == [1, 2, 4, 8, 16, 32, 60, 60, None]
 
 
 def test_a_good_run_clears_the_record():
     policy = RestartPolicy("on-failure", 2)
-    policy.delay_after(FAILED)
-    policy.delay_after(FAILED)
+    policy.delay_after(5)
+    policy.delay_after(5)
 
-    assert policy.delay_after(Outcome(5, "It failed.", served_s=601.0)) == 1
+    assert policy.delay_after(5, served_s=601.0) == 1
     assert policy.record == "restart 1 of 2"
 
 
 @pytest.mark.parametrize("exit_code", [0, 2, 3, 4])
 def test_only_a_failed_process_is_worth_another_try(exit_code: int):
-    assert RestartPolicy("on-failure", 5).delay_after(Outcome(exit_code)) is None
+    assert RestartPolicy("on-failure", 5).delay_after(exit_code) is None
+
+
+@pytest.mark.parametrize(("exit_code", "told"), [(0, []), (5, ["giving up after restart 1 of 1"])])
+def test_only_a_failure_after_a_restart_is_told_as_giving_up(
+    exit_code: int, told: list[str], caplog: pytest.LogCaptureFixture
+):
+    policy = RestartPolicy("on-failure", 1)
+    policy.delay_after(5)
+
+    assert policy.delay_after(exit_code) is None
+    assert caplog.messages == told
+
+
+@pytest.mark.parametrize("max_restarts", [1, 3])
+def test_a_failed_preparation_is_repeated_as_the_policy_says(
+    max_restarts: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    attempts: list[int] = []
+
+    async def prepare_third_time(loaded: object, environ: object, phases: object, undo: ExitStack) -> str:
+        attempts.append(len(attempts))
+        undo.callback((tmp_path / str(len(attempts))).touch)
+        if len(attempts) < 3:
+            raise GroupFailed("storage hangs")
+        return "prepared"
+
+    monkeypatch.setattr(prepare, "prepare", prepare_third_time)
+    monkeypatch.setattr(restarts, "FIRST_DELAY_S", 0.0)
+    loaded, policy = load_config({}, {}), RestartPolicy("on-failure", max_restarts)
+
+    with ExitStack() as undo:
+        prepared = attempt(lambda: asyncio.run(prepare.prepare_or_retry(loaded, {}, [], undo, policy)))
+        undo.pop_all()
+
+    assert prepared == {1: "storage hangs", 3: "prepared"}[max_restarts]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]  # undone: the failed ones alone
+
+
+def attempt(work: Callable[[], object]) -> object:
+    try:
+        return work()
+    except GroupFailed as error:
+        return str(error)
 
 
 def test_a_run_directory_is_the_users_alone(tmp_path: Path):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from in_process import run_in_process
 from test_families_checkpoint import SPEC, shapes_of, write_safetensors
+from tgis_server.engines.native import tensors
 from tgis_server.engines.native.checkpoint import Checkpoint, inspect_checkpoint, read_header
+from tgis_server.engines.native.tensors import TensorInfo, have_same_content
 from tgis_server.errors import ModelError
 
 TIED = replace(SPEC, is_head_tied=True)
@@ -72,6 +76,17 @@ def test_a_head_without_data_is_planned_as_one_of_its_own(tmp_path: Path) -> Non
     assert (checkpoint.spec.is_head_tied, checkpoint.warnings) == (False, ())
 
 
+def test_a_head_of_another_dtype_is_not_said_to_differ(tmp_path: Path) -> None:
+    shapes = shapes_of(SPEC)
+    head = {HEAD: shapes.pop(HEAD)}
+    write_safetensors(tmp_path / "a.safetensors", shapes)
+    write_safetensors(tmp_path / "b.safetensors", head, "F16", 2)
+
+    [warning] = inspect_checkpoint(tmp_path, TIED, 1).warnings
+
+    assert f"{HEAD} in b.safetensors is stored as F16 beside {EMBEDDING} in a.safetensors as F32:" in warning
+
+
 @pytest.mark.parametrize("without", [EMBEDDING, HEAD])
 def test_a_tied_model_needs_either_head_or_embedding(without: str, tmp_path: Path) -> None:
     checkpoint = inspected(tmp_path, is_tied=True, without=without)
@@ -92,8 +107,39 @@ def test_two_spellings_with_equal_contents_are_one_tensor(tmp_path: Path) -> Non
 
 
 def test_two_spellings_with_different_contents_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"model\.norm\.weight in model\.safetensors and as norm\.weight in"):
+    advice = "save the model again with one of them, or get the file again"
+    with pytest.raises(
+        ModelError, match=rf"model\.norm\.weight in model\.safetensors and as norm\.weight in .*{advice}"
+    ):
         inspected(tmp_path, **{"norm.weight": SPEC.hidden_size}, filled={NORM: 1})
+
+
+def plan_it(model_dir: Path) -> None:
+    config = {
+        **{"model_type": "llama", "tie_word_embeddings": True, "num_hidden_layers": SPEC.num_layers},
+        **{"vocab_size": SPEC.vocab_size, "hidden_size": SPEC.hidden_size, "num_attention_heads": SPEC.num_heads},
+        **{"intermediate_size": SPEC.intermediate_size, "num_key_value_heads": SPEC.num_kv_heads},
+    }
+    (model_dir / "config.json").write_text(json.dumps(config))
+    run_in_process("plan", model_dir, "--json", environ={"HOME": "/nowhere"})
+
+
+@pytest.mark.parametrize("read", [lambda model: inspect_checkpoint(model, TIED, 1), plan_it])
+def test_contents_are_compared_once(read: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shapes = shapes_of(SPEC)
+    write_safetensors(tmp_path / "a.safetensors", shapes)
+    write_safetensors(tmp_path / "b.safetensors", {NORM: shapes[NORM], "model." + HEAD: shapes[HEAD]})
+    compared: list[frozenset[object]] = []
+
+    def compare(first: TensorInfo, second: TensorInfo) -> bool:
+        compared.append(frozenset((first, second)))
+        return have_same_content(first, second)
+
+    monkeypatch.setattr(tensors, "have_same_content", compare)
+
+    read(tmp_path)
+
+    assert len(compared) == len(set(compared)) > 1
 
 
 @pytest.mark.parametrize("named", ["a.safetensors", "b.safetensors"])
@@ -105,7 +151,7 @@ def test_of_copies_that_differ_the_one_that_the_index_names_counts(named: str, t
 
 
 def test_copies_that_differ_are_refused_where_the_index_names_none(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"model\.norm\.weight is there twice with different contents"):
+    with pytest.raises(ModelError, match=r"model\.norm\.weight is there twice .* remove the file that does not"):
         in_two_files(tmp_path, NORM, None)
 
 
@@ -113,7 +159,7 @@ def test_tensors_that_the_model_has_no_place_for_are_told_of(tmp_path: Path) -> 
     checkpoint = inspected(tmp_path, **{"model.layers.2.input_layernorm.weight": SPEC.hidden_size})
 
     [warning] = checkpoint.warnings
-    assert "1 of 22 tensors in the files, model.layers.2.input_layernorm.weight for one" in warning
+    assert "1 of 22 tensors in the files is not used, such as model.layers.2.input_layernorm.weight: " in warning
 
 
 def test_buffers_that_old_checkpoints_carry_along_are_not_worth_a_word(tmp_path: Path) -> None:

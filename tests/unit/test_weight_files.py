@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -122,7 +123,7 @@ def test_a_conversion_that_was_interrupted_makes_no_model():
             "training-7.safetensors is taken for a file of a training run: if it holds the model",
         ),
         (["consolidated.00.pth"], "it has consolidated.00.pth, a format that is not read"),
-        ([TWO[0]], f"lacks 1 of 2 weight files by the numbers in the names of the others .{TWO[1]} for one"),
+        ([TWO[0]], f"lacks 1 of 2 weight files according to the numbering of the others .{TWO[1]} for one"),
         (["a.bin", "b.bin", "a.safetensors"], "that a conversion makes .*: `tgis convert-to-safetensors` goes on with"),
     ],
 )
@@ -139,6 +140,22 @@ def test_a_stale_index_is_named(tmp_path: Path):
     (tmp_path / "tuned.safetensors").touch()
 
     with pytest.raises(ModelError, match=f"2 of 2 weight files that {INDEX} names .* or remove {INDEX} if it is of"):
+        find_weights(tmp_path)
+
+
+def test_an_index_may_write_names_as_paths(tmp_path: Path):
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"x": "./a.safetensors", "y": "a.safetensors"}}))
+    (tmp_path / "a.safetensors").touch()
+
+    assert find_weights(tmp_path).names == ("a.safetensors",)
+
+
+def test_weights_in_a_folder_are_told_to_be_moved(tmp_path: Path):
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"x": "w/a.safetensors"}}))
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w/a.safetensors").touch()
+
+    with pytest.raises(ModelError, match=r"w/a\.safetensors for one.: it lies in a folder, which is not read: move it"):
         find_weights(tmp_path)
 
 
@@ -193,3 +210,22 @@ def test_what_a_download_takes_is_listed_as_complete_and_starts(lay_out, tmp_pat
     used = {info.file.name for info in started.tensors.values()}
     assert used == {name for name in taken if name.endswith(".safetensors")}
     assert listed.problems == ()
+
+
+@pytest.mark.parametrize("name", ["model.norm.weight", "norm.weight"])
+def test_tensors_that_a_start_finds_ambiguous_are_a_problem_of_the_listing(name: str, tmp_path: Path):
+    from safetensors.torch import load_file, save_file
+
+    folder = CacheFolder(tmp_path, "org/demo")
+    directory = shutil.copytree(DEMO_MODEL_DIR, folder.snapshot(COMMIT))
+    folder.write_ref("main", COMMIT)
+    (directory / SINGLE).rename(directory / "a.safetensors")
+    save_file({name: load_file(directory / "a.safetensors")["model.norm.weight"] + 1}, directory / "b.safetensors")
+    before = (directory / "a.safetensors").stat().st_atime_ns
+
+    (listed,) = list_models(tmp_path)
+
+    assert (directory / "a.safetensors").stat().st_atime_ns == before
+    with pytest.raises(ModelError) as start:
+        inspect_checkpoint(directory, read_spec(directory), 1)
+    assert listed.problems == (str(start.value).rstrip("."),)

@@ -62,11 +62,11 @@ def download_weights(
         from tgis_cli.models.download import Transfers
         from tgis_cli.models.get_model import GetModel, Order, find_local_dir
         from tgis_cli.models.hub_token import find_token
-        from tgis_cli.models.selection import SAFETENSORS, parse_extensions
+        from tgis_cli.models.selection import SAFETENSORS_ENDING, parse_extensions
 
         cache_dir = get_cache_dir(os.environ)
         model_dir = find_local_dir(model, cache_dir)
-        can_convert = auto_convert and SAFETENSORS in parse_extensions(extension)
+        can_convert = auto_convert and SAFETENSORS_ENDING in parse_extensions(extension)
 
         def finish(directory: Path) -> None:
             if can_convert:

@@ -31,6 +31,7 @@ from tgis_server.processes import LAUNCHER, child_names
 
 if TYPE_CHECKING:
     from tgis_cli.resolve import Resolved
+    from tgis_cli.supervisor.restarts import RestartPolicy
     from tgis_cli.supervisor.supervisor import Outcome
     from tgis_cli.supervisor.terminal import Terminal
     from tgis_server.run import Run
@@ -74,7 +75,8 @@ def run_launch(
         needs_model: refuse to start without a model instead of serving the demo model.
         warnings: logged before those about the options.
     """
-    from tgis_cli.prepare import prepare
+    from tgis_cli.prepare import prepare_or_retry
+    from tgis_cli.supervisor.restarts import RestartPolicy
     from tgis_cli.supervisor.signals import decide_hangup, exit_until_supervised
     from tgis_server.phases import process_started_at
 
@@ -89,13 +91,14 @@ def run_launch(
         decide_hangup(has_log_file=loaded.config.log_file is not None)
         log_to_stderr(loaded.config)
         raise_limit()  # of open files, for the children too
-        resolved, run = asyncio.run(prepare(loaded, environ, phases, undo))
+        policy = RestartPolicy(loaded.config.restart, loaded.config.max_restarts)
+        resolved, run = asyncio.run(prepare_or_retry(loaded, environ, phases, undo, policy))
         terminal = open_terminal(loaded.config, environ, run.num_shard)
         try:
             for warning in (*warnings, *resolved.warnings):
                 logger.warning("%s", warning)
             log_choices(resolved, terminal)
-            outcome = asyncio.run(Launch(loaded, terminal, environ).supervise(run, undo))
+            outcome = asyncio.run(Launch(loaded, terminal, environ, policy).supervise(run, undo))
         except BaseException:
             terminal.close(CLOSE_TERMINAL_S)
             raise
@@ -114,12 +117,15 @@ def log_choices(resolved: Resolved, terminal: Terminal) -> None:
 class Launch:
     """The runs of one command: one, or several with ``--restart``."""
 
-    def __init__(self, loaded: LoadedConfig, terminal: Terminal, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, loaded: LoadedConfig, terminal: Terminal, environ: Mapping[str, str], policy: RestartPolicy
+    ) -> None:
         from tgis_cli.supervisor.signals import StopSignals
 
         self._loaded = loaded
         self._terminal = terminal
         self._environ = environ
+        self._policy = policy
         self._signals = StopSignals(terminal.reopen if loaded.config.log_file else None)
 
     async def supervise(self, run: Run, undo: contextlib.ExitStack) -> Outcome:
@@ -128,27 +134,23 @@ class Launch:
         Args:
             undo: cleared: from now on the supervisor decides what stays.
         """
-        from tgis_cli.prepare import prepare
-        from tgis_cli.supervisor.restarts import RestartPolicy
+        from tgis_cli.prepare import prepare_or_retry
         from tgis_cli.supervisor.supervisor import Outcome
         from tgis_cli.supervisor.waiting import first_of
 
         self._signals.install()
         undo.pop_all()
-        policy = RestartPolicy(run.config.restart, run.config.max_restarts)
+        policy = self._policy
         while True:
             outcome = await self._supervise_once(run)
-            if (delay_s := policy.delay_after(outcome)) is None:
-                if policy.num_restarts:
-                    logger.error("giving up after %s", policy.record)
+            if (delay_s := policy.delay_after(outcome.exit_code, outcome.served_s)) is None:
                 return outcome
-            logger.error("%s", outcome.sentence)
-            logger.warning("starting again in %.0f s (%s); a stop signal ends it", delay_s, policy.record)
+            policy.announce(outcome.sentence, delay_s)
             if await first_of(self._signals.wait_first(), timeout_s=delay_s) == 0:
                 return Outcome(0)
             phases = [("resolving", time.monotonic())]
             with contextlib.ExitStack() as undo:
-                preparing = asyncio.ensure_future(prepare(self._loaded, self._environ, phases, undo))
+                preparing = asyncio.ensure_future(prepare_or_retry(self._loaded, self._environ, phases, undo, policy))
                 if await first_of(preparing, self._signals.wait_first()) != 0:
                     return Outcome(0)
                 try:  # the machine may have changed: a GPU that is lost is not asked for again

@@ -66,12 +66,16 @@ def cut_locally(texts: Iterable[str], model: str) -> Iterator[Tokens]:
     from tgis_server.frontend.tokenizer import read_tokenizer
 
     cache_dir, _ = find_cache_dir(os.environ)
-    tokenizer = read_tokenizer(find_model_dir(model, None, cache_dir))
+    tokenizer = read_tokenizer(find_model_dir(model, None, cache_dir), warn)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     for text in texts:
         encoding = tokenizer.encode(text)
         yield Tokens(text, list(encoding.tokens), list(encoding.ids))
+
+
+def warn(sentence: str) -> None:
+    print(f"warning: {sentence}", file=sys.stderr)
 
 
 def cut_remotely(texts: Iterable[str], url: str, ca: Path | None) -> Iterator[Tokens]:

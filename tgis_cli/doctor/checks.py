@@ -1,4 +1,4 @@
-"""The table of checks, and running them. A check that breaks is a warning itself: nothing here raises."""
+"""The table of checks, and running them. A check that breaks is a finding itself: nothing here raises."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from tgis_cli.doctor import devices, environment, libraries, limits, model, network, storage, tls
-from tgis_cli.doctor.verdict import Context, Level, Verdict, warn
+from tgis_cli.doctor.verdict import Context, Level, Verdict, fail, warn
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,9 @@ def run_check(check: Check, context: Context) -> Iterator[Verdict]:
     try:
         yield from check.run(context)
     except Exception as error:  # noqa: BLE001  one check's bug shall not hide what the others find
-        yield warn(
+        # The model's does what a start does, which then breaks as well.
+        tell = fail if check.run is model.check_model else warn
+        yield tell(
             f"The check {check.name} broke: {type(error).__name__}: {error}.",
             "Report it with `tgis doctor --bundle FILE`; the other checks are not affected.",
         )

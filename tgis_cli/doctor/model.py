@@ -20,7 +20,7 @@ def check_model(context: Context) -> Iterator[Verdict]:
     run = context.resolved.run
     yield from map(warn, context.resolved.warnings)
     try:
-        load_tokenizer(run.model_dir)
+        yield from map(warn, load_tokenizer(run.model_dir))
     except TgisError as error:
         yield failed(error)
     yield ok(

@@ -11,6 +11,7 @@ from pathlib import Path
 from tgis_server import cgroup
 
 CAPABILITIES = (21, 24)  # SYS_ADMIN and SYS_RESOURCE: `ulimit -u` does not bind who has one
+IDENTITY = ["0", "0", str(2**32 - 1)]  # of /proc/self/uid_map: all users are those of the machine
 UNLIKELY = 100_000  # such a limit is not what is reached first: counting would only take time
 
 GetLimit = Callable[[int], tuple[int, int]]
@@ -64,9 +65,11 @@ def describe_process_limits() -> str:
 
 def is_exempt(proc: Path, uid: int) -> bool:
     """Whether `ulimit -u` does not bind this process."""
+    uid_map = cgroup.read_text(proc / "self/uid_map").split()
+    if uid_map and uid_map != IDENTITY:
+        return False  # in a user namespace: the kernel asks for capabilities outside of it
     capabilities = int(read_status(proc / "self").get("CapEff", "0"), 16)
-    is_root = uid == 0 and cgroup.read_text(proc / "self/uid_map").split()[:2] == ["0", "0"]
-    return is_root or any(capabilities >> bit & 1 for bit in CAPABILITIES)
+    return (uid == 0 and uid_map == IDENTITY) or any(capabilities >> bit & 1 for bit in CAPABILITIES)
 
 
 def count_own(proc: Path) -> int:

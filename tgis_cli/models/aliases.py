@@ -7,7 +7,6 @@ But a name that the native engine reads is never given up: if it reads several, 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -17,7 +16,7 @@ from typing import Any
 
 from tgis_cli.models.torch_file import StoredTensor
 from tgis_server.errors import ModelError, TgisError
-from tgis_server.regular_file import read_regular
+from tgis_server.model_files import read_json
 
 TIES = ("_tied_weights_keys", "_keys_to_ignore_on_load_missing", "_keys_to_ignore_on_load_unexpected")
 
@@ -97,7 +96,7 @@ def find_ties(model_dir: Path) -> list[Callable[[str], Any]]:
     try:
         import transformers
 
-        config = json.loads(read_regular(model_dir / "config.json"))
+        config = read_json(model_dir / "config.json")
         cls = getattr(transformers, config["architectures"][0])
         patterns = [pattern for attribute in TIES for pattern in getattr(cls, attribute, None) or ()]
         return [re.compile(pattern).search for pattern in patterns]

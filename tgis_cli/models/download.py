@@ -24,7 +24,7 @@ from tgis_cli.models.disk import write_errors_explained
 from tgis_cli.models.fetch_worker import Job
 from tgis_cli.models.hub import Listing, RemoteFile
 from tgis_cli.models.hub_token import HubToken, pass_on
-from tgis_cli.models.selection import PYTORCH, SAFETENSORS
+from tgis_cli.models.selection import PYTORCH, SAFETENSORS_ENDING
 from tgis_cli.progress import Progress, format_seconds
 from tgis_cli.stop_signals import Interrupted, stopping_by
 from tgis_server.errors import HubError, ModelError, NotEnoughDevices, UsageError
@@ -55,7 +55,7 @@ class Selection:
     @property
     def pytorch_bytes(self) -> int:
         """Of weights from which safetensors have to be made, which take as much again."""
-        if any(file.name.endswith(SAFETENSORS) for file in self.files):
+        if any(file.name.endswith(SAFETENSORS_ENDING) for file in self.files):
             return 0
         return sum(file.size for file in self.files if file.name.endswith(PYTORCH))
 

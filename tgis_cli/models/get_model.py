@@ -17,7 +17,14 @@ from tgis_cli.models.hub import Hub, Listing, RemoteFile, get_endpoint, is_offli
 from tgis_cli.models.hub_cache import model_folder_name
 from tgis_cli.models.inventory import and_more, inspect_snapshot
 from tgis_cli.models.names import COMMIT, is_safe_path
-from tgis_cli.models.selection import PYTORCH, SAFETENSORS, ReadText, drop_superfluous, parse_extensions, select_names
+from tgis_cli.models.selection import (
+    PYTORCH,
+    SAFETENSORS_ENDING,
+    ReadText,
+    drop_superfluous,
+    parse_extensions,
+    select_names,
+)
 from tgis_cli.progress import format_seconds, show_progress, tell
 from tgis_server.errors import HubError, ModelError, UsageError
 from tgis_server.regular_file import read_regular
@@ -30,7 +37,7 @@ class Order:
 
     model: str
     revision: str = "main"
-    extension: str = SAFETENSORS
+    extension: str = SAFETENSORS_ENDING
     with_bin: bool = True  # take PyTorch weights where there are no others
     verify: bool = False
     transfers: Transfers = field(default_factory=Transfers)
@@ -97,7 +104,7 @@ class GetModel:
         files = {file.name: file for file in listing.files}
         names = select_names(files, self._extensions, read_text, with_bin=self.order.with_bin)
         wanted = self._extensions[0]
-        can_convert = wanted == SAFETENSORS and any(name.endswith(PYTORCH) for name in files)
+        can_convert = wanted == SAFETENSORS_ENDING and any(name.endswith(PYTORCH) for name in files)
         if not any(name.endswith(wanted) for name in names) and not (self.order.with_bin and can_convert):
             if can_convert:
                 raise ModelError(
@@ -109,7 +116,7 @@ class GetModel:
                 f"{listing.model} at {self.order.revision} has no file that ends with {wanted}; "
                 f"it has {', '.join(endings) or 'none'}."
             )
-        if wanted == SAFETENSORS:
+        if wanted == SAFETENSORS_ENDING:
             names = drop_superfluous(names, files, self.folder.snapshot(listing.commit))
         return Selection(listing, tuple(files[name] for name in names))
 

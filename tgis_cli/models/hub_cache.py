@@ -65,7 +65,7 @@ def find_model_dir(name: str, revision: str | None, cache_dir: Path) -> Path:
             )
         return snapshot
     directory = Path(os.path.expanduser(name))
-    if os.path.exists(directory / "config.json"):  # what is no file is told by who reads it
+    if os.path.lexists(directory / "config.json"):  # what is no file is told by who reads it
         return directory.resolve()
     found = f"{'a directory without config.json' if os.path.isdir(directory) else 'no directory'} of that name"
     found += why_unseen(directory / "config.json")

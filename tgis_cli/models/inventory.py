@@ -5,10 +5,9 @@ Used by ``tgis models``, and by ``tgis download-weights`` where the hub cannot b
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from tgis_cli.models.fast_tokenizer import has_slow_tokenizer
 from tgis_cli.models.hub_cache import list_folders
 from tgis_cli.models.selection import (
     PYTORCH,
-    SAFETENSORS,
+    SAFETENSORS_ENDING,
     drop_superfluous,
     parse_extensions,
     select_names,
@@ -162,7 +161,7 @@ def find_problems(
     if not missing and not any(name.endswith(tuple(FORMATS)) for name in sizes):
         yield f"there are no weights; {again}"
     is_told = bool(missing or dangling)
-    has_some = any(name.endswith(SAFETENSORS) for name in sizes)
+    has_some = any(name.endswith(SAFETENSORS_ENDING) for name in sizes)
     if is_half_converted(folder.snapshot(commit), sizes):
         yield f"its conversion was interrupted; `tgis convert-to-safetensors {model}{revision}` completes it"
         is_told = True
@@ -188,7 +187,7 @@ def is_half_converted(path: Path, names: Iterable[str]) -> bool:
 def find_unprepared(path: Path, model: str, revisions: Sequence[str], names: set[str]) -> Iterator[str]:
     """What a start needs and nothing has made yet, of a model that an engine serves."""
     revision = "" if "main" in revisions else f" --revision {revisions[0]}"
-    if not any(name.endswith(SAFETENSORS) for name in names) and any(name.endswith(PYTORCH) for name in names):
+    if not any(name.endswith(SAFETENSORS_ENDING) for name in names) and any(name.endswith(PYTORCH) for name in names):
         yield f"its weights are PyTorch's; `tgis convert-to-safetensors {model}{revision}` makes safetensors of them"
     if has_slow_tokenizer(path):
         yield f"tokenizer.json is missing; `tgis convert-to-fast-tokenizer {model}{revision}` makes it"
@@ -205,7 +204,10 @@ def find_missing_names(folder: CacheFolder, model: str, commit: str, sizes: dict
     expected = {file.name: file.size for file in listing.files} if listing is not None else sizes
     try:
         wanted = select_names(
-            expected, parse_extensions(SAFETENSORS), lambda name: read_regular(snapshot / name).decode(), with_bin=True
+            expected,
+            parse_extensions(SAFETENSORS_ENDING),
+            lambda name: read_regular(snapshot / name).decode(),
+            with_bin=True,
         )
     except ModelError:  # the index is broken, or names what is not in the list
         wanted = []
@@ -236,13 +238,52 @@ def find_broken_tokenizer(model_dir: Path) -> Iterator[str]:
 
 
 def find_weight_problems(model_dir: Path) -> Iterator[str]:
-    """What would keep a start from reading the headers of a directory's safetensors."""
+    """What would keep a start from reading a directory's safetensors, by their headers and what is there twice."""
     try:
         names = find_weights(model_dir).names
     except ModelError as error:
         yield str(error).rstrip(".")
         return
-    yield from filter(None, (find_damage(model_dir / name) for name in names))
+    files = [model_dir / name for name in names]
+    if problems := list(filter(None, map(find_damage, files))):
+        yield from problems
+        return
+    try:
+        with access_times_kept(files):
+            find_ambiguous(model_dir)
+    except ModelError as error:
+        yield str(error).rstrip(".")
+
+
+def find_ambiguous(model_dir: Path) -> None:
+    """Compares tensors that are there twice; reads nothing but headers where none is.
+
+    Raises:
+        ModelError: two differ, of which a start needs one.
+    """
+    from tgis_server.engines.native.checkpoint import read_tensors
+    from tgis_server.engines.native.families import parameters_of, read_spec
+    from tgis_server.engines.native.families.names import HEAD
+    from tgis_server.engines.native.tensors import find_tensor
+
+    found = read_tensors(model_dir, lambda warning: None)
+    names = [HEAD]
+    with suppress(ModelError):  # an engine knows the model
+        names += [piece.tensor for parameter in parameters_of(read_spec(model_dir)) for piece in parameter.pieces]
+    for name in names:
+        find_tensor(found, name)
+
+
+@contextmanager
+def access_times_kept(files: Iterable[Path]) -> Iterator[None]:
+    """A look is no use; a volume that cannot be written keeps no such times anyway."""
+    times = {file: (status.st_atime_ns, status.st_mtime_ns) for file in files for status in [file.stat()]}
+    try:
+        yield
+    finally:
+        for file, kept in times.items():
+            with suppress(OSError):
+                os.utime(file, ns=kept)
 
 
 def find_damage(file: Path) -> str:
@@ -250,16 +291,12 @@ def find_damage(file: Path) -> str:
     from tgis_server.engines.native.checkpoint import read_header
 
     try:
-        status = file.stat()
+        with access_times_kept([file]):
+            read_header(file)
     except OSError as error:
         return f"{file} cannot be read ({error.strerror})"
-    try:
-        read_header(file)
     except ModelError as error:
         return str(error).rstrip(".")
-    finally:
-        with suppress(OSError):  # a look is no use; a volume that cannot be written keeps no such times anyway
-            os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     return ""
 
 
@@ -275,8 +312,8 @@ def find_engine(path: Path) -> tuple[str, str]:
 
 
 def read_architecture(path: Path) -> str:
-    with suppress(OSError, ValueError, AttributeError, TypeError):
-        config = json.loads(read_regular(path / "config.json"))
+    with suppress(ModelError, TypeError):
+        config = read_json(path / "config.json")
         return ", ".join(map(str, config.get("architectures") or ())) or str(config.get("model_type") or "")
     return ""
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tgis_server.child import leave_hangups_to_parent
-from tgis_server.regular_file import read_regular
+from tgis_server.model_files import read_json
 
 TOLERANCE = 1e-2  # of the largest logit: float32 differs by 1e-6, GELU's approximation by 1e-3
 CPU = "CPUExecutionProvider"
@@ -40,7 +40,7 @@ def lay_out_model(model_dir: Path, directory: Path) -> None:
     for path in model_dir.iterdir():
         if path.name != "config.json":
             (directory / path.name).symlink_to(path.resolve())
-    config = json.loads(read_regular(model_dir / "config.json"))
+    config = read_json(model_dir / "config.json")
     if rope := config.pop("rope_parameters", None):
         if any(isinstance(value, dict) for value in rope.values()):
             raise ValueError("its rope_parameters differ by layer, which the exporter's transformers 4 cannot read")

@@ -13,7 +13,7 @@ from pathlib import Path
 from tgis_cli.models.get_model import GetModel, Order, Planned
 from tgis_cli.models.hub import Hub
 from tgis_cli.models.safetensors_file import Content
-from tgis_cli.models.selection import SAFETENSORS
+from tgis_cli.models.selection import SAFETENSORS_ENDING
 from tgis_cli.models.torch_file import DTYPES, StoredTensor
 from tgis_server import model_files
 from tgis_server.engines.native.families import parameters_of, read_spec
@@ -36,7 +36,7 @@ def fetch_headers(order: Order, cache_dir: Path, directory: Path, tell: Callable
     for name in SMALL_FILES:
         if any(file.name == name for file in files):
             (directory / name).write_text(hub.read_text(name, listing.commit))
-    weights = [file for file in files if file.name.endswith(SAFETENSORS)]
+    weights = [file for file in files if file.name.endswith(SAFETENSORS_ENDING)]
     headers = hub.map(lambda file: hub.read_header(file, listing.commit), weights)
     for file, header in zip(weights, headers, strict=True):
         write_with_hole(directory / file.name, header, file.size)

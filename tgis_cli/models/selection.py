@@ -20,8 +20,10 @@ from tgis_server.model_files import (
     read_weight_map,
 )
 
-SAFETENSORS, BIN, PT = (form.ending for form in (model_files.SAFETENSORS, model_files.BIN, model_files.PT))
-PYTORCH = (BIN, PT)
+SAFETENSORS_ENDING, BIN_ENDING, PT_ENDING = (
+    form.ending for form in (model_files.SAFETENSORS, model_files.BIN, model_files.PT)
+)
+PYTORCH = (BIN_ENDING, PT_ENDING)
 # Configuration, tokenizers of all kinds and their templates, remote code, the model card.
 COMPANIONS = (".json", ".py", ".model", ".md", ".txt", ".tiktoken", ".jinja")
 
@@ -59,17 +61,17 @@ def select_names(
     """
     present = [name for name in sorted(names) if "/" not in name]
     taken = {name for name in present if name.endswith(extensions) and not is_of_training(name)}
-    wanted = [ending for ending in (SAFETENSORS, *PYTORCH) if ending in extensions]
-    if with_bin and SAFETENSORS in wanted and not any(name.endswith(SAFETENSORS) for name in taken):
-        wanted = [SAFETENSORS, *PYTORCH]
+    wanted = [ending for ending in (SAFETENSORS_ENDING, *PYTORCH) if ending in extensions]
+    if with_bin and SAFETENSORS_ENDING in wanted and not any(name.endswith(SAFETENSORS_ENDING) for name in taken):
+        wanted = [SAFETENSORS_ENDING, *PYTORCH]
     has_bin = False
     for form in (model_files.SAFETENSORS, model_files.BIN, model_files.PT):
-        is_superfluous = form is model_files.PT and has_bin and PT not in extensions
+        is_superfluous = form is model_files.PT and has_bin and PT_ENDING not in extensions
         chosen = WeightFiles()
         if form.ending in wanted and not is_superfluous:
             chosen = choose_weights(present, form, lambda index: parse_weight_map(read_text(index), index).values())
             if chosen.is_half_converted and with_bin:  # the rest is made of PyTorch's, as on the machine that began it
-                wanted = [SAFETENSORS, *PYTORCH]
+                wanted = [SAFETENSORS_ENDING, *PYTORCH]
                 chosen = WeightFiles(tuple(name for name in chosen.names if name not in chosen.missing))
             if chosen.missing:
                 raise ModelError(describe_missing(chosen))
@@ -87,7 +89,8 @@ def select_names(
 def describe_missing(weights: WeightFiles) -> str:
     """Why a repository's weights are no model."""
     source = f"{weights.index} names" if weights.index else "The names of its weights tell of"
-    return f"{source} {weights.missing[0]}, which the repository does not have: try another revision."
+    why = "the repository does not have" if "/" not in weights.missing[0] else "lies in a folder, where none is read"
+    return f"{source} {weights.missing[0]}, which {why}: try another revision."
 
 
 def drop_superfluous(names: list[str], published: Collection[str], model_dir: Path) -> list[str]:
@@ -100,12 +103,12 @@ def drop_superfluous(names: list[str], published: Collection[str], model_dir: Pa
     """
     if not has_whole_safetensors(model_dir):
         return names
-    if not any(name.endswith(SAFETENSORS) for name in names):
+    if not any(name.endswith(SAFETENSORS_ENDING) for name in names):
         return [name for name in names if not name.endswith(PYTORCH) and name != model_files.BIN.index]
     here = find_weights(model_dir)
     if not here.index:
         return names
-    kept = {name for name in names if not name.endswith(SAFETENSORS)}
+    kept = {name for name in names if not name.endswith(SAFETENSORS_ENDING)}
     return sorted(kept | {here.index, *here.names}) if {here.index, *here.names} <= set(published) else names
 
 

@@ -18,22 +18,27 @@ def check_tokenizer(model_dir: Path) -> None:
         ModelError: the front-end would end with it.
     """
     file = model_dir / "tokenizer.json"
-    if not file.is_file():
+    if not os.path.lexists(file):
         raise failures.NO_TOKENIZER.error(model_dir=model_dir)
     if looks_damaged(file) or looks_damaged(model_dir / "tokenizer_config.json"):
         load_tokenizer(model_dir)
 
 
-def load_tokenizer(model_dir: Path) -> None:
+def load_tokenizer(model_dir: Path) -> list[str]:
     """Read the tokenizer as a start does.
+
+    Returns:
+        Sentences to warn of.
 
     Raises:
         ModelError: the front-end would end with it.
     """
     from tgis_server.frontend.vocabulary import load_vocabulary
 
-    tokenizer, _ = load_vocabulary(model_dir, num_workers=1)
+    warnings: list[str] = []
+    tokenizer, _ = load_vocabulary(model_dir, num_workers=1, tell=warnings.append)
     tokenizer.close()
+    return warnings
 
 
 def looks_damaged(file: Path) -> bool:
@@ -44,7 +49,7 @@ def looks_damaged(file: Path) -> bool:
             stream.seek(max(0, os.fstat(stream.fileno()).st_size - BORDER_BYTES))
             end = stream.read()
     except FileNotFoundError:
-        return False
+        return os.path.lexists(file)  # as a link to nothing
     except OSError:
         return True
     return not (beginning.lstrip().startswith(b"{") and end.rstrip().endswith(b"}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -17,12 +18,13 @@ from tgis_cli.plan.source import Source
 from tgis_cli.resolve import Resolved, resolve
 from tgis_cli.resources import GPU_LISTS
 from tgis_server.config import LoadedConfig
-from tgis_server.engines.native.checkpoint import DTYPES, read_tensors
+from tgis_server.engines.native.checkpoint import DTYPES, read_headers
 from tgis_server.engines.native.families import read_spec
 from tgis_server.engines.native.parameters import valid_num_shards
 from tgis_server.engines.native.spec import DecoderSpec
 from tgis_server.engines.native.tensors import TensorInfo
 from tgis_server.errors import ModelError, NotEnoughDevices, TgisError
+from tgis_server.model_files import find_weights
 
 ABOUT_THIS_MACHINE = ("model_dir", "tokenization_workers", "shard_threads", "shard_cpus")
 ABOUT_FILES_HERE = ("model_dir",)
@@ -133,7 +135,8 @@ def make_report(source: Source, devices: Devices, loaded: LoadedConfig, environ:
 def fill(report: Report, loaded: LoadedConfig, environ: Mapping[str, str]) -> None:
     source, devices = report.source, report.devices
     with suppress(ModelError):  # what is wrong with the model is told below, as a start tells it
-        report.weights = Weights.of(read_tensors(source.model_dir, lambda warning: None))
+        headers = read_headers(source.model_dir, find_weights(source.model_dir))
+        report.weights = Weights.of({name: info for header in headers for name, info in header.items()})
     with suppress(ModelError):
         report.spec = read_spec(source.model_dir)
     if devices.stated:
@@ -167,12 +170,12 @@ def judge_tokenizer(report: Report, model_dir: Path) -> None:
     assert report.resolved is not None, "what is planned has been resolved"
     try:
         check_tokenizer(model_dir)
+        warnings = load_tokenizer(model_dir)
     except ModelError as error:
-        if (model_dir / "tokenizer.json").exists():
+        if os.path.lexists(model_dir / "tokenizer.json"):
             raise
-        report.resolved = replace(report.resolved, warnings=(*report.resolved.warnings, str(error)))
-        return
-    load_tokenizer(model_dir)
+        warnings = [str(error)]
+    report.resolved = replace(report.resolved, warnings=(*report.resolved.warnings, *warnings))
 
 
 def resolve_as(loaded: LoadedConfig, environ: Mapping[str, str], report: Report) -> Resolved:

@@ -5,8 +5,11 @@ Only a process that failed is worth another try: a wrong option or a broken mode
 
 from __future__ import annotations
 
-from tgis_cli.supervisor.supervisor import Outcome
+import logging
+
 from tgis_server.errors import GroupFailed
+
+logger = logging.getLogger(__name__)
 
 FIRST_DELAY_S = 1.0
 MAX_DELAY_S = 60.0
@@ -25,14 +28,21 @@ class RestartPolicy:
         self._max_restarts = max_restarts if restart == "on-failure" else 0
         self.num_restarts = 0
 
-    def delay_after(self, outcome: Outcome) -> float | None:
-        """Seconds to wait before the next start; ``None``: the launcher ends with this outcome."""
-        if outcome.served_s >= GOOD_RUN_S:
+    def delay_after(self, exit_code: int, served_s: float = 0.0) -> float | None:
+        """Seconds to wait before the next start after one that ended so; ``None``: the launcher ends as well."""
+        if served_s >= GOOD_RUN_S:
             self.num_restarts = 0
-        if outcome.exit_code != GroupFailed.exit_code or self.num_restarts >= self._max_restarts:
+        if exit_code != GroupFailed.exit_code or self.num_restarts >= self._max_restarts:
+            if exit_code and self.num_restarts:
+                logger.error("giving up after %s", self.record)
             return None
         self.num_restarts += 1
         return float(min(FIRST_DELAY_S * 2 ** (self.num_restarts - 1), MAX_DELAY_S))
+
+    def announce(self, sentence: str, delay_s: float) -> None:
+        """What the last start ended with, and when the next one is."""
+        logger.error("%s", sentence)
+        logger.warning("starting again in %.0f s (%s); a stop signal ends it", delay_s, self.record)
 
     @property
     def record(self) -> str:

@@ -20,6 +20,8 @@ def exit_until_supervised() -> None:
     """Before there are children a stop signal ends the launcher by ``SystemExit``, with the same exit code as later."""
 
     def leave(number: int, frame: FrameType | None) -> None:
+        for each in STOP_SIGNALS:  # another one would break off the cleaning up, and the exit code is decided
+            signal.signal(each, signal.SIG_IGN)
         raise SystemExit(0)
 
     for number in heeded_signals():

@@ -12,15 +12,14 @@ of the adapter's name, and 1 where ``is_rope_long``. With ``temperature`` > 0 th
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tgis_server.engines.api import Capacity, ModelFacts, Progress, RunnerCaps
 from tgis_server.faults import Fault
+from tgis_server.model_files import read_json
 from tgis_server.processes import shard_name
-from tgis_server.regular_file import read_regular
 from tgis_server.run import Run
 from tgis_server.wire.messages import NewSequence, StepPlan, StepTokens, TokenDetail
 
@@ -161,7 +160,7 @@ class FakeRunner:
 
 def read_vocab_size(model_dir: Path) -> int:
     """Number of pieces in the model's ``tokenizer.json``, added ones included."""
-    tokenizer = json.loads(read_regular(model_dir / "tokenizer.json"))
+    tokenizer = read_json(model_dir / "tokenizer.json")
     vocab = tokenizer["model"]["vocab"]
     ids = set(vocab.values()) if isinstance(vocab, dict) else set(range(len(vocab)))
     return len(ids | {token["id"] for token in tokenizer.get("added_tokens", [])})

@@ -7,24 +7,23 @@ honoured here. Tokenizers of classes that never honoured it stay as they are, as
 
 from __future__ import annotations
 
-import json
-import logging
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 from tokenizers import processors
 
-from tgis_server import failures
-from tgis_server.regular_file import read_regular
+from tgis_server.model_files import read_json
 
 HONOURING = ("Llama", "CodeLlama", "Gemma")  # classes with ``update_post_processor`` in transformers 4
 
-logger = logging.getLogger(__name__)
 
-
-def add_requested_bos(tokenizer: tokenizers.Tokenizer, model_dir: Path) -> None:
+def add_requested_bos(tokenizer: tokenizers.Tokenizer, model_dir: Path, tell: Callable[[str], None]) -> None:
     """Let the tokenizer begin every text with BOS where the model's files ask for it.
+
+    Args:
+        tell: is told if that cannot be done.
 
     Raises:
         ModelError: ``tokenizer_config.json`` cannot be read.
@@ -34,7 +33,9 @@ def add_requested_bos(tokenizer: tokenizers.Tokenizer, model_dir: Path) -> None:
         return
     token_id: int | None = tokenizer.token_to_id(token)
     if token_id is None:
-        logger.warning("tokenizer_config.json asks for the BOS token %s, which the vocabulary does not have.", token)
+        tell(
+            f"tokenizer_config.json asks for the BOS token {token}, which the vocabulary does not have: it is left out."
+        )
         return
     if tokenizer.encode("").ids[:1] == [token_id]:
         return
@@ -46,12 +47,9 @@ def add_requested_bos(tokenizer: tokenizers.Tokenizer, model_dir: Path) -> None:
 def find_requested_bos(model_dir: Path) -> str | None:
     """The token that ``add_bos_token`` of ``tokenizer_config.json`` means, if the tokenizer's class looks at it."""
     file = model_dir / "tokenizer_config.json"
-    if not file.is_file():
+    if not os.path.lexists(file):
         return None
-    try:
-        config: dict[str, Any] = json.loads(read_regular(file))
-    except (OSError, ValueError) as error:
-        raise failures.TOKENIZER_UNREADABLE.error(file=file, reason=error) from error
+    config = read_json(file)
     name = config.get("tokenizer_class")
     if not config.get("add_bos_token") or (name and str(name).partition("Tokenizer")[0] not in HONOURING):
         return None

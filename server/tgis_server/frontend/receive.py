@@ -79,11 +79,11 @@ def _make_handler(method: MethodDescriptor, behaviour: Callable[[Any, Any], Any]
             try:
                 end = partial(end_call, context)
                 raw = await patience.receive(context.read, end, is_first=is_first, waits_for_room=door.waits_for_room)
+                if raw is grpc.aio.EOF:
+                    return None
+                call.note_request(len(raw))  # accounted for before it stops to arrive: another thread looks at both
             finally:
                 call.account.num_receiving -= 1
-            if raw is grpc.aio.EOF:
-                return None
-            call.note_request(len(raw))
             if door.waits_for_room:
                 patience.hold_request(context, len(raw))
             return decode(request_type, raw, door.max_request_bytes)

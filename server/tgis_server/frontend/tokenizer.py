@@ -6,6 +6,8 @@ Wraps the model's ``tokenizer.json``; its own truncation and padding are off. Kn
 from __future__ import annotations
 
 import json
+import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +24,8 @@ from tgis_server.frontend.encoding import WINDOW, Encoding, encode, encode_windo
 from tgis_server.frontend.lane import Lane
 from tgis_server.model_files import read_beginning, refuse_stand_in
 from tgis_server.regular_file import read_regular
+
+logger = logging.getLogger(__name__)
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -60,13 +64,16 @@ class Tokenizer:
         self._texts = Lane("tokenize-rpc", num_workers)
 
     @classmethod
-    def load(cls, model_dir: Path, num_workers: int) -> Tokenizer:
+    def load(cls, model_dir: Path, num_workers: int, *, tell: Callable[[str], None] = logger.warning) -> Tokenizer:
         """Read ``tokenizer.json`` and, if there is one, ``tokenizer_config.json``.
+
+        Args:
+            tell: takes warnings.
 
         Raises:
             ModelError: a file is missing or broken.
         """
-        tokenizer = read_tokenizer(model_dir)
+        tokenizer = read_tokenizer(model_dir, tell)
         return cls(tokenizer, num_workers=num_workers)
 
     async def encode_inputs(self, texts: Sequence[str], truncate_to: int = 0) -> list[EncodedInput | TokenizerFailed]:
@@ -185,14 +192,17 @@ def split(texts: Sequence[str], most: int) -> Iterator[Sequence[str]]:
         yield texts[begin:]
 
 
-def read_tokenizer(model_dir: Path) -> tokenizers.Tokenizer:
+def read_tokenizer(model_dir: Path, tell: Callable[[str], None]) -> tokenizers.Tokenizer:
     """What ``tokenizer.json`` describes, with the BOS that ``tokenizer_config.json`` asks for.
+
+    Args:
+        tell: takes warnings.
 
     Raises:
         ModelError: it is missing or broken.
     """
     file = model_dir / "tokenizer.json"
-    if not file.is_file():
+    if not os.path.lexists(file):
         raise failures.NO_TOKENIZER.error(model_dir=model_dir)
     try:
         tokenizer = tokenizers.Tokenizer.from_buffer(read_regular(file))
@@ -201,7 +211,7 @@ def read_tokenizer(model_dir: Path) -> tokenizers.Tokenizer:
             raise
         raise explain(file, error) from error
     tokenizer.no_padding()  # else the beginning of a text is not what a prompt begins with
-    add_requested_bos(tokenizer, model_dir)
+    add_requested_bos(tokenizer, model_dir, tell)
     return tokenizer
 
 

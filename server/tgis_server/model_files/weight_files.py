@@ -17,7 +17,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tgis_server import failures
@@ -176,10 +176,12 @@ def find_weights(model_dir: Path) -> WeightFiles:
     if not found.names:
         raise failures.WEIGHTS_NOT_FOUND.error(model_dir=model_dir, hint=advise_without_weights(names))
     if found.missing:
-        told_by, advice = "by the numbers in the names of the others", "download it again"
+        told_by, advice = "according to the numbering of the others", "download it again"
         if found.index:
             told_by = f"that {found.index} names"
             advice = f"download it again, or remove {found.index} if it is of other weights"
+            if os.path.dirname(found.missing[0]):
+                advice = f"it lies in a folder, which is not read: move it beside config.json, and remove {found.index}"
         elif found.is_half_converted:
             told_by, advice = "that a conversion makes", "`tgis convert-to-safetensors` goes on with it"
         raise failures.WEIGHTS_INCOMPLETE.error(
@@ -236,4 +238,4 @@ def check_weight_map(values: dict[str, Any], index: str) -> dict[str, str]:
     found = values.get("weight_map")
     if not isinstance(found, dict) or not found:
         raise failures.INDEX_EMPTY.error(index=index)
-    return {str(tensor): str(file) for tensor, file in found.items()}
+    return {str(tensor): PurePosixPath(str(file)).as_posix() for tensor, file in found.items()}  # ./a is a

@@ -7,8 +7,9 @@ the data. See https://github.com/huggingface/safetensors.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tgis_server.engines.native.parameters import (
 )
 from tgis_server.engines.native.spec import DecoderSpec
 from tgis_server.engines.native.tensors import (
+    Find,
     Tell,
     TensorInfo,
     find_tensor,
@@ -32,7 +34,7 @@ from tgis_server.engines.native.tensors import (
     tell_of_unused,
 )
 from tgis_server.errors import TgisError
-from tgis_server.model_files import find_weights, read_beginning, read_weight_map, refuse_stand_in
+from tgis_server.model_files import WeightFiles, find_weights, read_beginning, read_weight_map, refuse_stand_in
 from tgis_server.regular_file import open_regular
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
@@ -81,13 +83,14 @@ def inspect_checkpoint(model_dir: Path, spec: DecoderSpec, num_shard: int) -> Ch
     check_num_shard(spec, num_shard)
     warnings = list(spec.warnings)
     found = read_tensors(model_dir, warnings.append)
-    spec = settle_head(spec, found, warnings.append)
+    find = cache(partial(find_tensor, found))  # what has to be compared is compared once
+    spec = settle_head(spec, find, warnings.append)
     parameters = tuple(parameters_of(spec))
     needed: dict[str, TensorInfo] = {}
     elements: dict[str, int] = {}
     for parameter in parameters:
         for piece in parameter.pieces:
-            info = find_needed(piece.tensor, found, spec, model_dir)
+            info = find_needed(piece.tensor, find, spec, model_dir)
             if info.shape != piece.tensor_shape:
                 raise failures.TENSOR_SHAPE.error(
                     file=info.file, tensor=info.name, shape=list(info.shape), expected=list(piece.tensor_shape)
@@ -103,11 +106,11 @@ def inspect_checkpoint(model_dir: Path, spec: DecoderSpec, num_shard: int) -> Ch
     return Checkpoint(spec, num_shard, needed, parameters, dtype, tuple(warnings))
 
 
-def find_needed(name: str, found: Mapping[str, TensorInfo], spec: DecoderSpec, model_dir: Path) -> TensorInfo:
+def find_needed(name: str, find: Find, spec: DecoderSpec, model_dir: Path) -> TensorInfo:
     """The tensor of that name; a tied model may have its head as its embedding."""
-    info = find_tensor(found, name)
+    info = find(name)
     if info is None and name == EMBEDDING and spec.is_head_tied:
-        info = find_tensor(found, HEAD)
+        info = find(HEAD)
     if info is not None:
         return info
     if name == HEAD:
@@ -139,7 +142,12 @@ def read_tensors(model_dir: Path, tell: Tell) -> dict[str, TensorInfo]:
     """
     files = find_weights(model_dir)
     weight_map = read_weight_map(model_dir / files.index) if files.index else {}
-    return join_headers((read_header(model_dir / name) for name in files.names), weight_map, tell)
+    return join_headers(read_headers(model_dir, files), weight_map, tell)
+
+
+def read_headers(model_dir: Path, files: WeightFiles) -> Iterator[dict[str, TensorInfo]]:
+    """Of each file. Errors as for :func:`read_header`."""
+    return (read_header(model_dir / name) for name in files.names)
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:

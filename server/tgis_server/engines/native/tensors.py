@@ -14,6 +14,7 @@ from pathlib import Path
 from tgis_server import failures
 from tgis_server.engines.native.families.names import EMBEDDING, HEAD, PREFIX
 from tgis_server.engines.native.spec import DecoderSpec
+from tgis_server.errors import TgisError
 
 Tell = Callable[[str], None]  # takes a warning
 
@@ -36,6 +37,9 @@ class TensorInfo:
         return f"{self.name} in {self.file.name}"
 
 
+Find = Callable[[str], TensorInfo | None]  # :func:`find_tensor` in the tensors of one model
+
+
 def spellings(name: str) -> tuple[str, ...]:
     """The names that a tensor of the model may have in files."""
     bare = name.removeprefix(PREFIX)
@@ -51,7 +55,7 @@ def find_tensor(found: Mapping[str, TensorInfo], name: str) -> TensorInfo | None
     candidates = [found[spelling] for spelling in spellings(name) if spelling in found]
     for other in candidates[1:]:
         if not have_same_content(candidates[0], other):
-            raise failures.TENSOR_AMBIGUOUS.error(tensor=name, first=candidates[0], second=other)
+            raise ambiguous(name, candidates[0], other)
     return candidates[0] if candidates else None
 
 
@@ -83,21 +87,31 @@ def choose_copy(first: TensorInfo, second: TensorInfo, weight_map: Mapping[str, 
         if chosen.file.name == named:
             tell(f"{chosen} is used, as the index says; {other} differs from it.")
             return chosen
-    raise failures.TENSOR_AMBIGUOUS.error(tensor=first.name, first=first, second=second)
+    raise ambiguous(first.name, first, second)
 
 
-def settle_head(spec: DecoderSpec, found: Mapping[str, TensorInfo], tell: Tell) -> DecoderSpec:
+def ambiguous(name: str, first: TensorInfo, second: TensorInfo) -> TgisError:
+    advice = "remove the file that does not belong to the model"
+    if first.file == second.file:
+        advice = "save the model again with one of them, or get the file again"
+    return failures.TENSOR_AMBIGUOUS.error(tensor=name, first=first, second=second, advice=advice)
+
+
+def settle_head(spec: DecoderSpec, find: Find, tell: Tell) -> DecoderSpec:
     """The spec, whose head is tied only where the files agree with config.json.
 
     transformers does the same since its version 5. A tied model of which the files hold the head alone has that one as
     its embedding too.
     """
-    head, embedding = find_tensor(found, HEAD), find_tensor(found, EMBEDDING)
+    head, embedding = find(HEAD), find(EMBEDDING)
     if not spec.is_head_tied or head is None or embedding is None:
         return spec
     if not have_same_content(head, embedding):
+        differs = f"differs from {embedding}"
+        if head.dtype != embedding.dtype:
+            differs = f"is stored as {head.dtype} beside {embedding} as {embedding.dtype}"
         tell(
-            f"config.json says tie_word_embeddings, but {head} differs from {embedding}: that head is used. Set "
+            f"config.json says tie_word_embeddings, but {head} {differs}: that head is used. Set "
             "tie_word_embeddings to false in config.json to say so."
         )
     elif not is_blank(head):
@@ -111,8 +125,9 @@ def tell_of_unused(spec: DecoderSpec, found: Mapping[str, TensorInfo], needed: I
     unused = [name for name in found if name not in known and not name.endswith(COMPUTED)]
     if unused:
         tell(
-            f"Not used are {len(unused)} of {len(found)} tensors in the files, {min(unused)} for one: a {spec.family} "
-            f"model of {spec.num_layers} layers with the options of config.json has no place for them."
+            f"{len(unused)} of {len(found)} tensors in the files {'is' if len(unused) == 1 else 'are'} not used, such "
+            f"as {min(unused)}: a {spec.family} model with num_hidden_layers {spec.num_layers} and the options of "
+            "config.json has no place for it."
         )
 
 
@@ -129,7 +144,7 @@ def have_same_content(first: TensorInfo, second: TensorInfo) -> bool:
 
 def is_blank(info: TensorInfo) -> bool:
     """Whether all of it is zero, as in a file that is laid out for a plan and has no data."""
-    return not any(any(chunk) for chunk in read_chunks(info))
+    return all(chunk.count(0) == len(chunk) for chunk in read_chunks(info))
 
 
 def read_chunks(info: TensorInfo) -> Iterable[bytes]:

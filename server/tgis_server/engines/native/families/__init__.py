@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from tgis_server.engines.native.families import granite, llama, mistral, phi3, qwen2, qwen3
-from tgis_server.engines.native.families.config_file import ConfigFile
+from tgis_server.engines.native.families.config_file import ConfigFile, show
 from tgis_server.engines.native.parameters import Parameter
 from tgis_server.engines.native.spec import DecoderSpec
 
@@ -41,9 +41,9 @@ def read_spec(model_dir: Path) -> DecoderSpec:
     config = ConfigFile.read(model_dir)
     model_type = config.stated("model_type")
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
-    architectures = config.stated("architectures") or []
+    architectures = config.names("architectures") or []
     if family is None or (architectures and not names_of(family).intersection(architectures)):
-        name = ", ".join(map(str, architectures)) or model_type
+        name = show(", ".join(architectures) or model_type).strip("'")
         supported = ", ".join(f.ARCHITECTURE for f in FAMILIES.values())
         raise config.fail(f"architecture {name} has no native engine; supported are {supported}.")
     config.refuse(UNSUPPORTED_KEYS)

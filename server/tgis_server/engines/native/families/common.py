@@ -97,7 +97,7 @@ def read_head_dim(config: ConfigFile) -> int:
 def read_uniform_window(config: ConfigFile, num_layers: int) -> tuple[int | None, ...]:
     """``sliding_window`` on all layers, as in Mistral and Phi-3. Their classes do not look at ``layer_types``."""
     window = config.optional_integer("sliding_window")
-    types = config.get("layer_types")
+    types = config.names("layer_types")
     if types is not None and any(kind != LAYER_TYPES[window is not None] for kind in types):
         raise config.fail(
             f"layer_types is not supported for this family by the native engine, unless all are "
@@ -109,11 +109,12 @@ def read_uniform_window(config: ConfigFile, num_layers: int) -> tuple[int | None
 def read_qwen_windows(config: ConfigFile, num_layers: int) -> tuple[int | None, ...]:
     """``sliding_window`` where ``layer_types`` says so, or else from layer ``max_window_layers`` on."""
     window = config.optional_integer("sliding_window") if config.flag("use_sliding_window") else None
-    types = config.get("layer_types")
+    types = config.names("layer_types")
     if types is None:
-        types = [LAYER_TYPES[layer >= config.get("max_window_layers")] for layer in range(num_layers)]
+        first = config.integer("max_window_layers", at_least=0)
+        types = [LAYER_TYPES[layer >= first] for layer in range(num_layers)]
         return tuple(window if kind == "sliding_attention" else None for kind in types)
-    if not isinstance(types, list) or len(types) != num_layers or any(kind not in LAYER_TYPES for kind in types):
+    if len(types) != num_layers or any(kind not in LAYER_TYPES for kind in types):
         raise config.fail(f"layer_types must name {' or '.join(LAYER_TYPES)} for each of {num_layers} layers.")
     if window is None and "sliding_attention" in types:
         raise config.fail(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -9,7 +11,7 @@ from typing import Any
 
 from tgis_server import failures
 from tgis_server.errors import TgisError
-from tgis_server.model_files import read_json as read_json
+from tgis_server.model_files import read_json
 
 ACTIVATIONS = {
     "silu": "silu",
@@ -20,6 +22,8 @@ ACTIVATIONS = {
     "relu": "relu",
 }
 DTYPES = ("float32", "bfloat16", "float16")
+SHOWN = 200  # characters of a value in a sentence
+MAX_INTEGER = 2**31 - 1  # no size of a model is larger, and all that is computed from one stays a number
 NULL_IS_A_VALUE = ("sliding_window", "num_key_value_heads", "eos_token_id")
 
 
@@ -41,7 +45,7 @@ class ConfigFile:
         if not model_dir.is_dir():
             raise failures.NOT_A_DIRECTORY.error(model_dir=model_dir)
         file = model_dir / "config.json"
-        if not file.exists():
+        if not os.path.lexists(file):  # of a link to nothing its reader tells
             raise failures.NO_CONFIG.error(model_dir=model_dir)
         return cls(model_dir, read_json(file))
 
@@ -62,32 +66,35 @@ class ConfigFile:
     def fail(self, text: str, file: str = "config.json") -> TgisError:
         return failures.CONFIG_NOT_SUPPORTED.error(file=self.model_dir / file, problem=text)
 
-    def integer(self, key: str) -> int:
-        """A positive integer."""
-        value = self.get(key)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self.fail(f"{key} is {value!r}, but must be a positive integer.")
-        return value
+    def integer(self, key: str, *, at_least: int = 1) -> int:
+        return self.check_integer(key, self.get(key), at_least=at_least)
 
     def optional_integer(self, key: str) -> int | None:
         return None if self.get(key) is None else self.integer(key)
 
     def number(self, key: str) -> float:
-        value = self.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.fail(f"{key} is {value!r}, but must be a number.")
-        return float(value)
+        return self.check_number(key, self.get(key))
+
+    def positive_number(self, key: str) -> float:
+        return self.check_positive(key, self.get(key))
+
+    def names(self, key: str) -> list[str] | None:
+        """A list of strings; ``None`` where the file does not say."""
+        value = self.stated(key)
+        if value is not None and not (isinstance(value, list) and all(isinstance(name, str) for name in value)):
+            raise self.fail(f"{key} is {show(value)}, but must be a list of names.")
+        return value
 
     def flag(self, key: str) -> bool:
         value = self.get(key)
         if not isinstance(value, bool):
-            raise self.fail(f"{key} is {value!r}, but must be true or false.")
+            raise self.fail(f"{key} is {show(value)}, but must be true or false.")
         return value
 
     def activation(self) -> str:
         name = self.get("hidden_act")
-        if name not in ACTIVATIONS:
-            raise self.fail(f"hidden_act {name!r} is not supported; supported are {', '.join(ACTIVATIONS)}.")
+        if not isinstance(name, str) or name not in ACTIVATIONS:
+            raise self.fail(f"hidden_act {show(name)} is not supported; supported are {', '.join(ACTIVATIONS)}.")
         return ACTIVATIONS[name]
 
     def dtype(self) -> str | None:
@@ -96,11 +103,50 @@ class ConfigFile:
             return None
         name = str(raw).removeprefix("torch.")
         if name not in DTYPES:
-            raise self.fail(f"dtype {name!r} is not supported; supported are {', '.join(DTYPES)}.")
+            raise self.fail(f"dtype {show(name)} is not supported; supported are {', '.join(DTYPES)}.")
         return name
 
     def refuse(self, keys: Iterable[str]) -> None:
         """Stop at features that would change results and that no family here implements."""
         for key in keys:
             if self.stated(key):
-                raise self.fail(f"{key} = {self.stated(key)!r} is not supported by the native engine.")
+                raise self.fail(f"{key} = {show(self.stated(key))} is not supported by the native engine.")
+
+    # -- Values from other places of the file, such as rope parameters -------------------------------------------------
+
+    def check_integer(self, name: str, value: Any, *, at_least: int = 1) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value <= MAX_INTEGER:
+            kind = "a positive integer" if at_least == 1 else f"an integer of at least {at_least}"
+            raise self.fail(f"{name} is {show(value)}, but must be {kind}.")
+        return value
+
+    def check_number(self, name: str, value: Any) -> float:
+        """A finite number: JSON as Python reads it has NaN and Infinity too."""
+        if (number := as_finite(value)) is None:
+            raise self.fail(f"{name} is {show(value)}, but must be a number.")
+        return number
+
+    def check_positive(self, name: str, value: Any) -> float:
+        number = self.check_number(name, value)
+        if number <= 0:
+            raise self.fail(f"{name} is {number:g}, but must be greater than 0.")
+        return number
+
+
+def as_finite(value: Any) -> float | None:
+    """A number as such; ``None`` for everything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # an integer that no float holds
+        return None
+
+
+def show(value: Any) -> str:
+    """A value within a sentence, however long it is."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        return "too large a number"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"

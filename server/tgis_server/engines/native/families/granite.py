@@ -33,5 +33,5 @@ def read(config: ConfigFile) -> DecoderSpec:
         embedding_scale=config.number("embedding_multiplier"),
         residual_scale=config.number("residual_multiplier"),
         attention_scale=config.number("attention_multiplier"),
-        logits_scale=1.0 / config.number("logits_scaling"),
+        logits_scale=1.0 / config.positive_number("logits_scaling"),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tgis_server.engines.native.families.config_file import ConfigFile
+from tgis_server.engines.native.families.config_file import MAX_INTEGER, ConfigFile
 from tgis_server.engines.native.spec import Length, RopeSpec
 
 # The first of these that is a positive integer counts.
@@ -22,9 +22,12 @@ STRETCHING = {"linear": "linear scaling", "dynamic": "dynamic scaling", "yarn": 
 
 
 def read_length(config: ConfigFile, rope: RopeSpec) -> Length:
-    """What vLLM derives too: positions of the config, times the factor of a rope that stretches them.
+    """Positions of the config, times the factor of a rope that stretches them.
 
     The positions of ``llama3`` and ``longrope`` are stretched ones already. YaRN stretches those of before.
+
+    Raises:
+        ModelError: nothing is left of them, or more than can be counted.
     """
     named = find_length({key: config.stated(key) for key in LENGTH_KEYS})
     length = named or Length(
@@ -34,6 +37,8 @@ def read_length(config: ConfigFile, rope: RopeSpec) -> Length:
         return length
     positions = rope.original_max_position if rope.kind == "yarn" else length.num_tokens
     how = f"{positions} positions stretched {rope.factor:g} times by {STRETCHING[rope.kind]}, as config.json says"
+    if not 1 <= positions * rope.factor <= MAX_INTEGER:
+        raise config.fail(f"{how}, is no length: it must be from 1 to {MAX_INTEGER}.")
     return Length(round(positions * rope.factor), how)
 
 
@@ -41,6 +46,6 @@ def find_length(values: Mapping[str, Any]) -> Length | None:
     """What a config.json of any family names; ``None`` where it names nothing."""
     for key in LENGTH_KEYS:
         value = values.get(key)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_INTEGER:
             return Length(value, f"{key} of config.json")
     return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tgis_server.engines.native.families.config_file import ConfigFile
+from tgis_server.engines.native.families.config_file import ConfigFile, as_finite, show
 from tgis_server.engines.native.spec import RopeSpec
 
 KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
@@ -30,13 +30,15 @@ def read_rope(
         may_be_partial: whether the family rotates a leading part of each head where the config says so.
     """
     values: Any = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    if not isinstance(values, dict) or any(isinstance(value, dict) for value in values.values()):
+    if not isinstance(values, dict):
+        raise config.fail(f"the rope parameters are {show(values)}, but must be an object.")
+    if any(isinstance(value, dict) for value in values.values()):
         raise config.fail("rope parameters that differ between kinds of layers are not supported by the native engine.")
     reader = _RopeReader(config, {key: value for key, value in values.items() if value is not None})
     kind = str(reader.values.get("rope_type", reader.values.get("type", "default")))
     kind = (aliases or {}).get(kind, kind)
     if kind not in KINDS:
-        raise config.fail(f"rope type {kind!r} is not supported; supported are {', '.join(KINDS)}.")
+        raise config.fail(f"rope type {show(kind)} is not supported; supported are {', '.join(KINDS)}.")
     partial = reader.number("partial_rotary_factor", config.number("partial_rotary_factor"))
     if partial != 1.0 and not may_be_partial:
         raise config.fail(f"partial_rotary_factor {partial:g} is not supported for this family, only 1.")
@@ -44,10 +46,10 @@ def read_rope(
     if rotary_dim < 2 or rotary_dim % 2 or rotary_dim > head_dim:
         raise config.fail(f"{rotary_dim} rotated dimensions of a head of {head_dim} are not possible.")
     max_position = config.integer("max_position_embeddings")
-    original = config.get("original_max_position_embeddings")
+    original = config.optional_integer("original_max_position_embeddings")
     if original is None:
-        original = reader.values.get("original_max_position_embeddings", max_position)
-    return reader.read(kind, rotary_dim, max_position, int(original))
+        original = reader.integer("original_max_position_embeddings", max_position)
+    return reader.read(kind, rotary_dim, max_position, original)
 
 
 class _RopeReader:
@@ -58,36 +60,51 @@ class _RopeReader:
         self.values = values
 
     def number(self, key: str, default: float | None = None) -> float:
-        value = self.values.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.config.fail(f"{key} of the rope parameters is {value!r}, but must be a number.")
-        return float(value)
+        return self.config.check_number(f"{key} of the rope parameters", self.values.get(key, default))
+
+    def positive(self, key: str, default: float | None = None) -> float:
+        return self.config.check_positive(f"{key} of the rope parameters", self.values.get(key, default))
+
+    def positive_or(self, key: str, default: float) -> float:
+        """As transformers reads them: 0 means the default too."""
+        return self.positive(key) if self.values.get(key) else default
+
+    def integer(self, key: str, default: int) -> int:
+        return self.config.check_integer(f"{key} of the rope parameters", self.values.get(key, default))
 
     def factors(self, key: str, count: int) -> tuple[float, ...]:
         value = self.values.get(key)
-        is_list = isinstance(value, list) and all(isinstance(x, int | float) for x in value)
-        if not is_list or not isinstance(value, list) or len(value) != count:
-            raise self.config.fail(f"{key} of the rope parameters must be a list of {count} numbers.")
-        return tuple(float(x) for x in value)
+        numbers = [as_finite(item) for item in value] if isinstance(value, list) else []
+        found = tuple(number for number in numbers if number)  # it divides
+        if not len(found) == len(numbers) == count:
+            raise self.config.fail(f"{key} of the rope parameters must be a list of {count} numbers other than 0.")
+        return found
 
     def read(self, kind: str, rotary_dim: int, max_position: int, original: int) -> RopeSpec:
-        theta = self.number("rope_theta", self.config.number("rope_theta"))
+        theta = self.positive("rope_theta", self.config.positive_number("rope_theta"))
+        if theta <= 1:  # wavelengths would not grow, and YaRN divides by the logarithm
+            raise self.config.fail(f"rope_theta is {theta:g}, but must be greater than 1.")
         match kind:
             case "linear" | "dynamic":
-                return RopeSpec(kind, theta, rotary_dim, self.number("factor"), max_position, max_position)
+                if kind == "dynamic" and rotary_dim == 2:  # its exponent is d / (d - 2)
+                    raise self.config.fail("dynamic scaling of 2 rotated dimensions is not possible.")
+                return RopeSpec(kind, theta, rotary_dim, self.positive("factor"), max_position, max_position)
             case "llama3":
+                low, high = self.positive("low_freq_factor"), self.positive("high_freq_factor")
+                if low >= high:
+                    raise self.config.fail(f"low_freq_factor {low:g} must be less than high_freq_factor {high:g}.")
                 return RopeSpec(
                     kind,
                     theta,
                     rotary_dim,
-                    self.number("factor"),
+                    self.positive("factor"),
                     max_position,
                     original,
-                    low_freq_factor=self.number("low_freq_factor"),
-                    high_freq_factor=self.number("high_freq_factor"),
+                    low_freq_factor=low,
+                    high_freq_factor=high,
                 )
             case "yarn":
-                factor = self.number("factor", max_position / original)
+                factor = self.positive("factor", max_position / original)
                 return RopeSpec(
                     kind,
                     theta,
@@ -96,13 +113,13 @@ class _RopeReader:
                     max_position,
                     original,
                     attention_factor=self._yarn_attention_factor(factor),
-                    beta_fast=self.number("beta_fast", 32.0) or 32.0,
-                    beta_slow=self.number("beta_slow", 1.0) or 1.0,
+                    beta_fast=self.positive_or("beta_fast", 32.0),
+                    beta_slow=self.positive_or("beta_slow", 1.0),
                     is_range_truncated=bool(self.values.get("truncate", True)),
                 )
             case "longrope":
-                factor = self.number("factor", max_position / original)
-                default = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+                factor = self.positive("factor", max_position / original)
+                default = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 < original else 1.0
                 return RopeSpec(
                     kind,
                     theta,
