@@ -11,7 +11,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-MAX_CHARACTERS_IN_WORK = 8 << 20  # of long texts; tokens and replies take up to ten times as many bytes
+MAX_CHARACTERS_IN_WORK = 8 << 20  # of long texts; with tokens and reply, some thirty bytes each
 
 
 class Lane:
