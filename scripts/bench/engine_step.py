@@ -22,7 +22,7 @@ from tgis_server.config import ServeConfig
 from tgis_server.engines.native.families import read_spec
 from tgis_server.engines.native.runner import NativeRunner
 from tgis_server.run import Run
-from tgis_server.wire.messages import Details, NewSequence, SamplingParams, StepPlan
+from tgis_server.wire.messages import NewSequence, SamplingParams, StepPlan, Wanted, pack_ids
 
 LONG_PROMPT = 512
 
@@ -94,7 +94,7 @@ class Bench:
                 count = min(budget, prompt - start)
                 if start == 0:
                     ids = [(7919 * row + 31 * i) % (self.vocab_size - 3) + 3 for i in range(prompt)]
-                    plan.new.append(NewSequence(row, ids, prompt, 0, SamplingParams(), Details()))
+                    plan.new.append(NewSequence(row, pack_ids(ids), prompt, 0, SamplingParams(), Wanted()))
                 plan.slots.append(row)
                 plan.num_tokens.append(count)
                 plan.new_blocks.append(self.blocks(row, start, start + count))

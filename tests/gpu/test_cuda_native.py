@@ -14,17 +14,18 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from tgis_server.wire.messages import (  # noqa: E402
-    Details,
     LengthPenalty,
     NewSequence,
     SamplingParams,
     StepPlan,
+    Wanted,
+    pack_ids,
 )
 from tiny import Driver, Job, prompt_of  # noqa: E402
 
-NOTHING = Details()
-EVERYTHING = Details(logprobs=True, ranks=True, top_n=3, generated_tokens=True, input_tokens=True)
-SAMPLED = SamplingParams(temperature=1.2, top_k=40, top_p=0.9, typical_p=0.95, repetition_penalty=1.3, seed=11)
+NOTHING = Wanted()
+EVERYTHING = Wanted(logprobs=True, ranks=True, top_n=3, generated_tokens=True, input_tokens=True)
+SAMPLED = SamplingParams(temperature=1.2, top_k=40, top_p=0.9, typical_p=0.95, repetition_penalty=1.3)
 
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
@@ -52,7 +53,7 @@ def test_cuda_generates_what_the_cpu_generates(
 ) -> None:
     directory = checkpoint(**MODELS[name])
     prompts = [prompt_of(length, seed=length) for length in (5, 40, 23)]
-    jobs = [[Job(prompt, 12, chunk=chunk, details=EVERYTHING) for prompt in prompts] for _ in range(2)]
+    jobs = [[Job(prompt, 12, chunk=chunk, wanted=EVERYTHING) for prompt in prompts] for _ in range(2)]
 
     ours = driver(directory).run(jobs[0], start_every=2)
     theirs = driver(directory, device="cpu").run(jobs[1], start_every=2)
@@ -85,17 +86,20 @@ def mixed_jobs() -> list[Job]:
         SamplingParams(repetition_penalty=1.5),
         SamplingParams(min_new_tokens=30),
         SamplingParams(length_penalty=LengthPenalty(start_index=0, decay_factor=1.01)),
-        SamplingParams(temperature=0.7, seed=3),
+        SamplingParams(temperature=0.7),
     ]
     return [
-        Job(prompt_of(6 + i, i), 20, sampling=param, details=EVERYTHING if i % 2 else NOTHING)
+        Job(prompt_of(6 + i, i), 20, sampling=param, seed=3 + i, wanted=EVERYTHING if i % 2 else NOTHING)
         for i, param in enumerate(params)
     ]
 
 
 def prefill(runner: Any, jobs: list[Job], blocks_each: int) -> list[list[int]]:
     """Start all jobs in one step; job i owns blocks from ``i * blocks_each`` on. Returns their first tokens."""
-    new = [NewSequence(i, job.prompt, len(job.prompt), 0, job.sampling, job.details) for i, job in enumerate(jobs)]
+    new = [
+        NewSequence(i, pack_ids(job.prompt), len(job.prompt), 0, job.sampling, job.wanted, job.seed)
+        for i, job in enumerate(jobs)
+    ]
     tables = [list(range(i * blocks_each, (i + 1) * blocks_each)) for i in range(len(jobs))]
     counts = [len(job.prompt) for job in jobs]
     plan = StepPlan(0, new, list(range(len(jobs))), counts, tables, [True] * len(jobs))
@@ -126,7 +130,10 @@ def test_a_prefill_step_never_waits_for_the_device(
     runner = driver(checkpoint("llama")).runner
     prefill(runner, mixed_jobs(), blocks_each=8)
     jobs = mixed_jobs()
-    new = [NewSequence(i, job.prompt, len(job.prompt), 0, job.sampling, job.details) for i, job in enumerate(jobs)]
+    new = [
+        NewSequence(i, pack_ids(job.prompt), len(job.prompt), 0, job.sampling, job.wanted, job.seed)
+        for i, job in enumerate(jobs)
+    ]
     tables = [list(range(i * 8, (i + 1) * 8)) for i in range(len(jobs))]
     rows = list(range(len(jobs)))
     plan = StepPlan(1, new, rows, [len(job.prompt) for job in jobs], tables, [True] * len(jobs), rows)
@@ -165,7 +172,7 @@ def test_a_step_plans_ahead_on_cuda(checkpoint: Callable[..., Path], driver: Cal
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_runs(dtype: str, checkpoint: Callable[..., Path], driver: Callable[..., Driver]) -> None:
     directory = checkpoint("qwen3", head_dim=32)
-    jobs = [Job(prompt_of(40, 1), 8, details=EVERYTHING, chunk=16) for _ in range(2)]
+    jobs = [Job(prompt_of(40, 1), 8, wanted=EVERYTHING, chunk=16) for _ in range(2)]
 
     driver(directory, dtype=dtype).run([jobs[0]])
     driver(directory, dtype="float32").run([jobs[1]])

@@ -21,7 +21,7 @@ from tgis_server.frontend import entry
 from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
 from tgis_server.wire.link import GrpcLink
-from tgis_server.wire.messages import Failure, FinishReason, StepResult, Submit
+from tgis_server.wire.messages import Failure, FinishReason, StepResult, Submit, pack_ids
 
 
 @pytest.fixture(autouse=True)
@@ -381,7 +381,7 @@ def test_when_its_session_breaks_every_call_ends_and_the_leader_forgets_them_all
 
 def test_messages_between_front_end_and_leader_have_no_limit_of_size(tmp_path: Path) -> None:
     async def test() -> None:
-        too_long = Submit(1, prompt_ids=[1] * 5_000_000, max_new_tokens=1)
+        too_long = Submit(1, prompt_ids=pack_ids([1]) * 5_000_000, max_new_tokens=1)
         huge = StepResult(request_ids=[1] * 5_000_000)
         with leading(tmp_path / "leader.sock", max_batch_size=1, max_batch_tokens=1, plan_ahead=False) as leader:
             link = GrpcLink(tmp_path / "leader.sock")

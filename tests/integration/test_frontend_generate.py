@@ -10,7 +10,7 @@ import vocabularies
 from frontends import batch, failure_of, run, serving, single, tokens, until
 from links import FakeLink, count_up, step
 from tgis_server.wire import generation_pb2 as pb
-from tgis_server.wire.messages import Details, Failure, FinishReason, SamplingParams
+from tgis_server.wire.messages import Failure, FinishReason, SamplingParams, Wanted
 
 GO_ON, MAX = FinishReason.NOT_FINISHED, FinishReason.MAX_TOKENS
 Frame = pb.GenerationResponse
@@ -36,7 +36,7 @@ def test_a_unary_call_returns_the_whole_output():
             assert list(answer.responses) == [
                 Frame(input_token_count=2, generated_token_count=3, text=" t6 t7 t8", stop_reason="MAX_TOKENS")
             ]
-            assert server.link.submitted[0].prompt_ids == [4, 5]
+            assert list(server.link.submitted[0].prompt_ids) == [4, 5]
             assert server.link.cancelled == []
 
     run(test)
@@ -145,10 +145,11 @@ def test_what_the_engine_is_asked_for_follows_from_the_parameters():
             )
 
             [submit] = server.link.submitted
-            assert submit.prompt_ids == [3, 4, 5]
+            assert list(submit.prompt_ids) == [3, 4, 5]
             assert submit.max_new_tokens == 7
-            assert submit.sampling == SamplingParams(temperature=0.5, top_k=4, seed=9, min_new_tokens=2)
-            assert submit.details == Details(logprobs=True, top_n=2, generated_tokens=True)
+            assert submit.sampling == SamplingParams(temperature=0.5, top_k=4, min_new_tokens=2)
+            assert submit.seed == 9
+            assert submit.wanted == Wanted(logprobs=True, top_n=2, generated_tokens=True)
             assert submit.deadline is not None
 
     run(test)
@@ -166,7 +167,7 @@ def test_inputs_get_different_seeds_unless_the_client_gives_one():
             assert first != second
             assert max(first, second) < 2**32
             assert [one.seed for one in given.responses] == [2**40, 2**40]
-            assert [submit.sampling.seed for submit in server.link.submitted] == [first, second, 2**40, 2**40]
+            assert [submit.seed for submit in server.link.submitted] == [first, second, 2**40, 2**40]
 
     run(test)
 

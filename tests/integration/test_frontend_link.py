@@ -16,7 +16,7 @@ from tgis_server.errors import PeerLost, Unavailable
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.wire.codec import encode_step_result
 from tgis_server.wire.link import EngineInfo, GrpcLink
-from tgis_server.wire.messages import FinishReason, StepResult, Submit
+from tgis_server.wire.messages import FinishReason, StepResult, Submit, pack_ids
 from tgis_server.wire.shard_pb2_grpc import ShardServicer, add_ShardServicer_to_server
 
 
@@ -63,7 +63,7 @@ async def linked(directory: Path) -> AsyncIterator[tuple[GrpcLink, FakeLeader]]:
 
 
 def submit(request_id: int) -> Submit:
-    return Submit(request_id, prompt_ids=[1, 2], max_new_tokens=3)
+    return Submit(request_id, prompt_ids=pack_ids([1, 2]), max_new_tokens=3)
 
 
 def test_results_arrive_as_they_were_sent(tmp_path):
@@ -168,7 +168,7 @@ def test_a_request_that_cannot_be_sent_ends_the_session_instead_of_being_lost(tm
         async with linked(tmp_path) as (link, _), aclosing(link.results()) as results:
             reading = asyncio.create_task(anext(results))
             await asyncio.sleep(0)
-            link.submit([Submit(1, prompt_ids=[-1], max_new_tokens=3)])
+            link.submit([Submit(1, prompt_ids=pack_ids([1]), max_new_tokens=-3)])
 
             with pytest.raises(PeerLost, match="could not be sent"):
                 await reading

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from tgis_server.wire.messages import Details, SamplingParams, TokenDetail
+from tgis_server.wire.messages import SamplingParams, TokenDetail, Wanted
 from tiny import Driver, Job, Model, prompt_of
 
-EVERYTHING = Details(logprobs=True, ranks=True, top_n=4, generated_tokens=True, input_tokens=True)
+EVERYTHING = Wanted(logprobs=True, ranks=True, top_n=4, generated_tokens=True, input_tokens=True)
 
 
 def assert_describes(detail: TokenDetail, logits: torch.Tensor, token_id: int, top_n: int) -> None:
@@ -27,7 +27,7 @@ def test_generated_and_prompt_tokens_are_described(
     chunk: int, model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
     tiny = model("llama")
-    job = Job(prompt_of(17, 1), 8, details=EVERYTHING, chunk=chunk)
+    job = Job(prompt_of(17, 1), 8, wanted=EVERYTHING, chunk=chunk)
 
     driver(tiny).run([job, Job(prompt_of(9, 2), 8)])
 
@@ -45,7 +45,7 @@ def test_prompt_details_ignore_sampling_and_penalties(
 ) -> None:
     tiny = model("llama")
     sampling = SamplingParams(temperature=0.5, top_k=2, repetition_penalty=2.0)
-    job = Job(prompt_of(17, 1), 2, details=EVERYTHING, sampling=sampling)
+    job = Job(prompt_of(17, 1), 2, wanted=EVERYTHING, sampling=sampling)
 
     driver(tiny).run([job])
 
@@ -57,9 +57,9 @@ def test_prompt_details_ignore_sampling_and_penalties(
 def test_only_what_was_asked_for_is_computed(model: Callable[..., Model], driver: Callable[..., Driver]) -> None:
     jobs = [
         Job(prompt_of(5, 1), 2),
-        Job(prompt_of(5, 1), 2, details=Details(ranks=True, generated_tokens=True)),
-        Job(prompt_of(5, 1), 2, details=Details(logprobs=True, input_tokens=True)),
-        Job(prompt_of(5, 1), 2, details=Details(input_tokens=True, generated_tokens=True)),
+        Job(prompt_of(5, 1), 2, wanted=Wanted(ranks=True, generated_tokens=True)),
+        Job(prompt_of(5, 1), 2, wanted=Wanted(logprobs=True, input_tokens=True)),
+        Job(prompt_of(5, 1), 2, wanted=Wanted(input_tokens=True, generated_tokens=True)),
     ]
 
     driver(model("llama")).run(jobs)
@@ -74,9 +74,9 @@ def test_a_resumed_sequence_describes_its_prompt_and_its_new_tokens(
     model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
     tiny = model("llama")
-    whole = Job(prompt_of(12, 3), 10, details=EVERYTHING)
+    whole = Job(prompt_of(12, 3), 10, wanted=EVERYTHING)
     driver(tiny).run([whole])
-    resumed = Job(prompt_of(12, 3), 10, details=EVERYTHING, generated=whole.generated[:4])
+    resumed = Job(prompt_of(12, 3), 10, wanted=EVERYTHING, generated=whole.generated[:4])
 
     driver(tiny).run([resumed])
 
@@ -94,7 +94,7 @@ def test_long_prompts_are_described_some_positions_at_a_time(
 ) -> None:
     monkeypatch.setattr("tgis_server.engines.native.runner.MAX_PROMPT_LOGITS_BYTES", 4 * 211 * 5)
     tiny = model("llama")
-    job = Job(prompt_of(33, 4), 1, details=EVERYTHING)
+    job = Job(prompt_of(33, 4), 1, wanted=EVERYTHING)
 
     driver(tiny).run([job])
 

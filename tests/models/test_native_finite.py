@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tgis_server.wire.messages import Details, LengthPenalty, SamplingParams, StepTokens
+from tgis_server.wire.messages import LengthPenalty, SamplingParams, StepTokens, Wanted
 from tiny import Driver, Job, load, make_checkpoint, prompt_of
 
 POISON = 7  # the token whose embedding is damaged
 SAMPLERS = {
     "greedy": SamplingParams(),
-    "temperature": SamplingParams(temperature=0.7, seed=1),
+    "temperature": SamplingParams(temperature=0.7),
     "top_k": SamplingParams(temperature=1.0, top_k=5),
     "top_p": SamplingParams(temperature=1.0, top_p=0.9),
     "typical_p": SamplingParams(temperature=1.0, typical_p=0.5),
@@ -53,7 +53,7 @@ def healthy(length: int, seed: int) -> list[int]:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_only_rows_with_values_that_are_not_finite_are_reported(damaged: Path, tmp_path: Path, name: str) -> None:
     runner = load(damaged, tmp_path)
-    sampling, details = SAMPLERS[name], Details(logprobs=True, ranks=True, top_n=2, generated_tokens=True)
+    sampling, details = SAMPLERS[name], Wanted(logprobs=True, ranks=True, top_n=2, generated_tokens=True)
     bad = [*healthy(9, 2), POISON, *healthy(11, 3)]
     prompts = [healthy(12, 1), healthy(30, 4)]
     alone = [Watched(runner).run([Job(prompt, 6, sampling, details)])[0] for prompt in prompts]
@@ -102,10 +102,10 @@ def test_what_a_block_held_before_reaches_nobody(
     assert runs[0] == runs[1]
 
 
-@pytest.mark.parametrize("details", [Details(logprobs=True, input_tokens=True)])
-def test_facts_about_a_prompt_that_are_not_finite_are_reported(damaged: Path, tmp_path: Path, details: Details) -> None:
+@pytest.mark.parametrize("wanted", [Wanted(logprobs=True, input_tokens=True)])
+def test_facts_about_a_prompt_that_are_not_finite_are_reported(damaged: Path, tmp_path: Path, wanted: Wanted) -> None:
     driver = Watched(load(damaged, tmp_path))
 
-    driver.run([Job(healthy(5, 1), 2, details=details), Job([3, POISON, 4], 2, details=details)])
+    driver.run([Job(healthy(5, 1), 2, wanted=wanted), Job([3, POISON, 4], 2, wanted=wanted)])
 
     assert driver.broken == {1}

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tgis_server.scheduler import Limits, Scheduler
-from tgis_server.wire.messages import Details, SamplingParams, Submit
+from tgis_server.wire.messages import SamplingParams, Submit, Wanted, pack_ids
 from tiny import Driver, Model, assert_same_tokens, prompt_of
 
 BORDER = 64
@@ -52,7 +52,8 @@ class Server:
         first = self._next_id
         self._next_id += len(prompts)
         self.scheduler.apply(
-            Submit(first + i, prompt, num_tokens, SamplingParams(), Details()) for i, prompt in enumerate(prompts)
+            Submit(first + i, pack_ids(prompt), num_tokens, SamplingParams(), Wanted())
+            for i, prompt in enumerate(prompts)
         )
         generated: dict[int, list[int]] = {first + i: [] for i in range(len(prompts))}
         while not self.scheduler.is_idle:

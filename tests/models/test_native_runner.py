@@ -13,10 +13,10 @@ from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 from tgis_server.engines.native import loading
 from tgis_server.engines.native.runner import NativeRunner, is_out_of_memory
 from tgis_server.errors import NotEnoughDevices, OutOfMemory
-from tgis_server.wire.messages import Details, LengthPenalty, NewSequence, SamplingParams, StepPlan
+from tgis_server.wire.messages import LengthPenalty, NewSequence, SamplingParams, StepPlan, Wanted, pack_ids
 from tiny import Driver, Job, Model, assert_same_tokens, load, prompt_of
 
-GREEDY, NOTHING = SamplingParams(), Details()
+GREEDY, NOTHING = SamplingParams(), Wanted()
 
 
 # Running out of memory
@@ -47,7 +47,7 @@ def test_a_step_that_ran_out_of_memory_can_be_repeated(
     runner: NativeRunner = driver(tiny).runner
     error = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
     owner, name = {"forward": (runner._decoder, "forward"), "sample": (runner._sampler, "sample")}[where]
-    new = NewSequence(3, prompt_of(9, 1), 9, 0, penalized, NOTHING)
+    new = NewSequence(3, pack_ids(prompt_of(9, 1)), 9, 0, penalized, NOTHING)
     tokens: list[int] = []
 
     def step(plan: StepPlan) -> None:
@@ -71,7 +71,7 @@ def test_other_errors_pass_through(model: Callable[..., Model], driver: Callable
     runner._decoder.forward = Failing(runner._decoder.forward, RuntimeError("shapes do not match"))
 
     with pytest.raises(RuntimeError, match="shapes"):
-        runner.launch(StepPlan(0, [NewSequence(0, [5], 1, 0, GREEDY, NOTHING)], [0], [1], [[0]], [True]))
+        runner.launch(StepPlan(0, [NewSequence(0, pack_ids([5]), 1, 0, GREEDY, NOTHING)], [0], [1], [[0]], [True]))
 
 
 @pytest.mark.parametrize(
@@ -114,19 +114,23 @@ def test_repetition_penalty_equals_transformers_over_a_whole_generation(
     assert job.generated == out[0, 12:].tolist()
 
 
-SAMPLED = SamplingParams(
-    temperature=1.3, top_k=50, top_p=0.9, typical_p=0.95, seed=2**63 + 5, repetition_penalty=1.2, min_new_tokens=4
-)
+SEED = 2**63 + 5
+SAMPLED = SamplingParams(temperature=1.3, top_k=50, top_p=0.9, typical_p=0.95, repetition_penalty=1.2, min_new_tokens=4)
 
 
 def test_a_seed_gives_the_same_tokens_in_any_company(
     model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
     tiny = model("llama")
-    alone, together = Job(prompt_of(12, 1), 25, sampling=SAMPLED), Job(prompt_of(12, 1), 25, sampling=SAMPLED, chunk=5)
+    alone, together = (
+        Job(prompt_of(12, 1), 25, sampling=SAMPLED, seed=SEED),
+        Job(prompt_of(12, 1), 25, sampling=SAMPLED, seed=SEED, chunk=5),
+    )
 
     driver(tiny).run([alone])
-    driver(tiny).run([Job(prompt_of(30, 2), 25), together, Job(prompt_of(3, 3), 25, sampling=SAMPLED)], start_every=2)
+    driver(tiny).run(
+        [Job(prompt_of(30, 2), 25), together, Job(prompt_of(3, 3), 25, sampling=SAMPLED, seed=SEED)], start_every=2
+    )
 
     assert together.generated == alone.generated
 
@@ -135,9 +139,9 @@ def test_a_preempted_sampled_sequence_continues_with_the_same_draws(
     model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
     tiny = model("llama")
-    whole = Job(prompt_of(12, 1), 25, sampling=SAMPLED)
+    whole = Job(prompt_of(12, 1), 25, sampling=SAMPLED, seed=SEED)
     driver(tiny).run([whole])
-    resumed = Job(prompt_of(12, 1), 25, sampling=SAMPLED, generated=whole.generated[:11])
+    resumed = Job(prompt_of(12, 1), 25, sampling=SAMPLED, seed=SEED, generated=whole.generated[:11])
 
     driver(tiny).run([resumed])
 
@@ -164,7 +168,7 @@ def test_a_step_can_start_before_the_one_before_is_collected(
     tiny = model("llama")
     expected = driver(tiny).run([Job(prompt_of(9, 1), 12, sampling=sampling)])[0]
     runner = driver(tiny).runner
-    new = NewSequence(0, prompt_of(9, 1), 9, 0, sampling, NOTHING)
+    new = NewSequence(0, pack_ids(prompt_of(9, 1)), 9, 0, sampling, NOTHING)
 
     steps = [runner.launch(StepPlan(0, [new], [0], [9], [[4, 5, 6]], [True]))]
     steps += [runner.launch(StepPlan(i, [], [0], [1], [[]], [True])) for i in range(1, 12)]
@@ -180,7 +184,7 @@ def test_half_precision_is_close_to_the_oracle(
     dtype: str, tolerance: float, model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
     tiny = model("qwen3", head_dim=32)
-    job = Job(prompt_of(40, 1), 8, details=Details(logprobs=True, generated_tokens=True, input_tokens=True), chunk=16)
+    job = Job(prompt_of(40, 1), 8, wanted=Wanted(logprobs=True, generated_tokens=True, input_tokens=True), chunk=16)
 
     driver(tiny, dtype=dtype).run([job])
 

@@ -15,21 +15,21 @@ from tgis_server.wire.messages import LengthPenalty, SamplingParams
 from tiny import Driver, Job, Model, prompt_of
 
 EOS_ID = 2  # of every tiny checkpoint
-HOT = {"temperature": 4.0}
-PARAMS = {
-    "smallest-seed": SamplingParams(seed=0, **HOT),
-    "largest-seed": SamplingParams(seed=2**64 - 1, **HOT),
-    "another-upper-half": SamplingParams(seed=2**32, **HOT),
-    "everything": SamplingParams(
-        seed=2**63 + 5,
-        temperature=5.0,
-        top_k=60,
-        top_p=0.9,
-        typical_p=0.8,
-        repetition_penalty=1.3,
-        length_penalty=LengthPenalty(2, 1.5),
-        min_new_tokens=5,
-    ),
+HOT = SamplingParams(temperature=4.0)
+EVERYTHING = SamplingParams(
+    temperature=5.0,
+    top_k=60,
+    top_p=0.9,
+    typical_p=0.8,
+    repetition_penalty=1.3,
+    length_penalty=LengthPenalty(2, 1.5),
+    min_new_tokens=5,
+)
+SEEDED = {
+    "smallest-seed": (0, HOT),
+    "largest-seed": (2**64 - 1, HOT),
+    "another-upper-half": (2**32, HOT),
+    "everything": (2**63 + 5, EVERYTHING),
 }
 
 
@@ -38,7 +38,7 @@ def assert_follow_from_the_seed(job: Job, model: Model) -> None:
     for index, token_id in enumerate(job.generated):
         seen = job.prompt + job.generated[:index]
         result = reference.process(logits[index], seen, index, job.sampling, [EOS_ID])
-        expected = reference.choose(result, job.sampling, index)
+        expected = reference.choose(result, job.sampling, job.seed, index)
         assert token_id == expected or not result.is_clear, f"token {index}"
 
 
@@ -48,7 +48,7 @@ def test_tokens_follow_from_the_seed(
 ) -> None:
     tiny = model("llama")
     driver, _ = shards(tiny, num_shard)
-    jobs = [Job(prompt_of(12, 1), 20, sampling=sampling, chunk=5) for sampling in PARAMS.values()]
+    jobs = [Job(prompt_of(12, 1), 20, sampling, seed=seed, chunk=5) for seed, sampling in SEEDED.values()]
 
     driver.run(jobs, start_every=2)
 

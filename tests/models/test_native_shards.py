@@ -11,7 +11,7 @@ import pytest
 from shard_worker import Followers
 from tgis_server.engines.native.runner import NativeRunner
 from tgis_server.errors import PeerLost
-from tgis_server.wire.messages import Details, NewSequence, SamplingParams, StepPlan
+from tgis_server.wire.messages import NewSequence, SamplingParams, StepPlan, Wanted, pack_ids
 from tiny import Driver, Job, Model, assert_same_tokens, make_run, no_progress, prompt_of
 
 Shards = Callable[..., tuple[Driver, list[Any]]]
@@ -87,9 +87,9 @@ def test_details_do_not_depend_on_the_number_of_shards(
     model: Callable[..., Model], shards: Shards, driver: Callable[..., Driver]
 ) -> None:
     tiny = model("llama")
-    details = Details(logprobs=True, ranks=True, top_n=3, generated_tokens=True, input_tokens=True)
+    details = Wanted(logprobs=True, ranks=True, top_n=3, generated_tokens=True, input_tokens=True)
     prompt = prompt_of(30, 3)
-    one, two = Job(prompt, 6, details=details), Job(prompt, 6, details=details, chunk=11)
+    one, two = Job(prompt, 6, wanted=details), Job(prompt, 6, wanted=details, chunk=11)
 
     driver(tiny).run([one])
     shards(tiny, 2)[0].run([two])
@@ -111,7 +111,9 @@ def test_a_shard_that_is_gone_is_a_secondary_error(model: Callable[..., Model], 
     followers.close()
 
     with pytest.raises(PeerLost) as caught:
-        runner.launch(StepPlan(0, [NewSequence(0, [5], 1, 0, SamplingParams(), Details())], [0], [1], [[0]], [True]))
+        runner.launch(
+            StepPlan(0, [NewSequence(0, pack_ids([5]), 1, 0, SamplingParams(), Wanted())], [0], [1], [[0]], [True])
+        )
 
     assert caught.value.is_secondary
     runner.close()

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tgis_server.config import ServeConfig
 from tgis_server.engines.native.runner import NativeRunner
 from tgis_server.run import Run
-from tgis_server.wire.messages import Details, NewSequence, SamplingParams, StepPlan, StepTokens, TokenDetail
+from tgis_server.wire.messages import NewSequence, SamplingParams, StepPlan, StepTokens, TokenDetail, Wanted, pack_ids
 
 VOCAB = 211  # prime: never divides among shards
 BASE = {
@@ -138,7 +138,8 @@ class Job:
     prompt: list[int]
     num_tokens: int
     sampling: SamplingParams = field(default_factory=SamplingParams)
-    details: Details = field(default_factory=Details)
+    wanted: Wanted = field(default_factory=Wanted)
+    seed: int = 0
     chunk: int = 1 << 30  # most prompt tokens per step
     cached_blocks: list[int] = field(default_factory=list)  # holds the beginning of the prompt
     generated: list[int] = field(default_factory=list)  # output; given ones are recomputed, as after a preemption
@@ -178,7 +179,14 @@ class Driver:
                 is_long = border is not None and len(ids) > border
                 new.append(
                     NewSequence(
-                        slot, ids, len(job.prompt), computed[slot], job.sampling, job.details, is_rope_long=is_long
+                        slot,
+                        pack_ids(ids),
+                        len(job.prompt),
+                        computed[slot],
+                        job.sampling,
+                        job.wanted,
+                        job.seed,
+                        is_rope_long=is_long,
                     )
                 )
             plan = self._plan(jobs, computed, new)
@@ -208,7 +216,9 @@ class Driver:
         self.step += 1
         if self.followers is not None:
             self.followers(plan)
-        return self.runner.collect(self.runner.launch(plan))
+        launched = self.runner.launch(plan)
+        self.runner.finish(launched, None)
+        return self.runner.collect(launched)
 
     def _commit(self, jobs: list[Job], computed: dict[int, int], plan: StepPlan, tokens: StepTokens) -> None:
         for row, slot in enumerate(plan.slots):

@@ -13,12 +13,13 @@ from tgis_server.scheduler import Limits, Scheduler
 from tgis_server.wire.messages import (
     NO_TOKEN,
     Cancel,
-    Details,
     FinishReason,
     SamplingParams,
     StepPlan,
     StepResult,
     Submit,
+    Wanted,
+    pack_ids,
 )
 
 VOCAB_SIZE = 97
@@ -30,20 +31,20 @@ def submit(
     max_new_tokens: int = 4,
     *,
     deadline: float | None = None,
-    details: Details | None = None,
+    wanted: Wanted | None = None,
     min_new_tokens: int = 0,
-    adapter_id: str = "",
+    cache_salt: bytes = b"",
 ) -> Submit:
     """A request; ``prompt`` is a list of token ids or a length."""
     prompt_ids = [(request_id * 7 + i) % VOCAB_SIZE for i in range(prompt)] if isinstance(prompt, int) else list(prompt)
     return Submit(
         request_id=request_id,
-        prompt_ids=prompt_ids,
+        prompt_ids=pack_ids(prompt_ids),
         max_new_tokens=max_new_tokens,
         sampling=SamplingParams(min_new_tokens=min_new_tokens),
-        details=details or Details(),
+        wanted=wanted or Wanted(),
         deadline=deadline,
-        adapter_id=adapter_id,
+        cache_salt=cache_salt,
     )
 
 
@@ -52,7 +53,7 @@ def expected_tokens(request: Submit, eos_ids: Iterable[int] = (), rope_border: i
     known = list(request.prompt_ids)
     for _ in range(request.max_new_tokens):
         is_rope_long = rope_border is not None and len(known) > rope_border
-        extra = sum(request.adapter_id.encode()) + is_rope_long
+        extra = int(is_rope_long)
         known.append((sum(known) + len(known) * (1 + extra)) % VOCAB_SIZE)
         if known[-1] in eos_ids:
             break
@@ -99,7 +100,6 @@ class Driver:
                 self.block_size,
                 self.max_batch_size,
                 self.max_batch_tokens,
-                self.eos_ids,
                 self.prefix_cache,
                 self.target_s,
                 rope_border=self.rope_border,
@@ -113,7 +113,8 @@ class Driver:
         self._in_flight: deque = deque()
 
     def apply(self, *messages: Submit | Cancel) -> None:
-        self.scheduler.apply(messages)
+        """Requests get this server's end tokens."""
+        self.scheduler.apply([replace(m, end_ids=self.eos_ids) if isinstance(m, Submit) else m for m in messages])
 
     def load(self, plan: StepPlan) -> Load:
         """What a launched step has computed."""

@@ -67,7 +67,7 @@ from tgis_server.shard.too_large import step_too_large
 from tgis_server.threads import Threads
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.wire.link import GrpcLink
-from tgis_server.wire.messages import StepPlan, Submit
+from tgis_server.wire.messages import StepPlan, Submit, pack_ids
 from tgis_server.wire.plans import PlanPublisher, PlanSubscriber
 
 GIB = 1 << 30
@@ -619,7 +619,9 @@ def read_results(link: GrpcLink) -> object:
 
 PROVOCATIONS |= {
     failures.ENGINE_CLOSED: lambda tmp, patch: read_results(ScriptedLink(ends=True)),
-    failures.ENGINE_REFUSES: lambda tmp, patch: read_results(ScriptedLink(ends=False, requests=[Submit(1, [1], 1)])),
+    failures.ENGINE_REFUSES: lambda tmp, patch: read_results(
+        ScriptedLink(ends=False, requests=[Submit(1, pack_ids([1]), -1)])
+    ),
 }
 
 

@@ -95,14 +95,14 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return exponentials / exponentials.sum()
 
 
-def choose(result: Reference, params: SamplingParams, index: int) -> int:
+def choose(result: Reference, params: SamplingParams, seed: int, index: int) -> int:
     """Step (g)."""
     if params.is_greedy:
         best = result.scores.max()
         result.require(result.scores[result.scores != best], best)
         return int(np.argmax(result.scores))
     cumulative = np.cumsum(softmax(result.scores))
-    target = draw(params.seed, index) * cumulative[-1]
+    target = draw(seed, index) * cumulative[-1]
     result.require(cumulative[:-1], target)
     return int(np.argmax(cumulative > target))
 

@@ -17,7 +17,7 @@ from tgis_server.frontend.output import GenerationInput, Output, TextSettings
 from tgis_server.frontend.stop import StopSequences
 from tgis_server.frontend.validation import GenerationParams
 from tgis_server.wire import generation_pb2 as pb
-from tgis_server.wire.messages import NO_TOKEN, Details, Failure, FinishReason, SamplingParams, TokenDetail
+from tgis_server.wire.messages import NO_TOKEN, Failure, FinishReason, SamplingParams, TokenDetail, Wanted, pack_ids
 
 GO_ON, MAX, EOS = FinishReason.NOT_FINISHED, FinishReason.MAX_TOKENS, FinishReason.EOS_TOKEN
 PARAMS = GenerationParams(
@@ -28,7 +28,7 @@ PARAMS = GenerationParams(
     include_stop_sequence=True,
     time_limit_s=None,
     truncate_input_tokens=0,
-    details=Details(),
+    wanted=Wanted(),
     input_text=False,
 )
 Frame = pb.GenerationResponse
@@ -51,11 +51,12 @@ def output_of(
     source = GenerationInput(
         request_id=request_id,
         text="the input",
-        token_ids=list(prompt),
+        token_ids=pack_ids(prompt),
         params=replace(PARAMS, **params),
         seed=seed,
         max_new_tokens=max_new_tokens,
         deadline=None,
+        end_ids=frozenset(),
         stop=StopSequences(params["stop_sequences"]) if params.get("stop_sequences") else None,
     )
     settings = TextSettings(pieces, lambda token_id: library.id_to_token(token_id) or "")
@@ -95,7 +96,7 @@ def test_text_that_was_not_fetched_becomes_one_frame():
 
 
 def test_with_generated_tokens_each_token_keeps_its_own_frame():
-    output = output_of(details=Details(generated_tokens=True))
+    output = output_of(wanted=Wanted(generated_tokens=True))
 
     push(output, 7, 8, 9, end=MAX)
 
@@ -120,7 +121,7 @@ def test_a_token_without_text_gives_no_frame_but_counts():
 
 def test_a_token_without_text_gives_a_frame_where_tokens_were_asked_for():
     library = vocabularies.byte_level()
-    output = output_of(library, details=Details(generated_tokens=True))
+    output = output_of(library, wanted=Wanted(generated_tokens=True))
 
     push(output, library.token_to_id("Ã"))
 
@@ -136,7 +137,7 @@ def test_the_last_frame_is_sent_even_if_it_is_empty():
 
 
 def test_an_end_without_a_token_gives_a_last_frame_with_the_count_so_far():
-    output = output_of(details=Details(generated_tokens=True))
+    output = output_of(wanted=Wanted(generated_tokens=True))
 
     push(output, 7)
     output.take_frames()
@@ -146,7 +147,7 @@ def test_an_end_without_a_token_gives_a_last_frame_with_the_count_so_far():
 
 
 def test_a_request_that_timed_out_in_the_queue_still_has_its_echo_and_seed():
-    output = output_of(seed=5, input_text=True, details=Details(input_tokens=True))
+    output = output_of(seed=5, input_text=True, wanted=Wanted(input_tokens=True))
 
     push(output, NO_TOKEN, end=FinishReason.TIME_LIMIT)
 
@@ -162,7 +163,7 @@ def test_a_final_eos_never_shows_in_the_text_even_where_special_tokens_do():
 
 
 def test_the_unary_answer_holds_everything():
-    output = output_of(seed=5, input_text=True, details=Details(generated_tokens=True))
+    output = output_of(seed=5, input_text=True, wanted=Wanted(generated_tokens=True))
 
     push(output, 7, 8, end=MAX)
 
@@ -198,7 +199,7 @@ def test_a_stop_sequence_ends_the_output_and_stays_in_it():
 
 
 def test_an_excluded_stop_sequence_is_cut_off_and_its_tokens_still_count():
-    output = output_of(stop_sequences=("7 t8",), include_stop_sequence=False, details=Details(generated_tokens=True))
+    output = output_of(stop_sequences=("7 t8",), include_stop_sequence=False, wanted=Wanted(generated_tokens=True))
 
     push(output, 7, 8)
 
@@ -246,15 +247,15 @@ def test_stop_sequences_are_ignored_before_min_new_tokens():
     assert (output.to_response().text, output.stop_sequence) == (" t7 t8 t9", "t9")
 
 
-# Details
+# Wanted
 
 
 def test_details_of_generated_tokens_are_those_that_were_asked_for():
     detail = TokenDetail(logprob=-0.5, rank=2, top_ids=(9, 7, 8), top_logprobs=(-0.5, -0.25, -0.5))
-    everything = Details(logprobs=True, ranks=True, top_n=3, generated_tokens=True)
+    everything = Wanted(logprobs=True, ranks=True, top_n=3, generated_tokens=True)
     with_everything, with_top_only = (
-        output_of(details=everything),
-        output_of(details=Details(top_n=3, generated_tokens=True)),
+        output_of(wanted=everything),
+        output_of(wanted=Wanted(top_n=3, generated_tokens=True)),
     )
 
     with_everything.on_token(7, MAX, detail, 0.0)
@@ -275,7 +276,7 @@ def test_details_of_generated_tokens_are_those_that_were_asked_for():
 
 
 def test_input_tokens_come_in_a_frame_of_their_own_before_the_first_token():
-    output = output_of(prompt=(4, 5, 6), details=Details(ranks=True, input_tokens=True))
+    output = output_of(prompt=(4, 5, 6), wanted=Wanted(ranks=True, input_tokens=True))
 
     output.on_prompt_details([TokenDetail(rank=3)])
     was_due = output.is_input_frame_due
@@ -292,7 +293,7 @@ def test_input_tokens_come_in_a_frame_of_their_own_before_the_first_token():
 
 
 def test_nothing_predicts_the_first_input_token():
-    output = output_of(prompt=(4, 5), details=Details(logprobs=True, ranks=True, input_tokens=True))
+    output = output_of(prompt=(4, 5), wanted=Wanted(logprobs=True, ranks=True, input_tokens=True))
 
     output.on_prompt_details([TokenDetail(logprob=-1.5, rank=2)])
     push(output, 7, end=MAX)
@@ -303,7 +304,7 @@ def test_nothing_predicts_the_first_input_token():
 
 
 def test_without_logprobs_the_first_input_token_has_none():
-    output = output_of(prompt=(4,), details=Details(input_tokens=True))
+    output = output_of(prompt=(4,), wanted=Wanted(input_tokens=True))
 
     push(output, 7, end=MAX)
 
@@ -388,7 +389,7 @@ def runs(draw: st.DrawFn) -> Run:
         "include_stop_sequence": draw(st.booleans()),
         "output_special_tokens": draw(st.booleans()),
         "sampling": SamplingParams(min_new_tokens=draw(st.sampled_from([0, 0, 3]))),
-        "details": Details(generated_tokens=draw(st.booleans()), input_tokens=draw(st.booleans())),
+        "wanted": Wanted(generated_tokens=draw(st.booleans()), input_tokens=draw(st.booleans())),
         "input_text": draw(st.booleans()),
         "seed": 3,
     }
@@ -437,4 +438,4 @@ def test_the_frames_of_a_stream_add_up_to_the_unary_answer_and_to_what_the_token
     assert [frame.stop_reason for frame in frames[:-1]] == [pb.NOT_FINISHED] * (len(frames) - 1)
     assert all(frame.text or frame.tokens or frame.input_tokens for frame in frames[1:-1])
     counts = [frame.generated_token_count for frame in frames if frame.tokens]
-    assert counts == (list(range(1, count + 1)) if run.params["details"].generated_tokens else [])
+    assert counts == (list(range(1, count + 1)) if run.params["wanted"].generated_tokens else [])

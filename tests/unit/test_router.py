@@ -13,7 +13,7 @@ from tgis_server.errors import PeerLost, Unavailable
 from tgis_server.frontend.output import Output
 from tgis_server.frontend.router import Router
 from tgis_server.metrics import Metrics
-from tgis_server.wire.messages import Details, Failure, FinishReason, TokenDetail
+from tgis_server.wire.messages import Failure, FinishReason, TokenDetail, Wanted
 
 GO_ON, MAX = FinishReason.NOT_FINISHED, FinishReason.MAX_TOKENS
 
@@ -103,7 +103,7 @@ def test_a_stop_sequence_cancels_the_rest_of_its_generation():
 
 def test_details_and_starting_times_are_passed_on():
     async def check(router: Router, link: FakeLink) -> None:
-        output = output_of(router, details=Details(ranks=True, input_tokens=True, generated_tokens=True))
+        output = output_of(router, wanted=Wanted(ranks=True, input_tokens=True, generated_tokens=True))
         with router.running([output]):
             link.give(
                 step(

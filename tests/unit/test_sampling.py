@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -22,12 +23,12 @@ from tgis_server.engines.sampling import processors  # noqa: E402
 from tgis_server.engines.sampling.sampler import Sampled, Sampler, SamplingRow  # noqa: E402
 from tgis_server.engines.sampling.staging import Staging  # noqa: E402
 from tgis_server.engines.sampling.uniform import splitmix64, uniform  # noqa: E402
-from tgis_server.wire.messages import Details, LengthPenalty, SamplingParams, TokenDetail  # noqa: E402
+from tgis_server.wire.messages import LengthPenalty, SamplingParams, TokenDetail, Wanted  # noqa: E402
 
 VOCAB = 300
 EOS = 2
 CPU = torch.device("cpu")
-NOTHING = Details()
+NOTHING = Wanted()
 
 
 def logits_of(seed: int, rows: int = 1, scale: float = 3.0) -> Any:
@@ -39,13 +40,18 @@ def sampler() -> Sampler:
 
 
 def sample(
-    logits: Any, *params: SamplingParams, index: int = 0, prompts: list[list[int]] | None = None
+    logits: Any,
+    *params: SamplingParams,
+    index: int = 0,
+    prompts: list[list[int]] | None = None,
+    seeds: Iterable[int] = (),
 ) -> tuple[list[int], Any]:
     """Chosen ids and processed scores of fresh sequences."""
     chooser = sampler()
     for slot, param in enumerate(params):
         chooser.start(slot, prompts[slot] if prompts else [], param)
-    rows = [SamplingRow(slot, index, param, NOTHING) for slot, param in enumerate(params)]
+    drawn = dict(enumerate(seeds))
+    rows = [SamplingRow(slot, index, param, NOTHING, drawn.get(slot, 0)) for slot, param in enumerate(params)]
     sampled = chooser.sample(logits.clone(), rows)
     return sampled.ids.tolist(), sampled.scores
 
@@ -276,9 +282,9 @@ def test_frequencies_follow_the_probabilities() -> None:
     logits = torch.full((1, VOCAB), -math.inf)
     logits[0, [3, 8, 200]] = torch.tensor([0.5, 0.3, 0.2]).log()
     rows = logits.expand(4000, -1).clone()
-    params = [SamplingParams(temperature=1.0, seed=seed) for seed in range(4000)]
+    param = SamplingParams(temperature=1.0)
 
-    ids, _ = sample(rows, *params)
+    ids, _ = sample(rows, *[param] * 4000, seeds=range(4000))
 
     counts = [ids.count(token_id) / 4000 for token_id in (3, 8, 200)]
     assert counts == pytest.approx([0.5, 0.3, 0.2], abs=0.03)
@@ -286,9 +292,9 @@ def test_frequencies_follow_the_probabilities() -> None:
 
 def test_the_same_seed_gives_other_draws_for_other_tokens() -> None:
     logits = torch.zeros(1, VOCAB)
-    param = SamplingParams(temperature=1.0, seed=5)
+    param = SamplingParams(temperature=1.0)
 
-    chosen = {sample(logits, param, index=index)[0][0] for index in range(20)}
+    chosen = {sample(logits, param, index=index, seeds=[5])[0][0] for index in range(20)}
 
     assert len(chosen) > 10
 
@@ -296,7 +302,7 @@ def test_the_same_seed_gives_other_draws_for_other_tokens() -> None:
 # Facts about tokens
 
 
-def details_of(scores: Any, wanted: Details, param: SamplingParams | None = None) -> TokenDetail:
+def details_of(scores: Any, wanted: Wanted, param: SamplingParams | None = None) -> TokenDetail:
     from tgis_server.engines.sampling.details import to_messages
 
     chooser = sampler()
@@ -310,14 +316,14 @@ def test_ties_at_the_nth_place_are_all_returned() -> None:
     scores[0, [30, 10, 20]] = 1.0
     scores[0, 40] = 2.0
 
-    detail = details_of(scores, Details(logprobs=True, top_n=2, generated_tokens=True))
+    detail = details_of(scores, Wanted(logprobs=True, top_n=2, generated_tokens=True))
 
     assert detail.top_ids == (40, 10, 20, 30)
     assert list(detail.top_logprobs) == sorted(detail.top_logprobs, reverse=True)
 
 
 def test_ties_are_capped_at_four_times_n_lowest_ids_first() -> None:
-    detail = details_of(torch.zeros(1, VOCAB), Details(logprobs=True, top_n=2, generated_tokens=True))
+    detail = details_of(torch.zeros(1, VOCAB), Wanted(logprobs=True, top_n=2, generated_tokens=True))
 
     assert detail.top_ids == tuple(range(8))
 
@@ -326,7 +332,7 @@ def test_without_logprobs_alternatives_are_in_order_of_id() -> None:
     scores = torch.zeros(1, VOCAB)
     scores[0, [30, 10]] = torch.tensor([9.0, 8.0])
 
-    detail = details_of(scores, Details(top_n=2, generated_tokens=True))
+    detail = details_of(scores, Wanted(top_n=2, generated_tokens=True))
 
     assert detail == TokenDetail(top_ids=(10, 30), top_logprobs=(0.0, 0.0))
 
@@ -334,7 +340,7 @@ def test_without_logprobs_alternatives_are_in_order_of_id() -> None:
 def test_masked_tokens_are_no_alternatives() -> None:
     param = SamplingParams(temperature=1.0, top_k=2)
 
-    detail = details_of(logits_of(3), Details(logprobs=True, top_n=5, generated_tokens=True), param)
+    detail = details_of(logits_of(3), Wanted(logprobs=True, top_n=5, generated_tokens=True), param)
 
     assert len(detail.top_ids) == 2
 
@@ -342,13 +348,13 @@ def test_masked_tokens_are_no_alternatives() -> None:
 def test_with_top_k_one_the_logprob_is_zero_and_the_rank_one() -> None:
     param = SamplingParams(temperature=1.0, top_k=1)
 
-    detail = details_of(logits_of(3), Details(logprobs=True, ranks=True, generated_tokens=True), param)
+    detail = details_of(logits_of(3), Wanted(logprobs=True, ranks=True, generated_tokens=True), param)
 
     assert detail == TokenDetail(logprob=0.0, rank=1)
 
 
 def test_more_alternatives_than_tokens_are_all_tokens() -> None:
-    detail = details_of(logits_of(3), Details(logprobs=True, top_n=10 * VOCAB, generated_tokens=True))
+    detail = details_of(logits_of(3), Wanted(logprobs=True, top_n=10 * VOCAB, generated_tokens=True))
 
     assert sorted(detail.top_ids) == list(range(VOCAB))
 
@@ -356,7 +362,7 @@ def test_more_alternatives_than_tokens_are_all_tokens() -> None:
 def test_rows_have_their_own_number_of_alternatives() -> None:
     from tgis_server.engines.sampling.details import to_messages
 
-    wanted = [Details(logprobs=True, top_n=n, ranks=True, generated_tokens=True) for n in (0, 1, 5)]
+    wanted = [Wanted(logprobs=True, top_n=n, ranks=True, generated_tokens=True) for n in (0, 1, 5)]
     chooser = sampler()
 
     rows = [SamplingRow(i, 0, SamplingParams(), details) for i, details in enumerate(wanted)]

@@ -34,7 +34,7 @@ import sampling_reference as reference  # noqa: E402
 from tgis_server.engines.sampling.details import to_messages  # noqa: E402
 from tgis_server.engines.sampling.sampler import Sampled, Sampler, SamplingRow  # noqa: E402
 from tgis_server.engines.sampling.staging import Staging  # noqa: E402
-from tgis_server.wire.messages import Details, LengthPenalty, SamplingParams, TokenDetail  # noqa: E402
+from tgis_server.wire.messages import LengthPenalty, SamplingParams, TokenDetail, Wanted  # noqa: E402
 
 SETTINGS = settings(deadline=None, max_examples=100)
 
@@ -47,7 +47,8 @@ class Case:
     prompt: list[int]
     output: list[int]
     params: SamplingParams
-    details: Details
+    wanted: Wanted
+    seed: int
 
     @property
     def index(self) -> int:
@@ -71,10 +72,12 @@ class Batch:
         sampler = Sampler(vocab_size, self.eos_ids, Staging(torch.device("cpu")))
         for slot, case in enumerate(self.cases):
             sampler.start(slot, case.seen, case.params)
-        rows = [SamplingRow(slot, case.index, case.params, case.details) for slot, case in enumerate(self.cases)]
+        rows = [
+            SamplingRow(slot, case.index, case.params, case.wanted, case.seed) for slot, case in enumerate(self.cases)
+        ]
         sampled = sampler.sample(torch.tensor(np.stack([case.logits for case in self.cases])), rows)
         assert sampled.details is not None
-        return sampled, to_messages(sampled.details, [case.details for case in self.cases])
+        return sampled, to_messages(sampled.details, [case.wanted for case in self.cases])
 
 
 params = st.builds(
@@ -83,13 +86,12 @@ params = st.builds(
     top_k=st.sampled_from([0, 1, 2, 7, 1000, 2**31 - 1]),
     top_p=st.sampled_from([1.0, 0.1, 0.5, 0.93]),
     typical_p=st.sampled_from([1.0, 0.2, 0.5, 0.9]),
-    seed=st.integers(0, 2**64 - 1),
     repetition_penalty=st.sampled_from([1.0, 0.7, 1.3, 5.0]),
     length_penalty=st.none() | st.builds(LengthPenalty, st.integers(0, 8), st.sampled_from([1.0, 1.4, 10.0])),
     min_new_tokens=st.sampled_from([0, 0, 3]),
 )
 details = st.builds(
-    Details,
+    Wanted,
     logprobs=st.booleans(),
     ranks=st.just(True),
     top_n=st.sampled_from([0, 1, 2, 5]),
@@ -116,6 +118,7 @@ def batches(draw: st.DrawFn, *, max_rows: int = 5) -> Batch:
             draw(st.lists(ids, max_size=6)),
             draw(params),
             draw(details),
+            draw(st.integers(0, 2**64 - 1)),
         )
 
     return Batch([case() for _ in range(draw(st.integers(1, max_rows)))], eos_ids)
@@ -130,7 +133,9 @@ def processed(batch: Batch) -> list[reference.Reference]:
 @given(batches())
 def test_each_row_is_what_the_contract_says_in_float64(batch: Batch) -> None:
     results = processed(batch)
-    expected = [reference.choose(result, c.params, c.index) for result, c in zip(results, batch.cases, strict=True)]
+    expected = [
+        reference.choose(result, c.params, c.seed, c.index) for result, c in zip(results, batch.cases, strict=True)
+    ]
     assume(all(result.is_clear for result in results))
 
     sampled, _ = batch.sample()
@@ -148,9 +153,9 @@ def test_details_are_those_of_the_processed_scores(batch: Batch) -> None:
         sampled.ids.tolist(), sampled.scores.double().numpy(), batch.cases, messages, strict=True
     ):
         tops = list(zip(message.top_logprobs, message.top_ids, strict=True))
-        expected = reference.logprobs(row) if case.details.logprobs else np.zeros(len(row))
+        expected = reference.logprobs(row) if case.wanted.logprobs else np.zeros(len(row))
         assert message.rank == reference.rank(row, token_id)
-        assert sorted(message.top_ids) == reference.alternatives(row, case.details.top_n)
+        assert sorted(message.top_ids) == reference.alternatives(row, case.wanted.top_n)
         assert tops == sorted(tops, key=lambda top: (-top[0], top[1]))
         np.testing.assert_allclose(
             [message.logprob, *message.top_logprobs], expected[[token_id, *message.top_ids]], rtol=1e-6, atol=1e-5

@@ -10,7 +10,7 @@ from tgis_server.faults import Fault
 from tgis_server.scheduler.blocks import cache_root, chain_keys
 from tgis_server.scheduler.scheduler import NOT_FINITE
 from tgis_server.scheduler.waiting import MAX_OVERTAKEN
-from tgis_server.wire.messages import Cancel, Details, FinishReason
+from tgis_server.wire.messages import Cancel, FinishReason, Wanted
 
 
 def test_a_request_is_prefilled_then_decoded_to_its_limit():
@@ -252,7 +252,7 @@ def test_only_blocks_that_a_step_has_computed_can_be_found():
 
     driver.step()
 
-    keys = chain_keys(cache_root("", is_rope_long=False), submit(1, prompt=10).prompt_ids, 2)
+    keys = chain_keys(cache_root(submit(1), is_rope_long=False), submit(1, prompt=10).prompt_ids, 2)
     assert len(driver.scheduler.pool.find_cached(keys)) == 2
 
 
@@ -329,11 +329,11 @@ def test_a_prompt_beyond_the_rope_border_finds_no_blocks_of_one_within_it():
     assert driver.cached_tokens == 0
 
 
-def test_the_same_tokens_under_another_adapter_share_nothing():
+def test_the_same_tokens_under_another_cache_salt_share_nothing():
     driver = Driver(block_size=4)
-    driver.apply(submit(1, list(range(9)), adapter_id="a"))
+    driver.apply(submit(1, list(range(9)), cache_salt=b"a"))
     driver.run_until_idle()
-    driver.apply(submit(2, list(range(9)), adapter_id="b"))
+    driver.apply(submit(2, list(range(9)), cache_salt=b"b"))
 
     driver.run_until_idle()
 
@@ -344,7 +344,7 @@ def test_a_request_for_pieces_of_its_input_takes_hits():
     driver = Driver(block_size=4)
     driver.apply(submit(1, list(range(9))))
     driver.run_until_idle()
-    driver.apply(submit(2, list(range(9)), details=Details(input_tokens=True)))
+    driver.apply(submit(2, list(range(9)), wanted=Wanted(input_tokens=True)))
 
     driver.run_until_idle()
 
@@ -355,7 +355,7 @@ def test_a_request_for_input_details_takes_no_hits():
     driver = Driver(block_size=4)
     driver.apply(submit(1, list(range(9))))
     driver.run_until_idle()
-    driver.apply(submit(2, list(range(9)), details=Details(logprobs=True, input_tokens=True)))
+    driver.apply(submit(2, list(range(9)), wanted=Wanted(logprobs=True, input_tokens=True)))
 
     driver.run_until_idle()
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from driving import VOCAB_SIZE, Driver, expected_tokens, submit
 from tgis_server.scheduler import waiting
-from tgis_server.wire.messages import Cancel, Details
+from tgis_server.wire.messages import Cancel, Wanted
 
 prompts = st.one_of(
     st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=20),
@@ -37,8 +37,7 @@ def loads(draw):
                 i,
                 draw(prompts),
                 draw(st.integers(1, 12)),
-                details=Details(ranks=True, input_tokens=draw(st.booleans())),
-                adapter_id=draw(st.sampled_from(["", "a", "b"])),
+                wanted=Wanted(ranks=True, input_tokens=draw(st.booleans())),
             ),
         )
         for i in range(draw(st.integers(1, 10)))
@@ -74,7 +73,7 @@ def test_every_accepted_request_finishes_with_its_own_tokens_and_all_blocks_retu
         elif request.request_id not in driver.failures:
             assert driver.tokens[request.request_id] == expected
             assert request.request_id in driver.reasons
-            described = request.prompt_ids[1:] if request.details.input_tokens else []
+            described = list(request.prompt_ids[1:]) if request.wanted.input_tokens else []
             assert driver.described[request.request_id] == described
     driver.assert_blocks_balanced()
 

@@ -14,7 +14,7 @@ from tgis_server.frontend.generation import Call
 from tgis_server.frontend.output import Output
 from tgis_server.frontend.service import write_frames
 from tgis_server.wire import generation_pb2 as pb
-from tgis_server.wire.messages import Details, FinishReason
+from tgis_server.wire.messages import FinishReason, Wanted
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ def test_exactly_one_frame_has_a_stop_reason_and_it_is_the_last(number: int, pau
 
     async def stream() -> None:
         call = Call("stream", 1)
-        output = output_of(details=Details(input_tokens=wants_input))
+        output = output_of(wanted=Wanted(input_tokens=wants_input))
         output._on_change = call.on_change
         step = tokens_of(output, number)
 

@@ -9,7 +9,7 @@ import pytest
 from tgis_server.errors import InvalidRequest
 from tgis_server.frontend.validation import Limits, reject_adapter, validate_length, validate_params
 from tgis_server.wire import generation_pb2 as pb
-from tgis_server.wire.messages import Details, LengthPenalty, SamplingParams
+from tgis_server.wire.messages import LengthPenalty, SamplingParams, Wanted
 
 LIMITS = Limits(max_sequence_length=100, max_new_tokens=50)
 STOP_TEXT = "can specify at most 6 non-empty stop sequences, each not more than 240 UTF8 bytes"
@@ -148,7 +148,7 @@ def test_absent_parameters_mean_greedy_and_twenty_tokens():
 
     assert params.sampling == SamplingParams()
     assert (params.max_new_tokens, params.seed, params.time_limit_s) == (20, None, None)
-    assert (params.stop_sequences, params.include_stop_sequence, params.details) == ((), True, Details())
+    assert (params.stop_sequences, params.include_stop_sequence, params.wanted) == ((), True, Wanted())
 
 
 def test_the_default_of_twenty_tokens_is_lowered_to_the_servers_limit():

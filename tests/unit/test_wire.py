@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 
 from tgis_server.wire import codec, shard_pb2
 from tgis_server.wire.messages import (
+    Activation,
+    Adapter,
     Cancel,
-    Details,
     Failure,
     FinishReason,
+    Grammar,
     LengthPenalty,
     NewSequence,
     SamplingParams,
@@ -25,6 +27,8 @@ from tgis_server.wire.messages import (
     StepStats,
     Submit,
     TokenDetail,
+    Wanted,
+    pack_ids,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,13 +43,48 @@ sampling = st.builds(
     top_k=uint32,
     top_p=finite,
     typical_p=finite,
-    seed=uint64,
     repetition_penalty=finite,
     length_penalty=st.none() | st.builds(LengthPenalty, uint32, finite),
     min_new_tokens=uint32,
 )
-wanted = st.builds(Details, st.booleans(), st.booleans(), uint32, st.booleans(), st.booleans())
-submits = st.builds(Submit, uint64, ids, uint32, sampling, wanted, st.text(), st.none() | finite)
+wanted = st.builds(Wanted, st.booleans(), st.booleans(), uint32, st.booleans(), st.booleans())
+packed = ids.map(pack_ids)
+end_ids = st.frozensets(uint32, max_size=3)
+submits = st.builds(
+    Submit,
+    request_id=uint64,
+    prompt_ids=packed,
+    max_new_tokens=uint32,
+    sampling=sampling,
+    wanted=wanted,
+    seed=uint64,
+    end_ids=end_ids,
+    num_virtual=uint32,
+    encoder_ids=packed,
+    num_encoder_virtual=uint32,
+    adapter=st.none() | st.builds(Adapter, st.text(), st.text(), st.binary(), st.text()),
+    grammar=st.none() | st.builds(Grammar, st.text(), st.text()),
+    cache_salt=st.binary(),
+    deadline=st.none() | finite,
+)
+new_sequences = st.builds(
+    NewSequence,
+    slot=uint32,
+    token_ids=packed,
+    prompt_length=uint32,
+    num_cached_tokens=uint32,
+    sampling=sampling,
+    wanted=wanted,
+    seed=uint64,
+    end_ids=end_ids,
+    num_virtual=uint32,
+    encoder_ids=packed,
+    num_encoder_virtual=uint32,
+    cross_blocks=ids,
+    num_encoder_tokens=uint32,
+    adapter_place=st.integers(-1, 100),
+    is_rope_long=st.booleans(),
+)
 
 
 @st.composite
@@ -77,13 +116,14 @@ def step_results(draw):
 @st.composite
 def plans(draw):
     rows = draw(st.lists(st.tuples(uint32, uint32, ids, st.booleans()), max_size=4))
-    new = st.builds(NewSequence, uint32, ids, uint32, uint32, sampling, wanted, st.text(), st.booleans())
     return StepPlan(
         draw(uint64),
-        draw(st.lists(new, max_size=3)),
+        draw(st.lists(new_sequences, max_size=3)),
         *([row[i] for row in rows] for i in range(4)),
-        draw(ids),
-        draw(st.floats(0, 1000)),
+        free=draw(ids),
+        activate=draw(st.lists(st.builds(Activation, uint32, st.binary()), max_size=2)),
+        encode=draw(ids),
+        allowance_s=draw(st.floats(0, 1000)),
     )
 
 
@@ -106,10 +146,23 @@ def test_plans_arrive_as_they_were_sent(plan):
     assert codec.decode_plan(codec.encode_plan(plan)) == plan
 
 
-def test_every_statistic_has_a_place_on_the_wire():
-    names = {field.name for field in dataclasses.fields(StepStats)}
+@pytest.mark.parametrize(
+    ("message", "more"),
+    [
+        (Submit, set()),
+        (Adapter, set()),
+        (Grammar, set()),
+        (SamplingParams, set()),
+        (Wanted, set()),
+        (NewSequence, set()),
+        (StepPlan, {"new_block_counts"}),
+        (StepStats, set()),
+    ],
+)
+def test_every_field_has_one_name_on_both_sides_of_the_wire(message, more):
+    names = {field.name for field in dataclasses.fields(message)}
 
-    assert names == set(codec.STATS_FIELDS)
+    assert names | more == set(getattr(shard_pb2, message.__name__).DESCRIPTOR.fields_by_name)
 
 
 def test_checked_in_stubs_are_what_the_proto_files_give(tmp_path):

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from tgis_server.wire.messages import StepPlan, StepTokens
+from tgis_server.wire.messages import Masks, StepPlan, StepTokens
 
 if TYPE_CHECKING:
     from tgis_server.run import Run
@@ -18,9 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RunnerCaps:
-    """What the step loop may do with a runner."""
+    """What scheduler and step loop may ask of a runner."""
 
+    memory: Literal["paged", "rows"] = "paged"  # KV blocks, or one row of a padded batch per sequence
+    chunked_prefill: bool = True  # a prompt may be computed in several steps
+    mixed_steps: bool = True  # a step may have prefill and decode rows
     plan_ahead: bool = False  # launch returns before the device is done: the next plan may be made meanwhile
+    prefix_cache: bool = True  # a sequence may begin with blocks that another one has computed
+    input_details: bool = True  # facts about prompt tokens
+    encoder_decoder: bool = False
+    adapters: frozenset[str] = frozenset()  # kinds that can be staged
     rope_border: int | None = None  # sequences of more tokens have ``is_rope_long`` (LongRoPE)
 
 
@@ -31,6 +38,9 @@ class Capacity:
     num_blocks: int
     block_size: int  # tokens per KV block
     max_sequence_length: int  # prompt + output; what was configured or inferred, lowered to what fits
+    max_rows: int = 0  # with memory "rows": sequences at once, and ...
+    max_padded_tokens: int = 0  # ... the most rows times tokens of the longest one
+    max_adapters: int = 0  # places for adapters
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +51,7 @@ class ModelFacts:
     dtype: str
     device: str
     vocab_size: int
-    eos_ids: tuple[int, ...]
+    end_ids: tuple[int, ...]  # end tokens of requests that do not choose their own
     weight_bytes: int = 0  # on this rank
     notes: tuple[str, ...] = field(default=())  # e.g. "max_sequence_length lowered from 131072 to 8192: ..."
 
@@ -61,16 +71,31 @@ class ModelRunner(Protocol):
     facts: ModelFacts
 
     def launch(self, plan: StepPlan) -> Launched:
-        """Apply the plan's state changes and start its computation; may return before the device is done.
+        """Apply the plan's state changes and start its forward pass; may return before the device is done.
 
         Raises:
-            OutOfMemory: the step did not fit. State changes (``free``, ``new``, ``new_blocks``) have been applied, the
-                computed positions of all rows are as before the call. Every other exception ends the group.
+            OutOfMemory: the step did not fit. State changes (``free``, ``activate``, ``new``, ``new_blocks``) have been
+                applied, the computed positions of all rows are as before the call. Every other exception ends the
+                group.
+        """
+        ...
+
+    def finish(self, launched: Any, masks: Masks | None) -> None:
+        """Start the sampling of a launched step, on every rank: one share of the sampled ids. Rank 0 samples.
+
+        Called once for each :meth:`launch`, in the same order, and before the next one unless rows of the step are
+        guided: then after the step before it was collected, as only its tokens tell the masks.
+
+        Args:
+            masks: of guided rows; rank 0 only. A guided row without a mask has ended meanwhile.
+
+        Raises:
+            OutOfMemory: as in :meth:`launch`; the step is over and its rows are as before it.
         """
         ...
 
     def collect(self, launched: Any) -> StepTokens:
-        """Wait for a step that this runner launched and return its tokens. Rank 0 only."""
+        """Wait for a finished step and return its tokens. Rank 0 only."""
         ...
 
     def close(self) -> None:

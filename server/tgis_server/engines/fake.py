@@ -21,7 +21,7 @@ from tgis_server.faults import Fault
 from tgis_server.model_files import read_json
 from tgis_server.processes import shard_name
 from tgis_server.run import Run
-from tgis_server.wire.messages import NewSequence, StepPlan, StepTokens, TokenDetail
+from tgis_server.wire.messages import Masks, NewSequence, StepPlan, StepTokens, TokenDetail
 
 
 @dataclass(slots=True)
@@ -34,7 +34,7 @@ class _Slot:
     @property
     def written_extra(self) -> int:
         """Added to each id that is written to the cache."""
-        return sum(self.sequence.adapter_id.encode()) + self.sequence.is_rope_long
+        return 1 + self.sequence.adapter_place + self.sequence.is_rope_long
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class FakeRunner:
             if prompt_detail:
                 prompt_details[row] = prompt_detail
             token_ids.append([self._sample(slot)] if sample else [])
-            wanted = slot.sequence.details
+            wanted = slot.sequence.wanted
             if sample and wanted.generated_tokens and wanted.any:
                 details[row] = [self._detail(token_ids[-1][0], wanted.top_n)]
         step_s = self._step_s + self._attention_s * num_products
@@ -109,6 +109,9 @@ class FakeRunner:
         if not self.caps.plan_ahead:
             self._wait(launched)
         return launched
+
+    def finish(self, launched: FakeLaunched, masks: Masks | None) -> None:
+        pass
 
     def collect(self, launched: FakeLaunched) -> StepTokens:
         self._wait(launched)
@@ -128,18 +131,20 @@ class FakeRunner:
     def _compute(self, slot: _Slot, num_tokens: int) -> list[TokenDetail]:
         """Write the next tokens into the cache; returns facts about the prompt tokens that follow each."""
         prompt_detail = []
-        details = slot.sequence.details
+        wanted = slot.sequence.wanted
         for position in range(slot.num_computed, slot.num_computed + num_tokens):
             self._cache[self._address(slot, position)] = slot.token_ids[position] + slot.written_extra
-            if details.input_tokens and details.any and position + 1 < slot.sequence.prompt_length:
-                prompt_detail.append(self._detail(slot.token_ids[position + 1], details.top_n))
+            if wanted.input_tokens and wanted.any and position + 1 < slot.sequence.prompt_length:
+                prompt_detail.append(self._detail(slot.token_ids[position + 1], wanted.top_n))
         slot.num_computed += num_tokens
         return prompt_detail
 
     def _sample(self, slot: _Slot) -> int:
         total = sum(self._cache[self._address(slot, position)] for position in range(slot.num_computed))
         sampling = slot.sequence.sampling
-        token_id = (total + slot.num_computed + (0 if sampling.is_greedy else sampling.seed)) % self.facts.vocab_size
+        token_id = (
+            total + slot.num_computed + (0 if sampling.is_greedy else slot.sequence.seed)
+        ) % self.facts.vocab_size
         slot.token_ids.append(token_id)
         return token_id
 

@@ -239,6 +239,7 @@ class Frontend:
         self._servicer.generation = GenerationService(
             limits=limits,
             vocab_size=info.vocab_size,
+            end_ids=info.end_ids,
             default_include_stop=config.default_include_stop_seqs,
             tokenizer=self._tokenizer,
             text_settings=self._text_settings,

@@ -80,6 +80,7 @@ class GenerationService:
 
     limits: Limits
     vocab_size: int  # the model's: a tokenizer may know tokens that the model does not
+    end_ids: frozenset[int]  # the model's end tokens
     default_include_stop: bool
     tokenizer: Tokenizer
     text_settings: TextSettings
@@ -113,6 +114,7 @@ class GenerationService:
                 seed=choose_seed(params),
                 max_new_tokens=max_new_tokens,
                 deadline=deadline,
+                end_ids=self.end_ids,
                 stop=stop,
             )
             call.outputs.append(Output(source, self.text_settings, call.on_change))
@@ -122,7 +124,7 @@ class GenerationService:
 
     async def build_responses(self, outputs: Sequence[Output]) -> pb.BatchedGenerationResponse:
         """The answer of a unary call. Facts about long inputs take a while: not the event loop's."""
-        if any(output.source.params.details.input_tokens for output in outputs):
+        if any(output.source.params.wanted.input_tokens for output in outputs):
             return await self.tokenizer.run(partial(to_responses, outputs))
         return to_responses(outputs)
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tgis_server.errors import GenerationFailed, OutOfMemory, RequestError, Unavailable, with_status
 from tgis_server.frontend.detokenizer import Detokenizer, PieceDecoder
 from tgis_server.frontend.stop import StopMatcher, StopSequences
 from tgis_server.frontend.validation import GenerationParams
 from tgis_server.wire import generation_pb2 as pb
-from tgis_server.wire.messages import NO_TOKEN, Details, Failure, FinishReason, Submit, TokenDetail
+from tgis_server.wire.messages import NO_TOKEN, Failure, FinishReason, Submit, TokenDetail, TokenIds, Wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +25,12 @@ class GenerationInput:
 
     request_id: int
     text: str  # as the client sent it; empty unless it is sent back
-    token_ids: list[int]  # truncated
+    token_ids: TokenIds  # truncated
     params: GenerationParams
     seed: int  # 0 when greedy
     max_new_tokens: int  # what may be generated; less than params.max_new_tokens if the context is too short for that
     deadline: float | None
+    end_ids: frozenset[int]
     stop: StopSequences | None  # params.stop_sequences, compiled; None where there are none
 
     def to_submit(self) -> Submit:
@@ -38,8 +39,10 @@ class GenerationInput:
             request_id=self.request_id,
             prompt_ids=self.token_ids,
             max_new_tokens=self.max_new_tokens,
-            sampling=replace(self.params.sampling, seed=self.seed),
-            details=self.params.details,
+            sampling=self.params.sampling,
+            seed=self.seed,
+            end_ids=self.end_ids,
+            wanted=self.params.wanted,
             deadline=self.deadline,
         )
 
@@ -82,7 +85,7 @@ class Output:
         self._parts: list[_Part] = []  # not fetched yet
         self._prompt_details: list[TokenDetail] = []
         self._is_prompt_done = False
-        self._wants_input_frame = source.params.details.input_tokens
+        self._wants_input_frame = source.params.wanted.input_tokens
 
     @property
     def is_finished(self) -> bool:
@@ -112,8 +115,8 @@ class Output:
                 # Too early a match is ignored, and a deadline beats a match.
                 counts = self.num_generated >= params.sampling.min_new_tokens and reason is not FinishReason.TIME_LIMIT
                 text, matched = self._matcher.push(text, can_match=counts)
-            if params.details.generated_tokens:
-                tokens = [token_info(self._settings.get_piece, params.details, token_id, detail)]
+            if params.wanted.generated_tokens:
+                tokens = [token_info(self._settings.get_piece, params.wanted, token_id, detail)]
         if matched:
             reason, self.stop_sequence = FinishReason.STOP_SEQUENCE, matched
         elif reason is not FinishReason.NOT_FINISHED and self._matcher:
@@ -140,7 +143,7 @@ class Output:
             self._on_change(self)
 
     def _add_part(self, text: str, tokens: list[pb.TokenInfo]) -> None:
-        has_own_frame = self.source.params.details.generated_tokens
+        has_own_frame = self.source.params.wanted.generated_tokens
         if self._parts and not has_own_frame:
             last = self._parts[-1]
             last.text += text
@@ -199,12 +202,12 @@ class Output:
             stop_sequence=self.stop_sequence,
             seed=self.source.seed,
             tokens=[token for part in self._parts for token in part.tokens],
-            input_tokens=self._input_tokens() if params.details.input_tokens and self._is_prompt_done else [],
+            input_tokens=self._input_tokens() if params.wanted.input_tokens and self._is_prompt_done else [],
         )
 
     def _input_tokens(self) -> list[pb.TokenInfo]:
         """Facts about the prompt. Nothing predicts its first token, so that has the logprob NaN."""
-        wanted, get_piece = self.source.params.details, self._settings.get_piece
+        wanted, get_piece = self.source.params.wanted, self._settings.get_piece
         first, *others = self.source.token_ids
         details = [*self._prompt_details, *[None] * len(others)]
         infos = [pb.TokenInfo(text=get_piece(first), logprob=math.nan if wanted.logprobs else 0.0)]
@@ -215,7 +218,7 @@ class Output:
 
 
 def token_info(
-    get_piece: Callable[[int], str], wanted: Details, token_id: int, detail: TokenDetail | None
+    get_piece: Callable[[int], str], wanted: Wanted, token_id: int, detail: TokenDetail | None
 ) -> pb.TokenInfo:
     """A token as the client sees it: its piece, and of the engine's facts those that were asked for."""
     info = pb.TokenInfo(text=get_piece(token_id))

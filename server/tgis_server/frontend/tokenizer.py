@@ -24,6 +24,7 @@ from tgis_server.frontend.encoding import WINDOW, Encoding, encode, encode_windo
 from tgis_server.frontend.lane import Lane
 from tgis_server.model_files import read_beginning, refuse_stand_in
 from tgis_server.regular_file import read_regular
+from tgis_server.wire.messages import TokenIds, pack_ids
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class TokenizerFailed(GenerationFailed):
 class EncodedInput:
     """A prompt as the engine gets it."""
 
-    token_ids: list[int]
+    token_ids: TokenIds
     num_tokens_before_truncation: int
     highest_id: int  # -1 where there are no tokens
 
@@ -114,7 +115,7 @@ class Tokenizer:
 
     def _make_input(self, encoding: Encoding, truncate_to: int) -> EncodedInput:
         num_tokens = len(encoding.ids)
-        token_ids = list(encoding.ids[-truncate_to:])  # 0: all
+        token_ids = pack_ids(encoding.ids[-truncate_to:])  # 0: all
         if encoding.num_prefix and len(token_ids) < num_tokens:  # BOS, or whatever a prompt begins with
             token_ids[0] = encoding.ids[0]
         return EncodedInput(token_ids, num_tokens, max(token_ids, default=-1))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from tgis_server.errors import InvalidRequest
 from tgis_server.wire import generation_pb2 as pb
-from tgis_server.wire.messages import Details, LengthPenalty, SamplingParams
+from tgis_server.wire.messages import LengthPenalty, SamplingParams, Wanted
 
 DEFAULT_MAX_NEW_TOKENS = 20
 MIN_TEMPERATURE = 0.05
@@ -42,14 +42,14 @@ class Limits:
 class GenerationParams:
     """The parameters of one call, shared by its inputs."""
 
-    sampling: SamplingParams  # its seed is a placeholder: each input gets its own
-    seed: int | None  # as the client gave it
+    sampling: SamplingParams
+    seed: int | None  # as the client gave it; without one, each input gets its own
     max_new_tokens: int  # asked for, or the default; the context may allow less
     stop_sequences: tuple[str, ...]
     include_stop_sequence: bool
     time_limit_s: float | None
     truncate_input_tokens: int  # 0 = keep all
-    details: Details
+    wanted: Wanted
     input_text: bool  # echo the input before the output
 
 
@@ -76,7 +76,7 @@ def validate_params(params: pb.Parameters, limits: Limits, *, default_include_st
         response.top_n_tokens <= MAX_TOP_N_TOKENS,
         f"top_n_tokens ({response.top_n_tokens}) must be <= {MAX_TOP_N_TOKENS}",
     )
-    details = Details(
+    wanted = Wanted(
         logprobs=response.token_logprobs,
         ranks=response.token_ranks,
         top_n=response.top_n_tokens,
@@ -84,7 +84,7 @@ def validate_params(params: pb.Parameters, limits: Limits, *, default_include_st
         input_tokens=response.input_tokens,
     )
     _require(
-        not details.any or details.generated_tokens or details.input_tokens,
+        not wanted.any or wanted.generated_tokens or wanted.input_tokens,
         "must request input and/or generated tokens to request extra token detail",
     )
     for sequence in stopping.stop_sequences:
@@ -110,7 +110,7 @@ def validate_params(params: pb.Parameters, limits: Limits, *, default_include_st
         ),
         time_limit_s=stopping.time_limit_millis / 1000 if stopping.time_limit_millis else None,
         truncate_input_tokens=params.truncate_input_tokens,
-        details=details,
+        wanted=wanted,
         input_text=response.input_text,
     )
 

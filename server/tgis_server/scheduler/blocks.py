@@ -13,26 +13,38 @@ and no lookup ever compares tokens. Only full blocks have keys.
 from __future__ import annotations
 
 import hashlib
-from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
+from tgis_server.wire.messages import Submit, TokenIds
 
-def cache_root(adapter_id: str, *, is_rope_long: bool) -> bytes:
+
+def cache_root(submit: Submit, *, is_rope_long: bool) -> bytes:
     """Where a chain starts: all that keys and values depend on beside the tokens.
 
     Args:
-        adapter_id: of the weights that are added.
+        submit: the sequence.
         is_rope_long: LongRoPE rotates with its long factors.
     """
-    return hashlib.sha256(bytes([is_rope_long]) + adapter_id.encode()).digest()
+    adapter = submit.adapter.digest if submit.adapter else b""
+    parts = (
+        adapter,
+        submit.encoder_ids.tobytes(),
+        b"%d %d" % (submit.num_virtual, submit.num_encoder_virtual),
+        bytes([is_rope_long]),
+        submit.cache_salt,
+    )
+    root = hashlib.sha256()
+    for part in parts:  # each with its length: what ends one part must not begin the next
+        root.update(b"%d " % len(part) + part)
+    return root.digest()
 
 
-def chain_keys(parent: bytes, token_ids: Sequence[int], block_size: int) -> list[bytes]:
+def chain_keys(parent: bytes, token_ids: TokenIds, block_size: int) -> list[bytes]:
     """Keys of the full blocks in ``token_ids``, which follow the block whose key is ``parent``."""
     keys = []
     for end in range(block_size, len(token_ids) + 1, block_size):
-        parent = hashlib.sha256(parent + array("q", token_ids[end - block_size : end]).tobytes()).digest()
+        parent = hashlib.sha256(parent + token_ids[end - block_size : end].tobytes()).digest()
         keys.append(parent)
     return keys
 

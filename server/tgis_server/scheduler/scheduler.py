@@ -55,7 +55,6 @@ class Limits:
     block_size: int
     max_batch_size: int  # sequences with a slot
     max_batch_tokens: int  # tokens per step
-    eos_ids: frozenset[int] = frozenset()
     prefix_cache: bool = True
     target_s: float = math.inf  # longest that a step should take: the time between two tokens of an answer
     rope_border: int | None = None  # sequences of more tokens are rotated otherwise (LongRoPE)
@@ -141,8 +140,8 @@ class Scheduler:
             )
             self._result.failures.append(Failure(submit.request_id, "RESOURCE_EXHAUSTED", text))
             return
-        root = cache_root(submit.adapter_id, is_rope_long=False)
-        sequence = Sequence(submit, self._arrivals, root, needed, list(submit.prompt_ids))
+        root = cache_root(submit, is_rope_long=False)
+        sequence = Sequence(submit, self._arrivals, root, needed, submit.prompt_ids[:])
         self._arrivals += 1
         self._sequences[submit.request_id] = sequence
         self._waiting.add(sequence)
@@ -282,12 +281,13 @@ class Scheduler:
         builder.plan.new.append(
             NewSequence(
                 slot=sequence.slot,
-                token_ids=list(sequence.token_ids),
+                token_ids=sequence.token_ids[:],
                 prompt_length=len(sequence.submit.prompt_ids),
                 num_cached_tokens=sequence.num_planned,
                 sampling=sequence.submit.sampling,
-                details=sequence.submit.details,
-                adapter_id=sequence.submit.adapter_id,
+                wanted=sequence.submit.wanted,
+                seed=sequence.submit.seed,
+                end_ids=sequence.submit.end_ids,
                 is_rope_long=sequence.is_rope_long,
             )
         )
@@ -295,8 +295,8 @@ class Scheduler:
     def _find_cached(self, sequence: Sequence) -> list[int]:
         """Cached blocks of a sequence's beginning; the last token is always left to compute."""
         sequence.choose_rope(self.limits.rope_border)
-        details = sequence.submit.details
-        if not self.limits.prefix_cache or (details.input_tokens and details.any):  # facts need every position
+        wanted = sequence.submit.wanted
+        if not self.limits.prefix_cache or (wanted.input_tokens and wanted.any):  # facts need every position
             return []
         size = self.limits.block_size
         return self.pool.find_cached(sequence.get_keys((len(sequence.token_ids) - 1) // size, size))
@@ -391,7 +391,7 @@ class Scheduler:
         submit = sequence.submit
         if submit.deadline is not None and now > submit.deadline:
             return FinishReason.TIME_LIMIT
-        if token_id in self.limits.eos_ids and sequence.num_generated >= submit.sampling.min_new_tokens:
+        if token_id in submit.end_ids and sequence.num_generated >= submit.sampling.min_new_tokens:
             return FinishReason.EOS_TOKEN
         if sequence.num_generated >= submit.max_new_tokens:
             return FinishReason.MAX_TOKENS

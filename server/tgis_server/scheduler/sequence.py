@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from tgis_server.scheduler.blocks import cache_root, chain_keys
-from tgis_server.wire.messages import Submit
+from tgis_server.wire.messages import Submit, TokenIds, pack_ids
 
 
 class State(Enum):
@@ -31,7 +31,7 @@ class Sequence:
     arrival: int  # place in the order of arrival; never changes
     root_key: bytes
     max_blocks: int  # of its prompt and the longest output
-    token_ids: list[int] = field(default_factory=list)
+    token_ids: TokenIds = field(default_factory=pack_ids)
     state: State = State.WAITING
     slot: int = -1
     blocks: list[int] = field(default_factory=list)
@@ -55,7 +55,7 @@ class Sequence:
         """Before it gets a slot: other factors mean other keys and values, so other cached blocks."""
         if self.is_rope_long != self.exceeds(rope_border):
             self.is_rope_long = not self.is_rope_long
-            self.root_key = cache_root(self.submit.adapter_id, is_rope_long=self.is_rope_long)
+            self.root_key = cache_root(self.submit, is_rope_long=self.is_rope_long)
             self.keys.clear()
 
     def get_keys(self, num_blocks: int, block_size: int) -> list[bytes]:

@@ -51,7 +51,6 @@ def _lead(run: Run, status: ShardStatus) -> None:
                 block_size=runner.capacity.block_size,
                 max_batch_size=run.config.max_batch_size,
                 max_batch_tokens=run.max_batch_tokens,
-                eos_ids=frozenset(runner.facts.eos_ids),
                 prefix_cache=run.config.prefix_cache,
                 target_s=run.config.target_inter_token_latency,
                 rope_border=runner.caps.rope_border,
@@ -112,6 +111,7 @@ def _load(run: Run, rank: int, status: ShardStatus) -> ModelRunner:
         block_size=capacity.block_size,
         max_sequence_length=capacity.max_sequence_length,
         notes=facts.notes,
+        end_ids=facts.end_ids,
     )
     logger.info("loaded in %.1f s", time.monotonic() - started_at)
     return runner

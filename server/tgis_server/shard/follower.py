@@ -23,7 +23,7 @@ def follow(runner: ModelRunner, status: ShardStatus, plans: PlanSubscriber) -> N
         if plan.slots or plan.free:
             status.begin_step(time.monotonic(), plan.allowance_s)
             try:
-                runner.launch(plan)
+                runner.finish(runner.launch(plan), None)
             except OutOfMemory as error:
                 raise step_too_large(plan, error) from error
             status.end_step()

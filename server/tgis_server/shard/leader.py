@@ -109,6 +109,7 @@ class Leader:
             started_at = time.monotonic()
             try:
                 launched = self._runner.launch(plan)
+                self._runner.finish(launched, None)
             except OutOfMemory as error:
                 raise step_too_large(plan, error) from error
             if plan.slots:
@@ -159,7 +160,9 @@ class Leader:
             self._status.begin_step(started_at, plan.allowance_s)
         self._followers.publish(plan)
         try:
-            return InFlight(self._runner.launch(plan), plan_s, started_at)
+            launched = self._runner.launch(plan)
+            self._runner.finish(launched, None)
+            return InFlight(launched, plan_s, started_at)
         except OutOfMemory as error:
             if is_repeat or not self._is_alone:
                 raise step_too_large(plan, error) from error
@@ -191,16 +194,16 @@ class Leader:
 
 def warm_up_plans(num_tokens: int, block_size: int) -> list[StepPlan]:
     """A sequence of ``num_tokens`` zeros in the first blocks: prefill, one decode, forget."""
-    from tgis_server.wire.messages import Details, NewSequence, SamplingParams
+    from tgis_server.wire.messages import NewSequence, SamplingParams, Wanted, pack_ids
 
     num_blocks = -(-(num_tokens + 1) // block_size)
     sequence = NewSequence(
         slot=0,
-        token_ids=[0] * num_tokens,
+        token_ids=pack_ids([0] * num_tokens),
         prompt_length=num_tokens,
         num_cached_tokens=0,
         sampling=SamplingParams(),
-        details=Details(),
+        wanted=Wanted(),
     )
     return [
         StepPlan(0, [sequence], [0], [num_tokens], [list(range(num_blocks))], [True]),

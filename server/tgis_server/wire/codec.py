@@ -1,16 +1,26 @@
-"""Messages of ``messages.py`` to protobuf and back. Values pass unchanged; validation happened at the public door."""
+"""Messages of ``messages.py`` to protobuf and back. Values pass unchanged; validation happened at the public door.
+
+A field has one name on both sides; what has no other form there is copied by that name. Token ids are bytes: a field of
+numbers would be turned into objects of Python one by one.
+"""
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 from itertools import islice
+from typing import Any
+
+from google.protobuf.message import Message
 
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.wire.messages import (
+    Activation,
+    Adapter,
     Cancel,
-    Details,
     Failure,
     FinishReason,
+    Grammar,
     LengthPenalty,
     NewSequence,
     SamplingParams,
@@ -19,10 +29,43 @@ from tgis_server.wire.messages import (
     StepStats,
     Submit,
     TokenDetail,
+    TokenIds,
+    Wanted,
 )
 
-STATS_FIELDS = tuple(field.name for field in pb.StepStats.DESCRIPTOR.fields)
 FINISH_REASONS = tuple(FinishReason)
+
+
+def encode_ids(ids: TokenIds) -> bytes:
+    """Both sides are processes on machines of one byte order."""
+    return ids.tobytes()
+
+
+def decode_ids(data: bytes) -> TokenIds:
+    ids: TokenIds = array("I")
+    ids.frombytes(data)
+    return ids
+
+
+def _names(message: type[Message], *, without: Iterable[str] = ()) -> tuple[str, ...]:
+    """Fields of a message that have the same form on both sides."""
+    return tuple(field.name for field in message.DESCRIPTOR.fields if field.name not in without)
+
+
+STATS = _names(pb.StepStats)
+WANTED = _names(pb.Wanted)
+SAMPLING = _names(pb.SamplingParams, without=["length_penalty"])
+ADAPTER = _names(pb.Adapter)
+GRAMMAR = _names(pb.Grammar)
+SUBMIT = ("request_id", "max_new_tokens", "seed", "num_virtual", "num_encoder_virtual", "cache_salt")
+NEW_SEQUENCE = (
+    *("slot", "prompt_length", "num_cached_tokens", "seed", "num_virtual", "num_encoder_virtual"),
+    *("num_encoder_tokens", "adapter_place", "is_rope_long"),
+)
+
+
+def _copy(source: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: getattr(source, name) for name in names}
 
 
 # Session: requests in
@@ -39,24 +82,28 @@ def decode_to_engine(message: pb.ToEngine) -> list[Submit | Cancel]:
 
 def encode_submit(submit: Submit) -> pb.Submit:
     return pb.Submit(
-        request_id=submit.request_id,
-        prompt_ids=submit.prompt_ids,
-        max_new_tokens=submit.max_new_tokens,
+        **_copy(submit, SUBMIT),
+        prompt_ids=encode_ids(submit.prompt_ids),
+        encoder_ids=encode_ids(submit.encoder_ids),
         sampling=encode_sampling(submit.sampling),
-        details=encode_wanted(submit.details),
-        adapter_id=submit.adapter_id,
+        wanted=pb.Wanted(**_copy(submit.wanted, WANTED)),
+        end_ids=submit.end_ids,
+        adapter=pb.Adapter(**_copy(submit.adapter, ADAPTER)) if submit.adapter else None,
+        grammar=pb.Grammar(**_copy(submit.grammar, GRAMMAR)) if submit.grammar else None,
         deadline=submit.deadline,
     )
 
 
 def decode_submit(message: pb.Submit) -> Submit:
     return Submit(
-        request_id=message.request_id,
-        prompt_ids=list(message.prompt_ids),
-        max_new_tokens=message.max_new_tokens,
+        **_copy(message, SUBMIT),
+        prompt_ids=decode_ids(message.prompt_ids),
+        encoder_ids=decode_ids(message.encoder_ids),
         sampling=decode_sampling(message.sampling),
-        details=decode_wanted(message.details),
-        adapter_id=message.adapter_id,
+        wanted=Wanted(**_copy(message.wanted, WANTED)),
+        end_ids=frozenset(message.end_ids),
+        adapter=Adapter(**_copy(message.adapter, ADAPTER)) if message.HasField("adapter") else None,
+        grammar=Grammar(**_copy(message.grammar, GRAMMAR)) if message.HasField("grammar") else None,
         deadline=message.deadline if message.HasField("deadline") else None,
     )
 
@@ -64,13 +111,7 @@ def decode_submit(message: pb.Submit) -> Submit:
 def encode_sampling(sampling: SamplingParams) -> pb.SamplingParams:
     penalty = sampling.length_penalty
     return pb.SamplingParams(
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        typical_p=sampling.typical_p,
-        seed=sampling.seed,
-        repetition_penalty=sampling.repetition_penalty,
-        min_new_tokens=sampling.min_new_tokens,
+        **_copy(sampling, SAMPLING),
         length_penalty=pb.SamplingParams.LengthPenalty(
             start_index=penalty.start_index, decay_factor=penalty.decay_factor
         )
@@ -83,36 +124,7 @@ def decode_sampling(message: pb.SamplingParams) -> SamplingParams:
     penalty = None
     if message.HasField("length_penalty"):
         penalty = LengthPenalty(message.length_penalty.start_index, message.length_penalty.decay_factor)
-    return SamplingParams(
-        temperature=message.temperature,
-        top_k=message.top_k,
-        top_p=message.top_p,
-        typical_p=message.typical_p,
-        seed=message.seed,
-        repetition_penalty=message.repetition_penalty,
-        length_penalty=penalty,
-        min_new_tokens=message.min_new_tokens,
-    )
-
-
-def encode_wanted(details: Details) -> pb.Details:
-    return pb.Details(
-        logprobs=details.logprobs,
-        ranks=details.ranks,
-        top_n=details.top_n,
-        generated_tokens=details.generated_tokens,
-        input_tokens=details.input_tokens,
-    )
-
-
-def decode_wanted(message: pb.Details) -> Details:
-    return Details(
-        logprobs=message.logprobs,
-        ranks=message.ranks,
-        top_n=message.top_n,
-        generated_tokens=message.generated_tokens,
-        input_tokens=message.input_tokens,
-    )
+    return SamplingParams(**_copy(message, SAMPLING), length_penalty=penalty)
 
 
 # Session: steps out
@@ -123,7 +135,7 @@ def encode_step_result(result: StepResult) -> pb.FromEngine:
         request_ids=result.request_ids,
         token_ids=result.token_ids,
         finish_reasons=result.finish_reasons,
-        stats=pb.StepStats(**{name: getattr(result.stats, name) for name in STATS_FIELDS}),
+        stats=pb.StepStats(**_copy(result.stats, STATS)),
         failures=[pb.Failure(request_id=f.request_id, status=f.status, text=f.text) for f in result.failures],
     )
     if result.details:
@@ -146,7 +158,7 @@ def decode_step_result(message: pb.FromEngine) -> StepResult:
         prompt_details=[(group.request_id, decode_details(group.details)) for group in message.prompt_details],
         started=list(zip(message.started_ids, message.started_at_s, strict=True)),
         failures=[Failure(f.request_id, f.status, f.text) for f in message.failures],
-        stats=StepStats(**{name: getattr(message.stats, name) for name in STATS_FIELDS}),
+        stats=StepStats(**_copy(message.stats, STATS)),
     )
 
 
@@ -175,27 +187,31 @@ def decode_details(message: pb.TokenDetails) -> list[TokenDetail]:
 def encode_plan(plan: StepPlan) -> bytes:
     message = pb.StepPlan(
         step=plan.step,
+        free=plan.free,
+        activate=[pb.Activation(place=one.place, digest=one.digest) for one in plan.activate],
+        new=[encode_new_sequence(sequence) for sequence in plan.new],
         slots=plan.slots,
         num_tokens=plan.num_tokens,
         new_block_counts=[len(blocks) for blocks in plan.new_blocks],
         new_blocks=[block for blocks in plan.new_blocks for block in blocks],
         sample=plan.sample,
-        free=plan.free,
+        encode=plan.encode,
         allowance_s=plan.allowance_s,
     )
-    for sequence in plan.new:
-        message.new.add(
-            slot=sequence.slot,
-            token_ids=sequence.token_ids,
-            prompt_length=sequence.prompt_length,
-            num_cached_tokens=sequence.num_cached_tokens,
-            sampling=encode_sampling(sequence.sampling),
-            details=encode_wanted(sequence.details),
-            adapter_id=sequence.adapter_id,
-            is_rope_long=sequence.is_rope_long,
-        )
     data: bytes = message.SerializeToString()
     return data
+
+
+def encode_new_sequence(sequence: NewSequence) -> pb.NewSequence:
+    return pb.NewSequence(
+        **_copy(sequence, NEW_SEQUENCE),
+        token_ids=encode_ids(sequence.token_ids),
+        encoder_ids=encode_ids(sequence.encoder_ids),
+        sampling=encode_sampling(sequence.sampling),
+        wanted=pb.Wanted(**_copy(sequence.wanted, WANTED)),
+        end_ids=sequence.end_ids,
+        cross_blocks=sequence.cross_blocks,
+    )
 
 
 def decode_plan(data: bytes) -> StepPlan:
@@ -203,23 +219,25 @@ def decode_plan(data: bytes) -> StepPlan:
     blocks = iter(message.new_blocks)
     return StepPlan(
         step=message.step,
-        new=[
-            NewSequence(
-                slot=sequence.slot,
-                token_ids=list(sequence.token_ids),
-                prompt_length=sequence.prompt_length,
-                num_cached_tokens=sequence.num_cached_tokens,
-                sampling=decode_sampling(sequence.sampling),
-                details=decode_wanted(sequence.details),
-                adapter_id=sequence.adapter_id,
-                is_rope_long=sequence.is_rope_long,
-            )
-            for sequence in message.new
-        ],
+        free=list(message.free),
+        activate=[Activation(one.place, one.digest) for one in message.activate],
+        new=[decode_new_sequence(sequence) for sequence in message.new],
         slots=list(message.slots),
         num_tokens=list(message.num_tokens),
         new_blocks=[list(islice(blocks, count)) for count in message.new_block_counts],
         sample=list(message.sample),
-        free=list(message.free),
+        encode=list(message.encode),
         allowance_s=message.allowance_s,
+    )
+
+
+def decode_new_sequence(message: pb.NewSequence) -> NewSequence:
+    return NewSequence(
+        **_copy(message, NEW_SEQUENCE),
+        token_ids=decode_ids(message.token_ids),
+        encoder_ids=decode_ids(message.encoder_ids),
+        sampling=decode_sampling(message.sampling),
+        wanted=Wanted(**_copy(message.wanted, WANTED)),
+        end_ids=frozenset(message.end_ids),
+        cross_blocks=list(message.cross_blocks),
     )

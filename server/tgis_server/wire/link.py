@@ -43,6 +43,7 @@ class EngineInfo:
     max_sequence_length: int  # prompt + output, what really fits
     vocab_size: int
     num_blocks: int  # KV blocks
+    end_ids: frozenset[int] = frozenset()  # end tokens of requests that do not choose their own
 
 
 class EngineLink(Protocol):
@@ -98,7 +99,7 @@ class GrpcLink:
             reply: pb.InfoReply = await self._stub().Info(pb.InfoRequest(), timeout=INFO_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             raise Unavailable(f"The engine does not say what it serves: {describe(error)}.") from error
-        return EngineInfo(reply.max_sequence_length, reply.vocab_size, reply.num_blocks)
+        return EngineInfo(reply.max_sequence_length, reply.vocab_size, reply.num_blocks, frozenset(reply.end_ids))
 
     def submit(self, requests: Iterable[Submit]) -> None:
         if not self._is_open:

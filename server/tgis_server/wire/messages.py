@@ -2,12 +2,28 @@
 
 Frozen dataclasses without protobuf, grpc or torch: the scheduler and its tests read nothing else. ``codec.py`` turns
 them into bytes at process borders. Token positions count from the first prompt token; all lists are in batch order.
+Token ids are packed arrays from the tokenizer to the rank: as lists of numbers, 512 waiting prompts of 128k tokens
+would take gigabytes.
 """
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import TypeAlias
+
+TokenIds: TypeAlias = "array[int]"  # of type code "I": four bytes per id
+
+
+def pack_ids(ids: Iterable[int] = ()) -> TokenIds:
+    """Token ids as the messages of this module hold them."""
+    return array("I", ids)
+
+
+NO_TOKEN = -1
+NO_ADAPTER = -1
 
 
 class FinishReason(IntEnum):
@@ -35,11 +51,10 @@ class LengthPenalty:
 class SamplingParams:
     """How the next token is chosen. The defaults are greedy decoding without penalties."""
 
-    temperature: float = 0.0  # 0 = greedy: top_k, top_p, typical_p and seed are not looked at
+    temperature: float = 0.0  # 0 = greedy: top_k, top_p and typical_p are not looked at
     top_k: int = 0  # 0 = off
     top_p: float = 1.0  # 1 = off
     typical_p: float = 1.0  # 1 = off
-    seed: int = 0  # uint64; with the index of the generated token it defines the random draw
     repetition_penalty: float = 1.0  # 1 = off
     length_penalty: LengthPenalty | None = None
     min_new_tokens: int = 0
@@ -50,7 +65,7 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
-class Details:
+class Wanted:
     """Which facts about tokens the engine computes besides the tokens themselves."""
 
     logprobs: bool = False
@@ -75,15 +90,40 @@ class TokenDetail:
 
 
 @dataclass(frozen=True, slots=True)
+class Adapter:
+    """Weights that are added to the model's for some requests."""
+
+    id: str  # as clients name it
+    kind: str  # one of those that ``RunnerCaps.adapters`` names
+    digest: bytes  # of its content: what is cached and staged is found by this, never by the id
+    path: str = ""  # where every rank reads it
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What the generated text must match."""
+
+    kind: str  # regex, json_schema, json, choice or lark
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Submit:
     """One sequence to generate, fully validated: the engine may trust every field."""
 
     request_id: int
-    prompt_ids: list[int]  # at least one token, already truncated
+    prompt_ids: TokenIds  # at least one token, already truncated; virtual rows stand in it as pad ids
     max_new_tokens: int  # at least 1; with the prompt at most the engine's max_sequence_length
     sampling: SamplingParams = field(default_factory=SamplingParams)
-    details: Details = field(default_factory=Details)
-    adapter_id: str = ""  # tuned prompt or LoRA; empty = none
+    wanted: Wanted = field(default_factory=Wanted)
+    seed: int = 0  # uint64; with the index of the generated token it defines the random draw
+    end_ids: frozenset[int] = frozenset()  # end tokens of this request
+    num_virtual: int = 0  # rows of a tuned prompt: the first ids of the prompt
+    encoder_ids: TokenIds = field(default_factory=pack_ids)  # empty where the model has no encoder
+    num_encoder_virtual: int = 0  # as num_virtual, of the encoder's ids
+    adapter: Adapter | None = None
+    grammar: Grammar | None = None
+    cache_salt: bytes = b""  # requests with different ones share no cached blocks
     deadline: float | None = None  # host monotonic clock, set when validation starts
 
 
@@ -99,13 +139,28 @@ class NewSequence:
     """A sequence's first appearance in a plan, or its return after a preemption."""
 
     slot: int
-    token_ids: list[int]  # prompt; after a preemption prompt + generated
+    token_ids: TokenIds  # prompt; after a preemption prompt + generated
     prompt_length: int  # the border between the two never moves
     num_cached_tokens: int  # computed already: prefix-cache hit
     sampling: SamplingParams
-    details: Details
-    adapter_id: str = ""
+    wanted: Wanted
+    seed: int = 0
+    end_ids: frozenset[int] = frozenset()
+    num_virtual: int = 0
+    encoder_ids: TokenIds = field(default_factory=pack_ids)  # empty where other slots' encoding is shared
+    num_encoder_virtual: int = 0
+    cross_blocks: list[int] = field(default_factory=list)  # keys and values of the encoder's output
+    num_encoder_tokens: int = 0  # how many tokens these hold
+    adapter_place: int = NO_ADAPTER  # see Activation
     is_rope_long: bool = False  # all its positions are rotated with LongRoPE's long factors
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """An adapter that every rank has staged gets a place, whose former adapter no sequence uses any more."""
+
+    place: int  # 0 ... Capacity.max_adapters - 1
+    digest: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +168,8 @@ class StepPlan:
     """What one step computes, as differences to the steps before. Row order is batch order.
 
     A runner keeps, per slot: the token ids, the block table and how many tokens are computed. A row computes the next
-    ``num_tokens`` tokens of its slot. Order of application: ``free``, ``new``, ``new_blocks``, compute.
+    ``num_tokens`` tokens of its slot. Every rank applies a plan in this order: ``free``, ``activate``, ``new``,
+    ``new_blocks``, ``encode``, rows.
     """
 
     step: int
@@ -125,6 +181,8 @@ class StepPlan:
     new_blocks: list[list[int]] = field(default_factory=list)  # blocks appended to that row's table
     sample: list[bool] = field(default_factory=list)  # False for a prefill chunk that is not the last
     free: list[int] = field(default_factory=list)  # slots to forget before running
+    activate: list[Activation] = field(default_factory=list)  # cannot fail
+    encode: list[int] = field(default_factory=list)  # slots whose encoder runs in this step, before the rows
     allowance_s: float = 0.0  # what the leader predicts for this step, times a margin; 0 = no prediction
 
     @property
@@ -134,6 +192,10 @@ class StepPlan:
     @property
     def total_tokens(self) -> int:
         return sum(self.num_tokens)
+
+
+# Which tokens may follow, by row of a plan: bit i % 8 of byte i // 8 is token i. Rows that are not in it are free.
+Masks: TypeAlias = Mapping[int, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +252,3 @@ class StepResult:
     started: list[tuple[int, float]] = field(default_factory=list)  # request, host monotonic clock of its first step
     failures: list[Failure] = field(default_factory=list)
     stats: StepStats = field(default_factory=StepStats)
-
-
-NO_TOKEN = -1

@@ -60,7 +60,7 @@ class InfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class InfoReply(_message.Message):
-    __slots__ = ("model_type", "dtype", "device", "vocab_size", "weight_bytes", "num_blocks", "block_size", "max_sequence_length", "notes")
+    __slots__ = ("model_type", "dtype", "device", "vocab_size", "weight_bytes", "num_blocks", "block_size", "max_sequence_length", "notes", "end_ids")
     MODEL_TYPE_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -70,6 +70,7 @@ class InfoReply(_message.Message):
     BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
     MAX_SEQUENCE_LENGTH_FIELD_NUMBER: _ClassVar[int]
     NOTES_FIELD_NUMBER: _ClassVar[int]
+    END_IDS_FIELD_NUMBER: _ClassVar[int]
     model_type: str
     dtype: str
     device: str
@@ -79,7 +80,8 @@ class InfoReply(_message.Message):
     block_size: int
     max_sequence_length: int
     notes: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model_type: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., vocab_size: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., max_sequence_length: _Optional[int] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
+    end_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, model_type: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., vocab_size: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., max_sequence_length: _Optional[int] = ..., notes: _Optional[_Iterable[str]] = ..., end_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class HealthRequest(_message.Message):
     __slots__ = ()
@@ -126,25 +128,59 @@ class ToEngine(_message.Message):
     def __init__(self, submits: _Optional[_Iterable[_Union[Submit, _Mapping]]] = ..., cancels: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("request_id", "prompt_ids", "max_new_tokens", "sampling", "details", "adapter_id", "deadline")
+    __slots__ = ("request_id", "prompt_ids", "max_new_tokens", "sampling", "wanted", "seed", "end_ids", "num_virtual", "encoder_ids", "num_encoder_virtual", "adapter", "grammar", "cache_salt", "deadline")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
     MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
-    DETAILS_FIELD_NUMBER: _ClassVar[int]
-    ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
+    WANTED_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    END_IDS_FIELD_NUMBER: _ClassVar[int]
+    NUM_VIRTUAL_FIELD_NUMBER: _ClassVar[int]
+    ENCODER_IDS_FIELD_NUMBER: _ClassVar[int]
+    NUM_ENCODER_VIRTUAL_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    GRAMMAR_FIELD_NUMBER: _ClassVar[int]
+    CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_FIELD_NUMBER: _ClassVar[int]
     request_id: int
-    prompt_ids: _containers.RepeatedScalarFieldContainer[int]
+    prompt_ids: bytes
     max_new_tokens: int
     sampling: SamplingParams
-    details: Details
-    adapter_id: str
+    wanted: Wanted
+    seed: int
+    end_ids: _containers.RepeatedScalarFieldContainer[int]
+    num_virtual: int
+    encoder_ids: bytes
+    num_encoder_virtual: int
+    adapter: Adapter
+    grammar: Grammar
+    cache_salt: bytes
     deadline: float
-    def __init__(self, request_id: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., max_new_tokens: _Optional[int] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., details: _Optional[_Union[Details, _Mapping]] = ..., adapter_id: _Optional[str] = ..., deadline: _Optional[float] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[int] = ..., prompt_ids: _Optional[bytes] = ..., max_new_tokens: _Optional[int] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., wanted: _Optional[_Union[Wanted, _Mapping]] = ..., seed: _Optional[int] = ..., end_ids: _Optional[_Iterable[int]] = ..., num_virtual: _Optional[int] = ..., encoder_ids: _Optional[bytes] = ..., num_encoder_virtual: _Optional[int] = ..., adapter: _Optional[_Union[Adapter, _Mapping]] = ..., grammar: _Optional[_Union[Grammar, _Mapping]] = ..., cache_salt: _Optional[bytes] = ..., deadline: _Optional[float] = ...) -> None: ...
+
+class Adapter(_message.Message):
+    __slots__ = ("id", "kind", "digest", "path")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    kind: str
+    digest: bytes
+    path: str
+    def __init__(self, id: _Optional[str] = ..., kind: _Optional[str] = ..., digest: _Optional[bytes] = ..., path: _Optional[str] = ...) -> None: ...
+
+class Grammar(_message.Message):
+    __slots__ = ("kind", "text")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    text: str
+    def __init__(self, kind: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class SamplingParams(_message.Message):
-    __slots__ = ("temperature", "top_k", "top_p", "typical_p", "seed", "repetition_penalty", "length_penalty", "min_new_tokens")
+    __slots__ = ("temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "min_new_tokens")
     class LengthPenalty(_message.Message):
         __slots__ = ("start_index", "decay_factor")
         START_INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -156,7 +192,6 @@ class SamplingParams(_message.Message):
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     TOP_P_FIELD_NUMBER: _ClassVar[int]
     TYPICAL_P_FIELD_NUMBER: _ClassVar[int]
-    SEED_FIELD_NUMBER: _ClassVar[int]
     REPETITION_PENALTY_FIELD_NUMBER: _ClassVar[int]
     LENGTH_PENALTY_FIELD_NUMBER: _ClassVar[int]
     MIN_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -164,13 +199,12 @@ class SamplingParams(_message.Message):
     top_k: int
     top_p: float
     typical_p: float
-    seed: int
     repetition_penalty: float
     length_penalty: SamplingParams.LengthPenalty
     min_new_tokens: int
-    def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., typical_p: _Optional[float] = ..., seed: _Optional[int] = ..., repetition_penalty: _Optional[float] = ..., length_penalty: _Optional[_Union[SamplingParams.LengthPenalty, _Mapping]] = ..., min_new_tokens: _Optional[int] = ...) -> None: ...
+    def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., typical_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., length_penalty: _Optional[_Union[SamplingParams.LengthPenalty, _Mapping]] = ..., min_new_tokens: _Optional[int] = ...) -> None: ...
 
-class Details(_message.Message):
+class Wanted(_message.Message):
     __slots__ = ("logprobs", "ranks", "top_n", "generated_tokens", "input_tokens")
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     RANKS_FIELD_NUMBER: _ClassVar[int]
@@ -275,43 +309,69 @@ class StepStats(_message.Message):
     def __init__(self, decode_rows: _Optional[int] = ..., prefill_rows: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., running_tokens: _Optional[int] = ..., remaining_tokens: _Optional[int] = ..., used_blocks: _Optional[int] = ..., num_started: _Optional[int] = ..., preemptions: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., plan_s: _Optional[float] = ..., step_s: _Optional[float] = ..., forward_s: _Optional[float] = ..., out_of_memory: bool = ...) -> None: ...
 
 class StepPlan(_message.Message):
-    __slots__ = ("step", "new", "slots", "num_tokens", "new_block_counts", "new_blocks", "sample", "free", "allowance_s")
+    __slots__ = ("step", "free", "activate", "new", "slots", "num_tokens", "new_block_counts", "new_blocks", "sample", "encode", "allowance_s")
     STEP_FIELD_NUMBER: _ClassVar[int]
+    FREE_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATE_FIELD_NUMBER: _ClassVar[int]
     NEW_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NEW_BLOCK_COUNTS_FIELD_NUMBER: _ClassVar[int]
     NEW_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_FIELD_NUMBER: _ClassVar[int]
-    FREE_FIELD_NUMBER: _ClassVar[int]
+    ENCODE_FIELD_NUMBER: _ClassVar[int]
     ALLOWANCE_S_FIELD_NUMBER: _ClassVar[int]
     step: int
+    free: _containers.RepeatedScalarFieldContainer[int]
+    activate: _containers.RepeatedCompositeFieldContainer[Activation]
     new: _containers.RepeatedCompositeFieldContainer[NewSequence]
     slots: _containers.RepeatedScalarFieldContainer[int]
     num_tokens: _containers.RepeatedScalarFieldContainer[int]
     new_block_counts: _containers.RepeatedScalarFieldContainer[int]
     new_blocks: _containers.RepeatedScalarFieldContainer[int]
     sample: _containers.RepeatedScalarFieldContainer[bool]
-    free: _containers.RepeatedScalarFieldContainer[int]
+    encode: _containers.RepeatedScalarFieldContainer[int]
     allowance_s: float
-    def __init__(self, step: _Optional[int] = ..., new: _Optional[_Iterable[_Union[NewSequence, _Mapping]]] = ..., slots: _Optional[_Iterable[int]] = ..., num_tokens: _Optional[_Iterable[int]] = ..., new_block_counts: _Optional[_Iterable[int]] = ..., new_blocks: _Optional[_Iterable[int]] = ..., sample: _Optional[_Iterable[bool]] = ..., free: _Optional[_Iterable[int]] = ..., allowance_s: _Optional[float] = ...) -> None: ...
+    def __init__(self, step: _Optional[int] = ..., free: _Optional[_Iterable[int]] = ..., activate: _Optional[_Iterable[_Union[Activation, _Mapping]]] = ..., new: _Optional[_Iterable[_Union[NewSequence, _Mapping]]] = ..., slots: _Optional[_Iterable[int]] = ..., num_tokens: _Optional[_Iterable[int]] = ..., new_block_counts: _Optional[_Iterable[int]] = ..., new_blocks: _Optional[_Iterable[int]] = ..., sample: _Optional[_Iterable[bool]] = ..., encode: _Optional[_Iterable[int]] = ..., allowance_s: _Optional[float] = ...) -> None: ...
+
+class Activation(_message.Message):
+    __slots__ = ("place", "digest")
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    place: int
+    digest: bytes
+    def __init__(self, place: _Optional[int] = ..., digest: _Optional[bytes] = ...) -> None: ...
 
 class NewSequence(_message.Message):
-    __slots__ = ("slot", "token_ids", "prompt_length", "num_cached_tokens", "sampling", "details", "adapter_id", "is_rope_long")
+    __slots__ = ("slot", "token_ids", "prompt_length", "num_cached_tokens", "sampling", "wanted", "seed", "end_ids", "num_virtual", "encoder_ids", "num_encoder_virtual", "cross_blocks", "num_encoder_tokens", "adapter_place", "is_rope_long")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LENGTH_FIELD_NUMBER: _ClassVar[int]
     NUM_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
-    DETAILS_FIELD_NUMBER: _ClassVar[int]
-    ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
+    WANTED_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    END_IDS_FIELD_NUMBER: _ClassVar[int]
+    NUM_VIRTUAL_FIELD_NUMBER: _ClassVar[int]
+    ENCODER_IDS_FIELD_NUMBER: _ClassVar[int]
+    NUM_ENCODER_VIRTUAL_FIELD_NUMBER: _ClassVar[int]
+    CROSS_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    NUM_ENCODER_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_PLACE_FIELD_NUMBER: _ClassVar[int]
     IS_ROPE_LONG_FIELD_NUMBER: _ClassVar[int]
     slot: int
-    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    token_ids: bytes
     prompt_length: int
     num_cached_tokens: int
     sampling: SamplingParams
-    details: Details
-    adapter_id: str
+    wanted: Wanted
+    seed: int
+    end_ids: _containers.RepeatedScalarFieldContainer[int]
+    num_virtual: int
+    encoder_ids: bytes
+    num_encoder_virtual: int
+    cross_blocks: _containers.RepeatedScalarFieldContainer[int]
+    num_encoder_tokens: int
+    adapter_place: int
     is_rope_long: bool
-    def __init__(self, slot: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., prompt_length: _Optional[int] = ..., num_cached_tokens: _Optional[int] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., details: _Optional[_Union[Details, _Mapping]] = ..., adapter_id: _Optional[str] = ..., is_rope_long: bool = ...) -> None: ...
+    def __init__(self, slot: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., prompt_length: _Optional[int] = ..., num_cached_tokens: _Optional[int] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., wanted: _Optional[_Union[Wanted, _Mapping]] = ..., seed: _Optional[int] = ..., end_ids: _Optional[_Iterable[int]] = ..., num_virtual: _Optional[int] = ..., encoder_ids: _Optional[bytes] = ..., num_encoder_virtual: _Optional[int] = ..., cross_blocks: _Optional[_Iterable[int]] = ..., num_encoder_tokens: _Optional[int] = ..., adapter_place: _Optional[int] = ..., is_rope_long: bool = ...) -> None: ...

@@ -18,7 +18,7 @@ from tgis_server.engines.native.kv_cache import KvCache
 from tgis_server.engines.native.models.decoder import StepInputs
 from tgis_server.engines.sampling.sampler import SamplingRow
 from tgis_server.engines.sampling.staging import Staging
-from tgis_server.wire.messages import Details, NewSequence, SamplingParams, StepPlan
+from tgis_server.wire.messages import NewSequence, SamplingParams, StepPlan, TokenIds, Wanted
 
 FROM_DEVICE = -1  # stands for an input id that only the device knows: it may still be in flight
 
@@ -27,11 +27,12 @@ FROM_DEVICE = -1  # stands for an input id that only the device knows: it may st
 class SlotState:
     """What is known on the host about the sequence in a slot."""
 
-    token_ids: list[int]  # prompt; after a preemption prompt + generated. Later tokens are known to the device only.
+    token_ids: TokenIds  # prompt; after a preemption prompt + generated. Later tokens are known to the device only.
     prompt_length: int
     num_computed: int
     sampling: SamplingParams
-    details: Details
+    seed: int
+    wanted: Wanted
     rope_start: int  # row of the rope table that belongs to position 0
     num_blocks: int = 0
 
@@ -57,7 +58,8 @@ class Slots:
             new.prompt_length,
             new.num_cached_tokens,
             new.sampling,
-            new.details,
+            new.seed,
+            new.wanted,
             rope_start=self._rope_border if new.is_rope_long else 0,
         )
 
@@ -89,8 +91,8 @@ class PromptPart:
 
     row: int  # of the plan
     first_token: int  # index into the step's tokens
-    following_ids: list[int]  # of positions from there on
-    details: Details
+    following_ids: TokenIds  # of positions from there on
+    wanted: Wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +178,7 @@ def _sampling_row(plan: StepPlan, slots: Slots, row: int) -> SamplingRow:
     slot = plan.slots[row]
     state = slots[slot]
     index = state.num_computed + plan.num_tokens[row] - state.prompt_length
-    return SamplingRow(slot, index, state.sampling, state.details)
+    return SamplingRow(slot, index, state.sampling, state.wanted, state.seed)
 
 
 def _prompt_parts(plan: StepPlan, slots: Slots, last_token_of_row: dict[int, int]) -> list[PromptPart]:
@@ -184,11 +186,11 @@ def _prompt_parts(plan: StepPlan, slots: Slots, last_token_of_row: dict[int, int
     parts = []
     for row, slot in enumerate(plan.slots):
         state = slots[slot]
-        if not (state.details.input_tokens and state.details.any):
+        if not (state.wanted.input_tokens and state.wanted.any):
             continue
         start, num_tokens = state.num_computed, plan.num_tokens[row]
         following = state.token_ids[start + 1 : min(start + num_tokens + 1, state.prompt_length)]
         if following:
             first_token = int(last_token_of_row[row]) - num_tokens + 1
-            parts.append(PromptPart(row, first_token, following, state.details))
+            parts.append(PromptPart(row, first_token, following, state.wanted))
     return parts

@@ -84,7 +84,7 @@ def load(run: Run, rank: int, progress: Progress) -> Loaded:
         dtype=run.dtype,
         device=run.device,
         vocab_size=spec.vocab_size,
-        eos_ids=spec.eos_ids,
+        end_ids=spec.eos_ids,
         weight_bytes=weight_bytes,
         notes=budget.notes,
     )

@@ -25,7 +25,7 @@ from tgis_server.errors import OutOfMemory
 from tgis_server.faults import Fault
 from tgis_server.processes import shard_name
 from tgis_server.run import Run
-from tgis_server.wire.messages import Details, StepPlan, StepTokens, TokenDetail
+from tgis_server.wire.messages import Masks, StepPlan, StepTokens, TokenDetail, Wanted
 
 MAX_PROMPT_LOGITS_BYTES = 64 << 20  # of one projection of prompt positions
 # Of torch, C++ and oneDNN; what oneDNN does not support says "primitive descriptor".
@@ -39,7 +39,7 @@ class PromptDetails:
     """Facts about consecutive prompt tokens of one row; tensors as fetched."""
 
     row: int
-    wanted: list[Details]  # one per token
+    wanted: list[Wanted]  # one per token
     tensors: DetailTensors
 
 
@@ -66,7 +66,7 @@ class NativeStep:
     sample_rows: list[int] = field(default_factory=list)
     ids: Tensor | None = None  # on the host once the step is over
     detail_rows: list[int] = field(default_factory=list)  # of the sampling rows
-    wanted: list[Details] = field(default_factory=list)
+    wanted: list[Wanted] = field(default_factory=list)
     details: DetailTensors | None = None
     prompt_details: list[PromptDetails] = field(default_factory=list)
     checks: list[FiniteCheck] = field(default_factory=list)
@@ -123,6 +123,9 @@ class NativeRunner:
             self._slots[slot].num_computed += num_tokens
         step.ended_s = time.perf_counter()
         return step
+
+    def finish(self, launched: NativeStep, masks: Masks | None) -> None:
+        pass
 
     @torch.inference_mode()
     def collect(self, launched: NativeStep) -> StepTokens:
@@ -191,7 +194,7 @@ class NativeRunner:
             sampled = self._sampler.sample(logits, batch.sampling)
             ids = sampled.ids
             step.detail_rows = sampled.detail_rows
-            step.wanted = [batch.sampling[i].details for i in sampled.detail_rows]
+            step.wanted = [batch.sampling[i].wanted for i in sampled.detail_rows]
             if sampled.details is not None:
                 step.details = sampled.details.map(self._staging.fetch)
         ids = self._group.share(ids)
@@ -213,10 +216,10 @@ class NativeRunner:
             is_finite = self._staging.fetch(are_finite(logits))
             step.checks.append(FiniteCheck(is_finite, [(part.row, 0, len(following))]))
             ids = self._staging.put(following, torch.int64)
-            top_n = part.details.top_n
+            top_n = part.wanted.top_n
             counts = self._staging.put([top_n] * len(following), torch.int64)[:, None] if top_n else None
             tensors = compute_details(logits, ids, counts, top_n).map(self._staging.fetch)
-            step.prompt_details.append(PromptDetails(part.row, [part.details] * len(following), tensors))
+            step.prompt_details.append(PromptDetails(part.row, [part.wanted] * len(following), tensors))
 
 
 def are_finite(values: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tgis_server.wire.messages import Details, TokenDetail
+from tgis_server.wire.messages import TokenDetail, Wanted
 
 TIES_FACTOR = 4  # at most this many times n tokens are returned where scores tie
 
@@ -61,17 +61,15 @@ def compute_details(scores: Tensor, ids: Tensor, top_n: Tensor | None, largest_n
     return DetailTensors(chosen_logprobs, ranks, top_ids.masked_fill_(~is_used, -1), top_logprobs)
 
 
-def to_messages(tensors: DetailTensors, wanted: list[Details]) -> list[TokenDetail]:
+def to_messages(tensors: DetailTensors, wanted: list[Wanted]) -> list[TokenDetail]:
     """One message per row, with what its request asked for. Waits for the device."""
     logprobs, ranks = tensors.logprobs.tolist(), tensors.ranks.tolist()
     top_ids, top_logprobs = tensors.top_ids.tolist(), tensors.top_logprobs.tolist()
-    return [
-        _to_message(details, logprobs[i], ranks[i], top_ids[i], top_logprobs[i]) for i, details in enumerate(wanted)
-    ]
+    return [_to_message(one, logprobs[i], ranks[i], top_ids[i], top_logprobs[i]) for i, one in enumerate(wanted)]
 
 
 def _to_message(
-    wanted: Details, logprob: float, rank: int, top_ids: list[int], top_logprobs: list[float]
+    wanted: Wanted, logprob: float, rank: int, top_ids: list[int], top_logprobs: list[float]
 ) -> TokenDetail:
     pairs: list[tuple[int, float]] = []
     if wanted.top_n:

@@ -26,7 +26,7 @@ from tgis_server.engines.sampling.processors import (
 from tgis_server.engines.sampling.seen import SeenTokens
 from tgis_server.engines.sampling.staging import Staging
 from tgis_server.engines.sampling.uniform import uniform
-from tgis_server.wire.messages import Details, SamplingParams
+from tgis_server.wire.messages import SamplingParams, TokenIds, Wanted
 
 MAX_GROWTH = 1e30  # of a length penalty: far beyond any logit, and still finite as float32
 
@@ -38,7 +38,8 @@ class SamplingRow:
     slot: int
     index: int  # of the token to choose among the sequence's generated tokens, from 0
     params: SamplingParams
-    details: Details
+    wanted: Wanted
+    seed: int = 0  # of the random draw
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Sampler:
         self._eos_ids = staging.put(list(eos_ids), torch.int64) if eos_ids else None
         self._seen = SeenTokens(vocab_size, staging)
 
-    def start(self, slot: int, token_ids: list[int], params: SamplingParams) -> None:
+    def start(self, slot: int, token_ids: TokenIds, params: SamplingParams) -> None:
         """A sequence enters a slot, with the tokens that exist already (prompt, and output after a preemption)."""
         self._seen.stop(slot)
         if params.repetition_penalty != 1.0:
@@ -142,7 +143,7 @@ class Sampler:
         sampled = [i for i, row in enumerate(rows) if not row.params.is_greedy]
         if not sampled:
             return choose_greedy(scores)
-        draws = self._column([uniform(rows[i].params.seed, rows[i].index) for i in sampled], torch.float64)
+        draws = self._column([uniform(rows[i].seed, rows[i].index) for i in sampled], torch.float64)
         chosen = choose_sampled(self._pick(scores, sampled), draws)
         if len(sampled) == len(rows):
             return chosen
@@ -151,10 +152,10 @@ class Sampler:
     def _details(
         self, scores: Tensor, ids: Tensor, rows: Sequence[SamplingRow]
     ) -> tuple[list[int], DetailTensors | None]:
-        wanted = [i for i, row in enumerate(rows) if row.details.generated_tokens and row.details.any]
+        wanted = [i for i, row in enumerate(rows) if row.wanted.generated_tokens and row.wanted.any]
         if not wanted:
             return [], None
-        counts = [rows[i].details.top_n for i in wanted]
+        counts = [rows[i].wanted.top_n for i in wanted]
         top_n = self._column(counts, torch.int64) if any(counts) else None
         details = compute_details(self._pick(scores, wanted), self._pick(ids, wanted), top_n, max(counts))
         return wanted, details

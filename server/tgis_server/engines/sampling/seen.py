@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tgis_server.engines.sampling.staging import Staging
+from tgis_server.wire.messages import TokenIds
 
 
 class SeenTokens:
@@ -16,11 +17,11 @@ class SeenTokens:
         self._vocab_size = vocab_size
         self._staging = staging
         self._flags: Tensor | None = None  # (rows, vocab) bool
-        self._beginnings: dict[int, list[int]] = {}  # slots whose flags are not set yet
+        self._beginnings: dict[int, TokenIds] = {}  # slots whose flags are not set yet
         self._row_of_slot: dict[int, int] = {}
         self._unused_rows: list[int] = []
 
-    def start(self, slot: int, token_ids: list[int]) -> None:
+    def start(self, slot: int, token_ids: TokenIds) -> None:
         """Begin a sequence with the tokens that exist already. Takes memory only when :meth:`rows` asks for it."""
         self.stop(slot)
         self._beginnings[slot] = token_ids
