@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from tgis_server.wire.messages import Masks, StepPlan, StepTokens
+from tgis_server.wire.messages import Adapter, Masks, StepPlan, StepTokens
 
 if TYPE_CHECKING:
     from tgis_server.run import Run
@@ -83,8 +83,8 @@ class ModelRunner(Protocol):
     def finish(self, launched: Any, masks: Masks | None) -> None:
         """Start the sampling of a launched step, on every rank: one share of the sampled ids. Rank 0 samples.
 
-        Called once for each :meth:`launch`, in the same order, and before the next one unless rows of the step are
-        guided: then after the step before it was collected, as only its tokens tell the masks.
+        Called once for each :meth:`launch`, before the next one. Where rows of the step are guided, the step before it
+        has been collected: only its tokens tell the masks.
 
         Args:
             masks: of guided rows; rank 0 only. A guided row without a mask has ended meanwhile.
@@ -96,6 +96,14 @@ class ModelRunner(Protocol):
 
     def collect(self, launched: Any) -> StepTokens:
         """Wait for a finished step and return its tokens. Rank 0 only."""
+        ...
+
+    def stage(self, adapter: Adapter) -> None:
+        """Read an adapter, so that a plan can activate it. Called from a side thread, while steps run.
+
+        Raises:
+            ModelError: it cannot be used; the sentence is for the client. Nothing else is harmed.
+        """
         ...
 
     def close(self) -> None:

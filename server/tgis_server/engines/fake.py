@@ -21,7 +21,7 @@ from tgis_server.faults import Fault
 from tgis_server.model_files import read_json
 from tgis_server.processes import shard_name
 from tgis_server.run import Run
-from tgis_server.wire.messages import Masks, NewSequence, StepPlan, StepTokens, TokenDetail
+from tgis_server.wire.messages import Adapter, Masks, NewSequence, StepPlan, StepTokens, TokenDetail
 
 
 @dataclass(slots=True)
@@ -116,6 +116,9 @@ class FakeRunner:
     def collect(self, launched: FakeLaunched) -> StepTokens:
         self._wait(launched)
         return launched.tokens
+
+    def stage(self, adapter: Adapter) -> None:
+        pass
 
     def close(self) -> None:
         self._slots.clear()

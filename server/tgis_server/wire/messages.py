@@ -135,6 +135,14 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
+class Staged:
+    """Every rank has read an adapter, or one of them could not."""
+
+    digest: bytes
+    error: str = ""  # for the clients that asked for it; empty where all went well
+
+
+@dataclass(frozen=True, slots=True)
 class NewSequence:
     """A sequence's first appearance in a plan, or its return after a preemption."""
 

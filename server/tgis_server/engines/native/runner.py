@@ -25,7 +25,7 @@ from tgis_server.errors import OutOfMemory
 from tgis_server.faults import Fault
 from tgis_server.processes import shard_name
 from tgis_server.run import Run
-from tgis_server.wire.messages import Masks, StepPlan, StepTokens, TokenDetail, Wanted
+from tgis_server.wire.messages import Adapter, Masks, StepPlan, StepTokens, TokenDetail, Wanted
 
 MAX_PROMPT_LOGITS_BYTES = 64 << 20  # of one projection of prompt positions
 # Of torch, C++ and oneDNN; what oneDNN does not support says "primitive descriptor".
@@ -147,6 +147,9 @@ class NativeRunner:
             prompt_details.setdefault(part.row, []).extend(to_messages(part.tensors, part.wanted))
         not_finite = sorted(set[int]().union(*(check.broken_rows() for check in step.checks)))
         return StepTokens(token_ids, details, prompt_details, forward_s if step.plan.slots else 0.0, not_finite)
+
+    def stage(self, adapter: Adapter) -> None:
+        raise NotImplementedError("this engine takes no adapters")
 
     def close(self) -> None:
         self._group.close()
