@@ -51,14 +51,13 @@ def _lead(run: Run, status: ShardStatus) -> None:
     control = ControlPublisher(Endpoint.unix(run.control_socket), run.num_shard - 1 if runner.caps.adapters else 0)
     try:
         scheduler = Scheduler(
-            Limits(
-                num_blocks=runner.capacity.num_blocks,
-                block_size=runner.capacity.block_size,
+            Limits.of(
+                runner.caps,
+                runner.capacity,
                 max_batch_size=run.config.max_batch_size,
                 max_batch_tokens=run.max_batch_tokens,
                 prefix_cache=run.config.prefix_cache,
                 target_s=run.config.target_inter_token_latency,
-                rope_border=runner.caps.rope_border,
             )
         )
         leader = Leader(
