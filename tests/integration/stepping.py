@@ -11,7 +11,7 @@ from pathlib import Path
 
 from driving import VOCAB_SIZE
 from frontends import Server, serving, until
-from tgis_server.engines.api import Capacity
+from tgis_server.engines.api import Capacity, RunnerCaps
 from tgis_server.engines.fake import FakeLaunched, FakeRunner
 from tgis_server.faults import Fault
 from tgis_server.scheduler import Limits, Scheduler
@@ -20,6 +20,7 @@ from tgis_server.shard.leader import Leader
 from tgis_server.shard.servicer import Outbox, ShardServicer, start_server
 from tgis_server.shard.status import ShardStatus
 from tgis_server.wire import shard_pb2 as pb
+from tgis_server.wire.endpoints import Endpoint
 from tgis_server.wire.link import GrpcLink
 from tgis_server.wire.messages import StepPlan
 from tgis_server.wire.plans import PlanPublisher
@@ -32,7 +33,9 @@ class SteppedRunner(FakeRunner):
 
     def __init__(self, *, plan_ahead: bool) -> None:
         super().__init__(
-            vocab_size=VOCAB_SIZE, capacity=Capacity(NUM_BLOCKS, BLOCK_SIZE, 10_000), plan_ahead=plan_ahead
+            vocab_size=VOCAB_SIZE,
+            capacity=Capacity(NUM_BLOCKS, BLOCK_SIZE, 10_000),
+            caps=RunnerCaps(plan_ahead=plan_ahead),
         )
         self.plans: list[StepPlan] = []  # the last one waits, unless it was allowed
         self.faults: dict[int, str] = {}  # by step; kinds as in Fault
@@ -89,7 +92,7 @@ def leading(socket: Path, *, max_batch_size: int, max_batch_tokens: int, plan_ah
     status, inbox, outbox = ShardStatus(), Inbox(), Outbox()
     runner = SteppedRunner(plan_ahead=plan_ahead)
     scheduler = Scheduler(Limits(NUM_BLOCKS, BLOCK_SIZE, max_batch_size, max_batch_tokens))
-    leader = Leader(runner, scheduler, status, inbox, outbox, PlanPublisher(socket, 0), is_alone=True)
+    leader = Leader(runner, scheduler, status, inbox, outbox, PlanPublisher(Endpoint.unix(socket), 0), is_alone=True)
     stepped = SteppedLeader(runner, scheduler, leader, inbox)
     status.info = pb.InfoReply(vocab_size=VOCAB_SIZE, max_sequence_length=1000, num_blocks=NUM_BLOCKS)
     server = start_server(socket, ShardServicer(status, inbox, outbox))
