@@ -1,7 +1,7 @@
 """Which slices of which checkpoint tensors make up each of our parameters, on each rank. No torch.
 
-A parameter is a stack of pieces along its rows (``qkv`` = queries, keys, values). A piece says how it is stored, as rows
-of one checkpoint tensor, and how shards share it. Checks of files and reading go by this description alone.
+A parameter is a stack of pieces along its rows (``qkv`` = queries, keys, values). A piece says how it is stored, as
+rows of one checkpoint tensor, and how shards share it. Checks of files and reading go by this description alone.
 """
 
 from __future__ import annotations

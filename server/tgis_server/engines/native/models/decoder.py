@@ -82,9 +82,8 @@ class Decoder:
             group: the ranks that share the model.
         """
         num_kv_heads = len(kv_heads_of(spec, group.rank, group.size))
-        self.heads = Heads(
-            spec.num_heads // group.size, num_kv_heads, spec.head_dim, spec.rope.rotary_dim if spec.rope else 0
-        )
+        rotary_dim = spec.rope.rotary_dim if spec.rope else 0
+        self.heads = Heads(spec.num_heads // group.size, num_kv_heads, spec.head_dim, rotary_dim)
         self._spec = spec
         self._weights = weights
         self._ops = ops

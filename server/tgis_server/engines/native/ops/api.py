@@ -65,8 +65,8 @@ class AttentionPlan:
 class WeightPart:
     """A rank's share of a linear weight, in the format of its checkpoint.
 
-    ``tensors`` are by role. "plain" has one, ``weight``: (outputs, inputs) in floating point. Formats of fewer bits have
-    ``data``, ``scales``, and perhaps ``zeros``, each for ``group_size`` inputs; 0 stands for all of them.
+    ``tensors`` are by role. "plain" has one, ``weight``: (outputs, inputs) in floating point. Formats of fewer bits
+    have ``data``, ``scales`` and perhaps ``zeros``, each for ``group_size`` inputs; 0 stands for all of them.
     """
 
     tensors: Mapping[str, Tensor]

@@ -42,10 +42,8 @@ def pack(weight: WeightPart, *, prepack: bool) -> LinearWeight:
 
 def linear(x: Tensor, weight: LinearWeight, bias: Tensor | None, lora: LoraView | None) -> Tensor:
     """(rows, inputs) -> (rows, outputs)."""
-    if weight.is_prepacked:
-        product = _multiply(x, weight.tensor, bias)
-    else:
-        product = functional.linear(x, weight.tensor, bias)
+    multiply = _multiply if weight.is_prepacked else functional.linear
+    product = multiply(x, weight.tensor, bias)
     return product if lora is None else _add_lora(product, x, lora)
 
 
