@@ -354,7 +354,7 @@ def test_layer_types_name_the_windows(tmp_path: Path) -> None:
 def test_qwen3_has_its_own_head_size(tmp_path: Path) -> None:
     spec = spec_of(tmp_path, of_family("qwen3"))
 
-    assert (spec.head_dim, spec.has_qk_norm) == (128, True)
+    assert (spec.head_dim, spec.qk_norm) == (128, "rms")
 
 
 def test_granite_multipliers(tmp_path: Path) -> None:
@@ -386,7 +386,7 @@ def test_fused_projections_become_pieces(tmp_path: Path) -> None:
     parameters = {p.name: p for p in parameters_of(spec_of(tmp_path, of_family("phi3")))}
 
     pieces = parameters["layers.1.qkv"].pieces
-    assert [(piece.tensor, piece.start, piece.rows) for piece in pieces] == [
+    assert [(piece.tensor, piece.stored.start, piece.rows) for piece in pieces] == [
         ("model.layers.1.self_attn.qkv_proj.weight", 0, 32),
         ("model.layers.1.self_attn.qkv_proj.weight", 32, 16),
         ("model.layers.1.self_attn.qkv_proj.weight", 48, 16),

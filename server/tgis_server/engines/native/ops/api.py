@@ -5,10 +5,13 @@ Legend: T tokens, H query heads, K KV heads, D head dim, of this rank.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
+
+from tgis_server.engines.native import spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,36 +61,78 @@ class AttentionPlan:
     chunks: tuple[ChunkView, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class WeightPart:
+    """A rank's share of a linear weight, in the format of its checkpoint.
+
+    ``tensors`` are by role. "plain" has one, ``weight``: (outputs, inputs) in floating point. Formats of fewer bits
+    have ``data``, ``scales`` and perhaps ``zeros``, each for ``group_size`` inputs; 0 stands for all of them.
+    """
+
+    tensors: Mapping[str, Tensor]
+    format: str = "plain"
+    group_size: int = 0
+
+    @classmethod
+    def plain(cls, weight: Tensor) -> WeightPart:
+        return cls({"weight": weight})
+
+
+@dataclass(frozen=True, slots=True)
+class LoraView:
+    """The low-rank adapters of one linear layer, and which of them each row of a step uses (arXiv:2106.09685).
+
+    A row with place p gets ``scales[p] * B[p] A[p] x`` added. ``places`` and ``scales`` are the same for all layers.
+    """
+
+    places: Tensor  # (T,) int64: which adapter; -1: none
+    scales: Tensor  # (places,)
+    a: Tensor  # (places, rank, inputs); smaller ranks are filled up with zeros
+    b: Tensor  # (places, outputs, rank)
+
+
+class Norm(Protocol):
+    """A norm over the last dimension, with its weights."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+    def add(self, residual: Tensor, x: Tensor, scale: float) -> Tensor:
+        """``residual += scale * x`` in place, then the norm of it."""
+        ...
+
+
 class Ops(Protocol):
     """One implementation for one device and dtype."""
 
-    def pack(self, weight: Tensor) -> Any:
-        """Turn a linear weight (outputs, inputs) into what :meth:`linear` takes. ``weight`` may be dropped after."""
+    def pack(self, weight: WeightPart) -> Any:
+        """Turn a linear weight into what :meth:`linear` takes. ``weight`` may be dropped after."""
         ...
 
-    def linear(self, x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
-        """(T, inputs) -> (T, outputs)."""
+    def linear(self, x: Tensor, weight: Any, bias: Tensor | None, lora: LoraView | None) -> Tensor:
+        """(T, inputs) -> (T, outputs). Of a weight whose inputs are divided among ranks, the rank's part of the sum."""
+        ...
+
+    def make_norm(self, kind: spec.Norm, weight: Tensor, bias: Tensor | None, eps: float) -> Norm:
+        """What to call for a norm of this kind. ``weight`` may have leading dimensions, such as one row per head."""
+        ...
+
+    def make_activation(self, name: spec.Activation, *, is_gated: bool) -> Callable[[Tensor], Tensor]:
+        """What lies between the MLP's linear layers; may change what it is given.
+
+        Gated, (T, 2 n) -> (T, n): activation of the first half times the second. Else (T, n) -> (T, n).
+        """
         ...
 
     def embed(self, ids: Tensor, table: Tensor, first_id: int, num_ids: int, scale: float) -> Tensor:
         """Rows of ``table`` (ids from ``first_id`` on) times ``scale``; zero where an id lies outside of it."""
         ...
 
-    def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """RMS norm over the last dimension, computed in float32."""
-        ...
-
-    def add_norm(self, residual: Tensor, x: Tensor, scale: float, weight: Tensor, eps: float) -> Tensor:
-        """``residual += scale * x`` in place, then :meth:`norm` of it."""
-        ...
-
     def prepare_qkv(
         self,
         qkv: Tensor,
         heads: Heads,
-        rotation: Tensor,
-        qk_norm: Tensor | None,
-        eps: float,
+        rotation: Tensor | None,
+        qk_norm: Norm | None,
         cache: Tensor,
         rows: Tensor,
     ) -> Tensor:
@@ -96,9 +141,8 @@ class Ops(Protocol):
         Args:
             qkv: (T, (H + 2 K) D), changed in place.
             heads: how it divides.
-            rotation: (T, 2, rotary_dim), see ``rope.py``.
-            qk_norm: (H + K, D) weights of the norm per head, or ``None``.
-            eps: of that norm.
+            rotation: (T, 2, rotary_dim), see ``rope.py``; ``None`` where nothing is rotated.
+            qk_norm: of (T, H + K, D), over each head, or ``None``.
             cache: the layer's blocks.
             rows: (T * 2 * K,) int64, rows of the cache seen as (-1, D): per token its keys, then its values.
 
@@ -111,10 +155,6 @@ class Ops(Protocol):
         """Attention of every token of the step: decode rows and chunks in one call. Returns (T, H D)."""
         ...
 
-    def gate(self, gate_up: Tensor, activation: str) -> Tensor:
-        """(T, 2 n) -> (T, n): activation of the first half times the second."""
-        ...
-
-    def logits(self, hidden: Tensor, weight: Any) -> Tensor:
+    def logits(self, hidden: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
         """(rows, hidden) -> (rows, this rank's vocabulary) in the model's dtype."""
         ...

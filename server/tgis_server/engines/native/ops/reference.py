@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tgis_server.engines.native.ops.api import AttentionPlan, ChunkView, DecodeView, Heads
+from tgis_server.engines.native import spec
+from tgis_server.engines.native.ops.api import (
+    AttentionPlan,
+    ChunkView,
+    DecodeView,
+    Heads,
+    LoraView,
+    Norm,
+    WeightPart,
+)
 from tgis_server.engines.native.ops.linear import LinearWeight, can_prepack, linear, pack
+from tgis_server.engines.native.ops.norms import make_norm
+
+ACTIVATIONS: dict[spec.Activation, Callable[[Tensor], Tensor]] = {
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
+    "relu": functional.relu,
+}
 
 
 class TorchOps:
@@ -18,14 +38,21 @@ class TorchOps:
         # Half-precision keys of a good model can overflow; limited, they still give finite scores.
         self._limits_values = dtype == torch.float16
 
-    def pack(self, weight: Tensor) -> LinearWeight:
+    def pack(self, weight: WeightPart) -> LinearWeight:
         return pack(weight, prepack=self._prepacks)
 
-    def linear(self, x: Tensor, weight: LinearWeight, bias: Tensor | None) -> Tensor:
-        return linear(x, weight, bias)
+    def linear(self, x: Tensor, weight: LinearWeight, bias: Tensor | None, lora: LoraView | None) -> Tensor:
+        return linear(x, weight, bias, lora)
 
-    def logits(self, hidden: Tensor, weight: LinearWeight) -> Tensor:
-        return linear(hidden, weight, None)
+    def logits(self, hidden: Tensor, weight: LinearWeight, bias: Tensor | None) -> Tensor:
+        return linear(hidden, weight, bias, None)
+
+    def make_norm(self, kind: spec.Norm, weight: Tensor, bias: Tensor | None, eps: float) -> Norm:
+        return make_norm(kind, weight, bias, eps)
+
+    def make_activation(self, name: spec.Activation, *, is_gated: bool) -> Callable[[Tensor], Tensor]:
+        activation = ACTIVATIONS[name]
+        return partial(_gate, activation) if is_gated else activation
 
     def embed(self, ids: Tensor, table: Tensor, first_id: int, num_ids: int, scale: float) -> Tensor:
         if table.shape[0] == num_ids:
@@ -36,19 +63,12 @@ class TorchOps:
             found = table.index_select(0, local.masked_fill(is_outside, 0)).masked_fill_(is_outside[:, None], 0)
         return found if scale == 1.0 else found.mul_(scale)
 
-    def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return _rms_norm(x, weight, eps)
-
-    def add_norm(self, residual: Tensor, x: Tensor, scale: float, weight: Tensor, eps: float) -> Tensor:
-        return _rms_norm(residual.add_(x, alpha=scale), weight, eps)
-
     def prepare_qkv(
         self,
         qkv: Tensor,
         heads: Heads,
-        rotation: Tensor,
-        qk_norm: Tensor | None,
-        eps: float,
+        rotation: Tensor | None,
+        qk_norm: Norm | None,
         cache: Tensor,
         rows: Tensor,
     ) -> Tensor:
@@ -56,10 +76,11 @@ class TorchOps:
         num_rotated = heads.num_heads + heads.num_kv_heads
         queries_keys = qkv[:, : num_rotated * head_dim].view(num_tokens, num_rotated, head_dim)
         if qk_norm is not None:
-            queries_keys.copy_(_rms_norm(queries_keys, qk_norm, eps))
-        rotated = queries_keys[..., : heads.rotary_dim]
-        swapped = rotated.roll(heads.rotary_dim // 2, -1)
-        torch.addcmul(rotated * rotation[:, :1], swapped, rotation[:, 1:], out=rotated)
+            queries_keys.copy_(qk_norm(queries_keys))
+        if rotation is not None:
+            rotated = queries_keys[..., : heads.rotary_dim]
+            swapped = rotated.roll(heads.rotary_dim // 2, -1)
+            torch.addcmul(rotated * rotation[:, :1], swapped, rotation[:, 1:], out=rotated)
         keys_values = qkv[:, heads.num_heads * head_dim :].reshape(-1, head_dim)
         if self._limits_values:
             keys_values = keys_values.nan_to_num()
@@ -76,23 +97,10 @@ class TorchOps:
             out[chunk.start : chunk.stop] = _attend_chunk(qkv, heads, cache, chunk, scale)
         return out
 
-    def gate(self, gate_up: Tensor, activation: str) -> Tensor:
-        gate, up = gate_up.chunk(2, -1)
-        match activation:
-            case "gelu":
-                return functional.gelu(gate).mul_(up)
-            case "gelu_tanh":
-                return functional.gelu(gate, approximate="tanh").mul_(up)
-            case "relu":
-                return functional.relu(gate).mul_(up)
-        return functional.silu(gate).mul_(up)
 
-
-def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / rms(x) * weight. Torch takes the mean in float32; the weight comes after rounding, as in the checkpoints' own
-    implementation.
-    """
-    return functional.rms_norm(x, (x.shape[-1],), None, eps) * weight
+def _gate(activation: Callable[[Tensor], Tensor], gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, -1)
+    return activation(gate).mul_(up)
 
 
 def _attend_decode(qkv: Tensor, heads: Heads, cache: Tensor, view: DecodeView, scale: float) -> Tensor:
