@@ -67,7 +67,7 @@ class Bench:
             plan = StepPlan(self.step, [], list(range(rows)), [1] * rows, block, [True] * rows)
             decode_s.append(self.timed(plan))
         total_s = time.perf_counter() - started_s
-        self.runner.collect(self.runner.launch(StepPlan(self.step, free=list(range(rows)))))
+        self.run_step(StepPlan(self.step, free=list(range(rows))))
         return {
             "rows": rows,
             "prefill_s": prefill_s,
@@ -104,9 +104,14 @@ class Bench:
 
     def timed(self, plan: StepPlan) -> float:
         started_s = time.perf_counter()
-        self.runner.collect(self.runner.launch(plan))
+        self.run_step(plan)
         self.step += 1
         return time.perf_counter() - started_s
+
+    def run_step(self, plan: StepPlan) -> None:
+        launched = self.runner.launch(plan)
+        self.runner.finish(launched, None)
+        self.runner.collect(launched)
 
 
 def main() -> None:

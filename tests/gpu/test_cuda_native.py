@@ -21,7 +21,7 @@ from tgis_server.wire.messages import (  # noqa: E402
     Wanted,
     pack_ids,
 )
-from tiny import Driver, Job, prompt_of  # noqa: E402
+from tiny import Driver, Job, prompt_of, run_step, start_step  # noqa: E402
 
 NOTHING = Wanted()
 EVERYTHING = Wanted(logprobs=True, ranks=True, top_n=3, generated_tokens=True, input_tokens=True)
@@ -97,13 +97,13 @@ def mixed_jobs() -> list[Job]:
 def prefill(runner: Any, jobs: list[Job], blocks_each: int) -> list[list[int]]:
     """Start all jobs in one step; job i owns blocks from ``i * blocks_each`` on. Returns their first tokens."""
     new = [
-        NewSequence(i, pack_ids(job.prompt), len(job.prompt), 0, job.sampling, job.wanted, job.seed)
+        NewSequence(i, pack_ids(job.prompt), len(job.prompt), 0, job.sampling, job.wanted, job.seed, job.end_ids)
         for i, job in enumerate(jobs)
     ]
     tables = [list(range(i * blocks_each, (i + 1) * blocks_each)) for i in range(len(jobs))]
     counts = [len(job.prompt) for job in jobs]
     plan = StepPlan(0, new, list(range(len(jobs))), counts, tables, [True] * len(jobs))
-    return [list(ids) for ids in runner.collect(runner.launch(plan)).token_ids]
+    return [list(ids) for ids in run_step(runner, plan).token_ids]
 
 
 def decode_plan(step: int, num_rows: int) -> StepPlan:
@@ -116,10 +116,10 @@ def test_a_decode_step_never_waits_for_the_device(
     runner = driver(checkpoint("mistral", sliding_window=12)).runner
     jobs = mixed_jobs()
     prefill(runner, jobs, blocks_each=8)
-    runner.collect(runner.launch(decode_plan(1, len(jobs))))  # allocates what it needs
+    run_step(runner, decode_plan(1, len(jobs)))  # allocates what it needs
 
     with no_waiting():
-        launched = [runner.launch(decode_plan(step, len(jobs))) for step in (2, 3)]
+        launched = [start_step(runner, decode_plan(step, len(jobs))) for step in (2, 3)]
 
     assert [len(runner.collect(step).token_ids) for step in launched] == [len(jobs)] * 2
 
@@ -131,7 +131,7 @@ def test_a_prefill_step_never_waits_for_the_device(
     prefill(runner, mixed_jobs(), blocks_each=8)
     jobs = mixed_jobs()
     new = [
-        NewSequence(i, pack_ids(job.prompt), len(job.prompt), 0, job.sampling, job.wanted, job.seed)
+        NewSequence(i, pack_ids(job.prompt), len(job.prompt), 0, job.sampling, job.wanted, job.seed, job.end_ids)
         for i, job in enumerate(jobs)
     ]
     tables = [list(range(i * 8, (i + 1) * 8)) for i in range(len(jobs))]
@@ -139,7 +139,7 @@ def test_a_prefill_step_never_waits_for_the_device(
     plan = StepPlan(1, new, rows, [len(job.prompt) for job in jobs], tables, [True] * len(jobs), rows)
 
     with no_waiting():
-        launched = runner.launch(plan)
+        launched = start_step(runner, plan)
 
     assert len(runner.collect(launched).token_ids) == len(jobs)
 
@@ -155,7 +155,7 @@ def test_two_steps_under_way_give_the_same_tokens(
 
     under_way: deque[Any] = deque()
     for step in range(1, 20):
-        under_way.append(runner.launch(decode_plan(step, len(jobs))))
+        under_way.append(start_step(runner, decode_plan(step, len(jobs))))
         if len(under_way) == 2:
             for ids, new in zip(generated, runner.collect(under_way.popleft()).token_ids, strict=True):
                 ids.extend(new)

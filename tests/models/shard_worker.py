@@ -25,7 +25,7 @@ def follow(connection: Connection) -> None:
             return
         if isinstance(message, StepPlan):
             assert runner is not None
-            runner.launch(message)
+            runner.finish(runner.launch(message), None)
         else:
             run, rank = message
             runner = NativeRunner.load(run, rank, lambda *_: None)

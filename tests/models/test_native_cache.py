@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tiny import Driver, Job, Model, assert_same_tokens, prompt_of
+from tiny import Driver, Job, Model, assert_same_tokens, prompt_of, run_step
 
 
 def test_a_cached_prefix_gives_the_same_tokens(model: Callable[..., Model], driver: Callable[..., Driver]) -> None:
@@ -77,4 +77,4 @@ def test_a_plan_without_rows_does_nothing(model: Callable[..., Model], driver: C
 
     runner = driver(model("llama")).runner
 
-    assert runner.collect(runner.launch(StepPlan(0))) == StepTokens([])
+    assert run_step(runner, StepPlan(0)) == StepTokens([])

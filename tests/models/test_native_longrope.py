@@ -11,7 +11,7 @@ from typing import Any
 
 from tgis_server.scheduler import Limits, Scheduler
 from tgis_server.wire.messages import SamplingParams, Submit, Wanted, pack_ids
-from tiny import Driver, Model, assert_same_tokens, prompt_of
+from tiny import Driver, Model, assert_same_tokens, prompt_of, run_step
 
 BORDER = 64
 PHI3: dict[str, Any] = {
@@ -61,7 +61,7 @@ class Server:
             assert plan is not None, "nothing to compute, but the server is not idle"
             if self.followers is not None:
                 self.followers(plan)
-            result = self.scheduler.commit(plan, self.runner.collect(self.runner.launch(plan)), 0.0)
+            result = self.scheduler.commit(plan, run_step(self.runner, plan), 0.0)
             assert result.stats is not None
             self.cached_tokens += result.stats.cached_tokens
             self.preemptions += result.stats.preemptions

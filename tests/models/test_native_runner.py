@@ -14,7 +14,7 @@ from tgis_server.engines.native import loading
 from tgis_server.engines.native.runner import NativeRunner, is_out_of_memory
 from tgis_server.errors import NotEnoughDevices, OutOfMemory
 from tgis_server.wire.messages import LengthPenalty, NewSequence, SamplingParams, StepPlan, Wanted, pack_ids
-from tiny import Driver, Job, Model, assert_same_tokens, load, prompt_of
+from tiny import Driver, Job, Model, assert_same_tokens, load, prompt_of, run_step, start_step
 
 GREEDY, NOTHING = SamplingParams(), Wanted()
 
@@ -37,7 +37,7 @@ class Failing:
         return result
 
 
-@pytest.mark.parametrize("where", ["forward", "sample"])
+@pytest.mark.parametrize("where", ["forward", "sample"])  # in both halves of a step
 def test_a_step_that_ran_out_of_memory_can_be_repeated(
     where: str, model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
@@ -51,7 +51,7 @@ def test_a_step_that_ran_out_of_memory_can_be_repeated(
     tokens: list[int] = []
 
     def step(plan: StepPlan) -> None:
-        tokens.extend(runner.collect(runner.launch(plan)).token_ids[0])
+        tokens.extend(run_step(runner, plan).token_ids[0])
 
     setattr(owner, name, Failing(getattr(owner, name), error))
     with pytest.raises(OutOfMemory):
@@ -170,8 +170,8 @@ def test_a_step_can_start_before_the_one_before_is_collected(
     runner = driver(tiny).runner
     new = NewSequence(0, pack_ids(prompt_of(9, 1)), 9, 0, sampling, NOTHING)
 
-    steps = [runner.launch(StepPlan(0, [new], [0], [9], [[4, 5, 6]], [True]))]
-    steps += [runner.launch(StepPlan(i, [], [0], [1], [[]], [True])) for i in range(1, 12)]
+    steps = [start_step(runner, StepPlan(0, [new], [0], [9], [[4, 5, 6]], [True]))]
+    steps += [start_step(runner, StepPlan(i, [], [0], [1], [[]], [True])) for i in range(1, 12)]
 
     assert [runner.collect(step).token_ids for step in steps] == [[[token_id]] for token_id in expected]
 

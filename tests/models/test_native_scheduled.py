@@ -12,7 +12,7 @@ import pytest
 
 import driving
 from tgis_server.engines.api import Launched
-from tgis_server.wire.messages import StepPlan, StepTokens
+from tgis_server.wire.messages import Masks, StepPlan, StepTokens
 from tiny import Driver, Model, assert_same_tokens, prompt_of
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -41,6 +41,9 @@ class Ranks:
     def launch(self, plan: StepPlan) -> Launched:
         self._followers(plan)
         return self._runner.launch(plan)
+
+    def finish(self, launched: Launched, masks: Masks | None) -> None:
+        self._runner.finish(launched, masks)
 
     def collect(self, launched: Launched) -> StepTokens:
         return self._runner.collect(launched)

@@ -123,6 +123,17 @@ def make_run(
     )
 
 
+def start_step(runner: Any, plan: StepPlan) -> Any:
+    """Everything of a step but waiting for it."""
+    launched = runner.launch(plan)
+    runner.finish(launched, None)
+    return launched
+
+
+def run_step(runner: Any, plan: StepPlan) -> StepTokens:
+    return runner.collect(start_step(runner, plan))
+
+
 def no_progress(phase: str, done: int, total: int) -> None:
     pass
 
@@ -140,6 +151,7 @@ class Job:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     wanted: Wanted = field(default_factory=Wanted)
     seed: int = 0
+    end_ids: frozenset[int] = frozenset({BASE["eos_token_id"]})  # they do not end it here
     chunk: int = 1 << 30  # most prompt tokens per step
     cached_blocks: list[int] = field(default_factory=list)  # holds the beginning of the prompt
     generated: list[int] = field(default_factory=list)  # output; given ones are recomputed, as after a preemption
@@ -186,6 +198,7 @@ class Driver:
                         job.sampling,
                         job.wanted,
                         job.seed,
+                        job.end_ids,
                         is_rope_long=is_long,
                     )
                 )
@@ -216,9 +229,7 @@ class Driver:
         self.step += 1
         if self.followers is not None:
             self.followers(plan)
-        launched = self.runner.launch(plan)
-        self.runner.finish(launched, None)
-        return self.runner.collect(launched)
+        return run_step(self.runner, plan)
 
     def _commit(self, jobs: list[Job], computed: dict[int, int], plan: StepPlan, tokens: StepTokens) -> None:
         for row, slot in enumerate(plan.slots):

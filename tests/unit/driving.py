@@ -132,6 +132,7 @@ class Driver:
             self.plans.append(plan)
             self.rows.append(self.requests_of(plan))
             launched = self.runner.launch(plan)
+            self.runner.finish(launched, None)
             self.seconds.append(self.step_seconds(self.load(plan)))
             broken = [row for row, request_id in enumerate(self.rows[-1]) if request_id in self.not_finite]
             self._in_flight.append((launched, broken, self.seconds[-1]))

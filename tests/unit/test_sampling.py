@@ -27,6 +27,7 @@ from tgis_server.wire.messages import LengthPenalty, SamplingParams, TokenDetail
 
 VOCAB = 300
 EOS = 2
+ENDS = frozenset({EOS})
 CPU = torch.device("cpu")
 NOTHING = Wanted()
 
@@ -36,7 +37,7 @@ def logits_of(seed: int, rows: int = 1, scale: float = 3.0) -> Any:
 
 
 def sampler() -> Sampler:
-    return Sampler(VOCAB, [EOS], Staging(CPU))
+    return Sampler(VOCAB, Staging(CPU))
 
 
 def sample(
@@ -51,7 +52,7 @@ def sample(
     for slot, param in enumerate(params):
         chooser.start(slot, prompts[slot] if prompts else [], param)
     drawn = dict(enumerate(seeds))
-    rows = [SamplingRow(slot, index, param, NOTHING, drawn.get(slot, 0)) for slot, param in enumerate(params)]
+    rows = [SamplingRow(slot, index, param, NOTHING, drawn.get(slot, 0), ENDS) for slot, param in enumerate(params)]
     sampled = chooser.sample(logits.clone(), rows)
     return sampled.ids.tolist(), sampled.scores
 
@@ -176,21 +177,57 @@ def test_a_huge_length_penalty_ends_the_sequence() -> None:
     assert bool(scores.isfinite().all())
 
 
-def test_every_end_of_sequence_id_is_masked() -> None:
-    chooser = Sampler(VOCAB, [EOS, 7, 9], Staging(CPU))
-    logits = logits_of(1)
+def test_each_row_is_masked_and_raised_at_its_own_end_ids() -> None:
+    masked = SamplingParams(min_new_tokens=1)
+    raised = SamplingParams(length_penalty=LengthPenalty(start_index=0, decay_factor=2.0))
+    rows = [(masked, {EOS, 7}), (masked, {9}), (masked, {EOS, 7}), (masked, set()), (raised, {9}), (raised, {4, 5})]
+    logits = torch.ones(len(rows), VOCAB)
 
-    sampled = chooser.sample(logits, [SamplingRow(0, 0, SamplingParams(min_new_tokens=1), NOTHING)])
+    sampled = sampler().sample(
+        logits.clone(),
+        [
+            SamplingRow(slot, int(param is raised), param, NOTHING, end_ids=frozenset(ends))
+            for slot, (param, ends) in enumerate(rows)
+        ],
+    )
 
-    assert torch.nonzero(sampled.scores[0] == -math.inf).flatten().tolist() == [EOS, 7, 9]
+    assert [set(torch.nonzero(row != 1).flatten().tolist()) for row in sampled.scores] == [ends for _, ends in rows]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_mask_leaves_its_row_the_ids_whose_bits_are_set(temperature: float) -> None:
+    param = SamplingParams(temperature=temperature)
+    allowed = {0, 9, 17, VOCAB - 1}
+    mask = bytearray(-(-VOCAB // 32) * 4)  # of whole words: some bits are beyond the vocabulary
+    for token_id in (*allowed, VOCAB):
+        mask[token_id // 8] |= 1 << token_id % 8
+    masks = {1: bytes(mask), 2: bytes(mask[:2])}  # what a short mask says nothing of is forbidden
+    rows = [SamplingRow(slot, 0, param, NOTHING) for slot in range(3)]
+
+    sampled = sampler().sample(logits_of(1, 3), rows, masks)
+
+    assert kept(sampled.scores) == [set(range(VOCAB)), allowed, {0, 9}]
+    assert torch.equal(sampled.scores[0], logits_of(1, 3)[0])
+
+
+def test_facts_about_a_masked_rows_token_are_those_of_what_may_follow() -> None:
+    rows = [SamplingRow(0, 0, SamplingParams(), Wanted(logprobs=True, ranks=True, top_n=3, generated_tokens=True))]
+
+    sampled = sampler().sample(logits_of(1), rows, {0: bytes([0b101000])})
+
+    assert sampled.details is not None
+    logprobs = logits_of(1)[0, [3, 5]].log_softmax(-1)
+    assert sampled.details.ranks.tolist() == [1]
+    assert sampled.details.logprobs.tolist() == pytest.approx([float(logprobs.max())])
+    assert set(sampled.details.top_ids[0].tolist()) - {-1} == {3, 5}
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_where_nothing_but_the_masked_end_exists_it_is_chosen(temperature: float) -> None:
     param = SamplingParams(temperature=temperature, top_k=2, top_p=0.5, typical_p=0.5, min_new_tokens=1)
-    chooser = Sampler(1, [0], Staging(CPU))
+    chooser = Sampler(1, Staging(CPU))
 
-    sampled = chooser.sample(torch.ones(1, 1), [SamplingRow(0, 0, param, NOTHING)])
+    sampled = chooser.sample(torch.ones(1, 1), [SamplingRow(0, 0, param, NOTHING, end_ids=frozenset({0}))])
 
     assert sampled.ids.tolist() == [0]
 

@@ -49,6 +49,7 @@ class Case:
     params: SamplingParams
     wanted: Wanted
     seed: int
+    end_ids: list[int]
 
     @property
     def index(self) -> int:
@@ -64,16 +65,16 @@ class Batch:
     """Rows of one vocabulary."""
 
     cases: list[Case]
-    eos_ids: list[int]
 
     def sample(self) -> tuple[Sampled, list[TokenDetail]]:
         """What the sampler makes of all rows together."""
         vocab_size = len(self.cases[0].logits)
-        sampler = Sampler(vocab_size, self.eos_ids, Staging(torch.device("cpu")))
+        sampler = Sampler(vocab_size, Staging(torch.device("cpu")))
         for slot, case in enumerate(self.cases):
             sampler.start(slot, case.seen, case.params)
         rows = [
-            SamplingRow(slot, case.index, case.params, case.wanted, case.seed) for slot, case in enumerate(self.cases)
+            SamplingRow(slot, case.index, case.params, case.wanted, case.seed, frozenset(case.end_ids))
+            for slot, case in enumerate(self.cases)
         ]
         sampled = sampler.sample(torch.tensor(np.stack([case.logits for case in self.cases])), rows)
         assert sampled.details is not None
@@ -104,14 +105,15 @@ def batches(draw: st.DrawFn, *, max_rows: int = 5) -> Batch:
     vocab_size = draw(st.sampled_from([1, 2, 3, 17, 60]))
     ids = st.integers(0, vocab_size - 1)
     some_ids = st.lists(st.integers(1, max(1, vocab_size - 1)), max_size=3 if vocab_size > 1 else 0)  # never token 0
-    eos_ids = draw(some_ids)
+    end_ids = draw(st.lists(some_ids, min_size=1, max_size=2))  # of any row
 
     def case() -> Case:
+        ends = draw(st.sampled_from(end_ids))
         random = np.random.default_rng(draw(st.integers(0, 2**32)))
         logits = random.normal(scale=3, size=vocab_size)
         if draw(st.booleans()):
             logits = np.round(logits)  # many ties
-        logits[sorted(set(draw(some_ids)) - set(eos_ids))] = -np.inf
+        logits[sorted(set(draw(some_ids)) - set(ends))] = -np.inf
         return Case(
             logits.astype(np.float32),
             draw(st.lists(ids, min_size=1, max_size=6)),
@@ -119,14 +121,15 @@ def batches(draw: st.DrawFn, *, max_rows: int = 5) -> Batch:
             draw(params),
             draw(details),
             draw(st.integers(0, 2**64 - 1)),
+            ends,
         )
 
-    return Batch([case() for _ in range(draw(st.integers(1, max_rows)))], eos_ids)
+    return Batch([case() for _ in range(draw(st.integers(1, max_rows)))])
 
 
 def processed(batch: Batch) -> list[reference.Reference]:
     """The reference for each row."""
-    return [reference.process(c.logits, c.seen, c.index, c.params, batch.eos_ids) for c in batch.cases]
+    return [reference.process(c.logits, c.seen, c.index, c.params, c.end_ids) for c in batch.cases]
 
 
 @SETTINGS
@@ -168,15 +171,15 @@ def test_company_changes_nothing(batch: Batch) -> None:
     sampled, messages = batch.sample()
 
     for row, case in enumerate(batch.cases):
-        alone, alone_messages = Batch([case], batch.eos_ids).sample()
+        alone, alone_messages = Batch([case]).sample()
         assert torch.equal(alone.ids[0], sampled.ids[row])
         assert torch.equal(alone.scores[0], sampled.scores[row])
         assert alone_messages == messages[row : row + 1]
 
 
-def transformers_scores(case: Case, eos_ids: list[int]) -> Any:
+def transformers_scores(case: Case) -> Any:
     """transformers' processors in the contract's order; what is off is left out."""
-    params, ids = case.params, torch.tensor([case.seen])
+    params, ids, eos_ids = case.params, torch.tensor([case.seen]), case.end_ids
     processors: list[Any] = []
     if eos_ids and case.index < params.min_new_tokens:
         processors.append(MinNewTokensLengthLogitsProcessor(len(case.prompt), params.min_new_tokens, eos_ids, "cpu"))
@@ -203,5 +206,5 @@ def test_each_row_is_what_transformers_computes(batch: Batch) -> None:
     sampled, _ = batch.sample()
 
     for row, case in zip(sampled.scores, batch.cases, strict=True):
-        theirs = transformers_scores(case, batch.eos_ids)
+        theirs = transformers_scores(case)
         torch.testing.assert_close(row.sort().values, theirs.sort().values, rtol=1e-5, atol=1e-5)

@@ -33,6 +33,7 @@ class SlotState:
     sampling: SamplingParams
     seed: int
     wanted: Wanted
+    end_ids: frozenset[int]
     rope_start: int  # row of the rope table that belongs to position 0
     num_blocks: int = 0
 
@@ -60,6 +61,7 @@ class Slots:
             new.sampling,
             new.seed,
             new.wanted,
+            new.end_ids,
             rope_start=self._rope_border if new.is_rope_long else 0,
         )
 
@@ -178,7 +180,7 @@ def _sampling_row(plan: StepPlan, slots: Slots, row: int) -> SamplingRow:
     slot = plan.slots[row]
     state = slots[slot]
     index = state.num_computed + plan.num_tokens[row] - state.prompt_length
-    return SamplingRow(slot, index, state.sampling, state.wanted, state.seed)
+    return SamplingRow(slot, index, state.sampling, state.wanted, state.seed, state.end_ids)
 
 
 def _prompt_parts(plan: StepPlan, slots: Slots, last_token_of_row: dict[int, int]) -> list[PromptPart]:

@@ -1,15 +1,19 @@
 """The native engine as a ``ModelRunner``: one rank's share of the model, its keys and values, and its slots.
 
-``launch`` turns a plan into tensors, runs the decoder and samples; ``collect`` waits and turns results into messages.
-On CUDA nothing in ``launch`` waits for the device: input ids of decode rows, seen tokens and sampled ids stay there.
+``launch`` turns a plan into tensors and runs the decoder, ``finish`` samples, ``collect`` waits and turns results into
+messages. On CUDA nothing in the first two waits for the device: input ids of decode rows, seen tokens and sampled ids
+stay there.
 """
 
 from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,7 +66,9 @@ class NativeStep:
     """A step under way."""
 
     plan: StepPlan
-    started_s: float
+    forward_s: float = 0.0  # of both halves on the host
+    batch: Batch | None = None  # until it is finished, and ...
+    logits: Tensor | None = None  # ... on rank 0 those of the rows that sample
     sample_rows: list[int] = field(default_factory=list)
     ids: Tensor | None = None  # on the host once the step is over
     detail_rows: list[int] = field(default_factory=list)  # of the sampling rows
@@ -70,7 +76,6 @@ class NativeStep:
     details: DetailTensors | None = None
     prompt_details: list[PromptDetails] = field(default_factory=list)
     checks: list[FiniteCheck] = field(default_factory=list)
-    ended_s: float = 0.0
     events: tuple[torch.cuda.Event, torch.cuda.Event] | None = None  # start and end, on CUDA
 
 
@@ -89,7 +94,7 @@ class NativeRunner:
         self._vocab_size = loaded.spec.vocab_size
         self._staging = Staging(loaded.device)
         self._slots = Slots(loaded.num_slots, self._staging, loaded.rope_border)
-        self._sampler = Sampler(loaded.spec.vocab_size, loaded.spec.eos_ids, self._staging)
+        self._sampler = Sampler(loaded.spec.vocab_size, self._staging)
         self._planner = AttentionPlanner(loaded.spec.windows, loaded.cache, loaded.dtype, self._staging)
 
     @classmethod
@@ -105,32 +110,36 @@ class NativeRunner:
     def launch(self, plan: StepPlan) -> NativeStep:
         started_s = time.perf_counter()
         self._apply(plan)
-        step = NativeStep(plan, started_s)
-        if not plan.slots:
-            return step
-        try:
-            if self._fault:
-                self._fault.reach(f"step{plan.step}")
-            self._run(plan, step)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
-                raise OutOfMemory from error
-            raise OutOfMemory("out of memory") from error
-        for slot, num_tokens in zip(plan.slots, plan.num_tokens, strict=True):
-            self._slots[slot].num_computed += num_tokens
-        step.ended_s = time.perf_counter()
+        step = NativeStep(plan)
+        if plan.slots:
+            with self._memory_errors():
+                if self._fault:
+                    self._fault.reach(f"step{plan.step}")
+                self._run(plan, step)
+            step.forward_s = time.perf_counter() - started_s
         return step
 
+    @torch.inference_mode()
     def finish(self, launched: NativeStep, masks: Masks | None) -> None:
-        pass
+        step = launched
+        if step.batch is None:  # it has no rows
+            return
+        started_s = time.perf_counter()
+        with self._memory_errors():
+            if step.batch.sample_rows:
+                self._sample(step, step.batch, masks)
+        # Slots change last of all, so that a failure leaves them as they were.
+        for slot, num_tokens in zip(step.plan.slots, step.plan.num_tokens, strict=True):
+            self._slots[slot].num_computed += num_tokens
+        step.batch = step.logits = None
+        if step.events is not None:
+            step.events[1].record()
+        step.forward_s += time.perf_counter() - started_s
 
     @torch.inference_mode()
     def collect(self, launched: NativeStep) -> StepTokens:
         step = launched
-        forward_s = step.ended_s - step.started_s
+        forward_s = step.forward_s
         if step.events is not None:
             step.events[1].synchronize()
             forward_s = step.events[0].elapsed_time(step.events[1]) / 1000
@@ -146,7 +155,7 @@ class NativeRunner:
         for part in step.prompt_details:
             prompt_details.setdefault(part.row, []).extend(to_messages(part.tensors, part.wanted))
         not_finite = sorted(set[int]().union(*(check.broken_rows() for check in step.checks)))
-        return StepTokens(token_ids, details, prompt_details, forward_s if step.plan.slots else 0.0, not_finite)
+        return StepTokens(token_ids, details, prompt_details, forward_s, not_finite)
 
     def stage(self, adapter: Adapter) -> None:
         raise NotImplementedError("this engine takes no adapters")
@@ -169,7 +178,7 @@ class NativeRunner:
                 self._slots.append_blocks(slot, blocks)
 
     def _run(self, plan: StepPlan, step: NativeStep) -> None:
-        """Everything that computes. Slots change last of all, so that a failure leaves them as they were."""
+        """Everything but the sampling. No state changes, so that a failure leaves slots as they were."""
         if self._device.type == "cuda":
             step.events = (_event(), _event())
             step.events[0].record()
@@ -181,12 +190,12 @@ class NativeRunner:
         for part in batch.prompt_parts:
             self._launch_prompt_details(step, part, hidden)
         if batch.sample_rows:
-            self._sample(step, batch, hidden)
-        if step.events is not None:
-            step.events[1].record()
+            step.logits = self._decoder.logits(hidden.index_select(0, batch.sample_tokens))
+        step.batch = batch
 
-    def _sample(self, step: NativeStep, batch: Batch, hidden: Tensor) -> None:
-        logits = self._decoder.logits(hidden.index_select(0, batch.sample_tokens))
+    def _sample(self, step: NativeStep, batch: Batch, masks: Masks | None) -> None:
+        """Rank 0 chooses; every rank learns the ids."""
+        logits = step.logits
         sampled: Sampled | None = None
         if logits is None:
             ids = torch.empty(len(batch.sample_rows), dtype=torch.int64, device=self._device)
@@ -194,7 +203,8 @@ class NativeRunner:
             is_finite = are_finite(logits)
             rows = [(row, i, i + 1) for i, row in enumerate(batch.sample_rows)]
             step.checks.append(FiniteCheck(self._staging.fetch(is_finite), rows))
-            sampled = self._sampler.sample(logits, batch.sampling)
+            allowed = {i: masks[row] for i, row in enumerate(batch.sample_rows) if row in masks} if masks else None
+            sampled = self._sampler.sample(logits, batch.sampling, allowed)
             ids = sampled.ids
             step.detail_rows = sampled.detail_rows
             step.wanted = [batch.sampling[i].wanted for i in sampled.detail_rows]
@@ -207,6 +217,22 @@ class NativeRunner:
         if sampled is not None:
             self._sampler.note(sampled)
 
+    @contextmanager
+    def _memory_errors(self) -> Iterator[None]:
+        """
+        Raises:
+            OutOfMemory: what ran inside did not fit.
+        """
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+                raise OutOfMemory from error
+            raise OutOfMemory("out of memory") from error
+
     def _launch_prompt_details(self, step: NativeStep, part: PromptPart, hidden: Tensor) -> None:
         """Facts about prompt tokens from the raw logits of the positions before them, some positions at a time."""
         at_a_time = max(1, MAX_PROMPT_LOGITS_BYTES // (4 * self._vocab_size))
@@ -218,7 +244,7 @@ class NativeRunner:
                 continue
             is_finite = self._staging.fetch(are_finite(logits))
             step.checks.append(FiniteCheck(is_finite, [(part.row, 0, len(following))]))
-            ids = self._staging.put(following, torch.int64)
+            ids = self._staging.put(np.asarray(following), torch.int64)
             top_n = part.wanted.top_n
             counts = self._staging.put([top_n] * len(following), torch.int64)[:, None] if top_n else None
             tensors = compute_details(logits, ids, counts, top_n).map(self._staging.fetch)

@@ -16,15 +16,27 @@ NUM_SORTED_FIRST = 1024
 MAX_SCORE = 1e30
 
 
-def mask_eos_(scores: Tensor, rows: Tensor, eos_ids: Tensor) -> None:
-    """Make ending impossible for ``rows`` (indices): all end-of-sequence ids become -inf."""
-    scores[rows[:, None], eos_ids[None]] = float("-inf")
+def keep_allowed(scores: Tensor, bits: Tensor) -> Tensor:
+    """Keep the ids whose bit is set.
+
+    Args:
+        bits: (rows, bytes) uint8; bit i % 8 of byte i // 8 is id i. Ids beyond the last byte are dropped as well.
+    """
+    powers = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    is_allowed = ((bits[:, :, None] >> powers) & 1).bool().flatten(1)[:, : scores.shape[-1]]
+    is_allowed = torch.nn.functional.pad(is_allowed, (0, scores.shape[-1] - is_allowed.shape[-1]))
+    return scores.masked_fill(~is_allowed, float("-inf"))
 
 
-def raise_eos_(scores: Tensor, rows: Tensor, eos_ids: Tensor, growth: Tensor) -> None:
-    """Length penalty: eos += abs(eos) * growth, with growth = decay_factor ** t - 1 >= 0 as (rows, 1)."""
-    eos = scores[rows[:, None], eos_ids[None]]
-    scores[rows[:, None], eos_ids[None]] = eos + eos.abs() * growth
+def mask_ends_(scores: Tensor, rows: Tensor, end_ids: Tensor) -> None:
+    """Make ending impossible for ``rows`` (indices): all end ids become -inf."""
+    scores[rows[:, None], end_ids[None]] = float("-inf")
+
+
+def raise_ends_(scores: Tensor, rows: Tensor, end_ids: Tensor, growth: Tensor) -> None:
+    """Length penalty: end += abs(end) * growth, with growth = decay_factor ** t - 1 >= 0 as (rows, 1)."""
+    ends = scores[rows[:, None], end_ids[None]]
+    scores[rows[:, None], end_ids[None]] = ends + ends.abs() * growth
 
 
 def penalize_repetition(scores: Tensor, is_seen: Tensor, penalty: Tensor) -> Tensor:

@@ -1,27 +1,29 @@
 """From logits to token ids for a batch of rows with different parameters, in the order that the API defines.
 
-(a) end-of-sequence masked below min_new_tokens, else length penalty; (b) repetition penalty; (c) temperature;
-(d) top_k; (e) top_p; (f) typical_p; (g) choice. Greedy rows skip c to f. Each processor sees only the rows that use
-it.
+(-) tokens that a grammar forbids; (a) end tokens masked below min_new_tokens, else length penalty; (b) repetition
+penalty; (c) temperature; (d) top_k; (e) top_p; (f) typical_p; (g) choice. Greedy rows skip c to f. Each processor sees
+only the rows that use it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tgis_server.engines.sampling.choice import choose_greedy, choose_sampled
 from tgis_server.engines.sampling.details import DetailTensors, compute_details
 from tgis_server.engines.sampling.processors import (
+    keep_allowed,
     keep_top_k_,
     keep_top_p_,
     keep_typical_,
-    mask_eos_,
+    mask_ends_,
     penalize_repetition,
-    raise_eos_,
+    raise_ends_,
 )
 from tgis_server.engines.sampling.seen import SeenTokens
 from tgis_server.engines.sampling.staging import Staging
@@ -29,6 +31,7 @@ from tgis_server.engines.sampling.uniform import uniform
 from tgis_server.wire.messages import SamplingParams, TokenIds, Wanted
 
 MAX_GROWTH = 1e30  # of a length penalty: far beyond any logit, and still finite as float32
+MAX_END_SETS = 64  # kept on the device; requests hardly ever choose their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ class SamplingRow:
     params: SamplingParams
     wanted: Wanted
     seed: int = 0  # of the random draw
+    end_ids: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +65,10 @@ class Sampler:
     more: a step that ran out of memory in between can be repeated.
     """
 
-    def __init__(self, vocab_size: int, eos_ids: Sequence[int], staging: Staging) -> None:
+    def __init__(self, vocab_size: int, staging: Staging) -> None:
+        self._vocab_size = vocab_size
         self._staging = staging
-        self._eos_ids = staging.put(list(eos_ids), torch.int64) if eos_ids else None
+        self._end_sets: dict[frozenset[int], Tensor] = {}
         self._seen = SeenTokens(vocab_size, staging)
 
     def start(self, slot: int, token_ids: TokenIds, params: SamplingParams) -> None:
@@ -75,14 +80,16 @@ class Sampler:
     def stop(self, slot: int) -> None:
         self._seen.stop(slot)
 
-    def sample(self, logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
+    def sample(self, logits: Tensor, rows: Sequence[SamplingRow], masks: Mapping[int, bytes] | None = None) -> Sampled:
         """Choose one token per row.
 
         Args:
             logits: (rows, vocab) float32, changed in place.
             rows: in the same order.
+            masks: which tokens may follow, by index into ``rows``; see ``Masks``.
         """
-        scores = self._process_eos(logits, rows)
+        scores = self._keep_allowed(logits, masks) if masks else logits
+        scores = self._process_ends(scores, rows)
         penalized = [i for i, row in enumerate(rows) if row.params.repetition_penalty != 1.0]
         seen_rows = self._seen.rows([rows[i].slot for i in penalized]) if penalized else None
         if seen_rows is not None:
@@ -101,18 +108,42 @@ class Sampler:
         if sampled.seen_rows is not None and sampled.seen_ids is not None:
             self._seen.add(sampled.seen_rows, sampled.seen_ids)
 
-    def _process_eos(self, scores: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    def _keep_allowed(self, scores: Tensor, masks: Mapping[int, bytes]) -> Tensor:
+        """(-)"""
+        size = -(-self._vocab_size // 8)
+        packed = np.frombuffer(
+            bytearray().join(mask[:size].ljust(size, b"\0") for mask in masks.values()), dtype=np.uint8
+        )
+        bits = self._staging.put(packed.reshape(len(masks), size), torch.uint8)
+        return self._on_rows(scores, list(masks), lambda part: keep_allowed(part, bits))
+
+    def _process_ends(self, scores: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
         """(a)"""
-        if self._eos_ids is None:
-            return scores
         masked = [i for i, row in enumerate(rows) if row.index < row.params.min_new_tokens]
-        if masked:
-            mask_eos_(scores, self._staging.put(masked, torch.int64), self._eos_ids)
+        for end_ids, group in self._by_end_ids(masked, rows):
+            mask_ends_(scores, self._staging.put(group, torch.int64), end_ids)
         growth = {i: g for i, row in enumerate(rows) if (g := _length_growth(row)) > 0.0}
-        if growth:
-            index = self._staging.put(list(growth), torch.int64)
-            raise_eos_(scores, index, self._eos_ids, self._column(list(growth.values()), torch.float32))
+        for end_ids, group in self._by_end_ids(growth, rows):
+            factors = self._column([growth[i] for i in group], torch.float32)
+            raise_ends_(scores, self._staging.put(group, torch.int64), end_ids, factors)
         return scores
+
+    def _by_end_ids(self, indices: Iterable[int], rows: Sequence[SamplingRow]) -> Iterator[tuple[Tensor, list[int]]]:
+        """Rows of equal end ids together; those without any are left out."""
+        groups: dict[frozenset[int], list[int]] = {}
+        for i in indices:
+            groups.setdefault(rows[i].end_ids, []).append(i)
+        for end_ids, group in groups.items():
+            if end_ids:
+                yield self._put_end_ids(end_ids), group
+
+    def _put_end_ids(self, end_ids: frozenset[int]) -> Tensor:
+        if (tensor := self._end_sets.get(end_ids)) is None:
+            if len(self._end_sets) == MAX_END_SETS:
+                self._end_sets.clear()
+            tensor = self._staging.put(sorted(end_ids), torch.int64)
+            self._end_sets[end_ids] = tensor
+        return tensor
 
     def _warp(self, scores: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
         """(c) to (f)"""
@@ -177,7 +208,7 @@ class Sampler:
 
 
 def _length_growth(row: SamplingRow) -> float:
-    """By how much of its absolute value the end-of-sequence logit grows; 0 = the penalty does not act."""
+    """By how much of their absolute value the end tokens' logits grow; 0 = the penalty does not act."""
     penalty = row.params.length_penalty
     if penalty is None or row.index < row.params.min_new_tokens or row.index <= penalty.start_index:
         return 0.0
