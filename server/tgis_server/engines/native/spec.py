@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tgis_server.model_files import Length
+
 
 @dataclass(frozen=True, slots=True)
 class RopeSpec:
@@ -26,14 +28,6 @@ class RopeSpec:
     is_range_truncated: bool = True  # yarn: the ramp's ends are whole dimensions
     short_factor: tuple[float, ...] = ()  # longrope
     long_factor: tuple[float, ...] = ()  # longrope
-
-
-@dataclass(frozen=True, slots=True)
-class Length:
-    """The longest sequence, prompt and output together, that a checkpoint is made for."""
-
-    num_tokens: int
-    reason: str  # where the number comes from
 
 
 @dataclass(frozen=True, slots=True)

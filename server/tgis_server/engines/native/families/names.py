@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from tgis_server.engines.native.parameters import Parameter, Piece, Split
 from tgis_server.engines.native.spec import DecoderSpec
+from tgis_server.model_files import HEAD
 
-PREFIX = "model."  # of everything but the head
 EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
 
 
 def outer_parameters(spec: DecoderSpec) -> list[Parameter]:
