@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from tgis_server.engines.native.families import FAMILIES, UNSUPPORTED_KEYS, parameters_of, read_spec
-from tgis_server.engines.native.families.length import LENGTH_KEYS
-from tgis_server.engines.native.spec import Length, RopeSpec
+from tgis_server.engines.native.spec import RopeSpec
 from tgis_server.errors import ModelError
+from tgis_server.model_files import LENGTH_KEYS, Length
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

@@ -16,7 +16,7 @@ from typing import Any
 
 from tgis_cli.models.torch_file import StoredTensor
 from tgis_server.errors import ModelError, TgisError
-from tgis_server.model_files import read_json
+from tgis_server.model_files import read_json, spellings
 
 TIES = ("_tied_weights_keys", "_keys_to_ignore_on_load_missing", "_keys_to_ignore_on_load_unexpected")
 
@@ -83,7 +83,6 @@ def find_clusters(tensors: Mapping[str, StoredTensor]) -> list[list[str]]:
 
 def find_needed(model_dir: Path) -> set[str]:
     from tgis_server.engines.native.families import parameters_of, read_spec
-    from tgis_server.engines.native.tensors import spellings
 
     with suppress(TgisError):
         parameters = parameters_of(read_spec(model_dir))

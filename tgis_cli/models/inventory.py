@@ -26,7 +26,16 @@ from tgis_cli.models.selection import (
 from tgis_cli.models.tokenizer_check import check_tokenizer
 from tgis_server import model_files
 from tgis_server.errors import ModelError, UsageError
-from tgis_server.model_files import choose_weights, find_weights, read_json, read_weight_map
+from tgis_server.model_files import (
+    HEAD,
+    choose_weights,
+    find_tensor,
+    find_weights,
+    read_header,
+    read_json,
+    read_tensors,
+    read_weight_map,
+)
 from tgis_server.regular_file import read_regular
 
 CONFIGURATION = ("config.json", "generation_config.json")
@@ -261,10 +270,7 @@ def find_ambiguous(model_dir: Path) -> None:
     Raises:
         ModelError: two differ, of which a start needs one.
     """
-    from tgis_server.engines.native.checkpoint import read_tensors
     from tgis_server.engines.native.families import parameters_of, read_spec
-    from tgis_server.engines.native.families.names import HEAD
-    from tgis_server.engines.native.tensors import find_tensor
 
     found = read_tensors(model_dir, lambda warning: None)
     names = [HEAD]
@@ -288,8 +294,6 @@ def access_times_kept(files: Iterable[Path]) -> Iterator[None]:
 
 def find_damage(file: Path) -> str:
     """What the header of a file of weights contradicts; empty if nothing."""
-    from tgis_server.engines.native.checkpoint import read_header
-
     try:
         with access_times_kept([file]):
             read_header(file)

@@ -18,13 +18,11 @@ from tgis_cli.plan.source import Source
 from tgis_cli.resolve import Resolved, resolve
 from tgis_cli.resources import GPU_LISTS
 from tgis_server.config import LoadedConfig
-from tgis_server.engines.native.checkpoint import DTYPES, read_headers
 from tgis_server.engines.native.families import read_spec
 from tgis_server.engines.native.parameters import valid_num_shards
 from tgis_server.engines.native.spec import DecoderSpec
-from tgis_server.engines.native.tensors import TensorInfo
 from tgis_server.errors import ModelError, NotEnoughDevices, TgisError
-from tgis_server.model_files import find_weights
+from tgis_server.model_files import HEADER_DTYPES, TensorInfo, find_weights, read_headers
 
 ABOUT_THIS_MACHINE = ("model_dir", "tokenization_workers", "shard_threads", "shard_cpus")
 ABOUT_FILES_HERE = ("model_dir",)
@@ -43,7 +41,7 @@ class Weights:
     def of(cls, tensors: Mapping[str, TensorInfo]) -> Weights:
         by_dtype: dict[str, int] = {}
         for info in tensors.values():
-            dtype = DTYPES.get(info.dtype, info.dtype)
+            dtype = HEADER_DTYPES.get(info.dtype, info.dtype)
             by_dtype[dtype] = by_dtype.get(dtype, 0) + info.num_bytes
         return cls(
             sum(math.prod(info.shape) for info in tensors.values()),

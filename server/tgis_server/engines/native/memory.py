@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tgis_server import cgroup, failures
-from tgis_server.engines.native.checkpoint import ITEM_BYTES, Checkpoint
+from tgis_server.engines.native.checkpoint import Checkpoint
 from tgis_server.engines.native.parameters import padded_vocab_rows
 from tgis_server.engines.native.spec import DecoderSpec
+from tgis_server.model_files import ITEM_BYTES
 from tgis_server.run import Run
 from tgis_server.sizes import format_bytes
 

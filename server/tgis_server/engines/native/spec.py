@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from tgis_server.model_files import Length
+
 Norm = Literal[
     "rms",  # x / rms(x) * weight
     "rms_plus_one",  # x / rms(x) * (1 + weight), in float32, as in Gemma
@@ -58,14 +60,6 @@ class Alibi:
 
 
 Positions = RopeSpec | LearnedPositions | Alibi
-
-
-@dataclass(frozen=True, slots=True)
-class Length:
-    """The longest sequence, prompt and output together, that a checkpoint is made for."""
-
-    num_tokens: int
-    reason: str  # where the number comes from
 
 
 @dataclass(frozen=True, slots=True)

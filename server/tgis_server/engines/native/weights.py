@@ -13,8 +13,9 @@ from torch import Tensor
 
 from tgis_server import failures
 from tgis_server.engines.api import Progress
-from tgis_server.engines.native.checkpoint import ITEM_BYTES, Checkpoint
+from tgis_server.engines.native.checkpoint import Checkpoint
 from tgis_server.engines.native.parameters import Parameter, Piece, RankSlice, slice_of
+from tgis_server.model_files import ITEM_BYTES
 
 PHASE = "reading weights"
 

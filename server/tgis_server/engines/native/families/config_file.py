@@ -11,7 +11,7 @@ from typing import Any
 
 from tgis_server import failures
 from tgis_server.errors import TgisError
-from tgis_server.model_files import read_json
+from tgis_server.model_files import MAX_INTEGER, read_json
 
 ACTIVATIONS = {
     "silu": "silu",
@@ -23,7 +23,6 @@ ACTIVATIONS = {
 }
 DTYPES = ("float32", "bfloat16", "float16")
 SHOWN = 200  # characters of a value in a sentence
-MAX_INTEGER = 2**31 - 1  # no size of a model is larger, and all that is computed from one stays a number
 NULL_IS_A_VALUE = ("sliding_window", "num_key_value_heads", "eos_token_id")
 
 

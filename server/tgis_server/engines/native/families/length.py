@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from tgis_server.engines.native.families.config_file import ConfigFile
+from tgis_server.engines.native.spec import RopeSpec
+from tgis_server.model_files import LENGTH_KEYS, MAX_INTEGER, Length, find_length
 
-from tgis_server.engines.native.families.config_file import MAX_INTEGER, ConfigFile
-from tgis_server.engines.native.spec import Length, RopeSpec
-
-# The first of these that is a positive integer counts.
-LENGTH_KEYS = (
-    "max_position_embeddings",
-    "n_positions",
-    "max_seq_len",
-    "seq_length",
-    "max_sequence_length",
-    "max_seq_length",
-    "seq_len",
-)
 STRETCHING = {"linear": "linear scaling", "dynamic": "dynamic scaling", "yarn": "YaRN"}
 
 
@@ -40,12 +28,3 @@ def read_length(config: ConfigFile, rope: RopeSpec) -> Length:
     if not 1 <= positions * rope.factor <= MAX_INTEGER:
         raise config.fail(f"{how}, is no length: it must be from 1 to {MAX_INTEGER}.")
     return Length(round(positions * rope.factor), how)
-
-
-def find_length(values: Mapping[str, Any]) -> Length | None:
-    """What a config.json of any family names; ``None`` where it names nothing."""
-    for key in LENGTH_KEYS:
-        value = values.get(key)
-        if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_INTEGER:
-            return Length(value, f"{key} of config.json")
-    return None

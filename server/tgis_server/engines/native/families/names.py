@@ -12,10 +12,9 @@ from dataclasses import dataclass
 
 from tgis_server.engines.native.parameters import CONTIGUOUS, Kind, Parameter, Piece, Split, Stored
 from tgis_server.engines.native.spec import DecoderSpec
+from tgis_server.model_files import HEAD
 
-PREFIX = "model."  # of everything but the head
 EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True, slots=True)
