@@ -59,7 +59,18 @@ class Alibi:
     slopes: tuple[float, ...]  # per query head
 
 
-Positions = RopeSpec | LearnedPositions | Alibi
+@dataclass(frozen=True, slots=True)
+class RelativePositions:
+    """A trained bias on scores for each head and each bucket of distances, the same in all layers (arXiv:1910.10683).
+
+    Half of the buckets are for one distance each, the others for ranges that grow up to ``max_distance``.
+    """
+
+    num_buckets: int
+    max_distance: int
+
+
+Positions = RopeSpec | LearnedPositions | Alibi | RelativePositions
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,3 +127,15 @@ class DecoderSpec:
     @property
     def rope(self) -> RopeSpec | None:
         return self.positions if isinstance(self.positions, RopeSpec) else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderDecoderSpec(DecoderSpec):
+    """A decoder whose layers also attend to what an encoder made of another text. Both have one embedding.
+
+    What is said of a decoder (sizes of logits, keys and values, number of layers) is said of this one's decoder. Keys
+    and values of the encoder's tokens are as many as those of the decoder's own, in each of its layers.
+    """
+
+    encoder: DecoderSpec  # its layers; it has no head, and its tokens see all others
+    start_id: int  # what the decoder's part begins with

@@ -1,0 +1,87 @@
+"""Tiny random checkpoints of T5, and transformers as their oracle."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import T5Config, T5ForConditionalGeneration
+
+from tiny import VOCAB
+
+START = [0]  # what the decoder begins with
+SIZES = {
+    "vocab_size": VOCAB,
+    "d_model": 64,
+    "d_kv": 12,  # not the hidden size divided by the heads
+    "d_ff": 96,
+    "num_layers": 3,
+    "num_decoder_layers": 2,  # what takes the number of the wrong stack fails
+    "num_heads": 4,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 20,
+    "decoder_start_token_id": START[0],
+}
+V1_0: dict[str, Any] = {}  # a plain MLP with ReLU; the head is the embedding, and its input is scaled
+V1_1: dict[str, Any] = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint and transformers' model of it: eager attention, float32."""
+
+    directory: Path
+    oracle: T5ForConditionalGeneration
+
+    @torch.inference_mode()
+    def expected(self, encoder_ids: list[int], prompt: list[int], num_tokens: int) -> list[int]:
+        """Greedy, never ending early."""
+        out = self.oracle.generate(
+            torch.tensor([encoder_ids]),
+            attention_mask=torch.ones(1, len(encoder_ids), dtype=torch.int64),
+            decoder_input_ids=torch.tensor([prompt]),
+            max_new_tokens=num_tokens,
+            do_sample=False,
+            eos_token_id=None,
+        )
+        return out[0, len(prompt) :].tolist()
+
+    @torch.inference_mode()
+    def logprobs(self, encoder_ids: list[int], decoder_ids: list[int]) -> torch.Tensor:
+        """(len(decoder_ids), vocab), in one forward pass."""
+        out = self.oracle(torch.tensor([encoder_ids]), decoder_input_ids=torch.tensor([decoder_ids]))
+        return out.logits[0].log_softmax(-1)
+
+
+def make_checkpoint(directory: Path, changes: dict[str, Any], seed: int = 0) -> Model:
+    """Save a random T5 of ``SIZES`` with these changes, and read it as transformers does."""
+    config = T5Config(**SIZES, **changes)
+    torch.manual_seed(seed)
+    model = T5ForConditionalGeneration(config).float()
+    is_tied = config.scale_decoder_outputs
+    with torch.no_grad():
+        if not is_tied:  # transformers ties them until the files tell otherwise
+            model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.shared.weight))
+        for name, parameter in model.named_parameters():
+            _draw(name, parameter)
+    model.save_pretrained(directory)
+    # As published checkpoints say it: transformers 5 writes another key instead.
+    file = directory / "config.json"
+    values = json.loads(file.read_text()) | {"tie_word_embeddings": is_tied}
+    del values["scale_decoder_outputs"]
+    file.write_text(json.dumps(values))
+    oracle = T5ForConditionalGeneration.from_pretrained(directory, attn_implementation="eager", dtype=torch.float32)
+    return Model(directory, oracle.eval())
+
+
+def _draw(name: str, parameter: torch.Tensor) -> None:
+    """Wide enough that what a token attends to decides what follows. Scores are not scaled, so queries are small."""
+    if parameter.dim() == 1:
+        parameter.uniform_(0.5, 1.5)
+    elif "relative" in name:
+        parameter.normal_(std=2.0)
+    else:
+        parameter.normal_(std=0.1 if ".q." in name else 1.0)
