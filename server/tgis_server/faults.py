@@ -63,14 +63,16 @@ class Fault:
 
     process: str
     kind: str
-    moment: str  # shards: load, stepN (0: warm-up); front-end: start, call (the first one)
+    moment: str  # shards: load, stage, stepN (0: warm-up), finishN; front-end: start, call (the first one)
 
     @classmethod
     def parse(cls, text: str) -> Fault:
         """Raises:
         UsageError: not ``PROCESS:KIND@MOMENT``.
         """
-        match = re.fullmatch(r"(?:shard(\d+):([a-z-]+)@(load|step\d+)|frontend:([a-z-]+)@(start|call))", text)
+        match = re.fullmatch(
+            r"(?:shard(\d+):([a-z-]+)@(load|stage|(?:step|finish)\d+)|frontend:([a-z-]+)@(start|call))", text
+        )
         kind = match and (match[2] or match[4])
         if not match or kind not in KINDS:
             raise UsageError(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from driving import VOCAB_SIZE
 from frontends import Server, serving, until
-from tgis_server.engines.api import Capacity
+from tgis_server.engines.api import Capacity, RunnerCaps
 from tgis_server.engines.fake import FakeLaunched, FakeRunner
 from tgis_server.faults import Fault
 from tgis_server.scheduler import Limits, Scheduler
@@ -32,7 +32,9 @@ class SteppedRunner(FakeRunner):
 
     def __init__(self, *, plan_ahead: bool) -> None:
         super().__init__(
-            vocab_size=VOCAB_SIZE, capacity=Capacity(NUM_BLOCKS, BLOCK_SIZE, 10_000), plan_ahead=plan_ahead
+            vocab_size=VOCAB_SIZE,
+            capacity=Capacity(NUM_BLOCKS, BLOCK_SIZE, 10_000),
+            caps=RunnerCaps(plan_ahead=plan_ahead),
         )
         self.plans: list[StepPlan] = []  # the last one waits, unless it was allowed
         self.faults: dict[int, str] = {}  # by step; kinds as in Fault

@@ -62,7 +62,7 @@ async def assert_nothing_left(server: Server, leader: SteppedLeader) -> None:
     await until(lambda: leader.is_at_rest)
     assert server.frontend._servicer._admission.num_held == 0
     assert server.frontend._router.num_running == 0
-    assert (leader.scheduler.num_running, leader.scheduler.num_waiting, leader.scheduler.pool.num_used) == (0, 0, 0)
+    assert (leader.scheduler.num_running, leader.scheduler.num_waiting, leader.scheduler.num_used_blocks) == (0, 0, 0)
     idle = {"tgi_kv_blocks_used 0.0", "tgi_batch_current_size 0.0", "tgi_queue_size 0.0"}
     await until(lambda: idle <= metric_lines(server))
 
@@ -373,7 +373,7 @@ def test_when_its_session_breaks_every_call_ends_and_the_leader_forgets_them_all
             assert {(await status_of(call))[0] for call in calls} == {grpc.StatusCode.UNAVAILABLE}
             await leader.wait_for_message()
             await leader.run_steps(1)
-            assert leader.scheduler.pool.num_used == 0
+            assert leader.scheduler.num_used_blocks == 0
             assert (leader.error, len(leader.runner.plans)) == (None, 1)
 
     run(test)

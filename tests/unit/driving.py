@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
+from collections.abc import Sequence as Sequence_
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from tgis_server.engines.api import Capacity
-from tgis_server.engines.fake import FakeRunner
+from tgis_server.engines.api import Capacity, RunnerCaps
+from tgis_server.engines.fake import FakeLaunched, FakeRunner, virtual_id
+from tgis_server.errors import ModelError, OutOfMemory
+from tgis_server.faults import Fault
 from tgis_server.scheduler import Limits, Scheduler
+from tgis_server.scheduler.paged import PagedMemory
+from tgis_server.scheduler.rows import RowMemory, reserved_tokens
+from tgis_server.scheduler.sequence import Sequence, State
 from tgis_server.wire.messages import (
     NO_TOKEN,
+    Adapter,
     Cancel,
     FinishReason,
+    Grammar,
     SamplingParams,
+    Staged,
     StepPlan,
     StepResult,
     Submit,
-    Wanted,
     pack_ids,
 )
 
@@ -30,34 +39,69 @@ def submit(
     prompt: Iterable[int] | int = 3,
     max_new_tokens: int = 4,
     *,
-    deadline: float | None = None,
-    wanted: Wanted | None = None,
+    encoder: Iterable[int] | int = (),
     min_new_tokens: int = 0,
-    cache_salt: bytes = b"",
+    **fields: Any,
 ) -> Submit:
-    """A request; ``prompt`` is a list of token ids or a length."""
-    prompt_ids = [(request_id * 7 + i) % VOCAB_SIZE for i in range(prompt)] if isinstance(prompt, int) else list(prompt)
+    """A request; ``prompt`` and ``encoder`` are lists of token ids or lengths."""
+    prompt_ids = [(request_id * 7 + i) % VOCAB_SIZE for i in range(prompt)] if isinstance(prompt, int) else prompt
+    encoder_ids = [(request_id * 5 + i) % VOCAB_SIZE for i in range(encoder)] if isinstance(encoder, int) else encoder
     return Submit(
         request_id=request_id,
         prompt_ids=pack_ids(prompt_ids),
         max_new_tokens=max_new_tokens,
+        encoder_ids=pack_ids(encoder_ids),
         sampling=SamplingParams(min_new_tokens=min_new_tokens),
-        wanted=wanted or Wanted(),
-        deadline=deadline,
-        cache_salt=cache_salt,
+        **fields,
     )
+
+
+def adapter(name: str) -> Adapter:
+    """An adapter whose content is its name."""
+    return Adapter(name, "fake", name.encode())
+
+
+def every(divisor: int) -> Grammar:
+    """A rule for guided rows; see :func:`allowed_ids`."""
+    return Grammar("every", str(divisor))
+
+
+def allowed_ids(grammar: Grammar, generated: Sequence_[int]) -> list[int]:
+    """Which ids may follow: it depends on how many tokens there are, and on the newest one."""
+    first = len(generated) + (generated[-1] if generated else 0)
+    return [i for i in range(VOCAB_SIZE) if (i + first) % int(grammar.text) == 0]
+
+
+def mask_of(grammar: Grammar, generated: Sequence_[int]) -> bytes:
+    """These ids as the engine takes them."""
+    bits = sum(1 << i for i in allowed_ids(grammar, generated))
+    return bits.to_bytes(-(-VOCAB_SIZE // 8), "little")
 
 
 def expected_tokens(request: Submit, eos_ids: Iterable[int] = (), rope_border: int | None = None) -> list[int]:
     """What the fake engine's rule gives for a request, computed without an engine."""
-    known = list(request.prompt_ids)
+    adapter_number = sum(request.adapter.digest) if request.adapter else 0
+    encoder = with_virtual(request.encoder_ids, request.num_encoder_virtual)
+    encoder_total = sum(encoder) + len(encoder) * adapter_number
+    known = with_virtual(request.prompt_ids, request.num_virtual)
+    generated: list[int] = []
     for _ in range(request.max_new_tokens):
         is_rope_long = rope_border is not None and len(known) > rope_border
-        extra = int(is_rope_long)
-        known.append((sum(known) + len(known) * (1 + extra)) % VOCAB_SIZE)
-        if known[-1] in eos_ids:
+        extra = adapter_number + is_rope_long + encoder_total
+        token_id = (sum(known) + len(known) * (1 + extra) + encoder_total) % VOCAB_SIZE
+        if request.grammar:
+            allowed = allowed_ids(request.grammar, generated)
+            token_id = next((i for i in allowed if i >= token_id), allowed[0])
+        known.append(token_id)
+        generated.append(token_id)
+        if token_id in eos_ids:
             break
-    return known[len(request.prompt_ids) :]
+    return generated
+
+
+def with_virtual(token_ids: Iterable[int], num_virtual: int) -> list[int]:
+    """Token ids, the first of which are rows of a tuned prompt."""
+    return [virtual_id(i) if i < num_virtual else token_id for i, token_id in enumerate(token_ids)]
 
 
 @dataclass(frozen=True)
@@ -66,6 +110,15 @@ class Load:
 
     num_tokens: int
     num_products: int  # tokens times the keys of their row
+
+
+@dataclass(frozen=True)
+class InFlight:
+    """A launched step."""
+
+    launched: FakeLaunched
+    broken: list[int]  # rows in which NaN is computed
+    seconds: float
 
 
 @dataclass
@@ -79,6 +132,12 @@ class Driver:
     eos_ids: frozenset[int] = frozenset()
     prefix_cache: bool = True
     rope_border: int | None = None
+    caps: RunnerCaps = field(default_factory=RunnerCaps)
+    max_rows: int = 8
+    max_padded_tokens: int = 256
+    max_adapters: int = 2
+    staging_steps: int = 0  # how long an adapter takes
+    out_of_memory: Container[str] = ()  # moments (stepN, finishN); a repeated step always fits
     depth: int = 1  # steps in flight
     target_s: float = math.inf
     step_seconds: Callable[[Load], float] = lambda load: 0.0  # how long a step takes
@@ -94,27 +153,30 @@ class Driver:
     results: list[StepResult] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.scheduler = Scheduler(
-            Limits(
-                self.num_blocks,
-                self.block_size,
-                self.max_batch_size,
-                self.max_batch_tokens,
-                self.prefix_cache,
-                self.target_s,
-                rope_border=self.rope_border,
-            )
+        caps = replace(self.caps, rope_border=self.rope_border)
+        capacity = Capacity(
+            self.num_blocks, self.block_size, 10_000, self.max_rows, self.max_padded_tokens, self.max_adapters
         )
-        self.runner = FakeRunner(
-            vocab_size=VOCAB_SIZE,
-            capacity=Capacity(self.num_blocks, self.block_size, 10_000),
-            rope_border=self.rope_border,
+        limits = Limits.of(
+            caps,
+            capacity,
+            max_batch_size=self.max_batch_size,
+            max_batch_tokens=self.max_batch_tokens,
+            prefix_cache=self.prefix_cache,
+            target_s=self.target_s,
         )
-        self._in_flight: deque = deque()
+        self.scheduler = Scheduler(limits)
+        self.runner = FakeRunner(vocab_size=VOCAB_SIZE, capacity=capacity, caps=caps)
+        self._requests: dict[int, Submit] = {}
+        self._in_flight: deque[InFlight] = deque()
+        self._staging: list[tuple[int, Adapter]] = []  # steps until it is staged
+        self._must_repeat = False
 
-    def apply(self, *messages: Submit | Cancel) -> None:
+    def apply(self, *messages: Submit | Cancel | Staged) -> None:
         """Requests get this server's end tokens."""
-        self.scheduler.apply([replace(m, end_ids=self.eos_ids) if isinstance(m, Submit) else m for m in messages])
+        known = [replace(m, end_ids=self.eos_ids) if isinstance(m, Submit) else m for m in messages]
+        self._requests |= {m.request_id: m for m in known if isinstance(m, Submit)}
+        self.scheduler.apply(known)
 
     def load(self, plan: StepPlan) -> Load:
         """What a launched step has computed."""
@@ -127,30 +189,83 @@ class Driver:
 
     def step(self) -> bool:
         """Plan and launch a step, then commit so that at most ``depth - 1`` stay in flight; False when idle."""
-        plan = self.scheduler.plan(self.now)
+        self._stage()
+        is_repeat, self._must_repeat = self._must_repeat, False
+        plan = self.scheduler.plan(self.now, decode_only=is_repeat)
         if plan:
             self.plans.append(plan)
             self.rows.append(self.requests_of(plan))
-            launched = self.runner.launch(plan)
-            self.runner.finish(launched, None)
-            self.seconds.append(self.step_seconds(self.load(plan)))
-            broken = [row for row, request_id in enumerate(self.rows[-1]) if request_id in self.not_finite]
-            self._in_flight.append((launched, broken, self.seconds[-1]))
-        allowed = self.depth - 1 if plan else 0
-        while len(self._in_flight) > allowed:
-            launched, broken, seconds = self._in_flight.popleft()
-            self.now += seconds
-            tokens = self.runner.collect(launched)
-            if broken:
-                tokens = replace(tokens, not_finite=broken)
-            self._take(self.scheduler.commit(launched.plan, tokens, self.now))
-        if not plan and self.scheduler.has_news():
-            self._take(self.scheduler.take_result())
+            self._run(plan, is_repeat=is_repeat)
+        else:
+            self._commit_all()
+            if self.scheduler.has_news():
+                self._take(self.scheduler.take_result())
         return plan is not None
+
+    def _run(self, plan: StepPlan, *, is_repeat: bool) -> None:
+        """As the leader does: masks of guided rows need the tokens of the step before."""
+        moments = (f"step{plan.step}", f"finish{plan.step}")
+        moment = next((m for m in moments if m in self.out_of_memory and not is_repeat), None)
+        self.runner._fault = Fault("shard-0", "oom", moment) if moment else None
+        try:
+            launched = self.runner.launch(plan)
+            is_guided = bool(self.scheduler.guided_rows(plan))
+            if not is_guided:
+                self.runner.finish(launched, None)
+            while len(self._in_flight) >= max(1, self.depth - 1):
+                self._commit()
+            if is_guided:
+                self.runner.finish(launched, self._masks(plan))
+        except OutOfMemory as error:
+            self._commit_all()
+            result = self.scheduler.fail_prefills(plan, str(error))
+            self._must_repeat = result.stats.decode_rows > 0
+            self._take(result)
+            return
+        self.seconds.append(self.step_seconds(self.load(plan)))
+        broken = [row for row, request_id in enumerate(self.rows[-1]) if request_id in self.not_finite]
+        self._in_flight.append(InFlight(launched, broken, self.seconds[-1]))
+        if self.depth == 1:
+            self._commit()
+
+    def _masks(self, plan: StepPlan) -> dict[int, bytes]:
+        masks = {}
+        for row, request_id in self.scheduler.guided_rows(plan):
+            grammar = self._requests[request_id].grammar
+            assert grammar
+            masks[row] = mask_of(grammar, self.tokens[request_id])
+        return masks
+
+    def _commit(self) -> None:
+        step = self._in_flight.popleft()
+        self.now += step.seconds
+        tokens = self.runner.collect(step.launched)
+        if step.broken:
+            tokens = replace(tokens, not_finite=step.broken)
+        self._take(self.scheduler.commit(step.launched.plan, tokens, self.now))
+
+    def _commit_all(self) -> None:
+        while self._in_flight:
+            self._commit()
+
+    def _stage(self) -> None:
+        """Ask for adapters, and answer for those whose time has come."""
+        self._staging += [(self.staging_steps, needed) for needed in self.scheduler.take_to_stage()]
+        for steps, needed in self._staging:
+            if steps == 0:
+                self.apply(self._staged(needed))
+        self._staging = [(steps - 1, needed) for steps, needed in self._staging if steps]
+
+    def _staged(self, needed: Adapter) -> Staged:
+        try:
+            self.runner.stage(needed)
+        except ModelError as error:
+            return Staged(needed.digest, str(error))
+        return Staged(needed.digest)
 
     def run_until_idle(self, max_steps: int = 10_000) -> None:
         for _ in range(max_steps):
-            if not self.step() and self.scheduler.is_idle:
+            if not self.step() and self.scheduler.is_idle and not self._staging:
                 return
         raise AssertionError(f"still busy after {max_steps} steps: a request starves")
 
@@ -175,16 +290,58 @@ class Driver:
     def preemptions(self) -> int:
         return sum(result.stats.preemptions for result in self.results)
 
-    def assert_blocks_balanced(self) -> None:
-        assert self.scheduler.pool.num_used == 0
-        assert sorted(self.scheduler._free_slots) == list(range(self.max_batch_size))
+    @property
+    def encoded(self) -> list[list[int]]:
+        """Of each plan: the slots whose encoder ran."""
+        return [plan.encode for plan in self.plans]
 
-    def assert_no_block_owned_twice(self) -> None:
+    @property
+    def running(self) -> list[Sequence]:
+        return self.scheduler._slots.running
+
+    def assert_blocks_balanced(self) -> None:
+        """Nothing is held any more: blocks, rows, slots, places, encodings under way."""
+        slots, memory = self.scheduler._slots, self.scheduler._slots.memory
+        assert self.scheduler.num_used_blocks == 0
+        assert sorted(slots._free) == list(range(self.scheduler.limits.max_batch_size))
+        assert (slots.adapters.num_used, slots.adapters.num_held) == (0, 0)
+        if isinstance(memory, PagedMemory):
+            assert (memory._growing, memory._encodings._encoding) == (set(), {})
+        else:
+            assert isinstance(memory, RowMemory)
+            assert memory._lengths == []
+
+    def assert_memory_is_sound(self) -> None:
+        """What must hold after every step."""
+        memory = self.scheduler._slots.memory
+        if isinstance(memory, PagedMemory):
+            self._assert_no_block_owned_twice(memory)
+        else:
+            longest = max((reserved_tokens(s.submit) for s in self.running), default=0)
+            assert len(self.running) * longest <= self.max_padded_tokens
+            assert len(self.running) <= self.max_rows
+
+    def _assert_no_block_owned_twice(self, memory: PagedMemory) -> None:
         """Every owned block is referenced exactly as often as it stands in tables, and no table holds it twice."""
-        pool, counts = self.scheduler.pool, defaultdict(int)
-        for sequence in self.scheduler._running:
-            assert len(set(sequence.blocks)) == len(sequence.blocks)
-            for block in sequence.blocks:
+        pool, counts = memory.pool, defaultdict(int)
+        for sequence in self.running:
+            blocks = [*sequence.blocks, *sequence.cross_blocks]
+            assert len(set(blocks)) == len(blocks)
+            for block in blocks:
                 counts[block] += 1
+            is_growing = len(sequence.blocks) < pool.blocks_for(sequence.max_tokens - 1)
+            assert is_growing == (sequence in memory._growing)
         assert [counts[block] for block in range(pool.num_blocks)] == pool._ref_counts
         assert set(pool._free) == {block for block in range(pool.num_blocks) if not counts[block]}
+
+    def assert_plan_is_allowed(self) -> None:
+        """The newest plan keeps to the step's budget and to what the engine can."""
+        plan, caps = self.plans[-1], self.caps
+        num_encoded = sum(len(new.encoder_ids) for new in plan.new)
+        is_whole = bool(plan.encode) or not caps.chunked_prefill
+        assert plan.total_tokens + num_encoded <= self.max_batch_tokens or (plan.num_rows == 1 and is_whole)
+        assert {new.slot for new in plan.new if new.encoder_ids} == set(plan.encode)
+
+    def could_decode(self) -> bool:
+        """Whether somebody waits for its next token."""
+        return any(s.state is State.RUNNING and s.remaining_tokens > 0 for s in self.running)

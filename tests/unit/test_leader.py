@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from driving import VOCAB_SIZE, submit
-from tgis_server.engines.api import Capacity
+from tgis_server.engines.api import Capacity, RunnerCaps
 from tgis_server.engines.fake import FakeRunner
 from tgis_server.scheduler import Limits, Scheduler, StepLoad
 from tgis_server.shard.inbox import Inbox, Requests, SessionEnded
@@ -22,7 +22,8 @@ class Loop:
     def __init__(self, *, plan_ahead: bool = False) -> None:
         self.inbox, self.outbox, self.status = Inbox(), Outbox(), ShardStatus()
         self.scheduler = Scheduler(Limits(32, 4, 8, 64))
-        runner = FakeRunner(vocab_size=VOCAB_SIZE, capacity=Capacity(32, 4, 128), plan_ahead=plan_ahead)
+        caps = RunnerCaps(plan_ahead=plan_ahead)
+        runner = FakeRunner(vocab_size=VOCAB_SIZE, capacity=Capacity(32, 4, 128), caps=caps)
         followers = PlanPublisher(Path("none"), 0)
         self.leader = Leader(runner, self.scheduler, self.status, self.inbox, self.outbox, followers, is_alone=True)
 

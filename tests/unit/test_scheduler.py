@@ -5,9 +5,6 @@ from __future__ import annotations
 import pytest
 
 from driving import Driver, expected_tokens, submit
-from tgis_server.errors import OutOfMemory
-from tgis_server.faults import Fault
-from tgis_server.scheduler.blocks import cache_root, chain_keys
 from tgis_server.scheduler.scheduler import NOT_FINITE
 from tgis_server.scheduler.waiting import MAX_OVERTAKEN
 from tgis_server.wire.messages import Cancel, FinishReason, Wanted
@@ -252,8 +249,9 @@ def test_only_blocks_that_a_step_has_computed_can_be_found():
 
     driver.step()
 
-    keys = chain_keys(cache_root(submit(1), is_rope_long=False), submit(1, prompt=10).prompt_ids, 2)
-    assert len(driver.scheduler.pool.find_cached(keys)) == 2
+    driver.apply(submit(2, prompt=submit(1, prompt=10).prompt_ids))
+    driver.step()
+    assert driver.cached_tokens == 4
 
 
 def test_a_common_beginning_is_computed_once():
@@ -505,32 +503,20 @@ def test_a_deadline_beats_the_end_of_sequence_and_the_limit(max_new_tokens):
     assert driver.tokens[1] == expected_tokens(request)[:2]
 
 
+@pytest.mark.parametrize("moment", ["step2", "finish2"])
 @pytest.mark.parametrize("depth", [1, 2])
-def test_a_step_that_does_not_fit_fails_its_prefills_and_repeats_its_decodes(depth):
-    driver = Driver(depth=depth)
+def test_a_step_that_does_not_fit_fails_its_prefills_and_repeats_its_decodes(depth, moment):
+    driver = Driver(depth=depth, out_of_memory=[moment])
     running, newcomer = submit(1, max_new_tokens=6), submit(2)
     driver.apply(running)
     driver.step()
-    driver.apply(newcomer)
-    plan = driver.scheduler.plan(driver.now)
-    with pytest.raises(OutOfMemory):
-        runner_that_fails_at(plan.step, driver).launch(plan)
-    while driver._in_flight:
-        launched, *_ = driver._in_flight.popleft()
-        driver._take(driver.scheduler.commit(launched.plan, launched.tokens, driver.now))
 
-    driver._take(driver.scheduler.fail_prefills(plan, "GPU out of memory"))
+    driver.apply(newcomer)
     driver.run_until_idle()
 
     assert driver.failures == {2: "GPU out of memory"}
     assert driver.tokens[1] == expected_tokens(running)
     driver.assert_blocks_balanced()
-
-
-def runner_that_fails_at(step, driver):
-    """The driver's runner, out of memory at one step as an engine is: state applied, nothing computed."""
-    driver.runner._fault = Fault("shard-0", "oom", f"step{step}")
-    return driver.runner
 
 
 def test_plans_say_which_slots_to_forget_before_they_are_used_again():

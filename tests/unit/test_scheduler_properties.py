@@ -52,7 +52,7 @@ def drive(driver, requests, cancels):
         driver.apply(*[request for at, request in requests if at == step])
         driver.apply(*[Cancel(request_id) for request_id, at in cancels.items() if at == step])
         driver.step()
-        driver.assert_no_block_owned_twice()
+        driver.assert_memory_is_sound()
         if driver.plans:
             assert driver.plans[-1].total_tokens <= driver.max_batch_tokens
     driver.run_until_idle()

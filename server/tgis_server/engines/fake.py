@@ -1,65 +1,114 @@
 """An engine whose tokens can be computed by hand. It runs the whole product without weights: tests and rehearsals.
 
-Its "keys and values" are the token ids themselves, written into paged blocks like a real engine's. The next token is
+Its "keys and values" are numbers, written into blocks or rows like a real engine's and read back through the block
+tables. The next token is
 
-    (sum of the ids of all tokens so far + their number) mod vocab_size
+    (sum of the numbers of all tokens so far + sum of the encoder's + how many tokens there are) mod vocab_size
 
-read back through the block table, so that any mistake in blocks, positions, prefix cache or preemption changes the
-output. What else a real engine's keys and values depend on (see ``cache_root``) is added to each written id: the bytes
-of the adapter's name, and 1 where ``is_rope_long``. With ``temperature`` > 0 the seed is added to the sum. Steps take
-``--rehearse-step-ms``, and for each token and each key that it attends to ``--rehearse-attention-ns``.
+so that any mistake in blocks, positions, prefix cache, sharing or preemption changes the output. A token's number is
+
+    its id + the adapter's number + 1 where ``is_rope_long`` + the sum of the encoder's numbers
+
+as all this changes a real engine's keys, too (see ``cache_root``). A virtual row's id is :func:`virtual_id`, whatever
+stands in the prompt. The encoder's numbers are made in the same way, without the last two terms. An adapter's number is
+the sum of its digest's bytes. With ``temperature`` > 0 the seed is added to the sum. A guided row takes the first
+allowed id from the computed one on, and goes on with 0 after the last.
+
+Steps take ``--rehearse-step-ms``, and for each token and each key that it attends to ``--rehearse-attention-ns``.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from tgis_server.engines.api import Capacity, ModelFacts, Progress, RunnerCaps
+from tgis_server.errors import ModelError
 from tgis_server.faults import Fault
 from tgis_server.model_files import read_json
 from tgis_server.processes import shard_name
 from tgis_server.run import Run
-from tgis_server.wire.messages import Adapter, Masks, NewSequence, StepPlan, StepTokens, TokenDetail
+from tgis_server.wire.messages import (
+    NO_ADAPTER,
+    Adapter,
+    Masks,
+    NewSequence,
+    StepPlan,
+    StepTokens,
+    TokenDetail,
+    TokenIds,
+)
+
+BROKEN = "broken"  # adapters whose id begins so cannot be staged
+MAX_ADAPTERS = 4  # of a rehearsal
+
+
+@dataclass(slots=True)
+class _Numbers:
+    """The numbers of one sequence, or of its encoder: in blocks of the cache, or in a row of its own."""
+
+    cells: list[int]
+    block_size: int
+    blocks: list[int]
+
+    def write(self, position: int, number: int) -> None:
+        block, offset = divmod(position, self.block_size)
+        self.cells[self.blocks[block] * self.block_size + offset] = number
+
+    def total(self, count: int) -> int:
+        """The sum of the first ``count`` numbers."""
+        total, size = 0, self.block_size
+        for i in range(-(-count // size)):
+            start = self.blocks[i] * size
+            total += sum(self.cells[start : start + min(size, count - i * size)])
+        return total
 
 
 @dataclass(slots=True)
 class _Slot:
     sequence: NewSequence
-    token_ids: list[int]
+    token_ids: TokenIds
     num_computed: int
-    blocks: list[int] = field(default_factory=list)
-
-    @property
-    def written_extra(self) -> int:
-        """Added to each id that is written to the cache."""
-        return 1 + self.sequence.adapter_place + self.sequence.is_rope_long
+    numbers: _Numbers
+    encoder_numbers: _Numbers
+    adapter_number: int
 
 
 @dataclass(frozen=True, slots=True)
+class _Row:
+    """What the forward pass of one row gave."""
+
+    slot: _Slot
+    end: int  # tokens computed
+    next_id: int | None  # None: the prompt goes on in a later step
+
+
+@dataclass(slots=True)
 class FakeLaunched:
     plan: StepPlan
-    tokens: StepTokens
+    rows: list[_Row]
+    step_s: float
     ready_at: float
+    prompt_details: dict[int, list[TokenDetail]]
+    tokens: StepTokens | None = None  # of a finished step
 
 
 class FakeRunner:
-    """Obeys plans exactly as a real runner does; needs no device."""
+    """Obeys plans exactly as a real runner does; needs no device. Can all that ``caps`` and ``capacity`` say."""
 
     def __init__(
         self,
         *,
         vocab_size: int,
         capacity: Capacity,
+        caps: RunnerCaps = RunnerCaps(),  # noqa: B008  frozen
         eos_ids: tuple[int, ...] = (),
         step_s: float = 0.0,
         attention_s: float = 0.0,
-        plan_ahead: bool = False,
-        rope_border: int | None = None,
         fault: Fault | None = None,
     ) -> None:
-        self.caps = RunnerCaps(plan_ahead=plan_ahead, rope_border=rope_border)
+        self.caps = caps
         self.capacity = capacity
         self.facts = ModelFacts("fake", "int32", "none", vocab_size, eos_ids)
         self._step_s = step_s
@@ -67,6 +116,8 @@ class FakeRunner:
         self._fault = fault
         self._cache = [0] * (capacity.num_blocks * capacity.block_size)
         self._slots: dict[int, _Slot] = {}
+        self._staged: dict[bytes, int] = {}  # digest -> number
+        self._places = [0] * capacity.max_adapters  # numbers of active adapters
         self._device_free_at = 0.0
 
     @classmethod
@@ -78,92 +129,153 @@ class FakeRunner:
             fault.reach("load")
         return cls(
             vocab_size=read_vocab_size(run.model_dir),
-            capacity=Capacity(config.rehearse_kv_blocks, config.kv_block_size, run.max_sequence_length),
+            capacity=Capacity(
+                config.rehearse_kv_blocks,
+                config.kv_block_size,
+                run.max_sequence_length,
+                max_adapters=MAX_ADAPTERS,
+            ),
+            caps=RunnerCaps(plan_ahead=config.rehearse_plan_ahead, adapters=frozenset({"fake"})),
             step_s=config.rehearse_step_ms / 1000,
             attention_s=config.rehearse_attention_ns / 1e9,
-            plan_ahead=config.rehearse_plan_ahead,
             fault=fault,
         )
 
     def launch(self, plan: StepPlan) -> FakeLaunched:
         started_at = time.monotonic()
         self._apply_state(plan)
-        if self._fault:
-            self._fault.reach(f"step{plan.step}")
-        token_ids: list[list[int]] = []
-        details, prompt_details = {}, {}
+        self._reach(f"step{plan.step}")
+        for slot_id in plan.encode:
+            self._encode(self._slots[slot_id])
+        rows: list[_Row] = []
+        prompt_details = {}
         num_products = 0
-        for row, (slot_id, num_tokens, sample) in enumerate(zip(plan.slots, plan.num_tokens, plan.sample, strict=True)):
+        for index, (slot_id, num_tokens, sample) in enumerate(
+            zip(plan.slots, plan.num_tokens, plan.sample, strict=True)
+        ):
             slot = self._slots[slot_id]
-            prompt_detail = self._compute(slot, num_tokens)
-            num_products += num_tokens * slot.num_computed
-            if prompt_detail:
-                prompt_details[row] = prompt_detail
-            token_ids.append([self._sample(slot)] if sample else [])
-            wanted = slot.sequence.wanted
-            if sample and wanted.generated_tokens and wanted.any:
-                details[row] = [self._detail(token_ids[-1][0], wanted.top_n)]
+            end = slot.num_computed + num_tokens
+            if prompt_detail := self._compute(slot, end):
+                prompt_details[index] = prompt_detail
+            num_products += num_tokens * end
+            rows.append(_Row(slot, end, self._next_id(slot, end) if sample else None))
         step_s = self._step_s + self._attention_s * num_products
         self._device_free_at = max(self._device_free_at, started_at) + step_s
-        launched = FakeLaunched(plan, StepTokens(token_ids, details, prompt_details, step_s), self._device_free_at)
+        launched = FakeLaunched(plan, rows, step_s, self._device_free_at, prompt_details)
         if not self.caps.plan_ahead:
             self._wait(launched)
         return launched
 
     def finish(self, launched: FakeLaunched, masks: Masks | None) -> None:
-        pass
+        self._reach(f"finish{launched.plan.step}")
+        token_ids: list[list[int]] = []
+        details = {}
+        for index, row in enumerate(launched.rows):
+            row.slot.num_computed = row.end
+            if row.next_id is None:
+                token_ids.append([])
+                continue
+            token_id = first_allowed(row.next_id, masks[index]) if masks and index in masks else row.next_id
+            row.slot.token_ids.append(token_id)
+            token_ids.append([token_id])
+            wanted = row.slot.sequence.wanted
+            if wanted.generated_tokens and wanted.any:
+                details[index] = [self._detail(token_id, wanted.top_n)]
+        launched.tokens = StepTokens(token_ids, details, launched.prompt_details, launched.step_s)
 
     def collect(self, launched: FakeLaunched) -> StepTokens:
+        assert launched.tokens, "a step was collected before it was finished"
         self._wait(launched)
         return launched.tokens
 
     def stage(self, adapter: Adapter) -> None:
-        pass
+        try:
+            self._reach("stage")
+        except (OSError, RuntimeError) as error:
+            raise ModelError(f"adapter {adapter.id} cannot be read: {error}") from error
+        if adapter.id.startswith(BROKEN):
+            raise ModelError(f"adapter {adapter.id} cannot be read: it is broken")
+        self._staged[adapter.digest] = sum(adapter.digest)
 
     def close(self) -> None:
         self._slots.clear()
 
+    def _reach(self, moment: str) -> None:
+        if self._fault:
+            self._fault.reach(moment)
+
     def _apply_state(self, plan: StepPlan) -> None:
         for slot_id in plan.free:
             del self._slots[slot_id]
+        for activation in plan.activate:
+            self._places[activation.place] = self._staged[activation.digest]
         for sequence in plan.new:
-            self._slots[sequence.slot] = _Slot(sequence, list(sequence.token_ids), sequence.num_cached_tokens)
-        for slot_id, blocks in zip(plan.slots, plan.new_blocks, strict=True):
-            self._slots[slot_id].blocks += blocks
+            self._slots[sequence.slot] = self._start(sequence)
+        if self.caps.memory == "paged":
+            for slot_id, blocks in zip(plan.slots, plan.new_blocks, strict=True):
+                self._slots[slot_id].numbers.blocks += blocks
 
-    def _compute(self, slot: _Slot, num_tokens: int) -> list[TokenDetail]:
-        """Write the next tokens into the cache; returns facts about the prompt tokens that follow each."""
+    def _start(self, sequence: NewSequence) -> _Slot:
+        adapter_number = 0 if sequence.adapter_place == NO_ADAPTER else self._places[sequence.adapter_place]
+        numbers, encoder_numbers = self._numbers([]), self._numbers(list(sequence.cross_blocks))
+        token_ids = sequence.token_ids[:]
+        return _Slot(sequence, token_ids, sequence.num_cached_tokens, numbers, encoder_numbers, adapter_number)
+
+    def _numbers(self, blocks: list[int]) -> _Numbers:
+        if self.caps.memory == "paged":
+            return _Numbers(self._cache, self.capacity.block_size, blocks)
+        length = self.capacity.max_padded_tokens
+        return _Numbers([0] * length, length, [0])
+
+    def _encode(self, slot: _Slot) -> None:
+        sequence = slot.sequence
+        for position, token_id in enumerate(sequence.encoder_ids):
+            is_virtual = position < sequence.num_encoder_virtual
+            number = (virtual_id(position) if is_virtual else token_id) + slot.adapter_number
+            slot.encoder_numbers.write(position, number)
+
+    def _compute(self, slot: _Slot, end: int) -> list[TokenDetail]:
+        """Write the numbers of the tokens before ``end``; returns facts about the prompt tokens that follow each."""
         prompt_detail = []
-        wanted = slot.sequence.wanted
-        for position in range(slot.num_computed, slot.num_computed + num_tokens):
-            self._cache[self._address(slot, position)] = slot.token_ids[position] + slot.written_extra
-            if wanted.input_tokens and wanted.any and position + 1 < slot.sequence.prompt_length:
+        sequence = slot.sequence
+        wanted = sequence.wanted
+        extra = slot.adapter_number + sequence.is_rope_long + self._encoder_total(slot)
+        for position in range(slot.num_computed, end):
+            token_id = virtual_id(position) if position < sequence.num_virtual else slot.token_ids[position]
+            slot.numbers.write(position, token_id + extra)
+            if wanted.input_tokens and wanted.any and position + 1 < sequence.prompt_length:
                 prompt_detail.append(self._detail(slot.token_ids[position + 1], wanted.top_n))
-        slot.num_computed += num_tokens
         return prompt_detail
 
-    def _sample(self, slot: _Slot) -> int:
-        total = sum(self._cache[self._address(slot, position)] for position in range(slot.num_computed))
+    def _encoder_total(self, slot: _Slot) -> int:
+        return slot.encoder_numbers.total(slot.sequence.num_encoder_tokens)
+
+    def _next_id(self, slot: _Slot, end: int) -> int:
         sampling = slot.sequence.sampling
-        token_id = (
-            total + slot.num_computed + (0 if sampling.is_greedy else slot.sequence.seed)
-        ) % self.facts.vocab_size
-        slot.token_ids.append(token_id)
-        return token_id
+        noise = 0 if sampling.is_greedy else slot.sequence.seed
+        return (slot.numbers.total(end) + self._encoder_total(slot) + end + noise) % self.facts.vocab_size
 
     def _detail(self, token_id: int, top_n: int) -> TokenDetail:
         """The rank tells the token: its id plus one. The alternatives are the ids that follow."""
         tops = tuple((token_id + i) % self.facts.vocab_size for i in range(top_n))
         return TokenDetail(-0.5, token_id + 1, tops, tuple(-0.5 - i for i in range(top_n)))
 
-    def _address(self, slot: _Slot, position: int) -> int:
-        block, offset = divmod(position, self.capacity.block_size)
-        return slot.blocks[block] * self.capacity.block_size + offset
-
     def _wait(self, launched: FakeLaunched) -> None:
         delay_s = launched.ready_at - time.monotonic()
         if delay_s > 0:
             time.sleep(delay_s)
+
+
+def virtual_id(position: int) -> int:
+    """What a virtual row counts as, wherever it came from."""
+    return 3 * position + 1
+
+
+def first_allowed(token_id: int, mask: bytes) -> int:
+    """The first allowed id from ``token_id`` on, cyclically; see ``Masks``."""
+    count = 8 * len(mask)
+    ids = ((token_id + i) % count for i in range(count))
+    return next(i for i in ids if mask[i // 8] >> i % 8 & 1)
 
 
 def read_vocab_size(model_dir: Path) -> int:

@@ -6,8 +6,8 @@ A block is in exactly one of two states::
     free    ref count 0: in the free list; if it has a key, its content is still good and may be taken again
 
 The free list is in order of reuse: blocks without a key first, then the least recently used. Keys name content: the
-SHA-256 chain over the token ids up to and including the block (:func:`chain_keys`), so equal keys mean equal content
-and no lookup ever compares tokens. Only full blocks have keys.
+SHA-256 chain over the token ids up to and including the block (:func:`chain_key`), so equal keys mean equal content
+and no lookup ever compares tokens. Only full blocks have keys, and those of an encoder's output (``encoders.py``).
 """
 
 from __future__ import annotations
@@ -26,35 +26,50 @@ def cache_root(submit: Submit, *, is_rope_long: bool) -> bytes:
         submit: the sequence.
         is_rope_long: LongRoPE rotates with its long factors.
     """
-    adapter = submit.adapter.digest if submit.adapter else b""
-    parts = (
-        adapter,
-        submit.encoder_ids.tobytes(),
+    return _digest(
+        _adapter_digest(submit),
+        submit.encoder_ids,
         b"%d %d" % (submit.num_virtual, submit.num_encoder_virtual),
         bytes([is_rope_long]),
         submit.cache_salt,
     )
-    root = hashlib.sha256()
-    for part in parts:  # each with its length: what ends one part must not begin the next
-        root.update(b"%d " % len(part) + part)
-    return root.digest()
 
 
-def chain_keys(parent: bytes, token_ids: TokenIds, block_size: int) -> list[bytes]:
-    """Keys of the full blocks in ``token_ids``, which follow the block whose key is ``parent``."""
-    keys = []
-    for end in range(block_size, len(token_ids) + 1, block_size):
-        parent = hashlib.sha256(parent + token_ids[end - block_size : end].tobytes()).digest()
-        keys.append(parent)
-    return keys
+def encoder_root(submit: Submit) -> bytes:
+    """All that the keys and values of an encoder's output depend on."""
+    return _digest(
+        b"encoder", _adapter_digest(submit), submit.encoder_ids, b"%d" % submit.num_encoder_virtual, submit.cache_salt
+    )
+
+
+def chain_key(parent: bytes, token_ids: TokenIds) -> bytes:
+    """The key of a full block with these tokens, which follows the block whose key is ``parent``."""
+    return hashlib.sha256(parent + token_ids.tobytes()).digest()
+
+
+def _adapter_digest(submit: Submit) -> bytes:
+    return submit.adapter.digest if submit.adapter else b""
+
+
+def _digest(*parts: bytes | TokenIds) -> bytes:
+    """Each part with its length: what ends one must not begin the next."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(b"%d " % len(part))
+        digest.update(part)
+    return digest.digest()
 
 
 class BlockPool:
-    """Hands out block numbers ``0 .. num_blocks - 1``. One owner: the scheduler."""
+    """Hands out block numbers ``0 .. num_blocks - 1``. One owner: the scheduler's memory.
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    With ``keeps_free`` the content of blocks that nobody owns can be found until they are used again.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, *, keeps_free: bool = True) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self._keeps_free = keeps_free
         self._ref_counts = [0] * num_blocks
         self._keys: list[bytes | None] = [None] * num_blocks
         self._by_key: dict[bytes, int] = {}
@@ -114,6 +129,8 @@ class BlockPool:
             self._ref_counts[block] -= 1
             if self._ref_counts[block] == 0:
                 self._free[block] = None
+                if not self._keeps_free:
+                    self._forget(block)
                 if self._keys[block] is None:
                     self._free.move_to_end(block, last=False)
 

@@ -154,6 +154,7 @@ class PrefillBudget:
         times: predicts.
         tokens: left.
         seconds: left.
+        num_beside: tokens of the step's decode rows.
         max_share: most tokens of one sequence.
         max_share_s: most seconds of one sequence.
         may_exceed: see :meth:`take`. Not in every step: chunks of one size would not show what depends on it.
@@ -162,6 +163,7 @@ class PrefillBudget:
     times: StepTimes
     tokens: int
     seconds: float
+    num_beside: int
     max_share: int
     max_share_s: float
     may_exceed: bool = False
@@ -191,8 +193,8 @@ class PrefillBudget:
         seconds = max(MAX_TARGET_USE * target_s - decode_s, MIN_PREFILL_SHARE * decode_s)
         tokens = max_tokens - decode.num_tokens
         if has_others:
-            return cls(times, tokens, seconds, max(1, max_tokens // 2), seconds / 2, may_exceed)
-        return cls(times, tokens, seconds, max_tokens, seconds, may_exceed)
+            return cls(times, tokens, seconds, decode.num_tokens, max(1, max_tokens // 2), seconds / 2, may_exceed)
+        return cls(times, tokens, seconds, decode.num_tokens, max_tokens, seconds, may_exceed)
 
     def take(self, start: int, remaining: int) -> int:
         """Tokens for the next chunk of a sequence: all that remain, or a power of two; 0 if the step has no more room.
@@ -213,10 +215,30 @@ class PrefillBudget:
                     return 0
                 break
             count = _floor_power(count - 1)
-        self.tokens -= count
+        self._spend(count, seconds)
+        return count
+
+    def take_whole(self, start: int, num_tokens: int) -> bool:
+        """Take on tokens that cannot be divided: of an encoder, or of a prompt that is computed whole.
+
+        As the first of a step they may take as long as they need; more of them than are left have a step to themselves.
+        """
+        seconds = self.times.predict_chunk(start, num_tokens)
+        if num_tokens > self.tokens and (self.num_chunks or self.num_beside):
+            return False
+        if seconds > self.seconds and self.num_chunks:
+            return False
+        self._spend(num_tokens, seconds)
+        return True
+
+    def needs_step(self, num_tokens: int) -> bool:
+        """Whether only the decode rows keep these tokens, which cannot be divided, out of the step."""
+        return num_tokens > self.tokens and self.num_beside > 0 and not self.num_chunks
+
+    def _spend(self, num_tokens: int, seconds: float) -> None:
+        self.tokens -= num_tokens
         self.seconds -= seconds
         self.num_chunks += 1
-        return count
 
 
 def _floor_power(number: int) -> int:

@@ -12,11 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from tgis_server.scheduler.blocks import cache_root, chain_keys
-from tgis_server.wire.messages import Submit, TokenIds, pack_ids
+from tgis_server.scheduler.blocks import cache_root, chain_key, encoder_root
+from tgis_server.wire.messages import NO_ADAPTER, NewSequence, Submit, TokenIds, pack_ids
 
 
 class State(Enum):
+    STAGING = "staging"  # its adapter is being read
     WAITING = "waiting"  # in the queue: new, or preempted
     PREFILLING = "prefilling"  # has a slot; known tokens are still to be computed
     RUNNING = "running"  # has a slot; one token per step
@@ -29,12 +30,16 @@ class Sequence:
 
     submit: Submit
     arrival: int  # place in the order of arrival; never changes
+    token_ids: TokenIds  # the request's own prompt until it gets a slot: thousands may wait
+    max_tokens: int  # prompt and the longest output
     root_key: bytes
-    max_blocks: int  # of its prompt and the longest output
-    token_ids: TokenIds = field(default_factory=pack_ids)
+    encoder_root: bytes
+    num_encoder_tokens: int
     state: State = State.WAITING
     slot: int = -1
+    adapter_place: int = NO_ADAPTER
     blocks: list[int] = field(default_factory=list)
+    cross_blocks: list[int] = field(default_factory=list)
     num_sent_blocks: int = 0  # beginning of the block table that the runner knows already
     num_planned: int = 0
     num_in_flight: int = 0
@@ -47,6 +52,19 @@ class Sequence:
     is_rope_long: bool = False  # its keys are rotated with LongRoPE's long factors
     num_overtaken: int = 0  # started before it, though they came later
 
+    @classmethod
+    def of(cls, submit: Submit, arrival: int) -> Sequence:
+        """A newcomer."""
+        return cls(
+            submit,
+            arrival,
+            token_ids=submit.prompt_ids,
+            max_tokens=len(submit.prompt_ids) + submit.max_new_tokens,
+            root_key=cache_root(submit, is_rope_long=False),
+            encoder_root=encoder_root(submit) if submit.encoder_ids else b"",
+            num_encoder_tokens=len(submit.encoder_ids),
+        )
+
     def exceeds(self, rope_border: int | None) -> bool:
         """Whether it needs LongRoPE's long factors: it knows more tokens than the model's original length."""
         return rope_border is not None and self.num_known > rope_border
@@ -58,13 +76,39 @@ class Sequence:
             self.root_key = cache_root(self.submit, is_rope_long=self.is_rope_long)
             self.keys.clear()
 
-    def get_keys(self, num_blocks: int, block_size: int) -> list[bytes]:
-        """Chain keys of the first ``num_blocks`` blocks, which are full; each is computed once."""
-        first = len(self.keys)
-        if first < num_blocks:
+    def key(self, index: int, block_size: int) -> bytes:
+        """Chain key of one of its full blocks; each is computed once, when it is asked for."""
+        while len(self.keys) <= index:
+            start = len(self.keys) * block_size
             parent = self.keys[-1] if self.keys else self.root_key
-            self.keys += chain_keys(parent, self.token_ids[first * block_size : num_blocks * block_size], block_size)
-        return self.keys[:num_blocks]
+            self.keys.append(chain_key(parent, self.token_ids[start : start + block_size]))
+        return self.keys[index]
+
+    def own_tokens(self) -> None:
+        """Before its first token: the prompt belongs to the request, which others may read."""
+        if self.token_ids is self.submit.prompt_ids:
+            self.token_ids = self.submit.prompt_ids[:]
+
+    def to_new(self, *, encodes: bool) -> NewSequence:
+        """How it appears in a plan."""
+        submit = self.submit
+        return NewSequence(
+            slot=self.slot,
+            token_ids=self.token_ids[:] if self.num_generated else submit.prompt_ids,
+            prompt_length=len(submit.prompt_ids),
+            num_cached_tokens=self.num_planned,
+            sampling=submit.sampling,
+            wanted=submit.wanted,
+            seed=submit.seed,
+            end_ids=submit.end_ids,
+            num_virtual=submit.num_virtual,
+            encoder_ids=submit.encoder_ids if encodes else pack_ids(),
+            num_encoder_virtual=submit.num_encoder_virtual,
+            cross_blocks=self.cross_blocks,
+            num_encoder_tokens=self.num_encoder_tokens,
+            adapter_place=self.adapter_place,
+            is_rope_long=self.is_rope_long,
+        )
 
     @property
     def num_known(self) -> int:
@@ -80,11 +124,6 @@ class Sequence:
         return self.num_known - self.num_planned
 
     @property
-    def will_grow(self) -> bool:
-        """Whether it may need another block."""
-        return len(self.blocks) < self.max_blocks
-
-    @property
     def remaining_tokens(self) -> int:
         """Tokens that may still be sampled by steps not yet launched."""
-        return self.submit.max_new_tokens - self.num_generated - self.num_in_flight
+        return self.max_tokens - self.num_known

@@ -8,7 +8,7 @@ is not overtaken at all: the room that it gave up is for those before it and for
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Iterator
 from operator import attrgetter
 
@@ -29,23 +29,23 @@ class WaitingQueue:
     def __len__(self) -> int:
         return len(self._sequences)
 
-    def __iter__(self) -> Iterator[Sequence]:
-        return iter(self._sequences)
-
     def add(self, sequence: Sequence) -> None:
         """A newcomer, or a preempted sequence, which returns to its place."""
         insort(self._sequences, sequence, key=by_arrival)
 
     def remove(self, sequence: Sequence) -> None:
         """It is over without having started."""
-        self._sequences.remove(sequence)
+        del self._sequences[self._place(sequence)]
 
     def start(self, sequence: Sequence) -> None:
         """It gets a slot, and overtakes those before it."""
-        place = self._sequences.index(sequence)
+        place = self._place(sequence)
         for overtaken in self._sequences[:place]:
             overtaken.num_overtaken += 1
         del self._sequences[place]
+
+    def _place(self, sequence: Sequence) -> int:
+        return bisect_left(self._sequences, sequence.arrival, key=by_arrival)
 
     @staticmethod
     def is_due(sequence: Sequence) -> bool:

@@ -46,14 +46,13 @@ def _lead(run: Run, status: ShardStatus) -> None:
     runner = _load(run, 0, status)
     try:
         scheduler = Scheduler(
-            Limits(
-                num_blocks=runner.capacity.num_blocks,
-                block_size=runner.capacity.block_size,
+            Limits.of(
+                runner.caps,
+                runner.capacity,
                 max_batch_size=run.config.max_batch_size,
                 max_batch_tokens=run.max_batch_tokens,
                 prefix_cache=run.config.prefix_cache,
                 target_s=run.config.target_inter_token_latency,
-                rope_border=runner.caps.rope_border,
             )
         )
         leader = Leader(runner, scheduler, status, inbox, outbox, followers, is_alone=run.num_shard == 1)

@@ -1,0 +1,116 @@
+"""Who gets what is left of a step beside its decode rows: chunks of prompts under way, and newcomers.
+
+No sequence gets more than half of it beside others. The oldest of the long prompts comes first; then prompts that this
+step can finish and newcomers, in order of arrival; then the other long ones, those with the least left first. So a
+prompt waits for none that is longer, and yet every one goes on in the end.
+
+Some tokens cannot be divided: those of an encoder, and whole prompts where the engine computes them in one step. More
+of them than a step may have are computed alone; where only decode rows are in their way, the next step is theirs.
+"""
+
+from __future__ import annotations
+
+import math
+from operator import attrgetter
+
+from tgis_server.scheduler.budget import PrefillBudget, StepTimes
+from tgis_server.scheduler.limits import Limits
+from tgis_server.scheduler.memory import Offer
+from tgis_server.scheduler.report import Report
+from tgis_server.scheduler.sequence import Sequence, State
+from tgis_server.scheduler.slots import Slots
+from tgis_server.scheduler.steps import Draft
+from tgis_server.scheduler.waiting import WaitingQueue
+
+STEPS_PER_PROBE = 8  # of which one keeps to the target whatever reading keys takes
+
+
+class Admission:
+    """A part of the scheduler: it decides, ``Slots`` does."""
+
+    def __init__(self, limits: Limits, slots: Slots, waiting: WaitingQueue, times: StepTimes, report: Report) -> None:
+        self._limits = limits
+        self._slots = slots
+        self._waiting = waiting
+        self._times = times
+        self._report = report
+
+    def plan(self, draft: Draft) -> None:
+        """Add prefill rows to a step; see the module for their order."""
+        running = self._slots.running
+        prefilling = [s for s in running if s.state is State.PREFILLING]
+        may_admit = len(self._waiting) > 0 and self._slots.num_free > 0 and not draft.preemptions
+        if not prefilling and not may_admit:
+            return
+        budget = PrefillBudget.beside(
+            self._times,
+            draft.load,
+            self._limits.max_batch_tokens,
+            self._limits.target_s,
+            has_others=len(running) + len(self._waiting) > 1,
+            may_exceed=draft.plan.step % STEPS_PER_PROBE != 0,
+        )
+        long = [s for s in prefilling if s.num_to_compute > budget.max_share]
+        short = [s for s in prefilling if s.num_to_compute <= budget.max_share]
+        later = sorted(long[1:], key=attrgetter("num_to_compute"))
+        for sequence in (*long[:1], *short):
+            self._continue(draft, budget, sequence)
+        if may_admit:
+            self._admit_waiting(draft, budget, later[0].num_to_compute if later else math.inf)
+        for sequence in later:
+            self._continue(draft, budget, sequence)
+
+    def _continue(self, draft: Draft, budget: PrefillBudget, sequence: Sequence) -> None:
+        if num_tokens := budget.take(sequence.num_planned, sequence.num_to_compute):
+            self._add_chunk(draft, sequence, num_tokens)
+
+    def _add_chunk(self, draft: Draft, sequence: Sequence, num_tokens: int) -> None:
+        draft.load.add(sequence.num_planned, num_tokens)
+        draft.add_row(sequence, num_tokens)
+
+    def _admit_waiting(self, draft: Draft, budget: PrefillBudget, longest: float) -> None:
+        """Start newcomers while there are slots, memory and budget for them.
+
+        ``longest``: what the next long prompt under way has left. It goes on before newcomers that are longer: many
+        prompts computed by turns would all be late.
+        """
+        for sequence in self._waiting.candidates():
+            if not self._slots.num_free:
+                return
+            offer = self._slots.offer(sequence)
+            if offer is None:
+                continue
+            remaining = sequence.num_known - offer.num_cached_tokens
+            if remaining > longest and not self._waiting.is_due(sequence):
+                continue
+            if self._limits.chunked_prefill and not offer.num_to_encode:
+                num_tokens = budget.take(offer.num_cached_tokens, remaining)
+                if not num_tokens:
+                    return
+            else:
+                num_tokens = self._take_whole(draft, budget, offer, remaining)
+                if not num_tokens:
+                    continue
+            self._admit(draft, sequence, offer)
+            self._add_chunk(draft, sequence, num_tokens)
+
+    def _take_whole(self, draft: Draft, budget: PrefillBudget, offer: Offer, remaining: int) -> int:
+        """Tokens of a newcomer's first row where its encoder or its whole prompt is computed at once; 0: not now."""
+        num_tokens = remaining
+        if self._limits.chunked_prefill and offer.num_to_encode + remaining > budget.tokens:
+            num_tokens = 1  # its encoder's step, and as little as can be beside
+        at_once = offer.num_to_encode + num_tokens
+        if budget.take_whole(offer.num_cached_tokens, at_once):
+            return num_tokens
+        draft.needs_prefill_step = draft.needs_prefill_step or budget.needs_step(at_once)
+        return 0
+
+    def _admit(self, draft: Draft, sequence: Sequence, offer: Offer) -> None:
+        self._waiting.start(sequence)
+        activation = self._slots.take(sequence, offer)
+        sequence.state = State.PREFILLING
+        if not sequence.has_started:
+            sequence.has_started = True
+            self._report.start(sequence, draft.planned_at)
+            draft.num_started += 1
+        draft.add_new(sequence, offer, activation)

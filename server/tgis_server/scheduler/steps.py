@@ -1,0 +1,70 @@
+"""A step in the making: its plan, and what the scheduler remembers of it until its commit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tgis_server.scheduler.budget import StepLoad
+from tgis_server.scheduler.memory import Offer
+from tgis_server.scheduler.sequence import Sequence, State
+from tgis_server.wire.messages import Activation, StepPlan
+
+
+@dataclass(slots=True)
+class Row:
+    """One row of a plan."""
+
+    sequence: Sequence
+    residence: int
+    start: int  # num_planned before this row
+    end: int  # and after it
+    is_prefill: bool
+    sample: bool
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the sequence still has the slot that it had in this step."""
+        return self.residence == self.sequence.residence
+
+
+@dataclass(slots=True)
+class Draft:
+    """Plan and memory of one step."""
+
+    plan: StepPlan
+    planned_at: float = 0.0
+    rows: list[Row] = field(default_factory=list)
+    load: StepLoad = field(default_factory=StepLoad)
+    num_started: int = 0
+    num_encoded_tokens: int = 0
+    cached_tokens: int = 0
+    preemptions: int = 0
+    needs_prefill_step: bool = False  # somebody's tokens, which cannot be divided, need one without decode rows
+
+    def add_new(self, sequence: Sequence, offer: Offer, activation: Activation | None) -> None:
+        """A newcomer that has got its slot; its encoder runs in this step unless another one has encoded the same."""
+        if activation:
+            self.plan.activate.append(activation)
+        self.plan.new.append(sequence.to_new(encodes=offer.num_to_encode > 0))
+        self.cached_tokens += offer.num_cached_tokens
+        if offer.num_to_encode:
+            self.plan.encode.append(sequence.slot)
+            self.num_encoded_tokens += offer.num_to_encode
+            self.load.add(0, offer.num_to_encode)
+
+    def add_row(self, sequence: Sequence, num_tokens: int) -> None:
+        """The next tokens of a sequence, whose blocks have room for them."""
+        plan = self.plan
+        start = sequence.num_planned
+        end = start + num_tokens
+        sample = end == sequence.num_known
+        sequence.num_planned = end
+        plan.slots.append(sequence.slot)
+        plan.num_tokens.append(num_tokens)
+        plan.new_blocks.append(sequence.blocks[sequence.num_sent_blocks :])
+        plan.sample.append(sample)
+        self.rows.append(Row(sequence, sequence.residence, start, end, start < sequence.prefill_end, sample))
+        sequence.num_sent_blocks = len(sequence.blocks)
+        if sample:
+            sequence.num_in_flight += 1
+            sequence.state = State.RUNNING
