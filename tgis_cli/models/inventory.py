@@ -25,6 +25,7 @@ from tgis_cli.models.selection import (
 )
 from tgis_cli.models.tokenizer_check import check_tokenizer
 from tgis_server import model_files
+from tgis_server.engines import catalogue
 from tgis_server.errors import ModelError, UsageError
 from tgis_server.model_files import (
     HEAD,
@@ -270,12 +271,11 @@ def find_ambiguous(model_dir: Path) -> None:
     Raises:
         ModelError: two differ, of which a start needs one.
     """
-    from tgis_server.engines.native.families import parameters_of, read_spec
-
     found = read_tensors(model_dir, lambda warning: None)
     names = [HEAD]
     with suppress(ModelError):  # an engine knows the model
-        names += [piece.tensor for parameter in parameters_of(read_spec(model_dir)) for piece in parameter.pieces]
+        _, summary = catalogue.find_engine(model_dir)
+        names += summary.tensors
     for name in names:
         find_tensor(found, name)
 
@@ -306,13 +306,11 @@ def find_damage(file: Path) -> str:
 
 def find_engine(path: Path) -> tuple[str, str]:
     """The engine that would serve it, or why there is none."""
-    from tgis_server.engines.native.families import read_spec
-
     try:
-        read_spec(path)
+        engine, _ = catalogue.find_engine(path)
     except ModelError as error:
         return "", str(error)
-    return "native", ""
+    return engine.name, ""
 
 
 def read_architecture(path: Path) -> str:

@@ -10,10 +10,11 @@ import torch
 
 from tgis_server import cgroup
 from tgis_server.engines.api import Capacity, ModelFacts, Progress
+from tgis_server.engines.catalogue import KvBudget
 from tgis_server.engines.native.checkpoint import inspect_checkpoint
 from tgis_server.engines.native.families import read_spec
 from tgis_server.engines.native.kv_cache import KvCache
-from tgis_server.engines.native.memory import KvBudget, MemoryRequest, free_gpu_bytes, rank_memory
+from tgis_server.engines.native.memory import MemoryRequest, free_gpu_bytes, rank_memory
 from tgis_server.engines.native.models.decoder import Decoder, pack_weights
 from tgis_server.engines.native.ops import select_ops
 from tgis_server.engines.native.parallel import Group, ShardGroup, SoloGroup
