@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 import driving
 from tgis_server.engines.api import Launched
-from tgis_server.engines.native.families import ALL_FAMILIES, read_spec
-from tgis_server.engines.native.spec import EncoderDecoderSpec
+from tgis_server.engines.native.families import read_spec
 from tgis_server.errors import ModelError
 from tgis_server.wire.codec import decode_plan, decode_to_engine, encode_plan, encode_to_engine
 from tgis_server.wire.messages import Masks, StepPlan, StepTokens, Submit, TokenDetail, Wanted, pack_ids
 from tiny import Driver, prompt_of
-from tiny_t5 import START, V1_0, V1_1, Model, edit_as_transformers_5, make_checkpoint
+from tiny_t5 import START, V1_0, V1_1, Model, make_checkpoint
 
 NUM_NEW = 14
 BLOCK_SIZE = 8  # of the runs that tiny.py makes
@@ -158,15 +156,6 @@ def test_two_shards(tiny: Model, shards: Shards) -> None:
 
     assert_answers_are_those_of(tiny, server)
     assert server.scheduled.preemptions > 0
-
-
-def test_transformers_5_writes_another_key_for_the_heads_scale(tiny: Model) -> None:
-    published = read_spec(tiny.directory, ALL_FAMILIES)
-
-    edit_as_transformers_5(tiny)
-
-    assert isinstance(published, EncoderDecoderSpec)
-    assert read_spec(tiny.directory, ALL_FAMILIES).logits_scale == published.logits_scale
 
 
 def test_commands_and_doors_refuse_it(tiny: Model) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-from tiny import VOCAB
+from tiny import VOCAB, edit_config
 
 START = [0]  # what the decoder begins with
 SIZES = {
@@ -68,11 +67,8 @@ def make_checkpoint(directory: Path, changes: dict[str, Any], seed: int = 0) -> 
         for name, parameter in model.named_parameters():
             _draw(name, parameter)
     model.save_pretrained(directory)
-    # As published checkpoints say it: transformers 5 writes another key instead.
-    file = directory / "config.json"
-    values = json.loads(file.read_text()) | {"tie_word_embeddings": is_tied}
-    del values["scale_decoder_outputs"]
-    file.write_text(json.dumps(values))
+    # Published checkpoints say it so; transformers 5 calls all heads tied, and says with another key what it scales.
+    edit_config(directory, tie_word_embeddings=is_tied, scale_decoder_outputs=None)
     oracle = T5ForConditionalGeneration.from_pretrained(directory, attn_implementation="eager", dtype=torch.float32)
     return Model(directory, oracle.eval())
 

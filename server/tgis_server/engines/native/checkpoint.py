@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tgis_server import failures
 from tgis_server.engines.native.families import parameters_of
+from tgis_server.engines.native.families.names import EMBEDDING
 from tgis_server.engines.native.parameters import (
     Parameter,
     can_split,
@@ -104,7 +105,7 @@ def inspect_checkpoint(model_dir: Path, spec: DecoderSpec, num_shard: int) -> Ch
 def find_needed(name: str, find: Find, spec: DecoderSpec, model_dir: Path) -> TensorInfo:
     """The tensor of that name; a tied model may have its head as its embedding."""
     info = find(name)
-    if info is None and spec.is_head_tied and name == name_embedding(spec):
+    if info is None and name == EMBEDDING and spec.is_head_tied:
         info = find(HEAD)
     if info is not None:
         return info
@@ -113,12 +114,6 @@ def find_needed(name: str, find: Find, spec: DecoderSpec, model_dir: Path) -> Te
     raise failures.TENSOR_MISSING.error(
         model_dir=model_dir, tensor=name, family=spec.family, num_layers=spec.num_layers
     )
-
-
-def name_embedding(spec: DecoderSpec) -> str:
-    """The tensor that files hold the embedding in."""
-    (piece,) = next(parameter.pieces for parameter in parameters_of(spec) if parameter.name == "embedding")
-    return piece.tensor
 
 
 def check_num_shard(spec: DecoderSpec, num_shard: int) -> None:
@@ -138,7 +133,7 @@ def settle_head(spec: DecoderSpec, find: Find, tell: Tell) -> DecoderSpec:
     transformers does the same since its version 5. A tied model of which the files hold the head alone has that one as
     its embedding too.
     """
-    head, embedding = find(HEAD), find(name_embedding(spec))
+    head, embedding = find(HEAD), find(EMBEDDING)
     if not spec.is_head_tied or head is None or embedding is None:
         return spec
     if not have_same_content(head, embedding):

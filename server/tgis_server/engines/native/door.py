@@ -11,7 +11,7 @@ from tgis_server.engines.native.checkpoint import Checkpoint, check_num_shard, i
 from tgis_server.engines.native.families import parameters_of, read_spec
 from tgis_server.engines.native.memory import CPU_KV_BYTES, CPU_KV_SHARE, MAX_PRIMITIVES, RankMemory, rank_memory
 from tgis_server.engines.native.parameters import valid_num_shards
-from tgis_server.engines.native.spec import DecoderSpec
+from tgis_server.engines.native.spec import DecoderSpec, EncoderDecoderSpec
 from tgis_server.model_files import read_json
 from tgis_server.run import Run
 from tgis_server.sizes import format_bytes
@@ -37,7 +37,7 @@ def inspect(model_dir: Path, num_shard: int) -> ModelSummary:
 def describe(model_dir: Path, spec: DecoderSpec) -> ModelSummary:
     heads = f"{spec.num_heads} heads" + (f" ({spec.num_kv_heads} for KV)" if spec.num_kv_groups > 1 else "")
     return ModelSummary(
-        kind="decoder",
+        kind="encoder_decoder" if isinstance(spec, EncoderDecoderSpec) else "decoder",
         family=spec.family,
         layout=f"{spec.num_layers} layers of {spec.hidden_size:,} with {heads}",
         vocab_size=spec.vocab_size,

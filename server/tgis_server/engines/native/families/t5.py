@@ -152,10 +152,10 @@ def cross_attention(spec: DecoderSpec, layer: str, theirs: str, their_norm: str)
 
 def mlp(spec: DecoderSpec, layer: str, theirs: str, their_norm: str) -> list[Parameter]:
     inner, hidden = spec.intermediate_size, spec.hidden_size
-    names = ["wi_0", "wi_1"] if spec.is_mlp_gated else ["wi"]
-    gate_up = [Part(f"{theirs}.{name}", inner, Split.ROWS) for name in names]
+    ours, names = ("gate_up", ["wi_0", "wi_1"]) if spec.is_mlp_gated else ("up", ["wi"])
+    parts = [Part(f"{theirs}.{name}", inner, Split.ROWS) for name in names]
     return [
         *norm(layer + "mlp_norm", their_norm, hidden),
-        *linear(layer + "gate_up", gate_up, hidden, has_bias=False),
+        *linear(layer + ours, parts, hidden, has_bias=False),
         *linear(layer + "down", [Part(theirs + ".wo", hidden, Split.COLUMNS)], inner, has_bias=False),
     ]
