@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tgis_server.engines.native.kv_cache import KvCache
 from tgis_server.engines.native.ops import Ops
-from tgis_server.engines.native.ops.api import AttentionPlan, Heads
+from tgis_server.engines.native.ops.api import AttentionModifiers, AttentionPlan, Cache, Heads
 from tgis_server.engines.native.parallel import Group
 from tgis_server.engines.native.parameters import kv_heads_of, padded_vocab_rows
 from tgis_server.engines.native.spec import DecoderSpec
@@ -28,8 +27,7 @@ class StepInputs:
 
     ids: Tensor  # (num_tokens,) int64
     rope_rows: Tensor  # (num_tokens,) int64: rows of the rope table
-    cache_rows: Tensor  # (num_tokens * 2 * kv_heads,) int64: where keys and values go, see ops
-    attention: dict[int | None, AttentionPlan]  # by window size
+    attention: AttentionPlan  # of the ops, for the decoder's modifiers
 
 
 @dataclass(slots=True)
@@ -78,6 +76,8 @@ class Decoder:
         self._head = weights["head"]
         self._final_norm: Tensor = weights["final_norm"]
         self._first_id = group.rank * padded_vocab_rows(spec.vocab_size, group.size)
+        # What layers of each window size ask of attention
+        self.modifiers = {window: AttentionModifiers(spec.attention_scale, window=window) for window in spec.windows}
         self._layers = [self._layer_weights(weights, f"layers.{i}.") for i in range(spec.num_layers)]
 
     def _layer_weights(self, weights: dict[str, Any], prefix: str) -> LayerWeights:
@@ -100,7 +100,7 @@ class Decoder:
             down_bias=weights.get(prefix + "down_bias"),
         )
 
-    def forward(self, inputs: StepInputs, cache: KvCache) -> Tensor:
+    def forward(self, inputs: StepInputs, cache: Cache) -> Tensor:
         """Run all layers; keys and values of the step's tokens are written to the cache.
 
         Returns:
@@ -114,11 +114,8 @@ class Decoder:
         for i, layer in enumerate(self._layers):
             # Attention
             qkv = ops.linear(x, layer.qkv, layer.qkv_bias)
-            qkv = ops.prepare_qkv(
-                qkv, self.heads, rotation, layer.qk_norm, spec.norm_eps, cache.layers[i], inputs.cache_rows
-            )
-            plan = inputs.attention[spec.windows[i]]
-            x = ops.attend(qkv, self.heads, cache.layers[i], plan, spec.attention_scale)
+            qkv = ops.prepare_qkv(qkv, self.heads, rotation, layer.qk_norm, spec.norm_eps, cache, i, inputs.attention)
+            x = ops.attend(qkv, self.heads, cache, i, inputs.attention, self.modifiers[spec.windows[i]])
             x = group.add(ops.linear(x, layer.o, layer.o_bias))
             x = ops.add_norm(residual, x, spec.residual_scale, layer.mlp_norm, spec.norm_eps)
             # MLP
