@@ -11,10 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from tgis_server.engines.native import attention_plan
 from tgis_server.engines.native.attention_plan import AttentionPlanner, TokenRow
 from tgis_server.engines.native.kv_cache import KvCache
+
+from tgis_server.engines.native import attention_plan
 from tgis_server.engines.native.ops.api import Heads
 from tgis_server.engines.native.ops.reference import TorchOps
 from tgis_server.engines.sampling.staging import Staging

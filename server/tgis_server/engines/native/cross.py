@@ -75,9 +75,7 @@ class Encodings:
         host = [ids, row_slots, np.repeat(row_slots, lengths), positions]
         ids_t, slots_t, token_slots_t, positions_t = self._staging.put_all(host)
         starts = np.zeros_like(lengths)
-        rows = Rows(
-            starts, lengths, lengths, slots_t, token_slots_t, positions_t, self._tables, lengths=self._nothing
-        )
+        rows = Rows(starts, lengths, lengths, slots_t, token_slots_t, positions_t, self._tables, lengths=self._nothing)
         encoder = self._model.encoder
         attention = self._ops.plan_whole(lengths.tolist(), encoder.heads, encoder.modifiers.values())
         writes = self._ops.plan(rows, self._cache, ())

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tgis_server.engines.native.kv_cache import KvCache
 from tgis_server.engines.native.ops import Ops
-from tgis_server.engines.native.ops.api import AttentionPlan, Heads, Norm, WeightPart
+from tgis_server.engines.native.ops.api import AttentionModifiers, AttentionPlan, Cache, Heads, Norm, WeightPart
 from tgis_server.engines.native.ops.norms import NoNorm
 from tgis_server.engines.native.parallel import Group
 from tgis_server.engines.native.parameters import Kind, Parameter, kv_heads_of, padded_vocab_rows
@@ -28,8 +27,7 @@ class StepInputs:
 
     ids: Tensor  # (num_tokens,) int64
     rope_rows: Tensor  # (num_tokens,) int64: rows of the table of positions
-    cache_rows: Tensor  # (num_tokens * 2 * kv_heads,) int64: where keys and values go, see ops
-    attention: dict[int | None, AttentionPlan]  # by window size
+    attention: AttentionPlan  # of the ops, for the decoder's modifiers
 
 
 @dataclass(slots=True)
@@ -58,7 +56,7 @@ class LayerInputs:
     """What all layers of a step share."""
 
     inputs: StepInputs
-    cache: KvCache
+    cache: Cache
     rotation: Tensor | None  # (num_tokens, 2, rotary_dim), see ``rope.py``
 
 
@@ -95,6 +93,8 @@ class Decoder:
         self._head = weights["head"]
         self._head_bias: Tensor | None = weights.get("head_bias")
         self._first_id = group.rank * padded_vocab_rows(spec.vocab_size, group.size)
+        # What layers of each window size ask of attention
+        self.modifiers = {window: AttentionModifiers(spec.attention_scale, window=window) for window in spec.windows}
         self._activate = ops.make_activation(spec.activation, is_gated=spec.is_mlp_gated)
         self._run_layer = {
             "serial": self._serial,
@@ -148,7 +148,7 @@ class Decoder:
             next_norm=next_norm,
         )
 
-    def forward(self, inputs: StepInputs, cache: KvCache) -> Tensor:
+    def forward(self, inputs: StepInputs, cache: Cache) -> Tensor:
         """Run all layers; keys and values of the step's tokens are written to the cache.
 
         Returns:
@@ -197,12 +197,10 @@ class Decoder:
     # -- Their parts: this rank's share of a sum -----------------------------------------------------------------------
 
     def _attention(self, layer: LayerWeights, x: Tensor, step: LayerInputs) -> Tensor:
-        spec, ops, inputs = self._spec, self._ops, step.inputs
-        cache = step.cache.layers[layer.index]
+        ops, plan, index = self._ops, step.inputs.attention, layer.index
         qkv = ops.linear(x, layer.qkv, layer.qkv_bias, None)
-        qkv = ops.prepare_qkv(qkv, self.heads, step.rotation, layer.qk_norm, cache, inputs.cache_rows)
-        plan = inputs.attention[spec.windows[layer.index]]
-        x = ops.attend(qkv, self.heads, cache, plan, spec.attention_scale)
+        qkv = ops.prepare_qkv(qkv, self.heads, step.rotation, layer.qk_norm, step.cache, index, plan)
+        x = ops.attend(qkv, self.heads, step.cache, index, plan, self.modifiers[self._spec.windows[index]])
         return ops.linear(x, layer.o, layer.o_bias, None)
 
     def _mlp(self, layer: LayerWeights, x: Tensor) -> Tensor:
