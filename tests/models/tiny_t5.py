@@ -74,10 +74,9 @@ def make_checkpoint(directory: Path, changes: dict[str, Any], seed: int = 0) -> 
 
 
 def _draw(name: str, parameter: torch.Tensor) -> None:
-    """Wide enough that what a token attends to decides what follows. Scores are not scaled, so queries are small."""
+    """Wide enough that what a token attends to decides what follows, and not so wide that float32 is too coarse."""
     if parameter.dim() == 1:
         parameter.uniform_(0.5, 1.5)
-    elif "relative" in name:
-        parameter.normal_(std=2.0)
     else:
-        parameter.normal_(std=0.1 if ".q." in name else 1.0)
+        stds = {".q.": 0.05, "relative": 2.0, "shared": 1.0, "lm_head": 0.2}  # scores are not scaled: small queries
+        parameter.normal_(std=next((std for part, std in stds.items() if part in name), 0.5))

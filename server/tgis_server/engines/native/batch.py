@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tgis_server.engines.native.encoder_slots import EncoderSlots
 from tgis_server.engines.native.models.decoder import StepInputs
 from tgis_server.engines.native.ops import Ops
 from tgis_server.engines.native.ops.api import AttentionModifiers, Cache, Rows
@@ -143,6 +144,7 @@ class BatchBuilder:
     cache: Cache
     modifiers: Sequence[AttentionModifiers]  # of the model's layers
     staging: Staging
+    encoders: EncoderSlots | None = None  # where the rows attend to encodings too
 
     def build(self, plan: StepPlan) -> Batch:
         """The plan's state changes have been applied; computed positions are not advanced."""
@@ -179,9 +181,10 @@ class BatchBuilder:
             starts, num_tokens, starts + num_tokens, slots_t, token_slots_t, positions, slots.tables, slots.lengths
         )
         attention = self.ops.plan(rows, self.cache, self.modifiers)
+        cross_attention = self.encoders.plan(rows, row_slots.tolist()) if self.encoders else None
         return Batch(
             plan,
-            StepInputs(ids_t, slots.rope_rows(token_slots_t, positions), attention),
+            StepInputs(ids_t, slots.rope_rows(token_slots_t, positions), attention, cross_attention),
             slots_t,
             num_tokens_t,
             sample_tokens_t,

@@ -19,7 +19,9 @@ from torch import Tensor
 
 from tgis_server.engines.api import Capacity, ModelFacts, Progress, RunnerCaps
 from tgis_server.engines.native.batch import Batch, BatchBuilder, PromptPart, Slots
+from tgis_server.engines.native.encoder_slots import EncoderSlots
 from tgis_server.engines.native.loading import Loaded, load
+from tgis_server.engines.native.models.encoder_decoder import EncoderDecoder
 from tgis_server.engines.sampling.details import DetailTensors, compute_details, to_messages
 from tgis_server.engines.sampling.sampler import Sampled, Sampler
 from tgis_server.engines.sampling.staging import Staging
@@ -81,10 +83,15 @@ class NativeRunner:
     """One rank. All calls come from one thread."""
 
     def __init__(self, loaded: Loaded, fault: Fault | None = None) -> None:
-        self.caps = RunnerCaps(plan_ahead=loaded.device.type == "cuda", rope_border=loaded.rope_border)
+        model = loaded.decoder
+        self.caps = RunnerCaps(
+            plan_ahead=loaded.device.type == "cuda",
+            encoder_decoder=isinstance(model, EncoderDecoder),
+            rope_border=loaded.rope_border,
+        )
         self.capacity: Capacity = loaded.capacity
         self.facts: ModelFacts = loaded.facts
-        self._decoder = loaded.decoder
+        self._decoder = model
         self._cache = loaded.cache
         self._group = loaded.group
         self._device = loaded.device
@@ -93,8 +100,11 @@ class NativeRunner:
         self._staging = Staging(loaded.device)
         max_blocks = -(-loaded.capacity.max_sequence_length // loaded.capacity.block_size)
         self._slots = Slots(loaded.num_slots, max_blocks, self._staging, loaded.rope_border)
-        modifiers = list(loaded.decoder.modifiers.values())
-        self._builder = BatchBuilder(self._slots, loaded.ops, loaded.cache, modifiers, self._staging)
+        self._encoders: EncoderSlots | None = None
+        if isinstance(model, EncoderDecoder):
+            self._encoders = EncoderSlots(loaded.num_slots, max_blocks, model, loaded.ops, loaded.cache, self._staging)
+        modifiers = list(model.modifiers.values())
+        self._builder = BatchBuilder(self._slots, loaded.ops, loaded.cache, modifiers, self._staging, self._encoders)
         self._sampler = Sampler(loaded.spec.vocab_size, self._staging)
 
     @classmethod
@@ -165,6 +175,8 @@ class NativeRunner:
     def _apply(self, plan: StepPlan) -> None:
         """State changes, in the order that ``StepPlan`` defines. Only rank 0 samples."""
         self._slots.apply(plan)
+        if self._encoders:
+            self._encoders.apply(plan)
         if self._group.rank == 0:
             for slot in plan.free:
                 self._sampler.stop(slot)
@@ -176,6 +188,9 @@ class NativeRunner:
         if self._device.type == "cuda":
             step.events = (_event(), _event())
             step.events[0].record()
+        if plan.encode:
+            assert self._encoders, "StepPlan.encode: this model has no encoder"
+            self._encoders.encode(plan.encode)
         batch = self._builder.build(plan)
         hidden = self._decoder.forward(batch.inputs, self._cache)
         if self._group.rank == 0 and max(plan.num_tokens) > 1:

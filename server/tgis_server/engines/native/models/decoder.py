@@ -14,11 +14,19 @@ import torch
 from torch import Tensor
 
 from tgis_server.engines.native.ops import Ops
-from tgis_server.engines.native.ops.api import AttentionModifiers, AttentionPlan, Cache, Heads, Norm, WeightPart
+from tgis_server.engines.native.ops.api import (
+    AttentionModifiers,
+    AttentionPlan,
+    Cache,
+    Heads,
+    Norm,
+    RelativeBias,
+    WeightPart,
+)
 from tgis_server.engines.native.ops.norms import NoNorm
 from tgis_server.engines.native.parallel import Group
 from tgis_server.engines.native.parameters import Kind, Parameter, kv_heads_of, padded_vocab_rows
-from tgis_server.engines.native.spec import DecoderSpec
+from tgis_server.engines.native.spec import DecoderSpec, RelativePositions
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +36,7 @@ class StepInputs:
     ids: Tensor  # (num_tokens,) int64
     rope_rows: Tensor  # (num_tokens,) int64: rows of the table of positions
     attention: AttentionPlan  # of the ops, for the decoder's modifiers
+    cross_attention: AttentionPlan | None = None  # likewise, where the decoder attends to an encoder's output
 
 
 @dataclass(slots=True)
@@ -60,8 +69,10 @@ class LayerInputs:
     rotation: Tensor | None  # (num_tokens, 2, rotary_dim), see ``rope.py``
 
 
-class Decoder:
-    """This rank's share of the model."""
+class Stack:
+    """Layers, and what comes before and after all of them: this rank's share. A decoder, but for its head."""
+
+    is_causal = True
 
     def __init__(
         self,
@@ -90,11 +101,15 @@ class Decoder:
         self._learned_positions: Tensor | None = weights.get("positions")
         self._embedding: Tensor = weights["embedding"]
         self._embedding_norm = self._norm("embedding_norm") if spec.has_embedding_norm else None
-        self._head = weights["head"]
-        self._head_bias: Tensor | None = weights.get("head_bias")
         self._first_id = group.rank * padded_vocab_rows(spec.vocab_size, group.size)
         # What layers of each window size ask of attention
-        self.modifiers = {window: AttentionModifiers(spec.attention_scale, window=window) for window in spec.windows}
+        relative_bias = self._relative_bias()
+        self.modifiers = {
+            window: AttentionModifiers(
+                spec.attention_scale, is_causal=self.is_causal, window=window, relative_bias=relative_bias
+            )
+            for window in spec.windows
+        }
         self._activate = ops.make_activation(spec.activation, is_gated=spec.is_mlp_gated)
         self._run_layer = {
             "serial": self._serial,
@@ -108,6 +123,13 @@ class Decoder:
             layers.append(self._layer_weights(i, following))
             following = layers[-1].attention_norm
         self._layers = layers[::-1]
+
+    def _relative_bias(self) -> RelativeBias | None:
+        positions = self._spec.positions
+        if not isinstance(positions, RelativePositions):
+            return None
+        table = self._weights["relative_bias"]
+        return RelativeBias(table, positions.max_distance, is_bidirectional=not self.is_causal)
 
     def _norm(self, name: str) -> Norm:
         """The norm of that name; none where the family has none there."""
@@ -130,6 +152,7 @@ class Decoder:
 
     def _layer_weights(self, index: int, next_norm: Norm) -> LayerWeights:
         weights, prefix = self._weights, f"layers.{index}."
+        up = "gate_up" if self._spec.is_mlp_gated else "up"
         return LayerWeights(
             index=index,
             attention_norm=self._norm(prefix + "attention_norm"),
@@ -140,8 +163,8 @@ class Decoder:
             o_bias=weights.get(prefix + "o_bias"),
             attention_post_norm=self._norm(prefix + "attention_post_norm"),
             mlp_norm=self._norm(prefix + "mlp_norm"),
-            gate_up=weights[prefix + "gate_up"],
-            gate_up_bias=weights.get(prefix + "gate_up_bias"),
+            gate_up=weights[prefix + up],
+            gate_up_bias=weights.get(f"{prefix}{up}_bias"),
             down=weights[prefix + "down"],
             down_bias=weights.get(prefix + "down_bias"),
             mlp_post_norm=self._norm(prefix + "mlp_post_norm"),
@@ -206,6 +229,22 @@ class Decoder:
     def _mlp(self, layer: LayerWeights, x: Tensor) -> Tensor:
         inner = self._activate(self._ops.linear(x, layer.gate_up, layer.gate_up_bias, None))
         return self._ops.linear(inner, layer.down, layer.down_bias, None)
+
+
+class Decoder(Stack):
+    """This rank's share of the model."""
+
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        weights: dict[str, Any],
+        rope_table: Tensor | None,
+        ops: Ops,
+        group: Group,
+    ) -> None:
+        super().__init__(spec, weights, rope_table, ops, group)
+        self._head = weights["head"]
+        self._head_bias: Tensor | None = weights.get("head_bias")
 
     def logits(self, hidden: Tensor) -> Tensor | None:
         """Project rows of :meth:`forward`'s result onto the vocabulary.

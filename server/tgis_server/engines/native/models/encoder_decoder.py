@@ -48,7 +48,8 @@ class Encoder(Stack):
 
     def _attention(self, layer: LayerWeights, x: Tensor, step: LayerInputs) -> Tensor:
         qkv = self._ops.linear(x, layer.qkv, layer.qkv_bias, None)
-        x = self._ops.attend_whole(qkv, self.heads, step.inputs.attention, self.modifiers_of(layer))
+        modifiers = self.modifiers[self._spec.windows[layer.index]]
+        x = self._ops.attend_whole(qkv, self.heads, step.inputs.attention, modifiers)
         return self._ops.linear(x, layer.o, layer.o_bias, None)
 
 

@@ -35,7 +35,7 @@ def score_mask(
 
 
 def _is_hidden(modifiers: AttentionModifiers, keys: Tensor, queries: Tensor, num_keys: Tensor | int) -> Tensor:
-    is_hidden = keys > queries if modifiers.is_causal else keys >= num_keys
+    is_hidden = keys > queries if modifiers.is_causal else torch.broadcast_tensors(keys, queries)[0] >= num_keys
     if modifiers.window is not None:
         is_hidden = is_hidden | (keys <= queries - modifiers.window)
         if not modifiers.is_causal:

@@ -28,7 +28,7 @@ class Encoding:
     num_tokens: int
 
 
-class Encodings:
+class EncoderSlots:
     """The encoders' texts of the sequences under way."""
 
     def __init__(
