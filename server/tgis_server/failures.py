@@ -773,6 +773,12 @@ ENGINE_REFUSES = Failure(
     "Requests could not be sent to the engine: {reason}.",
     PeerLost,
 )
+MESSAGE_UNUSABLE = Failure(
+    "message-unusable",
+    "a plan, or a message beside plans, does not fit what a shard holds",
+    "{message} cannot be applied: {field} {problem}. This is a defect: report it with the output of `tgis version`.",
+    GroupFailed,
+)
 STEP_TOO_LARGE = Failure(
     "step-too-large",
     "a step runs out of memory on several shards, or twice in a row on one",

@@ -54,6 +54,17 @@ class Run:
         return self.run_dir / "plan.sock"
 
     @property
+    def control_socket(self) -> Path:
+        """Where the leader asks the followers for what they do beside steps."""
+        return self.run_dir / "control.sock"
+
+    @property
+    def sockets(self) -> list[Path]:
+        """All that the processes of this run make."""
+        shards = [self.shard_socket(rank) for rank in range(self.num_shard)]
+        return [self.frontend_socket, self.plan_socket, self.control_socket, *shards]
+
+    @property
     def rendezvous_file(self) -> Path:
         """File store of torch.distributed."""
         return self.run_dir / "rendezvous"

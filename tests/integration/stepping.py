@@ -20,6 +20,7 @@ from tgis_server.shard.leader import Leader
 from tgis_server.shard.servicer import Outbox, ShardServicer, start_server
 from tgis_server.shard.status import ShardStatus
 from tgis_server.wire import shard_pb2 as pb
+from tgis_server.wire.endpoints import Endpoint
 from tgis_server.wire.link import GrpcLink
 from tgis_server.wire.messages import StepPlan
 from tgis_server.wire.plans import PlanPublisher
@@ -91,7 +92,7 @@ def leading(socket: Path, *, max_batch_size: int, max_batch_tokens: int, plan_ah
     status, inbox, outbox = ShardStatus(), Inbox(), Outbox()
     runner = SteppedRunner(plan_ahead=plan_ahead)
     scheduler = Scheduler(Limits(NUM_BLOCKS, BLOCK_SIZE, max_batch_size, max_batch_tokens))
-    leader = Leader(runner, scheduler, status, inbox, outbox, PlanPublisher(socket, 0), is_alone=True)
+    leader = Leader(runner, scheduler, status, inbox, outbox, PlanPublisher(Endpoint.unix(socket), 0), is_alone=True)
     stepped = SteppedLeader(runner, scheduler, leader, inbox)
     status.info = pb.InfoReply(vocab_size=VOCAB_SIZE, max_sequence_length=1000, num_blocks=NUM_BLOCKS)
     server = start_server(socket, ShardServicer(status, inbox, outbox))

@@ -171,6 +171,7 @@ class Driver:
         self._in_flight: deque[InFlight] = deque()
         self._staging: list[tuple[int, Adapter]] = []  # steps until it is staged
         self._must_repeat = False
+        self._has_decodes = False
 
     def apply(self, *messages: Submit | Cancel | Staged) -> None:
         """Requests get this server's end tokens."""
@@ -195,6 +196,7 @@ class Driver:
         if plan:
             self.plans.append(plan)
             self.rows.append(self.requests_of(plan))
+            self._has_decodes = any(not row.is_prefill for row in self.scheduler._in_flight[plan.step].rows)
             self._run(plan, is_repeat=is_repeat)
         else:
             self._commit_all()
@@ -343,5 +345,12 @@ class Driver:
         assert {new.slot for new in plan.new if new.encoder_ids} == set(plan.encode)
 
     def could_decode(self) -> bool:
-        """Whether somebody waits for its next token."""
-        return any(s.state is State.RUNNING and s.remaining_tokens > 0 for s in self.running)
+        """Whether somebody waits for its next token, and can get it without being computed anew."""
+        return any(
+            s.state is State.RUNNING and s.remaining_tokens > 0 and (s.is_rope_long or not s.exceeds(self.rope_border))
+            for s in self.running
+        )
+
+    def has_decodes(self) -> bool:
+        """Whether the newest plan has decode rows."""
+        return self._has_decodes

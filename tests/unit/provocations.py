@@ -51,6 +51,7 @@ from tgis_cli.supervisor.signals import StopSignals
 from tgis_server import failures
 from tgis_server.child import write_error
 from tgis_server.config import ServeConfig, load_config
+from tgis_server.engines.api import Capacity
 from tgis_server.engines.native.checkpoint import inspect_checkpoint
 from tgis_server.engines.native.families import read_spec
 from tgis_server.engines.native.memory import MemoryRequest, check_fits, decide_kv_budget
@@ -63,9 +64,11 @@ from tgis_server.frontend.tokenizer import Tokenizer
 from tgis_server.frontend.tracing import Tracing
 from tgis_server.frontend.watch import ShardWatch, Watch
 from tgis_server.ports import explain_bind_error, listen
+from tgis_server.shard.plan_check import PlanCheck
 from tgis_server.shard.too_large import step_too_large
 from tgis_server.threads import Threads
 from tgis_server.wire import shard_pb2 as pb
+from tgis_server.wire.endpoints import Endpoint
 from tgis_server.wire.link import GrpcLink
 from tgis_server.wire.messages import StepPlan, Submit, pack_ids
 from tgis_server.wire.plans import PlanPublisher, PlanSubscriber
@@ -527,21 +530,21 @@ PROVOCATIONS |= {
         pb.HealthReply(state=SERVING, step_age_s=61.0), pb.HealthReply(state=SERVING, step_age_s=60.0)
     ),
     failures.STEP_LOOP_HANGS: lambda tmp, patch: judge(*[pb.HealthReply(state=SERVING, tick_age_s=4.0)] * 2),
-    failures.LEADER_LATE: lambda tmp, patch: PlanSubscriber.connect(tmp / "p", 0.0),
+    failures.LEADER_LATE: lambda tmp, patch: PlanSubscriber.connect(Endpoint.unix(tmp / "p"), 0.0),
     failures.ENGINE_LOST: lambda tmp, patch: read_results(GrpcLink(tmp / "none.sock")),
 }
 
 
 def connect(path: Path) -> tuple[PlanPublisher, PlanSubscriber]:
-    publisher = PlanPublisher(path, 1)
-    subscriber = PlanSubscriber.connect(path, 1.0)
+    publisher = PlanPublisher(Endpoint.unix(path), 1)
+    subscriber = PlanSubscriber.connect(Endpoint.unix(path), 1.0)
     publisher.wait_for_followers(1.0)
     return publisher, subscriber
 
 
 @provokes(failures.FOLLOWER_LATE)
 def wait_for_nobody(tmp: Path, patch: pytest.MonkeyPatch) -> object:
-    with closing(PlanPublisher(tmp / "p", 1)) as publisher:
+    with closing(PlanPublisher(Endpoint.unix(tmp / "p"), 1)) as publisher:
         return publisher.wait_for_followers(0.0)
 
 
@@ -617,6 +620,11 @@ def read_results(link: GrpcLink) -> object:
     return asyncio.run(read())
 
 
+@provokes(failures.MESSAGE_UNUSABLE)
+def plan_for_an_empty_slot(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+    return PlanCheck(Capacity(8, 4, 32)).apply(StepPlan(3, [], [5], [1], [[]], [True]))
+
+
 PROVOCATIONS |= {
     failures.ENGINE_CLOSED: lambda tmp, patch: read_results(ScriptedLink(ends=True)),
     failures.ENGINE_REFUSES: lambda tmp, patch: read_results(
@@ -652,6 +660,7 @@ VALUES = {
     failures.KV_CACHE_TOO_LARGE: "asks for 9.0 GiB per shard, but only 922 MiB",
     failures.SEQUENCE_TOO_LONG: "of 160 tokens needs 10.0 GiB for keys and values on each shard, but only 0 B are "
     "available: use --max-sequence-length 2",
+    failures.MESSAGE_UNUSABLE: "The plan of step 3 cannot be applied: slots names slot 5, which is empty.",
     failures.STEP_TOO_LARGE: "Step 3 with 7 tokens of 1 sequences",
     failures.GPU_OUT_OF_MEMORY: "it asked for 2.00 GiB while 1.25 GiB of 79.15 GiB were free;",
     failures.SHARED_MEMORY_FULL: "which has 64 MiB, 0 B of them free",

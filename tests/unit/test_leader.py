@@ -12,6 +12,7 @@ from tgis_server.shard.inbox import Inbox, Requests, SessionEnded
 from tgis_server.shard.leader import Leader
 from tgis_server.shard.servicer import OpenSession, Outbox
 from tgis_server.shard.status import ShardStatus
+from tgis_server.wire.endpoints import Endpoint
 from tgis_server.wire.messages import Cancel, StepResult
 from tgis_server.wire.plans import PlanPublisher
 
@@ -24,7 +25,7 @@ class Loop:
         self.scheduler = Scheduler(Limits(32, 4, 8, 64))
         caps = RunnerCaps(plan_ahead=plan_ahead)
         runner = FakeRunner(vocab_size=VOCAB_SIZE, capacity=Capacity(32, 4, 128), caps=caps)
-        followers = PlanPublisher(Path("none"), 0)
+        followers = PlanPublisher(Endpoint.unix(Path("none")), 0)
         self.leader = Leader(runner, self.scheduler, self.status, self.inbox, self.outbox, followers, is_alone=True)
 
     def open(self) -> OpenSession:

@@ -137,12 +137,11 @@ def check_readable(flag: str, file: Path | None) -> None:
 
 def check_sockets(run: Run) -> None:
     """Paths fit into a socket address, and none belongs to another server that is alive."""
-    sockets = [run.frontend_socket, run.plan_socket, *(run.shard_socket(rank) for rank in range(run.num_shard))]
-    longest = max(sockets, key=lambda path: len(os.fsencode(path)))
+    longest = max(run.sockets, key=lambda path: len(os.fsencode(path)))
     excess = len(os.fsencode(longest)) - MAX_SOCKET_PATH_BYTES
     if excess > 0:
         raise failures.SOCKET_PATH_TOO_LONG.error(path=longest, excess=excess)
-    for path in sockets:
+    for path in run.sockets:
         check_socket(path)
 
 

@@ -302,7 +302,7 @@ class Supervisor:
 
     def _clean_up(self, outcome: Outcome) -> None:
         run = self._run
-        for path in (run.frontend_socket, run.plan_socket, *(run.shard_socket(rank) for rank in range(run.num_shard))):
+        for path in run.sockets:
             path.unlink(missing_ok=True)
         if outcome.sentence:
             with contextlib.suppress(OSError):  # the sentence is told elsewhere too

@@ -98,6 +98,13 @@ class Scheduler:
         """Adapters that somebody needs and nobody asked for yet. Answer each with ``Staged``, in :meth:`apply`."""
         return self._slots.adapters.take_to_stage()
 
+    def fail(self, request_id: int, status: str, text: str) -> None:
+        """Something that this request alone needs cannot be had. It need not have been taken in yet."""
+        if sequence := self._sequences.get(request_id):
+            self._fail(sequence, status, text)
+        else:
+            self._report.fail(request_id, status, text)
+
     def cancel_all(self) -> None:
         """The only client is gone: so are its requests, and what there was to tell it of them."""
         for sequence in list(self._sequences.values()):

@@ -12,13 +12,17 @@ from tgis_server.engines.api import ModelRunner
 from tgis_server.engines.load import load_runner
 from tgis_server.run import Run
 from tgis_server.scheduler import Limits, Scheduler
+from tgis_server.shard.adapters import StagingFollower
 from tgis_server.shard.follower import follow
+from tgis_server.shard.guides import GrammarCompiler
 from tgis_server.shard.inbox import Inbox, Stop
 from tgis_server.shard.leader import Leader
 from tgis_server.shard.servicer import Outbox, ShardServicer, start_server
 from tgis_server.shard.status import ShardStatus
 from tgis_server.threads import GRPC, POLLER, SESSION, ThreadRoom
 from tgis_server.wire import shard_pb2 as pb
+from tgis_server.wire.control import ControlPublisher, ControlSubscriber
+from tgis_server.wire.endpoints import Endpoint
 from tgis_server.wire.plans import PlanPublisher, PlanSubscriber
 
 logger = logging.getLogger(__name__)
@@ -42,9 +46,10 @@ def serve_shard(run: Run, rank: int) -> None:
 
 def _lead(run: Run, status: ShardStatus) -> None:
     inbox, outbox = Inbox(), Outbox()
-    followers = PlanPublisher(run.plan_socket, run.num_shard - 1)
+    followers = PlanPublisher(Endpoint.unix(run.plan_socket), run.num_shard - 1, run.config.step_timeout)
     server = start_server(run.shard_socket(0), ShardServicer(status, inbox, outbox))
     runner = _load(run, 0, status)
+    control = ControlPublisher(Endpoint.unix(run.control_socket), run.num_shard - 1 if runner.caps.adapters else 0)
     try:
         scheduler = Scheduler(
             Limits.of(
@@ -56,8 +61,19 @@ def _lead(run: Run, status: ShardStatus) -> None:
                 target_s=run.config.target_inter_token_latency,
             )
         )
-        leader = Leader(runner, scheduler, status, inbox, outbox, followers, is_alone=run.num_shard == 1)
+        leader = Leader(
+            runner,
+            scheduler,
+            status,
+            inbox,
+            outbox,
+            followers,
+            is_alone=run.num_shard == 1,
+            control=control,
+            compile_grammar=GrammarCompiler(run.model_dir, runner.facts.vocab_size),
+        )
         followers.wait_for_followers(run.config.startup_timeout)
+        control.wait_for_followers(run.config.startup_timeout)
         status.begin_warm_up()
         capacity = runner.capacity
         room = min(capacity.max_sequence_length, capacity.num_blocks * capacity.block_size)
@@ -68,6 +84,7 @@ def _lead(run: Run, status: ShardStatus) -> None:
         followers.end()
     finally:
         followers.close()
+        control.close()
         runner.close()
         server.stop(grace=None)
 
@@ -76,10 +93,15 @@ def _follow(run: Run, rank: int, status: ShardStatus) -> None:
     server = start_server(run.shard_socket(rank), ShardServicer(status, None, None))
     runner = _load(run, rank, status)
     try:
-        plans = PlanSubscriber.connect(run.plan_socket, run.config.startup_timeout)
+        plans = PlanSubscriber.connect(Endpoint.unix(run.plan_socket), run.config.startup_timeout)
+        staging: StagingFollower | None = None
+        if runner.caps.adapters:
+            control = ControlSubscriber.connect(Endpoint.unix(run.control_socket), run.config.startup_timeout)
+            staging = StagingFollower(runner, control, rank)
+            staging.start()
         end_with_the_group(lambda: None)  # the leader stops first and ends the plans
         status.begin_warm_up()
-        follow(runner, status, plans)
+        follow(runner, status, plans, staging)
     finally:
         runner.close()
         server.stop(grace=None)

@@ -6,20 +6,28 @@ import time
 
 from tgis_server.engines.api import ModelRunner
 from tgis_server.errors import OutOfMemory
+from tgis_server.shard.adapters import StagingFollower
+from tgis_server.shard.plan_check import PlanCheck
 from tgis_server.shard.status import ShardStatus
 from tgis_server.shard.too_large import step_too_large
 from tgis_server.wire.plans import PlanSubscriber
 
 
-def follow(runner: ModelRunner, status: ShardStatus, plans: PlanSubscriber) -> None:
+def follow(
+    runner: ModelRunner, status: ShardStatus, plans: PlanSubscriber, staging: StagingFollower | None = None
+) -> None:
     """Run plans until the leader ends them. The first plan without rows says that the warm-up is over.
 
     Raises:
         PeerLost: the leader is gone.
-        GroupFailed, NotEnoughDevices: a step does not fit into memory.
+        GroupFailed, NotEnoughDevices: a step does not fit into memory, or a message cannot be applied.
     """
+    check = PlanCheck(runner.capacity)
     while (plan := plans.receive()) is not None:
         status.answer_tick()
+        if staging:
+            staging.check()
+        check.apply(plan)
         if plan.slots or plan.free:
             status.begin_step(time.monotonic(), plan.allowance_s)
             try:

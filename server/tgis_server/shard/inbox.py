@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import queue
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
+from tgis_server.errors import TgisError
+from tgis_server.wire.control import Acknowledgement
 from tgis_server.wire.messages import Cancel, Submit
 
 
@@ -33,11 +37,33 @@ class Stop:
     """SIGTERM arrived."""
 
 
-Message = Requests | Tick | SessionEnded | Stop
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A request's grammar has become its guide, or the error of this future."""
+
+    submit: Submit
+    guide: Future[Any]  # a ``Guide``
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """A rank has read an adapter, or cannot."""
+
+    answer: Acknowledgement
+
+
+@dataclass(frozen=True, slots=True)
+class SideFailure:
+    """What ended a side thread ends the main thread."""
+
+    error: TgisError
+
+
+Message = Requests | Tick | SessionEnded | Stop | Compiled | Acknowledged | SideFailure
 
 
 class Inbox:
-    """Many writers (gRPC threads, a signal handler), one reader (the main thread)."""
+    """Many writers (gRPC and side threads, a signal handler), one reader (the main thread)."""
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[Message] = queue.SimpleQueue()

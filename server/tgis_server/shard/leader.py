@@ -1,4 +1,8 @@
-"""The leader's step loop: it plans, tells the followers, runs the device, and publishes what came out."""
+"""The leader's step loop: it plans, tells the followers, runs the device, and publishes what came out.
+
+Where the engine plans ahead, a step is launched before the one before it is collected. A step with guided rows is
+finished after that only, as the tokens of the step before tell which may follow; the masks are computed meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,24 @@ from dataclasses import dataclass, replace
 from tgis_server.engines.api import Launched, ModelRunner
 from tgis_server.errors import OutOfMemory
 from tgis_server.scheduler import Scheduler, StepLoad
-from tgis_server.shard.inbox import Inbox, Requests, SessionEnded, Stop, Tick
+from tgis_server.shard.adapters import Stager
+from tgis_server.shard.guides import Compiler, GuideError, Guides, refuse
+from tgis_server.shard.inbox import (
+    Acknowledged,
+    Compiled,
+    Inbox,
+    Requests,
+    SessionEnded,
+    SideFailure,
+    Stop,
+    Tick,
+)
+from tgis_server.shard.plan_check import PlanCheck
 from tgis_server.shard.servicer import Outbox
 from tgis_server.shard.status import ShardStatus
 from tgis_server.shard.too_large import step_too_large
-from tgis_server.wire.messages import Cancel, StepPlan, StepResult, Submit
+from tgis_server.wire.control import ControlPublisher
+from tgis_server.wire.messages import Cancel, Masks, Staged, StepPlan, StepResult, Submit
 from tgis_server.wire.plans import PlanPublisher
 
 logger = logging.getLogger(__name__)
@@ -29,6 +46,8 @@ class InFlight:
     launched: Launched
     plan_s: float
     started_at: float  # of its planning
+    is_repeat: bool
+    guided_rows: list[tuple[int, int]]  # rows that need masks, with their requests
 
     @property
     def plan(self) -> StepPlan:
@@ -48,6 +67,8 @@ class Leader:
         followers: PlanPublisher,
         *,
         is_alone: bool,
+        control: ControlPublisher | None = None,
+        compile_grammar: Compiler = refuse,
     ) -> None:
         self._runner = runner
         self._scheduler = scheduler
@@ -56,6 +77,9 @@ class Leader:
         self._outbox = outbox
         self._followers = followers
         self._is_alone = is_alone
+        self._check = PlanCheck(runner.capacity)
+        self._stager = Stager(runner, control, inbox)
+        self._guides = Guides(compile_grammar, inbox)
         self._session = 0  # whose requests the scheduler has
         self._in_flight: InFlight | None = None
         self._ended_at = 0.0  # when the latest step was over
@@ -77,15 +101,20 @@ class Leader:
         is_repeat, self._must_repeat = self._must_repeat, False
         plan = self._scheduler.plan(started_at, decode_only=is_repeat)
         step = self._launch(plan, started_at, is_repeat=is_repeat) if plan else None
+        if step and not step.guided_rows:
+            step = self._finish(step, None)
         if self._in_flight:
-            self._finish(self._in_flight, step)
-        self._in_flight = step
-        if step and not self._runner.caps.plan_ahead:
-            self._finish(step, None)
+            self._commit(self._in_flight, step)
             self._in_flight = None
+        if step and step.guided_rows:
+            step = self._finish(step, self._wait_for_masks(step))
+        if step and not self._runner.caps.plan_ahead:
+            self._commit(step, None)
+            step = None
         elif not plan and self._scheduler.has_news():
             self._publish(self._scheduler.take_result())
-        if self._in_flight is None:
+        self._in_flight = step
+        if step is None:
             self._status.end_step()
 
     def warm_up(self, num_tokens: int) -> None:
@@ -105,6 +134,7 @@ class Leader:
         """Yields what each step computed, and its seconds."""
         position = 0
         for plan in warm_up_plans(num_tokens, self._runner.capacity.block_size):
+            self._check.apply(plan)
             self._followers.publish(plan)
             started_at = time.monotonic()
             try:
@@ -121,6 +151,7 @@ class Leader:
 
     def _take_in(self, *, wait: bool) -> None:
         requests: list[Submit | Cancel] = []
+        staged: list[Staged] = []
         has_tick = False
         for message in self._inbox.drain(wait=wait):
             match message:
@@ -129,7 +160,13 @@ class Leader:
                         self._begin_session(session)
                         requests.clear()
                     if session == self._session:  # else late: its Session is over
-                        requests += items
+                        requests += self._guides.hold_back(items)
+                case Compiled():
+                    requests += self._release(message)
+                case Acknowledged(answer):
+                    staged += self._stager.note(answer)
+                case SideFailure(error):
+                    raise error
                 case Tick():
                     has_tick = True
                 case SessionEnded(session):
@@ -143,46 +180,77 @@ class Leader:
         self._status.answer_tick()
         if has_tick and wait:
             self._followers.publish(StepPlan(step=0))  # an empty plan: their tick
-        self._scheduler.apply(requests)
+        self._scheduler.apply([*staged, *requests])
+        for adapter in self._scheduler.take_to_stage():
+            self._stager.stage(adapter)
+
+    def _release(self, compiled: Compiled) -> list[Submit]:
+        """The request whose grammar has been compiled, unless it is over."""
+        try:
+            submit = self._guides.release(compiled)
+        except GuideError as error:
+            self._scheduler.fail(compiled.submit.request_id, "INVALID_ARGUMENT", str(error))
+            return []
+        return [submit] if submit else []
 
     def _begin_session(self, session: int) -> None:
         """Whatever belongs to an earlier Session is over, and nothing of it reaches this one."""
         self._session = session
+        self._guides.forget_all()
         self._scheduler.cancel_all()
 
     def _publish(self, result: StepResult) -> None:
         self._outbox.put(self._session, result)
 
     def _launch(self, plan: StepPlan, started_at: float, *, is_repeat: bool) -> InFlight | None:
-        """Start a step on all ranks; ``None`` if it did not fit into memory."""
+        """Start a step's forward on all ranks; ``None`` if it did not fit into memory."""
+        guided_rows = self._scheduler.guided_rows(plan)
         plan_s = time.monotonic() - started_at
+        self._check.apply(plan)
         if self._in_flight is None:
             self._status.begin_step(started_at, plan.allowance_s)
         self._followers.publish(plan)
         try:
             launched = self._runner.launch(plan)
-            self._runner.finish(launched, None)
-            return InFlight(launched, plan_s, started_at)
         except OutOfMemory as error:
-            if is_repeat or not self._is_alone:
-                raise step_too_large(plan, error) from error
-            self._give_up(plan, error)
+            self._give_up(plan, error, is_repeat=is_repeat)
             return None
+        return InFlight(launched, plan_s, started_at, is_repeat, guided_rows)
 
-    def _give_up(self, plan: StepPlan, error: OutOfMemory) -> None:
+    def _finish(self, step: InFlight, masks: Masks | None) -> InFlight | None:
+        """Start a step's sampling; ``None`` if it did not fit into memory."""
+        try:
+            self._runner.finish(step.launched, masks)
+        except OutOfMemory as error:
+            self._give_up(step.plan, error, is_repeat=step.is_repeat)
+            return None
+        return step
+
+    def _wait_for_masks(self, step: InFlight) -> Masks:
+        """Of a step's guided rows. A request whose guide fails ends alone, and its row gets none."""
+        masks, errors = self._guides.masks(step.guided_rows)
+        for request_id, text in errors.items():
+            self._scheduler.fail(request_id, "INTERNAL", text)
+        return masks
+
+    def _give_up(self, plan: StepPlan, error: OutOfMemory, *, is_repeat: bool) -> None:
         """Fail the prefill rows of a step that did not fit; its decode rows run once more, alone, in the next step."""
+        if is_repeat or not self._is_alone:
+            raise step_too_large(plan, error) from error
         if self._in_flight:
-            self._finish(self._in_flight, None)
+            self._commit(self._in_flight, None)
             self._in_flight = None
         result = self._scheduler.fail_prefills(plan, str(error))
+        self._guides.follow(result)
         self._must_repeat = result.stats.decode_rows > 0
         self._publish(result)
 
-    def _finish(self, step: InFlight, following: InFlight | None) -> None:
-        """Take in a step that was launched. ``following`` is under way from now on, if there is one."""
+    def _commit(self, step: InFlight, following: InFlight | None) -> None:
+        """Take in a step that was finished. ``following`` is under way from now on, if there is one."""
         tokens = self._runner.collect(step.launched)
         now = time.monotonic()
         result = self._scheduler.commit(step.plan, tokens, now)
+        self._guides.follow(result)
         self._status.executed_steps += 1
         if following:
             self._status.begin_step(now, following.plan.allowance_s)

@@ -88,7 +88,7 @@ def encode_submit(submit: Submit) -> pb.Submit:
         sampling=encode_sampling(submit.sampling),
         wanted=pb.Wanted(**_copy(submit.wanted, WANTED)),
         end_ids=submit.end_ids,
-        adapter=pb.Adapter(**_copy(submit.adapter, ADAPTER)) if submit.adapter else None,
+        adapter=encode_adapter(submit.adapter) if submit.adapter else None,
         grammar=pb.Grammar(**_copy(submit.grammar, GRAMMAR)) if submit.grammar else None,
         deadline=submit.deadline,
     )
@@ -102,10 +102,18 @@ def decode_submit(message: pb.Submit) -> Submit:
         sampling=decode_sampling(message.sampling),
         wanted=Wanted(**_copy(message.wanted, WANTED)),
         end_ids=frozenset(message.end_ids),
-        adapter=Adapter(**_copy(message.adapter, ADAPTER)) if message.HasField("adapter") else None,
+        adapter=decode_adapter(message.adapter) if message.HasField("adapter") else None,
         grammar=Grammar(**_copy(message.grammar, GRAMMAR)) if message.HasField("grammar") else None,
         deadline=message.deadline if message.HasField("deadline") else None,
     )
+
+
+def encode_adapter(adapter: Adapter) -> pb.Adapter:
+    return pb.Adapter(**_copy(adapter, ADAPTER))
+
+
+def decode_adapter(message: pb.Adapter) -> Adapter:
+    return Adapter(**_copy(message, ADAPTER))
 
 
 def encode_sampling(sampling: SamplingParams) -> pb.SamplingParams:
@@ -215,7 +223,13 @@ def encode_new_sequence(sequence: NewSequence) -> pb.NewSequence:
 
 
 def decode_plan(data: bytes) -> StepPlan:
+    """
+    Raises:
+        DecodeError, ValueError: the bytes are no plan.
+    """
     message = pb.StepPlan.FromString(data)
+    if sum(message.new_block_counts) != len(message.new_blocks):
+        raise ValueError("new_block_counts do not add up to new_blocks")
     blocks = iter(message.new_blocks)
     return StepPlan(
         step=message.step,

@@ -1,4 +1,4 @@
-"""The plan channel: the leader hands every plan to its followers over a Unix socket.
+"""The plan channel: the leader hands every plan to its followers.
 
 Plans travel as serialized messages; a single zero byte is the orderly end. End of stream without it means that the
 other side is gone. One thread on each side; nothing here interprets a plan.
@@ -7,35 +7,29 @@ other side is gone. One thread on each side; nothing here interprets a plan.
 from __future__ import annotations
 
 import contextlib
-import socket
-import struct
-import time
-from multiprocessing.connection import Connection
-from pathlib import Path
+
+from google.protobuf.message import DecodeError
 
 from tgis_server import failures
 from tgis_server.errors import PeerLost
 from tgis_server.wire.codec import decode_plan, encode_plan
+from tgis_server.wire.endpoints import SEND_TIMEOUT_S, Endpoint, Followers, Peer, connect
 from tgis_server.wire.messages import StepPlan
 
-SEND_TIMEOUT_S = 30  # a follower that reads nothing for so long hangs
-CONNECT_RETRY_S = 0.02
 END = b"\0"  # no protobuf message begins with a zero; a plan without rows is an empty message
 
 
 class PlanPublisher:
     """The leader's side."""
 
-    def __init__(self, path: Path, num_followers: int) -> None:
-        """Listen at once, so that followers can connect whenever they are ready. No socket without followers."""
-        self._num_followers = num_followers
-        self._connections: list[Connection] = []
-        self._listener: socket.socket | None = None
-        if num_followers:
-            self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self._listener.bind(str(path))
-            path.chmod(0o600)
-            self._listener.listen(num_followers)
+    def __init__(self, endpoint: Endpoint, num_followers: int, step_timeout_s: float = 0.0) -> None:
+        """
+        Args:
+            step_timeout_s: what any step may take, however little is predicted for it.
+        """
+        self._followers = Followers(endpoint, num_followers)
+        self._step_timeout_s = step_timeout_s
+        self._allowance_s = 0.0  # of the plan before: a follower that computes it reads nothing
 
     def wait_for_followers(self, timeout_s: float) -> None:
         """Block until every follower has connected.
@@ -43,26 +37,17 @@ class PlanPublisher:
         Raises:
             PeerLost: one did not within ``timeout_s``; why, the launcher knows.
         """
-        deadline = time.monotonic() + timeout_s
-        while self._listener and len(self._connections) < self._num_followers:
-            self._listener.settimeout(max(0.001, deadline - time.monotonic()))
-            try:
-                peer, _ = self._listener.accept()
-            except TimeoutError:
-                missing = self._num_followers - len(self._connections)
-                raise failures.FOLLOWER_LATE.error(num_missing=missing, timeout_s=timeout_s) from None
-            peer.settimeout(None)
-            peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_TIMEOUT_S, 0))
-            self._connections.append(Connection(peer.detach()))
+        self._followers.wait(timeout_s)
 
     def publish(self, plan: StepPlan) -> None:
         """Send a plan to every follower.
 
         Raises:
-            PeerLost: a follower is gone or reads nothing.
+            PeerLost: a follower is gone or reads nothing, although its step must be over.
         """
-        if self._connections:
+        if self._followers.peers:
             self._send(encode_plan(plan))
+            self._allowance_s = plan.allowance_s
 
     def end(self) -> None:
         """Tell the followers that no plan follows, so that they end in peace."""
@@ -71,55 +56,41 @@ class PlanPublisher:
 
     def close(self) -> None:
         """Close the sockets; without :meth:`end` before, followers take it as a failure of the leader."""
-        for connection in self._connections:
-            connection.close()
-        if self._listener:
-            self._listener.close()
+        self._followers.close()
 
     def _send(self, data: bytes) -> None:
-        for connection in self._connections:
-            try:
-                connection.send_bytes(data)
-            except OSError as error:
-                raise failures.FOLLOWER_GONE.error(reason=error) from error
+        self._followers.send(data, SEND_TIMEOUT_S + max(self._step_timeout_s, self._allowance_s))
 
 
 class PlanSubscriber:
     """A follower's side."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
 
     @classmethod
-    def connect(cls, path: Path, timeout_s: float) -> PlanSubscriber:
+    def connect(cls, endpoint: Endpoint, timeout_s: float) -> PlanSubscriber:
         """Connect to the leader, which may not listen yet.
 
         Raises:
             PeerLost: it did not within ``timeout_s``.
         """
-        deadline = time.monotonic() + timeout_s
-        peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        while True:
-            try:
-                peer.connect(str(path))
-                return cls(Connection(peer.detach()))
-            except (FileNotFoundError, ConnectionRefusedError):
-                if time.monotonic() > deadline:
-                    peer.close()
-                    raise failures.LEADER_LATE.error(path=path, timeout_s=timeout_s) from None
-                time.sleep(CONNECT_RETRY_S)
+        return cls(connect(endpoint, timeout_s))
 
     def receive(self) -> StepPlan | None:
         """Wait for the next plan; ``None`` at the orderly end.
 
         Raises:
             PeerLost: the leader is gone.
+            GroupFailed: what came is no plan.
         """
+        data = self._peer.receive()
+        if data is None:
+            raise failures.LEADER_GONE.error()
         try:
-            data = self._connection.recv_bytes()
-        except (EOFError, OSError) as error:
-            raise failures.LEADER_GONE.error() from error
-        return None if data == END else decode_plan(data)
+            return None if data == END else decode_plan(data)
+        except (DecodeError, ValueError) as error:
+            raise failures.MESSAGE_UNUSABLE.error(message="A plan", field="the message", problem=error) from error
 
     def close(self) -> None:
-        self._connection.close()
+        self._peer.close()

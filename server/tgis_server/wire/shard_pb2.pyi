@@ -334,6 +334,22 @@ class StepPlan(_message.Message):
     allowance_s: float
     def __init__(self, step: _Optional[int] = ..., free: _Optional[_Iterable[int]] = ..., activate: _Optional[_Iterable[_Union[Activation, _Mapping]]] = ..., new: _Optional[_Iterable[_Union[NewSequence, _Mapping]]] = ..., slots: _Optional[_Iterable[int]] = ..., num_tokens: _Optional[_Iterable[int]] = ..., new_block_counts: _Optional[_Iterable[int]] = ..., new_blocks: _Optional[_Iterable[int]] = ..., sample: _Optional[_Iterable[bool]] = ..., encode: _Optional[_Iterable[int]] = ..., allowance_s: _Optional[float] = ...) -> None: ...
 
+class Stage(_message.Message):
+    __slots__ = ("adapter",)
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    adapter: Adapter
+    def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ...) -> None: ...
+
+class Acknowledgement(_message.Message):
+    __slots__ = ("digest", "rank", "error")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    rank: int
+    error: str
+    def __init__(self, digest: _Optional[bytes] = ..., rank: _Optional[int] = ..., error: _Optional[str] = ...) -> None: ...
+
 class Activation(_message.Message):
     __slots__ = ("place", "digest")
     PLACE_FIELD_NUMBER: _ClassVar[int]

@@ -1,0 +1,128 @@
+"""Reading adapters beside the steps: a side thread of each rank does it, and the leader counts the answers.
+
+The step loop neither reads nor sends weights. A rank that cannot use an adapter says so: its requests fail, and nothing
+else does.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from tgis_server import failures
+from tgis_server.engines.api import ModelRunner
+from tgis_server.errors import PeerLost, TgisError
+from tgis_server.shard.inbox import Acknowledged, Inbox, SideFailure
+from tgis_server.shard.worker import Worker
+from tgis_server.wire.control import MESSAGE, Acknowledgement, ControlPublisher, ControlSubscriber
+from tgis_server.wire.messages import Adapter, Staged
+
+logger = logging.getLogger(__name__)
+
+
+def stage(runner: ModelRunner, adapter: Adapter, rank: int) -> Acknowledgement:
+    """Let one rank read an adapter. Whatever goes wrong is its answer."""
+    try:
+        runner.stage(adapter)
+    except TgisError as error:
+        return Acknowledgement(adapter.digest, rank, str(error))
+    except Exception as error:  # the requests that want it fail, this rank goes on
+        logger.exception("the adapter %s cannot be read", adapter.id)
+        text = f"the adapter {adapter.id} cannot be read on shard {rank}: {type(error).__name__}: {error}"
+        return Acknowledgement(adapter.digest, rank, text)
+    return Acknowledgement(adapter.digest, rank)
+
+
+class Stager:
+    """The leader's part. Owned by its main thread, which nothing here holds up."""
+
+    def __init__(self, runner: ModelRunner, control: ControlPublisher | None, inbox: Inbox) -> None:
+        self._runner = runner
+        self._control = control  # None where there are no followers, or the engine takes no adapters
+        self._inbox = inbox
+        self._worker = Worker("adapters")
+        self._reader: threading.Thread | None = None
+        self._missing: dict[bytes, set[int]] = {}  # ranks that have not answered, by digest
+        self._errors: dict[bytes, str] = {}  # the first one, by digest
+
+    def stage(self, adapter: Adapter) -> None:
+        """Ask all ranks to read an adapter; each answer comes to the inbox."""
+        self._missing[adapter.digest] = {0}
+        if self._control and self._control.num_followers:
+            self._missing[adapter.digest].update(range(1, 1 + self._control.num_followers))
+            self._start_reading(self._control)
+        self._worker.run(lambda: self._ask(adapter))
+
+    def note(self, answer: Acknowledgement) -> list[Staged]:
+        """Take in an answer; with the last one comes the outcome.
+
+        Raises:
+            GroupFailed: nobody has asked this rank for it.
+        """
+        missing = self._missing.get(answer.digest)
+        if missing is None:
+            problem = f"is {answer.digest.hex()}, which no rank was asked for"
+            raise failures.MESSAGE_UNUSABLE.error(message=MESSAGE, field="digest", problem=problem)
+        if answer.rank not in missing:
+            problem = f"is {answer.rank}, which has answered or is none"
+            raise failures.MESSAGE_UNUSABLE.error(message=MESSAGE, field="rank", problem=problem)
+        missing.remove(answer.rank)
+        if answer.error:
+            self._errors.setdefault(answer.digest, answer.error)
+        if missing:
+            return []
+        del self._missing[answer.digest]
+        return [Staged(answer.digest, self._errors.pop(answer.digest, ""))]
+
+    def _ask(self, adapter: Adapter) -> None:
+        """In the worker."""
+        try:
+            if self._control:
+                self._control.stage(adapter)
+            self._inbox.put(Acknowledged(stage(self._runner, adapter, 0)))
+        except TgisError as error:
+            self._inbox.put(SideFailure(error))
+
+    def _start_reading(self, control: ControlPublisher) -> None:
+        if self._reader is None:
+            self._reader = threading.Thread(target=self._read_answers, args=[control], name="control", daemon=True)
+            self._reader.start()
+
+    def _read_answers(self, control: ControlPublisher) -> None:
+        """In a thread."""
+        try:
+            while True:
+                self._inbox.put(Acknowledged(control.receive()))
+        except TgisError as error:
+            self._inbox.put(SideFailure(error))
+
+
+class StagingFollower:
+    """A follower's part: a thread that answers the control channel."""
+
+    def __init__(self, runner: ModelRunner, control: ControlSubscriber, rank: int) -> None:
+        self._runner = runner
+        self._control = control
+        self._rank = rank
+        self._error: TgisError | None = None
+
+    def start(self) -> None:
+        threading.Thread(target=self._answer, name="control", daemon=True).start()
+
+    def check(self) -> None:
+        """Called by the main thread, before each step.
+
+        Raises:
+            GroupFailed: what came is no such message.
+        """
+        if self._error:
+            raise self._error
+
+    def _answer(self) -> None:
+        try:
+            while (adapter := self._control.receive()) is not None:
+                self._control.acknowledge(stage(self._runner, adapter, self._rank))
+        except PeerLost:
+            pass  # the main thread learns it from the plans, or that all is over
+        except TgisError as error:
+            self._error = error

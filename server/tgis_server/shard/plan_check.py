@@ -1,0 +1,91 @@
+"""Whether a rank can apply a plan: what is wrong is said before anything is computed, and names the field.
+
+A plan that does not fit would write into other sequences' blocks, or end in an error of a device that tells nothing.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from tgis_server import failures
+from tgis_server.engines.api import Capacity
+from tgis_server.wire.messages import NO_ADAPTER, NewSequence, StepPlan
+
+
+class PlanCheck:
+    """Follows the plans of one rank. What grows with the number of rows is done by functions in C."""
+
+    def __init__(self, capacity: Capacity) -> None:
+        self._capacity = capacity
+        self._slots: set[int] = set()
+        self._encoding: set[int] = set()  # slots whose encoder may run
+        self._places: set[int] = set()  # of adapters
+
+    def apply(self, plan: StepPlan) -> None:
+        """Check a plan and take in its changes, in the order of ``StepPlan``.
+
+        Raises:
+            GroupFailed: it cannot be applied.
+        """
+        self._free(plan)
+        for activation in plan.activate:
+            if activation.place not in range(self._capacity.max_adapters):
+                refuse(plan, "activate.place", f"is {activation.place} of {self._capacity.max_adapters}")
+            self._places.add(activation.place)
+        for new in plan.new:
+            self._add(plan, new)
+        self._check_rows(plan)
+        if not self._encoding.issuperset(plan.encode):
+            refuse(
+                plan, "encode", f"names slot {first_beyond(plan.encode, self._encoding)}, which has nothing to encode"
+            )
+        self._encoding.difference_update(plan.encode)
+
+    def _free(self, plan: StepPlan) -> None:
+        if not self._slots.issuperset(plan.free):
+            refuse(plan, "free", f"names slot {first_beyond(plan.free, self._slots)}, which is empty")
+        self._slots.difference_update(plan.free)
+        self._encoding.difference_update(plan.free)
+
+    def _add(self, plan: StepPlan, new: NewSequence) -> None:
+        num_tokens = len(new.token_ids)
+        if new.slot in self._slots:
+            refuse(plan, "new.slot", f"is {new.slot}, which is taken")
+        if not 1 <= new.prompt_length <= num_tokens:
+            refuse(plan, "new.prompt_length", f"is {new.prompt_length} of {num_tokens} tokens")
+        if new.num_cached_tokens not in range(num_tokens):
+            refuse(plan, "new.num_cached_tokens", f"is {new.num_cached_tokens} of {num_tokens} tokens")
+        if new.adapter_place != NO_ADAPTER and new.adapter_place not in self._places:
+            refuse(plan, "new.adapter_place", f"is {new.adapter_place}, which was never activated")
+        if max(new.cross_blocks, default=-1) >= self._capacity.num_blocks:
+            refuse(plan, "new.cross_blocks", self._beyond_the_cache(max(new.cross_blocks)))
+        self._slots.add(new.slot)
+        if new.encoder_ids:
+            self._encoding.add(new.slot)
+
+    def _check_rows(self, plan: StepPlan) -> None:
+        num_rows = len(plan.slots)
+        for name in ("num_tokens", "new_blocks", "sample"):
+            if len(getattr(plan, name)) != num_rows:
+                refuse(plan, name, f"has {len(getattr(plan, name))} entries for {num_rows} rows")
+        if not num_rows:
+            return
+        if not self._slots.issuperset(plan.slots):
+            refuse(plan, "slots", f"names slot {first_beyond(plan.slots, self._slots)}, which is empty")
+        if len(set(plan.slots)) != num_rows:
+            refuse(plan, "slots", "names a slot twice")
+        if min(plan.num_tokens) < 1:
+            refuse(plan, "num_tokens", "has a row without tokens")
+        if (block := max(map(max, filter(None, plan.new_blocks)), default=-1)) >= self._capacity.num_blocks:
+            refuse(plan, "new_blocks", self._beyond_the_cache(block))
+
+    def _beyond_the_cache(self, block: int) -> str:
+        return f"names block {block}, but the cache has {self._capacity.num_blocks}"
+
+
+def first_beyond(slots: list[int], known: set[int]) -> int:
+    return next(slot for slot in slots if slot not in known)
+
+
+def refuse(plan: StepPlan, field: str, problem: str) -> NoReturn:
+    raise failures.MESSAGE_UNUSABLE.error(message=f"The plan of step {plan.step}", field=field, problem=problem)

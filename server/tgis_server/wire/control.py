@@ -1,0 +1,124 @@
+"""The control channel: what the leader asks of the ranks beside steps, and what they answer.
+
+So far it is one question: read an adapter, so that a plan can activate it. Side threads speak here, never a step loop.
+End of stream means that the other side is gone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from tgis_server import failures
+from tgis_server.wire import shard_pb2 as pb
+from tgis_server.wire.codec import decode_adapter, encode_adapter
+from tgis_server.wire.endpoints import Endpoint, Followers, Peer, connect
+from tgis_server.wire.messages import Adapter
+
+MESSAGE = "A message of the control channel"  # in sentences
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledgement:
+    """A rank's answer to one adapter."""
+
+    digest: bytes
+    rank: int
+    error: str = ""  # a sentence for clients; empty where the rank can use it
+
+
+class ControlPublisher:
+    """The leader's side. One thread may send while another one receives."""
+
+    def __init__(self, endpoint: Endpoint, num_followers: int) -> None:
+        self._followers = Followers(endpoint, num_followers)
+
+    @property
+    def num_followers(self) -> int:
+        return len(self._followers.peers)
+
+    def wait_for_followers(self, timeout_s: float) -> None:
+        """Block until every follower has connected.
+
+        Raises:
+            PeerLost: one did not within ``timeout_s``.
+        """
+        self._followers.wait(timeout_s)
+
+    def stage(self, adapter: Adapter) -> None:
+        """Ask every follower to read an adapter.
+
+        Raises:
+            PeerLost: a follower is gone or reads nothing.
+        """
+        self._followers.send(pb.Stage(adapter=encode_adapter(adapter)).SerializeToString())
+
+    def receive(self) -> Acknowledgement:
+        """Wait for the next answer of any follower.
+
+        Raises:
+            PeerLost: a follower is gone.
+            GroupFailed: what came is no answer.
+        """
+        peers = {peer.connection: peer for peer in self._followers.peers}
+        peer = peers[wait(list(peers))[0]]  # type: ignore[index]  # it returns what it is given
+        if (data := peer.receive()) is None:
+            raise failures.FOLLOWER_GONE.error(reason="it closed the control channel")
+        message: pb.Acknowledgement = _parse(pb.Acknowledgement, data)
+        return Acknowledgement(message.digest, message.rank, message.error)
+
+    def close(self) -> None:
+        self._followers.close()
+
+
+class ControlSubscriber:
+    """A follower's side."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+
+    @classmethod
+    def connect(cls, endpoint: Endpoint, timeout_s: float) -> ControlSubscriber:
+        """Connect to the leader, which may not listen yet.
+
+        Raises:
+            PeerLost: it did not within ``timeout_s``.
+        """
+        return cls(connect(endpoint, timeout_s))
+
+    def receive(self) -> Adapter | None:
+        """Wait for the next adapter to read; ``None`` when the leader is gone.
+
+        Raises:
+            GroupFailed: what came is no such message.
+        """
+        if (data := self._peer.receive()) is None:
+            return None
+        message: pb.Stage = _parse(pb.Stage, data)
+        if not message.adapter.digest:
+            raise failures.MESSAGE_UNUSABLE.error(message=MESSAGE, field="adapter.digest", problem="is empty")
+        return decode_adapter(message.adapter)
+
+    def acknowledge(self, answer: Acknowledgement) -> None:
+        """
+        Raises:
+            PeerLost: the leader is gone.
+        """
+        message = pb.Acknowledgement(digest=answer.digest, rank=answer.rank, error=answer.error)
+        try:
+            self._peer.send(message.SerializeToString())
+        except OSError as error:
+            raise failures.LEADER_GONE.error() from error
+
+    def close(self) -> None:
+        self._peer.close()
+
+
+def _parse(kind: type[Any], data: bytes) -> Any:
+    try:
+        return kind.FromString(data)
+    except DecodeError as error:
+        raise failures.MESSAGE_UNUSABLE.error(message=MESSAGE, field="the message", problem=error) from error

@@ -1,0 +1,136 @@
+"""Where the channels between ranks listen and connect, and the messages of bytes that go through them.
+
+An endpoint of another scheme is another transport: ranks on another machine are nothing else to the channels.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from tgis_server import failures
+
+SEND_TIMEOUT_S = 30.0  # a rank that has nothing else to do and reads nothing for so long hangs
+CONNECT_RETRY_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """What both sides of a channel must know."""
+
+    scheme: str  # only "unix" so far
+    address: str  # of a Unix socket: its path
+    credentials: bytes = b""  # what shows a peer that the other one may be there; a Unix socket's mode says it
+
+    @classmethod
+    def unix(cls, path: Path) -> Endpoint:
+        return cls("unix", str(path))
+
+    def make_socket(self) -> socket.socket:
+        if self.scheme != "unix":
+            raise ValueError(f"no transport for endpoints of scheme {self.scheme!r}")
+        return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+
+
+class Peer:
+    """The other end of a channel: whole messages, in order. No pickles, no authkey (its digest is not for FIPS)."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        connected.settimeout(None)
+        self._socket = connected
+        self._send_timeout_s = 0.0
+        self.connection = Connection(os.dup(connected.fileno()))
+
+    def send(self, data: bytes, timeout_s: float = SEND_TIMEOUT_S) -> None:
+        """
+        Raises:
+            OSError: it is gone, or has read nothing for so long.
+        """
+        if timeout_s != self._send_timeout_s:
+            seconds, microseconds = divmod(int(timeout_s * 1e6), 1_000_000)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", seconds, microseconds))
+            self._send_timeout_s = timeout_s
+        self.connection.send_bytes(data)
+
+    def receive(self) -> bytes | None:
+        """Wait for a message; ``None`` when the peer is gone."""
+        try:
+            return self.connection.recv_bytes()
+        except (EOFError, OSError):
+            return None
+
+    def close(self) -> None:
+        self.connection.close()
+        self._socket.close()
+
+
+class Followers:
+    """The leader's side of an endpoint: one peer for each follower."""
+
+    def __init__(self, endpoint: Endpoint, num_peers: int) -> None:
+        """Listen at once, so that followers can connect whenever they are ready. No socket without followers."""
+        self._num_peers = num_peers
+        self.peers: list[Peer] = []
+        self._socket: socket.socket | None = None
+        if num_peers:
+            self._socket = endpoint.make_socket()
+            self._socket.bind(endpoint.address)
+            Path(endpoint.address).chmod(0o600)
+            self._socket.listen(num_peers)
+
+    def wait(self, timeout_s: float) -> None:
+        """Block until every follower has connected.
+
+        Raises:
+            PeerLost: one did not within ``timeout_s``; why, the launcher knows.
+        """
+        deadline = time.monotonic() + timeout_s
+        while self._socket and len(self.peers) < self._num_peers:
+            self._socket.settimeout(max(0.001, deadline - time.monotonic()))
+            try:
+                self.peers.append(Peer(self._socket.accept()[0]))
+            except TimeoutError:
+                missing = self._num_peers - len(self.peers)
+                raise failures.FOLLOWER_LATE.error(num_missing=missing, timeout_s=timeout_s) from None
+
+    def send(self, data: bytes, timeout_s: float = SEND_TIMEOUT_S) -> None:
+        """Send a message to each.
+
+        Raises:
+            PeerLost: one is gone, or has read nothing for so long.
+        """
+        for peer in self.peers:
+            try:
+                peer.send(data, timeout_s)
+            except OSError as error:
+                raise failures.FOLLOWER_GONE.error(reason=error) from error
+
+    def close(self) -> None:
+        for peer in self.peers:
+            peer.close()
+        if self._socket:
+            self._socket.close()
+
+
+def connect(endpoint: Endpoint, timeout_s: float) -> Peer:
+    """Connect to the leader, which may not listen yet.
+
+    Raises:
+        PeerLost: it did not within ``timeout_s``.
+    """
+    deadline = time.monotonic() + timeout_s
+    peer = endpoint.make_socket()
+    while True:
+        try:
+            peer.connect(endpoint.address)
+            return Peer(peer)
+        except (FileNotFoundError, ConnectionRefusedError):
+            if time.monotonic() > deadline:
+                peer.close()
+                raise failures.LEADER_LATE.error(path=endpoint.address, timeout_s=timeout_s) from None
+            time.sleep(CONNECT_RETRY_S)
