@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,17 @@ class Model:
 
     directory: Path
     oracle: T5ForConditionalGeneration
+    _expected: dict[str, list[int]] = field(default_factory=dict)
+
+    def expected(self, encoder_ids: list[int], prompt: list[int], num_tokens: int) -> list[int]:
+        """What transformers generates, greedily and never ending early; computed once."""
+        key = repr((encoder_ids, prompt, num_tokens))
+        if key not in self._expected:
+            self._expected[key] = self._generate(encoder_ids, prompt, num_tokens)
+        return self._expected[key]
 
     @torch.inference_mode()
-    def expected(self, encoder_ids: list[int], prompt: list[int], num_tokens: int) -> list[int]:
-        """Greedy, never ending early."""
+    def _generate(self, encoder_ids: list[int], prompt: list[int], num_tokens: int) -> list[int]:
         out = self.oracle.generate(
             torch.tensor([encoder_ids]),
             attention_mask=torch.ones(1, len(encoder_ids), dtype=torch.int64),

@@ -193,7 +193,7 @@ class NativeRunner:
             self._encoders.encode(plan.encode)
         batch = self._builder.build(plan)
         hidden = self._decoder.forward(batch.inputs, self._cache)
-        if self._group.rank == 0 and max(plan.num_tokens) > 1:
+        if self._group.rank == 0 and (max(plan.num_tokens) > 1 or not all(plan.sample)):
             # A chunk has no logits, or those of its last token alone; what it wrote may be found by other requests.
             step.checks.append(FiniteCheck(self._staging.fetch(are_finite(hidden)), batch.rows))
         for part in batch.prompt_parts:
