@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tgis_server import failures
-from tgis_server.engines.native.families import parameters_of
-from tgis_server.engines.native.families.names import EMBEDDING, HEAD
+from tgis_server.engines.native.families import outer_tensors, parameters_of
 from tgis_server.engines.native.parameters import (
     Parameter,
     can_split,
@@ -109,11 +108,12 @@ def inspect_checkpoint(model_dir: Path, spec: DecoderSpec, num_shard: int) -> Ch
 def find_needed(name: str, find: Find, spec: DecoderSpec, model_dir: Path) -> TensorInfo:
     """The tensor of that name; a tied model may have its head as its embedding."""
     info = find(name)
-    if info is None and name == EMBEDDING and spec.is_head_tied:
-        info = find(HEAD)
     if info is not None:
         return info
-    if name == HEAD:
+    embedding, head = outer_tensors(spec)
+    if name == embedding and spec.is_head_tied and (info := find(head)) is not None:
+        return info
+    if name == head:
         raise failures.HEAD_MISSING.error(model_dir=model_dir, tensor=name)
     raise failures.TENSOR_MISSING.error(
         model_dir=model_dir, tensor=name, family=spec.family, num_layers=spec.num_layers

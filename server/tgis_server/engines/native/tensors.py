@@ -1,7 +1,7 @@
 """Which tensor of the files each name of the model means. What the files hold decides, not their order. No torch.
 
-Names are taken as transformers takes them: with the prefix ``model.``, without it (saved from the base model), or with
-one too many. A head in the files is used even where config.json calls it tied, unless it is the embedding.
+Names are taken as transformers takes them: with the prefix of their family, without it (saved from the base model), or
+with one too many. A head in the files is used even where config.json calls it tied, unless it is the embedding.
 """
 
 from __future__ import annotations
@@ -12,14 +12,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tgis_server import failures
-from tgis_server.engines.native.families.names import EMBEDDING, HEAD, PREFIX
+from tgis_server.engines.native.families import outer_tensors
+from tgis_server.engines.native.families.names import PREFIXES
 from tgis_server.engines.native.spec import DecoderSpec
 from tgis_server.errors import TgisError
 
 Tell = Callable[[str], None]  # takes a warning
 
 CHUNK_BYTES = 4 << 20  # of a comparison
-COMPUTED = "rotary_emb.inv_freq"  # a buffer that old checkpoints carry along; everyone computes it
+# Buffers that old checkpoints carry along and everyone computes: frequencies, masks.
+COMPUTED = (
+    "rotary_emb.inv_freq",
+    *(f".{at}.{what}" for at in ("attn", "attention") for what in ("bias", "masked_bias")),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +47,10 @@ Find = Callable[[str], TensorInfo | None]  # :func:`find_tensor` in the tensors 
 
 def spellings(name: str) -> tuple[str, ...]:
     """The names that a tensor of the model may have in files."""
-    bare = name.removeprefix(PREFIX)
-    return (name, PREFIX + name) if bare == name else (name, bare, PREFIX + name)
+    for prefix in PREFIXES:
+        if name.startswith(prefix):
+            return (name, name.removeprefix(prefix), prefix + name)
+    return (name, *(prefix + name for prefix in PREFIXES))
 
 
 def find_tensor(found: Mapping[str, TensorInfo], name: str) -> TensorInfo | None:
@@ -103,7 +110,7 @@ def settle_head(spec: DecoderSpec, find: Find, tell: Tell) -> DecoderSpec:
     transformers does the same since its version 5. A tied model of which the files hold the head alone has that one as
     its embedding too.
     """
-    head, embedding = find(HEAD), find(EMBEDDING)
+    embedding, head = map(find, outer_tensors(spec))
     if not spec.is_head_tied or head is None or embedding is None:
         return spec
     if not have_same_content(head, embedding):
@@ -121,7 +128,7 @@ def settle_head(spec: DecoderSpec, find: Find, tell: Tell) -> DecoderSpec:
 
 def tell_of_unused(spec: DecoderSpec, found: Mapping[str, TensorInfo], needed: Iterable[str], tell: Tell) -> None:
     """Tensors that stay unread often mean that config.json is another model's."""
-    known = {spelling for name in (*needed, HEAD) for spelling in spellings(name)}
+    known = {spelling for name in (*needed, *outer_tensors(spec)) for spelling in spellings(name)}
     unused = [name for name in found if name not in known and not name.endswith(COMPUTED)]
     if unused:
         tell(

@@ -10,14 +10,16 @@ from types import MappingProxyType
 from typing import Any
 
 from tgis_server import failures
+from tgis_server.engines.native.spec import Activation
 from tgis_server.errors import TgisError
 from tgis_server.model_files import read_json
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
 }
@@ -91,10 +93,10 @@ class ConfigFile:
             raise self.fail(f"{key} is {show(value)}, but must be true or false.")
         return value
 
-    def activation(self) -> str:
-        name = self.get("hidden_act")
+    def activation(self, key: str) -> Activation:
+        name = self.get(key)
         if not isinstance(name, str) or name not in ACTIVATIONS:
-            raise self.fail(f"hidden_act {show(name)} is not supported; supported are {', '.join(ACTIVATIONS)}.")
+            raise self.fail(f"{key} {show(name)} is not supported; supported are {', '.join(ACTIVATIONS)}.")
         return ACTIVATIONS[name]
 
     def dtype(self) -> str | None:

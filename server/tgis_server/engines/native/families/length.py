@@ -42,6 +42,12 @@ def read_length(config: ConfigFile, rope: RopeSpec) -> Length:
     return Length(round(positions * rope.factor), how)
 
 
+def read_table_length(config: ConfigFile, key: str) -> Length:
+    """As many tokens as there are learned positions, of which ``key`` tells."""
+    reason = f"{key} of config.json" if config.has(key) else "config.json names none: the default of its class"
+    return Length(config.integer(key), reason, is_limit=True)
+
+
 def find_length(values: Mapping[str, Any]) -> Length | None:
     """What a config.json of any family names; ``None`` where it names nothing."""
     for key in LENGTH_KEYS:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from tgis_server.engines.native.parameters import CONTIGUOUS, Kind, Parameter, Piece, Split, Stored
 from tgis_server.engines.native.spec import DecoderSpec
 
-PREFIX = "model."  # of everything but the head
+PREFIXES = ("model.", "transformer.", "gpt_neox.")  # of everything but the head, in the families' checkpoints
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 

@@ -130,6 +130,7 @@ class Decoder:
 
     def _layer_weights(self, index: int, next_norm: Norm) -> LayerWeights:
         weights, prefix = self._weights, f"layers.{index}."
+        up = "gate_up" if self._spec.is_mlp_gated else "up"
         return LayerWeights(
             index=index,
             attention_norm=self._norm(prefix + "attention_norm"),
@@ -140,8 +141,8 @@ class Decoder:
             o_bias=weights.get(prefix + "o_bias"),
             attention_post_norm=self._norm(prefix + "attention_post_norm"),
             mlp_norm=self._norm(prefix + "mlp_norm"),
-            gate_up=weights[prefix + "gate_up"],
-            gate_up_bias=weights.get(prefix + "gate_up_bias"),
+            gate_up=weights[prefix + up],
+            gate_up_bias=weights.get(f"{prefix}{up}_bias"),
             down=weights[prefix + "down"],
             down_bias=weights.get(prefix + "down_bias"),
             mlp_post_norm=self._norm(prefix + "mlp_post_norm"),
