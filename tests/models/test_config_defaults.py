@@ -111,12 +111,9 @@ def spec_of(directory: Path, family: str, values: dict[str, Any]) -> Any:
 
 
 def written_by_transformers(family: str, values: dict[str, Any]) -> dict[str, Any]:
-    """All keys of the class, which changes the dictionaries that it is given. Its rope may name an original length for a
-    kind that has none.
-    """
-    written: dict[str, Any] = json.loads(
-        AutoConfig.for_model(family, **deepcopy(values)).to_json_string(use_diff=False)
-    )
+    """All keys of the class. Its rope may name an original length for a kind that has none."""
+    config = AutoConfig.for_model(family, **deepcopy(values))  # which changes the dictionaries that it is given
+    written: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
     return {key: value for key, value in written.items() if key != "architectures"}
 
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from tgis_server.engines.native import attention_plan
 from tgis_server.engines.native.attention_plan import AttentionPlanner, TokenRow
 from tgis_server.engines.native.kv_cache import KvCache
+
+from tgis_server.engines.native import attention_plan
 from tgis_server.engines.native.ops.api import Heads
 from tgis_server.engines.native.ops.reference import TorchOps
 from tgis_server.engines.sampling.staging import Staging
@@ -105,7 +105,7 @@ def test_keys_and_values_land_in_their_blocks() -> None:
     block, offset = torch.tensor([5, 5, 2]), torch.tensor([2, 3, 0])
     places = block * (2 * 2 * BLOCK) + offset
 
-    ops.prepare_qkv(qkv.clone(), HEADS, identity, None, cache.layers[0], planner.cache_rows(places))
+    ops.prepare_qkv(qkv.clone(), HEADS, identity, None, 1e-5, cache.layers[0], planner.cache_rows(places))
 
     written = cache.layers[0][block, :, :, offset]  # (tokens, 2, kv heads, head dim)
     assert torch.equal(written.flatten(1), qkv[:, 32:])
@@ -123,7 +123,7 @@ def test_rotation_turns_pairs_of_dimensions() -> None:
     expected = torch.view_as_real(heads * torch.polar(torch.ones(4), angles)).transpose(1, 2).reshape(48)
 
     rows = planner.cache_rows(torch.tensor([0]))
-    ours = TorchOps(CPU, torch.float32).prepare_qkv(qkv.clone(), HEADS, rotation, None, cache.layers[0], rows)
+    ours = TorchOps(CPU, torch.float32).prepare_qkv(qkv.clone(), HEADS, rotation, None, 1e-5, cache.layers[0], rows)
 
     assert torch.allclose(ours[0, :48], expected, atol=1e-6)
     assert torch.equal(ours[0, 48:], qkv[0, 48:])
@@ -137,7 +137,7 @@ def test_infinite_half_precision_keys_do_not_stay_in_the_cache() -> None:
     identity = torch.stack([torch.ones(1, 8), torch.zeros(1, 8)], 1).half()
 
     TorchOps(CPU, torch.float16).prepare_qkv(
-        qkv, HEADS, identity, None, cache.layers[0], planner.cache_rows(torch.tensor([0]))
+        qkv, HEADS, identity, None, 1e-5, cache.layers[0], planner.cache_rows(torch.tensor([0]))
     )
 
     assert bool(cache.layers[0].isfinite().all())

@@ -6,19 +6,19 @@ of tokens; results go back in the order of the plan. Nothing here waits for the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tgis_server.engines.native.attention_plan import AttentionPlanner, TokenRow
-from tgis_server.engines.native.kv_cache import KvCache
 from tgis_server.engines.native.models.decoder import StepInputs
+from tgis_server.engines.native.ops import Ops
+from tgis_server.engines.native.ops.api import AttentionModifiers, Cache, Rows
 from tgis_server.engines.sampling.sampler import SamplingRow
 from tgis_server.engines.sampling.staging import Staging
-from tgis_server.wire.messages import NewSequence, SamplingParams, StepPlan, TokenIds, Wanted
+from tgis_server.wire.messages import SamplingParams, StepPlan, TokenIds, Wanted
 
 FROM_DEVICE = -1  # stands for an input id that only the device knows: it may still be in flight
 
@@ -33,56 +33,72 @@ class SlotState:
     sampling: SamplingParams
     seed: int
     wanted: Wanted
-    rope_start: int  # row of the rope table that belongs to position 0
     num_blocks: int = 0
 
 
 class Slots:
-    """The sequences under way, their block tables, and on the device each one's newest token."""
+    """The sequences under way: on the host what plans need, on the device what the forward pass needs.
 
-    def __init__(self, num_slots: int, staging: Staging, rope_border: int | None = None) -> None:
+    Tensors change by what a plan says, so that a step costs the host the same however long its rows are.
+    """
+
+    def __init__(self, num_slots: int, max_blocks: int, staging: Staging, rope_border: int | None = None) -> None:
+        """``max_blocks`` is the most of one sequence."""
         self._staging = staging
-        self._rope_border = rope_border or 0
+        self._rope_border = rope_border
         self._states: dict[int, SlotState] = {}
-        self._tables = np.zeros((num_slots, 16), dtype=np.int64)
-        self.newest_ids = torch.zeros(num_slots, dtype=torch.int64, device=staging.device)
+        self.tables = torch.zeros(num_slots, max_blocks, dtype=torch.int64, device=staging.device)
+        self.lengths = torch.zeros(num_slots, dtype=torch.int64, device=staging.device)  # computed tokens
+        self.newest_ids = torch.zeros_like(self.lengths)
+        self._rope_starts = torch.zeros_like(self.lengths)
 
     def __getitem__(self, slot: int) -> SlotState:
         return self._states[slot]
 
-    def add(self, new: NewSequence) -> None:
-        if new.slot >= len(self._tables):
-            self._grow(new.slot + 1)
-        self._states[new.slot] = SlotState(
-            new.token_ids,
-            new.prompt_length,
-            new.num_cached_tokens,
-            new.sampling,
-            new.seed,
-            new.wanted,
-            rope_start=self._rope_border if new.is_rope_long else 0,
-        )
+    def apply(self, plan: StepPlan) -> None:
+        """Change what the plan changes: ``free``, ``new`` and ``new_blocks``."""
+        for slot in plan.free:
+            self._states.pop(slot, None)
+        for new in plan.new:
+            assert new.slot < len(self.lengths), f"StepPlan.new: slot {new.slot}, but there are {len(self.lengths)}"
+            self._states[new.slot] = SlotState(
+                new.token_ids, new.prompt_length, new.num_cached_tokens, new.sampling, new.seed, new.wanted
+            )
+        if plan.new:
+            border = self._rope_border or 0
+            changed = [(new.slot, new.num_cached_tokens, border if new.is_rope_long else 0) for new in plan.new]
+            slots, lengths, rope_starts = self._staging.put_all(list(np.array(changed, dtype=np.int64).T))
+            self.lengths.index_copy_(0, slots, lengths)
+            self._rope_starts.index_copy_(0, slots, rope_starts)
+        self._append_blocks(plan)
 
-    def remove(self, slot: int) -> None:
-        self._states.pop(slot, None)
+    def _append_blocks(self, plan: StepPlan) -> None:
+        max_blocks = self.tables.shape[1]
+        places: list[int] = []
+        ids: list[int] = []
+        for slot, blocks in zip(plan.slots, plan.new_blocks, strict=True):
+            if blocks:
+                state = self._states[slot]
+                end = state.num_blocks + len(blocks)
+                assert end <= max_blocks, f"StepPlan.new_blocks: {end} blocks in slot {slot}, at most {max_blocks} fit"
+                places += range(slot * max_blocks + state.num_blocks, slot * max_blocks + end)
+                ids += blocks
+                state.num_blocks = end
+        if ids:
+            on_device = self._staging.put_all([np.array(places, dtype=np.int64), np.array(ids, dtype=np.int64)])
+            self.tables.view(-1).index_copy_(0, *on_device)
 
-    def append_blocks(self, slot: int, blocks: list[int]) -> None:
-        state = self._states[slot]
-        end = state.num_blocks + len(blocks)
-        while end > self._tables.shape[1]:
-            self._tables = np.concatenate([self._tables, np.zeros_like(self._tables)], axis=1)
-        self._tables[slot, state.num_blocks : end] = blocks
-        state.num_blocks = end
+    def rope_rows(self, token_slots: Tensor, positions: Tensor) -> Tensor:
+        """Rows of the rope table, per token."""
+        if self._rope_border is None:
+            return positions
+        return positions + self._rope_starts.index_select(0, token_slots)
 
-    def table(self, slot: int) -> np.ndarray:
-        """(blocks,) int64, in the order of the sequence; longer than what is in use."""
-        row: np.ndarray = self._tables[slot]
-        return row
-
-    def _grow(self, num_slots: int) -> None:
-        more = max(num_slots, 2 * len(self._tables)) - len(self._tables)
-        self._tables = np.concatenate([self._tables, np.zeros((more, self._tables.shape[1]), dtype=np.int64)])
-        self.newest_ids = torch.cat([self.newest_ids, self.newest_ids.new_zeros(more)])
+    def advance(self, batch: Batch) -> None:
+        """The batch's tokens are computed."""
+        for slot, num_tokens in zip(batch.plan.slots, batch.plan.num_tokens, strict=True):
+            self._states[slot].num_computed += num_tokens
+        self.lengths.index_add_(0, batch.slots, batch.num_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +115,10 @@ class PromptPart:
 class Batch:
     """One step, ready to run."""
 
+    plan: StepPlan
     inputs: StepInputs
+    slots: Tensor  # (rows,) int64, in the order of the step's tokens, as is num_tokens
+    num_tokens: Tensor
     sample_tokens: Tensor  # (sampling rows,) int64: index of each one's last token
     sample_slots: Tensor  # (sampling rows,) int64
     sample_rows: list[int]  # rows of the plan
@@ -108,70 +127,89 @@ class Batch:
     rows: list[tuple[int, int, int]] = field(default_factory=list)  # of the plan, with its first token and their end
 
 
-def build_batch(plan: StepPlan, slots: Slots, cache: KvCache, planner: AttentionPlanner, staging: Staging) -> Batch:
-    """Build the step's tensors. The plan's state changes have been applied; computed positions are not advanced."""
-    # 1. Order: single tokens, then chunks
-    singles = [row for row in range(plan.num_rows) if plan.num_tokens[row] == 1]
-    chunks = [row for row in range(plan.num_rows) if plan.num_tokens[row] > 1]
-    token_rows: list[TokenRow] = []
-    for row in planner.order_singles(singles, [slots[plan.slots[row]].num_computed for row in singles]) + chunks:
-        slot = plan.slots[row]
-        token_rows.append(TokenRow(row, slots[slot].num_computed, plan.num_tokens[row], slots.table(slot)))
+@dataclass(frozen=True, slots=True)
+class BatchBuilder:
+    """Builds the tensors of steps."""
 
-    # 2. Ids, positions and places in the cache, per token
-    ids = np.concatenate([_input_ids(slots[plan.slots[r.row]], r.start, r.num_tokens) for r in token_rows])
-    positions = np.concatenate([np.arange(r.start, r.start + r.num_tokens) for r in token_rows])
-    rope_starts = [slots[plan.slots[r.row]].rope_start for r in token_rows]
-    rope_rows = (
-        positions + np.repeat(rope_starts, [r.num_tokens for r in token_rows]) if any(rope_starts) else positions
-    )
-    blocks = np.concatenate(
-        [r.table[np.arange(r.start, r.start + r.num_tokens) // cache.block_size] for r in token_rows]
-    )
-    places = blocks * (2 * cache.num_kv_heads * cache.block_size) + positions % cache.block_size
+    slots: Slots
+    ops: Ops
+    cache: Cache
+    modifiers: Sequence[AttentionModifiers]  # of the model's layers
+    staging: Staging
 
-    # 3. What their former owners left in blocks that are begun and not filled would lie behind the row's keys
-    size = cache.block_size
-    cache.clear(
-        int(r.table[r.num_keys // size])
-        for r in token_rows
-        if r.num_keys % size and r.start <= r.num_keys - r.num_keys % size
-    )
+    def build(self, plan: StepPlan) -> Batch:
+        """The plan's state changes have been applied; computed positions are not advanced."""
+        slots = self.slots
+        # 1. Order: single tokens, then chunks
+        order = self._order(plan)
+        num_singles = plan.num_tokens.count(1)
+        row_slots = np.array([plan.slots[row] for row in order], dtype=np.int64)
+        starts = np.array([slots[plan.slots[row]].num_computed for row in order], dtype=np.int64)
+        num_tokens = np.array([plan.num_tokens[row] for row in order], dtype=np.int64)
+        ends = np.cumsum(num_tokens)
 
-    # 4. Rows that sample
-    last_token_of_row = dict(
-        zip((r.row for r in token_rows), np.cumsum([r.num_tokens for r in token_rows]) - 1, strict=True)
-    )
-    sample_rows = [row for row in range(plan.num_rows) if plan.sample[row]]
-    sample_tokens = np.array([last_token_of_row[row] for row in sample_rows], dtype=np.int64)
-    sample_slots = np.array([plan.slots[row] for row in sample_rows], dtype=np.int64)
-    single_slots = np.array([plan.slots[r.row] for r in token_rows[: len(singles)]], dtype=np.int64)
+        # 2. Rows that sample
+        last_token_of_row = dict(zip(order, (ends - 1).tolist(), strict=True))
+        sample_rows = [row for row in range(plan.num_rows) if plan.sample[row]]
+        sample_tokens = np.array([last_token_of_row[row] for row in sample_rows], dtype=np.int64)
+        sample_slots = np.array([plan.slots[row] for row in sample_rows], dtype=np.int64)
 
-    # 5. To the device
-    on_device = staging.put_all([ids, rope_rows, places, sample_tokens, sample_slots, single_slots])
-    ids_t, rope_rows_t, places_t, sample_tokens_t, sample_slots_t, single_slots_t = on_device
-    if (ids == FROM_DEVICE).any():
-        known = ids_t[: len(singles)]
-        newest = slots.newest_ids.index_select(0, single_slots_t)
-        ids_t[: len(singles)] = torch.where(known == FROM_DEVICE, newest, known)
-    inputs = StepInputs(ids_t, rope_rows_t, planner.cache_rows(places_t), planner.plan(token_rows, len(singles)))
-    return Batch(
-        inputs,
-        sample_tokens_t,
-        sample_slots_t,
-        sample_rows,
-        [_sampling_row(plan, slots, row) for row in sample_rows],
-        _prompt_parts(plan, slots, last_token_of_row),
-        [(row, int(last) + 1 - plan.num_tokens[row], int(last) + 1) for row, last in last_token_of_row.items()],
-    )
+        # 3. To the device
+        ids = np.concatenate([self._single_ids(plan, order[:num_singles]), *self._chunk_ids(plan, order[num_singles:])])
+        offsets = np.arange(ends[-1]) - np.repeat(ends - num_tokens, num_tokens)
+        host = [ids, row_slots, np.repeat(row_slots, num_tokens), offsets, num_tokens, sample_tokens, sample_slots]
+        ids_t, slots_t, token_slots_t, offsets_t, num_tokens_t, sample_tokens_t, sample_slots_t = self.staging.put_all(
+            host
+        )
+        if (ids[:num_singles] == FROM_DEVICE).any():
+            known = ids_t[:num_singles]
+            newest = slots.newest_ids.index_select(0, slots_t[:num_singles])
+            ids_t[:num_singles] = torch.where(known == FROM_DEVICE, newest, known)
 
+        # 4. Where the tokens stand, and what they attend to
+        positions = slots.lengths.index_select(0, token_slots_t).add_(offsets_t)
+        rows = Rows(
+            starts, num_tokens, starts + num_tokens, slots_t, token_slots_t, positions, slots.tables, slots.lengths
+        )
+        attention = self.ops.plan(rows, self.cache, self.modifiers)
+        return Batch(
+            plan,
+            StepInputs(ids_t, slots.rope_rows(token_slots_t, positions), attention),
+            slots_t,
+            num_tokens_t,
+            sample_tokens_t,
+            sample_slots_t,
+            sample_rows,
+            [_sampling_row(plan, slots, row) for row in sample_rows],
+            _prompt_parts(plan, slots, last_token_of_row),
+            [(row, last + 1 - plan.num_tokens[row], last + 1) for row, last in last_token_of_row.items()],
+        )
 
-def _input_ids(state: SlotState, start: int, num_tokens: int) -> Sequence[int]:
-    known = state.token_ids[start : start + num_tokens]
-    assert len(known) == num_tokens or (num_tokens == 1 and start >= state.prompt_length), (
-        f"a chunk of {num_tokens} tokens from {start} on goes beyond the {len(state.token_ids)} tokens that are known"
-    )
-    return known or [FROM_DEVICE]
+    def _order(self, plan: StepPlan) -> list[int]:
+        """Rows of the plan in the order of the step's tokens."""
+        singles = [row for row, num_tokens in enumerate(plan.num_tokens) if num_tokens == 1]
+        chunks = [row for row, num_tokens in enumerate(plan.num_tokens) if num_tokens > 1]
+        num_keys = np.array([self.slots[plan.slots[row]].num_computed + 1 for row in singles], dtype=np.int64)
+        order = self.ops.order_singles(num_keys, self.cache)
+        return (singles if order is None else [singles[i] for i in order]) + chunks
+
+    def _single_ids(self, plan: StepPlan, rows: list[int]) -> np.ndarray:
+        ids = []
+        for state in (self.slots[plan.slots[row]] for row in rows):
+            is_known = state.num_computed < len(state.token_ids)
+            assert is_known or state.num_computed >= state.prompt_length, "a prompt is known to its end"
+            ids.append(state.token_ids[state.num_computed] if is_known else FROM_DEVICE)
+        return np.array(ids, dtype=np.int64)
+
+    def _chunk_ids(self, plan: StepPlan, rows: list[int]) -> Iterator[np.ndarray]:
+        for row in rows:
+            state, num_tokens = self.slots[plan.slots[row]], plan.num_tokens[row]
+            known = state.token_ids[state.num_computed : state.num_computed + num_tokens]
+            assert len(known) == num_tokens, (
+                f"StepPlan.num_tokens: a chunk of {num_tokens} tokens from {state.num_computed} on goes beyond the "
+                f"{len(state.token_ids)} tokens that are known"
+            )
+            yield np.asarray(known, dtype=np.int64)
 
 
 def _sampling_row(plan: StepPlan, slots: Slots, row: int) -> SamplingRow:
@@ -191,6 +229,6 @@ def _prompt_parts(plan: StepPlan, slots: Slots, last_token_of_row: dict[int, int
         start, num_tokens = state.num_computed, plan.num_tokens[row]
         following = state.token_ids[start + 1 : min(start + num_tokens + 1, state.prompt_length)]
         if following:
-            first_token = int(last_token_of_row[row]) - num_tokens + 1
+            first_token = last_token_of_row[row] - num_tokens + 1
             parts.append(PromptPart(row, first_token, following, state.wanted))
     return parts

@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 
 from tgis_server.engines.api import Capacity, ModelFacts, Progress, RunnerCaps
-from tgis_server.engines.native.attention_plan import AttentionPlanner
-from tgis_server.engines.native.batch import Batch, PromptPart, Slots, build_batch
-from tgis_server.engines.native.kv_cache import KvCache
+from tgis_server.engines.native.batch import Batch, BatchBuilder, PromptPart, Slots
 from tgis_server.engines.native.loading import Loaded, load
 from tgis_server.engines.sampling.details import DetailTensors, compute_details, to_messages
 from tgis_server.engines.sampling.sampler import Sampled, Sampler
@@ -82,15 +80,17 @@ class NativeRunner:
         self.capacity: Capacity = loaded.capacity
         self.facts: ModelFacts = loaded.facts
         self._decoder = loaded.decoder
-        self._cache: KvCache = loaded.cache
+        self._cache = loaded.cache
         self._group = loaded.group
         self._device = loaded.device
         self._fault = fault
         self._vocab_size = loaded.spec.vocab_size
         self._staging = Staging(loaded.device)
-        self._slots = Slots(loaded.num_slots, self._staging, loaded.rope_border)
+        max_blocks = -(-loaded.capacity.max_sequence_length // loaded.capacity.block_size)
+        self._slots = Slots(loaded.num_slots, max_blocks, self._staging, loaded.rope_border)
+        modifiers = list(loaded.decoder.modifiers.values())
+        self._builder = BatchBuilder(self._slots, loaded.ops, loaded.cache, modifiers, self._staging)
         self._sampler = Sampler(loaded.spec.vocab_size, loaded.spec.eos_ids, self._staging)
-        self._planner = AttentionPlanner(loaded.spec.windows, loaded.cache, loaded.dtype, self._staging)
 
     @classmethod
     def load(cls, run: Run, rank: int, progress: Progress) -> NativeRunner:
@@ -119,8 +119,6 @@ class NativeRunner:
                 torch.cuda.empty_cache()
                 raise OutOfMemory from error
             raise OutOfMemory("out of memory") from error
-        for slot, num_tokens in zip(plan.slots, plan.num_tokens, strict=True):
-            self._slots[slot].num_computed += num_tokens
         step.ended_s = time.perf_counter()
         return step
 
@@ -156,24 +154,19 @@ class NativeRunner:
 
     def _apply(self, plan: StepPlan) -> None:
         """State changes, in the order that ``StepPlan`` defines. Only rank 0 samples."""
-        is_sampling = self._group.rank == 0
-        for slot in plan.free:
-            self._slots.remove(slot)
-            self._sampler.stop(slot)
-        for new in plan.new:
-            self._slots.add(new)
-            if is_sampling:
+        self._slots.apply(plan)
+        if self._group.rank == 0:
+            for slot in plan.free:
+                self._sampler.stop(slot)
+            for new in plan.new:
                 self._sampler.start(new.slot, new.token_ids, new.sampling)
-        for slot, blocks in zip(plan.slots, plan.new_blocks, strict=True):
-            if blocks:
-                self._slots.append_blocks(slot, blocks)
 
     def _run(self, plan: StepPlan, step: NativeStep) -> None:
         """Everything that computes. Slots change last of all, so that a failure leaves them as they were."""
         if self._device.type == "cuda":
             step.events = (_event(), _event())
             step.events[0].record()
-        batch = build_batch(plan, self._slots, self._cache, self._planner, self._staging)
+        batch = self._builder.build(plan)
         hidden = self._decoder.forward(batch.inputs, self._cache)
         if self._group.rank == 0 and max(plan.num_tokens) > 1:
             # A chunk has no logits, or those of its last token alone; what it wrote may be found by other requests.
@@ -182,6 +175,7 @@ class NativeRunner:
             self._launch_prompt_details(step, part, hidden)
         if batch.sample_rows:
             self._sample(step, batch, hidden)
+        self._slots.advance(batch)
         if step.events is not None:
             step.events[1].record()
 

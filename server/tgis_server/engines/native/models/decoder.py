@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tgis_server.engines.native.kv_cache import KvCache
 from tgis_server.engines.native.ops import Ops
-from tgis_server.engines.native.ops.api import AttentionPlan, Heads, Norm, WeightPart
+from tgis_server.engines.native.ops.api import AttentionModifiers, AttentionPlan, Cache, Heads, Norm, WeightPart
 from tgis_server.engines.native.ops.norms import NoNorm
 from tgis_server.engines.native.parallel import Group
 from tgis_server.engines.native.parameters import Kind, Parameter, kv_heads_of, padded_vocab_rows
-from tgis_server.engines.native.spec import DecoderSpec
+from tgis_server.engines.native.spec import Alibi, DecoderSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +27,7 @@ class StepInputs:
 
     ids: Tensor  # (num_tokens,) int64
     rope_rows: Tensor  # (num_tokens,) int64: rows of the table of positions
-    cache_rows: Tensor  # (num_tokens * 2 * kv_heads,) int64: where keys and values go, see ops
-    attention: dict[int | None, AttentionPlan]  # by window size
+    attention: AttentionPlan  # of the ops, for the decoder's modifiers
 
 
 @dataclass(slots=True)
@@ -50,6 +48,7 @@ class LayerWeights:
     down: Any
     down_bias: Tensor | None
     mlp_post_norm: Norm
+    modifiers: AttentionModifiers
     next_norm: Norm  # of the following layer's attention, or the final one
 
 
@@ -57,8 +56,8 @@ class LayerWeights:
 class LayerInputs:
     """What all layers of a step share."""
 
-    inputs: StepInputs
-    cache: KvCache
+    plan: AttentionPlan
+    cache: Cache
     rotation: Tensor | None  # (num_tokens, 2, rotary_dim), see ``rope.py``
 
 
@@ -95,6 +94,14 @@ class Decoder:
         self._head = weights["head"]
         self._head_bias: Tensor | None = weights.get("head_bias")
         self._first_id = group.rank * padded_vocab_rows(spec.vocab_size, group.size)
+        # What layers of each window size ask of attention
+        slopes = self._alibi_slopes()
+        self.modifiers = {
+            window: AttentionModifiers(
+                spec.attention_scale, window=window, soft_cap=spec.attention_cap, alibi_slopes=slopes
+            )
+            for window in spec.windows
+        }
         self._activate = ops.make_activation(spec.activation, is_gated=spec.is_mlp_gated)
         self._run_layer = {
             "serial": self._serial,
@@ -108,6 +115,14 @@ class Decoder:
             layers.append(self._layer_weights(i, following))
             following = layers[-1].attention_norm
         self._layers = layers[::-1]
+
+    def _alibi_slopes(self) -> Tensor | None:
+        """Of this rank's heads."""
+        if not isinstance(self._spec.positions, Alibi):
+            return None
+        first = self._group.rank * self.heads.num_heads
+        slopes = self._spec.positions.slopes[first : first + self.heads.num_heads]
+        return torch.tensor(slopes, device=self._embedding.device)
 
     def _norm(self, name: str) -> Norm:
         """The norm of that name; none where the family has none there."""
@@ -146,10 +161,11 @@ class Decoder:
             down=weights[prefix + "down"],
             down_bias=weights.get(prefix + "down_bias"),
             mlp_post_norm=self._norm(prefix + "mlp_post_norm"),
+            modifiers=self.modifiers[self._spec.windows[index]],
             next_norm=next_norm,
         )
 
-    def forward(self, inputs: StepInputs, cache: KvCache) -> Tensor:
+    def forward(self, inputs: StepInputs, cache: Cache) -> Tensor:
         """Run all layers; keys and values of the step's tokens are written to the cache.
 
         Returns:
@@ -157,7 +173,7 @@ class Decoder:
         """
         residual = self._embed(inputs)
         rotation = None if self._rope_table is None else self._rope_table.index_select(0, inputs.rope_rows)
-        step = LayerInputs(inputs, cache, rotation)
+        step = LayerInputs(inputs.attention, cache, rotation)
         x = self._layers[0].attention_norm(residual)
         for layer in self._layers:
             x = self._run_layer(layer, residual, x, step)
@@ -198,12 +214,10 @@ class Decoder:
     # -- Their parts: this rank's share of a sum -----------------------------------------------------------------------
 
     def _attention(self, layer: LayerWeights, x: Tensor, step: LayerInputs) -> Tensor:
-        spec, ops, inputs = self._spec, self._ops, step.inputs
-        cache = step.cache.layers[layer.index]
+        ops = self._ops
         qkv = ops.linear(x, layer.qkv, layer.qkv_bias, None)
-        qkv = ops.prepare_qkv(qkv, self.heads, step.rotation, layer.qk_norm, cache, inputs.cache_rows)
-        plan = inputs.attention[spec.windows[layer.index]]
-        x = ops.attend(qkv, self.heads, cache, plan, spec.attention_scale)
+        qkv = ops.prepare_qkv(qkv, self.heads, step.rotation, layer.qk_norm, step.cache, layer.index, step.plan)
+        x = ops.attend(qkv, self.heads, step.cache, layer.index, step.plan, layer.modifiers)
         return ops.linear(x, layer.o, layer.o_bias, None)
 
     def _mlp(self, layer: LayerWeights, x: Tensor) -> Tensor:
@@ -227,7 +241,7 @@ class Decoder:
         if self._spec.logits_scale != 1.0:
             logits.mul_(self._spec.logits_scale)
         cap = self._spec.logits_cap
-        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+        return logits.div_(cap).tanh_().mul_(cap) if cap else logits
 
 
 def pack_weights(

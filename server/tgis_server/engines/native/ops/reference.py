@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from tgis_server.engines.native import spec
-from tgis_server.engines.native.ops.api import (
-    AttentionPlan,
-    ChunkView,
-    DecodeView,
-    Heads,
-    LoraView,
-    Norm,
-    WeightPart,
-)
+from tgis_server.engines.native.ops.api import AttentionModifiers, CacheShape, Heads, LoraView, Norm, Rows, WeightPart
 from tgis_server.engines.native.ops.linear import LinearWeight, can_prepack, linear, pack
 from tgis_server.engines.native.ops.norms import make_norm
+from tgis_server.engines.native.ops.torch_attention.attend import attend
+from tgis_server.engines.native.ops.torch_attention.cache import PagedCache
+from tgis_server.engines.native.ops.torch_attention.plan import TorchPlan, order_singles, plan_rows, plan_whole
+from tgis_server.engines.sampling.staging import Staging
 
 ACTIVATIONS: dict[spec.Activation, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
@@ -37,6 +34,9 @@ class TorchOps:
         self._prepacks = device.type == "cpu" and can_prepack(dtype)
         # Half-precision keys of a good model can overflow; limited, they still give finite scores.
         self._limits_values = dtype == torch.float16
+        self._dtype = dtype
+        self._device = device
+        self._staging = Staging(device)
 
     def pack(self, weight: WeightPart) -> LinearWeight:
         return pack(weight, prepack=self._prepacks)
@@ -63,14 +63,27 @@ class TorchOps:
             found = table.index_select(0, local.masked_fill(is_outside, 0)).masked_fill_(is_outside[:, None], 0)
         return found if scale == 1.0 else found.mul_(scale)
 
+    def make_cache(self, shape: CacheShape) -> PagedCache:
+        return PagedCache(shape, self._dtype, self._device)
+
+    def order_singles(self, num_keys: np.ndarray, cache: PagedCache) -> np.ndarray | None:
+        return order_singles(-(-num_keys // cache.block_size))
+
+    def plan(self, rows: Rows, cache: PagedCache, modifiers: Iterable[AttentionModifiers]) -> TorchPlan:
+        return plan_rows(rows, cache, modifiers, self._dtype, self._staging)
+
+    def plan_whole(self, lengths: Sequence[int], heads: Heads, modifiers: Iterable[AttentionModifiers]) -> TorchPlan:
+        return plan_whole(lengths, heads, modifiers, self._dtype, self._device)
+
     def prepare_qkv(
         self,
         qkv: Tensor,
         heads: Heads,
         rotation: Tensor | None,
         qk_norm: Norm | None,
-        cache: Tensor,
-        rows: Tensor,
+        cache: PagedCache,
+        layer: int,
+        plan: TorchPlan,
     ) -> Tensor:
         num_tokens, head_dim = qkv.shape[0], heads.head_dim
         num_rotated = heads.num_heads + heads.num_kv_heads
@@ -81,62 +94,32 @@ class TorchOps:
             rotated = queries_keys[..., : heads.rotary_dim]
             swapped = rotated.roll(heads.rotary_dim // 2, -1)
             torch.addcmul(rotated * rotation[:, :1], swapped, rotation[:, 1:], out=rotated)
-        keys_values = qkv[:, heads.num_heads * head_dim :].reshape(-1, head_dim)
-        if self._limits_values:
-            keys_values = keys_values.nan_to_num()
-        cache.view(-1, head_dim).index_copy_(0, rows, keys_values)
+        self.write_keys_values(qkv[:, heads.num_heads * head_dim :], cache, layer, plan)
         return qkv
 
-    def attend(self, qkv: Tensor, heads: Heads, cache: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
-        if len(plan.decodes) == 1 and not plan.chunks:
-            return _attend_decode(qkv, heads, cache, plan.decodes[0], scale)
-        out = qkv.new_empty(qkv.shape[0], heads.num_heads * heads.head_dim)
-        for decode in plan.decodes:
-            out[decode.start : decode.stop] = _attend_decode(qkv, heads, cache, decode, scale)
-        for chunk in plan.chunks:
-            out[chunk.start : chunk.stop] = _attend_chunk(qkv, heads, cache, chunk, scale)
-        return out
+    def write_keys_values(self, keys_values: Tensor, cache: PagedCache, layer: int, plan: TorchPlan) -> None:
+        assert plan.places is not None, "a plan of cross-attention or whole sequences writes nothing"
+        blocks = cache.layers[layer]
+        keys_values = keys_values.reshape(-1, blocks.shape[-1])
+        if self._limits_values:
+            keys_values = keys_values.nan_to_num()
+        blocks.view(-1, blocks.shape[-1]).index_copy_(0, plan.places, keys_values)
+
+    def attend(
+        self,
+        qkv: Tensor,
+        heads: Heads,
+        cache: PagedCache,
+        layer: int,
+        plan: TorchPlan,
+        modifiers: AttentionModifiers,
+    ) -> Tensor:
+        return attend(qkv, heads, cache.layers[layer], plan.views[modifiers], modifiers)
+
+    def attend_whole(self, qkv: Tensor, heads: Heads, plan: TorchPlan, modifiers: AttentionModifiers) -> Tensor:
+        return attend(qkv, heads, None, plan.views[modifiers], modifiers)
 
 
 def _gate(activation: Callable[[Tensor], Tensor], gate_up: Tensor) -> Tensor:
     gate, up = gate_up.chunk(2, -1)
     return activation(gate).mul_(up)
-
-
-def _attend_decode(qkv: Tensor, heads: Heads, cache: Tensor, view: DecodeView, scale: float) -> Tensor:
-    """One query per row against padded keys. The heads of a group are the query rows of their KV head."""
-    num_rows, num_kv_heads, head_dim = view.stop - view.start, heads.num_kv_heads, heads.head_dim
-    queries = qkv[view.start : view.stop, : heads.num_heads * head_dim]
-    queries = queries.view(num_rows, num_kv_heads, -1, head_dim)
-    gathered = cache.view(cache.shape[0] * 2 * num_kv_heads, -1).index_select(0, view.blocks)
-    keys, values = gathered.view(2, num_rows, num_kv_heads, -1, head_dim)
-    mask = view.mask.expand(-1, -1, queries.shape[2], -1)
-    out = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
-    return out.reshape(num_rows, heads.num_heads * head_dim)
-
-
-def _attend_chunk(qkv: Tensor, heads: Heads, cache: Tensor, view: ChunkView, scale: float) -> Tensor:
-    """Several queries of one row against its keys."""
-    num_heads, num_kv_heads, head_dim = heads.num_heads, heads.num_kv_heads, heads.head_dim
-    rows = qkv[view.start : view.stop].view(view.stop - view.start, -1, head_dim).transpose(0, 1)
-    queries = rows[:num_heads]
-    if view.blocks is None:
-        keys, values = rows[num_heads : num_heads + num_kv_heads], rows[num_heads + num_kv_heads :]
-    else:
-        gathered = cache.view(cache.shape[0] * 2 * num_kv_heads, -1).index_select(0, view.blocks)
-        keys, values = gathered.view(2, num_kv_heads, -1, head_dim)[:, :, : view.num_keys]
-    is_grouped = num_heads != num_kv_heads
-    if is_grouped and qkv.is_cuda and view.mask is not None:
-        # With a mask, the kernels that do not write all scores to memory take only as many KV heads as query heads.
-        keys, values = (x.repeat_interleave(num_heads // num_kv_heads, 0) for x in (keys, values))
-        is_grouped = False
-    out = functional.scaled_dot_product_attention(
-        queries[None],
-        keys[None],
-        values[None],
-        attn_mask=view.mask,
-        is_causal=view.mask is None,
-        scale=scale,
-        enable_gqa=is_grouped,
-    )
-    return out[0].transpose(0, 1).reshape(view.stop - view.start, num_heads * head_dim)

@@ -1,0 +1,298 @@
+"""Which keys each token of a step sees, as index and mask tensors shared by all layers that attend alike.
+
+A row of one token is padded to the blocks of the longest row in its group; a chunk stands alone. Groups are cut where
+padding or memory would get out of hand. With a window, only the blocks that it can reach are gathered. The host decides
+about numbers of blocks; block ids and positions it never sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tgis_server.engines.native.ops.api import AttentionModifiers, Heads, Rows
+from tgis_server.engines.native.ops.torch_attention.bias import score_mask
+from tgis_server.engines.native.ops.torch_attention.cache import PagedCache
+from tgis_server.engines.sampling.staging import Staging
+
+MAX_PADDING = 1.25  # longest over shortest row of a group, in blocks: beyond, a group of its own is cheaper
+FREE_PADDING_BLOCKS = 8  # differences that do not matter next to the cost of another call
+MAX_GATHERED_BYTES = 128 << 20  # keys and values of one layer that are gathered at a time
+MAX_MASK_ELEMENTS = 8 << 20  # queries * keys of one chunk's mask or scores
+
+MIN_WINDOW_QUERIES = 64  # of a chunk at a time, however small the window
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeView:
+    """Rows of one query each and the cached keys they see.
+
+    ``blocks`` indexes the layer's cache seen as (blocks * 2 * K, block_size * D): for keys, then values, for each row,
+    for each KV head, the row's blocks in order. ``mask`` hides what lies beyond a row's length or before its window.
+    """
+
+    start: int  # first token
+    stop: int
+    blocks: Tensor  # (2 * rows * K * num_blocks,) int64
+    mask: Tensor  # (rows, 1, 1, keys), or with a bias (rows, K, H / K, keys); in the dtype of the queries
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkView:
+    """Consecutive queries of one row and the keys they see.
+
+    Either ``blocks`` says where they are cached, or they belong to tokens of this step. ``mask`` is ``None`` where all
+    is seen, or all that plain causality allows.
+    """
+
+    start: int
+    stop: int
+    first_key: int  # token of the first, or its place in the gathered blocks
+    stop_key: int
+    blocks: Tensor | None  # (2 * K * num_blocks,) int64, as in DecodeView
+    mask: Tensor | None  # (1, 1, queries, keys), or with a bias (1, H, queries, keys)
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """What each token of a step attends to, for layers that attend alike."""
+
+    decodes: tuple[DecodeView, ...]
+    chunks: tuple[ChunkView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TorchPlan:
+    """The reference's plan of one step."""
+
+    views: dict[AttentionModifiers, Views]
+    places: Tensor | None  # (T * 2 * K,) int64: rows of a layer seen as (-1, D): per token its keys, then its values
+
+
+class Chunk(NamedTuple):
+    """A row of several tokens. ``table`` is ``None`` where its keys are those of its own tokens."""
+
+    token: int
+    start: int
+    num_tokens: int
+    num_keys: int
+    table: Tensor | None
+
+
+def order_singles(num_blocks: np.ndarray) -> np.ndarray | None:
+    """An order in which neighbours can share a padded call: as given, or by length."""
+    if not len(num_blocks) or num_blocks.max() <= _padding_limit(num_blocks.min()):
+        return None
+    return np.argsort(num_blocks, kind="stable")
+
+
+def plan_rows(
+    rows: Rows, cache: PagedCache, modifiers: Iterable[AttentionModifiers], dtype: torch.dtype, staging: Staging
+) -> TorchPlan:
+    """See ``Ops.plan``. Blocks that are begun and not filled are cleared."""
+    modifiers = list(modifiers)
+    views = _share(modifiers, Planner(rows, cache, dtype).views) if modifiers else {}
+    if rows.is_cross:
+        return TorchPlan(views, None)
+    _clear_begun(rows, cache, staging)
+    blocks = _blocks_of(rows, rows.token_slots, rows.positions // cache.block_size)
+    first = blocks * (2 * cache.num_kv_heads * cache.block_size) + rows.positions % cache.block_size
+    places = (first[:, None] + cache.block_rows * cache.block_size).view(-1)
+    return TorchPlan(views, places)
+
+
+def plan_whole(
+    lengths: Sequence[int],
+    heads: Heads,
+    modifiers: Iterable[AttentionModifiers],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> TorchPlan:
+    """See ``Ops.plan_whole``."""
+    pieces = ChunkPlanner(heads.num_heads, None, dtype, device)
+    ends = np.cumsum(lengths).tolist()
+    chunks = [Chunk(end - length, 0, length, length, None) for end, length in zip(ends, lengths, strict=True)]
+
+    def views(kind: AttentionModifiers) -> Views:
+        return Views((), tuple(view for chunk in chunks for view in pieces.views(chunk, kind)))
+
+    return TorchPlan(_share(modifiers, views), None)
+
+
+class Planner:
+    """Views of one step's rows."""
+
+    def __init__(self, rows: Rows, cache: PagedCache, dtype: torch.dtype) -> None:
+        self._rows = rows
+        self._cache = cache
+        self._dtype = dtype
+        self._device = rows.positions.device
+        self._num_blocks = -(-rows.num_keys // cache.block_size)
+        self._num_singles = int(np.argmax(np.append(rows.num_tokens, 2) > 1))
+        self._groups = list(self._cut(self._num_blocks[: self._num_singles].tolist()))
+        self._pieces = ChunkPlanner(cache.num_heads, cache, dtype, self._device)
+        self._chunks = self._make_chunks()
+
+    def views(self, kind: AttentionModifiers) -> Views:
+        return Views(
+            tuple(self._decode_view(start, stop, kind) for start, stop in self._groups),
+            tuple(view for chunk in self._chunks for view in self._pieces.views(chunk, kind)),
+        )
+
+    def _cut(self, num_blocks: list[int]) -> Iterator[tuple[int, int]]:
+        """Ranges of rows whose padded keys are worth one call and fit the memory for it."""
+        start, shortest, longest = 0, 0, 0
+        most_blocks = MAX_GATHERED_BYTES // self._cache.block_bytes
+        for i, blocks in enumerate(num_blocks):
+            low, high = (min(shortest, blocks), max(longest, blocks)) if i > start else (blocks, blocks)
+            if i > start and (high > _padding_limit(low) or (i + 1 - start) * high > most_blocks):
+                yield start, i
+                start, low, high = i, blocks, blocks
+            shortest, longest = low, high
+        if num_blocks:
+            yield start, len(num_blocks)
+
+    def _make_chunks(self) -> list[Chunk]:
+        rows, chunks = self._rows, []
+        token = self._num_singles
+        for row in range(self._num_singles, len(rows.num_tokens)):
+            start, num_tokens, num_keys = int(rows.starts[row]), int(rows.num_tokens[row]), int(rows.num_keys[row])
+            is_own = num_keys == num_tokens and not rows.is_cross
+            table = None if is_own else rows.tables.index_select(0, rows.slots[row : row + 1])[0]
+            chunks.append(Chunk(token, start, num_tokens, num_keys, table))
+            token += num_tokens
+        return chunks
+
+    def _decode_view(self, start: int, stop: int, kind: AttentionModifiers) -> DecodeView:
+        rows, size = self._rows, self._cache.block_size
+        slots, queries = rows.slots[start:stop], rows.positions[start:stop, None]  # one token per row
+        num_keys = rows.lengths.index_select(0, slots)[:, None] if rows.is_cross else queries + 1
+        num_blocks, columns = self._num_blocks[start:stop], None
+        if kind.window is not None:
+            num_blocks = num_blocks - np.maximum(rows.starts[start:stop] - kind.window + 1, 0) // size
+            columns = (queries - (kind.window - 1)).clamp(min=0) // size  # the first block that is seen
+        width = int(num_blocks.max())
+        offsets = torch.arange(width, device=self._device)
+        columns = offsets if columns is None else columns + offsets
+        # Padding is masked, but NaN of another row would get through a mask: the row's own last block stands there.
+        seen = torch.minimum(columns, (num_keys - 1) // size)
+        tables = _blocks_of(rows, slots[:, None], seen).view(1, stop - start, 1, width)
+        # (2, rows, K, blocks): keys of all rows, then values
+        heads = self._cache.block_rows.view(2, 1, -1, 1)
+        blocks = (tables * heads.numel() + heads).view(-1)
+        keys = torch.arange(width * size, device=self._device)
+        if kind.window is not None:
+            keys = columns[:, :1] * size + keys
+        mask = score_mask(kind, keys.view(-1, 1, width * size), queries[..., None], num_keys[..., None], self._dtype)
+        if has_bias(kind):
+            mask = mask.view(stop - start, self._cache.num_kv_heads, -1, width * size)
+        return DecodeView(start, stop, blocks, mask)
+
+
+class ChunkPlanner:
+    """Views of rows of several tokens. Without a cache, all keys are those of the step's tokens."""
+
+    def __init__(self, num_heads: int, cache: PagedCache | None, dtype: torch.dtype, device: torch.device) -> None:
+        self._num_heads = num_heads
+        self._cache = cache
+        self._dtype = dtype
+        self._device = device
+
+    def views(self, chunk: Chunk, kind: AttentionModifiers) -> Iterator[ChunkView]:
+        done = 0
+        while done < chunk.num_tokens:
+            queries = self._queries_at_a_time(chunk, done, kind)
+            yield self._view(chunk, done, queries, kind)
+            done += queries
+
+    def _queries_at_a_time(self, chunk: Chunk, done: int, kind: AttentionModifiers) -> int:
+        left = chunk.num_tokens - done
+        if not (_needs_mask(chunk, left, kind) or needs_scores(kind)):
+            return left
+        if kind.window is not None:
+            # Pieces not much longer than the window keep a long chunk from scoring keys that it cannot see.
+            left = min(left, max(kind.window, MIN_WINDOW_QUERIES))
+        first, stop = self._seen_keys(chunk, done, left, kind)
+        per_query = (stop - first) * (self._num_heads if has_bias(kind) or needs_scores(kind) else 1)
+        return max(1, min(left, MAX_MASK_ELEMENTS // per_query))
+
+    def _seen_keys(self, chunk: Chunk, done: int, num_queries: int, kind: AttentionModifiers) -> tuple[int, int]:
+        """Positions of the first key that the queries see, or of its block's first, and of the key behind the last."""
+        position = chunk.start + done
+        first, stop = 0, chunk.num_keys
+        if kind.window is not None:
+            first = max(0, position - kind.window + 1)
+            stop = min(stop, position + num_queries + kind.window - 1)
+        if kind.is_causal:
+            stop = min(stop, position + num_queries)
+        return first - first % self._cache.block_size if self._cache and chunk.table is not None else first, stop
+
+    def _view(self, chunk: Chunk, done: int, num_queries: int, kind: AttentionModifiers) -> ChunkView:
+        first, stop = self._seen_keys(chunk, done, num_queries, kind)
+        position, token = chunk.start + done, chunk.token + done
+        mask = None
+        if _needs_mask(chunk, num_queries, kind):
+            keys = torch.arange(first, stop, device=self._device)
+            queries = torch.arange(position, position + num_queries, device=self._device)[:, None]
+            mask = score_mask(kind, keys, queries, chunk.num_keys, self._dtype)[None]
+        if chunk.table is None or self._cache is None:
+            return ChunkView(token, token + num_queries, chunk.token + first, chunk.token + stop, None, mask)
+        size, heads = self._cache.block_size, self._cache.block_rows
+        table = chunk.table[first // size : -(-stop // size)]
+        blocks = (table * len(heads) + heads[:, None]).view(-1)
+        return ChunkView(token, token + num_queries, 0, stop - first, blocks, mask)
+
+
+def has_bias(kind: AttentionModifiers) -> bool:
+    """Whether the mask is another one for each head."""
+    return kind.alibi_slopes is not None or kind.relative_bias is not None
+
+
+def needs_scores(kind: AttentionModifiers) -> bool:
+    """Whether scores are changed in ways that torch's fused attention does not know."""
+    return kind.soft_cap != 0.0 or kind.sinks is not None
+
+
+def _needs_mask(chunk: Chunk, num_queries: int, kind: AttentionModifiers) -> bool:
+    if has_bias(kind) or (kind.window is not None and chunk.num_keys > kind.window):
+        return True
+    is_square = chunk.table is None and num_queries == chunk.num_keys  # as plain causality needs it
+    return kind.is_causal and (needs_scores(kind) or not is_square)
+
+
+def _share(
+    modifiers: Iterable[AttentionModifiers], make: Callable[[AttentionModifiers], Views]
+) -> dict[AttentionModifiers, Views]:
+    """Views by modifiers; those that differ in scale, soft cap or sinks alone have the same ones."""
+    made: dict[tuple[object, ...], Views] = {}
+    views = {}
+    for kind in modifiers:
+        key = (kind.is_causal, kind.window, id(kind.alibi_slopes), kind.relative_bias, needs_scores(kind))
+        if key not in made:
+            made[key] = make(kind)
+        views[kind] = made[key]
+    return views
+
+
+def _padding_limit(blocks: int) -> float:
+    return max(blocks * MAX_PADDING, blocks + FREE_PADDING_BLOCKS)
+
+
+def _blocks_of(rows: Rows, slots: Tensor, columns: Tensor) -> Tensor:
+    """Entries of the block tables, by broadcast slots and columns."""
+    places = slots * rows.tables.shape[1] + columns
+    return rows.tables.view(-1).index_select(0, places.view(-1))
+
+
+def _clear_begun(rows: Rows, cache: PagedCache, staging: Staging) -> None:
+    """What their former owners left in blocks that are begun and not filled would lie behind the rows' keys."""
+    filled = rows.num_keys // cache.block_size
+    begun = np.flatnonzero((rows.num_keys % cache.block_size != 0) & (rows.starts <= filled * cache.block_size))
+    if len(begun):
+        which, columns = staging.put_all([begun, filled[begun]])
+        cache.clear(_blocks_of(rows, rows.slots.index_select(0, which), columns))
