@@ -9,12 +9,26 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-from tgis_server.engines.native.families import gpt2, gpt_neox, granite, llama, mistral, phi, phi3, qwen2, qwen3
+from tgis_server.engines.native.families import (
+    bloom,
+    gemma2,
+    gpt2,
+    gpt_neox,
+    granite,
+    llama,
+    mistral,
+    phi,
+    phi3,
+    qwen2,
+    qwen3,
+)
 from tgis_server.engines.native.families.config_file import ConfigFile, show
 from tgis_server.engines.native.parameters import Parameter
 from tgis_server.engines.native.spec import DecoderSpec
 
 FAMILIES: dict[str, ModuleType] = {
+    "bloom": bloom,
+    "gemma2": gemma2,
     "gpt2": gpt2,
     "gpt_neox": gpt_neox,
     "granite": granite,

@@ -131,6 +131,14 @@ def read_head_dim(config: ConfigFile, keys: Keys = LLAMA_KEYS) -> int:
     return hidden // heads
 
 
+def alibi_slopes(num_heads: int) -> tuple[float, ...]:
+    """Geometric from 2^(-8/n) on for n heads. Where n is no power of two, the rest lie between those of 2n."""
+    power = 1 << (num_heads.bit_length() - 1)
+    slopes = [2 ** (-8 * i / power) for i in range(1, power + 1)]
+    between = [2 ** (-4 * i / power) for i in range(1, 2 * power, 2)]
+    return tuple((slopes + between)[:num_heads])
+
+
 def read_uniform_window(config: ConfigFile, num_layers: int) -> tuple[int | None, ...]:
     """``sliding_window`` on all layers, as in Mistral and Phi-3. Their classes do not look at ``layer_types``."""
     window = config.optional_integer("sliding_window")

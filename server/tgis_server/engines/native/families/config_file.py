@@ -26,7 +26,13 @@ ACTIVATIONS: dict[str, Activation] = {
 DTYPES = ("float32", "bfloat16", "float16")
 SHOWN = 200  # characters of a value in a sentence
 MAX_INTEGER = 2**31 - 1  # no size of a model is larger, and all that is computed from one stays a number
-NULL_IS_A_VALUE = ("sliding_window", "num_key_value_heads", "eos_token_id")
+NULL_IS_A_VALUE = (
+    "sliding_window",
+    "num_key_value_heads",
+    "eos_token_id",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+)
 
 
 class ConfigFile:
@@ -79,6 +85,9 @@ class ConfigFile:
 
     def positive_number(self, key: str) -> float:
         return self.check_positive(key, self.get(key))
+
+    def optional_positive_number(self, key: str) -> float | None:
+        return None if self.get(key) is None else self.positive_number(key)
 
     def names(self, key: str) -> list[str] | None:
         """A list of strings; ``None`` where the file does not say."""

@@ -21,7 +21,7 @@ LENGTH_KEYS = (
 STRETCHING = {"linear": "linear scaling", "dynamic": "dynamic scaling", "yarn": "YaRN"}
 
 
-def read_length(config: ConfigFile, rope: RopeSpec) -> Length:
+def read_length(config: ConfigFile, rope: RopeSpec | None) -> Length:
     """Positions of the config, times the factor of a rope that stretches them.
 
     The positions of ``llama3`` and ``longrope`` are stretched ones already. YaRN stretches those of before.
@@ -33,7 +33,7 @@ def read_length(config: ConfigFile, rope: RopeSpec) -> Length:
     length = named or Length(
         config.integer("max_position_embeddings"), "config.json names none: the default of its class"
     )
-    if rope.kind not in STRETCHING:
+    if rope is None or rope.kind not in STRETCHING:
         return length
     positions = rope.original_max_position if rope.kind == "yarn" else length.num_tokens
     how = f"{positions} positions stretched {rope.factor:g} times by {STRETCHING[rope.kind]}, as config.json says"
