@@ -218,6 +218,12 @@ def choose_max_sequence_length(decide: Decisions, own: Length | None) -> int:
         decide.reasons["max_sequence_length"] = own.reason if own else "config.json names none"
         return own.num_tokens if own else UNKNOWN_LENGTH
     given = int(decide.take_given("max_sequence_length"))
+    if own and given > own.num_tokens and own.is_limit:
+        decide.warnings.append(
+            f"max_sequence_length {given} is lowered to {own.num_tokens} ({own.reason}): "
+            "the model has no positions beyond."
+        )
+        return own.num_tokens
     if own and given > own.num_tokens:
         decide.warnings.append(
             f"max_sequence_length {given} is above the model's own {own.num_tokens} ({own.reason}): "

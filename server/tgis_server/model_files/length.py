@@ -25,6 +25,7 @@ class Length:
 
     num_tokens: int
     reason: str  # where the number comes from
+    is_limit: bool = False  # there is nothing beyond; otherwise text beyond may be of poor quality
 
 
 def find_length(values: Mapping[str, Any]) -> Length | None:

@@ -1,7 +1,7 @@
 """Which tensor of the files each name of the model means. What the files hold decides, not their order. No torch.
 
-Names are taken as transformers takes them: with the prefix ``model.``, without it (saved from the base model), or with
-one too many.
+Names are taken as transformers takes them: with the prefix of their family, without it (saved from the base model), or
+with one too many.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tgis_server.errors import TgisError
 from tgis_server.model_files.headers import TensorInfo, read_headers
 from tgis_server.model_files.weight_files import find_weights, read_weight_map
 
-PREFIX = "model."  # of everything but the head
+PREFIXES = ("model.", "transformer.", "gpt_neox.")  # of everything but the head, in the families' checkpoints
 HEAD = "lm_head.weight"
 CHUNK_BYTES = 4 << 20  # of a comparison
 
@@ -25,8 +25,10 @@ Find = Callable[[str], TensorInfo | None]  # :func:`find_tensor` in the tensors 
 
 def spellings(name: str) -> tuple[str, ...]:
     """The names that a tensor of the model may have in files."""
-    bare = name.removeprefix(PREFIX)
-    return (name, PREFIX + name) if bare == name else (name, bare, PREFIX + name)
+    for prefix in PREFIXES:
+        if name.startswith(prefix):
+            return (name, name.removeprefix(prefix), prefix + name)
+    return (name, *(prefix + name for prefix in PREFIXES))
 
 
 def find_tensor(found: Mapping[str, TensorInfo], name: str) -> TensorInfo | None:

@@ -11,8 +11,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from tgis_server import failures
-from tgis_server.engines.native.families import parameters_of
-from tgis_server.engines.native.families.names import EMBEDDING
+from tgis_server.engines.native.families import outer_tensors, parameters_of
 from tgis_server.engines.native.parameters import (
     Parameter,
     can_split,
@@ -22,7 +21,6 @@ from tgis_server.engines.native.parameters import (
 )
 from tgis_server.engines.native.spec import DecoderSpec
 from tgis_server.model_files import (
-    HEAD,
     HEADER_DTYPES,
     ITEM_BYTES,
     Find,
@@ -35,7 +33,11 @@ from tgis_server.model_files import (
     spellings,
 )
 
-COMPUTED = "rotary_emb.inv_freq"  # a buffer that old checkpoints carry along; everyone computes it
+# Buffers that old checkpoints carry along and everyone computes: frequencies, masks.
+COMPUTED = (
+    "rotary_emb.inv_freq",
+    *(f".{at}.{what}" for at in ("attn", "attention") for what in ("bias", "masked_bias")),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +107,12 @@ def inspect_checkpoint(model_dir: Path, spec: DecoderSpec, num_shard: int) -> Ch
 def find_needed(name: str, find: Find, spec: DecoderSpec, model_dir: Path) -> TensorInfo:
     """The tensor of that name; a tied model may have its head as its embedding."""
     info = find(name)
-    if info is None and name == EMBEDDING and spec.is_head_tied:
-        info = find(HEAD)
     if info is not None:
         return info
-    if name == HEAD:
+    embedding, head = outer_tensors(spec)
+    if name == embedding and spec.is_head_tied and (info := find(head)) is not None:
+        return info
+    if name == head:
         raise failures.HEAD_MISSING.error(model_dir=model_dir, tensor=name)
     raise failures.TENSOR_MISSING.error(
         model_dir=model_dir, tensor=name, family=spec.family, num_layers=spec.num_layers
@@ -133,7 +136,7 @@ def settle_head(spec: DecoderSpec, find: Find, tell: Tell) -> DecoderSpec:
     transformers does the same since its version 5. A tied model of which the files hold the head alone has that one as
     its embedding too.
     """
-    head, embedding = find(HEAD), find(EMBEDDING)
+    embedding, head = map(find, outer_tensors(spec))
     if not spec.is_head_tied or head is None or embedding is None:
         return spec
     if not have_same_content(head, embedding):
@@ -151,7 +154,7 @@ def settle_head(spec: DecoderSpec, find: Find, tell: Tell) -> DecoderSpec:
 
 def tell_of_unused(spec: DecoderSpec, found: Mapping[str, TensorInfo], needed: Iterable[str], tell: Tell) -> None:
     """Tensors that stay unread often mean that config.json is another model's."""
-    known = {spelling for name in (*needed, HEAD) for spelling in spellings(name)}
+    known = {spelling for name in (*needed, *outer_tensors(spec)) for spelling in spellings(name)}
     unused = [name for name in found if name not in known and not name.endswith(COMPUTED)]
     if unused:
         tell(

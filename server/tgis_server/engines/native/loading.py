@@ -76,6 +76,7 @@ def load(run: Run, rank: int, progress: Progress) -> Loaded:
     # Every rank has read its weights before any measures: ranks of one CPU host draw on the same memory.
     group.smallest(0)
     budget = _agree(group, memory.divide(_free_bytes(run)), memory.request)
+    assert not spec.length.is_limit or budget.max_sequence_length <= spec.length.num_tokens, "positions run out"
     rope_table = build_table(spec.rope, budget.max_sequence_length, dtype, device) if spec.rope else None
     model = EncoderDecoder if isinstance(spec, EncoderDecoderSpec) else Decoder
     decoder = model(spec, weights, rope_table, ops, group)

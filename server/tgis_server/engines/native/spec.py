@@ -109,9 +109,9 @@ class DecoderSpec:
     embedding_scale: float = 1.0
     residual_scale: float = 1.0  # multiplies what attention and MLP add to the residual
     attention_scale: float = 0.0  # multiplies query-key products
-    attention_cap: float | None = None  # c: scores become c * tanh(score / c), before masks and biases
+    attention_cap: float = 0.0  # c: scores become c * tanh(score / c), before masks and biases; 0 = off
     logits_scale: float = 1.0  # multiplies logits
-    logits_cap: float | None = None  # likewise, after the scale
+    logits_cap: float = 0.0  # likewise of logits, after their scale
     # Attention
     windows: tuple[int | None, ...] = ()  # per layer: how many tokens a query sees, itself included; None = all
     has_sinks: bool = False  # a logit for each head that takes part in the softmax and has no value

@@ -6,18 +6,37 @@ A family is one small file with ``ARCHITECTURE``, ``DEFAULTS``, ``read(config)``
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-from tgis_server.engines.native.families import granite, llama, mistral, phi3, qwen2, qwen3, t5
+from tgis_server.engines.native.families import (
+    bloom,
+    gemma2,
+    gpt2,
+    gpt_neox,
+    granite,
+    llama,
+    mistral,
+    phi,
+    phi3,
+    qwen2,
+    qwen3,
+    t5,
+)
 from tgis_server.engines.native.families.config_file import ConfigFile, show
 from tgis_server.engines.native.parameters import Parameter
 from tgis_server.engines.native.spec import DecoderSpec
 
 FAMILIES: dict[str, ModuleType] = {
+    "bloom": bloom,
+    "gemma2": gemma2,
+    "gpt2": gpt2,
+    "gpt_neox": gpt_neox,
     "granite": granite,
     "llama": llama,
     "mistral": mistral,
+    "phi": phi,
     "phi3": phi3,
     "qwen2": qwen2,
     "qwen3": qwen3,
@@ -53,17 +72,24 @@ def read_spec(model_dir: Path, families: Mapping[str, ModuleType] = FAMILIES) ->
         name = show(", ".join(architectures) or model_type).strip("'")
         supported = ", ".join(f.ARCHITECTURE for f in families.values())
         raise config.fail(f"architecture {name} has no native engine; supported are {supported}.")
-    config.refuse(UNSUPPORTED_KEYS)
+    config.refuse(key for key in UNSUPPORTED_KEYS if key not in family.DEFAULTS)
     spec: DecoderSpec = family.read(config.with_defaults(family.DEFAULTS))
     return spec
 
 
 def names_of(family: ModuleType) -> set[str]:
     """Architectures of a config.json: the model that generates, and the one below its head, where that was saved."""
-    return {family.ARCHITECTURE, family.ARCHITECTURE.replace("ForCausalLM", "Model")}
+    architecture: str = family.ARCHITECTURE
+    return {architecture, architecture.replace("ForCausalLM", "Model").replace("LMHeadModel", "Model")}
 
 
 def parameters_of(spec: DecoderSpec) -> list[Parameter]:
     """Every parameter of the model and the checkpoint tensors it is made of."""
     found: list[Parameter] = ALL_FAMILIES[spec.family].parameters(spec)
     return found
+
+
+def outer_tensors(spec: DecoderSpec) -> tuple[str, str]:
+    """What checkpoints call the embedding and the head, which files may hold even where it is tied."""
+    names = {p.name: p.pieces[0].tensor for p in parameters_of(replace(spec, is_head_tied=False))}
+    return names["embedding"], names["head"]

@@ -9,7 +9,7 @@ from tgis_server.model_files import LENGTH_KEYS, MAX_INTEGER, Length, find_lengt
 STRETCHING = {"linear": "linear scaling", "dynamic": "dynamic scaling", "yarn": "YaRN"}
 
 
-def read_length(config: ConfigFile, rope: RopeSpec) -> Length:
+def read_length(config: ConfigFile, rope: RopeSpec | None) -> Length:
     """Positions of the config, times the factor of a rope that stretches them.
 
     The positions of ``llama3`` and ``longrope`` are stretched ones already. YaRN stretches those of before.
@@ -21,10 +21,16 @@ def read_length(config: ConfigFile, rope: RopeSpec) -> Length:
     length = named or Length(
         config.integer("max_position_embeddings"), "config.json names none: the default of its class"
     )
-    if rope.kind not in STRETCHING:
+    if rope is None or rope.kind not in STRETCHING:
         return length
     positions = rope.original_max_position if rope.kind == "yarn" else length.num_tokens
     how = f"{positions} positions stretched {rope.factor:g} times by {STRETCHING[rope.kind]}, as config.json says"
     if not 1 <= positions * rope.factor <= MAX_INTEGER:
         raise config.fail(f"{how}, is no length: it must be from 1 to {MAX_INTEGER}.")
     return Length(round(positions * rope.factor), how)
+
+
+def read_table_length(config: ConfigFile, key: str) -> Length:
+    """As many tokens as there are learned positions, of which ``key`` tells."""
+    reason = f"{key} of config.json" if config.has(key) else "config.json names none: the default of its class"
+    return Length(config.integer(key), reason, is_limit=True)

@@ -26,7 +26,7 @@ from tgis_server.engines.native.ops.api import (
 from tgis_server.engines.native.ops.norms import NoNorm
 from tgis_server.engines.native.parallel import Group
 from tgis_server.engines.native.parameters import Kind, Parameter, kv_heads_of, padded_vocab_rows
-from tgis_server.engines.native.spec import DecoderSpec, RelativePositions
+from tgis_server.engines.native.spec import Alibi, DecoderSpec, RelativePositions
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,7 @@ class LayerWeights:
     down: Any
     down_bias: Tensor | None
     mlp_post_norm: Norm
+    modifiers: AttentionModifiers
     next_norm: Norm  # of the following layer's attention, or the final one
 
 
@@ -64,7 +65,8 @@ class LayerWeights:
 class LayerInputs:
     """What all layers of a step share."""
 
-    inputs: StepInputs
+    plan: AttentionPlan
+    cross_plan: AttentionPlan | None
     cache: Cache
     rotation: Tensor | None  # (num_tokens, 2, rotary_dim), see ``rope.py``
 
@@ -103,10 +105,15 @@ class Stack:
         self._embedding_norm = self._norm("embedding_norm") if spec.has_embedding_norm else None
         self._first_id = group.rank * padded_vocab_rows(spec.vocab_size, group.size)
         # What layers of each window size ask of attention
-        relative_bias = self._relative_bias()
+        slopes, relative_bias = self._alibi_slopes(), self._relative_bias()
         self.modifiers = {
             window: AttentionModifiers(
-                spec.attention_scale, is_causal=self.is_causal, window=window, relative_bias=relative_bias
+                spec.attention_scale,
+                is_causal=self.is_causal,
+                window=window,
+                soft_cap=spec.attention_cap,
+                alibi_slopes=slopes,
+                relative_bias=relative_bias,
             )
             for window in spec.windows
         }
@@ -130,6 +137,14 @@ class Stack:
             return None
         table = self._weights["relative_bias"]
         return RelativeBias(table, positions.max_distance, is_bidirectional=not self.is_causal)
+
+    def _alibi_slopes(self) -> Tensor | None:
+        """Of this rank's heads."""
+        if not isinstance(self._spec.positions, Alibi):
+            return None
+        first = self._group.rank * self.heads.num_heads
+        slopes = self._spec.positions.slopes[first : first + self.heads.num_heads]
+        return torch.tensor(slopes, device=self._embedding.device)
 
     def _norm(self, name: str) -> Norm:
         """The norm of that name; none where the family has none there."""
@@ -168,6 +183,7 @@ class Stack:
             down=weights[prefix + "down"],
             down_bias=weights.get(prefix + "down_bias"),
             mlp_post_norm=self._norm(prefix + "mlp_post_norm"),
+            modifiers=self.modifiers[self._spec.windows[index]],
             next_norm=next_norm,
         )
 
@@ -179,7 +195,7 @@ class Stack:
         """
         residual = self._embed(inputs)
         rotation = None if self._rope_table is None else self._rope_table.index_select(0, inputs.rope_rows)
-        step = LayerInputs(inputs, cache, rotation)
+        step = LayerInputs(inputs.attention, inputs.cross_attention, cache, rotation)
         x = self._layers[0].attention_norm(residual)
         for layer in self._layers:
             x = self._run_layer(layer, residual, x, step)
@@ -220,10 +236,10 @@ class Stack:
     # -- Their parts: this rank's share of a sum -----------------------------------------------------------------------
 
     def _attention(self, layer: LayerWeights, x: Tensor, step: LayerInputs) -> Tensor:
-        ops, plan, index = self._ops, step.inputs.attention, layer.index
+        ops = self._ops
         qkv = ops.linear(x, layer.qkv, layer.qkv_bias, None)
-        qkv = ops.prepare_qkv(qkv, self.heads, step.rotation, layer.qk_norm, step.cache, index, plan)
-        x = ops.attend(qkv, self.heads, step.cache, index, plan, self.modifiers[self._spec.windows[index]])
+        qkv = ops.prepare_qkv(qkv, self.heads, step.rotation, layer.qk_norm, step.cache, layer.index, step.plan)
+        x = ops.attend(qkv, self.heads, step.cache, layer.index, step.plan, layer.modifiers)
         return ops.linear(x, layer.o, layer.o_bias, None)
 
     def _mlp(self, layer: LayerWeights, x: Tensor) -> Tensor:
@@ -263,7 +279,7 @@ class Decoder(Stack):
         if self._spec.logits_scale != 1.0:
             logits.mul_(self._spec.logits_scale)
         cap = self._spec.logits_cap
-        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+        return logits.div_(cap).tanh_().mul_(cap) if cap else logits
 
 
 def pack_weights(

@@ -48,8 +48,7 @@ class Encoder(Stack):
 
     def _attention(self, layer: LayerWeights, x: Tensor, step: LayerInputs) -> Tensor:
         qkv = self._ops.linear(x, layer.qkv, layer.qkv_bias, None)
-        modifiers = self.modifiers[self._spec.windows[layer.index]]
-        x = self._ops.attend_whole(qkv, self.heads, step.inputs.attention, modifiers)
+        x = self._ops.attend_whole(qkv, self.heads, step.plan, layer.modifiers)
         return self._ops.linear(x, layer.o, layer.o_bias, None)
 
 
@@ -95,6 +94,5 @@ class EncoderDecoder(Decoder):
 
     def _cross_attention(self, cross: CrossWeights, index: int, x: Tensor, step: LayerInputs) -> Tensor:
         queries = self._ops.linear(x, cross.q, cross.q_bias, None)
-        plan = step.inputs.cross_attention
-        x = self._ops.attend(queries, self.heads, step.cache, index, plan, self.cross_modifiers)
+        x = self._ops.attend(queries, self.heads, step.cache, index, step.cross_plan, self.cross_modifiers)
         return self._ops.linear(x, cross.o, cross.o_bias, None)

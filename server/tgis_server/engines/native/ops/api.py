@@ -204,7 +204,7 @@ class Ops(Protocol):
         Args:
             qkv: (T, (H + 2 K) D), changed in place.
             heads: how it divides.
-            rotation: (T, 2, rotary_dim), see ``rope.py``; ``None`` where nothing is rotated.
+            rotation: (T, 2, rotary_dim), see ``rope.py``, or ``None``.
             qk_norm: of (T, H + K, D), over each head, or ``None``.
             cache: of :meth:`make_cache`.
             layer: where to write.

@@ -99,11 +99,8 @@ class TorchOps:
 
     def write_keys_values(self, keys_values: Tensor, cache: PagedCache, layer: int, plan: TorchPlan) -> None:
         assert plan.places is not None, "a plan of cross-attention or whole sequences writes nothing"
-        blocks = cache.layers[layer]
-        keys_values = keys_values.reshape(-1, blocks.shape[-1])
-        if self._limits_values:
-            keys_values = keys_values.nan_to_num()
-        blocks.view(-1, blocks.shape[-1]).index_copy_(0, plan.places, keys_values)
+        tokens = cache.layers[layer].view(-1, keys_values.shape[1])
+        tokens.index_copy_(0, plan.places, keys_values.nan_to_num() if self._limits_values else keys_values)
 
     def attend(
         self,

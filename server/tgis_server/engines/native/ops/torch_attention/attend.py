@@ -22,9 +22,9 @@ def attend(qkv: Tensor, heads: Heads, layer: Tensor | None, views: Views, modifi
     return out
 
 
-def _gather(layer: Tensor | None, num_kv_heads: int, blocks: Tensor) -> Tensor:
+def _gather(layer: Tensor | None, blocks: Tensor) -> Tensor:
     assert layer is not None, "whole sequences have no cached keys"
-    return layer.view(layer.shape[0] * 2 * num_kv_heads, -1).index_select(0, blocks)
+    return layer.index_select(0, blocks)
 
 
 def _attend_decode(
@@ -34,8 +34,8 @@ def _attend_decode(
     num_rows, num_kv_heads, head_dim = view.stop - view.start, heads.num_kv_heads, heads.head_dim
     queries = qkv[view.start : view.stop, : heads.num_heads * head_dim]
     queries = queries.view(num_rows, num_kv_heads, -1, head_dim)
-    gathered = _gather(layer, num_kv_heads, view.blocks)
-    keys, values = gathered.view(2, num_rows, num_kv_heads, -1, head_dim)
+    gathered = _gather(layer, view.blocks).view(num_rows, -1, 2, num_kv_heads, head_dim)
+    keys, values = gathered.permute(2, 0, 3, 1, 4)
     if needs_scores(modifiers):
         sinks = modifiers.sinks.view(num_kv_heads, -1, 1) if modifiers.sinks is not None else None
         out = _attend_by_scores(queries, keys, values, view.mask, sinks, modifiers)
@@ -55,8 +55,8 @@ def _attend_chunk(
         own = _split(qkv[view.first_key : view.stop_key], head_dim)
         keys, values = own[num_heads : num_heads + num_kv_heads], own[num_heads + num_kv_heads :]
     else:
-        gathered = _gather(layer, num_kv_heads, view.blocks)
-        keys, values = gathered.view(2, num_kv_heads, -1, head_dim)[:, :, view.first_key : view.stop_key]
+        gathered = _gather(layer, view.blocks).view(-1, 2, num_kv_heads, head_dim)
+        keys, values = gathered[view.first_key : view.stop_key].permute(1, 2, 0, 3)
     is_grouped = num_heads != num_kv_heads
     is_by_scores = needs_scores(modifiers)
     if is_grouped and (is_by_scores or (qkv.is_cuda and view.mask is not None)):

@@ -34,6 +34,28 @@ def score_mask(
     return bias.masked_fill_(is_hidden, HIDDEN).to(dtype)
 
 
+def range_mask(window: int | None, num_keys: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    """What a mask without biases is for one query per row: zero for the last ``window`` keys of each row, else -inf.
+
+    Every row is a piece of one line, -inf, zeros, -inf, and copied from there: much cheaper than comparing positions.
+
+    Args:
+        window: ``None`` = all.
+        num_keys: (rows,) int64, of at most ``width`` keys.
+        width: keys per row, with what is padding.
+        dtype: of the result.
+
+    Returns:
+        (rows, 1, 1, width)
+    """
+    num_seen = width if window is None else window
+    num_before = max(0, width - num_seen)
+    line = torch.full((num_before + num_seen + width,), HIDDEN, dtype=dtype, device=num_keys.device)
+    line[num_before : num_before + num_seen] = 0
+    mask = line.unfold(0, width, 1).index_select(0, num_before + num_seen - num_keys)
+    return mask[:, None, None]
+
+
 def _is_hidden(modifiers: AttentionModifiers, keys: Tensor, queries: Tensor, num_keys: Tensor | int) -> Tensor:
     is_hidden = keys > queries if modifiers.is_causal else torch.broadcast_tensors(keys, queries)[0] >= num_keys
     if modifiers.window is not None:

@@ -1,7 +1,7 @@
 """Paged keys and values: per layer an array of blocks, which sequences hold through their block tables.
 
-A block of a layer is (2, kv heads, block size, head dim): keys, then values. Head-major, so that a gather of blocks
-yields every head's keys as one contiguous matrix.
+A block of a layer is (block size, 2, kv heads, head dim): per token its keys, then its values. So one index writes a
+token and one gathers a block, and gathered blocks are a sequence, of which each head's keys are a strided matrix.
 """
 
 from __future__ import annotations
@@ -24,14 +24,13 @@ class PagedCache:
 
     def __init__(self, shape: CacheShape, dtype: torch.dtype, device: torch.device) -> None:
         self.block_size = shape.block_size
-        self.num_kv_heads = shape.heads.num_kv_heads
         self.num_heads = shape.heads.num_heads
-        self.block_bytes = 2 * self.num_kv_heads * self.block_size * shape.heads.head_dim * dtype.itemsize  # of a layer
-        size = (shape.num_layers, shape.num_blocks, 2, self.num_kv_heads, self.block_size, shape.heads.head_dim)
-        self._all = _zeros(size, dtype, device)  # in one piece, so that a block of all layers is cleared at once
+        self.num_kv_heads = shape.heads.num_kv_heads
+        block = (self.block_size, 2, self.num_kv_heads, shape.heads.head_dim)
+        self.block_bytes = torch.Size(block).numel() * dtype.itemsize  # of a layer
+        # In one piece, so that a block of all layers is cleared at once
+        self._all = _zeros((shape.num_layers, shape.num_blocks, *block), dtype, device)
         self.layers = list(self._all.unbind())
-        # Rows of a layer seen as (-1, block size, head dim): a block's first ones are keys of each KV head, then values
-        self.block_rows = torch.arange(2 * self.num_kv_heads, device=device)
 
     def clear(self, blocks: Tensor) -> None:
         """Set blocks (int64, on the device) to zero, in all layers."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tgis_server.engines.native.ops.api import AttentionModifiers, Heads, Rows
-from tgis_server.engines.native.ops.torch_attention.bias import score_mask
+from tgis_server.engines.native.ops.torch_attention.bias import range_mask, score_mask
 from tgis_server.engines.native.ops.torch_attention.cache import PagedCache
 from tgis_server.engines.sampling.staging import Staging
 
@@ -32,13 +32,12 @@ MIN_WINDOW_QUERIES = 64  # of a chunk at a time, however small the window
 class DecodeView:
     """Rows of one query each and the cached keys they see.
 
-    ``blocks`` indexes the layer's cache seen as (blocks * 2 * K, block_size * D): for keys, then values, for each row,
-    for each KV head, the row's blocks in order. ``mask`` hides what lies beyond a row's length or before its window.
+    ``blocks`` are each row's blocks in order. ``mask`` hides what lies beyond a row's length or before its window.
     """
 
     start: int  # first token
     stop: int
-    blocks: Tensor  # (2 * rows * K * num_blocks,) int64
+    blocks: Tensor  # (rows * num_blocks,) int64
     mask: Tensor  # (rows, 1, 1, keys), or with a bias (rows, K, H / K, keys); in the dtype of the queries
 
 
@@ -54,7 +53,7 @@ class ChunkView:
     stop: int
     first_key: int  # token of the first, or its place in the gathered blocks
     stop_key: int
-    blocks: Tensor | None  # (2 * K * num_blocks,) int64, as in DecodeView
+    blocks: Tensor | None  # (num_blocks,) int64
     mask: Tensor | None  # (1, 1, queries, keys), or with a bias (1, H, queries, keys)
 
 
@@ -71,7 +70,7 @@ class TorchPlan:
     """The reference's plan of one step."""
 
     views: dict[AttentionModifiers, Views]
-    places: Tensor | None  # (T * 2 * K,) int64: rows of a layer seen as (-1, D): per token its keys, then its values
+    places: Tensor | None  # (T,) int64: where each token's keys and values go, in a layer seen as (tokens, 2 K D)
 
 
 class Chunk(NamedTuple):
@@ -101,9 +100,7 @@ def plan_rows(
         return TorchPlan(views, None)
     _clear_begun(rows, cache, staging)
     blocks = _blocks_of(rows, rows.token_slots, rows.positions // cache.block_size)
-    first = blocks * (2 * cache.num_kv_heads * cache.block_size) + rows.positions % cache.block_size
-    places = (first[:, None] + cache.block_rows * cache.block_size).view(-1)
-    return TorchPlan(views, places)
+    return TorchPlan(views, blocks * cache.block_size + rows.positions % cache.block_size)
 
 
 def plan_whole(
@@ -134,6 +131,8 @@ class Planner:
         self._device = rows.positions.device
         self._num_blocks = -(-rows.num_keys // cache.block_size)
         self._num_singles = int(np.argmax(np.append(rows.num_tokens, 2) > 1))
+        slots, queries = rows.slots[: self._num_singles], rows.positions[: self._num_singles]
+        self._row_keys = rows.lengths.index_select(0, slots) if rows.is_cross else queries + 1  # of rows of one token
         self._groups = list(self._cut(self._num_blocks[: self._num_singles].tolist()))
         self._pieces = ChunkPlanner(cache.num_heads, cache, dtype, self._device)
         self._chunks = self._make_chunks()
@@ -170,28 +169,27 @@ class Planner:
 
     def _decode_view(self, start: int, stop: int, kind: AttentionModifiers) -> DecodeView:
         rows, size = self._rows, self._cache.block_size
-        slots, queries = rows.slots[start:stop], rows.positions[start:stop, None]  # one token per row
-        num_keys = rows.lengths.index_select(0, slots)[:, None] if rows.is_cross else queries + 1
-        num_blocks, columns = self._num_blocks[start:stop], None
+        slots, num_keys = rows.slots[start:stop], self._row_keys[start:stop]
+        last = ((num_keys - 1) // size)[:, None]  # the block with the row's last key
+        num_blocks, first = self._num_blocks[start:stop], None
         if kind.window is not None:
-            num_blocks = num_blocks - np.maximum(rows.starts[start:stop] - kind.window + 1, 0) // size
-            columns = (queries - (kind.window - 1)).clamp(min=0) // size  # the first block that is seen
+            num_blocks = num_blocks - np.maximum(rows.num_keys[start:stop] - kind.window, 0) // size
+            first = ((num_keys - kind.window).clamp_(min=0) // size)[:, None]  # the first block that is seen
         width = int(num_blocks.max())
-        offsets = torch.arange(width, device=self._device)
-        columns = offsets if columns is None else columns + offsets
+        columns = torch.arange(width, device=self._device)
+        if first is not None:
+            columns = columns + first
+            num_keys = num_keys - first[:, 0] * size
         # Padding is masked, but NaN of another row would get through a mask: the row's own last block stands there.
-        seen = torch.minimum(columns, (num_keys - 1) // size)
-        tables = _blocks_of(rows, slots[:, None], seen).view(1, stop - start, 1, width)
-        # (2, rows, K, blocks): keys of all rows, then values
-        heads = self._cache.block_rows.view(2, 1, -1, 1)
-        blocks = (tables * heads.numel() + heads).view(-1)
+        blocks = _blocks_of(rows, slots[:, None], torch.minimum(columns, last))
+        if not has_bias(kind):
+            return DecodeView(start, stop, blocks, range_mask(kind.window, num_keys, width * size, self._dtype))
         keys = torch.arange(width * size, device=self._device)
-        if kind.window is not None:
-            keys = columns[:, :1] * size + keys
-        mask = score_mask(kind, keys.view(-1, 1, width * size), queries[..., None], num_keys[..., None], self._dtype)
-        if has_bias(kind):
-            mask = mask.view(stop - start, self._cache.num_kv_heads, -1, width * size)
-        return DecodeView(start, stop, blocks, mask)
+        if first is not None:
+            keys = keys + first * size
+        queries, row_keys = rows.positions[start:stop, None, None], self._row_keys[start:stop, None, None]
+        mask = score_mask(kind, keys.view(-1, 1, width * size), queries, row_keys, self._dtype)
+        return DecodeView(start, stop, blocks, mask.view(stop - start, self._cache.num_kv_heads, -1, width * size))
 
 
 class ChunkPlanner:
@@ -237,14 +235,13 @@ class ChunkPlanner:
         position, token = chunk.start + done, chunk.token + done
         mask = None
         if _needs_mask(chunk, num_queries, kind):
-            keys = torch.arange(first, stop, device=self._device)
+            keys = torch.arange(first, stop, device=self._device)[None]
             queries = torch.arange(position, position + num_queries, device=self._device)[:, None]
             mask = score_mask(kind, keys, queries, chunk.num_keys, self._dtype)[None]
         if chunk.table is None or self._cache is None:
             return ChunkView(token, token + num_queries, chunk.token + first, chunk.token + stop, None, mask)
-        size, heads = self._cache.block_size, self._cache.block_rows
-        table = chunk.table[first // size : -(-stop // size)]
-        blocks = (table * len(heads) + heads[:, None]).view(-1)
+        size = self._cache.block_size
+        blocks = chunk.table[first // size : -(-stop // size)]
         return ChunkView(token, token + num_queries, 0, stop - first, blocks, mask)
 
 
