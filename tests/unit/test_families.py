@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -457,14 +455,3 @@ def test_a_broken_config_is_named(text: str, tmp_path: Path) -> None:
 
     with pytest.raises(ModelError, match=r"config\.json"):
         read_spec(tmp_path)
-
-
-def test_preflight_needs_no_torch() -> None:
-    code = (
-        "import sys; import tgis_server.engines.native.families, tgis_server.engines.native.checkpoint, "
-        "tgis_server.engines.native.memory; print('torch' in sys.modules)"
-    )
-
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-
-    assert done.stdout.strip() == "False"
