@@ -180,7 +180,7 @@ class Scheduler:
 
     def _plan_decode(self, draft: Draft, sequence: Sequence) -> None:
         """Add one token of a running sequence, making room for it if need be."""
-        if sequence.state is not State.RUNNING or sequence.remaining_tokens <= 0:
+        if sequence.state is not State.RUNNING or sequence.num_known >= sequence.max_tokens:
             return  # preempted by an older one just now, or its last token is in flight
         if not sequence.is_rope_long and sequence.exceeds(self.limits.rope_border):
             if not sequence.num_in_flight:  # else in the next step: its newest token is not known here
