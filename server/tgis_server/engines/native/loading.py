@@ -78,8 +78,11 @@ def load(run: Run, rank: int, progress: Progress) -> Loaded:
     budget = _agree(group, memory.divide(_free_bytes(run)), memory.request)
     assert not spec.length.is_limit or budget.max_sequence_length <= spec.length.num_tokens, "positions run out"
     rope_table = build_table(spec.rope, budget.max_sequence_length, dtype, device) if spec.rope else None
-    model = EncoderDecoder if isinstance(spec, EncoderDecoderSpec) else Decoder
-    decoder = model(spec, weights, rope_table, ops, group)
+    decoder: Decoder
+    if isinstance(spec, EncoderDecoderSpec):
+        decoder = EncoderDecoder(spec, weights, rope_table, ops, group)
+    else:
+        decoder = Decoder(spec, weights, rope_table, ops, group)
     cache = ops.make_cache(CacheShape(spec.num_layers, budget.num_blocks, run.config.kv_block_size, decoder.heads))
     facts = ModelFacts(
         model_type=spec.family,

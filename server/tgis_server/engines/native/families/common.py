@@ -9,7 +9,8 @@ from tgis_server.engines.native.families.config_file import ConfigFile
 from tgis_server.engines.native.families.end_tokens import read_eos_ids
 from tgis_server.engines.native.families.length import read_length
 from tgis_server.engines.native.families.rope import read_rope
-from tgis_server.engines.native.spec import DecoderSpec, Length, Positions, RopeSpec
+from tgis_server.engines.native.spec import DecoderSpec, Positions, RopeSpec
+from tgis_server.model_files import Length
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
 
