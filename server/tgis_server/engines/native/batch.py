@@ -6,8 +6,8 @@ of tokens; results go back in the order of the plan. Nothing here waits for the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -130,9 +130,14 @@ class Batch:
     sample_tokens: Tensor  # (sampling rows,) int64: index of each one's last token
     sample_slots: Tensor  # (sampling rows,) int64
     sample_rows: list[int]  # rows of the plan
-    sampling: list[SamplingRow] = field(default_factory=list)
-    prompt_parts: list[PromptPart] = field(default_factory=list)
-    rows: list[tuple[int, int, int]] = field(default_factory=list)  # of the plan, with its first token and their end
+    sampling: list[SamplingRow]
+    prompt_parts: list[PromptPart]
+    last_tokens: np.ndarray  # (rows,) int64, in the order of the plan
+
+    def token_ranges(self) -> list[tuple[int, int, int]]:
+        """Rows of the plan, each with its first token and the end of its tokens."""
+        ends = (self.last_tokens + 1).tolist()
+        return [(row, end - self.plan.num_tokens[row], end) for row, end in enumerate(ends)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,25 +155,32 @@ class BatchBuilder:
         """The plan's state changes have been applied; computed positions are not advanced."""
         slots = self.slots
         # 1. Order: single tokens, then chunks
-        order = self._order(plan)
-        num_singles = plan.num_tokens.count(1)
-        row_slots = np.array([plan.slots[row] for row in order], dtype=np.int64)
-        starts = np.array([slots[plan.slots[row]].num_computed for row in order], dtype=np.int64)
-        num_tokens = np.array([plan.num_tokens[row] for row in order], dtype=np.int64)
-        ends = np.cumsum(num_tokens)
+        states = [slots[slot] for slot in plan.slots]
+        starts = np.array([state.num_computed for state in states], dtype=np.int64)
+        num_tokens = np.array(plan.num_tokens, dtype=np.int64)
+        singles, chunks = np.flatnonzero(num_tokens == 1), np.flatnonzero(num_tokens > 1)
+        order_of_singles = self.ops.order_singles(starts[singles] + 1, self.cache)
+        if order_of_singles is not None:
+            singles = singles[order_of_singles]
+        order = np.concatenate([singles, chunks])
+        starts, num_tokens, num_singles = starts[order], num_tokens[order], len(singles)
+        plan_slots = np.array(plan.slots, dtype=np.int64)
+        row_slots = plan_slots[order]
 
         # 2. Rows that sample
-        last_token_of_row = dict(zip(order, (ends - 1).tolist(), strict=True))
-        sample_rows = [row for row in range(plan.num_rows) if plan.sample[row]]
-        sample_tokens = np.array([last_token_of_row[row] for row in sample_rows], dtype=np.int64)
-        sample_slots = np.array([plan.slots[row] for row in sample_rows], dtype=np.int64)
+        ends = np.cumsum(num_tokens)
+        last_tokens = np.empty_like(ends)
+        last_tokens[order] = ends - 1
+        sample_rows = np.flatnonzero(plan.sample)
 
         # 3. To the device
-        ids = np.concatenate([self._single_ids(plan, order[:num_singles]), *self._chunk_ids(plan, order[num_singles:])])
+        chunk_ids = [_chunk_ids(states[row], plan.num_tokens[row]) for row in chunks]
+        ids = np.concatenate([_single_ids([states[row] for row in singles]), *chunk_ids])
         offsets = np.arange(ends[-1]) - np.repeat(ends - num_tokens, num_tokens)
-        host = [ids, row_slots, np.repeat(row_slots, num_tokens), offsets, num_tokens, sample_tokens, sample_slots]
+        token_slots = np.repeat(row_slots, num_tokens)
+        sample_tokens, sample_slots = last_tokens[sample_rows], plan_slots[sample_rows]
         ids_t, slots_t, token_slots_t, offsets_t, num_tokens_t, sample_tokens_t, sample_slots_t = self.staging.put_all(
-            host
+            [ids, row_slots, token_slots, offsets, num_tokens, sample_tokens, sample_slots]
         )
         if (ids[:num_singles] == FROM_DEVICE).any():
             known = ids_t[:num_singles]
@@ -189,56 +201,44 @@ class BatchBuilder:
             num_tokens_t,
             sample_tokens_t,
             sample_slots_t,
-            sample_rows,
-            [_sampling_row(plan, slots, row) for row in sample_rows],
-            _prompt_parts(plan, slots, last_token_of_row),
-            [(row, last + 1 - plan.num_tokens[row], last + 1) for row, last in last_token_of_row.items()],
+            sample_rows.tolist(),
+            [_sampling_row(plan.slots[row], states[row], plan.num_tokens[row]) for row in sample_rows],
+            _prompt_parts(plan, states, last_tokens),
+            last_tokens,
         )
 
-    def _order(self, plan: StepPlan) -> list[int]:
-        """Rows of the plan in the order of the step's tokens."""
-        singles = [row for row, num_tokens in enumerate(plan.num_tokens) if num_tokens == 1]
-        chunks = [row for row, num_tokens in enumerate(plan.num_tokens) if num_tokens > 1]
-        num_keys = np.array([self.slots[plan.slots[row]].num_computed + 1 for row in singles], dtype=np.int64)
-        order = self.ops.order_singles(num_keys, self.cache)
-        return (singles if order is None else [singles[i] for i in order]) + chunks
 
-    def _single_ids(self, plan: StepPlan, rows: list[int]) -> np.ndarray:
-        ids = []
-        for state in (self.slots[plan.slots[row]] for row in rows):
-            is_known = state.num_computed < len(state.token_ids)
-            assert is_known or state.num_computed >= state.prompt_length, "a prompt is known to its end"
-            ids.append(state.token_ids[state.num_computed] if is_known else FROM_DEVICE)
-        return np.array(ids, dtype=np.int64)
-
-    def _chunk_ids(self, plan: StepPlan, rows: list[int]) -> Iterator[np.ndarray]:
-        for row in rows:
-            state, num_tokens = self.slots[plan.slots[row]], plan.num_tokens[row]
-            known = state.token_ids[state.num_computed : state.num_computed + num_tokens]
-            assert len(known) == num_tokens, (
-                f"StepPlan.num_tokens: a chunk of {num_tokens} tokens from {state.num_computed} on goes beyond the "
-                f"{len(state.token_ids)} tokens that are known"
-            )
-            yield np.asarray(known, dtype=np.int64)
+def _single_ids(states: list[SlotState]) -> np.ndarray:
+    ids = [
+        state.token_ids[state.num_computed] if state.num_computed < len(state.token_ids) else FROM_DEVICE
+        for state in states
+    ]
+    return np.array(ids, dtype=np.int64)
 
 
-def _sampling_row(plan: StepPlan, slots: Slots, row: int) -> SamplingRow:
-    slot = plan.slots[row]
-    state = slots[slot]
-    index = state.num_computed + plan.num_tokens[row] - state.prompt_length
+def _chunk_ids(state: SlotState, num_tokens: int) -> np.ndarray:
+    known = state.token_ids[state.num_computed : state.num_computed + num_tokens]
+    assert len(known) == num_tokens, (
+        f"StepPlan.num_tokens: a chunk of {num_tokens} tokens from {state.num_computed} on goes beyond the "
+        f"{len(state.token_ids)} tokens that are known"
+    )
+    return np.asarray(known, dtype=np.int64)
+
+
+def _sampling_row(slot: int, state: SlotState, num_tokens: int) -> SamplingRow:
+    index = state.num_computed + num_tokens - state.prompt_length
     return SamplingRow(slot, index, state.sampling, state.wanted, state.seed, state.end_ids)
 
 
-def _prompt_parts(plan: StepPlan, slots: Slots, last_token_of_row: dict[int, int]) -> list[PromptPart]:
+def _prompt_parts(plan: StepPlan, states: list[SlotState], last_tokens: np.ndarray) -> list[PromptPart]:
     """Of each row that wants facts about its prompt: the computed positions p with p + 1 inside the prompt."""
     parts = []
-    for row, slot in enumerate(plan.slots):
-        state = slots[slot]
+    for row, state in enumerate(states):
         if not (state.wanted.input_tokens and state.wanted.any):
             continue
         start, num_tokens = state.num_computed, plan.num_tokens[row]
         following = state.token_ids[start + 1 : min(start + num_tokens + 1, state.prompt_length)]
         if following:
-            first_token = last_token_of_row[row] - num_tokens + 1
+            first_token = int(last_tokens[row]) - num_tokens + 1
             parts.append(PromptPart(row, first_token, following, state.wanted))
     return parts

@@ -195,7 +195,7 @@ class NativeRunner:
         hidden = self._decoder.forward(batch.inputs, self._cache)
         if self._group.rank == 0 and (max(plan.num_tokens) > 1 or not all(plan.sample)):
             # A chunk has no logits, or those of its last token alone; what it wrote may be found by other requests.
-            step.checks.append(FiniteCheck(self._staging.fetch(are_finite(hidden)), batch.rows))
+            step.checks.append(FiniteCheck(self._staging.fetch(are_finite(hidden)), batch.token_ranges()))
         for part in batch.prompt_parts:
             self._launch_prompt_details(step, part, hidden)
         if batch.sample_rows:

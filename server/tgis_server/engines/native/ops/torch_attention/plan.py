@@ -139,22 +139,23 @@ class Planner:
 
     def views(self, kind: AttentionModifiers) -> Views:
         return Views(
-            tuple(self._decode_view(start, stop, kind) for start, stop in self._groups),
+            tuple(view for start, stop in self._groups for view in self._decode_views(start, stop, kind)),
             tuple(view for chunk in self._chunks for view in self._pieces.views(chunk, kind)),
         )
 
-    def _cut(self, num_blocks: list[int]) -> Iterator[tuple[int, int]]:
-        """Ranges of rows whose padded keys are worth one call and fit the memory for it."""
-        start, shortest, longest = 0, 0, 0
-        most_blocks = MAX_GATHERED_BYTES // self._cache.block_bytes
+    @staticmethod
+    def _cut(num_blocks: list[int]) -> Iterator[tuple[int, int]]:
+        """Ranges of rows that are worth padding to the longest of them."""
+        if not num_blocks or max(num_blocks) <= _padding_limit(min(num_blocks)):
+            yield from [(0, len(num_blocks))] if num_blocks else []
+            return
+        start, shortest, longest = 0, num_blocks[0], num_blocks[0]
         for i, blocks in enumerate(num_blocks):
-            low, high = (min(shortest, blocks), max(longest, blocks)) if i > start else (blocks, blocks)
-            if i > start and (high > _padding_limit(low) or (i + 1 - start) * high > most_blocks):
+            shortest, longest = min(shortest, blocks), max(longest, blocks)
+            if longest > _padding_limit(shortest):
                 yield start, i
-                start, low, high = i, blocks, blocks
-            shortest, longest = low, high
-        if num_blocks:
-            yield start, len(num_blocks)
+                start, shortest, longest = i, blocks, blocks
+        yield start, len(num_blocks)
 
     def _make_chunks(self) -> list[Chunk]:
         rows, chunks = self._rows, []
@@ -167,29 +168,34 @@ class Planner:
             token += num_tokens
         return chunks
 
-    def _decode_view(self, start: int, stop: int, kind: AttentionModifiers) -> DecodeView:
+    def _decode_views(self, start: int, stop: int, kind: AttentionModifiers) -> Iterator[DecodeView]:
         rows, size = self._rows, self._cache.block_size
-        slots, num_keys = rows.slots[start:stop], self._row_keys[start:stop]
-        last = ((num_keys - 1) // size)[:, None]  # the block with the row's last key
-        num_blocks, first = self._num_blocks[start:stop], None
+        row_keys = self._row_keys[start:stop]
+        num_keys, last = row_keys, (row_keys - 1) // size  # the block with the row's last key
+        num_blocks = self._num_blocks[start:stop]
+        columns = keys = None
         if kind.window is not None:
             num_blocks = num_blocks - np.maximum(rows.num_keys[start:stop] - kind.window, 0) // size
-            first = ((num_keys - kind.window).clamp_(min=0) // size)[:, None]  # the first block that is seen
+            first = (row_keys - kind.window).clamp_(min=0) // size  # the first block that is seen
+            columns = keys = first[:, None]
+            num_keys = num_keys - first * size
         width = int(num_blocks.max())
-        columns = torch.arange(width, device=self._device)
-        if first is not None:
-            columns = columns + first
-            num_keys = num_keys - first[:, 0] * size
         # Padding is masked, but NaN of another row would get through a mask: the row's own last block stands there.
-        blocks = _blocks_of(rows, slots[:, None], torch.minimum(columns, last))
-        if not has_bias(kind):
-            return DecodeView(start, stop, blocks, range_mask(kind.window, num_keys, width * size, self._dtype))
-        keys = torch.arange(width * size, device=self._device)
-        if first is not None:
-            keys = keys + first * size
-        queries, row_keys = rows.positions[start:stop, None, None], self._row_keys[start:stop, None, None]
-        mask = score_mask(kind, keys.view(-1, 1, width * size), queries, row_keys, self._dtype)
-        return DecodeView(start, stop, blocks, mask.view(stop - start, self._cache.num_kv_heads, -1, width * size))
+        columns = _count(width, columns, self._device)
+        blocks = _blocks_of(rows, rows.slots[start:stop, None], torch.minimum(columns, last[:, None]))
+        if has_bias(kind):
+            keys = _count(width * size, None if keys is None else keys * size, self._device)
+            queries = rows.positions[start:stop, None, None]
+            mask = score_mask(kind, keys.view(-1, 1, width * size), queries, row_keys[:, None, None], self._dtype)
+            mask = mask.view(stop - start, self._cache.num_kv_heads, -1, width * size)
+        else:
+            mask = range_mask(kind.window, num_keys, width * size, self._dtype)
+        # As many rows at a time as the memory for their keys allows
+        blocks = blocks.view(stop - start, width)
+        at_a_time = max(1, MAX_GATHERED_BYTES // (width * self._cache.block_bytes))
+        for i in range(0, stop - start, at_a_time):
+            piece = slice(i, min(i + at_a_time, stop - start))
+            yield DecodeView(start + piece.start, start + piece.stop, blocks[piece].view(-1), mask[piece])
 
 
 class ChunkPlanner:
@@ -278,6 +284,12 @@ def _share(
 
 def _padding_limit(blocks: int) -> float:
     return max(blocks * MAX_PADDING, blocks + FREE_PADDING_BLOCKS)
+
+
+def _count(num: int, first: Tensor | None, device: torch.device) -> Tensor:
+    """``num`` consecutive numbers from 0 or, per row, from ``first`` on."""
+    numbers = torch.arange(num, device=device)
+    return numbers if first is None else numbers + first
 
 
 def _blocks_of(rows: Rows, slots: Tensor, columns: Tensor) -> Tensor:
