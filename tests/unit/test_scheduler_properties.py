@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 from unittest.mock import patch
@@ -16,7 +16,7 @@ from unittest.mock import patch
 from driving import VOCAB_SIZE, Driver, adapter, every, expected_tokens, submit
 from tgis_server.engines.api import RunnerCaps
 from tgis_server.scheduler import waiting
-from tgis_server.wire.messages import Cancel, Submit, Wanted
+from tgis_server.wire.messages import Cancel, FinishReason, Submit, Wanted
 
 RUNS = int(os.environ.get("TGIS_SCHEDULER_RUNS", "400"))
 NUM_STEPS = 31  # of a timetable
@@ -35,7 +35,8 @@ class Load:
     depth: int
     timetable: list[tuple[int, Submit]]
     cancels: dict[int, int]  # request id -> step
-    out_of_memory: list[str] = field(default_factory=list)
+    deadlines: dict[int, float]  # request id -> steps
+    out_of_memory: list[str]
 
     def driver(self, **others: Any) -> Driver:
         return Driver(depth=self.depth, **self.server | others)
@@ -52,6 +53,7 @@ def random_load(random: Random) -> Load:
         random.choice([1, 2]),
         [(random.randint(0, 15), request) for request in requests],
         {random.randint(0, 9): random.randrange(NUM_STEPS) for _ in range(random.choice([0, 0, 1, 3]))},
+        {random.randint(0, 9): random.uniform(0, NUM_STEPS) for _ in range(random.choice([0, 0, 1, 3]))},
         random.sample(MOMENTS, random.choice([0, 0, 1, 3])),
     )
 
@@ -128,7 +130,8 @@ def drive(driver: Driver, load: Load, *, cancels: dict[int, int] | None = None) 
 
 @for_random_loads(2 / 3)
 def test_every_accepted_request_finishes_with_its_own_tokens_and_nothing_stays_held(load: Load) -> None:
-    driver = load.driver(out_of_memory=load.out_of_memory)
+    driver = load.driver(out_of_memory=load.out_of_memory, step_seconds=lambda _: 1.0)
+    load.timetable = [(at, replace(r, deadline=load.deadlines.get(r.request_id))) for at, r in load.timetable]
 
     drive(driver, load, cancels=load.cancels)
 
@@ -136,9 +139,11 @@ def test_every_accepted_request_finishes_with_its_own_tokens_and_nothing_stays_h
         request_id = request.request_id
         tokens, failure = driver.tokens[request_id], driver.failures.get(request_id, "")
         expected = expected_tokens(request, driver.eos_ids, driver.rope_border)
-        if failure or request_id in load.cancels:
+        is_late = driver.reasons.get(request_id) is FinishReason.TIME_LIMIT
+        if failure or is_late or request_id in load.cancels:
             assert tokens == expected[: len(tokens)]
             assert "memory" not in failure or load.out_of_memory
+            assert not is_late or request.deadline is not None
         else:
             assert tokens == expected
             assert request_id in driver.reasons
