@@ -8,30 +8,62 @@ from driving import VOCAB_SIZE, submit
 from tgis_server.engines.api import Capacity, RunnerCaps
 from tgis_server.engines.fake import FakeRunner
 from tgis_server.scheduler import Limits, Scheduler, StepLoad
+from tgis_server.shard.guides import Compiler, refuse
 from tgis_server.shard.inbox import Inbox, Requests, SessionEnded
 from tgis_server.shard.leader import Leader
 from tgis_server.shard.servicer import OpenSession, Outbox
 from tgis_server.shard.status import ShardStatus
 from tgis_server.wire.endpoints import Endpoint
-from tgis_server.wire.messages import Cancel, StepResult
+from tgis_server.wire.messages import Cancel, FinishReason, StepResult, Submit
 from tgis_server.wire.plans import PlanPublisher
 
 
 class Loop:
     """A leader that steps when told to."""
 
-    def __init__(self, *, plan_ahead: bool = False) -> None:
+    def __init__(self, *, plan_ahead: bool = False, num_blocks: int = 32, compile_grammar: Compiler = refuse) -> None:
         self.inbox, self.outbox, self.status = Inbox(), Outbox(), ShardStatus()
-        self.scheduler = Scheduler(Limits(32, 4, 8, 64))
+        self.scheduler = Scheduler(Limits(num_blocks, 4, 8, 64))
+        self.preemptions = 0
         caps = RunnerCaps(plan_ahead=plan_ahead)
-        runner = FakeRunner(vocab_size=VOCAB_SIZE, capacity=Capacity(32, 4, 128), caps=caps)
+        runner = FakeRunner(vocab_size=VOCAB_SIZE, capacity=Capacity(num_blocks, 4, 128), caps=caps)
         followers = PlanPublisher(Endpoint.unix(Path("none")), 0)
-        self.leader = Leader(runner, self.scheduler, self.status, self.inbox, self.outbox, followers, is_alone=True)
+        self.leader = Leader(
+            runner,
+            self.scheduler,
+            self.status,
+            self.inbox,
+            self.outbox,
+            followers,
+            is_alone=True,
+            compile_grammar=compile_grammar,
+        )
 
     def open(self) -> OpenSession:
         session = self.outbox.open()
         assert session is not None
         return session
+
+    def generate(self, *requests: Submit) -> tuple[dict[int, list[int]], dict[int, tuple[str, str]]]:
+        """Tokens by request and failures as status and text, once all have ended."""
+        session = self.open()
+        self.inbox.put(Requests(session.number, list(requests)))
+        tokens: dict[int, list[int]] = {request.request_id: [] for request in requests}
+        failures: dict[int, tuple[str, str]] = {}
+        open_ids = set(tokens)
+        while open_ids:
+            self.leader.step()
+            for result in results_of(session):
+                self.preemptions += result.stats.preemptions
+                failures |= {failure.request_id: (failure.status, failure.text) for failure in result.failures}
+                for request_id, token_id, reason in zip(
+                    result.request_ids, result.token_ids, result.finish_reasons, strict=True
+                ):
+                    tokens[request_id].append(token_id)
+                    if reason is not FinishReason.NOT_FINISHED:
+                        open_ids.remove(request_id)
+            open_ids -= failures.keys()
+        return tokens, failures
 
 
 def results_of(session: OpenSession) -> list[StepResult]:
