@@ -193,7 +193,7 @@ class BatchBuilder:
             starts, num_tokens, starts + num_tokens, slots_t, token_slots_t, positions, slots.tables, slots.lengths
         )
         attention = self.ops.plan(rows, self.cache, self.modifiers)
-        cross_attention = self.encoders.plan(rows, row_slots.tolist()) if self.encoders else None
+        cross_attention = self.encoders.plan(rows, row_slots) if self.encoders else None
         return Batch(
             plan,
             StepInputs(ids_t, slots.rope_rows(token_slots_t, positions), attention, cross_attention),

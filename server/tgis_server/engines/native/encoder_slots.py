@@ -7,7 +7,7 @@ tables are on the device.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,14 +18,6 @@ from tgis_server.engines.native.ops import Ops
 from tgis_server.engines.native.ops.api import AttentionPlan, Cache, Rows
 from tgis_server.engines.sampling.staging import Staging
 from tgis_server.wire.messages import NewSequence, StepPlan, TokenIds
-
-
-@dataclass(frozen=True, slots=True)
-class Encoding:
-    """Of one slot."""
-
-    token_ids: TokenIds  # empty where it is shared
-    num_tokens: int
 
 
 class EncoderSlots:
@@ -39,24 +31,25 @@ class EncoderSlots:
         self._ops = ops
         self._cache = cache
         self._staging = staging
-        self._slots: dict[int, Encoding] = {}
+        self._texts: dict[int, TokenIds] = {}  # by slot; empty where another slot's encoding is shared
+        self._num_tokens = np.zeros(num_slots, dtype=np.int64)
         self._tables = torch.zeros(num_slots, max_blocks, dtype=torch.int64, device=staging.device)
         self._lengths = torch.zeros(num_slots, dtype=torch.int64, device=staging.device)
-        self._nothing = torch.zeros_like(self._lengths)
+        self._nothing = torch.zeros_like(self._lengths)  # what is written before an encoding
 
     def apply(self, plan: StepPlan) -> None:
         """Change what the plan changes: ``free`` and ``new``."""
         for slot in plan.free:
-            self._slots.pop(slot, None)
-        for new in plan.new:
-            self._slots[new.slot] = Encoding(new.encoder_ids, new.num_encoder_tokens)
-        if plan.new:
-            slots = np.array([new.slot for new in plan.new], dtype=np.int64)
-            lengths = np.array([new.num_encoder_tokens for new in plan.new], dtype=np.int64)
-            table = np.stack([self._table(new) for new in plan.new])
-            slots_t, lengths_t, table_t = self._staging.put_all([slots, lengths, table])
-            self._lengths.index_copy_(0, slots_t, lengths_t)
-            self._tables.index_copy_(0, slots_t, table_t)
+            self._texts.pop(slot, None)
+        if not plan.new:
+            return
+        self._texts |= {new.slot: new.encoder_ids for new in plan.new}
+        slots = np.array([new.slot for new in plan.new], dtype=np.int64)
+        self._num_tokens[slots] = [new.num_encoder_tokens for new in plan.new]
+        tables = np.stack([self._table(new) for new in plan.new])
+        slots_t, lengths_t, tables_t = self._staging.put_all([slots, self._num_tokens[slots], tables])
+        self._lengths.index_copy_(0, slots_t, lengths_t)
+        self._tables.index_copy_(0, slots_t, tables_t)
 
     def _table(self, new: NewSequence) -> np.ndarray:
         max_blocks, num_blocks = self._tables.shape[1], len(new.cross_blocks)
@@ -67,22 +60,23 @@ class EncoderSlots:
 
     def encode(self, slots: Sequence[int]) -> None:
         """Run the encoder for the texts of these slots, all of them at once."""
-        texts = [self._slots[slot].token_ids for slot in slots]
+        texts = [self._texts[slot] for slot in slots]
+        assert all(texts), f"StepPlan.encode: slots {slots}, not all of which have encoder_ids"
         lengths = np.array([len(text) for text in texts], dtype=np.int64)
-        assert lengths.all(), f"StepPlan.encode: slots {slots}, not all of which have encoder_ids"
         row_slots, ids = np.array(slots, dtype=np.int64), np.concatenate(texts).astype(np.int64)
         positions = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         host = [ids, row_slots, np.repeat(row_slots, lengths), positions]
         ids_t, slots_t, token_slots_t, positions_t = self._staging.put_all(host)
         starts = np.zeros_like(lengths)
-        rows = Rows(starts, lengths, lengths, slots_t, token_slots_t, positions_t, self._tables, lengths=self._nothing)
+        rows = Rows(starts, lengths, lengths, slots_t, token_slots_t, positions_t, self._tables, self._nothing)
         encoder = self._model.encoder
         attention = self._ops.plan_whole(lengths.tolist(), encoder.heads, encoder.modifiers.values())
         writes = self._ops.plan(rows, self._cache, ())
         self._model.encode(EncoderInputs(StepInputs(ids_t, positions_t, attention), writes), self._cache)
 
-    def plan(self, rows: Rows, slots: Sequence[int]) -> AttentionPlan:
-        """How a step's rows attend to the encodings of their slots."""
-        num_keys = np.array([self._slots[slot].num_tokens for slot in slots], dtype=np.int64)
-        cross = replace(rows, num_keys=num_keys, tables=self._tables, lengths=self._lengths, is_cross=True)
+    def plan(self, rows: Rows, slots: np.ndarray) -> AttentionPlan:
+        """How a step's rows, of these slots, attend to their encodings."""
+        cross = replace(
+            rows, num_keys=self._num_tokens[slots], tables=self._tables, lengths=self._lengths, is_cross=True
+        )
         return self._ops.plan(cross, self._cache, [self._model.cross_modifiers])
