@@ -167,8 +167,8 @@ def survey(loaded: LoadedConfig, environ: Mapping[str, str], run_dir: Path, doin
     if loaded.config.skip_preflight:
         warnings = [NOT_CHECKED]
     else:
-        check_before_start(run, machine, resolved.checkpoint)
+        check_before_start(run, machine, resolved.sizes)
         warnings = check_machine(Context(environ, loaded, machine, resolved=resolved))
-    # The checkpoint is only for the checks, and large.
-    resolved = replace(resolved, warnings=(*resolved.warnings, *warnings), checkpoint=None)
+    # Sizes are only for the checks, and large.
+    resolved = replace(resolved, warnings=(*resolved.warnings, *warnings), sizes=None)
     return Surveyed(resolved, run, checking_at)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tgis_server
 from tgis_cli.decisions import Decisions
@@ -27,17 +27,22 @@ from tgis_cli.resources import (
 )
 from tgis_server import failures
 from tgis_server.config import DTYPES, LoadedConfig, ServeConfig
+from tgis_server.engines.catalogue import (
+    ENGINES,
+    REHEARSAL,
+    Engine,
+    ModelSizes,
+    ModelSummary,
+    find_engine,
+    find_named,
+)
 from tgis_server.errors import ModelError, TgisError, UsageError
 from tgis_server.faults import Fault
+from tgis_server.model_files import Length
 from tgis_server.processes import child_names
 from tgis_server.run import Run
 
-if TYPE_CHECKING:
-    from tgis_server.engines.native.checkpoint import Checkpoint
-    from tgis_server.engines.native.spec import Length
-
 DEMO_MODEL_DIR = Path(tgis_server.__file__).parent / "demo_model"
-NATIVE_FRAMEWORKS = (None, "tgis_native", "hf_custom_tp")
 UNKNOWN_LENGTH = 2048  # of a model that no engine knows, if config.json names none
 
 
@@ -48,7 +53,7 @@ class Resolved:
     run: Run
     reasons: Mapping[str, str]  # name of a field of Run or ServeConfig -> why
     warnings: tuple[str, ...]
-    checkpoint: Checkpoint | None = None  # sizes of the weights; None in a rehearsal
+    sizes: ModelSizes | None = None  # of the model; None in a rehearsal
 
     def in_directory(self, run_dir: Path) -> Run:
         return replace(self.run, run_dir=run_dir)
@@ -104,14 +109,14 @@ def resolve(loaded: LoadedConfig, environ: Mapping[str, str], machine: Machine) 
     device = choose_device(decide, engine)
     num_shard = choose_num_shard(decide, engine, device)
     check_fault(decide.config.fault, num_shard)
-    if engine == "fake":
+    if not engine.computes:
         warn_of_real_start(decide, model_dir, num_shard)
-    checkpoint = None if engine == "fake" else inspect_weights(model_dir, num_shard)
-    decide.warnings += checkpoint.warnings if checkpoint else ()
-    dtype = choose_dtype(decide, device, checkpoint)
-    max_sequence_length = choose_max_sequence_length(decide, model_dir)
+    model = engine.door.inspect(model_dir, num_shard)
+    decide.warnings += model.warnings
+    dtype = choose_dtype(decide, engine, device, model)
+    max_sequence_length = choose_max_sequence_length(decide, model.length)
     max_batch_tokens = choose_max_batch_tokens(decide, device)
-    explain_kv_cache_memory(decide, checkpoint, device, dtype, num_shard, max_sequence_length)
+    explain_kv_cache_memory(decide, model.sizes, device, dtype, num_shard, max_sequence_length)
     tokenization_workers = choose_tokenization_workers(decide, num_shard)
     shard_cpus = choose_shard_cpus(decide, engine, device, num_shard)
     run = Run(
@@ -119,7 +124,7 @@ def resolve(loaded: LoadedConfig, environ: Mapping[str, str], machine: Machine) 
         run_dir=Path(),
         model_id=model_id,
         model_dir=model_dir,
-        engine=engine,
+        engine=engine.name,
         device=device,
         dtype=dtype,
         num_shard=num_shard,
@@ -130,9 +135,9 @@ def resolve(loaded: LoadedConfig, environ: Mapping[str, str], machine: Machine) 
         shard_threads=choose_shard_threads(decide, engine, num_shard, shard_cpus),
         gpus=tuple(gpu.device for gpu in machine.gpus[:num_shard]) if device == "cuda" else (),
         shard_cpus=shard_cpus,
-        label="rehearsal" if engine == "fake" else "demo model" if model_id == "demo" else "",
+        label="rehearsal" if not engine.computes else "demo model" if model_id == "demo" else "",
     )
-    return Resolved(run, decide.reasons, tuple(decide.warnings), checkpoint)
+    return Resolved(run, decide.reasons, tuple(decide.warnings), model.sizes)
 
 
 def choose_model(decide: Decisions) -> tuple[str, Path]:
@@ -149,31 +154,30 @@ def choose_model(decide: Decisions) -> tuple[str, Path]:
     return name, model_dir
 
 
-def choose_engine(decide: Decisions, model_dir: Path) -> str:
+def choose_engine(decide: Decisions, model_dir: Path) -> Engine:
     if decide.config.rehearse:
         decide.reasons["engine"] = "a rehearsal"
-        return "fake"
-    from tgis_server.engines.native.families import read_spec
-
+        return REHEARSAL
     framework = decide.config.deployment_framework
+    named = find_named(framework)
     try:
-        read_spec(model_dir)
+        engine, _ = find_engine(model_dir, (named,) if named else ENGINES.values())
     except ModelError as error:
-        if framework in NATIVE_FRAMEWORKS:
+        if framework is None or named:
             raise
         raise failures.ENGINE_NOT_PRESENT.error(problem=error, framework=framework) from error
-    if framework not in NATIVE_FRAMEWORKS:
+    if framework is None:
+        decide.reasons["engine"] = "it has this model's family"
+    elif named:
+        decide.take_given("deployment_framework", "engine")
+    else:
         decide.warnings.append(
-            f"deployment framework {framework} is not part of this version: the native engine serves this model."
+            f"deployment framework {framework} is not part of this version: the {engine.name} engine serves this model."
         )
         decide.reasons["engine"] = "the only engine of this version"
-    elif framework is None:
-        decide.reasons["engine"] = "it has this model's family"
-    else:
-        decide.take_given("deployment_framework", "engine")
     if framework == "hf_custom_tp":
         decide.warnings.append("deployment framework hf_custom_tp is an older name of tgis_native.")
-    return "native"
+    return engine
 
 
 def check_fault(text: str | None, num_shard: int) -> None:
@@ -184,60 +188,48 @@ def check_fault(text: str | None, num_shard: int) -> None:
 
 def warn_of_real_start(decide: Decisions, model_dir: Path, num_shard: int) -> None:
     """A rehearsal needs no weights and serves what no engine can, but shall not give wrong hopes."""
-    from tgis_server.engines.native.checkpoint import check_num_shard
-    from tgis_server.engines.native.families import read_spec
-
     try:
-        check_num_shard(read_spec(model_dir), num_shard)
+        engine, _ = find_engine(model_dir)
+        engine.door.summarize(model_dir, num_shard)
     except TgisError as error:
         decide.warnings.append(f"Without --rehearse this would not start: {error}")
 
 
-def inspect_weights(model_dir: Path, num_shard: int) -> Checkpoint:
-    from tgis_server.engines.native.checkpoint import inspect_checkpoint
-    from tgis_server.engines.native.families import read_spec
-
-    return inspect_checkpoint(model_dir, read_spec(model_dir), num_shard)
-
-
-def choose_dtype(decide: Decisions, device: str, checkpoint: Checkpoint | None) -> str:
+def choose_dtype(decide: Decisions, engine: Engine, device: str, model: ModelSummary) -> str:
     for option in ("dtype", "dtype_str"):
         if decide.is_given(option):
             return str(decide.take_given(option, "dtype"))
-    if checkpoint is None:
+    if not engine.computes:
         decide.reasons["dtype"] = "a rehearsal computes nothing"
         return "float32"
     if device == "cpu" and not decide.machine.has_bf16:
         decide.reasons["dtype"] = "this CPU has no bf16 instructions"
         return "float32"
-    dtype = checkpoint.spec.dtype or checkpoint.dtype
     decide.reasons["dtype"] = "the checkpoint's"
-    return dtype if dtype in DTYPES else "float32"
+    return model.dtype if model.dtype in DTYPES else "float32"
 
 
-def choose_max_sequence_length(decide: Decisions, model_dir: Path) -> int:
-    own = find_own_length(model_dir)
+def choose_max_sequence_length(decide: Decisions, own: Length | None) -> int:
+    """
+    Args:
+        own: what the model is made for. A rehearsal may be of a model that no engine knows.
+    """
     if not decide.is_given("max_sequence_length"):
         decide.reasons["max_sequence_length"] = own.reason if own else "config.json names none"
         return own.num_tokens if own else UNKNOWN_LENGTH
     given = int(decide.take_given("max_sequence_length"))
+    if own and given > own.num_tokens and own.is_limit:
+        decide.warnings.append(
+            f"max_sequence_length {given} is lowered to {own.num_tokens} ({own.reason}): "
+            "the model has no positions beyond."
+        )
+        return own.num_tokens
     if own and given > own.num_tokens:
         decide.warnings.append(
             f"max_sequence_length {given} is above the model's own {own.num_tokens} ({own.reason}): "
             "text beyond that may be of poor quality."
         )
     return given
-
-
-def find_own_length(model_dir: Path) -> Length | None:
-    """The longest sequence that the model is made for. A rehearsal may be of a model that no engine knows."""
-    from tgis_server.engines.native.families import read_spec
-    from tgis_server.engines.native.families.length import find_length
-
-    try:
-        return read_spec(model_dir).length
-    except ModelError:
-        return find_length(read_model_config(model_dir))
 
 
 def limit_new_tokens(decide: Decisions, max_sequence_length: int) -> ServeConfig:

@@ -6,16 +6,13 @@ Called by ``resolve.py``; nothing here looks at the machine itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from tgis_cli.decisions import Decisions
 from tgis_cli.machine import Gpu, Machine
 from tgis_cli.machine.cpus import split_cpus
 from tgis_cli.machine.gpus import split_devices
 from tgis_server import failures
-
-if TYPE_CHECKING:
-    from tgis_server.engines.native.checkpoint import Checkpoint
+from tgis_server.engines.catalogue import Engine, ModelSizes
 
 CpuSets = tuple[tuple[int, ...], ...]  # the CPUs of each shard; empty = not pinned
 
@@ -25,9 +22,9 @@ GPU_LISTS = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
 SEE = "See `nvidia-smi` and CUDA_VISIBLE_DEVICES."
 
 
-def choose_device(decide: Decisions, engine: str) -> str:
+def choose_device(decide: Decisions, engine: Engine) -> str:
     machine = decide.machine
-    if engine == "fake":
+    if not engine.computes:
         decide.reasons["device"] = "a rehearsal needs none"
         return "cpu"
     if machine.gpu_problem and decide.config.device != "cpu" and machine.torch_has_cuda is not False:
@@ -63,7 +60,7 @@ def warn_of_missing_gpus(decide: Decisions) -> None:
         )
 
 
-def choose_num_shard(decide: Decisions, engine: str, device: str) -> int:
+def choose_num_shard(decide: Decisions, engine: Engine, device: str) -> int:
     """Given, else as many as the variables that make GPUs visible list, else one."""
     num_gpus = len(decide.machine.gpus)
     num_shard = infer_num_shard(decide, engine, device)
@@ -85,11 +82,14 @@ def warn_of_shared_boards(decide: Decisions, gpus: Sequence[Gpu]) -> None:
         )
 
 
-def infer_num_shard(decide: Decisions, engine: str, device: str) -> int:
+def infer_num_shard(decide: Decisions, engine: Engine, device: str) -> int:
     for option in ("num_shard", "num_gpus"):
         if decide.is_given(option):
             return int(decide.take_given(option, "num_shard"))
-    if device == "cpu" and engine != "fake":
+    if not engine.tensor_parallel:
+        decide.reasons["num_shard"] = f"the {engine.name} engine does not divide models"
+        return 1
+    if device == "cpu" and engine.computes:
         decide.reasons["num_shard"] = "a CPU needs one"
         return 1
     for variable in GPU_LISTS:
@@ -120,10 +120,10 @@ def describe_cpus(machine: Machine) -> str:
     return f"{count(machine.num_cpus, 'CPU')}{quota}"
 
 
-def choose_shard_cpus(decide: Decisions, engine: str, device: str, num_shard: int) -> CpuSets:
+def choose_shard_cpus(decide: Decisions, engine: Engine, device: str, num_shard: int) -> CpuSets:
     machine = decide.machine
     chosen: CpuSets = ()
-    if engine == "fake":
+    if not engine.computes:
         reason = "a rehearsal computes nothing"
     elif not decide.config.cpu_pinning:
         reason = decide.loaded.origins["cpu_pinning"]
@@ -151,8 +151,8 @@ def choose_near_cpus(machine: Machine, num_shard: int) -> tuple[str, CpuSets]:
     return "the CPUs near each shard's GPU", tuple(tuple(sorted(cpus)) for cpus in near)
 
 
-def choose_shard_threads(decide: Decisions, engine: str, num_shard: int, shard_cpus: CpuSets) -> int:
-    if engine == "fake":
+def choose_shard_threads(decide: Decisions, engine: Engine, num_shard: int, shard_cpus: CpuSets) -> int:
+    if not engine.computes:
         decide.reasons["shard_threads"] = "a rehearsal computes nothing"
         return 0
     given = decide.environ.get("OMP_NUM_THREADS", "").strip()
@@ -173,7 +173,7 @@ def choose_shard_threads(decide: Decisions, engine: str, num_shard: int, shard_c
 
 def explain_kv_cache_memory(
     decide: Decisions,
-    checkpoint: Checkpoint | None,
+    sizes: ModelSizes | None,
     device: str,
     dtype: str,
     num_shard: int,
@@ -182,19 +182,12 @@ def explain_kv_cache_memory(
     """What becomes of it is decided after loading; what is known before is how."""
     if decide.is_given("kv_cache_memory"):
         decide.take_given("kv_cache_memory")
-    elif checkpoint is None:
+    elif sizes is None:
         decide.reasons["kv_cache_memory"] = "a rehearsal has no keys and values"
     elif device == "cuda":
         share = 100 - decide.config.batch_safety_margin
         decide.reasons["kv_cache_memory"] = f"{share}% of what is free on each GPU after loading"
     else:
-        from tgis_server.engines.native.memory import CPU_KV_BYTES, CPU_KV_SHARE
-        from tgis_server.sizes import format_bytes
-
-        sequence_bytes = checkpoint.kv_bytes_per_token(0, dtype) * max_sequence_length
+        sequence_bytes = sizes.kv_bytes_per_token(0, num_shard, dtype) * max_sequence_length
         free_bytes = decide.machine.free_bytes // num_shard
-        decide.reasons["kv_cache_memory"] = (
-            f"one longest sequence ({format_bytes(sequence_bytes)}) or, if that is more, the smaller of "
-            f"{format_bytes(CPU_KV_BYTES)} and {CPU_KV_SHARE:.0%} of what is free after loading "
-            f"(now {format_bytes(free_bytes)} per shard)"
-        )
+        decide.reasons["kv_cache_memory"] = sizes.explain_cpu_pool(sequence_bytes, free_bytes)

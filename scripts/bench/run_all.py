@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from serve import TGIS, ServeResult, measure
-from tgis_cli.supervisor.environment import cpu_defaults
+from tgis_server.engines.native.door import cpu_environment
 from tgis_server.interpreter import make_command, make_environment
 
 HERE = Path(__file__).resolve().parent
@@ -41,7 +41,7 @@ def bench_engine(model: Path) -> dict[str, Any]:
     """Figures of ``engine_step.py``, in a process of its own."""
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         command = make_command(str(HERE / "engine_step.py"), str(model), "--json", file.name)
-        environ = cpu_defaults(os.environ) | make_environment(os.environ)  # that of a shard
+        environ = cpu_environment(os.environ) | make_environment(os.environ)  # that of a shard
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environ)
         figures: dict[str, Any] = json.loads(Path(file.name).read_text())
         return figures

@@ -24,7 +24,7 @@ class Run:
     run_dir: Path
     model_id: str  # as the user wrote it; "demo" for the embedded model
     model_dir: Path  # holds config.json, *.safetensors and tokenizer.json
-    engine: str  # "native" or "fake"
+    engine: str  # a name of ``engines/catalogue.py``
     device: str  # "cpu" or "cuda"
     dtype: str  # "float32", "bfloat16" or "float16"
     num_shard: int

@@ -11,6 +11,7 @@ import threading
 from dataclasses import dataclass
 from typing import Self
 
+from tgis_server.engines.catalogue import get_engine
 from tgis_server.run import Run
 
 
@@ -42,7 +43,7 @@ class Threads:
     def of(cls, run: Run) -> Self:
         return cls(
             num_shard=run.num_shard,
-            shard_threads=None if run.engine == "fake" else run.shard_threads or num_cpus(),
+            shard_threads=(run.shard_threads or num_cpus()) if get_engine(run.engine).computes else None,
             tokenization_workers=run.tokenization_workers,
             has_tracing=bool(run.config.otlp_endpoint),
         )

@@ -16,8 +16,7 @@ from tgis_cli.machine import probe_machine
 from tgis_cli.models.remote_headers import write_converted_header
 from tgis_cli.plan.fit import CUDA_CONTEXT_BYTES, Fit, fit_shards
 from tgis_server.config import ServeConfig
-from tgis_server.engines.native.checkpoint import inspect_checkpoint
-from tgis_server.engines.native.families import read_spec
+from tgis_server.engines.native.door import inspect
 from tgis_server.run import Run
 
 MIB = 1 << 20
@@ -48,7 +47,7 @@ class Measured:
 
 def load_and_measure(connection: Connection, run: Run) -> None:
     machine = probe_machine(os.environ)  # as the launcher does: no context exists yet
-    fit = fit_shards(run, machine, inspect_checkpoint(run.model_dir, read_spec(run.model_dir), 1))
+    fit = fit_shards(run, machine, inspect(run.model_dir, 1).sizes)
 
     import torch
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
+from tgis_server.wire.messages import NewSequence, SamplingParams, StepPlan, StepTokens, Wanted, pack_ids
 from tiny import Driver, Job, Model, assert_same_tokens, prompt_of, run_step
 
 
@@ -60,21 +63,21 @@ def test_blocks_and_slots_are_reused(model: Callable[..., Model], driver: Callab
         assert_same_tokens(tiny.oracle, prompt, ours, tiny.expected(prompt, 10))
 
 
-def test_a_slot_beyond_the_configured_number_is_accepted(
+def test_a_plan_that_goes_beyond_slots_or_tables_is_refused_by_the_name_of_its_field(
     model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
-    tiny = model("llama")
-    prompts = [prompt_of(4, seed) for seed in range(11)]
+    runner = driver(model("llama"), max_batch_size=4).runner
 
-    ours = driver(tiny, max_batch_size=4).run([Job(prompt, 6) for prompt in prompts])
+    def new(slot: int) -> NewSequence:
+        return NewSequence(slot, pack_ids([5]), 1, 0, SamplingParams(), Wanted())
 
-    for prompt, generated in zip(prompts, ours, strict=True):
-        assert_same_tokens(tiny.oracle, prompt, generated, tiny.expected(prompt, 6))
+    with pytest.raises(AssertionError, match=r"StepPlan\.new: slot 4, but there are 4"):
+        runner.launch(StepPlan(0, [new(4)], [4], [1], [[0]], [True]))
+    with pytest.raises(AssertionError, match=r"StepPlan\.new_blocks: 33 blocks in slot 0, at most 32 fit"):
+        runner.launch(StepPlan(0, [new(0)], [0], [1], [list(range(33))], [True]))
 
 
 def test_a_plan_without_rows_does_nothing(model: Callable[..., Model], driver: Callable[..., Driver]) -> None:
-    from tgis_server.wire.messages import StepPlan, StepTokens
-
     runner = driver(model("llama")).runner
 
     assert run_step(runner, StepPlan(0)) == StepTokens([])

@@ -52,6 +52,21 @@ MODELS: dict[str, dict[str, Any]] = {
         "attention_bias": True,
         "mlp_bias": True,
     },
+    "bloom": {"model_type": "bloom", "n_head": 6, "hidden_size": 96},  # 6: slopes of no power of two
+    "gemma2": {
+        "model_type": "gemma2",
+        "head_dim": 16,
+        "query_pre_attn_scalar": 20,
+        "sliding_window": 12,
+        "attn_logit_softcapping": 5.0,
+        "final_logit_softcapping": 8.0,
+        "attention_bias": True,
+    },
+    "gpt2": {"model_type": "gpt2", "tie_word_embeddings": True},
+    "gpt2-wide-unscaled": {"model_type": "gpt2", "n_inner": 96, "scale_attn_weights": False},
+    "gpt-neox": {"model_type": "gpt_neox", "rotary_pct": 0.5},
+    "gpt-neox-serial": {"model_type": "gpt_neox", "use_parallel_residual": False, "attention_bias": False},
+    "phi": {"model_type": "phi", "qk_layernorm": True},
     "phi3": {"model_type": "phi3"},
     "phi3-window": {"model_type": "phi3", "sliding_window": 11, "tie_word_embeddings": True},
     "phi3-partial": {

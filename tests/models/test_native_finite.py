@@ -65,10 +65,11 @@ def test_only_rows_with_values_that_are_not_finite_are_reported(damaged: Path, t
     assert [beside[0], beside[2]] == alone
 
 
-def test_chunks_without_logits_are_looked_at_too(damaged: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("chunk", [8, 1])
+def test_chunks_without_logits_are_looked_at_too(damaged: Path, tmp_path: Path, chunk: int) -> None:
     driver = Watched(load(damaged, tmp_path))
     plans: list[set[int]] = []
-    job = Job([*healthy(3, 1), POISON, *healthy(30, 2)], 1, chunk=8)
+    job = Job([*healthy(3, 1), POISON, *healthy(30, 2)], 1, chunk=chunk)
     commit = driver._commit
 
     def note(*arguments: object) -> None:
@@ -78,7 +79,7 @@ def test_chunks_without_logits_are_looked_at_too(damaged: Path, tmp_path: Path) 
     driver._commit = note  # type: ignore[method-assign,assignment]
     driver.run([job])
 
-    assert plans[0] == {0}
+    assert plans[3 // chunk] == {0}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from tgis_cli.supervisor.environment import cpu_defaults
+from tgis_server.engines.native.door import cpu_environment
 from tgis_server.engines.native.memory import (
     GIB,
     MAX_PRIMITIVES,
@@ -113,7 +113,7 @@ with torch.inference_mode():
 
 def test_compiled_layers_stay_within_what_the_memory_check_counts_for_them() -> None:
     """600 of them, of which a shard's environment keeps as many as are counted."""
-    environ = {**os.environ, **cpu_defaults({}), "OMP_NUM_THREADS": "1"}
+    environ = {**os.environ, **cpu_environment({}), "OMP_NUM_THREADS": "1"}
 
     output = subprocess.run(
         [sys.executable, "-c", COMPILE_MANY], env=environ, capture_output=True, text=True, check=True, timeout=120

@@ -12,8 +12,7 @@ from memory_worker import measure_ranks
 from tgis_cli.machine import Machine, probe_machine
 from tgis_cli.models.remote_headers import write_converted_header
 from tgis_cli.plan.fit import fit_shards
-from tgis_server.engines.native.checkpoint import inspect_checkpoint
-from tgis_server.engines.native.families import read_spec
+from tgis_server.engines.native.door import inspect
 from tgis_server.engines.native.memory import PACKING_FLAGS, cpu_packs
 from tgis_server.engines.native.ops.linear import can_prepack
 from tiny import BASE, make_run
@@ -47,7 +46,7 @@ def test_weights_and_kv_cache_are_predicted_within_5_percent(
     write_converted_header(tmp_path)  # all weights are zeros, which fill memory like others
     run = make_run(tmp_path, tmp_path, dtype=dtype, num_shard=num_shard, kv_cache_memory=KV_BYTES)
 
-    fit = fit_shards(run, machine, inspect_checkpoint(tmp_path, read_spec(tmp_path), num_shard))
+    fit = fit_shards(run, machine, inspect(tmp_path, num_shard).sizes)
     measured = measure_ranks(run)
 
     for weight_bytes, kv_bytes, num_blocks in measured:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tgis_server.engines.native.families import FAMILIES, UNSUPPORTED_KEYS, parameters_of, read_spec
-from tgis_server.engines.native.families.length import LENGTH_KEYS
-from tgis_server.engines.native.spec import Length, RopeSpec
+from tgis_server.engines.native.spec import RopeSpec
 from tgis_server.errors import ModelError
+from tgis_server.model_files import LENGTH_KEYS, Length
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -198,8 +196,8 @@ def expect_a_spec_or_a_sentence(directory: Path, config: dict[str, Any]) -> None
     with contextlib.suppress(ModelError):
         spec = spec_of(directory, config)
         assert spec.length.num_tokens >= 1
-        assert 0 < spec.rope.factor < math.inf
-        assert spec.rope.original_max_position >= 1
+        assert spec.rope is None or 0 < spec.rope.factor < math.inf
+        assert spec.rope is None or spec.rope.original_max_position >= 1
 
 
 @pytest.mark.parametrize("value", STRANGE, ids=lambda value: repr(value)[:8])
@@ -354,7 +352,7 @@ def test_layer_types_name_the_windows(tmp_path: Path) -> None:
 def test_qwen3_has_its_own_head_size(tmp_path: Path) -> None:
     spec = spec_of(tmp_path, of_family("qwen3"))
 
-    assert (spec.head_dim, spec.has_qk_norm) == (128, True)
+    assert (spec.head_dim, spec.qk_norm) == (128, "rms")
 
 
 def test_granite_multipliers(tmp_path: Path) -> None:
@@ -386,7 +384,7 @@ def test_fused_projections_become_pieces(tmp_path: Path) -> None:
     parameters = {p.name: p for p in parameters_of(spec_of(tmp_path, of_family("phi3")))}
 
     pieces = parameters["layers.1.qkv"].pieces
-    assert [(piece.tensor, piece.start, piece.rows) for piece in pieces] == [
+    assert [(piece.tensor, piece.stored.start, piece.rows) for piece in pieces] == [
         ("model.layers.1.self_attn.qkv_proj.weight", 0, 32),
         ("model.layers.1.self_attn.qkv_proj.weight", 32, 16),
         ("model.layers.1.self_attn.qkv_proj.weight", 48, 16),
@@ -400,7 +398,7 @@ def test_fused_projections_become_pieces(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}, ["GPT2LMHeadModel", "LlamaForCausalLM"]),
+        ({"architectures": ["GPTJForCausalLM"], "model_type": "gptj"}, ["GPTJForCausalLM", "LlamaForCausalLM"]),
         ({"architectures": ["LlamaForSequenceClassification"]}, ["LlamaForSequenceClassification"]),
         ({"model_type": None, "architectures": None}, ["None", "LlamaForCausalLM"]),
         ({"hidden_act": "xielu"}, ["xielu", "silu"]),
@@ -457,14 +455,3 @@ def test_a_broken_config_is_named(text: str, tmp_path: Path) -> None:
 
     with pytest.raises(ModelError, match=r"config\.json"):
         read_spec(tmp_path)
-
-
-def test_preflight_needs_no_torch() -> None:
-    code = (
-        "import sys; import tgis_server.engines.native.families, tgis_server.engines.native.checkpoint, "
-        "tgis_server.engines.native.memory; print('torch' in sys.modules)"
-    )
-
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-
-    assert done.stdout.strip() == "False"

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from tgis_server.engines.native.checkpoint import Checkpoint, inspect_checkpoint
 from tgis_server.engines.native.families import parameters_of
 from tgis_server.engines.native.parameters import kv_heads_of, slice_of, valid_num_shards, vocab_rows
-from tgis_server.engines.native.spec import DecoderSpec, Length, RopeSpec
+from tgis_server.engines.native.spec import DecoderSpec, RopeSpec
 from tgis_server.errors import ModelError, UsageError
+from tgis_server.model_files import Length
 
 SPEC = DecoderSpec(
     family="llama",
@@ -28,7 +29,7 @@ SPEC = DecoderSpec(
     num_kv_heads=2,
     head_dim=2,
     norm_eps=1e-5,
-    rope=RopeSpec(),
+    positions=RopeSpec(),
     length=Length(64, "a test"),
     eos_ids=(2,),
 )
@@ -181,9 +182,9 @@ def test_ranks_together_hold_every_weight(num_shard: int) -> None:
             cells = set()
             for rank in range(num_shard):
                 part = slice_of(piece, spec, rank, num_shard)
-                cells |= {(row, column) for row in part.rows for column in (part.columns or range(1))}
-            expected_rows = range(piece.start, piece.start + piece.rows)
-            assert cells == {(row, column) for row in expected_rows for column in range(piece.columns or 1)}
+                rows = (row for run in part.runs for row in run)
+                cells |= {(row, column) for row in rows for column in (part.columns or range(1))}
+            assert cells == {(row, column) for row in range(piece.rows) for column in range(piece.columns or 1)}
 
 
 def test_more_shards_than_kv_heads_share_heads() -> None:

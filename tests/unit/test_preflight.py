@@ -53,7 +53,7 @@ class Weights:
     def __init__(self, rank_bytes: int) -> None:
         self.rank_bytes = rank_bytes
 
-    def weight_bytes(self, rank: int, dtype: str) -> int:
+    def weight_bytes(self, rank: int, num_shard: int, dtype: str) -> int:
         return self.rank_bytes
 
 

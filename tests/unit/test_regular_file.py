@@ -16,12 +16,11 @@ from tgis_cli.machine.preflight import check_readable
 from tgis_cli.models import find_model_dir, read_model_config
 from tgis_cli.models.torch_file import read_torch_file
 from tgis_cli.resolve import DEMO_MODEL_DIR
-from tgis_server.engines.native.checkpoint import read_tensors
 from tgis_server.engines.native.families import read_spec
 from tgis_server.errors import TgisError
 from tgis_server.frontend.tls import read_tls_file
 from tgis_server.frontend.tokenizer import Tokenizer
-from tgis_server.model_files import SAFETENSORS, read_weight_map
+from tgis_server.model_files import SAFETENSORS, read_tensors, read_weight_map
 from tgis_server.regular_file import open_regular
 
 PATIENCE_S = 5.0

@@ -11,10 +11,9 @@ import pytest
 
 from in_process import run_in_process
 from test_families_checkpoint import SPEC, shapes_of, write_safetensors
-from tgis_server.engines.native import tensors
-from tgis_server.engines.native.checkpoint import Checkpoint, inspect_checkpoint, read_header
-from tgis_server.engines.native.tensors import TensorInfo, have_same_content
+from tgis_server.engines.native.checkpoint import Checkpoint, inspect_checkpoint
 from tgis_server.errors import ModelError
+from tgis_server.model_files import TensorInfo, have_same_content, read_header
 
 TIED = replace(SPEC, is_head_tied=True)
 EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
@@ -135,7 +134,8 @@ def test_contents_are_compared_once(read: Callable[[Path], object], tmp_path: Pa
         compared.append(frozenset((first, second)))
         return have_same_content(first, second)
 
-    monkeypatch.setattr(tensors, "have_same_content", compare)
+    for module in ("engines.native.checkpoint", "model_files.tensors"):
+        monkeypatch.setattr(f"tgis_server.{module}.have_same_content", compare)
 
     read(tmp_path)
 

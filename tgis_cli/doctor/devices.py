@@ -12,6 +12,7 @@ from tgis_cli.doctor.verdict import Context, Verdict, failed, ok, warn
 from tgis_cli.machine.gpus import read_use, split_devices
 from tgis_cli.resources import GPU_LISTS, choose_device, choose_num_shard, count
 from tgis_server import failures
+from tgis_server.engines.catalogue import DEFAULT, REHEARSAL
 from tgis_server.errors import TgisError
 from tgis_server.sizes import format_bytes
 
@@ -27,7 +28,7 @@ MAX_NAMED_PROCESSES = 3
 def check_devices(context: Context) -> Iterator[Verdict]:
     """Where a model would run, chosen as a start does it."""
     decide = Decisions(context.loaded, context.environ, context.machine)
-    engine = "fake" if context.config.rehearse else "native"
+    engine = REHEARSAL if context.config.rehearse else DEFAULT
     try:
         device = choose_device(decide, engine)
         num_shard = choose_num_shard(decide, engine, device)

@@ -33,7 +33,7 @@ def check_model(context: Context) -> Iterator[Verdict]:
 def check_fit(context: Context) -> Iterator[Verdict]:
     """Weights, a step and a sequence against the memory that is free. What is left after loading is an estimate."""
     resolved = context.resolved
-    if resolved is None or resolved.checkpoint is None:
+    if resolved is None or resolved.sizes is None:
         return
     from tgis_cli.plan.fit import fit_shards
 
@@ -42,8 +42,8 @@ def check_fit(context: Context) -> Iterator[Verdict]:
         yield ok("Whether it fits is not known: the driver does not tell the GPUs' memory.")
         return
     try:
-        check_memory(run, machine, resolved.checkpoint)
-        fit = fit_shards(run, machine, resolved.checkpoint)
+        check_memory(run, machine, resolved.sizes)
+        fit = fit_shards(run, machine, resolved.sizes)
     except TgisError as error:
         yield failed(error)
         return

@@ -13,7 +13,6 @@ import stat
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tgis_cli.log_file import check_log_file
 from tgis_cli.machine.facts import Machine
@@ -21,15 +20,13 @@ from tgis_cli.machine.process_limits import ProcessLimit
 from tgis_cli.models.tokenizer_check import check_tokenizer
 from tgis_server import failures
 from tgis_server.config import ServeConfig
+from tgis_server.engines.catalogue import ModelSizes
 from tgis_server.errors import UsageError
 from tgis_server.ports import find_listener, listen
 from tgis_server.regular_file import open_regular
 from tgis_server.run import Run
 from tgis_server.sizes import format_bytes
 from tgis_server.threads import Threads
-
-if TYPE_CHECKING:
-    from tgis_server.engines.native.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +37,11 @@ MIN_ADDRESS_BYTES = 512 << 20  # a front-end with its threads takes almost as ma
 MAX_SOCKET_PATH_BYTES = 107  # sun_path of Linux, less its end mark
 
 
-def check_before_start(run: Run, machine: Machine, checkpoint: Checkpoint | None) -> None:
+def check_before_start(run: Run, machine: Machine, sizes: ModelSizes | None) -> None:
     """All checks of a run whose directory exists, but for its ports.
 
     Args:
-        checkpoint: the weights, whose files and shapes have been checked; ``None`` in a rehearsal.
+        sizes: of the model, whose files have been checked; ``None`` in a rehearsal.
 
     Raises:
         UsageError, ModelError, NotEnoughDevices: what was found first.
@@ -61,8 +58,8 @@ def check_before_start(run: Run, machine: Machine, checkpoint: Checkpoint | None
         check_log_file(config.log_file)
     check_sockets(run)
     check_tokenizer(run.model_dir)
-    if checkpoint is not None:
-        check_memory(run, machine, checkpoint)
+    if sizes is not None:
+        check_memory(run, machine, sizes)
 
 
 def check_ports(config: ServeConfig) -> None:
@@ -179,9 +176,9 @@ def is_served(path: Path) -> bool:
     return True
 
 
-def check_memory(run: Run, machine: Machine, checkpoint: Checkpoint) -> None:
+def check_memory(run: Run, machine: Machine, sizes: ModelSizes) -> None:
     """Refuse only what cannot work: weights that alone are larger than the memory."""
-    weights = [checkpoint.weight_bytes(rank, run.dtype) for rank in range(run.num_shard)]
+    weights = [sizes.weight_bytes(rank, run.num_shard, run.dtype) for rank in range(run.num_shard)]
     if run.device == "cpu":
         if machine.free_bytes and sum(weights) > machine.free_bytes:
             raise failures.WEIGHTS_EXCEED_MEMORY.error(

@@ -2,7 +2,7 @@
 
 Names of one tensor are told from views that only lie in one storage, as slices of a fused tensor do. Which name stays
 follows the original's converter: a name that the model's class ties or ignores goes first, else the alphabet decides.
-But a name that the native engine reads is never given up: if it reads several, each gets a copy.
+But a name that an engine reads is never given up: if it reads several, each gets a copy.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from tgis_cli.models.torch_file import StoredTensor
+from tgis_server.engines.catalogue import find_engine
 from tgis_server.errors import ModelError, TgisError
-from tgis_server.model_files import read_json
+from tgis_server.model_files import read_json, spellings
 
 TIES = ("_tied_weights_keys", "_keys_to_ignore_on_load_missing", "_keys_to_ignore_on_load_unexpected")
 
@@ -25,7 +26,7 @@ TIES = ("_tied_weights_keys", "_keys_to_ignore_on_load_missing", "_keys_to_ignor
 class Preference:
     """Which of several names stay."""
 
-    needed: frozenset[str]  # that the native engine reads; empty for a model that it does not know
+    needed: frozenset[str]  # that an engine reads; empty for a model that none knows
     ties: tuple[Callable[[str], Any], ...]  # whether the model's class ties or ignores a name
 
     @classmethod
@@ -82,12 +83,9 @@ def find_clusters(tensors: Mapping[str, StoredTensor]) -> list[list[str]]:
 
 
 def find_needed(model_dir: Path) -> set[str]:
-    from tgis_server.engines.native.families import parameters_of, read_spec
-    from tgis_server.engines.native.tensors import spellings
-
     with suppress(TgisError):
-        parameters = parameters_of(read_spec(model_dir))
-        return {name for parameter in parameters for piece in parameter.pieces for name in spellings(piece.tensor)}
+        _, summary = find_engine(model_dir)
+        return {spelling for name in summary.tensors for spelling in spellings(name)}
     return set()
 
 

@@ -28,7 +28,14 @@ from tgis_cli.models.torch_file import read_torch_file
 from tgis_cli.progress import Progress, show_progress, tell
 from tgis_cli.resources import count
 from tgis_server.errors import ModelError
-from tgis_server.model_files import SAFETENSORS, WeightFiles, choose_pytorch, converted_name, read_weight_map
+from tgis_server.model_files import (
+    SAFETENSORS,
+    WeightFiles,
+    choose_pytorch,
+    converted_name,
+    read_header,
+    read_weight_map,
+)
 from tgis_server.sizes import format_bytes
 
 TICK_S = 0.2
@@ -189,8 +196,6 @@ def join_names(targets: Iterable[Path], contents: Mapping[Path, Content]) -> dic
     Raises:
         ModelError: two files have a tensor of the same name.
     """
-    from tgis_server.engines.native.checkpoint import read_header
-
     weight_map: dict[str, str] = {}
     for target in targets:
         content = contents.get(target)

@@ -17,6 +17,7 @@ from tgis_cli.models.hub_token import HubToken
 from tgis_cli.models.names import COMMIT, DIGEST, GIT_SHA1, SHA256, is_safe_path
 from tgis_cli.progress import format_seconds
 from tgis_server.errors import HubError, ModelError, TgisError, UsageError
+from tgis_server.model_files import MAX_HEADER_BYTES
 from tgis_server.url_credentials import mask_credentials
 
 METADATA_TIMEOUT_S = 10.0
@@ -138,8 +139,6 @@ class Hub:
 
     def read_header(self, file: RemoteFile, commit: str) -> bytes:
         """The length and the header of a safetensors file, or its beginning if that is no header."""
-        from tgis_server.engines.native.checkpoint import MAX_HEADER_BYTES
-
         head = self._read_range(file, commit, 0, min(FIRST_BYTES, file.size))
         end = 8 + int.from_bytes(head[:8], "little")
         if len(head) < end <= min(MAX_HEADER_BYTES, file.size):

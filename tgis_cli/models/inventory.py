@@ -25,8 +25,18 @@ from tgis_cli.models.selection import (
 )
 from tgis_cli.models.tokenizer_check import check_tokenizer
 from tgis_server import model_files
+from tgis_server.engines import catalogue
 from tgis_server.errors import ModelError, UsageError
-from tgis_server.model_files import choose_weights, find_weights, read_json, read_weight_map
+from tgis_server.model_files import (
+    HEAD,
+    choose_weights,
+    find_tensor,
+    find_weights,
+    read_header,
+    read_json,
+    read_tensors,
+    read_weight_map,
+)
 from tgis_server.regular_file import read_regular
 
 CONFIGURATION = ("config.json", "generation_config.json")
@@ -261,15 +271,11 @@ def find_ambiguous(model_dir: Path) -> None:
     Raises:
         ModelError: two differ, of which a start needs one.
     """
-    from tgis_server.engines.native.checkpoint import read_tensors
-    from tgis_server.engines.native.families import parameters_of, read_spec
-    from tgis_server.engines.native.families.names import HEAD
-    from tgis_server.engines.native.tensors import find_tensor
-
     found = read_tensors(model_dir, lambda warning: None)
     names = [HEAD]
     with suppress(ModelError):  # an engine knows the model
-        names += [piece.tensor for parameter in parameters_of(read_spec(model_dir)) for piece in parameter.pieces]
+        _, summary = catalogue.find_engine(model_dir)
+        names += summary.tensors
     for name in names:
         find_tensor(found, name)
 
@@ -288,8 +294,6 @@ def access_times_kept(files: Iterable[Path]) -> Iterator[None]:
 
 def find_damage(file: Path) -> str:
     """What the header of a file of weights contradicts; empty if nothing."""
-    from tgis_server.engines.native.checkpoint import read_header
-
     try:
         with access_times_kept([file]):
             read_header(file)
@@ -302,13 +306,11 @@ def find_damage(file: Path) -> str:
 
 def find_engine(path: Path) -> tuple[str, str]:
     """The engine that would serve it, or why there is none."""
-    from tgis_server.engines.native.families import read_spec
-
     try:
-        read_spec(path)
+        engine, _ = catalogue.find_engine(path)
     except ModelError as error:
         return "", str(error)
-    return "native", ""
+    return engine.name, ""
 
 
 def read_architecture(path: Path) -> str:

@@ -16,7 +16,7 @@ from tgis_cli.models.safetensors_file import Content
 from tgis_cli.models.selection import SAFETENSORS_ENDING
 from tgis_cli.models.torch_file import DTYPES, StoredTensor
 from tgis_server import model_files
-from tgis_server.engines.native.families import parameters_of, read_spec
+from tgis_server.engines.catalogue import find_engine
 
 SMALL_FILES = ("config.json", "generation_config.json", model_files.SAFETENSORS.index)
 
@@ -63,9 +63,9 @@ def write_converted_header(directory: Path, source_bytes: int = 0) -> None:
     Raises:
         ModelError: no engine knows the model.
     """
-    spec = read_spec(directory)
-    shapes = {piece.tensor: piece.tensor_shape for parameter in parameters_of(spec) for piece in parameter.pieces}
+    _, summary = find_engine(directory)
+    shapes = summary.tensors
     is_narrow = 0 < source_bytes < 3 * sum(map(math.prod, shapes.values()))
-    dtype, item_bytes = DTYPES[spec.dtype or ("float16" if is_narrow else "float32")]
-    tensors = {name: StoredTensor(dtype, item_bytes, tuple(shape), (), 0) for name, shape in shapes.items()}
+    dtype, item_bytes = DTYPES[summary.dtype or ("float16" if is_narrow else "float32")]
+    tensors = {name: StoredTensor(dtype, item_bytes, shape, (), 0) for name, shape in shapes.items()}
     write_content_with_hole(directory / model_files.SAFETENSORS.single, Content(directory, tensors, {}))

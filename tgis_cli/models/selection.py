@@ -17,6 +17,7 @@ from tgis_server.model_files import (
     find_weights,
     is_of_training,
     parse_weight_map,
+    read_header,
     read_weight_map,
 )
 
@@ -131,8 +132,6 @@ def is_complete(index: Path) -> bool:
 
 def is_whole(file: Path) -> bool:
     """Whether it is there, with the size that its header says."""
-    from tgis_server.engines.native.checkpoint import read_header
-
     try:
         return file.is_file() and bool(read_header(file))
     except ModelError:

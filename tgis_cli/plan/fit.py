@@ -1,20 +1,18 @@
-"""How a model and its keys and values fit on so many shards. Pure: a run, facts about a machine, and a checkpoint.
+"""How a model and its keys and values fit on so many shards. Pure: a run, facts about a machine, and sizes of a model.
 
-Everything about memory is decided by ``tgis_server.engines.native.memory``, which decides for a shard that loads too.
+Everything about memory is decided by the engine, as it decides for a shard that loads.
 What is predicted here is only what a shard will find free.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tgis_cli.machine import Machine
 from tgis_cli.machine.preflight import check_memory
-from tgis_server.engines.native.checkpoint import Checkpoint
-from tgis_server.engines.native.memory import RankMemory, rank_memory, usable_gpu_bytes
-from tgis_server.engines.native.parameters import valid_num_shards
+from tgis_server.engines.catalogue import ModelSizes, RankMemory
 from tgis_server.errors import NotEnoughDevices
 from tgis_server.run import Run
 
@@ -89,22 +87,21 @@ class Fit:
         }
 
 
-def fit_shards(run: Run, machine: Machine, checkpoint: Checkpoint) -> Fit:
+def fit_shards(run: Run, machine: Machine, sizes: ModelSizes) -> Fit:
     """What a start of ``run`` would find and decide. Its number of shards divides the model."""
-    checkpoint = replace(checkpoint, num_shard=run.num_shard)
-    ranks = [rank_memory(run, checkpoint, rank) for rank in range(run.num_shard)]
-    free = [free_before_loading(run, machine, rank) for rank in range(run.num_shard)]
+    ranks = [sizes.rank_memory(run, rank) for rank in range(run.num_shard)]
+    free = [free_before_loading(run, machine, rank, memory) for rank, memory in enumerate(ranks)]
     fit = Fit(
         num_shard=run.num_shard,
         weights_by_rank=tuple(rank.weight_bytes for rank in ranks),
         step_bytes=max(rank.step_bytes for rank in ranks),
         free_bytes=min(free),
-        kv_bytes_per_token=max(rank.request.block_bytes for rank in ranks) // run.config.kv_block_size,
+        kv_bytes_per_token=max(rank.kv_bytes_per_token for rank in ranks),
         block_size=run.config.kv_block_size,
         max_batch_size=run.config.max_batch_size,
     )
     try:
-        check_memory(run, machine, checkpoint)
+        check_memory(run, machine, sizes)
         return divide(fit, ranks, free)
     except NotEnoughDevices as error:
         return replace(fit, problem=error)
@@ -124,7 +121,7 @@ def divide(fit: Fit, ranks: list[RankMemory], free: list[int]) -> Fit:
     )
 
 
-def free_before_loading(run: Run, machine: Machine, rank: int) -> int:
+def free_before_loading(run: Run, machine: Machine, rank: int, memory: RankMemory) -> int:
     """What a rank will find free when it begins to load."""
     if run.device == "cpu":
         return max(0, machine.free_bytes // run.num_shard - CPU_PROCESS_BYTES)
@@ -132,19 +129,19 @@ def free_before_loading(run: Run, machine: Machine, rank: int) -> int:
     if not gpu.total_bytes:
         raise NotEnoughDevices(f"The memory of {gpu} is not known here: state it, as in --gpu 80GiB.")
     context = CUDA_CONTEXT_BYTES + (NCCL_BYTES if run.num_shard > 1 else 0)
-    return usable_gpu_bytes(gpu.free_bytes - context, gpu.total_bytes, run.config.cuda_process_memory_fraction)
+    return memory.usable_gpu_bytes(gpu.free_bytes - context, gpu.total_bytes)
 
 
-def compare_shards(run: Run, machine: Machine, checkpoint: Checkpoint) -> Iterator[Fit]:
-    """Numbers of shards that divide the model: usual ones, and more until one fits; on a CPU only the run's own."""
+def compare_shards(run: Run, machine: Machine, sizes: ModelSizes, valid: Iterable[int]) -> Iterator[Fit]:
+    """Usual numbers of shards of those that are valid, and more until one fits; on a CPU only the run's own."""
     if run.device == "cpu":
-        yield fit_shards(run, machine, checkpoint)
+        yield fit_shards(run, machine, sizes)
         return
     usual = max(MAX_COMPARED_SHARDS, run.num_shard)
     has_fit = False
-    for num_shard in valid_num_shards(checkpoint.spec):
+    for num_shard in valid:
         if num_shard > len(machine.gpus) or (num_shard > usual and has_fit):
             return
-        fit = fit_shards(replace(run, num_shard=num_shard), machine, checkpoint)
+        fit = fit_shards(replace(run, num_shard=num_shard), machine, sizes)
         has_fit = has_fit or fit.problem is None
         yield fit

@@ -18,13 +18,9 @@ from tgis_cli.plan.source import Source
 from tgis_cli.resolve import Resolved, resolve
 from tgis_cli.resources import GPU_LISTS
 from tgis_server.config import LoadedConfig
-from tgis_server.engines.native.checkpoint import DTYPES, read_headers
-from tgis_server.engines.native.families import read_spec
-from tgis_server.engines.native.parameters import valid_num_shards
-from tgis_server.engines.native.spec import DecoderSpec
-from tgis_server.engines.native.tensors import TensorInfo
+from tgis_server.engines.catalogue import ModelSummary, find_engine
 from tgis_server.errors import ModelError, NotEnoughDevices, TgisError
-from tgis_server.model_files import find_weights
+from tgis_server.model_files import HEADER_DTYPES, TensorInfo, find_weights, read_headers
 
 ABOUT_THIS_MACHINE = ("model_dir", "tokenization_workers", "shard_threads", "shard_cpus")
 ABOUT_FILES_HERE = ("model_dir",)
@@ -43,7 +39,7 @@ class Weights:
     def of(cls, tensors: Mapping[str, TensorInfo]) -> Weights:
         by_dtype: dict[str, int] = {}
         for info in tensors.values():
-            dtype = DTYPES.get(info.dtype, info.dtype)
+            dtype = HEADER_DTYPES.get(info.dtype, info.dtype)
             by_dtype[dtype] = by_dtype.get(dtype, 0) + info.num_bytes
         return cls(
             sum(math.prod(info.shape) for info in tensors.values()),
@@ -60,7 +56,7 @@ class Report:
     source: Source
     devices: Devices
     weights: Weights | None = None
-    spec: DecoderSpec | None = None  # None: no engine serves the model
+    summary: ModelSummary | None = None  # of config.json; None: no engine serves the model
     resolved: Resolved | None = None
     fits: list[Fit] = field(default_factory=list)  # by number of shards; empty if no engine serves the model
     chosen: Fit | None = None
@@ -90,14 +86,14 @@ class Report:
         return next((fit.num_shard for fit in self.fits if fit.problem is None), None)
 
     def as_dict(self) -> dict[str, Any]:
-        source, weights, spec = self.source, self.weights, self.spec
+        source, weights, summary = self.source, self.weights, self.summary
         return {
             "verdict": self.verdict,
             "problem": str(self.problem) if self.problem else None,
             "model": source.model,
             "where": source.where,
             "must_convert": bool(source.convert_bytes),
-            "family": spec.family if spec else None,
+            "family": summary.family if summary else None,
             "num_parameters": weights.num_parameters if weights else None,
             "weights": {
                 "num_bytes": weights.num_bytes,
@@ -112,7 +108,7 @@ class Report:
                 "convert_bytes": source.convert_bytes,
                 "free_bytes": self.free_disk_bytes,
             },
-            "valid_num_shards": valid_num_shards(spec) if spec else [],
+            "valid_num_shards": list(summary.valid_num_shards) if summary else [],
             "fewest_shards": self.fewest_shards,
             "devices": self.devices.stated or "this machine",
             "chosen": self.chosen.as_dict() if self.chosen else None,
@@ -138,7 +134,7 @@ def fill(report: Report, loaded: LoadedConfig, environ: Mapping[str, str]) -> No
         headers = read_headers(source.model_dir, find_weights(source.model_dir))
         report.weights = Weights.of({name: info for header in headers for name, info in header.items()})
     with suppress(ModelError):
-        report.spec = read_spec(source.model_dir)
+        _, report.summary = find_engine(source.model_dir)
     if devices.stated:
         environ = {name: value for name, value in environ.items() if name not in GPU_LISTS}
     config = replace(loaded.config, rehearse=False)  # which would need nothing at all
@@ -146,9 +142,10 @@ def fill(report: Report, loaded: LoadedConfig, environ: Mapping[str, str]) -> No
         config = replace(config, model_name=str(source.model_dir))
     loaded = replace(loaded, config=config)
     report.resolved = resolve_as(loaded, environ, report)
-    checkpoint = report.resolved.checkpoint
-    assert checkpoint is not None, "only a rehearsal has none"
-    report.fits = list(compare_shards(report.resolved.run, devices.machine, checkpoint))
+    sizes, summary = report.resolved.sizes, report.summary
+    assert sizes is not None, "only a rehearsal has none"
+    assert summary is not None, "an engine has been found"
+    report.fits = list(compare_shards(report.resolved.run, devices.machine, sizes, summary.valid_num_shards))
     is_given = any(loaded.origins[name] != "default" for name in ("num_shard", "num_gpus"))
     if devices.stated and not is_given and report.fewest_shards is not None and devices.machine.gpus:
         config = replace(config, num_shard=report.fewest_shards)

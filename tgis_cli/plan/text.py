@@ -9,8 +9,7 @@ from tgis_cli.plan.fit import Fit
 from tgis_cli.plan.report import Report
 from tgis_cli.resolve import align, format_value
 from tgis_cli.resources import count
-from tgis_server.engines.native.parameters import valid_num_shards
-from tgis_server.engines.native.spec import DecoderSpec
+from tgis_server.engines.catalogue import ModelSummary
 from tgis_server.sizes import format_bytes
 
 MAX_LISTED = 8
@@ -38,9 +37,9 @@ def describe(report: Report) -> Iterator[str]:
 
 
 def describe_model(report: Report) -> Iterator[tuple[str, str]]:
-    source, weights, spec = report.source, report.weights, report.spec
-    if spec is not None:
-        yield "architecture", describe_spec(spec)
+    source, weights, summary = report.source, report.weights, report.summary
+    if summary is not None:
+        yield "architecture", describe_summary(summary)
     if weights is not None:
         by_size = sorted(weights.bytes_by_dtype.items(), key=lambda item: -item[1])
         dtypes = " and ".join(dtype for dtype, _ in by_size)
@@ -51,17 +50,14 @@ def describe_model(report: Report) -> Iterator[tuple[str, str]]:
     else:
         yield "parameters", "not known: no header tells"
     yield "disk", describe_disk(report)
-    if spec is not None:
-        valid = valid_num_shards(spec)
+    if summary is not None:
+        valid = summary.valid_num_shards
         yield "shards", ", ".join(map(str, valid[:MAX_LISTED])) + (", ..." if len(valid) > MAX_LISTED else "")
 
 
-def describe_spec(spec: DecoderSpec) -> str:
-    heads = f"{spec.num_heads} heads" + (f" ({spec.num_kv_heads} for KV)" if spec.num_kv_groups > 1 else "")
-    return (
-        f"{spec.family}, {spec.num_layers} layers of {spec.hidden_size:,} with {heads}, vocabulary of "
-        f"{spec.vocab_size:,}, made for {spec.length.num_tokens:,} tokens"
-    )
+def describe_summary(summary: ModelSummary) -> str:
+    made_for = f", made for {summary.length.num_tokens:,} tokens" if summary.length else ""
+    return f"{summary.family}, {summary.layout}, vocabulary of {summary.vocab_size:,}{made_for}"
 
 
 def describe_disk(report: Report) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tgis_server.config import options
-from tgis_server.engines.native.memory import MAX_PRIMITIVES
+from tgis_server.engines.catalogue import get_engine
 from tgis_server.interpreter import make_environment
 from tgis_server.run import Run
 
@@ -42,18 +42,6 @@ def child_environment(run: Run, rank: int | None, environ: Mapping[str, str]) ->
         child["CUDA_VISIBLE_DEVICES"] = run.gpus[rank]  # each shard sees its own GPU only, as device 0
         child.setdefault("NCCL_SOCKET_IFNAME", "=lo")  # it would listen on another interface, where there is one
     elif run.shard_threads:
-        for name, value in cpu_defaults(environ).items():
+        for name, value in get_engine(run.engine).door.cpu_environment(environ).items():
             child.setdefault(name, value)
     return child
-
-
-def cpu_defaults(environ: Mapping[str, str]) -> dict[str, str]:
-    """What computes fastest on a CPU that others use as well, in bounded memory, unless ``environ`` says otherwise."""
-    defaults = {"THP_MEM_ALLOC_ENABLE": "1"}  # huge pages for weights: fewer misses at one stream
-    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # oneDNN's own, and torch's in front of it
-        defaults[cache] = str(MAX_PRIMITIVES)
-    if "OMP_WAIT_POLICY" not in environ:
-        # Threads that spin long take the cores from other work; those that sleep at once lose the gaps between
-        # operations. About 10 us bridge most gaps.
-        defaults["GOMP_SPINCOUNT"] = "1000"
-    return defaults

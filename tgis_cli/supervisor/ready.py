@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tgis_cli.supervisor.timeline import Timeline
+from tgis_server.engines.catalogue import get_engine
 from tgis_server.run import Run
 from tgis_server.sizes import format_bytes
 from tgis_server.wire import shard_pb2 as pb
@@ -78,7 +79,7 @@ class Ready:
     def rows(self) -> list[tuple[str, str]]:
         """For people: name and value of what they want to know first."""
         run, info = self.run, self.info
-        device = "no device" if run.engine == "fake" else info.device or run.device
+        device = (info.device or run.device) if get_engine(run.engine).computes else "no device"
         shards = f"{run.num_shard} shard{'s' if run.num_shard > 1 else ''} on {device}"
         weights = f", {format_bytes(info.weight_bytes * run.num_shard)} of weights" if info.weight_bytes else ""
         return [

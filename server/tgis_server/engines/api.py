@@ -1,6 +1,6 @@
 """The contract between a shard's step loop and an engine.
 
-An engine is a ``ModelRunner`` made by :func:`load_runner`. It keeps per-slot state (token ids, block tables, sampling
+An engine is a ``ModelRunner`` made by ``load.py``. It keeps per-slot state (token ids, block tables, sampling
 state), obeys plans, and decides nothing. All calls come from one thread, the shard's main thread.
 """
 
@@ -8,27 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Protocol
 
+from tgis_server.engines.capabilities import RunnerCaps as RunnerCaps
 from tgis_server.wire.messages import Adapter, Masks, StepPlan, StepTokens
-
-if TYPE_CHECKING:
-    from tgis_server.run import Run
-
-
-@dataclass(frozen=True, slots=True)
-class RunnerCaps:
-    """What scheduler and step loop may ask of a runner."""
-
-    memory: Literal["paged", "rows"] = "paged"  # KV blocks, or one row of a padded batch per sequence
-    chunked_prefill: bool = True  # a prompt may be computed in several steps
-    mixed_steps: bool = True  # a step may have prefill and decode rows
-    plan_ahead: bool = False  # launch returns before the device is done: the next plan may be made meanwhile
-    prefix_cache: bool = True  # a sequence may begin with blocks that another one has computed
-    input_details: bool = True  # facts about prompt tokens
-    encoder_decoder: bool = False
-    adapters: frozenset[str] = frozenset()  # kinds that can be staged
-    rope_border: int | None = None  # sequences of more tokens have ``is_rope_long`` (LongRoPE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,19 +96,3 @@ class ModelRunner(Protocol):
 
 # (phase, done, total): phases are short verbs such as "reading weights"; done and total are bytes, 0 where unknown.
 Progress = Callable[[str, int, int], None]
-
-
-def load_runner(run: Run, rank: int, progress: Progress) -> ModelRunner:
-    """Load the engine that the run names, on this rank.
-
-    Raises:
-        ModelError: files missing, truncated, of a wrong shape, or an architecture without an engine.
-        NotEnoughDevices: weights plus one sequence do not fit.
-    """
-    if run.engine == "fake":
-        from tgis_server.engines.fake import FakeRunner
-
-        return FakeRunner.load(run, rank, progress)
-    from tgis_server.engines.native.runner import NativeRunner
-
-    return NativeRunner.load(run, rank, progress)

@@ -1,7 +1,29 @@
-"""Which files of a model are what, and reading the small ones. No torch; used by every command and by the shards."""
+"""Which files of a model are what; reading the small ones, and the headers of the large ones.
+
+No torch and nothing of an engine; used by every command and by the shards.
+"""
 
 from tgis_server.model_files.content import read_beginning, refuse_stand_in
+from tgis_server.model_files.headers import (
+    HEADER_DTYPES,
+    ITEM_BYTES,
+    MAX_HEADER_BYTES,
+    TensorInfo,
+    read_header,
+    read_headers,
+)
 from tgis_server.model_files.json_file import parse_json, read_json
+from tgis_server.model_files.length import LENGTH_KEYS, MAX_INTEGER, Length, find_length
+from tgis_server.model_files.tensors import (
+    HEAD,
+    Find,
+    Tell,
+    find_tensor,
+    have_same_content,
+    is_blank,
+    read_tensors,
+    spellings,
+)
 from tgis_server.model_files.weight_files import (
     BIN,
     PT,
@@ -19,19 +41,37 @@ from tgis_server.model_files.weight_files import (
 
 __all__ = [
     "BIN",
+    "HEAD",
+    "HEADER_DTYPES",
+    "ITEM_BYTES",
+    "LENGTH_KEYS",
+    "MAX_HEADER_BYTES",
+    "MAX_INTEGER",
     "PT",
     "SAFETENSORS",
+    "Find",
+    "Length",
+    "Tell",
+    "TensorInfo",
     "WeightFiles",
     "WeightFormat",
     "choose_pytorch",
     "choose_weights",
     "converted_name",
+    "find_length",
+    "find_tensor",
     "find_weights",
+    "have_same_content",
+    "is_blank",
     "is_of_training",
     "parse_json",
     "parse_weight_map",
     "read_beginning",
+    "read_header",
+    "read_headers",
     "read_json",
+    "read_tensors",
     "read_weight_map",
     "refuse_stand_in",
+    "spellings",
 ]

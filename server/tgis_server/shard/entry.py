@@ -8,7 +8,8 @@ import signal
 import time
 from collections.abc import Callable
 
-from tgis_server.engines.api import ModelRunner, load_runner
+from tgis_server.engines.api import ModelRunner
+from tgis_server.engines.load import load_runner
 from tgis_server.run import Run
 from tgis_server.scheduler import Limits, Scheduler
 from tgis_server.shard.adapters import StagingFollower

@@ -190,7 +190,7 @@ class StepPlan:
     sample: list[bool] = field(default_factory=list)  # False for a prefill chunk that is not the last
     free: list[int] = field(default_factory=list)  # slots to forget before running
     activate: list[Activation] = field(default_factory=list)  # cannot fail
-    encode: list[int] = field(default_factory=list)  # slots whose encoder runs in this step, before the rows
+    encode: list[int] = field(default_factory=list)  # slots whose encoder runs before the rows; each of them has one
     allowance_s: float = 0.0  # what the leader predicts for this step, times a margin; 0 = no prediction
 
     @property

@@ -7,18 +7,19 @@ of tokens; results go back in the order of the plan. Nothing here waits for the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tgis_server.engines.native.attention_plan import AttentionPlanner, TokenRow
-from tgis_server.engines.native.kv_cache import KvCache
+from tgis_server.engines.native.encoder_slots import EncoderSlots
 from tgis_server.engines.native.models.decoder import StepInputs
+from tgis_server.engines.native.ops import Ops
+from tgis_server.engines.native.ops.api import AttentionModifiers, Cache, Rows
 from tgis_server.engines.sampling.sampler import SamplingRow
 from tgis_server.engines.sampling.staging import Staging
-from tgis_server.wire.messages import NewSequence, SamplingParams, StepPlan, TokenIds, Wanted
+from tgis_server.wire.messages import SamplingParams, StepPlan, TokenIds, Wanted
 
 FROM_DEVICE = -1  # stands for an input id that only the device knows: it may still be in flight
 
@@ -34,57 +35,78 @@ class SlotState:
     seed: int
     wanted: Wanted
     end_ids: frozenset[int]
-    rope_start: int  # row of the rope table that belongs to position 0
     num_blocks: int = 0
 
 
 class Slots:
-    """The sequences under way, their block tables, and on the device each one's newest token."""
+    """The sequences under way: on the host what plans need, on the device what the forward pass needs.
 
-    def __init__(self, num_slots: int, staging: Staging, rope_border: int | None = None) -> None:
+    Tensors change by what a plan says, so that a step costs the host the same however long its rows are.
+    """
+
+    def __init__(self, num_slots: int, max_blocks: int, staging: Staging, rope_border: int | None = None) -> None:
+        """``max_blocks`` is the most of one sequence."""
         self._staging = staging
-        self._rope_border = rope_border or 0
+        self._rope_border = rope_border
         self._states: dict[int, SlotState] = {}
-        self._tables = np.zeros((num_slots, 16), dtype=np.int64)
-        self.newest_ids = torch.zeros(num_slots, dtype=torch.int64, device=staging.device)
+        self.tables = torch.zeros(num_slots, max_blocks, dtype=torch.int64, device=staging.device)
+        self.lengths = torch.zeros(num_slots, dtype=torch.int64, device=staging.device)  # computed tokens
+        self.newest_ids = torch.zeros_like(self.lengths)
+        self._rope_starts = torch.zeros_like(self.lengths)
 
     def __getitem__(self, slot: int) -> SlotState:
         return self._states[slot]
 
-    def add(self, new: NewSequence) -> None:
-        if new.slot >= len(self._tables):
-            self._grow(new.slot + 1)
-        self._states[new.slot] = SlotState(
-            new.token_ids,
-            new.prompt_length,
-            new.num_cached_tokens,
-            new.sampling,
-            new.seed,
-            new.wanted,
-            new.end_ids,
-            rope_start=self._rope_border if new.is_rope_long else 0,
-        )
+    def apply(self, plan: StepPlan) -> None:
+        """Change what the plan changes: ``free``, ``new`` and ``new_blocks``."""
+        for slot in plan.free:
+            self._states.pop(slot, None)
+        for new in plan.new:
+            assert new.slot < len(self.lengths), f"StepPlan.new: slot {new.slot}, but there are {len(self.lengths)}"
+            self._states[new.slot] = SlotState(
+                new.token_ids,
+                new.prompt_length,
+                new.num_cached_tokens,
+                new.sampling,
+                new.seed,
+                new.wanted,
+                new.end_ids,
+            )
+        if plan.new:
+            border = self._rope_border or 0
+            changed = [(new.slot, new.num_cached_tokens, border if new.is_rope_long else 0) for new in plan.new]
+            slots, lengths, rope_starts = self._staging.put_all(list(np.array(changed, dtype=np.int64).T))
+            self.lengths.index_copy_(0, slots, lengths)
+            self._rope_starts.index_copy_(0, slots, rope_starts)
+        self._append_blocks(plan)
 
-    def remove(self, slot: int) -> None:
-        self._states.pop(slot, None)
+    def _append_blocks(self, plan: StepPlan) -> None:
+        max_blocks = self.tables.shape[1]
+        places: list[int] = []
+        ids: list[int] = []
+        for slot, blocks in zip(plan.slots, plan.new_blocks, strict=True):
+            if blocks:
+                state = self._states[slot]
+                end = state.num_blocks + len(blocks)
+                assert end <= max_blocks, f"StepPlan.new_blocks: {end} blocks in slot {slot}, at most {max_blocks} fit"
+                places += range(slot * max_blocks + state.num_blocks, slot * max_blocks + end)
+                ids += blocks
+                state.num_blocks = end
+        if ids:
+            on_device = self._staging.put_all([np.array(places, dtype=np.int64), np.array(ids, dtype=np.int64)])
+            self.tables.view(-1).index_copy_(0, *on_device)
 
-    def append_blocks(self, slot: int, blocks: list[int]) -> None:
-        state = self._states[slot]
-        end = state.num_blocks + len(blocks)
-        while end > self._tables.shape[1]:
-            self._tables = np.concatenate([self._tables, np.zeros_like(self._tables)], axis=1)
-        self._tables[slot, state.num_blocks : end] = blocks
-        state.num_blocks = end
+    def rope_rows(self, token_slots: Tensor, positions: Tensor) -> Tensor:
+        """Rows of the rope table, per token."""
+        if self._rope_border is None:
+            return positions
+        return positions + self._rope_starts.index_select(0, token_slots)
 
-    def table(self, slot: int) -> np.ndarray:
-        """(blocks,) int64, in the order of the sequence; longer than what is in use."""
-        row: np.ndarray = self._tables[slot]
-        return row
-
-    def _grow(self, num_slots: int) -> None:
-        more = max(num_slots, 2 * len(self._tables)) - len(self._tables)
-        self._tables = np.concatenate([self._tables, np.zeros((more, self._tables.shape[1]), dtype=np.int64)])
-        self.newest_ids = torch.cat([self.newest_ids, self.newest_ids.new_zeros(more)])
+    def advance(self, batch: Batch) -> None:
+        """The batch's tokens are computed."""
+        for slot, num_tokens in zip(batch.plan.slots, batch.plan.num_tokens, strict=True):
+            self._states[slot].num_computed += num_tokens
+        self.lengths.index_add_(0, batch.slots, batch.num_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,98 +123,122 @@ class PromptPart:
 class Batch:
     """One step, ready to run."""
 
+    plan: StepPlan
     inputs: StepInputs
+    slots: Tensor  # (rows,) int64, in the order of the step's tokens, as is num_tokens
+    num_tokens: Tensor
     sample_tokens: Tensor  # (sampling rows,) int64: index of each one's last token
     sample_slots: Tensor  # (sampling rows,) int64
     sample_rows: list[int]  # rows of the plan
-    sampling: list[SamplingRow] = field(default_factory=list)
-    prompt_parts: list[PromptPart] = field(default_factory=list)
-    rows: list[tuple[int, int, int]] = field(default_factory=list)  # of the plan, with its first token and their end
+    sampling: list[SamplingRow]
+    prompt_parts: list[PromptPart]
+    last_tokens: np.ndarray  # (rows,) int64, in the order of the plan
+
+    def token_ranges(self) -> list[tuple[int, int, int]]:
+        """Rows of the plan, each with its first token and the end of its tokens."""
+        ends = (self.last_tokens + 1).tolist()
+        return [(row, end - self.plan.num_tokens[row], end) for row, end in enumerate(ends)]
 
 
-def build_batch(plan: StepPlan, slots: Slots, cache: KvCache, planner: AttentionPlanner, staging: Staging) -> Batch:
-    """Build the step's tensors. The plan's state changes have been applied; computed positions are not advanced."""
-    # 1. Order: single tokens, then chunks
-    singles = [row for row in range(plan.num_rows) if plan.num_tokens[row] == 1]
-    chunks = [row for row in range(plan.num_rows) if plan.num_tokens[row] > 1]
-    token_rows: list[TokenRow] = []
-    for row in planner.order_singles(singles, [slots[plan.slots[row]].num_computed for row in singles]) + chunks:
-        slot = plan.slots[row]
-        token_rows.append(TokenRow(row, slots[slot].num_computed, plan.num_tokens[row], slots.table(slot)))
+@dataclass(frozen=True, slots=True)
+class BatchBuilder:
+    """Builds the tensors of steps."""
 
-    # 2. Ids, positions and places in the cache, per token
-    ids = np.concatenate([_input_ids(slots[plan.slots[r.row]], r.start, r.num_tokens) for r in token_rows])
-    positions = np.concatenate([np.arange(r.start, r.start + r.num_tokens) for r in token_rows])
-    rope_starts = [slots[plan.slots[r.row]].rope_start for r in token_rows]
-    rope_rows = (
-        positions + np.repeat(rope_starts, [r.num_tokens for r in token_rows]) if any(rope_starts) else positions
+    slots: Slots
+    ops: Ops
+    cache: Cache
+    modifiers: Sequence[AttentionModifiers]  # of the model's layers
+    staging: Staging
+    encoders: EncoderSlots | None = None  # where the rows attend to encodings too
+
+    def build(self, plan: StepPlan) -> Batch:
+        """The plan's state changes have been applied; computed positions are not advanced."""
+        slots = self.slots
+        # 1. Order: single tokens, then chunks
+        states = [slots[slot] for slot in plan.slots]
+        starts = np.array([state.num_computed for state in states], dtype=np.int64)
+        num_tokens = np.array(plan.num_tokens, dtype=np.int64)
+        singles, chunks = np.flatnonzero(num_tokens == 1), np.flatnonzero(num_tokens > 1)
+        order_of_singles = self.ops.order_singles(starts[singles] + 1, self.cache)
+        if order_of_singles is not None:
+            singles = singles[order_of_singles]
+        order = np.concatenate([singles, chunks])
+        starts, num_tokens, num_singles = starts[order], num_tokens[order], len(singles)
+        plan_slots = np.array(plan.slots, dtype=np.int64)
+        row_slots = plan_slots[order]
+
+        # 2. Rows that sample
+        ends = np.cumsum(num_tokens)
+        last_tokens = np.empty_like(ends)
+        last_tokens[order] = ends - 1
+        sample_rows = np.flatnonzero(plan.sample)
+
+        # 3. To the device
+        chunk_ids = [_chunk_ids(states[row], plan.num_tokens[row]) for row in chunks]
+        ids = np.concatenate([_single_ids([states[row] for row in singles]), *chunk_ids])
+        offsets = np.arange(ends[-1]) - np.repeat(ends - num_tokens, num_tokens)
+        token_slots = np.repeat(row_slots, num_tokens)
+        sample_tokens, sample_slots = last_tokens[sample_rows], plan_slots[sample_rows]
+        ids_t, slots_t, token_slots_t, offsets_t, num_tokens_t, sample_tokens_t, sample_slots_t = self.staging.put_all(
+            [ids, row_slots, token_slots, offsets, num_tokens, sample_tokens, sample_slots]
+        )
+        if (ids[:num_singles] == FROM_DEVICE).any():
+            known = ids_t[:num_singles]
+            newest = slots.newest_ids.index_select(0, slots_t[:num_singles])
+            ids_t[:num_singles] = torch.where(known == FROM_DEVICE, newest, known)
+
+        # 4. Where the tokens stand, and what they attend to
+        positions = slots.lengths.index_select(0, token_slots_t).add_(offsets_t)
+        rows = Rows(
+            starts, num_tokens, starts + num_tokens, slots_t, token_slots_t, positions, slots.tables, slots.lengths
+        )
+        attention = self.ops.plan(rows, self.cache, self.modifiers)
+        cross_attention = self.encoders.plan(rows, row_slots) if self.encoders else None
+        return Batch(
+            plan,
+            StepInputs(ids_t, slots.rope_rows(token_slots_t, positions), attention, cross_attention),
+            slots_t,
+            num_tokens_t,
+            sample_tokens_t,
+            sample_slots_t,
+            sample_rows.tolist(),
+            [_sampling_row(plan.slots[row], states[row], plan.num_tokens[row]) for row in sample_rows],
+            _prompt_parts(plan, states, last_tokens),
+            last_tokens,
+        )
+
+
+def _single_ids(states: list[SlotState]) -> np.ndarray:
+    ids = [
+        state.token_ids[state.num_computed] if state.num_computed < len(state.token_ids) else FROM_DEVICE
+        for state in states
+    ]
+    return np.array(ids, dtype=np.int64)
+
+
+def _chunk_ids(state: SlotState, num_tokens: int) -> np.ndarray:
+    known = state.token_ids[state.num_computed : state.num_computed + num_tokens]
+    assert len(known) == num_tokens, (
+        f"StepPlan.num_tokens: a chunk of {num_tokens} tokens from {state.num_computed} on goes beyond the "
+        f"{len(state.token_ids)} tokens that are known"
     )
-    blocks = np.concatenate(
-        [r.table[np.arange(r.start, r.start + r.num_tokens) // cache.block_size] for r in token_rows]
-    )
-    places = blocks * (2 * cache.num_kv_heads * cache.block_size) + positions % cache.block_size
-
-    # 3. What their former owners left in blocks that are begun and not filled would lie behind the row's keys
-    size = cache.block_size
-    cache.clear(
-        int(r.table[r.num_keys // size])
-        for r in token_rows
-        if r.num_keys % size and r.start <= r.num_keys - r.num_keys % size
-    )
-
-    # 4. Rows that sample
-    last_token_of_row = dict(
-        zip((r.row for r in token_rows), np.cumsum([r.num_tokens for r in token_rows]) - 1, strict=True)
-    )
-    sample_rows = [row for row in range(plan.num_rows) if plan.sample[row]]
-    sample_tokens = np.array([last_token_of_row[row] for row in sample_rows], dtype=np.int64)
-    sample_slots = np.array([plan.slots[row] for row in sample_rows], dtype=np.int64)
-    single_slots = np.array([plan.slots[r.row] for r in token_rows[: len(singles)]], dtype=np.int64)
-
-    # 5. To the device
-    on_device = staging.put_all([ids, rope_rows, places, sample_tokens, sample_slots, single_slots])
-    ids_t, rope_rows_t, places_t, sample_tokens_t, sample_slots_t, single_slots_t = on_device
-    if (ids == FROM_DEVICE).any():
-        known = ids_t[: len(singles)]
-        newest = slots.newest_ids.index_select(0, single_slots_t)
-        ids_t[: len(singles)] = torch.where(known == FROM_DEVICE, newest, known)
-    inputs = StepInputs(ids_t, rope_rows_t, planner.cache_rows(places_t), planner.plan(token_rows, len(singles)))
-    return Batch(
-        inputs,
-        sample_tokens_t,
-        sample_slots_t,
-        sample_rows,
-        [_sampling_row(plan, slots, row) for row in sample_rows],
-        _prompt_parts(plan, slots, last_token_of_row),
-        [(row, int(last) + 1 - plan.num_tokens[row], int(last) + 1) for row, last in last_token_of_row.items()],
-    )
+    return np.asarray(known, dtype=np.int64)
 
 
-def _input_ids(state: SlotState, start: int, num_tokens: int) -> Sequence[int]:
-    known = state.token_ids[start : start + num_tokens]
-    assert len(known) == num_tokens or (num_tokens == 1 and start >= state.prompt_length), (
-        f"a chunk of {num_tokens} tokens from {start} on goes beyond the {len(state.token_ids)} tokens that are known"
-    )
-    return known or [FROM_DEVICE]
-
-
-def _sampling_row(plan: StepPlan, slots: Slots, row: int) -> SamplingRow:
-    slot = plan.slots[row]
-    state = slots[slot]
-    index = state.num_computed + plan.num_tokens[row] - state.prompt_length
+def _sampling_row(slot: int, state: SlotState, num_tokens: int) -> SamplingRow:
+    index = state.num_computed + num_tokens - state.prompt_length
     return SamplingRow(slot, index, state.sampling, state.wanted, state.seed, state.end_ids)
 
 
-def _prompt_parts(plan: StepPlan, slots: Slots, last_token_of_row: dict[int, int]) -> list[PromptPart]:
+def _prompt_parts(plan: StepPlan, states: list[SlotState], last_tokens: np.ndarray) -> list[PromptPart]:
     """Of each row that wants facts about its prompt: the computed positions p with p + 1 inside the prompt."""
     parts = []
-    for row, slot in enumerate(plan.slots):
-        state = slots[slot]
+    for row, state in enumerate(states):
         if not (state.wanted.input_tokens and state.wanted.any):
             continue
         start, num_tokens = state.num_computed, plan.num_tokens[row]
         following = state.token_ids[start + 1 : min(start + num_tokens + 1, state.prompt_length)]
         if following:
-            first_token = int(last_token_of_row[row]) - num_tokens + 1
+            first_token = int(last_tokens[row]) - num_tokens + 1
             parts.append(PromptPart(row, first_token, following, state.wanted))
     return parts

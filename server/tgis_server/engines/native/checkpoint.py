@@ -1,21 +1,17 @@
 """What is in a model directory's safetensors files, checked against the spec before anything is read. No torch.
 
-Format: 8 bytes with the header's length (little endian), the header as JSON (name -> dtype, shape, data_offsets), then
-the data. See https://github.com/huggingface/safetensors.
+A head in the files is used even where config.json calls it tied, unless it is the embedding.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 from tgis_server import failures
-from tgis_server.engines.native.families import parameters_of
-from tgis_server.engines.native.families.names import EMBEDDING, HEAD
+from tgis_server.engines.native.families import outer_tensors, parameters_of
 from tgis_server.engines.native.parameters import (
     Parameter,
     can_split,
@@ -24,22 +20,24 @@ from tgis_server.engines.native.parameters import (
     valid_num_shards,
 )
 from tgis_server.engines.native.spec import DecoderSpec
-from tgis_server.engines.native.tensors import (
+from tgis_server.model_files import (
+    HEADER_DTYPES,
+    ITEM_BYTES,
     Find,
     Tell,
     TensorInfo,
     find_tensor,
-    join_headers,
-    settle_head,
-    tell_of_unused,
+    have_same_content,
+    is_blank,
+    read_tensors,
+    spellings,
 )
-from tgis_server.errors import TgisError
-from tgis_server.model_files import WeightFiles, find_weights, read_beginning, read_weight_map, refuse_stand_in
-from tgis_server.regular_file import open_regular
 
-MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+# Buffers that old checkpoints carry along and everyone computes: frequencies, masks.
+COMPUTED = (
+    "rotary_emb.inv_freq",
+    *(f".{at}.{what}" for at in ("attn", "attention") for what in ("bias", "masked_bias")),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,25 +93,26 @@ def inspect_checkpoint(model_dir: Path, spec: DecoderSpec, num_shard: int) -> Ch
                 raise failures.TENSOR_SHAPE.error(
                     file=info.file, tensor=info.name, shape=list(info.shape), expected=list(piece.tensor_shape)
                 )
-            if info.dtype not in DTYPES:
+            if info.dtype not in HEADER_DTYPES:
                 raise failures.TENSOR_DTYPE.error(
-                    file=info.file, tensor=info.name, dtype=info.dtype, dtypes=", ".join(DTYPES)
+                    file=info.file, tensor=info.name, dtype=info.dtype, dtypes=", ".join(HEADER_DTYPES)
                 )
             needed[piece.tensor] = info
             elements[info.dtype] = elements.get(info.dtype, 0) + piece.rows * max(piece.columns, 1)
     tell_of_unused(spec, found, needed, warnings.append)
-    dtype = DTYPES[max(elements, key=lambda name: elements[name])]
+    dtype = HEADER_DTYPES[max(elements, key=lambda name: elements[name])]
     return Checkpoint(spec, num_shard, needed, parameters, dtype, tuple(warnings))
 
 
 def find_needed(name: str, find: Find, spec: DecoderSpec, model_dir: Path) -> TensorInfo:
     """The tensor of that name; a tied model may have its head as its embedding."""
     info = find(name)
-    if info is None and name == EMBEDDING and spec.is_head_tied:
-        info = find(HEAD)
     if info is not None:
         return info
-    if name == HEAD:
+    embedding, head = outer_tensors(spec)
+    if name == embedding and spec.is_head_tied and (info := find(head)) is not None:
+        return info
+    if name == head:
         raise failures.HEAD_MISSING.error(model_dir=model_dir, tensor=name)
     raise failures.TENSOR_MISSING.error(
         model_dir=model_dir, tensor=name, family=spec.family, num_layers=spec.num_layers
@@ -131,59 +130,35 @@ def check_num_shard(spec: DecoderSpec, num_shard: int) -> None:
         )
 
 
-def read_tensors(model_dir: Path, tell: Tell) -> dict[str, TensorInfo]:
-    """Everything that the model's safetensors files hold, whether an engine knows it or not.
+def settle_head(spec: DecoderSpec, find: Find, tell: Tell) -> DecoderSpec:
+    """The spec, whose head is tied only where the files agree with config.json.
 
-    Args:
-        tell: is told of copies of a tensor that are not used.
-
-    Raises:
-        ModelError: a file is missing or truncated, or two hold different tensors of one name.
+    transformers does the same since its version 5. A tied model of which the files hold the head alone has that one as
+    its embedding too.
     """
-    files = find_weights(model_dir)
-    weight_map = read_weight_map(model_dir / files.index) if files.index else {}
-    return join_headers(read_headers(model_dir, files), weight_map, tell)
+    embedding, head = map(find, outer_tensors(spec))
+    if not spec.is_head_tied or head is None or embedding is None:
+        return spec
+    if not have_same_content(head, embedding):
+        differs = f"differs from {embedding}"
+        if head.dtype != embedding.dtype:
+            differs = f"is stored as {head.dtype} beside {embedding} as {embedding.dtype}"
+        tell(
+            f"config.json says tie_word_embeddings, but {head} {differs}: that head is used. Set "
+            "tie_word_embeddings to false in config.json to say so."
+        )
+    elif not is_blank(head):
+        return spec
+    return replace(spec, is_head_tied=False)
 
 
-def read_headers(model_dir: Path, files: WeightFiles) -> Iterator[dict[str, TensorInfo]]:
-    """Of each file. Errors as for :func:`read_header`."""
-    return (read_header(model_dir / name) for name in files.names)
-
-
-def read_header(file: Path) -> dict[str, TensorInfo]:
-    """Names, dtypes and shapes of one safetensors file, whose length must be what its header says."""
-    try:
-        size = file.stat().st_size
-        with open_regular(file) as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if size < 8 or length > MAX_HEADER_BYTES:
-                raise _no_header(file, f"it has {size} bytes" if size < 8 else "its first bytes are no header's length")
-            if length > size - 8:
-                raise _truncated(file, size, 8 + length)
-            raw = stream.read(length)
-    except OSError as error:
-        raise failures.WEIGHTS_UNREADABLE.error(file=file, reason=error.strerror) from error
-    try:
-        entries: dict[str, Any] = json.loads(raw)
-        entries.pop("__metadata__", None)
-        infos, end = {}, 0
-        for name, entry in entries.items():
-            start, stop = map(int, entry["data_offsets"])
-            shape = tuple(map(int, entry["shape"]))
-            infos[name] = TensorInfo(file, name, str(entry["dtype"]), shape, 8 + length + start, stop - start)
-            end = max(end, stop)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise _no_header(file, "its header cannot be read") from error
-    if size != 8 + length + end:
-        raise _truncated(file, size, 8 + length + end)
-    return infos
-
-
-def _no_header(file: Path, reason: str) -> TgisError:
-    refuse_stand_in(file, read_beginning(file))
-    return failures.WEIGHTS_NO_HEADER.error(file=file, reason=reason)
-
-
-def _truncated(file: Path, size: int, expected: int) -> TgisError:
-    problem = "it was cut short" if size < expected else "more has been written to it"
-    return failures.WEIGHTS_TRUNCATED.error(file=file, size=size, expected=expected, problem=problem)
+def tell_of_unused(spec: DecoderSpec, found: Mapping[str, TensorInfo], needed: Iterable[str], tell: Tell) -> None:
+    """Tensors that stay unread often mean that config.json is another model's."""
+    known = {spelling for name in (*needed, *outer_tensors(spec)) for spelling in spellings(name)}
+    unused = [name for name in found if name not in known and not name.endswith(COMPUTED)]
+    if unused:
+        tell(
+            f"{len(unused)} of {len(found)} tensors in the files {'is' if len(unused) == 1 else 'are'} not used, such "
+            f"as {min(unused)}: a {spec.family} model with num_hidden_layers {spec.num_layers} and the options of "
+            "config.json has no place for it."
+        )

@@ -10,16 +10,17 @@ import torch
 
 from tgis_server import cgroup
 from tgis_server.engines.api import Capacity, ModelFacts, Progress
+from tgis_server.engines.catalogue import KvBudget
 from tgis_server.engines.native.checkpoint import inspect_checkpoint
-from tgis_server.engines.native.families import read_spec
-from tgis_server.engines.native.kv_cache import KvCache
-from tgis_server.engines.native.memory import KvBudget, MemoryRequest, free_gpu_bytes, rank_memory
+from tgis_server.engines.native.families import ALL_FAMILIES, read_spec
+from tgis_server.engines.native.memory import MemoryRequest, free_gpu_bytes, rank_memory
 from tgis_server.engines.native.models.decoder import Decoder, pack_weights
-from tgis_server.engines.native.ops import select_ops
+from tgis_server.engines.native.models.encoder_decoder import EncoderDecoder
+from tgis_server.engines.native.ops import Ops, select_ops
+from tgis_server.engines.native.ops.api import Cache, CacheShape
 from tgis_server.engines.native.parallel import Group, ShardGroup, SoloGroup
-from tgis_server.engines.native.parameters import kv_heads_of
 from tgis_server.engines.native.rope import build_table, find_rope_border
-from tgis_server.engines.native.spec import DecoderSpec
+from tgis_server.engines.native.spec import DecoderSpec, EncoderDecoderSpec
 from tgis_server.engines.native.weights import PHASE, read_parameters
 from tgis_server.run import Run
 
@@ -32,7 +33,8 @@ class Loaded:
 
     spec: DecoderSpec
     decoder: Decoder
-    cache: KvCache
+    ops: Ops
+    cache: Cache
     group: Group
     device: torch.device
     dtype: torch.dtype
@@ -46,7 +48,7 @@ class Loaded:
 def load(run: Run, rank: int, progress: Progress) -> Loaded:
     """See ``load_runner`` for errors."""
     # 1. Files and memory are checked before anything large is read
-    checkpoint = inspect_checkpoint(run.model_dir, read_spec(run.model_dir), run.num_shard)
+    checkpoint = inspect_checkpoint(run.model_dir, read_spec(run.model_dir, ALL_FAMILIES), run.num_shard)
     spec = checkpoint.spec
     dtype: torch.dtype = getattr(torch, run.dtype)
     device = torch.device("cuda", GPU) if run.device == "cuda" else torch.device("cpu")
@@ -74,11 +76,14 @@ def load(run: Run, rank: int, progress: Progress) -> Loaded:
     # Every rank has read its weights before any measures: ranks of one CPU host draw on the same memory.
     group.smallest(0)
     budget = _agree(group, memory.divide(_free_bytes(run)), memory.request)
-    rope_table = build_table(spec.rope, budget.max_sequence_length, dtype, device)
-    num_kv_heads = len(kv_heads_of(spec, rank, run.num_shard))
-    cache = KvCache(
-        spec.num_layers, budget.num_blocks, num_kv_heads, run.config.kv_block_size, spec.head_dim, dtype, device
-    )
+    assert not spec.length.is_limit or budget.max_sequence_length <= spec.length.num_tokens, "positions run out"
+    rope_table = build_table(spec.rope, budget.max_sequence_length, dtype, device) if spec.rope else None
+    decoder: Decoder
+    if isinstance(spec, EncoderDecoderSpec):
+        decoder = EncoderDecoder(spec, weights, rope_table, ops, group)
+    else:
+        decoder = Decoder(spec, weights, rope_table, ops, group)
+    cache = ops.make_cache(CacheShape(spec.num_layers, budget.num_blocks, run.config.kv_block_size, decoder.heads))
     facts = ModelFacts(
         model_type=spec.family,
         dtype=run.dtype,
@@ -90,7 +95,8 @@ def load(run: Run, rank: int, progress: Progress) -> Loaded:
     )
     return Loaded(
         spec=spec,
-        decoder=Decoder(spec, weights, rope_table, ops, group),
+        decoder=decoder,
+        ops=ops,
         cache=cache,
         group=group,
         device=device,

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tgis_server import cgroup, failures
-from tgis_server.engines.native.checkpoint import ITEM_BYTES, Checkpoint
+from tgis_server.engines.catalogue import KvBudget
+from tgis_server.engines.native.checkpoint import Checkpoint
 from tgis_server.engines.native.parameters import padded_vocab_rows
 from tgis_server.engines.native.spec import DecoderSpec
+from tgis_server.model_files import ITEM_BYTES
 from tgis_server.run import Run
 from tgis_server.sizes import format_bytes
 
@@ -53,15 +55,6 @@ class MemoryRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class KvBudget:
-    """The outcome."""
-
-    num_blocks: int
-    max_sequence_length: int
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class RankMemory:
     """What one rank holds and needs, as far as it is known before anything is read."""
 
@@ -69,6 +62,15 @@ class RankMemory:
     weight_bytes: int  # as they are held
     step_bytes: int
     request: MemoryRequest
+    gpu_share: float = 1.0  # of a GPU's memory, that a process may use
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        return self.request.block_bytes // self.request.block_size
+
+    def usable_gpu_bytes(self, free_bytes: int, total_bytes: int) -> int:
+        """See :func:`usable_gpu_bytes`."""
+        return usable_gpu_bytes(free_bytes, total_bytes, self.gpu_share)
 
     def check(self, free_bytes: int) -> None:
         """See :func:`check_fits`; ``free_bytes`` is before loading."""
@@ -102,7 +104,13 @@ def rank_memory(run: Run, checkpoint: Checkpoint, rank: int) -> RankMemory:
         item_bytes=ITEM_BYTES[run.dtype],
     )
     weights = checkpoint.weight_bytes(rank, run.dtype) + head_copy_bytes(spec, run)
-    return RankMemory(f"{run.model_id} in {run.dtype}", weights, room + primitive_bytes(run), request)
+    return RankMemory(
+        what=f"{run.model_id} in {run.dtype}",
+        weight_bytes=weights,
+        step_bytes=room + primitive_bytes(run),
+        request=request,
+        gpu_share=config.cuda_process_memory_fraction,
+    )
 
 
 def primitive_bytes(run: Run) -> int:

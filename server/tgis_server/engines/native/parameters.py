@@ -1,7 +1,7 @@
 """Which slices of which checkpoint tensors make up each of our parameters, on each rank. No torch.
 
-A parameter is a stack of pieces along its rows (``qkv`` = queries, keys, values). A piece is a range of rows of one
-checkpoint tensor and a rule that says how shards share it.
+A parameter is a stack of pieces along its rows (``qkv`` = queries, keys, values). A piece says how it is stored, as
+rows of one checkpoint tensor, and how shards share it. Checks of files and reading go by this description alone.
 """
 
 from __future__ import annotations
@@ -12,11 +12,20 @@ from enum import Enum
 from tgis_server.engines.native.spec import DecoderSpec
 
 
+class Kind(Enum):
+    """What a parameter is for: how it is held on the device follows from it."""
+
+    LINEAR = "linear"  # (outputs, inputs), packed by the ops
+    EMBEDDING = "embedding"  # rows that are looked up, by token or by position
+    NORM = "norm"  # weight of a norm
+    BIAS = "bias"
+
+
 class Split(Enum):
     """How the shards share a piece."""
 
     COPY = "copy"  # every rank holds all of it
-    ROWS = "rows"  # outputs are divided; the rank's rows are one contiguous range
+    ROWS = "rows"  # outputs are divided; the rank's rows follow each other in the piece
     KV_HEADS = "kv heads"  # like ROWS by heads, but a head is copied to several ranks where heads are fewer than ranks
     COLUMNS = "columns"  # inputs are divided; the ranks' products are summed
     FIRST = "first"  # rank 0 holds all of it, the others nothing: the bias of a sum over ranks
@@ -24,20 +33,51 @@ class Split(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Stored:
+    """Where the rows of a piece lie in its checkpoint tensor: in runs at equal distances.
+
+    The keys of GPT-NeoX, whose tensor has queries, keys and values of head 0, then of head 1, and so on, are runs of
+    ``head_dim`` rows, from ``head_dim`` on, every ``3 * head_dim`` rows.
+    """
+
+    start: int = 0  # first row of the first run
+    run_rows: int = 0  # 0: the piece is one run
+    stride: int = 0  # from the start of one run to that of the next
+    tensor_rows: int = 0  # of the whole tensor; 0: it holds nothing but this piece
+    is_transposed: bool = False  # the tensor is (inputs, outputs), as in GPT-2's Conv1D: its columns are our rows
+
+
+CONTIGUOUS = Stored()
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
-    """Rows ``start`` to ``start + rows`` of a checkpoint tensor."""
+    """Rows of a checkpoint tensor."""
 
     tensor: str
     rows: int
     columns: int  # 0: the tensor has one dimension
     split: Split
-    start: int = 0
-    tensor_rows: int = 0  # rows of the whole tensor, where it holds more than this piece
+    stored: Stored = CONTIGUOUS
 
     @property
     def tensor_shape(self) -> tuple[int, ...]:
-        rows = self.tensor_rows or self.rows
-        return (rows, self.columns) if self.columns else (rows,)
+        rows = self.stored.tensor_rows or self.rows
+        if not self.columns:
+            return (rows,)
+        return (self.columns, rows) if self.stored.is_transposed else (rows, self.columns)
+
+    def runs(self, rows: range) -> tuple[range, ...]:
+        """Where these rows of the piece lie in the tensor."""
+        run_rows = self.stored.run_rows or self.rows
+        found, row = [], rows.start
+        while row < rows.stop:
+            run, offset = divmod(row, run_rows)
+            count = min(run_rows - offset, rows.stop - row)
+            first = self.stored.start + run * self.stored.stride + offset
+            found.append(range(first, first + count))
+            row += count
+        return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +85,17 @@ class Parameter:
     """One of our tensors: pieces on top of each other."""
 
     name: str
+    kind: Kind
     pieces: tuple[Piece, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class RankSlice:
-    """The part of a piece that one rank reads; empty where ``rows`` is an empty range."""
+    """The part of a piece that one rank reads; without runs where it holds nothing of it."""
 
-    rows: range  # of the checkpoint tensor
+    runs: tuple[range, ...]  # rows of the checkpoint tensor, its columns where it is stored transposed
     columns: range | None  # None: the tensor has one dimension
-    padded_rows: int  # rows of the result; those beyond ``rows`` are zero
+    padded_rows: int  # rows of the result; those beyond the runs are zero
 
     @property
     def num_elements(self) -> int:
@@ -93,7 +134,7 @@ def slice_of(piece: Piece, spec: DecoderSpec, rank: int, num_shard: int) -> Rank
         case Split.COPY:
             pass
     return RankSlice(
-        rows=range(rows.start + piece.start, rows.stop + piece.start),
+        runs=piece.runs(rows),
         columns=columns if piece.columns else None,
         padded_rows=len(rows) if padded_rows is None else padded_rows,
     )

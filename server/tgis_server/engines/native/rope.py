@@ -27,8 +27,10 @@ from tgis_server.engines.native.spec import RopeSpec
 ROWS_AT_A_TIME = 16384  # bounds the float32 intermediates of a long table
 
 
-def find_rope_border(rope: RopeSpec, max_sequence_length: int) -> int | None:
+def find_rope_border(rope: RopeSpec | None, max_sequence_length: int) -> int | None:
     """Sequences of more tokens need LongRoPE's long factors; ``None`` where there are none."""
+    if rope is None:
+        return None
     is_needed = rope.kind == "longrope" and max_sequence_length > rope.original_max_position
     return rope.original_max_position if is_needed else None
 

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from tgis_server.engines.api import Capacity, ModelFacts, Progress, RunnerCaps
-from tgis_server.engines.native.attention_plan import AttentionPlanner
-from tgis_server.engines.native.batch import Batch, PromptPart, Slots, build_batch
-from tgis_server.engines.native.kv_cache import KvCache
+from tgis_server.engines.native.batch import Batch, BatchBuilder, PromptPart, Slots
+from tgis_server.engines.native.encoder_slots import EncoderSlots
 from tgis_server.engines.native.loading import Loaded, load
+from tgis_server.engines.native.models.encoder_decoder import EncoderDecoder
 from tgis_server.engines.sampling.details import DetailTensors, compute_details, to_messages
 from tgis_server.engines.sampling.sampler import Sampled, Sampler
 from tgis_server.engines.sampling.staging import Staging
@@ -83,19 +83,29 @@ class NativeRunner:
     """One rank. All calls come from one thread."""
 
     def __init__(self, loaded: Loaded, fault: Fault | None = None) -> None:
-        self.caps = RunnerCaps(plan_ahead=loaded.device.type == "cuda", rope_border=loaded.rope_border)
+        model = loaded.decoder
+        self.caps = RunnerCaps(
+            plan_ahead=loaded.device.type == "cuda",
+            encoder_decoder=isinstance(model, EncoderDecoder),
+            rope_border=loaded.rope_border,
+        )
         self.capacity: Capacity = loaded.capacity
         self.facts: ModelFacts = loaded.facts
-        self._decoder = loaded.decoder
-        self._cache: KvCache = loaded.cache
+        self._decoder = model
+        self._cache = loaded.cache
         self._group = loaded.group
         self._device = loaded.device
         self._fault = fault
         self._vocab_size = loaded.spec.vocab_size
         self._staging = Staging(loaded.device)
-        self._slots = Slots(loaded.num_slots, self._staging, loaded.rope_border)
+        max_blocks = -(-loaded.capacity.max_sequence_length // loaded.capacity.block_size)
+        self._slots = Slots(loaded.num_slots, max_blocks, self._staging, loaded.rope_border)
+        self._encoders: EncoderSlots | None = None
+        if isinstance(model, EncoderDecoder):
+            self._encoders = EncoderSlots(loaded.num_slots, max_blocks, model, loaded.ops, loaded.cache, self._staging)
+        modifiers = list(model.modifiers.values())
+        self._builder = BatchBuilder(self._slots, loaded.ops, loaded.cache, modifiers, self._staging, self._encoders)
         self._sampler = Sampler(loaded.spec.vocab_size, self._staging)
-        self._planner = AttentionPlanner(loaded.spec.windows, loaded.cache, loaded.dtype, self._staging)
 
     @classmethod
     def load(cls, run: Run, rank: int, progress: Progress) -> NativeRunner:
@@ -129,8 +139,7 @@ class NativeRunner:
             if step.batch.sample_rows:
                 self._sample(step, step.batch, masks)
         # Slots change last of all, so that a failure leaves them as they were.
-        for slot, num_tokens in zip(step.plan.slots, step.plan.num_tokens, strict=True):
-            self._slots[slot].num_computed += num_tokens
+        self._slots.advance(step.batch)
         step.batch = step.logits = None
         if step.events is not None:
             step.events[1].record()
@@ -165,28 +174,28 @@ class NativeRunner:
 
     def _apply(self, plan: StepPlan) -> None:
         """State changes, in the order that ``StepPlan`` defines. Only rank 0 samples."""
-        is_sampling = self._group.rank == 0
-        for slot in plan.free:
-            self._slots.remove(slot)
-            self._sampler.stop(slot)
-        for new in plan.new:
-            self._slots.add(new)
-            if is_sampling:
+        self._slots.apply(plan)
+        if self._encoders:
+            self._encoders.apply(plan)
+        if self._group.rank == 0:
+            for slot in plan.free:
+                self._sampler.stop(slot)
+            for new in plan.new:
                 self._sampler.start(new.slot, new.token_ids, new.sampling)
-        for slot, blocks in zip(plan.slots, plan.new_blocks, strict=True):
-            if blocks:
-                self._slots.append_blocks(slot, blocks)
 
     def _run(self, plan: StepPlan, step: NativeStep) -> None:
         """Everything but the sampling. No state changes, so that a failure leaves slots as they were."""
         if self._device.type == "cuda":
             step.events = (_event(), _event())
             step.events[0].record()
-        batch = build_batch(plan, self._slots, self._cache, self._planner, self._staging)
+        if plan.encode:
+            assert self._encoders, "StepPlan.encode: this model has no encoder"
+            self._encoders.encode(plan.encode)
+        batch = self._builder.build(plan)
         hidden = self._decoder.forward(batch.inputs, self._cache)
-        if self._group.rank == 0 and max(plan.num_tokens) > 1:
+        if self._group.rank == 0 and (max(plan.num_tokens) > 1 or not all(plan.sample)):
             # A chunk has no logits, or those of its last token alone; what it wrote may be found by other requests.
-            step.checks.append(FiniteCheck(self._staging.fetch(are_finite(hidden)), batch.rows))
+            step.checks.append(FiniteCheck(self._staging.fetch(are_finite(hidden)), batch.token_ranges()))
         for part in batch.prompt_parts:
             self._launch_prompt_details(step, part, hidden)
         if batch.sample_rows:

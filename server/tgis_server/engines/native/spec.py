@@ -6,6 +6,23 @@ Made by ``families/`` from a config.json, without torch, so that the launcher ca
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+from tgis_server.model_files import Length
+
+Norm = Literal[
+    "rms",  # x / rms(x) * weight
+    "rms_plus_one",  # x / rms(x) * (1 + weight), in float32, as in Gemma
+    "layer",  # LayerNorm
+]
+Residual = Literal[
+    "serial",  # x += attention(norm(x)); x += mlp(norm(x))
+    "parallel",  # x += attention(n) + mlp(n) with one n = norm(x)
+    "parallel_two_norms",  # x += attention(norm(x)) + mlp(other_norm(x))
+    "sandwich",  # x += norm(attention(norm(x))); x += norm(mlp(norm(x)))
+    "post_norm",  # x += norm(attention(x)); x += norm(mlp(x))
+]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,18 +46,39 @@ class RopeSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Length:
-    """The longest sequence, prompt and output together, that a checkpoint is made for."""
+class LearnedPositions:
+    """A trained embedding per position, added to that of the token. There are no positions beyond."""
 
-    num_tokens: int
-    reason: str  # where the number comes from
+    num_positions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Alibi:
+    """Scores fall with the distance of query and key, by a slope for each head (arXiv:2108.12409)."""
+
+    slopes: tuple[float, ...]  # per query head
+
+
+@dataclass(frozen=True, slots=True)
+class RelativePositions:
+    """A trained bias on scores for each head and each bucket of distances, the same in all layers (arXiv:1910.10683).
+
+    Half of the buckets are for one distance each, the others for ranges that grow up to ``max_distance``.
+    """
+
+    num_buckets: int
+    max_distance: int
+
+
+Positions = RopeSpec | LearnedPositions | Alibi | RelativePositions
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderSpec:
-    """A decoder with RMS norms before attention and MLP, rotary positions, grouped queries and a gated MLP."""
+    """Everything that a decoder is. The defaults are Llama's."""
 
     family: str
+    # Sizes
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -48,21 +86,36 @@ class DecoderSpec:
     num_heads: int
     num_kv_heads: int
     head_dim: int
+    # Norms and the order of a layer
     norm_eps: float
-    rope: RopeSpec
+    positions: Positions | None  # None: the model knows none but those that causality gives
     length: Length
     eos_ids: tuple[int, ...]
-    activation: str = "silu"  # silu, gelu, gelu_tanh or relu
-    windows: tuple[int | None, ...] = ()  # per layer: how many tokens a query sees, itself included; None = all
+    norm: Norm = "rms"
+    qk_norm: Norm | None = None  # over each head of queries and keys, before rotation
+    residual: Residual = "serial"
+    has_embedding_norm: bool = False
+    # MLP
+    activation: Activation = "silu"
+    is_mlp_gated: bool = True  # down(activation(gate(x)) * up(x)), else down(activation(up(x)))
+    # Biases; those of norms
+    has_norm_bias: bool = False
     has_qkv_bias: bool = False
     has_o_bias: bool = False
     has_mlp_bias: bool = False
-    has_qk_norm: bool = False  # RMS norm over each head of queries and keys, before rotation
+    has_head_bias: bool = False
     is_head_tied: bool = False  # the output head is the embedding
+    # Scales and limits
     embedding_scale: float = 1.0
     residual_scale: float = 1.0  # multiplies what attention and MLP add to the residual
     attention_scale: float = 0.0  # multiplies query-key products
+    attention_cap: float = 0.0  # c: scores become c * tanh(score / c), before masks and biases; 0 = off
     logits_scale: float = 1.0  # multiplies logits
+    logits_cap: float = 0.0  # likewise of logits, after their scale
+    # Attention
+    windows: tuple[int | None, ...] = ()  # per layer: how many tokens a query sees, itself included; None = all
+    has_sinks: bool = False  # a logit for each head that takes part in the softmax and has no value
+    # The files
     dtype: str | None = None  # what the config names, if it does
     warnings: tuple[str, ...] = ()  # of reading the files
 
@@ -70,3 +123,19 @@ class DecoderSpec:
     def num_kv_groups(self) -> int:
         """Query heads per KV head."""
         return self.num_heads // self.num_kv_heads
+
+    @property
+    def rope(self) -> RopeSpec | None:
+        return self.positions if isinstance(self.positions, RopeSpec) else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderDecoderSpec(DecoderSpec):
+    """A decoder whose layers also attend to what an encoder made of another text. Both have one embedding.
+
+    What is said of a decoder (sizes of logits, keys and values, number of layers) is said of this one's decoder. Keys
+    and values of the encoder's tokens are as many as those of the decoder's own, in each of its layers.
+    """
+
+    encoder: DecoderSpec  # its layers; it has no head, and its tokens see all others
+    start_id: int  # what the decoder's part begins with

@@ -13,16 +13,17 @@ from torch import Tensor
 
 from tgis_server import failures
 from tgis_server.engines.api import Progress
-from tgis_server.engines.native.checkpoint import ITEM_BYTES, Checkpoint
-from tgis_server.engines.native.parameters import Parameter, RankSlice, slice_of
+from tgis_server.engines.native.checkpoint import Checkpoint
+from tgis_server.engines.native.parameters import Parameter, Piece, RankSlice, slice_of
+from tgis_server.model_files import ITEM_BYTES
 
 PHASE = "reading weights"
 
 
 def read_parameters(
     checkpoint: Checkpoint, rank: int, dtype: torch.dtype, device: torch.device, progress: Progress
-) -> Iterator[tuple[str, Tensor]]:
-    """Yield each parameter's name and this rank's share of it, in the order of the layers.
+) -> Iterator[tuple[Parameter, Tensor]]:
+    """Yield each parameter and this rank's share of it, in the order of the layers.
 
     The caller may transform a tensor and drop it before it asks for the next: peak memory stays near the weights.
     A parameter of which this rank holds nothing is left out.
@@ -37,7 +38,7 @@ def read_parameters(
             done += tensor.numel() * item_bytes
             progress(PHASE, done, total)
             if tensor.numel():
-                yield parameter.name, tensor
+                yield parameter, tensor
 
 
 def _opener(stack: ExitStack) -> Callable[[Path], Any]:
@@ -67,19 +68,26 @@ def _read_parameter(
     start = 0
     for piece, part in zip(parameter.pieces, slices, strict=True):
         info = checkpoint.tensors[piece.tensor]
+        rows = target[start : start + part.padded_rows]
         try:
-            source = _read_slice(open_file(info.file), info.name, part)
+            end = _read_slice(open_file(info.file).get_slice(info.name), piece, part, rows)
         except (SafetensorError, OSError) as error:
             raise failures.WEIGHTS_UNREADABLE.error(file=info.file, reason=error) from error
-        end = start + len(part.rows)
-        target[start:end].copy_(source)
-        target[end : start + part.padded_rows].zero_()
+        rows[end:].zero_()
         start += part.padded_rows
     return target
 
 
-def _read_slice(handle: Any, name: str, part: RankSlice) -> Tensor:
-    view = handle.get_slice(name)
-    rows = slice(part.rows.start, part.rows.stop)
-    source: Tensor = view[rows] if part.columns is None else view[rows, part.columns.start : part.columns.stop]
-    return source
+def _read_slice(stored: Any, piece: Piece, part: RankSlice, target: Tensor) -> int:
+    """Copy the runs of one piece to the first rows of ``target``; returns their number."""
+    end = 0
+    for run in part.runs:
+        rows = slice(run.start, run.stop)
+        if part.columns is None:
+            source = stored[rows]
+        else:
+            columns = slice(part.columns.start, part.columns.stop)
+            source = stored[columns, rows].T if piece.stored.is_transposed else stored[rows, columns]
+        target[end : end + len(run)].copy_(source)
+        end += len(run)
+    return end

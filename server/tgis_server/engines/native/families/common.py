@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tgis_server.engines.native.families.config_file import ConfigFile
 from tgis_server.engines.native.families.end_tokens import read_eos_ids
 from tgis_server.engines.native.families.length import read_length
 from tgis_server.engines.native.families.rope import read_rope
-from tgis_server.engines.native.spec import DecoderSpec, RopeSpec
+from tgis_server.engines.native.spec import DecoderSpec, Positions, RopeSpec
+from tgis_server.model_files import Length
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
 
@@ -51,31 +53,54 @@ QWEN_DEFAULTS: dict[str, Any] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """How a family's config.json spells what every decoder has; empty where it says nothing of that."""
+
+    hidden_size: str = "hidden_size"
+    intermediate_size: str = "intermediate_size"
+    num_layers: str = "num_hidden_layers"
+    num_heads: str = "num_attention_heads"
+    num_kv_heads: str = "num_key_value_heads"
+    head_dim: str = "head_dim"
+    norm_eps: str = "rms_norm_eps"
+    activation: str = "hidden_act"
+
+
+LLAMA_KEYS = Keys()
+
+
 def read_decoder(config: ConfigFile, family: str, rope: RopeSpec | None = None) -> DecoderSpec:
     """A decoder as Llama has it; families replace what they do differently."""
-    hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
-    layers, vocab_size = config.integer("num_hidden_layers"), config.integer("vocab_size")
-    kv_heads = config.optional_integer("num_key_value_heads") or heads
-    head_dim = read_head_dim(config)
+    rope = rope or read_rope(config, read_head_dim(config))
+    return read_any(config, family, LLAMA_KEYS, rope, read_length(config, rope))
+
+
+def read_any(config: ConfigFile, family: str, keys: Keys, positions: Positions | None, length: Length) -> DecoderSpec:
+    """What every decoder has. MLPs of which the config does not tell the size are four times as wide as the rest."""
+    hidden, heads = config.integer(keys.hidden_size), config.integer(keys.num_heads)
+    layers, vocab_size = config.integer(keys.num_layers), config.integer("vocab_size")
+    kv_heads = (config.optional_integer(keys.num_kv_heads) if keys.num_kv_heads else None) or heads
+    head_dim = read_head_dim(config, keys)
     if heads % kv_heads:
-        raise config.fail(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}.")
-    rope = rope or read_rope(config, head_dim)
+        raise config.fail(f"{keys.num_heads} {heads} is not a multiple of {keys.num_kv_heads} {kv_heads}.")
     warnings: list[str] = []
     eos_ids = read_eos_ids(config, vocab_size, warnings.append)
     return DecoderSpec(
         family=family,
         vocab_size=vocab_size,
         hidden_size=hidden,
-        intermediate_size=config.integer("intermediate_size"),
+        intermediate_size=(config.optional_integer(keys.intermediate_size) if keys.intermediate_size else None)
+        or 4 * hidden,
         num_layers=layers,
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        norm_eps=config.number("rms_norm_eps"),
-        rope=rope,
-        length=read_length(config, rope),
+        norm_eps=config.number(keys.norm_eps),
+        positions=positions,
+        length=length,
         eos_ids=eos_ids,
-        activation=config.activation(),
+        activation=config.activation(keys.activation) if keys.activation else "gelu_tanh",
         windows=(None,) * layers,
         is_head_tied=config.flag("tie_word_embeddings"),
         attention_scale=head_dim**-0.5,
@@ -84,14 +109,35 @@ def read_decoder(config: ConfigFile, family: str, rope: RopeSpec | None = None) 
     )
 
 
-def read_head_dim(config: ConfigFile) -> int:
-    head_dim = config.optional_integer("head_dim")
+def with_biases(spec: DecoderSpec) -> DecoderSpec:
+    """A LayerNorm, a plain MLP, and biases everywhere but at the head: GPT-2 and what came after it."""
+    return replace(
+        spec,
+        norm="layer",
+        is_mlp_gated=False,
+        has_norm_bias=True,
+        has_qkv_bias=True,
+        has_o_bias=True,
+        has_mlp_bias=True,
+    )
+
+
+def read_head_dim(config: ConfigFile, keys: Keys = LLAMA_KEYS) -> int:
+    head_dim = config.optional_integer(keys.head_dim) if keys.head_dim else None
     if head_dim is not None:
         return head_dim
-    hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
+    hidden, heads = config.integer(keys.hidden_size), config.integer(keys.num_heads)
     if hidden % heads:
-        raise config.fail(f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}.")
+        raise config.fail(f"{keys.hidden_size} {hidden} is not a multiple of {keys.num_heads} {heads}.")
     return hidden // heads
+
+
+def alibi_slopes(num_heads: int) -> tuple[float, ...]:
+    """Geometric from 2^(-8/n) on for n heads. Where n is no power of two, the rest lie between those of 2n."""
+    power = 1 << (num_heads.bit_length() - 1)
+    slopes = [2 ** (-8 * i / power) for i in range(1, power + 1)]
+    between = [2 ** (-4 * i / power) for i in range(1, 2 * power, 2)]
+    return tuple((slopes + between)[:num_heads])
 
 
 def read_uniform_window(config: ConfigFile, num_layers: int) -> tuple[int | None, ...]:

@@ -10,21 +10,28 @@ from types import MappingProxyType
 from typing import Any
 
 from tgis_server import failures
+from tgis_server.engines.native.spec import Activation
 from tgis_server.errors import TgisError
-from tgis_server.model_files import read_json
+from tgis_server.model_files import MAX_INTEGER, read_json
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
 }
 DTYPES = ("float32", "bfloat16", "float16")
 SHOWN = 200  # characters of a value in a sentence
-MAX_INTEGER = 2**31 - 1  # no size of a model is larger, and all that is computed from one stays a number
-NULL_IS_A_VALUE = ("sliding_window", "num_key_value_heads", "eos_token_id")
+NULL_IS_A_VALUE = (
+    "sliding_window",
+    "num_key_value_heads",
+    "eos_token_id",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+)
 
 
 class ConfigFile:
@@ -78,6 +85,9 @@ class ConfigFile:
     def positive_number(self, key: str) -> float:
         return self.check_positive(key, self.get(key))
 
+    def optional_positive_number(self, key: str) -> float | None:
+        return None if self.get(key) is None else self.positive_number(key)
+
     def names(self, key: str) -> list[str] | None:
         """A list of strings; ``None`` where the file does not say."""
         value = self.stated(key)
@@ -91,10 +101,10 @@ class ConfigFile:
             raise self.fail(f"{key} is {show(value)}, but must be true or false.")
         return value
 
-    def activation(self) -> str:
-        name = self.get("hidden_act")
+    def activation(self, key: str) -> Activation:
+        name = self.get(key)
         if not isinstance(name, str) or name not in ACTIVATIONS:
-            raise self.fail(f"hidden_act {show(name)} is not supported; supported are {', '.join(ACTIVATIONS)}.")
+            raise self.fail(f"{key} {show(name)} is not supported; supported are {', '.join(ACTIVATIONS)}.")
         return ACTIVATIONS[name]
 
     def dtype(self) -> str | None:

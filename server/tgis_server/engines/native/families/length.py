@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from tgis_server.engines.native.families.config_file import ConfigFile
+from tgis_server.engines.native.spec import RopeSpec
+from tgis_server.model_files import LENGTH_KEYS, MAX_INTEGER, Length, find_length
 
-from tgis_server.engines.native.families.config_file import MAX_INTEGER, ConfigFile
-from tgis_server.engines.native.spec import Length, RopeSpec
-
-# The first of these that is a positive integer counts.
-LENGTH_KEYS = (
-    "max_position_embeddings",
-    "n_positions",
-    "max_seq_len",
-    "seq_length",
-    "max_sequence_length",
-    "max_seq_length",
-    "seq_len",
-)
 STRETCHING = {"linear": "linear scaling", "dynamic": "dynamic scaling", "yarn": "YaRN"}
 
 
-def read_length(config: ConfigFile, rope: RopeSpec) -> Length:
+def read_length(config: ConfigFile, rope: RopeSpec | None) -> Length:
     """Positions of the config, times the factor of a rope that stretches them.
 
     The positions of ``llama3`` and ``longrope`` are stretched ones already. YaRN stretches those of before.
@@ -33,7 +21,7 @@ def read_length(config: ConfigFile, rope: RopeSpec) -> Length:
     length = named or Length(
         config.integer("max_position_embeddings"), "config.json names none: the default of its class"
     )
-    if rope.kind not in STRETCHING:
+    if rope is None or rope.kind not in STRETCHING:
         return length
     positions = rope.original_max_position if rope.kind == "yarn" else length.num_tokens
     how = f"{positions} positions stretched {rope.factor:g} times by {STRETCHING[rope.kind]}, as config.json says"
@@ -42,10 +30,7 @@ def read_length(config: ConfigFile, rope: RopeSpec) -> Length:
     return Length(round(positions * rope.factor), how)
 
 
-def find_length(values: Mapping[str, Any]) -> Length | None:
-    """What a config.json of any family names; ``None`` where it names nothing."""
-    for key in LENGTH_KEYS:
-        value = values.get(key)
-        if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_INTEGER:
-            return Length(value, f"{key} of config.json")
-    return None
+def read_table_length(config: ConfigFile, key: str) -> Length:
+    """As many tokens as there are learned positions, of which ``key`` tells."""
+    reason = f"{key} of config.json" if config.has(key) else "config.json names none: the default of its class"
+    return Length(config.integer(key), reason, is_limit=True)

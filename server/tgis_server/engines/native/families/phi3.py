@@ -12,9 +12,16 @@ from typing import Any
 from tgis_server.engines.native.families.common import DEFAULTS as LLAMA_DEFAULTS
 from tgis_server.engines.native.families.common import read_decoder, read_head_dim, read_uniform_window
 from tgis_server.engines.native.families.config_file import ConfigFile
-from tgis_server.engines.native.families.names import layer_norms, linear, outer_parameters
+from tgis_server.engines.native.families.names import (
+    in_a_row,
+    layer_norms,
+    linear,
+    o_and_down,
+    outer_parameters,
+    qkv_in_a_row,
+)
 from tgis_server.engines.native.families.rope import read_rope
-from tgis_server.engines.native.parameters import Parameter, Piece, Split
+from tgis_server.engines.native.parameters import Parameter, Split
 from tgis_server.engines.native.spec import DecoderSpec
 
 ARCHITECTURE = "Phi3ForCausalLM"
@@ -42,38 +49,13 @@ def read(config: ConfigFile) -> DecoderSpec:
 
 def parameters(spec: DecoderSpec) -> list[Parameter]:
     found = outer_parameters(spec)
-    hidden, inner = spec.hidden_size, spec.intermediate_size
-    query_rows, kv_rows = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+    gate_up = [(spec.intermediate_size, Split.ROWS)] * 2
     for layer in range(spec.num_layers):
         theirs, ours = f"model.layers.{layer}.", f"layers.{layer}."
-        qkv, gate_up = theirs + "self_attn.qkv_proj.weight", theirs + "mlp.gate_up_proj.weight"
-        qkv_rows = query_rows + 2 * kv_rows
         found += [
             *layer_norms(spec, layer),
-            Parameter(
-                ours + "qkv",
-                (
-                    Piece(qkv, query_rows, hidden, Split.ROWS, 0, qkv_rows),
-                    Piece(qkv, kv_rows, hidden, Split.KV_HEADS, query_rows, qkv_rows),
-                    Piece(qkv, kv_rows, hidden, Split.KV_HEADS, query_rows + kv_rows, qkv_rows),
-                ),
-            ),
-            Parameter(
-                ours + "gate_up",
-                (
-                    Piece(gate_up, inner, hidden, Split.ROWS, 0, 2 * inner),
-                    Piece(gate_up, inner, hidden, Split.ROWS, inner, 2 * inner),
-                ),
-            ),
-            *linear(
-                ours + "o",
-                [(theirs + "self_attn.o_proj", hidden, Split.COLUMNS)],
-                query_rows,
-                Split.FIRST,
-                has_bias=False,
-            ),
-            *linear(
-                ours + "down", [(theirs + "mlp.down_proj", hidden, Split.COLUMNS)], inner, Split.FIRST, has_bias=False
-            ),
+            *linear(ours + "qkv", qkv_in_a_row(theirs + "self_attn.qkv_proj", spec), spec.hidden_size, has_bias=False),
+            *linear(ours + "gate_up", in_a_row(theirs + "mlp.gate_up_proj", gate_up), spec.hidden_size, has_bias=False),
+            *o_and_down(spec, layer, theirs + "self_attn.o_proj", theirs + "mlp.down_proj"),
         ]
     return found

@@ -21,7 +21,7 @@ def read(config: ConfigFile) -> DecoderSpec:
     attention_bias = config.flag("attention_bias")
     return replace(
         spec,
-        has_qk_norm=True,
+        qk_norm="rms",
         has_qkv_bias=attention_bias,
         has_o_bias=attention_bias,
         windows=read_qwen_windows(config, spec.num_layers),

@@ -20,6 +20,8 @@ def read_rope(
     *,
     aliases: dict[str, str] | None = None,
     may_be_partial: bool = False,
+    partial_key: str = "partial_rotary_factor",
+    theta_key: str = "rope_theta",
 ) -> RopeSpec:
     """Read the rotary embedding of a family.
 
@@ -28,18 +30,20 @@ def read_rope(
         head_dim: size of a head.
         aliases: kinds that this family spells differently.
         may_be_partial: whether the family rotates a leading part of each head where the config says so.
+        partial_key: of the config, for that part where the rope parameters do not say.
+        theta_key: of the config, likewise for the base.
     """
     values: Any = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(values, dict):
         raise config.fail(f"the rope parameters are {show(values)}, but must be an object.")
     if any(isinstance(value, dict) for value in values.values()):
         raise config.fail("rope parameters that differ between kinds of layers are not supported by the native engine.")
-    reader = _RopeReader(config, {key: value for key, value in values.items() if value is not None})
+    reader = _RopeReader(config, {key: value for key, value in values.items() if value is not None}, theta_key)
     kind = str(reader.values.get("rope_type", reader.values.get("type", "default")))
     kind = (aliases or {}).get(kind, kind)
     if kind not in KINDS:
         raise config.fail(f"rope type {show(kind)} is not supported; supported are {', '.join(KINDS)}.")
-    partial = reader.number("partial_rotary_factor", config.number("partial_rotary_factor"))
+    partial = reader.number("partial_rotary_factor", config.number(partial_key))
     if partial != 1.0 and not may_be_partial:
         raise config.fail(f"partial_rotary_factor {partial:g} is not supported for this family, only 1.")
     rotary_dim = int(head_dim * partial)
@@ -55,9 +59,10 @@ def read_rope(
 class _RopeReader:
     """The parameters of one kind."""
 
-    def __init__(self, config: ConfigFile, values: dict[str, Any]) -> None:
+    def __init__(self, config: ConfigFile, values: dict[str, Any], theta_key: str) -> None:
         self.config = config
         self.values = values
+        self.theta_key = theta_key
 
     def number(self, key: str, default: float | None = None) -> float:
         return self.config.check_number(f"{key} of the rope parameters", self.values.get(key, default))
@@ -81,7 +86,7 @@ class _RopeReader:
         return found
 
     def read(self, kind: str, rotary_dim: int, max_position: int, original: int) -> RopeSpec:
-        theta = self.positive("rope_theta", self.config.positive_number("rope_theta"))
+        theta = self.positive("rope_theta", self.config.positive_number(self.theta_key))
         if theta <= 1:  # wavelengths would not grow, and YaRN divides by the logarithm
             raise self.config.fail(f"rope_theta is {theta:g}, but must be greater than 1.")
         match kind:

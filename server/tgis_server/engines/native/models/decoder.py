@@ -1,6 +1,7 @@
 """One decoder for all families: it reads the spec and its weights, and calls ops. It knows no checkpoint and no plan.
 
-Rows are packed: the tokens of a step lie behind each other, (num_tokens, hidden_size), without padding.
+Rows are packed: the tokens of a step lie behind each other, (num_tokens, hidden_size), without padding. What depends on
+the family is chosen once, when the decoder is made: a step asks nothing of the spec that a layer could be asked.
 """
 
 from __future__ import annotations
@@ -12,14 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tgis_server.engines.native.kv_cache import KvCache
 from tgis_server.engines.native.ops import Ops
-from tgis_server.engines.native.ops.api import AttentionPlan, Heads
+from tgis_server.engines.native.ops.api import (
+    AttentionModifiers,
+    AttentionPlan,
+    Cache,
+    Heads,
+    Norm,
+    RelativeBias,
+    WeightPart,
+)
+from tgis_server.engines.native.ops.norms import NoNorm
 from tgis_server.engines.native.parallel import Group
-from tgis_server.engines.native.parameters import kv_heads_of, padded_vocab_rows
-from tgis_server.engines.native.spec import DecoderSpec
-
-LINEARS = ("qkv", "o", "gate_up", "down")
+from tgis_server.engines.native.parameters import Kind, Parameter, kv_heads_of, padded_vocab_rows
+from tgis_server.engines.native.spec import Alibi, DecoderSpec, RelativePositions
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,36 +34,53 @@ class StepInputs:
     """The tensors of one step, on the device."""
 
     ids: Tensor  # (num_tokens,) int64
-    rope_rows: Tensor  # (num_tokens,) int64: rows of the rope table
-    cache_rows: Tensor  # (num_tokens * 2 * kv_heads,) int64: where keys and values go, see ops
-    attention: dict[int | None, AttentionPlan]  # by window size
+    rope_rows: Tensor  # (num_tokens,) int64: rows of the table of positions
+    attention: AttentionPlan  # of the ops, for the decoder's modifiers
+    cross_attention: AttentionPlan | None = None  # likewise, where the decoder attends to an encoder's output
 
 
 @dataclass(slots=True)
 class LayerWeights:
     """Parameters of one layer; linear weights as the ops packed them, absent biases ``None``."""
 
-    attention_norm: Tensor
+    index: int
+    attention_norm: Norm
     qkv: Any
     qkv_bias: Tensor | None
-    qk_norm: Tensor | None  # (heads + kv heads, head_dim)
+    qk_norm: Norm | None
     o: Any
     o_bias: Tensor | None
-    mlp_norm: Tensor
-    gate_up: Any
+    attention_post_norm: Norm
+    mlp_norm: Norm
+    gate_up: Any  # ``up`` alone where the MLP is not gated
     gate_up_bias: Tensor | None
     down: Any
     down_bias: Tensor | None
+    mlp_post_norm: Norm
+    modifiers: AttentionModifiers
+    next_norm: Norm  # of the following layer's attention, or the final one
 
 
-class Decoder:
-    """This rank's share of the model."""
+@dataclass(frozen=True, slots=True)
+class LayerInputs:
+    """What all layers of a step share."""
+
+    plan: AttentionPlan
+    cross_plan: AttentionPlan | None
+    cache: Cache
+    rotation: Tensor | None  # (num_tokens, 2, rotary_dim), see ``rope.py``
+
+
+class Stack:
+    """Layers, and what comes before and after all of them: this rank's share. A decoder, but for its head."""
+
+    is_causal = True
 
     def __init__(
         self,
         spec: DecoderSpec,
         weights: dict[str, Any],
-        rope_table: Tensor,
+        rope_table: Tensor | None,
         ops: Ops,
         group: Group,
     ) -> None:
@@ -64,69 +88,179 @@ class Decoder:
         Args:
             spec: what to compute.
             weights: by the names of ``families/names.py``, linear weights packed; see :func:`pack_weights`.
-            rope_table: see ``rope.py``.
+            rope_table: see ``rope.py``; ``None`` where nothing is rotated.
             ops: the implementation to call.
             group: the ranks that share the model.
         """
         num_kv_heads = len(kv_heads_of(spec, group.rank, group.size))
-        self.heads = Heads(spec.num_heads // group.size, num_kv_heads, spec.head_dim, spec.rope.rotary_dim)
+        rotary_dim = spec.rope.rotary_dim if spec.rope else 0
+        self.heads = Heads(spec.num_heads // group.size, num_kv_heads, spec.head_dim, rotary_dim)
         self._spec = spec
+        self._weights = weights
         self._ops = ops
         self._group = group
         self._rope_table = rope_table
+        self._learned_positions: Tensor | None = weights.get("positions")
         self._embedding: Tensor = weights["embedding"]
-        self._head = weights["head"]
-        self._final_norm: Tensor = weights["final_norm"]
+        self._embedding_norm = self._norm("embedding_norm") if spec.has_embedding_norm else None
         self._first_id = group.rank * padded_vocab_rows(spec.vocab_size, group.size)
-        self._layers = [self._layer_weights(weights, f"layers.{i}.") for i in range(spec.num_layers)]
+        # What layers of each window size ask of attention
+        slopes, relative_bias = self._alibi_slopes(), self._relative_bias()
+        self.modifiers = {
+            window: AttentionModifiers(
+                spec.attention_scale,
+                is_causal=self.is_causal,
+                window=window,
+                soft_cap=spec.attention_cap,
+                alibi_slopes=slopes,
+                relative_bias=relative_bias,
+            )
+            for window in spec.windows
+        }
+        self._activate = ops.make_activation(spec.activation, is_gated=spec.is_mlp_gated)
+        self._run_layer = {
+            "serial": self._serial,
+            "parallel": self._parallel,
+            "parallel_two_norms": self._parallel_two_norms,
+            "sandwich": self._sandwich,
+            "post_norm": self._sandwich,  # its first norms are none
+        }[spec.residual]
+        layers, following = [], self._norm("final_norm")
+        for i in reversed(range(spec.num_layers)):
+            layers.append(self._layer_weights(i, following))
+            following = layers[-1].attention_norm
+        self._layers = layers[::-1]
 
-    def _layer_weights(self, weights: dict[str, Any], prefix: str) -> LayerWeights:
-        qk_norm = None
-        if self._spec.has_qk_norm:
-            heads = self.heads
-            q_norm, k_norm = weights[prefix + "q_norm"], weights[prefix + "k_norm"]
-            qk_norm = torch.cat([q_norm.expand(heads.num_heads, -1), k_norm.expand(heads.num_kv_heads, -1)])
+    def _relative_bias(self) -> RelativeBias | None:
+        positions = self._spec.positions
+        if not isinstance(positions, RelativePositions):
+            return None
+        table = self._weights["relative_bias"]
+        return RelativeBias(table, positions.max_distance, is_bidirectional=not self.is_causal)
+
+    def _alibi_slopes(self) -> Tensor | None:
+        """Of this rank's heads."""
+        if not isinstance(self._spec.positions, Alibi):
+            return None
+        first = self._group.rank * self.heads.num_heads
+        slopes = self._spec.positions.slopes[first : first + self.heads.num_heads]
+        return torch.tensor(slopes, device=self._embedding.device)
+
+    def _norm(self, name: str) -> Norm:
+        """The norm of that name; none where the family has none there."""
+        if name not in self._weights:
+            return NoNorm()
+        bias = self._weights.get(f"{name}_bias")
+        return self._ops.make_norm(self._spec.norm, self._weights[name], bias, self._spec.norm_eps)
+
+    def _qk_norm(self, prefix: str) -> Norm | None:
+        if self._spec.qk_norm is None:
+            return None
+        weight = self._of_heads(f"{prefix}q_norm", f"{prefix}k_norm")
+        bias = self._of_heads(f"{prefix}q_norm_bias", f"{prefix}k_norm_bias") if self._spec.has_norm_bias else None
+        return self._ops.make_norm(self._spec.qk_norm, weight, bias, self._spec.norm_eps)
+
+    def _of_heads(self, query: str, key: str) -> Tensor:
+        """(heads + kv heads, head_dim): one vector for all heads of queries, one for all of keys."""
+        of_queries = self._weights[query].expand(self.heads.num_heads, -1)
+        return torch.cat([of_queries, self._weights[key].expand(self.heads.num_kv_heads, -1)])
+
+    def _layer_weights(self, index: int, next_norm: Norm) -> LayerWeights:
+        weights, prefix = self._weights, f"layers.{index}."
+        up = "gate_up" if self._spec.is_mlp_gated else "up"
         return LayerWeights(
-            attention_norm=weights[prefix + "attention_norm"],
+            index=index,
+            attention_norm=self._norm(prefix + "attention_norm"),
             qkv=weights[prefix + "qkv"],
             qkv_bias=weights.get(prefix + "qkv_bias"),
-            qk_norm=qk_norm,
+            qk_norm=self._qk_norm(prefix),
             o=weights[prefix + "o"],
             o_bias=weights.get(prefix + "o_bias"),
-            mlp_norm=weights[prefix + "mlp_norm"],
-            gate_up=weights[prefix + "gate_up"],
-            gate_up_bias=weights.get(prefix + "gate_up_bias"),
+            attention_post_norm=self._norm(prefix + "attention_post_norm"),
+            mlp_norm=self._norm(prefix + "mlp_norm"),
+            gate_up=weights[prefix + up],
+            gate_up_bias=weights.get(f"{prefix}{up}_bias"),
             down=weights[prefix + "down"],
             down_bias=weights.get(prefix + "down_bias"),
+            mlp_post_norm=self._norm(prefix + "mlp_post_norm"),
+            modifiers=self.modifiers[self._spec.windows[index]],
+            next_norm=next_norm,
         )
 
-    def forward(self, inputs: StepInputs, cache: KvCache) -> Tensor:
+    def forward(self, inputs: StepInputs, cache: Cache) -> Tensor:
         """Run all layers; keys and values of the step's tokens are written to the cache.
 
         Returns:
             (num_tokens, hidden_size), after the final norm; the same on every rank.
         """
-        spec, ops, group = self._spec, self._ops, self._group
-        embedded = ops.embed(inputs.ids, self._embedding, self._first_id, spec.vocab_size, spec.embedding_scale)
-        residual = group.add(embedded)
-        rotation = self._rope_table.index_select(0, inputs.rope_rows)
-        x = ops.norm(residual, self._layers[0].attention_norm, spec.norm_eps)
-        for i, layer in enumerate(self._layers):
-            # Attention
-            qkv = ops.linear(x, layer.qkv, layer.qkv_bias)
-            qkv = ops.prepare_qkv(
-                qkv, self.heads, rotation, layer.qk_norm, spec.norm_eps, cache.layers[i], inputs.cache_rows
-            )
-            plan = inputs.attention[spec.windows[i]]
-            x = ops.attend(qkv, self.heads, cache.layers[i], plan, spec.attention_scale)
-            x = group.add(ops.linear(x, layer.o, layer.o_bias))
-            x = ops.add_norm(residual, x, spec.residual_scale, layer.mlp_norm, spec.norm_eps)
-            # MLP
-            x = ops.gate(ops.linear(x, layer.gate_up, layer.gate_up_bias), spec.activation)
-            x = group.add(ops.linear(x, layer.down, layer.down_bias))
-            following = self._layers[i + 1].attention_norm if i + 1 < spec.num_layers else self._final_norm
-            x = ops.add_norm(residual, x, spec.residual_scale, following, spec.norm_eps)
+        residual = self._embed(inputs)
+        rotation = None if self._rope_table is None else self._rope_table.index_select(0, inputs.rope_rows)
+        step = LayerInputs(inputs.attention, inputs.cross_attention, cache, rotation)
+        x = self._layers[0].attention_norm(residual)
+        for layer in self._layers:
+            x = self._run_layer(layer, residual, x, step)
         return x
+
+    def _embed(self, inputs: StepInputs) -> Tensor:
+        spec = self._spec
+        x = self._ops.embed(inputs.ids, self._embedding, self._first_id, spec.vocab_size, spec.embedding_scale)
+        x = self._group.add(x)
+        if self._learned_positions is not None:
+            x.add_(self._learned_positions.index_select(0, inputs.rope_rows))
+        return x if self._embedding_norm is None else self._embedding_norm(x)
+
+    # -- The kinds of layers: each adds to ``residual`` and takes and returns its normed state -------------------------
+
+    def _serial(self, layer: LayerWeights, residual: Tensor, x: Tensor, step: LayerInputs) -> Tensor:
+        scale = self._spec.residual_scale
+        x = self._group.add(self._attention(layer, x, step))
+        x = layer.mlp_norm.add(residual, x, scale)
+        x = self._group.add(self._mlp(layer, x))
+        return layer.next_norm.add(residual, x, scale)
+
+    def _parallel(self, layer: LayerWeights, residual: Tensor, x: Tensor, step: LayerInputs) -> Tensor:
+        both = self._attention(layer, x, step).add_(self._mlp(layer, x))
+        return layer.next_norm.add(residual, self._group.add(both), self._spec.residual_scale)
+
+    def _parallel_two_norms(self, layer: LayerWeights, residual: Tensor, x: Tensor, step: LayerInputs) -> Tensor:
+        both = self._attention(layer, x, step).add_(self._mlp(layer, layer.mlp_norm(residual)))
+        return layer.next_norm.add(residual, self._group.add(both), self._spec.residual_scale)
+
+    def _sandwich(self, layer: LayerWeights, residual: Tensor, x: Tensor, step: LayerInputs) -> Tensor:
+        scale = self._spec.residual_scale
+        x = layer.attention_post_norm(self._group.add(self._attention(layer, x, step)))
+        x = layer.mlp_norm.add(residual, x, scale)
+        x = layer.mlp_post_norm(self._group.add(self._mlp(layer, x)))
+        return layer.next_norm.add(residual, x, scale)
+
+    # -- Their parts: this rank's share of a sum -----------------------------------------------------------------------
+
+    def _attention(self, layer: LayerWeights, x: Tensor, step: LayerInputs) -> Tensor:
+        ops = self._ops
+        qkv = ops.linear(x, layer.qkv, layer.qkv_bias, None)
+        qkv = ops.prepare_qkv(qkv, self.heads, step.rotation, layer.qk_norm, step.cache, layer.index, step.plan)
+        x = ops.attend(qkv, self.heads, step.cache, layer.index, step.plan, layer.modifiers)
+        return ops.linear(x, layer.o, layer.o_bias, None)
+
+    def _mlp(self, layer: LayerWeights, x: Tensor) -> Tensor:
+        inner = self._activate(self._ops.linear(x, layer.gate_up, layer.gate_up_bias, None))
+        return self._ops.linear(inner, layer.down, layer.down_bias, None)
+
+
+class Decoder(Stack):
+    """This rank's share of the model."""
+
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        weights: dict[str, Any],
+        rope_table: Tensor | None,
+        ops: Ops,
+        group: Group,
+    ) -> None:
+        super().__init__(spec, weights, rope_table, ops, group)
+        self._head = weights["head"]
+        self._head_bias: Tensor | None = weights.get("head_bias")
 
     def logits(self, hidden: Tensor) -> Tensor | None:
         """Project rows of :meth:`forward`'s result onto the vocabulary.
@@ -137,15 +271,20 @@ class Decoder:
         Returns:
             (rows, vocab_size) float32 on rank 0, ``None`` elsewhere. The caller may change it.
         """
-        parts = self._group.collect(self._ops.logits(hidden, self._head))
+        parts = self._group.collect(self._ops.logits(hidden, self._head, self._head_bias))
         if parts is None:
             return None
         whole = parts[0] if len(parts) == 1 else torch.cat(parts, -1)[:, : self._spec.vocab_size]
         logits = whole.float()
-        return logits if self._spec.logits_scale == 1.0 else logits.mul_(self._spec.logits_scale)
+        if self._spec.logits_scale != 1.0:
+            logits.mul_(self._spec.logits_scale)
+        cap = self._spec.logits_cap
+        return logits.div_(cap).tanh_().mul_(cap) if cap else logits
 
 
-def pack_weights(spec: DecoderSpec, parameters: Iterable[tuple[str, Tensor]], ops: Ops) -> tuple[dict[str, Any], int]:
+def pack_weights(
+    spec: DecoderSpec, parameters: Iterable[tuple[Parameter, Tensor]], ops: Ops
+) -> tuple[dict[str, Any], int]:
     """Turn parameters, one at a time as they are read, into what :class:`Decoder` takes.
 
     Returns:
@@ -153,10 +292,10 @@ def pack_weights(spec: DecoderSpec, parameters: Iterable[tuple[str, Tensor]], op
     """
     weights: dict[str, Any] = {}
     num_bytes = 0
-    for name, tensor in parameters:
+    for parameter, tensor in parameters:
         num_bytes += tensor.nbytes
-        is_linear = name == "head" or name.rpartition(".")[2] in LINEARS
-        weights[name] = ops.pack(tensor) if is_linear else tensor
+        is_linear = parameter.kind is Kind.LINEAR
+        weights[parameter.name] = ops.pack(WeightPart.plain(tensor)) if is_linear else tensor
     if spec.is_head_tied:
-        weights["head"] = ops.pack(weights["embedding"])
+        weights["head"] = ops.pack(WeightPart.plain(weights["embedding"]))
     return weights, num_bytes

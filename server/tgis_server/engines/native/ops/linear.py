@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tgis_server.engines.native.ops.api import LoraView, WeightPart
+
 
 @dataclass(frozen=True, slots=True)
 class LinearWeight:
@@ -32,15 +34,30 @@ def can_prepack(dtype: torch.dtype) -> bool:
     return True
 
 
-def pack(weight: Tensor, *, prepack: bool) -> LinearWeight:
-    return LinearWeight(_reorder(weight) if prepack else weight, prepack)
+def pack(weight: WeightPart, *, prepack: bool) -> LinearWeight:
+    assert weight.format == "plain", f"no implementation multiplies {weight.format} weights"
+    plain = weight.tensors["weight"]
+    return LinearWeight(_reorder(plain) if prepack else plain, prepack)
 
 
-def linear(x: Tensor, weight: LinearWeight, bias: Tensor | None) -> Tensor:
+def linear(x: Tensor, weight: LinearWeight, bias: Tensor | None, lora: LoraView | None) -> Tensor:
     """(rows, inputs) -> (rows, outputs)."""
-    if weight.is_prepacked:
-        return _multiply(x, weight.tensor, bias)
-    return functional.linear(x, weight.tensor, bias)
+    multiply = _multiply if weight.is_prepacked else functional.linear
+    product = multiply(x, weight.tensor, bias)
+    return product if lora is None else _add_lora(product, x, lora)
+
+
+def _add_lora(product: Tensor, x: Tensor, lora: LoraView) -> Tensor:
+    """All adapters' inner products for every row, of which those of the row's own count: nothing waits for the device
+    to learn which adapters are there.
+    """
+    num_places, rank, num_inputs = lora.a.shape
+    places = torch.arange(num_places, device=x.device)
+    is_own = lora.places[:, None] == places  # (rows, places)
+    inner = (x @ lora.a.reshape(-1, num_inputs).T).view(-1, num_places, rank)
+    inner = (inner * (is_own * lora.scales).to(x.dtype)[:, :, None]).flatten(1)
+    outer = lora.b.transpose(1, 2).reshape(num_places * rank, -1)
+    return product.addmm_(inner, outer)
 
 
 def _reorder(weight: Tensor) -> Tensor:

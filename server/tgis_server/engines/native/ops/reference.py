@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tgis_server.engines.native.ops.api import AttentionPlan, ChunkView, DecodeView, Heads
+from tgis_server.engines.native import spec
+from tgis_server.engines.native.ops.api import AttentionModifiers, CacheShape, Heads, LoraView, Norm, Rows, WeightPart
 from tgis_server.engines.native.ops.linear import LinearWeight, can_prepack, linear, pack
+from tgis_server.engines.native.ops.norms import make_norm
+from tgis_server.engines.native.ops.torch_attention.attend import attend
+from tgis_server.engines.native.ops.torch_attention.cache import PagedCache
+from tgis_server.engines.native.ops.torch_attention.plan import TorchPlan, order_singles, plan_rows, plan_whole
+from tgis_server.engines.sampling.staging import Staging
+
+ACTIVATIONS: dict[spec.Activation, Callable[[Tensor], Tensor]] = {
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
+    "relu": functional.relu,
+}
 
 
 class TorchOps:
@@ -17,15 +34,25 @@ class TorchOps:
         self._prepacks = device.type == "cpu" and can_prepack(dtype)
         # Half-precision keys of a good model can overflow; limited, they still give finite scores.
         self._limits_values = dtype == torch.float16
+        self._dtype = dtype
+        self._device = device
+        self._staging = Staging(device)
 
-    def pack(self, weight: Tensor) -> LinearWeight:
+    def pack(self, weight: WeightPart) -> LinearWeight:
         return pack(weight, prepack=self._prepacks)
 
-    def linear(self, x: Tensor, weight: LinearWeight, bias: Tensor | None) -> Tensor:
-        return linear(x, weight, bias)
+    def linear(self, x: Tensor, weight: LinearWeight, bias: Tensor | None, lora: LoraView | None) -> Tensor:
+        return linear(x, weight, bias, lora)
 
-    def logits(self, hidden: Tensor, weight: LinearWeight) -> Tensor:
-        return linear(hidden, weight, None)
+    def logits(self, hidden: Tensor, weight: LinearWeight, bias: Tensor | None) -> Tensor:
+        return linear(hidden, weight, bias, None)
+
+    def make_norm(self, kind: spec.Norm, weight: Tensor, bias: Tensor | None, eps: float) -> Norm:
+        return make_norm(kind, weight, bias, eps)
+
+    def make_activation(self, name: spec.Activation, *, is_gated: bool) -> Callable[[Tensor], Tensor]:
+        activation = ACTIVATIONS[name]
+        return partial(_gate, activation) if is_gated else activation
 
     def embed(self, ids: Tensor, table: Tensor, first_id: int, num_ids: int, scale: float) -> Tensor:
         if table.shape[0] == num_ids:
@@ -36,99 +63,60 @@ class TorchOps:
             found = table.index_select(0, local.masked_fill(is_outside, 0)).masked_fill_(is_outside[:, None], 0)
         return found if scale == 1.0 else found.mul_(scale)
 
-    def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return _rms_norm(x, weight, eps)
+    def make_cache(self, shape: CacheShape) -> PagedCache:
+        return PagedCache(shape, self._dtype, self._device)
 
-    def add_norm(self, residual: Tensor, x: Tensor, scale: float, weight: Tensor, eps: float) -> Tensor:
-        return _rms_norm(residual.add_(x, alpha=scale), weight, eps)
+    def order_singles(self, num_keys: np.ndarray, cache: PagedCache) -> np.ndarray | None:
+        return order_singles(-(-num_keys // cache.block_size))
+
+    def plan(self, rows: Rows, cache: PagedCache, modifiers: Iterable[AttentionModifiers]) -> TorchPlan:
+        return plan_rows(rows, cache, modifiers, self._dtype, self._staging)
+
+    def plan_whole(self, lengths: Sequence[int], heads: Heads, modifiers: Iterable[AttentionModifiers]) -> TorchPlan:
+        return plan_whole(lengths, heads, modifiers, self._dtype, self._device)
 
     def prepare_qkv(
         self,
         qkv: Tensor,
         heads: Heads,
-        rotation: Tensor,
-        qk_norm: Tensor | None,
-        eps: float,
-        cache: Tensor,
-        rows: Tensor,
+        rotation: Tensor | None,
+        qk_norm: Norm | None,
+        cache: PagedCache,
+        layer: int,
+        plan: TorchPlan,
     ) -> Tensor:
         num_tokens, head_dim = qkv.shape[0], heads.head_dim
         num_rotated = heads.num_heads + heads.num_kv_heads
         queries_keys = qkv[:, : num_rotated * head_dim].view(num_tokens, num_rotated, head_dim)
         if qk_norm is not None:
-            queries_keys.copy_(_rms_norm(queries_keys, qk_norm, eps))
-        rotated = queries_keys[..., : heads.rotary_dim]
-        swapped = rotated.roll(heads.rotary_dim // 2, -1)
-        torch.addcmul(rotated * rotation[:, :1], swapped, rotation[:, 1:], out=rotated)
-        keys_values = qkv[:, heads.num_heads * head_dim :].reshape(-1, head_dim)
-        if self._limits_values:
-            keys_values = keys_values.nan_to_num()
-        cache.view(-1, head_dim).index_copy_(0, rows, keys_values)
+            queries_keys.copy_(qk_norm(queries_keys))
+        if rotation is not None:
+            rotated = queries_keys[..., : heads.rotary_dim]
+            swapped = rotated.roll(heads.rotary_dim // 2, -1)
+            torch.addcmul(rotated * rotation[:, :1], swapped, rotation[:, 1:], out=rotated)
+        self.write_keys_values(qkv[:, heads.num_heads * head_dim :], cache, layer, plan)
         return qkv
 
-    def attend(self, qkv: Tensor, heads: Heads, cache: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
-        if len(plan.decodes) == 1 and not plan.chunks:
-            return _attend_decode(qkv, heads, cache, plan.decodes[0], scale)
-        out = qkv.new_empty(qkv.shape[0], heads.num_heads * heads.head_dim)
-        for decode in plan.decodes:
-            out[decode.start : decode.stop] = _attend_decode(qkv, heads, cache, decode, scale)
-        for chunk in plan.chunks:
-            out[chunk.start : chunk.stop] = _attend_chunk(qkv, heads, cache, chunk, scale)
-        return out
+    def write_keys_values(self, keys_values: Tensor, cache: PagedCache, layer: int, plan: TorchPlan) -> None:
+        assert plan.places is not None, "a plan of cross-attention or whole sequences writes nothing"
+        tokens = cache.layers[layer].view(-1, keys_values.shape[1])
+        tokens.index_copy_(0, plan.places, keys_values.nan_to_num() if self._limits_values else keys_values)
 
-    def gate(self, gate_up: Tensor, activation: str) -> Tensor:
-        gate, up = gate_up.chunk(2, -1)
-        match activation:
-            case "gelu":
-                return functional.gelu(gate).mul_(up)
-            case "gelu_tanh":
-                return functional.gelu(gate, approximate="tanh").mul_(up)
-            case "relu":
-                return functional.relu(gate).mul_(up)
-        return functional.silu(gate).mul_(up)
+    def attend(
+        self,
+        qkv: Tensor,
+        heads: Heads,
+        cache: PagedCache,
+        layer: int,
+        plan: TorchPlan,
+        modifiers: AttentionModifiers,
+    ) -> Tensor:
+        return attend(qkv, heads, cache.layers[layer], plan.views[modifiers], modifiers)
+
+    def attend_whole(self, qkv: Tensor, heads: Heads, plan: TorchPlan, modifiers: AttentionModifiers) -> Tensor:
+        return attend(qkv, heads, None, plan.views[modifiers], modifiers)
 
 
-def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / rms(x) * weight. Torch takes the mean in float32; the weight comes after rounding, as in the checkpoints' own
-    implementation.
-    """
-    return functional.rms_norm(x, (x.shape[-1],), None, eps) * weight
-
-
-def _attend_decode(qkv: Tensor, heads: Heads, cache: Tensor, view: DecodeView, scale: float) -> Tensor:
-    """One query per row against padded keys. The heads of a group are the query rows of their KV head."""
-    num_rows, num_kv_heads, head_dim = view.stop - view.start, heads.num_kv_heads, heads.head_dim
-    queries = qkv[view.start : view.stop, : heads.num_heads * head_dim]
-    queries = queries.view(num_rows, num_kv_heads, -1, head_dim)
-    gathered = cache.view(cache.shape[0] * 2 * num_kv_heads, -1).index_select(0, view.blocks)
-    keys, values = gathered.view(2, num_rows, num_kv_heads, -1, head_dim)
-    mask = view.mask.expand(-1, -1, queries.shape[2], -1)
-    out = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
-    return out.reshape(num_rows, heads.num_heads * head_dim)
-
-
-def _attend_chunk(qkv: Tensor, heads: Heads, cache: Tensor, view: ChunkView, scale: float) -> Tensor:
-    """Several queries of one row against its keys."""
-    num_heads, num_kv_heads, head_dim = heads.num_heads, heads.num_kv_heads, heads.head_dim
-    rows = qkv[view.start : view.stop].view(view.stop - view.start, -1, head_dim).transpose(0, 1)
-    queries = rows[:num_heads]
-    if view.blocks is None:
-        keys, values = rows[num_heads : num_heads + num_kv_heads], rows[num_heads + num_kv_heads :]
-    else:
-        gathered = cache.view(cache.shape[0] * 2 * num_kv_heads, -1).index_select(0, view.blocks)
-        keys, values = gathered.view(2, num_kv_heads, -1, head_dim)[:, :, : view.num_keys]
-    is_grouped = num_heads != num_kv_heads
-    if is_grouped and qkv.is_cuda and view.mask is not None:
-        # With a mask, the kernels that do not write all scores to memory take only as many KV heads as query heads.
-        keys, values = (x.repeat_interleave(num_heads // num_kv_heads, 0) for x in (keys, values))
-        is_grouped = False
-    out = functional.scaled_dot_product_attention(
-        queries[None],
-        keys[None],
-        values[None],
-        attn_mask=view.mask,
-        is_causal=view.mask is None,
-        scale=scale,
-        enable_gqa=is_grouped,
-    )
-    return out[0].transpose(0, 1).reshape(view.stop - view.start, num_heads * head_dim)
+def _gate(activation: Callable[[Tensor], Tensor], gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, -1)
+    return activation(gate).mul_(up)

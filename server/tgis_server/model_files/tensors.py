@@ -1,49 +1,34 @@
 """Which tensor of the files each name of the model means. What the files hold decides, not their order. No torch.
 
-Names are taken as transformers takes them: with the prefix ``model.``, without it (saved from the base model), or with
-one too many. A head in the files is used even where config.json calls it tied, unless it is the embedding.
+Names are taken as transformers takes them: with the prefix of their family, without it (saved from the base model), or
+with one too many.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tgis_server import failures
-from tgis_server.engines.native.families.names import EMBEDDING, HEAD, PREFIX
-from tgis_server.engines.native.spec import DecoderSpec
 from tgis_server.errors import TgisError
+from tgis_server.model_files.headers import TensorInfo, read_headers
+from tgis_server.model_files.weight_files import find_weights, read_weight_map
+
+PREFIXES = ("model.", "transformer.", "gpt_neox.")  # of everything but the head, in the families' checkpoints
+HEAD = "lm_head.weight"
+CHUNK_BYTES = 4 << 20  # of a comparison
 
 Tell = Callable[[str], None]  # takes a warning
-
-CHUNK_BYTES = 4 << 20  # of a comparison
-COMPUTED = "rotary_emb.inv_freq"  # a buffer that old checkpoints carry along; everyone computes it
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """One entry of a safetensors header."""
-
-    file: Path
-    name: str  # in the file
-    dtype: str  # as the header spells it
-    shape: tuple[int, ...]
-    start: int  # of its data in the file
-    num_bytes: int
-
-    def __str__(self) -> str:
-        return f"{self.name} in {self.file.name}"
-
-
 Find = Callable[[str], TensorInfo | None]  # :func:`find_tensor` in the tensors of one model
 
 
 def spellings(name: str) -> tuple[str, ...]:
     """The names that a tensor of the model may have in files."""
-    bare = name.removeprefix(PREFIX)
-    return (name, PREFIX + name) if bare == name else (name, bare, PREFIX + name)
+    for prefix in PREFIXES:
+        if name.startswith(prefix):
+            return (name, name.removeprefix(prefix), prefix + name)
+    return (name, *(prefix + name for prefix in PREFIXES))
 
 
 def find_tensor(found: Mapping[str, TensorInfo], name: str) -> TensorInfo | None:
@@ -97,40 +82,6 @@ def ambiguous(name: str, first: TensorInfo, second: TensorInfo) -> TgisError:
     return failures.TENSOR_AMBIGUOUS.error(tensor=name, first=first, second=second, advice=advice)
 
 
-def settle_head(spec: DecoderSpec, find: Find, tell: Tell) -> DecoderSpec:
-    """The spec, whose head is tied only where the files agree with config.json.
-
-    transformers does the same since its version 5. A tied model of which the files hold the head alone has that one as
-    its embedding too.
-    """
-    head, embedding = find(HEAD), find(EMBEDDING)
-    if not spec.is_head_tied or head is None or embedding is None:
-        return spec
-    if not have_same_content(head, embedding):
-        differs = f"differs from {embedding}"
-        if head.dtype != embedding.dtype:
-            differs = f"is stored as {head.dtype} beside {embedding} as {embedding.dtype}"
-        tell(
-            f"config.json says tie_word_embeddings, but {head} {differs}: that head is used. Set "
-            "tie_word_embeddings to false in config.json to say so."
-        )
-    elif not is_blank(head):
-        return spec
-    return replace(spec, is_head_tied=False)
-
-
-def tell_of_unused(spec: DecoderSpec, found: Mapping[str, TensorInfo], needed: Iterable[str], tell: Tell) -> None:
-    """Tensors that stay unread often mean that config.json is another model's."""
-    known = {spelling for name in (*needed, HEAD) for spelling in spellings(name)}
-    unused = [name for name in found if name not in known and not name.endswith(COMPUTED)]
-    if unused:
-        tell(
-            f"{len(unused)} of {len(found)} tensors in the files {'is' if len(unused) == 1 else 'are'} not used, such "
-            f"as {min(unused)}: a {spec.family} model with num_hidden_layers {spec.num_layers} and the options of "
-            "config.json has no place for it."
-        )
-
-
 def have_same_content(first: TensorInfo, second: TensorInfo) -> bool:
     """Whether two tensors are equal, byte by byte. Reads no further than to the first difference.
 
@@ -154,3 +105,17 @@ def read_chunks(info: TensorInfo) -> Iterable[bytes]:
                 yield os.pread(file.fileno(), min(CHUNK_BYTES, info.num_bytes - start), info.start + start)
     except OSError as error:
         raise failures.WEIGHTS_UNREADABLE.error(file=info.file, reason=error.strerror) from error
+
+
+def read_tensors(model_dir: Path, tell: Tell) -> dict[str, TensorInfo]:
+    """Everything that the model's safetensors files hold, whether an engine knows it or not.
+
+    Args:
+        tell: is told of copies of a tensor that are not used.
+
+    Raises:
+        ModelError: a file is missing or truncated, or two hold different tensors of one name.
+    """
+    files = find_weights(model_dir)
+    weight_map = read_weight_map(model_dir / files.index) if files.index else {}
+    return join_headers(read_headers(model_dir, files), weight_map, tell)

@@ -1,0 +1,93 @@
+"""What a step costs before its forward pass: a plan's differences applied, and its tensors and attention plan made.
+
+``python scripts/bench/host_step.py [--rows 256] [--length 8192] [--window N] [--device cpu] [--steps 48]``
+
+Without a model: decode rows of equal length, whose keys and values have the shape of the 135M model with one layer. On
+a CPU the tensors' work is in the figures, as host and device are one; CPU time of one thread is what neighbours on the
+machine cannot change. Medians over the steps; in one of ``block size`` all rows begin a block.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from typing import Any
+
+import torch
+
+from tgis_server.engines.native.batch import BatchBuilder, Slots
+from tgis_server.engines.native.ops import select_ops
+from tgis_server.engines.native.ops.api import AttentionModifiers, CacheShape, Heads
+from tgis_server.engines.sampling.staging import Staging
+from tgis_server.wire.messages import NewSequence, SamplingParams, StepPlan, Wanted, pack_ids
+
+BLOCK_SIZE = 16
+HEADS = Heads(num_heads=9, num_kv_heads=3, head_dim=64, rotary_dim=64)
+
+
+class TimedPlan:
+    """Ops whose ``plan`` notes what it takes."""
+
+    def __init__(self, ops: Any) -> None:
+        self._ops = ops
+        self.plan_s = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ops, name)
+
+    def plan(self, *args: Any) -> Any:
+        started_s = time.thread_time()
+        plan = self._ops.plan(*args)
+        self.plan_s = time.thread_time() - started_s
+        return plan
+
+
+@torch.inference_mode()
+def measure(arguments: argparse.Namespace) -> None:
+    num_rows, length = arguments.rows, arguments.length
+    device = torch.device(arguments.device)
+    max_blocks = -(-(length + arguments.steps) // BLOCK_SIZE) + 1
+    staging, ops = Staging(device), TimedPlan(select_ops(device, torch.bfloat16))
+    cache = ops.make_cache(CacheShape(1, num_rows * max_blocks, BLOCK_SIZE, HEADS))
+    slots = Slots(num_rows, max_blocks, staging)
+    builder = BatchBuilder(slots, ops, cache, [AttentionModifiers(0.125, window=arguments.window)], staging)
+    ids = pack_ids([3] * length)
+    blocks = [list(range(row * max_blocks, (row + 1) * max_blocks)) for row in range(num_rows)]
+    plan = StepPlan(0, [NewSequence(r, ids, length, length - 1, SamplingParams(), Wanted()) for r in range(num_rows)])
+    held = -(-length // BLOCK_SIZE)
+    figures = []
+    for step in range(arguments.steps):
+        plan.slots.extend(range(num_rows))
+        plan.num_tokens.extend([1] * num_rows)
+        needed = -(-(length + step) // BLOCK_SIZE)
+        plan.new_blocks.extend(row[:needed] if step == 0 else row[held:needed] for row in blocks)
+        plan.sample.extend([True] * num_rows)
+        held = needed
+        wall_s, cpu_s = time.perf_counter(), time.thread_time()
+        slots.apply(plan)
+        slots.advance(builder.build(plan))
+        figures.append((time.thread_time() - cpu_s, ops.plan_s, time.perf_counter() - wall_s))
+        plan = StepPlan(step + 1)
+    cpu_ms, plan_ms, wall_ms = (statistics.median(column) * 1000 for column in zip(*figures[2:], strict=True))
+    print(
+        f"{num_rows} rows of {length} tokens: {cpu_ms:.2f} ms of CPU, {plan_ms:.2f} of them for the attention plan "
+        f"({wall_ms:.2f} ms on the clock)"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=256)
+    parser.add_argument("--length", type=int, default=8192)
+    parser.add_argument("--window", type=int)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--steps", type=int, default=48)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    measure(arguments)
+
+
+if __name__ == "__main__":
+    main()

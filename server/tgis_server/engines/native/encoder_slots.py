@@ -1,0 +1,82 @@
+"""What a runner keeps of encoders: per slot the text, and where the keys and values of its encoding lie.
+
+A slot whose encoding another one has made has the blocks and no text. Like ``batch.py``: the host knows lengths, block
+tables are on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from tgis_server.engines.native.models.decoder import StepInputs
+from tgis_server.engines.native.models.encoder_decoder import EncoderDecoder, EncoderInputs
+from tgis_server.engines.native.ops import Ops
+from tgis_server.engines.native.ops.api import AttentionPlan, Cache, Rows
+from tgis_server.engines.sampling.staging import Staging
+from tgis_server.wire.messages import NewSequence, StepPlan, TokenIds
+
+
+class EncoderSlots:
+    """The encoders' texts of the sequences under way."""
+
+    def __init__(
+        self, num_slots: int, max_blocks: int, model: EncoderDecoder, ops: Ops, cache: Cache, staging: Staging
+    ) -> None:
+        """``max_blocks`` is the most of one text."""
+        self._model = model
+        self._ops = ops
+        self._cache = cache
+        self._staging = staging
+        self._texts: dict[int, TokenIds] = {}  # by slot; empty where another slot's encoding is shared
+        self._num_tokens = np.zeros(num_slots, dtype=np.int64)
+        self._tables = torch.zeros(num_slots, max_blocks, dtype=torch.int64, device=staging.device)
+        self._lengths = torch.zeros(num_slots, dtype=torch.int64, device=staging.device)
+        self._nothing = torch.zeros_like(self._lengths)  # what is written before an encoding
+
+    def apply(self, plan: StepPlan) -> None:
+        """Change what the plan changes: ``free`` and ``new``."""
+        for slot in plan.free:
+            self._texts.pop(slot, None)
+        if not plan.new:
+            return
+        self._texts |= {new.slot: new.encoder_ids for new in plan.new}
+        slots = np.array([new.slot for new in plan.new], dtype=np.int64)
+        self._num_tokens[slots] = [new.num_encoder_tokens for new in plan.new]
+        tables = np.stack([self._table(new) for new in plan.new])
+        slots_t, lengths_t, tables_t = self._staging.put_all([slots, self._num_tokens[slots], tables])
+        self._lengths.index_copy_(0, slots_t, lengths_t)
+        self._tables.index_copy_(0, slots_t, tables_t)
+
+    def _table(self, new: NewSequence) -> np.ndarray:
+        max_blocks, num_blocks = self._tables.shape[1], len(new.cross_blocks)
+        assert 0 < num_blocks <= max_blocks, (
+            f"NewSequence.cross_blocks: {num_blocks} in slot {new.slot}, but there must be from 1 to {max_blocks}"
+        )
+        return np.array(new.cross_blocks + [0] * (max_blocks - num_blocks), dtype=np.int64)
+
+    def encode(self, slots: Sequence[int]) -> None:
+        """Run the encoder for the texts of these slots, all of them at once."""
+        texts = [self._texts[slot] for slot in slots]
+        assert all(texts), f"StepPlan.encode: slots {slots}, not all of which have encoder_ids"
+        lengths = np.array([len(text) for text in texts], dtype=np.int64)
+        row_slots, ids = np.array(slots, dtype=np.int64), np.concatenate(texts).astype(np.int64)
+        positions = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        host = [ids, row_slots, np.repeat(row_slots, lengths), positions]
+        ids_t, slots_t, token_slots_t, positions_t = self._staging.put_all(host)
+        starts = np.zeros_like(lengths)
+        rows = Rows(starts, lengths, lengths, slots_t, token_slots_t, positions_t, self._tables, self._nothing)
+        encoder = self._model.encoder
+        attention = self._ops.plan_whole(lengths.tolist(), encoder.heads, encoder.modifiers.values())
+        writes = self._ops.plan(rows, self._cache, ())
+        self._model.encode(EncoderInputs(StepInputs(ids_t, positions_t, attention), writes), self._cache)
+
+    def plan(self, rows: Rows, slots: np.ndarray) -> AttentionPlan:
+        """How a step's rows, of these slots, attend to their encodings."""
+        cross = replace(
+            rows, num_keys=self._num_tokens[slots], tables=self._tables, lengths=self._lengths, is_cross=True
+        )
+        return self._ops.plan(cross, self._cache, [self._model.cross_modifiers])

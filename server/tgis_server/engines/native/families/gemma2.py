@@ -1,0 +1,92 @@
+"""Gemma 2: norms before and behind attention and MLP, limited scores and logits, windows on every other layer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from tgis_server.engines.native.families.common import DEFAULTS as LLAMA_DEFAULTS
+from tgis_server.engines.native.families.common import LAYER_TYPES, Keys, read_any, read_head_dim
+from tgis_server.engines.native.families.config_file import ConfigFile
+from tgis_server.engines.native.families.length import read_length
+from tgis_server.engines.native.families.names import (
+    norm,
+    o_and_down,
+    outer_parameters,
+    split_gate_up,
+    split_qkv,
+)
+from tgis_server.engines.native.families.rope import read_rope
+from tgis_server.engines.native.parameters import Parameter
+from tgis_server.engines.native.spec import DecoderSpec
+
+ARCHITECTURE = "Gemma2ForCausalLM"
+DEFAULTS: dict[str, Any] = {
+    key: value for key, value in LLAMA_DEFAULTS.items() if key not in ("hidden_act", "mlp_bias")
+} | {
+    "vocab_size": 256000,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+    "eos_token_id": 1,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "final_logit_softcapping": 30.0,  # null means none
+    "attn_logit_softcapping": 50.0,
+}
+KEYS = Keys(activation="hidden_activation")
+NORMS = {
+    "attention_norm": "input_layernorm",
+    "attention_post_norm": "post_attention_layernorm",
+    "mlp_norm": "pre_feedforward_layernorm",
+    "mlp_post_norm": "post_feedforward_layernorm",
+}
+
+
+def read(config: ConfigFile) -> DecoderSpec:
+    config.refuse(("use_bidirectional_attention",))
+    rope = read_rope(config, read_head_dim(config, KEYS))
+    spec = read_any(config, "gemma2", KEYS, rope, read_length(config, rope))
+    attention_bias = config.flag("attention_bias")
+    return replace(
+        spec,
+        norm="rms_plus_one",
+        residual="sandwich",
+        has_qkv_bias=attention_bias,
+        has_o_bias=attention_bias,
+        embedding_scale=spec.hidden_size**0.5,
+        attention_scale=config.positive_number("query_pre_attn_scalar") ** -0.5,
+        attention_cap=config.optional_positive_number("attn_logit_softcapping") or 0.0,
+        logits_cap=config.optional_positive_number("final_logit_softcapping") or 0.0,
+        windows=read_windows(config, spec.num_layers),
+    )
+
+
+def read_windows(config: ConfigFile, num_layers: int) -> tuple[int | None, ...]:
+    """``sliding_window`` where ``layer_types`` says so, or else on the first layer and every other one."""
+    window, types = config.optional_integer("sliding_window"), config.names("layer_types")
+    if types is None:
+        types = [LAYER_TYPES[layer % 2 == 0] for layer in range(num_layers)]
+    if len(types) != num_layers or any(kind not in LAYER_TYPES for kind in types):
+        raise config.fail(f"layer_types must name {' or '.join(LAYER_TYPES)} for each of {num_layers} layers.")
+    return tuple(window if kind == "sliding_attention" else None for kind in types)
+
+
+def parameters(spec: DecoderSpec) -> list[Parameter]:
+    found = outer_parameters(spec)
+    for layer in range(spec.num_layers):
+        theirs = f"model.layers.{layer}."
+        for ours, name in NORMS.items():
+            found += norm(f"layers.{layer}.{ours}", theirs + name, spec.hidden_size)
+        found += [
+            *split_qkv(spec, layer),
+            *split_gate_up(spec, layer),
+            *o_and_down(spec, layer, theirs + "self_attn.o_proj", theirs + "mlp.down_proj"),
+        ]
+    return found

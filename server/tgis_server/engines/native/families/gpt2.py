@@ -1,0 +1,69 @@
+"""GPT-2: learned positions, LayerNorms, a plain MLP. Its linear layers are stored transposed, as (inputs, outputs)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from tgis_server.engines.native.families.common import Keys, read_any, with_biases
+from tgis_server.engines.native.families.config_file import ConfigFile
+from tgis_server.engines.native.families.length import read_table_length
+from tgis_server.engines.native.families.names import (
+    Part,
+    embedding,
+    head,
+    linear,
+    norm,
+    o_and_down,
+    positions,
+    qkv_in_a_row,
+)
+from tgis_server.engines.native.parameters import Parameter, Split, Stored
+from tgis_server.engines.native.spec import DecoderSpec, LearnedPositions
+
+ARCHITECTURE = "GPT2LMHeadModel"
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 50257,
+    "n_embd": 768,
+    "n_inner": None,  # 4 * n_embd
+    "n_layer": 12,
+    "n_head": 12,
+    "n_positions": 1024,
+    "layer_norm_epsilon": 1e-5,
+    "activation_function": "gelu_new",
+    "scale_attn_weights": True,
+    "tie_word_embeddings": True,
+    "eos_token_id": 50256,
+    "dtype": None,
+    "torch_dtype": None,
+}
+KEYS = Keys("n_embd", "n_inner", "n_layer", "n_head", "", "", "layer_norm_epsilon", "activation_function")
+TRANSPOSED = Stored(is_transposed=True)
+
+
+def read(config: ConfigFile) -> DecoderSpec:
+    config.refuse(("scale_attn_by_inverse_layer_idx", "add_cross_attention"))
+    length = read_table_length(config, "n_positions")
+    spec = with_biases(read_any(config, "gpt2", KEYS, LearnedPositions(length.num_tokens), length))
+    return spec if config.flag("scale_attn_weights") else replace(spec, attention_scale=1.0)
+
+
+def parameters(spec: DecoderSpec) -> list[Parameter]:
+    hidden, inner = spec.hidden_size, spec.intermediate_size
+    found = [
+        *embedding(spec, "transformer.wte.weight"),
+        *positions("transformer.wpe.weight", spec.length.num_tokens, hidden),
+        *norm("final_norm", "transformer.ln_f", hidden, has_bias=True),
+        *head(spec),
+    ]
+    for layer in range(spec.num_layers):
+        theirs, ours = f"transformer.h.{layer}.", f"layers.{layer}."
+        qkv = qkv_in_a_row(theirs + "attn.c_attn", spec, is_transposed=True)
+        found += [
+            *norm(ours + "attention_norm", theirs + "ln_1", hidden, has_bias=True),
+            *norm(ours + "mlp_norm", theirs + "ln_2", hidden, has_bias=True),
+            *linear(ours + "qkv", qkv, hidden, has_bias=True),
+            *linear(ours + "up", [Part(theirs + "mlp.c_fc", inner, Split.ROWS, TRANSPOSED)], hidden, has_bias=True),
+            *o_and_down(spec, layer, theirs + "attn.c_proj", theirs + "mlp.c_proj", TRANSPOSED),
+        ]
+    return found

@@ -1,0 +1,80 @@
+"""GPT-NeoX and Pythia: attention and MLP beside each other, rotation of a part of each head, queries, keys and values
+of each head stored together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from tgis_server.engines.native.families.common import Keys, read_any, read_head_dim, with_biases
+from tgis_server.engines.native.families.config_file import ConfigFile
+from tgis_server.engines.native.families.length import read_length
+from tgis_server.engines.native.families.names import (
+    Part,
+    embedding,
+    head,
+    linear,
+    norm,
+    o_and_down,
+    qkv_by_kv_head,
+)
+from tgis_server.engines.native.families.rope import read_rope
+from tgis_server.engines.native.parameters import Parameter, Split
+from tgis_server.engines.native.spec import DecoderSpec
+
+ARCHITECTURE = "GPTNeoXForCausalLM"
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 50432,
+    "hidden_size": 6144,
+    "intermediate_size": 24576,
+    "num_hidden_layers": 44,
+    "num_attention_heads": 64,
+    "max_position_embeddings": 2048,
+    "layer_norm_eps": 1e-5,
+    "hidden_act": "gelu",
+    "attention_bias": True,
+    "use_parallel_residual": True,
+    "tie_word_embeddings": False,
+    "eos_token_id": 2,
+    "rotary_pct": 0.25,
+    "rotary_emb_base": 10000.0,
+    "rope_scaling": None,
+    "rope_parameters": None,
+    "original_max_position_embeddings": None,
+    "dtype": None,
+    "torch_dtype": None,
+}
+KEYS = Keys(num_kv_heads="", head_dim="", norm_eps="layer_norm_eps")
+
+
+def read(config: ConfigFile) -> DecoderSpec:
+    head_dim, rope_keys = read_head_dim(config, KEYS), ("rotary_pct", "rotary_emb_base")
+    rope = read_rope(config, head_dim, may_be_partial=True, partial_key=rope_keys[0], theta_key=rope_keys[1])
+    attention_bias = config.flag("attention_bias")
+    return replace(
+        with_biases(read_any(config, "gpt_neox", KEYS, rope, read_length(config, rope))),
+        residual="parallel_two_norms" if config.flag("use_parallel_residual") else "serial",
+        has_qkv_bias=attention_bias,
+        has_o_bias=attention_bias,
+    )
+
+
+def parameters(spec: DecoderSpec) -> list[Parameter]:
+    hidden, inner = spec.hidden_size, spec.intermediate_size
+    found = [
+        *embedding(spec, "gpt_neox.embed_in.weight"),
+        *norm("final_norm", "gpt_neox.final_layer_norm", hidden, has_bias=True),
+        *head(spec, "embed_out"),
+    ]
+    for layer in range(spec.num_layers):
+        theirs, ours = f"gpt_neox.layers.{layer}.", f"layers.{layer}."
+        qkv = qkv_by_kv_head(theirs + "attention.query_key_value", spec)
+        found += [
+            *norm(ours + "attention_norm", theirs + "input_layernorm", hidden, has_bias=True),
+            *norm(ours + "mlp_norm", theirs + "post_attention_layernorm", hidden, has_bias=True),
+            *linear(ours + "qkv", qkv, hidden, has_bias=spec.has_qkv_bias),
+            *linear(ours + "up", [Part(theirs + "mlp.dense_h_to_4h", inner, Split.ROWS)], hidden, has_bias=True),
+            *o_and_down(spec, layer, theirs + "attention.dense", theirs + "mlp.dense_4h_to_h"),
+        ]
+    return found

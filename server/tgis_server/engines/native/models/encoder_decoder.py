@@ -1,0 +1,98 @@
+"""An encoder, and a decoder whose layers also attend to its output: the decoder's layers and ops, put together anew.
+
+The encoder runs once for a sequence. What is kept of it are the keys and values that each layer of the decoder makes of
+its output; they lie in the same cache as the decoder's own, in blocks of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from tgis_server.engines.native.models.decoder import Decoder, LayerInputs, LayerWeights, Stack, StepInputs
+from tgis_server.engines.native.ops import Ops
+from tgis_server.engines.native.ops.api import AttentionModifiers, AttentionPlan, Cache, Norm
+from tgis_server.engines.native.parallel import Group
+from tgis_server.engines.native.spec import EncoderDecoderSpec
+
+ENCODER = "encoder."  # what names of the encoder's parameters begin with
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderInputs:
+    """The encoder's texts of one step: whole, and behind each other."""
+
+    step: StepInputs  # its attention is of ``Ops.plan_whole``
+    writes: AttentionPlan  # of ``Ops.plan``: where keys and values of these tokens go
+
+
+@dataclass(frozen=True, slots=True)
+class CrossWeights:
+    """How a layer of the decoder attends to the encoder's output; linear weights as the ops packed them."""
+
+    norm: Norm
+    q: Any
+    q_bias: Tensor | None
+    kv: Any
+    kv_bias: Tensor | None
+    o: Any
+    o_bias: Tensor | None
+
+
+class Encoder(Stack):
+    """Layers whose tokens see all others of their text, and whose keys and values nobody needs afterwards."""
+
+    is_causal = False
+
+    def _attention(self, layer: LayerWeights, x: Tensor, step: LayerInputs) -> Tensor:
+        qkv = self._ops.linear(x, layer.qkv, layer.qkv_bias, None)
+        x = self._ops.attend_whole(qkv, self.heads, step.plan, layer.modifiers)
+        return self._ops.linear(x, layer.o, layer.o_bias, None)
+
+
+class EncoderDecoder(Decoder):
+    """This rank's share of the model. What a decoder does, it does for the decoder's rows."""
+
+    def __init__(
+        self, spec: EncoderDecoderSpec, weights: dict[str, Any], rope_table: Tensor | None, ops: Ops, group: Group
+    ) -> None:
+        super().__init__(spec, weights, rope_table, ops, group)
+        own = {name.removeprefix(ENCODER): weight for name, weight in weights.items() if name.startswith(ENCODER)}
+        self.encoder = Encoder(spec.encoder, {**own, "embedding": weights["embedding"]}, rope_table, ops, group)
+        self.cross_modifiers = AttentionModifiers(spec.attention_scale, is_causal=False)
+        self._cross = [self._cross_weights(f"layers.{i}.cross_") for i in range(spec.num_layers)]
+
+    def _cross_weights(self, prefix: str) -> CrossWeights:
+        weights = self._weights
+        return CrossWeights(
+            norm=self._norm(prefix + "norm"),
+            q=weights[prefix + "q"],
+            q_bias=weights.get(prefix + "q_bias"),
+            kv=weights[prefix + "kv"],
+            kv_bias=weights.get(prefix + "kv_bias"),
+            o=weights[prefix + "o"],
+            o_bias=weights.get(prefix + "o_bias"),
+        )
+
+    def encode(self, inputs: EncoderInputs, cache: Cache) -> None:
+        """Run the encoder, and write what the decoder's layers make of its output to the cache."""
+        hidden = self.encoder.forward(inputs.step, cache)
+        for i, cross in enumerate(self._cross):
+            keys_values = self._ops.linear(hidden, cross.kv, cross.kv_bias, None)
+            self._ops.write_keys_values(keys_values, cache, i, inputs.writes)
+
+    def _serial(self, layer: LayerWeights, residual: Tensor, x: Tensor, step: LayerInputs) -> Tensor:
+        scale, cross = self._spec.residual_scale, self._cross[layer.index]
+        x = self._group.add(self._attention(layer, x, step))
+        x = cross.norm.add(residual, x, scale)
+        x = self._group.add(self._cross_attention(cross, layer.index, x, step))
+        x = layer.mlp_norm.add(residual, x, scale)
+        x = self._group.add(self._mlp(layer, x))
+        return layer.next_norm.add(residual, x, scale)
+
+    def _cross_attention(self, cross: CrossWeights, index: int, x: Tensor, step: LayerInputs) -> Tensor:
+        queries = self._ops.linear(x, cross.q, cross.q_bias, None)
+        x = self._ops.attend(queries, self.heads, step.cache, index, step.cross_plan, self.cross_modifiers)
+        return self._ops.linear(x, cross.o, cross.o_bias, None)

@@ -1,0 +1,78 @@
+"""Norms in plain torch, chosen by kind once at load."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+from tgis_server.engines.native import spec
+from tgis_server.engines.native.ops.api import Norm
+
+
+class RmsNorm:
+    """x / rms(x) * weight. Torch takes the mean in float32; the weight comes after rounding, as in the checkpoints' own
+    implementation.
+    """
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        self._weight = weight
+        self._eps = eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return functional.rms_norm(x, (x.shape[-1],), None, self._eps) * self._weight
+
+    def add(self, residual: Tensor, x: Tensor, scale: float) -> Tensor:
+        return self(residual.add_(x, alpha=scale))
+
+
+class RmsNormPlusOne(RmsNorm):
+    """Gemma's: the stored weight is what is added to 1, and rounding comes after the weight."""
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        super().__init__(1 + weight.float(), eps)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return super().__call__(x.float()).to(x.dtype)
+
+
+class LayerNorm:
+    """(x - mean(x)) / std(x) * weight + bias."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, eps: float) -> None:
+        self._weight = weight
+        self._bias = bias
+        self._eps = eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return functional.layer_norm(x, self._weight.shape, self._weight, self._bias, self._eps)
+
+    def add(self, residual: Tensor, x: Tensor, scale: float) -> Tensor:
+        return self(residual.add_(x, alpha=scale))
+
+
+class LayerNormOfHeads(LayerNorm):
+    """A LayerNorm whose weights have leading dimensions."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        scaled = functional.layer_norm(x, (x.shape[-1],), None, None, self._eps) * self._weight
+        return scaled if self._bias is None else scaled.add_(self._bias)
+
+
+class NoNorm:
+    """The place of a norm that a layer does not have."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x
+
+    def add(self, residual: Tensor, x: Tensor, scale: float) -> Tensor:
+        return residual.add_(x, alpha=scale)
+
+
+RMS_NORMS = {"rms": RmsNorm, "rms_plus_one": RmsNormPlusOne}
+
+
+def make_norm(kind: spec.Norm, weight: Tensor, bias: Tensor | None, eps: float) -> Norm:
+    if kind == "layer":
+        return (LayerNorm if weight.dim() == 1 else LayerNormOfHeads)(weight, bias, eps)
+    assert bias is None, "an RMS norm has no bias"
+    return RMS_NORMS[kind](weight, eps)

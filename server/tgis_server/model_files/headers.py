@@ -1,0 +1,82 @@
+"""What the headers of a model's safetensors files say: names, dtypes, shapes and places of tensors.
+
+Format: 8 bytes with the header's length (little endian), the header as JSON (name -> dtype, shape, data_offsets), then
+the data. See https://github.com/huggingface/safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tgis_server import failures
+from tgis_server.errors import TgisError
+from tgis_server.model_files.content import read_beginning, refuse_stand_in
+from tgis_server.model_files.weight_files import WeightFiles
+from tgis_server.regular_file import open_regular
+
+MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
+HEADER_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # of floating point
+ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One entry of a safetensors header."""
+
+    file: Path
+    name: str  # in the file
+    dtype: str  # as the header spells it
+    shape: tuple[int, ...]
+    start: int  # of its data in the file
+    num_bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.name} in {self.file.name}"
+
+
+def read_headers(model_dir: Path, files: WeightFiles) -> Iterator[dict[str, TensorInfo]]:
+    """Of each file. Errors as for :func:`read_header`."""
+    return (read_header(model_dir / name) for name in files.names)
+
+
+def read_header(file: Path) -> dict[str, TensorInfo]:
+    """Names, dtypes and shapes of one safetensors file, whose length must be what its header says."""
+    try:
+        size = file.stat().st_size
+        with open_regular(file) as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or length > MAX_HEADER_BYTES:
+                raise _no_header(file, f"it has {size} bytes" if size < 8 else "its first bytes are no header's length")
+            if length > size - 8:
+                raise _truncated(file, size, 8 + length)
+            raw = stream.read(length)
+    except OSError as error:
+        raise failures.WEIGHTS_UNREADABLE.error(file=file, reason=error.strerror) from error
+    try:
+        entries: dict[str, Any] = json.loads(raw)
+        entries.pop("__metadata__", None)
+        infos, end = {}, 0
+        for name, entry in entries.items():
+            start, stop = map(int, entry["data_offsets"])
+            shape = tuple(map(int, entry["shape"]))
+            infos[name] = TensorInfo(file, name, str(entry["dtype"]), shape, 8 + length + start, stop - start)
+            end = max(end, stop)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise _no_header(file, "its header cannot be read") from error
+    if size != 8 + length + end:
+        raise _truncated(file, size, 8 + length + end)
+    return infos
+
+
+def _no_header(file: Path, reason: str) -> TgisError:
+    refuse_stand_in(file, read_beginning(file))
+    return failures.WEIGHTS_NO_HEADER.error(file=file, reason=reason)
+
+
+def _truncated(file: Path, size: int, expected: int) -> TgisError:
+    problem = "it was cut short" if size < expected else "more has been written to it"
+    return failures.WEIGHTS_TRUNCATED.error(file=file, size=size, expected=expected, problem=problem)
