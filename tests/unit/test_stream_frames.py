@@ -52,8 +52,8 @@ def test_exactly_one_frame_has_a_stop_reason_and_it_is_the_last(number: int, pau
         output._on_change = call.on_change
         step = tokens_of(output, number)
 
-        async def write(frame: pb.GenerationResponse) -> None:
-            frames.append(frame)
+        async def write(raw: bytes) -> None:
+            frames.append(pb.GenerationResponse.FromString(raw))
             for _ in range(next(during, 1)):
                 step()
                 await asyncio.sleep(0)
