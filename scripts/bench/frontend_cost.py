@@ -1,6 +1,6 @@
 """CPU time of the front-end per streamed token, and that of a bare grpc.aio server which writes the same frames.
 
-Usage: python scripts/bench/frontend_cost.py [--streams 64] [--new-tokens 300] [--step-ms 20] [--rounds 3]
+Usage: python scripts/bench/frontend_cost.py [--streams 64] [--new-tokens 200] [--rounds 5] [--against OTHER/bin/tgis]
 
 The engine is a rehearsal. Steps are so long that each token finds its stream waiting and gets a frame of its own; what
 a front-end saves under load, where text that waits is sent as one frame, is not in the figure.
@@ -10,23 +10,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import multiprocessing
 import statistics
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import grpc
 import psutil
 
-from serve import serving
+from serve import TGIS, serving
 from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire.channels import open_async_channel
 from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
-
-METHOD = "/fmaas.GenerationService/GenerateStream"
 
 
 @dataclass(frozen=True)
@@ -134,29 +132,30 @@ def serving_bare(load: Load, step_s: float) -> Iterator[tuple[str, psutil.Proces
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--streams", type=int, default=64)
-    parser.add_argument("--new-tokens", type=int, default=300)
+    parser.add_argument("--new-tokens", type=int, default=200)
     parser.add_argument("--step-ms", type=float, default=20.0)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--details", action="store_true", help="ask for tokens and facts about them")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--against", type=Path, help="command of another installation, measured by turns with this one")
     given = parser.parse_args()
     load = Load(given.streams, given.new_tokens, given.details)
-    warming = Load(given.streams, 20, given.details)
     options = ["--rehearse", "--rehearse-step-ms", str(given.step_ms), "--rehearse-kv-blocks", "8192"]
-    figures: dict[str, list[tuple[float, float]]] = {"front-end": [], "bare": []}
-    with serving(None, options) as (url, _, launcher), serving_bare(load, given.step_ms / 1000) as (bare_url, bare):
-        servers = {"front-end": (url, find_frontend(launcher)), "bare": (bare_url, bare)}
-        asyncio.run(stream_all(url, warming))
+    figures: dict[str, list[tuple[float, float]]] = {}
+    with ExitStack() as stack:
+        servers = {"bare": stack.enter_context(serving_bare(load, given.step_ms / 1000))}
+        for name, tgis in {"against": given.against, "front-end": TGIS}.items():
+            if tgis:
+                url, _, launcher = stack.enter_context(serving(None, options, tgis))
+                servers[name] = (url, find_frontend(launcher))
+                asyncio.run(stream_all(url, Load(given.streams, 20, given.details)))  # warm
         for _ in range(given.rounds):  # by turns: a machine has good and bad minutes
-            for name, (address, process) in servers.items():
-                figures[name].append(measure(address, process, load))
-    if given.json:
-        print(json.dumps(figures))
-        return
+            for name, (url, process) in servers.items():
+                figures.setdefault(name, []).append(measure(url, process, load))
     for name, rounds in figures.items():
         costs, frames = zip(*rounds, strict=True)
-        each = " ".join(f"{cost:.1f}" for cost in costs)
-        print(f"{name:>9}: {statistics.median(costs):6.1f} µs per token ({each}), {max(frames):.3f} frames per token")
+        each = " ".join(f"{cost:.0f}" for cost in costs)
+        median, least = statistics.median(costs), min(costs)
+        print(f"{name:>9}: {median:.1f} µs per token (least {least:.1f}, {each}), {min(frames):.3f} frames per token")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from pathlib import Path
 import tgis_server.frontend
 
 FRONTEND = Path(tgis_server.frontend.__file__).parent
-GRPC_DOORS = {"service", "grpc_messages", "grpc_server", "receive", "tokenize_reply", "end_call", "health"}
+GRPC_DOORS = {"service", "grpc_messages", "grpc_server", "receive", "end_call", "health"}
+GRPC_DOORS |= {"stream_frames", "tokenize_reply"}
 OTHERS = {
     "entry",  # puts all together
     "launcher",  # the launcher's own door

@@ -105,7 +105,6 @@ class Output:
         self._parts: list[Part] = []  # not fetched yet; only an end gives the last one its reason
         self._prompt_details: list[TokenDetail] = []
         self._wants_tokens = submit.wanted.generated_tokens
-        self._wants_input_part = submit.wanted.input_tokens
 
     @property
     def is_finished(self) -> bool:
@@ -186,13 +185,16 @@ class Output:
         return Part(self._echo, num_input=self.num_input, seed=self.submit.seed)
 
     @property
-    def is_input_part_due(self) -> bool:
-        """A stream's part with the input tokens can be made and was not taken yet."""
-        return self._wants_input_part and self.first_token_at is not None
+    def wants_input_part(self) -> bool:
+        return self.submit.wanted.input_tokens
 
-    def take_input_part(self) -> Part:
-        """The part with the input tokens. Long prompts take a while; any thread may do it, once."""
-        self._wants_input_part = False
+    @property
+    def is_input_part_due(self) -> bool:
+        """The part with the input tokens can be made."""
+        return self.wants_input_part and self.first_token_at is not None
+
+    def input_part(self) -> Part:
+        """A stream's part with the input tokens. Long prompts take a while; any thread may do it."""
         return Part(num_input=self.num_input, input_tokens=self._describe_input())
 
     def take_parts(self) -> list[Part]:

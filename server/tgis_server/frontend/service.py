@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TypeAlias
@@ -17,12 +17,13 @@ from tgis_server.faults import Fault
 from tgis_server.frontend.admission import Admission
 from tgis_server.frontend.end_call import Writer
 from tgis_server.frontend.generation import Call, GenerationService
-from tgis_server.frontend.grpc_messages import parse_adapter, parse_request, render_part, render_parts
-from tgis_server.frontend.output import Output, Part
+from tgis_server.frontend.grpc_messages import parse_adapter, parse_request, render_parts
+from tgis_server.frontend.output import Output
 from tgis_server.frontend.patience import Patience
 from tgis_server.frontend.request import Parameters
 from tgis_server.frontend.request_log import CORRELATION_ID, get_correlation_id, log_outputs
 from tgis_server.frontend.state import ServerState
+from tgis_server.frontend.stream_frames import write_frames
 from tgis_server.frontend.tokenize_reply import join_replies, reply_parts
 from tgis_server.frontend.tokenizer import Tokenizer
 from tgis_server.frontend.tracing import Tracing
@@ -34,7 +35,6 @@ from tgis_server.wire.generation_pb2_grpc import GenerationServiceServicer
 logger = logging.getLogger(__name__)
 
 Context: TypeAlias = grpc.aio.ServicerContext
-Write: TypeAlias = Callable[[bytes], Awaitable[None]]
 
 # A client refuses trailers of more than 8 KiB with a status of its own. A character takes up to twelve bytes in them.
 MAX_STATUS_CHARACTERS = 500
@@ -94,10 +94,10 @@ class GenerationServicer(GenerationServiceServicer):
                 self._release_request(context, asked.parameters)
                 del asked
                 [output] = call.outputs
-                write = self._writer(context, output)
+                writer = Writer(context, self._patience, output.submit.deadline)
                 try:
                     with generation.router.running(call.outputs):
-                        await write_frames(write, call, output, generation.tokenizer)
+                        await write_frames(context.write, writer, call, output, generation.tokenizer)
                 finally:  # also counts an answer whose client left before its end
                     if output.is_finished and not output.error:
                         generation.count_answer(output, call)
@@ -135,16 +135,6 @@ class GenerationServicer(GenerationServiceServicer):
         """The inputs are tokens now: their text makes room for others, unless it is to be sent back."""
         if not parameters.input_text:
             self._patience.release_request(context)
-
-    def _writer(self, context: Context, output: Output) -> Write:
-        """Writes serialized frames of an output."""
-        writer = Writer(context, self._patience, output.submit.deadline)
-
-        async def write(raw: bytes) -> None:
-            with writer.writing(len(raw)):
-                await context.write(raw)
-
-        return write
 
     async def refuse(self, context: Context, error: RequestError) -> None:
         """End a call that has no request. It is none of the calls that metrics count."""
@@ -223,24 +213,3 @@ async def build_answer(outputs: Sequence[Output], tokenizer: Tokenizer) -> pb.Ba
         return render_parts(output.take_whole() for output in outputs)
 
     return await tokenizer.run(build) if outputs[0].submit.wanted.input_tokens else build()
-
-
-async def write_frames(write: Write, call: Call, output: Output, tokenizer: Tokenizer) -> None:
-    """Write the frames of a stream: the first at once, the others as they become due, one with a stop reason last."""
-    await write(render_frame(output.first_part()))
-    is_over = False
-    while not is_over:
-        await call.wait_for_news()
-        if output.is_input_part_due:
-            await write(await tokenizer.run(lambda: render_frame(output.take_input_part())))
-        # Nothing is awaited between these two: what ends meanwhile is seen by the next round.
-        is_over = output.is_finished
-        parts = output.take_parts()
-        for part in parts:
-            await write(render_frame(part))
-
-
-def render_frame(part: Part) -> bytes:
-    """Serialized here, as the size is wanted."""
-    raw: bytes = render_part(part).SerializeToString()
-    return raw
