@@ -75,11 +75,11 @@ def input_frame(output: Output) -> Frame:
 
 
 def take_frames(output: Output) -> list[Frame]:
-    return [render_part(part) for part in output.take_parts()]
+    return [render_part(part) for part in iter(output.take_part, None)]
 
 
 def answer_of(output: Output) -> Frame:
-    return render_part(output.take_whole())
+    return render_part(output.whole())
 
 
 def push(output: Output, *tokens: int, end: FinishReason = GO_ON) -> None:

@@ -9,6 +9,7 @@ tokens were asked for, each keeps a part of its own.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -102,7 +103,7 @@ class Output:
         self._echo = echo
         self._detokenizer = Detokenizer(settings.pieces)
         self._matcher = StopMatcher(params.stop, include=params.include_stop_sequence) if params.stop else None
-        self._parts: list[Part] = []  # not fetched yet; only an end gives the last one its reason
+        self._parts: deque[Part] = deque()  # not taken yet
         self._prompt_details: list[TokenDetail] = []
         self._wants_tokens = submit.wanted.generated_tokens
 
@@ -197,14 +198,13 @@ class Output:
         """A stream's part with the input tokens. Long prompts take a while; any thread may do it."""
         return Part(num_input=self.num_input, input_tokens=self._describe_input())
 
-    def take_parts(self) -> list[Part]:
-        """The other parts of a stream that are due and were not taken yet."""
-        parts, self._parts = self._parts, []
-        return parts
+    def take_part(self) -> Part | None:
+        """The next part of a stream, if one is due. After the one with the end reason none comes."""
+        return self._parts.popleft() if self._parts else None
 
-    def take_whole(self) -> Part:
+    def whole(self) -> Part:
         """The answer of a unary call, once finished. Facts about long inputs take a while; any thread may do it."""
-        parts = self.take_parts()
+        parts = self._parts
         return Part(
             text=self._echo + "".join([part.text for part in parts]),
             num_input=self.num_input,

@@ -102,7 +102,7 @@ class Patience:
         bound_s = self.send_timeout_s
         if deadline is not None:
             bound_s = min(bound_s, max(0.0, deadline - time.monotonic()) + DEADLINE_GRACE_S)
-        return bound_s + max(0, num_bytes - FREE_BYTES) / MIN_BYTES_PER_S
+        return bound_s if num_bytes <= FREE_BYTES else bound_s + (num_bytes - FREE_BYTES) / MIN_BYTES_PER_S
 
     def begin_sending(self, wait: Wait, num_bytes: int, deadline: float | None = None) -> None:
         """A message is being written until :meth:`end_sending`; the call is ended if that takes too long.

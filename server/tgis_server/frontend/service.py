@@ -210,6 +210,6 @@ async def build_answer(outputs: Sequence[Output], tokenizer: Tokenizer) -> pb.Ba
     """The answer of a unary call. Facts about long inputs take a while: not the event loop's."""
 
     def build() -> pb.BatchedGenerationResponse:
-        return render_parts(output.take_whole() for output in outputs)
+        return render_parts(output.whole() for output in outputs)
 
     return await tokenizer.run(build) if outputs[0].submit.wanted.input_tokens else build()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Coroutine
+from contextvars import copy_context
 from typing import Any, TypeAlias
 
 import grpc
@@ -48,8 +48,8 @@ class _Stream:
     def __init__(self, write: Write, writer: Writer, output: Output) -> None:
         self._write, self._writer, self._output = write, writer, output
         self._loop = asyncio.get_running_loop()
+        self._context = copy_context()  # one for all callbacks: each would be given a copy of its own
         self._done: asyncio.Future[None] = self._loop.create_future()
-        self._parts: deque[Part] = deque()  # taken and not written
         self._writing: Coroutine[Any, Any, None] | None = None
         self._waits_for: asyncio.Future[Any] | None = None  # what _writing does
         self._is_busy = False  # writing, or about to look what is due
@@ -65,7 +65,8 @@ class _Stream:
     def _wake(self) -> None:
         if not self._is_busy:
             self._is_busy = True
-            self._loop.call_soon(self._go_on)  # not now: the reader of all requests has others to tell first
+            # Not now: the reader of all requests has others to tell first.
+            self._loop.call_soon(self._go_on, context=self._context)
 
     def _go_on(self, _: object = None) -> None:
         """Write what is due until the library has to be waited for."""
@@ -90,11 +91,9 @@ class _Stream:
             self._done.set_exception(error)
 
     def _begin(self) -> Coroutine[Any, Any, None] | None:
-        if not self._parts:
-            self._parts.extend(self._output.take_parts())
-            if not self._parts:
-                return None
-        frame = render_frame(self._parts.popleft())
+        if not (part := self._output.take_part()):
+            return None
+        frame = render_frame(part)
         self._writer.begin(len(frame))
         self._writing = self._write(frame)
         return self._writing
@@ -102,10 +101,10 @@ class _Stream:
     def _resume_after(self, future: asyncio.Future[Any] | None) -> None:
         self._waits_for = future
         if future is None:  # it lets others go first
-            self._loop.call_soon(self._go_on)
+            self._loop.call_soon(self._go_on, context=self._context)
         else:
             future._asyncio_future_blocking = False  # as a task does with what it is given
-            future.add_done_callback(self._go_on)
+            future.add_done_callback(self._go_on, context=self._context)
 
     def _abandon(self) -> None:
         """The handler ends: what is being written is left to the library."""
