@@ -56,11 +56,6 @@ class Part:
     stop_sequence: str = ""
     seed: int = 0
 
-    @property
-    def is_plain(self) -> bool:
-        """It has nothing but text and the count."""
-        return not (self.tokens or self.end_reason or self.num_input)
-
 
 @dataclass(frozen=True, slots=True)
 class TextSettings:
@@ -228,14 +223,21 @@ class Output:
         if detail is None:
             return Token(token_id, piece)
         has_logprobs = wanted.logprobs
-        top: list[TopToken] = []
-        if wanted.top_n:
-            tops = zip(detail.top_ids, detail.top_logprobs, strict=True)
-            # The contract: most likely first if logprobs are shown, otherwise in the order of the vocabulary.
-            ordered = sorted(tops, key=lambda one: (-one[1], one[0]) if has_logprobs else one)
-            top = [TopToken(i, self._get_piece(i), logprob if has_logprobs else 0.0) for i, logprob in ordered]
-        rank = detail.rank if wanted.ranks else 0
-        return Token(token_id, piece, detail.logprob if has_logprobs else 0.0, rank, top)
+        logprob = detail.logprob if has_logprobs else 0.0
+        top = self._describe_top(detail, has_logprobs=has_logprobs) if wanted.top_n else ()
+        return Token(token_id, piece, logprob, detail.rank if wanted.ranks else 0, top)
+
+    def _describe_top(self, detail: TokenDetail, *, has_logprobs: bool) -> list[TopToken]:
+        """The contract: most likely first if logprobs are shown, otherwise in the order of the vocabulary."""
+        tops, get_piece = zip(detail.top_ids, detail.top_logprobs, strict=True), self._get_piece
+        if not has_logprobs:
+            return [TopToken(token_id, get_piece(token_id), 0.0) for token_id, _ in sorted(tops)]
+        return [TopToken(i, get_piece(i), logprob) for i, logprob in sorted(tops, key=most_likely_first)]
+
+
+def most_likely_first(top: tuple[int, float]) -> tuple[float, int]:
+    token_id, logprob = top
+    return -logprob, token_id
 
 
 def detokenizing_failed(cause: Exception) -> RequestError:
