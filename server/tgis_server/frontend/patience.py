@@ -102,7 +102,7 @@ class Patience:
         bound_s = self.send_timeout_s
         if deadline is not None:
             bound_s = min(bound_s, max(0.0, deadline - time.monotonic()) + DEADLINE_GRACE_S)
-        return bound_s if num_bytes <= FREE_BYTES else bound_s + (num_bytes - FREE_BYTES) / MIN_BYTES_PER_S
+        return bound_s + max(0, num_bytes - FREE_BYTES) / MIN_BYTES_PER_S
 
     def begin_sending(self, wait: Wait, num_bytes: int, deadline: float | None = None) -> None:
         """A message is being written until :meth:`end_sending`; the call is ended if that takes too long.
@@ -112,7 +112,10 @@ class Patience:
         Args:
             deadline: of the request, host monotonic clock.
         """
-        self._begin(self._sending, wait, self.send_bound_s(num_bytes, deadline))
+        is_usual = deadline is None and num_bytes <= FREE_BYTES
+        wait.began_at = now = time.monotonic()
+        wait.due_at = now + (self.send_timeout_s if is_usual else self.send_bound_s(num_bytes, deadline))
+        self._sending[wait] = None
 
     def end_sending(self, wait: Wait) -> None:
         self._sending.pop(wait, None)
