@@ -6,7 +6,7 @@ of tokens; results go back in the order of the plan. Nothing here waits for the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,8 +54,8 @@ class Slots:
         self.newest_ids = torch.zeros_like(self.lengths)
         self._rope_starts = torch.zeros_like(self.lengths)
 
-    def __getitem__(self, slot: int) -> SlotState:
-        return self._states[slot]
+    def states(self, slots: Iterable[int]) -> list[SlotState]:
+        return list(map(self._states.__getitem__, slots))
 
     def apply(self, plan: StepPlan) -> None:
         """Change what the plan changes: ``free``, ``new`` and ``new_blocks``."""
@@ -104,8 +104,8 @@ class Slots:
 
     def advance(self, batch: Batch) -> None:
         """The batch's tokens are computed."""
-        for slot, num_tokens in zip(batch.plan.slots, batch.plan.num_tokens, strict=True):
-            self._states[slot].num_computed += num_tokens
+        for state, num_tokens in zip(self.states(batch.plan.slots), batch.plan.num_tokens, strict=True):
+            state.num_computed += num_tokens
         self.lengths.index_add_(0, batch.slots, batch.num_tokens)
 
 
@@ -155,7 +155,7 @@ class BatchBuilder:
         """The plan's state changes have been applied; computed positions are not advanced."""
         slots = self.slots
         # 1. Order: single tokens, then chunks
-        states = [slots[slot] for slot in plan.slots]
+        states = slots.states(plan.slots)
         starts = np.array([state.num_computed for state in states], dtype=np.int64)
         num_tokens = np.array(plan.num_tokens, dtype=np.int64)
         singles, chunks = np.flatnonzero(num_tokens == 1), np.flatnonzero(num_tokens > 1)

@@ -294,8 +294,7 @@ def _count(num: int, first: Tensor | None, device: torch.device) -> Tensor:
 
 def _blocks_of(rows: Rows, slots: Tensor, columns: Tensor) -> Tensor:
     """Entries of the block tables, by broadcast slots and columns."""
-    places = slots * rows.tables.shape[1] + columns
-    return rows.tables.view(-1).index_select(0, places.view(-1))
+    return rows.tables.view(-1).index_select(0, (slots * rows.tables.shape[1] + columns).view(-1))
 
 
 def _clear_begun(rows: Rows, cache: PagedCache, staging: Staging) -> None:
