@@ -162,6 +162,18 @@ def test_a_key_that_is_left_out_has_the_default_of_its_class(family: str, key: s
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_a_key_may_be_spelled_as_its_class_allows_which_counts_more(family: str, tmp_path: Path) -> None:
+    spellings: dict[str, str] = type(AutoConfig.for_model(family)).attribute_map
+    values = VALUES[family] | {theirs: 2 * VALUES[family][ours] for theirs, ours in spellings.items()}
+
+    ours = without_reasons(spec_of(tmp_path / "ours", family, values))
+
+    theirs = without_reasons(spec_of(tmp_path / "theirs", family, written_by_transformers(family, values)))
+    assert ours == theirs
+    assert (ours == without_reasons(spec_of(tmp_path / "plain", family, VALUES[family]))) is not bool(spellings)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_config_that_leaves_everything_out_is_the_class_itself(family: str, tmp_path: Path) -> None:
     ours = spec_of(tmp_path / "ours", family, {})
 

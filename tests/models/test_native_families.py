@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tgis_server.engines.native.families import FAMILIES, names
+from tgis_server.engines.native.families.common import DEFAULTS, read_decoder
+from tgis_server.engines.native.parameters import Parameter
+from tgis_server.engines.native.spec import DecoderSpec
 from tiny import Driver, Job, Model, assert_same_tokens, prompt_of
 
 LENGTHS = (5, 23, 1, 40)
@@ -125,3 +131,38 @@ def test_rows_of_very_different_lengths_share_a_step(
 
     for prompt, generated in zip(prompts, ours, strict=True):
         assert_same_tokens(tiny.oracle, prompt, generated, tiny.expected(prompt, 12))
+
+
+def olmo2_parameters(spec: DecoderSpec) -> list[Parameter]:
+    found = names.outer_parameters(spec)
+    for layer in range(spec.num_layers):
+        theirs, ours = f"model.layers.{layer}.", f"layers.{layer}."
+        for norm in ("q_norm", "k_norm"):
+            found += names.norm(ours + norm, f"{theirs}self_attn.{norm}", spec.head_dim)
+        found += [
+            *names.norm(ours + "attention_post_norm", theirs + "post_attention_layernorm", spec.hidden_size),
+            *names.norm(ours + "mlp_post_norm", theirs + "post_feedforward_layernorm", spec.hidden_size),
+            *names.split_qkv(spec, layer),
+            *names.split_gate_up(spec, layer),
+            *names.o_and_down(spec, layer, theirs + "self_attn.o_proj", theirs + "mlp.down_proj"),
+        ]
+    return found
+
+
+def test_layers_with_norms_behind_attention_and_mlp_alone(
+    model: Callable[..., Model], driver: Callable[..., Driver], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OLMo 2's, which no family of ours has. Of one head, as its norm over all heads is then one over each."""
+    olmo2 = SimpleNamespace(
+        ARCHITECTURE="Olmo2ForCausalLM",
+        DEFAULTS=DEFAULTS,
+        read=lambda config: replace(read_decoder(config, "olmo2"), residual="post_norm", qk_norm="rms"),
+        parameters=olmo2_parameters,
+    )
+    monkeypatch.setitem(FAMILIES, "olmo2", olmo2)
+    tiny = model("olmo2", num_attention_heads=1, num_key_value_heads=1)
+    prompt = prompt_of(23, seed=3)
+
+    ours = driver(tiny).run([Job(prompt, NUM_TOKENS, chunk=7)])
+
+    assert_same_tokens(tiny.oracle, prompt, ours[0], tiny.expected(prompt, NUM_TOKENS))

@@ -114,7 +114,6 @@ class DecoderSpec:
     logits_cap: float = 0.0  # likewise of logits, after their scale
     # Attention
     windows: tuple[int | None, ...] = ()  # per layer: how many tokens a query sees, itself included; None = all
-    has_sinks: bool = False  # a logit for each head that takes part in the softmax and has no value
     # The files
     dtype: str | None = None  # what the config names, if it does
     warnings: tuple[str, ...] = ()  # of reading the files

@@ -68,12 +68,12 @@ def _read_parameter(
     start = 0
     for piece, part in zip(parameter.pieces, slices, strict=True):
         info = checkpoint.tensors[piece.tensor]
-        rows = target[start : start + part.padded_rows]
+        share = target[start : start + part.padded_rows]
         try:
-            end = _read_slice(open_file(info.file).get_slice(info.name), piece, part, rows)
+            end = _read_slice(open_file(info.file).get_slice(info.name), piece, part, share)
         except (SafetensorError, OSError) as error:
             raise failures.WEIGHTS_UNREADABLE.error(file=info.file, reason=error) from error
-        rows[end:].zero_()
+        share[end:].zero_()
         start += part.padded_rows
     return target
 

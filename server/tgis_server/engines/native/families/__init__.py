@@ -1,6 +1,7 @@
 """Model families: config.json to ``DecoderSpec``, and checkpoint names to our parameters. No torch.
 
-A family is one small file with ``ARCHITECTURE``, ``DEFAULTS``, ``read(config)`` and ``parameters(spec)``.
+A family is one small file with ``ARCHITECTURE``, ``DEFAULTS``, ``read(config)`` and ``parameters(spec)``, and perhaps
+``ALIASES``: other spellings of keys of config.json.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def read_spec(model_dir: Path, families: Mapping[str, ModuleType] = FAMILIES) ->
         supported = ", ".join(f.ARCHITECTURE for f in families.values())
         raise config.fail(f"architecture {name} has no native engine; supported are {supported}.")
     config.refuse(key for key in UNSUPPORTED_KEYS if key not in family.DEFAULTS)
-    spec: DecoderSpec = family.read(config.with_defaults(family.DEFAULTS))
+    spec: DecoderSpec = family.read(config.of_family(family.DEFAULTS, getattr(family, "ALIASES", {})))
     return spec
 
 

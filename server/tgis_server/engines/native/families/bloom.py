@@ -33,6 +33,7 @@ DEFAULTS: dict[str, Any] = {
     "dtype": None,
     "torch_dtype": None,
 }
+ALIASES = {"n_embed": "hidden_size", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"}
 KEYS = Keys("hidden_size", "", "n_layer", "n_head", "", "", "layer_norm_epsilon", "")
 
 

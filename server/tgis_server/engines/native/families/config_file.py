@@ -56,9 +56,15 @@ class ConfigFile:
             raise failures.NO_CONFIG.error(model_dir=model_dir)
         return cls(model_dir, read_json(file))
 
-    def with_defaults(self, defaults: Mapping[str, Any]) -> ConfigFile:
-        """The same config, of a family with these defaults: the keys that it may read."""
-        return ConfigFile(self.model_dir, self._values, defaults)
+    def of_family(self, defaults: Mapping[str, Any], aliases: Mapping[str, str] = MappingProxyType({})) -> ConfigFile:
+        """The same config as a family reads it.
+
+        Args:
+            defaults: the keys that it may read.
+            aliases: other spellings of some of them, which count more, as in transformers.
+        """
+        aliased = {ours: self._values[theirs] for theirs, ours in aliases.items() if theirs in self._values}
+        return ConfigFile(self.model_dir, {**self._values, **aliased}, defaults)
 
     def stated(self, key: str) -> Any:
         """What the file says; ``None`` where it does not."""

@@ -37,6 +37,12 @@ DEFAULTS: dict[str, Any] = {
     "dtype": None,
     "torch_dtype": None,
 }
+ALIASES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
 KEYS = Keys("n_embd", "n_inner", "n_layer", "n_head", "", "", "layer_norm_epsilon", "activation_function")
 TRANSPOSED = Stored(is_transposed=True)
 
