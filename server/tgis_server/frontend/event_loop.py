@@ -10,11 +10,16 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVarTuple
 
 from grpc._cython import cygrpc
 
+if TYPE_CHECKING:
+    from _typeshed import FileDescriptorLike
+
 MAX_WAKEUPS = 4096
+
+Ts = TypeVarTuple("Ts")
 
 
 class ReadAtOnce(socket.socket):
@@ -29,8 +34,8 @@ class ReadAtOnce(socket.socket):
 class EventLoop(asyncio.SelectorEventLoop):
     """For servers of grpc.aio."""
 
-    def add_reader(self, fd: Any, callback: Callable[..., Any], *args: Any) -> None:
+    def add_reader(self, fd: FileDescriptorLike, callback: Callable[[*Ts], Any], *args: *Ts) -> None:
         owner = getattr(getattr(callback, "func", callback), "__self__", None)
-        if isinstance(owner, cygrpc.PollerCompletionQueue):
+        if isinstance(owner, cygrpc.PollerCompletionQueue) and isinstance(fd, socket.socket):
             fd.__class__ = ReadAtOnce  # the library's reader has this very object
         super().add_reader(fd, callback, *args)

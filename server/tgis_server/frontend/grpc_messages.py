@@ -96,7 +96,8 @@ def render_part(part: Part) -> pb.GenerationResponse:
         frame.input_token_count, frame.seed = part.num_input, part.seed
         add_tokens(frame.input_tokens, part.input_tokens)
     if part.end_reason:
-        frame.stop_reason, frame.stop_sequence, frame.seed = part.end_reason, part.stop_sequence, part.seed
+        frame.stop_reason = part.end_reason  # type: ignore[assignment]  # the numbers are the same
+        frame.stop_sequence, frame.seed = part.stop_sequence, part.seed
     return frame
 
 
