@@ -1,4 +1,4 @@
-"""Which tests share a worker where there are several (`-n 2 --dist loadfile`): those that share what is dear."""
+"""Which tests share a worker where there are several (`--dist loadfile`): those that share what is dear."""
 
 from __future__ import annotations
 

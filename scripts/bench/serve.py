@@ -62,10 +62,10 @@ class MemoryWatch:
 
 
 @contextlib.contextmanager
-def serving(model: Path | None, options: list[str]) -> Iterator[tuple[str, float, int]]:
+def serving(model: Path | None, options: list[str], tgis: Path = TGIS) -> Iterator[tuple[str, float, int]]:
     """Launch a server on free ports; yields its gRPC address, seconds to ready, and the launcher's pid."""
     with tempfile.TemporaryDirectory(prefix="tgis-bench-") as folder:
-        command = [TGIS, "launch", *([str(model)] if model else []), "--host", "127.0.0.1"]
+        command = [tgis, "launch", *([str(model)] if model else []), "--host", "127.0.0.1"]
         command += ["--grpc-port", "0", "--port", "0", "--run-dir", folder, *options]
         started_at = time.monotonic()
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -7,6 +7,7 @@ Names and labels are those that existing dashboards query; each counter is expor
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,7 +22,6 @@ from tgis_server.wire import shard_pb2 as pb
 from tgis_server.wire.messages import StepStats
 
 Kind = Literal["counter", "gauge", "histogram"]
-Value = Counter | Gauge | Histogram
 
 NUM_LENGTH_STEPS = 64
 DURATION_BUCKETS = tuple(0.0001 * 1.5**k for k in range(1, 36))  # seconds: 0.15 ms to 146 s
@@ -115,6 +115,17 @@ SPECS = (
     ),
     Spec("tgi_server_info", "gauge", "", "Always 1; mode tells rehearsals and the demo model.", ("model", "mode")),
 )
+
+
+class EqualHistogram(Histogram):
+    """A histogram that can take in many equal amounts at once."""
+
+    def observe_equal(self, amount: float, number: int) -> None:
+        self._sum.inc(amount * number)
+        self._buckets[bisect_left(self._upper_bounds, amount)].inc(number)
+
+
+Value = Counter | Gauge | EqualHistogram
 
 
 class Metrics:
@@ -239,12 +250,13 @@ class Metrics:
     def observe_queued(self, waited_s: float) -> None:
         self._histogram("tgi_request_queue_duration").observe(waited_s)
 
-    def observe_token(self, now: float, submitted_at: float, previous_at: float | None) -> None:
-        """A token arrived at ``now``; ``previous_at`` is None for the first of its output."""
-        if previous_at is None:
-            self._histogram("tgi_time_to_first_token_duration").observe(now - submitted_at)
-        else:
-            self._histogram("tgi_inter_token_duration").observe(now - previous_at)
+    def observe_first_token(self, waited_s: float) -> None:
+        """``waited_s`` since the submission."""
+        self._histogram("tgi_time_to_first_token_duration").observe(waited_s)
+
+    def observe_further_tokens(self, gap_s: float, number: int) -> None:
+        """So many outputs got a token, each this long after its last one."""
+        self._histogram("tgi_inter_token_duration").observe_equal(gap_s, number)
 
     def count_tokenize(self, num_inputs: int) -> None:
         self._counter("tgi_tokenize_request_count").inc()
@@ -302,7 +314,7 @@ class Metrics:
             return Counter(spec.name, spec.text, spec.labels, registry=None)
         if spec.kind == "gauge":
             return Gauge(spec.name, spec.text, spec.labels, registry=None)
-        return Histogram(spec.name, spec.text, spec.labels, registry=None, buckets=self._buckets(spec.name))
+        return EqualHistogram(spec.name, spec.text, spec.labels, registry=None, buckets=self._buckets(spec.name))
 
     def _buckets(self, name: str) -> tuple[float, ...]:
         max_sequence_length, max_new_tokens = self._ranges
@@ -326,9 +338,9 @@ class Metrics:
         assert isinstance(value, Gauge), name
         return value.labels(**labels) if labels else value
 
-    def _histogram(self, name: str, **labels: str) -> Histogram:
+    def _histogram(self, name: str, **labels: str) -> EqualHistogram:
         value = self._values[name]
-        assert isinstance(value, Histogram), name
+        assert isinstance(value, EqualHistogram), name
         return value.labels(**labels) if labels else value
 
 

@@ -1,7 +1,9 @@
 """Every signal to every process in every phase: exit code, first cause, what becomes of calls, and nothing left.
 
 The cells run a few at a time, as most of their time is waiting; each is a test of its own. The table in
-docs/operations.md says the same. ``TGIS_KILL_MATRIX=native`` runs them with the demo model instead of a rehearsal.
+docs/operations.md says the same. `make test` asks those that differ most: signals under load, and to the launcher in
+any phase; `make acceptance` asks the others. ``TGIS_KILL_MATRIX=native`` runs them with the demo model instead of a
+rehearsal.
 """
 
 from __future__ import annotations
@@ -31,7 +33,16 @@ NUM_STREAMS = 3
 VICTIMS = ("launcher", "frontend", "shard-0", "shard-1")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL, signal.SIGSTOP)
 PHASES = ("loading", "idle", "under load", "draining")
-CELLS = [(victim, number, phase) for victim in VICTIMS for number in SIGNALS for phase in PHASES]
+CELLS = [
+    pytest.param(
+        (victim, number, phase),
+        marks=[] if victim == "launcher" or phase == "under load" else pytest.mark.acceptance,
+        id=f"{victim}-{number.name}-{phase}",
+    )
+    for victim in VICTIMS
+    for number in SIGNALS
+    for phase in PHASES
+]
 
 IS_NATIVE = os.environ.get("TGIS_KILL_MATRIX") == "native"
 ENGINE = ("--allow-faults",) if IS_NATIVE else ("--rehearse", "--rehearse-step-ms", "20")
@@ -189,6 +200,6 @@ def cells(request: pytest.FixtureRequest, start_shared: Callable[..., Any]) -> I
         pool.shutdown(cancel_futures=True)
 
 
-@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: f"{cell[0]}-{cell[1].name}-{cell[2]}")
+@pytest.mark.parametrize("cell", CELLS)
 def test_cell(cells: dict[Any, Future[None]], cell: tuple[str, signal.Signals, str]):
     cells[cell].result()

@@ -181,7 +181,7 @@ def test_every_token_attends_to_what_it_should(
     rows = slots.rows(order, [starts[slot] for slot in order], [counts[slot] for slot in order])
     with limits:  # type: ignore[attr-defined]
         plan = slots.ops.plan(rows, slots.cache, [kind])
-        qkv = slots.ops.prepare_qkv(torch.cat(tokens), HEADS, None, None, 1e-5, slots.cache, 1, plan)
+        qkv = slots.ops.prepare_qkv(torch.cat(tokens), HEADS, None, None, slots.cache, 1, plan)
         ours = slots.ops.attend(qkv, HEADS, slots.cache, 1, plan, kind)
 
     theirs = [dense(queries[slot], *contents[slot].view(-1, 2, 2, 8).unbind(1), starts[slot], kind) for slot in order]
@@ -246,7 +246,7 @@ def test_rotation_turns_pairs_of_dimensions() -> None:
     expected = torch.view_as_real(heads * torch.polar(torch.ones(4), angles)).transpose(1, 2).reshape(48)
 
     plan = slots.ops.plan(slots.rows([0], [0], [1]), slots.cache, [])
-    ours = slots.ops.prepare_qkv(qkv.clone(), HEADS, rotation, None, 1e-5, slots.cache, 1, plan)
+    ours = slots.ops.prepare_qkv(qkv.clone(), HEADS, rotation, None, slots.cache, 1, plan)
 
     assert torch.allclose(ours[0, :48], expected, atol=1e-6)
     assert torch.equal(ours[0, 48:], qkv[0, 48:])

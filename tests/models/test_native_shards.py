@@ -27,6 +27,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "logits_scaling": 2.0,
         "residual_multiplier": 0.5,
     },
+    "bloom": {"model_type": "bloom"},
     "gpt2": {"model_type": "gpt2", "tie_word_embeddings": True},
     "gpt-neox": {"model_type": "gpt_neox"},
     "phi": {"model_type": "phi", "qk_layernorm": True},

@@ -235,13 +235,12 @@ def test_an_answer_that_never_ran_has_no_inference_time():
     assert samples(source)["tgi_request_inference_duration_count"] == 0
 
 
-@pytest.mark.parametrize(
-    ("previous", "name", "expected"),
-    [(None, "tgi_time_to_first_token_duration_sum", 2.0), (9.5, "tgi_inter_token_duration_sum", 0.5)],
-)
-def test_first_tokens_count_from_submission_and_others_from_the_one_before(previous, name, expected):
-    source = metrics()
+@pytest.mark.parametrize("gap_s", [0.0, DURATION_BUCKETS[0], 0.3, 1000.0])
+def test_equal_amounts_count_together_as_they_do_one_by_one(gap_s):
+    together, one_by_one = metrics(), metrics()
 
-    source.observe_token(now=10.0, submitted_at=8.0, previous_at=previous)
+    together.observe_further_tokens(gap_s, 2)
+    one_by_one._histogram("tgi_inter_token_duration").observe(gap_s)
+    one_by_one._histogram("tgi_inter_token_duration").observe(gap_s)
 
-    assert samples(source)[name] == expected
+    assert samples(together) == samples(one_by_one)

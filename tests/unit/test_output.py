@@ -13,18 +13,28 @@ from tokenizers import Tokenizer
 import vocabularies
 from tgis_server.errors import GenerationFailed, OutOfMemory, Unavailable
 from tgis_server.frontend.detokenizer import Detokenizer, PieceDecoder
-from tgis_server.frontend.output import GenerationInput, Output, TextSettings
+from tgis_server.frontend.grpc_messages import render_part
+from tgis_server.frontend.output import Output, TextSettings
 from tgis_server.frontend.stop import StopSequences
 from tgis_server.frontend.validation import GenerationParams
 from tgis_server.wire import generation_pb2 as pb
-from tgis_server.wire.messages import NO_TOKEN, Failure, FinishReason, SamplingParams, TokenDetail, Wanted, pack_ids
+from tgis_server.wire.messages import (
+    NO_TOKEN,
+    Failure,
+    FinishReason,
+    SamplingParams,
+    Submit,
+    TokenDetail,
+    Wanted,
+    pack_ids,
+)
 
 GO_ON, MAX, EOS = FinishReason.NOT_FINISHED, FinishReason.MAX_TOKENS, FinishReason.EOS_TOKEN
 PARAMS = GenerationParams(
     sampling=SamplingParams(),
     seed=None,
     max_new_tokens=20,
-    stop_sequences=(),
+    stop=None,
     include_stop_sequence=True,
     time_limit_s=None,
     truncate_input_tokens=0,
@@ -47,20 +57,29 @@ def output_of(
     """An output of a vocabulary in which token 7 is the word t7, unless another one is given."""
     library = library or vocabularies.words()
     pieces = PieceDecoder(library, output_special_tokens=output_special_tokens)
-    max_new_tokens = params.pop("allowed", params.get("max_new_tokens", PARAMS.max_new_tokens))
-    source = GenerationInput(
-        request_id=request_id,
-        text="the input",
-        token_ids=pack_ids(prompt),
-        params=replace(PARAMS, **params),
-        seed=seed,
-        max_new_tokens=max_new_tokens,
-        deadline=None,
-        end_ids=frozenset(),
-        stop=StopSequences(params["stop_sequences"]) if params.get("stop_sequences") else None,
-    )
+    allowed = params.pop("allowed", params.get("max_new_tokens", PARAMS.max_new_tokens))
+    if sequences := params.pop("stop_sequences", ()):
+        params["stop"] = StopSequences(sequences)
+    given = replace(PARAMS, **params)
+    submit = Submit(request_id, pack_ids(prompt), allowed, sampling=given.sampling, wanted=given.wanted, seed=seed)
     settings = TextSettings(pieces, lambda token_id: library.id_to_token(token_id) or "")
-    return Output(source, settings, on_change=lambda _: None)
+    return Output(submit, given, settings, lambda _: None, echo="the input" if given.input_text else "")
+
+
+def first_frame(output: Output) -> Frame:
+    return render_part(output.first_part())
+
+
+def input_frame(output: Output) -> Frame:
+    return render_part(output.input_part())
+
+
+def take_frames(output: Output) -> list[Frame]:
+    return [render_part(part) for part in iter(output.take_part, None)]
+
+
+def answer_of(output: Output) -> Frame:
+    return render_part(output.whole())
 
 
 def push(output: Output, *tokens: int, end: FinishReason = GO_ON) -> None:
@@ -70,17 +89,17 @@ def push(output: Output, *tokens: int, end: FinishReason = GO_ON) -> None:
 
 
 def test_a_stream_begins_with_what_is_known_of_the_input():
-    assert output_of(seed=5).first_frame() == Frame(input_token_count=2, seed=5)
-    assert output_of(input_text=True).first_frame() == Frame(input_token_count=2, text="the input")
+    assert first_frame(output_of(seed=5)) == Frame(input_token_count=2, seed=5)
+    assert first_frame(output_of(input_text=True)) == Frame(input_token_count=2, text="the input")
 
 
 def test_each_token_gives_a_frame_and_the_last_tells_why_it_is_the_last():
     output = output_of(seed=5)
 
     push(output, 7)
-    first = output.take_frames()
+    first = take_frames(output)
     push(output, 8, end=MAX)
-    last = output.take_frames()
+    last = take_frames(output)
 
     assert first == [Frame(text=" t7", generated_token_count=1)]
     assert last == [Frame(text=" t8", generated_token_count=2, stop_reason="MAX_TOKENS", seed=5)]
@@ -91,8 +110,8 @@ def test_text_that_was_not_fetched_becomes_one_frame():
 
     push(output, 7, 8, 9)
 
-    assert output.take_frames() == [Frame(text=" t7 t8 t9", generated_token_count=3)]
-    assert output.take_frames() == []
+    assert take_frames(output) == [Frame(text=" t7 t8 t9", generated_token_count=3)]
+    assert take_frames(output) == []
 
 
 def test_with_generated_tokens_each_token_keeps_its_own_frame():
@@ -100,7 +119,7 @@ def test_with_generated_tokens_each_token_keeps_its_own_frame():
 
     push(output, 7, 8, 9, end=MAX)
 
-    assert output.take_frames() == [
+    assert take_frames(output) == [
         Frame(text=" t7", generated_token_count=1, tokens=[Token(text="t7")]),
         Frame(text=" t8", generated_token_count=2, tokens=[Token(text="t8")]),
         Frame(text=" t9", generated_token_count=3, tokens=[Token(text="t9")], stop_reason="MAX_TOKENS"),
@@ -112,11 +131,11 @@ def test_a_token_without_text_gives_no_frame_but_counts():
     [start, rest, special] = map(vocabularies.byte_level().token_to_id, ("Ã", "©", "<s>"))
 
     push(output, start, special)
-    nothing = output.take_frames()
+    nothing = take_frames(output)
     push(output, rest)
 
     assert nothing == []
-    assert output.take_frames() == [Frame(text="é", generated_token_count=3)]
+    assert take_frames(output) == [Frame(text="é", generated_token_count=3)]
 
 
 def test_a_token_without_text_gives_a_frame_where_tokens_were_asked_for():
@@ -125,7 +144,7 @@ def test_a_token_without_text_gives_a_frame_where_tokens_were_asked_for():
 
     push(output, library.token_to_id("Ã"))
 
-    assert output.take_frames() == [Frame(generated_token_count=1, tokens=[Token(text="Ã")])]
+    assert take_frames(output) == [Frame(generated_token_count=1, tokens=[Token(text="Ã")])]
 
 
 def test_the_last_frame_is_sent_even_if_it_is_empty():
@@ -133,17 +152,17 @@ def test_the_last_frame_is_sent_even_if_it_is_empty():
 
     push(output, 1, end=EOS)
 
-    assert output.take_frames() == [Frame(generated_token_count=1, stop_reason="EOS_TOKEN")]
+    assert take_frames(output) == [Frame(generated_token_count=1, stop_reason="EOS_TOKEN")]
 
 
 def test_an_end_without_a_token_gives_a_last_frame_with_the_count_so_far():
     output = output_of(wanted=Wanted(generated_tokens=True))
 
     push(output, 7)
-    output.take_frames()
+    take_frames(output)
     push(output, NO_TOKEN, end=FinishReason.TIME_LIMIT)
 
-    assert output.take_frames() == [Frame(generated_token_count=1, stop_reason="TIME_LIMIT")]
+    assert take_frames(output) == [Frame(generated_token_count=1, stop_reason="TIME_LIMIT")]
 
 
 def test_a_request_that_timed_out_in_the_queue_still_has_its_echo_and_seed():
@@ -151,7 +170,7 @@ def test_a_request_that_timed_out_in_the_queue_still_has_its_echo_and_seed():
 
     push(output, NO_TOKEN, end=FinishReason.TIME_LIMIT)
 
-    assert output.to_response() == Frame(input_token_count=2, text="the input", seed=5, stop_reason="TIME_LIMIT")
+    assert answer_of(output) == Frame(input_token_count=2, text="the input", seed=5, stop_reason="TIME_LIMIT")
 
 
 def test_a_final_eos_never_shows_in_the_text_even_where_special_tokens_do():
@@ -159,7 +178,7 @@ def test_a_final_eos_never_shows_in_the_text_even_where_special_tokens_do():
 
     push(output, 1, 2, end=EOS)
 
-    assert (output.to_response().text, output.num_generated) == ("<s>", 2)
+    assert (answer_of(output).text, output.num_generated) == ("<s>", 2)
 
 
 def test_the_unary_answer_holds_everything():
@@ -167,7 +186,7 @@ def test_the_unary_answer_holds_everything():
 
     push(output, 7, 8, end=MAX)
 
-    assert output.to_response() == Frame(
+    assert answer_of(output) == Frame(
         input_token_count=2,
         generated_token_count=2,
         text="the input t7 t8",
@@ -182,7 +201,7 @@ def test_a_limit_that_the_context_lowered_is_a_token_limit():
 
     push(output, 7, 8, end=MAX)
 
-    assert output.to_response().stop_reason == pb.TOKEN_LIMIT
+    assert answer_of(output).stop_reason == pb.TOKEN_LIMIT
 
 
 # Stop sequences
@@ -193,7 +212,7 @@ def test_a_stop_sequence_ends_the_output_and_stays_in_it():
 
     push(output, 7, 8)
 
-    assert output.to_response() == Frame(
+    assert answer_of(output) == Frame(
         input_token_count=2, generated_token_count=2, text=" t7 t8", stop_reason="STOP_SEQUENCE", stop_sequence="t8"
     )
 
@@ -203,7 +222,7 @@ def test_an_excluded_stop_sequence_is_cut_off_and_its_tokens_still_count():
 
     push(output, 7, 8)
 
-    assert output.take_frames() == [
+    assert take_frames(output) == [
         Frame(text=" t", generated_token_count=1, tokens=[Token(text="t7")]),
         Frame(
             generated_token_count=2,
@@ -219,7 +238,7 @@ def test_a_stop_sequence_completed_by_the_last_allowed_token_counts():
 
     push(output, 7, 8, end=MAX)
 
-    assert (output.to_response().text, output.stop_reason) == (" t7 ", FinishReason.STOP_SEQUENCE)
+    assert (answer_of(output).text, output.stop_reason) == (" t7 ", FinishReason.STOP_SEQUENCE)
 
 
 def test_a_deadline_beats_a_stop_sequence_and_cuts_nothing():
@@ -227,8 +246,9 @@ def test_a_deadline_beats_a_stop_sequence_and_cuts_nothing():
 
     push(output, 7, 8, end=FinishReason.TIME_LIMIT)
 
-    assert (output.to_response().text, output.stop_reason) == (" t7 t8", FinishReason.TIME_LIMIT)
-    assert output.stop_sequence == ""
+    assert answer_of(output) == Frame(
+        input_token_count=2, generated_token_count=2, text=" t7 t8", stop_reason="TIME_LIMIT"
+    )
 
 
 def test_text_held_back_for_a_stop_sequence_is_sent_at_the_end():
@@ -236,7 +256,7 @@ def test_text_held_back_for_a_stop_sequence_is_sent_at_the_end():
 
     push(output, 7, 8, end=MAX)
 
-    assert output.take_frames() == [Frame(text=" t7 t8", generated_token_count=2, stop_reason="MAX_TOKENS")]
+    assert take_frames(output) == [Frame(text=" t7 t8", generated_token_count=2, stop_reason="MAX_TOKENS")]
 
 
 def test_stop_sequences_are_ignored_before_min_new_tokens():
@@ -244,7 +264,8 @@ def test_stop_sequences_are_ignored_before_min_new_tokens():
 
     push(output, 7, 8, 9)
 
-    assert (output.to_response().text, output.stop_sequence) == (" t7 t8 t9", "t9")
+    answer = answer_of(output)
+    assert (answer.text, answer.stop_sequence) == (" t7 t8 t9", "t9")
 
 
 # Wanted
@@ -262,7 +283,7 @@ def test_details_of_generated_tokens_are_those_that_were_asked_for():
     with_top_only.on_token(7, MAX, detail, 0.0)
 
     top = Token.TopToken
-    assert list(with_everything.to_response().tokens) == [
+    assert list(answer_of(with_everything).tokens) == [
         Token(
             text="t7",
             logprob=-0.5,
@@ -270,7 +291,7 @@ def test_details_of_generated_tokens_are_those_that_were_asked_for():
             top_tokens=[top(text="t7", logprob=-0.25), top(text="t8", logprob=-0.5), top(text="t9", logprob=-0.5)],
         )
     ]
-    assert list(with_top_only.to_response().tokens) == [
+    assert list(answer_of(with_top_only).tokens) == [
         Token(text="t7", top_tokens=[top(text="t7"), top(text="t8"), top(text="t9")])
     ]
 
@@ -279,17 +300,16 @@ def test_input_tokens_come_in_a_frame_of_their_own_before_the_first_token():
     output = output_of(prompt=(4, 5, 6), wanted=Wanted(ranks=True, input_tokens=True))
 
     output.on_prompt_details([TokenDetail(rank=3)])
-    was_due = output.is_input_frame_due
+    was_due = output.is_input_part_due
     output.on_prompt_details([TokenDetail(rank=1)])
     push(output, 7)
 
-    assert (was_due, output.is_input_frame_due) == (False, True)
-    assert output.take_input_frame() == Frame(
+    assert (was_due, output.is_input_part_due) == (False, True)
+    assert input_frame(output) == Frame(
         input_token_count=3,
         input_tokens=[Token(text="t4"), Token(text="t5", rank=3), Token(text="t6", rank=1)],
     )
-    assert not output.is_input_frame_due
-    assert output.take_frames() == [Frame(text=" t7", generated_token_count=1)]
+    assert take_frames(output) == [Frame(text=" t7", generated_token_count=1)]
 
 
 def test_nothing_predicts_the_first_input_token():
@@ -298,7 +318,7 @@ def test_nothing_predicts_the_first_input_token():
     output.on_prompt_details([TokenDetail(logprob=-1.5, rank=2)])
     push(output, 7, end=MAX)
 
-    first, second = output.to_response().input_tokens
+    first, second = answer_of(output).input_tokens
     assert (first.text, math.isnan(first.logprob), first.rank) == ("t4", True, 0)
     assert second == Token(text="t5", logprob=-1.5, rank=2)
 
@@ -308,7 +328,7 @@ def test_without_logprobs_the_first_input_token_has_none():
 
     push(output, 7, end=MAX)
 
-    assert list(output.to_response().input_tokens) == [Token(text="t4")]
+    assert list(answer_of(output).input_tokens) == [Token(text="t4")]
 
 
 # Failures
@@ -406,7 +426,7 @@ def runs(draw: st.DrawFn) -> Run:
 @given(runs())
 def test_the_frames_of_a_stream_add_up_to_the_unary_answer_and_to_what_the_tokens_say(run: Run):
     unary, stream = output_of(run.library, **run.params), output_of(run.library, **run.params)
-    frames = [stream.first_frame()]
+    frames = [first_frame(stream)]
     for output in (unary, stream):
         output.on_prompt_details([TokenDetail(rank=4)])
 
@@ -415,13 +435,13 @@ def test_the_frames_of_a_stream_add_up_to_the_unary_answer_and_to_what_the_token
         for output in (unary, stream):
             output.on_token(token, run.end if is_last else GO_ON, None, 0.0)
         if fetch or stream.is_finished:
-            if stream.is_input_frame_due:
-                frames.append(stream.take_input_frame())
-            frames += stream.take_frames()
+            if stream.is_input_part_due and len(frames) == 1:
+                frames.append(input_frame(stream))
+            frames += take_frames(stream)
         if stream.is_finished:
             break
 
-    answer, last = unary.to_response(), frames[-1]
+    answer, last = answer_of(unary), frames[-1]
     text, count, stop_sequence = run.expected()
     echo = "the input" if run.params["input_text"] else ""
     assert (answer.text, answer.generated_token_count, answer.stop_sequence) == (echo + text, count, stop_sequence)

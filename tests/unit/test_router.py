@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from links import FakeLink, step
+from test_output import answer_of
 from test_output import output_of as make_output
 from tgis_server.errors import PeerLost, Unavailable
 from tgis_server.frontend.output import Output
@@ -27,12 +28,12 @@ def make_metrics() -> Metrics:
     return Metrics(max_sequence_length=100, max_new_tokens=50, max_batch_size=4)
 
 
-def with_router(test: Callable[[Router, FakeLink], Awaitable[None]]) -> None:
+def with_router(test: Callable[[Router, FakeLink], Awaitable[None]], clock: Callable[[], float] = lambda: 10.0) -> None:
     """Run a test's coroutine beside a reading router."""
 
     async def run() -> None:
         link = FakeLink()
-        router = Router(link, make_metrics(), clock=lambda: 10.0)
+        router = Router(link, make_metrics(), clock=clock)
         reader = asyncio.create_task(router.run())
         await asyncio.sleep(0)  # lets the reader connect
         try:
@@ -58,7 +59,7 @@ def test_results_reach_the_outputs_they_belong_to():
             link.give(step((2, 9, MAX), (1, 8, MAX)))
             await settle()
 
-        assert (one.to_response().text, two.to_response().text) == (" t7 t8", " t8 t9")
+        assert (answer_of(one).text, answer_of(two).text) == (" t7 t8", " t8 t9")
         assert link.cancelled == []
 
     with_router(check)
@@ -115,12 +116,30 @@ def test_details_and_starting_times_are_passed_on():
             )
             await settle()
 
-        answer = output.to_response()
+        answer = answer_of(output)
         assert ([t.rank for t in answer.tokens], [t.rank for t in answer.input_tokens]) == ([4], [0, 3])
         assert output.started_at == 10.5
         assert b"tgi_request_queue_duration_sum 0.5\n" in router._metrics.to_text()
 
     with_router(check)
+
+
+def test_first_tokens_count_from_submission_and_others_from_the_one_before():
+    now = [8.0]
+
+    async def check(router: Router, link: FakeLink) -> None:
+        with router.running([output_of(router), output_of(router), output_of(router)]):
+            for now[0], columns in ((10.0, [1, 2]), (10.5, [1, 2, 3]), (12.5, [1, 3])):
+                link.give(step(*((request_id, 7, GO_ON) for request_id in columns)))
+                await settle()
+
+        text = router._metrics.to_text().decode().splitlines()
+        assert "tgi_time_to_first_token_duration_sum 6.5" in text
+        assert "tgi_time_to_first_token_duration_count 3.0" in text
+        assert "tgi_inter_token_duration_sum 5.0" in text
+        assert "tgi_inter_token_duration_count 4.0" in text
+
+    with_router(check, clock=lambda: now[0])
 
 
 def test_a_failure_ends_its_own_request_only():
@@ -131,7 +150,7 @@ def test_a_failure_ends_its_own_request_only():
             await settle()
 
         assert str(one.error) == "Request failed during generation: GPU out of memory"
-        assert two.to_response().text == " t7"
+        assert answer_of(two).text == " t7"
 
     with_router(check)
 
@@ -145,7 +164,7 @@ def test_an_output_that_cannot_take_its_token_fails_alone():
             await settle()
 
         assert str(broken.error).startswith("Request failed during detokenization: ")
-        assert sound.to_response().text == " t7"
+        assert answer_of(sound).text == " t7"
         assert link.cancelled == [1]
 
     with_router(check)

@@ -7,7 +7,9 @@ import math
 import pytest
 
 from tgis_server.errors import InvalidRequest
-from tgis_server.frontend.validation import Limits, reject_adapter, validate_length, validate_params
+from tgis_server.frontend import validation
+from tgis_server.frontend.grpc_messages import parse_adapter, parse_request
+from tgis_server.frontend.validation import Limits, reject_adapter, validate_length
 from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire.messages import LengthPenalty, SamplingParams, Wanted
 
@@ -16,8 +18,9 @@ STOP_TEXT = "can specify at most 6 non-empty stop sequences, each not more than 
 NAN, INF = math.nan, math.inf
 
 
-def validate(params: pb.Parameters, limits: Limits = LIMITS):
-    return validate_params(params, limits, default_include_stop=True)
+def validate(params: pb.Parameters, limits: Limits = LIMITS, *, default_include_stop: bool = True, **ids: str):
+    request = parse_request(pb.SingleGenerationRequest(params=params, **ids), ["x"])
+    return validation.validate(request, limits, default_include_stop=default_include_stop)
 
 
 def sampling(**values: object) -> pb.Parameters:
@@ -148,7 +151,7 @@ def test_absent_parameters_mean_greedy_and_twenty_tokens():
 
     assert params.sampling == SamplingParams()
     assert (params.max_new_tokens, params.seed, params.time_limit_s) == (20, None, None)
-    assert (params.stop_sequences, params.include_stop_sequence, params.wanted) == ((), True, Wanted())
+    assert (params.stop, params.include_stop_sequence, params.wanted) == (None, True, Wanted())
 
 
 def test_the_default_of_twenty_tokens_is_lowered_to_the_servers_limit():
@@ -181,10 +184,8 @@ def test_an_explicit_seed_is_kept_even_if_it_is_zero():
 
 def test_the_clients_word_on_stop_sequences_in_the_output_beats_the_servers():
     assert not validate(stopping(include_stop_sequence=False)).include_stop_sequence
-    assert validate_params(
-        stopping(include_stop_sequence=True), LIMITS, default_include_stop=False
-    ).include_stop_sequence
-    assert not validate_params(pb.Parameters(), LIMITS, default_include_stop=False).include_stop_sequence
+    assert validate(stopping(include_stop_sequence=True), default_include_stop=False).include_stop_sequence
+    assert not validate(pb.Parameters(), default_include_stop=False).include_stop_sequence
 
 
 @pytest.mark.parametrize(
@@ -213,13 +214,13 @@ def test_guided_decoding_is_refused_by_name(guided):
 )
 def test_tuned_prompts_and_adapters_are_refused_as_by_a_server_without_any(ids, text):
     with pytest.raises(InvalidRequest) as raised:
-        reject_adapter(pb.SingleGenerationRequest(**ids))
+        validate(pb.Parameters(), **ids)
 
     assert str(raised.value) == text
 
 
 def test_a_request_without_adapter_passes():
-    reject_adapter(pb.BatchedGenerationRequest(adapter_id=""))
+    reject_adapter(parse_adapter(pb.BatchedGenerationRequest(adapter_id="")))
 
 
 def test_an_input_that_fills_the_context_is_rejected():

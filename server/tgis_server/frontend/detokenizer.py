@@ -49,6 +49,7 @@ class PieceDecoder:
         self._word_end = decoder["suffix"] if decoder and "BPEDecoder" in self._kinds else ""
         self._skipped = frozenset() if output_special_tokens else special_ids(tokenizer)
         self._contributions: dict[int, bytes] = {}
+        self._texts: dict[int, str | None] = {}
 
     @property
     def ends_words_with_a_space(self) -> bool:
@@ -61,6 +62,20 @@ class PieceDecoder:
         if contribution is None:
             contribution = self._contributions[token_id] = self._decode(token_id)
         return contribution
+
+    def get_text(self, token_id: int) -> str | None:
+        """The characters that this token appends to a text without unfinished ones; None where it may be no such."""
+        try:
+            return self._texts[token_id]
+        except KeyError:
+            text = self._texts[token_id] = self._decode_alone(token_id)
+            return text
+
+    def _decode_alone(self, token_id: int) -> str | None:
+        if self.ends_words_with_a_space:
+            return None
+        text = self.get_bytes(token_id).decode(errors="replace")
+        return None if REPLACEMENT in text else text
 
     def _decode(self, token_id: int) -> bytes:
         piece = self._tokenizer.id_to_token(token_id)
@@ -90,9 +105,15 @@ class Detokenizer:
         self._utf8 = Utf8Decoder("replace")
         self._space = b""  # of a word that ended, due when another token follows
         self._broken = ""  # U+FFFD at the end of what was decoded
+        self._is_between_characters = True  # nothing of the above is pending
 
     def push(self, token_id: int) -> str:
         """The characters that this token completes: none, one or several."""
+        if self._is_between_characters and (text := self._pieces.get_text(token_id)) is not None:
+            return text
+        return self._push_bytes(token_id)
+
+    def _push_bytes(self, token_id: int) -> str:
         contribution = self._pieces.get_bytes(token_id)
         if self._pieces.ends_words_with_a_space and contribution:
             has_space = contribution.endswith(b" ")
@@ -101,6 +122,7 @@ class Detokenizer:
         text = decoded.rstrip(REPLACEMENT)
         broken, self._broken = (self._broken, "") if text else ("", self._broken)
         self._broken += decoded[len(text) :]
+        self._is_between_characters = not (self._broken or self._space or self._utf8.getstate()[0])
         return broken + text
 
 

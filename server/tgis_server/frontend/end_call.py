@@ -50,15 +50,22 @@ class Writer:
         self._num_bytes = num_bytes
         return self
 
+    def begin(self, num_bytes: int) -> None:
+        """The same without a ``with`` block, until :meth:`end`."""
+        self._patience.begin_sending(self._wait, num_bytes, self._deadline)
+
+    def end(self) -> None:
+        self._patience.end_sending(self._wait)
+
     def __enter__(self) -> None:
-        self._patience.begin_sending(self._wait, self._num_bytes, self._deadline)
+        self.begin(self._num_bytes)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """
         Raises:
             CancelledError: it could not be written, as the client has left or was too slow.
         """
-        self._patience.end_sending(self._wait)
+        self.end()
         if isinstance(error, grpc.aio.InternalError):
             raise asyncio.CancelledError from None
 

@@ -1,36 +1,28 @@
-"""One generation call, from its raw inputs to running outputs. Generate and GenerateStream are thin layers over it."""
+"""One generation call, from its request to running outputs. What a door does with them is a thin layer over it."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from tgis_server.errors import InvalidRequest
 from tgis_server.frontend.admission import Permits
-from tgis_server.frontend.output import GenerationInput, Output, TextSettings
+from tgis_server.frontend.output import Output, TextSettings
+from tgis_server.frontend.request import GenerationRequest
 from tgis_server.frontend.router import Router
-from tgis_server.frontend.stop import StopSequences
 from tgis_server.frontend.tokenizer import EncodedInput, Tokenizer, TokenizerFailed
-from tgis_server.frontend.validation import (
-    GenerationParams,
-    Limits,
-    reject_adapter,
-    validate_length,
-    validate_params,
-)
+from tgis_server.frontend.validation import GenerationParams, Limits, validate, validate_length
 from tgis_server.metrics import Metrics
-from tgis_server.wire import generation_pb2 as pb
-from tgis_server.wire.messages import FinishReason
+from tgis_server.wire.messages import FinishReason, Submit
 
 MAX_DRAWN_SEED = 2**32  # what clients know from the original; a seed that they send may have 64 bits
 
 
 class Call:
-    """The outputs of one call, its times and the event that wakes its handler."""
+    """The outputs of one call, its times and what wakes its handler."""
 
     def __init__(self, kind: str, num_inputs: int) -> None:
         """``kind`` is ``single``, ``batch`` or ``stream``, as metrics name it."""
@@ -42,6 +34,7 @@ class Call:
         self.outputs: list[Output] = []
         self.permits: Permits | None = None  # that go back when the answer of a stream is complete, before it is read
         self._news = asyncio.Event()
+        self.wake: Callable[[], object] = self._news.set  # quick; a handler may have a way of its own
 
     @property
     def num_unfinished(self) -> int:
@@ -51,7 +44,7 @@ class Call:
     def on_change(self, output: Output) -> None:
         """Wake the handler if it can do something: a unary call waits for ends, a stream for every token."""
         if self.kind == "stream" or output.is_finished:
-            self._news.set()
+            self.wake()
         if self.permits and output.is_finished:
             self.permits.give_back()
 
@@ -87,46 +80,32 @@ class GenerationService:
     router: Router
     metrics: Metrics
 
-    async def prepare(
-        self,
-        request: pb.BatchedGenerationRequest | pb.SingleGenerationRequest,
-        texts: Sequence[str],
-        call: Call,
-    ) -> None:
+    async def prepare(self, request: GenerationRequest, call: Call) -> None:
         """Validate, tokenize and check all inputs, then fill ``call.outputs``. Nothing reaches the engine.
 
         Raises:
             InvalidRequest: the first check that fails, of the first input that fails it; one input rejects all.
         """
         validation_started_at = time.monotonic()
-        params = validate_params(request.params, self.limits, default_include_stop=self.default_include_stop)
-        reject_adapter(request)
-        encoded = await self._encode_all(texts, params.truncate_input_tokens)
+        params = validate(request, self.limits, default_include_stop=self.default_include_stop)
+        encoded = await self._encode_all(request.inputs, params.truncate_input_tokens)
         num_allowed = [validate_length(len(one.token_ids), params, self.limits) for one in encoded]
-        deadline = validation_started_at + params.time_limit_s if params.time_limit_s else None
-        stop = StopSequences(params.stop_sequences) if params.stop_sequences else None
-        for text, one, max_new_tokens in zip(texts, encoded, num_allowed, strict=True):
-            source = GenerationInput(
+        for text, one, max_new_tokens in zip(request.inputs, encoded, num_allowed, strict=True):
+            submit = Submit(
                 request_id=self.router.next_id(),
-                text=text if params.input_text else "",
-                token_ids=one.token_ids,
-                params=params,
-                seed=choose_seed(params),
+                prompt_ids=one.token_ids,
                 max_new_tokens=max_new_tokens,
-                deadline=deadline,
+                sampling=params.sampling,
+                wanted=params.wanted,
+                seed=choose_seed(params),
                 end_ids=self.end_ids,
-                stop=stop,
+                deadline=validation_started_at + params.time_limit_s if params.time_limit_s else None,
             )
-            call.outputs.append(Output(source, self.text_settings, call.on_change))
+            echo = text if params.input_text else ""
+            call.outputs.append(Output(submit, params, self.text_settings, call.on_change, echo=echo))
         call.validated_at = time.monotonic()
         lengths = [len(one.token_ids) for one in encoded]
         self.metrics.observe_validated(lengths, params.max_new_tokens, call.validated_at - call.started_at)
-
-    async def build_responses(self, outputs: Sequence[Output]) -> pb.BatchedGenerationResponse:
-        """The answer of a unary call. Facts about long inputs take a while: not the event loop's."""
-        if any(output.source.params.wanted.input_tokens for output in outputs):
-            return await self.tokenizer.run(partial(to_responses, outputs))
-        return to_responses(outputs)
 
     def count_answer(self, output: Output, call: Call) -> None:
         """Metrics of an input that is being answered. Whatever becomes of its call now, it is no failure."""
@@ -139,7 +118,7 @@ class GenerationService:
         self.metrics.observe_answer(
             kind=call.kind,
             stop_reason=output.stop_reason.name,
-            num_input=len(output.source.token_ids),
+            num_input=output.num_input,
             num_generated=output.num_generated,
             total_s=time.monotonic() - call.started_at,
             inference_s=inference_s,
@@ -160,10 +139,6 @@ class GenerationService:
                 piece = self.tokenizer.get_piece(one.highest_id)
                 raise InvalidRequest(f"tokenizer error the model has no token {piece!r} (id {one.highest_id})")
         return encoded
-
-
-def to_responses(outputs: Sequence[Output]) -> pb.BatchedGenerationResponse:
-    return pb.BatchedGenerationResponse(responses=[output.to_response() for output in outputs])
 
 
 def choose_seed(params: GenerationParams) -> int:

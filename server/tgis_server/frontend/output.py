@@ -1,50 +1,60 @@
-"""From the engine's tokens to the answer of one input. Unary and streaming calls share it.
+"""From the engine's tokens to the answer of one input, in parts that every door renders: the only place that decides
+what an answer says.
 
-An ``Output`` is told of tokens by the router and asked for messages by the handler of its call; it does no I/O and
-waits for nobody. Text that a slow client has not fetched grows as one piece; where generated tokens were asked for,
-each keeps a frame of its own.
+An ``Output`` is told of tokens by the router and asked for parts by the handler of its call; it does no I/O, waits for
+nobody and knows no messages of any API. Text that a slow client has not fetched grows as one part; where generated
+tokens were asked for, each keeps a part of its own.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tgis_server.errors import GenerationFailed, OutOfMemory, RequestError, Unavailable, with_status
 from tgis_server.frontend.detokenizer import Detokenizer, PieceDecoder
-from tgis_server.frontend.stop import StopMatcher, StopSequences
+from tgis_server.frontend.stop import StopMatcher
 from tgis_server.frontend.validation import GenerationParams
-from tgis_server.wire import generation_pb2 as pb
-from tgis_server.wire.messages import NO_TOKEN, Failure, FinishReason, Submit, TokenDetail, TokenIds, Wanted
+from tgis_server.wire.messages import NO_TOKEN, Failure, FinishReason, Submit, TokenDetail
+
+GO_ON = FinishReason.NOT_FINISHED
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationInput:
-    """One input of a call, ready to be generated from."""
+class TopToken(NamedTuple):
+    """A candidate for a token's place."""
 
-    request_id: int
-    text: str  # as the client sent it; empty unless it is sent back
-    token_ids: TokenIds  # truncated
-    params: GenerationParams
-    seed: int  # 0 when greedy
-    max_new_tokens: int  # what may be generated; less than params.max_new_tokens if the context is too short for that
-    deadline: float | None
-    end_ids: frozenset[int]
-    stop: StopSequences | None  # params.stop_sequences, compiled; None where there are none
+    id: int
+    piece: str
+    logprob: float
 
-    def to_submit(self) -> Submit:
-        """What the engine needs to know of it."""
-        return Submit(
-            request_id=self.request_id,
-            prompt_ids=self.token_ids,
-            max_new_tokens=self.max_new_tokens,
-            sampling=self.params.sampling,
-            seed=self.seed,
-            end_ids=self.end_ids,
-            wanted=self.params.wanted,
-            deadline=self.deadline,
-        )
+
+class Token(NamedTuple):
+    """A token as the client sees it: its vocabulary piece, and of the engine's facts those that were asked for."""
+
+    id: int
+    piece: str
+    logprob: float = 0.0
+    rank: int = 0
+    top: Sequence[TopToken] = ()
+
+
+@dataclass(slots=True)
+class Part:
+    """What a frame of a stream says, or a whole answer."""
+
+    text: str = ""
+    num_input: int = 0  # in what begins an answer and in what holds the input tokens
+    num_generated: int = 0  # so far
+    tokens: Sequence[Token] = ()
+    input_tokens: Sequence[Token] = ()
+    end_reason: FinishReason = (
+        GO_ON  # known in the last part, as are the stop sequence and (in the first, too) the seed
+    )
+    stop_sequence: str = ""
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,42 +65,51 @@ class TextSettings:
     get_piece: Callable[[int], str]
 
 
-@dataclass(slots=True)
-class _Part:
-    """What one frame of a stream says."""
-
-    text: str
-    num_generated: int
-    tokens: list[pb.TokenInfo]
-
-
 class Output:
     """The answer to one input, as far as it is known. Owned by the event loop."""
 
-    def __init__(self, source: GenerationInput, settings: TextSettings, on_change: Callable[[Output], None]) -> None:
-        """``on_change`` is called after every step that concerned this output; it must be quick."""
-        self.source = source
+    def __init__(
+        self,
+        submit: Submit,
+        params: GenerationParams,
+        settings: TextSettings,
+        on_change: Callable[[Output], None],
+        *,
+        echo: str = "",
+    ) -> None:
+        """
+        Args:
+            submit: what the engine gets.
+            on_change: called after every step that concerned this output; must be quick.
+            echo: the input as the client sent it, where it is sent back.
+        """
+        self.submit = submit
         self.error: RequestError | None = None
-        self.stop_reason = FinishReason.NOT_FINISHED
-        self.stop_sequence = ""
+        self.stop_reason = GO_ON
         self.num_generated = 0
-        self.started_at: float | None = None  # first step, host monotonic clock
+        self.submitted_at = 0.0  # host monotonic clock, as all times here
+        self.started_at: float | None = None  # first step
         self.first_token_at: float | None = None
+        self.last_token_at: float | None = None
         self.finished_at: float | None = None
-        self._settings = settings
+        self._params = params
+        self._get_piece = settings.get_piece
         self._on_change = on_change
+        self._echo = echo
         self._detokenizer = Detokenizer(settings.pieces)
-        include = source.params.include_stop_sequence
-        self._matcher = StopMatcher(source.stop, include=include) if source.stop else None
-        self._parts: list[_Part] = []  # not fetched yet
+        self._matcher = StopMatcher(params.stop, include=params.include_stop_sequence) if params.stop else None
+        self._parts: deque[Part] = deque()  # not taken yet
         self._prompt_details: list[TokenDetail] = []
-        self._is_prompt_done = False
-        self._wants_input_frame = source.params.wanted.input_tokens
+        self._wants_tokens = submit.wanted.generated_tokens
 
     @property
     def is_finished(self) -> bool:
         """No more will come: it ended or failed."""
-        return self.stop_reason is not FinishReason.NOT_FINISHED or self.error is not None
+        return self.stop_reason is not GO_ON or self.error is not None
+
+    @property
+    def num_input(self) -> int:
+        return len(self.submit.prompt_ids)
 
     # Told by the router
 
@@ -102,31 +121,35 @@ class Output:
 
     def on_token(self, token_id: int, reason: FinishReason, detail: TokenDetail | None, now: float) -> None:
         """A token (or ``NO_TOKEN``), and whether the engine ends the sequence with it."""
-        params = self.source.params
-        text, matched = "", ""
-        tokens: list[pb.TokenInfo] = []
+        text = matched = ""
         if token_id != NO_TOKEN:
-            self._is_prompt_done = True
             self.num_generated += 1
-            self.first_token_at = self.first_token_at or now
+            self.last_token_at = now
+            if self.first_token_at is None:
+                self.first_token_at = now
             if reason is not FinishReason.EOS_TOKEN:  # a final end-of-sequence token never shows in the text
                 text = self._detokenizer.push(token_id)
             if self._matcher:
                 # Too early a match is ignored, and a deadline beats a match.
-                counts = self.num_generated >= params.sampling.min_new_tokens and reason is not FinishReason.TIME_LIMIT
+                is_late = reason is FinishReason.TIME_LIMIT
+                counts = self.num_generated >= self.submit.sampling.min_new_tokens and not is_late
                 text, matched = self._matcher.push(text, can_match=counts)
-            if params.wanted.generated_tokens:
-                tokens = [token_info(self._settings.get_piece, params.wanted, token_id, detail)]
         if matched:
-            reason, self.stop_sequence = FinishReason.STOP_SEQUENCE, matched
-        elif reason is not FinishReason.NOT_FINISHED and self._matcher:
+            reason = FinishReason.STOP_SEQUENCE
+        elif reason is not GO_ON and self._matcher:
             text += self._matcher.flush()
-        if reason is FinishReason.MAX_TOKENS and self.source.max_new_tokens < params.max_new_tokens:
-            reason = FinishReason.TOKEN_LIMIT  # the context ended, not what the client allowed
-        self._add_part(text, tokens)
-        self.stop_reason = reason
-        if self.is_finished:
-            self.finished_at = now
+        if self._wants_tokens:
+            tokens = [] if token_id == NO_TOKEN else [self._describe(token_id, detail)]
+            if text or tokens:
+                self._parts.append(Part(text, num_generated=self.num_generated, tokens=tokens))
+        elif self._parts:
+            last = self._parts[-1]
+            last.text += text
+            last.num_generated = self.num_generated
+        elif text:
+            self._parts.append(Part(text, num_generated=self.num_generated))
+        if reason is not GO_ON:
+            self._end(reason, matched, now)
         self._on_change(self)
 
     def on_failure(self, failure: Failure) -> None:
@@ -142,98 +165,79 @@ class Output:
             self.error = error
             self._on_change(self)
 
-    def _add_part(self, text: str, tokens: list[pb.TokenInfo]) -> None:
-        has_own_frame = self.source.params.wanted.generated_tokens
-        if self._parts and not has_own_frame:
-            last = self._parts[-1]
-            last.text += text
-            last.num_generated = self.num_generated
-        elif text or tokens:
-            self._parts.append(_Part(text, self.num_generated, tokens))
+    def _end(self, reason: FinishReason, stop_sequence: str, now: float) -> None:
+        if reason is FinishReason.MAX_TOKENS and self.submit.max_new_tokens < self._params.max_new_tokens:
+            reason = FinishReason.TOKEN_LIMIT  # the context ended, not what the client allowed
+        self.stop_reason, self.finished_at = reason, now
+        if not self._parts:
+            self._parts.append(Part(num_generated=self.num_generated))
+        last = self._parts[-1]
+        last.end_reason, last.stop_sequence, last.seed = reason, stop_sequence, self.submit.seed
 
     # Asked by the handler
 
-    def first_frame(self) -> pb.GenerationResponse:
+    def first_part(self) -> Part:
         """What a stream begins with, before anything was generated."""
-        return pb.GenerationResponse(
-            input_token_count=len(self.source.token_ids),
-            seed=self.source.seed,
-            text=self.source.text if self.source.params.input_text else "",
-        )
+        return Part(self._echo, num_input=self.num_input, seed=self.submit.seed)
 
     @property
-    def is_input_frame_due(self) -> bool:
-        """A stream's frame of input tokens can be made and was not taken yet."""
-        return self._wants_input_frame and self._is_prompt_done
+    def wants_input_part(self) -> bool:
+        return self.submit.wanted.input_tokens
 
-    def take_input_frame(self) -> pb.GenerationResponse:
-        """The frame of input tokens. Long prompts take a while; any thread may do it, once."""
-        self._wants_input_frame = False
-        infos = self._input_tokens()
-        return pb.GenerationResponse(input_token_count=len(infos), input_tokens=infos)
+    @property
+    def is_input_part_due(self) -> bool:
+        """The part with the input tokens can be made."""
+        return self.wants_input_part and self.first_token_at is not None
 
-    def take_frames(self) -> list[pb.GenerationResponse]:
-        """The other frames of a stream that are due and were not taken yet."""
-        parts, self._parts = self._parts, []
-        is_over = self.stop_reason is not FinishReason.NOT_FINISHED
-        if is_over and not parts:
-            parts = [_Part("", self.num_generated, [])]
-        return [self._to_frame(part, is_last=is_over and part is parts[-1]) for part in parts]
+    def input_part(self) -> Part:
+        """A stream's part with the input tokens. Long prompts take a while; any thread may do it."""
+        return Part(num_input=self.num_input, input_tokens=self._describe_input())
 
-    def _to_frame(self, part: _Part, *, is_last: bool) -> pb.GenerationResponse:
-        return pb.GenerationResponse(
-            text=part.text,
-            generated_token_count=part.num_generated,
-            tokens=part.tokens,
-            stop_reason=self.stop_reason.name if is_last else None,
-            stop_sequence=self.stop_sequence if is_last else "",
-            seed=self.source.seed if is_last else 0,
+    def take_part(self) -> Part | None:
+        """The next part of a stream, if one is due. After the one with the end reason none comes."""
+        return self._parts.popleft() if self._parts else None
+
+    def whole(self) -> Part:
+        """The answer of a unary call, once finished. Facts about long inputs take a while; any thread may do it."""
+        parts = self._parts
+        return Part(
+            text=self._echo + "".join([part.text for part in parts]),
+            num_input=self.num_input,
+            num_generated=self.num_generated,
+            tokens=[token for part in parts for token in part.tokens],
+            input_tokens=self._describe_input() if self.is_input_part_due else (),
+            end_reason=self.stop_reason,
+            stop_sequence=parts[-1].stop_sequence,
+            seed=self.submit.seed,
         )
 
-    def to_response(self) -> pb.GenerationResponse:
-        """The answer of a unary call, once finished; the parts of a stream must not have been taken."""
-        params = self.source.params
-        text = "".join(part.text for part in self._parts)
-        return pb.GenerationResponse(
-            input_token_count=len(self.source.token_ids),
-            generated_token_count=self.num_generated,
-            text=self.source.text + text if params.input_text else text,
-            stop_reason=self.stop_reason.name,
-            stop_sequence=self.stop_sequence,
-            seed=self.source.seed,
-            tokens=[token for part in self._parts for token in part.tokens],
-            input_tokens=self._input_tokens() if params.wanted.input_tokens and self._is_prompt_done else [],
-        )
-
-    def _input_tokens(self) -> list[pb.TokenInfo]:
+    def _describe_input(self) -> list[Token]:
         """Facts about the prompt. Nothing predicts its first token, so that has the logprob NaN."""
-        wanted, get_piece = self.source.params.wanted, self._settings.get_piece
-        first, *others = self.source.token_ids
+        first, *others = self.submit.prompt_ids
         details = [*self._prompt_details, *[None] * len(others)]
-        infos = [pb.TokenInfo(text=get_piece(first), logprob=math.nan if wanted.logprobs else 0.0)]
-        infos += [
-            token_info(get_piece, wanted, token_id, detail) for token_id, detail in zip(others, details, strict=False)
-        ]
-        return infos
+        logprob = math.nan if self.submit.wanted.logprobs else 0.0
+        return [Token(first, self._get_piece(first), logprob), *map(self._describe, others, details)]
+
+    def _describe(self, token_id: int, detail: TokenDetail | None) -> Token:
+        piece, wanted = self._get_piece(token_id), self.submit.wanted
+        if detail is None:
+            return Token(token_id, piece)
+        has_logprobs = wanted.logprobs
+        logprob = detail.logprob if has_logprobs else 0.0
+        top = self._describe_top(detail, has_logprobs=has_logprobs) if wanted.top_n else ()
+        return Token(token_id, piece, logprob, detail.rank if wanted.ranks else 0, top)
+
+    def _describe_top(self, detail: TokenDetail, *, has_logprobs: bool) -> list[TopToken]:
+        """The contract: most likely first if logprobs are shown, otherwise in the order of the vocabulary."""
+        tops, get_piece = zip(detail.top_ids, detail.top_logprobs, strict=True), self._get_piece
+        if not has_logprobs:
+            return [TopToken(token_id, get_piece(token_id), 0.0) for token_id, _ in sorted(tops)]
+        return [TopToken(i, get_piece(i), logprob) for i, logprob in sorted(tops, key=most_likely_first)]
 
 
-def token_info(
-    get_piece: Callable[[int], str], wanted: Wanted, token_id: int, detail: TokenDetail | None
-) -> pb.TokenInfo:
-    """A token as the client sees it: its piece, and of the engine's facts those that were asked for."""
-    info = pb.TokenInfo(text=get_piece(token_id))
-    if detail is None:
-        return info
-    if wanted.logprobs:
-        info.logprob = detail.logprob
-    if wanted.ranks:
-        info.rank = detail.rank
-    if wanted.top_n:
-        tops = zip(detail.top_ids, detail.top_logprobs, strict=True)
-        # The contract: most likely first if logprobs are shown, otherwise in the order of the vocabulary.
-        for top_id, logprob in sorted(tops, key=lambda top: (-top[1], top[0]) if wanted.logprobs else top):
-            info.top_tokens.add(text=get_piece(top_id), logprob=logprob if wanted.logprobs else 0.0)
-    return info
+def most_likely_first(top: tuple[int, float]) -> tuple[float, int]:
+    token_id, logprob = top
+    return -logprob, token_id
 
 
 def detokenizing_failed(cause: Exception) -> RequestError:

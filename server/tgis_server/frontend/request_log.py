@@ -73,7 +73,7 @@ def describe(output: Output, call: Call, now: float) -> dict[str, str | int | fl
     }
     return {
         "kind": call.kind,
-        "input_tokens": len(output.source.token_ids),
+        "input_tokens": output.num_input,
         "generated_tokens": output.num_generated,
         **{name: None if value is None else round(value, 6) for name, value in times.items()},
     }

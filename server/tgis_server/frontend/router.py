@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
 from typing import cast
 
 from tgis_server import failures
@@ -21,13 +21,6 @@ from tgis_server.wire.link import EngineLink
 from tgis_server.wire.messages import NO_TOKEN, FinishReason, StepResult
 
 
-@dataclass(slots=True)
-class _Entry:
-    output: Output
-    submitted_at: float
-    last_token_at: float | None = None
-
-
 class Router:
     """Requests in, results out, for one engine."""
 
@@ -35,14 +28,14 @@ class Router:
         self._link = link
         self._metrics = metrics
         self._clock = clock
-        self._entries: dict[int, _Entry] = {}  # submitted and not finished
+        self._outputs: dict[int, Output] = {}  # by request; submitted and not finished
         self._ids = itertools.count(1)
         self._is_lost = False  # no result will come
         self._refusal: RequestError | None = None  # set once: what every request from then on ends with
 
     @property
     def num_running(self) -> int:
-        return len(self._entries)
+        return len(self._outputs)
 
     def next_id(self) -> int:
         return next(self._ids)
@@ -72,19 +65,20 @@ class Router:
             raise self._refusal
         now = self._clock()
         if not self._is_lost:  # else they wait with the others for the cause
-            self._link.submit([output.source.to_submit() for output in outputs])
+            self._link.submit([output.submit for output in outputs])
         for output in outputs:
-            self._entries[output.source.request_id] = _Entry(output, now)
+            output.submitted_at = now
+            self._outputs[output.submit.request_id] = output
         try:
             yield
         finally:
             for output in outputs:
-                if self._entries.pop(output.source.request_id, None):
-                    self._link.cancel(output.source.request_id)
+                if self._outputs.pop(output.submit.request_id, None):
+                    self._link.cancel(output.submit.request_id)
 
     def lose_engine(self, cause: str) -> None:
         """The engine is dead, however that was noticed: end every open request, and every later one."""
-        if self._entries:
+        if self._outputs:
             self._metrics.count_lost_connection()
         text = f"Could not connect to Text Generation server: {cause}"
         self.refuse(Unavailable(f"Request failed during generation: {text}"))
@@ -92,41 +86,47 @@ class Router:
     def refuse(self, error: RequestError) -> None:
         """End every open request with this error, and every later one."""
         self._refusal = self._refusal or error
-        entries, self._entries = self._entries, {}
-        for request_id, entry in entries.items():
+        outputs, self._outputs = self._outputs, {}
+        for request_id, output in outputs.items():
             self._link.cancel(request_id)
-            entry.output.fail(error)
+            output.fail(error)
 
     def _dispatch(self, result: StepResult) -> None:
         now = self._clock()
+        outputs = self._outputs
         for request_id, started_at in result.started:
-            if entry := self._entries.get(request_id):
-                entry.output.on_started(started_at)
-                self._metrics.observe_queued(started_at - entry.submitted_at)
+            if output := outputs.get(request_id):
+                output.on_started(started_at)
+                self._metrics.observe_queued(started_at - output.submitted_at)
         for request_id, details in result.prompt_details:
-            if entry := self._entries.get(request_id):
-                entry.output.on_prompt_details(details)
-        columns = zip(result.request_ids, result.token_ids, result.finish_reasons, strict=True)
-        for column, (request_id, token_id, reason) in enumerate(columns):
-            if entry := self._entries.get(request_id):
-                self._push_token(entry, token_id, reason, result, column, now)
+            if output := outputs.get(request_id):
+                output.on_prompt_details(details)
+        self._push_tokens(result, now)
         for failure in result.failures:
-            if entry := self._entries.pop(failure.request_id, None):
-                entry.output.on_failure(failure)
+            if output := outputs.pop(failure.request_id, None):
+                output.on_failure(failure)
         self._metrics.observe_step(result.stats, processing_s=self._clock() - now)
 
-    def _push_token(
-        self, entry: _Entry, token_id: int, reason: FinishReason, result: StepResult, column: int, now: float
-    ) -> None:
-        output = entry.output
-        if token_id != NO_TOKEN:
-            self._metrics.observe_token(now, entry.submitted_at, entry.last_token_at)
-            entry.last_token_at = now
-        try:
-            output.on_token(token_id, reason, result.details.get(column), now)
-        except Exception as error:  # noqa: BLE001  the reader of all requests survives the failure of one
-            output.fail(detokenizing_failed(error))
-        if output.is_finished:
-            del self._entries[output.source.request_id]
-            if reason is FinishReason.NOT_FINISHED:  # a stop sequence: the engine does not know yet
-                self._link.cancel(output.source.request_id)
+    def _push_tokens(self, result: StepResult, now: float) -> None:
+        outputs, get_detail = self._outputs, result.details.get
+        last_at: list[float] = []  # of the outputs that got a further token
+        columns = zip(result.request_ids, result.token_ids, result.finish_reasons, strict=True)
+        for column, (request_id, token_id, reason) in enumerate(columns):
+            if not (output := outputs.get(request_id)):
+                continue
+            if token_id != NO_TOKEN:
+                if output.last_token_at is None:
+                    self._metrics.observe_first_token(now - output.submitted_at)
+                else:
+                    last_at.append(output.last_token_at)
+            try:
+                output.on_token(token_id, reason, get_detail(column), now)
+            except Exception as error:  # noqa: BLE001  the reader of all requests survives the failure of one
+                output.fail(detokenizing_failed(error))
+            if output.is_finished:
+                del outputs[request_id]
+                if reason is FinishReason.NOT_FINISHED:  # a stop sequence: the engine does not know yet
+                    self._link.cancel(request_id)
+        # Most got their last token in the same step.
+        for at, number in Counter(last_at).items():
+            self._metrics.observe_further_tokens(now - at, number)

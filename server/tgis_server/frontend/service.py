@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TypeAlias
@@ -17,10 +17,13 @@ from tgis_server.faults import Fault
 from tgis_server.frontend.admission import Admission
 from tgis_server.frontend.end_call import Writer
 from tgis_server.frontend.generation import Call, GenerationService
+from tgis_server.frontend.grpc_messages import parse_adapter, parse_request, render_parts
 from tgis_server.frontend.output import Output
 from tgis_server.frontend.patience import Patience
+from tgis_server.frontend.request import Parameters
 from tgis_server.frontend.request_log import CORRELATION_ID, get_correlation_id, log_outputs
 from tgis_server.frontend.state import ServerState
+from tgis_server.frontend.stream_frames import write_frames
 from tgis_server.frontend.tokenize_reply import join_replies, reply_parts
 from tgis_server.frontend.tokenizer import Tokenizer
 from tgis_server.frontend.tracing import Tracing
@@ -32,7 +35,6 @@ from tgis_server.wire.generation_pb2_grpc import GenerationServiceServicer
 logger = logging.getLogger(__name__)
 
 Context: TypeAlias = grpc.aio.ServicerContext
-Write: TypeAlias = Callable[[pb.GenerationResponse], Awaitable[None]]
 
 # A client refuses trailers of more than 8 KiB with a status of its own. A character takes up to twelve bytes in them.
 MAX_STATUS_CHARACTERS = 500
@@ -66,15 +68,17 @@ class GenerationServicer(GenerationServiceServicer):
             if not num_inputs:
                 return pb.BatchedGenerationResponse()
             with self._admission.hold(num_inputs):
-                await generation.prepare(request, [one.text for one in request.requests], call)
+                asked = parse_request(request, [one.text for one in request.requests])
                 del request
-                self._release_request(context, call)
+                await generation.prepare(asked, call)
+                self._release_request(context, asked.parameters)
+                del asked
                 with generation.router.running(call.outputs):
                     await call.wait_for_all()
-                responses = await generation.build_responses(call.outputs)
+                answer = await build_answer(call.outputs, generation.tokenizer)
                 for output in call.outputs:
                     generation.count_answer(output, call)
-                return responses
+                return answer
 
     async def GenerateStream(self, request: pb.SingleGenerationRequest, context: Context) -> None:
         # Writes instead of yielding: a generator's `finally` may run long after its client is gone.
@@ -84,14 +88,16 @@ class GenerationServicer(GenerationServiceServicer):
             with self._admission.hold(1) as call.permits:
                 if not request.HasField("request"):
                     raise MissingRequest("missing request")
-                await generation.prepare(request, [request.request.text], call)
+                asked = parse_request(request, [request.request.text])
                 del request
-                self._release_request(context, call)
+                await generation.prepare(asked, call)
+                self._release_request(context, asked.parameters)
+                del asked
                 [output] = call.outputs
-                write = self._writer(context, output)
+                writer = Writer(context, self._patience, output.submit.deadline)
                 try:
                     with generation.router.running(call.outputs):
-                        await write_frames(write, call, output, generation.tokenizer)
+                        await write_frames(context.write, writer, call, output, generation.tokenizer)
                 finally:  # also counts an answer whose client left before its end
                     if output.is_finished and not output.error:
                         generation.count_answer(output, call)
@@ -102,7 +108,7 @@ class GenerationServicer(GenerationServiceServicer):
         started_at = time.monotonic()
         self._metrics.count_tokenize(len(request.requests))
         async with self._answering(context) as generation:
-            reject_adapter(request)
+            reject_adapter(parse_adapter(request))
             texts = [one.text for one in request.requests]
             replies = await generation.tokenizer.tokenize(
                 texts,
@@ -125,21 +131,10 @@ class GenerationServicer(GenerationServiceServicer):
         """Why every call is refused now; None while they are accepted."""
         return None if self._state.is_accepting else Unavailable(self._state.text)
 
-    def _release_request(self, context: Context, call: Call) -> None:
+    def _release_request(self, context: Context, parameters: Parameters) -> None:
         """The inputs are tokens now: their text makes room for others, unless it is to be sent back."""
-        if not any(output.source.params.input_text for output in call.outputs):
+        if not parameters.input_text:
             self._patience.release_request(context)
-
-    def _writer(self, context: Context, output: Output) -> Write:
-        """Writes frames of an output."""
-        writer = Writer(context, self._patience, output.source.deadline)
-
-        async def write(frame: pb.GenerationResponse) -> None:
-            raw = frame.SerializeToString()  # here, as the size is wanted
-            with writer.writing(len(raw)):
-                await context.write(raw)
-
-        return write
 
     async def refuse(self, context: Context, error: RequestError) -> None:
         """End a call that has no request. It is none of the calls that metrics count."""
@@ -211,16 +206,10 @@ def failure_label(error: Exception, call: Call) -> str:
             return "generate" if call.outputs else "unknown"
 
 
-async def write_frames(write: Write, call: Call, output: Output, tokenizer: Tokenizer) -> None:
-    """Write the frames of a stream: the first at once, the others as they become due, one with a stop reason last."""
-    await write(output.first_frame())
-    is_over = False
-    while not is_over:
-        await call.wait_for_news()
-        if output.is_input_frame_due:
-            await write(await tokenizer.run(output.take_input_frame))
-        # Nothing is awaited between these two: what ends meanwhile is seen by the next round.
-        is_over = output.is_finished
-        frames = output.take_frames()
-        for frame in frames:
-            await write(frame)
+async def build_answer(outputs: Sequence[Output], tokenizer: Tokenizer) -> pb.BatchedGenerationResponse:
+    """The answer of a unary call. Facts about long inputs take a while: not the event loop's."""
+
+    def build() -> pb.BatchedGenerationResponse:
+        return render_parts(output.whole() for output in outputs)
+
+    return await tokenizer.run(build) if outputs[0].submit.wanted.input_tokens else build()

@@ -1,7 +1,7 @@
 """From the parameters of a request to values that the rest of the server trusts, or to the contract's error text.
 
 Checks run in the contract's order and the first that fails decides. Texts are part of the contract: clients match them.
-Knows protobuf messages and limits, nothing of tokenizers, engines or gRPC statuses.
+Knows requests and limits, nothing of doors, tokenizers, engines or statuses.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import math
 from dataclasses import dataclass
 
 from tgis_server.errors import InvalidRequest
-from tgis_server.wire import generation_pb2 as pb
-from tgis_server.wire.messages import LengthPenalty, SamplingParams, Wanted
+from tgis_server.frontend.request import AdapterName, GenerationRequest, Parameters
+from tgis_server.frontend.stop import StopSequences
+from tgis_server.wire.messages import SamplingParams, Wanted
 
 DEFAULT_MAX_NEW_TOKENS = 20
 MIN_TEMPERATURE = 0.05
@@ -23,6 +24,8 @@ STOP_SEQUENCES_TEXT = (
     f"can specify at most {MAX_STOP_SEQUENCES} non-empty stop sequences, "
     f"each not more than {MAX_STOP_SEQUENCE_BYTES} UTF8 bytes"
 )
+# What the clients of a door call a kind of grammar, where that is not the kind's own name.
+GRAMMAR_FIELDS = {"grpc": {"json": "format", "lark": "grammar"}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ class GenerationParams:
     sampling: SamplingParams
     seed: int | None  # as the client gave it; without one, each input gets its own
     max_new_tokens: int  # asked for, or the default; the context may allow less
-    stop_sequences: tuple[str, ...]
+    stop: StopSequences | None
     include_stop_sequence: bool
     time_limit_s: float | None
     truncate_input_tokens: int  # 0 = keep all
@@ -53,45 +56,40 @@ class GenerationParams:
     input_text: bool  # echo the input before the output
 
 
-def validate_params(params: pb.Parameters, limits: Limits, *, default_include_stop: bool) -> GenerationParams:
+def validate(request: GenerationRequest, limits: Limits, *, default_include_stop: bool) -> GenerationParams:
     """Check everything that can be checked without the input.
 
     Raises:
         InvalidRequest: with the contract's text.
     """
-    is_sampling = params.method == pb.SAMPLE
-    temperature, top_k, top_p, typical_p = _validate_sampling(params.sampling) if is_sampling else (0.0, 0, 1.0, 1.0)
+    params = _validate_params(request.parameters, limits, default_include_stop=default_include_stop)
+    _reject_grammar(request)
+    reject_adapter(request.adapter)
+    return params
 
-    stopping = params.stopping
-    max_new_tokens = stopping.max_new_tokens or min(DEFAULT_MAX_NEW_TOKENS, limits.max_new_tokens)
+
+def _validate_params(asked: Parameters, limits: Limits, *, default_include_stop: bool) -> GenerationParams:
+    temperature, top_k, top_p, typical_p = _validate_sampling(asked) if asked.is_sampling else (0.0, 0, 1.0, 1.0)
+
+    max_new_tokens = asked.max_new_tokens or min(DEFAULT_MAX_NEW_TOKENS, limits.max_new_tokens)
     _require(max_new_tokens <= limits.max_new_tokens, f"max_new_tokens must be <= {limits.max_new_tokens}")
-    _require(stopping.min_new_tokens <= max_new_tokens, "min_new_tokens must be <= max_new_tokens")
+    _require(asked.min_new_tokens <= max_new_tokens, "min_new_tokens must be <= max_new_tokens")
 
-    repetition_penalty, length_penalty = _validate_penalties(params.decoding)
+    repetition_penalty = _validate_penalties(asked)
 
-    _require(len(stopping.stop_sequences) <= MAX_STOP_SEQUENCES, STOP_SEQUENCES_TEXT)
+    _require(len(asked.stop_sequences) <= MAX_STOP_SEQUENCES, STOP_SEQUENCES_TEXT)
     # The limit on top_n_tokens is younger than its neighbours: it stands where response options are looked at first.
-    response = params.response
-    _require(
-        response.top_n_tokens <= MAX_TOP_N_TOKENS,
-        f"top_n_tokens ({response.top_n_tokens}) must be <= {MAX_TOP_N_TOKENS}",
-    )
-    wanted = Wanted(
-        logprobs=response.token_logprobs,
-        ranks=response.token_ranks,
-        top_n=response.top_n_tokens,
-        generated_tokens=response.generated_tokens,
-        input_tokens=response.input_tokens,
-    )
+    wanted = asked.wanted
+    _require(wanted.top_n <= MAX_TOP_N_TOKENS, f"top_n_tokens ({wanted.top_n}) must be <= {MAX_TOP_N_TOKENS}")
     _require(
         not wanted.any or wanted.generated_tokens or wanted.input_tokens,
         "must request input and/or generated tokens to request extra token detail",
     )
-    for sequence in stopping.stop_sequences:
+    for sequence in asked.stop_sequences:
         _require(1 <= len(sequence.encode()) <= MAX_STOP_SEQUENCE_BYTES, STOP_SEQUENCES_TEXT)
-    _reject_guided(params.decoding)
 
     is_greedy = temperature == 0.0
+    include = asked.include_stop_sequence
     return GenerationParams(
         sampling=SamplingParams(
             temperature=temperature,
@@ -99,66 +97,58 @@ def validate_params(params: pb.Parameters, limits: Limits, *, default_include_st
             top_p=1.0 if is_greedy else top_p,
             typical_p=1.0 if is_greedy else typical_p,
             repetition_penalty=repetition_penalty,
-            length_penalty=length_penalty,
-            min_new_tokens=stopping.min_new_tokens,
+            length_penalty=asked.length_penalty,
+            min_new_tokens=asked.min_new_tokens,
         ),
-        seed=params.sampling.seed if is_sampling and params.sampling.HasField("seed") else None,
+        seed=asked.seed if asked.is_sampling else None,
         max_new_tokens=max_new_tokens,
-        stop_sequences=tuple(stopping.stop_sequences),
-        include_stop_sequence=(
-            stopping.include_stop_sequence if stopping.HasField("include_stop_sequence") else default_include_stop
-        ),
-        time_limit_s=stopping.time_limit_millis / 1000 if stopping.time_limit_millis else None,
-        truncate_input_tokens=params.truncate_input_tokens,
+        stop=StopSequences(asked.stop_sequences) if asked.stop_sequences else None,
+        include_stop_sequence=default_include_stop if include is None else include,
+        time_limit_s=asked.time_limit_ms / 1000 if asked.time_limit_ms else None,
+        truncate_input_tokens=asked.truncate_input_tokens,
         wanted=wanted,
-        input_text=response.input_text,
+        input_text=asked.input_text,
     )
 
 
-def _validate_sampling(sampling: pb.SamplingParameters) -> tuple[float, int, float, float]:
+def _validate_sampling(asked: Parameters) -> tuple[float, int, float, float]:
     """Temperature, top_k, top_p and typical_p. A temperature that is sent as 0 means greedy, an absent one 1."""
-    temperature = sampling.temperature if sampling.HasField("temperature") else 1.0
+    temperature = 1.0 if asked.temperature is None else asked.temperature
     _require(
         temperature == 0.0 or MIN_TEMPERATURE <= temperature < math.inf, f"temperature must be >= {MIN_TEMPERATURE}"
     )
-    top_p = sampling.top_p or 1.0
+    top_p = asked.top_p or 1.0
     _require(0.0 < top_p <= 1.0, "top_p must be > 0.0 and <= 1.0")
-    _require(-math.inf < sampling.typical_p <= 1.0, "typical_p must be <= 1.0")
-    typical_p = sampling.typical_p if sampling.typical_p > 0.0 else 1.0
-    _require(sampling.top_k <= MAX_TOP_K, "top_k must be strictly positive")
-    return temperature, sampling.top_k, top_p, typical_p
+    _require(-math.inf < asked.typical_p <= 1.0, "typical_p must be <= 1.0")
+    typical_p = asked.typical_p if asked.typical_p > 0.0 else 1.0
+    _require(asked.top_k <= MAX_TOP_K, "top_k must be strictly positive")
+    return temperature, asked.top_k, top_p, typical_p
 
 
-def _validate_penalties(decoding: pb.DecodingParameters) -> tuple[float, LengthPenalty | None]:
-    repetition_penalty = decoding.repetition_penalty or 1.0
+def _validate_penalties(asked: Parameters) -> float:
+    """The repetition penalty; the length penalty is used as it is."""
+    repetition_penalty = asked.repetition_penalty or 1.0
     _require(0.0 < repetition_penalty < math.inf, "repetition_penalty must be > 0.0")
-    if not decoding.HasField("length_penalty"):
-        return repetition_penalty, None
-    factor = decoding.length_penalty.decay_factor
-    _require(1.0 <= factor <= 10.0, "length_penalty must be >= 1.0 and <= 10.0")
-    return repetition_penalty, LengthPenalty(decoding.length_penalty.start_index, factor)
+    if asked.length_penalty:
+        _require(1.0 <= asked.length_penalty.decay_factor <= 10.0, "length_penalty must be >= 1.0 and <= 10.0")
+    return repetition_penalty
 
 
-def _reject_guided(decoding: pb.DecodingParameters) -> None:
-    """``format: TEXT`` constrains nothing; no engine can do the others."""
-    guided = decoding.WhichOneof("guided")
-    if guided is None or (guided == "format" and decoding.format == pb.DecodingParameters.TEXT):
+def _reject_grammar(request: GenerationRequest) -> None:
+    """No engine can do any."""
+    if request.grammar:
+        kind = request.grammar.kind
+        name = GRAMMAR_FIELDS[request.door].get(kind, kind)
+        raise InvalidRequest(f"guided decoding ({name}) is not available on this server: leave out decoding.{name}")
+
+
+def reject_adapter(adapter: AdapterName | None) -> None:
+    """Refuse tuned prompts and adapters by the texts of a server that has no store of them."""
+    if adapter is None:
         return
-    raise InvalidRequest(f"guided decoding ({guided}) is not available on this server: leave out decoding.{guided}")
-
-
-def reject_adapter(
-    request: pb.BatchedGenerationRequest | pb.SingleGenerationRequest | pb.BatchedTokenizeRequest,
-) -> None:
-    """Refuse tuned prompts and adapters by the texts of a server that has no store of them.
-
-    ``adapter_id`` wins where both are set. An empty ``prefix_id`` that was sent is an id like any other.
-    """
-    if request.adapter_id:
+    if adapter.kind == "adapter":
         raise InvalidRequest("adapter_id supplied but no adapter store was configured")
-    if request.HasField("prefix_id"):
-        prefix_id = request.prefix_id
-        raise InvalidRequest(f"can't retrieve prompt prefix with id '{prefix_id}': prefix id \"{prefix_id}\" not found")
+    raise InvalidRequest(f"can't retrieve prompt prefix with id '{adapter.id}': prefix id \"{adapter.id}\" not found")
 
 
 def validate_length(num_input_tokens: int, params: GenerationParams, limits: Limits) -> int:
