@@ -17,6 +17,7 @@ from transformers import T5Config
 import driving
 from tgis_server.engines.api import Launched
 from tgis_server.engines.native.families import ALL_FAMILIES, read_spec
+from tgis_server.shard.plan_check import PlanCheck
 from tgis_server.wire.codec import decode_plan, decode_to_engine, encode_plan, encode_to_engine
 from tgis_server.wire.messages import Masks, StepPlan, StepTokens, Submit, TokenDetail, Wanted, pack_ids
 from tiny import Driver, prompt_of
@@ -46,9 +47,11 @@ class Wired:
     def __init__(self, driver: Driver) -> None:
         self._runner = driver.runner
         self._followers = driver.followers
+        self._check = PlanCheck(driver.runner.capacity)
 
     def launch(self, plan: StepPlan) -> Launched:
         arrived = decode_plan(encode_plan(plan))
+        self._check.apply(arrived)
         self._followers(arrived)
         return self._runner.launch(arrived)
 

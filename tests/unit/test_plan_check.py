@@ -14,6 +14,7 @@ from tgis_server.wire.messages import Activation, NewSequence, SamplingParams, S
 NEW = NewSequence(0, pack_ids([5, 6, 7]), 2, 0, SamplingParams(), Wanted())
 FIRST = StepPlan(1, [NEW], [0], [3], [[0, 3]], [True])
 NEXT = StepPlan(2, [], [0], [1], [[]], [True])
+ENCODER = replace(NEW, slot=2, encoder_ids=pack_ids([1]), cross_blocks=[2], num_encoder_tokens=1)
 
 
 def started() -> PlanCheck:
@@ -42,6 +43,11 @@ def started() -> PlanCheck:
         (replace(NEXT, new=[replace(NEW, slot=1, num_cached_tokens=3)]), "new.num_cached_tokens is 3 of 3 tokens"),
         (replace(NEXT, new=[replace(NEW, slot=1, adapter_place=1)]), "new.adapter_place is 1, which was never"),
         (replace(NEXT, new=[replace(NEW, slot=1, cross_blocks=[9])]), "new.cross_blocks names block 9, but the cache"),
+        (replace(NEXT, new=[ENCODER], encode=[2]), "encode names slot 2, which has no row"),
+        (
+            replace(NEXT, new=[replace(ENCODER, num_encoder_tokens=5)]),
+            "new.num_encoder_tokens is 5, but its cross blocks hold 4",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -52,8 +58,7 @@ def test_what_cannot_be_applied_is_named(plan: StepPlan, problem: str) -> None:
 
 def test_what_can_be_applied_passes() -> None:
     check = started()
-    encoder = replace(NEW, slot=2, adapter_place=1, encoder_ids=pack_ids([1]), cross_blocks=[2])
-    plan = StepPlan(2, [encoder], [2], [3], [[1]], [True], [0], [Activation(1, b"x")], [2])
+    plan = StepPlan(2, [replace(ENCODER, adapter_place=1)], [2], [3], [[1]], [True], [0], [Activation(1, b"x")], [2])
 
     check.apply(plan)
     check.apply(replace(plan, free=[2]))  # a preempted one encodes again

@@ -39,6 +39,8 @@ class PlanCheck:
             refuse(
                 plan, "encode", f"names slot {first_beyond(plan.encode, self._encoding)}, which has nothing to encode"
             )
+        if without_row := set(plan.encode).difference(plan.slots):
+            refuse(plan, "encode", f"names slot {min(without_row)}, which has no row")
         self._encoding.difference_update(plan.encode)
 
     def _free(self, plan: StepPlan) -> None:
@@ -59,6 +61,9 @@ class PlanCheck:
             refuse(plan, "new.adapter_place", f"is {new.adapter_place}, which was never activated")
         if max(new.cross_blocks, default=-1) >= self._capacity.num_blocks:
             refuse(plan, "new.cross_blocks", self._beyond_the_cache(max(new.cross_blocks)))
+        room = len(new.cross_blocks) * self._capacity.block_size
+        if new.cross_blocks and new.num_encoder_tokens > room:
+            refuse(plan, "new.num_encoder_tokens", f"is {new.num_encoder_tokens}, but its cross blocks hold {room}")
         self._slots.add(new.slot)
         if new.encoder_ids:
             self._encoding.add(new.slot)

@@ -119,7 +119,7 @@ class Submit:
     seed: int = 0  # uint64; with the index of the generated token it defines the random draw
     end_ids: frozenset[int] = frozenset()  # end tokens of this request
     num_virtual: int = 0  # rows of a tuned prompt: the first ids of the prompt
-    encoder_ids: TokenIds = field(default_factory=pack_ids)  # empty where the model has no encoder
+    encoder_ids: TokenIds = field(default_factory=pack_ids)  # if not empty, the prompt is what the decoder begins with
     num_encoder_virtual: int = 0  # as num_virtual, of the encoder's ids
     adapter: Adapter | None = None
     grammar: Grammar | None = None

@@ -57,7 +57,7 @@ def range_mask(window: int | None, num_keys: Tensor, width: int, dtype: torch.dt
 
 
 def _is_hidden(modifiers: AttentionModifiers, keys: Tensor, queries: Tensor, num_keys: Tensor | int) -> Tensor:
-    is_hidden = keys > queries if modifiers.is_causal else (keys >= num_keys).expand_as(keys - queries)
+    is_hidden = keys > queries if modifiers.is_causal else keys >= num_keys
     if modifiers.window is not None:
         is_hidden = is_hidden | (keys <= queries - modifiers.window)
         if not modifiers.is_causal:
