@@ -171,7 +171,7 @@ class Driver:
         self._in_flight: deque[InFlight] = deque()
         self._staging: list[tuple[int, Adapter]] = []  # steps until it is staged
         self._must_repeat = False
-        self._has_decodes = False
+        self.num_without_decodes = 0  # steps that passed over all rows that could have decoded
 
     def apply(self, *messages: Submit | Cancel | Staged) -> None:
         """Requests get this server's end tokens."""
@@ -183,6 +183,17 @@ class Driver:
         """What a launched step has computed."""
         ends = [row.end for row in self.scheduler._in_flight[plan.step].rows]
         return Load(plan.total_tokens, sum(n * end for n, end in zip(plan.num_tokens, ends, strict=True)))
+
+    def _is_decode_passed_over(self, plan: StepPlan) -> bool:
+        rows = self.scheduler._in_flight[plan.step].rows
+        planned = {row.sequence for row in rows}
+        return all(row.is_prefill for row in rows) and any(
+            s.state is State.RUNNING and s not in planned and s.num_known < s.max_tokens and self._keeps_rope(s)
+            for s in self.running
+        )
+
+    def _keeps_rope(self, sequence: Sequence) -> bool:
+        return sequence.is_rope_long or not sequence.exceeds(self.rope_border)
 
     def requests_of(self, plan: StepPlan) -> list[int]:
         """Whose rows a plan has, right after it was made."""
@@ -196,7 +207,7 @@ class Driver:
         if plan:
             self.plans.append(plan)
             self.rows.append(self.requests_of(plan))
-            self._has_decodes = any(not row.is_prefill for row in self.scheduler._in_flight[plan.step].rows)
+            self.num_without_decodes = self.num_without_decodes + 1 if self._is_decode_passed_over(plan) else 0
             self._run(plan, is_repeat=is_repeat)
         else:
             self._commit_all()
@@ -343,14 +354,4 @@ class Driver:
         is_whole = bool(plan.encode) or not caps.chunked_prefill
         assert plan.total_tokens + num_encoded <= self.max_batch_tokens or (plan.num_rows == 1 and is_whole)
         assert {new.slot for new in plan.new if new.encoder_ids} == set(plan.encode)
-
-    def could_decode(self) -> bool:
-        """Whether somebody waits for its next token, and can get it without being computed anew."""
-        return any(
-            s.state is State.RUNNING and s.remaining_tokens > 0 and (s.is_rope_long or not s.exceeds(self.rope_border))
-            for s in self.running
-        )
-
-    def has_decodes(self) -> bool:
-        """Whether the newest plan has decode rows."""
-        return self._has_decodes
+        assert self.num_without_decodes <= 1, "decode rows wait for more than one step of somebody's prefill"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from driving import Driver, expected_tokens, submit
+from tgis_server.scheduler.deadlines import MIN_SWEEP
 from tgis_server.scheduler.scheduler import NOT_FINITE
 from tgis_server.scheduler.waiting import MAX_OVERTAKEN
 from tgis_server.wire.messages import Cancel, FinishReason, Wanted
@@ -487,6 +488,15 @@ def test_a_deadline_that_passes_while_running_keeps_the_tokens_so_far():
 
     assert driver.reasons[1] is FinishReason.TIME_LIMIT
     assert len(driver.tokens[1]) == 2
+
+
+def test_deadlines_of_requests_that_are_over_do_not_pile_up():
+    driver = Driver()
+
+    for request_id in range(5 * MIN_SWEEP):
+        driver.apply(submit(request_id, deadline=1e9), Cancel(request_id))
+
+    assert len(driver.scheduler._deadlines._heap) <= MIN_SWEEP
 
 
 @pytest.mark.parametrize("max_new_tokens", [2, 30])

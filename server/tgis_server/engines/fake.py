@@ -72,7 +72,6 @@ class _Slot:
     num_computed: int
     numbers: _Numbers
     encoder_numbers: _Numbers
-    adapter_number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,10 +215,8 @@ class FakeRunner:
                 self._slots[slot_id].numbers.blocks += blocks
 
     def _start(self, sequence: NewSequence) -> _Slot:
-        adapter_number = 0 if sequence.adapter_place == NO_ADAPTER else self._places[sequence.adapter_place]
         numbers, encoder_numbers = self._numbers([]), self._numbers(list(sequence.cross_blocks))
-        token_ids = sequence.token_ids[:]
-        return _Slot(sequence, token_ids, sequence.num_cached_tokens, numbers, encoder_numbers, adapter_number)
+        return _Slot(sequence, sequence.token_ids[:], sequence.num_cached_tokens, numbers, encoder_numbers)
 
     def _numbers(self, blocks: list[int]) -> _Numbers:
         if self.caps.memory == "paged":
@@ -227,11 +224,16 @@ class FakeRunner:
         length = self.capacity.max_padded_tokens
         return _Numbers([0] * length, length, [0])
 
+    def _adapter_number(self, sequence: NewSequence) -> int:
+        """Read in each step: it must not move out of its place while a sequence uses it."""
+        return 0 if sequence.adapter_place == NO_ADAPTER else self._places[sequence.adapter_place]
+
     def _encode(self, slot: _Slot) -> None:
         sequence = slot.sequence
+        adapter_number = self._adapter_number(sequence)
         for position, token_id in enumerate(sequence.encoder_ids):
             is_virtual = position < sequence.num_encoder_virtual
-            number = (virtual_id(position) if is_virtual else token_id) + slot.adapter_number
+            number = (virtual_id(position) if is_virtual else token_id) + adapter_number
             slot.encoder_numbers.write(position, number)
 
     def _compute(self, slot: _Slot, end: int) -> list[TokenDetail]:
@@ -239,7 +241,7 @@ class FakeRunner:
         prompt_detail = []
         sequence = slot.sequence
         wanted = sequence.wanted
-        extra = slot.adapter_number + sequence.is_rope_long + self._encoder_total(slot)
+        extra = self._adapter_number(sequence) + sequence.is_rope_long + self._encoder_total(slot)
         for position in range(slot.num_computed, end):
             token_id = virtual_id(position) if position < sequence.num_virtual else slot.token_ids[position]
             slot.numbers.write(position, token_id + extra)

@@ -73,8 +73,8 @@ class Adapters:
         assert adapter is not None
         held = self._held[adapter.digest]
         held.remove(sequence)
-        if not held and self._to_stage.pop(adapter.digest, None):  # nobody needs it any more
-            del self._held[adapter.digest]
+        if not held and adapter.digest in self._to_stage:  # nobody needs it any more
+            del self._held[adapter.digest], self._to_stage[adapter.digest]
 
     # Places
 

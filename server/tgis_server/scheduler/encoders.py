@@ -7,6 +7,8 @@ others wait: nobody may read what is not there yet.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from tgis_server.scheduler.blocks import BlockPool
 from tgis_server.scheduler.sequence import Sequence
 
@@ -24,9 +26,8 @@ class Encodings:
 
     def find(self, sequence: Sequence) -> list[int]:
         """The blocks of an equal encoding, all of them or none. Takes no reference."""
-        keys = self._keys(sequence)
-        found = self._pool.find_cached(keys)
-        return found if len(found) == len(keys) else []
+        found = self._pool.find_cached(self._keys(sequence))
+        return found if len(found) == self._num_blocks(sequence) else []
 
     def begin(self, sequence: Sequence) -> None:
         """A plan encodes it."""
@@ -48,6 +49,9 @@ class Encodings:
             del self._encoding[sequence.encoder_root]
         return is_mine
 
-    def _keys(self, sequence: Sequence) -> list[bytes]:
-        num_blocks = self._pool.blocks_for(sequence.num_encoder_tokens)
-        return [sequence.encoder_root + b"%d" % i for i in range(num_blocks)]
+    def _num_blocks(self, sequence: Sequence) -> int:
+        return self._pool.blocks_for(sequence.num_encoder_tokens)
+
+    def _keys(self, sequence: Sequence) -> Iterator[bytes]:
+        for i in range(self._num_blocks(sequence)):
+            yield sequence.encoder_root + b"%d" % i

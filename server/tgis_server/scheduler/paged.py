@@ -62,9 +62,9 @@ class PagedMemory:
             self._growing.add(sequence)
 
     def grow(self, sequence: Sequence) -> bool:
-        missing = self.pool.blocks_for(sequence.num_known) - len(sequence.blocks)
-        if missing <= 0:
+        if sequence.num_known <= len(sequence.blocks) * self.pool.block_size:
             return True
+        missing = self.pool.blocks_for(sequence.num_known) - len(sequence.blocks)
         if missing > self.pool.num_free:
             return False
         sequence.blocks += self.pool.allocate(missing)

@@ -140,17 +140,7 @@ class Scheduler:
         ``decode_only`` repeats the decode rows of a step that did not fit into memory, without company.
         """
         draft = Draft(StepPlan(self._step + 1), now)
-        prefill_first = self._prefill_is_next and not decode_only
-        if prefill_first:
-            self._admission.plan(draft)
-        if not draft.rows:
-            self._plan_decodes(draft)
-            has_decodes = bool(draft.rows)
-            if not (decode_only or prefill_first) and (self.limits.mixed_steps or not has_decodes):
-                self._admission.plan(draft)
-            self._prefill_is_next = has_decodes and (not self.limits.mixed_steps or draft.needs_prefill_step)
-        else:
-            self._prefill_is_next = False
+        self._add_rows(draft, decode_only=decode_only)
         if not draft.rows:
             return None
         draft.plan.free.extend(self._slots.take_forgotten())
@@ -170,6 +160,20 @@ class Scheduler:
             if row.sample and row.sequence.submit.grammar and row.sequence.state is not State.FINISHED
         ]
 
+    def _add_rows(self, draft: Draft, *, decode_only: bool) -> None:
+        """Decode rows and prefill, as far as they may be in one step; or prefill alone, when its turn has come."""
+        is_mixed = self.limits.mixed_steps
+        prefill_first, self._prefill_is_next = self._prefill_is_next and not decode_only, False
+        if prefill_first:
+            self._admission.plan(draft)
+            if draft.rows:
+                return
+        self._plan_decodes(draft)
+        has_decodes = bool(draft.rows)
+        if not (decode_only or prefill_first) and (is_mixed or not has_decodes):
+            self._admission.plan(draft)
+        self._prefill_is_next = has_decodes and (not is_mixed or draft.needs_prefill_step)
+
     def _plan_decodes(self, draft: Draft) -> None:
         for sequence in [s for s in self._slots.running if s.state is State.RUNNING]:
             if len(draft.rows) == self.limits.max_batch_tokens:
@@ -180,7 +184,7 @@ class Scheduler:
 
     def _plan_decode(self, draft: Draft, sequence: Sequence) -> None:
         """Add one token of a running sequence, making room for it if need be."""
-        if sequence.state is not State.RUNNING or sequence.remaining_tokens <= 0:
+        if sequence.state is not State.RUNNING or sequence.num_known >= sequence.max_tokens:
             return  # preempted by an older one just now, or its last token is in flight
         if not sequence.is_rope_long and sequence.exceeds(self.limits.rope_border):
             if not sequence.num_in_flight:  # else in the next step: its newest token is not known here

@@ -122,8 +122,3 @@ class Sequence:
     @property
     def num_to_compute(self) -> int:
         return self.num_known - self.num_planned
-
-    @property
-    def remaining_tokens(self) -> int:
-        """Tokens that may still be sampled by steps not yet launched."""
-        return self.max_tokens - self.num_known
