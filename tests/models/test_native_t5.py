@@ -69,6 +69,7 @@ class Server:
     driver: Driver
     num_blocks: int = ENOUGH_BLOCKS
     prefix_cache: bool = True
+    depth: int = 1  # steps in flight
     asked: dict[int, Submit] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -76,8 +77,9 @@ class Server:
         self.scheduled = driving.Driver(
             num_blocks=self.num_blocks,
             block_size=BLOCK_SIZE,
-            max_batch_tokens=80,
+            max_batch_tokens=40,
             prefix_cache=self.prefix_cache,
+            depth=self.depth,
             caps=self.driver.runner.caps,
         )
         self.scheduled.runner = Wired(self.driver)
@@ -136,15 +138,18 @@ def test_a_request_alone(num_encoded: int, version: str, t5: T5, shards: Shards)
     assert_answers_are_those_of(t5(version), server)
 
 
-def test_requests_at_different_stages_share_steps(t5: T5, shards: Shards) -> None:
-    server = Server(shards(t5("v1.1"), 1)[0])
+@pytest.mark.parametrize("depth", [1, 2], ids=lambda n: f"depth {n}")
+def test_requests_at_different_stages_share_steps(depth: int, t5: T5, shards: Shards) -> None:
+    server = Server(shards(t5("v1.1"), 1)[0], depth=depth)
 
-    for seed, (num_encoded, prompt) in enumerate([(30, START), (9, START + prompt_of(11, 1)), (40, START), (3, START)]):
-        server.ask(prompt_of(num_encoded, seed), prompt)
+    for seed, (num_encoded, num_prompt) in enumerate([(30, 0), (9, 40), (40, 8), (3, 0)]):
+        server.ask(prompt_of(num_encoded, seed), START + prompt_of(num_prompt, seed))
         server.steps(2)
 
     assert_answers_are_those_of(t5("v1.1"), server)
-    assert [plan.num_rows for plan in server.scheduled.plans if plan.encode] == [1, 2, 3, 4]
+    rows = [(plan.num_tokens, plan.sample) for plan in server.scheduled.plans if plan.encode]
+    alone, beside, long_prompt = ([1], [True]), ([1, 1, 1], [True] * 3), ([1, 1], [True, False])
+    assert rows == [alone, long_prompt, beside, ([1], [False])]  # the last: a text as long as a step, by itself
 
 
 def test_a_preempted_request_is_encoded_again(t5: T5, shards: Shards) -> None:
@@ -172,7 +177,7 @@ def test_equal_texts_are_encoded_once(t5: T5, shards: Shards) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_two_shards(version: str, t5: T5, shards: Shards) -> None:
-    server = Server(shards(t5(version), 2)[0], num_blocks=14)
+    server = Server(shards(t5(version), 2)[0], num_blocks=14, depth=2)
 
     for seed, num_encoded in enumerate([20, 33, 20, 5]):
         server.ask(prompt_of(num_encoded, num_encoded), START + prompt_of(6, seed))
