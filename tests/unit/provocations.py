@@ -224,7 +224,7 @@ PROVOCATIONS |= {
     failures.NO_CONFIG: lambda tmp, patch: read_spec(tmp),
     failures.JSON_BROKEN: lambda tmp, patch: read_spec(model(tmp, config="{")),
     failures.JSON_NO_OBJECT: lambda tmp, patch: read_spec(model(tmp, config="[]")),
-    failures.CONFIG_NOT_SUPPORTED: lambda tmp, patch: read_spec(model(tmp, architectures=["BloomForCausalLM"])),
+    failures.CONFIG_NOT_SUPPORTED: lambda tmp, patch: read_spec(model(tmp, architectures=["GPTJForCausalLM"])),
     failures.ENGINE_NOT_PRESENT: lambda tmp, patch: serve(
         {"model_name": str(model(tmp, architectures=["X"])), "deployment_framework": "hf_transformers"}
     ),
