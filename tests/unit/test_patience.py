@@ -202,20 +202,23 @@ def test_a_call_may_take_its_time_between_two_requests(clock):
     run(test)
 
 
-def test_memory_is_returned_to_the_system_when_large_requests_are_gone(monkeypatch):
+def test_memory_is_returned_to_the_system_some_times_after_the_process_has_grown(monkeypatch):
     trims: queue.SimpleQueue[None] = queue.SimpleQueue()
+    sizes = {"resident": 60 * MIB}
     monkeypatch.setattr(patience, "trim_memory", lambda: trims.put(None))
+    monkeypatch.setattr(patience, "get_resident_bytes", lambda: sizes["resident"])
     monkeypatch.setattr(patience, "CHECK_S", 0.001)
 
     async def test() -> None:
-        patient = make_patience()
-        checking = asyncio.create_task(patient.run())
-        patient.hold_request("call", 32 * MIB)
+        checking = asyncio.create_task(make_patience().run())
+        sizes["resident"] += patience.TRIM_BYTES - 1
         await asyncio.sleep(0.05)
         assert trims.empty()
-        patient.release_request("call")
+        sizes["resident"] += 1
         for _ in patience.TRIM_CHECKS:
             await asyncio.to_thread(trims.get, timeout=5)
+        await asyncio.sleep(0.05)
+        assert trims.empty()
         checking.cancel()
 
     run(test)
