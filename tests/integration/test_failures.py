@@ -163,10 +163,10 @@ def test_a_client_that_does_not_read_holds_up_no_step_and_is_gone_with_the_step_
                 call = GenerationServiceStub(channel).GenerateStream(request)
                 await leader.wait_for_step()
                 await leader.run_steps(100)
-                [entry] = server.frontend._router._entries.values()
-                await until(lambda: entry.output.num_generated >= 99)
+                [output] = server.frontend._router._outputs.values()
+                await until(lambda: output.num_generated >= 99)
                 await server.stub.ModelInfo(pb.ModelInfoRequest())  # by now a writer that can write has written
-                assert entry.output._parts
+                assert output._parts
 
                 call.cancel()
                 await leader.wait_for_message()

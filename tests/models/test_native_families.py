@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tgis_server.engines.native.families import FAMILIES, names
+from tgis_server.engines.native.families import ALL_FAMILIES, names
 from tgis_server.engines.native.families.common import DEFAULTS, read_decoder
 from tgis_server.engines.native.parameters import Parameter
 from tgis_server.engines.native.spec import DecoderSpec
@@ -159,7 +159,7 @@ def test_layers_with_norms_behind_attention_and_mlp_alone(
         read=lambda config: replace(read_decoder(config, "olmo2"), residual="post_norm", qk_norm="rms"),
         parameters=olmo2_parameters,
     )
-    monkeypatch.setitem(FAMILIES, "olmo2", olmo2)
+    monkeypatch.setitem(ALL_FAMILIES, "olmo2", olmo2)
     tiny = model("olmo2", num_attention_heads=1, num_key_value_heads=1)
     prompt = prompt_of(23, seed=3)
 

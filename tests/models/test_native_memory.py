@@ -95,18 +95,19 @@ COMPILE_MANY = """
 import re
 import torch
 from tgis_server.engines.native.ops.linear import linear, pack
+from tgis_server.engines.native.ops.api import WeightPart
 
 def anonymous_bytes():
     return int(re.search(r"Anonymous:\\s+(\\d+)", open("/proc/self/smaps_rollup").read())[1]) * 1024
 
 with torch.inference_mode():
-    weights = [pack(torch.randn(size, 128), prepack=True) for size in (256, 384)]
+    weights = [pack(WeightPart.plain(torch.randn(size, 128)), prepack=True) for size in (256, 384)]
     x = torch.randn(300, 128)
-    linear(x, weights[0], None)
+    linear(x, weights[0], None, None)
     before = anonymous_bytes()
     for num_rows in range(1, 300):
         for weight in weights:
-            linear(x[:num_rows], weight, None)
+            linear(x[:num_rows], weight, None, None)
     print(anonymous_bytes() - before)
 """
 

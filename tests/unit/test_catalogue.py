@@ -171,8 +171,8 @@ def test_config_json_alone_tells_everything_but_sizes(tmp_path: Path) -> None:
     assert "The end token 200 of" in summary.warnings[0]
     assert replace(summary, tensors={}, warnings=()).__repr__() == (
         "ModelSummary(kind='decoder', family='llama', layout='2 layers of 64 with 4 heads (2 for KV)', vocab_size=100, "
-        "length=Length(num_tokens=512, reason='max_position_embeddings of config.json'), end_ids=(7,), pad_id=3, "
-        "dtype=None, valid_num_shards=(1, 2, 4), tensors={}, warnings=(), sizes=None)"
+        "length=Length(num_tokens=512, reason='max_position_embeddings of config.json', is_limit=False), end_ids=(7,), "
+        "pad_id=3, dtype=None, valid_num_shards=(1, 2, 4), tensors={}, warnings=(), sizes=None)"
     )
 
 

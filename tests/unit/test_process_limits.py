@@ -123,12 +123,13 @@ def test_a_limit_that_does_not_is_refused_with_what_is_needed():
 
 
 def test_room_is_for_so_many_threads_at_once_and_is_given_back():
-    before = threading.active_count()
+    before = set(threading.enumerate())
     room = ThreadRoom(5)
-    during = threading.active_count()
+    during = set(threading.enumerate()) - before
     room.give_back()
 
-    assert (during - before, threading.active_count()) == (5, before)
+    assert len(during) == 5
+    assert not any(thread.is_alive() for thread in during)
 
 
 def test_room_that_is_not_there_leaves_no_thread(monkeypatch: pytest.MonkeyPatch):

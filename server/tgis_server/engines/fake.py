@@ -20,10 +20,11 @@ Steps take ``--rehearse-step-ms``, and for each token and each key that it atten
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tgis_server.engines.api import Capacity, ModelFacts, Progress, RunnerCaps
+from tgis_server.engines.catalogue import FAKE_CAPS
 from tgis_server.errors import ModelError
 from tgis_server.faults import Fault
 from tgis_server.model_files import read_json
@@ -134,7 +135,7 @@ class FakeRunner:
                 run.max_sequence_length,
                 max_adapters=MAX_ADAPTERS,
             ),
-            caps=RunnerCaps(plan_ahead=config.rehearse_plan_ahead, adapters=frozenset({"fake"})),
+            caps=replace(FAKE_CAPS, plan_ahead=config.rehearse_plan_ahead),
             step_s=config.rehearse_step_ms / 1000,
             attention_s=config.rehearse_attention_ns / 1e9,
             fault=fault,

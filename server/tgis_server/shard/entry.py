@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 from tgis_server.engines.api import ModelRunner
+from tgis_server.engines.catalogue import get_engine
 from tgis_server.engines.load import load_runner
 from tgis_server.run import Run
 from tgis_server.scheduler import Limits, Scheduler
@@ -47,9 +48,9 @@ def serve_shard(run: Run, rank: int) -> None:
 def _lead(run: Run, status: ShardStatus) -> None:
     inbox, outbox = Inbox(), Outbox()
     followers = PlanPublisher(Endpoint.unix(run.plan_socket), run.num_shard - 1, run.config.step_timeout)
+    control = ControlPublisher(Endpoint.unix(run.control_socket), run.num_shard - 1 if takes_adapters(run) else 0)
     server = start_server(run.shard_socket(0), ShardServicer(status, inbox, outbox))
     runner = _load(run, 0, status)
-    control = ControlPublisher(Endpoint.unix(run.control_socket), run.num_shard - 1 if runner.caps.adapters else 0)
     try:
         scheduler = Scheduler(
             Limits.of(
@@ -95,7 +96,7 @@ def _follow(run: Run, rank: int, status: ShardStatus) -> None:
     try:
         plans = PlanSubscriber.connect(Endpoint.unix(run.plan_socket), run.config.startup_timeout)
         staging: StagingFollower | None = None
-        if runner.caps.adapters:
+        if takes_adapters(run):
             control = ControlSubscriber.connect(Endpoint.unix(run.control_socket), run.config.startup_timeout)
             staging = StagingFollower(runner, control, rank)
             staging.start()
@@ -105,6 +106,11 @@ def _follow(run: Run, rank: int, status: ShardStatus) -> None:
     finally:
         runner.close()
         server.stop(grace=None)
+
+
+def takes_adapters(run: Run) -> bool:
+    """Whether there is a control channel: both sides know it before they load."""
+    return bool(get_engine(run.engine).caps.adapters)
 
 
 def end_with_the_group(on_signal: Callable[[], None]) -> None:
