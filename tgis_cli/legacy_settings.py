@@ -158,7 +158,7 @@ SETTINGS = (
     no_effect("CUDA_PAD_TO_MULT_OF_8", NO_PADDING, quiet=("true",)),
     no_effect("COMPACT_BEFORE_PREFILL", NO_PADDING, quiet=("true",)),
     no_effect("TRANSFORMERS_ATTN_IMPL", ALWAYS_PAGED),
-    no_effect("BLOOM_SLOW_BUT_EXACT", "The native engine computes every model in one way.", quiet=OFF),
+    no_effect("BLOOM_SLOW_BUT_EXACT", "The native engine has one way to compute BLOOM.", quiet=OFF),
     no_effect("DISABLE_CUSTOM_KERNELS", "There are no custom kernels to disable.", quiet=OFF),
     no_effect("DISABLE_EXLLAMA", NO_QUANTIZED, quiet=OFF),
     no_effect("EXLLAMA_VERSION", NO_QUANTIZED, quiet=("2",)),

@@ -33,7 +33,19 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen3": {"model_type": "qwen3", "head_dim": 32},
     "granite": {"model_type": "granite", "embedding_multiplier": 3.0, "logits_scaling": 2.0},
     "phi3": {"model_type": "phi3"},
+    "bloom": {"model_type": "bloom"},
+    "gemma2": {
+        "model_type": "gemma2",
+        "head_dim": 16,
+        "sliding_window": 12,
+        "attn_logit_softcapping": 5.0,
+        "final_logit_softcapping": 8.0,
+    },
+    "gpt2": {"model_type": "gpt2", "tie_word_embeddings": True},
+    "gpt-neox": {"model_type": "gpt_neox"},
+    "phi": {"model_type": "phi", "qk_layernorm": True},
 }
+WAYS_TO_ATTEND = ("llama", "mistral-window", "bloom", "gemma2")  # each is other work before and in attention
 
 
 @contextmanager
@@ -110,10 +122,11 @@ def decode_plan(step: int, num_rows: int) -> StepPlan:
     return StepPlan(step, [], list(range(num_rows)), [1] * num_rows, [[] for _ in range(num_rows)], [True] * num_rows)
 
 
+@pytest.mark.parametrize("name", WAYS_TO_ATTEND)
 def test_a_decode_step_never_waits_for_the_device(
-    checkpoint: Callable[..., Path], driver: Callable[..., Driver]
+    name: str, checkpoint: Callable[..., Path], driver: Callable[..., Driver]
 ) -> None:
-    runner = driver(checkpoint("mistral", sliding_window=12)).runner
+    runner = driver(checkpoint(**MODELS[name])).runner
     jobs = mixed_jobs()
     prefill(runner, jobs, blocks_each=8)
     run_step(runner, decode_plan(1, len(jobs)))  # allocates what it needs
@@ -124,10 +137,11 @@ def test_a_decode_step_never_waits_for_the_device(
     assert [len(runner.collect(step).token_ids) for step in launched] == [len(jobs)] * 2
 
 
+@pytest.mark.parametrize("name", WAYS_TO_ATTEND)
 def test_a_prefill_step_never_waits_for_the_device(
-    checkpoint: Callable[..., Path], driver: Callable[..., Driver]
+    name: str, checkpoint: Callable[..., Path], driver: Callable[..., Driver]
 ) -> None:
-    runner = driver(checkpoint("llama")).runner
+    runner = driver(checkpoint(**MODELS[name])).runner
     prefill(runner, mixed_jobs(), blocks_each=8)
     jobs = mixed_jobs()
     new = [

@@ -8,9 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from tgis_server.engines.native.families import ALL_FAMILIES, names
 from tgis_server.engines.native.families.common import DEFAULTS, read_decoder
+from tgis_server.engines.native.models.decoder import StepInputs
 from tgis_server.engines.native.parameters import Parameter
 from tgis_server.engines.native.spec import DecoderSpec
 from tiny import Driver, Job, Model, assert_same_tokens, prompt_of
@@ -95,6 +98,19 @@ def test_a_mixed_batch_generates_what_transformers_generates(
 
     for prompt, generated in zip(prompts, ours, strict=True):
         assert_same_tokens(tiny.oracle, prompt, generated, tiny.expected(prompt, NUM_TOKENS))
+
+
+def test_gemma_rounds_the_scale_of_its_embedding(model: Callable[..., Model], driver: Callable[..., Driver]) -> None:
+    """The root of 60 is nearly 7.746, and 7.75 in bfloat16."""
+    tiny = model("gemma2", hidden_size=60, head_dim=16)
+    decoder = driver(tiny, dtype="bfloat16").runner._decoder
+    ids = torch.tensor(prompt_of(23, seed=1))
+
+    with torch.inference_mode():
+        ours = decoder._embed(StepInputs(ids, ids, None))
+        theirs = AutoModelForCausalLM.from_pretrained(tiny.directory, dtype=torch.bfloat16).model.embed_tokens(ids)
+
+    assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 8, 16, 64])

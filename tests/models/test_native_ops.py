@@ -79,11 +79,16 @@ def limits(**values: int) -> Iterator[None]:
 
 
 LIMITS = st.builds(
-    lambda gathered, mask, queries: limits(
-        MAX_GATHERED_BYTES=gathered, MAX_MASK_ELEMENTS=mask, MIN_WINDOW_QUERIES=queries, FREE_PADDING_BLOCKS=2
+    lambda gathered, mask, held, queries: limits(
+        MAX_GATHERED_BYTES=gathered,
+        MAX_MASK_ELEMENTS=mask,
+        MAX_HELD_ELEMENTS=held,
+        MIN_WINDOW_QUERIES=queries,
+        FREE_PADDING_BLOCKS=2,
     ),
     st.sampled_from([1, 2000, 1 << 30]),
     st.sampled_from([16, 300, 1 << 30]),
+    st.sampled_from([0, 500, 1 << 30]),
     st.sampled_from([1, 64]),
 )
 
@@ -234,6 +239,18 @@ def test_layers_that_differ_in_scale_or_sinks_alone_share_what_a_plan_holds() ->
 
     assert views[kinds[0]] is views[kinds[1]]
     assert views[kinds[0]] is not views[kinds[2]]
+
+
+def test_masks_of_long_prompts_take_bounded_memory() -> None:
+    """With a bias there is one for each head."""
+    kind = modifiers(alibi_slopes=SLOPES)
+
+    with limits(MAX_MASK_ELEMENTS=2000, MAX_HELD_ELEMENTS=9000):
+        plan = TorchOps(CPU, torch.bfloat16).plan_whole([40] * 3, HEADS, [kind])
+
+    masks = [view.mask for view in plan.views[kind].chunks]
+    held = sum(mask.numel() for mask in masks if isinstance(mask, Tensor))
+    assert 0 < held <= 9000 < 3 * 40**2 * HEADS.num_heads
 
 
 def test_rotation_turns_pairs_of_dimensions() -> None:

@@ -23,21 +23,24 @@ GREEDY, NOTHING = SamplingParams(), Wanted()
 
 
 class Failing:
-    """Stands in for a method: fails once, then passes on."""
+    """Stands in for a method: fails once, before or after what it does, then passes on."""
 
-    def __init__(self, method: Callable[..., Any], error: Exception) -> None:
+    def __init__(self, method: Callable[..., Any], error: Exception, *, is_before: bool = False) -> None:
         self.method = method
         self.error: Exception | None = error
+        self.is_before = is_before
 
     def __call__(self, *args: Any) -> Any:
+        error, self.error = self.error, None
+        if error is not None and self.is_before:
+            raise error
         result = self.method(*args)
-        if self.error is not None:
-            error, self.error = self.error, None
+        if error is not None:
             raise error
         return result
 
 
-@pytest.mark.parametrize("where", ["forward", "sample"])  # in both halves of a step
+@pytest.mark.parametrize("where", ["forward", "sample", "note"])  # in both halves of a step
 def test_a_step_that_ran_out_of_memory_can_be_repeated(
     where: str, model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
@@ -46,19 +49,22 @@ def test_a_step_that_ran_out_of_memory_can_be_repeated(
     expected = driver(tiny).run([Job(prompt_of(9, 1), 12, sampling=penalized)])[0]
     runner: NativeRunner = driver(tiny).runner
     error = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
-    owner, name = {"forward": (runner._decoder, "forward"), "sample": (runner._sampler, "sample")}[where]
+    owner = runner._decoder if where == "forward" else runner._sampler
     new = NewSequence(3, pack_ids(prompt_of(9, 1)), 9, 0, penalized, NOTHING)
     tokens: list[int] = []
 
     def step(plan: StepPlan) -> None:
         tokens.extend(run_step(runner, plan).token_ids[0])
 
-    setattr(owner, name, Failing(getattr(owner, name), error))
+    def fail_once() -> None:
+        setattr(owner, where, Failing(getattr(owner, where), error, is_before=where == "note"))
+
+    fail_once()
     with pytest.raises(OutOfMemory):
         step(StepPlan(0, [new], [3], [9], [[4, 5, 6]], [True]))
     step(StepPlan(1, [], [3], [9], [[]], [True]))
     for i in range(11):
-        setattr(owner, name, Failing(getattr(owner, name), error))
+        fail_once()
         with pytest.raises(OutOfMemory):
             step(StepPlan(2 * i, [], [3], [1], [[]], [True]))
         step(StepPlan(2 * i + 1, [], [3], [1], [[]], [True]))

@@ -403,6 +403,7 @@ def test_fused_projections_become_pieces(tmp_path: Path) -> None:
         ({"model_type": None, "architectures": None}, ["None", "LlamaForCausalLM"]),
         ({"hidden_act": "xielu"}, ["xielu", "silu"]),
         ({"quantization_config": {"quant_method": "gptq"}}, ["quantization_config"]),
+        ({"is_causal": False}, ["is_causal = False"]),
         ({"torch_dtype": "float8_e4m3fn"}, ["float8_e4m3fn", "bfloat16"]),
         ({"num_hidden_layers": 0}, ["num_hidden_layers", "0"]),
         ({"hidden_size": 33}, ["33", "4"]),
@@ -416,6 +417,31 @@ def test_a_config_that_cannot_be_served_is_refused(changes: dict[str, Any], word
     sentence = sentence_of(tmp_path, {**LLAMA, **changes})
 
     assert [word for word in words if word not in sentence] == []
+
+
+@pytest.mark.parametrize(
+    ("family", "key"),
+    [
+        ("bloom", "apply_residual_connection_post_layernorm"),
+        ("gemma2", "use_bidirectional_attention"),
+        ("gpt2", "scale_attn_by_inverse_layer_idx"),
+        ("gpt2", "add_cross_attention"),
+    ],
+)
+def test_what_a_class_can_and_its_family_here_cannot_is_refused(family: str, key: str, tmp_path: Path) -> None:
+    assert f"{key} = True is not supported" in sentence_of(tmp_path, of_family(family, **{key: True}))
+    assert spec_of(tmp_path, of_family(family, **{key: False})).family == family
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "phi"])
+def test_a_head_size_of_its_own_is_one_of_the_model_s_shapes(family: str, tmp_path: Path) -> None:
+    shapes = [
+        {p.name: p.pieces[0].tensor_shape for p in parameters_of(spec_of(tmp_path, of_family(family, head_dim=size)))}
+        for size in (8, 16)
+    ]
+
+    assert spec_of(tmp_path, of_family(family)).head_dim == 8
+    assert shapes[0]["layers.0.qkv"] != shapes[1]["layers.0.qkv"]
 
 
 @pytest.mark.parametrize(

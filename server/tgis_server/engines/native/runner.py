@@ -222,9 +222,9 @@ class NativeRunner:
         ids = self._group.share(ids)
         step.sample_rows = batch.sample_rows
         step.ids = self._staging.fetch(ids)
-        self._slots.newest_ids.index_copy_(0, batch.sample_slots, ids)
         if sampled is not None:
             self._sampler.note(sampled)
+        self._slots.newest_ids.index_copy_(0, batch.sample_slots, ids)  # a step that is repeated reads the ids before
 
     @contextmanager
     def _memory_errors(self) -> Iterator[None]:

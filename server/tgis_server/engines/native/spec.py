@@ -107,6 +107,7 @@ class DecoderSpec:
     is_head_tied: bool = False  # the output head is the embedding
     # Scales and limits
     embedding_scale: float = 1.0
+    is_embedding_scale_rounded: bool = False  # to the weights' number format, as in Gemma: in bfloat16 by up to 0.4 %
     residual_scale: float = 1.0  # multiplies what attention and MLP add to the residual
     attention_scale: float = 0.0  # multiplies query-key products
     attention_cap: float = 0.0  # c: scores become c * tanh(score / c), before masks and biases; 0 = off

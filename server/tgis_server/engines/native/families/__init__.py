@@ -74,6 +74,8 @@ def read_spec(model_dir: Path, families: Mapping[str, ModuleType] = FAMILIES) ->
         supported = ", ".join(f.ARCHITECTURE for f in families.values())
         raise config.fail(f"architecture {name} has no native engine; supported are {supported}.")
     config.refuse(key for key in UNSUPPORTED_KEYS if key not in family.DEFAULTS)
+    if config.stated("is_causal") is False:  # models of embeddings, whose tokens see those behind them
+        raise config.fail("is_causal = False is not supported by the native engine.")
     spec: DecoderSpec = family.read(config.of_family(family.DEFAULTS, getattr(family, "ALIASES", {})))
     return spec
 

@@ -61,6 +61,7 @@ def read(config: ConfigFile) -> DecoderSpec:
         has_qkv_bias=attention_bias,
         has_o_bias=attention_bias,
         embedding_scale=spec.hidden_size**0.5,
+        is_embedding_scale_rounded=True,
         attention_scale=config.positive_number("query_pre_attn_scalar") ** -0.5,
         attention_cap=config.optional_positive_number("attn_logit_softcapping") or 0.0,
         logits_cap=config.optional_positive_number("final_logit_softcapping") or 0.0,

@@ -30,6 +30,7 @@ DEFAULTS: dict[str, Any] = {
     "intermediate_size": 24576,
     "num_hidden_layers": 44,
     "num_attention_heads": 64,
+    "head_dim": None,  # hidden_size / num_attention_heads
     "max_position_embeddings": 2048,
     "layer_norm_eps": 1e-5,
     "hidden_act": "gelu",
@@ -45,7 +46,7 @@ DEFAULTS: dict[str, Any] = {
     "dtype": None,
     "torch_dtype": None,
 }
-KEYS = Keys(num_kv_heads="", head_dim="", norm_eps="layer_norm_eps")
+KEYS = Keys(num_kv_heads="", norm_eps="layer_norm_eps")
 
 
 def read(config: ConfigFile) -> DecoderSpec:

@@ -27,7 +27,7 @@ ARCHITECTURE = "PhiForCausalLM"
 DEFAULTS: dict[str, Any] = {
     key: value
     for key, value in LLAMA_DEFAULTS.items()
-    if key not in ("rms_norm_eps", "head_dim", "attention_bias", "mlp_bias", "layer_types")
+    if key not in ("rms_norm_eps", "attention_bias", "mlp_bias", "layer_types")
 } | {
     "vocab_size": 51200,
     "hidden_size": 2048,
@@ -38,7 +38,7 @@ DEFAULTS: dict[str, Any] = {
     "partial_rotary_factor": 0.5,
     "qk_layernorm": False,
 }
-KEYS = Keys(head_dim="", norm_eps="layer_norm_eps")
+KEYS = Keys(norm_eps="layer_norm_eps")
 
 
 def read(config: ConfigFile) -> DecoderSpec:

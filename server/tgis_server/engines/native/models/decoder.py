@@ -102,6 +102,9 @@ class Stack:
         self._rope_table = rope_table
         self._learned_positions: Tensor | None = weights.get("positions")
         self._embedding: Tensor = weights["embedding"]
+        self._embedding_scale = spec.embedding_scale
+        if spec.is_embedding_scale_rounded:
+            self._embedding_scale = float(torch.tensor(spec.embedding_scale, dtype=self._embedding.dtype))
         self._embedding_norm = self._norm("embedding_norm") if spec.has_embedding_norm else None
         self._first_id = group.rank * padded_vocab_rows(spec.vocab_size, group.size)
         # What layers of each window size ask of attention
@@ -202,8 +205,8 @@ class Stack:
         return x
 
     def _embed(self, inputs: StepInputs) -> Tensor:
-        spec = self._spec
-        x = self._ops.embed(inputs.ids, self._embedding, self._first_id, spec.vocab_size, spec.embedding_scale)
+        vocab_size = self._spec.vocab_size
+        x = self._ops.embed(inputs.ids, self._embedding, self._first_id, vocab_size, self._embedding_scale)
         x = self._group.add(x)
         if self._learned_positions is not None:
             x.add_(self._learned_positions.index_select(0, inputs.rope_rows))

@@ -57,22 +57,23 @@ def _attend_chunk(
     else:
         gathered = _gather(layer, view.blocks).view(-1, 2, num_kv_heads, head_dim)
         keys, values = gathered[view.first_key : view.stop_key].permute(1, 2, 0, 3)
+    mask = view.mask() if callable(view.mask) else view.mask
     is_grouped = num_heads != num_kv_heads
     is_by_scores = needs_scores(modifiers)
-    if is_grouped and (is_by_scores or (qkv.is_cuda and view.mask is not None)):
+    if is_grouped and (is_by_scores or (qkv.is_cuda and mask is not None)):
         # With a mask, the kernels that do not write all scores to memory take only as many KV heads as query heads.
         keys, values = (x.repeat_interleave(num_heads // num_kv_heads, 0) for x in (keys, values))
         is_grouped = False
     if is_by_scores:
         sinks = modifiers.sinks.view(num_heads, 1, 1) if modifiers.sinks is not None else None
-        out = _attend_by_scores(queries[None], keys[None], values[None], view.mask, sinks, modifiers)
+        out = _attend_by_scores(queries[None], keys[None], values[None], mask, sinks, modifiers)
     else:
         out = functional.scaled_dot_product_attention(
             queries[None],
             keys[None],
             values[None],
-            attn_mask=view.mask,
-            is_causal=view.mask is None and modifiers.is_causal,
+            attn_mask=mask,
+            is_causal=mask is None and modifiers.is_causal,
             scale=modifiers.scale,
             enable_gqa=is_grouped,
         )

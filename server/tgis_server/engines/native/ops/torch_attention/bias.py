@@ -82,7 +82,7 @@ def _relative_bias(relative: RelativeBias, distance: Tensor) -> Tensor:
     """(..., H, queries, keys) of distances (..., queries, keys). Those beyond the greatest equal it."""
     most = relative.max_distance
     by_distance = relative.table.float()[_buckets(relative, torch.arange(-most, most + 1, device=distance.device))]
-    return by_distance[distance.clamp(-most, most) + most].movedim(-1, -3)
+    return by_distance.T[:, distance.clamp(-most, most) + most].movedim(0, -3)  # keys lie next to each other
 
 
 def _buckets(relative: RelativeBias, distance: Tensor) -> Tensor:

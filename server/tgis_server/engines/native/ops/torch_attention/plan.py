@@ -23,8 +23,8 @@ from tgis_server.engines.sampling.staging import Staging
 MAX_PADDING = 1.25  # longest over shortest row of a group, in blocks: beyond, a group of its own is cheaper
 FREE_PADDING_BLOCKS = 8  # differences that do not matter next to the cost of another call
 MAX_GATHERED_BYTES = 128 << 20  # keys and values of one layer that are gathered at a time
-MAX_MASK_ELEMENTS = 8 << 20  # queries * keys of one chunk's mask or scores
-
+MAX_MASK_ELEMENTS = 8 << 20  # queries * keys of one chunk's mask or scores, times heads where these differ
+MAX_HELD_ELEMENTS = 32 << 20  # of all masks of chunks that a step keeps for its layers; further ones each layer makes
 MIN_WINDOW_QUERIES = 64  # of a chunk at a time, however small the window
 
 
@@ -54,7 +54,8 @@ class ChunkView:
     first_key: int  # token of the first, or its place in the gathered blocks
     stop_key: int
     blocks: Tensor | None  # (num_blocks,) int64
-    mask: Tensor | None  # (1, 1, queries, keys), or with a bias (1, H, queries, keys)
+    # (1, 1, queries, keys), or with a bias (1, H, queries, keys); a function makes it where keeping it takes too much
+    mask: Tensor | Callable[[], Tensor] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +207,7 @@ class ChunkPlanner:
         self._cache = cache
         self._dtype = dtype
         self._device = device
+        self._num_held = 0  # elements of masks
 
     def views(self, chunk: Chunk, kind: AttentionModifiers) -> Iterator[ChunkView]:
         done = 0
@@ -239,16 +241,30 @@ class ChunkPlanner:
     def _view(self, chunk: Chunk, done: int, num_queries: int, kind: AttentionModifiers) -> ChunkView:
         first, stop = self._seen_keys(chunk, done, num_queries, kind)
         position, token = chunk.start + done, chunk.token + done
-        mask = None
-        if _needs_mask(chunk, num_queries, kind):
-            keys = torch.arange(first, stop, device=self._device)[None]
-            queries = torch.arange(position, position + num_queries, device=self._device)[:, None]
-            mask = score_mask(kind, keys, queries, chunk.num_keys, self._dtype)[None]
+        mask = self._mask(chunk, position, num_queries, first, stop, kind)
         if chunk.table is None or self._cache is None:
             return ChunkView(token, token + num_queries, chunk.token + first, chunk.token + stop, None, mask)
         size = self._cache.block_size
         blocks = chunk.table[first // size : -(-stop // size)]
         return ChunkView(token, token + num_queries, 0, stop - first, blocks, mask)
+
+    def _mask(
+        self, chunk: Chunk, position: int, num_queries: int, first: int, stop: int, kind: AttentionModifiers
+    ) -> Tensor | Callable[[], Tensor] | None:
+        """Of queries from ``position`` on and keys from ``first`` to ``stop``."""
+        if not _needs_mask(chunk, num_queries, kind):
+            return None
+
+        def make() -> Tensor:
+            keys = torch.arange(first, stop, device=self._device)[None]
+            queries = torch.arange(position, position + num_queries, device=self._device)[:, None]
+            return score_mask(kind, keys, queries, chunk.num_keys, self._dtype)[None]
+
+        num_elements = num_queries * (stop - first) * (self._num_heads if has_bias(kind) else 1)
+        if self._num_held + num_elements > MAX_HELD_ELEMENTS:
+            return make
+        self._num_held += num_elements
+        return make()
 
 
 def has_bias(kind: AttentionModifiers) -> bool:
