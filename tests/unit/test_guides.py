@@ -85,6 +85,15 @@ def test_a_request_whose_guide_fails_ends_alone(
     assert tokens == {1: expected_tokens(good[0]), 2: expected_tokens(good[1]), 3: expected_tokens(bad)[:num_tokens]}
 
 
+def test_nothing_stays_of_a_guided_request_that_is_refused_when_its_grammar_is_compiled() -> None:
+    loop = Loop(compile_grammar=compile_every)
+
+    _, failures = loop.generate(submit(1, max_new_tokens=1000, grammar=every(2)))
+
+    assert failures[1][0] == "RESOURCE_EXHAUSTED"
+    assert loop.leader._guides._guided == {}
+
+
 def test_without_a_compiler_a_guided_request_is_refused() -> None:
     _, failures = Loop().generate(submit(1, grammar=every(2)))
 

@@ -200,6 +200,8 @@ class Leader:
         self._scheduler.cancel_all()
 
     def _publish(self, result: StepResult) -> None:
+        """Tell the client, and the guides: who ends without a step has one, too."""
+        self._guides.follow(result)
         self._outbox.put(self._session, result)
 
     def _launch(self, plan: StepPlan, started_at: float, *, is_repeat: bool) -> InFlight | None:
@@ -241,7 +243,6 @@ class Leader:
             self._commit(self._in_flight, None)
             self._in_flight = None
         result = self._scheduler.fail_prefills(plan, str(error))
-        self._guides.follow(result)
         self._must_repeat = result.stats.decode_rows > 0
         self._publish(result)
 
@@ -250,7 +251,6 @@ class Leader:
         tokens = self._runner.collect(step.launched)
         now = time.monotonic()
         result = self._scheduler.commit(step.plan, tokens, now)
-        self._guides.follow(result)
         self._status.executed_steps += 1
         if following:
             self._status.begin_step(now, following.plan.allowance_s)
