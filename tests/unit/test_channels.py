@@ -174,6 +174,10 @@ def break_down(adapter: Adapter) -> None:
     raise ZeroDivisionError("oh")
 
 
+def refuse_in_no_text(adapter: Adapter) -> None:
+    raise ModelError("\udcff")
+
+
 @pytest.mark.parametrize(
     ("ranks", "error"),
     [
@@ -238,6 +242,23 @@ def test_a_message_that_a_followers_side_thread_cannot_apply_ends_its_step_loop(
 
     with pytest.raises(GroupFailed, match="A message of the control channel"):
         staging.check()
+
+
+def test_whatever_ends_a_side_thread_ends_the_step_loop_of_its_rank(
+    control: tuple[ControlPublisher, list[ControlSubscriber]],
+) -> None:
+    publisher, subscribers = control
+    inbox = Inbox()
+    staging = StagingFollower(StagingRunner(refuse_in_no_text), subscribers[0], 1)
+    publisher.stage(ADAPTER)
+
+    staging._answer()
+    Stager(StagingRunner(succeed), publisher, inbox).stage(Adapter("\udcff", "fake", b"digest"))
+
+    with pytest.raises(UnicodeEncodeError):
+        staging.check()
+    (failure,) = take(inbox, 1)
+    assert isinstance(failure, SideFailure)
 
 
 def test_a_follower_waits_for_a_leader_that_is_late(endpoint: Endpoint) -> None:
