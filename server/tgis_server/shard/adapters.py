@@ -38,7 +38,7 @@ class Stager:
 
     def __init__(self, runner: ModelRunner, control: ControlPublisher | None, inbox: Inbox) -> None:
         self._runner = runner
-        self._control = control  # None where there are no followers, or the engine takes no adapters
+        self._control = control  # None, or without peers, where no follower is to be asked
         self._inbox = inbox
         self._worker = Worker("adapters")
         self._reader: threading.Thread | None = None
