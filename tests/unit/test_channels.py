@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 
+from tgis_server.engines.api import Capacity
 from tgis_server.engines.fake import FakeRunner
 from tgis_server.errors import GroupFailed, ModelError, PeerLost
 from tgis_server.shard.adapters import Stager, StagingFollower
+from tgis_server.shard.follower import follow
 from tgis_server.shard.inbox import Acknowledged, Inbox, Message, SideFailure
+from tgis_server.shard.status import ShardStatus
 from tgis_server.wire import endpoints, plans
 from tgis_server.wire.control import Acknowledgement, ControlPublisher, ControlSubscriber
 from tgis_server.wire.endpoints import Endpoint
@@ -158,6 +161,8 @@ def take(inbox: Inbox, count: int) -> list[Message]:
 class StagingRunner(FakeRunner):
     """Only stages."""
 
+    capacity = Capacity(1, 1, 1)
+
     def __init__(self, stage: Callable[[Adapter], None]) -> None:
         self.stage = stage  # type: ignore[method-assign]
 
@@ -204,6 +209,29 @@ def test_an_adapter_is_staged_when_all_ranks_say_so(
     assert outcomes == [[], [], [Staged(b"digest", error)]]
 
 
+def test_an_adapter_that_could_not_be_read_is_staged_when_it_can() -> None:
+    inbox = Inbox()
+    runner = StagingRunner(refuse)
+    stager = Stager(runner, None, inbox)
+    outcomes = []
+
+    for runner.stage in (refuse, succeed):  # type: ignore[method-assign]
+        stager.stage(ADAPTER)
+        outcomes += [stager.note(message.answer) for message in take(inbox, 1) if isinstance(message, Acknowledged)]
+
+    assert outcomes == [[Staged(b"digest", "adapter a has a rank of 99")], [Staged(b"digest")]]
+
+
+class Ticks(PlanSubscriber):
+    """A leader that has nothing to do."""
+
+    def __init__(self) -> None:
+        pass
+
+    def receive(self) -> StepPlan:
+        return StepPlan(0)
+
+
 @pytest.mark.parametrize(
     ("answer", "problem"),
     [
@@ -241,7 +269,7 @@ def test_a_message_that_a_followers_side_thread_cannot_apply_ends_its_step_loop(
     staging._answer()
 
     with pytest.raises(GroupFailed, match="A message of the control channel"):
-        staging.check()
+        follow(StagingRunner(succeed), ShardStatus(), Ticks(), staging)
 
 
 def test_whatever_ends_a_side_thread_ends_the_step_loop_of_its_rank(

@@ -294,7 +294,7 @@ class Scheduler:
                 continue
             if row.is_prefill:
                 self._fail(sequence, "RESOURCE_EXHAUSTED", text)
-            elif row.is_current:
+            else:
                 sequence.num_planned -= 1
         result = self.take_result(draft, 0.0)
         return replace(result, stats=replace(result.stats, out_of_memory=True))
