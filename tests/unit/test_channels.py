@@ -222,14 +222,19 @@ def test_an_adapter_that_could_not_be_read_is_staged_when_it_can() -> None:
     assert outcomes == [[Staged(b"digest", "adapter a has a rank of 99")], [Staged(b"digest")]]
 
 
-class Ticks(PlanSubscriber):
-    """A leader that has nothing to do."""
+class Plans(PlanSubscriber):
+    """A leader that says the same again and again: by default, that there is nothing to do."""
 
-    def __init__(self) -> None:
-        pass
+    def __init__(self, plan: StepPlan = StepPlan(0)) -> None:  # noqa: B008  frozen
+        self.plan = plan
 
     def receive(self) -> StepPlan:
-        return StepPlan(0)
+        return self.plan
+
+
+def test_a_follower_checks_a_plan_before_it_computes_it() -> None:
+    with pytest.raises(GroupFailed, match="The plan of step 3 cannot be applied: slots names slot 5, which is empty"):
+        follow(StagingRunner(succeed), ShardStatus(), Plans(StepPlan(3, [], [5], [1], [[]], [True])))
 
 
 @pytest.mark.parametrize(
@@ -269,7 +274,7 @@ def test_a_message_that_a_followers_side_thread_cannot_apply_ends_its_step_loop(
     staging._answer()
 
     with pytest.raises(GroupFailed, match="A message of the control channel"):
-        follow(StagingRunner(succeed), ShardStatus(), Ticks(), staging)
+        follow(StagingRunner(succeed), ShardStatus(), Plans(), staging)
 
 
 def test_whatever_ends_a_side_thread_ends_the_step_loop_of_its_rank(
