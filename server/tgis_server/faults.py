@@ -76,8 +76,8 @@ class Fault:
         kind = match and (match[2] or match[4])
         if not match or kind not in KINDS:
             raise UsageError(
-                f"--fault is {text!r}, but must read shardR:KIND@load, shardR:KIND@stepN, frontend:KIND@start or "
-                f"frontend:KIND@call, with KIND one of {', '.join(KINDS)}."
+                f"--fault is {text!r}, but must read shardR:KIND@MOMENT with load, stage, stepN or finishN, or "
+                f"frontend:KIND@MOMENT with start or call, with KIND one of {', '.join(KINDS)}."
             )
         process = shard_name(int(match[1])) if match[1] else FRONTEND
         return cls(process, str(kind), match[3] or match[5])

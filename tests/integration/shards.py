@@ -115,8 +115,8 @@ class Session:
         for message in self.call:
             yield decode_step_result(message)
 
-    def collect(self, *request_ids: int) -> tuple[dict[int, list[int]], dict[int, str]]:
-        """Tokens by request and texts of failures, once all these requests have ended."""
+    def collect(self, *request_ids: int) -> tuple[dict[int, list[int]], dict[int, tuple[str, str]]]:
+        """Tokens by request, and failures as status and text, once all these requests have ended."""
         tokens: dict[int, list[int]] = {request_id: [] for request_id in request_ids}
         open_ids, failures = set(request_ids), {}
         for result in self.results():
@@ -127,7 +127,7 @@ class Session:
                     tokens[request_id].append(token_id)
                 if reason is not FinishReason.NOT_FINISHED:
                     open_ids.discard(request_id)
-            failures |= {failure.request_id: failure.status for failure in result.failures}
+            failures |= {failure.request_id: (failure.status, failure.text) for failure in result.failures}
             open_ids -= failures.keys()
             if not open_ids:
                 return tokens, failures

@@ -11,24 +11,6 @@ from driving import adapter, expected_tokens, submit
 from shards import DEADLINE_S, Session, Shards, make_run
 
 
-def collect(session: Session, *request_ids: int) -> tuple[dict[int, list[int]], dict[int, tuple[str, str]]]:
-    """Tokens by request, and failures as status and text, once all these requests have ended."""
-    tokens: dict[int, list[int]] = {request_id: [] for request_id in request_ids}
-    failures: dict[int, tuple[str, str]] = {}
-    open_ids = set(request_ids)
-    for result in session.results():
-        failures |= {failure.request_id: (failure.status, failure.text) for failure in result.failures}
-        for request_id, token_id, reason in zip(
-            result.request_ids, result.token_ids, result.finish_reasons, strict=True
-        ):
-            tokens[request_id].append(token_id)
-            if reason:
-                open_ids.remove(request_id)
-        if not open_ids - failures.keys():
-            break
-    return tokens, failures
-
-
 @pytest.mark.parametrize("plan_ahead", [False, True], ids=["one-step", "two-steps-in-flight"])
 def test_requests_use_the_adapter_that_all_ranks_have_staged(tmp_path: Path, plan_ahead: bool) -> None:
     run = make_run(tmp_path, num_shard=2, rehearse_plan_ahead=plan_ahead)
@@ -39,7 +21,7 @@ def test_requests_use_the_adapter_that_all_ranks_have_staged(tmp_path: Path, pla
 
         session.send(*requests)
 
-        tokens, failures = collect(session, *(request.request_id for request in requests))
+        tokens, failures = session.collect(*(request.request_id for request in requests))
         assert tokens == {request.request_id: expected_tokens(request) for request in requests}
         assert failures == {}
 
@@ -52,9 +34,9 @@ def test_an_adapter_that_one_rank_cannot_read_fails_its_requests_and_nothing_els
         session = Session(stub)
 
         session.send(neighbour, submit(2, adapter=adapter("a")), submit(3, adapter=adapter("a")))
-        tokens, failures = collect(session, 1, 2, 3)
+        tokens, failures = session.collect(1, 2, 3)
         session.send(submit(5, adapter=adapter("a")), later)
-        later_tokens, later_failures = collect(session, 4, 5)
+        later_tokens, later_failures = session.collect(4, 5)
 
         assert tokens[1] == expected_tokens(neighbour)
         assert later_tokens[4] == expected_tokens(later)

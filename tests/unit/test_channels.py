@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 
+from tgis_server.engines.api import Capacity
 from tgis_server.engines.fake import FakeRunner
 from tgis_server.errors import GroupFailed, ModelError, PeerLost
 from tgis_server.shard.adapters import Stager, StagingFollower
+from tgis_server.shard.follower import follow
 from tgis_server.shard.inbox import Acknowledged, Inbox, Message, SideFailure
+from tgis_server.shard.status import ShardStatus
 from tgis_server.wire import endpoints, plans
 from tgis_server.wire.control import Acknowledgement, ControlPublisher, ControlSubscriber
 from tgis_server.wire.endpoints import Endpoint
@@ -158,6 +161,8 @@ def take(inbox: Inbox, count: int) -> list[Message]:
 class StagingRunner(FakeRunner):
     """Only stages."""
 
+    capacity = Capacity(1, 1, 1)
+
     def __init__(self, stage: Callable[[Adapter], None]) -> None:
         self.stage = stage  # type: ignore[method-assign]
 
@@ -172,6 +177,10 @@ def refuse(adapter: Adapter) -> None:
 
 def break_down(adapter: Adapter) -> None:
     raise ZeroDivisionError("oh")
+
+
+def refuse_in_no_text(adapter: Adapter) -> None:
+    raise ModelError("\udcff")
 
 
 @pytest.mark.parametrize(
@@ -198,6 +207,34 @@ def test_an_adapter_is_staged_when_all_ranks_say_so(
     outcomes = [stager.note(message.answer) for message in take(inbox, 3) if isinstance(message, Acknowledged)]
 
     assert outcomes == [[], [], [Staged(b"digest", error)]]
+
+
+def test_an_adapter_that_could_not_be_read_is_staged_when_it_can() -> None:
+    inbox = Inbox()
+    runner = StagingRunner(refuse)
+    stager = Stager(runner, None, inbox)
+    outcomes = []
+
+    for runner.stage in (refuse, succeed):  # type: ignore[method-assign]
+        stager.stage(ADAPTER)
+        outcomes += [stager.note(message.answer) for message in take(inbox, 1) if isinstance(message, Acknowledged)]
+
+    assert outcomes == [[Staged(b"digest", "adapter a has a rank of 99")], [Staged(b"digest")]]
+
+
+class Plans(PlanSubscriber):
+    """A leader that says the same again and again: by default, that there is nothing to do."""
+
+    def __init__(self, plan: StepPlan = StepPlan(0)) -> None:  # noqa: B008  frozen
+        self.plan = plan
+
+    def receive(self) -> StepPlan:
+        return self.plan
+
+
+def test_a_follower_checks_a_plan_before_it_computes_it() -> None:
+    with pytest.raises(GroupFailed, match="The plan of step 3 cannot be applied: slots names slot 5, which is empty"):
+        follow(StagingRunner(succeed), ShardStatus(), Plans(StepPlan(3, [], [5], [1], [[]], [True])))
 
 
 @pytest.mark.parametrize(
@@ -237,7 +274,24 @@ def test_a_message_that_a_followers_side_thread_cannot_apply_ends_its_step_loop(
     staging._answer()
 
     with pytest.raises(GroupFailed, match="A message of the control channel"):
+        follow(StagingRunner(succeed), ShardStatus(), Plans(), staging)
+
+
+def test_whatever_ends_a_side_thread_ends_the_step_loop_of_its_rank(
+    control: tuple[ControlPublisher, list[ControlSubscriber]],
+) -> None:
+    publisher, subscribers = control
+    inbox = Inbox()
+    staging = StagingFollower(StagingRunner(refuse_in_no_text), subscribers[0], 1)
+    publisher.stage(ADAPTER)
+
+    staging._answer()
+    Stager(StagingRunner(succeed), publisher, inbox).stage(Adapter("\udcff", "fake", b"digest"))
+
+    with pytest.raises(UnicodeEncodeError):
         staging.check()
+    (failure,) = take(inbox, 1)
+    assert isinstance(failure, SideFailure)
 
 
 def test_a_follower_waits_for_a_leader_that_is_late(endpoint: Endpoint) -> None:

@@ -13,7 +13,7 @@ import pytest
 from driving import VOCAB_SIZE, every, expected_tokens, mask_of, submit
 from test_leader import Loop
 from tgis_server.shard.guides import GrammarCompiler, Guide, GuideError
-from tgis_server.shard.inbox import Requests
+from tgis_server.shard.inbox import Requests, SessionEnded
 from tgis_server.wire.messages import Cancel, Grammar, Submit
 
 DEMO_MODEL = Path(__file__).resolve().parents[2] / "server" / "tgis_server" / "demo_model"
@@ -54,6 +54,7 @@ def test_guided_rows_follow_their_rule_and_others_are_as_they_are_alone(plan_ahe
 
     assert tokens == {request.request_id: expected_tokens(request) for request in requests}
     assert failures == {}
+    assert loop.leader._guides._guided == {}
 
 
 @BOTH_DEPTHS
@@ -83,6 +84,29 @@ def test_a_request_whose_guide_fails_ends_alone(
 
     assert failures == {3: failure}
     assert tokens == {1: expected_tokens(good[0]), 2: expected_tokens(good[1]), 3: expected_tokens(bad)[:num_tokens]}
+    assert loop.leader._guides._guided == {}
+
+
+def test_nothing_stays_of_a_guided_request_that_is_refused_when_its_grammar_is_compiled() -> None:
+    loop = Loop(compile_grammar=compile_every)
+
+    _, failures = loop.generate(submit(1, max_new_tokens=1000, grammar=every(2)))
+
+    assert failures[1][0] == "RESOURCE_EXHAUSTED"
+    assert loop.leader._guides._guided == {}
+
+
+def test_nothing_stays_of_guided_requests_whose_session_has_ended() -> None:
+    loop = Loop(compile_grammar=compile_every)
+    session = loop.open()
+    loop.inbox.put(Requests(session.number, [submit(1, max_new_tokens=50, grammar=every(2))]))
+    while not loop.scheduler.num_running:
+        loop.leader.step()
+
+    loop.inbox.put(SessionEnded(session.number))
+    loop.leader.step()
+
+    assert loop.leader._guides._guided == {}
 
 
 def test_without_a_compiler_a_guided_request_is_refused() -> None:

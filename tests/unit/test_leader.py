@@ -10,7 +10,8 @@ from tgis_server.engines.fake import FakeRunner
 from tgis_server.scheduler import Limits, Scheduler, StepLoad
 from tgis_server.shard.guides import Compiler, refuse
 from tgis_server.shard.inbox import Inbox, Requests, SessionEnded
-from tgis_server.shard.leader import Leader
+from tgis_server.shard.leader import Leader, warm_up_plans
+from tgis_server.shard.plan_check import PlanCheck
 from tgis_server.shard.servicer import OpenSession, Outbox
 from tgis_server.shard.status import ShardStatus
 from tgis_server.wire.endpoints import Endpoint
@@ -151,6 +152,16 @@ def test_the_allowance_of_the_step_under_way_is_known_to_health():
     loop.leader.step()
 
     assert loop.status.health().allowance_s >= 5.0
+
+
+def test_an_engine_with_rows_is_warmed_up_without_blocks():
+    capacity = Capacity(num_blocks=0, block_size=0, max_sequence_length=64, max_rows=2, max_padded_tokens=128)
+    runner = FakeRunner(vocab_size=VOCAB_SIZE, capacity=capacity, caps=RunnerCaps(memory="rows"))
+    check = PlanCheck(capacity)
+
+    for plan in warm_up_plans(8, capacity):
+        check.apply(plan)
+        runner.finish(runner.launch(plan), None)
 
 
 def load_of_one_token() -> StepLoad:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from driving import Driver, expected_tokens, submit
+from driving import Driver, adapter, expected_tokens, submit
 from tgis_server.scheduler.deadlines import MIN_SWEEP
 from tgis_server.scheduler.scheduler import NOT_FINITE
 from tgis_server.scheduler.waiting import MAX_OVERTAKEN
@@ -328,15 +328,29 @@ def test_a_prompt_beyond_the_rope_border_finds_no_blocks_of_one_within_it():
     assert driver.cached_tokens == 0
 
 
-def test_the_same_tokens_under_another_cache_salt_share_nothing():
+@pytest.mark.parametrize(
+    ("other", "is_encoded_again"),
+    [
+        ({"cache_salt": b"b"}, True),
+        ({"adapter": adapter("a")}, True),
+        ({"encoder": [6]}, True),
+        ({"num_encoder_virtual": 1}, True),
+        ({"num_virtual": 1}, False),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_the_same_tokens_share_nothing_where_keys_and_values_depend_on_something_else(other, is_encoded_again):
     driver = Driver(block_size=4)
-    driver.apply(submit(1, list(range(9)), cache_salt=b"a"))
+    driver.apply(submit(1, list(range(9)), encoder=[5]))
     driver.run_until_idle()
-    driver.apply(submit(2, list(range(9)), cache_salt=b"b"))
+    request = submit(2, list(range(9)), **{"encoder": [5]} | other)
+    driver.apply(request)
 
     driver.run_until_idle()
 
     assert driver.cached_tokens == 0
+    assert sum(map(len, driver.encoded)) == 1 + is_encoded_again
+    assert driver.tokens[2] == expected_tokens(request)
 
 
 def test_a_request_for_pieces_of_its_input_takes_hits():

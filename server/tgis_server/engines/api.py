@@ -1,7 +1,7 @@
 """The contract between a shard's step loop and an engine.
 
 An engine is a ``ModelRunner`` made by ``load.py``. It keeps per-slot state (token ids, block tables, sampling
-state), obeys plans, and decides nothing. All calls come from one thread, the shard's main thread.
+state), obeys plans, and decides nothing. All calls but ``stage`` come from one thread, the shard's main thread.
 """
 
 from __future__ import annotations

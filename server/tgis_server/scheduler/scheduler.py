@@ -151,13 +151,12 @@ class Scheduler:
     def guided_rows(self, plan: StepPlan) -> list[tuple[int, int]]:
         """Rows of a launched plan whose token has to match a grammar, each with its request; in batch order.
 
-        Call it when the step before is committed: requests that ended meanwhile are left out, and the tokens of the
-        others, all but this step's, are known.
+        Their masks need the tokens of the step before. Until that is committed, some of the requests may end.
         """
         return [
             (index, row.sequence.submit.request_id)
             for index, row in enumerate(self._in_flight[plan.step].rows)
-            if row.sample and row.sequence.submit.grammar and row.sequence.state is not State.FINISHED
+            if row.sample and row.sequence.submit.grammar
         ]
 
     def _add_rows(self, draft: Draft, *, decode_only: bool) -> None:
@@ -295,7 +294,7 @@ class Scheduler:
                 continue
             if row.is_prefill:
                 self._fail(sequence, "RESOURCE_EXHAUSTED", text)
-            elif row.is_current:
+            else:
                 sequence.num_planned -= 1
         result = self.take_result(draft, 0.0)
         return replace(result, stats=replace(result.stats, out_of_memory=True))

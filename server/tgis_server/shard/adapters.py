@@ -38,7 +38,7 @@ class Stager:
 
     def __init__(self, runner: ModelRunner, control: ControlPublisher | None, inbox: Inbox) -> None:
         self._runner = runner
-        self._control = control  # None where there are no followers, or the engine takes no adapters
+        self._control = control  # None, or without peers, where no follower is to be asked
         self._inbox = inbox
         self._worker = Worker("adapters")
         self._reader: threading.Thread | None = None
@@ -80,7 +80,7 @@ class Stager:
             if self._control:
                 self._control.stage(adapter)
             self._inbox.put(Acknowledged(stage(self._runner, adapter, 0)))
-        except TgisError as error:
+        except Exception as error:  # noqa: BLE001  whatever ends a side thread ends the main one
             self._inbox.put(SideFailure(error))
 
     def _start_reading(self, control: ControlPublisher) -> None:
@@ -93,7 +93,7 @@ class Stager:
         try:
             while True:
                 self._inbox.put(Acknowledged(control.receive()))
-        except TgisError as error:
+        except Exception as error:  # noqa: BLE001  as above
             self._inbox.put(SideFailure(error))
 
 
@@ -104,7 +104,7 @@ class StagingFollower:
         self._runner = runner
         self._control = control
         self._rank = rank
-        self._error: TgisError | None = None
+        self._error: Exception | None = None
 
     def start(self) -> None:
         threading.Thread(target=self._answer, name="control", daemon=True).start()
@@ -113,7 +113,7 @@ class StagingFollower:
         """Called by the main thread, before each step.
 
         Raises:
-            GroupFailed: what came is no such message.
+            Exception: what ended the thread.
         """
         if self._error:
             raise self._error
@@ -124,5 +124,5 @@ class StagingFollower:
                 self._control.acknowledge(stage(self._runner, adapter, self._rank))
         except PeerLost:
             pass  # the main thread learns it from the plans, or that all is over
-        except TgisError as error:
+        except Exception as error:  # noqa: BLE001  the main thread raises it
             self._error = error

@@ -77,7 +77,9 @@ def _lead(run: Run, status: ShardStatus) -> None:
         control.wait_for_followers(run.config.startup_timeout)
         status.begin_warm_up()
         capacity = runner.capacity
-        room = min(capacity.max_sequence_length, capacity.num_blocks * capacity.block_size)
+        room = min(
+            capacity.max_sequence_length, capacity.num_blocks * capacity.block_size or capacity.max_padded_tokens
+        )
         leader.warm_up(min(WARM_UP_TOKENS, run.max_batch_tokens, room - 1))
         end_with_the_group(lambda: inbox.put(Stop()))
         status.say_serving()

@@ -238,7 +238,6 @@ class Guides:
                     masks[row] = result_of(guided.next_mask)
                 except GuideError as error:
                     errors[request_id] = str(error)
-                    del self._guided[request_id]
         return masks, errors
 
     def forget(self, request_id: int) -> None:

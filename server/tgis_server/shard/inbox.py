@@ -7,7 +7,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from tgis_server.errors import TgisError
 from tgis_server.wire.control import Acknowledgement
 from tgis_server.wire.messages import Cancel, Submit
 
@@ -56,7 +55,7 @@ class Acknowledged:
 class SideFailure:
     """What ended a side thread ends the main thread."""
 
-    error: TgisError
+    error: Exception
 
 
 Message = Requests | Tick | SessionEnded | Stop | Compiled | Acknowledged | SideFailure

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from tgis_server.engines.api import Launched, ModelRunner
+from tgis_server.engines.api import Capacity, Launched, ModelRunner
 from tgis_server.errors import OutOfMemory
 from tgis_server.scheduler import Scheduler, StepLoad
 from tgis_server.shard.adapters import Stager
@@ -133,7 +133,7 @@ class Leader:
     def _run_warm_up(self, num_tokens: int) -> Iterator[tuple[StepLoad, float]]:
         """Yields what each step computed, and its seconds."""
         position = 0
-        for plan in warm_up_plans(num_tokens, self._runner.capacity.block_size):
+        for plan in warm_up_plans(num_tokens, self._runner.capacity):
             self._check.apply(plan)
             self._followers.publish(plan)
             started_at = time.monotonic()
@@ -200,6 +200,8 @@ class Leader:
         self._scheduler.cancel_all()
 
     def _publish(self, result: StepResult) -> None:
+        """Tell the client, and the guides: who ends without a step has one, too."""
+        self._guides.follow(result)
         self._outbox.put(self._session, result)
 
     def _launch(self, plan: StepPlan, started_at: float, *, is_repeat: bool) -> InFlight | None:
@@ -241,7 +243,6 @@ class Leader:
             self._commit(self._in_flight, None)
             self._in_flight = None
         result = self._scheduler.fail_prefills(plan, str(error))
-        self._guides.follow(result)
         self._must_repeat = result.stats.decode_rows > 0
         self._publish(result)
 
@@ -250,7 +251,6 @@ class Leader:
         tokens = self._runner.collect(step.launched)
         now = time.monotonic()
         result = self._scheduler.commit(step.plan, tokens, now)
-        self._guides.follow(result)
         self._status.executed_steps += 1
         if following:
             self._status.begin_step(now, following.plan.allowance_s)
@@ -260,11 +260,11 @@ class Leader:
         self._publish(replace(result, stats=replace(result.stats, plan_s=step.plan_s, step_s=step_s)))
 
 
-def warm_up_plans(num_tokens: int, block_size: int) -> list[StepPlan]:
-    """A sequence of ``num_tokens`` zeros in the first blocks: prefill, one decode, forget."""
+def warm_up_plans(num_tokens: int, capacity: Capacity) -> list[StepPlan]:
+    """A sequence of ``num_tokens`` zeros, in the first blocks if there are any: prefill, one decode, forget."""
     from tgis_server.wire.messages import NewSequence, SamplingParams, Wanted, pack_ids
 
-    num_blocks = -(-(num_tokens + 1) // block_size)
+    num_blocks = -(-(num_tokens + 1) // capacity.block_size) if capacity.num_blocks else 0
     sequence = NewSequence(
         slot=0,
         token_ids=pack_ids([0] * num_tokens),
