@@ -149,7 +149,7 @@ def import_fake_door() -> Door:
 
 
 NATIVE = Engine("native", import_native_door, RunnerCaps(plan_ahead=True), frameworks=("tgis_native", "hf_custom_tp"))
-FAKE = Engine("fake", import_fake_door, RunnerCaps(plan_ahead=True), computes=False)
+FAKE = Engine("fake", import_fake_door, RunnerCaps(plan_ahead=True, adapters=frozenset({"fake"})), computes=False)
 ENGINES: Mapping[str, Engine] = {engine.name: engine for engine in (NATIVE, FAKE)}  # in the order of preference
 DEFAULT = NATIVE  # where no model tells
 REHEARSAL = FAKE
