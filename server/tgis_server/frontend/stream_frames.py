@@ -104,7 +104,6 @@ class _Stream:
         if future is None:  # it lets others go first
             self._loop.call_soon(self._go_on, context=self._context)
         else:
-            future._asyncio_future_blocking = False  # as a task does with what it is given
             future.add_done_callback(self._go_on, context=self._context)
 
     def _abandon(self) -> None:
