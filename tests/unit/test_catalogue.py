@@ -24,7 +24,17 @@ from tgis_cli.resources import choose_num_shard
 from tgis_cli.supervisor.environment import child_environment
 from tgis_server.config import load_config
 from tgis_server.engines.capabilities import RunnerCaps
-from tgis_server.engines.catalogue import ENGINES, NATIVE, REHEARSAL, Door, Engine, find_engine, find_named, get_engine
+from tgis_server.engines.catalogue import (
+    ENGINES,
+    NATIVE,
+    REHEARSAL,
+    Door,
+    Engine,
+    ModelSummary,
+    find_engine,
+    find_named,
+    get_engine,
+)
 from tgis_server.engines.load import load_runner
 from tgis_server.errors import ModelError, UsageError
 from tgis_server.model_files import Length
@@ -169,10 +179,17 @@ def test_config_json_alone_tells_everything_but_sizes(tmp_path: Path) -> None:
 
     assert summary.tensors["model.layers.1.self_attn.k_proj.weight"] == (32, 64)
     assert "The end token 200 of" in summary.warnings[0]
-    assert replace(summary, tensors={}, warnings=()).__repr__() == (
-        "ModelSummary(kind='decoder', family='llama', layout='2 layers of 64 with 4 heads (2 for KV)', vocab_size=100, "
-        "length=Length(num_tokens=512, reason='max_position_embeddings of config.json', is_limit=False), end_ids=(7,), "
-        "pad_id=3, dtype=None, valid_num_shards=(1, 2, 4), tensors={}, warnings=(), sizes=None)"
+    assert replace(summary, tensors={}, warnings=()) == ModelSummary(
+        kind="decoder",
+        family="llama",
+        layout="2 layers of 64 with 4 heads (2 for KV)",
+        vocab_size=100,
+        length=Length(512, "max_position_embeddings of config.json"),
+        end_ids=(7,),
+        pad_id=3,
+        dtype=None,
+        valid_num_shards=(1, 2, 4),
+        tensors={},
     )
 
 

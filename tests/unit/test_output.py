@@ -268,7 +268,7 @@ def test_stop_sequences_are_ignored_before_min_new_tokens():
     assert (answer.text, answer.stop_sequence) == (" t7 t8 t9", "t9")
 
 
-# Wanted
+# Details
 
 
 def test_details_of_generated_tokens_are_those_that_were_asked_for():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -162,6 +164,41 @@ def test_a_handler_that_is_cancelled_leaves_its_write_to_the_library():
         assert handler.cancelled()
         assert library.under_way[-1].cancelled()
         assert len(library.frames) == 2
+
+    with_stream(check)
+
+
+def test_a_call_that_is_over_keeps_nothing_of_the_library():
+    async def run() -> None:
+        library, call, output = Library(), Call("stream", 1), output_of()
+        output._on_change = call.on_change
+        call.outputs.append(output)
+        writing = write_frames(library.write, Writer(None, make_patience()), call, output, Threads())
+        handler = asyncio.create_task(writing)
+        await settle()
+        await library.take()
+        output.on_token(1, FinishReason.MAX_TOKENS, None, 1.0)
+        await settle()
+        await library.take()
+        await handler
+
+        kept = weakref.ref(library)
+        del library, writing, handler
+        gc.collect()
+
+        assert kept() is None
+
+    asyncio.run(asyncio.wait_for(run(), 5))
+
+
+def test_a_write_that_is_cancelled_by_the_library_ends_the_handler():
+    async def check(library: Library, output: Output, handler: asyncio.Task[None]) -> None:
+        output.on_token(1, FinishReason.NOT_FINISHED, None, 1.0)
+        await settle()
+        library.under_way[-1].cancel()
+        await settle()
+
+        assert handler.cancelled()
 
     with_stream(check)
 

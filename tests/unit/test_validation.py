@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import pytest
 
@@ -217,6 +218,27 @@ def test_tuned_prompts_and_adapters_are_refused_as_by_a_server_without_any(ids, 
         validate(pb.Parameters(), **ids)
 
     assert str(raised.value) == text
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        stopping(stop_sequences=["x"] * 100_000),
+        decoding(choice=pb.DecodingParameters.StringChoices(choices=["x"] * 100_000)),
+    ],
+    ids=["stop sequences", "choices"],
+)
+def test_too_many_strings_are_refused_before_they_are_read(params):
+    message = pb.SingleGenerationRequest(params=params)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequest):
+            validation.validate(parse_request(message, ["x"]), LIMITS, default_include_stop=True)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 100_000
 
 
 def test_a_request_without_adapter_passes():

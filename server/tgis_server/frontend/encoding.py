@@ -51,10 +51,8 @@ def encode(tokenizer: tokenizers.Tokenizer, text: str, *, want_offsets: bool) ->
     # The batch forms leave other threads running meanwhile; the fast one knows no offsets.
     [encoded] = tokenizer.encode_batch([text]) if want_offsets else tokenizer.encode_batch_fast([text])
     ids, is_special = encoded.ids, encoded.special_tokens_mask
-    num_prefix = num_suffix = 0
-    if 1 in is_special:
-        num_prefix = is_special.index(0) if 0 in is_special else len(ids)
-        num_suffix = is_special[::-1].index(0) if num_prefix < len(ids) else 0
+    num_prefix = is_special.index(0) if 0 in is_special else len(ids)
+    num_suffix = is_special[::-1].index(0) if num_prefix < len(ids) else 0
     starts, ends = zip(*encoded.offsets, strict=True) if want_offsets and ids else ((), ())
     return Encoding(ids, num_prefix, num_suffix, starts, ends)
 

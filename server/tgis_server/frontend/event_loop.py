@@ -36,6 +36,7 @@ class EventLoop(asyncio.SelectorEventLoop):
 
     def add_reader(self, fd: FileDescriptorLike, callback: Callable[[*Ts], Any], *args: *Ts) -> None:
         owner = getattr(getattr(callback, "func", callback), "__self__", None)
-        if isinstance(owner, cygrpc.PollerCompletionQueue) and isinstance(fd, socket.socket):
+        # Where another version of the library has no such reader, nothing is changed.
+        if isinstance(owner, getattr(cygrpc, "PollerCompletionQueue", ())) and type(fd) is socket.socket:
             fd.__class__ = ReadAtOnce  # the library's reader has this very object
         super().add_reader(fd, callback, *args)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -44,7 +43,7 @@ def parse_parameters(params: pb.Parameters) -> Parameters:
         max_new_tokens=stopping.max_new_tokens,
         min_new_tokens=stopping.min_new_tokens,
         time_limit_ms=stopping.time_limit_millis,
-        stop_sequences=tuple(stopping.stop_sequences),
+        stop_sequences=stopping.stop_sequences,  # not copied: before it is refused, there may be millions
         include_stop_sequence=stopping.include_stop_sequence if has_include else None,
         truncate_input_tokens=params.truncate_input_tokens,
         wanted=Wanted(
@@ -71,8 +70,8 @@ def parse_grammar(decoding: pb.DecodingParameters) -> Grammar | None:
     match decoding.WhichOneof("guided"):
         case "format":  # TEXT constrains nothing
             return None if decoding.format == pb.DecodingParameters.TEXT else Grammar("json", "")
-        case "choice":
-            return Grammar("choice", json.dumps(list(decoding.choice.choices)))
+        case "choice":  # the choices, of which there may be millions, are not read as long as no engine knows any
+            return Grammar("choice", "")
         case "grammar":
             return Grammar("lark", decoding.grammar)
         case "regex" | "json_schema" as kind:

@@ -50,9 +50,8 @@ class Part:
     num_generated: int = 0  # so far
     tokens: Sequence[Token] = ()
     input_tokens: Sequence[Token] = ()
-    end_reason: FinishReason = (
-        GO_ON  # known in the last part, as are the stop sequence and (in the first, too) the seed
-    )
+    # Known in the last part, the seed in the first one too:
+    end_reason: FinishReason = GO_ON
     stop_sequence: str = ""
     seed: int = 0
 

@@ -113,10 +113,7 @@ class Patience:
         Args:
             deadline: of the request, host monotonic clock.
         """
-        is_usual = deadline is None and num_bytes <= FREE_BYTES
-        wait.began_at = now = time.monotonic()
-        wait.due_at = now + (self.send_timeout_s if is_usual else self.send_bound_s(num_bytes, deadline))
-        self._sending[wait] = None
+        self._begin(self._sending, wait, self.send_bound_s(num_bytes, deadline))
 
     def end_sending(self, wait: Wait) -> None:
         self._sending.pop(wait, None)

@@ -55,11 +55,12 @@ class _Stream:
         self._is_busy = False  # writing, or about to look what is due
 
     async def run(self, call: Call) -> None:
-        call.wake = self._wake
+        wake, call.wake = call.wake, self._wake
         self._wake()
         try:
             await self._done
         finally:
+            call.wake = wake  # the two would keep each other, and the library's buffers of the call, until collected
             self._abandon()
 
     def _wake(self) -> None:
@@ -85,7 +86,7 @@ class _Stream:
             self._is_busy = False
             if self._output.is_finished:  # and its last part is written
                 self._done.set_result(None)
-        except grpc.aio.InternalError:  # it could not be written
+        except (grpc.aio.InternalError, asyncio.CancelledError):  # it could not be written
             self._done.cancel()
         except Exception as error:  # noqa: BLE001  a callback of the event loop: the handler raises it
             self._done.set_exception(error)
@@ -103,7 +104,6 @@ class _Stream:
         if future is None:  # it lets others go first
             self._loop.call_soon(self._go_on, context=self._context)
         else:
-            future._asyncio_future_blocking = False  # as a task does with what it is given
             future.add_done_callback(self._go_on, context=self._context)
 
     def _abandon(self) -> None:

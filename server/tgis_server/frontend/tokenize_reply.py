@@ -13,7 +13,6 @@ from tgis_server.frontend.encoding import Encoding, byte_offsets
 from tgis_server.wire import generation_pb2 as pb
 
 SLICE = 4096  # tokens: a few milliseconds
-FEW = 64
 RESPONSES_TAG = bytes([pb.BatchedTokenizeResponse.RESPONSES_FIELD_NUMBER << 3 | 2])  # 2: length-delimited
 
 
@@ -28,20 +27,16 @@ def reply_parts(
     request: pb.BatchedTokenizeRequest, get_piece: Callable[[int], str], text: str, encoding: Encoding
 ) -> Iterator[ReplyPart]:
     """The response for one text, cut to the last tokens, whatever they are, where the request asks for that."""
-    ids, _, _, starts, ends = encoding
-    if request.truncate_input_tokens:
-        first = max(0, len(ids) - request.truncate_input_tokens)
-        ids, starts, ends = ids[first:], starts[first:], ends[first:]
+    num_tokens = len(encoding.ids)
+    first = max(0, num_tokens - request.truncate_input_tokens) if request.truncate_input_tokens else 0
+    ids, starts, ends = encoding.ids[first:], encoding.starts[first:], encoding.ends[first:]
     offsets = byte_offsets(text, starts, ends) if request.return_offsets else iter(())
     for begin in range(0, len(ids) or 1, SLICE):
+        part = ids[begin : begin + SLICE]
         response = pb.TokenizeResponse(token_count=0 if begin else len(ids))
         if request.return_tokens:
-            part = ids[begin : begin + SLICE]
-            if len(part) < FEW:
-                response.tokens.extend(map(get_piece, part))
-            else:  # most pieces occur several times
-                pieces = {token_id: get_piece(token_id) for token_id in set(part)}
-                response.tokens.extend([pieces[token_id] for token_id in part])
+            pieces = {token_id: get_piece(token_id) for token_id in set(part)}
+            response.tokens.extend([pieces[token_id] for token_id in part])
         for start, end in islice(offsets, SLICE):
             response.offsets.add(start=start, end=end)
         yield ReplyPart(response.token_count, response.SerializeToString())
@@ -51,8 +46,8 @@ def join_replies(replies: Sequence[Sequence[ReplyPart]]) -> bytes:
     """A serialized ``BatchedTokenizeResponse``."""
     chunks = []
     for parts in replies:
-        contents = [part.content for part in parts]
-        chunks += [RESPONSES_TAG, encode_varint(sum(map(len, contents))), *contents]
+        chunks += [RESPONSES_TAG, encode_varint(sum(len(part.content) for part in parts))]
+        chunks += [part.content for part in parts]
     return b"".join(chunks)
 
 

@@ -5,6 +5,7 @@ Wraps the model's ``tokenizer.json``; its own truncation and padding are off. Kn
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -17,11 +18,11 @@ from typing import TypeVar
 import tokenizers
 
 from tgis_server import failures
-from tgis_server.errors import GenerationFailed, ModelError, TgisError
+from tgis_server.errors import GenerationFailed, TgisError
 from tgis_server.frontend.bos import add_requested_bos
 from tgis_server.frontend.encoding import WINDOW, Encoding, encode, encode_window, join, window_starts
 from tgis_server.frontend.lane import Lane
-from tgis_server.model_files import read_json
+from tgis_server.model_files import read_beginning, refuse_stand_in
 from tgis_server.regular_file import read_regular
 from tgis_server.wire.messages import TokenIds, pack_ids
 
@@ -219,11 +220,12 @@ def explain(file: Path, error: BaseException) -> TgisError:
     """Why a tokenizer does not load: nobody may read it, it is damaged, or the library does not know its like."""
     reason = str(error).removeprefix("Cannot instantiate Tokenizer from buffer: ")
     try:
-        read_json(file)
-    except ModelError as unreadable:
-        if isinstance(unreadable.__cause__, (ValueError, RecursionError)):  # the library knows better what is broken
-            return failures.TOKENIZER_UNREADABLE.error(file=file, reason=reason)
-        return unreadable
+        json.loads(read_regular(file))
+    except OSError as unreadable:
+        return failures.JSON_UNREADABLE.error(file=file, reason=unreadable.strerror)
+    except (ValueError, RecursionError):
+        refuse_stand_in(file, read_beginning(file))
+        return failures.TOKENIZER_UNREADABLE.error(file=file, reason=reason)
     return failures.TOKENIZER_NOT_UNDERSTOOD.error(file=file, version=tokenizers.__version__, reason=reason)
 
 
