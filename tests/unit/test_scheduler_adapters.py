@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from driving import Driver, adapter, expected_tokens, submit
-from tgis_server.wire.messages import NO_ADAPTER, Activation, Cancel, Staged
+from tgis_server.wire.messages import NO_ADAPTER, Activation, Cancel, FinishReason, Staged
 
 
 def test_an_adapter_is_asked_for_once_and_its_requests_wait_while_others_pass():
@@ -40,6 +40,17 @@ def test_a_failed_staging_fails_who_waited_for_it_and_the_next_request_asks_agai
     assert driver.results[0].failures[0].status == "INVALID_ARGUMENT"
     assert driver.tokens[2] == expected_tokens(submit(2))
     assert driver.scheduler.take_to_stage() == [adapter("broken")]
+
+
+def test_a_deadline_that_passes_while_an_adapter_is_read_ends_the_request_on_an_idle_server():
+    driver = Driver(staging_steps=100)
+    driver.apply(submit(1, deadline=5.0, adapter=adapter("a")))
+    driver.step()
+    driver.now = 6.0
+
+    driver.step()
+
+    assert driver.reasons == {1: FinishReason.TIME_LIMIT}
 
 
 def test_an_adapter_that_nobody_needs_any_more_is_not_asked_for():

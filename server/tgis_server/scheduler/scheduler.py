@@ -142,6 +142,7 @@ class Scheduler:
         draft = Draft(StepPlan(self._step + 1), now)
         self._add_rows(draft, decode_only=decode_only)
         if not draft.rows:
+            self._expire(now)  # whoever is left waits for what no step brings
             return None
         draft.plan.free.extend(self._slots.take_forgotten())
         self._step += 1
@@ -237,9 +238,9 @@ class Scheduler:
         return self.take_result(draft, tokens.forward_s)
 
     def _expire(self, now: float) -> None:
-        """End those that waited too long for a slot or for the next chunk of their prompt.
+        """End those that waited too long for an adapter, for a slot or for the next chunk of their prompt.
 
-        Only steps do this: on an idle server a request whose prompt takes one step gets at least one token.
+        Only after what could be computed: on an idle server a request whose prompt takes one step gets a token.
         """
         for sequence in self._deadlines.pop(now, self._sequences):
             if sequence.state not in (State.RUNNING, State.FINISHED):  # a running one ends with its next token
