@@ -64,6 +64,17 @@ def kept(scores: Any) -> list[set[int]]:
 # Processors, one by one
 
 
+def test_a_mask_keeps_the_ids_whose_bits_are_set_in_its_row_alone() -> None:
+    """Bytes that are missing forbid, those beyond the vocabulary say nothing."""
+    rows = [SamplingRow(slot, 0, SamplingParams(), NOTHING) for slot in range(3)]
+
+    sampled = sampler().sample(logits_of(1, 3), rows, {0: bytes([0b101, 0b10]), 2: bytes(37) + b"\x0f\xff"})
+
+    free, guided = kept(sampled.scores)[1], kept(sampled.scores)[::2]
+    assert guided == [{0, 2, 9}, {296, 297, 298, 299}]
+    assert len(free) == VOCAB
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("k", [1, 2, 10, VOCAB, 10 * VOCAB])
 def test_top_k_equals_transformers(seed: int, k: int) -> None:
