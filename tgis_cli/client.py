@@ -59,7 +59,7 @@ class Client:
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         import grpc
 
-        from tgis_server.wire.channels import open_channel
+        from tgis_server.wire.grpc_channels import open_channel
 
         host, _, port = url.removeprefix("grpc://").rpartition(":")
         if not host or not port.isdigit():

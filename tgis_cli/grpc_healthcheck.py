@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
     from grpc_health.v1.health_pb2_grpc import HealthStub
 
-    from tgis_server.wire.channels import open_channel
+    from tgis_server.wire.grpc_channels import open_channel
 
     credentials = grpc.ssl_channel_credentials() if options.is_secure else None
     with open_channel(options.server_url, credentials) as channel:

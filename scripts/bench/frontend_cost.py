@@ -23,8 +23,8 @@ import psutil
 
 from serve import TGIS, serving
 from tgis_server.wire import generation_pb2 as pb
-from tgis_server.wire.channels import open_async_channel
 from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
+from tgis_server.wire.grpc_channels import open_async_channel
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 
 from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire import generation_pb2_grpc
-from tgis_server.wire.channels import open_async_channel
+from tgis_server.wire.grpc_channels import open_async_channel
 
 TEXT = "the cat sat on a mat while rain fell over old town and children ran home to read books by warm light"
 WORDS = TEXT.split()

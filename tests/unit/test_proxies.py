@@ -140,4 +140,4 @@ def test_channels_are_made_in_one_place():
         if isinstance(node, ast.Attribute) and node.attr in ("insecure_channel", "secure_channel")
     }
 
-    assert makers == {"server/tgis_server/wire/channels.py"}
+    assert makers == {"server/tgis_server/wire/grpc_channels.py"}

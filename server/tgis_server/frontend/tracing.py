@@ -17,7 +17,7 @@ from tgis_server import failures
 from tgis_server.frontend.generation import Call
 from tgis_server.frontend.request_log import describe
 from tgis_server.url_credentials import split_credentials
-from tgis_server.wire.channels import proxy_options
+from tgis_server.wire.grpc_channels import proxy_options
 
 logger = logging.getLogger(__name__)
 

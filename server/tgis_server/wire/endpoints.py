@@ -1,6 +1,7 @@
 """Where the channels between ranks listen and connect, and the messages of bytes that go through them.
 
 An endpoint of another scheme is another transport: ranks on another machine are nothing else to the channels.
+``shard/entry.py`` makes endpoints; ``plans.py`` and ``control.py`` are the channels.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ import grpc
 from tgis_server import failures
 from tgis_server.errors import Unavailable
 from tgis_server.wire import shard_pb2 as pb
-from tgis_server.wire.channels import open_async_channel
 from tgis_server.wire.codec import decode_step_result, encode_to_engine
+from tgis_server.wire.grpc_channels import open_async_channel
 from tgis_server.wire.messages import StepResult, Submit
 from tgis_server.wire.shard_pb2_grpc import ShardStub
 

@@ -1,5 +1,7 @@
 """T5 and what shares its layout (Flan-T5): an encoder and a decoder with relative positions.
 
+Not served yet: ``read_spec`` finds it only among ``ALL_FAMILIES``.
+
 Version 1.0 has a plain MLP, and its head is its embedding. Version 1.1 has a gated MLP and a head of its own.
 """
 

@@ -91,7 +91,7 @@ AttentionPlan: TypeAlias = Any  # opaque: what Ops.plan and Ops.plan_whole retur
 
 @dataclass(frozen=True, slots=True)
 class WeightPart:
-    """A rank's share of a linear weight, in the format of its checkpoint.
+    """A rank's share of a linear weight, in the format of its checkpoint. ``pack_weights`` of the decoder makes it.
 
     ``tensors`` are by role. "plain" has one, ``weight``: (outputs, inputs) in floating point. Formats of fewer bits
     have ``data``, ``scales`` and perhaps ``zeros``, each for ``group_size`` inputs; 0 stands for all of them.
@@ -110,7 +110,8 @@ class WeightPart:
 class LoraView:
     """The low-rank adapters of one linear layer, and which of them each row of a step uses (arXiv:2106.09685).
 
-    A row with place p gets ``scales[p] * B[p] A[p] x`` added. ``places`` and ``scales`` are the same for all layers.
+    A row with place p gets ``scales[p] * B[p] A[p] x`` added. ``places`` and ``scales`` are the same for all layers. The
+    decoder passes it to :meth:`Ops.linear`; a row's place is its sequence's ``NewSequence.adapter_place``.
     """
 
     places: Tensor  # (T,) int64: which adapter; -1: none
@@ -174,7 +175,8 @@ class Ops(Protocol):
     def plan(self, rows: Rows, cache: Cache, modifiers: Iterable[AttentionModifiers]) -> AttentionPlan:
         """Prepare writing the rows' tokens and attending to their keys, once for all layers.
 
-        Launched before the layers, on the same stream: the plan may clear or index blocks of the cache.
+        Launched before the layers, on the same stream: the plan may clear or index blocks of the cache. Its tensors are
+        new in every step: an implementation whose steps are to be captured in graphs keeps them at fixed addresses.
 
         Args:
             rows: see there; their tables are complete.
