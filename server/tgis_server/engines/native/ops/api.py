@@ -110,8 +110,8 @@ class WeightPart:
 class LoraView:
     """The low-rank adapters of one linear layer, and which of them each row of a step uses (arXiv:2106.09685).
 
-    A row with place p gets ``scales[p] * B[p] A[p] x`` added. ``places`` and ``scales`` are the same for all layers. The
-    decoder passes it to :meth:`Ops.linear`; a row's place is its sequence's ``NewSequence.adapter_place``.
+    A row with place p gets ``scales[p] * B[p] A[p] x`` added. ``places`` and ``scales`` are the same for all layers.
+    The decoder passes it to :meth:`Ops.linear`; a row's place is its sequence's ``NewSequence.adapter_place``.
     """
 
     places: Tensor  # (T,) int64: which adapter; -1: none
