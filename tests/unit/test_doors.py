@@ -12,7 +12,6 @@ GRPC_DOORS = {"service", "grpc_messages", "grpc_server", "receive", "end_call", 
 GRPC_DOORS |= {"stream_frames", "tokenize_reply"}
 OTHERS = {
     "entry",  # puts all together
-    "event_loop",  # serves grpc.aio
     "launcher",  # the launcher's own door
     "watch",  # asks shards for their health
     "tls",  # certificates of every port

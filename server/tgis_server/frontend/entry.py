@@ -16,7 +16,6 @@ from tgis_server.faults import Fault
 from tgis_server.frontend.admission import Admission
 from tgis_server.frontend.connections import PortWatch, watch_connections
 from tgis_server.frontend.detokenizer import PieceDecoder
-from tgis_server.frontend.event_loop import EventLoop
 from tgis_server.frontend.generation import GenerationService
 from tgis_server.frontend.grpc_server import PublicServer, num_streams
 from tgis_server.frontend.launcher import LauncherServer
@@ -66,8 +65,7 @@ def serve(run: Run) -> None:
     )
     phases.enter("opening the ports")
     room.give_back()
-    with asyncio.Runner(loop_factory=EventLoop) as runner:
-        runner.run(_serve(run, phases, tokenizer, pieces))
+    asyncio.run(_serve(run, phases, tokenizer, pieces))
 
 
 async def _serve(run: Run, phases: Phases, tokenizer: Tokenizer, pieces: PieceDecoder) -> None:
