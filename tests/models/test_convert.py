@@ -7,9 +7,7 @@ import json
 import os
 import pickle
 import random
-import resource
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +22,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from file_limit import with_file_limit
 from tgis_cli.models import convert as convert_module
 from tgis_cli.models.convert import convert_to_safetensors
 from tgis_cli.models.safetensors_file import Content, write_content
@@ -501,11 +500,8 @@ def test_a_disk_that_fills_up_ends_it_in_a_sentence_and_leaves_nothing(limit: in
     save_sharded(tmp_path, 2, 400_000)
     before = names_in(tmp_path)
 
-    def limit_files() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    result = run_convert(tmp_path, preexec_fn=limit_files)
+    command = with_file_limit([TGIS, "convert-to-safetensors", tmp_path], limit)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
     assert (result.returncode, names_in(tmp_path)) == (4, before)
     assert "No room is left in" in result.stderr

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
@@ -14,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from file_limit import with_file_limit
 from in_process import run_in_process
 from test_cached_models import MODEL, NEW, WEIGHTS, demo_contents, fill
 from tgis_cli.resolve import DEMO_MODEL_DIR
@@ -21,12 +20,16 @@ from tgis_cli.resolve import DEMO_MODEL_DIR
 TGIS = Path(sys.executable).parent / "tgis"
 
 
-def run_tgis(*arguments: str | Path, cache: Path, **options: object) -> subprocess.CompletedProcess[bytes]:
+def run_tgis(
+    *arguments: str | Path, cache: Path, max_file_bytes: int = 0, **options: object
+) -> subprocess.CompletedProcess[bytes]:
     environ = {"HF_HUB_CACHE": str(cache), "PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1"}
     is_stream = "-" in arguments  # whose bytes need a real pipe
-    if not options and not is_stream and arguments[0] != "download-weights":
+    if not options and not max_file_bytes and not is_stream and arguments[0] != "download-weights":
         return run_in_process(*arguments, environ=environ)
     command = [TGIS, *arguments]
+    if max_file_bytes:
+        command = with_file_limit(command, max_file_bytes)
     return subprocess.run(command, env=environ, capture_output=True, timeout=30, check=False, **options)
 
 
@@ -193,11 +196,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(
 
 @pytest.mark.parametrize("target", ["b", "b.tar"])
 def test_a_disk_that_fills_up_leaves_nothing(target: str, cache: Path, tmp_path: Path):
-    def limit_files() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
-
-    result = run_tgis("bundle", MODEL, tmp_path / target, cache=cache, preexec_fn=limit_files)
+    result = run_tgis("bundle", MODEL, tmp_path / target, cache=cache, max_file_bytes=30_000)
 
     assert result.returncode == 4
     assert b"No room is left in" in result.stderr
