@@ -80,7 +80,7 @@ class NativeStep:
 
 
 class NativeRunner:
-    """One rank. All calls come from one thread."""
+    """One rank. All calls but ``stage`` come from one thread."""
 
     def __init__(self, loaded: Loaded, fault: Fault | None = None) -> None:
         model = loaded.decoder
