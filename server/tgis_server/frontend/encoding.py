@@ -16,14 +16,13 @@ be encoded whole. Short texts always are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
 import tokenizers
-
-from tgis_server.wire.messages import pack_ids
 
 WINDOW = 32_768  # characters; a job of some 20 ms
 OVERLAP = 2_048  # characters that a window reads beyond its end
@@ -65,17 +64,17 @@ def window_starts(num_characters: int) -> range:
 def encode_window(tokenizer: tokenizers.Tokenizer, text: str, start: int, *, want_offsets: bool) -> Window:
     """Encode the window of ``text`` that begins at ``start``; packed, as there may be many of them."""
     encoding = encode(tokenizer, text[start : start + WINDOW + OVERLAP], want_offsets=want_offsets)
-    overlap_ids = pack_ids(())
+    overlap_ids = pack(())
     if start:
         overlap = encode(tokenizer, text[start : start + OVERLAP], want_offsets=False)
-        overlap_ids = pack_ids(overlap.ids[overlap.num_prefix : len(overlap.ids) - overlap.num_suffix])
+        overlap_ids = pack(overlap.ids[overlap.num_prefix : len(overlap.ids) - overlap.num_suffix])
     return Window(
         Encoding(
-            pack_ids(encoding.ids),
+            pack(encoding.ids),
             encoding.num_prefix,
             encoding.num_suffix,
-            pack_ids([start + offset for offset in encoding.starts]),
-            pack_ids([start + offset for offset in encoding.ends]),
+            pack([start + offset for offset in encoding.starts]),
+            pack([start + offset for offset in encoding.ends]),
         ),
         overlap_ids,
     )
@@ -91,13 +90,13 @@ def join(windows: Sequence[Window]) -> Encoding | None:
         ends.append(cut[0])
         begins.append(cut[1])
     ends.append(len(last.ids))
-    ids, token_starts, token_ends = pack_ids(()), pack_ids(()), pack_ids(())
+    ids, token_starts, token_ends = pack(()), pack(()), pack(())
     for window, begin, end in zip(windows, begins, ends, strict=True):
         ids.extend(window.encoding.ids[begin:end])
         token_starts.extend(window.encoding.starts[begin:end])
         token_ends.extend(window.encoding.ends[begin:end])
     if token_starts and last.num_suffix:
-        token_starts[-last.num_suffix :] = token_ends[-last.num_suffix :] = pack_ids([0] * last.num_suffix)
+        token_starts[-last.num_suffix :] = token_ends[-last.num_suffix :] = pack([0] * last.num_suffix)
     return Encoding(ids, first.num_prefix, last.num_suffix, token_starts, token_ends)
 
 
@@ -119,6 +118,10 @@ def find_cut(left: Window, right: Window) -> tuple[int, int] | None:
     if left.encoding.starts and left.encoding.starts[left_cut] != right.encoding.starts[right_cut]:
         return None  # where a model drops characters, the library's offsets are those of what it has kept before
     return left_cut, right_cut
+
+
+def pack(numbers: Iterable[int]) -> array[int]:
+    return array("I", numbers)
 
 
 def byte_offsets(text: str, starts: Sequence[int], ends: Sequence[int]) -> Iterator[tuple[int, int]]:
