@@ -138,6 +138,8 @@ def main() -> None:
     parser.add_argument("--details", action="store_true", help="ask for tokens and facts about them")
     parser.add_argument("--against", type=Path, help="command of another installation, measured by turns with this one")
     given = parser.parse_args()
+    if given.against and not given.against.is_file():
+        parser.error(f"--against: there is no file {given.against}")
     load = Load(given.streams, given.new_tokens, given.details)
     options = ["--rehearse", "--rehearse-step-ms", str(given.step_ms), "--rehearse-kv-blocks", "8192"]
     figures: dict[str, list[tuple[float, float]]] = {}
