@@ -3,8 +3,9 @@
 ``python scripts/bench/host_step.py [--rows 256] [--length 8192] [--window N] [--device cpu] [--steps 48]``
 
 Without a model: decode rows of equal length, whose keys and values have the shape of the 135M model with one layer. On
-a CPU the tensors' work is in the figures, as host and device are one; CPU time of one thread is what neighbours on the
-machine change least. Medians over the steps, and the fastest; in one of 16 steps all rows begin a block.
+a CPU the tensors' work is in the figures, as host and device are one: ``--length 16`` shows the host's part alone, as
+its tensors are small and its operations are the same. CPU time of one thread is what neighbours on the machine change
+least. Medians over the steps, and the fastest; in one of 16 steps all rows begin a block.
 """
 
 from __future__ import annotations
