@@ -10,12 +10,12 @@ from pathlib import Path
 from rich.console import Console
 
 from tgis_cli.commands.migrate import print_reports
-from tgis_cli.legacy_settings import SETTINGS
+from tgis_cli.decide.legacy_settings import SETTINGS
 from tgis_cli.migrate import examine_all, read_containers, read_source
-from tgis_server.config import GROUPS, Option, describe_accepted, options
 from tgis_server.errors import GroupFailed, ModelError, NotEnoughDevices, PeerLost, UsageError
-from tgis_server.failures import CATALOGUE
-from tgis_server.metrics import SPECS
+from tgis_server.failures.catalogue import CATALOGUE
+from tgis_server.frontend.metrics.metrics import SPECS
+from tgis_server.options.config import GROUPS, Option, describe_accepted, options
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 NOTICE = "<!-- Made from the code by `make docs`. -->\n"
@@ -170,7 +170,7 @@ def migration_page() -> str:
 
 def migration_run() -> str:
     """What `tgis migrate` says to the original's manifest, on a terminal."""
-    manifest = DOCS.parent / "tests/unit/manifests/original.yaml"
+    manifest = DOCS.parent / "tests/unit/migrate/manifests/original.yaml"
     output = io.StringIO()
     source = replace(read_source(str(manifest)), file="original.yaml")
     reports = list(examine_all(read_containers([source])))

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 
-from tgis_server.interpreter import make_command
+from tgis_server.host.interpreter import make_command
 
 TIERS = {"test": "not acceptance", "acceptance": "acceptance"}
 # Three for two cores: tests wait for processes a third of their time. As collected: long groups come first.

@@ -14,7 +14,7 @@ def main() -> None:
     """``tgis``."""
     end_quietly(is_launch=sys.argv[1:2] == ["launch"])
     if sys.argv[1:2] == ["health"]:
-        from tgis_cli import probe
+        from tgis_cli.clients import probe
 
         sys.exit(probe.main(sys.argv[2:], os.environ))
     from tgis_cli.app import main as run_command

@@ -18,10 +18,10 @@ from typer.core import TyperGroup
 
 from tgis_cli.app import COMMANDS, describe_command, load_command
 from tgis_cli.commands.launch import LaunchCommand, run_launch
-from tgis_cli.exits import errors_as_exit_codes
-from tgis_cli.options import with_serve_options
-from tgis_server.config import FRAMEWORKS
+from tgis_cli.terminal.exits import errors_as_exit_codes
+from tgis_cli.terminal.options import with_serve_options
 from tgis_server.errors import UsageError
+from tgis_server.options.config import FRAMEWORKS
 
 RENDEZVOUS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 LAUNCH_NAMES = {"model": "model_name", "engine": "deployment_framework", "uds_path": "shard_uds_path"}

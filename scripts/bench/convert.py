@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tgis_server.interpreter import make_command, make_environment
+from tgis_server.host.interpreter import make_command, make_environment
 
 MIB = 1 << 20
 

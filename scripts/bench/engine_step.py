@@ -18,10 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tgis_server.config import ServeConfig
 from tgis_server.engines.native.families import read_spec
 from tgis_server.engines.native.runner import NativeRunner
-from tgis_server.run import Run
+from tgis_server.options.config import ServeConfig
+from tgis_server.run.run import Run
 from tgis_server.wire.messages import NewSequence, SamplingParams, StepPlan, Wanted, pack_ids
 
 LONG_PROMPT = 512

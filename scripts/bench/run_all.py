@@ -23,7 +23,7 @@ from typing import Any
 
 from serve import TGIS, ServeResult, measure
 from tgis_server.engines.native.door import cpu_environment
-from tgis_server.interpreter import make_command, make_environment
+from tgis_server.host.interpreter import make_command, make_environment
 
 HERE = Path(__file__).resolve().parent
 MODELS_DIR = HERE.parent.parent / ".cache" / "bench"

@@ -103,8 +103,8 @@ def main(argv: list[str]) -> int:
     faulthandler.enable()  # SIGABRT prints every thread's stack: how a hung child is asked what it does
 
     from tgis_server.logs import setup_logging
-    from tgis_server.processes import rank_of
-    from tgis_server.run import Run
+    from tgis_server.run.run import Run
+    from tgis_server.words.processes import rank_of
 
     run = Run.read(Path(options["--run"]), os.environ)
     setup_logging(name, level=run.config.log_level)

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from tgis_server.processes import rank_of
+from tgis_server.words.processes import rank_of
 
 # attributes that every record has; what a caller passes as extra={...} comes on top and becomes a field
 STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}

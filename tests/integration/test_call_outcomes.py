@@ -144,7 +144,7 @@ def test_an_answer_that_cannot_be_built_is_a_failure_and_no_success(monkeypatch:
         raise RuntimeError("no answer")
 
     async def test() -> None:
-        monkeypatch.setattr("tgis_server.frontend.service.render_parts", fail)
+        monkeypatch.setattr("tgis_server.frontend.grpc_api.service.render_parts", fail)
         async with serving(FakeLink(count_up)) as server:
             await end(serve(server, "batch", Client()))
 

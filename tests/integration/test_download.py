@@ -633,7 +633,7 @@ def write_limit(directory: Path, num_bytes: int) -> Path:
     """A folder that, on PYTHONPATH, lets the workers write no larger files."""
     program = (
         "import resource, signal, sys\n"
-        "if 'tgis_cli.models.fetch_worker' in ' '.join(sys.orig_argv):\n"
+        "if 'tgis_cli.model_files.download.fetch_worker' in ' '.join(sys.orig_argv):\n"
         "    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         f"    resource.setrlimit(resource.RLIMIT_FSIZE, ({num_bytes}, {num_bytes}))\n"
     )

@@ -14,7 +14,8 @@ import pytest
 from attackers import CONTINUATION, DATA, END_HEADERS, HEADERS, PING, SETTINGS, Attacker, call, frame, headers
 from frontends import PRIVATE, batch, failure_of, run, serving, single, tokens, until
 from links import FakeLink, count_up, step
-from tgis_server.frontend import http_connections, patience
+from tgis_server.frontend.http_api import connections as http_connections
+from tgis_server.frontend.transport import patience
 from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
 from tgis_server.wire.messages import FinishReason

@@ -14,7 +14,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from frontends import Server, failure_of, run, serving, single, tokens, until
 from links import FakeLink, count_up
-from tgis_server.frontend import entry, launcher
+from tgis_server.frontend import entry, launcher_socket
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.wire.shard_pb2_grpc import FrontendStub
 
@@ -78,26 +78,26 @@ def test_a_server_that_drains_is_started_and_alive_but_not_ready():
 
 
 def test_a_launcher_that_stops_asking_is_frozen_until_it_asks_again(monkeypatch, caplog):
-    monkeypatch.setattr(launcher, "CHECK_S", 0.02)
+    monkeypatch.setattr(launcher_socket, "CHECK_S", 0.02)
 
     async def test() -> None:
         async with serving() as server:
             watched = HealthStub(server.channel).Watch(HealthCheckRequest(service="live"))
             assert (await watched.read()).status == HealthCheckResponse.SERVING
 
-            monkeypatch.setattr(launcher, "MAX_SILENCE_S", 0.1)
+            monkeypatch.setattr(launcher_socket, "MAX_SILENCE_S", 0.1)
             assert (await watched.read()).status == HealthCheckResponse.NOT_SERVING
             failures = await failing_probes(server)
             assert list(failures) == ["live"]
             pid = os.getppid()
             assert re.match(rf"The launcher \(pid {pid}\) is frozen.* `kill -CONT {pid}`\.$", failures["live"])
 
-            monkeypatch.setattr(launcher, "MAX_SILENCE_S", 60)
+            monkeypatch.setattr(launcher_socket, "MAX_SILENCE_S", 60)
             await server.health()
             assert (await watched.read()).status == HealthCheckResponse.SERVING
 
     run(test)
-    messages = [record.getMessage() for record in caplog.records if record.name == launcher.__name__]
+    messages = [record.getMessage() for record in caplog.records if record.name == launcher_socket.__name__]
     assert [message.split(" (")[0] for message in messages] == ["The launcher", "the launcher goes on"]
 
 

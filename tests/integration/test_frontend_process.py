@@ -14,7 +14,7 @@ import grpc
 import pytest
 
 from shards import Shards, make_run, wait_until
-from tgis_server.interpreter import make_command
+from tgis_server.host.interpreter import make_command
 from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire import shard_pb2, shard_pb2_grpc
 from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub

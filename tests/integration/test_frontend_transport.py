@@ -21,7 +21,7 @@ import pytest
 
 from frontends import PRIVATE, batch, failure_of, run, serving, single, tokens, until
 from links import FakeLink, count_up, step
-from tgis_cli import probe
+from tgis_cli.clients import probe
 from tgis_server.errors import UsageError
 from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
@@ -136,7 +136,7 @@ async def http_status(server, authority: Path, client: Path | None = None) -> in
 
 def lines_about_tls(caplog) -> list[tuple[str, str]]:
     """Level and first words of what was logged about certificates."""
-    records = [record for record in caplog.records if record.name == "tgis_server.frontend.tls"]
+    records = [record for record in caplog.records if record.name == "tgis_server.frontend.transport.tls"]
     return [(record.levelname, record.getMessage()) for record in records]
 
 

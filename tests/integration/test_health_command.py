@@ -14,7 +14,8 @@ import time
 import pytest
 
 from frontends import Server, run, serving
-from tgis_cli import grpc_healthcheck, probe
+from tgis_cli import grpc_healthcheck
+from tgis_cli.clients import probe
 
 DOWN = "127.0.0.1:1"
 
@@ -138,7 +139,7 @@ def test_the_short_way_imports_neither_the_server_nor_the_framework_of_the_comma
 
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 
-    assert result.stdout == "1\n['tgis_server.interpreter']\n"
+    assert result.stdout == "1\n['tgis_server.host.interpreter']\n"
 
 
 @pytest.mark.parametrize(("is_ready", "expected"), [(True, (0, "SERVING\n")), (False, (1, "NOT_SERVING\n"))])

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 import tgis_server
-from tgis_cli.legacy_settings import Verdict
+from tgis_cli.decide.legacy_settings import Verdict
 from tgis_cli.migrate import examine_all, read_containers, read_source
 
 Start = Callable[..., Any]  # of a Server in conftest.py
-MANIFEST = Path(__file__).parents[1] / "unit/manifests/original.yaml"
+MANIFEST = Path(__file__).parents[1] / "unit/migrate/manifests/original.yaml"
 DEMO_MODEL = Path(tgis_server.__file__).parent / "demo_model"
 
 
@@ -222,7 +222,7 @@ def test_a_crash_is_told_with_its_place_and_stacks(start: Start):
     server = start("--rehearse", "--num-shard", "2", "--fault", "shard1:segv@step0")
 
     assert server.wait() == 5
-    assert re.match(r"shard-1 crashed with SIGSEGV at tgis_server/faults.py:\d+ in strike: ", server.last_line)
+    assert re.match(r"shard-1 crashed with SIGSEGV at tgis_server/options/faults.py:\d+ in strike: ", server.last_line)
     assert "most recent call first" in (server.run_dir / "errors/shard-1.log").read_text()
 
 
@@ -230,7 +230,9 @@ def test_a_front_end_that_cannot_write_says_so(start: Start):
     server = start("--rehearse", "--fault", "frontend:disk-full@start")
 
     assert server.wait() == 5
-    assert server.last_line.startswith("frontend: there is no space left for /no/such/file (at tgis_server/faults.py:")
+    assert server.last_line.startswith(
+        "frontend: there is no space left for /no/such/file (at tgis_server/options/faults.py:"
+    )
 
 
 def test_faults_reach_a_real_engine_where_they_are_allowed(start: Start):

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
+from tgis_cli.relay.terminal import Terminal
 from tgis_cli.supervisor.run_dir import make_run_dir
 from tgis_cli.supervisor.signals import StopSignals
 from tgis_cli.supervisor.supervisor import Outcome, Supervisor
-from tgis_cli.supervisor.terminal import Terminal
-from tgis_server.config import ServeConfig
-from tgis_server.run import Run
+from tgis_server.options.config import ServeConfig
+from tgis_server.run.run import Run
 
 # Programs get what real children get: NAME --run FILE --death-fd N --parent PID
 SLEEP = "import time; time.sleep(60)"

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from hub_stub import MODEL, Fault, HubStub, serve_hub
-from tgis_cli.models.hub import FIRST_BYTES
-from tgis_cli.models.remote_headers import write_converted_header
+from tgis_cli.model_files.download.hub import FIRST_BYTES
+from tgis_cli.model_files.download.remote_headers import write_converted_header
 
 TGIS = Path(sys.executable).parent / "tgis"
 CONFIG = {

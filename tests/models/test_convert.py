@@ -23,10 +23,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from file_limit import with_file_limit
-from tgis_cli.models import convert as convert_module
-from tgis_cli.models.convert import convert_to_safetensors
-from tgis_cli.models.safetensors_file import Content, write_content
-from tgis_cli.models.torch_file import DTYPES, read_torch_file
+from tgis_cli.model_files.convert import convert as convert_module
+from tgis_cli.model_files.convert.convert import convert_to_safetensors
+from tgis_cli.model_files.convert.safetensors_file import Content, write_content
+from tgis_cli.model_files.convert.torch_file import DTYPES, read_torch_file
 from tgis_server.errors import ModelError, TgisError, UsageError
 from tiny import Oracle, load, make_checkpoint, prompt_of
 
@@ -532,7 +532,8 @@ def test_torch_is_not_imported(tmp_path: Path):
     save(tmp_path, {"w": torch.ones(2)})
     (tmp_path / "config.json").write_text("{}")
     program = (
-        "import sys; from pathlib import Path; from tgis_cli.models.convert import convert_to_safetensors as c\n"
+        "import sys; from pathlib import Path\n"
+        "from tgis_cli.model_files.convert.convert import convert_to_safetensors as c\n"
         "c(Path(sys.argv[1]), as_json=False); print('torch' in sys.modules)"
     )
 

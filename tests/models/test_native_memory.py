@@ -20,7 +20,7 @@ from tgis_server.engines.native.memory import (
     decide_kv_budget,
 )
 from tgis_server.errors import NotEnoughDevices
-from tgis_server.sizes import format_bytes
+from tgis_server.words.sizes import format_bytes
 
 MIB = 1 << 20
 CPU = MemoryRequest(

@@ -10,7 +10,7 @@ import torch
 
 from memory_worker import measure_ranks
 from tgis_cli.machine import Machine, probe_machine
-from tgis_cli.models.remote_headers import write_converted_header
+from tgis_cli.model_files.download.remote_headers import write_converted_header
 from tgis_cli.plan.fit import fit_shards
 from tgis_server.engines.native.door import inspect
 from tgis_server.engines.native.memory import PACKING_FLAGS, cpu_packs

@@ -22,48 +22,42 @@ from typing import Any
 
 import pytest
 import tokenizers
-
-from doctor_context import make_context, with_disk
 from test_families_checkpoint import SPEC, shapes_of, write_safetensors
 from test_preflight import Weights, make_run
 from test_preflight import machine as make_machine
-from tgis_cli import prepare
+
+from doctor_context import make_context, with_disk
+from tgis_cli.causes.cause import Cause, Exit, find_cause, read_records
+from tgis_cli.causes.oom import Memory
+from tgis_cli.decide.preflight import check_address_space, check_memory, check_processes, check_readable, check_sockets
+from tgis_cli.decide.resolve import DEMO_MODEL_DIR, resolve
 from tgis_cli.doctor import check_machine
 from tgis_cli.doctor.verdict import Host
-from tgis_cli.log_file import check_log_file
+from tgis_cli.launch import prepare
 from tgis_cli.machine import Gpu
-from tgis_cli.machine.preflight import (
-    check_address_space,
-    check_memory,
-    check_processes,
-    check_readable,
-    check_sockets,
-)
 from tgis_cli.machine.process_limits import ProcessLimit
-from tgis_cli.models import find_cache_dir, find_model_dir
-from tgis_cli.resolve import DEMO_MODEL_DIR, resolve
+from tgis_cli.model_files import find_cache_dir, find_model_dir
+from tgis_cli.relay.log_file import check_log_file
 from tgis_cli.supervisor import supervisor, watching
-from tgis_cli.supervisor.cause import Cause, Exit, find_cause, read_records
-from tgis_cli.supervisor.oom import Memory
 from tgis_cli.supervisor.progress import ProcessProgress, Silence
 from tgis_cli.supervisor.run_dir import make_run_dir
 from tgis_cli.supervisor.signals import StopSignals
-from tgis_server import failures
 from tgis_server.child import write_error
-from tgis_server.config import ServeConfig, load_config
 from tgis_server.engines.api import Capacity
 from tgis_server.engines.native.checkpoint import inspect_checkpoint
 from tgis_server.engines.native.families import read_spec
 from tgis_server.engines.native.memory import MemoryRequest, check_fits, decide_kv_budget
 from tgis_server.errors import OutOfMemory, TgisError
-from tgis_server.failures import Failure
-from tgis_server.faults import Fault
-from tgis_server.frontend.detokenizer import PieceDecoder
-from tgis_server.frontend.tls import Tls, read_tls_file
-from tgis_server.frontend.tokenizer import Tokenizer
+from tgis_server.failures import catalogue as failures
+from tgis_server.failures.catalogue import Failure
+from tgis_server.frontend.text.detokenizer import PieceDecoder
+from tgis_server.frontend.text.tokenizer import Tokenizer
 from tgis_server.frontend.tracing import Tracing
+from tgis_server.frontend.transport.tls import Tls, read_tls_file
 from tgis_server.frontend.watch import ShardWatch, Watch
-from tgis_server.ports import explain_bind_error, listen
+from tgis_server.host.ports import explain_bind_error, listen
+from tgis_server.options.config import ServeConfig, load_config
+from tgis_server.options.faults import Fault
 from tgis_server.shard.plan_check import PlanCheck
 from tgis_server.shard.too_large import step_too_large
 from tgis_server.threads import Threads
@@ -667,8 +661,8 @@ VALUES = {
     failures.CRASHED: "shard-1 crashed with SIGSEGV at an unknown place: its last lines are in the run directory;",
     failures.FILE_FORBIDDEN: f"/no/such/file cannot be opened by user {os.getuid()} (Permission denied, at ",
     failures.MISSING_PACKAGE: "package no_such_package is not installed beside /",
-    failures.GPU_ERROR: "the GPU failed: uncorrectable ECC error encountered (at tgis_server/faults.py:",
-    failures.UNEXPECTED_ERROR: "shard-1: RuntimeError: provoked by --fault (at tgis_server/faults.py:",
+    failures.GPU_ERROR: "the GPU failed: uncorrectable ECC error encountered (at tgis_server/options/faults.py:",
+    failures.UNEXPECTED_ERROR: "shard-1: RuntimeError: provoked by --fault (at tgis_server/options/faults.py:",
     failures.NO_PROGRESS: "shard-0 has not answered once, and nothing has moved for 1 s;",
     failures.RANK_SILENT: "shard-1 does not answer, and the other shards waited for it in vain (shard-0 lost contact).",
     failures.RANK_BEHIND: "shard-1 hangs in step 2, and the other shards waited for it in vain (shard-0 lost contact).",

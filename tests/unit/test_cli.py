@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tgis_cli.app import COMMANDS
-from tgis_cli.exits import explain
-from tgis_server.config import options
+from tgis_cli.terminal.exits import explain
+from tgis_server.options.config import options
 
 TGIS = Path(sys.executable).parent / "tgis"
 HEAVY = ("torch", "transformers", "grpc", "tokenizers", "aiohttp", "numpy")
@@ -223,6 +223,6 @@ def test_a_closed_pipe_is_quiet(demo_model_dir: Path):
 
 @pytest.fixture
 def demo_model_dir() -> Path:
-    from tgis_cli.resolve import DEMO_MODEL_DIR
+    from tgis_cli.decide.resolve import DEMO_MODEL_DIR
 
     return DEMO_MODEL_DIR

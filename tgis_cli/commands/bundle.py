@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from tgis_cli.models import find_model_dir, get_cache_dir, is_in_cache
-from tgis_cli.progress import failures_told, show_progress, tell
+from tgis_cli.model_files import find_model_dir, get_cache_dir, is_in_cache
+from tgis_cli.terminal.progress import failures_told, show_progress, tell
 from tgis_server.errors import ModelError
-from tgis_server.sizes import format_bytes
+from tgis_server.words.sizes import format_bytes
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -31,9 +31,9 @@ def bundle(
     """
     as_json = json_ and target != "-"
     with failures_told(as_json=as_json):
-        from tgis_cli.models.bundle import describe_model_dir, make_bundle
-        from tgis_cli.models.cache_folder import CacheFolder
-        from tgis_cli.models.inventory import (
+        from tgis_cli.model_files.bundle import describe_model_dir, make_bundle
+        from tgis_cli.model_files.cache.folder import CacheFolder
+        from tgis_cli.model_files.cache.inventory import (
             find_broken_config,
             find_broken_tokenizer,
             find_weight_problems,

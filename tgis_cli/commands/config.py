@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tgis_cli.legacy_settings import warn_of_settings
+from tgis_cli.decide.legacy_settings import warn_of_settings
+from tgis_cli.decide.resolve import Resolved, format_value, resolve
 from tgis_cli.machine import probe_machine
-from tgis_cli.option_help import GroupedHelpCommand
-from tgis_cli.options import with_serve_options
-from tgis_cli.resolve import Resolved, format_value, resolve
-from tgis_server.config import GROUPS, LoadedConfig, load_config, options
+from tgis_cli.terminal.option_help import GroupedHelpCommand
+from tgis_cli.terminal.options import with_serve_options
 from tgis_server.errors import TgisError
+from tgis_server.options.config import GROUPS, LoadedConfig, load_config, options
 
 if TYPE_CHECKING:
     from rich.table import Table

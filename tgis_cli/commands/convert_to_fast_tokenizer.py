@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from tgis_cli.models import find_model_dir, get_cache_dir
-from tgis_cli.progress import tell
-from tgis_cli.stop_signals import interrupted_by_signals
+from tgis_cli.model_files import find_model_dir, get_cache_dir
+from tgis_cli.terminal.progress import tell
+from tgis_cli.terminal.stop_signals import interrupted_by_signals
 from tgis_server.errors import ModelError, UsageError
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -25,7 +25,7 @@ def convert_to_fast_tokenizer(
     ] = None,
 ) -> None:
     """Make tokenizer.json of a model's older tokenizer files. Needs `pip install 'tgis\\[convert]'`."""
-    from tgis_cli.models import fast_tokenizer
+    from tgis_cli.model_files.convert import fast_tokenizer
 
     model_dir = find_model_dir(model, revision, get_cache_dir(os.environ))
     output_dir = output_path or model_dir

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from tgis_cli.models import find_model_dir, get_cache_dir
-from tgis_cli.progress import tell
-from tgis_cli.stop_signals import interrupted_by_signals
+from tgis_cli.model_files import find_model_dir, get_cache_dir
+from tgis_cli.terminal.progress import tell
+from tgis_cli.terminal.stop_signals import interrupted_by_signals
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -43,7 +43,7 @@ def convert_to_onnx(
 
     The exporter needs other versions of libraries: it is installed in a directory of its own, once, with pip.
     """
-    from tgis_cli.models.onnx import Export, export_to_onnx, find_environment
+    from tgis_cli.model_files.convert.onnx import Export, export_to_onnx, find_environment
 
     model_dir = find_model_dir(model, revision, get_cache_dir(os.environ))
     export = Export(model_dir, expand(target), merge_graphs, optimize, provider)

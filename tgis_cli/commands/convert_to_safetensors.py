@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from tgis_cli.models import find_model_dir, get_cache_dir
-from tgis_cli.progress import failures_told, tell_result
+from tgis_cli.model_files import find_model_dir, get_cache_dir
+from tgis_cli.terminal.progress import failures_told, tell_result
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -24,7 +24,7 @@ def convert_to_safetensors(
     Each file is compared with its source before it gets its name. What was interrupted goes on when it is run again.
     """
     with failures_told(as_json=json_):
-        from tgis_cli.models.convert import convert_to_safetensors as convert
+        from tgis_cli.model_files.convert.convert import convert_to_safetensors as convert
 
         model_dir = find_model_dir(model, revision, get_cache_dir(os.environ))
         converted = convert(model_dir, as_json=json_)

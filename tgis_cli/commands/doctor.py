@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from tgis_cli.option_help import GroupedHelpCommand
-from tgis_cli.options import with_serve_options
+from tgis_cli.terminal.option_help import GroupedHelpCommand
+from tgis_cli.terminal.options import with_serve_options
 
 app = typer.Typer(add_completion=False)
 

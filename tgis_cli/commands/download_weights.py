@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tgis_cli.models import get_cache_dir
-from tgis_cli.progress import failures_told, tell, tell_result
+from tgis_cli.model_files import get_cache_dir
+from tgis_cli.terminal.progress import failures_told, tell, tell_result
 from tgis_server.errors import UsageError
-from tgis_server.sizes import format_bytes
+from tgis_server.words.sizes import format_bytes
 
 if TYPE_CHECKING:
-    from tgis_cli.models.get_model import GetModel
+    from tgis_cli.model_files.download.get_model import GetModel
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -59,10 +59,10 @@ def download_weights(
     the hub states.
     """
     with failures_told(as_json=json_):
-        from tgis_cli.models.download import Transfers
-        from tgis_cli.models.get_model import GetModel, Order, find_local_dir
-        from tgis_cli.models.hub_token import find_token
-        from tgis_cli.models.selection import SAFETENSORS_ENDING, parse_extensions
+        from tgis_cli.model_files.download.download import Transfers
+        from tgis_cli.model_files.download.get_model import GetModel, Order, find_local_dir
+        from tgis_cli.model_files.download.hub_token import find_token
+        from tgis_cli.model_files.download.selection import SAFETENSORS_ENDING, parse_extensions
 
         cache_dir = get_cache_dir(os.environ)
         model_dir = find_local_dir(model, cache_dir)
@@ -95,7 +95,7 @@ def download_weights(
 
 def print_plan(getting: GetModel, *, as_json: bool) -> None:
     """What would be downloaded, and where to."""
-    from tgis_cli.models.disk import describe_room, free_disk_bytes
+    from tgis_cli.model_files.cache.disk import describe_room, free_disk_bytes
 
     planned = getting.plan()
     missing = {file.name for file in planned.missing.files}
@@ -128,7 +128,7 @@ def print_plan(getting: GetModel, *, as_json: bool) -> None:
 
 def convert_weights(model_dir: Path, *, as_json: bool) -> None:
     """If there are others than safetensors only."""
-    from tgis_cli.models.convert import convert_to_safetensors, needs_conversion
+    from tgis_cli.model_files.convert.convert import convert_to_safetensors, needs_conversion
 
     if needs_conversion(model_dir):
         convert_to_safetensors(model_dir, as_json=as_json)
@@ -136,7 +136,7 @@ def convert_weights(model_dir: Path, *, as_json: bool) -> None:
 
 def make_tokenizer(model_dir: Path, *, as_json: bool) -> None:
     """If there is an older one only."""
-    from tgis_cli.models.fast_tokenizer import convert_to_fast_tokenizer, has_slow_tokenizer
+    from tgis_cli.model_files.convert.fast_tokenizer import convert_to_fast_tokenizer, has_slow_tokenizer
 
     if has_slow_tokenizer(model_dir):
         tell("making tokenizer.json", as_json=as_json)

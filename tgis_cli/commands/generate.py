@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tgis_cli.client import DEFAULT_URL, Client, Sampling, build_request
+from tgis_cli.clients.grpc_client import DEFAULT_URL, Client, Sampling, build_request
 from tgis_server.errors import UsageError
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from tgis_cli import probe
-from tgis_cli.options import complete_from, keyword
+from tgis_cli.clients import probe
+from tgis_cli.terminal.options import complete_from, keyword
 
 app = typer.Typer(add_completion=False)
 

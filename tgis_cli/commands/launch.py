@@ -17,24 +17,24 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tgis_cli.exits import EXIT_UNEXPECTED, explain, is_end, silence_broken_outputs
-from tgis_cli.option_help import GroupedHelpCommand
-from tgis_cli.options import with_serve_options
-from tgis_cli.stop_signals import STOP_SIGNALS
-from tgis_cli.supervisor.termination_log import write_termination_log
-from tgis_server import failures
-from tgis_server.config import LoadedConfig, ServeConfig, load_config, options
-from tgis_server.descriptors import raise_limit
+from tgis_cli.launch.termination_log import write_termination_log
+from tgis_cli.terminal.exits import EXIT_UNEXPECTED, explain, is_end, silence_broken_outputs
+from tgis_cli.terminal.option_help import GroupedHelpCommand
+from tgis_cli.terminal.options import with_serve_options
+from tgis_cli.terminal.stop_signals import STOP_SIGNALS
 from tgis_server.errors import TgisError
+from tgis_server.failures import catalogue as failures
+from tgis_server.host.descriptors import raise_limit
 from tgis_server.logs import setup_handler, setup_logging
-from tgis_server.processes import LAUNCHER, child_names
+from tgis_server.options.config import LoadedConfig, ServeConfig, load_config, options
+from tgis_server.words.processes import LAUNCHER, child_names
 
 if TYPE_CHECKING:
-    from tgis_cli.resolve import Resolved
-    from tgis_cli.supervisor.restarts import RestartPolicy
+    from tgis_cli.decide.resolve import Resolved
+    from tgis_cli.launch.restarts import RestartPolicy
+    from tgis_cli.relay.terminal import Terminal
     from tgis_cli.supervisor.supervisor import Outcome
-    from tgis_cli.supervisor.terminal import Terminal
-    from tgis_server.run import Run
+    from tgis_server.run.run import Run
 
 app = typer.Typer(add_completion=False)
 logger = logging.getLogger(__name__)
@@ -75,10 +75,10 @@ def run_launch(
         needs_model: refuse to start without a model instead of serving the demo model.
         warnings: logged before those about the options.
     """
-    from tgis_cli.prepare import prepare_or_retry
-    from tgis_cli.supervisor.restarts import RestartPolicy
+    from tgis_cli.launch.prepare import prepare_or_retry
+    from tgis_cli.launch.restarts import RestartPolicy
     from tgis_cli.supervisor.signals import decide_hangup, exit_until_supervised
-    from tgis_server.phases import process_started_at
+    from tgis_server.run.phases import process_started_at
 
     exit_until_supervised()
     os.umask(0o077)  # what this process and its children make is this user's alone
@@ -134,7 +134,7 @@ class Launch:
         Args:
             undo: cleared: from now on the supervisor decides what stays.
         """
-        from tgis_cli.prepare import prepare_or_retry
+        from tgis_cli.launch.prepare import prepare_or_retry
         from tgis_cli.supervisor.supervisor import Outcome
         from tgis_cli.supervisor.waiting import first_of
 
@@ -161,7 +161,7 @@ class Launch:
             log_choices(resolved, self._terminal)
 
     async def _supervise_once(self, run: Run) -> Outcome:
-        from tgis_cli.supervisor.cause import explain_own_error
+        from tgis_cli.causes.cause import explain_own_error
         from tgis_cli.supervisor.run_dir import get_failure_time, locked
         from tgis_cli.supervisor.supervisor import Outcome, Supervisor
 
@@ -187,7 +187,7 @@ def log_to_stderr(config: ServeConfig) -> None:
 
 def open_terminal(config: ServeConfig, environ: Mapping[str, str], num_shard: int) -> Terminal:
     """The launcher's outputs, which its log goes to as well."""
-    from tgis_cli.supervisor.terminal import Terminal, TerminalHandler
+    from tgis_cli.relay.terminal import Terminal, TerminalHandler
 
     names = [LAUNCHER, *child_names(num_shard)]
     terminal = Terminal(
@@ -231,7 +231,7 @@ def errors_in_termination_log(
 
 def make_failed_line(sentence: str, exit_code: int) -> str:
     """The last line of a JSON output."""
-    from tgis_cli.supervisor.terminal import make_json_line
+    from tgis_cli.relay.terminal import make_json_line
 
     return make_json_line(LAUNCHER, sentence, "error", event="failed", exit_code=exit_code)
 

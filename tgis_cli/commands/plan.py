@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from tgis_cli.option_help import GroupedHelpCommand
-from tgis_cli.options import with_serve_options
-from tgis_cli.progress import failures_told
-from tgis_server.config import load_config
+from tgis_cli.terminal.option_help import GroupedHelpCommand
+from tgis_cli.terminal.options import with_serve_options
+from tgis_cli.terminal.progress import failures_told
+from tgis_server.options.config import load_config
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 

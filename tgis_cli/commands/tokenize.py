@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from tgis_cli.client import DEFAULT_URL, Client
-from tgis_cli.models import find_cache_dir, find_model_dir
+from tgis_cli.clients.grpc_client import DEFAULT_URL, Client
+from tgis_cli.model_files import find_cache_dir, find_model_dir
 from tgis_server.errors import UsageError
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -63,7 +63,7 @@ def read_lines() -> Iterator[str]:
 
 
 def cut_locally(texts: Iterable[str], model: str) -> Iterator[Tokens]:
-    from tgis_server.frontend.tokenizer import read_tokenizer
+    from tgis_server.frontend.text.tokenizer import read_tokenizer
 
     cache_dir, _ = find_cache_dir(os.environ)
     tokenizer = read_tokenizer(find_model_dir(model, None, cache_dir), warn)

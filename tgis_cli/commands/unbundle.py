@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from tgis_cli.models import get_cache_dir
-from tgis_cli.progress import failures_told, show_progress, tell_result
+from tgis_cli.model_files import get_cache_dir
+from tgis_cli.terminal.progress import failures_told, show_progress, tell_result
 from tgis_server.errors import UsageError
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -26,7 +26,7 @@ def unbundle(
 ) -> None:
     """Check a packed model and put it into the local cache. What is printed on stdout is its directory."""
     with failures_told(as_json=json_):
-        from tgis_cli.models.bundle import open_bundle, unbundle_to_cache, unbundle_to_directory
+        from tgis_cli.model_files.bundle import open_bundle, unbundle_to_cache, unbundle_to_directory
 
         if to and name:
             raise UsageError("--to and --name exclude each other: a directory needs no name in the cache.")

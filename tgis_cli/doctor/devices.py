@@ -6,15 +6,15 @@ import math
 import re
 from collections.abc import Iterator
 
-from tgis_cli.decisions import Decisions
+from tgis_cli.decide.decisions import Decisions
+from tgis_cli.decide.resources import GPU_LISTS, choose_device, choose_num_shard, count
 from tgis_cli.doctor.libraries import find_version
 from tgis_cli.doctor.verdict import Context, Verdict, failed, ok, warn
 from tgis_cli.machine.gpus import read_use, split_devices
-from tgis_cli.resources import GPU_LISTS, choose_device, choose_num_shard, count
-from tgis_server import failures
 from tgis_server.engines.catalogue import DEFAULT, REHEARSAL
 from tgis_server.errors import TgisError
-from tgis_server.sizes import format_bytes
+from tgis_server.failures import catalogue as failures
+from tgis_server.words.sizes import format_bytes
 
 # The oldest driver for each major version of CUDA: https://docs.nvidia.com/deploy/cuda-compatibility/
 FIRST_DRIVER = {11: "450.80", 12: "525.60", 13: "580.65"}

@@ -7,13 +7,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from tgis_cli.decide.legacy_settings import BY_NAME, warn_of_settings
 from tgis_cli.doctor.verdict import Context, Verdict, fail, ok, warn
-from tgis_cli.legacy_settings import BY_NAME, warn_of_settings
-from tgis_cli.models.cache_place import CURRENT, DEPRECATED
+from tgis_cli.model_files.cache.place import CURRENT, DEPRECATED
 from tgis_cli.supervisor.environment import ALLOCATOR, SECRETS
-from tgis_server.config import FALSE_WORDS, options
-from tgis_server.proxies import PROXIES, find_proxy, host_of
-from tgis_server.url_credentials import mask_credentials, split_credentials
+from tgis_server.host.proxies import PROXIES, find_proxy, host_of
+from tgis_server.options.config import FALSE_WORDS, options
+from tgis_server.words.url_credentials import mask_credentials, split_credentials
 
 LIKENESS = 0.84  # of MAX_SEQ_LENGTH and MAX_SEQUENCE_LENGTH
 MIN_LENGTH = 8  # shorter names are like one another by chance

@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import tgis_server
+from tgis_cli.causes.explain import SharedMemory
+from tgis_cli.decide.preflight import check_address_space, check_processes, describe_limit
 from tgis_cli.doctor.verdict import Context, Verdict, failed, ok, warn
-from tgis_cli.machine.preflight import check_address_space, check_processes, describe_limit
 from tgis_cli.machine.process_limits import read_process_limits
-from tgis_cli.supervisor.explain import SharedMemory
-from tgis_server import cgroup
-from tgis_server.clock import format_time
 from tgis_server.errors import TgisError
-from tgis_server.sizes import GIB, format_bytes
+from tgis_server.host import cgroup
 from tgis_server.threads import Threads
+from tgis_server.words.clock import format_time
+from tgis_server.words.sizes import GIB, format_bytes
 
 PLACE = "/dev/shm"  # noqa: S108  not a temporary file
 MIN_FREE_BYTES = GIB  # torch, the processes' own memory, and a small model

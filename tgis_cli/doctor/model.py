@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tgis_cli.decide.preflight import check_memory
 from tgis_cli.doctor.verdict import Context, Verdict, fail, failed, ok, warn
-from tgis_cli.machine.preflight import check_memory
-from tgis_cli.models.tokenizer_check import load_tokenizer
+from tgis_cli.model_files.tokenizer_check import load_tokenizer
 from tgis_server.errors import TgisError
-from tgis_server.sizes import format_bytes
+from tgis_server.words.sizes import format_bytes
 
 
 def check_model(context: Context) -> Iterator[Verdict]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 
+from tgis_cli.decide.preflight import is_held_by_server
 from tgis_cli.doctor.verdict import Context, Verdict, failed, ok, warn
-from tgis_cli.machine.preflight import is_held_by_server
-from tgis_server import failures
 from tgis_server.errors import TgisError
-from tgis_server.ports import find_owner, listen
-from tgis_server.url_credentials import mask_credentials
+from tgis_server.failures import catalogue as failures
+from tgis_server.host.ports import find_owner, listen
+from tgis_server.words.url_credentials import mask_credentials
 
 TRACING_MODULES = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.grpc")
 

@@ -13,15 +13,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tgis_cli.decide.preflight import MAX_SOCKET_PATH_BYTES, check_socket
+from tgis_cli.decide.resources import count
 from tgis_cli.doctor.verdict import Context, Verdict, failed, ok, warn
-from tgis_cli.machine.preflight import MAX_SOCKET_PATH_BYTES, check_socket
-from tgis_cli.models import find_cache_dir, is_homeless, list_folders
-from tgis_cli.models.disk import count_free_bytes, describe_room
-from tgis_cli.resources import count
+from tgis_cli.model_files import find_cache_dir, is_homeless, list_folders
+from tgis_cli.model_files.cache.disk import count_free_bytes, describe_room
 from tgis_cli.supervisor.run_dir import PREFIX, is_leftover, sort_failed
-from tgis_server import cgroup, failures
 from tgis_server.errors import TgisError
-from tgis_server.sizes import GIB, format_bytes
+from tgis_server.failures import catalogue as failures
+from tgis_server.host import cgroup
+from tgis_server.words.sizes import GIB, format_bytes
 
 RUN_DIR_BYTES = 1 << 20  # ten times what a run writes
 RUN_DIR_INODES = 64
@@ -165,9 +166,9 @@ def check_cache(context: Context) -> Iterator[Verdict]:
 
 def check_cache_content(context: Context) -> Iterator[Verdict]:
     """Links that lead to nothing or out of a model's folder, missing snapshots, damaged and unfinished files."""
-    from tgis_cli.models.cache_folder import CacheFolder
-    from tgis_cli.models.disk import INCOMPLETE
-    from tgis_cli.models.inventory import list_revisions
+    from tgis_cli.model_files.cache.disk import INCOMPLETE
+    from tgis_cli.model_files.cache.folder import CacheFolder
+    from tgis_cli.model_files.cache.inventory import list_revisions
 
     try:
         cache_dir = find_cache_dir(context.environ)[0]

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tgis_cli.doctor.verdict import Context, Verdict, failed, ok, warn
-from tgis_server.clock import format_time
 from tgis_server.errors import TgisError
+from tgis_server.words.clock import format_time
 
 
 def check_tls(context: Context) -> Iterator[Verdict]:
@@ -18,14 +18,14 @@ def check_tls(context: Context) -> Iterator[Verdict]:
     if config.tls_cert_path is None or config.tls_key_path is None:
         yield ok("No TLS: both ports are plain text.")
         return
-    from tgis_server.frontend.tls import Tls  # and with it grpc
+    from tgis_server.frontend.transport.tls import Tls  # and with it grpc
 
     try:
         Tls.load(config)
     except TgisError as error:
         yield failed(error)
         return
-    from tgis_server.frontend.certificate import read_own_certificate
+    from tgis_server.frontend.transport.certificate import read_own_certificate
 
     leaf = read_own_certificate(config.tls_cert_path, config.tls_key_path)
     if leaf is None:
@@ -44,7 +44,7 @@ def check_tls(context: Context) -> Iterator[Verdict]:
 
 def judge_certificate(certificate: dict[str, Any], path: Path, now: float, *, is_own: bool) -> Verdict:
     """Its dates and names. Of several authorities some may be out of date: during a change of them, that is usual."""
-    from tgis_server.frontend.certificate import Validity
+    from tgis_server.frontend.transport.certificate import Validity
 
     validity = Validity.of(certificate)
     start, end, subject = validity.start, validity.end, validity.subject

@@ -16,11 +16,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tgis_cli.decide.resolve import Resolved
 from tgis_cli.machine import Machine
-from tgis_cli.resolve import Resolved
-from tgis_server import cgroup
-from tgis_server.config import LoadedConfig, ServeConfig
 from tgis_server.errors import TgisError
+from tgis_server.host import cgroup
+from tgis_server.options.config import LoadedConfig, ServeConfig
 
 
 class Level(StrEnum):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tgis_server import cgroup
+from tgis_server.host import cgroup
 
 SYSTEM = Path("/sys/devices/system")
 

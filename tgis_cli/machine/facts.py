@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tgis_cli.machine.cpus import Cpu, read_cpus
 from tgis_cli.machine.gpus import Gpu, find_gpus, torch_has_cuda
-from tgis_server import cgroup
+from tgis_server.host import cgroup
 
 __all__ = ["Cpu", "Gpu", "Machine", "probe_machine"]
 

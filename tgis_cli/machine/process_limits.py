@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tgis_server import cgroup
+from tgis_server.host import cgroup
 
 CAPABILITIES = (21, 24)  # SYS_ADMIN and SYS_RESOURCE: `ulimit -u` does not bind who has one
 IDENTITY = ["0", "0", str(2**32 - 1)]  # of /proc/self/uid_map: all users are those of the machine

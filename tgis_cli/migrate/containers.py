@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from tgis_cli.legacy_settings import BY_NAME
+from tgis_cli.decide.legacy_settings import BY_NAME
 
 EXECUTABLES = ("text-generation-launcher", "text-generation-server")
 IMAGE_NAMES = re.compile(r"(?:^|/)(?![^/]*caikit)[^/]*(text-gen|tgis)[^/]*$", re.IGNORECASE)  # caikit is a client

@@ -10,17 +10,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tgis_cli.models.disk import OTHER_CACHE, check_disk, free_disk_bytes
-from tgis_cli.models.tokenizer_check import check_tokenizer, load_tokenizer
+from tgis_cli.decide.resolve import Resolved, resolve
+from tgis_cli.decide.resources import GPU_LISTS
+from tgis_cli.model_files.cache.disk import OTHER_CACHE, check_disk, free_disk_bytes
+from tgis_cli.model_files.tokenizer_check import check_tokenizer, load_tokenizer
 from tgis_cli.plan.devices import Devices
 from tgis_cli.plan.fit import Fit, compare_shards
 from tgis_cli.plan.source import Source
-from tgis_cli.resolve import Resolved, resolve
-from tgis_cli.resources import GPU_LISTS
-from tgis_server.config import LoadedConfig
 from tgis_server.engines.catalogue import ModelSummary, find_engine
 from tgis_server.errors import ModelError, NotEnoughDevices, TgisError
 from tgis_server.model_files import HEADER_DTYPES, TensorInfo, find_weights, read_headers
+from tgis_server.options.config import LoadedConfig
 
 ABOUT_THIS_MACHINE = ("model_dir", "tokenization_workers", "shard_threads", "shard_cpus")
 ABOUT_FILES_HERE = ("model_dir",)

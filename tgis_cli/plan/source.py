@@ -11,12 +11,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tgis_cli.models import find_model_dir, get_cache_dir, is_in_cache
-from tgis_cli.models.convert import find_sources
-from tgis_cli.resolve import DEMO_MODEL_DIR
-from tgis_server.config import ServeConfig
+from tgis_cli.decide.resolve import DEMO_MODEL_DIR
+from tgis_cli.model_files import find_model_dir, get_cache_dir, is_in_cache
+from tgis_cli.model_files.convert.convert import find_sources
 from tgis_server.errors import ModelError, UsageError
 from tgis_server.model_files import find_weights
+from tgis_server.options.config import ServeConfig
 
 COPIED = ("config.json", "generation_config.json")
 
@@ -113,9 +113,9 @@ def lay_out_converted(sources: Mapping[Path, Path], directory: Path) -> int:
     Raises:
         ModelError: they cannot be converted.
     """
-    from tgis_cli.models.convert import find_index_to_make, join_names, read_content, write_index
-    from tgis_cli.models.remote_headers import write_content_with_hole
-    from tgis_cli.models.selection import is_whole
+    from tgis_cli.model_files.convert.convert import find_index_to_make, join_names, read_content, write_index
+    from tgis_cli.model_files.download.remote_headers import write_content_with_hole
+    from tgis_cli.model_files.download.selection import is_whole
 
     contents = {}
     for target, source in sources.items():
@@ -128,11 +128,11 @@ def lay_out_converted(sources: Mapping[Path, Path], directory: Path) -> int:
 
 
 def ask_hub(name: str, config: ServeConfig, cache_dir: Path, directory: Path, token: str | None) -> Source:
-    from tgis_cli.models.download import Transfers
-    from tgis_cli.models.get_model import Order
-    from tgis_cli.models.hub import get_endpoint
-    from tgis_cli.models.hub_token import find_token
-    from tgis_cli.models.remote_headers import fetch_headers, write_converted_header
+    from tgis_cli.model_files.download.download import Transfers
+    from tgis_cli.model_files.download.get_model import Order
+    from tgis_cli.model_files.download.hub import get_endpoint
+    from tgis_cli.model_files.download.hub_token import find_token
+    from tgis_cli.model_files.download.remote_headers import fetch_headers, write_converted_header
 
     def tell(sentence: str) -> None:
         print(sentence, file=sys.stderr)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tgis_cli.models.disk import describe_room
+from tgis_cli.decide.resolve import align, format_value
+from tgis_cli.decide.resources import count
+from tgis_cli.model_files.cache.disk import describe_room
 from tgis_cli.plan.fit import Fit
 from tgis_cli.plan.report import Report
-from tgis_cli.resolve import align, format_value
-from tgis_cli.resources import count
 from tgis_server.engines.catalogue import ModelSummary
-from tgis_server.sizes import format_bytes
+from tgis_server.words.sizes import format_bytes
 
 MAX_LISTED = 8
 

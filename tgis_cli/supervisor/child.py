@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from tgis_cli.supervisor.lines import plain_lines
+from tgis_cli.relay.lines import plain_lines
 from tgis_cli.supervisor.signals import signals_held
 
 # called with (line, is_stderr)

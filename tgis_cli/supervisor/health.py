@@ -7,11 +7,11 @@ from pathlib import Path
 
 import grpc
 
-from tgis_server.processes import rank_of
-from tgis_server.run import Run
+from tgis_server.run.run import Run
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.wire import shard_pb2_grpc
 from tgis_server.wire.grpc_channels import open_async_channel
+from tgis_server.words.processes import rank_of
 
 # A child that has not bound its socket yet is asked again at once; gRPC's own first pause would be a second.
 CHANNEL_OPTIONS = (

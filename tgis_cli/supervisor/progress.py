@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tgis_cli.supervisor.cause import ProcessHangs
+from tgis_cli.causes.cause import ProcessHangs
 from tgis_cli.supervisor.health import Reply
-from tgis_server import failures
-from tgis_server.processes import FRONTEND
+from tgis_server.failures import catalogue as failures
 from tgis_server.wire import shard_pb2 as pb
+from tgis_server.words.processes import FRONTEND
 
 MAX_ROWS = 6  # of the live status
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from types import FrameType
 
-from tgis_cli.stop_signals import ECHO_S, STOP_SIGNALS, heeded_signals
+from tgis_cli.terminal.stop_signals import ECHO_S, STOP_SIGNALS, heeded_signals
 
 
 def exit_until_supervised() -> None:

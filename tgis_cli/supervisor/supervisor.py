@@ -27,9 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tgis_cli.machine.process_limits import read_process_limits
-from tgis_cli.stop_signals import STOP_SIGNALS
-from tgis_cli.supervisor.cause import (
+from tgis_cli.causes.cause import (
     Cause,
     Exit,
     ProcessHangs,
@@ -39,19 +37,21 @@ from tgis_cli.supervisor.cause import (
     only_peers_are_blamed,
     read_records,
 )
+from tgis_cli.causes.explain import lacks_threads
+from tgis_cli.causes.oom import OomWatch
+from tgis_cli.machine.process_limits import read_process_limits
+from tgis_cli.relay.terminal import Terminal
 from tgis_cli.supervisor.child import Child
 from tgis_cli.supervisor.environment import child_environment
-from tgis_cli.supervisor.explain import lacks_threads
-from tgis_cli.supervisor.oom import OomWatch
 from tgis_cli.supervisor.signals import StopSignals
-from tgis_cli.supervisor.terminal import Terminal
 from tgis_cli.supervisor.waiting import first_of, wait_all
-from tgis_server import failures
+from tgis_cli.terminal.stop_signals import STOP_SIGNALS
 from tgis_server.errors import GroupFailed
-from tgis_server.interpreter import make_command
-from tgis_server.processes import FRONTEND, child_names, rank_of
-from tgis_server.run import Run
+from tgis_server.failures import catalogue as failures
+from tgis_server.host.interpreter import make_command
+from tgis_server.run.run import Run
 from tgis_server.threads import OWN, POLLER, ThreadRoom, Threads
+from tgis_server.words.processes import FRONTEND, child_names, rank_of
 
 if TYPE_CHECKING:
     from tgis_cli.supervisor.watching import Watcher

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from tgis_server.phases import SERVING
-from tgis_server.processes import FRONTEND, LAUNCHER
-from tgis_server.sizes import format_bytes
+from tgis_server.run.phases import SERVING
 from tgis_server.wire import shard_pb2 as pb
+from tgis_server.words.processes import FRONTEND, LAUNCHER
+from tgis_server.words.sizes import format_bytes
 
 WAITING = "waiting for the shards"  # the front-end's phase of that name
 SHOWN_S = 0.05  # shorter phases are left out of the sentence

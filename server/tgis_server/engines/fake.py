@@ -26,10 +26,9 @@ from pathlib import Path
 from tgis_server.engines.api import Capacity, ModelFacts, Progress, RunnerCaps
 from tgis_server.engines.catalogue import FAKE_CAPS
 from tgis_server.errors import ModelError
-from tgis_server.faults import Fault
 from tgis_server.model_files import read_json
-from tgis_server.processes import shard_name
-from tgis_server.run import Run
+from tgis_server.options.faults import Fault
+from tgis_server.run.run import Run
 from tgis_server.wire.messages import (
     NO_ADAPTER,
     Adapter,
@@ -40,6 +39,7 @@ from tgis_server.wire.messages import (
     TokenDetail,
     TokenIds,
 )
+from tgis_server.words.processes import shard_name
 
 BROKEN = "broken"  # adapters whose id begins so cannot be staged
 MAX_ADAPTERS = 4  # of a rehearsal

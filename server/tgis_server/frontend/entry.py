@@ -10,33 +10,33 @@ from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from tgis_server.descriptors import MaxConnections, raise_limit
 from tgis_server.errors import PeerLost, Unavailable
-from tgis_server.faults import Fault
 from tgis_server.frontend.admission import Admission
-from tgis_server.frontend.connections import PortWatch, watch_connections
-from tgis_server.frontend.detokenizer import PieceDecoder
 from tgis_server.frontend.generation import GenerationService
-from tgis_server.frontend.grpc_server import PublicServer, num_streams
-from tgis_server.frontend.launcher import LauncherServer
+from tgis_server.frontend.grpc_api.requests import library_limit_bytes
+from tgis_server.frontend.grpc_api.server import PublicServer, num_streams
+from tgis_server.frontend.grpc_api.service import GenerationServicer
+from tgis_server.frontend.launcher_socket import LauncherServer
+from tgis_server.frontend.metrics.metrics import Metrics
 from tgis_server.frontend.output import TextSettings
-from tgis_server.frontend.patience import Patience
-from tgis_server.frontend.receive import library_limit_bytes
 from tgis_server.frontend.router import Router
-from tgis_server.frontend.service import GenerationServicer
 from tgis_server.frontend.state import ServerState
-from tgis_server.frontend.tls import Tls
-from tgis_server.frontend.tokenizer import Tokenizer
+from tgis_server.frontend.text.detokenizer import PieceDecoder
+from tgis_server.frontend.text.tokenizer import Tokenizer
+from tgis_server.frontend.text.vocabulary import load_vocabulary
 from tgis_server.frontend.tracing import Tracing
+from tgis_server.frontend.transport.floods import PortWatch, watch_connections
+from tgis_server.frontend.transport.patience import Patience
+from tgis_server.frontend.transport.tls import Tls
 from tgis_server.frontend.validation import Limits
-from tgis_server.frontend.vocabulary import load_vocabulary
 from tgis_server.frontend.watch import Watch
-from tgis_server.metrics import Metrics
-from tgis_server.phases import Phases
-from tgis_server.processes import FRONTEND
-from tgis_server.run import Run
+from tgis_server.host.descriptors import MaxConnections, raise_limit
+from tgis_server.options.faults import Fault
+from tgis_server.run.phases import Phases
+from tgis_server.run.run import Run
 from tgis_server.threads import GRPC, HELPER, LANES, LAUNCHER_SERVER, POLLER, ThreadRoom
 from tgis_server.wire.link import EngineInfo, EngineLink, GrpcLink
+from tgis_server.words.processes import FRONTEND
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class Frontend:
         link: EngineLink,
         watch: Watch,
     ) -> None:
-        from tgis_server.frontend.http import HttpServer  # aiohttp takes longer to import than all the rest
+        from tgis_server.frontend.http_api.server import HttpServer  # aiohttp takes longer to import than all the rest
 
         config = run.config
         self.state = state

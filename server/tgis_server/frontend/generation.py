@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 from tgis_server.errors import InvalidRequest
 from tgis_server.frontend.admission import Permits
+from tgis_server.frontend.metrics.metrics import Metrics
 from tgis_server.frontend.output import Output, TextSettings
 from tgis_server.frontend.request import GenerationRequest
 from tgis_server.frontend.router import Router
-from tgis_server.frontend.tokenizer import EncodedInput, Tokenizer, TokenizerFailed
+from tgis_server.frontend.text.tokenizer import EncodedInput, Tokenizer, TokenizerFailed
 from tgis_server.frontend.validation import GenerationParams, Limits, validate, validate_length
-from tgis_server.metrics import Metrics
 from tgis_server.wire.messages import FinishReason, Submit
 
 MAX_DRAWN_SEED = 2**32  # what clients know from the original; a seed that they send may have 64 bits

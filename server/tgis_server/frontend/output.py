@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tgis_server.errors import GenerationFailed, OutOfMemory, RequestError, Unavailable, with_status
-from tgis_server.frontend.detokenizer import Detokenizer, PieceDecoder
-from tgis_server.frontend.stop import StopMatcher
+from tgis_server.frontend.text.detokenizer import Detokenizer, PieceDecoder
+from tgis_server.frontend.text.stop import StopMatcher
 from tgis_server.frontend.validation import GenerationParams
 from tgis_server.wire.messages import NO_TOKEN, Failure, FinishReason, Submit, TokenDetail
 

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Literal
 
 from tgis_server.errors import Unavailable
-from tgis_server.phases import SERVING, Phases
+from tgis_server.run.phases import SERVING, Phases
 
 Probe = Literal["startup", "live", "ready"]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from tgis_server.errors import InvalidRequest
 from tgis_server.frontend.request import AdapterName, GenerationRequest, Parameters
-from tgis_server.frontend.stop import StopSequences
+from tgis_server.frontend.text.stop import StopSequences
 from tgis_server.wire.messages import SamplingParams, Wanted
 
 DEFAULT_MAX_NEW_TOKENS = 20

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tgis_server import failures
 from tgis_server.errors import TgisError
+from tgis_server.failures import catalogue as failures
+from tgis_server.host.regular_file import open_regular
 from tgis_server.model_files.content import read_beginning, refuse_stand_in
 from tgis_server.model_files.weight_files import WeightFiles
-from tgis_server.regular_file import open_regular
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
 HEADER_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # of floating point

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from tgis_server.phases import SERVING, Phases
+from tgis_server.run.phases import SERVING, Phases
 from tgis_server.wire import shard_pb2 as pb
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import grpc
 
-from tgis_server.proxies import goes_direct
+from tgis_server.host.proxies import goes_direct
 
 Option = tuple[str, int | str]
 

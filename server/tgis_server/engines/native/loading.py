@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-from tgis_server import cgroup
 from tgis_server.engines.api import Capacity, ModelFacts, Progress
 from tgis_server.engines.catalogue import KvBudget
 from tgis_server.engines.native.checkpoint import inspect_checkpoint
@@ -22,7 +21,8 @@ from tgis_server.engines.native.parallel import Group, ShardGroup, SoloGroup
 from tgis_server.engines.native.rope import build_table, find_rope_border
 from tgis_server.engines.native.spec import DecoderSpec, EncoderDecoderSpec
 from tgis_server.engines.native.weights import PHASE, read_parameters
-from tgis_server.run import Run
+from tgis_server.host import cgroup
+from tgis_server.run.run import Run
 
 GPU = 0  # a shard sees only the GPU that is its own
 

@@ -26,10 +26,10 @@ from tgis_server.engines.sampling.details import DetailTensors, compute_details,
 from tgis_server.engines.sampling.sampler import Sampled, Sampler
 from tgis_server.engines.sampling.staging import Staging
 from tgis_server.errors import OutOfMemory
-from tgis_server.faults import Fault
-from tgis_server.processes import shard_name
-from tgis_server.run import Run
+from tgis_server.options.faults import Fault
+from tgis_server.run.run import Run
 from tgis_server.wire.messages import Adapter, Masks, StepPlan, StepTokens, TokenDetail, Wanted
+from tgis_server.words.processes import shard_name
 
 MAX_PROMPT_LOGITS_BYTES = 64 << 20  # of one projection of prompt positions
 # Of torch, C++ and oneDNN; what oneDNN does not support says "primitive descriptor".

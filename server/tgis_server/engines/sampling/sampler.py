@@ -39,7 +39,7 @@ class SamplingRow(NamedTuple):  # hundreds are made in every step: a dataclass t
     """One row of a batch: whose token, which of its generated tokens, and how to choose."""
 
     slot: int
-    index: int  # of the token to choose among the sequence's generated tokens, from 0
+    token_index: int  # of the token to choose among the sequence's generated tokens, from 0
     params: SamplingParams
     wanted: Wanted
     seed: int = 0  # of the random draw
@@ -119,7 +119,7 @@ class Sampler:
 
     def _process_ends(self, scores: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
         """(a)"""
-        masked = [i for i, row in enumerate(rows) if row.index < row.params.min_new_tokens]
+        masked = [i for i, row in enumerate(rows) if row.token_index < row.params.min_new_tokens]
         for end_ids, group in self._by_end_ids(masked, rows):
             mask_ends_(scores, self._staging.put(group, torch.int64), end_ids)
         growth = {i: g for i, row in enumerate(rows) if (g := _length_growth(row)) > 0.0}
@@ -174,7 +174,7 @@ class Sampler:
         sampled = [i for i, row in enumerate(rows) if not row.params.is_greedy]
         if not sampled:
             return choose_greedy(scores)
-        draws = self._column([uniform(rows[i].seed, rows[i].index) for i in sampled], torch.float64)
+        draws = self._column([uniform(rows[i].seed, rows[i].token_index) for i in sampled], torch.float64)
         chosen = choose_sampled(self._pick(scores, sampled), draws)
         if len(sampled) == len(rows):
             return chosen
@@ -210,9 +210,9 @@ class Sampler:
 def _length_growth(row: SamplingRow) -> float:
     """By how much of their absolute value the end tokens' logits grow; 0 = the penalty does not act."""
     penalty = row.params.length_penalty
-    if penalty is None or row.index < row.params.min_new_tokens or row.index <= penalty.start_index:
+    if penalty is None or row.token_index < row.params.min_new_tokens or row.token_index <= penalty.start_index:
         return 0.0
     try:
-        return min(penalty.decay_factor ** (row.index - penalty.start_index) - 1.0, MAX_GROWTH)
+        return min(penalty.decay_factor ** (row.token_index - penalty.start_index) - 1.0, MAX_GROWTH)
     except OverflowError:
         return MAX_GROWTH

@@ -1,0 +1,1 @@
+"""Every failure that ends a start or a running server."""

@@ -1,0 +1,1 @@
+"""The gRPC door: ``fmaas.GenerationService``, reflection and ``grpc.health.v1``."""

@@ -1,0 +1,153 @@
+"""From the bytes of a request to its message, with the contract's statuses where there is none.
+
+The gRPC library would decode by itself, but ends calls with RESOURCE_EXHAUSTED and UNKNOWN where clients know
+OUT_OF_RANGE and INTERNAL. So it hands over bytes, and what it refuses by itself lies above the configured limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeAlias
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+
+from tgis_server.errors import RequestError, RequestTooLarge, Undecodable
+from tgis_server.frontend.grpc_api.end_call import Writer, end_call, watch_answer
+from tgis_server.frontend.transport.floods import Accounts, OpenCall
+from tgis_server.frontend.transport.patience import Patience
+
+Refuse: TypeAlias = Callable[[grpc.aio.ServicerContext, RequestError], Awaitable[None]]
+
+# A client that is somewhat too large learns the limit, which needs all of its request; nobody can send more than that.
+WALL_FACTOR = 8
+MAX_EXCESS_BYTES = 4 << 20
+MAX_WALL_BYTES = 2**31 - 1  # the option of the library is an int
+
+
+def library_limit_bytes(max_request_bytes: int) -> int:
+    """The size above which the gRPC library refuses a request before it is received."""
+    return min(WALL_FACTOR * max_request_bytes, max_request_bytes + MAX_EXCESS_BYTES, MAX_WALL_BYTES)
+
+
+async def abort(context: grpc.aio.ServicerContext, error: RequestError) -> None:
+    """End a call with an error's status."""
+    await context.abort(grpc.StatusCode[error.status], str(error))
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """What the methods of a service have in common."""
+
+    patience: Patience
+    max_request_bytes: int
+    refuse: Refuse = abort  # ends calls that have no request
+    why_not: Callable[[], RequestError | None] = lambda: None  # for what reason every request is refused now, unread
+    accounts: Accounts = field(default_factory=Accounts)
+    waits_for_room: bool = False  # whether bytes of its requests and answers count
+
+
+def make_handlers(service: ServiceDescriptor, servicer: Any, door: Door) -> grpc.GenericRpcHandler:
+    """The methods of a service, for a server to register."""
+    handlers = {method.name: _make_handler(method, getattr(servicer, method.name), door) for method in service.methods}
+    return grpc.method_handlers_generic_handler(service.full_name, handlers)
+
+
+def _make_handler(method: MethodDescriptor, behaviour: Callable[[Any, Any], Any], door: Door) -> grpc.RpcMethodHandler:
+    """All methods are registered as ones with a stream of requests, which clients do not notice: the library would
+    receive a single request before it calls anybody, whatever its size and however long it takes."""
+    request_type = GetMessageClass(method.input_type)
+    patience = door.patience
+
+    def open_call(context: grpc.aio.ServicerContext) -> OpenCall:
+        call = door.accounts.open(context.peer())
+        context.add_done_callback(lambda _: call.close(was_reset=not context.done()))
+        if door.waits_for_room:
+            context.add_done_callback(lambda _: patience.release_request(context))
+        return call
+
+    async def receive(context: grpc.aio.ServicerContext, call: OpenCall, *, is_first: bool = True) -> Message | None:
+        """The next request, or None after the last one. One that is refused ends the call."""
+        try:
+            if error := door.why_not():
+                raise error
+            call.account.num_receiving += 1
+            try:
+                end = partial(end_call, context)
+                raw = await patience.receive(context.read, end, is_first=is_first, waits_for_room=door.waits_for_room)
+                if raw is grpc.aio.EOF:
+                    return None
+                call.note_request(len(raw))  # accounted for before it stops to arrive: another thread looks at both
+            finally:
+                call.account.num_receiving -= 1
+            if door.waits_for_room:
+                patience.hold_request(context, len(raw))
+            return decode(request_type, raw, door.max_request_bytes)
+        except RequestError as error:
+            await refuse(context, error)
+            raise
+
+    async def receive_one(context: grpc.aio.ServicerContext) -> Message:
+        request = await receive(context, open_call(context))
+        if request is None:  # or the client has left, and nobody hears this
+            await refuse(context, error := Undecodable("failed to decode Protobuf message: there is none"))
+            raise error
+        return request
+
+    async def refuse(context: grpc.aio.ServicerContext, error: RequestError) -> None:
+        with Writer(context, patience).writing():
+            await door.refuse(context, error)
+
+    async def answer(_: object, context: grpc.aio.ServicerContext) -> bytes:
+        response = to_bytes(await behaviour(await receive_one(context), context))
+        watch_answer(context, patience, len(response), is_held=door.waits_for_room)
+        return response
+
+    async def answer_in_parts(_: object, context: grpc.aio.ServicerContext) -> None:
+        await behaviour(await receive_one(context), context)
+        Writer(context, patience).watch_last(context)
+
+    async def converse(_: object, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        call, writer = open_call(context), Writer(context, patience)
+
+        async def receive_all() -> AsyncIterator[Message]:
+            is_first = True
+            while (request := await receive(context, call, is_first=is_first)) is not None:
+                is_first = False
+                yield request
+
+        async for response in behaviour(receive_all(), context):
+            raw = to_bytes(response)
+            with writer.writing(len(raw)):
+                yield raw
+        writer.watch_last(context)
+
+    if method.client_streaming:
+        return grpc.stream_stream_rpc_method_handler(converse, response_serializer=to_bytes)
+    if method.server_streaming:
+        return grpc.stream_stream_rpc_method_handler(answer_in_parts, response_serializer=to_bytes)
+    return grpc.stream_unary_rpc_method_handler(answer)
+
+
+def to_bytes(response: Message | bytes) -> bytes:
+    """Large answers come serialized already: the event loop does not do it."""
+    return response if isinstance(response, bytes) else response.SerializeToString()
+
+
+def decode(request_type: type[Message], raw: bytes, max_bytes: int) -> Message:
+    """
+    Raises:
+        RequestTooLarge, Undecodable: with the contract's texts.
+    """
+    if len(raw) > max_bytes:
+        raise RequestTooLarge(
+            f"Error, message length too large: found {len(raw)} bytes, the limit is: {max_bytes} bytes"
+        )
+    try:
+        return request_type.FromString(raw)
+    except DecodeError as error:
+        raise Undecodable(f"failed to decode Protobuf message: {error}") from error

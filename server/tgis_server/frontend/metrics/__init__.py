@@ -1,0 +1,1 @@
+"""Every metric, and the text in which Prometheus reads them."""

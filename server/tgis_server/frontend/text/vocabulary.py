@@ -1,0 +1,27 @@
+"""What turns text into tokens and back, read from a model's files: by the front-end, and by checks before a start.
+
+One way for all, so that no check is content with what a start refuses.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from tgis_server.frontend.text.detokenizer import PieceDecoder
+from tgis_server.frontend.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+def load_vocabulary(
+    model_dir: Path,
+    num_workers: int,
+    *,
+    output_special_tokens: bool = False,
+    tell: Callable[[str], None] = logger.warning,
+) -> tuple[Tokenizer, PieceDecoder]:
+    """See :meth:`Tokenizer.load` and :class:`PieceDecoder`, also for errors."""
+    tokenizer = Tokenizer.load(model_dir, num_workers, tell=tell)
+    return tokenizer, PieceDecoder(tokenizer.inner, output_special_tokens=output_special_tokens)

@@ -1,0 +1,77 @@
+"""The server's certificate as clients see it: whose it is, and when it is valid. Judged at a start and in use."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from tgis_server.errors import TgisError
+from tgis_server.failures import catalogue as failures
+from tgis_server.words.clock import format_time
+
+SOON_S = 30 * 86_400.0  # for certificates that live so long; of short-lived ones the last third
+NO_CHECK_TIME = ssl.VerifyFlags(0x200000)  # X509_V_FLAG_NO_CHECK_TIME, which the module has no name for
+
+
+@dataclass(frozen=True, slots=True)
+class Validity:
+    """Whose, and from when to when, in seconds since the epoch."""
+
+    subject: str
+    start: float
+    end: float
+
+    @classmethod
+    def of(cls, certificate: Mapping[str, Any]) -> Self:
+        """Of a certificate as :meth:`ssl.SSLSocket.getpeercert` gives it."""
+        start, end = (float(ssl.cert_time_to_seconds(certificate[name])) for name in ("notBefore", "notAfter"))
+        return cls(describe_name(certificate["subject"]), start, end)
+
+    def includes(self, now: float) -> bool:
+        return self.start <= now <= self.end
+
+    def ends_soon(self, now: float) -> bool:
+        """Whether it is time to renew it."""
+        return self.end - now < min(SOON_S, (self.end - self.start) / 3)
+
+    def refusal(self, path: Path, now: float) -> TgisError:
+        """Why it is not taken, as it is not valid now."""
+        return failures.TLS_OUT_OF_DATE.error(
+            subject=self.subject,
+            path=path,
+            start=format_time(self.start),
+            end=format_time(self.end),
+            now=format_time(now),
+        )
+
+
+def describe_name(name: tuple[tuple[tuple[str, str], ...], ...]) -> str:
+    """The common name, else the last part of it."""
+    parts = {key: value for group in name for key, value in group}
+    return parts.get("commonName") or next(reversed(parts.values()), "nobody")
+
+
+def read_own_certificate(certificate: Path, key: Path) -> dict[str, Any] | None:
+    """The server's own certificate, as a client gets to see it: the module tells contents to the other side alone.
+
+    The client is in memory, trusts what it sees, whatever the date, and talks to nobody else. ``None``: it refuses.
+    """
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(certificate, key, password="")
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    client.load_verify_locations(certificate)
+    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | NO_CHECK_TIME
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    sides = [client.wrap_bio(to_client, to_server), server.wrap_bio(to_server, to_client, server_side=True)]
+    try:
+        for side in sides * 3:  # hello, certificate, finished
+            with contextlib.suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+    except ssl.SSLError:
+        return None
+    return sides[0].getpeercert()

@@ -1,0 +1,218 @@
+"""TLS of both ports, from files that may be replaced while the server runs. Knows files, nothing of calls.
+
+Every new connection looks whether the files changed: a handshake costs far more, and no timer has to be right.
+What fits together is used from then on, by new connections only. What cannot be read or does not fit together, as in
+the middle of a replacement, or is not valid now, changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from tgis_server.errors import TgisError
+from tgis_server.failures import catalogue as failures
+from tgis_server.frontend.transport.certificate import Validity, read_own_certificate
+from tgis_server.host.regular_file import read_regular
+from tgis_server.options.config import ServeConfig
+from tgis_server.words.clock import format_time
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """What the files hold at one moment, PEM."""
+
+    certificate: bytes
+    key: bytes
+    client_ca: bytes | None
+
+
+class Tls:
+    """The certificate, its key and the CA of clients, as they are now. Any thread may ask."""
+
+    def __init__(self, config: ServeConfig, certificate: Path, key: Path, now: Callable[[], float] = time.time) -> None:
+        """A certificate that is not valid is taken here, with a warning: the checks of a start refuse it.
+
+        Raises:
+            UsageError: a file is missing or broken, or key and certificate do not belong together.
+        """
+        self._certificate, self._key, self._client_ca = certificate, key, config.tls_client_ca_cert_path
+        self._http_mode = config.http_tls
+        self._now = now
+        self._lock = threading.Lock()  # guards what follows: gRPC asks from threads of its own
+        self._stamp = self._look()
+        self._files, self._context, self._validity = self._load()
+        self._waits_until: float | None = None  # when the files, which were refused, become valid
+        self._told: set[str] = set()  # what was warned of
+        self._judge()
+
+    @classmethod
+    def load(cls, config: ServeConfig) -> Tls | None:
+        """As configured, or None for plain text. Errors as for the constructor."""
+        if config.tls_cert_path is None or config.tls_key_path is None:
+            return None
+        return cls(config, config.tls_cert_path, config.tls_key_path)
+
+    def grpc_credentials(self) -> grpc.ServerCredentials:
+        """For the gRPC port. A client CA makes client certificates mandatory."""
+        sent, _ = self._refresh()
+
+        def fetch() -> grpc.ServerCertificateConfiguration | None:
+            """Called by gRPC before each handshake; None means no change."""
+            nonlocal sent
+            files, _ = self._refresh()
+            if files is sent:
+                return None
+            sent = files
+            return to_grpc(files)
+
+        return grpc.dynamic_ssl_server_credentials(
+            to_grpc(sent), fetch, require_client_authentication=self._client_ca is not None
+        )
+
+    def http_context(self) -> ssl.SSLContext | None:
+        """For the HTTP port; None where that stays plain text."""
+        if self._http_mode == "off":
+            return None
+        context = _FreshContext(ssl.PROTOCOL_TLS_SERVER)
+        context.tls = self
+        return context
+
+    def current_context(self) -> ssl.SSLContext:
+        """Made of what the files hold now."""
+        return self._refresh()[1]
+
+    @property
+    def path(self) -> Path:
+        """Of the certificate."""
+        return self._certificate
+
+    def get_expiry(self) -> float:
+        """When the certificate in use ends, in seconds since the epoch; NaN where it does not tell."""
+        self._refresh()
+        return self._validity.end if self._validity else float("nan")
+
+    def _refresh(self) -> tuple[TlsFiles, ssl.SSLContext]:
+        with self._lock:
+            stamp = self._look()
+            if stamp != self._stamp or (self._waits_until is not None and self._now() >= self._waits_until):
+                self._stamp = stamp  # before reading: what changes meanwhile is read next time
+                self._take_new_files()
+            self._judge()
+            return self._files, self._context
+
+    def _take_new_files(self) -> None:
+        self._waits_until = None
+        try:
+            if self._read() == self._files:
+                return
+            files, context, validity = self._load()
+            now = self._now()
+            if validity and not validity.includes(now):
+                self._waits_until = validity.start if now < validity.start else None
+                raise validity.refusal(self._certificate, now)
+        except TgisError as error:
+            self._warn_once(f"The TLS certificate in use stays: {error}")
+        else:
+            self._files, self._context, self._validity = files, context, validity
+            self._told.clear()
+            logger.info("TLS certificate %s was reloaded: %s", self._certificate, fingerprint(files))
+
+    def _judge(self) -> None:
+        """Warn of the certificate in use before clients refuse it, and when they do."""
+        validity, now = self._validity, self._now()
+        if validity is None:
+            return
+        if not validity.includes(now):
+            self._warn_once(f"The TLS certificate in use is not valid. {validity.refusal(self._certificate, now)}")
+        elif validity.ends_soon(now):
+            end = format_time(validity.end)
+            self._warn_once(f"The TLS certificate in use ends soon, on {end}: replace {self._certificate}.")
+
+    def _warn_once(self, text: str) -> None:
+        """Whatever the clock says in it by then."""
+        problem = text.partition(", and now it is")[0]
+        if problem not in self._told:
+            self._told.add(problem)
+            logger.warning("%s", text)
+
+    def _load(self) -> tuple[TlsFiles, ssl.SSLContext, Validity | None]:
+        files = self._read()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            context.load_cert_chain(self._certificate, self._key, password="")  # never ask on the terminal
+            own = read_own_certificate(self._certificate, self._key)
+        except (OSError, ValueError) as error:
+            raise failures.TLS_PAIR_UNUSABLE.error(
+                certificate=self._certificate, key=self._key, reason=error
+            ) from error
+        if self._client_ca:
+            try:
+                context.load_verify_locations(self._client_ca)
+            except OSError as error:
+                raise failures.TLS_CLIENT_CA_UNUSABLE.error(path=self._client_ca, reason=error) from error
+        if self._http_mode == "mutual":
+            context.verify_mode = ssl.CERT_REQUIRED
+        if self._read() != files:
+            raise failures.TLS_FILES_CHANGING.error(path=self._certificate)
+        return files, context, Validity.of(own) if own else None
+
+    def _look(self) -> list[tuple[int, ...] | None]:
+        """What changes with the files, without reading them."""
+        return [stamp_of(path) for path in (self._certificate, self._key, self._client_ca) if path]
+
+    def _read(self) -> TlsFiles:
+        return TlsFiles(
+            read_tls_file(self._certificate),
+            read_tls_file(self._key),
+            read_tls_file(self._client_ca) if self._client_ca else None,
+        )
+
+
+class _FreshContext(ssl.SSLContext):
+    """Gives each new connection the context of the files as they are then."""
+
+    tls: Tls
+
+    def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
+        """What asyncio calls for a connection."""
+        return self.tls.current_context().wrap_bio(*args, **options)
+
+
+def to_grpc(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration(
+        [(files.key, files.certificate)], root_certificates=files.client_ca
+    )
+
+
+def stamp_of(path: Path) -> tuple[int, ...] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def read_tls_file(path: Path) -> bytes:
+    try:
+        return read_regular(path)
+    except OSError as error:
+        raise failures.TLS_FILE_UNREADABLE.error(path=path, reason=error.strerror) from error
+
+
+def fingerprint(files: TlsFiles) -> str:
+    """As ``openssl x509 -fingerprint -sha256`` shows it."""
+    _, _, body = files.certificate.decode("ascii", "replace").partition(ssl.PEM_HEADER)
+    der = ssl.PEM_cert_to_DER_cert(ssl.PEM_HEADER + body.partition(ssl.PEM_FOOTER)[0] + ssl.PEM_FOOTER)
+    return "SHA-256 " + hashlib.sha256(der).digest().hex(":").upper()

@@ -1,0 +1,1 @@
+"""Every launch option, its type, default and check."""

@@ -1,0 +1,107 @@
+"""Failures on demand: ``--fault PROCESS:KIND@MOMENT`` makes a process fail in a way that machines and libraries do.
+
+Whoever reaches a moment says so; nothing happens unless the fault is for it. For tests and rehearsals: a real engine
+takes faults only beside ``--allow-faults``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+from dataclasses import dataclass
+
+from tgis_server.errors import OutOfMemory, UsageError
+from tgis_server.words.processes import FRONTEND, shard_name
+
+EXIT_CODES = {"exit": 1, "end": 0}
+SIGNALS = {
+    "kill": signal.SIGKILL,
+    "term": signal.SIGTERM,
+    "stop": signal.SIGSTOP,
+    "bus": signal.SIGBUS,
+    "segv": signal.SIGSEGV,
+    "ill": signal.SIGILL,
+    "abort": signal.SIGABRT,
+}
+ERRNOS = {
+    "missing-file": errno.ENOENT,
+    "file-forbidden": errno.EACCES,
+    "disk-full": errno.ENOSPC,
+    "too-many-files": errno.EMFILE,
+}
+# In the words of Python, torch, CUDA and NCCL.
+ERRORS: dict[str, tuple[type[Exception], str]] = {
+    "error": (RuntimeError, "provoked by --fault"),
+    "oom": (OutOfMemory, "GPU out of memory"),
+    "host-oom": (MemoryError, ""),
+    "gpu-oom": (
+        RuntimeError,
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.15 GiB of which 1.25 GiB is "
+        "free.",
+    ),
+    "gpu-error": (RuntimeError, "CUDA error: uncorrectable ECC error encountered"),
+    "gpu-unusable": (RuntimeError, "No CUDA GPUs are available"),
+    "gpu-not-supported": (RuntimeError, "CUDA error: no kernel image is available for execution on the device"),
+    "driver-too-old": (
+        RuntimeError,
+        "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver.",
+    ),
+    "shared-memory": (RuntimeError, "Error while creating shared memory segment /dev/shm/nccl-aB3 (size 9637888)"),
+    "timeout": (RuntimeError, "[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(OpType=ALLREDUCE)"),
+    "too-many-processes": (RuntimeError, "can't start new thread"),
+    "import-error": (ImportError, "libcudart.so.12: cannot open shared object file: No such file or directory"),
+    "missing-package": (ModuleNotFoundError, "No module named 'no_such_package'"),
+}
+KINDS = ("hang", *EXIT_CODES, *SIGNALS, *ERRNOS, *ERRORS)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What one process does at one moment."""
+
+    process: str
+    kind: str
+    moment: str  # shards: load, stage, stepN (0: warm-up), finishN; front-end: start, call (the first one)
+
+    @classmethod
+    def parse(cls, text: str) -> Fault:
+        """Raises:
+        UsageError: not ``PROCESS:KIND@MOMENT``.
+        """
+        match = re.fullmatch(
+            r"(?:shard(\d+):([a-z-]+)@(load|stage|(?:step|finish)\d+)|frontend:([a-z-]+)@(start|call))", text
+        )
+        kind = match and (match[2] or match[4])
+        if not match or kind not in KINDS:
+            raise UsageError(
+                f"--fault is {text!r}, but must read shardR:KIND@MOMENT with load, stage, stepN or finishN, or "
+                f"frontend:KIND@MOMENT with start or call, with KIND one of {', '.join(KINDS)}."
+            )
+        process = shard_name(int(match[1])) if match[1] else FRONTEND
+        return cls(process, str(kind), match[3] or match[5])
+
+    @classmethod
+    def of(cls, text: str | None, process: str) -> Fault | None:
+        """The fault of an option's value, if it is one of this process."""
+        fault = cls.parse(text) if text else None
+        return fault if fault and fault.process == process else None
+
+    def reach(self, moment: str) -> None:
+        if moment == self.moment:
+            self.strike()
+
+    def strike(self) -> None:
+        if self.kind in EXIT_CODES:
+            os._exit(EXIT_CODES[self.kind])
+        if self.kind in SIGNALS:
+            os.kill(os.getpid(), SIGNALS[self.kind])
+        if self.kind in ERRNOS:
+            number = ERRNOS[self.kind]
+            raise OSError(number, os.strerror(number), "/no/such/file")
+        if self.kind in ERRORS:
+            error, text = ERRORS[self.kind]
+            raise error(text)
+        while self.kind == "hang":
+            signal.pause()

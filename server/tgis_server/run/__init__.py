@@ -1,0 +1,1 @@
+"""One run of the server: its configuration, and what its processes tell each other about its start."""

@@ -1,0 +1,246 @@
+"""The checks that are made before anything starts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tgis_cli.decide import preflight
+from tgis_cli.decide.preflight import check_before_start, check_memory, check_sockets, wait_for_port
+from tgis_cli.decide.resolve import Resolved
+from tgis_cli.launch.prepare import prepare
+from tgis_cli.machine import Cpu, Gpu, Machine
+from tgis_cli.supervisor.run_dir import make_run_dir
+from tgis_server.errors import NotEnoughDevices, UsageError
+from tgis_server.host.ports import listen
+from tgis_server.options.config import ServeConfig, load_config
+from tgis_server.run.run import Run
+
+GIB = 1 << 30
+
+
+def make_run(run_dir: Path, **changes: Any) -> Run:
+    run = Run(
+        config=ServeConfig(grpc_port=0, port=0),
+        run_dir=run_dir,
+        model_id="org/name",
+        model_dir=run_dir,
+        engine="native",
+        device="cpu",
+        dtype="bfloat16",
+        num_shard=2,
+        max_sequence_length=2048,
+        is_max_sequence_length_explicit=False,
+        max_batch_tokens=512,
+        tokenization_workers=1,
+    )
+    return replace(run, **changes)
+
+
+class Weights:
+    """Stands for a checkpoint of a known size."""
+
+    def __init__(self, rank_bytes: int) -> None:
+        self.rank_bytes = rank_bytes
+
+    def weight_bytes(self, rank: int, num_shard: int, dtype: str) -> int:
+        return self.rank_bytes
+
+
+def machine(**facts: Any) -> Machine:
+    return Machine(
+        **{"gpus": (), "cpus": (Cpu(0, 0), Cpu(1, 1)), "has_bf16": True, "free_bytes": GIB, "limit_bytes": None} | facts
+    )
+
+
+def test_a_port_in_use_is_named_with_its_owner():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        with pytest.raises(UsageError, match=rf"Port {port} is already in use by .*\(pid {os.getpid()}\).*--port"):
+            listen("127.0.0.1", port, "--port")
+
+
+def test_a_server_that_is_ending_is_given_time_to_free_its_port(monkeypatch: pytest.MonkeyPatch):
+    program = (
+        "import socket; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, "tgis_server.child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as predecessor:
+        port = int(predecessor.stdout.readline())
+        monkeypatch.setattr(time, "sleep", lambda _: predecessor.communicate("end\n"))
+
+        wait_for_port("127.0.0.1", port, "--port")
+
+    assert predecessor.returncode == 0
+
+
+def test_a_free_port_passes():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+    listen("127.0.0.1", port, "--port").close()
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.7"])
+def test_a_host_that_is_not_ours_is_refused(host: str):
+    with pytest.raises(UsageError, match=f"--host {host} is not an address"):
+        listen(host, 0, "--port")
+
+
+def test_a_run_directory_is_private_and_fresh(tmp_path: Path):
+    first, second = make_run_dir(tmp_path), make_run_dir(tmp_path)
+
+    assert first != second
+    assert first.stat().st_mode & 0o777 == 0o700
+    assert (first / "errors").is_dir()
+
+
+def test_socket_paths_of_107_bytes_fit_and_of_108_do_not(tmp_path: Path):
+    room = 107 - len("/frontend.sock")
+    fits = tmp_path / ("d" * (room - len(str(tmp_path)) - 1))
+    fits.mkdir()
+
+    check_sockets(make_run(fits))
+
+    with pytest.raises(UsageError, match=r"1 bytes too long for a Unix socket: choose a shorter --run-dir"):
+        check_sockets(make_run(Path(f"{fits}d")))
+
+
+def test_the_sockets_of_a_running_server_are_not_taken(tmp_path: Path):
+    config = ServeConfig(shard_uds_path=str(tmp_path / "tgis"))
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "tgis-0"))
+        server.listen()
+
+        with pytest.raises(UsageError, match=r"tgis-0 belongs to a running server"):
+            check_sockets(make_run(tmp_path, config=config))
+
+
+def make_link(path: Path) -> None:
+    (path.parent / "precious").touch()
+    path.symlink_to("precious")
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [(Path.touch, "a file"), (Path.mkdir, "a directory"), (make_link, "a symbolic link"), (os.mkfifo, "no socket")],
+)
+def test_what_is_no_socket_is_not_replaced(tmp_path: Path, make: Callable[[Path], None], kind: str):
+    make(tmp_path / "tgis-0")
+
+    with pytest.raises(UsageError, match=rf"tgis-0 is {kind}, and is not replaced: .*--shard-uds-path"):
+        check_sockets(make_run(tmp_path, config=ServeConfig(shard_uds_path=str(tmp_path / "tgis"))))
+
+
+def test_the_socket_of_another_user_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "shard-0.sock"))
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+
+    with pytest.raises(UsageError, match=r"shard-0\.sock is a socket of user \d+, and is not replaced"):
+        check_sockets(make_run(tmp_path))
+
+
+def test_a_stale_socket_file_is_no_obstacle(tmp_path: Path):
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "shard-0.sock"))
+
+    check_sockets(make_run(tmp_path))
+
+
+def test_tls_files_must_be_readable(tmp_path: Path):
+    missing = tmp_path / "cert.pem"
+    config = ServeConfig(grpc_port=0, port=0, tls_cert_path=missing, tls_key_path=missing)
+
+    with pytest.raises(UsageError, match=r"--tls-cert-path .*cert\.pem cannot be read: No such file"):
+        check_before_start(make_run(tmp_path, config=config), machine(), None)
+
+
+def test_weights_of_all_shards_must_fit_into_the_memory_of_one_machine(tmp_path: Path):
+    run = make_run(tmp_path)
+
+    check_memory(run, machine(), Weights(GIB // 2))  # type: ignore[arg-type]
+
+    with pytest.raises(NotEnoughDevices, match=r"2\.0 GiB of weights .* 1\.0 GiB of memory are free"):
+        check_memory(run, machine(), Weights(GIB))  # type: ignore[arg-type]
+
+
+def test_weights_must_fit_on_each_gpu(tmp_path: Path):
+    run = make_run(tmp_path, device="cuda")
+    gpus = (Gpu("0", "GPU", 2 * GIB), Gpu("1", "GPU", GIB))
+
+    with pytest.raises(NotEnoughDevices, match=r"1\.5 GiB per GPU on 2 GPU\(s\), but GPU 1 offers 1\.0 GiB"):
+        check_memory(run, machine(gpus=gpus), Weights(3 * GIB // 2))  # type: ignore[arg-type]
+
+
+def test_a_signal_while_the_machine_is_looked_at_leaves_no_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    loaded = load_config({"rehearse": True, "run_dir": str(tmp_path), "grpc_port": "0", "port": "0"}, {})
+    seen = []
+
+    def check(*_: object) -> None:
+        seen.extend(tmp_path.glob("tgis-*/errors"))
+        raise SystemExit(0)
+
+    monkeypatch.setattr(preflight, "check_ports", check)
+    with pytest.raises(SystemExit), contextlib.ExitStack() as undo:
+        asyncio.run(prepare(loaded, {}, [], undo))
+
+    assert len(seen) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def start(tmp_path: Path, environ: dict[str, str], **flags: Any) -> tuple[Resolved, Run]:
+    loaded = load_config({"run_dir": str(tmp_path), "grpc_port": "0", "port": "0"} | flags, environ)
+    with contextlib.ExitStack() as undo:
+        return asyncio.run(prepare(loaded, environ, [], undo))
+
+
+def test_a_start_on_a_healthy_machine_warns_of_nothing_and_checks_in_less_than_a_second(tmp_path: Path):
+    resolved, run = start(tmp_path, {})
+
+    begun = dict(run.launcher_phases)
+    assert resolved.warnings == ()
+    assert begun["spawning"] - begun["checking"] < 1.0
+
+
+def test_a_start_warns_of_what_only_slows_it_down(tmp_path: Path):
+    resolved, _ = start(tmp_path, {"PYTHONDEVMODE": "1", "MAX_SEQ_LENGTH": "7"})
+
+    assert resolved.warnings == (
+        "The variable MAX_SEQ_LENGTH is no option. Did you mean MAX_SEQUENCE_LENGTH?",
+        "PYTHONDEVMODE=1 checks every call of Python. Remove it, unless you are looking for an error.",
+    )
+
+
+def test_tls_files_that_do_not_work_end_a_start_before_any_process(tmp_path: Path):
+    file = tmp_path / "pem"
+    file.write_text("no PEM")
+
+    with pytest.raises(UsageError, match=r"TLS certificate .*pem and key .* cannot be used together"):
+        start(tmp_path, {}, tls_cert_path=str(file), tls_key_path=str(file))
+
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_start_without_preflight_checks_nothing_and_says_so(tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        environ = {"SKIP_PREFLIGHT": "1", "PORT": str(taken.getsockname()[1]), "PYTHONDEVMODE": "1"}
+
+        resolved, _ = start(tmp_path, environ, port=None)
+
+    assert resolved.warnings == (
+        "nothing was checked before this start (--skip-preflight): what is wrong will show later",
+    )

@@ -1,0 +1,40 @@
+"""Every row of the catalogue of failures comes about as it says, with its sentence and its exit code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from provocations import VALUES, provoke
+from tgis_server.failures.catalogue import CATALOGUE, Failure
+
+
+def as_pattern(sentence: str) -> str:
+    """What a template's sentences look like."""
+    return re.sub(r"\\\{.*?\\\}|\{.*?\}", ".+", re.escape(sentence), flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("failure", CATALOGUE, ids=lambda failure: failure.name)
+def test_a_failure_comes_about_and_says_its_sentence(
+    failure: Failure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sentence, exit_code = provoke(failure, tmp_path, monkeypatch)
+
+    assert re.fullmatch(as_pattern(failure.sentence), sentence)
+    assert VALUES.get(failure, "") in sentence
+    assert exit_code == failure.kind.exit_code
+
+
+def test_names_are_slugs_and_occur_once() -> None:
+    names = [failure.name for failure in CATALOGUE]
+
+    assert all(re.fullmatch(r"[a-z]+(-[a-z]+)*", name) for name in names)
+    assert len(set(names)) == len(names)
+
+
+def test_values_that_are_sizes_are_shown_as_such() -> None:
+    failure = Failure("x", "", "{what} has {free_bytes}.", CATALOGUE[0].kind)
+
+    assert str(failure.error(what="It", free_bytes=3 << 29)) == "It has 1.5 GiB."

@@ -1,0 +1,146 @@
+"""No process of ours imports from wherever it happens to be started."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tgis_cli.model_files.download.download import Transfers
+from tgis_cli.supervisor.environment import child_environment
+from tgis_server.host import interpreter
+from tgis_server.host.interpreter import make_command, make_environment
+from tgis_server.options.config import ServeConfig
+from tgis_server.run.run import Run
+
+ROOT = Path(__file__).parents[3]
+TGIS = Path(sys.executable).parent / "tgis"
+FOREIGN = ("shutil", "json", "hashlib", "ctypes", "socket", "typer")
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    """A directory whose modules end whoever imports them."""
+    for name in FOREIGN:
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('imported {name}')\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("", None),
+        (":", None),
+        (".:./", None),
+        (":/lib", "/lib"),
+        ("/lib:", "/lib"),
+        ("/one::/two", "/one:/two"),
+        ("lib:/two", "lib:/two"),
+    ],
+)
+def test_children_get_what_pythonpath_names_without_the_current_directory(given: str, kept: str | None):
+    environ = make_environment({"PYTHONPATH": given, "HOME": "/home/u"})
+
+    assert environ == {"HOME": "/home/u", "PYTHONSAFEPATH": "1"} | ({} if kept is None else {"PYTHONPATH": kept})
+
+
+@pytest.mark.parametrize("rank", [None, 0])
+def test_every_kind_of_child_gets_that_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rank: int | None):
+    monkeypatch.setenv("PYTHONPATH", ":/lib")
+    run = Run(
+        config=ServeConfig(rehearse=True),
+        run_dir=tmp_path,
+        model_id="fake",
+        model_dir=tmp_path,
+        engine="fake",
+        device="cpu",
+        dtype="float32",
+        num_shard=1,
+        max_sequence_length=512,
+        is_max_sequence_length_explicit=False,
+        max_batch_tokens=64,
+        tokenization_workers=1,
+    )
+
+    for environ in (child_environment(run, rank, os.environ), Transfers().make_environment()):
+        assert (environ["PYTHONPATH"], environ["PYTHONSAFEPATH"]) == ("/lib", "1")
+
+
+@pytest.mark.parametrize("module", ["tgis_cli", "tgis_cli.grpc_healthcheck"])
+@pytest.mark.parametrize("pythonpath", [None, ":", "/nowhere:."])
+def test_programs_run_by_name_of_their_module_see_nothing_foreign(foreign: Path, module: str, pythonpath: str | None):
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    environ |= {} if pythonpath is None else {"PYTHONPATH": pythonpath}
+
+    done = subprocess.run([sys.executable, "-m", module, "--help"], cwd=foreign, env=environ, capture_output=True)
+
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_child_that_is_started_by_hand_sees_nothing_foreign(foreign: Path):
+    command = [sys.executable, "-m", "tgis_server.child", "frontend", "--death-fd", "0", "--parent", "0"]
+
+    done = subprocess.run(command, cwd=foreign, stdin=subprocess.DEVNULL, capture_output=True)
+
+    assert (done.returncode, done.stderr) == (70, b"")  # it has no such parent
+
+
+def test_the_scripts_see_nothing_foreign_with_an_empty_entry_in_pythonpath(foreign: Path):
+    environ = os.environ | {"PYTHONPATH": ":"}
+
+    done = subprocess.run([TGIS, "version"], cwd=foreign, env=environ, capture_output=True)
+
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_children_of_children_see_nothing_foreign(foreign: Path):
+    program = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', 'import json']))"
+
+    done = subprocess.run(make_command("-c", program), cwd=foreign, env=make_environment(os.environ), check=False)
+
+    assert done.returncode == 0
+
+
+def test_a_current_directory_that_is_gone_is_no_obstacle(tmp_path: Path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    program = f"cd {gone} && rmdir {gone} && exec {sys.executable} -m tgis_cli version"
+
+    done = subprocess.run(["sh", "-c", program], capture_output=True)
+
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_library_leaves_the_path_of_other_programs_alone(foreign: Path):
+    program = "import tgis_cli, sys; print(sys.path[0] == '')"
+
+    done = subprocess.run([sys.executable, "-c", program], cwd=foreign, capture_output=True, text=True)
+
+    assert done.stdout == "True\n"
+
+
+def test_the_scripts_are_known_by_their_names():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+    assert sorted(interpreter.SCRIPTS) == sorted(project["scripts"])
+
+
+def test_python_processes_are_started_in_one_way():
+    places = [place for part in ("tgis_cli", "server", "scripts") for place in find_commands(ROOT / part)]
+
+    assert {place.rpartition(":")[0] for place in places} == {"server/tgis_server/host/interpreter.py"}, places
+
+
+def find_commands(directory: Path) -> Iterator[str]:
+    """Where a list or tuple begins with the interpreter."""
+    for file in sorted(directory.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            first = ast.unparse(node.elts[0]) if isinstance(node, ast.List | ast.Tuple) and node.elts else ""
+            if "sys.executable" in first and not first.endswith(".parent / 'tgis'"):
+                yield f"{file.relative_to(ROOT)}:{node.lineno}"

@@ -1,0 +1,206 @@
+"""What a launcher reads before it has processes: it is watched, and never holds up the end."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import psutil
+import pytest
+
+from tgis_cli.launch import prepare
+from tgis_cli.launch.forked_work import Doing, Forked, Place
+from tgis_server.errors import GroupFailed, ModelError
+from tgis_server.host.ports import listen
+from tgis_server.options.config import load_config
+
+
+def run_forked(work: Callable[[], Any]) -> Any:
+    async def run() -> Any:
+        async with Forked.start(work) as forked:
+            while not await forked.wait(1.0):
+                pass
+            return forked.result()
+
+    return asyncio.run(run())
+
+
+def fail() -> NoReturn:
+    raise ModelError("no such model")
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Path:
+    """Whoever opens it as a file waits for ever, as on storage that does not answer."""
+    os.mkfifo(tmp_path / "config.json")
+    return tmp_path / "config.json"
+
+
+def test_work_in_another_process_gives_its_result_and_its_log(caplog: pytest.LogCaptureFixture):
+    def work() -> tuple[int, str]:
+        logging.getLogger("of.work").warning("%s is slow", "it")
+        print("which nobody wants to see")
+        return os.getpid(), "x" * 300_000
+
+    pid, text = run_forked(work)
+
+    assert pid != os.getpid()
+    assert len(text) == 300_000
+    assert caplog.record_tuples == [("of.work", logging.WARNING, "it is slow")]
+
+
+def test_its_error_is_raised_with_the_place_where_it_happened():
+    with pytest.raises(ModelError, match="no such model") as raised:
+        run_forked(fail)
+
+    assert "in fail" in raised.value.__notes__[0]
+
+
+def test_an_error_that_cannot_cross_keeps_its_text():
+    class Local(Exception):
+        pass
+
+    def work() -> NoReturn:
+        raise Local("of a library")
+
+    with pytest.raises(RuntimeError, match="Local: of a library"):
+        run_forked(work)
+
+
+def test_its_death_is_an_error_of_the_group():
+    with pytest.raises(GroupFailed, match=r"machine was ended by SIGKILL: if this was not .* out-of-memory killer"):
+        run_forked(lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def test_an_end_without_an_answer_tells_its_code():
+    with pytest.raises(GroupFailed, match=r"machine ended with exit code 7: start again"):
+        run_forked(lambda: os._exit(7))
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        (lambda: sys.exit(3), "SystemExit: 3"),
+        (lambda: (_ for _ in ()).throw(KeyboardInterrupt), "KeyboardInterrupt"),
+        (lambda: threading.Lock(), "cannot pickle"),
+    ],
+)
+def test_what_is_neither_a_result_nor_an_error_is_told(end: Callable[[], object], words: str):
+    with pytest.raises((RuntimeError, TypeError), match=words):
+        run_forked(end)
+
+
+def test_a_path_that_the_work_was_given_is_not_what_it_waits_for(tmp_path: Path):
+    doing = Doing("asking the driver")
+
+    def work(run_dir: Path) -> None:
+        time.sleep(30)
+
+    async def run() -> Place:
+        async with Forked.start(functools.partial(work, tmp_path), doing) as forked:
+            async with asyncio.timeout(10):
+                while forked.place is None:
+                    await forked.wait(0.05)
+            return forked.place
+
+    place = asyncio.run(run())
+
+    assert (place.path, place.doing, str(place)) == ("", "asking the driver", "asking the driver")
+    assert "in work" in place.code
+
+
+def test_what_stands_still_without_a_file_is_not_blamed_on_storage():
+    place = Place("", "asking the driver of the GPUs", "gpus.py:1 in find_gpus", 0)
+
+    sentences = [str(prepare.explain_standstill(where, 5)) for where in (place, None)]
+
+    assert sentences[0].startswith("The launcher has stood still for 5 s while it was asking the driver of the GPUs:")
+    assert sentences[1].startswith("The launcher has stood still for 5 s while it was looking at the machine and the ")
+
+
+def test_stop_signals_are_the_affair_of_the_process_that_waits():
+    def work() -> str:
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        return "goes on"
+
+    assert run_forked(work) == "goes on"
+
+
+def survey(pipe: Path, patch: pytest.MonkeyPatch, ask: Callable[[int], None], **flags: str) -> None:
+    """A start on storage that hangs; ``ask`` gets the HTTP port once probes may be answered."""
+    with listen("127.0.0.1", 0, "--port") as free:
+        port = free.getsockname()[1]
+    loaded = load_config({"host": "127.0.0.1", "port": str(port), **flags}, {})
+    patch.setattr(prepare, "survey", lambda *_: pipe.open())
+    patch.setattr(prepare, "PROBES_AFTER_S", 0.3)
+    patch.setattr(prepare, "FIRST_LINE_S", 0.3)
+
+    async def run() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(prepare.survey_patiently(loaded, {}, pipe.parent))
+            await asyncio.to_thread(ask, port)
+
+    asyncio.run(run())
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as reply:
+                return reply.status, reply.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError:
+            assert time.monotonic() < deadline, "nobody answers"
+            time.sleep(0.02)
+
+
+def test_storage_that_hangs_is_named_at_once_and_ends_a_start_in_time(
+    pipe: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    before = set(psutil.Process().children())  # of other tests, in this process
+    answers: dict[str, tuple[int, str]] = {}
+
+    def ask(port: int) -> None:
+        for path in ("/health/live", "/health/ready", "/health", "/elsewhere"):
+            answers[path] = get(port, path)
+
+    with pytest.raises(ExceptionGroup) as raised:
+        survey(pipe, monkeypatch, ask, startup_timeout="1.5")
+
+    [error] = raised.value.exceptions
+    assert isinstance(error, GroupFailed)
+    assert str(error).startswith(f"The launcher has waited for {pipe} for 1.5 s: its storage does not answer.")
+    [message] = caplog.messages
+    assert re.fullmatch(rf"waiting for {pipe}; nothing has moved for [01] s", message)
+    assert {path: status for path, (status, _) in answers.items()} == {
+        "/health/live": 200,
+        "/health/ready": 503,
+        "/health": 503,
+        "/elsewhere": 404,
+    }
+    assert f"The model is still loading; the launcher has been waiting for {pipe} for" in answers["/health"][1]
+    assert set(psutil.Process().children()) <= before
+
+
+def test_a_port_that_is_taken_is_no_obstacle_to_reading(monkeypatch: pytest.MonkeyPatch):
+    with listen("127.0.0.1", 0, "--port") as taken:
+        loaded = load_config({"host": "127.0.0.1", "port": str(taken.getsockname()[1])}, {})
+        monkeypatch.setattr(prepare, "survey", lambda *_: time.sleep(0.5) or "examined")
+        monkeypatch.setattr(prepare, "PROBES_AFTER_S", 0.0)
+
+        assert asyncio.run(prepare.survey_patiently(loaded, {}, Path())) == "examined"

@@ -1,0 +1,158 @@
+"""How many processes and threads are allowed, how many a run needs, and what happens where there are too few."""
+
+from __future__ import annotations
+
+import resource
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tgis_cli.decide.preflight import check_processes
+from tgis_cli.machine.process_limits import ProcessLimit, describe_process_limits, read_process_limits
+from tgis_server import threads
+from tgis_server.errors import NotEnoughDevices
+from tgis_server.threads import ThreadRoom, Threads
+
+UID = 1000
+
+
+@pytest.fixture(autouse=True)
+def _two_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "num_cpus", lambda: 2)
+    monkeypatch.setattr(threads, "GRPC", 6)
+
+
+def write(root: Path, files: Mapping[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def read(root: Path, limit: int = resource.RLIM_INFINITY) -> list[ProcessLimit]:
+    return read_process_limits(root, lambda kind: (limit, limit), UID)
+
+
+def status(uid: int, num_threads: int, capabilities: int = 0) -> str:
+    return f"Name:\tx\nUid:\t{uid}\t0\t0\t0\nThreads:\t{num_threads}\nCapEff:\t{capabilities:016x}\n"
+
+
+def test_a_users_limit_counts_the_threads_of_all_its_processes_but_not_our_own(tmp_path: Path):
+    processes = {"1": status(0, 9), "7": status(UID, 5), "8": status(UID, 20), "self": status(UID, 5)}
+    root = write(tmp_path, {f"proc/{pid}/status": text for pid, text in processes.items()})
+
+    assert read(root, limit=50) == [ProcessLimit(limit=50, used=20, is_of_group=False)]
+
+
+@pytest.mark.parametrize("capability", [21, 24])
+def test_it_does_not_bind_who_may_exceed_limits(tmp_path: Path, capability: int):
+    assert read(write(tmp_path, {"proc/self/status": status(UID, 1, 1 << capability)}), limit=50) == []
+
+
+IDENTITY, MAPPED = "         0          0 4294967295\n", "         0       1000          1\n"
+
+
+@pytest.mark.parametrize(
+    ("uid_map", "uid", "capability", "is_bound"),
+    [
+        (IDENTITY, UID, 1 << 24, False),
+        (IDENTITY, 0, 0, False),
+        (IDENTITY, UID, 0, True),
+        (MAPPED, 0, (1 << 41) - 1, True),
+        ("0 0 1\n", 0, (1 << 41) - 1, True),
+    ],
+)
+def test_in_a_user_namespace_root_and_capabilities_exempt_from_nothing(
+    tmp_path: Path, uid_map: str, uid: int, capability: int, is_bound: bool
+):
+    root = write(tmp_path, {"proc/self/status": status(uid, 1, capability), "proc/self/uid_map": uid_map})
+
+    assert bool(read_process_limits(root, lambda kind: (50, 50), uid)) == is_bound
+
+
+def test_groups_above_the_own_one_count_too_and_the_tightest_comes_first(tmp_path: Path):
+    files = {
+        "proc/self/cgroup": "0::/a/b",
+        "proc/self/status": status(UID, 2),
+        "sys/fs/cgroup/a/b/pids.max": "max",
+        "sys/fs/cgroup/a/pids.max": "64",
+        "sys/fs/cgroup/a/pids.current": "42",
+    }
+
+    found = read(write(tmp_path, files), limit=50)
+
+    assert [(limit.where, limit.free) for limit in found] == [("the control group", 24), ("`ulimit -u`", 50)]
+
+
+@pytest.mark.parametrize(
+    ("run", "measured"),
+    [
+        (Threads(1, None), 36),
+        (Threads(2, None), 49),
+        (Threads(1, None, tokenization_workers=3), 40),
+        (Threads(1, 1), 36),
+        (Threads(1, 3), 41),
+        (Threads(1, 6), 47),
+        (Threads(2, 1), 55),
+        (Threads(2, 3), 65),
+    ],
+)
+def test_what_a_run_needs_is_what_was_measured_on_two_cpus(run: Threads, measured: int):
+    """At most so much more than what was seen as a shard's server may yet start for probes."""
+    assert run.total == measured
+
+
+def test_before_the_first_request_there_are_fewer():
+    assert [Threads(1, None).least, Threads(1, None, tokenization_workers=3).least] == [33, 33]
+
+
+def test_a_limit_that_suffices_is_not_refused():
+    check_processes([ProcessLimit(37, 1, is_of_group=True)], Threads(1, None))
+
+
+def test_a_limit_that_does_not_is_refused_with_what_is_needed():
+    with pytest.raises(NotEnoughDevices) as raised:
+        check_processes([ProcessLimit(40, 9, is_of_group=True)], Threads(1, None))
+
+    assert str(raised.value).startswith(
+        "The control group allows 40 processes and threads, of which others have 9, but 1 shard(s), front-end and "
+        "launcher need 36: raise it"
+    )
+
+
+def test_room_is_for_so_many_threads_at_once_and_is_given_back():
+    before = set(threading.enumerate())
+    room = ThreadRoom(5)
+    during = set(threading.enumerate()) - before
+    room.give_back()
+
+    assert len(during) == 5
+    assert not any(thread.is_alive() for thread in during)
+
+
+def test_room_that_is_not_there_leaves_no_thread(monkeypatch: pytest.MonkeyPatch):
+    start, started = threading.Thread.start, []
+
+    def start_three(thread: threading.Thread) -> None:
+        if len(started) == 3:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_three)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        ThreadRoom(5)
+
+    assert not any(thread.is_alive() for thread in started)
+
+
+def test_what_was_reached_is_told(monkeypatch: pytest.MonkeyPatch):
+    limits = "tgis_cli.machine.process_limits.read_process_limits"
+    monkeypatch.setattr(limits, lambda: [ProcessLimit(12, 3, is_of_group=False), ProcessLimit(64, 9, is_of_group=True)])
+    both = describe_process_limits()
+    monkeypatch.setattr(limits, list)
+
+    assert both == "`ulimit -u` allows 12 and the control group allows 64"
+    assert describe_process_limits().endswith("the machine's own may be reached (kernel.threads-max)")

@@ -1,0 +1,112 @@
+"""Which files a download takes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tgis_cli.model_files.download.selection import COMPANIONS, parse_extensions, select_names
+from tgis_server.errors import ModelError, UsageError
+
+TOKENIZER_FILES = ["merges.txt", "qwen.tiktoken", "spiece.model", "tokenizer.json", "vocab.txt"]
+SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+
+
+def index_of(*files: str) -> str:
+    return json.dumps({"weight_map": {f"w{number}": file for number, file in enumerate(files)}})
+
+
+def select(names: list[str], extension: str = ".safetensors", *, with_bin: bool = True, **indexes: str) -> list[str]:
+    texts = {f"{name.replace('_', '.')}.index.json": text for name, text in indexes.items()}
+    return select_names(names, parse_extensions(extension), lambda name: texts[name], with_bin=with_bin)
+
+
+def test_a_single_extension_brings_configuration_and_tokenizers_of_all_kinds():
+    names = ["chat_template.jinja", "config.json", "model.safetensors", "modeling_x.py", "README.md", *TOKENIZER_FILES]
+
+    assert select([*names, "picture.png", "model.onnx"]) == sorted(names)
+
+
+def test_several_extensions_are_taken_as_they_are():
+    assert select(["config.json", "a.bin", "merges.txt"], ".bin,.json") == ["a.bin", "config.json"]
+
+
+@pytest.mark.parametrize("companion", COMPANIONS)
+def test_a_companion_alone_brings_nothing_along(companion: str):
+    assert parse_extensions(companion) == (companion,)
+
+
+def test_dots_and_blanks_may_be_left_out_or_added():
+    assert parse_extensions(" bin , .json ") == (".bin", ".json")
+
+
+def test_an_empty_list_is_refused():
+    with pytest.raises(UsageError, match="--extension is empty"):
+        parse_extensions(" , ")
+
+
+@pytest.mark.parametrize("word", ["training_args.json", "arguments.json", "my_args.model"])
+def test_files_of_a_training_run_are_left_out(word: str):
+    assert select(["model.safetensors", word]) == ["model.safetensors"]
+
+
+def test_files_in_folders_are_left_out():
+    assert select(["model.safetensors", "original/params.json", "onnx/model.safetensors"]) == ["model.safetensors"]
+
+
+def test_weights_that_the_index_does_not_name_are_left_out():
+    names = [*SHARDS, "consolidated.safetensors", "tuned.safetensors", "model.safetensors.index.json"]
+
+    assert select(names, model_safetensors=index_of(*SHARDS)) == [*SHARDS, "model.safetensors.index.json"]
+
+
+def test_an_index_beside_a_whole_file_is_neither_read_nor_taken():
+    assert select(["model.safetensors", "model.safetensors.index.json", SHARDS[0]]) == ["model.safetensors"]
+    assert select(["pytorch_model.bin", "pytorch_model.bin.index.json"]) == ["pytorch_model.bin"]
+
+
+def test_an_adapter_alone_is_taken_as_it_is():
+    names = ["adapter_config.json", "adapter_model.safetensors"]
+
+    assert select(names) == names
+
+
+def test_shards_of_which_one_is_missing_are_refused_without_an_index_too():
+    with pytest.raises(ModelError, match="tell of model-00002-of-00002"):
+        select([SHARDS[0], "config.json"])
+
+
+def test_pytorch_weights_stand_in_for_safetensors_that_there_are_not():
+    names = ["config.json", "pytorch_model.bin", "optimizer.pt", "training_args.bin"]
+
+    assert select(names) == ["config.json", "pytorch_model.bin"]
+
+
+def test_pytorch_weights_do_not_stand_in_if_nothing_is_converted():
+    assert select(["config.json", "pytorch_model.bin"], with_bin=False) == ["config.json"]
+
+
+def test_duplicates_in_another_format_are_left_out_with_their_index():
+    names = ["model.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5"]
+
+    assert select(names) == ["model.safetensors"]
+
+
+def test_an_index_that_names_what_is_not_there_is_refused():
+    with pytest.raises(ModelError, match="names model-00002-of-00002"):
+        select([SHARDS[0], "model.safetensors.index.json"], model_safetensors=index_of(*SHARDS))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "is not valid JSON"),
+        ("[]", "holds a list"),
+        ("{}", "is no index of weights"),
+        ('{"weight_map": 3}', "is no index of weights"),
+    ],
+)
+def test_a_broken_index_is_refused(text: str, sentence: str):
+    with pytest.raises(ModelError, match=f"model.safetensors.index.json {sentence}"):
+        select([*SHARDS, "model.safetensors.index.json"], model_safetensors=text)

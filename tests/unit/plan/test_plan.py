@@ -1,0 +1,375 @@
+"""What a model needs, on which devices it fits, and what is said about it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tgis_cli.decide.resolve import DEMO_MODEL_DIR
+from tgis_cli.machine import Cpu, Gpu, Machine
+from tgis_cli.model_files.cache import disk
+from tgis_cli.model_files.download.hub import take
+from tgis_cli.model_files.download.remote_headers import write_converted_header
+from tgis_cli.plan import Report, make_report, open_model, read_devices
+from tgis_cli.plan.devices import GPU_GIB, read_gpu
+from tgis_cli.plan.fit import CPU_PROCESS_BYTES
+from tgis_cli.plan.text import describe, format_count
+from tgis_server.engines.native.memory import cpu_packs
+from tgis_server.errors import ModelError, NotEnoughDevices, UsageError
+from tgis_server.options.config import ServeConfig, load_config
+
+GIB = 1 << 30
+LLAMA_8B = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "torch_dtype": "bfloat16",
+    "eos_token_id": 2,
+}
+MACHINE = Machine(gpus=(), cpus=(Cpu(0, 0), Cpu(1, 1)), has_bf16=True, free_bytes=64 * GIB, limit_bytes=None)
+
+
+@pytest.fixture
+def model_dir(tmp_path: Path) -> Callable[..., Path]:
+    """Make a directory with the configuration of Llama 3 8B, changed by keywords, and weights that are a hole."""
+
+    def make(**changes: Any) -> Path:
+        directory = tmp_path / "llama"
+        directory.mkdir()
+        (directory / "config.json").write_text(json.dumps(LLAMA_8B | changes))
+        write_converted_header(directory)
+        return directory
+
+    return make
+
+
+def plan(
+    directory: Path | str,
+    gpu: str | None = None,
+    *,
+    cpu: str | None = None,
+    on: Machine = MACHINE,
+    environ: dict[str, str] | None = None,
+    **flags: Any,
+) -> Report:
+    environ = environ or {"HOME": "/nowhere"}
+    loaded = load_config({"model_name": str(directory), **flags}, environ)
+    devices = read_devices(gpu, cpu, loaded.config, on)
+    with open_model(loaded.config, environ, None) as source:
+        return make_report(source, devices, loaded, environ)
+
+
+def text_of(report: Report) -> str:
+    return "\n".join(describe(report))
+
+
+# The model
+
+
+def test_parameters_and_bytes_come_from_the_headers(model_dir: Callable[..., Path]) -> None:
+    facts = plan(model_dir(), "H100").as_dict()
+
+    assert facts["num_parameters"] == 8_030_261_248
+    assert facts["weights"] == {
+        "num_bytes": 16_060_522_496,
+        "num_files": 1,
+        "bytes_by_dtype": {"bfloat16": 16_060_522_496},
+    }
+    assert facts["valid_num_shards"] == [1, 2, 4, 8, 16, 32]
+    assert facts["chosen"]["kv_bytes_per_token"] == 128 << 10
+
+
+def test_a_model_without_an_engine_has_sizes_and_the_reason(model_dir: Callable[..., Path]) -> None:
+    directory = model_dir()
+    (directory / "config.json").write_text('{"model_type": "mamba", "architectures": ["MambaForCausalLM"]}')
+
+    report = plan(directory)
+
+    assert report.weights is not None
+    assert report.verdict == "does not start"
+    assert isinstance(report.problem, ModelError)
+    assert "8.03 billion in bfloat16" in text_of(report)
+
+
+def test_weights_of_pytorch_are_planned_as_if_converted(tmp_path: Path) -> None:
+    directory = shutil.copytree(DEMO_MODEL_DIR, tmp_path / "model")
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    torch.save({name: tensor.half() for name, tensor in tensors.items()}, directory / "pytorch_model.bin")
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "torch_dtype": None, "dtype": None}))
+
+    report = plan(directory, "H100")
+
+    assert (report.verdict, report.source.convert_bytes > 0) == ("fits", True)
+    assert report.weights is not None
+    assert report.weights.bytes_by_dtype == {"float16": sum(2 * tensor.numel() for tensor in tensors.values())}
+    assert str(report.source.model_dir) not in text_of(report)
+
+
+def test_a_missing_tokenizer_is_warned_of(model_dir: Callable[..., Path]) -> None:
+    assert "warning: No existing fast tokenizer" in text_of(plan(model_dir(), "H100"))
+
+
+def test_what_a_conversion_has_made_already_needs_no_more_room(tmp_path: Path) -> None:
+    directory = shutil.copytree(DEMO_MODEL_DIR, tmp_path / "model")
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").rename(directory / "model-1.safetensors")
+    torch.save(tensors, directory / "pytorch_model-1.bin")
+    torch.save({"more": torch.ones(10)}, directory / "pytorch_model-2.bin")
+
+    assert plan(directory, "H100").source.convert_bytes == 40
+
+
+@pytest.mark.parametrize("name", ["training_args.bin", "pytorch_model.bin.index.json"])
+def test_a_directory_without_all_of_its_weights_is_a_model_error_too(name: str, tmp_path: Path) -> None:
+    directory = shutil.copytree(DEMO_MODEL_DIR, tmp_path / "model")
+    (directory / "model.safetensors").unlink()
+    (directory / "pytorch_model.bin.index.json").write_text('{"weight_map": {"w": "pytorch_model-1.bin"}}')
+    if name == "training_args.bin":
+        (directory / "pytorch_model.bin.index.json").unlink()
+        (directory / name).touch()
+
+    with pytest.raises(ModelError, match="download the model"):
+        plan(directory)
+
+
+def test_a_directory_without_weights_is_a_model_error(model_dir: Callable[..., Path]) -> None:
+    directory = model_dir()
+    (directory / "model.safetensors").unlink()
+
+    with pytest.raises(ModelError, match="download the model first"):
+        plan(directory)
+
+
+def test_a_damaged_file_is_told_as_a_start_tells_it(model_dir: Callable[..., Path]) -> None:
+    directory = model_dir()
+    with (directory / "model.safetensors").open("r+b") as file:
+        file.truncate(1 << 20)
+
+    assert "but its header says" in str(plan(directory).problem)
+
+
+# Devices
+
+
+def test_one_large_gpu_holds_it_with_its_longest_sequence(model_dir: Callable[..., Path]) -> None:
+    report = plan(model_dir(), "H100")
+
+    assert (report.verdict, report.chosen.num_shard, report.chosen.max_sequence_length) == ("fits", 1, 131072)
+    assert [fit.num_shard for fit in report.fits] == [1, 2, 4, 8]
+    assert report.chosen.num_sequences(131072) == report.chosen.num_tokens // 131072
+
+
+def test_a_small_gpu_shortens_the_sequences_as_a_start_would(model_dir: Callable[..., Path]) -> None:
+    report = plan(model_dir(), "L4")
+
+    assert (report.verdict, report.chosen.num_shard) == ("fits with shorter sequences", 1)
+    assert 16_000 < report.chosen.max_sequence_length < 40_000
+    assert "max_sequence_length lowered from 131072" in text_of(report)
+
+
+def test_the_fewest_gpus_that_hold_it_are_chosen(model_dir: Callable[..., Path]) -> None:
+    report = plan(model_dir(), "12GiB")
+
+    assert (report.chosen.num_shard, report.fewest_shards) == (2, 2)
+    assert report.inferred["num_shard"]["reason"] == "the fewest that hold it"
+    assert "--num-shard 2" in text_of(report).splitlines()[-1]
+
+
+def test_a_given_number_of_shards_that_does_not_hold_it_is_refused_with_one_that_does(
+    model_dir: Callable[..., Path],
+) -> None:
+    report = plan(model_dir(), "12GiB", num_shard="1")
+
+    assert report.verdict == "does not fit"
+    assert isinstance(report.problem, NotEnoughDevices)
+    assert text_of(report).splitlines()[-1] == "It would fit with --num-shard 2."
+
+
+def test_more_shards_than_usual_are_tried_until_they_hold_it(model_dir: Callable[..., Path]) -> None:
+    report = plan(model_dir(), "3GiB")
+
+    assert [fit.num_shard for fit in report.fits] == [1, 2, 4, 8, 16]
+    assert (report.verdict, report.chosen.num_shard) == ("fits with shorter sequences", 16)
+
+
+def test_no_more_gpus_than_stated_are_used(model_dir: Callable[..., Path]) -> None:
+    report = plan(model_dir(), "6GiBx2")
+
+    assert [fit.num_shard for fit in report.fits] == [1, 2]
+    assert report.fewest_shards is None
+
+
+def test_a_length_that_is_asked_for_must_fit(model_dir: Callable[..., Path]) -> None:
+    report = plan(model_dir(), "L4", max_sequence_length="131072", num_shard="1")
+
+    assert "16.0 GiB for one sequence of 131072 tokens), but 21.5 GiB are free" in str(report.problem)
+    assert report.fewest_shards == 2
+
+
+def test_more_of_the_options_count(model_dir: Callable[..., Path]) -> None:
+    report = plan(model_dir(), "H100", kv_cache_memory="2GiB", dtype="float16", max_batch_size="3")
+
+    assert report.chosen.kv_bytes == 2 * GIB
+    assert report.chosen.num_sequences(1024) == 3
+    assert report.inferred["dtype"] == {"value": "float16", "reason": "flag --dtype"}
+
+
+def test_the_gpus_of_this_machine_count_with_what_is_free_on_the_poorest(model_dir: Callable[..., Path]) -> None:
+    gpus = (Gpu("0", "H100", 80 * GIB, 70 * GIB), Gpu("1", "H100", 80 * GIB, 40 * GIB))
+    machine = replace(MACHINE, gpus=gpus, torch_has_cuda=True)
+
+    report = plan(model_dir(), on=machine, num_shard="2")
+
+    assert 39 * GIB < report.chosen.free_bytes < 40 * GIB
+    assert report.inferred["device"]["reason"] == "2 GPUs visible: H100"
+
+
+def test_a_gpu_whose_memory_is_unknown_must_be_stated(model_dir: Callable[..., Path]) -> None:
+    machine = replace(MACHINE, gpus=(Gpu("0"),), torch_has_cuda=True)
+
+    assert "state it, as in --gpu 80GiB" in str(plan(model_dir(), on=machine).problem)
+
+
+def test_a_cpu_can_be_stated(model_dir: Callable[..., Path]) -> None:
+    report = plan(model_dir(), cpu="24GiB")
+
+    assert report.chosen.free_bytes == 24 * GIB - CPU_PROCESS_BYTES
+    assert report.inferred["device"] == {"value": "cpu", "reason": "stated: a CPU with 24.0 GiB free"}
+
+
+def test_stated_gpus_are_not_filtered_by_this_machines_variables(model_dir: Callable[..., Path]) -> None:
+    report = plan(model_dir(), "H100", environ={"HOME": "/nowhere", "CUDA_VISIBLE_DEVICES": "0,1"})
+
+    assert report.chosen.num_shard == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("80GiB", ("80GiB", 0)), ("L40S", ("L40S", 0)), ("L4x4", ("L4", 4)), ("2 x H100", ("H100", 2))],
+)
+def test_a_gpu_is_a_size_or_a_name_and_perhaps_a_number(text: str, expected: tuple[str, int]) -> None:
+    assert read_gpu(text) == expected
+
+
+@pytest.mark.parametrize("name", ["H100", "h100", "NVIDIA H100", "a100-80", "A100 80GB", "Tesla T4", "RTX A6000"])
+def test_names_of_gpus_may_be_spelled_in_many_ways(name: str) -> None:
+    assert read_devices(name, None, ServeConfig(), MACHINE).machine.gpus[0].total_bytes > 14 * GIB
+
+
+def test_no_gpu_is_no_number_of_gpus() -> None:
+    with pytest.raises(UsageError, match=r"--gpu is 'L4x0', but there must be at least one"):
+        read_devices("L4x0", None, ServeConfig(), MACHINE)
+
+
+def test_a_name_that_comes_in_several_sizes_is_asked_for_the_size() -> None:
+    with pytest.raises(UsageError, match=r"did you mean A100-40 or A100-80\?"):
+        read_devices("A100", None, ServeConfig(), MACHINE)
+
+
+@pytest.mark.parametrize("text", ["H10", "80", "", "-1GiB", "nan", "x"])
+def test_a_gpu_that_is_neither_is_refused_with_those_that_are_known(text: str) -> None:
+    with pytest.raises(UsageError, match=r"--gpu is .* must be a size such as 80GiB, or one of T4.*H200"):
+        read_devices(text, None, ServeConfig(), MACHINE)
+
+
+def test_a_misspelled_gpu_is_suggested() -> None:
+    with pytest.raises(UsageError, match=r"--gpu is 'H10' \(did you mean H100\?\)"):
+        read_devices("H10", None, ServeConfig(), MACHINE)
+
+
+def test_devices_that_contradict_are_refused() -> None:
+    with pytest.raises(UsageError, match="--gpu and --cpu"):
+        read_devices("H100", "3GiB", ServeConfig(), MACHINE)
+    with pytest.raises(UsageError, match="--device cpu"):
+        read_devices("H100", None, ServeConfig(device="cpu"), MACHINE)
+    with pytest.raises(UsageError, match="--gpu H100x2 states 2"):
+        read_devices("H100x2", None, ServeConfig(num_shard=4), MACHINE)
+
+
+def test_every_gpu_of_the_table_has_less_than_its_name_says() -> None:
+    sized = {name: int(name.rpartition("-")[2]) for name in GPU_GIB if "-" in name}
+
+    assert {name: gib for name, gib in sized.items() if not 0.95 * gib < GPU_GIB[name] < gib} == {}
+
+
+# Words and edges
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(8_030_261_248, "8.03 billion"), (134_515_008, "135 million"), (12345, "12,345")]
+)
+def test_counts_in_words(number: int, text: str) -> None:
+    assert format_count(number) == text
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype", "expected"),
+    [
+        ("avx2 fma", "bfloat16", False),
+        ("avx512bw avx512vl avx512dq", "bfloat16", True),
+        ("avx512bw avx512vl avx512dq", "float16", False),
+        ("avx2", "float32", True),
+    ],
+)
+def test_a_cpu_packs_what_its_instructions_allow(flags: str, dtype: str, expected: bool, tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text(f"flags\t: {flags}\n")
+
+    assert cpu_packs(dtype, tmp_path / "cpuinfo") is expected
+
+
+def test_a_part_of_a_stream_is_taken_whatever_its_pieces() -> None:
+    assert take(iter([b"ab", b"cde", b"fgh"]), 1, 4) == b"bcde"
+    with pytest.raises(ConnectionError):
+        take(iter([b"ab"]), 1, 4)
+
+
+def test_a_download_larger_than_the_disk_does_not_fit(
+    model_dir: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "free_disk_bytes", lambda directory: GIB)
+    directory, environ = model_dir(), {"HOME": "/nowhere"}
+    loaded = load_config({"model_name": str(directory)}, environ)
+    devices = read_devices(None, None, loaded.config, MACHINE)
+    with open_model(loaded.config, environ, None) as source:
+        remote = replace(source, missing_bytes=16 * GIB, target_dir=directory)
+        report = make_report(remote, devices, loaded, environ)
+
+    assert report.verdict == "does not fit"
+    assert "needs 16.0 GiB in" in str(report.problem)
+    assert "sequences of up to" not in text_of(report)
+
+
+@pytest.mark.serial
+def test_a_local_plan_is_quick_and_needs_no_torch(model_dir: Callable[..., Path]) -> None:
+    program = (
+        "import sys; sys.argv = ['tgis', 'plan', *sys.argv[1:]]\n"
+        "from tgis_cli.app import main\n"
+        "try: main()\n"
+        "except SystemExit as end: print(end.code, [n for n in ('torch', 'huggingface_hub') if n in sys.modules])"
+    )
+    started_s = time.monotonic()
+
+    arguments = [sys.executable, "-c", program, str(model_dir()), "--gpu", "H100"]
+    result = subprocess.run(arguments, capture_output=True, text=True, check=True)
+
+    assert result.stdout.splitlines()[-1] == "None []"
+    assert time.monotonic() - started_s < 5  # on a busy machine; a quiet one needs 0.35

@@ -1,0 +1,106 @@
+"""The file of --log-file: rotation, a full disk, and a file that is gone."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from tgis_cli.relay.log_file import LogFile, check_log_file
+from tgis_server.errors import UsageError
+
+
+def test_lines_are_appended_and_only_the_owner_may_read_them(tmp_path: Path):
+    path = tmp_path / "log"
+    LogFile(path).write("one\n")
+    LogFile(path).write("two\n")
+
+    assert path.read_text() == "one\ntwo\n"
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_after_a_rotation_the_old_file_is_used_until_it_is_closed(tmp_path: Path):
+    path = tmp_path / "log"
+    file = LogFile(path)
+    file.write("one\n")
+    path.rename(tmp_path / "log.1")
+    file.write("two\n")
+    file.close()
+    file.write("three\n")
+
+    assert [(tmp_path / name).read_text() for name in ("log.1", "log")] == ["one\ntwo\n", "three\n"]
+
+
+def test_a_file_that_was_removed_is_made_again(tmp_path: Path):
+    path = tmp_path / "log"
+    file = LogFile(path)
+    file.write("one\n")
+    path.unlink()
+    file.write("two\n")
+
+    assert path.read_text() == "two\n"
+
+
+def test_what_cannot_be_written_is_counted_and_told_once(tmp_path: Path):
+    folder = tmp_path / "folder"
+    file = LogFile(folder / "log")
+
+    told = [file.write("one\n"), file.write("two\n")]
+    folder.mkdir()
+    told += [file.write("three\n"), file.write("four\n")]
+
+    assert told == [
+        f"{folder / 'log'} cannot be written: No such file or directory; lines are dropped until it can.",
+        "",
+        f"{folder / 'log'} lacks 2 lines that could not be written.",
+        "",
+    ]
+    assert (folder / "log").read_text() == "three\nfour\n"
+
+
+def test_a_file_that_cannot_be_closed_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def close_over_quota(fd: int) -> None:
+        close(fd)
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    close = os.close
+    file = LogFile(tmp_path / "log")
+    file.write("one\n")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "close", close_over_quota)
+        file.close()
+
+    assert file.write("two\n") == ""
+    assert (tmp_path / "log").read_text() == "one\ntwo\n"
+
+
+def test_a_full_disk_is_told():
+    assert "No space left on device" in LogFile(Path("/dev/full")).write("one\n")
+
+
+def test_a_line_that_the_disk_took_in_part_does_not_spoil_the_next(tmp_path: Path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    file = LogFile(path)
+    first = b"x" * 100_000 + b"\n"
+
+    told = file.write(first.decode())
+    taken = os.read(reader, len(first))
+    file.write("next\n")
+
+    assert "cannot be written" in told
+    assert first.startswith(taken)
+    assert os.read(reader, 100) == b"\nnext\n"
+    file.close()
+    os.close(reader)
+
+
+@pytest.mark.parametrize("name", ["no/such/log", "", "pipe"])
+def test_a_file_that_cannot_be_written_is_refused(tmp_path: Path, name: str):
+    os.mkfifo(tmp_path / "pipe")  # which nobody reads
+
+    with pytest.raises(UsageError, match=r"--log-file .* cannot be written: "):
+        check_log_file(tmp_path / name)

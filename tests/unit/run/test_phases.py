@@ -1,0 +1,31 @@
+"""The phases of a start: when each began, and how much it read."""
+
+from __future__ import annotations
+
+import time
+
+from tgis_server.run.phases import Phases
+
+
+def test_phases_follow_each_other_from_the_begin_of_the_process():
+    phases = Phases()
+
+    phases.enter("reading weights")
+    phases.enter("serving")
+
+    starting, reading, serving = phases.encode()
+    assert [phase.name for phase in (starting, reading, serving)] == ["starting", "reading weights", "serving"]
+    assert starting.started_at_s < reading.started_at_s <= serving.started_at_s <= time.monotonic()
+    assert phases.current == "serving"
+
+
+def test_a_phase_that_goes_on_keeps_its_begin_and_the_most_bytes():
+    phases = Phases()
+    phases.enter("reading weights", 10)
+    [_, before] = phases.encode()
+
+    phases.enter("reading weights", 30)
+    phases.enter("reading weights", 0)
+
+    [_, after] = phases.encode()
+    assert (after.started_at_s, after.bytes) == (before.started_at_s, 30)

@@ -1,0 +1,1 @@
+"""From the evidence of a failure to its first cause, in one sentence."""

@@ -1,0 +1,224 @@
+"""Why a group ended: the earliest primary cause among everything that its processes left behind.
+
+Pure: exits and error records in, one sentence out. Errors that only say that a peer is gone are consequences, and are
+reported only where nothing else is known.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+
+from tgis_cli.causes.explain import (
+    Context,
+    SharedMemory,
+    explain_error,
+    find_error,
+    find_place,
+    is_lost_peer,
+    lacks_threads,
+    tell,
+)
+from tgis_cli.causes.oom import Memory, Verdict
+from tgis_server.errors import GroupFailed, TgisError
+from tgis_server.failures import catalogue as failures
+from tgis_server.failures.catalogue import Failure
+from tgis_server.words.processes import FRONTEND, LAUNCHER
+
+# A dying process closes its sockets before the launcher hears of its death: a peer's error may be this much earlier.
+SIGNAL_LEAD_S = 0.5
+
+
+KILLED = {
+    Verdict.YES: failures.OUT_OF_MEMORY_KILLED,
+    Verdict.PERHAPS: failures.OUT_OF_MEMORY_PERHAPS,
+    Verdict.NO: failures.KILLED,
+    Verdict.UNKNOWN: failures.KILLED_PERHAPS_FOR_MEMORY,
+}
+
+
+class ProcessHangs(GroupFailed):
+    """A process neither goes on nor ends; it is asked for its stacks before it is killed."""
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(text)
+        self.name = name
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """A child that ended without having been asked to."""
+
+    name: str
+    status: int  # exit code, or minus the signal
+    time: float  # wall clock
+    tail: Sequence[str] = ()  # its last lines on stderr
+    log: str = "the run directory"  # where those are kept
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """One candidate, in a sentence."""
+
+    name: str
+    time: float
+    sentence: str
+    exit_code: int
+    is_secondary: bool = False
+
+
+def find_cause(
+    exits: Iterable[Exit],
+    records: Iterable[Cause],
+    memory: Memory,
+    *,
+    num_shard: int,
+    others: Iterable[Cause] = (),
+    steps: Mapping[str, int | None] | None = None,
+) -> Cause:
+    """The cause to report.
+
+    Args:
+        exits: children that ended by themselves.
+        records: what children wrote about their errors (:func:`read_records`).
+        others: causes found by the launcher itself, such as a process that hangs.
+        steps: how many steps each shard that was left had done; ``None`` for one that did not answer.
+    """
+    written = {record.name: record for record in records}
+    candidates = [*written.values(), *others]
+    candidates += [
+        explain_exit(exit_, memory, num_shard) for exit_ in exits if exit_.name not in written or exit_.status < 0
+    ]
+    primary = [cause for cause in candidates if not cause.is_secondary]
+    if not candidates:
+        return Cause(LAUNCHER, 0.0, failures.NO_CAUSE.format(), failures.NO_CAUSE.kind.exit_code)
+    cause = min(primary or candidates, key=lambda cause: cause.time)
+    return find_waited_for(cause, steps) if cause.is_secondary and steps else cause
+
+
+def find_waited_for(lost: Cause, steps: Mapping[str, int | None]) -> Cause:
+    """The one shard that others gave up waiting for, if it stands out; else what they say, ``lost``."""
+    if lost.name == FRONTEND:
+        return lost  # it watches all shards, and has named the one
+    silent = [name for name, count in steps.items() if count is None]
+    counts = {name: count for name, count in steps.items() if count is not None}
+    behind = [name for name, count in counts.items() if count < max(counts.values())]
+    if len(silent or behind) != 1:
+        return lost
+    [name] = silent or behind
+    failure = failures.RANK_SILENT if silent else failures.RANK_BEHIND
+    sentence = failure.format(process=name, step=counts.get(name, 0) + 1, reason=lost.sentence.rstrip("."))
+    return as_cause(name, lost.time, (failure, sentence))
+
+
+def has_primary(exits: Iterable[Exit], records: Iterable[Cause]) -> bool:
+    """Whether the cause is known already, so that nothing needs to be waited for."""
+    # An abort may be a library's answer to a lost peer.
+    has_signal = any(exit_.status < 0 and -exit_.status != signal.SIGABRT for exit_ in exits)
+    return has_signal or any(not record.is_secondary for record in records)
+
+
+def only_peers_are_blamed(exits: Iterable[Exit], records: Iterable[Cause]) -> bool:
+    """Whether everyone that ended says that somebody else is gone."""
+    blaming = {record.name for record in records if record.is_secondary}
+    return all(exit_.name in blaming for exit_ in exits)
+
+
+def read_records(errors_dir: Path) -> list[Cause]:
+    """What children wrote when an error ended them (``tgis_server.child.write_error``)."""
+    return [read_record(file) for file in sorted(errors_dir.glob("*.json"))]
+
+
+def read_record(file: Path) -> Cause:
+    record = json.loads(file.read_text())
+    name, time, text = record["process"], record["time"], record["sentence"]
+    if record["is_expected"] and not lacks_threads(text):  # which one process may only hear from another
+        return Cause(name, time, f"{name}: {text}", record["exit_code"], record["is_secondary"])
+    log = file.with_suffix(".log")
+    return as_cause(name, time, explain_words(text, make_context(name, log.read_text(encoding="utf-8"), str(log))))
+
+
+def explain_exit(exit_: Exit, memory: Memory, num_shard: int) -> Cause:
+    context = make_context(exit_.name, "\n".join(exit_.tail), exit_.log)
+    if exit_.status < 0:
+        number = -exit_.status
+        # An abort may itself be a library's answer to a lost peer; a kill or a crash never is.
+        lead = 0.0 if number in (signal.SIGABRT, signal.SIGTERM) else SIGNAL_LEAD_S
+        return as_cause(exit_.name, exit_.time - lead, explain_signal(exit_, number, memory, num_shard, context))
+    if exit_.status == 0:
+        return as_cause(exit_.name, exit_.time, tell(failures.ENDED_EARLY, context))
+    if error := find_error(exit_.tail):
+        return as_cause(exit_.name, exit_.time, explain_words(error, context))
+    last = quote_last_line(exit_.tail)
+    return as_cause(exit_.name, exit_.time, tell(failures.ENDED_WITH_CODE, context, code=exit_.status, last=last))
+
+
+def explain_words(error: str, context: Context) -> tuple[Failure, str]:
+    """An error as text: a consequence of another process's end, or something to explain."""
+    if is_lost_peer(error):
+        return tell(failures.PEER_LOST, context, reason=error.partition("\n")[0].rstrip("."))
+    return explain_error(error, context)
+
+
+def explain_signal(exit_: Exit, number: int, memory: Memory, num_shard: int, context: Context) -> tuple[Failure, str]:
+    is_one_of_several = num_shard > 1 and exit_.name != FRONTEND
+    match number:
+        case signal.SIGKILL:
+            return tell(KILLED[memory.judge(exit_.name, exit_.time)], context, memory=memory.describe())
+        case signal.SIGSEGV | signal.SIGABRT if lacks_threads("\n".join(exit_.tail)):
+            return tell(failures.TOO_MANY_PROCESSES, context)
+        case signal.SIGBUS if is_one_of_several and context.shared_memory.is_short:
+            return tell(failures.SHARED_MEMORY_FULL, context, reason="SIGBUS")
+        case signal.SIGBUS:
+            return tell(failures.MAPPED_FILE_LOST, context)
+        case signal.SIGILL:
+            return tell(failures.ILLEGAL_INSTRUCTION, context)
+        case signal.SIGSEGV | signal.SIGFPE:
+            return tell(failures.CRASHED, context, signal=signal_name(number))
+        case signal.SIGABRT if is_lost_peer("\n".join(exit_.tail)):
+            return explain_words(quote_last_line(exit_.tail), context)
+        case signal.SIGABRT:
+            return tell(failures.ABORTED, context, last=quote_last_line(exit_.tail))
+        case _:
+            return tell(failures.ENDED_BY_SIGNAL, context, signal=signal_name(number))
+
+
+def explain_own_error(error: Exception, name: str = LAUNCHER) -> TgisError | None:
+    """What the system refused this process itself, such as a further process, if it is a known failure."""
+    context = make_context(name, "".join(traceback.format_exception(error)), "")
+    failure, sentence = explain_error(f"{type(error).__name__}: {error}", context)
+    return None if failure is failures.UNEXPECTED_ERROR else failure.kind(sentence)
+
+
+def explain_lack_of_threads(name: str) -> Cause:
+    """Of a process that goes on, but says so."""
+    return as_cause(name, time.time(), tell(failures.TOO_MANY_PROCESSES, make_context(name, "", "")))
+
+
+def make_context(name: str, text: str, log: str) -> Context:
+    return Context(name, find_place(text), log, SharedMemory.measure())
+
+
+def as_cause(name: str, time: float, found: tuple[Failure, str]) -> Cause:
+    failure, sentence = found
+    return Cause(name, time, sentence, failure.kind.exit_code, failure.kind.is_secondary)
+
+
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def quote_last_line(tail: Sequence[str]) -> str:
+    """As the second half of a sentence: what it wrote last, before the stacks of a crash."""
+    words = takewhile(lambda line: not line.startswith("Fatal Python error"), tail)
+    last = next((line.strip() for line in reversed([*words]) if line.strip()), "")
+    return f'its last line was "{last}"' if last else "it gave no reason"

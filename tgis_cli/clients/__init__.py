@@ -1,0 +1,1 @@
+"""Small clients of a running server, for the commands that talk to one."""

@@ -1,0 +1,205 @@
+"""Checks made before any process is started: what would fail minutes later fails now, in one sentence.
+
+Used by ``tgis launch``. Every check raises the error that ends the start.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import socket
+import stat
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tgis_cli.machine.facts import Machine
+from tgis_cli.machine.process_limits import ProcessLimit
+from tgis_cli.model_files.tokenizer_check import check_tokenizer
+from tgis_cli.relay.log_file import check_log_file
+from tgis_server.engines.catalogue import ModelSizes
+from tgis_server.errors import UsageError
+from tgis_server.failures import catalogue as failures
+from tgis_server.host.ports import find_listener, listen
+from tgis_server.host.regular_file import open_regular
+from tgis_server.options.config import ServeConfig
+from tgis_server.run.run import Run
+from tgis_server.threads import Threads
+from tgis_server.words.sizes import format_bytes
+
+logger = logging.getLogger(__name__)
+
+PREDECESSOR_S = 5.0  # for another server to give up its ports: after a failure it takes about one
+KINDS = {stat.S_IFREG: "a file", stat.S_IFLNK: "a symbolic link", stat.S_IFDIR: "a directory"}
+MAX_UNKNOWN = 3  # looks in a row at which nobody was found to hold a port that is in use
+MIN_ADDRESS_BYTES = 512 << 20  # a front-end with its threads takes almost as many
+MAX_SOCKET_PATH_BYTES = 107  # sun_path of Linux, less its end mark
+
+
+def check_before_start(run: Run, machine: Machine, sizes: ModelSizes | None) -> None:
+    """All checks of a run whose directory exists, but for its ports.
+
+    Args:
+        sizes: of the model, whose files have been checked; ``None`` in a rehearsal.
+
+    Raises:
+        UsageError, ModelError, NotEnoughDevices: what was found first.
+    """
+    check_address_space()
+    config = run.config
+    for flag, file in (
+        ("--tls-cert-path", config.tls_cert_path),
+        ("--tls-key-path", config.tls_key_path),
+        ("--tls-client-ca-cert-path", config.tls_client_ca_cert_path),
+    ):
+        check_readable(flag, file)
+    if config.log_file:
+        check_log_file(config.log_file)
+    check_sockets(run)
+    check_tokenizer(run.model_dir)
+    if sizes is not None:
+        check_memory(run, machine, sizes)
+
+
+def check_ports(config: ServeConfig) -> None:
+    """The last check: until then probes may have been answered on one of them.
+
+    Raises:
+        UsageError: as :func:`wait_for_port`.
+    """
+    wait_for_port(config.host, config.grpc_port, "--grpc-port")
+    wait_for_port(config.host, config.port, "--port")
+
+
+def check_processes(limits: Sequence[ProcessLimit], threads: Threads) -> None:
+    """gRPC and OpenMP crash or hang where they cannot start a thread."""
+    for limit in limits:
+        if limit.free < threads.total:
+            raise failures.PROCESSES_LIMITED.error(
+                where=limit.where[0].upper() + limit.where[1:],
+                limit=limit.limit,
+                used=limit.used,
+                num_shard=threads.num_shard,
+                need=threads.total,
+            )
+
+
+def check_address_space() -> None:
+    """gRPC cannot say that it gets no memory: it hangs or aborts."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < MIN_ADDRESS_BYTES:
+        raise failures.ADDRESSES_LIMITED.error(limit_bytes=limit, need_bytes=MIN_ADDRESS_BYTES)
+
+
+def wait_for_port(host: str, port: int, flag: str) -> None:
+    """Listen for a moment, as the server will.
+
+    A server that holds the port may be ending: those who restart one (caikit-tgis-backend does) do not wait for its
+    end, and the original was so slow to load that they did not have to.
+
+    Raises:
+        UsageError: as :func:`listen`.
+    """
+    deadline = time.monotonic() + PREDECESSOR_S
+    is_told = False
+    num_unknown = 0  # the holder has just ended, or is another user's
+    while True:
+        try:
+            listen(host, port, flag).close()
+        except UsageError:
+            is_server = is_held_by_server(port)
+            num_unknown = num_unknown + 1 if is_server is None else 0
+            if is_server is False or num_unknown == MAX_UNKNOWN or time.monotonic() > deadline:
+                raise
+        else:
+            return
+        if not is_told and is_server:
+            is_told = True
+            logger.warning("port %d belongs to another server, which may be ending: waiting for it", port)
+        time.sleep(0.1)
+
+
+def is_held_by_server(port: int) -> bool | None:
+    """Whether a front-end listens on a port, be it of a server that serves or ends; ``None``: nobody was found."""
+    _, _, command = find_listener(port)
+    return "tgis_server.child" in command if command else None
+
+
+def check_readable(flag: str, file: Path | None) -> None:
+    if file is None:
+        return
+    try:
+        open_regular(file).close()
+    except OSError as error:
+        raise failures.FILE_UNREADABLE.error(flag=flag, file=file, reason=error.strerror) from error
+
+
+def check_sockets(run: Run) -> None:
+    """Paths fit into a socket address, and none belongs to another server that is alive."""
+    longest = max(run.sockets, key=lambda path: len(os.fsencode(path)))
+    excess = len(os.fsencode(longest)) - MAX_SOCKET_PATH_BYTES
+    if excess > 0:
+        raise failures.SOCKET_PATH_TOO_LONG.error(path=longest, excess=excess)
+    for path in run.sockets:
+        check_socket(path)
+
+
+def check_socket(path: Path) -> None:
+    """It can be made, and nothing is in its place that must stay."""
+    if not os.access(path.parent, os.W_OK):
+        raise failures.SOCKET_DIR_NOT_WRITABLE.error(directory=path.parent)
+    check_replaceable(path)
+
+
+def check_replaceable(path: Path) -> None:
+    """Whatever has a socket's name may go only if it is a socket of this user's, and nobody listens."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(status.st_mode):
+        kind = KINDS.get(stat.S_IFMT(status.st_mode), "no socket")
+        raise failures.SOCKET_PATH_TAKEN.error(path=path, kind=kind)
+    if is_served(path):
+        raise failures.SOCKET_IN_USE.error(path=path)
+    if status.st_uid != os.getuid() != 0:  # whether it is served cannot be asked
+        raise failures.SOCKET_PATH_TAKEN.error(path=path, kind=f"a socket of user {status.st_uid}")
+
+
+def is_served(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def check_memory(run: Run, machine: Machine, sizes: ModelSizes) -> None:
+    """Refuse only what cannot work: weights that alone are larger than the memory."""
+    weights = [sizes.weight_bytes(rank, run.num_shard, run.dtype) for rank in range(run.num_shard)]
+    if run.device == "cpu":
+        if machine.free_bytes and sum(weights) > machine.free_bytes:
+            raise failures.WEIGHTS_EXCEED_MEMORY.error(
+                model=run.model_id,
+                dtype=run.dtype,
+                weights_bytes=sum(weights),
+                free_bytes=machine.free_bytes,
+                limit=describe_limit(machine),
+            )
+        return
+    for gpu, weight_bytes in zip(machine.gpus, weights, strict=False):
+        usable = gpu.total_bytes * run.config.cuda_process_memory_fraction
+        if gpu.total_bytes and weight_bytes > usable:
+            raise failures.WEIGHTS_EXCEED_GPU.error(
+                model=run.model_id,
+                num_shard=run.num_shard,
+                weights_bytes=weight_bytes,
+                gpu=str(gpu),
+                usable_bytes=int(usable),
+            )
+
+
+def describe_limit(machine: Machine) -> str:
+    return f"the container's limit is {format_bytes(machine.limit_bytes)}" if machine.limit_bytes else "without a limit"

@@ -1,0 +1,254 @@
+"""From options to a run: everything that options leave open is decided here, each with its reason.
+
+Looks at the model's files and at facts about the machine that are passed in; starts nothing and writes nothing. The
+reasons are printed once at the start and shown by ``tgis config show``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import tgis_server
+from tgis_cli.decide.decisions import Decisions
+from tgis_cli.decide.legacy_settings import warn_of_settings
+from tgis_cli.decide.resources import (
+    choose_device,
+    choose_num_shard,
+    choose_shard_cpus,
+    choose_shard_threads,
+    choose_tokenization_workers,
+    explain_kv_cache_memory,
+)
+from tgis_cli.machine import Machine
+from tgis_cli.machine.cpus import format_cpu_list
+from tgis_cli.model_files import find_cache_dir, find_model_dir, is_in_cache, read_model_config
+from tgis_server.engines.catalogue import (
+    ENGINES,
+    REHEARSAL,
+    Engine,
+    ModelSizes,
+    ModelSummary,
+    find_engine,
+    find_named,
+)
+from tgis_server.errors import ModelError, TgisError, UsageError
+from tgis_server.failures import catalogue as failures
+from tgis_server.model_files import Length
+from tgis_server.options.config import DTYPES, LoadedConfig, ServeConfig
+from tgis_server.options.faults import Fault
+from tgis_server.run.run import Run
+from tgis_server.words.processes import child_names
+
+DEMO_MODEL_DIR = Path(tgis_server.__file__).parent / "demo_model"
+UNKNOWN_LENGTH = 2048  # of a model that no engine knows, if config.json names none
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A run without its directory, and why its inferred values are what they are."""
+
+    run: Run
+    reasons: Mapping[str, str]  # name of a field of Run or ServeConfig -> why
+    warnings: tuple[str, ...]
+    sizes: ModelSizes | None = None  # of the model; None in a rehearsal
+
+    def in_directory(self, run_dir: Path) -> Run:
+        return replace(self.run, run_dir=run_dir)
+
+    def inferred(self) -> dict[str, dict[str, Any]]:
+        """Value and reason of everything that was decided, by name."""
+        values = vars_of(self.run.config) | vars_of(self.run)
+        return {name: {"value": values[name], "reason": reason} for name, reason in self.reasons.items()}
+
+    def describe(self) -> list[str]:
+        """The same as lines: what is served, then the rest in columns."""
+        (_, model_dir, why), *rows = (
+            (name, format_value(entry["value"]), entry["reason"]) for name, entry in self.inferred().items()
+        )
+        return [f"starting {self.run.model_id} from {model_dir} ({why})", *align(rows)]
+
+
+def align(rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Columns, the last of which may have any width."""
+    rows = list(rows)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    for row in rows:
+        *cells, last = row
+        yield "  " + "  ".join([*(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)), last])
+
+
+def vars_of(record: Any) -> dict[str, Any]:
+    return {field.name: getattr(record, field.name) for field in fields(record)}
+
+
+def format_value(value: Any) -> str:
+    match value:
+        case None | () | 0:
+            return "-"
+        case tuple():
+            return " / ".join(format_cpu_list(cpus) for cpus in value)
+        case _:
+            return str(value)
+
+
+def resolve(loaded: LoadedConfig, environ: Mapping[str, str], machine: Machine) -> Resolved:
+    """Fill in everything that the options leave open.
+
+    Raises:
+        UsageError: options that contradict each other or the environment.
+        ModelError: the model is not there, or nothing can run it.
+        NotEnoughDevices: more GPUs are asked for than there are.
+    """
+    decide = Decisions(loaded, environ, machine, warnings=list(warn_of_settings(loaded, environ)))
+    model_id, model_dir = choose_model(decide)
+    read_model_config(model_dir)  # a rehearsal may look at nothing else of the model
+    engine = choose_engine(decide, model_dir)
+    device = choose_device(decide, engine)
+    num_shard = choose_num_shard(decide, engine, device)
+    check_fault(decide.config.fault, num_shard)
+    if not engine.computes:
+        warn_of_real_start(decide, model_dir, num_shard)
+    model = engine.door.inspect(model_dir, num_shard)
+    decide.warnings += model.warnings
+    dtype = choose_dtype(decide, engine, device, model)
+    max_sequence_length = choose_max_sequence_length(decide, model.length)
+    max_batch_tokens = choose_max_batch_tokens(decide, device)
+    explain_kv_cache_memory(decide, model.sizes, device, dtype, num_shard, max_sequence_length)
+    tokenization_workers = choose_tokenization_workers(decide, num_shard)
+    shard_cpus = choose_shard_cpus(decide, engine, device, num_shard)
+    run = Run(
+        config=limit_new_tokens(decide, max_sequence_length),
+        run_dir=Path(),
+        model_id=model_id,
+        model_dir=model_dir,
+        engine=engine.name,
+        device=device,
+        dtype=dtype,
+        num_shard=num_shard,
+        max_sequence_length=max_sequence_length,
+        is_max_sequence_length_explicit=decide.is_given("max_sequence_length"),
+        max_batch_tokens=max_batch_tokens,
+        tokenization_workers=tokenization_workers,
+        shard_threads=choose_shard_threads(decide, engine, num_shard, shard_cpus),
+        gpus=tuple(gpu.device for gpu in machine.gpus[:num_shard]) if device == "cuda" else (),
+        shard_cpus=shard_cpus,
+        label="rehearsal" if not engine.computes else "demo model" if model_id == "demo" else "",
+    )
+    return Resolved(run, decide.reasons, tuple(decide.warnings), model.sizes)
+
+
+def choose_model(decide: Decisions) -> tuple[str, Path]:
+    name = decide.config.model_name
+    if name is None:
+        decide.reasons["model_dir"] = "no model is given: the demo model that comes with TGIS"
+        return "demo", DEMO_MODEL_DIR
+    if not name.strip():
+        raise UsageError("The model's name is empty, as of an unset variable: name one, or give none at all.")
+    cache_dir, source = find_cache_dir(decide.environ)
+    model_dir = find_model_dir(name, decide.config.revision, cache_dir)
+    is_cached = is_in_cache(name, model_dir, cache_dir)
+    decide.reasons["model_dir"] = f"in the cache {cache_dir} (from {source})" if is_cached else "a directory"
+    return name, model_dir
+
+
+def choose_engine(decide: Decisions, model_dir: Path) -> Engine:
+    if decide.config.rehearse:
+        decide.reasons["engine"] = "a rehearsal"
+        return REHEARSAL
+    framework = decide.config.deployment_framework
+    named = find_named(framework)
+    try:
+        engine, _ = find_engine(model_dir, (named,) if named else ENGINES.values())
+    except ModelError as error:
+        if framework is None or named:
+            raise
+        raise failures.ENGINE_NOT_PRESENT.error(problem=error, framework=framework) from error
+    if framework is None:
+        decide.reasons["engine"] = "it has this model's family"
+    elif named:
+        decide.take_given("deployment_framework", "engine")
+    else:
+        decide.warnings.append(
+            f"deployment framework {framework} is not part of this version: the {engine.name} engine serves this model."
+        )
+        decide.reasons["engine"] = "the only engine of this version"
+    if framework == "hf_custom_tp":
+        decide.warnings.append("deployment framework hf_custom_tp is an older name of tgis_native.")
+    return engine
+
+
+def check_fault(text: str | None, num_shard: int) -> None:
+    names = child_names(num_shard)
+    if text and Fault.parse(text).process not in names:
+        raise UsageError(f"--fault {text} would never strike: the processes are {', '.join(names)}.")
+
+
+def warn_of_real_start(decide: Decisions, model_dir: Path, num_shard: int) -> None:
+    """A rehearsal needs no weights and serves what no engine can, but shall not give wrong hopes."""
+    try:
+        engine, _ = find_engine(model_dir)
+        engine.door.summarize(model_dir, num_shard)
+    except TgisError as error:
+        decide.warnings.append(f"Without --rehearse this would not start: {error}")
+
+
+def choose_dtype(decide: Decisions, engine: Engine, device: str, model: ModelSummary) -> str:
+    for option in ("dtype", "dtype_str"):
+        if decide.is_given(option):
+            return str(decide.take_given(option, "dtype"))
+    if not engine.computes:
+        decide.reasons["dtype"] = "a rehearsal computes nothing"
+        return "float32"
+    if device == "cpu" and not decide.machine.has_bf16:
+        decide.reasons["dtype"] = "this CPU has no bf16 instructions"
+        return "float32"
+    decide.reasons["dtype"] = "the checkpoint's"
+    return model.dtype if model.dtype in DTYPES else "float32"
+
+
+def choose_max_sequence_length(decide: Decisions, own: Length | None) -> int:
+    """
+    Args:
+        own: what the model is made for. A rehearsal may be of a model that no engine knows.
+    """
+    if not decide.is_given("max_sequence_length"):
+        decide.reasons["max_sequence_length"] = own.reason if own else "config.json names none"
+        return own.num_tokens if own else UNKNOWN_LENGTH
+    given = int(decide.take_given("max_sequence_length"))
+    if own and given > own.num_tokens and own.is_limit:
+        decide.warnings.append(
+            f"max_sequence_length {given} is lowered to {own.num_tokens} ({own.reason}): "
+            "the model has no positions beyond."
+        )
+        return own.num_tokens
+    if own and given > own.num_tokens:
+        decide.warnings.append(
+            f"max_sequence_length {given} is above the model's own {own.num_tokens} ({own.reason}): "
+            "text beyond that may be of poor quality."
+        )
+    return given
+
+
+def limit_new_tokens(decide: Decisions, max_sequence_length: int) -> ServeConfig:
+    """At least one token of a sequence is input: a request can never get max_sequence_length new ones."""
+    config = decide.config
+    if config.max_new_tokens < max_sequence_length:
+        return config
+    lowered = max_sequence_length - 1
+    decide.reasons["max_new_tokens"] = f"one less than max_sequence_length; {config.max_new_tokens} would not fit"
+    if decide.is_given("max_new_tokens"):
+        decide.warnings.append(
+            f"max_new_tokens {config.max_new_tokens} is lowered to {lowered}: "
+            f"max_sequence_length is {max_sequence_length}."
+        )
+    return replace(config, max_new_tokens=lowered)
+
+
+def choose_max_batch_tokens(decide: Decisions, device: str) -> int:
+    if decide.is_given("max_batch_tokens"):
+        return int(decide.take_given("max_batch_tokens"))
+    decide.reasons["max_batch_tokens"] = f"the default on a {'GPU' if device == 'cuda' else 'CPU'}"
+    return 8192 if device == "cuda" else 512

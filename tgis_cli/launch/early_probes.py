@@ -1,0 +1,72 @@
+"""Probes before there is a front-end: a launcher that still reads answers them on the HTTP port, in plain text.
+
+Live, but neither started nor ready, and why: the same answers that the front-end gives while a model loads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from tgis_server.errors import TgisError
+from tgis_server.host.ports import listen
+from tgis_server.options.config import ServeConfig
+
+ANSWER_S = 5.0  # for a client to send its request and take the answer
+LIVE = "/health/live"
+OTHERS = ("/health", "/health/ready", "/health/startup", "/metrics")
+REASONS = {200: "OK", 404: "Not Found", 503: "Service Unavailable"}
+
+
+class EarlyProbes:
+    """Holds the port until it is closed."""
+
+    def __init__(self, model: str, describe: Callable[[], str]) -> None:
+        """``describe`` says what the launcher does, as the end of a sentence."""
+        self._model = model
+        self._describe = describe
+        self._began_at = time.monotonic()
+        self._server: asyncio.Server | None = None
+
+    async def open(self, config: ServeConfig) -> None:
+        """Begin, where that is possible: that the port is taken is told by the checks of the start."""
+        if config.http_tls == "off":  # what TLS needs would have to be read as well
+            with suppress(TgisError):
+                self._server = await asyncio.start_server(self._serve, sock=listen(config.host, config.port, "--port"))
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            async with asyncio.timeout(ANSWER_S):
+                words = (await reader.readuntil(b"\r\n\r\n")).split(maxsplit=2)
+                status, body = self._answer(words[1].decode(errors="replace") if len(words) > 1 else "")
+                writer.write(make_response(status, body))
+                await writer.drain()
+        writer.close()
+
+    def _answer(self, path: str) -> tuple[int, dict[str, object]]:
+        path = path.partition("?")[0]
+        if path == LIVE:
+            up_s = round(time.monotonic() - self._began_at, 1)
+            return 200, {"status": "starting", "model": self._model, "mode": "", "calls_in_flight": 0, "up_s": up_s}
+        if path not in OTHERS:
+            return 404, {"error": "There is no such page."}
+        text = f"The model is still loading; {self._describe()}. Try again when the health service says SERVING."
+        return 503, {"error": text}
+
+
+def make_response(status: int, body: dict[str, object]) -> bytes:
+    text = json.dumps(body)
+    head = (
+        f"HTTP/1.1 {status} {REASONS[status]}",
+        "Content-Type: application/json; charset=utf-8",
+        f"Content-Length: {len(text)}",
+        "Connection: close",
+    )
+    return "\r\n".join((*head, "", text)).encode()

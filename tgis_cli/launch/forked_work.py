@@ -1,0 +1,269 @@
+"""Work that storage or a driver may hold up for ever, in a process of its own: it is watched, and can be left behind.
+
+A thread would not do: one inside a system call that nothing interrupts keeps its whole process from ending. The
+process is forked, which takes a millisecond and needs no second start of the interpreter. It prints nothing, and logs
+and answers through a pipe::
+
+    forked process                                       this process
+    main thread: the work  ── log records, result ──►    Forked: logs them, returns the result or raises the error
+    watch thread           ── Place, if it moved  ──►    Forked.place, Forked.moved_at
+
+A process that dies without an answer, however it comes about, is an error of the group that says how it ended. Knows
+nothing of what the work is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Generic, NoReturn, Self, TypeVar
+
+from tgis_cli.supervisor.signals import signals_held
+from tgis_cli.terminal.stop_signals import STOP_SIGNALS
+from tgis_server.child import kill_with_parent
+from tgis_server.failures import catalogue as failures
+
+T = TypeVar("T")
+
+LOOK_S = 0.25  # between two looks at where the work stands
+READ_BYTES = 1 << 16
+END_PAUSES_S = (0.001, 0.01, 0.1, 0.2)  # for a killed process to end: at once, or not before storage answers
+
+ADVICE_KILLED = (
+    "if this was not done by hand, the kernel's out-of-memory killer is the usual cause: see `dmesg` and the memory "
+    "limits"
+)
+ADVICE = "start again and, if it happens again, report it with the output of `tgis version`"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the work stands. Two that are equal, one after the other, mean that it does not move."""
+
+    path: str  # what it opens, reads or looks for; empty if that is not to be seen
+    doing: str  # what the work says that it does, as in "it is DOING"
+    code: str  # FILE:LINE in FUNCTION
+    num_read: int  # bytes so far, of all files
+
+    @classmethod
+    def of(cls, frame: FrameType, work: Callable[..., Any], doing: str) -> Place:
+        """Of a thread's innermost frame. What it asks the system for is the innermost local value that is a path.
+
+        Args:
+            work: whose own values do not count: it holds paths that nobody asks for just now.
+        """
+        code = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} in {frame.f_code.co_name}"
+        path = ""
+        for inner in frames_within(frame, work):
+            if path := find_path(inner):
+                break
+        return cls(path, doing, code, count_read_bytes())
+
+    def __str__(self) -> str:
+        return self.path or self.doing or self.code
+
+
+@dataclass(slots=True)
+class Doing:
+    """What the work says of itself; it writes, and the thread beside it reads."""
+
+    what: str = ""
+
+
+def frames_within(frame: FrameType, work: Callable[..., Any]) -> Iterator[FrameType]:
+    """Frames from the innermost outwards, to the last that the work has called."""
+    code = getattr(work.func if isinstance(work, partial) else work, "__code__", None)
+    outer: FrameType | None = frame
+    while outer is not None and outer.f_code is not code:
+        yield outer
+        outer = outer.f_back
+
+
+def find_path(frame: FrameType) -> str:
+    for value in frame.f_locals.values():
+        if isinstance(value, Path) or (isinstance(value, str) and value.startswith("/") and "\n" not in value):
+            return str(value)
+    return ""
+
+
+def count_read_bytes() -> int:
+    with suppress(OSError, ValueError):
+        # rchar of the main thread, whose number is the process's; a sandbox may hide it.
+        return int(Path(f"/proc/self/task/{os.getpid()}/io").read_text().split()[1])
+    return 0
+
+
+class Forked(Generic[T]):
+    """The work of one forked process. Used inside a running event loop, in the main thread."""
+
+    def __init__(self, pid: int, pipe: int) -> None:
+        self.place: Place | None = None
+        self.moved_at = time.monotonic()
+        self._pid = pid
+        self._pipe = pipe
+        self._received = bytearray()
+        self._answer: tuple[bool, Any, str] | None = None  # whether it is a result, that or the error, the traceback
+        self._ended = asyncio.Event()
+
+    @classmethod
+    def start(cls, work: Callable[[], T], doing: Doing | None = None) -> Self:
+        """Begin.
+
+        Args:
+            work: returns something that can be pickled.
+            doing: where it says what it does.
+        """
+        pipe, only_writer = os.pipe()
+        parent = os.getpid()
+        with signals_held():
+            if (pid := os.fork()) == 0:
+                _be_child(work, doing or Doing(), only_writer, parent)
+        os.close(only_writer)
+        os.set_blocking(pipe, False)
+        return cls(pid, pipe)
+
+    async def __aenter__(self) -> Self:
+        asyncio.get_running_loop().add_reader(self._pipe, self._receive)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
+    ) -> None:
+        """End the process, if it has not ended, and do not wait for one that cannot end."""
+        asyncio.get_running_loop().remove_reader(self._pipe)
+        os.close(self._pipe)
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.kill(self._pid, signal.SIGKILL)
+            for pause_s in END_PAUSES_S:
+                if os.waitpid(self._pid, os.WNOHANG)[0]:  # noqa: ASYNC222  it does not wait
+                    break
+                await asyncio.sleep(pause_s)
+
+    async def wait(self, timeout_s: float) -> bool:
+        """Whether it has ended, after at most so long."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._ended.wait(), timeout_s)
+        return self._ended.is_set()
+
+    def result(self) -> T:
+        """What the work returned, once it has ended.
+
+        Raises:
+            Exception: what the work raised.
+            GroupFailed: the process ended without an answer.
+        """
+        if self._answer is None:
+            _, status = os.waitpid(self._pid, 0)
+            code = os.waitstatus_to_exitcode(status)
+            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            where = f" (at {self.place})" if self.place else ""
+            advice = ADVICE_KILLED if code == -signal.SIGKILL else ADVICE
+            raise failures.LOOK_ENDED.error(how=how, where=where, advice=advice)
+        is_result, value, stack = self._answer
+        if not is_result:
+            value.add_note(stack)  # where it happened: the place of this line tells nothing
+            raise value
+        result: T = value
+        return result
+
+    def _receive(self) -> None:
+        data = os.read(self._pipe, READ_BYTES)
+        self._received += data
+        while len(self._received) >= 8 and len(self._received) >= (
+            end := 8 + int.from_bytes(self._received[:8], "little")
+        ):
+            message = pickle.loads(self._received[8:end])  # noqa: S301  from our own process
+            del self._received[:end]
+            self._take(message)
+        if not data:
+            asyncio.get_running_loop().remove_reader(self._pipe)
+            self._ended.set()
+
+    def _take(self, message: Any) -> None:
+        match message:
+            case Place():
+                self.place, self.moved_at = message, time.monotonic()
+            case logging.LogRecord():
+                logging.getLogger(message.name).handle(message)
+            case _:
+                self._answer = message
+                self._ended.set()
+
+
+class _Sender(logging.Handler):
+    """The forked process's end of the pipe, for messages of any thread."""
+
+    def __init__(self, pipe: int) -> None:
+        super().__init__()
+        self._pipe = pipe
+        self._sending = threading.Lock()  # guards the pipe: a message is written in parts
+
+    def send(self, message: Any) -> None:
+        data = pickle.dumps(message)
+        data = len(data).to_bytes(8, "little") + data
+        with self._sending:
+            while data:
+                data = data[os.write(self._pipe, data) :]
+
+    def emit(self, record: logging.LogRecord) -> None:
+        record.msg, record.args, record.exc_info = record.getMessage(), None, None
+        self.send(record)
+
+
+def _be_child(work: Callable[[], Any], doing: Doing, pipe: int, parent: int) -> NoReturn:
+    """What the forked process does, whatever happens; nothing of the parent's is ever cleaned up here."""
+    sender, code = _Sender(pipe), 1
+    try:
+        signal.set_wakeup_fd(-1)  # it wakes the parent's loop
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # the parent decides, and ends this process
+        kill_with_parent(parent)
+        for stream in range(3):  # a process that is left behind must not hold the outputs open
+            os.dup2(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), stream)
+        logging.root.handlers = [sender]
+        _watch(sender, work, doing)
+        sender.send((True, work(), ""))
+        code = 0
+    except BaseException as error:  # noqa: BLE001  the parent raises it
+        sender.send((False, _make_portable(error), traceback.format_exc()))
+    finally:
+        os._exit(code)
+
+
+def _make_portable(error: BaseException) -> Exception:
+    """What reaches the parent as it was, and ends the launcher as an error does, not as ``SystemExit`` would."""
+    if isinstance(error, Exception):
+        with suppress(Exception):  # of a library's own kind
+            pickle.loads(pickle.dumps(error))  # noqa: S301  made here
+            return error
+    return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def _watch(sender: _Sender, work: Callable[[], Any], doing: Doing) -> None:
+    """Send where the main thread stands, as a debugger would see it, whenever it has moved."""
+    main = threading.get_ident()
+
+    def look() -> None:
+        last = None
+        while True:
+            time.sleep(LOOK_S)
+            frame = sys._current_frames().get(main)
+            if frame is not None and (place := Place.of(frame, work, doing.what)) != last:
+                last = place
+                sender.send(place)
+
+    with suppress(RuntimeError):  # no thread can be started: then nobody sees where it stands
+        threading.Thread(target=look, daemon=True).start()

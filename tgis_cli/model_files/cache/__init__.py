@@ -1,0 +1,1 @@
+"""The cache of models on disk: where it is, what is in it, one writer at a time."""

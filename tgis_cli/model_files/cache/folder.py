@@ -1,0 +1,215 @@
+"""One model's folder in the hub's cache, for writing. The layout is huggingface_hub's, so that its readers find all:
+
+::
+
+    models--ORG--NAME/
+    ├── blobs/DIGEST                 content; DIGEST.incomplete while it is on its way
+    ├── snapshots/COMMIT/NAME        relative links to blobs: the folder can be moved and copied as it is
+    ├── refs/REVISION                a commit; written when its snapshot is complete
+    └── trees/COMMIT.json            names, sizes and digests, to check the snapshot without the hub
+
+Blobs that the library keeps in a store for all models (``CACHE/blobs``) are brought into the folder when they are used:
+a copy of the folder would have dangling links otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tgis_cli.model_files.cache.disk import INCOMPLETE
+from tgis_cli.model_files.cache.locks import lock
+from tgis_cli.model_files.cache.lookup import model_folder_name
+from tgis_cli.model_files.cache.names import is_safe_path
+from tgis_cli.model_files.download.hub import Listing, RemoteFile
+from tgis_server.errors import UsageError
+
+TEMPORARY = ".tmp-"
+SCRATCH = ".xet"  # ends names of directories in which the library fetches
+FOREIGN = re.compile(r"\.[0-9a-f]{8}\.incomplete$")  # of the library, which may be writing it, or of another mark
+TREE_FORMAT = 1  # of huggingface_hub 2
+
+
+class CacheFolder:
+    """Paths and writes of one model's folder. Every write is a rename of what is complete."""
+
+    def __init__(self, cache_dir: Path, model: str) -> None:
+        self.root = cache_dir / model_folder_name(model)
+        self.blobs = self.root / "blobs"
+        self._mark = ""  # in names of what is incomplete
+
+    @contextlib.contextmanager
+    def locked(self, tell_waiting: Callable[[], None]) -> Iterator[None]:
+        """Be the only writer, and remove what killed ones have left.
+
+        On a file system without locks what is incomplete gets names of this process: another one goes its own way, and
+        so does the next, from the beginning.
+
+        Raises:
+            UsageError: the folder cannot be made or written.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                is_exclusive = stack.enter_context(lock(self.root, tell_waiting, make=self._make))
+                self._make()  # again: the last holder may have removed what was empty
+                probe = self.make_temporary_name()
+                probe.touch()
+                probe.unlink()
+            except OSError as error:
+                raise UsageError(
+                    f"The cache {self.root.parent} cannot be written ({error.strerror}): name another with "
+                    f"HF_HUB_CACHE, or give user {os.getuid()} the right to write there."
+                ) from error
+            if is_exclusive:
+                for path in (*self.root.glob(f"{TEMPORARY}*"), *self.blobs.glob(f"*{SCRATCH}")):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            else:
+                self._mark = f".{uuid.uuid4().hex[:8]}"  # a pid is not unique: each container counts its own
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):  # nothing may have come of it: it was refused, say
+                    for path in self.blobs.glob(f"*{self._mark}{INCOMPLETE}"):
+                        is_own = self._mark or not FOREIGN.search(path.name)
+                        if is_own and not path.stat().st_size:
+                            path.unlink()
+                    self.blobs.rmdir()
+                    self.root.rmdir()
+
+    def _make(self) -> None:
+        self.blobs.mkdir(parents=True, exist_ok=True)
+
+    def make_temporary_name(self) -> Path:
+        """For what is about to be renamed; beside the directories whose entries mean something."""
+        return self.root / f"{TEMPORARY}{uuid.uuid4().hex}"
+
+    def snapshot(self, commit: str) -> Path:
+        return self.root / "snapshots" / commit
+
+    def blob(self, file: RemoteFile) -> Path:
+        return self.blobs / file.digest
+
+    def incomplete(self, file: RemoteFile) -> Path:
+        return self.blobs / f"{file.digest}{self._mark}{INCOMPLETE}"
+
+    def find_content(self, file: RemoteFile, commit: str) -> Path | None:
+        """Where the whole content of a file is: at its place in the snapshot, else among the blobs."""
+        for path in (self.snapshot(commit) / file.name, self.blob(file)):
+            with contextlib.suppress(OSError):
+                if path.stat().st_size == file.size:
+                    return path
+        return None
+
+    def leads_out(self, path: Path) -> bool:
+        """Whether a file's content lies outside this folder, in the library's store for all models."""
+        return not path.resolve().is_relative_to(self.root.resolve())
+
+    def is_placed(self, file: RemoteFile, commit: str) -> bool:
+        """Whether a file is whole in the snapshot, with its content in this folder."""
+        pointer = self.snapshot(commit) / file.name
+        return self.find_content(file, commit) == pointer and not self.leads_out(pointer)
+
+    def place(self, file: RemoteFile, commit: str) -> None:
+        """Make a file whose content is there appear in the snapshot."""
+        if self.is_placed(file, commit):
+            return
+        pointer, blob = self.snapshot(commit) / file.name, self.blob(file)
+        content = self.find_content(file, commit)
+        assert content is not None, f"{file.name} has been fetched"
+        if blob.is_symlink() or not blob.exists():
+            self.put(content.resolve(), blob)
+        pointer.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.make_temporary_name()
+        target = self.root.resolve() / "blobs" / file.digest
+        try:
+            os.symlink(os.path.relpath(target, pointer.parent.resolve()), temporary)
+        except OSError:  # a file system without links
+            self.put(blob, pointer)
+        else:
+            os.replace(temporary, pointer)
+
+    def put(self, content: Path, path: Path) -> None:
+        """Give content another name, without copying it where possible."""
+        temporary = self.make_temporary_name()
+        try:
+            os.link(content, temporary)
+        except OSError:  # another file system, or one without hard links
+            shutil.copyfile(content, temporary)
+        os.replace(temporary, path)
+
+    def write_file(self, path: Path, text: str) -> None:
+        """Write a small file; it appears whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.make_temporary_name()
+        try:
+            temporary.write_text(text)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def remove(self, file: RemoteFile, commit: str) -> None:
+        """Drop content that is damaged."""
+        for path in (self.snapshot(commit) / file.name, self.blob(file)):
+            path.unlink(missing_ok=True)
+
+    def write_ref(self, revision: str, commit: str) -> None:
+        """Let a branch or tag mean a commit, from now on."""
+        assert is_safe_path(revision), "checked where it comes from"
+        reference = self.root / "refs" / revision
+        if revision != commit and read_file(reference) != commit:
+            self.write_file(reference, commit)
+
+    def write_listing(self, listing: Listing) -> None:
+        """Remember what the commit consists of, in the library's format."""
+        entries = {
+            file.name: {"size": file.size, "blob_id": file.digest}
+            | ({"lfs_sha256": file.digest, "lfs_size": file.size} if len(file.digest) == 64 else {})
+            for file in listing.files
+            if file.digest  # some mirrors do not tell it of files that nobody has asked for
+        }
+        tree = {"format_version": TREE_FORMAT, "files": entries}
+        path = self.root / "trees" / f"{listing.commit}.json"
+        if self.read_listing(listing.model, listing.commit) is None:  # the library's own says more
+            self.write_file(path, json.dumps(tree, indent=1))
+
+    def read_listing(self, model: str, commit: str) -> Listing | None:
+        """What a commit consists of, if that has been written down."""
+        try:
+            tree = json.loads((self.root / "trees" / f"{commit}.json").read_bytes())
+            if tree["format_version"] != TREE_FORMAT:
+                return None
+            files = [
+                RemoteFile(name, int(entry["size"]), str(entry.get("lfs_sha256") or entry["blob_id"]))
+                for name, entry in tree["files"].items()
+            ]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+        return Listing(model, commit, tuple(files)) if all(file.digest and file.is_safe for file in files) else None
+
+
+def list_files(directory: Path, *, has_blobs: bool) -> tuple[RemoteFile, ...]:
+    """The files of a model.
+
+    Args:
+        has_blobs: it is a snapshot, where a link's target is named after its content's digest.
+    """
+    return tuple(
+        RemoteFile(
+            path.name, path.stat().st_size, Path(os.readlink(path)).name if has_blobs and path.is_symlink() else ""
+        )
+        for path in sorted(directory.iterdir())
+        if path.is_file() and not path.name.startswith(".")
+    )
+
+
+def read_file(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return ""

@@ -1,0 +1,324 @@
+"""What is in the cache: models, their revisions, and whether each could be served. Reads names, sizes and headers only.
+
+Used by ``tgis models``, and by ``tgis download-weights`` where the hub cannot be asked.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tgis_cli.model_files.cache.disk import INCOMPLETE
+from tgis_cli.model_files.cache.folder import CacheFolder, read_file
+from tgis_cli.model_files.cache.lookup import list_folders
+from tgis_cli.model_files.convert.fast_tokenizer import has_slow_tokenizer
+from tgis_cli.model_files.download.selection import (
+    PYTORCH,
+    SAFETENSORS_ENDING,
+    drop_superfluous,
+    parse_extensions,
+    select_names,
+)
+from tgis_cli.model_files.tokenizer_check import check_tokenizer
+from tgis_server import model_files
+from tgis_server.engines import catalogue
+from tgis_server.errors import ModelError, UsageError
+from tgis_server.host.regular_file import read_regular
+from tgis_server.model_files import (
+    HEAD,
+    choose_weights,
+    find_tensor,
+    find_weights,
+    read_header,
+    read_json,
+    read_tensors,
+    read_weight_map,
+)
+
+CONFIGURATION = ("config.json", "generation_config.json")
+FORMATS = {".safetensors": "safetensors", ".bin": "pytorch", ".pt": "pytorch", ".onnx": "onnx", ".gguf": "gguf"}
+
+
+@dataclass(frozen=True, slots=True)
+class CachedModel:
+    """A revision of a model in the cache."""
+
+    model: str
+    commit: str
+    revisions: tuple[str, ...]  # branches and tags that mean this commit
+    path: Path
+    num_bytes: int  # of its files, on disk
+    format: str  # of the weights; empty = there are none
+    architecture: str  # as config.json names it; empty = it does not
+    engine: str  # that would serve it; empty = none
+    why_no_engine: str
+    problems: tuple[str, ...]  # sentences: what keeps it from being served or copied; none = complete
+    last_used: float  # seconds since the epoch; 0 = not known
+
+    @property
+    def is_complete(self) -> bool:
+        return not self.problems
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"is_complete": self.is_complete}
+
+
+def list_models(cache_dir: Path) -> list[CachedModel]:
+    """All revisions of all models, by name. A folder that cannot be read is left out.
+
+    Raises:
+        UsageError: the cache is there, but cannot be read.
+    """
+    try:
+        folders = list_folders(cache_dir)
+    except OSError as error:
+        raise UsageError(
+            f"The cache {cache_dir} cannot be read ({error.strerror}): give user {os.getuid()} the right, or name "
+            "another with HF_HUB_CACHE."
+        ) from error
+    found: list[CachedModel] = []
+    for name in folders:
+        with suppress(OSError):
+            found += list_revisions(CacheFolder(cache_dir, name), name)
+    return found
+
+
+def list_revisions(folder: CacheFolder, model: str) -> Iterator[CachedModel]:
+    """The revisions of one model."""
+    references = read_references(folder.root)
+    commits = {path.name for path in (folder.root / "snapshots").glob("*") if path.is_dir()} | set(references.values())
+    for commit in sorted(commits):
+        revisions = tuple(name for name, target in references.items() if target == commit)
+        try:
+            yield inspect_snapshot(folder, model, commit, revisions)
+        except Exception as error:  # noqa: BLE001  one strange model shall not hide the others
+            yield describe_strange(folder, model, commit, revisions, error)
+    if not commits:
+        yield inspect_snapshot(folder, model, "", ())
+
+
+def describe_strange(
+    folder: CacheFolder, model: str, commit: str, revisions: tuple[str, ...], error: Exception
+) -> CachedModel:
+    """A revision that cannot be judged."""
+    problem = f"its files cannot be judged ({type(error).__name__}: {error})"
+    return CachedModel(model, commit, revisions, folder.snapshot(commit), 0, "", "", "", problem, (problem,), 0.0)
+
+
+def read_references(root: Path) -> dict[str, str]:
+    """Commit by name of branch or tag."""
+    refs = root / "refs"
+    return {str(file.relative_to(refs)): read_file(file) for file in sorted(refs.rglob("*")) if file.is_file()}
+
+
+def inspect_snapshot(folder: CacheFolder, model: str, commit: str, revisions: tuple[str, ...]) -> CachedModel:
+    """Facts about one revision."""
+    path = folder.snapshot(commit) if commit else folder.root
+    entries = {entry.name: entry for entry in path.iterdir()} if commit and path.is_dir() else {}
+    sizes, last_used = {}, 0.0
+    for name, entry in entries.items():
+        with suppress(OSError):
+            status = entry.stat()
+            sizes[name] = status.st_size
+            last_used = max(last_used, status.st_atime if name.endswith(tuple(FORMATS)) else 0)
+    engine, why_no_engine = find_engine(path) if "config.json" in sizes else ("", "there is no config.json")
+    formats = sorted({FORMATS[ending] for ending in FORMATS for name in sizes if name.endswith(ending)})
+    return CachedModel(
+        model=model,
+        commit=commit,
+        revisions=revisions,
+        path=path,
+        num_bytes=sum(sizes.values()) if commit else sum_incomplete(folder),
+        format="safetensors" if "safetensors" in formats else ", ".join(formats),
+        architecture=read_architecture(path),
+        engine=engine,
+        why_no_engine=why_no_engine,
+        problems=(
+            *find_problems(folder, model, commit, revisions, set(entries), sizes),
+            *(find_unprepared(path, model, revisions or (commit,), set(sizes)) if engine else ()),
+            *(find_broken_config(path) if sizes else ()),
+        ),
+        last_used=last_used,
+    )
+
+
+def sum_incomplete(folder: CacheFolder) -> int:
+    return sum(path.stat().st_size for path in folder.blobs.glob(f"*{INCOMPLETE}"))
+
+
+def find_problems(
+    folder: CacheFolder, model: str, commit: str, revisions: tuple[str, ...], names: set[str], sizes: dict[str, int]
+) -> Iterator[str]:
+    """What is missing or broken."""
+    revision = "" if not commit or "main" in revisions else f" --revision {next(iter(revisions), commit)}"
+    again = f"`tgis download-weights {model}{revision}` completes it"
+    if not commit:
+        yield f"only a part has been downloaded; {again}"
+        return
+    if dangling := sorted(names - sizes.keys()):
+        yield f"{dangling[0]}{and_more(dangling)} is a link to nothing; {again}"
+    missing = [name for name in find_missing_names(folder, model, commit, sizes) if name not in dangling]
+    if missing:
+        is_short = missing[0] in sizes
+        yield f"{missing[0]}{and_more(missing)} is {'not whole' if is_short else 'missing'}; {again}"
+    if "config.json" not in sizes and "config.json" not in missing:
+        listing = folder.read_listing(model, commit)
+        yield f"config.json is missing; {again}" if listing is None else "its repository has no config.json"
+    if not missing and not any(name.endswith(tuple(FORMATS)) for name in sizes):
+        yield f"there are no weights; {again}"
+    is_told = bool(missing or dangling)
+    has_some = any(name.endswith(SAFETENSORS_ENDING) for name in sizes)
+    if is_half_converted(folder.snapshot(commit), sizes):
+        yield f"its conversion was interrupted; `tgis convert-to-safetensors {model}{revision}` completes it"
+        is_told = True
+    for problem in find_weight_problems(folder.snapshot(commit)) if has_some else ():
+        if not is_told:
+            yield problem
+    if leaving := [name for name in sizes if folder.leads_out(folder.snapshot(commit) / name)]:
+        yield (
+            f"{leaving[0]}{and_more(leaving)} lies outside the model's folder, where copies of it lead to nothing; "
+            f"`tgis download-weights {model}{revision}` brings it in"
+        )
+
+
+def is_half_converted(path: Path, names: Iterable[str]) -> bool:
+    """Whether a conversion has made a part of the weights."""
+    with suppress(ModelError):
+        return choose_weights(
+            names, model_files.SAFETENSORS, lambda index: read_weight_map(path / index).values()
+        ).is_half_converted
+    return False
+
+
+def find_unprepared(path: Path, model: str, revisions: Sequence[str], names: set[str]) -> Iterator[str]:
+    """What a start needs and nothing has made yet, of a model that an engine serves."""
+    revision = "" if "main" in revisions else f" --revision {revisions[0]}"
+    if not any(name.endswith(SAFETENSORS_ENDING) for name in names) and any(name.endswith(PYTORCH) for name in names):
+        yield f"its weights are PyTorch's; `tgis convert-to-safetensors {model}{revision}` makes safetensors of them"
+    if has_slow_tokenizer(path):
+        yield f"tokenizer.json is missing; `tgis convert-to-fast-tokenizer {model}{revision}` makes it"
+    elif "tokenizer.json" not in names:
+        yield "its repository has no tokenizer"
+    else:
+        yield from find_broken_tokenizer(path)
+
+
+def find_missing_names(folder: CacheFolder, model: str, commit: str, sizes: dict[str, int]) -> Iterator[str]:
+    """Files that a download would have taken, or that the index of the weights names."""
+    listing = folder.read_listing(model, commit)
+    snapshot = folder.snapshot(commit)
+    expected = {file.name: file.size for file in listing.files} if listing is not None else sizes
+    try:
+        wanted = select_names(
+            expected,
+            parse_extensions(SAFETENSORS_ENDING),
+            lambda name: read_regular(snapshot / name).decode(),
+            with_bin=True,
+        )
+    except ModelError:  # the index is broken, or names what is not in the list
+        wanted = []
+    except OSError as error:
+        yield Path(error.filename).name
+        return
+    for name in drop_superfluous(wanted, expected, snapshot):
+        if sizes.get(name) != expected[name]:
+            yield name
+
+
+def find_broken_config(model_dir: Path) -> Iterator[str]:
+    """What is wrong with the configuration, whether an engine knows such models or not."""
+    for name in CONFIGURATION:
+        try:
+            if (model_dir / name).exists():
+                read_json(model_dir / name)
+        except ModelError as error:
+            yield str(error).rstrip(".")
+
+
+def find_broken_tokenizer(model_dir: Path) -> Iterator[str]:
+    """What is wrong with the tokenizer, as far as a glance at it tells."""
+    try:
+        check_tokenizer(model_dir)
+    except ModelError as error:
+        yield str(error).rstrip(".")
+
+
+def find_weight_problems(model_dir: Path) -> Iterator[str]:
+    """What would keep a start from reading a directory's safetensors, by their headers and what is there twice."""
+    try:
+        names = find_weights(model_dir).names
+    except ModelError as error:
+        yield str(error).rstrip(".")
+        return
+    files = [model_dir / name for name in names]
+    if problems := list(filter(None, map(find_damage, files))):
+        yield from problems
+        return
+    try:
+        with access_times_kept(files):
+            find_ambiguous(model_dir)
+    except ModelError as error:
+        yield str(error).rstrip(".")
+
+
+def find_ambiguous(model_dir: Path) -> None:
+    """Compares tensors that are there twice; reads nothing but headers where none is.
+
+    Raises:
+        ModelError: two differ, of which a start needs one.
+    """
+    found = read_tensors(model_dir, lambda warning: None)
+    names = [HEAD]
+    with suppress(ModelError):  # an engine knows the model
+        _, summary = catalogue.find_engine(model_dir)
+        names += summary.tensors
+    for name in names:
+        find_tensor(found, name)
+
+
+@contextmanager
+def access_times_kept(files: Iterable[Path]) -> Iterator[None]:
+    """A look is no use; a volume that cannot be written keeps no such times anyway."""
+    times = {file: (status.st_atime_ns, status.st_mtime_ns) for file in files for status in [file.stat()]}
+    try:
+        yield
+    finally:
+        for file, kept in times.items():
+            with suppress(OSError):
+                os.utime(file, ns=kept)
+
+
+def find_damage(file: Path) -> str:
+    """What the header of a file of weights contradicts; empty if nothing."""
+    try:
+        with access_times_kept([file]):
+            read_header(file)
+    except OSError as error:
+        return f"{file} cannot be read ({error.strerror})"
+    except ModelError as error:
+        return str(error).rstrip(".")
+    return ""
+
+
+def find_engine(path: Path) -> tuple[str, str]:
+    """The engine that would serve it, or why there is none."""
+    try:
+        engine, _ = catalogue.find_engine(path)
+    except ModelError as error:
+        return "", str(error)
+    return engine.name, ""
+
+
+def read_architecture(path: Path) -> str:
+    with suppress(ModelError, TypeError):
+        config = read_json(path / "config.json")
+        return ", ".join(map(str, config.get("architectures") or ())) or str(config.get("model_type") or "")
+    return ""
+
+
+def and_more(names: Sequence[object]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

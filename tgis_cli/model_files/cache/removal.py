@@ -1,0 +1,114 @@
+"""Taking models out of the cache: what would go is decided first, then shown or done."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tgis_cli.model_files.cache.folder import CacheFolder
+from tgis_cli.model_files.cache.inventory import read_references
+from tgis_cli.model_files.cache.locks import lock
+from tgis_server.errors import ModelError, UsageError
+from tgis_server.words.sizes import format_bytes
+
+TRASH = ".removed-"
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What goes. The whole folder, or a snapshot with the blobs that no other one links to."""
+
+    model: str
+    root: Path
+    commit: str  # that was named; empty = all
+    is_whole: bool  # the whole folder, also where no other commit is in it
+    references: tuple[Path, ...]
+    blobs: tuple[Path, ...]
+    num_bytes: int
+
+    def describe(self) -> str:
+        what = f"all of {self.model}" if self.is_whole else f"revision {self.commit} of {self.model}"
+        return f"{what}: {format_bytes(self.num_bytes)} in {self.root}"
+
+
+def plan_removal(cache_dir: Path, model: str, revision: str | None) -> Removal:
+    """
+    Raises:
+        ModelError: there is no such model or revision in the cache.
+    """
+    folder = CacheFolder(cache_dir, model)
+    if not folder.root.is_dir():
+        raise ModelError(f"{model} is not in the cache {cache_dir}: `tgis models` lists what is.")
+    references = read_references(folder.root)
+    if revision is None:
+        return Removal(model, folder.root, "", True, (), (), sum_files(folder.root))
+    snapshots = folder.root / "snapshots"
+    begun = [path.name for path in snapshots.glob("*") if len(revision) >= 7 and path.name.startswith(revision)]
+    commit = references.get(revision, begun[0] if len(begun) == 1 else revision)
+    if os.sep in commit or not (snapshots / commit).is_dir() or commit in ("", ".", ".."):
+        known = ", ".join(sorted(references)) or "none"
+        raise ModelError(f"{model} has no revision {revision} in the cache; its branches and tags there are {known}.")
+    others = [path for path in snapshots.iterdir() if path.name != commit and path.is_dir()]
+    if not others:
+        return Removal(model, folder.root, commit, True, (), (), sum_files(folder.root))
+    used_elsewhere = {blob for other in others for blob in find_blobs(folder, other)}
+    blobs = sorted(find_blobs(folder, snapshots / commit) - used_elsewhere)
+    own_bytes = sum_files(snapshots / commit)
+    num_bytes = sum(path.stat().st_size for path in blobs if path.is_file()) + own_bytes
+    named = tuple(folder.root / "refs" / name for name, target in references.items() if target == commit)
+    return Removal(model, folder.root, commit, False, named, tuple(blobs), num_bytes)
+
+
+def find_blobs(folder: CacheFolder, snapshot: Path) -> set[Path]:
+    """Blobs of the folder that a snapshot's files are links to."""
+    links = (path for path in snapshot.rglob("*") if path.is_symlink())
+    targets = (Path(os.path.normpath(path.parent / os.readlink(path))) for path in links)
+    return {target for target in targets if target.parent == folder.blobs}
+
+
+def sum_files(root: Path) -> int:
+    total = 0
+    for path in root.rglob("*"):
+        with suppress(OSError):
+            total += 0 if path.is_symlink() or not path.is_file() else path.stat().st_size
+    return total
+
+
+def remove(planned: Removal) -> None:
+    """Names go first, by one rename, so that nobody finds half a model; then the content.
+
+    What goes is found anew: since it was planned, another revision may have come to use some of it.
+
+    Raises:
+        UsageError: another process writes to the model, or this user may not remove it.
+    """
+
+    def refuse() -> None:
+        raise UsageError(f"{planned.model} is being downloaded or converted by another process: nothing is removed.")
+
+    root = planned.root
+    for leftover in root.parent.glob(f"{TRASH}*"):  # of a removal that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
+    trash = root.with_name(f"{TRASH}{uuid.uuid4().hex}")
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(lock(root, refuse))
+            for snapshot in (root / "snapshots").glob("*"):  # in which a conversion may be under way
+                stack.enter_context(lock(snapshot, refuse))
+            removal = plan_removal(root.parent, planned.model, planned.commit or None)
+            if not removal.is_whole:
+                for reference in removal.references:
+                    reference.unlink(missing_ok=True)
+                os.rename(removal.root / "snapshots" / removal.commit, trash)
+                (removal.root / "trees" / f"{removal.commit}.json").unlink(missing_ok=True)
+                for blob in removal.blobs:
+                    blob.unlink(missing_ok=True)
+            else:
+                os.rename(removal.root, trash)
+            shutil.rmtree(trash)
+    except OSError as error:
+        raise UsageError(f"{root} cannot be removed: {error.strerror}. Check its owner and mode.") from error

@@ -1,0 +1,1 @@
+"""Other formats of weights and tokenizers to those that are served."""

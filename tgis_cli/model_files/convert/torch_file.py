@@ -1,0 +1,388 @@
+"""PyTorch's weight files as a table of tensors, read without torch and without running anything they contain.
+
+A file is a pickle that names tensors, and their data. The pickle is read by an unpickler that knows the few functions
+by which tensors are described and turns them into :class:`StoredTensor`; whatever else it asks for is refused by name.
+The data stays where it is. Both formats of ``torch.save`` are known: zip archives (since torch 1.6) and the older one,
+in which the data follows the pickle; see ``torch/serialization.py`` of PyTorch.
+
+Why not torch itself: to import it takes longer than to convert most files.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar
+
+from tgis_server.errors import ModelError
+from tgis_server.host.regular_file import open_regular
+from tgis_server.model_files import read_beginning, refuse_stand_in
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+WRAPPERS = ("state_dict", "model_state_dict")
+LOCAL_HEADER_BYTES = 30  # of an entry of a zip archive, before its name and extra field
+
+# Whatever an unpickler runs into in bytes that are no pickle.
+NOT_A_PICKLE = (
+    pickle.UnpicklingError,
+    struct.error,
+    zipfile.BadZipFile,
+    EOFError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+)
+
+# Names of dtypes in torch, in safetensors, and bytes of an element.
+DTYPES = {
+    "bool": ("BOOL", 1),
+    "uint8": ("U8", 1),
+    "int8": ("I8", 1),
+    "int16": ("I16", 2),
+    "uint16": ("U16", 2),
+    "int32": ("I32", 4),
+    "uint32": ("U32", 4),
+    "int64": ("I64", 8),
+    "uint64": ("U64", 8),
+    "float8_e4m3fn": ("F8_E4M3", 1),
+    "float8_e5m2": ("F8_E5M2", 1),
+    "float16": ("F16", 2),
+    "bfloat16": ("BF16", 2),
+    "float32": ("F32", 4),
+    "float64": ("F64", 8),
+    "complex64": ("C64", 8),
+}
+STORAGES = {
+    "BoolStorage": "bool",
+    "ByteStorage": "uint8",
+    "CharStorage": "int8",
+    "ShortStorage": "int16",
+    "IntStorage": "int32",
+    "LongStorage": "int64",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "FloatStorage": "float32",
+    "DoubleStorage": "float64",
+    "ComplexFloatStorage": "complex64",
+    "UntypedStorage": "uint8",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Dtype:
+    """``torch.float16`` and its like in a pickle."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A range of data that tensors are views of."""
+
+    key: str
+    dtype: str
+    offset: int  # in elements: of a storage that is a part of another
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A tensor as the pickle describes it."""
+
+    storage: Storage
+    dtype: str
+    offset: int  # in elements
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]  # in elements
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor and where its data lies in the file."""
+
+    dtype: str  # as safetensors spells it
+    item_bytes: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]  # in elements
+    start: int  # in the file, in bytes
+
+    @property
+    def num_bytes(self) -> int:
+        return prod(self.shape) * self.item_bytes
+
+    @property
+    def end(self) -> int:
+        """Behind the last byte that it touches."""
+        if not self.num_bytes:
+            return self.start
+        last = sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
+        return self.start + (last + 1) * self.item_bytes
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether its elements lie in the order in which safetensors want them."""
+        wanted = tuple(itertools.accumulate(reversed(self.shape), lambda all_, size: all_ * size, initial=1))[-2::-1]
+        sizes = zip(self.shape, self.strides, wanted, strict=True)
+        return all(size == 1 or stride == expected for size, stride, expected in sizes)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it has every byte from its first to its last, in whatever order."""
+        return self.end - self.start == self.num_bytes
+
+
+class Refused(Exception):
+    """The pickle asks for something that is not needed to describe tensors."""
+
+
+class Unsupported(Exception):
+    """A tensor is of a kind that safetensors cannot hold."""
+
+
+# The functions that pickles of tensors name, under their names in torch.
+
+
+def rebuild_tensor(
+    storage: Storage, offset: int, shape: Any, strides: Any, grad: Any = False, hooks: Any = None, flags: Any = None
+) -> View:
+    return make_view(storage, storage.dtype, offset, shape, strides, flags)
+
+
+def rebuild_tensor_v3(
+    storage: Storage,
+    offset: int,
+    shape: Any,
+    strides: Any,
+    grad: Any,
+    hooks: Any,
+    dtype: Dtype,
+    flags: Any = None,
+) -> View:
+    return make_view(storage, dtype.name, offset, shape, strides, flags)
+
+
+def make_view(storage: Storage, dtype: str, offset: int, shape: Any, strides: Any, flags: Any) -> View:
+    if not isinstance(storage, Storage):
+        raise TypeError(f"a tensor in a {type(storage).__name__}")
+    if flags and any(flags.values()):  # the data is not what the tensor shows
+        raise Unsupported(f"{' and '.join(flags)} views of other tensors")
+    return View(storage, dtype, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
+
+
+def rebuild_parameter(data: View, *_: Any) -> View:
+    return data
+
+
+def rebuild_with_attributes(function: Callable[..., Any], _kind: Any, arguments: Any, _attributes: Any) -> Any:
+    return function(*arguments)
+
+
+class Ignored:
+    """A value that says nothing about tensors."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+
+KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch", "Size"): tuple,
+    ("torch", "Tensor"): Ignored,
+    ("torch", "device"): Ignored,
+    ("torch.nn.parameter", "Parameter"): Ignored,
+    ("torch._utils", "_rebuild_tensor"): rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v3"): rebuild_tensor_v3,
+    ("torch._utils", "_rebuild_parameter"): rebuild_parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): rebuild_parameter,
+    ("torch._tensor", "_rebuild_from_type_v2"): rebuild_with_attributes,
+    # Plain values in the words of Python 2, which the protocol of torch.save speaks.
+    ("_codecs", "encode"): Ignored,
+    ("__builtin__", "set"): Ignored,
+    ("__builtin__", "complex"): Ignored,
+}
+UNSUPPORTED = {
+    "_rebuild_sparse_tensor": "sparse tensors",
+    "_rebuild_sparse_csr_tensor": "sparse tensors",
+    "_rebuild_nested_tensor": "nested tensors",
+    "_rebuild_qtensor": "quantized tensors",
+    "_rebuild_meta_tensor_no_storage": "tensors without data",
+    "ComplexDoubleStorage": "tensors of type complex128",
+    "complex128": "tensors of type complex128",
+    "complex32": "tensors of type complex32",
+    "float8_e4m3fnuz": "tensors of type float8_e4m3fnuz",
+    "float8_e5m2fnuz": "tensors of type float8_e5m2fnuz",
+}
+
+
+class TensorUnpickler(pickle._Unpickler):
+    """Knows tensors, dictionaries, lists and plain values. Collects the storages that it meets.
+
+    It stands on the unpickler that is written in Python: the other takes as much memory as a number in the file says.
+    """
+
+    # But for this one, which none of PyTorch's files has.
+    dispatch: ClassVar = {
+        opcode: load for opcode, load in pickle._Unpickler.dispatch.items() if opcode != pickle.BYTEARRAY8[0]
+    }
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file, encoding="utf-8")
+        self.storages: dict[str, Storage] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in KNOWN:
+            return KNOWN[module, name]
+        if module in ("torch", "torch.storage") and name in STORAGES:
+            return Dtype(STORAGES[name])
+        if module == "torch" and name in DTYPES:
+            return Dtype(name)
+        if module in ("torch", "torch._utils") and name in UNSUPPORTED:
+            raise Unsupported(UNSUPPORTED[name])
+        raise Refused(f"{module}.{name}")
+
+    def load_build(self) -> None:
+        """Attributes of objects say nothing about tensors, and to set them might change what does."""
+        self.stack.pop()  # type: ignore[attr-defined]  # typeshed: has no stack
+
+    dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]  # typeshed: takes the base only
+
+    def persistent_load(self, pid: Any) -> Storage:
+        kind, dtype, key, _location, _size, *view = pid
+        if kind != "storage" or not isinstance(dtype, Dtype):
+            raise Refused(f"a stored {kind}")
+        offset = int(view[0][1]) if view and view[0] else 0
+        storage = Storage(str(key), dtype.name, offset)
+        self.storages.setdefault(storage.key, storage)
+        return storage
+
+
+def read_torch_file(path: Path) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:
+    """The tensors of a file by name, and names of entries that are none.
+
+    Raises:
+        ModelError: the file is damaged, holds code or something that safetensors cannot.
+        OSError: it cannot be read.
+    """
+    try:
+        with open_regular(path) as file:
+            raw, starts = read_zip(path, file) if zipfile.is_zipfile(file) else read_legacy(path, file)
+        return find_tensors(path, unwrap(path, raw), starts)
+    except Refused as error:
+        raise ModelError(
+            f"{path} is not converted: it wants to use {error} when it is read, and whatever is not a tensor may be "
+            "code that harms. Get the model as safetensors, or from somebody you trust who saves its tensors alone."
+        ) from error
+    except Unsupported as error:
+        raise ModelError(f"{path} holds {error}, which safetensors cannot hold.") from error
+    except NOT_A_PICKLE as error:
+        raise damaged(path) from error
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # the archive's directory points before the file
+            raise damaged(path) from error
+        raise
+
+
+def find_tensors(
+    path: Path, entries: Mapping[str, Any], starts: Mapping[str, int]
+) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:
+    views = {name: entry for name, entry in entries.items() if isinstance(entry, View)}
+    if not views:
+        raise ModelError(f"{path} holds no tensors: it is no file of weights.")
+    file_bytes = path.stat().st_size
+    tensors = {name: locate(path, view, starts, file_bytes) for name, view in views.items()}
+    return tensors, tuple(name for name in entries if name not in views)
+
+
+def damaged(path: Path) -> ModelError:
+    try:
+        refuse_stand_in(path, read_beginning(path))
+    except ModelError as error:
+        return error
+    return ModelError(f"{path} is damaged, not complete, or no file of weights: download it again.")
+
+
+def compressed(path: Path) -> ModelError:
+    return ModelError(f"{path} is compressed, which torch.save never does: get the original file.")
+
+
+def read_zip(path: Path, file: BinaryIO) -> tuple[Any, dict[str, int]]:
+    """The unpickled object, and where each storage begins in the file."""
+    with zipfile.ZipFile(file) as archive:
+        entries = {info.filename: info for info in archive.infolist()}
+        (pickled,) = [name for name in entries if name.endswith("/data.pkl") or name == "data.pkl"]
+        prefix = pickled.removesuffix("data.pkl")
+        if entries[pickled].compress_type != zipfile.ZIP_STORED:
+            raise compressed(path)
+        if f"{prefix}byteorder" in entries and archive.read(f"{prefix}byteorder") != b"little":
+            raise ModelError(f"{path} was saved on a big-endian machine: save it again on a usual one.")
+        with archive.open(pickled) as stream:
+            unpickler = TensorUnpickler(stream)  # type: ignore[arg-type]  # typeshed: IO[bytes]
+            raw = unpickler.load()
+    starts = {}
+    for key in unpickler.storages:
+        info = entries[f"{prefix}data/{key}"]
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise compressed(path)
+        file.seek(info.header_offset)
+        header = file.read(LOCAL_HEADER_BYTES)
+        name_bytes, extra_bytes = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
+        starts[key] = info.header_offset + LOCAL_HEADER_BYTES + name_bytes + extra_bytes
+    return raw, starts
+
+
+def read_legacy(path: Path, file: BinaryIO) -> tuple[Any, dict[str, int]]:
+    """As :func:`read_zip`, of the format before torch 1.6."""
+    file.seek(0)
+    if TensorUnpickler(file).load() != LEGACY_MAGIC:
+        raise damaged(path)
+    TensorUnpickler(file).load()  # the version of the protocol, which has been the same since there was one
+    if not TensorUnpickler(file).load().get("little_endian", True):
+        raise ModelError(f"{path} was saved on a big-endian machine: save it again on a usual one.")
+    unpickler = TensorUnpickler(file)
+    raw = unpickler.load()
+    keys = TensorUnpickler(file).load()
+    starts = {}
+    position = file.tell()
+    for key in map(str, keys):
+        file.seek(position)
+        num_elements = int.from_bytes(file.read(8), "little")
+        starts[key] = position + 8
+        position += 8 + num_elements * DTYPES[unpickler.storages[key].dtype][1]
+    return raw, starts
+
+
+def unwrap(path: Path, raw: Any) -> Mapping[str, Any]:
+    """The names and tensors, which training frameworks wrap in a dictionary."""
+    for wrapper in WRAPPERS:
+        if isinstance(raw, Mapping) and isinstance(raw.get(wrapper), Mapping):
+            raw = raw[wrapper]
+    if not isinstance(raw, Mapping) or not all(isinstance(name, str) for name in raw):
+        kind = "tensor" if isinstance(raw, View) else type(raw).__name__
+        raise ModelError(f"{path} holds a {kind}, not names and tensors: it is no file of weights.")
+    return raw
+
+
+def locate(path: Path, view: View, starts: Mapping[str, int], file_bytes: int) -> StoredTensor:
+    if view.dtype not in DTYPES:
+        raise Unsupported(f"tensors of type {view.dtype}")
+    name, item_bytes = DTYPES[view.dtype]
+    offset = view.storage.offset * DTYPES[view.storage.dtype][1] + view.offset * item_bytes
+    tensor = StoredTensor(name, item_bytes, view.shape, view.strides, starts[view.storage.key] + offset)
+    if tensor.num_bytes > max(file_bytes, tensor.end - tensor.start):  # one element that is shown as many
+        raise ModelError(f"{path} holds a tensor that is larger than the file: it is no file of weights.")
+    if tensor.end > file_bytes or min((offset, *view.strides, *view.shape), default=0) < 0:
+        raise damaged(path)
+    return tensor

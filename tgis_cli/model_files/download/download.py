@@ -1,0 +1,369 @@
+"""Downloading a model into the cache: what is missing is fetched by worker processes, each watched for stalls.
+
+::
+
+    list files ─► select ─► lock the model's folder ─► check the disk ─► fetch (workers) ─► place ─► refs
+
+Content appears under its final name when its checksum is right, ``config.json`` in the snapshot after everything else,
+and a branch's name means the new commit only then: whoever looks in between finds the model as it was before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections import deque
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tgis_cli.model_files.cache.disk import write_errors_explained
+from tgis_cli.model_files.cache.folder import CacheFolder
+from tgis_cli.model_files.download.fetch_worker import Job
+from tgis_cli.model_files.download.hub import Listing, RemoteFile
+from tgis_cli.model_files.download.hub_token import HubToken, pass_on
+from tgis_cli.model_files.download.selection import PYTORCH, SAFETENSORS_ENDING
+from tgis_cli.terminal.progress import Progress, format_seconds
+from tgis_cli.terminal.stop_signals import Interrupted, stopping_by
+from tgis_server.errors import HubError, ModelError, NotEnoughDevices, UsageError
+from tgis_server.host.interpreter import make_command, make_environment
+from tgis_server.words.sizes import format_bytes
+
+NUM_PARALLEL = 8
+STALL_S = 30.0
+MAX_HTTP_BYTES = 50 * 10**9  # the hub serves no larger files by plain HTTP
+LARGE_BYTES = 16 << 20  # smaller files are done before another worker has started
+MAX_VAIN_ATTEMPTS = 6  # of one file in a row, none of which brought a byte
+MAX_DELAY_S = 30.0
+MAX_DAMAGED = 2  # more is no accident of the network
+LAST = "config.json"  # what makes a snapshot a model
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Files to have, at a commit."""
+
+    listing: Listing
+    files: tuple[RemoteFile, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+    @property
+    def pytorch_bytes(self) -> int:
+        """Of weights from which safetensors have to be made, which take as much again."""
+        if any(file.name.endswith(SAFETENSORS_ENDING) for file in self.files):
+            return 0
+        return sum(file.size for file in self.files if file.name.endswith(PYTORCH))
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """What is not there yet."""
+
+    files: tuple[RemoteFile, ...]
+    kept_bytes: int  # of them, from attempts that ended early
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(file.size for file in self.files) - self.kept_bytes
+
+
+def find_missing(folder: CacheFolder, selection: Selection) -> Missing:
+    lacking = [file for file in selection.files if folder.find_content(file, selection.listing.commit) is None]
+    files = list({file.digest: file for file in lacking}.values())  # several files may have the same content
+    kept_bytes = 0
+    for file in files:
+        with suppress(OSError):
+            kept_bytes += min(file.size, folder.incomplete(file).stat().st_size)
+    return Missing(tuple(files), kept_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Transfers:
+    """How to fetch."""
+
+    token: HubToken = None
+    num_parallel: int = NUM_PARALLEL
+    stall_s: float = STALL_S
+
+    def make_environment(self) -> dict[str, str]:
+        """Of the workers."""
+        quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_SHARED_BLOBS": "1", "PYTHONUNBUFFERED": "1"}
+        return make_environment(os.environ) | quiet | pass_on(self.token)
+
+
+def fetch_all(
+    folder: CacheFolder, selection: Selection, missing: Missing, transfers: Transfers, progress: Progress
+) -> None:
+    """Bring what is missing among the blobs.
+
+    Raises:
+        ModelError: the hub refuses a file, or sends other content than it describes.
+        HubError: attempt after attempt has failed.
+        NotEnoughDevices: the disk was full.
+        Interrupted: a stop signal came. What has arrived is kept for the next call.
+    """
+    asyncio.run(Fetching(folder, selection, transfers, progress).run(missing.files))
+
+
+def place_all(folder: CacheFolder, selection: Selection) -> None:
+    """Show everything in the snapshot. What makes it a model comes last.
+
+    Raises:
+        NotEnoughDevices: the disk was full.
+        UsageError: the folder cannot be written.
+    """
+    with write_errors_explained(folder.root, "check its owner and mode"):
+        folder.write_listing(selection.listing)
+        for file in sorted(selection.files, key=lambda file: file.name == LAST):
+            folder.place(file, selection.listing.commit)
+
+
+class Fetching:
+    """The transfers of one download."""
+
+    def __init__(self, folder: CacheFolder, selection: Selection, transfers: Transfers, progress: Progress) -> None:
+        self._folder = folder
+        self._listing = selection.listing
+        self._transfers = transfers
+        self._progress = progress
+        self._waiting: deque[RemoteFile] = deque()
+
+    async def run(self, files: tuple[RemoteFile, ...]) -> None:
+        """Fetch files, the largest first, until all are there or one cannot be had."""
+        self._waiting.extend(sorted(files, key=lambda file: -file.size))
+        num_large = sum(file.size >= LARGE_BYTES for file in files)
+        num_lanes = min(self._transfers.num_parallel, num_large + 1, len(files))
+        death_fd, only_writer = os.pipe()  # closed by the kernel when this process ends
+        work = asyncio.ensure_future(self._run_lanes(num_lanes, death_fd))
+        stopped: list[signal.Signals] = []
+        loop = asyncio.get_running_loop()
+
+        def stop(number: signal.Signals) -> None:
+            stopped.append(number)
+            loop.call_soon_threadsafe(work.cancel)
+
+        try:
+            with stopping_by(stop):
+                await work
+        except asyncio.CancelledError:
+            raise Interrupted(
+                f"Stopped by {stopped[0].name}: {format_bytes(self._progress.done_bytes)} are kept, and the same "
+                "command goes on from there."
+            ) from None
+        except BaseExceptionGroup as group:
+            raise first_of(group) from group
+        finally:
+            os.close(death_fd)
+            os.close(only_writer)
+
+    async def _run_lanes(self, num_lanes: int, death_fd: int) -> None:
+        async with asyncio.TaskGroup() as group:
+            ticking = group.create_task(self._tick(), name="tick")
+            lanes = [group.create_task(self._run_lane(death_fd), name=f"lane-{i}") for i in range(num_lanes)]
+            for lane in lanes:
+                await lane
+            ticking.cancel()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(0.5)
+            self._progress.tick()
+
+    async def _run_lane(self, death_fd: int) -> None:
+        """One worker at a time, for file after file."""
+        worker = Worker(self._transfers.make_environment(), death_fd)
+        try:
+            while self._waiting:
+                await self._fetch(self._waiting.popleft(), worker)
+        finally:
+            await worker.kill()
+
+    async def _fetch(self, file: RemoteFile, worker: Worker) -> None:
+        """Try until the file is there; an attempt after one in vain goes the other way, if there is one."""
+        patience = Patience(file.name)
+        by_xet = file.size > MAX_HTTP_BYTES
+        while True:
+            attempt = Attempt(self._progress)
+            job = Job(
+                model=self._listing.model,
+                commit=self._listing.commit,
+                name=file.name,
+                size=file.size,
+                digest=file.digest,
+                blob=str(self._folder.blob(file)),
+                incomplete=str(self._folder.incomplete(file)),
+                timeout_s=self._transfers.stall_s,
+                by_xet=by_xet,
+            )
+            problem = await self._attempt(job, worker, attempt)
+            if problem is None:
+                self._progress.tell(
+                    f"{file.name}: {format_bytes(file.size)}", event="file", name=file.name, bytes=file.size
+                )
+                return
+            attempt.take_back()
+            wait_s = patience.wait_after(problem, moved_bytes=attempt.moved_bytes)
+            way = "from the beginning" if problem.is_damaged else "where it broke off"
+            if attempt.transport == "xet":
+                way = "over plain HTTP"
+            by_xet = not by_xet and attempt.moved_bytes <= 0
+            when = f" in {format_seconds(wait_s)}" if wait_s else ""
+            self._progress.tell(
+                f"{file.name}: {problem.text}; going on{when} {way}", event="retry", name=file.name, why=problem.text
+            )
+            await asyncio.sleep(wait_s)
+
+    async def _attempt(self, job: Job, worker: Worker, attempt: Attempt) -> Problem | None:
+        """One attempt of one file; ``None`` if it is there now."""
+        await worker.start(job)
+        while True:
+            try:
+                async with asyncio.timeout(self._transfers.stall_s):
+                    event = await worker.read_event()
+            except TimeoutError:
+                await worker.kill()
+                return Problem(f"nothing came for {format_seconds(self._transfers.stall_s)}")
+            if event is None:
+                return Problem(f"its worker ended ({await worker.describe_end()})")
+            if event.get("done"):
+                attempt.move_to(job.size)
+                return None
+            if "failed" in event:
+                return Problem(event.pop("failed"), **event)
+            attempt.take(event)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why an attempt ended."""
+
+    text: str
+    exit_code: int = 0  # of the command, which ends with it; 0: another attempt may help
+    is_damaged: bool = False
+    wait_s: float = 0.0
+
+
+class Patience:
+    """How often one file is tried, and how long is waited in between."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._num_vain = 0
+        self._num_damaged = 0
+
+    def wait_after(self, problem: Problem, *, moved_bytes: int) -> float:
+        """Seconds until the next attempt.
+
+        Raises:
+            TgisError: there is no point in one.
+        """
+        if problem.exit_code:
+            kinds = {kind.exit_code: kind for kind in (UsageError, ModelError, NotEnoughDevices, HubError)}
+            raise kinds.get(problem.exit_code, HubError)(problem.text)
+        self._num_damaged += problem.is_damaged
+        if self._num_damaged >= MAX_DAMAGED:
+            raise ModelError(
+                f"{self._name} came {self._num_damaged} times, never with the checksum that the hub states: a proxy or "
+                "mirror on the way changes it, or the hub's copy is damaged (check HTTPS_PROXY and HF_ENDPOINT)."
+            )
+        self._num_vain = 0 if moved_bytes > 0 and not problem.is_damaged else self._num_vain + 1
+        if self._num_vain >= MAX_VAIN_ATTEMPTS:
+            raise HubError(
+                f"{self._name} was tried {self._num_vain} times in vain (last: {problem.text}): check the network and "
+                "run the command again; it goes on from what has arrived."
+            )
+        delay_s = 0.0 if self._num_vain == 0 else min(MAX_DELAY_S, 0.5 * 2.0**self._num_vain)
+        return max(delay_s, problem.wait_s)
+
+
+class Attempt:
+    """What one attempt has brought so far, passed on to the display."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._position = 0
+        self.moved_bytes = 0
+        self.transport = "http"
+
+    def take(self, event: dict[str, Any]) -> None:
+        if "kept" in event:
+            self._progress.add_done(event["kept"] - self._position)
+            self._position = event["kept"]
+        elif "at" in event:
+            self.move_to(event["at"])
+        self.transport = event.get("by", self.transport)
+
+    def move_to(self, position: int) -> None:
+        self._progress.advance(position - self._position)
+        self.moved_bytes += position - self._position
+        self._position = position
+
+    def take_back(self) -> None:
+        """The next attempt counts what is there anew."""
+        self._progress.add_done(-self._position)
+        self._position = 0
+
+
+class Worker:
+    """A process that fetches; started when it is needed, and again after it was killed."""
+
+    def __init__(self, environ: dict[str, str], death_fd: int) -> None:
+        self._environ = environ
+        self._death_fd = death_fd
+        self._process: asyncio.subprocess.Process | None = None
+        self._last_words: deque[str] = deque(maxlen=3)
+
+    async def start(self, job: Job) -> None:
+        if self._process is None or self._process.returncode is not None:
+            self._process = await asyncio.create_subprocess_exec(
+                *make_command("-m", "tgis_cli.model_files.download.fetch_worker"),
+                *("--death-fd", str(self._death_fd), "--parent", str(os.getpid())),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                pass_fds=(self._death_fd,),
+                start_new_session=True,  # Ctrl-C is this process's affair
+                env=self._environ,
+            )
+        assert self._process.stdin is not None, "asked for above"
+        with suppress(ConnectionError):  # its end is read as such
+            self._process.stdin.write(json.dumps(asdict(job)).encode() + b"\n")
+            await self._process.stdin.drain()
+
+    async def read_event(self) -> dict[str, Any] | None:
+        """The next event; ``None`` when the process has ended. What else it prints are a library's warnings."""
+        assert self._process is not None, "it has been started"
+        assert self._process.stdout is not None, "asked for at the start"
+        while line := await self._process.stdout.readline():
+            with suppress(ValueError):
+                event = json.loads(line)
+                if isinstance(event, dict):
+                    return event
+            self._last_words.append(line.decode(errors="replace").strip())
+        return None
+
+    async def describe_end(self) -> str:
+        assert self._process is not None, "it has been started"
+        code = await self._process.wait()
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return f"{how}: {self._last_words[-1]}" if self._last_words else how
+
+    async def kill(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that ended the others."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,63 @@
+"""The file of ``--log-file``: a copy of every line. Whatever becomes of file or disk, the server goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from pathlib import Path
+
+from tgis_server.failures import catalogue as failures
+
+# A pipe without a reader is an error at once, and a full one drops lines: neither holds anybody up.
+FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+
+
+def check_log_file(path: Path) -> None:
+    """
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    try:
+        os.close(open_log_file(path))
+    except OSError as error:
+        raise failures.LOG_FILE_NOT_WRITABLE.error(path=path, reason=error.strerror) from error
+
+
+def open_log_file(path: Path) -> int:
+    return os.open(path, FLAGS, 0o600)
+
+
+class LogFile:
+    """Appends lines to a file. Never raises: what cannot be written is dropped and counted."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = -1  # opened by the first line
+        self._num_dropped = 0  # since the last line that was written
+        self._is_cut = False  # a full disk took only a part of the last line
+
+    def write(self, text: str) -> str:
+        """Append text that ends with a newline. Returns what people should be told, if anything."""
+        try:
+            if self._fd < 0 or os.fstat(self._fd).st_nlink == 0:  # closed, or the file was removed
+                self.close()
+                self._fd = open_log_file(self._path)
+            data = ("\n" * self._is_cut + text).encode(errors="backslashreplace")
+            num_written = os.write(self._fd, data)
+            self._is_cut = not data[:num_written].endswith(b"\n")
+            if num_written < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            self._num_dropped += 1
+            is_first = self._num_dropped == 1
+            return f"{self._path} cannot be written: {error.strerror}; lines are dropped until it can." * is_first
+        num_dropped, self._num_dropped = self._num_dropped, 0
+        return f"{self._path} lacks {num_dropped} lines that could not be written." if num_dropped else ""
+
+    def close(self) -> None:
+        """The next line goes to the file that has the name then."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            with contextlib.suppress(OSError):  # a network's file system may tell only now that it is full
+                os.close(fd)

@@ -1,0 +1,235 @@
+"""Everything that the launcher and its children write to the terminal and to the log file, in one thread.
+
+A reader that stops reading (``| less``, a suspended terminal) blocks this thread and nothing else: supervision goes
+on. Lines get the name of their process in front; as JSON they are objects. While a live status is shown, lines scroll
+above it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from traceback import format_exc
+from typing import Any, TextIO
+
+from tgis_cli.relay.lines import Line, Lines, make_foreign_line
+from tgis_cli.relay.log_file import LogFile
+from tgis_cli.relay.repeats import WINDOW_S
+from tgis_server.logs import make_line
+from tgis_server.words.processes import LAUNCHER
+
+MAX_PENDING_LINES = 20_000  # when nobody reads, newer lines are dropped and counted
+FLUSH_S = 1.0  # between looks at what is withheld, while nothing else comes
+STYLES = ("cyan", "green", "magenta", "blue", "bright_cyan", "bright_green", "bright_magenta", "bright_blue")
+LEVEL_STYLES = {"warning": "yellow", "error": "bold red", "critical": "bold red"}
+
+
+class Terminal:
+    """Writes lines, a live status and panels. All methods return at once, except :meth:`close`."""
+
+    def __init__(
+        self,
+        stdout: TextIO,
+        stderr: TextIO,
+        environ: Mapping[str, str],
+        *,
+        as_json: bool,
+        names: list[str],
+        log_file: Path | None = None,
+    ) -> None:
+        self.as_json = as_json
+        self.is_interactive = stderr.isatty() and not as_json and environ.get("TERM") != "dumb"
+        self._stdout, self._stderr = stdout, stderr
+        self._file = LogFile(log_file) if log_file else None
+        self._width = max(len(name) for name in names)
+        self._styles = dict(zip(names, STYLES * len(names), strict=False))
+        self._lines = {name: Lines(name) for name in names}
+        self._live: Any = None
+        self._console: Any = self._make_console(environ) if self.is_interactive else None
+        self._num_dropped = 0
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="terminal", daemon=True)
+        self._thread.start()
+
+    def relay(self, name: str, line: str, *, to_stderr: bool) -> None:
+        """Write a line of a process, unless it repeats itself too often."""
+        self._post(lambda: self._relay(name, line, to_stderr))
+
+    def print(self, text: str, panel: Any = None) -> None:
+        """Write a result to stdout as it is; an interactive terminal shows a renderable of rich instead."""
+        self._post(lambda: self._print_result(text, panel))
+
+    def print_last(self, text: str) -> None:
+        """Write to stderr what shall be its last line, without a process name in front. It is never dropped."""
+        self._jobs.put(lambda: self._print_last(text))
+
+    def show_status(self, status: Any) -> None:
+        """Show a renderable of rich below all lines, replacing the one before; ``None`` ends it."""
+        if self.is_interactive:
+            self._post(lambda: self._update_live(status))
+
+    def reopen(self) -> None:
+        """Go on in the log file that has the configured name now, as after its rotation."""
+        if self._file:
+            self._post(self._file.close)
+
+    def close(self, timeout_s: float) -> bool:
+        """Write what is pending; returns whether everything was written in time."""
+        self._jobs.put(None)
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _post(self, job: Callable[[], None]) -> None:
+        if self._jobs.qsize() < MAX_PENDING_LINES:
+            self._jobs.put(job)
+        else:
+            self._num_dropped += 1
+
+    def _work(self) -> None:
+        while (job := self._next_job()) is not None:
+            self._do(job, WINDOW_S)
+        self._do(lambda: self._update_live(None), 0)
+
+    def _do(self, job: Callable[[], None], window_s: float) -> None:
+        """One job, after what is to be told before. Whatever is wrong with it, those that follow are done."""
+        try:
+            self._tell_withheld(window_s)
+            if self._num_dropped:
+                dropped, self._num_dropped = self._num_dropped, 0
+                self._warn(f"{dropped} lines were dropped: they came faster than they were read.")
+            job()
+        except Exception:  # noqa: BLE001  a bug here must not silence the server
+            line = make_json_line(LAUNCHER, "A line could not be written.", "error", traceback=format_exc())
+            self._write(self._stderr, line + "\n")
+
+    def _next_job(self) -> Callable[[], None] | None:
+        is_withholding = any(lines.is_withholding for lines in self._lines.values())
+        try:
+            return self._jobs.get(timeout=FLUSH_S if is_withholding else None)
+        except queue.Empty:
+            return lambda: None
+
+    def _relay(self, name: str, raw: str, to_stderr: bool) -> None:
+        if line := self._lines[name].take(raw, time.monotonic(), time.time(), is_stderr=to_stderr):
+            self._write_line(line, to_stderr=to_stderr)
+
+    def _tell_withheld(self, window_s: float) -> None:
+        for lines in self._lines.values():
+            for line in lines.take_ended(time.monotonic(), time.time(), window_s):
+                self._write_line(line, to_stderr=True)
+
+    def _warn(self, text: str) -> None:
+        self._write_line(make_foreign_line(LAUNCHER, time.time(), "warning", text), to_stderr=True)
+
+    def _print_result(self, text: str, panel: Any) -> None:
+        if panel is None or not self._show(panel):
+            self._write(self._stdout, text + "\n")
+        self._copy(text, "info")
+
+    def _print_last(self, text: str) -> None:
+        self._tell_withheld(0)
+        self._write(self._stderr, text + "\n")
+        self._copy(text, "error")
+
+    def _write_line(self, line: Line, *, to_stderr: bool) -> None:
+        stream = self._stderr if to_stderr else self._stdout
+        text = self._format(line)
+        if self._console and stream.isatty():
+            self._write_colored(line)
+        else:
+            self._write(stream, text)
+        self._write_to_file(text)
+
+    def _format(self, line: Line) -> str:
+        return "\n".join([line.as_json] if self.as_json else line.as_text(self._width)) + "\n"
+
+    def _copy(self, text: str, level: str) -> None:
+        """A result for the log file, as lines of the launcher."""
+        if self.as_json:
+            self._write_to_file(text + "\n")
+        else:
+            lines = (make_foreign_line(LAUNCHER, time.time(), level, line) for line in text.splitlines())
+            self._write_to_file("".join(map(self._format, lines)))
+
+    def _write_to_file(self, text: str) -> None:
+        if self._file and (problem := self._file.write(text)):
+            self._warn(problem)
+
+    def _write(self, stream: TextIO, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # the reader is gone; a server goes on without one
+            stream.write(text)
+            stream.flush()
+
+    def _show(self, renderable: Any, **options: Any) -> bool:
+        """Whether there is a terminal to show it."""
+        with self._drawing():
+            if self._console:
+                self._console.print(renderable, **options)
+        return self._console is not None
+
+    @contextlib.contextmanager
+    def _drawing(self) -> Iterator[None]:
+        """Give up a terminal that is gone: rich would keep all that it cannot write, and try it again."""
+        try:
+            yield
+        except (OSError, ValueError):
+            self._console = self._live = None
+
+    def _write_colored(self, line: Line) -> None:
+        from rich.text import Text
+
+        text = Text()
+        for row in line.as_text(self._width):
+            name, rest = row.split(" | ", 1)
+            clock, level, rest = rest.split(" ", 2)
+            text.append(f"{name} │ ", self._styles.get(line.process, ""))
+            text.append(f"{clock} ").append(level, LEVEL_STYLES.get(level, "")).append(f" {rest}\n")
+        text.rstrip()
+        self._show(text, soft_wrap=True)
+
+    def _make_console(self, environ: Mapping[str, str]) -> Any:
+        from rich.console import Console
+
+        # With NO_COLOR rich would still write in bold: without a color system it writes no styles at all.
+        color_system: Any = None if environ.get("NO_COLOR") else "auto"
+        return Console(file=self._stderr, highlight=False, color_system=color_system, _environ=environ)
+
+    def _update_live(self, status: Any) -> None:
+        with self._drawing():
+            if status is None:
+                if self._live:
+                    self._live.stop()
+                self._live = None
+            elif self._console:
+                self._live = self._live or self._start_live()
+                self._live.update(status, refresh=True)
+
+    def _start_live(self) -> Any:
+        from rich.live import Live
+
+        live = Live(
+            console=self._console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
+        )
+        live.start()
+        return live
+
+
+class TerminalHandler(logging.Handler):
+    """The launcher's own log lines, on the same terminal as its children's."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        super().__init__()
+        self._terminal = terminal
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._terminal.relay(LAUNCHER, self.format(record), to_stderr=True)
+
+
+def make_json_line(name: str, message: str, level: str, **fields: object) -> str:
+    """A line in the format of ``tgis_server.logs``."""
+    return make_line(name, time.time(), level, message, fields)

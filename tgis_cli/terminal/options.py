@@ -1,0 +1,119 @@
+"""The options of ``tgis launch`` on a command line, made from ``tgis_server.options.config.options()``.
+
+The command line only carries raw texts: ``load_config`` parses them, so that flags, environment and config file give
+the same values and the same errors. Environment variables are named in the help but never read here, for the same
+reason.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tgis_server.errors import UsageError
+from tgis_server.options.config import Option, options
+
+# A command's body: raw flags by option name (None = not given), the config file, and the command's own parameters.
+Body = Callable[..., None]
+
+
+LAUNCHED = "Directory, or hub id in the local cache; without one a small demo model is served."
+
+
+def with_serve_options(body: Body, *, positional_model: str | None = LAUNCHED) -> Callable[..., None]:
+    """Make a Typer callback that takes every serving option, ``--config`` and the body's own keyword parameters.
+
+    Args:
+        body: called as ``body(flags, config_file, **own)``; its parameters after the second are own parameters.
+        positional_model: help for the model as the first argument; ``None``: it is an option only.
+    """
+    own = list(inspect.signature(body, eval_str=True).parameters.values())[2:]
+    own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+    parameters = [model_argument(positional_model)] if positional_model else []
+    parameters += [config_file_parameter(), *own, *(to_parameter(option) for option in options())]
+
+    def command(**values: Any) -> None:
+        flags = {option.name: values.pop(option.name) for option in options()}
+        config_file = values.pop("config_file")
+        flags["model_name"] = pick_model(values.pop("model", None), flags["model_name"])
+        body(flags, config_file, **values)
+
+    command.__doc__ = inspect.getdoc(body)
+    command.__name__ = body.__name__
+    command.__annotations__ = {}
+    command.__dict__["__signature__"] = inspect.Signature(parameters)
+    return command
+
+
+def pick_model(argument: str | None, flag: str | None) -> str | None:
+    if argument is not None and flag is not None and argument != flag:
+        raise UsageError(f"Two models are given, {argument} and --model-name {flag}: leave one out.")
+    return flag if argument is None else argument
+
+
+def keyword(name: str, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def model_argument(help_text: str) -> inspect.Parameter:
+    return keyword("model", Annotated[str | None, typer.Argument(help=help_text, metavar="MODEL", show_default=False)])
+
+
+def config_file_parameter() -> inspect.Parameter:
+    help_text = "TOML file with options; the environment and flags win over it."
+    return keyword("config_file", Annotated[Path | None, typer.Option("--config", metavar="FILE", help=help_text)])
+
+
+def to_parameter(option: Option) -> inspect.Parameter:
+    """One option as Typer sees it: a text, or a pair of flags for a boolean."""
+    is_switch = option.type is bool and not option.opt.takes_value
+    negative = f"/--no-{option.name.replace('_', '-')}" if is_switch else ""
+    names = [*([f"-{option.opt.short}"] if option.opt.short else []), option.flag + negative]
+    kwargs: dict[str, Any] = {
+        "help": help_text(option),
+        "hidden": option.opt.hidden,
+        "rich_help_panel": option.opt.group,
+        "show_default": False,
+        "metavar": "" if is_switch else metavar(option),
+    }
+    if option.opt.choices:
+        kwargs["autocompletion"] = complete_from(option.opt.choices)
+    return keyword(option.name, Annotated[bool | None if is_switch else str | None, typer.Option(*names, **kwargs)])
+
+
+def complete_from(choices: tuple[str, ...]) -> Callable[[str], list[str]]:
+    def complete(incomplete: str) -> list[str]:
+        return [choice for choice in choices if choice.startswith(incomplete)]
+
+    return complete
+
+
+def metavar(option: Option) -> str:
+    if option.type is bool:
+        return "true|false"
+    if option.opt.unit == "bytes":
+        return "SIZE"
+    if option.opt.choices and len("|".join(option.opt.choices)) <= 26:
+        return "|".join(option.opt.choices)
+    return {int: "INT", float: "NUMBER", Path: "PATH"}.get(option.type, "TEXT")
+
+
+def help_text(option: Option) -> str:
+    """``What it does. [env PORT, default 3000]`` in the markup of rich."""
+    if option.default is None:
+        default = f"default: {option.opt.unset}" if option.opt.unset else ""
+    else:
+        default = f"default: {format_default(option.default)}"
+    facts = "; ".join(filter(None, (f"env: {option.env}", default)))
+    return f"{option.opt.help} [dim]\\[{facts}][/dim]"
+
+
+def format_default(value: object) -> str:
+    """As a person would type it: ``true``, ``60``, ``0.2``."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
