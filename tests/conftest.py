@@ -14,7 +14,14 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).parent
-for folder in ("", "unit", "integration", "models", "conformance"):
+for folder in (
+    "",
+    "unit",
+    *(f"unit/{room.name}" for room in HERE.glob("unit/*/")),
+    "integration",
+    "models",
+    "conformance",
+):
     sys.path.insert(0, str(HERE / folder))
 pytest_plugins = ["cost", "groups"]
 

@@ -21,7 +21,7 @@ from tgis_cli.commands.launch import LaunchCommand, run_launch
 from tgis_cli.terminal.exits import errors_as_exit_codes
 from tgis_cli.terminal.options import with_serve_options
 from tgis_server.errors import UsageError
-from tgis_server.options.config import FRAMEWORKS
+from tgis_server.options import FRAMEWORKS
 
 RENDEZVOUS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 LAUNCH_NAMES = {"model": "model_name", "engine": "deployment_framework", "uds_path": "shard_uds_path"}

@@ -20,8 +20,8 @@ from typing import Any
 
 from tgis_server.engines.native.families import read_spec
 from tgis_server.engines.native.runner import NativeRunner
-from tgis_server.options.config import ServeConfig
-from tgis_server.run.run import Run
+from tgis_server.options import ServeConfig
+from tgis_server.run import Run
 from tgis_server.wire.messages import NewSequence, SamplingParams, StepPlan, Wanted, pack_ids
 
 LONG_PROMPT = 512

@@ -103,7 +103,7 @@ def main(argv: list[str]) -> int:
     faulthandler.enable()  # SIGABRT prints every thread's stack: how a hung child is asked what it does
 
     from tgis_server.logs import setup_logging
-    from tgis_server.run.run import Run
+    from tgis_server.run import Run
     from tgis_server.words.processes import rank_of
 
     run = Run.read(Path(options["--run"]), os.environ)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from tgis_server.engines.catalogue import get_engine
-from tgis_server.run.run import Run
+from tgis_server.run import Run
 
 
 def num_cpus() -> int:

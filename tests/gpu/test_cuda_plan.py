@@ -16,8 +16,8 @@ from tgis_cli.machine import probe_machine
 from tgis_cli.model_files.download.remote_headers import write_converted_header
 from tgis_cli.plan.fit import CUDA_CONTEXT_BYTES, Fit, fit_shards
 from tgis_server.engines.native.door import inspect
-from tgis_server.options.config import ServeConfig
-from tgis_server.run.run import Run
+from tgis_server.options import ServeConfig
+from tgis_server.run import Run
 
 MIB = 1 << 20
 CONFIG = {

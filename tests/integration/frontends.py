@@ -21,9 +21,9 @@ from tgis_server.frontend.entry import Frontend
 from tgis_server.frontend.state import ServerState
 from tgis_server.frontend.text.detokenizer import PieceDecoder
 from tgis_server.frontend.text.tokenizer import Tokenizer
-from tgis_server.options.config import ServeConfig
+from tgis_server.options import ServeConfig
+from tgis_server.run import Run
 from tgis_server.run.phases import Phases
-from tgis_server.run.run import Run
 from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire import shard_pb2, shard_pb2_grpc
 from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub

@@ -15,8 +15,8 @@ import grpc
 from tokenizers import Tokenizer, models
 
 from tgis_server.host.interpreter import make_command
-from tgis_server.options.config import ServeConfig
-from tgis_server.run.run import Run
+from tgis_server.options import ServeConfig
+from tgis_server.run import Run
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.wire import shard_pb2_grpc
 from tgis_server.wire.codec import decode_step_result, encode_to_engine

@@ -13,7 +13,7 @@ from driving import VOCAB_SIZE
 from frontends import Server, serving, until
 from tgis_server.engines.api import Capacity, RunnerCaps
 from tgis_server.engines.fake import FakeLaunched, FakeRunner
-from tgis_server.options.faults import Fault
+from tgis_server.options import Fault
 from tgis_server.scheduler import Limits, Scheduler
 from tgis_server.shard.inbox import Inbox, Stop
 from tgis_server.shard.leader import Leader

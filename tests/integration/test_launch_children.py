@@ -19,8 +19,8 @@ from tgis_cli.relay.terminal import Terminal
 from tgis_cli.supervisor.run_dir import make_run_dir
 from tgis_cli.supervisor.signals import StopSignals
 from tgis_cli.supervisor.supervisor import Outcome, Supervisor
-from tgis_server.options.config import ServeConfig
-from tgis_server.run.run import Run
+from tgis_server.options import ServeConfig
+from tgis_server.run import Run
 
 # Programs get what real children get: NAME --run FILE --death-fd N --parent PID
 SLEEP = "import time; time.sleep(60)"

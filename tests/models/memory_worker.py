@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from multiprocessing.connection import Connection
 
-from tgis_server.run.run import Run
+from tgis_server.run import Run
 
 
 def private_bytes() -> int:

@@ -6,7 +6,7 @@ import multiprocessing
 from multiprocessing.connection import Connection
 from typing import Any
 
-from tgis_server.run.run import Run
+from tgis_server.run import Run
 from tgis_server.wire.messages import StepPlan
 
 

@@ -14,8 +14,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tgis_server.engines.native.runner import NativeRunner
-from tgis_server.options.config import ServeConfig
-from tgis_server.run.run import Run
+from tgis_server.options import ServeConfig
+from tgis_server.run import Run
 from tgis_server.wire.messages import NewSequence, SamplingParams, StepPlan, StepTokens, TokenDetail, Wanted, pack_ids
 
 VOCAB = 211  # prime: never divides among shards

@@ -11,10 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from test_preflight import machine as make_machine
-
 from tgis_cli.doctor.verdict import Context, Host, Verdict
 from tgis_cli.machine import Gpu
-from tgis_server.options.config import load_config
+from tgis_server.options import load_config
 
 GIB = 1 << 30
 GPUS = (Gpu("GPU-aa11", "NVIDIA H100", 80 * GIB, 79 * GIB), Gpu("GPU-ab22", "NVIDIA H100", 80 * GIB, 79 * GIB))

@@ -12,7 +12,7 @@ from typing import Any
 from tgis_server.engines.api import Capacity, RunnerCaps
 from tgis_server.engines.fake import FakeLaunched, FakeRunner, virtual_id
 from tgis_server.errors import ModelError, OutOfMemory
-from tgis_server.options.faults import Fault
+from tgis_server.options import Fault
 from tgis_server.scheduler import Limits, Scheduler
 from tgis_server.scheduler.paged import PagedMemory
 from tgis_server.scheduler.rows import RowMemory, reserved_tokens

@@ -22,11 +22,11 @@ from typing import Any
 
 import pytest
 import tokenizers
+
+from doctor_context import make_context, with_disk
 from test_families_checkpoint import SPEC, shapes_of, write_safetensors
 from test_preflight import Weights, make_run
 from test_preflight import machine as make_machine
-
-from doctor_context import make_context, with_disk
 from tgis_cli.causes.cause import Cause, Exit, find_cause, read_records
 from tgis_cli.causes.oom import Memory
 from tgis_cli.decide.preflight import check_address_space, check_memory, check_processes, check_readable, check_sockets
@@ -42,22 +42,21 @@ from tgis_cli.supervisor import supervisor, watching
 from tgis_cli.supervisor.progress import ProcessProgress, Silence
 from tgis_cli.supervisor.run_dir import make_run_dir
 from tgis_cli.supervisor.signals import StopSignals
+from tgis_server import failures
 from tgis_server.child import write_error
 from tgis_server.engines.api import Capacity
 from tgis_server.engines.native.checkpoint import inspect_checkpoint
 from tgis_server.engines.native.families import read_spec
 from tgis_server.engines.native.memory import MemoryRequest, check_fits, decide_kv_budget
 from tgis_server.errors import OutOfMemory, TgisError
-from tgis_server.failures import catalogue as failures
-from tgis_server.failures.catalogue import Failure
+from tgis_server.failures import Failure
 from tgis_server.frontend.text.detokenizer import PieceDecoder
 from tgis_server.frontend.text.tokenizer import Tokenizer
 from tgis_server.frontend.tracing import Tracing
 from tgis_server.frontend.transport.tls import Tls, read_tls_file
 from tgis_server.frontend.watch import ShardWatch, Watch
 from tgis_server.host.ports import explain_bind_error, listen
-from tgis_server.options.config import ServeConfig, load_config
-from tgis_server.options.faults import Fault
+from tgis_server.options import Fault, ServeConfig, load_config
 from tgis_server.shard.plan_check import PlanCheck
 from tgis_server.shard.too_large import step_too_large
 from tgis_server.threads import Threads

@@ -15,7 +15,7 @@ import pytest
 
 from tgis_cli.app import COMMANDS
 from tgis_cli.terminal.exits import explain
-from tgis_server.options.config import options
+from tgis_server.options import options
 
 TGIS = Path(sys.executable).parent / "tgis"
 HEAVY = ("torch", "transformers", "grpc", "tokenizers", "aiohttp", "numpy")

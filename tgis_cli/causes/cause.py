@@ -26,9 +26,9 @@ from tgis_cli.causes.explain import (
     tell,
 )
 from tgis_cli.causes.oom import Memory, Verdict
+from tgis_server import failures
 from tgis_server.errors import GroupFailed, TgisError
-from tgis_server.failures import catalogue as failures
-from tgis_server.failures.catalogue import Failure
+from tgis_server.failures import Failure
 from tgis_server.words.processes import FRONTEND, LAUNCHER
 
 # A dying process closes its sockets before the launcher hears of its death: a peer's error may be this much earlier.

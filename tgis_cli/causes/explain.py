@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tgis_cli.machine.process_limits import describe_process_limits
-from tgis_server.failures import catalogue as failures
-from tgis_server.failures.catalogue import Failure
+from tgis_server import failures
+from tgis_server.failures import Failure
 from tgis_server.words.sizes import GIB, format_bytes
 
 # What faulthandler prints has no comma after the number. The path is cut to what begins with our package.

@@ -17,7 +17,7 @@ from tgis_cli.machine import probe_machine
 from tgis_cli.terminal.option_help import GroupedHelpCommand
 from tgis_cli.terminal.options import with_serve_options
 from tgis_server.errors import TgisError
-from tgis_server.options.config import GROUPS, LoadedConfig, load_config, options
+from tgis_server.options import GROUPS, LoadedConfig, load_config, options
 
 if TYPE_CHECKING:
     from rich.table import Table

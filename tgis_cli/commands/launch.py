@@ -22,11 +22,11 @@ from tgis_cli.terminal.exits import EXIT_UNEXPECTED, explain, is_end, silence_br
 from tgis_cli.terminal.option_help import GroupedHelpCommand
 from tgis_cli.terminal.options import with_serve_options
 from tgis_cli.terminal.stop_signals import STOP_SIGNALS
+from tgis_server import failures
 from tgis_server.errors import TgisError
-from tgis_server.failures import catalogue as failures
 from tgis_server.host.descriptors import raise_limit
 from tgis_server.logs import setup_handler, setup_logging
-from tgis_server.options.config import LoadedConfig, ServeConfig, load_config, options
+from tgis_server.options import LoadedConfig, ServeConfig, load_config, options
 from tgis_server.words.processes import LAUNCHER, child_names
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tgis_cli.launch.restarts import RestartPolicy
     from tgis_cli.relay.terminal import Terminal
     from tgis_cli.supervisor.supervisor import Outcome
-    from tgis_server.run.run import Run
+    from tgis_server.run import Run
 
 app = typer.Typer(add_completion=False)
 logger = logging.getLogger(__name__)

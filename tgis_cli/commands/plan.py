@@ -13,7 +13,7 @@ import typer
 from tgis_cli.terminal.option_help import GroupedHelpCommand
 from tgis_cli.terminal.options import with_serve_options
 from tgis_cli.terminal.progress import failures_told
-from tgis_server.options.config import load_config
+from tgis_server.options import load_config
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 

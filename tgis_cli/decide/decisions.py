@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tgis_cli.machine import Machine
-from tgis_server.options.config import LoadedConfig, ServeConfig
+from tgis_server.options import LoadedConfig, ServeConfig
 
 
 @dataclass(slots=True)

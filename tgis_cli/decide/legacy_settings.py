@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from tgis_server.options.config import FALSE_WORDS, LoadedConfig, Option, options
+from tgis_server.options import FALSE_WORDS, LoadedConfig, Option, options
 
 
 class Verdict(StrEnum):

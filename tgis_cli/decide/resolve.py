@@ -25,6 +25,7 @@ from tgis_cli.decide.resources import (
 from tgis_cli.machine import Machine
 from tgis_cli.machine.cpus import format_cpu_list
 from tgis_cli.model_files import find_cache_dir, find_model_dir, is_in_cache, read_model_config
+from tgis_server import failures
 from tgis_server.engines.catalogue import (
     ENGINES,
     REHEARSAL,
@@ -35,11 +36,9 @@ from tgis_server.engines.catalogue import (
     find_named,
 )
 from tgis_server.errors import ModelError, TgisError, UsageError
-from tgis_server.failures import catalogue as failures
 from tgis_server.model_files import Length
-from tgis_server.options.config import DTYPES, LoadedConfig, ServeConfig
-from tgis_server.options.faults import Fault
-from tgis_server.run.run import Run
+from tgis_server.options import DTYPES, Fault, LoadedConfig, ServeConfig
+from tgis_server.run import Run
 from tgis_server.words.processes import child_names
 
 DEMO_MODEL_DIR = Path(tgis_server.__file__).parent / "demo_model"

@@ -11,8 +11,8 @@ from tgis_cli.decide.decisions import Decisions
 from tgis_cli.machine import Gpu, Machine
 from tgis_cli.machine.cpus import split_cpus
 from tgis_cli.machine.gpus import split_devices
+from tgis_server import failures
 from tgis_server.engines.catalogue import Engine, ModelSizes
-from tgis_server.failures import catalogue as failures
 
 CpuSets = tuple[tuple[int, ...], ...]  # the CPUs of each shard; empty = not pinned
 

@@ -20,7 +20,7 @@ from typing import Any
 from tgis_cli.doctor.verdict import Context
 from tgis_cli.supervisor.run_dir import find_leftovers, sort_failed
 from tgis_server.errors import UsageError
-from tgis_server.options.config import options
+from tgis_server.options import options
 from tgis_server.words.url_credentials import mask_credentials
 
 # Variables whose values help and are nobody's secret. Of all others only the names are told.

@@ -11,9 +11,9 @@ from tgis_cli.decide.resources import GPU_LISTS, choose_device, choose_num_shard
 from tgis_cli.doctor.libraries import find_version
 from tgis_cli.doctor.verdict import Context, Verdict, failed, ok, warn
 from tgis_cli.machine.gpus import read_use, split_devices
+from tgis_server import failures
 from tgis_server.engines.catalogue import DEFAULT, REHEARSAL
 from tgis_server.errors import TgisError
-from tgis_server.failures import catalogue as failures
 from tgis_server.words.sizes import format_bytes
 
 # The oldest driver for each major version of CUDA: https://docs.nvidia.com/deploy/cuda-compatibility/

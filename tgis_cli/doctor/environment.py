@@ -12,7 +12,7 @@ from tgis_cli.doctor.verdict import Context, Verdict, fail, ok, warn
 from tgis_cli.model_files.cache.place import CURRENT, DEPRECATED
 from tgis_cli.supervisor.environment import ALLOCATOR, SECRETS
 from tgis_server.host.proxies import PROXIES, find_proxy, host_of
-from tgis_server.options.config import FALSE_WORDS, options
+from tgis_server.options import FALSE_WORDS, options
 from tgis_server.words.url_credentials import mask_credentials, split_credentials
 
 LIKENESS = 0.84  # of MAX_SEQ_LENGTH and MAX_SEQUENCE_LENGTH

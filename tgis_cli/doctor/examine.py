@@ -10,7 +10,7 @@ from tgis_cli.decide.resolve import Resolved, resolve
 from tgis_cli.doctor.verdict import Context, Host
 from tgis_cli.machine import probe_machine
 from tgis_server.errors import TgisError, UsageError
-from tgis_server.options.config import LoadedConfig, find_conflicts, merge_options, options, parse_value
+from tgis_server.options import LoadedConfig, find_conflicts, merge_options, options, parse_value
 
 
 def examine(

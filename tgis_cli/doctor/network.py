@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from tgis_cli.decide.preflight import is_held_by_server
 from tgis_cli.doctor.verdict import Context, Verdict, failed, ok, warn
+from tgis_server import failures
 from tgis_server.errors import TgisError
-from tgis_server.failures import catalogue as failures
 from tgis_server.host.ports import find_owner, listen
 from tgis_server.words.url_credentials import mask_credentials
 

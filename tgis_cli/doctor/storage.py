@@ -19,8 +19,8 @@ from tgis_cli.doctor.verdict import Context, Verdict, failed, ok, warn
 from tgis_cli.model_files import find_cache_dir, is_homeless, list_folders
 from tgis_cli.model_files.cache.disk import count_free_bytes, describe_room
 from tgis_cli.supervisor.run_dir import PREFIX, is_leftover, sort_failed
+from tgis_server import failures
 from tgis_server.errors import TgisError
-from tgis_server.failures import catalogue as failures
 from tgis_server.host import cgroup
 from tgis_server.words.sizes import GIB, format_bytes
 

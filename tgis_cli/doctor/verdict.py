@@ -20,7 +20,7 @@ from tgis_cli.decide.resolve import Resolved
 from tgis_cli.machine import Machine
 from tgis_server.errors import TgisError
 from tgis_server.host import cgroup
-from tgis_server.options.config import LoadedConfig, ServeConfig
+from tgis_server.options import LoadedConfig, ServeConfig
 
 
 class Level(StrEnum):

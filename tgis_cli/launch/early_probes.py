@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from tgis_server.errors import TgisError
 from tgis_server.host.ports import listen
-from tgis_server.options.config import ServeConfig
+from tgis_server.options import ServeConfig
 
 ANSWER_S = 5.0  # for a client to send its request and take the answer
 LIVE = "/health/live"

@@ -33,8 +33,8 @@ from typing import Any, Generic, NoReturn, Self, TypeVar
 
 from tgis_cli.supervisor.signals import signals_held
 from tgis_cli.terminal.stop_signals import STOP_SIGNALS
+from tgis_server import failures
 from tgis_server.child import kill_with_parent
-from tgis_server.failures import catalogue as failures
 
 T = TypeVar("T")
 

@@ -20,10 +20,10 @@ from tgis_cli.decide.resolve import Resolved, resolve
 from tgis_cli.launch.forked_work import Doing, Forked, Place
 from tgis_cli.launch.restarts import RestartPolicy
 from tgis_cli.supervisor.signals import signals_held
+from tgis_server import failures
 from tgis_server.errors import GroupFailed, TgisError
-from tgis_server.failures import catalogue as failures
-from tgis_server.options.config import LoadedConfig
-from tgis_server.run.run import Run
+from tgis_server.options import LoadedConfig
+from tgis_server.run import Run
 
 logger = logging.getLogger(__name__)
 

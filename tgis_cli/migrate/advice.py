@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from tgis_cli.machine.gpus import split_devices
 from tgis_cli.migrate.command import Command
 from tgis_cli.migrate.containers import Container, Given, Probe, Surroundings, is_reference
-from tgis_server.options.config import ServeConfig, options
+from tgis_server.options import ServeConfig, options
 
 STOP_MARGIN_S = 10.0  # for processes to end after the drain
 PERIOD_S = 5  # of a startup probe: how late a pod may notice that its server is ready

@@ -11,9 +11,9 @@ from tgis_cli.migrate.advice import Advice, advise, advise_on_secrets
 from tgis_cli.migrate.command import Command, parse_command
 from tgis_cli.migrate.containers import Container, Given
 from tgis_cli.model_files import find_cache_dir
+from tgis_server import failures
 from tgis_server.errors import UsageError
-from tgis_server.failures import catalogue as failures
-from tgis_server.options.config import LoadedConfig, Option, find_conflicts, merge_options, options, parse_value
+from tgis_server.options import LoadedConfig, Option, find_conflicts, merge_options, options, parse_value
 
 UNKNOWN = "unknown"
 CLOSE = 0.86  # MAX_NEW_TOKEN is close to MAX_NEW_TOKENS, TOKEN_PATH not to TOKENIZER_PATH

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tgis_server.failures import catalogue as failures
+from tgis_server import failures
 from tgis_server.host.regular_file import open_regular
 
 BORDER_BYTES = 256  # of a file, at both of its ends

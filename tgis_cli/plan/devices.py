@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from tgis_cli.machine import Gpu, Machine
 from tgis_server.errors import UsageError
-from tgis_server.options.config import ServeConfig, parse_bytes
+from tgis_server.options import ServeConfig, parse_bytes
 from tgis_server.words.sizes import GIB, format_bytes
 
 # GiB that CUDA can allocate on each, which is less than the name says: ECC and firmware take their part.

@@ -14,7 +14,7 @@ from tgis_cli.decide.preflight import check_memory
 from tgis_cli.machine import Machine
 from tgis_server.engines.catalogue import ModelSizes, RankMemory
 from tgis_server.errors import NotEnoughDevices
-from tgis_server.run.run import Run
+from tgis_server.run import Run
 
 MIB = 1 << 20
 # Taken by a shard before it loads, or by its neighbours: not yet gone when a plan asks what is free.

@@ -16,7 +16,7 @@ from tgis_cli.model_files import find_model_dir, get_cache_dir, is_in_cache
 from tgis_cli.model_files.convert.convert import find_sources
 from tgis_server.errors import ModelError, UsageError
 from tgis_server.model_files import find_weights
-from tgis_server.options.config import ServeConfig
+from tgis_server.options import ServeConfig
 
 COPIED = ("config.json", "generation_config.json")
 

@@ -7,7 +7,7 @@ import errno
 import os
 from pathlib import Path
 
-from tgis_server.failures import catalogue as failures
+from tgis_server import failures
 
 # A pipe without a reader is an error at once, and a full one drops lines: neither holds anybody up.
 FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK

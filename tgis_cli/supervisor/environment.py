@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from tgis_server.engines.catalogue import get_engine
 from tgis_server.host.interpreter import make_environment
-from tgis_server.options.config import options
-from tgis_server.run.run import Run
+from tgis_server.options import options
+from tgis_server.run import Run
 
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # nothing is downloaded at run time
 ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"

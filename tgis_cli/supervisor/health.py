@@ -7,7 +7,7 @@ from pathlib import Path
 
 import grpc
 
-from tgis_server.run.run import Run
+from tgis_server.run import Run
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.wire import shard_pb2_grpc
 from tgis_server.wire.grpc_channels import open_async_channel

@@ -7,7 +7,7 @@ from typing import Any
 
 from tgis_cli.causes.cause import ProcessHangs
 from tgis_cli.supervisor.health import Reply
-from tgis_server.failures import catalogue as failures
+from tgis_server import failures
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.words.processes import FRONTEND
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tgis_cli.supervisor.timeline import Timeline
 from tgis_server.engines.catalogue import get_engine
-from tgis_server.run.run import Run
+from tgis_server.run import Run
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.words.sizes import format_bytes
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tgis_server.failures import catalogue as failures
+from tgis_server import failures
 
 PREFIX = "tgis-"
 MAX_FAILED_RUNS = 5  # directories of failed runs that are kept, for their tracebacks

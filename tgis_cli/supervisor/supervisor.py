@@ -46,10 +46,10 @@ from tgis_cli.supervisor.environment import child_environment
 from tgis_cli.supervisor.signals import StopSignals
 from tgis_cli.supervisor.waiting import first_of, wait_all
 from tgis_cli.terminal.stop_signals import STOP_SIGNALS
+from tgis_server import failures
 from tgis_server.errors import GroupFailed
-from tgis_server.failures import catalogue as failures
 from tgis_server.host.interpreter import make_command
-from tgis_server.run.run import Run
+from tgis_server.run import Run
 from tgis_server.threads import OWN, POLLER, ThreadRoom, Threads
 from tgis_server.words.processes import FRONTEND, child_names, rank_of
 

@@ -17,8 +17,8 @@ from tgis_cli.supervisor.health import HealthClient
 from tgis_cli.supervisor.progress import ProcessProgress, Silence, render
 from tgis_cli.supervisor.ready import Ready, make_lines, make_panel, write_ready_file
 from tgis_cli.supervisor.timeline import Timeline
-from tgis_server.failures import catalogue as failures
-from tgis_server.run.run import Run
+from tgis_server import failures
+from tgis_server.run import Run
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.words.processes import FRONTEND, LAUNCHER, LEADER, child_names
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from tgis_server.errors import UsageError
-from tgis_server.options.config import Option, options
+from tgis_server.options import Option, options
 
 # A command's body: raw flags by option name (None = not given), the config file, and the command's own parameters.
 Body = Callable[..., None]

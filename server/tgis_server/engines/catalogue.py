@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 from tgis_server.engines.capabilities import RunnerCaps
 from tgis_server.errors import ModelError, UsageError
 from tgis_server.model_files import Length
-from tgis_server.run.run import Run
+from tgis_server.run import Run
 
 
 @dataclass(frozen=True, slots=True)

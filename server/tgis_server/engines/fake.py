@@ -27,8 +27,8 @@ from tgis_server.engines.api import Capacity, ModelFacts, Progress, RunnerCaps
 from tgis_server.engines.catalogue import FAKE_CAPS
 from tgis_server.errors import ModelError
 from tgis_server.model_files import read_json
-from tgis_server.options.faults import Fault
-from tgis_server.run.run import Run
+from tgis_server.options import Fault
+from tgis_server.run import Run
 from tgis_server.wire.messages import (
     NO_ADAPTER,
     Adapter,

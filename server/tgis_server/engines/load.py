@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tgis_server.engines.api import ModelRunner, Progress
 from tgis_server.engines.catalogue import get_engine
-from tgis_server.run.run import Run
+from tgis_server.run import Run
 
 
 def load_runner(run: Run, rank: int, progress: Progress) -> ModelRunner:

@@ -31,9 +31,9 @@ from tgis_server.frontend.transport.tls import Tls
 from tgis_server.frontend.validation import Limits
 from tgis_server.frontend.watch import Watch
 from tgis_server.host.descriptors import MaxConnections, raise_limit
-from tgis_server.options.faults import Fault
+from tgis_server.options import Fault
+from tgis_server.run import Run
 from tgis_server.run.phases import Phases
-from tgis_server.run.run import Run
 from tgis_server.threads import GRPC, HELPER, LANES, LAUNCHER_SERVER, POLLER, ThreadRoom
 from tgis_server.wire.link import EngineInfo, EngineLink, GrpcLink
 from tgis_server.words.processes import FRONTEND

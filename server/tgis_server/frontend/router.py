@@ -13,8 +13,8 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from typing import cast
 
+from tgis_server import failures
 from tgis_server.errors import RequestError, Unavailable
-from tgis_server.failures import catalogue as failures
 from tgis_server.frontend.metrics.metrics import Metrics
 from tgis_server.frontend.output import Output, detokenizing_failed
 from tgis_server.wire.link import EngineLink

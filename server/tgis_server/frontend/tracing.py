@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable
 from urllib.parse import unquote
 
-from tgis_server.failures import catalogue as failures
+from tgis_server import failures
 from tgis_server.frontend.generation import Call
 from tgis_server.frontend.request_log import describe
 from tgis_server.wire.grpc_channels import proxy_options

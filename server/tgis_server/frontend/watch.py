@@ -19,8 +19,8 @@ from typing import Any
 
 import grpc
 
+from tgis_server import failures
 from tgis_server.errors import PeerLost
-from tgis_server.failures import catalogue as failures
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.wire.link import open_channel
 from tgis_server.wire.shard_pb2_grpc import ShardStub

@@ -7,8 +7,8 @@ import errno
 import os
 import socket
 
+from tgis_server import failures
 from tgis_server.errors import TgisError
-from tgis_server.failures import catalogue as failures
 
 
 def listen(host: str, port: int, flag: str) -> socket.socket:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tgis_server.failures import catalogue as failures
+from tgis_server import failures
 from tgis_server.host.regular_file import open_regular
 
 BEGINNING_BYTES = 256  # enough to tell

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tgis_server import failures
 from tgis_server.errors import TgisError
-from tgis_server.failures import catalogue as failures
 from tgis_server.host.regular_file import open_regular
 from tgis_server.model_files.content import read_beginning, refuse_stand_in
 from tgis_server.model_files.weight_files import WeightFiles

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tgis_server.failures import catalogue as failures
+from tgis_server import failures
 from tgis_server.host.regular_file import read_regular
 from tgis_server.model_files.content import BEGINNING_BYTES, refuse_stand_in
 

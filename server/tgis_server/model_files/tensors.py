@@ -10,8 +10,8 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from tgis_server import failures
 from tgis_server.errors import TgisError
-from tgis_server.failures import catalogue as failures
 from tgis_server.model_files.headers import TensorInfo, read_headers
 from tgis_server.model_files.weight_files import find_weights, read_weight_map
 

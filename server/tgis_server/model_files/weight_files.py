@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from tgis_server import failures
 from tgis_server.errors import ModelError
-from tgis_server.failures import catalogue as failures
 from tgis_server.model_files.json_file import parse_json, read_json
 
 OF_TRAINING = ("arguments", "args", "training")  # in names of files that are no weights, and may even hold code

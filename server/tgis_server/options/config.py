@@ -21,8 +21,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
+from tgis_server import failures
 from tgis_server.errors import UsageError
-from tgis_server.failures import catalogue as failures
 from tgis_server.options.faults import Fault
 from tgis_server.words.url_credentials import mask_credentials
 

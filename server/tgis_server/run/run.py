@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from tgis_server.options.config import ServeConfig, options
+from tgis_server.options import ServeConfig, options
 from tgis_server.words.processes import shard_name
 
 

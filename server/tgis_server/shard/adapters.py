@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import threading
 
+from tgis_server import failures
 from tgis_server.engines.api import ModelRunner
 from tgis_server.errors import PeerLost, TgisError
-from tgis_server.failures import catalogue as failures
 from tgis_server.shard.inbox import Acknowledged, Inbox, SideFailure
 from tgis_server.shard.worker import Worker
 from tgis_server.wire.control import MESSAGE, Acknowledgement, ControlPublisher, ControlSubscriber

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from tgis_server.engines.api import ModelRunner
 from tgis_server.engines.catalogue import get_engine
 from tgis_server.engines.load import load_runner
-from tgis_server.run.run import Run
+from tgis_server.run import Run
 from tgis_server.scheduler import Limits, Scheduler
 from tgis_server.shard.adapters import StagingFollower
 from tgis_server.shard.follower import follow

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import NoReturn
 
+from tgis_server import failures
 from tgis_server.engines.api import Capacity
-from tgis_server.failures import catalogue as failures
 from tgis_server.wire.messages import NO_ADAPTER, NewSequence, StepPlan
 
 

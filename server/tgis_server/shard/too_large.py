@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from tgis_server import failures
 from tgis_server.errors import OutOfMemory, TgisError
-from tgis_server.failures import catalogue as failures
 from tgis_server.wire.messages import StepPlan
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from tgis_server.failures import catalogue as failures
+from tgis_server import failures
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.wire.codec import decode_adapter, encode_adapter
 from tgis_server.wire.endpoints import Endpoint, Followers, Peer, connect

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from tgis_server.failures import catalogue as failures
+from tgis_server import failures
 
 SEND_TIMEOUT_S = 30.0  # a rank that has nothing else to do and reads nothing for so long hangs
 CONNECT_RETRY_S = 0.02

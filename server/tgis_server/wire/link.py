@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import grpc
 
+from tgis_server import failures
 from tgis_server.errors import Unavailable
-from tgis_server.failures import catalogue as failures
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.wire.codec import decode_step_result, encode_to_engine
 from tgis_server.wire.grpc_channels import open_async_channel

@@ -10,8 +10,8 @@ import contextlib
 
 from google.protobuf.message import DecodeError
 
+from tgis_server import failures
 from tgis_server.errors import PeerLost
-from tgis_server.failures import catalogue as failures
 from tgis_server.wire.codec import decode_plan, encode_plan
 from tgis_server.wire.endpoints import SEND_TIMEOUT_S, Endpoint, Followers, Peer, connect
 from tgis_server.wire.messages import StepPlan

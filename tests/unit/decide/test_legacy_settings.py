@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tgis_cli.decide.legacy_settings import BY_NAME, SETTINGS, Verdict, warn_of_settings
-from tgis_server.options.config import load_config, options
+from tgis_server.options import load_config, options
 
 
 def warnings_of(environ: dict[str, str], **flags: str) -> list[str]:

@@ -24,8 +24,8 @@ from tgis_cli.machine import Cpu, Gpu, Machine
 from tgis_cli.supervisor.run_dir import make_run_dir
 from tgis_server.errors import NotEnoughDevices, UsageError
 from tgis_server.host.ports import listen
-from tgis_server.options.config import ServeConfig, load_config
-from tgis_server.run.run import Run
+from tgis_server.options import ServeConfig, load_config
+from tgis_server.run import Run
 
 GIB = 1 << 30
 

@@ -12,7 +12,7 @@ from tgis_cli.decide.resolve import DEMO_MODEL_DIR, Resolved, resolve
 from tgis_cli.machine import Cpu, Gpu, Machine
 from tgis_cli.model_files import find_model_dir
 from tgis_server.errors import ModelError, NotEnoughDevices, UsageError
-from tgis_server.options.config import load_config
+from tgis_server.options import load_config
 
 GIB = 1 << 30
 TWO_GPUS = tuple(Gpu(str(index), "GPU", 80 * GIB, 80 * GIB) for index in range(2))

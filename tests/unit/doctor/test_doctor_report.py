@@ -19,7 +19,7 @@ from tgis_cli.doctor.model import check_fit, check_model
 from tgis_cli.doctor.report import describe
 from tgis_cli.doctor.verdict import Context, Verdict, fail, failed, ok, warn
 from tgis_server.errors import ModelError, UsageError
-from tgis_server.options.config import options
+from tgis_server.options import options
 
 FLAGS = {option.name: None for option in options()}
 

@@ -14,8 +14,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_preflight import machine, make_run
 
+from test_preflight import machine, make_run
 from tgis_cli.decide.decisions import Decisions
 from tgis_cli.decide.resolve import DEMO_MODEL_DIR
 from tgis_cli.decide.resources import choose_num_shard
@@ -37,8 +37,8 @@ from tgis_server.engines.catalogue import (
 from tgis_server.engines.load import load_runner
 from tgis_server.errors import ModelError, UsageError
 from tgis_server.model_files import Length
-from tgis_server.options.config import load_config
-from tgis_server.run.run import Run
+from tgis_server.options import load_config
+from tgis_server.run import Run
 from tgis_server.threads import Threads
 
 REPOSITORY = Path(__file__).resolve().parents[3]

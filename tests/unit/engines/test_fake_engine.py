@@ -8,7 +8,7 @@ from driving import VOCAB_SIZE, adapter
 from tgis_server.engines.api import Capacity
 from tgis_server.engines.fake import FakeRunner, first_allowed
 from tgis_server.errors import ModelError
-from tgis_server.options.faults import Fault
+from tgis_server.options import Fault
 
 
 def runner(fault: Fault | None = None) -> FakeRunner:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from provocations import VALUES, provoke
-from tgis_server.failures.catalogue import CATALOGUE, Failure
+from tgis_server.failures import CATALOGUE, Failure
 
 
 def as_pattern(sentence: str) -> str:

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
-from test_output import answer_of
-from test_output import output_of as make_output
 
 from links import FakeLink, step
+from test_output import answer_of
+from test_output import output_of as make_output
 from tgis_server.errors import PeerLost, Unavailable
 from tgis_server.frontend.metrics.metrics import Metrics
 from tgis_server.frontend.output import Output

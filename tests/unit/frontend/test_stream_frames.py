@@ -11,9 +11,9 @@ from typing import TypeVar
 import grpc
 from hypothesis import given
 from hypothesis import strategies as st
+
 from test_output import output_of
 from test_patience import make_patience
-
 from tgis_server.frontend.generation import Call
 from tgis_server.frontend.grpc_api.end_call import Writer
 from tgis_server.frontend.grpc_api.stream_frames import write_frames

@@ -14,7 +14,7 @@ import pytest
 
 from tgis_server.frontend.transport import tls
 from tgis_server.frontend.transport.tls import Tls
-from tgis_server.options.config import ServeConfig
+from tgis_server.options import ServeConfig
 
 DAY_S = 86_400.0
 NOW = 1_800_000_000.0

@@ -16,8 +16,8 @@ from tgis_cli.model_files.download.download import Transfers
 from tgis_cli.supervisor.environment import child_environment
 from tgis_server.host import interpreter
 from tgis_server.host.interpreter import make_command, make_environment
-from tgis_server.options.config import ServeConfig
-from tgis_server.run.run import Run
+from tgis_server.options import ServeConfig
+from tgis_server.run import Run
 
 ROOT = Path(__file__).parents[3]
 TGIS = Path(sys.executable).parent / "tgis"

@@ -24,7 +24,7 @@ from tgis_cli.launch import prepare
 from tgis_cli.launch.forked_work import Doing, Forked, Place
 from tgis_server.errors import GroupFailed, ModelError
 from tgis_server.host.ports import listen
-from tgis_server.options.config import load_config
+from tgis_server.options import load_config
 
 
 def run_forked(work: Callable[[], Any]) -> Any:

@@ -9,8 +9,8 @@ import pytest
 
 from tgis_cli.commands.config import describe_options
 from tgis_server.errors import UsageError
-from tgis_server.options.config import ServeConfig, load_config, options
-from tgis_server.run.run import Run
+from tgis_server.options import ServeConfig, load_config, options
+from tgis_server.run import Run
 from tgis_server.words.url_credentials import split_credentials
 
 

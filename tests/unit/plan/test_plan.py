@@ -27,7 +27,7 @@ from tgis_cli.plan.fit import CPU_PROCESS_BYTES
 from tgis_cli.plan.text import describe, format_count
 from tgis_server.engines.native.memory import cpu_packs
 from tgis_server.errors import ModelError, NotEnoughDevices, UsageError
-from tgis_server.options.config import ServeConfig, load_config
+from tgis_server.options import ServeConfig, load_config
 
 GIB = 1 << 30
 LLAMA_8B = {

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_families_checkpoint import SPEC, shapes_of, write_safetensors
 
 from in_process import run_in_process
+from test_families_checkpoint import SPEC, shapes_of, write_safetensors
 from tgis_server.engines.native.checkpoint import Checkpoint, inspect_checkpoint
 from tgis_server.errors import ModelError
 from tgis_server.model_files import TensorInfo, have_same_content, read_header

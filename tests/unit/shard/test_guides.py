@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_leader import Loop
 
 from driving import VOCAB_SIZE, every, expected_tokens, mask_of, submit
+from test_leader import Loop
 from tgis_server.shard.guides import GrammarCompiler, Guide, GuideError
 from tgis_server.shard.inbox import Requests, SessionEnded
 from tgis_server.wire.messages import Cancel, Grammar, Submit

@@ -12,8 +12,8 @@ from tgis_cli.causes.cause import ProcessHangs
 from tgis_cli.supervisor import watching
 from tgis_cli.supervisor.environment import child_environment
 from tgis_cli.supervisor.progress import ProcessProgress, Silence
-from tgis_server.options.config import ServeConfig
-from tgis_server.run.run import Run
+from tgis_server.options import ServeConfig
+from tgis_server.run import Run
 from tgis_server.wire import shard_pb2 as pb
 
 STARTING = pb.FrontendHealth(state=pb.FrontendHealth.STARTING, text="Loading.")

@@ -17,7 +17,7 @@ from tgis_cli.supervisor.run_dir import MAX_FAILED_RUNS, locked, make_run_dir, r
 from tgis_cli.supervisor.timeline import PhaseTime, Timeline
 from tgis_cli.supervisor.watching import describe_drain
 from tgis_server.errors import GroupFailed, UsageError
-from tgis_server.options.config import load_config
+from tgis_server.options import load_config
 from tgis_server.wire import shard_pb2 as pb
 
 

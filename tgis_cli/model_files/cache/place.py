@@ -12,8 +12,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from tgis_server import failures
 from tgis_server.errors import UsageError
-from tgis_server.failures import catalogue as failures
 
 CURRENT = "HF_HUB_CACHE"
 OF_THE_ORIGINAL = "TRANSFORMERS_CACHE"  # no library knows it any more

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
+from tgis_server import failures
 from tgis_server.engines.native.families import outer_tensors, parameters_of
 from tgis_server.engines.native.parameters import (
     Parameter,
@@ -19,7 +20,6 @@ from tgis_server.engines.native.parameters import (
     valid_num_shards,
 )
 from tgis_server.engines.native.spec import DecoderSpec
-from tgis_server.failures import catalogue as failures
 from tgis_server.model_files import (
     HEADER_DTYPES,
     ITEM_BYTES,

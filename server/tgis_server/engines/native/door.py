@@ -13,7 +13,7 @@ from tgis_server.engines.native.memory import CPU_KV_BYTES, CPU_KV_SHARE, MAX_PR
 from tgis_server.engines.native.parameters import valid_num_shards
 from tgis_server.engines.native.spec import DecoderSpec, EncoderDecoderSpec
 from tgis_server.model_files import read_json
-from tgis_server.run.run import Run
+from tgis_server.run import Run
 from tgis_server.words.sizes import format_bytes
 
 

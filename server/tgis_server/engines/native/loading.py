@@ -22,7 +22,7 @@ from tgis_server.engines.native.rope import build_table, find_rope_border
 from tgis_server.engines.native.spec import DecoderSpec, EncoderDecoderSpec
 from tgis_server.engines.native.weights import PHASE, read_parameters
 from tgis_server.host import cgroup
-from tgis_server.run.run import Run
+from tgis_server.run import Run
 
 GPU = 0  # a shard sees only the GPU that is its own
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from tgis_server import failures
 from tgis_server.engines.catalogue import KvBudget
 from tgis_server.engines.native.checkpoint import Checkpoint
 from tgis_server.engines.native.parameters import padded_vocab_rows
 from tgis_server.engines.native.spec import DecoderSpec
-from tgis_server.failures import catalogue as failures
 from tgis_server.host import cgroup
 from tgis_server.model_files import ITEM_BYTES
-from tgis_server.run.run import Run
+from tgis_server.run import Run
 from tgis_server.words.sizes import format_bytes
 
 GIB = 1 << 30

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import FileStore, PrefixStore, Store
 
-from tgis_server.failures import catalogue as failures
+from tgis_server import failures
 
 
 class Group(Protocol):

@@ -26,8 +26,8 @@ from tgis_server.engines.sampling.details import DetailTensors, compute_details,
 from tgis_server.engines.sampling.sampler import Sampled, Sampler
 from tgis_server.engines.sampling.staging import Staging
 from tgis_server.errors import OutOfMemory
-from tgis_server.options.faults import Fault
-from tgis_server.run.run import Run
+from tgis_server.options import Fault
+from tgis_server.run import Run
 from tgis_server.wire.messages import Adapter, Masks, StepPlan, StepTokens, TokenDetail, Wanted
 from tgis_server.words.processes import shard_name
 

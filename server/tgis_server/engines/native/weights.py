@@ -11,10 +11,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from tgis_server import failures
 from tgis_server.engines.api import Progress
 from tgis_server.engines.native.checkpoint import Checkpoint
 from tgis_server.engines.native.parameters import Parameter, Piece, RankSlice, slice_of
-from tgis_server.failures import catalogue as failures
 from tgis_server.model_files import ITEM_BYTES
 
 PHASE = "reading weights"

@@ -11,7 +11,7 @@ import grpc
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from tgis_server.failures import catalogue as failures
+from tgis_server import failures
 from tgis_server.frontend.grpc_api.health import StateHealthServicer
 from tgis_server.frontend.grpc_api.requests import Door, library_limit_bytes, make_handlers
 from tgis_server.frontend.grpc_api.service import GenerationServicer
@@ -20,7 +20,7 @@ from tgis_server.frontend.transport.floods import WINDOW_BYTES, Accounts, hang_u
 from tgis_server.frontend.transport.patience import Patience
 from tgis_server.frontend.transport.tls import Tls
 from tgis_server.host.ports import listen
-from tgis_server.options.config import ServeConfig
+from tgis_server.options import ServeConfig
 from tgis_server.wire import generation_pb2
 
 GENERATION = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]

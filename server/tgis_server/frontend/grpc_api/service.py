@@ -28,7 +28,7 @@ from tgis_server.frontend.text.tokenizer import Tokenizer
 from tgis_server.frontend.tracing import Tracing
 from tgis_server.frontend.transport.patience import Patience
 from tgis_server.frontend.validation import reject_adapter
-from tgis_server.options.faults import Fault
+from tgis_server.options import Fault
 from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire.generation_pb2_grpc import GenerationServiceServicer
 

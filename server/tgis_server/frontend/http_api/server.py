@@ -18,7 +18,7 @@ from tgis_server.frontend.state import Probe, ServerState
 from tgis_server.frontend.transport.patience import Patience
 from tgis_server.frontend.transport.tls import Tls
 from tgis_server.host.ports import listen
-from tgis_server.run.run import Run
+from tgis_server.run import Run
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 HANDSHAKE_TIMEOUT_S = 10.0

@@ -17,7 +17,7 @@ from typing import Any
 
 import tokenizers
 
-from tgis_server.failures import catalogue as failures
+from tgis_server import failures
 
 BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 SUPPORTED_DECODERS = frozenset(

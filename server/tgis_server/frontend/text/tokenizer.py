@@ -17,8 +17,8 @@ from typing import TypeVar
 
 import tokenizers
 
+from tgis_server import failures
 from tgis_server.errors import GenerationFailed, TgisError
-from tgis_server.failures import catalogue as failures
 from tgis_server.frontend.text.bos import add_requested_bos
 from tgis_server.frontend.text.encoding import WINDOW, Encoding, encode, encode_window, join, window_starts
 from tgis_server.frontend.text.lane import Lane

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from tgis_server import failures
 from tgis_server.errors import TgisError
-from tgis_server.failures import catalogue as failures
 from tgis_server.words.clock import format_time
 
 SOON_S = 30 * 86_400.0  # for certificates that live so long; of short-lived ones the last third

@@ -19,11 +19,11 @@ from typing import Any
 
 import grpc
 
+from tgis_server import failures
 from tgis_server.errors import TgisError
-from tgis_server.failures import catalogue as failures
 from tgis_server.frontend.transport.certificate import Validity, read_own_certificate
 from tgis_server.host.regular_file import read_regular
-from tgis_server.options.config import ServeConfig
+from tgis_server.options import ServeConfig
 from tgis_server.words.clock import format_time
 
 logger = logging.getLogger(__name__)

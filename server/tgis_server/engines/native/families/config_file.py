@@ -9,9 +9,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from tgis_server import failures
 from tgis_server.engines.native.spec import Activation
 from tgis_server.errors import TgisError
-from tgis_server.failures import catalogue as failures
 from tgis_server.model_files import MAX_INTEGER, read_json
 
 ACTIVATIONS: dict[str, Activation] = {
