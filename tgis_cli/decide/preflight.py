@@ -19,7 +19,7 @@ from tgis_cli.machine.process_limits import ProcessLimit
 from tgis_cli.model_files.tokenizer_check import check_tokenizer
 from tgis_cli.relay.log_file import check_log_file
 from tgis_server import failures
-from tgis_server.engines.catalogue import ModelSizes
+from tgis_server.engines.door import ModelSizes
 from tgis_server.errors import UsageError
 from tgis_server.host.ports import find_listener, listen
 from tgis_server.host.regular_file import open_regular

@@ -26,15 +26,8 @@ from tgis_cli.machine import Machine
 from tgis_cli.machine.cpus import format_cpu_list
 from tgis_cli.model_files import find_cache_dir, find_model_dir, is_in_cache, read_model_config
 from tgis_server import failures
-from tgis_server.engines.catalogue import (
-    ENGINES,
-    REHEARSAL,
-    Engine,
-    ModelSizes,
-    ModelSummary,
-    find_engine,
-    find_named,
-)
+from tgis_server.engines.catalogue import ENGINES, REHEARSAL, Engine, find_engine, find_named
+from tgis_server.engines.door import ModelSizes, ModelSummary
 from tgis_server.errors import ModelError, TgisError, UsageError
 from tgis_server.model_files import Length
 from tgis_server.options import DTYPES, Fault, LoadedConfig, ServeConfig

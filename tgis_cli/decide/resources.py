@@ -12,7 +12,8 @@ from tgis_cli.machine import Gpu, Machine
 from tgis_cli.machine.cpus import split_cpus
 from tgis_cli.machine.gpus import split_devices
 from tgis_server import failures
-from tgis_server.engines.catalogue import Engine, ModelSizes
+from tgis_server.engines.catalogue import Engine
+from tgis_server.engines.door import ModelSizes
 
 CpuSets = tuple[tuple[int, ...], ...]  # the CPUs of each shard; empty = not pinned
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from tgis_cli.decide.preflight import check_memory
 from tgis_cli.machine import Machine
-from tgis_server.engines.catalogue import ModelSizes, RankMemory
+from tgis_server.engines.door import ModelSizes, RankMemory
 from tgis_server.errors import NotEnoughDevices
 from tgis_server.run import Run
 

@@ -17,7 +17,8 @@ from tgis_cli.model_files.tokenizer_check import check_tokenizer, load_tokenizer
 from tgis_cli.plan.devices import Devices
 from tgis_cli.plan.fit import Fit, compare_shards
 from tgis_cli.plan.source import Source
-from tgis_server.engines.catalogue import ModelSummary, find_engine
+from tgis_server.engines.catalogue import find_engine
+from tgis_server.engines.door import ModelSummary
 from tgis_server.errors import ModelError, NotEnoughDevices, TgisError
 from tgis_server.model_files import HEADER_DTYPES, TensorInfo, find_weights, read_headers
 from tgis_server.options import LoadedConfig

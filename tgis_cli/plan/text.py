@@ -9,7 +9,7 @@ from tgis_cli.decide.resources import count
 from tgis_cli.model_files.cache.disk import describe_room
 from tgis_cli.plan.fit import Fit
 from tgis_cli.plan.report import Report
-from tgis_server.engines.catalogue import ModelSummary
+from tgis_server.engines.door import ModelSummary
 from tgis_server.words.sizes import format_bytes
 
 MAX_LISTED = 8

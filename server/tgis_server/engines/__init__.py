@@ -1,1 +1,1 @@
-"""Engines behind one small contract (``api.py``). Only the launcher, which chooses one, names them."""
+"""Engines behind two contracts: ``door.py`` before loading, ``api.py`` afterwards."""

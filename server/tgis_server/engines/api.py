@@ -1,34 +1,46 @@
 """The contract between a shard's step loop and an engine.
 
-An engine is a ``ModelRunner`` made by ``load.py``. It keeps per-slot state (token ids, block tables, sampling
-state), obeys plans, and decides nothing. All calls but ``stage`` come from one thread, the shard's main thread.
+An engine is a ``ModelRunner`` made by ``load.py``. It keeps the state of each slot (token ids, block table, sampling
+state), executes plans, and decides nothing. All calls except ``stage`` come from the shard's main thread.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
-from tgis_server.engines.capabilities import RunnerCaps as RunnerCaps
 from tgis_server.wire.messages import Adapter, Masks, StepPlan, StepTokens
 
 
 @dataclass(frozen=True, slots=True)
+class RunnerCaps:
+    """What a loaded runner can do, for the scheduler and the step loop."""
+
+    memory: Literal["paged", "rows"] = "paged"  # KV blocks, or one row of a padded batch per sequence
+    chunked_prefill: bool = True  # a prompt may be computed in several steps
+    mixed_steps: bool = True  # a step may have prefill and decode rows
+    plan_ahead: bool = False  # launch returns before the device is done, so the next step can be planned early
+    prefix_cache: bool = True  # a sequence may start with blocks that another one has computed
+    adapters: frozenset[str] = frozenset()  # kinds that can be staged
+    rope_border: int | None = None  # sequences of more tokens have ``is_rope_long`` (LongRoPE)
+
+
+@dataclass(frozen=True, slots=True)
 class Capacity:
-    """Room for keys and values, measured after the weights are loaded; the same on every rank."""
+    """Space for keys and values, measured after the weights are loaded; the same on every rank."""
 
     num_blocks: int
     block_size: int  # tokens per KV block
-    max_sequence_length: int  # prompt + output; what was configured or inferred, lowered to what fits
-    max_rows: int = 0  # with memory "rows": sequences at once, and ...
-    max_padded_tokens: int = 0  # ... the most rows times tokens of the longest one
+    max_sequence_length: int  # prompt + output; configured or inferred, lowered to what fits
+    max_rows: int = 0  # with memory "rows": sequences at once
+    max_padded_tokens: int = 0  # with memory "rows": rows times tokens of the longest sequence
     max_adapters: int = 0  # places for adapters
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What readiness, ``Info`` and the ready panel say about the loaded model."""
+    """The loaded model as readiness, ``Info`` and the ready panel describe it."""
 
     model_type: str
     dtype: str
@@ -36,11 +48,11 @@ class ModelFacts:
     vocab_size: int
     end_ids: tuple[int, ...]  # end tokens of requests that do not choose their own
     weight_bytes: int = 0  # on this rank
-    notes: tuple[str, ...] = field(default=())  # e.g. "max_sequence_length lowered from 131072 to 8192: ..."
+    notes: tuple[str, ...] = ()  # e.g. "max_sequence_length lowered from 131072 to 8192: ..."
 
 
 class Launched(Protocol):
-    """A step under way; opaque to everyone but the runner that made it."""
+    """A step in flight; opaque to everything but the runner that launched it."""
 
     @property
     def plan(self) -> StepPlan: ...
@@ -58,22 +70,21 @@ class ModelRunner(Protocol):
 
         Raises:
             OutOfMemory: the step did not fit. State changes (``free``, ``activate``, ``new``, ``new_blocks``) have been
-                applied, the computed positions of all rows are as before the call. Every other exception ends the
-                group.
+                applied; the computed positions of all rows are unchanged. Every other exception ends the group.
         """
         ...
 
     def finish(self, launched: Any, masks: Masks | None) -> None:
-        """Start the sampling of a launched step, on every rank: one share of the sampled ids. Rank 0 samples.
+        """Start the sampling of a launched step: rank 0 samples, and all ranks share the ids once.
 
-        Called once for each :meth:`launch`, before the next one. Where rows of the step are guided, the step before it
-        has been collected: only its tokens tell the masks.
+        Called on every rank, once for each :meth:`launch` and before the next one. If rows of the step are guided, the
+        previous step has been collected: their masks depend on its tokens.
 
         Args:
-            masks: of guided rows; rank 0 only. A guided row without a mask has ended meanwhile.
+            masks: of guided rows; rank 0 only. A guided row without a mask belongs to a sequence that has ended.
 
         Raises:
-            OutOfMemory: as in :meth:`launch`; the step is over and its rows are as before it.
+            OutOfMemory: as in :meth:`launch`; the step has ended and its rows are as before it.
         """
         ...
 
@@ -82,10 +93,10 @@ class ModelRunner(Protocol):
         ...
 
     def stage(self, adapter: Adapter) -> None:
-        """Read an adapter, so that a plan can activate it. Called from a side thread, while steps run.
+        """Read an adapter, so that a plan can activate it. Called from a side thread while steps run.
 
         Raises:
-            ModelError: it cannot be used; the sentence is for the client. Nothing else is harmed.
+            ModelError: it cannot be used; the sentence is for the client.
         """
         ...
 
@@ -94,5 +105,5 @@ class ModelRunner(Protocol):
         ...
 
 
-# (phase, done, total): phases are short verbs such as "reading weights"; done and total are bytes, 0 where unknown.
+# (phase, done, total): phases are short verbs such as "reading weights"; done and total are bytes, 0 if unknown.
 Progress = Callable[[str, int, int], None]

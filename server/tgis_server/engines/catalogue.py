@@ -1,7 +1,6 @@
-"""The engines by name: what each can, and what it makes of a model's files before anything is loaded. No torch.
+"""The engines by name, each with its door and its properties. No torch.
 
-The command line and the launcher ask here and know no engine. Decisions ask what an engine can, never what it is
-called. A new engine is an entry here, a module that is its :class:`Door`, and a line in ``load.py``.
+The command line and the launcher decide by an engine's properties, never by its name.
 """
 
 from __future__ import annotations
@@ -9,127 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
 
-from tgis_server.engines.capabilities import RunnerCaps
+from tgis_server.engines.door import Door, ModelSummary
 from tgis_server.errors import ModelError, UsageError
-from tgis_server.model_files import Length
-from tgis_server.run import Run
-
-
-@dataclass(frozen=True, slots=True)
-class KvBudget:
-    """What becomes of the memory beside weights and a step."""
-
-    num_blocks: int
-    max_sequence_length: int
-    notes: tuple[str, ...] = ()
-
-
-class RankMemory(Protocol):
-    """What one rank of a run takes, in bytes, by the arithmetic with which it loads."""
-
-    @property
-    def weight_bytes(self) -> int:
-        """As they are held, with copies that the device needs."""
-
-    @property
-    def step_bytes(self) -> int: ...
-
-    @property
-    def kv_bytes_per_token(self) -> int: ...
-
-    def usable_gpu_bytes(self, free_bytes: int, total_bytes: int) -> int:
-        """What the rank may take of a GPU."""
-
-    def check(self, free_bytes: int) -> None:
-        """
-        Args:
-            free_bytes: before loading.
-
-        Raises:
-            NotEnoughDevices: weights, a step and one sequence cannot fit.
-        """
-
-    def divide(self, free_bytes: int) -> KvBudget:
-        """
-        Args:
-            free_bytes: beside the weights.
-
-        Raises:
-            NotEnoughDevices: one sequence does not fit.
-        """
-
-
-class ModelSizes(Protocol):
-    """What a model whose files have been checked takes, divided among any valid number of shards."""
-
-    def weight_bytes(self, rank: int, num_shard: int, dtype: str) -> int:
-        """What ``rank`` reads, held as ``dtype``."""
-
-    def kv_bytes_per_token(self, rank: int, num_shard: int, dtype: str) -> int: ...
-
-    def rank_memory(self, run: Run, rank: int) -> RankMemory: ...
-
-    def explain_cpu_pool(self, sequence_bytes: int, free_bytes: int) -> str:
-        """What a shard on a CPU keeps for keys and values where no option says, for people.
-
-        Args:
-            sequence_bytes: of the longest one.
-            free_bytes: for each shard.
-        """
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSummary:
-    """A model as an engine would serve it."""
-
-    kind: Literal["decoder", "encoder_decoder"]
-    family: str
-    layout: str  # layers, heads and the like, in words
-    vocab_size: int  # 0: config.json does not tell
-    length: Length | None  # None: config.json names none
-    end_ids: tuple[int, ...]
-    pad_id: int | None
-    dtype: str | None  # of config.json, else of most weights once these have been looked at
-    valid_num_shards: tuple[int, ...]  # empty: any number
-    tensors: Mapping[str, tuple[int, ...]]  # that the engine reads, and their shapes
-    warnings: tuple[str, ...] = ()
-    sizes: ModelSizes | None = None  # None: the weights have not been looked at, or none are needed
-
-
-class Door(Protocol):
-    """A module in which an engine tells what it makes of files and machines. No torch."""
-
-    def summarize(self, model_dir: Path, num_shard: int = 1) -> ModelSummary:
-        """What config.json tells.
-
-        Raises:
-            ModelError: the engine does not serve the model.
-            UsageError: ``num_shard`` does not divide it.
-        """
-
-    def inspect(self, model_dir: Path, num_shard: int) -> ModelSummary:
-        """What config.json and the headers of the weights tell, all that a start needs checked.
-
-        Raises:
-            ModelError, UsageError: as :meth:`summarize`; weights are missing, damaged, or of another model.
-        """
-
-    def cpu_environment(self, environ: Mapping[str, str]) -> dict[str, str]:
-        """What a shard on a CPU wants in its environment, unless ``environ`` says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """One engine, before anything of it is imported."""
+    """One engine, before any of its modules is imported."""
 
     name: str
     import_door: Callable[[], Door]
-    caps: RunnerCaps  # all that its runners can; model and device may allow less
-    computes: bool = True  # with weights, on a device; otherwise what it serves is a rehearsal
-    tensor_parallel: bool = True  # one model among several shards
-    frameworks: tuple[str, ...] = ()  # values of --deployment-framework that mean it
+    computes: bool = True  # False: a rehearsal, without weights or a device
+    tensor_parallel: bool = True  # divides one model among several shards
+    adapters: frozenset[str] = frozenset()  # kinds of adapters that it can stage
+    frameworks: tuple[str, ...] = ()  # values of --deployment-framework that select it
 
     @property
     def door(self) -> Door:
@@ -143,23 +36,23 @@ def import_native_door() -> Door:
 
 
 def import_fake_door() -> Door:
-    from tgis_server.engines import fake_door
+    from tgis_server.engines.fake_door import FakeDoor
 
-    return fake_door
+    return FakeDoor(lambda model_dir: find_engine(model_dir)[1])
 
 
-NATIVE = Engine("native", import_native_door, RunnerCaps(plan_ahead=True), frameworks=("tgis_native", "hf_custom_tp"))
-FAKE_CAPS = RunnerCaps(plan_ahead=True, adapters=frozenset({"fake"}))
-FAKE = Engine("fake", import_fake_door, FAKE_CAPS, computes=False)
-ENGINES: Mapping[str, Engine] = {engine.name: engine for engine in (NATIVE, FAKE)}  # in the order of preference
-DEFAULT = NATIVE  # where no model tells
+NATIVE = Engine("native", import_native_door, frameworks=("tgis_native", "hf_custom_tp"))
+FAKE = Engine("fake", import_fake_door, computes=False, adapters=frozenset({"fake"}))
+ENGINES: Mapping[str, Engine] = {engine.name: engine for engine in (NATIVE, FAKE)}  # in order of preference
+DEFAULT = NATIVE  # before a model is known
 REHEARSAL = FAKE
 
 
 def get_engine(name: str) -> Engine:
-    """
+    """The engine of that name.
+
     Raises:
-        UsageError: there is none of that name.
+        UsageError: there is none.
     """
     if name not in ENGINES:
         raise UsageError(f"There is no engine {name!r} in this version, only {' and '.join(ENGINES)}.")
@@ -167,15 +60,15 @@ def get_engine(name: str) -> Engine:
 
 
 def find_named(framework: str | None) -> Engine | None:
-    """The engine that a value of --deployment-framework means; ``None``: none of this version."""
+    """The engine that a value of --deployment-framework selects; ``None``: no engine of this version."""
     return next((engine for engine in ENGINES.values() if framework in engine.frameworks), None)
 
 
 def find_engine(model_dir: Path, candidates: Iterable[Engine] = ENGINES.values()) -> tuple[Engine, ModelSummary]:
-    """The first engine that serves a model, and what it makes of config.json.
+    """The first engine that serves a model, with its summary of config.json.
 
     Raises:
-        ModelError: none does; the text says why the first one does not.
+        ModelError: no engine does; the text is the first one's reason.
     """
     problems: list[ModelError] = []
     for engine in candidates:

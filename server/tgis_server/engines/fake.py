@@ -1,30 +1,29 @@
 """An engine whose tokens can be computed by hand. It runs the whole product without weights: tests and rehearsals.
 
-Its "keys and values" are numbers, written into blocks or rows like a real engine's and read back through the block
-tables. The next token is
+Its "keys and values" are numbers, written into blocks or rows like those of a real engine and read back through the
+block tables. The next token is
 
-    (sum of the numbers of all tokens so far + sum of the encoder's + how many tokens there are) mod vocab_size
+    (sum of the numbers of all tokens so far + sum of the encoder's numbers + number of tokens) mod vocab_size
 
-so that any mistake in blocks, positions, prefix cache, sharing or preemption changes the output. A token's number is
+so any mistake in blocks, positions, prefix cache, sharing or preemption changes the output. A token's number is
 
-    its id + the adapter's number + 1 where ``is_rope_long`` + the sum of the encoder's numbers
+    its id + the adapter's number + 1 if ``is_rope_long`` + the sum of the encoder's numbers
 
-as all this changes a real engine's keys, too (see ``cache_root``). A virtual row's id is :func:`virtual_id`, whatever
-stands in the prompt. The encoder's numbers are made in the same way, without the last two terms. An adapter's number is
-the sum of its digest's bytes. With ``temperature`` > 0 the seed is added to the sum. A guided row takes the first
-allowed id from the computed one on, and goes on with 0 after the last.
+because these change a real engine's keys, too (see ``cache_root``). A virtual row has the id :func:`virtual_id`,
+whatever the prompt contains. The encoder's numbers are computed in the same way, without the last two terms. An
+adapter's number is the sum of its digest's bytes. With ``temperature`` > 0 the seed is added to the sum. A guided row
+takes the first allowed id from the computed one on, cyclically.
 
-Steps take ``--rehearse-step-ms``, and for each token and each key that it attends to ``--rehearse-attention-ns``.
+A step takes ``--rehearse-step-ms``, plus ``--rehearse-attention-ns`` for each pair of a token and a key.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from tgis_server.engines.api import Capacity, ModelFacts, Progress, RunnerCaps
-from tgis_server.engines.catalogue import FAKE_CAPS
 from tgis_server.errors import ModelError
 from tgis_server.model_files import read_json
 from tgis_server.options import Fault
@@ -41,13 +40,13 @@ from tgis_server.wire.messages import (
 )
 from tgis_server.words.processes import shard_name
 
-BROKEN = "broken"  # adapters whose id begins so cannot be staged
-MAX_ADAPTERS = 4  # of a rehearsal
+BROKEN = "broken"  # adapters whose id starts with this cannot be staged
+MAX_ADAPTERS = 4  # in a rehearsal
 
 
 @dataclass(slots=True)
 class _Numbers:
-    """The numbers of one sequence, or of its encoder: in blocks of the cache, or in a row of its own."""
+    """The numbers of one sequence, or of its encoder: in blocks of the cache, or in a separate row."""
 
     cells: list[int]
     block_size: int
@@ -77,11 +76,11 @@ class _Slot:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """What the forward pass of one row gave."""
+    """The outcome of one row's forward pass."""
 
     slot: _Slot
     end: int  # tokens computed
-    next_id: int | None  # None: the prompt goes on in a later step
+    next_id: int | None  # None: the prompt continues in a later step
 
 
 @dataclass(slots=True)
@@ -95,7 +94,7 @@ class FakeLaunched:
 
 
 class FakeRunner:
-    """Obeys plans exactly as a real runner does; needs no device. Can all that ``caps`` and ``capacity`` say."""
+    """Executes plans exactly as a real runner does, with any ``caps`` and ``capacity``; needs no device."""
 
     def __init__(
         self,
@@ -135,7 +134,7 @@ class FakeRunner:
                 run.max_sequence_length,
                 max_adapters=MAX_ADAPTERS,
             ),
-            caps=replace(FAKE_CAPS, plan_ahead=config.rehearse_plan_ahead),
+            caps=RunnerCaps(plan_ahead=config.rehearse_plan_ahead, adapters=frozenset({"fake"})),
             step_s=config.rehearse_step_ms / 1000,
             attention_s=config.rehearse_attention_ns / 1e9,
             fault=fault,
@@ -226,7 +225,7 @@ class FakeRunner:
         return _Numbers([0] * length, length, [0])
 
     def _adapter_number(self, sequence: NewSequence) -> int:
-        """Read in each step: it must not move out of its place while a sequence uses it."""
+        """Read in each step, to detect an adapter that loses its place while a sequence uses it."""
         return 0 if sequence.adapter_place == NO_ADAPTER else self._places[sequence.adapter_place]
 
     def _encode(self, slot: _Slot) -> None:
@@ -238,7 +237,7 @@ class FakeRunner:
             slot.encoder_numbers.write(position, number)
 
     def _compute(self, slot: _Slot, end: int) -> list[TokenDetail]:
-        """Write the numbers of the tokens before ``end``; returns facts about the prompt tokens that follow each."""
+        """Write the numbers of the tokens before ``end``; return the details of the prompt tokens that follow them."""
         prompt_detail = []
         sequence = slot.sequence
         wanted = sequence.wanted
@@ -259,7 +258,7 @@ class FakeRunner:
         return (slot.numbers.total(end) + self._encoder_total(slot) + end + noise) % self.facts.vocab_size
 
     def _detail(self, token_id: int, top_n: int) -> TokenDetail:
-        """The rank tells the token: its id plus one. The alternatives are the ids that follow."""
+        """The rank is the token's id plus one; the top tokens are the ids from it on."""
         tops = tuple((token_id + i) % self.facts.vocab_size for i in range(top_n))
         return TokenDetail(-0.5, token_id + 1, tops, tuple(-0.5 - i for i in range(top_n)))
 
@@ -270,12 +269,12 @@ class FakeRunner:
 
 
 def virtual_id(position: int) -> int:
-    """What a virtual row counts as, wherever it came from."""
+    """The token id that a virtual row stands for."""
     return 3 * position + 1
 
 
 def first_allowed(token_id: int, mask: bytes) -> int:
-    """The first allowed id from ``token_id`` on, cyclically; see ``Masks``."""
+    """The first id from ``token_id`` on, cyclically, that ``mask`` allows; see ``Masks``."""
     count = 8 * len(mask)
     ids = ((token_id + i) % count for i in range(count))
     return next(i for i in ids if mask[i // 8] >> i % 8 & 1)

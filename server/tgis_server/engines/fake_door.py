@@ -1,30 +1,45 @@
-"""What the fake engine makes of a model's files: what the engine would that it stands for. No weights are needed.
-
-Also serves models that no engine knows: a rehearsal needs a tokenizer and nothing else.
-"""
+"""The fake engine's door. It needs no weights, and rehearses models that no engine serves, too."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from tgis_server.engines.catalogue import ModelSummary, find_engine
+from tgis_server.engines.door import ModelSummary
 from tgis_server.errors import ModelError
 from tgis_server.model_files import find_length, read_json
 
 
-def summarize(model_dir: Path, num_shard: int = 1) -> ModelSummary:
-    """Never asks whether ``num_shard`` divides the model, as nothing is divided."""
-    try:
-        _, summary = find_engine(model_dir)
-    except ModelError:
-        return summarize_unknown(model_dir)
-    return replace(summary, valid_num_shards=(), warnings=())
+class FakeDoor:
+    """Describes a model as the engine that would serve it.
+
+    Args:
+        find_summary: that engine's summary; raises ModelError where no engine serves the model.
+    """
+
+    def __init__(self, find_summary: Callable[[Path], ModelSummary]) -> None:
+        self._find_summary = find_summary
+
+    def summarize(self, model_dir: Path, num_shard: int = 1) -> ModelSummary:
+        """Any ``num_shard`` will do, as nothing is divided."""
+        try:
+            summary = self._find_summary(model_dir)
+        except ModelError:
+            return summarize_unknown(model_dir)
+        return replace(summary, valid_num_shards=(), warnings=())
+
+    def inspect(self, model_dir: Path, num_shard: int) -> ModelSummary:
+        """There are no weights to inspect."""
+        return self.summarize(model_dir, num_shard)
+
+    def cpu_environment(self, environ: Mapping[str, str]) -> dict[str, str]:
+        """Nothing is computed."""
+        return {}
 
 
 def summarize_unknown(model_dir: Path) -> ModelSummary:
-    """What config.json says of itself.
+    """What config.json itself says.
 
     Raises:
         ModelError: it is missing or broken.
@@ -43,13 +58,3 @@ def summarize_unknown(model_dir: Path) -> ModelSummary:
         valid_num_shards=(),
         tensors={},
     )
-
-
-def inspect(model_dir: Path, num_shard: int) -> ModelSummary:
-    """Looks at no weights."""
-    return summarize(model_dir, num_shard)
-
-
-def cpu_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Nothing is computed."""
-    return {}

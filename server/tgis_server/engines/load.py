@@ -1,4 +1,4 @@
-"""From the name of an engine to a loaded runner. Called by a shard; imports torch where the engine needs it."""
+"""Loads the runner of a named engine. Called by a shard; imports torch if the engine needs it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from tgis_server.run import Run
 
 
 def load_runner(run: Run, rank: int, progress: Progress) -> ModelRunner:
-    """Load the engine that the run names, on this rank.
+    """Load the run's engine on this rank.
 
     Raises:
         UsageError: there is no such engine.
-        ModelError: files missing, truncated, of a wrong shape, or an architecture without an engine.
-        NotEnoughDevices: weights plus one sequence do not fit.
+        ModelError: files are missing, truncated or of a wrong shape, or no engine serves the architecture.
+        NotEnoughDevices: weights and one sequence do not fit.
     """
     match get_engine(run.engine).name:
         case "fake":
@@ -25,4 +25,4 @@ def load_runner(run: Run, rank: int, progress: Progress) -> ModelRunner:
 
             return NativeRunner.load(run, rank, progress)
         case name:
-            raise NotImplementedError(f"the catalogue has an engine {name} that nothing here loads")
+            raise NotImplementedError(f"load.py cannot load the catalogue's engine {name}")

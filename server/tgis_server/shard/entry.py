@@ -112,7 +112,7 @@ def _follow(run: Run, rank: int, status: ShardStatus) -> None:
 
 def takes_adapters(run: Run) -> bool:
     """Whether there is a control channel: both sides know it before they load."""
-    return bool(get_engine(run.engine).caps.adapters)
+    return bool(get_engine(run.engine).adapters)
 
 
 def end_with_the_group(on_signal: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""The catalogue of engines: the only thing that others know of them, before anything is loaded."""
+"""The catalogue of engines and their doors: everything that other code knows about engines before loading."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import inspect
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,18 +22,16 @@ from tgis_cli.decide.resources import choose_num_shard
 from tgis_cli.machine import Gpu
 from tgis_cli.model_files.download.remote_headers import write_converted_header
 from tgis_cli.supervisor.environment import child_environment
-from tgis_server.engines.capabilities import RunnerCaps
 from tgis_server.engines.catalogue import (
     ENGINES,
     NATIVE,
     REHEARSAL,
-    Door,
     Engine,
-    ModelSummary,
     find_engine,
     find_named,
     get_engine,
 )
+from tgis_server.engines.door import Door, ModelSummary
 from tgis_server.engines.load import load_runner
 from tgis_server.errors import ModelError, UsageError
 from tgis_server.model_files import Length
@@ -42,8 +40,8 @@ from tgis_server.run import Run
 from tgis_server.threads import Threads
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-DOORS = ("catalogue", "capabilities", "api", "load")
-FLAGS = [field.name for field in fields(RunnerCaps) if field.type == "bool"]
+LAUNCHER_MODULES = {"catalogue", "door"}  # of engines/, for any code
+SHARD_MODULES = LAUNCHER_MODULES | {"api", "load"}
 LLAMA = {
     "model_type": "llama",
     "vocab_size": 100,
@@ -63,41 +61,53 @@ def model_with(directory: Path, **config: Any) -> Path:
     return directory
 
 
-# -- Who may know what -------------------------------------------------------------------------------------------------
+# -- Imports and names -------------------------------------------------------------------------------------------------
 
 
 def parse(directory: str) -> Iterator[tuple[Path, ast.AST]]:
-    """Everything in all files below a directory, but for the engines themselves."""
+    """Every node of all files below a directory, except those of the engines."""
     for file in sorted((REPOSITORY / directory).rglob("*.py")):
         if "engines" not in file.parts:
             for node in ast.walk(ast.parse(file.read_text())):
                 yield file, node
 
 
-def imported_engines(directory: str) -> set[str]:
-    """Modules of the engines that files below a directory import, wherever in them."""
+def imported_names(nodes: Iterable[ast.AST]) -> set[str]:
+    """Full names of everything imported, also inside functions."""
     found: set[str] = set()
-    for _, node in parse(directory):
+    for node in nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name.split(".")[2] for name in found if name.startswith("tgis_server.engines.")}
+    return found
 
 
-@pytest.mark.parametrize(("directory", "doors"), [("tgis_cli", DOORS[:1]), ("server", DOORS)])
-def test_others_import_nothing_of_an_engine_but_its_door(directory: str, doors: tuple[str, ...]) -> None:
-    assert imported_engines(directory) - {*doors} == set()
+@pytest.mark.parametrize(("directory", "modules"), [("tgis_cli", LAUNCHER_MODULES), ("server", SHARD_MODULES)])
+def test_other_code_imports_only_the_contracts_and_the_catalogue(directory: str, modules: set[str]) -> None:
+    names = imported_names(node for _, node in parse(directory))
+
+    assert {name.split(".")[2] for name in names if name.startswith("tgis_server.engines.")} - modules == set()
+
+
+def test_engines_import_neither_the_catalogue_nor_the_loader() -> None:
+    engines = REPOSITORY / "server/tgis_server/engines"
+    files = [file for file in engines.rglob("*.py") if file not in {engines / "catalogue.py", engines / "load.py"}]
+
+    names = imported_names(node for file in files for node in ast.walk(ast.parse(file.read_text())))
+
+    forbidden = ("tgis_server.engines.catalogue", "tgis_server.engines.load")
+    assert [name for name in names if f"{name}.".startswith(tuple(f"{module}." for module in forbidden))] == []
 
 
 @pytest.mark.parametrize("directory", ["tgis_cli", "server"])
-def test_nothing_outside_the_engines_names_one(directory: str) -> None:
+def test_no_other_code_names_an_engine(directory: str) -> None:
     named = [(str(file), node.value) for file, node in parse(directory) if isinstance(node, ast.Constant)]
 
     assert [found for found in named if found[1] in ENGINES] == []
 
 
-def test_help_the_catalogue_and_its_doors_need_no_torch() -> None:
+def test_help_catalogue_and_doors_do_not_import_torch() -> None:
     program = (
         "import sys; from pathlib import Path; from tgis_cli.app import main; sys.argv = ['tgis', '--help']\n"
         "try: main()\n"
@@ -113,7 +123,7 @@ def test_help_the_catalogue_and_its_doors_need_no_torch() -> None:
     assert done.stdout.splitlines()[-2:] == ["[]", "False"]
 
 
-# -- Names -------------------------------------------------------------------------------------------------------------
+# -- Looking engines up ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -125,7 +135,7 @@ def test_help_the_catalogue_and_its_doors_need_no_torch() -> None:
         lambda run: child_environment(run, 0, {}),
     ],
 )
-def test_an_unknown_name_is_an_error_everywhere(ask: Callable[[Run], object]) -> None:
+def test_an_unknown_engine_is_an_error_everywhere(ask: Callable[[Run], object]) -> None:
     with pytest.raises(UsageError, match=r"no engine 'natvie' in this version, only native and fake"):
         ask(make_run(Path(), engine="natvie", shard_threads=1))
 
@@ -133,11 +143,11 @@ def test_an_unknown_name_is_an_error_everywhere(ask: Callable[[Run], object]) ->
 @pytest.mark.parametrize(
     ("framework", "engine"), [(None, None), ("tgis_native", NATIVE), ("hf_custom_tp", NATIVE), ("ibm_fms", None)]
 )
-def test_frameworks_of_the_original_mean_engines(framework: str | None, engine: Engine | None) -> None:
+def test_frameworks_of_the_original_select_engines(framework: str | None, engine: Engine | None) -> None:
     assert find_named(framework) is engine
 
 
-# -- What each engine tells --------------------------------------------------------------------------------------------
+# -- Doors -------------------------------------------------------------------------------------------------------------
 
 
 def signature_of(function: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
@@ -147,34 +157,31 @@ def signature_of(function: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
 @pytest.mark.parametrize("question", [name for name in vars(Door) if not name.startswith("_")])
-def test_every_engine_answers_at_its_door(engine: Engine, question: str) -> None:
+def test_every_engine_implements_its_door(engine: Engine, question: str) -> None:
     assert signature_of(getattr(engine.door, question)) == signature_of(getattr(Door, question))
 
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
-def test_every_engine_tells_what_the_demo_model_is(engine: Engine) -> None:
+def test_every_engine_describes_the_demo_model(engine: Engine) -> None:
     summary = engine.door.inspect(DEMO_MODEL_DIR, 1)
 
-    told = (summary.kind, summary.family, summary.vocab_size, summary.length, summary.end_ids, summary.dtype)
+    described = (summary.kind, summary.family, summary.vocab_size, summary.length, summary.end_ids, summary.dtype)
     expected_length = Length(2048, "max_position_embeddings of config.json")
-    assert told == ("decoder", "llama", 1536, expected_length, (1,), "bfloat16")
+    assert described == ("decoder", "llama", 1536, expected_length, (1,), "bfloat16")
     assert (summary.sizes is not None) == engine.computes
 
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
-def test_a_runner_can_no_more_than_the_catalogue_says(engine: Engine, tmp_path: Path) -> None:
+def test_a_runner_stages_only_adapters_that_the_catalogue_names(engine: Engine, tmp_path: Path) -> None:
     run = make_run(tmp_path, engine=engine.name, model_dir=DEMO_MODEL_DIR, num_shard=1, dtype="float32")
 
     runner = load_runner(run, 0, lambda *_: None)
     runner.close()
 
-    can, most = runner.caps, engine.caps
-    assert can.memory == most.memory
-    assert can.adapters <= most.adapters
-    assert [flag for flag in FLAGS if getattr(can, flag) > getattr(most, flag)] == []
+    assert runner.caps.adapters <= engine.adapters
 
 
-def test_config_json_alone_tells_everything_but_sizes(tmp_path: Path) -> None:
+def test_config_json_alone_gives_everything_but_sizes(tmp_path: Path) -> None:
     summary = NATIVE.door.summarize(model_with(tmp_path, **LLAMA))
 
     assert summary.tensors["model.layers.1.self_attn.k_proj.weight"] == (32, 64)
@@ -193,7 +200,7 @@ def test_config_json_alone_tells_everything_but_sizes(tmp_path: Path) -> None:
     )
 
 
-def test_headers_tell_dtype_and_sizes_for_any_number_of_shards(tmp_path: Path) -> None:
+def test_headers_give_dtype_and_sizes_for_any_number_of_shards(tmp_path: Path) -> None:
     write_converted_header(model_with(tmp_path, **LLAMA))
 
     summary = NATIVE.door.inspect(tmp_path, 1)
@@ -213,7 +220,7 @@ def test_a_number_of_shards_that_does_not_divide_the_model_is_refused(ask: Calla
         ask(model_with(tmp_path, **LLAMA), 3)
 
 
-def test_a_rehearsal_takes_the_length_of_the_engine_that_it_stands_for(tmp_path: Path) -> None:
+def test_a_rehearsal_has_the_length_of_the_engine_that_it_stands_for(tmp_path: Path) -> None:
     model_with(tmp_path, **LLAMA, rope_scaling={"type": "linear", "factor": 2.0})
 
     summary = REHEARSAL.door.inspect(tmp_path, 3)
@@ -223,7 +230,7 @@ def test_a_rehearsal_takes_the_length_of_the_engine_that_it_stands_for(tmp_path:
     assert summary.length.num_tokens == 1024
 
 
-def test_a_rehearsal_serves_models_that_no_engine_knows(tmp_path: Path) -> None:
+def test_a_rehearsal_serves_models_that_no_engine_serves(tmp_path: Path) -> None:
     config = {"model_type": "t5", "is_encoder_decoder": True, "n_positions": 512, "vocab_size": 32128}
 
     summary = REHEARSAL.door.inspect(model_with(tmp_path, **config), 1)
@@ -232,12 +239,12 @@ def test_a_rehearsal_serves_models_that_no_engine_knows(tmp_path: Path) -> None:
     assert summary.length == Length(512, "n_positions of config.json")
 
 
-# -- Which engine serves a model ---------------------------------------------------------------------------------------
+# -- Choosing an engine for a model ------------------------------------------------------------------------------------
 
 
-def engine_that_says(name: str, answer: Callable[[], Any], **can: Any) -> Engine:
+def engine_that_answers(name: str, answer: Callable[[], Any], **properties: Any) -> Engine:
     door: Any = SimpleNamespace(summarize=lambda model_dir: answer())
-    return Engine(name, lambda: door, NATIVE.caps, **can)
+    return Engine(name, lambda: door, **properties)
 
 
 def refuse(reason: str) -> Callable[[], Any]:
@@ -247,24 +254,24 @@ def refuse(reason: str) -> Callable[[], Any]:
     return answer
 
 
-def test_the_first_engine_that_knows_a_model_serves_it(tmp_path: Path) -> None:
+def test_the_first_engine_that_accepts_a_model_serves_it(tmp_path: Path) -> None:
     engines = (
-        engine_that_says("rehearsal", lambda: "anything", computes=False),
-        engine_that_says("one", refuse("no")),
-        engine_that_says("two", lambda: "a summary"),
+        engine_that_answers("rehearsal", lambda: "anything", computes=False),
+        engine_that_answers("one", refuse("no")),
+        engine_that_answers("two", lambda: "a summary"),
     )
 
     assert find_engine(tmp_path, engines) == (engines[2], "a summary")
 
 
-def test_a_model_that_no_engine_knows_gets_the_reason_of_the_first(tmp_path: Path) -> None:
-    engines = (engine_that_says("one", refuse("config.json is missing")), engine_that_says("two", refuse("no")))
+def test_the_reason_of_the_first_engine_is_given_when_none_serves_a_model(tmp_path: Path) -> None:
+    engines = (engine_that_answers("one", refuse("config.json is missing")), engine_that_answers("two", refuse("no")))
 
     with pytest.raises(ModelError, match=r"config\.json is missing"):
         find_engine(tmp_path, engines)
 
 
-def test_an_engine_that_divides_no_models_gets_one_shard() -> None:
+def test_an_engine_without_tensor_parallelism_gets_one_shard() -> None:
     environ = {"CUDA_VISIBLE_DEVICES": "0,1"}
     gpus = tuple(Gpu(str(index), "GPU", 1 << 30, 1 << 30) for index in range(2))
     decide = Decisions(load_config({}, environ), environ, machine(gpus=gpus))

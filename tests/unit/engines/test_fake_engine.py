@@ -1,4 +1,4 @@
-"""What the fake engine does beside obeying plans, which the scheduler's tests drive."""
+"""The fake engine: adapters and guided rows. The scheduler's tests drive the rest of it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ def runner(fault: Fault | None = None) -> FakeRunner:
     return FakeRunner(vocab_size=VOCAB_SIZE, capacity=Capacity(4, 4, 16, max_adapters=1), fault=fault)
 
 
-def test_an_adapter_cannot_be_staged_where_a_fault_says_so():
+def test_a_fault_makes_staging_fail():
     with pytest.raises(ModelError, match="adapter a cannot be read: provoked by --fault"):
         runner(Fault.of("shard1:error@stage", "shard-1")).stage(adapter("a"))
 
 
-def test_an_adapter_whose_id_says_so_is_broken():
+def test_an_adapter_can_be_broken_by_its_id():
     with pytest.raises(ModelError, match="it is broken"):
         runner().stage(adapter("broken-1"))
 
 
 @pytest.mark.parametrize(("token_id", "expected"), [(0, 3), (3, 3), (4, 9), (10, 3)])
-def test_a_guided_row_takes_the_next_allowed_id_and_begins_anew_after_the_last(token_id: int, expected: int):
+def test_a_guided_row_takes_the_next_allowed_id_cyclically(token_id: int, expected: int):
     mask = (1 << 3 | 1 << 9).to_bytes(2, "little")
 
     assert first_allowed(token_id, mask) == expected

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tgis_server.engines.catalogue import ModelSummary
+from tgis_server.engines.door import ModelSummary
 from tgis_server.engines.native.checkpoint import Checkpoint, check_num_shard, inspect_checkpoint
 from tgis_server.engines.native.families import parameters_of, read_spec
 from tgis_server.engines.native.memory import CPU_KV_BYTES, CPU_KV_SHARE, MAX_PRIMITIVES, RankMemory, rank_memory

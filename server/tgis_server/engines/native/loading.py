@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from tgis_server.engines.api import Capacity, ModelFacts, Progress
-from tgis_server.engines.catalogue import KvBudget
+from tgis_server.engines.door import KvBudget
 from tgis_server.engines.native.checkpoint import inspect_checkpoint
 from tgis_server.engines.native.families import ALL_FAMILIES, read_spec
 from tgis_server.engines.native.memory import MemoryRequest, free_gpu_bytes, rank_memory

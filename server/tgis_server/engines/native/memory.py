@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tgis_server import failures
-from tgis_server.engines.catalogue import KvBudget
+from tgis_server.engines.door import KvBudget
 from tgis_server.engines.native.checkpoint import Checkpoint
 from tgis_server.engines.native.parameters import padded_vocab_rows
 from tgis_server.engines.native.spec import DecoderSpec

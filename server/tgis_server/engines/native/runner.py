@@ -86,7 +86,6 @@ class NativeRunner:
         model = loaded.decoder
         self.caps = RunnerCaps(
             plan_ahead=loaded.device.type == "cuda",
-            encoder_decoder=isinstance(model, EncoderDecoder),
             rope_border=loaded.rope_border,
         )
         self.capacity: Capacity = loaded.capacity

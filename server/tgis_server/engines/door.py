@@ -1,0 +1,116 @@
+"""What an engine tells about a model's files and the machine before anything is loaded. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from tgis_server.model_files import Length
+from tgis_server.run import Run
+
+
+@dataclass(frozen=True, slots=True)
+class KvBudget:
+    """The KV cache that fits into the memory left by the weights and a step."""
+
+    num_blocks: int
+    max_sequence_length: int
+    notes: tuple[str, ...] = ()
+
+
+class RankMemory(Protocol):
+    """The memory that one rank of a run needs, computed as the engine computes it when it loads."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """As held in memory, including copies that the device needs."""
+
+    @property
+    def step_bytes(self) -> int: ...
+
+    @property
+    def kv_bytes_per_token(self) -> int: ...
+
+    def usable_gpu_bytes(self, free_bytes: int, total_bytes: int) -> int:
+        """What the rank may use of a GPU."""
+
+    def check(self, free_bytes: int) -> None:
+        """Check that weights, a step and one sequence fit.
+
+        Args:
+            free_bytes: before loading.
+
+        Raises:
+            NotEnoughDevices: they do not.
+        """
+
+    def divide(self, free_bytes: int) -> KvBudget:
+        """Size the KV cache.
+
+        Args:
+            free_bytes: after loading the weights.
+
+        Raises:
+            NotEnoughDevices: one sequence does not fit.
+        """
+
+
+class ModelSizes(Protocol):
+    """The sizes of a model whose files have been checked, for any valid number of shards."""
+
+    def weight_bytes(self, rank: int, num_shard: int, dtype: str) -> int:
+        """What ``rank`` reads, held as ``dtype``."""
+
+    def kv_bytes_per_token(self, rank: int, num_shard: int, dtype: str) -> int: ...
+
+    def rank_memory(self, run: Run, rank: int) -> RankMemory: ...
+
+    def explain_cpu_pool(self, sequence_bytes: int, free_bytes: int) -> str:
+        """Say in words how large the KV cache of a shard on a CPU is by default.
+
+        Args:
+            sequence_bytes: of the longest sequence.
+            free_bytes: for each shard.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSummary:
+    """A model as an engine would serve it."""
+
+    kind: Literal["decoder", "encoder_decoder"]
+    family: str
+    layout: str  # layers, heads and the like, in words
+    vocab_size: int  # 0: not in config.json
+    length: Length | None  # None: not in config.json
+    end_ids: tuple[int, ...]
+    pad_id: int | None
+    dtype: str | None  # from config.json, or that of most weights once they have been inspected
+    valid_num_shards: tuple[int, ...]  # empty: any number
+    tensors: Mapping[str, tuple[int, ...]]  # names and shapes of the tensors that the engine reads
+    warnings: tuple[str, ...] = ()
+    sizes: ModelSizes | None = None  # None: the weights have not been inspected, or none are needed
+
+
+class Door(Protocol):
+    """The part of an engine that runs in the launcher: a module or an object without torch."""
+
+    def summarize(self, model_dir: Path, num_shard: int = 1) -> ModelSummary:
+        """Describe a model from its config.json alone.
+
+        Raises:
+            ModelError: the engine does not serve the model.
+            UsageError: ``num_shard`` does not divide it.
+        """
+
+    def inspect(self, model_dir: Path, num_shard: int) -> ModelSummary:
+        """Describe a model from its config.json and the headers of its weights, and check them.
+
+        Raises:
+            ModelError, UsageError: as :meth:`summarize`, or weights are missing, damaged, or of another model.
+        """
+
+    def cpu_environment(self, environ: Mapping[str, str]) -> dict[str, str]:
+        """Environment variables for a shard on a CPU, without those that ``environ`` sets."""
