@@ -12,7 +12,7 @@ import argparse
 import statistics
 import time
 
-from tgis_server.scheduler import Limits, Scheduler
+from tgis_server.scheduler import Scheduler, SchedulerLimits
 from tgis_server.wire.messages import StepPlan, StepTokens, Submit, pack_ids
 
 BLOCK_SIZE = 16
@@ -22,7 +22,7 @@ WAITING_LENGTH = 64
 def filled(arguments: argparse.Namespace, *, free_slots: int) -> Scheduler:
     """All rows decode; whoever waits finds no slot, or slots and no blocks."""
     blocks_per_row = (arguments.length + arguments.steps + 2) // BLOCK_SIZE + 1
-    limits = Limits(
+    limits = SchedulerLimits(
         num_blocks=arguments.rows * blocks_per_row,
         block_size=BLOCK_SIZE,
         max_batch_size=arguments.rows + free_slots,

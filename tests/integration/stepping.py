@@ -14,7 +14,7 @@ from frontends import Server, serving, until
 from tgis_server.engines.api import Capacity, RunnerCaps
 from tgis_server.engines.fake import FakeLaunched, FakeRunner
 from tgis_server.options import Fault
-from tgis_server.scheduler import Limits, Scheduler
+from tgis_server.scheduler import Scheduler, SchedulerLimits
 from tgis_server.shard.inbox import Inbox, Stop
 from tgis_server.shard.leader import Leader
 from tgis_server.shard.servicer import Outbox, ShardServicer, start_server
@@ -91,7 +91,7 @@ def leading(socket: Path, *, max_batch_size: int, max_batch_tokens: int, plan_ah
     """One shard as ``shard/entry.py`` makes it, in a thread."""
     status, inbox, outbox = ShardStatus(), Inbox(), Outbox()
     runner = SteppedRunner(plan_ahead=plan_ahead)
-    scheduler = Scheduler(Limits(NUM_BLOCKS, BLOCK_SIZE, max_batch_size, max_batch_tokens))
+    scheduler = Scheduler(SchedulerLimits(NUM_BLOCKS, BLOCK_SIZE, max_batch_size, max_batch_tokens))
     leader = Leader(runner, scheduler, status, inbox, outbox, PlanPublisher(Endpoint.unix(socket), 0), is_alone=True)
     stepped = SteppedLeader(runner, scheduler, leader, inbox)
     status.info = pb.InfoReply(vocab_size=VOCAB_SIZE, max_sequence_length=1000, num_blocks=NUM_BLOCKS)

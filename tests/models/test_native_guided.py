@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from tgis_server.engines.native.runner import NativeRunner
-from tgis_server.scheduler import Limits, Scheduler
+from tgis_server.scheduler import Scheduler, SchedulerLimits
 from tgis_server.shard.guides import GrammarCompiler
 from tgis_server.shard.inbox import Inbox, Requests
 from tgis_server.shard.leader import Leader
@@ -35,7 +35,7 @@ class Loop:
         runner: NativeRunner = ranks.runner
         runner.caps = replace(runner.caps, plan_ahead=plan_ahead)
         self.inbox, outbox = Inbox(), Outbox()
-        limits = Limits.of(
+        limits = SchedulerLimits.of(
             runner.caps, runner.capacity, max_batch_size=8, max_batch_tokens=16, prefix_cache=True, target_s=1e9
         )
         self.leader = Leader(

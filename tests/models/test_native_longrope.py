@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from tgis_server.scheduler import Limits, Scheduler
+from tgis_server.scheduler import Scheduler, SchedulerLimits
 from tgis_server.wire.messages import SamplingParams, Submit, Wanted, pack_ids
 from tiny import Driver, Model, assert_same_tokens, prompt_of, run_step
 
@@ -34,7 +34,7 @@ class Server:
         self.followers = driver.followers
         capacity = self.runner.capacity
         self.scheduler = Scheduler(
-            Limits(
+            SchedulerLimits(
                 num_blocks=limits.pop("num_blocks", capacity.num_blocks),
                 block_size=capacity.block_size,
                 max_batch_size=8,

@@ -13,7 +13,7 @@ from tgis_server.engines.api import Capacity, RunnerCaps
 from tgis_server.engines.fake import FakeLaunched, FakeRunner, virtual_id
 from tgis_server.errors import ModelError, OutOfMemory
 from tgis_server.options import Fault
-from tgis_server.scheduler import Limits, Scheduler
+from tgis_server.scheduler import Scheduler, SchedulerLimits
 from tgis_server.scheduler.paged import PagedMemory
 from tgis_server.scheduler.rows import RowMemory, reserved_tokens
 from tgis_server.scheduler.sequence import Sequence, State
@@ -157,7 +157,7 @@ class Driver:
         capacity = Capacity(
             self.num_blocks, self.block_size, 10_000, self.max_rows, self.max_padded_tokens, self.max_adapters
         )
-        limits = Limits.of(
+        limits = SchedulerLimits.of(
             caps,
             capacity,
             max_batch_size=self.max_batch_size,

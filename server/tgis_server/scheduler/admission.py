@@ -14,9 +14,9 @@ import math
 from operator import attrgetter
 
 from tgis_server.scheduler.budget import PrefillBudget, StepTimes
-from tgis_server.scheduler.limits import Limits
+from tgis_server.scheduler.limits import SchedulerLimits
 from tgis_server.scheduler.memory import Offer
-from tgis_server.scheduler.report import Report
+from tgis_server.scheduler.report import StepReport
 from tgis_server.scheduler.sequence import Sequence, State
 from tgis_server.scheduler.slots import Slots
 from tgis_server.scheduler.steps import Draft
@@ -28,7 +28,9 @@ STEPS_PER_PROBE = 8  # of which one keeps to the target whatever reading keys ta
 class Admission:
     """A part of the scheduler: it decides, ``Slots`` does."""
 
-    def __init__(self, limits: Limits, slots: Slots, waiting: WaitingQueue, times: StepTimes, report: Report) -> None:
+    def __init__(
+        self, limits: SchedulerLimits, slots: Slots, waiting: WaitingQueue, times: StepTimes, report: StepReport
+    ) -> None:
         self._limits = limits
         self._slots = slots
         self._waiting = waiting

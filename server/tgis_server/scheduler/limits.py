@@ -9,7 +9,7 @@ from tgis_server.engines.api import Capacity, RunnerCaps
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class SchedulerLimits:
     """Capabilities decide, never an engine's name. The defaults are those of an engine that can do everything."""
 
     num_blocks: int
@@ -34,7 +34,7 @@ class Limits:
         max_batch_tokens: int,
         prefix_cache: bool = True,
         target_s: float = math.inf,
-    ) -> Limits:
+    ) -> SchedulerLimits:
         """The limits of a server with this engine; the arguments by name are its options."""
         has_rows = caps.memory == "rows"
         return cls(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tgis_server.scheduler.blocks import BlockPool
 from tgis_server.scheduler.encoders import Encodings
-from tgis_server.scheduler.limits import Limits
+from tgis_server.scheduler.limits import SchedulerLimits
 from tgis_server.scheduler.memory import Offer
 from tgis_server.scheduler.sequence import Sequence
 from tgis_server.wire.messages import Submit
@@ -13,7 +13,7 @@ from tgis_server.wire.messages import Submit
 class PagedMemory:
     """A newcomer gets the blocks of all its known tokens and of its encoder's at once; later it asks for more."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: SchedulerLimits) -> None:
         self.pool = BlockPool(limits.num_blocks, limits.block_size, keeps_free=limits.prefix_cache)
         self._has_prefix_cache = limits.prefix_cache
         self._encodings = Encodings(self.pool)

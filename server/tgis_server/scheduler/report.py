@@ -9,7 +9,7 @@ from tgis_server.scheduler.steps import Row
 from tgis_server.wire.messages import Failure, FinishReason, StepResult, StepStats, TokenDetail
 
 
-class Report:
+class StepReport:
     """Gathers a ``StepResult``."""
 
     def __init__(self) -> None:

@@ -20,8 +20,8 @@ from dataclasses import replace
 from tgis_server.scheduler.admission import Admission
 from tgis_server.scheduler.budget import ALLOWANCE_FACTOR, StepTimes
 from tgis_server.scheduler.deadlines import Deadlines
-from tgis_server.scheduler.limits import Limits
-from tgis_server.scheduler.report import Report
+from tgis_server.scheduler.limits import SchedulerLimits
+from tgis_server.scheduler.report import StepReport
 from tgis_server.scheduler.sequence import Sequence, State
 from tgis_server.scheduler.slots import Slots
 from tgis_server.scheduler.steps import Draft
@@ -49,14 +49,14 @@ NOT_FINITE = (
 class Scheduler:
     """All state of all requests. One thread; every method is fast and none blocks."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: SchedulerLimits) -> None:
         self.limits = limits
         self.times = StepTimes()  # public: whoever runs a step beside plans can add what it took
         self._sequences: dict[int, Sequence] = {}  # everything not finished
         self._waiting = WaitingQueue()
         self._slots = Slots(limits)
         self._deadlines = Deadlines()
-        self._report = Report()
+        self._report = StepReport()
         self._admission = Admission(limits, self._slots, self._waiting, self.times, self._report)
         self._in_flight: dict[int, Draft] = {}  # by step
         self._ended_at = -math.inf  # when the latest step was over

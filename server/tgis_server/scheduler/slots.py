@@ -6,7 +6,7 @@ import heapq
 from bisect import insort
 
 from tgis_server.scheduler.adapters import Adapters
-from tgis_server.scheduler.limits import Limits
+from tgis_server.scheduler.limits import SchedulerLimits
 from tgis_server.scheduler.memory import Memory, Offer
 from tgis_server.scheduler.paged import PagedMemory
 from tgis_server.scheduler.rows import RowMemory
@@ -18,7 +18,7 @@ from tgis_server.wire.messages import Activation
 class Slots:
     """What a sequence holds while it has a slot is taken and given back here, all at once."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: SchedulerLimits) -> None:
         self.running: list[Sequence] = []  # by arrival
         self.memory: Memory = PagedMemory(limits)
         if limits.max_padded_tokens is not None:

@@ -12,7 +12,7 @@ from tgis_server.engines.api import ModelRunner
 from tgis_server.engines.catalogue import get_engine
 from tgis_server.engines.load import load_runner
 from tgis_server.run import Run
-from tgis_server.scheduler import Limits, Scheduler
+from tgis_server.scheduler import Scheduler, SchedulerLimits
 from tgis_server.shard.adapters import StagingFollower
 from tgis_server.shard.follower import follow
 from tgis_server.shard.guides import GrammarCompiler
@@ -53,7 +53,7 @@ def _lead(run: Run, status: ShardStatus) -> None:
     runner = _load(run, 0, status)
     try:
         scheduler = Scheduler(
-            Limits.of(
+            SchedulerLimits.of(
                 runner.caps,
                 runner.capacity,
                 max_batch_size=run.config.max_batch_size,

@@ -8,7 +8,7 @@ import pytest
 
 from driving import Driver, every, expected_tokens, submit
 from tgis_server.engines.api import Capacity, RunnerCaps
-from tgis_server.scheduler import Limits, Scheduler
+from tgis_server.scheduler import Scheduler, SchedulerLimits
 from tgis_server.wire.messages import StepTokens, Submit, pack_ids
 
 depths = pytest.mark.parametrize("depth", [1, 2])
@@ -18,9 +18,9 @@ ROWS = RunnerCaps(memory="rows", chunked_prefill=False, mixed_steps=False, prefi
 def test_limits_follow_from_what_an_engine_can_and_has_room_for():
     capacity = Capacity(num_blocks=0, block_size=0, max_sequence_length=64, max_rows=4, max_padded_tokens=256)
 
-    limits = Limits.of(ROWS, capacity, max_batch_size=8, max_batch_tokens=512, prefix_cache=True)
+    limits = SchedulerLimits.of(ROWS, capacity, max_batch_size=8, max_batch_tokens=512, prefix_cache=True)
 
-    assert limits == Limits(
+    assert limits == SchedulerLimits(
         0, 1, 4, 512, prefix_cache=False, max_padded_tokens=256, chunked_prefill=False, mixed_steps=False
     )
 
@@ -101,7 +101,7 @@ def test_guided_rows_of_a_plan_are_those_that_sample():
 
 
 def test_prompts_that_wait_are_not_copied():
-    scheduler = Scheduler(Limits(num_blocks=100_000, block_size=16, max_batch_size=1, max_batch_tokens=1024))
+    scheduler = Scheduler(SchedulerLimits(num_blocks=100_000, block_size=16, max_batch_size=1, max_batch_tokens=1024))
     num_tokens, num_prompts = 100_000, 8
     prompts = [pack_ids(range(num_tokens)) for _ in range(num_prompts)]
     tracemalloc.start()

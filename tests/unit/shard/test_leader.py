@@ -7,7 +7,7 @@ from pathlib import Path
 from driving import VOCAB_SIZE, submit
 from tgis_server.engines.api import Capacity, RunnerCaps
 from tgis_server.engines.fake import FakeRunner
-from tgis_server.scheduler import Limits, Scheduler, StepLoad
+from tgis_server.scheduler import Scheduler, SchedulerLimits, StepLoad
 from tgis_server.shard.guides import Compiler, refuse
 from tgis_server.shard.inbox import Inbox, Requests, SessionEnded
 from tgis_server.shard.leader import Leader, warm_up_plans
@@ -24,7 +24,7 @@ class Loop:
 
     def __init__(self, *, plan_ahead: bool = False, num_blocks: int = 32, compile_grammar: Compiler = refuse) -> None:
         self.inbox, self.outbox, self.status = Inbox(), Outbox(), ShardStatus()
-        self.scheduler = Scheduler(Limits(num_blocks, 4, 8, 64))
+        self.scheduler = Scheduler(SchedulerLimits(num_blocks, 4, 8, 64))
         self.preemptions = 0
         caps = RunnerCaps(plan_ahead=plan_ahead)
         runner = FakeRunner(vocab_size=VOCAB_SIZE, capacity=Capacity(num_blocks, 4, 128), caps=caps)
