@@ -263,7 +263,7 @@ class Driver:
 
     def _stage(self) -> None:
         """Ask for adapters, and answer for those whose time has come."""
-        self._staging += [(self.staging_steps, needed) for needed in self.scheduler.take_to_stage()]
+        self._staging += [(self.staging_steps, needed) for needed in self.scheduler.take_staging_requests()]
         for steps, needed in self._staging:
             if steps == 0:
                 self.apply(self._staged(needed))

@@ -1,4 +1,4 @@
-"""Who runs in the next step and where its keys and values live. Plain Python: no torch, no I/O, no clock of its own."""
+"""Decides which sequences run in the next step and where their keys and values are. No torch, no I/O, no clock."""
 
 from tgis_server.scheduler.budget import StepLoad
 from tgis_server.scheduler.limits import SchedulerLimits

@@ -1,13 +1,13 @@
-"""Adapters: who waits until one is staged, and which one has which of the engine's places.
+"""Adapters: which sequences wait for one, and which adapter has which of the engine's places.
 
 ::
 
-    needed → asked for (``take_to_stage``) → staged → has a place, or none while others are used
-                                          ↘ failed: those that waited fail, the next request asks again
+    needed → requested (``take_staging_requests``) → staged → has a place, or none while others are in use
+                                           ↘ failed: the waiting sequences fail, the next request tries again
 
-A sequence whose adapter is not staged waits here, not in the queue: however long that takes, it is in nobody's way. It
-keeps its place in the order of arrival. A place is given to another adapter when no sequence with a slot uses it, the
-least recently used one first.
+A sequence whose adapter is not staged waits here, not in the queue, so it blocks no other sequence however long the
+staging takes. It keeps its place in the order of arrival. A place is reused for another adapter when no sequence with a
+slot uses it, the least recently used place first.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from tgis_server.wire.messages import NO_ADAPTER, Activation, Adapter, Staged
 
 
 class Adapters:
-    """One owner: the scheduler."""
+    """Owned by the scheduler."""
 
     def __init__(self, num_places: int) -> None:
-        self._to_stage: dict[bytes, Adapter] = {}  # needed, and nobody asked for them; all by digest
-        self._held: dict[bytes, list[Sequence]] = {}  # of adapters that are needed or asked for: who waits
+        self._to_stage: dict[bytes, Adapter] = {}  # needed, not requested yet; all by digest
+        self._held: dict[bytes, list[Sequence]] = {}  # sequences waiting for a needed or requested adapter
         self._staged: set[bytes] = set()
         self._place_of: dict[bytes, int] = {}
         self._digests: list[bytes | None] = [None] * num_places
@@ -32,48 +32,48 @@ class Adapters:
 
     @property
     def num_held(self) -> int:
-        """Sequences that wait until their adapter is staged."""
+        """Sequences waiting for their adapter."""
         return sum(map(len, self._held.values()))
 
     @property
     def num_used(self) -> int:
-        """Places that a sequence with a slot uses."""
+        """Places used by sequences with a slot."""
         return len(self._digests) - len(self._unused)
 
     # Staging
 
     def hold(self, sequence: Sequence) -> bool:
-        """Keep a newcomer that needs an adapter which is not staged; whether it does."""
+        """Keep a new sequence if its adapter is not staged; return whether it was kept."""
         adapter = sequence.submit.adapter
         if adapter is None or adapter.digest in self._staged:
             return False
-        assert self._digests, "a request with an adapter reached an engine that has no places for them"
+        assert self._digests, "a request with an adapter reached an engine without places for adapters"
         if adapter.digest not in self._held:
             self._held[adapter.digest] = []
             self._to_stage[adapter.digest] = adapter
         self._held[adapter.digest].append(sequence)
         return True
 
-    def take_to_stage(self) -> list[Adapter]:
-        """Adapters that somebody needs and nobody asked for yet. The caller asks, and answers with ``Staged``."""
+    def take_staging_requests(self) -> list[Adapter]:
+        """Adapters to be staged, each once. The caller answers each with ``Staged``."""
         adapters = list(self._to_stage.values())
         self._to_stage.clear()
         return adapters
 
     def settle(self, staged: Staged) -> list[Sequence]:
-        """An adapter is staged, or could not be; returns those that waited for it."""
+        """Note that an adapter is staged or has failed; return the sequences that waited for it."""
         self._to_stage.pop(staged.digest, None)
         if not staged.error:
             self._staged.add(staged.digest)
         return self._held.pop(staged.digest, [])
 
     def drop(self, sequence: Sequence) -> None:
-        """A sequence that waited here is over."""
+        """Remove a waiting sequence that has ended."""
         adapter = sequence.submit.adapter
         assert adapter is not None
         held = self._held[adapter.digest]
         held.remove(sequence)
-        if not held and adapter.digest in self._to_stage:  # nobody needs it any more
+        if not held and adapter.digest in self._to_stage:  # no longer needed
             del self._held[adapter.digest], self._to_stage[adapter.digest]
 
     # Places
@@ -83,13 +83,13 @@ class Adapters:
         return adapter is None or adapter.digest in self._place_of or bool(self._unused)
 
     def take_place(self, sequence: Sequence) -> Activation | None:
-        """A sequence gets a slot: sets its place, and returns who moves into it, if it is not there already."""
+        """Give a sequence that gets a slot its adapter's place; return the activation if the adapter has none yet."""
         adapter = sequence.submit.adapter
         if adapter is None:
             return None
         activation = None
         if adapter.digest not in self._place_of:
-            activation = self._move_in(adapter.digest)
+            activation = self._activate(adapter.digest)
         place = self._place_of[adapter.digest]
         self._unused.pop(place, None)
         self._num_users[place] += 1
@@ -97,7 +97,7 @@ class Adapters:
         return activation
 
     def leave_place(self, sequence: Sequence) -> None:
-        """A sequence gives up its slot."""
+        """Release the place of a sequence that loses its slot."""
         place = sequence.adapter_place
         if place == NO_ADAPTER:
             return
@@ -106,11 +106,11 @@ class Adapters:
         if not self._num_users[place]:
             self._unused[place] = None
 
-    def _move_in(self, digest: bytes) -> Activation:
+    def _activate(self, digest: bytes) -> Activation:
         place = next(iter(self._unused))
-        former = self._digests[place]
-        if former is not None:
-            del self._place_of[former]
+        previous = self._digests[place]
+        if previous is not None:
+            del self._place_of[previous]
         self._digests[place] = digest
         self._place_of[digest] = place
         return Activation(place, digest)

@@ -1,11 +1,11 @@
-"""Who gets what is left of a step beside its decode rows: chunks of prompts under way, and newcomers.
+"""Fills a step with prefill rows after its decode rows: chunks of prompts in progress, and new sequences.
 
-No sequence gets more than half of it beside others. The oldest of the long prompts comes first; then prompts that this
-step can finish and newcomers, in order of arrival; then the other long ones, those with the least left first. So a
-prompt waits for none that is longer, and yet every one goes on in the end.
+While there are others, no sequence gets more than half of a step. The oldest of the long prompts comes first; then, in
+order of arrival, prompts that this step can finish and new sequences; then the other long prompts, shortest remainder
+first. So no prompt waits for a longer one, and every prompt makes progress.
 
-Some tokens cannot be divided: those of an encoder, and whole prompts where the engine computes them in one step. More
-of them than a step may have are computed alone; where only decode rows are in their way, the next step is theirs.
+Some tokens cannot be split: those of an encoder, and whole prompts where the engine computes them in one step. If there
+are more of them than fit into a step, they are computed alone; if only decode rows are in the way, in the next step.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from tgis_server.scheduler.slots import Slots
 from tgis_server.scheduler.steps import Draft
 from tgis_server.scheduler.waiting import WaitingQueue
 
-STEPS_PER_PROBE = 8  # of which one keeps to the target whatever reading keys takes
+STEPS_PER_PROBE = 8  # one of these keeps to the target however long reading keys takes
 
 
 class Admission:
-    """A part of the scheduler: it decides, ``Slots`` does."""
+    """Decides which sequences get prefill rows; ``Slots`` carries it out."""
 
     def __init__(
         self, limits: SchedulerLimits, slots: Slots, waiting: WaitingQueue, times: StepTimes, report: StepReport
@@ -37,14 +37,14 @@ class Admission:
         self._times = times
         self._report = report
 
-    def plan(self, draft: Draft) -> None:
-        """Add prefill rows to a step; see the module for their order."""
+    def add_prefill(self, draft: Draft) -> None:
+        """Add prefill rows in the order that the module describes."""
         running = self._slots.running
         prefilling = [s for s in running if s.state is State.PREFILLING]
         may_admit = len(self._waiting) > 0 and self._slots.num_free > 0 and not draft.preemptions
         if not prefilling and not may_admit:
             return
-        budget = PrefillBudget.beside(
+        budget = PrefillBudget.after_decodes(
             self._times,
             draft.load,
             self._limits.max_batch_tokens,
@@ -71,10 +71,10 @@ class Admission:
         draft.add_row(sequence, num_tokens)
 
     def _admit_waiting(self, draft: Draft, budget: PrefillBudget, longest: float) -> None:
-        """Start newcomers while there are slots, memory and budget for them.
+        """Start new sequences while there are slots, memory and budget.
 
-        ``longest``: what the next long prompt under way has left. It goes on before newcomers that are longer: many
-        prompts computed by turns would all be late.
+        ``longest``: remaining tokens of the next long prompt in progress. It comes before new sequences that are
+        longer: prompts that take turns would all be late.
         """
         for sequence in self._waiting.candidates():
             if not self._slots.num_free:
@@ -97,10 +97,10 @@ class Admission:
             self._add_chunk(draft, sequence, num_tokens)
 
     def _take_whole(self, draft: Draft, budget: PrefillBudget, offer: Offer, remaining: int) -> int:
-        """Tokens of a newcomer's first row where its encoder or its whole prompt is computed at once; 0: not now."""
+        """Tokens of the first row if the encoder or the whole prompt must be computed at once; 0: not in this step."""
         num_tokens = remaining
         if self._limits.chunked_prefill and offer.num_to_encode + remaining > budget.tokens:
-            num_tokens = 1  # its encoder's step, and as little as can be beside
+            num_tokens = 1  # a step for its encoder, with as few other tokens as possible
         at_once = offer.num_to_encode + num_tokens
         if budget.take_whole(offer.num_cached_tokens, at_once):
             return num_tokens
@@ -113,6 +113,6 @@ class Admission:
         sequence.state = State.PREFILLING
         if not sequence.has_started:
             sequence.has_started = True
-            self._report.start(sequence, draft.planned_at)
+            self._report.add_start(sequence, draft.planned_at)
             draft.num_started += 1
         draft.add_new(sequence, offer, activation)

@@ -2,12 +2,12 @@
 
 A block is in exactly one of two states::
 
-    owned   ref count >= 1: in the block table of that many sequences
-    free    ref count 0: in the free list; if it has a key, its content is still good and may be taken again
+    owned   ref count >= 1: in the block tables of that many sequences
+    free    ref count 0: in the free list; if it has a key, its content is still valid and can be acquired again
 
 The free list is in order of reuse: blocks without a key first, then the least recently used. Keys name content: the
 SHA-256 chain over the token ids up to and including the block (:func:`chain_key`), so equal keys mean equal content
-and no lookup ever compares tokens. Only full blocks have keys, and those of an encoder's output (``encoders.py``).
+and a lookup never compares tokens. Only full blocks and blocks of an encoder's output (``encoders.py``) have keys.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from tgis_server.wire.messages import Submit, TokenIds
 
 
 def cache_root(submit: Submit, *, is_rope_long: bool) -> bytes:
-    """Where a chain starts: all that keys and values depend on beside the tokens.
+    """The start of a chain: everything besides the tokens that keys and values depend on.
 
     Args:
         submit: the sequence.
-        is_rope_long: LongRoPE rotates with its long factors.
+        is_rope_long: whether LongRoPE uses its long factors.
     """
     return _digest(
         _adapter_digest(submit),
@@ -36,14 +36,14 @@ def cache_root(submit: Submit, *, is_rope_long: bool) -> bytes:
 
 
 def encoder_root(submit: Submit) -> bytes:
-    """All that the keys and values of an encoder's output depend on."""
+    """Everything that the keys and values of an encoder's output depend on."""
     return _digest(
         b"encoder", _adapter_digest(submit), submit.encoder_ids, b"%d" % submit.num_encoder_virtual, submit.cache_salt
     )
 
 
 def chain_key(parent: bytes, token_ids: TokenIds) -> bytes:
-    """The key of a full block with these tokens, which follows the block whose key is ``parent``."""
+    """The key of a full block with these tokens after the block whose key is ``parent``."""
     return hashlib.sha256(parent + token_ids.tobytes()).digest()
 
 
@@ -52,7 +52,7 @@ def _adapter_digest(submit: Submit) -> bytes:
 
 
 def _digest(*parts: bytes | TokenIds) -> bytes:
-    """Each part with its length: what ends one must not begin the next."""
+    """Hash the parts, each with its length, so that their borders count."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(b"%d " % len(part))
@@ -61,9 +61,9 @@ def _digest(*parts: bytes | TokenIds) -> bytes:
 
 
 class BlockPool:
-    """Hands out block numbers ``0 .. num_blocks - 1``. One owner: the scheduler's memory.
+    """Hands out block numbers ``0 .. num_blocks - 1``. Owned by the scheduler's memory.
 
-    With ``keeps_free`` the content of blocks that nobody owns can be found until they are used again.
+    With ``keeps_free`` the content of free blocks can be found until they are reused.
     """
 
     def __init__(self, num_blocks: int, block_size: int, *, keeps_free: bool = True) -> None:
@@ -84,11 +84,11 @@ class BlockPool:
         return self.num_blocks - len(self._free)
 
     def blocks_for(self, num_tokens: int) -> int:
-        """Blocks that hold ``num_tokens`` tokens."""
+        """Number of blocks for ``num_tokens`` tokens."""
         return -(-num_tokens // self.block_size)
 
     def find_cached(self, keys: Iterable[bytes]) -> list[int]:
-        """The blocks of the longest known beginning of a chain. Takes no reference."""
+        """The blocks of the longest cached prefix of a chain. Takes no reference."""
         found = []
         for key in keys:
             block = self._by_key.get(key)
@@ -98,7 +98,7 @@ class BlockPool:
         return found
 
     def num_obtainable(self, cached: Sequence[int]) -> int:
-        """How many blocks :meth:`allocate` could still give after :meth:`acquire` of ``cached``."""
+        """How many blocks :meth:`allocate` can provide after :meth:`acquire` of ``cached``."""
         return len(self._free) - sum(self._ref_counts[block] == 0 for block in cached)
 
     def acquire(self, blocks: Iterable[int]) -> None:
@@ -109,8 +109,8 @@ class BlockPool:
             self._ref_counts[block] += 1
 
     def allocate(self, count: int) -> list[int]:
-        """Take ``count`` blocks for new content; their former content is forgotten."""
-        assert count <= len(self._free), f"{count} KV blocks wanted, {len(self._free)} free"
+        """Take ``count`` blocks for new content; their old content is forgotten."""
+        assert count <= len(self._free), f"{count} KV blocks requested, {len(self._free)} free"
         taken = []
         for _ in range(count):
             block, _ = self._free.popitem(last=False)
@@ -120,9 +120,9 @@ class BlockPool:
         return taken
 
     def release(self, blocks: Sequence[int]) -> None:
-        """Give back one reference to each block of a table.
+        """Release one reference to each block of a table.
 
-        The end of a table is given back first, so that it is reused first: a chain is only worth its beginning.
+        The last block is released first and so reused first: without its prefix, the rest of a chain is useless.
         """
         for block in reversed(blocks):
             assert self._ref_counts[block] > 0, f"KV block {block} released twice"
@@ -135,7 +135,7 @@ class BlockPool:
                     self._free.move_to_end(block, last=False)
 
     def publish(self, block: int, key: bytes) -> None:
-        """Make the content of an owned, full block findable. Another block with the same content keeps its place."""
+        """Make the content of an owned, full block findable, unless another block already has the same content."""
         if key not in self._by_key:
             self._forget(block)
             self._keys[block] = key

@@ -1,41 +1,41 @@
-"""How much prefill a step takes on: bounded by tokens and by predicted seconds.
+"""How much prefill fits into a step, in tokens and in predicted seconds.
 
-``StepTimes`` predicts from what recent steps took, with no knowledge of model or device. ``PrefillBudget`` divides one
-step's room among sequences. Plain arithmetic; the scheduler is the only caller.
+``StepTimes`` predicts from the times of recent steps, without knowledge of the model or device. ``PrefillBudget``
+divides one step among sequences.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-MAX_TARGET_USE = 0.9  # of the target: the rest is for what a prediction cannot know
-MIN_PREFILL_SHARE = 0.25  # of the decode rows' seconds: prefill goes on where they alone come near the target
-ALLOWANCE_FACTOR = 10.0  # on a busy machine a step can take several times what it usually takes
+MAX_TARGET_USE = 0.9  # of the target; the rest is a margin for errors of the prediction
+MIN_PREFILL_SHARE = 0.25  # of the decode rows' seconds: guaranteed even if these alone come near the target
+ALLOWANCE_FACTOR = 10.0  # on a busy machine a step can take several times its usual time
 
-MAX_SURPRISE = 3.0  # times what was expected
-RECENT = 0.9  # weight of a step when the next one of its kind is seen: about the last ten count
-# How strongly what steps do not tell apart keeps its former explanation. Attention's terms more than the others: they
-# are small until keys are many, and then seen at once.
+MAX_SURPRISE = 3.0  # times the prediction
+RECENT = 0.9  # decay of a step's weight with each later step of its kind: about the last ten count
+# How strongly each factor keeps its previous value. Stronger for attention's: they matter only with many keys, and then
+# show at once.
 INERTIA = (1e-3, 1e-3, 1e-2, 1e-1)
 
 
 @dataclass(slots=True)
 class StepLoad:
-    """Operations and bytes of a step, up to factors that ``StepTimes`` learns."""
+    """Work of a step, in units whose cost ``StepTimes`` learns."""
 
     num_tokens: int = 0
-    num_products: int = 0  # tokens times the keys that each row attends to
+    num_products: int = 0  # tokens times keys, summed over rows
     num_keys: int = 0  # read from the cache, once per row
     has_chunks: bool = False  # a row of several tokens
 
     def add_decodes(self, num_rows: int, num_keys: int) -> None:
-        """Rows of one token, with all their keys."""
+        """Add rows of one token, which attend to ``num_keys`` keys together."""
         self.num_tokens += num_rows
         self.num_products += num_keys
         self.num_keys += num_keys
 
     def add(self, start: int, num_tokens: int) -> None:
-        """A row that computes ``num_tokens`` tokens from position ``start`` on."""
+        """Add a row that computes ``num_tokens`` tokens from position ``start`` on."""
         keys = start + num_tokens
         self.num_tokens += num_tokens
         self.num_products += num_tokens * keys
@@ -47,14 +47,14 @@ Matrix = list[list[float]]
 
 
 class _Recent:
-    """Sums of products over recent steps of one kind: what a least-squares fit needs."""
+    """Sums of products over recent steps of one kind, for a least-squares fit."""
 
     def __init__(self) -> None:
         self.products: Matrix = [[0.0] * 4 for _ in range(4)]
         self.sums = [0.0] * 4
 
     def add(self, values: tuple[float, float, float, float], result: float) -> None:
-        """Take in one equation: the factors times ``values`` are ``result``."""
+        """Add one equation: the factors times ``values`` are ``result``."""
         for i, value in enumerate(values):
             row = self.products[i]
             for j in range(4):
@@ -65,8 +65,8 @@ class _Recent:
 class StepTimes:
     """Seconds of a step: ``fixed + a * tokens + b * tokens * keys + c * keys``, none of them negative.
 
-    Steps with and without chunks are remembered apart: a long time of mere decoding must not make the cost of a
-    prompt's tokens forgotten.
+    Steps with and without chunks are recorded separately, so that a long period of decoding does not erase the cost of
+    a prompt's tokens.
     """
 
     def __init__(self) -> None:
@@ -75,18 +75,18 @@ class StepTimes:
         self._is_stale = False
 
     def observe(self, load: StepLoad, seconds: float) -> None:
-        """A step of this load took ``seconds``; 0 or less tells nothing."""
+        """Learn from a step that took ``seconds``; ignored if not positive."""
         if seconds <= 0.0:
             return
-        # Errors count in proportion to what was expected: those of short steps as much as those of long ones. What was
-        # far off counts less: somebody else may have had the machine.
+        # Errors are relative to the prediction, so that short and long steps count the same. Outliers count less:
+        # other processes may have used the machine.
         scale = min(max(self.predict(load), seconds / MAX_SURPRISE), seconds * MAX_SURPRISE)
         values = (1 / scale, load.num_tokens / scale, load.num_products / scale, load.num_keys / scale)
         (self._with_chunks if load.has_chunks else self._without).add(values, seconds / scale)
         self._is_stale = True
 
     def predict(self, load: StepLoad) -> float:
-        """Seconds of a step; 0 before anything was observed."""
+        """Seconds of a step; 0 before the first observation."""
         fixed, per_token, per_product, per_key = self._fit()
         return fixed + per_token * load.num_tokens + per_product * load.num_products + per_key * load.num_keys
 
@@ -101,7 +101,7 @@ class StepTimes:
         return self._fit()[3] * num_keys
 
     def _fit(self) -> list[float]:
-        """Least squares, pulled a little towards the former factors."""
+        """Fit by least squares, pulled slightly towards the previous factors."""
         if not self._is_stale:
             return self._factors
         self._is_stale = False
@@ -119,7 +119,7 @@ class StepTimes:
 
 
 def _solve_non_negative(matrix: Matrix, right: list[float]) -> list[float]:
-    """Solve, leaving out one after the other the unknowns that would be negative: they are zero."""
+    """Solve, setting unknowns that would be negative to zero, one by one."""
     free = list(range(len(right)))
     solution = _solve(matrix, right, free)
     while free and min(solution) < 0.0:
@@ -130,7 +130,7 @@ def _solve_non_negative(matrix: Matrix, right: list[float]) -> list[float]:
 
 
 def _solve(matrix: Matrix, right: list[float], free: list[int]) -> list[float]:
-    """Solve the equations of the ``free`` unknowns, the others being zero: Gaussian elimination, positive definite."""
+    """Solve for the ``free`` unknowns with the others zero: Gaussian elimination of a positive definite matrix."""
     rows = [[matrix[i][j] for j in free] + [right[i]] for i in free]
     size = len(free)
     for i in range(size):
@@ -148,29 +148,27 @@ def _solve(matrix: Matrix, right: list[float], free: list[int]) -> list[float]:
 
 @dataclass(slots=True)
 class PrefillBudget:
-    """What one step can still take on beside its decode rows.
+    """Tokens and seconds that one step has left for prefill.
 
     Args:
-        times: predicts.
-        tokens: left.
-        seconds: left.
-        num_beside: tokens of the step's decode rows.
-        max_share: most tokens of one sequence.
-        max_share_s: most seconds of one sequence.
-        may_exceed: see :meth:`take`. Not in every step: chunks of one size would not show what depends on it.
+        times: predicts the seconds.
+        num_decode_tokens: tokens of the step's decode rows.
+        max_share: most tokens for one sequence.
+        max_share_s: most seconds for one sequence.
+        may_exceed: see :meth:`take`. Not in every step, as the fit needs chunks of different sizes.
     """
 
     times: StepTimes
     tokens: int
     seconds: float
-    num_beside: int
+    num_decode_tokens: int
     max_share: int
     max_share_s: float
     may_exceed: bool = False
     num_chunks: int = field(default=0, init=False)
 
     @classmethod
-    def beside(
+    def after_decodes(
         cls,
         times: StepTimes,
         decode: StepLoad,
@@ -180,13 +178,13 @@ class PrefillBudget:
         has_others: bool,
         may_exceed: bool = False,
     ) -> PrefillBudget:
-        """The room that decode rows leave.
+        """The budget that a step's decode rows leave.
 
         Args:
-            decode: what they compute.
-            max_tokens: of the step.
-            target_s: longest that the step should take.
-            has_others: no sequence gets more than half.
+            decode: the load of the decode rows.
+            max_tokens: most tokens in the step.
+            target_s: most seconds that the step should take.
+            has_others: limit each sequence to half of the step.
             may_exceed: see the class.
         """
         decode_s = times.predict(decode)
@@ -197,19 +195,19 @@ class PrefillBudget:
         return cls(times, tokens, seconds, decode.num_tokens, max_tokens, seconds, may_exceed)
 
     def take(self, start: int, remaining: int) -> int:
-        """Tokens for the next chunk of a sequence: all that remain, or a power of two; 0 if the step has no more room.
+        """Take tokens for the next chunk of a sequence: all that remain, or a power of two; 0 if the budget is spent.
 
-        The first chunk of a step has at least one token, so that prompts go on whatever a step takes; and it may take
-        twice as long as reading its keys, if ``may_exceed``: smaller ones would spend their time on that.
+        The first chunk of a step has at least one token, so that prompts always make progress. With ``may_exceed`` it
+        may take twice the time of reading its keys, as smaller chunks would spend most of their time on that.
         """
         most = min(remaining, self.tokens, self.max_share)
         if most <= 0:
             return 0
-        room_s = min(self.seconds, self.max_share_s)
+        most_s = min(self.seconds, self.max_share_s)
         if self.may_exceed and not self.num_chunks:
-            room_s = max(room_s, 2 * self.times.predict_keys(start))
+            most_s = max(most_s, 2 * self.times.predict_keys(start))
         count = most if most == remaining else _floor_power(most)
-        while (seconds := self.times.predict_chunk(start, count)) > room_s:
+        while (seconds := self.times.predict_chunk(start, count)) > most_s:
             if count == 1:
                 if self.num_chunks:
                     return 0
@@ -219,12 +217,12 @@ class PrefillBudget:
         return count
 
     def take_whole(self, start: int, num_tokens: int) -> bool:
-        """Take on tokens that cannot be divided: of an encoder, or of a prompt that is computed whole.
+        """Take tokens that cannot be split: of an encoder, or of a prompt that is computed whole.
 
-        As the first of a step they may take as long as they need; more of them than are left have a step to themselves.
+        The first ones of a step may take as long as they need; if they exceed the tokens left, they run alone.
         """
         seconds = self.times.predict_chunk(start, num_tokens)
-        if num_tokens > self.tokens and (self.num_chunks or self.num_beside):
+        if num_tokens > self.tokens and (self.num_chunks or self.num_decode_tokens):
             return False
         if seconds > self.seconds and self.num_chunks:
             return False
@@ -232,8 +230,8 @@ class PrefillBudget:
         return True
 
     def needs_step(self, num_tokens: int) -> bool:
-        """Whether only the decode rows keep these tokens, which cannot be divided, out of the step."""
-        return num_tokens > self.tokens and self.num_beside > 0 and not self.num_chunks
+        """Whether these tokens, which cannot be split, would fit but for the decode rows."""
+        return num_tokens > self.tokens and self.num_decode_tokens > 0 and not self.num_chunks
 
     def _spend(self, num_tokens: int, seconds: float) -> None:
         self.tokens -= num_tokens
@@ -242,5 +240,5 @@ class PrefillBudget:
 
 
 def _floor_power(number: int) -> int:
-    """The largest power of two that is not above ``number``."""
+    """The largest power of two up to ``number``."""
     return 1 << (number.bit_length() - 1)

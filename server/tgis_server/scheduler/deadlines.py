@@ -1,4 +1,4 @@
-"""Whose deadline has passed: a heap, because thousands may wait and every step asks."""
+"""Finds sequences whose deadline has passed. A heap, because thousands may wait and every step checks."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ MIN_SWEEP = 64  # entries
 
 
 class Deadlines:
-    """Entries outlive their sequences for a while: they hold no more than two numbers."""
+    """An entry may outlive its sequence for a while: it is only two numbers."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int]] = []  # deadline, request id
 
     def add(self, sequence: Sequence, alive: dict[int, Sequence]) -> None:
-        """Watch a sequence's deadline, if it has one. ``alive``: all that are not finished."""
+        """Add a sequence's deadline, if it has one. ``alive``: all unfinished sequences by request id."""
         deadline = sequence.submit.deadline
         if deadline is None:
             return

@@ -1,8 +1,8 @@
-"""Who encodes what at the moment, and what is encoded already.
+"""Shares encoder outputs between sequences.
 
-The keys and values that a decoder reads of its encoder's output ("cross blocks") are written once, by the step that
-runs the encoder. From the commit of that step on, sequences with an equal ``encoder_root`` share them; before, the
-others wait: nobody may read what is not there yet.
+The keys and values that a decoder reads from its encoder's output ("cross blocks") are written once, by the step that
+runs the encoder. Once that step is committed, sequences with an equal ``encoder_root`` share them; until then the
+others wait.
 """
 
 from __future__ import annotations
@@ -14,40 +14,40 @@ from tgis_server.scheduler.sequence import Sequence
 
 
 class Encodings:
-    """Cross blocks in a pool, by what was encoded. One owner: the memory that has the pool."""
+    """Cross blocks in a pool, by encoded input. Owned by the memory that has the pool."""
 
     def __init__(self, pool: BlockPool) -> None:
         self._pool = pool
-        self._encoding: dict[bytes, Sequence] = {}  # by root: its step is not committed
+        self._encoding: dict[bytes, Sequence] = {}  # by root; their steps are not committed
 
-    def is_under_way(self, sequence: Sequence) -> bool:
-        """Whether another sequence encodes the same just now."""
+    def is_encoding(self, sequence: Sequence) -> bool:
+        """Whether another sequence is encoding the same input."""
         return sequence.encoder_root in self._encoding
 
     def find(self, sequence: Sequence) -> list[int]:
-        """The blocks of an equal encoding, all of them or none. Takes no reference."""
+        """All blocks of an equal encoding, or none. Takes no reference."""
         found = self._pool.find_cached(self._keys(sequence))
         return found if len(found) == self._num_blocks(sequence) else []
 
     def begin(self, sequence: Sequence) -> None:
-        """A plan encodes it."""
+        """Note that a planned step encodes it."""
         self._encoding[sequence.encoder_root] = sequence
 
     def commit(self, sequence: Sequence) -> None:
-        """What it encoded is there."""
+        """Publish its encoding, if this sequence computed it."""
         if self._end(sequence):
             for block, key in zip(sequence.cross_blocks, self._keys(sequence), strict=True):
                 self._pool.publish(block, key)
 
-    def leave(self, sequence: Sequence) -> None:
-        """It gives up its slot, perhaps before its encoding was committed: then somebody else may encode."""
+    def release(self, sequence: Sequence) -> None:
+        """It loses its slot: if its encoding was not committed, another sequence may encode."""
         self._end(sequence)
 
     def _end(self, sequence: Sequence) -> bool:
-        is_mine = self._encoding.get(sequence.encoder_root) is sequence
-        if is_mine:
+        is_own = self._encoding.get(sequence.encoder_root) is sequence
+        if is_own:
             del self._encoding[sequence.encoder_root]
-        return is_mine
+        return is_own
 
     def _num_blocks(self, sequence: Sequence) -> int:
         return self._pool.blocks_for(sequence.num_encoder_tokens)

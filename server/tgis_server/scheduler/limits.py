@@ -1,4 +1,4 @@
-"""What the scheduler may use: a server's options, within what its engine can and has room for."""
+"""What the scheduler may use: the server's options, within the capabilities and capacity of its engine."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from tgis_server.engines.api import Capacity, RunnerCaps
 
 @dataclass(frozen=True, slots=True)
 class SchedulerLimits:
-    """Capabilities decide, never an engine's name. The defaults are those of an engine that can do everything."""
+    """The defaults are those of an engine with every capability."""
 
     num_blocks: int
     block_size: int
     max_batch_size: int  # sequences with a slot
     max_batch_tokens: int  # tokens per step
     prefix_cache: bool = True
-    target_s: float = math.inf  # longest that a step should take: the time between two tokens of an answer
-    rope_border: int | None = None  # sequences of more tokens are rotated otherwise (LongRoPE)
-    max_padded_tokens: int | None = None  # memory is rows: so many times the longest one's tokens; None: it is blocks
-    chunked_prefill: bool = True  # else prompts are computed whole
-    mixed_steps: bool = True  # else steps have either prefill or decode rows
-    max_adapters: int = 0  # places
+    target_s: float = math.inf  # most seconds that a step should take: the time between two tokens of an answer
+    rope_border: int | None = None  # sequences of more tokens use other factors (LongRoPE)
+    max_padded_tokens: int | None = None  # rows times tokens of the longest one; None: memory is blocks
+    chunked_prefill: bool = True  # False: prompts are computed whole
+    mixed_steps: bool = True  # False: a step has either prefill or decode rows
+    max_adapters: int = 0  # places for adapters
 
     @classmethod
     def of(
@@ -35,7 +35,7 @@ class SchedulerLimits:
         prefix_cache: bool = True,
         target_s: float = math.inf,
     ) -> SchedulerLimits:
-        """The limits of a server with this engine; the arguments by name are its options."""
+        """The limits of a server with this engine; keyword arguments are the server's options."""
         has_rows = caps.memory == "rows"
         return cls(
             num_blocks=0 if has_rows else capacity.num_blocks,

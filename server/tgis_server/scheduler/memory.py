@@ -1,7 +1,7 @@
-"""Where keys and values live: what a newcomer would get, and what a sequence with a slot holds.
+"""Memory for keys and values: what a new sequence would get, and what a sequence with a slot holds.
 
-Two kinds, after what the engine can: blocks of a pool (``paged.py``), or rows of one padded batch (``rows.py``). The
-rest of the scheduler knows neither blocks nor rows.
+Either blocks of a pool (``paged.py``) or rows of one padded batch (``rows.py``), depending on the engine. The rest of
+the scheduler does not depend on which.
 """
 
 from __future__ import annotations
@@ -15,44 +15,44 @@ from tgis_server.wire.messages import Submit
 
 @dataclass(slots=True)
 class Offer:
-    """What a sequence that waits would get now. Good until the next call that takes or gives back memory."""
+    """What a waiting sequence would get now. Valid until memory is next taken or released."""
 
-    num_cached_tokens: int = 0  # of its beginning: computed already
-    num_to_encode: int = 0  # tokens of its encoder that no other sequence has encoded
-    cached: list[int] = field(default_factory=list)  # blocks of these tokens ...
-    num_new: int = 0  # ... and how many more
-    cross: list[int] = field(default_factory=list)  # blocks that another one has encoded ...
-    num_new_cross: int = 0  # ... or how many to encode into
+    num_cached_tokens: int = 0  # of its prefix: already computed
+    num_to_encode: int = 0  # encoder tokens, unless another sequence has encoded the same
+    cached: list[int] = field(default_factory=list)  # blocks of the cached tokens
+    num_new: int = 0  # further blocks
+    cross: list[int] = field(default_factory=list)  # blocks of an encoding that exists
+    num_new_cross: int = 0  # blocks to encode into, if none exists
 
 
 class Memory(Protocol):
-    """One owner: ``Slots``."""
+    """Owned by ``Slots``."""
 
     @property
     def num_used(self) -> int:
-        """KV blocks in use; 0 where there are none."""
+        """KV blocks in use; 0 with rows."""
         ...
 
     def refusal(self, submit: Submit) -> str | None:
-        """Why a request could not even be served alone."""
+        """Why a request could not be served even alone; ``None``: it could."""
         ...
 
     def offer(self, sequence: Sequence) -> Offer | None:
-        """What it would get now; ``None``: it has to wait."""
+        """What the sequence would get now; ``None``: it has to wait."""
         ...
 
     def take(self, sequence: Sequence, offer: Offer) -> None:
-        """It gets a slot."""
+        """Take the memory offered."""
         ...
 
     def grow(self, sequence: Sequence) -> bool:
-        """Make room for all tokens that it knows; ``False``: somebody has to give up memory first."""
+        """Extend the memory to all known tokens; ``False``: another sequence must release some first."""
         ...
 
     def commit(self, sequence: Sequence, num_computed: int, *, encoded: bool) -> None:
-        """So many tokens are computed, and its encoder's: others may read them."""
+        """Share the first ``num_computed`` tokens, and the encoder's if ``encoded``, with other sequences."""
         ...
 
     def release(self, sequence: Sequence) -> None:
-        """It gives up its slot."""
+        """Release everything that the sequence holds."""
         ...

@@ -1,4 +1,4 @@
-"""Memory of engines with pages: KV blocks of one pool, with a prefix cache and shared encodings."""
+"""Memory of engines with KV blocks: one pool, with a prefix cache and shared encodings."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tgis_server.wire.messages import Submit
 
 
 class PagedMemory:
-    """A newcomer gets the blocks of all its known tokens and of its encoder's at once; later it asks for more."""
+    """A new sequence gets the blocks of all its known tokens and its encoder at once; decoding adds blocks later."""
 
     def __init__(self, limits: SchedulerLimits) -> None:
         self.pool = BlockPool(limits.num_blocks, limits.block_size, keeps_free=limits.prefix_cache)
         self._has_prefix_cache = limits.prefix_cache
         self._encodings = Encodings(self.pool)
-        self._growing: set[Sequence] = set()  # have a slot and may need another block
+        self._growing: set[Sequence] = set()  # with a slot, may need another block
 
     @property
     def num_used(self) -> int:
@@ -37,7 +37,7 @@ class PagedMemory:
         cross = []
         num_to_encode = sequence.num_encoder_tokens
         if num_to_encode:
-            if self._encodings.is_under_way(sequence):
+            if self._encodings.is_encoding(sequence):
                 return None
             cross = self._encodings.find(sequence)
             if cross:
@@ -45,7 +45,7 @@ class PagedMemory:
         cached = self._find_cached(sequence)
         num_new = self.pool.blocks_for(sequence.num_known) - len(cached)
         num_new_cross = self.pool.blocks_for(num_to_encode)
-        # Running sequences grow: without a block in reserve for each, a newcomer would be preempted in the next step.
+        # Without a block in reserve for each growing sequence, a new one would be preempted in the next step.
         if num_new + num_new_cross + len(self._growing) > self.pool.num_obtainable([*cached, *cross]):
             return None
         return Offer(len(cached) * self.pool.block_size, num_to_encode, cached, num_new, cross, num_new_cross)
@@ -84,7 +84,7 @@ class PagedMemory:
         sequence.num_published = num_full
 
     def release(self, sequence: Sequence) -> None:
-        self._encodings.leave(sequence)
+        self._encodings.release(sequence)
         self._growing.discard(sequence)
         self.pool.release(sequence.blocks)
         self.pool.release(sequence.cross_blocks)
@@ -93,13 +93,13 @@ class PagedMemory:
         sequence.num_sent_blocks = 0
 
     def _max_blocks(self, max_tokens: int) -> int:
-        """Blocks of a sequence at its end. The last generated token is never computed, so it needs no room."""
+        """Blocks of a sequence at its end. The last generated token is never computed and needs no space."""
         return self.pool.blocks_for(max_tokens - 1)
 
     def _find_cached(self, sequence: Sequence) -> list[int]:
-        """Cached blocks of a sequence's beginning; the last token is always left to compute."""
+        """Cached blocks of a sequence's prefix; the last token always remains to be computed."""
         wanted = sequence.submit.wanted
-        if not self._has_prefix_cache or (wanted.input_tokens and wanted.any):  # facts need every position
+        if not self._has_prefix_cache or (wanted.input_tokens and wanted.any):  # details need every position computed
             return []
         size = self.pool.block_size
         num_blocks = (len(sequence.token_ids) - 1) // size

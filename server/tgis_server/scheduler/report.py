@@ -1,4 +1,4 @@
-"""What happened since the front-end was last told."""
+"""What happened since the last result that the front-end got."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ class StepReport:
 
     def __init__(self) -> None:
         self._result = StepResult()
-        self._has_changed = False  # somebody left: gauges are no longer true
+        self._has_changed = False  # a sequence ended: gauges are out of date
 
     @property
     def has_news(self) -> bool:
-        """Whether there is something to tell beside the tokens of a step."""
+        """Whether there is something to report besides the tokens of a step."""
         return self._has_changed or bool(self._result.failures)
 
     def clear(self) -> None:
-        """Nobody wants to know what happened so far."""
+        """Drop everything reported so far."""
         self._result = StepResult()
 
     def take(self, stats: StepStats) -> StepResult:
@@ -32,12 +32,14 @@ class StepReport:
         self._has_changed = False
         return result
 
-    def start(self, sequence: Sequence, now: float) -> None:
-        """Its first step begins."""
+    def add_start(self, sequence: Sequence, now: float) -> None:
+        """Report that its first step begins."""
         self._result.started.append((sequence.submit.request_id, now))
 
-    def token(self, sequence: Sequence, token_id: int, reason: FinishReason, detail: TokenDetail | None = None) -> None:
-        """It has one token more, or ended without one."""
+    def add_token(
+        self, sequence: Sequence, token_id: int, reason: FinishReason, detail: TokenDetail | None = None
+    ) -> None:
+        """Report a new token, or an end without one."""
         result = self._result
         if detail is not None:
             result.details[len(result.request_ids)] = detail
@@ -45,18 +47,18 @@ class StepReport:
         result.token_ids.append(token_id)
         result.finish_reasons.append(reason)
 
-    def prompt(self, row: Row, details: list[TokenDetail]) -> None:
-        """Facts about prompt tokens; those that an earlier stay in a slot has reported are dropped."""
+    def add_prompt_details(self, row: Row, details: list[TokenDetail]) -> None:
+        """Report details of prompt tokens, except those reported before a preemption."""
         sequence = row.sequence
         new = details[max(0, sequence.num_described - row.start) :]
         if new:
             sequence.num_described += len(new)
             self._result.prompt_details.append((sequence.submit.request_id, new))
 
-    def fail(self, request_id: int, status: str, text: str) -> None:
-        """It ended without an answer."""
+    def add_failure(self, request_id: int, status: str, text: str) -> None:
+        """Report a request that ended without an answer."""
         self._result.failures.append(Failure(request_id, status, text))
 
-    def leave(self) -> None:
-        """Somebody is gone."""
+    def note_end(self) -> None:
+        """Note that a sequence ended, which changes gauges."""
         self._has_changed = True

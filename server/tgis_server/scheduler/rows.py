@@ -1,4 +1,4 @@
-"""Memory of engines without pages: every sequence has a row of one padded batch, as long as the longest one may get."""
+"""Memory of engines without KV blocks: each sequence has a row of one padded batch, as long as the longest may get."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from tgis_server.wire.messages import Submit
 
 
 def reserved_tokens(submit: Submit) -> int:
-    """Room for its encoder's tokens, prompt and longest output; the last generated token is never computed."""
+    """Tokens of its encoder, prompt and longest output; the last generated token is never computed."""
     return len(submit.encoder_ids) + len(submit.prompt_ids) + submit.max_new_tokens - 1
 
 
 class RowMemory:
-    """Room is kept for whole outputs, so that nobody is preempted."""
+    """Reserves space for whole outputs, so no sequence is preempted."""
 
     num_used = 0
 
     def __init__(self, max_padded_tokens: int) -> None:
         self._max_padded_tokens = max_padded_tokens
-        self._lengths: list[int] = []  # reserved by those with a slot, ascending
+        self._lengths: list[int] = []  # reserved tokens of sequences with a slot, ascending
 
     def refusal(self, submit: Submit) -> str | None:
         if reserved_tokens(submit) <= self._max_padded_tokens:

@@ -1,14 +1,13 @@
-"""The scheduler: ``apply`` what arrived, ``plan`` the next step, ``commit`` what a step produced.
+"""The scheduler: ``apply`` messages, ``plan`` the next step, ``commit`` the outcome of a step.
 
-Order of a plan: decode rows first (a running answer never waits for somebody's prompt), then prefill as far as the
-budget reaches (``admission.py``). Where steps cannot have both, or somebody's prefill needs a step of its own, steps of
-either kind take turns.
+A plan has decode rows first (a running answer never waits for a prompt), then as much prefill as the budget allows
+(``admission.py``). If a step cannot have both, or prefill needs a step without decode rows, the two take turns.
 
-A newcomer gets the memory of its whole prompt at once; only decode rows ask for more later. When there is none, the
-youngest sequence gives up its slot and is computed again when there is room.
+A new sequence gets the memory for its whole prompt at once; only decode rows request more later. If there is none, the
+youngest sequence loses its slot and is recomputed when there is memory again.
 
-Steps may be in flight: ``plan`` can be called before ``commit`` of the previous plan. Tokens of sequences that finished
-meanwhile are dropped, tokens of preempted ones are kept.
+Steps may be in flight: ``plan`` can be called before the ``commit`` of the previous plan. Tokens of sequences that have
+finished in between are dropped; tokens of preempted ones are kept.
 """
 
 from __future__ import annotations
@@ -47,11 +46,11 @@ NOT_FINITE = (
 
 
 class Scheduler:
-    """All state of all requests. One thread; every method is fast and none blocks."""
+    """The state of all requests. Single-threaded; every method is fast and none blocks."""
 
     def __init__(self, limits: SchedulerLimits) -> None:
         self.limits = limits
-        self.times = StepTimes()  # public: whoever runs a step beside plans can add what it took
+        self.times = StepTimes()  # public: steps without a plan of the scheduler, such as warm-up, can be observed too
         self._sequences: dict[int, Sequence] = {}  # everything not finished
         self._waiting = WaitingQueue()
         self._slots = Slots(limits)
@@ -59,10 +58,10 @@ class Scheduler:
         self._report = StepReport()
         self._admission = Admission(limits, self._slots, self._waiting, self.times, self._report)
         self._in_flight: dict[int, Draft] = {}  # by step
-        self._ended_at = -math.inf  # when the latest step was over
+        self._ended_at = -math.inf  # when the latest step ended
         self._step = 0
         self._arrivals = 0
-        self._prefill_is_next = False  # the next step has prefill rows alone, if there are any
+        self._prefill_is_next = False  # the next step has only prefill rows, if there are any
 
     @property
     def num_waiting(self) -> int:
@@ -78,13 +77,13 @@ class Scheduler:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is to be done until a message arrives."""
+        """Whether there is nothing to do until a message arrives."""
         return not self._in_flight and len(self._sequences) == self._slots.adapters.num_held
 
-    # What arrived
+    # Messages
 
     def apply(self, messages: Iterable[Submit | Cancel | Staged]) -> None:
-        """Take in requests, cancellations and what became of adapters, in the order in which they came."""
+        """Apply requests, cancellations and outcomes of staging, in the order of arrival."""
         for message in messages:
             match message:
                 case Submit():
@@ -92,28 +91,28 @@ class Scheduler:
                 case Staged():
                     self._settle(message)
                 case Cancel(request_id) if sequence := self._sequences.get(request_id):
-                    self._leave(sequence)
+                    self._end(sequence)
 
-    def take_to_stage(self) -> list[Adapter]:
-        """Adapters that somebody needs and nobody asked for yet. Answer each with ``Staged``, in :meth:`apply`."""
-        return self._slots.adapters.take_to_stage()
+    def take_staging_requests(self) -> list[Adapter]:
+        """Adapters to be staged, each once. Answer each with ``Staged`` in :meth:`apply`."""
+        return self._slots.adapters.take_staging_requests()
 
     def fail(self, request_id: int, status: str, text: str) -> None:
-        """Something that this request alone needs cannot be had. It need not have been taken in yet."""
+        """Fail a single request, applied or not."""
         if sequence := self._sequences.get(request_id):
             self._fail(sequence, status, text)
         else:
-            self._report.fail(request_id, status, text)
+            self._report.add_failure(request_id, status, text)
 
     def cancel_all(self) -> None:
-        """The only client is gone: so are its requests, and what there was to tell it of them."""
+        """The only client has gone: end its requests and drop what there was to report."""
         for sequence in list(self._sequences.values()):
-            self._leave(sequence)
+            self._end(sequence)
         self._report.clear()
 
     def _accept(self, submit: Submit) -> None:
         if text := self._slots.memory.refusal(submit):
-            self._report.fail(submit.request_id, "RESOURCE_EXHAUSTED", text)
+            self._report.add_failure(submit.request_id, "RESOURCE_EXHAUSTED", text)
             return
         sequence = Sequence.of(submit, self._arrivals)
         self._arrivals += 1
@@ -125,7 +124,7 @@ class Scheduler:
             self._waiting.add(sequence)
 
     def _settle(self, staged: Staged) -> None:
-        """Those that waited for an adapter join the queue, or fail."""
+        """Sequences that waited for an adapter join the queue or fail."""
         for sequence in self._slots.adapters.settle(staged):
             sequence.state = State.WAITING
             self._waiting.add(sequence)
@@ -135,24 +134,24 @@ class Scheduler:
     # The next step
 
     def plan(self, now: float, *, decode_only: bool = False) -> StepPlan | None:
-        """The next step, or ``None`` when there is nothing to compute. The caller must run it and commit it.
+        """The next step, or ``None`` if there is nothing to compute. The caller must run and commit it.
 
-        ``decode_only`` repeats the decode rows of a step that did not fit into memory, without company.
+        ``decode_only`` repeats only the decode rows of a step that did not fit into memory.
         """
         draft = Draft(StepPlan(self._step + 1), now)
         self._add_rows(draft, decode_only=decode_only)
         if not draft.rows:
-            self._expire(now)  # whoever is left waits for what no step brings
+            self._expire(now)  # remaining sequences wait for something that no step provides
             return None
-        draft.plan.free.extend(self._slots.take_forgotten())
+        draft.plan.free.extend(self._slots.take_freed())
         self._step += 1
         self._in_flight[self._step] = draft
         return replace(draft.plan, allowance_s=ALLOWANCE_FACTOR * self.times.predict(draft.load))
 
     def guided_rows(self, plan: StepPlan) -> list[tuple[int, int]]:
-        """Rows of a launched plan whose token has to match a grammar, each with its request; in batch order.
+        """Rows of a launched plan whose token must match a grammar, as pairs of row and request id, in batch order.
 
-        Their masks need the tokens of the step before. Until that is committed, some of the requests may end.
+        Their masks need the tokens of the previous step. Some of the requests may end when that is committed.
         """
         return [
             (index, row.sequence.submit.request_id)
@@ -161,17 +160,17 @@ class Scheduler:
         ]
 
     def _add_rows(self, draft: Draft, *, decode_only: bool) -> None:
-        """Decode rows and prefill, as far as they may be in one step; or prefill alone, when its turn has come."""
+        """Add decode rows and prefill, as far as a step may mix them, or only prefill if it is its turn."""
         is_mixed = self.limits.mixed_steps
         prefill_first, self._prefill_is_next = self._prefill_is_next and not decode_only, False
         if prefill_first:
-            self._admission.plan(draft)
+            self._admission.add_prefill(draft)
             if draft.rows:
                 return
         self._plan_decodes(draft)
         has_decodes = bool(draft.rows)
         if not (decode_only or prefill_first) and (is_mixed or not has_decodes):
-            self._admission.plan(draft)
+            self._admission.add_prefill(draft)
         self._prefill_is_next = has_decodes and (not is_mixed or draft.needs_prefill_step)
 
     def _plan_decodes(self, draft: Draft) -> None:
@@ -183,15 +182,15 @@ class Scheduler:
         draft.load.add_decodes(len(draft.rows), num_keys)
 
     def _plan_decode(self, draft: Draft, sequence: Sequence) -> None:
-        """Add one token of a running sequence, making room for it if need be."""
+        """Add one token of a running sequence, preempting others if it needs memory."""
         if sequence.state is not State.RUNNING or sequence.num_known >= sequence.max_tokens:
-            return  # preempted by an older one just now, or its last token is in flight
+            return  # just preempted by an older one, or its last token is in flight
         if not sequence.is_rope_long and sequence.exceeds(self.limits.rope_border):
-            if not sequence.num_in_flight:  # else in the next step: its newest token is not known here
+            if not sequence.num_in_flight:  # otherwise in the next step: its newest token is not known yet
                 self._preempt(sequence)
             return
         while not self._slots.memory.grow(sequence):
-            # The youngest is behind this one in arrival order or is this one, so it is not in the plan yet.
+            # The youngest is this sequence or a later arrival, so it is not in the plan yet.
             youngest = self._slots.running[-1]
             self._preempt(youngest)
             draft.preemptions += 1
@@ -201,17 +200,17 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         """Take its slot away; it returns to its place in the queue and is recomputed later."""
-        self._slots.give_up(sequence)
+        self._slots.release(sequence)
         sequence.state = State.WAITING
         self._waiting.add(sequence)
         self._deadlines.add(sequence, self._sequences)
 
-    # What a step produced
+    # Outcomes of steps
 
     def commit(self, plan: StepPlan, tokens: StepTokens, now: float) -> StepResult:
-        """Take in a step's tokens; returns everything that happened since the last result."""
+        """Apply a step's tokens; return everything that happened since the last result."""
         draft = self._in_flight.pop(plan.step)
-        # A step that was planned ahead began when the one before it was over.
+        # A step that was planned ahead began when the previous one ended.
         self.times.observe(draft.load, now - max(draft.planned_at, self._ended_at))
         self._ended_at = now
         not_finite = frozenset(tokens.not_finite)
@@ -223,13 +222,13 @@ class Scheduler:
                 sequence.num_in_flight -= 1
             if sequence.state is State.FINISHED:
                 continue
-            if index in not_finite:  # what it computed must not be found by others
+            if index in not_finite:  # its blocks must not be published
                 self._fail(sequence, "INTERNAL", NOT_FINITE)
                 continue
             if row.is_current:
                 memory.commit(sequence, row.end, encoded=sequence.slot in encoding)
             if prompt_details := tokens.prompt_details.get(index):
-                self._report.prompt(row, prompt_details)
+                self._report.add_prompt_details(row, prompt_details)
             details = tokens.details.get(index)
             for position, token_id in enumerate(tokens.token_ids[index]):
                 if self._append_token(sequence, token_id, details[position] if details else None, now):
@@ -238,23 +237,23 @@ class Scheduler:
         return self.take_result(draft, tokens.forward_s)
 
     def _expire(self, now: float) -> None:
-        """End those that waited too long for an adapter, for a slot or for the next chunk of their prompt.
+        """End sequences whose deadline passed while they waited for an adapter, a slot or their next chunk.
 
-        Only after what could be computed: on an idle server a request whose prompt takes one step gets a token.
+        Called after the step: on an idle server a request whose prompt takes one step gets a token.
         """
         for sequence in self._deadlines.pop(now, self._sequences):
-            if sequence.state not in (State.RUNNING, State.FINISHED):  # a running one ends with its next token
-                self._report.token(sequence, NO_TOKEN, FinishReason.TIME_LIMIT)
-                self._leave(sequence)
+            if sequence.state not in (State.RUNNING, State.FINISHED):  # running ones end with their next token
+                self._report.add_token(sequence, NO_TOKEN, FinishReason.TIME_LIMIT)
+                self._end(sequence)
 
     def _append_token(self, sequence: Sequence, token_id: int, detail: TokenDetail | None, now: float) -> bool:
-        """Take in one token; returns whether it was the sequence's last."""
+        """Append one token; return whether it was the sequence's last."""
         sequence.token_ids.append(token_id)
         reason = self._finish_reason(sequence, token_id, now)
-        self._report.token(sequence, token_id, reason, detail)
+        self._report.add_token(sequence, token_id, reason, detail)
         if reason is FinishReason.NOT_FINISHED:
             return False
-        self._leave(sequence)
+        self._end(sequence)
         return True
 
     def _finish_reason(self, sequence: Sequence, token_id: int, now: float) -> FinishReason:
@@ -268,24 +267,24 @@ class Scheduler:
         return FinishReason.NOT_FINISHED
 
     def _fail(self, sequence: Sequence, status: str, text: str) -> None:
-        self._report.fail(sequence.submit.request_id, status, text)
-        self._leave(sequence)
+        self._report.add_failure(sequence.submit.request_id, status, text)
+        self._end(sequence)
 
-    def _leave(self, sequence: Sequence) -> None:
-        """A sequence is over: whatever it holds is free."""
+    def _end(self, sequence: Sequence) -> None:
+        """End a sequence and release what it holds."""
         match sequence.state:
             case State.STAGING:
                 self._slots.adapters.drop(sequence)
             case State.WAITING:
                 self._waiting.remove(sequence)
             case _:
-                self._slots.give_up(sequence)
+                self._slots.release(sequence)
         sequence.state = State.FINISHED
-        self._report.leave()
+        self._report.note_end()
         del self._sequences[sequence.submit.request_id]
 
     def fail_prefills(self, plan: StepPlan, text: str) -> StepResult:
-        """A step did not fit into memory: its prefill rows fail, its decode rows are as if it had not been planned."""
+        """Undo a step that did not fit into memory: its prefill rows fail, its decode rows are planned again."""
         draft = self._in_flight.pop(plan.step)
         for row in draft.rows:
             sequence = row.sequence

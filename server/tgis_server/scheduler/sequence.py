@@ -1,4 +1,4 @@
-"""One request inside the scheduler: its tokens, its KV blocks, and how far it is.
+"""One request in the scheduler: its tokens, KV blocks and progress.
 
 ::
 
@@ -18,20 +18,20 @@ from tgis_server.wire.messages import NO_ADAPTER, NewSequence, Submit, TokenIds,
 
 class State(Enum):
     STAGING = "staging"  # its adapter is being read
-    WAITING = "waiting"  # in the queue: new, or preempted
-    PREFILLING = "prefilling"  # has a slot; known tokens are still to be computed
+    WAITING = "waiting"  # in the queue: new or preempted
+    PREFILLING = "prefilling"  # has a slot; known tokens remain to be computed
     RUNNING = "running"  # has a slot; one token per step
     FINISHED = "finished"
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """Mutable; owned by the scheduler alone."""
+    """Mutable; owned by the scheduler."""
 
     submit: Submit
-    arrival: int  # place in the order of arrival; never changes
-    token_ids: TokenIds  # the request's own prompt until it gets a slot: thousands may wait
-    max_tokens: int  # prompt and the longest output
+    arrival: int  # position in the order of arrival; never changes
+    token_ids: TokenIds  # not a copy of the prompt until it gets a slot: thousands may wait
+    max_tokens: int  # prompt and longest output
     root_key: bytes
     encoder_root: bytes
     num_encoder_tokens: int
@@ -40,21 +40,21 @@ class Sequence:
     adapter_place: int = NO_ADAPTER
     blocks: list[int] = field(default_factory=list)
     cross_blocks: list[int] = field(default_factory=list)
-    num_sent_blocks: int = 0  # beginning of the block table that the runner knows already
+    num_sent_blocks: int = 0  # prefix of the block table that the runner has
     num_planned: int = 0
     num_in_flight: int = 0
-    prefill_end: int = 0  # tokens known when it got its slot: before this, rows are prefill
-    residence: int = 0  # counts its stays in a slot; a row of an earlier stay no longer speaks for its blocks
-    keys: list[bytes] = field(default_factory=list)  # chain keys of its full blocks, as far as they were needed
-    num_published: int = 0  # beginning of the block table that the prefix cache knows
-    num_described: int = 0  # prompt tokens whose facts were reported; a recomputation gives them again
+    prefill_end: int = 0  # tokens known when it got its slot; rows before this are prefill
+    residence: int = 0  # counts its stays in a slot; a row of an earlier stay says nothing about its blocks
+    keys: list[bytes] = field(default_factory=list)  # chain keys of its full blocks, as far as needed so far
+    num_published: int = 0  # prefix of the block table that is in the prefix cache
+    num_described: int = 0  # prompt tokens whose details were reported; recomputation yields them again
     has_started: bool = False
-    is_rope_long: bool = False  # its keys are rotated with LongRoPE's long factors
-    num_overtaken: int = 0  # started before it, though they came later
+    is_rope_long: bool = False  # keys use LongRoPE's long factors
+    num_overtaken: int = 0  # later sequences that started before it
 
     @classmethod
     def of(cls, submit: Submit, arrival: int) -> Sequence:
-        """A newcomer."""
+        """A new sequence."""
         return cls(
             submit,
             arrival,
@@ -66,18 +66,18 @@ class Sequence:
         )
 
     def exceeds(self, rope_border: int | None) -> bool:
-        """Whether it needs LongRoPE's long factors: it knows more tokens than the model's original length."""
+        """Whether it needs LongRoPE's long factors: more tokens than the model's original length."""
         return rope_border is not None and self.num_known > rope_border
 
     def choose_rope(self, rope_border: int | None) -> None:
-        """Before it gets a slot: other factors mean other keys and values, so other cached blocks."""
+        """Called before it gets a slot: other factors mean other keys and values, so other cached blocks."""
         if self.is_rope_long != self.exceeds(rope_border):
             self.is_rope_long = not self.is_rope_long
             self.root_key = cache_root(self.submit, is_rope_long=self.is_rope_long)
             self.keys.clear()
 
     def key(self, index: int, block_size: int) -> bytes:
-        """Chain key of one of its full blocks; each is computed once, when it is asked for."""
+        """Chain key of one of its full blocks; computed once, on demand."""
         while len(self.keys) <= index:
             start = len(self.keys) * block_size
             parent = self.keys[-1] if self.keys else self.root_key
@@ -85,7 +85,7 @@ class Sequence:
         return self.keys[index]
 
     def own_tokens(self) -> None:
-        """Before its first token: the prompt belongs to the request, which others may read."""
+        """Called before its first token: copy the prompt, which the request shares."""
         if self.token_ids is self.submit.prompt_ids:
             self.token_ids = self.submit.prompt_ids[:]
 

@@ -1,4 +1,4 @@
-"""Who has a slot, and all that goes with one: memory for keys and values, and a place for the adapter."""
+"""Slots and everything that goes with one: memory for keys and values, and a place for the adapter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tgis_server.wire.messages import Activation
 
 
 class Slots:
-    """What a sequence holds while it has a slot is taken and given back here, all at once."""
+    """Takes and releases together all that a sequence with a slot holds."""
 
     def __init__(self, limits: SchedulerLimits) -> None:
         self.running: list[Sequence] = []  # by arrival
@@ -26,21 +26,21 @@ class Slots:
         self.adapters = Adapters(limits.max_adapters)
         self._rope_border = limits.rope_border
         self._free = list(range(limits.max_batch_size))
-        self._to_forget: list[int] = []  # the runner has to be told that these are over
+        self._freed: list[int] = []  # slots that the next plan frees
 
     @property
     def num_free(self) -> int:
         return len(self._free)
 
     def offer(self, sequence: Sequence) -> Offer | None:
-        """What a sequence that waits would get with a free slot; ``None``: it has to wait."""
+        """What a waiting sequence would get with a free slot; ``None``: it has to wait."""
         if not self.adapters.has_place(sequence.submit.adapter):
             return None
         sequence.choose_rope(self._rope_border)
         return self.memory.offer(sequence)
 
     def take(self, sequence: Sequence, offer: Offer) -> Activation | None:
-        """Give it what was offered; returns what its adapter's place needs."""
+        """Give a sequence a slot with what was offered; return the activation that its adapter needs."""
         self.memory.take(sequence, offer)
         sequence.own_tokens()
         sequence.num_planned = offer.num_cached_tokens
@@ -49,18 +49,18 @@ class Slots:
         insort(self.running, sequence, key=by_arrival)
         return self.adapters.take_place(sequence)
 
-    def give_up(self, sequence: Sequence) -> None:
-        """It is over, or will be computed again later."""
+    def release(self, sequence: Sequence) -> None:
+        """Release the slot of a sequence that has ended or is preempted."""
         self.running.remove(sequence)
         self.memory.release(sequence)
         self.adapters.leave_place(sequence)
         sequence.num_planned = 0
         sequence.residence += 1
-        self._to_forget.append(sequence.slot)
+        self._freed.append(sequence.slot)
         heapq.heappush(self._free, sequence.slot)
         sequence.slot = -1
 
-    def take_forgotten(self) -> list[int]:
-        """Slots that were given up since the last plan."""
-        forgotten, self._to_forget = self._to_forget, []
-        return forgotten
+    def take_freed(self) -> list[int]:
+        """Slots that were released since the last plan."""
+        freed, self._freed = self._freed, []
+        return freed

@@ -1,4 +1,4 @@
-"""A step in the making: its plan, and what the scheduler remembers of it until its commit."""
+"""A step: its plan, and what the scheduler keeps until the commit."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ class Row:
     sequence: Sequence
     residence: int
     start: int  # num_planned before this row
-    end: int  # and after it
+    end: int  # num_planned after it
     is_prefill: bool
     sample: bool
 
     @property
     def is_current(self) -> bool:
-        """Whether the sequence still has the slot that it had in this step."""
+        """Whether the sequence has kept the slot that it had in this step."""
         return self.residence == self.sequence.residence
 
 
 @dataclass(slots=True)
 class Draft:
-    """Plan and memory of one step."""
+    """The plan of one step, while it is made and until its commit."""
 
     plan: StepPlan
     planned_at: float = 0.0
@@ -39,10 +39,10 @@ class Draft:
     num_encoded_tokens: int = 0
     cached_tokens: int = 0
     preemptions: int = 0
-    needs_prefill_step: bool = False  # somebody's tokens, which cannot be divided, need one without decode rows
+    needs_prefill_step: bool = False  # tokens that cannot be split need a step without decode rows
 
     def add_new(self, sequence: Sequence, offer: Offer, activation: Activation | None) -> None:
-        """A newcomer that has got its slot; its encoder runs in this step unless another one has encoded the same."""
+        """Add a sequence that got its slot; its encoder runs in this step unless the same input is already encoded."""
         if activation:
             self.plan.activate.append(activation)
         self.plan.new.append(sequence.to_new(encodes=offer.num_to_encode > 0))
@@ -53,7 +53,7 @@ class Draft:
             self.load.add(0, offer.num_to_encode)
 
     def add_row(self, sequence: Sequence, num_tokens: int) -> None:
-        """The next tokens of a sequence, whose blocks have room for them."""
+        """Add the next tokens of a sequence, whose blocks are large enough."""
         plan = self.plan
         start = sequence.num_planned
         end = start + num_tokens

@@ -181,7 +181,7 @@ class Leader:
         if has_tick and wait:
             self._followers.publish(StepPlan(step=0))  # an empty plan: their tick
         self._scheduler.apply([*staged, *requests])
-        for adapter in self._scheduler.take_to_stage():
+        for adapter in self._scheduler.take_staging_requests():
             self._stager.stage(adapter)
 
     def _release(self, compiled: Compiled) -> list[Submit]:

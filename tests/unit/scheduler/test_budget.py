@@ -70,13 +70,13 @@ def test_a_chunk_is_a_power_of_two_that_fits_the_seconds_or_all_that_remains():
     times = learned(*PROMPTS)
 
     def budget() -> PrefillBudget:
-        return PrefillBudget.beside(times, load((100, 1)), 512, 0.3, has_others=False)
+        return PrefillBudget.after_decodes(times, load((100, 1)), 512, 0.3, has_others=False)
 
     assert [budget().take(0, 1000), budget().take(0, 200), budget().take(32_000, 1000)] == [128, 200, 128]
 
 
 def test_the_first_chunk_of_a_step_has_a_token_whatever_it_takes_and_the_next_none():
-    budget = PrefillBudget.beside(learned(*PROMPTS), load((100, 1)), 512, 0.001, has_others=True)
+    budget = PrefillBudget.after_decodes(learned(*PROMPTS), load((100, 1)), 512, 0.001, has_others=True)
 
     assert [budget.take(600_000, 1000), budget.take(600_000, 1000)] == [1, 0]
 
@@ -89,13 +89,13 @@ def test_a_chunk_takes_at_least_as_long_for_its_tokens_as_for_reading_keys():
     for each in [load((start, count)) for count in (64, 128, 256) for start in range(60_000, 70_000, 500)]:
         times.observe(each, slow_reader(each))
 
-    budget = PrefillBudget.beside(times, load(), 512, 0.1, has_others=False, may_exceed=True)
+    budget = PrefillBudget.after_decodes(times, load(), 512, 0.1, has_others=False, may_exceed=True)
 
     assert budget.take(65_536, 10_000) >= 256
 
 
 def test_no_sequence_gets_more_than_half_beside_others():
-    budget = PrefillBudget.beside(StepTimes(), load((5, 1)), 64, math.inf, has_others=True)
+    budget = PrefillBudget.after_decodes(StepTimes(), load((5, 1)), 64, math.inf, has_others=True)
 
     assert [budget.take(0, 1000) for _ in range(6)] == [32, 16, 8, 4, 2, 1]
 

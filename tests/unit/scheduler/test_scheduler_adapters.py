@@ -12,7 +12,7 @@ def test_an_adapter_is_asked_for_once_and_its_requests_wait_while_others_pass():
 
     driver.run_until_idle()
 
-    assert driver.scheduler.take_to_stage() == []
+    assert driver.scheduler.take_staging_requests() == []
     assert driver.rows[:4] == [[3], [3], [3], [3, 1, 2]]
     assert [driver.tokens[i] for i in (1, 2)] == [expected_tokens(submit(i, adapter=adapter("a"))) for i in (1, 2)]
 
@@ -39,7 +39,7 @@ def test_a_failed_staging_fails_who_waited_for_it_and_the_next_request_asks_agai
     assert driver.failures == {1: "adapter broken cannot be read: it is broken"}
     assert driver.results[0].failures[0].status == "INVALID_ARGUMENT"
     assert driver.tokens[2] == expected_tokens(submit(2))
-    assert driver.scheduler.take_to_stage() == [adapter("broken")]
+    assert driver.scheduler.take_staging_requests() == [adapter("broken")]
 
 
 def test_a_deadline_that_passes_while_an_adapter_is_read_ends_the_request_on_an_idle_server():
@@ -58,9 +58,9 @@ def test_an_adapter_that_nobody_needs_any_more_is_not_asked_for():
 
     driver.apply(submit(1, adapter=adapter("a")), Cancel(1))
 
-    assert driver.scheduler.take_to_stage() == []
+    assert driver.scheduler.take_staging_requests() == []
     driver.apply(submit(2, adapter=adapter("a")))
-    assert driver.scheduler.take_to_stage() == [adapter("a")]
+    assert driver.scheduler.take_staging_requests() == [adapter("a")]
 
 
 def test_an_adapter_is_activated_with_its_first_request_and_stays_until_its_place_is_needed():
