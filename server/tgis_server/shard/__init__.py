@@ -1,1 +1,1 @@
-"""A shard process: its main thread owns the device and the step loop, its gRPC threads only touch queues and status."""
+"""A shard process: its main thread owns the device and the step loop; its gRPC threads touch only queues and status."""

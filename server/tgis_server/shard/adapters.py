@@ -1,7 +1,6 @@
-"""Reading adapters beside the steps: a side thread of each rank does it, and the leader counts the answers.
+"""Stages adapters while steps run: a side thread of each rank reads them, and the leader collects the answers.
 
-The step loop neither reads nor sends weights. A rank that cannot use an adapter says so: its requests fail, and nothing
-else does.
+The step loop neither reads nor sends weights. If a rank cannot use an adapter, only the adapter's requests fail.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from tgis_server.wire.messages import Adapter, Staged
 logger = logging.getLogger(__name__)
 
 
-def stage(runner: ModelRunner, adapter: Adapter, rank: int) -> Acknowledgement:
-    """Let one rank read an adapter. Whatever goes wrong is its answer."""
+def stage_on(runner: ModelRunner, adapter: Adapter, rank: int) -> Acknowledgement:
+    """Read an adapter on one rank; any error becomes part of the answer."""
     try:
         runner.stage(adapter)
     except TgisError as error:
         return Acknowledgement(adapter.digest, rank, str(error))
-    except Exception as error:  # the requests that want it fail, this rank goes on
+    except Exception as error:  # its requests fail, this rank continues
         logger.exception("the adapter %s cannot be read", adapter.id)
         text = f"the adapter {adapter.id} cannot be read on shard {rank}: {type(error).__name__}: {error}"
         return Acknowledgement(adapter.digest, rank, text)
@@ -34,11 +33,11 @@ def stage(runner: ModelRunner, adapter: Adapter, rank: int) -> Acknowledgement:
 
 
 class Stager:
-    """The leader's part. Owned by its main thread, which nothing here holds up."""
+    """The leader's part, owned by its main thread. No method blocks."""
 
     def __init__(self, runner: ModelRunner, control: ControlPublisher | None, inbox: Inbox) -> None:
         self._runner = runner
-        self._control = control  # None, or without peers, where no follower is to be asked
+        self._control = control  # None or without followers: only rank 0 stages
         self._inbox = inbox
         self._worker = Worker("adapters")
         self._reader: threading.Thread | None = None
@@ -46,25 +45,25 @@ class Stager:
         self._errors: dict[bytes, str] = {}  # the first one, by digest
 
     def stage(self, adapter: Adapter) -> None:
-        """Ask all ranks to read an adapter; each answer comes to the inbox."""
+        """Request an adapter from all ranks; their answers arrive in the inbox."""
         self._missing[adapter.digest] = {0}
         if self._control and self._control.num_followers:
             self._missing[adapter.digest].update(range(1, 1 + self._control.num_followers))
             self._start_reading(self._control)
-        self._worker.run(lambda: self._ask(adapter))
+        self._worker.run(lambda: self._request(adapter))
 
     def note(self, answer: Acknowledgement) -> list[Staged]:
-        """Take in an answer; with the last one comes the outcome.
+        """Record an answer; return the outcome with the last one.
 
         Raises:
-            GroupFailed: nobody has asked this rank for it.
+            GroupFailed: the answer was not requested.
         """
         missing = self._missing.get(answer.digest)
         if missing is None:
-            problem = f"is {answer.digest.hex()}, which no rank was asked for"
+            problem = f"is {answer.digest.hex()}, which was not requested from any rank"
             raise failures.MESSAGE_UNUSABLE.error(message=MESSAGE, field="digest", problem=problem)
         if answer.rank not in missing:
-            problem = f"is {answer.rank}, which has answered or is none"
+            problem = f"is {answer.rank}, which does not exist or has already answered"
             raise failures.MESSAGE_UNUSABLE.error(message=MESSAGE, field="rank", problem=problem)
         missing.remove(answer.rank)
         if answer.error:
@@ -74,13 +73,13 @@ class Stager:
         del self._missing[answer.digest]
         return [Staged(answer.digest, self._errors.pop(answer.digest, ""))]
 
-    def _ask(self, adapter: Adapter) -> None:
+    def _request(self, adapter: Adapter) -> None:
         """In the worker."""
         try:
             if self._control:
                 self._control.stage(adapter)
-            self._inbox.put(Acknowledged(stage(self._runner, adapter, 0)))
-        except Exception as error:  # noqa: BLE001  whatever ends a side thread ends the main one
+            self._inbox.put(Acknowledged(stage_on(self._runner, adapter, 0)))
+        except Exception as error:  # noqa: BLE001  a side thread's error ends the main thread
             self._inbox.put(SideFailure(error))
 
     def _start_reading(self, control: ControlPublisher) -> None:
@@ -98,7 +97,7 @@ class Stager:
 
 
 class StagingFollower:
-    """A follower's part: a thread that answers the control channel."""
+    """A follower's part: a thread that serves the control channel."""
 
     def __init__(self, runner: ModelRunner, control: ControlSubscriber, rank: int) -> None:
         self._runner = runner
@@ -110,19 +109,15 @@ class StagingFollower:
         threading.Thread(target=self._answer, name="control", daemon=True).start()
 
     def check(self) -> None:
-        """Called by the main thread, before each step.
-
-        Raises:
-            Exception: what ended the thread.
-        """
+        """Raise the error that ended the thread, if any. Called by the main thread before each step."""
         if self._error:
             raise self._error
 
     def _answer(self) -> None:
         try:
             while (adapter := self._control.receive()) is not None:
-                self._control.acknowledge(stage(self._runner, adapter, self._rank))
+                self._control.acknowledge(stage_on(self._runner, adapter, self._rank))
         except PeerLost:
-            pass  # the main thread learns it from the plans, or that all is over
+            pass  # the main thread sees it on the plan channel, or an orderly end
         except Exception as error:  # noqa: BLE001  the main thread raises it
             self._error = error

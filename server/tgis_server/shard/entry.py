@@ -32,13 +32,13 @@ WARM_UP_TOKENS = 64  # enough to create the kernels of prefill and decode
 
 
 def serve_shard(run: Run, rank: int) -> None:
-    """Be one shard until SIGTERM.
+    """Run one shard until SIGTERM.
 
     Raises:
-        TgisError: with the one sentence that says why it cannot go on.
+        TgisError: with the one sentence that explains why it cannot continue.
     """
     status = ShardStatus()
-    ThreadRoom(POLLER + GRPC + SESSION).give_back()  # too tight a limit is an error here, and a crash later
+    ThreadRoom(POLLER + GRPC + SESSION).give_back()  # a limit that is too low is an error here, and a crash later
     if rank == 0:
         _lead(run, status)
     else:
@@ -77,12 +77,12 @@ def _lead(run: Run, status: ShardStatus) -> None:
         control.wait_for_followers(run.config.startup_timeout)
         status.begin_warm_up()
         capacity = runner.capacity
-        room = min(
+        max_tokens = min(
             capacity.max_sequence_length, capacity.num_blocks * capacity.block_size or capacity.max_padded_tokens
         )
-        leader.warm_up(min(WARM_UP_TOKENS, run.max_batch_tokens, room - 1))
-        end_with_the_group(lambda: inbox.put(Stop()))
-        status.say_serving()
+        leader.warm_up(min(WARM_UP_TOKENS, run.max_batch_tokens, max_tokens - 1))
+        defer_stop_signals(lambda: inbox.put(Stop()))
+        status.begin_serving()
         leader.run()
         followers.end()
     finally:
@@ -102,7 +102,7 @@ def _follow(run: Run, rank: int, status: ShardStatus) -> None:
             control = ControlSubscriber.connect(Endpoint.unix(run.control_socket), run.config.startup_timeout)
             staging = StagingFollower(runner, control, rank)
             staging.start()
-        end_with_the_group(lambda: None)  # the leader stops first and ends the plans
+        defer_stop_signals(lambda: None)  # the leader stops first and ends the plans
         status.begin_warm_up()
         follow(runner, status, plans, staging)
     finally:
@@ -111,14 +111,14 @@ def _follow(run: Run, rank: int, status: ShardStatus) -> None:
 
 
 def takes_adapters(run: Run) -> bool:
-    """Whether there is a control channel: both sides know it before they load."""
+    """Whether there is a control channel. Decided before loading, the same on all ranks."""
     return bool(get_engine(run.engine).adapters)
 
 
-def end_with_the_group(on_signal: Callable[[], None]) -> None:
-    """From now on a stop signal does not end this process at once: answers under way would be lost.
+def defer_stop_signals(on_signal: Callable[[], None]) -> None:
+    """Call ``on_signal`` instead of ending at a stop signal, which would lose answers in progress.
 
-    Service managers signal every process of a group; the front-end drains then, and its end is the shards' end.
+    Service managers signal every process of a group: the front-end drains, and the shards end after it.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: on_signal())
@@ -129,7 +129,7 @@ def _load(run: Run, rank: int, status: ShardStatus) -> ModelRunner:
     status.report_progress("importing libraries", 0, 0)
     runner = load_runner(run, rank, status.report_progress)
     gc.collect()
-    gc.freeze()  # what is loaded stays: the collector need not look at it again
+    gc.freeze()  # the collector need not scan what was loaded
     facts, capacity = runner.facts, runner.capacity
     status.info = pb.InfoReply(
         model_type=facts.model_type,

@@ -1,4 +1,4 @@
-"""A follower's step loop: it obeys plans. What it computes reaches the leader through collectives."""
+"""A follower's step loop: it executes plans. Its results reach the leader through collectives."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tgis_server.wire.plans import PlanSubscriber
 def follow(
     runner: ModelRunner, status: ShardStatus, plans: PlanSubscriber, staging: StagingFollower | None = None
 ) -> None:
-    """Run plans until the leader ends them. The first plan without rows says that the warm-up is over.
+    """Execute plans until the leader ends them. The first plan without rows ends the warm-up.
 
     Raises:
-        PeerLost: the leader is gone.
+        PeerLost: the leader has gone.
         GroupFailed, NotEnoughDevices: a step does not fit into memory, or a message cannot be applied.
     """
     check = PlanCheck(runner.capacity)
@@ -38,4 +38,4 @@ def follow(
             if plan.step:  # warm-up steps have no number and are not counted
                 status.executed_steps += 1
         elif not status.is_serving:
-            status.say_serving()
+            status.begin_serving()

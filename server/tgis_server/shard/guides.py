@@ -1,8 +1,8 @@
-"""Guided decoding on the leader: which tokens may follow, so that the text matches the request's grammar.
+"""Guided decoding on the leader: which tokens may follow so that the text matches the request's grammar.
 
-A grammar is compiled before its request reaches the scheduler, by a worker. From then on the request's guide takes in
-each committed token and computes the next mask, by another worker: while the forward pass runs. Only llguidance knows
-what a grammar means. The step loop calls everything here; it waits for nothing but the masks of a step.
+A worker compiles a grammar before its request reaches the scheduler. From then on, for each committed token, another
+worker advances the request's guide and computes the next mask while the forward pass runs. Only llguidance interprets
+grammars. The step loop calls everything here and waits only for the masks of a step.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PATIENCE_S = 5.0  # a mask takes below a millisecond; its step waits for it
-MAX_REASON = 200  # characters of what llguidance says
+MASK_TIMEOUT_S = 5.0  # a mask usually takes less than a millisecond; its step waits for it
+MAX_REASON = 200  # characters of llguidance's message
 
 
 class GuideError(Exception):
-    """A request cannot be guided. The sentence is for its client; nobody else is harmed."""
+    """A request cannot be guided. The sentence is for its client; other requests are not affected."""
 
 
 class Guide(Protocol):
-    """One request's place in its grammar. One thread at a time."""
+    """One request's position in its grammar. Used by one thread at a time."""
 
     def mask(self) -> bytes:
-        """Which tokens may follow; see ``Masks``.
+        """The tokens that may follow; see ``Masks``.
 
         Raises:
-            GuideError: none may, or it cannot be told.
+            GuideError: there are none, or they cannot be determined.
         """
         ...
 
     def advance(self, token_id: int) -> None:
-        """Take in a generated token.
+        """Advance by a generated token.
 
         Raises:
             GuideError: it does not match.
@@ -56,7 +56,7 @@ Compiler = Callable[[Submit], Guide]
 
 
 class GrammarCompiler:
-    """Makes guides for one model. What llguidance needs to know of its tokens is made for the first grammar."""
+    """Makes guides for one model. The tokenizer is prepared for llguidance with the first grammar."""
 
     def __init__(self, model_dir: Path, vocab_size: int) -> None:
         self._model_dir = model_dir
@@ -64,9 +64,10 @@ class GrammarCompiler:
         self._tokens: LLTokenizer | None = None
 
     def __call__(self, submit: Submit) -> Guide:
-        """
+        """Compile a request's grammar.
+
         Raises:
-            GuideError: the grammar is none, or llguidance is missing or does not know such a tokenizer.
+            GuideError: the grammar is invalid, or llguidance is missing or does not support the tokenizer.
         """
         assert submit.grammar is not None, "a request without a grammar needs no guide"
         try:
@@ -93,7 +94,7 @@ class GrammarCompiler:
 
 
 class LlGuide:
-    """A guide by llguidance. End tokens are the request's own, not its tokenizer's."""
+    """A guide by llguidance. The end tokens are the request's, not the tokenizer's."""
 
     def __init__(self, matcher: LLMatcher, submit: Submit, tokenizer_end_ids: Iterable[int]) -> None:
         self._matcher = matcher
@@ -129,13 +130,14 @@ class LlGuide:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise GuideError(f"the grammar cannot be followed any further: {first_line(self._matcher.get_error())}")
+            raise GuideError(f"the grammar cannot be followed further: {first_line(self._matcher.get_error())}")
 
 
 def to_llguidance(grammar: Grammar) -> str:
-    """
+    """A grammar in llguidance's format.
+
     Raises:
-        ValueError: of a kind that is not known.
+        ValueError: its kind is not supported.
     """
     from llguidance import LLMatcher
 
@@ -143,24 +145,24 @@ def to_llguidance(grammar: Grammar) -> str:
         case "regex":
             text: str = LLMatcher.grammar_from_regex(grammar.text)
         case _:
-            raise ValueError(f"it is of kind {grammar.kind}, and only regex is known")
+            raise ValueError(f"its kind is {grammar.kind}, but only regex is supported")
     return text
 
 
 def first_line(error: object) -> str:
-    """What llguidance says, without the state that it adds to it."""
+    """llguidance's message without the state that it appends."""
     words = " ".join(str(error).split("<state>")[0].split())
     return words[:MAX_REASON]
 
 
-def refuse(submit: Submit) -> Guide:
-    """The compiler of a server without grammars."""
+def refuse_grammars(submit: Submit) -> Guide:
+    """The compiler of a server without guided decoding."""
     raise GuideError("this server does not guide decoding")
 
 
 @dataclass(slots=True)
 class _Guided:
-    """A request that the scheduler has."""
+    """A guided request in the scheduler."""
 
     guide: Guide
     next_mask: Future[bytes]
@@ -172,12 +174,12 @@ class Guides:
     def __init__(self, compile_grammar: Compiler, inbox: Inbox) -> None:
         self._compile = compile_grammar
         self._inbox = inbox
-        self._held: dict[int, Submit] = {}  # their grammars are being compiled
+        self._held: dict[int, Submit] = {}  # by request id, while their grammars are compiled
         self._guided: dict[int, _Guided] = {}
         self._compiling, self._computing = Worker("grammars"), Worker("masks")
 
     def hold_back(self, requests: Iterable[Submit | Cancel]) -> list[Submit | Cancel]:
-        """Take those away whose grammars must be compiled first; a ``Compiled`` comes to the inbox for each."""
+        """Hold requests with a grammar, which arrive in the inbox as ``Compiled`` later; return all others."""
         passed: list[Submit | Cancel] = []
         for request in requests:
             if isinstance(request, Submit) and request.grammar:
@@ -197,7 +199,7 @@ class Guides:
         self._compiling.run(lambda: self._compile(submit)).add_done_callback(report)
 
     def release(self, compiled: Compiled) -> Submit | None:
-        """The request that waited for this; ``None`` if it has been cancelled.
+        """The request that waited for this grammar; ``None`` if it has been cancelled.
 
         Raises:
             GuideError: its grammar cannot be compiled.
@@ -210,8 +212,8 @@ class Guides:
         self._guided[submit.request_id] = _Guided(guide, self._computing.run(guide.mask))
         return submit
 
-    def follow(self, result: StepResult) -> None:
-        """Take in what a step has generated; the masks that follow from it are computed from now on."""
+    def advance(self, result: StepResult) -> None:
+        """Advance the guides by a step's tokens and start computing the next masks."""
         if not self._guided:
             return
         for failure in result.failures:
@@ -222,13 +224,13 @@ class Guides:
             if reason is not FinishReason.NOT_FINISHED:
                 self.forget(request_id)
             elif guided := self._guided.get(request_id):
-                guided.next_mask = self._computing.run(partial(step, guided.guide, token_id))
+                guided.next_mask = self._computing.run(partial(next_mask, guided.guide, token_id))
 
     def masks(self, rows: Iterable[tuple[int, int]]) -> tuple[dict[int, bytes], dict[int, str]]:
-        """Wait for the masks of these rows, given with their requests. Those that have ended meanwhile get none.
+        """Wait for the masks of rows, given with their request ids. Requests that have ended get none.
 
         Returns:
-            The masks by row, and sentences by request where there will be none.
+            The masks by row, and error sentences by request id.
         """
         masks: dict[int, bytes] = {}
         errors: dict[int, str] = {}
@@ -241,7 +243,7 @@ class Guides:
         return masks, errors
 
     def forget(self, request_id: int) -> None:
-        """A request is over; unknown ones are ignored."""
+        """Drop a request that has ended; unknown ones are ignored."""
         self._held.pop(request_id, None)
         self._guided.pop(request_id, None)
 
@@ -250,22 +252,23 @@ class Guides:
         self._guided.clear()
 
 
-def step(guide: Guide, token_id: int) -> bytes:
+def next_mask(guide: Guide, token_id: int) -> bytes:
     guide.advance(token_id)
     return guide.mask()
 
 
 def result_of(future: Future[Any]) -> Any:
-    """
+    """Wait for a worker's result.
+
     Raises:
-        GuideError: there is none, whatever the reason.
+        GuideError: the worker failed or took too long.
     """
     try:
-        return future.result(PATIENCE_S)
+        return future.result(MASK_TIMEOUT_S)
     except GuideError:
         raise
     except TimeoutError as error:
-        raise GuideError(f"the grammar is too complex: the next mask takes more than {PATIENCE_S:g} s") from error
+        raise GuideError(f"the grammar is too complex: the next mask takes more than {MASK_TIMEOUT_S:g} s") from error
     except Exception as error:
         logger.exception("a grammar failed")
         raise GuideError(f"the grammar failed: {type(error).__name__}: {first_line(error)}") from error

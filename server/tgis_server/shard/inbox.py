@@ -1,4 +1,4 @@
-"""What waits for the leader's main thread."""
+"""Messages for the leader's main thread."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from tgis_server.wire.messages import Cancel, Submit
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """What came over one Session, in its order."""
+    """Messages of one Session, in order."""
 
-    session: int  # Sessions are numbered in the order in which they open
+    session: int  # numbered in the order of opening
     items: list[Submit | Cancel]
 
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Somebody asks whether the main thread lives."""
+    """A health check of the main thread."""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionEnded:
-    """The front-end is gone, and with it every request of its Session."""
+    """The front-end has gone: all requests of its Session end."""
 
     session: int
 
@@ -38,7 +38,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A request's grammar has become its guide, or the error of this future."""
+    """A request's grammar has been compiled, or has failed."""
 
     submit: Submit
     guide: Future[Any]  # a ``Guide``
@@ -46,14 +46,14 @@ class Compiled:
 
 @dataclass(frozen=True, slots=True)
 class Acknowledged:
-    """A rank has read an adapter, or cannot."""
+    """A rank has read an adapter, or has failed to."""
 
     answer: Acknowledgement
 
 
 @dataclass(frozen=True, slots=True)
 class SideFailure:
-    """What ended a side thread ends the main thread."""
+    """A side thread failed: the main thread raises its error."""
 
     error: Exception
 
@@ -71,7 +71,7 @@ class Inbox:
         self._queue.put(message)
 
     def drain(self, *, wait: bool) -> list[Message]:
-        """Everything that is there; with ``wait``, block until there is something."""
+        """Take all messages; with ``wait``, block until there is one."""
         messages = [self._queue.get()] if wait else []
         try:
             while True:

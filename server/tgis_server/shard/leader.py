@@ -1,7 +1,7 @@
-"""The leader's step loop: it plans, tells the followers, runs the device, and publishes what came out.
+"""The leader's step loop: plan, publish to the followers, run the device, publish the results.
 
-Where the engine plans ahead, a step is launched before the one before it is collected. A step with guided rows is
-finished after that only, as the tokens of the step before tell which may follow; the masks are computed meanwhile.
+Where the engine plans ahead, a step is launched before the previous one is collected. A step with guided rows is
+finished only after that, because its masks depend on the previous step's tokens; they are computed while the step runs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tgis_server.engines.api import Capacity, Launched, ModelRunner
 from tgis_server.errors import OutOfMemory
 from tgis_server.scheduler import Scheduler, StepLoad
 from tgis_server.shard.adapters import Stager
-from tgis_server.shard.guides import Compiler, GuideError, Guides, refuse
+from tgis_server.shard.guides import Compiler, GuideError, Guides, refuse_grammars
 from tgis_server.shard.inbox import (
     Acknowledged,
     Compiled,
@@ -31,23 +31,34 @@ from tgis_server.shard.servicer import Outbox
 from tgis_server.shard.status import ShardStatus
 from tgis_server.shard.too_large import step_too_large
 from tgis_server.wire.control import ControlPublisher
-from tgis_server.wire.messages import Cancel, Masks, Staged, StepPlan, StepResult, Submit
+from tgis_server.wire.messages import (
+    Cancel,
+    Masks,
+    NewSequence,
+    SamplingParams,
+    Staged,
+    StepPlan,
+    StepResult,
+    Submit,
+    Wanted,
+    pack_ids,
+)
 from tgis_server.wire.plans import PlanPublisher
 
 logger = logging.getLogger(__name__)
 
-QUICK_WARM_UP_S = 2.0  # beyond, what the first step does once hardly counts
+QUICK_WARM_UP_S = 2.0  # one-time work of the first step hardly distorts a longer warm-up
 
 
 @dataclass(frozen=True, slots=True)
 class InFlight:
-    """A step under way, and what is known of it before it ends."""
+    """A step in flight."""
 
     launched: Launched
     plan_s: float
-    started_at: float  # of its planning
+    started_at: float  # start of its planning
     is_repeat: bool
-    guided_rows: list[tuple[int, int]]  # rows that need masks, with their requests
+    guided_rows: list[tuple[int, int]]  # rows that need masks, with their request ids
 
     @property
     def plan(self) -> StepPlan:
@@ -55,7 +66,7 @@ class InFlight:
 
 
 class Leader:
-    """Runs in the main thread; the only one to touch runner and scheduler."""
+    """Runs in the main thread, which alone touches runner and scheduler."""
 
     def __init__(
         self,
@@ -68,7 +79,7 @@ class Leader:
         *,
         is_alone: bool,
         control: ControlPublisher | None = None,
-        compile_grammar: Compiler = refuse,
+        compile_grammar: Compiler = refuse_grammars,
     ) -> None:
         self._runner = runner
         self._scheduler = scheduler
@@ -80,14 +91,14 @@ class Leader:
         self._check = PlanCheck(runner.capacity)
         self._stager = Stager(runner, control, inbox)
         self._guides = Guides(compile_grammar, inbox)
-        self._session = 0  # whose requests the scheduler has
+        self._session = 0  # the Session whose requests the scheduler has
         self._in_flight: InFlight | None = None
-        self._ended_at = 0.0  # when the latest step was over
-        self._must_repeat = False  # the last step did not fit: repeat its decode rows alone
+        self._ended_at = 0.0  # when the latest step ended
+        self._must_repeat = False  # the last step did not fit: repeat only its decode rows
         self._is_stopping = False
 
     def run(self) -> None:
-        """Step until ``Stop`` has arrived and no Session is open: a front-end that drains still needs its answers.
+        """Step until ``Stop`` has arrived and no Session is open: a draining front-end still needs its answers.
 
         Any exception ends the process and with it the group.
         """
@@ -95,8 +106,8 @@ class Leader:
             self.step()
 
     def step(self) -> None:
-        """Take in what arrived, start the next step, then publish what the previous one produced."""
-        self._take_in(wait=self._in_flight is None and self._scheduler.is_idle)
+        """Apply the inbox, start the next step, then publish the results of the previous one."""
+        self._apply_inbox(wait=self._in_flight is None and self._scheduler.is_idle)
         started_at = time.monotonic()
         is_repeat, self._must_repeat = self._must_repeat, False
         plan = self._scheduler.plan(started_at, decode_only=is_repeat)
@@ -118,20 +129,20 @@ class Leader:
             self._status.end_step()
 
     def warm_up(self, num_tokens: int) -> None:
-        """Run a prefill and a decode step through all ranks; what stays of it is how long they take.
+        """Run a prefill and a decode step on all ranks, and observe their times.
 
         Raises:
-            NotEnoughDevices: not even this fits beside the weights.
+            NotEnoughDevices: they do not fit into memory.
         """
         steps = list(self._run_warm_up(num_tokens))
-        if sum(seconds for _, seconds in steps) < QUICK_WARM_UP_S:  # kernels were made: now it tells what steps take
+        if sum(seconds for _, seconds in steps) < QUICK_WARM_UP_S:  # repeat without one-time work
             steps = list(self._run_warm_up(num_tokens))
         for load, seconds in steps:
             self._scheduler.times.observe(load, seconds)
-        self._followers.publish(StepPlan(step=0))  # the warm-up is over
+        self._followers.publish(StepPlan(step=0))  # ends the warm-up
 
     def _run_warm_up(self, num_tokens: int) -> Iterator[tuple[StepLoad, float]]:
-        """Yields what each step computed, and its seconds."""
+        """Yield each step's load and seconds."""
         position = 0
         for plan in warm_up_plans(num_tokens, self._runner.capacity):
             self._check.apply(plan)
@@ -149,7 +160,7 @@ class Leader:
                 position += plan.total_tokens
                 yield load, time.monotonic() - started_at
 
-    def _take_in(self, *, wait: bool) -> None:
+    def _apply_inbox(self, *, wait: bool) -> None:
         requests: list[Submit | Cancel] = []
         staged: list[Staged] = []
         has_tick = False
@@ -159,7 +170,7 @@ class Leader:
                     if session > self._session:
                         self._begin_session(session)
                         requests.clear()
-                    if session == self._session:  # else late: its Session is over
+                    if session == self._session:  # otherwise its Session has ended
                         requests += self._guides.hold_back(items)
                 case Compiled():
                     requests += self._release(message)
@@ -176,16 +187,16 @@ class Leader:
                 case Stop():
                     self._is_stopping = True
                     if self._outbox.is_open:
-                        logger.warning("a stop signal came: the shards end when the front-end does")
+                        logger.warning("received a stop signal: the shards end after the front-end")
         self._status.answer_tick()
         if has_tick and wait:
-            self._followers.publish(StepPlan(step=0))  # an empty plan: their tick
+            self._followers.publish(StepPlan(step=0))  # an empty plan is the followers' tick
         self._scheduler.apply([*staged, *requests])
         for adapter in self._scheduler.take_staging_requests():
             self._stager.stage(adapter)
 
     def _release(self, compiled: Compiled) -> list[Submit]:
-        """The request whose grammar has been compiled, unless it is over."""
+        """The request whose grammar has been compiled, unless it has ended."""
         try:
             submit = self._guides.release(compiled)
         except GuideError as error:
@@ -194,18 +205,18 @@ class Leader:
         return [submit] if submit else []
 
     def _begin_session(self, session: int) -> None:
-        """Whatever belongs to an earlier Session is over, and nothing of it reaches this one."""
+        """End all requests of earlier Sessions, so that none of their results reaches this one."""
         self._session = session
         self._guides.forget_all()
         self._scheduler.cancel_all()
 
     def _publish(self, result: StepResult) -> None:
-        """Tell the client, and the guides: who ends without a step has one, too."""
-        self._guides.follow(result)
+        """Send a result to the front-end, and to the guides: requests that end without a step may have one."""
+        self._guides.advance(result)
         self._outbox.put(self._session, result)
 
     def _launch(self, plan: StepPlan, started_at: float, *, is_repeat: bool) -> InFlight | None:
-        """Start a step's forward on all ranks; ``None`` if it did not fit into memory."""
+        """Start a step's forward pass on all ranks; ``None`` if it did not fit into memory."""
         guided_rows = self._scheduler.guided_rows(plan)
         plan_s = time.monotonic() - started_at
         self._check.apply(plan)
@@ -215,7 +226,7 @@ class Leader:
         try:
             launched = self._runner.launch(plan)
         except OutOfMemory as error:
-            self._give_up(plan, error, is_repeat=is_repeat)
+            self._drop_prefills(plan, error, is_repeat=is_repeat)
             return None
         return InFlight(launched, plan_s, started_at, is_repeat, guided_rows)
 
@@ -224,19 +235,19 @@ class Leader:
         try:
             self._runner.finish(step.launched, masks)
         except OutOfMemory as error:
-            self._give_up(step.plan, error, is_repeat=step.is_repeat)
+            self._drop_prefills(step.plan, error, is_repeat=step.is_repeat)
             return None
         return step
 
     def _wait_for_masks(self, step: InFlight) -> Masks:
-        """Of a step's guided rows. A request whose guide fails ends alone, and its row gets none."""
+        """Wait for the masks of guided rows. A request whose guide fails ends, and its row gets none."""
         masks, errors = self._guides.masks(step.guided_rows)
         for request_id, text in errors.items():
             self._scheduler.fail(request_id, "INTERNAL", text)
         return masks
 
-    def _give_up(self, plan: StepPlan, error: OutOfMemory, *, is_repeat: bool) -> None:
-        """Fail the prefill rows of a step that did not fit; its decode rows run once more, alone, in the next step."""
+    def _drop_prefills(self, plan: StepPlan, error: OutOfMemory, *, is_repeat: bool) -> None:
+        """Fail the prefill rows of a step that did not fit; the next step repeats only its decode rows."""
         if is_repeat or not self._is_alone:
             raise step_too_large(plan, error) from error
         if self._in_flight:
@@ -247,23 +258,21 @@ class Leader:
         self._publish(result)
 
     def _commit(self, step: InFlight, following: InFlight | None) -> None:
-        """Take in a step that was finished. ``following`` is under way from now on, if there is one."""
+        """Commit a finished step. ``following``, if any, is the step now in flight."""
         tokens = self._runner.collect(step.launched)
         now = time.monotonic()
         result = self._scheduler.commit(step.plan, tokens, now)
         self._status.executed_steps += 1
         if following:
             self._status.begin_step(now, following.plan.allowance_s)
-        # One that was planned ahead began when the step before it was over.
+        # A step that was planned ahead began when the previous one ended.
         step_s = now - max(step.started_at, self._ended_at)
         self._ended_at = now
         self._publish(replace(result, stats=replace(result.stats, plan_s=step.plan_s, step_s=step_s)))
 
 
 def warm_up_plans(num_tokens: int, capacity: Capacity) -> list[StepPlan]:
-    """A sequence of ``num_tokens`` zeros, in the first blocks if there are any: prefill, one decode, forget."""
-    from tgis_server.wire.messages import NewSequence, SamplingParams, Wanted, pack_ids
-
+    """Prefill, decode and end of a sequence of ``num_tokens`` zeros, in the first KV blocks if there are any."""
     num_blocks = -(-(num_tokens + 1) // capacity.block_size) if capacity.num_blocks else 0
     sequence = NewSequence(
         slot=0,

@@ -1,6 +1,6 @@
-"""Whether a rank can apply a plan: what is wrong is said before anything is computed, and names the field.
+"""Checks that a rank can apply a plan, before anything is computed; errors name the field.
 
-A plan that does not fit would write into other sequences' blocks, or end in an error of a device that tells nothing.
+A wrong plan would overwrite other sequences' blocks, or end in a device error that explains nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from tgis_server.wire.messages import NO_ADAPTER, NewSequence, StepPlan
 
 
 class PlanCheck:
-    """Follows the plans of one rank. What grows with the number of rows is done by functions in C."""
+    """Tracks the plans of one rank. Work that grows with the rows is left to built-in functions, for speed."""
 
     def __init__(self, capacity: Capacity) -> None:
         self._capacity = capacity
@@ -22,7 +22,7 @@ class PlanCheck:
         self._places: set[int] = set()  # of adapters
 
     def apply(self, plan: StepPlan) -> None:
-        """Check a plan and take in its changes, in the order of ``StepPlan``.
+        """Check a plan and apply its changes, in the order of ``StepPlan``.
 
         Raises:
             GroupFailed: it cannot be applied.
@@ -37,7 +37,7 @@ class PlanCheck:
         self._check_rows(plan)
         if not self._encoding.issuperset(plan.encode):
             refuse(
-                plan, "encode", f"names slot {first_beyond(plan.encode, self._encoding)}, which has nothing to encode"
+                plan, "encode", f"names slot {first_unknown(plan.encode, self._encoding)}, which has nothing to encode"
             )
         if without_row := set(plan.encode).difference(plan.slots):
             refuse(plan, "encode", f"names slot {min(without_row)}, which has no row")
@@ -45,7 +45,7 @@ class PlanCheck:
 
     def _free(self, plan: StepPlan) -> None:
         if not self._slots.issuperset(plan.free):
-            refuse(plan, "free", f"names slot {first_beyond(plan.free, self._slots)}, which is empty")
+            refuse(plan, "free", f"names slot {first_unknown(plan.free, self._slots)}, which is empty")
         self._slots.difference_update(plan.free)
         self._encoding.difference_update(plan.free)
 
@@ -61,9 +61,13 @@ class PlanCheck:
             refuse(plan, "new.adapter_place", f"is {new.adapter_place}, which was never activated")
         if max(new.cross_blocks, default=-1) >= self._capacity.num_blocks:
             refuse(plan, "new.cross_blocks", self._beyond_the_cache(max(new.cross_blocks)))
-        room = len(new.cross_blocks) * self._capacity.block_size
-        if new.cross_blocks and new.num_encoder_tokens > room:
-            refuse(plan, "new.num_encoder_tokens", f"is {new.num_encoder_tokens}, but its cross blocks hold {room}")
+        held = len(new.cross_blocks) * self._capacity.block_size
+        if new.cross_blocks and new.num_encoder_tokens > held:
+            refuse(
+                plan,
+                "new.num_encoder_tokens",
+                f"is {new.num_encoder_tokens}, but its cross blocks hold {held}",
+            )
         self._slots.add(new.slot)
         if new.encoder_ids:
             self._encoding.add(new.slot)
@@ -76,7 +80,7 @@ class PlanCheck:
         if not num_rows:
             return
         if not self._slots.issuperset(plan.slots):
-            refuse(plan, "slots", f"names slot {first_beyond(plan.slots, self._slots)}, which is empty")
+            refuse(plan, "slots", f"names slot {first_unknown(plan.slots, self._slots)}, which is empty")
         if len(set(plan.slots)) != num_rows:
             refuse(plan, "slots", "names a slot twice")
         if min(plan.num_tokens) < 1:
@@ -88,7 +92,7 @@ class PlanCheck:
         return f"names block {block}, but the cache has {self._capacity.num_blocks}"
 
 
-def first_beyond(slots: list[int], known: set[int]) -> int:
+def first_unknown(slots: list[int], known: set[int]) -> int:
     return next(slot for slot in slots if slot not in known)
 
 

@@ -1,6 +1,6 @@
-"""The shard's gRPC side: ``Info`` and ``Health`` from memory, ``Session`` between front-end and step loop.
+"""The shard's gRPC server: ``Info`` and ``Health`` from memory, ``Session`` between front-end and step loop.
 
-Threads of the gRPC server run this code. They touch the inbox, the outbox and the status, never the runner.
+This code runs in threads of the gRPC server. They touch the inbox, the outbox and the status, never the runner.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from tgis_server.wire.messages import StepResult
 
 logger = logging.getLogger(__name__)
 
-READER_END_S = 5.0  # the call is over: its iterator ends at once
+READER_END_S = 5.0  # generous: the iterator of a finished call ends at once
 NUM_WORKERS = 8  # one Session, the rest for probes
 UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 
 @dataclass(frozen=True, slots=True)
 class OpenSession:
-    """A Session and the results that wait to be written to it; ``None`` ends it."""
+    """A Session and the results to be written to it; ``None`` ends it."""
 
     number: int  # from 1 on
     results: queue.SimpleQueue[StepResult | None]
 
 
 class Outbox:
-    """Step results on their way to the one Session; those of another one are dropped, as nobody waits for them."""
+    """Step results for the one open Session; results for any other are dropped."""
 
     def __init__(self) -> None:
         self._session: OpenSession | None = None
@@ -47,16 +47,16 @@ class Outbox:
 
     @property
     def is_open(self) -> bool:
-        """Whether a Session waits for results."""
+        """Whether a Session is open."""
         return self._session is not None
 
     def put(self, session: int, result: StepResult) -> None:
-        """Hand a result to a Session, if it is still the one that is open."""
+        """Send a result to a Session if it is still open."""
         if (current := self._session) and current.number == session:
             current.results.put(result)
 
     def open(self) -> OpenSession | None:
-        """A new Session; ``None`` if there is one already."""
+        """Open a Session; ``None`` if one is open already."""
         with self._lock:
             if self._session is not None:
                 return None
@@ -71,7 +71,7 @@ class Outbox:
 
 
 class ShardServicer(shard_pb2_grpc.ShardServicer):
-    """``inbox`` and ``outbox`` are the leader's; a follower has none and refuses a Session."""
+    """A follower has neither ``inbox`` nor ``outbox`` and refuses a Session."""
 
     def __init__(self, status: ShardStatus, inbox: Inbox | None, outbox: Outbox | None) -> None:
         self._status = status
@@ -105,7 +105,7 @@ class ShardServicer(shard_pb2_grpc.ShardServicer):
                 for message in requests:
                     inbox.put(Requests(session.number, decode_to_engine(message)))
             except grpc.RpcError:
-                logger.debug("the session's peer is gone")  # grpc ends the iterator so
+                logger.debug("the session's peer has gone")  # gRPC ends the iterator this way
             finally:
                 session.results.put(None)
 
@@ -123,7 +123,7 @@ class ShardServicer(shard_pb2_grpc.ShardServicer):
 
 
 def start_server(path: Path, servicer: ShardServicer) -> grpc.Server:
-    """Serve on a Unix socket at once, before anything is loaded. A stale socket is replaced, other files are not."""
+    """Serve on a Unix socket, even before anything is loaded. A stale socket is replaced, other files are not."""
     if path.is_socket():
         path.unlink()
     server = grpc.server(ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="grpc"), options=UNLIMITED)

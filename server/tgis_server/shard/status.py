@@ -1,4 +1,4 @@
-"""What a shard says about itself. The main thread writes, gRPC threads read; every write is one plain assignment."""
+"""A shard's status. The main thread writes, gRPC threads read; every write is a single assignment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tgis_server.wire import shard_pb2 as pb
 
 @dataclass(slots=True)
 class ShardStatus:
-    """Answers ``Health`` and ``Info`` from memory, whatever the main thread does."""
+    """Answers ``Health`` and ``Info`` from memory, even while the main thread is busy."""
 
     state: pb.HealthReply.State = pb.HealthReply.LOADING
     phases: Phases = field(default_factory=Phases)
@@ -20,8 +20,8 @@ class ShardStatus:
     progress_count: int = 0
     executed_steps: int = 0
     step_started_at: float | None = None  # monotonic; None between steps
-    allowance_s: float = 0.0  # how long the current step may take, as the leader predicts it
-    tick_asked_at: float | None = None  # oldest tick that the main thread has not answered yet
+    allowance_s: float = 0.0  # how long the current step may take, from the leader's prediction
+    tick_asked_at: float | None = None  # oldest unanswered tick
     info: pb.InfoReply | None = None  # set once, when the model is loaded
 
     def report_progress(self, phase: str, done: int, total: int) -> None:
@@ -31,7 +31,7 @@ class ShardStatus:
         self.progress_count += 1
 
     def begin_warm_up(self) -> None:
-        """This shard is loaded and waits for all others."""
+        """This shard is loaded; all wait for each other."""
         self.report_progress("warming up", 0, 0)
         self.state = pb.HealthReply.WARMING_UP
 
@@ -39,13 +39,13 @@ class ShardStatus:
     def is_serving(self) -> bool:
         return self.state == pb.HealthReply.SERVING
 
-    def say_serving(self) -> None:
+    def begin_serving(self) -> None:
         self.report_progress(SERVING, 0, 0)
-        self.tick_asked_at = None  # those of the time of loading do not count
+        self.tick_asked_at = None  # ticks during loading do not count
         self.state = pb.HealthReply.SERVING
 
     def begin_step(self, started_at: float, allowance_s: float) -> None:
-        """A step is under way. The allowance first: a reader must not judge a step by that of another one."""
+        """Note a step's start. Until it is set, readers see the larger allowance of this step and the previous one."""
         self.allowance_s = max(self.allowance_s, allowance_s)
         self.step_started_at = started_at
         self.allowance_s = allowance_s
@@ -62,7 +62,7 @@ class ShardStatus:
 
     def health(self) -> pb.HealthReply:
         now, step_started_at, tick_asked_at = time.monotonic(), self.step_started_at, self.tick_asked_at
-        allowance_s = self.allowance_s  # read after the start: a step that has just begun may have more, not less
+        allowance_s = self.allowance_s  # read after the start, so that it is never too small for the step
         return pb.HealthReply(
             state=self.state,
             phase=self.phases.current,

@@ -1,4 +1,4 @@
-"""What a shard says when a step does not fit into memory and it cannot go on. Leader and followers share it."""
+"""The error of a step that does not fit into memory, for leader and followers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tgis_server.wire.messages import StepPlan
 
 
 def step_too_large(plan: StepPlan, error: OutOfMemory) -> TgisError:
-    """The error that ends the shard. Warm-up steps have no number."""
+    """The error that ends the shard. Warm-up steps have number 0."""
     if not plan.step:
         return failures.WARM_UP_TOO_LARGE.error(num_tokens=plan.total_tokens, reason=error)
     return failures.STEP_TOO_LARGE.error(

@@ -1,4 +1,4 @@
-"""A side thread of a shard, for what must not hold up its steps."""
+"""A side thread of a shard, for work that must not delay its steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Worker:
-    """Does what it is given, in order. Starts with its first task and ends with the process, whatever it does then."""
+    """Runs tasks in order, in a daemon thread that starts with the first one."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -20,7 +20,7 @@ class Worker:
         self._tasks: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
 
     def run(self, task: Callable[[], T]) -> Future[T]:
-        """Called by one thread only."""
+        """Queue a task. Called by one thread only."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
             self._thread.start()
@@ -33,5 +33,5 @@ class Worker:
             future, task = self._tasks.get()
             try:
                 future.set_result(task())
-            except Exception as error:  # noqa: BLE001  whoever waits for the task gets it
+            except Exception as error:  # noqa: BLE001  raised where the result is used
                 future.set_exception(error)

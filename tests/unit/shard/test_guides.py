@@ -183,7 +183,7 @@ def test_where_the_text_may_end_the_requests_own_end_tokens_are_allowed(
     ("request_", "message"),
     [
         (regex("[a"), 'the grammar cannot be used: .*invalid regex "\\[a"'),
-        (replace(regex(""), grammar=Grammar("poem", "")), "the grammar cannot be used: it is of kind poem, and only"),
+        (replace(regex(""), grammar=Grammar("poem", "")), "the grammar cannot be used: its kind is poem, but only"),
     ],
     ids=["syntax", "kind"],
 )
@@ -215,7 +215,7 @@ def test_a_guide_without_a_token_to_allow_says_so(
 def test_a_token_that_does_not_match_is_an_error(tokenizer: Any, compiler: GrammarCompiler) -> None:
     guide = compiler(regex("ab"))
 
-    with pytest.raises(GuideError, match=r"cannot be followed any further: .*token \"b\" doesn't satisfy"):
+    with pytest.raises(GuideError, match=r"cannot be followed further: .*token \"b\" doesn't satisfy"):
         guide.advance(tokenizer.token_to_id("b"))
 
 

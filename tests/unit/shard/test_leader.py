@@ -8,7 +8,7 @@ from driving import VOCAB_SIZE, submit
 from tgis_server.engines.api import Capacity, RunnerCaps
 from tgis_server.engines.fake import FakeRunner
 from tgis_server.scheduler import Scheduler, SchedulerLimits, StepLoad
-from tgis_server.shard.guides import Compiler, refuse
+from tgis_server.shard.guides import Compiler, refuse_grammars
 from tgis_server.shard.inbox import Inbox, Requests, SessionEnded
 from tgis_server.shard.leader import Leader, warm_up_plans
 from tgis_server.shard.plan_check import PlanCheck
@@ -22,7 +22,9 @@ from tgis_server.wire.plans import PlanPublisher
 class Loop:
     """A leader that steps when told to."""
 
-    def __init__(self, *, plan_ahead: bool = False, num_blocks: int = 32, compile_grammar: Compiler = refuse) -> None:
+    def __init__(
+        self, *, plan_ahead: bool = False, num_blocks: int = 32, compile_grammar: Compiler = refuse_grammars
+    ) -> None:
         self.inbox, self.outbox, self.status = Inbox(), Outbox(), ShardStatus()
         self.scheduler = Scheduler(SchedulerLimits(num_blocks, 4, 8, 64))
         self.preemptions = 0

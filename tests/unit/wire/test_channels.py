@@ -240,8 +240,8 @@ def test_a_follower_checks_a_plan_before_it_computes_it() -> None:
 @pytest.mark.parametrize(
     ("answer", "problem"),
     [
-        (Acknowledgement(b"other", 0), "digest is 6f74686572, which no rank was asked for"),
-        (Acknowledgement(b"digest", 1), "rank is 1, which has answered or is none"),
+        (Acknowledgement(b"other", 0), "digest is 6f74686572, which was not requested from any rank"),
+        (Acknowledgement(b"digest", 1), "rank is 1, which does not exist or has already answered"),
     ],
 )
 def test_an_answer_that_nobody_asked_for_ends_the_group(answer: Acknowledgement, problem: str) -> None:
