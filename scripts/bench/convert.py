@@ -1,10 +1,10 @@
-"""How fast PyTorch weights become safetensors, and in how much memory, beside copying the same files.
+"""Time and memory of converting PyTorch weights to safetensors, compared with copying the same files.
 
 ::
 
     python scripts/bench/convert.py [--gib 2] [--files 2] [--rounds 3] [--dir DIR]
 
-Prints medians of rounds in which copy and conversion alternate, and the ratio of their speeds.
+Prints medians of rounds in which copying and conversion alternate, and the ratio of their speeds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MIB = 1 << 20
 
 
 def make_checkpoint(directory: Path, total_bytes: int, num_files: int) -> None:
-    """Random bf16 tensors of usual sizes, in a process of its own: its memory is none of the conversion's."""
+    """Write random bf16 tensors of typical sizes, in a separate process so that its memory is not measured."""
     program = (
         "import torch, sys, json\n"
         "directory, total, num_files = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])\n"
@@ -58,7 +58,7 @@ def copy(directory: Path, *, sync: bool) -> None:
 
 
 def convert(directory: Path) -> int:
-    """Peak memory of the process, in bytes."""
+    """Convert in a separate process; return its peak memory in bytes."""
     program = (
         "import resource, sys\n"
         "from tgis_cli.app import main\n"
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--gib", type=float, default=2)
     parser.add_argument("--files", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--dir", type=Path, default=None, help="where the files go")
+    parser.add_argument("--dir", type=Path, default=None, help="where to put the files")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.dir) as name:
         directory = Path(name)

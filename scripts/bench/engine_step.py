@@ -1,10 +1,10 @@
-"""Step times and tokens per second of the native engine, without gRPC and without a scheduler.
+"""Step times and tokens per second of the native engine, without gRPC or scheduler.
 
 ``python scripts/bench/engine_step.py MODEL_DIR [--rows 1 8 32] [--prompt 128] [--new 64] [--json FILE]``
 
-Every row has a prompt of its own; prompts are prefilled together, as many tokens per step as ``--budget`` allows.
-Tokens per second count generated tokens over the whole run, prefill included; medians are over steps. Then one prompt
-of 512 tokens is timed to its first token.
+Each row has its own prompt; prompts are prefilled together, as many tokens per step as ``--budget`` allows. Tokens per
+second are generated tokens over the whole run, including prefill; medians are over steps. Finally one prompt of 512
+tokens is timed to its first token.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def make_run(arguments: argparse.Namespace, run_dir: Path) -> Run:
 
 
 class Bench:
-    """Plans for equal rows. Blocks of row r are consecutive."""
+    """Runs plans of equal rows, each with consecutive blocks."""
 
     def __init__(self, runner: NativeRunner, vocab_size: int) -> None:
         self.runner = runner
@@ -58,7 +58,7 @@ class Bench:
         self.step = 0
 
     def run(self, rows: int, prompt: int, new_tokens: int, budget: int) -> dict[str, Any]:
-        """Prefill and decode; returns seconds per step of both kinds and of the whole."""
+        """Prefill and decode; return the times of both and of the whole run."""
         decode_s = []
         started_s = time.perf_counter()
         prefill_s = sum(self.timed(plan) for plan in self.prefills(rows, prompt, budget))
@@ -78,7 +78,7 @@ class Bench:
         }
 
     def blocks(self, row: int, start: int, stop: int) -> list[int]:
-        """New blocks of a row that computes positions start to stop - 1."""
+        """New blocks of a row that computes the positions from start to stop - 1."""
         size = self.runner.capacity.block_size
         first = row * (self.runner.capacity.max_sequence_length // size + 1)
         return [first + i for i in range(-(-start // size), -(-stop // size))]
@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0, help="0 = torch's default")
-    parser.add_argument("--repeat", type=int, default=1, help="best of so many runs")
+    parser.add_argument("--repeat", type=int, default=1, help="report the best of this many runs")
     parser.add_argument("--json", type=Path, help="also write results here")
     parser.add_argument("--profile", type=int, metavar="ROWS", help="print torch's profile of decode steps instead")
     arguments = parser.parse_args()
@@ -156,7 +156,7 @@ def main() -> None:
 
 
 def profile(bench: Bench, arguments: argparse.Namespace) -> None:
-    """Where the time of a run goes, by torch operation."""
+    """Print the time of a run by torch operation."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 

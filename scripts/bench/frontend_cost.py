@@ -1,9 +1,9 @@
-"""CPU time of the front-end per streamed token, and that of a bare grpc.aio server which writes the same frames.
+"""CPU time of the front-end per streamed token, compared with a bare grpc.aio server that writes the same frames.
 
 Usage: python scripts/bench/frontend_cost.py [--streams 64] [--new-tokens 200] [--rounds 5] [--against OTHER/bin/tgis]
 
-The engine is a rehearsal. Steps are so long that each token finds its stream waiting and gets a frame of its own; what
-a front-end saves under load, where text that waits is sent as one frame, is not in the figure.
+The engine is a rehearsal. Steps are long enough for each token to get its own frame; the savings of a loaded front-end,
+which merges waiting text into one frame, are not measured.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from tgis_server.wire.grpc_channels import open_async_channel
 
 @dataclass(frozen=True)
 class Load:
-    """Equal streams, begun together."""
+    """Equal streams, started together."""
 
     streams: int
     new_tokens: int
-    details: bool  # ask for tokens with logprobs, ranks and two candidates each
+    details: bool  # request tokens with logprobs, ranks and two candidates each
 
     def request(self, index: int) -> pb.SingleGenerationRequest:
         wants = {"generated_tokens": True, "token_logprobs": True, "token_ranks": True, "top_n_tokens": 2}
@@ -47,7 +47,7 @@ class Load:
 
 
 async def stream_all(url: str, load: Load) -> int:
-    """Run the load; returns how many frames came."""
+    """Run the load; return the number of frames received."""
 
     async def stream(stub: GenerationServiceStub, index: int) -> int:
         num_frames = 0
@@ -55,7 +55,7 @@ async def stream_all(url: str, load: Load) -> int:
             num_frames += 1
             last = frame
         if last.generated_token_count != load.new_tokens:
-            raise RuntimeError(f"{last.generated_token_count} tokens came instead of {load.new_tokens}")
+            raise RuntimeError(f"{last.generated_token_count} tokens arrived instead of {load.new_tokens}")
         return num_frames
 
     async with open_async_channel(url) as channel:
@@ -77,11 +77,11 @@ def find_frontend(launcher_pid: int) -> psutil.Process:
     return frontend
 
 
-# The floor
+# The bare server
 
 
-async def be_bare(port: Connection, load: Load, step_s: float) -> None:
-    """A server that writes frames of the same size, one per stream and step, and does nothing else."""
+async def serve_bare(port: Connection, load: Load, step_s: float) -> None:
+    """Write frames of the same size, one per stream and step, and do nothing else."""
     frame = pb.GenerationResponse(text=" tok123", generated_token_count=100)
     if load.details:
         token = frame.tokens.add(text="tok123", logprob=-1.5, rank=2)
@@ -114,7 +114,7 @@ async def be_bare(port: Connection, load: Load, step_s: float) -> None:
 
 
 def run_bare(port: Connection, load: Load, step_s: float) -> None:
-    asyncio.run(be_bare(port, load, step_s))
+    asyncio.run(serve_bare(port, load, step_s))
 
 
 @contextmanager
@@ -135,11 +135,11 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=200)
     parser.add_argument("--step-ms", type=float, default=20.0)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--details", action="store_true", help="ask for tokens and facts about them")
-    parser.add_argument("--against", type=Path, help="command of another installation, measured by turns with this one")
+    parser.add_argument("--details", action="store_true", help="request tokens with details")
+    parser.add_argument("--against", type=Path, help="command of another installation to compare with")
     given = parser.parse_args()
     if given.against and not given.against.is_file():
-        parser.error(f"--against: there is no file {given.against}")
+        parser.error(f"--against: no such file: {given.against}")
     load = Load(given.streams, given.new_tokens, given.details)
     options = ["--rehearse", "--rehearse-step-ms", str(given.step_ms), "--rehearse-kv-blocks", "8192"]
     figures: dict[str, list[tuple[float, float]]] = {}
@@ -150,14 +150,14 @@ def main() -> None:
                 url, _, launcher = stack.enter_context(serving(None, options, tgis))
                 servers[name] = (url, find_frontend(launcher))
                 asyncio.run(stream_all(url, Load(given.streams, 20, given.details)))  # warm
-        for _ in range(given.rounds):  # by turns: a machine has good and bad minutes
+        for _ in range(given.rounds):  # interleaved, as the machine's speed varies over time
             for name, (url, process) in servers.items():
                 figures.setdefault(name, []).append(measure(url, process, load))
     for name, rounds in figures.items():
         costs, frames = zip(*rounds, strict=True)
         each = " ".join(f"{cost:.0f}" for cost in costs)
         median, least = statistics.median(costs), min(costs)
-        print(f"{name:>9}: {median:.1f} µs per token (least {least:.1f}, {each}), {min(frames):.3f} frames per token")
+        print(f"{name:>9}: {median:.1f} µs per token (lowest {least:.1f}, {each}), {min(frames):.3f} frames per token")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What a step costs before its forward pass: a plan's differences applied, and its tensors and attention plan made.
+"""Cost of a step before its forward pass: applying a plan, building its tensors and planning attention.
 
 ``python scripts/bench/host_step.py [--rows 256] [--length 8192] [--window N] [--device cpu] [--steps 48]``
 
-Without a model: decode rows of equal length, whose keys and values have the shape of the 135M model with one layer. On
-a CPU the tensors' work is in the figures, as host and device are one: ``--length 16`` shows the host's part alone, as
-its tensors are small and its operations are the same. CPU time of one thread is what neighbours on the machine change
-least. Medians over the steps, and the fastest; in one of 16 steps all rows begin a block.
+There is no model, only decode rows of equal length, with keys and values shaped as in one layer of the 135M model. On a
+CPU the figures include the work on tensors; ``--length 16`` leaves almost only the host's part, as the operations are
+the same on small tensors. CPU time of one thread is the figure that other processes affect least. Prints medians over
+the steps, and the fastest one; in one of 16 steps all rows start a new block.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def measure(arguments: argparse.Namespace) -> None:
         plan = StepPlan(step + 1)
     cpu_ms, plan_ms, wall_ms = (statistics.median(column) * 1000 for column in zip(*figures[2:], strict=True))
     print(
-        f"{num_rows} rows of {length} tokens: {cpu_ms:.2f} ms of CPU, {plan_ms:.2f} of them for the attention plan "
-        f"(fastest step {min(figures)[0] * 1000:.2f} ms; {wall_ms:.2f} ms on the clock)"
+        f"{num_rows} rows of {length} tokens: {cpu_ms:.2f} ms of CPU time, {plan_ms:.2f} of it for planning attention "
+        f"(fastest step {min(figures)[0] * 1000:.2f} ms; {wall_ms:.2f} ms of wall time)"
     )
 
 

@@ -1,9 +1,9 @@
-"""Load generator: streams over the public gRPC API, some at a time, and what each of them saw.
+"""Load generator: concurrent streams over the public gRPC API, and the times that they see.
 
 Usage: python scripts/bench/load.py --url 127.0.0.1:8033 --streams 8 --requests 16
 
-Every prompt begins differently, so that the prefix cache does not help, and is cut to exactly --prompt-tokens by the
-server. min_new_tokens = max_new_tokens, so that every answer has the same length whatever the model says.
+Every prompt starts differently, so that the prefix cache does not help, and is truncated to exactly --prompt-tokens by
+the server. min_new_tokens equals max_new_tokens, so that all answers have the same length.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class LoadResult:
 
 
 def make_prompt(seed: int, num_tokens: int) -> str:
-    """Words enough for ``num_tokens`` tokens with any tokenizer that knows words or less."""
+    """Enough words for ``num_tokens`` tokens with any tokenizer whose tokens are words or shorter."""
     words = random.Random(seed)  # noqa: S311  not for secrets
     return " ".join(words.choice(WORDS) for _ in range(num_tokens + 8))
 
@@ -49,7 +49,7 @@ def make_prompt(seed: int, num_tokens: int) -> str:
 async def one_stream(
     stub: generation_pb2_grpc.GenerationServiceStub, seed: int, prompt_tokens: int, new_tokens: int
 ) -> list[float]:
-    """Send one request; returns the start and the arrival time of each generated token."""
+    """Send one request; return its start and the arrival time of each generated token."""
     request = pb.SingleGenerationRequest(
         request=pb.GenerationRequest(text=make_prompt(seed, prompt_tokens)),
         params=pb.Parameters(
@@ -62,14 +62,14 @@ async def one_stream(
     async for frame in stub.GenerateStream(request):
         times += [time.monotonic()] * len(frame.tokens)
     if len(times) != new_tokens + 1:
-        raise RuntimeError(f"{len(times) - 1} tokens came instead of {new_tokens}")
+        raise RuntimeError(f"{len(times) - 1} tokens arrived instead of {new_tokens}")
     return times
 
 
 async def run_load(
     url: str, *, streams: int, requests: int, prompt_tokens: int, new_tokens: int, seed: int = 0
 ) -> LoadResult:
-    """Keep ``streams`` requests going until ``requests`` are done."""
+    """Keep ``streams`` requests in flight until ``requests`` are done."""
     seeds = iter(range(seed, seed + requests))
     seen: list[list[float]] = []
 

@@ -1,7 +1,7 @@
 """Make random-weight models for benchmarks: ``python scripts/bench/make_models.py [DIR]`` (default ``.cache/bench``).
 
-The sizes are those of well-known small Llamas; the text they write is noise, the time they take is not. The tokenizer
-is the demo model's, whose vocabulary is smaller: ids above it have no text.
+They have the sizes of well-known small Llamas. The tokenizer is the demo model's, whose vocabulary is smaller: higher
+ids have no text.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def make_model(directory: Path, config: dict[str, Any]) -> None:
-    """Write config, weights and tokenizer; the config comes last, as the sign that the rest is there."""
+    """Write weights, tokenizer and config; the config comes last, marking the model as complete."""
     directory.mkdir(parents=True, exist_ok=True)
     save_file(random_weights(config), directory / "model.safetensors", metadata={"format": "pt"})
     for file in DEMO_MODEL.glob("tokenizer*.json"):
@@ -62,7 +62,7 @@ def make_model(directory: Path, config: dict[str, Any]) -> None:
 
 
 def random_weights(config: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Normal weights with the standard deviation of initialisation; norms are one."""
+    """Weights as at initialization: normally distributed, norms one."""
     generator = torch.Generator().manual_seed(0)
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     kv_size = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
@@ -95,7 +95,7 @@ def random_weights(config: dict[str, Any]) -> dict[str, torch.Tensor]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", nargs="?", type=Path, default=DEFAULT_DIR)
-    parser.add_argument("--model", choices=sorted(MODELS), action="append", help="only this one; may be repeated")
+    parser.add_argument("--model", choices=sorted(MODELS), action="append", help="only this model; may be repeated")
     arguments = parser.parse_args()
     for name in arguments.model or MODELS:
         directory = arguments.directory / name

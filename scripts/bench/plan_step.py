@@ -1,9 +1,9 @@
-"""What the scheduler costs per step: many rows, and many that wait.
+"""Cost of the scheduler per step, with many running and many waiting sequences.
 
 ``python scripts/bench/plan_step.py [--rows 256] [--waiting 10000] [--length 1024] [--steps 200]``
 
-All rows decode, the queue cannot move (no slots, or no blocks for its head), and every step is committed, as in a
-leader. Medians over steps, in milliseconds of CPU time.
+All rows decode, the queue is stuck (no slots, or no blocks for its head), and every step is committed, as in a leader.
+Prints medians over steps, in milliseconds of CPU time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ WAITING_LENGTH = 64
 
 
 def filled(arguments: argparse.Namespace, *, free_slots: int) -> Scheduler:
-    """All rows decode; whoever waits finds no slot, or slots and no blocks."""
+    """A scheduler whose rows all decode, and whose queue waits for a slot, or for blocks if there are free slots."""
     blocks_per_row = (arguments.length + arguments.steps + 2) // BLOCK_SIZE + 1
     limits = SchedulerLimits(
         num_blocks=arguments.rows * blocks_per_row,
@@ -43,7 +43,7 @@ def filled(arguments: argparse.Namespace, *, free_slots: int) -> Scheduler:
 
 
 def run_step(scheduler: Scheduler) -> tuple[float, float]:
-    """CPU seconds of planning and of committing one step."""
+    """Run one step; return the CPU seconds of planning and committing it."""
     started_at = time.thread_time()
     plan = scheduler.plan(0.0)
     planned_at = time.thread_time()

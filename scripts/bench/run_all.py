@@ -3,8 +3,8 @@
 Usage: python scripts/bench/run_all.py [--models llama-135m llama-1.1b] [--json FILE]
 
 The models have random weights and are made on first use. "engine" drives the runner without gRPC and scheduler; "gRPC"
-is the same load as a client sees it. The two are measured after each other in one run, so their ratio can be trusted
-more than either figure. Targets are what this engine's reference operations are expected to reach on two Zen 4 cores.
+is the same load as seen by a client. Both are measured in one run, so their ratio is more reliable than either figure.
+Targets are expectations for this engine's reference operations on two Zen 4 cores.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ TARGETS: dict[str, dict[int | str, float]] = {
 
 
 def bench_engine(model: Path) -> dict[str, Any]:
-    """Figures of ``engine_step.py``, in a process of its own."""
+    """Run ``engine_step.py`` in a separate process and return its figures."""
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         command = make_command(str(HERE / "engine_step.py"), str(model), "--json", file.name)
-        environ = cpu_environment(os.environ) | make_environment(os.environ)  # that of a shard
+        environ = cpu_environment(os.environ) | make_environment(os.environ)  # as for a shard
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environ)
         figures: dict[str, Any] = json.loads(Path(file.name).read_text())
         return figures
@@ -58,7 +58,7 @@ def bench_help() -> float:
 
 
 def rows_of(name: str, engine: dict[str, Any], served: ServeResult) -> list[tuple[str, str, str, str, str]]:
-    """Lines of the table: what, engine, gRPC, ratio, target."""
+    """Rows of the table: what, engine, gRPC, ratio, target."""
     target = TARGETS[name]
     alone = {run["rows"]: run["decode_tokens_per_s" if run["rows"] == 1 else "tokens_per_s"] for run in engine["runs"]}
     rows = []

@@ -30,7 +30,7 @@ MEMORY_INTERVAL_S = 0.25
 
 @dataclass
 class ServeResult:
-    """What one server showed; times in seconds, memory in bytes."""
+    """Figures of one server; times in seconds, memory in bytes."""
 
     model: str
     ready_s: float = 0.0
@@ -40,7 +40,7 @@ class ServeResult:
 
 
 class MemoryWatch:
-    """Samples the proportional set size of a process tree in a thread of its own."""
+    """Samples the proportional set size of a process tree in a thread."""
 
     def __init__(self, pid: int) -> None:
         self.peak_bytes = 0
@@ -63,7 +63,7 @@ class MemoryWatch:
 
 @contextlib.contextmanager
 def serving(model: Path | None, options: list[str], tgis: Path = TGIS) -> Iterator[tuple[str, float, int]]:
-    """Launch a server on free ports; yields its gRPC address, seconds to ready, and the launcher's pid."""
+    """Launch a server on free ports; yield its gRPC address, seconds to ready, and the launcher's pid."""
     with tempfile.TemporaryDirectory(prefix="tgis-bench-") as folder:
         command = [tgis, "launch", *([str(model)] if model else []), "--host", "127.0.0.1"]
         command += ["--grpc-port", "0", "--port", "0", "--run-dir", folder, *options]
@@ -72,7 +72,7 @@ def serving(model: Path | None, options: list[str], tgis: Path = TGIS) -> Iterat
         try:
             while not (files := list(Path(folder).glob("*/ready.json"))):
                 if server.poll() is not None or time.monotonic() - started_at > READY_TIMEOUT_S:
-                    raise RuntimeError(f"{' '.join(map(str, command))} did not get ready")
+                    raise RuntimeError(f"{' '.join(map(str, command))} did not become ready")
                 time.sleep(0.01)
             ready_s = time.monotonic() - started_at
             yield json.loads(files[0].read_text())["grpc"], ready_s, server.pid
@@ -82,7 +82,7 @@ def serving(model: Path | None, options: list[str], tgis: Path = TGIS) -> Iterat
 
 
 def measure(model: Path | None, streams: list[int], options: list[str], *, prompt: int, new: int) -> ServeResult:
-    """One server, all loads after each other, each with prompts of its own."""
+    """Run all loads one after the other on one server, each with different prompts."""
     with serving(model, options) as (url, ready_s, pid):
         result = ServeResult(str(model or "demo"), ready_s=ready_s)
         memory = MemoryWatch(pid)
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--prompt-tokens", type=int, default=128)
-    parser.add_argument("--new-tokens", type=int, default=64, help="at one stream twice as many")
+    parser.add_argument("--new-tokens", type=int, default=64, help="twice as many with one stream")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("options", nargs="*", help="options of tgis launch, after --")
     given = parser.parse_args()

@@ -27,7 +27,7 @@ DEADLINE_S = 20
 
 
 def make_run(tmp_path: Path, *, num_shard: int = 1, **options: object) -> Run:
-    """A run of the fake engine with a vocabulary of 97 pieces, saved into a run directory."""
+    """A run of the fake engine with 97 tokens, saved into a run directory."""
     model_dir, run_dir = tmp_path / "model", tmp_path / "run"
     model_dir.mkdir()
     (run_dir / "errors").mkdir(parents=True)
@@ -63,7 +63,7 @@ def wait_until(condition: Callable[[], object], what: str) -> object:
 
 @dataclass
 class Shards:
-    """The processes of one run; ended when the ``with`` block ends."""
+    """The processes of one run, killed when the ``with`` block ends."""
 
     run: Run
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -116,7 +116,7 @@ class Session:
             yield decode_step_result(message)
 
     def collect(self, *request_ids: int) -> tuple[dict[int, list[int]], dict[int, tuple[str, str]]]:
-        """Tokens by request, and failures as status and text, once all these requests have ended."""
+        """Wait until all these requests have ended; return tokens and failures (status, text) by request."""
         tokens: dict[int, list[int]] = {request_id: [] for request_id in request_ids}
         open_ids, failures = set(request_ids), {}
         for result in self.results():

@@ -1,4 +1,4 @@
-"""A leader in this process, behind its real socket, whose steps the test allows one by one."""
+"""A leader in this process, behind a real socket, whose steps a test allows one by one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NUM_BLOCKS, BLOCK_SIZE = 512, 4
 
 
 class SteppedRunner(FakeRunner):
-    """Waits for the test before each step, and fails in the steps that the test names."""
+    """Waits for a permit before each step, and fails in the steps that the test names."""
 
     def __init__(self, *, plan_ahead: bool) -> None:
         super().__init__(
@@ -37,8 +37,8 @@ class SteppedRunner(FakeRunner):
             capacity=Capacity(NUM_BLOCKS, BLOCK_SIZE, 10_000),
             caps=RunnerCaps(plan_ahead=plan_ahead),
         )
-        self.plans: list[StepPlan] = []  # the last one waits, unless it was allowed
-        self.faults: dict[int, str] = {}  # by step; kinds as in Fault
+        self.plans: list[StepPlan] = []  # the last one waits unless permitted
+        self.faults: dict[int, str] = {}  # kind of ``Fault`` by step
         self.permits = threading.Semaphore(0)
 
     def launch(self, plan: StepPlan) -> FakeLaunched:
@@ -51,25 +51,25 @@ class SteppedRunner(FakeRunner):
 
 @dataclass
 class SteppedLeader:
-    """Everything of a shard but its process."""
+    """A shard without its process."""
 
     runner: SteppedRunner
     scheduler: Scheduler
     leader: Leader
     inbox: Inbox
-    error: Exception | None = None  # what ended it
-    num_allowed: int = 0  # steps
+    error: Exception | None = None  # that ended the leader
+    num_allowed: int = 0  # steps permitted
 
     async def wait_for_step(self) -> None:
-        """Until a step waits to be allowed."""
+        """Wait until a step waits for its permit."""
         await until(lambda: len(self.runner.plans) > self.num_allowed)
 
     async def wait_for_message(self) -> None:
-        """Until something waits to be taken in by the next step."""
+        """Wait until there is a message for the next step."""
         await until(lambda: self.inbox._queue.qsize())
 
     async def run_steps(self, count: int) -> None:
-        """Allow so many steps. Returns when the next one waits, or when there is nothing to do."""
+        """Permit steps; return when the next one waits, or when there is nothing to do."""
         self.num_allowed += count
         self.runner.permits.release(count)
         await until(lambda: len(self.runner.plans) > self.num_allowed or self.is_at_rest)
@@ -79,16 +79,16 @@ class SteppedLeader:
         return self.error is not None or (self.scheduler.is_idle and not self.scheduler.has_news())
 
     def run(self) -> None:
-        """The life of its main thread."""
+        """The main thread of the shard."""
         try:
             self.leader.run()
-        except Exception as error:  # noqa: BLE001  as at the border of a process
+        except Exception as error:  # noqa: BLE001  as at the boundary of a process
             self.error = error
 
 
 @contextmanager
 def leading(socket: Path, *, max_batch_size: int, max_batch_tokens: int, plan_ahead: bool) -> Iterator[SteppedLeader]:
-    """One shard as ``shard/entry.py`` makes it, in a thread."""
+    """Run one shard in a thread, built as in ``shard/entry.py``."""
     status, inbox, outbox = ShardStatus(), Inbox(), Outbox()
     runner = SteppedRunner(plan_ahead=plan_ahead)
     scheduler = Scheduler(SchedulerLimits(NUM_BLOCKS, BLOCK_SIZE, max_batch_size, max_batch_tokens))
@@ -116,7 +116,7 @@ def leading(socket: Path, *, max_batch_size: int, max_batch_tokens: int, plan_ah
 async def stepped(
     *, max_batch_size: int = 8, max_batch_tokens: int = 64, plan_ahead: bool = False, **options: object
 ) -> AsyncIterator[tuple[Server, SteppedLeader]]:
-    """A front-end, ready, over such a leader; ``options`` are those of ``serving``."""
+    """A ready front-end with a stepped leader; ``options`` are those of ``serving``."""
     with tempfile.TemporaryDirectory(prefix="t-") as directory:
         socket = Path(directory) / "leader.sock"
         sizes = {"max_batch_size": max_batch_size, "max_batch_tokens": max_batch_tokens}

@@ -1,4 +1,4 @@
-"""Adapters on real ranks: staged beside steps, acknowledged over the control channel, activated by a plan."""
+"""Adapters on real ranks: staged while steps run, acknowledged over the control channel, activated by a plan."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_requests_use_the_adapter_that_all_ranks_have_staged(tmp_path: Path, pla
         assert failures == {}
 
 
-def test_an_adapter_that_one_rank_cannot_read_fails_its_requests_and_nothing_else(tmp_path: Path) -> None:
+def test_an_adapter_that_one_rank_cannot_read_fails_only_its_requests(tmp_path: Path) -> None:
     run = make_run(tmp_path, num_shard=2, fault="shard1:missing-file@stage")
     neighbour, later = submit(1, max_new_tokens=200), submit(4)
     with Shards(run) as shards, shards.stub() as stub:
@@ -47,7 +47,7 @@ def test_an_adapter_that_one_rank_cannot_read_fails_its_requests_and_nothing_els
         assert text.startswith("adapter a cannot be read: ")
 
 
-def test_a_rank_that_dies_while_it_stages_ends_the_group(tmp_path: Path) -> None:
+def test_a_rank_that_dies_during_staging_ends_the_group(tmp_path: Path) -> None:
     run = make_run(tmp_path, num_shard=2, fault="shard1:kill@stage")
     with Shards(run) as shards, shards.stub() as stub:
         shards.wait_until_serving()

@@ -1,4 +1,4 @@
-"""Thousands of calls at once to a real server: each is answered or refused as overload, and nothing stays behind."""
+"""Thousands of calls at once to a real server: each is answered or refused as overload, and no permit is lost."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def call_stream(stub: GenerationServiceStub) -> Status:
 
 
 async def burst(address: str, num_channels: int) -> tuple[Counter[Status], int]:
-    """How the calls of a burst ended, and how many inputs a call that needs every permit gets answered then."""
+    """Run a burst; return how its calls ended, and how many inputs a later call with all permits gets answered."""
     async with AsyncExitStack() as stack, asyncio.timeout(DEADLINE_S):
         channels = [
             await stack.enter_async_context(grpc.aio.insecure_channel(address, options=[PRIVATE]))
@@ -53,7 +53,7 @@ async def burst(address: str, num_channels: int) -> tuple[Counter[Status], int]:
 
 
 @pytest.mark.parametrize("num_channels", [1, pytest.param(8, marks=pytest.mark.acceptance)])
-def test_of_a_burst_every_call_is_answered_or_refused_as_overload(launch: Callable[..., Any], num_channels: int):
+def test_every_call_of_a_burst_is_answered_or_refused_as_overload(launch: Callable[..., Any], num_channels: int):
     server = launch("--rehearse", "--max-concurrent-requests", str(NUM_PERMITS))
 
     ends, num_answered = asyncio.run(burst(server.address, num_channels))

@@ -1,4 +1,4 @@
-"""Engines that fail for real: a shard is killed, several shards run out of memory, an allocation is refused."""
+"""Real engine failures: a killed shard, shards that run out of memory, a refused allocation."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def generate(channel: grpc.Channel, text: str, num_tokens: int) -> str:
     return GenerationServiceStub(channel).Generate(request, timeout=DEADLINE_S).responses[0].text
 
 
-def test_a_shard_that_is_killed_ends_a_stream_with_the_contracts_text(launch: Launch) -> None:
+def test_a_killed_shard_ends_a_stream_with_the_text_of_the_contract(launch: Launch) -> None:
     server = launch("--rehearse", "--rehearse-step-ms", "20")
     with grpc.insecure_channel(server.address) as channel:
         stream = open_stream(channel, 500)
@@ -59,7 +59,7 @@ def test_a_shard_that_is_killed_ends_a_stream_with_the_contracts_text(launch: La
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_step_that_does_not_fit_ends_a_group_of_two_with_its_numbers_and_a_remedy(launch: Launch, rank: int) -> None:
+def test_a_step_that_does_not_fit_ends_a_group_of_two_with_numbers_and_a_remedy(launch: Launch, rank: int) -> None:
     server = launch("--rehearse", "--rehearse-step-ms", "20", "--num-shard", "2", "--fault", f"shard{rank}:oom@step3")
     with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError) as raised:
         list(open_stream(channel, 10))
@@ -73,17 +73,17 @@ def test_a_step_that_does_not_fit_ends_a_group_of_two_with_its_numbers_and_a_rem
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_warm_up_that_does_not_fit_is_too_little_memory_on_any_shard(start: Launch, rank: int) -> None:
+def test_a_warm_up_that_does_not_fit_on_any_shard_ends_with_the_exit_code_for_memory(start: Launch, rank: int) -> None:
     server = start("--rehearse", "--num-shard", "2", "--fault", f"shard{rank}:oom@step0")
 
     assert server.wait() == 4
     assert server.last_line.startswith(f"shard-{rank}: A step of 64 tokens does not fit into memory beside the weights")
 
 
-# An allocation that the operating system refuses
+# An allocation refused by the operating system
 
-WIDE = 32_768  # of the MLP: a prompt of 1500 tokens needs 400 MB at once, everything else is small
-ROOM_BYTES = 256 * MIB
+WIDE = 32_768  # size of the MLP: a prompt of 1500 tokens needs 400 MB at once, everything else little
+SPARE_BYTES = 256 * MIB
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def wide_model(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_an_allocation_that_is_refused_refuses_its_prompt_and_harms_nobody(launch: Launch, wide_model: Path) -> None:
+def test_a_refused_allocation_fails_only_its_prompt(launch: Launch, wide_model: Path) -> None:
     whole_prompts = ("--max-batch-tokens", "4096", "--target-inter-token-latency", "1000")
     server = launch("--model-name", str(wide_model), "--dtype", "float32", *whole_prompts)
     shard = psutil.Process(server.pids["shard-0"])
@@ -115,7 +115,7 @@ def test_an_allocation_that_is_refused_refuses_its_prompt_and_harms_nobody(launc
         expected = generate(channel, "Once", 200)
         stream = open_stream(channel, 200)
         frames = [next(stream), next(stream)]
-        limit = shard.memory_info().vms + ROOM_BYTES
+        limit = shard.memory_info().vms + SPARE_BYTES
         shard.rlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
 
         with pytest.raises(grpc.RpcError) as raised:

@@ -1,4 +1,4 @@
-"""Shard processes, driven over their sockets as a front-end drives them."""
+"""Shard processes, driven over their sockets as by a front-end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from driving import expected_tokens, submit
 from shards import DEADLINE_S, Session, Shards, make_run, wait_until
 from tgis_server.wire import shard_pb2 as pb
 
-CLOCK_TICK_S = 0.01  # the begin of a process is known to one
+CLOCK_TICK_S = 0.01  # resolution of the start time of a process
 
 
 def test_a_leader_generates_over_its_session(tmp_path):
@@ -75,7 +75,7 @@ def test_a_second_session_is_refused_while_the_first_is_open(tmp_path):
         assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
-def test_a_step_out_of_memory_fails_its_prefills_only(tmp_path):
+def test_a_step_out_of_memory_fails_only_its_prefills(tmp_path):
     with Shards(make_run(tmp_path, fault="shard0:oom@step3", rehearse_step_ms=20)) as shards, shards.stub() as stub:
         shards.wait_until_serving()
         session = Session(stub)
@@ -101,7 +101,7 @@ def test_sigterm_ends_leader_and_followers_cleanly(tmp_path):
         assert [process.wait(DEADLINE_S) for process in shards.processes] == [0, 0]
 
 
-def test_a_follower_that_loses_its_leader_says_so_as_a_consequence(tmp_path):
+def test_a_follower_that_loses_its_leader_reports_a_secondary_failure(tmp_path):
     with Shards(make_run(tmp_path, num_shard=2)) as shards:
         shards.wait_until_serving()
 
@@ -113,7 +113,7 @@ def test_a_follower_that_loses_its_leader_says_so_as_a_consequence(tmp_path):
         assert record["sentence"] == "The leader shard is gone."
 
 
-def test_the_failure_of_a_leader_is_no_orderly_end_for_its_followers(tmp_path):
+def test_followers_fail_when_their_leader_fails(tmp_path):
     with Shards(make_run(tmp_path, num_shard=2, fault="shard0:error@step2")) as shards, shards.stub() as stub:
         shards.wait_until_serving()
         session = Session(stub)
@@ -125,7 +125,7 @@ def test_the_failure_of_a_leader_is_no_orderly_end_for_its_followers(tmp_path):
         assert [record["is_secondary"] for record in records] == [False, True]
 
 
-def test_a_pool_smaller_than_the_warm_up_is_warmed_up_all_the_same(tmp_path):
+def test_a_pool_smaller_than_the_warm_up_can_be_warmed_up(tmp_path):
     with Shards(make_run(tmp_path, rehearse_kv_blocks=2)) as shards, shards.stub() as stub:
         shards.wait_until_serving()
         session = Session(stub)
@@ -144,7 +144,7 @@ def test_no_shard_outlives_the_holder_of_the_death_pipe(tmp_path):
         assert [process.wait(2) for process in shards.processes] == [70, 70]
 
 
-def test_an_uncaught_error_is_left_in_the_run_directory(tmp_path):
+def test_an_uncaught_error_is_recorded_in_the_run_directory(tmp_path):
     with Shards(make_run(tmp_path, fault="shard0:error@load")) as shards:
         assert shards.processes[0].wait(DEADLINE_S) == 5
 
@@ -153,7 +153,7 @@ def test_an_uncaught_error_is_left_in_the_run_directory(tmp_path):
         assert "faults.py" in (shards.run.errors_dir / "shard-0.log").read_text()
 
 
-def test_health_is_answered_while_a_step_hangs_and_shows_its_age(tmp_path):
+def test_health_reports_the_age_of_a_hanging_step(tmp_path):
     with Shards(make_run(tmp_path, fault="shard0:hang@step1")) as shards, shards.stub() as stub:
         shards.wait_until_serving()
         session = Session(stub)
@@ -163,21 +163,21 @@ def test_health_is_answered_while_a_step_hangs_and_shows_its_age(tmp_path):
         wait_until(lambda: shards.health().step_age_s > 0.2, "the age of the hung step to grow")
 
 
-def test_health_tells_the_phases_of_the_start_in_order(tmp_path):
-    began_at = time.monotonic()
+def test_health_reports_the_phases_of_the_start_in_order(tmp_path):
+    started_at = time.monotonic()
     with Shards(make_run(tmp_path, num_shard=2)) as shards:
         shards.wait_until_serving()
 
         phases = [shards.health(rank).phases for rank in range(2)]
 
     names = ["starting", "importing libraries", "pretending to read weights", "warming up", "serving"]
-    assert [[phase.name for phase in of_one] for of_one in phases] == [names] * 2
-    for of_one in phases:
-        times = [began_at - CLOCK_TICK_S, *(phase.started_at_s for phase in of_one), time.monotonic()]
+    assert [[phase.name for phase in of_rank] for of_rank in phases] == [names] * 2
+    for of_rank in phases:
+        times = [started_at - CLOCK_TICK_S, *(phase.started_at_s for phase in of_rank), time.monotonic()]
         assert times == sorted(times)
 
 
-def test_info_is_refused_while_loading_and_true_afterwards(tmp_path):
+def test_info_describes_the_loaded_model(tmp_path):
     with Shards(make_run(tmp_path, num_shard=2)) as shards, shards.stub(1) as stub:
         shards.wait_until_serving()
 

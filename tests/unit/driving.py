@@ -1,4 +1,4 @@
-"""Drives scheduler and fake engine step by step, as the leader does, and knows by hand what must come out."""
+"""Drives the scheduler and a fake engine step by step, as the leader does, and computes the expected outcome."""
 
 from __future__ import annotations
 
@@ -67,19 +67,19 @@ def every(divisor: int) -> Grammar:
 
 
 def allowed_ids(grammar: Grammar, generated: Sequence_[int]) -> list[int]:
-    """Which ids may follow: it depends on how many tokens there are, and on the newest one."""
+    """The ids that may follow: they depend on the number of tokens and on the newest one."""
     first = len(generated) + (generated[-1] if generated else 0)
     return [i for i in range(VOCAB_SIZE) if (i + first) % int(grammar.text) == 0]
 
 
 def mask_of(grammar: Grammar, generated: Sequence_[int]) -> bytes:
-    """These ids as the engine takes them."""
+    """The allowed ids as a mask for the engine."""
     bits = sum(1 << i for i in allowed_ids(grammar, generated))
     return bits.to_bytes(-(-VOCAB_SIZE // 8), "little")
 
 
 def expected_tokens(request: Submit, eos_ids: Iterable[int] = (), rope_border: int | None = None) -> list[int]:
-    """What the fake engine's rule gives for a request, computed without an engine."""
+    """The tokens of a request by the fake engine's rule, computed without an engine."""
     adapter_number = sum(request.adapter.digest) if request.adapter else 0
     encoder = with_virtual(request.encoder_ids, request.num_encoder_virtual)
     encoder_total = sum(encoder) + len(encoder) * adapter_number
@@ -100,16 +100,16 @@ def expected_tokens(request: Submit, eos_ids: Iterable[int] = (), rope_border: i
 
 
 def with_virtual(token_ids: Iterable[int], num_virtual: int) -> list[int]:
-    """Token ids, the first of which are rows of a tuned prompt."""
+    """Token ids with the first ``num_virtual`` replaced by those of virtual rows."""
     return [virtual_id(i) if i < num_virtual else token_id for i, token_id in enumerate(token_ids)]
 
 
 @dataclass(frozen=True)
 class Load:
-    """What a step computes, as the fake engine counts it."""
+    """The work of a step, as the fake engine counts it."""
 
     num_tokens: int
-    num_products: int  # tokens times the keys of their row
+    num_products: int  # tokens times keys, summed over rows
 
 
 @dataclass(frozen=True)
@@ -117,13 +117,13 @@ class InFlight:
     """A launched step."""
 
     launched: FakeLaunched
-    broken: list[int]  # rows in which NaN is computed
+    not_finite: list[int]  # rows that compute NaN
     seconds: float
 
 
 @dataclass
 class Driver:
-    """A scheduler, a fake runner, and everything that came out of them."""
+    """A scheduler, a fake runner, and everything that they produced."""
 
     num_blocks: int = 32
     block_size: int = 4
@@ -136,20 +136,20 @@ class Driver:
     max_rows: int = 8
     max_padded_tokens: int = 256
     max_adapters: int = 2
-    staging_steps: int = 0  # how long an adapter takes
-    out_of_memory: Container[str] = ()  # moments (stepN, finishN); a repeated step always fits
+    staging_steps: int = 0  # that staging an adapter takes
+    out_of_memory: Container[str] = ()  # moments (stepN, finishN); repeated steps always fit
     depth: int = 1  # steps in flight
     target_s: float = math.inf
-    step_seconds: Callable[[Load], float] = lambda load: 0.0  # how long a step takes
+    step_seconds: Callable[[Load], float] = lambda load: 0.0  # duration of a step
     now: float = 0.0
-    not_finite: set[int] = field(default_factory=set)  # requests in whose rows NaN is computed from now on
+    not_finite: set[int] = field(default_factory=set)  # requests whose rows compute NaN from now on
     tokens: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
     reasons: dict[int, FinishReason] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
-    described: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))  # prompt tokens, from facts
+    described: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))  # prompt tokens, by details
     plans: list[StepPlan] = field(default_factory=list)
-    rows: list[list[int]] = field(default_factory=list)  # of each plan: the request of each row
-    seconds: list[float] = field(default_factory=list)  # of each plan
+    rows: list[list[int]] = field(default_factory=list)  # the request of each row, by plan
+    seconds: list[float] = field(default_factory=list)  # by plan
     results: list[StepResult] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -169,22 +169,22 @@ class Driver:
         self.runner = FakeRunner(vocab_size=VOCAB_SIZE, capacity=capacity, caps=caps)
         self._requests: dict[int, Submit] = {}
         self._in_flight: deque[InFlight] = deque()
-        self._staging: list[tuple[int, Adapter]] = []  # steps until it is staged
+        self._staging: list[tuple[int, Adapter]] = []  # steps left, adapter
         self._must_repeat = False
-        self.num_without_decodes = 0  # steps that passed over all rows that could have decoded
+        self.num_without_decodes = 0  # consecutive steps without any of the rows that could decode
 
     def apply(self, *messages: Submit | Cancel | Staged) -> None:
-        """Requests get this server's end tokens."""
+        """Apply messages; requests get this server's end tokens."""
         known = [replace(m, end_ids=self.eos_ids) if isinstance(m, Submit) else m for m in messages]
         self._requests |= {m.request_id: m for m in known if isinstance(m, Submit)}
         self.scheduler.apply(known)
 
     def load(self, plan: StepPlan) -> Load:
-        """What a launched step has computed."""
+        """The work of a launched step."""
         ends = [row.end for row in self.scheduler._in_flight[plan.step].rows]
         return Load(plan.total_tokens, sum(n * end for n, end in zip(plan.num_tokens, ends, strict=True)))
 
-    def _is_decode_passed_over(self, plan: StepPlan) -> bool:
+    def _skips_decodes(self, plan: StepPlan) -> bool:
         rows = self.scheduler._in_flight[plan.step].rows
         planned = {row.sequence for row in rows}
         return all(row.is_prefill for row in rows) and any(
@@ -196,18 +196,18 @@ class Driver:
         return sequence.is_rope_long or not sequence.exceeds(self.rope_border)
 
     def requests_of(self, plan: StepPlan) -> list[int]:
-        """Whose rows a plan has, right after it was made."""
+        """The requests of a plan's rows; to be called before its commit."""
         return [row.sequence.submit.request_id for row in self.scheduler._in_flight[plan.step].rows]
 
     def step(self) -> bool:
-        """Plan and launch a step, then commit so that at most ``depth - 1`` stay in flight; False when idle."""
+        """Plan and launch a step, then commit until at most ``depth - 1`` are in flight; False when idle."""
         self._stage()
         is_repeat, self._must_repeat = self._must_repeat, False
         plan = self.scheduler.plan(self.now, decode_only=is_repeat)
         if plan:
             self.plans.append(plan)
             self.rows.append(self.requests_of(plan))
-            self.num_without_decodes = self.num_without_decodes + 1 if self._is_decode_passed_over(plan) else 0
+            self.num_without_decodes = self.num_without_decodes + 1 if self._skips_decodes(plan) else 0
             self._run(plan, is_repeat=is_repeat)
         else:
             self._commit_all()
@@ -216,7 +216,7 @@ class Driver:
         return plan is not None
 
     def _run(self, plan: StepPlan, *, is_repeat: bool) -> None:
-        """As the leader does: masks of guided rows need the tokens of the step before."""
+        """Run a step as the leader does: masks of guided rows need the tokens of the previous step."""
         moments = (f"step{plan.step}", f"finish{plan.step}")
         moment = next((m for m in moments if m in self.out_of_memory and not is_repeat), None)
         self.runner._fault = Fault("shard-0", "oom", moment) if moment else None
@@ -236,8 +236,8 @@ class Driver:
             self._take(result)
             return
         self.seconds.append(self.step_seconds(self.load(plan)))
-        broken = [row for row, request_id in enumerate(self.rows[-1]) if request_id in self.not_finite]
-        self._in_flight.append(InFlight(launched, broken, self.seconds[-1]))
+        not_finite = [row for row, request_id in enumerate(self.rows[-1]) if request_id in self.not_finite]
+        self._in_flight.append(InFlight(launched, not_finite, self.seconds[-1]))
         if self.depth == 1:
             self._commit()
 
@@ -253,8 +253,8 @@ class Driver:
         step = self._in_flight.popleft()
         self.now += step.seconds
         tokens = self.runner.collect(step.launched)
-        if step.broken:
-            tokens = replace(tokens, not_finite=step.broken)
+        if step.not_finite:
+            tokens = replace(tokens, not_finite=step.not_finite)
         self._take(self.scheduler.commit(step.launched.plan, tokens, self.now))
 
     def _commit_all(self) -> None:
@@ -262,7 +262,7 @@ class Driver:
             self._commit()
 
     def _stage(self) -> None:
-        """Ask for adapters, and answer for those whose time has come."""
+        """Start staging requested adapters, and report those that are done."""
         self._staging += [(self.staging_steps, needed) for needed in self.scheduler.take_staging_requests()]
         for steps, needed in self._staging:
             if steps == 0:
@@ -305,7 +305,7 @@ class Driver:
 
     @property
     def encoded(self) -> list[list[int]]:
-        """Of each plan: the slots whose encoder ran."""
+        """The slots whose encoder ran, by plan."""
         return [plan.encode for plan in self.plans]
 
     @property
@@ -313,7 +313,7 @@ class Driver:
         return self.scheduler._slots.running
 
     def assert_blocks_balanced(self) -> None:
-        """Nothing is held any more: blocks, rows, slots, places, encodings under way."""
+        """Check that no blocks, rows, slots, places or encodings are held."""
         slots, memory = self.scheduler._slots, self.scheduler._slots.memory
         assert self.scheduler.num_used_blocks == 0
         assert sorted(slots._free) == list(range(self.scheduler.limits.max_batch_size))
@@ -325,7 +325,7 @@ class Driver:
             assert memory._lengths == []
 
     def assert_memory_is_sound(self) -> None:
-        """What must hold after every step."""
+        """Check what must hold after every step."""
         memory = self.scheduler._slots.memory
         if isinstance(memory, PagedMemory):
             self._assert_no_block_owned_twice(memory)
@@ -335,7 +335,7 @@ class Driver:
             assert len(self.running) <= self.max_rows
 
     def _assert_no_block_owned_twice(self, memory: PagedMemory) -> None:
-        """Every owned block is referenced exactly as often as it stands in tables, and no table holds it twice."""
+        """Check that each block's ref count is its number of tables, and that no table has it twice."""
         pool, counts = memory.pool, defaultdict(int)
         for sequence in self.running:
             blocks = [*sequence.blocks, *sequence.cross_blocks]
@@ -348,10 +348,10 @@ class Driver:
         assert set(pool._free) == {block for block in range(pool.num_blocks) if not counts[block]}
 
     def assert_plan_is_allowed(self) -> None:
-        """The newest plan keeps to the step's budget and to what the engine can."""
+        """Check that the newest plan respects the budget and the engine's capabilities."""
         plan, caps = self.plans[-1], self.caps
         num_encoded = sum(len(new.encoder_ids) for new in plan.new)
         is_whole = bool(plan.encode) or not caps.chunked_prefill
         assert plan.total_tokens + num_encoded <= self.max_batch_tokens or (plan.num_rows == 1 and is_whole)
         assert {new.slot for new in plan.new if new.encoder_ids} == set(plan.encode)
-        assert self.num_without_decodes <= 1, "decode rows wait for more than one step of somebody's prefill"
+        assert self.num_without_decodes <= 1, "decode rows waited for more than one step of prefill"

@@ -1,4 +1,4 @@
-"""The scheduler decides who runs next; these are its rules."""
+"""The rules by which the scheduler plans steps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_request_is_prefilled_then_decoded_to_its_limit():
     assert driver.reasons[1] is FinishReason.MAX_TOKENS
 
 
-def test_a_prompt_beyond_the_budget_is_prefilled_in_chunks_and_samples_after_the_last():
+def test_a_prompt_beyond_the_budget_is_prefilled_in_chunks_and_samples_with_the_last():
     driver = Driver(max_batch_tokens=4)
     driver.apply(submit(1, prompt=10, max_new_tokens=1))
 
@@ -88,7 +88,7 @@ def test_a_short_prompt_does_not_wait_for_a_long_one():
     assert [plan.num_tokens for plan in driver.plans] == [[16], [8, 3]]
 
 
-def test_of_long_prompts_the_oldest_goes_on_in_every_step_and_the_others_shortest_first():
+def test_the_oldest_long_prompt_has_a_chunk_in_every_step_and_the_others_go_shortest_first():
     driver = Driver(num_blocks=256, max_batch_tokens=16, prefix_cache=False)
     driver.apply(submit(1, prompt=400, max_new_tokens=1), submit(2, prompt=100, max_new_tokens=1))
     driver.step()
@@ -101,7 +101,7 @@ def test_of_long_prompts_the_oldest_goes_on_in_every_step_and_the_others_shortes
     assert list(driver.reasons) == [4, 3, 2]
 
 
-def test_a_short_prompt_does_not_wait_behind_long_ones_that_wait():
+def test_a_short_prompt_does_not_wait_behind_long_prompts_in_progress():
     driver = Driver(num_blocks=256, max_batch_tokens=16, prefix_cache=False)
     driver.apply(*[submit(i, prompt=200, max_new_tokens=1) for i in range(3)])
     for _ in range(3):
@@ -113,7 +113,7 @@ def test_a_short_prompt_does_not_wait_behind_long_ones_that_wait():
     assert driver.rows[-1] == [0, 3, 1]
 
 
-def test_chunks_are_powers_of_two_but_for_the_last():
+def test_chunks_except_the_last_are_powers_of_two():
     driver = Driver(num_blocks=64, max_batch_tokens=27, prefix_cache=False)
     driver.apply(submit(1, prompt=70, max_new_tokens=1))
 
@@ -134,7 +134,7 @@ def test_sequences_that_never_need_another_block_reserve_none():
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-def test_a_request_in_which_nan_is_computed_fails_alone(depth):
+def test_only_the_request_that_computes_nan_fails(depth):
     driver = Driver(depth=depth, not_finite={2})
     driver.apply(*[submit(i, max_new_tokens=5) for i in (1, 2, 3)])
 
@@ -146,7 +146,7 @@ def test_a_request_in_which_nan_is_computed_fails_alone(depth):
     driver.assert_blocks_balanced()
 
 
-def test_blocks_in_which_nan_was_computed_are_not_found_by_others():
+def test_blocks_of_a_step_that_computed_nan_are_not_shared():
     driver = Driver(block_size=4, max_batch_tokens=8)
     driver.apply(submit(1, list(range(30))))
     driver.step()
@@ -157,7 +157,7 @@ def test_blocks_in_which_nan_was_computed_are_not_found_by_others():
     driver.apply(submit(2, list(range(30))))
     driver.run_until_idle()
 
-    assert driver.cached_tokens == 8  # of the step before
+    assert driver.cached_tokens == 8  # of the previous step
     assert driver.tokens[2] == expected_tokens(submit(2, list(range(30))))
 
 
@@ -187,7 +187,7 @@ def test_a_finished_sequence_frees_its_blocks_before_the_next_plan():
     driver.assert_blocks_balanced()
 
 
-def test_a_request_that_could_never_fit_is_refused_at_the_door():
+def test_a_request_that_could_never_fit_is_refused_at_once():
     driver = Driver(num_blocks=2, block_size=4)
 
     driver.apply(submit(1, prompt=8, max_new_tokens=2))
@@ -197,7 +197,7 @@ def test_a_request_that_could_never_fit_is_refused_at_the_door():
     assert driver.plans == []
 
 
-def test_the_last_generated_token_needs_no_room():
+def test_the_last_generated_token_needs_no_block():
     driver = Driver(num_blocks=2, block_size=4)
     driver.apply(submit(1, prompt=7, max_new_tokens=2))
 
@@ -207,7 +207,7 @@ def test_the_last_generated_token_needs_no_room():
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-def test_an_exhausted_pool_preempts_the_youngest_and_repeats_nothing(depth):
+def test_an_exhausted_pool_preempts_the_youngest_and_no_token_is_repeated(depth):
     driver = Driver(num_blocks=8, block_size=2, depth=depth)
     requests = [submit(i, prompt=3, max_new_tokens=8) for i in (1, 2, 3)]
     driver.apply(*requests)
@@ -232,7 +232,7 @@ def test_a_preempted_sequence_keeps_the_border_between_prompt_and_output():
     assert all(new.prompt_length == 3 and len(new.token_ids) > 3 for new in resumed)
 
 
-def test_a_preempted_sequence_returns_before_those_that_came_later():
+def test_a_preempted_sequence_resumes_before_later_arrivals():
     driver = Driver(num_blocks=8, block_size=2, max_batch_size=2)
     driver.apply(*[submit(i, prompt=4, max_new_tokens=9) for i in (1, 2, 3)])
 
@@ -241,10 +241,10 @@ def test_a_preempted_sequence_returns_before_those_that_came_later():
     first_ends = next(i for i, result in enumerate(driver.results) if FinishReason.MAX_TOKENS in result.finish_reasons)
     third_starts = next(i for i, result in enumerate(driver.results) if 3 in dict(result.started))
     assert driver.preemptions > 0
-    assert third_starts > first_ends  # the room that the second gave up was not for the third
+    assert third_starts > first_ends  # the third did not get the blocks that the second released
 
 
-def test_only_blocks_that_a_step_has_computed_can_be_found():
+def test_only_computed_blocks_are_shared():
     driver = Driver(block_size=2, max_batch_tokens=5)
     driver.apply(submit(1, prompt=10))
 
@@ -255,7 +255,7 @@ def test_only_blocks_that_a_step_has_computed_can_be_found():
     assert driver.cached_tokens == 4
 
 
-def test_a_common_beginning_is_computed_once():
+def test_a_common_prefix_is_computed_once():
     driver = Driver(block_size=4)
     common = list(range(10))
     first, second = submit(1, [*common, 11]), submit(2, [*common, 12])
@@ -281,7 +281,7 @@ def test_a_prefix_hit_always_leaves_the_last_prompt_token_to_compute():
     assert driver.tokens[2] == driver.tokens[1]
 
 
-def test_generated_tokens_serve_the_prefix_cache_too():
+def test_generated_tokens_enter_the_prefix_cache():
     driver = Driver(block_size=4)
     first = submit(1, prompt=4, max_new_tokens=6)
     driver.apply(first)
@@ -293,7 +293,7 @@ def test_generated_tokens_serve_the_prefix_cache_too():
     assert driver.cached_tokens == 8
 
 
-def test_a_sequence_that_outgrows_the_rope_border_is_computed_anew_in_the_same_step():
+def test_a_sequence_that_outgrows_the_rope_border_is_recomputed_in_the_same_step():
     driver = Driver(rope_border=8)
     request = submit(1, prompt=7, max_new_tokens=4)
     driver.apply(request)
@@ -303,10 +303,10 @@ def test_a_sequence_that_outgrows_the_rope_border_is_computed_anew_in_the_same_s
     assert [plan.num_tokens for plan in driver.plans] == [[7], [1], [9], [1]]
     assert [new.is_rope_long for plan in driver.plans for new in plan.new] == [False, True]
     assert driver.tokens[1] == expected_tokens(request, rope_border=8)
-    assert driver.preemptions == 0  # that would be lack of blocks
+    assert driver.preemptions == 0  # only those for lack of blocks count
 
 
-def test_planned_ahead_a_sequence_that_outgrows_the_rope_border_waits_for_its_newest_token():
+def test_when_planning_ahead_a_sequence_that_outgrows_the_rope_border_waits_for_its_newest_token():
     driver = Driver(rope_border=8, depth=2)
     requests = submit(1, prompt=7, max_new_tokens=4), submit(2, prompt=3, max_new_tokens=4)
     driver.apply(*requests)
@@ -317,7 +317,7 @@ def test_planned_ahead_a_sequence_that_outgrows_the_rope_border_waits_for_its_ne
     assert [driver.tokens[r.request_id] for r in requests] == [expected_tokens(r, rope_border=8) for r in requests]
 
 
-def test_a_prompt_beyond_the_rope_border_finds_no_blocks_of_one_within_it():
+def test_prompts_within_and_beyond_the_rope_border_share_no_blocks():
     driver = Driver(block_size=4, rope_border=8)
     driver.apply(submit(1, prompt=list(range(8)), max_new_tokens=1))
     driver.run_until_idle()
@@ -339,7 +339,7 @@ def test_a_prompt_beyond_the_rope_border_finds_no_blocks_of_one_within_it():
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_the_same_tokens_share_nothing_where_keys_and_values_depend_on_something_else(other, is_encoded_again):
+def test_equal_tokens_share_nothing_if_anything_else_differs_that_keys_and_values_depend_on(other, is_encoded_again):
     driver = Driver(block_size=4)
     driver.apply(submit(1, list(range(9)), encoder=[5]))
     driver.run_until_idle()
@@ -353,7 +353,7 @@ def test_the_same_tokens_share_nothing_where_keys_and_values_depend_on_something
     assert driver.tokens[2] == expected_tokens(request)
 
 
-def test_a_request_for_pieces_of_its_input_takes_hits():
+def test_a_request_for_input_tokens_without_details_uses_the_prefix_cache():
     driver = Driver(block_size=4)
     driver.apply(submit(1, list(range(9))))
     driver.run_until_idle()
@@ -364,7 +364,7 @@ def test_a_request_for_pieces_of_its_input_takes_hits():
     assert driver.cached_tokens == 8
 
 
-def test_a_request_for_input_details_takes_no_hits():
+def test_a_request_for_input_details_does_not_use_the_prefix_cache():
     driver = Driver(block_size=4)
     driver.apply(submit(1, list(range(9))))
     driver.run_until_idle()
@@ -381,7 +381,7 @@ def test_cached_blocks_are_evicted_least_recently_used_first():
     for request in (submit(1, [1, 2, 3], 1), submit(2, [4, 5, 6], 1), submit(3, [1, 2, 3], 1)):
         driver.apply(request)
         driver.run_until_idle()
-    driver.apply(submit(4, prompt=10, max_new_tokens=1))  # takes all but one block: only the latest used one stays
+    driver.apply(submit(4, prompt=10, max_new_tokens=1))  # takes all blocks but the most recently used one
     driver.run_until_idle()
     hits_before = driver.cached_tokens
 
@@ -402,7 +402,7 @@ def test_cancelling_a_running_request_frees_its_slot_and_blocks_at_once():
     assert driver.scheduler.num_running == 0
 
 
-def test_a_cancel_that_leaves_nothing_to_compute_is_news_all_the_same():
+def test_a_cancel_that_leaves_nothing_to_compute_is_still_reported():
     driver = Driver()
     driver.apply(submit(1, max_new_tokens=50))
     driver.step()
@@ -504,7 +504,7 @@ def test_a_deadline_that_passes_while_running_keeps_the_tokens_so_far():
     assert len(driver.tokens[1]) == 2
 
 
-def test_deadlines_of_requests_that_are_over_do_not_pile_up():
+def test_deadlines_of_ended_requests_do_not_accumulate():
     driver = Driver()
 
     for request_id in range(5 * MIN_SWEEP):
@@ -514,7 +514,7 @@ def test_deadlines_of_requests_that_are_over_do_not_pile_up():
 
 
 @pytest.mark.parametrize("max_new_tokens", [2, 30])
-def test_a_deadline_beats_the_end_of_sequence_and_the_limit(max_new_tokens):
+def test_a_deadline_takes_precedence_over_end_of_sequence_and_token_limit(max_new_tokens):
     request = submit(1, max_new_tokens=max_new_tokens, deadline=5.0)
     driver = Driver(eos_ids=frozenset({expected_tokens(request)[1]}))
     driver.apply(request)
@@ -543,7 +543,7 @@ def test_a_step_that_does_not_fit_fails_its_prefills_and_repeats_its_decodes(dep
     driver.assert_blocks_balanced()
 
 
-def test_plans_say_which_slots_to_forget_before_they_are_used_again():
+def test_plans_free_slots_before_they_are_reused():
     driver = Driver(max_batch_size=1)
     driver.apply(submit(1, max_new_tokens=1), submit(2, max_new_tokens=1))
 
@@ -552,7 +552,7 @@ def test_plans_say_which_slots_to_forget_before_they_are_used_again():
     assert [(plan.free, [new.slot for new in plan.new]) for plan in driver.plans] == [([], [0]), ([0], [0])]
 
 
-def test_results_carry_starting_times_and_statistics():
+def test_results_contain_start_times_and_statistics():
     driver = Driver(max_batch_size=1)
     driver.apply(submit(1, prompt=3, max_new_tokens=1), submit(2, prompt=2, max_new_tokens=1))
     driver.now = 2.5

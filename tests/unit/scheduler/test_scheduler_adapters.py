@@ -1,4 +1,4 @@
-"""Adapters: a request waits until every rank has read its adapter, and until that has a place."""
+"""Adapters: a request waits until every rank has read its adapter, and until the adapter has a place."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from driving import Driver, adapter, expected_tokens, submit
 from tgis_server.wire.messages import NO_ADAPTER, Activation, Cancel, FinishReason, Staged
 
 
-def test_an_adapter_is_asked_for_once_and_its_requests_wait_while_others_pass():
+def test_an_adapter_is_staged_once_and_only_its_requests_wait():
     driver = Driver(staging_steps=3)
     driver.apply(*[submit(i, adapter=adapter("a")) for i in (1, 2)], submit(3))
 
@@ -29,7 +29,7 @@ def test_a_scheduler_whose_requests_all_wait_for_adapters_is_idle():
     assert not driver.scheduler.is_idle
 
 
-def test_a_failed_staging_fails_who_waited_for_it_and_the_next_request_asks_again():
+def test_failed_staging_fails_the_waiting_requests_and_is_retried_for_the_next():
     driver = Driver()
     driver.apply(submit(1, adapter=adapter("broken")), submit(2))
     driver.run_until_idle()
@@ -42,7 +42,7 @@ def test_a_failed_staging_fails_who_waited_for_it_and_the_next_request_asks_agai
     assert driver.scheduler.take_staging_requests() == [adapter("broken")]
 
 
-def test_a_deadline_that_passes_while_an_adapter_is_read_ends_the_request_on_an_idle_server():
+def test_a_deadline_that_passes_during_staging_ends_the_request_on_an_idle_server():
     driver = Driver(staging_steps=100)
     driver.apply(submit(1, deadline=5.0, adapter=adapter("a")))
     driver.step()
@@ -53,7 +53,7 @@ def test_a_deadline_that_passes_while_an_adapter_is_read_ends_the_request_on_an_
     assert driver.reasons == {1: FinishReason.TIME_LIMIT}
 
 
-def test_an_adapter_that_nobody_needs_any_more_is_not_asked_for():
+def test_an_adapter_that_is_no_longer_needed_is_not_staged():
     driver = Driver()
 
     driver.apply(submit(1, adapter=adapter("a")), Cancel(1))
@@ -63,7 +63,7 @@ def test_an_adapter_that_nobody_needs_any_more_is_not_asked_for():
     assert driver.scheduler.take_staging_requests() == [adapter("a")]
 
 
-def test_an_adapter_is_activated_with_its_first_request_and_stays_until_its_place_is_needed():
+def test_an_adapter_is_activated_with_its_first_request_and_keeps_its_place_until_it_is_needed():
     driver = Driver(max_adapters=2)
     for request_id, name in enumerate(["a", "b", "a", "c", "b"]):
         driver.apply(submit(request_id, max_new_tokens=1, adapter=adapter(name)))

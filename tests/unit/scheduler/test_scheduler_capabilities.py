@@ -1,4 +1,4 @@
-"""Engines that cannot do everything: rows instead of pages, whole prompts, steps of one kind; and guided rows."""
+"""Engines without some capabilities: rows instead of blocks, whole prompts, unmixed steps; and guided rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ depths = pytest.mark.parametrize("depth", [1, 2])
 ROWS = RunnerCaps(memory="rows", chunked_prefill=False, mixed_steps=False, prefix_cache=False)
 
 
-def test_limits_follow_from_what_an_engine_can_and_has_room_for():
+def test_limits_follow_from_capabilities_and_capacity():
     capacity = Capacity(num_blocks=0, block_size=0, max_sequence_length=64, max_rows=4, max_padded_tokens=256)
 
     limits = SchedulerLimits.of(ROWS, capacity, max_batch_size=8, max_batch_tokens=512, prefix_cache=True)
@@ -26,7 +26,7 @@ def test_limits_follow_from_what_an_engine_can_and_has_room_for():
 
 
 @depths
-def test_an_engine_with_rows_serves_as_many_as_the_longest_one_leaves_room_for(depth):
+def test_an_engine_with_rows_serves_as_many_sequences_as_fit_beside_the_longest(depth):
     driver = Driver(caps=ROWS, max_padded_tokens=40, depth=depth)
     requests = [submit(i, prompt=3, max_new_tokens=8) for i in range(6)]  # ten tokens each are reserved
     driver.apply(*requests, submit(7, prompt=10, max_new_tokens=11))
@@ -50,7 +50,7 @@ def test_a_request_longer_than_all_rows_together_is_refused():
 
 
 @depths
-def test_steps_of_one_kind_take_turns_while_there_is_something_of_both(depth):
+def test_unmixed_steps_take_turns_while_there_are_both_kinds_of_rows(depth):
     driver = Driver(caps=RunnerCaps(mixed_steps=False), max_batch_tokens=4, depth=depth)
     driver.apply(submit(1, prompt=2, max_new_tokens=9))
     driver.step()
@@ -61,7 +61,7 @@ def test_steps_of_one_kind_take_turns_while_there_is_something_of_both(depth):
     assert driver.rows[:6] == [[1], [1], [2], [1], [2], [1, 2]]
 
 
-def test_prompts_that_are_not_cut_share_a_step_as_far_as_they_fit_and_longer_ones_have_one_alone():
+def test_whole_prompts_share_a_step_if_they_fit_and_run_alone_if_not():
     driver = Driver(caps=RunnerCaps(chunked_prefill=False), max_batch_tokens=8)
     requests = [submit(1, 5), submit(2, 3), submit(3, 12), submit(4, 2)]
     driver.apply(*requests)
@@ -90,7 +90,7 @@ def test_guided_rows_are_planned_ahead_and_get_the_mask_of_their_newest_token(de
     assert driver.tokens[1] != expected_tokens(submit(1, max_new_tokens=8))
 
 
-def test_guided_rows_of_a_plan_are_those_that_sample():
+def test_only_rows_that_sample_are_guided_rows():
     driver = Driver(max_batch_tokens=8)
     driver.apply(submit(1, prompt=1), submit(2, prompt=1, grammar=every(3)), submit(3, prompt=30, grammar=every(3)))
 
@@ -100,7 +100,7 @@ def test_guided_rows_of_a_plan_are_those_that_sample():
     assert driver.scheduler.guided_rows(plan) == [(1, 2)]
 
 
-def test_prompts_that_wait_are_not_copied():
+def test_waiting_prompts_are_not_copied():
     scheduler = Scheduler(SchedulerLimits(num_blocks=100_000, block_size=16, max_batch_size=1, max_batch_tokens=1024))
     num_tokens, num_prompts = 100_000, 8
     prompts = [pack_ids(range(num_tokens)) for _ in range(num_prompts)]
@@ -114,5 +114,5 @@ def test_prompts_that_wait_are_not_copied():
     finally:
         tracemalloc.stop()
 
-    # The requests hold the only copy of those that wait; the one with a slot has its own, and a table of blocks.
+    # Only the sequence with a slot has a copy of its prompt, and a block table.
     assert peak_bytes < 2 * 4 * num_tokens

@@ -1,4 +1,4 @@
-"""Encoder-decoder models: the encoder's keys and values live in blocks of the pool and are written once."""
+"""Encoder-decoder models: the encoder's keys and values are written once, into blocks of the pool."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_equal_encodings_are_shared_once_their_step_is_committed(depth):
 
 
 @depths
-def test_who_waits_for_an_encoding_encodes_itself_when_that_comes_to_nothing(depth):
+def test_a_sequence_that_waits_for_an_encoding_encodes_itself_if_that_fails(depth):
     driver = Driver(block_size=4, depth=depth, out_of_memory=["step1"])
     second = submit(2, 1, encoder=SOURCE)
     driver.apply(submit(1, 1, encoder=SOURCE), second)
@@ -58,7 +58,7 @@ def test_who_waits_for_an_encoding_encodes_itself_when_that_comes_to_nothing(dep
 
 
 @depths
-def test_a_preempted_sequence_is_encoded_again_where_its_blocks_are_gone(depth):
+def test_a_preempted_sequence_is_encoded_again_if_its_blocks_were_reused(depth):
     driver = Driver(num_blocks=10, block_size=2, depth=depth, prefix_cache=False)
     requests = [submit(i, prompt=1, max_new_tokens=9, encoder=4) for i in (1, 2)]
     driver.apply(*requests)
@@ -71,7 +71,7 @@ def test_a_preempted_sequence_is_encoded_again_where_its_blocks_are_gone(depth):
     driver.assert_blocks_balanced()
 
 
-def test_without_a_prefix_cache_an_encoding_is_shared_only_while_somebody_holds_it():
+def test_without_a_prefix_cache_an_encoding_is_shared_only_while_it_is_in_use():
     driver = Driver(prefix_cache=False)
     for request_id in (1, 2):
         driver.apply(submit(request_id, 1, 2, encoder=SOURCE))
@@ -80,7 +80,7 @@ def test_without_a_prefix_cache_an_encoding_is_shared_only_while_somebody_holds_
     assert sum(map(len, driver.encoded)) == 2
 
 
-def test_the_encoding_of_a_cancelled_request_is_published_for_nobody():
+def test_the_encoding_of_a_cancelled_request_is_not_published():
     driver = Driver(depth=2)
     driver.apply(submit(1, 1, 9, encoder=SOURCE))
     driver.step()
@@ -92,7 +92,7 @@ def test_the_encoding_of_a_cancelled_request_is_published_for_nobody():
     assert [len(slots) for slots in driver.encoded[:2]] == [1, 1]
 
 
-def test_an_encoder_beyond_the_budget_runs_in_a_step_of_its_own_between_steps_of_the_others():
+def test_an_encoder_beyond_the_budget_runs_alone_in_a_step_between_those_of_others():
     driver = Driver(max_batch_tokens=8)
     driver.apply(submit(1, prompt=2, max_new_tokens=20))
     driver.step()
@@ -104,7 +104,7 @@ def test_an_encoder_beyond_the_budget_runs_in_a_step_of_its_own_between_steps_of
     assert driver.rows == [[1], [1], [2], [1, 2]]
 
 
-def test_the_tokens_of_encoders_count_in_the_budget_and_in_what_a_step_is_expected_to_take():
+def test_encoder_tokens_count_in_the_budget_and_in_the_predicted_time():
     driver = Driver(max_batch_tokens=16)
     for num_tokens in (1, 2, 4, 8):
         load = StepLoad()
@@ -119,7 +119,7 @@ def test_the_tokens_of_encoders_count_in_the_budget_and_in_what_a_step_is_expect
     assert driver.results[0].stats.prefill_tokens == 11
 
 
-def test_what_an_encoder_needs_counts_in_whether_a_request_can_be_served():
+def test_encoder_blocks_count_in_whether_a_request_can_be_served():
     driver = Driver(num_blocks=4, block_size=4)
 
     driver.apply(submit(1, prompt=4, max_new_tokens=5, encoder=9))
@@ -128,7 +128,7 @@ def test_what_an_encoder_needs_counts_in_whether_a_request_can_be_served():
     assert driver.failures == {1: "13 input and 5 new tokens need 5 KV blocks, but the server has 4"}
 
 
-def test_a_decoder_prompt_that_does_not_fit_beside_its_encoder_begins_with_one_token():
+def test_a_decoder_prompt_that_does_not_fit_with_its_encoder_begins_with_one_token():
     driver = Driver(max_batch_tokens=8)
     request = submit(1, prompt=7, max_new_tokens=1, encoder=6)
     driver.apply(request)

@@ -1,7 +1,7 @@
-"""What must hold for every load, engine, pool size and budget, at one and two steps in flight.
+"""What must hold for every load, engine, pool size and budget, with one and two steps in flight.
 
-Loads are random, each from its seed; a failure tells the seed. ``TGIS_SCHEDULER_RUNS=18000`` looks at so many of them;
-by default they are few, and always the same.
+Loads are random, each from a seed, which a failure reports. ``TGIS_SCHEDULER_RUNS=18000`` runs that many; the default
+is a few, always the same.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tgis_server.wire.messages import Cancel, FinishReason, Submit, Wanted
 RUNS = int(os.environ.get("TGIS_SCHEDULER_RUNS", "400"))
 NUM_STEPS = 31  # of a timetable
 MOMENTS = [f"{half}{step}" for half in ("step", "finish") for step in range(20)]
-ENCODERS = [(), (), range(1), range(6), range(13), range(20, 24)]  # few, so that they are shared
+ENCODERS = [(), (), range(1), range(6), range(13), range(20, 24)]  # few, so that requests share them
 ADAPTERS = [None, None, *map(adapter, ("a", "b", "c", "broken"))]
 GRAMMARS = [None, None, *map(every, (1, 3, 20))]
 SALTS = [b"", b"", b"salt"]
@@ -29,7 +29,7 @@ SALTS = [b"", b"", b"salt"]
 
 @dataclass
 class Load:
-    """A server, what happens to it, and when which request arrives."""
+    """A server, the events that it has to handle, and the requests with the steps at which they arrive."""
 
     server: dict[str, Any]
     depth: int
@@ -59,7 +59,7 @@ def random_load(random: Random) -> Load:
 
 
 def random_server(random: Random) -> dict[str, Any]:
-    """Arguments of a ``Driver``: any engine, any size."""
+    """Arguments of a ``Driver`` for any engine and size."""
     caps = RunnerCaps(
         memory=random.choice(["paged", "paged", "paged", "rows"]),
         chunked_prefill=random.random() < 0.7,
@@ -118,7 +118,7 @@ def for_random_loads(share: float) -> Callable[[Callable[[Load], None]], Callabl
 
 
 def drive(driver: Driver, load: Load, *, cancels: dict[int, int] | None = None) -> None:
-    """Run the timetable to the end, checking after every step what must hold at any time."""
+    """Run the timetable to the end, checking the invariants after every step."""
     for step in range(NUM_STEPS):
         driver.apply(*[request for at, request in load.timetable if at == step])
         driver.apply(*[Cancel(request_id) for request_id, at in (cancels or {}).items() if at == step])
@@ -129,7 +129,7 @@ def drive(driver: Driver, load: Load, *, cancels: dict[int, int] | None = None) 
 
 
 @for_random_loads(2 / 3)
-def test_every_accepted_request_finishes_with_its_own_tokens_and_nothing_stays_held(load: Load) -> None:
+def test_every_accepted_request_finishes_with_its_own_tokens_and_everything_is_released(load: Load) -> None:
     driver = load.driver(out_of_memory=load.out_of_memory, step_seconds=lambda _: 1.0)
     load.timetable = [(at, replace(r, deadline=load.deadlines.get(r.request_id))) for at, r in load.timetable]
 
@@ -164,8 +164,8 @@ def test_a_cached_prefix_changes_no_output(load: Load) -> None:
 
 
 @for_random_loads(1 / 6)
-def test_nobody_is_overtaken_more_often_than_the_limit_and_nobody_starves(load: Load) -> None:
-    driver = load.driver(staging_steps=0)  # else one waits beside the queue
+def test_no_request_starves_or_is_overtaken_more_often_than_the_limit(load: Load) -> None:
+    driver = load.driver(staging_steps=0)  # otherwise some wait outside the queue
 
     with patch.object(waiting, "MAX_OVERTAKEN", 2):
         drive(driver, load)
@@ -173,6 +173,6 @@ def test_nobody_is_overtaken_more_often_than_the_limit_and_nobody_starves(load: 
     arrivals = [request.request_id for _, request in sorted(load.timetable, key=lambda pair: pair[0])]
     started = [request_id for result in driver.results for request_id, _ in result.started]
     assert set(started) == set(arrivals) - set(driver.failures)
-    for place, request_id in enumerate(started):
+    for position, request_id in enumerate(started):
         later = set(arrivals[arrivals.index(request_id) :])
-        assert len(later.intersection(started[:place])) <= 2
+        assert len(later.intersection(started[:position])) <= 2

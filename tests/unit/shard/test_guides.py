@@ -1,4 +1,4 @@
-"""Guided requests on the leader: with a rule that can be computed by hand, and with llguidance's guides alone."""
+"""Guided requests on the leader, with a rule that can be computed by hand; and llguidance's guides."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEMO_MODEL = Path(__file__).resolve().parents[3] / "server" / "tgis_server" / "d
 
 
 class EveryGuide:
-    """Follows ``every``, and fails after so many tokens."""
+    """Follows ``every``, and fails after ``fails_after`` tokens."""
 
     def __init__(self, grammar: Grammar, fails_after: int) -> None:
         self.grammar, self.fails_after = grammar, fails_after
@@ -32,13 +32,13 @@ class EveryGuide:
     def advance(self, token_id: int) -> None:
         self.generated.append(token_id)
         if len(self.generated) == self.fails_after:
-            raise GuideError("the rule is over")
+            raise GuideError("the rule has ended")
 
 
 def compile_every(request: Submit) -> Guide:
     assert request.grammar
     if request.grammar.kind == "wrong":
-        raise GuideError("the rule is none")
+        raise GuideError("the rule is invalid")
     return EveryGuide(request.grammar, fails_after=2 if request.grammar.kind == "ends" else 100)
 
 
@@ -46,7 +46,7 @@ BOTH_DEPTHS = pytest.mark.parametrize("plan_ahead", [False, True], ids=["one-ste
 
 
 @BOTH_DEPTHS
-def test_guided_rows_follow_their_rule_and_others_are_as_they_are_alone(plan_ahead: bool) -> None:
+def test_guided_rows_follow_their_rule_and_do_not_affect_others(plan_ahead: bool) -> None:
     loop = Loop(plan_ahead=plan_ahead, compile_grammar=compile_every)
     requests = [submit(i, max_new_tokens=3 + i, grammar=every(i) if i % 2 else None) for i in range(1, 8)]
 
@@ -58,7 +58,7 @@ def test_guided_rows_follow_their_rule_and_others_are_as_they_are_alone(plan_ahe
 
 
 @BOTH_DEPTHS
-def test_a_preempted_guided_request_goes_on_where_it_was(plan_ahead: bool) -> None:
+def test_a_preempted_guided_request_resumes_where_it_was(plan_ahead: bool) -> None:
     loop = Loop(plan_ahead=plan_ahead, compile_grammar=compile_every, num_blocks=8)
     requests = [submit(i, prompt=4, max_new_tokens=16, grammar=every(i)) for i in range(1, 4)]
 
@@ -71,9 +71,9 @@ def test_a_preempted_guided_request_goes_on_where_it_was(plan_ahead: bool) -> No
 @BOTH_DEPTHS
 @pytest.mark.parametrize(
     ("kind", "failure", "num_tokens"),
-    [("wrong", ("INVALID_ARGUMENT", "the rule is none"), 0), ("ends", ("INTERNAL", "the rule is over"), 2)],
+    [("wrong", ("INVALID_ARGUMENT", "the rule is invalid"), 0), ("ends", ("INTERNAL", "the rule has ended"), 2)],
 )
-def test_a_request_whose_guide_fails_ends_alone(
+def test_only_the_request_whose_guide_fails_ends(
     kind: str, failure: tuple[str, str], num_tokens: int, plan_ahead: bool
 ) -> None:
     loop = Loop(plan_ahead=plan_ahead, compile_grammar=compile_every)
@@ -87,7 +87,7 @@ def test_a_request_whose_guide_fails_ends_alone(
     assert loop.leader._guides._guided == {}
 
 
-def test_nothing_stays_of_a_guided_request_that_is_refused_when_its_grammar_is_compiled() -> None:
+def test_a_guided_request_refused_after_compilation_leaves_nothing_behind() -> None:
     loop = Loop(compile_grammar=compile_every)
 
     _, failures = loop.generate(submit(1, max_new_tokens=1000, grammar=every(2)))
@@ -96,7 +96,7 @@ def test_nothing_stays_of_a_guided_request_that_is_refused_when_its_grammar_is_c
     assert loop.leader._guides._guided == {}
 
 
-def test_nothing_stays_of_guided_requests_whose_session_has_ended() -> None:
+def test_guided_requests_of_an_ended_session_leave_nothing_behind() -> None:
     loop = Loop(compile_grammar=compile_every)
     session = loop.open()
     loop.inbox.put(Requests(session.number, [submit(1, max_new_tokens=50, grammar=every(2))]))
@@ -115,7 +115,7 @@ def test_without_a_compiler_a_guided_request_is_refused() -> None:
     assert failures == {1: ("INVALID_ARGUMENT", "this server does not guide decoding")}
 
 
-def test_a_request_that_is_cancelled_while_its_grammar_is_compiled_never_starts() -> None:
+def test_a_request_cancelled_during_compilation_never_starts() -> None:
     may_compile = threading.Event()
 
     def compile_late(request: Submit) -> Guide:
@@ -128,7 +128,7 @@ def test_a_request_that_is_cancelled_while_its_grammar_is_compiled_never_starts(
     loop.leader.step()
     may_compile.set()
 
-    loop.leader.step()  # takes in what was compiled
+    loop.leader.step()  # receives the compiled grammar
 
     assert loop.scheduler.is_idle
 
@@ -157,7 +157,7 @@ def allowed(guide: Guide) -> set[int]:
     return {8 * i + bit for i, byte in enumerate(guide.mask()) for bit in range(8) if byte >> bit & 1}
 
 
-def test_a_guide_allows_exactly_the_tokens_that_begin_a_match(tokenizer: Any, compiler: GrammarCompiler) -> None:
+def test_a_guide_allows_exactly_the_tokens_that_can_begin_a_match(tokenizer: Any, compiler: GrammarCompiler) -> None:
     guide = compiler(regex("[ab]{3}x"))
 
     pieces = {tokenizer.decode([i]) for i in allowed(guide)}
@@ -165,7 +165,7 @@ def test_a_guide_allows_exactly_the_tokens_that_begin_a_match(tokenizer: Any, co
     assert pieces == {piece for piece in map(tokenizer.id_to_token, range(1536)) if re.fullmatch("[ab]{1,3}", piece)}
 
 
-def test_where_the_text_may_end_the_requests_own_end_tokens_are_allowed(
+def test_the_end_tokens_of_the_request_are_allowed_where_the_text_may_end(
     tokenizer: Any, compiler: GrammarCompiler
 ) -> None:
     guide = compiler(regex("ab?", end_ids=(0, 7)))
@@ -187,7 +187,7 @@ def test_where_the_text_may_end_the_requests_own_end_tokens_are_allowed(
     ],
     ids=["syntax", "kind"],
 )
-def test_a_grammar_that_is_none_is_refused_with_a_sentence(
+def test_an_invalid_grammar_is_refused_with_a_sentence(
     request_: Submit, message: str, compiler: GrammarCompiler
 ) -> None:
     with pytest.raises(GuideError, match=message):
@@ -202,7 +202,7 @@ def test_a_grammar_that_is_none_is_refused_with_a_sentence(
     ],
     ids=["too short", "no end"],
 )
-def test_a_guide_without_a_token_to_allow_says_so(
+def test_a_guide_that_allows_no_token_raises_an_error(
     request_: Submit, message: str, tokenizer: Any, compiler: GrammarCompiler
 ) -> None:
     guide = compiler(request_)
@@ -219,7 +219,7 @@ def test_a_token_that_does_not_match_is_an_error(tokenizer: Any, compiler: Gramm
         guide.advance(tokenizer.token_to_id("b"))
 
 
-def test_a_tokenizer_that_llguidance_does_not_know_fails_the_request(tmp_path: Path, tokenizer: Any) -> None:
+def test_a_tokenizer_that_llguidance_does_not_support_fails_the_request(tmp_path: Path, tokenizer: Any) -> None:
     from tokenizers import Tokenizer, models
 
     Tokenizer(models.WordLevel({f"t{i}": i for i in range(VOCAB_SIZE)}, unk_token="t0")).save(

@@ -20,7 +20,7 @@ from tgis_server.wire.plans import PlanPublisher
 
 
 class Loop:
-    """A leader that steps when told to."""
+    """A leader that is stepped by hand."""
 
     def __init__(
         self, *, plan_ahead: bool = False, num_blocks: int = 32, compile_grammar: Compiler = refuse_grammars
@@ -48,7 +48,7 @@ class Loop:
         return session
 
     def generate(self, *requests: Submit) -> tuple[dict[int, list[int]], dict[int, tuple[str, str]]]:
-        """Tokens by request and failures as status and text, once all have ended."""
+        """Run requests to their end; return tokens and failures (status, text) by request."""
         session = self.open()
         self.inbox.put(Requests(session.number, list(requests)))
         tokens: dict[int, list[int]] = {request.request_id: [] for request in requests}
@@ -79,7 +79,7 @@ def results_of(session: OpenSession) -> list[StepResult]:
 
 
 def requests_in(session: OpenSession) -> set[int]:
-    """Whose tokens, starts or failures a Session was told of."""
+    """Requests whose tokens, starts or failures a Session received."""
     return {
         request_id
         for result in results_of(session)
@@ -87,7 +87,7 @@ def requests_in(session: OpenSession) -> set[int]:
     }
 
 
-def test_an_ended_session_takes_nothing_of_the_next_with_it():
+def test_the_late_end_of_a_session_does_not_affect_the_next():
     loop = Loop()
     first = loop.open()
     loop.outbox.close(first)
@@ -95,7 +95,7 @@ def test_an_ended_session_takes_nothing_of_the_next_with_it():
     for message in (
         Requests(second.number, [submit(1)]),
         SessionEnded(first.number),
-        Requests(first.number, [submit(2), Cancel(1)]),  # a reader that was late
+        Requests(first.number, [submit(2), Cancel(1)]),  # from a late reader
     ):
         loop.inbox.put(message)
 
@@ -104,7 +104,7 @@ def test_an_ended_session_takes_nothing_of_the_next_with_it():
     assert requests_in(second) == {1}
 
 
-def test_a_new_session_starts_without_the_requests_of_the_one_before():
+def test_a_new_session_starts_without_requests_of_the_previous_one():
     loop = Loop(plan_ahead=True)
     first = loop.open()
     loop.inbox.put(Requests(first.number, [submit(1, max_new_tokens=50)]))
@@ -120,7 +120,7 @@ def test_a_new_session_starts_without_the_requests_of_the_one_before():
     assert loop.scheduler.num_running == 1
 
 
-def test_requests_that_stand_before_the_end_of_their_session_are_not_started():
+def test_requests_followed_by_the_end_of_their_session_do_not_start():
     loop = Loop()
     first = loop.open()
     loop.inbox.put(Requests(first.number, [submit(1)]))
@@ -131,7 +131,7 @@ def test_requests_that_stand_before_the_end_of_their_session_are_not_started():
     assert loop.scheduler.is_idle
 
 
-def test_a_step_planned_ahead_is_published_with_the_time_of_its_own_planning():
+def test_a_step_planned_ahead_is_published_with_its_own_planning_time():
     loop = Loop(plan_ahead=True)
     session = loop.open()
     loop.inbox.put(Requests(session.number, [submit(1, max_new_tokens=9)]))
@@ -145,7 +145,7 @@ def test_a_step_planned_ahead_is_published_with_the_time_of_its_own_planning():
     assert result.stats.plan_s == planned.plan_s
 
 
-def test_the_allowance_of_the_step_under_way_is_known_to_health():
+def test_health_reports_the_allowance_of_the_step_in_flight():
     loop = Loop(plan_ahead=True)
     loop.scheduler.times.observe(load_of_one_token(), 0.5)
     session = loop.open()

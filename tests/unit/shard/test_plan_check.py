@@ -1,4 +1,4 @@
-"""A plan that a rank cannot apply is refused with the name of its field."""
+"""A plan that a rank cannot apply is refused with the name of the field."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ENCODER = replace(NEW, slot=2, encoder_ids=pack_ids([1]), cross_blocks=[2], num_
 
 
 def started() -> PlanCheck:
-    """A rank of four blocks and two places for adapters, with a sequence in slot 0."""
+    """A rank with four blocks, two places for adapters, and a sequence in slot 0."""
     check = PlanCheck(Capacity(num_blocks=4, block_size=4, max_sequence_length=16, max_adapters=2))
     check.apply(FIRST)
     return check
@@ -51,14 +51,14 @@ def started() -> PlanCheck:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_cannot_be_applied_is_named(plan: StepPlan, problem: str) -> None:
+def test_a_bad_plan_is_refused_with_the_field_and_problem(plan: StepPlan, problem: str) -> None:
     with pytest.raises(GroupFailed, match=f"The plan of step 2 cannot be applied: {problem}"):
         started().apply(plan)
 
 
-def test_what_can_be_applied_passes() -> None:
+def test_a_good_plan_passes() -> None:
     check = started()
     plan = StepPlan(2, [replace(ENCODER, adapter_place=1)], [2], [3], [[1]], [True], [0], [Activation(1, b"x")], [2])
 
     check.apply(plan)
-    check.apply(replace(plan, free=[2]))  # a preempted one encodes again
+    check.apply(replace(plan, free=[2]))  # a preempted sequence encodes again
