@@ -22,7 +22,6 @@ class RunnerCaps:
     mixed_steps: bool = True  # a step may have prefill and decode rows
     plan_ahead: bool = False  # launch returns before the device is done, so the next step can be planned early
     prefix_cache: bool = True  # a sequence may start with blocks that another one has computed
-    adapters: frozenset[str] = frozenset()  # kinds that can be staged
     rope_border: int | None = None  # sequences of more tokens have ``is_rope_long`` (LongRoPE)
 
 

@@ -42,10 +42,9 @@ def import_fake_door() -> Door:
 
 
 NATIVE = Engine("native", import_native_door, frameworks=("tgis_native", "hf_custom_tp"))
-FAKE = Engine("fake", import_fake_door, computes=False, adapters=frozenset({"fake"}))
-ENGINES: Mapping[str, Engine] = {engine.name: engine for engine in (NATIVE, FAKE)}  # in order of preference
+REHEARSAL = Engine("fake", import_fake_door, computes=False, adapters=frozenset({"fake"}))
+ENGINES: Mapping[str, Engine] = {engine.name: engine for engine in (NATIVE, REHEARSAL)}  # in order of preference
 DEFAULT = NATIVE  # before a model is known
-REHEARSAL = FAKE
 
 
 def get_engine(name: str) -> Engine:

@@ -134,7 +134,7 @@ class FakeRunner:
                 run.max_sequence_length,
                 max_adapters=MAX_ADAPTERS,
             ),
-            caps=RunnerCaps(plan_ahead=config.rehearse_plan_ahead, adapters=frozenset({"fake"})),
+            caps=RunnerCaps(plan_ahead=config.rehearse_plan_ahead),
             step_s=config.rehearse_step_ms / 1000,
             attention_s=config.rehearse_attention_ns / 1e9,
             fault=fault,

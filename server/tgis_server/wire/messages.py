@@ -94,7 +94,7 @@ class Adapter:
     """Weights that are added to the model's for some requests."""
 
     id: str  # as clients name it
-    kind: str  # one of those that ``RunnerCaps.adapters`` names
+    kind: str  # one of the engine's ``Engine.adapters``
     digest: bytes  # of its content: what is cached and staged is found by this, never by the id
     path: str = ""  # where every rank reads it
 
