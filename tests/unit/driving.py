@@ -78,7 +78,7 @@ def mask_of(grammar: Grammar, generated: Sequence_[int]) -> bytes:
     return bits.to_bytes(-(-VOCAB_SIZE // 8), "little")
 
 
-def expected_tokens(request: Submit, eos_ids: Iterable[int] = (), rope_border: int | None = None) -> list[int]:
+def expected_tokens(request: Submit, end_ids: Iterable[int] = (), rope_border: int | None = None) -> list[int]:
     """The tokens of a request by the fake engine's rule, computed without an engine."""
     adapter_number = sum(request.adapter.digest) if request.adapter else 0
     encoder = with_virtual(request.encoder_ids, request.num_encoder_virtual)
@@ -94,7 +94,7 @@ def expected_tokens(request: Submit, eos_ids: Iterable[int] = (), rope_border: i
             token_id = next((i for i in allowed if i >= token_id), allowed[0])
         known.append(token_id)
         generated.append(token_id)
-        if token_id in eos_ids:
+        if token_id in end_ids:
             break
     return generated
 
@@ -129,7 +129,7 @@ class Driver:
     block_size: int = 4
     max_batch_size: int = 8
     max_batch_tokens: int = 64
-    eos_ids: frozenset[int] = frozenset()
+    end_ids: frozenset[int] = frozenset()
     prefix_cache: bool = True
     rope_border: int | None = None
     caps: RunnerCaps = field(default_factory=RunnerCaps)
@@ -175,7 +175,7 @@ class Driver:
 
     def apply(self, *messages: Submit | Cancel | Staged) -> None:
         """Apply messages; requests get this server's end tokens."""
-        known = [replace(m, end_ids=self.eos_ids) if isinstance(m, Submit) else m for m in messages]
+        known = [replace(m, end_ids=self.end_ids) if isinstance(m, Submit) else m for m in messages]
         self._requests |= {m.request_id: m for m in known if isinstance(m, Submit)}
         self.scheduler.apply(known)
 

@@ -102,14 +102,13 @@ class FakeRunner:
         vocab_size: int,
         capacity: Capacity,
         caps: RunnerCaps = RunnerCaps(),  # noqa: B008  frozen
-        eos_ids: tuple[int, ...] = (),
         step_s: float = 0.0,
         attention_s: float = 0.0,
         fault: Fault | None = None,
     ) -> None:
         self.caps = caps
         self.capacity = capacity
-        self.facts = ModelFacts("fake", "int32", "none", vocab_size, eos_ids)
+        self.facts = ModelFacts("fake", "int32", "none", vocab_size, end_ids=())
         self._step_s = step_s
         self._attention_s = attention_s
         self._fault = fault
@@ -154,8 +153,8 @@ class FakeRunner:
         ):
             slot = self._slots[slot_id]
             end = slot.num_computed + num_tokens
-            if prompt_detail := self._compute(slot, end):
-                prompt_details[index] = prompt_detail
+            if row_details := self._compute(slot, end):
+                prompt_details[index] = row_details
             num_products += num_tokens * end
             rows.append(_Row(slot, end, self._next_id(slot, end) if sample else None))
         step_s = self._step_s + self._attention_s * num_products
@@ -238,7 +237,7 @@ class FakeRunner:
 
     def _compute(self, slot: _Slot, end: int) -> list[TokenDetail]:
         """Write the numbers of the tokens before ``end``; return the details of the prompt tokens that follow them."""
-        prompt_detail = []
+        details = []
         sequence = slot.sequence
         wanted = sequence.wanted
         extra = self._adapter_number(sequence) + sequence.is_rope_long + self._encoder_total(slot)
@@ -246,8 +245,8 @@ class FakeRunner:
             token_id = virtual_id(position) if position < sequence.num_virtual else slot.token_ids[position]
             slot.numbers.write(position, token_id + extra)
             if wanted.input_tokens and wanted.any and position + 1 < sequence.prompt_length:
-                prompt_detail.append(self._detail(slot.token_ids[position + 1], wanted.top_n))
-        return prompt_detail
+                details.append(self._detail(slot.token_ids[position + 1], wanted.top_n))
+        return details
 
     def _encoder_total(self, slot: _Slot) -> int:
         return slot.encoder_numbers.total(slot.sequence.num_encoder_tokens)

@@ -438,8 +438,8 @@ def test_a_token_in_flight_for_a_cancelled_request_is_dropped():
 
 def test_end_of_sequence_ends_the_request_and_counts_as_a_token():
     request = submit(1, max_new_tokens=20)
-    eos = expected_tokens(request)[2]
-    driver = Driver(eos_ids=frozenset({eos}))
+    end_id = expected_tokens(request)[2]
+    driver = Driver(end_ids=frozenset({end_id}))
     driver.apply(request)
 
     driver.run_until_idle()
@@ -450,8 +450,8 @@ def test_end_of_sequence_ends_the_request_and_counts_as_a_token():
 
 def test_tokens_planned_ahead_of_an_end_of_sequence_are_dropped():
     request = submit(1, max_new_tokens=20)
-    eos = expected_tokens(request)[2]
-    driver = Driver(eos_ids=frozenset({eos}), depth=2)
+    end_id = expected_tokens(request)[2]
+    driver = Driver(end_ids=frozenset({end_id}), depth=2)
     driver.apply(request)
 
     driver.run_until_idle()
@@ -516,7 +516,7 @@ def test_deadlines_of_ended_requests_do_not_accumulate():
 @pytest.mark.parametrize("max_new_tokens", [2, 30])
 def test_a_deadline_takes_precedence_over_end_of_sequence_and_token_limit(max_new_tokens):
     request = submit(1, max_new_tokens=max_new_tokens, deadline=5.0)
-    driver = Driver(eos_ids=frozenset({expected_tokens(request)[1]}))
+    driver = Driver(end_ids=frozenset({expected_tokens(request)[1]}))
     driver.apply(request)
     driver.step()
     driver.now = 6.0
@@ -531,11 +531,11 @@ def test_a_deadline_takes_precedence_over_end_of_sequence_and_token_limit(max_ne
 @pytest.mark.parametrize("depth", [1, 2])
 def test_a_step_that_does_not_fit_fails_its_prefills_and_repeats_its_decodes(depth, moment):
     driver = Driver(depth=depth, out_of_memory=[moment])
-    running, newcomer = submit(1, max_new_tokens=6), submit(2)
+    running, new = submit(1, max_new_tokens=6), submit(2)
     driver.apply(running)
     driver.step()
 
-    driver.apply(newcomer)
+    driver.apply(new)
     driver.run_until_idle()
 
     assert driver.failures == {2: "GPU out of memory"}
@@ -566,7 +566,7 @@ def test_results_contain_start_times_and_statistics():
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-def test_a_newcomer_counts_as_started_in_the_step_that_it_joins(depth):
+def test_a_new_request_counts_as_started_in_the_step_that_it_joins(depth):
     driver = Driver(depth=depth)
     driver.apply(submit(1, max_new_tokens=4))
     driver.step()

@@ -74,7 +74,7 @@ def random_server(random: Random) -> dict[str, Any]:
         "max_padded_tokens": random.randint(20, 200),
         "max_batch_size": random.randint(1, 6),
         "max_batch_tokens": random.randint(1, 16),
-        "eos_ids": frozenset(random.sample(range(VOCAB_SIZE), random.randint(0, 3))),
+        "end_ids": frozenset(random.sample(range(VOCAB_SIZE), random.randint(0, 3))),
         "prefix_cache": random.random() < 0.7,
         "rope_border": random.choice([None, None, random.randint(1, 25)]),
         "max_adapters": random.randint(1, 2),
@@ -138,7 +138,7 @@ def test_every_accepted_request_finishes_with_its_own_tokens_and_everything_is_r
     for request in load.requests:
         request_id = request.request_id
         tokens, failure = driver.tokens[request_id], driver.failures.get(request_id, "")
-        expected = expected_tokens(request, driver.eos_ids, driver.rope_border)
+        expected = expected_tokens(request, driver.end_ids, driver.rope_border)
         is_late = driver.reasons.get(request_id) is FinishReason.TIME_LIMIT
         if failure or is_late or request_id in load.cancels:
             assert tokens == expected[: len(tokens)]
