@@ -30,7 +30,7 @@ class Sequence:
 
     submit: Submit
     arrival: int  # position in the order of arrival; never changes
-    token_ids: TokenIds  # not a copy of the prompt until it gets a slot: thousands may wait
+    token_ids: TokenIds  # shared with the request until it gets a slot, as thousands may wait
     max_tokens: int  # prompt and longest output
     root_key: bytes
     encoder_root: bytes
