@@ -19,8 +19,7 @@ from links import FakeLink
 from tgis_server.errors import PeerLost
 from tgis_server.frontend.entry import Frontend
 from tgis_server.frontend.state import ServerState
-from tgis_server.frontend.text.detokenizer import PieceDecoder
-from tgis_server.frontend.text.tokenizer import Tokenizer
+from tgis_server.frontend.text import PieceDecoder, Tokenizer
 from tgis_server.options import ServeConfig
 from tgis_server.run import Run
 from tgis_server.run.phases import Phases
@@ -31,7 +30,7 @@ from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
 DEADLINE_S = 10.0
 
 
-class FakeWatch:
+class FakeShards:
     """Says what the test says: that all shards serve, or that one is dead."""
 
     def __init__(self) -> None:
@@ -65,7 +64,7 @@ class Server:
 
     frontend: Frontend
     link: FakeLink
-    watch: FakeWatch
+    shards: FakeShards
     run: Run
     life: asyncio.Task[None]
     channel: grpc.aio.Channel
@@ -117,10 +116,10 @@ async def serving(
     """A front-end whose vocabulary is the words t0 … t99, ready unless told otherwise; stopped at the end."""
     with tempfile.TemporaryDirectory() as directory:
         run = make_run(Path(directory), **options)
-        link, watch = link or FakeLink(), FakeWatch()
+        link, shards = link or FakeLink(), FakeShards()
         tokenizer = Tokenizer(library or vocabularies.words())
         pieces = PieceDecoder(tokenizer.inner, output_special_tokens=run.config.output_special_tokens)
-        frontend = Frontend(run, ServerState(Phases(), watch.describe), tokenizer, pieces, link, watch)
+        frontend = Frontend(run, ServerState(Phases(), shards.describe), tokenizer, pieces, link, shards)
         life = asyncio.create_task(frontend.run())
         await until(lambda: life.done() or frontend.state.http_port)
         if life.done():
@@ -128,12 +127,12 @@ async def serving(
         channel = grpc.aio.insecure_channel(f"127.0.0.1:{frontend.state.grpc_port}", options=[PRIVATE])
         try:
             if is_ready:
-                watch.serving.set()
+                shards.serving.set()
                 await until(lambda: frontend.state.is_serving)
-            yield Server(frontend, link, watch, run, life, channel)
+            yield Server(frontend, link, shards, run, life, channel)
         finally:
             await channel.close()
-            frontend.ask_to_hurry()
+            frontend.request_immediate_stop()
             await asyncio.gather(life, return_exceptions=True)
             tokenizer.close()
 

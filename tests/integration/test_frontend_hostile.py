@@ -313,7 +313,7 @@ def test_a_client_that_takes_no_goodbye_does_not_hold_up_the_end():
     async def test() -> None:
         async with serving() as server, Attacker.connect(server.frontend.state.grpc_port) as attacker:
             await attacker.flood(SETTINGS_FRAME * 2000, 1)
-            server.frontend.ask_to_hurry()
+            server.frontend.request_immediate_stop()
             await asyncio.wait_for(server.life, 4)
 
     run(test)

@@ -169,7 +169,7 @@ def test_a_drain_answers_what_is_in_flight_and_refuses_the_rest():
         async with serving() as server:
             call = asyncio.create_task(server.generate("t1", **tokens(1)))
             await until(lambda: server.link.submitted)
-            server.frontend.ask_to_stop()
+            server.frontend.request_stop()
             await until(lambda: not server.frontend.state.is_accepting)
 
             refused = await failure_of(server.generate("t2"))
@@ -189,7 +189,7 @@ def test_a_drain_answers_what_is_in_flight_and_refuses_the_rest():
 def test_during_the_drain_delay_calls_are_still_accepted():
     async def test() -> None:
         async with serving(FakeLink(count_up), drain_delay=0.3) as server:
-            server.frontend.ask_to_stop()
+            server.frontend.request_stop()
             await until(lambda: not server.frontend.state.is_serving)
 
             assert len((await server.generate("t1", **tokens(1))).responses) == 1
@@ -205,9 +205,9 @@ def test_calls_that_outlast_the_drain_end_unavailable(is_hurried):
         async with serving(drain_timeout=60 if is_hurried else 0.2) as server:
             call = asyncio.create_task(server.generate("t1"))
             await until(lambda: server.link.submitted)
-            server.frontend.ask_to_stop()
+            server.frontend.request_stop()
             if is_hurried:
-                server.frontend.ask_to_hurry()
+                server.frontend.request_immediate_stop()
 
             assert await failure_of(call) == (
                 grpc.StatusCode.UNAVAILABLE,
@@ -221,7 +221,7 @@ def test_calls_that_outlast_the_drain_end_unavailable(is_hurried):
 def test_a_signal_before_the_engine_is_ready_ends_the_server():
     async def test() -> None:
         async with serving(is_ready=False) as server:
-            server.frontend.ask_to_stop()
+            server.frontend.request_stop()
             await server.life
 
     run(test)
@@ -263,7 +263,7 @@ def test_when_a_shard_is_dead_every_call_ends_unavailable_and_the_process_ends()
         async with serving() as server:
             call = asyncio.create_task(server.stub.Generate(batch("t1")).code())
             await until(lambda: server.link.submitted)
-            server.watch.die()
+            server.shards.die()
 
             assert await call is grpc.StatusCode.UNAVAILABLE
             with pytest.raises(PeerLost, match="Shard 0 does not answer"):

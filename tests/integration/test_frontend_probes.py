@@ -67,11 +67,11 @@ def test_a_server_that_drains_is_started_and_alive_but_not_ready():
         async with serving() as server:
             call = asyncio.create_task(server.generate("t1"))
             await until(lambda: server.frontend.state.num_calls)
-            server.frontend.ask_to_stop()
+            server.frontend.request_stop()
             await until(lambda: server.frontend.state.is_draining)
 
             assert await failing_probes(server) == {"ready": "The server is shutting down; use another one."}
-            server.frontend.ask_to_hurry()
+            server.frontend.request_immediate_stop()
             assert (await failure_of(call))[0] is grpc.StatusCode.UNAVAILABLE
 
     run(test)
@@ -119,7 +119,7 @@ def test_the_end_of_the_group_is_told_with_its_cause_until_the_process_is_ended(
             health = await server.health()
             assert (health.state, health.text) == (pb.FrontendHealth.FAILED, KILLED)
 
-            server.frontend.ask_to_stop()
+            server.frontend.request_stop()
             await server.life
 
     run(test)
@@ -132,7 +132,7 @@ def test_calls_wait_for_the_cause_when_a_shard_is_gone(is_draining: bool):
             call = asyncio.create_task(server.generate("t1"))
             await until(lambda: server.link.submitted)
             if is_draining:
-                server.frontend.ask_to_stop()
+                server.frontend.request_stop()
                 await until(lambda: server.frontend.state.is_draining)
             server.link.break_down()
             await until(lambda: server.frontend.state.text == "The engine closed its connection.")

@@ -15,7 +15,7 @@ class Permits:
         self._admission = admission
         self._num_inputs = num_inputs
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """Doing it twice changes nothing."""
         self._admission.num_held -= self._num_inputs
         self._num_inputs = 0
@@ -42,4 +42,4 @@ class Admission:
         try:
             yield permits
         finally:
-            permits.give_back()
+            permits.release()

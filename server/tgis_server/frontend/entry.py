@@ -17,19 +17,17 @@ from tgis_server.frontend.grpc_api.requests import library_limit_bytes
 from tgis_server.frontend.grpc_api.server import PublicServer, num_streams
 from tgis_server.frontend.grpc_api.service import GenerationServicer
 from tgis_server.frontend.launcher_socket import LauncherServer
-from tgis_server.frontend.metrics.metrics import Metrics
+from tgis_server.frontend.metrics import Metrics
 from tgis_server.frontend.output import TextSettings
 from tgis_server.frontend.router import Router
+from tgis_server.frontend.shard_health import GroupHealth
 from tgis_server.frontend.state import ServerState
-from tgis_server.frontend.text.detokenizer import PieceDecoder
-from tgis_server.frontend.text.tokenizer import Tokenizer
-from tgis_server.frontend.text.vocabulary import load_vocabulary
+from tgis_server.frontend.text import PieceDecoder, Tokenizer, load_vocabulary
 from tgis_server.frontend.tracing import Tracing
 from tgis_server.frontend.transport.floods import PortWatch, watch_connections
 from tgis_server.frontend.transport.patience import Patience
 from tgis_server.frontend.transport.tls import Tls
-from tgis_server.frontend.validation import Limits
-from tgis_server.frontend.watch import Watch
+from tgis_server.frontend.validation import RequestLimits
 from tgis_server.host.descriptors import MaxConnections, raise_limit
 from tgis_server.options import Fault
 from tgis_server.run import Run
@@ -70,12 +68,12 @@ def serve(run: Run) -> None:
 
 async def _serve(run: Run, phases: Phases, tokenizer: Tokenizer, pieces: PieceDecoder) -> None:
     link = GrpcLink(run.shard_socket(0))
-    watch = Watch([run.shard_socket(rank) for rank in range(run.num_shard)], run.config.step_timeout)
-    frontend = Frontend(run, ServerState(phases, watch.describe), tokenizer, pieces, link, watch)
+    shards = GroupHealth([run.shard_socket(rank) for rank in range(run.num_shard)], run.config.step_timeout)
+    frontend = Frontend(run, ServerState(phases, shards.describe), tokenizer, pieces, link, shards)
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(HELPER, thread_name_prefix="helper"))
-    loop.add_signal_handler(signal.SIGTERM, frontend.ask_to_stop)
-    loop.add_signal_handler(signal.SIGINT, frontend.ask_to_hurry)
+    loop.add_signal_handler(signal.SIGTERM, frontend.request_stop)
+    loop.add_signal_handler(signal.SIGINT, frontend.request_immediate_stop)
     try:
         await frontend.run()
     finally:
@@ -93,7 +91,7 @@ class Frontend:
         tokenizer: Tokenizer,
         pieces: PieceDecoder,
         link: EngineLink,
-        watch: Watch,
+        shards: GroupHealth,
     ) -> None:
         from tgis_server.frontend.http_api.server import HttpServer  # aiohttp takes longer to import than all the rest
 
@@ -107,7 +105,7 @@ class Frontend:
         self._run = run
         self._tokenizer = tokenizer
         self._link = link
-        self._watch = watch
+        self._shards = shards
         self._text_settings = TextSettings(pieces, tokenizer.get_piece)
         self._router = Router(link, self.metrics)
         admission = Admission(config.max_concurrent_requests)
@@ -127,24 +125,24 @@ class Frontend:
             num_unread=lambda: self._patience.num_waiting,
             is_draining=lambda: self.state.is_draining,
         )
-        self._stop_asked = asyncio.Event()
-        self._hurry_asked = asyncio.Event()
-        self._end_told = asyncio.Event()
+        self._stop_requested = asyncio.Event()
+        self._hurry_requested = asyncio.Event()
+        self._group_ending = asyncio.Event()
 
-    def ask_to_stop(self) -> None:
+    def request_stop(self) -> None:
         """Begin to drain. Asking again changes nothing: launcher and service manager may both ask."""
-        self._stop_asked.set()
+        self._stop_requested.set()
 
-    def ask_to_hurry(self) -> None:
+    def request_immediate_stop(self) -> None:
         """End now, whatever is in flight."""
-        self._hurry_asked.set()
-        self._stop_asked.set()
+        self._hurry_requested.set()
+        self._stop_requested.set()
 
     def end(self, cause: str) -> None:
         """The launcher ends the group: probes and calls are told why, until it ends this process too."""
-        if not self._end_told.is_set():
-            self._end_told.set()
-            self._stop_asked.clear()  # what was asked before has been overtaken
+        if not self._group_ending.is_set():
+            self._group_ending.set()
+            self._stop_requested.clear()  # what was asked before has been overtaken
             self.state.fail(cause)
             self._router.lose_engine(cause)
 
@@ -155,14 +153,14 @@ class Frontend:
             await self._bind()
             try:
                 await self._serve_until_stopped()
-                if not self._end_told.is_set():
+                if not self._group_ending.is_set():
                     await self._end_calls()
             except Exception as error:
                 await self._fail(error)
-                if not self._end_told.is_set():
+                if not self._group_ending.is_set():
                     raise
-            if self._end_told.is_set():
-                await self._stop_asked.wait()
+            if self._group_ending.is_set():
+                await self._stop_requested.wait()
         finally:
             await self._http.stop()
             await self._public.stop(LAST_WORDS_S)
@@ -186,10 +184,10 @@ class Frontend:
         """Serve and drain while the shards are watched; the first thing that ends decides."""
         work = {
             "life": self._live(),
-            "watch": self._watch.run(),
+            "shard-health": self._shards.run(),
             "patience": self._patience.run(),
             "watch-connections": self._watch_connections(),
-            "wait-for-end": self._end_told.wait(),
+            "wait-for-end": self._group_ending.wait(),
         }
         await end_with_first({asyncio.create_task(one, name=name) for name, one in work.items()})
 
@@ -209,8 +207,8 @@ class Frontend:
         await watch_connections(ports, accounts, self.state.grpc_port, count)
 
     async def _live(self) -> None:
-        stop = asyncio.create_task(self._stop_asked.wait(), name="wait-for-stop")
-        if not await before(stop, self._watch.wait_until_serving()):
+        stop = asyncio.create_task(self._stop_requested.wait(), name="wait-for-stop")
+        if not await before(stop, self._shards.wait_until_serving()):
             return
         try:
             info = await self._link.info()
@@ -223,7 +221,7 @@ class Frontend:
 
     async def _start_serving(self, info: EngineInfo) -> None:
         config = self._run.config
-        limits = Limits.effective(info.max_sequence_length, config.max_new_tokens)
+        limits = RequestLimits.effective(info.max_sequence_length, config.max_new_tokens)
         if limits.max_new_tokens < config.max_new_tokens:
             logger.warning(
                 "max_new_tokens lowered from %d to %d: input and output together have %d tokens",
@@ -249,18 +247,18 @@ class Frontend:
         gc.collect()
         gc.freeze()  # what is loaded stays: full collections are short, and come before much garbage has gathered
         self.state.start_serving()
-        phases = {FRONTEND: self.state.start_phases.encode(), **self._watch.phases()}
+        phases = {FRONTEND: self.state.start_phases.encode(), **self._shards.phases()}
         self.metrics.observe_start(self._run.launcher_phases, phases)
         label = f" ({self._run.label})" if self._run.label else ""
         logger.info("serving %s%s", self._run.model_id, label)
 
     async def _drain_when_asked(self) -> None:
         """Returns when the drain is over: nothing in flight, out of time, or asked to hurry."""
-        await self._stop_asked.wait()
+        await self._stop_requested.wait()
         config = self._run.config
         self.state.start_draining()
         logger.debug("draining; calls in flight: %d", self.state.num_calls)
-        hurry = asyncio.create_task(self._hurry_asked.wait(), name="wait-for-hurry")
+        hurry = asyncio.create_task(self._hurry_requested.wait(), name="wait-for-hurry")
         if await before(hurry, asyncio.sleep(config.drain_delay)):
             self.state.stop_accepting()
             await before(hurry, self.state.wait_until_idle(config.drain_timeout))
@@ -271,7 +269,7 @@ class Frontend:
 
         Until then probes are told what is known here.
         """
-        if self._end_told.is_set():
+        if self._group_ending.is_set():
             return
         text = str(error) or type(error).__name__
         self.state.fail(text)
@@ -285,8 +283,8 @@ class Frontend:
 
     async def _wait_for_cause(self, timeout_s: float) -> None:
         """Until the launcher tells why the group ends, but at most so long, and not if asked to hurry."""
-        hurry = asyncio.create_task(self._hurry_asked.wait(), name="wait-for-hurry")
-        await before(hurry, asyncio.wait_for(self._end_told.wait(), timeout_s))
+        hurry = asyncio.create_task(self._hurry_requested.wait(), name="wait-for-hurry")
+        await before(hurry, asyncio.wait_for(self._group_ending.wait(), timeout_s))
         hurry.cancel()
 
     async def _end_calls(self) -> None:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 from tgis_server.errors import InvalidRequest
 from tgis_server.frontend.admission import Permits
-from tgis_server.frontend.metrics.metrics import Metrics
+from tgis_server.frontend.metrics import Metrics
 from tgis_server.frontend.output import Output, TextSettings
 from tgis_server.frontend.request import GenerationRequest
 from tgis_server.frontend.router import Router
-from tgis_server.frontend.text.tokenizer import EncodedInput, Tokenizer, TokenizerFailed
-from tgis_server.frontend.validation import GenerationParams, Limits, validate, validate_length
+from tgis_server.frontend.text import EncodedInput, Tokenizer, TokenizerFailed
+from tgis_server.frontend.validation import GenerationParams, RequestLimits, validate, validate_length
 from tgis_server.wire.messages import FinishReason, Submit
 
 MAX_DRAWN_SEED = 2**32  # what clients know from the original; a seed that they send may have 64 bits
@@ -46,7 +46,7 @@ class Call:
         if self.kind == "stream" or output.is_finished:
             self.wake()
         if self.permits and output.is_finished:
-            self.permits.give_back()
+            self.permits.release()
 
     async def wait_for_news(self) -> None:
         await self._news.wait()
@@ -71,7 +71,7 @@ class Call:
 class GenerationService:
     """What a generation call needs of the server once the engine is loaded."""
 
-    limits: Limits
+    limits: RequestLimits
     vocab_size: int  # the model's: a tokenizer may know tokens that the model does not
     end_ids: frozenset[int]  # the model's end tokens
     default_include_stop: bool

@@ -60,7 +60,7 @@ class LauncherServer(FrontendServicer):
         self._called_at = time.monotonic()
         state = self._state
         return pb.FrontendHealth(
-            state=pb.FrontendHealth.State.Name(state.phase.value),
+            state=pb.FrontendHealth.State.Name(state.serving_state.value),
             text=state.text,
             grpc_port=state.grpc_port,
             http_port=state.http_port,
@@ -80,7 +80,7 @@ class LauncherServer(FrontendServicer):
     def _note_call(self) -> None:
         if self._state.launcher_silence:
             logger.warning("the launcher goes on")
-            self._state.note_launcher("")
+            self._state.set_launcher_silence("")
 
     async def _check_launcher(self) -> None:
         """It must not fall silent. A launcher that is dead takes this process with it."""
@@ -99,4 +99,4 @@ class LauncherServer(FrontendServicer):
                     f"{now - self._called_at:.0f} s, and would notice no failure; let it go on with `kill -CONT {pid}`."
                 )
                 logger.error("%s", silence)
-                self._state.note_launcher(silence)
+                self._state.set_launcher_silence(silence)

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tgis_server.errors import GenerationFailed, OutOfMemory, RequestError, Unavailable, with_status
-from tgis_server.frontend.text.detokenizer import Detokenizer, PieceDecoder
-from tgis_server.frontend.text.stop import StopMatcher
+from tgis_server.frontend.text import Detokenizer, PieceDecoder, StopMatcher
 from tgis_server.frontend.validation import GenerationParams
 from tgis_server.wire.messages import NO_TOKEN, Failure, FinishReason, Submit, TokenDetail
 
-GO_ON = FinishReason.NOT_FINISHED
+UNFINISHED = FinishReason.NOT_FINISHED
 
 
 class TopToken(NamedTuple):
@@ -51,7 +50,7 @@ class Part:
     tokens: Sequence[Token] = ()
     input_tokens: Sequence[Token] = ()
     # Known in the last part, the seed in the first one too:
-    end_reason: FinishReason = GO_ON
+    end_reason: FinishReason = UNFINISHED
     stop_sequence: str = ""
     seed: int = 0
 
@@ -84,7 +83,7 @@ class Output:
         """
         self.submit = submit
         self.error: RequestError | None = None
-        self.stop_reason = GO_ON
+        self.stop_reason = UNFINISHED
         self.num_generated = 0
         self.submitted_at = 0.0  # host monotonic clock, as all times here
         self.started_at: float | None = None  # first step
@@ -104,7 +103,7 @@ class Output:
     @property
     def is_finished(self) -> bool:
         """No more will come: it ended or failed."""
-        return self.stop_reason is not GO_ON or self.error is not None
+        return self.stop_reason is not UNFINISHED or self.error is not None
 
     @property
     def num_input(self) -> int:
@@ -135,7 +134,7 @@ class Output:
                 text, matched = self._matcher.push(text, can_match=counts)
         if matched:
             reason = FinishReason.STOP_SEQUENCE
-        elif reason is not GO_ON and self._matcher:
+        elif reason is not UNFINISHED and self._matcher:
             text += self._matcher.flush()
         if self._wants_tokens:
             tokens = [] if token_id == NO_TOKEN else [self._describe(token_id, detail)]
@@ -147,7 +146,7 @@ class Output:
             last.num_generated = self.num_generated
         elif text:
             self._parts.append(Part(text, num_generated=self.num_generated))
-        if reason is not GO_ON:
+        if reason is not UNFINISHED:
             self._end(reason, matched, now)
         self._on_change(self)
 

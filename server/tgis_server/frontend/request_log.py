@@ -38,11 +38,11 @@ def log_outputs(call: Call, correlation_id: str) -> None:
     """The call is over: say how each of its inputs ended."""
     now = time.monotonic()
     for output in call.outputs:
-        reason = get_end(output)
+        reason = get_finish_reason(output)
         level = LEVELS.get(reason, logging.INFO)
         if not logger.isEnabledFor(level):
             continue
-        fields = {"correlation_id": correlation_id, "stop_reason": reason.name, **describe(output, call, now)}
+        fields = {"correlation_id": correlation_id, "stop_reason": reason.name, **describe_output(output, call, now)}
         if output.error:
             cause = output.error.__cause__  # only of what nobody foresaw
             logger.log(level, "input failed: %s", output.error, exc_info=cause, extra=fields)
@@ -50,14 +50,14 @@ def log_outputs(call: Call, correlation_id: str) -> None:
             logger.log(level, "input done", extra=fields)
 
 
-def get_end(output: Output) -> FinishReason:
+def get_finish_reason(output: Output) -> FinishReason:
     """How an input ended whose call is over; what is unfinished then was cancelled."""
     if output.error:
         return FinishReason.ERROR
     return output.stop_reason if output.is_finished else FinishReason.CANCELLED
 
 
-def describe(output: Output, call: Call, now: float) -> dict[str, str | int | float | None]:
+def describe_output(output: Output, call: Call, now: float) -> dict[str, str | int | float | None]:
     """Counts and times; None for times that the input never came to."""
     queue_s = inference_s = time_per_token_s = None
     if output.started_at is not None:

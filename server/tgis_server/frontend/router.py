@@ -15,7 +15,7 @@ from typing import cast
 
 from tgis_server import failures
 from tgis_server.errors import RequestError, Unavailable
-from tgis_server.frontend.metrics.metrics import Metrics
+from tgis_server.frontend.metrics import Metrics
 from tgis_server.frontend.output import Output, detokenizing_failed
 from tgis_server.wire.link import EngineLink
 from tgis_server.wire.messages import NO_TOKEN, FinishReason, StepResult

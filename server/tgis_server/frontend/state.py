@@ -14,7 +14,7 @@ from tgis_server.run.phases import SERVING, Phases
 Probe = Literal["startup", "live", "ready"]
 
 
-class Phase(Enum):
+class ServingState(Enum):
     """The values are those of ``FrontendHealth.State``."""
 
     STARTING = 0
@@ -27,7 +27,7 @@ class ServerState:
     """The life of this server. It only goes forward: STARTING, SERVING, DRAINING; FAILED from any of them."""
 
     def __init__(self, start_phases: Phases, describe_loading: Callable[[], str]) -> None:
-        self.phase = Phase.STARTING
+        self.serving_state = ServingState.STARTING
         self.start_phases = start_phases
         self.launcher_silence = ""  # what is wrong with the launcher, in a sentence
         self.is_accepting = False
@@ -41,41 +41,41 @@ class ServerState:
         self._idle.set()
 
     def start_serving(self) -> None:
-        self._enter(Phase.SERVING, "")
+        self._enter(ServingState.SERVING, "")
         self.start_phases.enter(SERVING)
         self.is_accepting = True
 
     def start_draining(self) -> None:
         """Not ready any more, but calls are still accepted: load balancers need time to notice."""
-        self._enter(Phase.DRAINING, "The server is shutting down; use another one.")
+        self._enter(ServingState.DRAINING, "The server is shutting down; use another one.")
 
     def stop_accepting(self) -> None:
         self.is_accepting = False
 
     def fail(self, text: str) -> None:
         """The engine is gone, or the group ends. A later text, which knows more, replaces an earlier one."""
-        self._enter(Phase.FAILED, text)
+        self._enter(ServingState.FAILED, text)
         self.is_accepting = False
 
-    def note_launcher(self, silence: str) -> None:
+    def set_launcher_silence(self, silence: str) -> None:
         self.launcher_silence = silence
-        self._tell_change()
+        self._notify()
 
     @property
     def text(self) -> str:
         """Why requests are not served, in a sentence; empty while they are."""
-        if self.phase is Phase.STARTING:
+        if self.serving_state is ServingState.STARTING:
             loading = self._describe_loading()
             return f"The model is still loading; {loading}. Try again when the health service says SERVING."
         return self._text
 
-    def why_not(self, probe: Probe) -> str:
+    def probe_failure(self, probe: Probe) -> str:
         """Why a probe fails, in a sentence; empty if it succeeds."""
-        if self.phase is Phase.FAILED:
+        if self.serving_state is ServingState.FAILED:
             return self._text
         match probe:
             case "startup":
-                return self.text if self.phase is Phase.STARTING else ""
+                return self.text if self.serving_state is ServingState.STARTING else ""
             case "live":
                 return self.launcher_silence
             case "ready":
@@ -83,11 +83,11 @@ class ServerState:
 
     @property
     def is_serving(self) -> bool:
-        return self.phase is Phase.SERVING
+        return self.serving_state is ServingState.SERVING
 
     @property
     def is_draining(self) -> bool:
-        return self.phase is Phase.DRAINING
+        return self.serving_state is ServingState.DRAINING
 
     def next_change(self) -> asyncio.Event:
         """Set when a probe may get another answer than now."""
@@ -119,10 +119,10 @@ class ServerState:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
 
-    def _enter(self, phase: Phase, text: str) -> None:
-        self.phase, self._text = phase, text
-        self._tell_change()
+    def _enter(self, serving_state: ServingState, text: str) -> None:
+        self.serving_state, self._text = serving_state, text
+        self._notify()
 
-    def _tell_change(self) -> None:
+    def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()

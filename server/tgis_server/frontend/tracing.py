@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 from tgis_server import failures
 from tgis_server.frontend.generation import Call
-from tgis_server.frontend.request_log import describe
+from tgis_server.frontend.request_log import describe_output
 from tgis_server.wire.grpc_channels import proxy_options
 from tgis_server.words.url_credentials import split_credentials
 
@@ -90,7 +90,7 @@ class Tracing:
         for output in call.outputs:
             if output.started_at is None:
                 continue
-            facts = {name: value for name, value in describe(output, call, now).items() if value is not None}
+            facts = {name: value for name, value in describe_output(output, call, now).items() if value is not None}
             prefill = self._tracer.start_span(
                 "prefill", set_span_in_context(span), attributes=facts, start_time=clock(output.started_at)
             )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from tgis_server.errors import InvalidRequest
 from tgis_server.frontend.request import AdapterName, GenerationRequest, Parameters
-from tgis_server.frontend.text.stop import StopSequences
+from tgis_server.frontend.text import StopSequences
 from tgis_server.wire.messages import SamplingParams, Wanted
 
 DEFAULT_MAX_NEW_TOKENS = 20
@@ -29,14 +29,14 @@ GRAMMAR_FIELDS = {"grpc": {"json": "format", "lark": "grammar"}}
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class RequestLimits:
     """What this server allows; known once the engine is loaded."""
 
     max_sequence_length: int  # input and output together
     max_new_tokens: int  # less than max_sequence_length
 
     @classmethod
-    def effective(cls, max_sequence_length: int, max_new_tokens: int) -> Limits:
+    def effective(cls, max_sequence_length: int, max_new_tokens: int) -> RequestLimits:
         """A configured ``max_new_tokens`` that leaves no room for an input is lowered."""
         return cls(max_sequence_length, min(max_new_tokens, max_sequence_length - 1))
 
@@ -56,7 +56,7 @@ class GenerationParams:
     input_text: bool  # echo the input before the output
 
 
-def validate(request: GenerationRequest, limits: Limits, *, default_include_stop: bool) -> GenerationParams:
+def validate(request: GenerationRequest, limits: RequestLimits, *, default_include_stop: bool) -> GenerationParams:
     """Check everything that can be checked without the input.
 
     Raises:
@@ -68,7 +68,7 @@ def validate(request: GenerationRequest, limits: Limits, *, default_include_stop
     return params
 
 
-def _validate_params(asked: Parameters, limits: Limits, *, default_include_stop: bool) -> GenerationParams:
+def _validate_params(asked: Parameters, limits: RequestLimits, *, default_include_stop: bool) -> GenerationParams:
     temperature, top_k, top_p, typical_p = _validate_sampling(asked) if asked.is_sampling else (0.0, 0, 1.0, 1.0)
 
     max_new_tokens = asked.max_new_tokens or min(DEFAULT_MAX_NEW_TOKENS, limits.max_new_tokens)
@@ -151,7 +151,7 @@ def reject_adapter(adapter: AdapterName | None) -> None:
     raise InvalidRequest(f"can't retrieve prompt prefix with id '{adapter.id}': prefix id \"{adapter.id}\" not found")
 
 
-def validate_length(num_input_tokens: int, params: GenerationParams, limits: Limits) -> int:
+def validate_length(num_input_tokens: int, params: GenerationParams, limits: RequestLimits) -> int:
     """How many tokens may follow this input: ``max_new_tokens``, or what the context leaves if that is less.
 
     Raises:

@@ -21,9 +21,9 @@ from tgis_server.frontend.transport.floods import (
     Accounts,
     Connection,
     PortWatch,
-    look,
+    inspect_connections,
+    normalize_address,
     parse_peer,
-    plain,
 )
 from tgis_server.host.descriptors import MaxConnections
 
@@ -198,7 +198,7 @@ def test_calls_that_were_refused_before_the_first_check_count_as_later_ones():
     ],
 )
 def test_the_kernel_and_grpc_mean_the_same_peer(grpc, kernel):
-    assert parse_peer(grpc) == plain(kernel)
+    assert parse_peer(grpc) == normalize_address(kernel)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_a_connection_that_opens_while_the_kernel_is_asked_keeps_its_account(mon
 
     monkeypatch.setattr(connections, "find_connections", find)
 
-    assert look({1: watch()}, accounts, 1).gone == {B}
+    assert inspect_connections({1: watch()}, accounts, 1).gone == {B}
 
 
 def test_an_error_in_one_look_is_logged_and_the_next_look_finds_the_flood_that_the_last_ones_saw(caplog, monkeypatch):

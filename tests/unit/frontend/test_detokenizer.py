@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders
 
 import vocabularies
 from tgis_server.errors import ModelError
-from tgis_server.frontend.text.detokenizer import Detokenizer, PieceDecoder
+from tgis_server.frontend.text import Detokenizer, PieceDecoder
 
 FIRST = {vocabularies.end_of_word: "c", vocabularies.words: "t0"}  # a piece that adds itself to the text; else "a"
 kinds = st.sampled_from(vocabularies.KINDS)

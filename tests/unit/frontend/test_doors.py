@@ -11,7 +11,7 @@ FRONTEND = Path(tgis_server.frontend.__file__).parent
 OTHERS = {
     "entry",  # puts all together
     "launcher_socket",  # the launcher's own door
-    "watch",  # asks shards for their health
+    "shard_health",  # asks shards for their health
     "tls",  # certificates of every port
     "metrics",  # take over what the engine says of its steps
 }

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tgis_server.frontend.metrics.metrics import DURATION_BUCKETS, SPECS, Metrics
+from tgis_server.frontend.metrics import SPECS, Metrics
+from tgis_server.frontend.metrics.metrics import DURATION_BUCKETS
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.wire.messages import StepStats
 

@@ -8,8 +8,8 @@ from itertools import count
 
 import pytest
 
+from tgis_server.frontend.metrics import MetricsText
 from tgis_server.frontend.metrics import text as metrics_text
-from tgis_server.frontend.metrics.text import MetricsText
 
 
 def texts() -> MetricsText:

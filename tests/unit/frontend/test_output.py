@@ -14,8 +14,7 @@ import vocabularies
 from tgis_server.errors import GenerationFailed, OutOfMemory, Unavailable
 from tgis_server.frontend.grpc_api.messages import render_part
 from tgis_server.frontend.output import Output, TextSettings
-from tgis_server.frontend.text.detokenizer import Detokenizer, PieceDecoder
-from tgis_server.frontend.text.stop import StopSequences
+from tgis_server.frontend.text import Detokenizer, PieceDecoder, StopSequences
 from tgis_server.frontend.validation import GenerationParams
 from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire.messages import (

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from tgis_server.errors import Overloaded
-from tgis_server.frontend.metrics.metrics import Metrics
+from tgis_server.frontend.metrics import Metrics
 from tgis_server.frontend.transport import patience
 from tgis_server.frontend.transport.patience import Patience
 
@@ -131,7 +131,7 @@ def test_requests_that_have_just_begun_are_not_slow_however_many_they_are(monkey
 
 
 async def arrive(patient: Patience, client: Client) -> None:
-    await patient.receive(asyncio.Event().wait, client.end, waits_for_room=True)
+    await patient.receive(asyncio.Event().wait, client.end, limits_memory=True)
 
 
 def test_where_bytes_are_short_answers_that_nobody_reads_give_way_and_those_that_move_do_not(clock):
@@ -169,7 +169,7 @@ def test_a_request_waits_until_there_is_room_and_leaves_the_queue_with_its_clien
 
 
 def test_a_request_for_which_there_is_no_room_in_time_or_in_the_queue_is_refused_as_overload(monkeypatch):
-    monkeypatch.setattr(patience, "ROOM_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(patience, "MEMORY_TIMEOUT_S", 0.01)
 
     async def test() -> None:
         patient = make_patience(max_bytes_held=100)

@@ -11,7 +11,7 @@ from links import FakeLink, step
 from test_output import answer_of
 from test_output import output_of as make_output
 from tgis_server.errors import PeerLost, Unavailable
-from tgis_server.frontend.metrics.metrics import Metrics
+from tgis_server.frontend.metrics import Metrics
 from tgis_server.frontend.output import Output
 from tgis_server.frontend.router import Router
 from tgis_server.wire.messages import Failure, FinishReason, TokenDetail, Wanted

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tgis_server.frontend.text.stop import StopMatcher, StopSequences
+from tgis_server.frontend.text import StopMatcher, StopSequences
 
 texts = st.text("ab✓", max_size=30)
 stop_lists = st.lists(st.text("ab✓", min_size=1, max_size=5), min_size=1, max_size=6)

@@ -18,10 +18,9 @@ from tokenizers import models, processors
 import vocabularies
 from tgis_server.errors import ModelError
 from tgis_server.frontend.grpc_api.tokenize_reply import join_replies, reply_parts
-from tgis_server.frontend.text import encoding
+from tgis_server.frontend.text import EncodedInput, Tokenizer, TokenizerFailed, byte_offsets, encoding
 from tgis_server.frontend.text import tokenizer as tokenizer_module
-from tgis_server.frontend.text.encoding import byte_offsets
-from tgis_server.frontend.text.tokenizer import EncodedInput, Tokenizer, TokenizerFailed, split
+from tgis_server.frontend.text.tokenizer import split
 from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire.messages import pack_ids
 

@@ -10,16 +10,16 @@ import pytest
 from tgis_server.errors import InvalidRequest
 from tgis_server.frontend import validation
 from tgis_server.frontend.grpc_api.messages import parse_adapter, parse_request
-from tgis_server.frontend.validation import Limits, reject_adapter, validate_length
+from tgis_server.frontend.validation import RequestLimits, reject_adapter, validate_length
 from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire.messages import LengthPenalty, SamplingParams, Wanted
 
-LIMITS = Limits(max_sequence_length=100, max_new_tokens=50)
+LIMITS = RequestLimits(max_sequence_length=100, max_new_tokens=50)
 STOP_TEXT = "can specify at most 6 non-empty stop sequences, each not more than 240 UTF8 bytes"
 NAN, INF = math.nan, math.inf
 
 
-def validate(params: pb.Parameters, limits: Limits = LIMITS, *, default_include_stop: bool = True, **ids: str):
+def validate(params: pb.Parameters, limits: RequestLimits = LIMITS, *, default_include_stop: bool = True, **ids: str):
     request = parse_request(pb.SingleGenerationRequest(params=params, **ids), ["x"])
     return validation.validate(request, limits, default_include_stop=default_include_stop)
 
@@ -156,7 +156,7 @@ def test_absent_parameters_mean_greedy_and_twenty_tokens():
 
 
 def test_the_default_of_twenty_tokens_is_lowered_to_the_servers_limit():
-    assert validate(pb.Parameters(), Limits(100, 7)).max_new_tokens == 7
+    assert validate(pb.Parameters(), RequestLimits(100, 7)).max_new_tokens == 7
 
 
 @pytest.mark.parametrize(
@@ -266,5 +266,5 @@ def test_the_context_lowers_what_may_be_generated():
 
 
 def test_a_servers_limit_that_leaves_no_room_for_an_input_is_lowered():
-    assert Limits.effective(max_sequence_length=100, max_new_tokens=100) == Limits(100, 99)
-    assert Limits.effective(max_sequence_length=100, max_new_tokens=99) == Limits(100, 99)
+    assert RequestLimits.effective(max_sequence_length=100, max_new_tokens=100) == RequestLimits(100, 99)
+    assert RequestLimits.effective(max_sequence_length=100, max_new_tokens=99) == RequestLimits(100, 99)

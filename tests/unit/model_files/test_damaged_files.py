@@ -18,8 +18,7 @@ from tgis_cli.model_files.tokenizer_check import check_tokenizer, load_tokenizer
 from tgis_server.engines.native.checkpoint import inspect_checkpoint
 from tgis_server.engines.native.families import read_spec
 from tgis_server.errors import ModelError
-from tgis_server.frontend.text import tokenizer
-from tgis_server.frontend.text.tokenizer import Tokenizer
+from tgis_server.frontend.text import Tokenizer, tokenizer
 from tgis_server.model_files import parse_weight_map
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 1234567\n"

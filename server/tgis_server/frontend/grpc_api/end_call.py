@@ -8,13 +8,14 @@ from typing import Self
 
 import grpc
 from grpc._cython import cygrpc
+from grpc.aio import ServicerContext
 
 from tgis_server.frontend.transport.patience import Patience, Wait
 
 MAX_STATUS_BYTES = 500
 
 
-def end_call(context: grpc.aio.ServicerContext, status: str, text: str) -> None:
+def end_call(context: ServicerContext, status: str, text: str) -> None:
     """Cancel a call with a status (a name) and a text. Its buffers are freed at once and its handler is cancelled.
 
     A status that is sent in the usual way waits behind a message that the client does not read, for ever. The C library
@@ -41,7 +42,7 @@ class Writer:
 
     __slots__ = ("_deadline", "_num_bytes", "_patience", "_wait")
 
-    def __init__(self, context: grpc.aio.ServicerContext, patience: Patience, deadline: float | None = None) -> None:
+    def __init__(self, context: ServicerContext, patience: Patience, deadline: float | None = None) -> None:
         self._patience, self._deadline = patience, deadline
         self._wait = Wait(partial(end_call, context))
         self._num_bytes = 0
@@ -69,16 +70,16 @@ class Writer:
         if isinstance(error, grpc.aio.InternalError):
             raise asyncio.CancelledError from None
 
-    def watch_last(self, context: grpc.aio.ServicerContext) -> None:
+    def bound_final_write(self, context: ServicerContext) -> None:
         """What the library writes after the handler has returned has the same bound."""
         self._patience.begin_sending(self._wait, 0)
         context.add_done_callback(lambda _: self._patience.end_sending(self._wait))
 
 
-def watch_answer(context: grpc.aio.ServicerContext, patience: Patience, num_bytes: int, *, is_held: bool) -> None:
+def bound_answer(context: ServicerContext, patience: Patience, num_bytes: int, *, is_held: bool) -> None:
     """The library writes the one answer of a call after its handler has returned."""
     if not is_held:
-        Writer(context, patience).watch_last(context)
+        Writer(context, patience).bound_final_write(context)
         return
     stop = patience.hold_answer(partial(end_call, context), num_bytes)
     context.add_done_callback(lambda _: stop())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import grpc
+from grpc.aio import ServicerContext
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthServicer
 
@@ -27,14 +28,14 @@ class StateHealthServicer(HealthServicer):  # type: ignore[misc]  # the library 
         self._services = services
 
     async def Check(  # noqa: N802  the name of the RPC
-        self, request: HealthCheckRequest, context: grpc.aio.ServicerContext
+        self, request: HealthCheckRequest, context: ServicerContext
     ) -> HealthCheckResponse:
         if request.service not in self._services:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service {request.service[:MAX_NAME_CHARACTERS]!r}")
         return HealthCheckResponse(status=self._status_of(request.service))
 
     async def Watch(  # noqa: N802  the name of the RPC
-        self, request: HealthCheckRequest, context: grpc.aio.ServicerContext
+        self, request: HealthCheckRequest, context: ServicerContext
     ) -> None:
         """The status now, and whenever it changes; until the client or the server ends."""
         sent, writer = None, Writer(context, self._patience)
@@ -49,5 +50,5 @@ class StateHealthServicer(HealthServicer):  # type: ignore[misc]  # the library 
     def _status_of(self, service: str) -> int:
         if service not in self._services:
             return int(HealthCheckResponse.SERVICE_UNKNOWN)
-        why_not = self._state.why_not(self._services[service])
-        return int(HealthCheckResponse.NOT_SERVING if why_not else HealthCheckResponse.SERVING)
+        failure = self._state.probe_failure(self._services[service])
+        return int(HealthCheckResponse.NOT_SERVING if failure else HealthCheckResponse.SERVING)

@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from tgis_server import failures
 from tgis_server.frontend.grpc_api.health import StateHealthServicer
-from tgis_server.frontend.grpc_api.requests import Door, library_limit_bytes, make_handlers
+from tgis_server.frontend.grpc_api.requests import ServicePolicy, library_limit_bytes, make_handlers
 from tgis_server.frontend.grpc_api.service import GenerationServicer
 from tgis_server.frontend.state import Probe, ServerState
 from tgis_server.frontend.transport.floods import WINDOW_BYTES, Accounts, hang_up_all
@@ -81,7 +81,7 @@ class PublicServer:
     ) -> None:
         self._config = config
         self._port = 0
-        logging.getLogger("grpc._cython.cygrpc").addFilter(is_worth_a_line)
+        logging.getLogger("grpc._cython.cygrpc").addFilter(should_log)
         max_bytes = config.max_request_bytes
         library_limit = ("grpc.max_receive_message_length", library_limit_bytes(max_bytes))
         streams = stream_options(config.max_concurrent_requests)
@@ -93,8 +93,8 @@ class PublicServer:
             patience,
         )
         self.accounts = Accounts()  # of what comes in
-        probing = Door(patience, max_bytes, accounts=self.accounts)
-        generating = replace(probing, refuse=servicer.refuse, why_not=servicer.why_not, waits_for_room=True)
+        probing = ServicePolicy(patience, max_bytes, accounts=self.accounts)
+        generating = replace(probing, refuse=servicer.refuse, get_refusal=servicer.get_refusal, limits_memory=True)
         names = [service.full_name for service in (GENERATION, HEALTH, REFLECTION)]
         self._server.add_generic_rpc_handlers(
             [
@@ -134,7 +134,7 @@ class PublicServer:
         await stopping
 
 
-def is_worth_a_line(record: logging.LogRecord) -> bool:
+def should_log(record: logging.LogRecord) -> bool:
     """What a client does is not: leave before its answer, or send metadata that is no text. Any client can do so in
     masses, and the library logs a traceback each time."""
     return not (record.exc_info and isinstance(record.exc_info[1], (grpc.aio.InternalError, UnicodeDecodeError)))

@@ -8,9 +8,9 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TypeAlias
 
 import grpc
+from grpc.aio import ServicerContext
 
 from tgis_server.errors import InvalidRequest, Overloaded, RequestError, TgisError, Unavailable
 from tgis_server.frontend.admission import Admission
@@ -19,12 +19,12 @@ from tgis_server.frontend.grpc_api.end_call import Writer
 from tgis_server.frontend.grpc_api.messages import parse_adapter, parse_request, render_parts
 from tgis_server.frontend.grpc_api.stream_frames import write_frames
 from tgis_server.frontend.grpc_api.tokenize_reply import join_replies, reply_parts
-from tgis_server.frontend.metrics.metrics import Metrics
+from tgis_server.frontend.metrics import Metrics
 from tgis_server.frontend.output import Output
 from tgis_server.frontend.request import Parameters
 from tgis_server.frontend.request_log import CORRELATION_ID, get_correlation_id, log_outputs
 from tgis_server.frontend.state import ServerState
-from tgis_server.frontend.text.tokenizer import Tokenizer
+from tgis_server.frontend.text import Tokenizer
 from tgis_server.frontend.tracing import Tracing
 from tgis_server.frontend.transport.patience import Patience
 from tgis_server.frontend.validation import reject_adapter
@@ -34,7 +34,6 @@ from tgis_server.wire.generation_pb2_grpc import GenerationServiceServicer
 
 logger = logging.getLogger(__name__)
 
-Context: TypeAlias = grpc.aio.ServicerContext
 
 # A client refuses trailers of more than 8 KiB with a status of its own. A character takes up to twelve bytes in them.
 MAX_STATUS_CHARACTERS = 500
@@ -60,7 +59,9 @@ class GenerationServicer(GenerationServiceServicer):
         self._tracing = tracing
         self._fault = fault
 
-    async def Generate(self, request: pb.BatchedGenerationRequest, context: Context) -> pb.BatchedGenerationResponse:
+    async def Generate(
+        self, request: pb.BatchedGenerationRequest, context: ServicerContext
+    ) -> pb.BatchedGenerationResponse:
         num_inputs = len(request.requests)
         call = Call("single" if num_inputs == 1 else "batch", num_inputs)
         self._metrics.count_call(call.kind, num_inputs)
@@ -80,7 +81,7 @@ class GenerationServicer(GenerationServiceServicer):
                     generation.count_answer(output, call)
                 return answer
 
-    async def GenerateStream(self, request: pb.SingleGenerationRequest, context: Context) -> None:
+    async def GenerateStream(self, request: pb.SingleGenerationRequest, context: ServicerContext) -> None:
         # Writes instead of yielding: a generator's `finally` may run long after its client is gone.
         call = Call("stream", 1)
         self._metrics.count_call(call.kind, 1)
@@ -104,7 +105,7 @@ class GenerationServicer(GenerationServiceServicer):
                 if output.error:
                     raise output.error
 
-    async def Tokenize(self, request: pb.BatchedTokenizeRequest, context: Context) -> bytes:
+    async def Tokenize(self, request: pb.BatchedTokenizeRequest, context: ServicerContext) -> bytes:
         started_at = time.monotonic()
         self._metrics.count_tokenize(len(request.requests))
         async with self._answering(context) as generation:
@@ -119,7 +120,7 @@ class GenerationServicer(GenerationServiceServicer):
             self._metrics.observe_tokenized(num_tokens, time.monotonic() - started_at)
             return join_replies(replies)
 
-    async def ModelInfo(self, request: pb.ModelInfoRequest, context: Context) -> pb.ModelInfoResponse:
+    async def ModelInfo(self, request: pb.ModelInfoRequest, context: ServicerContext) -> pb.ModelInfoResponse:
         async with self._answering(context) as generation:
             return pb.ModelInfoResponse(
                 model_kind=pb.ModelInfoResponse.DECODER_ONLY,  # the only kind that an engine runs
@@ -127,22 +128,22 @@ class GenerationServicer(GenerationServiceServicer):
                 max_new_tokens=generation.limits.max_new_tokens,
             )
 
-    def why_not(self) -> RequestError | None:
+    def get_refusal(self) -> RequestError | None:
         """Why every call is refused now; None while they are accepted."""
         return None if self._state.is_accepting else Unavailable(self._state.text)
 
-    def _release_request(self, context: Context, parameters: Parameters) -> None:
+    def _release_request(self, context: ServicerContext, parameters: Parameters) -> None:
         """The inputs are tokens now: their text makes room for others, unless it is to be sent back."""
         if not parameters.input_text:
             self._patience.release_request(context)
 
-    async def refuse(self, context: Context, error: RequestError) -> None:
+    async def refuse(self, context: ServicerContext, error: RequestError) -> None:
         """End a call that has no request. It is none of the calls that metrics count."""
         async with self._answering(context):
             raise error
 
     @asynccontextmanager
-    async def _answering(self, context: Context, call: Call | None = None) -> AsyncIterator[GenerationService]:
+    async def _answering(self, context: ServicerContext, call: Call | None = None) -> AsyncIterator[GenerationService]:
         """Count a call in flight, refuse it while the server accepts none, and turn its error into its status.
 
         Generation calls, which have a ``call``, are logged and traced, and their failures counted.
@@ -165,7 +166,7 @@ class GenerationServicer(GenerationServiceServicer):
                 raise
             except Exception as error:  # noqa: BLE001  the border: every failure of a call becomes its status
                 extra = {"correlation_id": correlation_id}
-                status, failure = explain(error, extra)
+                status, failure = to_status(error, extra)
                 if call and not call.is_answered and not isinstance(error, MissingRequest):
                     self._metrics.count_failure(failure_label(error, call))
                     for one in call.outputs:
@@ -185,7 +186,7 @@ class MissingRequest(InvalidRequest):
     """A stream without its one input: not counted among the failures."""
 
 
-def explain(error: Exception, extra: dict[str, str]) -> tuple[grpc.StatusCode, str]:
+def to_status(error: Exception, extra: dict[str, str]) -> tuple[grpc.StatusCode, str]:
     """The status of a call that failed; what nobody foresaw is logged."""
     match error:
         case TgisError():

@@ -13,7 +13,7 @@ from tgis_server.frontend.generation import Call
 from tgis_server.frontend.grpc_api.end_call import Writer
 from tgis_server.frontend.grpc_api.messages import render_part
 from tgis_server.frontend.output import Output, Part
-from tgis_server.frontend.text.tokenizer import Tokenizer
+from tgis_server.frontend.text import Tokenizer
 
 Write: TypeAlias = Callable[[bytes], Coroutine[Any, Any, None]]  # of the library; one at a time
 
@@ -67,9 +67,9 @@ class _Stream:
         if not self._is_busy:
             self._is_busy = True
             # Not now: the reader of all requests has others to tell first.
-            self._loop.call_soon(self._go_on, context=self._context)
+            self._loop.call_soon(self._continue, context=self._context)
 
-    def _go_on(self, _: object = None) -> None:
+    def _continue(self, _: object = None) -> None:
         """Write what is due until the library has to be waited for."""
         if self._done.done():
             return  # the call is over
@@ -102,9 +102,9 @@ class _Stream:
     def _resume_after(self, future: asyncio.Future[Any] | None) -> None:
         self._waits_for = future
         if future is None:  # it lets others go first
-            self._loop.call_soon(self._go_on, context=self._context)
+            self._loop.call_soon(self._continue, context=self._context)
         else:
-            future.add_done_callback(self._go_on, context=self._context)
+            future.add_done_callback(self._continue, context=self._context)
 
     def _abandon(self) -> None:
         """The handler ends: what is being written is left to the library."""

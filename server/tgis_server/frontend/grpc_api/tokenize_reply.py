@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from tgis_server.frontend.text.encoding import Encoding, byte_offsets
+from tgis_server.frontend.text import Encoding, byte_offsets
 from tgis_server.wire import generation_pb2 as pb
 
 SLICE = 4096  # tokens: a few milliseconds

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from tgis_server.frontend.http_api.request_rate import RequestRate, connection_bucket
-from tgis_server.frontend.metrics.metrics import Metrics
+from tgis_server.frontend.metrics import Metrics
 from tgis_server.frontend.transport.patience import Patience
 
 IDLE_TIMEOUT_S = 75.0  # between requests, as other servers have it; scrapers come back within it

@@ -12,8 +12,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage
 
 from tgis_server.frontend.http_api.connections import HttpConnection, HttpConnections
-from tgis_server.frontend.metrics.metrics import Metrics
-from tgis_server.frontend.metrics.text import MetricsText
+from tgis_server.frontend.metrics import Metrics, MetricsText
 from tgis_server.frontend.state import Probe, ServerState
 from tgis_server.frontend.transport.patience import Patience
 from tgis_server.frontend.transport.tls import Tls
@@ -33,14 +32,14 @@ class HttpServer:
     ) -> None:
         self._run = run
         self._state = state
-        self._metrics_text = MetricsText(metrics.begin_text)
+        self._metrics_text = MetricsText(metrics.take_snapshot)
         app = web.Application()
         app.router.add_get("/health", self._get_health)
         for probe in get_args(Probe):
             app.router.add_get(f"/health/{probe}", partial(self._get_probe, probe))
         app.router.add_get("/metrics", self._get_metrics)
         self._logger = logging.getLogger(f"{__name__}.requests")
-        self._logger.addFilter(is_worth_a_line)
+        self._logger.addFilter(should_log)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=STOP_GRACE_S)
         self._connections = HttpConnections(patience, metrics, max_connections)
         self._listener: asyncio.Server | None = None
@@ -73,17 +72,17 @@ class HttpServer:
         return HttpConnection(self._runner.server, self._connections, self._logger)
 
     async def _get_health(self, request: web.Request) -> web.Response:
-        if why_not := self._state.why_not("ready"):
-            return web.json_response({"error": why_not}, status=503)
+        if failure := self._state.probe_failure("ready"):
+            return web.json_response({"error": failure}, status=503)
         return web.Response()
 
     async def _get_probe(self, probe: Probe, request: web.Request) -> web.Response:
         state = self._state
-        if why_not := state.why_not(probe):
-            return web.json_response({"error": why_not}, status=503)
+        if failure := state.probe_failure(probe):
+            return web.json_response({"error": failure}, status=503)
         return web.json_response(
             {
-                "status": state.phase.name.lower(),
+                "status": state.serving_state.name.lower(),
                 "model": self._run.model_id,
                 "mode": self._run.label,
                 "calls_in_flight": state.num_calls,
@@ -95,6 +94,6 @@ class HttpServer:
         return web.Response(body=await self._metrics_text.get(), headers={"Content-Type": METRICS_TYPE})
 
 
-def is_worth_a_line(record: logging.LogRecord) -> bool:
+def should_log(record: logging.LogRecord) -> bool:
     """Bytes that are no request are not: the library logs a traceback, and any stranger can send them in masses."""
     return not (record.exc_info and isinstance(record.exc_info[1], BadHttpMessage))

@@ -147,20 +147,20 @@ class Metrics:
             if spec.unit == "tokens" and spec.kind == "histogram":
                 self._values[spec.name] = self._make(spec)
 
-    def begin_text(self) -> Callable[[], bytes]:
+    def take_snapshot(self) -> Callable[[], bytes]:
         """Take gauges, of one moment, on the event loop. What is returned makes the Prometheus text, in any thread."""
         gauges = {spec.name: list(self._values[spec.name].collect()) for spec in SPECS if spec.kind == "gauge"}
 
         def render() -> bytes:
             registry = CollectorRegistry(auto_describe=False)
-            registry.register(_Text(self._values, gauges))
+            registry.register(_Exposition(self._values, gauges))
             return generate_latest(registry)
 
         return render
 
     def to_text(self) -> bytes:
         """The Prometheus text exposition."""
-        return self.begin_text()()
+        return self.take_snapshot()()
 
     # Calls
 
@@ -345,7 +345,7 @@ class Metrics:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Text(Collector):
+class _Exposition(Collector):
     """Each value, counters under both names, without times of creation."""
 
     values: Mapping[str, Value]

@@ -16,7 +16,7 @@ from tokenizers import processors
 
 from tgis_server.model_files import read_json
 
-HONOURING = ("Llama", "CodeLlama", "Gemma")  # classes with ``update_post_processor`` in transformers 4
+CLASSES_ADDING_BOS = ("Llama", "CodeLlama", "Gemma")  # classes with ``update_post_processor`` in transformers 4
 
 
 def add_requested_bos(tokenizer: tokenizers.Tokenizer, model_dir: Path, tell: Callable[[str], None]) -> None:
@@ -51,7 +51,7 @@ def find_requested_bos(model_dir: Path) -> str | None:
         return None
     config = read_json(file)
     name = config.get("tokenizer_class")
-    if not config.get("add_bos_token") or (name and str(name).partition("Tokenizer")[0] not in HONOURING):
+    if not config.get("add_bos_token") or (name and str(name).partition("Tokenizer")[0] not in CLASSES_ADDING_BOS):
         return None
     token = config.get("bos_token")
     text = token.get("content") if isinstance(token, dict) else token

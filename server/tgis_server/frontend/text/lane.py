@@ -11,18 +11,18 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-MAX_CHARACTERS_IN_WORK = 8 << 20  # of long texts; with tokens and reply, some thirty bytes each
+MAX_CHARACTERS_HELD = 8 << 20  # of long texts; with tokens and reply, some thirty bytes each
 
 
 class Lane:
     """Jobs should take some ten milliseconds. Belongs to one event loop."""
 
-    def __init__(self, name: str, num_workers: int, max_characters: int = MAX_CHARACTERS_IN_WORK) -> None:
+    def __init__(self, name: str, num_workers: int, max_characters: int = MAX_CHARACTERS_HELD) -> None:
         self._num_workers = num_workers
         self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix=name)
         self._alone = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-alone")
         self._max_characters = max_characters
-        self._in_work = 0  # characters
+        self._num_held = 0  # characters
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     async def run(self, job: Callable[[], T]) -> T:
@@ -67,33 +67,33 @@ class Lane:
                 await turn
             except asyncio.CancelledError:
                 if turn.done() and not turn.cancelled():
-                    self._give_back(num_characters)  # its turn came in the same moment
+                    self._release(num_characters)  # its turn came in the same moment
                 else:
                     with suppress(ValueError):  # it was passed over already
                         self._waiting.remove((num_characters, turn))
                     self._admit()
                 raise
         else:
-            self._in_work += num_characters
+            self._num_held += num_characters
         try:
             yield
         finally:
-            self._give_back(num_characters)
+            self._release(num_characters)
 
     def close(self) -> None:
         for pool in (self._pool, self._alone):
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _has_room(self, num_characters: int) -> bool:
-        return not self._in_work or self._in_work + num_characters <= self._max_characters
+        return not self._num_held or self._num_held + num_characters <= self._max_characters
 
-    def _give_back(self, num_characters: int) -> None:
-        self._in_work -= num_characters
+    def _release(self, num_characters: int) -> None:
+        self._num_held -= num_characters
         self._admit()
 
     def _admit(self) -> None:
         while self._waiting and self._has_room(self._waiting[0][0]):
             num_characters, turn = self._waiting.popleft()
             if not turn.cancelled():
-                self._in_work += num_characters
+                self._num_held += num_characters
                 turn.set_result(None)

@@ -208,15 +208,15 @@ def read_tokenizer(model_dir: Path, tell: Callable[[str], None]) -> tokenizers.T
     try:
         tokenizer = tokenizers.Tokenizer.from_buffer(read_regular(file))
     except BaseException as error:
-        if not is_of_library(error):
+        if not is_library_error(error):
             raise
-        raise explain(file, error) from error
+        raise explain_tokenizer_error(file, error) from error
     tokenizer.no_padding()  # else the beginning of a text is not what a prompt begins with
     add_requested_bos(tokenizer, model_dir, tell)
     return tokenizer
 
 
-def explain(file: Path, error: BaseException) -> TgisError:
+def explain_tokenizer_error(file: Path, error: BaseException) -> TgisError:
     """Why a tokenizer does not load: nobody may read it, it is damaged, or the library does not know its like."""
     reason = str(error).removeprefix("Cannot instantiate Tokenizer from buffer: ")
     try:
@@ -234,11 +234,11 @@ def attempt(work: Callable[[A], T], argument: A) -> T | TokenizerFailed:
     try:
         return work(argument)
     except BaseException as error:
-        if not is_of_library(error):
+        if not is_library_error(error):
             raise
         return TokenizerFailed(str(error))
 
 
-def is_of_library(error: BaseException) -> bool:
+def is_library_error(error: BaseException) -> bool:
     """It raises plain ``Exception`` for everything, and panics at times, which is none."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"

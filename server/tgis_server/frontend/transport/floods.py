@@ -115,7 +115,7 @@ class Connection:
 
 
 @dataclass(slots=True)
-class Watched:
+class ConnectionHistory:
     """A connection over time."""
 
     seen_at: float
@@ -152,16 +152,16 @@ class PortWatch:
     send_timeout_s: float
     max_message_bytes: int  # from which on the library refuses a request unread
     max_resets: int  # at once
-    _watched: dict[Peer, Watched] = field(default_factory=dict)
+    _watched: dict[Peer, ConnectionHistory] = field(default_factory=dict)
 
     def judge(
         self, connections: list[Connection], accounts: Mapping[Peer, Account] | None, now: float
     ) -> dict[Connection, str]:
         """Which to close, and for what reason. ``accounts`` is None for a port whose calls are not accounted for."""
-        watched: dict[Peer, Watched] = {}
+        watched: dict[Peer, ConnectionHistory] = {}
         closed = {}
         for connection in connections:
-            state = watched[connection.peer] = self._get_state(connection, accounts, now)
+            state = watched[connection.peer] = self._get_history(connection, accounts, now)
             if reason := self._judge_one(connection, accounts, state, now):
                 closed[connection] = reason
             state.seen_at = now
@@ -173,18 +173,20 @@ class PortWatch:
             closed |= dict.fromkeys(rest[:excess], "connections")
         return closed
 
-    def _get_state(self, connection: Connection, accounts: Mapping[Peer, Account] | None, now: float) -> Watched:
+    def _get_history(
+        self, connection: Connection, accounts: Mapping[Peer, Account] | None, now: float
+    ) -> ConnectionHistory:
         state = self._watched.get(connection.peer)
         if state is None:
-            return Watched(now, moved_at=now)
+            return ConnectionHistory(now, moved_at=now)
         if connection.num_received >= state.received[-1]:
             return state
         # It comes from the address and port of one that is gone, whose account goes on.
         account = (accounts or {}).get(connection.peer) or Account()
-        return Watched(now, moved_at=now, num_resets=account.num_resets, num_unread=account.num_unread)
+        return ConnectionHistory(now, moved_at=now, num_resets=account.num_resets, num_unread=account.num_unread)
 
     def _judge_one(
-        self, connection: Connection, accounts: Mapping[Peer, Account] | None, state: Watched, now: float
+        self, connection: Connection, accounts: Mapping[Peer, Account] | None, state: ConnectionHistory, now: float
     ) -> str:
         if connection.num_acked != state.num_acked or not state.is_waited_for:
             state.num_acked, state.moved_at = connection.num_acked, now
@@ -219,7 +221,7 @@ async def watch_connections(
     while True:
         spent_s = 0.0
         try:
-            seen = await asyncio.to_thread(look, ports, accounts, grpc_port)
+            seen = await asyncio.to_thread(inspect_connections, ports, accounts, grpc_port)
             spent_s = seen.spent_s
             accounts.forget(seen.gone)
             for reason in seen.reasons:
@@ -230,7 +232,7 @@ async def watch_connections(
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Inspection:
     """What a look has found."""
 
     reasons: list[str]  # why connections were closed
@@ -238,15 +240,15 @@ class Seen:
     spent_s: float  # by this thread; that it waited, as in a busy process, does not count
 
 
-def look(ports: Mapping[int, PortWatch], accounts: Accounts, grpc_port: int) -> Seen:
+def inspect_connections(ports: Mapping[int, PortWatch], accounts: Accounts, grpc_port: int) -> Inspection:
     """Look once, in a thread of its own: with thousands of connections it takes a tenth of a second."""
     began_at = time.thread_time()
     known = accounts.get_peers()  # before the kernel is asked: who comes later is not found, and is not gone
     found = find_by_port(set(ports))
     copy = accounts.copy()  # later than what the kernel says: what has come is accounted for first
-    reasons = close_some(ports, found, copy, grpc_port)
+    reasons = close_offenders(ports, found, copy, grpc_port)
     gone = known - {one.peer for one in found[grpc_port]}
-    return Seen(reasons, gone, time.thread_time() - began_at)
+    return Inspection(reasons, gone, time.thread_time() - began_at)
 
 
 def find_by_port(ports: set[int]) -> dict[int, list[Connection]]:
@@ -257,7 +259,7 @@ def find_by_port(ports: set[int]) -> dict[int, list[Connection]]:
     return found
 
 
-def close_some(
+def close_offenders(
     ports: Mapping[int, PortWatch],
     found: Mapping[int, list[Connection]],
     accounts: Mapping[Peer, Account],
@@ -277,16 +279,14 @@ def find_connections(ports: set[int]) -> Iterator[tuple[int, Connection]]:
         with contextlib.suppress(OSError, struct.error):  # an old kernel tells less, and then nobody is judged
             if not os.readlink(f"/proc/self/fd/{descriptor}").startswith("socket:"):
                 continue
-            with borrowed(descriptor) as one:
+            with borrow_socket(descriptor) as one:
                 if one.family not in (socket.AF_INET, socket.AF_INET6) or (port := one.getsockname()[1]) not in ports:
                     continue
                 peer = one.getpeername()
                 info = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, INFO_FORMAT.size)
                 unacked, silent_ms, acked, received, unsent = INFO_FORMAT.unpack(info)
-                yield (
-                    port,
-                    Connection(descriptor, plain(peer), unacked + unsent, silent_ms / 1000, acked, received),
-                )
+                num_waiting, silent_s = unacked + unsent, silent_ms / 1000
+                yield port, Connection(descriptor, normalize_address(peer), num_waiting, silent_s, acked, received)
 
 
 def list_descriptors() -> Iterable[int]:
@@ -302,7 +302,7 @@ def list_descriptors() -> Iterable[int]:
 
 
 @contextlib.contextmanager
-def borrowed(descriptor: int) -> Iterator[socket.socket]:
+def borrow_socket(descriptor: int) -> Iterator[socket.socket]:
     """Somebody else's socket."""
     one = socket.socket(fileno=descriptor)
     try:
@@ -313,8 +313,9 @@ def borrowed(descriptor: int) -> Iterator[socket.socket]:
 
 def hang_up(connection: Connection) -> bool:
     """Shut a connection down; its owner notices as if the client had."""
-    with contextlib.suppress(OSError), borrowed(connection.descriptor) as one:  # no copy: descriptors may be used up
-        if plain(one.getpeername()) == connection.peer:  # the number may mean another connection by now
+    # Not a duplicate of the socket: the descriptors may be used up.
+    with contextlib.suppress(OSError), borrow_socket(connection.descriptor) as one:
+        if normalize_address(one.getpeername()) == connection.peer:  # the number may mean another connection by now
             one.shutdown(socket.SHUT_RDWR)
             return True
     return False
@@ -327,7 +328,7 @@ def hang_up_all(port: int) -> None:
             hang_up(connection)
 
 
-def plain(address: tuple[str, int] | tuple[str, int, int, int]) -> Peer:
+def normalize_address(address: tuple[str, int] | tuple[str, int, int, int]) -> Peer:
     """An address of IPv4 in one of IPv6 is one of IPv4; zones do not count."""
     host = address[0].partition("%")[0]
     return host.removeprefix("::ffff:") if "." in host else host, address[1]
@@ -336,4 +337,4 @@ def plain(address: tuple[str, int] | tuple[str, int, int, int]) -> Peer:
 def parse_peer(peer: str) -> Peer:
     """gRPC's ``ipv4:127.0.0.1:4000`` or ``ipv6:%5B::1%5D:4000``."""
     host, _, port = unquote(peer.partition(":")[2]).rpartition(":")
-    return plain((unquote(host).strip("[]"), int(port) if port.isdecimal() else 0))
+    return normalize_address((unquote(host).strip("[]"), int(port) if port.isdecimal() else 0))

@@ -18,7 +18,7 @@ from functools import partial
 from typing import TypeAlias, TypeVar
 
 from tgis_server.errors import Overloaded
-from tgis_server.frontend.metrics.metrics import Metrics
+from tgis_server.frontend.metrics import Metrics
 
 T = TypeVar("T")
 End: TypeAlias = Callable[[str, str], None]  # status and text; ends what keeps the server waiting
@@ -35,9 +35,9 @@ TRIM_CHECKS = (1, 16, 64)  # later
 CHECK_S = 0.25
 IDLE_TIMEOUT_S = 600.0  # for the next request of a call that has many
 MAX_WAITING = 1000  # requests that wait for room; the library keeps up to 64 KiB of each
-ROOM_TIMEOUT_S = 10.0  # that they wait at most
+MEMORY_TIMEOUT_S = 10.0  # that they wait at most
 MAX_SLOW_REQUESTS = 64  # that have begun to arrive, and have not in two checks
-LET_IN = 8  # at a time
+MAX_LET_IN = 8  # at a time
 RECLAIM_AFTER_S = 1.0  # an answer may be given up where its bytes are wanted,
 RECLAIM_BYTES_PER_S = 4 << 20  # and a second later for so many of them
 
@@ -125,15 +125,15 @@ class Patience:
         return partial(self.end_sending, wait)
 
     async def receive(
-        self, read: Callable[[], Awaitable[T]], end: End, *, is_first: bool = True, waits_for_room: bool = False
+        self, read: Callable[[], Awaitable[T]], end: End, *, is_first: bool = True, limits_memory: bool = False
     ) -> T:
         """Read a request, as soon as there is room for it.
 
         Raises:
             Overloaded: there was none for too long.
         """
-        if waits_for_room and (self._queue or self.num_bytes_held >= self.max_bytes_held):
-            await self._wait_for_room()
+        if limits_memory and (self._queue or self.num_bytes_held >= self.max_bytes_held):
+            await self._wait_for_memory()
         waits, bound_s = (self._receiving, RECEIVE_TIMEOUT_S) if is_first else (self._idle, IDLE_TIMEOUT_S)
         wait = Wait(end)
         self._begin(waits, wait, bound_s)
@@ -236,7 +236,7 @@ class Patience:
                 excess -= wait.num_held
                 self._give_up(wait, RECLAIMED)
 
-    async def _wait_for_room(self) -> None:
+    async def _wait_for_memory(self) -> None:
         """Until fewer bytes are held than may be, in order."""
         if len(self._queue) >= MAX_WAITING:
             self.metrics.count_abort("no_room")
@@ -245,7 +245,7 @@ class Patience:
         self._queue.append(turn)
         self._reclaim()
         try:
-            await asyncio.wait_for(turn, ROOM_TIMEOUT_S)
+            await asyncio.wait_for(turn, MEMORY_TIMEOUT_S)
         except TimeoutError:
             self.metrics.count_abort("no_room")
             raise Overloaded from None
@@ -256,7 +256,7 @@ class Patience:
     def _let_in(self) -> None:
         """Let a few of those in that wait: only when they have arrived one knows how much room they need."""
         num_let_in = 0
-        while self._queue and self.num_bytes_held < self.max_bytes_held and num_let_in < LET_IN:
+        while self._queue and self.num_bytes_held < self.max_bytes_held and num_let_in < MAX_LET_IN:
             turn = self._queue.popleft()
             if not turn.done():  # else its client has left
                 turn.set_result(None)

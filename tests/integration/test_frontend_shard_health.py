@@ -10,8 +10,8 @@ import pytest
 
 from frontends import run, until
 from tgis_server.errors import PeerLost
-from tgis_server.frontend import watch as watch_module
-from tgis_server.frontend.watch import ShardWatch, Watch
+from tgis_server.frontend import shard_health
+from tgis_server.frontend.shard_health import GroupHealth, ShardHealth
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.wire.shard_pb2_grpc import ShardServicer, add_ShardServicer_to_server
 
@@ -23,7 +23,7 @@ def serving(**values: object) -> pb.HealthReply:
 
 
 def verdicts(*replies: pb.HealthReply | None) -> list[str | None]:
-    shard = ShardWatch(1, step_timeout_s=60)
+    shard = ShardHealth(1, step_timeout_s=60)
     return [shard.observe(reply) for reply in replies]
 
 
@@ -78,7 +78,7 @@ def test_an_old_tick_between_long_steps_is_no_death():
 
 
 def test_a_follower_that_gets_no_ticks_while_its_leader_waits_for_the_device_is_no_death():
-    shard = ShardWatch(1, 60)
+    shard = ShardHealth(1, 60)
 
     replies = [serving(executed_steps=5, tick_age_s=age) for age in (3, 4, 20)]
 
@@ -86,8 +86,8 @@ def test_a_follower_that_gets_no_ticks_while_its_leader_waits_for_the_device_is_
 
 
 def verdicts_of_group(*rounds: tuple[pb.HealthReply | None, ...]) -> list[str | None]:
-    watch = Watch([Path("shard-0.sock"), Path("shard-1.sock")], step_timeout_s=60)
-    return [watch.judge(replies) for replies in rounds]
+    group = GroupHealth([Path("shard-0.sock"), Path("shard-1.sock")], step_timeout_s=60)
+    return [group.judge(replies) for replies in rounds]
 
 
 def test_a_follower_without_ticks_is_not_to_blame_while_its_leader_is_silent():
@@ -115,9 +115,9 @@ def test_a_leader_is_not_to_blame_for_a_step_that_waits_for_a_silent_follower():
 
 
 def test_what_shards_say_about_loading_is_told_with_their_progress():
-    watch = Watch([Path(f"shard-{rank}.sock") for rank in range(3)], step_timeout_s=60)
+    group = GroupHealth([Path(f"shard-{rank}.sock") for rank in range(3)], step_timeout_s=60)
 
-    watch.judge(
+    group.judge(
         [
             pb.HealthReply(phase="reading weights", done=1288490189, total=2899102925),
             pb.HealthReply(phase="reading weights", done=1 << 20, total=4 << 20),
@@ -125,7 +125,7 @@ def test_what_shards_say_about_loading_is_told_with_their_progress():
         ]
     )
 
-    assert watch.describe() == (
+    assert group.describe() == (
         "shard-0: reading weights, 1.2 GiB of 2.7 GiB (44%), "
         "shard-1: reading weights, 1 MiB of 4 MiB (25%), shard-2: starting"
     )
@@ -153,15 +153,15 @@ async def start_shard(path: Path) -> tuple[FakeShard, grpc.aio.Server]:
 
 @pytest.fixture(autouse=True)
 def _quick_polls(monkeypatch):
-    monkeypatch.setattr(watch_module, "POLL_S", 0.05)
-    monkeypatch.setattr(watch_module, "CALL_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(shard_health, "POLL_S", 0.05)
+    monkeypatch.setattr(shard_health, "CALL_TIMEOUT_S", 0.1)
 
 
 def test_a_group_is_ready_when_all_its_shards_serve_and_dead_when_one_is_gone(tmp_path):
     async def test() -> None:
-        watch = Watch([tmp_path / "shard-0.sock", tmp_path / "shard-1.sock"], step_timeout_s=60)
-        watching = asyncio.create_task(watch.run())
-        ready = asyncio.create_task(watch.wait_until_serving())
+        group = GroupHealth([tmp_path / "shard-0.sock", tmp_path / "shard-1.sock"], step_timeout_s=60)
+        watching = asyncio.create_task(group.run())
+        ready = asyncio.create_task(group.wait_until_serving())
         one, one_server = await start_shard(tmp_path / "shard-0.sock")
         one.reply = serving()
         two, two_server = await start_shard(tmp_path / "shard-1.sock")
@@ -182,7 +182,7 @@ def test_a_group_is_ready_when_all_its_shards_serve_and_dead_when_one_is_gone(tm
 
 def test_watching_ends_with_the_front_end(tmp_path):
     async def test() -> None:
-        watching = asyncio.create_task(Watch([tmp_path / "none.sock"], step_timeout_s=60).run())
+        watching = asyncio.create_task(GroupHealth([tmp_path / "none.sock"], step_timeout_s=60).run())
         await asyncio.sleep(0.05)
 
         watching.cancel()

@@ -1,11 +1,11 @@
-"""Watches the shards: when all of them serve, and when one of them is dead.
+"""The health of the shards: when all of them serve, and when one of them is dead.
 
-Calls each shard's ``Health`` every second. What it learns is kept, so that probes are answered at once and never touch
-a device. ``ShardWatch`` judges one shard's answers, ``Watch`` those of all together; only its ``run`` does any calling.
+Each shard's ``Health`` is called every second and the last reply kept, so probes are answered at once and never touch a
+device. ``ShardHealth`` judges the replies of one shard, ``GroupHealth`` those of all; only its ``run`` makes calls.
 
-How long a shard can be stuck until that is known: 4 s if it answers nothing (three calls and the second before them),
-5 s if its step loop stands still between steps, and a second more than a step may take if it stands still in one:
-``--step-timeout``, or what the leader allows for the step where that is more.
+Time until a stuck shard is detected: 4 s if it does not answer (three calls and the second before them), 5 s if its
+step loop hangs between steps, and one second more than a step may take if it hangs in a step. A step may take
+``--step-timeout``, or what the leader allows for it if that is longer.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MAX_UNANSWERED = 3
 MAX_TICK_AGE_S = 3.0  # three ticks: an idle step loop answers one each second
 
 
-class ShardWatch:
+class ShardHealth:
     """What one shard said last, and whether that means that it is dead."""
 
     def __init__(self, rank: int, step_timeout_s: float) -> None:
@@ -120,12 +120,12 @@ class ShardWatch:
         return None
 
 
-class Watch:
+class GroupHealth:
     """All shards of the group."""
 
     def __init__(self, sockets: Sequence[Path], step_timeout_s: float) -> None:
         self._sockets = sockets
-        self._shards = [ShardWatch(rank, step_timeout_s) for rank in range(len(sockets))]
+        self._shards = [ShardHealth(rank, step_timeout_s) for rank in range(len(sockets))]
         self._all_serving = asyncio.Event()
 
     def describe(self) -> str:
@@ -155,7 +155,7 @@ class Watch:
                 return self._explain_long_step(shard) if shard.is_in_long_step else cause
         return None
 
-    def _explain_long_step(self, late: ShardWatch) -> str:
+    def _explain_long_step(self, late: ShardHealth) -> str:
         """Of shards in one step those that work wait for the one that hangs: from outside they look alike."""
         ranks = [str(rank) for rank, shard in enumerate(self._shards) if shard.step_age_s > 0]
         values: dict[str, Any] = {"age_s": late.step_age_s, "limit": late.describe_longest_step()}
