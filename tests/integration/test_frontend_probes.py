@@ -98,7 +98,7 @@ def test_a_launcher_that_stops_asking_is_frozen_until_it_asks_again(monkeypatch,
 
     run(test)
     messages = [record.getMessage() for record in caplog.records if record.name == launcher_socket.__name__]
-    assert [message.split(" (")[0] for message in messages] == ["The launcher", "the launcher goes on"]
+    assert [message.split(" (")[0] for message in messages] == ["The launcher", "the launcher has resumed"]
 
 
 def test_the_end_of_the_group_is_told_with_its_cause_until_the_process_is_ended():

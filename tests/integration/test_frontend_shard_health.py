@@ -51,7 +51,7 @@ def test_a_step_that_runs_too_long_is_a_death():
 def test_a_step_may_take_what_the_leader_allows_for_it():
     assert verdicts(serving(step_age_s=499, allowance_s=500), serving(step_age_s=501, allowance_s=500)) == [
         None,
-        "Shard 1 hangs: its current step has run for 501 s, more than the 500 s that such a step may take.",
+        "Shard 1 hangs: its current step has run for 501 s, more than the 500 s allowed for this step.",
     ]
 
 

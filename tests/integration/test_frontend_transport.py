@@ -253,7 +253,7 @@ def test_a_certificate_that_has_expired_is_not_used_and_the_expiry_is_exported(a
             assert get_expiry() == before > time.time() + 29 * 86_400
             [(level, text)] = lines_about_tls(caplog)
             assert level == "WARNING"
-            assert text.startswith("The TLS certificate in use stays: The TLS certificate of server in ")
+            assert text.startswith("The TLS certificate in use is kept: The TLS certificate of server in ")
 
     run(test)
 

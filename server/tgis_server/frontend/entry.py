@@ -1,4 +1,4 @@
-"""The life of the front-end process: bind, wait for the engine, serve, drain, stop. Called by ``child.py``."""
+"""The life cycle of the front-end process: bind, wait for the engine, serve, drain, stop. Called by ``child.py``."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ from tgis_server.words.processes import FRONTEND
 
 logger = logging.getLogger(__name__)
 
-LAST_WORDS_S = 0.5  # for calls in flight to get their status at the end
-# The launcher knows better why a shard is gone than its peers do. It is waited for:
-CAUSE_WAIT_S = 0.5  # by calls in flight
-MAX_LINGER_S = 1.5  # by this process
+LAST_WORDS_S = 0.5  # for calls in flight to receive their final status
+# When a shard is lost, the launcher knows the cause better than its peers. How long to wait for it:
+CAUSE_WAIT_S = 0.5  # before calls in flight are failed
+MAX_LINGER_S = 1.5  # in total, before this process ends
 
 
 def serve(run: Run) -> None:
-    """Be the front-end until SIGTERM, then drain; SIGINT ends at once, with or without a drain under way.
+    """Run the front-end until SIGTERM, then drain; SIGINT ends it at once, even during a drain.
 
     Raises:
-        UsageError: a port is in use, or TLS files are not usable.
-        ModelError: the tokenizer cannot be used.
-        PeerLost: a shard died or hung; calls in flight got their status.
+        UsageError: a port is in use, or the TLS files are unusable.
+        ModelError: the tokenizer is unusable.
+        PeerLost: a shard died or hung; calls in flight have received their status.
     """
     phases = Phases()
     phases.enter("loading the tokenizer")
@@ -82,7 +82,7 @@ async def _serve(run: Run, phases: Phases, tokenizer: Tokenizer, pieces: PieceDe
 
 
 class Frontend:
-    """Owns the servers and decides when they are ready, draining or at their end."""
+    """Owns the servers and decides when they serve, drain and stop."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class Frontend:
         link: EngineLink,
         shards: GroupHealth,
     ) -> None:
-        from tgis_server.frontend.http_api.server import HttpServer  # aiohttp takes longer to import than all the rest
+        from tgis_server.frontend.http_api.server import HttpServer  # aiohttp is the slowest import of all
 
         config = run.config
         self.state = state
@@ -130,24 +130,24 @@ class Frontend:
         self._group_ending = asyncio.Event()
 
     def request_stop(self) -> None:
-        """Begin to drain. Asking again changes nothing: launcher and service manager may both ask."""
+        """Start draining. Idempotent: the launcher and a service manager may both request it."""
         self._stop_requested.set()
 
     def request_immediate_stop(self) -> None:
-        """End now, whatever is in flight."""
+        """End now, even with calls in flight."""
         self._hurry_requested.set()
         self._stop_requested.set()
 
     def end(self, cause: str) -> None:
-        """The launcher ends the group: probes and calls are told why, until it ends this process too."""
+        """The launcher is ending the group: report the cause to probes and calls until it ends this process too."""
         if not self._group_ending.is_set():
             self._group_ending.set()
-            self._stop_requested.clear()  # what was asked before has been overtaken
+            self._stop_requested.clear()  # earlier requests are superseded
             self.state.fail(cause)
             self._router.lose_engine(cause)
 
     async def run(self) -> None:
-        """The whole life. Returns after a drain, or when the launcher ends the group; errors as for :func:`serve`."""
+        """Run to the end: after a drain, or when the launcher ends the group. Errors as for :func:`serve`."""
         self.metrics.name_server(model=self._run.model_id, mode=self._run.label)
         try:
             await self._bind()
@@ -170,7 +170,7 @@ class Frontend:
         logger.info("stopped")
 
     async def _bind(self) -> None:
-        """Take the ports at once: that one is in use should be said before a model is loaded."""
+        """Bind the ports first: a port in use should be reported before a model is loaded."""
         if tls := Tls.load(self._run.config):
             self.metrics.read_certificate(str(tls.path), tls.get_expiry)
         self.state.grpc_port = await self._public.start(tls)
@@ -181,7 +181,7 @@ class Frontend:
         logger.info("listening: gRPC %s:%d, HTTP %s:%d", host, self.state.grpc_port, host, self.state.http_port)
 
     async def _serve_until_stopped(self) -> None:
-        """Serve and drain while the shards are watched; the first thing that ends decides."""
+        """Serve and drain while the shards are watched; the first task to end decides."""
         work = {
             "life": self._live(),
             "shard-health": self._shards.run(),
@@ -200,8 +200,8 @@ class Frontend:
                 max_connections, config.send_timeout, library_limit_bytes(config.max_request_bytes), 2 * max_streams
             )
 
-        # Room is made before the library refuses new connections: whoever is silent for longest goes first. On the HTTP
-        # port every new connection makes room at once; what is still at its TLS handshake only the kernel knows.
+        # On the gRPC port, the longest silent connections are closed before the library would refuse new ones. On the
+        # HTTP port, new connections replace old ones at once, but those in their TLS handshake only the kernel knows.
         ports = {self.state.grpc_port: watch(most.grpc * 9 // 10), self.state.http_port: watch(most.http)}
         accounts, count = self._public.accounts, self.metrics.count_abort
         await watch_connections(ports, accounts, self.state.grpc_port, count)
@@ -215,7 +215,7 @@ class Frontend:
         except Unavailable as error:
             raise PeerLost(str(error)) from error
         reader = asyncio.create_task(self._router.run(), name="read-steps")
-        await asyncio.sleep(0)  # the reader connects before the first call may come
+        await asyncio.sleep(0)  # lets the reader connect before the first call
         await self._start_serving(info)
         await end_with_first({reader, asyncio.create_task(self._drain_when_asked(), name="drain")})
 
@@ -245,7 +245,7 @@ class Frontend:
             metrics=self.metrics,
         )
         gc.collect()
-        gc.freeze()  # what is loaded stays: full collections are short, and come before much garbage has gathered
+        gc.freeze()  # what is loaded stays: this keeps full collections short and frequent
         self.state.start_serving()
         phases = {FRONTEND: self.state.start_phases.encode(), **self._shards.phases()}
         self.metrics.observe_start(self._run.launcher_phases, phases)
@@ -253,21 +253,19 @@ class Frontend:
         logger.info("serving %s%s", self._run.model_id, label)
 
     async def _drain_when_asked(self) -> None:
-        """Returns when the drain is over: nothing in flight, out of time, or asked to hurry."""
+        """Return when the drain has ended: nothing in flight, out of time, or an immediate stop was requested."""
         await self._stop_requested.wait()
         config = self._run.config
         self.state.start_draining()
         logger.debug("draining; calls in flight: %d", self.state.num_calls)
-        hurry = asyncio.create_task(self._hurry_requested.wait(), name="wait-for-hurry")
-        if await before(hurry, asyncio.sleep(config.drain_delay)):
+        if await self._unless_hurried(asyncio.sleep(config.drain_delay)):
             self.state.stop_accepting()
-            await before(hurry, self.state.wait_until_idle(config.drain_timeout))
-        hurry.cancel()
+            await self._unless_hurried(self.state.wait_until_idle(config.drain_timeout))
 
     async def _fail(self, error: Exception) -> None:
-        """The engine is gone: every call gets its status. Where a peer is gone, the launcher may tell why meanwhile.
+        """The engine is lost: end every call with its status.
 
-        Until then probes are told what is known here.
+        If a peer was lost, the launcher may send the cause first. Until then probes report what is known here.
         """
         if self._group_ending.is_set():
             return
@@ -282,16 +280,22 @@ class Frontend:
             await self._wait_for_cause(MAX_LINGER_S - CAUSE_WAIT_S)
 
     async def _wait_for_cause(self, timeout_s: float) -> None:
-        """Until the launcher tells why the group ends, but at most so long, and not if asked to hurry."""
+        """Wait until the launcher sends the cause, the time is up or an immediate stop is requested."""
+        await self._unless_hurried(asyncio.wait_for(self._group_ending.wait(), timeout_s))
+
+    async def _unless_hurried(self, work: Coroutine[Any, Any, Any]) -> bool:
+        """Do ``work`` unless an immediate stop is requested first. Returns whether it was done."""
         hurry = asyncio.create_task(self._hurry_requested.wait(), name="wait-for-hurry")
-        await before(hurry, asyncio.wait_for(self._group_ending.wait(), timeout_s))
-        hurry.cancel()
+        try:
+            return await before(hurry, work)
+        finally:
+            hurry.cancel()
 
     async def _end_calls(self) -> None:
-        """The drain is over: what is still in flight ends without an answer."""
+        """The drain has ended: end the calls still in flight without an answer."""
         self.state.stop_accepting()
         if self.state.num_calls:
-            logger.warning("calls that end without an answer: %d", self.state.num_calls)
+            logger.warning("calls ended without an answer: %d", self.state.num_calls)
         self._router.refuse(Unavailable(self.state.text))
         await self.state.wait_until_idle(LAST_WORDS_S)
 

@@ -80,7 +80,7 @@ def test_series_without_labels_are_there_from_the_start_and_others_from_their_fi
 def test_help_names_the_unit():
     text = metrics().to_text().decode()
 
-    assert "# HELP tgi_request_duration From the call to the answer. (seconds)\n" in text
+    assert "# HELP tgi_request_duration From call to answer. (seconds)\n" in text
     assert "# HELP tgi_request_count Generate and GenerateStream calls. (calls)\n" in text
     assert "# HELP tgi_request_count_total Generate and GenerateStream calls. (calls)\n" in text
 

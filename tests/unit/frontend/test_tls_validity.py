@@ -75,7 +75,7 @@ def test_one_that_is_not_valid_yet_is_taken_when_it_is(start: Callable[..., Serv
     assert [server.connect(day) for day in (0, 1, 4.9)] == [400, 400, 400]
     assert server.connect(5.1) == 500
     [kept] = caplog.messages
-    assert kept.startswith("The TLS certificate in use stays: The TLS certificate of second in ")
+    assert kept.startswith("The TLS certificate in use is kept: The TLS certificate of second in ")
 
 
 def test_one_that_ends_soon_is_warned_of_once_and_once_more_when_it_has_ended(
@@ -87,7 +87,7 @@ def test_one_that_ends_soon_is_warned_of_once_and_once_more_when_it_has_ended(
         server.connect(day)
 
     soon, ended = caplog.messages
-    assert soon.startswith("The TLS certificate in use ends soon, on 2027-03-06 ")
+    assert soon.startswith("The TLS certificate in use expires soon, on 2027-03-06 ")
     assert ended.startswith("The TLS certificate in use is not valid. The TLS certificate of first in ")
 
 

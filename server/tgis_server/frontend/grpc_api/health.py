@@ -1,4 +1,4 @@
-"""``grpc.health.v1``: what the server's state says, for clients that probe over gRPC."""
+"""``grpc.health.v1``: the server's state for clients that probe over gRPC."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tgis_server.frontend.grpc_api.end_call import Writer
 from tgis_server.frontend.state import Probe, ServerState
 from tgis_server.frontend.transport.patience import Patience
 
-MAX_NAME_CHARACTERS = 100  # shown: clients refuse a long status
+MAX_NAME_CHARACTERS = 100  # clients refuse a long status
 
 
 class StateHealthServicer(HealthServicer):  # type: ignore[misc]  # the library has no types
-    """Answers for the services it is given, each of them a name for a probe.
+    """Answers for the given services, each a name for a probe.
 
-    The library's own servicer forgets every Watch of a service when one of them ends: the others hear of no change.
+    The library's own servicer drops every Watch of a service when one of them ends: the others miss later changes.
     """
 
     def __init__(self, state: ServerState, services: Mapping[str, Probe], patience: Patience) -> None:
@@ -37,7 +37,7 @@ class StateHealthServicer(HealthServicer):  # type: ignore[misc]  # the library 
     async def Watch(  # noqa: N802  the name of the RPC
         self, request: HealthCheckRequest, context: ServicerContext
     ) -> None:
-        """The status now, and whenever it changes; until the client or the server ends."""
+        """Stream the status now and whenever it changes, until the client or the server ends."""
         sent, writer = None, Writer(context, self._patience)
         while True:
             change, status = self._state.next_change(), self._status_of(request.service)

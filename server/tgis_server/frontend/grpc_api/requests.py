@@ -1,7 +1,7 @@
-"""From the bytes of a request to its message, with the contract's statuses where there is none.
+"""Decodes the bytes of a request, with the contract's statuses for those that are too large or invalid.
 
-The gRPC library would decode by itself, but ends calls with RESOURCE_EXHAUSTED and UNKNOWN where clients know
-OUT_OF_RANGE and INTERNAL. So it hands over bytes, and what it refuses by itself lies above the configured limit.
+The gRPC library could decode, but would end calls with RESOURCE_EXHAUSTED and UNKNOWN instead of the contract's
+OUT_OF_RANGE and INTERNAL. So it passes bytes on, and its own size limit is above the configured one.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from tgis_server.frontend.transport.patience import Patience
 
 Refuse: TypeAlias = Callable[[ServicerContext, RequestError], Awaitable[None]]
 
-# A client that is somewhat too large learns the limit, which needs all of its request; nobody can send more than that.
-WALL_FACTOR = 8
+# Up to the library's limit, a request that is too large is received, and its client told the configured limit.
+LIBRARY_LIMIT_FACTOR = 8
 MAX_EXCESS_BYTES = 4 << 20
-MAX_WALL_BYTES = 2**31 - 1  # the option of the library is an int
+MAX_LIBRARY_LIMIT_BYTES = 2**31 - 1  # the library's option is an int
 
 
 def library_limit_bytes(max_request_bytes: int) -> int:
-    """The size above which the gRPC library refuses a request before it is received."""
-    return min(WALL_FACTOR * max_request_bytes, max_request_bytes + MAX_EXCESS_BYTES, MAX_WALL_BYTES)
+    """The size above which the gRPC library refuses a request without receiving it."""
+    return min(LIBRARY_LIMIT_FACTOR * max_request_bytes, max_request_bytes + MAX_EXCESS_BYTES, MAX_LIBRARY_LIMIT_BYTES)
 
 
 async def abort(context: ServicerContext, error: RequestError) -> None:
@@ -42,18 +42,18 @@ async def abort(context: ServicerContext, error: RequestError) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ServicePolicy:
-    """What the methods of a service have in common."""
+    """How all methods of a service treat their requests."""
 
     patience: Patience
     max_request_bytes: int
-    refuse: Refuse = abort  # ends calls that have no request
+    refuse: Refuse = abort  # ends calls without a valid request
     get_refusal: Callable[[], RequestError | None] = lambda: None  # refuses every request, unread
     accounts: Accounts = field(default_factory=Accounts)
-    limits_memory: bool = False  # whether bytes of its requests and answers count
+    limits_memory: bool = False  # whether bytes of requests and answers count as held
 
 
 def make_handlers(service: ServiceDescriptor, servicer: Any, policy: ServicePolicy) -> grpc.GenericRpcHandler:
-    """The methods of a service, for a server to register."""
+    """The handlers of a service's methods, to register with a server."""
     handlers = {one.name: _make_handler(one, getattr(servicer, one.name), policy) for one in service.methods}
     return grpc.method_handlers_generic_handler(service.full_name, handlers)
 
@@ -61,8 +61,10 @@ def make_handlers(service: ServiceDescriptor, servicer: Any, policy: ServicePoli
 def _make_handler(
     method: MethodDescriptor, behaviour: Callable[[Any, Any], Any], policy: ServicePolicy
 ) -> grpc.RpcMethodHandler:
-    """All methods are registered as ones with a stream of requests, which clients do not notice: the library would
-    receive a single request before it calls anybody, whatever its size and however long it takes."""
+    """A handler that reads its own requests: every method is registered with a stream of them, invisibly to clients.
+
+    The library would receive a unary request before it calls the handler, whatever its size and however long it takes.
+    """
     request_type = GetMessageClass(method.input_type)
     patience = policy.patience
 
@@ -74,7 +76,7 @@ def _make_handler(
         return call
 
     async def receive(context: ServicerContext, call: OpenCall, *, is_first: bool = True) -> Message | None:
-        """The next request, or None after the last one. One that is refused ends the call."""
+        """The next request, or None after the last one. Ends the call if the request is refused."""
         try:
             if error := policy.get_refusal():
                 raise error
@@ -84,7 +86,7 @@ def _make_handler(
                 raw = await patience.receive(context.read, end, is_first=is_first, limits_memory=policy.limits_memory)
                 if raw is grpc.aio.EOF:
                     return None
-                call.note_request(len(raw))  # accounted for before it stops to arrive: another thread looks at both
+                call.note_request(len(raw))  # before num_receiving is decreased: another thread reads both
             finally:
                 call.account.num_receiving -= 1
             if policy.limits_memory:
@@ -96,7 +98,7 @@ def _make_handler(
 
     async def receive_one(context: ServicerContext) -> Message:
         request = await receive(context, open_call(context))
-        if request is None:  # or the client has left, and nobody hears this
+        if request is None:  # or the client has left
             await refuse(context, error := Undecodable("failed to decode Protobuf message: there is none"))
             raise error
         return request
@@ -137,7 +139,7 @@ def _make_handler(
 
 
 def to_bytes(response: Message | bytes) -> bytes:
-    """Large answers come serialized already: the event loop does not do it."""
+    """Serialize a response. Large ones already are, off the event loop."""
     return response if isinstance(response, bytes) else response.SerializeToString()
 
 

@@ -1,4 +1,4 @@
-"""The HTTP port: ``/health`` and its kinds for probes, ``/metrics`` for Prometheus. Answers come from memory."""
+"""The HTTP port: ``/health`` and ``/health/…`` for probes, ``/metrics`` for Prometheus. Answers come from memory."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from tgis_server.run import Run
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 HANDSHAKE_TIMEOUT_S = 10.0
-STOP_GRACE_S = 0.5  # a scraper that reads nothing must not hold up the end for a minute
+STOP_GRACE_S = 0.5  # a scraper that does not read must not delay the end by a minute
 
 
 class HttpServer:
-    """Plain text also where gRPC has TLS, unless ``--http-tls`` asks for it: probes and scrapers come from inside."""
+    """Plaintext unless ``--http-tls`` enables TLS, even if gRPC has TLS: probes and scrapers are internal."""
 
     def __init__(
         self, run: Run, state: ServerState, metrics: Metrics, patience: Patience, max_connections: int
@@ -45,7 +45,7 @@ class HttpServer:
         self._listener: asyncio.Server | None = None
 
     async def start(self, tls: Tls | None) -> int:
-        """Bind and answer; returns the port.
+        """Bind and serve; returns the port.
 
         Raises:
             UsageError: the port cannot be bound.
@@ -68,7 +68,7 @@ class HttpServer:
         await self._runner.cleanup()
 
     def _connect(self) -> HttpConnection:
-        assert self._runner.server is not None, "listening before the set-up"
+        assert self._runner.server is not None, "listening before setup"
         return HttpConnection(self._runner.server, self._connections, self._logger)
 
     async def _get_health(self, request: web.Request) -> web.Response:
@@ -95,5 +95,5 @@ class HttpServer:
 
 
 def should_log(record: logging.LogRecord) -> bool:
-    """Bytes that are no request are not: the library logs a traceback, and any stranger can send them in masses."""
+    """Not for invalid requests: anyone can send masses of them, and the library logs a traceback for each."""
     return not (record.exc_info and isinstance(record.exc_info[1], BadHttpMessage))

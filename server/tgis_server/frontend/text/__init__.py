@@ -1,4 +1,4 @@
-"""From text to tokens and back."""
+"""Text to tokens and back."""
 
 from tgis_server.frontend.text.detokenizer import Detokenizer, PieceDecoder
 from tgis_server.frontend.text.encoding import Encoding, byte_offsets
