@@ -1,4 +1,4 @@
-"""When a group is ready and when it is dead, judged from what its shards say."""
+"""When a group is ready and when it is dead, judged by its shards' health replies."""
 
 from __future__ import annotations
 
@@ -31,42 +31,42 @@ def test_a_shard_that_answers_is_alive():
     assert verdicts(pb.HealthReply(), serving(), serving(step_age_s=59), serving(tick_age_s=1)) == [None] * 4
 
 
-def test_three_unanswered_calls_in_a_row_are_a_death():
+def test_three_unanswered_calls_in_a_row_mean_that_a_shard_is_dead():
     assert verdicts(serving(), None, None, serving(), None, None, None) == [
         *[None] * 6,
         "Shard 1 does not answer any more.",
     ]
 
 
-def test_silence_while_loading_is_no_death():
+def test_a_shard_that_is_silent_while_loading_is_alive():
     assert verdicts(None, None, None, None, pb.HealthReply(), None, None, None, None) == [None] * 9
 
 
-def test_a_step_that_runs_too_long_is_a_death():
+def test_a_shard_whose_step_runs_too_long_is_dead():
     assert verdicts(serving(step_age_s=61)) == [
         "Shard 1 hangs: its current step has run for 61 s, more than --step-timeout 60."
     ]
 
 
-def test_a_step_may_take_what_the_leader_allows_for_it():
+def test_a_step_may_take_as_long_as_the_leader_allows():
     assert verdicts(serving(step_age_s=499, allowance_s=500), serving(step_age_s=501, allowance_s=500)) == [
         None,
         "Shard 1 hangs: its current step has run for 501 s, more than the 500 s allowed for this step.",
     ]
 
 
-def test_an_allowance_below_the_step_timeout_shortens_nothing():
+def test_an_allowance_below_the_step_timeout_has_no_effect():
     assert verdicts(serving(step_age_s=59, allowance_s=2)) == [None]
 
 
-def test_an_idle_loop_that_misses_its_ticks_is_a_death():
+def test_a_shard_whose_idle_loop_misses_its_ticks_is_dead():
     assert verdicts(serving(executed_steps=5, tick_age_s=3), serving(executed_steps=5, tick_age_s=4)) == [
         None,
         "Shard 1 hangs: its step loop has not answered for 4 s.",
     ]
 
 
-def test_an_old_tick_between_long_steps_is_no_death():
+def test_a_shard_with_an_old_tick_between_long_steps_is_alive():
     assert (
         verdicts(
             serving(executed_steps=5, step_age_s=9, tick_age_s=9),
@@ -77,7 +77,7 @@ def test_an_old_tick_between_long_steps_is_no_death():
     )
 
 
-def test_a_follower_that_gets_no_ticks_while_its_leader_waits_for_the_device_is_no_death():
+def test_a_follower_without_ticks_is_alive_while_its_leader_waits_for_the_device():
     shard = ShardHealth(1, 60)
 
     replies = [serving(executed_steps=5, tick_age_s=age) for age in (3, 4, 20)]
@@ -114,7 +114,7 @@ def test_a_leader_is_not_to_blame_for_a_step_that_waits_for_a_silent_follower():
     assert verdicts_of_group(*rounds) == [None, None, None, "Shard 1 does not answer any more."]
 
 
-def test_what_shards_say_about_loading_is_told_with_their_progress():
+def test_loading_shards_are_described_with_their_progress():
     group = GroupHealth([Path(f"shard-{rank}.sock") for rank in range(3)], step_timeout_s=60)
 
     group.judge(
@@ -132,7 +132,7 @@ def test_what_shards_say_about_loading_is_told_with_their_progress():
 
 
 class FakeShard(ShardServicer):
-    """Answers Health with ``reply``, or not at all while that is None."""
+    """Answers Health with ``reply``, or not at all if it is None."""
 
     def __init__(self) -> None:
         self.reply: pb.HealthReply | None = pb.HealthReply()
@@ -157,7 +157,7 @@ def _quick_polls(monkeypatch):
     monkeypatch.setattr(shard_health, "CALL_TIMEOUT_S", 0.1)
 
 
-def test_a_group_is_ready_when_all_its_shards_serve_and_dead_when_one_is_gone(tmp_path):
+def test_a_group_is_ready_when_all_shards_serve_and_dead_when_one_is_lost(tmp_path):
     async def test() -> None:
         group = GroupHealth([tmp_path / "shard-0.sock", tmp_path / "shard-1.sock"], step_timeout_s=60)
         watching = asyncio.create_task(group.run())
@@ -180,7 +180,7 @@ def test_a_group_is_ready_when_all_its_shards_serve_and_dead_when_one_is_gone(tm
     run(test)
 
 
-def test_watching_ends_with_the_front_end(tmp_path):
+def test_polling_ends_with_the_front_end(tmp_path):
     async def test() -> None:
         watching = asyncio.create_task(GroupHealth([tmp_path / "none.sock"], step_timeout_s=60).run())
         await asyncio.sleep(0.05)
