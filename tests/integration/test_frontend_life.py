@@ -268,6 +268,6 @@ def test_a_dead_shard_ends_every_call_unavailable_and_the_process():
             assert await call is grpc.StatusCode.UNAVAILABLE
             with pytest.raises(PeerLost, match="Shard 0 does not answer"):
                 await server.life
-            assert server.frontend.state.phase.name == "FAILED"
+            assert server.frontend.state.serving_state.name == "FAILED"
 
     run(test)

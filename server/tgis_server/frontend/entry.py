@@ -13,8 +13,7 @@ from typing import Any
 from tgis_server.errors import PeerLost, Unavailable
 from tgis_server.frontend.admission import Admission
 from tgis_server.frontend.generation import GenerationService
-from tgis_server.frontend.grpc_api.requests import library_limit_bytes
-from tgis_server.frontend.grpc_api.server import PublicServer, num_streams
+from tgis_server.frontend.grpc_api.server import PublicServer
 from tgis_server.frontend.grpc_api.service import GenerationServicer
 from tgis_server.frontend.launcher_socket import LauncherServer
 from tgis_server.frontend.metrics import Metrics
@@ -24,7 +23,7 @@ from tgis_server.frontend.shard_health import GroupHealth
 from tgis_server.frontend.state import ServerState
 from tgis_server.frontend.text import PieceDecoder, Tokenizer, load_vocabulary
 from tgis_server.frontend.tracing import Tracing
-from tgis_server.frontend.transport.floods import PortWatch, watch_connections
+from tgis_server.frontend.transport.floods import watch_connections
 from tgis_server.frontend.transport.patience import Patience
 from tgis_server.frontend.transport.tls import Tls
 from tgis_server.frontend.validation import RequestLimits
@@ -38,7 +37,7 @@ from tgis_server.words.processes import FRONTEND
 
 logger = logging.getLogger(__name__)
 
-LAST_WORDS_S = 0.5  # for calls in flight to receive their final status
+FINAL_STATUS_S = 0.5  # for calls in flight to receive their final status
 # When a shard is lost, the launcher knows the cause better than its peers. How long to wait for it:
 CAUSE_WAIT_S = 0.5  # before calls in flight are failed
 MAX_LINGER_S = 1.5  # in total, before this process ends
@@ -114,10 +113,10 @@ class Frontend:
         fault = Fault.of(config.fault, FRONTEND)
         self._patience = Patience(config.send_timeout, self.metrics)
         self._servicer = GenerationServicer(self.state, admission, self.metrics, self._patience, self._tracing, fault)
-        self._max_connections = MaxConnections.of(raise_limit())
-        self._public = PublicServer(config, self.state, self._servicer, self._patience, self._max_connections.grpc)
+        max_connections = MaxConnections.of(raise_limit())
+        self._public = PublicServer(config, self.state, self._servicer, self._patience, max_connections.grpc)
         self._launcher = LauncherServer(run.frontend_socket, self.state, self.end)
-        self._http = HttpServer(run, self.state, self.metrics, self._patience, self._max_connections.http)
+        self._http = HttpServer(run, self.state, self.metrics, self._patience, max_connections.http)
         self.metrics.read_state(
             num_calls=lambda: self.state.num_calls,
             num_permits=lambda: admission.num_held,
@@ -163,7 +162,7 @@ class Frontend:
                 await self._stop_requested.wait()
         finally:
             await self._http.stop()
-            await self._public.stop(LAST_WORDS_S)
+            await self._public.stop(FINAL_STATUS_S)
             await self._launcher.stop()
             if self._tracing:
                 self._tracing.close()
@@ -192,19 +191,9 @@ class Frontend:
         await end_with_first({asyncio.create_task(one, name=name) for name, one in work.items()})
 
     async def _watch_connections(self) -> None:
-        config, most = self._run.config, self._max_connections
-        max_streams = num_streams(config.max_concurrent_requests)
-
-        def watch(max_connections: int) -> PortWatch:
-            return PortWatch(
-                max_connections, config.send_timeout, library_limit_bytes(config.max_request_bytes), 2 * max_streams
-            )
-
-        # On the gRPC port, the longest silent connections are closed before the library would refuse new ones. On the
-        # HTTP port, new connections replace old ones at once, but those in their TLS handshake only the kernel knows.
-        ports = {self.state.grpc_port: watch(most.grpc * 9 // 10), self.state.http_port: watch(most.http)}
-        accounts, count = self._public.accounts, self.metrics.count_abort
-        await watch_connections(ports, accounts, self.state.grpc_port, count)
+        grpc_port, http_port = self.state.grpc_port, self.state.http_port
+        ports = {grpc_port: self._public.port_watch, http_port: self._http.port_watch}
+        await watch_connections(ports, self._public.accounts, grpc_port, self.metrics.count_abort)
 
     async def _live(self) -> None:
         stop = asyncio.create_task(self._stop_requested.wait(), name="wait-for-stop")
@@ -217,7 +206,7 @@ class Frontend:
         reader = asyncio.create_task(self._router.run(), name="read-steps")
         await asyncio.sleep(0)  # lets the reader connect before the first call
         await self._start_serving(info)
-        await end_with_first({reader, asyncio.create_task(self._drain_when_asked(), name="drain")})
+        await end_with_first({reader, asyncio.create_task(self._drain_when_requested(), name="drain")})
 
     async def _start_serving(self, info: EngineInfo) -> None:
         config = self._run.config
@@ -252,7 +241,7 @@ class Frontend:
         label = f" ({self._run.label})" if self._run.label else ""
         logger.info("serving %s%s", self._run.model_id, label)
 
-    async def _drain_when_asked(self) -> None:
+    async def _drain_when_requested(self) -> None:
         """Return when the drain has ended: nothing in flight, out of time, or an immediate stop was requested."""
         await self._stop_requested.wait()
         config = self._run.config
@@ -275,7 +264,7 @@ class Frontend:
         if is_consequence:
             await self._wait_for_cause(CAUSE_WAIT_S)
         self._router.lose_engine(text)
-        await self.state.wait_until_idle(LAST_WORDS_S)
+        await self.state.wait_until_idle(FINAL_STATUS_S)
         if is_consequence:
             await self._wait_for_cause(MAX_LINGER_S - CAUSE_WAIT_S)
 
@@ -297,7 +286,7 @@ class Frontend:
         if self.state.num_calls:
             logger.warning("calls ended without an answer: %d", self.state.num_calls)
         self._router.refuse(Unavailable(self.state.text))
-        await self.state.wait_until_idle(LAST_WORDS_S)
+        await self.state.wait_until_idle(FINAL_STATUS_S)
 
 
 async def end_with_first(tasks: set[asyncio.Task[Any]]) -> None:

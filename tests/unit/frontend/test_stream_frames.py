@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import grpc
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from test_output import output_of
@@ -45,6 +45,7 @@ def tokens_of(output: Output, number: int) -> Callable[[], None]:
     return step
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5), st.lists(st.integers(0, 5), min_size=12, max_size=12), st.booleans())
 def test_exactly_one_frame_has_a_stop_reason_and_it_is_the_last(number: int, pauses: list[int], wants_input: bool):
     """``pauses``: the number of steps during each write."""

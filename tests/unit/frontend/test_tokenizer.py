@@ -10,7 +10,7 @@ from itertools import accumulate
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
 from tokenizers import models, processors
@@ -193,6 +193,7 @@ def test_a_long_text_has_the_same_tokens_as_when_encoded_whole(kind, text):
     assert offsets_of(alone) == [(borders[start], borders[end]) for start, end in whole.offsets]
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["the", " cat", " ", "\n", "été", "日本", "🙂", "t1", " t22", "7", "</s>", "a", "."])))
 def test_joined_windows_equal_the_whole_text_or_are_rejected(pieces):
     """With windows so small that their borders fall anywhere."""

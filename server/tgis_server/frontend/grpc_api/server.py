@@ -16,7 +16,7 @@ from tgis_server.frontend.grpc_api.health import StateHealthServicer
 from tgis_server.frontend.grpc_api.requests import ServicePolicy, library_limit_bytes, make_handlers
 from tgis_server.frontend.grpc_api.service import GenerationServicer
 from tgis_server.frontend.state import Probe, ServerState
-from tgis_server.frontend.transport.floods import WINDOW_BYTES, Accounts, hang_up_all
+from tgis_server.frontend.transport.floods import WINDOW_BYTES, Accounts, PortWatch, hang_up_all
 from tgis_server.frontend.transport.patience import Patience
 from tgis_server.frontend.transport.tls import Tls
 from tgis_server.host.ports import listen
@@ -27,7 +27,7 @@ GENERATION = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
 
-GOODBYE_S = 0.2  # from the end of the calls to the end of their connections
+CLOSE_GRACE_S = 0.2  # from the end of the calls to the end of their connections
 SPARE_STREAMS = 200  # per connection: for probes, and to refuse calls beyond all permits with a status
 MIN_STREAMS = 1000
 
@@ -93,6 +93,12 @@ class PublicServer:
             patience,
         )
         self.accounts = Accounts()  # of received bytes
+        self.port_watch = PortWatch(
+            max_connections * 9 // 10,  # closes the longest silent ones before the library would refuse new ones
+            config.send_timeout,
+            library_limit_bytes(max_bytes),
+            2 * num_streams(config.max_concurrent_requests),
+        )
         probing = ServicePolicy(patience, max_bytes, accounts=self.accounts)
         generating = replace(probing, refuse=servicer.refuse, get_refusal=servicer.get_refusal, limits_memory=True)
         names = [service.full_name for service in (GENERATION, HEALTH, REFLECTION)]
@@ -128,7 +134,7 @@ class PublicServer:
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls, give those in flight ``grace_s`` seconds, then stop."""
         stopping = asyncio.create_task(self._server.stop(grace_s), name="stop-grpc")
-        done, _ = await asyncio.wait({stopping}, timeout=grace_s + GOODBYE_S)
+        done, _ = await asyncio.wait({stopping}, timeout=grace_s + CLOSE_GRACE_S)
         if not done:  # the library waits for GOAWAY to be taken, which a client that does not read never does
             await asyncio.to_thread(hang_up_all, self._port)
         await stopping

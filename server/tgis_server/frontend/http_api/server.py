@@ -14,6 +14,7 @@ from aiohttp.http_exceptions import BadHttpMessage
 from tgis_server.frontend.http_api.connections import HttpConnection, HttpConnections
 from tgis_server.frontend.metrics import Metrics, MetricsText
 from tgis_server.frontend.state import Probe, ServerState
+from tgis_server.frontend.transport.floods import PortWatch
 from tgis_server.frontend.transport.patience import Patience
 from tgis_server.frontend.transport.tls import Tls
 from tgis_server.host.ports import listen
@@ -42,6 +43,8 @@ class HttpServer:
         self._logger.addFilter(should_log)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=STOP_GRACE_S)
         self._connections = HttpConnections(patience, metrics, max_connections)
+        # Also counts connections in their TLS handshake, which only the kernel knows.
+        self.port_watch = PortWatch(max_connections, run.config.send_timeout)
         self._listener: asyncio.Server | None = None
 
     async def start(self, tls: Tls | None) -> int:

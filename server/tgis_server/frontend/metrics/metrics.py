@@ -156,7 +156,6 @@ class Metrics:
         return render
 
     def to_text(self) -> bytes:
-        """The Prometheus text exposition."""
         return self.take_snapshot()()
 
     # Calls

@@ -2,7 +2,7 @@
 
 transformers 4 prepended it to every prompt if the tokenizer's class was one of Llama's, and the models that request it
 were trained with it (DeepSeek's distilled ones). transformers 5 only reads ``tokenizer.json``. Here the request is
-honoured. Tokenizers of classes that neither version honours it for are not changed.
+honoured. Tokenizers of classes for which no version honoured it are not changed.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Account:
     num_unread: int = 0  # calls that ended before their request was complete, e.g. as it was far too large
 
     def copy(self) -> Account:
-        """From any thread. Reads ``num_receiving`` first: a request may then count twice, but never not at all."""
+        """From any thread. Reads ``num_receiving`` first: so a request may count twice, but is never missed."""
         return Account(self.num_open, self.num_receiving, self.num_bytes, self.num_resets, self.num_unread)
 
 
@@ -150,8 +150,8 @@ class PortWatch:
 
     max_connections: int
     send_timeout_s: float
-    max_message_bytes: int  # above which the library refuses a request unread
-    max_resets: int  # at once
+    max_message_bytes: int = 0  # above which the library refuses a request unread; for a port with accounts
+    max_resets: int = 0  # at once; for a port with accounts
     _histories: dict[Peer, ConnectionHistory] = field(default_factory=dict)
 
     def judge(
@@ -244,19 +244,13 @@ def inspect_connections(ports: Mapping[int, PortWatch], accounts: Accounts, grpc
     """Inspect all connections once, in a thread: thousands of them take a tenth of a second."""
     began_at = time.thread_time()
     known = accounts.get_peers()  # before the kernel is queried: a later peer is not found, but not gone either
-    found = find_by_port(set(ports))
+    found: dict[int, list[Connection]] = {port: [] for port in ports}
+    for port, connection in find_connections(set(ports)):
+        found[port].append(connection)
     copy = accounts.copy()  # after the kernel was queried, so all received bytes can be accounted for
     reasons = close_offenders(ports, found, copy, grpc_port)
     gone = known - {one.peer for one in found[grpc_port]}
     return Inspection(reasons, gone, time.thread_time() - began_at)
-
-
-def find_by_port(ports: set[int]) -> dict[int, list[Connection]]:
-    """All connections. Takes a few microseconds each."""
-    found: dict[int, list[Connection]] = {port: [] for port in ports}
-    for port, connection in find_connections(ports):
-        found[port].append(connection)
-    return found
 
 
 def close_offenders(
@@ -274,7 +268,7 @@ def close_offenders(
 
 
 def find_connections(ports: set[int]) -> Iterator[tuple[int, Connection]]:
-    """This process's sockets that clients have opened, with their ports."""
+    """This process's sockets that clients have opened, with their ports; a few microseconds each."""
     for descriptor in list_descriptors():
         with contextlib.suppress(OSError, struct.error):  # an old kernel reports less: nothing is judged then
             if not os.readlink(f"/proc/self/fd/{descriptor}").startswith("socket:"):
