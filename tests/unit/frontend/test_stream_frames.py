@@ -65,12 +65,12 @@ def test_exactly_one_frame_has_a_stop_reason_and_it_is_the_last(number: int, pau
                 step()
                 await asyncio.sleep(0)
 
-        async def go_on() -> None:
+        async def run_steps() -> None:
             while not output.is_finished:
                 await asyncio.sleep(0.001)
                 step()
 
-        await asyncio.gather(write_frames(write, Writer(None, patience), call, output, Threads()), go_on())
+        await asyncio.gather(write_frames(write, Writer(None, patience), call, output, Threads()), run_steps())
 
     asyncio.run(asyncio.wait_for(stream(), 5))
     assert [frame.stop_reason for frame in frames[:-1]] == [pb.NOT_FINISHED] * (len(frames) - 1)

@@ -176,7 +176,7 @@ LONG_TEXTS = {
     "words": "Once upon a time, été 日本 🙂 the cat sat on 123456 mats.\n" * 2000,
     "one word": "a" * 100_000,
     "digits": "1234567" * 15_000,
-    "beside short ones": "the cat </s> sat. " * 4000,
+    "next to short ones": "the cat </s> sat. " * 4000,
 }
 
 
@@ -225,12 +225,12 @@ def test_short_texts_share_a_job_up_to_a_window():
 
 def test_a_prompt_does_not_wait_for_a_text_that_must_be_encoded_whole(monkeypatch):
     """Even with a single worker."""
-    began, go_on = threading.Event(), threading.Event()
+    began, proceed = threading.Event(), threading.Event()
 
     def encode_slowly(*arguments: object, **options: object) -> encoding.Encoding:
         if len(arguments[1]) > encoding.WINDOW + encoding.OVERLAP:
             began.set()
-            assert go_on.wait(10)
+            assert proceed.wait(10)
         return encoding.encode(*arguments, **options)
 
     async def check() -> None:
@@ -238,7 +238,7 @@ def test_a_prompt_does_not_wait_for_a_text_that_must_be_encoded_whole(monkeypatc
         huge = asyncio.create_task(tokenizer.encode_inputs(["a" * 100_000]))
         await asyncio.to_thread(began.wait, 10)
         assert (await tokenizer.encode_inputs(["the cat"]))[0].num_tokens_before_truncation == 4
-        go_on.set()
+        proceed.set()
         await huge
 
     monkeypatch.setattr(tokenizer_module, "encode", encode_slowly)

@@ -13,7 +13,7 @@ from itertools import count
 
 import pytest
 
-from tgis_server.frontend.transport import floods as connections
+from tgis_server.frontend.transport import floods
 from tgis_server.frontend.transport.floods import (
     CALL_BYTES,
     NUM_BEHIND,
@@ -233,13 +233,13 @@ def test_a_connection_opened_during_an_inspection_keeps_its_account(monkeypatch)
         call.close(was_reset=False)
         return []
 
-    monkeypatch.setattr(connections, "find_connections", find)
+    monkeypatch.setattr(floods, "find_connections", find)
 
     assert inspect_connections({1: watch()}, accounts, 1).gone == {B}
 
 
 def test_after_a_failed_inspection_the_next_one_still_finds_the_flood(caplog, monkeypatch):
-    monkeypatch.setattr(connections, "CHECK_S", 0.0)
+    monkeypatch.setattr(floods, "CHECK_S", 0.0)
     port, received = watch(), count(0, 100 * MIB)
 
     def find(ports: set[int]) -> list[tuple[int, Connection]]:
@@ -249,12 +249,12 @@ def test_after_a_failed_inspection_the_next_one_still_finds_the_flood(caplog, mo
 
     async def watch_until_closed() -> None:
         closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        watching = asyncio.create_task(connections.watch_connections({1: port}, Accounts(), 1, closed.set_result))
+        watching = asyncio.create_task(floods.watch_connections({1: port}, Accounts(), 1, closed.set_result))
         assert await asyncio.wait_for(closed, 10) == "flood"
         watching.cancel()
 
-    monkeypatch.setattr(connections, "find_connections", find)
-    monkeypatch.setattr(connections, "hang_up", lambda connection: True)
+    monkeypatch.setattr(floods, "find_connections", find)
+    monkeypatch.setattr(floods, "hang_up", lambda connection: True)
     asyncio.run(watch_until_closed())
 
     assert "bad luck" in caplog.text
@@ -282,7 +282,7 @@ def test_inspections_stay_frequent_while_the_event_loop_is_busy():
 
     async def be_busy() -> None:
         ports = {1: Watching(10, 30.0, 1, 10)}
-        watching = asyncio.create_task(connections.watch_connections(ports, accounts, 1, print))
+        watching = asyncio.create_task(floods.watch_connections(ports, accounts, 1, print))
         until = time.monotonic() + 2.0
         while time.monotonic() < until:
             turn_ends_at = time.monotonic() + 0.1
@@ -320,9 +320,9 @@ with socket.create_server(("127.0.0.1", 0)) as server:
 
 
 def test_an_older_kernel_that_reports_less_is_no_error(monkeypatch):
-    monkeypatch.setattr(connections, "INFO_FORMAT", struct.Struct("24xI24xI64xQQ8xI4000x"))
+    monkeypatch.setattr(floods, "INFO_FORMAT", struct.Struct("24xI24xI64xQQ8xI4000x"))
 
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
         served, _ = server.accept()
         with served:
-            assert list(connections.find_connections({server.getsockname()[1]})) == []
+            assert list(floods.find_connections({server.getsockname()[1]})) == []
