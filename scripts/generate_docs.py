@@ -14,7 +14,7 @@ from tgis_cli.decide.legacy_settings import SETTINGS
 from tgis_cli.migrate import examine_all, read_containers, read_source
 from tgis_server.errors import GroupFailed, ModelError, NotEnoughDevices, PeerLost, UsageError
 from tgis_server.failures import CATALOGUE
-from tgis_server.frontend.metrics.metrics import SPECS
+from tgis_server.frontend.metrics import SPECS
 from tgis_server.options import GROUPS, Option, describe_accepted, options
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"

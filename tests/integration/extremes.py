@@ -1,4 +1,4 @@
-"""Messages and bytes that no sane client sends: strategies for requests, mutants of them, and greetings for ports."""
+"""Messages and bytes that no sane client sends: strategies for requests, mutations of them, and greetings for ports."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TEXTS = [
     *("", "\0", "Once upon a time", "</s><s>", "\ufffd\ufeff\u202e", "\U0010ffff", "e" + "\u0301" * 30),
     *("\0" * 300, " " * 4000, "👩\u200d👩\u200d👧" * 40, "x" * 20_000),
 ]
-# Extremes that are allowed: if most values were not among them, nearly every message would be refused.
+# Allowed extremes: most values must be allowed, or nearly every message would be refused.
 ALLOWED: dict[str, list[Any]] = {
     "method": [1],
     "temperature": [0.05, 1.0, 3.4e38],
@@ -57,12 +57,12 @@ ALLOWED: dict[str, list[Any]] = {
     "format": [0],
     "adapter_id": [""],
 }
-NUM_ALLOWED = 150  # among so many values that are not
-REFUSED = {"prefix_id", "json_schema", "regex", "choice", "grammar"}  # whatever they hold
+NUM_ALLOWED = 150  # entries for allowed values, per field
+REFUSED = {"prefix_id", "json_schema", "regex", "choice", "grammar"}  # whatever their value
 
 
 def values(field: FieldDescriptor) -> st.SearchStrategy[Any]:
-    """Values of a field: allowed ones, the borders of its type, or any."""
+    """Values of a field: allowed ones, the limits of its type, or any."""
     match field.cpp_type:
         case field.CPPTYPE_MESSAGE:
             value: st.SearchStrategy[Any] = messages(GetMessageClass(field.message_type))
@@ -80,13 +80,13 @@ def values(field: FieldDescriptor) -> st.SearchStrategy[Any]:
 
 
 def sampled(field: FieldDescriptor, borders: list[Any]) -> st.SearchStrategy[Any]:
-    """The borders of a field's type, among many values that are allowed."""
+    """The limits of a field's type, among many allowed values."""
     allowed = ALLOWED.get(field.name, [])
     return st.sampled_from(allowed * (NUM_ALLOWED // len(allowed)) + borders if allowed else borders)
 
 
 def messages(cls: type[Message]) -> st.SearchStrategy[Message]:
-    """Messages that have every field that can be allowed, or any fields at all."""
+    """Messages with every field that can be allowed, or with any fields."""
     every = {field.name: values(field) for field in cls.DESCRIPTOR.fields}
     serious = {name: value for name, value in every.items() if name not in REFUSED}
     fields = st.fixed_dictionaries(serious) | st.fixed_dictionaries({}, optional=every)
@@ -103,7 +103,7 @@ def calls(*methods: str) -> st.SearchStrategy[tuple[str, bytes]]:
 
 
 def mutant(source: random.Random, body: bytes) -> bytes:
-    """The same bytes with an accident: cut, something inserted or overwritten, turned around, replaced."""
+    """The same bytes, damaged: truncated, with something inserted or overwritten, reversed or replaced."""
     at, noise = source.randrange(len(body) + 1), source.randbytes(source.randrange(1, 9))
     return source.choice(
         [
@@ -112,7 +112,7 @@ def mutant(source: random.Random, body: bytes) -> bytes:
             body[:at] + noise + body[at + len(noise) :],
             body[at:] + body[:at],
             source.randbytes(source.randrange(200)),
-            body + b"\xfa\x01\x03new" + b"\xf8\x01\x01",  # fields 31, which nobody knows
+            body + b"\xfa\x01\x03new" + b"\xf8\x01\x01",  # unknown fields 31
         ]
     )
 
@@ -127,7 +127,7 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 
 def client_hello() -> bytes:
-    """How a client that wants TLS begins."""
+    """The first bytes of a TLS client."""
     sent = ssl.MemoryBIO()
     client = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), sent, server_hostname="localhost")
     try:
@@ -138,12 +138,12 @@ def client_hello() -> bytes:
 
 
 def greetings(source: random.Random) -> Iterator[bytes]:
-    """What strangers say to a port, for ever."""
+    """Bytes that strangers send to a port, forever."""
     fixed = [
         b"",
         HTTP2[:11],
         HTTP2,
-        HTTP2 + SETTINGS + frame(1, 4, 1, b"\x00\x7f" + b"a" * 16_000),  # headers without an end
+        HTTP2 + SETTINGS + frame(1, 4, 1, b"\x00\x7f" + b"a" * 16_000),  # endless headers
         HTTP2 + SETTINGS + frame(0, 0, 1, b"data before headers"),
         HTTP2 + SETTINGS + b"\xff\xff\xff\0\0\0\0\0\1" + b"a frame of 16 MiB",
         client_hello(),

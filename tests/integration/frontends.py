@@ -1,4 +1,4 @@
-"""A front-end in this process: real gRPC and HTTP on free ports, with an engine that the test plays."""
+"""A front-end in this process: real gRPC and HTTP on free ports, with an engine played by the test."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from links import FakeLink
 from tgis_server.errors import PeerLost
 from tgis_server.frontend.entry import Frontend
 from tgis_server.frontend.state import ServerState
-from tgis_server.frontend.text.detokenizer import PieceDecoder
-from tgis_server.frontend.text.tokenizer import Tokenizer
+from tgis_server.frontend.text import PieceDecoder, Tokenizer
 from tgis_server.options import ServeConfig
 from tgis_server.run import Run
 from tgis_server.run.phases import Phases
@@ -31,8 +30,8 @@ from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
 DEADLINE_S = 10.0
 
 
-class FakeWatch:
-    """Says what the test says: that all shards serve, or that one is dead."""
+class FakeShards:
+    """Reports what the test sets: that all shards serve, or that one is dead."""
 
     def __init__(self) -> None:
         self.serving = asyncio.Event()
@@ -61,11 +60,11 @@ class FakeWatch:
 
 @dataclass
 class Server:
-    """A running front-end and ways to talk to it."""
+    """A running front-end and ways to call it."""
 
     frontend: Frontend
     link: FakeLink
-    watch: FakeWatch
+    shards: FakeShards
     run: Run
     life: asyncio.Task[None]
     channel: grpc.aio.Channel
@@ -84,7 +83,7 @@ class Server:
             return response.status, await response.text()
 
     async def health(self) -> shard_pb2.FrontendHealth:
-        """What the launcher is told."""
+        """The health reply to the launcher."""
         async with grpc.aio.insecure_channel(f"unix:{self.run.frontend_socket}") as channel:
             return await shard_pb2_grpc.FrontendStub(channel).Health(shard_pb2.HealthRequest())
 
@@ -114,13 +113,13 @@ def make_run(directory: Path, **options: object) -> Run:
 async def serving(
     link: FakeLink | None = None, *, library: Library | None = None, is_ready: bool = True, **options: object
 ) -> AsyncIterator[Server]:
-    """A front-end whose vocabulary is the words t0 … t99, ready unless told otherwise; stopped at the end."""
+    """A front-end whose vocabulary is the words t0 … t99, ready unless ``is_ready`` is False; stopped at the end."""
     with tempfile.TemporaryDirectory() as directory:
         run = make_run(Path(directory), **options)
-        link, watch = link or FakeLink(), FakeWatch()
+        link, shards = link or FakeLink(), FakeShards()
         tokenizer = Tokenizer(library or vocabularies.words())
         pieces = PieceDecoder(tokenizer.inner, output_special_tokens=run.config.output_special_tokens)
-        frontend = Frontend(run, ServerState(Phases(), watch.describe), tokenizer, pieces, link, watch)
+        frontend = Frontend(run, ServerState(Phases(), shards.describe), tokenizer, pieces, link, shards)
         life = asyncio.create_task(frontend.run())
         await until(lambda: life.done() or frontend.state.http_port)
         if life.done():
@@ -128,12 +127,12 @@ async def serving(
         channel = grpc.aio.insecure_channel(f"127.0.0.1:{frontend.state.grpc_port}", options=[PRIVATE])
         try:
             if is_ready:
-                watch.serving.set()
+                shards.serving.set()
                 await until(lambda: frontend.state.is_serving)
-            yield Server(frontend, link, watch, run, life, channel)
+            yield Server(frontend, link, shards, run, life, channel)
         finally:
             await channel.close()
-            frontend.ask_to_hurry()
+            frontend.request_immediate_stop()
             await asyncio.gather(life, return_exceptions=True)
             tokenizer.close()
 
@@ -142,7 +141,7 @@ PRIVATE = ("grpc.use_local_subchannel_pool", 1)  # channels of one test do not s
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
-    """Run a test's coroutine; it may not take longer than ten seconds."""
+    """Run a test's coroutine for at most ten seconds."""
 
     async def within_deadline() -> None:
         async with asyncio.timeout(DEADLINE_S):
@@ -153,7 +152,7 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
 
 async def until(condition: Callable[[], object]) -> None:
     """Wait for a condition; the test's own deadline bounds it."""
-    while not condition():  # noqa: ASYNC110  what it looks at has no event
+    while not condition():  # noqa: ASYNC110  there is no event to wait for
         await asyncio.sleep(0.005)
 
 
@@ -167,12 +166,12 @@ def single(text: str, **params: object) -> pb.SingleGenerationRequest:
 
 
 def tokens(number: int, **values: object) -> dict[str, object]:
-    """Parameters that ask for so many new tokens."""
+    """Parameters for ``number`` new tokens."""
     return {"stopping": pb.StoppingCriteria(max_new_tokens=number, **values)}
 
 
 async def failure_of(call: Awaitable[object]) -> tuple[grpc.StatusCode, str | None]:
-    """The status with which a call is refused, and its text."""
+    """The status of a failed call, and its text."""
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await call
     return raised.value.code(), raised.value.details()

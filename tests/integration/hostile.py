@@ -1,11 +1,11 @@
-"""Runs a command as a strict container platform does: any user, and a file system that is read-only but for /tmp.
+"""Runs a command like a strict container platform: as any user, with a file system that is read-only except for /tmp.
 
 ::
 
     python hostile.py TMP UID COMMAND [ARGUMENT]...
 
-TMP becomes the command's /tmp, where nothing can be executed. /dev/shm has 64 MiB. The user is in group 0, has no entry
-in any database and no capabilities. Needs the right to make mounts. Imports nothing of the repository.
+TMP becomes the command's /tmp, which is mounted noexec. /dev/shm has 64 MiB. The user is in group 0, and has no entry
+in any database and no capabilities. Needs permission to mount. Imports nothing from the repository.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def set_attributes(path: Path, add: int, remove: int = 0, *, recursive: bool = F
 
 
 def confine(tmp: Path) -> None:
-    """Give this process a file system of its own, in which only ``tmp`` can be written, under the name /tmp."""
+    """Give this process its own view of the file system, in which only ``tmp`` is writable, mounted at /tmp."""
     check(libc.unshare(CLONE_NEWNS))
     mount("", Path("/"), flags=MS_REC | MS_PRIVATE)
     imported = [Path(path).resolve() for path in (sys.base_prefix, Path(__file__).parents[2], *sys.path)]
@@ -50,7 +50,7 @@ def confine(tmp: Path) -> None:
     for top in covered - {TMP}:
         mount("tmpfs", top, "tmpfs", data="mode=755")
     mount(str(tmp), TMP, flags=MS_BIND)
-    for path, descriptor in opened.items():  # what Python imports from keeps its place
+    for path, descriptor in opened.items():  # the directories that Python imports from stay in place
         if not covered.isdisjoint(path.parents):
             path.mkdir(parents=True, exist_ok=True)
             mount(f"/proc/self/fd/{descriptor}", path, flags=MS_BIND | MS_REC)

@@ -56,7 +56,7 @@ def test_a_batch_is_answered_in_the_order_of_its_inputs():
     run(test)
 
 
-def test_no_inputs_are_no_outputs_whatever_the_parameters():
+def test_a_call_without_inputs_has_no_outputs_whatever_the_parameters():
     async def test() -> None:
         async with serving() as server:
             assert await server.generate(**tokens(10**6)) == pb.BatchedGenerationResponse()
@@ -90,7 +90,7 @@ def test_a_stream_has_the_frames_of_the_contract():
     run(test)
 
 
-def test_a_stream_ends_with_a_frame_even_if_only_a_special_token_came():
+def test_a_stream_of_only_a_special_token_still_ends_with_a_frame():
     async def test() -> None:
         async with serving(library=vocabularies.byte_level()) as server:
             call = asyncio.create_task(frames_of(server.stub, single("at")))
@@ -118,7 +118,7 @@ def test_the_texts_of_a_stream_add_up_to_the_unary_answer():
     run(test)
 
 
-def test_a_stop_sequence_tells_the_engine_to_stop():
+def test_a_stop_sequence_cancels_the_request_in_the_engine():
     async def test() -> None:
         async with serving() as server:
             call = asyncio.create_task(server.generate("t1", stopping=pb.StoppingCriteria(stop_sequences=["t3"])))
@@ -132,7 +132,7 @@ def test_a_stop_sequence_tells_the_engine_to_stop():
     run(test)
 
 
-def test_what_the_engine_is_asked_for_follows_from_the_parameters():
+def test_the_request_to_the_engine_follows_the_parameters():
     async def test() -> None:
         async with serving(FakeLink(count_up, max_sequence_length=10), max_new_tokens=8) as server:
             await server.generate(
@@ -155,7 +155,7 @@ def test_what_the_engine_is_asked_for_follows_from_the_parameters():
     run(test)
 
 
-def test_inputs_get_different_seeds_unless_the_client_gives_one():
+def test_inputs_get_different_seeds_unless_the_client_sends_one():
     async def test() -> None:
         async with serving(FakeLink(count_up)) as server:
             drawn = await server.generate("t1", "t1", method=pb.SAMPLE, **tokens(1))
@@ -186,7 +186,7 @@ def test_one_bad_input_rejects_the_whole_call_before_anything_is_queued():
     run(test)
 
 
-def test_a_token_that_only_the_tokenizer_knows_is_refused():
+def test_a_token_that_the_model_lacks_is_refused():
     async def test() -> None:
         async with serving(FakeLink(vocab_size=5)) as server:
             failure = await failure_of(server.generate("t1 t5"))
@@ -246,7 +246,7 @@ def test_a_failure_in_the_middle_of_a_stream_follows_its_frames():
     run(test)
 
 
-def test_tokenize_counts_and_shows_tokens():
+def test_tokenize_counts_and_returns_tokens():
     async def test() -> None:
         async with serving(library=vocabularies.metaspace()) as server:
             texts = [pb.TokenizeRequest(text=text) for text in ("été cat", "dog")]
@@ -266,7 +266,7 @@ def test_tokenize_counts_and_shows_tokens():
     run(test)
 
 
-def test_model_info_tells_the_limits_that_hold():
+def test_model_info_reports_the_effective_limits():
     async def test() -> None:
         async with serving(FakeLink(max_sequence_length=64), max_new_tokens=1024) as server:
             info = await server.stub.ModelInfo(pb.ModelInfoRequest(model_id="anything"))
@@ -279,7 +279,7 @@ def test_model_info_tells_the_limits_that_hold():
 # Cancellation and overload
 
 
-def test_a_client_that_goes_away_cancels_its_requests_and_frees_its_permits():
+def test_a_client_that_leaves_cancels_its_requests_and_releases_its_permits():
     async def test() -> None:
         async with serving(max_concurrent_requests=2) as server:
             call = server.stub.Generate(batch("t1", "t2"))
@@ -340,7 +340,7 @@ def test_a_call_without_permits_is_refused_at_once():
     run(test)
 
 
-def test_a_burst_of_calls_on_one_channel_ends_well_or_overloaded():
+def test_a_burst_of_calls_on_one_channel_succeeds_or_is_overloaded():
     async def test() -> None:
         async with serving(FakeLink(count_up), max_concurrent_requests=64) as server:
             calls = [server.stub.Generate(batch("t1", **tokens(2))) for _ in range(1500)]
@@ -352,7 +352,7 @@ def test_a_burst_of_calls_on_one_channel_ends_well_or_overloaded():
     run(test)
 
 
-def test_a_slow_client_gets_its_text_in_few_frames_and_holds_nobody_up():
+def test_a_slow_client_gets_its_text_in_few_frames_and_delays_no_other():
     async def test() -> None:
         async with serving() as server:
             slow = server.stub.GenerateStream(single("t1", **tokens(50)))

@@ -1,4 +1,4 @@
-"""Clients that do not read, do not finish what they begin, or flood: they lose what is theirs, and nobody else does."""
+"""Clients that do not read, do not finish their requests, or flood: only they lose their calls and connections."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ECHO = {"response": pb.ResponseOptions(input_text=True), "truncate_input_tokens"
 
 @asynccontextmanager
 async def attacking(server, **options: object) -> AsyncIterator[Attacker]:
-    """A connection to the gRPC port, by a client that reads what it is sent unless flow control forbids it."""
+    """A connection to the gRPC port, whose client reads everything unless flow control forbids it."""
     async with Attacker.connect(server.frontend.state.grpc_port, **options) as attacker:
         attacker.listen()
         yield attacker
@@ -35,21 +35,21 @@ async def attacking(server, **options: object) -> AsyncIterator[Attacker]:
 
 @asynccontextmanager
 async def visiting(server) -> AsyncIterator[Attacker]:
-    """The same with the HTTP port."""
+    """The same for the HTTP port."""
     async with Attacker.connect(server.frontend.state.http_port, greets=False) as visitor:
         visitor.listen()
         yield visitor
 
 
 async def count_aborts(server) -> dict[str, float]:
-    """By reason."""
+    """The number of aborts by reason."""
     _, text = await server.get("/metrics")
     lines = [line for line in text.splitlines() if line.startswith("tgi_abort_count{")]
     return {line.split('"')[1]: float(line.split()[-1]) for line in lines}
 
 
 def start_stalled(channel: grpc.aio.Channel, **params: object) -> grpc.aio.UnaryStreamCall:
-    """A stream whose first frame does not fit in the window, and which nobody reads."""
+    """A stream whose first frame does not fit in the window, and which is not read."""
     return GenerationServiceStub(channel).GenerateStream(single(LONG, **ECHO, **params))
 
 
@@ -57,7 +57,7 @@ def no_reader(server) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(server.address, options=[PRIVATE, ("grpc.http2.bdp_probe", 0)])
 
 
-def test_a_stream_that_nobody_reads_loses_its_call_and_its_sequence():
+def test_an_unread_stream_is_ended_and_its_sequence_cancelled():
     async def test() -> None:
         async with serving(send_timeout=0.3) as server, no_reader(server) as channel:
             stalled = start_stalled(channel)
@@ -73,7 +73,7 @@ def test_a_stream_that_nobody_reads_loses_its_call_and_its_sequence():
     run(test)
 
 
-def test_a_permit_is_free_when_the_answer_is_complete_also_if_nobody_reads_it():
+def test_a_permit_is_released_when_the_answer_is_complete_even_if_unread():
     async def test() -> None:
         link = FakeLink(count_up)
         async with serving(link, max_concurrent_requests=1) as server, no_reader(server) as channel:
@@ -86,7 +86,7 @@ def test_a_permit_is_free_when_the_answer_is_complete_also_if_nobody_reads_it():
     run(test)
 
 
-def test_an_own_deadline_of_the_request_bounds_its_writes_too(monkeypatch):
+def test_the_deadline_of_a_request_also_bounds_its_writes(monkeypatch):
     monkeypatch.setattr(patience, "DEADLINE_GRACE_S", 0.1)
     monkeypatch.setattr(patience, "MIN_BYTES_PER_S", 1 << 30)
 
@@ -101,7 +101,7 @@ def test_an_own_deadline_of_the_request_bounds_its_writes_too(monkeypatch):
 
 
 @pytest.mark.parametrize("method", ["Generate", "Tokenize", "ModelInfo"])
-def test_unary_answers_that_nobody_reads_are_given_up_without_a_line(method, caplog):
+def test_unread_unary_answers_are_dropped_without_a_log_line(method, caplog):
     caplog.set_level(logging.WARNING)
     body = (batch("t1", **tokens(1)) if method == "Generate" else pb.ModelInfoRequest()).SerializeToString()
 
@@ -120,7 +120,7 @@ def test_unary_answers_that_nobody_reads_are_given_up_without_a_line(method, cap
     assert not [record for record in caplog.records if record.name.startswith("grpc")]
 
 
-def test_a_request_that_does_not_arrive_is_given_up(monkeypatch):
+def test_a_request_that_does_not_arrive_in_time_is_ended(monkeypatch):
     monkeypatch.setattr(patience, "RECEIVE_TIMEOUT_S", 0.2)
 
     async def test() -> None:
@@ -144,7 +144,7 @@ def test_a_call_without_a_request_is_refused():
     run(test)
 
 
-def test_bytes_of_requests_in_work_are_bounded_and_later_ones_wait():
+def test_the_bytes_of_requests_are_bounded_and_later_ones_wait():
     async def test() -> None:
         async with serving() as server:
             server.frontend._patience.max_bytes_held = 1000
@@ -182,7 +182,7 @@ FLOODS = {
 
 
 @pytest.mark.parametrize("kind", FLOODS)
-def test_a_connection_that_floods_is_closed_and_others_are_served(kind):
+def test_a_flooding_connection_is_closed_and_others_are_served(kind):
     beginning, flood = FLOODS[kind]
 
     async def test() -> None:
@@ -195,7 +195,7 @@ def test_a_connection_that_floods_is_closed_and_others_are_served(kind):
     run(test)
 
 
-def test_a_connection_that_resets_calls_in_masses_is_closed_and_counted():
+def test_a_connection_that_resets_masses_of_calls_is_closed_and_counted():
     async def test() -> None:
         async with serving() as server, attacking(server) as attacker:
             await attacker.reset_calls(GENERATE, 8)
@@ -207,7 +207,7 @@ def test_a_connection_that_resets_calls_in_masses_is_closed_and_counted():
     run(test)
 
 
-def test_half_requests_make_room_for_whole_ones_and_are_given_up(monkeypatch):
+def test_half_requests_are_closed_for_whole_ones_or_time_out(monkeypatch):
     monkeypatch.setattr(http_connections, "HEADER_TIMEOUT_S", 0.5)
 
     async def test() -> None:
@@ -241,7 +241,7 @@ def test_a_scraper_that_does_not_read_loses_its_connection():
     run(test)
 
 
-def test_a_whole_request_may_follow_a_pause_on_a_connection_that_is_kept_alive(monkeypatch):
+def test_a_request_may_follow_a_pause_on_a_kept_alive_connection(monkeypatch):
     monkeypatch.setattr(http_connections, "HEADER_TIMEOUT_S", 0.2)
 
     async def test() -> None:
@@ -255,7 +255,7 @@ def test_a_whole_request_may_follow_a_pause_on_a_connection_that_is_kept_alive(m
     run(test)
 
 
-def test_a_connection_is_kept_after_a_request_with_a_body_in_pieces_and_an_incomplete_header_is_not(monkeypatch):
+def test_a_body_in_pieces_keeps_the_connection_and_an_incomplete_header_does_not(monkeypatch):
     monkeypatch.setattr(http_connections, "HEADER_TIMEOUT_S", 0.2)
 
     async def test() -> None:
@@ -278,7 +278,7 @@ def test_a_connection_is_kept_after_a_request_with_a_body_in_pieces_and_an_incom
 @pytest.mark.parametrize(
     "request_line", [b"GET /health", b"GET /nothing", b"GET /health HTTP/1.1\r\nExpect: much\r\nX: "]
 )
-def test_a_client_that_asks_without_end_waits_and_a_probe_beside_it_does_not(request_line: bytes):
+def test_a_client_sending_endless_requests_waits_and_a_probe_does_not(request_line: bytes):
     request = request_line + b" HTTP/1.1\r\nHost: x\r\n\r\n"
 
     async def test() -> None:
@@ -309,11 +309,11 @@ def test_the_first_request_of_a_connection_never_waits():
     run(test)
 
 
-def test_a_client_that_takes_no_goodbye_does_not_hold_up_the_end():
+def test_a_client_that_does_not_read_goaway_does_not_delay_the_shutdown():
     async def test() -> None:
         async with serving() as server, Attacker.connect(server.frontend.state.grpc_port) as attacker:
             await attacker.flood(SETTINGS_FRAME * 2000, 1)
-            server.frontend.ask_to_hurry()
+            server.frontend.request_immediate_stop()
             await asyncio.wait_for(server.life, 4)
 
     run(test)

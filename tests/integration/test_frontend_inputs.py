@@ -13,13 +13,13 @@ NO_TOKENS = (grpc.StatusCode.INVALID_ARGUMENT, "tokenizer error the input is emp
 
 
 def words_without_unknown() -> Tokenizer:
-    """Knows the words t0 and t1; its library refuses any other."""
+    """A vocabulary of the words t0 and t1; the library refuses any other."""
     tokenizer = Tokenizer(models.WordLevel({"t0": 0, "t1": 1}, unk_token="missing"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return tokenizer
 
 
-def test_an_input_that_the_tokenizer_refuses_rejects_the_call_with_its_words():
+def test_an_input_that_the_tokenizer_refuses_rejects_the_call_with_its_message():
     async def test() -> None:
         async with serving(library=words_without_unknown()) as server:
             unary = await failure_of(server.generate("t0", "other", "t1 another"))
@@ -33,7 +33,7 @@ def test_an_input_that_the_tokenizer_refuses_rejects_the_call_with_its_words():
     run(test)
 
 
-def test_a_text_that_the_tokenizer_refuses_fails_tokenize_with_its_words():
+def test_a_text_that_the_tokenizer_refuses_fails_tokenize_with_its_message():
     async def test() -> None:
         async with serving(library=words_without_unknown()) as server:
             request = pb.BatchedTokenizeRequest(requests=[pb.TokenizeRequest(text="other")])
@@ -46,7 +46,7 @@ def test_a_text_that_the_tokenizer_refuses_fails_tokenize_with_its_words():
 
 
 def test_an_input_without_tokens_is_refused():
-    """Nothing can be continued: this tokenizer begins no text with a token of its own."""
+    """This tokenizer adds no token, so there is nothing to continue."""
 
     async def test() -> None:
         async with serving(FakeLink(count_up)) as server:

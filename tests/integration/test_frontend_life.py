@@ -38,7 +38,7 @@ async def health_of(server, service: str = SERVICE) -> int:
 # Start
 
 
-def test_until_the_engine_is_ready_probes_and_calls_say_that_it_is_loading():
+def test_probes_and_calls_report_loading_until_the_engine_is_ready():
     async def test() -> None:
         async with serving(is_ready=False) as server:
             code, text = await failure_of(server.generate("t1"))
@@ -54,7 +54,7 @@ def test_until_the_engine_is_ready_probes_and_calls_say_that_it_is_loading():
     run(test)
 
 
-def test_a_ready_server_says_so_everywhere():
+def test_a_ready_server_reports_it_everywhere():
     async def test() -> None:
         async with serving() as server:
             launcher = await server.health()
@@ -74,7 +74,7 @@ def test_a_ready_server_says_so_everywhere():
     run(test)
 
 
-def test_the_launcher_is_answered_while_the_event_loop_stands_still_and_told_for_how_long():
+def test_the_launcher_gets_an_answer_with_the_loops_age_while_the_loop_is_stuck():
     def ask_until_old(path: Path) -> list[float]:
         ages = [0.0]
         with grpc.insecure_channel(f"unix:{path}") as channel:
@@ -109,7 +109,7 @@ def test_reflection_lists_the_service():
 
 
 @pytest.mark.parametrize(("option", "flag"), [("grpc_port", "--grpc-port"), ("port", "--port")])
-def test_a_port_in_use_ends_the_start_at_once_and_says_what_to_do(option, flag):
+def test_a_port_in_use_ends_the_start_at_once_with_advice(option, flag):
     async def test() -> None:
         with socket.create_server(("127.0.0.1", 0)) as other:
             port = other.getsockname()[1]
@@ -129,7 +129,7 @@ def test_an_address_of_another_machine_is_refused():
     run(test)
 
 
-def test_metrics_can_be_scraped_and_count_what_happened():
+def test_metrics_can_be_scraped_and_count_the_calls():
     async def test() -> None:
         async with serving(FakeLink(count_up)) as server:
             await server.generate("t1", "t2", **tokens(2))
@@ -164,12 +164,12 @@ def test_the_entry_is_imported_quickly_and_without_torch():
 # End
 
 
-def test_a_drain_answers_what_is_in_flight_and_refuses_the_rest():
+def test_a_drain_finishes_calls_in_flight_and_refuses_new_ones():
     async def test() -> None:
         async with serving() as server:
             call = asyncio.create_task(server.generate("t1", **tokens(1)))
             await until(lambda: server.link.submitted)
-            server.frontend.ask_to_stop()
+            server.frontend.request_stop()
             await until(lambda: not server.frontend.state.is_accepting)
 
             refused = await failure_of(server.generate("t2"))
@@ -189,7 +189,7 @@ def test_a_drain_answers_what_is_in_flight_and_refuses_the_rest():
 def test_during_the_drain_delay_calls_are_still_accepted():
     async def test() -> None:
         async with serving(FakeLink(count_up), drain_delay=0.3) as server:
-            server.frontend.ask_to_stop()
+            server.frontend.request_stop()
             await until(lambda: not server.frontend.state.is_serving)
 
             assert len((await server.generate("t1", **tokens(1))).responses) == 1
@@ -205,9 +205,9 @@ def test_calls_that_outlast_the_drain_end_unavailable(is_hurried):
         async with serving(drain_timeout=60 if is_hurried else 0.2) as server:
             call = asyncio.create_task(server.generate("t1"))
             await until(lambda: server.link.submitted)
-            server.frontend.ask_to_stop()
+            server.frontend.request_stop()
             if is_hurried:
-                server.frontend.ask_to_hurry()
+                server.frontend.request_immediate_stop()
 
             assert await failure_of(call) == (
                 grpc.StatusCode.UNAVAILABLE,
@@ -221,22 +221,22 @@ def test_calls_that_outlast_the_drain_end_unavailable(is_hurried):
 def test_a_signal_before_the_engine_is_ready_ends_the_server():
     async def test() -> None:
         async with serving(is_ready=False) as server:
-            server.frontend.ask_to_stop()
+            server.frontend.request_stop()
             await server.life
 
     run(test)
 
 
 @pytest.fixture
-def _no_cause_is_told(monkeypatch):
-    """The launcher knows no better, and is not waited for as long as usual."""
+def _no_cause_arrives(monkeypatch):
+    """The launcher sends no cause, and the wait for it is short."""
     monkeypatch.setattr(entry, "CAUSE_WAIT_S", 0.05)
     monkeypatch.setattr(entry, "MAX_LINGER_S", 0.1)
 
 
 @pytest.mark.serial
-@pytest.mark.usefixtures("_no_cause_is_told")
-def test_when_the_link_breaks_every_call_ends_unavailable_and_the_process_ends():
+@pytest.mark.usefixtures("_no_cause_arrives")
+def test_a_broken_link_ends_every_call_unavailable_and_the_process():
     async def test() -> None:
         async with serving() as server:
             unary = asyncio.create_task(server.generate("t1", "t2"))
@@ -257,17 +257,17 @@ def test_when_the_link_breaks_every_call_ends_unavailable_and_the_process_ends()
     run(test)
 
 
-@pytest.mark.usefixtures("_no_cause_is_told")
-def test_when_a_shard_is_dead_every_call_ends_unavailable_and_the_process_ends():
+@pytest.mark.usefixtures("_no_cause_arrives")
+def test_a_dead_shard_ends_every_call_unavailable_and_the_process():
     async def test() -> None:
         async with serving() as server:
             call = asyncio.create_task(server.stub.Generate(batch("t1")).code())
             await until(lambda: server.link.submitted)
-            server.watch.die()
+            server.shards.die()
 
             assert await call is grpc.StatusCode.UNAVAILABLE
             with pytest.raises(PeerLost, match="Shard 0 does not answer"):
                 await server.life
-            assert server.frontend.state.phase.name == "FAILED"
+            assert server.frontend.state.serving_state.name == "FAILED"
 
     run(test)

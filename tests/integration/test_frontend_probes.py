@@ -1,4 +1,4 @@
-"""What each probe is told in every state of the front-end, over HTTP and gRPC, and what calls are told with it."""
+"""The answers to each probe in every state of the front-end, over HTTP and gRPC, and the matching answers to calls."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ AS_THE_ORIGINAL = "Request failed during generation: Could not connect to Text G
 
 
 async def failing_probes(server: Server) -> dict[str, str]:
-    """Sentences of the probes that fail; gRPC must agree with HTTP."""
+    """The sentences of failing probes; gRPC must agree with HTTP."""
     failures = {}
     for probe in PROBES:
         status, body = await server.get(f"/health/{probe}")
@@ -41,7 +41,7 @@ async def tell_end(server: Server, cause: str) -> None:
         await FrontendStub(channel).End(pb.EndRequest(cause=cause))
 
 
-def test_while_the_shards_load_probes_and_calls_hear_how_far_they_are():
+def test_probes_and_calls_report_the_progress_of_loading_shards():
     async def test() -> None:
         async with serving(is_ready=False) as server:
             assert await failing_probes(server) == {"startup": LOADING, "ready": LOADING}
@@ -50,7 +50,7 @@ def test_while_the_shards_load_probes_and_calls_hear_how_far_they_are():
     run(test)
 
 
-def test_a_server_that_serves_passes_every_probe_and_says_what_it_does():
+def test_a_serving_server_passes_every_probe_and_describes_itself():
     async def test() -> None:
         async with serving() as server:
             assert await failing_probes(server) == {}
@@ -62,22 +62,22 @@ def test_a_server_that_serves_passes_every_probe_and_says_what_it_does():
     run(test)
 
 
-def test_a_server_that_drains_is_started_and_alive_but_not_ready():
+def test_a_draining_server_is_started_and_alive_but_not_ready():
     async def test() -> None:
         async with serving() as server:
             call = asyncio.create_task(server.generate("t1"))
             await until(lambda: server.frontend.state.num_calls)
-            server.frontend.ask_to_stop()
+            server.frontend.request_stop()
             await until(lambda: server.frontend.state.is_draining)
 
             assert await failing_probes(server) == {"ready": "The server is shutting down; use another one."}
-            server.frontend.ask_to_hurry()
+            server.frontend.request_immediate_stop()
             assert (await failure_of(call))[0] is grpc.StatusCode.UNAVAILABLE
 
     run(test)
 
 
-def test_a_launcher_that_stops_asking_is_frozen_until_it_asks_again(monkeypatch, caplog):
+def test_a_launcher_that_stops_polling_is_frozen_until_it_polls_again(monkeypatch, caplog):
     monkeypatch.setattr(launcher_socket, "CHECK_S", 0.02)
 
     async def test() -> None:
@@ -98,10 +98,10 @@ def test_a_launcher_that_stops_asking_is_frozen_until_it_asks_again(monkeypatch,
 
     run(test)
     messages = [record.getMessage() for record in caplog.records if record.name == launcher_socket.__name__]
-    assert [message.split(" (")[0] for message in messages] == ["The launcher", "the launcher goes on"]
+    assert [message.split(" (")[0] for message in messages] == ["The launcher", "the launcher has resumed"]
 
 
-def test_the_end_of_the_group_is_told_with_its_cause_until_the_process_is_ended():
+def test_the_cause_of_the_groups_end_is_reported_until_the_process_is_stopped():
     async def test() -> None:
         async with serving() as server:
             unary = asyncio.create_task(server.generate("t1"))
@@ -119,20 +119,20 @@ def test_the_end_of_the_group_is_told_with_its_cause_until_the_process_is_ended(
             health = await server.health()
             assert (health.state, health.text) == (pb.FrontendHealth.FAILED, KILLED)
 
-            server.frontend.ask_to_stop()
+            server.frontend.request_stop()
             await server.life
 
     run(test)
 
 
 @pytest.mark.parametrize("is_draining", [False, True])
-def test_calls_wait_for_the_cause_when_a_shard_is_gone(is_draining: bool):
+def test_calls_wait_for_the_cause_when_a_shard_is_lost(is_draining: bool):
     async def test() -> None:
         async with serving() as server:
             call = asyncio.create_task(server.generate("t1"))
             await until(lambda: server.link.submitted)
             if is_draining:
-                server.frontend.ask_to_stop()
+                server.frontend.request_stop()
                 await until(lambda: server.frontend.state.is_draining)
             server.link.break_down()
             await until(lambda: server.frontend.state.text == "The engine closed its connection.")
@@ -147,7 +147,7 @@ def test_calls_wait_for_the_cause_when_a_shard_is_gone(is_draining: bool):
     run(test)
 
 
-def test_the_end_is_told_while_shards_load_too():
+def test_the_end_is_also_reported_while_shards_load():
     async def test() -> None:
         async with serving(is_ready=False) as server:
             await tell_end(server, KILLED)
@@ -158,7 +158,7 @@ def test_the_end_is_told_while_shards_load_too():
     run(test)
 
 
-def test_an_error_of_the_front_ends_own_waits_for_no_cause(monkeypatch):
+def test_an_error_of_the_front_end_itself_waits_for_no_cause(monkeypatch):
     def fail(*_: object) -> None:
         raise AssertionError
 

@@ -1,4 +1,4 @@
-"""The front-end as the launcher runs it: a process of its own, with real shards and the fake engine."""
+"""The front-end as the launcher runs it: a separate process, with real shards and the fake engine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DEADLINE_S = 20
 
 @contextlib.contextmanager
 def group(tmp_path: Path, **options: object) -> Iterator[tuple[Shards, subprocess.Popen[bytes], GenerationServiceStub]]:
-    """Shards and a front-end that serves."""
+    """Shards and a serving front-end."""
     run = make_run(tmp_path, host="127.0.0.1", grpc_port=0, port=0, **options)
     with Shards(run) as shards:
         command = make_command("-m", "tgis_server.child", "frontend", "--run", str(run.file))
@@ -53,7 +53,7 @@ def stream_of(stub: GenerationServiceStub, num_tokens: int) -> Iterator[pb.Gener
     )
 
 
-def test_a_request_goes_through_all_processes_and_sigterm_ends_in_peace(tmp_path):
+def test_a_request_passes_through_all_processes_and_sigterm_ends_cleanly(tmp_path):
     with group(tmp_path) as (_, frontend, stub):
         text = "".join(frame.text for frame in stream_of(stub, 4))
         frontend.send_signal(signal.SIGTERM)
@@ -76,7 +76,7 @@ def test_the_death_of_a_shard_ends_calls_unavailable_and_the_process_as_a_conseq
         assert (error["is_secondary"], error["is_expected"]) == (True, True)
 
 
-def test_a_drain_finishes_the_streams_that_run(tmp_path):
+def test_a_drain_finishes_running_streams(tmp_path):
     with group(tmp_path, rehearse_step_ms=10.0) as (_, frontend, stub):
         frames = stream_of(stub, 30)
         first = next(frames)

@@ -1,4 +1,4 @@
-"""What surrounds a call: TLS and its replacement, the bytes of requests, pings, deadlines, correlation ids and logs."""
+"""Everything around a call: TLS and its renewal, the bytes of requests, pings, deadlines, correlation ids and logs."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def issue(directory: Path, *lifetime: str) -> None:
 
 
 class Mount:
-    """A directory with the server's TLS files as Kubernetes mounts a secret: links that lead through ``..data``."""
+    """A directory with the server's TLS files as Kubernetes mounts a secret: links through ``..data``."""
 
     def __init__(self, directory: Path, authorities: Path) -> None:
         self.directory = directory
@@ -74,13 +74,13 @@ class Mount:
         return {"tls_cert_path": self.directory / "server.pem", "tls_key_path": self.directory / "server.key"}
 
     def swap(self, authority: str) -> None:
-        """Replace all files in one moment, as Kubernetes does."""
+        """Replace all files at once, as Kubernetes does."""
         shutil.copytree(self.authorities / authority, self.directory / f"..{authority}", dirs_exist_ok=True)
         (self.directory / "..tmp").symlink_to(f"..{authority}")
         (self.directory / "..tmp").rename(self.directory / "..data")
 
     def overwrite(self, authority: str) -> None:
-        """Replace what the files hold, one after the other."""
+        """Replace the contents of the files, one after the other."""
         for name in ("server.pem", "server.key", "ca.pem"):
             self.put(name, (self.authorities / authority / name).read_bytes())
 
@@ -94,7 +94,7 @@ def mount(tmp_path, authorities) -> Mount:
 
 
 def open_channel(server, authority: Path, client: Path | None = None) -> grpc.aio.Channel:
-    """A connection of its own that trusts one authority; with ``client``'s certificate if given."""
+    """A separate connection that trusts one authority; with ``client``'s certificate if given."""
     pair = {}
     if client:
         pair["private_key"] = (client / "client.key").read_bytes()
@@ -121,7 +121,7 @@ def open_session(authority: Path, client: Path | None = None) -> aiohttp.ClientS
 
 
 async def get_health(server, session: aiohttp.ClientSession) -> int | None:
-    """The HTTP status, or None if no connection came about."""
+    """The HTTP status, or None if no connection was made."""
     try:
         async with session.get(f"https://127.0.0.1:{server.frontend.state.http_port}/health") as response:
             return response.status
@@ -135,24 +135,24 @@ async def http_status(server, authority: Path, client: Path | None = None) -> in
 
 
 def lines_about_tls(caplog) -> list[tuple[str, str]]:
-    """Level and first words of what was logged about certificates."""
+    """Level and first words of each log line about certificates."""
     records = [record for record in caplog.records if record.name == "tgis_server.frontend.transport.tls"]
     return [(record.levelname, record.getMessage()) for record in records]
 
 
-def test_with_mutual_tls_only_clients_with_a_certificate_get_in(authorities, mount):
+def test_mutual_tls_admits_only_clients_with_a_certificate(authorities, mount):
     async def test() -> None:
         old = authorities / "old"
         async with serving(**mount.options, tls_client_ca_cert_path=old / "ca.pem") as server:
             assert await grpc_status(server, old, client=old) == "OK"
             assert await grpc_status(server, old, client=authorities / "new") == "UNAVAILABLE"
             assert await grpc_status(server, old) == "UNAVAILABLE"
-            assert (await server.get("/health"))[0] == 200  # HTTP stays plain
+            assert (await server.get("/health"))[0] == 200  # HTTP stays plaintext
 
     run(test)
 
 
-def test_http_has_tls_where_it_is_asked_for(authorities, mount):
+def test_http_has_tls_if_it_is_enabled(authorities, mount):
     async def test() -> None:
         old = authorities / "old"
         async with serving(**mount.options, tls_client_ca_cert_path=old / "ca.pem", http_tls="server") as server:
@@ -176,7 +176,7 @@ def test_http_with_mutual_tls_demands_client_certificates(authorities, mount):
 
 
 @pytest.mark.parametrize("replace", [Mount.swap, Mount.overwrite])
-def test_new_connections_get_a_replaced_certificate_and_others_live_on(authorities, mount, replace, caplog):
+def test_new_connections_get_a_replaced_certificate_and_others_survive(authorities, mount, replace, caplog):
     caplog.set_level(logging.INFO)
 
     async def test() -> None:
@@ -209,7 +209,7 @@ def test_new_connections_get_a_replaced_certificate_and_others_live_on(authoriti
     ],
     ids=["key-first", "garbage", "empty-ca", "missing"],
 )
-def test_files_that_do_not_fit_together_are_not_used_until_they_do(authorities, mount, spoil, complaint, caplog):
+def test_mismatched_files_are_not_used_until_they_match(authorities, mount, spoil, complaint, caplog):
     caplog.set_level(logging.INFO)
 
     async def test() -> None:
@@ -232,7 +232,7 @@ def test_files_that_do_not_fit_together_are_not_used_until_they_do(authorities, 
     run(test)
 
 
-def test_a_certificate_that_has_expired_is_not_used_and_the_expiry_is_exported(authorities, mount, caplog):
+def test_an_expired_certificate_is_not_used_and_the_expiry_is_exported(authorities, mount, caplog):
     caplog.set_level(logging.INFO)
 
     async def test() -> None:
@@ -253,12 +253,12 @@ def test_a_certificate_that_has_expired_is_not_used_and_the_expiry_is_exported(a
             assert get_expiry() == before > time.time() + 29 * 86_400
             [(level, text)] = lines_about_tls(caplog)
             assert level == "WARNING"
-            assert text.startswith("The TLS certificate in use stays: The TLS certificate of server in ")
+            assert text.startswith("The TLS certificate in use is kept: The TLS certificate of server in ")
 
     run(test)
 
 
-def test_the_authority_of_clients_is_replaced_as_well(authorities, mount):
+def test_the_clients_authority_is_replaced_as_well(authorities, mount):
     async def test() -> None:
         old, new = authorities / "old", authorities / "new"
         tls = {**mount.options, "tls_client_ca_cert_path": mount.directory / "ca.pem", "http_tls": "mutual"}
@@ -273,7 +273,7 @@ def test_the_authority_of_clients_is_replaced_as_well(authorities, mount):
     run(test)
 
 
-def test_a_probe_from_the_command_line_comes_through_tls(authorities, mount, capsys):
+def test_the_health_command_works_over_tls(authorities, mount, capsys):
     async def test() -> None:
         tls = {**mount.options, "tls_client_ca_cert_path": mount.directory / "ca.pem", "http_tls": "mutual"}
         files = {name: str(authorities / "old" / name) for name in ("ca.pem", "client.pem", "client.key")}
@@ -300,7 +300,7 @@ def test_a_probe_from_the_command_line_comes_through_tls(authorities, mount, cap
         ("server.pem", "server.key", "names", r"client CA .*names is not a PEM certificate"),
     ],
 )
-def test_tls_files_that_cannot_work_end_the_start_and_are_named(authorities, certificate, key, ca, text):
+def test_unusable_tls_files_end_the_start_and_are_named(authorities, certificate, key, ca, text):
     async def test() -> None:
         directory = authorities / "old"
         with pytest.raises(UsageError, match=text):
@@ -315,7 +315,7 @@ def test_tls_files_that_cannot_work_end_the_start_and_are_named(authorities, cer
     run(test)
 
 
-def test_a_server_with_http_tls_becomes_ready_and_says_https(authorities, mount, launch: Callable[..., Any]):
+def test_a_server_with_http_tls_becomes_ready_and_reports_https(authorities, mount, launch: Callable[..., Any]):
     files = [f"--{name.replace('_', '-')}={path}" for name, path in mount.options.items()]
     server = launch("--rehearse", "--http-tls", "server", *files)
     url = f"{server.facts['http']}/health"
@@ -331,14 +331,14 @@ def test_a_server_with_http_tls_becomes_ready_and_says_https(authorities, mount,
 
 
 def sized(num_bytes: int) -> bytes:
-    """A ``model_id`` and nothing else, valid for every method, in exactly so many bytes (from 131 on)."""
+    """A ``model_id`` and nothing else, valid for every method, in exactly ``num_bytes`` (at least 131)."""
     request = pb.ModelInfoRequest(model_id="x" * (num_bytes - 3)).SerializeToString()
     assert len(request) == num_bytes
     return request
 
 
 async def send(server, method: str, raw: bytes, **options: Any) -> bytes:
-    """Send bytes to a method; one answer."""
+    """Send bytes to a method; returns its one answer."""
     if method == "GenerateStream":
         return await server.channel.unary_stream(f"/fmaas.GenerationService/{method}")(raw, **options).read()
     return await server.channel.unary_unary(f"/fmaas.GenerationService/{method}")(raw, **options)
@@ -356,7 +356,7 @@ METHODS = ("Generate", "GenerateStream", "Tokenize", "ModelInfo")
     ],
     ids=["too-large", "no-message"],
 )
-def test_bytes_that_are_no_request_are_refused_without_a_trace(method, raw, code, text):
+def test_invalid_requests_are_refused_without_a_trace(method, raw, code, text):
     async def test() -> None:
         async with serving(FakeLink(count_up), max_request_bytes=1000, max_concurrent_requests=1) as server:
             found, details = await failure_of(send(server, method, raw))
@@ -372,7 +372,7 @@ def test_bytes_that_are_no_request_are_refused_without_a_trace(method, raw, code
 
 
 @pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
-def test_the_largest_request_is_accepted_and_the_size_is_that_of_the_message(compression):
+def test_the_largest_request_is_accepted_by_its_uncompressed_size(compression):
     async def test() -> None:
         async with serving(max_request_bytes=1000) as server:
             assert await send(server, "ModelInfo", sized(1000), compression=compression)
@@ -383,7 +383,7 @@ def test_the_largest_request_is_accepted_and_the_size_is_that_of_the_message(com
 
 
 @pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
-def test_what_is_far_too_large_is_refused_by_the_library_and_the_connection_lives_on(compression):
+def test_a_far_too_large_request_is_refused_by_the_library_and_the_connection_survives(compression):
     async def test() -> None:
         async with serving(max_request_bytes=1000) as server:
             await server.channel.channel_ready()
@@ -403,7 +403,7 @@ def test_clients_that_ping_every_second_stay_connected_idle_or_with_a_slow_strea
     async def test() -> None:
         options = [
             PRIVATE,
-            ("grpc.keepalive_time_ms", 1000),  # the library sends no pings more often
+            ("grpc.keepalive_time_ms", 1000),  # the most that the library allows
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.max_pings_without_data", 0),
         ]
@@ -420,7 +420,7 @@ def test_clients_that_ping_every_second_stay_connected_idle_or_with_a_slow_strea
                 asyncio.create_task(channel.wait_for_state_change(grpc.ChannelConnectivity.READY))
                 for channel in (idle, busy)
             ]
-            # A server that minds sends GOAWAY after the third ping.
+            # A server that objects sends GOAWAY after the third ping.
             changed, waiting = await asyncio.wait(changes, timeout=3.7, return_when=asyncio.FIRST_COMPLETED)
             for task in waiting:
                 task.cancel()
@@ -432,7 +432,7 @@ def test_clients_that_ping_every_second_stay_connected_idle_or_with_a_slow_strea
     run(test)
 
 
-def test_a_deadline_of_the_client_frees_the_permit_and_the_sequence():
+def test_a_clients_deadline_releases_the_permit_and_cancels_the_sequence():
     async def test() -> None:
         async with serving(max_concurrent_requests=1) as server:
             code, _ = await failure_of(server.stub.Generate(batch("t1"), timeout=0.2))
@@ -457,7 +457,7 @@ def named(name: str) -> dict[str, Any]:
 
 
 async def returned_id(call) -> str:
-    """The correlation id that came back."""
+    """The returned correlation id."""
     if isinstance(call, grpc.aio.UnaryStreamCall):
         await read_to_its_end(call)
     [(key, value)] = await call.trailing_metadata()
@@ -479,7 +479,7 @@ def lines_about_inputs(caplog) -> list[tuple[str, str, str, int, int]]:
     ]
 
 
-def test_the_correlation_id_comes_back_with_answers_and_errors():
+def test_the_correlation_id_is_returned_with_answers_and_errors():
     async def test() -> None:
         async with serving(FakeLink(count_up)) as server:
             calls = [
@@ -498,7 +498,7 @@ def test_the_correlation_id_comes_back_with_answers_and_errors():
 
 
 @pytest.mark.parametrize("metadata", [(), [("x-correlation-id", "")]])
-def test_a_call_without_a_name_gets_a_random_one(metadata):
+def test_a_call_without_a_correlation_id_gets_a_random_one(metadata):
     async def test() -> None:
         async with serving() as server:
             ids = [await returned_id(server.stub.ModelInfo(pb.ModelInfoRequest(), metadata=metadata)) for _ in "ab"]
@@ -509,7 +509,7 @@ def test_a_call_without_a_name_gets_a_random_one(metadata):
     run(test)
 
 
-def test_a_long_name_is_cut():
+def test_a_long_correlation_id_is_truncated():
     async def test() -> None:
         async with serving() as server:
             assert await returned_id(server.stub.ModelInfo(pb.ModelInfoRequest(), **named("x" * 2000))) == "x" * 128
@@ -517,7 +517,7 @@ def test_a_long_name_is_cut():
     run(test)
 
 
-def test_each_input_ends_with_one_line_of_counts_and_times_and_without_its_text(caplog):
+def test_each_input_is_logged_in_one_line_with_counts_and_times_but_no_text(caplog):
     caplog.set_level(logging.INFO, "tgis_server.frontend.request_log")
 
     async def test() -> None:
@@ -542,7 +542,7 @@ def test_each_input_ends_with_one_line_of_counts_and_times_and_without_its_text(
     run(test)
 
 
-def test_an_input_that_the_context_cuts_short_is_a_warning(caplog):
+def test_an_input_cut_short_by_the_context_is_logged_as_a_warning(caplog):
     async def test() -> None:
         async with serving(FakeLink(count_up, max_sequence_length=4), max_new_tokens=3) as server:
             await read_to_its_end(server.stub.GenerateStream(single("t1 t2", **tokens(3)), **named("mine")))
@@ -552,7 +552,7 @@ def test_an_input_that_the_context_cuts_short_is_a_warning(caplog):
     run(test)
 
 
-def test_an_input_whose_client_went_away_is_a_warning(caplog):
+def test_an_input_whose_client_left_is_logged_as_a_warning(caplog):
     async def test() -> None:
         async with serving() as server:
             stream = server.stub.GenerateStream(single("t1"), **named("mine"))
@@ -566,7 +566,7 @@ def test_an_input_whose_client_went_away_is_a_warning(caplog):
     run(test)
 
 
-def test_an_input_that_fails_is_an_error_and_its_siblings_are_cancelled(caplog):
+def test_a_failed_input_is_logged_as_an_error_and_its_siblings_are_cancelled(caplog):
     async def test() -> None:
         async with serving() as server:
             call = asyncio.create_task(server.stub.Generate(batch("t1", "t2"), **named("mine")).code())
@@ -584,7 +584,7 @@ def test_an_input_that_fails_is_an_error_and_its_siblings_are_cancelled(caplog):
     run(test)
 
 
-def test_the_line_of_an_input_that_met_a_bug_has_the_traceback(caplog):
+def test_the_log_line_of_an_input_that_hit_a_bug_has_the_traceback(caplog):
     async def test() -> None:
         async with serving() as server:
             call = asyncio.create_task(server.stub.Generate(batch("t1"), **named("mine")).code())
@@ -600,8 +600,8 @@ def test_the_line_of_an_input_that_met_a_bug_has_the_traceback(caplog):
     run(test)
 
 
-def test_a_name_that_no_log_can_bear_is_replaced(caplog):
-    """Libraries refuse to send such a name: the frames of HTTP/2 are made by hand."""
+def test_a_correlation_id_unsafe_for_logs_is_replaced(caplog):
+    """Libraries refuse to send such an id, so the HTTP/2 frames are built by hand."""
     caplog.set_level(logging.INFO, "tgis_server.frontend.request_log")
 
     async def test() -> None:

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from frontends import batch, run, serving, single, tokens, until
 from links import FakeLink, count_up, step
 from shards import wait_until
-from tgis_server.frontend.metrics.metrics import SPECS
+from tgis_server.frontend.metrics import SPECS
 from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
 from tgis_server.wire.messages import Failure, FinishReason

@@ -50,11 +50,10 @@ from tgis_server.engines.native.families import read_spec
 from tgis_server.engines.native.memory import MemoryRequest, check_fits, decide_kv_budget
 from tgis_server.errors import OutOfMemory, TgisError
 from tgis_server.failures import Failure
-from tgis_server.frontend.text.detokenizer import PieceDecoder
-from tgis_server.frontend.text.tokenizer import Tokenizer
+from tgis_server.frontend.shard_health import GroupHealth, ShardHealth
+from tgis_server.frontend.text import PieceDecoder, Tokenizer
 from tgis_server.frontend.tracing import Tracing
 from tgis_server.frontend.transport.tls import Tls, read_tls_file
-from tgis_server.frontend.watch import ShardWatch, Watch
 from tgis_server.host.ports import explain_bind_error, listen
 from tgis_server.options import Fault, ServeConfig, load_config
 from tgis_server.shard.plan_check import PlanCheck
@@ -505,14 +504,14 @@ SERVING = pb.HealthReply.SERVING
 
 def judge(*replies: pb.HealthReply | None) -> object:
     """Why a shard that gives these answers is dead."""
-    shard = ShardWatch(1, step_timeout_s=60.0)
+    shard = ShardHealth(1, step_timeout_s=60.0)
     verdicts = [shard.observe(reply) for reply in replies]
     return failures.SHARD_SILENT.kind(verdicts[-1])
 
 
 def judge_group(*replies: pb.HealthReply) -> object:
     """Why a group whose shards give these answers is dead."""
-    watch = Watch([Path(f"shard-{rank}.sock") for rank in range(len(replies))], step_timeout_s=60.0)
+    watch = GroupHealth([Path(f"shard-{rank}.sock") for rank in range(len(replies))], step_timeout_s=60.0)
     return failures.SHARD_SILENT.kind(watch.judge(replies))
 
 

@@ -63,7 +63,7 @@ def read_lines() -> Iterator[str]:
 
 
 def cut_locally(texts: Iterable[str], model: str) -> Iterator[Tokens]:
-    from tgis_server.frontend.text.tokenizer import read_tokenizer
+    from tgis_server.frontend.text import read_tokenizer
 
     cache_dir, _ = find_cache_dir(os.environ)
     tokenizer = read_tokenizer(find_model_dir(model, None, cache_dir), warn)

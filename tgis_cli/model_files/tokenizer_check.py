@@ -33,7 +33,7 @@ def load_tokenizer(model_dir: Path) -> list[str]:
     Raises:
         ModelError: the front-end would end with it.
     """
-    from tgis_server.frontend.text.vocabulary import load_vocabulary
+    from tgis_server.frontend.text import load_vocabulary
 
     warnings: list[str] = []
     tokenizer, _ = load_vocabulary(model_dir, num_workers=1, tell=warnings.append)

@@ -1,4 +1,4 @@
-"""Permits: how many inputs are in work at a time. No queue stands before them: who gets none is refused at once."""
+"""Permits: they limit how many inputs are in progress. There is no queue: a call without permits is refused at once."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from tgis_server.errors import Overloaded
 
 
 class Permits:
-    """What a call holds. Returned when its inputs are no longer in work, however long its client takes to read."""
+    """The permits of a call. Released when its inputs are finished, however slowly its client reads."""
 
     def __init__(self, admission: Admission, num_inputs: int) -> None:
         self._admission = admission
         self._num_inputs = num_inputs
 
-    def give_back(self) -> None:
-        """Doing it twice changes nothing."""
+    def release(self) -> None:
+        """Idempotent."""
         self._admission.num_held -= self._num_inputs
         self._num_inputs = 0
 
 
 class Admission:
-    """Counts inputs from the arrival of their call to its end. Belongs to one event loop."""
+    """Counts the inputs of calls in progress. Belongs to one event loop."""
 
     def __init__(self, max_inputs: int) -> None:
         self.max_inputs = max_inputs
@@ -30,7 +30,7 @@ class Admission:
 
     @contextmanager
     def hold(self, num_inputs: int) -> Iterator[Permits]:
-        """Hold a permit for each input inside the ``with`` block, at most: all or none.
+        """Hold a permit for each input, all or none, until released or the end of the ``with`` block.
 
         Raises:
             Overloaded: too few are free. A batch of more than ``max_inputs`` never fits.
@@ -42,4 +42,4 @@ class Admission:
         try:
             yield permits
         finally:
-            permits.give_back()
+            permits.release()

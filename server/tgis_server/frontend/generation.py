@@ -1,4 +1,4 @@
-"""One generation call, from its request to running outputs. What a door does with them is a thin layer over it."""
+"""One generation call, from its request to running outputs; each door is a thin layer over it."""
 
 from __future__ import annotations
 
@@ -10,50 +10,50 @@ from dataclasses import dataclass
 
 from tgis_server.errors import InvalidRequest
 from tgis_server.frontend.admission import Permits
-from tgis_server.frontend.metrics.metrics import Metrics
+from tgis_server.frontend.metrics import Metrics
 from tgis_server.frontend.output import Output, TextSettings
 from tgis_server.frontend.request import GenerationRequest
 from tgis_server.frontend.router import Router
-from tgis_server.frontend.text.tokenizer import EncodedInput, Tokenizer, TokenizerFailed
-from tgis_server.frontend.validation import GenerationParams, Limits, validate, validate_length
+from tgis_server.frontend.text import EncodedInput, Tokenizer, TokenizerFailed
+from tgis_server.frontend.validation import GenerationParams, RequestLimits, validate, validate_length
 from tgis_server.wire.messages import FinishReason, Submit
 
-MAX_DRAWN_SEED = 2**32  # what clients know from the original; a seed that they send may have 64 bits
+MAX_DRAWN_SEED = 2**32  # compatible with the original server; clients may send 64 bits
 
 
 class Call:
-    """The outputs of one call, its times and what wakes its handler."""
+    """The outputs of one call, its times, and how its handler is woken."""
 
     def __init__(self, kind: str, num_inputs: int) -> None:
-        """``kind`` is ``single``, ``batch`` or ``stream``, as metrics name it."""
+        """``kind`` is the label in metrics: ``single``, ``batch`` or ``stream``."""
         self.kind = kind
-        self.num_inputs = num_inputs  # also while there are no outputs yet
-        self.is_answered = False  # and counted as such
+        self.num_inputs = num_inputs  # known before there are outputs
+        self.is_answered = False  # and counted as answered
         self.started_at = time.monotonic()
-        self.validated_at = self.started_at  # later once there are outputs
+        self.validated_at = self.started_at  # updated once the inputs are validated
         self.outputs: list[Output] = []
-        self.permits: Permits | None = None  # that go back when the answer of a stream is complete, before it is read
+        self.permits: Permits | None = None  # a stream's, released before the client has read it all
         self._news = asyncio.Event()
-        self.wake: Callable[[], object] = self._news.set  # quick; a handler may have a way of its own
+        self.wake: Callable[[], object] = self._news.set  # must be quick; a handler may replace it
 
     @property
     def num_unfinished(self) -> int:
-        """Inputs that a call without an answer leaves; all of them, if it lacks nothing but its answer."""
+        """Inputs left unfinished by a call that ends without an answer; if all have finished, all of them."""
         return self.num_inputs - sum(output.is_finished for output in self.outputs) or self.num_inputs
 
     def on_change(self, output: Output) -> None:
-        """Wake the handler if it can do something: a unary call waits for ends, a stream for every token."""
+        """Wake the handler if it can proceed: a unary call waits for ends, a stream for every token."""
         if self.kind == "stream" or output.is_finished:
             self.wake()
         if self.permits and output.is_finished:
-            self.permits.give_back()
+            self.permits.release()
 
     async def wait_for_news(self) -> None:
         await self._news.wait()
         self._news.clear()
 
     async def wait_for_all(self) -> None:
-        """Until every output ended.
+        """Wait until every output has ended.
 
         Raises:
             RequestError: the first failure, as soon as it happens.
@@ -69,10 +69,10 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class GenerationService:
-    """What a generation call needs of the server once the engine is loaded."""
+    """What a generation call needs from the server once the engine is loaded."""
 
-    limits: Limits
-    vocab_size: int  # the model's: a tokenizer may know tokens that the model does not
+    limits: RequestLimits
+    vocab_size: int  # the model's: a tokenizer may have more tokens
     end_ids: frozenset[int]  # the model's end tokens
     default_include_stop: bool
     tokenizer: Tokenizer
@@ -84,7 +84,7 @@ class GenerationService:
         """Validate, tokenize and check all inputs, then fill ``call.outputs``. Nothing reaches the engine.
 
         Raises:
-            InvalidRequest: the first check that fails, of the first input that fails it; one input rejects all.
+            InvalidRequest: the first failed check, for the first input that fails it; one bad input rejects the call.
         """
         validation_started_at = time.monotonic()
         params = validate(request, self.limits, default_include_stop=self.default_include_stop)
@@ -108,7 +108,7 @@ class GenerationService:
         self.metrics.observe_validated(lengths, params.max_new_tokens, call.validated_at - call.started_at)
 
     def count_answer(self, output: Output, call: Call) -> None:
-        """Metrics of an input that is being answered. Whatever becomes of its call now, it is no failure."""
+        """Count an input as answered: from now on its call cannot count as a failure."""
         call.is_answered = True
         if output.stop_reason is FinishReason.TIME_LIMIT and output.num_generated == 0:
             self.metrics.count_failure("timeout")
@@ -127,7 +127,7 @@ class GenerationService:
     async def _encode_all(self, texts: Sequence[str], truncate_to: int) -> list[EncodedInput]:
         results = await self.tokenizer.encode_inputs(texts, truncate_to)
         encoded = []
-        for result in results:  # in order: the first input that failed is the one to report
+        for result in results:  # in order: the first input that failed is reported
             if isinstance(result, TokenizerFailed):
                 raise InvalidRequest(f"tokenizer error {result}") from result
             self.metrics.observe_raw_input(result.num_tokens_before_truncation)
@@ -142,7 +142,7 @@ class GenerationService:
 
 
 def choose_seed(params: GenerationParams) -> int:
-    """The seed of one input: the client's, or drawn; greedy decoding has none."""
+    """The seed of one input: the client's or a random one; 0 for greedy decoding."""
     if params.sampling.is_greedy:
         return 0
     return random.SystemRandom().randrange(MAX_DRAWN_SEED) if params.seed is None else params.seed

@@ -1,7 +1,7 @@
-"""The launcher's socket: it asks how the front-end is, and tells why the group ends.
+"""The launcher's socket: the launcher polls the front-end's health and announces the end of the group.
 
-Answered by a thread of its own: an event loop with much to do is no sign of a process that hangs. How long the loop has
-stood still is part of the answer. A launcher that stops asking is frozen.
+A separate thread answers: a busy event loop does not mean that the process hangs. The answer includes how long the loop
+has been stuck. A launcher that stops polling is frozen.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from tgis_server.wire.shard_pb2_grpc import FrontendServicer, add_FrontendServic
 
 logger = logging.getLogger(__name__)
 
-STOP_GRACE_S = 0.5  # a question in flight is answered
+STOP_GRACE_S = 0.5  # for a call in flight
 CHECK_S = 1.0
-MAX_SILENCE_S = 6.0  # the launcher asks every second
+MAX_SILENCE_S = 6.0  # the launcher polls every second
 
 
 class LauncherServer(FrontendServicer):
-    """Only this user can open its socket."""
+    """Serves the launcher on a socket that only this user can open."""
 
     def __init__(self, path: Path, state: ServerState, end: Callable[[str], None]) -> None:
-        """``end`` is called, on the event loop, with the cause when the launcher ends the group."""
+        """``end`` is called with the cause, on the event loop, when the launcher ends the group."""
         self._path = path
         self._state = state
         self._end = end
@@ -46,7 +46,7 @@ class LauncherServer(FrontendServicer):
         self._loop = asyncio.get_running_loop()
         self._server.add_insecure_port(f"unix:{self._path}")
         self._path.chmod(0o600)
-        self._called_at = self._loop_turned_at = time.monotonic()  # it asks from the start on
+        self._called_at = self._loop_turned_at = time.monotonic()  # the silence counts from here
         self._checking = asyncio.create_task(self._check_launcher(), name="check-launcher")
         self._server.start()
 
@@ -60,7 +60,7 @@ class LauncherServer(FrontendServicer):
         self._called_at = time.monotonic()
         state = self._state
         return pb.FrontendHealth(
-            state=pb.FrontendHealth.State.Name(state.phase.value),
+            state=pb.FrontendHealth.State.Name(state.serving_state.value),
             text=state.text,
             grpc_port=state.grpc_port,
             http_port=state.http_port,
@@ -79,24 +79,25 @@ class LauncherServer(FrontendServicer):
 
     def _note_call(self) -> None:
         if self._state.launcher_silence:
-            logger.warning("the launcher goes on")
-            self._state.note_launcher("")
+            logger.warning("the launcher has resumed")
+            self._state.set_launcher_silence("")
 
     async def _check_launcher(self) -> None:
-        """It must not fall silent. A launcher that is dead takes this process with it."""
+        """Notice a frozen launcher. A dead one takes this process with it."""
         while True:
             slept_at = time.monotonic()
             await asyncio.sleep(CHECK_S)
             self._loop_turned_at = now = time.monotonic()
             if self._state.launcher_silence:
                 continue
-            if now - slept_at > 2 * CHECK_S:  # it was this process that stood still: calls wait to be read
+            if now - slept_at > 2 * CHECK_S:  # this process was stuck, with calls waiting to be read
                 self._called_at = now
             if now - self._called_at > MAX_SILENCE_S:
                 pid = os.getppid()
+                silent_s = now - self._called_at
                 silence = (
-                    f"The launcher (pid {pid}) is frozen: it has not asked how this process is for "
-                    f"{now - self._called_at:.0f} s, and would notice no failure; let it go on with `kill -CONT {pid}`."
+                    f"The launcher (pid {pid}) is frozen: it has not polled this process for {silent_s:.0f} s and "
+                    f"would not notice a failure; resume it with `kill -CONT {pid}`."
                 )
                 logger.error("%s", silence)
-                self._state.note_launcher(silence)
+                self._state.set_launcher_silence(silence)

@@ -1,9 +1,9 @@
-"""From the engine's tokens to the answer of one input, in parts that every door renders: the only place that decides
-what an answer says.
+"""Builds the answer to one input from the engine's tokens, in parts that every door renders: the only place that
+decides the contents of an answer.
 
-An ``Output`` is told of tokens by the router and asked for parts by the handler of its call; it does no I/O, waits for
-nobody and knows no messages of any API. Text that a slow client has not fetched grows as one part; where generated
-tokens were asked for, each keeps a part of its own.
+The router pushes tokens into an ``Output``, and the handler of its call takes parts out. An ``Output`` does no I/O,
+never waits and is independent of any API's messages. Text that a slow client has not fetched accumulates in one part;
+if generated tokens were requested, each token keeps a separate part.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tgis_server.errors import GenerationFailed, OutOfMemory, RequestError, Unavailable, with_status
-from tgis_server.frontend.text.detokenizer import Detokenizer, PieceDecoder
-from tgis_server.frontend.text.stop import StopMatcher
+from tgis_server.frontend.text import Detokenizer, PieceDecoder, StopMatcher
 from tgis_server.frontend.validation import GenerationParams
 from tgis_server.wire.messages import NO_TOKEN, Failure, FinishReason, Submit, TokenDetail
 
-GO_ON = FinishReason.NOT_FINISHED
+UNFINISHED = FinishReason.NOT_FINISHED
 
 
 class TopToken(NamedTuple):
-    """A candidate for a token's place."""
+    """A candidate for the position of a token."""
 
     id: int
     piece: str
@@ -32,7 +31,7 @@ class TopToken(NamedTuple):
 
 
 class Token(NamedTuple):
-    """A token as the client sees it: its vocabulary piece, and of the engine's facts those that were asked for."""
+    """A token as the client sees it: its vocabulary piece and the requested details."""
 
     id: int
     piece: str
@@ -43,15 +42,15 @@ class Token(NamedTuple):
 
 @dataclass(slots=True)
 class Part:
-    """What a frame of a stream says, or a whole answer."""
+    """The contents of a stream's frame, or of a whole answer."""
 
     text: str = ""
-    num_input: int = 0  # in what begins an answer and in what holds the input tokens
+    num_input: int = 0  # in the first part and in the one with the input tokens
     num_generated: int = 0  # so far
     tokens: Sequence[Token] = ()
     input_tokens: Sequence[Token] = ()
-    # Known in the last part, the seed in the first one too:
-    end_reason: FinishReason = GO_ON
+    # Set in the last part; the seed also in the first one:
+    end_reason: FinishReason = UNFINISHED
     stop_sequence: str = ""
     seed: int = 0
 
@@ -65,7 +64,7 @@ class TextSettings:
 
 
 class Output:
-    """The answer to one input, as far as it is known. Owned by the event loop."""
+    """The answer to one input, as far as it is generated. Owned by the event loop."""
 
     def __init__(
         self,
@@ -78,13 +77,13 @@ class Output:
     ) -> None:
         """
         Args:
-            submit: what the engine gets.
-            on_change: called after every step that concerned this output; must be quick.
-            echo: the input as the client sent it, where it is sent back.
+            submit: the request to the engine.
+            on_change: called after every step that changed this output; must be quick.
+            echo: the input as the client sent it, if it is to be sent back.
         """
         self.submit = submit
         self.error: RequestError | None = None
-        self.stop_reason = GO_ON
+        self.stop_reason = UNFINISHED
         self.num_generated = 0
         self.submitted_at = 0.0  # host monotonic clock, as all times here
         self.started_at: float | None = None  # first step
@@ -103,14 +102,14 @@ class Output:
 
     @property
     def is_finished(self) -> bool:
-        """No more will come: it ended or failed."""
-        return self.stop_reason is not GO_ON or self.error is not None
+        """Whether it ended or failed: nothing more will come."""
+        return self.stop_reason is not UNFINISHED or self.error is not None
 
     @property
     def num_input(self) -> int:
         return len(self.submit.prompt_ids)
 
-    # Told by the router
+    # Called by the router
 
     def on_started(self, at: float) -> None:
         self.started_at = at
@@ -119,7 +118,7 @@ class Output:
         self._prompt_details.extend(details)
 
     def on_token(self, token_id: int, reason: FinishReason, detail: TokenDetail | None, now: float) -> None:
-        """A token (or ``NO_TOKEN``), and whether the engine ends the sequence with it."""
+        """Add a token (or ``NO_TOKEN``); ``reason`` says whether the engine ends the sequence with it."""
         text = matched = ""
         if token_id != NO_TOKEN:
             self.num_generated += 1
@@ -129,13 +128,13 @@ class Output:
             if reason is not FinishReason.EOS_TOKEN:  # a final end-of-sequence token never shows in the text
                 text = self._detokenizer.push(token_id)
             if self._matcher:
-                # Too early a match is ignored, and a deadline beats a match.
+                # A match before min_new_tokens is ignored, and a deadline takes precedence over a match.
                 is_late = reason is FinishReason.TIME_LIMIT
                 counts = self.num_generated >= self.submit.sampling.min_new_tokens and not is_late
                 text, matched = self._matcher.push(text, can_match=counts)
         if matched:
             reason = FinishReason.STOP_SEQUENCE
-        elif reason is not GO_ON and self._matcher:
+        elif reason is not UNFINISHED and self._matcher:
             text += self._matcher.flush()
         if self._wants_tokens:
             tokens = [] if token_id == NO_TOKEN else [self._describe(token_id, detail)]
@@ -147,36 +146,36 @@ class Output:
             last.num_generated = self.num_generated
         elif text:
             self._parts.append(Part(text, num_generated=self.num_generated))
-        if reason is not GO_ON:
+        if reason is not UNFINISHED:
             self._end(reason, matched, now)
         self._on_change(self)
 
     def on_failure(self, failure: Failure) -> None:
-        """The engine could not go on with this sequence."""
+        """The engine could not continue this sequence."""
         cause = failure.text
         if self.num_generated and failure.status not in (OutOfMemory.status, Unavailable.status):
             cause = f"Error after generating {self.num_generated} tokens: {cause}"
         self.fail(with_status(failure.status, f"Request failed during generation: {cause}"))
 
     def fail(self, error: RequestError) -> None:
-        """End without an answer; what was generated so far stays fetchable by a stream."""
+        """End without an answer; a stream can still fetch what was generated."""
         if not self.is_finished:
             self.error = error
             self._on_change(self)
 
     def _end(self, reason: FinishReason, stop_sequence: str, now: float) -> None:
         if reason is FinishReason.MAX_TOKENS and self.submit.max_new_tokens < self._params.max_new_tokens:
-            reason = FinishReason.TOKEN_LIMIT  # the context ended, not what the client allowed
+            reason = FinishReason.TOKEN_LIMIT  # the limit was the context's, not the client's
         self.stop_reason, self.finished_at = reason, now
         if not self._parts:
             self._parts.append(Part(num_generated=self.num_generated))
         last = self._parts[-1]
         last.end_reason, last.stop_sequence, last.seed = reason, stop_sequence, self.submit.seed
 
-    # Asked by the handler
+    # Called by the handler
 
     def first_part(self) -> Part:
-        """What a stream begins with, before anything was generated."""
+        """The first part of a stream, before anything is generated."""
         return Part(self._echo, num_input=self.num_input, seed=self.submit.seed)
 
     @property
@@ -185,19 +184,19 @@ class Output:
 
     @property
     def is_input_part_due(self) -> bool:
-        """The part with the input tokens can be made."""
+        """Whether the part with the input tokens can be built."""
         return self.wants_input_part and self.first_token_at is not None
 
     def input_part(self) -> Part:
-        """A stream's part with the input tokens. Long prompts take a while; any thread may do it."""
+        """A stream's part with the input tokens. Slow for long prompts; callable from any thread."""
         return Part(num_input=self.num_input, input_tokens=self._describe_input())
 
     def take_part(self) -> Part | None:
-        """The next part of a stream, if one is due. After the one with the end reason none comes."""
+        """The next part of a stream, if one is due. The one with the end reason is the last."""
         return self._parts.popleft() if self._parts else None
 
     def whole(self) -> Part:
-        """The answer of a unary call, once finished. Facts about long inputs take a while; any thread may do it."""
+        """The answer of a unary call, once finished. Slow with the tokens of long inputs; callable from any thread."""
         parts = self._parts
         return Part(
             text=self._echo + "".join([part.text for part in parts]),
@@ -211,7 +210,7 @@ class Output:
         )
 
     def _describe_input(self) -> list[Token]:
-        """Facts about the prompt. Nothing predicts its first token, so that has the logprob NaN."""
+        """Details of the prompt's tokens. Nothing predicts the first one, so its logprob is NaN."""
         first, *others = self.submit.prompt_ids
         details = [*self._prompt_details, *[None] * len(others)]
         logprob = math.nan if self.submit.wanted.logprobs else 0.0
@@ -227,7 +226,7 @@ class Output:
         return Token(token_id, piece, logprob, detail.rank if wanted.ranks else 0, top)
 
     def _describe_top(self, detail: TokenDetail, *, has_logprobs: bool) -> list[TopToken]:
-        """The contract: most likely first if logprobs are shown, otherwise in the order of the vocabulary."""
+        """In the contract's order: most likely first if logprobs are shown, otherwise by token id."""
         tops, get_piece = zip(detail.top_ids, detail.top_logprobs, strict=True), self._get_piece
         if not has_logprobs:
             return [TopToken(token_id, get_piece(token_id), 0.0) for token_id, _ in sorted(tops)]
@@ -241,5 +240,5 @@ def most_likely_first(top: tuple[int, float]) -> tuple[float, int]:
 
 def detokenizing_failed(cause: Exception) -> RequestError:
     error = GenerationFailed(f"Request failed during detokenization: {cause}")
-    error.__cause__ = cause  # the line that the log gets for the input has its traceback
+    error.__cause__ = cause  # logged with the input's line
     return error

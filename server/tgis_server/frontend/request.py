@@ -1,4 +1,4 @@
-"""What every door makes of a call before anything is checked. Knows no protobuf, no HTTP and no limits."""
+"""A call as every door parses it, before any check. Independent of protobuf, HTTP and limits."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tgis_server.wire.messages import Grammar, LengthPenalty, Wanted
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """What a client asks for, as it said so. Zero or None: it left that open."""
+    """The parameters as the client sent them. Zero or None: not specified."""
 
     is_sampling: bool = False
-    temperature: float | None = None  # 0 is a value of its own
+    temperature: float | None = None  # 0 is a value: greedy
     top_k: int = 0
     top_p: float = 0.0
     typical_p: float = 0.0
@@ -33,7 +33,7 @@ class Parameters:
 
 @dataclass(frozen=True, slots=True)
 class AdapterName:
-    """An adapter or a tuned prompt, as the client calls it."""
+    """The client's name for an adapter or a tuned prompt."""
 
     kind: Literal["adapter", "prefix"]
     id: str
@@ -41,10 +41,10 @@ class AdapterName:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """A call of any door: its inputs have everything else in common."""
+    """A call through any door: several inputs that share everything else."""
 
     inputs: Sequence[str]
     parameters: Parameters
     adapter: AdapterName | None = None
     grammar: Grammar | None = None
-    door: Literal["grpc"] = "grpc"  # texts name fields as its clients know them
+    door: Literal["grpc"] = "grpc"  # error texts use its field names

@@ -1,6 +1,6 @@
-"""One line in the log for each input that was worked on, under the name that the client gave its call.
+"""One log line for each input, with the correlation id of its call.
 
-Numbers and names only: prompts and outputs are nobody's who reads logs.
+Numbers and names only: prompts and outputs do not belong in logs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LEVELS = {
 
 
 def get_correlation_id(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
-    """The client's name for its call, as logs can bear it; a random one if there is none."""
+    """The client's correlation id, made safe for logs; a random one if it sent none."""
     for key, value in metadata or ():
         if key == CORRELATION_ID and isinstance(value, str) and value:
             is_plain = value.isascii() and value.isprintable()
@@ -35,30 +35,30 @@ def get_correlation_id(metadata: Iterable[tuple[str, str | bytes]] | None) -> st
 
 
 def log_outputs(call: Call, correlation_id: str) -> None:
-    """The call is over: say how each of its inputs ended."""
+    """Log how each input of a finished call ended."""
     now = time.monotonic()
     for output in call.outputs:
-        reason = get_end(output)
+        reason = get_finish_reason(output)
         level = LEVELS.get(reason, logging.INFO)
         if not logger.isEnabledFor(level):
             continue
-        fields = {"correlation_id": correlation_id, "stop_reason": reason.name, **describe(output, call, now)}
+        fields = {"correlation_id": correlation_id, "stop_reason": reason.name, **describe_output(output, call, now)}
         if output.error:
-            cause = output.error.__cause__  # only of what nobody foresaw
+            cause = output.error.__cause__  # only of unexpected errors
             logger.log(level, "input failed: %s", output.error, exc_info=cause, extra=fields)
         else:
             logger.log(level, "input done", extra=fields)
 
 
-def get_end(output: Output) -> FinishReason:
-    """How an input ended whose call is over; what is unfinished then was cancelled."""
+def get_finish_reason(output: Output) -> FinishReason:
+    """The finish reason of an input whose call has ended; an unfinished input was cancelled."""
     if output.error:
         return FinishReason.ERROR
     return output.stop_reason if output.is_finished else FinishReason.CANCELLED
 
 
-def describe(output: Output, call: Call, now: float) -> dict[str, str | int | float | None]:
-    """Counts and times; None for times that the input never came to."""
+def describe_output(output: Output, call: Call, now: float) -> dict[str, str | int | float | None]:
+    """Counts and times; None for stages that the input did not reach."""
     queue_s = inference_s = time_per_token_s = None
     if output.started_at is not None:
         queue_s = output.started_at - call.validated_at

@@ -1,7 +1,7 @@
-"""Hands each step's results to the outputs they belong to: one reader for all requests, which never waits for a client.
+"""Passes the results of each step to their outputs: one reader for all requests, which never waits for a client.
 
-It owns the map from request ids to outputs and the knowledge whether the engine is connected. Unary and streaming
-handlers register here and are woken through their outputs.
+It owns the map from request ids to outputs and tracks whether the engine is connected. Unary and streaming handlers
+register here and are woken through their outputs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import cast
 
 from tgis_server import failures
 from tgis_server.errors import RequestError, Unavailable
-from tgis_server.frontend.metrics.metrics import Metrics
+from tgis_server.frontend.metrics import Metrics
 from tgis_server.frontend.output import Output, detokenizing_failed
 from tgis_server.wire.link import EngineLink
 from tgis_server.wire.messages import NO_TOKEN, FinishReason, StepResult
@@ -28,10 +28,10 @@ class Router:
         self._link = link
         self._metrics = metrics
         self._clock = clock
-        self._outputs: dict[int, Output] = {}  # by request; submitted and not finished
+        self._outputs: dict[int, Output] = {}  # by request id; submitted and not finished
         self._ids = itertools.count(1)
-        self._is_lost = False  # no result will come
-        self._refusal: RequestError | None = None  # set once: what every request from then on ends with
+        self._is_lost = False  # no more results will come
+        self._refusal: RequestError | None = None  # set once: ends every later request
 
     @property
     def num_running(self) -> int:
@@ -41,7 +41,7 @@ class Router:
         return next(self._ids)
 
     async def run(self) -> None:
-        """Read results until the engine is gone. Its requests then wait to be told: :meth:`lose_engine`.
+        """Read results until the engine is lost. Open requests then wait for :meth:`lose_engine`.
 
         Raises:
             PeerLost: always, unless cancelled.
@@ -56,15 +56,15 @@ class Router:
 
     @contextmanager
     def running(self, outputs: Sequence[Output]) -> Iterator[None]:
-        """Run these requests, as one unit, inside the ``with`` block; what is unfinished at its end is cancelled.
+        """Run these requests, as one unit, inside the ``with`` block; unfinished ones are cancelled at its end.
 
         Raises:
-            Unavailable: the engine is gone.
+            RequestError: requests are refused, as the engine is lost or the server stops.
         """
         if self._refusal:
             raise self._refusal
         now = self._clock()
-        if not self._is_lost:  # else they wait with the others for the cause
+        if not self._is_lost:  # otherwise they wait for the cause like the others
             self._link.submit([output.submit for output in outputs])
         for output in outputs:
             output.submitted_at = now
@@ -77,7 +77,7 @@ class Router:
                     self._link.cancel(output.submit.request_id)
 
     def lose_engine(self, cause: str) -> None:
-        """The engine is dead, however that was noticed: end every open request, and every later one."""
+        """The engine is dead: end every open request, and every later one."""
         if self._outputs:
             self._metrics.count_lost_connection()
         text = f"Could not connect to Text Generation server: {cause}"
@@ -109,7 +109,7 @@ class Router:
 
     def _push_tokens(self, result: StepResult, now: float) -> None:
         outputs, get_detail = self._outputs, result.details.get
-        last_at: list[float] = []  # of the outputs that got a further token
+        last_at: list[float] = []  # previous token times of the outputs that got another token
         columns = zip(result.request_ids, result.token_ids, result.finish_reasons, strict=True)
         for column, (request_id, token_id, reason) in enumerate(columns):
             if not (output := outputs.get(request_id)):
@@ -121,12 +121,12 @@ class Router:
                     last_at.append(output.last_token_at)
             try:
                 output.on_token(token_id, reason, get_detail(column), now)
-            except Exception as error:  # noqa: BLE001  the reader of all requests survives the failure of one
+            except Exception as error:  # noqa: BLE001  one failing request must not stop the reader of all
                 output.fail(detokenizing_failed(error))
             if output.is_finished:
                 del outputs[request_id]
-                if reason is FinishReason.NOT_FINISHED:  # a stop sequence: the engine does not know yet
+                if reason is FinishReason.NOT_FINISHED:  # a stop sequence, which the engine cannot see
                     self._link.cancel(request_id)
-        # Most got their last token in the same step.
+        # Most outputs got their previous token in the same step.
         for at, number in Counter(last_at).items():
             self._metrics.observe_further_tokens(now - at, number)

@@ -1,4 +1,4 @@
-"""What the front-end can do now, and why not: one object that probes, handlers and the launcher's socket read."""
+"""The serving state of the front-end: one object read by probes, call handlers and the launcher's socket."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tgis_server.run.phases import SERVING, Phases
 Probe = Literal["startup", "live", "ready"]
 
 
-class Phase(Enum):
+class ServingState(Enum):
     """The values are those of ``FrontendHealth.State``."""
 
     STARTING = 0
@@ -24,58 +24,58 @@ class Phase(Enum):
 
 
 class ServerState:
-    """The life of this server. It only goes forward: STARTING, SERVING, DRAINING; FAILED from any of them."""
+    """The state of this server. It only moves forward: STARTING, SERVING, DRAINING; FAILED from any of them."""
 
     def __init__(self, start_phases: Phases, describe_loading: Callable[[], str]) -> None:
-        self.phase = Phase.STARTING
+        self.serving_state = ServingState.STARTING
         self.start_phases = start_phases
-        self.launcher_silence = ""  # what is wrong with the launcher, in a sentence
+        self.launcher_silence = ""  # a sentence if the launcher is frozen
         self.is_accepting = False
         self.num_calls = 0  # in flight
         self.grpc_port = 0
         self.http_port = 0
         self._describe_loading = describe_loading
         self._text = ""
-        self._changed = asyncio.Event()  # set and replaced when what probes are told changes
+        self._changed = asyncio.Event()  # set and replaced when the answers to probes change
         self._idle = asyncio.Event()
         self._idle.set()
 
     def start_serving(self) -> None:
-        self._enter(Phase.SERVING, "")
+        self._enter(ServingState.SERVING, "")
         self.start_phases.enter(SERVING)
         self.is_accepting = True
 
     def start_draining(self) -> None:
-        """Not ready any more, but calls are still accepted: load balancers need time to notice."""
-        self._enter(Phase.DRAINING, "The server is shutting down; use another one.")
+        """No longer ready, but still accepting calls: load balancers need time to notice."""
+        self._enter(ServingState.DRAINING, "The server is shutting down; use another one.")
 
     def stop_accepting(self) -> None:
         self.is_accepting = False
 
     def fail(self, text: str) -> None:
-        """The engine is gone, or the group ends. A later text, which knows more, replaces an earlier one."""
-        self._enter(Phase.FAILED, text)
+        """The engine is lost, or the group is ending. A later, better informed text replaces an earlier one."""
+        self._enter(ServingState.FAILED, text)
         self.is_accepting = False
 
-    def note_launcher(self, silence: str) -> None:
+    def set_launcher_silence(self, silence: str) -> None:
         self.launcher_silence = silence
-        self._tell_change()
+        self._notify()
 
     @property
     def text(self) -> str:
         """Why requests are not served, in a sentence; empty while they are."""
-        if self.phase is Phase.STARTING:
+        if self.serving_state is ServingState.STARTING:
             loading = self._describe_loading()
             return f"The model is still loading; {loading}. Try again when the health service says SERVING."
         return self._text
 
-    def why_not(self, probe: Probe) -> str:
+    def probe_failure(self, probe: Probe) -> str:
         """Why a probe fails, in a sentence; empty if it succeeds."""
-        if self.phase is Phase.FAILED:
+        if self.serving_state is ServingState.FAILED:
             return self._text
         match probe:
             case "startup":
-                return self.text if self.phase is Phase.STARTING else ""
+                return self.text if self.serving_state is ServingState.STARTING else ""
             case "live":
                 return self.launcher_silence
             case "ready":
@@ -83,27 +83,27 @@ class ServerState:
 
     @property
     def is_serving(self) -> bool:
-        return self.phase is Phase.SERVING
+        return self.serving_state is ServingState.SERVING
 
     @property
     def is_draining(self) -> bool:
-        return self.phase is Phase.DRAINING
+        return self.serving_state is ServingState.DRAINING
 
     def next_change(self) -> asyncio.Event:
-        """Set when a probe may get another answer than now."""
+        """An event that is set when the answers to probes may have changed."""
         return self._changed
 
     def require_accepting(self) -> None:
         """
         Raises:
-            Unavailable: no calls are accepted now; the text says why.
+            Unavailable: no calls are accepted now; the text explains it.
         """
         if not self.is_accepting:
             raise Unavailable(self.text)
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """Count a call in flight, from its arrival until its handler has answered, also with an error."""
+        """Count a call as in flight until its handler has answered, even with an error."""
         self.num_calls += 1
         self._idle.clear()
         try:
@@ -114,15 +114,15 @@ class ServerState:
                 self._idle.set()
 
     async def wait_until_idle(self, timeout_s: float) -> None:
-        """Until no call is in flight, but at most so long."""
+        """Wait until no call is in flight, at most ``timeout_s``."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
 
-    def _enter(self, phase: Phase, text: str) -> None:
-        self.phase, self._text = phase, text
-        self._tell_change()
+    def _enter(self, serving_state: ServingState, text: str) -> None:
+        self.serving_state, self._text = serving_state, text
+        self._notify()
 
-    def _tell_change(self) -> None:
+    def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()

@@ -1,7 +1,7 @@
-"""Spans of generation calls for an OpenTelemetry collector, made when a call is over: no call waits for them.
+"""Spans of generation calls for an OpenTelemetry collector, recorded after a call has ended: no call waits for them.
 
-Needs the extra ``tgis[tracing]``. A call's span is a child of the client's, if that sent W3C ``traceparent`` metadata;
-each input that came to run has a ``prefill`` span in it. Prompts and outputs are in none.
+Needs the extra ``tgis[tracing]``. A call's span is a child of the client's if that sent W3C ``traceparent`` metadata,
+and has a ``prefill`` child span for each input that ran. Spans contain no prompts or outputs.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from urllib.parse import unquote
 
 from tgis_server import failures
 from tgis_server.frontend.generation import Call
-from tgis_server.frontend.request_log import describe
+from tgis_server.frontend.request_log import describe_output
 from tgis_server.wire.grpc_channels import proxy_options
 from tgis_server.words.url_credentials import split_credentials
 
 logger = logging.getLogger(__name__)
 
-LAST_SPANS_S = 2.0  # for what was not sent yet when the server ends
+LAST_SPANS_S = 2.0  # to send the remaining spans when the server ends
 
 
 class Tracing:
-    """Sends spans to one collector, from a thread of its own."""
+    """Sends spans to one collector, from a separate thread."""
 
     def __init__(self, endpoint: str, service_name: str) -> None:
         """
         Args:
-            endpoint: of OTLP over gRPC; without ``https://`` in plain text. ``user:password@`` becomes HTTP's Basic
-                authorization.
+            endpoint: of OTLP over gRPC; plaintext unless it begins with ``https://``. ``user:password@`` becomes HTTP
+                Basic authorization.
             service_name: the resource's ``service.name``.
 
         Raises:
@@ -47,13 +47,13 @@ class Tracing:
             raise failures.TRACING_NOT_INSTALLED.error(package=error.name) from error
         resource = Resource.create({SERVICE_NAME: service_name})
         self._provider = TracerProvider(sampler=ALWAYS_ON, resource=resource, shutdown_on_exit=False)
-        address, credentials = split_credentials(endpoint)  # the exporter names its endpoint when it cannot send
+        address, credentials = split_credentials(endpoint)  # the exporter logs its endpoint when it cannot send
         basic = base64.b64encode(unquote(credentials).encode()).decode()
         exporter = OTLPSpanExporter(
             endpoint=address,
             insecure=not address.startswith("https://"),
             headers=(("authorization", f"Basic {basic}"),) if credentials else None,
-            channel_options=proxy_options(address),  # type: ignore[arg-type]  # numbers are fine, too
+            channel_options=proxy_options(address),  # type: ignore[arg-type]  # numbers are fine too
         )
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("tgis")
@@ -61,11 +61,11 @@ class Tracing:
     def record(
         self, call: Call, correlation_id: str, metadata: Iterable[tuple[str, str | bytes]] | None, failure: str | None
     ) -> None:
-        """A call is over. ``failure`` is the text of its status, ``None`` if that is OK. Never raises."""
+        """Record a call that has ended. ``failure`` is the text of its status, None if OK. Never raises."""
         try:
             self._record(call, correlation_id, metadata, failure)
         except Exception:  # an answer must not be lost to its trace
-            logger.exception("A span could not be made.")
+            logger.exception("A span could not be recorded.")
 
     def _record(
         self, call: Call, correlation_id: str, metadata: Iterable[tuple[str, str | bytes]] | None, failure: str | None
@@ -90,7 +90,7 @@ class Tracing:
         for output in call.outputs:
             if output.started_at is None:
                 continue
-            facts = {name: value for name, value in describe(output, call, now).items() if value is not None}
+            facts = {name: value for name, value in describe_output(output, call, now).items() if value is not None}
             prefill = self._tracer.start_span(
                 "prefill", set_span_in_context(span), attributes=facts, start_time=clock(output.started_at)
             )
@@ -100,7 +100,7 @@ class Tracing:
         span.end(clock(now))
 
     def close(self) -> None:
-        """Send what is left, but hold nobody up for long: the collector may be gone."""
+        """Send the remaining spans, within a time limit: the collector may be unreachable."""
         sender = threading.Thread(target=self._provider.shutdown, name="last-spans", daemon=True)
         sender.start()
         sender.join(LAST_SPANS_S)

@@ -1,7 +1,7 @@
-"""From the parameters of a request to values that the rest of the server trusts, or to the contract's error text.
+"""Turns the parameters of a request into values that the rest of the server trusts, or into the contract's error text.
 
 Checks run in the contract's order and the first that fails decides. Texts are part of the contract: clients match them.
-Knows requests and limits, nothing of doors, tokenizers, engines or statuses.
+Independent of doors, tokenizers, engines and statuses.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from tgis_server.errors import InvalidRequest
 from tgis_server.frontend.request import AdapterName, GenerationRequest, Parameters
-from tgis_server.frontend.text.stop import StopSequences
+from tgis_server.frontend.text import StopSequences
 from tgis_server.wire.messages import SamplingParams, Wanted
 
 DEFAULT_MAX_NEW_TOKENS = 20
 MIN_TEMPERATURE = 0.05
-MAX_TOP_K = 2**31 - 1  # more was a negative number to the first implementation of this API
+MAX_TOP_K = 2**31 - 1  # the first implementation of this API read larger values as negative
 MAX_TOP_N_TOKENS = 10
 MAX_STOP_SEQUENCES = 6
 MAX_STOP_SEQUENCE_BYTES = 240
@@ -24,20 +24,20 @@ STOP_SEQUENCES_TEXT = (
     f"can specify at most {MAX_STOP_SEQUENCES} non-empty stop sequences, "
     f"each not more than {MAX_STOP_SEQUENCE_BYTES} UTF8 bytes"
 )
-# What the clients of a door call a kind of grammar, where that is not the kind's own name.
+# Field names that differ from the kind of grammar, by door.
 GRAMMAR_FIELDS = {"grpc": {"json": "format", "lark": "grammar"}}
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """What this server allows; known once the engine is loaded."""
+class RequestLimits:
+    """The token limits of a request; known once the engine is loaded."""
 
     max_sequence_length: int  # input and output together
     max_new_tokens: int  # less than max_sequence_length
 
     @classmethod
-    def effective(cls, max_sequence_length: int, max_new_tokens: int) -> Limits:
-        """A configured ``max_new_tokens`` that leaves no room for an input is lowered."""
+    def effective(cls, max_sequence_length: int, max_new_tokens: int) -> RequestLimits:
+        """Lower a configured ``max_new_tokens`` that leaves no token for an input."""
         return cls(max_sequence_length, min(max_new_tokens, max_sequence_length - 1))
 
 
@@ -46,8 +46,8 @@ class GenerationParams:
     """The parameters of one call, shared by its inputs."""
 
     sampling: SamplingParams
-    seed: int | None  # as the client gave it; without one, each input gets its own
-    max_new_tokens: int  # asked for, or the default; the context may allow less
+    seed: int | None  # the client's; None: one is drawn per input
+    max_new_tokens: int  # requested, or the default; the context may allow less
     stop: StopSequences | None
     include_stop_sequence: bool
     time_limit_s: float | None
@@ -56,8 +56,8 @@ class GenerationParams:
     input_text: bool  # echo the input before the output
 
 
-def validate(request: GenerationRequest, limits: Limits, *, default_include_stop: bool) -> GenerationParams:
-    """Check everything that can be checked without the input.
+def validate(request: GenerationRequest, limits: RequestLimits, *, default_include_stop: bool) -> GenerationParams:
+    """Check everything that does not depend on the inputs.
 
     Raises:
         InvalidRequest: with the contract's text.
@@ -68,28 +68,30 @@ def validate(request: GenerationRequest, limits: Limits, *, default_include_stop
     return params
 
 
-def _validate_params(asked: Parameters, limits: Limits, *, default_include_stop: bool) -> GenerationParams:
-    temperature, top_k, top_p, typical_p = _validate_sampling(asked) if asked.is_sampling else (0.0, 0, 1.0, 1.0)
+def _validate_params(parameters: Parameters, limits: RequestLimits, *, default_include_stop: bool) -> GenerationParams:
+    temperature, top_k, top_p, typical_p = (
+        _validate_sampling(parameters) if parameters.is_sampling else (0.0, 0, 1.0, 1.0)
+    )
 
-    max_new_tokens = asked.max_new_tokens or min(DEFAULT_MAX_NEW_TOKENS, limits.max_new_tokens)
+    max_new_tokens = parameters.max_new_tokens or min(DEFAULT_MAX_NEW_TOKENS, limits.max_new_tokens)
     _require(max_new_tokens <= limits.max_new_tokens, f"max_new_tokens must be <= {limits.max_new_tokens}")
-    _require(asked.min_new_tokens <= max_new_tokens, "min_new_tokens must be <= max_new_tokens")
+    _require(parameters.min_new_tokens <= max_new_tokens, "min_new_tokens must be <= max_new_tokens")
 
-    repetition_penalty = _validate_penalties(asked)
+    repetition_penalty = _validate_penalties(parameters)
 
-    _require(len(asked.stop_sequences) <= MAX_STOP_SEQUENCES, STOP_SEQUENCES_TEXT)
-    # The limit on top_n_tokens is younger than its neighbours: it stands where response options are looked at first.
-    wanted = asked.wanted
+    _require(len(parameters.stop_sequences) <= MAX_STOP_SEQUENCES, STOP_SEQUENCES_TEXT)
+    # The contract fixes this order: response options come between the number and the contents of stop sequences.
+    wanted = parameters.wanted
     _require(wanted.top_n <= MAX_TOP_N_TOKENS, f"top_n_tokens ({wanted.top_n}) must be <= {MAX_TOP_N_TOKENS}")
     _require(
         not wanted.any or wanted.generated_tokens or wanted.input_tokens,
         "must request input and/or generated tokens to request extra token detail",
     )
-    for sequence in asked.stop_sequences:
+    for sequence in parameters.stop_sequences:
         _require(1 <= len(sequence.encode()) <= MAX_STOP_SEQUENCE_BYTES, STOP_SEQUENCES_TEXT)
 
     is_greedy = temperature == 0.0
-    include = asked.include_stop_sequence
+    include = parameters.include_stop_sequence
     return GenerationParams(
         sampling=SamplingParams(
             temperature=temperature,
@@ -97,45 +99,45 @@ def _validate_params(asked: Parameters, limits: Limits, *, default_include_stop:
             top_p=1.0 if is_greedy else top_p,
             typical_p=1.0 if is_greedy else typical_p,
             repetition_penalty=repetition_penalty,
-            length_penalty=asked.length_penalty,
-            min_new_tokens=asked.min_new_tokens,
+            length_penalty=parameters.length_penalty,
+            min_new_tokens=parameters.min_new_tokens,
         ),
-        seed=asked.seed if asked.is_sampling else None,
+        seed=parameters.seed if parameters.is_sampling else None,
         max_new_tokens=max_new_tokens,
-        stop=StopSequences(asked.stop_sequences) if asked.stop_sequences else None,
+        stop=StopSequences(parameters.stop_sequences) if parameters.stop_sequences else None,
         include_stop_sequence=default_include_stop if include is None else include,
-        time_limit_s=asked.time_limit_ms / 1000 if asked.time_limit_ms else None,
-        truncate_input_tokens=asked.truncate_input_tokens,
+        time_limit_s=parameters.time_limit_ms / 1000 if parameters.time_limit_ms else None,
+        truncate_input_tokens=parameters.truncate_input_tokens,
         wanted=wanted,
-        input_text=asked.input_text,
+        input_text=parameters.input_text,
     )
 
 
-def _validate_sampling(asked: Parameters) -> tuple[float, int, float, float]:
-    """Temperature, top_k, top_p and typical_p. A temperature that is sent as 0 means greedy, an absent one 1."""
-    temperature = 1.0 if asked.temperature is None else asked.temperature
+def _validate_sampling(parameters: Parameters) -> tuple[float, int, float, float]:
+    """Temperature, top_k, top_p and typical_p. A temperature of 0 means greedy, an absent one 1."""
+    temperature = 1.0 if parameters.temperature is None else parameters.temperature
     _require(
         temperature == 0.0 or MIN_TEMPERATURE <= temperature < math.inf, f"temperature must be >= {MIN_TEMPERATURE}"
     )
-    top_p = asked.top_p or 1.0
+    top_p = parameters.top_p or 1.0
     _require(0.0 < top_p <= 1.0, "top_p must be > 0.0 and <= 1.0")
-    _require(-math.inf < asked.typical_p <= 1.0, "typical_p must be <= 1.0")
-    typical_p = asked.typical_p if asked.typical_p > 0.0 else 1.0
-    _require(asked.top_k <= MAX_TOP_K, "top_k must be strictly positive")
-    return temperature, asked.top_k, top_p, typical_p
+    _require(-math.inf < parameters.typical_p <= 1.0, "typical_p must be <= 1.0")
+    typical_p = parameters.typical_p if parameters.typical_p > 0.0 else 1.0
+    _require(parameters.top_k <= MAX_TOP_K, "top_k must be strictly positive")
+    return temperature, parameters.top_k, top_p, typical_p
 
 
-def _validate_penalties(asked: Parameters) -> float:
-    """The repetition penalty; the length penalty is used as it is."""
-    repetition_penalty = asked.repetition_penalty or 1.0
+def _validate_penalties(parameters: Parameters) -> float:
+    """The repetition penalty; the length penalty is used unchanged."""
+    repetition_penalty = parameters.repetition_penalty or 1.0
     _require(0.0 < repetition_penalty < math.inf, "repetition_penalty must be > 0.0")
-    if asked.length_penalty:
-        _require(1.0 <= asked.length_penalty.decay_factor <= 10.0, "length_penalty must be >= 1.0 and <= 10.0")
+    if parameters.length_penalty:
+        _require(1.0 <= parameters.length_penalty.decay_factor <= 10.0, "length_penalty must be >= 1.0 and <= 10.0")
     return repetition_penalty
 
 
 def _reject_grammar(request: GenerationRequest) -> None:
-    """No engine can do any."""
+    """No engine supports guided decoding."""
     if request.grammar:
         kind = request.grammar.kind
         name = GRAMMAR_FIELDS[request.door].get(kind, kind)
@@ -143,7 +145,7 @@ def _reject_grammar(request: GenerationRequest) -> None:
 
 
 def reject_adapter(adapter: AdapterName | None) -> None:
-    """Refuse tuned prompts and adapters by the texts of a server that has no store of them."""
+    """Refuse tuned prompts and adapters with the texts of a server that has no store for them."""
     if adapter is None:
         return
     if adapter.kind == "adapter":
@@ -151,8 +153,8 @@ def reject_adapter(adapter: AdapterName | None) -> None:
     raise InvalidRequest(f"can't retrieve prompt prefix with id '{adapter.id}': prefix id \"{adapter.id}\" not found")
 
 
-def validate_length(num_input_tokens: int, params: GenerationParams, limits: Limits) -> int:
-    """How many tokens may follow this input: ``max_new_tokens``, or what the context leaves if that is less.
+def validate_length(num_input_tokens: int, params: GenerationParams, limits: RequestLimits) -> int:
+    """How many tokens may follow this input: the smaller of ``max_new_tokens`` and the rest of the context.
 
     Raises:
         InvalidRequest: the input fills the context, alone or with ``min_new_tokens``.

@@ -1,4 +1,4 @@
-"""Permits count inputs; who gets none is refused at once."""
+"""Permits count inputs; a call without permits is refused at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tgis_server.errors import Overloaded
 from tgis_server.frontend.admission import Admission
 
 
-def test_permits_are_free_again_when_the_call_ends():
+def test_permits_are_released_when_the_call_ends():
     admission = Admission(2)
 
     with admission.hold(2):
@@ -17,7 +17,7 @@ def test_permits_are_free_again_when_the_call_ends():
     assert admission.num_held == 0
 
 
-def test_a_call_that_finds_too_few_permits_is_refused_and_takes_none():
+def test_a_call_is_refused_and_takes_no_permits_if_too_few_are_free():
     admission = Admission(3)
 
     with admission.hold(2), pytest.raises(Overloaded, match=r"^Model is overloaded$"), admission.hold(2):
@@ -31,7 +31,7 @@ def test_a_batch_larger_than_the_limit_never_fits():
         pass
 
 
-def test_a_call_that_fails_gives_its_permits_back():
+def test_a_failing_call_releases_its_permits():
     admission = Admission(1)
 
     with pytest.raises(KeyError), admission.hold(1):

@@ -1,4 +1,4 @@
-"""Token ids become text piece by piece, as the tokenizers library would decode them after another token."""
+"""Token ids become text piece by piece, as if the tokenizers library decoded them after another token."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from tokenizers import Tokenizer, decoders
 
 import vocabularies
 from tgis_server.errors import ModelError
-from tgis_server.frontend.text.detokenizer import Detokenizer, PieceDecoder
+from tgis_server.frontend.text import Detokenizer, PieceDecoder
 
-FIRST = {vocabularies.end_of_word: "c", vocabularies.words: "t0"}  # a piece that adds itself to the text; else "a"
+FIRST = {vocabularies.end_of_word: "c", vocabularies.words: "t0"}  # a piece that is its own text; otherwise "a"
 kinds = st.sampled_from(vocabularies.KINDS)
 any_kind = pytest.mark.parametrize("kind", vocabularies.KINDS, ids=lambda kind: kind.__name__)
 
@@ -26,19 +26,19 @@ def ids_of(tokenizer: Tokenizer, *pieces: str) -> list[int]:
 
 
 def decode_after_another(tokenizer: Tokenizer, ids: list[int], first: str) -> str:
-    """What the library makes of these tokens when another piece comes first."""
+    """The library's text of these tokens after another piece."""
     return tokenizer.decode([tokenizer.token_to_id(first), *ids], skip_special_tokens=True).removeprefix(first)
 
 
 @given(kind=kinds, data=st.data())
-def test_deltas_joined_are_what_the_library_decodes_as_a_whole(kind, data):
+def test_joined_deltas_equal_the_text_that_the_library_decodes(kind, data):
     tokenizer = kind()
     ids = data.draw(st.lists(st.integers(0, tokenizer.get_vocab_size() - 1), max_size=30))
     whole = decode_after_another(tokenizer, ids, FIRST.get(kind, "a"))
 
     text = "".join(deltas(tokenizer, ids))
 
-    # The two count replacement characters of broken UTF-8 differently; only the library shows an unfinished end.
+    # They differ in the number of replacement characters; only the library shows an unfinished end.
     if "\ufffd" not in whole:
         assert text == whole
 
@@ -86,7 +86,7 @@ def test_every_delta_is_valid_utf8_whatever_the_tokens(kind, data):
         (vocabularies.words(), ["t1", "t2"], [" t1", " t2"]),
     ],
 )
-def test_each_kind_of_vocabulary_gives_its_text_token_by_token(tokenizer, pieces, expected):
+def test_each_kind_of_vocabulary_is_decoded_token_by_token(tokenizer, pieces, expected):
     assert deltas(tokenizer, ids_of(tokenizer, *pieces)) == expected
 
 
@@ -98,7 +98,7 @@ def test_special_tokens_add_nothing(kind):
     assert deltas(tokenizer, special) == [""] * len(special)
 
 
-def test_special_tokens_are_kept_where_the_server_is_told_so():
+def test_special_tokens_are_kept_on_request():
     tokenizer = vocabularies.byte_fallback()
 
     assert deltas(tokenizer, ids_of(tokenizer, "<s>", "c", "</s>"), output_special_tokens=True) == ["<s>", "c", "</s>"]
@@ -116,7 +116,7 @@ def test_an_unfinished_character_at_the_end_is_left_out():
     assert deltas(tokenizer, ids_of(tokenizer, "a", "ð", "Ł")) == ["a", "", ""]
 
 
-def test_bytes_that_are_no_text_are_replaced_once_text_follows():
+def test_invalid_bytes_are_replaced_once_text_follows():
     tokenizer = vocabularies.byte_level()
 
     parts = deltas(tokenizer, [*ids_of(tokenizer, "Ł") * 2000, *ids_of(tokenizer, "a", "Ł")])
@@ -136,7 +136,7 @@ def test_an_unknown_id_adds_nothing():
     assert deltas(vocabularies.byte_level(), [123456]) == [""]
 
 
-def test_a_decoder_that_needs_the_whole_output_is_refused_at_start():
+def test_a_decoder_that_needs_the_whole_output_is_refused_at_the_start():
     tokenizer = vocabularies.words()
     tokenizer.decoder = decoders.CTC()
 

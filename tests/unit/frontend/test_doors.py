@@ -1,4 +1,4 @@
-"""Only doors know the messages of their API: what stands behind them takes requests and gives parts."""
+"""Dependencies between the rooms of the front-end."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ from pathlib import Path
 
 import tgis_server.frontend
 
+FRONTEND_NAME = "tgis_server.frontend"
 FRONTEND = Path(tgis_server.frontend.__file__).parent
 OTHERS = {
-    "entry",  # puts all together
+    "entry",  # assembles everything
     "launcher_socket",  # the launcher's own door
-    "watch",  # asks shards for their health
+    "shard_health",  # calls the shards
     "tls",  # certificates of every port
-    "metrics",  # take over what the engine says of its steps
+    "metrics",  # reads the statistics of the engine's steps
 }
 MESSAGES = ("grpc", "google.protobuf", "tgis_server.wire.generation_pb2", "tgis_server.wire.shard_pb2")
+LOWER_ROOMS = ("metrics", "text", "transport")
+ROOMS = (*LOWER_ROOMS, "grpc_api", "http_api")
 
 
 def imports_of(file: Path) -> set[str]:
-    """Names of everything that a file imports, wherever in it."""
+    """The names of everything that a file imports, anywhere in it."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text())):
         match node:
@@ -30,16 +33,35 @@ def imports_of(file: Path) -> set[str]:
     return names
 
 
-def test_behind_the_doors_of_the_front_end_nobody_knows_protobuf_or_grpc():
+def imports_of_room(room: str) -> set[str]:
+    files = list((FRONTEND / room).glob("*.py"))
+    assert files, room
+    return set().union(*map(imports_of, files))
+
+
+def test_only_doors_import_protobuf_or_grpc():
     files = [file for file in FRONTEND.rglob("*.py") if "grpc_api" not in file.parts and file.stem not in OTHERS]
     behind = {file.stem: imports_of(file) for file in files}
     forbidden = (*MESSAGES, "tgis_server.frontend.grpc_api")
 
-    knowing = {
+    violations = {
         name: found
         for name, imported in behind.items()
         if (found := {one for one in imported if any(one == f or one.startswith(f"{f}.") for f in forbidden)})
     }
 
     assert {"generation", "output", "validation", "router", "tracing", "request_log", "request"} <= behind.keys()
-    assert knowing == {}
+    assert violations == {}
+
+
+def test_no_room_imports_the_composition_root():
+    for room in ROOMS:
+        assert f"{FRONTEND_NAME}.entry" not in imports_of_room(room), room
+
+
+def test_metrics_text_and_transport_import_nothing_of_the_front_end_but_each_other():
+    allowed = tuple(f"{FRONTEND_NAME}.{room}" for room in LOWER_ROOMS)
+
+    for room in LOWER_ROOMS:
+        inside = {name for name in imports_of_room(room) if name.startswith(FRONTEND_NAME)}
+        assert {name for name in inside if not name.startswith(allowed)} == set(), room

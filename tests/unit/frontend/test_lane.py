@@ -1,4 +1,4 @@
-"""Lanes: jobs that take turns, and a bound on the text in work."""
+"""Lanes: jobs that take turns, and a bound on the text held."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def in_a_lane(check: Callable[[Lane], Awaitable[None]], **options: int) -> None:
 
 
 async def until_all_wait() -> None:
-    """Everything that can go on has gone on."""
+    """Wait until nothing can proceed."""
     for _ in range(10):
         await asyncio.sleep(0)
 
@@ -36,7 +36,7 @@ def test_results_come_in_the_order_of_the_jobs():
     in_a_lane(check, num_workers=3)
 
 
-def test_another_call_takes_its_turn_between_the_jobs_of_one_with_many():
+def test_a_small_call_gets_a_turn_between_the_jobs_of_a_large_one():
     order: list[str] = []
     blocked = threading.Event()
 
@@ -56,7 +56,7 @@ def test_another_call_takes_its_turn_between_the_jobs_of_one_with_many():
 
 
 class Holder:
-    """A call that has text in work until it is told to end."""
+    """A call that holds text until :meth:`end`."""
 
     def __init__(self, lane: Lane, num_characters: int) -> None:
         self.is_in_work = False
@@ -89,7 +89,7 @@ def test_text_beyond_the_bound_waits_in_order():
     in_a_lane(check)
 
 
-def test_text_of_more_than_the_bound_is_in_work_alone():
+def test_text_larger_than_the_bound_is_held_alone():
     async def check(lane: Lane) -> None:
         small, huge, after = [Holder(lane, size) for size in (1, 100, 1)]
         await until_all_wait()
@@ -106,14 +106,14 @@ def test_text_of_more_than_the_bound_is_in_work_alone():
     in_a_lane(check)
 
 
-def test_who_is_cancelled_while_waiting_or_in_the_moment_of_its_turn_takes_no_room():
+def test_a_waiter_cancelled_while_waiting_or_at_its_turn_holds_nothing():
     async def check(lane: Lane) -> None:
         first, waiting, turned, last = [Holder(lane, 10) for _ in range(4)]
         await until_all_wait()
         waiting.task.cancel()
         await until_all_wait()
         first.end()
-        await first.task  # the turn of the next has come, but it has not run yet
+        await first.task  # the next one has been admitted, but has not run yet
         turned.task.cancel()
         await until_all_wait()
 
@@ -126,12 +126,12 @@ def test_who_is_cancelled_while_waiting_or_in_the_moment_of_its_turn_takes_no_ro
     in_a_lane(check)
 
 
-def test_a_waiter_that_is_cancelled_as_room_becomes_free_is_cancelled_and_nothing_else():
+def test_cancelling_a_waiter_as_it_is_admitted_only_cancels_it():
     async def check(lane: Lane) -> None:
         first, second = Holder(lane, 10), Holder(lane, 10)
         await until_all_wait()
         second.task.cancel()
-        first.end()  # both in the same turn
+        first.end()  # both in the same iteration of the loop
         await first.task
         with pytest.raises(asyncio.CancelledError):
             await second.task

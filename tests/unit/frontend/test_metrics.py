@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tgis_server.frontend.metrics.metrics import DURATION_BUCKETS, SPECS, Metrics
+from tgis_server.frontend.metrics import SPECS, Metrics
+from tgis_server.frontend.metrics.metrics import DURATION_BUCKETS
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.wire.messages import StepStats
 
@@ -31,7 +32,7 @@ def buckets(source: Metrics, name: str) -> list[float]:
     ]
 
 
-def test_a_start_is_told_phase_by_phase():
+def test_a_start_is_reported_phase_by_phase():
     source = metrics()
     shard = [
         pb.Phase(name="starting", started_at_s=13.0),
@@ -53,7 +54,7 @@ def test_a_start_is_told_phase_by_phase():
     }
 
 
-def test_a_counter_has_its_bare_name_and_the_one_with_total():
+def test_a_counter_is_exported_under_its_bare_name_and_with_total():
     source = metrics()
 
     source.count_call("single", 1)
@@ -64,11 +65,11 @@ def test_a_counter_has_its_bare_name_and_the_one_with_total():
     assert found["tgi_request_failure{err=conc_limit}"] == found["tgi_request_failure_total{err=conc_limit}"] == 1
 
 
-def test_no_times_of_creation_are_exported():
+def test_creation_times_are_not_exported():
     assert "_created" not in metrics().to_text().decode()
 
 
-def test_series_without_labels_are_there_from_the_start_and_others_from_their_first_count():
+def test_only_series_without_labels_exist_from_the_start():
     source = metrics()
     source.count_failure("cancelled", 0)
 
@@ -79,12 +80,12 @@ def test_series_without_labels_are_there_from_the_start_and_others_from_their_fi
 def test_help_names_the_unit():
     text = metrics().to_text().decode()
 
-    assert "# HELP tgi_request_duration From the call to the answer. (seconds)\n" in text
+    assert "# HELP tgi_request_duration From call to answer. (seconds)\n" in text
     assert "# HELP tgi_request_count Generate and GenerateStream calls. (calls)\n" in text
     assert "# HELP tgi_request_count_total Generate and GenerateStream calls. (calls)\n" in text
 
 
-def test_gauges_of_the_server_are_asked_when_they_are_scraped():
+def test_the_servers_gauges_are_read_at_each_scrape():
     source = metrics()
     calls = ["one"]
     source.read_state(
@@ -107,7 +108,7 @@ def test_every_name_has_the_prefix_and_appears_once():
     assert len(set(names)) == len(names)
 
 
-def test_two_servers_in_one_process_count_apart():
+def test_two_servers_in_one_process_count_separately():
     one, two = metrics(), metrics()
 
     one.count_call("stream", 1)
@@ -139,11 +140,11 @@ def test_lengths_have_64_steps_up_to_the_servers_limits():
 
 
 @pytest.mark.parametrize("name", ["tgi_request_raw_input_length", "tgi_batch_next_tokens"])
-def test_sizes_without_a_limit_have_powers_of_two(name):
+def test_unlimited_sizes_have_buckets_of_powers_of_two(name):
     assert buckets(metrics(), name) == [*(2.0**k for k in range(20)), float("inf")]
 
 
-def test_batch_sizes_have_a_bucket_each():
+def test_each_batch_size_has_a_bucket():
     source = metrics()
     source.observe_step(StepStats(decode_rows=2), processing_s=0.0)
 
@@ -172,7 +173,7 @@ def test_a_mixed_step_counts_under_both_methods_with_the_rows_of_each():
     assert (found["tgi_step_device_duration_sum"], found["tgi_step_device_duration_count"]) == (0.25, 1)
 
 
-def test_a_step_without_rows_only_moves_gauges():
+def test_a_step_without_rows_only_updates_gauges():
     source = metrics()
 
     source.observe_step(
@@ -191,7 +192,7 @@ def test_a_step_without_rows_only_moves_gauges():
     }.items() <= found.items()
 
 
-def test_a_step_that_did_not_fit_is_a_failure():
+def test_a_step_that_ran_out_of_memory_is_a_failure():
     source = metrics()
 
     source.observe_step(StepStats(prefill_rows=1, out_of_memory=True), processing_s=0.0)
@@ -202,7 +203,7 @@ def test_a_step_that_did_not_fit_is_a_failure():
     assert found["tgi_step_device_duration_count"] == 0
 
 
-def test_a_lost_engine_is_a_step_that_failed():
+def test_a_lost_engine_counts_as_a_failed_step():
     source = metrics()
 
     source.count_lost_connection()
@@ -236,7 +237,7 @@ def test_an_answer_that_never_ran_has_no_inference_time():
 
 
 @pytest.mark.parametrize("gap_s", [0.0, DURATION_BUCKETS[0], 0.3, 1000.0])
-def test_equal_amounts_count_together_as_they_do_one_by_one(gap_s):
+def test_equal_amounts_count_the_same_together_as_one_by_one(gap_s):
     together, one_by_one = metrics(), metrics()
 
     together.observe_further_tokens(gap_s, 2)

@@ -1,4 +1,4 @@
-"""The text of metrics: whoever asks gets a fresh one, and however many ask, few are made."""
+"""The text of metrics: always fresh, and rendered at a limited rate."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from itertools import count
 
 import pytest
 
+from tgis_server.frontend.metrics import MetricsText
 from tgis_server.frontend.metrics import text as metrics_text
-from tgis_server.frontend.metrics.text import MetricsText
 
 
 def texts() -> MetricsText:
@@ -22,7 +22,7 @@ def texts() -> MetricsText:
     return MetricsText(begin)
 
 
-def test_callers_that_come_together_get_one_text():
+def test_concurrent_callers_share_one_text():
     async def ask() -> list[bytes]:
         text = texts()
         return await asyncio.gather(*(text.get() for _ in range(100)))
@@ -30,7 +30,7 @@ def test_callers_that_come_together_get_one_text():
     assert set(asyncio.run(ask())) == {b"text 1"}
 
 
-def test_a_text_is_never_older_than_the_question(monkeypatch: pytest.MonkeyPatch):
+def test_a_text_is_never_older_than_its_request(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(metrics_text, "MIN_PERIOD_S", 0.0)
 
     async def ask() -> list[bytes]:
@@ -56,7 +56,7 @@ def test_callers_in_a_loop_wait_for_the_next_text():
     assert took_s >= 2 * metrics_text.MIN_PERIOD_S
 
 
-def test_a_caller_that_leaves_takes_the_text_from_nobody():
+def test_a_cancelled_caller_does_not_cancel_the_text_for_others():
     async def ask() -> bytes:
         text = texts()
         first, second = (asyncio.create_task(text.get()) for _ in range(2))

@@ -1,4 +1,4 @@
-"""From tokens to messages: frames of a stream, the unary answer, stop reasons, token details."""
+"""Tokens to messages: frames of a stream, the unary answer, stop reasons, token details."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ import vocabularies
 from tgis_server.errors import GenerationFailed, OutOfMemory, Unavailable
 from tgis_server.frontend.grpc_api.messages import render_part
 from tgis_server.frontend.output import Output, TextSettings
-from tgis_server.frontend.text.detokenizer import Detokenizer, PieceDecoder
-from tgis_server.frontend.text.stop import StopSequences
+from tgis_server.frontend.text import Detokenizer, PieceDecoder, StopSequences
 from tgis_server.frontend.validation import GenerationParams
 from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire.messages import (
@@ -54,7 +53,7 @@ def output_of(
     output_special_tokens: bool = False,
     **params: object,
 ) -> Output:
-    """An output of a vocabulary in which token 7 is the word t7, unless another one is given."""
+    """An output with a vocabulary whose token 7 is the word t7, unless another one is given."""
     library = library or vocabularies.words()
     pieces = PieceDecoder(library, output_special_tokens=output_special_tokens)
     allowed = params.pop("allowed", params.get("max_new_tokens", PARAMS.max_new_tokens))
@@ -83,17 +82,17 @@ def answer_of(output: Output) -> Frame:
 
 
 def push(output: Output, *tokens: int, end: FinishReason = GO_ON) -> None:
-    """Tokens, one after the other; the last with ``end``."""
+    """Push tokens one after the other; the last with ``end``."""
     for index, token in enumerate(tokens):
         output.on_token(token, end if index == len(tokens) - 1 else GO_ON, None, now=0.0)
 
 
-def test_a_stream_begins_with_what_is_known_of_the_input():
+def test_a_stream_begins_with_the_facts_about_the_input():
     assert first_frame(output_of(seed=5)) == Frame(input_token_count=2, seed=5)
     assert first_frame(output_of(input_text=True)) == Frame(input_token_count=2, text="the input")
 
 
-def test_each_token_gives_a_frame_and_the_last_tells_why_it_is_the_last():
+def test_each_token_gives_a_frame_and_the_last_has_the_stop_reason():
     output = output_of(seed=5)
 
     push(output, 7)
@@ -105,7 +104,7 @@ def test_each_token_gives_a_frame_and_the_last_tells_why_it_is_the_last():
     assert last == [Frame(text=" t8", generated_token_count=2, stop_reason="MAX_TOKENS", seed=5)]
 
 
-def test_text_that_was_not_fetched_becomes_one_frame():
+def test_unfetched_text_is_merged_into_one_frame():
     output = output_of()
 
     push(output, 7, 8, 9)
@@ -114,7 +113,7 @@ def test_text_that_was_not_fetched_becomes_one_frame():
     assert take_frames(output) == []
 
 
-def test_with_generated_tokens_each_token_keeps_its_own_frame():
+def test_generated_tokens_are_never_merged_into_one_frame():
     output = output_of(wanted=Wanted(generated_tokens=True))
 
     push(output, 7, 8, 9, end=MAX)
@@ -138,7 +137,7 @@ def test_a_token_without_text_gives_no_frame_but_counts():
     assert take_frames(output) == [Frame(text="é", generated_token_count=3)]
 
 
-def test_a_token_without_text_gives_a_frame_where_tokens_were_asked_for():
+def test_a_token_without_text_gives_a_frame_if_tokens_were_requested():
     library = vocabularies.byte_level()
     output = output_of(library, wanted=Wanted(generated_tokens=True))
 
@@ -155,7 +154,7 @@ def test_the_last_frame_is_sent_even_if_it_is_empty():
     assert take_frames(output) == [Frame(generated_token_count=1, stop_reason="EOS_TOKEN")]
 
 
-def test_an_end_without_a_token_gives_a_last_frame_with_the_count_so_far():
+def test_an_end_without_a_token_gives_a_last_frame_with_the_count():
     output = output_of(wanted=Wanted(generated_tokens=True))
 
     push(output, 7)
@@ -173,7 +172,7 @@ def test_a_request_that_timed_out_in_the_queue_still_has_its_echo_and_seed():
     assert answer_of(output) == Frame(input_token_count=2, text="the input", seed=5, stop_reason="TIME_LIMIT")
 
 
-def test_a_final_eos_never_shows_in_the_text_even_where_special_tokens_do():
+def test_a_final_eos_never_shows_in_the_text_even_if_special_tokens_do():
     output = output_of(vocabularies.byte_fallback(), output_special_tokens=True)
 
     push(output, 1, 2, end=EOS)
@@ -196,7 +195,7 @@ def test_the_unary_answer_holds_everything():
     )
 
 
-def test_a_limit_that_the_context_lowered_is_a_token_limit():
+def test_reaching_a_limit_lowered_by_the_context_is_a_token_limit():
     output = output_of(max_new_tokens=20, allowed=2)
 
     push(output, 7, 8, end=MAX)
@@ -241,7 +240,7 @@ def test_a_stop_sequence_completed_by_the_last_allowed_token_counts():
     assert (answer_of(output).text, output.stop_reason) == (" t7 ", FinishReason.STOP_SEQUENCE)
 
 
-def test_a_deadline_beats_a_stop_sequence_and_cuts_nothing():
+def test_a_deadline_takes_precedence_over_a_stop_sequence_and_cuts_nothing():
     output = output_of(stop_sequences=("t8",), include_stop_sequence=False)
 
     push(output, 7, 8, end=FinishReason.TIME_LIMIT)
@@ -271,7 +270,7 @@ def test_stop_sequences_are_ignored_before_min_new_tokens():
 # Details
 
 
-def test_details_of_generated_tokens_are_those_that_were_asked_for():
+def test_generated_tokens_have_exactly_the_requested_details():
     detail = TokenDetail(logprob=-0.5, rank=2, top_ids=(9, 7, 8), top_logprobs=(-0.5, -0.25, -0.5))
     everything = Wanted(logprobs=True, ranks=True, top_n=3, generated_tokens=True)
     with_everything, with_top_only = (
@@ -296,7 +295,7 @@ def test_details_of_generated_tokens_are_those_that_were_asked_for():
     ]
 
 
-def test_input_tokens_come_in_a_frame_of_their_own_before_the_first_token():
+def test_input_tokens_come_in_a_separate_frame_before_the_first_token():
     output = output_of(prompt=(4, 5, 6), wanted=Wanted(ranks=True, input_tokens=True))
 
     output.on_prompt_details([TokenDetail(rank=3)])
@@ -312,7 +311,7 @@ def test_input_tokens_come_in_a_frame_of_their_own_before_the_first_token():
     assert take_frames(output) == [Frame(text=" t7", generated_token_count=1)]
 
 
-def test_nothing_predicts_the_first_input_token():
+def test_the_first_input_token_has_the_logprob_nan():
     output = output_of(prompt=(4, 5), wanted=Wanted(logprobs=True, ranks=True, input_tokens=True))
 
     output.on_prompt_details([TokenDetail(logprob=-1.5, rank=2)])
@@ -323,7 +322,7 @@ def test_nothing_predicts_the_first_input_token():
     assert second == Token(text="t5", logprob=-1.5, rank=2)
 
 
-def test_without_logprobs_the_first_input_token_has_none():
+def test_without_logprobs_the_first_input_token_has_no_logprob_either():
     output = output_of(prompt=(4,), wanted=Wanted(input_tokens=True))
 
     push(output, 7, end=MAX)
@@ -368,7 +367,7 @@ def test_a_failure_after_the_end_changes_nothing():
 
 @dataclass(frozen=True)
 class Run:
-    """Tokens of a vocabulary, how the engine ends them, and after which of them the client of a stream fetches."""
+    """Tokens of a vocabulary, how the engine ends them, and when the client of a stream fetches."""
 
     library: Tokenizer
     params: dict[str, object]
@@ -378,14 +377,14 @@ class Run:
 
     @property
     def parts(self) -> list[str]:
-        """What each token adds to the text."""
+        """The text of each token."""
         special = self.params["output_special_tokens"]
         detokenizer = Detokenizer(PieceDecoder(self.library, output_special_tokens=special))
         shown = self.ids[:-1] if self.end is EOS else self.ids
         return [detokenizer.push(token) for token in shown] + [""] * (len(self.ids) - len(shown))
 
     def expected(self) -> tuple[str, int, str]:
-        """Text, count of tokens and stop sequence: the text is read character by character, as the contract has it."""
+        """Text, number of tokens and stop sequence, found character by character as the contract says."""
         text, count = "", 0
         for count, part in enumerate(self.parts, start=1):
             is_late = self.end is FinishReason.TIME_LIMIT and count == len(self.ids)
@@ -399,7 +398,7 @@ class Run:
 
 @st.composite
 def runs(draw: st.DrawFn) -> Run:
-    """Random tokens, encoded text, or a mixture; stop sequences are mostly pieces of what the tokens say."""
+    """Random tokens, encoded text, or a mixture; stop sequences are mostly parts of their text."""
     library = draw(st.sampled_from(vocabularies.KINDS))()
     tokens = st.integers(0, library.get_vocab_size() + 1).map(lambda token: [token])
     texts = st.text("the cat🙂é日本", max_size=8).map(lambda text: library.encode(text, add_special_tokens=False).ids)
@@ -424,7 +423,7 @@ def runs(draw: st.DrawFn) -> Run:
 
 @settings(max_examples=150, deadline=None)
 @given(runs())
-def test_the_frames_of_a_stream_add_up_to_the_unary_answer_and_to_what_the_tokens_say(run: Run):
+def test_the_frames_of_a_stream_add_up_to_the_unary_answer_and_the_text_of_the_tokens(run: Run):
     unary, stream = output_of(run.library, **run.params), output_of(run.library, **run.params)
     frames = [first_frame(stream)]
     for output in (unary, stream):

@@ -1,4 +1,4 @@
-"""How long clients may keep the server waiting, and what gives way when memory is short."""
+"""How long clients may keep the server waiting, and what is dropped when memory is short."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from tgis_server.errors import Overloaded
-from tgis_server.frontend.metrics.metrics import Metrics
+from tgis_server.frontend.metrics import Metrics
 from tgis_server.frontend.transport import patience
 from tgis_server.frontend.transport.patience import Patience
 
@@ -26,7 +26,7 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
 
 
 class Client:
-    """Remembers with which status it was ended."""
+    """Records the status it was ended with."""
 
     def __init__(self) -> None:
         self.ended_with = ""
@@ -37,20 +37,20 @@ class Client:
 
 @pytest.fixture
 def clock(monkeypatch) -> list[float]:
-    """The time, which a test sets."""
+    """The time, set by the test."""
     now = [100.0]
     monkeypatch.setattr(patience.time, "monotonic", lambda: now[0])
     return now
 
 
-def test_a_message_has_the_timeout_and_a_second_more_for_each_256_kib(clock):
+def test_a_message_gets_an_extra_second_for_each_256_kib(clock):
     patient = make_patience()
 
     assert patient.send_bound_s(100) == 30
     assert patient.send_bound_s(MIB + patience.FREE_BYTES) == 34
 
 
-def test_the_deadline_of_a_request_bounds_a_write_with_a_grace_of_a_second(clock):
+def test_a_write_may_exceed_the_deadline_of_its_request_by_a_second(clock):
     patient = make_patience()
 
     assert patient.send_bound_s(0, deadline=105.0) == 6
@@ -70,7 +70,7 @@ def test_a_client_that_takes_its_message_in_time_is_left_alone(clock):
     assert client.ended_with == ""
 
 
-def test_one_that_does_not_is_ended_once(clock):
+def test_a_client_that_does_not_is_ended_once(clock):
     ends: list[str] = []
     patient = make_patience()
     stop = patient.start_sending(lambda status, text: ends.append(status), 10)
@@ -97,7 +97,7 @@ def test_a_request_that_does_not_arrive_is_ended(clock):
     run(test)
 
 
-def test_of_slow_requests_the_oldest_give_way_when_they_are_too_many(monkeypatch):
+def test_the_oldest_of_too_many_slow_requests_are_ended(monkeypatch):
     monkeypatch.setattr(patience, "MAX_SLOW_REQUESTS", 2)
 
     async def test() -> None:
@@ -114,7 +114,7 @@ def test_of_slow_requests_the_oldest_give_way_when_they_are_too_many(monkeypatch
     run(test)
 
 
-def test_requests_that_have_just_begun_are_not_slow_however_many_they_are(monkeypatch):
+def test_new_requests_are_never_slow_however_many_there_are(monkeypatch):
     monkeypatch.setattr(patience, "MAX_SLOW_REQUESTS", 0)
 
     async def test() -> None:
@@ -131,14 +131,14 @@ def test_requests_that_have_just_begun_are_not_slow_however_many_they_are(monkey
 
 
 async def arrive(patient: Patience, client: Client) -> None:
-    await patient.receive(asyncio.Event().wait, client.end, waits_for_room=True)
+    await patient.receive(asyncio.Event().wait, client.end, limits_memory=True)
 
 
-def test_where_bytes_are_short_answers_that_nobody_reads_give_way_and_those_that_move_do_not(clock):
+def test_when_memory_is_short_only_unread_answers_are_dropped(clock):
     async def test() -> None:
         old, stream, new, patient = Client(), Client(), Client(), make_patience(max_bytes_held=100)
         patient.hold_answer(old.end, 60)
-        patient.start_sending(stream.end, 60)  # a frame, whose bytes do not count
+        patient.start_sending(stream.end, 60)  # a frame: its bytes do not count
         clock[0] += 2
         patient.hold_answer(new.end, 60)
 
@@ -147,7 +147,7 @@ def test_where_bytes_are_short_answers_that_nobody_reads_give_way_and_those_that
     run(test)
 
 
-def test_a_request_waits_until_there_is_room_and_leaves_the_queue_with_its_client():
+def test_a_request_waits_for_memory_and_leaves_the_queue_with_its_client():
     async def test() -> None:
         first, second, patient = Client(), Client(), make_patience(max_bytes_held=100)
         patient.hold_request("call", 100)
@@ -168,8 +168,8 @@ def test_a_request_waits_until_there_is_room_and_leaves_the_queue_with_its_clien
     run(test)
 
 
-def test_a_request_for_which_there_is_no_room_in_time_or_in_the_queue_is_refused_as_overload(monkeypatch):
-    monkeypatch.setattr(patience, "ROOM_TIMEOUT_S", 0.01)
+def test_a_request_is_refused_as_overload_if_memory_or_queue_stays_full(monkeypatch):
+    monkeypatch.setattr(patience, "MEMORY_TIMEOUT_S", 0.01)
 
     async def test() -> None:
         patient = make_patience(max_bytes_held=100)
@@ -185,7 +185,7 @@ def test_a_request_for_which_there_is_no_room_in_time_or_in_the_queue_is_refused
     run(test)
 
 
-def test_a_call_may_take_its_time_between_two_requests(clock):
+def test_a_call_may_be_idle_between_two_requests(clock):
     async def test() -> None:
         client, patient = Client(), make_patience()
         task = asyncio.create_task(patient.receive(asyncio.Event().wait, client.end, is_first=False))
@@ -202,7 +202,7 @@ def test_a_call_may_take_its_time_between_two_requests(clock):
     run(test)
 
 
-def test_memory_is_returned_to_the_system_some_times_after_the_process_has_grown(monkeypatch):
+def test_memory_is_returned_to_the_system_several_times_after_growth(monkeypatch):
     trims: queue.SimpleQueue[None] = queue.SimpleQueue()
     sizes = {"resident": 60 * MIB}
     monkeypatch.setattr(patience, "trim_memory", lambda: trims.put(None))

@@ -1,4 +1,4 @@
-"""Requests wait where too many come, and who asks for little does not wait for who asks for much."""
+"""Excess requests wait, and a modest client does not wait for a greedy one."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
 
 @pytest.fixture
 def clock(monkeypatch) -> list[float]:
-    """The time, which a test sets."""
+    """The time, set by the test."""
     now = [100.0]
     monkeypatch.setattr(request_rate.time, "monotonic", lambda: now[0])
     return now
 
 
-def test_a_connection_has_a_burst_and_then_its_rate(clock):
+def test_a_connection_gets_a_burst_and_then_its_rate(clock):
     rate, own = RequestRate(), connection_bucket()
 
     at_once = sum(rate.take_turn(own) for _ in range(200))
@@ -34,7 +34,7 @@ def test_a_connection_has_a_burst_and_then_its_rate(clock):
     assert (at_once, later) == (CONNECTION_BURST, request_rate.CONNECTION_RATE_PER_S)
 
 
-def test_all_connections_together_have_the_burst_and_the_rate_of_the_port(clock):
+def test_all_connections_together_get_the_burst_and_the_rate_of_the_port(clock):
     rate = RequestRate()
 
     at_once = sum(rate.take_turn(connection_bucket()) for _ in range(1000))
@@ -44,7 +44,7 @@ def test_all_connections_together_have_the_burst_and_the_rate_of_the_port(clock)
     assert (at_once, later) == (PORT_BURST, request_rate.PORT_RATE_PER_S / 5)
 
 
-def test_of_those_who_wait_for_the_port_who_has_asked_least_lately_is_first():
+def test_the_waiting_connection_with_the_fewest_recent_requests_is_first():
     async def test() -> None:
         rate, order = RequestRate(rate_per_s=200, burst=1), []
         greedy = [connection_bucket() for _ in range(20)]
@@ -65,7 +65,7 @@ def test_of_those_who_wait_for_the_port_who_has_asked_least_lately_is_first():
     run(test)
 
 
-def test_who_leaves_while_it_waits_takes_no_turn_from_others():
+def test_a_client_that_leaves_the_queue_takes_no_turn_from_others():
     async def test() -> None:
         rate = RequestRate(rate_per_s=20, burst=1)
         assert rate.take_turn(connection_bucket())

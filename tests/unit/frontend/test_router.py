@@ -1,4 +1,4 @@
-"""One reader hands results to outputs and never waits for anyone."""
+"""One reader passes results to outputs and never waits for a client."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from links import FakeLink, step
 from test_output import answer_of
 from test_output import output_of as make_output
 from tgis_server.errors import PeerLost, Unavailable
-from tgis_server.frontend.metrics.metrics import Metrics
+from tgis_server.frontend.metrics import Metrics
 from tgis_server.frontend.output import Output
 from tgis_server.frontend.router import Router
 from tgis_server.wire.messages import Failure, FinishReason, TokenDetail, Wanted
@@ -20,7 +20,7 @@ GO_ON, MAX = FinishReason.NOT_FINISHED, FinishReason.MAX_TOKENS
 
 
 def output_of(router: Router, **params: object) -> Output:
-    """A fresh output with an id of its own."""
+    """A new output with its own id."""
     return make_output(request_id=router.next_id(), **params)
 
 
@@ -29,7 +29,7 @@ def make_metrics() -> Metrics:
 
 
 def with_router(test: Callable[[Router, FakeLink], Awaitable[None]], clock: Callable[[], float] = lambda: 10.0) -> None:
-    """Run a test's coroutine beside a reading router."""
+    """Run a test's coroutine while a router reads."""
 
     async def run() -> None:
         link = FakeLink()
@@ -46,12 +46,12 @@ def with_router(test: Callable[[Router, FakeLink], Awaitable[None]], clock: Call
 
 
 async def settle() -> None:
-    """Let the reader take everything that the link holds."""
+    """Let the reader consume all results in the link."""
     for _ in range(20):
         await asyncio.sleep(0)
 
 
-def test_results_reach_the_outputs_they_belong_to():
+def test_results_reach_their_outputs():
     async def check(router: Router, link: FakeLink) -> None:
         one, two = output_of(router), output_of(router)
         with router.running([one, two]):
@@ -75,7 +75,7 @@ def test_the_inputs_of_a_call_are_submitted_as_one_unit():
     with_router(check)
 
 
-def test_what_is_unfinished_when_its_call_ends_is_cancelled():
+def test_unfinished_requests_are_cancelled_when_their_call_ends():
     async def check(router: Router, link: FakeLink) -> None:
         with router.running([output_of(router), output_of(router)]):
             link.give(step((1, 7, MAX)))
@@ -93,7 +93,7 @@ def test_a_stop_sequence_cancels_the_rest_of_its_generation():
             link.give(step((1, 7, GO_ON)))
             await settle()
             cancelled_before_the_call_ended = list(link.cancelled)
-            link.give(step((1, 8, GO_ON)))  # was in flight already
+            link.give(step((1, 8, GO_ON)))  # already in flight
             await settle()
 
         assert (cancelled_before_the_call_ended, link.cancelled) == ([1], [1])
@@ -102,7 +102,7 @@ def test_a_stop_sequence_cancels_the_rest_of_its_generation():
     with_router(check)
 
 
-def test_details_and_starting_times_are_passed_on():
+def test_details_and_start_times_are_passed_on():
     async def check(router: Router, link: FakeLink) -> None:
         output = output_of(router, wanted=Wanted(ranks=True, input_tokens=True, generated_tokens=True))
         with router.running([output]):
@@ -124,7 +124,7 @@ def test_details_and_starting_times_are_passed_on():
     with_router(check)
 
 
-def test_first_tokens_count_from_submission_and_others_from_the_one_before():
+def test_first_tokens_are_timed_from_submission_and_others_from_the_previous_token():
     now = [8.0]
 
     async def check(router: Router, link: FakeLink) -> None:
@@ -155,10 +155,10 @@ def test_a_failure_ends_its_own_request_only():
     with_router(check)
 
 
-def test_an_output_that_cannot_take_its_token_fails_alone():
+def test_an_output_that_cannot_decode_its_token_fails_alone():
     async def check(router: Router, link: FakeLink) -> None:
         broken, sound = output_of(router), output_of(router)
-        broken._detokenizer = None  # any bug in its way to text
+        broken._detokenizer = None  # any bug in detokenizing
         with router.running([broken, sound]):
             link.give(step((1, 7, GO_ON), (2, 7, MAX)))
             await settle()
@@ -178,7 +178,7 @@ def test_results_of_unknown_requests_are_ignored():
     with_router(check)
 
 
-def test_requests_of_a_broken_link_wait_for_the_cause_and_then_end_with_later_ones():
+def test_requests_of_a_broken_link_wait_for_the_cause_and_then_end():
     async def check(router: Router, link: FakeLink) -> None:
         before, meanwhile = output_of(router), output_of(router)
         with router.running([before]):
@@ -207,7 +207,7 @@ def test_the_reader_ends_with_the_loss_of_its_peer():
     asyncio.run(run())
 
 
-def test_refusing_ends_what_is_open_and_tells_the_engine():
+def test_refusing_ends_open_requests_and_cancels_them_in_the_engine():
     async def check(router: Router, link: FakeLink) -> None:
         output = output_of(router)
         with router.running([output]):

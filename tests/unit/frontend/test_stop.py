@@ -1,4 +1,4 @@
-"""The first stop sequence that the text completes ends it, however the text was divided into tokens."""
+"""The first completed stop sequence ends the text, however the text is divided into tokens."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tgis_server.frontend.text.stop import StopMatcher, StopSequences
+from tgis_server.frontend.text import StopMatcher, StopSequences
 
 texts = st.text("ab✓", max_size=30)
 stop_lists = st.lists(st.text("ab✓", min_size=1, max_size=5), min_size=1, max_size=6)
@@ -21,7 +21,7 @@ def divided_texts(draw: st.DrawFn) -> list[str]:
 
 
 def run(sequences: list[str], pieces: list[str], *, include: bool, num_ignored: int = 0) -> tuple[list[str], str]:
-    """What is sent for each piece (and at the end), and the match. Matches in the first pieces do not count."""
+    """The text sent for each piece (and at the end), and the match. Matches in the first pieces do not count."""
     matcher = StopMatcher(StopSequences(sequences), include=include)
     sent = []
     for index, piece in enumerate(pieces):
@@ -33,7 +33,7 @@ def run(sequences: list[str], pieces: list[str], *, include: bool, num_ignored: 
 
 
 def search(sequences: list[str], text: str, *, include: bool, ignored: int = 0) -> tuple[str, str]:
-    """The definition, spelled out: smallest end behind ``ignored``, then the longest sequence that ends there."""
+    """The definition: the smallest end after ``ignored``, then the longest sequence that ends there."""
     for end in range(ignored + 1, len(text) + 1):
         matches = [sequence for sequence in sequences if text[:end].endswith(sequence)]
         if matches:
@@ -44,14 +44,14 @@ def search(sequences: list[str], text: str, *, include: bool, ignored: int = 0) 
 
 @given(sequences=stop_lists, pieces=divided_texts(), include=st.booleans())
 @example(sequences=["ab", "b"], pieces=["a", "b"], include=False)
-def test_the_output_is_that_of_a_search_in_the_whole_text(sequences, pieces, include):
+def test_the_output_equals_a_search_in_the_whole_text(sequences, pieces, include):
     sent, match = run(sequences, pieces, include=include)
 
     assert ("".join(sent), match) == search(sequences, "".join(pieces), include=include)
 
 
 @given(sequences=stop_lists, pieces=divided_texts(), include=st.booleans(), num_ignored=st.integers(0, 5))
-def test_matches_completed_too_early_are_ignored_and_never_found_later(sequences, pieces, include, num_ignored):
+def test_matches_completed_too_early_are_ignored_and_not_found_later(sequences, pieces, include, num_ignored):
     ignored = len("".join(pieces[:num_ignored]))
 
     sent, match = run(sequences, pieces, include=include, num_ignored=num_ignored)
@@ -74,10 +74,10 @@ def test_text_is_held_back_exactly_while_it_may_become_part_of_a_match(sequences
 
 
 @given(sequences=stop_lists, pieces=divided_texts())
-def test_nothing_is_held_back_where_the_stop_sequence_stays_in_the_output(sequences, pieces):
+def test_nothing_is_held_back_if_the_stop_sequence_stays_in_the_output(sequences, pieces):
     sent, _ = run(sequences, pieces, include=True)
 
-    assert sent[:-1] == pieces[: len(sent) - 1]  # the last is what a match left of its piece, or the empty end
+    assert sent[:-1] == pieces[: len(sent) - 1]  # the last one is cut at the match, or empty
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,8 @@ def test_nothing_is_held_back_where_the_stop_sequence_stays_in_the_output(sequen
         (["STOP"], ["one ", "ST", "AR"], False, ["one ", "", "STAR", ""], ""),
         (["STOP"], ["one ", "ST"], False, ["one ", "", "ST"], ""),
         (["STOP"], ["xSTOPy"], True, ["xSTOP"], "STOP"),
-        (["late", "a"], ["la"], True, ["la"], "a"),  # the first to be complete, not the first of the list
-        (["b", "ab"], ["ab"], False, [""], "ab"),  # complete together: the longer
+        (["late", "a"], ["la"], True, ["la"], "a"),  # the first to be completed, not the first in the list
+        (["b", "ab"], ["ab"], False, [""], "ab"),  # completed together: the longer one
         (["\n\n"], ["a\n", "\nb"], False, ["a", ""], "\n\n"),
         (["aab"], ["aa", "ab"], False, ["", "a"], "aab"),
         (["été"], ["l'é", "té"], True, ["l'é", "té"], "été"),
@@ -99,7 +99,7 @@ def test_examples(sequences, pieces, include, sent, match):
     assert run(sequences, pieces, include=include) == (sent, match)
 
 
-def test_a_match_ignored_for_min_new_tokens_does_not_keep_its_text_back():
+def test_a_match_ignored_for_min_new_tokens_does_not_hold_back_its_text():
     matcher = StopMatcher(StopSequences(["ab"]), include=False)
 
     assert matcher.push("ab", can_match=False) == ("ab", "")

@@ -1,4 +1,4 @@
-"""The frames of a stream while its engine goes on: whatever happens during a write, one frame ends it."""
+"""The frames of a stream while its engine keeps running: whatever happens during a write, one frame ends it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import grpc
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from test_output import output_of
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Threads:
-    """In place of the tokenizer's: work is done beside the event loop, which goes on."""
+    """Stands in for the tokenizer: its work leaves the event loop free."""
 
     async def run(self, work: Callable[[], T]) -> T:
         await asyncio.sleep(0)
@@ -33,7 +33,7 @@ class Threads:
 
 
 def tokens_of(output: Output, number: int) -> Callable[[], None]:
-    """An engine of a few tokens; each call is a step."""
+    """An engine with a few tokens; each call is a step."""
     steps = iter(range(number))
 
     def step() -> None:
@@ -45,9 +45,10 @@ def tokens_of(output: Output, number: int) -> Callable[[], None]:
     return step
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5), st.lists(st.integers(0, 5), min_size=12, max_size=12), st.booleans())
 def test_exactly_one_frame_has_a_stop_reason_and_it_is_the_last(number: int, pauses: list[int], wants_input: bool):
-    """``pauses``: how many steps happen during each write."""
+    """``pauses``: the number of steps during each write."""
     frames: list[pb.GenerationResponse] = []
     during = iter(pauses)
     patience = make_patience()
@@ -64,12 +65,12 @@ def test_exactly_one_frame_has_a_stop_reason_and_it_is_the_last(number: int, pau
                 step()
                 await asyncio.sleep(0)
 
-        async def go_on() -> None:
+        async def run_steps() -> None:
             while not output.is_finished:
                 await asyncio.sleep(0.001)
                 step()
 
-        await asyncio.gather(write_frames(write, Writer(None, patience), call, output, Threads()), go_on())
+        await asyncio.gather(write_frames(write, Writer(None, patience), call, output, Threads()), run_steps())
 
     asyncio.run(asyncio.wait_for(stream(), 5))
     assert [frame.stop_reason for frame in frames[:-1]] == [pb.NOT_FINISHED] * (len(frames) - 1)
@@ -80,7 +81,7 @@ def test_exactly_one_frame_has_a_stop_reason_and_it_is_the_last(number: int, pau
 
 
 class Library:
-    """Takes frames as the gRPC library does: each waits for a future until the test lets it go."""
+    """Takes frames like the gRPC library: each write waits for a future that the test completes."""
 
     def __init__(self) -> None:
         self.frames: list[pb.GenerationResponse] = []
@@ -92,7 +93,7 @@ class Library:
         await self.under_way[-1]
 
     async def take(self) -> None:
-        """The frame under way is written; then all goes on as far as it can."""
+        """Complete the current write, and let everything proceed."""
         self.under_way[-1].set_result(None)
         await settle()
 
@@ -103,7 +104,7 @@ async def settle() -> None:
 
 
 def with_stream(test: Callable[[Library, Output, asyncio.Task[None]], Awaitable[None]], **wanted: bool) -> None:
-    """Run a test beside a handler whose first frame is written."""
+    """Run a test with a handler whose first frame is written."""
 
     async def run() -> None:
         library, patience, call = Library(), make_patience(), Call("stream", 1)
@@ -120,7 +121,7 @@ def with_stream(test: Callable[[Library, Output, asyncio.Task[None]], Awaitable[
     asyncio.run(asyncio.wait_for(run(), 5))
 
 
-def test_no_frame_is_written_before_the_one_before_it_is():
+def test_each_frame_waits_until_the_previous_one_is_written():
     async def check(library: Library, output: Output, handler: asyncio.Task[None]) -> None:
         for token in (1, 2, 3):
             output.on_token(token, FinishReason.NOT_FINISHED, None, 1.0)
@@ -140,7 +141,7 @@ def test_no_frame_is_written_before_the_one_before_it_is():
     with_stream(check, generated_tokens=True)
 
 
-def test_a_write_that_fails_ends_the_handler_as_one_whose_client_has_left():
+def test_a_failed_write_ends_the_handler_as_if_its_client_had_left():
     async def check(library: Library, output: Output, handler: asyncio.Task[None]) -> None:
         output.on_token(1, FinishReason.NOT_FINISHED, None, 1.0)
         await settle()
@@ -152,7 +153,7 @@ def test_a_write_that_fails_ends_the_handler_as_one_whose_client_has_left():
     with_stream(check)
 
 
-def test_a_handler_that_is_cancelled_leaves_its_write_to_the_library():
+def test_a_cancelled_handler_leaves_its_write_to_the_library():
     async def check(library: Library, output: Output, handler: asyncio.Task[None]) -> None:
         output.on_token(1, FinishReason.NOT_FINISHED, None, 1.0)
         await settle()
@@ -168,7 +169,7 @@ def test_a_handler_that_is_cancelled_leaves_its_write_to_the_library():
     with_stream(check)
 
 
-def test_a_call_that_is_over_keeps_nothing_of_the_library():
+def test_a_finished_call_keeps_nothing_of_the_library():
     async def run() -> None:
         library, call, output = Library(), Call("stream", 1), output_of()
         output._on_change = call.on_change
@@ -191,7 +192,7 @@ def test_a_call_that_is_over_keeps_nothing_of_the_library():
     asyncio.run(asyncio.wait_for(run(), 5))
 
 
-def test_a_write_that_is_cancelled_by_the_library_ends_the_handler():
+def test_a_write_cancelled_by_the_library_ends_the_handler():
     async def check(library: Library, output: Output, handler: asyncio.Task[None]) -> None:
         output.on_token(1, FinishReason.NOT_FINISHED, None, 1.0)
         await settle()
@@ -203,7 +204,7 @@ def test_a_write_that_is_cancelled_by_the_library_ends_the_handler():
     with_stream(check)
 
 
-def test_what_nobody_foresaw_in_a_write_is_the_handlers_error():
+def test_an_unexpected_error_in_a_write_is_raised_in_the_handler():
     async def check(library: Library, output: Output, handler: asyncio.Task[None]) -> None:
         output.on_token(1, FinishReason.NOT_FINISHED, None, 1.0)
         await settle()

@@ -1,4 +1,4 @@
-"""When a certificate is taken, and what is said of one in use; its dates are the test's."""
+"""When a certificate is accepted, and the warnings about one in use; the test sets its dates."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Server:
-    """Files in use, a clock, and the dates of each certificate, in days from the begin."""
+    """Files in use, a clock, and the dates of each certificate, in days from the start."""
 
     def __init__(self, pairs: Path, directory: Path, patch: pytest.MonkeyPatch, **days: tuple[float, float]) -> None:
         patch.setattr(tls, "read_own_certificate", self.read)
@@ -54,7 +54,7 @@ class Server:
         return {"subject": ((("commonName", name),),), **dates}
 
     def connect(self, day: float) -> float:
-        """A client comes on this day; when the certificate ends that it gets, in days."""
+        """Connect a client on this day; returns the day on which the certificate it gets expires."""
         self.now = NOW + day * DAY_S
         assert isinstance(self.tls.current_context(), ssl.SSLContext)
         return (self.tls.get_expiry() - NOW) / DAY_S
@@ -68,17 +68,19 @@ def start(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
     return start_server
 
 
-def test_one_that_is_not_valid_yet_is_taken_when_it_is(start: Callable[..., Server], caplog: pytest.LogCaptureFixture):
+def test_a_certificate_that_is_not_valid_yet_is_used_once_it_is(
+    start: Callable[..., Server], caplog: pytest.LogCaptureFixture
+):
     server = start(first=(-10, 400), second=(5, 500))
     server.put("second")
 
     assert [server.connect(day) for day in (0, 1, 4.9)] == [400, 400, 400]
     assert server.connect(5.1) == 500
     [kept] = caplog.messages
-    assert kept.startswith("The TLS certificate in use stays: The TLS certificate of second in ")
+    assert kept.startswith("The TLS certificate in use is kept: The TLS certificate of second in ")
 
 
-def test_one_that_ends_soon_is_warned_of_once_and_once_more_when_it_has_ended(
+def test_there_is_one_warning_before_expiry_and_one_after(
     start: Callable[..., Server], caplog: pytest.LogCaptureFixture
 ):
     server = start(first=(-10, 50))
@@ -87,11 +89,11 @@ def test_one_that_ends_soon_is_warned_of_once_and_once_more_when_it_has_ended(
         server.connect(day)
 
     soon, ended = caplog.messages
-    assert soon.startswith("The TLS certificate in use ends soon, on 2027-03-06 ")
+    assert soon.startswith("The TLS certificate in use expires soon, on 2027-03-06 ")
     assert ended.startswith("The TLS certificate in use is not valid. The TLS certificate of first in ")
 
 
-def test_a_replacement_ends_the_warnings_of_the_one_before(
+def test_a_replacement_ends_the_warnings_about_the_old_certificate(
     start: Callable[..., Server], caplog: pytest.LogCaptureFixture
 ):
     server = start(first=(-30, 5), second=(-1, 400))
@@ -101,7 +103,7 @@ def test_a_replacement_ends_the_warnings_of_the_one_before(
     assert len(caplog.messages) == 1  # at the start
 
 
-def test_one_that_does_not_tell_is_not_judged(start: Callable[..., Server], monkeypatch: pytest.MonkeyPatch):
+def test_a_certificate_with_unknown_dates_is_not_judged(start: Callable[..., Server], monkeypatch: pytest.MonkeyPatch):
     server = start(first=(-10, 400), second=(-10, -5))
     monkeypatch.setattr(tls, "read_own_certificate", lambda *_: None)
     server.put("second")

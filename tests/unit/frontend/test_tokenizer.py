@@ -10,7 +10,7 @@ from itertools import accumulate
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
 from tokenizers import models, processors
@@ -18,10 +18,9 @@ from tokenizers import models, processors
 import vocabularies
 from tgis_server.errors import ModelError
 from tgis_server.frontend.grpc_api.tokenize_reply import join_replies, reply_parts
-from tgis_server.frontend.text import encoding
+from tgis_server.frontend.text import EncodedInput, Tokenizer, TokenizerFailed, byte_offsets, encoding
 from tgis_server.frontend.text import tokenizer as tokenizer_module
-from tgis_server.frontend.text.encoding import byte_offsets
-from tgis_server.frontend.text.tokenizer import EncodedInput, Tokenizer, TokenizerFailed, split
+from tgis_server.frontend.text.tokenizer import split
 from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire.messages import pack_ids
 
@@ -80,20 +79,20 @@ def test_special_tokens_at_the_end_are_kept_and_count():
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(3, [1, 4, 2]), (2, [1, 2]), (1, [1])])
-def test_between_its_first_and_last_special_tokens_an_input_loses_its_beginning(limit, expected):
+def test_truncation_cuts_the_beginning_between_the_special_tokens(limit, expected):
     tokenizer = tokenizer_of(vocabularies.word_piece())
 
     assert list(encode(tokenizer, "the cat", limit).token_ids) == expected
 
 
-def test_a_special_token_that_the_text_begins_with_is_not_kept():
+def test_a_special_token_in_the_text_itself_is_not_kept():
     tokenizer = tokenizer_of(vocabularies.byte_level())
     ids = vocabularies.byte_level().encode("ab").ids
 
     assert encode(tokenizer, "<s>ab", 2) == EncodedInput(pack_ids(ids), 3, max(ids))
 
 
-def test_a_text_without_characters_has_no_tokens_unless_the_tokenizer_adds_some():
+def test_an_empty_text_has_no_tokens_unless_the_tokenizer_adds_some():
     plain, with_bos = tokenizer_of(vocabularies.words()), tokenizer_of(words_with("t7 $A", t7=7))
 
     assert tokenize(plain, "") == [pb.TokenizeResponse()]
@@ -108,7 +107,7 @@ def test_the_tokenizers_own_truncation_and_padding_are_off():
     assert list(encode(tokenizer_of(library), "t1 t2 t3").token_ids) == [1, 2, 3]
 
 
-def test_tokenize_cuts_plainly_and_loses_bos():
+def test_tokenize_truncates_without_keeping_bos():
     tokenizer = tokenizer_of(words_with("t7 $A", t7=7))
 
     [text] = tokenize(tokenizer, "t1 t2 t3", truncate_to=2)
@@ -122,7 +121,7 @@ def test_special_tokens_have_the_offset_zero():
     assert (text.tokens, offsets_of(text)) == (["t7", "t1"], [(0, 0), (0, 2)])
 
 
-def test_offsets_count_bytes_of_utf8():
+def test_offsets_are_in_bytes_of_utf8():
     [text] = tokenize(tokenizer_of(vocabularies.metaspace()), "été 🙂 cat")
 
     assert text.tokens == ["▁été", "▁🙂", "▁cat", "</s>"]
@@ -137,7 +136,7 @@ def test_byte_offsets_may_go_back_within_a_character():
     assert list(byte_offsets("é🙂z", [1, 0, 2], [2, 1, 3])) == [(2, 6), (0, 2), (6, 7)]
 
 
-def test_offsets_are_left_out_unless_asked_for():
+def test_offsets_are_left_out_unless_requested():
     assert offsets_of(tokenize(tokenizer_of(vocabularies.words()), "t1", offsets=False)[0]) == []
 
 
@@ -148,13 +147,13 @@ def test_pieces_are_shown_with_and_without_offsets(want_offsets):
     assert text.tokens == ["t1", "t2"]
 
 
-def test_pieces_are_those_of_the_vocabulary_and_unknown_ids_have_none():
+def test_pieces_come_from_the_vocabulary_and_unknown_ids_have_none():
     tokenizer = tokenizer_of(vocabularies.byte_level())
 
     assert [tokenizer.get_piece(i) for i in (1, 258, 10**6)] == ["</s>", "Ġt", ""]
 
 
-def test_a_text_that_the_library_refuses_fails_with_its_message():
+def test_a_text_that_the_library_refuses_fails_with_the_librarys_message():
     tokenizer = tokenizer_of(Library(models.WordLevel({"t1": 0}, unk_token="missing")))
 
     first, second = asyncio.run(tokenizer.encode_inputs(["t1", "other"]))
@@ -165,7 +164,7 @@ def test_a_text_that_the_library_refuses_fails_with_its_message():
         tokenize(tokenizer, "t1", "other")
 
 
-def test_texts_are_many_or_few_to_a_job_and_keep_their_order():
+def test_texts_keep_their_order_however_they_are_grouped_into_jobs():
     tokenizer = tokenizer_of(vocabularies.words(), num_workers=3)
 
     for count in (0, 1, 2, 3, 4, 10_000):
@@ -177,13 +176,13 @@ LONG_TEXTS = {
     "words": "Once upon a time, été 日本 🙂 the cat sat on 123456 mats.\n" * 2000,
     "one word": "a" * 100_000,
     "digits": "1234567" * 15_000,
-    "beside short ones": "the cat </s> sat. " * 4000,
+    "next to short ones": "the cat </s> sat. " * 4000,
 }
 
 
 @pytest.mark.parametrize("kind", vocabularies.KINDS, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("text", LONG_TEXTS.values(), ids=LONG_TEXTS)
-def test_a_long_text_has_the_tokens_that_the_library_gives_it_as_a_whole(kind, text):
+def test_a_long_text_has_the_same_tokens_as_when_encoded_whole(kind, text):
     tokenizer, whole = tokenizer_of(kind(), num_workers=2), kind().encode(text)
 
     cut, alone = encode(tokenizer, text), tokenize(tokenizer, "the", text, "cat")[1]
@@ -194,9 +193,10 @@ def test_a_long_text_has_the_tokens_that_the_library_gives_it_as_a_whole(kind, t
     assert offsets_of(alone) == [(borders[start], borders[end]) for start, end in whole.offsets]
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["the", " cat", " ", "\n", "été", "日本", "🙂", "t1", " t22", "7", "</s>", "a", "."])))
-def test_windows_are_joined_to_the_whole_or_not_at_all(pieces):
-    """With windows so small that their borders fall everywhere."""
+def test_joined_windows_equal_the_whole_text_or_are_rejected(pieces):
+    """With windows so small that their borders fall anywhere."""
     text = "".join(pieces * 8)
     for kind in vocabularies.KINDS:
         whole = encoding.encode(kind(), text, want_offsets=True)
@@ -215,7 +215,7 @@ def facts_of(one: encoding.Encoding) -> list[object]:
     return [list(one.ids), one.num_prefix, one.num_suffix, list(one.starts), list(one.ends)]
 
 
-def test_short_texts_share_a_job_while_they_are_a_window_together():
+def test_short_texts_share_a_job_up_to_a_window():
     texts = ["a" * 20_000, "b" * 20_000, "c", "d", "e" * 40_000, "f"]
 
     assert [len(part) for part in split(texts, 10)] == [1, 3, 1, 1]
@@ -224,13 +224,13 @@ def test_short_texts_share_a_job_while_they_are_a_window_together():
 
 
 def test_a_prompt_does_not_wait_for_a_text_that_must_be_encoded_whole(monkeypatch):
-    """Although there is one worker."""
-    began, go_on = threading.Event(), threading.Event()
+    """Even with a single worker."""
+    began, proceed = threading.Event(), threading.Event()
 
     def encode_slowly(*arguments: object, **options: object) -> encoding.Encoding:
         if len(arguments[1]) > encoding.WINDOW + encoding.OVERLAP:
             began.set()
-            assert go_on.wait(10)
+            assert proceed.wait(10)
         return encoding.encode(*arguments, **options)
 
     async def check() -> None:
@@ -238,16 +238,16 @@ def test_a_prompt_does_not_wait_for_a_text_that_must_be_encoded_whole(monkeypatc
         huge = asyncio.create_task(tokenizer.encode_inputs(["a" * 100_000]))
         await asyncio.to_thread(began.wait, 10)
         assert (await tokenizer.encode_inputs(["the cat"]))[0].num_tokens_before_truncation == 4
-        go_on.set()
+        proceed.set()
         await huge
 
     monkeypatch.setattr(tokenizer_module, "encode", encode_slowly)
     asyncio.run(asyncio.wait_for(check(), 20))
 
 
-def test_a_panic_of_the_library_is_an_error_of_the_text(monkeypatch):
+def test_a_panic_of_the_library_fails_its_text(monkeypatch):
     class PanicException(BaseException):
-        """Of Rust, as Python sees it."""
+        """A Rust panic, as Python sees it."""
 
     def panic(*_: object, **__: object) -> None:
         raise PanicException("index out of bounds")
@@ -277,8 +277,8 @@ def loaded(directory: Path, library: Library, **config: object) -> Tokenizer:
 
 
 @pytest.mark.parametrize("kind", ["LlamaTokenizerFast", "LlamaTokenizer", None])
-def test_a_bos_that_is_asked_for_begins_whole_and_truncated_prompts(kind, tmp_path):
-    """Although the tokenizer itself adds none."""
+def test_a_requested_bos_begins_whole_and_truncated_prompts(kind, tmp_path):
+    """Even though the tokenizer itself adds none."""
     config = {"add_bos_token": True, "bos_token": {"content": "t9"}, "tokenizer_class": kind}
     tokenizer = loaded(tmp_path, vocabularies.words(), **config)
 
@@ -314,7 +314,7 @@ def test_no_prompt_gets_a_bos_that_no_version_of_transformers_adds(tmp_path, con
     assert list(encode(tokenizer, "t1 t2 t3", 2).token_ids) == [2, 3]
 
 
-def test_a_directory_without_tokenizer_json_is_refused_with_what_to_do(tmp_path):
+def test_a_directory_without_tokenizer_json_is_refused_with_advice(tmp_path):
     with pytest.raises(ModelError, match=r"No existing fast tokenizer \(tokenizer\.json\) found in .*save_pretrained"):
         Tokenizer.load(tmp_path, num_workers=1)
 

@@ -1,4 +1,4 @@
-"""Each row of the contract's table of checks, and their order."""
+"""The contract's table of checks, row by row, and their order."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import pytest
 from tgis_server.errors import InvalidRequest
 from tgis_server.frontend import validation
 from tgis_server.frontend.grpc_api.messages import parse_adapter, parse_request
-from tgis_server.frontend.validation import Limits, reject_adapter, validate_length
+from tgis_server.frontend.validation import RequestLimits, reject_adapter, validate_length
 from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire.messages import LengthPenalty, SamplingParams, Wanted
 
-LIMITS = Limits(max_sequence_length=100, max_new_tokens=50)
+LIMITS = RequestLimits(max_sequence_length=100, max_new_tokens=50)
 STOP_TEXT = "can specify at most 6 non-empty stop sequences, each not more than 240 UTF8 bytes"
 NAN, INF = math.nan, math.inf
 
 
-def validate(params: pb.Parameters, limits: Limits = LIMITS, *, default_include_stop: bool = True, **ids: str):
+def validate(params: pb.Parameters, limits: RequestLimits = LIMITS, *, default_include_stop: bool = True, **ids: str):
     request = parse_request(pb.SingleGenerationRequest(params=params, **ids), ["x"])
     return validation.validate(request, limits, default_include_stop=default_include_stop)
 
@@ -49,7 +49,7 @@ REJECTED = [
     *((sampling(top_p=value), "top_p must be > 0.0 and <= 1.0") for value in (-0.1, 1.01, NAN, INF, -INF)),
     *((sampling(typical_p=value), "typical_p must be <= 1.0") for value in (1.01, NAN, INF, -INF)),
     (sampling(top_k=2**31), "top_k must be strictly positive"),
-    (sampling(temperature=0.0, top_p=2.0), "top_p must be > 0.0 and <= 1.0"),  # greedy, but by the method SAMPLE
+    (sampling(temperature=0.0, top_p=2.0), "top_p must be > 0.0 and <= 1.0"),  # greedy, but with the method SAMPLE
     (stopping(max_new_tokens=51), "max_new_tokens must be <= 50"),
     (stopping(min_new_tokens=21), "min_new_tokens must be <= max_new_tokens"),
     (stopping(max_new_tokens=5, min_new_tokens=6), "min_new_tokens must be <= max_new_tokens"),
@@ -90,12 +90,12 @@ def test_a_bad_parameter_is_rejected_with_the_contracts_text(params, text):
         decoding(format=pb.DecodingParameters.TEXT),
     ],
 )
-def test_a_parameter_at_its_border_is_accepted(params):
+def test_a_parameter_at_its_limit_is_accepted(params):
     validate(params)
 
 
 def test_checks_run_in_the_contracts_order():
-    """A request that fails every check gets the texts one after the other as its mistakes are mended."""
+    """A request that fails every check gets the texts one by one as its mistakes are fixed."""
     params = pb.Parameters(
         method=pb.SAMPLE,
         sampling=pb.SamplingParameters(temperature=-1, top_p=2, typical_p=2, top_k=2**31),
@@ -128,7 +128,7 @@ def test_checks_run_in_the_contracts_order():
         texts.append(str(raised.value))
         message.ClearField(field)
         if len(texts) == 9:
-            params.stopping.stop_sequences.append("")  # seven became one, which is still empty
+            params.stopping.stop_sequences.append("")  # one instead of seven, but still empty
 
     assert texts == [
         "temperature must be >= 0.05",
@@ -147,7 +147,7 @@ def test_checks_run_in_the_contracts_order():
     ]
 
 
-def test_absent_parameters_mean_greedy_and_twenty_tokens():
+def test_the_default_is_greedy_decoding_of_twenty_tokens():
     params = validate(pb.Parameters())
 
     assert params.sampling == SamplingParams()
@@ -155,8 +155,8 @@ def test_absent_parameters_mean_greedy_and_twenty_tokens():
     assert (params.stop, params.include_stop_sequence, params.wanted) == (None, True, Wanted())
 
 
-def test_the_default_of_twenty_tokens_is_lowered_to_the_servers_limit():
-    assert validate(pb.Parameters(), Limits(100, 7)).max_new_tokens == 7
+def test_the_default_of_twenty_tokens_is_capped_at_the_servers_limit():
+    assert validate(pb.Parameters(), RequestLimits(100, 7)).max_new_tokens == 7
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_the_default_of_twenty_tokens_is_lowered_to_the_servers_limit():
         (stopping(min_new_tokens=3), SamplingParams(min_new_tokens=3)),
     ],
 )
-def test_decoding_parameters_become_what_the_engine_understands(params, expected):
+def test_decoding_parameters_are_converted_for_the_engine(params, expected):
     assert validate(params).sampling == expected
 
 
@@ -183,7 +183,7 @@ def test_an_explicit_seed_is_kept_even_if_it_is_zero():
     assert validate(sampling()).seed is None
 
 
-def test_the_clients_word_on_stop_sequences_in_the_output_beats_the_servers():
+def test_a_clients_choice_to_include_stop_sequences_overrides_the_servers():
     assert not validate(stopping(include_stop_sequence=False)).include_stop_sequence
     assert validate(stopping(include_stop_sequence=True), default_include_stop=False).include_stop_sequence
     assert not validate(pb.Parameters(), default_include_stop=False).include_stop_sequence
@@ -213,7 +213,7 @@ def test_guided_decoding_is_refused_by_name(guided):
         ({"adapter_id": "a", "prefix_id": "p"}, "adapter_id supplied but no adapter store was configured"),
     ],
 )
-def test_tuned_prompts_and_adapters_are_refused_as_by_a_server_without_any(ids, text):
+def test_tuned_prompts_and_adapters_are_refused_as_unknown(ids, text):
     with pytest.raises(InvalidRequest) as raised:
         validate(pb.Parameters(), **ids)
 
@@ -228,7 +228,7 @@ def test_tuned_prompts_and_adapters_are_refused_as_by_a_server_without_any(ids, 
     ],
     ids=["stop sequences", "choices"],
 )
-def test_too_many_strings_are_refused_before_they_are_read(params):
+def test_too_many_strings_are_refused_unread(params):
     message = pb.SingleGenerationRequest(params=params)
     tracemalloc.start()
     try:
@@ -241,7 +241,7 @@ def test_too_many_strings_are_refused_before_they_are_read(params):
     assert peak < 100_000
 
 
-def test_a_request_without_adapter_passes():
+def test_a_request_without_an_adapter_is_accepted():
     reject_adapter(parse_adapter(pb.BatchedGenerationRequest(adapter_id="")))
 
 
@@ -252,19 +252,19 @@ def test_an_input_that_fills_the_context_is_rejected():
     assert str(raised.value) == "input tokens (100) plus prefix length (0) must be < 100"
 
 
-def test_an_input_that_leaves_no_room_for_min_new_tokens_is_rejected():
+def test_an_input_that_leaves_too_little_for_min_new_tokens_is_rejected():
     with pytest.raises(InvalidRequest) as raised:
         validate_length(95, validate(stopping(min_new_tokens=6)), LIMITS)
 
     assert str(raised.value) == "input tokens (95) plus prefix length (0) plus min_new_tokens (6) must be <= 100"
 
 
-def test_the_context_lowers_what_may_be_generated():
+def test_the_context_limits_the_number_of_new_tokens():
     params = validate(stopping(max_new_tokens=30))
 
     assert [validate_length(n, params, LIMITS) for n in (1, 70, 71, 99)] == [30, 30, 29, 1]
 
 
-def test_a_servers_limit_that_leaves_no_room_for_an_input_is_lowered():
-    assert Limits.effective(max_sequence_length=100, max_new_tokens=100) == Limits(100, 99)
-    assert Limits.effective(max_sequence_length=100, max_new_tokens=99) == Limits(100, 99)
+def test_a_server_limit_that_leaves_nothing_for_an_input_is_lowered():
+    assert RequestLimits.effective(max_sequence_length=100, max_new_tokens=100) == RequestLimits(100, 99)
+    assert RequestLimits.effective(max_sequence_length=100, max_new_tokens=99) == RequestLimits(100, 99)

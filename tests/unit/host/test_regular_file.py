@@ -18,7 +18,7 @@ from tgis_cli.model_files import find_model_dir, read_model_config
 from tgis_cli.model_files.convert.torch_file import read_torch_file
 from tgis_server.engines.native.families import read_spec
 from tgis_server.errors import TgisError
-from tgis_server.frontend.text.tokenizer import Tokenizer
+from tgis_server.frontend.text import Tokenizer
 from tgis_server.frontend.transport.tls import read_tls_file
 from tgis_server.host.regular_file import open_regular
 from tgis_server.model_files import SAFETENSORS, read_tensors, read_weight_map

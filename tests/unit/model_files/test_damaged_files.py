@@ -18,8 +18,7 @@ from tgis_cli.model_files.tokenizer_check import check_tokenizer, load_tokenizer
 from tgis_server.engines.native.checkpoint import inspect_checkpoint
 from tgis_server.engines.native.families import read_spec
 from tgis_server.errors import ModelError
-from tgis_server.frontend.text import tokenizer
-from tgis_server.frontend.text.tokenizer import Tokenizer
+from tgis_server.frontend.text import Tokenizer, tokenizer
 from tgis_server.model_files import parse_weight_map
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 1234567\n"
@@ -116,9 +115,7 @@ def test_a_bos_that_the_vocabulary_lacks_is_a_warning_of_doctor_and_plan(model_d
     doctor = run_in_process("doctor", model_dir, "--json", environ=ENVIRON)
     plan = run_in_process("plan", model_dir, "--json", environ=ENVIRON)
 
-    expected = (
-        "tokenizer_config.json asks for the BOS token <absent>, which the vocabulary does not have: it is left out."
-    )
+    expected = "tokenizer_config.json requests the BOS token <absent>, which is not in the vocabulary: it is left out."
     [verdict] = [one for one in json.loads(doctor.stdout)["verdicts"] if "BOS" in one["sentence"]]
     assert (verdict["level"], verdict["sentence"]) == ("warn", expected)
     assert expected in json.loads(plan.stdout)["warnings"]

@@ -1,10 +1,11 @@
-"""``grpc.health.v1``: what the server's state says, for clients that probe over gRPC."""
+"""``grpc.health.v1``: the server's state for clients that probe over gRPC."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import grpc
+from grpc.aio import ServicerContext
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthServicer
 
@@ -12,13 +13,13 @@ from tgis_server.frontend.grpc_api.end_call import Writer
 from tgis_server.frontend.state import Probe, ServerState
 from tgis_server.frontend.transport.patience import Patience
 
-MAX_NAME_CHARACTERS = 100  # shown: clients refuse a long status
+MAX_NAME_CHARACTERS = 100  # clients refuse a long status
 
 
 class StateHealthServicer(HealthServicer):  # type: ignore[misc]  # the library has no types
-    """Answers for the services it is given, each of them a name for a probe.
+    """Answers for the given services, each a name for a probe.
 
-    The library's own servicer forgets every Watch of a service when one of them ends: the others hear of no change.
+    The library's own servicer drops every Watch of a service when one of them ends: the others miss later changes.
     """
 
     def __init__(self, state: ServerState, services: Mapping[str, Probe], patience: Patience) -> None:
@@ -27,16 +28,16 @@ class StateHealthServicer(HealthServicer):  # type: ignore[misc]  # the library 
         self._services = services
 
     async def Check(  # noqa: N802  the name of the RPC
-        self, request: HealthCheckRequest, context: grpc.aio.ServicerContext
+        self, request: HealthCheckRequest, context: ServicerContext
     ) -> HealthCheckResponse:
         if request.service not in self._services:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service {request.service[:MAX_NAME_CHARACTERS]!r}")
         return HealthCheckResponse(status=self._status_of(request.service))
 
     async def Watch(  # noqa: N802  the name of the RPC
-        self, request: HealthCheckRequest, context: grpc.aio.ServicerContext
+        self, request: HealthCheckRequest, context: ServicerContext
     ) -> None:
-        """The status now, and whenever it changes; until the client or the server ends."""
+        """Stream the status now and whenever it changes, until the client or the server ends."""
         sent, writer = None, Writer(context, self._patience)
         while True:
             change, status = self._state.next_change(), self._status_of(request.service)
@@ -49,5 +50,5 @@ class StateHealthServicer(HealthServicer):  # type: ignore[misc]  # the library 
     def _status_of(self, service: str) -> int:
         if service not in self._services:
             return int(HealthCheckResponse.SERVICE_UNKNOWN)
-        why_not = self._state.why_not(self._services[service])
-        return int(HealthCheckResponse.NOT_SERVING if why_not else HealthCheckResponse.SERVING)
+        failure = self._state.probe_failure(self._services[service])
+        return int(HealthCheckResponse.NOT_SERVING if failure else HealthCheckResponse.SERVING)

@@ -1,4 +1,4 @@
-"""Messages of ``fmaas.GenerationService`` to requests, and parts of an answer to messages."""
+"""Converts messages of ``fmaas.GenerationService`` to requests, and parts of an answer to messages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def parse_request(
 ) -> GenerationRequest:
     """
     Args:
-        inputs: the texts of the message, of which the two kinds have one or many.
+        inputs: the texts of the message.
     """
     params = message.params
     return GenerationRequest(inputs, parse_parameters(params), parse_adapter(message), parse_grammar(params.decoding))
@@ -43,7 +43,7 @@ def parse_parameters(params: pb.Parameters) -> Parameters:
         max_new_tokens=stopping.max_new_tokens,
         min_new_tokens=stopping.min_new_tokens,
         time_limit_ms=stopping.time_limit_millis,
-        stop_sequences=stopping.stop_sequences,  # not copied: before it is refused, there may be millions
+        stop_sequences=stopping.stop_sequences,  # not copied: there may be millions until they are refused
         include_stop_sequence=stopping.include_stop_sequence if has_include else None,
         truncate_input_tokens=params.truncate_input_tokens,
         wanted=Wanted(
@@ -60,7 +60,7 @@ def parse_parameters(params: pb.Parameters) -> Parameters:
 def parse_adapter(
     message: pb.BatchedGenerationRequest | pb.SingleGenerationRequest | pb.BatchedTokenizeRequest,
 ) -> AdapterName | None:
-    """``adapter_id`` wins where both are set. An empty ``prefix_id`` that was sent is an id like any other."""
+    """``adapter_id`` wins if both are set. An empty ``prefix_id`` that was sent is a valid id."""
     if message.adapter_id:
         return AdapterName("adapter", message.adapter_id)
     return AdapterName("prefix", message.prefix_id) if message.HasField("prefix_id") else None
@@ -70,7 +70,7 @@ def parse_grammar(decoding: pb.DecodingParameters) -> Grammar | None:
     match decoding.WhichOneof("guided"):
         case "format":  # TEXT constrains nothing
             return None if decoding.format == pb.DecodingParameters.TEXT else Grammar("json", "")
-        case "choice":  # the choices, of which there may be millions, are not read as long as no engine knows any
+        case "choice":  # not read, as no engine supports them and there may be millions
             return Grammar("choice", "")
         case "grammar":
             return Grammar("lark", decoding.grammar)
@@ -87,7 +87,7 @@ def render_parts(parts: Iterable[Part]) -> pb.BatchedGenerationResponse:
 
 
 def render_part(part: Part) -> pb.GenerationResponse:
-    """A frame of a stream, or the whole answer. Most say little, and every field that is named costs time."""
+    """A frame of a stream, or the whole answer. Fields without a value are not passed, to save time."""
     frame = pb.GenerationResponse(text=part.text, generated_token_count=part.num_generated)
     if part.tokens:
         add_tokens(frame.tokens, part.tokens)
@@ -101,7 +101,7 @@ def render_part(part: Part) -> pb.GenerationResponse:
 
 
 def add_tokens(field: RepeatedCompositeFieldContainer[pb.TokenInfo], tokens: Iterable[Token]) -> None:
-    """In place: a message that is put into another one is copied."""
+    """Add tokens in place: protobuf copies a message that is added to another."""
     for token in tokens:
         add_top = field.add(text=token.piece, logprob=token.logprob, rank=token.rank).top_tokens.add
         for _, piece, logprob in token.top:

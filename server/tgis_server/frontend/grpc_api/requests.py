@@ -1,7 +1,7 @@
-"""From the bytes of a request to its message, with the contract's statuses where there is none.
+"""Decodes the bytes of a request, with the contract's statuses for those that are too large or invalid.
 
-The gRPC library would decode by itself, but ends calls with RESOURCE_EXHAUSTED and UNKNOWN where clients know
-OUT_OF_RANGE and INTERNAL. So it hands over bytes, and what it refuses by itself lies above the configured limit.
+The gRPC library could decode, but would end calls with RESOURCE_EXHAUSTED and UNKNOWN instead of the contract's
+OUT_OF_RANGE and INTERNAL. So it passes bytes on, and its own size limit is above the configured one.
 """
 
 from __future__ import annotations
@@ -15,103 +15,108 @@ import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
+from grpc.aio import ServicerContext
 
 from tgis_server.errors import RequestError, RequestTooLarge, Undecodable
-from tgis_server.frontend.grpc_api.end_call import Writer, end_call, watch_answer
+from tgis_server.frontend.grpc_api.end_call import Writer, bound_answer, end_call
 from tgis_server.frontend.transport.floods import Accounts, OpenCall
 from tgis_server.frontend.transport.patience import Patience
 
-Refuse: TypeAlias = Callable[[grpc.aio.ServicerContext, RequestError], Awaitable[None]]
+Refuse: TypeAlias = Callable[[ServicerContext, RequestError], Awaitable[None]]
 
-# A client that is somewhat too large learns the limit, which needs all of its request; nobody can send more than that.
-WALL_FACTOR = 8
+# Up to the library's limit, a request that is too large is received, and its client told the configured limit.
+LIBRARY_LIMIT_FACTOR = 8
 MAX_EXCESS_BYTES = 4 << 20
-MAX_WALL_BYTES = 2**31 - 1  # the option of the library is an int
+MAX_LIBRARY_LIMIT_BYTES = 2**31 - 1  # the library's option is an int
 
 
 def library_limit_bytes(max_request_bytes: int) -> int:
-    """The size above which the gRPC library refuses a request before it is received."""
-    return min(WALL_FACTOR * max_request_bytes, max_request_bytes + MAX_EXCESS_BYTES, MAX_WALL_BYTES)
+    """The size above which the gRPC library refuses a request without receiving it."""
+    return min(LIBRARY_LIMIT_FACTOR * max_request_bytes, max_request_bytes + MAX_EXCESS_BYTES, MAX_LIBRARY_LIMIT_BYTES)
 
 
-async def abort(context: grpc.aio.ServicerContext, error: RequestError) -> None:
+async def abort(context: ServicerContext, error: RequestError) -> None:
     """End a call with an error's status."""
     await context.abort(grpc.StatusCode[error.status], str(error))
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
-    """What the methods of a service have in common."""
+class ServicePolicy:
+    """How all methods of a service treat their requests."""
 
     patience: Patience
     max_request_bytes: int
-    refuse: Refuse = abort  # ends calls that have no request
-    why_not: Callable[[], RequestError | None] = lambda: None  # for what reason every request is refused now, unread
+    refuse: Refuse = abort  # ends calls without a valid request
+    get_refusal: Callable[[], RequestError | None] = lambda: None  # refuses every request, unread
     accounts: Accounts = field(default_factory=Accounts)
-    waits_for_room: bool = False  # whether bytes of its requests and answers count
+    limits_memory: bool = False  # whether bytes of requests and answers count as held
 
 
-def make_handlers(service: ServiceDescriptor, servicer: Any, door: Door) -> grpc.GenericRpcHandler:
-    """The methods of a service, for a server to register."""
-    handlers = {method.name: _make_handler(method, getattr(servicer, method.name), door) for method in service.methods}
+def make_handlers(service: ServiceDescriptor, servicer: Any, policy: ServicePolicy) -> grpc.GenericRpcHandler:
+    """The handlers of a service's methods, to register with a server."""
+    handlers = {one.name: _make_handler(one, getattr(servicer, one.name), policy) for one in service.methods}
     return grpc.method_handlers_generic_handler(service.full_name, handlers)
 
 
-def _make_handler(method: MethodDescriptor, behaviour: Callable[[Any, Any], Any], door: Door) -> grpc.RpcMethodHandler:
-    """All methods are registered as ones with a stream of requests, which clients do not notice: the library would
-    receive a single request before it calls anybody, whatever its size and however long it takes."""
-    request_type = GetMessageClass(method.input_type)
-    patience = door.patience
+def _make_handler(
+    method: MethodDescriptor, behaviour: Callable[[Any, Any], Any], policy: ServicePolicy
+) -> grpc.RpcMethodHandler:
+    """A handler that reads its own requests: every method is registered with a stream of them, invisibly to clients.
 
-    def open_call(context: grpc.aio.ServicerContext) -> OpenCall:
-        call = door.accounts.open(context.peer())
+    The library would receive a unary request before it calls the handler, whatever its size and however long it takes.
+    """
+    request_type = GetMessageClass(method.input_type)
+    patience = policy.patience
+
+    def open_call(context: ServicerContext) -> OpenCall:
+        call = policy.accounts.open(context.peer())
         context.add_done_callback(lambda _: call.close(was_reset=not context.done()))
-        if door.waits_for_room:
+        if policy.limits_memory:
             context.add_done_callback(lambda _: patience.release_request(context))
         return call
 
-    async def receive(context: grpc.aio.ServicerContext, call: OpenCall, *, is_first: bool = True) -> Message | None:
-        """The next request, or None after the last one. One that is refused ends the call."""
+    async def receive(context: ServicerContext, call: OpenCall, *, is_first: bool = True) -> Message | None:
+        """The next request, or None after the last one. Ends the call if the request is refused."""
         try:
-            if error := door.why_not():
+            if error := policy.get_refusal():
                 raise error
             call.account.num_receiving += 1
             try:
                 end = partial(end_call, context)
-                raw = await patience.receive(context.read, end, is_first=is_first, waits_for_room=door.waits_for_room)
+                raw = await patience.receive(context.read, end, is_first=is_first, limits_memory=policy.limits_memory)
                 if raw is grpc.aio.EOF:
                     return None
-                call.note_request(len(raw))  # accounted for before it stops to arrive: another thread looks at both
+                call.note_request(len(raw))  # before num_receiving is decreased: another thread reads both
             finally:
                 call.account.num_receiving -= 1
-            if door.waits_for_room:
+            if policy.limits_memory:
                 patience.hold_request(context, len(raw))
-            return decode(request_type, raw, door.max_request_bytes)
+            return decode(request_type, raw, policy.max_request_bytes)
         except RequestError as error:
             await refuse(context, error)
             raise
 
-    async def receive_one(context: grpc.aio.ServicerContext) -> Message:
+    async def receive_one(context: ServicerContext) -> Message:
         request = await receive(context, open_call(context))
-        if request is None:  # or the client has left, and nobody hears this
+        if request is None:  # or the client has left
             await refuse(context, error := Undecodable("failed to decode Protobuf message: there is none"))
             raise error
         return request
 
-    async def refuse(context: grpc.aio.ServicerContext, error: RequestError) -> None:
+    async def refuse(context: ServicerContext, error: RequestError) -> None:
         with Writer(context, patience).writing():
-            await door.refuse(context, error)
+            await policy.refuse(context, error)
 
-    async def answer(_: object, context: grpc.aio.ServicerContext) -> bytes:
+    async def answer(_: object, context: ServicerContext) -> bytes:
         response = to_bytes(await behaviour(await receive_one(context), context))
-        watch_answer(context, patience, len(response), is_held=door.waits_for_room)
+        bound_answer(context, patience, len(response), is_held=policy.limits_memory)
         return response
 
-    async def answer_in_parts(_: object, context: grpc.aio.ServicerContext) -> None:
+    async def answer_in_parts(_: object, context: ServicerContext) -> None:
         await behaviour(await receive_one(context), context)
-        Writer(context, patience).watch_last(context)
+        Writer(context, patience).bound_final_write(context)
 
-    async def converse(_: object, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+    async def converse(_: object, context: ServicerContext) -> AsyncIterator[Any]:
         call, writer = open_call(context), Writer(context, patience)
 
         async def receive_all() -> AsyncIterator[Message]:
@@ -124,7 +129,7 @@ def _make_handler(method: MethodDescriptor, behaviour: Callable[[Any, Any], Any]
             raw = to_bytes(response)
             with writer.writing(len(raw)):
                 yield raw
-        writer.watch_last(context)
+        writer.bound_final_write(context)
 
     if method.client_streaming:
         return grpc.stream_stream_rpc_method_handler(converse, response_serializer=to_bytes)
@@ -134,7 +139,7 @@ def _make_handler(method: MethodDescriptor, behaviour: Callable[[Any, Any], Any]
 
 
 def to_bytes(response: Message | bytes) -> bytes:
-    """Large answers come serialized already: the event loop does not do it."""
+    """Serialize a response. Large ones already are, off the event loop."""
     return response if isinstance(response, bytes) else response.SerializeToString()
 
 

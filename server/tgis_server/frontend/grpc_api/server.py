@@ -1,4 +1,4 @@
-"""The public gRPC server: port, reflection, health. Knows no generation."""
+"""The public gRPC server: port, options, reflection and health."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from tgis_server import failures
 from tgis_server.frontend.grpc_api.health import StateHealthServicer
-from tgis_server.frontend.grpc_api.requests import Door, library_limit_bytes, make_handlers
+from tgis_server.frontend.grpc_api.requests import ServicePolicy, library_limit_bytes, make_handlers
 from tgis_server.frontend.grpc_api.service import GenerationServicer
 from tgis_server.frontend.state import Probe, ServerState
-from tgis_server.frontend.transport.floods import WINDOW_BYTES, Accounts, hang_up_all
+from tgis_server.frontend.transport.floods import WINDOW_BYTES, Accounts, PortWatch, hang_up_all
 from tgis_server.frontend.transport.patience import Patience
 from tgis_server.frontend.transport.tls import Tls
 from tgis_server.host.ports import listen
@@ -27,18 +27,18 @@ GENERATION = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
 
-GOODBYE_S = 0.2  # from the end of the calls to the end of their connections
-SPARE_STREAMS = 200  # of a connection: calls beyond all permits are refused in words, and probes have room
+CLOSE_GRACE_S = 0.2  # from the end of the calls to the end of their connections
+SPARE_STREAMS = 200  # per connection: for probes, and to refuse calls beyond all permits with a status
 MIN_STREAMS = 1000
 
 SERVER_OPTIONS = (
-    ("grpc.so_reuseport", 0),  # two servers on one port would share its calls without a word
+    ("grpc.so_reuseport", 0),  # two servers on one port would silently share its calls
     ("grpc.max_send_message_length", -1),
-    # A stream may send so many bytes before anybody asks for its message. By default gRPC allows 4 MiB.
+    # The bytes that a stream may send before its message is read. gRPC's default is 4 MiB.
     ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
     ("grpc.http2.bdp_probe", 0),
-    # Clients may ping as often as they like, with or without a call: an idle channel must survive. What is a flood
-    # is decided in connections.py: the library only half closes a connection with too many pings, and keeps it.
+    # Clients may ping as often as they like, even without a call: an idle channel must survive. floods.py decides what
+    # is a flood, as the library only half closes a connection with too many pings.
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 100),
@@ -48,20 +48,20 @@ SERVER_OPTIONS = (
 
 
 def num_streams(max_concurrent_requests: int) -> int:
-    """How many calls may be open on a connection."""
+    """The number of calls that may be open on a connection."""
     return max(MIN_STREAMS, max_concurrent_requests + SPARE_STREAMS)
 
 
 def stream_options(max_concurrent_requests: int) -> tuple[tuple[str, int], ...]:
-    """How many calls may be open on a connection, and how many may wait to be taken from the library.
+    """Limits on the calls that are open on a connection, and that wait in the library to be accepted.
 
-    Clients that know HTTP/2 queue what is beyond the first by themselves. Of the second the library refuses a part, at
-    random, from the lower limit on. Both are paid for in memory, 10 KiB each, and by the next client, who waits.
+    HTTP/2 clients queue calls beyond the first limit. Between the two limits on waiting calls, the library refuses a
+    random part. Each call costs 10 KiB of memory, and waiting ones delay the next client.
     """
     most = num_streams(max_concurrent_requests)
     return (
         ("grpc.max_concurrent_streams", most),
-        # Streams whose calls are over and not freed yet: beyond that the library refuses what it has allowed.
+        # Streams of finished calls that are not freed yet: beyond this the library refuses calls it has allowed.
         ("grpc.http2.max_deallocating_streams", most),
         ("grpc.server.max_pending_requests", 8 * most),
         ("grpc.server.max_pending_requests_hard_limit", 10 * most),
@@ -81,7 +81,7 @@ class PublicServer:
     ) -> None:
         self._config = config
         self._port = 0
-        logging.getLogger("grpc._cython.cygrpc").addFilter(is_worth_a_line)
+        logging.getLogger("grpc._cython.cygrpc").addFilter(should_log)
         max_bytes = config.max_request_bytes
         library_limit = ("grpc.max_receive_message_length", library_limit_bytes(max_bytes))
         streams = stream_options(config.max_concurrent_requests)
@@ -92,9 +92,15 @@ class PublicServer:
             {"": "ready", GENERATION.full_name: "ready", **{probe: probe for probe in get_args(Probe)}},
             patience,
         )
-        self.accounts = Accounts()  # of what comes in
-        probing = Door(patience, max_bytes, accounts=self.accounts)
-        generating = replace(probing, refuse=servicer.refuse, why_not=servicer.why_not, waits_for_room=True)
+        self.accounts = Accounts()  # of received bytes
+        self.port_watch = PortWatch(
+            max_connections * 9 // 10,  # closes the longest silent ones before the library would refuse new ones
+            config.send_timeout,
+            library_limit_bytes(max_bytes),
+            2 * num_streams(config.max_concurrent_requests),
+        )
+        probing = ServicePolicy(patience, max_bytes, accounts=self.accounts)
+        generating = replace(probing, refuse=servicer.refuse, get_refusal=servicer.get_refusal, limits_memory=True)
         names = [service.full_name for service in (GENERATION, HEALTH, REFLECTION)]
         self._server.add_generic_rpc_handlers(
             [
@@ -105,7 +111,7 @@ class PublicServer:
         )
 
     async def start(self, tls: Tls | None) -> int:
-        """Bind and answer; returns the port.
+        """Bind and serve; returns the port.
 
         Raises:
             UsageError: the port cannot be bound.
@@ -118,7 +124,7 @@ class PublicServer:
             else:
                 port = self._server.add_insecure_port(address)
         except RuntimeError as error:
-            listen(config.host, config.grpc_port, "--grpc-port").close()  # the library does not tell why: this does
+            listen(config.host, config.grpc_port, "--grpc-port").close()  # the library does not say why: this does
             reason = "gRPC gives no reason"
             raise failures.CANNOT_LISTEN.error(port=config.grpc_port, flag="--grpc-port", reason=reason) from error
         await self._server.start()
@@ -126,15 +132,15 @@ class PublicServer:
         return port
 
     async def stop(self, grace_s: float) -> None:
-        """Refuse new calls, give those in flight ``grace_s`` seconds, then end."""
+        """Refuse new calls, give those in flight ``grace_s`` seconds, then stop."""
         stopping = asyncio.create_task(self._server.stop(grace_s), name="stop-grpc")
-        done, _ = await asyncio.wait({stopping}, timeout=grace_s + GOODBYE_S)
-        if not done:  # a client that does not read does not take a GOAWAY either, and the library waits for it
+        done, _ = await asyncio.wait({stopping}, timeout=grace_s + CLOSE_GRACE_S)
+        if not done:  # the library waits for GOAWAY to be taken, which a client that does not read never does
             await asyncio.to_thread(hang_up_all, self._port)
         await stopping
 
 
-def is_worth_a_line(record: logging.LogRecord) -> bool:
-    """What a client does is not: leave before its answer, or send metadata that is no text. Any client can do so in
-    masses, and the library logs a traceback each time."""
+def should_log(record: logging.LogRecord) -> bool:
+    """Not for what any client can cause in masses: leaving before the answer, or metadata that is not text. The library
+    logs a traceback each time."""
     return not (record.exc_info and isinstance(record.exc_info[1], (grpc.aio.InternalError, UnicodeDecodeError)))

@@ -1,4 +1,4 @@
-"""``fmaas.GenerationService``: RPCs to calls, errors to statuses. What a call does is in ``generation.py``."""
+"""``fmaas.GenerationService``: turns RPCs into calls and errors into statuses. ``generation.py`` has the rest."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TypeAlias
 
 import grpc
+from grpc.aio import ServicerContext
 
 from tgis_server.errors import InvalidRequest, Overloaded, RequestError, TgisError, Unavailable
 from tgis_server.frontend.admission import Admission
@@ -19,12 +19,12 @@ from tgis_server.frontend.grpc_api.end_call import Writer
 from tgis_server.frontend.grpc_api.messages import parse_adapter, parse_request, render_parts
 from tgis_server.frontend.grpc_api.stream_frames import write_frames
 from tgis_server.frontend.grpc_api.tokenize_reply import join_replies, reply_parts
-from tgis_server.frontend.metrics.metrics import Metrics
+from tgis_server.frontend.metrics import Metrics
 from tgis_server.frontend.output import Output
 from tgis_server.frontend.request import Parameters
 from tgis_server.frontend.request_log import CORRELATION_ID, get_correlation_id, log_outputs
 from tgis_server.frontend.state import ServerState
-from tgis_server.frontend.text.tokenizer import Tokenizer
+from tgis_server.frontend.text import Tokenizer
 from tgis_server.frontend.tracing import Tracing
 from tgis_server.frontend.transport.patience import Patience
 from tgis_server.frontend.validation import reject_adapter
@@ -34,9 +34,8 @@ from tgis_server.wire.generation_pb2_grpc import GenerationServiceServicer
 
 logger = logging.getLogger(__name__)
 
-Context: TypeAlias = grpc.aio.ServicerContext
 
-# A client refuses trailers of more than 8 KiB with a status of its own. A character takes up to twelve bytes in them.
+# Clients refuse trailers of more than 8 KiB with a different status. A character takes up to twelve bytes there.
 MAX_STATUS_CHARACTERS = 500
 
 
@@ -60,7 +59,9 @@ class GenerationServicer(GenerationServiceServicer):
         self._tracing = tracing
         self._fault = fault
 
-    async def Generate(self, request: pb.BatchedGenerationRequest, context: Context) -> pb.BatchedGenerationResponse:
+    async def Generate(
+        self, request: pb.BatchedGenerationRequest, context: ServicerContext
+    ) -> pb.BatchedGenerationResponse:
         num_inputs = len(request.requests)
         call = Call("single" if num_inputs == 1 else "batch", num_inputs)
         self._metrics.count_call(call.kind, num_inputs)
@@ -68,11 +69,11 @@ class GenerationServicer(GenerationServiceServicer):
             if not num_inputs:
                 return pb.BatchedGenerationResponse()
             with self._admission.hold(num_inputs):
-                asked = parse_request(request, [one.text for one in request.requests])
+                parsed = parse_request(request, [one.text for one in request.requests])
                 del request
-                await generation.prepare(asked, call)
-                self._release_request(context, asked.parameters)
-                del asked
+                await generation.prepare(parsed, call)
+                self._release_request(context, parsed.parameters)
+                del parsed
                 with generation.router.running(call.outputs):
                     await call.wait_for_all()
                 answer = await build_answer(call.outputs, generation.tokenizer)
@@ -80,31 +81,31 @@ class GenerationServicer(GenerationServiceServicer):
                     generation.count_answer(output, call)
                 return answer
 
-    async def GenerateStream(self, request: pb.SingleGenerationRequest, context: Context) -> None:
-        # Writes instead of yielding: a generator's `finally` may run long after its client is gone.
+    async def GenerateStream(self, request: pb.SingleGenerationRequest, context: ServicerContext) -> None:
+        # Writes instead of yielding: a generator's `finally` may run long after its client has left.
         call = Call("stream", 1)
         self._metrics.count_call(call.kind, 1)
         async with self._answering(context, call) as generation:
             with self._admission.hold(1) as call.permits:
                 if not request.HasField("request"):
                     raise MissingRequest("missing request")
-                asked = parse_request(request, [request.request.text])
+                parsed = parse_request(request, [request.request.text])
                 del request
-                await generation.prepare(asked, call)
-                self._release_request(context, asked.parameters)
-                del asked
+                await generation.prepare(parsed, call)
+                self._release_request(context, parsed.parameters)
+                del parsed
                 [output] = call.outputs
                 writer = Writer(context, self._patience, output.submit.deadline)
                 try:
                     with generation.router.running(call.outputs):
                         await write_frames(context.write, writer, call, output, generation.tokenizer)
-                finally:  # also counts an answer whose client left before its end
+                finally:  # an answer counts even if its client left before the end
                     if output.is_finished and not output.error:
                         generation.count_answer(output, call)
                 if output.error:
                     raise output.error
 
-    async def Tokenize(self, request: pb.BatchedTokenizeRequest, context: Context) -> bytes:
+    async def Tokenize(self, request: pb.BatchedTokenizeRequest, context: ServicerContext) -> bytes:
         started_at = time.monotonic()
         self._metrics.count_tokenize(len(request.requests))
         async with self._answering(context) as generation:
@@ -119,33 +120,33 @@ class GenerationServicer(GenerationServiceServicer):
             self._metrics.observe_tokenized(num_tokens, time.monotonic() - started_at)
             return join_replies(replies)
 
-    async def ModelInfo(self, request: pb.ModelInfoRequest, context: Context) -> pb.ModelInfoResponse:
+    async def ModelInfo(self, request: pb.ModelInfoRequest, context: ServicerContext) -> pb.ModelInfoResponse:
         async with self._answering(context) as generation:
             return pb.ModelInfoResponse(
-                model_kind=pb.ModelInfoResponse.DECODER_ONLY,  # the only kind that an engine runs
+                model_kind=pb.ModelInfoResponse.DECODER_ONLY,  # the only kind that is served
                 max_sequence_length=generation.limits.max_sequence_length,
                 max_new_tokens=generation.limits.max_new_tokens,
             )
 
-    def why_not(self) -> RequestError | None:
-        """Why every call is refused now; None while they are accepted."""
+    def get_refusal(self) -> RequestError | None:
+        """The error for every call now; None while calls are accepted."""
         return None if self._state.is_accepting else Unavailable(self._state.text)
 
-    def _release_request(self, context: Context, parameters: Parameters) -> None:
-        """The inputs are tokens now: their text makes room for others, unless it is to be sent back."""
+    def _release_request(self, context: ServicerContext, parameters: Parameters) -> None:
+        """Stop counting the request's bytes once its inputs are tokens, unless their text is to be sent back."""
         if not parameters.input_text:
             self._patience.release_request(context)
 
-    async def refuse(self, context: Context, error: RequestError) -> None:
-        """End a call that has no request. It is none of the calls that metrics count."""
+    async def refuse(self, context: ServicerContext, error: RequestError) -> None:
+        """End a call without a valid request. Metrics do not count it."""
         async with self._answering(context):
             raise error
 
     @asynccontextmanager
-    async def _answering(self, context: Context, call: Call | None = None) -> AsyncIterator[GenerationService]:
-        """Count a call in flight, refuse it while the server accepts none, and turn its error into its status.
+    async def _answering(self, context: ServicerContext, call: Call | None = None) -> AsyncIterator[GenerationService]:
+        """Count a call in flight, refuse it if the server accepts none, and turn its error into its status.
 
-        Generation calls, which have a ``call``, are logged and traced, and their failures counted.
+        Generation calls, the ones with a ``call``, are also logged and traced, and their failures counted.
         """
         if call and self._fault:
             self._fault.reach("call")
@@ -163,9 +164,9 @@ class GenerationServicer(GenerationServiceServicer):
                     self._metrics.count_failure("cancelled", call.num_unfinished)
                 failure = "cancelled"
                 raise
-            except Exception as error:  # noqa: BLE001  the border: every failure of a call becomes its status
+            except Exception as error:  # noqa: BLE001  the boundary: every failure of a call becomes its status
                 extra = {"correlation_id": correlation_id}
-                status, failure = explain(error, extra)
+                status, failure = to_status(error, extra)
                 if call and not call.is_answered and not isinstance(error, MissingRequest):
                     self._metrics.count_failure(failure_label(error, call))
                     for one in call.outputs:
@@ -182,11 +183,11 @@ class GenerationServicer(GenerationServiceServicer):
 
 
 class MissingRequest(InvalidRequest):
-    """A stream without its one input: not counted among the failures."""
+    """A stream without its input, which does not count as a failure."""
 
 
-def explain(error: Exception, extra: dict[str, str]) -> tuple[grpc.StatusCode, str]:
-    """The status of a call that failed; what nobody foresaw is logged."""
+def to_status(error: Exception, extra: dict[str, str]) -> tuple[grpc.StatusCode, str]:
+    """The status of a failed call; unexpected errors are logged."""
     match error:
         case TgisError():
             return grpc.StatusCode[error.status], str(error)
@@ -207,7 +208,7 @@ def failure_label(error: Exception, call: Call) -> str:
 
 
 async def build_answer(outputs: Sequence[Output], tokenizer: Tokenizer) -> pb.BatchedGenerationResponse:
-    """The answer of a unary call. Facts about long inputs take a while: not the event loop's."""
+    """The answer of a unary call; with details of the input, which may be long, off the event loop."""
 
     def build() -> pb.BatchedGenerationResponse:
         return render_parts(output.whole() for output in outputs)

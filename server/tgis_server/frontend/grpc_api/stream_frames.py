@@ -1,4 +1,4 @@
-"""The frames of a stream: the first at once, the others as they become due, one with a stop reason last."""
+"""The frames of a stream: the first at once, the others as they become due, the one with a stop reason last."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tgis_server.frontend.generation import Call
 from tgis_server.frontend.grpc_api.end_call import Writer
 from tgis_server.frontend.grpc_api.messages import render_part
 from tgis_server.frontend.output import Output, Part
-from tgis_server.frontend.text.tokenizer import Tokenizer
+from tgis_server.frontend.text import Tokenizer
 
-Write: TypeAlias = Callable[[bytes], Coroutine[Any, Any, None]]  # of the library; one at a time
+Write: TypeAlias = Callable[[bytes], Coroutine[Any, Any, None]]  # the library's; one call at a time
 
 
 async def write_frames(write: Write, writer: Writer, call: Call, output: Output, tokenizer: Tokenizer) -> None:
-    """Returns when the output has ended and all of it is written; whether it failed is up to the caller to look.
+    """Write an output until it has ended; the caller checks whether it failed.
 
     Raises:
         CancelledError: the client has left or was too slow.
@@ -39,20 +39,20 @@ async def write_frames(write: Write, writer: Writer, call: Call, output: Output,
 
 
 class _Stream:
-    """Writes the parts of an output, each when the one before it is written.
+    """Writes the parts of an output one after the other.
 
-    No task does this. For one that waits for news, writes and waits again, asyncio spends as much on every token as all
-    code here. So the library's coroutine is resumed by the callback of the future that it waits for.
+    Without a task: for one that waits for news, writes and waits again, asyncio would spend as much time per token as
+    all the code here. Instead, callbacks resume the library's coroutine when the future it awaits is done.
     """
 
     def __init__(self, write: Write, writer: Writer, output: Output) -> None:
         self._write, self._writer, self._output = write, writer, output
         self._loop = asyncio.get_running_loop()
-        self._context = copy_context()  # one for all callbacks: each would be given a copy of its own
+        self._context = copy_context()  # one for all callbacks, which would get a copy each
         self._done: asyncio.Future[None] = self._loop.create_future()
         self._writing: Coroutine[Any, Any, None] | None = None
-        self._waits_for: asyncio.Future[Any] | None = None  # what _writing does
-        self._is_busy = False  # writing, or about to look what is due
+        self._waits_for: asyncio.Future[Any] | None = None  # the future that _writing awaits
+        self._is_busy = False  # writing, or about to check what is due
 
     async def run(self, call: Call) -> None:
         wake, call.wake = call.wake, self._wake
@@ -60,19 +60,19 @@ class _Stream:
         try:
             await self._done
         finally:
-            call.wake = wake  # the two would keep each other, and the library's buffers of the call, until collected
+            call.wake = wake  # else a reference cycle keeps the library's buffers of the call
             self._abandon()
 
     def _wake(self) -> None:
         if not self._is_busy:
             self._is_busy = True
-            # Not now: the reader of all requests has others to tell first.
-            self._loop.call_soon(self._go_on, context=self._context)
+            # Later: the reader of all requests has other outputs to serve first.
+            self._loop.call_soon(self._continue, context=self._context)
 
-    def _go_on(self, _: object = None) -> None:
-        """Write what is due until the library has to be waited for."""
+    def _continue(self, _: object = None) -> None:
+        """Write what is due until the library has to wait."""
         if self._done.done():
-            return  # the call is over
+            return  # the call has ended
         try:
             while writing := self._writing or self._begin():
                 try:
@@ -86,9 +86,9 @@ class _Stream:
             self._is_busy = False
             if self._output.is_finished:  # and its last part is written
                 self._done.set_result(None)
-        except (grpc.aio.InternalError, asyncio.CancelledError):  # it could not be written
+        except (grpc.aio.InternalError, asyncio.CancelledError):  # the write failed
             self._done.cancel()
-        except Exception as error:  # noqa: BLE001  a callback of the event loop: the handler raises it
+        except Exception as error:  # noqa: BLE001  in an event loop callback: passed on to the handler
             self._done.set_exception(error)
 
     def _begin(self) -> Coroutine[Any, Any, None] | None:
@@ -101,21 +101,21 @@ class _Stream:
 
     def _resume_after(self, future: asyncio.Future[Any] | None) -> None:
         self._waits_for = future
-        if future is None:  # it lets others go first
-            self._loop.call_soon(self._go_on, context=self._context)
+        if future is None:  # it yields to other tasks
+            self._loop.call_soon(self._continue, context=self._context)
         else:
-            future.add_done_callback(self._go_on, context=self._context)
+            future.add_done_callback(self._continue, context=self._context)
 
     def _abandon(self) -> None:
-        """The handler ends: what is being written is left to the library."""
+        """The handler ends: leave a write in progress to the library."""
         if self._writing:
             if self._waits_for:
-                self._waits_for.cancel()  # else a failure would be logged as one that nobody looked at
+                self._waits_for.cancel()  # else asyncio would log a failure as never retrieved
             self._writing.close()
             self._writer.end()
 
 
 def render_frame(part: Part) -> bytes:
-    """Serialized here, as the size is wanted."""
+    """Serialize a part here: its size is needed."""
     raw: bytes = render_part(part).SerializeToString()
     return raw

@@ -1,6 +1,6 @@
-"""The answer of the Tokenize RPC, serialized in slices: a message with millions of tokens would take gigabytes.
+"""The answer of the Tokenize RPC, serialized in slices, as a message with millions of tokens would take gigabytes.
 
-Protobuf merges what is concatenated, and appends to repeated fields: a response may come in pieces.
+Parsing concatenated protobuf messages merges them and appends to repeated fields, so a response may come in pieces.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from tgis_server.frontend.text.encoding import Encoding, byte_offsets
+from tgis_server.frontend.text import Encoding, byte_offsets
 from tgis_server.wire import generation_pb2 as pb
 
 SLICE = 4096  # tokens: a few milliseconds
@@ -17,7 +17,7 @@ RESPONSES_TAG = bytes([pb.BatchedTokenizeResponse.RESPONSES_FIELD_NUMBER << 3 | 
 
 
 class ReplyPart(NamedTuple):
-    """A piece of a serialized ``TokenizeResponse``; ``num_tokens`` is the whole text's in the first, else 0."""
+    """A piece of a serialized ``TokenizeResponse``; the first has the ``num_tokens`` of the text, the others 0."""
 
     num_tokens: int
     content: bytes
@@ -26,7 +26,7 @@ class ReplyPart(NamedTuple):
 def reply_parts(
     request: pb.BatchedTokenizeRequest, get_piece: Callable[[int], str], text: str, encoding: Encoding
 ) -> Iterator[ReplyPart]:
-    """The response for one text, cut to the last tokens, whatever they are, where the request asks for that."""
+    """The response for one text, in pieces; truncated to its last tokens, even special ones, if requested."""
     num_tokens = len(encoding.ids)
     first = max(0, num_tokens - request.truncate_input_tokens) if request.truncate_input_tokens else 0
     ids, starts, ends = encoding.ids[first:], encoding.starts[first:], encoding.ends[first:]

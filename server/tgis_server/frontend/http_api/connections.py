@@ -1,5 +1,4 @@
-"""Connections of the HTTP port: how many, how long they may be idle, how much they may ask, and what becomes of those
-that nobody reads."""
+"""Limits on the HTTP port's connections: their number, idle time, request rate and unread answers."""
 
 from __future__ import annotations
 
@@ -10,18 +9,18 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from tgis_server.frontend.http_api.request_rate import RequestRate, connection_bucket
-from tgis_server.frontend.metrics.metrics import Metrics
+from tgis_server.frontend.metrics import Metrics
 from tgis_server.frontend.transport.patience import Patience
 
-IDLE_TIMEOUT_S = 75.0  # between requests, as other servers have it; scrapers come back within it
-HEADER_TIMEOUT_S = 10.0  # from the connect, and for later requests from the first byte, to the end of the header
-LINGER_S = 1.0  # in which a body that nobody wants is read
+IDLE_TIMEOUT_S = 75.0  # between requests, as in other servers; scrapers return sooner
+HEADER_TIMEOUT_S = 10.0  # to the end of the header, from the connect or, for later requests, the first byte
+LINGER_S = 1.0  # for reading an unwanted body
 
 
 class HttpConnections:
-    """All that are open. A new one always gets in: the one that has been silent for longest makes room for it.
+    """All open connections. A new one always gets in: the longest silent one is closed for it.
 
-    Those at their TLS handshake are not known here. They count in connections.py, which looks only now and then.
+    Connections in their TLS handshake are missing here; floods.py, which checks only periodically, counts them too.
     """
 
     def __init__(self, patience: Patience, metrics: Metrics, max_connections: int) -> None:
@@ -29,7 +28,7 @@ class HttpConnections:
         self.count_abort = metrics.count_abort
         self.rate = RequestRate()
         self._max_connections = max_connections
-        self._open: dict[HttpConnection, None] = {}  # the longest silent first
+        self._open: dict[HttpConnection, None] = {}  # longest silent first
 
     def add(self, connection: HttpConnection) -> None:
         if len(self._open) >= self._max_connections:
@@ -46,22 +45,22 @@ class HttpConnections:
 
 
 class HttpConnection(web.RequestHandler):
-    """aiohttp's protocol with bounds: it has one for idle connections, but none for headers, requests and writes."""
+    """aiohttp's protocol with time limits: its own is for idle connections only, not headers, requests and writes."""
 
     def __init__(self, server: web.Server, connections: HttpConnections, logger: logging.Logger) -> None:
         loop = asyncio.get_running_loop()
         super().__init__(
             server,
             loop=loop,
-            access_log=None,  # type: ignore[arg-type]  # which the class allows and its annotation does not
+            access_log=None,  # type: ignore[arg-type]  # allowed, despite the annotation
             logger=logger,
             keepalive_timeout=IDLE_TIMEOUT_S,
             lingering_time=LINGER_S,
         )
         self._connections = connections
         self._bucket = connection_bucket()
-        self._is_new = True  # and has asked for nothing
-        self._turn: asyncio.Task[None] | None = None  # a request that waits to be handled
+        self._is_new = True  # no request yet
+        self._turn: asyncio.Task[None] | None = None  # of a request waiting to be handled
         self._header_timer: asyncio.TimerHandle | None = None
         self._stop_sending: Callable[[], None] | None = None
 
@@ -77,7 +76,7 @@ class HttpConnection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         self._connections.note_activity(self)
-        waiter = self._waiter  # aiohttp's, for the next request: while one is handled, what comes may be its body
+        waiter = self._waiter  # aiohttp's, for the next request; while one is handled, data may be its body
         super().data_received(data)
         if self._messages:
             self._cancel_header_timer()
@@ -85,7 +84,7 @@ class HttpConnection(web.RequestHandler):
             self._expect_header()
 
     def pause_writing(self) -> None:
-        """The client takes less than it is sent, beyond a buffer."""
+        """More is waiting for the client than fits in the buffer."""
         super().pause_writing()
         self._watch_sending()
 
@@ -94,14 +93,14 @@ class HttpConnection(web.RequestHandler):
         self._stop_watching()
 
     def force_close(self) -> None:
-        """What has not been sent yet must not keep the connection open for ever."""
+        """Unsent data must not keep the connection open forever."""
         transport = self.transport
         super().force_close()
         if isinstance(transport, asyncio.WriteTransport) and transport.get_write_buffer_size():
             asyncio.get_running_loop().call_later(self._connections.patience.send_timeout_s, transport.abort)
 
     def give_up(self, reason: str) -> None:
-        """Close at once, whatever is in flight."""
+        """Close at once, even with a request in flight."""
         self._connections.count_abort(reason)
         self._connections.remove(self)
         self._abort()
@@ -112,15 +111,15 @@ class HttpConnection(web.RequestHandler):
         start_time: float | None,
         request_handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
     ) -> tuple[web.StreamResponse, bool]:
-        """aiohttp's, for every request, also one that no handler sees. What follows on the connection waits too."""
+        """aiohttp calls this for every request, even an invalid one. Later ones on the connection wait too."""
         if self._is_new:
-            # Never waits, as probes open a connection each: among many new ones nobody could tell which are theirs, and
-            # whoever waits would make room for the next. To connect costs more than to ask once.
+            # The first request never waits, as each probe opens a connection: among many new ones it could not be told
+            # apart, and a waiting one might be closed for the next. Connecting costs more than one request anyway.
             self._is_new = False
             self._bucket.tokens -= 1
         elif not self._connections.rate.take_turn(self._bucket):
             self._turn = asyncio.create_task(self._connections.rate.wait_turn(self._bucket))
-            await self._turn  # is cancelled with the connection, and this with it
+            await self._turn  # cancelled with the connection
         return await super()._handle_request(request, start_time, request_handler)
 
     def _expect_header(self) -> None:

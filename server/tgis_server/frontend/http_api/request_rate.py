@@ -1,7 +1,7 @@
-"""How fast the HTTP port's requests are handled: it shares an event loop with the streams, which no probe may starve.
+"""Limits the rate of HTTP requests: they share an event loop with the streams, which they must not starve.
 
-Requests beyond a rate wait; none is refused. Each connection has a rate, and the port has one for all of them. Whoever
-has asked least lately is first: a probe is answered at once whatever others ask for.
+Requests beyond the rate wait; none is refused. Each connection has a rate, and so does the port. The connection with
+the fewest recent requests is first, so a probe is answered at once whatever other clients do.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PORT_BURST = 100
 
 @dataclass(slots=True)
 class Bucket:
-    """Tokens that come at a rate; each request takes one."""
+    """A token bucket, filled at a rate; each request takes one token."""
 
     rate_per_s: float
     max_tokens: float
@@ -31,7 +31,7 @@ class Bucket:
         self.tokens, self.filled_at = self.max_tokens, time.monotonic()
 
     def wait_s(self) -> float:
-        """Seconds until there is a token; 0 if there is one."""
+        """Seconds until a token is available; 0 if one is."""
         now = time.monotonic()
         self.tokens = min(self.max_tokens, self.tokens + (now - self.filled_at) * self.rate_per_s)
         self.filled_at = now
@@ -43,23 +43,23 @@ def connection_bucket() -> Bucket:
 
 
 class RequestRate:
-    """Of a port. Belongs to one event loop."""
+    """The rate of a port. Belongs to one event loop."""
 
     def __init__(self, rate_per_s: float = PORT_RATE_PER_S, burst: float = PORT_BURST) -> None:
         self._bucket = Bucket(rate_per_s, burst)
         self._numbers = count()
-        self._queue: list[tuple[float, int, asyncio.Future[None], Bucket]] = []  # a heap: who has most tokens is first
+        self._queue: list[tuple[float, int, asyncio.Future[None], Bucket]] = []  # a heap: most tokens first
         self._timer: asyncio.TimerHandle | None = None
 
     def take_turn(self, own: Bucket) -> bool:
-        """Take the next turn for a connection, which has ``own``, unless it or others have to wait."""
+        """Take the next turn for a connection, whose bucket is ``own``, unless it or others must wait."""
         if self._queue or own.wait_s() or self._bucket.wait_s():
             return False
         self._take(own)
         return True
 
     async def wait_turn(self, own: Bucket) -> None:
-        """Return when the next request of a connection, which waits for one turn at a time, may be handled."""
+        """Wait until the next request of a connection may be handled. One wait per connection at a time."""
         if wait_s := own.wait_s():
             await asyncio.sleep(wait_s)
         if self.take_turn(own):
@@ -78,7 +78,7 @@ class RequestRate:
         self._timer = None
         while self._queue:
             _, _, turn, own = self._queue[0]
-            if not turn.done():  # else its client has left
+            if not turn.done():  # otherwise its client has left
                 if wait_s := self._bucket.wait_s():
                     self._timer = asyncio.get_running_loop().call_later(wait_s, self._give_turns)
                     return

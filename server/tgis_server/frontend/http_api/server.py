@@ -1,4 +1,4 @@
-"""The HTTP port: ``/health`` and its kinds for probes, ``/metrics`` for Prometheus. Answers come from memory."""
+"""The HTTP port: ``/health`` and ``/health/…`` for probes, ``/metrics`` for Prometheus. Answers come from memory."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage
 
 from tgis_server.frontend.http_api.connections import HttpConnection, HttpConnections
-from tgis_server.frontend.metrics.metrics import Metrics
-from tgis_server.frontend.metrics.text import MetricsText
+from tgis_server.frontend.metrics import Metrics, MetricsText
 from tgis_server.frontend.state import Probe, ServerState
+from tgis_server.frontend.transport.floods import PortWatch
 from tgis_server.frontend.transport.patience import Patience
 from tgis_server.frontend.transport.tls import Tls
 from tgis_server.host.ports import listen
@@ -22,31 +22,33 @@ from tgis_server.run import Run
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 HANDSHAKE_TIMEOUT_S = 10.0
-STOP_GRACE_S = 0.5  # a scraper that reads nothing must not hold up the end for a minute
+STOP_GRACE_S = 0.5  # a scraper that does not read must not delay the end by a minute
 
 
 class HttpServer:
-    """Plain text also where gRPC has TLS, unless ``--http-tls`` asks for it: probes and scrapers come from inside."""
+    """Plaintext unless ``--http-tls`` enables TLS, even if gRPC has TLS: probes and scrapers are internal."""
 
     def __init__(
         self, run: Run, state: ServerState, metrics: Metrics, patience: Patience, max_connections: int
     ) -> None:
         self._run = run
         self._state = state
-        self._metrics_text = MetricsText(metrics.begin_text)
+        self._metrics_text = MetricsText(metrics.take_snapshot)
         app = web.Application()
         app.router.add_get("/health", self._get_health)
         for probe in get_args(Probe):
             app.router.add_get(f"/health/{probe}", partial(self._get_probe, probe))
         app.router.add_get("/metrics", self._get_metrics)
         self._logger = logging.getLogger(f"{__name__}.requests")
-        self._logger.addFilter(is_worth_a_line)
+        self._logger.addFilter(should_log)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=STOP_GRACE_S)
         self._connections = HttpConnections(patience, metrics, max_connections)
+        # Also counts connections in their TLS handshake, which only the kernel knows.
+        self.port_watch = PortWatch(max_connections, run.config.send_timeout)
         self._listener: asyncio.Server | None = None
 
     async def start(self, tls: Tls | None) -> int:
-        """Bind and answer; returns the port.
+        """Bind and serve; returns the port.
 
         Raises:
             UsageError: the port cannot be bound.
@@ -69,21 +71,21 @@ class HttpServer:
         await self._runner.cleanup()
 
     def _connect(self) -> HttpConnection:
-        assert self._runner.server is not None, "listening before the set-up"
+        assert self._runner.server is not None, "listening before setup"
         return HttpConnection(self._runner.server, self._connections, self._logger)
 
     async def _get_health(self, request: web.Request) -> web.Response:
-        if why_not := self._state.why_not("ready"):
-            return web.json_response({"error": why_not}, status=503)
+        if failure := self._state.probe_failure("ready"):
+            return web.json_response({"error": failure}, status=503)
         return web.Response()
 
     async def _get_probe(self, probe: Probe, request: web.Request) -> web.Response:
         state = self._state
-        if why_not := state.why_not(probe):
-            return web.json_response({"error": why_not}, status=503)
+        if failure := state.probe_failure(probe):
+            return web.json_response({"error": failure}, status=503)
         return web.json_response(
             {
-                "status": state.phase.name.lower(),
+                "status": state.serving_state.name.lower(),
                 "model": self._run.model_id,
                 "mode": self._run.label,
                 "calls_in_flight": state.num_calls,
@@ -95,6 +97,6 @@ class HttpServer:
         return web.Response(body=await self._metrics_text.get(), headers={"Content-Type": METRICS_TYPE})
 
 
-def is_worth_a_line(record: logging.LogRecord) -> bool:
-    """Bytes that are no request are not: the library logs a traceback, and any stranger can send them in masses."""
+def should_log(record: logging.LogRecord) -> bool:
+    """Not for invalid requests: anyone can send masses of them, and the library logs a traceback for each."""
     return not (record.exc_info and isinstance(record.exc_info[1], BadHttpMessage))

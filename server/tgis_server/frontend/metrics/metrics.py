@@ -1,8 +1,8 @@
 """Every metric of the server: name, kind, unit, labels and help in one table, and the events that update them.
 
-Names and labels are those that existing dashboards query; each counter is exported under its bare name and with
-``_total``. The front-end owns the one instance. What happens in the engine is known from the statistics of its steps.
-``docs/metrics.md`` is made from the tables.
+Existing dashboards query these names and labels; each counter is exported under its bare name and with ``_total``. The
+front-end owns the only instance and learns of the engine from the statistics of its steps. ``docs/metrics.md`` is
+generated from the table.
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ class Spec:
     labels: tuple[str, ...] = ()
 
     @property
-    def text(self) -> str:
-        """The help text with the unit."""
+    def help_with_unit(self) -> str:
         return f"{self.help} ({self.unit})" if self.unit else self.help
 
 
@@ -49,11 +48,9 @@ SPECS = (
     # Requests
     Spec("tgi_request_count", "counter", "calls", "Generate and GenerateStream calls.", ("kind",)),
     Spec("tgi_request_input_count", "counter", "inputs", "Inputs of these calls."),
-    Spec(
-        "tgi_request_failure", "counter", "calls", "Calls that failed; inputs, where cancelled or timed out.", ("err",)
-    ),
+    Spec("tgi_request_failure", "counter", "calls", "Calls that failed; inputs if cancelled or timed out.", ("err",)),
     Spec("tgi_request_success", "counter", "inputs", "Inputs that were answered.", ("stop_reason", "kind")),
-    Spec("tgi_request_duration", "histogram", "seconds", "From the call to the answer."),
+    Spec("tgi_request_duration", "histogram", "seconds", "From call to answer."),
     Spec("tgi_request_validation_duration", "histogram", "seconds", "Checking parameters and tokenizing."),
     Spec("tgi_request_queue_duration", "histogram", "seconds", "From submission to the first step."),
     Spec("tgi_request_inference_duration", "histogram", "seconds", "From the first step to the last token."),
@@ -62,29 +59,29 @@ SPECS = (
     Spec("tgi_inter_token_duration", "histogram", "seconds", "Between tokens of one output."),
     Spec("tgi_request_raw_input_length", "histogram", "tokens", "Inputs before truncation."),
     Spec("tgi_request_input_length", "histogram", "tokens", "Accepted inputs after truncation."),
-    Spec("tgi_request_max_new_tokens", "histogram", "tokens", "What requests allow to be generated."),
+    Spec("tgi_request_max_new_tokens", "histogram", "tokens", "Limit on new tokens of each input."),
     Spec("tgi_request_generated_tokens", "histogram", "tokens", "Tokens of each output."),
-    Spec("tgi_request_total_tokens", "histogram", "tokens", "Tokens of each input and output together."),
+    Spec("tgi_request_total_tokens", "histogram", "tokens", "Tokens of each input plus output."),
     # Steps of the engine
-    Spec("tgi_batch_inference_count", "counter", "steps", "Steps, by what they computed.", ("method",)),
+    Spec("tgi_batch_inference_count", "counter", "steps", "Steps by what they computed.", ("method",)),
     Spec("tgi_batch_inference_success", "counter", "steps", "Steps that returned tokens.", ("method",)),
     Spec("tgi_batch_inference_failure", "counter", "steps", "Steps that failed.", ("method", "reason")),
-    Spec("tgi_batch_inference_batch_size", "histogram", "sequences", "Sequences of a step.", ("method",)),
+    Spec("tgi_batch_inference_batch_size", "histogram", "sequences", "Sequences per step.", ("method",)),
     Spec("tgi_batch_inference_duration", "histogram", "seconds", "Whole steps.", ("method", "makeup")),
     Spec("tgi_batch_inference_forward_duration", "histogram", "seconds", "Model and sampling.", ("method", "makeup")),
     Spec("tgi_batch_inference_tokproc_duration", "histogram", "seconds", "Tokens to text.", ("method", "makeup")),
     Spec("tgi_batch_next_tokens", "histogram", "tokens", "Prompt tokens computed by a step."),
     Spec("tgi_batch_current_size", "gauge", "sequences", "Running sequences."),
     Spec("tgi_batch_input_tokens", "gauge", "tokens", "Tokens of running sequences, generated ones included."),
-    Spec("tgi_batch_max_remaining_tokens", "gauge", "tokens", "Most tokens that any running sequence may still get."),
+    Spec("tgi_batch_max_remaining_tokens", "gauge", "tokens", "The most tokens a running sequence may still get."),
     Spec("tgi_batch_concatenation_count", "counter", "steps", "Steps in which new sequences joined running ones."),
-    Spec("tgi_queue_size", "gauge", "sequences", "Sequences that wait for a slot: new ones and those set back."),
+    Spec("tgi_queue_size", "gauge", "sequences", "Sequences waiting for a slot: new and preempted ones."),
     Spec("tgi_step_scheduler_duration", "histogram", "seconds", "Deciding what a step computes, once per step."),
     Spec("tgi_step_device_duration", "histogram", "seconds", "Model and sampling, once per step."),
-    Spec("tgi_kv_blocks_used", "gauge", "blocks", "KV blocks that hold something of running sequences."),
+    Spec("tgi_kv_blocks_used", "gauge", "blocks", "KV blocks used by running sequences."),
     Spec("tgi_kv_blocks_total", "gauge", "blocks", "KV blocks of the engine."),
-    Spec("tgi_prefix_cache_hit_tokens", "counter", "tokens", "Prompt tokens that were not computed again."),
-    Spec("tgi_preemption_count", "counter", "sequences", "Sequences set back because KV blocks ran out."),
+    Spec("tgi_prefix_cache_hit_tokens", "counter", "tokens", "Prompt tokens found in the prefix cache."),
+    Spec("tgi_preemption_count", "counter", "sequences", "Sequences preempted because KV blocks ran out."),
     # Tokenize
     Spec("tgi_tokenize_request_count", "counter", "calls", "Tokenize calls."),
     Spec("tgi_tokenize_request_input_count", "counter", "inputs", "Texts of these calls."),
@@ -95,30 +92,30 @@ SPECS = (
         "tgi_abort_count",
         "counter",
         "",
-        "Calls and connections that were ended to protect the server from their clients.",
+        "Calls and connections ended to protect the server from their clients.",
         ("reason",),
     ),
-    Spec("tgi_calls_in_flight", "gauge", "calls", "Calls of every kind that have no answer yet."),
-    Spec("tgi_permits_held", "gauge", "inputs", "Inputs in work, at most --max-concurrent-requests."),
-    Spec("tgi_bytes_held", "gauge", "bytes", "Requests in work and unary answers on their way."),
-    Spec("tgi_calls_unread", "gauge", "calls", "Calls whose requests wait to be received until there is room."),
-    Spec("tgi_draining", "gauge", "", "1 from the stop signal to the end, else 0."),
-    Spec("tgi_startup_seconds", "gauge", "seconds", "From the launcher's begin until requests were served."),
-    Spec("tgi_startup_phase_seconds", "gauge", "seconds", "What the start consisted of.", ("process", "phase")),
-    Spec("tgi_startup_phase_bytes", "gauge", "bytes", "What a phase of the start read.", ("process", "phase")),
+    Spec("tgi_calls_in_flight", "gauge", "calls", "Calls of any kind without an answer yet."),
+    Spec("tgi_permits_held", "gauge", "inputs", "Inputs in progress, at most --max-concurrent-requests."),
+    Spec("tgi_bytes_held", "gauge", "bytes", "Requests in progress and unary answers being sent."),
+    Spec("tgi_calls_unread", "gauge", "calls", "Calls whose requests wait to be received until memory is free."),
+    Spec("tgi_draining", "gauge", "", "1 from the stop signal to the end, otherwise 0."),
+    Spec("tgi_startup_seconds", "gauge", "seconds", "From the start of the launcher until requests were served."),
+    Spec("tgi_startup_phase_seconds", "gauge", "seconds", "Time of each phase of the start.", ("process", "phase")),
+    Spec("tgi_startup_phase_bytes", "gauge", "bytes", "Bytes read in each phase of the start.", ("process", "phase")),
     Spec(
         "tgi_tls_certificate_expiry_timestamp_seconds",
         "gauge",
         "seconds",
-        "When the certificate in use ends, since 1970; only with TLS.",
+        "Expiry of the certificate in use, since 1970; only with TLS.",
         ("path",),
     ),
-    Spec("tgi_server_info", "gauge", "", "Always 1; mode tells rehearsals and the demo model.", ("model", "mode")),
+    Spec("tgi_server_info", "gauge", "", "Always 1; mode marks rehearsals and the demo model.", ("model", "mode")),
 )
 
 
 class EqualHistogram(Histogram):
-    """A histogram that can take in many equal amounts at once."""
+    """A histogram that can observe many equal amounts at once."""
 
     def observe_equal(self, amount: float, number: int) -> None:
         self._sum.inc(amount * number)
@@ -132,7 +129,7 @@ class Metrics:
     """The metrics of one server. Methods are named after events; all are called on the event loop."""
 
     def __init__(self, *, max_sequence_length: int, max_new_tokens: int, max_batch_size: int) -> None:
-        """The limits give the histograms of lengths their range."""
+        """The limits set the range of the histograms of lengths."""
         self._max_batch_size = max_batch_size
         self._values: dict[str, Value] = {}
         self._ranges = (max_sequence_length, max_new_tokens)
@@ -140,27 +137,26 @@ class Metrics:
             self._values[spec.name] = self._make(spec)
 
     def use_limits(self, *, max_sequence_length: int, max_new_tokens: int, num_blocks: int) -> None:
-        """The engine is loaded and its limits are known. Lengths that were observed before are forgotten."""
+        """Adopt the limits of the loaded engine. Lengths observed before are dropped."""
         self._gauge("tgi_kv_blocks_total").set(num_blocks)
         self._ranges = (max_sequence_length, max_new_tokens)
         for spec in SPECS:
             if spec.unit == "tokens" and spec.kind == "histogram":
                 self._values[spec.name] = self._make(spec)
 
-    def begin_text(self) -> Callable[[], bytes]:
-        """Take gauges, of one moment, on the event loop. What is returned makes the Prometheus text, in any thread."""
+    def take_snapshot(self) -> Callable[[], bytes]:
+        """Read all gauges, on the event loop. The returned function renders the Prometheus text in any thread."""
         gauges = {spec.name: list(self._values[spec.name].collect()) for spec in SPECS if spec.kind == "gauge"}
 
         def render() -> bytes:
             registry = CollectorRegistry(auto_describe=False)
-            registry.register(_Text(self._values, gauges))
+            registry.register(_Exposition(self._values, gauges))
             return generate_latest(registry)
 
         return render
 
     def to_text(self) -> bytes:
-        """The Prometheus text exposition."""
-        return self.begin_text()()
+        return self.take_snapshot()()
 
     # Calls
 
@@ -176,7 +172,7 @@ class Metrics:
         num_unread: Callable[[], int],
         is_draining: Callable[[], bool],
     ) -> None:
-        """What is asked at every scrape."""
+        """Register the functions that every scrape reads."""
         self._gauge("tgi_calls_in_flight").set_function(num_calls)
         self._gauge("tgi_permits_held").set_function(num_permits)
         self._gauge("tgi_bytes_held").set_function(num_bytes_held)
@@ -184,11 +180,11 @@ class Metrics:
         self._gauge("tgi_draining").set_function(is_draining)
 
     def read_certificate(self, path: str, get_expiry: Callable[[], float]) -> None:
-        """Of TLS; asked at every scrape."""
+        """The same for the TLS certificate."""
         self._gauge("tgi_tls_certificate_expiry_timestamp_seconds", path=path).set_function(get_expiry)
 
     def observe_start(self, launcher: Sequence[tuple[str, float]], children: Mapping[str, Sequence[pb.Phase]]) -> None:
-        """Requests are served. A phase lasts until the next one, the launcher's last until it started its children."""
+        """Record the finished start. A phase lasts until the next one, the launcher's last until its children start."""
         forked_at = min(phases[0].started_at_s for phases in children.values())
         serving_at = max(phases[-1].started_at_s for phases in children.values())
         own = [pb.Phase(name=name, started_at_s=started_at) for name, started_at in (*launcher, ("", forked_at))]
@@ -206,7 +202,7 @@ class Metrics:
         self._counter("tgi_request_input_count").inc(num_inputs)
 
     def count_failure(self, err: str, num: int = 1) -> None:
-        if num:  # a series with labels appears with its first count
+        if num:  # a count of 0 would create the labelled series
             self._counter("tgi_request_failure", err=err).inc(num)
 
     def count_abort(self, reason: str) -> None:
@@ -233,7 +229,7 @@ class Metrics:
         total_s: float,
         inference_s: float | None,
     ) -> None:
-        """An input was answered. ``inference_s`` is None if it never ran."""
+        """Record an answered input. ``inference_s`` is None if it never ran."""
         self._counter("tgi_request_success", stop_reason=stop_reason, kind=kind).inc()
         self._histogram("tgi_request_duration").observe(total_s)
         self._histogram("tgi_request_generated_tokens").observe(num_generated)
@@ -242,7 +238,7 @@ class Metrics:
             self.observe_inference(inference_s, num_generated)
 
     def observe_inference(self, duration_s: float, num_generated: int) -> None:
-        """An input that ran is over, with an answer or a failure."""
+        """Record an input that ran, whether it was answered or failed."""
         self._histogram("tgi_request_inference_duration").observe(duration_s)
         mean_s = duration_s / num_generated if num_generated else 0.0
         self._histogram("tgi_request_mean_time_per_token_duration").observe(mean_s)
@@ -251,11 +247,11 @@ class Metrics:
         self._histogram("tgi_request_queue_duration").observe(waited_s)
 
     def observe_first_token(self, waited_s: float) -> None:
-        """``waited_s`` since the submission."""
+        """``waited_s``: since submission."""
         self._histogram("tgi_time_to_first_token_duration").observe(waited_s)
 
     def observe_further_tokens(self, gap_s: float, number: int) -> None:
-        """So many outputs got a token, each this long after its last one."""
+        """``number`` outputs got a token, each ``gap_s`` after its previous one."""
         self._histogram("tgi_inter_token_duration").observe_equal(gap_s, number)
 
     def count_tokenize(self, num_inputs: int) -> None:
@@ -269,7 +265,7 @@ class Metrics:
     # Steps
 
     def observe_step(self, stats: StepStats, *, processing_s: float) -> None:
-        """One step of the engine; a mixed one counts under both methods, with the rows of each."""
+        """Record an engine step; a mixed one counts under both methods, with the rows of each."""
         for method, num_rows in (("prefill", stats.prefill_rows), ("next_token", stats.decode_rows)):
             if num_rows:
                 self._observe_part(method, num_rows, stats, processing_s)
@@ -289,7 +285,7 @@ class Metrics:
         self._counter("tgi_preemption_count").inc(stats.preemptions)
 
     def count_lost_connection(self) -> None:
-        """The engine went away in the middle of a step, of which kind nobody will know."""
+        """The engine was lost in the middle of a step of unknown kind."""
         self._counter("tgi_batch_inference_count", method="next_token").inc()
         self._counter("tgi_batch_inference_failure", method="next_token", reason="connection").inc()
 
@@ -311,10 +307,12 @@ class Metrics:
 
     def _make(self, spec: Spec) -> Value:
         if spec.kind == "counter":
-            return Counter(spec.name, spec.text, spec.labels, registry=None)
+            return Counter(spec.name, spec.help_with_unit, spec.labels, registry=None)
         if spec.kind == "gauge":
-            return Gauge(spec.name, spec.text, spec.labels, registry=None)
-        return EqualHistogram(spec.name, spec.text, spec.labels, registry=None, buckets=self._buckets(spec.name))
+            return Gauge(spec.name, spec.help_with_unit, spec.labels, registry=None)
+        return EqualHistogram(
+            spec.name, spec.help_with_unit, spec.labels, registry=None, buckets=self._buckets(spec.name)
+        )
 
     def _buckets(self, name: str) -> tuple[float, ...]:
         max_sequence_length, max_new_tokens = self._ranges
@@ -345,11 +343,11 @@ class Metrics:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Text(Collector):
-    """Each value, counters under both names, without times of creation."""
+class _Exposition(Collector):
+    """Exports each value, counters under both names, without creation times."""
 
     values: Mapping[str, Value]
-    gauges: Mapping[str, Sequence[Metric]]  # as they were at one moment
+    gauges: Mapping[str, Sequence[Metric]]  # a snapshot
 
     def collect(self) -> Iterable[Metric]:
         for spec in SPECS:
@@ -357,8 +355,8 @@ class _Text(Collector):
                 family.samples = [s for s in family.samples if not s.name.endswith("_created")]
                 yield family
                 if spec.kind == "counter":
-                    # Untyped: client libraries take a typed one for a second series with ``_total``.
-                    bare = Metric(spec.name, spec.text, "unknown")
+                    # Untyped: client libraries would append ``_total`` to a counter's name.
+                    bare = Metric(spec.name, spec.help_with_unit, "unknown")
                     bare.samples = [sample._replace(name=spec.name) for sample in family.samples]
                     yield bare
 

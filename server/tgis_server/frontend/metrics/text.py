@@ -1,6 +1,6 @@
-"""The text of ``/metrics``, made beside the event loop and not too often, however many ask for it.
+"""The text of ``/metrics``, rendered off the event loop and at a limited rate, whatever the number of scrapers.
 
-It takes some 10 ms of Python and has 50 KB: clients that ask in a loop would leave the event loop no time for streams.
+A text has 50 KB and takes about 10 ms of Python: clients scraping in a loop would starve the streams.
 """
 
 from __future__ import annotations
@@ -13,23 +13,25 @@ MIN_PERIOD_S = 0.2
 
 
 class MetricsText:
-    """Belongs to one event loop."""
+    """Shares each text among concurrent scrapers. Belongs to one event loop."""
 
-    def __init__(self, begin: Callable[[], Callable[[], bytes]]) -> None:
-        """``begin`` is called on the event loop, what it returns in a thread."""
-        self._begin = begin
-        self._next: asyncio.Task[bytes] | None = None  # the text that has not been begun
-        self._begun_at = float("-inf")
+    def __init__(self, take_snapshot: Callable[[], Callable[[], bytes]]) -> None:
+        """``take_snapshot`` is called on the event loop, the function it returns in a thread."""
+        self._take_snapshot = take_snapshot
+        self._next: asyncio.Task[bytes] | None = None  # a text that is not started yet
+        self._started_at = float("-inf")
 
     async def get(self) -> bytes:
-        """A text that was begun after this call. Callers that come together get the same one; none are made faster
-        than one each ``MIN_PERIOD_S``, which callers in a loop wait for."""
-        if self._next is None:
-            self._next = asyncio.create_task(self._make(), name="metrics-text")
-        return await asyncio.shield(self._next)  # one caller who leaves takes nothing from the others
+        """A text whose snapshot is taken after this call.
 
-    async def _make(self) -> bytes:
-        await asyncio.sleep(self._begun_at + MIN_PERIOD_S - time.monotonic())
+        Concurrent callers share one. At most one is rendered per ``MIN_PERIOD_S``; callers wait for it.
+        """
+        if self._next is None:
+            self._next = asyncio.create_task(self._render(), name="metrics-text")
+        return await asyncio.shield(self._next)  # a cancelled caller must not cancel it for the others
+
+    async def _render(self) -> bytes:
+        await asyncio.sleep(self._started_at + MIN_PERIOD_S - time.monotonic())
         self._next = None
-        self._begun_at = time.monotonic()
-        return await asyncio.to_thread(self._begin())
+        self._started_at = time.monotonic()
+        return await asyncio.to_thread(self._take_snapshot())

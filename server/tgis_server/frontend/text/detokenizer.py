@@ -1,11 +1,11 @@
-"""From token ids to text, one token at a time.
+"""Token ids to text, one token at a time.
 
-Each vocabulary piece contributes bytes that do not depend on its neighbours, as if another token came before it: that
-is what keeps the leading space of an output's first word. A request's text is the UTF-8 of these bytes in order, so
-what a stream sends piece by piece is the whole text by construction, and the cost of a token is that of its own bytes.
+Each vocabulary piece contributes bytes that do not depend on its neighbours, as if another token preceded it: this
+keeps the leading space of an output's first word. The text of a request is the UTF-8 of these bytes in order, so the
+pieces of a stream add up to the whole text by construction, and the cost of a token depends only on its own bytes.
 
-Byte-level BPE, byte fallback with any replacements (Llama), Metaspace, WordPiece and end-of-word BPE are supported.
-Replacements of a tokenizer's decoder are done by the ``tokenizers`` library, once for each piece that is ever seen.
+Supports byte-level BPE, byte fallback with any replacements (Llama), Metaspace, WordPiece and end-of-word BPE. The
+``tokenizers`` library applies the replacements of a decoder, once for each piece that occurs.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 SUPPORTED_DECODERS = frozenset(
     {"ByteLevel", "ByteFallback", "Fuse", "Metaspace", "Replace", "Strip", "WordPiece", "BPEDecoder"}
 )
-REPLACEMENT = "\ufffd"  # stands for bytes that are no text
-NEIGHBOUR = "a"  # stands before a piece when the library decodes it; no decoder changes a plain letter
+REPLACEMENT = "\ufffd"  # replaces bytes that are not valid text
+NEIGHBOUR = "a"  # precedes a piece when the library decodes it; no decoder changes a plain letter
 
 Utf8Decoder = codecs.getincrementaldecoder("utf-8")
 
 
 class PieceDecoder:
-    """What each token of a vocabulary adds to the text. One per server, shared by all requests."""
+    """The bytes that each token of a vocabulary adds to the text. One per server, shared by all requests."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, *, output_special_tokens: bool = False) -> None:
         """Read the tokenizer's decoder.
 
         Raises:
-            ModelError: it has a decoder that cannot work token by token.
+            ModelError: the decoder cannot work token by token.
         """
         self._tokenizer = tokenizer
         decoder = json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder else None
@@ -57,14 +57,14 @@ class PieceDecoder:
         return bool(self._word_end)
 
     def get_bytes(self, token_id: int) -> bytes:
-        """The bytes that this token appends to the text; not necessarily whole characters."""
+        """The bytes that this token appends to the text; they may end inside a character."""
         contribution = self._contributions.get(token_id)
         if contribution is None:
             contribution = self._contributions[token_id] = self._decode(token_id)
         return contribution
 
     def get_text(self, token_id: int) -> str | None:
-        """The characters that this token appends to a text without unfinished ones; None where it may be no such."""
+        """The characters that this token appends to a text of whole characters; None if that depends on the text."""
         try:
             return self._texts[token_id]
         except KeyError:
@@ -94,18 +94,17 @@ class PieceDecoder:
 
 
 class Detokenizer:
-    """The text of one output. What it returns, joined, is the text.
+    """Builds the text of one output; the returned strings add up to the text.
 
-    At its end an unfinished character is left out, and so are bytes that are no text: each becomes U+FFFD once text
-    follows, and not before.
+    An unfinished character at the end is left out. Invalid bytes become U+FFFD once more text follows, not before.
     """
 
     def __init__(self, pieces: PieceDecoder) -> None:
         self._pieces = pieces
         self._utf8 = Utf8Decoder("replace")
-        self._space = b""  # of a word that ended, due when another token follows
-        self._broken = ""  # U+FFFD at the end of what was decoded
-        self._is_between_characters = True  # nothing of the above is pending
+        self._space = b""  # a word's trailing space, due when another token follows
+        self._broken = ""  # U+FFFD at the end of the decoded text
+        self._is_between_characters = True  # none of these is pending
 
     def push(self, token_id: int) -> str:
         """The characters that this token completes: none, one or several."""
@@ -127,7 +126,7 @@ class Detokenizer:
 
 
 def decoder_kinds(decoder: dict[str, Any] | None) -> frozenset[str]:
-    """The types of a decoder and, in a sequence, of its parts. Empty: there is no decoder."""
+    """The types of a decoder and, in a sequence, of its parts; empty without a decoder."""
     if decoder is None:
         return frozenset()
     if decoder["type"] == "Sequence":
@@ -140,7 +139,7 @@ def special_ids(tokenizer: tokenizers.Tokenizer) -> frozenset[int]:
 
 
 def decode_byte_level(piece: str) -> bytes:
-    """Undo the byte-to-character map of byte-level BPE; a piece outside of it (an added token) is its own UTF-8."""
+    """Undo the byte-to-character map of byte-level BPE; any other piece (an added token) stands for its UTF-8."""
     try:
         return bytes([BYTE_OF_CHARACTER[character] for character in piece])
     except KeyError:
@@ -148,7 +147,7 @@ def decode_byte_level(piece: str) -> bytes:
 
 
 def byte_level_alphabet() -> dict[str, int]:
-    """The map of GPT-2: visible Latin-1 characters stand for their own byte, the others are counted up from U+0100."""
+    """GPT-2's map: visible Latin-1 characters stand for their own byte, characters from U+0100 for the other bytes."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(0x100) if byte not in visible]
     return {chr(byte): byte for byte in visible} | {chr(0x100 + i): byte for i, byte in enumerate(hidden)}

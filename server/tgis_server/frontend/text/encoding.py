@@ -1,17 +1,17 @@
-"""Tokens of a text of any length, by jobs of bounded time and memory.
+"""Encodes a text of any length in jobs of bounded time and memory.
 
-The library needs 300 to 400 bytes for each token while it works on a text, and cannot be interrupted. So a long text is
-encoded in windows that overlap, and each overlap once more alone::
+The library needs 300 to 400 bytes per token while it works on a text, and cannot be interrupted. So a long text is
+encoded in overlapping windows, and each overlap again on its own::
 
     window 0   [....................~~~~~]
     overlap                         [~~~~~]
     window 1                        [~~~~~....................~~~~~]
     cut                                ^
 
-Where the end of the overlap has the same tokens as the end of the left window, what stands before it has no influence
-there any more; where its beginning has the same tokens as the beginning of the right window, neither has what comes
-behind. If both hold around its middle, the windows are cut there. If not (one word of a megabyte, say), the text has to
-be encoded whole. Short texts always are.
+If the end of the overlap has the same tokens as the end of the left window, the text before the overlap does not affect
+them. If its beginning has the same tokens as the beginning of the right window, neither does the text after it. If both
+hold around its middle, the windows are cut there. Otherwise (a single word of a megabyte, say) the text is encoded
+whole, as short texts always are.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from typing import NamedTuple
 
 import tokenizers
 
-WINDOW = 32_768  # characters; a job of some 20 ms
+WINDOW = 32_768  # characters; a job of about 20 ms
 OVERLAP = 2_048  # characters that a window reads beyond its end
 MIN_OVERLAP_TOKENS = 32
 
 
-class Encoding(NamedTuple):  # made for every text: cheaper than a frozen dataclass
-    """Tokens of a text or of a window of it."""
+class Encoding(NamedTuple):  # one per text: cheaper than a frozen dataclass
+    """The tokens of a text or of a window of it."""
 
     ids: Sequence[int]
-    num_prefix: int  # of them, at the beginning: special tokens that the tokenizer puts before any text
-    num_suffix: int  # and behind it
-    starts: Sequence[int]  # of each token, in characters of the whole text; empty where nobody needs them
+    num_prefix: int  # leading ids that are special tokens, which the tokenizer puts before any text
+    num_suffix: int  # trailing ones, after it
+    starts: Sequence[int]  # of each token, in characters of the whole text; empty unless requested
     ends: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
     encoding: Encoding
-    overlap_ids: Sequence[int]  # of the beginning of its text alone, without special tokens
+    overlap_ids: Sequence[int]  # of its first OVERLAP characters encoded alone, without special tokens
 
 
 def encode(tokenizer: tokenizers.Tokenizer, text: str, *, want_offsets: bool) -> Encoding:
-    """Encode a text at once. The library raises plain ``Exception``."""
-    # The batch forms leave other threads running meanwhile; the fast one knows no offsets.
+    """Encode a text in one go. The library raises plain ``Exception``."""
+    # The batch methods release the GIL; the fast one has no offsets.
     [encoded] = tokenizer.encode_batch([text]) if want_offsets else tokenizer.encode_batch_fast([text])
     ids, is_special = encoded.ids, encoded.special_tokens_mask
     num_prefix = is_special.index(0) if 0 in is_special else len(ids)
@@ -57,12 +57,12 @@ def encode(tokenizer: tokenizers.Tokenizer, text: str, *, want_offsets: bool) ->
 
 
 def window_starts(num_characters: int) -> range:
-    """Where the windows of a text begin."""
+    """The start of each window of a text."""
     return range(0, max(1, num_characters - OVERLAP), WINDOW)
 
 
 def encode_window(tokenizer: tokenizers.Tokenizer, text: str, start: int, *, want_offsets: bool) -> Window:
-    """Encode the window of ``text`` that begins at ``start``; packed, as there may be many of them."""
+    """Encode the window of ``text`` that begins at ``start``; packed, as there may be many."""
     encoding = encode(tokenizer, text[start : start + WINDOW + OVERLAP], want_offsets=want_offsets)
     overlap_ids = pack(())
     if start:
@@ -81,7 +81,7 @@ def encode_window(tokenizer: tokenizers.Tokenizer, text: str, start: int, *, wan
 
 
 def join(windows: Sequence[Window]) -> Encoding | None:
-    """The encoding of the whole text, or ``None`` where neighbouring windows do not agree."""
+    """The encoding of the whole text, or None if neighbouring windows disagree."""
     first, last = windows[0].encoding, windows[-1].encoding
     begins, ends = [0], []
     for left, right in pairwise(windows):
@@ -101,7 +101,7 @@ def join(windows: Sequence[Window]) -> Encoding | None:
 
 
 def find_cut(left: Window, right: Window) -> tuple[int, int] | None:
-    """Where ``left`` ends and ``right`` goes on: an index into the tokens of each."""
+    """Where ``left`` ends and ``right`` continues: an index into the tokens of each."""
     overlap_ids, left_ids, right_ids = right.overlap_ids, left.encoding.ids, right.encoding.ids
     num_ids = len(overlap_ids)
     if num_ids < MIN_OVERLAP_TOKENS:
@@ -116,7 +116,7 @@ def find_cut(left: Window, right: Window) -> tuple[int, int] | None:
         return None
     left_cut, right_cut = left_begin + num_ids // 2, right_begin + num_ids // 2
     if left.encoding.starts and left.encoding.starts[left_cut] != right.encoding.starts[right_cut]:
-        return None  # where a model drops characters, the library's offsets are those of what it has kept before
+        return None  # if a tokenizer drops characters, the library's offsets do not count them
     return left_cut, right_cut
 
 
@@ -125,7 +125,7 @@ def pack(numbers: Iterable[int]) -> array[int]:
 
 
 def byte_offsets(text: str, starts: Sequence[int], ends: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Offsets in characters, nearly in order, to offsets in the text's UTF-8."""
+    """Convert offsets in characters, nearly in order, to offsets in the text's UTF-8."""
     if text.isascii():
         yield from zip(starts, ends, strict=True)
         return

@@ -1,8 +1,8 @@
 """Finding stop sequences in text that arrives in pieces.
 
-The sequences form an automaton over characters (Aho and Corasick, 1975): its state after a character is the longest end
-of the text that may still become a stop sequence. So the answer depends on the text alone, not on how it was divided
-into tokens, and a character costs constant time. Knows nothing of tokens or requests.
+The sequences form an automaton over characters (Aho and Corasick, 1975): its state after a character is the longest
+suffix of the text that may still become a stop sequence. So the result depends on the text alone, not on its division
+into tokens, and each character costs constant time. Independent of tokens and requests.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 class _State:
     depth: int  # characters of a stop sequence that have been read
     next: dict[str, _State] = field(default_factory=dict)
-    fallback: _State | None = None  # the longest proper end of this state that is a state; None: the root
+    fallback: _State | None = None  # the longest proper suffix that is a state; None for the root
     match: str = ""  # the longest stop sequence that ends here
     held: int = 0  # characters at the end of the text that may still become part of a match
 
@@ -25,15 +25,15 @@ class StopSequences:
     """The stop sequences of a call, compiled once and shared by the matchers of its inputs."""
 
     def __init__(self, sequences: Sequence[str]) -> None:
-        """``sequences`` are not empty strings."""
+        """``sequences`` contains no empty strings."""
         self.root = _build(sequences)
 
 
 class StopMatcher:
-    """Watches one output for the first stop sequence that is completed; of several completed together the longest.
+    """Finds the first stop sequence to be completed in one output; of several completed together, the longest.
 
-    Text is held back only while it may become part of a match that would have to be cut off. If the sequence stays in
-    the output (``include``), what precedes its end is sent in any case and nothing is held back.
+    Text is held back only while it may become part of a match that would be cut off. If the sequence stays in the
+    output (``include``), nothing is held back.
     """
 
     def __init__(self, sequences: StopSequences, *, include: bool) -> None:
@@ -46,12 +46,12 @@ class StopMatcher:
         """Add text to the output.
 
         Args:
-            text: what the newest token added.
-            can_match: whether a sequence that is completed here counts. One that does not is never found later.
+            text: of the newest token.
+            can_match: whether a sequence completed here counts; if not, it is not found later either.
 
         Returns:
             The text that may be sent now, and the stop sequence that was found, or ``""``. After a match the output is
-            complete: the rest of ``text`` is dropped and the matcher must not be used any more.
+            complete: the rest of ``text`` is dropped and the matcher must not be used again.
         """
         pending = self._held + text
         num_before = len(self._held)
@@ -69,7 +69,7 @@ class StopMatcher:
         return pending[:border], ""
 
     def flush(self) -> str:
-        """The output ends without a match: the text that was held back."""
+        """End the output without a match: returns the text that was held back."""
         held, self._held = self._held, ""
         return held
 
@@ -98,7 +98,7 @@ def _build(sequences: Sequence[str]) -> _State:
                 fallback = fallback.fallback
             child.fallback = root if fallback is None else fallback.next[character]
             child.match = child.match or child.fallback.match
-            # A state without successors can only go on through its fallback: its own text cannot grow into a match.
+            # A state without successors can only continue through its fallback: its own text cannot become a match.
             child.held = child.depth if child.next else child.fallback.held
             queue.append(child)
     return root

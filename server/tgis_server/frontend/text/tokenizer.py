@@ -1,6 +1,6 @@
 """Text to tokens, in threads: the event loop never tokenizes.
 
-Wraps the model's ``tokenizer.json``; its own truncation and padding are off. Knows nothing of requests or engines.
+Wraps the model's ``tokenizer.json`` with truncation and padding disabled. Independent of requests and engines.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ logger = logging.getLogger(__name__)
 A = TypeVar("A")
 T = TypeVar("T")
 
-MAX_TEXTS_PER_JOB = 256  # long jobs keep others waiting; short ones, for many texts, keep the event loop busy
+MAX_TEXTS_PER_JOB = 256  # long jobs delay others; many short ones keep the event loop busy
 PARTS_PER_JOB = 8
 
 
 class TokenizerFailed(GenerationFailed):
-    """The library could not tokenize a text; the message is its own."""
+    """The library could not tokenize a text; the message is the library's."""
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedInput:
-    """A prompt as the engine gets it."""
+    """A prompt as it is sent to the engine."""
 
     token_ids: TokenIds
     num_tokens_before_truncation: int
-    highest_id: int  # -1 where there are no tokens
+    highest_id: int  # -1 without tokens
 
 
 class Tokenizer:
-    """The tokenizer of the served model. Any number of tasks at once may call it."""
+    """The tokenizer of the served model. Tasks may call it concurrently."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, *, num_workers: int = 1) -> None:
         """
         Args:
-            tokenizer: becomes this object's: truncation and padding are switched off.
+            tokenizer: owned by this object from now on; truncation and padding are disabled.
             num_workers: threads of each lane.
         """
         tokenizer.no_truncation()
@@ -69,7 +69,7 @@ class Tokenizer:
         """Read ``tokenizer.json`` and, if there is one, ``tokenizer_config.json``.
 
         Args:
-            tell: takes warnings.
+            tell: receives warnings.
 
         Raises:
             ModelError: a file is missing or broken.
@@ -78,7 +78,7 @@ class Tokenizer:
         return cls(tokenizer, num_workers=num_workers)
 
     async def encode_inputs(self, texts: Sequence[str], truncate_to: int = 0) -> list[EncodedInput | TokenizerFailed]:
-        """Tokens of prompts, the rightmost ``truncate_to`` of each (0 = all), or the library's complaint."""
+        """The tokens of each prompt, at most the rightmost ``truncate_to`` (0 = all), or the library's error."""
 
         def make(_: str, encoding: Encoding) -> Iterator[EncodedInput]:
             yield self._make_input(encoding, truncate_to)
@@ -89,7 +89,7 @@ class Tokenizer:
     async def tokenize(
         self, texts: Sequence[str], make: Callable[[str, Encoding], Iterator[T]], *, want_offsets: bool = False
     ) -> list[list[T]]:
-        """The parts that ``make`` yields, in a thread, for each text and its tokens. Prompts never wait for this.
+        """The parts that ``make`` yields for each text and its tokens, in a thread. Prompts never wait for this.
 
         Raises:
             TokenizerFailed: with the library's message, for the first text that fails.
@@ -102,11 +102,11 @@ class Tokenizer:
         return parts
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Do long work of a generation call beside the event loop, in a thread that otherwise tokenizes prompts."""
+        """Do slow work of a generation call off the event loop, in a thread that otherwise tokenizes prompts."""
         return await self._generation.run(work)
 
     def get_piece(self, token_id: int) -> str:
-        """The vocabulary piece of a token; an unknown id has none."""
+        """The vocabulary piece of a token; empty for an unknown id."""
         return self.inner.id_to_token(token_id) or ""
 
     def close(self) -> None:
@@ -116,14 +116,14 @@ class Tokenizer:
     def _make_input(self, encoding: Encoding, truncate_to: int) -> EncodedInput:
         num_tokens = len(encoding.ids)
         token_ids = pack_ids(encoding.ids[-truncate_to:])  # 0: all
-        if encoding.num_prefix and len(token_ids) < num_tokens:  # BOS, or whatever a prompt begins with
+        if encoding.num_prefix and len(token_ids) < num_tokens:  # keep BOS, or whatever a prompt begins with
             token_ids[0] = encoding.ids[0]
         return EncodedInput(token_ids, num_tokens, max(token_ids, default=-1))
 
     async def _do_each(
         self, lane: Lane, texts: Sequence[str], make: Callable[[str, Encoding], Iterator[T]], *, want_offsets: bool
     ) -> list[list[T] | TokenizerFailed]:
-        """What ``make`` yields for each text, or why it failed, which harms no other."""
+        """The parts that ``make`` yields for each text, or the failure of that text alone."""
 
         def encode_and_make(part: Sequence[str]) -> list[list[T] | TokenizerFailed]:
             encodings = [attempt(encode_text, text) for text in part]
@@ -146,7 +146,7 @@ class Tokenizer:
         return made
 
     async def _do_short(self, lane: Lane, texts: Sequence[str], work: Callable[[Sequence[str]], list[T]]) -> list[T]:
-        """Work on texts of which each is short, so many in a job that it takes some ten milliseconds."""
+        """Work on short texts, as many per job as take about ten milliseconds."""
         most = max(1, min(MAX_TEXTS_PER_JOB, -(-len(texts) // self._num_workers)))
         made = await lane.run_each([partial(work, part) for part in split(texts, most)])
         return [result for results in made for result in results]
@@ -154,7 +154,7 @@ class Tokenizer:
     async def _do_long(
         self, lane: Lane, text: str, make: Callable[[str, Encoding], Iterator[T]], *, want_offsets: bool
     ) -> list[T] | TokenizerFailed:
-        """Encode a text in windows, and take what ``make`` yields a few parts at a time: other jobs come in between."""
+        """Encode a text in windows and take a few parts of ``make`` per job, so other jobs run in between."""
         try:
             parts = make(text, await self._encode_long(lane, text, want_offsets=want_offsets))
         except TokenizerFailed as failed:
@@ -182,7 +182,7 @@ class Tokenizer:
 
 
 def split(texts: Sequence[str], most: int) -> Iterator[Sequence[str]]:
-    """Parts of at most ``most`` texts and about a window of characters."""
+    """Split texts into groups of at most ``most`` texts and about a window of characters."""
     begin = num_characters = 0
     for end, text in enumerate(texts):
         if end - begin >= most or (end > begin and num_characters + len(text) > WINDOW):
@@ -194,13 +194,13 @@ def split(texts: Sequence[str], most: int) -> Iterator[Sequence[str]]:
 
 
 def read_tokenizer(model_dir: Path, tell: Callable[[str], None]) -> tokenizers.Tokenizer:
-    """What ``tokenizer.json`` describes, with the BOS that ``tokenizer_config.json`` asks for.
+    """Read ``tokenizer.json``, and add the BOS that ``tokenizer_config.json`` requests.
 
     Args:
-        tell: takes warnings.
+        tell: receives warnings.
 
     Raises:
-        ModelError: it is missing or broken.
+        ModelError: a file is missing or broken.
     """
     file = model_dir / "tokenizer.json"
     if not os.path.lexists(file):
@@ -208,16 +208,16 @@ def read_tokenizer(model_dir: Path, tell: Callable[[str], None]) -> tokenizers.T
     try:
         tokenizer = tokenizers.Tokenizer.from_buffer(read_regular(file))
     except BaseException as error:
-        if not is_of_library(error):
+        if not is_library_error(error):
             raise
-        raise explain(file, error) from error
-    tokenizer.no_padding()  # else the beginning of a text is not what a prompt begins with
+        raise explain_tokenizer_error(file, error) from error
+    tokenizer.no_padding()  # else padding would hide whether texts begin with BOS
     add_requested_bos(tokenizer, model_dir, tell)
     return tokenizer
 
 
-def explain(file: Path, error: BaseException) -> TgisError:
-    """Why a tokenizer does not load: nobody may read it, it is damaged, or the library does not know its like."""
+def explain_tokenizer_error(file: Path, error: BaseException) -> TgisError:
+    """Why a tokenizer does not load: it is unreadable, damaged, or not supported by the library."""
     reason = str(error).removeprefix("Cannot instantiate Tokenizer from buffer: ")
     try:
         json.loads(read_regular(file))
@@ -230,15 +230,15 @@ def explain(file: Path, error: BaseException) -> TgisError:
 
 
 def attempt(work: Callable[[A], T], argument: A) -> T | TokenizerFailed:
-    """The result of the library's work, or its failure."""
+    """The result of a call into the library, or its failure."""
     try:
         return work(argument)
     except BaseException as error:
-        if not is_of_library(error):
+        if not is_library_error(error):
             raise
         return TokenizerFailed(str(error))
 
 
-def is_of_library(error: BaseException) -> bool:
-    """It raises plain ``Exception`` for everything, and panics at times, which is none."""
+def is_library_error(error: BaseException) -> bool:
+    """The library raises plain ``Exception`` for everything; its panics are not even that."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"

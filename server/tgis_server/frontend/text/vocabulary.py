@@ -1,6 +1,6 @@
-"""What turns text into tokens and back, read from a model's files: by the front-end, and by checks before a start.
+"""Loads a model's tokenizer and detokenizer, for the front-end and for checks before a start.
 
-One way for all, so that no check is content with what a start refuses.
+Both load it here, so no check passes files that a start refuses.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What all doors share about their connections: TLS, floods, and how long a client may keep the server waiting."""
+"""Connection handling shared by all doors: TLS, flood protection, and limits on waiting for clients."""

@@ -1,4 +1,4 @@
-"""The server's certificate as clients see it: whose it is, and when it is valid. Judged at a start and in use."""
+"""The server's certificate as clients see it: its subject and validity. Checked at a start and while in use."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tgis_server import failures
 from tgis_server.errors import TgisError
 from tgis_server.words.clock import format_time
 
-SOON_S = 30 * 86_400.0  # for certificates that live so long; of short-lived ones the last third
-NO_CHECK_TIME = ssl.VerifyFlags(0x200000)  # X509_V_FLAG_NO_CHECK_TIME, which the module has no name for
+SOON_S = 30 * 86_400.0  # or the last third, for short-lived certificates
+NO_CHECK_TIME = ssl.VerifyFlags(0x200000)  # X509_V_FLAG_NO_CHECK_TIME, which the ssl module does not define
 
 
 @dataclass(frozen=True, slots=True)
 class Validity:
-    """Whose, and from when to when, in seconds since the epoch."""
+    """A certificate's subject and validity, in seconds since the epoch."""
 
     subject: str
     start: float
@@ -27,7 +27,7 @@ class Validity:
 
     @classmethod
     def of(cls, certificate: Mapping[str, Any]) -> Self:
-        """Of a certificate as :meth:`ssl.SSLSocket.getpeercert` gives it."""
+        """From a certificate as returned by :meth:`ssl.SSLSocket.getpeercert`."""
         start, end = (float(ssl.cert_time_to_seconds(certificate[name])) for name in ("notBefore", "notAfter"))
         return cls(describe_name(certificate["subject"]), start, end)
 
@@ -35,11 +35,11 @@ class Validity:
         return self.start <= now <= self.end
 
     def ends_soon(self, now: float) -> bool:
-        """Whether it is time to renew it."""
+        """Whether it is due for renewal."""
         return self.end - now < min(SOON_S, (self.end - self.start) / 3)
 
     def refusal(self, path: Path, now: float) -> TgisError:
-        """Why it is not taken, as it is not valid now."""
+        """The error that says that it is not valid now."""
         return failures.TLS_OUT_OF_DATE.error(
             subject=self.subject,
             path=path,
@@ -50,15 +50,16 @@ class Validity:
 
 
 def describe_name(name: tuple[tuple[tuple[str, str], ...], ...]) -> str:
-    """The common name, else the last part of it."""
+    """The common name, otherwise the last part of the name."""
     parts = {key: value for group in name for key, value in group}
     return parts.get("commonName") or next(reversed(parts.values()), "nobody")
 
 
 def read_own_certificate(certificate: Path, key: Path) -> dict[str, Any] | None:
-    """The server's own certificate, as a client gets to see it: the module tells contents to the other side alone.
+    """Decode the server's own certificate. None if a client would refuse it.
 
-    The client is in memory, trusts what it sees, whatever the date, and talks to nobody else. ``None``: it refuses.
+    The ssl module decodes only a peer's certificate, so a client in memory shakes hands with a server in memory. It
+    trusts this certificate whatever the date.
     """
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(certificate, key, password="")

@@ -1,9 +1,9 @@
-"""What comes in on each TCP connection, seen from outside: the gRPC library tells nobody of floods.
+"""Detects floods on each TCP connection from outside, as the gRPC library does not report them.
 
-Twice a second the kernel is asked how many bytes each connection has received and sent. What a client sends without it
-being part of a request (pings, settings, windows, header blocks without end, calls that it resets) is a flood where it
-comes in masses, and its connection is closed. So is one that takes nothing of what is sent to it, and, where there are
-too many connections, the one that has been silent for longest.
+Twice a second the kernel is queried for the bytes that each connection has received and sent. Masses of bytes outside
+of requests (pings, settings, window updates, endless header blocks, reset calls) are a flood, and their connection is
+closed. So is a connection that takes nothing of what is sent to it and, if there are too many connections, the one that
+has been silent longest.
 """
 
 from __future__ import annotations
@@ -28,36 +28,36 @@ logger = logging.getLogger(__name__)
 Peer: TypeAlias = tuple[str, int]  # address and port
 
 CHECK_S = 0.5
-NUM_BEHIND = 6  # checks: so much time the calls have, in a busy process, to account for what has come
-IDLE_SHARE = 20  # of the time, at most, is spent on looking: checks are rarer with thousands of connections
-CALL_BYTES = 16 << 10  # that a call accounts for: the largest header, which the library does not measure for us
-FLOOD_BYTES_PER_S = 64 << 10  # windows and pings of a client that reads fast are a tenth of that
+NUM_BEHIND = 6  # checks: the time that calls have, in a busy process, to account for received bytes
+IDLE_SHARE = 20  # checks take at most 1/20 of the time: they are rarer with thousands of connections
+CALL_BYTES = 16 << 10  # accounted to each call: the largest header, as the library does not report its size
+FLOOD_BYTES_PER_S = 64 << 10  # a fast reader's window updates and pings are a tenth of that
 FLOOD_BYTES = 512 << 10  # at once
-WINDOW_BYTES = 64 << 10  # that a stream may send before anybody asks for its message
-MAX_UNREAD = 64  # calls in a check
-MAX_ARRIVING = 8  # requests of a connection whose largest size is allowed for, however many calls wait for one
+WINDOW_BYTES = 64 << 10  # a stream may send before its message is read
+MAX_UNREAD = 64  # calls per check
+MAX_ARRIVING = 8  # requests of a connection that are allowed for at full size, however many are arriving
 RESETS_PER_S = 1000
-INFO_FORMAT = struct.Struct("24xI24xI64xQQ8xI")  # of TCP_INFO, which Linux only ever extends
+INFO_FORMAT = struct.Struct("24xI24xI64xQQ8xI")  # of TCP_INFO, which Linux only extends
 
 
 @dataclass(slots=True)
 class Account:
-    """What the calls of a peer account for. Belongs to the event loop; others take copies."""
+    """What the calls of a peer account for. Belongs to the event loop; other threads take copies."""
 
     num_open: int = 0
     num_receiving: int = 0
-    num_bytes: int = 0  # that requests consisted of
+    num_bytes: int = 0  # in requests
     num_resets: int = 0
-    num_unread: int = 0  # calls that ended before their request was whole, as those that are far too large
+    num_unread: int = 0  # calls that ended before their request was complete, e.g. as it was far too large
 
     def copy(self) -> Account:
-        """What is arriving is read before what has come, by any thread: so it counts twice rather than not at all."""
+        """From any thread. Reads ``num_receiving`` first: so a request may count twice, but is never missed."""
         return Account(self.num_open, self.num_receiving, self.num_bytes, self.num_resets, self.num_unread)
 
 
 @dataclass(slots=True)
 class OpenCall:
-    """What one call adds to the account of its peer."""
+    """The contribution of one call to the account of its peer."""
 
     account: Account
     was_read: bool = False
@@ -70,18 +70,18 @@ class OpenCall:
         self.account.num_open -= 1
         self.account.num_unread += not self.was_read
         self.account.num_resets += was_reset
-        if self.was_read or not was_reset:  # how many are reset is bounded by itself
+        if self.was_read or not was_reset:  # resets are bounded separately
             self.account.num_bytes += CALL_BYTES
 
 
 class Accounts:
-    """By peer, as calls tell it."""
+    """The accounts of all peers, kept by their calls."""
 
     def __init__(self) -> None:
         self._accounts: dict[Peer, Account] = {}
 
     def open(self, name: str) -> OpenCall:
-        """A call of a peer, as gRPC names that, begins."""
+        """Note a new call of a peer, given by its gRPC name."""
         peer = parse_peer(name)
         if (account := self._accounts.get(peer)) is None:
             account = self._accounts[peer] = Account()
@@ -89,14 +89,14 @@ class Accounts:
         return OpenCall(account)
 
     def get_peers(self) -> set[Peer]:
-        """Callable from any thread, as is :meth:`copy`."""
+        """All peers. From any thread, like :meth:`copy`."""
         return set(self._accounts)
 
     def copy(self) -> dict[Peer, Account]:
         return {peer: account.copy() for peer, account in list(self._accounts.items())}
 
     def forget(self, peers: set[Peer]) -> None:
-        """Connections that are gone."""
+        """Drop the accounts of closed connections."""
         for peer in peers:
             if peer in self._accounts and not self._accounts[peer].num_open:
                 del self._accounts[peer]
@@ -104,34 +104,34 @@ class Accounts:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """What the kernel knows of a connection."""
+    """The kernel's facts about a connection."""
 
     descriptor: int
     peer: Peer
-    num_waiting: int  # what waits for the client in the kernel; 0 if nothing does
-    silent_s: float  # since it sent something
-    num_acked: int  # bytes that it has taken
+    num_waiting: int  # bytes in the kernel that the client has not taken
+    silent_s: float  # since it last sent something
+    num_acked: int  # bytes that the client has taken
     num_received: int
 
 
 @dataclass(slots=True)
-class Watched:
-    """A connection over time."""
+class ConnectionHistory:
+    """A connection's state at its last checks."""
 
     seen_at: float
     received: deque[int] = field(default_factory=lambda: deque([0] * NUM_BEHIND, NUM_BEHIND))  # at the last checks
-    num_forgiven: int = 0  # bytes that no request accounts for, and that are none too many
+    num_forgiven: int = 0  # bytes outside of requests, but not too many
     num_resets: int = 0
     resets: float = 0.0
     num_unread: int = 0
     num_acked: int = 0
-    is_waited_for: bool = False  # there was something to take at the last check
-    moved_at: float = 0.0  # it took something, or there began to be something to take
+    is_waited_for: bool = False  # it had something to take at the last check
+    moved_at: float = 0.0  # when it last took something, or first had something to take
 
     def count_excess(self, num_received: int, num_accounted: int, num_forgiven: int) -> int:
-        """Bytes that came some checks ago and that no request accounts for by now, but for what is forgiven.
+        """Bytes received some checks ago that no request accounts for by now, less those forgiven.
 
-        Requests may also account for what has come since. What they account for beyond that is no credit for later.
+        Requests may also account for bytes received since. Anything beyond that is no credit for later.
         """
         old = self.received[0]
         self.received.append(num_received)
@@ -146,26 +146,26 @@ class Watched:
 
 @dataclass(slots=True)
 class PortWatch:
-    """Decides which connections of one port are closed."""
+    """Decides which connections of one port to close."""
 
     max_connections: int
     send_timeout_s: float
-    max_message_bytes: int  # from which on the library refuses a request unread
-    max_resets: int  # at once
-    _watched: dict[Peer, Watched] = field(default_factory=dict)
+    max_message_bytes: int = 0  # above which the library refuses a request unread; for a port with accounts
+    max_resets: int = 0  # at once; for a port with accounts
+    _histories: dict[Peer, ConnectionHistory] = field(default_factory=dict)
 
     def judge(
         self, connections: list[Connection], accounts: Mapping[Peer, Account] | None, now: float
     ) -> dict[Connection, str]:
-        """Which to close, and for what reason. ``accounts`` is None for a port whose calls are not accounted for."""
-        watched: dict[Peer, Watched] = {}
+        """The connections to close, with reasons. ``accounts`` is None for a port without accounts."""
+        histories: dict[Peer, ConnectionHistory] = {}
         closed = {}
         for connection in connections:
-            state = watched[connection.peer] = self._get_state(connection, accounts, now)
-            if reason := self._judge_one(connection, accounts, state, now):
+            history = histories[connection.peer] = self._get_history(connection, accounts, now)
+            if reason := self._judge_one(connection, accounts, history, now):
                 closed[connection] = reason
-            state.seen_at = now
-        self._watched = watched  # only now: whoever is forgotten midway looks like a flood at once
+            history.seen_at = now
+        self._histories = histories  # only now: without its history a connection would look like a flood
         excess = len(connections) - len(closed) - self.max_connections
         if excess > 0:
             rest = [one for one in connections if one not in closed]
@@ -173,36 +173,38 @@ class PortWatch:
             closed |= dict.fromkeys(rest[:excess], "connections")
         return closed
 
-    def _get_state(self, connection: Connection, accounts: Mapping[Peer, Account] | None, now: float) -> Watched:
-        state = self._watched.get(connection.peer)
-        if state is None:
-            return Watched(now, moved_at=now)
-        if connection.num_received >= state.received[-1]:
-            return state
-        # It comes from the address and port of one that is gone, whose account goes on.
+    def _get_history(
+        self, connection: Connection, accounts: Mapping[Peer, Account] | None, now: float
+    ) -> ConnectionHistory:
+        history = self._histories.get(connection.peer)
+        if history is None:
+            return ConnectionHistory(now, moved_at=now)
+        if connection.num_received >= history.received[-1]:
+            return history
+        # A new connection that reuses the address and port of a closed one also inherits its account.
         account = (accounts or {}).get(connection.peer) or Account()
-        return Watched(now, moved_at=now, num_resets=account.num_resets, num_unread=account.num_unread)
+        return ConnectionHistory(now, moved_at=now, num_resets=account.num_resets, num_unread=account.num_unread)
 
     def _judge_one(
-        self, connection: Connection, accounts: Mapping[Peer, Account] | None, state: Watched, now: float
+        self, connection: Connection, accounts: Mapping[Peer, Account] | None, history: ConnectionHistory, now: float
     ) -> str:
-        if connection.num_acked != state.num_acked or not state.is_waited_for:
-            state.num_acked, state.moved_at = connection.num_acked, now
-        state.is_waited_for = connection.num_waiting > 0
-        if now - state.moved_at > self.send_timeout_s:
+        if connection.num_acked != history.num_acked or not history.is_waited_for:
+            history.num_acked, history.moved_at = connection.num_acked, now
+        history.is_waited_for = connection.num_waiting > 0
+        if now - history.moved_at > self.send_timeout_s:
             return "send_timeout"
         if accounts is None:
             return ""
         account = accounts.get(connection.peer) or Account()
-        passed_s = now - state.seen_at
-        # Of a call that the library refused, as much has come as fits in its window.
-        num_unread = min(account.num_unread - state.num_unread, MAX_UNREAD)
-        state.num_unread = account.num_unread
+        passed_s = now - history.seen_at
+        # A call that the library refused may have sent as much as fits in its window.
+        num_unread = min(account.num_unread - history.num_unread, MAX_UNREAD)
+        history.num_unread = account.num_unread
         forgiven = int(FLOOD_BYTES_PER_S * passed_s) + num_unread * WINDOW_BYTES
-        excess = state.count_excess(connection.num_received, account.num_bytes, forgiven)
-        state.resets = max(0.0, state.resets + account.num_resets - state.num_resets - RESETS_PER_S * passed_s)
-        state.num_resets = account.num_resets
-        if state.resets > self.max_resets:
+        excess = history.count_excess(connection.num_received, account.num_bytes, forgiven)
+        history.resets = max(0.0, history.resets + account.num_resets - history.num_resets - RESETS_PER_S * passed_s)
+        history.num_resets = account.num_resets
+        if history.resets > self.max_resets:
             return "resets"
         arriving = min(account.num_receiving, MAX_ARRIVING) * self.max_message_bytes
         return "flood" if excess > FLOOD_BYTES + arriving else ""
@@ -215,55 +217,49 @@ def is_busy(accounts: Mapping[Peer, Account] | None, peer: Peer) -> bool:
 async def watch_connections(
     ports: Mapping[int, PortWatch], accounts: Accounts, grpc_port: int, count: Callable[[str], None]
 ) -> None:
-    """Look at the connections of some ports, for ever; ``count`` is told the reason why one was closed."""
+    """Inspect the connections of some ports forever; ``count`` gets the reason for each closed one."""
     while True:
         spent_s = 0.0
         try:
-            seen = await asyncio.to_thread(look, ports, accounts, grpc_port)
-            spent_s = seen.spent_s
-            accounts.forget(seen.gone)
-            for reason in seen.reasons:
+            inspection = await asyncio.to_thread(inspect_connections, ports, accounts, grpc_port)
+            spent_s = inspection.spent_s
+            accounts.forget(inspection.gone)
+            for reason in inspection.reasons:
                 count(reason)
         except Exception:
-            logger.exception("The connections could not be looked at.")
+            logger.exception("The connections could not be inspected.")
         await asyncio.sleep(max(CHECK_S, IDLE_SHARE * spent_s))
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What a look has found."""
+class Inspection:
+    """The result of one inspection."""
 
     reasons: list[str]  # why connections were closed
-    gone: set[Peer]  # connected no more
-    spent_s: float  # by this thread; that it waited, as in a busy process, does not count
+    gone: set[Peer]  # no longer connected
+    spent_s: float  # CPU time of this thread, without waiting
 
 
-def look(ports: Mapping[int, PortWatch], accounts: Accounts, grpc_port: int) -> Seen:
-    """Look once, in a thread of its own: with thousands of connections it takes a tenth of a second."""
+def inspect_connections(ports: Mapping[int, PortWatch], accounts: Accounts, grpc_port: int) -> Inspection:
+    """Inspect all connections once, in a thread: thousands of them take a tenth of a second."""
     began_at = time.thread_time()
-    known = accounts.get_peers()  # before the kernel is asked: who comes later is not found, and is not gone
-    found = find_by_port(set(ports))
-    copy = accounts.copy()  # later than what the kernel says: what has come is accounted for first
-    reasons = close_some(ports, found, copy, grpc_port)
-    gone = known - {one.peer for one in found[grpc_port]}
-    return Seen(reasons, gone, time.thread_time() - began_at)
-
-
-def find_by_port(ports: set[int]) -> dict[int, list[Connection]]:
-    """All connections. Takes a few microseconds for each."""
+    known = accounts.get_peers()  # before the kernel is queried: a later peer is not found, but not gone either
     found: dict[int, list[Connection]] = {port: [] for port in ports}
-    for port, connection in find_connections(ports):
+    for port, connection in find_connections(set(ports)):
         found[port].append(connection)
-    return found
+    copy = accounts.copy()  # after the kernel was queried, so all received bytes can be accounted for
+    reasons = close_offenders(ports, found, copy, grpc_port)
+    gone = known - {one.peer for one in found[grpc_port]}
+    return Inspection(reasons, gone, time.thread_time() - began_at)
 
 
-def close_some(
+def close_offenders(
     ports: Mapping[int, PortWatch],
     found: Mapping[int, list[Connection]],
     accounts: Mapping[Peer, Account],
     grpc_port: int,
 ) -> list[str]:
-    """Judge all connections, close some, and say for what reasons."""
+    """Judge all connections and close the offenders; returns the reasons."""
     reasons = []
     for port, watch in ports.items():
         closed = watch.judge(found[port], accounts if port == grpc_port else None, time.monotonic())
@@ -272,38 +268,36 @@ def close_some(
 
 
 def find_connections(ports: set[int]) -> Iterator[tuple[int, Connection]]:
-    """Of this process's sockets those that clients have opened, with their ports."""
+    """This process's sockets that clients have opened, with their ports; a few microseconds each."""
     for descriptor in list_descriptors():
-        with contextlib.suppress(OSError, struct.error):  # an old kernel tells less, and then nobody is judged
+        with contextlib.suppress(OSError, struct.error):  # an old kernel reports less: nothing is judged then
             if not os.readlink(f"/proc/self/fd/{descriptor}").startswith("socket:"):
                 continue
-            with borrowed(descriptor) as one:
+            with borrow_socket(descriptor) as one:
                 if one.family not in (socket.AF_INET, socket.AF_INET6) or (port := one.getsockname()[1]) not in ports:
                     continue
                 peer = one.getpeername()
                 info = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, INFO_FORMAT.size)
                 unacked, silent_ms, acked, received, unsent = INFO_FORMAT.unpack(info)
-                yield (
-                    port,
-                    Connection(descriptor, plain(peer), unacked + unsent, silent_ms / 1000, acked, received),
-                )
+                num_waiting, silent_s = unacked + unsent, silent_ms / 1000
+                yield port, Connection(descriptor, normalize_address(peer), num_waiting, silent_s, acked, received)
 
 
 def list_descriptors() -> Iterable[int]:
     try:
         return [int(name) for name in os.listdir("/proc/self/fd")]
-    except (FileNotFoundError, PermissionError):  # /proc is not mounted everywhere, or hidden
+    except (FileNotFoundError, PermissionError):  # /proc is not mounted, or hidden
         return ()
     except OSError as error:
         if error.errno != errno.EMFILE:
             raise
-        # Listing takes a descriptor, and there is none left: so all that there can be are in use.
+        # Listing needs a descriptor and none is left: so all possible ones are in use.
         return range(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
 @contextlib.contextmanager
-def borrowed(descriptor: int) -> Iterator[socket.socket]:
-    """Somebody else's socket."""
+def borrow_socket(descriptor: int) -> Iterator[socket.socket]:
+    """A socket object for a descriptor that something else owns."""
     one = socket.socket(fileno=descriptor)
     try:
         yield one
@@ -312,9 +306,10 @@ def borrowed(descriptor: int) -> Iterator[socket.socket]:
 
 
 def hang_up(connection: Connection) -> bool:
-    """Shut a connection down; its owner notices as if the client had."""
-    with contextlib.suppress(OSError), borrowed(connection.descriptor) as one:  # no copy: descriptors may be used up
-        if plain(one.getpeername()) == connection.peer:  # the number may mean another connection by now
+    """Shut a connection down; to its owner it looks as if the client had. Returns whether it was done."""
+    # Not a duplicate of the socket: the descriptors may be used up.
+    with contextlib.suppress(OSError), borrow_socket(connection.descriptor) as one:
+        if normalize_address(one.getpeername()) == connection.peer:  # else the descriptor was reused
             one.shutdown(socket.SHUT_RDWR)
             return True
     return False
@@ -322,18 +317,18 @@ def hang_up(connection: Connection) -> bool:
 
 def hang_up_all(port: int) -> None:
     """Shut down every connection of a port."""
-    with contextlib.suppress(OSError):  # the end goes on where the system has no descriptor left to look with
+    with contextlib.suppress(OSError):  # the shutdown continues if no descriptor is left to look with
         for _, connection in list(find_connections({port})):
             hang_up(connection)
 
 
-def plain(address: tuple[str, int] | tuple[str, int, int, int]) -> Peer:
-    """An address of IPv4 in one of IPv6 is one of IPv4; zones do not count."""
+def normalize_address(address: tuple[str, int] | tuple[str, int, int, int]) -> Peer:
+    """Map IPv4-mapped IPv6 addresses to IPv4, and drop zones."""
     host = address[0].partition("%")[0]
     return host.removeprefix("::ffff:") if "." in host else host, address[1]
 
 
 def parse_peer(peer: str) -> Peer:
-    """gRPC's ``ipv4:127.0.0.1:4000`` or ``ipv6:%5B::1%5D:4000``."""
+    """Parse gRPC's ``ipv4:127.0.0.1:4000`` or ``ipv6:%5B::1%5D:4000``."""
     host, _, port = unquote(peer.partition(":")[2]).rpartition(":")
-    return plain((unquote(host).strip("[]"), int(port) if port.isdecimal() else 0))
+    return normalize_address((unquote(host).strip("[]"), int(port) if port.isdecimal() else 0))

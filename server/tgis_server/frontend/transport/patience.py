@@ -1,6 +1,6 @@
-"""How long a client may keep the server waiting, and how many bytes of requests and answers may be held meanwhile.
+"""Limits how long clients may keep the server waiting, and how many bytes of requests and answers it holds for them.
 
-One object for every door (gRPC, HTTP). A door says how it ends a call or a connection; when, is decided here.
+All doors share one object. It decides when to end a call or a connection; the door knows how.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ from functools import partial
 from typing import TypeAlias, TypeVar
 
 from tgis_server.errors import Overloaded
-from tgis_server.frontend.metrics.metrics import Metrics
+from tgis_server.frontend.metrics import Metrics
 
 T = TypeVar("T")
-End: TypeAlias = Callable[[str, str], None]  # status and text; ends what keeps the server waiting
+End: TypeAlias = Callable[[str, str], None]  # status and text; ends the call or connection
 
 logger = logging.getLogger(__name__)
 
-RECEIVE_TIMEOUT_S = 60.0  # for a request to arrive whole
-FREE_BYTES = 64 << 10  # of a message: what fits in the first window takes no time of its own
-MIN_BYTES_PER_S = 256 << 10  # a message gets a second more for so many bytes: the library does not tell how far it is
-DEADLINE_GRACE_S = 1.0  # for what is written after the request's own deadline, as its last frame is
-MAX_BYTES_HELD = 128 << 20  # requests in work and unary answers on their way
-TRIM_BYTES = 32 << 20  # when the process has grown by so much, memory is returned to the system
-TRIM_CHECKS = (1, 16, 64)  # later
+RECEIVE_TIMEOUT_S = 60.0  # for a request to arrive completely
+FREE_BYTES = 64 << 10  # of a message: what fits in the first window needs no extra time
+MIN_BYTES_PER_S = 256 << 10  # extra time for larger messages: the library does not report progress
+DEADLINE_GRACE_S = 1.0  # for writes after the request's own deadline, such as its last frame
+MAX_BYTES_HELD = 128 << 20  # requests in progress and unary answers being sent
+TRIM_BYTES = 32 << 20  # growth of the process after which memory is returned to the system
+TRIM_CHECKS = (1, 16, 64)  # how many checks later that is done
 CHECK_S = 0.25
-IDLE_TIMEOUT_S = 600.0  # for the next request of a call that has many
-MAX_WAITING = 1000  # requests that wait for room; the library keeps up to 64 KiB of each
-ROOM_TIMEOUT_S = 10.0  # that they wait at most
-MAX_SLOW_REQUESTS = 64  # that have begun to arrive, and have not in two checks
-LET_IN = 8  # at a time
-RECLAIM_AFTER_S = 1.0  # an answer may be given up where its bytes are wanted,
-RECLAIM_BYTES_PER_S = 4 << 20  # and a second later for so many of them
+IDLE_TIMEOUT_S = 600.0  # for the next request of a call with a stream of them
+MAX_WAITING = 1000  # requests waiting for memory; the library buffers up to 64 KiB of each
+MEMORY_TIMEOUT_S = 10.0  # for such a request
+MAX_SLOW_REQUESTS = 64  # that have been arriving for more than two checks
+MAX_LET_IN = 8  # waiting requests at once
+RECLAIM_AFTER_S = 1.0  # after this time an answer may be dropped if its memory is needed;
+RECLAIM_BYTES_PER_S = 4 << 20  # large answers get more time
 
 
 @dataclass(frozen=True, slots=True)
 class _Ending:
-    """How a call ends whose client keeps the server waiting."""
+    """How to end a call whose client keeps the server waiting."""
 
-    reason: str  # as metrics name it
+    reason: str  # the label in metrics
     status: str
     text: str
 
@@ -66,19 +66,19 @@ RECLAIMED = _Ending("reclaimed", "RESOURCE_EXHAUSTED", "The answer was not taken
 
 @dataclass(slots=True, eq=False)
 class Wait:
-    """A client that is waited for, maybe several times."""
+    """A wait for a client; reusable."""
 
     end: End
-    num_held: int = 0  # bytes that ending it would free
+    num_held: int = 0  # bytes freed if it is ended
     began_at: float = 0.0
     due_at: float = 0.0
     began_in_check: int = 0
-    is_over: bool = False  # it has been ended
+    is_over: bool = False  # its call has been ended
 
 
 @dataclass(slots=True)
 class Patience:
-    """Belongs to one event loop."""
+    """Tracks all waits and held bytes. Belongs to one event loop."""
 
     send_timeout_s: float
     metrics: Metrics
@@ -88,30 +88,30 @@ class Patience:
     _receiving: dict[Wait, None] = field(default_factory=dict)
     _idle: dict[Wait, None] = field(default_factory=dict)
     _requests: dict[object, int] = field(default_factory=dict)  # bytes held, by call
-    _queue: deque[asyncio.Future[None]] = field(default_factory=deque)  # of requests that wait for room
+    _queue: deque[asyncio.Future[None]] = field(default_factory=deque)  # requests waiting for memory
     _num_checks: int = 0
-    _trimmed_bytes: int = field(default_factory=lambda: get_resident_bytes())  # when memory was last returned
-    _trims: list[int] = field(default_factory=list)  # the checks at which it is returned
+    _trimmed_bytes: int = field(default_factory=lambda: get_resident_bytes())  # the size after memory was last returned
+    _trims: list[int] = field(default_factory=list)  # the checks at which to return memory
 
     @property
     def num_waiting(self) -> int:
-        """Requests that wait for room."""
+        """Requests waiting for memory."""
         return len(self._queue)
 
     def send_bound_s(self, num_bytes: int, deadline: float | None = None) -> float:
-        """Seconds that a client gets to take a message."""
+        """Seconds a client has to take a message."""
         bound_s = self.send_timeout_s
         if deadline is not None:
             bound_s = min(bound_s, max(0.0, deadline - time.monotonic()) + DEADLINE_GRACE_S)
         return bound_s + max(0, num_bytes - FREE_BYTES) / MIN_BYTES_PER_S
 
     def begin_sending(self, wait: Wait, num_bytes: int, deadline: float | None = None) -> None:
-        """A message is being written until :meth:`end_sending`; the call is ended if that takes too long.
+        """Start to time a write, until :meth:`end_sending`; the call is ended if it takes too long.
 
-        Cheap, as it happens for every frame: no timer is made, :meth:`check` looks at what is late.
+        Cheap, as every frame needs it: there is no timer, :meth:`check` finds the late ones.
 
         Args:
-            deadline: of the request, host monotonic clock.
+            deadline: the request's, host monotonic clock.
         """
         self._begin(self._sending, wait, self.send_bound_s(num_bytes, deadline))
 
@@ -119,21 +119,21 @@ class Patience:
         self._sending.pop(wait, None)
 
     def start_sending(self, end: End, num_bytes: int) -> Callable[[], None]:
-        """The same for one message; what is returned is to be called when it is written."""
+        """Time a single message; call the returned function when it is written."""
         wait = Wait(end)
         self.begin_sending(wait, num_bytes)
         return partial(self.end_sending, wait)
 
     async def receive(
-        self, read: Callable[[], Awaitable[T]], end: End, *, is_first: bool = True, waits_for_room: bool = False
+        self, read: Callable[[], Awaitable[T]], end: End, *, is_first: bool = True, limits_memory: bool = False
     ) -> T:
-        """Read a request, as soon as there is room for it.
+        """Read a request; with ``limits_memory``, as soon as memory is free.
 
         Raises:
-            Overloaded: there was none for too long.
+            Overloaded: memory was not free in time.
         """
-        if waits_for_room and (self._queue or self.num_bytes_held >= self.max_bytes_held):
-            await self._wait_for_room()
+        if limits_memory and (self._queue or self.num_bytes_held >= self.max_bytes_held):
+            await self._wait_for_memory()
         waits, bound_s = (self._receiving, RECEIVE_TIMEOUT_S) if is_first else (self._idle, IDLE_TIMEOUT_S)
         wait = Wait(end)
         self._begin(waits, wait, bound_s)
@@ -148,11 +148,11 @@ class Patience:
         self._add_held(num_bytes)
 
     def release_request(self, call: object) -> None:
-        """The request's text is needed no more, or its call is over."""
+        """The request's text is no longer needed, or its call has ended."""
         self._release(self._requests.pop(call, 0))
 
     def hold_answer(self, end: End, num_bytes: int) -> Callable[[], None]:
-        """An answer is on its way, until what is returned is called. It is given up where its bytes are wanted."""
+        """Count an answer's bytes as held until the returned function is called. It is dropped if they are needed."""
         wait = Wait(end, num_held=num_bytes)
         self.begin_sending(wait, num_bytes)
         self._add_held(num_bytes)
@@ -165,19 +165,19 @@ class Patience:
         return stop
 
     async def run(self) -> None:
-        """Look at who is late, for ever."""
+        """Check forever."""
         while True:
             await asyncio.sleep(CHECK_S)
             try:
                 self.check()
                 await self._return_memory()
             except Exception:
-                logger.exception("Looking at who is late failed.")
+                logger.exception("The check for late clients failed.")
 
     def check(self) -> None:
-        """End what is late, and of the requests that arrive slowly the oldest, if these are too many.
+        """End late calls, and the oldest slow requests if there are too many of them.
 
-        Slow is what has not arrived in two checks, not in some time: where this process is slow, checks are rare.
+        A request is slow if it has not arrived after two checks: counting time would blame clients for a slow server.
         """
         self._num_checks += 1
         now = time.monotonic()
@@ -192,9 +192,9 @@ class Patience:
             self._let_in()
 
     async def _return_memory(self) -> None:
-        """Give back to the system what requests and connections have taken, once they are gone: malloc keeps it.
+        """Return the memory of finished requests and connections to the system, as malloc would keep it.
 
-        Several times: what has grown may still be in use, and the library frees its buffers later than we do.
+        Several times: some may still be in use at first, and the library frees its buffers later than we do.
         """
         if not self._trims and get_resident_bytes() >= self._trimmed_bytes + TRIM_BYTES:
             self._trims = [self._num_checks + number for number in TRIM_CHECKS]
@@ -226,7 +226,7 @@ class Patience:
             self._let_in()
 
     def _reclaim(self) -> None:
-        """Give up answers that are not taken, the oldest first, where others need the room."""
+        """Drop answers that are not taken, oldest first, if others need their memory."""
         excess, now = self.num_bytes_held - self.max_bytes_held, time.monotonic()
         for wait in list(self._sending):
             if excess < 0:
@@ -236,8 +236,8 @@ class Patience:
                 excess -= wait.num_held
                 self._give_up(wait, RECLAIMED)
 
-    async def _wait_for_room(self) -> None:
-        """Until fewer bytes are held than may be, in order."""
+    async def _wait_for_memory(self) -> None:
+        """Wait, in order, until fewer bytes are held than allowed."""
         if len(self._queue) >= MAX_WAITING:
             self.metrics.count_abort("no_room")
             raise Overloaded
@@ -245,7 +245,7 @@ class Patience:
         self._queue.append(turn)
         self._reclaim()
         try:
-            await asyncio.wait_for(turn, ROOM_TIMEOUT_S)
+            await asyncio.wait_for(turn, MEMORY_TIMEOUT_S)
         except TimeoutError:
             self.metrics.count_abort("no_room")
             raise Overloaded from None
@@ -254,21 +254,21 @@ class Patience:
                 self._queue.remove(turn)
 
     def _let_in(self) -> None:
-        """Let a few of those in that wait: only when they have arrived one knows how much room they need."""
+        """Let in a few waiting requests: their sizes are unknown until they have arrived."""
         num_let_in = 0
-        while self._queue and self.num_bytes_held < self.max_bytes_held and num_let_in < LET_IN:
+        while self._queue and self.num_bytes_held < self.max_bytes_held and num_let_in < MAX_LET_IN:
             turn = self._queue.popleft()
-            if not turn.done():  # else its client has left
+            if not turn.done():  # otherwise its client has left
                 turn.set_result(None)
                 num_let_in += 1
 
 
 def get_resident_bytes() -> int:
-    """What this process has in memory; costs some 10 µs."""
+    """The resident size of this process; takes about 10 µs."""
     with open("/proc/self/statm", "rb") as file:
         return int(file.read().split()[1]) * mmap.PAGESIZE
 
 
 def trim_memory() -> None:
-    with contextlib.suppress(OSError, AttributeError):  # a C library other than glibc returns memory by itself
+    with contextlib.suppress(OSError, AttributeError):  # glibc only; other C libraries return memory on their own
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,8 +1,8 @@
-"""TLS of both ports, from files that may be replaced while the server runs. Knows files, nothing of calls.
+"""TLS of both ports, from files that may be replaced while the server runs.
 
-Every new connection looks whether the files changed: a handshake costs far more, and no timer has to be right.
-What fits together is used from then on, by new connections only. What cannot be read or does not fit together, as in
-the middle of a replacement, or is not valid now, changes nothing.
+Every new connection checks whether the files changed: that is cheap next to a handshake, and needs no timer. A new pair
+that matches is used from then on, by new connections only. Files that are unreadable, do not match (in the middle of a
+replacement) or are not valid now change nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """What the files hold at one moment, PEM."""
+    """The contents of the files at one moment, PEM."""
 
     certificate: bytes
     key: bytes
@@ -39,33 +39,33 @@ class TlsFiles:
 
 
 class Tls:
-    """The certificate, its key and the CA of clients, as they are now. Any thread may ask."""
+    """The current certificate, its key and the clients' CA. Thread-safe."""
 
     def __init__(self, config: ServeConfig, certificate: Path, key: Path, now: Callable[[], float] = time.time) -> None:
-        """A certificate that is not valid is taken here, with a warning: the checks of a start refuse it.
+        """Accepts a certificate that is not valid now, with a warning: the checks of a start refuse it.
 
         Raises:
-            UsageError: a file is missing or broken, or key and certificate do not belong together.
+            UsageError: a file is missing or broken, or the key does not match the certificate.
         """
         self._certificate, self._key, self._client_ca = certificate, key, config.tls_client_ca_cert_path
         self._http_mode = config.http_tls
         self._now = now
-        self._lock = threading.Lock()  # guards what follows: gRPC asks from threads of its own
-        self._stamp = self._look()
+        self._lock = threading.Lock()  # guards the following fields: gRPC calls from its own threads
+        self._stamp = self._stamp_files()
         self._files, self._context, self._validity = self._load()
-        self._waits_until: float | None = None  # when the files, which were refused, become valid
-        self._told: set[str] = set()  # what was warned of
+        self._waits_until: float | None = None  # when a refused certificate becomes valid
+        self._logged: set[str] = set()  # problems already logged
         self._judge()
 
     @classmethod
     def load(cls, config: ServeConfig) -> Tls | None:
-        """As configured, or None for plain text. Errors as for the constructor."""
+        """As configured, or None for plaintext. Errors as for the constructor."""
         if config.tls_cert_path is None or config.tls_key_path is None:
             return None
         return cls(config, config.tls_cert_path, config.tls_key_path)
 
     def grpc_credentials(self) -> grpc.ServerCredentials:
-        """For the gRPC port. A client CA makes client certificates mandatory."""
+        """Credentials of the gRPC port. A client CA makes client certificates mandatory."""
         sent, _ = self._refresh()
 
         def fetch() -> grpc.ServerCertificateConfiguration | None:
@@ -82,7 +82,7 @@ class Tls:
         )
 
     def http_context(self) -> ssl.SSLContext | None:
-        """For the HTTP port; None where that stays plain text."""
+        """Context of the HTTP port; None for plaintext."""
         if self._http_mode == "off":
             return None
         context = _FreshContext(ssl.PROTOCOL_TLS_SERVER)
@@ -90,24 +90,24 @@ class Tls:
         return context
 
     def current_context(self) -> ssl.SSLContext:
-        """Made of what the files hold now."""
+        """The context of the current files."""
         return self._refresh()[1]
 
     @property
     def path(self) -> Path:
-        """Of the certificate."""
+        """Path of the certificate."""
         return self._certificate
 
     def get_expiry(self) -> float:
-        """When the certificate in use ends, in seconds since the epoch; NaN where it does not tell."""
+        """When the certificate in use expires, in seconds since the epoch; NaN if unknown."""
         self._refresh()
         return self._validity.end if self._validity else float("nan")
 
     def _refresh(self) -> tuple[TlsFiles, ssl.SSLContext]:
         with self._lock:
-            stamp = self._look()
+            stamp = self._stamp_files()
             if stamp != self._stamp or (self._waits_until is not None and self._now() >= self._waits_until):
-                self._stamp = stamp  # before reading: what changes meanwhile is read next time
+                self._stamp = stamp  # before reading: later changes are noticed next time
                 self._take_new_files()
             self._judge()
             return self._files, self._context
@@ -123,14 +123,14 @@ class Tls:
                 self._waits_until = validity.start if now < validity.start else None
                 raise validity.refusal(self._certificate, now)
         except TgisError as error:
-            self._warn_once(f"The TLS certificate in use stays: {error}")
+            self._warn_once(f"The TLS certificate in use is kept: {error}")
         else:
             self._files, self._context, self._validity = files, context, validity
-            self._told.clear()
+            self._logged.clear()
             logger.info("TLS certificate %s was reloaded: %s", self._certificate, fingerprint(files))
 
     def _judge(self) -> None:
-        """Warn of the certificate in use before clients refuse it, and when they do."""
+        """Warn before the certificate in use expires, and while it is not valid."""
         validity, now = self._validity, self._now()
         if validity is None:
             return
@@ -138,20 +138,20 @@ class Tls:
             self._warn_once(f"The TLS certificate in use is not valid. {validity.refusal(self._certificate, now)}")
         elif validity.ends_soon(now):
             end = format_time(validity.end)
-            self._warn_once(f"The TLS certificate in use ends soon, on {end}: replace {self._certificate}.")
+            self._warn_once(f"The TLS certificate in use expires soon, on {end}: replace {self._certificate}.")
 
     def _warn_once(self, text: str) -> None:
-        """Whatever the clock says in it by then."""
+        """Log each problem once; the time in its text does not count."""
         problem = text.partition(", and now it is")[0]
-        if problem not in self._told:
-            self._told.add(problem)
+        if problem not in self._logged:
+            self._logged.add(problem)
             logger.warning("%s", text)
 
     def _load(self) -> tuple[TlsFiles, ssl.SSLContext, Validity | None]:
         files = self._read()
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
-            context.load_cert_chain(self._certificate, self._key, password="")  # never ask on the terminal
+            context.load_cert_chain(self._certificate, self._key, password="")  # never prompt on the terminal
             own = read_own_certificate(self._certificate, self._key)
         except (OSError, ValueError) as error:
             raise failures.TLS_PAIR_UNUSABLE.error(
@@ -168,8 +168,8 @@ class Tls:
             raise failures.TLS_FILES_CHANGING.error(path=self._certificate)
         return files, context, Validity.of(own) if own else None
 
-    def _look(self) -> list[tuple[int, ...] | None]:
-        """What changes with the files, without reading them."""
+    def _stamp_files(self) -> list[tuple[int, ...] | None]:
+        """The stamps of the files, which change when the files do."""
         return [stamp_of(path) for path in (self._certificate, self._key, self._client_ca) if path]
 
     def _read(self) -> TlsFiles:
@@ -181,12 +181,12 @@ class Tls:
 
 
 class _FreshContext(ssl.SSLContext):
-    """Gives each new connection the context of the files as they are then."""
+    """Gives each new connection the context of the current files."""
 
     tls: Tls
 
     def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
-        """What asyncio calls for a connection."""
+        """Called by asyncio for each connection."""
         return self.tls.current_context().wrap_bio(*args, **options)
 
 
@@ -212,7 +212,7 @@ def read_tls_file(path: Path) -> bytes:
 
 
 def fingerprint(files: TlsFiles) -> str:
-    """As ``openssl x509 -fingerprint -sha256`` shows it."""
+    """The fingerprint in the format of ``openssl x509 -fingerprint -sha256``."""
     _, _, body = files.certificate.decode("ascii", "replace").partition(ssl.PEM_HEADER)
     der = ssl.PEM_cert_to_DER_cert(ssl.PEM_HEADER + body.partition(ssl.PEM_FOOTER)[0] + ssl.PEM_FOOTER)
     return "SHA-256 " + hashlib.sha256(der).digest().hex(":").upper()

@@ -1,11 +1,11 @@
-"""Watches the shards: when all of them serve, and when one of them is dead.
+"""The health of the shards: when all of them serve, and when one of them is dead.
 
-Calls each shard's ``Health`` every second. What it learns is kept, so that probes are answered at once and never touch
-a device. ``ShardWatch`` judges one shard's answers, ``Watch`` those of all together; only its ``run`` does any calling.
+Each shard's ``Health`` is called every second and the last reply kept, so probes are answered at once and never touch a
+device. ``ShardHealth`` judges the replies of one shard, ``GroupHealth`` those of all; only its ``run`` makes calls.
 
-How long a shard can be stuck until that is known: 4 s if it answers nothing (three calls and the second before them),
-5 s if its step loop stands still between steps, and a second more than a step may take if it stands still in one:
-``--step-timeout``, or what the leader allows for the step where that is more.
+Time until a stuck shard is detected: 4 s if it does not answer (three calls and the second before them), 5 s if its
+step loop hangs between steps, and one second more than a step may take if it hangs in a step. A step may take
+``--step-timeout``, or what the leader allows for it if that is longer.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ MAX_UNANSWERED = 3
 MAX_TICK_AGE_S = 3.0  # three ticks: an idle step loop answers one each second
 
 
-class ShardWatch:
-    """What one shard said last, and whether that means that it is dead."""
+class ShardHealth:
+    """The last reply of one shard, and whether the shard is dead."""
 
     def __init__(self, rank: int, step_timeout_s: float) -> None:
         self._rank = rank
@@ -50,7 +50,7 @@ class ShardWatch:
         return self._last.phases if self._last else ()
 
     def __str__(self) -> str:
-        """What it does and how far it is, as it said last."""
+        """The phase and progress it last reported."""
         last = self._last
         if last is None:
             return f"{shard_name(self._rank)}: starting"
@@ -65,12 +65,12 @@ class ShardWatch:
 
     @property
     def is_silent(self) -> bool:
-        """It serves, but has not answered the latest call."""
+        """It serves, but did not answer the latest call."""
         return self.is_serving and self._num_unanswered > 0
 
     @property
     def is_idle(self) -> bool:
-        """It has answered the latest call, between two steps."""
+        """It answered the latest call, between two steps."""
         return self.is_serving and not self.is_silent and self.step_age_s == 0
 
     @property
@@ -80,7 +80,7 @@ class ShardWatch:
 
     @property
     def longest_step_s(self) -> float:
-        """How long its current step may take. The leader predicts it: a long prompt takes its time on a CPU."""
+        """How long its current step may take. The leader predicts it: a long prompt is slow on a CPU."""
         allowance_s = self._last.allowance_s if self._last is not None else 0.0
         return max(allowance_s, self._step_timeout_s)
 
@@ -89,20 +89,20 @@ class ShardWatch:
         return self.step_age_s > self.longest_step_s
 
     def describe_longest_step(self) -> str:
-        """The limit of its current step, in words."""
+        """The limit of its current step, for a failure text."""
         if self.longest_step_s == self._step_timeout_s:
             return f"--step-timeout {self._step_timeout_s:g}"
-        return f"the {self.longest_step_s:.0f} s that such a step may take"
+        return f"the {self.longest_step_s:.0f} s allowed for this step"
 
     def observe(self, reply: pb.HealthReply | None, *, expects_ticks: bool = True) -> str | None:
-        """Take in an answer, or its absence. Returns why the shard is dead, or None.
+        """Note a reply, or its absence. Returns why the shard is dead, or None.
 
-        ``expects_ticks``: an idle step loop should have answered its ticks. A follower gets them from the leader,
+        ``expects_ticks``: an idle step loop should have answered its ticks. A follower gets its ticks from the leader,
         and none while the leader waits for the device.
         """
         if reply is None:
             self._num_unanswered += 1
-            # Before it serves, silence is the launcher's to judge: importing and loading can hold everything up.
+            # Before a shard serves, the launcher judges its silence: importing and loading can block every thread.
             if self.is_serving and self._num_unanswered >= MAX_UNANSWERED:
                 return failures.SHARD_SILENT.format(rank=self._rank)
             return None
@@ -113,50 +113,50 @@ class ShardWatch:
             return failures.STEP_HANGS.format(
                 rank=self._rank, age_s=reply.step_age_s, limit=self.describe_longest_step()
             )
-        # Between two long steps the last tick is old as well: only a shard that also did nothing since is stuck.
+        # Between two long steps the last tick is old too: a shard is stuck only if it has also done nothing since.
         did_nothing = last is not None and last.executed_steps == reply.executed_steps and last.step_age_s == 0
         if expects_ticks and did_nothing and reply.step_age_s == 0 and reply.tick_age_s > MAX_TICK_AGE_S:
             return failures.STEP_LOOP_HANGS.format(rank=self._rank, age_s=reply.tick_age_s)
         return None
 
 
-class Watch:
-    """All shards of the group."""
+class GroupHealth:
+    """The health of all shards of the group."""
 
     def __init__(self, sockets: Sequence[Path], step_timeout_s: float) -> None:
         self._sockets = sockets
-        self._shards = [ShardWatch(rank, step_timeout_s) for rank in range(len(sockets))]
+        self._shards = [ShardHealth(rank, step_timeout_s) for rank in range(len(sockets))]
         self._all_serving = asyncio.Event()
 
     def describe(self) -> str:
-        """What every shard does: ``shard-0: reading weights, 1.2 GiB of 2.7 GiB (44%), shard-1: warming up``."""
+        """The progress of every shard: ``shard-0: reading weights, 1.2 GiB of 2.7 GiB (44%), shard-1: warming up``."""
         return ", ".join(map(str, self._shards))
 
     def phases(self) -> dict[str, Sequence[pb.Phase]]:
-        """The phases of every shard's start, by its name."""
+        """The start phases of every shard, by its name."""
         return {shard_name(rank): shard.phases for rank, shard in enumerate(self._shards)}
 
     async def wait_until_serving(self) -> None:
-        """Until every shard said SERVING."""
+        """Wait until every shard has reported SERVING."""
         await self._all_serving.wait()
 
     def judge(self, replies: Sequence[pb.HealthReply | None]) -> str | None:
-        """Take in what all shards answered to one round of calls. Returns why the group is dead, or None."""
+        """Note the replies of all shards to one round of calls. Returns why the group is dead, or None."""
         leader = self._shards[0]
         was_idle = leader.is_idle
         causes = []
         for shard, reply in zip(self._shards, replies, strict=True):
             expects_ticks = shard is leader or (was_idle and leader.is_idle)
             causes.append(shard.observe(reply, expects_ticks=expects_ticks))
-        # While one is silent the others may just be waiting for it: it is silent too long, or their turn comes again.
+        # While one shard is silent the others may just be waiting for it: they are judged again once it answers.
         someone_is_silent = any(shard.is_silent for shard in self._shards)
         for shard, cause in zip(self._shards, causes, strict=True):
             if cause and (shard.is_silent or not someone_is_silent):
                 return self._explain_long_step(shard) if shard.is_in_long_step else cause
         return None
 
-    def _explain_long_step(self, late: ShardWatch) -> str:
-        """Of shards in one step those that work wait for the one that hangs: from outside they look alike."""
+    def _explain_long_step(self, late: ShardHealth) -> str:
+        """In a step of several shards, the working ones wait for the one that hangs: from outside they look alike."""
         ranks = [str(rank) for rank, shard in enumerate(self._shards) if shard.step_age_s > 0]
         values: dict[str, Any] = {"age_s": late.step_age_s, "limit": late.describe_longest_step()}
         if len(ranks) == 1:
@@ -167,7 +167,7 @@ class Watch:
         """Poll until a shard is dead.
 
         Raises:
-            PeerLost: says which shard, and how that was noticed. Always, unless cancelled.
+            PeerLost: names the shard and the symptom. Always, unless cancelled.
         """
         channels = [open_channel(path) for path in self._sockets]
         try:

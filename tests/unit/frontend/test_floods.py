@@ -1,4 +1,4 @@
-"""Which connections are closed, by what the kernel and the calls say of them."""
+"""Which connections are closed, given the kernel's facts and the accounts of their calls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from itertools import count
 
 import pytest
 
-from tgis_server.frontend.transport import floods as connections
+from tgis_server.frontend.transport import floods
 from tgis_server.frontend.transport.floods import (
     CALL_BYTES,
     NUM_BEHIND,
@@ -21,9 +21,9 @@ from tgis_server.frontend.transport.floods import (
     Accounts,
     Connection,
     PortWatch,
-    look,
+    inspect_connections,
+    normalize_address,
     parse_peer,
-    plain,
 )
 from tgis_server.host.descriptors import MaxConnections
 
@@ -41,37 +41,37 @@ def connection(peer=A, *, received: int = 0, silent_s: float = 0.0, waiting: int
 
 
 def reasons(port: PortWatch, now: float, *found: Connection, **accounts: Account) -> list[str]:
-    """Why each connection is closed, in order; empty where it is not."""
+    """The reason for closing each connection, in order; empty if it stays open."""
     by_peer = {{"a": A, "b": B, "c": C}[name]: account for name, account in accounts.items()}
     closed = port.judge(list(found), by_peer, now)
     return [closed.get(one, "") for one in found]
 
 
 def checks(port: PortWatch, received: Callable[[float], int], account: Callable[[float], Account]) -> list[str]:
-    """The reasons of forty checks of one connection, as times go by."""
+    """The reasons from forty successive checks of one connection."""
     times = [check / 2 for check in range(40)]
     return [reasons(port, now, connection(received=received(now)), a=account(now))[0] for now in times]
 
 
-def test_bytes_that_belong_to_no_call_are_a_flood_where_they_come_fast():
+def test_a_fast_stream_of_bytes_outside_of_calls_is_a_flood():
     found = checks(watch(), lambda now: int(now * MIB), lambda now: Account())
 
     assert found.index("flood") == NUM_BEHIND + 2
 
 
-def test_pings_now_and_then_are_no_flood_however_long_they_go_on():
+def test_occasional_pings_are_never_a_flood():
     assert set(checks(watch(), lambda now: int(now * 50 * KIB), lambda now: Account())) == {""}
 
 
 @pytest.mark.parametrize("delay_s", [0, 2])
-def test_requests_are_no_flood_however_fast_they_come_and_whether_they_are_counted_sooner_or_later(delay_s: int):
+def test_requests_are_never_a_flood_even_if_they_are_accounted_late(delay_s: int):
     def account(now: float) -> Account:
         return Account(num_bytes=int(max(0, now - delay_s) * 100 * MIB))
 
     assert set(checks(watch(), lambda now: int(now * 100 * MIB), account)) == {""}
 
 
-def test_a_client_has_no_credit_for_a_flood_from_compressed_requests_or_a_quiet_time():
+def test_compressed_requests_and_quiet_times_give_no_credit_for_a_flood():
     def received(now: float) -> int:
         return int(max(0, now - 10) * MIB)
 
@@ -80,7 +80,7 @@ def test_a_client_has_no_credit_for_a_flood_from_compressed_requests_or_a_quiet_
     assert "flood" in found
 
 
-def test_a_request_that_is_arriving_is_no_flood_until_it_is_more_than_a_request_can_be():
+def test_an_arriving_request_is_a_flood_only_beyond_the_maximum_size():
     arriving = Account(num_open=1, num_receiving=1)
 
     found = checks(watch(), lambda now: int(min(now, 8) * MIB), lambda now: arriving)
@@ -89,7 +89,7 @@ def test_a_request_that_is_arriving_is_no_flood_until_it_is_more_than_a_request_
     assert (set(found), "flood" in too_much) == ({""}, True)
 
 
-def test_resets_in_masses_close_a_connection_and_a_client_that_leaves_all_its_calls_does_not():
+def test_only_masses_of_resets_close_a_connection_not_a_client_leaving_all_its_calls():
     port = watch()
     reasons(port, 0, connection(A), connection(B))
 
@@ -98,7 +98,7 @@ def test_resets_in_masses_close_a_connection_and_a_client_that_leaves_all_its_ca
     assert found == ["", "resets"]
 
 
-def test_a_connection_from_a_port_that_another_had_before_starts_anew():
+def test_a_connection_that_reuses_a_port_starts_afresh():
     port, left = watch(), Account(num_bytes=100 * MIB, num_resets=9000)
     for now in range(10):
         reasons(port, now, connection(received=now * 10 * MIB), a=Account(num_bytes=now * 10 * MIB))
@@ -114,7 +114,7 @@ def test_a_connection_that_takes_nothing_for_the_send_timeout_is_closed():
     assert reasons(port, 31, connection(A, waiting=1), connection(B, waiting=1, acked=1)) == ["send_timeout", ""]
 
 
-def test_the_send_timeout_begins_when_something_is_first_seen_waiting():
+def test_the_send_timeout_starts_when_waiting_bytes_are_first_seen():
     port = watch(send_timeout_s=0.3)
     reasons(port, 0, connection(A))
 
@@ -122,7 +122,7 @@ def test_the_send_timeout_begins_when_something_is_first_seen_waiting():
     assert reasons(port, 1.0, connection(A, waiting=1)) == ["send_timeout"]
 
 
-def test_of_too_many_connections_the_silent_ones_without_calls_go_first():
+def test_excess_connections_are_closed_silent_ones_without_calls_first():
     port = watch(max_connections=1)
     busy = Account(num_open=1)
 
@@ -131,7 +131,7 @@ def test_of_too_many_connections_the_silent_ones_without_calls_go_first():
     assert found == ["", "connections", "connections"]
 
 
-def test_calls_account_for_what_they_sent_and_resets_for_nothing_more():
+def test_calls_account_for_their_bytes_and_resets_for_nothing_more():
     accounts = Accounts()
     answered, reset, left = (accounts.open(f"ipv4:10.0.0.1:{port}") for port in (1, 2, 3))
     answered.note_request(100)
@@ -153,7 +153,7 @@ def test_calls_account_for_what_they_sent_and_resets_for_nothing_more():
 
 
 @pytest.mark.parametrize("was_reset", [False, True])
-def test_calls_with_the_largest_header_are_no_flood_whether_clients_wait_for_their_answers_or_leave(was_reset: bool):
+def test_calls_with_the_largest_header_are_no_flood_even_if_their_clients_leave(was_reset: bool):
     accounts, port, num_calls = Accounts(), watch(), 40
 
     def account(now: float) -> Account:
@@ -166,13 +166,13 @@ def test_calls_with_the_largest_header_are_no_flood_whether_clients_wait_for_the
     assert set(checks(port, lambda now: int(now * num_calls * 17 * KIB), account)) == {""}
 
 
-def test_calls_that_wait_for_their_requests_do_not_allow_a_flood_each():
+def test_waiting_calls_do_not_each_allow_a_flood():
     silent = Account(num_open=64, num_receiving=64)
 
     assert "flood" in checks(watch(), lambda now: int(now * 10 * MIB), lambda now: silent)
 
 
-def test_what_fits_in_the_windows_of_calls_that_the_library_refused_is_no_flood():
+def test_the_windows_of_calls_that_the_library_refused_are_no_flood():
     def refused(now: float) -> Account:
         return Account(num_unread=int(now * 50))
 
@@ -182,7 +182,7 @@ def test_what_fits_in_the_windows_of_calls_that_the_library_refused_is_no_flood(
     assert (set(found), "flood" in flood) == ({""}, True)
 
 
-def test_calls_that_were_refused_before_the_first_check_count_as_later_ones():
+def test_calls_refused_before_the_first_check_count_like_later_ones():
     found = checks(watch(), lambda now: 20 * 64 * KIB, lambda now: Account(num_unread=20))
 
     assert set(found) == {""}
@@ -197,20 +197,20 @@ def test_calls_that_were_refused_before_the_first_check_count_as_later_ones():
         ("ipv6:%5Bfe80::1%252%5D:4000", ("fe80::1%eth0", 4000, 0, 2)),
     ],
 )
-def test_the_kernel_and_grpc_mean_the_same_peer(grpc, kernel):
-    assert parse_peer(grpc) == plain(kernel)
+def test_the_kernel_and_grpc_name_the_same_peer(grpc, kernel):
+    assert parse_peer(grpc) == normalize_address(kernel)
 
 
 @pytest.mark.parametrize(
     ("descriptors", "expected"), [(64, (24, 8)), (256, (120, 40)), (1024, (696, 232)), (1 << 20, (10_000, 256))]
 )
-def test_connections_leave_descriptors_for_the_server_itself(descriptors, expected):
+def test_the_connection_limits_reserve_descriptors_for_the_server(descriptors, expected):
     most = MaxConnections.of(descriptors)
 
     assert (most.grpc, most.http) == expected
 
 
-def test_a_process_opens_as_many_files_as_it_has_the_right_to():
+def test_a_process_raises_its_limit_on_open_files():
     code = (
         "import resource; from tgis_server.host.descriptors import raise_limit; kind = resource.RLIMIT_NOFILE;"
         "resource.setrlimit(kind, (100, 300)); print(raise_limit(), resource.getrlimit(kind))"
@@ -220,10 +220,10 @@ def test_a_process_opens_as_many_files_as_it_has_the_right_to():
     assert ended.stdout.strip() == "300 (300, 300)"
 
 
-# Looks
+# Inspections
 
 
-def test_a_connection_that_opens_while_the_kernel_is_asked_keeps_its_account(monkeypatch):
+def test_a_connection_opened_during_an_inspection_keeps_its_account(monkeypatch):
     accounts = Accounts()
     accounts.open("ipv4:10.0.0.1:2").close(was_reset=False)
 
@@ -233,13 +233,13 @@ def test_a_connection_that_opens_while_the_kernel_is_asked_keeps_its_account(mon
         call.close(was_reset=False)
         return []
 
-    monkeypatch.setattr(connections, "find_connections", find)
+    monkeypatch.setattr(floods, "find_connections", find)
 
-    assert look({1: watch()}, accounts, 1).gone == {B}
+    assert inspect_connections({1: watch()}, accounts, 1).gone == {B}
 
 
-def test_an_error_in_one_look_is_logged_and_the_next_look_finds_the_flood_that_the_last_ones_saw(caplog, monkeypatch):
-    monkeypatch.setattr(connections, "CHECK_S", 0.0)
+def test_after_a_failed_inspection_the_next_one_still_finds_the_flood(caplog, monkeypatch):
+    monkeypatch.setattr(floods, "CHECK_S", 0.0)
     port, received = watch(), count(0, 100 * MIB)
 
     def find(ports: set[int]) -> list[tuple[int, Connection]]:
@@ -249,18 +249,18 @@ def test_an_error_in_one_look_is_logged_and_the_next_look_finds_the_flood_that_t
 
     async def watch_until_closed() -> None:
         closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        watching = asyncio.create_task(connections.watch_connections({1: port}, Accounts(), 1, closed.set_result))
+        watching = asyncio.create_task(floods.watch_connections({1: port}, Accounts(), 1, closed.set_result))
         assert await asyncio.wait_for(closed, 10) == "flood"
         watching.cancel()
 
-    monkeypatch.setattr(connections, "find_connections", find)
-    monkeypatch.setattr(connections, "hang_up", lambda connection: True)
+    monkeypatch.setattr(floods, "find_connections", find)
+    monkeypatch.setattr(floods, "hang_up", lambda connection: True)
     asyncio.run(watch_until_closed())
 
     assert "bad luck" in caplog.text
 
 
-def test_what_a_connection_has_been_forgiven_survives_an_error_in_a_look(monkeypatch):
+def test_forgiven_bytes_survive_a_failed_inspection(monkeypatch):
     port = watch()
     assert set(checks(port, lambda now: int(now * 50 * KIB), lambda now: Account())) == {""}
 
@@ -272,7 +272,7 @@ def test_what_a_connection_has_been_forgiven_survives_an_error_in_a_look(monkeyp
     assert [reasons(port, 20.5 + late, connection(received=1000 * KIB)) for late in range(9)] == [[""]] * 9
 
 
-def test_looks_stay_frequent_while_the_event_loop_is_busy():
+def test_inspections_stay_frequent_while_the_event_loop_is_busy():
     accounts, began_at = Accounts(), []
 
     class Watching(PortWatch):
@@ -282,7 +282,7 @@ def test_looks_stay_frequent_while_the_event_loop_is_busy():
 
     async def be_busy() -> None:
         ports = {1: Watching(10, 30.0, 1, 10)}
-        watching = asyncio.create_task(connections.watch_connections(ports, accounts, 1, print))
+        watching = asyncio.create_task(floods.watch_connections(ports, accounts, 1, print))
         until = time.monotonic() + 2.0
         while time.monotonic() < until:
             turn_ends_at = time.monotonic() + 0.1
@@ -296,7 +296,7 @@ def test_looks_stay_frequent_while_the_event_loop_is_busy():
     assert len(began_at) >= 2
 
 
-def test_connections_are_found_and_hung_up_where_no_descriptor_is_left():
+def test_connections_are_found_and_closed_with_no_descriptor_left():
     code = """
 import os, resource, socket
 from tgis_server.frontend.transport import floods as c
@@ -319,10 +319,10 @@ with socket.create_server(("127.0.0.1", 0)) as server:
     assert ended.stdout.strip() == "[True] [True] b''"
 
 
-def test_a_kernel_that_tells_less_of_connections_is_no_error(monkeypatch):
-    monkeypatch.setattr(connections, "INFO_FORMAT", struct.Struct("24xI24xI64xQQ8xI4000x"))
+def test_an_older_kernel_that_reports_less_is_no_error(monkeypatch):
+    monkeypatch.setattr(floods, "INFO_FORMAT", struct.Struct("24xI24xI64xQQ8xI4000x"))
 
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
         served, _ = server.accept()
         with served:
-            assert list(connections.find_connections({server.getsockname()[1]})) == []
+            assert list(floods.find_connections({server.getsockname()[1]})) == []

@@ -1,4 +1,4 @@
-"""When a group is ready and when it is dead, judged from what its shards say."""
+"""When a group is ready and when it is dead, judged by its shards' health replies."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 
 from frontends import run, until
 from tgis_server.errors import PeerLost
-from tgis_server.frontend import watch as watch_module
-from tgis_server.frontend.watch import ShardWatch, Watch
+from tgis_server.frontend import shard_health
+from tgis_server.frontend.shard_health import GroupHealth, ShardHealth
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.wire.shard_pb2_grpc import ShardServicer, add_ShardServicer_to_server
 
@@ -23,7 +23,7 @@ def serving(**values: object) -> pb.HealthReply:
 
 
 def verdicts(*replies: pb.HealthReply | None) -> list[str | None]:
-    shard = ShardWatch(1, step_timeout_s=60)
+    shard = ShardHealth(1, step_timeout_s=60)
     return [shard.observe(reply) for reply in replies]
 
 
@@ -31,42 +31,42 @@ def test_a_shard_that_answers_is_alive():
     assert verdicts(pb.HealthReply(), serving(), serving(step_age_s=59), serving(tick_age_s=1)) == [None] * 4
 
 
-def test_three_unanswered_calls_in_a_row_are_a_death():
+def test_three_unanswered_calls_in_a_row_mean_that_a_shard_is_dead():
     assert verdicts(serving(), None, None, serving(), None, None, None) == [
         *[None] * 6,
         "Shard 1 does not answer any more.",
     ]
 
 
-def test_silence_while_loading_is_no_death():
+def test_a_shard_that_is_silent_while_loading_is_alive():
     assert verdicts(None, None, None, None, pb.HealthReply(), None, None, None, None) == [None] * 9
 
 
-def test_a_step_that_runs_too_long_is_a_death():
+def test_a_shard_whose_step_runs_too_long_is_dead():
     assert verdicts(serving(step_age_s=61)) == [
         "Shard 1 hangs: its current step has run for 61 s, more than --step-timeout 60."
     ]
 
 
-def test_a_step_may_take_what_the_leader_allows_for_it():
+def test_a_step_may_take_as_long_as_the_leader_allows():
     assert verdicts(serving(step_age_s=499, allowance_s=500), serving(step_age_s=501, allowance_s=500)) == [
         None,
-        "Shard 1 hangs: its current step has run for 501 s, more than the 500 s that such a step may take.",
+        "Shard 1 hangs: its current step has run for 501 s, more than the 500 s allowed for this step.",
     ]
 
 
-def test_an_allowance_below_the_step_timeout_shortens_nothing():
+def test_an_allowance_below_the_step_timeout_has_no_effect():
     assert verdicts(serving(step_age_s=59, allowance_s=2)) == [None]
 
 
-def test_an_idle_loop_that_misses_its_ticks_is_a_death():
+def test_a_shard_whose_idle_loop_misses_its_ticks_is_dead():
     assert verdicts(serving(executed_steps=5, tick_age_s=3), serving(executed_steps=5, tick_age_s=4)) == [
         None,
         "Shard 1 hangs: its step loop has not answered for 4 s.",
     ]
 
 
-def test_an_old_tick_between_long_steps_is_no_death():
+def test_a_shard_with_an_old_tick_between_long_steps_is_alive():
     assert (
         verdicts(
             serving(executed_steps=5, step_age_s=9, tick_age_s=9),
@@ -77,8 +77,8 @@ def test_an_old_tick_between_long_steps_is_no_death():
     )
 
 
-def test_a_follower_that_gets_no_ticks_while_its_leader_waits_for_the_device_is_no_death():
-    shard = ShardWatch(1, 60)
+def test_a_follower_without_ticks_is_alive_while_its_leader_waits_for_the_device():
+    shard = ShardHealth(1, 60)
 
     replies = [serving(executed_steps=5, tick_age_s=age) for age in (3, 4, 20)]
 
@@ -86,8 +86,8 @@ def test_a_follower_that_gets_no_ticks_while_its_leader_waits_for_the_device_is_
 
 
 def verdicts_of_group(*rounds: tuple[pb.HealthReply | None, ...]) -> list[str | None]:
-    watch = Watch([Path("shard-0.sock"), Path("shard-1.sock")], step_timeout_s=60)
-    return [watch.judge(replies) for replies in rounds]
+    group = GroupHealth([Path("shard-0.sock"), Path("shard-1.sock")], step_timeout_s=60)
+    return [group.judge(replies) for replies in rounds]
 
 
 def test_a_follower_without_ticks_is_not_to_blame_while_its_leader_is_silent():
@@ -114,10 +114,10 @@ def test_a_leader_is_not_to_blame_for_a_step_that_waits_for_a_silent_follower():
     assert verdicts_of_group(*rounds) == [None, None, None, "Shard 1 does not answer any more."]
 
 
-def test_what_shards_say_about_loading_is_told_with_their_progress():
-    watch = Watch([Path(f"shard-{rank}.sock") for rank in range(3)], step_timeout_s=60)
+def test_loading_shards_are_described_with_their_progress():
+    group = GroupHealth([Path(f"shard-{rank}.sock") for rank in range(3)], step_timeout_s=60)
 
-    watch.judge(
+    group.judge(
         [
             pb.HealthReply(phase="reading weights", done=1288490189, total=2899102925),
             pb.HealthReply(phase="reading weights", done=1 << 20, total=4 << 20),
@@ -125,14 +125,14 @@ def test_what_shards_say_about_loading_is_told_with_their_progress():
         ]
     )
 
-    assert watch.describe() == (
+    assert group.describe() == (
         "shard-0: reading weights, 1.2 GiB of 2.7 GiB (44%), "
         "shard-1: reading weights, 1 MiB of 4 MiB (25%), shard-2: starting"
     )
 
 
 class FakeShard(ShardServicer):
-    """Answers Health with ``reply``, or not at all while that is None."""
+    """Answers Health with ``reply``, or not at all if it is None."""
 
     def __init__(self) -> None:
         self.reply: pb.HealthReply | None = pb.HealthReply()
@@ -153,15 +153,15 @@ async def start_shard(path: Path) -> tuple[FakeShard, grpc.aio.Server]:
 
 @pytest.fixture(autouse=True)
 def _quick_polls(monkeypatch):
-    monkeypatch.setattr(watch_module, "POLL_S", 0.05)
-    monkeypatch.setattr(watch_module, "CALL_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(shard_health, "POLL_S", 0.05)
+    monkeypatch.setattr(shard_health, "CALL_TIMEOUT_S", 0.1)
 
 
-def test_a_group_is_ready_when_all_its_shards_serve_and_dead_when_one_is_gone(tmp_path):
+def test_a_group_is_ready_when_all_shards_serve_and_dead_when_one_is_lost(tmp_path):
     async def test() -> None:
-        watch = Watch([tmp_path / "shard-0.sock", tmp_path / "shard-1.sock"], step_timeout_s=60)
-        watching = asyncio.create_task(watch.run())
-        ready = asyncio.create_task(watch.wait_until_serving())
+        group = GroupHealth([tmp_path / "shard-0.sock", tmp_path / "shard-1.sock"], step_timeout_s=60)
+        watching = asyncio.create_task(group.run())
+        ready = asyncio.create_task(group.wait_until_serving())
         one, one_server = await start_shard(tmp_path / "shard-0.sock")
         one.reply = serving()
         two, two_server = await start_shard(tmp_path / "shard-1.sock")
@@ -180,9 +180,9 @@ def test_a_group_is_ready_when_all_its_shards_serve_and_dead_when_one_is_gone(tm
     run(test)
 
 
-def test_watching_ends_with_the_front_end(tmp_path):
+def test_polling_ends_with_the_front_end(tmp_path):
     async def test() -> None:
-        watching = asyncio.create_task(Watch([tmp_path / "none.sock"], step_timeout_s=60).run())
+        watching = asyncio.create_task(GroupHealth([tmp_path / "none.sock"], step_timeout_s=60).run())
         await asyncio.sleep(0.05)
 
         watching.cancel()
