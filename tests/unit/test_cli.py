@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tgis_cli.app import COMMANDS
-from tgis_cli.terminal.exits import explain
+from tgis_cli.terminal.exits import explain_error
 from tgis_server.options import options
 
 TGIS = Path(sys.executable).parent / "tgis"
@@ -151,10 +151,12 @@ def test_something_else_at_the_address_is_not_taken_for_a_missing_server():
 
 
 def test_a_command_explains_what_the_machine_lacks_and_blames_no_run_directory_for_a_missing_file():
-    full, missing = (explain(OSError(number, os.strerror(number), "f"))[0] for number in (errno.ENOSPC, errno.ENOENT))
+    full, missing = (
+        explain_error(OSError(number, os.strerror(number), "f"))[0] for number in (errno.ENOSPC, errno.ENOENT)
+    )
 
     assert full.startswith("this command: there is no space left for f ")
-    assert explain(MemoryError())[0].startswith("this command ran out of memory ")
+    assert explain_error(MemoryError())[0].startswith("this command ran out of memory ")
     assert missing.startswith("FileNotFoundError: ")
 
 

@@ -101,7 +101,7 @@ class Client:
         try:
             yield
         except grpc.RpcError as error:
-            raise explain(error.code().name, error.details() or "", self._url) from None
+            raise to_request_error(error.code().name, error.details() or "", self._url) from None
 
 
 def wait_for_connection(channel: Any, target: str, *, with_tls: bool) -> None:
@@ -138,7 +138,7 @@ def explain_no_connection(target: str, *, with_tls: bool) -> str:
     return f"What listens at {target} did not accept a {'TLS' if with_tls else 'plain gRPC'} connection; {hint}"
 
 
-def explain(status: str, details: str, url: str) -> RequestError:
+def to_request_error(status: str, details: str, url: str) -> RequestError:
     """A status of the server as an error whose text can be shown."""
     if status == "UNAVAILABLE":
         return Unavailable(f"The server at {url} is not available: {details or 'the connection broke'}")

@@ -35,23 +35,31 @@ def doctor(
     Takes the options of `tgis launch`, and judges ports, TLS files and limits as that would see them. Starts nothing.
     Exit code 0: nothing fails, whatever is warned of; 1: something fails; 2: the command line is wrong.
     """
-    from tgis_cli.doctor import Level, as_dict, check_target, describe, examine, run_checks, write_bug_report
+    from tgis_cli.doctor import (
+        Level,
+        check_target,
+        describe_verdicts,
+        examine,
+        run_checks,
+        verdicts_as_dict,
+        write_bug_report,
+    )
 
     environ = dict(os.environ)
     if bundle is not None:
         check_target(bundle)  # whoever has mistyped it does not want to wait
-    context = examine(flags, environ, config_file)
-    verdicts = run_checks(context)
-    report = as_dict(context, verdicts)
+    subject = examine(flags, environ, config_file)
+    verdicts = run_checks(subject)
+    report = verdicts_as_dict(subject, verdicts)
     if json_:
         print(json.dumps(report, indent=1, default=str))
     else:
         is_terminal = sys.stdout.isatty()
         width = shutil.get_terminal_size().columns if is_terminal else PIPE_WIDTH
         is_colored = is_terminal and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
-        print("\n".join(describe(verdicts, width, is_colored=is_colored)))
+        print("\n".join(describe_verdicts(verdicts, width, is_colored=is_colored)))
     if bundle is not None:
-        names = write_bug_report(bundle, context, report)
+        names = write_bug_report(bundle, subject, report)
         print(f"{bundle} holds, for a bug report: {', '.join(names)}.", file=sys.stderr if json_ else sys.stdout)
     if any(verdict.level is Level.FAIL for verdict in verdicts):
         sys.stdout.flush()  # a reader that has gone is told of in another exit code

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tgis_cli.migrate import Finding, Report, examine_all, read_containers, read_source
+from tgis_cli.migrate import Finding, MigrationReport, examine_all, read_containers, read_settings_file
 from tgis_server.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def migrate(
     and scripts with docker run or text-generation-launcher. Nothing is written. The exit code is 1 if a server would
     not start, else 0. Give what kustomize or helm make: kubectl kustomize DIR | tgis migrate -
     """
-    reports = list(examine_all(read_containers([read_source(file) for file in files])))
+    reports = list(examine_all(read_containers([read_settings_file(file) for file in files])))
     if not reports:
         raise UsageError(f"Nothing in {', '.join(files)} has an executable, image or setting of TGIS.")
     if json_:
@@ -53,7 +53,7 @@ def migrate(
     raise SystemExit(int(any(report.will_fail for report in reports)))
 
 
-def to_json(report: Report) -> dict[str, Any]:
+def to_json(report: MigrationReport) -> dict[str, Any]:
     container = report.container
     return {
         "file": container.file,
@@ -66,7 +66,7 @@ def to_json(report: Report) -> dict[str, Any]:
     }
 
 
-def print_reports(reports: list[Report], console: Console) -> None:
+def print_reports(reports: list[MigrationReport], console: Console) -> None:
     """For a terminal in two lines per setting; else in one, for grep and diff."""
     for index, report in enumerate(reports):
         if index:
@@ -82,7 +82,7 @@ def print_line(console: Console, text: str, style: str = "") -> None:
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
-def rows_of(report: Report) -> list[tuple[str, str, str, str]]:
+def rows_of(report: MigrationReport) -> list[tuple[str, str, str, str]]:
     """Line, verdict, setting and text of all findings, then of all advice."""
     findings = [
         (str(finding.line or ""), finding.verdict, spell(finding), f"{finding.now} {finding.todo}")
@@ -124,7 +124,7 @@ def print_table(console: Console, rows: list[tuple[str, str, str, str]]) -> None
     console.print(table)
 
 
-def conclude(report: Report) -> str:
+def conclude(report: MigrationReport) -> str:
     if report.will_fail:
         return "This server would not start, or never be ready: see `refused` and `must change`."
     doubts = [f"`{verdict}`" for verdict in DOUBTS if any(finding.verdict == verdict for finding in report.findings)]

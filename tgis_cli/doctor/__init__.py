@@ -7,17 +7,17 @@ for the bug report that is asked for. Torch is never imported: whatever needs it
 from tgis_cli.doctor.bug_report import check_target, write_bug_report
 from tgis_cli.doctor.checks import check_machine, run_checks
 from tgis_cli.doctor.examine import examine
-from tgis_cli.doctor.report import as_dict, describe
-from tgis_cli.doctor.verdict import Context, Level
+from tgis_cli.doctor.report import describe_verdicts, verdicts_as_dict
+from tgis_cli.doctor.verdict import Level, Subject
 
 __all__ = [
-    "Context",
     "Level",
-    "as_dict",
+    "Subject",
     "check_machine",
     "check_target",
-    "describe",
+    "describe_verdicts",
     "examine",
     "run_checks",
+    "verdicts_as_dict",
     "write_bug_report",
 ]

@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tgis_cli.doctor.verdict import Context
+from tgis_cli.doctor.verdict import Subject
 from tgis_cli.supervisor.run_dir import find_leftovers, sort_failed
 from tgis_server.errors import UsageError
 from tgis_server.options import options
@@ -87,7 +87,7 @@ def check_target(path: Path) -> None:
         raise UsageError(f"--bundle {path} cannot be made, as {path.parent} {reason}: choose another place.")
 
 
-def write_bug_report(path: Path, context: Context, report: Mapping[str, Any]) -> list[str]:
+def write_bug_report(path: Path, subject: Subject, report: Mapping[str, Any]) -> list[str]:
     """Write the archive, which appears whole or not at all, for this user alone.
 
     Returns:
@@ -99,8 +99,8 @@ def write_bug_report(path: Path, context: Context, report: Mapping[str, Any]) ->
     import tarfile  # a start imports this module too, and has no time
 
     check_target(path)
-    scrubber = Scrubber(context.environ)
-    texts = {"doctor.json": to_json(report), **collect(context)}
+    scrubber = Scrubber(subject.environ)
+    texts = {"doctor.json": to_json(report), **collect(subject)}
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # of mode 0600
         try:
@@ -119,29 +119,29 @@ def write_bug_report(path: Path, context: Context, report: Mapping[str, Any]) ->
     return list(texts)
 
 
-def collect(context: Context) -> dict[str, str]:
+def collect(subject: Subject) -> dict[str, str]:
     """Text of everything by its name. What cannot be had is told in its place."""
     texts: dict[str, str] = {}
     for part in (collect_settings, collect_machine, collect_groups, collect_model, collect_runs):
         try:
-            texts.update(part(context))
+            texts.update(part(subject))
         except Exception as error:  # noqa: BLE001  an archive with less in it is better than none
             texts[f"{part.__name__}.error"] = f"{type(error).__name__}: {error}\n"
     return texts
 
 
-def collect_settings(context: Context) -> Iterator[tuple[str, str]]:
-    yield "config.json", to_json(describe_config(context))
-    yield "environment.json", to_json(describe_environment(context.environ))
+def collect_settings(subject: Subject) -> Iterator[tuple[str, str]]:
+    yield "config.json", to_json(describe_config(subject))
+    yield "environment.json", to_json(describe_environment(subject.environ))
     yield "packages.txt", "".join(f"{name}=={version}\n" for name, version in list_packages())
 
 
-def collect_machine(context: Context) -> Iterator[tuple[str, str]]:
+def collect_machine(subject: Subject) -> Iterator[tuple[str, str]]:
     yield "machine/uname", " ".join(platform.uname()) + "\n"
     for name in MACHINE_FILES:
-        if text := context.host.read(name):
+        if text := subject.host.read(name):
             yield f"machine/{name.replace('/', '-')}", text
-    yield "machine/cpuinfo", context.host.read("proc/cpuinfo").partition("\n\n")[0]
+    yield "machine/cpuinfo", subject.host.read("proc/cpuinfo").partition("\n\n")[0]
     if text := run_nvidia_smi():
         yield "machine/nvidia-smi", text
 
@@ -150,12 +150,12 @@ def to_json(value: object) -> str:
     return json.dumps(value, indent=1, default=str) + "\n"
 
 
-def describe_config(context: Context) -> dict[str, Any]:
+def describe_config(subject: Subject) -> dict[str, Any]:
     """As `tgis config show --json` does."""
     from tgis_cli.commands.config import describe_options
 
-    inferred = context.resolved.inferred() if context.resolved else {}
-    return {"options": describe_options(context.loaded), "inferred": inferred, "refused": context.refused}
+    inferred = subject.resolved.inferred() if subject.resolved else {}
+    return {"options": describe_options(subject.loaded), "inferred": inferred, "refused": subject.refused}
 
 
 def describe_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -167,16 +167,16 @@ def list_packages() -> list[tuple[str, str]]:
     return sorted(found, key=lambda item: item[0].lower())
 
 
-def collect_groups(context: Context) -> Iterator[tuple[str, str]]:
+def collect_groups(subject: Subject) -> Iterator[tuple[str, str]]:
     """The numbers of the own control group and those above it."""
-    root = context.host.root / "sys/fs/cgroup"
-    groups = dict.fromkeys(group for name in ("memory", "cpu", "pids") for group in context.host.group_dirs(name))
+    root = subject.host.root / "sys/fs/cgroup"
+    groups = dict.fromkeys(group for name in ("memory", "cpu", "pids") for group in subject.host.group_dirs(name))
     for group in groups:
         lines = [
             f"{file.name}: {text.strip()}"
             for pattern in GROUP_FILES
             for file in sorted(group.glob(pattern))
-            if (text := context.host.read(str(file.relative_to(context.host.root))))
+            if (text := subject.host.read(str(file.relative_to(subject.host.root))))
         ]
         place = "-".join(group.relative_to(root).parts) or "root"
         yield f"machine/cgroup-{place}", "\n".join(lines) + "\n"
@@ -202,19 +202,19 @@ def run_nvidia_smi() -> str:
         return str(error)
 
 
-def collect_model(context: Context) -> Iterator[tuple[str, str]]:
+def collect_model(subject: Subject) -> Iterator[tuple[str, str]]:
     """Names and sizes of the model's files, and its config.json."""
-    if context.resolved is None:
+    if subject.resolved is None:
         return
-    model_dir = context.resolved.run.model_dir
+    model_dir = subject.resolved.run.model_dir
     sizes = {file.name: file.stat().st_size for file in sorted(model_dir.iterdir()) if file.is_file()}
     yield "model/files.json", to_json(sizes)
     yield "model/config.json", read_end(model_dir / "config.json")
 
 
-def collect_runs(context: Context) -> Iterator[tuple[str, str]]:
+def collect_runs(subject: Subject) -> Iterator[tuple[str, str]]:
     """The latest failed runs: what was asked for, and how each process ended."""
-    parent = context.config.run_dir or Path(tempfile.gettempdir())
+    parent = subject.config.run_dir or Path(tempfile.gettempdir())
     for run_dir in sort_failed(find_leftovers(parent))[:MAX_FAILED_RUNS]:
         for file in [run_dir / "serve.json", *sorted((run_dir / "errors").iterdir())]:
             if file.is_file() and not file.is_symlink():

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from tgis_cli.decide.decisions import Decisions
 from tgis_cli.decide.resources import GPU_LISTS, choose_device, choose_num_shard, count
 from tgis_cli.doctor.libraries import find_version
-from tgis_cli.doctor.verdict import Context, Verdict, failed, ok, warn
+from tgis_cli.doctor.verdict import Subject, Verdict, failed, ok, warn
 from tgis_cli.machine.gpus import read_use, split_devices
 from tgis_server import failures
 from tgis_server.engines.catalogue import DEFAULT, REHEARSAL
@@ -25,10 +25,10 @@ MIN_FREE_SHARE = 0.9  # of a GPU that nobody else uses
 MAX_NAMED_PROCESSES = 3
 
 
-def check_devices(context: Context) -> Iterator[Verdict]:
+def check_devices(subject: Subject) -> Iterator[Verdict]:
     """Where a model would run, chosen as a start does it."""
-    decide = Decisions(context.loaded, context.environ, context.machine)
-    engine = REHEARSAL if context.config.rehearse else DEFAULT
+    decide = Decisions(subject.loaded, subject.environ, subject.machine)
+    engine = REHEARSAL if subject.config.rehearse else DEFAULT
     try:
         device = choose_device(decide, engine)
         num_shard = choose_num_shard(decide, engine, device)
@@ -38,27 +38,27 @@ def check_devices(context: Context) -> Iterator[Verdict]:
     yield from map(warn, decide.warnings)
     place = f"{count(num_shard, 'GPU')}" if device == "cuda" else "the CPU"
     yield ok(f"Models run on {place}: {decide.reasons['device']}.", device=device, num_shard=num_shard)
-    for gpu in context.machine.gpus:
+    for gpu in subject.machine.gpus:
         memory = f", {format_bytes(gpu.free_bytes)} of {format_bytes(gpu.total_bytes)} free" if gpu.total_bytes else ""
         yield ok(f"{gpu}: {gpu.name or 'known by its device file alone'}{memory}.", uuid=gpu.device, name=gpu.name)
 
 
-def check_visible_devices(context: Context) -> Iterator[Verdict]:
+def check_visible_devices(subject: Subject) -> Iterator[Verdict]:
     """The lists of the container and of CUDA. What is wrong with the latter is known since it was applied."""
     for variable in GPU_LISTS:
-        if (value := context.environ.get(variable)) is not None:
+        if (value := subject.environ.get(variable)) is not None:
             listed = split_devices(value)
             shown = "all GPUs" if listed is None else count(len(listed), "GPU")
             yield ok(f"{variable} is {value!r}: {shown}.", value=value)
 
 
-def check_driver(context: Context) -> Iterator[Verdict]:
+def check_driver(subject: Subject) -> Iterator[Verdict]:
     """Whether the driver runs the CUDA that torch was built for, and that knows the GPUs, by their versions."""
-    driver = re.search(r"CUDA (\d+)\.(\d+)", context.machine.driver)
-    if not context.uses_gpus or driver is None or (needs := find_torch_cuda(context)) is None:
+    driver = re.search(r"CUDA (\d+)\.(\d+)", subject.machine.driver)
+    if not subject.uses_gpus or driver is None or (needs := find_torch_cuda(subject)) is None:
         return
     has = (int(driver[1]), int(driver[2]))
-    versions = f"{context.machine.driver}, torch is built for CUDA {format_version(needs)}"
+    versions = f"{subject.machine.driver}, torch is built for CUDA {format_version(needs)}"
     if has[0] < needs[0]:
         first = FIRST_DRIVER.get(needs[0])
         reason = versions + (f", which needs driver {first} or newer" if first else "")
@@ -67,7 +67,7 @@ def check_driver(context: Context) -> Iterator[Verdict]:
         older = ", and runs by the compatibility of minor versions" if has < needs else ""
         yield ok(f"The GPUs have {versions}{older}.", driver=has, torch=needs)
     least = FIRST_CAPABILITY.get(needs[0], (0, 0))
-    for gpu in context.machine.gpus[: context.num_shard]:
+    for gpu in subject.machine.gpus[: subject.num_shard]:
         if gpu.capability and gpu.capability < least:
             reason = (
                 f"{gpu.name} has compute capability {format_version(gpu.capability)}, CUDA {format_version(needs)} "
@@ -80,21 +80,21 @@ def format_version(numbers: tuple[int, int]) -> str:
     return f"{numbers[0]}.{numbers[1]}"
 
 
-def find_torch_cuda(context: Context) -> tuple[int, int] | None:
+def find_torch_cuda(subject: Subject) -> tuple[int, int] | None:
     """From torch's version (2.11.0+cu130), or from the libraries that its wheel on PyPI asks for."""
-    if found := re.search(r"\+cu(\d+)(\d)$", find_version(context, "torch")):
+    if found := re.search(r"\+cu(\d+)(\d)$", find_version(subject, "torch")):
         return int(found[1]), int(found[2])
     for package in CUDA_RUNTIMES:
-        if found := re.match(r"(\d+)\.(\d+)", find_version(context, package)):
+        if found := re.match(r"(\d+)\.(\d+)", find_version(subject, package)):
             return int(found[1]), int(found[2])
     return None
 
 
-def check_gpu_use(context: Context) -> Iterator[Verdict]:
+def check_gpu_use(subject: Subject) -> Iterator[Verdict]:
     """Who else uses the GPUs, and whether their memory is sound."""
-    if not context.uses_gpus:
+    if not subject.uses_gpus:
         return
-    for use in read_use(context.machine.gpus, context.host.nvml):
+    for use in read_use(subject.machine.gpus, subject.host.nvml):
         gpu = use.gpu
         if gpu.total_bytes and gpu.free_bytes < MIN_FREE_SHARE * gpu.total_bytes:
             yield warn(
@@ -130,9 +130,9 @@ def describe_processes(processes: tuple[tuple[int, int], ...]) -> str:
     return named + (f" and {more} more" if more else "") if named else "processes that the driver does not name"
 
 
-def check_cpus(context: Context) -> Iterator[Verdict]:
+def check_cpus(subject: Subject) -> Iterator[Verdict]:
     """How much of them there is."""
-    machine = context.machine
+    machine = subject.machine
     quota, num_cores = machine.cpu_quota, len({cpu.core for cpu in machine.cpus})
     facts = {"cpus": len(machine.cpus), "cores": num_cores, "quota": quota, "bf16": machine.has_bf16}
     if quota is not None and quota < 1:

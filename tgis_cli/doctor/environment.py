@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from tgis_cli.decide.legacy_settings import BY_NAME, warn_of_settings
-from tgis_cli.doctor.verdict import Context, Verdict, fail, ok, warn
+from tgis_cli.doctor.verdict import Subject, Verdict, fail, ok, warn
 from tgis_cli.model_files.cache.place import CURRENT, DEPRECATED
 from tgis_cli.supervisor.environment import ALLOCATOR, SECRETS
 from tgis_server.host.proxies import PROXIES, find_proxy, host_of
@@ -48,19 +48,19 @@ BURDENS: Mapping[str, tuple[Callable[[str], bool], str]] = {
 }
 
 
-def check_options(context: Context) -> Iterator[Verdict]:
+def check_options(subject: Subject) -> Iterator[Verdict]:
     """What a start would refuse, and settings of the original that do not do what they did."""
-    yield from map(fail, context.refused)
-    yield from map(warn, warn_of_settings(context.loaded, context.environ))
-    given = [name for name, origin in context.loaded.origins.items() if origin != "default"]
+    yield from map(fail, subject.refused)
+    yield from map(warn, warn_of_settings(subject.loaded, subject.environ))
+    given = [name for name, origin in subject.loaded.origins.items() if origin != "default"]
     yield ok(f"Options that are given: {', '.join(given) or 'none'}.", given=given)
 
 
-def check_misspelt(context: Context) -> Iterator[Verdict]:
+def check_misspelt(subject: Subject) -> Iterator[Verdict]:
     """Variables that are almost options: nobody reads them."""
     known = {option.env: option for option in options()}
     names = {*known, *BY_NAME, *(option.opt.also_env for option in options())}
-    for name in sorted(context.environ):
+    for name in sorted(subject.environ):
         if name in names or len(name) < MIN_LENGTH or SERVICE_LINK.search(name):
             continue
         close = difflib.get_close_matches(name, [env for env in known if len(env) >= MIN_LENGTH], n=1, cutoff=LIKENESS)
@@ -70,20 +70,20 @@ def check_misspelt(context: Context) -> Iterator[Verdict]:
             yield warn(f"The variable {name} is no option.", "`tgis config show` lists them.", name=name)
 
 
-def check_burdens(context: Context) -> Iterator[Verdict]:
+def check_burdens(subject: Subject) -> Iterator[Verdict]:
     """What somebody set to find an error, and forgot."""
     for name, (is_burden, effect) in BURDENS.items():
-        value = context.environ.get(name, "")
-        is_heard = context.uses_gpus or not name.startswith(GPU_ONLY)
+        value = subject.environ.get(name, "")
+        is_heard = subject.uses_gpus or not name.startswith(GPU_ONLY)
         if value and is_heard and is_burden(value):
             yield warn(f"{name}={value} {effect}.", "Remove it, unless you are looking for an error.", name=name)
-    if context.uses_gpus and (allocator := context.environ.get(ALLOCATOR)):
+    if subject.uses_gpus and (allocator := subject.environ.get(ALLOCATOR)):
         yield ok(f"{ALLOCATOR} is {allocator!r}.", value=allocator)
 
 
-def check_paths(context: Context) -> Iterator[Verdict]:
+def check_paths(subject: Subject) -> Iterator[Verdict]:
     """What may be loaded in place of our own modules and of the libraries that come with torch."""
-    for directory in split_paths(context.environ, "PYTHONPATH"):
+    for directory in split_paths(subject.environ, "PYTHONPATH"):
         hidden = [
             name
             for name in OUR_MODULES
@@ -95,14 +95,14 @@ def check_paths(context: Context) -> Iterator[Verdict]:
                 "Remove it, unless that is wanted.",
                 path=str(directory),
             )
-    for directory in split_paths(context.environ, "LD_LIBRARY_PATH") if context.uses_gpus else ():
+    for directory in split_paths(subject.environ, "LD_LIBRARY_PATH") if subject.uses_gpus else ():
         if found := next((file for name in CUDA_LIBRARIES for file in directory.glob(name)), None):
             yield warn(
                 f"LD_LIBRARY_PATH has {directory}, where {found.name} may be loaded in place of torch's own.",
                 "Remove that directory; the driver's library is found without it.",
                 path=str(directory),
             )
-    if preloaded := context.environ.get("LD_PRELOAD"):
+    if preloaded := subject.environ.get("LD_PRELOAD"):
         yield ok(f"LD_PRELOAD is {preloaded!r}.", value=preloaded)
 
 
@@ -110,9 +110,9 @@ def split_paths(environ: Mapping[str, str], name: str) -> list[Path]:
     return [Path(part) for part in environ.get(name, "").split(":") if part]
 
 
-def check_hub(context: Context) -> Iterator[Verdict]:
+def check_hub(subject: Subject) -> Iterator[Verdict]:
     """What downloads go by."""
-    environ = context.environ
+    environ = subject.environ
     names = (CURRENT, *DEPRECATED, "HF_HOME", "HF_HUB_OFFLINE", "HF_ENDPOINT")
     given = [f"{name}={mask_credentials(environ[name])}" for name in names if environ.get(name)]
     tokens = [f"{name} is set (and not shown)" for name in SECRETS if environ.get(name)]
@@ -126,15 +126,15 @@ def check_hub(context: Context) -> Iterator[Verdict]:
         yield ok(f"For downloads: {', '.join(given + tokens)}.", variables=given, has_token=bool(tokens))
 
 
-def check_proxies(context: Context) -> Iterator[Verdict]:
+def check_proxies(subject: Subject) -> Iterator[Verdict]:
     """Proxies are for the hub. Calls to this machine go past them; what else stays inside must be in NO_PROXY."""
-    environ = context.environ
+    environ = subject.environ
     names = [name for base in (*PROXIES, "all_proxy") for name in (base, base.upper())]
     used = {name: environ[name] for name in names if environ.get(name)}
     if not used:
         return
     shown = ", ".join(f"{name}={mask_credentials(value)}" for name, value in used.items())
-    endpoint = split_credentials(context.config.otlp_endpoint or "")[0]
+    endpoint = split_credentials(subject.config.otlp_endpoint or "")[0]
     variable, _ = find_proxy(endpoint, environ)
     if variable:
         host = host_of(endpoint)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tgis_cli.decide.resolve import Resolved, resolve
-from tgis_cli.doctor.verdict import Context, Host
+from tgis_cli.doctor.verdict import Host, Subject
 from tgis_cli.machine import probe_machine
 from tgis_server.errors import TgisError, UsageError
 from tgis_server.options import LoadedConfig, find_conflicts, merge_options, options, parse_value
@@ -15,7 +15,7 @@ from tgis_server.options import LoadedConfig, find_conflicts, merge_options, opt
 
 def examine(
     flags: Mapping[str, Any], environ: Mapping[str, str], config_file: Path | None = None, host: Host | None = None
-) -> Context:
+) -> Subject:
     """Look at the machine, and at the model if one is named.
 
     Raises:
@@ -30,7 +30,7 @@ def examine(
             resolved = resolve(loaded, environ, machine)
         except (TgisError, OSError) as error:
             problem = error
-    return Context(environ, loaded, machine, host or Host(), resolved, problem, refused)
+    return Subject(environ, loaded, machine, host or Host(), resolved, problem, refused)
 
 
 def read_options(

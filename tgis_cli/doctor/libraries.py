@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-from tgis_cli.doctor.verdict import Context, Verdict, fail, ok
+from tgis_cli.doctor.verdict import Subject, Verdict, fail, ok
 from tgis_server import __version__
 
 if TYPE_CHECKING:
@@ -18,14 +18,14 @@ SHOWN = ("torch", "grpcio", "tokenizers", "safetensors", "numpy")
 MIN_PYTHON = (3, 11)
 
 
-def check_libraries(context: Context) -> Iterator[Verdict]:
+def check_libraries(subject: Subject) -> Iterator[Verdict]:
     """Each against what TGIS asks for."""
     if sys.version_info < MIN_PYTHON:
         yield fail(f"This is Python {platform.python_version()}, but 3.11 or newer is needed.", "Install a newer one.")
     for requirement in read_requirements():
         fix = f"pip install '{requirement.name}{requirement.specifier}'."
         try:
-            version = context.host.get_version(requirement.name)
+            version = subject.host.get_version(requirement.name)
         except metadata.PackageNotFoundError:
             yield fail(f"The package {requirement.name} is not installed.", fix)
             continue
@@ -36,7 +36,7 @@ def check_libraries(context: Context) -> Iterator[Verdict]:
                 package=requirement.name,
                 version=version,
             )
-    versions = {name: version for name in SHOWN if (version := find_version(context, name))}
+    versions = {name: version for name in SHOWN if (version := find_version(subject, name))}
     shown = ", ".join(f"{name} {version}" for name, version in versions.items())
     yield ok(f"TGIS {__version__}, Python {platform.python_version()}, {shown}.", versions=versions)
 
@@ -51,9 +51,9 @@ def is_met(requirement: Requirement, version: str) -> bool:
         return True
 
 
-def find_version(context: Context, name: str) -> str:
+def find_version(subject: Subject, name: str) -> str:
     try:
-        return context.host.get_version(name)
+        return subject.host.get_version(name)
     except metadata.PackageNotFoundError:
         return ""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import tgis_server
 from tgis_cli.causes.explain import SharedMemory
 from tgis_cli.decide.preflight import check_address_space, check_processes, describe_limit
-from tgis_cli.doctor.verdict import Context, Verdict, failed, ok, warn
+from tgis_cli.doctor.verdict import Subject, Verdict, failed, ok, warn
 from tgis_cli.machine.process_limits import read_process_limits
 from tgis_server.errors import TgisError
 from tgis_server.host import cgroup
@@ -26,16 +26,16 @@ PR_GET_PDEATHSIG = 2
 BUILD_SLACK_S = 86_400.0  # a clock may lag behind the machine that built the package
 
 
-def check_memory(context: Context) -> Iterator[Verdict]:
+def check_memory(subject: Subject) -> Iterator[Verdict]:
     """What can be allocated now, and what slows down before the limit is reached."""
-    machine = context.machine
+    machine = subject.machine
     facts = {"free_bytes": machine.free_bytes, "limit_bytes": machine.limit_bytes}
     sentence = f"{format_bytes(machine.free_bytes)} of memory are free; {describe_limit(machine)}."
     if machine.free_bytes < MIN_FREE_BYTES:
         yield warn(sentence, "Free memory, or raise the limit: even a small model needs about 1 GiB.", **facts)
     else:
         yield ok(sentence[0].upper() + sentence[1:], **facts)
-    highs = [high for group in context.host.group_dirs("memory") if (high := cgroup.read_int(group / "memory.high"))]
+    highs = [high for group in subject.host.group_dirs("memory") if (high := cgroup.read_int(group / "memory.high"))]
     if highs and (machine.limit_bytes is None or min(highs) < machine.limit_bytes):
         yield warn(
             f"The control group slows processes down beyond {format_bytes(min(highs))} (memory.high).",
@@ -44,12 +44,12 @@ def check_memory(context: Context) -> Iterator[Verdict]:
         )
 
 
-def check_shared_memory(context: Context) -> Iterator[Verdict]:
+def check_shared_memory(subject: Subject) -> Iterator[Verdict]:
     """NCCL's transport between the GPUs of a machine."""
-    shared = SharedMemory.measure(context.host.statvfs)
+    shared = SharedMemory.measure(subject.host.statvfs)
     facts = {"total_bytes": shared.total_bytes, "free_bytes": shared.free_bytes}
     has = f"{PLACE} has {format_bytes(shared.total_bytes)}, {format_bytes(shared.free_bytes)} of them free"
-    if shared.is_short and context.uses_gpus and context.num_shard > 1:
+    if shared.is_short and subject.uses_gpus and subject.num_shard > 1:
         yield warn(
             f"{has}, but several shards on GPUs need at least 1 GiB.",
             "Mount an emptyDir of medium Memory there (Kubernetes), or use --shm-size 1g (docker).",
@@ -60,32 +60,32 @@ def check_shared_memory(context: Context) -> Iterator[Verdict]:
         yield ok(f"{has}{few}.", **facts)
 
 
-def check_limits(context: Context) -> Iterator[Verdict]:
+def check_limits(subject: Subject) -> Iterator[Verdict]:
     """What `ulimit` and the control group's number of processes allow."""
     try:
         check_address_space()
     except TgisError as error:
         yield failed(error)
-    files = context.host.get_limit(resource.RLIMIT_NOFILE)[1]  # a start takes all that it may
-    processes, stack = (context.host.get_limit(kind)[0] for kind in (resource.RLIMIT_NPROC, resource.RLIMIT_STACK))
-    need_files = OWN_FILES + context.config.max_concurrent_requests
+    files = subject.host.get_limit(resource.RLIMIT_NOFILE)[1]  # a start takes all that it may
+    processes, stack = (subject.host.get_limit(kind)[0] for kind in (resource.RLIMIT_NPROC, resource.RLIMIT_STACK))
+    need_files = OWN_FILES + subject.config.max_concurrent_requests
     if is_below(files, need_files):
         yield warn(
-            f"A process may open {files} files, but {context.config.max_concurrent_requests} calls from as many "
+            f"A process may open {files} files, but {subject.config.max_concurrent_requests} calls from as many "
             f"clients need about {need_files}.",
             "Raise the limit (`ulimit -Hn`, LimitNOFILE in systemd), or lower --max-concurrent-requests.",
             limit=files,
         )
-    limits = read_process_limits(context.host.root, context.host.get_limit, context.host.uid())
+    limits = read_process_limits(subject.host.root, subject.host.get_limit, subject.host.uid())
     try:
-        check_processes(limits, threads_of(context))
+        check_processes(limits, threads_of(subject))
     except TgisError as error:
         yield failed(error)
     if is_below(stack, MIN_STACK_BYTES):
         yield warn(
             f"A thread gets a stack of {format_bytes(stack)}.", "Raise `ulimit -s` to its usual 8192 KiB.", limit=stack
         )
-    core = context.host.get_limit(resource.RLIMIT_CORE)[0]
+    core = subject.host.get_limit(resource.RLIMIT_CORE)[0]
     yield ok(
         f"{describe_number(files)} open files, {describe_number(processes)} processes, "
         f"{'no core dumps' if core == 0 else 'core dumps'}.",
@@ -94,16 +94,16 @@ def check_limits(context: Context) -> Iterator[Verdict]:
         pids_max=min((limit.limit for limit in limits if limit.is_of_group), default=None),
         stack=stack,
         core=core,
-        locked_memory=context.host.get_limit(resource.RLIMIT_MEMLOCK)[0],
+        locked_memory=subject.host.get_limit(resource.RLIMIT_MEMLOCK)[0],
     )
 
 
-def threads_of(context: Context) -> Threads:
+def threads_of(subject: Subject) -> Threads:
     """As far as they are known where no model is named."""
-    if context.resolved is not None:
-        return Threads.of(context.resolved.run)
-    num_threads = None if context.config.rehearse else max(1, context.machine.num_cpus // context.num_shard)
-    return Threads(context.num_shard, num_threads)
+    if subject.resolved is not None:
+        return Threads.of(subject.resolved.run)
+    num_threads = None if subject.config.rehearse else max(1, subject.machine.num_cpus // subject.num_shard)
+    return Threads(subject.num_shard, num_threads)
 
 
 def is_below(limit: int, needed: int) -> bool:
@@ -114,9 +114,9 @@ def describe_number(limit: int) -> str:
     return "unlimited" if limit == resource.RLIM_INFINITY else f"{limit:,}"
 
 
-def check_clock(context: Context) -> Iterator[Verdict]:
+def check_clock(subject: Subject) -> Iterator[Verdict]:
     """A clock before the time of the installation lets certificates look invalid and sorts logs wrongly."""
-    now, installed = context.host.now(), Path(tgis_server.__file__).stat().st_mtime
+    now, installed = subject.host.now(), Path(tgis_server.__file__).stat().st_mtime
     if now + BUILD_SLACK_S < installed:
         yield warn(
             f"The clock says {format_time(now)}, but TGIS was installed on {format_time(installed)}.",
@@ -127,13 +127,13 @@ def check_clock(context: Context) -> Iterator[Verdict]:
         yield ok(f"The clock says {format_time(now)}.", now=now)
 
 
-def check_kernel(context: Context) -> Iterator[Verdict]:
+def check_kernel(subject: Subject) -> Iterator[Verdict]:
     """What supervision relies on."""
-    if not context.host.read("proc/self/stat"):
+    if not subject.host.read("proc/self/stat"):
         yield warn("/proc is not mounted: limits and the causes of failures cannot be read.", "Mount it.")
     if ctypes.CDLL(None).prctl(PR_GET_PDEATHSIG, ctypes.byref(ctypes.c_int()), 0, 0, 0) != 0:
         yield warn(
             "This kernel does not end processes with their parent: children of a killed launcher end a moment later.",
             "Nothing has to be done; they watch a pipe as well.",
         )
-    yield ok(f"Linux {context.host.read('proc/sys/kernel/osrelease').strip() or 'of an unknown version'}.")
+    yield ok(f"Linux {subject.host.read('proc/sys/kernel/osrelease').strip() or 'of an unknown version'}.")

@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Iterator
 
 from tgis_cli.decide.preflight import is_held_by_server
-from tgis_cli.doctor.verdict import Context, Verdict, failed, ok, warn
+from tgis_cli.doctor.verdict import Subject, Verdict, failed, ok, warn
 from tgis_server import failures
 from tgis_server.errors import TgisError
 from tgis_server.host.ports import find_owner, listen
@@ -15,9 +15,9 @@ from tgis_server.words.url_credentials import mask_credentials
 TRACING_MODULES = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.grpc")
 
 
-def check_ports(context: Context) -> Iterator[Verdict]:
+def check_ports(subject: Subject) -> Iterator[Verdict]:
     """Whether they can be listened on; else who holds them."""
-    config = context.config
+    config = subject.config
     for port, flag in ((config.grpc_port, "--grpc-port"), (config.port, "--port")):
         try:
             listen(config.host, port, flag).close()
@@ -34,9 +34,9 @@ def check_ports(context: Context) -> Iterator[Verdict]:
             yield ok(f"Port {port} ({flag}) is free." if port else f"{flag} 0: any free port.", port=port)
 
 
-def check_tracing(context: Context) -> Iterator[Verdict]:
+def check_tracing(subject: Subject) -> Iterator[Verdict]:
     """The libraries of the extra, where an endpoint is given."""
-    endpoint = context.config.otlp_endpoint
+    endpoint = subject.config.otlp_endpoint
     if not endpoint:
         return
     for module in TRACING_MODULES:

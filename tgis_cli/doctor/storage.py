@@ -15,7 +15,7 @@ from typing import Any
 
 from tgis_cli.decide.preflight import MAX_SOCKET_PATH_BYTES, check_socket
 from tgis_cli.decide.resources import count
-from tgis_cli.doctor.verdict import Context, Verdict, failed, ok, warn
+from tgis_cli.doctor.verdict import Subject, Verdict, failed, ok, warn
 from tgis_cli.model_files import find_cache_dir, is_homeless, list_folders
 from tgis_cli.model_files.cache.disk import count_free_bytes, describe_room
 from tgis_cli.supervisor.run_dir import PREFIX, is_leftover, sort_failed
@@ -33,10 +33,10 @@ MAX_PROBLEMS = 5
 CACHE_FIX = "Mend it, or name another with HF_HUB_CACHE."
 
 
-def check_run_dir(context: Context) -> Iterator[Verdict]:
+def check_run_dir(subject: Subject) -> Iterator[Verdict]:
     """Where sockets and logs of failures go: a directory that can be written, has room, and a short name."""
     try:
-        parent = (context.config.run_dir or Path(tempfile.gettempdir())).resolve()
+        parent = (subject.config.run_dir or Path(tempfile.gettempdir())).resolve()
     except OSError as error:  # no temporary directory is writable
         yield failed(failures.RUN_DIR_NOT_WRITABLE.error(parent="a temporary directory", reason=error.strerror))
         return
@@ -48,13 +48,13 @@ def check_run_dir(context: Context) -> Iterator[Verdict]:
     if excess > 0:
         path = f"{parent}/{PREFIX}.../frontend.sock"
         yield failed(failures.SOCKET_PATH_TOO_LONG.error(path=path, excess=excess))
-    if context.resolved is not None and context.config.shard_uds_path:
+    if subject.resolved is not None and subject.config.shard_uds_path:
         try:
-            for rank in range(context.num_shard):
-                check_socket(context.resolved.run.shard_socket(rank))
+            for rank in range(subject.num_shard):
+                check_socket(subject.resolved.run.shard_socket(rank))
         except TgisError as error:
             yield failed(error)
-    status = context.host.statvfs(parent)
+    status = subject.host.statvfs(parent)
     free_bytes = count_free_bytes(status)
     if (free_bytes is not None and free_bytes < RUN_DIR_BYTES) or has_few_inodes(status, RUN_DIR_INODES):
         yield failed(
@@ -67,9 +67,9 @@ def check_run_dir(context: Context) -> Iterator[Verdict]:
         yield ok(f"Run directories are made in {parent}: {describe_room(free_bytes)}{noexec}.", path=str(parent))
 
 
-def check_log_file(context: Context) -> Iterator[Verdict]:
+def check_log_file(subject: Subject) -> Iterator[Verdict]:
     """Whether it can be written, without making it."""
-    if (file := context.config.log_file) is None:
+    if (file := subject.config.log_file) is None:
         return
     target = file if file.exists() else file.parent
     if os.access(target, os.W_OK) and not file.is_dir():
@@ -84,10 +84,10 @@ def has_few_inodes(status: os.statvfs_result, needed: int) -> bool:
     return status.f_files > 0 and status.f_favail < needed
 
 
-def check_runs(context: Context) -> Iterator[Verdict]:
+def check_runs(subject: Subject) -> Iterator[Verdict]:
     """Servers of this user, and what earlier ones left."""
     try:
-        parent = context.config.run_dir or Path(tempfile.gettempdir())
+        parent = subject.config.run_dir or Path(tempfile.gettempdir())
     except OSError:  # which check_run_dir tells
         return
     found = [path for path in parent.glob(f"{PREFIX}*") if os.access(path, os.R_OK | os.X_OK)]
@@ -111,10 +111,10 @@ def read_json(file: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def check_cache(context: Context) -> Iterator[Verdict]:
+def check_cache(subject: Subject) -> Iterator[Verdict]:
     """Where models given by hub id are looked for: it must be readable; only downloads write to it."""
     try:
-        cache_dir, source = find_cache_dir(context.environ)
+        cache_dir, source = find_cache_dir(subject.environ)
     except TgisError as error:
         yield replace(failed(error), fix="Unset one of them.")
         return
@@ -122,12 +122,12 @@ def check_cache(context: Context) -> Iterator[Verdict]:
     where = f"The cache is {cache_dir} (from {source})"
     if is_homeless(cache_dir):
         yield warn(
-            f"There is no cache: HOME is not set, and user {context.host.uid()} has no other.",
+            f"There is no cache: HOME is not set, and user {subject.host.uid()} has no other.",
             "Name it with HF_HUB_CACHE to serve models by hub id.",
             **named,
         )
         return
-    if not context.environ.get(source, "unset"):
+    if not subject.environ.get(source, "unset"):
         yield warn(
             f"{where}, the current directory, as {source} is set to nothing.", "Unset it, or name a directory.", **named
         )
@@ -144,7 +144,7 @@ def check_cache(context: Context) -> Iterator[Verdict]:
         return
     if not os.access(cache_dir, os.R_OK | os.X_OK):
         yield warn(
-            f"{where}, but user {context.host.uid()} may not read it.",
+            f"{where}, but user {subject.host.uid()} may not read it.",
             "Give that user or its group the right, or name another with HF_HUB_CACHE.",
             **named,
         )
@@ -152,7 +152,7 @@ def check_cache(context: Context) -> Iterator[Verdict]:
     if not os.access(cache_dir, os.W_OK):
         yield ok(f"{where}, read-only: enough for serving, not for downloads.", **named)
         return
-    status = context.host.statvfs(cache_dir)
+    status = subject.host.statvfs(cache_dir)
     free_bytes = count_free_bytes(status)
     if (free_bytes is not None and free_bytes < MIN_CACHE_BYTES) or has_few_inodes(status, 1):
         yield warn(
@@ -164,14 +164,14 @@ def check_cache(context: Context) -> Iterator[Verdict]:
         yield ok(f"{where}: {describe_room(free_bytes)}.", **named)
 
 
-def check_cache_content(context: Context) -> Iterator[Verdict]:
+def check_cache_content(subject: Subject) -> Iterator[Verdict]:
     """Links that lead to nothing or out of a model's folder, missing snapshots, damaged and unfinished files."""
     from tgis_cli.model_files.cache.disk import INCOMPLETE
     from tgis_cli.model_files.cache.folder import CacheFolder
     from tgis_cli.model_files.cache.inventory import list_revisions
 
     try:
-        cache_dir = find_cache_dir(context.environ)[0]
+        cache_dir = find_cache_dir(subject.environ)[0]
         folders = list_folders(cache_dir)
     except (TgisError, OSError):  # which check_cache tells
         return
@@ -201,9 +201,9 @@ def check_cache_content(context: Context) -> Iterator[Verdict]:
         yield ok(f"{num_seen} of {count(len(folders), 'cached model')} looked at: nothing is missing or damaged.")
 
 
-def check_user(context: Context) -> Iterator[Verdict]:
+def check_user(subject: Subject) -> Iterator[Verdict]:
     """Who runs this. Neither a name nor a home nor a writable root file system is needed."""
-    uid, home = context.host.uid(), context.environ.get("HOME", "")
+    uid, home = subject.host.uid(), subject.environ.get("HOME", "")
     try:
         name = f" ({pwd.getpwuid(uid).pw_name})"
     except KeyError:
@@ -214,6 +214,6 @@ def check_user(context: Context) -> Iterator[Verdict]:
         where = f"HOME is {home}"
     else:
         where = f"HOME is {home}, not writable"
-    is_read_only = context.host.statvfs(Path("/")).f_flag & os.ST_RDONLY
+    is_read_only = subject.host.statvfs(Path("/")).f_flag & os.ST_RDONLY
     root = "the root file system is read-only" if is_read_only else "the root file system is writable"
     yield ok(f"User {uid}{name}; {where}; {root}: all of it is fine.", uid=uid, home=home or None)

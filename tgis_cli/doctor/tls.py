@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tgis_cli.doctor.verdict import Context, Verdict, failed, ok, warn
+from tgis_cli.doctor.verdict import Subject, Verdict, failed, ok, warn
 from tgis_server.errors import TgisError
 from tgis_server.words.clock import format_time
 
 
-def check_tls(context: Context) -> Iterator[Verdict]:
+def check_tls(subject: Subject) -> Iterator[Verdict]:
     """As the front-end will load them; and the dates of all certificates that clients get to see."""
-    config = context.config
+    config = subject.config
     if config.tls_cert_path is None or config.tls_key_path is None:
         yield ok("No TLS: both ports are plain text.")
         return
@@ -35,11 +35,11 @@ def check_tls(context: Context) -> Iterator[Verdict]:
             "Ask for one with serverAuth.",
         )
     else:
-        yield judge_certificate(leaf, config.tls_cert_path, context.host.now(), is_own=True)
+        yield judge_certificate(leaf, config.tls_cert_path, subject.host.now(), is_own=True)
     for file in filter(None, (config.tls_cert_path, config.tls_client_ca_cert_path)):
         for certificate in read_authorities(file):
             if certificate != leaf:
-                yield judge_certificate(certificate, file, context.host.now(), is_own=False)
+                yield judge_certificate(certificate, file, subject.host.now(), is_own=False)
 
 
 def judge_certificate(certificate: dict[str, Any], path: Path, now: float, *, is_own: bool) -> Verdict:

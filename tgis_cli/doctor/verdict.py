@@ -1,6 +1,6 @@
 """What a check is given, and what it says.
 
-A check is a function of a :class:`Context` that yields verdicts. It looks at the operating system through
+A check is a function of a :class:`Subject` that yields verdicts. It looks at the operating system through
 :class:`Host` alone, so that a test answers in its place.
 """
 
@@ -92,7 +92,7 @@ class Host:
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
+class Subject:
     """What checks judge: a machine, and what would be started on it."""
 
     environ: Mapping[str, str]

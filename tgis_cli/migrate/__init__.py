@@ -4,7 +4,7 @@
 ``tgis_cli.decide.legacy_settings``, and ``advise`` looks at what stands around them.
 """
 
-from tgis_cli.migrate.examine import Finding, Report, examine_all
-from tgis_cli.migrate.read import Source, read_containers, read_source
+from tgis_cli.migrate.examine import Finding, MigrationReport, examine_all
+from tgis_cli.migrate.read import SettingsFile, read_containers, read_settings_file
 
-__all__ = ["Finding", "Report", "Source", "examine_all", "read_containers", "read_source"]
+__all__ = ["Finding", "MigrationReport", "SettingsFile", "examine_all", "read_containers", "read_settings_file"]

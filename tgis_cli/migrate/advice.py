@@ -20,10 +20,10 @@ PERIOD_S = 5  # of a startup probe: how late a pod may notice that its server is
 LONG_PERIOD_S = 15
 SECRET = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|PRIVATE_KEY|CREDENTIALS)$")
 GRACE_S = {True: ("Kubernetes", 30.0), False: ("Docker", 10.0)}  # by is_kubernetes, where nothing is set
-KINDS = {"startupProbe": "startup", "livenessProbe": "live", "readinessProbe": "ready"}
-PATHS = {probe: f"/health/{kind}" for probe, kind in KINDS.items()}
-KNOWN_PATHS = {"/health", "/metrics", *PATHS.values()}
-KNOWN_SERVICES = {"", "fmaas.GenerationService", *KINDS.values()}
+PROBE_SERVICES = {"startupProbe": "startup", "livenessProbe": "live", "readinessProbe": "ready"}
+PROBE_PATHS = {probe: f"/health/{kind}" for probe, kind in PROBE_SERVICES.items()}
+KNOWN_PATHS = {"/health", "/metrics", *PROBE_PATHS.values()}
+KNOWN_SERVICES = {"", "fmaas.GenerationService", *PROBE_SERVICES.values()}
 WHY = {
     "startupProbe": "stays 200 once the server has served",
     "livenessProbe": "does not fail while the server starts or drains",
@@ -143,10 +143,12 @@ def advise_on_probes(around: Surroundings, config: ServeConfig) -> Iterator[Advi
         yield Advice(
             "probes",
             "Without a startupProbe the livenessProbe may end a start: add one that asks "
-            f"{PATHS['startupProbe']} every {PERIOD_S} s.",
+            f"{PROBE_PATHS['startupProbe']} every {PERIOD_S} s.",
         )
     if "readinessProbe" not in probes:
-        text = f"Without a readinessProbe requests arrive before the server is ready: ask {PATHS['readinessProbe']}."
+        text = (
+            f"Without a readinessProbe requests arrive before the server is ready: ask {PROBE_PATHS['readinessProbe']}."
+        )
         yield Advice("probes", text)
 
 
@@ -163,13 +165,13 @@ def advise_on_probe(probe: Probe, config: ServeConfig) -> Iterator[Advice]:
         yield Advice("probes", text, is_problem=True, line=probe.line)
     path = "/" + probe.target.partition("?")[0].removeprefix("/")
     if probe.how == "httpGet" and path not in KNOWN_PATHS and not is_reference(path):
-        text = f"{probe.name} asks {path}, which answers 404: ask {PATHS[probe.name]}."
+        text = f"{probe.name} asks {path}, which answers 404: ask {PROBE_PATHS[probe.name]}."
         yield Advice("probes", text, is_problem=True, line=probe.line)
     if probe.how == "grpc" and probe.target not in KNOWN_SERVICES and not is_reference(probe.target):
-        text = f"{probe.name} asks for the service {probe.target}, which is not known: ask for {KINDS[probe.name]}."
+        text = f"{probe.name} asks for the service {probe.target}, which is not known: ask for {PROBE_SERVICES[probe.name]}."
         yield Advice("probes", text, is_problem=True, line=probe.line)
     if probe.how == "httpGet" and path == "/health" and probe.name in WHY:
-        text = f"{probe.name} asks /health, which works; {PATHS[probe.name]} {WHY[probe.name]}."
+        text = f"{probe.name} asks /health, which works; {PROBE_PATHS[probe.name]} {WHY[probe.name]}."
         yield Advice("probes", text, line=probe.line)
     if probe.name == "readinessProbe" and probe.period_s >= LONG_PERIOD_S:
         text = f"readinessProbe asks every {probe.period_s} s, so that a ready server may wait that long for requests: "

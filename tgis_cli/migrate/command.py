@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from tgis_cli.migrate.containers import EXECUTABLES, Given, Text, is_reference, line_of
+from tgis_cli.migrate.containers import EXECUTABLES, Given, LocatedText, is_reference, line_of
 from tgis_cli.migrate.shell import expand, find_executable, read_commands
 from tgis_server.errors import UsageError
 
@@ -91,7 +91,7 @@ def find_words(argv: list[str], environ: Mapping[str, str]) -> list[str]:
         for words in read_commands(script):
             if (start := find_executable(words)) is not None:
                 return [
-                    Text(expand(word, environ), line_of(script) + (line_of(word) if "\n" in script else 0))
+                    LocatedText(expand(word, environ), line_of(script) + (line_of(word) if "\n" in script else 0))
                     for word in words[start:]
                 ]
         return []

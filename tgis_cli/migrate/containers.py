@@ -19,20 +19,20 @@ OURS = frozenset(name for name in BY_NAME if not GENERIC.fullmatch(name))
 OUR_FLAGS = frozenset(BY_NAME[name].flag for name in OURS) - {""}
 
 
-class Text(str):
+class LocatedText(str):
     """A text that knows the line of the file on which it begins (0 = not known)."""
 
     __slots__ = ("line",)
     line: int
 
-    def __new__(cls, value: str, line: int = 0) -> Text:
+    def __new__(cls, value: str, line: int = 0) -> LocatedText:
         text = super().__new__(cls, value)
         text.line = line
         return text
 
 
 def line_of(text: object) -> int:
-    return text.line if isinstance(text, Text) else 0
+    return text.line if isinstance(text, LocatedText) else 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class MigrationReport:
     """Everything there is to say about one container."""
 
     container: Container
@@ -50,7 +50,7 @@ class Report:
         return any(map(is_refused, self.findings)) or any(advice.is_problem for advice in self.advice)
 
 
-def examine(container: Container) -> Report:
+def examine(container: Container) -> MigrationReport:
     """Judge one container."""
     last = {given.name: given for given in container.env}  # a later one wins
     environ = {given.name: given.value for given in last.values() if given.value is not None}
@@ -75,7 +75,7 @@ def examine(container: Container) -> Report:
     if loaded and command.subcommand in ("", "serve"):
         advice += [] if container.is_partial or command.is_unread else advise_on_defaults(container, command)
         advice += advise(container, command, loaded.config, environ)
-    return Report(container, findings, advice)
+    return MigrationReport(container, findings, advice)
 
 
 def is_refused(finding: Finding | None) -> bool:
@@ -138,6 +138,6 @@ def show(given: Given) -> str:
     return given.value if given.value is not None else f"({given.source})"
 
 
-def examine_all(containers: list[Container]) -> Iterator[Report]:
+def examine_all(containers: list[Container]) -> Iterator[MigrationReport]:
     """Reports of those containers that look like TGIS."""
     return (examine(container) for container in containers if container.is_ours)

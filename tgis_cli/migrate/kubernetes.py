@@ -14,9 +14,9 @@ from tgis_cli.migrate.containers import (
     OURS,
     Container,
     Given,
+    LocatedText,
     Probe,
     Surroundings,
-    Text,
     is_reference,
     line_of,
     to_int,
@@ -25,7 +25,7 @@ from tgis_cli.migrate.shell import split_assignment
 from tgis_cli.migrate.yaml_text import load_documents
 
 PROBES = ("startupProbe", "livenessProbe", "readinessProbe")
-KINDS = {
+SOURCES = {
     "configMapKeyRef": "ConfigMap",
     "secretKeyRef": "Secret",
     "configMapRef": "ConfigMap",
@@ -33,7 +33,7 @@ KINDS = {
     "fieldRef": "the pod",
     "resourceFieldRef": "the pod",
 }
-HOW = ("httpGet", "grpc", "tcpSocket", "exec")
+PROBE_ACTIONS = ("httpGet", "grpc", "tcpSocket", "exec")
 
 
 def read_objects(documents: list[Any], file: str) -> Iterator[Mapping[str, Any]]:
@@ -68,7 +68,7 @@ def read_config_maps(objects: list[Mapping[str, Any]]) -> dict[str, dict[str, st
             found[name_of(item)] = as_dict(item.get("data"))
         for generator in dicts(item.get("configMapGenerator")):
             literals = [(line_of(text), *split_assignment(str(text))) for text in as_list(generator.get("literals"))]
-            found[str(generator.get("name"))] = {Text(name, line): value for line, name, value in literals}
+            found[str(generator.get("name"))] = {LocatedText(name, line): value for line, name, value in literals}
     return found
 
 
@@ -138,7 +138,7 @@ def read_env(raw: Mapping[str, Any], config_maps: Mapping[str, Mapping[str, str]
         source = ""
         for kind, reference in as_dict(entry.get("valueFrom")).items():
             target = as_dict(reference)
-            value, source = None, f"{KINDS.get(kind, kind)} {target.get('name', '')}".strip()
+            value, source = None, f"{SOURCES.get(kind, kind)} {target.get('name', '')}".strip()
             if kind == "configMapKeyRef":
                 value = config_maps.get(str(target.get("name")), {}).get(str(target.get("key")))
         if value is not None:
@@ -159,12 +159,12 @@ def read_env_from(
                 for key, value in config_maps[name].items():
                     yield Given(prefix + key, value)
             elif name:
-                around.missing.append(f"{KINDS.get(kind, kind)} {name}")
+                around.missing.append(f"{SOURCES.get(kind, kind)} {name}")
 
 
-def substitute(word: str, values: Mapping[str, str]) -> Text:
+def substitute(word: str, values: Mapping[str, str]) -> LocatedText:
     """``$(NAME)`` of known variables."""
-    return Text(re.sub(r"\$\((\w+)\)", lambda match: values.get(match[1], match[0]), str(word)), line_of(word))
+    return LocatedText(re.sub(r"\$\((\w+)\)", lambda match: values.get(match[1], match[0]), str(word)), line_of(word))
 
 
 def read_surroundings(raw: Mapping[str, Any], pod: Mapping[str, Any], linked_services: list[str]) -> Surroundings:
@@ -197,7 +197,7 @@ def is_writable(volume: Mapping[str, Any]) -> bool:
 
 
 def read_probe(name: str, probe: Mapping[str, Any], ports: Mapping[str, Any], raw: Mapping[str, Any]) -> Probe:
-    how = next((how for how in HOW if how in probe), "")
+    how = next((how for how in PROBE_ACTIONS if how in probe), "")
     action = as_dict(probe.get(how))
     target = action.get("path") or action.get("service") or " ".join(map(str, as_list(action.get("command"))))
     port = action.get("port")

@@ -7,7 +7,16 @@ import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tgis_cli.migrate.containers import EXECUTABLES, Container, Given, Surroundings, Text, is_reference, line_of, to_int
+from tgis_cli.migrate.containers import (
+    EXECUTABLES,
+    Container,
+    Given,
+    LocatedText,
+    Surroundings,
+    is_reference,
+    line_of,
+    to_int,
+)
 
 ASSIGNMENT = re.compile(r"(?:export\s+)?([A-Za-z_]\w*)=(.*)", re.DOTALL)
 NAME_ONLY = re.compile(r"[A-Za-z_]\w*")
@@ -78,7 +87,7 @@ def read_commands(text: str) -> Iterator[list[str]]:
                     yield command
                 command = []
             elif word != CONTINUED:
-                command.append(Text(word.replace(f" {CONTINUED} ", " "), start))
+                command.append(LocatedText(word.replace(f" {CONTINUED} ", " "), start))
             start += word.count(CONTINUED) + word.count("\n")
 
 
@@ -107,7 +116,7 @@ def read_command_lines(text: str, file: str, directory: Path) -> list[Container]
     found = []
     for raw in read_commands(text):
         line = line_of(raw[0])
-        words: list[str] = [Text(expand(word, variables), line_of(word)) for word in raw]
+        words: list[str] = [LocatedText(expand(word, variables), line_of(word)) for word in raw]
         is_export = words[0] == "export"
         if all(map(ASSIGNMENT.fullmatch, words[is_export:])):
             for name, value in map(split_assignment, words[is_export:]):
@@ -203,10 +212,10 @@ def split_docker_options(words: list[str]) -> tuple[list[tuple[str, str]], list[
             name, has_value, value = word.partition("=")
             if not has_value and not DOCKER_SWITCHES.fullmatch(name) and rest:
                 value = rest.pop(0)
-            options.append((name, Text(value, line_of(word))))
+            options.append((name, LocatedText(value, line_of(word))))
             continue
         letters = word[1:].lstrip(DOCKER_LETTERS)  # -it, -dp 8033:8033, -eNAME=value
         if letters:
             value = letters[1:].removeprefix("=") or (rest.pop(0) if rest else "")
-            options.append((DOCKER_SHORT.get(letters[0], "-" + letters[0]), Text(value, line_of(word))))
+            options.append((DOCKER_SHORT.get(letters[0], "-" + letters[0]), LocatedText(value, line_of(word))))
     return options, rest

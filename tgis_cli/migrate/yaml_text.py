@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, ClassVar
 
-from tgis_cli.migrate.containers import Text
+from tgis_cli.migrate.containers import LocatedText
 from tgis_server.errors import UsageError
 
 
@@ -30,7 +30,7 @@ def load_documents(text: str, file: str, line: int = 0) -> list[Any]:
             return loader.construct_mapping(node, deep=True)
         if isinstance(node, yaml.SequenceNode):
             return loader.construct_sequence(node, deep=True)
-        return Text(node.value, line + node.start_mark.line + 1)
+        return LocatedText(node.value, line + node.start_mark.line + 1)
 
     Loader.add_multi_constructor("", construct)
     try:

@@ -35,7 +35,7 @@ def errors_as_exit_codes(*, debug: bool) -> Iterator[None]:
             raise SystemExit(getattr(error, "exit_code", 1)) from None
         if debug:
             print_traceback()
-        sentence, exit_code = explain(error)
+        sentence, exit_code = explain_error(error)
         print(f"tgis: {sentence}", file=sys.stderr, flush=True)
         if isinstance(error, Interrupted):
             os._exit(exit_code)  # at once: while the interpreter ends, an echo of the signal would change the code
@@ -47,7 +47,7 @@ def is_end(error: Exception) -> bool:
     return type(error).__name__ in ("Exit", "NoArgsIsHelpError")
 
 
-def explain(error: Exception) -> tuple[str, int]:
+def explain_error(error: Exception) -> tuple[str, int]:
     """Why a command ended, and its exit code. What the machine lacks or forbids is told as for a server's processes."""
     if isinstance(error, TgisError):
         return str(error), error.exit_code

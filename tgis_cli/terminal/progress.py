@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from tgis_cli.terminal.exits import explain, is_end
+from tgis_cli.terminal.exits import explain_error, is_end
 from tgis_cli.terminal.stop_signals import interrupted_by_signals
 from tgis_server.words.sizes import format_bytes
 
@@ -215,7 +215,7 @@ def failures_told(*, as_json: bool) -> Iterator[None]:
             yield
     except Exception as error:
         if as_json and not is_end(error) and not isinstance(error, BrokenPipeError):
-            sentence, exit_code = explain(error)
+            sentence, exit_code = explain_error(error)
             tell(sentence, "failed", as_json=True, exit_code=exit_code)
         raise
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from doctor_context import with_files
+from doctor_subject import with_files
 from tgis_cli.decide.resolve import DEMO_MODEL_DIR
-from tgis_cli.doctor import as_dict, bug_report, examine, run_checks, write_bug_report
+from tgis_cli.doctor import bug_report, examine, run_checks, verdicts_as_dict, write_bug_report
 from tgis_cli.doctor.bug_report import Scrubber
 from tgis_cli.supervisor.run_dir import make_run_dir
 from tgis_server.errors import UsageError
@@ -24,8 +24,8 @@ def report(directory: Path, environ: Mapping[str, str], **flags: str) -> Path:
     """Write an archive; a run directory's parent is the directory."""
     options = {"run_dir": str(directory), "grpc_port": "0", "port": "0"} | flags
     host = with_files(directory / "root", {"proc/meminfo": "MemTotal: 1 kB", "proc/cpuinfo": "a\n\nb\n"})
-    context = examine(options, environ, host=host)
-    write_bug_report(directory / "report.tgz", context, as_dict(context, run_checks(context)))
+    subject = examine(options, environ, host=host)
+    write_bug_report(directory / "report.tgz", subject, verdicts_as_dict(subject, run_checks(subject)))
     return directory / "report.tgz"
 
 
@@ -107,10 +107,10 @@ def test_a_file_that_exists_is_not_overwritten(tmp_path: Path):
 @pytest.mark.parametrize("place", ["missing/x.tgz", "file/x.tgz"])
 def test_a_place_that_is_no_directory_is_refused(tmp_path: Path, place: str):
     (tmp_path / "file").touch()
-    context = examine({"run_dir": str(tmp_path)}, {})
+    subject = examine({"run_dir": str(tmp_path)}, {})
 
     with pytest.raises(UsageError, match=r"cannot be made, as .* is no directory: choose another place"):
-        write_bug_report(tmp_path / place, context, {})
+        write_bug_report(tmp_path / place, subject, {})
 
 
 def test_what_breaks_on_the_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

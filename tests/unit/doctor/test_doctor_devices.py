@@ -10,7 +10,7 @@ from typing import Any
 import pynvml
 import pytest
 
-from doctor_context import GIB, GPUS, complaints, make_context, say, with_versions
+from doctor_subject import GIB, GPUS, complaints, make_subject, say, with_versions
 from nvml_fake import Board, FakeNvml
 from tgis_cli.doctor.devices import check_cpus, check_devices, check_driver, check_gpu_use, check_visible_devices
 from tgis_cli.doctor.verdict import Host
@@ -43,33 +43,33 @@ def test_the_busy_driver_has_the_functions_of_the_real_one():
 
 
 def test_without_a_gpu_models_run_on_the_cpu():
-    assert say(check_devices, make_context()) == [("ok", "Models run on the CPU: no GPU is visible.")]
+    assert say(check_devices, make_subject()) == [("ok", "Models run on the CPU: no GPU is visible.")]
 
 
 def test_gpus_are_listed_with_what_is_free():
-    assert say(check_devices, make_context(gpus=GPUS[:1], driver=DRIVER)) == [
+    assert say(check_devices, make_subject(gpus=GPUS[:1], driver=DRIVER)) == [
         ("ok", f"Models run on 1 GPU: 1 GPU visible: NVIDIA H100; {DRIVER}."),
         ("ok", "GPU-aa11: NVIDIA H100, 79.0 GiB of 80.0 GiB free."),
     ]
 
 
 def test_a_gpu_that_is_asked_for_and_not_there_is_a_failure():
-    ((level, sentence),) = say(check_devices, make_context(device="cuda"))
+    ((level, sentence),) = say(check_devices, make_subject(device="cuda"))
 
     assert level == "fail"
     assert sentence.startswith("--device cuda, but no GPU is visible. See `nvidia-smi`")
 
 
 def test_a_torch_for_cpus_on_a_machine_with_gpus_is_warned_of():
-    (warning,) = complaints(check_devices, make_context(gpus=GPUS, torch_has_cuda=False))
+    (warning,) = complaints(check_devices, make_subject(gpus=GPUS, torch_has_cuda=False))
 
     assert warning == "GPUs are visible but not used: the installed torch is built for CPUs."
 
 
 def test_lists_of_devices_are_shown_as_they_are_read():
-    context = make_context({"CUDA_VISIBLE_DEVICES": "", "NVIDIA_VISIBLE_DEVICES": "all"})
+    subject = make_subject({"CUDA_VISIBLE_DEVICES": "", "NVIDIA_VISIBLE_DEVICES": "all"})
 
-    assert say(check_visible_devices, context) == [
+    assert say(check_visible_devices, subject) == [
         ("ok", "CUDA_VISIBLE_DEVICES is '': no GPUs."),
         ("ok", "NVIDIA_VISIBLE_DEVICES is 'all': all GPUs."),
     ]
@@ -79,7 +79,7 @@ def test_lists_of_devices_are_shown_as_they_are_read():
 
 
 def drive(driver: str, **versions: str) -> list[tuple[str, str]]:
-    return say(check_driver, make_context(gpus=GPUS, driver=driver, host=with_versions(**versions)))
+    return say(check_driver, make_subject(gpus=GPUS, driver=driver, host=with_versions(**versions)))
 
 
 def test_a_driver_of_an_older_cuda_than_torchs_ends_a_start():
@@ -108,9 +108,9 @@ def test_a_driver_of_the_same_or_a_later_cuda_is_fine(versions: dict[str, str], 
 def test_a_gpu_for_which_torchs_cuda_does_not_compile_ends_a_start():
     gpus = (Gpu("GPU-aa11", "Tesla V100", capability=(7, 0)), Gpu("GPU-bb22", "Tesla K80", capability=(3, 7)))
     driver = "driver 580.65 for CUDA 13.0"
-    context = make_context(gpus=gpus, driver=driver, host=with_versions(torch="2.11.0+cu130"), num_shard="1")
+    subject = make_subject(gpus=gpus, driver=driver, host=with_versions(torch="2.11.0+cu130"), num_shard="1")
 
-    assert complaints(check_driver, context) == [
+    assert complaints(check_driver, subject) == [
         "launcher: the installed torch has no code for this GPU (Tesla V100 has compute capability 7.0, CUDA 13.0 "
         "needs 7.5 or newer): install a build of torch that supports it, or use another GPU."
     ]
@@ -123,14 +123,14 @@ def test_where_torch_does_not_tell_its_cuda_nothing_is_said_of_the_driver():
 def test_where_no_gpu_is_used_its_driver_does_not_matter():
     host = with_versions(torch="2.11.0+cu130")
 
-    assert say(check_driver, make_context(gpus=GPUS, driver=DRIVER, host=host, device="cpu")) == []
+    assert say(check_driver, make_subject(gpus=GPUS, driver=DRIVER, host=host, device="cpu")) == []
 
 
 # -- who uses it
 
 
 def use(nvml: FakeNvml, gpu: Gpu) -> list[str]:
-    return complaints(check_gpu_use, make_context(gpus=(gpu,), host=Host(nvml=nvml)))
+    return complaints(check_gpu_use, make_subject(gpus=(gpu,), host=Host(nvml=nvml)))
 
 
 def test_an_unused_gpu_without_errors_is_no_matter():
@@ -165,15 +165,15 @@ def test_without_a_driver_nobody_is_asked():
 
 
 def test_cpus_are_counted_with_cores_and_quota():
-    context = make_context(cpus=(Cpu(0, 0), Cpu(1, 0), Cpu(2, 2), Cpu(3, 2)), cpu_quota=2.5, has_bf16=False)
+    subject = make_subject(cpus=(Cpu(0, 0), Cpu(1, 0), Cpu(2, 2), Cpu(3, 2)), cpu_quota=2.5, has_bf16=False)
 
-    assert say(check_cpus, context) == [
+    assert say(check_cpus, subject) == [
         ("ok", "4 CPUs (2 cores), of which the control group allows 2.5; 2 are used, without bf16 instructions.")
     ]
 
 
 def test_less_than_a_cpu_is_warned_of():
-    assert say(check_cpus, make_context(cpu_quota=0.5)) == [
+    assert say(check_cpus, make_subject(cpu_quota=0.5)) == [
         (
             "warn",
             "The control group allows 0.5 CPUs: all threads stand still for 50% of the time. Raise the CPU limit to 1 "

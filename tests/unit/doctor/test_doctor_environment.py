@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from doctor_context import GPUS, complaints, make_context, say
+from doctor_subject import GPUS, complaints, make_subject, say
 from tgis_cli.doctor.environment import (
     check_burdens,
     check_hub,
@@ -23,8 +23,8 @@ from tgis_cli.doctor.examine import examine
 def test_variables_that_a_start_would_refuse_are_failures_and_the_rest_is_judged(tmp_path: Path):
     environ = {"PORT": "tcp://10.0.0.1:80", "GRPC_PORT": "x", "MAX_BATCH_SIZE": "7", "QUANTIZE": "gptq"}
 
-    context = examine({}, environ)
-    failures = [sentence for level, sentence in say(check_options, context) if level == "fail"]
+    subject = examine({}, environ)
+    failures = [sentence for level, sentence in say(check_options, subject) if level == "fail"]
 
     assert [sentence.split(",")[0] for sentence in failures] == [
         "environment GRPC_PORT is 'x'",
@@ -32,7 +32,7 @@ def test_variables_that_a_start_would_refuse_are_failures_and_the_rest_is_judged
         "--quantize gptq: no engine of this version loads quantized weights; leave it out.",
     ]
     assert "enableServiceLinks: false" in failures[1]
-    assert (context.config.port, context.config.max_batch_size) == (3000, 7)
+    assert (subject.config.port, subject.config.max_batch_size) == (3000, 7)
 
 
 def test_a_flag_hides_a_wrong_variable():
@@ -40,13 +40,13 @@ def test_a_flag_hides_a_wrong_variable():
 
 
 def test_settings_of_the_original_without_effect_are_warned_of():
-    assert complaints(check_options, make_context({"MAX_WAITING_TOKENS": "5"})) == [
+    assert complaints(check_options, make_subject({"MAX_WAITING_TOKENS": "5"})) == [
         "environment MAX_WAITING_TOKENS has no effect: prefill and decode share every step."
     ]
 
 
 def test_what_is_given_is_listed_without_values():
-    assert say(check_options, make_context({"MAX_BATCH_SIZE": "7"})) == [
+    assert say(check_options, make_subject({"MAX_BATCH_SIZE": "7"})) == [
         ("ok", "Options that are given: max_batch_size.")
     ]
 
@@ -63,7 +63,7 @@ def test_what_is_given_is_listed_without_values():
     ],
 )
 def test_a_variable_that_is_almost_an_option_is_warned_of(name: str, fix: str):
-    assert complaints(check_misspelt, make_context({name: "1"})) == [f"The variable {name} is no option. {fix}"]
+    assert complaints(check_misspelt, make_subject({name: "1"})) == [f"The variable {name} is no option. {fix}"]
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_variable_that_is_almost_an_option_is_warned_of(name: str, fix: str):
     ],
 )
 def test_options_of_today_and_of_the_original_and_names_of_others_are_not(name: str):
-    assert complaints(check_misspelt, make_context({name: "2"})) == []
+    assert complaints(check_misspelt, make_subject({name: "2"})) == []
 
 
 # -- burdens and paths
@@ -89,20 +89,20 @@ def test_options_of_today_and_of_the_original_and_names_of_others_are_not(name: 
     ],
 )
 def test_what_slows_down_is_warned_of(name: str, value: str, effect: str):
-    assert complaints(check_burdens, make_context({name: value}, gpus=GPUS)) == [
+    assert complaints(check_burdens, make_subject({name: value}, gpus=GPUS)) == [
         f"{name}={value} {effect}. Remove it, unless you are looking for an error."
     ]
 
 
 @pytest.mark.parametrize(("name", "value"), [("CUDA_LAUNCH_BLOCKING", "0"), ("NCCL_DEBUG", "WARN"), ("NCCL_ALGO", "x")])
 def test_what_is_switched_off_is_no_burden(name: str, value: str):
-    assert complaints(check_burdens, make_context({name: value}, gpus=GPUS)) == []
+    assert complaints(check_burdens, make_subject({name: value}, gpus=GPUS)) == []
 
 
 def test_what_only_slows_gpus_does_not_matter_to_a_cpu():
     environ = {"CUDA_LAUNCH_BLOCKING": "1", "PYTHONDEVMODE": "1"}
 
-    assert complaints(check_burdens, make_context(environ)) == [
+    assert complaints(check_burdens, make_subject(environ)) == [
         "PYTHONDEVMODE=1 checks every call of Python. Remove it, unless you are looking for an error."
     ]
 
@@ -110,17 +110,17 @@ def test_what_only_slows_gpus_does_not_matter_to_a_cpu():
 def test_settings_of_the_allocator_are_shown_where_there_is_one():
     environ = {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}
 
-    assert say(check_burdens, make_context(environ, gpus=GPUS)) == [
+    assert say(check_burdens, make_subject(environ, gpus=GPUS)) == [
         ("ok", "PYTORCH_CUDA_ALLOC_CONF is 'max_split_size_mb:64'.")
     ]
-    assert say(check_burdens, make_context(environ)) == []
+    assert say(check_burdens, make_subject(environ)) == []
 
 
 def test_a_module_in_pythonpath_that_hides_ours_is_named(tmp_path: Path):
     (tmp_path / "grpc.py").touch()
     (tmp_path / "other.py").touch()
 
-    assert complaints(check_paths, make_context({"PYTHONPATH": f"/nowhere:{tmp_path}"})) == [
+    assert complaints(check_paths, make_subject({"PYTHONPATH": f"/nowhere:{tmp_path}"})) == [
         f"PYTHONPATH has {tmp_path}, where grpc is found before the installed one. Remove it, unless that is wanted."
     ]
 
@@ -128,7 +128,7 @@ def test_a_module_in_pythonpath_that_hides_ours_is_named(tmp_path: Path):
 def test_libraries_of_another_cuda_are_named(tmp_path: Path):
     (tmp_path / "libcudart.so.11.0").touch()
 
-    assert complaints(check_paths, make_context({"LD_LIBRARY_PATH": f"{tmp_path}:/nowhere"}, gpus=GPUS)) == [
+    assert complaints(check_paths, make_subject({"LD_LIBRARY_PATH": f"{tmp_path}:/nowhere"}, gpus=GPUS)) == [
         f"LD_LIBRARY_PATH has {tmp_path}, where libcudart.so.11.0 may be loaded in place of torch's own. Remove that "
         "directory; the driver's library is found without it."
     ]
@@ -137,7 +137,7 @@ def test_libraries_of_another_cuda_are_named(tmp_path: Path):
 def test_paths_without_such_things_are_no_matter(tmp_path: Path):
     environ = {"PYTHONPATH": str(tmp_path), "LD_LIBRARY_PATH": str(tmp_path)}
 
-    assert say(check_paths, make_context(environ, gpus=GPUS)) == []
+    assert say(check_paths, make_subject(environ, gpus=GPUS)) == []
 
 
 # -- hub and proxies
@@ -146,7 +146,7 @@ def test_paths_without_such_things_are_no_matter(tmp_path: Path):
 def test_a_token_is_told_of_and_never_shown():
     environ = {"HF_TOKEN": "hf_canary", "HF_ENDPOINT": "https://me:word@mirror", "HF_HUB_OFFLINE": "1"}
 
-    assert say(check_hub, make_context(environ)) == [
+    assert say(check_hub, make_subject(environ)) == [
         ("ok", "For downloads: HF_HUB_OFFLINE=1, HF_ENDPOINT=https://***@mirror, HF_TOKEN is set (and not shown).")
     ]
 
@@ -154,7 +154,7 @@ def test_a_token_is_told_of_and_never_shown():
 def test_a_proxy_that_spans_would_go_through_is_warned_of():
     environ = {"https_proxy": "http://me:word@proxy:3128", "NO_PROXY": "127.0.0.0/8", "OTLP_ENDPOINT": "collector:4317"}
 
-    assert complaints(check_proxies, make_context(environ)) == [
+    assert complaints(check_proxies, make_subject(environ)) == [
         "https_proxy=http://***@proxy:3128, and NO_PROXY does not name collector: spans for --otlp-endpoint go through "
         "the proxy. Add collector to NO_PROXY."
     ]
@@ -164,6 +164,6 @@ def test_a_proxy_that_spans_would_go_through_is_warned_of():
 def test_a_proxy_for_others_is_fine(endpoint: str):
     environ = {"HTTPS_PROXY": "http://proxy:3128", "no_proxy": ".svc", "OTLP_ENDPOINT": endpoint}
 
-    assert say(check_proxies, make_context(environ)) == [
+    assert say(check_proxies, make_subject(environ)) == [
         ("ok", "HTTPS_PROXY=http://proxy:3128; local calls go past it.")
     ]

@@ -7,7 +7,7 @@ from importlib import metadata
 
 import pytest
 
-from doctor_context import complaints, make_context, say, with_versions
+from doctor_subject import complaints, make_subject, say, with_versions
 from tgis_cli.doctor.libraries import check_libraries
 
 
@@ -20,7 +20,7 @@ def _requirements(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_versions_that_suffice_are_one_line():
     host = with_versions(grpcio="1.76.0", protobuf="odd", torch="2.11.0a0+vendor")
 
-    ((level, sentence),) = say(check_libraries, make_context(host=host))
+    ((level, sentence),) = say(check_libraries, make_subject(host=host))
 
     assert level == "ok"
     assert sentence.endswith(", torch 2.11.0a0+vendor, grpcio 1.76.0.")
@@ -29,7 +29,7 @@ def test_versions_that_suffice_are_one_line():
 def test_old_new_and_missing_packages_are_failures_with_the_command_that_mends_them():
     host = with_versions(protobuf="8.0", torch="2.9.1")
 
-    assert complaints(check_libraries, make_context(host=host)) == [
+    assert complaints(check_libraries, make_subject(host=host)) == [
         "The package grpcio is not installed. pip install 'grpcio>=1.76'.",
         "protobuf 8.0 is installed, but TGIS needs <8,>=6.31.1. pip install 'protobuf<8,>=6.31.1'.",
         "torch 2.9.1 is installed, but TGIS needs >=2.11. pip install 'torch>=2.11'.",
@@ -40,6 +40,6 @@ def test_an_old_python_is_a_failure(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "version_info", (3, 10, 4))
     host = with_versions(grpcio="2", protobuf="7", torch="3")
 
-    (failure,) = complaints(check_libraries, make_context(host=host))
+    (failure,) = complaints(check_libraries, make_subject(host=host))
 
     assert failure.endswith("but 3.11 or newer is needed. Install a newer one.")

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from doctor_context import complaints, make_context, say
+from doctor_subject import complaints, make_subject, say
 from tgis_cli.doctor import network
 from tgis_cli.doctor.network import check_ports, check_tracing
 from tgis_cli.doctor.tls import check_tls
-from tgis_cli.doctor.verdict import Context, Host
+from tgis_cli.doctor.verdict import Host, Subject
 
 YEAR_S = 365 * 86_400
 
@@ -32,8 +32,8 @@ def test_free_ports_are_told():
     ]
 
 
-def ports(grpc_port: int) -> Context:
-    return make_context({"TGIS_HOST": "127.0.0.1"}, grpc_port=str(grpc_port), port="0")
+def ports(grpc_port: int) -> Subject:
+    return make_subject({"TGIS_HOST": "127.0.0.1"}, grpc_port=str(grpc_port), port="0")
 
 
 def test_a_port_in_use_is_a_failure_that_names_its_owner():
@@ -77,15 +77,15 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def serve(directory: Path, name: str = "server", key: str = "server", *, years: float = 0.0, **more: Path) -> Context:
-    """A context with these TLS files, so many years from now."""
+def serve(directory: Path, name: str = "server", key: str = "server", *, years: float = 0.0, **more: Path) -> Subject:
+    """A subject with these TLS files, so many years from now."""
     files = {"tls_cert_path": directory / f"{name}.pem", "tls_key_path": directory / f"{key}.key"} | more
     host = Host(now=lambda: time.time() + years * YEAR_S)
-    return make_context(host=host, **{option: str(path) for option, path in files.items()})
+    return make_subject(host=host, **{option: str(path) for option, path in files.items()})
 
 
 def test_without_tls_that_is_said():
-    assert say(check_tls, make_context()) == [("ok", "No TLS: both ports are plain text.")]
+    assert say(check_tls, make_subject()) == [("ok", "No TLS: both ports are plain text.")]
 
 
 def test_a_chain_is_told_with_names_and_dates(authority: Path):
@@ -123,9 +123,9 @@ def test_a_certificate_that_is_not_valid_now_is_a_failure(authority: Path, years
 
 
 def test_an_authority_that_is_out_of_date_is_only_warned_of(authority: Path):
-    context = serve(authority, "own", "own", years=20, tls_client_ca_cert_path=authority / "ca.pem")
+    subject = serve(authority, "own", "own", years=20, tls_client_ca_cert_path=authority / "ca.pem")
 
-    (level, _), (ca_level, ca) = say(check_tls, context)
+    (level, _), (ca_level, ca) = say(check_tls, subject)
 
     assert (level, ca_level) == ("fail", "warn")
     assert ca.startswith(f"The TLS certificate of authority in {authority}/ca.pem is valid from ")
@@ -153,7 +153,7 @@ def test_files_that_do_not_work_together_are_a_failure(authority: Path):
 def test_traces_without_their_libraries_are_a_failure(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
 
-    assert complaints(check_tracing, make_context({"OTLP_ENDPOINT": "http://collector:4317"})) == [
+    assert complaints(check_tracing, make_subject({"OTLP_ENDPOINT": "http://collector:4317"})) == [
         "--otlp-endpoint needs libraries that are not installed (opentelemetry.sdk): pip install 'tgis[tracing]'."
     ]
 
@@ -161,10 +161,10 @@ def test_traces_without_their_libraries_are_a_failure(monkeypatch: pytest.Monkey
 def test_the_collector_is_shown_without_its_password():
     pytest.importorskip("opentelemetry.sdk")
 
-    assert say(check_tracing, make_context({"OTLP_ENDPOINT": "http://me:word@collector:4317"})) == [
+    assert say(check_tracing, make_subject({"OTLP_ENDPOINT": "http://me:word@collector:4317"})) == [
         ("ok", "Traces go to http://***@collector:4317.")
     ]
 
 
 def test_without_an_endpoint_nothing_is_said_of_traces():
-    assert say(check_tracing, make_context()) == []
+    assert say(check_tracing, make_subject()) == []

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from doctor_context import GPUS, complaints, make_context, say, with_disk
+from doctor_subject import GPUS, complaints, make_subject, say, with_disk
 from tgis_cli.commands.doctor import doctor
 from tgis_cli.decide.resolve import DEMO_MODEL_DIR, resolve
 from tgis_cli.doctor.checks import CHECKS, Check, check_machine, run_checks
 from tgis_cli.doctor.examine import examine
 from tgis_cli.doctor.model import check_fit, check_model
-from tgis_cli.doctor.report import describe
-from tgis_cli.doctor.verdict import Context, Verdict, fail, failed, ok, warn
+from tgis_cli.doctor.report import describe_verdicts
+from tgis_cli.doctor.verdict import Subject, Verdict, fail, failed, ok, warn
 from tgis_server.errors import ModelError, UsageError
 from tgis_server.options import options
 
@@ -25,7 +25,7 @@ FLAGS = {option.name: None for option in options()}
 
 
 def check(*verdicts: Verdict, name: str = "memory") -> Check:
-    return Check(name, "Limits", lambda context: verdicts, is_in_preflight=True)
+    return Check(name, "Limits", lambda subject: verdicts, is_in_preflight=True)
 
 
 # -- running checks
@@ -36,10 +36,10 @@ def test_names_of_checks_are_unique():
 
 
 def test_a_check_that_breaks_is_a_warning_and_the_others_run():
-    def explode(context: Context) -> list[Verdict]:
+    def explode(subject: Subject) -> list[Verdict]:
         raise ZeroDivisionError("oh")
 
-    verdicts = run_checks(make_context(), [Check("odd", "Limits", explode), check(ok("Fine."))])
+    verdicts = run_checks(make_subject(), [Check("odd", "Limits", explode), check(ok("Fine."))])
 
     assert [(verdict.check, str(verdict.level), verdict.sentence) for verdict in verdicts] == [
         ("odd", "warn", "The check odd broke: ZeroDivisionError: oh."),
@@ -58,7 +58,7 @@ def test_a_check_of_the_model_that_breaks_is_a_failure_as_a_start_breaks_too(mon
 
 
 def test_what_two_checks_find_is_said_once():
-    verdicts = run_checks(make_context(), [check(warn("It is so.")), check(warn("It is so."), ok("And more."))])
+    verdicts = run_checks(make_subject(), [check(warn("It is so.")), check(warn("It is so."), ok("And more."))])
 
     assert [verdict.sentence for verdict in verdicts] == ["It is so.", "And more."]
 
@@ -68,41 +68,41 @@ def test_what_two_checks_find_is_said_once():
 
 def test_a_preflight_raises_the_first_failure_and_else_returns_warnings(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tgis_cli.doctor.checks.CHECKS", (check(ok("Fine."), warn("Slow.", "Mend it.")),))
-    assert check_machine(make_context()) == ["Slow. Mend it."]
+    assert check_machine(make_subject()) == ["Slow. Mend it."]
 
     monkeypatch.setattr("tgis_cli.doctor.checks.CHECKS", (check(failed(UsageError("No."))), check(warn("Slow."))))
     with pytest.raises(UsageError, match=r"^No\.$"):
-        check_machine(make_context())
+        check_machine(make_subject())
 
 
 def test_a_healthy_machine_is_silent_before_a_start():
-    loaded = make_context(grpc_port="0", port="0")
-    context = replace(loaded, resolved=resolve(loaded.loaded, {}, loaded.machine))
+    loaded = make_subject(grpc_port="0", port="0")
+    subject = replace(loaded, resolved=resolve(loaded.loaded, {}, loaded.machine))
 
-    assert check_machine(context) == []
+    assert check_machine(subject) == []
 
 
 def test_checks_of_the_preflight_that_fail_can_end_a_start(monkeypatch: pytest.MonkeyPatch):
-    context = make_context(gpus=GPUS, num_shard="2", host=with_disk(64 << 20))
+    subject = make_subject(gpus=GPUS, num_shard="2", host=with_disk(64 << 20))
 
-    assert [warning for warning in check_machine(context) if "/dev/shm" in warning]
+    assert [warning for warning in check_machine(subject) if "/dev/shm" in warning]
 
 
 # -- the model
 
 
-def with_model(model_dir: Path, **facts: object) -> Context:
-    context = make_context(model_name=str(model_dir), dtype="float32", **facts)
-    return replace(context, resolved=resolve(context.loaded, {}, context.machine))
+def with_model(model_dir: Path, **facts: object) -> Subject:
+    subject = make_subject(model_name=str(model_dir), dtype="float32", **facts)
+    return replace(subject, resolved=resolve(subject.loaded, {}, subject.machine))
 
 
 def test_a_model_that_is_whole_and_fits_is_told():
-    context = with_model(DEMO_MODEL_DIR)
+    subject = with_model(DEMO_MODEL_DIR)
 
-    assert say(check_model, context) == [
+    assert say(check_model, subject) == [
         ("ok", f"{DEMO_MODEL_DIR} is in {DEMO_MODEL_DIR}; the native engine serves it as float32 on cpu.")
     ]
-    ((level, sentence),) = say(check_fit, context)
+    ((level, sentence),) = say(check_fit, subject)
     assert (level, sentence[:9]) == ("ok", "It fits: ")
 
 
@@ -116,12 +116,12 @@ def test_a_model_without_a_tokenizer_is_a_failure(tmp_path: Path):
 
 
 def test_a_model_that_cannot_be_served_is_a_failure_in_the_words_of_a_start(tmp_path: Path):
-    context = examine({"model_name": str(tmp_path)}, {"HOME": "/nowhere"})
+    subject = examine({"model_name": str(tmp_path)}, {"HOME": "/nowhere"})
 
-    (failure,) = complaints(check_model, context)
+    (failure,) = complaints(check_model, subject)
 
     assert failure.startswith("Failed to resolve config path: Model ")
-    assert isinstance(context.problem, ModelError)
+    assert isinstance(subject.problem, ModelError)
 
 
 def test_a_model_whose_weights_are_larger_than_the_memory_is_a_failure():
@@ -156,7 +156,7 @@ VERDICTS = [
 
 
 def test_a_report_has_groups_marks_fixes_where_they_fit_and_a_sum():
-    assert list(describe(VERDICTS, 50, is_colored=False)) == [
+    assert list(describe_verdicts(VERDICTS, 50, is_colored=False)) == [
         "Limits",
         "  ok    All is well.",
         "  warn  It is slow. Mend it.",
@@ -170,7 +170,7 @@ def test_a_report_has_groups_marks_fixes_where_they_fit_and_a_sum():
 
 
 def test_colours_are_for_terminals():
-    assert list(describe(VERDICTS[:1], 50, is_colored=True))[1] == "  \x1b[32mok  \x1b[0m  All is well."
+    assert list(describe_verdicts(VERDICTS[:1], 50, is_colored=True))[1] == "  \x1b[32mok  \x1b[0m  All is well."
 
 
 def test_json_has_every_verdict_and_what_fails_is_exit_code_1(capsys: pytest.CaptureFixture[str]):

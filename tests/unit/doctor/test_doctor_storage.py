@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from doctor_context import GIB, complaints, make_context, say, with_disk
+from doctor_subject import GIB, complaints, make_subject, say, with_disk
 from tgis_cli.decide.resolve import resolve
 from tgis_cli.doctor import storage
 from tgis_cli.doctor.storage import (
@@ -29,15 +29,15 @@ from tgis_cli.supervisor.run_dir import locked, make_run_dir
 
 
 def test_the_run_directory_has_room(tmp_path: Path):
-    context = make_context(run_dir="/tmp", host=with_disk(5 * GIB))
+    subject = make_subject(run_dir="/tmp", host=with_disk(5 * GIB))
 
-    assert say(check_run_dir, context) == [("ok", "Run directories are made in /tmp: 5.0 GiB free.")]
+    assert say(check_run_dir, subject) == [("ok", "Run directories are made in /tmp: 5.0 GiB free.")]
 
 
 def test_noexec_is_fine():
-    context = make_context(run_dir="/tmp", host=with_disk(5 * GIB, flag=os.ST_NOEXEC))
+    subject = make_subject(run_dir="/tmp", host=with_disk(5 * GIB, flag=os.ST_NOEXEC))
 
-    assert say(check_run_dir, context) == [
+    assert say(check_run_dir, subject) == [
         ("ok", "Run directories are made in /tmp: 5.0 GiB free, mounted noexec, which is fine.")
     ]
 
@@ -50,13 +50,13 @@ def test_noexec_is_fine():
     ],
 )
 def test_a_full_file_system_is_a_failure(host: Host, numbers: str):
-    assert complaints(check_run_dir, make_context(run_dir="/tmp", host=host)) == [
+    assert complaints(check_run_dir, make_subject(run_dir="/tmp", host=host)) == [
         f"The run directory needs 1 MiB in /tmp, but {numbers}: make room, or choose another with --run-dir."
     ]
 
 
 def test_a_directory_that_is_not_there_is_a_failure():
-    assert complaints(check_run_dir, make_context(run_dir="/nowhere")) == [
+    assert complaints(check_run_dir, make_subject(run_dir="/nowhere")) == [
         "The run directory cannot be made in /nowhere: No such directory. Choose a writable one with --run-dir."
     ]
 
@@ -67,23 +67,23 @@ def test_a_machine_without_any_writable_temporary_directory_is_a_failure(monkeyp
 
     monkeypatch.setattr(tempfile, "gettempdir", fail)
 
-    assert complaints(check_run_dir, make_context())[0].startswith("The run directory cannot be made in a temporary")
+    assert complaints(check_run_dir, make_subject())[0].startswith("The run directory cannot be made in a temporary")
 
 
 def test_a_path_too_long_for_sockets_is_a_failure(tmp_path: Path):
     deep = tmp_path / ("d" * 100)
     deep.mkdir()
 
-    (failure,) = complaints(check_run_dir, make_context(run_dir=str(deep)))
+    (failure,) = complaints(check_run_dir, make_subject(run_dir=str(deep)))
 
     assert "bytes too long for a Unix socket: choose a shorter --run-dir." in failure
 
 
 def test_a_socket_of_a_running_server_is_a_failure(tmp_path: Path):
-    context = make_context(run_dir="/tmp", rehearse=True, shard_uds_path=str(tmp_path / "tgis"))
+    subject = make_subject(run_dir="/tmp", rehearse=True, shard_uds_path=str(tmp_path / "tgis"))
     (tmp_path / "tgis-0").touch()
 
-    (failure,) = complaints(check_run_dir, replace(context, resolved=resolve(context.loaded, {}, context.machine)))
+    (failure,) = complaints(check_run_dir, replace(subject, resolved=resolve(subject.loaded, {}, subject.machine)))
 
     assert failure.startswith(f"{tmp_path}/tgis-0 is a file, and is not replaced")
 
@@ -94,7 +94,7 @@ def test_a_socket_of_a_running_server_is_a_failure(tmp_path: Path):
 def test_a_log_file_that_can_be_written_is_not_made(tmp_path: Path):
     file = tmp_path / "log"
 
-    assert say(check_log_file, make_context(log_file=str(file))) == [("ok", f"Logs are also written to {file}.")]
+    assert say(check_log_file, make_subject(log_file=str(file))) == [("ok", f"Logs are also written to {file}.")]
     assert not file.exists()
 
 
@@ -102,13 +102,13 @@ def test_a_log_file_that_can_be_written_is_not_made(tmp_path: Path):
 def test_a_log_file_that_cannot_be_written_is_a_failure(tmp_path: Path, name: str, reason: str):
     file = tmp_path / name
 
-    assert complaints(check_log_file, make_context(log_file=str(file))) == [
+    assert complaints(check_log_file, make_subject(log_file=str(file))) == [
         f"--log-file {file} cannot be written: {reason}. Choose a writable one; its directory must exist."
     ]
 
 
 def test_without_a_log_file_nothing_is_said_of_it():
-    assert say(check_log_file, make_context()) == []
+    assert say(check_log_file, make_subject()) == []
 
 
 # -- runs
@@ -122,7 +122,7 @@ def test_running_servers_and_failed_runs_are_told(tmp_path: Path):
     (broken / "errors/cause.txt").write_text("shard-0 was killed.\n")
 
     with locked(running):
-        said = say(check_runs, make_context(run_dir=str(tmp_path)))
+        said = say(check_runs, make_subject(run_dir=str(tmp_path)))
 
     assert said == [
         ("ok", f"A server runs already: org/name at 127.0.0.1:8033, in {running}."),
@@ -131,28 +131,28 @@ def test_running_servers_and_failed_runs_are_told(tmp_path: Path):
 
 
 def test_where_nothing_ran_nothing_is_said(tmp_path: Path):
-    assert say(check_runs, make_context(run_dir=str(tmp_path))) == []
+    assert say(check_runs, make_subject(run_dir=str(tmp_path))) == []
 
 
 # -- the cache
 
 
 def test_a_cache_has_room(tmp_path: Path):
-    context = make_context({"HF_HUB_CACHE": str(tmp_path)}, host=with_disk(5 * GIB))
+    subject = make_subject({"HF_HUB_CACHE": str(tmp_path)}, host=with_disk(5 * GIB))
 
-    assert say(check_cache, context) == [("ok", f"The cache is {tmp_path} (from HF_HUB_CACHE): 5.0 GiB free.")]
+    assert say(check_cache, subject) == [("ok", f"The cache is {tmp_path} (from HF_HUB_CACHE): 5.0 GiB free.")]
 
 
 def test_a_cache_that_is_not_there_yet_is_fine():
-    assert say(check_cache, make_context({"HF_HOME": "/nowhere"})) == [
+    assert say(check_cache, make_subject({"HF_HOME": "/nowhere"})) == [
         ("ok", "The cache is /nowhere/hub (from HF_HOME), which is not there yet.")
     ]
 
 
 def test_a_full_disk_of_the_cache_is_warned_of(tmp_path: Path):
-    context = make_context({"HF_HUB_CACHE": str(tmp_path)}, host=with_disk(1 << 20, free_inodes=0))
+    subject = make_subject({"HF_HUB_CACHE": str(tmp_path)}, host=with_disk(1 << 20, free_inodes=0))
 
-    assert complaints(check_cache, context) == [
+    assert complaints(check_cache, subject) == [
         f"The cache is {tmp_path} (from HF_HUB_CACHE), where 1 MiB and 0 inodes are free. Make room for downloads "
         "(`tgis models rm`), or name another with HF_HUB_CACHE."
     ]
@@ -161,34 +161,34 @@ def test_a_full_disk_of_the_cache_is_warned_of(tmp_path: Path):
 def test_a_cache_on_a_read_only_volume_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
 
-    assert say(check_cache, make_context({"HF_HUB_CACHE": str(tmp_path)})) == [
+    assert say(check_cache, make_subject({"HF_HUB_CACHE": str(tmp_path)})) == [
         ("ok", f"The cache is {tmp_path} (from HF_HUB_CACHE), read-only: enough for serving, not for downloads.")
     ]
 
 
 def test_a_cache_that_may_not_be_read_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    context = make_context({"HF_HUB_CACHE": str(tmp_path)}, host=Host(uid=lambda: 1234))
+    subject = make_subject({"HF_HUB_CACHE": str(tmp_path)}, host=Host(uid=lambda: 1234))
 
-    (warning,) = complaints(check_cache, context)
+    (warning,) = complaints(check_cache, subject)
 
     assert warning.startswith(f"The cache is {tmp_path} (from HF_HUB_CACHE), but user 1234 may not read it. Give")
 
 
 def test_variables_that_name_different_caches_are_a_failure():
-    assert complaints(check_cache, make_context({"HF_HUB_CACHE": "/a", "TRANSFORMERS_CACHE": "/b"})) == [
+    assert complaints(check_cache, make_subject({"HF_HUB_CACHE": "/a", "TRANSFORMERS_CACHE": "/b"})) == [
         "TRANSFORMERS_CACHE and HF_HUB_CACHE env vars can't be set to different values Unset one of them."
     ]
 
 
 def test_the_place_of_the_cache_is_told_as_it_is_expanded():
-    assert say(check_cache, make_context({"HOME": "/nowhere", "HF_HUB_CACHE": "~/cache"})) == [
+    assert say(check_cache, make_subject({"HOME": "/nowhere", "HF_HUB_CACHE": "~/cache"})) == [
         ("ok", "The cache is /nowhere/cache (from HF_HUB_CACHE), which is not there yet.")
     ]
 
 
 def test_a_variable_that_is_set_to_nothing_is_warned_of():
-    (warning,) = complaints(check_cache, make_context({"HF_HUB_CACHE": ""}))
+    (warning,) = complaints(check_cache, make_subject({"HF_HUB_CACHE": ""}))
 
     assert warning.startswith(f"The cache is {Path.cwd()} (from HF_HUB_CACHE), the current directory, as HF_HUB_CACHE")
 
@@ -197,7 +197,7 @@ def test_a_user_without_a_home_is_told_to_name_a_cache(monkeypatch: pytest.Monke
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
 
-    (warning,) = complaints(check_cache, make_context(host=Host(uid=lambda: 1000730000)))
+    (warning,) = complaints(check_cache, make_subject(host=Host(uid=lambda: 1000730000)))
 
     assert warning == (
         "There is no cache: HOME is not set, and user 1000730000 has no other. Name it with HF_HUB_CACHE to serve "
@@ -222,7 +222,7 @@ def cached(tmp_path: Path) -> Path:
 
 
 def look(root: Path) -> list[tuple[str, str]]:
-    return say(check_cache_content, make_context({"HF_HUB_CACHE": str(root.parent)}))
+    return say(check_cache_content, make_subject({"HF_HUB_CACHE": str(root.parent)}))
 
 
 def test_a_whole_model_is_fine(cached: Path):
@@ -232,7 +232,7 @@ def test_a_whole_model_is_fine(cached: Path):
 def test_a_cache_that_is_no_directory_is_warned_of(tmp_path: Path):
     (tmp_path / "file").touch()
     for place, words in (("file", "which is no directory"), ("file/x", "which cannot be reached: Not a directory")):
-        (warning,) = complaints(check_cache, make_context({"HF_HUB_CACHE": str(tmp_path / place)}))
+        (warning,) = complaints(check_cache, make_subject({"HF_HUB_CACHE": str(tmp_path / place)}))
 
         assert words in warning
 
@@ -273,7 +273,7 @@ def test_a_slow_cache_is_looked_at_in_part(cached: Path, monkeypatch: pytest.Mon
 def test_a_user_without_a_name_or_a_home_on_a_read_only_root_is_fine():
     host = replace(with_disk(0, flag=os.ST_RDONLY), uid=lambda: 1000730000)
 
-    assert say(check_user, make_context(host=host)) == [
+    assert say(check_user, make_subject(host=host)) == [
         (
             "ok",
             "User 1000730000, who is in no user database; HOME is not set; the root file system is read-only: all of "

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tgis_cli.commands.migrate import conclude
-from tgis_cli.migrate import Report, examine_all, read_containers, read_source
+from tgis_cli.migrate import MigrationReport, examine_all, read_containers, read_settings_file
 from tgis_server.errors import UsageError
 
 ORIGINAL = Path(__file__).parent / "manifests/original.yaml"
@@ -29,24 +29,24 @@ Change = dict[str, Any]
 def examine(tmp_path: Path):
     """Write texts as files and give the reports of all of them together."""
 
-    def examine_texts(*texts: str, **named: str) -> list[Report]:
+    def examine_texts(*texts: str, **named: str) -> list[MigrationReport]:
         files = {f"file-{index}": text for index, text in enumerate(texts)} | named
         for name, text in files.items():
             (tmp_path / name).write_text(text)
-        return list(examine_all(read_containers([read_source(str(tmp_path / name)) for name in files])))
+        return list(examine_all(read_containers([read_settings_file(str(tmp_path / name)) for name in files])))
 
     return examine_texts
 
 
-def verdicts(report: Report) -> dict[str, str]:
+def verdicts(report: MigrationReport) -> dict[str, str]:
     return {f"{finding.name}={finding.value}": str(finding.verdict) for finding in report.findings}
 
 
-def problems(report: Report) -> list[str]:
+def problems(report: MigrationReport) -> list[str]:
     return [advice.text for advice in report.advice if advice.is_problem]
 
 
-def topics(report: Report) -> list[str]:
+def topics(report: MigrationReport) -> list[str]:
     return [advice.topic for advice in report.advice]
 
 
@@ -68,7 +68,7 @@ CALM = {  # nothing to advise
 
 
 def test_the_originals_manifest_works_unchanged():
-    (report,) = examine_all(read_containers([read_source(str(ORIGINAL))]))
+    (report,) = examine_all(read_containers([read_settings_file(str(ORIGINAL))]))
 
     assert not report.will_fail
     assert verdicts(report) == {
@@ -88,7 +88,7 @@ def test_the_originals_manifest_works_unchanged():
 
 
 def test_a_finding_has_its_line():
-    (report,) = examine_all(read_containers([read_source(str(ORIGINAL))]))
+    (report,) = examine_all(read_containers([read_settings_file(str(ORIGINAL))]))
 
     lines = ORIGINAL.read_text().splitlines()
     assert all(finding.name in lines[finding.line - 1] for finding in report.findings)
@@ -454,7 +454,7 @@ class Terminal(io.StringIO):
 def test_a_terminal_that_is_waited_for_is_told_so(monkeypatch, capsys, stdin: type[io.StringIO]):
     monkeypatch.setattr(sys, "stdin", stdin("MAX_NEW_TOKENS=1"))
 
-    read_source("-")
+    read_settings_file("-")
 
     assert ("Ctrl-D ends the input" in capsys.readouterr().err) is (stdin is Terminal)
 
@@ -490,7 +490,7 @@ def test_nothing_that_a_file_holds_ends_in_anything_but_a_sentence(
     file.write_text(yaml.safe_dump_all(documents))
 
     with contextlib.suppress(UsageError):
-        list(examine_all(read_containers([read_source(str(file))])))
+        list(examine_all(read_containers([read_settings_file(str(file))])))
 
 
 # -- the command

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from test_preflight import machine as make_machine
-from tgis_cli.doctor.verdict import Context, Host, Verdict
+from tgis_cli.doctor.verdict import Host, Subject, Verdict
 from tgis_cli.machine import Gpu
 from tgis_server.options import load_config
 
@@ -19,14 +19,14 @@ GIB = 1 << 30
 GPUS = (Gpu("GPU-aa11", "NVIDIA H100", 80 * GIB, 79 * GIB), Gpu("GPU-ab22", "NVIDIA H100", 80 * GIB, 79 * GIB))
 
 
-def make_context(
+def make_subject(
     environ: Mapping[str, str] | None = None, *, host: Host | None = None, gpus: tuple[Gpu, ...] = (), **values: Any
-) -> Context:
+) -> Subject:
     """A healthy machine of two CPUs, but for what is given: options, and facts of ``Machine``."""
     facts = {name: values.pop(name) for name in list(values) if name in FACTS}
     machine = make_machine(**{"free_bytes": 8 * GIB, "torch_has_cuda": bool(gpus), "gpus": gpus} | facts)
     environ = environ or {}
-    return Context(environ, load_config(values, environ), machine, host or Host())
+    return Subject(environ, load_config(values, environ), machine, host or Host())
 
 
 FACTS = ("has_bf16", "free_bytes", "limit_bytes", "cpu_quota", "torch_has_cuda", "driver", "gpu_problem", "cpus")
@@ -71,11 +71,11 @@ def with_versions(**versions: str) -> Host:
     return Host(get_version=get_version)
 
 
-def say(check: Callable[[Context], Iterable[Verdict]], context: Context) -> list[tuple[str, str]]:
+def say(check: Callable[[Subject], Iterable[Verdict]], subject: Subject) -> list[tuple[str, str]]:
     """Level and text of each verdict."""
-    return [(str(verdict.level), str(verdict)) for verdict in check(context)]
+    return [(str(verdict.level), str(verdict)) for verdict in check(subject)]
 
 
-def complaints(check: Callable[[Context], Iterable[Verdict]], context: Context) -> list[str]:
+def complaints(check: Callable[[Subject], Iterable[Verdict]], subject: Subject) -> list[str]:
     """The texts of all that is not ok."""
-    return [str(verdict) for verdict in check(context) if verdict.level != "ok"]
+    return [str(verdict) for verdict in check(subject) if verdict.level != "ok"]
