@@ -9,9 +9,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tgis_cli.commands.migrate import print_reports
 from tgis_cli.decide.legacy_settings import SETTINGS
 from tgis_cli.migrate import examine_all, read_containers, read_settings_file
+from tgis_cli.migrate.text import print_reports
 from tgis_server.errors import GroupFailed, ModelError, NotEnoughDevices, PeerLost, UsageError
 from tgis_server.failures import CATALOGUE
 from tgis_server.frontend.metrics.metrics import SPECS
@@ -172,8 +172,8 @@ def migration_run() -> str:
     """What `tgis migrate` says to the original's manifest, on a terminal."""
     manifest = DOCS.parent / "tests/unit/migrate/manifests/original.yaml"
     output = io.StringIO()
-    source = replace(read_settings_file(str(manifest)), file="original.yaml")
-    reports = list(examine_all(read_containers([source])))
+    settings = replace(read_settings_file(str(manifest)), name="original.yaml")
+    reports = list(examine_all(read_containers([settings])))
     print_reports(reports, Console(file=output, width=96, force_terminal=True, color_system=None))
     lines = [line.rstrip() for line in output.getvalue().rstrip().splitlines()]
     return "\n".join(["```", "$ tgis migrate original.yaml", *lines, "```", ""])

@@ -152,10 +152,8 @@ def to_json(value: object) -> str:
 
 def describe_config(subject: Subject) -> dict[str, Any]:
     """As `tgis config show --json` does."""
-    from tgis_cli.commands.config import describe_options
-
     inferred = subject.resolved.inferred() if subject.resolved else {}
-    return {"options": describe_options(subject.loaded), "inferred": inferred, "refused": subject.refused}
+    return {"options": subject.loaded.as_dict(), "inferred": inferred, "refused": subject.refused}
 
 
 def describe_environment(environ: Mapping[str, str]) -> dict[str, str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from tgis_cli.decide.legacy_settings import BY_NAME, OPTIONS_BY_ENV, SETTINGS, Setting, Verdict
 from tgis_cli.migrate.advice import Advice, advise, advise_on_secrets
@@ -48,6 +49,17 @@ class MigrationReport:
     def will_fail(self) -> bool:
         """Whether a server with these settings does not start, or never becomes ready."""
         return any(map(is_refused, self.findings)) or any(advice.is_problem for advice in self.advice)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "file": self.container.file,
+            "container": self.container.title,
+            "line": self.container.line,
+            "image": self.container.image,
+            "settings": [asdict(finding) for finding in self.findings],
+            "advice": [asdict(advice) for advice in self.advice],
+            "works": not self.will_fail,
+        }
 
 
 def examine(container: Container) -> MigrationReport:

@@ -15,8 +15,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tgis_cli.commands.migrate import conclude
 from tgis_cli.migrate import MigrationReport, examine_all, read_containers, read_settings_file
+from tgis_cli.migrate.text import conclude
 from tgis_server.errors import UsageError
 
 ORIGINAL = Path(__file__).parent / "manifests/original.yaml"
@@ -507,7 +507,7 @@ def test_the_exit_code_says_whether_everything_works():
 
     assert [works.returncode, fails.returncode, wrong.returncode] == [0, 1, 2]
     assert wrong.stderr == "tgis: /nowhere cannot be read: No such file or directory.\n"
-    assert works.stdout.endswith("This works with the new image, if that can serve the model.\n")
+    assert works.stdout.endswith("This works with the new image if that can serve the model.\n")
     assert fails.stdout.splitlines()[1].startswith("1  refused  MAX_BATCH_SIZE=x  MAX_BATCH_SIZE is 'x', but must be")
 
 
@@ -524,7 +524,7 @@ def test_the_exit_code_says_whether_everything_works():
 def test_the_conclusion_names_what_does_not_do_what_it_asks(examine, text: str, end: str):
     (report,) = examine(text)
 
-    assert conclude(report) == f"This works with the new image, {end}"
+    assert conclude(report) == f"This works with the new image {end}"
 
 
 def test_json_has_settings_and_advice():
