@@ -147,7 +147,7 @@ def test_something_else_at_the_address_is_not_taken_for_a_missing_server():
         result = run_tgis("generate", "x", "--url", address)
 
     assert result.returncode == 1
-    assert f"What listens at {address} did not accept a plain gRPC connection" in result.stderr
+    assert f"The process listening at {address} did not accept a plain gRPC connection" in result.stderr
 
 
 def test_a_command_explains_what_the_machine_lacks_and_blames_no_run_directory_for_a_missing_file():

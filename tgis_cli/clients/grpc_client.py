@@ -135,7 +135,9 @@ def explain_no_connection(target: str, *, with_tls: bool) -> str:
     except OSError:
         return f"No server at {target}: start one with `tgis launch`, or give its address with --url HOST:PORT."
     hint = "is its certificate signed by the CA of --ca?" if with_tls else "if it uses TLS, give its CA with --ca FILE."
-    return f"The process listening at {target} refused a {'TLS' if with_tls else 'plain gRPC'} connection; {hint}"
+    return (
+        f"The process listening at {target} did not accept a {'TLS' if with_tls else 'plain gRPC'} connection; {hint}"
+    )
 
 
 def to_request_error(status: str, details: str, url: str) -> RequestError:

@@ -1,7 +1,7 @@
-"""What ``tgis doctor`` finds out about a machine, and what a start looks at before it starts anything.
+"""The checks of ``tgis doctor``; the fast ones also run before a start.
 
-One file per theme has the checks; ``checks.py`` is their table. Nothing here starts, writes or downloads anything, but
-for the bug report that is asked for. Torch is never imported: whatever needs it is told from versions and drivers.
+``checks.py`` is their table. Nothing here starts, writes or downloads anything except a requested bug report. Torch is
+never imported: checks about it use package metadata and the driver.
 """
 
 from tgis_cli.doctor.bug_report import check_target, write_bug_report

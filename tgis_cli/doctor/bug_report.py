@@ -1,6 +1,6 @@
-"""What somebody who helps from afar wants to see, in one archive, and nothing that is nobody's business.
+"""The bug report: one archive with what remote support needs, and no secrets.
 
-Every text goes through :func:`Scrubber.scrub`, whatever it is: credentials turn up where nobody expects them.
+Every text goes through :func:`Scrubber.scrub`: credentials turn up in unexpected places.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tgis_server.errors import UsageError
 from tgis_server.options import options
 from tgis_server.words.url_credentials import mask_credentials
 
-# Variables whose values help and are nobody's secret. Of all others only the names are told.
+# Variables with useful values that are not secret. For all others, only the name is reported.
 SHOWN = {
     *(option.env for option in options() if not option.opt.has_credentials),
     *(option.opt.also_env for option in options()),
@@ -34,7 +34,7 @@ SHOWN = {
 }
 SHOWN_PREFIXES = ("CUDA_", "NVIDIA_", "NCCL_", "GLOO_", "OMP_", "KMP_", "MKL_", "PYTORCH_", "TORCH_", "MALLOC_")
 SECRET_NAME = re.compile(r"TOKEN|SECRET|PASS|KEY|CREDENTIAL|AUTH|COOKIE|JWT", re.IGNORECASE)
-MIN_SECRET_CHARS = 6  # shorter values occur by chance: TOKENIZERS_PARALLELISM=false
+MIN_SECRET_CHARS = 6  # shorter values occur elsewhere by chance: TOKENIZERS_PARALLELISM=false
 SECRET_TEXTS = (
     (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL), "***"),
     (re.compile(r"(\w[\w+.-]*://)[^\s\"']*@"), r"\1***@"),
@@ -51,12 +51,12 @@ MACHINE_FILES = (
 )
 GROUP_FILES = ("memory.*", "cpu.*", "cpuset.cpus*", "pids.*")
 MAX_FAILED_RUNS = 2
-MAX_FILE_BYTES = 256 << 10  # the end of a longer one counts
+MAX_FILE_BYTES = 256 << 10  # of a longer file, the end is kept
 NVIDIA_SMI_S = 10.0
 
 
 class Scrubber:
-    """Knows the secrets of an environment and removes them, and what looks like one, from any text."""
+    """Removes an environment's secrets, and anything that looks like one, from texts."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         found = {value.strip() for name, value in environ.items() if SECRET_NAME.search(name) and not is_shown(name)}
@@ -78,25 +78,25 @@ def is_shown(name: str) -> bool:
 def check_target(path: Path) -> None:
     """
     Raises:
-        UsageError: there is something already, or it cannot be written.
+        UsageError: the path exists, or its directory cannot be written.
     """
     if os.path.lexists(path):
-        raise UsageError(f"--bundle {path} exists, and is not overwritten: remove it, or choose another name.")
+        raise UsageError(f"--bundle {path} already exists: remove it, or choose another name.")
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        reason = "cannot be written" if path.parent.is_dir() else "is no directory"
-        raise UsageError(f"--bundle {path} cannot be made, as {path.parent} {reason}: choose another place.")
+        reason = "is not writable" if path.parent.is_dir() else "is not a directory"
+        raise UsageError(f"--bundle {path} cannot be created: {path.parent} {reason}; choose another place.")
 
 
 def write_bug_report(path: Path, subject: Subject, report: Mapping[str, Any]) -> list[str]:
-    """Write the archive, which appears whole or not at all, for this user alone.
+    """Write the archive atomically, readable by this user only.
 
     Returns:
-        The names of what is in it.
+        The names of its files.
 
     Raises:
         UsageError: it cannot be written.
     """
-    import tarfile  # a start imports this module too, and has no time
+    import tarfile  # a start imports this module too, and must be fast
 
     check_target(path)
     scrubber = Scrubber(subject.environ)
@@ -120,12 +120,12 @@ def write_bug_report(path: Path, subject: Subject, report: Mapping[str, Any]) ->
 
 
 def collect(subject: Subject) -> dict[str, str]:
-    """Text of everything by its name. What cannot be had is told in its place."""
+    """All texts by file name, with an error in place of a part that fails."""
     texts: dict[str, str] = {}
     for part in (collect_settings, collect_machine, collect_groups, collect_model, collect_runs):
         try:
             texts.update(part(subject))
-        except Exception as error:  # noqa: BLE001  an archive with less in it is better than none
+        except Exception as error:  # noqa: BLE001  an incomplete archive is better than none
             texts[f"{part.__name__}.error"] = f"{type(error).__name__}: {error}\n"
     return texts
 
@@ -166,7 +166,7 @@ def list_packages() -> list[tuple[str, str]]:
 
 
 def collect_groups(subject: Subject) -> Iterator[tuple[str, str]]:
-    """The numbers of the own control group and those above it."""
+    """Limits and usage of this process's control group and those above it."""
     root = subject.host.root / "sys/fs/cgroup"
     groups = dict.fromkeys(group for name in ("memory", "cpu", "pids") for group in subject.host.group_dirs(name))
     for group in groups:
@@ -196,7 +196,7 @@ def run_nvidia_smi() -> str:
     try:
         return process.communicate(timeout=NVIDIA_SMI_S)[0]
     except subprocess.TimeoutExpired as error:
-        process.kill()  # and nobody waits for it: if the driver hangs, it does not even end
+        process.kill()  # without waiting for it: if the driver hangs, it cannot die
         return str(error)
 
 
@@ -211,7 +211,7 @@ def collect_model(subject: Subject) -> Iterator[tuple[str, str]]:
 
 
 def collect_runs(subject: Subject) -> Iterator[tuple[str, str]]:
-    """The latest failed runs: what was asked for, and how each process ended."""
+    """The configuration and errors of the latest failed runs."""
     parent = subject.config.run_dir or Path(tempfile.gettempdir())
     for run_dir in sort_failed(find_leftovers(parent))[:MAX_FAILED_RUNS]:
         for file in [run_dir / "serve.json", *sorted((run_dir / "errors").iterdir())]:

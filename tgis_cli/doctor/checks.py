@@ -1,4 +1,4 @@
-"""The table of checks, and running them. A check that breaks is a finding itself: nothing here raises."""
+"""The table of checks, and how they are run. A check that raises becomes a finding itself."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Check:
     name: str  # a slug, unique
     group: str
     run: Callable[[Subject], Iterable[Verdict]]
-    is_in_preflight: bool = False  # takes milliseconds, and matters to a start
+    is_in_preflight: bool = False  # fast, and relevant to a start
 
 
 CHECKS = (
@@ -53,7 +53,7 @@ GROUP_OF = {check.name: check.group for check in CHECKS}
 
 
 def run_checks(subject: Subject, checks: Iterable[Check] = CHECKS) -> list[Verdict]:
-    """What they say, in their order. What several find is said once."""
+    """Verdicts in order, without repeated sentences."""
     verdicts: dict[str, Verdict] = {}
     for check in checks:
         for verdict in run_check(check, subject):
@@ -64,23 +64,23 @@ def run_checks(subject: Subject, checks: Iterable[Check] = CHECKS) -> list[Verdi
 def run_check(check: Check, subject: Subject) -> Iterator[Verdict]:
     try:
         yield from check.run(subject)
-    except Exception as error:  # noqa: BLE001  one check's bug shall not hide what the others find
-        # The model's does what a start does, which then breaks as well.
-        tell = fail if check.run is model.check_model else warn
-        yield tell(
+    except Exception as error:  # noqa: BLE001  a bug in one check must not hide the others' findings
+        # The model's check does what a start does, so a start would break too.
+        level = fail if check.run is model.check_model else warn
+        yield level(
             f"The check {check.name} broke: {type(error).__name__}: {error}.",
             "Report it with `tgis doctor --bundle FILE`; the other checks are not affected.",
         )
 
 
 def check_machine(subject: Subject) -> list[str]:
-    """The preflight of a start.
+    """The preflight checks of a start.
 
     Returns:
-        Sentences to warn of.
+        Warnings.
 
     Raises:
-        TgisError: the first of what keeps the server from working.
+        TgisError: the first finding that would keep the server from working.
     """
     verdicts = run_checks(subject, [check for check in CHECKS if check.is_in_preflight])
     for verdict in verdicts:

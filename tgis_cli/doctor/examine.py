@@ -1,4 +1,4 @@
-"""From flags and environment to what checks judge. Wrong variables are findings here; wrong flags are still errors."""
+"""Gather what the checks judge. Invalid variables become findings; invalid flags are still errors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def examine(
 def read_options(
     flags: Mapping[str, Any], environ: Mapping[str, str], config_file: Path | None
 ) -> tuple[LoadedConfig, tuple[str, ...]]:
-    """As a start reads them, but without variables that it would refuse; and what it would say of each."""
+    """Read options as a start does, but leave out variables that it would refuse; also return the refusals."""
     accepted, refused = dict(environ), []
     for option in options():
         while flags.get(option.name) is None and (variable := option.find_variable(accepted)):

@@ -1,4 +1,4 @@
-"""Versions of Python and of the packages that TGIS needs, from their metadata: nothing is imported."""
+"""Checks of the versions of Python and of the packages that TGIS needs, from metadata: nothing is imported."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MIN_PYTHON = (3, 11)
 
 
 def check_libraries(subject: Subject) -> Iterator[Verdict]:
-    """Each against what TGIS asks for."""
+    """Compare each package with TGIS's requirements."""
     if sys.version_info < MIN_PYTHON:
         yield fail(f"This is Python {platform.python_version()}, but 3.11 or newer is needed.", "Install a newer one.")
     for requirement in read_requirements():
@@ -42,12 +42,12 @@ def check_libraries(subject: Subject) -> Iterator[Verdict]:
 
 
 def is_met(requirement: Requirement, version: str) -> bool:
-    """By the release that a version is of, or is made of before it: builds of vendors call themselves 2.11.0a0+x."""
+    """Compare the release alone: vendors' builds have versions such as 2.11.0a0+x."""
     from packaging.version import InvalidVersion, Version
 
     try:
         return requirement.specifier.contains(Version(version).base_version)
-    except InvalidVersion:  # which nothing can be compared with
+    except InvalidVersion:  # cannot be compared
         return True
 
 
@@ -59,7 +59,7 @@ def find_version(subject: Subject, name: str) -> str:
 
 
 def read_requirements() -> list[Requirement]:
-    """Of TGIS itself, without those of extras; none where it runs without having been installed."""
+    """TGIS's own requirements, without those of extras; empty if it is not installed."""
     from packaging.requirements import Requirement
 
     try:

@@ -1,4 +1,4 @@
-"""Memory, limits of processes, the kernel, and the clock."""
+"""Checks of memory, process limits, the kernel, and the clock."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tgis_server.words.sizes import GIB, format_bytes
 
 PLACE = "/dev/shm"  # noqa: S108  not a temporary file
 MIN_FREE_BYTES = GIB  # torch, the processes' own memory, and a small model
-OWN_FILES = 256  # of a process, besides a connection for each call
+OWN_FILES = 256  # of a process, in addition to a connection per call
 MIN_STACK_BYTES = 1 << 20
 PR_GET_PDEATHSIG = 2
-BUILD_SLACK_S = 86_400.0  # a clock may lag behind the machine that built the package
+BUILD_SLACK_S = 86_400.0  # tolerated lag behind the clock of the machine that built the package
 
 
 def check_memory(subject: Subject) -> Iterator[Verdict]:
-    """What can be allocated now, and what slows down before the limit is reached."""
+    """Free memory, the limit, and throttling below the limit."""
     machine = subject.machine
     facts = {"free_bytes": machine.free_bytes, "limit_bytes": machine.limit_bytes}
     sentence = f"{format_bytes(machine.free_bytes)} of memory are free; {describe_limit(machine)}."
@@ -38,8 +38,8 @@ def check_memory(subject: Subject) -> Iterator[Verdict]:
     highs = [high for group in subject.host.group_dirs("memory") if (high := cgroup.read_int(group / "memory.high"))]
     if highs and (machine.limit_bytes is None or min(highs) < machine.limit_bytes):
         yield warn(
-            f"The control group slows processes down beyond {format_bytes(min(highs))} (memory.high).",
-            "Remove it, or let memory.max alone limit this service.",
+            f"The control group throttles processes above {format_bytes(min(highs))} (memory.high).",
+            "Remove it, and limit this service by memory.max only.",
             high_bytes=min(highs),
         )
 
@@ -52,7 +52,7 @@ def check_shared_memory(subject: Subject) -> Iterator[Verdict]:
     if shared.is_short and subject.uses_gpus and subject.num_shard > 1:
         yield warn(
             f"{has}, but several shards on GPUs need at least 1 GiB.",
-            "Mount an emptyDir of medium Memory there (Kubernetes), or use --shm-size 1g (docker).",
+            "Mount an emptyDir with medium: Memory there (Kubernetes), or use --shm-size 1g (Docker).",
             **facts,
         )
     else:
@@ -61,12 +61,12 @@ def check_shared_memory(subject: Subject) -> Iterator[Verdict]:
 
 
 def check_limits(subject: Subject) -> Iterator[Verdict]:
-    """What `ulimit` and the control group's number of processes allow."""
+    """Limits set by `ulimit` and by the control group's pids controller."""
     try:
         check_address_space()
     except TgisError as error:
         yield failed(error)
-    files = subject.host.get_limit(resource.RLIMIT_NOFILE)[1]  # a start takes all that it may
+    files = subject.host.get_limit(resource.RLIMIT_NOFILE)[1]  # a start raises it to the hard limit
     processes, stack = (subject.host.get_limit(kind)[0] for kind in (resource.RLIMIT_NPROC, resource.RLIMIT_STACK))
     need_files = OWN_FILES + subject.config.max_concurrent_requests
     if is_below(files, need_files):
@@ -99,7 +99,7 @@ def check_limits(subject: Subject) -> Iterator[Verdict]:
 
 
 def threads_of(subject: Subject) -> Threads:
-    """As far as they are known where no model is named."""
+    """The threads of a run; an estimate if no model is given."""
     if subject.resolved is not None:
         return Threads.of(subject.resolved.run)
     num_threads = None if subject.config.rehearse else max(1, subject.machine.num_cpus // subject.num_shard)
@@ -115,12 +115,12 @@ def describe_number(limit: int) -> str:
 
 
 def check_clock(subject: Subject) -> Iterator[Verdict]:
-    """A clock before the time of the installation lets certificates look invalid and sorts logs wrongly."""
+    """A clock that lags makes certificates look invalid and sorts logs wrongly."""
     now, installed = subject.host.now(), Path(tgis_server.__file__).stat().st_mtime
     if now + BUILD_SLACK_S < installed:
         yield warn(
             f"The clock says {format_time(now)}, but TGIS was installed on {format_time(installed)}.",
-            "Set it (`timedatectl`), as TLS and logs depend on it.",
+            "Set it (`timedatectl`): TLS and logs depend on it.",
             now=now,
         )
     else:
@@ -128,12 +128,12 @@ def check_clock(subject: Subject) -> Iterator[Verdict]:
 
 
 def check_kernel(subject: Subject) -> Iterator[Verdict]:
-    """What supervision relies on."""
+    """Kernel features that supervision relies on."""
     if not subject.host.read("proc/self/stat"):
         yield warn("/proc is not mounted: limits and the causes of failures cannot be read.", "Mount it.")
     if ctypes.CDLL(None).prctl(PR_GET_PDEATHSIG, ctypes.byref(ctypes.c_int()), 0, 0, 0) != 0:
         yield warn(
-            "This kernel does not end processes with their parent: children of a killed launcher end a moment later.",
-            "Nothing has to be done; they watch a pipe as well.",
+            "This kernel does not kill processes with their parent: children of a killed launcher end a moment later.",
+            "No action is needed: they also watch a pipe.",
         )
     yield ok(f"Linux {subject.host.read('proc/sys/kernel/osrelease').strip() or 'of an unknown version'}.")

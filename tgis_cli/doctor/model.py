@@ -1,4 +1,4 @@
-"""The model that would be served: whether it is all there, and whether it fits."""
+"""Checks of the model that would be served: whether it is complete, and whether it fits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tgis_server.words.sizes import format_bytes
 
 
 def check_model(subject: Subject) -> Iterator[Verdict]:
-    """Its files, as a start finds and reads them."""
+    """Its files, found and read as a start does."""
     if subject.problem is not None:
         yield failed(subject.problem) if isinstance(subject.problem, TgisError) else fail(str(subject.problem))
     if subject.resolved is None:
@@ -31,7 +31,7 @@ def check_model(subject: Subject) -> Iterator[Verdict]:
 
 
 def check_fit(subject: Subject) -> Iterator[Verdict]:
-    """Weights, a step and a sequence against the memory that is free. What is left after loading is an estimate."""
+    """Whether weights, a step and a sequence fit into free memory, by estimate."""
     resolved = subject.resolved
     if resolved is None or resolved.sizes is None:
         return
@@ -39,7 +39,7 @@ def check_fit(subject: Subject) -> Iterator[Verdict]:
 
     run, machine = resolved.run, subject.machine
     if run.device == "cuda" and not all(gpu.total_bytes for gpu in machine.gpus[: run.num_shard]):
-        yield ok("Whether it fits is not known: the driver does not tell the GPUs' memory.")
+        yield ok("Whether it fits is unknown: the driver does not report the GPUs' memory.")
         return
     try:
         check_memory(run, machine, resolved.sizes)

@@ -1,4 +1,4 @@
-"""The ports of the server, and where its traces go."""
+"""Checks of the server's ports and of tracing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TRACING_MODULES = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.grpc"
 
 
 def check_ports(subject: Subject) -> Iterator[Verdict]:
-    """Whether they can be listened on; else who holds them."""
+    """Whether the ports are free, or which process has them."""
     config = subject.config
     for port, flag in ((config.grpc_port, "--grpc-port"), (config.port, "--port")):
         try:
@@ -24,8 +24,8 @@ def check_ports(subject: Subject) -> Iterator[Verdict]:
         except TgisError as error:
             if port and is_held_by_server(port):
                 yield warn(
-                    f"Port {port} belongs to a TGIS server that runs: {find_owner(port)}.",
-                    f"Stop it before you start another one, or choose another port with {flag}.",
+                    f"Port {port} is used by a running TGIS server: {find_owner(port)}.",
+                    f"Stop it before starting another one, or choose another port with {flag}.",
                     port=port,
                 )
             else:
@@ -35,14 +35,14 @@ def check_ports(subject: Subject) -> Iterator[Verdict]:
 
 
 def check_tracing(subject: Subject) -> Iterator[Verdict]:
-    """The libraries of the extra, where an endpoint is given."""
+    """Whether the tracing libraries are installed, if an endpoint is given."""
     endpoint = subject.config.otlp_endpoint
     if not endpoint:
         return
     for module in TRACING_MODULES:
         try:
             is_installed = importlib.util.find_spec(module) is not None
-        except ModuleNotFoundError:  # not even its parent
+        except ModuleNotFoundError:  # its parent is missing
             is_installed = False
         if not is_installed:
             yield failed(failures.TRACING_NOT_INSTALLED.error(package=module))

@@ -1,4 +1,4 @@
-"""Verdicts as people and as programs read them."""
+"""Verdicts as text and as JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ INDENT = " " * 8
 
 
 def describe_verdicts(verdicts: Sequence[Verdict], width: int, *, is_colored: bool) -> Iterator[str]:
-    """Lines: groups of verdicts, each with its fix where there is one, and the sum."""
+    """Yield lines: verdicts with their fixes by group, and a summary."""
     for group, members in itertools.groupby(verdicts, key=lambda verdict: GROUP_OF[verdict.check]):
         yield group
         for verdict in members:

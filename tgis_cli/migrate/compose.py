@@ -53,7 +53,7 @@ def read_environment(raw: dict[str, Any]) -> list[Given]:
 
 
 def fill_in(value: str) -> str:
-    """``${NAME:-default}`` as its default; ``$$`` as the dollar that it means."""
+    """Replace ``${NAME:-default}`` by its default, and ``$$`` by a dollar sign."""
     return expand(value, {}).replace("$$", "$")
 
 
@@ -61,7 +61,7 @@ def read_words(command: Any) -> list[str]:
     if isinstance(command, str):
         try:
             command = [LocatedText(word, line_of(command)) for word in shlex.split(command)]
-        except ValueError:  # an open quote, which Docker refuses
+        except ValueError:  # an unclosed quote, which Docker refuses
             command = command.split()
     return [LocatedText(fill_in(str(word)), line_of(word)) for word in as_list(command)]
 

@@ -1,4 +1,4 @@
-"""Judge a container's settings one by one and together, and say what around it should change."""
+"""Judge a container's settings one by one and together, and advise on its surroundings."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ TODO = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A setting and what becomes of it."""
+    """A setting and its effect here."""
 
     name: str
-    value: str  # in parentheses: where it comes from, if the value itself is not known
+    value: str  # in parentheses: its source, if the value is unknown
     line: int
     verdict: str  # a Verdict, or UNKNOWN
     now: str
@@ -39,7 +39,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class MigrationReport:
-    """Everything there is to say about one container."""
+    """All findings and advice on one container."""
 
     container: Container
     findings: list[Finding]
@@ -95,7 +95,7 @@ def is_refused(finding: Finding | None) -> bool:
 
 
 def lacks_model(container: Container, command: Command, loaded: LoadedConfig) -> bool:
-    """Whether the model is in none of the places it may come from."""
+    """Whether no model is given, here or in a place that cannot be read."""
     known = loaded.config.model_name or loaded.config.rehearse
     elsewhere = container.is_partial or (container.around and container.around.missing) or command.subcommand
     named = {given.name for given in container.env} | {name for name, _ in command.given}
@@ -103,7 +103,7 @@ def lacks_model(container: Container, command: Command, loaded: LoadedConfig) ->
 
 
 def advise_on_defaults(container: Container, command: Command) -> Iterator[Advice]:
-    """Of what is not set, and had another default in the original."""
+    """On settings that are not set and had another default in the original."""
     variables = {given.name for given in container.env}
     flags = {f"--{name.replace('_', '-')}" for name, _ in command.given}
     flags |= {setting.note for setting in SETTINGS if setting.name in variables or setting.flag in flags}
@@ -118,7 +118,7 @@ def judge_flag(name: str, given: Given) -> Finding:
 
 
 def judge_variable(given: Given) -> Finding | None:
-    """``None`` for a variable of something else."""
+    """``None`` for another program's variable."""
     known = OPTIONS_BY_ENV | {option.opt.also_env: option for option in options() if option.opt.also_env}
     option, setting = known.get(given.name), BY_NAME.get(given.name)
     if option or setting:
@@ -126,9 +126,7 @@ def judge_variable(given: Given) -> Finding | None:
     close = difflib.get_close_matches(given.name, [*known, *BY_NAME], n=1, cutoff=CLOSE)
     if not close:
         return None
-    return Finding(
-        given.name, show(given), given.line, UNKNOWN, "Not a setting, and not read.", f"Did you mean {close[0]}?"
-    )
+    return Finding(given.name, show(given), given.line, UNKNOWN, "Not a setting; ignored.", f"Did you mean {close[0]}?")
 
 
 def judge(given: Given, option: Option | None, setting: Setting | None) -> Finding:
@@ -142,7 +140,7 @@ def judge(given: Given, option: Option | None, setting: Setting | None) -> Findi
         except UsageError as error:
             verdict, now = Verdict.REFUSED, str(error)
     if verdict is Verdict.NOT_YET and setting and given.value is not None and setting.is_quiet(given.value):
-        verdict, now = Verdict.SAME, "Always so."
+        verdict, now = Verdict.SAME, "Always the case."
     return Finding(given.name, show(given), given.line, verdict, now, TODO.get(verdict, ""))
 
 
@@ -151,5 +149,5 @@ def show(given: Given) -> str:
 
 
 def examine_all(containers: list[Container]) -> Iterator[MigrationReport]:
-    """Reports of those containers that look like TGIS."""
+    """Reports on the containers that look like TGIS."""
     return (examine(container) for container in containers if container.is_ours)

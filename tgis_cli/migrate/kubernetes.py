@@ -1,7 +1,7 @@
-"""Kubernetes objects: whatever holds a list of ``containers``, with the ConfigMaps that they refer to.
+"""Kubernetes objects: anything with a list of ``containers``, and the ConfigMaps that these refer to.
 
-Objects are found by their shape, not by their kind, so that pods inside of Lists, kustomize patches and custom
-resources (KServe's runtimes, for one) are seen as well.
+Objects are found by their shape, not by their kind, so that pods in Lists, kustomize patches and custom resources (such
+as KServe's runtimes) are found too.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ PROBE_ACTIONS = ("httpGet", "grpc", "tcpSocket", "exec")
 
 
 def read_objects(documents: list[Any], file: str) -> Iterator[Mapping[str, Any]]:
-    """All objects: those of Lists, and the patches that a Kustomization has inside."""
+    """All objects, including those in Lists and the inline patches of Kustomizations."""
     for document in documents:
-        if isinstance(document, list):  # a JSON patch is a list of operations, and values of it are parts of objects
+        if isinstance(document, list):  # a JSON patch: a list of operations whose values are parts of objects
             yield from filter(None, map(read_operation, document))
         elif isinstance(document, dict):
             yield from read_objects(as_list(document.get("items")), file)
@@ -61,7 +61,7 @@ def read_operation(operation: Any) -> Mapping[str, Any] | None:
 
 
 def read_config_maps(objects: list[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
-    """Data by name, also of a Kustomization's generators."""
+    """Data by ConfigMap name, including those that Kustomizations generate."""
     found = {}
     for item in objects:
         if item.get("kind") == "ConfigMap":
@@ -73,10 +73,10 @@ def read_config_maps(objects: list[Mapping[str, Any]]) -> dict[str, dict[str, st
 
 
 def read_manifests(documents: list[Any], file: str, config_maps: Mapping[str, Mapping[str, str]]) -> list[Container]:
-    """Every container of a file's objects, and its ConfigMaps by themselves.
+    """Every container of a file's objects, and each of its ConfigMaps with settings of ours.
 
     Args:
-        config_maps: those of all files together.
+        config_maps: those of all files.
     """
     objects = list(read_objects(documents, file))
     services = [name_of(item) for item in objects if item.get("kind") == "Service" and not is_headless(item)]
@@ -101,7 +101,7 @@ def find_pods(node: Any) -> Iterator[Mapping[str, Any]]:
         if isinstance(node.get("containers"), list) or "runtime" in as_dict(node.get("model")):
             yield node
         for key, value in node.items():
-            if key not in ("items", "patches"):  # these are objects of their own
+            if key not in ("items", "patches"):  # separate objects
                 yield from find_pods(value)
     elif isinstance(node, list):
         for value in node:
@@ -232,5 +232,5 @@ def as_list(value: Any) -> list[Any]:
 
 
 def dicts(value: Any) -> list[dict[str, Any]]:
-    """The mappings of a list; what else is in it, Kubernetes would refuse."""
+    """The mappings of a list; Kubernetes would refuse anything else in it."""
     return [entry for entry in as_list(value) if isinstance(entry, dict)]

@@ -1,4 +1,4 @@
-"""From files to containers, whatever kind of file it is."""
+"""Read files of any supported kind, and find the containers in them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STDIN = "-"
 
 @dataclass(frozen=True, slots=True)
 class SettingsFile:
-    """One input and what it holds: YAML documents, or the text of an env file or of command lines."""
+    """An input: YAML documents, or the text of an env file or of command lines."""
 
     name: str
     directory: Path
@@ -33,15 +33,15 @@ def read_settings_file(file: str) -> SettingsFile:
     """Read a file, or stdin for ``-``.
 
     Raises:
-        UsageError: it cannot be read, or is none of what is understood.
+        UsageError: it cannot be read, or is none of the supported kinds.
     """
     path = Path(file)
     if file == STDIN and sys.stdin.isatty():
-        print("tgis: reading from the terminal: Ctrl-D ends the input.", file=sys.stderr)
+        print("tgis: reading from the terminal; Ctrl-D ends the input.", file=sys.stderr)
     try:
         text = sys.stdin.read() if file == STDIN else path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
+        reason = getattr(error, "strerror", None) or "it is not text"
         raise UsageError(f"{file} cannot be read: {reason}.") from error
     name = "stdin" if file == STDIN else file
     directory = Path() if file == STDIN else path.parent
@@ -71,7 +71,7 @@ def is_known(document: Any) -> bool:
 
 
 def read_containers(files: list[SettingsFile]) -> list[Container]:
-    """All containers, in the order of files; ConfigMaps may be in other files than what refers to them."""
+    """All containers, in the order of files. ConfigMaps may be in other files than their references."""
     config_maps: dict[str, dict[str, str]] = {}
     for file in files:
         config_maps |= read_config_maps(list(read_objects(file.documents or [], file.name)))
