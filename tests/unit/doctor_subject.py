@@ -1,4 +1,4 @@
-"""What checks of ``tgis doctor`` judge in tests: a machine, an environment, an operating system, all written down."""
+"""Subjects for the checks of ``tgis doctor``: a machine, an environment and an operating system as data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GPUS = (Gpu("GPU-aa11", "NVIDIA H100", 80 * GIB, 79 * GIB), Gpu("GPU-ab22", "NVI
 def make_subject(
     environ: Mapping[str, str] | None = None, *, host: Host | None = None, gpus: tuple[Gpu, ...] = (), **values: Any
 ) -> Subject:
-    """A healthy machine of two CPUs, but for what is given: options, and facts of ``Machine``."""
+    """A healthy machine with two CPUs, with the given options and facts of ``Machine``."""
     facts = {name: values.pop(name) for name in list(values) if name in FACTS}
     machine = make_machine(**{"free_bytes": 8 * GIB, "torch_has_cuda": bool(gpus), "gpus": gpus} | facts)
     environ = environ or {}
@@ -41,7 +41,7 @@ def with_files(root: Path, files: Mapping[str, object], host: Host | None = None
 
 
 def with_disk(free_bytes: int, *, total_bytes: int = 0, free_inodes: int = 1000, flag: int = 0) -> Host:
-    """A host whose file systems all have so much room."""
+    """A host whose file systems all have this much space."""
     status = SimpleNamespace(
         f_frsize=1,
         f_blocks=total_bytes or free_bytes,
@@ -54,13 +54,13 @@ def with_disk(free_bytes: int, *, total_bytes: int = 0, free_inodes: int = 1000,
 
 
 def with_limits(**limits: int) -> Host:
-    """A host with these limits by name, such as ``NOFILE``; all others are infinite."""
+    """A host with these limits by name, such as ``NOFILE``; all others are unlimited."""
     by_kind = {getattr(resource, f"RLIMIT_{name}"): limit for name, limit in limits.items()}
     return Host(get_limit=lambda kind: (by_kind.get(kind, resource.RLIM_INFINITY),) * 2)
 
 
 def with_versions(**versions: str) -> Host:
-    """A host where these packages are installed, with ``_`` for ``-``."""
+    """A host with these installed packages, with ``_`` for ``-``."""
 
     def get_version(name: str) -> str:
         try:
@@ -77,5 +77,5 @@ def say(check: Callable[[Subject], Iterable[Verdict]], subject: Subject) -> list
 
 
 def complaints(check: Callable[[Subject], Iterable[Verdict]], subject: Subject) -> list[str]:
-    """The texts of all that is not ok."""
+    """The texts of all verdicts that are not ok."""
     return [str(verdict) for verdict in check(subject) if verdict.level != "ok"]

@@ -1,4 +1,4 @@
-"""What the doctor says of Python and of packages."""
+"""The doctor's checks of Python and packages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _requirements(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "requires", lambda name: texts)
 
 
-def test_versions_that_suffice_are_one_line():
+def test_sufficient_versions_are_one_line():
     host = with_versions(grpcio="1.76.0", protobuf="odd", torch="2.11.0a0+vendor")
 
     ((level, sentence),) = say(check_libraries, make_subject(host=host))
@@ -26,7 +26,7 @@ def test_versions_that_suffice_are_one_line():
     assert sentence.endswith(", torch 2.11.0a0+vendor, grpcio 1.76.0.")
 
 
-def test_old_new_and_missing_packages_are_failures_with_the_command_that_mends_them():
+def test_old_new_and_missing_packages_are_failures_with_the_command_that_fixes_them():
     host = with_versions(protobuf="8.0", torch="2.9.1")
 
     assert complaints(check_libraries, make_subject(host=host)) == [
