@@ -90,7 +90,7 @@ def make_connection(address: str, options: argparse.Namespace) -> http.client.HT
         raise ValueError(address)
     if url.scheme == "http":
         return http.client.HTTPConnection(url.hostname, url.port)
-    context = make_context(options.ca, options.cert, options.key)
+    context = make_tls_context(options.ca, options.cert, options.key)
     return http.client.HTTPSConnection(url.hostname, url.port, context=context)
 
 
@@ -166,7 +166,7 @@ def default_url(environ: Mapping[str, str]) -> str:
     return f"{scheme}://127.0.0.1:{environ.get('PORT', '').strip() or 3000}"
 
 
-def make_context(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.SSLContext:
+def make_tls_context(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.SSLContext:
     """Without a CA nothing is verified: a probe sends no secrets."""
     context = ssl.create_default_context(cafile=ca)
     if ca is None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tgis_cli.model_files import find_model_dir, get_cache_dir, is_in_cache
-from tgis_cli.terminal.progress import failures_told, show_progress, tell
+from tgis_cli.terminal.progress import failures_as_events, show_progress, tell
 from tgis_server.errors import ModelError
 from tgis_server.words.sizes import format_bytes
 
@@ -30,7 +30,7 @@ def bundle(
     `tgis launch` serves the directory.
     """
     as_json = json_ and target != "-"
-    with failures_told(as_json=as_json):
+    with failures_as_events(as_json=as_json):
         from tgis_cli.model_files.bundle import describe_model_dir, make_bundle
         from tgis_cli.model_files.cache.folder import CacheFolder
         from tgis_cli.model_files.cache.inventory import (

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tgis_cli.model_files import find_model_dir, get_cache_dir
-from tgis_cli.terminal.progress import failures_told, tell_result
+from tgis_cli.terminal.progress import failures_as_events, tell_result
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -23,7 +23,7 @@ def convert_to_safetensors(
 
     Each file is compared with its source before it gets its name. An interrupted conversion resumes on the next run.
     """
-    with failures_told(as_json=json_):
+    with failures_as_events(as_json=json_):
         from tgis_cli.model_files.convert.convert import convert_to_safetensors as convert
 
         model_dir = find_model_dir(model, revision, get_cache_dir(os.environ))

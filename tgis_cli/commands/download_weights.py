@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tgis_cli.model_files import get_cache_dir
-from tgis_cli.terminal.progress import failures_told, tell_result
+from tgis_cli.terminal.progress import failures_as_events, tell_result
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -51,7 +51,7 @@ def download_weights(
     An interrupted download resumes where it stopped. A file gets its name once it is complete and its checksum matches
     the hub's.
     """
-    with failures_told(as_json=json_):
+    with failures_as_events(as_json=json_):
         from tgis_cli.model_files.download.download import Transfers
         from tgis_cli.model_files.download.get_model import Order
         from tgis_cli.model_files.download.servable import get_servable

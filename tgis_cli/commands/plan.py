@@ -12,7 +12,7 @@ import typer
 
 from tgis_cli.terminal.option_help import GroupedHelpCommand
 from tgis_cli.terminal.options import with_serve_options
-from tgis_cli.terminal.progress import failures_told
+from tgis_cli.terminal.progress import failures_as_events
 from tgis_server.options import load_config
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -49,7 +49,7 @@ def plan(
     for_this_machine = gpu is None and cpu is None  # else its GPUs do not matter, and their driver may hang
     machine = probe_machine(environ if for_this_machine else environ | {"CUDA_VISIBLE_DEVICES": ""})
     devices = read_devices(gpu, cpu, loaded.config, machine)
-    with failures_told(as_json=json_), open_model(loaded.config, environ, token) as source:
+    with failures_as_events(as_json=json_), open_model(loaded.config, environ, token) as source:
         report = make_report(source, devices, loaded, environ)
         print(json.dumps(report.as_dict(), indent=1, default=str) if json_ else "\n".join(describe(report)))
     if report.problem is not None:

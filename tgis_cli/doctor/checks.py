@@ -66,8 +66,8 @@ def run_check(check: Check, subject: Subject) -> Iterator[Verdict]:
         yield from check.run(subject)
     except Exception as error:  # noqa: BLE001  a bug in one check must not hide the others' findings
         # The model's check does what a start does, so a start would break too.
-        level = fail if check.run is model.check_model else warn
-        yield level(
+        make_verdict = fail if check.run is model.check_model else warn
+        yield make_verdict(
             f"The check {check.name} broke: {type(error).__name__}: {error}.",
             "Report it with `tgis doctor --bundle FILE`; the other checks are not affected.",
         )

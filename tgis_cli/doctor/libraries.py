@@ -14,7 +14,7 @@ from tgis_server import __version__
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-SHOWN = ("torch", "grpcio", "tokenizers", "safetensors", "numpy")
+PACKAGES = ("torch", "grpcio", "tokenizers", "safetensors", "numpy")
 MIN_PYTHON = (3, 11)
 
 
@@ -36,7 +36,7 @@ def check_libraries(subject: Subject) -> Iterator[Verdict]:
                 package=requirement.name,
                 version=version,
             )
-    versions = {name: version for name in SHOWN if (version := find_version(subject, name))}
+    versions = {name: version for name in PACKAGES if (version := find_version(subject, name))}
     shown = ", ".join(f"{name} {version}" for name, version in versions.items())
     yield ok(f"TGIS {__version__}, Python {platform.python_version()}, {shown}.", versions=versions)
 

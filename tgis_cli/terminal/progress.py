@@ -204,7 +204,7 @@ def print_event(stream: TextIO, **record: Any) -> None:
 
 
 @contextlib.contextmanager
-def failures_told(*, as_json: bool) -> Iterator[None]:
+def failures_as_events(*, as_json: bool) -> Iterator[None]:
     """With ``as_json``, report the failure or stop signal that ends a command as an event too."""
     try:
         with interrupted_by_signals():
