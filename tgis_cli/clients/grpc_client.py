@@ -128,7 +128,7 @@ def explain_no_connection(target: str, *, with_tls: bool) -> str:
     if variable:
         return (
             f"No connection to {target} through the proxy {mask_credentials(proxy)} ({variable}): if the server is "
-            f"on the internal network, add {host.strip('[]')} to NO_PROXY."
+            f"internal, add {host.strip('[]')} to NO_PROXY."
         )
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
