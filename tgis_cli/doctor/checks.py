@@ -68,7 +68,7 @@ def run_check(check: Check, subject: Subject) -> Iterator[Verdict]:
         # The model's check does what a start does, so a start would break too.
         make_verdict = fail if check.run is model.check_model else warn
         yield make_verdict(
-            f"The check {check.name} broke: {type(error).__name__}: {error}.",
+            f"The check {check.name} crashed: {type(error).__name__}: {error}.",
             "Report it with `tgis doctor --bundle FILE`; the other checks are not affected.",
         )
 

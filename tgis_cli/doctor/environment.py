@@ -91,14 +91,14 @@ def check_paths(subject: Subject) -> Iterator[Verdict]:
         ]
         if hidden:
             yield warn(
-                f"PYTHONPATH has {directory}, whose {', '.join(hidden)} is found before the installed one.",
+                f"PYTHONPATH has {directory}, which hides the installed {', '.join(hidden)}.",
                 "Remove it unless that is intended.",
                 path=str(directory),
             )
     for directory in split_paths(subject.environ, "LD_LIBRARY_PATH") if subject.uses_gpus else ():
         if found := next((file for name in CUDA_LIBRARIES for file in directory.glob(name)), None):
             yield warn(
-                f"LD_LIBRARY_PATH has {directory}, whose {found.name} may be loaded instead of torch's.",
+                f"LD_LIBRARY_PATH has {directory}: its {found.name} may be loaded instead of torch's.",
                 "Remove that directory; the driver's library is found without it.",
                 path=str(directory),
             )

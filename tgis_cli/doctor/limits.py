@@ -30,7 +30,7 @@ def check_memory(subject: Subject) -> Iterator[Verdict]:
     """Free memory, the limit, and throttling below the limit."""
     machine = subject.machine
     facts = {"free_bytes": machine.free_bytes, "limit_bytes": machine.limit_bytes}
-    sentence = f"{format_bytes(machine.free_bytes)} of memory are free; {describe_limit(machine)}."
+    sentence = f"{format_bytes(machine.free_bytes)} of memory is free; {describe_limit(machine)}."
     if machine.free_bytes < MIN_FREE_BYTES:
         yield warn(sentence, "Free memory, or raise the limit: even a small model needs about 1 GiB.", **facts)
     else:
@@ -48,7 +48,7 @@ def check_shared_memory(subject: Subject) -> Iterator[Verdict]:
     """NCCL's transport between the GPUs of a machine."""
     shared = SharedMemory.measure(subject.host.statvfs)
     facts = {"total_bytes": shared.total_bytes, "free_bytes": shared.free_bytes}
-    has = f"{PLACE} has {format_bytes(shared.total_bytes)}, {format_bytes(shared.free_bytes)} of them free"
+    has = f"{PLACE} has {format_bytes(shared.total_bytes)}, {format_bytes(shared.free_bytes)} free"
     if shared.is_short and subject.uses_gpus and subject.num_shard > 1:
         yield warn(
             f"{has}, but several shards on GPUs need at least 1 GiB.",

@@ -49,10 +49,10 @@ def check_fit(subject: Subject) -> Iterator[Verdict]:
         return
     facts = fit.as_dict()
     if fit.problem is not None:
-        yield warn(f"By estimate a start fails. {fit.problem}", **facts)
+        yield warn(f"By estimate, a start would fail. {fit.problem}", **facts)
         return
     sentence = (
-        f"It fits: {format_bytes(fit.weight_bytes)} of weights and room for {fit.num_tokens:,} tokens on each shard, "
-        f"where {format_bytes(fit.free_bytes)} are free."
+        f"It fits: {format_bytes(fit.weight_bytes)} of weights and memory for {fit.num_tokens:,} tokens on each shard, "
+        f"where {format_bytes(fit.free_bytes)} is free."
     )
     yield ok(" ".join((sentence, *fit.notes)), **facts)

@@ -205,7 +205,7 @@ def check_user(subject: Subject) -> Iterator[Verdict]:
     try:
         name = f" ({pwd.getpwuid(uid).pw_name})"
     except KeyError:
-        name = ", which has no name"
+        name = " (no name)"
     if not home:
         where = "HOME is not set"
     elif os.access(home, os.W_OK):

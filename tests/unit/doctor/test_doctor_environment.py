@@ -119,7 +119,7 @@ def test_a_module_in_pythonpath_that_hides_ours_is_named(tmp_path: Path):
     (tmp_path / "other.py").touch()
 
     assert complaints(check_paths, make_subject({"PYTHONPATH": f"/nowhere:{tmp_path}"})) == [
-        f"PYTHONPATH has {tmp_path}, whose grpc is found before the installed one. Remove it unless that is intended."
+        f"PYTHONPATH has {tmp_path}, which hides the installed grpc. Remove it unless that is intended."
     ]
 
 
@@ -127,7 +127,7 @@ def test_libraries_of_another_cuda_are_named(tmp_path: Path):
     (tmp_path / "libcudart.so.11.0").touch()
 
     assert complaints(check_paths, make_subject({"LD_LIBRARY_PATH": f"{tmp_path}:/nowhere"}, gpus=GPUS)) == [
-        f"LD_LIBRARY_PATH has {tmp_path}, whose libcudart.so.11.0 may be loaded instead of torch's. Remove that "
+        f"LD_LIBRARY_PATH has {tmp_path}: its libcudart.so.11.0 may be loaded instead of torch's. Remove that "
         "directory; the driver's library is found without it."
     ]
 

@@ -26,7 +26,7 @@ def test_free_memory_and_the_limit_are_reported(tmp_path: Path):
     subject = make_subject(free_bytes=3 * GIB, limit_bytes=4 * GIB, host=with_files(tmp_path, {}))
 
     assert say(check_memory, subject) == [
-        ("ok", "3.0 GiB of memory are free; the container's limit is 4.0 GiB."),
+        ("ok", "3.0 GiB of memory is free; the container's limit is 4.0 GiB."),
     ]
 
 
@@ -34,7 +34,7 @@ def test_little_memory_is_a_warning(tmp_path: Path):
     assert say(check_memory, make_subject(free_bytes=GIB // 2, host=with_files(tmp_path, {}))) == [
         (
             "warn",
-            "512 MiB of memory are free; without a limit. Free memory, or raise the limit: even a small model needs "
+            "512 MiB of memory is free; without a limit. Free memory, or raise the limit: even a small model needs "
             "about 1 GiB.",
         )
     ]
@@ -57,7 +57,7 @@ def test_dockers_default_shared_memory_is_too_small_for_several_shards_on_gpus()
     assert say(check_shared_memory, make_subject(gpus=GPUS, num_shard="2", host=host)) == [
         (
             "warn",
-            "/dev/shm has 64 MiB, 64 MiB of them free, but several shards on GPUs need at least 1 GiB. Mount an "
+            "/dev/shm has 64 MiB, 64 MiB free, but several shards on GPUs need at least 1 GiB. Mount an "
             "emptyDir with medium: Memory there (Kubernetes), or use --shm-size 1g (Docker).",
         )
     ]
@@ -77,7 +77,7 @@ def test_a_missing_shared_memory_is_reported_as_empty():
 
     subject = make_subject(gpus=GPUS, num_shard="2", host=Host(statvfs=fail))  # type: ignore[arg-type]
 
-    assert complaints(check_shared_memory, subject)[0].startswith("/dev/shm has 0 B, 0 B of them free, but several")
+    assert complaints(check_shared_memory, subject)[0].startswith("/dev/shm has 0 B, 0 B free, but several")
 
 
 # -- limits

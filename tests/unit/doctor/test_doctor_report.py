@@ -42,7 +42,7 @@ def test_a_broken_check_is_a_warning_and_the_others_run():
     verdicts = run_checks(make_subject(), [Check("odd", "Limits", explode), check(ok("Fine."))])
 
     assert [(verdict.check, str(verdict.level), verdict.sentence) for verdict in verdicts] == [
-        ("odd", "warn", "The check odd broke: ZeroDivisionError: oh."),
+        ("odd", "warn", "The check odd crashed: ZeroDivisionError: oh."),
         ("memory", "ok", "Fine."),
     ]
 
@@ -52,8 +52,8 @@ def test_a_broken_check_of_the_model_is_a_failure_because_a_start_breaks_too(mon
 
     verdicts = run_checks(with_model(DEMO_MODEL_DIR), [Check("model", "Model", check_model)])
 
-    assert [(str(verdict.level), verdict.sentence[:23]) for verdict in verdicts] == [
-        ("fail", "The check model broke: ")
+    assert [(str(verdict.level), verdict.sentence[:25]) for verdict in verdicts] == [
+        ("fail", "The check model crashed: ")
     ]
 
 
@@ -135,7 +135,7 @@ def test_a_model_estimated_not_to_fit_is_a_warning():
     ((level, sentence),) = say(check_fit, with_model(DEMO_MODEL_DIR, free_bytes=100 << 20))
 
     assert level == "warn"
-    assert sentence.startswith("By estimate a start fails. ")
+    assert sentence.startswith("By estimate, a start would fail. ")
 
 
 def test_the_fit_is_unknown_if_the_driver_does_not_report_memory():

@@ -276,6 +276,6 @@ def test_a_user_without_a_name_or_a_home_on_a_read_only_root_is_fine():
     assert say(check_user, make_subject(host=host)) == [
         (
             "ok",
-            "User 1000730000, which has no name; HOME is not set; the root file system is read-only.",
+            "User 1000730000 (no name); HOME is not set; the root file system is read-only.",
         )
     ]
