@@ -27,7 +27,7 @@ def models(ctx: typer.Context, json_: Json = False) -> None:
     """List the models in the local cache with their revision, size, engine, and whether they are complete."""
     if ctx.invoked_subcommand is None:
         from tgis_cli.model_files.cache.inventory import list_models
-        from tgis_cli.model_files.cache.table import print_models
+        from tgis_cli.model_files.inventory_table import print_models
 
         cache_dir = get_cache_dir(os.environ)
         found = list_models(cache_dir)
