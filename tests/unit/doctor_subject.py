@@ -71,7 +71,7 @@ def with_versions(**versions: str) -> Host:
     return Host(get_version=get_version)
 
 
-def say(check: Callable[[Subject], Iterable[Verdict]], subject: Subject) -> list[tuple[str, str]]:
+def judge(check: Callable[[Subject], Iterable[Verdict]], subject: Subject) -> list[tuple[str, str]]:
     """Level and text of each verdict."""
     return [(str(verdict.level), str(verdict)) for verdict in check(subject)]
 

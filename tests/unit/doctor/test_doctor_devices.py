@@ -10,7 +10,7 @@ from typing import Any
 import pynvml
 import pytest
 
-from doctor_subject import GIB, GPUS, complaints, make_subject, say, with_versions
+from doctor_subject import GIB, GPUS, complaints, judge, make_subject, with_versions
 from nvml_fake import Board, FakeNvml
 from tgis_cli.doctor.devices import check_cpus, check_devices, check_driver, check_gpu_use, check_visible_devices
 from tgis_cli.doctor.verdict import Host
@@ -43,18 +43,18 @@ def test_the_busy_driver_has_the_functions_of_the_real_one():
 
 
 def test_without_a_gpu_models_run_on_the_cpu():
-    assert say(check_devices, make_subject()) == [("ok", "Models run on the CPU: no GPU is visible.")]
+    assert judge(check_devices, make_subject()) == [("ok", "Models run on the CPU: no GPU is visible.")]
 
 
 def test_gpus_are_listed_with_their_free_memory():
-    assert say(check_devices, make_subject(gpus=GPUS[:1], driver=DRIVER)) == [
+    assert judge(check_devices, make_subject(gpus=GPUS[:1], driver=DRIVER)) == [
         ("ok", f"Models run on 1 GPU: 1 GPU visible: NVIDIA H100; {DRIVER}."),
         ("ok", "GPU-aa11: NVIDIA H100, 79.0 GiB of 80.0 GiB free."),
     ]
 
 
 def test_a_requested_gpu_that_is_missing_is_a_failure():
-    ((level, sentence),) = say(check_devices, make_subject(device="cuda"))
+    ((level, sentence),) = judge(check_devices, make_subject(device="cuda"))
 
     assert level == "fail"
     assert sentence.startswith("--device cuda, but no GPU is visible. See `nvidia-smi`")
@@ -69,7 +69,7 @@ def test_a_cpu_build_of_torch_on_a_machine_with_gpus_is_a_warning():
 def test_lists_of_devices_are_shown_as_understood():
     subject = make_subject({"CUDA_VISIBLE_DEVICES": "", "NVIDIA_VISIBLE_DEVICES": "all"})
 
-    assert say(check_visible_devices, subject) == [
+    assert judge(check_visible_devices, subject) == [
         ("ok", "CUDA_VISIBLE_DEVICES is '': no GPUs."),
         ("ok", "NVIDIA_VISIBLE_DEVICES is 'all': all GPUs."),
     ]
@@ -79,7 +79,7 @@ def test_lists_of_devices_are_shown_as_understood():
 
 
 def drive(driver: str, **versions: str) -> list[tuple[str, str]]:
-    return say(check_driver, make_subject(gpus=GPUS, driver=driver, host=with_versions(**versions)))
+    return judge(check_driver, make_subject(gpus=GPUS, driver=driver, host=with_versions(**versions)))
 
 
 def test_a_driver_for_an_older_cuda_than_torchs_is_a_failure():
@@ -123,7 +123,7 @@ def test_the_driver_is_not_judged_if_torchs_cuda_is_unknown():
 def test_the_driver_does_not_matter_if_no_gpu_is_used():
     host = with_versions(torch="2.11.0+cu130")
 
-    assert say(check_driver, make_subject(gpus=GPUS, driver=DRIVER, host=host, device="cpu")) == []
+    assert judge(check_driver, make_subject(gpus=GPUS, driver=DRIVER, host=host, device="cpu")) == []
 
 
 # -- use
@@ -167,13 +167,13 @@ def test_without_a_driver_use_is_unknown():
 def test_cpus_are_counted_with_cores_and_quota():
     subject = make_subject(cpus=(Cpu(0, 0), Cpu(1, 0), Cpu(2, 2), Cpu(3, 2)), cpu_quota=2.5, has_bf16=False)
 
-    assert say(check_cpus, subject) == [
+    assert judge(check_cpus, subject) == [
         ("ok", "4 CPUs (2 cores), of which the control group allows 2.5; 2 are used, without bf16 instructions.")
     ]
 
 
 def test_less_than_one_cpu_is_a_warning():
-    assert say(check_cpus, make_subject(cpu_quota=0.5)) == [
+    assert judge(check_cpus, make_subject(cpu_quota=0.5)) == [
         (
             "warn",
             "The control group allows 0.5 CPUs: all threads are paused for 50% of the time. Raise the CPU limit to 1 "

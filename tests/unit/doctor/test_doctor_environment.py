@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from doctor_subject import GPUS, complaints, make_subject, say
+from doctor_subject import GPUS, complaints, judge, make_subject
 from tgis_cli.doctor.environment import (
     check_burdens,
     check_hub,
@@ -24,7 +24,7 @@ def test_variables_that_a_start_would_refuse_are_failures_and_the_others_are_use
     environ = {"PORT": "tcp://10.0.0.1:80", "GRPC_PORT": "x", "MAX_BATCH_SIZE": "7", "QUANTIZE": "gptq"}
 
     subject = examine({}, environ)
-    failures = [sentence for level, sentence in say(check_options, subject) if level == "fail"]
+    failures = [sentence for level, sentence in judge(check_options, subject) if level == "fail"]
 
     assert [sentence.split(",")[0] for sentence in failures] == [
         "environment GRPC_PORT is 'x'",
@@ -46,7 +46,7 @@ def test_settings_of_the_original_without_effect_are_warnings():
 
 
 def test_given_options_are_listed_without_values():
-    assert say(check_options, make_subject({"MAX_BATCH_SIZE": "7"})) == [("ok", "Options given: max_batch_size.")]
+    assert judge(check_options, make_subject({"MAX_BATCH_SIZE": "7"})) == [("ok", "Options given: max_batch_size.")]
 
 
 # -- misspelt options
@@ -108,10 +108,10 @@ def test_gpu_variables_do_not_matter_to_a_cpu():
 def test_allocator_settings_are_shown_if_gpus_are_used():
     environ = {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}
 
-    assert say(check_burdens, make_subject(environ, gpus=GPUS)) == [
+    assert judge(check_burdens, make_subject(environ, gpus=GPUS)) == [
         ("ok", "PYTORCH_CUDA_ALLOC_CONF is 'max_split_size_mb:64'.")
     ]
-    assert say(check_burdens, make_subject(environ)) == []
+    assert judge(check_burdens, make_subject(environ)) == []
 
 
 def test_a_module_in_pythonpath_that_hides_ours_is_named(tmp_path: Path):
@@ -135,7 +135,7 @@ def test_libraries_of_another_cuda_are_named(tmp_path: Path):
 def test_paths_that_hide_nothing_are_fine(tmp_path: Path):
     environ = {"PYTHONPATH": str(tmp_path), "LD_LIBRARY_PATH": str(tmp_path)}
 
-    assert say(check_paths, make_subject(environ, gpus=GPUS)) == []
+    assert judge(check_paths, make_subject(environ, gpus=GPUS)) == []
 
 
 # -- hub and proxies
@@ -144,7 +144,7 @@ def test_paths_that_hide_nothing_are_fine(tmp_path: Path):
 def test_a_token_is_mentioned_but_not_shown():
     environ = {"HF_TOKEN": "hf_canary", "HF_ENDPOINT": "https://me:word@mirror", "HF_HUB_OFFLINE": "1"}
 
-    assert say(check_hub, make_subject(environ)) == [
+    assert judge(check_hub, make_subject(environ)) == [
         ("ok", "For downloads: HF_HUB_OFFLINE=1, HF_ENDPOINT=https://***@mirror, HF_TOKEN is set (and not shown).")
     ]
 
@@ -162,6 +162,6 @@ def test_a_proxy_on_the_way_of_spans_is_a_warning():
 def test_a_proxy_that_spans_bypass_is_fine(endpoint: str):
     environ = {"HTTPS_PROXY": "http://proxy:3128", "no_proxy": ".svc", "OTLP_ENDPOINT": endpoint}
 
-    assert say(check_proxies, make_subject(environ)) == [
+    assert judge(check_proxies, make_subject(environ)) == [
         ("ok", "HTTPS_PROXY=http://proxy:3128; local calls bypass it.")
     ]

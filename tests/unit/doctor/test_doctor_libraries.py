@@ -7,7 +7,7 @@ from importlib import metadata
 
 import pytest
 
-from doctor_subject import complaints, make_subject, say, with_versions
+from doctor_subject import complaints, judge, make_subject, with_versions
 from tgis_cli.doctor.libraries import check_libraries
 
 
@@ -20,7 +20,7 @@ def _requirements(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sufficient_versions_are_one_line():
     host = with_versions(grpcio="1.76.0", protobuf="odd", torch="2.11.0a0+vendor")
 
-    ((level, sentence),) = say(check_libraries, make_subject(host=host))
+    ((level, sentence),) = judge(check_libraries, make_subject(host=host))
 
     assert level == "ok"
     assert sentence.endswith(", torch 2.11.0a0+vendor, grpcio 1.76.0.")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from doctor_subject import GIB, GPUS, complaints, make_subject, say, with_disk, with_files, with_limits
+from doctor_subject import GIB, GPUS, complaints, judge, make_subject, with_disk, with_files, with_limits
 from tgis_cli.doctor.limits import (
     check_clock,
     check_kernel,
@@ -25,13 +25,13 @@ PLENTY = {"NOFILE": 4096, "NPROC": 4096, "STACK": 8 * MIB, "CORE": 0}
 def test_free_memory_and_the_limit_are_reported(tmp_path: Path):
     subject = make_subject(free_bytes=3 * GIB, limit_bytes=4 * GIB, host=with_files(tmp_path, {}))
 
-    assert say(check_memory, subject) == [
+    assert judge(check_memory, subject) == [
         ("ok", "3.0 GiB of memory is free; the container's limit is 4.0 GiB."),
     ]
 
 
 def test_little_memory_is_a_warning(tmp_path: Path):
-    assert say(check_memory, make_subject(free_bytes=GIB // 2, host=with_files(tmp_path, {}))) == [
+    assert judge(check_memory, make_subject(free_bytes=GIB // 2, host=with_files(tmp_path, {}))) == [
         (
             "warn",
             "512 MiB of memory is free; without a limit. Free memory, or raise the limit: even a small model needs "
@@ -54,7 +54,7 @@ def test_memory_throttling_below_the_limit_is_a_warning(tmp_path: Path):
 def test_dockers_default_shared_memory_is_too_small_for_several_shards_on_gpus():
     host = with_disk(64 * MIB)
 
-    assert say(check_shared_memory, make_subject(gpus=GPUS, num_shard="2", host=host)) == [
+    assert judge(check_shared_memory, make_subject(gpus=GPUS, num_shard="2", host=host)) == [
         (
             "warn",
             "/dev/shm has 64 MiB, 64 MiB free, but several shards on GPUs need at least 1 GiB. Mount an "
@@ -65,7 +65,7 @@ def test_dockers_default_shared_memory_is_too_small_for_several_shards_on_gpus()
 
 @pytest.mark.parametrize("options", [{"gpus": GPUS}, {"num_shard": "2"}])
 def test_dockers_default_is_enough_for_one_shard_and_for_cpus(options: dict[str, object]):
-    ((level, sentence),) = say(check_shared_memory, make_subject(host=with_disk(64 * MIB), **options))
+    ((level, sentence),) = judge(check_shared_memory, make_subject(host=with_disk(64 * MIB), **options))
 
     assert level == "ok"
     assert sentence.endswith("free: enough for anything but several shards on GPUs.")
@@ -86,7 +86,7 @@ def test_a_missing_shared_memory_is_reported_as_empty():
 def test_usual_limits_are_one_line(tmp_path: Path):
     host = with_files(tmp_path, {}, with_limits(**PLENTY))
 
-    assert say(check_limits, make_subject(host=host)) == [("ok", "4,096 open files, 4,096 processes, no core dumps.")]
+    assert judge(check_limits, make_subject(host=host)) == [("ok", "4,096 open files, 4,096 processes, no core dumps.")]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_a_clock_before_the_installation_is_a_warning():
 
 
 def test_a_later_clock_is_fine():
-    assert say(check_clock, make_subject(host=Host(now=lambda: 4e9))) == [
+    assert judge(check_clock, make_subject(host=Host(now=lambda: 4e9))) == [
         ("ok", "The clock says 2096-10-02 07:06 UTC.")
     ]
 
@@ -157,7 +157,7 @@ def test_a_later_clock_is_fine():
 def test_the_kernel_is_named(tmp_path: Path):
     host = with_files(tmp_path, {"proc/self/stat": "1", "proc/sys/kernel/osrelease": "6.1.0\n"})
 
-    assert say(check_kernel, make_subject(host=host)) == [("ok", "Linux 6.1.0.")]
+    assert judge(check_kernel, make_subject(host=host)) == [("ok", "Linux 6.1.0.")]
 
 
 def test_a_missing_proc_is_a_warning(tmp_path: Path):

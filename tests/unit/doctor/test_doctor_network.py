@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from doctor_subject import complaints, make_subject, say
+from doctor_subject import complaints, judge, make_subject
 from tgis_cli.doctor import network
 from tgis_cli.doctor.network import check_ports, check_tracing
 from tgis_cli.doctor.tls import check_tls
@@ -26,7 +26,7 @@ def test_free_ports_are_listed():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
 
-    assert say(check_ports, ports(port)) == [
+    assert judge(check_ports, ports(port)) == [
         ("ok", f"Port {port} (--grpc-port) is free."),
         ("ok", "--port 0: any free port."),
     ]
@@ -48,7 +48,7 @@ def test_a_port_in_use_is_a_failure_that_names_its_owner():
 def test_the_port_of_a_running_server_is_only_a_warning(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(network, "is_held_by_server", lambda port: True)
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        ((level, warning), _) = say(check_ports, ports(taken.getsockname()[1]))
+        ((level, warning), _) = judge(check_ports, ports(taken.getsockname()[1]))
 
     assert level == "warn"
     assert "is used by a running TGIS server: " in warning
@@ -85,11 +85,11 @@ def serve(directory: Path, name: str = "server", key: str = "server", *, years: 
 
 
 def test_missing_tls_is_reported():
-    assert say(check_tls, make_subject()) == [("ok", "No TLS: both ports are plain text.")]
+    assert judge(check_tls, make_subject()) == [("ok", "No TLS: both ports are plain text.")]
 
 
 def test_a_chain_is_shown_with_names_and_dates(authority: Path):
-    (level, leaf), (_, ca), *rest = say(check_tls, serve(authority))
+    (level, leaf), (_, ca), *rest = judge(check_tls, serve(authority))
 
     assert level == "ok"
     assert leaf.startswith(f"The TLS certificate of server in {authority}/server.pem is valid until ")
@@ -99,7 +99,7 @@ def test_a_chain_is_shown_with_names_and_dates(authority: Path):
 
 
 def test_a_self_signed_certificate_is_reported_once_and_needs_a_name(authority: Path):
-    ((level, sentence),) = say(check_tls, serve(authority, "own", "own"))
+    ((level, sentence),) = judge(check_tls, serve(authority, "own", "own"))
 
     assert level == "warn"
     assert sentence == (
@@ -125,7 +125,7 @@ def test_an_invalid_certificate_is_a_failure(authority: Path, years: float):
 def test_an_expired_authority_is_only_a_warning(authority: Path):
     subject = serve(authority, "own", "own", years=20, tls_client_ca_cert_path=authority / "ca.pem")
 
-    (level, _), (ca_level, ca) = say(check_tls, subject)
+    (level, _), (ca_level, ca) = judge(check_tls, subject)
 
     assert (level, ca_level) == ("fail", "warn")
     assert ca.startswith(f"The TLS certificate of authority in {authority}/ca.pem is only valid from ")
@@ -161,10 +161,10 @@ def test_tracing_without_its_libraries_is_a_failure(monkeypatch: pytest.MonkeyPa
 def test_the_collector_is_shown_without_its_password():
     pytest.importorskip("opentelemetry.sdk")
 
-    assert say(check_tracing, make_subject({"OTLP_ENDPOINT": "http://me:word@collector:4317"})) == [
+    assert judge(check_tracing, make_subject({"OTLP_ENDPOINT": "http://me:word@collector:4317"})) == [
         ("ok", "Traces go to http://***@collector:4317.")
     ]
 
 
 def test_without_an_endpoint_tracing_gets_no_verdict():
-    assert say(check_tracing, make_subject()) == []
+    assert judge(check_tracing, make_subject()) == []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from doctor_subject import GPUS, complaints, make_subject, say, with_disk
+from doctor_subject import GPUS, complaints, judge, make_subject, with_disk
 from tgis_cli.commands.doctor import doctor
 from tgis_cli.decide.resolve import DEMO_MODEL_DIR, resolve
 from tgis_cli.doctor.checks import CHECKS, Check, check_machine, run_checks
@@ -99,10 +99,10 @@ def with_model(model_dir: Path, **facts: object) -> Subject:
 def test_a_complete_model_that_fits_is_ok():
     subject = with_model(DEMO_MODEL_DIR)
 
-    assert say(check_model, subject) == [
+    assert judge(check_model, subject) == [
         ("ok", f"{DEMO_MODEL_DIR} is in {DEMO_MODEL_DIR}; the native engine serves it as float32 on cpu.")
     ]
-    ((level, sentence),) = say(check_fit, subject)
+    ((level, sentence),) = judge(check_fit, subject)
     assert (level, sentence[:9]) == ("ok", "It fits: ")
 
 
@@ -125,14 +125,14 @@ def test_a_model_that_cannot_be_served_is_a_failure_with_the_error_of_a_start(tm
 
 
 def test_weights_larger_than_the_memory_are_a_failure():
-    ((level, sentence),) = say(check_fit, with_model(DEMO_MODEL_DIR, free_bytes=1 << 20))
+    ((level, sentence),) = judge(check_fit, with_model(DEMO_MODEL_DIR, free_bytes=1 << 20))
 
     assert level == "fail"
     assert "has 12 MiB of weights as float32, but only 1 MiB of memory are free" in sentence
 
 
 def test_a_model_estimated_not_to_fit_is_a_warning():
-    ((level, sentence),) = say(check_fit, with_model(DEMO_MODEL_DIR, free_bytes=100 << 20))
+    ((level, sentence),) = judge(check_fit, with_model(DEMO_MODEL_DIR, free_bytes=100 << 20))
 
     assert level == "warn"
     assert sentence.startswith("By estimate, a start would fail. ")
@@ -141,7 +141,7 @@ def test_a_model_estimated_not_to_fit_is_a_warning():
 def test_the_fit_is_unknown_if_the_driver_does_not_report_memory():
     gpus = (replace(GPUS[0], total_bytes=0, free_bytes=0),)
 
-    assert say(check_fit, with_model(DEMO_MODEL_DIR, gpus=gpus)) == [
+    assert judge(check_fit, with_model(DEMO_MODEL_DIR, gpus=gpus)) == [
         ("ok", "Whether it fits is unknown: the driver does not report the GPUs' memory.")
     ]
 

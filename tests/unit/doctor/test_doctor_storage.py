@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from doctor_subject import GIB, complaints, make_subject, say, with_disk
+from doctor_subject import GIB, complaints, judge, make_subject, with_disk
 from tgis_cli.decide.resolve import resolve
 from tgis_cli.doctor import storage
 from tgis_cli.doctor.storage import (
@@ -31,13 +31,13 @@ from tgis_cli.supervisor.run_dir import locked, make_run_dir
 def test_the_run_directory_has_free_space():
     subject = make_subject(run_dir="/tmp", host=with_disk(5 * GIB))
 
-    assert say(check_run_dir, subject) == [("ok", "Run directories are created in /tmp: 5.0 GiB free.")]
+    assert judge(check_run_dir, subject) == [("ok", "Run directories are created in /tmp: 5.0 GiB free.")]
 
 
 def test_noexec_is_fine():
     subject = make_subject(run_dir="/tmp", host=with_disk(5 * GIB, flag=os.ST_NOEXEC))
 
-    assert say(check_run_dir, subject) == [
+    assert judge(check_run_dir, subject) == [
         ("ok", "Run directories are created in /tmp: 5.0 GiB free, mounted noexec, which is fine.")
     ]
 
@@ -94,7 +94,7 @@ def test_a_socket_of_a_running_server_is_a_failure(tmp_path: Path):
 def test_checking_a_log_file_does_not_create_it(tmp_path: Path):
     file = tmp_path / "log"
 
-    assert say(check_log_file, make_subject(log_file=str(file))) == [("ok", f"Logs are also written to {file}.")]
+    assert judge(check_log_file, make_subject(log_file=str(file))) == [("ok", f"Logs are also written to {file}.")]
     assert not file.exists()
 
 
@@ -108,7 +108,7 @@ def test_a_log_file_that_cannot_be_written_is_a_failure(tmp_path: Path, name: st
 
 
 def test_without_a_log_file_there_is_no_verdict():
-    assert say(check_log_file, make_subject()) == []
+    assert judge(check_log_file, make_subject()) == []
 
 
 # -- runs
@@ -122,16 +122,16 @@ def test_running_servers_and_failed_runs_are_listed(tmp_path: Path):
     (broken / "errors/cause.txt").write_text("shard-0 was killed.\n")
 
     with locked(running):
-        said = say(check_runs, make_subject(run_dir=str(tmp_path)))
+        verdicts = judge(check_runs, make_subject(run_dir=str(tmp_path)))
 
-    assert said == [
+    assert verdicts == [
         ("ok", f"A server is running: org/name at 127.0.0.1:8033, in {running}."),
         ("ok", f"1 failed run left a directory, the latest {broken}: shard-0 was killed."),
     ]
 
 
 def test_without_runs_there_is_no_verdict(tmp_path: Path):
-    assert say(check_runs, make_subject(run_dir=str(tmp_path))) == []
+    assert judge(check_runs, make_subject(run_dir=str(tmp_path))) == []
 
 
 # -- the cache
@@ -140,11 +140,11 @@ def test_without_runs_there_is_no_verdict(tmp_path: Path):
 def test_a_cache_has_free_space(tmp_path: Path):
     subject = make_subject({"HF_HUB_CACHE": str(tmp_path)}, host=with_disk(5 * GIB))
 
-    assert say(check_cache, subject) == [("ok", f"The cache is {tmp_path} (from HF_HUB_CACHE): 5.0 GiB free.")]
+    assert judge(check_cache, subject) == [("ok", f"The cache is {tmp_path} (from HF_HUB_CACHE): 5.0 GiB free.")]
 
 
 def test_a_cache_that_does_not_exist_yet_is_fine():
-    assert say(check_cache, make_subject({"HF_HOME": "/nowhere"})) == [
+    assert judge(check_cache, make_subject({"HF_HOME": "/nowhere"})) == [
         ("ok", "The cache is /nowhere/hub (from HF_HOME), which does not exist yet.")
     ]
 
@@ -161,7 +161,7 @@ def test_a_full_cache_disk_is_a_warning(tmp_path: Path):
 def test_a_cache_on_a_read_only_volume_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
 
-    assert say(check_cache, make_subject({"HF_HUB_CACHE": str(tmp_path)})) == [
+    assert judge(check_cache, make_subject({"HF_HUB_CACHE": str(tmp_path)})) == [
         ("ok", f"The cache is {tmp_path} (from HF_HUB_CACHE), read-only: enough for serving, not for downloads.")
     ]
 
@@ -182,7 +182,7 @@ def test_variables_that_name_different_caches_are_a_failure():
 
 
 def test_the_caches_path_is_shown_expanded():
-    assert say(check_cache, make_subject({"HOME": "/nowhere", "HF_HUB_CACHE": "~/cache"})) == [
+    assert judge(check_cache, make_subject({"HOME": "/nowhere", "HF_HUB_CACHE": "~/cache"})) == [
         ("ok", "The cache is /nowhere/cache (from HF_HUB_CACHE), which does not exist yet.")
     ]
 
@@ -221,12 +221,12 @@ def cached(tmp_path: Path) -> Path:
     return root
 
 
-def look(root: Path) -> list[tuple[str, str]]:
-    return say(check_cache_content, make_subject({"HF_HUB_CACHE": str(root.parent)}))
+def check_content(root: Path) -> list[tuple[str, str]]:
+    return judge(check_cache_content, make_subject({"HF_HUB_CACHE": str(root.parent)}))
 
 
 def test_a_complete_model_is_fine(cached: Path):
-    assert look(cached) == [("ok", "1 of 1 cached model checked: nothing is missing or damaged.")]
+    assert check_content(cached) == [("ok", "1 of 1 cached model checked: nothing is missing or damaged.")]
 
 
 def test_a_cache_that_is_not_a_directory_is_a_warning(tmp_path: Path):
@@ -240,13 +240,16 @@ def test_a_cache_that_is_not_a_directory_is_a_warning(tmp_path: Path):
 def test_a_reference_to_a_missing_snapshot_is_a_warning(cached: Path):
     (cached / "refs/main").write_text("badc0de")
 
-    assert ("warn", "org/name: config.json is missing; `tgis download-weights org/name` completes it.") in look(cached)
+    assert (
+        "warn",
+        "org/name: config.json is missing; `tgis download-weights org/name` completes it.",
+    ) in check_content(cached)
 
 
 def test_unfinished_downloads_are_a_warning_with_their_size(cached: Path):
     (cached / "blobs/3.incomplete").write_bytes(b"x" * 2048)
 
-    assert look(cached)[0] == (
+    assert check_content(cached)[0] == (
         "warn",
         "The cache has 1 unfinished file with 2 KiB, of org/name. `tgis download-weights MODEL` resumes them, "
         "`tgis models rm MODEL` removes them.",
@@ -258,13 +261,13 @@ def test_only_the_first_of_many_problems_are_listed(cached: Path, monkeypatch: p
     for name in ("config.json", "model.bin"):
         (cached / "snapshots/c0ffee" / name).unlink()
 
-    assert look(cached)[1] == ("warn", "The cache has 1 more problem. `tgis models` lists all.")
+    assert check_content(cached)[1] == ("warn", "The cache has 1 more problem. `tgis models` lists all.")
 
 
 def test_a_slow_cache_is_checked_in_part(cached: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(storage, "CACHE_PATIENCE_S", -1.0)
 
-    assert look(cached) == [("ok", "0 of 1 cached model checked: nothing is missing or damaged.")]
+    assert check_content(cached) == [("ok", "0 of 1 cached model checked: nothing is missing or damaged.")]
 
 
 # -- the user
@@ -273,7 +276,7 @@ def test_a_slow_cache_is_checked_in_part(cached: Path, monkeypatch: pytest.Monke
 def test_a_user_without_a_name_or_a_home_on_a_read_only_root_is_fine():
     host = replace(with_disk(0, flag=os.ST_RDONLY), uid=lambda: 1000730000)
 
-    assert say(check_user, make_subject(host=host)) == [
+    assert judge(check_user, make_subject(host=host)) == [
         (
             "ok",
             "User 1000730000 (no name); HOME is not set; the root file system is read-only.",
