@@ -1,4 +1,4 @@
-"""Launch the demo model, stream one answer to the terminal, stop. `make demo` installs first, then runs this."""
+"""Launch the demo model, stream one answer to the terminal, and stop. `make demo` runs this after installing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NUM_TOKENS = 80
 
 
 def main() -> int:
-    """Exit 0 only if the answer came and the server left cleanly."""
+    """Return 0 only if the answer was complete and the server stopped cleanly."""
     print("Launching the demo model on free ports of this machine", flush=True)
     with tempfile.TemporaryDirectory(prefix="tgis-demo-") as folder:
         # float32, so that the answer is the same on every machine.
@@ -25,7 +25,7 @@ def main() -> int:
         server = subprocess.Popen([TGIS, "launch", *options])
         try:
             url = wait_for_url(Path(folder), server)
-            print(f"\nAsking for a continuation: tgis generate --url {url} {PROMPT!r}\n", flush=True)
+            print(f"\nRequesting a continuation: tgis generate --url {url} {PROMPT!r}\n", flush=True)
             answered = subprocess.run(
                 [TGIS, "generate", "--url", url, "--max-new-tokens", str(NUM_TOKENS), PROMPT]
             ).returncode
@@ -37,7 +37,7 @@ def main() -> int:
 
 
 def wait_for_url(folder: Path, server: subprocess.Popen[bytes]) -> str:
-    """The gRPC address, once the launcher has written that it is ready."""
+    """Wait for the launcher's ready.json and return the gRPC address."""
     deadline = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline and server.poll() is None:
         for file in folder.glob("*/ready.json"):

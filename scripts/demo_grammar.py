@@ -1,21 +1,21 @@
-"""The little language of the demo model: one grammar that both writes text and checks it.
+"""The small language of the demo model: one grammar that both writes text and checks it.
 
 A document is a short story, a letter, an introduction, or a few question-and-answer lines about a small
-fixed world. All of it is written down once, as patterns. `write` walks a pattern and makes up a value for
-every slot; `parse` walks the same pattern along a given text and accepts it only if one set of values
-explains all of it. A hero keeps the same name and pronoun, a red ball stays red and stays a ball, a spot
-belongs to its place, two apples and three more are five, and an answer repeats the fact stated before it.
+fixed world, each defined by a pattern. `write` walks a pattern and chooses a value for every slot; `parse`
+walks the same pattern along a text and accepts it only if one set of values explains all of it. A hero keeps
+the same name and pronoun, a red ball stays a red ball, a spot belongs to its place, two apples and three more
+are five, and an answer repeats the fact stated before it.
 
 The notation of a pattern::
 
     literal text
-    {slot}          the value of a slot: made up at its first mention, repeated at every later one
+    {slot}          the value of a slot: chosen at its first occurrence, repeated at every later one
     {slot.form}     another form of that value: {hero.his}, {colour.a}, {place.in}, {animal.food}
     (one|another)   one of several
     [maybe]         something or nothing
-    <pattern>       a part with slots of its own
+    <pattern>       a part with separate slots
 
-This file knows nothing of tokenizers or models. `make_demo_model.py` and the tests of the demo model use it.
+This file is independent of tokenizers and models. `make_demo_model.py` and the tests of the demo model use it.
 """
 
 import random
@@ -30,7 +30,7 @@ Bindings = Mapping[str, str]
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Split a list that is easier to read as a line of words."""
+    """Split a line into words."""
     return tuple(text.split())
 
 
@@ -45,7 +45,7 @@ NAMES = (*GIRLS, *BOYS)
 WOMEN = ("mother", "grandmother", "sister", "aunt")
 MEN = ("father", "grandfather", "brother", "uncle")
 
-# Where one is ("in the forest", "on the hill"), and the spots that exist there and nowhere else.
+# The preposition ("in the forest", "on the hill"), and the spots that exist only there.
 PLACES = {
     "forest": ("in", ("under an old oak", "behind a fallen log", "beside a small stream")),
     "park": ("in", ("under a wooden bench", "behind the swings", "beside the fountain")),
@@ -65,7 +65,7 @@ PLACES = {
 
 @dataclass(frozen=True, slots=True)
 class Animal:
-    """What everyone in the small world knows about an animal."""
+    """Facts about an animal."""
 
     home: str
     sound: str
@@ -110,7 +110,7 @@ GEAR = {
     "warm": "water bottle",
 }
 FRUITS = words("apples pears plums cherries nuts lemons peaches berries")
-DISHES = {  # with the two things one needs
+DISHES = {  # with two ingredients
     "apple pie": ("apples", "flour"),
     "pancake": ("eggs", "milk"),
     "tomato soup": ("tomatoes", "salt"),
@@ -197,22 +197,22 @@ FACTS = {
 
 
 def with_article(word: str) -> str:
-    """Put "a" or "an" in front; every word of the world follows the plain rule of the first letter."""
+    """Put "a" or "an" in front, by the first letter, which suffices for all words here."""
     return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
 def capitalised(text: str) -> str:
-    """Make the first letter a capital and leave the rest alone."""
+    """Capitalise only the first letter."""
     return text[:1].upper() + text[1:]
 
 
 def is_female(person: str) -> bool:
-    """Tell which pronoun a name or a relative takes."""
+    """Whether a name or relative takes "she"."""
     return person in GIRLS or person in WOMEN
 
 
 def shifted(value: str, offset: int) -> str:
-    """Step along the days, months or seasons, around the end."""
+    """Step cyclically through the days, months or seasons."""
     cycle = next(cycle for cycle in CYCLES if value in cycle)
     return cycle[(cycle.index(value) + offset) % len(cycle)]
 
@@ -253,14 +253,14 @@ FORMS: dict[str, Callable[[str], str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """A slot: ``candidates`` may look at the bound values of ``needs``, and at nothing else."""
+    """A slot: ``candidates`` may use the bound values of ``needs`` only."""
 
     candidates: Callable[[Bindings], Sequence[str]]
     needs: tuple[str, ...] = ()
 
 
 def one_of(values: Sequence[str], *different_from: str) -> Variable:
-    """A free choice, except for the values that the slots ``different_from`` have taken."""
+    """Any of the values, except those of the slots ``different_from``."""
 
     def candidates(bindings: Bindings) -> Sequence[str]:
         taken = {bindings[slot] for slot in different_from}
@@ -270,17 +270,17 @@ def one_of(values: Sequence[str], *different_from: str) -> Variable:
 
 
 def spots(bindings: Bindings) -> Sequence[str]:
-    """All spots of the place."""
+    """The spots of the place."""
     return PLACES[bindings["place"]][1]
 
 
 def sums(bindings: Bindings) -> Sequence[str]:
-    """The one right total."""
+    """The only correct total."""
     return [NUMBERS[VALUE[bindings["n"]] + VALUE[bindings["m"]]]]
 
 
 def addition(bindings: Bindings) -> Sequence[str]:
-    """The one right sum."""
+    """The only correct sum."""
     return [NUMBERS[VALUE[bindings["x"]] + VALUE[bindings["y"]]]]
 
 
@@ -432,7 +432,6 @@ ABOUT = (
 
 
 def any_question(*questions: str) -> str:
-    """One of the questions."""
     return "Question: (" + "|".join(questions) + ")"
 
 
@@ -473,7 +472,7 @@ LETTER = (
 )
 COUNT = "(Let us count|Count) from {low} to {high}: {counting}."
 
-# --- The language: kinds of text with how often each is written ----------------------------------------
+# --- The language: kinds of text with their frequencies -------------------------------------------------
 
 LANGUAGE: dict[str, tuple[float, str]] = {
     **{f"story/{name}": (3.0, OPENING + plot) for name, plot in PLOTS.items()},
@@ -487,14 +486,14 @@ LANGUAGE: dict[str, tuple[float, str]] = {
     "counting": (1.5, COUNT),
 }
 BLANK_LINE = "\n\n"  # between the texts of a document that has several
-MORE_TEXT_SHARE = 0.12  # how often another text follows
+MORE_TEXT_SHARE = 0.12  # probability that another text follows
 
-# --- Patterns: the notation, read into a tree ----------------------------------------------------------
+# --- Patterns: the notation parsed into a tree ---------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Literal:
-    """Text that stands as it is."""
+    """Fixed text."""
 
     text: str
 
@@ -507,7 +506,7 @@ class Slot:
     forms: tuple[str, ...]
 
     def show(self, value: str) -> str:
-        """Put a value in the form that this slot asks for."""
+        """A value in this slot's form."""
         for form in self.forms:
             value = FORMS[form](value)
         return value
@@ -522,7 +521,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """A pattern whose slots are its own."""
+    """A pattern with separate slots."""
 
     pattern: "Pattern"
 
@@ -534,7 +533,7 @@ CLOSING = {"(": ")", "[": "]", "<": ">"}
 
 
 def read_pattern(notation: str) -> Pattern:
-    """Read the notation described at the top of this file."""
+    """Parse the notation described at the top of this file."""
     options, end = read_options(notation, 0, "")
     if end != len(notation) or len(options) != 1:
         raise ValueError(f"unbalanced pattern at character {end}: {notation!r}")
@@ -542,7 +541,7 @@ def read_pattern(notation: str) -> Pattern:
 
 
 def read_options(notation: str, start: int, closing: str) -> tuple[tuple[Pattern, ...], int]:
-    """Read alternatives up to the ``closing`` bracket; return them and the position of that bracket."""
+    """Parse alternatives up to the ``closing`` bracket; return them and the bracket's position."""
     options: list[Pattern] = []
     nodes: list[Node] = []
     while start < len(notation) and notation[start] != closing:
@@ -575,7 +574,7 @@ def read_options(notation: str, start: int, closing: str) -> tuple[tuple[Pattern
 
 @cache
 def language() -> dict[str, Pattern]:
-    """The patterns of the language by the name of their kind."""
+    """The patterns of the language by kind."""
     return {kind: read_pattern(notation) for kind, (_, notation) in LANGUAGE.items()}
 
 
@@ -585,13 +584,13 @@ Pair: TypeAlias = tuple[str, str]  # a name and a place
 
 
 def pairs_of(bindings: Bindings) -> set[Pair]:
-    """The names that a text brings together with its place."""
+    """The pairs of a name and the place that occur in a text."""
     names = [bindings[slot] for slot in ("hero", "friend") if slot in bindings]
     return {(name, bindings["place"]) for name in names if "place" in bindings}
 
 
 def bind(variable: str, bindings: dict[str, str], rng: random.Random) -> str:
-    """Get the value of a variable; make it up, after those that it needs, if it has none."""
+    """Return a variable's value; choose it, after those that it needs, if it has none."""
     if variable not in bindings:
         for needed in VARIABLES[variable].needs:
             bind(needed, bindings, rng)
@@ -600,7 +599,7 @@ def bind(variable: str, bindings: dict[str, str], rng: random.Random) -> str:
 
 
 def write(pattern: Pattern, bindings: dict[str, str], rng: random.Random) -> str:
-    """Write one text; ``bindings`` may come with some values and leaves with all that were used."""
+    """Write one text; ``bindings`` may contain some values, and gets all that are used."""
     parts = []
     for node in pattern:
         match node:
@@ -616,7 +615,7 @@ def write(pattern: Pattern, bindings: dict[str, str], rng: random.Random) -> str
 
 
 def write_text(rng: random.Random, unseen: frozenset[Pair]) -> str:
-    """Write one text of any kind that brings together none of the ``unseen`` pairs."""
+    """Write one text of any kind without any of the ``unseen`` pairs."""
     kinds = list(LANGUAGE)
     while True:
         [kind] = rng.choices(kinds, [weight for weight, _ in LANGUAGE.values()])
@@ -627,7 +626,7 @@ def write_text(rng: random.Random, unseen: frozenset[Pair]) -> str:
 
 
 def write_document(rng: random.Random, unseen: frozenset[Pair] = frozenset()) -> str:
-    """Write a document: mostly one text, now and then several."""
+    """Write a document: mostly one text, sometimes several."""
     texts = [write_text(rng, unseen)]
     while rng.random() < MORE_TEXT_SHARE:
         texts.append(write_text(rng, unseen))
@@ -638,7 +637,7 @@ def write_document(rng: random.Random, unseen: frozenset[Pair] = frozenset()) ->
 
 
 class GrammarError(ValueError):
-    """The text is not of the language; ``position`` is where the best attempt to explain it ended."""
+    """The text is not in the language; ``position`` is where the best match ended."""
 
     def __init__(self, text: str, position: int) -> None:
         super().__init__(f"cannot continue after {text[:position][-60:]!r} with {text[position:][:40]!r}")
@@ -646,14 +645,14 @@ class GrammarError(ValueError):
 
 
 class Matcher:
-    """Explains one text by a pattern, with backtracking, and remembers how far it came."""
+    """Matches one text with patterns, with backtracking, and remembers the furthest position."""
 
     def __init__(self, text: str) -> None:
         self.text = text
         self.furthest = 0
 
     def match(self, pattern: Pattern, start: int, bindings: Bindings) -> Iterator[tuple[int, Bindings]]:
-        """Yield every end of ``pattern`` from ``start``, with the values that explain the text in between."""
+        """Yield every end of a match of ``pattern`` from ``start``, with its values."""
         self.furthest = max(self.furthest, start)
         if not pattern:
             yield start, bindings
@@ -676,7 +675,7 @@ class Matcher:
                     yield from self.match(rest, end, bindings)
 
     def assignments(self, variable: str, bindings: Bindings) -> Iterator[Bindings]:
-        """Yield ``bindings`` with every value that the variable can have (the one it has, if it has one)."""
+        """Yield ``bindings`` with every value that the variable can have, or with the one it has."""
         if variable in bindings:
             yield bindings
             return
@@ -693,7 +692,7 @@ def parse_text(text: str) -> str:
     """Find the kind of one text.
 
     Raises:
-        GrammarError: no pattern explains the whole of it.
+        GrammarError: no pattern matches all of it.
     """
     matcher = Matcher(text)
     for kind, pattern in language().items():
@@ -706,6 +705,6 @@ def parse(document: str) -> list[str]:
     """Find the kinds of all texts of a document, in order.
 
     Raises:
-        GrammarError: one of them is not of the language.
+        GrammarError: one of them is not in the language.
     """
     return [parse_text(text) for text in document.split(BLANK_LINE)]

@@ -1,4 +1,4 @@
-"""Write what docs/ has from the code: options, metrics, failures, and parts of migration. A test compares them."""
+"""Write the generated parts of docs/: options, metrics, failures, and parts of migration. A test compares them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tgis_cli.commands.migrate import print_reports
 from tgis_cli.decide.legacy_settings import SETTINGS
-from tgis_cli.migrate import examine_all, read_containers, read_source
+from tgis_cli.migrate import examine_all, read_containers, read_settings_file
+from tgis_cli.migrate.text import print_reports
 from tgis_server.errors import GroupFailed, ModelError, NotEnoughDevices, PeerLost, UsageError
 from tgis_server.failures import CATALOGUE
 from tgis_server.frontend.metrics import SPECS
@@ -20,30 +20,30 @@ from tgis_server.options import GROUPS, Option, describe_accepted, options
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 NOTICE = "<!-- Made from the code by `make docs`. -->\n"
 BUCKETS = {
-    "names that end with `duration`": "35, from 0.15 ms to 146 s, each half as much again as the one before",
+    "names that end with `duration`": "35, from 0.15 ms to 146 s, each 1.5 times the one before",
     "`tgi_request_input_length`, `tgi_request_total_tokens`": "64 equal steps up to `max_sequence_length`",
     "`tgi_request_max_new_tokens`, `tgi_request_generated_tokens`": "64 equal steps up to `max_new_tokens`",
     "`tgi_batch_inference_batch_size`": "1, 2, … `max_batch_size`",
     "`tgi_tokenize_request_tokens`": "64, 128, … 524,288",
     "`tgi_request_raw_input_length`, `tgi_batch_next_tokens`": "1, 2, 4, … 524,288",
 }
-# Values of the label ``err``, and what is counted under each.
+# Values of the label ``err``, and what each counts.
 FAILURES = {
     "conc_limit": "Calls with more inputs than there are permits left.",
-    "validation": "Calls that ended INVALID_ARGUMENT, but for streams without an input (`missing request`).",
-    "generate": "Calls that failed later, whatever the number of their inputs.",
-    "unknown": "Calls refused for another reason: the server starts, drains or ends.",
-    "cancelled": "Inputs that waited or ran when their client cancelled, went away or ran out of time.",
+    "validation": "Calls that ended INVALID_ARGUMENT, except streams without an input (`missing request`).",
+    "generate": "Calls that failed later, with any number of inputs.",
+    "unknown": "Calls refused for another reason: the server is starting, draining or stopping.",
+    "cancelled": "Waiting or running inputs whose client cancelled, disconnected or ran out of time.",
     "timeout": "Inputs whose `time_limit_millis` passed before their first token; also a success, `TIME_LIMIT`.",
 }
-# What dashboards of the original may look for in vain, and why.
+# Metrics of the original that do not exist here, and why.
 ABSENT = {
     "`tgi_queue_jump`": "Nothing overtakes the head of the queue.",
-    "`tgi_granular_batch_addition`": "Room is counted exactly, in KV blocks: no coarse bound needs a second look.",
-    "`tgi_prefill_weight_limit_exceeded`": "A long prompt is cut into chunks (`--max-batch-tokens`), not held back.",
+    "`tgi_granular_batch_addition`": "Memory is counted exactly, in KV blocks, so no coarse bound is refined.",
+    "`tgi_prefill_weight_limit_exceeded`": "A long prompt is split into chunks (`--max-batch-tokens`), not held back.",
     "`tgi_prefill_padding_limit_exceeded`": "Batches have no padding.",
-    '`tgi_request_failure{err="queue_full"}`': "Permits are the only limit; behind them no queue can be full.",
-    '`tgi_batch_inference_failure{reason="error"}`': "A step that fails for such a reason ends the server.",
+    '`tgi_request_failure{err="queue_full"}`': "Permits are the only limit; the queue behind them cannot be full.",
+    '`tgi_batch_inference_failure{reason="error"}`': "A step that fails with an error ends the server.",
     "`tgi_prompt_load_duration`, `tgi_prompt_load_failure`": "There are no tuned prompts.",
 }
 FAILURE_TITLES = {
@@ -51,19 +51,19 @@ FAILURE_TITLES = {
     ModelError: "Exit code 3: the model",
     NotEnoughDevices: "Exit code 4: devices and memory",
     GroupFailed: "Exit code 5: a process of the group",
-    PeerLost: "Exit code 5: consequences, reported only where nothing else is known",
+    PeerLost: "Exit code 5: consequences, reported only if no cause is known",
 }
 
 
 def options_page() -> str:
-    """Every option of ``tgis launch`` with its environment variable, what it takes, and its default."""
+    """Every option of ``tgis launch`` with its environment variable, accepted values, and default."""
     lines = [
         NOTICE,
         "# Options of `tgis launch`\n",
-        "A flag wins over the environment, the environment over `--config FILE` (TOML, option names as keys),",
-        "the file over the default. Blank environment variables count as not set. A switch `--x` has its",
-        "opposite `--no-x`; in the environment `n`, `no`, `f`, `false`, `off` and `0` are false and anything",
-        "else is true. `tgis config show` prints every value and its origin.",
+        "A flag overrides the environment, the environment overrides `--config FILE` (TOML, option names as keys), and",
+        "the file overrides the default. Blank environment variables are ignored. The opposite of a switch `--x` is",
+        "`--no-x`; in the environment `n`, `no`, `f`, `false`, `off` and `0` are false and anything else is true.",
+        "`tgis config show` prints every value and its origin.",
     ]
     for group in GROUPS:
         lines += [
@@ -84,13 +84,13 @@ def option_row(option: Option) -> str:
 
 
 def metrics_page() -> str:
-    """Every metric with kind, unit and labels, and how to read it."""
+    """Every metric with its kind, unit, labels and meaning."""
     lines = [
         NOTICE,
         "# Metrics\n",
-        "`GET /metrics` on the HTTP port, in every phase of the server's life. Counters appear under their bare name,",
-        "untyped, and with `_total`. Series without labels are there from the start, so that `rate` and `increase` see",
-        "their first event too; a series with labels appears with its first one.\n",
+        "`GET /metrics` on the HTTP port, from start to end. Counters appear both untyped under their bare name and",
+        "with `_total`. Series without labels exist from the start, so that `rate` and `increase` see their first",
+        "event; a series with labels appears with its first event.\n",
         "| metric | kind | unit | labels | meaning |",
         "|---|---|---|---|---|",
     ]
@@ -99,16 +99,16 @@ def metrics_page() -> str:
         lines.append(f"| `{spec.name}` | {spec.kind} | {spec.unit} | {labels} | {spec.help} |")
     lines += [
         "",
-        "The engine's values are those of its last step, and a step is counted when it is over. One that both prefills",
-        "and decodes counts under both methods, each with its own sequences; `tgi_step_*` have it once.",
+        "The engine's values are those of its last finished step. A step that both prefills and decodes is counted",
+        "under both methods, each with its own sequences, and once in `tgi_step_*`.",
         "",
         "## Failures",
         "",
-        "| `err` | what is counted |",
+        "| `err` | what it counts |",
         "|---|---|",
         *(f"| `{err}` | {meaning} |" for err, meaning in FAILURES.items()),
         "",
-        "Cancelled inputs have no other counter. Calls that end because the engine died count under `generate`.",
+        "Cancelled inputs have no other counter. Calls that end because the engine died are counted under `generate`.",
         "",
         "## Buckets",
         "",
@@ -116,16 +116,16 @@ def metrics_page() -> str:
         "|---|---|",
         *(f"| {names} | {bounds} |" for names, bounds in BUCKETS.items()),
         "",
-        "## For those who come from the original",
+        "## Differences from the original",
         "",
-        "All of its metrics have their names, labels, moments and buckets, but for these:",
+        "All metrics keep their names, labels, times of recording and buckets, except:",
         "",
         "- `tgi_request_raw_input_length` and `tgi_batch_next_tokens` are histograms instead of summaries.",
-        "- `tgi_batch_max_remaining_tokens` is a maximum, as its name says, and not a sum.",
+        "- `tgi_batch_max_remaining_tokens` is a maximum, as its name says, not a sum.",
         '- `tgi_batch_inference_*{method="prefill"}` count a prompt in every step that computes a part of it.',
-        '- `tgi_request_failure{err="unknown"}` counts unary calls too, `err="cancelled"` no inputs of failed calls.',
+        '- `tgi_request_failure{err="unknown"}` also counts unary calls, `err="cancelled"` no inputs of failed calls.',
         "",
-        "These never appear, because what they count does not exist:",
+        "These never appear:",
         "",
         "| metric | why |",
         "|---|---|",
@@ -139,12 +139,12 @@ def failures_page() -> str:
     lines = [
         NOTICE,
         "# Failures\n",
-        "What ends a start or a running server is one sentence: the launcher's last line, the head of the termination",
-        "log, and what `/health` answers until the end. Words in capitals stand for values; the name of the process or",
-        "command may stand in front. The run directory is kept after a failure of a process; `errors/NAME.log` in it",
-        "has the traceback or the last lines of each process that failed.",
+        "The failure that ends a start or a running server is reported as one sentence: the launcher's last line, the",
+        "start of the termination log, and the answer of `/health` until the end. Words in capitals are placeholders;",
+        "the name of the process or command may precede the sentence. The run directory is kept after a process fails;",
+        "its `errors/NAME.log` has the traceback or the last lines of each failed process.",
         "",
-        "Several processes often fail together. The cause is the earliest error that is not a mere consequence.",
+        "Several processes often fail together. The cause is the earliest error that is not a consequence of another.",
     ]
     for kind, title in FAILURE_TITLES.items():
         lines += ["", f"## {title}", "", "| failure | recognised by | sentence |", "|---|---|---|"]
@@ -154,12 +154,12 @@ def failures_page() -> str:
 
 
 def show_template(sentence: str) -> str:
-    """Values in capitals, as usage texts have them."""
+    """Replace placeholders by names in capitals."""
     return re.sub(r"\{(\w+?)(?:_bytes|_s)?(?:[!:][^}]*)?\}", lambda match: match[1].upper(), sentence)
 
 
 def migration_page() -> str:
-    """The page as it is written, with the parts between marks made anew."""
+    """The page with the parts between its marks regenerated."""
     page = (DOCS / "migration.md").read_text()
     for name, make in {"run": migration_run, "settings": settings_table}.items():
         begin, end = f"<!-- {name}: made from the code by `make docs` -->\n", f"<!-- end of {name} -->"
@@ -169,11 +169,11 @@ def migration_page() -> str:
 
 
 def migration_run() -> str:
-    """What `tgis migrate` says to the original's manifest, on a terminal."""
+    """The output of `tgis migrate` for the original's manifest, on a terminal."""
     manifest = DOCS.parent / "tests/unit/migrate/manifests/original.yaml"
     output = io.StringIO()
-    source = replace(read_source(str(manifest)), file="original.yaml")
-    reports = list(examine_all(read_containers([source])))
+    settings = replace(read_settings_file(str(manifest)), name="original.yaml")
+    reports = list(examine_all(read_containers([settings])))
     print_reports(reports, Console(file=output, width=96, force_terminal=True, color_system=None))
     lines = [line.rstrip() for line in output.getvalue().rstrip().splitlines()]
     return "\n".join(["```", "$ tgis migrate original.yaml", *lines, "```", ""])

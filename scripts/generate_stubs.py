@@ -18,7 +18,7 @@ PROTOS = ("generation.proto", "shard.proto")
 
 
 def generate(output: Path) -> list[Path]:
-    """Write ``*_pb2.py``, ``*_pb2.pyi`` and ``*_pb2_grpc.py`` into ``output``; returns the files."""
+    """Write ``*_pb2.py``, ``*_pb2.pyi`` and ``*_pb2_grpc.py`` into ``output``, and return the files."""
     from grpc_tools import protoc
 
     output.mkdir(parents=True, exist_ok=True)
@@ -28,7 +28,7 @@ def generate(output: Path) -> list[Path]:
     if protoc.main(["protoc", *arguments, *PROTOS]) != 0:
         sys.exit("protoc failed")
     written = sorted(output.glob("*_pb2*.py*"))
-    for file in written:  # inside our package instead of at the top level
+    for file in written:  # import from our package instead of the top level
         text = re.sub(r"^import (\w+_pb2) as", r"from tgis_server.wire import \1 as", file.read_text(), flags=re.M)
         file.write_text(text)
     return written

@@ -1,18 +1,18 @@
-"""Train the demo model that `tgis launch` serves when no model is named.
+"""Train the demo model that `tgis launch` serves when no model is given.
 
-A small Llama (8 heads, 2 KV heads) learns the little language of `demo_grammar.py` from text that is made up
-while it trains, so no data is needed. Some names never meet some places in that text; the evaluation starts
-texts with exactly those pairs, lets the model go on greedily, and parses prompt and continuation together.
+A small Llama (8 heads, 2 KV heads) learns the small language of `demo_grammar.py` from text generated during
+training, so no data is needed. Some names never occur with some places in that text; the evaluation starts
+texts with exactly those pairs, lets the model continue them greedily, and parses the results.
 
     python scripts/make_demo_model.py              # train, evaluate, replace the packaged model
     python scripts/make_demo_model.py --check      # only evaluate the packaged model
 
-Needs torch, transformers, tokenizers and safetensors; no GPU, no network. With the defaults it takes about 20
-minutes on two cores. Two runs on the same machine with the same library versions give the same bytes; another
-processor or version may round differently, which the evaluation at the end makes harmless.
+Needs torch, transformers, tokenizers and safetensors, but no GPU and no network. With the defaults it takes
+about 20 minutes on two cores. Two runs on the same machine with the same library versions give the same bytes;
+another processor or version may round differently, so the evaluation decides whether a model is kept.
 
-The new files are written to a temporary directory, evaluated there, and moved into place as the last act: an
-interrupted or unsuccessful run changes nothing.
+The new files are written to a temporary directory, evaluated there, and only then moved into place: an
+interrupted or failed run changes nothing.
 """
 
 import argparse
@@ -51,12 +51,12 @@ from demo_grammar import (
 )
 
 PACKAGED_MODEL = Path(__file__).resolve().parent.parent / "server" / "tgis_server" / "demo_model"
-MAX_FILES_BYTES = 8_000_000  # what the repository carries; the files together
+MAX_FILES_BYTES = 8_000_000  # of all files together
 MAX_POSITIONS = 2048
 
 BOS, EOS = "<s>", "</s>"
 BOS_ID, EOS_ID = 0, 1
-IGNORED = -100  # a target that counts for nothing
+IGNORED = -100  # a target without loss
 
 NUM_HELD_OUT = 100
 MAX_CONTINUATION_TOKENS = 150
@@ -73,7 +73,7 @@ class Settings:
     steps: int = 2200
     tokens_per_step: int = 2048
     long_row_tokens: int = 1024
-    long_rows_share: float = 0.12  # the last part of the training, see `training_batches`
+    long_rows_share: float = 0.12  # of the steps, at the end; see `training_batches`
     matrix_learning_rate: float = 8e-3
     vector_learning_rate: float = 3e-3
     warmup_share: float = 0.02
@@ -88,18 +88,18 @@ class Settings:
 
     @property
     def num_short_steps(self) -> int:
-        """How many steps come before the long rows."""
+        """The number of steps before those with long rows."""
         return self.steps - round(self.steps * self.long_rows_share)
 
     def learning_rate_factor(self, step: int) -> float:
-        """Rise in a line, stay, and fall in a line to zero."""
+        """Rise linearly, stay, and fall linearly to zero."""
         warmup = (step + 1) / (self.steps * self.warmup_share)
         cooldown = (self.steps - step) / (self.steps * self.cooldown_share)
         return min(1.0, warmup, cooldown)
 
 
 def seeded(settings: Settings, purpose: str) -> random.Random:
-    """Get a source of randomness of its own for each purpose."""
+    """A separate random generator for each purpose."""
     return random.Random(f"{settings.seed} {purpose}")  # noqa: S311 - to be repeatable, not secret
 
 
@@ -107,20 +107,20 @@ def seeded(settings: Settings, purpose: str) -> random.Random:
 
 
 def held_out_pairs(settings: Settings) -> list[Pair]:
-    """Choose the names and places that never meet in the training text."""
+    """Choose pairs of name and place that never occur together in the training text."""
     every_pair = [(name, place) for name in NAMES for place in PLACES]
     return seeded(settings, "held out").sample(every_pair, NUM_HELD_OUT)
 
 
 def training_documents(settings: Settings, purpose: str) -> Iterator[str]:
-    """Write documents without end."""
+    """Yield an endless stream of documents."""
     rng, unseen = seeded(settings, purpose), frozenset(held_out_pairs(settings))
     while True:
         yield write_document(rng, unseen)
 
 
 def held_out_prompt(pair: Pair, rng: random.Random) -> str:
-    """Begin a text about a pair, and break off at a space somewhere after both were mentioned."""
+    """The beginning of a text about a pair, cut at a space after both are mentioned."""
     name, place = pair
     kinds, weights = list(LANGUAGE), [weight for weight, _ in LANGUAGE.values()]
     while True:
@@ -134,7 +134,7 @@ def held_out_prompt(pair: Pair, rng: random.Random) -> str:
 
 
 def held_out_prompts(settings: Settings) -> list[str]:
-    """Begin one text for each held-out pair."""
+    """One beginning of a text per held-out pair."""
     rng = seeded(settings, "prompts")
     return [held_out_prompt(pair, rng) for pair in held_out_pairs(settings)]
 
@@ -143,7 +143,7 @@ def held_out_prompts(settings: Settings) -> list[str]:
 
 
 def train_tokenizer(settings: Settings) -> Tokenizer:
-    """Train a byte-level BPE, which can encode any text, not only that of the grammar."""
+    """Train a byte-level BPE tokenizer, which can encode any text, not only that of the grammar."""
     documents = training_documents(settings, "tokenizer")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -164,10 +164,10 @@ def train_tokenizer(settings: Settings) -> Tokenizer:
 
 
 def encode(document: str, tokenizer: Tokenizer, rng: random.Random) -> list[int]:
-    """Encode a document with its end.
+    """Encode a document, with its end token.
 
-    A prompt may end inside a word or with a space, where the tokens of the text as a whole would have no
-    border. Some documents are therefore encoded as two pieces, so that the model has seen such borders.
+    A prompt may end inside a word or with a space, where the whole text has no token boundary. Some documents
+    are therefore encoded in two pieces, so that the model sees such boundaries.
     """
     cut = rng.randrange(1, len(document)) if rng.random() < SPLIT_SHARE else len(document)
     ids: list[int] = tokenizer.encode(document[:cut]).ids
@@ -179,9 +179,9 @@ def encode(document: str, tokenizer: Tokenizer, rng: random.Random) -> list[int]
 
 
 def short_batches(settings: Settings, stream: Iterator[list[int]]) -> Iterator[list[list[int]]]:
-    """Collect documents of similar length without end; a batch is complete when its rows fill a step.
+    """Yield batches of documents of similar length; a batch is complete when its rows fill a step.
 
-    Widths are multiples of `ROW_TOKENS_MULTIPLE`: matrix products prepare anew for every shape they meet.
+    Widths are multiples of `ROW_TOKENS_MULTIPLE`, because each new shape of a matrix product has a setup cost.
     """
     waiting: dict[int, list[list[int]]] = defaultdict(list)
     for document in stream:
@@ -192,7 +192,7 @@ def short_batches(settings: Settings, stream: Iterator[list[int]]) -> Iterator[l
 
 
 def long_batches(settings: Settings, stream: Iterator[list[int]]) -> Iterator[list[list[int]]]:
-    """Lay documents back to back and cut them into rows without end."""
+    """Concatenate documents and cut them into rows of equal length."""
     ids = itertools.chain.from_iterable(stream)
     num_rows = max(1, settings.tokens_per_step // settings.long_row_tokens)
     while True:
@@ -202,8 +202,8 @@ def long_batches(settings: Settings, stream: Iterator[list[int]]) -> Iterator[li
 def training_batches(settings: Settings, tokenizer: Tokenizer) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield each step's inputs and targets, both (num_rows, row_tokens).
 
-    First every row is one document: to repeat a name is learned sooner when nothing else is in sight. Later
-    rows hold many documents, so that the model works far from the start of a row, too.
+    At first each row is one document: repeating a name is learned sooner if there is no other text. Later rows
+    have many documents, so that the model also works far from the start of a row.
     """
     documents, rng = training_documents(settings, "training"), seeded(settings, "splits")
     stream = (encode(document, tokenizer, rng) for document in documents)
@@ -216,7 +216,7 @@ def training_batches(settings: Settings, tokenizer: Tokenizer) -> Iterator[tuple
 
 
 def model_config(settings: Settings) -> LlamaConfig:
-    """Describe the model in the words of transformers."""
+    """The model's transformers configuration."""
     return LlamaConfig(
         vocab_size=settings.vocab_size,
         hidden_size=settings.hidden_size,
@@ -236,7 +236,7 @@ def model_config(settings: Settings) -> LlamaConfig:
 
 @contextmanager
 def reproducible_torch(seed: int, threads: int) -> Iterator[None]:
-    """Let torch do the same sums in the same order every time; leave its settings as they were."""
+    """Make torch deterministic in the block, and restore its settings afterwards."""
     threads_before = torch.get_num_threads()
     deterministic_before = torch.are_deterministic_algorithms_enabled()
     try:
@@ -251,7 +251,7 @@ def reproducible_torch(seed: int, threads: int) -> Iterator[None]:
 
 
 class Progress:
-    """Prints a line now and then: loss since the last one, speed, time left."""
+    """Prints a line every ``every_steps``: loss since the last line, speed, time left."""
 
     def __init__(self, settings: Settings, every_steps: int = 50) -> None:
         self.settings = settings
@@ -261,7 +261,7 @@ class Progress:
         self.losses: list[float] = []
 
     def report(self, step: int, loss: float, *, num_tokens: int) -> None:
-        """Take note of a finished step (counted from 0)."""
+        """Record a finished step (counted from 0)."""
         self.losses.append(loss)
         self.num_tokens += num_tokens
         done = step + 1
@@ -278,9 +278,9 @@ class Progress:
 
 
 def make_optimizers(model: LlamaForCausalLM, settings: Settings) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the layers, AdamW for the embedding and the norms.
+    """Muon for the layers' matrices, AdamW for embedding and norms.
 
-    With AdamW alone the model needs several times as many steps before it repeats names and colours reliably.
+    With AdamW alone the model needs several times as many steps until it repeats names and colours reliably.
     """
     matrices = [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
     others = [weight for weight in model.parameters() if all(weight is not matrix for matrix in matrices)]
@@ -315,7 +315,7 @@ def train_model(settings: Settings, tokenizer: Tokenizer, *, threads: int = 2) -
 
 
 def save(model: LlamaForCausalLM, tokenizer: Tokenizer, directory: Path) -> None:
-    """Write the files of a Hugging Face model, in bfloat16."""
+    """Write the files of a Hugging Face model in bfloat16."""
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=BOS_ID, eos_token_id=EOS_ID, do_sample=False
     )
@@ -334,13 +334,13 @@ def save(model: LlamaForCausalLM, tokenizer: Tokenizer, directory: Path) -> None
 
 
 def files_bytes(directory: Path) -> int:
-    """Add up the sizes of all files."""
+    """Total size of all files."""
     return sum(file.stat().st_size for file in directory.iterdir())
 
 
 def put_in_place(finished: Path, output: Path) -> None:
-    """Rename a finished directory to its final name; whoever looks finds all old files or all new ones."""
-    finished.chmod(0o755)  # temporary directories are private, and so are some files of safetensors
+    """Replace the old directory by the finished one, so that old and new files are never mixed."""
+    finished.chmod(0o755)  # temporary directories are private, and so are some of safetensors' files
     for file in finished.iterdir():
         file.chmod(0o644)
     outdated = finished.with_name(finished.name + ".old")
@@ -355,7 +355,7 @@ def put_in_place(finished: Path, output: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """A prompt, what the model made of it, and whether it came to an end by itself."""
+    """A prompt, its continuation, and whether the model ended it."""
 
     prompt: str
     text: str
@@ -363,7 +363,7 @@ class Continuation:
 
     @property
     def fault(self) -> str | None:
-        """Why the whole is not of the language, or None if it is."""
+        """Why the text is not in the language, or None if it is."""
         if not self.is_finished:
             return "does not end"
         try:
@@ -374,7 +374,7 @@ class Continuation:
 
 
 def continue_greedily(directory: Path, prompts: list[str]) -> list[Continuation]:
-    """Let the saved model, in float32, continue prompts up to its end token."""
+    """Let the saved model, in float32, continue prompts until its end token."""
     model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
     inputs = tokenizer(prompts, padding=False)["input_ids"]
@@ -397,7 +397,7 @@ def continue_greedily(directory: Path, prompts: list[str]) -> list[Continuation]
 
 
 def evaluate(directory: Path, settings: Settings) -> int:
-    """Count the held-out continuations that parse, and show those that do not."""
+    """Count the held-out continuations that parse, and print those that do not."""
     continuations = continue_greedily(directory, held_out_prompts(settings))
     faulty = [continuation for continuation in continuations if continuation.fault]
     for continuation in faulty[:MAX_FAULTY_SHOWN]:
@@ -409,25 +409,24 @@ def evaluate(directory: Path, settings: Settings) -> int:
 
 
 def read_arguments() -> argparse.Namespace:
-    """Describe the options."""
     defaults = Settings()
-    parser = argparse.ArgumentParser(description="Train the demo model of `tgis launch` on text made up here.")
+    parser = argparse.ArgumentParser(description="Train the demo model of `tgis launch` on generated text.")
     parser.add_argument("--output", type=Path, default=PACKAGED_MODEL, help="directory to replace (%(default)s)")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="for text and weights (%(default)s)")
     parser.add_argument("--steps", type=int, default=defaults.steps, help="optimizer steps (%(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="torch threads; changes the sums (%(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="torch threads; affects rounding (%(default)s)")
     parser.add_argument(
         "--required",
         type=int,
         default=95,
         help="continuations that must parse to keep the model (%(default)s)",
     )
-    parser.add_argument("--check", action="store_true", help="only evaluate what --output holds")
+    parser.add_argument("--check", action="store_true", help="only evaluate the model in --output")
     return parser.parse_args()
 
 
 def main() -> int:
-    """Train, evaluate, and keep the model if it is good enough. Returns the exit code."""
+    """Train, evaluate, and keep the model if it is good enough; return the exit code."""
     arguments = read_arguments()
     settings = replace(Settings(), seed=arguments.seed, steps=arguments.steps)
     if arguments.check:

@@ -1,6 +1,6 @@
-"""The console scripts. Each decides about signals before anything heavy is imported, so that Ctrl-C is quiet always.
+"""The console scripts. Each sets its signal handlers before any heavy import, so that Ctrl-C never shows a traceback.
 
-Probes run often: ``tgis health`` takes a short way, past the commands' framework.
+Probes run often: ``tgis health`` bypasses the commands' framework.
 """
 
 from __future__ import annotations
@@ -39,11 +39,10 @@ def server() -> None:
 
 
 def end_quietly(*, is_launch: bool) -> None:
-    """Stop signals end this process without a traceback. A launch, which has started nothing yet, was stopped as asked.
+    """Let stop signals end this process without a traceback; a launch, which has started nothing yet, exits with 0.
 
-    What SIGHUP means to a launch its options tell, and so the signal waits for them.
-
-    Ignored signals stay ignored. The first process of a container needs handlers: the kernel drops its other signals.
+    SIGHUP is blocked for a launch until its options say what it means. Ignored signals stay ignored. The first process
+    of a container needs handlers: the kernel drops signals that it does not handle.
     """
     if is_launch:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})

@@ -1,6 +1,6 @@
 """The ``tgis`` command: a table of commands, each imported only when it runs.
 
-``tgis --help`` shows the table without importing a command, so that it answers at once whatever the commands need.
+``tgis --help`` shows the table without importing any command, so it is always fast.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from tgis_cli.terminal.exits import errors_as_exit_codes
 from tgis_server import __version__
 from tgis_server.errors import UsageError
 
-# name -> what it does; the module is tgis_cli.commands.NAME and holds a Typer app called `app`
+# name -> what it does; the module tgis_cli.commands.NAME has a Typer app called `app`
 COMMANDS = {
     "launch": "Serve a model.",
-    "plan": "Tell what a model needs, and whether it runs here or on stated devices.",
-    "doctor": "Check this machine, and say what to mend.",
-    "download-weights": "Download a model and convert what needs it.",
+    "plan": "Show what a model needs, and whether it runs here or on given devices.",
+    "doctor": "Check this machine and suggest fixes.",
+    "download-weights": "Download a model, and convert it if needed.",
     "models": "List, check and remove the models in the local cache.",
     "bundle": "Pack a model with its checksums, for sites without a network.",
     "unbundle": "Check a packed model and put it into the local cache.",
-    "convert-to-safetensors": "Convert weights of PyTorch to safetensors.",
+    "convert-to-safetensors": "Convert PyTorch weights to safetensors.",
     "convert-to-fast-tokenizer": "Make the tokenizer.json that serving needs.",
     "convert-to-onnx": "Export a model to ONNX.",
-    "health": "Ask a running server whether it is well.",
+    "health": "Check the health of a running server.",
     "generate": "Complete a text with a running server.",
-    "tokenize": "Show how text is cut into tokens.",
-    "migrate": "Judge manifests and scripts that start the original.",
+    "tokenize": "Show how text is split into tokens.",
+    "migrate": "Check manifests and scripts that start the original server.",
     "config": "Show every option, its value and where it comes from.",
     "version": "Print versions of TGIS and of what it runs on.",
 }
 
-OTHER_WORDS = dict.fromkeys(("serve", "start", "run", "up"), "launch")  # of other programs
+OTHER_WORDS = dict.fromkeys(("serve", "start", "run", "up"), "launch")  # what other programs call it
 
 
 def load_command(name: str) -> Any:
-    """Import the module of a command and build the command."""
+    """Import a command's module and build the command."""
     module = importlib.import_module(f"tgis_cli.commands.{name.replace('-', '_')}")
     command = typer.main.get_command(module.app)
     command.name = name
@@ -56,7 +56,7 @@ def describe_command(name: str, summary: str) -> Any:
 
 
 class LazyGroup(TyperGroup):
-    """Lists commands from the table, imports the one that is run."""
+    """Lists the commands of the table; imports only the one that runs."""
 
     def __init__(self, **attrs: Any) -> None:
         super().__init__(**attrs)
@@ -64,7 +64,7 @@ class LazyGroup(TyperGroup):
             self.add_command(describe_command(name, summary), name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args[0] not in COMMANDS and args[0][:1] != "-" and not ctx.resilient_parsing:  # that is: not completing
+        if args[0] not in COMMANDS and args[0][:1] != "-" and not ctx.resilient_parsing:  # set while completing
             close = difflib.get_close_matches(args[0], COMMANDS, n=1)
             suggestion = OTHER_WORDS.get(args[0]) or (close[0] if close else "")
             hint = f"did you mean `tgis {suggestion}`?" if suggestion else f"there are {', '.join(COMMANDS)}."
@@ -83,7 +83,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="First steps: `tgis launch` serves a small demo model, `tgis generate` asks it.",
+    epilog="First steps: `tgis launch` serves a small demo model, `tgis generate` queries it.",
 )
 
 

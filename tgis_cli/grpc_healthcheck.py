@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Ask ``grpc.health.v1`` once; returns 0 if the answer is SERVING, else 1."""
-    parser = argparse.ArgumentParser("grpc_healthcheck", description="Ask a server's gRPC health service.")
+    """Query ``grpc.health.v1`` once; return 0 if the answer is SERVING, else 1."""
+    parser = argparse.ArgumentParser("grpc_healthcheck", description="Query a server's gRPC health service.")
     parser.add_argument("--server-url", default="localhost:8033", metavar="HOST:PORT", help="(default: %(default)s)")
     parser.add_argument(
         "--service-name", default="fmaas.GenerationService", help="also startup, live or ready (default: %(default)s)"
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.set_defaults(is_secure=False)
     options = parser.parse_args(argv)
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C part would write lines of its own
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's C library would log errors too
     import grpc
     from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
     from grpc_health.v1.health_pb2_grpc import HealthStub

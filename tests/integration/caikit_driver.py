@@ -1,7 +1,7 @@
-"""What a Caikit runtime does with its TGIS backend; runs in an environment of its own, with caikit-tgis-backend.
+"""Drive the TGIS backend as a Caikit runtime does; runs in a separate environment with caikit-tgis-backend.
 
-``python caikit_driver.py MODEL_DIR REPORT``: start the launcher as a local TGIS, generate, lose a shard, generate
-again, stop. The report is JSON.
+``python caikit_driver.py MODEL_DIR REPORT``: start the launcher as a local TGIS, generate, kill a shard, generate
+again, stop, and write a report as JSON.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def generate(client) -> str:
 
 
 def generate_after_recovery(client) -> str:
-    """The backend starts a new server after a call that failed; calls fail until that is ready."""
+    """Retry until the new server, which the backend starts after a failed call, is ready."""
     deadline = time.monotonic() + DEADLINE_S
     while True:
         try:

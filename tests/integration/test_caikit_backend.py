@@ -24,7 +24,7 @@ INSTALL_TIMEOUT_S = 120
 
 @pytest.fixture(scope="module")
 def caikit_python() -> Path:
-    """The interpreter of an environment that has the backend."""
+    """The interpreter of an environment with the backend."""
     python, done = CACHE / "bin/python", CACHE / "installed"
     if done.exists():
         return python
@@ -35,7 +35,7 @@ def caikit_python() -> Path:
     except subprocess.CalledProcessError as error:
         pytest.skip(f"{REQUIREMENTS[0]} cannot be installed: {error.stderr.strip().splitlines()[-1]}")
     except subprocess.TimeoutExpired:
-        pytest.skip(f"{REQUIREMENTS[0]} is not installed within {INSTALL_TIMEOUT_S} s")
+        pytest.skip(f"{REQUIREMENTS[0]} was not installed within {INSTALL_TIMEOUT_S} s")
     done.touch()
     return python
 

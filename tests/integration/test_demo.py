@@ -1,4 +1,4 @@
-"""What `make demo` runs shows a newcomer a true answer of the demo model and leaves nothing behind."""
+"""`make demo` shows a correct answer of the demo model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`tgis doctor` as a process: on an ordinary machine, and where containers start programs."""
+"""`tgis doctor` as a process: on an ordinary machine, and confined like a container."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 
 import tgis_server
 
-Start = Callable[..., Any]  # of a Server in conftest.py
+Start = Callable[..., Any]  # starts a Server of conftest.py
 
 BIN = Path(sys.executable).parent
 DEMO_MODEL = Path(tgis_server.__file__).parent / "demo_model"
@@ -47,7 +47,7 @@ def run_doctor(*arguments: str, **environ: str) -> subprocess.CompletedProcess[s
 
 @pytest.mark.serial
 def test_an_ordinary_machine_passes_with_the_demo_model_within_seconds(tmp_path: Path):
-    begun = time.monotonic()
+    started_at = time.monotonic()
 
     done = run_doctor(str(DEMO_MODEL), "--json", HF_HUB_CACHE=str(tmp_path))
 
@@ -57,32 +57,30 @@ def test_an_ordinary_machine_passes_with_the_demo_model_within_seconds(tmp_path:
     assert {verdict["group"] for verdict in report["verdicts"]} == {
         *("Devices", "Limits", "Storage", "Environment", "Network", "Libraries", "Model")
     }
-    assert [verdict for verdict in report["verdicts"] if " broke: " in verdict["sentence"]] == []
-    assert time.monotonic() - begun < 10
+    assert [verdict for verdict in report["verdicts"] if " crashed: " in verdict["sentence"]] == []
+    assert time.monotonic() - started_at < 10
 
 
 def test_a_user_without_name_home_or_rights_on_a_read_only_root_passes(tmp_path: Path):
     confined = [word.format(base=tmp_path) for word in CONFINED]
     trial = run(*confined, "true")
     if trial.returncode:
-        pytest.skip(f"mounts of one's own are not permitted here: {trial.stderr.splitlines()[-1]}")
+        pytest.skip(f"private mounts are not permitted here: {trial.stderr.splitlines()[-1]}")
 
     done = run(*confined, str(BIN / "tgis"), "doctor", "--json", "--bundle", "/tmp/report.tgz")
 
     sentences = {verdict["check"]: verdict["sentence"] for verdict in json.loads(done.stdout)["verdicts"]}
     assert done.returncode == 0
-    assert sentences["user"].startswith(
-        f"User {UID}, who is in no user database; HOME is not set; the root file system "
-    )
-    assert sentences["cache"] == f"There is no cache: HOME is not set, and user {UID} has no other."
+    assert sentences["user"].startswith(f"User {UID} (no name); HOME is not set; the root file system ")
+    assert sentences["cache"] == f"There is no cache: HOME is not set, and user {UID} has no home directory."
     assert sentences["run-dir"].endswith("mounted noexec, which is fine.")
     assert sentences["shared-memory"].startswith("/dev/shm has 64 MiB")
-    assert " broke: " not in done.stdout
+    assert " crashed: " not in done.stdout
     with tarfile.open(tmp_path / "report.tgz") as archive:
         assert "tgis-report/doctor.json" in archive.getnames()
 
 
-def test_a_machine_on_which_much_is_wrong_is_told_all_of_it(tmp_path: Path):
+def test_every_problem_of_a_broken_machine_is_reported(tmp_path: Path):
     broken = tmp_path / "broken.pem"
     broken.write_text("no PEM")
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -109,12 +107,12 @@ def taken_port(failures: list[str]) -> str:
     return failures[2].split()[1]
 
 
-def test_beside_a_server_its_ports_are_no_failure(launch: Start):
+def test_the_ports_of_a_running_server_are_not_failures(launch: Start):
     server = launch("--rehearse", "--host", "127.0.0.1")
     ports = {"GRPC_PORT": server.address.rpartition(":")[2], "TGIS_HOST": "127.0.0.1", "TGIS_RUN_DIR": str(server.base)}
 
     done = run_doctor(**ports)
 
     assert done.returncode == 0
-    assert "belongs to a TGIS server that runs" in done.stdout
-    assert f"A server runs already: demo at {server.address}, in {server.run_dir}." in done.stdout
+    assert "is used by a running TGIS server" in done.stdout
+    assert f"A server is running: demo at {server.address}, in {server.run_dir}." in done.stdout

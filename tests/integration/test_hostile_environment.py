@@ -129,7 +129,7 @@ def test_a_locale_without_umlauts_is_no_obstacle_but_bytes_that_are_no_text_are_
 
     assert json.loads(answer.stdout)["generated_token_count"] > 0
     assert refusal.returncode == 2
-    assert refusal.stderr.startswith("tgis: What was given is no valid text")
+    assert refusal.stderr.startswith("tgis: The input is not valid text")
 
 
 def test_a_module_in_pythonpath_that_hides_ours_is_named_as_a_suspect(start: Start, tmp_path: Path):

@@ -17,7 +17,7 @@ import pytest
 
 import tgis_server
 from tgis_cli.decide.legacy_settings import Verdict
-from tgis_cli.migrate import examine_all, read_containers, read_source
+from tgis_cli.migrate import examine_all, read_containers, read_settings_file
 
 Start = Callable[..., Any]  # of a Server in conftest.py
 MANIFEST = Path(__file__).parents[1] / "unit/migrate/manifests/original.yaml"
@@ -171,7 +171,7 @@ def test_the_drop_in_launcher_wants_a_model(start: Start):
 
 
 def test_the_originals_manifest_starts_with_a_warning_for_each_setting_that_migrate_points_out(launch: Start):
-    (report,) = examine_all(read_containers([read_source(str(MANIFEST))]))
+    (report,) = examine_all(read_containers([read_settings_file(str(MANIFEST))]))
     environ = {given.name: given.value for given in report.container.env} | {"MODEL_NAME": str(DEMO_MODEL)}
 
     server = launch("--rehearse", "--host", "127.0.0.1", script="text-generation-launcher", **environ)

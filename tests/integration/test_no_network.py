@@ -1,4 +1,4 @@
-"""In a network namespace without any interface everything works that needs no hub, and the rest says so."""
+"""Without a network, everything that does not need the hub works, and the rest explains why it does not."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def run_cut_off(
         check=False,
     )
     if "unshare failed" in result.stderr:
-        pytest.skip("no right to make a network namespace")
+        pytest.skip("creating a network namespace is not permitted")
     return result
 
 
-def test_a_model_can_be_taken_in_listed_checked_planned_and_packed(environ: dict[str, str], tmp_path: Path):
+def test_a_model_can_be_packed_unpacked_listed_checked_planned_and_removed(environ: dict[str, str], tmp_path: Path):
     steps = [
         ("bundle", DEMO_MODEL_DIR, tmp_path / "demo.tar"),
         ("unbundle", tmp_path / "demo.tar", "--name", "org/demo"),
@@ -57,7 +57,7 @@ def test_a_model_can_be_taken_in_listed_checked_planned_and_packed(environ: dict
     assert [(name, result.returncode, result.stderr) for name, result in results if result.returncode] == []
 
 
-def test_what_needs_the_hub_says_so(environ: dict[str, str]):
+def test_commands_that_need_the_hub_explain_that(environ: dict[str, str]):
     results = [run_cut_off(environ, command, "org/none") for command in ("download-weights", "plan")]
 
     assert [result.returncode for result in results] == [6, 6]

@@ -1,4 +1,4 @@
-"""NVML as ``pynvml`` offers it, over GPUs that a test writes down."""
+"""A fake of ``pynvml`` with GPUs that a test defines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GIB = 1 << 30
 
 @dataclass
 class Instance:
-    """A MIG instance; its UUID and its numbers within the GPU."""
+    """A MIG instance, with its numbers within the GPU."""
 
     uuid: str
     gpu_instance: int
@@ -32,7 +32,7 @@ class Board:
     total_bytes: int = 80 * GIB
     free_bytes: int = 79 * GIB
     cpu_words: tuple[int, ...] = ()  # empty = not supported
-    instances: list[Instance | None] | None = None  # None = no MIG mode; None in the list = an empty place
+    instances: list[Instance | None] | None = None  # None = no MIG mode; None in the list = an empty slot
     error: int = 0  # of getting its handle
     capability: tuple[int, int] | None = None
 

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 import tokenizers
 
-from doctor_context import make_context, with_disk
+from doctor_subject import make_subject, with_disk
 from test_families_checkpoint import SPEC, shapes_of, write_safetensors
 from test_preflight import Weights, make_run
 from test_preflight import machine as make_machine
@@ -127,7 +127,7 @@ def serve_on_the_socket(tmp: Path, patch: pytest.MonkeyPatch) -> object:
 
 @provokes(failures.RUN_DIR_FULL)
 def have_a_full_disk(tmp: Path, patch: pytest.MonkeyPatch) -> object:
-    return check_machine(make_context(host=with_disk(4096), run_dir="/tmp"))
+    return check_machine(make_subject(host=with_disk(4096), run_dir="/tmp"))
 
 
 @provokes(failures.ADDRESSES_LIMITED)
@@ -165,7 +165,7 @@ def name_a_key_as_authority(tmp: Path, patch: pytest.MonkeyPatch) -> object:
 def start_long_after_the_certificate_was_made(tmp: Path, patch: pytest.MonkeyPatch) -> object:
     make_pair(tmp)
     files = {f"tls_{name}_path": str(tmp / f"{name}.pem") for name in ("cert", "key")}
-    return check_machine(make_context(host=Host(now=lambda: 4e9), **files))
+    return check_machine(make_subject(host=Host(now=lambda: 4e9), **files))
 
 
 @provokes(failures.TLS_FILES_CHANGING)

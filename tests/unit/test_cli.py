@@ -1,4 +1,4 @@
-"""The command line itself: it answers at once, explains errors in a sentence, and is safe in a pipe."""
+"""The command line itself: it is fast, explains errors in a sentence, and is safe in a pipe."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tgis_cli.app import COMMANDS
-from tgis_cli.terminal.exits import explain
+from tgis_cli.terminal.exits import explain_error
 from tgis_server.options import options
 
 TGIS = Path(sys.executable).parent / "tgis"
@@ -32,9 +32,9 @@ def run_tgis(*arguments: str, stdin: str = "", **environ: str) -> subprocess.Com
 
 @pytest.fixture(scope="module")
 def helps() -> dict[str, str]:
-    """What each command prints when it is asked for help, and then which heavy modules it has imported.
+    """The help of each command, followed by the heavy modules that it has imported.
 
-    Each runs in a process of its own, as a child of one that has imported no command yet.
+    Each runs in its own process, forked from one that has imported no command.
     """
     program = (
         "import json, os, sys\n"
@@ -60,7 +60,7 @@ def test_help_imports_nothing_heavy(helps: dict[str, str], command: str):
     assert helps[command].splitlines()[-1] == "[]"
 
 
-def test_the_list_of_commands_imports_none_of_them():
+def test_listing_the_commands_imports_none_of_them():
     program = (
         "import sys; sys.argv = ['tgis', '--help']\n"
         "from tgis_cli.app import main\n"
@@ -73,7 +73,7 @@ def test_the_list_of_commands_imports_none_of_them():
     assert result.stdout.splitlines()[-1] == "[]"
 
 
-def test_launch_help_has_every_option_in_full_at_80_columns():
+def test_launch_help_shows_every_option_in_full_at_80_columns():
     text = run_tgis("launch", "--help", COLUMNS="80").stdout
 
     shown = [option for option in options() if not option.opt.hidden]
@@ -98,7 +98,7 @@ def test_shell_completion_offers_commands_options_and_choices():
     assert complete("tgis no-such-command --x", 2) == []
 
 
-def test_what_prevents_a_start_is_an_event_and_a_termination_log_even_where_the_command_line_is_wrong(tmp_path: Path):
+def test_a_wrong_command_line_of_a_launch_is_an_event_and_a_termination_log(tmp_path: Path):
     result = run_tgis("launch", "--rehears", "--termination-log", str(tmp_path / "log"), JSON_OUTPUT="1")
 
     sentence = "No such option: --rehears; did you mean --rehearse?"
@@ -132,14 +132,14 @@ def test_a_usage_error_is_one_sentence_and_exit_code_2(arguments: list[str], sen
 
 
 @pytest.mark.parametrize("command", ["generate", "tokenize"])
-def test_without_a_server_commands_say_how_to_start_one(command: str):
+def test_without_a_server_commands_explain_how_to_start_one(command: str):
     result = run_tgis(command, "x", "--url", UNREACHABLE)
 
     assert result.returncode == 1
     assert result.stderr.startswith(f"tgis: No server at {UNREACHABLE}: start one with `tgis launch`")
 
 
-def test_something_else_at_the_address_is_not_taken_for_a_missing_server():
+def test_another_program_at_the_address_is_not_mistaken_for_a_missing_server():
     with socket.create_server(("127.0.0.1", 0)) as other:
         threading.Thread(target=lambda: other.accept()[0].close(), daemon=True).start()
         address = f"127.0.0.1:{other.getsockname()[1]}"
@@ -147,22 +147,24 @@ def test_something_else_at_the_address_is_not_taken_for_a_missing_server():
         result = run_tgis("generate", "x", "--url", address)
 
     assert result.returncode == 1
-    assert f"What listens at {address} did not accept a plain gRPC connection" in result.stderr
+    assert f"The process listening at {address} did not accept a plain gRPC connection" in result.stderr
 
 
-def test_a_command_explains_what_the_machine_lacks_and_blames_no_run_directory_for_a_missing_file():
-    full, missing = (explain(OSError(number, os.strerror(number), "f"))[0] for number in (errno.ENOSPC, errno.ENOENT))
+def test_a_command_explains_what_the_machine_lacks_without_mentioning_run_directories():
+    full, missing = (
+        explain_error(OSError(number, os.strerror(number), "f"))[0] for number in (errno.ENOSPC, errno.ENOENT)
+    )
 
     assert full.startswith("this command: there is no space left for f ")
-    assert explain(MemoryError())[0].startswith("this command ran out of memory ")
+    assert explain_error(MemoryError())[0].startswith("this command ran out of memory ")
     assert missing.startswith("FileNotFoundError: ")
 
 
-def test_debug_shows_where_an_error_comes_from():
+def test_debug_shows_a_traceback():
     assert "Traceback" in run_tgis("--debug", "generate", "x", "--url", "nonsense").stderr
 
 
-def test_tokenize_reads_lines_and_gives_ids_with_a_local_tokenizer(demo_model_dir: Path):
+def test_tokenize_reads_lines_and_shows_ids_with_a_local_tokenizer(demo_model_dir: Path):
     result = run_tgis("tokenize", "--model", str(demo_model_dir), "--json", stdin="hello\nworld\n")
 
     first, second = map(json.loads, result.stdout.splitlines())
@@ -178,7 +180,7 @@ def test_piped_tables_have_no_escape_sequences(demo_model_dir: Path):
     assert tokens.split("\t")[0].isdigit()
 
 
-def test_a_piped_config_keeps_lines_whole_and_says_what_becomes_of_what_is_not_given():
+def test_a_piped_config_keeps_lines_whole_and_describes_the_defaults():
     lines = run_tgis("config", "show", "--rehearse").stdout.splitlines()
 
     (dtype,) = (line for line in lines if line.startswith("--dtype "))
@@ -188,7 +190,7 @@ def test_a_piped_config_keeps_lines_whole_and_says_what_becomes_of_what_is_not_g
     assert [line for line in lines if line != line.rstrip()] == []
 
 
-def test_config_show_names_every_origin(tmp_path: Path):
+def test_config_show_names_the_origins(tmp_path: Path):
     file = tmp_path / "tgis.toml"
     file.write_text("max-batch-size = 7\n")
 
@@ -205,7 +207,7 @@ def test_config_show_names_every_origin(tmp_path: Path):
     assert report["inferred"]["engine"] == {"value": "fake", "reason": "a rehearsal"}
 
 
-def test_config_show_shows_the_options_even_where_the_model_is_missing():
+def test_config_show_shows_the_options_even_if_the_model_is_missing():
     result = run_tgis("config", "show", "no/such-model")
 
     assert result.returncode == 3

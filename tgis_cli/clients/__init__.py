@@ -1,1 +1,1 @@
-"""Small clients of a running server, for the commands that talk to one."""
+"""Clients of a running server, for the commands that talk to one."""

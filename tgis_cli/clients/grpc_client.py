@@ -1,4 +1,4 @@
-"""A small client of a running server, shared by the commands that talk to one. gRPC is imported on first use."""
+"""A gRPC client of a running server. gRPC is imported on first use."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ UNLIMITED = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_le
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are chosen; all ``None`` = greedy."""
+    """Sampling parameters; all ``None`` = greedy."""
 
     temperature: float | None = None
     top_p: float | None = None
@@ -38,7 +38,7 @@ class Sampling:
 
 
 class Client:
-    """One connection. Errors of the server and of the connection are ``RequestError`` with a sentence."""
+    """One connection. Errors of server and connection become ``RequestError`` with a sentence."""
 
     def __init__(self, channel: Any, url: str) -> None:
         from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
@@ -53,9 +53,9 @@ class Client:
 
         Raises:
             UsageError: the URL or the CA file cannot be used.
-            Unavailable: nobody answers there.
+            Unavailable: the server does not answer.
         """
-        # Its C part would write lines of its own about a connection that fails.
+        # Otherwise gRPC's C library logs failed connections too.
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         import grpc
 
@@ -76,7 +76,7 @@ class Client:
             yield cls(channel, target)
 
     def generate_stream(self, request: pb.SingleGenerationRequest) -> Iterator[pb.GenerationResponse]:
-        """Responses as they come; closing the iterator cancels the call."""
+        """Yield responses as they arrive; closing the iterator cancels the call."""
         with self._errors_in_words():
             call = self._stub.GenerateStream(request)
             try:
@@ -101,11 +101,11 @@ class Client:
         try:
             yield
         except grpc.RpcError as error:
-            raise explain(error.code().name, error.details() or "", self._url) from None
+            raise to_request_error(error.code().name, error.details() or "", self._url) from None
 
 
 def wait_for_connection(channel: Any, target: str, *, with_tls: bool) -> None:
-    """Until the connection stands. A refused one is known at once; only silence is waited for."""
+    """Wait until the connection is up or refused; give up after ``CONNECT_TIMEOUT_S``."""
     import grpc
 
     settled: queue.SimpleQueue[bool] = queue.SimpleQueue()
@@ -122,31 +122,33 @@ def wait_for_connection(channel: Any, target: str, *, with_tls: bool) -> None:
 
 
 def explain_no_connection(target: str, *, with_tls: bool) -> str:
-    """Tell a server that is not there from one that speaks another language."""
+    """Distinguish a missing server from one that speaks another protocol."""
     host, _, port = target.rpartition(":")
     variable, proxy = find_proxy(target, os.environ)
     if variable:
         return (
             f"No connection to {target} through the proxy {mask_credentials(proxy)} ({variable}): if the server is "
-            f"inside, add {host.strip('[]')} to NO_PROXY."
+            f"internal, add {host.strip('[]')} to NO_PROXY."
         )
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
     except OSError:
-        return f"No server at {target}: start one with `tgis launch`, or say where it is with --url HOST:PORT."
+        return f"No server at {target}: start one with `tgis launch`, or give its address with --url HOST:PORT."
     hint = "is its certificate signed by the CA of --ca?" if with_tls else "if it uses TLS, give its CA with --ca FILE."
-    return f"What listens at {target} did not accept a {'TLS' if with_tls else 'plain gRPC'} connection; {hint}"
+    return (
+        f"The process listening at {target} did not accept a {'TLS' if with_tls else 'plain gRPC'} connection; {hint}"
+    )
 
 
-def explain(status: str, details: str, url: str) -> RequestError:
-    """A status of the server as an error whose text can be shown."""
+def to_request_error(status: str, details: str, url: str) -> RequestError:
+    """Turn a gRPC status into an error with a text for people."""
     if status == "UNAVAILABLE":
-        return Unavailable(f"The server at {url} is not available: {details or 'the connection broke'}")
+        return Unavailable(f"The server at {url} is unavailable: {details or 'the connection broke'}")
     return with_status(status, f"{details or 'the server gave no reason'} ({status})")
 
 
 def build_request(text: str, max_new_tokens: int, sampling: Sampling, stop: list[str]) -> pb.SingleGenerationRequest:
-    """A request for one completion; 0 new tokens = what the server gives by default."""
+    """A request for one completion; 0 new tokens = the server's default."""
     from tgis_server.wire import generation_pb2 as pb
 
     given = {

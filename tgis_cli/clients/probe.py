@@ -1,6 +1,7 @@
-"""What ``tgis health`` does: ask a server's HTTP port one question. Container platforms run it every few seconds.
+"""``tgis health``: query a server's health over HTTP.
 
-So it imports as little as possible: no part of the server, and not the framework of the other commands.
+Container platforms run it every few seconds, so it imports as little as possible: no part of the server, and not the
+framework of the other commands.
 """
 
 from __future__ import annotations
@@ -16,17 +17,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-TYPE_CHECKING = False  # typing itself would be a tenth of what is imported
+TYPE_CHECKING = False  # importing typing would add a tenth to the imports
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-ANSWERS = {"ready": "ready", "live": "live", "startup": "started"}  # by probe: what a server that is well is
+ANSWERS = {"ready": "ready", "live": "live", "startup": "started"}  # by probe: the answer of a healthy server
 MAX_TIMEOUT_S = 3600
-EPILOG = "Exit code 0: well; 1: not well, or no server; 2: wrong options."
+DESCRIPTION = "Check the health of a running server."
+EPILOG = "Exit code 0: healthy; 1: unhealthy, or no server; 2: wrong options."
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Ask once and print the answer; returns the exit code."""
+    """Query once and print the answer; return the exit code."""
     parser = make_parser()
     options, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -39,23 +41,23 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     except OSError as error:
         parser.error(f"the files of --ca, --cert and --key cannot be used: {error}")
     try:
-        status, body = ask(connection, f"/health/{options.probe}", options.timeout)
+        status, body = fetch(connection, f"/health/{options.probe}", options.timeout)
     except TimeoutError:
         return fail(f"No server at {address}: no answer within {options.timeout:g} s.")
     except (OSError, UnicodeError) as error:
         return fail(f"No server at {address}: {getattr(error, 'strerror', None) or error}.")
     except http.client.HTTPException:
-        return fail(f"What answers at {address} does not speak HTTP.")
-    return report(options.probe, status, body, address, as_json=options.json)
+        return fail(f"The process at {address} does not speak HTTP.")
+    return print_answer(options.probe, status, body, address, as_json=options.json)
 
 
-def ask(connection: http.client.HTTPConnection, path: str, timeout_s: float) -> tuple[int, bytes]:
-    """Status and body. A thread asks, so that name servers and an answer in drops have no more time than the rest.
+def fetch(connection: http.client.HTTPConnection, path: str, timeout_s: float) -> tuple[int, bytes]:
+    """Return status and body. A thread does it, so that the timeout also covers name resolution and a slow body.
 
     Raises:
-        OSError: no connection; a TimeoutError: no answer in time.
-        UnicodeError: the host is no name.
-        HTTPException: what answers does not speak HTTP.
+        OSError: no connection; TimeoutError: no complete answer in time.
+        UnicodeError: the host is not a valid name.
+        HTTPException: the answer is not HTTP.
     """
     answers: list[tuple[int, bytes] | Exception] = []
 
@@ -80,7 +82,7 @@ def ask(connection: http.client.HTTPConnection, path: str, timeout_s: float) -> 
 def make_connection(address: str, options: argparse.Namespace) -> http.client.HTTPConnection:
     """
     Raises:
-        ValueError: the address is none.
+        ValueError: the address is malformed.
         OSError: a file of ``options`` cannot be used.
     """
     url = urlsplit(address if "://" in address else f"http://{address}")
@@ -88,16 +90,16 @@ def make_connection(address: str, options: argparse.Namespace) -> http.client.HT
         raise ValueError(address)
     if url.scheme == "http":
         return http.client.HTTPConnection(url.hostname, url.port)
-    context = make_context(options.ca, options.cert, options.key)
+    context = make_tls_context(options.ca, options.cert, options.key)
     return http.client.HTTPSConnection(url.hostname, url.port, context=context)
 
 
-def report(probe: str, status: int, body: bytes, address: str, *, as_json: bool) -> int:
+def print_answer(probe: str, status: int, body: bytes, address: str, *, as_json: bool) -> int:
     try:
         facts = json.loads(body)
         why_not = "" if status == http.client.OK else facts["error"]
     except (ValueError, TypeError, KeyError):
-        return fail(f"What answers at {address} with status {status} is no TGIS server.")
+        return fail(f"The HTTP server at {address} is not TGIS: it answers with status {status}.")
     if as_json:
         print(json.dumps(facts))
     elif not why_not:
@@ -111,7 +113,7 @@ def fail(sentence: str) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong, as the other commands do."""
+    """Prints errors in one line, like the other commands."""
 
     def error(self, message: str) -> NoReturn:
         fail(message if message.endswith("?") else f"{message}; `tgis health --help` shows what is accepted.")
@@ -119,9 +121,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def make_parser() -> Parser:
-    parser = Parser(
-        "tgis health", description="Ask a running server whether it is well.", epilog=EPILOG, allow_abbrev=False
-    )
+    parser = Parser("tgis health", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False)
     for flag, settings in OPTIONS.items():
         parser.add_argument(flag, **settings)
     return parser
@@ -142,7 +142,7 @@ def read_seconds(text: str) -> float:
 
 
 OPTIONS: dict[str, dict[str, Any]] = {  # for shell completion too
-    "--probe": {"choices": tuple(ANSWERS), "default": "ready", "help": "what is asked (default: %(default)s)"},
+    "--probe": {"choices": tuple(ANSWERS), "default": "ready", "help": "what to check (default: %(default)s)"},
     "--url": {
         "help": "http://HOST:PORT or https://HOST:PORT (default: this machine at the port in the environment variable "
         "PORT, or 3000; https if HTTP_TLS is server or mutual)",
@@ -151,23 +151,23 @@ OPTIONS: dict[str, dict[str, Any]] = {  # for shell completion too
         "type": read_seconds,
         "default": 1.0,
         "metavar": "SECONDS",
-        "help": "for the whole question (default: %(default)g)",
+        "help": "time limit for the whole check (default: %(default)g)",
     },
     "--json": {"action": "store_true", "help": "print the server's whole answer"},
-    "--ca": {"type": Path, "metavar": "FILE", "help": "check the server's certificate; else any will do"},
+    "--ca": {"type": Path, "metavar": "FILE", "help": "verify the server's certificate; without it any is accepted"},
     "--cert": {"type": Path, "metavar": "FILE", "help": "client certificate, for --http-tls mutual"},
-    "--key": {"type": Path, "metavar": "FILE", "help": "its key"},
+    "--key": {"type": Path, "metavar": "FILE", "help": "key of the client certificate"},
 }
 
 
 def default_url(environ: Mapping[str, str]) -> str:
-    """As the launcher in the same environment serves it."""
+    """The address at which a launcher with the same environment serves."""
     scheme = "https" if environ.get("HTTP_TLS", "").strip() in ("server", "mutual") else "http"
     return f"{scheme}://127.0.0.1:{environ.get('PORT', '').strip() or 3000}"
 
 
-def make_context(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.SSLContext:
-    """Without a CA nothing is verified: a probe sends no secrets, and asks whom it is told to."""
+def make_tls_context(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.SSLContext:
+    """Without a CA nothing is verified: a probe sends no secrets."""
     context = ssl.create_default_context(cafile=ca)
     if ca is None:
         context.check_hostname = False

@@ -1,1 +1,1 @@
-"""One file per command; each is imported only when its command is used (``tgis_cli/app.py``)."""
+"""One file per command, imported only when the command runs (see ``tgis_cli/app.py``)."""

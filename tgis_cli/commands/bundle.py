@@ -1,4 +1,4 @@
-"""``tgis bundle``: a model as plain files with their checksums, to be carried to a site without a network."""
+"""``tgis bundle``: pack a model as plain files with checksums, to carry to a site without a network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tgis_cli.model_files import find_model_dir, get_cache_dir, is_in_cache
-from tgis_cli.terminal.progress import failures_told, show_progress, tell
+from tgis_cli.terminal.progress import failures_as_events, show_progress, tell
 from tgis_server.errors import ModelError
 from tgis_server.words.sizes import format_bytes
 
@@ -19,18 +19,18 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 def bundle(
     model: Annotated[str, typer.Argument(help="Name in the local cache, or a directory.")],
     target: Annotated[
-        str, typer.Argument(help="New directory; a name that ends with .tar makes one file, `-` streams it to stdout.")
+        str, typer.Argument(help="New directory; a name ending in .tar makes one file, `-` streams it to stdout.")
     ],
     revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "main",
-    json_: Annotated[bool, typer.Option("--json", help="Print events as JSON, one a line.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print events as JSON, one per line.")] = False,
 ) -> None:
     """Pack a model with its checksums.
 
     The files are plain: `sha256sum --check SHA256SUMS` checks them, `tgis unbundle` puts them into a cache, and
-    `tgis launch` serves the directory as it is.
+    `tgis launch` serves the directory.
     """
     as_json = json_ and target != "-"
-    with failures_told(as_json=as_json):
+    with failures_as_events(as_json=as_json):
         from tgis_cli.model_files.bundle import describe_model_dir, make_bundle
         from tgis_cli.model_files.cache.folder import CacheFolder
         from tgis_cli.model_files.cache.inventory import (
@@ -60,7 +60,7 @@ def bundle(
         manifest = describe_model_dir(model_dir, name, revisions)
         with show_progress("packing", manifest.num_bytes, as_json=as_json) as progress:
             make_bundle(model_dir, manifest, target, progress.advance)
-        where = "the stream" if target == "-" else target
+        where = "a stream" if target == "-" else target
         tell(
             f"packed {len(manifest.files)} files of {model} into {where}: {format_bytes(manifest.num_bytes)}",
             "done",

@@ -21,23 +21,23 @@ def convert_to_fast_tokenizer(
     model: Annotated[str, typer.Argument(help="Name in the local cache, or a directory.")],
     revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "main",
     output_path: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where it goes; the model's directory.", show_default=False)
+        Path | None, typer.Option(metavar="DIR", help="Output directory.", show_default="the model's directory")
     ] = None,
 ) -> None:
-    """Make tokenizer.json of a model's older tokenizer files. Needs `pip install 'tgis\\[convert]'`."""
+    """Make tokenizer.json from a model's older tokenizer files. Needs `pip install 'tgis\\[convert]'`."""
     from tgis_cli.model_files.convert import fast_tokenizer
 
     model_dir = find_model_dir(model, revision, get_cache_dir(os.environ))
     output_dir = output_path or model_dir
     if not output_dir.is_dir():
-        raise UsageError(f"--output-path {output_dir} is no directory: make it first.")
+        raise UsageError(f"--output-path {output_dir} is not a directory: create it first.")
     target = output_dir / fast_tokenizer.NAME
     present = [path for path in (target, model_dir / fast_tokenizer.NAME) if path.exists()]
     if present:
         target = present[0]
-        tell(f"{target} is there already", as_json=False)
+        tell(f"{target} already exists", as_json=False)
     elif not fast_tokenizer.has_slow_tokenizer(model_dir):
-        raise ModelError(f"{model_dir} has no tokenizer's files: there is nothing to convert.")
+        raise ModelError(f"{model_dir} has no tokenizer files: there is nothing to convert.")
     else:
         tell("making tokenizer.json", as_json=False)
         with interrupted_by_signals():

@@ -18,30 +18,30 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 @app.command()
 def convert_to_onnx(
     model: Annotated[str, typer.Argument(help="Name in the local cache, or a directory.")],
-    target: Annotated[Path, typer.Argument(help="Directory to make.")],
+    target: Annotated[Path, typer.Argument(help="Directory to create.")],
     revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "main",
     merge_graphs: Annotated[
         bool,
-        typer.Option(help="Make one file of an encoder-decoder's two decoders; other models have one in any case."),
+        typer.Option(help="Merge the two decoders of an encoder-decoder model into one file; others have only one."),
     ] = False,
     optimize: Annotated[bool, typer.Option(help="Optimize the graph: level O3 for GPUs, O1 for CPUs.")] = False,
     provider: Annotated[
         str | None,
         typer.Option(
             help="Execution provider to optimize for: CPUExecutionProvider or CUDAExecutionProvider.",
-            show_default="that of this machine",
+            show_default="this machine's",
         ),
     ] = None,
     environment: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Where the exporter is installed.", show_default="~/.cache/tgis/onnx-exporter"
+            metavar="DIR", help="Directory to install the exporter in.", show_default="~/.cache/tgis/onnx-exporter"
         ),
     ] = None,
 ) -> None:
     """Export a model to ONNX, in float32, and compare its logits.
 
-    The exporter needs other versions of libraries: it is installed in a directory of its own, once, with pip.
+    The exporter needs other library versions, so it is installed once, with pip, in its own directory.
     """
     from tgis_cli.model_files.convert.onnx import Export, export_to_onnx, find_environment
 
@@ -49,7 +49,7 @@ def convert_to_onnx(
     export = Export(model_dir, expand(target), merge_graphs, optimize, provider)
     with interrupted_by_signals():
         difference = export_to_onnx(export, expand(environment or find_environment(os.environ)))
-    tell(f"logits differ by {difference:.2g} at most", as_json=False)
+    tell(f"logits differ by at most {difference:.2g}", as_json=False)
     print(export.target)
 
 

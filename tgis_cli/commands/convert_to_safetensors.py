@@ -1,4 +1,4 @@
-"""``tgis convert-to-safetensors``: make safetensors of a model's PyTorch weights."""
+"""``tgis convert-to-safetensors``: convert a model's PyTorch weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tgis_cli.model_files import find_model_dir, get_cache_dir
-from tgis_cli.terminal.progress import failures_told, tell_result
+from tgis_cli.terminal.progress import failures_as_events, tell_result
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -17,13 +17,13 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 def convert_to_safetensors(
     model: Annotated[str, typer.Argument(help="Name in the local cache, or a directory.")],
     revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "main",
-    json_: Annotated[bool, typer.Option("--json", help="Print events as JSON, one a line.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print events as JSON, one per line.")] = False,
 ) -> None:
-    """Convert .bin and .pt files to safetensors beside them, without running code that they may contain.
+    """Convert .bin and .pt files to safetensors next to them, without running code that they may contain.
 
-    Each file is compared with its source before it gets its name. What was interrupted goes on when it is run again.
+    Each file is compared with its source before it gets its name. An interrupted conversion resumes on the next run.
     """
-    with failures_told(as_json=json_):
+    with failures_as_events(as_json=json_):
         from tgis_cli.model_files.convert.convert import convert_to_safetensors as convert
 
         model_dir = find_model_dir(model, revision, get_cache_dir(os.environ))

@@ -1,4 +1,4 @@
-"""``tgis doctor``: judge this machine, and the model that would be served on it."""
+"""``tgis doctor``: check this machine, and the model that would be served on it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tgis_cli.terminal.options import with_serve_options
 
 app = typer.Typer(add_completion=False)
 
-EXIT_FAILURE = 1  # something that would keep a server from starting or serving; wrong flags are 2, as everywhere
+EXIT_FAILURE = 1  # a server would not start or not serve; wrong flags give 2, as everywhere
 PIPE_WIDTH = 100
 
 
@@ -30,34 +30,42 @@ def doctor(
         typer.Option(metavar="FILE", help="Also write a bug report (.tar.gz) without secrets, prompts or weights."),
     ] = None,
 ) -> None:
-    """Check this machine, and say what to mend. With a model, also whether it would be served.
+    """Check this machine and suggest fixes. With a model, also check whether it could be served.
 
-    Takes the options of `tgis launch`, and judges ports, TLS files and limits as that would see them. Starts nothing.
-    Exit code 0: nothing fails, whatever is warned of; 1: something fails; 2: the command line is wrong.
+    Takes the options of `tgis launch`, and checks ports, TLS files and limits as a launch would. Starts nothing.
+    Exit code 0: no failures, perhaps warnings; 1: failures; 2: the command line is wrong.
     """
-    from tgis_cli.doctor import Level, as_dict, check_target, describe, examine, run_checks, write_bug_report
+    from tgis_cli.doctor import (
+        Level,
+        check_target,
+        describe_verdicts,
+        examine,
+        run_checks,
+        verdicts_as_dict,
+        write_bug_report,
+    )
 
     environ = dict(os.environ)
     if bundle is not None:
-        check_target(bundle)  # whoever has mistyped it does not want to wait
-    context = examine(flags, environ, config_file)
-    verdicts = run_checks(context)
-    report = as_dict(context, verdicts)
+        check_target(bundle)  # a typo is reported before the checks run
+    subject = examine(flags, environ, config_file)
+    verdicts = run_checks(subject)
+    report = verdicts_as_dict(subject, verdicts)
     if json_:
         print(json.dumps(report, indent=1, default=str))
     else:
         is_terminal = sys.stdout.isatty()
         width = shutil.get_terminal_size().columns if is_terminal else PIPE_WIDTH
         is_colored = is_terminal and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
-        print("\n".join(describe(verdicts, width, is_colored=is_colored)))
+        print("\n".join(describe_verdicts(verdicts, width, is_colored=is_colored)))
     if bundle is not None:
-        names = write_bug_report(bundle, context, report)
-        print(f"{bundle} holds, for a bug report: {', '.join(names)}.", file=sys.stderr if json_ else sys.stdout)
+        names = write_bug_report(bundle, subject, report)
+        print(f"{bundle} is a bug report with {', '.join(names)}.", file=sys.stderr if json_ else sys.stdout)
     if any(verdict.level is Level.FAIL for verdict in verdicts):
-        sys.stdout.flush()  # a reader that has gone is told of in another exit code
+        sys.stdout.flush()  # a broken pipe has another exit code
         raise SystemExit(EXIT_FAILURE)
 
 
-MODEL = "Directory, or hub id in the local cache; without one the machine alone is judged."
+MODEL = "Directory, or hub id in the local cache; without one only the machine is checked."
 
 app.command(cls=GroupedHelpCommand)(with_serve_options(doctor, positional_model=MODEL))

@@ -1,21 +1,14 @@
-"""``tgis download-weights``: get a model into the local cache, and make of it what serving needs."""
+"""``tgis download-weights``: download a model into the local cache, and convert what serving cannot use."""
 
 from __future__ import annotations
 
 import os
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from tgis_cli.model_files import get_cache_dir
-from tgis_cli.terminal.progress import failures_told, tell, tell_result
-from tgis_server.errors import UsageError
-from tgis_server.words.sizes import format_bytes
-
-if TYPE_CHECKING:
-    from tgis_cli.model_files.download.get_model import GetModel
+from tgis_cli.terminal.progress import failures_as_events, tell_result
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -33,111 +26,38 @@ def download_weights(
         str,
         typer.Option(
             metavar="LIST",
-            help="Endings of the files to take, with commas. A single one brings configuration and tokenizer along.",
+            help="Comma-separated file name endings to download. A single one includes configuration and tokenizer.",
         ),
     ] = ".safetensors",
     auto_convert: Annotated[
         bool,
         typer.Option(
-            help="Where there are no safetensors, take PyTorch weights and convert them; make tokenizer.json if it is "
-            "missing."
+            help="If there are no safetensors, download PyTorch weights and convert them; make tokenizer.json if it "
+            "is missing."
         ),
     ] = True,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Also read what is there already, and fetch again what is damaged.")
+        bool, typer.Option("--verify", help="Also check files already in the cache, and replace damaged ones.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be downloaded.")] = False,
-    parallel: Annotated[int, typer.Option(min=1, max=MAX_PARALLEL, help="Most transfers at a time.")] = 8,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be downloaded.")] = False,
+    parallel: Annotated[int, typer.Option(min=1, max=MAX_PARALLEL, help="Maximum number of parallel transfers.")] = 8,
     stall_timeout: Annotated[
-        float, typer.Option(min=1, metavar="SECONDS", help="A transfer that brings nothing for so long begins anew.")
+        float, typer.Option(min=1, metavar="SECONDS", help="Restart a transfer that receives nothing for this long.")
     ] = 30,
-    json_: Annotated[bool, typer.Option("--json", help="Print events as JSON, one a line.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print events as JSON, one per line.")] = False,
 ) -> None:
-    """Download a model into the local cache. What is printed on stdout is its directory.
+    """Download a model into the local cache and print its directory on stdout.
 
-    An interrupted download goes on where it ended. A file gets its name when it is complete and has the checksum that
-    the hub states.
+    An interrupted download resumes where it stopped. A file gets its name once it is complete and its checksum matches
+    the hub's.
     """
-    with failures_told(as_json=json_):
+    with failures_as_events(as_json=json_):
         from tgis_cli.model_files.download.download import Transfers
-        from tgis_cli.model_files.download.get_model import GetModel, Order, find_local_dir
-        from tgis_cli.model_files.download.hub_token import find_token
-        from tgis_cli.model_files.download.selection import SAFETENSORS_ENDING, parse_extensions
+        from tgis_cli.model_files.download.get_model import Order
+        from tgis_cli.model_files.download.servable import get_servable
 
-        cache_dir = get_cache_dir(os.environ)
-        model_dir = find_local_dir(model, cache_dir)
-        can_convert = auto_convert and SAFETENSORS_ENDING in parse_extensions(extension)
-
-        def finish(directory: Path) -> None:
-            if can_convert:
-                convert_weights(directory, as_json=json_)
-                make_tokenizer(directory, as_json=json_)
-
-        if model_dir is None:
-            transfers = Transfers(find_token(token, os.environ, partial(tell, as_json=json_)), parallel, stall_timeout)
-            order = Order(model, revision, extension, can_convert, verify, transfers)
-            getting = GetModel(order, cache_dir, as_json=json_)
-            if dry_run and verify:
-                raise UsageError("--dry-run and --verify exclude each other: one reads nothing, the other everything.")
-            if dry_run:
-                print_plan(getting, as_json=json_)
-                return
-            model_dir = getting.run(finish)
-        elif verify or dry_run:
-            raise UsageError(f"{model} is a directory: there is nothing to download, and nothing to compare it with.")
-        else:
-            tell(f"{model} is a directory: nothing is downloaded", as_json=json_)
-            finish(model_dir)
-        if auto_convert and not can_convert:  # files for another program are complete without it
-            make_tokenizer(model_dir, as_json=json_)
-        tell_result(model_dir, as_json=json_)
-
-
-def print_plan(getting: GetModel, *, as_json: bool) -> None:
-    """What would be downloaded, and where to."""
-    from tgis_cli.model_files.cache.disk import describe_room, free_disk_bytes
-
-    planned = getting.plan()
-    missing = {file.name for file in planned.missing.files}
-    target = getting.folder.snapshot(planned.selection.listing.commit)
-    free_bytes = free_disk_bytes(getting.folder.root)
-    files = [
-        {"name": file.name, "bytes": file.size, "is_present": file.name not in missing}
-        for file in planned.selection.files
-    ]
-    facts = {
-        "model_dir": target,
-        "files": files,
-        "num_bytes": planned.selection.num_bytes,
-        "missing_bytes": planned.missing.num_bytes,
-        "free_bytes": free_bytes,
-    }
-    summary = (
-        f"{format_bytes(planned.missing.num_bytes)} of {format_bytes(planned.selection.num_bytes)} would be "
-        f"downloaded to {target}; {describe_room(free_bytes)} there"
-    )
-    if as_json:
-        tell(summary, "plan", as_json=True, **facts)
-    else:
-        for entry in files:
-            state = "there already" if entry["is_present"] else ""
-            print(f"{format_bytes(int(str(entry['bytes']))):>10}  {entry['name']:<48} {state}".rstrip())
-        print(summary)
-    getting.check_room(planned)
-
-
-def convert_weights(model_dir: Path, *, as_json: bool) -> None:
-    """If there are others than safetensors only."""
-    from tgis_cli.model_files.convert.convert import convert_to_safetensors, needs_conversion
-
-    if needs_conversion(model_dir):
-        convert_to_safetensors(model_dir, as_json=as_json)
-
-
-def make_tokenizer(model_dir: Path, *, as_json: bool) -> None:
-    """If there is an older one only."""
-    from tgis_cli.model_files.convert.fast_tokenizer import convert_to_fast_tokenizer, has_slow_tokenizer
-
-    if has_slow_tokenizer(model_dir):
-        tell("making tokenizer.json", as_json=as_json)
-        convert_to_fast_tokenizer(model_dir, model_dir)
+        transfers = Transfers(num_parallel=parallel, stall_s=stall_timeout)
+        order = Order(model, revision, extension, auto_convert, verify, transfers)
+        model_dir = get_servable(order, token, get_cache_dir(os.environ), dry_run=dry_run, as_json=json_)
+        if model_dir:
+            tell_result(model_dir, as_json=json_)

@@ -1,4 +1,4 @@
-"""``tgis health`` for shell completion and ``tgis --debug``, which do not come by the short way of ``__main__``."""
+"""``tgis health`` for shell completion and ``tgis --debug``, which the shortcut in ``__main__`` does not serve."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ app = typer.Typer(add_completion=False)
 
 
 class HealthCommand(TyperCommand):
-    """Knows the options for completion alone and passes the command line on as it is."""
+    """Has options for completion only; passes the command line on unparsed."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if ctx.resilient_parsing:  # that is: completing
+        if ctx.resilient_parsing:  # set while completing
             return super().parse_args(ctx, args)
         ctx.args = args
         return args
 
 
 def health(context: typer.Context, **_: Any) -> None:
-    """Ask a running server whether it is well."""
+    """Check the health of a running server."""
     raise SystemExit(probe.main(context.args, os.environ))
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from tgis_cli.launch.termination_log import write_termination_log
-from tgis_cli.terminal.exits import EXIT_UNEXPECTED, explain, is_end, silence_broken_outputs
+from tgis_cli.terminal.exits import EXIT_UNEXPECTED, explain_error, is_end, silence_broken_outputs
 from tgis_cli.terminal.option_help import GroupedHelpCommand
 from tgis_cli.terminal.options import with_serve_options
 from tgis_cli.terminal.stop_signals import STOP_SIGNALS
@@ -220,7 +220,7 @@ def errors_in_termination_log(
     except Exception as error:
         if is_end(error):
             raise
-        sentence, exit_code = explain(error)
+        sentence, exit_code = explain_error(error)
         termination_log, as_json = find_outputs(flags, environ, config_file)
         write_termination_log(termination_log, sentence)
         if not as_json or exit_code == EXIT_UNEXPECTED:  # whose traceback can be asked for

@@ -1,33 +1,16 @@
-"""``tgis migrate``: what the settings of the original in manifests and scripts mean here, and what should change."""
+"""``tgis migrate``: what the original server's settings in manifests and scripts mean here, and what should change."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from tgis_cli.migrate import Finding, Report, examine_all, read_containers, read_source
+from tgis_cli.migrate import examine_all, read_containers, read_settings_file
 from tgis_server.errors import UsageError
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
-
-MUST_CHANGE = "must change"
-STYLES = {
-    "same": "green",
-    "renamed": "yellow",
-    "no effect": "yellow",
-    "not there yet": "red",
-    "unknown": "red",
-    "refused": "bold red",
-    MUST_CHANGE: "bold red",
-}
-DOUBTS = ("not there yet", "unknown")  # the server starts, but does not do what they ask
-ADVICE = "advice"
 
 
 @app.command()
@@ -35,98 +18,21 @@ def migrate(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="What starts the original; - is stdin.")],
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Tell what the settings in files that start the original server mean here, and what should change.
+    """Show what settings of the original server mean here, and what should change.
 
     Files are Kubernetes manifests (kustomize patches, ConfigMaps and KServe runtimes too), compose files, env files,
     and scripts with docker run or text-generation-launcher. Nothing is written. The exit code is 1 if a server would
-    not start, else 0. Give what kustomize or helm make: kubectl kustomize DIR | tgis migrate -
+    not start, else 0. Pipe in the output of kustomize or helm: kubectl kustomize DIR | tgis migrate -
     """
-    reports = list(examine_all(read_containers([read_source(file) for file in files])))
+    reports = list(examine_all(read_containers([read_settings_file(file) for file in files])))
     if not reports:
-        raise UsageError(f"Nothing in {', '.join(files)} has an executable, image or setting of TGIS.")
+        raise UsageError(f"Nothing in {', '.join(files)} is an executable, image or setting of TGIS.")
     if json_:
-        print(json.dumps([to_json(report) for report in reports], indent=1, ensure_ascii=False))
+        print(json.dumps([report.as_dict() for report in reports], indent=1, ensure_ascii=False))
     else:
         from rich.console import Console
 
+        from tgis_cli.migrate.text import print_reports
+
         print_reports(reports, Console())
     raise SystemExit(int(any(report.will_fail for report in reports)))
-
-
-def to_json(report: Report) -> dict[str, Any]:
-    container = report.container
-    return {
-        "file": container.file,
-        "container": container.title,
-        "line": container.line,
-        "image": container.image,
-        "settings": [asdict(finding) for finding in report.findings],
-        "advice": [asdict(advice) for advice in report.advice],
-        "works": not report.will_fail,
-    }
-
-
-def print_reports(reports: list[Report], console: Console) -> None:
-    """For a terminal in two lines per setting; else in one, for grep and diff."""
-    for index, report in enumerate(reports):
-        if index:
-            console.print()
-        container = report.container
-        where = f"{container.file}:{container.line}" if container.line else container.file
-        print_line(console, f"{where}: {container.title}", "bold")
-        (print_table if console.is_terminal else print_lines)(console, rows_of(report))
-        print_line(console, conclude(report))
-
-
-def print_line(console: Console, text: str, style: str = "") -> None:
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
-
-
-def rows_of(report: Report) -> list[tuple[str, str, str, str]]:
-    """Line, verdict, setting and text of all findings, then of all advice."""
-    findings = [
-        (str(finding.line or ""), finding.verdict, spell(finding), f"{finding.now} {finding.todo}")
-        for finding in report.findings
-    ]
-    advice = [
-        (str(advice.line or ""), MUST_CHANGE if advice.is_problem else ADVICE, advice.topic, advice.text)
-        for advice in report.advice
-    ]
-    rows = [*findings, *advice]
-    return [(line, verdict, name, text.removeprefix("As before.").strip()) for line, verdict, name, text in rows]
-
-
-def spell(finding: Finding) -> str:
-    """``NAME=value`` or ``--flag value``."""
-    return f"{finding.name}{' ' if finding.name.startswith('-') else '='}{finding.value}"
-
-
-def print_lines(console: Console, rows: list[tuple[str, str, str, str]]) -> None:
-    widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
-    for line, verdict, setting, text in rows:
-        row = f"{line:>{widths[0]}}  {verdict:{widths[1]}}  {setting:{widths[2]}}  {text}"
-        print_line(console, row.rstrip())
-
-
-def print_table(console: Console, rows: list[tuple[str, str, str, str]]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(justify="right", style="dim")
-    table.add_column()
-    table.add_column(overflow="fold")
-    for line, verdict, setting, text in rows:
-        body = Text(setting, "bold")
-        if text:
-            body.append(f"\n{text}", "not bold")
-        table.add_row(line, Text(verdict, STYLES.get(verdict, "")), body)
-    console.print(table)
-
-
-def conclude(report: Report) -> str:
-    if report.will_fail:
-        return "This server would not start, or never be ready: see `refused` and `must change`."
-    doubts = [f"`{verdict}`" for verdict in DOUBTS if any(finding.verdict == verdict for finding in report.findings)]
-    but = f", except for what is {' and '.join(doubts)}" if doubts else ""
-    return f"This works with the new image, if that can serve the model{but}."

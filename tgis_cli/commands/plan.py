@@ -1,4 +1,4 @@
-"""``tgis plan``: what a model needs, and whether it runs here or on stated devices. Nothing is loaded or written."""
+"""``tgis plan``: what a model needs, and whether it runs here or on given devices. Nothing is loaded or written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 
 from tgis_cli.terminal.option_help import GroupedHelpCommand
 from tgis_cli.terminal.options import with_serve_options
-from tgis_cli.terminal.progress import failures_told
+from tgis_cli.terminal.progress import failures_as_events
 from tgis_server.options import load_config
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -23,10 +23,12 @@ def plan(
     config_file: Path | None,
     gpu: Annotated[
         str | None,
-        typer.Option(metavar="SIZE|NAME[xN]", help="Plan for GPUs such as 80GiB, H100 or L4x4, not for this machine."),
+        typer.Option(
+            metavar="SIZE|NAME[xN]", help="Plan for GPUs such as 80GiB, H100 or L4x4 instead of this machine."
+        ),
     ] = None,
     cpu: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Plan for a CPU like this one, with so much memory free.")
+        str | None, typer.Option(metavar="SIZE", help="Plan for a CPU like this one with this much free memory.")
     ] = None,
     token: Annotated[
         str | None,
@@ -34,26 +36,26 @@ def plan(
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Tell what a model needs and where it fits: parameters, memory, longest sequences, and what a start would choose.
+    """Show what a model needs and where it fits: parameters, memory, longest sequences, and what a start would choose.
 
-    Reads config.json and the headers of the weights, of a directory, a cached model, or a model on the hub, which is
-    not downloaded. Takes the options of `tgis launch`. Ends with exit code 4 if the model does not fit.
+    Reads config.json and the headers of the weights, from a directory, the cache, or the hub; nothing is downloaded.
+    Takes the options of `tgis launch`. The exit code is 4 if the model does not fit.
     """
     from tgis_cli.machine import probe_machine
     from tgis_cli.plan import describe, make_report, open_model, read_devices
 
     environ = dict(os.environ)
     loaded = load_config(flags, environ, config_file)
-    is_asked = gpu is None and cpu is None  # else the GPUs of this machine do not matter, and their driver may hang
-    machine = probe_machine(environ if is_asked else environ | {"CUDA_VISIBLE_DEVICES": ""})
+    for_this_machine = gpu is None and cpu is None  # else its GPUs do not matter, and their driver may hang
+    machine = probe_machine(environ if for_this_machine else environ | {"CUDA_VISIBLE_DEVICES": ""})
     devices = read_devices(gpu, cpu, loaded.config, machine)
-    with failures_told(as_json=json_), open_model(loaded.config, environ, token) as source:
+    with failures_as_events(as_json=json_), open_model(loaded.config, environ, token) as source:
         report = make_report(source, devices, loaded, environ)
         print(json.dumps(report.as_dict(), indent=1, default=str) if json_ else "\n".join(describe(report)))
     if report.problem is not None:
         raise report.problem
 
 
-MODEL = "Directory, hub id in the local cache, or model of the hub; without one the demo model."
+MODEL = "Directory, or hub id of a cached or remote model; without one the demo model."
 
 app.command(cls=GroupedHelpCommand)(with_serve_options(plan, positional_model=MODEL))

@@ -1,4 +1,4 @@
-"""``tgis unbundle``: check what ``tgis bundle`` made, and put it into the local cache or a directory."""
+"""``tgis unbundle``: check a bundle, and put its model into the local cache or a directory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tgis_cli.model_files import get_cache_dir
-from tgis_cli.terminal.progress import failures_told, show_progress, tell_result
+from tgis_cli.terminal.progress import failures_as_events, show_progress, tell_result
 from tgis_server.errors import UsageError
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -18,14 +18,17 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 @app.command()
 def unbundle(
     source: Annotated[str, typer.Argument(help="A bundle's directory or tar file, or `-` for a tar stream on stdin.")],
-    to: Annotated[Path | None, typer.Option(metavar="DIR", help="A new directory in place of the cache.")] = None,
-    name: Annotated[
-        str | None, typer.Option(help="Name in the cache, such as org/model; a bundle of a directory has none.")
+    to: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Unpack into this new directory, not the cache.")
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print events as JSON, one a line.")] = False,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Name in the cache, such as org/model; needed for a bundle made from a directory."),
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print events as JSON, one per line.")] = False,
 ) -> None:
-    """Check a packed model and put it into the local cache. What is printed on stdout is its directory."""
-    with failures_told(as_json=json_):
+    """Check a packed model, put it into the local cache, and print its directory on stdout."""
+    with failures_as_events(as_json=json_):
         from tgis_cli.model_files.bundle import open_bundle, unbundle_to_cache, unbundle_to_directory
 
         if to and name:
@@ -34,9 +37,9 @@ def unbundle(
             manifest = bundle.manifest
             model = name or manifest.model
             if not to and not model:
-                raise UsageError(f"{source} was made from a directory: say --name org/model, or --to DIR.")
+                raise UsageError(f"{source} was made from a directory: give --name org/model, or --to DIR.")
             if not to and (model.startswith(("/", ".")) or model.count("/") > 1):
-                raise UsageError(f"--name {model!r} cannot be a name in the cache: say something like org/model.")
+                raise UsageError(f"--name {model!r} cannot be a name in the cache: use a name like org/model.")
             with show_progress("unpacking", manifest.num_bytes, as_json=json_) as progress:
                 if to:
                     model_dir = unbundle_to_directory(bundle, to, progress.advance)
@@ -44,7 +47,7 @@ def unbundle(
                     cache_dir = get_cache_dir(os.environ)
 
                     def tell_waiting() -> None:
-                        progress.tell(f"another process works on {model}: waiting for it")
+                        progress.tell(f"another process is working on {model}: waiting for it")
 
                     model_dir = unbundle_to_cache(bundle, cache_dir, model, progress.advance, tell_waiting)
         tell_result(model_dir, as_json=json_)

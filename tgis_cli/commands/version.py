@@ -1,4 +1,4 @@
-"""``tgis version``: versions of TGIS and of the packages it runs on, for bug reports."""
+"""``tgis version``: versions of TGIS and the packages that it runs on, for bug reports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PACKAGES = ("torch", "grpcio", "tokenizers", "safetensors", "numpy")
 
 @app.command()
 def version(json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Print versions of TGIS and of what it runs on."""
+    """Print the versions of TGIS and of the packages that it runs on."""
     versions = {"tgis": __version__, "python": platform.python_version()}
     versions |= {package: installed_version(package) for package in PACKAGES}
     if json_:
@@ -28,7 +28,7 @@ def version(json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
 
 
 def installed_version(package: str) -> str:
-    """Read from the package's metadata: importing torch would take seconds."""
+    """Reads the package's metadata: importing torch would take seconds."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -1,23 +1,23 @@
-"""What ``tgis doctor`` finds out about a machine, and what a start looks at before it starts anything.
+"""The checks of ``tgis doctor``; the fast ones also run before a start.
 
-One file per theme has the checks; ``checks.py`` is their table. Nothing here starts, writes or downloads anything, but
-for the bug report that is asked for. Torch is never imported: whatever needs it is told from versions and drivers.
+``checks.py`` is their table. Nothing here starts, writes or downloads anything except a requested bug report. Torch is
+never imported: checks about it use package metadata and the driver.
 """
 
 from tgis_cli.doctor.bug_report import check_target, write_bug_report
 from tgis_cli.doctor.checks import check_machine, run_checks
 from tgis_cli.doctor.examine import examine
-from tgis_cli.doctor.report import as_dict, describe
-from tgis_cli.doctor.verdict import Context, Level
+from tgis_cli.doctor.report import describe_verdicts, verdicts_as_dict
+from tgis_cli.doctor.verdict import Level, Subject
 
 __all__ = [
-    "Context",
     "Level",
-    "as_dict",
+    "Subject",
     "check_machine",
     "check_target",
-    "describe",
+    "describe_verdicts",
     "examine",
     "run_checks",
+    "verdicts_as_dict",
     "write_bug_report",
 ]

@@ -1,6 +1,6 @@
-"""What somebody who helps from afar wants to see, in one archive, and nothing that is nobody's business.
+"""The bug report: one archive with what remote support needs, and no secrets.
 
-Every text goes through :func:`Scrubber.scrub`, whatever it is: credentials turn up where nobody expects them.
+Every text goes through :func:`Scrubber.scrub`: credentials turn up in unexpected places.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tgis_cli.doctor.verdict import Context
+from tgis_cli.doctor.verdict import Subject
 from tgis_cli.supervisor.run_dir import find_leftovers, sort_failed
 from tgis_server.errors import UsageError
 from tgis_server.options import options
 from tgis_server.words.url_credentials import mask_credentials
 
-# Variables whose values help and are nobody's secret. Of all others only the names are told.
+# Variables with useful values that are not secret. For all others, only the name is reported.
 SHOWN = {
     *(option.env for option in options() if not option.opt.has_credentials),
     *(option.opt.also_env for option in options()),
@@ -34,7 +34,7 @@ SHOWN = {
 }
 SHOWN_PREFIXES = ("CUDA_", "NVIDIA_", "NCCL_", "GLOO_", "OMP_", "KMP_", "MKL_", "PYTORCH_", "TORCH_", "MALLOC_")
 SECRET_NAME = re.compile(r"TOKEN|SECRET|PASS|KEY|CREDENTIAL|AUTH|COOKIE|JWT", re.IGNORECASE)
-MIN_SECRET_CHARS = 6  # shorter values occur by chance: TOKENIZERS_PARALLELISM=false
+MIN_SECRET_CHARS = 6  # shorter values occur elsewhere by chance: TOKENIZERS_PARALLELISM=false
 SECRET_TEXTS = (
     (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL), "***"),
     (re.compile(r"(\w[\w+.-]*://)[^\s\"']*@"), r"\1***@"),
@@ -51,12 +51,12 @@ MACHINE_FILES = (
 )
 GROUP_FILES = ("memory.*", "cpu.*", "cpuset.cpus*", "pids.*")
 MAX_FAILED_RUNS = 2
-MAX_FILE_BYTES = 256 << 10  # the end of a longer one counts
+MAX_FILE_BYTES = 256 << 10  # of a longer file, the end is kept
 NVIDIA_SMI_S = 10.0
 
 
 class Scrubber:
-    """Knows the secrets of an environment and removes them, and what looks like one, from any text."""
+    """Removes an environment's secrets, and anything that looks like one, from texts."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         found = {value.strip() for name, value in environ.items() if SECRET_NAME.search(name) and not is_shown(name)}
@@ -78,29 +78,29 @@ def is_shown(name: str) -> bool:
 def check_target(path: Path) -> None:
     """
     Raises:
-        UsageError: there is something already, or it cannot be written.
+        UsageError: the path exists, or its directory cannot be written.
     """
     if os.path.lexists(path):
-        raise UsageError(f"--bundle {path} exists, and is not overwritten: remove it, or choose another name.")
+        raise UsageError(f"--bundle {path} already exists: remove it, or choose another name.")
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        reason = "cannot be written" if path.parent.is_dir() else "is no directory"
-        raise UsageError(f"--bundle {path} cannot be made, as {path.parent} {reason}: choose another place.")
+        reason = "is not writable" if path.parent.is_dir() else "is not a directory"
+        raise UsageError(f"--bundle {path} cannot be created: {path.parent} {reason}; choose another place.")
 
 
-def write_bug_report(path: Path, context: Context, report: Mapping[str, Any]) -> list[str]:
-    """Write the archive, which appears whole or not at all, for this user alone.
+def write_bug_report(path: Path, subject: Subject, report: Mapping[str, Any]) -> list[str]:
+    """Write the archive atomically, readable by this user only.
 
     Returns:
-        The names of what is in it.
+        The names of its files.
 
     Raises:
         UsageError: it cannot be written.
     """
-    import tarfile  # a start imports this module too, and has no time
+    import tarfile  # a start imports this module too, and must be fast
 
     check_target(path)
-    scrubber = Scrubber(context.environ)
-    texts = {"doctor.json": to_json(report), **collect(context)}
+    scrubber = Scrubber(subject.environ)
+    texts = {"doctor.json": to_json(report), **collect(subject)}
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # of mode 0600
         try:
@@ -119,29 +119,29 @@ def write_bug_report(path: Path, context: Context, report: Mapping[str, Any]) ->
     return list(texts)
 
 
-def collect(context: Context) -> dict[str, str]:
-    """Text of everything by its name. What cannot be had is told in its place."""
+def collect(subject: Subject) -> dict[str, str]:
+    """All texts by file name, with an error in place of a part that fails."""
     texts: dict[str, str] = {}
     for part in (collect_settings, collect_machine, collect_groups, collect_model, collect_runs):
         try:
-            texts.update(part(context))
-        except Exception as error:  # noqa: BLE001  an archive with less in it is better than none
+            texts.update(part(subject))
+        except Exception as error:  # noqa: BLE001  an incomplete archive is better than none
             texts[f"{part.__name__}.error"] = f"{type(error).__name__}: {error}\n"
     return texts
 
 
-def collect_settings(context: Context) -> Iterator[tuple[str, str]]:
-    yield "config.json", to_json(describe_config(context))
-    yield "environment.json", to_json(describe_environment(context.environ))
+def collect_settings(subject: Subject) -> Iterator[tuple[str, str]]:
+    yield "config.json", to_json(describe_config(subject))
+    yield "environment.json", to_json(describe_environment(subject.environ))
     yield "packages.txt", "".join(f"{name}=={version}\n" for name, version in list_packages())
 
 
-def collect_machine(context: Context) -> Iterator[tuple[str, str]]:
+def collect_machine(subject: Subject) -> Iterator[tuple[str, str]]:
     yield "machine/uname", " ".join(platform.uname()) + "\n"
     for name in MACHINE_FILES:
-        if text := context.host.read(name):
+        if text := subject.host.read(name):
             yield f"machine/{name.replace('/', '-')}", text
-    yield "machine/cpuinfo", context.host.read("proc/cpuinfo").partition("\n\n")[0]
+    yield "machine/cpuinfo", subject.host.read("proc/cpuinfo").partition("\n\n")[0]
     if text := run_nvidia_smi():
         yield "machine/nvidia-smi", text
 
@@ -150,12 +150,10 @@ def to_json(value: object) -> str:
     return json.dumps(value, indent=1, default=str) + "\n"
 
 
-def describe_config(context: Context) -> dict[str, Any]:
+def describe_config(subject: Subject) -> dict[str, Any]:
     """As `tgis config show --json` does."""
-    from tgis_cli.commands.config import describe_options
-
-    inferred = context.resolved.inferred() if context.resolved else {}
-    return {"options": describe_options(context.loaded), "inferred": inferred, "refused": context.refused}
+    inferred = subject.resolved.inferred() if subject.resolved else {}
+    return {"options": subject.loaded.as_dict(), "inferred": inferred, "refused": subject.refused}
 
 
 def describe_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -167,16 +165,16 @@ def list_packages() -> list[tuple[str, str]]:
     return sorted(found, key=lambda item: item[0].lower())
 
 
-def collect_groups(context: Context) -> Iterator[tuple[str, str]]:
-    """The numbers of the own control group and those above it."""
-    root = context.host.root / "sys/fs/cgroup"
-    groups = dict.fromkeys(group for name in ("memory", "cpu", "pids") for group in context.host.group_dirs(name))
+def collect_groups(subject: Subject) -> Iterator[tuple[str, str]]:
+    """Limits and usage of this process's control group and those above it."""
+    root = subject.host.root / "sys/fs/cgroup"
+    groups = dict.fromkeys(group for name in ("memory", "cpu", "pids") for group in subject.host.group_dirs(name))
     for group in groups:
         lines = [
             f"{file.name}: {text.strip()}"
             for pattern in GROUP_FILES
             for file in sorted(group.glob(pattern))
-            if (text := context.host.read(str(file.relative_to(context.host.root))))
+            if (text := subject.host.read(str(file.relative_to(subject.host.root))))
         ]
         place = "-".join(group.relative_to(root).parts) or "root"
         yield f"machine/cgroup-{place}", "\n".join(lines) + "\n"
@@ -198,23 +196,23 @@ def run_nvidia_smi() -> str:
     try:
         return process.communicate(timeout=NVIDIA_SMI_S)[0]
     except subprocess.TimeoutExpired as error:
-        process.kill()  # and nobody waits for it: if the driver hangs, it does not even end
+        process.kill()  # without waiting for it: if the driver hangs, it cannot die
         return str(error)
 
 
-def collect_model(context: Context) -> Iterator[tuple[str, str]]:
+def collect_model(subject: Subject) -> Iterator[tuple[str, str]]:
     """Names and sizes of the model's files, and its config.json."""
-    if context.resolved is None:
+    if subject.resolved is None:
         return
-    model_dir = context.resolved.run.model_dir
+    model_dir = subject.resolved.run.model_dir
     sizes = {file.name: file.stat().st_size for file in sorted(model_dir.iterdir()) if file.is_file()}
     yield "model/files.json", to_json(sizes)
     yield "model/config.json", read_end(model_dir / "config.json")
 
 
-def collect_runs(context: Context) -> Iterator[tuple[str, str]]:
-    """The latest failed runs: what was asked for, and how each process ended."""
-    parent = context.config.run_dir or Path(tempfile.gettempdir())
+def collect_runs(subject: Subject) -> Iterator[tuple[str, str]]:
+    """The configuration and errors of the latest failed runs."""
+    parent = subject.config.run_dir or Path(tempfile.gettempdir())
     for run_dir in sort_failed(find_leftovers(parent))[:MAX_FAILED_RUNS]:
         for file in [run_dir / "serve.json", *sorted((run_dir / "errors").iterdir())]:
             if file.is_file() and not file.is_symlink():

@@ -1,4 +1,4 @@
-"""The table of checks, and running them. A check that breaks is a finding itself: nothing here raises."""
+"""The table of checks, and how they are run. A check that raises becomes a finding itself."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from tgis_cli.doctor import devices, environment, libraries, limits, model, network, storage, tls
-from tgis_cli.doctor.verdict import Context, Level, Verdict, fail, warn
+from tgis_cli.doctor.verdict import Level, Subject, Verdict, fail, warn
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,8 +15,8 @@ class Check:
 
     name: str  # a slug, unique
     group: str
-    run: Callable[[Context], Iterable[Verdict]]
-    is_in_preflight: bool = False  # takes milliseconds, and matters to a start
+    run: Callable[[Subject], Iterable[Verdict]]
+    is_in_preflight: bool = False  # fast, and relevant to a start
 
 
 CHECKS = (
@@ -52,37 +52,37 @@ CHECKS = (
 GROUP_OF = {check.name: check.group for check in CHECKS}
 
 
-def run_checks(context: Context, checks: Iterable[Check] = CHECKS) -> list[Verdict]:
-    """What they say, in their order. What several find is said once."""
+def run_checks(subject: Subject, checks: Iterable[Check] = CHECKS) -> list[Verdict]:
+    """Verdicts in order, without repeated sentences."""
     verdicts: dict[str, Verdict] = {}
     for check in checks:
-        for verdict in run_check(check, context):
+        for verdict in run_check(check, subject):
             verdicts.setdefault(verdict.sentence, replace(verdict, check=check.name))
     return list(verdicts.values())
 
 
-def run_check(check: Check, context: Context) -> Iterator[Verdict]:
+def run_check(check: Check, subject: Subject) -> Iterator[Verdict]:
     try:
-        yield from check.run(context)
-    except Exception as error:  # noqa: BLE001  one check's bug shall not hide what the others find
-        # The model's does what a start does, which then breaks as well.
-        tell = fail if check.run is model.check_model else warn
-        yield tell(
-            f"The check {check.name} broke: {type(error).__name__}: {error}.",
+        yield from check.run(subject)
+    except Exception as error:  # noqa: BLE001  a bug in one check must not hide the others' findings
+        # The model's check does what a start does, so a start would break too.
+        make_verdict = fail if check.run is model.check_model else warn
+        yield make_verdict(
+            f"The check {check.name} crashed: {type(error).__name__}: {error}.",
             "Report it with `tgis doctor --bundle FILE`; the other checks are not affected.",
         )
 
 
-def check_machine(context: Context) -> list[str]:
-    """The preflight of a start.
+def check_machine(subject: Subject) -> list[str]:
+    """The preflight checks of a start.
 
     Returns:
-        Sentences to warn of.
+        Warnings.
 
     Raises:
-        TgisError: the first of what keeps the server from working.
+        TgisError: the first finding that would keep the server from working.
     """
-    verdicts = run_checks(context, [check for check in CHECKS if check.is_in_preflight])
+    verdicts = run_checks(subject, [check for check in CHECKS if check.is_in_preflight])
     for verdict in verdicts:
         if verdict.error is not None:
             raise verdict.error

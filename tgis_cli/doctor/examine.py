@@ -1,4 +1,4 @@
-"""From flags and environment to what checks judge. Wrong variables are findings here; wrong flags are still errors."""
+"""Gather what the checks judge. Invalid variables become findings; invalid flags are still errors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tgis_cli.decide.resolve import Resolved, resolve
-from tgis_cli.doctor.verdict import Context, Host
+from tgis_cli.doctor.verdict import Host, Subject
 from tgis_cli.machine import probe_machine
 from tgis_server.errors import TgisError, UsageError
 from tgis_server.options import LoadedConfig, find_conflicts, merge_options, options, parse_value
@@ -15,7 +15,7 @@ from tgis_server.options import LoadedConfig, find_conflicts, merge_options, opt
 
 def examine(
     flags: Mapping[str, Any], environ: Mapping[str, str], config_file: Path | None = None, host: Host | None = None
-) -> Context:
+) -> Subject:
     """Look at the machine, and at the model if one is named.
 
     Raises:
@@ -30,13 +30,13 @@ def examine(
             resolved = resolve(loaded, environ, machine)
         except (TgisError, OSError) as error:
             problem = error
-    return Context(environ, loaded, machine, host or Host(), resolved, problem, refused)
+    return Subject(environ, loaded, machine, host or Host(), resolved, problem, refused)
 
 
 def read_options(
     flags: Mapping[str, Any], environ: Mapping[str, str], config_file: Path | None
 ) -> tuple[LoadedConfig, tuple[str, ...]]:
-    """As a start reads them, but without variables that it would refuse; and what it would say of each."""
+    """Read options as a start does, but leave out variables that it would refuse; also return the refusals."""
     accepted, refused = dict(environ), []
     for option in options():
         while flags.get(option.name) is None and (variable := option.find_variable(accepted)):

@@ -1,4 +1,4 @@
-"""Versions of Python and of the packages that TGIS needs, from their metadata: nothing is imported."""
+"""Checks of the versions of Python and of the packages that TGIS needs, from metadata: nothing is imported."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from collections.abc import Iterator
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-from tgis_cli.doctor.verdict import Context, Verdict, fail, ok
+from tgis_cli.doctor.verdict import Subject, Verdict, fail, ok
 from tgis_server import __version__
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-SHOWN = ("torch", "grpcio", "tokenizers", "safetensors", "numpy")
+PACKAGES = ("torch", "grpcio", "tokenizers", "safetensors", "numpy")
 MIN_PYTHON = (3, 11)
 
 
-def check_libraries(context: Context) -> Iterator[Verdict]:
-    """Each against what TGIS asks for."""
+def check_libraries(subject: Subject) -> Iterator[Verdict]:
+    """Compare each package with TGIS's requirements."""
     if sys.version_info < MIN_PYTHON:
         yield fail(f"This is Python {platform.python_version()}, but 3.11 or newer is needed.", "Install a newer one.")
     for requirement in read_requirements():
         fix = f"pip install '{requirement.name}{requirement.specifier}'."
         try:
-            version = context.host.get_version(requirement.name)
+            version = subject.host.get_version(requirement.name)
         except metadata.PackageNotFoundError:
             yield fail(f"The package {requirement.name} is not installed.", fix)
             continue
@@ -36,30 +36,30 @@ def check_libraries(context: Context) -> Iterator[Verdict]:
                 package=requirement.name,
                 version=version,
             )
-    versions = {name: version for name in SHOWN if (version := find_version(context, name))}
+    versions = {name: version for name in PACKAGES if (version := find_version(subject, name))}
     shown = ", ".join(f"{name} {version}" for name, version in versions.items())
     yield ok(f"TGIS {__version__}, Python {platform.python_version()}, {shown}.", versions=versions)
 
 
 def is_met(requirement: Requirement, version: str) -> bool:
-    """By the release that a version is of, or is made of before it: builds of vendors call themselves 2.11.0a0+x."""
+    """Compare the release alone: vendors' builds have versions such as 2.11.0a0+x."""
     from packaging.version import InvalidVersion, Version
 
     try:
         return requirement.specifier.contains(Version(version).base_version)
-    except InvalidVersion:  # which nothing can be compared with
+    except InvalidVersion:  # cannot be compared
         return True
 
 
-def find_version(context: Context, name: str) -> str:
+def find_version(subject: Subject, name: str) -> str:
     try:
-        return context.host.get_version(name)
+        return subject.host.get_version(name)
     except metadata.PackageNotFoundError:
         return ""
 
 
 def read_requirements() -> list[Requirement]:
-    """Of TGIS itself, without those of extras; none where it runs without having been installed."""
+    """TGIS's own requirements, without those of extras; empty if it is not installed."""
     from packaging.requirements import Requirement
 
     try:

@@ -1,4 +1,4 @@
-"""Memory, limits of processes, the kernel, and the clock."""
+"""Checks of memory, process limits, the kernel, and the clock."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import tgis_server
 from tgis_cli.causes.explain import SharedMemory
 from tgis_cli.decide.preflight import check_address_space, check_processes, describe_limit
-from tgis_cli.doctor.verdict import Context, Verdict, failed, ok, warn
+from tgis_cli.doctor.verdict import Subject, Verdict, failed, ok, warn
 from tgis_cli.machine.process_limits import read_process_limits
 from tgis_server.errors import TgisError
 from tgis_server.host import cgroup
@@ -20,39 +20,39 @@ from tgis_server.words.sizes import GIB, format_bytes
 
 PLACE = "/dev/shm"  # noqa: S108  not a temporary file
 MIN_FREE_BYTES = GIB  # torch, the processes' own memory, and a small model
-OWN_FILES = 256  # of a process, besides a connection for each call
+OWN_FILES = 256  # of a process, in addition to a connection per call
 MIN_STACK_BYTES = 1 << 20
 PR_GET_PDEATHSIG = 2
-BUILD_SLACK_S = 86_400.0  # a clock may lag behind the machine that built the package
+BUILD_SLACK_S = 86_400.0  # tolerated lag behind the clock of the machine that built the package
 
 
-def check_memory(context: Context) -> Iterator[Verdict]:
-    """What can be allocated now, and what slows down before the limit is reached."""
-    machine = context.machine
+def check_memory(subject: Subject) -> Iterator[Verdict]:
+    """Free memory, the limit, and throttling below the limit."""
+    machine = subject.machine
     facts = {"free_bytes": machine.free_bytes, "limit_bytes": machine.limit_bytes}
-    sentence = f"{format_bytes(machine.free_bytes)} of memory are free; {describe_limit(machine)}."
+    sentence = f"{format_bytes(machine.free_bytes)} of memory is free; {describe_limit(machine)}."
     if machine.free_bytes < MIN_FREE_BYTES:
         yield warn(sentence, "Free memory, or raise the limit: even a small model needs about 1 GiB.", **facts)
     else:
         yield ok(sentence[0].upper() + sentence[1:], **facts)
-    highs = [high for group in context.host.group_dirs("memory") if (high := cgroup.read_int(group / "memory.high"))]
+    highs = [high for group in subject.host.group_dirs("memory") if (high := cgroup.read_int(group / "memory.high"))]
     if highs and (machine.limit_bytes is None or min(highs) < machine.limit_bytes):
         yield warn(
-            f"The control group slows processes down beyond {format_bytes(min(highs))} (memory.high).",
-            "Remove it, or let memory.max alone limit this service.",
+            f"The control group throttles processes above {format_bytes(min(highs))} (memory.high).",
+            "Remove it, and limit this service by memory.max only.",
             high_bytes=min(highs),
         )
 
 
-def check_shared_memory(context: Context) -> Iterator[Verdict]:
+def check_shared_memory(subject: Subject) -> Iterator[Verdict]:
     """NCCL's transport between the GPUs of a machine."""
-    shared = SharedMemory.measure(context.host.statvfs)
+    shared = SharedMemory.measure(subject.host.statvfs)
     facts = {"total_bytes": shared.total_bytes, "free_bytes": shared.free_bytes}
-    has = f"{PLACE} has {format_bytes(shared.total_bytes)}, {format_bytes(shared.free_bytes)} of them free"
-    if shared.is_short and context.uses_gpus and context.num_shard > 1:
+    has = f"{PLACE} has {format_bytes(shared.total_bytes)}, {format_bytes(shared.free_bytes)} free"
+    if shared.is_short and subject.uses_gpus and subject.num_shard > 1:
         yield warn(
             f"{has}, but several shards on GPUs need at least 1 GiB.",
-            "Mount an emptyDir of medium Memory there (Kubernetes), or use --shm-size 1g (docker).",
+            "Mount an emptyDir with medium: Memory there (Kubernetes), or use --shm-size 1g (Docker).",
             **facts,
         )
     else:
@@ -60,32 +60,32 @@ def check_shared_memory(context: Context) -> Iterator[Verdict]:
         yield ok(f"{has}{few}.", **facts)
 
 
-def check_limits(context: Context) -> Iterator[Verdict]:
-    """What `ulimit` and the control group's number of processes allow."""
+def check_limits(subject: Subject) -> Iterator[Verdict]:
+    """Limits set by `ulimit` and by the control group's pids controller."""
     try:
         check_address_space()
     except TgisError as error:
         yield failed(error)
-    files = context.host.get_limit(resource.RLIMIT_NOFILE)[1]  # a start takes all that it may
-    processes, stack = (context.host.get_limit(kind)[0] for kind in (resource.RLIMIT_NPROC, resource.RLIMIT_STACK))
-    need_files = OWN_FILES + context.config.max_concurrent_requests
+    files = subject.host.get_limit(resource.RLIMIT_NOFILE)[1]  # a start raises it to the hard limit
+    processes, stack = (subject.host.get_limit(kind)[0] for kind in (resource.RLIMIT_NPROC, resource.RLIMIT_STACK))
+    need_files = OWN_FILES + subject.config.max_concurrent_requests
     if is_below(files, need_files):
         yield warn(
-            f"A process may open {files} files, but {context.config.max_concurrent_requests} calls from as many "
+            f"A process may open {files} files, but {subject.config.max_concurrent_requests} calls from as many "
             f"clients need about {need_files}.",
             "Raise the limit (`ulimit -Hn`, LimitNOFILE in systemd), or lower --max-concurrent-requests.",
             limit=files,
         )
-    limits = read_process_limits(context.host.root, context.host.get_limit, context.host.uid())
+    limits = read_process_limits(subject.host.root, subject.host.get_limit, subject.host.uid())
     try:
-        check_processes(limits, threads_of(context))
+        check_processes(limits, threads_of(subject))
     except TgisError as error:
         yield failed(error)
     if is_below(stack, MIN_STACK_BYTES):
         yield warn(
             f"A thread gets a stack of {format_bytes(stack)}.", "Raise `ulimit -s` to its usual 8192 KiB.", limit=stack
         )
-    core = context.host.get_limit(resource.RLIMIT_CORE)[0]
+    core = subject.host.get_limit(resource.RLIMIT_CORE)[0]
     yield ok(
         f"{describe_number(files)} open files, {describe_number(processes)} processes, "
         f"{'no core dumps' if core == 0 else 'core dumps'}.",
@@ -94,16 +94,16 @@ def check_limits(context: Context) -> Iterator[Verdict]:
         pids_max=min((limit.limit for limit in limits if limit.is_of_group), default=None),
         stack=stack,
         core=core,
-        locked_memory=context.host.get_limit(resource.RLIMIT_MEMLOCK)[0],
+        locked_memory=subject.host.get_limit(resource.RLIMIT_MEMLOCK)[0],
     )
 
 
-def threads_of(context: Context) -> Threads:
-    """As far as they are known where no model is named."""
-    if context.resolved is not None:
-        return Threads.of(context.resolved.run)
-    num_threads = None if context.config.rehearse else max(1, context.machine.num_cpus // context.num_shard)
-    return Threads(context.num_shard, num_threads)
+def threads_of(subject: Subject) -> Threads:
+    """The threads of a run; an estimate if no model is given."""
+    if subject.resolved is not None:
+        return Threads.of(subject.resolved.run)
+    num_threads = None if subject.config.rehearse else max(1, subject.machine.num_cpus // subject.num_shard)
+    return Threads(subject.num_shard, num_threads)
 
 
 def is_below(limit: int, needed: int) -> bool:
@@ -114,26 +114,26 @@ def describe_number(limit: int) -> str:
     return "unlimited" if limit == resource.RLIM_INFINITY else f"{limit:,}"
 
 
-def check_clock(context: Context) -> Iterator[Verdict]:
-    """A clock before the time of the installation lets certificates look invalid and sorts logs wrongly."""
-    now, installed = context.host.now(), Path(tgis_server.__file__).stat().st_mtime
+def check_clock(subject: Subject) -> Iterator[Verdict]:
+    """A clock that lags makes certificates look invalid and sorts logs wrongly."""
+    now, installed = subject.host.now(), Path(tgis_server.__file__).stat().st_mtime
     if now + BUILD_SLACK_S < installed:
         yield warn(
             f"The clock says {format_time(now)}, but TGIS was installed on {format_time(installed)}.",
-            "Set it (`timedatectl`), as TLS and logs depend on it.",
+            "Set it (`timedatectl`): TLS and logs depend on it.",
             now=now,
         )
     else:
         yield ok(f"The clock says {format_time(now)}.", now=now)
 
 
-def check_kernel(context: Context) -> Iterator[Verdict]:
-    """What supervision relies on."""
-    if not context.host.read("proc/self/stat"):
+def check_kernel(subject: Subject) -> Iterator[Verdict]:
+    """Kernel features that supervision relies on."""
+    if not subject.host.read("proc/self/stat"):
         yield warn("/proc is not mounted: limits and the causes of failures cannot be read.", "Mount it.")
     if ctypes.CDLL(None).prctl(PR_GET_PDEATHSIG, ctypes.byref(ctypes.c_int()), 0, 0, 0) != 0:
         yield warn(
-            "This kernel does not end processes with their parent: children of a killed launcher end a moment later.",
-            "Nothing has to be done; they watch a pipe as well.",
+            "This kernel does not kill processes with their parent: children of a killed launcher end a moment later.",
+            "No action is needed: they also watch a pipe.",
         )
-    yield ok(f"Linux {context.host.read('proc/sys/kernel/osrelease').strip() or 'of an unknown version'}.")
+    yield ok(f"Linux {subject.host.read('proc/sys/kernel/osrelease').strip() or 'of an unknown version'}.")

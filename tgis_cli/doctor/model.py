@@ -1,24 +1,24 @@
-"""The model that would be served: whether it is all there, and whether it fits."""
+"""Checks of the model that would be served: whether it is complete, and whether it fits."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from tgis_cli.decide.preflight import check_memory
-from tgis_cli.doctor.verdict import Context, Verdict, fail, failed, ok, warn
+from tgis_cli.doctor.verdict import Subject, Verdict, fail, failed, ok, warn
 from tgis_cli.model_files.tokenizer_check import load_tokenizer
 from tgis_server.errors import TgisError
 from tgis_server.words.sizes import format_bytes
 
 
-def check_model(context: Context) -> Iterator[Verdict]:
-    """Its files, as a start finds and reads them."""
-    if context.problem is not None:
-        yield failed(context.problem) if isinstance(context.problem, TgisError) else fail(str(context.problem))
-    if context.resolved is None:
+def check_model(subject: Subject) -> Iterator[Verdict]:
+    """Its files, found and read as a start does."""
+    if subject.problem is not None:
+        yield failed(subject.problem) if isinstance(subject.problem, TgisError) else fail(str(subject.problem))
+    if subject.resolved is None:
         return
-    run = context.resolved.run
-    yield from map(warn, context.resolved.warnings)
+    run = subject.resolved.run
+    yield from map(warn, subject.resolved.warnings)
     try:
         yield from map(warn, load_tokenizer(run.model_dir))
     except TgisError as error:
@@ -30,16 +30,16 @@ def check_model(context: Context) -> Iterator[Verdict]:
     )
 
 
-def check_fit(context: Context) -> Iterator[Verdict]:
-    """Weights, a step and a sequence against the memory that is free. What is left after loading is an estimate."""
-    resolved = context.resolved
+def check_fit(subject: Subject) -> Iterator[Verdict]:
+    """Whether weights, a step and a sequence fit into free memory, by estimate."""
+    resolved = subject.resolved
     if resolved is None or resolved.sizes is None:
         return
     from tgis_cli.plan.fit import fit_shards
 
-    run, machine = resolved.run, context.machine
+    run, machine = resolved.run, subject.machine
     if run.device == "cuda" and not all(gpu.total_bytes for gpu in machine.gpus[: run.num_shard]):
-        yield ok("Whether it fits is not known: the driver does not tell the GPUs' memory.")
+        yield ok("Whether it fits is unknown: the driver does not report the GPUs' memory.")
         return
     try:
         check_memory(run, machine, resolved.sizes)
@@ -49,10 +49,10 @@ def check_fit(context: Context) -> Iterator[Verdict]:
         return
     facts = fit.as_dict()
     if fit.problem is not None:
-        yield warn(f"By estimate a start fails. {fit.problem}", **facts)
+        yield warn(f"By estimate, a start would fail. {fit.problem}", **facts)
         return
     sentence = (
-        f"It fits: {format_bytes(fit.weight_bytes)} of weights and room for {fit.num_tokens:,} tokens on each shard, "
-        f"where {format_bytes(fit.free_bytes)} are free."
+        f"It fits: {format_bytes(fit.weight_bytes)} of weights and memory for {fit.num_tokens:,} tokens on each shard, "
+        f"where {format_bytes(fit.free_bytes)} is free."
     )
     yield ok(" ".join((sentence, *fit.notes)), **facts)

@@ -1,4 +1,4 @@
-"""The ports of the server, and where its traces go."""
+"""Checks of the server's ports and of tracing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Iterator
 
 from tgis_cli.decide.preflight import is_held_by_server
-from tgis_cli.doctor.verdict import Context, Verdict, failed, ok, warn
+from tgis_cli.doctor.verdict import Subject, Verdict, failed, ok, warn
 from tgis_server import failures
 from tgis_server.errors import TgisError
 from tgis_server.host.ports import find_owner, listen
@@ -15,17 +15,17 @@ from tgis_server.words.url_credentials import mask_credentials
 TRACING_MODULES = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.grpc")
 
 
-def check_ports(context: Context) -> Iterator[Verdict]:
-    """Whether they can be listened on; else who holds them."""
-    config = context.config
+def check_ports(subject: Subject) -> Iterator[Verdict]:
+    """Whether the ports are free, or which process has them."""
+    config = subject.config
     for port, flag in ((config.grpc_port, "--grpc-port"), (config.port, "--port")):
         try:
             listen(config.host, port, flag).close()
         except TgisError as error:
             if port and is_held_by_server(port):
                 yield warn(
-                    f"Port {port} belongs to a TGIS server that runs: {find_owner(port)}.",
-                    f"Stop it before you start another one, or choose another port with {flag}.",
+                    f"Port {port} is used by a running TGIS server: {find_owner(port)}.",
+                    f"Stop it before starting another one, or choose another port with {flag}.",
                     port=port,
                 )
             else:
@@ -34,15 +34,15 @@ def check_ports(context: Context) -> Iterator[Verdict]:
             yield ok(f"Port {port} ({flag}) is free." if port else f"{flag} 0: any free port.", port=port)
 
 
-def check_tracing(context: Context) -> Iterator[Verdict]:
-    """The libraries of the extra, where an endpoint is given."""
-    endpoint = context.config.otlp_endpoint
+def check_tracing(subject: Subject) -> Iterator[Verdict]:
+    """Whether the tracing libraries are installed, if an endpoint is given."""
+    endpoint = subject.config.otlp_endpoint
     if not endpoint:
         return
     for module in TRACING_MODULES:
         try:
             is_installed = importlib.util.find_spec(module) is not None
-        except ModuleNotFoundError:  # not even its parent
+        except ModuleNotFoundError:  # its parent is missing
             is_installed = False
         if not is_installed:
             yield failed(failures.TRACING_NOT_INSTALLED.error(package=module))

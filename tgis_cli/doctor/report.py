@@ -1,4 +1,4 @@
-"""Verdicts as people and as programs read them."""
+"""Verdicts as text and as JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from tgis_cli.decide.resources import count
 from tgis_cli.doctor.checks import GROUP_OF
-from tgis_cli.doctor.verdict import Context, Level, Verdict
+from tgis_cli.doctor.verdict import Level, Subject, Verdict
 from tgis_server import __version__
 
 MARKS = {Level.OK: "ok  ", Level.WARN: "warn", Level.FAIL: "FAIL"}
@@ -17,8 +17,8 @@ COLORS = {Level.OK: "32", Level.WARN: "33", Level.FAIL: "1;31"}  # ANSI
 INDENT = " " * 8
 
 
-def describe(verdicts: Sequence[Verdict], width: int, *, is_colored: bool) -> Iterator[str]:
-    """Lines: groups of verdicts, each with its fix where there is one, and the sum."""
+def describe_verdicts(verdicts: Sequence[Verdict], width: int, *, is_colored: bool) -> Iterator[str]:
+    """Yield lines: verdicts with their fixes by group, and a summary."""
     for group, members in itertools.groupby(verdicts, key=lambda verdict: GROUP_OF[verdict.check]):
         yield group
         for verdict in members:
@@ -44,11 +44,11 @@ def summarize(verdicts: Sequence[Verdict]) -> str:
     return f"{levels[Level.OK]} ok, {count(levels[Level.WARN], 'warning')}, {count(levels[Level.FAIL], 'failure')}"
 
 
-def as_dict(context: Context, verdicts: Sequence[Verdict]) -> dict[str, Any]:
+def verdicts_as_dict(subject: Subject, verdicts: Sequence[Verdict]) -> dict[str, Any]:
     levels = Counter(verdict.level for verdict in verdicts)
     return {
         "tgis": __version__,
-        "model": context.config.model_name,
+        "model": subject.config.model_name,
         "summary": {str(level): levels[level] for level in Level},
         "verdicts": [{"group": GROUP_OF[verdict.check], **verdict.as_dict()} for verdict in verdicts],
     }

@@ -1,4 +1,4 @@
-"""Where files are: the run directory, the cache of models, the user's home."""
+"""Checks of the run directory, the log file, the model cache, and the user's home."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 from tgis_cli.decide.preflight import MAX_SOCKET_PATH_BYTES, check_socket
 from tgis_cli.decide.resources import count
-from tgis_cli.doctor.verdict import Context, Verdict, failed, ok, warn
+from tgis_cli.doctor.verdict import Subject, Verdict, failed, ok, warn
 from tgis_cli.model_files import find_cache_dir, is_homeless, list_folders
 from tgis_cli.model_files.cache.disk import count_free_bytes, describe_room
 from tgis_cli.supervisor.run_dir import PREFIX, is_leftover, sort_failed
@@ -26,17 +26,17 @@ from tgis_server.words.sizes import GIB, format_bytes
 
 RUN_DIR_BYTES = 1 << 20  # ten times what a run writes
 RUN_DIR_INODES = 64
-LONGEST_NAME = len(f"/{PREFIX}12345678/frontend.sock")  # that a run adds to its directory's path
-MIN_CACHE_BYTES = GIB  # less than this is no room for a model
-CACHE_PATIENCE_S = 1.0  # on a slow network's file system some models are not looked at
+LONGEST_NAME = len(f"/{PREFIX}12345678/frontend.sock")  # that a run adds to the path of its parent directory
+MIN_CACHE_BYTES = GIB  # needed for a model
+CACHE_PATIENCE_S = 1.0  # on a slow network file system, some models are skipped
 MAX_PROBLEMS = 5
-CACHE_FIX = "Mend it, or name another with HF_HUB_CACHE."
+CACHE_FIX = "Repair it, or name another with HF_HUB_CACHE."
 
 
-def check_run_dir(context: Context) -> Iterator[Verdict]:
-    """Where sockets and logs of failures go: a directory that can be written, has room, and a short name."""
+def check_run_dir(subject: Subject) -> Iterator[Verdict]:
+    """The directory for sockets and failure logs must be writable, have free space, and a short path."""
     try:
-        parent = (context.config.run_dir or Path(tempfile.gettempdir())).resolve()
+        parent = (subject.config.run_dir or Path(tempfile.gettempdir())).resolve()
     except OSError as error:  # no temporary directory is writable
         yield failed(failures.RUN_DIR_NOT_WRITABLE.error(parent="a temporary directory", reason=error.strerror))
         return
@@ -48,13 +48,13 @@ def check_run_dir(context: Context) -> Iterator[Verdict]:
     if excess > 0:
         path = f"{parent}/{PREFIX}.../frontend.sock"
         yield failed(failures.SOCKET_PATH_TOO_LONG.error(path=path, excess=excess))
-    if context.resolved is not None and context.config.shard_uds_path:
+    if subject.resolved is not None and subject.config.shard_uds_path:
         try:
-            for rank in range(context.num_shard):
-                check_socket(context.resolved.run.shard_socket(rank))
+            for rank in range(subject.num_shard):
+                check_socket(subject.resolved.run.shard_socket(rank))
         except TgisError as error:
             yield failed(error)
-    status = context.host.statvfs(parent)
+    status = subject.host.statvfs(parent)
     free_bytes = count_free_bytes(status)
     if (free_bytes is not None and free_bytes < RUN_DIR_BYTES) or has_few_inodes(status, RUN_DIR_INODES):
         yield failed(
@@ -64,12 +64,12 @@ def check_run_dir(context: Context) -> Iterator[Verdict]:
         )
     else:
         noexec = ", mounted noexec, which is fine" if status.f_flag & os.ST_NOEXEC else ""
-        yield ok(f"Run directories are made in {parent}: {describe_room(free_bytes)}{noexec}.", path=str(parent))
+        yield ok(f"Run directories are created in {parent}: {describe_room(free_bytes)}{noexec}.", path=str(parent))
 
 
-def check_log_file(context: Context) -> Iterator[Verdict]:
-    """Whether it can be written, without making it."""
-    if (file := context.config.log_file) is None:
+def check_log_file(subject: Subject) -> Iterator[Verdict]:
+    """Whether it can be written, without creating it."""
+    if (file := subject.config.log_file) is None:
         return
     target = file if file.exists() else file.parent
     if os.access(target, os.W_OK) and not file.is_dir():
@@ -80,21 +80,21 @@ def check_log_file(context: Context) -> Iterator[Verdict]:
 
 
 def has_few_inodes(status: os.statvfs_result, needed: int) -> bool:
-    """Where inodes are counted at all: btrfs, for one, has no fixed number."""
+    """False for file systems without a fixed number of inodes, such as btrfs."""
     return status.f_files > 0 and status.f_favail < needed
 
 
-def check_runs(context: Context) -> Iterator[Verdict]:
-    """Servers of this user, and what earlier ones left."""
+def check_runs(subject: Subject) -> Iterator[Verdict]:
+    """This user's running servers, and leftovers of failed ones."""
     try:
-        parent = context.config.run_dir or Path(tempfile.gettempdir())
-    except OSError:  # which check_run_dir tells
+        parent = subject.config.run_dir or Path(tempfile.gettempdir())
+    except OSError:  # reported by check_run_dir
         return
     found = [path for path in parent.glob(f"{PREFIX}*") if os.access(path, os.R_OK | os.X_OK)]
     left = [path for path in found if is_leftover(path)]
     for path in found:
         if path not in left and (facts := read_json(path / "ready.json")):
-            yield ok(f"A server runs already: {facts.get('model')} at {facts.get('grpc')}, in {path}.", path=str(path))
+            yield ok(f"A server is running: {facts.get('model')} at {facts.get('grpc')}, in {path}.", path=str(path))
     if kept := sort_failed(left):
         cause = cgroup.read_text(kept[0] / "errors/cause.txt").strip()
         yield ok(
@@ -111,10 +111,10 @@ def read_json(file: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def check_cache(context: Context) -> Iterator[Verdict]:
-    """Where models given by hub id are looked for: it must be readable; only downloads write to it."""
+def check_cache(subject: Subject) -> Iterator[Verdict]:
+    """The cache that hub ids are looked up in must be readable; only downloads write to it."""
     try:
-        cache_dir, source = find_cache_dir(context.environ)
+        cache_dir, source = find_cache_dir(subject.environ)
     except TgisError as error:
         yield replace(failed(error), fix="Unset one of them.")
         return
@@ -122,58 +122,56 @@ def check_cache(context: Context) -> Iterator[Verdict]:
     where = f"The cache is {cache_dir} (from {source})"
     if is_homeless(cache_dir):
         yield warn(
-            f"There is no cache: HOME is not set, and user {context.host.uid()} has no other.",
-            "Name it with HF_HUB_CACHE to serve models by hub id.",
+            f"There is no cache: HOME is not set, and user {subject.host.uid()} has no home directory.",
+            "Set HF_HUB_CACHE to serve models by hub id.",
             **named,
         )
         return
-    if not context.environ.get(source, "unset"):
-        yield warn(
-            f"{where}, the current directory, as {source} is set to nothing.", "Unset it, or name a directory.", **named
-        )
+    if not subject.environ.get(source, "unset"):
+        yield warn(f"{where}, the current directory, as {source} is empty.", "Unset it, or name a directory.", **named)
     try:
         is_dir = stat.S_ISDIR(os.stat(cache_dir).st_mode)
     except FileNotFoundError:
-        yield ok(f"{where}, which is not there yet.", **named)
+        yield ok(f"{where}, which does not exist yet.", **named)
         return
     except OSError as error:
         yield warn(f"{where}, which cannot be reached: {error.strerror}.", CACHE_FIX, **named)
         return
     if not is_dir:
-        yield warn(f"{where}, which is no directory.", CACHE_FIX, **named)
+        yield warn(f"{where}, which is not a directory.", CACHE_FIX, **named)
         return
     if not os.access(cache_dir, os.R_OK | os.X_OK):
         yield warn(
-            f"{where}, but user {context.host.uid()} may not read it.",
-            "Give that user or its group the right, or name another with HF_HUB_CACHE.",
+            f"{where}, but user {subject.host.uid()} may not read it.",
+            "Grant that user or its group access, or name another with HF_HUB_CACHE.",
             **named,
         )
         return
     if not os.access(cache_dir, os.W_OK):
         yield ok(f"{where}, read-only: enough for serving, not for downloads.", **named)
         return
-    status = context.host.statvfs(cache_dir)
+    status = subject.host.statvfs(cache_dir)
     free_bytes = count_free_bytes(status)
     if (free_bytes is not None and free_bytes < MIN_CACHE_BYTES) or has_few_inodes(status, 1):
         yield warn(
             f"{where}, where {format_bytes(free_bytes or 0)} and {status.f_favail} inodes are free.",
-            "Make room for downloads (`tgis models rm`), or name another with HF_HUB_CACHE.",
+            "Free space for downloads (`tgis models rm`), or name another with HF_HUB_CACHE.",
             **named,
         )
     else:
         yield ok(f"{where}: {describe_room(free_bytes)}.", **named)
 
 
-def check_cache_content(context: Context) -> Iterator[Verdict]:
-    """Links that lead to nothing or out of a model's folder, missing snapshots, damaged and unfinished files."""
+def check_cache_content(subject: Subject) -> Iterator[Verdict]:
+    """Links that are broken or leave a model's folder, missing snapshots, damaged and unfinished files."""
     from tgis_cli.model_files.cache.disk import INCOMPLETE
     from tgis_cli.model_files.cache.folder import CacheFolder
     from tgis_cli.model_files.cache.inventory import list_revisions
 
     try:
-        cache_dir = find_cache_dir(context.environ)[0]
+        cache_dir = find_cache_dir(subject.environ)[0]
         folders = list_folders(cache_dir)
-    except (TgisError, OSError):  # which check_cache tells
+    except (TgisError, OSError):  # reported by check_cache
         return
     deadline, problems, num_seen, incomplete = time.monotonic() + CACHE_PATIENCE_S, [], 0, []
     for model, root in folders.items():
@@ -195,25 +193,25 @@ def check_cache_content(context: Context) -> Iterator[Verdict]:
         size = format_bytes(sum(num_bytes for _, num_bytes in incomplete))
         yield warn(
             f"The cache has {count(len(incomplete), 'unfinished file')} with {size}, of {names}.",
-            "`tgis download-weights MODEL` goes on with them, `tgis models rm MODEL` removes them.",
+            "`tgis download-weights MODEL` resumes them, `tgis models rm MODEL` removes them.",
         )
     if folders and not problems:
-        yield ok(f"{num_seen} of {count(len(folders), 'cached model')} looked at: nothing is missing or damaged.")
+        yield ok(f"{num_seen} of {count(len(folders), 'cached model')} checked: nothing is missing or damaged.")
 
 
-def check_user(context: Context) -> Iterator[Verdict]:
-    """Who runs this. Neither a name nor a home nor a writable root file system is needed."""
-    uid, home = context.host.uid(), context.environ.get("HOME", "")
+def check_user(subject: Subject) -> Iterator[Verdict]:
+    """The user. None of a name, a home, and a writable root file system is needed."""
+    uid, home = subject.host.uid(), subject.environ.get("HOME", "")
     try:
         name = f" ({pwd.getpwuid(uid).pw_name})"
     except KeyError:
-        name = ", who is in no user database"
+        name = " (no name)"
     if not home:
         where = "HOME is not set"
     elif os.access(home, os.W_OK):
         where = f"HOME is {home}"
     else:
         where = f"HOME is {home}, not writable"
-    is_read_only = context.host.statvfs(Path("/")).f_flag & os.ST_RDONLY
+    is_read_only = subject.host.statvfs(Path("/")).f_flag & os.ST_RDONLY
     root = "the root file system is read-only" if is_read_only else "the root file system is writable"
-    yield ok(f"User {uid}{name}; {where}; {root}: all of it is fine.", uid=uid, home=home or None)
+    yield ok(f"User {uid}{name}; {where}; {root}.", uid=uid, home=home or None)

@@ -1,4 +1,4 @@
-"""The TLS files: whether they fit together, and how long they are valid."""
+"""Checks of the TLS files: whether they match, and how long they are valid."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tgis_cli.doctor.verdict import Context, Verdict, failed, ok, warn
+from tgis_cli.doctor.verdict import Subject, Verdict, failed, ok, warn
 from tgis_server.errors import TgisError
 from tgis_server.words.clock import format_time
 
 
-def check_tls(context: Context) -> Iterator[Verdict]:
-    """As the front-end will load them; and the dates of all certificates that clients get to see."""
-    config = context.config
+def check_tls(subject: Subject) -> Iterator[Verdict]:
+    """Load them as the front-end does, and check the dates of all certificates that clients see."""
+    config = subject.config
     if config.tls_cert_path is None or config.tls_key_path is None:
         yield ok("No TLS: both ports are plain text.")
         return
@@ -30,20 +30,20 @@ def check_tls(context: Context) -> Iterator[Verdict]:
     leaf = read_own_certificate(config.tls_cert_path, config.tls_key_path)
     if leaf is None:
         yield warn(
-            f"{config.tls_cert_path} is not accepted as a server's certificate, perhaps because of its purpose "
+            f"{config.tls_cert_path} is not accepted as a server certificate, perhaps because of its purpose "
             "(extendedKeyUsage).",
-            "Ask for one with serverAuth.",
+            "Request one with serverAuth.",
         )
     else:
-        yield judge_certificate(leaf, config.tls_cert_path, context.host.now(), is_own=True)
+        yield judge_certificate(leaf, config.tls_cert_path, subject.host.now(), is_own=True)
     for file in filter(None, (config.tls_cert_path, config.tls_client_ca_cert_path)):
         for certificate in read_authorities(file):
             if certificate != leaf:
-                yield judge_certificate(certificate, file, context.host.now(), is_own=False)
+                yield judge_certificate(certificate, file, subject.host.now(), is_own=False)
 
 
 def judge_certificate(certificate: dict[str, Any], path: Path, now: float, *, is_own: bool) -> Verdict:
-    """Its dates and names. Of several authorities some may be out of date: during a change of them, that is usual."""
+    """Check dates and names. An expired authority is only a warning: while authorities change, that is normal."""
     from tgis_server.frontend.transport.certificate import Validity
 
     validity = Validity.of(certificate)
@@ -55,23 +55,23 @@ def judge_certificate(certificate: dict[str, Any], path: Path, now: float, *, is
         if is_own:
             return failed(validity.refusal(path, now))
         return warn(
-            f"{what} is valid from {format_time(start)} to {format_time(end)} alone.",
-            "Renew it, or remove it if another has taken its place.",
+            f"{what} is only valid from {format_time(start)} to {format_time(end)}.",
+            "Renew it, or remove it if it has been replaced.",
             **facts,
         )
     if validity.ends_soon(now):
-        return warn(f"{what} ends soon, on {format_time(end)}.", "Renew it.", **facts)
+        return warn(f"{what} expires soon, on {format_time(end)}.", "Renew it.", **facts)
     if is_own and not names:
         return warn(
-            f"{what} has no subjectAltName: clients in Go or Java find no host name in it and refuse it.",
-            "Ask for one with the server's DNS names.",
+            f"{what} has no subjectAltName: Go and Java clients find no host name in it and reject it.",
+            "Request one with the server's DNS names.",
             **facts,
         )
     return ok(f"{what} is valid until {format_time(end)}" + (f", for {', '.join(names)}." if names else "."), **facts)
 
 
 def read_authorities(file: Path) -> list[dict[str, Any]]:
-    """The certificates of authorities in a PEM file, such as the intermediate ones of a chain."""
+    """The authorities' certificates in a PEM file, such as the intermediate ones of a chain."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(file)
     return context.get_ca_certs()

@@ -1,7 +1,7 @@
-"""What a check is given, and what it says.
+"""The input and output of checks.
 
-A check is a function of a :class:`Context` that yields verdicts. It looks at the operating system through
-:class:`Host` alone, so that a test answers in its place.
+A check is a function of a :class:`Subject` that yields verdicts. It accesses the operating system only through
+:class:`Host`, which tests replace.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from tgis_server.options import LoadedConfig, ServeConfig
 
 class Level(StrEnum):
     OK = "ok"
-    WARN = "warn"  # it may start, but slower, poorer, or not for long
-    FAIL = "fail"  # it does not start, or serves nobody
+    WARN = "warn"  # a server may start, but run worse, or not for long
+    FAIL = "fail"  # a server does not start, or cannot serve
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +34,11 @@ class Verdict:
     """One finding."""
 
     level: Level
-    sentence: str  # what is, with values
-    fix: str = ""  # what to do, one sentence; empty if nothing, or if the first sentence says it already
+    sentence: str  # the finding, with values
+    fix: str = ""  # what to do, one sentence; empty if nothing, or if the first sentence says it
     facts: Mapping[str, Any] = field(default_factory=dict)  # for programs
-    error: TgisError | None = None  # that ends a start, of a failure
-    check: str = ""  # name of the check, filled in where checks are run
+    error: TgisError | None = None  # what a start would raise
+    check: str = ""  # name of the check, filled in by run_checks
 
     def __str__(self) -> str:
         return f"{self.sentence} {self.fix}".strip()
@@ -66,13 +66,13 @@ def fail(sentence: str, fix: str = "", **facts: Any) -> Verdict:
 
 
 def failed(error: TgisError) -> Verdict:
-    """What a start would end with; its sentence says what to do."""
+    """A failure that would end a start; its sentence says what to do."""
     return Verdict(Level.FAIL, str(error), facts={"exit_code": error.exit_code}, error=error)
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """The operating system, as far as checks ask it."""
+    """The parts of the operating system that checks use."""
 
     root: Path = Path("/")  # of /proc, /sys and /dev
     now: Callable[[], float] = time.time
@@ -80,28 +80,28 @@ class Host:
     statvfs: Callable[[Path], os.statvfs_result] = os.statvfs
     get_limit: Callable[[int], tuple[int, int]] = resource.getrlimit
     get_version: Callable[[str], str] = metadata.version  # of an installed package
-    nvml: Any = None  # the module pynvml, or what behaves like it
+    nvml: Any = None  # the module pynvml, or a substitute
 
     def read(self, path: str) -> str:
         """A file below the root; empty if it cannot be read."""
         return cgroup.read_text(self.root / path)
 
     def group_dirs(self, controller: str) -> Iterator[Path]:
-        """As :func:`cgroup.group_dirs`."""
+        """See :func:`cgroup.group_dirs`."""
         return cgroup.group_dirs(controller, self.root / "sys/fs/cgroup", self.root / "proc/self/cgroup")
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
-    """What checks judge: a machine, and what would be started on it."""
+class Subject:
+    """What checks judge: a machine, and the server that would start on it."""
 
     environ: Mapping[str, str]
     loaded: LoadedConfig
     machine: Machine
     host: Host = field(default_factory=Host)
-    resolved: Resolved | None = None  # None: no model is named, or it cannot be served
-    problem: Exception | None = None  # why it cannot
-    refused: tuple[str, ...] = ()  # sentences about options that a start would refuse
+    resolved: Resolved | None = None  # None: no model is given, or it cannot be served
+    problem: Exception | None = None  # why it cannot be served
+    refused: tuple[str, ...] = ()  # why a start would refuse options
 
     @property
     def config(self) -> ServeConfig:

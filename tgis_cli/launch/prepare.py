@@ -155,7 +155,7 @@ def survey(loaded: LoadedConfig, environ: Mapping[str, str], run_dir: Path, doin
         TgisError: what stands in the way.
     """
     from tgis_cli.decide.preflight import check_before_start
-    from tgis_cli.doctor import Context, check_machine
+    from tgis_cli.doctor import Subject, check_machine
     from tgis_cli.machine import probe_machine
 
     doing.what = "asking the driver of the GPUs"
@@ -168,7 +168,7 @@ def survey(loaded: LoadedConfig, environ: Mapping[str, str], run_dir: Path, doin
         warnings = [NOT_CHECKED]
     else:
         check_before_start(run, machine, resolved.sizes)
-        warnings = check_machine(Context(environ, loaded, machine, resolved=resolved))
+        warnings = check_machine(Subject(environ, loaded, machine, resolved=resolved))
     # Sizes are only for the checks, and large.
     resolved = replace(resolved, warnings=(*resolved.warnings, *warnings), sizes=None)
     return Surveyed(resolved, run, checking_at)

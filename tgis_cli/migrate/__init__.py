@@ -1,10 +1,10 @@
-"""What a manifest, compose file, env file or command line of the original means here. Reads files; changes nothing.
+"""What the original server's manifests, compose files, env files and command lines mean here. Changes no files.
 
-``read`` finds containers and their settings in whatever is given, ``examine`` judges them by
-``tgis_cli.decide.legacy_settings``, and ``advise`` looks at what stands around them.
+``read`` finds containers and their settings in any of these, ``examine`` judges them by
+``tgis_cli.decide.legacy_settings``, and ``advice`` looks at their surroundings.
 """
 
-from tgis_cli.migrate.examine import Finding, Report, examine_all
-from tgis_cli.migrate.read import Source, read_containers, read_source
+from tgis_cli.migrate.examine import Finding, MigrationReport, examine_all
+from tgis_cli.migrate.read import SettingsFile, read_containers, read_settings_file
 
-__all__ = ["Finding", "Report", "Source", "examine_all", "read_containers", "read_source"]
+__all__ = ["Finding", "MigrationReport", "SettingsFile", "examine_all", "read_containers", "read_settings_file"]

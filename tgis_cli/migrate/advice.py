@@ -1,6 +1,6 @@
 """What should change around a container: probes, time to stop, shared memory, ports, GPUs, secrets.
 
-Pure: looks at what the readers found and at the server's options, at nothing else.
+Pure: depends only on what the readers found and on the server's options.
 """
 
 from __future__ import annotations
@@ -16,38 +16,38 @@ from tgis_cli.migrate.containers import Container, Given, Probe, Surroundings, i
 from tgis_server.options import ServeConfig, options
 
 STOP_MARGIN_S = 10.0  # for processes to end after the drain
-PERIOD_S = 5  # of a startup probe: how late a pod may notice that its server is ready
+PERIOD_S = 5  # of probes: how late Kubernetes may notice that a server is ready
 LONG_PERIOD_S = 15
 SECRET = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|PRIVATE_KEY|CREDENTIALS)$")
-GRACE_S = {True: ("Kubernetes", 30.0), False: ("Docker", 10.0)}  # by is_kubernetes, where nothing is set
-KINDS = {"startupProbe": "startup", "livenessProbe": "live", "readinessProbe": "ready"}
-PATHS = {probe: f"/health/{kind}" for probe, kind in KINDS.items()}
-KNOWN_PATHS = {"/health", "/metrics", *PATHS.values()}
-KNOWN_SERVICES = {"", "fmaas.GenerationService", *KINDS.values()}
+GRACE_S = {True: ("Kubernetes", 30.0), False: ("Docker", 10.0)}  # defaults by is_kubernetes
+PROBE_SERVICES = {"startupProbe": "startup", "livenessProbe": "live", "readinessProbe": "ready"}
+PROBE_PATHS = {probe: f"/health/{kind}" for probe, kind in PROBE_SERVICES.items()}
+KNOWN_PATHS = {"/health", "/metrics", *PROBE_PATHS.values()}
+KNOWN_SERVICES = {"", "fmaas.GenerationService", *PROBE_SERVICES.values()}
 WHY = {
-    "startupProbe": "stays 200 once the server has served",
+    "startupProbe": "stays 200 once the server has been ready",
     "livenessProbe": "does not fail while the server starts or drains",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """One thing to do."""
+    """One suggested change."""
 
     topic: str
     text: str
-    is_problem: bool = False  # without it the server does not start, or is never ready
+    is_problem: bool = False  # without the change the server does not start, or never becomes ready
     line: int = 0
 
 
 def advise(container: Container, command: Command, config: ServeConfig, environ: Mapping[str, str]) -> Iterator[Advice]:
-    """All advice on one container, problems among it."""
+    """Yield all advice on one container."""
     yield from advise_on_command(container, command)
     around = container.around
     if around is None:
         return
     for source in around.missing:
-        yield Advice("settings", f"{source} is not among the files: its variables are not judged.")
+        yield Advice("settings", f"{source} is not among the files: its variables are not checked.")
     yield from advise_on_stop(around, config, is_partial=container.is_partial)
     yield from advise_on_disk(around, config, environ)
     yield from advise_on_ports(around, config)
@@ -62,18 +62,18 @@ def advise_on_command(container: Container, command: Command) -> Iterator[Advice
         text = "The command is the vLLM adapter's: use text-generation-launcher."
         yield Advice("command", text, is_problem=True)
     elif container.argv and not command.executable:
-        yield Advice("command", f"{container.argv[0]} is not one of the original's: what it starts is not judged.")
+        yield Advice("command", f"{container.argv[0]} is not one of the original's: what it starts is not checked.")
     if command.subcommand == "serve":
         yield Advice("command", "text-generation-server serve starts the whole server: use text-generation-launcher.")
 
 
 def advise_on_secrets(env: list[Given]) -> Iterator[Advice]:
-    """Of variables that are none of the server's."""
+    """On variables that are not the server's."""
     for given in env:
         if SECRET.search(given.name) and given.value:
-            text = f"{given.name} is written in the open: use a secretKeyRef."
+            text = f"{given.name} is in plain text: use a secretKeyRef."
             if given.name.startswith(("HF_", "HUGGING")):
-                text = f"{given.name} is written in the open, and not needed: nothing is downloaded while serving."
+                text = f"{given.name} is in plain text, and not needed: nothing is downloaded while serving."
             yield Advice("secrets", text, line=given.line)
 
 
@@ -86,7 +86,7 @@ def advise_on_stop(around: Surroundings, config: ServeConfig, *, is_partial: boo
     yield Advice(
         "stop",
         f"{around.grace_name} is {is_now}, but answers may take {config.drain_timeout:g} s to finish "
-        f"(--drain-timeout): set it to {needed:g} or more, or DRAIN_TIMEOUT to less.",
+        f"(--drain-timeout): set it to {needed:g} or more, or lower DRAIN_TIMEOUT.",
     )
 
 
@@ -105,7 +105,7 @@ def advise_on_ports(around: Surroundings, config: ServeConfig) -> Iterator[Advic
 
 
 def count_shards(config: ServeConfig, environ: Mapping[str, str], num_gpus: int | None) -> int:
-    """As the launcher will; what nobody says is what the device plugin makes visible."""
+    """Count them as the launcher will; without settings, every GPU that the device plugin makes visible."""
     visible = split_devices(environ.get("CUDA_VISIBLE_DEVICES", environ.get("NVIDIA_VISIBLE_DEVICES")))
     listed = num_gpus or 1 if visible is None else max(1, len(visible))
     return config.num_shard or config.num_gpus or listed
@@ -119,14 +119,14 @@ def advise_on_gpus(around: Surroundings, num_shard: int) -> Iterator[Advice]:
         text = f"{around.num_gpus} GPUs are given, but only {num_shard} used: set NUM_SHARD to {around.num_gpus}."
         yield Advice("GPUs", text)
     if num_shard > 1 and not around.has_shared_memory:
-        how = "an emptyDir of medium Memory at /dev/shm" if around.is_kubernetes else "--shm-size or shm_size 1g"
-        yield Advice("memory", f"{num_shard} shards on GPUs talk through shared memory: give 1 GiB ({how}).")
+        how = "an emptyDir with medium: Memory at /dev/shm" if around.is_kubernetes else "--shm-size or shm_size 1g"
+        yield Advice("memory", f"{num_shard} shards on GPUs use shared memory: provide 1 GiB ({how}).")
     elif num_shard == 1 and around.has_shared_memory:
-        yield Advice("memory", "A single shard needs no more shared memory than the default: /dev/shm can go.")
+        yield Advice("memory", "A single shard needs only the default shared memory: remove the mount at /dev/shm.")
 
 
 def advise_on_services(around: Surroundings, environ: Mapping[str, str]) -> Iterator[Advice]:
-    """A Service called grpc makes Kubernetes set GRPC_PORT=tcp://..., which is no port."""
+    """A Service named grpc makes Kubernetes set GRPC_PORT=tcp://..., which is not a port."""
     by_env = {option.env: option for option in options()}
     for service in around.linked_services:
         variable = f"{service.upper().replace('-', '_')}_PORT"
@@ -142,42 +142,42 @@ def advise_on_probes(around: Surroundings, config: ServeConfig) -> Iterator[Advi
     if "startupProbe" not in probes and "livenessProbe" in probes:
         yield Advice(
             "probes",
-            "Without a startupProbe the livenessProbe may end a start: add one that asks "
-            f"{PATHS['startupProbe']} every {PERIOD_S} s.",
+            "Without a startupProbe the livenessProbe may kill a starting server: add one that queries "
+            f"{PROBE_PATHS['startupProbe']} every {PERIOD_S} s.",
         )
     if "readinessProbe" not in probes:
-        text = f"Without a readinessProbe requests arrive before the server is ready: ask {PATHS['readinessProbe']}."
-        yield Advice("probes", text)
+        path = PROBE_PATHS["readinessProbe"]
+        yield Advice("probes", f"Without a readinessProbe requests arrive before the server is ready: probe {path}.")
 
 
 def advise_on_probe(probe: Probe, config: ServeConfig) -> Iterator[Advice]:
     expected = {"httpGet": config.port, "grpc": config.grpc_port}.get(probe.how)
     if expected is not None and probe.port is not None and probe.port != expected:
-        text = f"{probe.name} asks port {probe.port}, but the server listens on {expected}."
+        text = f"{probe.name} queries port {probe.port}, but the server listens on {expected}."
         yield Advice("probes", text, is_problem=True, line=probe.line)
     if probe.how == "httpGet" and probe.is_https != (config.http_tls != "off"):
         want = "scheme: HTTP, or --http-tls" if probe.is_https else "scheme: HTTPS"
         yield Advice("probes", f"{probe.name} needs {want}.", is_problem=True, line=probe.line)
     if (probe.how == "httpGet" and config.http_tls == "mutual") or (probe.how == "grpc" and config.tls_cert_path):
-        text = f"{probe.name} cannot speak the TLS that the server asks for: use `tgis health` in an exec probe."
+        text = f"{probe.name} does not support the server's TLS settings: use `tgis health` in an exec probe."
         yield Advice("probes", text, is_problem=True, line=probe.line)
     path = "/" + probe.target.partition("?")[0].removeprefix("/")
     if probe.how == "httpGet" and path not in KNOWN_PATHS and not is_reference(path):
-        text = f"{probe.name} asks {path}, which answers 404: ask {PATHS[probe.name]}."
+        text = f"{probe.name} queries {path}, which answers 404: use {PROBE_PATHS[probe.name]}."
         yield Advice("probes", text, is_problem=True, line=probe.line)
     if probe.how == "grpc" and probe.target not in KNOWN_SERVICES and not is_reference(probe.target):
-        text = f"{probe.name} asks for the service {probe.target}, which is not known: ask for {KINDS[probe.name]}."
+        text = f"{probe.name} names the service {probe.target}, which is unknown: use {PROBE_SERVICES[probe.name]}."
         yield Advice("probes", text, is_problem=True, line=probe.line)
     if probe.how == "httpGet" and path == "/health" and probe.name in WHY:
-        text = f"{probe.name} asks /health, which works; {PATHS[probe.name]} {WHY[probe.name]}."
+        text = f"{probe.name} queries /health, which works; {PROBE_PATHS[probe.name]} {WHY[probe.name]}."
         yield Advice("probes", text, line=probe.line)
     if probe.name == "readinessProbe" and probe.period_s >= LONG_PERIOD_S:
-        text = f"readinessProbe asks every {probe.period_s} s, so that a ready server may wait that long for requests: "
-        yield Advice("probes", f"{text}periodSeconds {PERIOD_S}.", line=probe.line)
+        text = f"readinessProbe runs every {probe.period_s} s, and a ready server may wait that long for requests: "
+        yield Advice("probes", f"{text}set periodSeconds to {PERIOD_S}.", line=probe.line)
     if probe.name == "startupProbe" and probe.period_s >= LONG_PERIOD_S:
         count = -(-probe.period_s * probe.threshold // PERIOD_S)
         text = (
-            f"startupProbe asks every {probe.period_s} s, so that a ready server may wait that long: periodSeconds "
+            f"startupProbe runs every {probe.period_s} s, and a ready server may wait that long: periodSeconds "
             f"{PERIOD_S} and failureThreshold {count} allow the same {probe.period_s * probe.threshold / 60:g} minutes."
         )
         yield Advice("probes", text, line=probe.line)

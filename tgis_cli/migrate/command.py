@@ -1,4 +1,4 @@
-"""What a container's command asks of the original's executables, parsed by the executables' own parsers."""
+"""Container commands that run the original's executables, parsed by the executables' own parsers."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from typing import Any
 
 import typer
 
-from tgis_cli.migrate.containers import EXECUTABLES, Given, Text, is_reference, line_of
+from tgis_cli.migrate.containers import EXECUTABLES, Given, LocatedText, is_reference, line_of
 from tgis_cli.migrate.shell import expand, find_executable, read_commands
 from tgis_server.errors import UsageError
 
 SHELLS = ("sh", "bash", "dash", "ash")
-WRONG_COMMAND_LINE: type[Exception] = typer.BadParameter.__bases__[0]  # typer has no other public name for it
+WRONG_COMMAND_LINE: type[Exception] = typer.BadParameter.__bases__[0]  # typer has no public name for it
 
 
 @dataclass(slots=True)
 class Command:
-    """One of the executables with its flags; all empty where a container starts the image's own command."""
+    """One of the executables with its flags; empty if the container runs the image's default command."""
 
     executable: str = ""
     subcommand: str = ""
-    flags: dict[str, Any] = field(default_factory=dict)  # by name of the launcher's option; values that are known
-    given: list[tuple[str, Given]] = field(default_factory=list)  # the same with names of options, as they are written
+    flags: dict[str, Any] = field(default_factory=dict)  # known values by option name
+    given: list[tuple[str, Given]] = field(default_factory=list)  # option names, and flags as written
     problems: list[str] = field(default_factory=list)
 
     @property
     def is_unread(self) -> bool:
-        """Whether it cannot be parsed, so that nobody knows what it gives."""
+        """Whether it cannot be parsed, so that its flags are unknown."""
         return bool(self.problems) and not self.flags
 
 
 def parse_command(argv: list[str], environ: Mapping[str, str]) -> Command:
-    """Find the executable, also in the script of a shell, and parse what follows it."""
+    """Find the executable, in a shell's script too, and parse its arguments."""
     words = find_words(argv, environ)
     if not words:
         return Command()
@@ -59,7 +59,7 @@ def parse_command(argv: list[str], environ: Mapping[str, str]) -> Command:
         return command
     unknown = [word for word in context.args if word.startswith("-")] or context.args
     command.problems += [f"{command.executable} does not know {word}." for word in unknown]
-    if command.subcommand in TOOLS:  # their options are none of a server
+    if command.subcommand in TOOLS:  # they take no server options
         return command
     for param in parser.params:
         if context.get_parameter_source(param.name).name == "COMMANDLINE":
@@ -75,7 +75,7 @@ def parse_command(argv: list[str], environ: Mapping[str, str]) -> Command:
 
 
 def read_parameter(param: Any, value: object, arguments: list[str]) -> Given:
-    """A parsed parameter as it is written, with its line."""
+    """A parsed parameter as written, with its line."""
     names = {*param.opts, *param.secondary_opts}
     text = str(value).lower() if isinstance(value, bool) else str(value)
     word = next((word for word in arguments if word.partition("=")[0] in names or word == value), arguments[0])
@@ -91,11 +91,11 @@ def find_words(argv: list[str], environ: Mapping[str, str]) -> list[str]:
         for words in read_commands(script):
             if (start := find_executable(words)) is not None:
                 return [
-                    Text(expand(word, environ), line_of(script) + (line_of(word) if "\n" in script else 0))
+                    LocatedText(expand(word, environ), line_of(script) + (line_of(word) if "\n" in script else 0))
                     for word in words[start:]
                 ]
         return []
-    if argv and argv[0].startswith("-"):  # a patch, or KServe's model: flags for a command that stands elsewhere
+    if argv and argv[0].startswith("-"):  # a patch, or KServe's model: flags for a command defined elsewhere
         return [EXECUTABLES[0], *argv]
     start = next((index for index, word in enumerate(argv) if word.rsplit("/", 1)[-1] in EXECUTABLES), None)
     return [] if start is None else argv[start:]

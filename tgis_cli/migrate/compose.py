@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from tgis_cli.migrate.containers import Container, Given, Surroundings, Text, line_of, to_int
+from tgis_cli.migrate.containers import Container, Given, LocatedText, Surroundings, line_of, to_int
 from tgis_cli.migrate.kubernetes import as_dict, as_list
 from tgis_cli.migrate.shell import add_env_file, expand, give, split_assignment
 
@@ -53,17 +53,17 @@ def read_environment(raw: dict[str, Any]) -> list[Given]:
 
 
 def fill_in(value: str) -> str:
-    """``${NAME:-default}`` as its default; ``$$`` as the dollar that it means."""
+    """Replace ``${NAME:-default}`` by its default, and ``$$`` by a dollar sign."""
     return expand(value, {}).replace("$$", "$")
 
 
 def read_words(command: Any) -> list[str]:
     if isinstance(command, str):
         try:
-            command = [Text(word, line_of(command)) for word in shlex.split(command)]
-        except ValueError:  # an open quote, which Docker refuses
+            command = [LocatedText(word, line_of(command)) for word in shlex.split(command)]
+        except ValueError:  # an unclosed quote, which Docker refuses
             command = command.split()
-    return [Text(fill_in(str(word)), line_of(word)) for word in as_list(command)]
+    return [LocatedText(fill_in(str(word)), line_of(word)) for word in as_list(command)]
 
 
 def read_ports(raw: dict[str, Any]) -> list[int]:

@@ -1,4 +1,4 @@
-"""A container as manifests, compose files and command lines describe it: the types that readers make."""
+"""Containers as manifests, compose files and command lines describe them: the types that readers produce."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tgis_cli.decide.legacy_settings import BY_NAME
 EXECUTABLES = ("text-generation-launcher", "text-generation-server")
 IMAGE_NAMES = re.compile(r"(?:^|/)(?![^/]*caikit)[^/]*(text-gen|tgis)[^/]*$", re.IGNORECASE)  # caikit is a client
 REFERENCE = re.compile(r"\$(\w|\{|\()|\{\{")  # $A, ${A}, $(A), {{.Name}}
-# Other software uses these names too: they alone do not make a container one of ours.
+# Other software uses these names too: they do not identify a container as ours.
 GENERIC = re.compile(
     "PORT|HF_.*|TRANSFORMERS_CACHE|HUGGINGFACE_HUB_CACHE|.*_VISIBLE_DEVICES|PYTORCH_.*|RANK|WORLD_SIZE|MASTER_.*|"
     "LOG_LEVEL|DEBUG|RUST_BACKTRACE|REVISION|QUANTIZE|OTEL_.*|TLS_.*_PATH|TRUST_REMOTE_CODE|GIT_COMMIT_HASH"
@@ -19,35 +19,35 @@ OURS = frozenset(name for name in BY_NAME if not GENERIC.fullmatch(name))
 OUR_FLAGS = frozenset(BY_NAME[name].flag for name in OURS) - {""}
 
 
-class Text(str):
-    """A text that knows the line of the file on which it begins (0 = not known)."""
+class LocatedText(str):
+    """A text with the line of the file on which it begins (0 = unknown)."""
 
     __slots__ = ("line",)
     line: int
 
-    def __new__(cls, value: str, line: int = 0) -> Text:
+    def __new__(cls, value: str, line: int = 0) -> LocatedText:
         text = super().__new__(cls, value)
         text.line = line
         return text
 
 
 def line_of(text: object) -> int:
-    return text.line if isinstance(text, Text) else 0
+    return text.line if isinstance(text, LocatedText) else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """An environment variable or flag, as it is written."""
+    """An environment variable or flag, as written."""
 
     name: str
-    value: str | None  # None: known in the cluster or the shell only
+    value: str | None  # None: known only in the cluster or the shell
     line: int = 0
     source: str = ""  # where an unknown value comes from
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A probe of Kubernetes."""
+    """A Kubernetes probe."""
 
     name: str  # "startupProbe", ...
     how: str  # "httpGet", "grpc", "tcpSocket" or "exec"
@@ -61,7 +61,7 @@ class Probe:
 
 @dataclass(slots=True)
 class Surroundings:
-    """What the server depends on, and does not say itself. ``None`` and empty: not known."""
+    """The environment that the server depends on. ``None`` and empty mean unknown."""
 
     grace_name: str  # what sets the time between SIGTERM and SIGKILL
     grace_s: float | None
@@ -72,13 +72,13 @@ class Surroundings:
     ports: list[int] = field(default_factory=list)
     num_gpus: int | None = None
     probes: list[Probe] = field(default_factory=list)
-    linked_services: list[str] = field(default_factory=list)  # whose ports Kubernetes puts into the environment
+    linked_services: list[str] = field(default_factory=list)  # Kubernetes puts their ports into the environment
     missing: list[str] = field(default_factory=list)  # sources of variables that are not among the files
 
 
 @dataclass(slots=True)
 class Container:
-    """One container, or a command or set of variables without one (``around`` is ``None`` then)."""
+    """One container, or a command or set of variables without one (then ``around`` is ``None``)."""
 
     file: str
     title: str
@@ -90,7 +90,7 @@ class Container:
 
     @property
     def is_partial(self) -> bool:
-        """A patch or a set of variables: what is not in it may be elsewhere."""
+        """Whether this is a patch or a set of variables, whose other parts may be elsewhere."""
         return not self.image and (not self.argv or self.argv[0].startswith("-"))
 
     @property
@@ -105,10 +105,10 @@ class Container:
 
 
 def is_reference(value: str) -> bool:
-    """Whether a value contains what only a shell, Kubernetes or a template engine can fill in."""
+    """Whether a value contains references that only a shell, Kubernetes or a template engine can resolve."""
     return REFERENCE.search(value) is not None
 
 
 def to_int(value: object) -> int | None:
-    """A number as manifests have them; ``None`` for what is none."""
+    """A non-negative number as in manifests; ``None`` for anything else."""
     return int(str(value)) if re.fullmatch("[0-9]{1,9}", str(value)) else None

@@ -1,10 +1,11 @@
-"""Judge a container's settings one by one and together, and say what around it should change."""
+"""Judge a container's settings one by one and together, and advise on its surroundings."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from tgis_cli.decide.legacy_settings import BY_NAME, OPTIONS_BY_ENV, SETTINGS, Setting, Verdict
 from tgis_cli.migrate.advice import Advice, advise, advise_on_secrets
@@ -26,10 +27,10 @@ TODO = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A setting and what becomes of it."""
+    """A setting and its effect here."""
 
     name: str
-    value: str  # in parentheses: where it comes from, if the value itself is not known
+    value: str  # in parentheses: its source, if the value is unknown
     line: int
     verdict: str  # a Verdict, or UNKNOWN
     now: str
@@ -37,8 +38,8 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """Everything there is to say about one container."""
+class MigrationReport:
+    """All findings and advice on one container."""
 
     container: Container
     findings: list[Finding]
@@ -49,8 +50,19 @@ class Report:
         """Whether a server with these settings does not start, or never becomes ready."""
         return any(map(is_refused, self.findings)) or any(advice.is_problem for advice in self.advice)
 
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "file": self.container.file,
+            "container": self.container.title,
+            "line": self.container.line,
+            "image": self.container.image,
+            "settings": [asdict(finding) for finding in self.findings],
+            "advice": [asdict(advice) for advice in self.advice],
+            "works": not self.will_fail,
+        }
 
-def examine(container: Container) -> Report:
+
+def examine(container: Container) -> MigrationReport:
     """Judge one container."""
     last = {given.name: given for given in container.env}  # a later one wins
     environ = {given.name: given.value for given in last.values() if given.value is not None}
@@ -75,7 +87,7 @@ def examine(container: Container) -> Report:
     if loaded and command.subcommand in ("", "serve"):
         advice += [] if container.is_partial or command.is_unread else advise_on_defaults(container, command)
         advice += advise(container, command, loaded.config, environ)
-    return Report(container, findings, advice)
+    return MigrationReport(container, findings, advice)
 
 
 def is_refused(finding: Finding | None) -> bool:
@@ -83,7 +95,7 @@ def is_refused(finding: Finding | None) -> bool:
 
 
 def lacks_model(container: Container, command: Command, loaded: LoadedConfig) -> bool:
-    """Whether the model is in none of the places it may come from."""
+    """Whether no model is given, here or in a place that cannot be read."""
     known = loaded.config.model_name or loaded.config.rehearse
     elsewhere = container.is_partial or (container.around and container.around.missing) or command.subcommand
     named = {given.name for given in container.env} | {name for name, _ in command.given}
@@ -91,7 +103,7 @@ def lacks_model(container: Container, command: Command, loaded: LoadedConfig) ->
 
 
 def advise_on_defaults(container: Container, command: Command) -> Iterator[Advice]:
-    """Of what is not set, and had another default in the original."""
+    """On settings that are not set and had another default in the original."""
     variables = {given.name for given in container.env}
     flags = {f"--{name.replace('_', '-')}" for name, _ in command.given}
     flags |= {setting.note for setting in SETTINGS if setting.name in variables or setting.flag in flags}
@@ -106,7 +118,7 @@ def judge_flag(name: str, given: Given) -> Finding:
 
 
 def judge_variable(given: Given) -> Finding | None:
-    """``None`` for a variable of something else."""
+    """``None`` for another program's variable."""
     known = OPTIONS_BY_ENV | {option.opt.also_env: option for option in options() if option.opt.also_env}
     option, setting = known.get(given.name), BY_NAME.get(given.name)
     if option or setting:
@@ -114,9 +126,7 @@ def judge_variable(given: Given) -> Finding | None:
     close = difflib.get_close_matches(given.name, [*known, *BY_NAME], n=1, cutoff=CLOSE)
     if not close:
         return None
-    return Finding(
-        given.name, show(given), given.line, UNKNOWN, "Not a setting, and not read.", f"Did you mean {close[0]}?"
-    )
+    return Finding(given.name, show(given), given.line, UNKNOWN, "Not a setting; ignored.", f"Did you mean {close[0]}?")
 
 
 def judge(given: Given, option: Option | None, setting: Setting | None) -> Finding:
@@ -130,7 +140,7 @@ def judge(given: Given, option: Option | None, setting: Setting | None) -> Findi
         except UsageError as error:
             verdict, now = Verdict.REFUSED, str(error)
     if verdict is Verdict.NOT_YET and setting and given.value is not None and setting.is_quiet(given.value):
-        verdict, now = Verdict.SAME, "Always so."
+        verdict, now = Verdict.SAME, "Always the case."
     return Finding(given.name, show(given), given.line, verdict, now, TODO.get(verdict, ""))
 
 
@@ -138,6 +148,6 @@ def show(given: Given) -> str:
     return given.value if given.value is not None else f"({given.source})"
 
 
-def examine_all(containers: list[Container]) -> Iterator[Report]:
-    """Reports of those containers that look like TGIS."""
+def examine_all(containers: list[Container]) -> Iterator[MigrationReport]:
+    """Reports on the containers that look like TGIS."""
     return (examine(container) for container in containers if container.is_ours)

@@ -1,7 +1,7 @@
-"""Kubernetes objects: whatever holds a list of ``containers``, with the ConfigMaps that they refer to.
+"""Kubernetes objects: anything with a list of ``containers``, and the ConfigMaps that these refer to.
 
-Objects are found by their shape, not by their kind, so that pods inside of Lists, kustomize patches and custom
-resources (KServe's runtimes, for one) are seen as well.
+Objects are found by their shape, not by their kind, so that pods in Lists, kustomize patches and custom resources (such
+as KServe's runtimes) are found too.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from tgis_cli.migrate.containers import (
     OURS,
     Container,
     Given,
+    LocatedText,
     Probe,
     Surroundings,
-    Text,
     is_reference,
     line_of,
     to_int,
@@ -25,7 +25,7 @@ from tgis_cli.migrate.shell import split_assignment
 from tgis_cli.migrate.yaml_text import load_documents
 
 PROBES = ("startupProbe", "livenessProbe", "readinessProbe")
-KINDS = {
+SOURCES = {
     "configMapKeyRef": "ConfigMap",
     "secretKeyRef": "Secret",
     "configMapRef": "ConfigMap",
@@ -33,13 +33,13 @@ KINDS = {
     "fieldRef": "the pod",
     "resourceFieldRef": "the pod",
 }
-HOW = ("httpGet", "grpc", "tcpSocket", "exec")
+PROBE_ACTIONS = ("httpGet", "grpc", "tcpSocket", "exec")
 
 
 def read_objects(documents: list[Any], file: str) -> Iterator[Mapping[str, Any]]:
-    """All objects: those of Lists, and the patches that a Kustomization has inside."""
+    """All objects, including those in Lists and the inline patches of Kustomizations."""
     for document in documents:
-        if isinstance(document, list):  # a JSON patch is a list of operations, and values of it are parts of objects
+        if isinstance(document, list):  # a JSON patch: a list of operations whose values are parts of objects
             yield from filter(None, map(read_operation, document))
         elif isinstance(document, dict):
             yield from read_objects(as_list(document.get("items")), file)
@@ -61,22 +61,22 @@ def read_operation(operation: Any) -> Mapping[str, Any] | None:
 
 
 def read_config_maps(objects: list[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
-    """Data by name, also of a Kustomization's generators."""
+    """Data by ConfigMap name, including those that Kustomizations generate."""
     found = {}
     for item in objects:
         if item.get("kind") == "ConfigMap":
             found[name_of(item)] = as_dict(item.get("data"))
         for generator in dicts(item.get("configMapGenerator")):
             literals = [(line_of(text), *split_assignment(str(text))) for text in as_list(generator.get("literals"))]
-            found[str(generator.get("name"))] = {Text(name, line): value for line, name, value in literals}
+            found[str(generator.get("name"))] = {LocatedText(name, line): value for line, name, value in literals}
     return found
 
 
 def read_manifests(documents: list[Any], file: str, config_maps: Mapping[str, Mapping[str, str]]) -> list[Container]:
-    """Every container of a file's objects, and its ConfigMaps by themselves.
+    """Every container of a file's objects, and each of its ConfigMaps with settings of ours.
 
     Args:
-        config_maps: those of all files together.
+        config_maps: those of all files.
     """
     objects = list(read_objects(documents, file))
     services = [name_of(item) for item in objects if item.get("kind") == "Service" and not is_headless(item)]
@@ -101,7 +101,7 @@ def find_pods(node: Any) -> Iterator[Mapping[str, Any]]:
         if isinstance(node.get("containers"), list) or "runtime" in as_dict(node.get("model")):
             yield node
         for key, value in node.items():
-            if key not in ("items", "patches"):  # these are objects of their own
+            if key not in ("items", "patches"):  # separate objects
                 yield from find_pods(value)
     elif isinstance(node, list):
         for value in node:
@@ -138,7 +138,7 @@ def read_env(raw: Mapping[str, Any], config_maps: Mapping[str, Mapping[str, str]
         source = ""
         for kind, reference in as_dict(entry.get("valueFrom")).items():
             target = as_dict(reference)
-            value, source = None, f"{KINDS.get(kind, kind)} {target.get('name', '')}".strip()
+            value, source = None, f"{SOURCES.get(kind, kind)} {target.get('name', '')}".strip()
             if kind == "configMapKeyRef":
                 value = config_maps.get(str(target.get("name")), {}).get(str(target.get("key")))
         if value is not None:
@@ -159,12 +159,12 @@ def read_env_from(
                 for key, value in config_maps[name].items():
                     yield Given(prefix + key, value)
             elif name:
-                around.missing.append(f"{KINDS.get(kind, kind)} {name}")
+                around.missing.append(f"{SOURCES.get(kind, kind)} {name}")
 
 
-def substitute(word: str, values: Mapping[str, str]) -> Text:
+def substitute(word: str, values: Mapping[str, str]) -> LocatedText:
     """``$(NAME)`` of known variables."""
-    return Text(re.sub(r"\$\((\w+)\)", lambda match: values.get(match[1], match[0]), str(word)), line_of(word))
+    return LocatedText(re.sub(r"\$\((\w+)\)", lambda match: values.get(match[1], match[0]), str(word)), line_of(word))
 
 
 def read_surroundings(raw: Mapping[str, Any], pod: Mapping[str, Any], linked_services: list[str]) -> Surroundings:
@@ -197,7 +197,7 @@ def is_writable(volume: Mapping[str, Any]) -> bool:
 
 
 def read_probe(name: str, probe: Mapping[str, Any], ports: Mapping[str, Any], raw: Mapping[str, Any]) -> Probe:
-    how = next((how for how in HOW if how in probe), "")
+    how = next((how for how in PROBE_ACTIONS if how in probe), "")
     action = as_dict(probe.get(how))
     target = action.get("path") or action.get("service") or " ".join(map(str, as_list(action.get("command"))))
     port = action.get("port")
@@ -232,5 +232,5 @@ def as_list(value: Any) -> list[Any]:
 
 
 def dicts(value: Any) -> list[dict[str, Any]]:
-    """The mappings of a list; what else is in it, Kubernetes would refuse."""
+    """The mappings of a list; Kubernetes would refuse anything else in it."""
     return [entry for entry in as_list(value) if isinstance(entry, dict)]

@@ -1,4 +1,4 @@
-"""From files to containers, whatever kind of file it is."""
+"""Read files of any supported kind, and find the containers in them."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ STDIN = "-"
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """One input and what it holds: YAML documents, or the text of an env file or of command lines."""
+class SettingsFile:
+    """An input: YAML documents, or the text of an env file or of command lines."""
 
-    file: str
+    name: str
     directory: Path
     text: str
     documents: list[Any] | None  # None: not YAML
 
 
-def read_source(file: str) -> Source:
+def read_settings_file(file: str) -> SettingsFile:
     """Read a file, or stdin for ``-``.
 
     Raises:
-        UsageError: it cannot be read, or is none of what is understood.
+        UsageError: it cannot be read, or is none of the supported kinds.
     """
     path = Path(file)
     if file == STDIN and sys.stdin.isatty():
-        print("tgis: reading from the terminal: Ctrl-D ends the input.", file=sys.stderr)
+        print("tgis: reading from the terminal; Ctrl-D ends the input.", file=sys.stderr)
     try:
         text = sys.stdin.read() if file == STDIN else path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
+        reason = getattr(error, "strerror", None) or "it is not text"
         raise UsageError(f"{file} cannot be read: {reason}.") from error
     name = "stdin" if file == STDIN else file
     directory = Path() if file == STDIN else path.parent
     if is_env_file(text):
-        return Source(name, directory, text, None)
+        return SettingsFile(name, directory, text, None)
     try:
         documents = load_documents(text, name)
     except UsageError:
@@ -54,9 +54,9 @@ def read_source(file: str) -> Source:
             raise
         documents = []
     if any(isinstance(document, list) or is_known(document) for document in documents):
-        return Source(name, directory, text, documents)
+        return SettingsFile(name, directory, text, documents)
     if is_command_line(text):
-        return Source(name, directory, text, None)
+        return SettingsFile(name, directory, text, None)
     if not text.strip():
         raise UsageError(f"{name} is empty.")
     raise UsageError(
@@ -70,20 +70,20 @@ def is_known(document: Any) -> bool:
     return isinstance(document, dict) and any(key in document for key in ("kind", "spec", "services"))
 
 
-def read_containers(sources: list[Source]) -> list[Container]:
-    """All containers, in the order of files; ConfigMaps may be in other files than what refers to them."""
+def read_containers(files: list[SettingsFile]) -> list[Container]:
+    """All containers, in the order of files. ConfigMaps may be in other files than their references."""
     config_maps: dict[str, dict[str, str]] = {}
-    for source in sources:
-        config_maps |= read_config_maps(list(read_objects(source.documents or [], source.file)))
-    return [container for source in sources for container in read_one(source, config_maps)]
+    for file in files:
+        config_maps |= read_config_maps(list(read_objects(file.documents or [], file.name)))
+    return [container for file in files for container in read_one(file, config_maps)]
 
 
-def read_one(source: Source, config_maps: Mapping[str, Mapping[str, str]]) -> list[Container]:
-    if source.documents is None:
-        if is_env_file(source.text):
-            return [Container(source.file, "variables", 1, read_env_file(source.text))]
-        return read_command_lines(source.text, source.file, source.directory)
-    composes = [document for document in source.documents if isinstance(document, dict) and "services" in document]
-    manifests = [document for document in source.documents if document not in composes]
-    services = [service for document in composes for service in read_services(document, source.file, source.directory)]
-    return [*read_manifests(manifests, source.file, config_maps), *services]
+def read_one(file: SettingsFile, config_maps: Mapping[str, Mapping[str, str]]) -> list[Container]:
+    if file.documents is None:
+        if is_env_file(file.text):
+            return [Container(file.name, "variables", 1, read_env_file(file.text))]
+        return read_command_lines(file.text, file.name, file.directory)
+    composes = [document for document in file.documents if isinstance(document, dict) and "services" in document]
+    manifests = [document for document in file.documents if document not in composes]
+    services = [service for document in composes for service in read_services(document, file.name, file.directory)]
+    return [*read_manifests(manifests, file.name, config_maps), *services]

@@ -7,7 +7,16 @@ import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tgis_cli.migrate.containers import EXECUTABLES, Container, Given, Surroundings, Text, is_reference, line_of, to_int
+from tgis_cli.migrate.containers import (
+    EXECUTABLES,
+    Container,
+    Given,
+    LocatedText,
+    Surroundings,
+    is_reference,
+    line_of,
+    to_int,
+)
 
 ASSIGNMENT = re.compile(r"(?:export\s+)?([A-Za-z_]\w*)=(.*)", re.DOTALL)
 NAME_ONLY = re.compile(r"[A-Za-z_]\w*")
@@ -19,11 +28,11 @@ DOCKER_SWITCHES = re.compile(
 )
 DOCKER_LETTERS = "ditPq"
 DOCKER_SHORT = {"e": "--env", "p": "--publish", "v": "--volume"}
-CONTINUED = "\0"  # a word where a line goes on in the next one
+CONTINUED = "\0"  # a word in place of a line continuation
 
 
 def is_env_file(text: str) -> bool:
-    """Only assignments, names and comments, with one assignment at least."""
+    """Whether a text has only assignments, names and comments, and at least one assignment."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     is_assigned = all(ASSIGNMENT.match(line) or NAME_ONLY.fullmatch(line) for line in lines)
     return is_assigned and any(map(ASSIGNMENT.match, lines)) and not is_command_line(text)
@@ -35,7 +44,7 @@ def is_command_line(text: str) -> bool:
 
 
 def read_env_file(text: str) -> list[Given]:
-    """Values as Docker takes them, but without quotes around them."""
+    """Parse values as Docker does, but remove quotes around them."""
     found = []
     for number, line in enumerate(text.splitlines(), start=1):
         if match := ASSIGNMENT.fullmatch(line.strip()):
@@ -53,9 +62,9 @@ def give(name: str, value: str, line: int) -> Given:
 
 
 def read_commands(text: str) -> Iterator[list[str]]:
-    """Commands of words that know their lines: continued lines joined, ``;`` ``&`` and ``|`` taken as ends.
+    """Yield commands as words with their lines; continued lines are joined, and ``;``, ``&`` and ``|`` end a command.
 
-    What the shell would reject is left out: it is no command line, or not all of one.
+    Text that a shell would reject is left out.
     """
     pending, start = "", 0
     for number, line in enumerate(text.splitlines(), start=1):
@@ -67,7 +76,7 @@ def read_commands(text: str) -> Iterator[list[str]]:
         lexer.whitespace_split = True
         try:
             words = list(lexer)
-        except ValueError:  # an open quote goes on in the next line
+        except ValueError:  # a quote is closed on a later line
             pending += "\n"
             continue
         pending = ""
@@ -78,12 +87,12 @@ def read_commands(text: str) -> Iterator[list[str]]:
                     yield command
                 command = []
             elif word != CONTINUED:
-                command.append(Text(word.replace(f" {CONTINUED} ", " "), start))
+                command.append(LocatedText(word.replace(f" {CONTINUED} ", " "), start))
             start += word.count(CONTINUED) + word.count("\n")
 
 
 def find_executable(words: list[str]) -> int | None:
-    """Where one of the original's executables stands, but not as another program's argument."""
+    """Index of one of the original's executables, unless it is another program's argument."""
     for index, word in enumerate(words):
         if word.rsplit("/", 1)[-1] in EXECUTABLES:
             return index
@@ -93,7 +102,7 @@ def find_executable(words: list[str]) -> int | None:
 
 
 def find_docker_run(words: list[str]) -> int | None:
-    """Where ``run`` of ``docker run`` stands."""
+    """Index of ``run`` in ``docker run``."""
     for index, word in enumerate(words):
         if word.rsplit("/", 1)[-1] in ENGINES:
             return words.index("run", index) if "run" in words[index:] else None
@@ -101,13 +110,13 @@ def find_docker_run(words: list[str]) -> int | None:
 
 
 def read_command_lines(text: str, file: str, directory: Path) -> list[Container]:
-    """Containers and executables that a script or a command line starts, with what it has exported before."""
+    """Containers and executables that a script or command line starts, with the variables exported before them."""
     variables: dict[str, str] = {}
     exported: dict[str, Given] = {}
     found = []
     for raw in read_commands(text):
         line = line_of(raw[0])
-        words: list[str] = [Text(expand(word, variables), line_of(word)) for word in raw]
+        words: list[str] = [LocatedText(expand(word, variables), line_of(word)) for word in raw]
         is_export = words[0] == "export"
         if all(map(ASSIGNMENT.fullmatch, words[is_export:])):
             for name, value in map(split_assignment, words[is_export:]):
@@ -123,7 +132,7 @@ def read_command_lines(text: str, file: str, directory: Path) -> list[Container]
 
 
 def expand(word: str, variables: Mapping[str, str]) -> str:
-    """``$NAME`` and ``${NAME}`` of known variables, and the default of ``${NAME:-default}``."""
+    """Replace ``$NAME`` and ``${NAME}`` of known variables, and ``${NAME:-default}`` by its default."""
 
     def replace(match: re.Match[str]) -> str:
         name, default = match[1] or match[2], match[3]
@@ -138,7 +147,7 @@ def split_assignment(word: str) -> tuple[str, str]:
 
 
 def read_docker_run(words: list[str], file: str, line: int, directory: Path) -> Container:
-    """The container of ``docker run``'s words after ``run``."""
+    """The container that the words after ``docker run`` start."""
     options, rest = split_docker_options(words)
     around = Surroundings("--stop-timeout", None)
     env: list[Given] = []
@@ -176,7 +185,7 @@ def read_docker_run(words: list[str], file: str, line: int, directory: Path) -> 
 
 
 def count_gpus(value: str) -> int | None:
-    """``2``, or the devices of ``"device=0,1"``; not known for ``all``."""
+    """``2``, or the number of devices in ``"device=0,1"``; ``None`` for ``all``."""
     value = value.strip("\"'")
     if value.startswith("device="):
         return value.count(",") + 1
@@ -184,17 +193,17 @@ def count_gpus(value: str) -> int | None:
 
 
 def add_env_file(env: list[Given], around: Surroundings, file: Path) -> None:
-    """Variables of another file come before those that are given one by one, which win."""
+    """Put the file's variables before those given one by one, which override them."""
     try:
         env[:0] = [
             Given(given.name, given.value, 0, given.source) for given in read_env_file(file.read_text(encoding="utf-8"))
         ]
-    except (OSError, ValueError):  # a name with a null byte, or no text
+    except (OSError, ValueError):  # a null byte in its name, or not text
         around.missing.append(f"the env file {file}")
 
 
 def split_docker_options(words: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Options with their values, and what follows them: the image and its arguments."""
+    """Split into options with their values, and the image with its arguments."""
     options: list[tuple[str, str]] = []
     rest = list(words)
     while rest and rest[0].startswith("-"):
@@ -203,10 +212,10 @@ def split_docker_options(words: list[str]) -> tuple[list[tuple[str, str]], list[
             name, has_value, value = word.partition("=")
             if not has_value and not DOCKER_SWITCHES.fullmatch(name) and rest:
                 value = rest.pop(0)
-            options.append((name, Text(value, line_of(word))))
+            options.append((name, LocatedText(value, line_of(word))))
             continue
         letters = word[1:].lstrip(DOCKER_LETTERS)  # -it, -dp 8033:8033, -eNAME=value
         if letters:
             value = letters[1:].removeprefix("=") or (rest.pop(0) if rest else "")
-            options.append((DOCKER_SHORT.get(letters[0], "-" + letters[0]), Text(value, line_of(word))))
+            options.append((DOCKER_SHORT.get(letters[0], "-" + letters[0]), LocatedText(value, line_of(word))))
     return options, rest

@@ -1,22 +1,22 @@
-"""YAML as it is written: every scalar stays a text and knows its line."""
+"""YAML as written: every scalar stays a text and has its line."""
 
 from __future__ import annotations
 
 import re
 from typing import Any, ClassVar
 
-from tgis_cli.migrate.containers import Text
+from tgis_cli.migrate.containers import LocatedText
 from tgis_server.errors import UsageError
 
 
 def load_documents(text: str, file: str, line: int = 0) -> list[Any]:
-    """All documents of a file that are not empty: mappings, lists and texts, none of which holds itself.
+    """All non-empty documents of a file: mappings, lists and texts, without cycles.
 
     Args:
-        line: of the file, after which the text begins.
+        line: the line of the file after which the text begins.
 
     Raises:
-        UsageError: it is no YAML; the text names the line.
+        UsageError: it is not valid YAML; the text names the line.
     """
     import yaml
 
@@ -25,12 +25,12 @@ def load_documents(text: str, file: str, line: int = 0) -> list[Any]:
         yaml_constructors: ClassVar[dict[str, Any]] = {}
 
     def construct(loader: Any, _tag: str, node: Any) -> Any:
-        # Tags such as !!int and !reset say nothing about settings. Being deep, this refuses an alias inside its anchor.
+        # Tags such as !!int and !reset do not matter to settings. Deep construction refuses an alias inside its anchor.
         if isinstance(node, yaml.MappingNode):
             return loader.construct_mapping(node, deep=True)
         if isinstance(node, yaml.SequenceNode):
             return loader.construct_sequence(node, deep=True)
-        return Text(node.value, line + node.start_mark.line + 1)
+        return LocatedText(node.value, line + node.start_mark.line + 1)
 
     Loader.add_multi_constructor("", construct)
     try:
@@ -39,5 +39,5 @@ def load_documents(text: str, file: str, line: int = 0) -> list[Any]:
         mark = getattr(error, "problem_mark", None)
         where = f", line {line + mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-        hint = " It looks like a template: give what `helm template` makes of it." if "{{" in text else ""
+        hint = " It looks like a template: use the output of `helm template`." if "{{" in text else ""
         raise UsageError(f"{file}{where} is not valid YAML: {reason}.{hint}") from error

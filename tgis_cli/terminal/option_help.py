@@ -1,6 +1,6 @@
-"""The ``--help`` of commands with many long options: a panel per group, never a truncated option name.
+"""The ``--help`` of commands with many long options: a panel per group, and no truncated names.
 
-Typer's own table gives five columns to the names and types, which cuts both at 80 columns.
+Typer's own table has five columns for names and types, which truncates both at 80 columns.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typer.core import TyperCommand
 
 
 class GroupedHelpCommand(TyperCommand):
-    """A command whose options are shown in panels of two columns: names, and what they do."""
+    """Shows options in panels of two columns: names, and what they do."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         from rich.console import Console

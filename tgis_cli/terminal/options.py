@@ -1,8 +1,7 @@
-"""The options of ``tgis launch`` on a command line, made from ``tgis_server.options.config.options()``.
+"""The options of ``tgis launch`` on a command line, made from ``tgis_server.options.options()``.
 
-The command line only carries raw texts: ``load_config`` parses them, so that flags, environment and config file give
-the same values and the same errors. Environment variables are named in the help but never read here, for the same
-reason.
+The command line passes raw texts to ``load_config``, so that flags, environment and config file give the same values
+and errors. For the same reason, environment variables are named in the help but not read here.
 """
 
 from __future__ import annotations
@@ -20,16 +19,15 @@ from tgis_server.options import Option, options
 # A command's body: raw flags by option name (None = not given), the config file, and the command's own parameters.
 Body = Callable[..., None]
 
-
 LAUNCHED = "Directory, or hub id in the local cache; without one a small demo model is served."
 
 
 def with_serve_options(body: Body, *, positional_model: str | None = LAUNCHED) -> Callable[..., None]:
-    """Make a Typer callback that takes every serving option, ``--config`` and the body's own keyword parameters.
+    """Make a Typer callback that takes every serving option, ``--config`` and the body's own parameters.
 
     Args:
-        body: called as ``body(flags, config_file, **own)``; its parameters after the second are own parameters.
-        positional_model: help for the model as the first argument; ``None``: it is an option only.
+        body: called as ``body(flags, config_file, **own)``; parameters after the second are its own.
+        positional_model: help of the model as the first argument; ``None``: it is an option only.
     """
     own = list(inspect.signature(body, eval_str=True).parameters.values())[2:]
     own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
@@ -64,12 +62,12 @@ def model_argument(help_text: str) -> inspect.Parameter:
 
 
 def config_file_parameter() -> inspect.Parameter:
-    help_text = "TOML file with options; the environment and flags win over it."
+    help_text = "TOML file with options; flags and the environment override it."
     return keyword("config_file", Annotated[Path | None, typer.Option("--config", metavar="FILE", help=help_text)])
 
 
 def to_parameter(option: Option) -> inspect.Parameter:
-    """One option as Typer sees it: a text, or a pair of flags for a boolean."""
+    """An option as Typer sees it: a text, or a pair of flags for a boolean."""
     is_switch = option.type is bool and not option.opt.takes_value
     negative = f"/--no-{option.name.replace('_', '-')}" if is_switch else ""
     names = [*([f"-{option.opt.short}"] if option.opt.short else []), option.flag + negative]
@@ -103,7 +101,7 @@ def metavar(option: Option) -> str:
 
 
 def help_text(option: Option) -> str:
-    """``What it does. [env PORT, default 3000]`` in the markup of rich."""
+    """``What it does. [env: PORT; default: 3000]`` in rich markup."""
     if option.default is None:
         default = f"default: {option.opt.unset}" if option.opt.unset else ""
     else:
@@ -113,7 +111,7 @@ def help_text(option: Option) -> str:
 
 
 def format_default(value: object) -> str:
-    """As a person would type it: ``true``, ``60``, ``0.2``."""
+    """As typed on a command line: ``true``, ``60``, ``0.2``."""
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,7 +1,7 @@
-"""How far a long command is: a bar on a terminal, a line every few seconds elsewhere, events for a script.
+"""Progress of long commands, in bytes: a bar on a terminal, a line every few seconds elsewhere, events for scripts.
 
-Counts bytes. People read it on stderr, so that stdout carries only the result; JSON events are the result and go to
-stdout. Not for the server, whose start is shown by ``relay/terminal.py``.
+It goes to stderr, so that stdout carries only the result; JSON events are the result and go to stdout. The server's
+start is shown by ``relay/terminal.py`` instead.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from tgis_cli.terminal.exits import explain, is_end
+from tgis_cli.terminal.exits import explain_error, is_end
 from tgis_cli.terminal.stop_signals import interrupted_by_signals
 from tgis_server.words.sizes import format_bytes
 
-WINDOW_S = 10.0  # the rate is that of the last seconds, so that a slow start or a pause soon stops counting
+WINDOW_S = 10.0  # over which the rate is measured, so that it soon forgets a slow start or a pause
 LINE_EVERY_S = 5.0
 BAR_EVERY_S = 0.1
 EVENT_EVERY_S = 1.0
@@ -28,15 +28,14 @@ CLEAR_LINE = "\r\x1b[2K"
 
 
 class Progress:
-    """Bytes done of bytes known beforehand. All calls come from one thread; ``tick`` at least once a second.
+    """Bytes done out of a known total. Call everything from one thread, and ``tick`` at least once a second.
 
     Args:
-        action: what is done, as a verb that goes before a count: ``downloading``.
-        total_bytes: of everything, known before the first byte.
+        action: such as ``downloading``.
         clock: seconds, monotonic.
     """
 
-    every_s = 0.0  # between two displays
+    every_s = 0.0  # between displays
 
     def __init__(
         self, action: str, total_bytes: int, stream: TextIO, clock: Callable[[], float] = time.monotonic
@@ -51,17 +50,17 @@ class Progress:
         self._shown_at = clock()
 
     def add_done(self, num_bytes: int) -> None:
-        """Count bytes that were there before: they say nothing about the rate."""
+        """Count bytes that were already there, without effect on the rate."""
         self.done_bytes += num_bytes
 
     def advance(self, num_bytes: int) -> None:
-        """Count bytes that were moved; a negative number takes back those of an attempt that begins anew."""
+        """Count bytes that were moved; a negative number takes back those of an abandoned attempt."""
         self.done_bytes += num_bytes
         self._moved_bytes += max(0, num_bytes)
         self.tick()
 
     def tick(self) -> None:
-        """Show what has become of it, if the last display is old enough."""
+        """Show the current state, if the last display is old enough."""
         now = self._clock()
         if now - self._shown_at >= self.every_s:
             self._shown_at = now
@@ -77,7 +76,7 @@ class Progress:
 
     @property
     def left_s(self) -> float | None:
-        """Seconds left at the present rate; ``None`` while nothing moves."""
+        """Seconds left at the current rate; ``None`` while nothing moves."""
         rate = self.bytes_per_s
         return max(0, self.total_bytes - self.done_bytes) / rate if rate > 0 else None
 
@@ -87,17 +86,17 @@ class Progress:
         text = f"{self.action}: {format_bytes(self.done_bytes)} of {format_bytes(self.total_bytes)}{share}"
         left_s = self.left_s
         if left_s is None:
-            return f"{text}, nothing moves" if self._moved_bytes and self.done_bytes < self.total_bytes else text
+            return f"{text}, stalled" if self._moved_bytes and self.done_bytes < self.total_bytes else text
         return f"{text}, {format_bytes(int(self.bytes_per_s))}/s, {format_seconds(left_s)} left"
 
     def show(self) -> None:
-        """Display the present state."""
+        """Display the current state."""
 
     def tell(self, sentence: str, event: str = "note", **facts: Any) -> None:
-        """Something happened that is worth a line, or an event with facts."""
+        """Print a sentence, or an event with facts."""
 
     def close(self) -> None:
-        """Leave the stream as a command's next line wants it."""
+        """Clean up for the command's next output."""
 
 
 class LineProgress(Progress):
@@ -113,7 +112,7 @@ class LineProgress(Progress):
 
 
 class JsonProgress(Progress):
-    """For scripts: one object a line."""
+    """For scripts: one object per line."""
 
     every_s = EVENT_EVERY_S
 
@@ -134,10 +133,10 @@ class JsonProgress(Progress):
 
 
 class BarProgress(Progress):
-    """For a terminal; what is said stands above the bar.
+    """For a terminal; sentences appear above the bar.
 
-    The bar is the line that the cursor is in, and nothing about the terminal is changed: whenever the process is
-    killed, the shell goes on as if nothing had been.
+    The bar is redrawn in the cursor's line and changes no terminal state, so that a killed process leaves nothing to
+    clean up.
     """
 
     every_s = BAR_EVERY_S
@@ -170,7 +169,7 @@ class BarProgress(Progress):
 
 @contextlib.contextmanager
 def show_progress(action: str, total_bytes: int, *, as_json: bool) -> Iterator[Progress]:
-    """The display that fits what reads it, until the block ends."""
+    """Show a bar, lines or events, whatever fits the output, until the block ends."""
     progress: Progress
     if as_json:
         progress = JsonProgress(action, total_bytes, sys.stdout)
@@ -185,7 +184,7 @@ def show_progress(action: str, total_bytes: int, *, as_json: bool) -> Iterator[P
 
 
 def tell(sentence: str, event: str = "note", *, as_json: bool, **facts: Any) -> None:
-    """What is worth a line while nothing is under way: a sentence on stderr, or an event on stdout."""
+    """Print a sentence on stderr, or an event on stdout, outside of any progress."""
     if as_json:
         print_event(sys.stdout, event=event, text=sentence, **facts)
     else:
@@ -193,7 +192,7 @@ def tell(sentence: str, event: str = "note", *, as_json: bool, **facts: Any) -> 
 
 
 def tell_result(model_dir: Path, *, as_json: bool, **facts: Any) -> None:
-    """What a command ends with: the directory of a model, on stdout."""
+    """Print a command's result, the directory of a model, on stdout."""
     if as_json:
         tell("ready", "done", as_json=True, model_dir=model_dir, **facts)
     else:
@@ -205,17 +204,14 @@ def print_event(stream: TextIO, **record: Any) -> None:
 
 
 @contextlib.contextmanager
-def failures_told(*, as_json: bool) -> Iterator[None]:
-    """A script that reads events gets the failure that ends a command as one too.
-
-    So is a stop signal; see :func:`interrupted_by_signals`.
-    """
+def failures_as_events(*, as_json: bool) -> Iterator[None]:
+    """With ``as_json``, report the failure or stop signal that ends a command as an event too."""
     try:
         with interrupted_by_signals():
             yield
     except Exception as error:
         if as_json and not is_end(error) and not isinstance(error, BrokenPipeError):
-            sentence, exit_code = explain(error)
+            sentence, exit_code = explain_error(error)
             tell(sentence, "failed", as_json=True, exit_code=exit_code)
         raise
 

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGHUP for commands that run until they are done. A launch has ``supervisor/signals.py``."""
+"""SIGTERM, SIGINT and SIGHUP for all commands but ``launch``, which has ``supervisor/signals.py``."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from tgis_server.errors import TgisError
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 EXIT_INTERRUPTED = 130
-# `timeout` and some init systems signal a process and then its group: an echo within this time is not impatience.
+# `timeout` and some init systems signal a process and then its group: a repeat within this time is no second request.
 ECHO_S = 0.2
 
-on_stop: list[Callable[[signal.Signals], None]] = []  # what stops the work; empty: an exception does
+on_stop: list[Callable[[signal.Signals], None]] = []  # how to stop the work; empty: by an exception
 
 
 class Interrupted(TgisError):
-    """A person or a supervisor ended the command."""
+    """A stop signal ended the command."""
 
     exit_code = EXIT_INTERRUPTED
 
 
 def heeded_signals() -> list[signal.Signals]:
-    """SIGHUP stays ignored where it is (``nohup``)."""
+    """The stop signals that are not ignored, as ``nohup`` ignores SIGHUP."""
     return [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 @contextlib.contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """The first stop signal ends the block as an error does, so that it removes what it has begun.
+    """Make the first stop signal end the block like an error, so that it can clean up.
 
-    An echo of it is ignored; a later one does what it did before.
+    An echo of the signal is ignored; a later one has its previous effect.
 
     Raises:
         Interrupted: a stop signal came.
@@ -46,7 +46,7 @@ def interrupted_by_signals() -> Iterator[None]:
         if not received:
             received.append((name, now))
             if not on_stop:
-                raise KeyboardInterrupt  # which nothing takes for a failure of its own
+                raise KeyboardInterrupt  # not caught by `except Exception`
             on_stop[-1](name)
         elif now - received[0][1] > ECHO_S:
             restore()
@@ -63,13 +63,13 @@ def interrupted_by_signals() -> Iterator[None]:
     except KeyboardInterrupt:
         raise Interrupted(f"Stopped by {received[0][0].name}." if received else "Stopped.") from None
     finally:
-        if not received:  # else an echo may yet come
+        if not received:  # otherwise an echo may still arrive
             restore()
 
 
 @contextlib.contextmanager
 def stopping_by(stop: Callable[[signal.Signals], None]) -> Iterator[None]:
-    """Within :func:`interrupted_by_signals`: in this block the first stop signal calls ``stop`` in place of raising."""
+    """Within :func:`interrupted_by_signals`: let the first stop signal call ``stop`` instead of raising."""
     on_stop.append(stop)
     try:
         yield

@@ -515,6 +515,13 @@ class LoadedConfig:
     config: ServeConfig
     origins: dict[str, str]  # "flag --port", "environment PORT", "tgis.toml" or "default"
 
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        """Value and origin of each option by name, without credentials."""
+        return {
+            option.name: {"value": option.get_shown(self.config), "origin": self.origins[option.name]}
+            for option in options()
+        }
+
 
 def load_config(flags: Mapping[str, Any], environ: Mapping[str, str], config_file: Path | None = None) -> LoadedConfig:
     """Merge flags, environment and config file over the defaults.

@@ -1,4 +1,4 @@
-"""The archive of `tgis doctor --bundle`: complete, whole or not there, and without anybody's secrets."""
+"""The archive of `tgis doctor --bundle`: complete, written atomically, and without secrets."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from doctor_context import with_files
+from doctor_subject import with_files
 from tgis_cli.decide.resolve import DEMO_MODEL_DIR
-from tgis_cli.doctor import as_dict, bug_report, examine, run_checks, write_bug_report
+from tgis_cli.doctor import bug_report, examine, run_checks, verdicts_as_dict, write_bug_report
 from tgis_cli.doctor.bug_report import Scrubber
 from tgis_cli.supervisor.run_dir import make_run_dir
 from tgis_server.errors import UsageError
 
-CANARY = "canary"  # in each secret of these tests, and in nothing else
+CANARY = "canary"  # in each secret of these tests, and nowhere else
 
 
 def report(directory: Path, environ: Mapping[str, str], **flags: str) -> Path:
-    """Write an archive; a run directory's parent is the directory."""
+    """Write an archive to a directory that is also the parent of run directories."""
     options = {"run_dir": str(directory), "grpc_port": "0", "port": "0"} | flags
     host = with_files(directory / "root", {"proc/meminfo": "MemTotal: 1 kB", "proc/cpuinfo": "a\n\nb\n"})
-    context = examine(options, environ, host=host)
-    write_bug_report(directory / "report.tgz", context, as_dict(context, run_checks(context)))
+    subject = examine(options, environ, host=host)
+    write_bug_report(directory / "report.tgz", subject, verdicts_as_dict(subject, run_checks(subject)))
     return directory / "report.tgz"
 
 
@@ -35,13 +35,13 @@ def unpack(archive: Path) -> dict[str, str]:
 
 
 def fail_a_run(parent: Path, name: str, text: str) -> None:
-    """Leave what a run leaves that failed."""
+    """Leave the files of a failed run."""
     run_dir = make_run_dir(parent)
     (run_dir / "serve.json").write_text("{}")
     (run_dir / "errors" / name).write_text(text)
 
 
-def test_an_archive_is_for_its_user_alone_and_has_what_helpers_ask_for(tmp_path: Path):
+def test_an_archive_is_private_and_has_what_support_needs(tmp_path: Path):
     fail_a_run(tmp_path, "shard-0.log", "Traceback\n")
 
     archive = report(tmp_path, {"HOME": "/", "LANG": "C"}, model_name=str(DEMO_MODEL_DIR))
@@ -60,7 +60,7 @@ def test_an_archive_is_for_its_user_alone_and_has_what_helpers_ask_for(tmp_path:
     assert json.loads(held["environment.json"]) == {"HOME": "/", "LANG": "C"}
 
 
-def test_an_archive_has_no_secrets_prompts_or_weights_whatever_they_are_found_in(tmp_path: Path):
+def test_an_archive_has_no_secrets_from_any_source(tmp_path: Path):
     home = tmp_path / "home"
     home.mkdir()
     for name in (".netrc", ".cache-token", "key.pem"):
@@ -95,25 +95,25 @@ def test_an_archive_has_no_secrets_prompts_or_weights_whatever_they_are_found_in
     assert "kept" in "".join(held.values())
 
 
-def test_a_file_that_exists_is_not_overwritten(tmp_path: Path):
+def test_an_existing_file_is_not_overwritten(tmp_path: Path):
     (tmp_path / "report.tgz").write_text("precious")
 
-    with pytest.raises(UsageError, match=r"--bundle .*report\.tgz exists, and is not overwritten"):
+    with pytest.raises(UsageError, match=r"--bundle .*report\.tgz already exists"):
         report(tmp_path, {})
 
     assert (tmp_path / "report.tgz").read_text() == "precious"
 
 
 @pytest.mark.parametrize("place", ["missing/x.tgz", "file/x.tgz"])
-def test_a_place_that_is_no_directory_is_refused(tmp_path: Path, place: str):
+def test_a_target_outside_a_directory_is_refused(tmp_path: Path, place: str):
     (tmp_path / "file").touch()
-    context = examine({"run_dir": str(tmp_path)}, {})
+    subject = examine({"run_dir": str(tmp_path)}, {})
 
-    with pytest.raises(UsageError, match=r"cannot be made, as .* is no directory: choose another place"):
-        write_bug_report(tmp_path / place, context, {})
+    with pytest.raises(UsageError, match=r"cannot be created: .* is not a directory; choose another place"):
+        write_bug_report(tmp_path / place, subject, {})
 
 
-def test_what_breaks_on_the_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -125,7 +125,7 @@ def test_what_breaks_on_the_way_leaves_nothing(tmp_path: Path, monkeypatch: pyte
     assert [path.name for path in tmp_path.iterdir()] == ["root"]
 
 
-def test_what_cannot_be_had_is_told_and_the_rest_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_part_that_fails_is_reported_and_the_rest_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def fail() -> None:
         raise PermissionError(13, "Permission denied")
 
@@ -137,5 +137,5 @@ def test_what_cannot_be_had_is_told_and_the_rest_is_there(tmp_path: Path, monkey
     assert "packages.txt" in held
 
 
-def test_short_values_are_left_in_texts():
+def test_short_values_are_not_masked():
     assert Scrubber({"API_KEY": "a"}).scrub("a banana") == "a banana"

@@ -1,4 +1,4 @@
-"""What the doctor says of GPUs, their driver, and CPUs."""
+"""The doctor's checks of GPUs, their driver, and CPUs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pynvml
 import pytest
 
-from doctor_context import GIB, GPUS, complaints, make_context, say, with_versions
+from doctor_subject import GIB, GPUS, complaints, judge, make_subject, with_versions
 from nvml_fake import Board, FakeNvml
 from tgis_cli.doctor.devices import check_cpus, check_devices, check_driver, check_gpu_use, check_visible_devices
 from tgis_cli.doctor.verdict import Host
@@ -43,33 +43,33 @@ def test_the_busy_driver_has_the_functions_of_the_real_one():
 
 
 def test_without_a_gpu_models_run_on_the_cpu():
-    assert say(check_devices, make_context()) == [("ok", "Models run on the CPU: no GPU is visible.")]
+    assert judge(check_devices, make_subject()) == [("ok", "Models run on the CPU: no GPU is visible.")]
 
 
-def test_gpus_are_listed_with_what_is_free():
-    assert say(check_devices, make_context(gpus=GPUS[:1], driver=DRIVER)) == [
+def test_gpus_are_listed_with_their_free_memory():
+    assert judge(check_devices, make_subject(gpus=GPUS[:1], driver=DRIVER)) == [
         ("ok", f"Models run on 1 GPU: 1 GPU visible: NVIDIA H100; {DRIVER}."),
         ("ok", "GPU-aa11: NVIDIA H100, 79.0 GiB of 80.0 GiB free."),
     ]
 
 
-def test_a_gpu_that_is_asked_for_and_not_there_is_a_failure():
-    ((level, sentence),) = say(check_devices, make_context(device="cuda"))
+def test_a_requested_gpu_that_is_missing_is_a_failure():
+    ((level, sentence),) = judge(check_devices, make_subject(device="cuda"))
 
     assert level == "fail"
     assert sentence.startswith("--device cuda, but no GPU is visible. See `nvidia-smi`")
 
 
-def test_a_torch_for_cpus_on_a_machine_with_gpus_is_warned_of():
-    (warning,) = complaints(check_devices, make_context(gpus=GPUS, torch_has_cuda=False))
+def test_a_cpu_build_of_torch_on_a_machine_with_gpus_is_a_warning():
+    (warning,) = complaints(check_devices, make_subject(gpus=GPUS, torch_has_cuda=False))
 
     assert warning == "GPUs are visible but not used: the installed torch is built for CPUs."
 
 
-def test_lists_of_devices_are_shown_as_they_are_read():
-    context = make_context({"CUDA_VISIBLE_DEVICES": "", "NVIDIA_VISIBLE_DEVICES": "all"})
+def test_lists_of_devices_are_shown_as_understood():
+    subject = make_subject({"CUDA_VISIBLE_DEVICES": "", "NVIDIA_VISIBLE_DEVICES": "all"})
 
-    assert say(check_visible_devices, context) == [
+    assert judge(check_visible_devices, subject) == [
         ("ok", "CUDA_VISIBLE_DEVICES is '': no GPUs."),
         ("ok", "NVIDIA_VISIBLE_DEVICES is 'all': all GPUs."),
     ]
@@ -79,10 +79,10 @@ def test_lists_of_devices_are_shown_as_they_are_read():
 
 
 def drive(driver: str, **versions: str) -> list[tuple[str, str]]:
-    return say(check_driver, make_context(gpus=GPUS, driver=driver, host=with_versions(**versions)))
+    return judge(check_driver, make_subject(gpus=GPUS, driver=driver, host=with_versions(**versions)))
 
 
-def test_a_driver_of_an_older_cuda_than_torchs_ends_a_start():
+def test_a_driver_for_an_older_cuda_than_torchs_is_a_failure():
     assert drive(DRIVER, torch="2.11.0+cu130") == [
         (
             "fail",
@@ -97,67 +97,67 @@ def test_a_driver_of_an_older_cuda_than_torchs_ends_a_start():
     [
         ({"torch": "2.11.0+cu128"}, "torch is built for CUDA 12.8."),
         ({"torch": "2.11.0+cu118"}, "torch is built for CUDA 11.8."),
-        ({"torch": "2.11.0+cu129"}, "torch is built for CUDA 12.9, and runs by the compatibility of minor versions."),
+        ({"torch": "2.11.0+cu129"}, "torch is built for CUDA 12.9, which works by minor version compatibility."),
         ({"torch": "2.11.0", "nvidia_cuda_runtime_cu12": "12.6.77"}, "torch is built for CUDA 12.6."),
     ],
 )
-def test_a_driver_of_the_same_or_a_later_cuda_is_fine(versions: dict[str, str], words: str):
+def test_a_driver_for_the_same_or_a_later_major_cuda_is_fine(versions: dict[str, str], words: str):
     assert drive(DRIVER, **versions) == [("ok", f"The GPUs have {DRIVER}, {words}")]
 
 
-def test_a_gpu_for_which_torchs_cuda_does_not_compile_ends_a_start():
+def test_a_gpu_that_torchs_cuda_does_not_support_is_a_failure():
     gpus = (Gpu("GPU-aa11", "Tesla V100", capability=(7, 0)), Gpu("GPU-bb22", "Tesla K80", capability=(3, 7)))
     driver = "driver 580.65 for CUDA 13.0"
-    context = make_context(gpus=gpus, driver=driver, host=with_versions(torch="2.11.0+cu130"), num_shard="1")
+    subject = make_subject(gpus=gpus, driver=driver, host=with_versions(torch="2.11.0+cu130"), num_shard="1")
 
-    assert complaints(check_driver, context) == [
+    assert complaints(check_driver, subject) == [
         "launcher: the installed torch has no code for this GPU (Tesla V100 has compute capability 7.0, CUDA 13.0 "
         "needs 7.5 or newer): install a build of torch that supports it, or use another GPU."
     ]
 
 
-def test_where_torch_does_not_tell_its_cuda_nothing_is_said_of_the_driver():
+def test_the_driver_is_not_judged_if_torchs_cuda_is_unknown():
     assert drive(DRIVER, torch="2.11.0") == []
 
 
-def test_where_no_gpu_is_used_its_driver_does_not_matter():
+def test_the_driver_does_not_matter_if_no_gpu_is_used():
     host = with_versions(torch="2.11.0+cu130")
 
-    assert say(check_driver, make_context(gpus=GPUS, driver=DRIVER, host=host, device="cpu")) == []
+    assert judge(check_driver, make_subject(gpus=GPUS, driver=DRIVER, host=host, device="cpu")) == []
 
 
-# -- who uses it
+# -- use
 
 
 def use(nvml: FakeNvml, gpu: Gpu) -> list[str]:
-    return complaints(check_gpu_use, make_context(gpus=(gpu,), host=Host(nvml=nvml)))
+    return complaints(check_gpu_use, make_subject(gpus=(gpu,), host=Host(nvml=nvml)))
 
 
-def test_an_unused_gpu_without_errors_is_no_matter():
+def test_an_unused_gpu_without_errors_gets_no_verdict():
     nvml = BusyNvml(Board("GPU-aa11"), ecc=None)
 
     assert use(nvml, GPUS[0]) == []
     assert nvml.num_open == 0
 
 
-def test_who_takes_a_gpus_memory_is_named():
+def test_the_processes_that_use_a_gpus_memory_are_named():
     nvml = BusyNvml(Board("GPU-aa11"), pids=(os.getpid(), 1 << 30))
 
     (warning,) = use(nvml, replace(GPUS[0], free_bytes=40 * GIB))
 
     assert warning.startswith("GPU-aa11 has 40.0 GiB of 80.0 GiB free; the rest is used by ")
     assert f"(pid {os.getpid()}, 3.0 GiB), a process of another container or user (pid {1 << 30}, 3.0 GiB)." in warning
-    assert warning.endswith("Stop what uses it, or choose other GPUs with CUDA_VISIBLE_DEVICES.")
+    assert warning.endswith("Stop those processes, or choose other GPUs with CUDA_VISIBLE_DEVICES.")
 
 
-def test_memory_errors_of_a_gpu_are_warned_of():
+def test_memory_errors_of_a_gpu_are_a_warning():
     assert use(BusyNvml(Board("GPU-aa11"), ecc=2), GPUS[0]) == [
         "GPU-aa11 has had 2 memory errors that ECC could not correct since the driver was loaded. Reset or replace it: "
         "see `nvidia-smi -q -d ECC`."
     ]
 
 
-def test_without_a_driver_nobody_is_asked():
+def test_without_a_driver_use_is_unknown():
     assert use(FakeNvml(init_error=pynvml.NVML_ERROR_LIBRARY_NOT_FOUND), GPUS[0]) == []
 
 
@@ -165,18 +165,18 @@ def test_without_a_driver_nobody_is_asked():
 
 
 def test_cpus_are_counted_with_cores_and_quota():
-    context = make_context(cpus=(Cpu(0, 0), Cpu(1, 0), Cpu(2, 2), Cpu(3, 2)), cpu_quota=2.5, has_bf16=False)
+    subject = make_subject(cpus=(Cpu(0, 0), Cpu(1, 0), Cpu(2, 2), Cpu(3, 2)), cpu_quota=2.5, has_bf16=False)
 
-    assert say(check_cpus, context) == [
+    assert judge(check_cpus, subject) == [
         ("ok", "4 CPUs (2 cores), of which the control group allows 2.5; 2 are used, without bf16 instructions.")
     ]
 
 
-def test_less_than_a_cpu_is_warned_of():
-    assert say(check_cpus, make_context(cpu_quota=0.5)) == [
+def test_less_than_one_cpu_is_a_warning():
+    assert judge(check_cpus, make_subject(cpu_quota=0.5)) == [
         (
             "warn",
-            "The control group allows 0.5 CPUs: all threads stand still for 50% of the time. Raise the CPU limit to 1 "
+            "The control group allows 0.5 CPUs: all threads are paused for 50% of the time. Raise the CPU limit to 1 "
             "or more.",
         )
     ]

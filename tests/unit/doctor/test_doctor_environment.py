@@ -1,4 +1,4 @@
-"""What the doctor says of variables."""
+"""The doctor's checks of environment variables."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from doctor_context import GPUS, complaints, make_context, say
+from doctor_subject import GPUS, complaints, judge, make_subject
 from tgis_cli.doctor.environment import (
     check_burdens,
     check_hub,
@@ -20,11 +20,11 @@ from tgis_cli.doctor.examine import examine
 # -- options
 
 
-def test_variables_that_a_start_would_refuse_are_failures_and_the_rest_is_judged(tmp_path: Path):
+def test_variables_that_a_start_would_refuse_are_failures_and_the_others_are_used(tmp_path: Path):
     environ = {"PORT": "tcp://10.0.0.1:80", "GRPC_PORT": "x", "MAX_BATCH_SIZE": "7", "QUANTIZE": "gptq"}
 
-    context = examine({}, environ)
-    failures = [sentence for level, sentence in say(check_options, context) if level == "fail"]
+    subject = examine({}, environ)
+    failures = [sentence for level, sentence in judge(check_options, subject) if level == "fail"]
 
     assert [sentence.split(",")[0] for sentence in failures] == [
         "environment GRPC_PORT is 'x'",
@@ -32,26 +32,24 @@ def test_variables_that_a_start_would_refuse_are_failures_and_the_rest_is_judged
         "--quantize gptq: no engine of this version loads quantized weights; leave it out.",
     ]
     assert "enableServiceLinks: false" in failures[1]
-    assert (context.config.port, context.config.max_batch_size) == (3000, 7)
+    assert (subject.config.port, subject.config.max_batch_size) == (3000, 7)
 
 
-def test_a_flag_hides_a_wrong_variable():
+def test_a_flag_overrides_an_invalid_variable():
     assert examine({"port": "8080"}, {"PORT": "tcp://10.0.0.1:80"}).refused == ()
 
 
-def test_settings_of_the_original_without_effect_are_warned_of():
-    assert complaints(check_options, make_context({"MAX_WAITING_TOKENS": "5"})) == [
+def test_settings_of_the_original_without_effect_are_warnings():
+    assert complaints(check_options, make_subject({"MAX_WAITING_TOKENS": "5"})) == [
         "environment MAX_WAITING_TOKENS has no effect: prefill and decode share every step."
     ]
 
 
-def test_what_is_given_is_listed_without_values():
-    assert say(check_options, make_context({"MAX_BATCH_SIZE": "7"})) == [
-        ("ok", "Options that are given: max_batch_size.")
-    ]
+def test_given_options_are_listed_without_values():
+    assert judge(check_options, make_subject({"MAX_BATCH_SIZE": "7"})) == [("ok", "Options given: max_batch_size.")]
 
 
-# -- almost options
+# -- misspelt options
 
 
 @pytest.mark.parametrize(
@@ -62,8 +60,8 @@ def test_what_is_given_is_listed_without_values():
         ("TGIS_FOO_BAR", "`tgis config show` lists them."),
     ],
 )
-def test_a_variable_that_is_almost_an_option_is_warned_of(name: str, fix: str):
-    assert complaints(check_misspelt, make_context({name: "1"})) == [f"The variable {name} is no option. {fix}"]
+def test_a_variable_that_looks_like_an_option_is_a_warning(name: str, fix: str):
+    assert complaints(check_misspelt, make_subject({name: "1"})) == [f"The variable {name} is not an option. {fix}"]
 
 
 @pytest.mark.parametrize(
@@ -73,8 +71,8 @@ def test_a_variable_that_is_almost_an_option_is_warned_of(name: str, fix: str):
         *("TGIS_PORT_8033_TCP_ADDR", "TGIS_SERVICE_PORT", "KUBERNETES_SERVICE_HOST"),
     ],
 )
-def test_options_of_today_and_of_the_original_and_names_of_others_are_not(name: str):
-    assert complaints(check_misspelt, make_context({name: "2"})) == []
+def test_options_old_and_new_and_other_programs_variables_are_accepted(name: str):
+    assert complaints(check_misspelt, make_subject({name: "2"})) == []
 
 
 # -- burdens and paths
@@ -83,87 +81,87 @@ def test_options_of_today_and_of_the_original_and_names_of_others_are_not(name: 
 @pytest.mark.parametrize(
     ("name", "value", "effect"),
     [
-        ("CUDA_LAUNCH_BLOCKING", "1", "lets the CPU wait for every operation of the GPU"),
+        ("CUDA_LAUNCH_BLOCKING", "1", "makes the CPU wait for every GPU operation"),
         ("NCCL_DEBUG", "INFO", "fills the log"),
-        ("MALLOC_PERTURB_", "42", "overwrites all memory that is freed"),
+        ("MALLOC_PERTURB_", "42", "overwrites all freed memory"),
     ],
 )
-def test_what_slows_down_is_warned_of(name: str, value: str, effect: str):
-    assert complaints(check_burdens, make_context({name: value}, gpus=GPUS)) == [
-        f"{name}={value} {effect}. Remove it, unless you are looking for an error."
+def test_a_debugging_variable_is_a_warning(name: str, value: str, effect: str):
+    assert complaints(check_burdens, make_subject({name: value}, gpus=GPUS)) == [
+        f"{name}={value} {effect}. Remove it unless you are debugging."
     ]
 
 
 @pytest.mark.parametrize(("name", "value"), [("CUDA_LAUNCH_BLOCKING", "0"), ("NCCL_DEBUG", "WARN"), ("NCCL_ALGO", "x")])
-def test_what_is_switched_off_is_no_burden(name: str, value: str):
-    assert complaints(check_burdens, make_context({name: value}, gpus=GPUS)) == []
+def test_a_debugging_variable_that_is_off_is_fine(name: str, value: str):
+    assert complaints(check_burdens, make_subject({name: value}, gpus=GPUS)) == []
 
 
-def test_what_only_slows_gpus_does_not_matter_to_a_cpu():
+def test_gpu_variables_do_not_matter_to_a_cpu():
     environ = {"CUDA_LAUNCH_BLOCKING": "1", "PYTHONDEVMODE": "1"}
 
-    assert complaints(check_burdens, make_context(environ)) == [
-        "PYTHONDEVMODE=1 checks every call of Python. Remove it, unless you are looking for an error."
+    assert complaints(check_burdens, make_subject(environ)) == [
+        "PYTHONDEVMODE=1 enables Python's debug checks. Remove it unless you are debugging."
     ]
 
 
-def test_settings_of_the_allocator_are_shown_where_there_is_one():
+def test_allocator_settings_are_shown_if_gpus_are_used():
     environ = {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}
 
-    assert say(check_burdens, make_context(environ, gpus=GPUS)) == [
+    assert judge(check_burdens, make_subject(environ, gpus=GPUS)) == [
         ("ok", "PYTORCH_CUDA_ALLOC_CONF is 'max_split_size_mb:64'.")
     ]
-    assert say(check_burdens, make_context(environ)) == []
+    assert judge(check_burdens, make_subject(environ)) == []
 
 
 def test_a_module_in_pythonpath_that_hides_ours_is_named(tmp_path: Path):
     (tmp_path / "grpc.py").touch()
     (tmp_path / "other.py").touch()
 
-    assert complaints(check_paths, make_context({"PYTHONPATH": f"/nowhere:{tmp_path}"})) == [
-        f"PYTHONPATH has {tmp_path}, where grpc is found before the installed one. Remove it, unless that is wanted."
+    assert complaints(check_paths, make_subject({"PYTHONPATH": f"/nowhere:{tmp_path}"})) == [
+        f"PYTHONPATH has {tmp_path}, which hides the installed grpc. Remove it unless that is intended."
     ]
 
 
 def test_libraries_of_another_cuda_are_named(tmp_path: Path):
     (tmp_path / "libcudart.so.11.0").touch()
 
-    assert complaints(check_paths, make_context({"LD_LIBRARY_PATH": f"{tmp_path}:/nowhere"}, gpus=GPUS)) == [
-        f"LD_LIBRARY_PATH has {tmp_path}, where libcudart.so.11.0 may be loaded in place of torch's own. Remove that "
+    assert complaints(check_paths, make_subject({"LD_LIBRARY_PATH": f"{tmp_path}:/nowhere"}, gpus=GPUS)) == [
+        f"LD_LIBRARY_PATH has {tmp_path}: its libcudart.so.11.0 may be loaded instead of torch's. Remove that "
         "directory; the driver's library is found without it."
     ]
 
 
-def test_paths_without_such_things_are_no_matter(tmp_path: Path):
+def test_paths_that_hide_nothing_are_fine(tmp_path: Path):
     environ = {"PYTHONPATH": str(tmp_path), "LD_LIBRARY_PATH": str(tmp_path)}
 
-    assert say(check_paths, make_context(environ, gpus=GPUS)) == []
+    assert judge(check_paths, make_subject(environ, gpus=GPUS)) == []
 
 
 # -- hub and proxies
 
 
-def test_a_token_is_told_of_and_never_shown():
+def test_a_token_is_mentioned_but_not_shown():
     environ = {"HF_TOKEN": "hf_canary", "HF_ENDPOINT": "https://me:word@mirror", "HF_HUB_OFFLINE": "1"}
 
-    assert say(check_hub, make_context(environ)) == [
+    assert judge(check_hub, make_subject(environ)) == [
         ("ok", "For downloads: HF_HUB_OFFLINE=1, HF_ENDPOINT=https://***@mirror, HF_TOKEN is set (and not shown).")
     ]
 
 
-def test_a_proxy_that_spans_would_go_through_is_warned_of():
+def test_a_proxy_on_the_way_of_spans_is_a_warning():
     environ = {"https_proxy": "http://me:word@proxy:3128", "NO_PROXY": "127.0.0.0/8", "OTLP_ENDPOINT": "collector:4317"}
 
-    assert complaints(check_proxies, make_context(environ)) == [
+    assert complaints(check_proxies, make_subject(environ)) == [
         "https_proxy=http://***@proxy:3128, and NO_PROXY does not name collector: spans for --otlp-endpoint go through "
         "the proxy. Add collector to NO_PROXY."
     ]
 
 
 @pytest.mark.parametrize("endpoint", ["localhost:4317", "http://me:word@127.0.0.1:4317", "collector.ns.svc:4317"])
-def test_a_proxy_for_others_is_fine(endpoint: str):
+def test_a_proxy_that_spans_bypass_is_fine(endpoint: str):
     environ = {"HTTPS_PROXY": "http://proxy:3128", "no_proxy": ".svc", "OTLP_ENDPOINT": endpoint}
 
-    assert say(check_proxies, make_context(environ)) == [
-        ("ok", "HTTPS_PROXY=http://proxy:3128; local calls go past it.")
+    assert judge(check_proxies, make_subject(environ)) == [
+        ("ok", "HTTPS_PROXY=http://proxy:3128; local calls bypass it.")
     ]

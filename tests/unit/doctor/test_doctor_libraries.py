@@ -1,4 +1,4 @@
-"""What the doctor says of Python and of packages."""
+"""The doctor's checks of Python and packages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from importlib import metadata
 
 import pytest
 
-from doctor_context import complaints, make_context, say, with_versions
+from doctor_subject import complaints, judge, make_subject, with_versions
 from tgis_cli.doctor.libraries import check_libraries
 
 
@@ -17,19 +17,19 @@ def _requirements(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "requires", lambda name: texts)
 
 
-def test_versions_that_suffice_are_one_line():
+def test_sufficient_versions_are_one_line():
     host = with_versions(grpcio="1.76.0", protobuf="odd", torch="2.11.0a0+vendor")
 
-    ((level, sentence),) = say(check_libraries, make_context(host=host))
+    ((level, sentence),) = judge(check_libraries, make_subject(host=host))
 
     assert level == "ok"
     assert sentence.endswith(", torch 2.11.0a0+vendor, grpcio 1.76.0.")
 
 
-def test_old_new_and_missing_packages_are_failures_with_the_command_that_mends_them():
+def test_old_new_and_missing_packages_are_failures_with_the_command_that_fixes_them():
     host = with_versions(protobuf="8.0", torch="2.9.1")
 
-    assert complaints(check_libraries, make_context(host=host)) == [
+    assert complaints(check_libraries, make_subject(host=host)) == [
         "The package grpcio is not installed. pip install 'grpcio>=1.76'.",
         "protobuf 8.0 is installed, but TGIS needs <8,>=6.31.1. pip install 'protobuf<8,>=6.31.1'.",
         "torch 2.9.1 is installed, but TGIS needs >=2.11. pip install 'torch>=2.11'.",
@@ -40,6 +40,6 @@ def test_an_old_python_is_a_failure(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "version_info", (3, 10, 4))
     host = with_versions(grpcio="2", protobuf="7", torch="3")
 
-    (failure,) = complaints(check_libraries, make_context(host=host))
+    (failure,) = complaints(check_libraries, make_subject(host=host))
 
     assert failure.endswith("but 3.11 or newer is needed. Install a newer one.")

@@ -1,4 +1,4 @@
-"""What the doctor says of ports, TLS files and tracing."""
+"""The doctor's checks of ports, TLS files and tracing."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from pathlib import Path
 
 import pytest
 
-from doctor_context import complaints, make_context, say
+from doctor_subject import complaints, judge, make_subject
 from tgis_cli.doctor import network
 from tgis_cli.doctor.network import check_ports, check_tracing
 from tgis_cli.doctor.tls import check_tls
-from tgis_cli.doctor.verdict import Context, Host
+from tgis_cli.doctor.verdict import Host, Subject
 
 YEAR_S = 365 * 86_400
 
 # -- ports
 
 
-def test_free_ports_are_told():
+def test_free_ports_are_listed():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
 
-    assert say(check_ports, ports(port)) == [
+    assert judge(check_ports, ports(port)) == [
         ("ok", f"Port {port} (--grpc-port) is free."),
         ("ok", "--port 0: any free port."),
     ]
 
 
-def ports(grpc_port: int) -> Context:
-    return make_context({"TGIS_HOST": "127.0.0.1"}, grpc_port=str(grpc_port), port="0")
+def ports(grpc_port: int) -> Subject:
+    return make_subject({"TGIS_HOST": "127.0.0.1"}, grpc_port=str(grpc_port), port="0")
 
 
 def test_a_port_in_use_is_a_failure_that_names_its_owner():
@@ -45,14 +45,14 @@ def test_a_port_in_use_is_a_failure_that_names_its_owner():
     assert failure.endswith(f" (pid {os.getpid()}): stop it, or choose another with --grpc-port.")
 
 
-def test_the_port_of_a_server_that_runs_is_only_warned_of(monkeypatch: pytest.MonkeyPatch):
+def test_the_port_of_a_running_server_is_only_a_warning(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(network, "is_held_by_server", lambda port: True)
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        ((level, warning), _) = say(check_ports, ports(taken.getsockname()[1]))
+        ((level, warning), _) = judge(check_ports, ports(taken.getsockname()[1]))
 
     assert level == "warn"
-    assert "belongs to a TGIS server that runs: " in warning
-    assert warning.endswith("Stop it before you start another one, or choose another port with --grpc-port.")
+    assert "is used by a running TGIS server: " in warning
+    assert warning.endswith("Stop it before starting another one, or choose another port with --grpc-port.")
 
 
 # -- TLS
@@ -60,7 +60,7 @@ def test_the_port_of_a_server_that_runs_is_only_warned_of(monkeypatch: pytest.Mo
 
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with an authority, a server's chain of its making, and an own certificate without names."""
+    """A directory with an authority, a server chain signed by it, and a self-signed certificate without names."""
     directory = tmp_path_factory.mktemp("tls")
     key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout"
     (directory / "names").write_text("subjectAltName=DNS:tgis.svc,IP:10.0.0.1")
@@ -77,19 +77,19 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def serve(directory: Path, name: str = "server", key: str = "server", *, years: float = 0.0, **more: Path) -> Context:
-    """A context with these TLS files, so many years from now."""
+def serve(directory: Path, name: str = "server", key: str = "server", *, years: float = 0.0, **more: Path) -> Subject:
+    """A subject with these TLS files whose clock is some years ahead."""
     files = {"tls_cert_path": directory / f"{name}.pem", "tls_key_path": directory / f"{key}.key"} | more
     host = Host(now=lambda: time.time() + years * YEAR_S)
-    return make_context(host=host, **{option: str(path) for option, path in files.items()})
+    return make_subject(host=host, **{option: str(path) for option, path in files.items()})
 
 
-def test_without_tls_that_is_said():
-    assert say(check_tls, make_context()) == [("ok", "No TLS: both ports are plain text.")]
+def test_missing_tls_is_reported():
+    assert judge(check_tls, make_subject()) == [("ok", "No TLS: both ports are plain text.")]
 
 
-def test_a_chain_is_told_with_names_and_dates(authority: Path):
-    (level, leaf), (_, ca), *rest = say(check_tls, serve(authority))
+def test_a_chain_is_shown_with_names_and_dates(authority: Path):
+    (level, leaf), (_, ca), *rest = judge(check_tls, serve(authority))
 
     assert level == "ok"
     assert leaf.startswith(f"The TLS certificate of server in {authority}/server.pem is valid until ")
@@ -98,50 +98,50 @@ def test_a_chain_is_told_with_names_and_dates(authority: Path):
     assert rest == []
 
 
-def test_a_certificate_that_signs_itself_is_told_once_and_needs_a_name(authority: Path):
-    ((level, sentence),) = say(check_tls, serve(authority, "own", "own"))
+def test_a_self_signed_certificate_is_reported_once_and_needs_a_name(authority: Path):
+    ((level, sentence),) = judge(check_tls, serve(authority, "own", "own"))
 
     assert level == "warn"
     assert sentence == (
-        f"The TLS certificate of nameless in {authority}/own.pem has no subjectAltName: clients in Go or Java find no "
-        "host name in it and refuse it. Ask for one with the server's DNS names."
+        f"The TLS certificate of nameless in {authority}/own.pem has no subjectAltName: Go and Java clients find no "
+        "host name in it and reject it. Request one with the server's DNS names."
     )
 
 
-def test_a_certificate_that_ends_soon_is_warned_of(authority: Path):
+def test_a_certificate_that_expires_soon_is_a_warning(authority: Path):
     (warning,) = complaints(check_tls, serve(authority, years=0.97))
 
-    assert warning.startswith(f"The TLS certificate of server in {authority}/server.pem ends soon, on ")
+    assert warning.startswith(f"The TLS certificate of server in {authority}/server.pem expires soon, on ")
 
 
 @pytest.mark.parametrize("years", [-1.0, 2.0])
-def test_a_certificate_that_is_not_valid_now_is_a_failure(authority: Path, years: float):
+def test_an_invalid_certificate_is_a_failure(authority: Path, years: float):
     failure = complaints(check_tls, serve(authority, years=years))[0]
 
     assert failure.startswith(f"The TLS certificate of server in {authority}/server.pem is valid from ")
     assert failure.endswith(": renew it, or set this machine's clock. Clients refuse it.")
 
 
-def test_an_authority_that_is_out_of_date_is_only_warned_of(authority: Path):
-    context = serve(authority, "own", "own", years=20, tls_client_ca_cert_path=authority / "ca.pem")
+def test_an_expired_authority_is_only_a_warning(authority: Path):
+    subject = serve(authority, "own", "own", years=20, tls_client_ca_cert_path=authority / "ca.pem")
 
-    (level, _), (ca_level, ca) = say(check_tls, context)
+    (level, _), (ca_level, ca) = judge(check_tls, subject)
 
     assert (level, ca_level) == ("fail", "warn")
-    assert ca.startswith(f"The TLS certificate of authority in {authority}/ca.pem is valid from ")
-    assert ca.endswith(" alone. Renew it, or remove it if another has taken its place.")
+    assert ca.startswith(f"The TLS certificate of authority in {authority}/ca.pem is only valid from ")
+    assert ca.endswith(" Renew it, or remove it if it has been replaced.")
 
 
-def test_a_certificate_for_clients_is_warned_of(authority: Path):
+def test_a_client_certificate_is_a_warning(authority: Path):
     (warning,) = complaints(check_tls, serve(authority, "client"))
 
     assert warning == (
-        f"{authority}/client.pem is not accepted as a server's certificate, perhaps because of its purpose "
-        "(extendedKeyUsage). Ask for one with serverAuth."
+        f"{authority}/client.pem is not accepted as a server certificate, perhaps because of its purpose "
+        "(extendedKeyUsage). Request one with serverAuth."
     )
 
 
-def test_files_that_do_not_work_together_are_a_failure(authority: Path):
+def test_a_mismatched_certificate_and_key_are_a_failure(authority: Path):
     (failure,) = complaints(check_tls, serve(authority, "server", "own"))
 
     assert "cannot be used together: [X509: KEY_VALUES_MISMATCH]" in failure
@@ -150,10 +150,10 @@ def test_files_that_do_not_work_together_are_a_failure(authority: Path):
 # -- tracing
 
 
-def test_traces_without_their_libraries_are_a_failure(monkeypatch: pytest.MonkeyPatch):
+def test_tracing_without_its_libraries_is_a_failure(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
 
-    assert complaints(check_tracing, make_context({"OTLP_ENDPOINT": "http://collector:4317"})) == [
+    assert complaints(check_tracing, make_subject({"OTLP_ENDPOINT": "http://collector:4317"})) == [
         "--otlp-endpoint needs libraries that are not installed (opentelemetry.sdk): pip install 'tgis[tracing]'."
     ]
 
@@ -161,10 +161,10 @@ def test_traces_without_their_libraries_are_a_failure(monkeypatch: pytest.Monkey
 def test_the_collector_is_shown_without_its_password():
     pytest.importorskip("opentelemetry.sdk")
 
-    assert say(check_tracing, make_context({"OTLP_ENDPOINT": "http://me:word@collector:4317"})) == [
+    assert judge(check_tracing, make_subject({"OTLP_ENDPOINT": "http://me:word@collector:4317"})) == [
         ("ok", "Traces go to http://***@collector:4317.")
     ]
 
 
-def test_without_an_endpoint_nothing_is_said_of_traces():
-    assert say(check_tracing, make_context()) == []
+def test_without_an_endpoint_tracing_gets_no_verdict():
+    assert judge(check_tracing, make_subject()) == []

@@ -1,4 +1,4 @@
-"""`tgis doctor` as a whole: the table of checks, the model, what is printed, and exit codes."""
+"""`tgis doctor` as a whole: the table of checks, the model, the output, and exit codes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from doctor_context import GPUS, complaints, make_context, say, with_disk
+from doctor_subject import GPUS, complaints, judge, make_subject, with_disk
 from tgis_cli.commands.doctor import doctor
 from tgis_cli.decide.resolve import DEMO_MODEL_DIR, resolve
 from tgis_cli.doctor.checks import CHECKS, Check, check_machine, run_checks
 from tgis_cli.doctor.examine import examine
 from tgis_cli.doctor.model import check_fit, check_model
-from tgis_cli.doctor.report import describe
-from tgis_cli.doctor.verdict import Context, Verdict, fail, failed, ok, warn
+from tgis_cli.doctor.report import describe_verdicts
+from tgis_cli.doctor.verdict import Subject, Verdict, fail, failed, ok, warn
 from tgis_server.errors import ModelError, UsageError
 from tgis_server.options import options
 
@@ -25,7 +25,7 @@ FLAGS = {option.name: None for option in options()}
 
 
 def check(*verdicts: Verdict, name: str = "memory") -> Check:
-    return Check(name, "Limits", lambda context: verdicts, is_in_preflight=True)
+    return Check(name, "Limits", lambda subject: verdicts, is_in_preflight=True)
 
 
 # -- running checks
@@ -35,30 +35,30 @@ def test_names_of_checks_are_unique():
     assert len({check.name for check in CHECKS}) == len(CHECKS)
 
 
-def test_a_check_that_breaks_is_a_warning_and_the_others_run():
-    def explode(context: Context) -> list[Verdict]:
+def test_a_broken_check_is_a_warning_and_the_others_run():
+    def explode(subject: Subject) -> list[Verdict]:
         raise ZeroDivisionError("oh")
 
-    verdicts = run_checks(make_context(), [Check("odd", "Limits", explode), check(ok("Fine."))])
+    verdicts = run_checks(make_subject(), [Check("odd", "Limits", explode), check(ok("Fine."))])
 
     assert [(verdict.check, str(verdict.level), verdict.sentence) for verdict in verdicts] == [
-        ("odd", "warn", "The check odd broke: ZeroDivisionError: oh."),
+        ("odd", "warn", "The check odd crashed: ZeroDivisionError: oh."),
         ("memory", "ok", "Fine."),
     ]
 
 
-def test_a_check_of_the_model_that_breaks_is_a_failure_as_a_start_breaks_too(monkeypatch: pytest.MonkeyPatch):
+def test_a_broken_check_of_the_model_is_a_failure_because_a_start_breaks_too(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tgis_cli.doctor.model.load_tokenizer", lambda model_dir: 1 / 0)
 
     verdicts = run_checks(with_model(DEMO_MODEL_DIR), [Check("model", "Model", check_model)])
 
-    assert [(str(verdict.level), verdict.sentence[:23]) for verdict in verdicts] == [
-        ("fail", "The check model broke: ")
+    assert [(str(verdict.level), verdict.sentence[:25]) for verdict in verdicts] == [
+        ("fail", "The check model crashed: ")
     ]
 
 
-def test_what_two_checks_find_is_said_once():
-    verdicts = run_checks(make_context(), [check(warn("It is so.")), check(warn("It is so."), ok("And more."))])
+def test_the_same_finding_of_two_checks_is_reported_once():
+    verdicts = run_checks(make_subject(), [check(warn("It is so.")), check(warn("It is so."), ok("And more."))])
 
     assert [verdict.sentence for verdict in verdicts] == ["It is so.", "And more."]
 
@@ -66,43 +66,43 @@ def test_what_two_checks_find_is_said_once():
 # -- the preflight
 
 
-def test_a_preflight_raises_the_first_failure_and_else_returns_warnings(monkeypatch: pytest.MonkeyPatch):
+def test_the_preflight_raises_the_first_failure_or_returns_warnings(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tgis_cli.doctor.checks.CHECKS", (check(ok("Fine."), warn("Slow.", "Mend it.")),))
-    assert check_machine(make_context()) == ["Slow. Mend it."]
+    assert check_machine(make_subject()) == ["Slow. Mend it."]
 
     monkeypatch.setattr("tgis_cli.doctor.checks.CHECKS", (check(failed(UsageError("No."))), check(warn("Slow."))))
     with pytest.raises(UsageError, match=r"^No\.$"):
-        check_machine(make_context())
+        check_machine(make_subject())
 
 
 def test_a_healthy_machine_is_silent_before_a_start():
-    loaded = make_context(grpc_port="0", port="0")
-    context = replace(loaded, resolved=resolve(loaded.loaded, {}, loaded.machine))
+    loaded = make_subject(grpc_port="0", port="0")
+    subject = replace(loaded, resolved=resolve(loaded.loaded, {}, loaded.machine))
 
-    assert check_machine(context) == []
+    assert check_machine(subject) == []
 
 
-def test_checks_of_the_preflight_that_fail_can_end_a_start(monkeypatch: pytest.MonkeyPatch):
-    context = make_context(gpus=GPUS, num_shard="2", host=with_disk(64 << 20))
+def test_the_preflight_warns_of_too_little_shared_memory():
+    subject = make_subject(gpus=GPUS, num_shard="2", host=with_disk(64 << 20))
 
-    assert [warning for warning in check_machine(context) if "/dev/shm" in warning]
+    assert [warning for warning in check_machine(subject) if "/dev/shm" in warning]
 
 
 # -- the model
 
 
-def with_model(model_dir: Path, **facts: object) -> Context:
-    context = make_context(model_name=str(model_dir), dtype="float32", **facts)
-    return replace(context, resolved=resolve(context.loaded, {}, context.machine))
+def with_model(model_dir: Path, **facts: object) -> Subject:
+    subject = make_subject(model_name=str(model_dir), dtype="float32", **facts)
+    return replace(subject, resolved=resolve(subject.loaded, {}, subject.machine))
 
 
-def test_a_model_that_is_whole_and_fits_is_told():
-    context = with_model(DEMO_MODEL_DIR)
+def test_a_complete_model_that_fits_is_ok():
+    subject = with_model(DEMO_MODEL_DIR)
 
-    assert say(check_model, context) == [
+    assert judge(check_model, subject) == [
         ("ok", f"{DEMO_MODEL_DIR} is in {DEMO_MODEL_DIR}; the native engine serves it as float32 on cpu.")
     ]
-    ((level, sentence),) = say(check_fit, context)
+    ((level, sentence),) = judge(check_fit, subject)
     assert (level, sentence[:9]) == ("ok", "It fits: ")
 
 
@@ -115,38 +115,38 @@ def test_a_model_without_a_tokenizer_is_a_failure(tmp_path: Path):
     assert failure.startswith("No existing fast tokenizer (tokenizer.json) found in ")
 
 
-def test_a_model_that_cannot_be_served_is_a_failure_in_the_words_of_a_start(tmp_path: Path):
-    context = examine({"model_name": str(tmp_path)}, {"HOME": "/nowhere"})
+def test_a_model_that_cannot_be_served_is_a_failure_with_the_error_of_a_start(tmp_path: Path):
+    subject = examine({"model_name": str(tmp_path)}, {"HOME": "/nowhere"})
 
-    (failure,) = complaints(check_model, context)
+    (failure,) = complaints(check_model, subject)
 
     assert failure.startswith("Failed to resolve config path: Model ")
-    assert isinstance(context.problem, ModelError)
+    assert isinstance(subject.problem, ModelError)
 
 
-def test_a_model_whose_weights_are_larger_than_the_memory_is_a_failure():
-    ((level, sentence),) = say(check_fit, with_model(DEMO_MODEL_DIR, free_bytes=1 << 20))
+def test_weights_larger_than_the_memory_are_a_failure():
+    ((level, sentence),) = judge(check_fit, with_model(DEMO_MODEL_DIR, free_bytes=1 << 20))
 
     assert level == "fail"
     assert "has 12 MiB of weights as float32, but only 1 MiB of memory are free" in sentence
 
 
-def test_a_model_that_by_estimate_does_not_fit_is_warned_of():
-    ((level, sentence),) = say(check_fit, with_model(DEMO_MODEL_DIR, free_bytes=100 << 20))
+def test_a_model_estimated_not_to_fit_is_a_warning():
+    ((level, sentence),) = judge(check_fit, with_model(DEMO_MODEL_DIR, free_bytes=100 << 20))
 
     assert level == "warn"
-    assert sentence.startswith("By estimate a start fails. ")
+    assert sentence.startswith("By estimate, a start would fail. ")
 
 
-def test_a_gpu_that_does_not_tell_its_memory_leaves_the_fit_open():
+def test_the_fit_is_unknown_if_the_driver_does_not_report_memory():
     gpus = (replace(GPUS[0], total_bytes=0, free_bytes=0),)
 
-    assert say(check_fit, with_model(DEMO_MODEL_DIR, gpus=gpus)) == [
-        ("ok", "Whether it fits is not known: the driver does not tell the GPUs' memory.")
+    assert judge(check_fit, with_model(DEMO_MODEL_DIR, gpus=gpus)) == [
+        ("ok", "Whether it fits is unknown: the driver does not report the GPUs' memory.")
     ]
 
 
-# -- what is printed
+# -- output
 
 VERDICTS = [
     replace(ok("All is well."), check="memory"),
@@ -155,8 +155,8 @@ VERDICTS = [
 ]
 
 
-def test_a_report_has_groups_marks_fixes_where_they_fit_and_a_sum():
-    assert list(describe(VERDICTS, 50, is_colored=False)) == [
+def test_a_report_has_groups_marks_fixes_and_a_summary():
+    assert list(describe_verdicts(VERDICTS, 50, is_colored=False)) == [
         "Limits",
         "  ok    All is well.",
         "  warn  It is slow. Mend it.",
@@ -170,10 +170,10 @@ def test_a_report_has_groups_marks_fixes_where_they_fit_and_a_sum():
 
 
 def test_colours_are_for_terminals():
-    assert list(describe(VERDICTS[:1], 50, is_colored=True))[1] == "  \x1b[32mok  \x1b[0m  All is well."
+    assert list(describe_verdicts(VERDICTS[:1], 50, is_colored=True))[1] == "  \x1b[32mok  \x1b[0m  All is well."
 
 
-def test_json_has_every_verdict_and_what_fails_is_exit_code_1(capsys: pytest.CaptureFixture[str]):
+def test_json_has_every_verdict_and_a_failure_gives_exit_code_1(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as end:
         doctor(FLAGS | {"run_dir": "/nowhere"}, None, json_=True)
 
@@ -191,14 +191,14 @@ def test_json_has_every_verdict_and_what_fails_is_exit_code_1(capsys: pytest.Cap
     } in report["verdicts"]
 
 
-def test_what_only_warns_is_exit_code_0(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_warnings_alone_give_exit_code_0(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "environ", {"HOME": "/", "MAX_SEQ_LENGTH": "7", "GRPC_PORT": "0", "PORT": "0"})
 
     doctor(FLAGS, None)
 
-    assert "  warn  The variable MAX_SEQ_LENGTH is no option." in capsys.readouterr().out
+    assert "  warn  The variable MAX_SEQ_LENGTH is not an option." in capsys.readouterr().out
 
 
-def test_a_wrong_flag_is_an_error_of_the_command_line():
+def test_an_invalid_flag_is_a_usage_error():
     with pytest.raises(UsageError, match="flag --port is 'x', but must be an integer"):
         doctor(FLAGS | {"port": "x"}, None)

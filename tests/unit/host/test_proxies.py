@@ -121,7 +121,7 @@ def test_a_connection_that_a_proxy_does_not_make_is_told_as_such(proxied: None):
 
     assert sentence == (
         "No connection to server.invalid:8033 through the proxy http://***@127.0.0.1:9 (grpc_proxy): if the server is "
-        "inside, add server.invalid to NO_PROXY."
+        "internal, add server.invalid to NO_PROXY."
     )
 
 

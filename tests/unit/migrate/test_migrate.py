@@ -1,4 +1,4 @@
-"""`tgis migrate`: what it finds in files of every kind, how it judges it, and what it advises."""
+"""`tgis migrate`: what it finds in files of every kind, its verdicts, and its advice."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tgis_cli.commands.migrate import conclude
-from tgis_cli.migrate import Report, examine_all, read_containers, read_source
+from tgis_cli.migrate import MigrationReport, examine_all, read_containers, read_settings_file
+from tgis_cli.migrate.text import conclude
 from tgis_server.errors import UsageError
 
 ORIGINAL = Path(__file__).parent / "manifests/original.yaml"
@@ -27,48 +27,48 @@ Change = dict[str, Any]
 
 @pytest.fixture
 def examine(tmp_path: Path):
-    """Write texts as files and give the reports of all of them together."""
+    """Write texts to files and return the reports on all of them."""
 
-    def examine_texts(*texts: str, **named: str) -> list[Report]:
+    def examine_texts(*texts: str, **named: str) -> list[MigrationReport]:
         files = {f"file-{index}": text for index, text in enumerate(texts)} | named
         for name, text in files.items():
             (tmp_path / name).write_text(text)
-        return list(examine_all(read_containers([read_source(str(tmp_path / name)) for name in files])))
+        return list(examine_all(read_containers([read_settings_file(str(tmp_path / name)) for name in files])))
 
     return examine_texts
 
 
-def verdicts(report: Report) -> dict[str, str]:
+def verdicts(report: MigrationReport) -> dict[str, str]:
     return {f"{finding.name}={finding.value}": str(finding.verdict) for finding in report.findings}
 
 
-def problems(report: Report) -> list[str]:
+def problems(report: MigrationReport) -> list[str]:
     return [advice.text for advice in report.advice if advice.is_problem]
 
 
-def topics(report: Report) -> list[str]:
+def topics(report: MigrationReport) -> list[str]:
     return [advice.topic for advice in report.advice]
 
 
 def pod(container: Change, **spec: Any) -> str:
-    """A pod with one container that has an image, a model and what is given."""
+    """A pod whose one container has an image, a model and the given fields."""
     container = {"name": "server", "image": "text-gen-server", "args": LAUNCH} | container
     return yaml.safe_dump({"kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": [container]} | spec})
 
 
 LAUNCH = ["text-generation-launcher", "--model-name", "/m", "--dtype", "float16", "--max-batch-size", "12"]
 GRACE = "terminationGracePeriodSeconds"
-CALM = {  # nothing to advise
+CALM = {  # gets no advice
     "readinessProbe": {"httpGet": {"path": "/health", "port": 3000}},
     "terminationGracePeriodSeconds": 120,
 }
 
 
-# -- what is read
+# -- reading
 
 
-def test_the_originals_manifest_works_unchanged():
-    (report,) = examine_all(read_containers([read_source(str(ORIGINAL))]))
+def test_the_original_manifest_works_unchanged():
+    (report,) = examine_all(read_containers([read_settings_file(str(ORIGINAL))]))
 
     assert not report.will_fail
     assert verdicts(report) == {
@@ -88,13 +88,13 @@ def test_the_originals_manifest_works_unchanged():
 
 
 def test_a_finding_has_its_line():
-    (report,) = examine_all(read_containers([read_source(str(ORIGINAL))]))
+    (report,) = examine_all(read_containers([read_settings_file(str(ORIGINAL))]))
 
     lines = ORIGINAL.read_text().splitlines()
     assert all(finding.name in lines[finding.line - 1] for finding in report.findings)
 
 
-def test_flags_are_judged_with_variables_filled_in(examine):
+def test_variables_in_flags_are_filled_in(examine):
     container = {
         "args": ["text-generation-launcher", "--num-shard=$(SHARDS)", "-p", "80", "--model-name", "$(UNKNOWN)"],
         "env": [{"name": "SHARDS", "value": "2"}],
@@ -105,7 +105,7 @@ def test_flags_are_judged_with_variables_filled_in(examine):
     assert verdicts(report) == {"--num-shard=2": "same", "-p=80": "same", "--model-name=($(UNKNOWN))": "same"}
 
 
-def test_flags_of_a_patch_belong_to_the_launcher(examine):
+def test_flags_in_a_patch_belong_to_the_launcher(examine):
     patch = {"kind": "Deployment", "containers": [{"args": ["--num-shard=x", "-p99999", "--unheard-of"]}]}
 
     (report,) = examine(yaml.safe_dump(patch))
@@ -114,7 +114,7 @@ def test_flags_of_a_patch_belong_to_the_launcher(examine):
     assert problems(report) == ["text-generation-launcher does not know --unheard-of."]
 
 
-def test_a_shells_script_is_searched_for_the_executable(examine):
+def test_the_executable_is_found_in_a_shell_script(examine):
     script = "set -e\nsleep 1; exec text-generation-launcher --model-name $NAME --json-output"
     container = {"command": ["/bin/sh", "-c"], "args": [script], "env": [{"name": "NAME", "value": "/m"}]}
 
@@ -123,7 +123,7 @@ def test_a_shells_script_is_searched_for_the_executable(examine):
     assert verdicts(report) == {"--model-name=/m": "same", "--json-output=true": "same"}
 
 
-def test_config_maps_of_other_files_are_followed(examine):
+def test_config_maps_in_other_files_are_used(examine):
     config_map = "kind: ConfigMap\nmetadata: {name: limits}\ndata: {MAX_NEW_TOKENS: '0', mode: fast}\n"
     container = {
         "envFrom": [{"configMapRef": {"name": "limits"}}, {"secretRef": {"name": "hidden"}}],
@@ -134,10 +134,10 @@ def test_config_maps_of_other_files_are_followed(examine):
 
     assert verdicts(report)["MAX_NEW_TOKENS=0"] == "refused"
     assert verdicts(report)["PT2_COMPILE=fast"] == "no effect"
-    assert "Secret hidden is not among the files: its variables are not judged." in [a.text for a in report.advice]
+    assert "Secret hidden is not among the files: its variables are not checked." in [a.text for a in report.advice]
 
 
-def test_a_value_from_a_secret_is_judged_by_its_name_alone(examine):
+def test_a_value_in_a_secret_is_judged_by_its_name(examine):
     reference = {"valueFrom": {"secretKeyRef": {"name": "tls", "key": "path"}}}
 
     (report,) = examine(pod({"env": [{"name": "QUANTIZE", **reference}, {"name": "OTLP_ENDPOINT", **reference}]}))
@@ -189,7 +189,7 @@ def test_containers_are_found_in_objects_of_any_kind(examine, spec: Change):
 @pytest.mark.parametrize(
     "image", ["quay.io/opendatahub/caikit-tgis-serving:1", "caikit-nlp-tgis", "registry/tgis-team/postgres", "proxy"]
 )
-def test_what_only_stands_beside_a_server_is_left_out(examine, image: str):
+def test_containers_next_to_the_server_are_ignored(examine, image: str):
     assert examine(pod({"image": image, "args": ["run"], "env": [{"name": "PORT", "value": "80"}]})) == []
 
 
@@ -218,7 +218,7 @@ services:
 
 
 @pytest.mark.parametrize("entry", ["stop_grace_period: [1]", "stop_grace_period: 1.2.3s", "environment: [!!int 5]"])
-def test_what_compose_would_refuse_ends_nothing(examine, entry: str):
+def test_an_invalid_compose_entry_is_tolerated(examine, entry: str):
     (report,) = examine(f"services: {{a: {{image: tgis, {entry}}}}}")
 
     assert "stop" in topics(report)
@@ -250,7 +250,7 @@ sudo docker run --rm -it --gpus '"device=0,1"' -e MAX_BATCH_SIZE=$SIZE --env-fil
     }
 
 
-def test_a_continued_line_inside_of_quotes_stays_one_word(examine):
+def test_a_line_continued_inside_quotes_stays_one_word(examine):
     script = """docker run -e DTYPE=float16 tgis sh -c 'text-generation-launcher \\
   --model-name /m' \\
   && text-generation-launcher --port 80
@@ -264,7 +264,7 @@ def test_a_continued_line_inside_of_quotes_stays_one_word(examine):
     assert [report.container.line for report in reports] == [1, 3]
 
 
-def test_an_env_file_is_judged_by_itself(examine):
+def test_an_env_file_is_judged_on_its_own(examine):
     (report,) = examine("# ours\nMAX_BATCH_SIZE=abc\nHTTP_PROXY=http://proxy\nMAX_NEW_TOKEN=3\n")
 
     assert verdicts(report) == {"MAX_BATCH_SIZE=abc": "refused", "MAX_NEW_TOKEN=3": "unknown"}
@@ -277,7 +277,7 @@ def test_a_bare_command_line_is_read_with_its_variables(examine):
     assert verdicts(report) == {"--model-name=/m": "same", "FLASH_ATTENTION=true": "no effect"}
 
 
-# -- what would not start
+# -- problems
 
 
 @pytest.mark.parametrize(
@@ -304,24 +304,24 @@ def test_a_bare_command_line_is_read_with_its_variables(examine):
         ),
         (
             {"livenessProbe": {"httpGet": {"path": "/health", "port": 80}}},
-            "asks port 80, but the server listens on 3000",
+            "queries port 80, but the server listens on 3000",
         ),
         ({"startupProbe": {"httpGet": {"path": "/health", "port": 3000, "scheme": "HTTPS"}}}, "needs scheme: HTTP"),
         (
             {"livenessProbe": {"httpGet": {"path": "/healthz", "port": 3000}}},
-            "/healthz, which answers 404: ask",
+            "/healthz, which answers 404: use",
         ),
         (
             {"readinessProbe": {"httpGet": {"port": 3000}}},
-            "asks /, which answers 404: ask /health/ready.",
+            "queries /, which answers 404: use /health/ready.",
         ),
         (
             {"startupProbe": {"grpc": {"port": 8033, "service": "x"}}},
-            "service x, which is not known: ask for startup",
+            "service x, which is unknown: use startup",
         ),
     ],
 )
-def test_what_would_not_start_or_never_be_ready_is_a_problem(examine, container: Change, problem: str):
+def test_a_server_that_would_not_start_or_never_become_ready_has_a_problem(examine, container: Change, problem: str):
     (report,) = examine(pod(container))
 
     assert report.will_fail
@@ -336,20 +336,20 @@ def test_what_would_not_start_or_never_be_ready_is_a_problem(examine, container:
     ],
     ids=str,
 )
-def test_what_the_server_answers_may_be_asked_by_probes(examine, probe: Change):
+def test_probes_may_query_whatever_the_server_answers(examine, probe: Change):
     (report,) = examine(pod({"livenessProbe": probe}))
 
     assert problems(report) == []
 
 
-def test_a_command_line_that_cannot_be_parsed_is_not_blamed_for_what_it_may_give(examine):
+def test_a_command_line_that_cannot_be_parsed_gets_no_further_advice(examine):
     (report,) = examine(pod(CALM | {"args": ["text-generation-launcher", "--model-name", "/m", "--max-batch-size"]}))
 
     assert problems(report) == ["text-generation-launcher: Option '--max-batch-size' requires an argument."]
     assert "defaults" not in topics(report)
 
 
-def test_settings_that_conflict_hide_nothing_else(examine):
+def test_conflicting_settings_do_not_hide_other_problems(examine):
     env = {"TLS_CERT_PATH": "/c", "NUM_GPUS": "4", "NUM_SHARD": "2", "HF_HUB_CACHE": "/a", "TRANSFORMERS_CACHE": "/b"}
     container = {
         "env": [{"name": name, "value": value} for name, value in env.items()],
@@ -362,7 +362,7 @@ def test_settings_that_conflict_hide_nothing_else(examine):
     assert [advice.topic for advice in report.advice if advice.is_problem] == ["start"] * 3 + ["disk", "GPUs"]
 
 
-def test_a_service_whose_port_variable_is_one_of_ours_is_a_problem(examine):
+def test_a_service_whose_port_variable_is_one_of_our_options_is_a_problem(examine):
     service = "\n---\nkind: Service\nmetadata: {name: grpc}\n"
 
     (linked,) = examine(pod({}) + service)
@@ -377,7 +377,7 @@ def test_a_service_whose_port_variable_is_one_of_ours_is_a_problem(examine):
 # -- advice
 
 
-def test_a_pod_that_has_everything_gets_no_advice(examine):
+def test_a_complete_pod_gets_no_advice(examine):
     probes = {"readinessProbe": CALM["readinessProbe"]}
 
     (report,) = examine(pod(probes, terminationGracePeriodSeconds=100))
@@ -391,7 +391,7 @@ def test_a_pod_that_has_everything_gets_no_advice(examine):
         ({}, {}, "stop", "terminationGracePeriodSeconds is not set (Kubernetes: 30 s), but answers"),
         ({}, {GRACE: 60}, "stop", "terminationGracePeriodSeconds is 60 s, but answers may take 90 s"),
         ({"args": LAUNCH[:3]}, {}, "defaults", "MAX_BATCH_SIZE is not set: 256 instead of 12"),
-        ({"args": [*LAUNCH, "--num-shard", "2"]}, {}, "memory", "2 shards on GPUs talk through shared memory"),
+        ({"args": [*LAUNCH, "--num-shard", "2"]}, {}, "memory", "2 shards on GPUs use shared memory"),
         (
             {"resources": {"limits": {"nvidia.com/gpu": 2}}, "args": [*LAUNCH, "--num-shard", "1"]},
             {},
@@ -402,27 +402,27 @@ def test_a_pod_that_has_everything_gets_no_advice(examine):
             {"env": [{"name": "HF_TOKEN", "value": "hf_x"}]},
             {},
             "secrets",
-            "HF_TOKEN is written in the open, and not needed",
+            "HF_TOKEN is in plain text, and not needed",
         ),
         (
             {"env": [{"name": "S3_SECRET", "value": "x"}]},
             {},
             "secrets",
-            "S3_SECRET is written in the open: use a secret",
+            "S3_SECRET is in plain text: use a secret",
         ),
         ({"ports": [{"containerPort": 3000}, {"containerPort": 80}]}, {}, "ports", "container's ports 3000, 80."),
         ({"livenessProbe": {"httpGet": {"path": "/health", "port": 3000}}}, {}, "probes", "/health/live does not fail"),
         ({"args": ["start.sh"]}, {}, "command", "start.sh is not one of the original's"),
     ],
 )
-def test_advice_on_what_stands_around_a_container(examine, container: Change, spec: Change, topic: str, text: str):
+def test_advice_on_the_surroundings_of_a_container(examine, container: Change, spec: Change, topic: str, text: str):
     (report,) = examine(pod(container, **spec))
 
     assert any(advice.topic == topic and text in advice.text for advice in report.advice), report.advice
     assert "hf_x" not in str(report.advice)
 
 
-# -- input that is none
+# -- bad input
 
 
 @pytest.mark.parametrize(
@@ -431,7 +431,7 @@ def test_advice_on_what_stands_around_a_container(examine, container: Change, sp
         ("kind: [\nb: c", "line 2 is not valid YAML"),
         (
             "kind: Pod\nspec: {{ .Values.x }}\n  y: z",
-            "It looks like a template: give what `helm template` makes of it.",
+            "It looks like a template: use the output of `helm template`.",
         ),
         ("hello: 1", "is neither a Kubernetes manifest nor a compose file"),
         ("\n", "file-0 is empty."),
@@ -451,10 +451,10 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize("stdin", [Terminal, io.StringIO])
-def test_a_terminal_that_is_waited_for_is_told_so(monkeypatch, capsys, stdin: type[io.StringIO]):
+def test_waiting_for_input_from_a_terminal_is_announced(monkeypatch, capsys, stdin: type[io.StringIO]):
     monkeypatch.setattr(sys, "stdin", stdin("MAX_NEW_TOKENS=1"))
 
-    read_source("-")
+    read_settings_file("-")
 
     assert ("Ctrl-D ends the input" in capsys.readouterr().err) is (stdin is Terminal)
 
@@ -474,9 +474,7 @@ PARTS = st.recursive(
 
 @settings(deadline=None, max_examples=100)
 @given(PARTS, PARTS, PARTS)
-def test_nothing_that_a_file_holds_ends_in_anything_but_a_sentence(
-    tmp_path_factory, first: Any, second: Any, third: Any
-):
+def test_any_file_gives_reports_or_a_sentence(tmp_path_factory, first: Any, second: Any, third: Any):
     file = tmp_path_factory.mktemp("fuzz") / "file"
     container = {"name": "tgis", "image": "tgis", "args": first, "env": second, "volumeMounts": third, "ports": third}
     compose = {"image": "tgis", "command": first, "environment": second, "env_file": third, "volumes": third}
@@ -490,7 +488,7 @@ def test_nothing_that_a_file_holds_ends_in_anything_but_a_sentence(
     file.write_text(yaml.safe_dump_all(documents))
 
     with contextlib.suppress(UsageError):
-        list(examine_all(read_containers([read_source(str(file))])))
+        list(examine_all(read_containers([read_settings_file(str(file))])))
 
 
 # -- the command
@@ -502,12 +500,12 @@ def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_exit_code_says_whether_everything_works():
+def test_the_exit_code_shows_whether_everything_works():
     works, fails, wrong = run(str(ORIGINAL)), run("-", stdin="MAX_BATCH_SIZE=x\n"), run("/nowhere")
 
     assert [works.returncode, fails.returncode, wrong.returncode] == [0, 1, 2]
     assert wrong.stderr == "tgis: /nowhere cannot be read: No such file or directory.\n"
-    assert works.stdout.endswith("This works with the new image, if that can serve the model.\n")
+    assert works.stdout.endswith("This works with the new image if that can serve the model.\n")
     assert fails.stdout.splitlines()[1].startswith("1  refused  MAX_BATCH_SIZE=x  MAX_BATCH_SIZE is 'x', but must be")
 
 
@@ -521,10 +519,10 @@ def test_the_exit_code_says_whether_everything_works():
         ),
     ],
 )
-def test_the_conclusion_names_what_does_not_do_what_it_asks(examine, text: str, end: str):
+def test_the_conclusion_names_settings_without_effect(examine, text: str, end: str):
     (report,) = examine(text)
 
-    assert conclude(report) == f"This works with the new image, {end}"
+    assert conclude(report) == f"This works with the new image {end}"
 
 
 def test_json_has_settings_and_advice():

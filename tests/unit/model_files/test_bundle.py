@@ -102,7 +102,7 @@ def test_a_directory_is_bundled_without_a_name_and_gets_one(tmp_path: Path):
     to = run_tgis("unbundle", tmp_path / "b.tar", "--to", tmp_path / "out", cache=tmp_path / "cache")
 
     assert (unnamed.returncode, named.returncode, to.returncode) == (2, 0, 0)
-    assert b"was made from a directory: say --name org/model, or --to DIR" in unnamed.stderr
+    assert b"was made from a directory: give --name org/model, or --to DIR" in unnamed.stderr
     assert contents_of(tmp_path / "out") == demo_contents()
     assert contents_of(Path(named.stdout.decode().strip())) == demo_contents()
 

@@ -426,5 +426,5 @@ def test_the_command_asks_or_wants_to_be_told(tmp_path: Path):
     sure = run_rm(tmp_path, "--yes")
 
     assert (dry.returncode, unsure.returncode, script.returncode, is_there) == (0, 2, 2, True)
-    assert b"say --yes (or --dry-run)" in unsure.stderr
+    assert b"use --yes (or --dry-run)" in unsure.stderr
     assert (sure.returncode, folder.root.exists()) == (0, False)

@@ -62,7 +62,7 @@ def test_one_that_is_there_is_left_alone(model: Path):
 
     assert (result.returncode, result.stdout.decode()) == (0, f"{model / 'tokenizer.json'}\n")
     assert (model / "tokenizer.json").read_text() == "mine"
-    assert b"is there already" in result.stderr
+    assert b"already exists" in result.stderr
 
 
 @pytest.mark.parametrize("lost", [["vocab.json", "merges.txt"], ["merges.txt"]], ids=["all", "merges"])
@@ -95,4 +95,4 @@ def test_the_output_directory_must_exist(model: Path, tmp_path: Path):
 
     result = run_in_process(*arguments, environ={"HOME": "/"})
 
-    assert (result.returncode, b"is no directory: make it first" in result.stderr) == (2, True)
+    assert (result.returncode, b"is not a directory: create it first" in result.stderr) == (2, True)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tgis_cli.commands.config import describe_options
 from tgis_server.errors import UsageError
 from tgis_server.options import ServeConfig, load_config, options
 from tgis_server.run import Run
@@ -185,7 +184,7 @@ def test_credentials_of_a_url_are_neither_shown_nor_written(tmp_path: Path):
 
     run.save()
 
-    assert describe_options(loaded)["otlp_endpoint"]["value"] == "https://***@host:4317/path"
+    assert loaded.as_dict()["otlp_endpoint"]["value"] == "https://***@host:4317/path"
     assert "https://***@host:4317/path" in run.file.read_text()
     assert "word" not in run.file.read_text()
     assert Run.read(run.file, {"OTLP_ENDPOINT": "https://me:word@host:4317/path"}) == run

@@ -1,4 +1,4 @@
-"""How far a long command is: rates, time left, and what reads it."""
+"""Progress of long commands: rates, time left, and the kinds of display."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_line_comes_every_five_seconds_with_share_rate_and_time_left():
     assert stream.getvalue() == "downloading: 50 MiB of 100 MiB (50%), 10 MiB/s, 5 s left\n"
 
 
-def test_what_was_there_before_does_not_count_into_the_rate():
+def test_bytes_already_there_do_not_count_towards_the_rate():
     progress, clock, stream = make(LineProgress, 100 * MIB)
 
     progress.add_done(50 * MIB)
@@ -52,17 +52,17 @@ def test_what_was_there_before_does_not_count_into_the_rate():
     assert stream.getvalue() == "downloading: 55 MiB of 100 MiB (55%), 1 MiB/s, 45 s left\n"
 
 
-def test_the_rate_is_that_of_the_last_seconds():
+def test_the_rate_covers_the_last_seconds_only():
     progress, clock, stream = make(LineProgress, 1000 * MIB)
 
     for num_bytes in (400 * MIB, 0, 0, 0):
         clock.now += 5
         progress.advance(num_bytes)
 
-    assert stream.getvalue().splitlines()[-1] == "downloading: 400 MiB of 1000 MiB (40%), nothing moves"
+    assert stream.getvalue().splitlines()[-1] == "downloading: 400 MiB of 1000 MiB (40%), stalled"
 
 
-def test_an_attempt_that_begins_anew_takes_its_bytes_back():
+def test_an_abandoned_attempt_takes_its_bytes_back():
     progress, _, _ = make(LineProgress, 100 * MIB)
 
     progress.advance(30 * MIB)
@@ -71,7 +71,7 @@ def test_an_attempt_that_begins_anew_takes_its_bytes_back():
     assert progress.done_bytes == 0
 
 
-def test_a_tick_shows_that_nothing_moves():
+def test_a_tick_shows_progress_even_if_nothing_moves():
     progress, clock, stream = make(LineProgress, 10 * MIB)
 
     clock.now += 5
@@ -80,7 +80,7 @@ def test_a_tick_shows_that_nothing_moves():
     assert stream.getvalue() == "downloading: 0 B of 10 MiB (0%)\n"
 
 
-def test_a_script_reads_events():
+def test_scripts_get_events():
     progress, clock, stream = make(JsonProgress, 4 * MIB)
 
     clock.now += 1
@@ -100,7 +100,7 @@ def test_a_script_reads_events():
     ]
 
 
-def test_a_bar_stays_in_its_line_and_changes_nothing_of_the_terminal():
+def test_a_bar_stays_in_its_line_and_changes_no_terminal_state():
     progress, clock, stream = make(BarProgress, 4 * MIB, Tty())
 
     clock.now += 1
@@ -113,7 +113,7 @@ def test_a_bar_stays_in_its_line_and_changes_nothing_of_the_terminal():
     assert "\r\x1b[2Khalf way\n" in shown
     assert shown.endswith("\r\x1b[2K")
     assert shown.count("\n") == 1
-    assert "\x1b[?25l" not in shown  # the cursor is not hidden: nobody would bring it back after a kill
+    assert "\x1b[?25l" not in shown  # a hidden cursor would stay hidden after a kill
 
 
 @pytest.mark.parametrize(

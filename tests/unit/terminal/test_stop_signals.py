@@ -1,4 +1,4 @@
-"""Stop signals of commands that run until they are done."""
+"""Stop signals of commands other than ``launch``."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def _as_before() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def test_a_stop_signal_ends_the_block_as_an_error_that_nothing_takes_for_its_own():
+def test_a_stop_signal_ends_the_block_by_an_error_that_handlers_of_exception_do_not_catch():
     cleaned = []
 
     @interrupted_by_signals()
     def work() -> None:
         try:
             os.kill(os.getpid(), signal.SIGTERM)
-        except Exception:  # noqa: BLE001  as code that explains whatever comes
-            pytest.fail("was taken for a failure")
+        except Exception:  # noqa: BLE001  like code that explains any error
+            pytest.fail("was caught as a failure")
         finally:
             cleaned.append(True)
 
@@ -38,7 +38,7 @@ def test_a_stop_signal_ends_the_block_as_an_error_that_nothing_takes_for_its_own
     assert (stopped.value.exit_code, cleaned) == (130, [True])
 
 
-def test_an_echo_does_not_disturb_the_cleaning_and_a_later_signal_ends_it(monkeypatch: pytest.MonkeyPatch):
+def test_an_echo_does_not_interrupt_the_cleanup_but_a_later_signal_does(monkeypatch: pytest.MonkeyPatch):
     later: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: later.append(number))
 
@@ -57,7 +57,7 @@ def test_an_echo_does_not_disturb_the_cleaning_and_a_later_signal_ends_it(monkey
     assert later == [signal.SIGTERM]
 
 
-def test_before_there_are_children_a_second_signal_does_not_break_off_the_cleaning():
+def test_before_children_are_started_a_second_signal_does_not_interrupt_the_cleanup():
     exit_until_supervised()
     cleaned = []
 
@@ -75,7 +75,7 @@ def test_before_there_are_children_a_second_signal_does_not_break_off_the_cleani
     assert {signal.getsignal(number) for number in STOP_SIGNALS} == {signal.SIG_IGN}  # to the interpreter's end
 
 
-def test_what_ends_without_a_signal_leaves_handlers_as_they_were():
+def test_a_block_without_a_signal_restores_the_handlers():
     before = [signal.getsignal(number) for number in STOP_SIGNALS]
 
     with interrupted_by_signals():
@@ -84,7 +84,7 @@ def test_what_ends_without_a_signal_leaves_handlers_as_they_were():
     assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
 
 
-def test_work_that_can_be_stopped_is_asked_to_stop():
+def test_a_stop_signal_calls_the_stop_function_of_the_work():
     stopped: list[signal.Signals] = []
 
     with interrupted_by_signals(), stopping_by(stopped.append):

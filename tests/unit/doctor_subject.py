@@ -1,4 +1,4 @@
-"""What checks of ``tgis doctor`` judge in tests: a machine, an environment, an operating system, all written down."""
+"""Subjects for the checks of ``tgis doctor``: a machine, an environment and an operating system as data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from test_preflight import machine as make_machine
-from tgis_cli.doctor.verdict import Context, Host, Verdict
+from tgis_cli.doctor.verdict import Host, Subject, Verdict
 from tgis_cli.machine import Gpu
 from tgis_server.options import load_config
 
@@ -19,14 +19,14 @@ GIB = 1 << 30
 GPUS = (Gpu("GPU-aa11", "NVIDIA H100", 80 * GIB, 79 * GIB), Gpu("GPU-ab22", "NVIDIA H100", 80 * GIB, 79 * GIB))
 
 
-def make_context(
+def make_subject(
     environ: Mapping[str, str] | None = None, *, host: Host | None = None, gpus: tuple[Gpu, ...] = (), **values: Any
-) -> Context:
-    """A healthy machine of two CPUs, but for what is given: options, and facts of ``Machine``."""
+) -> Subject:
+    """A healthy machine with two CPUs, with the given options and facts of ``Machine``."""
     facts = {name: values.pop(name) for name in list(values) if name in FACTS}
     machine = make_machine(**{"free_bytes": 8 * GIB, "torch_has_cuda": bool(gpus), "gpus": gpus} | facts)
     environ = environ or {}
-    return Context(environ, load_config(values, environ), machine, host or Host())
+    return Subject(environ, load_config(values, environ), machine, host or Host())
 
 
 FACTS = ("has_bf16", "free_bytes", "limit_bytes", "cpu_quota", "torch_has_cuda", "driver", "gpu_problem", "cpus")
@@ -41,7 +41,7 @@ def with_files(root: Path, files: Mapping[str, object], host: Host | None = None
 
 
 def with_disk(free_bytes: int, *, total_bytes: int = 0, free_inodes: int = 1000, flag: int = 0) -> Host:
-    """A host whose file systems all have so much room."""
+    """A host whose file systems all have this much space."""
     status = SimpleNamespace(
         f_frsize=1,
         f_blocks=total_bytes or free_bytes,
@@ -54,13 +54,13 @@ def with_disk(free_bytes: int, *, total_bytes: int = 0, free_inodes: int = 1000,
 
 
 def with_limits(**limits: int) -> Host:
-    """A host with these limits by name, such as ``NOFILE``; all others are infinite."""
+    """A host with these limits by name, such as ``NOFILE``; all others are unlimited."""
     by_kind = {getattr(resource, f"RLIMIT_{name}"): limit for name, limit in limits.items()}
     return Host(get_limit=lambda kind: (by_kind.get(kind, resource.RLIM_INFINITY),) * 2)
 
 
 def with_versions(**versions: str) -> Host:
-    """A host where these packages are installed, with ``_`` for ``-``."""
+    """A host with these installed packages, with ``_`` for ``-``."""
 
     def get_version(name: str) -> str:
         try:
@@ -71,11 +71,11 @@ def with_versions(**versions: str) -> Host:
     return Host(get_version=get_version)
 
 
-def say(check: Callable[[Context], Iterable[Verdict]], context: Context) -> list[tuple[str, str]]:
+def judge(check: Callable[[Subject], Iterable[Verdict]], subject: Subject) -> list[tuple[str, str]]:
     """Level and text of each verdict."""
-    return [(str(verdict.level), str(verdict)) for verdict in check(context)]
+    return [(str(verdict.level), str(verdict)) for verdict in check(subject)]
 
 
-def complaints(check: Callable[[Context], Iterable[Verdict]], context: Context) -> list[str]:
-    """The texts of all that is not ok."""
-    return [str(verdict) for verdict in check(context) if verdict.level != "ok"]
+def complaints(check: Callable[[Subject], Iterable[Verdict]], subject: Subject) -> list[str]:
+    """The texts of all verdicts that are not ok."""
+    return [str(verdict) for verdict in check(subject) if verdict.level != "ok"]

@@ -1,0 +1,68 @@
+"""Tokenized texts as ``tgis tokenize`` shows them, from a running server or from a local tokenizer."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tgis_cli.clients.grpc_client import Client
+from tgis_cli.model_files import find_cache_dir, find_model_dir
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The tokens of one text."""
+
+    text: str
+    pieces: list[str]
+    ids: list[int] | None  # None from a server: the API has no ids
+
+    def as_dict(self) -> dict[str, Any]:
+        facts: dict[str, Any] = {"text": self.text, "count": len(self.pieces), "pieces": self.pieces}
+        return facts | ({"ids": self.ids} if self.ids is not None else {})
+
+    def print(self) -> None:
+        """A table on a terminal; elsewhere one line: the count, then the pieces."""
+        if not sys.stdout.isatty():
+            print(f"{len(self.pieces)}\t{' '.join(self.pieces)}", flush=True)
+            return
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=f"{len(self.pieces)} tokens", title_justify="left", box=None, pad_edge=False)
+        for column in ("#", *(["id"] if self.ids is not None else []), "piece"):
+            table.add_column(column, header_style="dim", justify="left" if column == "piece" else "right")
+        for index, piece in enumerate(self.pieces):
+            ids = [str(self.ids[index])] if self.ids is not None else []
+            table.add_row(str(index), *ids, Text(piece))
+        Console().print(table)
+
+
+def tokenize_locally(texts: Iterable[str], model: str) -> Iterator[Tokens]:
+    """With the tokenizer of a directory or cached model."""
+    from tgis_server.frontend.text import read_tokenizer
+
+    cache_dir, _ = find_cache_dir(os.environ)
+    tokenizer = read_tokenizer(find_model_dir(model, None, cache_dir), warn)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    for text in texts:
+        encoding = tokenizer.encode(text)
+        yield Tokens(text, list(encoding.tokens), list(encoding.ids))
+
+
+def warn(sentence: str) -> None:
+    print(f"warning: {sentence}", file=sys.stderr)
+
+
+def tokenize_remotely(texts: Iterable[str], url: str, ca: Path | None) -> Iterator[Tokens]:
+    """With a running server, one call per text."""
+    with Client.connect(url, ca) as client:
+        for text in texts:
+            (response,) = client.tokenize([text])
+            yield Tokens(text, list(response.tokens), None)

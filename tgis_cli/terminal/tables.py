@@ -1,0 +1,34 @@
+"""Tables on stdout: as wide as the terminal; in a pipe, lines stay whole."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+PIPE_COLUMNS = 10_000
+
+
+def open_console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_COLUMNS)
+
+
+def make_table(title: str | None = None) -> Table:
+    from rich.table import Table
+
+    return Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+
+
+def print_tables(tables: Iterable[Table]) -> None:
+    """One below the other, with a blank line between them and no spaces at the ends of lines."""
+    console = open_console()
+    with console.capture() as capture:
+        for table in tables:
+            console.print(table, "")
+    print("\n".join(line.rstrip() for line in capture.get().rstrip().splitlines()))
