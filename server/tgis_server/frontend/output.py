@@ -18,7 +18,7 @@ from tgis_server.errors import GenerationFailed, OutOfMemory, RequestError, Unav
 from tgis_server.frontend.text.detokenizer import Detokenizer, PieceDecoder
 from tgis_server.frontend.text.stop import StopMatcher
 from tgis_server.frontend.validation import GenerationParams
-from tgis_server.wire.messages import NO_TOKEN, Failure, FinishReason, Submit, TokenDetail
+from tgis_server.wire.messages import NO_TOKEN, FinishReason, RequestFailure, Submit, TokenDetail
 
 GO_ON = FinishReason.NOT_FINISHED
 
@@ -151,7 +151,7 @@ class Output:
             self._end(reason, matched, now)
         self._on_change(self)
 
-    def on_failure(self, failure: Failure) -> None:
+    def on_failure(self, failure: RequestFailure) -> None:
         """The engine could not go on with this sequence."""
         cause = failure.text
         if self.num_generated and failure.status not in (OutOfMemory.status, Unavailable.status):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from tgis_server.scheduler.sequence import Sequence
 from tgis_server.scheduler.steps import Row
-from tgis_server.wire.messages import Failure, FinishReason, StepResult, StepStats, TokenDetail
+from tgis_server.wire.messages import FinishReason, RequestFailure, StepResult, StepStats, TokenDetail
 
 
 class Report:
@@ -55,7 +55,7 @@ class Report:
 
     def fail(self, request_id: int, status: str, text: str) -> None:
         """It ended without an answer."""
-        self._result.failures.append(Failure(request_id, status, text))
+        self._result.failures.append(RequestFailure(request_id, status, text))
 
     def leave(self) -> None:
         """Somebody is gone."""

@@ -18,11 +18,11 @@ from tgis_server.wire.messages import (
     Activation,
     Adapter,
     Cancel,
-    Failure,
     FinishReason,
     Grammar,
     LengthPenalty,
     NewSequence,
+    RequestFailure,
     SamplingParams,
     StepPlan,
     StepResult,
@@ -144,7 +144,7 @@ def encode_step_result(result: StepResult) -> pb.FromEngine:
         token_ids=result.token_ids,
         finish_reasons=result.finish_reasons,
         stats=pb.StepStats(**_copy(result.stats, STATS)),
-        failures=[pb.Failure(request_id=f.request_id, status=f.status, text=f.text) for f in result.failures],
+        failures=[pb.RequestFailure(request_id=f.request_id, status=f.status, text=f.text) for f in result.failures],
     )
     if result.details:
         message.detail_columns.extend(result.details)
@@ -165,7 +165,7 @@ def decode_step_result(message: pb.FromEngine) -> StepResult:
         details=dict(zip(message.detail_columns, decode_details(message.details), strict=True)),
         prompt_details=[(group.request_id, decode_details(group.details)) for group in message.prompt_details],
         started=list(zip(message.started_ids, message.started_at_s, strict=True)),
-        failures=[Failure(f.request_id, f.status, f.text) for f in message.failures],
+        failures=[RequestFailure(f.request_id, f.status, f.text) for f in message.failures],
         stats=StepStats(**_copy(message.stats, STATS)),
     )
 

@@ -240,7 +240,7 @@ class StepStats:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class RequestFailure:
     """One request ended without an answer; ``status`` is a gRPC status name."""
 
     request_id: int
@@ -258,5 +258,5 @@ class StepResult:
     details: dict[int, TokenDetail] = field(default_factory=dict)  # column -> facts
     prompt_details: list[tuple[int, list[TokenDetail]]] = field(default_factory=list)  # request, consecutive positions
     started: list[tuple[int, float]] = field(default_factory=list)  # request, host monotonic clock of its first step
-    failures: list[Failure] = field(default_factory=list)
+    failures: list[RequestFailure] = field(default_factory=list)
     stats: StepStats = field(default_factory=StepStats)

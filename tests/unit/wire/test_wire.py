@@ -16,11 +16,11 @@ from tgis_server.wire.messages import (
     Activation,
     Adapter,
     Cancel,
-    Failure,
     FinishReason,
     Grammar,
     LengthPenalty,
     NewSequence,
+    RequestFailure,
     SamplingParams,
     StepPlan,
     StepResult,
@@ -108,7 +108,7 @@ def step_results(draw):
         draw(st.dictionaries(st.integers(0, 3), token_details(), max_size=3)),
         draw(st.lists(st.tuples(uint64, st.lists(token_details(), max_size=3)), max_size=2)),
         draw(st.lists(st.tuples(uint64, finite), max_size=2)),
-        draw(st.lists(st.builds(Failure, uint64, st.text(), st.text()), max_size=2)),
+        draw(st.lists(st.builds(RequestFailure, uint64, st.text(), st.text()), max_size=2)),
         StepStats(**stats),
     )
 
