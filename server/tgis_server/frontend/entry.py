@@ -6,9 +6,7 @@ import asyncio
 import gc
 import logging
 import signal
-from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from tgis_server.errors import PeerLost, Unavailable
 from tgis_server.frontend.admission import Admission
@@ -31,6 +29,7 @@ from tgis_server.frontend.transport.tls import Tls
 from tgis_server.frontend.validation import Limits
 from tgis_server.frontend.watch import Watch
 from tgis_server.host.descriptors import MaxConnections, raise_limit
+from tgis_server.host.races import end_with_first, run_before
 from tgis_server.options import Fault
 from tgis_server.run import Run
 from tgis_server.run.phases import Phases
@@ -210,7 +209,7 @@ class Frontend:
 
     async def _live(self) -> None:
         stop = asyncio.create_task(self._stop_asked.wait(), name="wait-for-stop")
-        if not await before(stop, self._watch.wait_until_serving()):
+        if not await run_before(stop, self._watch.wait_until_serving()):
             return
         try:
             info = await self._link.info()
@@ -261,9 +260,9 @@ class Frontend:
         self.state.start_draining()
         logger.debug("draining; calls in flight: %d", self.state.num_calls)
         hurry = asyncio.create_task(self._hurry_asked.wait(), name="wait-for-hurry")
-        if await before(hurry, asyncio.sleep(config.drain_delay)):
+        if await run_before(hurry, asyncio.sleep(config.drain_delay)):
             self.state.stop_accepting()
-            await before(hurry, self.state.wait_until_idle(config.drain_timeout))
+            await run_before(hurry, self.state.wait_until_idle(config.drain_timeout))
         hurry.cancel()
 
     async def _fail(self, error: Exception) -> None:
@@ -286,7 +285,7 @@ class Frontend:
     async def _wait_for_cause(self, timeout_s: float) -> None:
         """Until the launcher tells why the group ends, but at most so long, and not if asked to hurry."""
         hurry = asyncio.create_task(self._hurry_asked.wait(), name="wait-for-hurry")
-        await before(hurry, asyncio.wait_for(self._end_told.wait(), timeout_s))
+        await run_before(hurry, asyncio.wait_for(self._end_told.wait(), timeout_s))
         hurry.cancel()
 
     async def _end_calls(self) -> None:
@@ -296,26 +295,3 @@ class Frontend:
             logger.warning("calls that end without an answer: %d", self.state.num_calls)
         self._router.refuse(Unavailable(self.state.text))
         await self.state.wait_until_idle(LAST_WORDS_S)
-
-
-async def end_with_first(tasks: set[asyncio.Task[Any]]) -> None:
-    """Wait until one task ends, cancel the others, and end as the one that was first."""
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()
-
-
-async def before(limit: asyncio.Task[Any], work: Coroutine[Any, Any, Any]) -> bool:
-    """Do ``work`` unless ``limit`` ends first, which cancels it. Returns whether it was done."""
-    doing = asyncio.ensure_future(work)
-    try:
-        await asyncio.wait({limit, doing}, return_when=asyncio.FIRST_COMPLETED)
-        return doing.done()
-    finally:
-        doing.cancel()
-        await asyncio.gather(doing, return_exceptions=True)
