@@ -18,20 +18,16 @@ from tgis_server import failures
 from tgis_server.errors import Unavailable
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.wire.codec import decode_step_result, encode_to_engine
-from tgis_server.wire.grpc_channels import open_async_channel
+from tgis_server.wire.grpc_channels import UNLIMITED, open_async_channel, reconnect_options
 from tgis_server.wire.messages import StepResult, Submit
 from tgis_server.wire.shard_pb2_grpc import ShardStub
 
 INFO_TIMEOUT_S = 10.0
 
 CHANNEL_OPTIONS = (
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
+    *UNLIMITED,
+    *reconnect_options(first_ms=100, longest_ms=500),  # retrying a socket that does not exist yet is cheap
     ("grpc.enable_retries", 0),
-    # A socket that is not there yet costs nothing to try again: the default waits up to two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.use_local_subchannel_pool", 1),
 )
 
@@ -78,8 +74,8 @@ class EngineLink(Protocol):
         ...
 
 
-def open_channel(socket: Path) -> grpc.aio.Channel:
-    """A channel to a server on a Unix socket, without message limits. Connects when first used."""
+def open_shard_channel(socket: Path) -> grpc.aio.Channel:
+    """A channel to a shard on its Unix socket, without message limits. It connects on first use."""
     return open_async_channel(f"unix:{socket}", CHANNEL_OPTIONS)
 
 
@@ -155,7 +151,7 @@ class GrpcLink:
 
     def _stub(self) -> ShardStub:
         if self._channel is None:  # here, not in __init__: a channel belongs to the running event loop
-            self._channel = open_channel(self._socket)
+            self._channel = open_shard_channel(self._socket)
         return ShardStub(self._channel)
 
 
