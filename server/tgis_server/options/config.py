@@ -26,7 +26,7 @@ from tgis_server.errors import UsageError
 from tgis_server.options.faults import Fault
 from tgis_server.words.url_credentials import mask_credentials
 
-DTYPES = {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16"}
+DTYPES = ("float32", "float16", "bfloat16")
 DTYPE_ALIASES = {"fp32": "float32", "float": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 
 FRAMEWORKS = (
@@ -100,7 +100,7 @@ class ServeConfig:
         Opt(
             help="Number format of weights and activations.",
             group="Model",
-            choices=tuple(DTYPES),
+            choices=DTYPES,
             aliases=DTYPE_ALIASES,
             read=read_dtype,
             unset="the checkpoint's on CUDA and on CPUs with bf16 instructions, else float32",
@@ -111,7 +111,7 @@ class ServeConfig:
         Opt(
             help="Older name of --dtype.",
             group="Model",
-            choices=tuple(DTYPES),
+            choices=DTYPES,
             aliases=DTYPE_ALIASES,
             read=read_dtype,
             hidden=True,
