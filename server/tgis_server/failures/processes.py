@@ -1,0 +1,149 @@
+"""A process of the group that died or failed (exit code 5)."""
+
+from tgis_server.errors import GroupFailed
+from tgis_server.failures.failure import Failure
+
+OUT_OF_MEMORY_KILLED = Failure(
+    "out-of-memory-killed",
+    "SIGKILL, when the control group's count of out-of-memory kills (`oom_kill`) rose, of the child with most memory",
+    "{process} was killed by the kernel's out-of-memory killer: {memory}; raise the limit, free memory, or serve a "
+    "smaller model.",
+    GroupFailed,
+)
+OUT_OF_MEMORY_PERHAPS = Failure(
+    "out-of-memory-perhaps",
+    "SIGKILL, when that count rose, but of a child with little memory: another process may have been meant",
+    "{process} was killed by SIGKILL when {memory} and the kernel killed a process of this container, which may have "
+    "been this one: see `dmesg`. Raise the limit, or move what else runs in the container.",
+    GroupFailed,
+)
+KILLED = Failure(
+    "killed",
+    "SIGKILL, and that count did not rise at that time",
+    "{process} was killed by SIGKILL, and not by the kernel for lack of memory, as this container's count of such "
+    "kills did not change then: find out who sent it (a person, or a daemon such as systemd-oomd), and stop the "
+    "launcher instead of its children.",
+    GroupFailed,
+)
+KILLED_PERHAPS_FOR_MEMORY = Failure(
+    "killed-perhaps-for-memory",
+    "SIGKILL, where there is no such count",
+    "{process} was killed by SIGKILL; if this was not done by hand, the kernel's out-of-memory killer is the usual "
+    "cause: see `dmesg` and the memory limits.",
+    GroupFailed,
+)
+SHARED_MEMORY_FULL = Failure(
+    "shared-memory-full",
+    "SIGBUS of one of several shards, where /dev/shm is smaller than 1 GiB or full; NCCL says that it cannot create "
+    "a shared memory segment",
+    "{process} had too little shared memory, as far as can be told ({reason}): several shards need at least 1 GiB in "
+    "/dev/shm, which has {total_bytes}, {free_bytes} of them free; in Kubernetes mount an emptyDir of medium Memory "
+    "there.",
+    GroupFailed,
+)
+MAPPED_FILE_LOST = Failure(
+    "mapped-file-lost",
+    "any other SIGBUS",
+    "{process} was killed by SIGBUS at {place}: a file that it had mapped was cut short or cannot be read any more; "
+    "check that nothing changes the model's files while they are served, and the disk.",
+    GroupFailed,
+)
+ILLEGAL_INSTRUCTION = Failure(
+    "illegal-instruction",
+    "SIGILL",
+    "{process} used an instruction that this CPU lacks (SIGILL) at {place}: install builds of torch and of the other "
+    "libraries that are made for this CPU, or use another machine.",
+    GroupFailed,
+)
+CRASHED = Failure(
+    "crashed",
+    "SIGSEGV or SIGFPE",
+    "{process} crashed with {signal} at {place}: its last lines are in {log}; report them with the output of `tgis "
+    "version`.",
+    GroupFailed,
+)
+ABORTED = Failure(
+    "aborted",
+    "SIGABRT that the launcher has not sent",
+    "{process} aborted itself (SIGABRT) at {place}: {last}; its last lines are in {log}.",
+    GroupFailed,
+)
+ENDED_BY_SIGNAL = Failure(
+    "ended-by-signal",
+    "another signal, such as SIGTERM, sent to a child alone",
+    "{process} was ended by {signal} from outside: stop the launcher instead of its children.",
+    GroupFailed,
+)
+ENDED_EARLY = Failure(
+    "ended-early",
+    "exit code 0 of a child that nobody had asked to end",
+    "{process} ended although nobody had asked it to: stop the launcher instead of its children.",
+    GroupFailed,
+)
+ENDED_WITH_CODE = Failure(
+    "ended-with-code",
+    "another exit code, and no error was left behind",
+    "{process} ended with exit code {code}; {last}.",
+    GroupFailed,
+)
+MISSING_FILE = Failure(
+    "missing-file",
+    "an error that names a file: `ENOENT`",
+    "{process}: {path} does not exist (at {place}): put it back; if it was in the run directory, something cleans "
+    "that up, and --run-dir chooses another.",
+    GroupFailed,
+)
+FILE_FORBIDDEN = Failure(
+    "file-forbidden",
+    "an error that names a file: `EACCES`, `EPERM` or `EROFS`",
+    "{process}: {path} cannot be opened by user {uid} ({reason}, at {place}): give that user the right, or mount it "
+    "writable if it has to be.",
+    GroupFailed,
+)
+DISK_FULL = Failure(
+    "disk-full",
+    "`ENOSPC` or `EDQUOT`",
+    "{process}: there is no space left for {path} (at {place}): free some, or choose another --run-dir.",
+    GroupFailed,
+)
+TOO_MANY_FILES = Failure(
+    "too-many-files",
+    "`EMFILE` or `ENFILE`",
+    "{process}: too many files and connections are open (at {place}): raise the limit (`ulimit -Hn`, LimitNOFILE in "
+    "systemd), or lower --max-concurrent-requests.",
+    GroupFailed,
+)
+TOO_MANY_PROCESSES = Failure(
+    "too-many-processes",
+    "`EAGAIN` of a fork, or a library that cannot start a thread, also where it crashes or repeats a line for ever",
+    "{process}: no further process or thread can be started, and {limits}: raise the limit on their number "
+    "(`ulimit -u`, --pids-limit of the container, podPidsLimit of the kubelet).",
+    GroupFailed,
+)
+MISSING_PACKAGE = Failure(
+    "missing-package",
+    "`ModuleNotFoundError`",
+    "{process}: the Python package {reason} is not installed beside {python}: install TGIS with its dependencies "
+    "again.",
+    GroupFailed,
+)
+BROKEN_LIBRARY = Failure(
+    "broken-library",
+    "`ImportError`, or a shared object that cannot be loaded",
+    "{process}: a library cannot be loaded: {reason}. Install torch in the build that fits this machine's CUDA, and "
+    "check LD_LIBRARY_PATH.",
+    GroupFailed,
+)
+GPU_ERROR = Failure(
+    "gpu-error",
+    "another error of CUDA",
+    "{process}: the GPU failed: {reason} (at {place}); look for Xid lines in `dmesg` and at `nvidia-smi -q`, and "
+    "report it if the GPU is healthy. The traceback is in {log}.",
+    GroupFailed,
+)
+UNEXPECTED_ERROR = Failure(
+    "unexpected-error",
+    "an exception that no row here explains",
+    "{process}: {error} (at {place}); the traceback is in {log}.",
+    GroupFailed,
+)
