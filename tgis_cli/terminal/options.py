@@ -1,4 +1,4 @@
-"""The options of ``tgis launch`` on a command line, made from ``tgis_server.options.config.options()``.
+"""The options of ``tgis launch`` on a command line, made from ``tgis_server.options.options()``.
 
 The command line only carries raw texts: ``load_config`` parses them, so that flags, environment and config file give
 the same values and the same errors. Environment variables are named in the help but never read here, for the same

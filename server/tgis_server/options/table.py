@@ -1,30 +1,19 @@
-"""Every launch option, spelled once.
+"""The table of launch options, each spelled out once.
 
-``ServeConfig`` says name, type, default, environment variable, range and help of each option. The command line, the
-drop-in launcher, ``tgis config show``, the options table of the docs and the child processes all come from it. Only
-:func:`load_config` reads the environment; a child process gets the resolved object (``run.py``) and reads neither
-environment nor defaults.
-
-Precedence: flag > environment > config file > default.
+The command line, the drop-in launcher, ``tgis config show``, the options table of the docs and the child processes all
+use it.
 """
 
 from __future__ import annotations
 
-import difflib
 import functools
-import math
-import tomllib
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from tgis_server import failures
-from tgis_server.errors import UsageError
-from tgis_server.options.faults import Fault
-from tgis_server.words.url_credentials import mask_credentials
+from tgis_server.options.option import Opt, Option
 
 DTYPES = ("float32", "float16", "bfloat16")
 DTYPE_ALIASES = {"fp32": "float32", "float": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
@@ -42,8 +31,6 @@ FRAMEWORKS = (
 
 GROUPS = ("Model", "Devices and memory", "Limits", "Network", "Process", "Rehearsal", "Accepted, without effect")
 
-FALSE_WORDS = frozenset({"n", "no", "f", "false", "off", "0"})
-
 
 def read_dtype(text: str) -> str:
     return text.removeprefix("torch.")
@@ -52,29 +39,6 @@ def read_dtype(text: str) -> str:
 def read_log_level(text: str) -> str:
     """The level of ``info,tonic=warn``: the original takes filters with a level for each of its own modules."""
     return next((part for part in text.split(",") if "=" not in part), "info")
-
-
-@dataclass(frozen=True, slots=True)
-class Opt:
-    """Everything about an option but its name, type and default."""
-
-    help: str
-    group: str
-    short: str = ""  # one-letter flag
-    env: str = ""  # default: the name in upper case
-    also_env: str = ""  # another variable, read where the first is not set
-    ge: float | None = None
-    gt: float | None = None
-    le: float | None = None
-    choices: tuple[str, ...] = ()
-    aliases: Mapping[str, str] | None = None  # other spellings of choices
-    read: Callable[[str], str] | None = None  # leaves the choice of a longer text in lower case
-    refusal: str = ""  # what the original says of a value out of range; {} is the value
-    unit: str = ""  # "bytes": 512MiB, 2GiB or a number
-    takes_value: bool = False  # a boolean spelled --flag true, as the original's launcher has it
-    hidden: bool = False  # left out of --help, kept in the docs
-    has_credentials: bool = False  # a URL whose user and password are shown and written nowhere
-    unset: str = ""  # what happens when it is not given
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -469,33 +433,6 @@ class ServeConfig:
     ] = None
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
-    """One option as the command line, the docs and the parsers see it."""
-
-    name: str
-    type: type  # str, int, float, bool or Path
-    default: Any
-    opt: Opt
-
-    @property
-    def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
-
-    @property
-    def env(self) -> str:
-        return self.opt.env or self.name.upper()
-
-    def find_variable(self, environ: Mapping[str, str]) -> str | None:
-        """The variable that sets this option; blank ones count as not set."""
-        return next((name for name in (self.env, self.opt.also_env) if environ.get(name, "").strip()), None)
-
-    def get_shown(self, config: ServeConfig) -> Any:
-        """The value as people and files may see it."""
-        value = getattr(config, self.name)
-        return mask_credentials(value) if value and self.opt.has_credentials else value
-
-
 @functools.cache
 def options() -> tuple[Option, ...]:
     """All options, in the order of the class."""
@@ -506,195 +443,3 @@ def options() -> tuple[Option, ...]:
         members = [t for t in typing.get_args(annotated) if t is not types.NoneType]
         found.append(Option(field.name, members[0] if members else annotated, field.default, opt))
     return tuple(found)
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedConfig:
-    """A config and, for each option, where its value comes from."""
-
-    config: ServeConfig
-    origins: dict[str, str]  # "flag --port", "environment PORT", "tgis.toml" or "default"
-
-
-def load_config(flags: Mapping[str, Any], environ: Mapping[str, str], config_file: Path | None = None) -> LoadedConfig:
-    """Merge flags, environment and config file over the defaults.
-
-    Args:
-        flags: option name -> value from the command line; ``None`` = not given.
-        environ: the environment; blank values count as not set.
-        config_file: TOML with option names as top-level keys (``-`` or ``_``).
-
-    Raises:
-        UsageError: a value cannot be parsed, is out of range, or conflicts with another; the text names option, value
-            and what is accepted.
-    """
-    loaded = merge_options(flags, environ, config_file)
-    for conflict in find_conflicts(loaded.config):
-        raise UsageError(conflict)
-    if loaded.config.fault:
-        Fault.parse(loaded.config.fault)
-    return loaded
-
-
-def merge_options(
-    flags: Mapping[str, Any], environ: Mapping[str, str], config_file: Path | None = None
-) -> LoadedConfig:
-    """As ``load_config``, but each option is checked by itself only."""
-    from_file = read_config_file(config_file) if config_file else {}
-    values: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    for option in options():
-        where = ""
-        if flags.get(option.name) is not None:
-            source, raw = f"flag {option.flag}", flags[option.name]
-        elif variable := option.find_variable(environ):
-            source, raw = f"environment {variable}", environ[variable].strip()
-        elif option.name in from_file:
-            source, raw, where = str(config_file), from_file[option.name], f"{option.name} in "
-        else:
-            values[option.name], origins[option.name] = option.default, "default"
-            continue
-        values[option.name], origins[option.name] = parse_value(option, raw, where + source), source
-    return LoadedConfig(ServeConfig(**values), origins)
-
-
-def read_config_file(path: Path) -> dict[str, Any]:
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"Config file {path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"Config file {path} is not valid TOML: {error}.") from error
-    known = {option.name for option in options()}
-    found = {}
-    for key, value in table.items():
-        name = key.replace("-", "_")
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {close[0]}?" if close else " `tgis config show` lists the options."
-            raise UsageError(f"Config file {path} has an unknown option {key}.{hint}")
-        found[name] = value
-    return found
-
-
-class OutOfRange(ValueError):
-    """A number outside its option's range; ``args`` holds it."""
-
-
-def parse_value(option: Option, raw: Any, source: str) -> Any:
-    """Turn a raw value into the option's type and check its range.
-
-    Raises:
-        UsageError: it is not what the option takes; out of range with the original's text where that has one.
-    """
-    try:
-        return _convert(option, raw)
-    except (ValueError, TypeError, OverflowError) as error:  # a config file may hold lists, dates, 1e400
-        problem = failures.WRONG_OPTION.format(source=source, value=str(raw), accepted=describe_accepted(option))
-        if isinstance(error, OutOfRange) and option.opt.refusal:
-            problem = f"{option.opt.refusal.format(*error.args)}: {source} is {str(raw)!r}."
-        if str(raw).startswith("tcp://"):
-            problem += (
-                " Kubernetes sets such a variable for a Service of that name: set it in the pod, or use "
-                f"enableServiceLinks: false, or {option.flag}."
-            )
-        raise UsageError(problem) from None
-
-
-def _convert(option: Option, raw: Any) -> Any:
-    opt = option.opt
-    if option.type is bool:
-        return _convert_bool(option, raw)
-    if opt.unit == "bytes":
-        value: Any = parse_bytes(raw)
-    elif option.type in (int, float):
-        if isinstance(raw, bool):
-            raise ValueError
-        value = option.type(raw)
-        if isinstance(raw, float) and value != raw:
-            raise ValueError  # 1.5 for an integer option of a config file
-    else:
-        value = option.type(raw)
-    if opt.choices:
-        value = opt.read(value.lower()) if opt.read else value.lower()
-        value = (opt.aliases or {}).get(value, value)
-        if value not in opt.choices:
-            raise ValueError
-    if isinstance(value, int | float):
-        in_range = (
-            math.isfinite(value)
-            and (opt.ge is None or value >= opt.ge)
-            and (opt.gt is None or value > opt.gt)
-            and (opt.le is None or value <= opt.le)
-        )
-        if not in_range:
-            raise OutOfRange(value)
-    return value
-
-
-def _convert_bool(option: Option, raw: Any) -> bool:
-    """The original's rule: the false words are false and anything else is true, except for options with a value."""
-    if isinstance(raw, bool):
-        return raw
-    word = str(raw).lower()
-    if option.opt.takes_value:
-        if word not in ("true", "false"):
-            raise ValueError
-        return word == "true"
-    return word not in FALSE_WORDS
-
-
-def parse_bytes(raw: Any) -> int:
-    """``2GiB``, ``512MB``, ``1.5g`` or a plain number of bytes."""
-    text = str(raw).strip().lower().replace(" ", "")
-    number = text.rstrip("abcdefghijklmnopqrstuvwxyz")
-    powers = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
-    unit = text[len(number) :]
-    base = 1000 if unit in ("kb", "mb", "gb", "tb") else 1024
-    prefix = unit.removesuffix("b").removesuffix("i")
-    if prefix not in powers:
-        raise ValueError(raw)
-    return int(float(number) * base ** powers[prefix])
-
-
-def describe_accepted(option: Option) -> str:
-    """What an option takes, in words: used by errors, ``--help`` and the docs."""
-    opt = option.opt
-    if opt.choices:
-        also = f" (also {', '.join(opt.aliases)})" if opt.aliases else ""
-        return "one of " + ", ".join(opt.choices) + also
-    if option.type is bool:
-        return "true or false"
-    if opt.unit == "bytes":
-        return "a size such as 512MiB or 2GiB" if opt.le is None else f"a size such as 512KiB, at most {opt.le:,} bytes"
-    noun = {int: "an integer", float: "a number", str: "a text", Path: "a path"}[option.type]
-    low, high = (f"{x:g}" if x is not None else "" for x in (opt.ge if opt.ge is not None else opt.gt, opt.le))
-    strictly = "above" if opt.gt is not None else "of at least"
-    if low and high:
-        return (
-            f"{noun} {'above ' if opt.gt is not None else 'from '}{low} {'up ' if opt.gt is not None else ''}to {high}"
-        )
-    return f"{noun} {strictly} {low}" if low else noun
-
-
-def find_conflicts(config: ServeConfig) -> Iterator[str]:
-    """What cannot be together: rules that span several options."""
-    if config.dtype and config.dtype_str and config.dtype != config.dtype_str:
-        yield "dtype and dtype_str args both provided with different values"
-    if config.num_gpus and config.num_shard and config.num_gpus != config.num_shard:
-        yield f"NUM_GPUS and num_shard are set to different values ({config.num_gpus} and {config.num_shard})"
-    if (config.tls_cert_path is None) != (config.tls_key_path is None):
-        missing = "--tls-key-path" if config.tls_key_path is None else "--tls-cert-path"
-        yield f"tls: must provide both cert and key: {missing} is not given"
-    if config.tls_client_ca_cert_path and not config.tls_cert_path:
-        yield "tls: cannot provide client ca cert without keypair"
-    if config.http_tls != "off" and not config.tls_cert_path:
-        yield f"--http-tls {config.http_tls} needs --tls-cert-path and --tls-key-path."
-    if config.http_tls == "mutual" and not config.tls_client_ca_cert_path:
-        yield "--http-tls mutual needs --tls-client-ca-cert-path, the CA of the clients' certificates."
-    if config.grpc_port and config.grpc_port == config.port:
-        yield f"--grpc-port and --port are both {config.port}: choose two different ports."
-    if config.fault and not (config.rehearse or config.allow_faults):
-        yield "--fault provokes failures and is accepted only with --rehearse or --allow-faults."
-    if config.quantize:
-        yield f"--quantize {config.quantize}: no engine of this version loads quantized weights; leave it out."

@@ -1,0 +1,113 @@
+"""How the value of an option is parsed and checked, and what is said about a wrong one."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from tgis_server import failures
+from tgis_server.errors import UsageError
+from tgis_server.options.option import Option
+
+FALSE_WORDS = frozenset({"n", "no", "f", "false", "off", "0"})
+
+
+class OutOfRange(ValueError):
+    """A number outside its option's range; ``args`` holds it."""
+
+
+def parse_value(option: Option, raw: Any, source: str) -> Any:
+    """Turn a raw value into the option's type and check its range.
+
+    Raises:
+        UsageError: it is not what the option takes; out of range with the original's text where that has one.
+    """
+    try:
+        return _convert(option, raw)
+    except (ValueError, TypeError, OverflowError) as error:  # a config file may hold lists, dates, 1e400
+        problem = failures.WRONG_OPTION.format(source=source, value=str(raw), accepted=describe_accepted(option))
+        if isinstance(error, OutOfRange) and option.opt.refusal:
+            problem = f"{option.opt.refusal.format(*error.args)}: {source} is {str(raw)!r}."
+        if str(raw).startswith("tcp://"):
+            problem += (
+                " Kubernetes sets such a variable for a Service of that name: set it in the pod, or use "
+                f"enableServiceLinks: false, or {option.flag}."
+            )
+        raise UsageError(problem) from None
+
+
+def _convert(option: Option, raw: Any) -> Any:
+    opt = option.opt
+    if option.type is bool:
+        return _convert_bool(option, raw)
+    if opt.unit == "bytes":
+        value: Any = parse_bytes(raw)
+    elif option.type in (int, float):
+        if isinstance(raw, bool):
+            raise ValueError
+        value = option.type(raw)
+        if isinstance(raw, float) and value != raw:
+            raise ValueError  # 1.5 for an integer option of a config file
+    else:
+        value = option.type(raw)
+    if opt.choices:
+        value = opt.read(value.lower()) if opt.read else value.lower()
+        value = (opt.aliases or {}).get(value, value)
+        if value not in opt.choices:
+            raise ValueError
+    if isinstance(value, int | float):
+        in_range = (
+            math.isfinite(value)
+            and (opt.ge is None or value >= opt.ge)
+            and (opt.gt is None or value > opt.gt)
+            and (opt.le is None or value <= opt.le)
+        )
+        if not in_range:
+            raise OutOfRange(value)
+    return value
+
+
+def _convert_bool(option: Option, raw: Any) -> bool:
+    """The original's rule: the false words are false and anything else is true, except for options with a value."""
+    if isinstance(raw, bool):
+        return raw
+    word = str(raw).lower()
+    if option.opt.takes_value:
+        if word not in ("true", "false"):
+            raise ValueError
+        return word == "true"
+    return word not in FALSE_WORDS
+
+
+def parse_bytes(raw: Any) -> int:
+    """``2GiB``, ``512MB``, ``1.5g`` or a plain number of bytes."""
+    text = str(raw).strip().lower().replace(" ", "")
+    number = text.rstrip("abcdefghijklmnopqrstuvwxyz")
+    powers = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+    unit = text[len(number) :]
+    base = 1000 if unit in ("kb", "mb", "gb", "tb") else 1024
+    prefix = unit.removesuffix("b").removesuffix("i")
+    if prefix not in powers:
+        raise ValueError(raw)
+    return int(float(number) * base ** powers[prefix])
+
+
+def describe_accepted(option: Option) -> str:
+    """What an option takes, in words: used by errors, ``--help`` and the docs."""
+    opt = option.opt
+    if opt.choices:
+        also = f" (also {', '.join(opt.aliases)})" if opt.aliases else ""
+        return "one of " + ", ".join(opt.choices) + also
+    if option.type is bool:
+        return "true or false"
+    if opt.unit == "bytes":
+        return "a size such as 512MiB or 2GiB" if opt.le is None else f"a size such as 512KiB, at most {opt.le:,} bytes"
+    noun = {int: "an integer", float: "a number", str: "a text", Path: "a path"}[option.type]
+    low, high = (f"{x:g}" if x is not None else "" for x in (opt.ge if opt.ge is not None else opt.gt, opt.le))
+    strictly = "above" if opt.gt is not None else "of at least"
+    if low and high:
+        return (
+            f"{noun} {'above ' if opt.gt is not None else 'from '}{low} {'up ' if opt.gt is not None else ''}to {high}"
+        )
+    return f"{noun} {strictly} {low}" if low else noun
