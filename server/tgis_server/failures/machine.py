@@ -5,9 +5,9 @@ from tgis_server.failures.failure import Failure
 
 RUN_DIR_FULL = Failure(
     "run-dir-full",
-    "the file system of the run directory has no room or no inodes for sockets, options and logs of failures",
-    "The run directory needs {need_bytes} in {parent}, but {free_bytes} and {free_inodes} inodes are free: make room, "
-    "or choose another with --run-dir.",
+    "the file system of the run directory has no space or no inodes left for sockets, options and failure logs",
+    "The run directory needs {need_bytes} in {parent}, but {free_bytes} and {free_inodes} inodes are free: free some "
+    "space, or choose another with --run-dir.",
     NotEnoughDevices,
 )
 NO_GPU = Failure(
@@ -31,22 +31,22 @@ TOO_FEW_GPUS = Failure(
 )
 WEIGHTS_EXCEED_MEMORY = Failure(
     "weights-exceed-memory",
-    "the weights alone are larger than what the machine and its control groups have free",
-    "{model} has {weights_bytes} of weights as {dtype}, but only {free_bytes} of memory are free ({limit}). Free "
+    "the weights alone exceed the free memory of the machine and its control groups",
+    "{model} has {weights_bytes} of weights as {dtype}, but only {free_bytes} of memory is free ({limit}). Free "
     "memory, raise the limit, or serve a smaller model.",
     NotEnoughDevices,
 )
 ADDRESSES_LIMITED = Failure(
     "addresses-limited",
     "`RLIMIT_AS` is below what the libraries of a process need before anything is loaded",
-    "A process may have only {limit_bytes} of addresses (`ulimit -v`), but needs {need_bytes} before a model is "
+    "A process may use only {limit_bytes} of address space (`ulimit -v`), but needs {need_bytes} before a model is "
     "loaded: remove the limit; control groups limit memory better.",
     NotEnoughDevices,
 )
 PROCESSES_LIMITED = Failure(
     "processes-limited",
-    "`RLIMIT_NPROC` or a control group (`pids.max`) allows fewer threads than the processes will have",
-    "{where} allows {limit} processes and threads, of which others have {used}, but {num_shard} shard(s), front-end "
+    "`RLIMIT_NPROC` or a control group (`pids.max`) allows fewer threads than the processes will start",
+    "{where} allows {limit} processes and threads, of which others use {used}, but {num_shard} shard(s), front-end "
     "and launcher need {need}: raise it (`ulimit -u`, --pids-limit of the container, podPidsLimit of the kubelet), or "
     "lower OMP_NUM_THREADS or --tokenization-workers.",
     NotEnoughDevices,
@@ -60,65 +60,65 @@ WEIGHTS_EXCEED_GPU = Failure(
 )
 MODEL_TOO_LARGE = Failure(
     "model-too-large",
-    "weights, room for a step and one sequence exceed what a shard has free, before weights are read",
-    "{model} needs {need_bytes} on each shard ({weights_bytes} weights, {step_bytes} for a step, {sequence_bytes} "
-    "for one sequence of {length} tokens), but {free_bytes} are free: use more shards (--num-shard), 16-bit "
-    "weights (--dtype bfloat16), smaller steps (--max-batch-tokens), a shorter --max-sequence-length, or free memory.",
+    "weights, a step and one sequence together exceed the free memory of a shard; found before weights are read",
+    "{model} needs {need_bytes} on each shard ({weights_bytes} weights, {step_bytes} for a step, {sequence_bytes} for "
+    "one sequence of {length} tokens), but {free_bytes} is free: use more shards (--num-shard), 16-bit weights "
+    "(--dtype bfloat16), smaller steps (--max-batch-tokens), a shorter --max-sequence-length, or free memory.",
     NotEnoughDevices,
 )
 KV_CACHE_TOO_LARGE = Failure(
     "kv-cache-too-large",
-    "--kv-cache-memory is more than what is free beside the weights",
-    "--kv-cache-memory asks for {asked_bytes} per shard, but only {free_bytes} are free beside the weights: ask for "
-    "less, or free memory.",
+    "--kv-cache-memory exceeds the memory that the weights leave free",
+    "--kv-cache-memory asks for {asked_bytes} per shard, but the weights leave only {free_bytes} free: ask for less, "
+    "or free memory.",
     NotEnoughDevices,
 )
 SEQUENCE_TOO_LONG = Failure(
     "sequence-too-long",
-    "one sequence does not fit beside the weights",
-    "One sequence of {length} tokens needs {need_bytes} for keys and values on each shard, but only {room_bytes} are "
+    "one sequence does not fit into the memory that the weights leave free",
+    "One sequence of {length} tokens needs {need_bytes} for keys and values on each shard, but only {room_bytes} is "
     "available: use --max-sequence-length {longest} or less, or more {more}, or free memory.",
     NotEnoughDevices,
 )
 WARM_UP_TOO_LARGE = Failure(
     "warm-up-too-large",
     "the first steps, before any request, run out of memory",
-    "A step of {num_tokens} tokens does not fit into memory beside the weights: {reason}. Lower --kv-cache-memory, "
-    "use more shards, or free memory.",
+    "A step of {num_tokens} tokens does not fit into the memory that the weights leave free: {reason}. Lower "
+    "--kv-cache-memory, use more shards, or free memory.",
     NotEnoughDevices,
 )
 GPU_OUT_OF_MEMORY = Failure(
     "gpu-out-of-memory",
-    "torch's `OutOfMemoryError` or a CUDA allocation error outside of a step, which means while loading",
+    "torch's `OutOfMemoryError` or a CUDA allocation error outside a step, that is, while loading",
     "{process} ran out of GPU memory (at {place}): it asked for {asked}; use more shards (--num-shard), lower "
-    "--kv-cache-memory or --max-batch-tokens, or stop what else uses the GPU (`nvidia-smi`).",
+    "--kv-cache-memory or --max-batch-tokens, or stop whatever else uses the GPU (`nvidia-smi`).",
     NotEnoughDevices,
 )
 HOST_OUT_OF_MEMORY = Failure(
     "host-out-of-memory",
-    "`MemoryError`, `ENOMEM`, a refused allocation of torch, or oneDNN without memory for a primitive",
+    "`MemoryError`, `ENOMEM`, a failed allocation in torch, or oneDNN without memory for a primitive",
     "{process} ran out of memory (at {place}): it asked for {asked}; raise the memory limit (also `ulimit -v`), or "
     "lower --kv-cache-memory, --max-batch-tokens or --max-batch-size.",
     NotEnoughDevices,
 )
 DRIVER_TOO_OLD = Failure(
     "driver-too-old",
-    "torch says that the NVIDIA driver is too old; before the start, its major version of CUDA is older than torch's",
-    "{process}: the NVIDIA driver is too old for the installed torch ({reason}): update the driver, or install torch "
-    "in a build for an older CUDA.",
+    "torch reports that the NVIDIA driver is too old; before the start: its CUDA major version is older than torch's",
+    "{process}: the NVIDIA driver is too old for the installed torch ({reason}): update the driver, or install a "
+    "build of torch for an older CUDA.",
     NotEnoughDevices,
 )
 GPU_NOT_SUPPORTED = Failure(
     "gpu-not-supported",
-    "CUDA says that there is no kernel image for the device; before the start, torch's CUDA compiles for newer ones",
-    "{process}: the installed torch has no code for this GPU ({reason}): install a build of torch that supports it, or "
-    "use another GPU.",
+    "CUDA has no kernel image for the device; before the start: torch's CUDA compiles only for newer GPUs",
+    "{process}: the installed torch has no code for this GPU ({reason}): install a build of torch that supports it, "
+    "or use another GPU.",
     NotEnoughDevices,
 )
 GPU_UNUSABLE = Failure(
     "gpu-unusable",
     "CUDA cannot be initialized",
     "{process}: the GPU cannot be used: {reason}. Check `nvidia-smi`, CUDA_VISIBLE_DEVICES and, on machines with "
-    "NVSwitch, that the fabric manager runs.",
+    "NVSwitch, that the fabric manager is running.",
     NotEnoughDevices,
 )

@@ -7,7 +7,8 @@ REVISION_NOT_CACHED = Failure(
     "revision-not-cached",
     "the cache has the model, but no `config.json` of the revision",
     "Failed to resolve config path: Config file not found in local cache for model {model}, revision {revision}. "
-    "Expected {expected}; the cache has {revisions}. `tgis download-weights {model} --revision {revision}` gets it.",
+    "Expected {expected}; the cache has {revisions}. `tgis download-weights {model} --revision {revision}` downloads "
+    "it.",
     ModelError,
 )
 MODEL_NOT_FOUND = Failure(
@@ -18,7 +19,7 @@ MODEL_NOT_FOUND = Failure(
 )
 NOT_A_DIRECTORY = Failure(
     "not-a-directory",
-    "the model's directory is gone",
+    "the model's directory does not exist",
     "{model_dir} is not a directory: give a model directory, or download the model first.",
     ModelError,
 )
@@ -31,106 +32,106 @@ NO_CONFIG = Failure(
 JSON_UNREADABLE = Failure(
     "json-unreadable",
     "a JSON file of the model cannot be opened",
-    "{file} cannot be read ({reason}): check that it is there and whole, and that this user may read it.",
+    "{file} cannot be read ({reason}): check that it exists and is complete, and that this user may read it.",
     ModelError,
 )
 JSON_BROKEN = Failure(
     "json-broken",
     "a JSON file of the model does not parse",
-    "{file} is not valid JSON ({reason}): correct it, or download it again.",
+    "{file} is not valid JSON ({reason}): fix it, or download it again.",
     ModelError,
 )
 JSON_NO_OBJECT = Failure(
     "json-no-object",
     "a JSON file of the model holds a list or a value",
-    "{file} holds a {found}, not an object: correct it, or download it again.",
+    "{file} holds a {found}, not an object: fix it, or download it again.",
     ModelError,
 )
 CONFIG_NOT_SUPPORTED = Failure(
     "config-not-supported",
-    "the architecture or a value in `config.json` is none that an engine computes",
+    "no engine supports the architecture or a value in `config.json`",
     "{file}: {problem}",
     ModelError,
 )
 ENGINE_NOT_PRESENT = Failure(
     "engine-not-present",
-    "the native engine cannot run the model, and the one that was asked for is missing",
-    "{problem} The engine that was asked for, --deployment-framework {framework}, is not part of this version.",
+    "the native engine cannot run the model, and the requested engine is missing",
+    "{problem} The requested engine, --deployment-framework {framework}, is not part of this version.",
     ModelError,
 )
 WEIGHTS_NOT_FOUND = Failure(
     "weights-not-found",
-    "no safetensors file that holds a model, and no index",
-    "{model_dir} holds no model.safetensors and no other weights as safetensors; {hint}.",
+    "there is neither a safetensors file with a model nor an index",
+    "{model_dir} has neither model.safetensors nor other weights as safetensors; {hint}.",
     ModelError,
 )
 WEIGHTS_INCOMPLETE = Failure(
     "weights-incomplete",
-    "files are not there that the index names, or that are missing according to the numbering of the others",
-    "{model_dir} lacks {num_missing} of {num_files} weight files {told_by} ({missing} for one): {advice}.",
+    "files are missing that the index names or that the numbering of the others implies",
+    "{model_dir} lacks {num_missing} of {num_files} weight files {told_by} (such as {missing}): {advice}.",
     ModelError,
 )
 INDEX_EMPTY = Failure(
     "index-empty",
     "the index of the weights names nothing",
-    "{index} is no index of weights, as it names no files: download the model again, or try another revision.",
+    "{index} is not an index of weights, because it names no files: download the model again, or try another revision.",
     ModelError,
 )
 LFS_POINTER = Failure(
     "lfs-pointer",
-    "a file of the model begins as what Git leaves in place of a large one",
-    "{file} is a Git LFS pointer, not the file itself: run `git lfs pull` in {directory}, or get the model with "
+    "a file of the model is the pointer that Git LFS leaves in place of a large file",
+    "{file} is a Git LFS pointer, not the file itself: run `git lfs pull` in {directory}, or download the model with "
     "`tgis download-weights`.",
     ModelError,
 )
 WEB_PAGE = Failure(
     "web-page",
     "a file of the model begins with HTML or XML",
-    "{file} is a web page, as a proxy or a login sends in place of a file: download it again.",
+    "{file} is a web page, probably sent by a proxy or a login instead of the file: download it again.",
     ModelError,
 )
 WEIGHTS_TRUNCATED = Failure(
     "weights-truncated",
     "a weight file is shorter or longer than its header says",
-    "{file} has {size} bytes, but its header says {expected}: {problem}, download it again.",
+    "{file} has {size} bytes, but its header says {expected}: {problem}; download it again.",
     ModelError,
 )
 WEIGHTS_NO_HEADER = Failure(
     "weights-no-header",
     "a weight file has no header, or one that does not parse",
-    "{file} is not a safetensors file ({reason}): download it again, or remove it if it is none.",
+    "{file} is not a safetensors file ({reason}): download it again, or remove it if it is something else.",
     ModelError,
 )
 WEIGHTS_UNREADABLE = Failure(
     "weights-unreadable",
-    "a weight file fails while it is read",
-    "{file} cannot be read ({reason}): check that it is there and whole, and that this user may read it.",
+    "reading a weight file fails",
+    "{file} cannot be read ({reason}): check that it exists and is complete, and that this user may read it.",
     ModelError,
 )
 TENSOR_MISSING = Failure(
     "tensor-missing",
     "the weights lack a tensor",
-    "{model_dir} holds no tensor {tensor}, which a {family} model of {num_layers} layers needs: the files do not "
+    "{model_dir} has no tensor {tensor}, which a {family} model with {num_layers} layers needs: the files do not "
     "belong to this config.json, or some are missing.",
     ModelError,
 )
 HEAD_MISSING = Failure(
     "head-missing",
-    "the weights lack the output head, and `config.json` does not call it tied",
-    "{model_dir} holds no {tensor}, and config.json does not say that the embedding is the head: set "
-    "tie_word_embeddings to true there if it is. Otherwise the files are those of a model that does not generate (of "
-    "an embedding model, say), or some are missing.",
+    "the weights lack the output head, and `config.json` does not say that it is tied",
+    "{model_dir} has no {tensor}, and config.json does not say that the embedding is the head: if it is, set "
+    "tie_word_embeddings to true there. Otherwise the model does not generate text (it may be an embedding model), or "
+    "files are missing.",
     ModelError,
 )
 TENSOR_AMBIGUOUS = Failure(
     "tensor-ambiguous",
-    "two tensors of one name differ, and no index tells which one counts",
-    "{tensor} is there twice with different contents, as {first} and as {second}: {advice}.",
+    "two tensors of the same name differ, and no index says which one to use",
+    "{tensor} exists twice with different contents, as {first} and as {second}: {advice}.",
     ModelError,
 )
 TENSOR_SHAPE = Failure(
     "tensor-shape",
-    "a tensor has another shape than `config.json` says",
+    "the shape of a tensor differs from `config.json`",
     "{file}: tensor {tensor} has shape {shape}, but config.json asks for {expected}: the files do not belong together.",
     ModelError,
 )
@@ -149,9 +150,9 @@ TOKENIZER_UNREADABLE = Failure(
 )
 TOKENIZER_NOT_UNDERSTOOD = Failure(
     "tokenizer-not-understood",
-    "`tokenizer.json` is whole, but describes what the library does not know",
-    "tokenizers {version} does not understand {file} ({reason}): upgrade that library if a newer one has saved "
-    "the file, or get the file again.",
+    "`tokenizer.json` is complete, but uses features that the library does not know",
+    "tokenizers {version} does not understand {file} ({reason}): upgrade that library if a newer version saved the "
+    "file, or download the file again.",
     ModelError,
 )
 DECODER_NOT_SUPPORTED = Failure(

@@ -5,7 +5,8 @@ from tgis_server.failures.failure import Failure
 
 WRONG_OPTION = Failure(
     "wrong-option",
-    "the value of a flag, of an environment variable or in the config file; rules that span options say their own",
+    "a value of a flag, an environment variable or the config file that the option does not accept; conflicts between "
+    "options have sentences of their own",
     "{source} is {value!r}, but must be {accepted}.",
     UsageError,
 )
@@ -24,7 +25,7 @@ PORT_IN_USE = Failure(
 PORT_RESERVED = Failure(
     "port-reserved",
     "the address cannot be bound: `EACCES`",
-    "Port {port} needs more rights (ports below 1024 are reserved): choose another with {flag}.",
+    "Port {port} needs privileges (ports below 1024 are reserved): choose another with {flag}.",
     UsageError,
 )
 HOST_NOT_HERE = Failure(
@@ -42,25 +43,25 @@ HOST_UNKNOWN = Failure(
 CANNOT_LISTEN = Failure(
     "cannot-listen",
     "the address cannot be bound, for another reason",
-    "Port {port} ({flag}) cannot be listened on: {reason}; check --host and {flag}.",
+    "Cannot listen on port {port} ({flag}): {reason}; check --host and {flag}.",
     UsageError,
 )
 RUN_DIR_NOT_WRITABLE = Failure(
     "run-dir-not-writable",
-    "the run directory cannot be made",
-    "The run directory cannot be made in {parent}: {reason}. Choose a writable one with --run-dir.",
+    "the run directory cannot be created",
+    "The run directory cannot be created in {parent}: {reason}. Choose a writable one with --run-dir.",
     UsageError,
 )
 SOCKET_PATH_TOO_LONG = Failure(
     "socket-path-too-long",
-    "a socket's path has more than the 107 bytes that Linux allows",
+    "a socket's path is longer than the 107 bytes that Linux allows",
     "The socket path {path} is {excess} bytes too long for a Unix socket: choose a shorter --run-dir.",
     UsageError,
 )
 SOCKET_DIR_NOT_WRITABLE = Failure(
     "socket-dir-not-writable",
     "the directory of a socket is missing or not writable",
-    "Sockets cannot be made in {directory}: it is missing or not writable. Choose another --run-dir or "
+    "Sockets cannot be created in {directory}: it is missing or not writable. Choose another --run-dir or "
     "--shard-uds-path.",
     UsageError,
 )
@@ -72,8 +73,8 @@ SOCKET_IN_USE = Failure(
 )
 SOCKET_PATH_TAKEN = Failure(
     "socket-path-taken",
-    "what has the name of a socket is none, or is another user's",
-    "{path} is {kind}, and is not replaced: move it away, or choose another --shard-uds-path.",
+    "a socket's path is taken by something else, or by another user's socket",
+    "{path} is {kind} and is not replaced: move it away, or choose another --shard-uds-path.",
     UsageError,
 )
 FILE_UNREADABLE = Failure(
@@ -96,33 +97,33 @@ TLS_FILE_UNREADABLE = Failure(
 )
 TLS_PAIR_UNUSABLE = Failure(
     "tls-pair-unusable",
-    "OpenSSL does not take certificate and key",
-    "TLS certificate {certificate} and key {key} cannot be used together: {reason}. Both must be PEM, belong to each "
+    "OpenSSL does not accept the certificate and key",
+    "TLS certificate {certificate} and key {key} cannot be used together: {reason}. Both must be PEM and match each "
     "other, and the key must not be encrypted.",
     UsageError,
 )
 TLS_CLIENT_CA_UNUSABLE = Failure(
     "tls-client-ca-unusable",
-    "OpenSSL does not take the CA of the clients",
-    "TLS client CA {path} is not a PEM certificate: {reason}. Name the certificate of the authority, not a key.",
+    "OpenSSL does not accept the CA of the clients",
+    "TLS client CA {path} is not a PEM certificate: {reason}. Use the authority's certificate, not a key.",
     UsageError,
 )
 TLS_OUT_OF_DATE = Failure(
     "tls-out-of-date",
-    "the server's certificate is not valid at the time of the start",
-    "The TLS certificate of {subject} in {path} is valid from {start} to {end}, and now it is {now}: renew it, or set "
-    "this machine's clock. Clients refuse it.",
+    "the server's certificate is not valid when the server starts",
+    "The TLS certificate of {subject} in {path} is valid from {start} to {end}, but now it is {now}: renew it, or "
+    "correct this machine's clock. Clients refuse it.",
     UsageError,
 )
 TLS_FILES_CHANGING = Failure(
     "tls-files-changing",
-    "the TLS files are replaced at the moment of the start",
-    "TLS files beside {path} changed while they were read.",
+    "the TLS files are replaced while the server starts",
+    "The TLS files next to {path} changed while they were read.",
     UsageError,
 )
 TRACING_NOT_INSTALLED = Failure(
     "tracing-not-installed",
-    "`--otlp-endpoint` without the libraries of the extra",
+    "`--otlp-endpoint` without the libraries of the `tracing` extra",
     "--otlp-endpoint needs libraries that are not installed ({package}): pip install 'tgis[tracing]'.",
     UsageError,
 )
@@ -134,8 +135,8 @@ CACHE_VARIABLES_DIFFER = Failure(
 )
 SHARDS_DO_NOT_DIVIDE = Failure(
     "shards-do-not-divide",
-    "heads or MLP of the model cannot be cut into so many parts",
-    "--num-shard {num_shard} does not divide this model ({heads} attention heads, {kv_heads} KV heads, MLP of "
-    "{mlp}): use one of {valid}.",
+    "the model's heads or MLP cannot be split into that many parts",
+    "--num-shard {num_shard} does not divide this model ({heads} attention heads, {kv_heads} KV heads, MLP of {mlp}): "
+    "use one of {valid}.",
     UsageError,
 )

@@ -118,7 +118,7 @@ def test_the_control_groups_number_of_processes_counts_too(tmp_path: Path):
 
     (failure,) = complaints(check_limits, make_context(host=with_files(tmp_path, files, with_limits(**PLENTY))))
 
-    assert failure.startswith("The control group allows 20 processes and threads, of which others have 0, but 1 shard")
+    assert failure.startswith("The control group allows 20 processes and threads, of which others use 0, but 1 shard")
 
 
 def test_a_users_number_of_processes_is_a_failure_where_it_is_too_low(tmp_path: Path):
@@ -126,7 +126,7 @@ def test_a_users_number_of_processes_is_a_failure_where_it_is_too_low(tmp_path: 
 
     (failure,) = complaints(check_limits, make_context(host=host, num_shard="2"))
 
-    assert failure.startswith("`ulimit -u` allows 20 processes and threads, of which others have 0, but 2 shard(s)")
+    assert failure.startswith("`ulimit -u` allows 20 processes and threads, of which others use 0, but 2 shard(s)")
 
 
 def test_too_few_addresses_are_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -135,7 +135,7 @@ def test_too_few_addresses_are_a_failure(tmp_path: Path, monkeypatch: pytest.Mon
 
     (failure,) = complaints(check_limits, make_context(host=host))
 
-    assert failure.startswith("A process may have only 200 MiB of addresses")
+    assert failure.startswith("A process may use only 200 MiB of address space")
 
 
 # -- clock and kernel

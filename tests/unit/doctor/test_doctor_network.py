@@ -119,7 +119,7 @@ def test_a_certificate_that_is_not_valid_now_is_a_failure(authority: Path, years
     failure = complaints(check_tls, serve(authority, years=years))[0]
 
     assert failure.startswith(f"The TLS certificate of server in {authority}/server.pem is valid from ")
-    assert failure.endswith(": renew it, or set this machine's clock. Clients refuse it.")
+    assert failure.endswith(": renew it, or correct this machine's clock. Clients refuse it.")
 
 
 def test_an_authority_that_is_out_of_date_is_only_warned_of(authority: Path):

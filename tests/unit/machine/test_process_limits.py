@@ -117,7 +117,7 @@ def test_a_limit_that_does_not_is_refused_with_what_is_needed():
         check_processes([ProcessLimit(40, 9, is_of_group=True)], Threads(1, None))
 
     assert str(raised.value).startswith(
-        "The control group allows 40 processes and threads, of which others have 9, but 1 shard(s), front-end and "
+        "The control group allows 40 processes and threads, of which others use 9, but 1 shard(s), front-end and "
         "launcher need 36: raise it"
     )
 

@@ -142,7 +142,7 @@ class Tls:
 
     def _warn_once(self, text: str) -> None:
         """Whatever the clock says in it by then."""
-        problem = text.partition(", and now it is")[0]
+        problem = text.partition(", but now it is")[0]
         if problem not in self._told:
             self._told.add(problem)
             logger.warning("%s", text)
