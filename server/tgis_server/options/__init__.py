@@ -1,4 +1,4 @@
-"""Every launch option: its type, default, check and help, where its value comes from, and what it excludes."""
+"""The launch options: their types, defaults, checks and help, where values come from, and which options conflict."""
 
 from tgis_server.options.conflicts import find_conflicts
 from tgis_server.options.faults import Fault

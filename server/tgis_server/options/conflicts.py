@@ -8,7 +8,7 @@ from tgis_server.options.table import ServeConfig
 
 
 def find_conflicts(config: ServeConfig) -> Iterator[str]:
-    """What cannot be together: rules that span several options."""
+    """The violated rules that span several options, as sentences."""
     if config.dtype and config.dtype_str and config.dtype != config.dtype_str:
         yield "dtype and dtype_str args both provided with different values"
     if config.num_gpus and config.num_shard and config.num_gpus != config.num_shard:
@@ -27,4 +27,4 @@ def find_conflicts(config: ServeConfig) -> Iterator[str]:
     if config.fault and not (config.rehearse or config.allow_faults):
         yield "--fault provokes failures and is accepted only with --rehearse or --allow-faults."
     if config.quantize:
-        yield f"--quantize {config.quantize}: no engine of this version loads quantized weights; leave it out."
+        yield f"--quantize {config.quantize}: no engine in this version loads quantized weights; leave it out."

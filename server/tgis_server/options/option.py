@@ -1,4 +1,4 @@
-"""What is known about one option."""
+"""The description of a single option."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Opt:
-    """Everything about an option but its name, type and default."""
+    """Everything about an option except its name, type and default."""
 
     help: str
     group: str
     short: str = ""  # one-letter flag
     env: str = ""  # default: the name in upper case
-    also_env: str = ""  # another variable, read where the first is not set
+    also_env: str = ""  # another variable, read if the first is not set
     ge: float | None = None
     gt: float | None = None
     le: float | None = None
     choices: tuple[str, ...] = ()
     aliases: Mapping[str, str] | None = None  # other spellings of choices
-    read: Callable[[str], str] | None = None  # leaves the choice of a longer text in lower case
-    refusal: str = ""  # what the original says of a value out of range; {} is the value
+    read: Callable[[str], str] | None = None  # extracts the choice from a longer lower-case text
+    refusal: str = ""  # the original's message for a value out of range; {} is the value
     unit: str = ""  # "bytes": 512MiB, 2GiB or a number
-    takes_value: bool = False  # a boolean spelled --flag true, as the original's launcher has it
+    takes_value: bool = False  # a boolean spelled --flag true, as in the original's launcher
     hidden: bool = False  # left out of --help, kept in the docs
-    has_credentials: bool = False  # a URL whose user and password are shown and written nowhere
-    unset: str = ""  # what happens when it is not given
+    has_credentials: bool = False  # a URL whose user and password must not be shown or written
+    unset: str = ""  # the value used if the option is not given, in words
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option as the command line, the docs and the parsers see it."""
+    """An option as the command line, the docs and the parsers use it."""
 
     name: str
     type: type  # str, int, float, bool or Path
@@ -53,10 +53,10 @@ class Option:
         return self.opt.env or self.name.upper()
 
     def find_variable(self, environ: Mapping[str, str]) -> str | None:
-        """The variable that sets this option; blank ones count as not set."""
+        """The variable that sets this option; blank ones are ignored."""
         return next((name for name in (self.env, self.opt.also_env) if environ.get(name, "").strip()), None)
 
     def get_shown(self, config: ServeConfig) -> Any:
-        """The value as people and files may see it."""
+        """The value as it may be shown and written, without credentials."""
         value = getattr(config, self.name)
         return mask_credentials(value) if value and self.opt.has_credentials else value

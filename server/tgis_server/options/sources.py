@@ -1,6 +1,6 @@
 """Where the values of options come from: flag > environment > config file > default.
 
-Nothing else reads options from the environment; a child process gets the resolved ``Run``.
+Nothing else reads options from the environment; child processes get the resolved ``Run``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tgis_server.options.values import parse_value
 
 @dataclass(frozen=True, slots=True)
 class LoadedConfig:
-    """A config and, for each option, where its value comes from."""
+    """A config and the origin of each value."""
 
     config: ServeConfig
     origins: dict[str, str]  # "flag --port", "environment PORT", "tgis.toml" or "default"
@@ -32,12 +32,12 @@ def load_config(flags: Mapping[str, Any], environ: Mapping[str, str], config_fil
 
     Args:
         flags: option name -> value from the command line; ``None`` = not given.
-        environ: the environment; blank values count as not set.
+        environ: the environment; blank values are ignored.
         config_file: TOML with option names as top-level keys (``-`` or ``_``).
 
     Raises:
-        UsageError: a value cannot be parsed, is out of range, or conflicts with another; the text names option, value
-            and what is accepted.
+        UsageError: a value cannot be parsed, is out of range, or conflicts with another; the text names the option,
+            its value and what is accepted.
     """
     loaded = merge_options(flags, environ, config_file)
     for conflict in find_conflicts(loaded.config):
@@ -50,7 +50,7 @@ def load_config(flags: Mapping[str, Any], environ: Mapping[str, str], config_fil
 def merge_options(
     flags: Mapping[str, Any], environ: Mapping[str, str], config_file: Path | None = None
 ) -> LoadedConfig:
-    """As ``load_config``, but each option is checked by itself only."""
+    """Like ``load_config``, but without checks across options."""
     from_file = read_config_file(config_file) if config_file else {}
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}

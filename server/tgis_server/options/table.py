@@ -1,7 +1,6 @@
-"""The table of launch options, each spelled out once.
+"""The table of launch options: the only definition of their names, types, defaults, ranges and help.
 
-The command line, the drop-in launcher, ``tgis config show``, the options table of the docs and the child processes all
-use it.
+The command line, the drop-in launcher, ``tgis config show``, docs/options.md and the child processes all use it.
 """
 
 from __future__ import annotations
@@ -37,19 +36,21 @@ def read_dtype(text: str) -> str:
 
 
 def read_log_level(text: str) -> str:
-    """The level of ``info,tonic=warn``: the original takes filters with a level for each of its own modules."""
+    """The general level of a filter such as ``info,tonic=warn``, which the original accepts."""
     return next((part for part in text.split(",") if "=" not in part), "info")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeConfig:
-    """The options of ``tgis launch``. ``None`` means: inferred from the model and the machine."""
+    """The options of ``tgis launch``. ``None`` means inferred from the model and the machine."""
 
     # Model
     model_name: Annotated[
         str | None,
         Opt(
-            help="Directory, or hub id in the local cache.", group="Model", unset="the demo model (`tgis launch` only)"
+            help="Model directory, or hub id in the local cache.",
+            group="Model",
+            unset="the demo model (`tgis launch` only)",
         ),
     ] = None
     revision: Annotated[
@@ -57,7 +58,7 @@ class ServeConfig:
     ] = None
     deployment_framework: Annotated[
         str | None,
-        Opt(help="Engine, by the original's names.", group="Model", choices=FRAMEWORKS, unset="tgis_native"),
+        Opt(help="Engine, as named by the original.", group="Model", choices=FRAMEWORKS, unset="tgis_native"),
     ] = None
     dtype: Annotated[
         str | None,
@@ -84,7 +85,7 @@ class ServeConfig:
     quantize: Annotated[
         str | None,
         Opt(
-            help="Refused: no engine of this version loads quantized weights.",
+            help="Refused: no engine in this version loads quantized weights.",
             group="Model",
             choices=("gptq", "bitsandbytes"),
             hidden=True,
@@ -101,7 +102,7 @@ class ServeConfig:
     num_shard: Annotated[
         int | None,
         Opt(
-            help="Processes that share the model, one per GPU.",
+            help="Number of processes that share the model, one per GPU.",
             group="Devices and memory",
             ge=1,
             unset="the GPUs that CUDA_VISIBLE_DEVICES or NVIDIA_VISIBLE_DEVICES names, else 1",
@@ -113,21 +114,22 @@ class ServeConfig:
     kv_cache_memory: Annotated[
         int | None,
         Opt(
-            help="Memory for keys and values on each shard, such as 2GiB.",
+            help="Memory for keys and values per shard, such as 2GiB.",
             group="Devices and memory",
             unit="bytes",
             ge=1,
-            unset="on CUDA what is free after loading; on a CPU one longest sequence, or more if memory allows",
+            unset="on CUDA what is free after loading; on a CPU enough for one sequence of maximum length, or more if "
+            "memory allows",
         ),
     ] = None
     kv_block_size: Annotated[
         int, Opt(help="Tokens per KV block.", group="Devices and memory", ge=1, le=1024, hidden=True)
     ] = 16
     prefix_cache: Annotated[
-        bool, Opt(help="Reuse keys and values of prompts that begin alike.", group="Devices and memory")
+        bool, Opt(help="Reuse keys and values of prompts with a common prefix.", group="Devices and memory")
     ] = True
     cpu_pinning: Annotated[
-        bool, Opt(help="Give each shard cores of its own.", group="Devices and memory", hidden=True)
+        bool, Opt(help="Pin each shard to separate CPU cores.", group="Devices and memory", hidden=True)
     ] = True
     batch_safety_margin: Annotated[
         int, Opt(help="Percent of free GPU memory held back.", group="Devices and memory", ge=0, le=90)
@@ -148,7 +150,7 @@ class ServeConfig:
     max_concurrent_requests: Annotated[
         int,
         Opt(
-            help="Inputs accepted at a time; more are refused as overload.",
+            help="Inputs accepted at once; more are refused as overload.",
             group="Limits",
             ge=1,
             refusal="max_concurrent_requests must be > 0",
@@ -157,7 +159,7 @@ class ServeConfig:
     max_sequence_length: Annotated[
         int | None,
         Opt(
-            help="Most tokens of input and output together.",
+            help="Maximum tokens of input and output together.",
             group="Limits",
             ge=2,
             refusal="max_sequence_length ({}) must be at least 2 (1 input + 1 output)",
@@ -167,17 +169,17 @@ class ServeConfig:
     max_new_tokens: Annotated[
         int,
         Opt(
-            help="Most tokens that a request may ask for.",
+            help="Maximum output tokens that a request may ask for.",
             group="Limits",
             ge=1,
             refusal="max_new_tokens ({}) at least 1",
         ),
     ] = 1024
-    max_batch_size: Annotated[int, Opt(help="Most sequences running together.", group="Limits", ge=1)] = 256
+    max_batch_size: Annotated[int, Opt(help="Maximum sequences running at once.", group="Limits", ge=1)] = 256
     max_batch_tokens: Annotated[
         int | None,
         Opt(
-            help="Most tokens computed in one step; longer prompts are prefilled in chunks.",
+            help="Maximum tokens computed in one step; longer prompts are prefilled in chunks.",
             group="Limits",
             ge=1,
             unset="8192 on CUDA, 512 on a CPU",
@@ -186,8 +188,8 @@ class ServeConfig:
     target_inter_token_latency: Annotated[
         float,
         Opt(
-            help="Longest pause in seconds between two tokens of a running answer; prompts of others are computed in "
-            "chunks small enough for it.",
+            help="Longest pause in seconds between two tokens of a running response; other prompts are prefilled in "
+            "chunks small enough for that.",
             group="Limits",
             gt=0,
         ),
@@ -199,7 +201,7 @@ class ServeConfig:
             group="Limits",
             ge=1,
             refusal="tokenization_workers must be > 0",
-            unset="CPUs less shards, 1 to 8",
+            unset="CPUs minus shards, 1 to 8",
         ),
     ] = None
 
@@ -212,12 +214,12 @@ class ServeConfig:
     tls_cert_path: Annotated[Path | None, Opt(help="Server certificate, PEM.", group="Network")] = None
     tls_key_path: Annotated[Path | None, Opt(help="Server key, PEM.", group="Network")] = None
     tls_client_ca_cert_path: Annotated[
-        Path | None, Opt(help="Demand client certificates on the gRPC port, of this CA, PEM.", group="Network")
+        Path | None, Opt(help="Require client certificates of this CA on the gRPC port, PEM.", group="Network")
     ] = None
     http_tls: Annotated[
         str,
         Opt(
-            help="TLS on the HTTP port; mutual demands client certificates too.",
+            help="TLS on the HTTP port; mutual also requires client certificates.",
             group="Network",
             choices=("off", "server", "mutual"),
         ),
@@ -225,8 +227,8 @@ class ServeConfig:
     max_request_bytes: Annotated[
         int,
         Opt(
-            help="Largest gRPC request, else OUT_OF_RANGE; a request larger by 4 MiB, or 8 times as large if that is "
-            "less, is not received at all.",
+            help="Largest gRPC request; a larger one gets OUT_OF_RANGE. One larger by 4 MiB, or 8 times as large if "
+            "that is less, is not received at all.",
             group="Network",
             unit="bytes",
             ge=1,
@@ -236,7 +238,7 @@ class ServeConfig:
     send_timeout: Annotated[
         float,
         Opt(
-            help="Seconds after which a client that does not take what is sent to it loses its call.",
+            help="Seconds after which a client that does not read its responses loses its call.",
             group="Network",
             gt=0,
         ),
@@ -245,7 +247,7 @@ class ServeConfig:
     default_include_stop_seqs: Annotated[
         bool,
         Opt(
-            help="Whether output ends with the stop sequence where a request does not say.",
+            help="Whether output ends with the stop sequence unless a request says otherwise.",
             group="Network",
             takes_value=True,
         ),
@@ -255,7 +257,7 @@ class ServeConfig:
     run_dir: Annotated[
         Path | None,
         Opt(
-            help="Where the run's own directory (sockets, logs of failures) is made.",
+            help="Where the directory of the run (sockets, failure logs) is created.",
             group="Process",
             env="TGIS_RUN_DIR",
             unset="the temporary directory",
@@ -266,32 +268,31 @@ class ServeConfig:
         Opt(help="Socket of rank r is PATH-r.", group="Process", unset="in the run directory", hidden=True),
     ] = None
     startup_timeout: Annotated[
-        float, Opt(help="Seconds without any progress after which a start is given up.", group="Process", gt=0)
+        float, Opt(help="Seconds without progress after which a start is given up.", group="Process", gt=0)
     ] = 300.0
     skip_preflight: Annotated[
         bool,
-        Opt(help="Start without checking the machine first, where a check is wrong.", group="Process"),
+        Opt(help="Start without checking the machine first, in case a check is wrong.", group="Process"),
     ] = False
     step_timeout: Annotated[
         float,
         Opt(
-            help="Seconds after which a step that does not end counts as hung; ten times what is predicted for it, if "
-            "that is more.",
+            help="Seconds after which a step is considered hung, or ten times its predicted time if that is more.",
             group="Process",
             gt=0,
         ),
     ] = 60.0
     drain_delay: Annotated[
         float,
-        Opt(help="Seconds in which a stopping server still accepts requests.", group="Process", ge=0),
+        Opt(help="Seconds during which a stopping server still accepts requests.", group="Process", ge=0),
     ] = 0.0
     drain_timeout: Annotated[
-        float, Opt(help="Seconds in which a stopping server finishes what it started.", group="Process", ge=0)
+        float, Opt(help="Seconds that a stopping server has to finish its requests.", group="Process", ge=0)
     ] = 90.0
     restart: Annotated[
         str,
         Opt(
-            help="Whether a group that failed is started again; orchestrators do this themselves.",
+            help="Whether to restart a failed group; orchestrators do this themselves.",
             group="Process",
             choices=("none", "on-failure"),
             env="TGIS_RESTART",
@@ -300,7 +301,7 @@ class ServeConfig:
     max_restarts: Annotated[
         int,
         Opt(
-            help="Restarts in a row; ten minutes of serving clear the count.",
+            help="Maximum restarts in a row; ten minutes of serving reset the count.",
             group="Process",
             ge=1,
             env="TGIS_MAX_RESTARTS",
@@ -309,17 +310,17 @@ class ServeConfig:
     termination_log: Annotated[
         Path,
         Opt(
-            help="Where the cause of a failure is written, if the file can be.",
+            help="Where the cause of a failure is written, if the file is writable.",
             group="Process",
             also_env="TERMINATION_LOG_DIR",
             hidden=True,
         ),
     ] = Path("/dev/termination-log")
-    json_output: Annotated[bool, Opt(help="Logs as JSON lines.", group="Process")] = False
+    json_output: Annotated[bool, Opt(help="Log JSON lines.", group="Process")] = False
     log_file: Annotated[
         Path | None,
         Opt(
-            help="Append every line of the logs to this file too; SIGHUP reopens it.",
+            help="Also append all log lines to this file; SIGHUP reopens it.",
             group="Process",
             env="TGIS_LOG_FILE",
         ),
@@ -338,7 +339,7 @@ class ServeConfig:
     log_level: Annotated[
         str,
         Opt(
-            help="Least level of logs.",
+            help="Lowest level that is logged.",
             group="Process",
             choices=("debug", "info", "warning", "error"),
             aliases={"trace": "debug", "warn": "warning", "off": "error"},
@@ -362,7 +363,7 @@ class ServeConfig:
     rehearse_attention_ns: Annotated[
         float,
         Opt(
-            help="Nanoseconds that a step of the fake engine takes for each token and key that it attends to.",
+            help="Nanoseconds that a step of the fake engine takes per token and key attended to.",
             group="Rehearsal",
             ge=0,
             env="TGIS_REHEARSE_ATTENTION_NS",
@@ -376,7 +377,7 @@ class ServeConfig:
     rehearse_plan_ahead: Annotated[
         bool,
         Opt(
-            help="The fake engine plans a step ahead, as a GPU does.",
+            help="Plan a step ahead with the fake engine, as with a GPU.",
             group="Rehearsal",
             env="TGIS_REHEARSE_PLAN_AHEAD",
             hidden=True,
@@ -435,7 +436,7 @@ class ServeConfig:
 
 @functools.cache
 def options() -> tuple[Option, ...]:
-    """All options, in the order of the class."""
+    """All options, in the order of ``ServeConfig``."""
     hints = typing.get_type_hints(ServeConfig, include_extras=True)
     found = []
     for field in fields(ServeConfig):

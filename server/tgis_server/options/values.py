@@ -1,4 +1,4 @@
-"""How the value of an option is parsed and checked, and what is said about a wrong one."""
+"""Parsing and checking the value of an option."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ FALSE_WORDS = frozenset({"n", "no", "f", "false", "off", "0"})
 
 
 class OutOfRange(ValueError):
-    """A number outside its option's range; ``args`` holds it."""
+    """A number outside its option's range; it is in ``args``."""
 
 
 def parse_value(option: Option, raw: Any, source: str) -> Any:
-    """Turn a raw value into the option's type and check its range.
+    """Convert a raw value to the option's type and check its range.
 
     Raises:
-        UsageError: it is not what the option takes; out of range with the original's text where that has one.
+        UsageError: the option does not accept it; the text is the original's if there is one.
     """
     try:
         return _convert(option, raw)
-    except (ValueError, TypeError, OverflowError) as error:  # a config file may hold lists, dates, 1e400
+    except (ValueError, TypeError, OverflowError) as error:  # a config file may contain lists, dates, 1e400
         problem = failures.WRONG_OPTION.format(source=source, value=str(raw), accepted=describe_accepted(option))
         if isinstance(error, OutOfRange) and option.opt.refusal:
             problem = f"{option.opt.refusal.format(*error.args)}: {source} is {str(raw)!r}."
         if str(raw).startswith("tcp://"):
             problem += (
-                " Kubernetes sets such a variable for a Service of that name: set it in the pod, or use "
+                " Kubernetes sets this variable for a Service of that name: set it in the pod, or use "
                 f"enableServiceLinks: false, or {option.flag}."
             )
         raise UsageError(problem) from None
@@ -48,7 +48,7 @@ def _convert(option: Option, raw: Any) -> Any:
             raise ValueError
         value = option.type(raw)
         if isinstance(raw, float) and value != raw:
-            raise ValueError  # 1.5 for an integer option of a config file
+            raise ValueError  # 1.5 for an integer option in a config file
     else:
         value = option.type(raw)
     if opt.choices:
@@ -69,7 +69,7 @@ def _convert(option: Option, raw: Any) -> Any:
 
 
 def _convert_bool(option: Option, raw: Any) -> bool:
-    """The original's rule: the false words are false and anything else is true, except for options with a value."""
+    """Apply the original's rule: the false words are false, anything else is true. Options with a value are strict."""
     if isinstance(raw, bool):
         return raw
     word = str(raw).lower()
@@ -81,7 +81,7 @@ def _convert_bool(option: Option, raw: Any) -> bool:
 
 
 def parse_bytes(raw: Any) -> int:
-    """``2GiB``, ``512MB``, ``1.5g`` or a plain number of bytes."""
+    """Parse ``2GiB``, ``512MB``, ``1.5g`` or a plain number of bytes."""
     text = str(raw).strip().lower().replace(" ", "")
     number = text.rstrip("abcdefghijklmnopqrstuvwxyz")
     powers = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
@@ -94,7 +94,7 @@ def parse_bytes(raw: Any) -> int:
 
 
 def describe_accepted(option: Option) -> str:
-    """What an option takes, in words: used by errors, ``--help`` and the docs."""
+    """What an option accepts, in words, for errors, ``--help`` and the docs."""
     opt = option.opt
     if opt.choices:
         also = f" (also {', '.join(opt.aliases)})" if opt.aliases else ""
@@ -105,9 +105,6 @@ def describe_accepted(option: Option) -> str:
         return "a size such as 512MiB or 2GiB" if opt.le is None else f"a size such as 512KiB, at most {opt.le:,} bytes"
     noun = {int: "an integer", float: "a number", str: "a text", Path: "a path"}[option.type]
     low, high = (f"{x:g}" if x is not None else "" for x in (opt.ge if opt.ge is not None else opt.gt, opt.le))
-    strictly = "above" if opt.gt is not None else "of at least"
     if low and high:
-        return (
-            f"{noun} {'above ' if opt.gt is not None else 'from '}{low} {'up ' if opt.gt is not None else ''}to {high}"
-        )
-    return f"{noun} {strictly} {low}" if low else noun
+        return f"{noun} above {low} up to {high}" if opt.gt is not None else f"{noun} from {low} to {high}"
+    return f"{noun} {'above' if opt.gt is not None else 'of at least'} {low}" if low else noun

@@ -64,7 +64,7 @@ def test_a_boolean_with_a_value_takes_only_true_and_false():
 
 
 def test_a_port_that_kubernetes_has_set_for_a_service_is_explained():
-    with pytest.raises(UsageError, match=r"Kubernetes sets such a variable for a Service.*enableServiceLinks"):
+    with pytest.raises(UsageError, match=r"Kubernetes sets this variable for a Service.*enableServiceLinks"):
         load({"PORT": "tcp://10.0.0.1:3000"})
 
 
