@@ -50,7 +50,7 @@ from tgis_server.errors import GroupFailed
 from tgis_server.host.interpreter import make_command
 from tgis_server.host.races import wait_for_first
 from tgis_server.run import Run
-from tgis_server.threads import OWN, POLLER, ThreadRoom, Threads
+from tgis_server.threads import OWN, POLLER, ReservedThreads, Threads
 from tgis_server.words.processes import FRONTEND, child_names, rank_of
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGCHLD, self._take_note)
         looking = None
         if are_threads_scarce(self._run):  # some process would crash or hang, and not always the same one
-            ThreadRoom(Threads.of(self._run).least - (OWN - POLLER)).give_back()
+            ReservedThreads(Threads.of(self._run).least - (OWN - POLLER)).release()
             await asyncio.sleep(ROOM_GIVEN_BACK_S)
         try:
             await self._spawn(death_read)

@@ -33,7 +33,7 @@ from tgis_server.host.races import end_with_first, run_before
 from tgis_server.options import Fault
 from tgis_server.run import Run
 from tgis_server.run.phases import Phases
-from tgis_server.threads import GRPC, HELPER, LANES, LAUNCHER_SERVER, POLLER, ThreadRoom
+from tgis_server.threads import GRPC, HELPER, LANES, LAUNCHER_SERVER, POLLER, ReservedThreads
 from tgis_server.wire.link import EngineInfo, EngineLink, GrpcLink
 from tgis_server.words.processes import FRONTEND
 
@@ -58,12 +58,12 @@ def serve(run: Run) -> None:
     fault = Fault.of(run.config.fault, FRONTEND)
     if fault:
         fault.reach("start")
-    room = ThreadRoom(POLLER + GRPC + LAUNCHER_SERVER + HELPER + LANES * run.tokenization_workers)
+    reserved = ReservedThreads(POLLER + GRPC + LAUNCHER_SERVER + HELPER + LANES * run.tokenization_workers)
     tokenizer, pieces = load_vocabulary(
         run.model_dir, run.tokenization_workers, output_special_tokens=run.config.output_special_tokens
     )
     phases.enter("opening the ports")
-    room.give_back()
+    reserved.release()
     asyncio.run(_serve(run, phases, tokenizer, pieces))
 
 
