@@ -1,7 +1,7 @@
-"""The front-end's way to the engine: requests out, one result per step in.
+"""The front-end's connection to the engine: requests out, one result per step in.
 
-``EngineLink`` is the seam that tests replace; ``GrpcLink`` speaks the Session of ``shard.proto`` over the leader's Unix
-socket. It belongs to one event loop and knows nothing of clients, text or scheduling.
+``EngineLink`` is the interface that tests replace; ``GrpcLink`` implements it with the Session of ``shard.proto`` over
+the leader's Unix socket. It belongs to one event loop and knows nothing about clients, text or scheduling.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ CHANNEL_OPTIONS = (
 class EngineInfo:
     """Facts about the loaded model that requests are checked against."""
 
-    max_sequence_length: int  # prompt + output, what really fits
+    max_sequence_length: int  # prompt + output, as many as fit
     vocab_size: int
     num_blocks: int  # KV blocks
-    end_ids: frozenset[int] = frozenset()  # end tokens of requests that do not choose their own
+    end_ids: frozenset[int] = frozenset()  # end tokens of requests that do not set their own
 
 
 class EngineLink(Protocol):
@@ -54,10 +54,10 @@ class EngineLink(Protocol):
         ...
 
     def submit(self, requests: Iterable[Submit]) -> None:
-        """Queue requests; they leave together, in order.
+        """Queue requests, to be sent together and in order.
 
         Raises:
-            Unavailable: ``results`` is not being read, so no answer could come.
+            Unavailable: no one reads ``results``, so no result could arrive.
         """
         ...
 
@@ -69,7 +69,7 @@ class EngineLink(Protocol):
         """Connect, then yield the result of each step.
 
         Raises:
-            PeerLost: the connection ended, whoever ended it. The iterator never just stops.
+            PeerLost: the connection ended, for whatever reason. The iterator never just stops.
         """
         ...
 
@@ -80,7 +80,7 @@ def open_shard_channel(socket: Path) -> grpc.aio.Channel:
 
 
 class GrpcLink:
-    """The Session with the leader, over its Unix socket."""
+    """The Session with the leader over its Unix socket."""
 
     def __init__(self, socket: Path) -> None:
         self._socket = socket
@@ -94,7 +94,7 @@ class GrpcLink:
         try:
             reply: pb.InfoReply = await self._stub().Info(pb.InfoRequest(), timeout=INFO_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
-            raise Unavailable(f"The engine does not say what it serves: {describe(error)}.") from error
+            raise Unavailable(f"The engine does not say what it serves: {describe_rpc_error(error)}.") from error
         return EngineInfo(reply.max_sequence_length, reply.vocab_size, reply.num_blocks, frozenset(reply.end_ids))
 
     def submit(self, requests: Iterable[Submit]) -> None:
@@ -117,9 +117,9 @@ class GrpcLink:
                 yield decode_step_result(message)
             raise failures.ENGINE_CLOSED.error()
         except grpc.aio.AioRpcError as error:
-            raise failures.ENGINE_LOST.error(reason=describe(error)) from error
+            raise failures.ENGINE_LOST.error(reason=describe_rpc_error(error)) from error
         except asyncio.CancelledError:
-            # A sender that failed cancels the call; anything else is a real cancellation of the reader.
+            # A failed sender cancels the call; otherwise the reader itself was cancelled.
             if sender.done() and not sender.cancelled() and (cause := sender.exception()):
                 raise failures.ENGINE_REFUSES.error(reason=cause) from cause
             raise
@@ -132,12 +132,12 @@ class GrpcLink:
             await asyncio.gather(sender, return_exceptions=True)
 
     async def close(self) -> None:
-        """Drop the connection; the leader then cancels what it still runs for it."""
+        """Close the connection; the leader then cancels all requests that came from it."""
         if self._channel is not None:
             await self._channel.close()
 
     async def _send(self, call: Any) -> None:
-        """Write all that waits as one message, and again: while a write is under way the next message gathers."""
+        """Keep writing everything queued as one message; what arrives during a write goes into the next one."""
         try:
             while True:
                 await self._has_outgoing.wait()
@@ -155,6 +155,6 @@ class GrpcLink:
         return ShardStub(self._channel)
 
 
-def describe(error: grpc.aio.AioRpcError) -> str:
+def describe_rpc_error(error: grpc.aio.AioRpcError) -> str:
     """A gRPC error in a few words."""
     return f"{error.code().name} {error.details() or ''}".strip().rstrip(".")
