@@ -94,7 +94,7 @@ class GrpcLink:
         try:
             reply: pb.InfoReply = await self._stub().Info(pb.InfoRequest(), timeout=INFO_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
-            raise Unavailable(f"The engine does not say what it serves: {describe_rpc_error(error)}.") from error
+            raise Unavailable(f"The engine did not report its model: {describe_rpc_error(error)}.") from error
         return EngineInfo(reply.max_sequence_length, reply.vocab_size, reply.num_blocks, frozenset(reply.end_ids))
 
     def submit(self, requests: Iterable[Submit]) -> None:
