@@ -54,7 +54,7 @@ class Threads:
         return OWN + GRPC + self.frontend + self.num_shard * self.shard
 
     @property
-    def least(self) -> int:
+    def at_start(self) -> int:
         """Threads before the first request: none that tokenize, and one probe per shard instead of two."""
         return self.total - LANES * self.tokenization_workers - self.num_shard
 

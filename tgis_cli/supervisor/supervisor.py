@@ -129,7 +129,7 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGCHLD, self._take_note)
         looking = None
         if are_threads_scarce(self._run):  # some process would crash or hang, and not always the same one
-            ReservedThreads(Threads.of(self._run).least - (OWN - POLLER)).release()
+            ReservedThreads(Threads.of(self._run).at_start - (OWN - POLLER)).release()
             await asyncio.sleep(ROOM_GIVEN_BACK_S)
         try:
             await self._spawn(death_read)

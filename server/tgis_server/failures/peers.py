@@ -18,8 +18,8 @@ RANK_BEHIND = Failure(
 PEER_LOST = Failure(
     "peer-lost",
     "a connection or a collective breaks; reported only if nothing else is known",
-    "{process} lost contact with another process of the group ({reason}), and nothing else is known: the lines above "
-    "may tell more.",
+    "{process} lost contact with another process of the group ({reason}), and nothing else is known: see the log lines "
+    "above.",
     PeerLost,
 )
 SHARD_SILENT = Failure(
@@ -111,6 +111,6 @@ STEP_TOO_LARGE = Failure(
 NO_CAUSE = Failure(
     "no-cause",
     "the group ended, and nothing explains why",
-    "The server ended for an unknown reason: the lines above may tell more.",
+    "The server ended for an unknown reason: see the log lines above.",
     GroupFailed,
 )

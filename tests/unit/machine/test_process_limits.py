@@ -105,7 +105,7 @@ def test_what_a_run_needs_is_what_was_measured_on_two_cpus(run: Threads, measure
 
 
 def test_before_the_first_request_there_are_fewer():
-    assert [Threads(1, None).least, Threads(1, None, tokenization_workers=3).least] == [33, 33]
+    assert [Threads(1, None).at_start, Threads(1, None, tokenization_workers=3).at_start] == [33, 33]
 
 
 def test_a_limit_that_suffices_is_not_refused():
