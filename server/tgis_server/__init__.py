@@ -4,4 +4,4 @@ from tgis_server.host.interpreter import leave_current_directory
 
 __version__ = "0.1.0"
 
-leave_current_directory()  # here, as it must come before all that is imported from elsewhere
+leave_current_directory()  # here, because it must run before anything else is imported

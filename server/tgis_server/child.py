@@ -1,8 +1,8 @@
-"""How every child process of a run begins and ends: ``python -m tgis_server.child NAME --run FILE --death-fd N``.
+"""Entry point of every child of a run: ``python -m tgis_server.child NAME --run FILE --death-fd N --parent PID``.
 
-NAME is ``frontend`` or ``shard-R``. Before anything heavy is imported the child makes sure that it cannot outlive the
-launcher: the kernel kills it when its parent dies, and a thread waits for the end of a pipe whose only writer is the
-launcher. An error that ends the child is written to the run directory for the launcher to report.
+NAME is ``frontend`` or ``shard-R``. Before importing anything heavy, the child makes sure that it cannot outlive the
+launcher: the kernel kills it when its parent dies, and a thread waits for the end of a pipe that only the launcher can
+write to. An error that ends the child is written to the run directory for the launcher to report.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import time
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
-EXIT_ORPHANED = 70  # seen by nobody: the parent is gone
+EXIT_ORPHANED = 70  # no one sees it: the parent is gone
 
 
 def die_with_parent(death_fd: int, parent_pid: int) -> None:
     """Tie this process's life to its parent's.
 
     Args:
-        death_fd: read end of a pipe that only the parent can write to; nothing is ever written.
-        parent_pid: the launcher. If it died before the kernel was asked to watch it, the current parent differs.
+        death_fd: read end of a pipe that only the parent can write to, and never does.
+        parent_pid: the launcher. If it died before the kernel was told to watch it, the current parent differs.
     """
     kill_with_parent(parent_pid)
 
@@ -37,7 +37,7 @@ def die_with_parent(death_fd: int, parent_pid: int) -> None:
 
 
 def kill_with_parent(parent_pid: int) -> None:
-    """The kernel's part of that, which ends with the thread that started this process, too."""
+    """Have the kernel kill this process when its parent dies, or the thread of the parent that started it."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent_pid:
@@ -45,32 +45,32 @@ def kill_with_parent(parent_pid: int) -> None:
 
 
 def leave_hangups_to_parent() -> None:
-    """SIGHUP may be sent to every process of a service; what it means, the parent decides.
+    """Ignore SIGHUP, which may be sent to every process of a service: the parent alone handles it.
 
-    The launcher starts its children with the signal blocked, so that none ends them before this.
+    The launcher starts its children with the signal blocked, so that it cannot end them before this call.
     """
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # also drops one that waits
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # also drops a pending one
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
 
 def pin_to_cpus(cpus: tuple[int, ...]) -> None:
-    """Compute on these CPUs only: every thread that is started from now on inherits this."""
+    """Run on these CPUs only, as will every thread started from now on."""
     try:
         os.sched_setaffinity(0, cpus)
-    except OSError as error:  # a sandbox forbids it, or the control group's CPUs have changed: slower, not wrong
+    except OSError as error:  # forbidden by a sandbox, or the control group's CPUs have changed: only slower
         import logging
 
         logging.getLogger(__name__).warning("not pinned to CPUs %s: %s", cpus, error.strerror)
 
 
 def write_error(errors_dir: Path, name: str, error: BaseException) -> int:
-    """Leave ``NAME.json`` (for the launcher) and ``NAME.log`` (the traceback); returns the exit code."""
+    """Write ``NAME.json`` for the launcher and the traceback as ``NAME.log``. Returns the exit code."""
     import traceback
 
     from tgis_server.errors import GroupFailed, RequestError, TgisError
 
     while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]  # of a task group: its own text says only how many there are
+        error = error.exceptions[0]  # of a task group, whose own text only counts its exceptions
     kind: type[TgisError] = GroupFailed
     if is_expected := isinstance(error, TgisError) and not isinstance(error, RequestError):
         kind = type(error)
@@ -95,12 +95,12 @@ def main(argv: list[str]) -> int:
     name, options = argv[0], dict(zip(argv[1::2], argv[2::2], strict=True))
     die_with_parent(int(options["--death-fd"]), int(options["--parent"]))
 
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until it is handled: a death by it is one by a signal
-    os.umask(0o077)  # sockets and files of a run are the user's alone
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until it is handled, it ends the process as a signal does
+    os.umask(0o077)  # a run's sockets and files are private to the user
 
     import faulthandler
 
-    faulthandler.enable()  # SIGABRT prints every thread's stack: how a hung child is asked what it does
+    faulthandler.enable()  # SIGABRT prints every thread's stack, which shows where a child hangs
 
     from tgis_server.logs import setup_logging
     from tgis_server.run import Run
@@ -119,7 +119,7 @@ def main(argv: list[str]) -> int:
             from tgis_server.shard.entry import serve_shard
 
             serve_shard(run, rank)
-    except Exception as error:  # noqa: BLE001  the border: whatever ends a child is reported by its parent
+    except Exception as error:  # noqa: BLE001  the parent reports whatever ends a child
         return write_error(run.errors_dir, name, error)
     return 0
 
@@ -128,4 +128,4 @@ if __name__ == "__main__":
     code = main(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # no thread of grpc or torch can hold up the end
+    os._exit(code)  # no thread of grpc or torch can delay the exit

@@ -1,24 +1,24 @@
-"""Every error that TGIS raises on purpose, with its gRPC status (as a name) and its process exit code.
+"""Every error that TGIS raises deliberately, with the name of its gRPC status and its process exit code.
 
 ::
 
     TgisError
     ├── UsageError            bad option, environment variable, config file, port or directory     exit 2
     ├── ModelError            the model's files are missing, broken or not supported               exit 3
-    ├── NotEnoughDevices      too few devices, or too little memory or disk, for what was asked     exit 4
+    ├── NotEnoughDevices      too few devices, or too little memory or disk space                   exit 4
     ├── GroupFailed           a process of the group died or hung                                   exit 5
-    │   └── PeerLost          *another* process is gone: a consequence, never reported as a cause
-    ├── HubError              the model hub cannot be reached or broke off: trying again may help   exit 6
-    └── RequestError          one request fails, the server does not
+    │   └── PeerLost          *another* process is gone: a consequence, not the first cause
+    ├── HubError              the model hub cannot be reached or broke off: a retry may help        exit 6
+    └── RequestError          a single request fails
         ├── InvalidRequest    INVALID_ARGUMENT
         ├── RequestTooLarge   OUT_OF_RANGE
-        ├── Undecodable       INTERNAL: the request's bytes are no message
+        ├── Undecodable       INTERNAL: the request's bytes cannot be decoded
         ├── Overloaded        RESOURCE_EXHAUSTED: no permit is free
         ├── OutOfMemory       RESOURCE_EXHAUSTED: the device could not hold the step
         ├── Unavailable       UNAVAILABLE: draining, or the engine is gone
         └── GenerationFailed  INTERNAL
 
-This module knows neither grpc nor torch, so that every process can import it at once.
+Imports neither grpc nor torch, so every process can import it quickly.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import ClassVar
 
 
 class TgisError(Exception):
-    """An error whose text is one sentence for a person: what happened, with values, and what to do."""
+    """An error whose text tells a person what happened, with values, and what to do."""
 
     status: ClassVar[str] = "INTERNAL"
     exit_code: ClassVar[int] = 1
@@ -102,7 +102,7 @@ class GenerationFailed(RequestError):
 
 
 def with_status(status: str, text: str) -> RequestError:
-    """The request error that carries ``status``: what crossed a process border as a name and a text."""
+    """The request error with ``status``, rebuilt from the name and text that another process sent."""
     for kind in (InvalidRequest, OutOfMemory, Unavailable):
         if kind.status == status:
             return kind(text)

@@ -1,8 +1,8 @@
-"""Logging of one process: JSON lines on stderr, one for each record.
+"""Logging of one process: one JSON line on stderr per record.
 
-Children write JSON whatever the launcher shows: a record with its traceback is one line, and no text in it can look
-like another line. The launcher passes them on, or turns them into text with :func:`text_of`. Prompts and outputs are
-never logged above debug.
+Children always write JSON: a record with its traceback is a single line, and no text in it can pass for another line.
+The launcher forwards the lines, or turns them into text with :func:`text_of`. Prompts and outputs are logged at debug
+level only.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from typing import Any
 
 from tgis_server.words.processes import rank_of
 
-# attributes that every record has; what a caller passes as extra={...} comes on top and becomes a field
+# Attributes of every record; those that a caller adds with extra={...} become fields.
 STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-ENVELOPE = frozenset({"time", "level", "process", "rank", "message", "traceback"})  # what is no field in text
+ENVELOPE = frozenset({"time", "level", "process", "rank", "message", "traceback"})  # not shown as key=value in text
 
-# What could end a line or steer a terminal, as both JSON and people read it; a tab does neither.
+# Escapes, as in JSON, of characters that could end a line or control a terminal; a tab is harmless.
 UNSAFE = {code: f"\\u{code:04x}" for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)}
 UNSAFE |= {ord("\t"): "\t", ord("\n"): "\\n", ord("\r"): "\\r"}
 
 
 def setup_logging(process: str, *, level: str) -> None:
-    """Configure the root logger of this process, for Python's warnings and uncaught errors of threads too.
+    """Configure the root logger of this process, including Python's warnings and uncaught errors of threads.
 
     Args:
         process: ``frontend`` or ``shard-0``.
@@ -38,7 +38,7 @@ def setup_logging(process: str, *, level: str) -> None:
 
 
 def setup_handler(handler: logging.Handler, process: str, *, level: str) -> None:
-    """Make ``handler`` the only one, for all records and Python's warnings."""
+    """Make ``handler`` the only handler, for all records and Python's warnings."""
     handler.setFormatter(JsonFormatter(process))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("asyncio").setLevel(max(logging.WARNING, logging.root.level))
@@ -53,13 +53,13 @@ def format_warning(
 
 
 def log_thread_error(args: threading.ExceptHookArgs) -> None:
-    if isinstance(args.exc_value, Exception):  # and not SystemExit
+    if isinstance(args.exc_value, Exception):  # not SystemExit
         name = args.thread.name if args.thread else "of unknown name"
         logging.getLogger(__name__).error("Thread %s failed.", name, exc_info=args.exc_value)
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line; a traceback is a field, never a line of its own."""
+    """Formats a record as one line of JSON, with the traceback as a field."""
 
     def __init__(self, process: str) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def make_line(process: str, created: float, level: str, message: str, fields: Mapping[str, Any]) -> str:
-    """A line as JSON.
+    """A log line as JSON.
 
     Args:
         created: seconds since the epoch.
@@ -88,13 +88,13 @@ def make_line(process: str, created: float, level: str, message: str, fields: Ma
 
 
 def text_of(line: Mapping[str, Any]) -> str:
-    """Message and fields of a JSON line as text: ``message key=value``. ``None`` says nothing and is left out."""
+    """Message and fields of a JSON line as text: ``message key=value``. ``None`` values are left out."""
     fields = ((key, value) for key, value in line.items() if key not in ENVELOPE and value is not None)
     return escape(str(line["message"]) + "".join(f" {key}={quote(value)}" for key, value in fields))
 
 
 def quote(value: Any) -> str:
-    """A value that ends where the next blank begins, or in quotes."""
+    """Quote a value unless it ends unambiguously at the next space."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     is_plain = text and text.isprintable() and not any(mark in text for mark in ' "=\\')
     return text if is_plain else json.dumps(text, ensure_ascii=False)

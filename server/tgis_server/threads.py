@@ -1,7 +1,7 @@
-"""The threads of a run: how many there are, and room for those that libraries start.
+"""The threads of a run: how many there will be, and reserving them for libraries.
 
-The counts are those of processes that serve, measured at several numbers of shards, workers and compute threads. A
-GPU's libraries add some that are not counted.
+The counts were measured in serving processes with various numbers of shards, workers and compute threads. Threads of
+GPU libraries are not counted.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from tgis_server.run import Run
 
 
 def num_cpus() -> int:
-    """Of the machine, as gRPC counts them."""
+    """CPUs of the machine, as gRPC counts them."""
     return os.cpu_count() or 1
 
 
-GRPC = max(4, min(num_cpus(), 16)) + 2  # its pool, the pool's supervisor, and a timer
+GRPC = max(4, min(num_cpus(), 16)) + 2  # gRPC's pool, the pool's supervisor, and a timer
 POLLER = 1  # of asyncio's gRPC
-OWN = 2 + POLLER  # main thread, watch of the parent (the launcher's: its terminal), and gRPC's poller or server
-SESSION = 4  # of a shard's gRPC server: the Session and its reader, two for probes
-LANES = 2  # of the front-end: prompts and other texts, with --tokenization-workers each
-LAUNCHER_SERVER = 2  # of the front-end: the thread that serves the launcher's socket, and the one that answers
-HELPER = 1  # of the front-end's event loop: the text of metrics, looks at connections, returning memory
-GLOO = 3  # one loop for all connections, two for the operations of a group
+OWN = 2 + POLLER  # the main thread, the parent watch (in the launcher: its terminal), and gRPC's poller or server
+SESSION = 4  # a shard's gRPC server: the Session and its reader, two for probes
+LANES = 2  # the front-end's lanes for prompts and other texts, with --tokenization-workers threads each
+LAUNCHER_SERVER = 2  # the front-end's server on the launcher's socket: one thread serves, one answers
+HELPER = 1  # the front-end's helper: renders metrics, checks connections, returns memory
+GLOO = 3  # one event loop for all connections, two for the operations of a group
 
 
 @dataclass(frozen=True, slots=True)
 class Threads:
-    """What a run's threads depend on."""
+    """The number of threads of a run, and what it depends on."""
 
     num_shard: int
-    shard_threads: int | None  # that compute, in each shard; None: nothing is computed
+    shard_threads: int | None  # compute threads of each shard; None: nothing is computed
     tokenization_workers: int = 1
     has_tracing: bool = False
 
@@ -50,12 +50,12 @@ class Threads:
 
     @property
     def total(self) -> int:
-        """Of launcher, front-end and all shards together, at least."""
+        """At least so many in launcher, front-end and all shards together."""
         return OWN + GRPC + self.frontend + self.num_shard * self.shard
 
     @property
-    def least(self) -> int:
-        """Of these, what is there before the first request: without tokenization, and with one probe of each shard."""
+    def at_start(self) -> int:
+        """Threads before the first request: none that tokenize, and one probe per shard instead of two."""
         return self.total - LANES * self.tokenization_workers - self.num_shard
 
     @property
@@ -65,39 +65,40 @@ class Threads:
 
     @property
     def shard(self) -> int:
-        """Of each."""
+        """Threads of each shard."""
         own = OWN + GRPC + SESSION
         if self.shard_threads is None:
             return own
-        # A pool for the thread that loads and one for the thread that computes, and the one of numpy's BLAS.
+        # A pool for the loading thread, one for the computing thread, and that of numpy's BLAS.
         own += 2 * (self.shard_threads - 1) + min(self.shard_threads, num_cpus()) - 1
         return own + (GLOO if self.num_shard > 1 else 0)
 
 
-class ThreadRoom:
-    """Room for threads, taken early: gRPC crashes, or repeats a line for ever, where it cannot start one.
+class ReservedThreads:
+    """Threads reserved early, because gRPC crashes or repeats a line forever if it cannot start one.
 
-    Taken before such a library is used and given back right before, so that too tight a limit is an error with words.
+    They are started well before such a library is used and ended right before its first use, so that a tight limit
+    becomes an explained error.
     """
 
     def __init__(self, num_threads: int) -> None:
         """
         Raises:
-            RuntimeError: the system does not allow so many threads; none of them is left.
+            RuntimeError: the system does not allow that many threads; none is left running.
         """
         self._end = threading.Event()
         self._threads: list[threading.Thread] = []
         try:
             for _ in range(num_threads):
-                thread = threading.Thread(target=self._end.wait, name="room", daemon=True)
+                thread = threading.Thread(target=self._end.wait, name="reserved", daemon=True)
                 thread.start()
                 self._threads.append(thread)
         except RuntimeError:
-            self.give_back()
+            self.release()
             raise
 
-    def give_back(self) -> None:
-        """For whoever starts threads next."""
+    def release(self) -> None:
+        """End the reserved threads, so that others can be started."""
         self._end.set()
         for thread in self._threads:
             thread.join()

@@ -1,15 +1,13 @@
-"""Starts the real `tgis launch` on free ports, in a run directory of its own, and waits until it is ready.
-
-Other tests may use the fixtures too::
+"""Starts the real `tgis launch` on free ports, in a separate run directory, and waits until it is ready::
 
     def test_something(launch):
         server = launch("--rehearse", "--num-shard", "2")
         server.address                      # "127.0.0.1:41234"
         server.run("generate", "Hello")     # `tgis generate --url ADDRESS Hello`
-        server.start_load(4, 100)           # four streams of 100 tokens, all of which have begun
+        server.start_load(4, 100)           # four streams of 100 tokens, all of which have started
         server.stop()                       # SIGTERM; returns the exit code
 
-Tests reach the helpers through the fixtures only: several directories have a conftest, and the name means any of them.
+Tests use the helpers only through fixtures: several directories have a conftest, so importing one is ambiguous.
 """
 
 from __future__ import annotations
@@ -42,7 +40,7 @@ DEADLINE_S = 20.0
 
 
 def wait_until(condition: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:
-    """Poll until ``condition`` is truthy and return what it gave."""
+    """Poll until ``condition`` is truthy and return its value."""
     deadline = time.monotonic() + deadline_s
     while not (value := condition()):
         assert time.monotonic() < deadline, f"waited {deadline_s} s for {what}"
@@ -51,7 +49,7 @@ def wait_until(condition: Callable[[], Any], what: str, deadline_s: float = DEAD
 
 
 def clean_environ() -> dict[str, str]:
-    """Without what would change options or colours."""
+    """The environment without variables that would change options or colours."""
     kept = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "TMPDIR", "VIRTUAL_ENV")
     return {name: value for name, value in os.environ.items() if name in kept}
 
@@ -60,7 +58,7 @@ def clean_environ() -> dict[str, str]:
 class Server:
     """A `tgis launch` that a test has started."""
 
-    base: Path  # run directories are made in here; outputs are files in it
+    base: Path  # contains run directories and the files with its outputs
     process: subprocess.Popen[bytes]
     facts: dict[str, Any] = field(default_factory=dict)  # ready.json
 
@@ -99,20 +97,20 @@ class Server:
         return self
 
     def wait_for_new_run(self, old_pids: dict[str, int]) -> None:
-        """Until the launcher has started its group again, and that is ready."""
+        """Wait until the launcher has restarted its group and the new one is ready."""
 
         def read_ready() -> dict[str, Any] | None:
             found = [json.loads(file.read_text()) for file in self.base.glob("tgis-*/ready.json")]
             return next((facts for facts in found if not set(facts["pids"].values()) & set(old_pids.values())), None)
 
-        self.facts = wait_until(read_ready, "the group to be started again")
+        self.facts = wait_until(read_ready, "the group to be restarted")
 
     def wait(self, timeout_s: float = DEADLINE_S) -> int:
-        """The launcher's exit code."""
+        """Wait for the launcher's exit code."""
         return self.process.wait(timeout_s)
 
     def run(self, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run a command of `tgis` against this server, to its end."""
+        """Run a `tgis` command against this server until it ends."""
         return subprocess.run(
             [BIN / "tgis", command, "--url", self.address, *arguments],
             env=clean_environ(),
@@ -124,7 +122,7 @@ class Server:
         )
 
     def start_load(self, num_streams: int, max_new_tokens: int) -> Load:
-        """Begin streams, and return when the first token of each has come."""
+        """Start streams, and return when each has received its first token."""
         return Load(self.address).start(num_streams, max_new_tokens)
 
     def stop(self) -> int:
@@ -132,19 +130,19 @@ class Server:
         return self.wait()
 
     def wait_for_line(self, pattern: str) -> None:
-        """Until a line on stderr matches."""
+        """Wait until a line on stderr matches."""
         wait_until(lambda: re.search(pattern, self.stderr, re.MULTILINE), f"a line like {pattern}")
 
     def wait_for_children(self, count: int) -> list[int]:
-        """The pids of the launcher's children, as soon as there are so many."""
+        """Wait until the launcher has ``count`` children, and return their pids."""
         return list(wait_until(lambda: pids if len(pids := self.child_pids()) == count else None, f"{count} children"))
 
     def child_pids(self) -> list[int]:
-        """What the launcher has started so far."""
+        """The processes that the launcher has started so far."""
         return [child.pid for child in psutil.Process(self.process.pid).children(recursive=True)]
 
     def wait_until_gone(self, within_s: float, pids: Iterable[int] = ()) -> None:
-        """Until none of the processes is left: the given ones, else all of a server that was ready."""
+        """Wait until the given processes have ended; by default all processes of a ready server."""
         expected = list(pids) or list(self.pids.values())
         wait_until(lambda: all(map(is_gone, expected)), "every process to be gone", within_s)
 
@@ -167,18 +165,18 @@ def is_gone(pid: int) -> bool:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Server]]:
-    """Start `tgis launch` with free ports and the given arguments, without waiting for it."""
+    """Start `tgis launch` with free ports and the given arguments, without waiting until it is ready."""
     yield from starting()
 
 
 @pytest.fixture(scope="module")
 def start_shared() -> Iterator[Callable[..., Server]]:
-    """The same for a server that several tests of a module look at."""
+    """The same, for a server that several tests of a module share."""
     yield from starting()
 
 
 def starting() -> Iterator[Callable[..., Server]]:
-    """What starts servers; all of them are ended when the iterator is resumed."""
+    """Yield a function that starts servers; end them all when the generator resumes."""
     servers: list[Server] = []
 
     def start_server(*arguments: str, script: str = "tgis launch", output: int | None = None, **environ: str) -> Server:
@@ -215,11 +213,11 @@ def launch(start: Callable[..., Server]) -> Callable[..., Server]:
 
 @dataclass
 class Load:
-    """Streams that run in threads until each has ended; what became of them is kept."""
+    """Streams that run in threads, and how each one ended."""
 
     address: str
-    statuses: list[str] = field(default_factory=list)  # StopReason, or the status of the error
-    num_started: int = 0  # streams whose first token has come
+    statuses: list[str] = field(default_factory=list)  # the StopReason, or the status of the error
+    num_started: int = 0  # streams that have received a token
     _threads: list[threading.Thread] = field(default_factory=list)
 
     def start(self, num_streams: int, max_new_tokens: int) -> Load:
@@ -230,7 +228,7 @@ class Load:
         return self
 
     def join(self) -> list[str]:
-        """The end of every stream."""
+        """Wait for all streams; returns how each one ended."""
         for thread in self._threads:
             thread.join(DEADLINE_S)
             assert not thread.is_alive(), "a stream has not ended"

@@ -54,7 +54,7 @@ class FakeShards:
             ]
         }
 
-    def die(self, text: str = "Shard 0 does not answer any more.") -> None:
+    def die(self, text: str = "Shard 0 no longer answers.") -> None:
         self.death.set_exception(PeerLost(text))
 
 

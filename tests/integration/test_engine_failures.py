@@ -77,7 +77,9 @@ def test_a_warm_up_that_does_not_fit_on_any_shard_ends_with_the_exit_code_for_me
     server = start("--rehearse", "--num-shard", "2", "--fault", f"shard{rank}:oom@step0")
 
     assert server.wait() == 4
-    assert server.last_line.startswith(f"shard-{rank}: A step of 64 tokens does not fit into memory beside the weights")
+    assert server.last_line.startswith(
+        f"shard-{rank}: A step of 64 tokens does not fit into the memory that the weights leave free"
+    )
 
 
 # An allocation refused by the operating system

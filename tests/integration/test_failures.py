@@ -21,7 +21,7 @@ from tgis_server.frontend import entry
 from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
 from tgis_server.wire.link import GrpcLink
-from tgis_server.wire.messages import Failure, FinishReason, StepResult, Submit, pack_ids
+from tgis_server.wire.messages import FinishReason, RequestFailure, StepResult, Submit, pack_ids
 
 
 @pytest.fixture(autouse=True)
@@ -202,7 +202,7 @@ def is_answered(server: Server, call: Any) -> None:
 
 
 def fails_in_the_engine(server: Server, call: Any) -> None:
-    server.link.give(step((1, 9, FinishReason.NOT_FINISHED), failures=[Failure(2, "INTERNAL", "bad things")]))
+    server.link.give(step((1, 9, FinishReason.NOT_FINISHED), failures=[RequestFailure(2, "INTERNAL", "bad things")]))
 
 
 def loses_the_engine(server: Server, call: Any) -> None:

@@ -10,7 +10,7 @@ import vocabularies
 from frontends import batch, failure_of, run, serving, single, tokens, until
 from links import FakeLink, count_up, step
 from tgis_server.wire import generation_pb2 as pb
-from tgis_server.wire.messages import Failure, FinishReason, SamplingParams, Wanted
+from tgis_server.wire.messages import FinishReason, RequestFailure, SamplingParams, Wanted
 
 GO_ON, MAX = FinishReason.NOT_FINISHED, FinishReason.MAX_TOKENS
 Frame = pb.GenerationResponse
@@ -214,7 +214,9 @@ def test_a_failing_input_fails_its_call_and_cancels_its_siblings_at_once():
             await until(lambda: len(server.link.submitted) == 2)
             other = asyncio.create_task(server.generate("t3", **tokens(1)))
             await until(lambda: len(server.link.submitted) == 3)
-            server.link.give(step((1, 9, GO_ON), failures=[Failure(2, "RESOURCE_EXHAUSTED", "GPU out of memory")]))
+            server.link.give(
+                step((1, 9, GO_ON), failures=[RequestFailure(2, "RESOURCE_EXHAUSTED", "GPU out of memory")])
+            )
 
             assert await failure_of(call) == (
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -235,7 +237,7 @@ def test_a_failure_in_the_middle_of_a_stream_follows_its_frames():
             await until(lambda: server.link.submitted)
             server.link.give(step((1, 2, GO_ON)))
             frame = await stream.read()
-            server.link.give(step(failures=[Failure(1, "INTERNAL", "bad things")]))
+            server.link.give(step(failures=[RequestFailure(1, "INTERNAL", "bad things")]))
 
             assert frame.text == " t2"
             assert await failure_of(stream.read()) == (

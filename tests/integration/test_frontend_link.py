@@ -1,4 +1,4 @@
-"""GrpcLink against a server that speaks the Session: what is sent together, and how an end is noticed."""
+"""GrpcLink against a server that implements the Session: what is sent together, and how its end is noticed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tgis_server.wire.shard_pb2_grpc import ShardServicer, add_ShardServicer_to_
 
 
 class FakeLeader(ShardServicer):
-    """Remembers messages; sends what the test puts in, and ends the session at None."""
+    """Records messages and sends what the test puts in; None ends the session."""
 
     def __init__(self) -> None:
         self.received: list[pb.ToEngine] = []
@@ -77,7 +77,7 @@ def test_results_arrive_as_they_were_sent(tmp_path):
     run(test)
 
 
-def test_what_gathers_while_a_message_is_written_leaves_as_one(tmp_path):
+def test_requests_queued_during_a_write_are_sent_as_one_message(tmp_path):
     async def test() -> None:
         async with linked(tmp_path) as (link, leader), aclosing(link.results()) as results:
             reading = asyncio.create_task(anext(results))
@@ -96,7 +96,7 @@ def test_what_gathers_while_a_message_is_written_leaves_as_one(tmp_path):
     run(test)
 
 
-def test_a_request_that_is_cancelled_before_it_was_sent_is_never_sent(tmp_path):
+def test_a_request_cancelled_before_it_was_sent_is_never_sent(tmp_path):
     async def test() -> None:
         async with linked(tmp_path) as (link, leader), aclosing(link.results()) as results:
             reading = asyncio.create_task(anext(results))
@@ -121,7 +121,7 @@ def test_facts_about_the_model_are_passed_on(tmp_path):
     run(test)
 
 
-def test_an_engine_that_still_loads_is_unavailable(tmp_path):
+def test_an_engine_that_is_still_loading_is_unavailable(tmp_path):
     async def test() -> None:
         async with linked(tmp_path) as (link, leader):
             leader.info = None
@@ -141,7 +141,7 @@ def test_requests_are_refused_without_a_connection(tmp_path):
     run(test)
 
 
-def test_the_end_of_the_session_is_the_loss_of_the_peer(tmp_path):
+def test_the_end_of_the_session_means_that_the_peer_is_lost(tmp_path):
     async def test() -> None:
         async with linked(tmp_path) as (link, leader):
             leader.outgoing.put_nowait(None)
@@ -153,7 +153,7 @@ def test_the_end_of_the_session_is_the_loss_of_the_peer(tmp_path):
     run(test)
 
 
-def test_a_leader_that_is_not_there_is_a_loss_too(tmp_path):
+def test_a_missing_leader_is_a_lost_peer(tmp_path):
     async def test() -> None:
         link = GrpcLink(tmp_path / "none.sock")
         with pytest.raises(PeerLost, match="UNAVAILABLE"):
@@ -163,7 +163,7 @@ def test_a_leader_that_is_not_there_is_a_loss_too(tmp_path):
     run(test)
 
 
-def test_a_request_that_cannot_be_sent_ends_the_session_instead_of_being_lost(tmp_path):
+def test_a_request_that_cannot_be_sent_ends_the_session(tmp_path):
     async def test() -> None:
         async with linked(tmp_path) as (link, _), aclosing(link.results()) as results:
             reading = asyncio.create_task(anext(results))
@@ -176,7 +176,7 @@ def test_a_request_that_cannot_be_sent_ends_the_session_instead_of_being_lost(tm
     run(test)
 
 
-def test_leaving_the_results_ends_the_session(tmp_path):
+def test_closing_the_results_ends_the_session(tmp_path):
     async def test() -> None:
         async with linked(tmp_path) as (link, leader):
             async with aclosing(link.results()) as results:

@@ -34,7 +34,7 @@ def test_a_shard_that_answers_is_alive():
 def test_three_unanswered_calls_in_a_row_mean_that_a_shard_is_dead():
     assert verdicts(serving(), None, None, serving(), None, None, None) == [
         *[None] * 6,
-        "Shard 1 does not answer any more.",
+        "Shard 1 no longer answers.",
     ]
 
 
@@ -93,7 +93,7 @@ def verdicts_of_group(*rounds: tuple[pb.HealthReply | None, ...]) -> list[str | 
 def test_a_follower_without_ticks_is_not_to_blame_while_its_leader_is_silent():
     rounds = [(serving(), serving()), *((None, serving(tick_age_s=age)) for age in (2, 4, 6))]
 
-    assert verdicts_of_group(*rounds) == [None, None, None, "Shard 0 does not answer any more."]
+    assert verdicts_of_group(*rounds) == [None, None, None, "Shard 0 no longer answers."]
 
 
 def test_a_follower_gets_time_for_its_ticks_when_its_leader_answers_again():
@@ -111,7 +111,7 @@ def test_a_follower_without_ticks_from_an_idle_leader_is_to_blame():
 def test_a_leader_is_not_to_blame_for_a_step_that_waits_for_a_silent_follower():
     rounds = [(serving(), serving()), *((serving(step_age_s=age), None) for age in (60, 61, 62))]
 
-    assert verdicts_of_group(*rounds) == [None, None, None, "Shard 1 does not answer any more."]
+    assert verdicts_of_group(*rounds) == [None, None, None, "Shard 1 no longer answers."]
 
 
 def test_loading_shards_are_described_with_their_progress():
@@ -172,7 +172,7 @@ def test_a_group_is_ready_when_all_shards_serve_and_dead_when_one_is_lost(tmp_pa
         await ready
         two.reply = None
 
-        with pytest.raises(PeerLost, match=r"Shard 1 does not answer any more\."):
+        with pytest.raises(PeerLost, match=r"Shard 1 no longer answers\."):
             await watching
         for server in (one_server, two_server):
             await server.stop(None)

@@ -25,7 +25,7 @@ from tgis_cli.clients import probe
 from tgis_server.errors import UsageError
 from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
-from tgis_server.wire.messages import Failure, FinishReason
+from tgis_server.wire.messages import FinishReason, RequestFailure
 
 GO_ON, MAX = FinishReason.NOT_FINISHED, FinishReason.MAX_TOKENS
 Code = grpc.StatusCode
@@ -571,7 +571,7 @@ def test_a_failed_input_is_logged_as_an_error_and_its_siblings_are_cancelled(cap
         async with serving() as server:
             call = asyncio.create_task(server.stub.Generate(batch("t1", "t2"), **named("mine")).code())
             await until(lambda: len(server.link.submitted) == 2)
-            server.link.give(step((1, 9, GO_ON), failures=[Failure(2, "INTERNAL", "bad things")]))
+            server.link.give(step((1, 9, GO_ON), failures=[RequestFailure(2, "INTERNAL", "bad things")]))
 
             assert await call is Code.INTERNAL
             await until(lambda: len(lines_about_inputs(caplog)) == 2)

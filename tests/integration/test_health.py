@@ -208,10 +208,10 @@ def test_while_calls_get_their_last_words_probes_hear_the_cause():
     async def test() -> None:
         async with serving() as server:
             with server.frontend.state.call():
-                server.shards.die("Shard 1 does not answer any more.")
+                server.shards.die("Shard 1 no longer answers.")
                 await until(lambda: not server.frontend.state.is_serving)
 
-                assert await server.get("/health") == (503, '{"error": "Shard 1 does not answer any more."}')
+                assert await server.get("/health") == (503, '{"error": "Shard 1 no longer answers."}')
                 assert (await server.get("/metrics"))[0] == 200
                 reply = await HealthStub(server.channel).Check(HealthCheckRequest())
                 assert reply.status == HealthCheckResponse.NOT_SERVING

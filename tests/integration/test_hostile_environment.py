@@ -149,7 +149,7 @@ def test_64_open_files_are_enough_for_four_shards(launch: Start, script: Callabl
 
 @pytest.mark.parametrize(
     ("limit", "exit_code", "sentence"),
-    [("-n 20", 5, "too many files and connections are open"), ("-v 300000", 4, "A process may have only 293 MiB")],
+    [("-n 20", 5, "too many files and connections are open"), ("-v 300000", 4, "A process may use only 293 MiB")],
 )
 def test_too_tight_a_limit_is_named(
     start: Start, script: Callable[[str], str], limit: str, exit_code: int, sentence: str
@@ -168,9 +168,9 @@ OTHER_USER = "setpriv --reuid 1000740000 --regid 0 --clear-groups --inh-caps +da
 @pytest.mark.parametrize(
     ("limit", "options", "exit_code", "sentence"),
     [
-        (12, (), 4, "`ulimit -u` allows 12 processes and threads, of which others have 0, but 1 shard(s), front-end"),
-        (12, ("--skip-preflight",), 5, "no further process or thread can be started, and `ulimit -u` allows 12"),
-        (26, ("--skip-preflight",), 5, "no further process or thread can be started, and `ulimit -u` allows 26"),
+        (12, (), 4, "`ulimit -u` allows 12 processes and threads, of which others use 0, but 1 shard(s), front-end"),
+        (12, ("--skip-preflight",), 5, "no more processes or threads can be started, and `ulimit -u` allows 12"),
+        (26, ("--skip-preflight",), 5, "no more processes or threads can be started, and `ulimit -u` allows 26"),
     ],
 )
 def test_too_few_threads_end_a_start_with_a_sentence_that_names_the_limit(

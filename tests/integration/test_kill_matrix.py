@@ -83,7 +83,7 @@ def expect(victim: str, number: signal.Signals, phase: str) -> Expected:
         case "frontend", _:
             return Expected(
                 5,
-                "^frontend (was ended by SIG|ended although nobody had asked it to)",
+                "^frontend (was ended by SIG|ended without being asked to)",
                 CUT if number == signal.SIGINT else FINISHED,
             )
         case _ if phase == "loading":

@@ -139,7 +139,7 @@ def test_a_run_directory_that_cannot_be_made_is_a_usage_error(start: Start):
     server = start("--rehearse", "--run-dir", "/proc/nowhere")
 
     assert server.wait() == 2
-    assert "cannot be made in /proc/nowhere" in server.last_line
+    assert "cannot be created in /proc/nowhere" in server.last_line
     assert "--run-dir" in server.last_line
 
 

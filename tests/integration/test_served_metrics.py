@@ -21,7 +21,7 @@ from shards import wait_until
 from tgis_server.frontend.metrics import SPECS
 from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
-from tgis_server.wire.messages import Failure, FinishReason
+from tgis_server.wire.messages import FinishReason, RequestFailure
 
 Start = Callable[..., Any]  # of a Server in conftest.py
 
@@ -124,7 +124,7 @@ def test_a_failure_counts_once_per_call_with_the_inference_time_of_the_input_tha
             await until(lambda: len(server.link.submitted) == 2)
             now = server.frontend._router._clock()
             server.link.give(step((1, 9, GO_ON), (2, 9, GO_ON), started=[(1, now - 1.0), (2, now)]))
-            server.link.give(step((2, 9, GO_ON), failures=[Failure(1, "INTERNAL", "broken")]))
+            server.link.give(step((2, 9, GO_ON), failures=[RequestFailure(1, "INTERNAL", "broken")]))
             with pytest.raises(grpc.aio.AioRpcError, match="broken"):
                 await call
 

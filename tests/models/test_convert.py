@@ -26,8 +26,9 @@ from file_limit import with_file_limit
 from tgis_cli.model_files.convert import convert as convert_module
 from tgis_cli.model_files.convert.convert import convert_to_safetensors
 from tgis_cli.model_files.convert.safetensors_file import Content, write_content
-from tgis_cli.model_files.convert.torch_file import DTYPES, read_torch_file
+from tgis_cli.model_files.convert.torch_file import read_torch_file
 from tgis_server.errors import ModelError, TgisError, UsageError
+from tgis_server.model_files import TENSOR_DTYPES
 from tiny import Oracle, load, make_checkpoint, prompt_of
 
 TGIS = Path(sys.executable).parent / "tgis"
@@ -59,7 +60,7 @@ def names_in(directory: Path) -> list[str]:
 def test_every_dtype_and_shape_arrives_as_torch_would_read_it(is_zip: bool, tmp_path: Path):
     tensors = {
         name: torch.randint(0, 2, shape).to(getattr(torch, name))
-        for name, shape in zip(DTYPES, [(), (0,), (3,), (2, 3), (1, 2, 3, 4)] * 4, strict=False)
+        for name, shape in zip(TENSOR_DTYPES, [(), (0,), (3,), (2, 3), (1, 2, 3, 4)] * 4, strict=False)
         if is_zip or hasattr(torch, {"uint16": "x", "uint32": "x", "uint64": "x"}.get(name, name))
     }
     if not is_zip:

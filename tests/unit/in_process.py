@@ -1,4 +1,4 @@
-"""Runs a command of `tgis` in the test's own process: as one of its own does, but without the time to start one."""
+"""Runs a `tgis` command inside the test's process, which saves the time to start another."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tgis_cli.app import main
 
 
 def run_in_process(*arguments: object, environ: Mapping[str, str]) -> subprocess.CompletedProcess[bytes]:
-    """The command's outputs and exit code. Its stdin is empty, its environment what is given."""
+    """Run a command with an empty stdin and the given environment; returns its outputs and exit code."""
     command = ["tgis", *map(str, arguments)]
     streams = [io.TextIOWrapper(io.BytesIO(), write_through=True) for _ in range(2)]
     with (

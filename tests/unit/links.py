@@ -1,4 +1,4 @@
-"""An engine link that a test plays the engine of."""
+"""An engine link for tests that play the engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tgis_server.wire.messages import FinishReason, StepResult, Submit
 
 
 class FakeLink:
-    """Remembers what was sent; yields what the test puts in. With ``answer`` it answers each request itself."""
+    """Records what was sent and yields what the test puts in; with ``answer`` it answers each request itself."""
 
     def __init__(self, answer: Callable[[Submit], Iterable[StepResult]] | None = None, **info: object) -> None:
         self.engine_info = EngineInfo(**{"max_sequence_length": 100, "vocab_size": 10_000, "num_blocks": 50, **info})
@@ -59,7 +59,7 @@ class FakeLink:
 
 
 def step(*columns: tuple[int, int, FinishReason], **values: object) -> StepResult:
-    """A step's result from (request, token, finish reason) columns."""
+    """A step's result from columns of request, token and finish reason."""
     return StepResult(
         request_ids=[column[0] for column in columns],
         token_ids=[column[1] for column in columns],
@@ -69,7 +69,7 @@ def step(*columns: tuple[int, int, FinishReason], **values: object) -> StepResul
 
 
 def count_up(submit: Submit) -> list[StepResult]:
-    """An engine that goes on counting from the last token of the prompt, up to the limit; one token each step."""
+    """An engine that counts on from the last token of the prompt to the limit, one token per step."""
     first, last = submit.prompt_ids[-1] + 1, submit.max_new_tokens - 1
     reasons = [FinishReason.NOT_FINISHED] * last + [FinishReason.MAX_TOKENS]
     return [step((submit.request_id, (first + i) % 100, reason)) for i, reason in enumerate(reasons)]

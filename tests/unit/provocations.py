@@ -1,5 +1,7 @@
-"""How each row of the catalogue of failures comes about. Each provocation gets a directory and a monkeypatch; it raises
-the row's error, or returns it or a ``Cause``."""
+"""A provocation for each row of the failure catalogue.
+
+Each one gets a directory and a monkeypatch, and raises the row's error, or returns it or a ``Cause``.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +89,7 @@ PROVOCATIONS |= {
     failures.WRONG_OPTION: lambda tmp, patch: load_config({"port": "tcp"}, {}),
     failures.PORT_RESERVED: lambda tmp, patch: explain_bind_error(OSError(errno.EACCES, ""), "::", 80, "--port"),
     failures.HOST_NOT_HERE: lambda tmp, patch: listen("203.0.113.7", 0, "--port"),
-    failures.HOST_UNKNOWN: lambda tmp, patch: listen("no..host", 0, "--port"),  # which needs no resolver
+    failures.HOST_UNKNOWN: lambda tmp, patch: listen("no..host", 0, "--port"),  # invalid, so no resolver is asked
     failures.CANNOT_LISTEN: lambda tmp, patch: explain_bind_error(OSError(errno.EMFILE, ""), "::", 80, "--port"),
     failures.RUN_DIR_NOT_WRITABLE: lambda tmp, patch: make_run_dir(Path(NOT_WRITABLE)),
     failures.SOCKET_PATH_TOO_LONG: lambda tmp, patch: check_sockets(make_run(tmp / ("d" * 107))),
@@ -185,7 +187,7 @@ def hide_the_tracing_libraries(tmp: Path, patch: pytest.MonkeyPatch) -> object:
 
 
 def model(directory: Path, config: object = None, **changes: Any) -> Path:
-    """A directory with the demo model's config, changed, or with another text in its place; and its tokenizer."""
+    """A directory with the demo model's tokenizer and its config, changed or replaced by another text."""
     values = json.loads((DEMO_MODEL_DIR / "config.json").read_text()) | changes
     (directory / "config.json").write_text(json.dumps(values) if config is None else str(config))
     shutil.copy(DEMO_MODEL_DIR / "tokenizer.json", directory)
@@ -331,7 +333,7 @@ COUNTED = Memory(is_counted=True)
 
 
 def end(status: int, *, name: str = "shard-1", memory: Memory = COUNTED, **shared_memory: int) -> Provocation:
-    """A child that ended so, without a word."""
+    """A child that ended with this status and left no error."""
 
     def provoke(tmp: Path, patch: pytest.MonkeyPatch) -> Cause:
         status_of_shm = SimpleNamespace(f_frsize=1, f_blocks=4 * GIB, f_bavail=4 * GIB)
@@ -348,14 +350,14 @@ def fault(kind: str) -> Provocation:
     def provoke(tmp: Path, patch: pytest.MonkeyPatch) -> Cause:
         try:
             Fault.parse(f"shard1:{kind}@load").reach("load")
-        except Exception as error:  # noqa: BLE001  whatever it is, as in a child
+        except Exception as error:  # noqa: BLE001  any error, as in a child
             write_error(tmp, "shard-1", error)
         return find_cause([], read_records(tmp), COUNTED, num_shard=2)
 
     return provoke
 
 
-def wait_in_vain(**steps: int | None) -> Provocation:
+def time_out_waiting(**steps: int | None) -> Provocation:
     lost = Cause("shard-0", 1.0, "shard-0 lost contact", 5, is_secondary=True)
     by_name = {name.replace("_", "-"): count for name, count in steps.items()}
     return lambda tmp, patch: find_cause([], [lost], COUNTED, num_shard=3, steps=by_name)
@@ -390,8 +392,8 @@ PROVOCATIONS |= {
     failures.ENDED_EARLY: end(0),
     failures.ENDED_WITH_CODE: end(1),
     failures.NO_CAUSE: lambda tmp, patch: find_cause([], [], COUNTED, num_shard=1),
-    failures.RANK_SILENT: wait_in_vain(shard_0=2, shard_1=None),
-    failures.RANK_BEHIND: wait_in_vain(shard_0=2, shard_1=1, shard_2=2),
+    failures.RANK_SILENT: time_out_waiting(shard_0=2, shard_1=None),
+    failures.RANK_BEHIND: time_out_waiting(shard_0=2, shard_1=1, shard_2=2),
     failures.PROCESSES_LIMITED: lambda tmp, patch: check_processes(
         [ProcessLimit(20, 0, is_of_group=True)], Threads(1, None)
     ),
@@ -400,18 +402,18 @@ PROVOCATIONS |= {
 
 
 @provokes(failures.STORAGE_HANGS)
-def read_for_ever(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+def read_forever(tmp: Path, patch: pytest.MonkeyPatch) -> object:
     os.mkfifo(tmp / "config.json")
     return survey(lambda *_: (tmp / "config.json").open(), tmp, patch)
 
 
 @provokes(failures.LOOK_HANGS)
-def ask_a_driver_for_ever(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+def ask_a_driver_forever(tmp: Path, patch: pytest.MonkeyPatch) -> object:
     return survey(lambda *_: time.sleep(60.0), tmp, patch)
 
 
 @provokes(failures.LOOK_ENDED)
-def lose_the_process_that_looks(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+def lose_the_inspecting_process(tmp: Path, patch: pytest.MonkeyPatch) -> object:
     return survey(lambda *_: os.kill(os.getpid(), signal.SIGKILL), tmp, patch)
 
 
@@ -422,7 +424,7 @@ def survey(work: Callable[..., object], tmp: Path, patch: pytest.MonkeyPatch) ->
 
 
 class SilentHealth:
-    """Processes that answer nothing."""
+    """Processes that never answer."""
 
     async def check(self, name: str, timeout_s: float) -> None:
         return None
@@ -432,7 +434,7 @@ class SilentHealth:
 
 
 class StuckLoop(SilentHealth):
-    """A front-end whose event loop stands still."""
+    """A front-end whose event loop is stuck."""
 
     async def check(self, name: str, timeout_s: float) -> pb.FrontendHealth:
         return pb.FrontendHealth(loop_age_s=9.0)
@@ -458,7 +460,7 @@ PROVOCATIONS |= {
 
 
 class StuckChild:
-    """A child that ends of nothing but SIGABRT."""
+    """A child that only SIGABRT ends."""
 
     name, pid, is_alive, stopped_at = "frontend", 1, True, 1.0
 
@@ -471,7 +473,7 @@ class StuckChild:
 
 
 def supervise(tmp: Path, act: Callable[[supervisor.Supervisor], Coroutine[Any, Any, None]]) -> Cause:
-    """What a supervisor of a stuck child finds out."""
+    """The cause that a supervisor of a stuck child finds."""
 
     async def live() -> Cause:
         run = make_run(tmp, config=ServeConfig(drain_timeout=0.0))
@@ -483,7 +485,7 @@ def supervise(tmp: Path, act: Callable[[supervisor.Supervisor], Coroutine[Any, A
 
 
 @provokes(failures.DRAIN_HANGS)
-def drain_for_ever(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+def drain_forever(tmp: Path, patch: pytest.MonkeyPatch) -> object:
     patch.setattr(supervisor, "DRAIN_SLACK_S", 0.01)
     watcher = SimpleNamespace(report_drain=asyncio.Event().wait)
     return supervise(tmp, lambda subject: subject._drain(StuckChild(), watcher))
@@ -503,14 +505,14 @@ SERVING = pb.HealthReply.SERVING
 
 
 def judge(*replies: pb.HealthReply | None) -> object:
-    """Why a shard that gives these answers is dead."""
+    """Why a shard with these replies counts as dead."""
     shard = ShardHealth(1, step_timeout_s=60.0)
     verdicts = [shard.observe(reply) for reply in replies]
     return failures.SHARD_SILENT.kind(verdicts[-1])
 
 
 def judge_group(*replies: pb.HealthReply) -> object:
-    """Why a group whose shards give these answers is dead."""
+    """Why a group whose shards give these replies counts as dead."""
     watch = GroupHealth([Path(f"shard-{rank}.sock") for rank in range(len(replies))], step_timeout_s=60.0)
     return failures.SHARD_SILENT.kind(watch.judge(replies))
 
@@ -535,7 +537,7 @@ def connect(path: Path) -> tuple[PlanPublisher, PlanSubscriber]:
 
 
 @provokes(failures.FOLLOWER_LATE)
-def wait_for_nobody(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+def wait_without_followers(tmp: Path, patch: pytest.MonkeyPatch) -> object:
     with closing(PlanPublisher(Endpoint.unix(tmp / "p"), 1)) as publisher:
         return publisher.wait_for_followers(0.0)
 
@@ -549,7 +551,7 @@ def close_the_plans(tmp: Path, patch: pytest.MonkeyPatch) -> object:
 
 
 @provokes(failures.FOLLOWER_GONE)
-def publish_to_nobody(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+def publish_to_a_closed_follower(tmp: Path, patch: pytest.MonkeyPatch) -> object:
     publisher, subscriber = connect(tmp / "p")
     subscriber.close()
     with closing(publisher):
@@ -565,7 +567,7 @@ def fail_in_a_collective(tmp: Path, patch: pytest.MonkeyPatch) -> object:
 
 
 class Session:
-    """A call of the Session's RPC that yields nothing, and takes no message."""
+    """A Session call that yields nothing and accepts no message."""
 
     def __init__(self, *, ends: bool) -> None:
         self._end = asyncio.get_running_loop().create_future()
@@ -625,11 +627,11 @@ PROVOCATIONS |= {
 }
 
 
-# A part of the sentence with the values of each row where they could be taken for one another.
+# A part of the sentence, for rows whose values could be mixed up.
 VALUES = {
     failures.WRONG_OPTION: "flag --port is 'tcp', but must be an integer",
     failures.PORT_IN_USE: f" (pid {os.getpid()}): stop it, or choose another with --port.",
-    failures.CANNOT_LISTEN: "Port 80 (--port) cannot be listened on: Too many open files;",
+    failures.CANNOT_LISTEN: "Cannot listen on port 80 (--port): Too many open files;",
     failures.FILE_UNREADABLE: "--tls-key-path /",
     failures.TLS_PAIR_UNUSABLE: "/cert.pem and key /",
     failures.TLS_OUT_OF_DATE: "The TLS certificate of x in /",
@@ -638,39 +640,39 @@ VALUES = {
     failures.SHARDS_DO_NOT_DIVIDE: "this model (4 attention heads, 2 KV heads, MLP of 12): use one of 1,",
     failures.REVISION_NOT_CACHED: "model a/b, revision x. Expected /",
     failures.ENGINE_NOT_PRESENT: "--deployment-framework hf_transformers,",
-    failures.WEIGHTS_INCOMPLETE: "1 of 2 weight files that model.safetensors.index.json names (b.safetensors for",
+    failures.WEIGHTS_INCOMPLETE: "1 of 2 weight files that model.safetensors.index.json names (such as b.safetensors)",
     failures.WEIGHTS_TRUNCATED: "has 6906 bytes, but its header says 6907:",
-    failures.TENSOR_MISSING: "tensor model.norm.weight, which a llama model of 2 layers",
+    failures.TENSOR_MISSING: "tensor model.norm.weight, which a llama model with 2 layers",
     failures.TENSOR_SHAPE: "tensor model.norm.weight has shape [1], but config.json asks for [8]:",
     failures.TENSOR_DTYPE: "is stored as I32, but the native engine reads only F64, F32,",
     failures.TOO_FEW_GPUS: "2 shards configured but only 1 GPUs detected. Use --num-shard 1,",
     failures.WEIGHTS_EXCEED_MEMORY: "has 2.0 GiB of weights as bfloat16, but only 1.0 GiB of memory",
     failures.WEIGHTS_EXCEED_GPU: "needs 2.0 GiB per GPU on 2 GPU(s), but GPU 0 offers 1.0 GiB.",
-    failures.ADDRESSES_LIMITED: "only 200 MiB of addresses (`ulimit -v`), but needs 512 MiB",
+    failures.ADDRESSES_LIMITED: "only 200 MiB of address space (`ulimit -v`), but needs 512 MiB",
     failures.MODEL_TOO_LARGE: "m needs 15.0 GiB on each shard (2.0 GiB weights, 3.0 GiB for a step, 10.0 GiB for one "
     "sequence of 160 tokens), but 1.0 GiB",
-    failures.KV_CACHE_TOO_LARGE: "asks for 9.0 GiB per shard, but only 922 MiB",
-    failures.SEQUENCE_TOO_LONG: "of 160 tokens needs 10.0 GiB for keys and values on each shard, but only 0 B are "
+    failures.KV_CACHE_TOO_LARGE: "asks for 9.0 GiB per shard, but the weights leave only 922 MiB free",
+    failures.SEQUENCE_TOO_LONG: "of 160 tokens needs 10.0 GiB for keys and values on each shard, but only 0 B is "
     "available: use --max-sequence-length 2",
     failures.MESSAGE_UNUSABLE: "The plan of step 3 cannot be applied: slots names slot 5, which is empty.",
     failures.STEP_TOO_LARGE: "Step 3 with 7 tokens of 1 sequences",
     failures.GPU_OUT_OF_MEMORY: "it asked for 2.00 GiB while 1.25 GiB of 79.15 GiB were free;",
-    failures.SHARED_MEMORY_FULL: "which has 64 MiB, 0 B of them free",
+    failures.SHARED_MEMORY_FULL: "which has 64 MiB, of which 0 B is free",
     failures.CRASHED: "shard-1 crashed with SIGSEGV at an unknown place: its last lines are in the run directory;",
     failures.FILE_FORBIDDEN: f"/no/such/file cannot be opened by user {os.getuid()} (Permission denied, at ",
-    failures.MISSING_PACKAGE: "package no_such_package is not installed beside /",
+    failures.MISSING_PACKAGE: "package no_such_package is not installed for /",
     failures.GPU_ERROR: "the GPU failed: uncorrectable ECC error encountered (at tgis_server/options/faults.py:",
     failures.UNEXPECTED_ERROR: "shard-1: RuntimeError: provoked by --fault (at tgis_server/options/faults.py:",
-    failures.NO_PROGRESS: "shard-0 has not answered once, and nothing has moved for 1 s;",
-    failures.RANK_SILENT: "shard-1 does not answer, and the other shards waited for it in vain (shard-0 lost contact).",
-    failures.RANK_BEHIND: "shard-1 hangs in step 2, and the other shards waited for it in vain (shard-0 lost contact).",
+    failures.NO_PROGRESS: "shard-0 has not answered once, and there was no progress for 1 s;",
+    failures.RANK_SILENT: "shard-1 does not answer, and the other shards gave up waiting for it (shard-0 lost contact)",
+    failures.RANK_BEHIND: "shard-1 hangs in step 2, and the other shards gave up waiting for it (shard-0 lost contact)",
     failures.STEP_HANGS: "its current step has run for 61 s, more than --step-timeout 60.",
-    failures.FOLLOWER_LATE: "1 shard(s) did not come to the first step within 0 s.",
+    failures.FOLLOWER_LATE: "1 shard(s) did not reach the first step within 0 s.",
 }
 
 
 def provoke(failure: Failure, tmp: Path, patch: pytest.MonkeyPatch) -> tuple[str, int]:
-    """Sentence and exit code."""
+    """Provoke a failure; returns its sentence and exit code."""
     try:
         outcome = PROVOCATIONS[failure](tmp, patch)
     except TgisError as error:

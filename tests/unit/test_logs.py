@@ -1,4 +1,4 @@
-"""What a child's log takes in."""
+"""The log of a child."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logging.getLogger("x").debug("unseen")
 """
 
 
-def test_warnings_and_errors_of_threads_are_lines_of_the_log_too():
+def test_warnings_and_thread_errors_are_logged():
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
 
     lines = [json.loads(line) for line in done.stderr.splitlines()]

@@ -1,4 +1,4 @@
-"""Small tokenizers of each kind that models have, built in memory."""
+"""Small in-memory tokenizers, one of each kind that models use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WORDS = ("the", "cat", "sat", "on", "mat", "dog", "été", "日本", "🙂", "."
 
 @cache
 def byte_level() -> Tokenizer:
-    """Byte-level BPE: every byte is a piece, so that characters can be cut anywhere. ``<s>`` 0, ``</s>`` 1."""
+    """Byte-level BPE: every byte is a piece, so characters can be cut anywhere. ``<s>`` is 0, ``</s>`` is 1."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {piece: i for i, piece in enumerate(["<s>", "</s>", *alphabet, "Ġt", "Ġth", "Ġthe", "at"])}
     tokenizer = Tokenizer(models.BPE(vocab, [("Ġ", "t"), ("Ġt", "h"), ("Ġth", "e"), ("a", "t")]))
@@ -23,7 +23,7 @@ def byte_level() -> Tokenizer:
 
 @cache
 def byte_fallback() -> Tokenizer:
-    """As Llama 2 has it: ``▁`` for spaces, and bytes for characters that are no piece. ``</s>`` is 2."""
+    """Like Llama 2: ``▁`` for spaces, and bytes for characters without a piece. ``</s>`` is 2."""
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "t", "h", "e", "c", "a", "é"]
     pieces += ["▁t", "▁th", "▁the", "at"]
     merges = [("▁", "t"), ("▁t", "h"), ("▁th", "e"), ("a", "t")]
@@ -39,7 +39,7 @@ def byte_fallback() -> Tokenizer:
 
 @cache
 def metaspace() -> Tokenizer:
-    """As T5 has it: words with their space in front, ``</s>`` (1) behind every input."""
+    """Like T5: words with their leading space, and ``</s>`` (1) after every input."""
     pieces = ["<pad>", "</s>", "<unk>", "▁", *(f"▁{word}" for word in WORDS), *"abcdefghijklmnopqrstuvwxyz"]
     tokenizer = Tokenizer(models.Unigram([(piece, -float(i)) for i, piece in enumerate(pieces)], unk_id=2))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -51,7 +51,7 @@ def metaspace() -> Tokenizer:
 
 @cache
 def word_piece() -> Tokenizer:
-    """As BERT has it: ``##`` continues a word, ``[CLS]`` (1) stands before every input and ``[SEP]`` (2) behind."""
+    """Like BERT: ``##`` continues a word; ``[CLS]`` (1) comes before every input and ``[SEP]`` (2) after it."""
     pieces = ["[UNK]", "[CLS]", "[SEP]", *WORDS, "##s", "##ting", "n't", "'", ",", "!", "a"]
     tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -65,7 +65,7 @@ def word_piece() -> Tokenizer:
 
 @cache
 def end_of_word() -> Tokenizer:
-    """As the first GPT had it: ``</w>`` ends a word."""
+    """Like the first GPT: ``</w>`` ends a word."""
     pieces = ["<unk>", "the</w>", "c", "at</w>", "sat</w>", "s"]
     tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [], end_of_word_suffix="</w>"))
     tokenizer.decoder = decoders.BPEDecoder("</w>")
@@ -73,7 +73,7 @@ def end_of_word() -> Tokenizer:
 
 
 def words(*, decoder: bool = False) -> Tokenizer:
-    """``t0`` … ``t99``, one piece each; without a decoder every piece is a word."""
+    """Pieces ``t0`` to ``t99``; without a decoder every piece is a word."""
     tokenizer = Tokenizer(models.WordLevel({f"t{i}": i for i in range(100)}, unk_token="t0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if decoder:

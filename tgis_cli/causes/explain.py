@@ -16,6 +16,7 @@ from pathlib import Path
 from tgis_cli.machine.process_limits import describe_process_limits
 from tgis_server import failures
 from tgis_server.failures import Failure
+from tgis_server.host.allocation import ALLOCATION_FAILED
 from tgis_server.words.sizes import GIB, format_bytes
 
 # What faulthandler prints has no comma after the number. The path is cut to what begins with our package.
@@ -152,8 +153,7 @@ RULES: tuple[tuple[str, Failure], ...] = (
         r"(?:CUDA|HIP|GPU) out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED",
         failures.GPU_OUT_OF_MEMORY,
     ),
-    (r"^MemoryError|can't allocate memory|std::bad_alloc|failed to map segment", failures.HOST_OUT_OF_MEMORY),
-    (r"could not create a (?:primitive|memory)(?! desc)", failures.HOST_OUT_OF_MEMORY),
+    (rf"^MemoryError|failed to map segment|{ALLOCATION_FAILED}", failures.HOST_OUT_OF_MEMORY),
     (NO_THREAD, failures.TOO_MANY_PROCESSES),
     (r"driver on your system is too old(?: \((.+?)\))?|driver version is insufficient", failures.DRIVER_TOO_OLD),
     (r"no kernel image is available", failures.GPU_NOT_SUPPORTED),

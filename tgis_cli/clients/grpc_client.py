@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 DEFAULT_URL = "127.0.0.1:8033"
 CONNECT_TIMEOUT_S = 5.0
-UNLIMITED = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +58,7 @@ class Client:
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         import grpc
 
-        from tgis_server.wire.grpc_channels import open_channel
+        from tgis_server.wire.grpc_channels import UNLIMITED, open_channel
 
         host, _, port = url.removeprefix("grpc://").rpartition(":")
         if not host or not port.isdigit():

@@ -136,7 +136,7 @@ class Launch:
         """
         from tgis_cli.launch.prepare import prepare_or_retry
         from tgis_cli.supervisor.supervisor import Outcome
-        from tgis_cli.supervisor.waiting import first_of
+        from tgis_server.host.races import wait_for_first
 
         self._signals.install()
         undo.pop_all()
@@ -146,12 +146,12 @@ class Launch:
             if (delay_s := policy.delay_after(outcome.exit_code, outcome.served_s)) is None:
                 return outcome
             policy.announce(outcome.sentence, delay_s)
-            if await first_of(self._signals.wait_first(), timeout_s=delay_s) == 0:
+            if await wait_for_first(self._signals.wait_first(), timeout_s=delay_s) == 0:
                 return Outcome(0)
             phases = [("resolving", time.monotonic())]
             with contextlib.ExitStack() as undo:
                 preparing = asyncio.ensure_future(prepare_or_retry(self._loaded, self._environ, phases, undo, policy))
-                if await first_of(preparing, self._signals.wait_first()) != 0:
+                if await wait_for_first(preparing, self._signals.wait_first()) != 0:
                     return Outcome(0)
                 try:  # the machine may have changed: a GPU that is lost is not asked for again
                     resolved, run = preparing.result()

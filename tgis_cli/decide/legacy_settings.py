@@ -1,7 +1,7 @@
 """Every setting of the original (launcher, router, shard server, its vLLM adapter), and what became of it.
 
 Pure data. The warnings at a start, ``tgis migrate`` and the table of docs/migration.md come from it. What a setting
-that still works does is said once, in ``tgis_server.options.config``; here is only what differs.
+that still works does is said once, in ``tgis_server.options``; here is only what differs.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pwd
 import stat
@@ -22,6 +21,7 @@ from tgis_cli.supervisor.run_dir import PREFIX, is_leftover, sort_failed
 from tgis_server import failures
 from tgis_server.errors import TgisError
 from tgis_server.host import cgroup
+from tgis_server.model_files import read_json
 from tgis_server.words.sizes import GIB, format_bytes
 
 RUN_DIR_BYTES = 1 << 20  # ten times what a run writes
@@ -93,7 +93,7 @@ def check_runs(subject: Subject) -> Iterator[Verdict]:
     found = [path for path in parent.glob(f"{PREFIX}*") if os.access(path, os.R_OK | os.X_OK)]
     left = [path for path in found if is_leftover(path)]
     for path in found:
-        if path not in left and (facts := read_json(path / "ready.json")):
+        if path not in left and (facts := read_facts(path / "ready.json")):
             yield ok(f"A server is running: {facts.get('model')} at {facts.get('grpc')}, in {path}.", path=str(path))
     if kept := sort_failed(left):
         cause = cgroup.read_text(kept[0] / "errors/cause.txt").strip()
@@ -103,12 +103,12 @@ def check_runs(subject: Subject) -> Iterator[Verdict]:
         )
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_facts(file: Path) -> dict[str, Any]:
+    """What a running server has written about itself; empty if it has not."""
     try:
-        found = json.loads(file.read_bytes())
-    except (OSError, ValueError):
+        return read_json(file)
+    except TgisError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def check_cache(subject: Subject) -> Iterator[Verdict]:

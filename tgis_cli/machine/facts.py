@@ -11,6 +11,7 @@ from pathlib import Path
 from tgis_cli.machine.cpus import Cpu, read_cpus
 from tgis_cli.machine.gpus import Gpu, find_gpus, torch_has_cuda
 from tgis_server.host import cgroup
+from tgis_server.host.cpu_flags import CPUINFO, read_cpu_flags
 
 __all__ = ["Cpu", "Gpu", "Machine", "probe_machine"]
 
@@ -58,9 +59,5 @@ def probe_machine(environ: Mapping[str, str]) -> Machine:
     )
 
 
-def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    for line in cgroup.read_text(cpuinfo).splitlines():
-        name, _, flags = line.partition(":")
-        if name.strip().lower() in ("flags", "features"):
-            return not BF16_FLAGS.isdisjoint(flags.split())
-    return False
+def cpu_has_bf16(cpuinfo: Path = CPUINFO) -> bool:
+    return not BF16_FLAGS.isdisjoint(read_cpu_flags(cpuinfo) or ())

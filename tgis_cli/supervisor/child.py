@@ -19,6 +19,7 @@ from typing import IO
 
 from tgis_cli.relay.lines import plain_lines
 from tgis_cli.supervisor.signals import signals_held
+from tgis_server.host.races import wait_for_first
 
 # called with (line, is_stderr)
 OnLine = Callable[[str, bool], None]
@@ -162,3 +163,9 @@ class Child:
 def as_pipe(pipe: IO[bytes] | None) -> IO[bytes]:
     assert pipe is not None, "both outputs were asked for as pipes"
     return pipe
+
+
+async def wait_all(children: Sequence[Child], timeout_s: float | None) -> None:
+    """Wait until all children have ended, but no longer than ``timeout_s``."""
+    if children:
+        await wait_for_first(asyncio.gather(*(child.exited.wait() for child in children)), timeout_s=timeout_s)

@@ -10,15 +10,11 @@ import grpc
 from tgis_server.run import Run
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.wire import shard_pb2_grpc
-from tgis_server.wire.grpc_channels import open_async_channel
+from tgis_server.wire.grpc_channels import open_async_channel, reconnect_options
 from tgis_server.words.processes import rank_of
 
-# A child that has not bound its socket yet is asked again at once; gRPC's own first pause would be a second.
-CHANNEL_OPTIONS = (
-    ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
-    ("grpc.max_reconnect_backoff_ms", 100),
-)
+# A child that has not bound its socket yet is tried again at once.
+CHANNEL_OPTIONS = reconnect_options(first_ms=50, longest_ms=100)
 
 Reply = pb.HealthReply | pb.FrontendHealth
 

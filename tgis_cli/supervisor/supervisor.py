@@ -41,16 +41,16 @@ from tgis_cli.causes.explain import lacks_threads
 from tgis_cli.causes.oom import OomWatch
 from tgis_cli.machine.process_limits import read_process_limits
 from tgis_cli.relay.terminal import Terminal
-from tgis_cli.supervisor.child import Child
+from tgis_cli.supervisor.child import Child, wait_all
 from tgis_cli.supervisor.environment import child_environment
 from tgis_cli.supervisor.signals import StopSignals
-from tgis_cli.supervisor.waiting import first_of, wait_all
 from tgis_cli.terminal.stop_signals import STOP_SIGNALS
 from tgis_server import failures
 from tgis_server.errors import GroupFailed
 from tgis_server.host.interpreter import make_command
+from tgis_server.host.races import wait_for_first
 from tgis_server.run import Run
-from tgis_server.threads import OWN, POLLER, ThreadRoom, Threads
+from tgis_server.threads import OWN, POLLER, ReservedThreads, Threads
 from tgis_server.words.processes import FRONTEND, child_names, rank_of
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGCHLD, self._take_note)
         looking = None
         if are_threads_scarce(self._run):  # some process would crash or hang, and not always the same one
-            ThreadRoom(Threads.of(self._run).least - (OWN - POLLER)).give_back()
+            ReservedThreads(Threads.of(self._run).at_start - (OWN - POLLER)).release()
             await asyncio.sleep(ROOM_GIVEN_BACK_S)
         try:
             await self._spawn(death_read)
@@ -223,7 +223,7 @@ class Supervisor:
             "failed": self._wait_for_failure(),
             "reported": watcher.report_drain(),  # for ever
         }
-        first = await first_of(*works.values(), timeout_s=patience_s)
+        first = await wait_for_first(*works.values(), timeout_s=patience_s)
         end = None if first is None else list(works)[first]
         if end == "drained":
             return
@@ -253,7 +253,7 @@ class Supervisor:
         for shard in self._shards:
             shard.send_signal(signal.SIGKILL)
         ended = [child.wait_for_last_lines() for child in self._children.values() if not child.is_alive]
-        await first_of(asyncio.gather(*ended), timeout_s=CAUSE_WAIT_S)
+        await wait_for_first(asyncio.gather(*ended), timeout_s=CAUSE_WAIT_S)
         cause = self._find_cause()
         frontend = self._children[FRONTEND]
         if self._ready_at is not None and frontend.is_alive and not frontend.is_stopped:
@@ -272,7 +272,7 @@ class Supervisor:
             if time.monotonic() - started_at > patience_s:
                 return
             self._ended.clear()
-            await first_of(self._ended.wait(), timeout_s=CAUSE_POLL_S)
+            await wait_for_first(self._ended.wait(), timeout_s=CAUSE_POLL_S)
 
     def _find_cause(self) -> Cause:
         self._oom.look({})
@@ -296,7 +296,7 @@ class Supervisor:
         for child in self._alive():
             logger.error("%s (pid %d) does not end: a driver or a file system holds it", child.name, child.pid)
         lines = asyncio.gather(*(child.wait_for_last_lines() for child in self._children.values()))
-        await first_of(lines, timeout_s=LAST_LINES_S)
+        await wait_for_first(lines, timeout_s=LAST_LINES_S)
         for child in self._children.values():
             child.close()
 
@@ -384,7 +384,7 @@ class Supervisor:
         blaming = {record.name for record in read_records(self._run.errors_dir) if record.is_secondary}
         if any(exit_.status not in orderly and exit_.name not in blaming for exit_ in self._exits()):
             return False
-        return await first_of(self._signals.wait_first(), timeout_s=SIGNAL_TO_ALL_S) == 0
+        return await wait_for_first(self._signals.wait_first(), timeout_s=SIGNAL_TO_ALL_S) == 0
 
     def _keep_last_lines(self) -> None:
         """A child that could not write its error leaves its last lines instead, a hung one its stacks."""
@@ -403,7 +403,7 @@ class Supervisor:
             ChildEnded: a child ended first.
         """
         task = asyncio.ensure_future(work)
-        first = await first_of(task, self._signals.wait_first(), self._ended.wait())
+        first = await wait_for_first(task, self._signals.wait_first(), self._ended.wait())
         if first == 0:
             return task.result()
         raise StopRequested if self._signals.received else ChildEnded

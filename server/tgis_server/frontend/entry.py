@@ -28,10 +28,11 @@ from tgis_server.frontend.transport.patience import Patience
 from tgis_server.frontend.transport.tls import Tls
 from tgis_server.frontend.validation import RequestLimits
 from tgis_server.host.descriptors import MaxConnections, raise_limit
+from tgis_server.host.races import end_with_first, run_before
 from tgis_server.options import Fault
 from tgis_server.run import Run
 from tgis_server.run.phases import Phases
-from tgis_server.threads import GRPC, HELPER, LANES, LAUNCHER_SERVER, POLLER, ThreadRoom
+from tgis_server.threads import GRPC, HELPER, LANES, LAUNCHER_SERVER, POLLER, ReservedThreads
 from tgis_server.wire.link import EngineInfo, EngineLink, GrpcLink
 from tgis_server.words.processes import FRONTEND
 
@@ -56,12 +57,12 @@ def serve(run: Run) -> None:
     fault = Fault.of(run.config.fault, FRONTEND)
     if fault:
         fault.reach("start")
-    room = ThreadRoom(POLLER + GRPC + LAUNCHER_SERVER + HELPER + LANES * run.tokenization_workers)
+    reserved = ReservedThreads(POLLER + GRPC + LAUNCHER_SERVER + HELPER + LANES * run.tokenization_workers)
     tokenizer, pieces = load_vocabulary(
         run.model_dir, run.tokenization_workers, output_special_tokens=run.config.output_special_tokens
     )
     phases.enter("opening the ports")
-    room.give_back()
+    reserved.release()
     asyncio.run(_serve(run, phases, tokenizer, pieces))
 
 
@@ -197,7 +198,7 @@ class Frontend:
 
     async def _live(self) -> None:
         stop = asyncio.create_task(self._stop_requested.wait(), name="wait-for-stop")
-        if not await before(stop, self._shards.wait_until_serving()):
+        if not await run_before(stop, self._shards.wait_until_serving()):
             return
         try:
             info = await self._link.info()
@@ -276,7 +277,7 @@ class Frontend:
         """Do ``work`` unless an immediate stop is requested first. Returns whether it was done."""
         hurry = asyncio.create_task(self._hurry_requested.wait(), name="wait-for-hurry")
         try:
-            return await before(hurry, work)
+            return await run_before(hurry, work)
         finally:
             hurry.cancel()
 
@@ -287,26 +288,3 @@ class Frontend:
             logger.warning("calls ended without an answer: %d", self.state.num_calls)
         self._router.refuse(Unavailable(self.state.text))
         await self.state.wait_until_idle(FINAL_STATUS_S)
-
-
-async def end_with_first(tasks: set[asyncio.Task[Any]]) -> None:
-    """Wait until one task ends, cancel the others, and end as the one that was first."""
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()
-
-
-async def before(limit: asyncio.Task[Any], work: Coroutine[Any, Any, Any]) -> bool:
-    """Do ``work`` unless ``limit`` ends first, which cancels it. Returns whether it was done."""
-    doing = asyncio.ensure_future(work)
-    try:
-        await asyncio.wait({limit, doing}, return_when=asyncio.FIRST_COMPLETED)
-        return doing.done()
-    finally:
-        doing.cancel()
-        await asyncio.gather(doing, return_exceptions=True)

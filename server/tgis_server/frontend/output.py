@@ -17,7 +17,7 @@ from typing import NamedTuple
 from tgis_server.errors import GenerationFailed, OutOfMemory, RequestError, Unavailable, with_status
 from tgis_server.frontend.text import Detokenizer, PieceDecoder, StopMatcher
 from tgis_server.frontend.validation import GenerationParams
-from tgis_server.wire.messages import NO_TOKEN, Failure, FinishReason, Submit, TokenDetail
+from tgis_server.wire.messages import NO_TOKEN, FinishReason, RequestFailure, Submit, TokenDetail
 
 UNFINISHED = FinishReason.NOT_FINISHED
 
@@ -150,7 +150,7 @@ class Output:
             self._end(reason, matched, now)
         self._on_change(self)
 
-    def on_failure(self, failure: Failure) -> None:
+    def on_failure(self, failure: RequestFailure) -> None:
         """The engine could not continue this sequence."""
         cause = failure.text
         if self.num_generated and failure.status not in (OutOfMemory.status, Unavailable.status):

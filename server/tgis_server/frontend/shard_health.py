@@ -22,7 +22,7 @@ import grpc
 from tgis_server import failures
 from tgis_server.errors import PeerLost
 from tgis_server.wire import shard_pb2 as pb
-from tgis_server.wire.link import open_channel
+from tgis_server.wire.link import open_shard_channel
 from tgis_server.wire.shard_pb2_grpc import ShardStub
 from tgis_server.words.processes import shard_name
 from tgis_server.words.sizes import format_bytes
@@ -169,7 +169,7 @@ class GroupHealth:
         Raises:
             PeerLost: names the shard and the symptom. Always, unless cancelled.
         """
-        channels = [open_channel(path) for path in self._sockets]
+        channels = [open_shard_channel(path) for path in self._sockets]
         try:
             stubs = [ShardStub(channel) for channel in channels]
             while True:

@@ -1,1 +1,1 @@
-"""What the operating system and the container offer and allow. Knows nothing of models or requests."""
+"""What the operating system and the container provide and allow, independent of models and requests."""

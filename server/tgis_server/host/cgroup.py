@@ -1,9 +1,9 @@
-"""What the control group of this process allows: memory, CPUs, and how often its out-of-memory killer struck.
+"""Limits of this process's control group: memory, CPUs, and how often its out-of-memory killer struck.
 
-Read by the launcher, for its checks and hints, and by shards, which divide what memory is free.
+The launcher reads them for its checks and hints, and shards to divide the free memory.
 
-Reads version 2 (one tree) and version 1 (a tree per controller). A limit anywhere above the own group counts too, so
-that every reading walks up to the root. Unreadable files of a group mean "no limit".
+Supports version 2 (one tree) and version 1 (a tree per controller). Limits of the groups above apply too, so every
+reading walks up to the root. A file that cannot be read means "no limit".
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
 
-# version 1 spells "no limit" as the largest page-aligned number; whatever is this large is none
+# Version 1 spells "no limit" as the largest page-aligned number.
 UNLIMITED_BYTES = 1 << 60
 
 
@@ -32,7 +32,7 @@ def group_dirs(controller: str, root: Path = ROOT, membership: Path = MEMBERSHIP
         base = root / controllers if controllers else root
         if not base.is_dir():
             continue
-        # In a container the path may name a group outside of what is mounted: the mount's root is the own group then.
+        # In a container the path may name a group outside the mount, whose root is then this process's group.
         own = base / path.lstrip("/")
         while own != base:
             if own.is_dir():
@@ -53,7 +53,7 @@ def memory_limit_bytes(root: Path = ROOT, membership: Path = MEMBERSHIP) -> int 
 
 
 def memory_free_bytes(root: Path = ROOT, membership: Path = MEMBERSHIP) -> int | None:
-    """What may still be allocated before a limit is hit: page cache counts as free. ``None`` without a limit."""
+    """Memory that can be allocated before a limit is hit, counting page cache as free. ``None`` without a limit."""
     free = []
     for group in group_dirs("memory", root, membership):
         limit = read_int(group / "memory.max") or read_int(group / "memory.limit_in_bytes")
@@ -61,15 +61,15 @@ def memory_free_bytes(root: Path = ROOT, membership: Path = MEMBERSHIP) -> int |
         if limit is None or used is None or limit >= UNLIMITED_BYTES:
             continue
         stat = read_counters(group / "memory.stat")
-        # Version 1 counts groups below apart from the own ones, in total_*; of version 2 all numbers are totals.
+        # Version 1 has totals that include the groups below in total_*; in version 2 all numbers are totals.
         cache = sum(stat.get(f"total_{name}", stat.get(name, 0)) for name in ("active_file", "inactive_file"))
         free.append(max(0, limit - used + cache))
     return min(free, default=None)
 
 
 def available_bytes(root: Path = ROOT, membership: Path = MEMBERSHIP, meminfo: Path = Path("/proc/meminfo")) -> int:
-    """Memory that can be allocated now: what the machine has, or less if a control group allows less."""
-    # What sysinfo calls free, without page cache, where the file is not readable.
+    """Memory that can be allocated now: the machine's, or less if a control group allows less."""
+    # If the file cannot be read: free memory as sysinfo counts it, without page cache.
     on_machine = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for line in read_text(meminfo).splitlines():
         name, _, value = line.partition(":")
@@ -80,7 +80,7 @@ def available_bytes(root: Path = ROOT, membership: Path = MEMBERSHIP, meminfo: P
 
 
 def cpu_quota(root: Path = ROOT, membership: Path = MEMBERSHIP) -> float | None:
-    """CPUs that may be used at a time, ``None`` without a quota."""
+    """CPUs that may be used at once, ``None`` without a quota."""
     quotas = []
     for group in group_dirs("cpu", root, membership):
         quota, period = read_int(group / "cpu.cfs_quota_us"), read_int(group / "cpu.cfs_period_us")
@@ -93,7 +93,7 @@ def cpu_quota(root: Path = ROOT, membership: Path = MEMBERSHIP) -> float | None:
 
 
 def count_oom_kills(root: Path = ROOT, membership: Path = MEMBERSHIP) -> int | None:
-    """How many processes the kernel has killed in this group for lack of memory; ``None`` where it does not tell."""
+    """How many processes of this group the kernel has killed for lack of memory; ``None`` if it does not count them."""
     for group in group_dirs("memory", root, membership):
         for name in ("memory.events", "memory.oom_control"):
             counters = read_counters(group / name)
@@ -115,6 +115,6 @@ def read_int(file: Path) -> int | None:
 
 
 def read_counters(file: Path) -> dict[str, int]:
-    """Files of ``name value`` lines."""
+    """Read a file of ``name value`` lines."""
     pairs = (line.split() for line in read_text(file).splitlines())
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}

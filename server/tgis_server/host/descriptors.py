@@ -1,4 +1,4 @@
-"""File descriptors of a process: as many as it may have, and how many of them connections may take."""
+"""The limit of a process's file descriptors, and how many of them connections may use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_GRPC = 10_000
 
 @dataclass(frozen=True, slots=True)
 class MaxConnections:
-    """Of each port. What is left of the descriptors keeps the launcher, the shards and probes connected."""
+    """Most connections of each port; the remaining descriptors keep launcher, shards and probes connected."""
 
     grpc: int
     http: int
@@ -27,10 +27,10 @@ class MaxConnections:
 
 
 def raise_limit() -> int:
-    """Let this process, and those that it starts, open as many files as it has the right to; returns how many."""
+    """Raise this process's limit of open files to the maximum, which its children inherit. Returns the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        with contextlib.suppress(OSError, ValueError):  # some systems announce more than they allow
+        with contextlib.suppress(OSError, ValueError):  # some systems report more than they allow
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MAX_GRPC * 2 if soft == resource.RLIM_INFINITY else soft

@@ -1,10 +1,10 @@
-"""How Python processes of ours are started, and where they import from: never from the current directory.
+"""How our Python processes are started, so that they never import from the current directory.
 
 ``python -m`` puts that directory first on the module path, and so does an empty entry of ``PYTHONPATH`` (a colon at its
-beginning or end): beside somebody else's ``shutil.py`` a process of ours would run it, with all that it may do. What
-``PYTHONPATH`` names otherwise stays, as that is how libraries are put before others.
+start or end): next to someone else's ``shutil.py``, our process would run that file with all its rights. The other
+entries of ``PYTHONPATH`` stay, because they are how users put one library before another.
 
-Runs before everything else in a process, so it imports only what is in the interpreter itself.
+This module runs before anything else in a process, so it imports only built-in modules.
 """
 
 import os
@@ -15,15 +15,15 @@ SCRIPTS = ("tgis", "grpc_healthcheck", "text-generation-launcher", "text-generat
 
 
 def make_command(*arguments: str) -> tuple[str, ...]:
-    """A command line for a child: ``-m MODULE``, ``-c PROGRAM`` or a file, and what it is given.
+    """A command line for a child: ``-m MODULE``, ``-c PROGRAM`` or a file, with its arguments.
 
-    The child's environment is that of :func:`make_environment`.
+    The environment comes from :func:`make_environment`.
     """
     return (sys.executable, "-P", *arguments)
 
 
 def make_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """``environ`` for a child, and for all Python processes that it starts in turn."""
+    """``environ`` for a child and all Python processes that it starts."""
     safe = dict(environ) | {"PYTHONSAFEPATH": "1"}
     places = [place for place in list_places(safe) if not means_current_directory(place)]
     safe.pop("PYTHONPATH", None)
@@ -31,29 +31,29 @@ def make_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def list_places(environ: Mapping[str, str]) -> list[str]:
-    """The entries of ``PYTHONPATH``; none if it is empty or not set, as the interpreter sees it."""
+    """The entries of ``PYTHONPATH``, as the interpreter splits it; none if it is empty or not set."""
     places = environ.get("PYTHONPATH", "")
     return places.split(os.pathsep) if places else []
 
 
 def means_current_directory(place: str) -> bool:
-    """Whether an entry of ``PYTHONPATH`` is wherever a process happens to be."""
+    """Whether an entry of ``PYTHONPATH`` stands for the current directory."""
     return os.path.normpath(place) == os.curdir
 
 
 def get_current_directory() -> str:
     try:
         return os.getcwd()
-    except OSError:  # it has been removed: nothing can be imported from it
+    except OSError:  # it was removed: nothing can be imported from it
         return ""
 
 
 def leave_current_directory() -> None:
-    """Take the current directory off this process's module path, if the process is one of our programs.
+    """Remove the current directory from the module path of our own programs.
 
-    As a library, in somebody else's process, we leave the path as it is.
+    When imported as a library by another program, leave its path alone.
     """
-    is_module = sys.argv[:1] == ["-m"]  # while the interpreter looks for the module that it is to run
+    is_module = sys.argv[:1] == ["-m"]  # while the interpreter looks for the module to run
     if not is_module and os.path.basename(sys.argv[0] if sys.argv else "") not in SCRIPTS:
         return
     unwanted = {"", os.curdir}

@@ -1,4 +1,4 @@
-"""Listening on a port, and why that fails. The launcher tries it before a start, the front-end does it."""
+"""Listening on a port, and explaining why that fails. The launcher tries it before a start; the front-end serves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def listen(host: str, port: int, flag: str) -> socket.socket:
     """A listening TCP socket; port 0 is any free one.
 
     Raises:
-        UsageError: the port, which ``flag`` sets, is taken or not allowed, or the host is no address of this machine.
+        UsageError: the port, set by ``flag``, is taken or not allowed, or the host is not an address of this machine.
     """
     try:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -37,18 +37,18 @@ def explain_bind_error(error: OSError, host: str, port: int, flag: str) -> TgisE
             return failures.PORT_RESERVED.error(port=port, flag=flag)
         case errno.EADDRNOTAVAIL:
             return failures.HOST_NOT_HERE.error(host=host)
-        case _:  # create_server repeats the address in the error's own text
+        case _:  # create_server repeats the address in the error's text
             return failures.CANNOT_LISTEN.error(port=port, flag=flag, reason=os.strerror(error.errno or 0))
 
 
 def find_owner(port: int) -> str:
-    """``NAME (pid N)`` where the system tells; other users' processes are often hidden."""
+    """``NAME (pid N)`` if the system reveals it; other users' processes are often hidden."""
     name, pid, _ = find_listener(port)
     return f"{name} (pid {pid})" if pid else "another process"
 
 
 def find_listener(port: int) -> tuple[str, int, list[str]]:
-    """Name, pid and command of the process that listens on a port; empty where the system does not tell."""
+    """Name, pid and command of the process that listens on a port; empty if the system hides them."""
     import psutil
 
     with contextlib.suppress(psutil.Error, OSError):

@@ -1,7 +1,7 @@
-"""Which calls go past a proxy. Knows names and variables, nothing of gRPC.
+"""Which gRPC calls must bypass a proxy.
 
-gRPC asks the proxy for whatever its own variables do not exempt, this machine included, and reads only names in lower
-case.
+gRPC itself sends every call through the proxy that its variables do not exempt, even to this machine, and reads only
+lower-case names.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import contextlib
 import ipaddress
 from collections.abc import Mapping
 
-PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # in the order in which gRPC looks at them
+PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # in gRPC's order
 EXEMPTIONS = ("no_grpc_proxy", "no_proxy", "NO_PROXY")
 LOCAL_NAMES = ("localhost", "ip6-localhost", "ip6-loopback")
 
 
 def goes_direct(target: str, environ: Mapping[str, str]) -> bool:
-    """Whether a call must not go through a proxy: to this machine, or to where a variable says so.
+    """Whether a call must bypass the proxy: to this machine, or to a host that a variable exempts.
 
     Args:
-        target: of a gRPC channel: ``HOST:PORT``, perhaps with a scheme before it, or a Unix socket.
+        target: of a gRPC channel: ``HOST:PORT``, with or without a scheme, or a Unix socket.
     """
     host = host_of(target)
     if not host or is_loopback(host):
@@ -29,14 +29,14 @@ def goes_direct(target: str, environ: Mapping[str, str]) -> bool:
 
 
 def find_proxy(target: str, environ: Mapping[str, str]) -> tuple[str, str]:
-    """The variable that sends gRPC's calls through a proxy, and its value; both are empty if none does."""
+    """The variable that makes gRPC use a proxy, and its value; both are empty if none does."""
     if goes_direct(target, environ):
         return "", ""
     return next(((name, environ[name]) for name in PROXIES if environ.get(name)), ("", ""))
 
 
 def host_of(target: str) -> str:
-    """Without port, scheme and brackets; empty for a Unix socket."""
+    """The host of a target without port, scheme and brackets; empty for a Unix socket."""
     scheme, colon, rest = target.partition(":")
     if scheme in ("unix", "unix-abstract", "vsock"):
         return ""
@@ -49,7 +49,7 @@ def host_of(target: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or an address means this machine; one that stands for all of its addresses does too."""
+    """Whether a name or an address means this machine, which includes the unspecified address."""
     name = host.rstrip(".").lower()
     if name in LOCAL_NAMES or name.endswith(".localhost"):
         return True
@@ -62,9 +62,9 @@ def is_loopback(host: str) -> bool:
 
 
 def is_exempt(host: str, entry: str) -> bool:
-    """Whether an entry of NO_PROXY means a host: ``*``, its name or the end of it, or a network of addresses."""
+    """Whether an entry of NO_PROXY covers a host: ``*``, its name or a suffix of it, or a network."""
     if "/" in entry:
-        with contextlib.suppress(ValueError):  # the host is no address, or the entry no network
+        with contextlib.suppress(ValueError):  # the host is not an address, or the entry not a network
             return ipaddress.ip_address(host) in ipaddress.ip_network(entry, strict=False)
     entry = entry.lstrip(".").lower()
     return entry == "*" or (bool(entry) and f".{host.lower()}".endswith(f".{entry}"))

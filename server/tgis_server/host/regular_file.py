@@ -1,6 +1,6 @@
-"""Opening files that others have put in place: a model's, a certificate. Nothing but a regular file is ever opened.
+"""Opening files that someone else provides, such as a model's or a certificate: only regular files.
 
-A named pipe would hold up its reader for ever, and a device may do anything.
+A named pipe would block its reader forever, and a device may do anything.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def open_regular(path: Path) -> BinaryIO:
     """Open a file for reading.
 
     Raises:
-        OSError: it cannot be opened, or is no regular file or a link to nothing, which ``strerror`` tells then.
+        OSError: it cannot be opened, is not a regular file, or is a broken link; ``strerror`` says which.
     """
     try:
         status = os.stat(path)
@@ -34,11 +34,11 @@ def open_regular(path: Path) -> BinaryIO:
         if error.errno in LINKS and os.path.islink(path):
             raise OSError(error.errno, LINKS[error.errno], str(path)) from error
         raise
-    refuse_others(path, status.st_mode)
-    # Not to wait for a writer, should it be replaced by a pipe meanwhile.
+    check_is_file(path, status.st_mode)
+    # O_NONBLOCK: do not wait for a writer if a pipe has replaced the file in between.
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY), "rb")
     try:
-        refuse_others(path, os.fstat(file.fileno()).st_mode)
+        check_is_file(path, os.fstat(file.fileno()).st_mode)
     except OSError:
         file.close()
         raise
@@ -46,12 +46,12 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_regular(path: Path) -> bytes:
-    """All that it holds. Errors as for :func:`open_regular`."""
+    """The contents of a file. Errors as for :func:`open_regular`."""
     with open_regular(path) as file:
         return file.read()
 
 
-def refuse_others(path: Path, mode: int) -> None:
+def check_is_file(path: Path, mode: int) -> None:
     kind = stat.S_IFMT(mode)
     if kind != stat.S_IFREG:
         raise OSError(errno.ENOTSUP, f"it is {KINDS.get(kind, 'something else')}, not a file", str(path))

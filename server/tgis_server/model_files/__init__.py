@@ -4,9 +4,8 @@ No torch and nothing of an engine; used by every command and by the shards.
 """
 
 from tgis_server.model_files.content import read_beginning, refuse_stand_in
+from tgis_server.model_files.dtypes import HEADER_DTYPES, ITEM_BYTES, TENSOR_DTYPES
 from tgis_server.model_files.headers import (
-    HEADER_DTYPES,
-    ITEM_BYTES,
     MAX_HEADER_BYTES,
     TensorInfo,
     read_header,
@@ -49,6 +48,7 @@ __all__ = [
     "MAX_INTEGER",
     "PT",
     "SAFETENSORS",
+    "TENSOR_DTYPES",
     "Find",
     "Length",
     "Tell",

@@ -19,8 +19,6 @@ from tgis_server.model_files.content import read_beginning, refuse_stand_in
 from tgis_server.model_files.weight_files import WeightFiles
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
-HEADER_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # of floating point
-ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True, slots=True)

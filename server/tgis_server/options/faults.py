@@ -1,7 +1,7 @@
-"""Failures on demand: ``--fault PROCESS:KIND@MOMENT`` makes a process fail in a way that machines and libraries do.
+"""Failures on demand: ``--fault PROCESS:KIND@MOMENT`` makes a process fail as machines and libraries do.
 
-Whoever reaches a moment says so; nothing happens unless the fault is for it. For tests and rehearsals: a real engine
-takes faults only beside ``--allow-faults``.
+Code calls ``reach`` at each moment, and the fault strikes at its own. For tests and rehearsals only: a real engine also
+needs ``--allow-faults``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ERRNOS = {
     "disk-full": errno.ENOSPC,
     "too-many-files": errno.EMFILE,
 }
-# In the words of Python, torch, CUDA and NCCL.
+# Errors as Python, torch, CUDA and NCCL word them.
 ERRORS: dict[str, tuple[type[Exception], str]] = {
     "error": (RuntimeError, "provoked by --fault"),
     "oom": (OutOfMemory, "GPU out of memory"),
@@ -59,16 +59,17 @@ KINDS = ("hang", *EXIT_CODES, *SIGNALS, *ERRNOS, *ERRORS)
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What one process does at one moment."""
+    """How one process fails, and when."""
 
     process: str
     kind: str
-    moment: str  # shards: load, stage, stepN (0: warm-up), finishN; front-end: start, call (the first one)
+    moment: str  # shards: load, stage, stepN (0: warm-up), finishN; front-end: start, call (the first)
 
     @classmethod
     def parse(cls, text: str) -> Fault:
-        """Raises:
-        UsageError: not ``PROCESS:KIND@MOMENT``.
+        """
+        Raises:
+            UsageError: not ``PROCESS:KIND@MOMENT``.
         """
         match = re.fullmatch(
             r"(?:shard(\d+):([a-z-]+)@(load|stage|(?:step|finish)\d+)|frontend:([a-z-]+)@(start|call))", text
@@ -84,7 +85,7 @@ class Fault:
 
     @classmethod
     def of(cls, text: str | None, process: str) -> Fault | None:
-        """The fault of an option's value, if it is one of this process."""
+        """The fault that the option names, if it is for this process."""
         fault = cls.parse(text) if text else None
         return fault if fault and fault.process == process else None
 

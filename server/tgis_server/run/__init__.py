@@ -1,5 +1,5 @@
-"""One run of the server: its configuration, and what its processes tell each other about its start."""
+"""One run of the server: its resolved configuration, and the phases of its start."""
 
-from tgis_server.run.run import Run
+from tgis_server.run.resolved_run import Run
 
 __all__ = ["Run"]

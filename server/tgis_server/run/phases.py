@@ -1,6 +1,6 @@
-"""What a process does from its begin until it serves, on the monotonic clock, which all processes of a machine share.
+"""The phases of a process's start, timed on the monotonic clock, which all processes of a machine share.
 
-Front-end and shards keep one ``Phases`` each and tell it in their health.
+Front-end and shards each keep one ``Phases`` and report it in their health.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Phase(NamedTuple):
 
 
 class Phases:
-    """One thread enters phases, any thread may read them: every write is one plain assignment."""
+    """Written by one thread and read by any: every write is a single assignment."""
 
     def __init__(self) -> None:
         self._phases = [Phase("starting", process_started_at())]
@@ -33,11 +33,11 @@ class Phases:
         return self._phases[-1].name
 
     @property
-    def began_at(self) -> float:
+    def started_at(self) -> float:
         return self._phases[0].started_at
 
     def enter(self, name: str, num_bytes: int = 0) -> None:
-        """Begin a phase; or, if it is the current one, note how many bytes it has read by now."""
+        """Start a phase or, if it is the current one, record how many bytes it has read so far."""
         last = self._phases[-1]
         if name != last.name:
             self._phases.append(Phase(name, time.monotonic(), num_bytes))
@@ -52,7 +52,7 @@ class Phases:
 
 
 def process_started_at() -> float:
-    """When the kernel made this process, in seconds of the monotonic clock, exact to 10 ms."""
-    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()  # a name may hold spaces
+    """When the kernel created this process, in seconds of the monotonic clock, to within 10 ms."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()  # the name may contain spaces
     age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
     return time.monotonic() - age_s

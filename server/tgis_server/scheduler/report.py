@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from tgis_server.scheduler.sequence import Sequence
 from tgis_server.scheduler.steps import Row
-from tgis_server.wire.messages import Failure, FinishReason, StepResult, StepStats, TokenDetail
+from tgis_server.wire.messages import FinishReason, RequestFailure, StepResult, StepStats, TokenDetail
 
 
 class StepReport:
@@ -57,7 +57,7 @@ class StepReport:
 
     def add_failure(self, request_id: int, status: str, text: str) -> None:
         """Report a request that ended without an answer."""
-        self._result.failures.append(Failure(request_id, status, text))
+        self._result.failures.append(RequestFailure(request_id, status, text))
 
     def note_end(self) -> None:
         """Note that a sequence ended, which changes gauges."""

@@ -20,7 +20,7 @@ from tgis_server.shard.inbox import Inbox, Stop
 from tgis_server.shard.leader import Leader
 from tgis_server.shard.servicer import Outbox, ShardServicer, start_server
 from tgis_server.shard.status import ShardStatus
-from tgis_server.threads import GRPC, POLLER, SESSION, ThreadRoom
+from tgis_server.threads import GRPC, POLLER, SESSION, ReservedThreads
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.wire.control import ControlPublisher, ControlSubscriber
 from tgis_server.wire.endpoints import Endpoint
@@ -38,7 +38,7 @@ def serve_shard(run: Run, rank: int) -> None:
         TgisError: with the one sentence that explains why it cannot continue.
     """
     status = ShardStatus()
-    ThreadRoom(POLLER + GRPC + SESSION).give_back()  # a limit that is too low is an error here, and a crash later
+    ReservedThreads(POLLER + GRPC + SESSION).release()  # too tight a limit is an error here, and a crash later
     if rank == 0:
         _lead(run, status)
     else:

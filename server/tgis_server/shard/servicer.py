@@ -20,13 +20,13 @@ from tgis_server.shard.status import ShardStatus
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.wire import shard_pb2_grpc
 from tgis_server.wire.codec import decode_to_engine, encode_step_result
+from tgis_server.wire.grpc_channels import UNLIMITED
 from tgis_server.wire.messages import StepResult
 
 logger = logging.getLogger(__name__)
 
 READER_END_S = 5.0  # generous: the iterator of a finished call ends at once
 NUM_WORKERS = 8  # one Session, the rest for probes
-UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 
 @dataclass(frozen=True, slots=True)

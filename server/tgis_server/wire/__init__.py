@@ -1,1 +1,1 @@
-"""What crosses process borders: plain messages, their protobuf codecs, the Session link and the plan channel."""
+"""Communication between processes: messages and their protobuf codec, the Session, the plan and control channels."""

@@ -1,7 +1,7 @@
-"""Messages of ``messages.py`` to protobuf and back. Values pass unchanged; validation happened at the public door.
+"""Converts the messages of ``messages.py`` to protobuf and back, without validation: the public door has done that.
 
-A field has one name on both sides; what has no other form there is copied by that name. Token ids are bytes: a field of
-numbers would be turned into objects of Python one by one.
+Fields have the same name on both sides and are copied by name unless they need conversion. Token ids are sent as bytes:
+a repeated field would create one Python object per number.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from tgis_server.wire.messages import (
     Activation,
     Adapter,
     Cancel,
-    Failure,
     FinishReason,
     Grammar,
     LengthPenalty,
     NewSequence,
+    RequestFailure,
     SamplingParams,
     StepPlan,
     StepResult,
@@ -37,7 +37,7 @@ FINISH_REASONS = tuple(FinishReason)
 
 
 def encode_ids(ids: TokenIds) -> bytes:
-    """Both sides are processes on machines of one byte order."""
+    """In this machine's byte order, which all processes share."""
     return ids.tobytes()
 
 
@@ -48,7 +48,7 @@ def decode_ids(data: bytes) -> TokenIds:
 
 
 def _names(message: type[Message], *, without: Iterable[str] = ()) -> tuple[str, ...]:
-    """Fields of a message that have the same form on both sides."""
+    """The fields of a message that need no conversion."""
     return tuple(field.name for field in message.DESCRIPTOR.fields if field.name not in without)
 
 
@@ -76,7 +76,7 @@ def encode_to_engine(submits: Iterable[Submit], cancels: Iterable[int]) -> pb.To
 
 
 def decode_to_engine(message: pb.ToEngine) -> list[Submit | Cancel]:
-    """Submits first: a cancel in the same message may be meant for one of them."""
+    """Submits come first: a cancel in the same message may refer to one of them."""
     return [*map(decode_submit, message.submits), *map(Cancel, message.cancels)]
 
 
@@ -144,7 +144,7 @@ def encode_step_result(result: StepResult) -> pb.FromEngine:
         token_ids=result.token_ids,
         finish_reasons=result.finish_reasons,
         stats=pb.StepStats(**_copy(result.stats, STATS)),
-        failures=[pb.Failure(request_id=f.request_id, status=f.status, text=f.text) for f in result.failures],
+        failures=[pb.RequestFailure(request_id=f.request_id, status=f.status, text=f.text) for f in result.failures],
     )
     if result.details:
         message.detail_columns.extend(result.details)
@@ -165,7 +165,7 @@ def decode_step_result(message: pb.FromEngine) -> StepResult:
         details=dict(zip(message.detail_columns, decode_details(message.details), strict=True)),
         prompt_details=[(group.request_id, decode_details(group.details)) for group in message.prompt_details],
         started=list(zip(message.started_ids, message.started_at_s, strict=True)),
-        failures=[Failure(f.request_id, f.status, f.text) for f in message.failures],
+        failures=[RequestFailure(f.request_id, f.status, f.text) for f in message.failures],
         stats=StepStats(**_copy(message.stats, STATS)),
     )
 
@@ -225,7 +225,7 @@ def encode_new_sequence(sequence: NewSequence) -> pb.NewSequence:
 def decode_plan(data: bytes) -> StepPlan:
     """
     Raises:
-        DecodeError, ValueError: the bytes are no plan.
+        DecodeError, ValueError: the bytes are not a plan.
     """
     message = pb.StepPlan.FromString(data)
     if sum(message.new_block_counts) != len(message.new_blocks):

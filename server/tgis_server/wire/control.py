@@ -1,7 +1,7 @@
-"""The control channel: what the leader asks of the ranks beside steps, and what they answer.
+"""The control channel: the leader's requests to the followers outside of steps, and their replies.
 
-So far it is one question: read an adapter, so that a plan can activate it. Side threads speak here, never a step loop.
-End of stream means that the other side is gone.
+So far the only request is to read an adapter, so that a plan can activate it. Only side threads use the channel, never
+a step loop. End of stream means that the other side is gone.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ MESSAGE = "A message of the control channel"  # in sentences
 
 @dataclass(frozen=True, slots=True)
 class Acknowledgement:
-    """A rank's answer to one adapter."""
+    """A rank's reply about one adapter."""
 
     digest: bytes
     rank: int
-    error: str = ""  # a sentence for clients; empty where the rank can use it
+    error: str = ""  # a sentence for clients; empty if the rank can use the adapter
 
 
 class ControlPublisher:
-    """The leader's side. One thread may send while another one receives."""
+    """The leader's side. One thread may send while another receives."""
 
     def __init__(self, endpoint: Endpoint, num_followers: int) -> None:
         self._followers = Followers(endpoint, num_followers)
@@ -52,19 +52,19 @@ class ControlPublisher:
         """Ask every follower to read an adapter.
 
         Raises:
-            PeerLost: a follower is gone or reads nothing.
+            PeerLost: a follower is gone or does not read its messages.
         """
         self._followers.send(pb.Stage(adapter=encode_adapter(adapter)).SerializeToString())
 
     def receive(self) -> Acknowledgement:
-        """Wait for the next answer of any follower.
+        """Wait for the next reply from any follower.
 
         Raises:
             PeerLost: a follower is gone.
-            GroupFailed: what came is no answer.
+            GroupFailed: the message is not a reply.
         """
         peers = {peer.connection: peer for peer in self._followers.peers}
-        peer = peers[wait(list(peers))[0]]  # type: ignore[index]  # it returns what it is given
+        peer = peers[wait(list(peers))[0]]  # type: ignore[index]  # wait returns the objects it was given
         if (data := peer.receive()) is None:
             raise failures.FOLLOWER_GONE.error(reason="it closed the control channel")
         message: pb.Acknowledgement = _parse(pb.Acknowledgement, data)
@@ -93,7 +93,7 @@ class ControlSubscriber:
         """Wait for the next adapter to read; ``None`` when the leader is gone.
 
         Raises:
-            GroupFailed: what came is no such message.
+            GroupFailed: the message does not name an adapter.
         """
         if (data := self._peer.receive()) is None:
             return None
@@ -103,7 +103,8 @@ class ControlSubscriber:
         return decode_adapter(message.adapter)
 
     def acknowledge(self, answer: Acknowledgement) -> None:
-        """
+        """Reply to the leader.
+
         Raises:
             PeerLost: the leader is gone.
         """

@@ -1,6 +1,6 @@
-"""Where the channels between ranks listen and connect, and the messages of bytes that go through them.
+"""Connections between ranks: where the channels listen and connect, and how they send messages of bytes.
 
-An endpoint of another scheme is another transport: ranks on another machine are nothing else to the channels.
+Ranks on other machines would only need an endpoint with another scheme; the channels would stay the same.
 ``shard/entry.py`` makes endpoints; ``plans.py`` and ``control.py`` are the channels.
 """
 
@@ -16,17 +16,17 @@ from pathlib import Path
 
 from tgis_server import failures
 
-SEND_TIMEOUT_S = 30.0  # a rank that has nothing else to do and reads nothing for so long hangs
+SEND_TIMEOUT_S = 30.0  # an idle rank that reads nothing for this long hangs
 CONNECT_RETRY_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """What both sides of a channel must know."""
+    """The address of a channel, which both sides must know."""
 
     scheme: str  # only "unix" so far
-    address: str  # of a Unix socket: its path
-    credentials: bytes = b""  # what shows a peer that the other one may be there; a Unix socket's mode says it
+    address: str  # the path of a Unix socket
+    credentials: bytes = b""  # prove the other side's right to connect; a Unix socket's mode does it alone
 
     @classmethod
     def unix(cls, path: Path) -> Endpoint:
@@ -39,7 +39,7 @@ class Endpoint:
 
 
 class Peer:
-    """The other end of a channel: whole messages, in order. No pickles, no authkey (its digest is not for FIPS)."""
+    """The other end of a channel: whole messages, in order. No pickles, and no authkey, whose digest FIPS forbids."""
 
     def __init__(self, connected: socket.socket) -> None:
         connected.settimeout(None)
@@ -50,7 +50,7 @@ class Peer:
     def send(self, data: bytes, timeout_s: float = SEND_TIMEOUT_S) -> None:
         """
         Raises:
-            OSError: it is gone, or has read nothing for so long.
+            OSError: the peer is gone, or has read nothing for ``timeout_s``.
         """
         if timeout_s != self._send_timeout_s:
             seconds, microseconds = divmod(int(timeout_s * 1e6), 1_000_000)
@@ -71,10 +71,10 @@ class Peer:
 
 
 class Followers:
-    """The leader's side of an endpoint: one peer for each follower."""
+    """The leader's side of an endpoint: one peer per follower."""
 
     def __init__(self, endpoint: Endpoint, num_peers: int) -> None:
-        """Listen at once, so that followers can connect whenever they are ready. No socket without followers."""
+        """Listen at once, so that followers can connect when they are ready. Without followers there is no socket."""
         self._num_peers = num_peers
         self.peers: list[Peer] = []
         self._socket: socket.socket | None = None
@@ -88,7 +88,7 @@ class Followers:
         """Block until every follower has connected.
 
         Raises:
-            PeerLost: one did not within ``timeout_s``; why, the launcher knows.
+            PeerLost: one did not within ``timeout_s``; the launcher finds out why.
         """
         deadline = time.monotonic() + timeout_s
         while self._socket and len(self.peers) < self._num_peers:
@@ -100,10 +100,10 @@ class Followers:
                 raise failures.FOLLOWER_LATE.error(num_missing=missing, timeout_s=timeout_s) from None
 
     def send(self, data: bytes, timeout_s: float = SEND_TIMEOUT_S) -> None:
-        """Send a message to each.
+        """Send a message to every follower.
 
         Raises:
-            PeerLost: one is gone, or has read nothing for so long.
+            PeerLost: one is gone, or has read nothing for ``timeout_s``.
         """
         for peer in self.peers:
             try:

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class GenerationServiceStub(object):
-    """Text generation over one model.
+    """Text generation with one model.
     """
 
     def __init__(self, channel):
@@ -58,18 +58,18 @@ class GenerationServiceStub(object):
 
 
 class GenerationServiceServicer(object):
-    """Text generation over one model.
+    """Text generation with one model.
     """
 
     def Generate(self, request, context):
-        """Completes every input of a batch; answers come in input order when all are done.
+        """Completes every input of a batch; returns the responses in input order once all are done.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GenerateStream(self, request, context):
-        """Completes one input and sends the text as it is made.
+        """Completes one input and streams the text as it is generated.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -121,7 +121,7 @@ def add_GenerationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GenerationService(object):
-    """Text generation over one model.
+    """Text generation with one model.
     """
 
     @staticmethod

@@ -1,7 +1,7 @@
-"""The front-end's way to the engine: requests out, one result per step in.
+"""The front-end's connection to the engine: requests out, one result per step in.
 
-``EngineLink`` is the seam that tests replace; ``GrpcLink`` speaks the Session of ``shard.proto`` over the leader's Unix
-socket. It belongs to one event loop and knows nothing of clients, text or scheduling.
+``EngineLink`` is the interface that tests replace; ``GrpcLink`` implements it with the Session of ``shard.proto`` over
+the leader's Unix socket. It belongs to one event loop and knows nothing about clients, text or scheduling.
 """
 
 from __future__ import annotations
@@ -18,20 +18,16 @@ from tgis_server import failures
 from tgis_server.errors import Unavailable
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.wire.codec import decode_step_result, encode_to_engine
-from tgis_server.wire.grpc_channels import open_async_channel
+from tgis_server.wire.grpc_channels import UNLIMITED, open_async_channel, reconnect_options
 from tgis_server.wire.messages import StepResult, Submit
 from tgis_server.wire.shard_pb2_grpc import ShardStub
 
 INFO_TIMEOUT_S = 10.0
 
 CHANNEL_OPTIONS = (
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
+    *UNLIMITED,
+    *reconnect_options(first_ms=100, longest_ms=500),  # retrying a socket that does not exist yet is cheap
     ("grpc.enable_retries", 0),
-    # A socket that is not there yet costs nothing to try again: the default waits up to two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.use_local_subchannel_pool", 1),
 )
 
@@ -40,10 +36,10 @@ CHANNEL_OPTIONS = (
 class EngineInfo:
     """Facts about the loaded model that requests are checked against."""
 
-    max_sequence_length: int  # prompt + output, what really fits
+    max_sequence_length: int  # prompt + output, as many as fit
     vocab_size: int
     num_blocks: int  # KV blocks
-    end_ids: frozenset[int] = frozenset()  # end tokens of requests that do not choose their own
+    end_ids: frozenset[int] = frozenset()  # end tokens of requests that do not set their own
 
 
 class EngineLink(Protocol):
@@ -58,10 +54,10 @@ class EngineLink(Protocol):
         ...
 
     def submit(self, requests: Iterable[Submit]) -> None:
-        """Queue requests; they leave together, in order.
+        """Queue requests, to be sent together and in order.
 
         Raises:
-            Unavailable: ``results`` is not being read, so no answer could come.
+            Unavailable: no one reads ``results``, so no result could arrive.
         """
         ...
 
@@ -73,18 +69,18 @@ class EngineLink(Protocol):
         """Connect, then yield the result of each step.
 
         Raises:
-            PeerLost: the connection ended, whoever ended it. The iterator never just stops.
+            PeerLost: the connection ended, for whatever reason. The iterator never just stops.
         """
         ...
 
 
-def open_channel(socket: Path) -> grpc.aio.Channel:
-    """A channel to a server on a Unix socket, without message limits. Connects when first used."""
+def open_shard_channel(socket: Path) -> grpc.aio.Channel:
+    """A channel to a shard on its Unix socket, without message limits. It connects on first use."""
     return open_async_channel(f"unix:{socket}", CHANNEL_OPTIONS)
 
 
 class GrpcLink:
-    """The Session with the leader, over its Unix socket."""
+    """The Session with the leader over its Unix socket."""
 
     def __init__(self, socket: Path) -> None:
         self._socket = socket
@@ -98,7 +94,7 @@ class GrpcLink:
         try:
             reply: pb.InfoReply = await self._stub().Info(pb.InfoRequest(), timeout=INFO_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
-            raise Unavailable(f"The engine does not say what it serves: {describe(error)}.") from error
+            raise Unavailable(f"The engine did not report its model: {describe_rpc_error(error)}.") from error
         return EngineInfo(reply.max_sequence_length, reply.vocab_size, reply.num_blocks, frozenset(reply.end_ids))
 
     def submit(self, requests: Iterable[Submit]) -> None:
@@ -121,9 +117,9 @@ class GrpcLink:
                 yield decode_step_result(message)
             raise failures.ENGINE_CLOSED.error()
         except grpc.aio.AioRpcError as error:
-            raise failures.ENGINE_LOST.error(reason=describe(error)) from error
+            raise failures.ENGINE_LOST.error(reason=describe_rpc_error(error)) from error
         except asyncio.CancelledError:
-            # A sender that failed cancels the call; anything else is a real cancellation of the reader.
+            # A failed sender cancels the call; otherwise the reader itself was cancelled.
             if sender.done() and not sender.cancelled() and (cause := sender.exception()):
                 raise failures.ENGINE_REFUSES.error(reason=cause) from cause
             raise
@@ -136,12 +132,12 @@ class GrpcLink:
             await asyncio.gather(sender, return_exceptions=True)
 
     async def close(self) -> None:
-        """Drop the connection; the leader then cancels what it still runs for it."""
+        """Close the connection; the leader then cancels all requests that came from it."""
         if self._channel is not None:
             await self._channel.close()
 
     async def _send(self, call: Any) -> None:
-        """Write all that waits as one message, and again: while a write is under way the next message gathers."""
+        """Keep writing everything queued as one message; what arrives during a write goes into the next one."""
         try:
             while True:
                 await self._has_outgoing.wait()
@@ -155,10 +151,10 @@ class GrpcLink:
 
     def _stub(self) -> ShardStub:
         if self._channel is None:  # here, not in __init__: a channel belongs to the running event loop
-            self._channel = open_channel(self._socket)
+            self._channel = open_shard_channel(self._socket)
         return ShardStub(self._channel)
 
 
-def describe(error: grpc.aio.AioRpcError) -> str:
+def describe_rpc_error(error: grpc.aio.AioRpcError) -> str:
     """A gRPC error in a few words."""
     return f"{error.code().name} {error.details() or ''}".strip().rstrip(".")

@@ -1,9 +1,9 @@
-"""The plain data that flows between front-end, scheduler and engines.
+"""The plain messages between front-end, scheduler and engines.
 
-Frozen dataclasses without protobuf, grpc or torch: the scheduler and its tests read nothing else. ``codec.py`` turns
-them into bytes at process borders. Token positions count from the first prompt token; all lists are in batch order.
-Token ids are packed arrays from the tokenizer to the rank: as lists of numbers, 512 waiting prompts of 128k tokens
-would take gigabytes.
+Frozen dataclasses without protobuf, grpc or torch; they are all that the scheduler and its tests need. ``codec.py``
+converts them to bytes for other processes. Token positions count from the first prompt token; all lists are in batch
+order. Token ids stay packed arrays from the tokenizer to the rank: as lists of numbers, 512 waiting prompts of 128k
+tokens would take gigabytes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TokenIds: TypeAlias = "array[int]"  # of type code "I": four bytes per id
 
 
 def pack_ids(ids: Iterable[int] = ()) -> TokenIds:
-    """Token ids as the messages of this module hold them."""
+    """Pack token ids as the messages of this module store them."""
     return array("I", ids)
 
 
@@ -27,7 +27,7 @@ NO_ADAPTER = -1
 
 
 class FinishReason(IntEnum):
-    """Why a sequence ended; the numbers are those of ``fmaas.StopReason``."""
+    """Why a sequence ended, numbered as in ``fmaas.StopReason``."""
 
     NOT_FINISHED = 0
     MAX_TOKENS = 1
@@ -51,7 +51,7 @@ class LengthPenalty:
 class SamplingParams:
     """How the next token is chosen. The defaults are greedy decoding without penalties."""
 
-    temperature: float = 0.0  # 0 = greedy: top_k, top_p and typical_p are not looked at
+    temperature: float = 0.0  # 0 = greedy: top_k, top_p and typical_p are ignored
     top_k: int = 0  # 0 = off
     top_p: float = 1.0  # 1 = off
     typical_p: float = 1.0  # 1 = off
@@ -66,13 +66,13 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which facts about tokens the engine computes besides the tokens themselves."""
+    """Which facts about tokens the engine computes in addition to the tokens."""
 
     logprobs: bool = False
     ranks: bool = False
     top_n: int = 0
     generated_tokens: bool = False  # the three above for generated tokens
-    input_tokens: bool = False  # the three above for prompt tokens from the second on
+    input_tokens: bool = False  # the same for prompt tokens, starting with the second
 
     @property
     def any(self) -> bool:
@@ -81,7 +81,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class TokenDetail:
-    """Facts about one token, computed on rank 0. What was not asked for is zero or empty."""
+    """Facts about one token, computed on rank 0; zero or empty unless requested."""
 
     logprob: float = 0.0
     rank: int = 0  # 1 + number of tokens with a strictly greater score
@@ -95,13 +95,13 @@ class Adapter:
 
     id: str  # as clients name it
     kind: str  # one of the engine's ``Engine.adapters``
-    digest: bytes  # of its content: what is cached and staged is found by this, never by the id
+    digest: bytes  # of its content; the key for caching and staging, never the id
     path: str = ""  # where every rank reads it
 
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """What the generated text must match."""
+    """A constraint that the generated text must match."""
 
     kind: str  # regex, json_schema, json, choice or lark
     text: str
@@ -112,34 +112,34 @@ class Submit:
     """One sequence to generate, fully validated: the engine may trust every field."""
 
     request_id: int
-    prompt_ids: TokenIds  # at least one token, already truncated; virtual rows stand in it as pad ids
+    prompt_ids: TokenIds  # at least one token, already truncated; pad ids stand for virtual rows
     max_new_tokens: int  # at least 1; with the prompt at most the engine's max_sequence_length
     sampling: SamplingParams = field(default_factory=SamplingParams)
     wanted: Wanted = field(default_factory=Wanted)
-    seed: int = 0  # uint64; with the index of the generated token it defines the random draw
+    seed: int = 0  # uint64; determines the random draw together with the index of the generated token
     end_ids: frozenset[int] = frozenset()  # end tokens of this request
     num_virtual: int = 0  # rows of a tuned prompt: the first ids of the prompt
-    encoder_ids: TokenIds = field(default_factory=pack_ids)  # if not empty, the prompt is what the decoder begins with
-    num_encoder_virtual: int = 0  # as num_virtual, of the encoder's ids
+    encoder_ids: TokenIds = field(default_factory=pack_ids)  # if not empty, prompt_ids are the decoder's start
+    num_encoder_virtual: int = 0  # like num_virtual, for encoder_ids
     adapter: Adapter | None = None
     grammar: Grammar | None = None
-    cache_salt: bytes = b""  # requests with different ones share no cached blocks
+    cache_salt: bytes = b""  # requests with different salts share no cached blocks
     deadline: float | None = None  # host monotonic clock, set when validation starts
 
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """The client of this request is gone or has what it needs. Unknown ids are ignored."""
+    """The client of this request has disconnected or has enough. Unknown ids are ignored."""
 
     request_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """Every rank has read an adapter, or one of them could not."""
+    """All ranks have read an adapter, or one of them failed to."""
 
     digest: bytes
-    error: str = ""  # for the clients that asked for it; empty where all went well
+    error: str = ""  # for the clients that asked for the adapter; empty on success
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,23 +149,23 @@ class NewSequence:
     slot: int
     token_ids: TokenIds  # prompt; after a preemption prompt + generated
     prompt_length: int  # the border between the two never moves
-    num_cached_tokens: int  # computed already: prefix-cache hit
+    num_cached_tokens: int  # already computed: a prefix-cache hit
     sampling: SamplingParams
     wanted: Wanted
     seed: int = 0
     end_ids: frozenset[int] = frozenset()
     num_virtual: int = 0
-    encoder_ids: TokenIds = field(default_factory=pack_ids)  # empty where other slots' encoding is shared
+    encoder_ids: TokenIds = field(default_factory=pack_ids)  # empty if another slot's encoding is shared
     num_encoder_virtual: int = 0
     cross_blocks: list[int] = field(default_factory=list)  # keys and values of the encoder's output
-    num_encoder_tokens: int = 0  # how many tokens these hold
+    num_encoder_tokens: int = 0  # tokens in these blocks
     adapter_place: int = NO_ADAPTER  # see Activation
-    is_rope_long: bool = False  # all its positions are rotated with LongRoPE's long factors
+    is_rope_long: bool = False  # rotate all positions with LongRoPE's long factors
 
 
 @dataclass(frozen=True, slots=True)
 class Activation:
-    """An adapter that every rank has staged gets a place, whose former adapter no sequence uses any more."""
+    """Give a staged adapter a place whose previous adapter is no longer used by any sequence."""
 
     place: int  # 0 ... Capacity.max_adapters - 1
     digest: bytes
@@ -173,25 +173,23 @@ class Activation:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """What one step computes, as differences to the steps before. Row order is batch order.
+    """What one step computes, as changes to the state left by the previous steps. Row order is batch order.
 
-    A runner keeps, per slot: the token ids, the block table and how many tokens are computed. A row computes the next
-    ``num_tokens`` tokens of its slot. Every rank applies a plan in this order: ``free``, ``activate``, ``new``,
+    A runner keeps for each slot the token ids, the block table and the number of computed tokens. A row computes the
+    next ``num_tokens`` tokens of its slot. Every rank applies a plan in this order: ``free``, ``activate``, ``new``,
     ``new_blocks``, ``encode``, rows.
     """
 
     step: int
     new: list[NewSequence] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)  # one per row
-    num_tokens: list[int] = field(
-        default_factory=list
-    )  # computed for that row: 1 in a decode row, more in most prefill chunks
-    new_blocks: list[list[int]] = field(default_factory=list)  # blocks appended to that row's table
-    sample: list[bool] = field(default_factory=list)  # False for a prefill chunk that is not the last
+    num_tokens: list[int] = field(default_factory=list)  # per row: 1 for decode, usually more for a prefill chunk
+    new_blocks: list[list[int]] = field(default_factory=list)  # per row: blocks appended to its table
+    sample: list[bool] = field(default_factory=list)  # per row: False for a prefill chunk that is not the last
     free: list[int] = field(default_factory=list)  # slots to forget before running
     activate: list[Activation] = field(default_factory=list)  # cannot fail
-    encode: list[int] = field(default_factory=list)  # slots whose encoder runs before the rows; each of them has one
-    allowance_s: float = 0.0  # what the leader predicts for this step, times a margin; 0 = no prediction
+    encode: list[int] = field(default_factory=list)  # slots whose encoder runs before the rows; each of them has a row
+    allowance_s: float = 0.0  # the leader's prediction for this step, times a margin; 0 = no prediction
 
     @property
     def num_rows(self) -> int:
@@ -202,25 +200,25 @@ class StepPlan:
         return sum(self.num_tokens)
 
 
-# Which tokens may follow, by row of a plan: bit i % 8 of byte i // 8 is token i. Rows that are not in it are free.
+# The allowed next tokens by row of a plan: bit i % 8 of byte i // 8 is token i. Other rows are unconstrained.
 Masks: TypeAlias = Mapping[int, bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class StepTokens:
-    """Rank 0's answer to a plan."""
+    """Rank 0's result for a plan."""
 
     token_ids: list[list[int]]  # per row: no token for an unfinished prefill, one, or several when speculating
     details: dict[int, list[TokenDetail]] = field(default_factory=dict)  # row -> one per token of token_ids[row]
+    # Row -> facts about token p + 1 for each prompt position p that this chunk computed, if p + 1 < prompt_length.
     prompt_details: dict[int, list[TokenDetail]] = field(default_factory=dict)
-    # row -> for each computed prompt position p of this chunk with p + 1 < prompt_length: facts about token p + 1
-    forward_s: float = 0.0  # time of the model forward and the sampling
-    not_finite: list[int] = field(default_factory=list)  # rows in which NaN or infinity was computed
+    forward_s: float = 0.0  # time of the forward pass and the sampling
+    not_finite: list[int] = field(default_factory=list)  # rows with NaN or infinity
 
 
 @dataclass(frozen=True, slots=True)
 class StepStats:
-    """The only source of the engine's metrics; gauges hold after the step, counts are of this step."""
+    """The only source of the engine's metrics: gauges as of the end of the step, counts of this step."""
 
     decode_rows: int = 0
     prefill_rows: int = 0
@@ -228,7 +226,7 @@ class StepStats:
     num_running: int = 0
     num_waiting: int = 0
     running_tokens: int = 0  # tokens held by running sequences
-    remaining_tokens: int = 0  # most tokens that any running sequence may still generate
+    remaining_tokens: int = 0  # the most tokens that any running sequence may still generate
     used_blocks: int = 0
     num_started: int = 0  # sequences that got their first slot in this step
     preemptions: int = 0
@@ -240,8 +238,8 @@ class StepStats:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """One request ended without an answer; ``status`` is a gRPC status name."""
+class RequestFailure:
+    """The end of one request with an error; ``status`` is the name of a gRPC status."""
 
     request_id: int
     status: str
@@ -250,13 +248,13 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """To the front-end: columns, one entry per produced token or end of a sequence."""
+    """A step's output for the front-end: columns with one entry per generated token or end of a sequence."""
 
     request_ids: list[int] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)  # -1: the sequence ended without a further token
+    token_ids: list[int] = field(default_factory=list)  # -1: the sequence ended without another token
     finish_reasons: list[FinishReason] = field(default_factory=list)
     details: dict[int, TokenDetail] = field(default_factory=dict)  # column -> facts
     prompt_details: list[tuple[int, list[TokenDetail]]] = field(default_factory=list)  # request, consecutive positions
-    started: list[tuple[int, float]] = field(default_factory=list)  # request, host monotonic clock of its first step
-    failures: list[Failure] = field(default_factory=list)
+    started: list[tuple[int, float]] = field(default_factory=list)  # request, start of its first step (monotonic clock)
+    failures: list[RequestFailure] = field(default_factory=list)
     stats: StepStats = field(default_factory=StepStats)

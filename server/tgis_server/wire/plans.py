@@ -1,7 +1,7 @@
-"""The plan channel: the leader hands every plan to its followers.
+"""The plan channel: the leader sends every plan to its followers.
 
-Plans travel as serialized messages; a single zero byte is the orderly end. End of stream without it means that the
-other side is gone. One thread on each side; nothing here interprets a plan.
+Plans are sent as serialized messages; a single zero byte marks the orderly end. End of stream without it means that the
+other side is gone. Each side uses one thread; nothing here interprets a plan.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ class PlanPublisher:
     def __init__(self, endpoint: Endpoint, num_followers: int, step_timeout_s: float = 0.0) -> None:
         """
         Args:
-            step_timeout_s: what any step may take, however little is predicted for it.
+            step_timeout_s: how long any step may take, even if its prediction is shorter.
         """
         self._followers = Followers(endpoint, num_followers)
         self._step_timeout_s = step_timeout_s
-        self._allowance_s = 0.0  # of the plan before: a follower that computes it reads nothing
+        self._allowance_s = 0.0  # of the previous plan: a follower reads nothing while it computes
 
     def wait_for_followers(self, timeout_s: float) -> None:
         """Block until every follower has connected.
 
         Raises:
-            PeerLost: one did not within ``timeout_s``; why, the launcher knows.
+            PeerLost: one did not within ``timeout_s``; the launcher finds out why.
         """
         self._followers.wait(timeout_s)
 
@@ -43,19 +43,19 @@ class PlanPublisher:
         """Send a plan to every follower.
 
         Raises:
-            PeerLost: a follower is gone or reads nothing, although its step must be over.
+            PeerLost: a follower is gone, or reads nothing although its step should have ended.
         """
         if self._followers.peers:
             self._send(encode_plan(plan))
             self._allowance_s = plan.allowance_s
 
     def end(self) -> None:
-        """Tell the followers that no plan follows, so that they end in peace."""
-        with contextlib.suppress(PeerLost):  # gone before us: nobody is left to tell
+        """Tell the followers that no more plans follow, so that they end without an error."""
+        with contextlib.suppress(PeerLost):  # the follower ended first
             self._send(END)
 
     def close(self) -> None:
-        """Close the sockets; without :meth:`end` before, followers take it as a failure of the leader."""
+        """Close the sockets. Followers treat this as a failure of the leader unless :meth:`end` was called first."""
         self._followers.close()
 
     def _send(self, data: bytes) -> None:
@@ -82,7 +82,7 @@ class PlanSubscriber:
 
         Raises:
             PeerLost: the leader is gone.
-            GroupFailed: what came is no plan.
+            GroupFailed: the message is not a plan.
         """
         data = self._peer.receive()
         if data is None:

@@ -238,9 +238,9 @@ class FromEngine(_message.Message):
     prompt_details: _containers.RepeatedCompositeFieldContainer[PromptDetails]
     started_ids: _containers.RepeatedScalarFieldContainer[int]
     started_at_s: _containers.RepeatedScalarFieldContainer[float]
-    failures: _containers.RepeatedCompositeFieldContainer[Failure]
+    failures: _containers.RepeatedCompositeFieldContainer[RequestFailure]
     stats: StepStats
-    def __init__(self, request_ids: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., finish_reasons: _Optional[_Iterable[int]] = ..., detail_columns: _Optional[_Iterable[int]] = ..., details: _Optional[_Union[TokenDetails, _Mapping]] = ..., prompt_details: _Optional[_Iterable[_Union[PromptDetails, _Mapping]]] = ..., started_ids: _Optional[_Iterable[int]] = ..., started_at_s: _Optional[_Iterable[float]] = ..., failures: _Optional[_Iterable[_Union[Failure, _Mapping]]] = ..., stats: _Optional[_Union[StepStats, _Mapping]] = ...) -> None: ...
+    def __init__(self, request_ids: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., finish_reasons: _Optional[_Iterable[int]] = ..., detail_columns: _Optional[_Iterable[int]] = ..., details: _Optional[_Union[TokenDetails, _Mapping]] = ..., prompt_details: _Optional[_Iterable[_Union[PromptDetails, _Mapping]]] = ..., started_ids: _Optional[_Iterable[int]] = ..., started_at_s: _Optional[_Iterable[float]] = ..., failures: _Optional[_Iterable[_Union[RequestFailure, _Mapping]]] = ..., stats: _Optional[_Union[StepStats, _Mapping]] = ...) -> None: ...
 
 class TokenDetails(_message.Message):
     __slots__ = ("logprobs", "ranks", "top_counts", "top_ids", "top_logprobs")
@@ -264,7 +264,7 @@ class PromptDetails(_message.Message):
     details: TokenDetails
     def __init__(self, request_id: _Optional[int] = ..., details: _Optional[_Union[TokenDetails, _Mapping]] = ...) -> None: ...
 
-class Failure(_message.Message):
+class RequestFailure(_message.Message):
     __slots__ = ("request_id", "status", "text")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]

@@ -69,7 +69,7 @@ class ShardServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Session(self, request_iterator, context):
-        """Leader only: requests in, steps out. Its end cancels its requests.
+        """Leader only: requests in, steps out. Ending the call cancels its requests.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -217,7 +217,7 @@ class FrontendServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def End(self, request, context):
-        """The group ends: probes and calls in flight are told why, from now until the process is ended.
+        """The group is ending: probes and calls in flight get the cause until the process itself is ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,1 +1,1 @@
-"""How values are written for people: names of processes, points in time, numbers of bytes, URLs."""
+"""How values are written for people: process names, times, byte counts, URLs."""

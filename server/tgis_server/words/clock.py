@@ -1,4 +1,4 @@
-"""Points in time as people read them."""
+"""Times for people to read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The names of a run's processes: in logs, error files, faults and metrics."""
+"""The names of a run's processes in logs, error files, faults and metrics."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ def shard_name(rank: int) -> str:
 
 
 def rank_of(name: str) -> int | None:
-    """The rank of a shard; ``None`` for the other processes."""
+    """The rank of a shard; ``None`` for other processes."""
     return int(name.removeprefix("shard-")) if name.startswith("shard-") else None
 
 
 def child_names(num_shard: int) -> list[str]:
-    """The processes that the launcher starts, in this order."""
+    """The processes that the launcher starts, in order."""
     return [*map(shard_name, range(num_shard)), FRONTEND]

@@ -1,4 +1,4 @@
-"""Numbers of bytes as people read them."""
+"""Byte counts for people to read."""
 
 from __future__ import annotations
 

@@ -93,11 +93,11 @@ def test_a_kill_by_hand_is_told_from_one_for_lack_of_memory():
     perhaps = report(killed, memory=Memory(True, ((0.5, 1.1),), {"shard-1": GIB}, 8 * GIB)).sentence
     unknown = report(killed, memory=Memory()).sentence
 
-    assert "killed by SIGKILL, and not by the kernel for lack of memory" in by_hand
+    assert "killed by SIGKILL, but not by the kernel for lack of memory" in by_hand
     assert "killer: the container's memory limit of 8.0 GiB was reached;" in for_memory
     assert "killer: the machine's memory was used up;" in for_the_machine
     assert "when the container's memory limit of 8.0 GiB was reached and the kernel killed a process of" in perhaps
-    assert "if this was not done by hand, the kernel's out-of-memory killer is the usual cause" in unknown
+    assert "unless someone did this by hand, the usual cause is the kernel's out-of-memory killer" in unknown
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_a_kill_by_hand_is_told_from_one_for_lack_of_memory():
 def test_a_crash_for_lack_of_threads_is_told_as_such(number: signal.Signals, last: str):
     cause = report([Exit("frontend", -number, 1.0, (*last.splitlines(), *CRASH.splitlines()))])
 
-    assert cause.sentence.startswith("frontend: no further process or thread can be started, and ")
+    assert cause.sentence.startswith("frontend: no more processes or threads can be started, and ")
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_a_crash_for_lack_of_threads_is_told_as_such(number: signal.Signals, las
         ),
         (Exit("shard-0", 1, 1.0, ("Error: x", "")), 'shard-0 ended with exit code 1; its last line was "Error: x".'),
         (Exit("shard-0", 70, 1.0), "shard-0 ended with exit code 70; it gave no reason."),
-        (Exit("frontend", 0, 1.0), "frontend ended although nobody had asked it to: "),
+        (Exit("frontend", 0, 1.0), "frontend ended without being asked to: "),
         (Exit("shard-0", -42, 1.0), "shard-0 was ended by signal 42 from outside"),
     ],
 )
@@ -274,5 +274,5 @@ def test_an_error_in_a_task_group_is_the_error_itself(tmp_path: Path):
 def test_what_the_system_refuses_the_launcher_is_a_sentence_too():
     error = explain_own_error(BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)))
 
-    assert str(error).startswith("launcher: no further process or thread can be started, and ")
+    assert str(error).startswith("launcher: no more processes or threads can be started, and ")
     assert explain_own_error(OSError("strange")) is None

@@ -141,7 +141,7 @@ def make_link(path: Path) -> None:
 def test_what_is_no_socket_is_not_replaced(tmp_path: Path, make: Callable[[Path], None], kind: str):
     make(tmp_path / "tgis-0")
 
-    with pytest.raises(UsageError, match=rf"tgis-0 is {kind}, and is not replaced: .*--shard-uds-path"):
+    with pytest.raises(UsageError, match=rf"tgis-0 is {kind} and is not replaced: .*--shard-uds-path"):
         check_sockets(make_run(tmp_path, config=ServeConfig(shard_uds_path=str(tmp_path / "tgis"))))
 
 
@@ -150,7 +150,7 @@ def test_the_socket_of_another_user_is_not_replaced(tmp_path: Path, monkeypatch:
         server.bind(str(tmp_path / "shard-0.sock"))
     monkeypatch.setattr(os, "getuid", lambda: 12345)
 
-    with pytest.raises(UsageError, match=r"shard-0\.sock is a socket of user \d+, and is not replaced"):
+    with pytest.raises(UsageError, match=r"shard-0\.sock is a socket of user \d+ and is not replaced"):
         check_sockets(make_run(tmp_path))
 
 
@@ -174,7 +174,7 @@ def test_weights_of_all_shards_must_fit_into_the_memory_of_one_machine(tmp_path:
 
     check_memory(run, machine(), Weights(GIB // 2))  # type: ignore[arg-type]
 
-    with pytest.raises(NotEnoughDevices, match=r"2\.0 GiB of weights .* 1\.0 GiB of memory are free"):
+    with pytest.raises(NotEnoughDevices, match=r"2\.0 GiB of weights .* 1\.0 GiB of memory is free"):
         check_memory(run, machine(), Weights(GIB))  # type: ignore[arg-type]
 
 

@@ -87,7 +87,7 @@ def test_a_driver_for_an_older_cuda_than_torchs_is_a_failure():
         (
             "fail",
             f"launcher: the NVIDIA driver is too old for the installed torch ({DRIVER}, torch is built for CUDA 13.0, "
-            "which needs driver 580.65 or newer): update the driver, or install torch in a build for an older CUDA.",
+            "which needs driver 580.65 or newer): update the driver, or install a build of torch for an older CUDA.",
         )
     ]
 

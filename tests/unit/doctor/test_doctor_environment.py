@@ -29,7 +29,7 @@ def test_variables_that_a_start_would_refuse_are_failures_and_the_others_are_use
     assert [sentence.split(",")[0] for sentence in failures] == [
         "environment GRPC_PORT is 'x'",
         "environment PORT is 'tcp://10.0.0.1:80'",
-        "--quantize gptq: no engine of this version loads quantized weights; leave it out.",
+        "--quantize gptq: no engine in this version loads quantized weights; leave it out.",
     ]
     assert "enableServiceLinks: false" in failures[1]
     assert (subject.config.port, subject.config.max_batch_size) == (3000, 7)

@@ -128,7 +128,7 @@ def test_weights_larger_than_the_memory_are_a_failure():
     ((level, sentence),) = judge(check_fit, with_model(DEMO_MODEL_DIR, free_bytes=1 << 20))
 
     assert level == "fail"
-    assert "has 12 MiB of weights as float32, but only 1 MiB of memory are free" in sentence
+    assert "has 12 MiB of weights as float32, but only 1 MiB of memory is free" in sentence
 
 
 def test_a_model_estimated_not_to_fit_is_a_warning():
@@ -184,7 +184,7 @@ def test_json_has_every_verdict_and_a_failure_gives_exit_code_1(capsys: pytest.C
         "group": "Storage",
         "check": "run-dir",
         "level": "fail",
-        "sentence": "The run directory cannot be made in /nowhere: No such directory. Choose a writable one with "
+        "sentence": "The run directory cannot be created in /nowhere: No such directory. Choose a writable one with "
         "--run-dir.",
         "fix": "",
         "facts": {"exit_code": 2},

@@ -51,13 +51,13 @@ def test_noexec_is_fine():
 )
 def test_a_full_file_system_is_a_failure(host: Host, numbers: str):
     assert complaints(check_run_dir, make_subject(run_dir="/tmp", host=host)) == [
-        f"The run directory needs 1 MiB in /tmp, but {numbers}: make room, or choose another with --run-dir."
+        f"The run directory needs 1 MiB in /tmp, but {numbers}: free some space, or choose another with --run-dir."
     ]
 
 
-def test_a_missing_directory_is_a_failure():
+def test_a_directory_is_a_failure():
     assert complaints(check_run_dir, make_subject(run_dir="/nowhere")) == [
-        "The run directory cannot be made in /nowhere: No such directory. Choose a writable one with --run-dir."
+        "The run directory cannot be created in /nowhere: No such directory. Choose a writable one with --run-dir."
     ]
 
 
@@ -67,7 +67,7 @@ def test_a_machine_without_any_writable_temporary_directory_is_a_failure(monkeyp
 
     monkeypatch.setattr(tempfile, "gettempdir", fail)
 
-    assert complaints(check_run_dir, make_subject())[0].startswith("The run directory cannot be made in a temporary")
+    assert complaints(check_run_dir, make_subject())[0].startswith("The run directory cannot be created in a temporary")
 
 
 def test_a_path_too_long_for_sockets_is_a_failure(tmp_path: Path):
@@ -85,7 +85,7 @@ def test_a_socket_of_a_running_server_is_a_failure(tmp_path: Path):
 
     (failure,) = complaints(check_run_dir, replace(subject, resolved=resolve(subject.loaded, {}, subject.machine)))
 
-    assert failure.startswith(f"{tmp_path}/tgis-0 is a file, and is not replaced")
+    assert failure.startswith(f"{tmp_path}/tgis-0 is a file and is not replaced")
 
 
 # -- the log file

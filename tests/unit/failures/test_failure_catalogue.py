@@ -1,4 +1,4 @@
-"""Every row of the catalogue of failures comes about as it says, with its sentence and its exit code."""
+"""Every row of the failure catalogue can be provoked, with its sentence and its exit code."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tgis_server.failures import CATALOGUE, Failure
 
 
 def as_pattern(sentence: str) -> str:
-    """What a template's sentences look like."""
+    """A pattern for the sentences of a template."""
     return re.sub(r"\\\{.*?\\\}|\{.*?\}", ".+", re.escape(sentence), flags=re.DOTALL)
 
 
 @pytest.mark.parametrize("failure", CATALOGUE, ids=lambda failure: failure.name)
-def test_a_failure_comes_about_and_says_its_sentence(
+def test_each_failure_can_be_provoked_and_says_its_sentence(
     failure: Failure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sentence, exit_code = provoke(failure, tmp_path, monkeypatch)
@@ -27,14 +27,14 @@ def test_a_failure_comes_about_and_says_its_sentence(
     assert exit_code == failure.kind.exit_code
 
 
-def test_names_are_slugs_and_occur_once() -> None:
+def test_names_are_unique_slugs() -> None:
     names = [failure.name for failure in CATALOGUE]
 
     assert all(re.fullmatch(r"[a-z]+(-[a-z]+)*", name) for name in names)
     assert len(set(names)) == len(names)
 
 
-def test_values_that_are_sizes_are_shown_as_such() -> None:
+def test_byte_counts_are_shown_as_sizes() -> None:
     failure = Failure("x", "", "{what} has {free_bytes}.", CATALOGUE[0].kind)
 
     assert str(failure.error(what="It", free_bytes=3 << 29)) == "It has 1.5 GiB."

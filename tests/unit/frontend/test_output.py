@@ -19,8 +19,8 @@ from tgis_server.frontend.validation import GenerationParams
 from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire.messages import (
     NO_TOKEN,
-    Failure,
     FinishReason,
+    RequestFailure,
     SamplingParams,
     Submit,
     TokenDetail,
@@ -336,11 +336,11 @@ def test_without_logprobs_the_first_input_token_has_no_logprob_either():
 @pytest.mark.parametrize(
     ("failure", "num_tokens", "kind", "text"),
     [
-        (Failure(1, "RESOURCE_EXHAUSTED", "GPU out of memory"), 0, OutOfMemory, "GPU out of memory"),
-        (Failure(1, "RESOURCE_EXHAUSTED", "GPU out of memory"), 1, OutOfMemory, "GPU out of memory"),
-        (Failure(1, "INTERNAL", "Token decoding error"), 0, GenerationFailed, "Token decoding error"),
-        (Failure(1, "INTERNAL", "bad"), 2, GenerationFailed, "Error after generating 2 tokens: bad"),
-        (Failure(1, "UNAVAILABLE", "gone"), 2, Unavailable, "gone"),
+        (RequestFailure(1, "RESOURCE_EXHAUSTED", "GPU out of memory"), 0, OutOfMemory, "GPU out of memory"),
+        (RequestFailure(1, "RESOURCE_EXHAUSTED", "GPU out of memory"), 1, OutOfMemory, "GPU out of memory"),
+        (RequestFailure(1, "INTERNAL", "Token decoding error"), 0, GenerationFailed, "Token decoding error"),
+        (RequestFailure(1, "INTERNAL", "bad"), 2, GenerationFailed, "Error after generating 2 tokens: bad"),
+        (RequestFailure(1, "UNAVAILABLE", "gone"), 2, Unavailable, "gone"),
     ],
 )
 def test_a_failure_has_the_contracts_text(failure, num_tokens, kind, text):

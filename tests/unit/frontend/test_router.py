@@ -14,7 +14,7 @@ from tgis_server.errors import PeerLost, Unavailable
 from tgis_server.frontend.metrics import Metrics
 from tgis_server.frontend.output import Output
 from tgis_server.frontend.router import Router
-from tgis_server.wire.messages import Failure, FinishReason, TokenDetail, Wanted
+from tgis_server.wire.messages import FinishReason, RequestFailure, TokenDetail, Wanted
 
 GO_ON, MAX = FinishReason.NOT_FINISHED, FinishReason.MAX_TOKENS
 
@@ -146,7 +146,7 @@ def test_a_failure_ends_its_own_request_only():
     async def check(router: Router, link: FakeLink) -> None:
         one, two = output_of(router), output_of(router)
         with router.running([one, two]):
-            link.give(step((2, 7, MAX), failures=[Failure(1, "RESOURCE_EXHAUSTED", "GPU out of memory")]))
+            link.give(step((2, 7, MAX), failures=[RequestFailure(1, "RESOURCE_EXHAUSTED", "GPU out of memory")]))
             await settle()
 
         assert str(one.error) == "Request failed during generation: GPU out of memory"
@@ -172,7 +172,7 @@ def test_an_output_that_cannot_decode_its_token_fails_alone():
 
 def test_results_of_unknown_requests_are_ignored():
     async def check(router: Router, link: FakeLink) -> None:
-        link.give(step((99, 7, MAX), failures=[Failure(98, "INTERNAL", "x")], started=[(97, 0.0)]))
+        link.give(step((99, 7, MAX), failures=[RequestFailure(98, "INTERNAL", "x")], started=[(97, 0.0)]))
         await settle()
 
     with_router(check)

@@ -1,4 +1,4 @@
-"""What control groups allow, read from trees of files that look like the kernel's."""
+"""Limits of control groups, read from trees of files like the kernel's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GIB = 1 << 30
 
 @pytest.fixture
 def group(tmp_path: Path):
-    """A tree of control groups, version 2, in which this process is in /pod/container; takes files and contents."""
+    """A version 2 tree with this process in /pod/container. Call it with files and their contents."""
     membership = tmp_path / "membership"
     membership.write_text("0::/pod/container\n")
     root = tmp_path / "root"
@@ -28,7 +28,7 @@ def group(tmp_path: Path):
     return write
 
 
-def test_the_tightest_limit_above_counts(group):
+def test_the_tightest_limit_of_all_groups_above_applies(group):
     places = group(own__memory_max="max\n", pod__memory_max=f"{2 * GIB}\n")
 
     assert cgroup.memory_limit_bytes(**places) == 2 * GIB
@@ -44,7 +44,7 @@ def test_page_cache_counts_as_free(group):
     assert cgroup.memory_free_bytes(**places) == 4 * GIB
 
 
-def test_in_version_1_page_cache_of_the_groups_below_counts_too(tmp_path: Path):
+def test_version_1_includes_the_page_cache_of_the_groups_below(tmp_path: Path):
     membership = tmp_path / "membership"
     membership.write_text("4:memory:/pod\n")
     (tmp_path / "memory/pod").mkdir(parents=True)
@@ -55,7 +55,7 @@ def test_in_version_1_page_cache_of_the_groups_below_counts_too(tmp_path: Path):
     assert cgroup.memory_free_bytes(tmp_path, membership) == 2 * GIB
 
 
-def test_a_quota_of_cpus_is_read(group):
+def test_a_cpu_quota_is_read(group):
     assert cgroup.cpu_quota(**group(own__cpu_max="150000 100000\n")) == 1.5
     assert cgroup.cpu_quota(**group(own__cpu_max="max 100000\n")) is None
 
@@ -74,20 +74,20 @@ def test_version_1_has_a_tree_per_controller(tmp_path: Path):
     assert cgroup.memory_limit_bytes(tmp_path, membership) == GIB
 
 
-def test_without_limits_the_machine_decides_what_is_available(group, tmp_path: Path):
+def test_without_limits_the_memory_of_the_machine_is_available(group, tmp_path: Path):
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 99999999 kB\nMemAvailable:   2048 kB\n")
 
     assert cgroup.available_bytes(**group(), meminfo=meminfo) == 2048 * 1024
 
 
-def test_without_meminfo_the_machine_is_asked_in_another_way(group, tmp_path: Path):
+def test_available_memory_is_known_without_meminfo(group, tmp_path: Path):
     places = group(pod__memory_max=f"{1 << 60}\n")
 
     assert cgroup.available_bytes(**places, meminfo=tmp_path / "missing") > 0
 
 
-def test_a_group_that_allows_less_than_the_machine_has_decides(group, tmp_path: Path):
+def test_a_tighter_limit_of_the_group_overrides_the_memory_of_the_machine(group, tmp_path: Path):
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemAvailable: 99999999 kB\n")
     places = group(pod__memory_max=f"{GIB}\n", pod__memory_current=f"{2 * GIB}\n")

@@ -1,4 +1,4 @@
-"""No process of ours imports from wherever it happens to be started."""
+"""Our processes never import from the current directory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FOREIGN = ("shutil", "json", "hashlib", "ctypes", "socket", "typer")
 
 @pytest.fixture
 def foreign(tmp_path: Path) -> Path:
-    """A directory whose modules end whoever imports them."""
+    """A directory whose modules end any process that imports them."""
     for name in FOREIGN:
         (tmp_path / f"{name}.py").write_text(f"raise SystemExit('imported {name}')\n")
     return tmp_path
@@ -44,7 +44,7 @@ def foreign(tmp_path: Path) -> Path:
         ("lib:/two", "lib:/two"),
     ],
 )
-def test_children_get_what_pythonpath_names_without_the_current_directory(given: str, kept: str | None):
+def test_children_get_pythonpath_without_the_current_directory(given: str, kept: str | None):
     environ = make_environment({"PYTHONPATH": given, "HOME": "/home/u"})
 
     assert environ == {"HOME": "/home/u", "PYTHONSAFEPATH": "1"} | ({} if kept is None else {"PYTHONPATH": kept})
@@ -74,7 +74,7 @@ def test_every_kind_of_child_gets_that_environment(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("module", ["tgis_cli", "tgis_cli.grpc_healthcheck"])
 @pytest.mark.parametrize("pythonpath", [None, ":", "/nowhere:."])
-def test_programs_run_by_name_of_their_module_see_nothing_foreign(foreign: Path, module: str, pythonpath: str | None):
+def test_programs_started_as_modules_import_nothing_foreign(foreign: Path, module: str, pythonpath: str | None):
     environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     environ |= {} if pythonpath is None else {"PYTHONPATH": pythonpath}
 
@@ -83,15 +83,15 @@ def test_programs_run_by_name_of_their_module_see_nothing_foreign(foreign: Path,
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_a_child_that_is_started_by_hand_sees_nothing_foreign(foreign: Path):
+def test_a_child_started_by_hand_imports_nothing_foreign(foreign: Path):
     command = [sys.executable, "-m", "tgis_server.child", "frontend", "--death-fd", "0", "--parent", "0"]
 
     done = subprocess.run(command, cwd=foreign, stdin=subprocess.DEVNULL, capture_output=True)
 
-    assert (done.returncode, done.stderr) == (70, b"")  # it has no such parent
+    assert (done.returncode, done.stderr) == (70, b"")  # its parent is another process
 
 
-def test_the_scripts_see_nothing_foreign_with_an_empty_entry_in_pythonpath(foreign: Path):
+def test_scripts_import_nothing_foreign_with_an_empty_entry_in_pythonpath(foreign: Path):
     environ = os.environ | {"PYTHONPATH": ":"}
 
     done = subprocess.run([TGIS, "version"], cwd=foreign, env=environ, capture_output=True)
@@ -99,7 +99,7 @@ def test_the_scripts_see_nothing_foreign_with_an_empty_entry_in_pythonpath(forei
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_children_of_children_see_nothing_foreign(foreign: Path):
+def test_children_of_children_import_nothing_foreign(foreign: Path):
     program = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', 'import json']))"
 
     done = subprocess.run(make_command("-c", program), cwd=foreign, env=make_environment(os.environ), check=False)
@@ -107,7 +107,7 @@ def test_children_of_children_see_nothing_foreign(foreign: Path):
     assert done.returncode == 0
 
 
-def test_a_current_directory_that_is_gone_is_no_obstacle(tmp_path: Path):
+def test_a_program_starts_in_a_removed_directory(tmp_path: Path):
     gone = tmp_path / "gone"
     gone.mkdir()
     program = f"cd {gone} && rmdir {gone} && exec {sys.executable} -m tgis_cli version"
@@ -117,7 +117,7 @@ def test_a_current_directory_that_is_gone_is_no_obstacle(tmp_path: Path):
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_a_library_leaves_the_path_of_other_programs_alone(foreign: Path):
+def test_imported_as_a_library_it_leaves_the_path_alone(foreign: Path):
     program = "import tgis_cli, sys; print(sys.path[0] == '')"
 
     done = subprocess.run([sys.executable, "-c", program], cwd=foreign, capture_output=True, text=True)
@@ -125,20 +125,20 @@ def test_a_library_leaves_the_path_of_other_programs_alone(foreign: Path):
     assert done.stdout == "True\n"
 
 
-def test_the_scripts_are_known_by_their_names():
+def test_all_installed_scripts_are_known():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
     assert sorted(interpreter.SCRIPTS) == sorted(project["scripts"])
 
 
-def test_python_processes_are_started_in_one_way():
+def test_only_one_module_makes_python_commands():
     places = [place for part in ("tgis_cli", "server", "scripts") for place in find_commands(ROOT / part)]
 
     assert {place.rpartition(":")[0] for place in places} == {"server/tgis_server/host/interpreter.py"}, places
 
 
 def find_commands(directory: Path) -> Iterator[str]:
-    """Where a list or tuple begins with the interpreter."""
+    """Places where a list or tuple begins with the interpreter."""
     for file in sorted(directory.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
             first = ast.unparse(node.elts[0]) if isinstance(node, ast.List | ast.Tuple) and node.elts else ""

@@ -18,7 +18,7 @@ from tgis_server.host.proxies import find_proxy, goes_direct, host_of, is_exempt
 
 ROOT = Path(__file__).parents[3]
 SERVICE = "fmaas.GenerationService"
-NOWHERE = "http://me:word@127.0.0.1:9"  # nobody listens
+NOWHERE = "http://me:word@127.0.0.1:9"  # nothing listens there
 
 
 @pytest.mark.parametrize(
@@ -46,12 +46,12 @@ def test_the_host_of_a_target(target: str, host: str):
     "host",
     ["localhost", "LOCALHOST.", "api.localhost", "127.0.0.1", "127.8.9.1", "::1", "0.0.0.0", "::", "::ffff:127.0.0.1"],
 )
-def test_what_means_this_machine(host: str):
+def test_names_and_addresses_of_this_machine(host: str):
     assert is_loopback(host)
 
 
 @pytest.mark.parametrize("host", ["localhost.example.com", "128.0.0.1", "10.0.0.1", "fe80::1%eth0", "server"])
-def test_what_means_another_one(host: str):
+def test_names_and_addresses_of_other_machines(host: str):
     assert not is_loopback(host)
 
 
@@ -68,12 +68,12 @@ def test_what_means_another_one(host: str):
         ("10.1.2.3", "nonsense/8", False),
     ],
 )
-def test_entries_of_no_proxy_are_names_ends_of_names_and_networks(host: str, entry: str, expected: bool):
+def test_entries_of_no_proxy_are_names_suffixes_and_networks(host: str, entry: str, expected: bool):
     assert is_exempt(host, entry) is expected
 
 
 @pytest.mark.parametrize("name", ["no_grpc_proxy", "no_proxy", "NO_PROXY"])
-def test_all_spellings_of_no_proxy_count(name: str):
+def test_all_spellings_of_no_proxy_are_honoured(name: str):
     environ = {"http_proxy": NOWHERE, name: "other, .svc"}
 
     assert goes_direct("server.ns.svc:8033", environ)
@@ -94,7 +94,7 @@ def proxied(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def port() -> Iterator[int]:
-    """Of a server that has only a health service."""
+    """The port of a server that has only a health service."""
     servicer = health.HealthServicer()
     servicer.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
     server = grpc.server(ThreadPoolExecutor(2))
@@ -106,7 +106,7 @@ def port() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_grpc_healthcheck_asks_this_machine_directly(proxied: None, port: int, host: str):
+def test_grpc_healthcheck_connects_to_this_machine_directly(proxied: None, port: int, host: str):
     assert grpc_healthcheck.main(["--server-url", f"{host}:{port}", "--timeout", "20"]) == 0
 
 
@@ -116,7 +116,7 @@ def test_clients_connect_to_this_machine_directly(proxied: None, port: int, host
         pass
 
 
-def test_a_connection_that_a_proxy_does_not_make_is_told_as_such(proxied: None):
+def test_a_failed_connection_through_a_proxy_is_explained(proxied: None):
     sentence = explain_no_connection("server.invalid:8033", with_tls=False)
 
     assert sentence == (
@@ -125,12 +125,12 @@ def test_a_connection_that_a_proxy_does_not_make_is_told_as_such(proxied: None):
     )
 
 
-def test_clients_say_so(proxied: None):
+def test_clients_explain_it(proxied: None):
     with pytest.raises(Unavailable, match="through the proxy"), Client.connect("server.invalid:8033"):
         pass
 
 
-def test_channels_are_made_in_one_place():
+def test_only_one_module_opens_channels():
     files = [path for part in ("tgis_cli", "server", "scripts") for path in sorted((ROOT / part).rglob("*.py"))]
     makers = {
         str(path.relative_to(ROOT))

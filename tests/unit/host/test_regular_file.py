@@ -1,4 +1,4 @@
-"""What is no file in the place of one is refused at once, by everything that reads files which others put there."""
+"""Everything that reads files provided by others refuses pipes, directories, sockets and devices at once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PATIENCE_S = 5.0
 
 @pytest.fixture(autouse=True)
 def _in_time() -> Iterator[None]:
-    """A test that waits for a pipe fails."""
+    """Fail a test that waits for a pipe."""
 
     def give_up(*_: object) -> NoReturn:
         raise TimeoutError("it waits")
@@ -66,14 +66,14 @@ def put_device(path: Path) -> None:
         (put_device, "a device"),
     ],
 )
-def test_what_is_no_file_is_not_opened(put: Callable[[Path], None], kind: str, tmp_path: Path):
+def test_only_regular_files_are_opened(put: Callable[[Path], None], kind: str, tmp_path: Path):
     put(tmp_path / "f")
 
     with pytest.raises(OSError, match=f"it is {kind}, not a file"):
         open_regular(tmp_path / "f")
 
 
-def test_a_link_to_a_file_is_one(tmp_path: Path):
+def test_a_link_to_a_file_is_opened(tmp_path: Path):
     (tmp_path / "blob").write_bytes(b"content")
     (tmp_path / "link").symlink_to("blob")
 
@@ -94,9 +94,7 @@ def test_a_link_to_a_file_is_one(tmp_path: Path):
         ("server.pem", lambda model: check_readable("--tls-cert-path", model / "server.pem")),
     ],
 )
-def test_a_pipe_in_the_place_of_a_file_is_refused_with_its_name(
-    name: str, read: Callable[[Path], object], tmp_path: Path
-):
+def test_a_pipe_in_place_of_a_file_is_refused_by_name(name: str, read: Callable[[Path], object], tmp_path: Path):
     model = shutil.copytree(DEMO_MODEL_DIR, tmp_path / "model")
     (model / name).unlink(missing_ok=True)
     put_pipe(model / name)
@@ -105,7 +103,7 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_with_its_name(
         read(model)
 
 
-def test_a_pipe_in_the_place_of_a_tokenizer_is_named(tmp_path: Path):
+def test_a_pipe_in_place_of_a_tokenizer_is_refused_by_name(tmp_path: Path):
     put_pipe(tmp_path / "tokenizer.json")
 
     with pytest.raises(TgisError, match=r"tokenizer\.json cannot be read \(it is a named pipe, not a file\)"):

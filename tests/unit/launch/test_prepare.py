@@ -126,8 +126,12 @@ def test_what_stands_still_without_a_file_is_not_blamed_on_storage():
 
     sentences = [str(prepare.explain_standstill(where, 5)) for where in (place, None)]
 
-    assert sentences[0].startswith("The launcher has stood still for 5 s while it was asking the driver of the GPUs:")
-    assert sentences[1].startswith("The launcher has stood still for 5 s while it was looking at the machine and the ")
+    assert sentences[0].startswith(
+        "The launcher has made no progress for 5 s while it was asking the driver of the GPUs:"
+    )
+    assert sentences[1].startswith(
+        "The launcher has made no progress for 5 s while it was looking at the machine and the "
+    )
 
 
 def test_stop_signals_are_the_affair_of_the_process_that_waits():

@@ -13,7 +13,7 @@ from tgis_cli.decide.preflight import check_processes
 from tgis_cli.machine.process_limits import ProcessLimit, describe_process_limits, read_process_limits
 from tgis_server import threads
 from tgis_server.errors import NotEnoughDevices
-from tgis_server.threads import ThreadRoom, Threads
+from tgis_server.threads import ReservedThreads, Threads
 
 UID = 1000
 
@@ -105,7 +105,7 @@ def test_what_a_run_needs_is_what_was_measured_on_two_cpus(run: Threads, measure
 
 
 def test_before_the_first_request_there_are_fewer():
-    assert [Threads(1, None).least, Threads(1, None, tokenization_workers=3).least] == [33, 33]
+    assert [Threads(1, None).at_start, Threads(1, None, tokenization_workers=3).at_start] == [33, 33]
 
 
 def test_a_limit_that_suffices_is_not_refused():
@@ -117,22 +117,22 @@ def test_a_limit_that_does_not_is_refused_with_what_is_needed():
         check_processes([ProcessLimit(40, 9, is_of_group=True)], Threads(1, None))
 
     assert str(raised.value).startswith(
-        "The control group allows 40 processes and threads, of which others have 9, but 1 shard(s), front-end and "
+        "The control group allows 40 processes and threads, of which others use 9, but 1 shard(s), front-end and "
         "launcher need 36: raise it"
     )
 
 
-def test_room_is_for_so_many_threads_at_once_and_is_given_back():
+def test_reserved_threads_run_until_they_are_released():
     before = set(threading.enumerate())
-    room = ThreadRoom(5)
+    reserved = ReservedThreads(5)
     during = set(threading.enumerate()) - before
-    room.give_back()
+    reserved.release()
 
     assert len(during) == 5
     assert not any(thread.is_alive() for thread in during)
 
 
-def test_room_that_is_not_there_leaves_no_thread(monkeypatch: pytest.MonkeyPatch):
+def test_threads_that_cannot_all_be_reserved_are_ended(monkeypatch: pytest.MonkeyPatch):
     start, started = threading.Thread.start, []
 
     def start_three(thread: threading.Thread) -> None:
@@ -143,7 +143,7 @@ def test_room_that_is_not_there_leaves_no_thread(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(threading.Thread, "start", start_three)
     with pytest.raises(RuntimeError, match="can't start new thread"):
-        ThreadRoom(5)
+        ReservedThreads(5)
 
     assert not any(thread.is_alive() for thread in started)
 

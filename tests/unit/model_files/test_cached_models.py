@@ -109,7 +109,7 @@ def test_a_shard_that_only_the_index_names_is_a_problem_also_without_a_listing(t
     folder = fill(tmp_path, contents)
     (folder.root / "trees" / f"{NEW}.json").unlink()
 
-    told = "lacks 1 of 2 weight files that model.safetensors.index.json names (model-2.safetensors for one)"
+    told = "lacks 1 of 2 weight files that model.safetensors.index.json names (such as model-2.safetensors)"
     assert told in the_only(tmp_path).problems[0]
 
 

@@ -24,7 +24,7 @@ from tgis_server.model_files import parse_weight_map
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 1234567\n"
 PAGE = "\n<!doctype html><title>502 Bad Gateway</title>"
 LFS = "is a Git LFS pointer, not the file itself: run `git lfs pull` in "
-HTML = "is a web page, as a proxy or a login sends in place of a file"
+HTML = "is a web page, probably sent by a proxy or a login instead of the file"
 ENVIRON = {"HOME": "/nowhere"}
 DEMO_TOKENIZER = (DEMO_MODEL_DIR / "tokenizer.json").read_text()
 CTC = {"type": "CTC", "pad_token": "<pad>", "word_delimiter_token": "|", "cleanup": True}
@@ -193,7 +193,7 @@ def test_what_stands_in_for_an_index_or_for_pytorch_weights_is_named(tmp_path: P
         (b"", r"is not a safetensors file \(it has 0 bytes\)"),
         (b"not a safetensors file", "is not a safetensors file .its first bytes are no header's length"),
         (bytes(900), r"is not a safetensors file \(its header cannot be read\)"),
-        (b"\x40\0\0\0\0\0\0\0{", "has 9 bytes, but its header says 72: it was cut short, download it again"),
+        (b"\x40\0\0\0\0\0\0\0{", "has 9 bytes, but its header says 72: it was cut short; download it again"),
     ],
 )
 def test_weights_are_told_to_be_cut_short_only_where_they_are(model_dir: Path, content: bytes, sentence: str):

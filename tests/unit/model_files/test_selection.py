@@ -103,8 +103,8 @@ def test_an_index_that_names_what_is_not_there_is_refused():
     [
         ("{", "is not valid JSON"),
         ("[]", "holds a list"),
-        ("{}", "is no index of weights"),
-        ('{"weight_map": 3}', "is no index of weights"),
+        ("{}", "is not an index of weights"),
+        ('{"weight_map": 3}', "is not an index of weights"),
     ],
 )
 def test_a_broken_index_is_refused(text: str, sentence: str):

@@ -1,4 +1,4 @@
-"""The phases of a start: when each began, and how much it read."""
+"""The phases of a start: when each one started, and how much it read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from tgis_server.run.phases import Phases
 
 
-def test_phases_follow_each_other_from_the_begin_of_the_process():
+def test_phases_follow_each_other_from_the_start_of_the_process():
     phases = Phases()
 
     phases.enter("reading weights")
@@ -19,7 +19,7 @@ def test_phases_follow_each_other_from_the_begin_of_the_process():
     assert phases.current == "serving"
 
 
-def test_a_phase_that_goes_on_keeps_its_begin_and_the_most_bytes():
+def test_a_phase_entered_again_keeps_its_start_and_the_largest_byte_count():
     phases = Phases()
     phases.enter("reading weights", 10)
     [_, before] = phases.encode()

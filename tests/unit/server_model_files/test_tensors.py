@@ -151,7 +151,7 @@ def test_of_copies_that_differ_the_one_that_the_index_names_counts(named: str, t
 
 
 def test_copies_that_differ_are_refused_where_the_index_names_none(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"model\.norm\.weight is there twice .* remove the file that does not"):
+    with pytest.raises(ModelError, match=r"model\.norm\.weight exists twice .* remove the file that does not"):
         in_two_files(tmp_path, NORM, None)
 
 

@@ -115,7 +115,7 @@ def test_a_conversion_that_was_interrupted_makes_no_model():
 @pytest.mark.parametrize(
     ("names", "sentence"),
     [
-        ([], "no model.safetensors and no other weights as safetensors; download the model first"),
+        ([], "neither model.safetensors nor other weights as safetensors; download the model first"),
         (["pytorch_model.bin", "training_args.bin"], "it has pytorch_model.bin: `tgis convert-to-safetensors` makes"),
         (["adapter_model.safetensors"], "adapter_model.safetensors changes another model: name that one"),
         (
@@ -123,7 +123,7 @@ def test_a_conversion_that_was_interrupted_makes_no_model():
             "training-7.safetensors is taken for a file of a training run: if it holds the model",
         ),
         (["consolidated.00.pth"], "it has consolidated.00.pth, a format that is not read"),
-        ([TWO[0]], f"lacks 1 of 2 weight files according to the numbering of the others .{TWO[1]} for one"),
+        ([TWO[0]], f"lacks 1 of 2 weight files according to the numbering of the others .such as {TWO[1]}"),
         (["a.bin", "b.bin", "a.safetensors"], "that a conversion makes .*: `tgis convert-to-safetensors` goes on with"),
     ],
 )
@@ -155,7 +155,7 @@ def test_weights_in_a_folder_are_told_to_be_moved(tmp_path: Path):
     (tmp_path / "w").mkdir()
     (tmp_path / "w/a.safetensors").touch()
 
-    with pytest.raises(ModelError, match=r"w/a\.safetensors for one.: it lies in a folder, which is not read: move it"):
+    with pytest.raises(ModelError, match=r"such as w/a\.safetensors.: it lies in a folder, which is not read: move it"):
         find_weights(tmp_path)
 
 

@@ -46,7 +46,7 @@ def test_the_shard_that_has_been_silent_longest_is_named():
     shard_0.note(loading(1), now=1.0)
     shard_1.note(loading(1), now=2.0)
 
-    with pytest.raises(ProcessHangs, match=r"shard-0 stands at: reading weights, and nothing has moved for 10 s"):
+    with pytest.raises(ProcessHangs, match=r"shard-0 stands at: reading weights, and there was no progress for 10 s"):
         Silence(timeout_s=10).check(processes, now=12.0)
 
 

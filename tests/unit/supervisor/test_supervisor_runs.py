@@ -106,7 +106,7 @@ def test_a_run_directory_is_the_users_alone(tmp_path: Path):
 
 
 def test_no_writable_temporary_directory_is_a_usage_error(tmp_path: Path):
-    with pytest.raises(UsageError, match=r"cannot be made in .*missing.*--run-dir"):
+    with pytest.raises(UsageError, match=r"cannot be created in .*missing.*--run-dir"):
         make_run_dir(tmp_path / "missing")
 
 

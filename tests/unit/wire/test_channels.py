@@ -1,4 +1,4 @@
-"""The channels between leader and followers: who may connect, who is waited for, and what is no message."""
+"""The channels between leader and followers: connecting, waiting, and refusing malformed messages."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def control(endpoint: Endpoint) -> Iterator[tuple[ControlPublisher, list[Control
 
 
 def large_plan(step: int, allowance_s: float) -> StepPlan:
-    """More than a socket holds."""
+    """A plan larger than a socket's buffer."""
     new = NewSequence(0, pack_ids(range(1_000_000)), 1, 0, SamplingParams(), Wanted())
     return StepPlan(step, [new], allowance_s=allowance_s)
 
@@ -61,12 +61,12 @@ def test_only_the_owner_may_connect(endpoint: Endpoint) -> None:
         assert stat.S_IMODE(Path(endpoint.address).stat().st_mode) == 0o600
 
 
-def test_an_endpoint_of_another_scheme_needs_a_transport_of_its_own() -> None:
+def test_an_endpoint_with_an_unknown_scheme_is_refused() -> None:
     with pytest.raises(ValueError, match="no transport for endpoints of scheme 'tcp'"):
         Endpoint("tcp", "10.0.0.1:1").make_socket()
 
 
-def test_a_follower_that_reads_nothing_is_lost_when_its_step_must_be_over(
+def test_a_follower_that_reads_nothing_is_lost_once_its_step_should_have_ended(
     plan_channel: tuple[PlanPublisher, PlanSubscriber], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plans, "SEND_TIMEOUT_S", 0.05)
@@ -75,7 +75,7 @@ def test_a_follower_that_reads_nothing_is_lost_when_its_step_must_be_over(
         plan_channel[0].publish(large_plan(1, 0.0))
 
 
-def test_a_follower_in_a_step_that_may_take_long_is_waited_for(
+def test_the_leader_waits_for_a_follower_in_a_long_step(
     plan_channel: tuple[PlanPublisher, PlanSubscriber], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plans, "SEND_TIMEOUT_S", 0.05)
@@ -91,14 +91,14 @@ def test_a_follower_in_a_step_that_may_take_long_is_waited_for(
     assert [plan.step for plan in received] == [1, 2]
 
 
-def test_what_is_no_plan_ends_its_reader(plan_channel: tuple[PlanPublisher, PlanSubscriber]) -> None:
+def test_a_malformed_plan_ends_its_reader(plan_channel: tuple[PlanPublisher, PlanSubscriber]) -> None:
     plan_channel[0]._followers.send(b"\xff\xff")
 
     with pytest.raises(GroupFailed, match=r"A plan cannot be applied: the message .*This is a defect"):
         plan_channel[1].receive()
 
 
-def test_an_adapter_reaches_every_follower_and_their_answers_come_back(
+def test_an_adapter_reaches_every_follower_and_their_replies_return(
     control: tuple[ControlPublisher, list[ControlSubscriber]],
 ) -> None:
     publisher, subscribers = control
@@ -118,7 +118,7 @@ def test_an_adapter_reaches_every_follower_and_their_answers_come_back(
     [(b"\xff\xff", "the message "), (b"", "adapter.digest is empty")],
     ids=["bytes", "empty"],
 )
-def test_what_is_no_control_message_ends_its_reader(
+def test_a_malformed_control_message_ends_its_reader(
     data: bytes, problem: str, control: tuple[ControlPublisher, list[ControlSubscriber]]
 ) -> None:
     control[0]._followers.send(data)
@@ -127,7 +127,7 @@ def test_what_is_no_control_message_ends_its_reader(
         control[1][0].receive()
 
 
-def test_a_follower_that_is_gone_is_noticed_by_the_leader(
+def test_the_leader_notices_that_a_follower_is_gone(
     control: tuple[ControlPublisher, list[ControlSubscriber]],
 ) -> None:
     publisher, subscribers = control
@@ -137,7 +137,7 @@ def test_a_follower_that_is_gone_is_noticed_by_the_leader(
         publisher.receive()
 
 
-def test_a_leader_that_is_gone_is_the_end_for_a_follower(
+def test_a_follower_notices_that_the_leader_is_gone(
     control: tuple[ControlPublisher, list[ControlSubscriber]],
 ) -> None:
     publisher, subscribers = control
@@ -159,7 +159,7 @@ def take(inbox: Inbox, count: int) -> list[Message]:
 
 
 class StagingRunner(FakeRunner):
-    """Only stages."""
+    """A runner that only stages."""
 
     capacity = Capacity(1, 1, 1)
 
@@ -192,7 +192,7 @@ def refuse_in_no_text(adapter: Adapter) -> None:
         ((succeed, break_down, succeed), "the adapter a cannot be read on shard 1: ZeroDivisionError: oh"),
     ],
 )
-def test_an_adapter_is_staged_when_all_ranks_say_so(
+def test_an_adapter_is_staged_once_all_ranks_have_read_it(
     ranks: tuple[Callable[[Adapter], None], ...],
     error: str,
     control: tuple[ControlPublisher, list[ControlSubscriber]],
@@ -209,7 +209,7 @@ def test_an_adapter_is_staged_when_all_ranks_say_so(
     assert outcomes == [[], [], [Staged(b"digest", error)]]
 
 
-def test_an_adapter_that_could_not_be_read_is_staged_when_it_can() -> None:
+def test_an_adapter_that_could_not_be_read_can_be_staged_later() -> None:
     inbox = Inbox()
     runner = StagingRunner(refuse)
     stager = Stager(runner, None, inbox)
@@ -223,7 +223,7 @@ def test_an_adapter_that_could_not_be_read_is_staged_when_it_can() -> None:
 
 
 class Plans(PlanSubscriber):
-    """A leader that says the same again and again: by default, that there is nothing to do."""
+    """A leader that sends the same plan again and again; by default an empty one."""
 
     def __init__(self, plan: StepPlan = StepPlan(0)) -> None:  # noqa: B008  frozen
         self.plan = plan
@@ -244,7 +244,7 @@ def test_a_follower_checks_a_plan_before_it_computes_it() -> None:
         (Acknowledgement(b"digest", 1), "rank is 1, which does not exist or has already answered"),
     ],
 )
-def test_an_answer_that_nobody_asked_for_ends_the_group(answer: Acknowledgement, problem: str) -> None:
+def test_an_unexpected_reply_ends_the_group(answer: Acknowledgement, problem: str) -> None:
     stager = Stager(StagingRunner(succeed), None, Inbox())
     stager.stage(ADAPTER)
 
@@ -252,7 +252,7 @@ def test_an_answer_that_nobody_asked_for_ends_the_group(answer: Acknowledgement,
         stager.note(answer)
 
 
-def test_a_follower_that_dies_while_it_stages_is_told_to_the_step_loop(
+def test_the_step_loop_learns_that_a_follower_died_while_staging(
     control: tuple[ControlPublisher, list[ControlSubscriber]],
 ) -> None:
     inbox = Inbox()
@@ -264,7 +264,7 @@ def test_a_follower_that_dies_while_it_stages_is_told_to_the_step_loop(
     assert {type(message) for message in take(inbox, 2)} == {Acknowledged, SideFailure}
 
 
-def test_a_message_that_a_followers_side_thread_cannot_apply_ends_its_step_loop(
+def test_a_malformed_message_to_a_followers_side_thread_ends_its_step_loop(
     control: tuple[ControlPublisher, list[ControlSubscriber]],
 ) -> None:
     publisher, subscribers = control
@@ -277,7 +277,7 @@ def test_a_message_that_a_followers_side_thread_cannot_apply_ends_its_step_loop(
         follow(StagingRunner(succeed), ShardStatus(), Plans(), staging)
 
 
-def test_whatever_ends_a_side_thread_ends_the_step_loop_of_its_rank(
+def test_any_error_of_a_side_thread_ends_the_step_loop_of_its_rank(
     control: tuple[ControlPublisher, list[ControlSubscriber]],
 ) -> None:
     publisher, subscribers = control
@@ -294,7 +294,7 @@ def test_whatever_ends_a_side_thread_ends_the_step_loop_of_its_rank(
     assert isinstance(failure, SideFailure)
 
 
-def test_a_follower_waits_for_a_leader_that_is_late(endpoint: Endpoint) -> None:
+def test_a_follower_waits_for_a_late_leader(endpoint: Endpoint) -> None:
     connected: list[endpoints.Peer] = []
     thread = threading.Thread(target=lambda: connected.append(endpoints.connect(endpoint, 10)))
     thread.start()

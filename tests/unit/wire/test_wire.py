@@ -1,4 +1,4 @@
-"""What crosses process borders arrives as it was sent, and the checked-in stubs belong to the .proto files."""
+"""Messages arrive as they were sent, and the checked-in stubs match the .proto files."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tgis_server.wire.messages import (
     Activation,
     Adapter,
     Cancel,
-    Failure,
     FinishReason,
     Grammar,
     LengthPenalty,
     NewSequence,
+    RequestFailure,
     SamplingParams,
     StepPlan,
     StepResult,
@@ -108,7 +108,7 @@ def step_results(draw):
         draw(st.dictionaries(st.integers(0, 3), token_details(), max_size=3)),
         draw(st.lists(st.tuples(uint64, st.lists(token_details(), max_size=3)), max_size=2)),
         draw(st.lists(st.tuples(uint64, finite), max_size=2)),
-        draw(st.lists(st.builds(Failure, uint64, st.text(), st.text()), max_size=2)),
+        draw(st.lists(st.builds(RequestFailure, uint64, st.text(), st.text()), max_size=2)),
         StepStats(**stats),
     )
 
@@ -128,7 +128,7 @@ def plans(draw):
 
 
 @given(st.lists(submits, max_size=3), st.lists(uint64, max_size=3))
-def test_requests_and_cancels_arrive_as_they_were_sent_requests_first(sent, cancelled):
+def test_requests_arrive_as_they_were_sent_before_cancels(sent, cancelled):
     message = shard_pb2.ToEngine.FromString(codec.encode_to_engine(sent, cancelled).SerializeToString())
 
     assert codec.decode_to_engine(message) == [*sent, *map(Cancel, cancelled)]
@@ -165,7 +165,7 @@ def test_every_field_has_one_name_on_both_sides_of_the_wire(message, more):
     assert names | more == set(getattr(shard_pb2, message.__name__).DESCRIPTOR.fields_by_name)
 
 
-def test_checked_in_stubs_are_what_the_proto_files_give(tmp_path):
+def test_checked_in_stubs_match_the_proto_files(tmp_path):
     pytest.importorskip("grpc_tools")
     spec = importlib.util.spec_from_file_location("generate_stubs", ROOT / "scripts" / "generate_stubs.py")
     generate_stubs = importlib.util.module_from_spec(typing.cast("typing.Any", spec))

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, ClassVar
 
 from tgis_server.errors import ModelError
 from tgis_server.host.regular_file import open_regular
-from tgis_server.model_files import read_beginning, refuse_stand_in
+from tgis_server.model_files import TENSOR_DTYPES, read_beginning, refuse_stand_in
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 WRAPPERS = ("state_dict", "model_state_dict")
@@ -46,25 +46,6 @@ NOT_A_PICKLE = (
     RecursionError,
 )
 
-# Names of dtypes in torch, in safetensors, and bytes of an element.
-DTYPES = {
-    "bool": ("BOOL", 1),
-    "uint8": ("U8", 1),
-    "int8": ("I8", 1),
-    "int16": ("I16", 2),
-    "uint16": ("U16", 2),
-    "int32": ("I32", 4),
-    "uint32": ("U32", 4),
-    "int64": ("I64", 8),
-    "uint64": ("U64", 8),
-    "float8_e4m3fn": ("F8_E4M3", 1),
-    "float8_e5m2": ("F8_E5M2", 1),
-    "float16": ("F16", 2),
-    "bfloat16": ("BF16", 2),
-    "float32": ("F32", 4),
-    "float64": ("F64", 8),
-    "complex64": ("C64", 8),
-}
 STORAGES = {
     "BoolStorage": "bool",
     "ByteStorage": "uint8",
@@ -247,7 +228,7 @@ class TensorUnpickler(pickle._Unpickler):
             return KNOWN[module, name]
         if module in ("torch", "torch.storage") and name in STORAGES:
             return Dtype(STORAGES[name])
-        if module == "torch" and name in DTYPES:
+        if module == "torch" and name in TENSOR_DTYPES:
             return Dtype(name)
         if module in ("torch", "torch._utils") and name in UNSUPPORTED:
             raise Unsupported(UNSUPPORTED[name])
@@ -360,7 +341,7 @@ def read_legacy(path: Path, file: BinaryIO) -> tuple[Any, dict[str, int]]:
         file.seek(position)
         num_elements = int.from_bytes(file.read(8), "little")
         starts[key] = position + 8
-        position += 8 + num_elements * DTYPES[unpickler.storages[key].dtype][1]
+        position += 8 + num_elements * TENSOR_DTYPES[unpickler.storages[key].dtype][1]
     return raw, starts
 
 
@@ -376,10 +357,10 @@ def unwrap(path: Path, raw: Any) -> Mapping[str, Any]:
 
 
 def locate(path: Path, view: View, starts: Mapping[str, int], file_bytes: int) -> StoredTensor:
-    if view.dtype not in DTYPES:
+    if view.dtype not in TENSOR_DTYPES:
         raise Unsupported(f"tensors of type {view.dtype}")
-    name, item_bytes = DTYPES[view.dtype]
-    offset = view.storage.offset * DTYPES[view.storage.dtype][1] + view.offset * item_bytes
+    name, item_bytes = TENSOR_DTYPES[view.dtype]
+    offset = view.storage.offset * TENSOR_DTYPES[view.storage.dtype][1] + view.offset * item_bytes
     tensor = StoredTensor(name, item_bytes, view.shape, view.strides, starts[view.storage.key] + offset)
     if tensor.num_bytes > max(file_bytes, tensor.end - tensor.start):  # one element that is shown as many
         raise ModelError(f"{path} holds a tensor that is larger than the file: it is no file of weights.")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tgis_cli.model_files.convert.safetensors_file import Content
-from tgis_cli.model_files.convert.torch_file import DTYPES, StoredTensor
+from tgis_cli.model_files.convert.torch_file import StoredTensor
 from tgis_cli.model_files.download.get_model import GetModel, Order, Planned
 from tgis_cli.model_files.download.hub import Hub
 from tgis_cli.model_files.download.selection import SAFETENSORS_ENDING
@@ -66,6 +66,6 @@ def write_converted_header(directory: Path, source_bytes: int = 0) -> None:
     _, summary = find_engine(directory)
     shapes = summary.tensors
     is_narrow = 0 < source_bytes < 3 * sum(map(math.prod, shapes.values()))
-    dtype, item_bytes = DTYPES[summary.dtype or ("float16" if is_narrow else "float32")]
+    dtype, item_bytes = model_files.TENSOR_DTYPES[summary.dtype or ("float16" if is_narrow else "float32")]
     tensors = {name: StoredTensor(dtype, item_bytes, shape, (), 0) for name, shape in shapes.items()}
     write_content_with_hole(directory / model_files.SAFETENSORS.single, Content(directory, tensors, {}))

@@ -14,7 +14,7 @@ from tgis_server.engines.door import KvBudget
 from tgis_server.engines.native.checkpoint import Checkpoint
 from tgis_server.engines.native.parameters import padded_vocab_rows
 from tgis_server.engines.native.spec import DecoderSpec
-from tgis_server.host import cgroup
+from tgis_server.host.cpu_flags import CPUINFO, read_cpu_flags
 from tgis_server.model_files import ITEM_BYTES
 from tgis_server.run import Run
 from tgis_server.words.sizes import format_bytes
@@ -126,15 +126,12 @@ def head_copy_bytes(spec: DecoderSpec, run: Run) -> int:
     return padded_vocab_rows(spec.vocab_size, run.num_shard) * spec.hidden_size * ITEM_BYTES[run.dtype]
 
 
-def cpu_packs(dtype: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+def cpu_packs(dtype: str, cpuinfo: Path = CPUINFO) -> bool:
     """Whether linear weights are packed on this CPU: what ``ops/linear.py`` finds out by trying, without torch."""
     if dtype not in PACKING_FLAGS:
         return True
-    for line in cgroup.read_text(cpuinfo).splitlines():
-        name, _, flags = line.partition(":")
-        if name.strip().lower() in ("flags", "features"):
-            return any(needed.issubset(flags.split()) for needed in PACKING_FLAGS[dtype])
-    return True
+    flags = read_cpu_flags(cpuinfo)
+    return flags is None or any(flags.issuperset(needed) for needed in PACKING_FLAGS[dtype])
 
 
 def decide_kv_budget(request: MemoryRequest, free_bytes: int) -> KvBudget:

@@ -26,16 +26,13 @@ from tgis_server.engines.sampling.details import DetailTensors, compute_details,
 from tgis_server.engines.sampling.sampler import Sampled, Sampler
 from tgis_server.engines.sampling.staging import Staging
 from tgis_server.errors import OutOfMemory
+from tgis_server.host.allocation import ALLOCATION_FAILED
 from tgis_server.options import Fault
 from tgis_server.run import Run
 from tgis_server.wire.messages import Adapter, Masks, StepPlan, StepTokens, TokenDetail, Wanted
 from tgis_server.words.processes import shard_name
 
 MAX_PROMPT_LOGITS_BYTES = 64 << 20  # of one projection of prompt positions
-# Of torch, C++ and oneDNN; what oneDNN does not support says "primitive descriptor".
-CPU_OUT_OF_MEMORY = re.compile(
-    "not enough memory|can't allocate memory|std::bad_alloc|could not create a (primitive|memory)(?! desc)"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,4 +272,4 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed: torch has a class of its own for that on GPUs only."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return CPU_OUT_OF_MEMORY.search(str(error)) is not None
+    return re.search(ALLOCATION_FAILED, str(error)) is not None

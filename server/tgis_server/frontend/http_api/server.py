@@ -89,7 +89,7 @@ class HttpServer:
                 "model": self._run.model_id,
                 "mode": self._run.label,
                 "calls_in_flight": state.num_calls,
-                "up_s": round(time.monotonic() - state.start_phases.began_at, 1),
+                "up_s": round(time.monotonic() - state.start_phases.started_at, 1),
             }
         )
 

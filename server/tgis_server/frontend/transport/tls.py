@@ -142,7 +142,7 @@ class Tls:
 
     def _warn_once(self, text: str) -> None:
         """Log each problem once; the time in its text does not count."""
-        problem = text.partition(", and now it is")[0]
+        problem = text.partition(", but now it is")[0]
         if problem not in self._logged:
             self._logged.add(problem)
             logger.warning("%s", text)

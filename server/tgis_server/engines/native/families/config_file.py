@@ -13,6 +13,7 @@ from tgis_server import failures
 from tgis_server.engines.native.spec import Activation
 from tgis_server.errors import TgisError
 from tgis_server.model_files import MAX_INTEGER, read_json
+from tgis_server.options import DTYPES
 
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
@@ -23,7 +24,6 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
 }
-DTYPES = ("float32", "bfloat16", "float16")
 SHOWN = 200  # characters of a value in a sentence
 NULL_IS_A_VALUE = (
     "sliding_window",

@@ -1,15 +1,13 @@
-"""Options: where values come from, how texts are parsed, and what errors say."""
+"""Options: the origin of values, parsing, and error messages."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tgis_server.errors import UsageError
-from tgis_server.options import ServeConfig, load_config, options
-from tgis_server.run import Run
+from tgis_server.options import load_config, options
 from tgis_server.words.url_credentials import split_credentials
 
 
@@ -27,7 +25,7 @@ def config_file(tmp_path: Path):
     return write
 
 
-def test_a_flag_wins_over_the_environment_and_that_over_the_file(config_file):
+def test_flags_override_the_environment_which_overrides_the_file(config_file):
     file = config_file("port = 1\ngrpc-port = 2\nmax_batch_size = 3\n")
 
     loaded = load({"PORT": "11", "GRPC_PORT": "12"}, file, port="21")
@@ -41,7 +39,7 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_file(config_file):
     ]
 
 
-def test_a_blank_variable_counts_as_not_set():
+def test_a_blank_variable_is_ignored():
     assert load({"PORT": "  "}).origins["port"] == "default"
 
 
@@ -55,15 +53,15 @@ def test_every_other_word_switches_a_boolean_on(word: str):
     assert load({"JSON_OUTPUT": word}).config.json_output is True
 
 
-def test_a_boolean_with_a_value_takes_only_true_and_false():
+def test_a_boolean_with_a_value_accepts_only_true_and_false():
     assert load({"DEFAULT_INCLUDE_STOP_SEQS": "false"}).config.default_include_stop_seqs is False
 
     with pytest.raises(UsageError, match=r"DEFAULT_INCLUDE_STOP_SEQS is 'yes', but must be true or false"):
         load({"DEFAULT_INCLUDE_STOP_SEQS": "yes"})
 
 
-def test_a_port_that_kubernetes_has_set_for_a_service_is_explained():
-    with pytest.raises(UsageError, match=r"Kubernetes sets such a variable for a Service.*enableServiceLinks"):
+def test_a_port_variable_set_by_kubernetes_is_explained():
+    with pytest.raises(UsageError, match=r"Kubernetes sets this variable for a Service.*enableServiceLinks"):
         load({"PORT": "tcp://10.0.0.1:3000"})
 
 
@@ -104,7 +102,7 @@ def test_a_port_that_kubernetes_has_set_for_a_service_is_explained():
         ),
     ],
 )
-def test_an_error_names_where_the_value_comes_from_and_what_is_accepted(environ: dict[str, str], text: str):
+def test_an_error_names_the_origin_of_the_value_and_what_is_accepted(environ: dict[str, str], text: str):
     with pytest.raises(UsageError) as caught:
         load(environ)
 
@@ -112,12 +110,12 @@ def test_an_error_names_where_the_value_comes_from_and_what_is_accepted(environ:
 
 
 @pytest.mark.parametrize(("text", "dtype"), [("torch.float16", "float16"), ("half", "float16"), ("bf16", "bfloat16")])
-def test_other_spellings_of_a_dtype_are_understood(text: str, dtype: str):
+def test_other_spellings_of_a_dtype_are_accepted(text: str, dtype: str):
     assert load(dtype=text).config.dtype == dtype
 
 
 @pytest.mark.parametrize(("text", "size"), [("2GiB", 2 << 30), ("512MB", 512_000_000), ("1.5g", 3 << 29), ("7", 7)])
-def test_sizes_have_units(text: str, size: int):
+def test_sizes_may_have_units(text: str, size: int):
     assert load(kv_cache_memory=text).config.kv_cache_memory == size
 
 
@@ -126,7 +124,7 @@ def test_an_unknown_option_in_a_file_gets_a_suggestion(config_file):
         load(config_file=config_file("grpc_prt = 1\n"))
 
 
-def test_a_file_that_is_no_toml_is_named(config_file):
+def test_an_invalid_config_file_is_named(config_file):
     with pytest.raises(UsageError, match=r"tgis\.toml is not valid TOML"):
         load(config_file=config_file("port: 1\n"))
 
@@ -134,11 +132,11 @@ def test_a_file_that_is_no_toml_is_named(config_file):
 @pytest.mark.parametrize(
     ("text", "level"), [("WARN", "warning"), ("hyper=off,debug,tonic=warn", "debug"), ("a=b", "info")]
 )
-def test_of_a_log_filter_the_general_level_counts(text: str, level: str):
+def test_only_the_general_level_of_a_log_filter_is_used(text: str, level: str):
     assert load({"LOG_LEVEL": text}).config.log_level == level
 
 
-def test_a_second_variable_is_read_where_the_first_is_not_set():
+def test_a_second_variable_is_read_if_the_first_is_not_set():
     both = {"OTLP_SERVICE_NAME": "a", "OTEL_SERVICE_NAME": "b"}
 
     assert load(both).config.otlp_service_name == "a"
@@ -153,43 +151,6 @@ def test_no_two_options_share_a_variable_or_a_letter():
     assert len(set(letters)) == len(letters)
 
 
-RUN = Run(
-    config=ServeConfig(tls_cert_path=Path("c"), tls_key_path=Path("k"), fault=None),
-    run_dir=Path("/run"),
-    model_id="m",
-    model_dir=Path("/models/m"),
-    engine="native",
-    device="cpu",
-    dtype="float32",
-    num_shard=2,
-    max_sequence_length=2048,
-    is_max_sequence_length_explicit=False,
-    max_batch_tokens=512,
-    tokenization_workers=1,
-    launcher_phases=(("starting", 1.5), ("checking the machine", 2.0)),
-)
-
-
-def test_a_run_survives_its_file(tmp_path: Path):
-    run = replace(RUN, run_dir=tmp_path)
-
-    run.save()
-
-    assert Run.read(run.file, {}) == run
-
-
-def test_credentials_of_a_url_are_neither_shown_nor_written(tmp_path: Path):
-    loaded = load(otlp_endpoint="https://me:word@host:4317/path")
-    run = replace(RUN, config=loaded.config, run_dir=tmp_path)
-
-    run.save()
-
-    assert loaded.as_dict()["otlp_endpoint"]["value"] == "https://***@host:4317/path"
-    assert "https://***@host:4317/path" in run.file.read_text()
-    assert "word" not in run.file.read_text()
-    assert Run.read(run.file, {"OTLP_ENDPOINT": "https://me:word@host:4317/path"}) == run
-
-
 @pytest.mark.parametrize(
     ("url", "plain", "credentials"),
     [
@@ -198,5 +159,5 @@ def test_credentials_of_a_url_are_neither_shown_nor_written(tmp_path: Path):
         ("https://me:w/o@r://d@host/path", "https://host/path", "me:w/o@r://d"),
     ],
 )
-def test_credentials_are_what_precedes_the_host(url: str, plain: str, credentials: str):
+def test_everything_before_the_host_is_credentials(url: str, plain: str, credentials: str):
     assert split_credentials(url) == (plain, credentials)

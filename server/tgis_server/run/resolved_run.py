@@ -1,7 +1,7 @@
-"""One run of the server: the resolved configuration that the launcher hands to every child as one file.
+"""The resolved configuration of one run, which the launcher passes to every child as one file.
 
-Nothing here is inferred: ``tgis_cli`` resolves model, engine, device, dtype and limits, writes ``serve.json`` into the
-run directory, and the children read it back. Paths of sockets are derived from the run directory.
+Nothing is inferred here: ``tgis_cli`` resolves model, engine, device, dtype and limits, writes ``serve.json`` into the
+run directory, and the children read it back.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from tgis_server.words.processes import shard_name
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Everything that front-end and shards need to know. Options that may be ``None`` in ServeConfig are filled in."""
+    """Everything that front-end and shards need to know, with inferred values for options that are not set."""
 
     config: ServeConfig
     run_dir: Path
     model_id: str  # as the user wrote it; "demo" for the embedded model
-    model_dir: Path  # holds config.json, *.safetensors and tokenizer.json
-    engine: str  # a name of ``engines/catalogue.py``
+    model_dir: Path  # with config.json, *.safetensors and tokenizer.json
+    engine: str  # a name in ``engines/catalogue.py``
     device: str  # "cpu" or "cuda"
     dtype: str  # "float32", "bfloat16" or "float16"
     num_shard: int
@@ -33,10 +33,10 @@ class Run:
     max_batch_tokens: int
     tokenization_workers: int
     shard_threads: int = 0  # compute threads of each shard; 0 = torch's default
-    gpus: tuple[str, ...] = ()  # one for each shard, as CUDA_VISIBLE_DEVICES names it: UUIDs mean the same in any order
-    shard_cpus: tuple[tuple[int, ...], ...] = ()  # CPUs of each shard; empty = wherever the kernel likes
-    launcher_phases: tuple[tuple[str, float], ...] = ()  # what it did before it started children, and from when on
-    label: str = ""  # "demo model" or "rehearsal": named in readiness, logs and metrics
+    gpus: tuple[str, ...] = ()  # one per shard, for CUDA_VISIBLE_DEVICES: UUIDs, which do not depend on an order
+    shard_cpus: tuple[tuple[int, ...], ...] = ()  # CPUs of each shard; empty = not pinned
+    launcher_phases: tuple[tuple[str, float], ...] = ()  # phases before the children started, and their start times
+    label: str = ""  # "demo model" or "rehearsal"; shown when ready, and in logs and metrics
 
     def shard_socket(self, rank: int) -> Path:
         if self.config.shard_uds_path:
@@ -45,33 +45,33 @@ class Run:
 
     @property
     def frontend_socket(self) -> Path:
-        """Where the launcher asks the front-end for its health."""
+        """Where the launcher checks the front-end's health."""
         return self.run_dir / "frontend.sock"
 
     @property
     def plan_socket(self) -> Path:
-        """Where the leader hands plans to the followers."""
+        """Where the leader sends plans to the followers."""
         return self.run_dir / "plan.sock"
 
     @property
     def control_socket(self) -> Path:
-        """Where the leader asks the followers for what they do beside steps."""
+        """The control channel between leader and followers."""
         return self.run_dir / "control.sock"
 
     @property
     def sockets(self) -> list[Path]:
-        """All that the processes of this run make."""
+        """All sockets of this run."""
         shards = [self.shard_socket(rank) for rank in range(self.num_shard)]
         return [self.frontend_socket, self.plan_socket, self.control_socket, *shards]
 
     @property
     def rendezvous_file(self) -> Path:
-        """File store of torch.distributed."""
+        """The file store of torch.distributed."""
         return self.run_dir / "rendezvous"
 
     @property
     def errors_dir(self) -> Path:
-        """Each child writes its uncaught error here; the launcher reads the first cause from it."""
+        """Each child writes its uncaught error here, where the launcher finds the first cause."""
         return self.run_dir / "errors"
 
     @property
@@ -85,7 +85,7 @@ class Run:
 
     @classmethod
     def read(cls, file: Path, environ: Mapping[str, str]) -> Run:
-        """Read what :meth:`save` wrote; ``environ`` has the options that may hold credentials."""
+        """Read what :meth:`save` wrote; options that may contain credentials come from ``environ``."""
         raw: dict[str, Any] = json.loads(file.read_text())
         values = raw.pop("config")
         for option in options():

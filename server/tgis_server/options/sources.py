@@ -1,0 +1,95 @@
+"""Where the values of options come from: flag > environment > config file > default.
+
+Nothing else reads options from the environment; child processes get the resolved ``Run``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tgis_server.errors import UsageError
+from tgis_server.options.conflicts import find_conflicts
+from tgis_server.options.faults import Fault
+from tgis_server.options.table import ServeConfig, options
+from tgis_server.options.values import parse_value
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedConfig:
+    """A config and the origin of each value."""
+
+    config: ServeConfig
+    origins: dict[str, str]  # "flag --port", "environment PORT", "tgis.toml" or "default"
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        """Value and origin of each option by name, without credentials."""
+        return {
+            option.name: {"value": option.get_shown(self.config), "origin": self.origins[option.name]}
+            for option in options()
+        }
+
+
+def load_config(flags: Mapping[str, Any], environ: Mapping[str, str], config_file: Path | None = None) -> LoadedConfig:
+    """Merge flags, environment and config file over the defaults.
+
+    Args:
+        flags: option name -> value from the command line; ``None`` = not given.
+        environ: the environment; blank values are ignored.
+        config_file: TOML with option names as top-level keys (``-`` or ``_``).
+
+    Raises:
+        UsageError: a value cannot be parsed, is out of range, or conflicts with another; the text names the option,
+            its value and what is accepted.
+    """
+    loaded = merge_options(flags, environ, config_file)
+    for conflict in find_conflicts(loaded.config):
+        raise UsageError(conflict)
+    if loaded.config.fault:
+        Fault.parse(loaded.config.fault)
+    return loaded
+
+
+def merge_options(
+    flags: Mapping[str, Any], environ: Mapping[str, str], config_file: Path | None = None
+) -> LoadedConfig:
+    """Like ``load_config``, but without checks across options."""
+    from_file = read_config_file(config_file) if config_file else {}
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for option in options():
+        where = ""
+        if flags.get(option.name) is not None:
+            source, raw = f"flag {option.flag}", flags[option.name]
+        elif variable := option.find_variable(environ):
+            source, raw = f"environment {variable}", environ[variable].strip()
+        elif option.name in from_file:
+            source, raw, where = str(config_file), from_file[option.name], f"{option.name} in "
+        else:
+            values[option.name], origins[option.name] = option.default, "default"
+            continue
+        values[option.name], origins[option.name] = parse_value(option, raw, where + source), source
+    return LoadedConfig(ServeConfig(**values), origins)
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"Config file {path} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"Config file {path} is not valid TOML: {error}.") from error
+    known = {option.name for option in options()}
+    found = {}
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {close[0]}?" if close else " `tgis config show` lists the options."
+            raise UsageError(f"Config file {path} has an unknown option {key}.{hint}")
+        found[name] = value
+    return found
