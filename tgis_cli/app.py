@@ -6,53 +6,18 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import sys
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from tgis_cli.terminal.command_table import COMMANDS, describe_command, load_command
 from tgis_cli.terminal.exits import errors_as_exit_codes
 from tgis_server import __version__
 from tgis_server.errors import UsageError
 
-# name -> what it does; the module is tgis_cli.commands.NAME and holds a Typer app called `app`
-COMMANDS = {
-    "launch": "Serve a model.",
-    "plan": "Tell what a model needs, and whether it runs here or on stated devices.",
-    "doctor": "Check this machine, and say what to mend.",
-    "download-weights": "Download a model and convert what needs it.",
-    "models": "List, check and remove the models in the local cache.",
-    "bundle": "Pack a model with its checksums, for sites without a network.",
-    "unbundle": "Check a packed model and put it into the local cache.",
-    "convert-to-safetensors": "Convert weights of PyTorch to safetensors.",
-    "convert-to-fast-tokenizer": "Make the tokenizer.json that serving needs.",
-    "convert-to-onnx": "Export a model to ONNX.",
-    "health": "Ask a running server whether it is well.",
-    "generate": "Complete a text with a running server.",
-    "tokenize": "Show how text is cut into tokens.",
-    "migrate": "Judge manifests and scripts that start the original.",
-    "config": "Show every option, its value and where it comes from.",
-    "version": "Print versions of TGIS and of what it runs on.",
-}
-
 OTHER_WORDS = dict.fromkeys(("serve", "start", "run", "up"), "launch")  # of other programs
-
-
-def load_command(name: str) -> Any:
-    """Import the module of a command and build the command."""
-    module = importlib.import_module(f"tgis_cli.commands.{name.replace('-', '_')}")
-    command = typer.main.get_command(module.app)
-    command.name = name
-    return command
-
-
-def describe_command(name: str, summary: str) -> Any:
-    """A stand-in that carries the name and summary of a command for listings and shell completion."""
-    app = typer.Typer(add_completion=False)
-    app.command(name, help=summary, add_help_option=False)(lambda: None)
-    return typer.main.get_command(app)
 
 
 class LazyGroup(TyperGroup):

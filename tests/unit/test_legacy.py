@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tgis_cli.app import COMMANDS, load_command
-from tgis_cli.legacy import TOOLS, count_shards
+from tgis_cli.decide.legacy_commands import TOOLS, count_shards
+from tgis_cli.terminal.command_table import COMMANDS, load_command
 from tgis_server.errors import UsageError
 
 BIN = Path(sys.executable).parent

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tgis_cli.decide.legacy_settings import warn_of_settings
-from tgis_cli.decide.resolve import Resolved, format_value, resolve
+from tgis_cli.decide.resolve import Resolved, describe_options, format_value, resolve
 from tgis_cli.machine import probe_machine
 from tgis_cli.terminal.option_help import GroupedHelpCommand
 from tgis_cli.terminal.options import with_serve_options
@@ -57,13 +57,6 @@ def show(
 
 
 app.command(cls=GroupedHelpCommand)(with_serve_options(show))
-
-
-def describe_options(loaded: LoadedConfig) -> dict[str, dict[str, Any]]:
-    return {
-        option.name: {"value": option.get_shown(loaded.config), "origin": loaded.origins[option.name]}
-        for option in options()
-    }
 
 
 def print_tables(loaded: LoadedConfig, resolved: Resolved | None) -> None:

@@ -37,7 +37,7 @@ from tgis_server.engines.catalogue import (
 )
 from tgis_server.errors import ModelError, TgisError, UsageError
 from tgis_server.model_files import Length
-from tgis_server.options import DTYPES, Fault, LoadedConfig, ServeConfig
+from tgis_server.options import DTYPES, Fault, LoadedConfig, ServeConfig, options
 from tgis_server.run import Run
 from tgis_server.words.processes import child_names
 
@@ -68,6 +68,14 @@ class Resolved:
             (name, format_value(entry["value"]), entry["reason"]) for name, entry in self.inferred().items()
         )
         return [f"starting {self.run.model_id} from {model_dir} ({why})", *align(rows)]
+
+
+def describe_options(loaded: LoadedConfig) -> dict[str, dict[str, Any]]:
+    """Value and origin of every option, by name."""
+    return {
+        option.name: {"value": option.get_shown(loaded.config), "origin": loaded.origins[option.name]}
+        for option in options()
+    }
 
 
 def align(rows: Iterable[Sequence[str]]) -> Iterator[str]:

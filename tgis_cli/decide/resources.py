@@ -11,6 +11,7 @@ from tgis_cli.decide.decisions import Decisions
 from tgis_cli.machine import Gpu, Machine
 from tgis_cli.machine.cpus import split_cpus
 from tgis_cli.machine.gpus import split_devices
+from tgis_cli.machine.words import count
 from tgis_server import failures
 from tgis_server.engines.catalogue import Engine, ModelSizes
 
@@ -102,10 +103,6 @@ def infer_num_shard(decide: Decisions, engine: Engine, device: str) -> int:
         return max(1, num_gpus)
     decide.reasons["num_shard"] = "neither CUDA_VISIBLE_DEVICES nor NVIDIA_VISIBLE_DEVICES is set"
     return 1
-
-
-def count(number: int, noun: str) -> str:
-    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
 
 
 def choose_tokenization_workers(decide: Decisions, num_shard: int) -> int:

@@ -152,7 +152,7 @@ def to_json(value: object) -> str:
 
 def describe_config(context: Context) -> dict[str, Any]:
     """As `tgis config show --json` does."""
-    from tgis_cli.commands.config import describe_options
+    from tgis_cli.decide.resolve import describe_options
 
     inferred = context.resolved.inferred() if context.resolved else {}
     return {"options": describe_options(context.loaded), "inferred": inferred, "refused": context.refused}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tgis_cli.commands.config import describe_options
+from tgis_cli.decide.resolve import describe_options
 from tgis_server.errors import UsageError
 from tgis_server.options import ServeConfig, load_config, options
 from tgis_server.run import Run
