@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import tgis_server
-from tgis_cli.decide.legacy_settings import Verdict
+from tgis_cli.decide.legacy_settings import Treatment
 from tgis_cli.migrate import examine_all, read_containers, read_source
 
 Start = Callable[..., Any]  # of a Server in conftest.py
@@ -176,7 +176,7 @@ def test_the_originals_manifest_starts_with_a_warning_for_each_setting_that_migr
 
     server = launch("--rehearse", "--host", "127.0.0.1", script="text-generation-launcher", **environ)
 
-    pointed_out = {finding.name for finding in report.findings if finding.verdict != Verdict.SAME}
+    pointed_out = {finding.name for finding in report.findings if finding.verdict != Treatment.SAME}
     warned = re.findall(r"warning environment (\w+)", server.stderr)
     assert sorted(warned) == sorted(pointed_out)
     assert set(server.pids) == {"launcher", "frontend", "shard-0", "shard-1"}

@@ -15,17 +15,17 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from tgis_cli.causes.explain import (
-    Context,
+from tgis_cli.causes.last_words import (
+    FailureSite,
     SharedMemory,
     explain_error,
     find_error,
     find_place,
     is_lost_peer,
     lacks_threads,
-    tell,
+    phrase,
 )
-from tgis_cli.causes.oom import Memory, Verdict
+from tgis_cli.causes.oom import OomEvidence, OomLikelihood
 from tgis_server import failures
 from tgis_server.errors import GroupFailed, TgisError
 from tgis_server.failures import Failure
@@ -36,10 +36,10 @@ SIGNAL_LEAD_S = 0.5
 
 
 KILLED = {
-    Verdict.YES: failures.OUT_OF_MEMORY_KILLED,
-    Verdict.PERHAPS: failures.OUT_OF_MEMORY_PERHAPS,
-    Verdict.NO: failures.KILLED,
-    Verdict.UNKNOWN: failures.KILLED_PERHAPS_FOR_MEMORY,
+    OomLikelihood.YES: failures.OUT_OF_MEMORY_KILLED,
+    OomLikelihood.PERHAPS: failures.OUT_OF_MEMORY_PERHAPS,
+    OomLikelihood.NO: failures.KILLED,
+    OomLikelihood.UNKNOWN: failures.KILLED_PERHAPS_FOR_MEMORY,
 }
 
 
@@ -76,7 +76,7 @@ class Cause:
 def find_cause(
     exits: Iterable[Exit],
     records: Iterable[Cause],
-    memory: Memory,
+    memory: OomEvidence,
     *,
     num_shard: int,
     others: Iterable[Cause] = (),
@@ -141,68 +141,70 @@ def read_record(file: Path) -> Cause:
     if record["is_expected"] and not lacks_threads(text):  # which one process may only hear from another
         return Cause(name, time, f"{name}: {text}", record["exit_code"], record["is_secondary"])
     log = file.with_suffix(".log")
-    return as_cause(name, time, explain_words(text, make_context(name, log.read_text(encoding="utf-8"), str(log))))
+    return as_cause(name, time, explain_words(text, make_site(name, log.read_text(encoding="utf-8"), str(log))))
 
 
-def explain_exit(exit_: Exit, memory: Memory, num_shard: int) -> Cause:
-    context = make_context(exit_.name, "\n".join(exit_.tail), exit_.log)
+def explain_exit(exit_: Exit, memory: OomEvidence, num_shard: int) -> Cause:
+    site = make_site(exit_.name, "\n".join(exit_.tail), exit_.log)
     if exit_.status < 0:
         number = -exit_.status
         # An abort may itself be a library's answer to a lost peer; a kill or a crash never is.
         lead = 0.0 if number in (signal.SIGABRT, signal.SIGTERM) else SIGNAL_LEAD_S
-        return as_cause(exit_.name, exit_.time - lead, explain_signal(exit_, number, memory, num_shard, context))
+        return as_cause(exit_.name, exit_.time - lead, explain_signal(exit_, number, memory, num_shard, site))
     if exit_.status == 0:
-        return as_cause(exit_.name, exit_.time, tell(failures.ENDED_EARLY, context))
+        return as_cause(exit_.name, exit_.time, phrase(failures.ENDED_EARLY, site))
     if error := find_error(exit_.tail):
-        return as_cause(exit_.name, exit_.time, explain_words(error, context))
+        return as_cause(exit_.name, exit_.time, explain_words(error, site))
     last = quote_last_line(exit_.tail)
-    return as_cause(exit_.name, exit_.time, tell(failures.ENDED_WITH_CODE, context, code=exit_.status, last=last))
+    return as_cause(exit_.name, exit_.time, phrase(failures.ENDED_WITH_CODE, site, code=exit_.status, last=last))
 
 
-def explain_words(error: str, context: Context) -> tuple[Failure, str]:
+def explain_words(error: str, site: FailureSite) -> tuple[Failure, str]:
     """An error as text: a consequence of another process's end, or something to explain."""
     if is_lost_peer(error):
-        return tell(failures.PEER_LOST, context, reason=error.partition("\n")[0].rstrip("."))
-    return explain_error(error, context)
+        return phrase(failures.PEER_LOST, site, reason=error.partition("\n")[0].rstrip("."))
+    return explain_error(error, site)
 
 
-def explain_signal(exit_: Exit, number: int, memory: Memory, num_shard: int, context: Context) -> tuple[Failure, str]:
+def explain_signal(
+    exit_: Exit, number: int, memory: OomEvidence, num_shard: int, site: FailureSite
+) -> tuple[Failure, str]:
     is_one_of_several = num_shard > 1 and exit_.name != FRONTEND
     match number:
         case signal.SIGKILL:
-            return tell(KILLED[memory.judge(exit_.name, exit_.time)], context, memory=memory.describe())
+            return phrase(KILLED[memory.judge(exit_.name, exit_.time)], site, memory=memory.describe())
         case signal.SIGSEGV | signal.SIGABRT if lacks_threads("\n".join(exit_.tail)):
-            return tell(failures.TOO_MANY_PROCESSES, context)
-        case signal.SIGBUS if is_one_of_several and context.shared_memory.is_short:
-            return tell(failures.SHARED_MEMORY_FULL, context, reason="SIGBUS")
+            return phrase(failures.TOO_MANY_PROCESSES, site)
+        case signal.SIGBUS if is_one_of_several and site.shared_memory.is_short:
+            return phrase(failures.SHARED_MEMORY_FULL, site, reason="SIGBUS")
         case signal.SIGBUS:
-            return tell(failures.MAPPED_FILE_LOST, context)
+            return phrase(failures.MAPPED_FILE_LOST, site)
         case signal.SIGILL:
-            return tell(failures.ILLEGAL_INSTRUCTION, context)
+            return phrase(failures.ILLEGAL_INSTRUCTION, site)
         case signal.SIGSEGV | signal.SIGFPE:
-            return tell(failures.CRASHED, context, signal=signal_name(number))
+            return phrase(failures.CRASHED, site, signal=signal_name(number))
         case signal.SIGABRT if is_lost_peer("\n".join(exit_.tail)):
-            return explain_words(quote_last_line(exit_.tail), context)
+            return explain_words(quote_last_line(exit_.tail), site)
         case signal.SIGABRT:
-            return tell(failures.ABORTED, context, last=quote_last_line(exit_.tail))
+            return phrase(failures.ABORTED, site, last=quote_last_line(exit_.tail))
         case _:
-            return tell(failures.ENDED_BY_SIGNAL, context, signal=signal_name(number))
+            return phrase(failures.ENDED_BY_SIGNAL, site, signal=signal_name(number))
 
 
 def explain_own_error(error: Exception, name: str = LAUNCHER) -> TgisError | None:
     """What the system refused this process itself, such as a further process, if it is a known failure."""
-    context = make_context(name, "".join(traceback.format_exception(error)), "")
-    failure, sentence = explain_error(f"{type(error).__name__}: {error}", context)
+    site = make_site(name, "".join(traceback.format_exception(error)), "")
+    failure, sentence = explain_error(f"{type(error).__name__}: {error}", site)
     return None if failure is failures.UNEXPECTED_ERROR else failure.kind(sentence)
 
 
 def explain_lack_of_threads(name: str) -> Cause:
     """Of a process that goes on, but says so."""
-    return as_cause(name, time.time(), tell(failures.TOO_MANY_PROCESSES, make_context(name, "", "")))
+    return as_cause(name, time.time(), phrase(failures.TOO_MANY_PROCESSES, make_site(name, "", "")))
 
 
-def make_context(name: str, text: str, log: str) -> Context:
-    return Context(name, find_place(text), log, SharedMemory.measure())
+def make_site(name: str, text: str, log: str) -> FailureSite:
+    return FailureSite(name, find_place(text), log, SharedMemory.measure())
 
 
 def as_cause(name: str, time: float, found: tuple[Failure, str]) -> Cause:

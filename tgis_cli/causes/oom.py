@@ -17,12 +17,12 @@ from pathlib import Path
 from tgis_server.host import cgroup
 from tgis_server.words.sizes import format_bytes
 
-LOOK_S = 1.0
+SAMPLE_S = 1.0
 DYING_S = 3.0  # between the kernel's kill and the end of a process that has much to give back
 LARGE_SHARE = 0.5  # of the limit that all children have together: less, and others used it up
 
 
-class Verdict(Enum):
+class OomLikelihood(Enum):
     """Whether a child that was killed was killed for lack of memory."""
 
     YES = "yes"
@@ -32,7 +32,7 @@ class Verdict(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class OomEvidence:
     """What was seen of memory until a group ended."""
 
     is_counted: bool = False  # whether the kernel tells how often it killed
@@ -40,15 +40,15 @@ class Memory:
     child_bytes: Mapping[str, int] = field(default_factory=dict)  # resident, by name, at the last look
     limit_bytes: int | None = None
 
-    def judge(self, name: str, ended_at: float) -> Verdict:
+    def judge(self, name: str, ended_at: float) -> OomLikelihood:
         """Of the child ``name``, which ended by SIGKILL at that time."""
         if not self.is_counted:
-            return Verdict.UNKNOWN
+            return OomLikelihood.UNKNOWN
         if not any(since <= ended_at and until >= ended_at - DYING_S for since, until in self.rises):
-            return Verdict.NO
+            return OomLikelihood.NO
         is_largest = self.child_bytes.get(name, 0) >= max(self.child_bytes.values(), default=0)
         has_share = sum(self.child_bytes.values()) >= LARGE_SHARE * (self.limit_bytes or 0)
-        return Verdict.YES if is_largest and has_share else Verdict.PERHAPS
+        return OomLikelihood.YES if is_largest and has_share else OomLikelihood.PERHAPS
 
     def describe(self) -> str:
         """What ran out: the kernel counts its kills for the machine's sake under the same name."""
@@ -81,10 +81,10 @@ class OomWatch:
     async def run(self, pids: Mapping[str, int]) -> None:
         """For ever."""
         while True:
-            self.look(pids)
-            await asyncio.sleep(LOOK_S)
+            self.sample(pids)
+            await asyncio.sleep(SAMPLE_S)
 
-    def look(self, pids: Mapping[str, int]) -> None:
+    def sample(self, pids: Mapping[str, int]) -> None:
         """``pids`` are those of the children, by name, whether they live or not."""
         count, now = self._count_kills(), self._clock()
         if count is not None and self._count is not None and count > self._count:
@@ -92,9 +92,9 @@ class OomWatch:
         self._count, self._looked_at = count, now
         self._child_bytes |= {name: found for name, pid in pids.items() if (found := self._read_bytes(pid))}
 
-    def tell(self) -> Memory:
+    def evidence(self) -> OomEvidence:
         """What has been seen so far."""
-        return Memory(
+        return OomEvidence(
             is_counted=self._count is not None,
             rises=tuple(self._rises),
             child_bytes=dict(self._child_bytes),

@@ -13,7 +13,7 @@ from enum import StrEnum
 from tgis_server.options import FALSE_WORDS, LoadedConfig, Option, options
 
 
-class Verdict(StrEnum):
+class Treatment(StrEnum):
     """What became of a setting."""
 
     SAME = "same"
@@ -33,7 +33,7 @@ class Setting:
     """One setting, by its environment variable."""
 
     name: str
-    verdict: Verdict
+    treatment: Treatment
     note: str = ""  # what differs and why, one sentence; for RENAMED the newer name
     unset: str = ""  # the default, if it is another one
     quiet: tuple[str, ...] = ()  # values in lower case that ask for nothing, so that no warning is due
@@ -50,9 +50,9 @@ class Setting:
     @property
     def now(self) -> str:
         """What it does now, in a sentence."""
-        if self.verdict is Verdict.RENAMED:
+        if self.treatment is Treatment.RENAMED:
             return f"Works; the newer name is {self.note}."
-        if self.verdict is Verdict.SAME:
+        if self.treatment is Treatment.SAME:
             return f"As before. {self.note}".strip()
         return self.note or (self.option.opt.help if self.option else "")
 
@@ -61,10 +61,10 @@ class Setting:
 
     def warn(self, origin: str) -> str:
         """The line that a start logs, where ``origin`` is "environment NAME" or "flag --name"."""
-        match self.verdict:
-            case Verdict.RENAMED:
+        match self.treatment:
+            case Treatment.RENAMED:
                 return f"{origin} is deprecated: use {self.note}."
-            case Verdict.NOT_YET:
+            case Treatment.NOT_YET:
                 return f"{origin} asks for what is not part of this version: {lower_first(self.now)}"
             case _:
                 return f"{origin} has no effect: {lower_first(self.now)}"
@@ -75,19 +75,19 @@ def lower_first(sentence: str) -> str:
 
 
 def same(name: str, note: str = "", unset: str = "") -> Setting:
-    return Setting(name, Verdict.SAME, note, unset)
+    return Setting(name, Treatment.SAME, note, unset)
 
 
 def renamed(name: str, newer: str) -> Setting:
-    return Setting(name, Verdict.RENAMED, newer)
+    return Setting(name, Treatment.RENAMED, newer)
 
 
 def no_effect(name: str, why: str = "", quiet: tuple[str, ...] = ()) -> Setting:
-    return Setting(name, Verdict.NO_EFFECT, why, quiet=quiet)
+    return Setting(name, Treatment.NO_EFFECT, why, quiet=quiet)
 
 
 def not_yet(name: str, loss: str, quiet: tuple[str, ...] = ()) -> Setting:
-    return Setting(name, Verdict.NOT_YET, loss, quiet=quiet)
+    return Setting(name, Treatment.NOT_YET, loss, quiet=quiet)
 
 
 MEASURED = "Free memory is measured after loading, not estimated."
@@ -105,7 +105,7 @@ SETTINGS = (
     same("DEPLOYMENT_FRAMEWORK", "The native engine serves what it can, whatever is named; all else is refused."),
     same("DTYPE", unset="the checkpoint's own instead of float16."),
     renamed("DTYPE_STR", "--dtype"),
-    Setting("QUANTIZE", Verdict.REFUSED),
+    Setting("QUANTIZE", Treatment.REFUSED),
     same("NUM_SHARD"),
     renamed("NUM_GPUS", "--num-shard"),
     same("MAX_CONCURRENT_REQUESTS"),
@@ -202,7 +202,7 @@ BY_NAME = {setting.name: setting for setting in SETTINGS}
 def warn_of_settings(loaded: LoadedConfig, environ: Mapping[str, str]) -> Iterator[str]:
     """One line for each setting that is set and does not do what it did."""
     for setting in SETTINGS:
-        if setting.verdict in (Verdict.SAME, Verdict.REFUSED):
+        if setting.treatment in (Treatment.SAME, Treatment.REFUSED):
             continue
         if setting.option:
             origin, value = loaded.origins[setting.option.name], str(getattr(loaded.config, setting.option.name))

@@ -77,7 +77,7 @@ class Place:
 
 
 @dataclass(slots=True)
-class Doing:
+class Activity:
     """What the work says of itself; it writes, and the thread beside it reads."""
 
     what: str = ""
@@ -119,18 +119,18 @@ class Forked(Generic[T]):
         self._ended = asyncio.Event()
 
     @classmethod
-    def start(cls, work: Callable[[], T], doing: Doing | None = None) -> Self:
+    def start(cls, work: Callable[[], T], activity: Activity | None = None) -> Self:
         """Begin.
 
         Args:
             work: returns something that can be pickled.
-            doing: where it says what it does.
+            activity: where it says what it does.
         """
         pipe, only_writer = os.pipe()
         parent = os.getpid()
         with signals_held():
             if (pid := os.fork()) == 0:
-                _be_child(work, doing or Doing(), only_writer, parent)
+                _be_child(work, activity or Activity(), only_writer, parent)
         os.close(only_writer)
         os.set_blocking(pipe, False)
         return cls(pid, pipe)
@@ -223,7 +223,7 @@ class _Sender(logging.Handler):
         self.send(record)
 
 
-def _be_child(work: Callable[[], Any], doing: Doing, pipe: int, parent: int) -> NoReturn:
+def _be_child(work: Callable[[], Any], activity: Activity, pipe: int, parent: int) -> NoReturn:
     """What the forked process does, whatever happens; nothing of the parent's is ever cleaned up here."""
     sender, code = _Sender(pipe), 1
     try:
@@ -234,7 +234,7 @@ def _be_child(work: Callable[[], Any], doing: Doing, pipe: int, parent: int) -> 
         for stream in range(3):  # a process that is left behind must not hold the outputs open
             os.dup2(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), stream)
         logging.root.handlers = [sender]
-        _watch(sender, work, doing)
+        _watch(sender, work, activity)
         sender.send((True, work(), ""))
         code = 0
     except BaseException as error:  # noqa: BLE001  the parent raises it
@@ -252,7 +252,7 @@ def _make_portable(error: BaseException) -> Exception:
     return RuntimeError(f"{type(error).__name__}: {error}")
 
 
-def _watch(sender: _Sender, work: Callable[[], Any], doing: Doing) -> None:
+def _watch(sender: _Sender, work: Callable[[], Any], activity: Activity) -> None:
     """Send where the main thread stands, as a debugger would see it, whenever it has moved."""
     main = threading.get_ident()
 
@@ -261,7 +261,7 @@ def _watch(sender: _Sender, work: Callable[[], Any], doing: Doing) -> None:
         while True:
             time.sleep(LOOK_S)
             frame = sys._current_frames().get(main)
-            if frame is not None and (place := Place.of(frame, work, doing.what)) != last:
+            if frame is not None and (place := Place.of(frame, work, activity.what)) != last:
                 last = place
                 sender.send(place)
 

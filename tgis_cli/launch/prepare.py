@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tgis_cli.decide.resolve import Resolved, resolve
-from tgis_cli.launch.forked_work import Doing, Forked, Place
+from tgis_cli.launch.forked_work import Activity, Forked, Place
 from tgis_cli.launch.restarts import RestartPolicy
 from tgis_cli.supervisor.signals import signals_held
 from tgis_server import failures
@@ -107,11 +107,11 @@ async def survey_patiently(loaded: LoadedConfig, environ: Mapping[str, str], run
 
     config, started_at = loaded.config, time.monotonic()
     probes: EarlyProbes | None = None
-    doing = Doing(LOOKING)
+    activity = Activity(LOOKING)
     next_line_at = 0.0
     async with contextlib.AsyncExitStack() as stack:
         forked = await stack.enter_async_context(
-            Forked.start(functools.partial(survey, loaded, environ, run_dir, doing), doing)
+            Forked.start(functools.partial(survey, loaded, environ, run_dir, activity), activity)
         )
         while not await forked.wait(TICK_S):
             now = time.monotonic()
@@ -124,7 +124,7 @@ async def survey_patiently(loaded: LoadedConfig, environ: Mapping[str, str], run
                 awaited = f"waiting for {path}" if path else what
                 logger.warning("%s; nothing has moved for %.0f s", awaited, still_s)
             if probes is None and now - started_at >= PROBES_AFTER_S:
-                probes = EarlyProbes(config.model_name or "demo", functools.partial(describe, forked))
+                probes = EarlyProbes(config.model_name or "demo", functools.partial(describe_wait, forked))
                 await probes.open(config)
                 stack.push_async_callback(probes.close)
         return forked.result()
@@ -137,7 +137,7 @@ def explain_standstill(place: Place | None, timeout_s: float) -> TgisError:
     return failures.LOOK_HANGS.error(doing=place.doing if place else LOOKING, timeout_s=timeout_s)
 
 
-def describe(forked: Forked[Surveyed]) -> str:
+def describe_wait(forked: Forked[Surveyed]) -> str:
     """For probes: what the start waits for."""
     if forked.place and forked.place.path:
         still_s = time.monotonic() - forked.moved_at
@@ -145,11 +145,11 @@ def describe(forked: Forked[Surveyed]) -> str:
     return f"the launcher is {forked.place.doing if forked.place else LOOKING}"
 
 
-def survey(loaded: LoadedConfig, environ: Mapping[str, str], run_dir: Path, doing: Doing) -> Surveyed:
+def survey(loaded: LoadedConfig, environ: Mapping[str, str], run_dir: Path, activity: Activity) -> Surveyed:
     """Look at the machine and at the model's files, and check both.
 
     Args:
-        doing: is told what is looked at.
+        activity: is told what is looked at.
 
     Raises:
         TgisError: what stands in the way.
@@ -158,11 +158,11 @@ def survey(loaded: LoadedConfig, environ: Mapping[str, str], run_dir: Path, doin
     from tgis_cli.doctor import Context, check_machine
     from tgis_cli.machine import probe_machine
 
-    doing.what = "asking the driver of the GPUs"
+    activity.what = "asking the driver of the GPUs"
     machine = probe_machine(environ)
-    doing.what = "looking at the model"
+    activity.what = "looking at the model"
     resolved = resolve(loaded, environ, machine)
-    checking_at, doing.what = time.monotonic(), "checking the machine and the model"
+    checking_at, activity.what = time.monotonic(), "checking the machine and the model"
     run = resolved.in_directory(run_dir)
     if loaded.config.skip_preflight:
         warnings = [NOT_CHECKED]

@@ -161,11 +161,11 @@ def list_installed_gpus(nvml: Any = None, dev: Path = Path("/dev")) -> GpuReport
     except nvml.NVMLError as error:
         if error.value == nvml.NVML_ERROR_LIBRARY_NOT_FOUND:
             return count_device_files(dev)
-        return GpuReport(problem=f"No GPU can be used: {explain(nvml, error)}.")
+        return GpuReport(problem=f"No GPU can be used: {explain_nvml_error(nvml, error)}.")
     try:
         return ask_driver(nvml)
     except nvml.NVMLError as error:
-        return GpuReport(problem=f"No GPU can be used: {explain(nvml, error)}.")
+        return GpuReport(problem=f"No GPU can be used: {explain_nvml_error(nvml, error)}.")
     finally:
         nvml.nvmlShutdown()
 
@@ -177,7 +177,7 @@ def ask_driver(nvml: Any) -> GpuReport:
         try:
             gpu = describe_gpu(nvml, nvml.nvmlDeviceGetHandleByIndex(index))
         except nvml.NVMLError as error:
-            problems.append(f"GPU {index} is left out: {explain(nvml, error)}.")
+            problems.append(f"GPU {index} is left out: {explain_nvml_error(nvml, error)}.")
             continue
         if gpu.instances == ():
             problems.append(f"GPU {index} is left out: it is in MIG mode, but no instance is made (`nvidia-smi mig`).")
@@ -254,7 +254,7 @@ def read_near_cpus(nvml: Any, handle: Any) -> frozenset[int]:
     return frozenset(64 * place + bit for place, word in enumerate(words) for bit in range(64) if word >> bit & 1)
 
 
-def explain(nvml: Any, error: Any) -> str:
+def explain_nvml_error(nvml: Any, error: Any) -> str:
     """An error of NVML in words, with what to do."""
     known = {
         nvml.NVML_ERROR_DRIVER_NOT_LOADED: "the NVIDIA driver is installed but not loaded (see `nvidia-smi`)",

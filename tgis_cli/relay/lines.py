@@ -63,7 +63,7 @@ class Lines:
         return self._repeats.is_withholding
 
     def take(self, raw: str, now: float, wall: float, *, is_stderr: bool) -> Line | None:
-        """The line to write, if it is not withheld; call :meth:`take_ended` before.
+        """The line to write, if it is not withheld; call :meth:`pop_ended` before.
 
         Args:
             now: monotonic clock.
@@ -79,7 +79,7 @@ class Lines:
         level, is_admitted = self._above[is_stderr]  # a line of a stack goes with the one above it
         return make_foreign_line(self._process, wall, level, raw) if is_admitted else None
 
-    def take_ended(self, now: float, wall: float, window_s: float = WINDOW_S) -> list[Line]:
+    def pop_ended(self, now: float, wall: float, window_s: float = WINDOW_S) -> list[Line]:
         """Lines that tell what was withheld, for windows that are over; with a window of 0 for all."""
         return [
             make_foreign_line(
@@ -89,7 +89,7 @@ class Lines:
                 f"repeated {seen.num_withheld} times in {min(now - seen.since, WINDOW_S):.0f} s: "
                 + seen.text.partition("\n")[0],
             )
-            for seen in self._repeats.take_ended(now, window_s)
+            for seen in self._repeats.pop_ended(now, window_s)
         ]
 
 

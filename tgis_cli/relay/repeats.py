@@ -18,7 +18,7 @@ CLOCK = re.compile(r"\d\d:\d\d:\d\d([.,]\d+)?")
 
 
 @dataclass(slots=True)
-class Seen:
+class RepeatedLine:
     """Equal lines of one window."""
 
     level: str
@@ -32,13 +32,13 @@ class Repeats:
     """The lines that one process has written of late."""
 
     def __init__(self) -> None:
-        self._seen: dict[tuple[str, int], Seen] = {}  # by level and hash; the oldest window is first
+        self._seen: dict[tuple[str, int], RepeatedLine] = {}  # by level and hash; the oldest window is first
         self.is_withholding = False
 
     def admit(self, level: str, text: str, now: float) -> bool:
-        """Whether a line is to be written; call :meth:`take_ended` before."""
+        """Whether a line is to be written; call :meth:`pop_ended` before."""
         key = level, hash(CLOCK.sub("", text))
-        seen = self._seen.setdefault(key, Seen(level, text[:MAX_KEPT_CHARS], now))
+        seen = self._seen.setdefault(key, RepeatedLine(level, text[:MAX_KEPT_CHARS], now))
         if seen.num_admitted < MAX_ADMITTED:
             seen.num_admitted += 1
             return True
@@ -46,7 +46,7 @@ class Repeats:
         self.is_withholding = True
         return False
 
-    def take_ended(self, now: float, window_s: float = WINDOW_S) -> list[Seen]:
+    def pop_ended(self, now: float, window_s: float = WINDOW_S) -> list[RepeatedLine]:
         """Lines some of which were withheld in a window that is over, which is forgotten."""
         ended = []
         while self._seen:

@@ -120,7 +120,7 @@ class Terminal:
 
     def _tell_withheld(self, window_s: float) -> None:
         for lines in self._lines.values():
-            for line in lines.take_ended(time.monotonic(), time.time(), window_s):
+            for line in lines.pop_ended(time.monotonic(), time.time(), window_s):
                 self._write_line(line, to_stderr=True)
 
     def _warn(self, text: str) -> None:

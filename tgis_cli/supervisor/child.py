@@ -141,7 +141,7 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, number)
 
-    def take_note(self) -> bool:
+    def poll(self) -> bool:
         """Learn whether the child was stopped, continued or has ended; called on SIGCHLD. True if it has just ended."""
         if not self.is_alive:
             return False

@@ -56,7 +56,7 @@ class ProcessProgress:
         """Take an answer, or its absence."""
         if reply is None:
             return
-        if self.reply is None or describe(reply) != describe(self.reply):
+        if self.reply is None or progress_of(reply) != progress_of(self.reply):
             self.changed_at = now
         self.reply = reply
 
@@ -65,7 +65,7 @@ class ProcessProgress:
         return f"{self.name} {self.phase}{share}"
 
 
-def describe(reply: Reply) -> tuple[object, ...]:
+def progress_of(reply: Reply) -> tuple[object, ...]:
     """The part of an answer that changes with progress only; ages and calls in flight do not count."""
     if isinstance(reply, pb.FrontendHealth):
         return reply.state, reply.text

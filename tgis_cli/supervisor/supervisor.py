@@ -37,7 +37,7 @@ from tgis_cli.causes.cause import (
     only_peers_are_blamed,
     read_records,
 )
-from tgis_cli.causes.explain import lacks_threads
+from tgis_cli.causes.last_words import lacks_threads
 from tgis_cli.causes.oom import OomWatch
 from tgis_cli.machine.process_limits import read_process_limits
 from tgis_cli.relay.terminal import Terminal
@@ -126,7 +126,7 @@ class Supervisor:
         started_at = time.monotonic()
         death_read, death_write = os.pipe()  # nobody writes: its end tells the children that the launcher is gone
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGCHLD, self._take_note)
+        loop.add_signal_handler(signal.SIGCHLD, self._poll_children)
         looking = None
         if are_threads_scarce(self._run):  # some process would crash or hang, and not always the same one
             ThreadRoom(Threads.of(self._run).least - (OWN - POLLER)).give_back()
@@ -190,7 +190,7 @@ class Supervisor:
         self._shards = [child for name, child in self._children.items() if name != FRONTEND]
         for name, child in self._children.items():
             await child.read_lines(functools.partial(self._relay, name))
-        self._take_note()  # of one that ended before its signal could be heard
+        self._poll_children()  # of one that ended before its signal could be heard
 
     async def _stop(self, watcher: Watcher, name: str) -> Outcome:
         """The orderly end: the front-end drains, then the shards go."""
@@ -257,7 +257,7 @@ class Supervisor:
         cause = self._find_cause()
         frontend = self._children[FRONTEND]
         if self._ready_at is not None and frontend.is_alive and not frontend.is_stopped:
-            await watcher.say_why(cause.sentence)
+            await watcher.tell_cause(cause.sentence)
             await wait_all([frontend], LAST_WORDS_S)
         await self._kill_all()
         self._keep_last_lines()
@@ -275,8 +275,8 @@ class Supervisor:
             await first_of(self._ended.wait(), timeout_s=CAUSE_POLL_S)
 
     def _find_cause(self) -> Cause:
-        self._oom.look({})
-        memory = self._oom.tell()
+        self._oom.sample({})
+        memory = self._oom.evidence()
         records = read_records(self._run.errors_dir)
         num_shard = self._run.num_shard
         return find_cause(self._exits(), records, memory, num_shard=num_shard, others=self._hung, steps=self._steps)
@@ -321,12 +321,12 @@ class Supervisor:
             self._hung.append(explain_lack_of_threads(name))
             self._ended.set()
 
-    def _take_note(self) -> None:
+    def _poll_children(self) -> None:
         """Something happened to a child."""
         for child in self._children.values():
             stopped_at = child.stopped_at
-            if child.take_note():
-                self._oom.look({})
+            if child.poll():
+                self._oom.sample({})
                 self._ended.set()
             elif child.stopped_at is not None and child.stopped_at != stopped_at:
                 logger.warning("%s was stopped by a signal; `kill -CONT %d` continues it", child.name, child.pid)

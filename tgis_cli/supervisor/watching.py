@@ -57,7 +57,7 @@ class Watcher:
         silence = Silence(self._run.config.startup_timeout)
         next_line_at, next_status_at = self._started_at + FIRST_LINE_S, 0.0
         while True:
-            await asyncio.gather(*(self._ask(process) for process in self._processes if not process.is_ready))
+            await asyncio.gather(*(self._probe(process) for process in self._processes if not process.is_ready))
             if all(process.is_ready for process in self._processes):
                 return
             now = time.monotonic()
@@ -138,14 +138,14 @@ class Watcher:
         counts = (reply.executed_steps if isinstance(reply, pb.HealthReply) else None for reply in replies)
         return dict(zip(shards, counts, strict=True))
 
-    async def say_why(self, cause: str) -> None:
+    async def tell_cause(self, cause: str) -> None:
         """Tell the front-end, for its clients and probes, why the group ends."""
         await self._health.end(cause, LAST_CALL_S)
 
     async def close(self) -> None:
         await self._health.close()
 
-    async def _ask(self, process: ProcessProgress) -> None:
+    async def _probe(self, process: ProcessProgress) -> None:
         phase_before = process.phase
         process.note(await self._health.check(process.name, STARTING_CALL_S), time.monotonic())
         if self._terminal.as_json and process.phase != phase_before:

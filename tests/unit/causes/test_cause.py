@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from tgis_cli.causes.cause import Cause, Exit, explain_own_error, find_cause, only_peers_are_blamed, read_records
-from tgis_cli.causes.explain import find_place
-from tgis_cli.causes.oom import Memory
+from tgis_cli.causes.last_words import find_place
+from tgis_cli.causes.oom import OomEvidence
 from tgis_server.child import write_error
 from tgis_server.errors import ModelError, PeerLost
 
 GIB = 1 << 30
-UNCHANGED = Memory(is_counted=True)
+UNCHANGED = OomEvidence(is_counted=True)
 
 
 CRASH = """\
@@ -33,7 +33,7 @@ Current thread 0x00007f02 (most recent call first):
 Extension modules: torch._C"""
 
 
-def report(exits: list[Exit], records: list[Cause] = [], memory: Memory = UNCHANGED, num_shard: int = 2) -> Cause:  # noqa: B006  never changed
+def report(exits: list[Exit], records: list[Cause] = [], memory: OomEvidence = UNCHANGED, num_shard: int = 2) -> Cause:  # noqa: B006  never changed
     return find_cause(exits, records, memory, num_shard=num_shard)
 
 
@@ -88,10 +88,10 @@ def test_a_kill_by_hand_is_told_from_one_for_lack_of_memory():
 
     by_hand = report(killed).sentence
     sizes = {"shard-0": 3 * GIB, "shard-1": 4 * GIB}
-    for_memory = report(killed, memory=Memory(True, ((0.5, 1.1),), sizes, 8 * GIB)).sentence
-    for_the_machine = report(killed, memory=Memory(True, ((0.5, 1.1),), sizes)).sentence
-    perhaps = report(killed, memory=Memory(True, ((0.5, 1.1),), {"shard-1": GIB}, 8 * GIB)).sentence
-    unknown = report(killed, memory=Memory()).sentence
+    for_memory = report(killed, memory=OomEvidence(True, ((0.5, 1.1),), sizes, 8 * GIB)).sentence
+    for_the_machine = report(killed, memory=OomEvidence(True, ((0.5, 1.1),), sizes)).sentence
+    perhaps = report(killed, memory=OomEvidence(True, ((0.5, 1.1),), {"shard-1": GIB}, 8 * GIB)).sentence
+    unknown = report(killed, memory=OomEvidence()).sentence
 
     assert "killed by SIGKILL, and not by the kernel for lack of memory" in by_hand
     assert "killer: the container's memory limit of 8.0 GiB was reached;" in for_memory

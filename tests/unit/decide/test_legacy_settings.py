@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tgis_cli.decide.legacy_settings import BY_NAME, SETTINGS, Verdict, warn_of_settings
+from tgis_cli.decide.legacy_settings import BY_NAME, SETTINGS, Treatment, warn_of_settings
 from tgis_server.options import load_config, options
 
 
@@ -62,4 +62,6 @@ def test_every_setting_has_one_row_that_says_something():
 def test_every_setting_without_effect_of_the_options_is_in_the_table():
     accepted = {option.env for option in options() if option.opt.group == "Accepted, without effect"}
 
-    assert accepted == {setting.name for setting in SETTINGS if setting.option and setting.verdict is Verdict.NO_EFFECT}
+    assert accepted == {
+        setting.name for setting in SETTINGS if setting.option and setting.treatment is Treatment.NO_EFFECT
+    }

@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from tgis_cli.launch import prepare
-from tgis_cli.launch.forked_work import Doing, Forked, Place
+from tgis_cli.launch.forked_work import Activity, Forked, Place
 from tgis_server.errors import GroupFailed, ModelError
 from tgis_server.host.ports import listen
 from tgis_server.options import load_config
@@ -103,13 +103,13 @@ def test_what_is_neither_a_result_nor_an_error_is_told(end: Callable[[], object]
 
 
 def test_a_path_that_the_work_was_given_is_not_what_it_waits_for(tmp_path: Path):
-    doing = Doing("asking the driver")
+    activity = Activity("asking the driver")
 
     def work(run_dir: Path) -> None:
         time.sleep(30)
 
     async def run() -> Place:
-        async with Forked.start(functools.partial(work, tmp_path), doing) as forked:
+        async with Forked.start(functools.partial(work, tmp_path), activity) as forked:
             async with asyncio.timeout(10):
                 while forked.place is None:
                     await forked.wait(0.05)

@@ -167,7 +167,7 @@ def test_what_is_withheld_is_told_at_the_level_of_the_line():
     lines = Lines("shard-1")
     take(*["ERROR: again"] * (MAX_ADMITTED + 37), lines=lines)
 
-    [told] = lines.take_ended(10.0, WALL)
+    [told] = lines.pop_ended(10.0, WALL)
 
     assert (told.level, told.text) == ("error", "repeated 37 times in 10 s: ERROR: again")
 

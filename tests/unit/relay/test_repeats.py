@@ -10,7 +10,7 @@ def write(repeats: Repeats, text: str, times: int, *, now: float = 0.0) -> list[
 
 
 def ended(repeats: Repeats, now: float, window_s: float = WINDOW_S) -> list[tuple[str, int]]:
-    return [(seen.text, seen.num_withheld) for seen in repeats.take_ended(now, window_s)]
+    return [(seen.text, seen.num_withheld) for seen in repeats.pop_ended(now, window_s)]
 
 
 def test_the_first_equal_lines_are_admitted_and_the_others_told_at_the_windows_end():

@@ -66,7 +66,7 @@ class SharedMemory:
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
+class FailureSite:
     """What every sentence may need."""
 
     process: str
@@ -109,7 +109,7 @@ def is_lost_peer(error: str) -> bool:
     return PEER_LOST.search(error) is not None
 
 
-def explain_error(error: str, context: Context) -> tuple[Failure, str]:
+def explain_error(error: str, site: FailureSite) -> tuple[Failure, str]:
     """The row for an error that nobody had expected, and its sentence.
 
     Args:
@@ -118,22 +118,22 @@ def explain_error(error: str, context: Context) -> tuple[Failure, str]:
     for pattern, failure in RULES:
         if match := re.search(pattern, error):
             reason = next(filter(None, match.groups()), match[0]).rstrip(".")
-            return tell(failure, context, reason=reason, asked=find_asked_size(error))
+            return phrase(failure, site, reason=reason, asked=find_asked_size(error))
     if match := OS_ERROR.search(error):
         number, path = int(match["errno"] or match["rust"]), match["path"]
         known = OS_FAILURES.get(number)
         if known and (path or known not in NEEDS_PATH):
-            return tell(known, context, path=path or "a file", reason=os.strerror(number), asked=UNKNOWN_SIZE)
+            return phrase(known, site, path=path or "a file", reason=os.strerror(number), asked=UNKNOWN_SIZE)
     first_line = error.partition("\n")[0][:MAX_ERROR_CHARS].rstrip(".")
-    return tell(failures.UNEXPECTED_ERROR, context, error=first_line)
+    return phrase(failures.UNEXPECTED_ERROR, site, error=first_line)
 
 
-def tell(failure: Failure, context: Context, **values: object) -> tuple[Failure, str]:
+def phrase(failure: Failure, site: FailureSite, **values: object) -> tuple[Failure, str]:
     """A row and its sentence."""
     machine: dict[str, object] = {"python": sys.executable, "uid": os.getuid()}
     if failure is failures.TOO_MANY_PROCESSES:
         machine["limits"] = describe_process_limits()
-    return failure, failure.format(**asdict(context), **asdict(context.shared_memory), **machine, **values)
+    return failure, failure.format(**asdict(site), **asdict(site.shared_memory), **machine, **values)
 
 
 def find_asked_size(error: str) -> str:
