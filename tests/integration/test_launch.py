@@ -260,7 +260,7 @@ def test_a_start_without_progress_is_given_up_with_the_stacks_of_the_silent_proc
     server = start("--rehearse", "--num-shard", "2", "--fault", "shard0:hang@load", "--startup-timeout", "5")
 
     assert server.wait() == 5
-    assert "shard-0 stands at: pretending to read weights" in server.last_line
+    assert "shard-0 is stuck at: pretending to read weights" in server.last_line
     assert "--startup-timeout" in server.last_line
     assert re.search(r"shard-0 +\| .*in strike", server.stderr)
 

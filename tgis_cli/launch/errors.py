@@ -20,7 +20,7 @@ from tgis_server.words.processes import LAUNCHER
 def errors_in_termination_log(
     flags: Mapping[str, Any], environ: Mapping[str, str], config_file: Path | None
 ) -> Iterator[None]:
-    """What prevents a start is also written where Kubernetes looks for it, and as an event to a JSON output."""
+    """Also write an error that prevents a start to the termination log, and to a JSON output as an event."""
     try:
         yield
     except Exception as error:
@@ -29,7 +29,7 @@ def errors_in_termination_log(
         sentence, exit_code = explain(error)
         termination_log, as_json = find_outputs(flags, environ, config_file)
         write_termination_log(termination_log, sentence)
-        if not as_json or exit_code == EXIT_UNEXPECTED:  # whose traceback can be asked for
+        if not as_json or exit_code == EXIT_UNEXPECTED:  # an unexpected error keeps its traceback for --debug
             raise
         print(make_failed_line(sentence, exit_code), file=sys.stderr)
         raise SystemExit(exit_code) from error
@@ -43,7 +43,7 @@ def make_failed_line(sentence: str, exit_code: int) -> str:
 
 
 def find_outputs(flags: Mapping[str, Any], environ: Mapping[str, str], config_file: Path | None) -> tuple[Path, bool]:
-    """The termination log, and whether outputs are JSON, also if the rest of the configuration is wrong."""
+    """The termination log and whether output is JSON, even if the rest of the configuration is wrong."""
     try:
         config = load_config(flags, environ, config_file).config
         return config.termination_log, config.json_output
@@ -55,7 +55,7 @@ def find_outputs(flags: Mapping[str, Any], environ: Mapping[str, str], config_fi
 
 
 def find_output_flags(args: Sequence[str]) -> dict[str, Any]:
-    """The flags that say where errors go, from a command line that may be wrong."""
+    """The flags that choose where errors go, read from a command line that may be wrong."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--termination-log", nargs="?")
     parser.add_argument("--json-output", action=argparse.BooleanOptionalAction)

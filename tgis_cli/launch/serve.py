@@ -1,4 +1,4 @@
-"""A run from start to end: resolve the options, prepare, supervise, start again if asked to, and say why it ended."""
+"""A run from start to end: resolve the options, prepare, supervise, restart if asked to, and report why it ended."""
 
 from __future__ import annotations
 
@@ -44,23 +44,23 @@ CLOSE_TERMINAL_S = 1.0  # for a slow reader to take the last lines
 def run_launch(
     flags: Mapping[str, Any], config_file: Path | None, *, needs_model: bool = False, warnings: Iterable[str] = ()
 ) -> int:
-    """Serve, and return the exit code.
+    """Serve until stopped, and return the exit code.
 
     Args:
-        needs_model: refuse to start without a model instead of serving the demo model.
-        warnings: logged before those about the options.
+        needs_model: without a model, refuse to start instead of serving the demo model.
+        warnings: logged before the warnings about the options.
     """
     exit_until_supervised()
-    os.umask(0o077)  # what this process and its children make is this user's alone
+    os.umask(0o077)  # only this user can access the files that this process and its children create
     environ = dict(os.environ)
     phases = [("starting", process_started_at()), ("resolving", time.monotonic())]
-    with contextlib.ExitStack() as undo:  # done if it ends, by an error or a signal, before children are supervised
+    with contextlib.ExitStack() as undo:  # runs on an error or a signal before children are supervised
         loaded = load_config(flags, environ, config_file)
         if needs_model and not loaded.config.model_name and not loaded.config.rehearse:
             raise failures.NO_MODEL.error()
         decide_hangup(has_log_file=loaded.config.log_file is not None)
         log_to_stderr(loaded.config)
-        raise_limit()  # of open files, for the children too
+        raise_limit()  # on open files; children inherit it
         policy = RestartPolicy(loaded.config.restart, loaded.config.max_restarts)
         resolved, run = asyncio.run(prepare_or_retry(loaded, environ, phases, undo, policy))
         terminal = open_terminal(loaded.config, environ, run.num_shard)
@@ -77,7 +77,7 @@ def run_launch(
 
 
 def log_choices(resolved: Resolved, terminal: Terminal) -> None:
-    """What is served and how, each choice with its reason: a record, or a line for each."""
+    """Log what is served and how, each choice with its reason: as one JSON record, or as a line per choice."""
     headline, *rows = resolved.describe()
     logger.info("%s", headline, extra={"inferred": resolved.inferred()} if terminal.as_json else None)
     for line in () if terminal.as_json else rows:
@@ -85,7 +85,7 @@ def log_choices(resolved: Resolved, terminal: Terminal) -> None:
 
 
 class Launch:
-    """The runs of one command: one, or several with ``--restart``."""
+    """The runs of one command: one, or more with ``--restart``."""
 
     def __init__(
         self, loaded: LoadedConfig, terminal: Terminal, environ: Mapping[str, str], policy: RestartPolicy
@@ -97,10 +97,10 @@ class Launch:
         self._signals = StopSignals(terminal.reopen if loaded.config.log_file else None)
 
     async def supervise(self, run: Run, undo: contextlib.ExitStack) -> Outcome:
-        """Run the group, again where ``--restart`` says so, until it stops or fails for good.
+        """Run the group, and restart it as ``--restart`` says, until it stops or a failure is final.
 
         Args:
-            undo: cleared: from now on the supervisor decides what stays.
+            undo: is cleared; from here on the supervisor decides which files to keep.
         """
         self._signals.install()
         undo.pop_all()
@@ -117,7 +117,7 @@ class Launch:
                 preparing = asyncio.ensure_future(prepare_or_retry(self._loaded, self._environ, phases, undo, policy))
                 if await first_of(preparing, self._signals.wait_first()) != 0:
                     return Outcome(0)
-                try:  # the machine may have changed: a GPU that is lost is not asked for again
+                try:  # resolved again, as the machine may have changed: a lost GPU is no longer requested
                     resolved, run = preparing.result()
                 except TgisError as error:
                     return Outcome(error.exit_code, str(error))
@@ -138,7 +138,7 @@ class Launch:
 
 
 def log_to_stderr(config: ServeConfig) -> None:
-    """Until the terminal is open."""
+    """Where the launcher logs until the terminal is open."""
     if config.json_output:
         setup_logging(LAUNCHER, level=config.log_level)
     else:
@@ -146,7 +146,7 @@ def log_to_stderr(config: ServeConfig) -> None:
 
 
 def open_terminal(config: ServeConfig, environ: Mapping[str, str], num_shard: int) -> Terminal:
-    """The launcher's outputs, which its log goes to as well."""
+    """Open the launcher's outputs, and send its log there too."""
     names = [LAUNCHER, *child_names(num_shard)]
     terminal = Terminal(
         sys.stdout, sys.stderr, environ, as_json=config.json_output, names=names, log_file=config.log_file
@@ -156,13 +156,13 @@ def open_terminal(config: ServeConfig, environ: Mapping[str, str], num_shard: in
 
 
 def finish(loaded: LoadedConfig, terminal: Terminal, outcome: Outcome) -> None:
-    """The last line, if there is anything to say; and no waiting for a reader that does not read."""
+    """Report the failure, if any, and close the terminal without waiting for a stalled reader."""
     for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # it stops already, and the exit code is decided
+        signal.signal(number, signal.SIG_IGN)  # already stopping, and the exit code is decided
     if outcome.sentence:
         write_termination_log(loaded.config.termination_log, outcome.sentence, outcome.details)
         line = make_failed_line(outcome.sentence, outcome.exit_code) if terminal.as_json else outcome.sentence
         terminal.print_last(line)
     if not terminal.close(CLOSE_TERMINAL_S):
-        os._exit(outcome.exit_code)  # its thread is stuck in a write, and the interpreter's end would wait for it
+        os._exit(outcome.exit_code)  # its thread is stuck in a write, and a normal exit would wait for it
     silence_broken_outputs()

@@ -22,6 +22,6 @@ async def first_of(*works: Any, timeout_s: float | None = None) -> int | None:
 
 
 async def wait_all(children: Sequence[Child], timeout_s: float | None) -> None:
-    """Until all have ended, at most so long."""
+    """Wait until all children have ended, or for ``timeout_s``."""
     if children:
         await first_of(asyncio.gather(*(child.exited.wait() for child in children)), timeout_s=timeout_s)

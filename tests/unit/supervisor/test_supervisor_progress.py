@@ -11,7 +11,7 @@ import pytest
 from tgis_cli.causes.cause import ProcessHangs
 from tgis_cli.supervisor import watching
 from tgis_cli.supervisor.environment import child_environment
-from tgis_cli.supervisor.progress import ProcessProgress, Silence
+from tgis_cli.supervisor.progress import ProcessProgress, StallDetector
 from tgis_server.options import ServeConfig
 from tgis_server.run import Run
 from tgis_server.wire import shard_pb2 as pb
@@ -35,9 +35,9 @@ def test_progress_of_any_process_keeps_the_start_alive():
 
     shard_1.note(loading(2), now=9.0)
 
-    Silence(timeout_s=10).check(processes, now=18.0)
+    StallDetector(timeout_s=10).check(processes, now=18.0)
     with pytest.raises(ProcessHangs):
-        Silence(timeout_s=10).check(processes, now=19.1)
+        StallDetector(timeout_s=10).check(processes, now=19.1)
 
 
 def test_the_shard_that_has_been_silent_longest_is_named():
@@ -46,8 +46,8 @@ def test_the_shard_that_has_been_silent_longest_is_named():
     shard_0.note(loading(1), now=1.0)
     shard_1.note(loading(1), now=2.0)
 
-    with pytest.raises(ProcessHangs, match=r"shard-0 stands at: reading weights, and nothing has moved for 10 s"):
-        Silence(timeout_s=10).check(processes, now=12.0)
+    with pytest.raises(ProcessHangs, match=r"shard-0 is stuck at: reading weights, and nothing has moved for 10 s"):
+        StallDetector(timeout_s=10).check(processes, now=12.0)
 
 
 def test_a_shard_that_waits_for_the_others_is_not_blamed():
@@ -56,8 +56,8 @@ def test_a_shard_that_waits_for_the_others_is_not_blamed():
     shard_1.note(pb.HealthReply(state=pb.HealthReply.WARMING_UP), now=1.0)
     shard_0.note(loading(1), now=2.0)
 
-    with pytest.raises(ProcessHangs, match="shard-0 stands at: reading weights"):
-        Silence(timeout_s=10).check(processes, now=12.0)
+    with pytest.raises(ProcessHangs, match="shard-0 is stuck at: reading weights"):
+        StallDetector(timeout_s=10).check(processes, now=12.0)
 
 
 def test_a_process_that_never_answered_is_named_as_such():
@@ -66,7 +66,7 @@ def test_a_process_that_never_answered_is_named_as_such():
     frontend.note(STARTING, now=1.0)
 
     with pytest.raises(ProcessHangs, match="shard-1 has not answered once"):
-        Silence(timeout_s=10).check(processes, now=12.0)
+        StallDetector(timeout_s=10).check(processes, now=12.0)
 
 
 def test_the_same_answer_again_is_no_progress():
