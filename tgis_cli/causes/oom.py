@@ -1,7 +1,7 @@
-"""Evidence of the kernel's out-of-memory killer: when its count rose, and how much memory each child had then.
+"""Evidence of the kernel's out-of-memory killer: when its kill count rose, and how much memory each child had then.
 
-The count is the control group's. Another process in it may be the one that was killed, long before or just when a child
-is killed by hand: the time of a rise and the child's size tell how likely it was the child.
+The count is that of the whole control group, so the victim may have been another process, even if a child was killed
+by hand at about the same time. The time of the rise and the child's size say how likely it was the child.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from tgis_server.host import cgroup
 from tgis_server.words.sizes import format_bytes
 
 SAMPLE_S = 1.0
-DYING_S = 3.0  # between the kernel's kill and the end of a process that has much to give back
-LARGE_SHARE = 0.5  # of the limit that all children have together: less, and others used it up
+DYING_S = 3.0  # from the kernel's kill to the end of a process that has much memory to free
+LARGE_SHARE = 0.5  # of the limit: if all children together have less, other processes used it up
 
 
 class OomLikelihood(Enum):
-    """Whether a child that was killed was killed for lack of memory."""
+    """Whether a killed child was killed for lack of memory."""
 
     YES = "yes"
     PERHAPS = "perhaps"
@@ -33,15 +33,15 @@ class OomLikelihood(Enum):
 
 @dataclass(frozen=True, slots=True)
 class OomEvidence:
-    """What was seen of memory until a group ended."""
+    """The samples of a group's memory until it ended."""
 
-    is_counted: bool = False  # whether the kernel tells how often it killed
-    rises: tuple[tuple[float, float], ...] = ()  # of the count, each between two looks; wall clock
-    child_bytes: Mapping[str, int] = field(default_factory=dict)  # resident, by name, at the last look
+    is_counted: bool = False  # whether the kernel counts its kills
+    rises: tuple[tuple[float, float], ...] = ()  # of the count, as wall-clock times of the samples before and after
+    child_bytes: Mapping[str, int] = field(default_factory=dict)  # resident, by name, in the last sample
     limit_bytes: int | None = None
 
     def judge(self, name: str, ended_at: float) -> OomLikelihood:
-        """Of the child ``name``, which ended by SIGKILL at that time."""
+        """How likely it is that the child, which SIGKILL ended at that time, was killed for lack of memory."""
         if not self.is_counted:
             return OomLikelihood.UNKNOWN
         if not any(since <= ended_at and until >= ended_at - DYING_S for since, until in self.rises):
@@ -51,14 +51,14 @@ class OomEvidence:
         return OomLikelihood.YES if is_largest and has_share else OomLikelihood.PERHAPS
 
     def describe(self) -> str:
-        """What ran out: the kernel counts its kills for the machine's sake under the same name."""
+        """What ran out: the container's limit if there is one, else the machine's memory (both count the same)."""
         if self.limit_bytes:
             return f"the container's memory limit of {format_bytes(self.limit_bytes)} was reached"
         return "the machine's memory was used up"
 
 
 class OomWatch:
-    """Looks at the count from time to time, and whenever a child ends."""
+    """Samples the kill count and the children's memory."""
 
     def __init__(
         self,
@@ -79,13 +79,17 @@ class OomWatch:
         self._child_bytes: dict[str, int] = {}
 
     async def run(self, pids: Mapping[str, int]) -> None:
-        """For ever."""
+        """Sample forever."""
         while True:
             self.sample(pids)
             await asyncio.sleep(SAMPLE_S)
 
     def sample(self, pids: Mapping[str, int]) -> None:
-        """``pids`` are those of the children, by name, whether they live or not."""
+        """Take a sample.
+
+        Args:
+            pids: of children by name, running or not.
+        """
         count, now = self._count_kills(), self._clock()
         if count is not None and self._count is not None and count > self._count:
             self._rises.append((self._looked_at, now))
@@ -93,7 +97,7 @@ class OomWatch:
         self._child_bytes |= {name: found for name, pid in pids.items() if (found := self._read_bytes(pid))}
 
     def evidence(self) -> OomEvidence:
-        """What has been seen so far."""
+        """The samples so far."""
         return OomEvidence(
             is_counted=self._count is not None,
             rises=tuple(self._rises),

@@ -52,7 +52,7 @@ def test_what_cannot_be_written_is_counted_and_told_once(tmp_path: Path):
     told += [file.write("three\n"), file.write("four\n")]
 
     assert told == [
-        f"{folder / 'log'} cannot be written: No such file or directory; lines are dropped until it can.",
+        f"{folder / 'log'} cannot be written: No such file or directory; lines are dropped until it can be.",
         "",
         f"{folder / 'log'} lacks 2 lines that could not be written.",
         "",
