@@ -29,7 +29,7 @@ def test_shards_compute_on_cores_of_their_own(launch):
     assert own[0].isdisjoint(own[1])
     assert len(own[0]) == len(own[1]) > 0
     assert allowed_cpus(server.pids["frontend"]) == allowed_cpus(server.pids["launcher"])
-    server.wait_for_line(r"shard_cpus .* cores of its own for each shard$")
+    server.wait_for_line(r"shard_cpus .* separate cores for each shard$")
 
 
 def test_where_cpus_cannot_be_chosen_a_shard_goes_on_with_a_warning(caplog: pytest.LogCaptureFixture):

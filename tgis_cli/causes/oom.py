@@ -51,7 +51,7 @@ class OomEvidence:
         return OomLikelihood.YES if is_largest and has_share else OomLikelihood.PERHAPS
 
     def describe(self) -> str:
-        """What ran out: the container's limit if there is one, else the machine's memory (both count the same)."""
+        """What ran out; the kernel counts kills for the container's limit and for the machine's memory alike."""
         if self.limit_bytes:
             return f"the container's memory limit of {format_bytes(self.limit_bytes)} was reached"
         return "the machine's memory was used up"

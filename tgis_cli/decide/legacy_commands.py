@@ -24,18 +24,18 @@ Serve = Callable[[Mapping[str, Any]], None]  # called with the parameters of ``t
 
 
 def parse_only(*_: Any) -> None:
-    """The body of a command that is parsed but never run."""
+    """The body of a command that is only parsed."""
 
 
 def make_launcher(launch: Body = parse_only, cls: type[TyperCommand] = TyperCommand) -> Any:
-    """The command ``text-generation-launcher``; the docstring of ``launch`` is its help."""
+    """The command ``text-generation-launcher``; its help is the docstring of ``launch``."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command(cls=cls)(with_serve_options(launch, positional_model=None))
     return typer.main.get_command(app)
 
 
 class ServerGroup(TyperGroup):
-    """Adds the original's tools, which are commands of ``tgis``; for a missing one, names what there is."""
+    """Adds the original's tools, which are commands of ``tgis``; names the existing ones if a missing one is called."""
 
     def __init__(self, **attrs: Any) -> None:
         super().__init__(**attrs)
@@ -64,7 +64,7 @@ def make_server(start: Serve = parse_only, cls: type[TyperCommand] = TyperComman
 
     @app.callback()
     def text_generation_server() -> None:
-        """The original's shard server and tools; `tgis` is the newer name of all of them."""
+        """The original's shard server and tools; `tgis` is the newer command for all of them."""
 
     @app.command(cls=cls)
     def serve(
@@ -73,16 +73,16 @@ def make_server(start: Serve = parse_only, cls: type[TyperCommand] = TyperComman
         engine: Annotated[str, typer.Argument(help=f"One of {', '.join(FRAMEWORKS)}.")],
         dtype: Annotated[str | None, typer.Option(help="Number format.")] = None,
         quantize: Annotated[str | None, typer.Option(help="Quantization method.")] = None,
-        max_sequence_length: Annotated[str | None, typer.Option(help="Most tokens of input and output.")] = None,
-        max_new_tokens: Annotated[str | None, typer.Option(help="Most tokens that a request may ask for.")] = None,
-        max_batch_size: Annotated[str | None, typer.Option(help="Most sequences running together.")] = None,
-        batch_safety_margin: Annotated[str | None, typer.Option(help="Percent of free GPU memory held back.")] = None,
+        max_sequence_length: Annotated[str | None, typer.Option(help="Maximum tokens of input and output.")] = None,
+        max_new_tokens: Annotated[str | None, typer.Option(help="Maximum tokens that a request may ask for.")] = None,
+        max_batch_size: Annotated[str | None, typer.Option(help="Maximum sequences running together.")] = None,
+        batch_safety_margin: Annotated[str | None, typer.Option(help="Percent of free GPU memory kept free.")] = None,
         revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
         sharded: Annotated[bool, typer.Option(help="Start WORLD_SIZE shards instead of one.")] = False,
         cuda_process_memory_fraction: Annotated[str | None, typer.Option(help="Share of each GPU.")] = None,
         uds_path: Annotated[str | None, typer.Option(help="The socket of rank r is PATH-r.")] = None,
     ) -> None:
-        """Serve a model: all its shards and the front-end, on the ports that GRPC_PORT and PORT name."""
+        """Serve a model: all its shards and the front-end, on the ports in GRPC_PORT and PORT."""
         start(ctx.params)
 
     return typer.main.get_command(app)
@@ -102,7 +102,7 @@ def count_shards(environ: Mapping[str, str]) -> str:
     """The number of shards of a sharded server.
 
     Raises:
-        UsageError: the environment does not say, or this is not the first of the shards.
+        UsageError: a variable is missing, or this is not rank 0.
     """
     for name in RENDEZVOUS:
         if not environ.get(name, "").strip():

@@ -1,4 +1,4 @@
-"""Numbers of things in sentences."""
+"""Counts in sentences."""
 
 
 def count(number: int, noun: str) -> str:

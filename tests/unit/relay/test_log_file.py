@@ -1,4 +1,4 @@
-"""The file of --log-file: rotation, a full disk, and a file that is gone."""
+"""The file of --log-file: rotation, a full disk, and a removed file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_after_a_rotation_the_old_file_is_used_until_it_is_closed(tmp_path: Path
     assert [(tmp_path / name).read_text() for name in ("log.1", "log")] == ["one\ntwo\n", "three\n"]
 
 
-def test_a_file_that_was_removed_is_made_again(tmp_path: Path):
+def test_a_removed_file_is_created_again(tmp_path: Path):
     path = tmp_path / "log"
     file = LogFile(path)
     file.write("one\n")
@@ -43,7 +43,7 @@ def test_a_file_that_was_removed_is_made_again(tmp_path: Path):
     assert path.read_text() == "two\n"
 
 
-def test_what_cannot_be_written_is_counted_and_told_once(tmp_path: Path):
+def test_lines_that_cannot_be_written_are_counted_and_reported_once(tmp_path: Path):
     folder = tmp_path / "folder"
     file = LogFile(folder / "log")
 
@@ -60,7 +60,7 @@ def test_what_cannot_be_written_is_counted_and_told_once(tmp_path: Path):
     assert (folder / "log").read_text() == "three\nfour\n"
 
 
-def test_a_file_that_cannot_be_closed_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_error_while_closing_the_file_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def close_over_quota(fd: int) -> None:
         close(fd)
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
@@ -76,11 +76,11 @@ def test_a_file_that_cannot_be_closed_is_given_up(tmp_path: Path, monkeypatch: p
     assert (tmp_path / "log").read_text() == "one\ntwo\n"
 
 
-def test_a_full_disk_is_told():
+def test_a_full_disk_is_reported():
     assert "No space left on device" in LogFile(Path("/dev/full")).write("one\n")
 
 
-def test_a_line_that_the_disk_took_in_part_does_not_spoil_the_next(tmp_path: Path):
+def test_a_partly_written_line_does_not_spoil_the_next(tmp_path: Path):
     path = tmp_path / "pipe"
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -100,7 +100,7 @@ def test_a_line_that_the_disk_took_in_part_does_not_spoil_the_next(tmp_path: Pat
 
 @pytest.mark.parametrize("name", ["no/such/log", "", "pipe"])
 def test_a_file_that_cannot_be_written_is_refused(tmp_path: Path, name: str):
-    os.mkfifo(tmp_path / "pipe")  # which nobody reads
+    os.mkfifo(tmp_path / "pipe")  # without a reader
 
     with pytest.raises(UsageError, match=r"--log-file .* cannot be written: "):
         check_log_file(tmp_path / name)
