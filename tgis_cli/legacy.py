@@ -24,7 +24,7 @@ def launch(flags: Mapping[str, Any], config_file: Path | None) -> None:
     """Serve a model, under the name and with the options of the original's launcher.
 
     `tgis launch MODEL` is the newer command and takes the same options.
-    `tgis migrate FILE` tells what becomes of the settings in a manifest.
+    `tgis migrate FILE` explains what becomes of the settings in a manifest.
     """
     from tgis_cli.launch.serve import run_launch
 

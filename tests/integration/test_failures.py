@@ -25,7 +25,7 @@ from tgis_server.wire.messages import Failure, FinishReason, StepResult, Submit,
 
 
 @pytest.fixture(autouse=True)
-def _no_cause_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_wait_for_a_cause(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not wait for a launcher to report why an engine is gone."""
     monkeypatch.setattr(entry, "CAUSE_WAIT_S", 0.05)
 

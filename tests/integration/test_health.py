@@ -176,7 +176,7 @@ def answers_until_the_end(server: Any, probes: Probes) -> list[tuple[int, str]]:
     return answers
 
 
-def assert_the_end_was_told(answers: list[tuple[int, str]], probes: Probes, cause: str) -> None:
+def assert_the_end_was_announced(answers: list[tuple[int, str]], probes: Probes, cause: str) -> None:
     """Check that Watch got the change before the end, HTTP perhaps the cause, and that readiness never came back."""
     assert answers[0] == (200, "")
     assert answers[1:] in ([], [(503, json.dumps({"error": cause}))])
@@ -200,7 +200,7 @@ def test_a_frozen_shard_ends_the_group_in_time_and_is_named(launch: Start, victi
         assert server.last_line.startswith(f"{victim} was stopped by a signal")
         assert took_s < END_S
         server.wait_until_gone(within_s=0)
-        assert_the_end_was_told(answers, probes, server.last_line)
+        assert_the_end_was_announced(answers, probes, server.last_line)
     assert load.join() == ["UNAVAILABLE"] * num_streams
 
 
@@ -228,4 +228,4 @@ def test_a_step_that_hangs_on_a_follower_ends_the_group_and_is_reported(launch: 
 
         assert server.wait() == 5
         [cause] = re.findall(r"^frontend: (Shard 1 hangs: its current step has run for .*)$", server.last_line)
-        assert_the_end_was_told(answers, probes, cause)
+        assert_the_end_was_announced(answers, probes, cause)

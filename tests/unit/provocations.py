@@ -39,7 +39,7 @@ from tgis_cli.machine.process_limits import ProcessLimit
 from tgis_cli.model_files import find_cache_dir, find_model_dir
 from tgis_cli.relay.log_file import check_log_file
 from tgis_cli.supervisor import supervisor, watching
-from tgis_cli.supervisor.progress import ProcessProgress, Silence
+from tgis_cli.supervisor.progress import ProcessProgress, StallDetector
 from tgis_cli.supervisor.run_dir import make_run_dir
 from tgis_cli.supervisor.signals import StopSignals
 from tgis_server import failures
@@ -396,7 +396,7 @@ PROVOCATIONS |= {
     failures.PROCESSES_LIMITED: lambda tmp, patch: check_processes(
         [ProcessLimit(20, 0, is_of_group=True)], Threads(1, None)
     ),
-    failures.NO_PROGRESS: lambda tmp, patch: Silence(1.0).check([ProcessProgress("shard-0", 0.0)], 9.0),
+    failures.NO_PROGRESS: lambda tmp, patch: StallDetector(1.0).check([ProcessProgress("shard-0", 0.0)], 9.0),
 }
 
 

@@ -37,7 +37,7 @@ class OomEvidence:
 
     is_counted: bool = False  # whether the kernel counts its kills
     rises: tuple[tuple[float, float], ...] = ()  # of the count, as wall-clock times of the samples before and after
-    child_bytes: Mapping[str, int] = field(default_factory=dict)  # resident, by name, in the last sample
+    child_bytes: Mapping[str, int] = field(default_factory=dict)  # resident, by name, as last measured
     limit_bytes: int | None = None
 
     def judge(self, name: str, ended_at: float) -> OomLikelihood:

@@ -102,7 +102,7 @@ SETTINGS = (
     # the launcher
     same("MODEL_NAME"),
     same("REVISION"),
-    same("DEPLOYMENT_FRAMEWORK", "Whatever it names, the native engine serves the models it can; others are refused."),
+    same("DEPLOYMENT_FRAMEWORK", "The native engine serves what it supports, whatever is named; all else is refused."),
     same("DTYPE", unset="the checkpoint's own instead of float16."),
     renamed("DTYPE_STR", "--dtype"),
     Setting("QUANTIZE", Treatment.REFUSED),
@@ -111,7 +111,7 @@ SETTINGS = (
     same("MAX_CONCURRENT_REQUESTS"),
     same("MAX_SEQUENCE_LENGTH"),
     same("MAX_NEW_TOKENS"),
-    same("MAX_BATCH_SIZE", unset="256 instead of 12, as KV blocks bound memory."),
+    same("MAX_BATCH_SIZE", unset="256 instead of 12, as KV blocks limit memory use."),
     no_effect("MAX_PREFILL_PADDING", quiet=("0.2",)),
     same("BATCH_SAFETY_MARGIN"),
     no_effect("MAX_WAITING_TOKENS", quiet=("24",)),

@@ -102,7 +102,7 @@ def wait_for_port(host: str, port: int, flag: str) -> None:
         UsageError: as :func:`listen`.
     """
     deadline = time.monotonic() + PREDECESSOR_S
-    is_told = False
+    is_logged = False
     num_unknown = 0  # the holder has just ended, or belongs to another user
     while True:
         try:
@@ -114,8 +114,8 @@ def wait_for_port(host: str, port: int, flag: str) -> None:
                 raise
         else:
             return
-        if not is_told and is_server:
-            is_told = True
+        if not is_logged and is_server:
+            is_logged = True
             logger.warning("port %d belongs to another server, which may be ending: waiting for it", port)
         time.sleep(0.1)
 

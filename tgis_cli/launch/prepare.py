@@ -158,7 +158,7 @@ def survey(loaded: LoadedConfig, environ: Mapping[str, str], run_dir: Path, acti
     from tgis_cli.doctor import Context, check_machine
     from tgis_cli.machine import probe_machine
 
-    activity.what = "asking the driver of the GPUs"
+    activity.what = "querying the GPU driver"
     machine = probe_machine(environ)
     activity.what = "looking at the model"
     resolved = resolve(loaded, environ, machine)

@@ -79,8 +79,10 @@ class StallDetector:
         self._timeout_s = timeout_s
 
     def check(self, processes: list[ProcessProgress], now: float) -> None:
-        """Raises:
-        ProcessHangs: nothing has changed in any process for the whole timeout.
+        """Check for progress.
+
+        Raises:
+            ProcessHangs: nothing has changed in any process for the whole timeout.
         """
         if now - max(process.changed_at for process in processes) < self._timeout_s:
             return

@@ -72,14 +72,14 @@ class Timeline:
 
     def describe(self) -> str:
         """``launcher 0.4 s (…), shard-0 1.9 s (importing libraries 1.1, reading weights 0.3 (257 MiB), …), …``."""
-        parts, told_s = [], 0.0
+        parts, critical_s = [], 0.0
         for name in self.critical:
             own = [phase for phase in self.phases if phase.process == name and phase.phase != WAITING]
             seconds = sum(phase.seconds for phase in own)
-            told_s += seconds
+            critical_s += seconds
             shown = ", ".join(str(phase) for phase in own if phase.seconds >= SHOWN_S)
             parts.append(f"{name} {seconds:.1f} s" + (f" ({shown})" if shown else ""))
-        rest_s = self.total_s - told_s
+        rest_s = self.total_s - critical_s
         if rest_s >= SHOWN_S and FRONTEND not in self.critical:
             parts.append(f"{FRONTEND} {rest_s:.1f} s")
         return ", ".join(parts)

@@ -116,7 +116,7 @@ class Watcher:
         """Report forever how many calls a drain is waiting for, and the time left."""
         config = self._run.config
         started_at = time.monotonic()
-        told, next_line_at = None, started_at
+        reported, next_line_at = None, started_at
         while True:
             await asyncio.sleep(DRAIN_POLL_S)
             reply = await self._health.check(FRONTEND, WATCH_CALL_S)
@@ -128,8 +128,8 @@ class Watcher:
             if self._terminal.is_interactive:
                 self._terminal.show_status(f"{text}; Ctrl-C stops at once")
             state = reply.in_flight, elapsed_s < config.drain_delay
-            if state != told or now >= next_line_at:
-                told, next_line_at = state, now + DRAIN_LINE_S
+            if state != reported or now >= next_line_at:
+                reported, next_line_at = state, now + DRAIN_LINE_S
                 logger.info("%s", text)
 
     async def count_steps(self, shards: Sequence[str]) -> dict[str, int | None]:

@@ -21,7 +21,6 @@ from tgis_cli.decide.preflight import check_before_start, check_memory, check_so
 from tgis_cli.decide.resolve import Resolved
 from tgis_cli.launch.prepare import prepare
 from tgis_cli.machine import Cpu, Gpu, Machine
-from tgis_cli.supervisor.run_dir import make_run_dir
 from tgis_server.errors import NotEnoughDevices, UsageError
 from tgis_server.host.ports import listen
 from tgis_server.options import ServeConfig, load_config
@@ -98,14 +97,6 @@ def test_a_free_port_is_accepted():
 def test_a_host_that_is_not_an_address_of_this_machine_is_refused(host: str):
     with pytest.raises(UsageError, match=f"--host {host} is not an address"):
         listen(host, 0, "--port")
-
-
-def test_a_run_directory_is_private_and_new(tmp_path: Path):
-    first, second = make_run_dir(tmp_path), make_run_dir(tmp_path)
-
-    assert first != second
-    assert first.stat().st_mode & 0o777 == 0o700
-    assert (first / "errors").is_dir()
 
 
 def test_socket_paths_of_107_bytes_fit_and_of_108_do_not(tmp_path: Path):

@@ -103,7 +103,7 @@ def test_other_ways_to_end_are_reported_as_errors(end: Callable[[], object], wor
 
 
 def test_a_path_among_the_arguments_is_not_taken_for_the_one_waited_for(tmp_path: Path):
-    activity = Activity("asking the driver")
+    activity = Activity("querying the driver")
 
     def work(run_dir: Path) -> None:
         time.sleep(30)
@@ -117,16 +117,16 @@ def test_a_path_among_the_arguments_is_not_taken_for_the_one_waited_for(tmp_path
 
     place = asyncio.run(run())
 
-    assert (place.path, place.doing, str(place)) == ("", "asking the driver", "asking the driver")
+    assert (place.path, place.doing, str(place)) == ("", "querying the driver", "querying the driver")
     assert "in work" in place.code
 
 
 def test_a_standstill_without_a_file_is_not_blamed_on_storage():
-    place = Place("", "asking the driver of the GPUs", "gpus.py:1 in find_gpus", 0)
+    place = Place("", "querying the GPU driver", "gpus.py:1 in find_gpus", 0)
 
     sentences = [str(prepare.explain_standstill(where, 5)) for where in (place, None)]
 
-    assert sentences[0].startswith("The launcher has stood still for 5 s while it was asking the driver of the GPUs:")
+    assert sentences[0].startswith("The launcher has stood still for 5 s while it was querying the GPU driver:")
     assert sentences[1].startswith("The launcher has stood still for 5 s while it was looking at the machine and the ")
 
 
@@ -165,7 +165,7 @@ def get(port: int, path: str) -> tuple[int, str]:
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
         except OSError:
-            assert time.monotonic() < deadline, "nobody answers"
+            assert time.monotonic() < deadline, "no answer"
             time.sleep(0.02)
 
 

@@ -167,9 +167,9 @@ def test_withheld_lines_are_reported_at_their_own_level():
     lines = Lines("shard-1")
     take(*["ERROR: again"] * (MAX_ADMITTED + 37), lines=lines)
 
-    [told] = lines.pop_ended(10.0, WALL)
+    [report] = lines.pop_ended(10.0, WALL)
 
-    assert (told.level, told.text) == ("error", "repeated 37 times in 10 s: ERROR: again")
+    assert (report.level, report.text) == ("error", "repeated 37 times in 10 s: ERROR: again")
 
 
 def test_blank_lines_are_dropped():

@@ -47,11 +47,11 @@ def test_lines_that_cannot_be_written_are_counted_and_reported_once(tmp_path: Pa
     folder = tmp_path / "folder"
     file = LogFile(folder / "log")
 
-    told = [file.write("one\n"), file.write("two\n")]
+    warnings = [file.write("one\n"), file.write("two\n")]
     folder.mkdir()
-    told += [file.write("three\n"), file.write("four\n")]
+    warnings += [file.write("three\n"), file.write("four\n")]
 
-    assert told == [
+    assert warnings == [
         f"{folder / 'log'} cannot be written: No such file or directory; lines are dropped until it can be.",
         "",
         f"{folder / 'log'} lacks 2 lines that could not be written.",
@@ -87,11 +87,11 @@ def test_a_partly_written_line_does_not_spoil_the_next(tmp_path: Path):
     file = LogFile(path)
     first = b"x" * 100_000 + b"\n"
 
-    told = file.write(first.decode())
+    warnings = file.write(first.decode())
     taken = os.read(reader, len(first))
     file.write("next\n")
 
-    assert "cannot be written" in told
+    assert "cannot be written" in warnings
     assert first.startswith(taken)
     assert os.read(reader, 100) == b"\nnext\n"
     file.close()

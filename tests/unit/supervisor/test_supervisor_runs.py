@@ -55,15 +55,15 @@ def test_only_a_failed_process_is_restarted(exit_code: int):
     assert RestartPolicy("on-failure", 5).delay_after(exit_code) is None
 
 
-@pytest.mark.parametrize(("exit_code", "told"), [(0, []), (5, ["giving up after restart 1 of 1"])])
+@pytest.mark.parametrize(("exit_code", "messages"), [(0, []), (5, ["giving up after restart 1 of 1"])])
 def test_giving_up_is_logged_only_for_a_failure_after_a_restart(
-    exit_code: int, told: list[str], caplog: pytest.LogCaptureFixture
+    exit_code: int, messages: list[str], caplog: pytest.LogCaptureFixture
 ):
     policy = RestartPolicy("on-failure", 1)
     policy.delay_after(5)
 
     assert policy.delay_after(exit_code) is None
-    assert caplog.messages == told
+    assert caplog.messages == messages
 
 
 @pytest.mark.parametrize("max_restarts", [1, 3])
@@ -103,6 +103,7 @@ def test_each_run_directory_is_new_and_private(tmp_path: Path):
 
     assert first != second
     assert stat.S_IMODE(first.stat().st_mode) == 0o700
+    assert (first / "errors").is_dir()
 
 
 def test_no_writable_temporary_directory_is_a_usage_error(tmp_path: Path):
@@ -160,9 +161,9 @@ def test_a_directory_that_vanishes_during_the_removal_does_not_harm_a_start(
 
 
 def test_a_drain_counts_down():
-    told = [describe_drain(in_flight, at, 10.0, 90.0) for in_flight, at in [(3, 4.0), (1, 10.0), (0, 101.0)]]
+    messages = [describe_drain(in_flight, at, 10.0, 90.0) for in_flight, at in [(3, 4.0), (1, 10.0), (0, 101.0)]]
 
-    assert told == [
+    assert messages == [
         "draining: 3 calls in flight, new ones are accepted for 6 s more",
         "draining: 1 call in flight, 90 s left",
         "draining: 0 calls in flight, 0 s left",
