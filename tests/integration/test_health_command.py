@@ -139,7 +139,7 @@ def test_tgis_health_imports_neither_the_server_nor_the_command_framework():
 
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 
-    assert result.stdout == "1\n['tgis_server.host.interpreter']\n"
+    assert result.stdout == "1\n['tgis_server.host', 'tgis_server.host.interpreter']\n"
 
 
 @pytest.mark.parametrize(("is_ready", "expected"), [(True, (0, "SERVING\n")), (False, (1, "NOT_SERVING\n"))])
