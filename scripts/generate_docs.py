@@ -185,7 +185,7 @@ def settings_table() -> str:
     for setting in SETTINGS:
         unset = f" Its default is {setting.unset}" if setting.unset else ""
         flag = f"`{setting.flag}`" if setting.flag else ""
-        lines.append(f"| `{setting.name}` | {flag} | {setting.verdict} | {setting.now}{unset} |")
+        lines.append(f"| `{setting.name}` | {flag} | {setting.treatment} | {setting.now}{unset} |")
     return "\n".join([*lines, ""])
 
 

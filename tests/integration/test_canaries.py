@@ -1,6 +1,6 @@
-"""At the default level neither texts of requests nor secrets are in anything that a run writes or shows.
+"""At the default log level, neither request texts nor secrets are in anything that a run writes or shows.
 
-A run is filled with marked words, on purpose ends by a failure, and everything it left is searched for them.
+A run gets marked words and is made to fail; then everything it left is searched for them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Start = Callable[..., Any]  # of a Server in conftest.py
 
 PROMPT, STOP, PREFIX, ADAPTER, GARBAGE = (f"canary-{name}" for name in ("prompt", "stop", "prefix", "adapter", "bytes"))
 TOKEN, USER, WORD = "canary-token", "canary-user", "canary-word"
-ID = "a-correlation-id"  # is not secret: it shows that the search finds what is there
+ID = "a-correlation-id"  # not secret: it shows that the search works
 TIMEOUT_S = 20.0
 
 
@@ -35,9 +35,7 @@ def folder() -> Iterator[Path]:
 @pytest.mark.parametrize(
     "arguments", [("--rehearse", "--num-shard", "2", "--rehearse-step-ms", "5"), ("--json-output",)]
 )
-def test_no_text_of_a_request_and_no_secret_is_written_or_shown(
-    launch: Start, folder: Path, arguments: tuple[str, ...]
-):
+def test_no_request_text_and_no_secret_is_written_or_shown(launch: Start, folder: Path, arguments: tuple[str, ...]):
     server = launch(
         *arguments,
         *("--log-file", str(folder / "log"), "--termination-log", str(folder / "termination-log")),
@@ -50,7 +48,7 @@ def test_no_text_of_a_request_and_no_secret_is_written_or_shown(
     with grpc.insecure_channel(server.address) as channel:
         outputs = make_calls(GenerationServiceStub(channel), channel)
         shown = [" ".join(process.cmdline()) for process in processes]
-        processes[0].kill()  # a shard: the run directory stays, with the errors of all others
+        processes[0].kill()  # a shard: the run directory stays, with the errors of the others
         assert server.wait() == 5
 
     files = [path for path in (*server.base.rglob("*"), *folder.iterdir()) if path.is_file()]
@@ -63,7 +61,7 @@ def test_no_text_of_a_request_and_no_secret_is_written_or_shown(
 
 
 def make_calls(stub: GenerationServiceStub, channel: grpc.Channel) -> list[str]:
-    """Calls that succeed, fail, are cancelled, and one that stays in flight. Returns what was generated."""
+    """Make calls that succeed, fail and are cancelled, and one that stays in flight. Returns generated texts."""
     options: dict[str, Any] = {"metadata": [("x-correlation-id", ID)], "timeout": TIMEOUT_S}
     unary = stub.Generate(batch(), **options)
     stream = "".join(frame.text for frame in stub.GenerateStream(single(), **options))

@@ -1,4 +1,4 @@
-"""How calls end that do not run to their end, through a real front-end and a real leader: what is freed, and when."""
+"""Calls that end early, through a real front-end and a real leader: what is freed, and when."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from tgis_server.wire.messages import FinishReason, RequestFailure, StepResult, 
 
 
 @pytest.fixture(autouse=True)
-def _no_cause_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No launcher tells why an engine is gone, and none is waited for."""
+def _no_wait_for_a_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not wait for a launcher to report why an engine is gone."""
     monkeypatch.setattr(entry, "CAUSE_WAIT_S", 0.05)
 
 
@@ -38,7 +38,7 @@ def words(*numbers: int) -> str:
 
 
 def expected_text(prompt: list[int], num_tokens: int) -> str:
-    """What the fake engine continues a prompt with."""
+    """The fake engine's continuation of a prompt."""
     return "".join(f" t{token}" for token in expected_tokens(submit(0, prompt, num_tokens)))
 
 
@@ -57,7 +57,7 @@ def metric_lines(server: Server) -> set[str]:
 
 
 async def assert_nothing_left(server: Server, leader: SteppedLeader) -> None:
-    """No call, permit, request, slot or block is held, and the gauges say so."""
+    """Check that no call, permit, request, slot or block is held, and that the gauges say so."""
     await until(lambda: not server.frontend.state.num_calls)
     await until(lambda: leader.is_at_rest)
     assert server.frontend._servicer._admission.num_held == 0
@@ -83,7 +83,7 @@ BOTH_KINDS = pytest.mark.parametrize("begin", [begin_unary, begin_stream], ids=[
 
 @BOTH_DEPTHS
 @BOTH_KINDS
-def test_a_running_call_that_is_cancelled_is_in_no_later_step(begin: Callable[..., Any], plan_ahead: bool) -> None:
+def test_a_cancelled_running_call_is_in_no_later_step(begin: Callable[..., Any], plan_ahead: bool) -> None:
     async def test() -> None:
         async with stepped(plan_ahead=plan_ahead) as (server, leader):
             call = begin(server, words(1, 2, 3), **tokens(50))
@@ -92,7 +92,7 @@ def test_a_running_call_that_is_cancelled_is_in_no_later_step(begin: Callable[..
 
             call.cancel()
             await leader.wait_for_message()
-            await leader.run_steps(1)  # the one under way
+            await leader.run_steps(1)  # the one in progress
 
             await assert_nothing_left(server, leader)
             assert len(leader.runner.plans) == 4
@@ -101,7 +101,7 @@ def test_a_running_call_that_is_cancelled_is_in_no_later_step(begin: Callable[..
 
 
 @BOTH_KINDS
-def test_a_call_that_is_cancelled_between_the_chunks_of_its_prompt_is_in_no_later_step(
+def test_a_call_cancelled_between_chunks_of_its_prompt_is_in_no_later_step(
     begin: Callable[..., Any],
 ) -> None:
     async def test() -> None:
@@ -121,7 +121,7 @@ def test_a_call_that_is_cancelled_between_the_chunks_of_its_prompt_is_in_no_late
 
 
 @BOTH_KINDS
-def test_a_call_that_is_cancelled_in_the_queue_is_never_in_a_step(begin: Callable[..., Any]) -> None:
+def test_a_call_cancelled_in_the_queue_is_never_in_a_step(begin: Callable[..., Any]) -> None:
     async def test() -> None:
         async with stepped(max_batch_size=1) as (server, leader):
             first = begin_stream(server, words(1), **tokens(6))
@@ -145,19 +145,19 @@ def test_a_call_that_is_cancelled_in_the_queue_is_never_in_a_step(begin: Callabl
 
 
 def long_words() -> Tokenizer:
-    """Pieces of 20 kB: a few of them fill what a connection holds for a client that does not read."""
+    """A tokenizer with pieces of 20 kB: a few of them fill the buffers of a client that does not read."""
     tokenizer = Tokenizer(models.WordLevel({f"t{i}" + "x" * 20_000: i for i in range(100)}, unk_token="t0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return tokenizer
 
 
 @BOTH_DEPTHS
-def test_a_client_that_does_not_read_holds_up_no_step_and_is_gone_with_the_step_after_its_cancellation(
+def test_a_client_that_does_not_read_delays_no_step_and_a_cancelled_one_is_in_no_later_step(
     plan_ahead: bool,
 ) -> None:
     async def test() -> None:
         async with stepped(plan_ahead=plan_ahead, library=long_words()) as (server, leader):
-            options = [PRIVATE, ("grpc.http2.bdp_probe", 0)]  # the window does not grow with what is sent
+            options = [PRIVATE, ("grpc.http2.bdp_probe", 0)]  # keep the window from growing
             async with grpc.aio.insecure_channel(server.address, options=options) as channel:
                 request = single(f"t1{'x' * 20_000}", **tokens(200))
                 call = GenerationServiceStub(channel).GenerateStream(request)
@@ -165,7 +165,7 @@ def test_a_client_that_does_not_read_holds_up_no_step_and_is_gone_with_the_step_
                 await leader.run_steps(100)
                 [output] = server.frontend._router._outputs.values()
                 await until(lambda: output.num_generated >= 99)
-                await server.stub.ModelInfo(pb.ModelInfoRequest())  # by now a writer that can write has written
+                await server.stub.ModelInfo(pb.ModelInfoRequest())  # gives a writer that can write time to do so
                 assert output._parts
 
                 call.cancel()
@@ -178,7 +178,7 @@ def test_a_client_that_does_not_read_holds_up_no_step_and_is_gone_with_the_step_
     run(test)
 
 
-def test_a_call_whose_deadline_passes_is_in_no_later_step() -> None:
+def test_a_call_past_its_deadline_is_in_no_later_step() -> None:
     async def test() -> None:
         async with stepped() as (server, leader):
             call = server.stub.Generate(batch(words(1, 2), **tokens(50)), timeout=0.3)
@@ -246,7 +246,7 @@ def test_a_call_holds_a_permit_for_each_input_until_it(end: Callable[[Server, An
     ],
     ids=["parameter", "tokenizer", "length", "overload"],
 )
-def test_a_call_that_is_refused_keeps_no_permit(texts: list[str], params: dict[str, Any], code: str) -> None:
+def test_a_refused_call_holds_no_permit(texts: list[str], params: dict[str, Any], code: str) -> None:
     async def test() -> None:
         async with serving(max_concurrent_requests=2) as server:
             status, _ = await status_of(server.generate(*texts, **params))
@@ -263,7 +263,7 @@ OUT_OF_MEMORY = (grpc.StatusCode.RESOURCE_EXHAUSTED, "Request failed during gene
 
 
 @BOTH_DEPTHS
-def test_when_half_of_a_batch_does_not_fit_the_other_half_ends_and_neighbours_get_all_their_tokens(
+def test_a_batch_fails_if_half_of_it_does_not_fit_and_its_neighbours_get_all_their_tokens(
     plan_ahead: bool,
 ) -> None:
     async def test() -> None:
@@ -282,7 +282,7 @@ def test_when_half_of_a_batch_does_not_fit_the_other_half_ends_and_neighbours_ge
             assert await read_all(neighbour) == expected_text([7, 8], 12)
             await assert_nothing_left(server, leader)
             shapes = [plan.num_tokens for plan in leader.runner.plans]
-            assert shapes[:4] == [[2], [1, 2, 2], [1, 1, 2], [1, 1]]  # the last one repeats what is left of the third
+            assert shapes[:4] == [[2], [1, 2, 2], [1, 1, 2], [1, 1]]  # the last one repeats the rest of the third
             assert shapes[4:] == [[1]] * (len(shapes) - 4)
 
     run(test)
@@ -305,7 +305,7 @@ def test_decode_rows_that_do_not_fit_once_get_the_same_tokens(plan_ahead: bool) 
     run(test)
 
 
-def test_prompts_that_do_not_fit_are_refused_one_after_the_other_and_harm_nobody() -> None:
+def test_prompts_that_do_not_fit_are_refused_one_by_one_and_harm_no_other_call() -> None:
     async def test() -> None:
         async with stepped() as (server, leader):
             leader.runner.faults = {1: "oom", 2: "oom"}
@@ -330,7 +330,7 @@ def test_prompts_that_do_not_fit_are_refused_one_after_the_other_and_harm_nobody
 
 @pytest.mark.parametrize("faults", [{3: "error"}, {3: "oom", 4: "oom"}], ids=["error", "out-of-memory-twice-in-a-row"])
 @BOTH_DEPTHS
-def test_when_the_engine_fails_a_stream_has_its_frames_and_then_its_status(
+def test_when_the_engine_fails_a_stream_gets_its_frames_and_then_its_status(
     plan_ahead: bool, faults: dict[int, str]
 ) -> None:
     async def test() -> None:
@@ -339,7 +339,7 @@ def test_when_the_engine_fails_a_stream_has_its_frames_and_then_its_status(
 
             async def read() -> None:
                 async for frame in begin_stream(server, words(1), **tokens(8)):
-                    frames.append(frame)  # noqa: PERF401  those before a failure count
+                    frames.append(frame)  # noqa: PERF401  keeps the frames before a failure
 
             leader.runner.faults = faults
             reading = asyncio.create_task(read())
@@ -362,7 +362,7 @@ def test_when_the_engine_fails_a_stream_has_its_frames_and_then_its_status(
     run(test)
 
 
-def test_when_its_session_breaks_every_call_ends_and_the_leader_forgets_them_all() -> None:
+def test_when_the_session_breaks_all_calls_end_and_the_leader_drops_them() -> None:
     async def test() -> None:
         async with stepped(max_batch_size=1) as (server, leader):
             calls = [begin_unary(server, words(i), **tokens(50)) for i in range(3)]
@@ -379,7 +379,7 @@ def test_when_its_session_breaks_every_call_ends_and_the_leader_forgets_them_all
     run(test)
 
 
-def test_messages_between_front_end_and_leader_have_no_limit_of_size(tmp_path: Path) -> None:
+def test_messages_between_front_end_and_leader_have_no_size_limit(tmp_path: Path) -> None:
     async def test() -> None:
         too_long = Submit(1, prompt_ids=pack_ids([1]) * 5_000_000, max_new_tokens=1)
         huge = StepResult(request_ids=[1] * 5_000_000)

@@ -1,4 +1,4 @@
-"""What probes are told in every state of a server: `grpc.health.v1`, `/health` and `/metrics` of real processes."""
+"""Answers to probes in every state of a server: `grpc.health.v1`, `/health` and `/metrics` of real processes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Start = Callable[..., Any]  # of a Server in conftest.py
 
 REHEARSAL = ("--rehearse", "--host", "127.0.0.1")
 SERVICES = ("", "fmaas.GenerationService")
-ANSWER_S = 2.0  # longest time for an answer to a probe, on a machine that is busy with other work
+ANSWER_S = 2.0  # for an answer to a probe, on a busy machine
 END_S = 10.0  # from the freeze of a shard to the end of the group
 SHUTTING_DOWN = (503, '{"error": "The server is shutting down; use another one."}')
 
@@ -39,7 +39,7 @@ class Probes:
         self._http = http_address
         self._channel = grpc.insecure_channel(grpc_address)
         self._stub = HealthStub(self._channel)
-        self.watched: list[str] = []  # statuses that Watch has told
+        self.watched: list[str] = []  # statuses from Watch
         self._watches: list[threading.Thread] = []
 
     def get(self, path: str) -> tuple[int, str]:
@@ -58,12 +58,12 @@ class Probes:
         return {sample.name: sample.value for family in families for sample in family.samples}
 
     def ask_all(self) -> tuple[tuple[int, str], list[str]]:
-        """HTTP and gRPC health; metrics must be readable too."""
+        """HTTP and gRPC health; also checks that metrics can be read."""
         assert self.metrics()["tgi_server_info"] == 1
         return self.get("/health"), [self.check(service) for service in SERVICES]
 
     def watch(self, service: str = "") -> grpc.Call:
-        """Note every status that Watch tells, from the first one on."""
+        """Start a Watch that records every status, and wait for the first one."""
         call = self._stub.Watch(HealthCheckRequest(service=service))
 
         def read() -> None:
@@ -71,7 +71,7 @@ class Probes:
                 for reply in call:
                     self.watched.append(HealthCheckResponse.ServingStatus.Name(reply.status))
             except grpc.RpcError:
-                pass  # the end of the call, or of the server: what was told until then counts
+                pass  # the call or the server has ended
 
         num_known = len(self.watched)
         self._watches.append(threading.Thread(target=read))
@@ -80,7 +80,7 @@ class Probes:
         return call
 
     def wait_for_ends(self) -> None:
-        """Until every Watch has ended."""
+        """Wait until every Watch has ended."""
         for thread in self._watches:
             thread.join(END_S)
             assert not thread.is_alive(), "a Watch has not ended"
@@ -103,7 +103,7 @@ def probes_of(server: Any) -> Any:
     return probing(server.address, server.facts["http"])
 
 
-def test_a_server_that_loads_says_so(start: Start):
+def test_a_loading_server_reports_its_progress(start: Start):
     server = start(*REHEARSAL, "--fault", "shard0:hang@load")
     server.wait_for_line(r"listening: gRPC")
     grpc_address, http_address = re.findall(r"127\.0\.0\.1:\d+", server.stderr)[-2:]
@@ -119,7 +119,7 @@ def test_a_server_that_loads_says_so(start: Start):
     }
 
 
-def test_an_idle_server_serves_and_knows_its_services(launch: Start):
+def test_an_idle_server_is_serving_and_knows_its_services(launch: Start):
     with probes_of(launch(*REHEARSAL)) as probes:
         assert probes.ask_all() == ((200, ""), ["SERVING"] * 2)
         with pytest.raises(grpc.RpcError, match="NOT_FOUND"):
@@ -129,7 +129,7 @@ def test_an_idle_server_serves_and_knows_its_services(launch: Start):
 
 
 @pytest.mark.serial
-def test_probes_of_a_busy_server_are_answered_at_once(launch: Start):
+def test_probes_of_a_busy_server_are_answered_promptly(launch: Start):
     server = launch(*REHEARSAL, "--rehearse-step-ms", "100", "--num-shard", "2")
     load = server.start_load(num_streams=64, max_new_tokens=30)
 
@@ -142,14 +142,14 @@ def test_probes_of_a_busy_server_are_answered_at_once(launch: Start):
     assert load.join() == ["MAX_TOKENS"] * 64
 
 
-def test_a_draining_server_is_not_ready_says_why_and_finishes_what_runs(launch: Start):
+def test_a_draining_server_is_not_ready_says_why_and_finishes_running_calls(launch: Start):
     server = launch(*REHEARSAL, "--rehearse-step-ms", "50")
     load = server.start_load(num_streams=4, max_new_tokens=60)
 
     with probes_of(server) as probes:
         leaver = probes.watch()
         probes.watch()
-        leaver.cancel()  # takes nobody's news away
+        leaver.cancel()  # does not affect the other Watch
         server.process.send_signal(signal.SIGTERM)
         wait_until(lambda: probes.watched[-1] == "NOT_SERVING", "the change")
         answers = probes.ask_all()
@@ -163,7 +163,7 @@ def test_a_draining_server_is_not_ready_says_why_and_finishes_what_runs(launch: 
 
 
 def answers_until_the_end(server: Any, probes: Probes) -> list[tuple[int, str]]:
-    """What ``/health`` says, without repetitions, until the front-end or its port is gone."""
+    """The distinct answers of ``/health`` in order, until the front-end or its port is gone."""
     answers: list[tuple[int, str]] = []
     while server.process.poll() is None:
         try:
@@ -176,8 +176,8 @@ def answers_until_the_end(server: Any, probes: Probes) -> list[tuple[int, str]]:
     return answers
 
 
-def assert_the_end_was_told(answers: list[tuple[int, str]], probes: Probes, cause: str) -> None:
-    """Never ready again after the first other answer; Watch is told before the end, HTTP if there was time for it."""
+def assert_the_end_was_announced(answers: list[tuple[int, str]], probes: Probes, cause: str) -> None:
+    """Check that Watch got the change before the end, HTTP perhaps the cause, and that readiness never came back."""
     assert answers[0] == (200, "")
     assert answers[1:] in ([], [(503, json.dumps({"error": cause}))])
     probes.wait_for_ends()
@@ -200,11 +200,11 @@ def test_a_frozen_shard_ends_the_group_in_time_and_is_named(launch: Start, victi
         assert server.last_line.startswith(f"{victim} was stopped by a signal")
         assert took_s < END_S
         server.wait_until_gone(within_s=0)
-        assert_the_end_was_told(answers, probes, server.last_line)
+        assert_the_end_was_announced(answers, probes, server.last_line)
     assert load.join() == ["UNAVAILABLE"] * num_streams
 
 
-def test_while_calls_get_their_last_words_probes_hear_the_cause():
+def test_probes_get_the_cause_while_calls_get_their_status():
     async def test() -> None:
         async with serving() as server:
             with server.frontend.state.call():
@@ -219,7 +219,7 @@ def test_while_calls_get_their_last_words_probes_hear_the_cause():
     run(test)
 
 
-def test_a_step_that_hangs_on_a_follower_ends_the_group_and_is_told(launch: Start):
+def test_a_step_that_hangs_on_a_follower_ends_the_group_and_is_reported(launch: Start):
     server = launch(*REHEARSAL, "--num-shard", "2", "--fault", "shard1:hang@step2", "--step-timeout", "1")
     with probes_of(server) as probes:
         probes.watch()
@@ -228,4 +228,4 @@ def test_a_step_that_hangs_on_a_follower_ends_the_group_and_is_told(launch: Star
 
         assert server.wait() == 5
         [cause] = re.findall(r"^frontend: (Shard 1 hangs: its current step has run for .*)$", server.last_line)
-        assert_the_end_was_told(answers, probes, cause)
+        assert_the_end_was_announced(answers, probes, cause)

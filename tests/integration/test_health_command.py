@@ -1,4 +1,4 @@
-"""`tgis health` and `grpc_healthcheck`: one question, one line, and an exit code that a container platform reads."""
+"""`tgis health` and `grpc_healthcheck`: one request, one line, and an exit code for container platforms."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def ask(server: Server, *arguments: str) -> int:
 @pytest.mark.parametrize(
     ("options", "answer"), [((), "ready"), (("--probe", "live"), "live"), (("--probe", "startup"), "started")]
 )
-def test_a_server_that_is_well_gives_one_word(capsys, options: tuple[str, ...], answer: str):
+def test_a_healthy_server_prints_one_word(capsys, options: tuple[str, ...], answer: str):
     async def test() -> None:
         async with serving() as server:
             assert await ask(server, *options) == 0
@@ -37,7 +37,7 @@ def test_a_server_that_is_well_gives_one_word(capsys, options: tuple[str, ...], 
     assert tuple(capsys.readouterr()) == (f"{answer}\n", "")
 
 
-def test_a_server_that_is_not_well_gives_its_reason(capsys):
+def test_an_unhealthy_server_prints_its_reason(capsys):
     async def test() -> None:
         async with serving(is_ready=False) as server:
             assert await ask(server) == 1
@@ -50,7 +50,7 @@ def test_a_server_that_is_not_well_gives_its_reason(capsys):
 
 
 @pytest.mark.parametrize("is_ready", [True, False])
-def test_json_is_the_servers_whole_answer(capsys, is_ready: bool):
+def test_json_prints_the_servers_whole_answer(capsys, is_ready: bool):
     async def test() -> None:
         async with serving(is_ready=is_ready) as server:
             assert await ask(server, "--json") == (0 if is_ready else 1)
@@ -59,7 +59,7 @@ def test_json_is_the_servers_whole_answer(capsys, is_ready: bool):
     assert ("status" if is_ready else "error") in json.loads(capsys.readouterr().out)
 
 
-def test_nobody_and_somebody_else_are_told_apart(capsys):
+def test_a_missing_server_and_a_different_server_are_told_apart(capsys):
     async def test() -> None:
         async with serving() as server:
             assert await ask(server, "--url", f"http://{server.address}") == 1
@@ -76,7 +76,7 @@ def test_nobody_and_somebody_else_are_told_apart(capsys):
     assert nobody == f"tgis: No server at {DOWN}: Connection refused."
 
 
-def test_an_answer_in_drops_has_no_more_time_than_another(capsys):
+def test_a_slow_trickle_gets_no_more_time_than_any_answer(capsys):
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=drip, args=(server,), daemon=True).start()
 
@@ -87,7 +87,7 @@ def test_an_answer_in_drops_has_no_more_time_than_another(capsys):
 
 
 def drip(server: socket.socket) -> None:
-    """For half a second, a byte of a header that does not end at a time."""
+    """Send an endless header byte by byte for half a second."""
     connection, _ = server.accept()
     with connection, contextlib.suppress(OSError):
         for _ in range(50):
@@ -95,7 +95,7 @@ def drip(server: socket.socket) -> None:
             time.sleep(0.01)
 
 
-def test_a_host_that_can_be_none_is_told_as_no_server(capsys):
+def test_an_impossible_host_name_is_reported_as_no_server(capsys):
     assert probe.main(["--url", "http://a..b:80"], {}) == 1
     assert capsys.readouterr().err.startswith("tgis: No server at http://a..b:80: ")
 
@@ -114,7 +114,7 @@ def test_a_host_that_can_be_none_is_told_as_no_server(capsys):
         (["--url", "https://127.0.0.1:1", "--ca", "/no/ca.pem"], {}, "the files of --ca, --cert and --key cannot be"),
     ],
 )
-def test_wrong_options_are_told_apart_from_a_sick_server(capsys, arguments, environ, text: str):
+def test_wrong_options_are_told_apart_from_an_unhealthy_server(capsys, arguments, environ, text: str):
     with pytest.raises(SystemExit) as ended:
         probe.main(arguments, environ)
 
@@ -122,13 +122,13 @@ def test_wrong_options_are_told_apart_from_a_sick_server(capsys, arguments, envi
     assert text in capsys.readouterr().err
 
 
-def test_without_a_url_the_launchers_environment_tells_it():
+def test_without_a_url_the_launchers_environment_gives_it():
     assert probe.default_url({}) == "http://127.0.0.1:3000"
     assert probe.default_url({"PORT": " ", "HTTP_TLS": "off"}) == "http://127.0.0.1:3000"
     assert probe.default_url({"PORT": "8080", "HTTP_TLS": "mutual"}) == "https://127.0.0.1:8080"
 
 
-def test_the_short_way_imports_neither_the_server_nor_the_framework_of_the_commands():
+def test_tgis_health_imports_neither_the_server_nor_the_command_framework():
     program = (
         "import sys; sys.argv = ['tgis', 'health', '--url', '127.0.0.1:1']\n"
         "from tgis_cli.__main__ import main\n"
@@ -143,7 +143,7 @@ def test_the_short_way_imports_neither_the_server_nor_the_framework_of_the_comma
 
 
 @pytest.mark.parametrize(("is_ready", "expected"), [(True, (0, "SERVING\n")), (False, (1, "NOT_SERVING\n"))])
-def test_the_adapters_grpc_healthcheck_asks_the_health_service(capsys, is_ready: bool, expected: tuple[int, str]):
+def test_the_adapters_grpc_healthcheck_queries_the_health_service(capsys, is_ready: bool, expected: tuple[int, str]):
     codes = []
 
     async def test() -> None:
@@ -154,6 +154,6 @@ def test_the_adapters_grpc_healthcheck_asks_the_health_service(capsys, is_ready:
     assert (codes[0], capsys.readouterr().out) == expected
 
 
-def test_the_adapters_grpc_healthcheck_says_why_it_got_no_answer(capsys):
+def test_the_adapters_grpc_healthcheck_reports_why_it_got_no_answer(capsys):
     assert grpc_healthcheck.main(["--server-url", DOWN, "--insecure", "--service-name", "live"]) == 1
     assert capsys.readouterr().err.startswith("UNAVAILABLE: ")

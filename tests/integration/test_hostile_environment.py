@@ -1,4 +1,4 @@
-"""Where containers and service managers start programs: without a home, without rights, with odd streams and limits."""
+"""Environments of containers and service managers: without a home or rights, with odd streams and limits."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ TIMEOUT_S = 30.0
 
 @pytest.fixture(scope="module")
 def confined(start_shared: Start, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A server without anything that it does not need; what it calls /tmp is its ``base``."""
+    """A server with only what it needs; its /tmp is its ``base``."""
     trial = run_confined(tmp_path_factory.mktemp("trial"), "true")
     if trial.returncode:
-        pytest.skip(f"mounts of one's own are not permitted here: {trial.stderr.splitlines()[-1]}")
+        pytest.skip(f"private mounts are not permitted here: {trial.stderr.splitlines()[-1]}")
     server = start_shared(
         *("--model-name", str(DEMO_MODEL), "--num-shard", "2", "--max-sequence-length", "64"),
         script=f"{CONFINE} {NO_USER} {BIN}/text-generation-launcher",
@@ -46,14 +46,14 @@ def confined(start_shared: Start, tmp_path_factory: pytest.TempPathFactory) -> A
 
 
 def run_confined(base: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """A command under the same conditions, to its end."""
+    """Run a command under the same conditions."""
     words = [*CONFINE.format(base=base).split(), *NO_USER.split(), *command]
     return subprocess.run([BIN / words[0], *words[1:]], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
 
 
 @pytest.fixture
 def script() -> Iterator[Callable[[str], str]]:
-    """Turn a shell command into something to start instead of ``tgis launch``; ``$LAUNCH`` is that."""
+    """Turn a shell command into a script to start instead of ``tgis launch``, which it can run as ``$LAUNCH``."""
     with tempfile.TemporaryDirectory(prefix="t-") as directory:
 
         def write(text: str) -> str:
@@ -68,7 +68,7 @@ def script() -> Iterator[Callable[[str], str]]:
 # -- any user, nothing writable but /tmp
 
 
-def test_a_user_without_name_home_or_rights_is_served(confined: Any):
+def test_a_user_without_name_home_or_rights_can_serve(confined: Any):
     answer = confined.run("generate", "Größe", "--json")
 
     assert json.loads(answer.stdout)["generated_token_count"] > 0
@@ -94,7 +94,7 @@ def test_that_user_is_told_where_a_hub_id_was_looked_for(confined: Any):
     assert done.stderr.count("\n") == 1
 
 
-def test_that_user_is_told_which_file_of_a_model_is_not_readable(confined: Any, tmp_path: Path):
+def test_that_user_is_told_which_file_of_a_model_cannot_be_read(confined: Any, tmp_path: Path):
     model = shutil.copytree(DEMO_MODEL, confined.base / "model")
     (model / "model.safetensors").chmod(0o600)
 
@@ -105,10 +105,10 @@ def test_that_user_is_told_which_file_of_a_model_is_not_readable(confined: Any, 
     assert "/tmp/model/model.safetensors cannot be read (Permission denied)" in done.stderr
 
 
-def test_that_user_stops_it_and_it_leaves_nothing_in_tmp(confined: Any):
+def test_that_user_can_stop_the_server_which_leaves_nothing_in_tmp(confined: Any):
     assert confined.stop() == 0
 
-    place_of_repository = Path(__file__).parts[2]  # where that is in /tmp
+    place_of_repository = Path(__file__).parts[2]  # if it is in /tmp
     assert {path.name for path in confined.base.iterdir()} - {place_of_repository} == {"stdout", "stderr"}
 
 
@@ -116,13 +116,13 @@ def test_that_user_stops_it_and_it_leaves_nothing_in_tmp(confined: Any):
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_closed_streams_are_no_obstacle(launch: Start, script: Callable[[str], str], closed: str):
+def test_a_server_runs_with_closed_streams(launch: Start, script: Callable[[str], str], closed: str):
     server = launch(script=script(f'exec $LAUNCH "$@" {closed}'))
 
     assert server.stop() == 0
 
 
-def test_a_locale_without_umlauts_is_no_obstacle_but_bytes_that_are_no_text_are_refused(launch: Start):
+def test_umlauts_work_in_the_c_locale_but_bytes_that_are_not_text_are_refused(launch: Start):
     server = launch("--rehearse", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
     answer = server.run("generate", "Größe", "--json")
     refusal = server.run("generate", "Gr\udcf6\udcdfe")
@@ -132,7 +132,7 @@ def test_a_locale_without_umlauts_is_no_obstacle_but_bytes_that_are_no_text_are_
     assert refusal.stderr.startswith("tgis: The input is not valid text")
 
 
-def test_a_module_in_pythonpath_that_hides_ours_is_named_as_a_suspect(start: Start, tmp_path: Path):
+def test_a_shadowing_module_in_pythonpath_is_named_as_a_suspect(start: Start, tmp_path: Path):
     (tmp_path / "grpc.py").write_text("raise RuntimeError('not the real one')")
     server = start("--rehearse", PYTHONPATH=str(tmp_path))
 
@@ -151,7 +151,7 @@ def test_64_open_files_are_enough_for_four_shards(launch: Start, script: Callabl
     ("limit", "exit_code", "sentence"),
     [("-n 20", 5, "too many files and connections are open"), ("-v 300000", 4, "A process may use only 293 MiB")],
 )
-def test_too_tight_a_limit_is_named(
+def test_a_limit_that_is_too_low_is_named(
     start: Start, script: Callable[[str], str], limit: str, exit_code: int, sentence: str
 ):
     server = start("--num-shard", "4", script=script(f'ulimit {limit}; exec $LAUNCH "$@"'))
@@ -161,7 +161,7 @@ def test_too_tight_a_limit_is_named(
     assert server.run_dir is None
 
 
-# `ulimit -u` does not bind root, and another user may not be able to read what Python imports.
+# `ulimit -u` does not apply to root, and another user may not be able to read the modules that Python imports.
 OTHER_USER = "setpriv --reuid 1000740000 --regid 0 --clear-groups --inh-caps +dac_override --ambient-caps +dac_override"
 
 
@@ -187,7 +187,7 @@ def test_too_few_threads_end_a_start_with_a_sentence_that_names_the_limit(
     assert sentence in server.last_line
 
 
-# -- the first process of a container
+# -- process 1 of a container
 
 FIRST = "/usr/bin/unshare --pid --fork --mount-proc --kill-child"
 
@@ -200,7 +200,7 @@ def _may_be_first() -> None:
 
 
 @pytest.mark.usefixtures("_may_be_first")
-def test_as_the_first_process_it_reaps_what_others_leave_and_stops_when_asked(
+def test_as_process_1_a_launcher_reaps_orphans_and_stops_on_sigterm(
     start: Start, script: Callable[[str], str], tmp_path: Path
 ):
     pipe = tmp_path / "pipe"
@@ -218,7 +218,7 @@ def test_as_the_first_process_it_reaps_what_others_leave_and_stops_when_asked(
 
 
 @pytest.mark.usefixtures("_may_be_first")
-def test_as_the_first_process_any_command_ends_on_sigterm():
+def test_as_process_1_any_command_ends_on_sigterm():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"127.0.0.1:{silent.getsockname()[1]}"
         with subprocess.Popen([*FIRST.split(), BIN / "tgis", "generate", "--url", url, "x"]) as outer:

@@ -1,9 +1,8 @@
-"""Every signal to every process in every phase: exit code, first cause, what becomes of calls, and nothing left.
+"""Every signal to every process in every phase: the exit code, the first cause, the fate of calls, and nothing left.
 
-The cells run a few at a time, as most of their time is waiting; each is a test of its own. The table in
-docs/operations.md says the same. `make test` asks those that differ most: signals under load, and to the launcher in
-any phase; `make acceptance` asks the others. ``TGIS_KILL_MATRIX=native`` runs them with the demo model instead of a
-rehearsal.
+Each cell is a separate test; a few run at once, as they mostly wait. The table in docs/operations.md documents the
+behaviour. `make test` runs the cells that differ most: signals under load, and to the launcher in any phase; `make
+acceptance` runs the others. ``TGIS_KILL_MATRIX=native`` runs them with the demo model instead of a rehearsal.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from shards import wait_until
 pytestmark = pytest.mark.serial
 
 GONE_S = 2.0  # from a signal to the end of the last process
-NOTICED_S = 10.0  # from a stop to the consequences
+NOTICED_S = 10.0  # from a SIGSTOP to its consequences
 NUM_STREAMS = 3
 VICTIMS = ("launcher", "frontend", "shard-0", "shard-1")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL, signal.SIGSTOP)
@@ -46,20 +45,20 @@ CELLS = [
 
 IS_NATIVE = os.environ.get("TGIS_KILL_MATRIX") == "native"
 ENGINE = ("--allow-faults",) if IS_NATIVE else ("--rehearse", "--rehearse-step-ms", "20")
-AT_ONCE = 1 if IS_NATIVE else 6  # servers that run at a time
+AT_ONCE = 1 if IS_NATIVE else 6  # servers that run at once
 OPTIONS = (*ENGINE, "--num-shard", "2", "--host", "127.0.0.1")
 FINISHED, CUT = "MAX_TOKENS", "UNAVAILABLE"
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a cell must end in."""
+    """The expected end of a cell."""
 
     exit_code: int = 0
-    cause: str = ""  # a pattern for the last line, where the exit code is not 0
-    streams: str = FINISHED  # of those in flight
-    goes_on: bool = False  # the server is not harmed; the test ends it itself
-    is_noticed: bool = False  # and /health/live says so until the process is continued
+    cause: str = ""  # a pattern for the last line if the exit code is not 0
+    streams: str = FINISHED  # how the streams in flight end
+    survives: bool = False  # the server keeps running, and the test stops it
+    is_noticed: bool = False  # /health/live reports the stopped process until it is continued
 
 
 def expect(victim: str, number: signal.Signals, phase: str) -> Expected:
@@ -69,7 +68,7 @@ def expect(victim: str, number: signal.Signals, phase: str) -> Expected:
         case "launcher", signal.SIGKILL:
             return Expected(-signal.SIGKILL, streams=CUT)
         case "launcher", signal.SIGSTOP:
-            return Expected(goes_on=True, is_noticed=True)
+            return Expected(survives=True, is_noticed=True)
         case "launcher", _:
             return Expected(streams=CUT if phase == "draining" else FINISHED)  # a second signal skips the drain
         case _, signal.SIGKILL:
@@ -77,9 +76,9 @@ def expect(victim: str, number: signal.Signals, phase: str) -> Expected:
         case _, signal.SIGSTOP:
             return Expected(5, f"^{victim} was stopped by a signal", CUT)
         case "frontend", signal.SIGTERM if phase == "draining":
-            return Expected()  # it drains already
+            return Expected()  # it is already draining
         case "frontend", signal.SIGINT if phase == "draining":
-            return Expected(streams=CUT)  # as the launcher's second signal
+            return Expected(streams=CUT)  # like the launcher's second signal
         case "frontend", _:
             return Expected(
                 5,
@@ -89,7 +88,7 @@ def expect(victim: str, number: signal.Signals, phase: str) -> Expected:
         case _ if phase == "loading":
             return Expected(5, f"^{victim} was ended by {number.name} from outside", CUT)
         case _:
-            return Expected(goes_on=True)  # shards end with the front-end
+            return Expected(survives=True)  # shards end with the front-end
 
 
 class Cell:
@@ -110,7 +109,7 @@ class Cell:
             self.assert_noticed(pids["frontend"], signalled_at)
             os.kill(pids[self.victim], signal.SIGCONT)
             wait_until(lambda: self.is_live() or self.server.process.poll() is not None, "life after SIGCONT")
-        if self.expected.goes_on and self.phase != "draining":
+        if self.expected.survives and self.phase != "draining":
             self.assert_streams()
             self.server.process.send_signal(signal.SIGTERM)
             signalled_at = time.monotonic()
@@ -126,7 +125,7 @@ class Cell:
         self.assert_directory()
 
     def reach_phase(self) -> dict[str, int]:
-        """The processes of a server that is in the cell's phase."""
+        """Bring the server into the cell's phase; returns its processes."""
         server = self.server
         if self.phase == "loading":
             server.wait_for_line(r"listening: gRPC")
@@ -147,7 +146,7 @@ class Cell:
             assert self.load.join() == [self.expected.streams] * NUM_STREAMS
 
     def assert_noticed(self, frontend: int, since: float) -> None:
-        """A stopped launcher is named by the front-end, unless that ends before, as its drain is over."""
+        """Check that the front-end reports the stopped launcher, unless its drain ends first."""
 
         def has_drained() -> bool:
             return self.phase == "draining" and psutil.Process(frontend).status() == psutil.STATUS_ZOMBIE
@@ -156,7 +155,7 @@ class Cell:
         assert time.monotonic() - since < NOTICED_S
 
     def live_error(self) -> str:
-        """Why ``/health/live`` says no."""
+        """The error of ``/health/live``, if any."""
         port = re.findall(r"HTTP 127\.0\.0\.1:(\d+)", self.server.stderr)[-1]
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/health/live", timeout=2).close()
@@ -170,7 +169,7 @@ class Cell:
         return not self.live_error()
 
     def assert_directory(self) -> None:
-        """Gone after a stop; kept without sockets after a failure; as it was after a SIGKILL of the launcher."""
+        """Gone after a stop; kept without sockets after a failure; unchanged after a SIGKILL of the launcher."""
         run_dir = self.server.run_dir
         match self.expected.exit_code:
             case 0:
@@ -189,7 +188,7 @@ def read_argv(pid: int) -> str:
 
 @pytest.fixture(scope="module")
 def cells(request: pytest.FixtureRequest, start_shared: Callable[..., Any]) -> Iterator[dict[Any, Future[None]]]:
-    """The cells that are asked for, under way."""
+    """The selected cells, running."""
     wanted = [item.callspec.params["cell"] for item in request.session.items if item.name.startswith("test_cell[")]
 
     def run(cell: tuple[str, signal.Signals, str]) -> None:

@@ -1,4 +1,4 @@
-"""`tgis launch`: from options to ready, what it says, and what it refuses."""
+"""`tgis launch`: from options to ready, its output, and what it refuses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import tgis_server
-from tgis_cli.decide.legacy_settings import Verdict
+from tgis_cli.decide.legacy_settings import Treatment
 from tgis_cli.migrate import examine_all, read_containers, read_settings_file
 
 Start = Callable[..., Any]  # of a Server in conftest.py
@@ -32,7 +32,7 @@ def short_path() -> Iterator[Path]:
 
 @pytest.fixture
 def full_pipe() -> Iterator[int]:
-    """The write end of a pipe that takes no further byte."""
+    """The write end of a full pipe."""
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
     with contextlib.suppress(BlockingIOError):
@@ -45,7 +45,7 @@ def full_pipe() -> Iterator[int]:
 
 
 @pytest.mark.serial
-def test_a_rehearsal_of_four_shards_answers_and_leaves_nothing(launch: Start):
+def test_a_rehearsal_of_four_shards_answers_and_leaves_nothing_behind(launch: Start):
     server = launch("--rehearse", "--num-shard", "4")
     answer = server.run("generate", "Once upon a time", "--json")
     exit_code = server.stop()
@@ -58,7 +58,7 @@ def test_a_rehearsal_of_four_shards_answers_and_leaves_nothing(launch: Start):
     assert server.run_dir is None
 
 
-def test_readiness_names_the_endpoints_the_rehearsal_and_a_first_request(launch: Start):
+def test_the_announcement_names_the_endpoints_the_rehearsal_and_a_first_request(launch: Start):
     server = launch("--rehearse")
     server.stop()
 
@@ -88,7 +88,7 @@ def test_with_json_output_every_line_is_an_object_and_ready_is_an_event(launch: 
     assert processes >= {"launcher", "frontend", "shard-0"}
 
 
-def test_options_come_from_environment_and_file_too(launch: Start, short_path: Path):
+def test_options_can_come_from_the_environment_and_a_file(launch: Start, short_path: Path):
     file = short_path / "tgis.toml"
     file.write_text("rehearse = true\nmax-sequence-length = 77\n")
 
@@ -97,7 +97,7 @@ def test_options_come_from_environment_and_file_too(launch: Start, short_path: P
     assert (server.facts["num_shard"], server.facts["max_sequence_length"]) == (2, 77)
 
 
-def test_the_demo_model_is_served_when_none_is_given_and_named_as_such(launch: Start):
+def test_without_a_model_the_demo_model_is_served_and_announced_as_such(launch: Start):
     server = launch()
     answer = server.run("generate", "Once upon a time", "--json")
     server.stop()
@@ -122,7 +122,7 @@ def test_a_port_in_use_is_named_with_its_owner(start: Start):
     assert server.run_dir is None
 
 
-def test_a_server_that_ends_hands_its_ports_to_the_next_one(launch: Start, start: Start):
+def test_an_ending_server_hands_its_ports_to_the_next_one(launch: Start, start: Start):
     first = launch("--rehearse", "--host", "127.0.0.1", "--drain-delay", "2")
     ports = {"GRPC_PORT": str(first.facts["grpc_port"]), "PORT": str(first.facts["http_port"])}
 
@@ -153,7 +153,7 @@ def test_a_run_directory_too_deep_for_sockets_is_a_usage_error(start: Start, sho
     assert "too long for a Unix socket" in server.last_line
 
 
-def test_a_missing_model_is_said_in_the_termination_log_too(start: Start, short_path: Path):
+def test_a_missing_model_is_also_reported_in_the_termination_log(start: Start, short_path: Path):
     log = short_path / "termination-log"
 
     server = start("no/such-model", "--termination-log", str(log))
@@ -163,26 +163,26 @@ def test_a_missing_model_is_said_in_the_termination_log_too(start: Start, short_
     assert "Model no/such-model not found" in log.read_text()
 
 
-def test_the_drop_in_launcher_wants_a_model(start: Start):
+def test_the_drop_in_launcher_needs_a_model(start: Start):
     server = start(script="text-generation-launcher")
 
     assert server.wait() == 2
     assert "No model is given" in server.last_line
 
 
-def test_the_originals_manifest_starts_with_a_warning_for_each_setting_that_migrate_points_out(launch: Start):
+def test_the_originals_manifest_starts_with_a_warning_for_each_setting_that_migrate_reports(launch: Start):
     (report,) = examine_all(read_containers([read_settings_file(str(MANIFEST))]))
     environ = {given.name: given.value for given in report.container.env} | {"MODEL_NAME": str(DEMO_MODEL)}
 
     server = launch("--rehearse", "--host", "127.0.0.1", script="text-generation-launcher", **environ)
 
-    pointed_out = {finding.name for finding in report.findings if finding.verdict != Verdict.SAME}
+    pointed_out = {finding.name for finding in report.findings if finding.verdict != Treatment.SAME}
     warned = re.findall(r"warning environment (\w+)", server.stderr)
     assert sorted(warned) == sorted(pointed_out)
     assert set(server.pids) == {"launcher", "frontend", "shard-0", "shard-1"}
 
 
-def test_the_shard_server_of_the_original_starts_the_whole_server_with_one_warning(launch: Start):
+def test_the_originals_shard_server_starts_the_whole_server_with_one_warning(launch: Start):
     server = launch(
         str(DEMO_MODEL),
         "tgis_native",
@@ -218,7 +218,7 @@ def test_an_error_while_loading_is_the_last_line_and_keeps_its_traceback(start: 
     assert str(server.run_dir) in server.stderr
 
 
-def test_a_crash_is_told_with_its_place_and_stacks(start: Start):
+def test_a_crash_is_reported_with_its_place_and_stacks(start: Start):
     server = start("--rehearse", "--num-shard", "2", "--fault", "shard1:segv@step0")
 
     assert server.wait() == 5
@@ -226,7 +226,7 @@ def test_a_crash_is_told_with_its_place_and_stacks(start: Start):
     assert "most recent call first" in (server.run_dir / "errors/shard-1.log").read_text()
 
 
-def test_a_front_end_that_cannot_write_says_so(start: Start):
+def test_a_front_end_that_cannot_write_reports_it(start: Start):
     server = start("--rehearse", "--fault", "frontend:disk-full@start")
 
     assert server.wait() == 5
@@ -235,32 +235,32 @@ def test_a_front_end_that_cannot_write_says_so(start: Start):
     )
 
 
-def test_faults_reach_a_real_engine_where_they_are_allowed(start: Start):
+def test_faults_reach_a_real_engine_if_they_are_allowed(start: Start):
     server = start("--allow-faults", "--fault", "shard0:gpu-error@step0")
 
     assert server.wait() == 5
     assert server.last_line.startswith("shard-0: the GPU failed: uncorrectable ECC error encountered (at tgis_server/")
 
 
-def test_a_fault_of_an_unknown_kind_is_refused_with_those_that_there_are(start: Start):
+def test_a_fault_of_an_unknown_kind_is_refused_with_a_list_of_kinds(start: Start):
     server = start("--rehearse", "--fault", "shard0:sneeze@load")
 
     assert server.wait() == 2
     assert "with KIND one of hang, exit, " in server.last_line
 
 
-def test_a_process_that_ends_without_a_word_is_named(start: Start):
+def test_a_process_that_ends_silently_is_named(start: Start):
     server = start("--rehearse", "--num-shard", "2", "--fault", "shard0:exit@load")
 
     assert server.wait() == 5
     assert server.last_line.startswith("shard-0 ended with exit code 1")
 
 
-def test_a_start_without_progress_is_given_up_with_the_stacks_of_the_silent_process(start: Start):
+def test_a_start_without_progress_ends_with_the_stacks_of_the_silent_process(start: Start):
     server = start("--rehearse", "--num-shard", "2", "--fault", "shard0:hang@load", "--startup-timeout", "5")
 
     assert server.wait() == 5
-    assert "shard-0 stands at: pretending to read weights" in server.last_line
+    assert "shard-0 is stuck at: pretending to read weights" in server.last_line
     assert "--startup-timeout" in server.last_line
     assert re.search(r"shard-0 +\| .*in strike", server.stderr)
 
@@ -274,7 +274,7 @@ def test_a_shard_that_hangs_while_serving_ends_the_group(launch: Start):
     assert re.search(r"shard-0 +\| .*in strike", server.stderr)
 
 
-def test_a_reader_that_stops_reading_holds_up_neither_service_nor_stop(launch: Start, full_pipe: int):
+def test_a_reader_that_stops_reading_delays_neither_service_nor_stop(launch: Start, full_pipe: int):
     server = launch("--rehearse", output=full_pipe)
     answer = server.run("generate", "Once upon a time")
 
@@ -282,7 +282,7 @@ def test_a_reader_that_stops_reading_holds_up_neither_service_nor_stop(launch: S
     assert server.stop() == 0
 
 
-def test_sighup_goes_on_in_a_new_log_file_after_a_rotation_and_stops_nothing(launch: Start, short_path: Path):
+def test_sighup_reopens_a_rotated_log_file_and_stops_nothing(launch: Start, short_path: Path):
     log, rotated = short_path / "log", short_path / "log.1"
     server = launch("--rehearse", "--log-file", str(log))
     log.rename(rotated)
@@ -303,7 +303,7 @@ def test_a_log_file_in_a_missing_directory_is_refused(start: Start, short_path: 
     assert server.run_dir is None
 
 
-def test_a_reader_that_goes_away_ends_nothing(launch: Start):
+def test_a_reader_that_goes_away_stops_nothing(launch: Start):
     read_end, write_end = os.pipe()
     os.close(read_end)
     server = launch("--rehearse", output=write_end)

@@ -1,4 +1,4 @@
-"""The supervisor with stand-ins for children: small programs that fail in ways that the real ones should not."""
+"""The supervisor with stand-ins for children: small programs that fail in ways the real ones should not."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def base() -> Iterator[Path]:
 
 
 def supervise(base: Path, program: str, **options: Any) -> tuple[Outcome, str, Run]:
-    """Run two shards and a front-end that all are ``program``; returns how it ended, all output, and the run."""
+    """Run ``program`` as two shards and a front-end; returns the outcome, all output, and the run."""
     run = Run(
         config=ServeConfig(rehearse=True, **options),
         run_dir=make_run_dir(base),
@@ -93,7 +93,7 @@ def test_a_child_that_ends_silently_is_named_with_its_exit_code(base: Path):
     assert [file.read_text() for file in run.errors_dir.iterdir()] == [outcome.sentence + "\n"]
 
 
-def test_the_last_line_of_a_child_that_cannot_start_is_the_hint_and_is_kept(base: Path):
+def test_the_last_lines_of_a_child_that_cannot_start_give_the_cause_and_are_kept(base: Path):
     outcome, _, run = supervise(base, ONE_CANNOT_IMPORT)
 
     assert outcome.sentence.startswith("shard-1: the Python package no_such_module is not installed")
@@ -106,28 +106,28 @@ def test_a_secondary_error_that_comes_first_is_not_the_cause(base: Path):
     assert outcome == Outcome(3, "shard-1: The file is broken.")
 
 
-def test_a_child_that_ends_as_if_all_were_well_is_a_failure_too(base: Path):
+def test_a_child_that_exits_unasked_with_0_is_a_failure_too(base: Path):
     outcome, _, _ = supervise(base, ALL_END)
 
     assert outcome.exit_code == 5
     assert "ended without being asked to" in outcome.sentence
 
 
-def test_a_crash_is_told_in_words(base: Path):
+def test_a_crash_is_reported_in_words(base: Path):
     outcome, _, _ = supervise(base, SEGFAULT)
 
     assert outcome.exit_code == 5
     assert outcome.sentence.startswith("shard-0 crashed with SIGSEGV at ")
 
 
-def test_silence_from_the_beginning_is_given_up(base: Path):
+def test_a_start_without_any_answer_ends(base: Path):
     outcome, _, _ = supervise(base, SLEEP, startup_timeout=0.3)
 
     assert outcome.exit_code == 5
     assert outcome.sentence.startswith("shard-0 has not answered once, and there was no progress for 0.3 s")
 
 
-def test_what_a_child_started_dies_with_it(base: Path):
+def test_the_children_of_a_child_die_with_it(base: Path):
     _, output, _ = supervise(base, LEAVES_A_GRANDCHILD)
 
     pids = [int(line.rsplit(" ", 1)[1]) for line in output.splitlines() if "grandchild" in line]
@@ -139,14 +139,14 @@ def test_long_and_unfinished_lines_are_passed_on(base: Path):
     _, output, _ = supervise(base, LONG_LINES)
 
     assert output.count("x") > 3_000_000
-    assert re.search(r"^\S+ +\| \S+ info    without an end$", output, re.MULTILINE)  # of the one that ended first
+    assert re.search(r"^\S+ +\| \S+ info    without an end$", output, re.MULTILINE)  # from the first child to end
 
 
 def wait_until_gone(pids: list[int]) -> None:
-    """They have been killed already, but a busy machine may take a while to end them."""
+    """Wait for killed processes to end, which may take a while on a busy machine."""
     deadline = time.monotonic() + 10.0
     while not all(map(is_gone, pids)):
-        assert time.monotonic() < deadline, "a grandchild lives"
+        assert time.monotonic() < deadline, "a grandchild is still alive"
         time.sleep(0.01)
 
 

@@ -1,4 +1,4 @@
-"""What a start finds out about the machine arrives in its processes."""
+"""The resources chosen at a start reach its processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def allowed_cpus(pid: int) -> set[int]:
     return set(parse_cpu_list(lines["Cpus_allowed_list"]))
 
 
-def test_shards_compute_on_cores_of_their_own(launch):
+def test_each_shard_computes_on_its_own_cores(launch):
     machine = probe_machine({})
     if len(machine.cpus) < 2 or machine.has_tight_quota:
         pytest.skip("shards are not pinned on this machine")
@@ -29,10 +29,10 @@ def test_shards_compute_on_cores_of_their_own(launch):
     assert own[0].isdisjoint(own[1])
     assert len(own[0]) == len(own[1]) > 0
     assert allowed_cpus(server.pids["frontend"]) == allowed_cpus(server.pids["launcher"])
-    server.wait_for_line(r"shard_cpus .* cores of its own for each shard$")
+    server.wait_for_line(r"shard_cpus .* separate cores for each shard$")
 
 
-def test_where_cpus_cannot_be_chosen_a_shard_goes_on_with_a_warning(caplog: pytest.LogCaptureFixture):
+def test_a_shard_that_cannot_be_pinned_continues_with_a_warning(caplog: pytest.LogCaptureFixture):
     before = os.sched_getaffinity(0)
 
     with caplog.at_level(logging.WARNING):

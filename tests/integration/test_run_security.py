@@ -1,4 +1,4 @@
-"""What a run makes is its user's alone: directory, files, sockets, addresses and secrets."""
+"""Everything that a run creates is private to its user: directory, files, sockets, addresses and secrets."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Guarded:
     """A server that was watched while it started."""
 
     server: Any
-    shared: Path  # a directory that everybody may write to, with the shards' sockets
+    shared: Path  # a world-writable directory with the shards' sockets
     temporary: Path  # its TMPDIR
     key: str  # a line of its TLS key
-    early_modes: set[int]  # those that sockets had before the server was ready
+    early_modes: set[int]  # of sockets before the server was ready
 
     @property
     def children(self) -> dict[str, psutil.Process]:
@@ -83,13 +83,13 @@ def mode_of(path: Path) -> int:
 
 
 def listeners(process: psutil.Process) -> list[tuple[str, int]]:
-    """Addresses on which a process takes connections."""
+    """Addresses on which a process listens."""
     connections = process.net_connections(kind="inet")
     found = [one.laddr for one in connections if one.status == psutil.CONN_LISTEN]
     return sorted((host.removeprefix("::ffff:"), port) for host, port in found)
 
 
-def test_directory_files_and_sockets_are_for_their_user_alone(guarded: Guarded):
+def test_the_directory_its_files_and_the_sockets_are_private(guarded: Guarded):
     run_dir = guarded.server.run_dir
     directories = {path for path in (run_dir, *find(run_dir, "*")) if path.is_dir()}
     files = {*find(run_dir, "*"), *guarded.shared.iterdir()} - directories
@@ -100,12 +100,12 @@ def test_directory_files_and_sockets_are_for_their_user_alone(guarded: Guarded):
     assert {path.stat().st_uid for path in (*directories, *files)} == {os.getuid()}
 
 
-def test_at_no_moment_may_others_connect_to_a_socket(guarded: Guarded):
+def test_other_users_can_never_connect_to_a_socket(guarded: Guarded):
     assert guarded.early_modes
     assert {mode & 0o077 for mode in guarded.early_modes} == {0}
 
 
-def test_only_the_configured_addresses_are_listened_on(guarded: Guarded):
+def test_the_server_listens_only_on_the_configured_addresses(guarded: Guarded):
     facts = guarded.server.facts
     addresses = sorted((LOOPBACK, int(facts[name].rsplit(":", 1)[1])) for name in ("grpc", "http"))
     found = {name: listeners(process) for name, process in guarded.children.items()}
@@ -114,12 +114,12 @@ def test_only_the_configured_addresses_are_listened_on(guarded: Guarded):
     assert listeners(psutil.Process(guarded.server.process.pid)) == []
 
 
-def test_outside_of_the_run_directory_nothing_is_made(guarded: Guarded):
+def test_nothing_is_created_outside_the_run_directory(guarded: Guarded):
     assert list(guarded.temporary.iterdir()) == []
     assert [path.name for path in guarded.server.base.iterdir() if path.is_dir()] == [guarded.server.run_dir.name]
 
 
-def test_credentials_and_keys_are_where_they_are_needed_alone(guarded: Guarded):
+def test_credentials_and_keys_are_only_where_they_are_needed(guarded: Guarded):
     children = guarded.children
     environs = {name: " ".join(process.environ().values()) for name, process in children.items()}
     shown = [" ".join(process.cmdline()) for process in children.values()]
@@ -130,7 +130,7 @@ def test_credentials_and_keys_are_where_they_are_needed_alone(guarded: Guarded):
     assert [text for text in (*shown, *files, *environs.values()) if guarded.key in text] == []
 
 
-def test_a_failed_run_leaves_no_socket_and_what_it_leaves_is_for_its_user_alone(guarded: Guarded):
+def test_a_failed_run_leaves_no_socket_and_only_private_files(guarded: Guarded):
     run_dir = guarded.server.run_dir
     os.kill(guarded.server.facts["pids"]["shard-1"], signal.SIGKILL)
 
@@ -139,7 +139,7 @@ def test_a_failed_run_leaves_no_socket_and_what_it_leaves_is_for_its_user_alone(
     assert {mode_of(path) for path in find(run_dir, "*") if path.is_file()} == {0o600}
 
 
-def test_native_shards_meet_on_the_loopback_interface_alone_and_heed_no_stranger_there(launch: Start):
+def test_native_shards_connect_only_over_loopback_and_ignore_strangers_there(launch: Start):
     server = launch("--num-shard", "2", "--max-sequence-length", "64")
     addresses = [address for rank in (0, 1) for address in listeners(psutil.Process(server.pids[f"shard-{rank}"]))]
     for address in addresses:

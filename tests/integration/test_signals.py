@@ -1,4 +1,4 @@
-"""Stop signals: nothing that was started is lost, a second signal does not wait, and the exit code is 0."""
+"""Stop signals: no call in flight is lost, a second signal stops at once, and the exit code is 0."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ SLOW = ("--rehearse", "--num-shard", "2", "--rehearse-step-ms", "20")
 
 
 def hang_up(pids: Iterable[int]) -> None:
-    """SIGHUP to every process, as `systemctl kill -s HUP` sends it."""
+    """Send SIGHUP to every process, like `systemctl kill -s HUP`."""
     for pid in pids:
         os.kill(pid, signal.SIGHUP)
 
 
-def test_a_hangup_of_every_process_stops_the_server_and_loses_no_started_answer(launch: Start):
+def test_a_hangup_of_every_process_stops_the_server_and_loses_no_answer_in_flight(launch: Start):
     server = launch(*SLOW)
     load = server.start_load(num_streams=6, max_new_tokens=25)
 
     hang_up(server.child_pids())
     server.process.send_signal(signal.SIGHUP)
     server.wait_for_line(r"draining: \d+ calls in flight")
-    hang_up([*server.child_pids(), server.process.pid])  # as a shell and the kernel send it one after the other
+    hang_up([*server.child_pids(), server.process.pid])  # a second time, as the shell and the kernel both send it
 
     assert load.join() == ["MAX_TOKENS"] * 6
     assert server.wait() == 0
     assert "SIGHUP: draining" in server.stderr
 
 
-def test_with_a_log_file_a_hangup_of_every_process_ends_nothing_at_any_time(start: Start, tmp_path: Path):
+def test_with_a_log_file_a_hangup_of_every_process_never_stops_anything(start: Start, tmp_path: Path):
     server = start(*SLOW, "--log-file", str(tmp_path / "log"))
 
     hang_up([*server.wait_for_children(3), server.process.pid])
@@ -60,7 +60,7 @@ def test_with_a_log_file_a_hangup_of_every_process_ends_nothing_at_any_time(star
 
 
 @pytest.mark.serial
-def test_twenty_streams_outlive_the_stop_signal_and_the_next_call_is_refused(launch: Start):
+def test_twenty_streams_survive_the_stop_signal_and_a_later_call_is_refused(launch: Start):
     server = launch(*SLOW, "--drain-delay", "3", "--drain-timeout", "15")
     load = server.start_load(num_streams=20, max_new_tokens=250)
 
@@ -89,7 +89,7 @@ def test_a_drain_ends_when_its_time_is_up(launch: Start):
     assert load.join() == ["UNAVAILABLE"] * 2
 
 
-def test_a_second_signal_is_an_orderly_stop_whatever_clients_hold_open(launch: Start):
+def test_a_second_signal_stops_in_order_whatever_clients_hold_open(launch: Start):
     server = launch("--rehearse", "--drain-delay", "20")
     with grpc.insecure_channel(server.address) as channel:
         watch = HealthStub(channel).Watch(HealthCheckRequest())
@@ -103,7 +103,7 @@ def test_a_second_signal_is_an_orderly_stop_whatever_clients_hold_open(launch: S
     assert server.run_dir is None
 
 
-def test_the_cause_is_named_also_where_nothing_can_be_written(launch: Start):
+def test_the_cause_is_reported_even_if_nothing_can_be_written(launch: Start):
     server = launch(*SLOW)
     shutil.rmtree(server.run_dir / "errors")
 
@@ -113,7 +113,7 @@ def test_the_cause_is_named_also_where_nothing_can_be_written(launch: Start):
     assert server.last_line.startswith("shard-0 was killed by SIGKILL")
 
 
-def test_a_hangup_while_the_launcher_imports_waits_for_what_the_options_say(start: Start, tmp_path: Path):
+def test_a_hangup_during_the_imports_waits_until_the_options_are_known(start: Start, tmp_path: Path):
     (tmp_path / "typer.py").write_text(
         "import os, signal, sys\n"
         "os.kill(os.getpid(), signal.SIGHUP)\n"
@@ -130,7 +130,7 @@ def test_a_hangup_while_the_launcher_imports_waits_for_what_the_options_say(star
 
 
 @pytest.mark.parametrize(("command", "exit_code"), [("launch", 0), ("version", -signal.SIGINT)])
-def test_ctrl_c_is_quiet_from_the_first_import_on(tmp_path: Path, command: str, exit_code: int):
+def test_ctrl_c_prints_nothing_from_the_first_import_on(tmp_path: Path, command: str, exit_code: int):
     (tmp_path / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
 
     result = subprocess.run(
@@ -148,7 +148,7 @@ def test_a_service_manager_may_signal_every_process(launch: Start):
     load = server.start_load(num_streams=4, max_new_tokens=40)
 
     for pid in server.pids.values():
-        with contextlib.suppress(ProcessLookupError):  # the end of the first may have ended others already
+        with contextlib.suppress(ProcessLookupError):  # the end of the first may already have ended others
             os.kill(pid, signal.SIGTERM)
 
     assert load.join() == ["MAX_TOKENS"] * 4
@@ -156,7 +156,7 @@ def test_a_service_manager_may_signal_every_process(launch: Start):
     server.wait_until_gone(within_s=0)
 
 
-def test_a_group_that_failed_is_started_again_where_this_is_asked_for(launch: Start):
+def test_a_failed_group_is_restarted_on_request(launch: Start):
     server = launch(*SLOW, "--restart", "on-failure", "--max-restarts", "1")
     first = dict(server.pids)
 

@@ -30,7 +30,7 @@ from test_families_checkpoint import SPEC, shapes_of, write_safetensors
 from test_preflight import Weights, make_run
 from test_preflight import machine as make_machine
 from tgis_cli.causes.cause import Cause, Exit, find_cause, read_records
-from tgis_cli.causes.oom import Memory
+from tgis_cli.causes.oom import OomEvidence
 from tgis_cli.decide.preflight import check_address_space, check_memory, check_processes, check_readable, check_sockets
 from tgis_cli.decide.resolve import DEMO_MODEL_DIR, resolve
 from tgis_cli.doctor import check_machine
@@ -41,7 +41,7 @@ from tgis_cli.machine.process_limits import ProcessLimit
 from tgis_cli.model_files import find_cache_dir, find_model_dir
 from tgis_cli.relay.log_file import check_log_file
 from tgis_cli.supervisor import supervisor, watching
-from tgis_cli.supervisor.progress import ProcessProgress, Silence
+from tgis_cli.supervisor.progress import ProcessProgress, StallDetector
 from tgis_cli.supervisor.run_dir import make_run_dir
 from tgis_cli.supervisor.signals import StopSignals
 from tgis_server import failures
@@ -329,10 +329,10 @@ PROVOCATIONS |= {
 
 # -- A process of the group -------------------------------------------------------------------------------------------
 
-COUNTED = Memory(is_counted=True)
+COUNTED = OomEvidence(is_counted=True)
 
 
-def end(status: int, *, name: str = "shard-1", memory: Memory = COUNTED, **shared_memory: int) -> Provocation:
+def end(status: int, *, name: str = "shard-1", memory: OomEvidence = COUNTED, **shared_memory: int) -> Provocation:
     """A child that ended with this status and left no error."""
 
     def provoke(tmp: Path, patch: pytest.MonkeyPatch) -> Cause:
@@ -379,10 +379,10 @@ PROVOCATIONS |= {
     failures.BROKEN_LIBRARY: fault("import-error"),
     failures.UNEXPECTED_ERROR: fault("error"),
     failures.PEER_LOST: fault("timeout"),
-    failures.OUT_OF_MEMORY_KILLED: end(-signal.SIGKILL, memory=Memory(True, ((0.0, 1.0),), {"shard-1": GIB}, GIB)),
-    failures.OUT_OF_MEMORY_PERHAPS: end(-signal.SIGKILL, memory=Memory(True, ((0.0, 1.0),), {"shard-1": 1}, GIB)),
+    failures.OUT_OF_MEMORY_KILLED: end(-signal.SIGKILL, memory=OomEvidence(True, ((0.0, 1.0),), {"shard-1": GIB}, GIB)),
+    failures.OUT_OF_MEMORY_PERHAPS: end(-signal.SIGKILL, memory=OomEvidence(True, ((0.0, 1.0),), {"shard-1": 1}, GIB)),
     failures.KILLED: end(-signal.SIGKILL),
-    failures.KILLED_PERHAPS_FOR_MEMORY: end(-signal.SIGKILL, memory=Memory()),
+    failures.KILLED_PERHAPS_FOR_MEMORY: end(-signal.SIGKILL, memory=OomEvidence()),
     failures.SHARED_MEMORY_FULL: end(-signal.SIGBUS, f_blocks=64 << 20, f_bavail=0),
     failures.MAPPED_FILE_LOST: end(-signal.SIGBUS),
     failures.ILLEGAL_INSTRUCTION: end(-signal.SIGILL),
@@ -397,7 +397,7 @@ PROVOCATIONS |= {
     failures.PROCESSES_LIMITED: lambda tmp, patch: check_processes(
         [ProcessLimit(20, 0, is_of_group=True)], Threads(1, None)
     ),
-    failures.NO_PROGRESS: lambda tmp, patch: Silence(1.0).check([ProcessProgress("shard-0", 0.0)], 9.0),
+    failures.NO_PROGRESS: lambda tmp, patch: StallDetector(1.0).check([ProcessProgress("shard-0", 0.0)], 9.0),
 }
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tgis_cli.app import COMMANDS
+from tgis_cli.terminal.command_table import COMMANDS
 from tgis_cli.terminal.exits import explain_error
 from tgis_server.options import options
 

@@ -1,4 +1,4 @@
-"""The original's executables: what they accept, and what they say where they do not do what they did."""
+"""The original's executables: what they accept, and what they report if they no longer do what they did."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tgis_cli.app import COMMANDS, load_command
-from tgis_cli.legacy import TOOLS, count_shards
+from tgis_cli.decide.legacy_commands import TOOLS, count_shards
+from tgis_cli.terminal.command_table import COMMANDS, load_command
 from tgis_server.errors import UsageError
 
 BIN = Path(sys.executable).parent
@@ -39,7 +39,7 @@ def test_only_the_first_rank_starts_a_server():
         count_shards(RENDEZVOUS | {"RANK": "1"})
 
 
-def test_a_missing_tool_names_the_commands_there_are():
+def test_a_missing_tool_is_refused_with_a_list_of_the_commands():
     result = run("text-generation-server", "quantize", "model", "target")
 
     assert result.returncode == 2
@@ -56,7 +56,7 @@ def test_a_missing_tool_names_the_commands_there_are():
         ("convert-to-onnx", "--revision --merge-graphs --optimize --provider"),
     ],
 )
-def test_the_originals_tools_have_its_flags(command: str, flags: str):
+def test_the_originals_tools_accept_its_flags(command: str, flags: str):
     spellings = {text for option in load_command(command).params for text in (*option.opts, *option.secondary_opts)}
 
     assert set(flags.split()) <= spellings
@@ -68,12 +68,12 @@ def test_the_originals_tools_are_listed():
     assert [name for name in ("serve", *TOOLS) if name not in text] == []
 
 
-def test_the_launchers_help_names_the_newer_way():
+def test_the_launchers_help_names_the_newer_command():
     assert "tgis launch MODEL" in run("text-generation-launcher", "--help", COLUMNS="80").stdout
 
 
 def test_the_launcher_accepts_every_flag_of_the_original():
-    """All of them parse: only the last, a value that cannot be, is complained about."""
+    """All flags parse: the only complaint is about the last one's value."""
     flags = (
         "--model-name m --revision r --deployment-framework hf_custom_tp --dtype float16 --dtype-str float16 "
         "--num-shard 1 --max-concurrent-requests 1 --max-sequence-length 8 --max-new-tokens 2 --max-batch-size 1 "

@@ -1,1 +1,1 @@
-"""From the evidence of a failure to its first cause, in one sentence."""
+"""Finds the first cause of a failure from the evidence, and states it in one sentence."""

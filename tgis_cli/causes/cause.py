@@ -1,7 +1,7 @@
-"""Why a group ended: the earliest primary cause among everything that its processes left behind.
+"""Why a group ended: the earliest primary cause in what its processes left behind.
 
-Pure: exits and error records in, one sentence out. Errors that only say that a peer is gone are consequences, and are
-reported only where nothing else is known.
+Exits and error records go in, one sentence comes out. An error that only reports a lost peer is secondary: it is the
+cause to report only if there is no other.
 """
 
 from __future__ import annotations
@@ -15,36 +15,35 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from tgis_cli.causes.explain import (
-    Context,
+from tgis_cli.causes.last_words import (
+    FailureSite,
     SharedMemory,
     explain_error,
     find_error,
     find_place,
     is_lost_peer,
     lacks_threads,
-    tell,
+    phrase,
 )
-from tgis_cli.causes.oom import Memory, Verdict
+from tgis_cli.causes.oom import OomEvidence, OomLikelihood
 from tgis_server import failures
 from tgis_server.errors import GroupFailed, TgisError
 from tgis_server.failures import Failure
 from tgis_server.words.processes import FRONTEND, LAUNCHER
 
-# A dying process closes its sockets before the launcher hears of its death: a peer's error may be this much earlier.
+# A dying process closes its sockets before the launcher learns of its death: a peer's error may be this much earlier.
 SIGNAL_LEAD_S = 0.5
 
-
 KILLED = {
-    Verdict.YES: failures.OUT_OF_MEMORY_KILLED,
-    Verdict.PERHAPS: failures.OUT_OF_MEMORY_PERHAPS,
-    Verdict.NO: failures.KILLED,
-    Verdict.UNKNOWN: failures.KILLED_PERHAPS_FOR_MEMORY,
+    OomLikelihood.YES: failures.OUT_OF_MEMORY_KILLED,
+    OomLikelihood.PERHAPS: failures.OUT_OF_MEMORY_PERHAPS,
+    OomLikelihood.NO: failures.KILLED,
+    OomLikelihood.UNKNOWN: failures.KILLED_PERHAPS_FOR_MEMORY,
 }
 
 
 class ProcessHangs(GroupFailed):
-    """A process neither goes on nor ends; it is asked for its stacks before it is killed."""
+    """A process makes no progress but does not end. It is aborted to get its stacks."""
 
     def __init__(self, name: str, text: str) -> None:
         super().__init__(text)
@@ -53,18 +52,18 @@ class ProcessHangs(GroupFailed):
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """A child that ended without having been asked to."""
+    """A child that ended on its own."""
 
     name: str
     status: int  # exit code, or minus the signal
     time: float  # wall clock
     tail: Sequence[str] = ()  # its last lines on stderr
-    log: str = "the run directory"  # where those are kept
+    log: str = "the run directory"  # where these lines are kept
 
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """One candidate, in a sentence."""
+    """A possible cause of the group's end, in a sentence."""
 
     name: str
     time: float
@@ -76,7 +75,7 @@ class Cause:
 def find_cause(
     exits: Iterable[Exit],
     records: Iterable[Cause],
-    memory: Memory,
+    memory: OomEvidence,
     *,
     num_shard: int,
     others: Iterable[Cause] = (),
@@ -85,10 +84,10 @@ def find_cause(
     """The cause to report.
 
     Args:
-        exits: children that ended by themselves.
-        records: what children wrote about their errors (:func:`read_records`).
-        others: causes found by the launcher itself, such as a process that hangs.
-        steps: how many steps each shard that was left had done; ``None`` for one that did not answer.
+        exits: children that ended on their own.
+        records: errors written by children (:func:`read_records`).
+        others: causes found by the launcher, such as a process that hangs.
+        steps: the number of steps that each remaining shard had executed; ``None`` for one that did not answer.
     """
     written = {record.name: record for record in records}
     candidates = [*written.values(), *others]
@@ -103,9 +102,9 @@ def find_cause(
 
 
 def find_waited_for(lost: Cause, steps: Mapping[str, int | None]) -> Cause:
-    """The one shard that others gave up waiting for, if it stands out; else what they say, ``lost``."""
+    """The shard that the others gave up waiting for, if one stands out; otherwise ``lost``, the cause they report."""
     if lost.name == FRONTEND:
-        return lost  # it watches all shards, and has named the one
+        return lost  # the front-end watches all shards, and has named the lost one
     silent = [name for name, count in steps.items() if count is None]
     counts = {name: count for name, count in steps.items() if count is not None}
     behind = [name for name, count in counts.items() if count < max(counts.values())]
@@ -118,91 +117,93 @@ def find_waited_for(lost: Cause, steps: Mapping[str, int | None]) -> Cause:
 
 
 def has_primary(exits: Iterable[Exit], records: Iterable[Cause]) -> bool:
-    """Whether the cause is known already, so that nothing needs to be waited for."""
-    # An abort may be a library's answer to a lost peer.
+    """Whether the cause is already known, so there is no need to wait for other evidence."""
+    # An abort may be a library's reaction to a lost peer.
     has_signal = any(exit_.status < 0 and -exit_.status != signal.SIGABRT for exit_ in exits)
     return has_signal or any(not record.is_secondary for record in records)
 
 
 def only_peers_are_blamed(exits: Iterable[Exit], records: Iterable[Cause]) -> bool:
-    """Whether everyone that ended says that somebody else is gone."""
+    """Whether every process that ended reports a lost peer."""
     blaming = {record.name for record in records if record.is_secondary}
     return all(exit_.name in blaming for exit_ in exits)
 
 
 def read_records(errors_dir: Path) -> list[Cause]:
-    """What children wrote when an error ended them (``tgis_server.child.write_error``)."""
+    """Read the errors that ended children (written by ``tgis_server.child.write_error``)."""
     return [read_record(file) for file in sorted(errors_dir.glob("*.json"))]
 
 
 def read_record(file: Path) -> Cause:
     record = json.loads(file.read_text())
     name, time, text = record["process"], record["time"], record["sentence"]
-    if record["is_expected"] and not lacks_threads(text):  # which one process may only hear from another
+    if record["is_expected"] and not lacks_threads(text):  # one process may be passing on another's lack of threads
         return Cause(name, time, f"{name}: {text}", record["exit_code"], record["is_secondary"])
     log = file.with_suffix(".log")
-    return as_cause(name, time, explain_words(text, make_context(name, log.read_text(encoding="utf-8"), str(log))))
+    return as_cause(name, time, explain_words(text, make_site(name, log.read_text(encoding="utf-8"), str(log))))
 
 
-def explain_exit(exit_: Exit, memory: Memory, num_shard: int) -> Cause:
-    context = make_context(exit_.name, "\n".join(exit_.tail), exit_.log)
+def explain_exit(exit_: Exit, memory: OomEvidence, num_shard: int) -> Cause:
+    site = make_site(exit_.name, "\n".join(exit_.tail), exit_.log)
     if exit_.status < 0:
         number = -exit_.status
-        # An abort may itself be a library's answer to a lost peer; a kill or a crash never is.
+        # An abort may itself be a library's reaction to a lost peer; a kill or a crash never is.
         lead = 0.0 if number in (signal.SIGABRT, signal.SIGTERM) else SIGNAL_LEAD_S
-        return as_cause(exit_.name, exit_.time - lead, explain_signal(exit_, number, memory, num_shard, context))
+        return as_cause(exit_.name, exit_.time - lead, explain_signal(exit_, number, memory, num_shard, site))
     if exit_.status == 0:
-        return as_cause(exit_.name, exit_.time, tell(failures.ENDED_EARLY, context))
+        return as_cause(exit_.name, exit_.time, phrase(failures.ENDED_EARLY, site))
     if error := find_error(exit_.tail):
-        return as_cause(exit_.name, exit_.time, explain_words(error, context))
+        return as_cause(exit_.name, exit_.time, explain_words(error, site))
     last = quote_last_line(exit_.tail)
-    return as_cause(exit_.name, exit_.time, tell(failures.ENDED_WITH_CODE, context, code=exit_.status, last=last))
+    return as_cause(exit_.name, exit_.time, phrase(failures.ENDED_WITH_CODE, site, code=exit_.status, last=last))
 
 
-def explain_words(error: str, context: Context) -> tuple[Failure, str]:
-    """An error as text: a consequence of another process's end, or something to explain."""
+def explain_words(error: str, site: FailureSite) -> tuple[Failure, str]:
+    """The row and sentence for an error text: a lost peer, or an error of this process."""
     if is_lost_peer(error):
-        return tell(failures.PEER_LOST, context, reason=error.partition("\n")[0].rstrip("."))
-    return explain_error(error, context)
+        return phrase(failures.PEER_LOST, site, reason=error.partition("\n")[0].rstrip("."))
+    return explain_error(error, site)
 
 
-def explain_signal(exit_: Exit, number: int, memory: Memory, num_shard: int, context: Context) -> tuple[Failure, str]:
+def explain_signal(
+    exit_: Exit, number: int, memory: OomEvidence, num_shard: int, site: FailureSite
+) -> tuple[Failure, str]:
     is_one_of_several = num_shard > 1 and exit_.name != FRONTEND
     match number:
         case signal.SIGKILL:
-            return tell(KILLED[memory.judge(exit_.name, exit_.time)], context, memory=memory.describe())
+            return phrase(KILLED[memory.judge(exit_.name, exit_.time)], site, memory=memory.describe())
         case signal.SIGSEGV | signal.SIGABRT if lacks_threads("\n".join(exit_.tail)):
-            return tell(failures.TOO_MANY_PROCESSES, context)
-        case signal.SIGBUS if is_one_of_several and context.shared_memory.is_short:
-            return tell(failures.SHARED_MEMORY_FULL, context, reason="SIGBUS")
+            return phrase(failures.TOO_MANY_PROCESSES, site)
+        case signal.SIGBUS if is_one_of_several and site.shared_memory.is_short:
+            return phrase(failures.SHARED_MEMORY_FULL, site, reason="SIGBUS")
         case signal.SIGBUS:
-            return tell(failures.MAPPED_FILE_LOST, context)
+            return phrase(failures.MAPPED_FILE_LOST, site)
         case signal.SIGILL:
-            return tell(failures.ILLEGAL_INSTRUCTION, context)
+            return phrase(failures.ILLEGAL_INSTRUCTION, site)
         case signal.SIGSEGV | signal.SIGFPE:
-            return tell(failures.CRASHED, context, signal=signal_name(number))
+            return phrase(failures.CRASHED, site, signal=signal_name(number))
         case signal.SIGABRT if is_lost_peer("\n".join(exit_.tail)):
-            return explain_words(quote_last_line(exit_.tail), context)
+            return explain_words(quote_last_line(exit_.tail), site)
         case signal.SIGABRT:
-            return tell(failures.ABORTED, context, last=quote_last_line(exit_.tail))
+            return phrase(failures.ABORTED, site, last=quote_last_line(exit_.tail))
         case _:
-            return tell(failures.ENDED_BY_SIGNAL, context, signal=signal_name(number))
+            return phrase(failures.ENDED_BY_SIGNAL, site, signal=signal_name(number))
 
 
 def explain_own_error(error: Exception, name: str = LAUNCHER) -> TgisError | None:
-    """What the system refused this process itself, such as a further process, if it is a known failure."""
-    context = make_context(name, "".join(traceback.format_exception(error)), "")
-    failure, sentence = explain_error(f"{type(error).__name__}: {error}", context)
+    """The failure behind an error of this process itself, if it is a known one, such as too many processes."""
+    site = make_site(name, "".join(traceback.format_exception(error)), "")
+    failure, sentence = explain_error(f"{type(error).__name__}: {error}", site)
     return None if failure is failures.UNEXPECTED_ERROR else failure.kind(sentence)
 
 
 def explain_lack_of_threads(name: str) -> Cause:
-    """Of a process that goes on, but says so."""
-    return as_cause(name, time.time(), tell(failures.TOO_MANY_PROCESSES, make_context(name, "", "")))
+    """The cause for a running process that reports it cannot start threads."""
+    return as_cause(name, time.time(), phrase(failures.TOO_MANY_PROCESSES, make_site(name, "", "")))
 
 
-def make_context(name: str, text: str, log: str) -> Context:
-    return Context(name, find_place(text), log, SharedMemory.measure())
+def make_site(name: str, text: str, log: str) -> FailureSite:
+    return FailureSite(name, find_place(text), log, SharedMemory.measure())
 
 
 def as_cause(name: str, time: float, found: tuple[Failure, str]) -> Cause:
@@ -218,7 +219,7 @@ def signal_name(number: int) -> str:
 
 
 def quote_last_line(tail: Sequence[str]) -> str:
-    """As the second half of a sentence: what it wrote last, before the stacks of a crash."""
+    """The last line before the stacks of a crash, as the second half of a sentence."""
     words = takewhile(lambda line: not line.startswith("Fatal Python error"), tail)
     last = next((line.strip() for line in reversed([*words]) if line.strip()), "")
     return f'its last line was "{last}"' if last else "it gave no reason"

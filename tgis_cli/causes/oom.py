@@ -1,7 +1,7 @@
-"""Evidence of the kernel's out-of-memory killer: when its count rose, and how much memory each child had then.
+"""Evidence of the kernel's out-of-memory killer: when its kill count rose, and how much memory each child had then.
 
-The count is the control group's. Another process in it may be the one that was killed, long before or just when a child
-is killed by hand: the time of a rise and the child's size tell how likely it was the child.
+The count is that of the whole control group, so the victim may have been another process, even if a child was killed
+by hand at about the same time. The time of the rise and the child's size say how likely it was the child.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pathlib import Path
 from tgis_server.host import cgroup
 from tgis_server.words.sizes import format_bytes
 
-LOOK_S = 1.0
-DYING_S = 3.0  # between the kernel's kill and the end of a process that has much to give back
-LARGE_SHARE = 0.5  # of the limit that all children have together: less, and others used it up
+SAMPLE_S = 1.0
+DYING_S = 3.0  # from the kernel's kill to the end of a process that has much memory to free
+LARGE_SHARE = 0.5  # of the limit: if all children together have less, other processes used it up
 
 
-class Verdict(Enum):
-    """Whether a child that was killed was killed for lack of memory."""
+class OomLikelihood(Enum):
+    """Whether a killed child was killed for lack of memory."""
 
     YES = "yes"
     PERHAPS = "perhaps"
@@ -32,33 +32,33 @@ class Verdict(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
-    """What was seen of memory until a group ended."""
+class OomEvidence:
+    """The samples of a group's memory until it ended."""
 
-    is_counted: bool = False  # whether the kernel tells how often it killed
-    rises: tuple[tuple[float, float], ...] = ()  # of the count, each between two looks; wall clock
-    child_bytes: Mapping[str, int] = field(default_factory=dict)  # resident, by name, at the last look
+    is_counted: bool = False  # whether the kernel counts its kills
+    rises: tuple[tuple[float, float], ...] = ()  # of the count, as wall-clock times of the samples before and after
+    child_bytes: Mapping[str, int] = field(default_factory=dict)  # resident, by name, as last measured
     limit_bytes: int | None = None
 
-    def judge(self, name: str, ended_at: float) -> Verdict:
-        """Of the child ``name``, which ended by SIGKILL at that time."""
+    def judge(self, name: str, ended_at: float) -> OomLikelihood:
+        """How likely it is that the child, which SIGKILL ended at that time, was killed for lack of memory."""
         if not self.is_counted:
-            return Verdict.UNKNOWN
+            return OomLikelihood.UNKNOWN
         if not any(since <= ended_at and until >= ended_at - DYING_S for since, until in self.rises):
-            return Verdict.NO
+            return OomLikelihood.NO
         is_largest = self.child_bytes.get(name, 0) >= max(self.child_bytes.values(), default=0)
         has_share = sum(self.child_bytes.values()) >= LARGE_SHARE * (self.limit_bytes or 0)
-        return Verdict.YES if is_largest and has_share else Verdict.PERHAPS
+        return OomLikelihood.YES if is_largest and has_share else OomLikelihood.PERHAPS
 
     def describe(self) -> str:
-        """What ran out: the kernel counts its kills for the machine's sake under the same name."""
+        """What ran out; the kernel counts kills for the container's limit and for the machine's memory alike."""
         if self.limit_bytes:
             return f"the container's memory limit of {format_bytes(self.limit_bytes)} was reached"
         return "the machine's memory was used up"
 
 
 class OomWatch:
-    """Looks at the count from time to time, and whenever a child ends."""
+    """Samples the kill count and the children's memory."""
 
     def __init__(
         self,
@@ -79,22 +79,26 @@ class OomWatch:
         self._child_bytes: dict[str, int] = {}
 
     async def run(self, pids: Mapping[str, int]) -> None:
-        """For ever."""
+        """Sample forever."""
         while True:
-            self.look(pids)
-            await asyncio.sleep(LOOK_S)
+            self.sample(pids)
+            await asyncio.sleep(SAMPLE_S)
 
-    def look(self, pids: Mapping[str, int]) -> None:
-        """``pids`` are those of the children, by name, whether they live or not."""
+    def sample(self, pids: Mapping[str, int]) -> None:
+        """Take a sample.
+
+        Args:
+            pids: of children by name, running or not.
+        """
         count, now = self._count_kills(), self._clock()
         if count is not None and self._count is not None and count > self._count:
             self._rises.append((self._looked_at, now))
         self._count, self._looked_at = count, now
         self._child_bytes |= {name: found for name, pid in pids.items() if (found := self._read_bytes(pid))}
 
-    def tell(self) -> Memory:
-        """What has been seen so far."""
-        return Memory(
+    def evidence(self) -> OomEvidence:
+        """The samples so far."""
+        return OomEvidence(
             is_counted=self._count is not None,
             rises=tuple(self._rises),
             child_bytes=dict(self._child_bytes),

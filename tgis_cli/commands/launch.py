@@ -1,58 +1,34 @@
-"""``tgis launch``: resolve the options, check, and supervise the processes until the end."""
+"""``tgis launch``: serve a model."""
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import contextlib
-import logging
 import os
-import shutil
-import signal
-import sys
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
-from tgis_cli.launch.termination_log import write_termination_log
-from tgis_cli.terminal.exits import EXIT_UNEXPECTED, explain_error, is_end, silence_broken_outputs
+from tgis_cli.launch.errors import errors_in_termination_log, find_output_flags
 from tgis_cli.terminal.option_help import GroupedHelpCommand
 from tgis_cli.terminal.options import with_serve_options
-from tgis_cli.terminal.stop_signals import STOP_SIGNALS
-from tgis_server import failures
-from tgis_server.errors import TgisError
-from tgis_server.host.descriptors import raise_limit
-from tgis_server.logs import setup_handler, setup_logging
-from tgis_server.options import LoadedConfig, ServeConfig, load_config, options
-from tgis_server.words.processes import LAUNCHER, child_names
-
-if TYPE_CHECKING:
-    from tgis_cli.decide.resolve import Resolved
-    from tgis_cli.launch.restarts import RestartPolicy
-    from tgis_cli.relay.terminal import Terminal
-    from tgis_cli.supervisor.supervisor import Outcome
-    from tgis_server.run import Run
 
 app = typer.Typer(add_completion=False)
-logger = logging.getLogger(__name__)
-
-CLOSE_TERMINAL_S = 1.0  # for the last lines to be taken by a slow reader
 
 
 def launch(flags: Mapping[str, Any], config_file: Path | None) -> None:
     """Serve a model until Ctrl-C or SIGTERM.
 
     Every option can also be given as an environment variable or in a TOML file; flags win over the environment, and
-    that over the file. `tgis config show` tells which value comes from where.
+    the environment over the file. `tgis config show` prints where each value comes from.
     """
+    from tgis_cli.launch.serve import run_launch
+
     raise SystemExit(run_launch(flags, config_file))
 
 
 class LaunchCommand(GroupedHelpCommand):
-    """Whatever prevents a start, a wrong command line too, is told where the machine's operators look for it."""
+    """Reports whatever prevents a start, even a wrong command line, where operators look for it."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         with errors_in_termination_log(find_output_flags(args), os.environ, None):
@@ -64,196 +40,3 @@ class LaunchCommand(GroupedHelpCommand):
 
 
 app.command(cls=LaunchCommand)(with_serve_options(launch))
-
-
-def run_launch(
-    flags: Mapping[str, Any], config_file: Path | None, *, needs_model: bool = False, warnings: Iterable[str] = ()
-) -> int:
-    """Serve, and return the exit code.
-
-    Args:
-        needs_model: refuse to start without a model instead of serving the demo model.
-        warnings: logged before those about the options.
-    """
-    from tgis_cli.launch.prepare import prepare_or_retry
-    from tgis_cli.launch.restarts import RestartPolicy
-    from tgis_cli.supervisor.signals import decide_hangup, exit_until_supervised
-    from tgis_server.run.phases import process_started_at
-
-    exit_until_supervised()
-    os.umask(0o077)  # what this process and its children make is this user's alone
-    environ = dict(os.environ)
-    phases = [("starting", process_started_at()), ("resolving", time.monotonic())]
-    with contextlib.ExitStack() as undo:  # done if it ends, by an error or a signal, before children are supervised
-        loaded = load_config(flags, environ, config_file)
-        if needs_model and not loaded.config.model_name and not loaded.config.rehearse:
-            raise failures.NO_MODEL.error()
-        decide_hangup(has_log_file=loaded.config.log_file is not None)
-        log_to_stderr(loaded.config)
-        raise_limit()  # of open files, for the children too
-        policy = RestartPolicy(loaded.config.restart, loaded.config.max_restarts)
-        resolved, run = asyncio.run(prepare_or_retry(loaded, environ, phases, undo, policy))
-        terminal = open_terminal(loaded.config, environ, run.num_shard)
-        try:
-            for warning in (*warnings, *resolved.warnings):
-                logger.warning("%s", warning)
-            log_choices(resolved, terminal)
-            outcome = asyncio.run(Launch(loaded, terminal, environ, policy).supervise(run, undo))
-        except BaseException:
-            terminal.close(CLOSE_TERMINAL_S)
-            raise
-    finish(loaded, terminal, outcome)
-    return outcome.exit_code
-
-
-def log_choices(resolved: Resolved, terminal: Terminal) -> None:
-    """What is served and how, each choice with its reason: a record, or a line for each."""
-    headline, *rows = resolved.describe()
-    logger.info("%s", headline, extra={"inferred": resolved.inferred()} if terminal.as_json else None)
-    for line in () if terminal.as_json else rows:
-        logger.info("%s", line)
-
-
-class Launch:
-    """The runs of one command: one, or several with ``--restart``."""
-
-    def __init__(
-        self, loaded: LoadedConfig, terminal: Terminal, environ: Mapping[str, str], policy: RestartPolicy
-    ) -> None:
-        from tgis_cli.supervisor.signals import StopSignals
-
-        self._loaded = loaded
-        self._terminal = terminal
-        self._environ = environ
-        self._policy = policy
-        self._signals = StopSignals(terminal.reopen if loaded.config.log_file else None)
-
-    async def supervise(self, run: Run, undo: contextlib.ExitStack) -> Outcome:
-        """Run the group, again where ``--restart`` says so, until it stops or fails for good.
-
-        Args:
-            undo: cleared: from now on the supervisor decides what stays.
-        """
-        from tgis_cli.launch.prepare import prepare_or_retry
-        from tgis_cli.supervisor.supervisor import Outcome
-        from tgis_server.host.races import wait_for_first
-
-        self._signals.install()
-        undo.pop_all()
-        policy = self._policy
-        while True:
-            outcome = await self._supervise_once(run)
-            if (delay_s := policy.delay_after(outcome.exit_code, outcome.served_s)) is None:
-                return outcome
-            policy.announce(outcome.sentence, delay_s)
-            if await wait_for_first(self._signals.wait_first(), timeout_s=delay_s) == 0:
-                return Outcome(0)
-            phases = [("resolving", time.monotonic())]
-            with contextlib.ExitStack() as undo:
-                preparing = asyncio.ensure_future(prepare_or_retry(self._loaded, self._environ, phases, undo, policy))
-                if await wait_for_first(preparing, self._signals.wait_first()) != 0:
-                    return Outcome(0)
-                try:  # the machine may have changed: a GPU that is lost is not asked for again
-                    resolved, run = preparing.result()
-                except TgisError as error:
-                    return Outcome(error.exit_code, str(error))
-                undo.pop_all()
-            log_choices(resolved, self._terminal)
-
-    async def _supervise_once(self, run: Run) -> Outcome:
-        from tgis_cli.causes.cause import explain_own_error
-        from tgis_cli.supervisor.run_dir import get_failure_time, locked
-        from tgis_cli.supervisor.supervisor import Outcome, Supervisor
-
-        try:
-            with locked(run.run_dir):
-                run.save()
-                return await Supervisor(run, self._terminal, self._environ, self._signals).supervise()
-        except (OSError, RuntimeError) as error:
-            if get_failure_time(run.run_dir) is None:
-                shutil.rmtree(run.run_dir, ignore_errors=True)
-            if (known := explain_own_error(error)) is None:
-                raise
-            return Outcome(known.exit_code, str(known))
-
-
-def log_to_stderr(config: ServeConfig) -> None:
-    """Until the terminal is open."""
-    if config.json_output:
-        setup_logging(LAUNCHER, level=config.log_level)
-    else:
-        logging.basicConfig(format="tgis: %(message)s")
-
-
-def open_terminal(config: ServeConfig, environ: Mapping[str, str], num_shard: int) -> Terminal:
-    """The launcher's outputs, which its log goes to as well."""
-    from tgis_cli.relay.terminal import Terminal, TerminalHandler
-
-    names = [LAUNCHER, *child_names(num_shard)]
-    terminal = Terminal(
-        sys.stdout, sys.stderr, environ, as_json=config.json_output, names=names, log_file=config.log_file
-    )
-    setup_handler(TerminalHandler(terminal), LAUNCHER, level=config.log_level)
-    return terminal
-
-
-def finish(loaded: LoadedConfig, terminal: Terminal, outcome: Outcome) -> None:
-    """The last line, if there is anything to say; and no waiting for a reader that does not read."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # it stops already, and the exit code is decided
-    if outcome.sentence:
-        write_termination_log(loaded.config.termination_log, outcome.sentence, outcome.details)
-        line = make_failed_line(outcome.sentence, outcome.exit_code) if terminal.as_json else outcome.sentence
-        terminal.print_last(line)
-    if not terminal.close(CLOSE_TERMINAL_S):
-        os._exit(outcome.exit_code)  # its thread is stuck in a write, and the interpreter's end would wait for it
-    silence_broken_outputs()
-
-
-@contextlib.contextmanager
-def errors_in_termination_log(
-    flags: Mapping[str, Any], environ: Mapping[str, str], config_file: Path | None
-) -> Iterator[None]:
-    """What prevents a start is also written where Kubernetes looks for it, and as an event to a JSON output."""
-    try:
-        yield
-    except Exception as error:
-        if is_end(error):
-            raise
-        sentence, exit_code = explain_error(error)
-        termination_log, as_json = find_outputs(flags, environ, config_file)
-        write_termination_log(termination_log, sentence)
-        if not as_json or exit_code == EXIT_UNEXPECTED:  # whose traceback can be asked for
-            raise
-        print(make_failed_line(sentence, exit_code), file=sys.stderr)
-        raise SystemExit(exit_code) from error
-
-
-def make_failed_line(sentence: str, exit_code: int) -> str:
-    """The last line of a JSON output."""
-    from tgis_cli.relay.terminal import make_json_line
-
-    return make_json_line(LAUNCHER, sentence, "error", event="failed", exit_code=exit_code)
-
-
-def find_outputs(flags: Mapping[str, Any], environ: Mapping[str, str], config_file: Path | None) -> tuple[Path, bool]:
-    """The termination log, and whether outputs are JSON, also if the rest of the configuration is wrong."""
-    try:
-        config = load_config(flags, environ, config_file).config
-        return config.termination_log, config.json_output
-    except TgisError:
-        outputs = [option for option in options() if option.name in ("termination_log", "json_output")]
-        environ = {name: environ[name] for option in outputs if (name := option.find_variable(environ))}
-        config = load_config({option.name: flags.get(option.name) for option in outputs}, environ).config
-        return config.termination_log, config.json_output
-
-
-def find_output_flags(args: Sequence[str]) -> dict[str, Any]:
-    """The flags that say where errors go, from a command line that may be wrong."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--termination-log", nargs="?")
-    parser.add_argument("--json-output", action=argparse.BooleanOptionalAction)
-    try:
-        return vars(parser.parse_known_args(args)[0])
-    except argparse.ArgumentError:  # --json-output=x
-        return {}

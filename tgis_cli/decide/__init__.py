@@ -1,1 +1,1 @@
-"""From options and machine to a run: what is left open is decided here, and refused before anything starts."""
+"""From options and machine to a run: decides what the options leave open, and refuses what cannot work."""

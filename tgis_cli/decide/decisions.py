@@ -1,4 +1,4 @@
-"""What the decisions of ``resolve.py`` and ``resources.py`` are made from, and where their reasons are kept."""
+"""The inputs of the decisions in ``resolve.py`` and ``resources.py``, and their reasons."""
 
 from __future__ import annotations
 
@@ -28,6 +28,6 @@ class Decisions:
         return self.loaded.origins[option] != "default"
 
     def take_given(self, option: str, name: str = "") -> Any:
-        """The value that the user gave for an option, noting where."""
+        """The value that the user gave for an option; its origin is noted as the reason."""
         self.reasons[name or option] = self.loaded.origins[option]
         return getattr(self.config, option)

@@ -1,7 +1,7 @@
 """Every setting of the original (launcher, router, shard server, its vLLM adapter), and what became of it.
 
-Pure data. The warnings at a start, ``tgis migrate`` and the table of docs/migration.md come from it. What a setting
-that still works does is said once, in ``tgis_server.options``; here is only what differs.
+The source of the warnings at a start, of ``tgis migrate``, and of the table in docs/migration.md. Notes only say what
+differs; what a setting does is documented in ``tgis_server.options``.
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ from enum import StrEnum
 from tgis_server.options import FALSE_WORDS, LoadedConfig, Option, options
 
 
-class Verdict(StrEnum):
+class Treatment(StrEnum):
     """What became of a setting."""
 
     SAME = "same"
-    RENAMED = "renamed"  # works; a newer name is preferred
-    NO_EFFECT = "no effect"  # accepted; nothing to set any more
-    NOT_YET = "not there yet"  # accepted; what it asks for is missing
+    RENAMED = "renamed"  # works, but the newer name is preferred
+    NO_EFFECT = "no effect"  # accepted, but there is nothing left to set
+    NOT_YET = "not there yet"  # accepted, but the feature is missing
     REFUSED = "refused"  # the server does not start
 
 
 OPTIONS_BY_ENV = {option.env: option for option in options()}
-OFF = tuple(FALSE_WORDS)  # as the value of a switch that asks for something missing
+OFF = tuple(FALSE_WORDS)  # values of a switch for a missing feature that do not ask for it
 ANY = ("*",)
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One setting, by its environment variable."""
+    """One setting, identified by its environment variable."""
 
     name: str
-    verdict: Verdict
-    note: str = ""  # what differs and why, one sentence; for RENAMED the newer name
-    unset: str = ""  # the default, if it is another one
-    quiet: tuple[str, ...] = ()  # values in lower case that ask for nothing, so that no warning is due
+    treatment: Treatment
+    note: str = ""  # one sentence on what differs and why; for RENAMED the newer name
+    unset: str = ""  # the default, if it has changed
+    quiet: tuple[str, ...] = ()  # values, in lower case, that need no warning
 
     @property
     def option(self) -> Option | None:
@@ -49,10 +49,10 @@ class Setting:
 
     @property
     def now(self) -> str:
-        """What it does now, in a sentence."""
-        if self.verdict is Verdict.RENAMED:
+        """What the setting does now, in a sentence."""
+        if self.treatment is Treatment.RENAMED:
             return f"Works; the newer name is {self.note}."
-        if self.verdict is Verdict.SAME:
+        if self.treatment is Treatment.SAME:
             return f"As before. {self.note}".strip()
         return self.note or (self.option.opt.help if self.option else "")
 
@@ -60,12 +60,12 @@ class Setting:
         return self.quiet == ANY or value.strip().lower() in ("", *self.quiet)
 
     def warn(self, origin: str) -> str:
-        """The line that a start logs, where ``origin`` is "environment NAME" or "flag --name"."""
-        match self.verdict:
-            case Verdict.RENAMED:
+        """The warning that a start logs; ``origin`` is "environment NAME" or "flag --name"."""
+        match self.treatment:
+            case Treatment.RENAMED:
                 return f"{origin} is deprecated: use {self.note}."
-            case Verdict.NOT_YET:
-                return f"{origin} asks for what is not part of this version: {lower_first(self.now)}"
+            case Treatment.NOT_YET:
+                return f"{origin} asks for a feature that this version lacks: {lower_first(self.now)}"
             case _:
                 return f"{origin} has no effect: {lower_first(self.now)}"
 
@@ -75,19 +75,19 @@ def lower_first(sentence: str) -> str:
 
 
 def same(name: str, note: str = "", unset: str = "") -> Setting:
-    return Setting(name, Verdict.SAME, note, unset)
+    return Setting(name, Treatment.SAME, note, unset)
 
 
 def renamed(name: str, newer: str) -> Setting:
-    return Setting(name, Verdict.RENAMED, newer)
+    return Setting(name, Treatment.RENAMED, newer)
 
 
 def no_effect(name: str, why: str = "", quiet: tuple[str, ...] = ()) -> Setting:
-    return Setting(name, Verdict.NO_EFFECT, why, quiet=quiet)
+    return Setting(name, Treatment.NO_EFFECT, why, quiet=quiet)
 
 
 def not_yet(name: str, loss: str, quiet: tuple[str, ...] = ()) -> Setting:
-    return Setting(name, Verdict.NOT_YET, loss, quiet=quiet)
+    return Setting(name, Treatment.NOT_YET, loss, quiet=quiet)
 
 
 MEASURED = "Free memory is measured after loading, not estimated."
@@ -95,23 +95,23 @@ NO_PADDING = "Batches have no padding."
 NO_QUANTIZED = "No engine of this version loads quantized weights."
 NO_ONNX = "This version has no ONNX engine."
 NO_SPECULATOR = "Answers are the same without speculative decoding, only slower."
-NO_PREFIXES = "Requests with a prefix_id fail: there are no tuned prompts."
+NO_PREFIXES = "Requests with a prefix_id fail: tuned prompts are not supported."
 ALWAYS_PAGED = "Attention is always paged and without padding."
 
 SETTINGS = (
     # the launcher
     same("MODEL_NAME"),
     same("REVISION"),
-    same("DEPLOYMENT_FRAMEWORK", "The native engine serves what it can, whatever is named; all else is refused."),
+    same("DEPLOYMENT_FRAMEWORK", "The native engine serves what it supports, whatever is named; all else is refused."),
     same("DTYPE", unset="the checkpoint's own instead of float16."),
     renamed("DTYPE_STR", "--dtype"),
-    Setting("QUANTIZE", Verdict.REFUSED),
+    Setting("QUANTIZE", Treatment.REFUSED),
     same("NUM_SHARD"),
     renamed("NUM_GPUS", "--num-shard"),
     same("MAX_CONCURRENT_REQUESTS"),
     same("MAX_SEQUENCE_LENGTH"),
     same("MAX_NEW_TOKENS"),
-    same("MAX_BATCH_SIZE", unset="256 instead of 12, as memory is bounded by KV blocks."),
+    same("MAX_BATCH_SIZE", unset="256 instead of 12, as KV blocks limit memory use."),
     no_effect("MAX_PREFILL_PADDING", quiet=("0.2",)),
     same("BATCH_SAFETY_MARGIN"),
     no_effect("MAX_WAITING_TOKENS", quiet=("24",)),
@@ -121,9 +121,9 @@ SETTINGS = (
     no_effect("MASTER_ADDR", quiet=("localhost",)),
     no_effect("MASTER_PORT", quiet=("29500",)),
     same("JSON_OUTPUT"),
-    same("TLS_CERT_PATH", "Read again when it changes."),
-    same("TLS_KEY_PATH", "Read again when it changes."),
-    same("TLS_CLIENT_CA_CERT_PATH", "Read again when it changes."),
+    same("TLS_CERT_PATH", "Reloaded when it changes."),
+    same("TLS_KEY_PATH", "Reloaded when it changes."),
+    same("TLS_CLIENT_CA_CERT_PATH", "Reloaded when it changes."),
     same("OUTPUT_SPECIAL_TOKENS"),
     same("CUDA_PROCESS_MEMORY_FRACTION"),
     same("DEFAULT_INCLUDE_STOP_SEQS"),
@@ -131,34 +131,34 @@ SETTINGS = (
     same("OTLP_SERVICE_NAME"),
     # the router
     same("TOKENIZATION_WORKERS"),
-    same("LOG_LEVEL", "Also for launcher and shards; of a filter with several levels the general one counts."),
-    same("OTEL_SERVICE_NAME", "Read where OTLP_SERVICE_NAME is not set."),
+    same("LOG_LEVEL", "Also applies to launcher and shards; in a filter with several levels the general one counts."),
+    same("OTEL_SERVICE_NAME", "Used if OTLP_SERVICE_NAME is not set."),
     no_effect(
-        "OTEL_PROPAGATORS", "W3C traceparent is always understood.", quiet=("tracecontext", "tracecontext,baggage")
+        "OTEL_PROPAGATORS", "W3C traceparent is always accepted.", quiet=("tracecontext", "tracecontext,baggage")
     ),
-    no_effect("MASTER_SHARD_UDS_PATH", "The front-end is told where the sockets are.", quiet=ANY),
+    no_effect("MASTER_SHARD_UDS_PATH", "The launcher tells the front-end where the sockets are.", quiet=ANY),
     no_effect("TOKENIZER_PATH", "The model directory's tokenizer.json is used."),
     no_effect("MAX_BATCH_WEIGHT", MEASURED),
     no_effect("MAX_PREFILL_WEIGHT", MEASURED),
-    # where models and devices are
+    # model cache and devices
     same("HF_HUB_CACHE"),
     renamed("TRANSFORMERS_CACHE", "HF_HUB_CACHE"),
     renamed("HUGGINGFACE_HUB_CACHE", "HF_HUB_CACHE"),
     same("HF_HOME"),
     same("CUDA_VISIBLE_DEVICES"),
-    same("NVIDIA_VISIBLE_DEVICES", "Of all, every GPU is counted instead of one."),
+    same("NVIDIA_VISIBLE_DEVICES", "With `all`, every GPU counts instead of one."),
     same("PYTORCH_CUDA_ALLOC_CONF"),
     # the shard server
     no_effect("RANK", "The launcher numbers the shards.", quiet=ANY),
     no_effect("WORLD_SIZE", "The launcher numbers the shards.", quiet=ANY),
-    no_effect("TRUST_REMOTE_CODE", "Code that comes with a model is never run.", quiet=OFF),
+    no_effect("TRUST_REMOTE_CODE", "Code that is part of a model is never run.", quiet=OFF),
     no_effect("FLASH_ATTENTION", ALWAYS_PAGED, quiet=OFF),
     no_effect("PAGED_ATTENTION", ALWAYS_PAGED, quiet=OFF),
-    no_effect("PT2_COMPILE", "Models are not compiled: starts are short.", quiet=OFF),
+    no_effect("PT2_COMPILE", "Models are not compiled, so starts are short.", quiet=OFF),
     no_effect("CUDA_PAD_TO_MULT_OF_8", NO_PADDING, quiet=("true",)),
     no_effect("COMPACT_BEFORE_PREFILL", NO_PADDING, quiet=("true",)),
     no_effect("TRANSFORMERS_ATTN_IMPL", ALWAYS_PAGED),
-    no_effect("BLOOM_SLOW_BUT_EXACT", "The native engine has one way to compute BLOOM.", quiet=OFF),
+    no_effect("BLOOM_SLOW_BUT_EXACT", "The native engine has only one way to compute BLOOM.", quiet=OFF),
     no_effect("DISABLE_CUSTOM_KERNELS", "There are no custom kernels to disable.", quiet=OFF),
     no_effect("DISABLE_EXLLAMA", NO_QUANTIZED, quiet=OFF),
     no_effect("EXLLAMA_VERSION", NO_QUANTIZED, quiet=("2",)),
@@ -182,27 +182,27 @@ SETTINGS = (
     not_yet("SPECULATOR_N_CANDIDATES", NO_SPECULATOR),
     not_yet("SPECULATOR_TOP_K_TOKENS_PER_HEAD", NO_SPECULATOR),
     not_yet("SPECULATOR_MAX_BATCH_SIZE", NO_SPECULATOR),
-    no_effect("KV_CACHE_MANAGER_NUM_GPU_BLOCKS", "KV blocks fill what is free; --kv-cache-memory sets it in bytes."),
+    no_effect("KV_CACHE_MANAGER_NUM_GPU_BLOCKS", "KV blocks fill free memory; --kv-cache-memory sets it in bytes."),
     no_effect("LOG_GPU_USAGE_INTERVAL", "GPU memory is not logged: see nvidia-smi or DCGM.", quiet=("0",)),
     no_effect("DEBUG", "Process groups are always real; --log-level debug logs more.", quiet=ANY),
     no_effect("RUST_BACKTRACE", "Tracebacks of failures are in the run directory.", quiet=ANY),
-    no_effect("GIT_COMMIT_HASH", "A setting of the original's build.", quiet=ANY),
-    no_effect("BUILD_EXTENSIONS", "A setting of the original's build.", quiet=ANY),
+    no_effect("GIT_COMMIT_HASH", "Only for building the original.", quiet=ANY),
+    no_effect("BUILD_EXTENSIONS", "Only for building the original.", quiet=ANY),
     # the vLLM adapter
     not_yet("ADD_SPECIAL_TOKENS", "Inputs always get special tokens: answers differ.", quiet=("true", "1")),
     renamed("TERMINATION_LOG_DIR", "--termination-log"),
     not_yet("ADAPTER_CACHE", "Requests with an adapter_id fail."),
-    no_effect("ENABLE_VLLM_LOG_REQUESTS", "Each input has a line in the log, without its text.", quiet=("false", "0")),
-    no_effect("DISABLE_PROMPT_LOGPROBS", "Details of input tokens are always offered.", quiet=("false", "0")),
+    no_effect("ENABLE_VLLM_LOG_REQUESTS", "Each input is logged in one line, without its text.", quiet=("false", "0")),
+    no_effect("DISABLE_PROMPT_LOGPROBS", "Details of input tokens are always available.", quiet=("false", "0")),
 )
 
 BY_NAME = {setting.name: setting for setting in SETTINGS}
 
 
 def warn_of_settings(loaded: LoadedConfig, environ: Mapping[str, str]) -> Iterator[str]:
-    """One line for each setting that is set and does not do what it did."""
+    """A warning for each given setting that no longer does what it did."""
     for setting in SETTINGS:
-        if setting.verdict in (Verdict.SAME, Verdict.REFUSED):
+        if setting.treatment in (Treatment.SAME, Treatment.REFUSED):
             continue
         if setting.option:
             origin, value = loaded.origins[setting.option.name], str(getattr(loaded.config, setting.option.name))

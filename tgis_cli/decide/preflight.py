@@ -1,6 +1,6 @@
-"""Checks made before any process is started: what would fail minutes later fails now, in one sentence.
+"""Checks before any process is started: what would fail minutes later fails now, in one sentence.
 
-Used by ``tgis launch``. Every check raises the error that ends the start.
+Every check raises the error that ends the start.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from tgis_server.words.sizes import format_bytes
 
 logger = logging.getLogger(__name__)
 
-PREDECESSOR_S = 5.0  # for another server to give up its ports: after a failure it takes about one
+PREDECESSOR_S = 5.0  # for another server to release its ports, which takes about one after a failure
 KINDS = {stat.S_IFREG: "a file", stat.S_IFLNK: "a symbolic link", stat.S_IFDIR: "a directory"}
-MAX_UNKNOWN = 3  # looks in a row at which nobody was found to hold a port that is in use
-MIN_ADDRESS_BYTES = 512 << 20  # a front-end with its threads takes almost as many
-MAX_SOCKET_PATH_BYTES = 107  # sun_path of Linux, less its end mark
+MAX_UNKNOWN = 3  # checks in a row that find no process holding a port in use
+MIN_ADDRESS_BYTES = 512 << 20  # a front-end with its threads needs almost as much
+MAX_SOCKET_PATH_BYTES = 107  # sun_path of Linux without its terminating null
 
 
 def check_before_start(run: Run, machine: Machine, sizes: ModelSizes | None) -> None:
-    """All checks of a run whose directory exists, but for its ports.
+    """All checks of a run, except for its ports. Its directory must exist.
 
     Args:
         sizes: of the model, whose files have been checked; ``None`` in a rehearsal.
 
     Raises:
-        UsageError, ModelError, NotEnoughDevices: what was found first.
+        UsageError, ModelError, NotEnoughDevices: the first problem.
     """
     check_address_space()
     config = run.config
@@ -63,7 +63,7 @@ def check_before_start(run: Run, machine: Machine, sizes: ModelSizes | None) -> 
 
 
 def check_ports(config: ServeConfig) -> None:
-    """The last check: until then probes may have been answered on one of them.
+    """Check that both ports are free. The last check, as the launcher may answer probes on one of them until then.
 
     Raises:
         UsageError: as :func:`wait_for_port`.
@@ -73,7 +73,7 @@ def check_ports(config: ServeConfig) -> None:
 
 
 def check_processes(limits: Sequence[ProcessLimit], threads: Threads) -> None:
-    """gRPC and OpenMP crash or hang where they cannot start a thread."""
+    """Check that all threads can be started: gRPC and OpenMP crash or hang if they cannot start one."""
     for limit in limits:
         if limit.free < threads.total:
             raise failures.PROCESSES_LIMITED.error(
@@ -86,24 +86,24 @@ def check_processes(limits: Sequence[ProcessLimit], threads: Threads) -> None:
 
 
 def check_address_space() -> None:
-    """gRPC cannot say that it gets no memory: it hangs or aborts."""
+    """Check the limit of the address space: gRPC hangs or aborts if it gets no memory."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY and limit < MIN_ADDRESS_BYTES:
         raise failures.ADDRESSES_LIMITED.error(limit_bytes=limit, need_bytes=MIN_ADDRESS_BYTES)
 
 
 def wait_for_port(host: str, port: int, flag: str) -> None:
-    """Listen for a moment, as the server will.
+    """Listen briefly, as the server will; retry while another server holds the port, as it may be ending.
 
-    A server that holds the port may be ending: those who restart one (caikit-tgis-backend does) do not wait for its
-    end, and the original was so slow to load that they did not have to.
+    Clients that restart a server (caikit-tgis-backend does) do not wait for the old one to end. With the original they
+    did not have to, as it took so long to load.
 
     Raises:
         UsageError: as :func:`listen`.
     """
     deadline = time.monotonic() + PREDECESSOR_S
-    is_told = False
-    num_unknown = 0  # the holder has just ended, or is another user's
+    is_logged = False
+    num_unknown = 0  # the holder has just ended, or belongs to another user
     while True:
         try:
             listen(host, port, flag).close()
@@ -114,14 +114,14 @@ def wait_for_port(host: str, port: int, flag: str) -> None:
                 raise
         else:
             return
-        if not is_told and is_server:
-            is_told = True
+        if not is_logged and is_server:
+            is_logged = True
             logger.warning("port %d belongs to another server, which may be ending: waiting for it", port)
         time.sleep(0.1)
 
 
 def is_held_by_server(port: int) -> bool | None:
-    """Whether a front-end listens on a port, be it of a server that serves or ends; ``None``: nobody was found."""
+    """Whether a front-end, serving or ending, listens on the port; ``None`` if no listener was found."""
     _, _, command = find_listener(port)
     return "tgis_server.child" in command if command else None
 
@@ -136,7 +136,7 @@ def check_readable(flag: str, file: Path | None) -> None:
 
 
 def check_sockets(run: Run) -> None:
-    """Paths fit into a socket address, and none belongs to another server that is alive."""
+    """Check that paths fit into a socket address, and that none belongs to a running server."""
     longest = max(run.sockets, key=lambda path: len(os.fsencode(path)))
     excess = len(os.fsencode(longest)) - MAX_SOCKET_PATH_BYTES
     if excess > 0:
@@ -146,24 +146,24 @@ def check_sockets(run: Run) -> None:
 
 
 def check_socket(path: Path) -> None:
-    """It can be made, and nothing is in its place that must stay."""
+    """Check that the socket can be made, without replacing anything that must stay."""
     if not os.access(path.parent, os.W_OK):
         raise failures.SOCKET_DIR_NOT_WRITABLE.error(directory=path.parent)
     check_replaceable(path)
 
 
 def check_replaceable(path: Path) -> None:
-    """Whatever has a socket's name may go only if it is a socket of this user's, and nobody listens."""
+    """Check that whatever exists at the path is a socket of this user that nothing listens on."""
     try:
         status = path.lstat()
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(status.st_mode):
-        kind = KINDS.get(stat.S_IFMT(status.st_mode), "no socket")
+        kind = KINDS.get(stat.S_IFMT(status.st_mode), "not a socket")
         raise failures.SOCKET_PATH_TAKEN.error(path=path, kind=kind)
     if is_served(path):
         raise failures.SOCKET_IN_USE.error(path=path)
-    if status.st_uid != os.getuid() != 0:  # whether it is served cannot be asked
+    if status.st_uid != os.getuid() != 0:  # this user may not connect, so it may be in use
         raise failures.SOCKET_PATH_TAKEN.error(path=path, kind=f"a socket of user {status.st_uid}")
 
 
@@ -177,7 +177,7 @@ def is_served(path: Path) -> bool:
 
 
 def check_memory(run: Run, machine: Machine, sizes: ModelSizes) -> None:
-    """Refuse only what cannot work: weights that alone are larger than the memory."""
+    """Refuse only what cannot work: weights that are larger than the memory."""
     weights = [sizes.weight_bytes(rank, run.num_shard, run.dtype) for rank in range(run.num_shard)]
     if run.device == "cpu":
         if machine.free_bytes and sum(weights) > machine.free_bytes:

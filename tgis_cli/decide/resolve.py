@@ -1,7 +1,7 @@
-"""From options to a run: everything that options leave open is decided here, each with its reason.
+"""From options to a run: decides everything that the options leave open, and gives the reasons.
 
-Looks at the model's files and at facts about the machine that are passed in; starts nothing and writes nothing. The
-reasons are printed once at the start and shown by ``tgis config show``.
+Reads the model's files, but gets the facts about the machine as an argument. The reasons are logged at the start and
+shown by ``tgis config show``.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from tgis_server.run import Run
 from tgis_server.words.processes import child_names
 
 DEMO_MODEL_DIR = Path(tgis_server.__file__).parent / "demo_model"
-UNKNOWN_LENGTH = 2048  # of a model that no engine knows, if config.json names none
+UNKNOWN_LENGTH = 2048  # if no engine supports the model and config.json names no length
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A run without its directory, and why its inferred values are what they are."""
+    """A run without its directory, with the reasons for its inferred values."""
 
     run: Run
     reasons: Mapping[str, str]  # name of a field of Run or ServeConfig -> why
@@ -51,12 +51,12 @@ class Resolved:
         return replace(self.run, run_dir=run_dir)
 
     def inferred(self) -> dict[str, dict[str, Any]]:
-        """Value and reason of everything that was decided, by name."""
+        """The value and reason of each decision, by name."""
         values = vars_of(self.run.config) | vars_of(self.run)
         return {name: {"value": values[name], "reason": reason} for name, reason in self.reasons.items()}
 
     def describe(self) -> list[str]:
-        """The same as lines: what is served, then the rest in columns."""
+        """The decisions as lines: first what is served, then the rest in columns."""
         (_, model_dir, why), *rows = (
             (name, format_value(entry["value"]), entry["reason"]) for name, entry in self.inferred().items()
         )
@@ -64,7 +64,7 @@ class Resolved:
 
 
 def align(rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """Columns, the last of which may have any width."""
+    """Rows as lines with aligned columns; the last column is not padded."""
     rows = list(rows)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     for row in rows:
@@ -87,16 +87,16 @@ def format_value(value: Any) -> str:
 
 
 def resolve(loaded: LoadedConfig, environ: Mapping[str, str], machine: Machine) -> Resolved:
-    """Fill in everything that the options leave open.
+    """Decide everything that the options leave open.
 
     Raises:
-        UsageError: options that contradict each other or the environment.
-        ModelError: the model is not there, or nothing can run it.
-        NotEnoughDevices: more GPUs are asked for than there are.
+        UsageError: options contradict each other or the environment.
+        ModelError: the model does not exist, or no engine can run it.
+        NotEnoughDevices: the options ask for more GPUs than there are.
     """
     decide = Decisions(loaded, environ, machine, warnings=list(warn_of_settings(loaded, environ)))
     model_id, model_dir = choose_model(decide)
-    read_model_config(model_dir)  # a rehearsal may look at nothing else of the model
+    read_model_config(model_dir)  # checks it; a rehearsal may read nothing else of the model
     engine = choose_engine(decide, model_dir)
     device = choose_device(decide, engine)
     num_shard = choose_num_shard(decide, engine, device)
@@ -138,7 +138,7 @@ def choose_model(decide: Decisions) -> tuple[str, Path]:
         decide.reasons["model_dir"] = "no model is given: the demo model that comes with TGIS"
         return "demo", DEMO_MODEL_DIR
     if not name.strip():
-        raise UsageError("The model's name is empty, as of an unset variable: name one, or give none at all.")
+        raise UsageError("The model's name is empty (an unset variable?): give a name, or leave the option out.")
     cache_dir, source = find_cache_dir(decide.environ)
     model_dir = find_model_dir(name, decide.config.revision, cache_dir)
     is_cached = is_in_cache(name, model_dir, cache_dir)
@@ -159,14 +159,14 @@ def choose_engine(decide: Decisions, model_dir: Path) -> Engine:
             raise
         raise failures.ENGINE_NOT_PRESENT.error(problem=error, framework=framework) from error
     if framework is None:
-        decide.reasons["engine"] = "it has this model's family"
+        decide.reasons["engine"] = "supports this model's family"
     elif named:
         decide.take_given("deployment_framework", "engine")
     else:
         decide.warnings.append(
             f"deployment framework {framework} is not part of this version: the {engine.name} engine serves this model."
         )
-        decide.reasons["engine"] = "the only engine of this version"
+        decide.reasons["engine"] = "the only engine in this version"
     if framework == "hf_custom_tp":
         decide.warnings.append("deployment framework hf_custom_tp is an older name of tgis_native.")
     return engine
@@ -175,11 +175,11 @@ def choose_engine(decide: Decisions, model_dir: Path) -> Engine:
 def check_fault(text: str | None, num_shard: int) -> None:
     names = child_names(num_shard)
     if text and Fault.parse(text).process not in names:
-        raise UsageError(f"--fault {text} would never strike: the processes are {', '.join(names)}.")
+        raise UsageError(f"--fault {text} would never trigger: the processes are {', '.join(names)}.")
 
 
 def warn_of_real_start(decide: Decisions, model_dir: Path, num_shard: int) -> None:
-    """A rehearsal needs no weights and serves what no engine can, but shall not give wrong hopes."""
+    """Warn if a real start would fail: a rehearsal needs no weights, and accepts models that no engine supports."""
     try:
         engine, _ = find_engine(model_dir)
         engine.door.summarize(model_dir, num_shard)
@@ -204,7 +204,7 @@ def choose_dtype(decide: Decisions, engine: Engine, device: str, model: ModelSum
 def choose_max_sequence_length(decide: Decisions, own: Length | None) -> int:
     """
     Args:
-        own: what the model is made for. A rehearsal may be of a model that no engine knows.
+        own: the model's length; ``None`` in a rehearsal of a model that no engine supports.
     """
     if not decide.is_given("max_sequence_length"):
         decide.reasons["max_sequence_length"] = own.reason if own else "config.json names none"
@@ -213,7 +213,7 @@ def choose_max_sequence_length(decide: Decisions, own: Length | None) -> int:
     if own and given > own.num_tokens and own.is_limit:
         decide.warnings.append(
             f"max_sequence_length {given} is lowered to {own.num_tokens} ({own.reason}): "
-            "the model has no positions beyond."
+            "the model has no positions beyond that."
         )
         return own.num_tokens
     if own and given > own.num_tokens:
@@ -225,7 +225,7 @@ def choose_max_sequence_length(decide: Decisions, own: Length | None) -> int:
 
 
 def limit_new_tokens(decide: Decisions, max_sequence_length: int) -> ServeConfig:
-    """At least one token of a sequence is input: a request can never get max_sequence_length new ones."""
+    """Lower max_new_tokens below max_sequence_length, as at least one token of a sequence is input."""
     config = decide.config
     if config.max_new_tokens < max_sequence_length:
         return config

@@ -1,7 +1,4 @@
-"""Which device, how many shards, and which CPUs, threads and memory each gets: the part of a run that fits the machine.
-
-Called by ``resolve.py``; nothing here looks at the machine itself.
-"""
+"""The decisions that depend on the machine: the device, the number of shards, and their CPUs, threads and memory."""
 
 from __future__ import annotations
 
@@ -11,13 +8,14 @@ from tgis_cli.decide.decisions import Decisions
 from tgis_cli.machine import Gpu, Machine
 from tgis_cli.machine.cpus import split_cpus
 from tgis_cli.machine.gpus import split_devices
+from tgis_cli.machine.words import count
 from tgis_server import failures
 from tgis_server.engines.catalogue import Engine
 from tgis_server.engines.door import ModelSizes
 
 CpuSets = tuple[tuple[int, ...], ...]  # the CPUs of each shard; empty = not pinned
 
-MAX_TOKENIZATION_WORKERS = 8  # more threads than this only queue behind each other
+MAX_TOKENIZATION_WORKERS = 8  # more threads would only wait for each other
 
 GPU_LISTS = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
 SEE = "See `nvidia-smi` and CUDA_VISIBLE_DEVICES."
@@ -52,7 +50,7 @@ def choose_device(decide: Decisions, engine: Engine) -> str:
 
 
 def warn_of_missing_gpus(decide: Decisions) -> None:
-    """Who lists GPUs expects them to be used; ``all`` and an empty list are in the environment of many images."""
+    """Warn if the environment lists GPUs, except for ``all`` and an empty list, which many images set."""
     variable = next((name for name in GPU_LISTS if name in decide.environ), "")
     if listed := split_devices(decide.environ.get(variable)):
         decide.warnings.append(
@@ -62,7 +60,7 @@ def warn_of_missing_gpus(decide: Decisions) -> None:
 
 
 def choose_num_shard(decide: Decisions, engine: Engine, device: str) -> int:
-    """Given, else as many as the variables that make GPUs visible list, else one."""
+    """The given number, else the number of GPUs in the variables that list them, else one."""
     num_gpus = len(decide.machine.gpus)
     num_shard = infer_num_shard(decide, engine, device)
     if device == "cuda" and num_shard > num_gpus:
@@ -105,10 +103,6 @@ def infer_num_shard(decide: Decisions, engine: Engine, device: str) -> int:
     return 1
 
 
-def count(number: int, noun: str) -> str:
-    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
-
-
 def choose_tokenization_workers(decide: Decisions, num_shard: int) -> int:
     if decide.is_given("tokenization_workers"):
         return int(decide.take_given("tokenization_workers"))
@@ -131,24 +125,24 @@ def choose_shard_cpus(decide: Decisions, engine: Engine, device: str, num_shard:
     elif device == "cuda":
         reason, chosen = choose_near_cpus(machine, num_shard)
     elif num_shard == 1:
-        reason = "not pinned: a single shard shares with nobody"
+        reason = "not pinned: a single shard has no competitor"
     elif machine.has_tight_quota:
-        # A neighbour under the same kind of quota would choose the same cores.
-        reason = f"not pinned: {describe_cpus(machine)}, nobody knows which"
+        # Another server with such a quota would choose the same cores.
+        reason = f"not pinned: {describe_cpus(machine)}, but which ones is unknown"
     elif len(machine.cpus) < num_shard:
         reason = f"not pinned: {count(num_shard, 'shard')} on {describe_cpus(machine)}"
     else:
-        reason, chosen = "cores of its own for each shard", split_cpus(machine.cpus, num_shard)
+        reason, chosen = "separate cores for each shard", split_cpus(machine.cpus, num_shard)
     decide.reasons["shard_cpus"] = reason
     return chosen
 
 
 def choose_near_cpus(machine: Machine, num_shard: int) -> tuple[str, CpuSets]:
-    """Those on the same node as each shard's GPU."""
+    """The CPUs on the same node as each shard's GPU."""
     allowed = {cpu.number for cpu in machine.cpus}
     near = [(gpu.cpus & allowed) or allowed for gpu in machine.gpus[:num_shard]]
     if all(cpus == allowed for cpus in near):
-        return "not pinned: no CPU is known to be nearer to a GPU than another", ()
+        return "not pinned: no CPU is known to be nearer to a GPU than others", ()
     return "the CPUs near each shard's GPU", tuple(tuple(sorted(cpus)) for cpus in near)
 
 
@@ -162,7 +156,7 @@ def choose_shard_threads(decide: Decisions, engine: Engine, num_shard: int, shar
         if int(given) * num_shard > decide.machine.num_cpus:
             decide.warnings.append(
                 f"OMP_NUM_THREADS={given} for {count(num_shard, 'shard')} means more threads than "
-                f"{describe_cpus(decide.machine)}: they wait for each other."
+                f"{describe_cpus(decide.machine)}: they will wait for each other."
             )
         return int(given)
     num_threads = max(1, min([decide.machine.num_cpus // num_shard, *map(len, shard_cpus)]))
@@ -180,7 +174,7 @@ def explain_kv_cache_memory(
     num_shard: int,
     max_sequence_length: int,
 ) -> None:
-    """What becomes of it is decided after loading; what is known before is how."""
+    """Explain how the memory for keys and values will be chosen; shards do so after loading."""
     if decide.is_given("kv_cache_memory"):
         decide.take_given("kv_cache_memory")
     elif sizes is None:

@@ -7,10 +7,11 @@ import re
 from collections.abc import Iterator
 
 from tgis_cli.decide.decisions import Decisions
-from tgis_cli.decide.resources import GPU_LISTS, choose_device, choose_num_shard, count
+from tgis_cli.decide.resources import GPU_LISTS, choose_device, choose_num_shard
 from tgis_cli.doctor.libraries import find_version
 from tgis_cli.doctor.verdict import Subject, Verdict, failed, ok, warn
 from tgis_cli.machine.gpus import read_use, split_devices
+from tgis_cli.machine.words import count
 from tgis_server import failures
 from tgis_server.engines.catalogue import DEFAULT, REHEARSAL
 from tgis_server.errors import TgisError

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import tgis_server
-from tgis_cli.causes.explain import SharedMemory
+from tgis_cli.causes.last_words import SharedMemory
 from tgis_cli.decide.preflight import check_address_space, check_processes, describe_limit
 from tgis_cli.doctor.verdict import Subject, Verdict, failed, ok, warn
 from tgis_cli.machine.process_limits import read_process_limits

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tgis_cli.decide.resources import count
 from tgis_cli.doctor.checks import GROUP_OF
 from tgis_cli.doctor.verdict import Level, Subject, Verdict
+from tgis_cli.machine.words import count
 from tgis_server import __version__
 
 MARKS = {Level.OK: "ok  ", Level.WARN: "warn", Level.FAIL: "FAIL"}

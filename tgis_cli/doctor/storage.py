@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from tgis_cli.decide.preflight import MAX_SOCKET_PATH_BYTES, check_socket
-from tgis_cli.decide.resources import count
 from tgis_cli.doctor.verdict import Subject, Verdict, failed, ok, warn
+from tgis_cli.machine.words import count
 from tgis_cli.model_files import find_cache_dir, is_homeless, list_folders
 from tgis_cli.model_files.cache.disk import count_free_bytes, describe_room
 from tgis_cli.supervisor.run_dir import PREFIX, is_leftover, sort_failed

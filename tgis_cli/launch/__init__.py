@@ -1,1 +1,1 @@
-"""A run from start to end: prepare, supervise, restart, and tell the orchestrator why it ended."""
+"""A run from start to end: prepare, supervise, restart, and report to the orchestrator why it ended."""

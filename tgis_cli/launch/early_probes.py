@@ -1,6 +1,6 @@
-"""Probes before there is a front-end: a launcher that still reads answers them on the HTTP port, in plain text.
+"""Answers to HTTP probes before the front-end starts, while the launcher is still reading the model.
 
-Live, but neither started nor ready, and why: the same answers that the front-end gives while a model loads.
+They are the answers that the front-end gives while a model loads: live, neither started nor ready, and the reason.
 """
 
 from __future__ import annotations
@@ -15,25 +15,28 @@ from tgis_server.errors import TgisError
 from tgis_server.host.ports import listen
 from tgis_server.options import ServeConfig
 
-ANSWER_S = 5.0  # for a client to send its request and take the answer
+ANSWER_S = 5.0  # for a client to send its request and read the answer
 LIVE = "/health/live"
 OTHERS = ("/health", "/health/ready", "/health/startup", "/metrics")
 REASONS = {200: "OK", 404: "Not Found", 503: "Service Unavailable"}
 
 
 class EarlyProbes:
-    """Holds the port until it is closed."""
+    """Listens on the HTTP port until closed."""
 
     def __init__(self, model: str, describe: Callable[[], str]) -> None:
-        """``describe`` says what the launcher does, as the end of a sentence."""
+        """
+        Args:
+            describe: returns what the launcher is doing, as the end of a sentence.
+        """
         self._model = model
         self._describe = describe
         self._began_at = time.monotonic()
         self._server: asyncio.Server | None = None
 
     async def open(self, config: ServeConfig) -> None:
-        """Begin, where that is possible: that the port is taken is told by the checks of the start."""
-        if config.http_tls == "off":  # what TLS needs would have to be read as well
+        """Start listening if possible. A port in use is reported later, by the checks of the start."""
+        if config.http_tls == "off":  # TLS would need its files read as well
             with suppress(TgisError):
                 self._server = await asyncio.start_server(self._serve, sock=listen(config.host, config.port, "--port"))
 

@@ -1,15 +1,13 @@
-"""Work that storage or a driver may hold up for ever, in a process of its own: it is watched, and can be left behind.
+"""Work that storage or a driver may block forever, run in a forked process that is watched and can be abandoned.
 
-A thread would not do: one inside a system call that nothing interrupts keeps its whole process from ending. The
-process is forked, which takes a millisecond and needs no second start of the interpreter. It prints nothing, and logs
-and answers through a pipe::
+A thread would not do: stuck in an uninterruptible system call, it would keep the whole process from exiting. A fork
+takes a millisecond. The process prints nothing; it logs and answers through a pipe::
 
     forked process                                       this process
     main thread: the work  ── log records, result ──►    Forked: logs them, returns the result or raises the error
     watch thread           ── Place, if it moved  ──►    Forked.place, Forked.moved_at
 
-A process that dies without an answer, however it comes about, is an error of the group that says how it ended. Knows
-nothing of what the work is.
+A process that dies without an answer raises a group failure that says how it ended.
 """
 
 from __future__ import annotations
@@ -38,9 +36,9 @@ from tgis_server.child import kill_with_parent
 
 T = TypeVar("T")
 
-LOOK_S = 0.25  # between two looks at where the work stands
+LOOK_S = 0.25  # between checks of where the work is
 READ_BYTES = 1 << 16
-END_PAUSES_S = (0.001, 0.01, 0.1, 0.2)  # for a killed process to end: at once, or not before storage answers
+END_PAUSES_S = (0.001, 0.01, 0.1, 0.2)  # for a killed process to end: at once, or only when storage answers
 
 ADVICE_KILLED = (
     "if this was not done by hand, the kernel's out-of-memory killer is the usual cause: see `dmesg` and the memory "
@@ -51,19 +49,19 @@ ADVICE = "start again and, if it happens again, report it with the output of `tg
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the work stands. Two that are equal, one after the other, mean that it does not move."""
+    """Where the work is. Two equal places in a row mean that it has not moved."""
 
-    path: str  # what it opens, reads or looks for; empty if that is not to be seen
-    doing: str  # what the work says that it does, as in "it is DOING"
+    path: str  # that it opens, reads or looks for; empty if unknown
+    doing: str  # what the work says it is doing, as in "it is DOING"
     code: str  # FILE:LINE in FUNCTION
-    num_read: int  # bytes so far, of all files
+    num_read: int  # bytes read so far, from all files
 
     @classmethod
     def of(cls, frame: FrameType, work: Callable[..., Any], doing: str) -> Place:
-        """Of a thread's innermost frame. What it asks the system for is the innermost local value that is a path.
+        """The place of a thread, from its innermost frame. Its path is the innermost local value that is one.
 
         Args:
-            work: whose own values do not count: it holds paths that nobody asks for just now.
+            work: its own locals are ignored, as they hold paths that are not being accessed.
         """
         code = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} in {frame.f_code.co_name}"
         path = ""
@@ -77,14 +75,14 @@ class Place:
 
 
 @dataclass(slots=True)
-class Doing:
-    """What the work says of itself; it writes, and the thread beside it reads."""
+class Activity:
+    """What the work says it is doing; written by the work, read by the watch thread."""
 
     what: str = ""
 
 
 def frames_within(frame: FrameType, work: Callable[..., Any]) -> Iterator[FrameType]:
-    """Frames from the innermost outwards, to the last that the work has called."""
+    """Frames from the innermost outwards, up to the function that the work called."""
     code = getattr(work.func if isinstance(work, partial) else work, "__code__", None)
     outer: FrameType | None = frame
     while outer is not None and outer.f_code is not code:
@@ -101,13 +99,13 @@ def find_path(frame: FrameType) -> str:
 
 def count_read_bytes() -> int:
     with suppress(OSError, ValueError):
-        # rchar of the main thread, whose number is the process's; a sandbox may hide it.
+        # rchar of the main thread, whose id is the process's; a sandbox may hide it.
         return int(Path(f"/proc/self/task/{os.getpid()}/io").read_text().split()[1])
     return 0
 
 
 class Forked(Generic[T]):
-    """The work of one forked process. Used inside a running event loop, in the main thread."""
+    """Work in one forked process. For use inside a running event loop, in the main thread."""
 
     def __init__(self, pid: int, pipe: int) -> None:
         self.place: Place | None = None
@@ -115,22 +113,22 @@ class Forked(Generic[T]):
         self._pid = pid
         self._pipe = pipe
         self._received = bytearray()
-        self._answer: tuple[bool, Any, str] | None = None  # whether it is a result, that or the error, the traceback
+        self._answer: tuple[bool, Any, str] | None = None  # whether it succeeded, its result or error, the traceback
         self._ended = asyncio.Event()
 
     @classmethod
-    def start(cls, work: Callable[[], T], doing: Doing | None = None) -> Self:
-        """Begin.
+    def start(cls, work: Callable[[], T], activity: Activity | None = None) -> Self:
+        """Fork, and start the work.
 
         Args:
             work: returns something that can be pickled.
-            doing: where it says what it does.
+            activity: where the work says what it is doing.
         """
         pipe, only_writer = os.pipe()
         parent = os.getpid()
         with signals_held():
             if (pid := os.fork()) == 0:
-                _be_child(work, doing or Doing(), only_writer, parent)
+                _be_child(work, activity or Activity(), only_writer, parent)
         os.close(only_writer)
         os.set_blocking(pipe, False)
         return cls(pid, pipe)
@@ -142,24 +140,24 @@ class Forked(Generic[T]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
     ) -> None:
-        """End the process, if it has not ended, and do not wait for one that cannot end."""
+        """Kill the process if it still runs, without waiting long for one that cannot end."""
         asyncio.get_running_loop().remove_reader(self._pipe)
         os.close(self._pipe)
         with suppress(ProcessLookupError, ChildProcessError):
             os.kill(self._pid, signal.SIGKILL)
             for pause_s in END_PAUSES_S:
-                if os.waitpid(self._pid, os.WNOHANG)[0]:  # noqa: ASYNC222  it does not wait
+                if os.waitpid(self._pid, os.WNOHANG)[0]:  # noqa: ASYNC222  does not block
                     break
                 await asyncio.sleep(pause_s)
 
     async def wait(self, timeout_s: float) -> bool:
-        """Whether it has ended, after at most so long."""
+        """Wait up to ``timeout_s`` for the work to end; returns whether it has."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._ended.wait(), timeout_s)
         return self._ended.is_set()
 
     def result(self) -> T:
-        """What the work returned, once it has ended.
+        """The result of work that has ended.
 
         Raises:
             Exception: what the work raised.
@@ -174,7 +172,7 @@ class Forked(Generic[T]):
             raise failures.LOOK_ENDED.error(how=how, where=where, advice=advice)
         is_result, value, stack = self._answer
         if not is_result:
-            value.add_note(stack)  # where it happened: the place of this line tells nothing
+            value.add_note(stack)  # where it was raised, which the traceback from here does not show
             raise value
         result: T = value
         return result
@@ -204,12 +202,12 @@ class Forked(Generic[T]):
 
 
 class _Sender(logging.Handler):
-    """The forked process's end of the pipe, for messages of any thread."""
+    """The forked process's end of the pipe; any thread may send."""
 
     def __init__(self, pipe: int) -> None:
         super().__init__()
         self._pipe = pipe
-        self._sending = threading.Lock()  # guards the pipe: a message is written in parts
+        self._sending = threading.Lock()  # a message may take several writes
 
     def send(self, message: Any) -> None:
         data = pickle.dumps(message)
@@ -223,18 +221,18 @@ class _Sender(logging.Handler):
         self.send(record)
 
 
-def _be_child(work: Callable[[], Any], doing: Doing, pipe: int, parent: int) -> NoReturn:
-    """What the forked process does, whatever happens; nothing of the parent's is ever cleaned up here."""
+def _be_child(work: Callable[[], Any], activity: Activity, pipe: int, parent: int) -> NoReturn:
+    """Do the work in the forked process and exit, without running any of the parent's clean-up."""
     sender, code = _Sender(pipe), 1
     try:
-        signal.set_wakeup_fd(-1)  # it wakes the parent's loop
+        signal.set_wakeup_fd(-1)  # the inherited one wakes the parent's loop
         for number in STOP_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)  # the parent decides, and ends this process
+            signal.signal(number, signal.SIG_IGN)  # the parent handles them, and kills this process
         kill_with_parent(parent)
-        for stream in range(3):  # a process that is left behind must not hold the outputs open
+        for stream in range(3):  # an abandoned process must not hold the outputs open
             os.dup2(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), stream)
         logging.root.handlers = [sender]
-        _watch(sender, work, doing)
+        _watch(sender, work, activity)
         sender.send((True, work(), ""))
         code = 0
     except BaseException as error:  # noqa: BLE001  the parent raises it
@@ -244,16 +242,16 @@ def _be_child(work: Callable[[], Any], doing: Doing, pipe: int, parent: int) -> 
 
 
 def _make_portable(error: BaseException) -> Exception:
-    """What reaches the parent as it was, and ends the launcher as an error does, not as ``SystemExit`` would."""
+    """The error itself if it can be pickled, else a ``RuntimeError`` with its text; never a ``SystemExit``."""
     if isinstance(error, Exception):
-        with suppress(Exception):  # of a library's own kind
-            pickle.loads(pickle.dumps(error))  # noqa: S301  made here
+        with suppress(Exception):  # a library's own class may not pickle
+            pickle.loads(pickle.dumps(error))  # noqa: S301  pickled on this line
             return error
     return RuntimeError(f"{type(error).__name__}: {error}")
 
 
-def _watch(sender: _Sender, work: Callable[[], Any], doing: Doing) -> None:
-    """Send where the main thread stands, as a debugger would see it, whenever it has moved."""
+def _watch(sender: _Sender, work: Callable[[], Any], activity: Activity) -> None:
+    """Send the place of the main thread whenever it has moved."""
     main = threading.get_ident()
 
     def look() -> None:
@@ -261,9 +259,9 @@ def _watch(sender: _Sender, work: Callable[[], Any], doing: Doing) -> None:
         while True:
             time.sleep(LOOK_S)
             frame = sys._current_frames().get(main)
-            if frame is not None and (place := Place.of(frame, work, doing.what)) != last:
+            if frame is not None and (place := Place.of(frame, work, activity.what)) != last:
                 last = place
                 sender.send(place)
 
-    with suppress(RuntimeError):  # no thread can be started: then nobody sees where it stands
+    with suppress(RuntimeError):  # no thread can be started: the place stays unknown
         threading.Thread(target=look, daemon=True).start()

@@ -1,7 +1,7 @@
-"""What a start does before it has processes: look at model and machine, check everything, and make a run.
+"""The start before any child is spawned: inspect the machine and the model, check everything, and make a run.
 
-What reads files or asks drivers happens in a forked process, as either may hang: it is watched as the children are
-later, with the same time-out, and probes are answered meanwhile.
+Reading files and querying drivers can hang, so both happen in a forked process. It is watched like the children are
+later, with the same timeout, while probes are answered.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tgis_cli.decide.resolve import Resolved, resolve
-from tgis_cli.launch.forked_work import Doing, Forked, Place
+from tgis_cli.launch.forked_work import Activity, Forked, Place
 from tgis_cli.launch.restarts import RestartPolicy
 from tgis_cli.supervisor.signals import signals_held
 from tgis_server import failures
@@ -27,37 +27,37 @@ from tgis_server.run import Run
 
 logger = logging.getLogger(__name__)
 
-NOT_CHECKED = "nothing was checked before this start (--skip-preflight): what is wrong will show later"
+NOT_CHECKED = "nothing was checked before this start (--skip-preflight): problems will only show later"
 LOOKING = "looking at the machine and the model"
 TICK_S = 0.25
-PROBES_AFTER_S = 1.0  # the usual start is over then, and the front-end has the port
-FIRST_LINE_S = 1.0  # without any movement,
-NEXT_LINE_S = 10.0  # and the lines after it
+PROBES_AFTER_S = 1.0  # a normal survey has ended by then, and the front-end takes the port
+FIRST_LINE_S = 1.0  # without progress before the first log line
+NEXT_LINE_S = 10.0  # between log lines after that
 
 
 @dataclass(frozen=True, slots=True)
 class Surveyed:
-    """What was found and decided."""
+    """The result of :func:`survey`."""
 
     resolved: Resolved
     run: Run
-    checking_at: float  # when the checks began
+    checking_at: float  # monotonic time at which the checks began
 
 
 async def prepare(
     loaded: LoadedConfig, environ: Mapping[str, str], phases: list[tuple[str, float]], undo: contextlib.ExitStack
 ) -> tuple[Resolved, Run]:
-    """Everything up to a run in a directory of its own. In the main thread.
+    """Make a checked run with its own directory. Must be called in the main thread.
 
     Args:
-        undo: gets what removes the directory.
+        undo: gets a callback that removes the directory.
 
     Raises:
-        TgisError: what stands in the way.
+        TgisError: the reason why the run cannot start.
     """
     from tgis_cli.supervisor.run_dir import make_run_dir, remove_leftovers
 
-    with signals_held():  # a directory that nobody knows of would stay
+    with signals_held():  # a signal before the callback is registered would leave the directory behind
         run_dir = make_run_dir(loaded.config.run_dir)
         undo.callback(shutil.rmtree, run_dir, ignore_errors=True)
     remove_leftovers(run_dir.parent)
@@ -77,10 +77,10 @@ async def prepare_or_retry(
     undo: contextlib.ExitStack,
     policy: RestartPolicy,
 ) -> tuple[Resolved, Run]:
-    """The same, again where ``--restart`` says so: storage may answer later, and memory be free.
+    """Like :func:`prepare`, but retry as ``--restart`` says: storage may answer later, or memory become free.
 
     Raises:
-        TgisError: what stands in the way, for good.
+        TgisError: the reason why the run cannot start.
     """
     while True:
         try:
@@ -97,21 +97,21 @@ async def prepare_or_retry(
 
 
 async def survey_patiently(loaded: LoadedConfig, environ: Mapping[str, str], run_dir: Path) -> Surveyed:
-    """In a process of its own, as long as that moves.
+    """Run :func:`survey` in a forked process, for as long as it makes progress.
 
     Raises:
-        GroupFailed: it has stood still for ``--startup-timeout``.
+        GroupFailed: it made no progress for ``--startup-timeout`` seconds.
         TgisError: as :func:`survey`.
     """
     from tgis_cli.launch.early_probes import EarlyProbes
 
     config, started_at = loaded.config, time.monotonic()
     probes: EarlyProbes | None = None
-    doing = Doing(LOOKING)
+    activity = Activity(LOOKING)
     next_line_at = 0.0
     async with contextlib.AsyncExitStack() as stack:
         forked = await stack.enter_async_context(
-            Forked.start(functools.partial(survey, loaded, environ, run_dir, doing), doing)
+            Forked.start(functools.partial(survey, loaded, environ, run_dir, activity), activity)
         )
         while not await forked.wait(TICK_S):
             now = time.monotonic()
@@ -124,51 +124,51 @@ async def survey_patiently(loaded: LoadedConfig, environ: Mapping[str, str], run
                 awaited = f"waiting for {path}" if path else what
                 logger.warning("%s; nothing has moved for %.0f s", awaited, still_s)
             if probes is None and now - started_at >= PROBES_AFTER_S:
-                probes = EarlyProbes(config.model_name or "demo", functools.partial(describe, forked))
+                probes = EarlyProbes(config.model_name or "demo", functools.partial(describe_wait, forked))
                 await probes.open(config)
                 stack.push_async_callback(probes.close)
         return forked.result()
 
 
 def explain_standstill(place: Place | None, timeout_s: float) -> TgisError:
-    """Storage is blamed only where a file is waited for: a driver may hang as well."""
+    """Blame storage only if the work waits for a file: a driver may hang as well."""
     if place and place.path:
         return failures.STORAGE_HANGS.error(place=place, timeout_s=timeout_s)
     return failures.LOOK_HANGS.error(doing=place.doing if place else LOOKING, timeout_s=timeout_s)
 
 
-def describe(forked: Forked[Surveyed]) -> str:
-    """For probes: what the start waits for."""
+def describe_wait(forked: Forked[Surveyed]) -> str:
+    """What the start is waiting for, in the words of probe answers."""
     if forked.place and forked.place.path:
         still_s = time.monotonic() - forked.moved_at
         return f"the launcher has been waiting for {forked.place.path} for {still_s:.0f} s"
     return f"the launcher is {forked.place.doing if forked.place else LOOKING}"
 
 
-def survey(loaded: LoadedConfig, environ: Mapping[str, str], run_dir: Path, doing: Doing) -> Surveyed:
-    """Look at the machine and at the model's files, and check both.
+def survey(loaded: LoadedConfig, environ: Mapping[str, str], run_dir: Path, activity: Activity) -> Surveyed:
+    """Inspect the machine and the model's files, resolve the options, and check both.
 
     Args:
-        doing: is told what is looked at.
+        activity: is updated with what is being inspected.
 
     Raises:
-        TgisError: what stands in the way.
+        TgisError: the reason why the run cannot start.
     """
     from tgis_cli.decide.preflight import check_before_start
     from tgis_cli.doctor import Subject, check_machine
     from tgis_cli.machine import probe_machine
 
-    doing.what = "asking the driver of the GPUs"
+    activity.what = "querying the GPU driver"
     machine = probe_machine(environ)
-    doing.what = "looking at the model"
+    activity.what = "looking at the model"
     resolved = resolve(loaded, environ, machine)
-    checking_at, doing.what = time.monotonic(), "checking the machine and the model"
+    checking_at, activity.what = time.monotonic(), "checking the machine and the model"
     run = resolved.in_directory(run_dir)
     if loaded.config.skip_preflight:
         warnings = [NOT_CHECKED]
     else:
         check_before_start(run, machine, resolved.sizes)
         warnings = check_machine(Subject(environ, loaded, machine, resolved=resolved))
-    # Sizes are only for the checks, and large.
+    # Only the checks need the sizes, which are large.
     resolved = replace(resolved, warnings=(*resolved.warnings, *warnings), sizes=None)
     return Surveyed(resolved, run, checking_at)

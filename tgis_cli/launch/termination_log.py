@@ -1,4 +1,4 @@
-"""The file in which Kubernetes looks for the reason of a container's end."""
+"""The file that Kubernetes reads to learn why a container ended."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ MAX_BYTES = 4096  # Kubernetes reads no more
 
 
 def write_termination_log(file: Path, sentence: str, details: str = "") -> None:
-    """Overwrite the file: the sentence, and as many of the last lines of ``details`` as there is room for.
+    """Overwrite the file with the sentence and as many of the last lines of ``details`` as fit.
 
-    In ``/dev`` it must exist already. Problems are ignored: nobody could act.
+    A file in ``/dev`` must already exist. Errors are ignored, as nothing could be done about them.
     """
     if file.is_relative_to("/dev") and not file.exists():
         return
     with contextlib.suppress(OSError):
-        # It may be mounted, so that no other file can take its place. A reader finds the old text or the new one.
+        # It may be a mount, which cannot be replaced by renaming. One write: a reader finds the old text or the new.
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(descriptor, os.pwrite(descriptor, compose(sentence, details), 0))
@@ -26,7 +26,7 @@ def write_termination_log(file: Path, sentence: str, details: str = "") -> None:
 
 
 def compose(sentence: str, details: str) -> bytes:
-    """At most ``MAX_BYTES`` of whole lines; only a sentence that is longer by itself is cut, between two characters."""
+    """At most ``MAX_BYTES`` of whole lines; only a sentence that alone is longer is cut, between characters."""
     text = (sentence + "\n").encode(errors="replace")
     if len(text) > MAX_BYTES:
         return text[:MAX_BYTES].decode(errors="ignore").encode()

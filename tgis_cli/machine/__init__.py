@@ -1,4 +1,4 @@
-"""Facts about this machine, found without torch, and the checks that are made before anything starts."""
+"""Facts about this machine, found without torch."""
 
 from tgis_cli.machine.facts import Cpu, Gpu, Machine, probe_machine
 

@@ -1,4 +1,4 @@
-"""Which CPUs this process may use, where they sit, and how shards divide them."""
+"""The CPUs that this process may use, their cores and nodes, and how shards divide them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Cpu:
     """One logical CPU."""
 
     number: int
-    core: int  # the lowest number of the hyperthreads that share a core
-    node: int = 0  # of memory (NUMA)
+    core: int  # the lowest number among the hyperthreads of its core
+    node: int = 0  # NUMA node
 
 
 def read_cpus(allowed: Iterable[int], root: Path = SYSTEM) -> tuple[Cpu, ...]:
-    """Allowed CPUs, those of a node and those of a core together; each a core of its own where nothing is known."""
+    """The allowed CPUs, ordered by node and core. A CPU counts as a core if its topology is unknown."""
     node_of = {
         number: int(file.parent.name.removeprefix("node"))
         for file in root.glob("node/node[0-9]*/cpulist")
@@ -46,7 +46,7 @@ def parse_cpu_list(text: str) -> list[int]:
 
 def format_cpu_list(numbers: Iterable[int]) -> str:
     """The inverse of :func:`parse_cpu_list`."""
-    # Numbers that follow each other have the same distance to their places.
+    # Consecutive numbers have the same difference from their index.
     runs = itertools.groupby(enumerate(sorted(numbers)), key=lambda item: item[1] - item[0])
     ends = [(run[0][1], run[-1][1]) for _, group in runs if (run := list(group))]
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ends)
@@ -55,15 +55,15 @@ def format_cpu_list(numbers: Iterable[int]) -> str:
 def split_cpus(cpus: Sequence[Cpu], num_shard: int) -> tuple[tuple[int, ...], ...]:
     """A set of neighbouring CPUs for each shard; no two sets share a core.
 
-    All get equally many cores, as the slowest shard decides; what is left over serves the other processes. Where there
-    are more shards than cores, hyperthreads are divided in place of cores.
+    All sets have the same number of cores, as the slowest shard sets the pace; the rest is left to other processes.
+    If there are more shards than cores, hyperthreads are divided instead.
 
     Args:
-        cpus: as :func:`read_cpus` gives them, at least one per shard.
+        cpus: from :func:`read_cpus`, at least one per shard.
     """
     units = [tuple(cpu.number for cpu in core) for _, core in itertools.groupby(cpus, key=lambda cpu: cpu.core)]
     if len(units) < num_shard:
         units = [(cpu.number,) for cpu in cpus]
     size = len(units) // num_shard
-    starts = (rank * len(units) // num_shard for rank in range(num_shard))  # so that nodes begin where sets begin
+    starts = (rank * len(units) // num_shard for rank in range(num_shard))  # spread evenly, to align sets with nodes
     return tuple(tuple(sorted(itertools.chain(*units[start : start + size]))) for start in starts)

@@ -1,4 +1,4 @@
-"""What this machine offers to a server: GPUs, CPUs, number formats, memory."""
+"""The resources of this machine for a server: GPUs, CPUs, number formats, memory."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last is ARM's
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Facts that launch and its checks decide on."""
+    """The facts that a launch and its checks decide on."""
 
     gpus: tuple[Gpu, ...]
     cpus: tuple[Cpu, ...]  # that this process's affinity allows
     has_bf16: bool  # the CPU multiplies bfloat16
     free_bytes: int  # memory that can be allocated now
     limit_bytes: int | None  # the container's limit
-    cpu_quota: float | None = None  # CPUs that the control group allows at a time
-    torch_has_cuda: bool | None = None  # None = not known
+    cpu_quota: float | None = None  # CPUs that the control group may use at once
+    torch_has_cuda: bool | None = None  # None = unknown
     driver: str = ""  # of the GPUs, with versions
     gpu_problem: str = ""  # a sentence: why some or all GPUs cannot be used
 
     @property
     def num_cpus(self) -> int:
-        """Whole CPUs to use at a time: with a quota of 1.5 two busy threads would be held up, so that one is right."""
+        """Whole CPUs to use at once; a quota of 1.5 is rounded down, as two busy threads would be throttled."""
         return max(1, min(len(self.cpus), math.floor(self.cpu_quota or len(self.cpus))))
 
     @property
     def has_tight_quota(self) -> bool:
-        """Fewer CPUs may be used at a time than the affinity shows."""
+        """Whether fewer CPUs may be used at once than the affinity allows."""
         return self.cpu_quota is not None and self.cpu_quota < len(self.cpus)
 
 
 def probe_machine(environ: Mapping[str, str]) -> Machine:
-    """Look at this machine; takes milliseconds, or as long as the driver of the GPUs needs to wake up."""
+    """Examine this machine; takes milliseconds, or as long as the GPU driver needs to wake up."""
     report = find_gpus(environ)
     return Machine(
         gpus=report.gpus,

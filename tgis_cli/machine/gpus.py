@@ -1,8 +1,8 @@
-"""Which NVIDIA GPUs a server may use, and what is known about each. Never imports torch.
+"""The NVIDIA GPUs that a server may use, and facts about each. Never imports torch.
 
-The driver is asked through NVML; where its library is missing, GPUs are counted by their device files.
-``CUDA_VISIBLE_DEVICES`` narrows and reorders them as CUDA would. Inside a container ``NVIDIA_VISIBLE_DEVICES`` has been
-applied by the container runtime already, so that only the count in it is of interest.
+The driver is queried through NVML; if that library is missing, GPUs are counted by their device files.
+``CUDA_VISIBLE_DEVICES`` selects and reorders them as CUDA would. ``NVIDIA_VISIBLE_DEVICES`` has already been applied by
+the container runtime.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 NO_DEVICES = frozenset({"", "none", "void", "nodevfiles", "-1"})
-CPU_MASK_WORDS = 64  # of 64 bits each: room for 4,096 CPUs
+CPU_MASK_WORDS = 64  # of 64 bits each, for up to 4,096 CPUs
 NOTE_AFTER_S = 5.0
-GIVE_UP_AFTER_S = 60.0  # without a daemon that keeps it awake, a driver may need seconds for each GPU
+GIVE_UP_AFTER_S = 60.0  # a driver that no daemon keeps awake may need seconds for each GPU
 DRIVER_HANGS = (
-    "No GPU can be used: the NVIDIA driver has not answered for {:.0f} s (see `dmesg` for errors of a GPU; a reboot "
-    "helps, or CUDA_VISIBLE_DEVICES='' to serve on the CPU)."
+    "No GPU can be used: the NVIDIA driver has not answered for {:.0f} s (see `dmesg` for GPU errors; reboot, or serve "
+    "on the CPU with CUDA_VISIBLE_DEVICES='')."
 )
 
 logger = logging.getLogger(__name__)
@@ -35,29 +35,29 @@ logger = logging.getLogger(__name__)
 class Gpu:
     """One GPU or MIG instance."""
 
-    device: str  # what CUDA_VISIBLE_DEVICES says to get this one: its UUID, or an index where only files are known
+    device: str  # its entry in CUDA_VISIBLE_DEVICES: the UUID, or an index if only device files are known
     name: str = ""
-    total_bytes: int = 0  # 0 = not known
+    total_bytes: int = 0  # 0 = unknown
     free_bytes: int = 0
-    cpus: frozenset[int] = frozenset()  # those near to it; empty = not known
-    instances: tuple[Gpu, ...] | None = None  # in MIG mode these are used in its place
-    board: str = ""  # UUID of the GPU that a MIG instance is a part of
+    cpus: frozenset[int] = frozenset()  # the CPUs near it; empty = unknown
+    instances: tuple[Gpu, ...] | None = None  # of a GPU in MIG mode; used instead of the GPU itself
+    board: str = ""  # UUID of the GPU that a MIG instance is part of
     mig_path: str = ""  # older name of a MIG instance: MIG-GPU-.../gpu instance/compute instance
-    capability: tuple[int, int] | None = None  # for which code must have been compiled; None = not known
+    capability: tuple[int, int] | None = None  # compute capability; None = unknown
 
     def __str__(self) -> str:
-        """In a sentence: ``GPU 0``, or the UUID, which says itself that it is one of a GPU."""
+        """For sentences: ``GPU 0``, or the UUID, which starts with ``GPU-`` or ``MIG-``."""
         return f"GPU {self.device}" if self.device.isdigit() else self.device
 
     @property
     def usable(self) -> tuple[Gpu, ...]:
-        """What CUDA can compute on: the GPU itself, or its instances."""
+        """The devices that CUDA can use: the GPU itself, or its instances."""
         return (self,) if self.instances is None else self.instances
 
 
 @dataclass(frozen=True, slots=True)
 class GpuReport:
-    """GPUs, in order, and what there is to say about them."""
+    """The GPUs in order, their driver, and their problems."""
 
     gpus: tuple[Gpu, ...] = ()
     driver: str = ""  # "driver 570.86.10 for CUDA 12.8"
@@ -65,10 +65,10 @@ class GpuReport:
 
 
 def find_gpus(environ: Mapping[str, str], list_installed: Callable[[], GpuReport] | None = None) -> GpuReport:
-    """The GPUs that CUDA would show to processes with this environment, each alone, in its order."""
+    """The GPUs that CUDA would show to processes with this environment, in its order."""
     listed = split_devices(environ.get("CUDA_VISIBLE_DEVICES"))
     if listed == []:
-        return GpuReport()  # the driver is not even asked: that may take a second
+        return GpuReport()  # without querying the driver, which may take a second
     installed = ask_patiently(list_installed or list_installed_gpus)
     if not installed.gpus:
         return installed
@@ -80,7 +80,7 @@ def find_gpus(environ: Mapping[str, str], list_installed: Callable[[], GpuReport
 
 
 def ask_patiently(list_installed: Callable[[], GpuReport]) -> GpuReport:
-    """A driver that hangs, as one does whose GPU has failed, hangs whoever asks it."""
+    """Query the driver in a thread, and give up if it hangs, as it may if a GPU has failed."""
     answers: list[GpuReport] = []
     errors: list[BaseException] = []
 
@@ -102,9 +102,9 @@ def ask_patiently(list_installed: Callable[[], GpuReport]) -> GpuReport:
 
 
 def split_devices(value: str | None) -> list[str] | None:
-    """Entries of a ``*_VISIBLE_DEVICES`` variable; ``None`` = not set or ``all``, empty = no GPU.
+    """The entries of a ``*_VISIBLE_DEVICES`` variable; ``None`` = unset or ``all``, empty = no GPU.
 
-    ``-1`` ends the list, as it does in CUDA.
+    ``-1`` ends the list, as in CUDA.
     """
     if value is None or value.strip().lower() == "all":
         return None
@@ -116,33 +116,33 @@ def split_devices(value: str | None) -> list[str] | None:
 
 
 def select_devices(listed: list[str], installed: tuple[Gpu, ...]) -> tuple[tuple[Gpu, ...], str]:
-    """Apply CUDA's rules: what is not found ends the list, and a GPU named twice makes all of them invisible.
+    """Apply CUDA's rules: an entry that is not found ends the list, and a GPU named twice hides all of them.
 
     Returns:
-        The GPUs, and a sentence about what is wrong with the list.
+        The GPUs, and a sentence about what is wrong with the list, if anything.
     """
     found: list[Gpu] = []
     for entry in listed:
         gpu = find_device(entry, installed)
         if gpu is None:
             return tuple(found), (
-                f"CUDA_VISIBLE_DEVICES names {entry}, which is not exactly one usable GPU of this machine: CUDA leaves "
-                "it out and all that follow (`nvidia-smi -L` lists what there is)."
+                f"CUDA_VISIBLE_DEVICES names {entry}, which is not exactly one usable GPU of this machine: CUDA "
+                "ignores it and all that follow (`nvidia-smi -L` lists the GPUs)."
             )
         if gpu in found:
-            return (), f"CUDA_VISIBLE_DEVICES names {entry}, which is in it twice: CUDA shows no GPU at all then."
+            return (), f"CUDA_VISIBLE_DEVICES names {entry}, a GPU that it already names: CUDA then shows no GPU."
         found.append(gpu)
     return tuple(found), ""
 
 
 def find_device(entry: str, installed: tuple[Gpu, ...]) -> Gpu | None:
-    """By index, or by the beginning of a UUID. For a GPU in MIG mode CUDA takes its first instance."""
+    """Find a GPU by index or by the start of its UUID. For a GPU in MIG mode CUDA uses its first instance."""
     if entry.isdigit():
         matches = list(installed[int(entry) : int(entry) + 1])
     elif not entry.startswith(("GPU-", "MIG-")):
         matches = []
     elif installed[0].device == "0":
-        return Gpu(entry)  # only device files are known: a UUID is taken on trust
+        return Gpu(entry)  # only device files are known: the UUID cannot be checked
     else:
         devices = [device for gpu in installed for device in (gpu, *(gpu.instances or ()))]
         matches = [device for device in devices if device.device.startswith(entry) or device.mig_path == entry]
@@ -150,10 +150,10 @@ def find_device(entry: str, installed: tuple[Gpu, ...]) -> Gpu | None:
 
 
 def list_installed_gpus(nvml: Any = None, dev: Path = Path("/dev")) -> GpuReport:
-    """Ask the driver, or count device files where its library is missing.
+    """Query the driver, or count device files if its library is missing.
 
     Args:
-        nvml: the module ``pynvml``, or what behaves like it.
+        nvml: the module ``pynvml``, or a stand-in.
     """
     nvml = nvml or importlib.import_module("pynvml")
     try:
@@ -161,11 +161,11 @@ def list_installed_gpus(nvml: Any = None, dev: Path = Path("/dev")) -> GpuReport
     except nvml.NVMLError as error:
         if error.value == nvml.NVML_ERROR_LIBRARY_NOT_FOUND:
             return count_device_files(dev)
-        return GpuReport(problem=f"No GPU can be used: {explain(nvml, error)}.")
+        return GpuReport(problem=f"No GPU can be used: {explain_nvml_error(nvml, error)}.")
     try:
         return ask_driver(nvml)
     except nvml.NVMLError as error:
-        return GpuReport(problem=f"No GPU can be used: {explain(nvml, error)}.")
+        return GpuReport(problem=f"No GPU can be used: {explain_nvml_error(nvml, error)}.")
     finally:
         nvml.nvmlShutdown()
 
@@ -177,10 +177,10 @@ def ask_driver(nvml: Any) -> GpuReport:
         try:
             gpu = describe_gpu(nvml, nvml.nvmlDeviceGetHandleByIndex(index))
         except nvml.NVMLError as error:
-            problems.append(f"GPU {index} is left out: {explain(nvml, error)}.")
+            problems.append(f"GPU {index} is left out: {explain_nvml_error(nvml, error)}.")
             continue
         if gpu.instances == ():
-            problems.append(f"GPU {index} is left out: it is in MIG mode, but no instance is made (`nvidia-smi mig`).")
+            problems.append(f"GPU {index} is left out: it is in MIG mode but has no instance (see `nvidia-smi mig`).")
         gpus.append(gpu)
     cuda = nvml.nvmlSystemGetCudaDriverVersion_v2()  # 12080 = 12.8
     driver = f"driver {nvml.nvmlSystemGetDriverVersion()} for CUDA {cuda // 1000}.{cuda % 1000 // 10}"
@@ -225,12 +225,12 @@ def mig_handles(nvml: Any, handle: Any) -> Iterator[Any]:
     for index in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
         try:
             yield nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
-        except nvml.NVMLError:  # a place without an instance, or an instance of somebody else
+        except nvml.NVMLError:  # an index without an instance, or an instance of another user
             continue
 
 
 def read_memory(nvml: Any, handle: Any) -> tuple[int, int]:
-    """Total and free bytes; zeros where GPU and CPU share their memory."""
+    """Total and free bytes; zeros if GPU and CPU share their memory."""
     try:
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
     except nvml.NVMLError:
@@ -249,16 +249,16 @@ def read_capability(nvml: Any, handle: Any) -> tuple[int, int] | None:
 def read_near_cpus(nvml: Any, handle: Any) -> frozenset[int]:
     try:
         words = nvml.nvmlDeviceGetCpuAffinity(handle, CPU_MASK_WORDS)
-    except nvml.NVMLError:  # virtual machines often do not say
+    except nvml.NVMLError:  # often unavailable in virtual machines
         return frozenset()
     return frozenset(64 * place + bit for place, word in enumerate(words) for bit in range(64) if word >> bit & 1)
 
 
-def explain(nvml: Any, error: Any) -> str:
-    """An error of NVML in words, with what to do."""
+def explain_nvml_error(nvml: Any, error: Any) -> str:
+    """An NVML error in words, with advice."""
     known = {
         nvml.NVML_ERROR_DRIVER_NOT_LOADED: "the NVIDIA driver is installed but not loaded (see `nvidia-smi`)",
-        nvml.NVML_ERROR_NO_PERMISSION: "this user may not open /dev/nvidia* (check the files' mode and group, or the "
+        nvml.NVML_ERROR_NO_PERMISSION: "this user may not open /dev/nvidia* (check their mode and group, or the "
         "container's devices)",
         nvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: "the NVIDIA driver's library and kernel module have different "
         "versions (reboot, or load the new module)",
@@ -269,15 +269,15 @@ def explain(nvml: Any, error: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class GpuUse:
-    """What happens on a GPU now."""
+    """The current use of a GPU."""
 
     gpu: Gpu
-    processes: tuple[tuple[int, int], ...]  # that compute: pid, and bytes, 0 where the driver does not tell
-    num_ecc_errors: int  # uncorrectable ones since the driver was loaded
+    processes: tuple[tuple[int, int], ...]  # pid and bytes of each compute process; 0 bytes = unknown
+    num_ecc_errors: int  # uncorrectable errors since the driver was loaded
 
 
 def read_use(gpus: tuple[Gpu, ...], nvml: Any = None) -> list[GpuUse]:
-    """Of GPUs that the driver has described; what it does not tell is left out."""
+    """The use of GPUs that the driver has described; GPUs that it cannot read are left out."""
     nvml = nvml or importlib.import_module("pynvml")
     found = []
     try:
@@ -297,7 +297,7 @@ def read_use(gpus: tuple[Gpu, ...], nvml: Any = None) -> list[GpuUse]:
 def list_processes(nvml: Any, handle: Any) -> tuple[tuple[int, int], ...]:
     try:
         processes = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
-    except nvml.NVMLError:  # virtual GPUs do not tell
+    except nvml.NVMLError:  # unavailable for virtual GPUs
         return ()
     return tuple((int(process.pid), int(process.usedGpuMemory or 0)) for process in processes)
 
@@ -311,9 +311,9 @@ def count_ecc_errors(nvml: Any, handle: Any) -> int:
 
 
 def count_device_files(dev: Path) -> GpuReport:
-    """``/dev/nvidia0``, ``/dev/nvidia1``, ...: CUDA numbers what it finds from 0, whatever the files are called."""
+    """Count ``/dev/nvidia0``, ``/dev/nvidia1``, ...; CUDA numbers GPUs from 0, whatever the files are called."""
     files = [file for file in dev.glob("nvidia*") if re.fullmatch(r"nvidia\d+", file.name)]
-    if not files and (dev / "dxg").exists():  # Windows Subsystem for Linux shows its GPU only so
+    if not files and (dev / "dxg").exists():  # the GPU of Windows Subsystem for Linux
         files = [dev / "dxg"]
     allowed = [file for file in files if os.access(file, os.R_OK | os.W_OK)]
     problem = ""
@@ -326,7 +326,7 @@ def count_device_files(dev: Path) -> GpuReport:
 
 
 def torch_has_cuda() -> bool | None:
-    """Whether the installed torch can use a GPU, by its version's local part; ``None`` where that does not tell."""
+    """Whether the installed torch can use a GPU, from the local part of its version; ``None`` = unknown."""
     try:
         version = metadata.version("torch")
     except metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""How many processes and threads may run here, and how many do: `ulimit -u` counts a user's, a group its own."""
+"""Limits on processes and threads, and how many are running: `ulimit -u` per user, `pids.max` per control group."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pathlib import Path
 
 from tgis_server.host import cgroup
 
-CAPABILITIES = (21, 24)  # SYS_ADMIN and SYS_RESOURCE: `ulimit -u` does not bind who has one
-IDENTITY = ["0", "0", str(2**32 - 1)]  # of /proc/self/uid_map: all users are those of the machine
-UNLIKELY = 100_000  # such a limit is not what is reached first: counting would only take time
+CAPABILITIES = (21, 24)  # SYS_ADMIN and SYS_RESOURCE: either one lifts `ulimit -u`
+IDENTITY = ["0", "0", str(2**32 - 1)]  # the content of /proc/self/uid_map outside of user namespaces
+UNLIKELY = 100_000  # a limit this high will not be reached, so counting would only waste time
 
 GetLimit = Callable[[int], tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessLimit:
-    """One limit that holds for this process and its children."""
+    """A limit on this process and its children."""
 
     limit: int
-    used: int  # by others than this program
+    used: int  # by other programs
     is_of_group: bool
 
     @property
@@ -37,10 +37,10 @@ class ProcessLimit:
 def read_process_limits(
     root: Path = Path("/"), get_limit: GetLimit = resource.getrlimit, uid: int | None = None
 ) -> list[ProcessLimit]:
-    """Those that are set, the tightest first.
+    """The limits that are set, tightest first.
 
     Args:
-        root: of /proc and /sys.
+        root: the directory that holds proc and sys.
     """
     proc = root / "proc"
     limits = [*read_user_limit(proc, get_limit(resource.RLIMIT_NPROC)[0], os.getuid() if uid is None else uid)]
@@ -58,22 +58,22 @@ def read_user_limit(proc: Path, limit: int, uid: int) -> Iterator[ProcessLimit]:
 
 
 def describe_process_limits() -> str:
-    """As the second half of a sentence: what there is, after one was reached."""
+    """The limits, as the second half of a sentence about one that was reached."""
     limits = [f"{limit.where} allows {limit.limit}" for limit in read_process_limits()]
-    return " and ".join(limits) or "no limit is set here, so that the machine's own may be reached (kernel.threads-max)"
+    return " and ".join(limits) or "no limit is set here, so perhaps the machine's (kernel.threads-max) was reached"
 
 
 def is_exempt(proc: Path, uid: int) -> bool:
-    """Whether `ulimit -u` does not bind this process."""
+    """Whether `ulimit -u` does not apply to this process."""
     uid_map = cgroup.read_text(proc / "self/uid_map").split()
     if uid_map and uid_map != IDENTITY:
-        return False  # in a user namespace: the kernel asks for capabilities outside of it
+        return False  # in a user namespace: only capabilities outside of it would count
     capabilities = int(read_status(proc / "self").get("CapEff", "0"), 16)
     return (uid == 0 and uid_map == IDENTITY) or any(capabilities >> bit & 1 for bit in CAPABILITIES)
 
 
 def count_own(proc: Path) -> int:
-    """Threads of this process, and of the launcher that it was forked from."""
+    """The threads of this process, and of the launcher if it was forked from one."""
     parent = proc / str(os.getppid())
     is_forked = cgroup.read_text(parent / "cmdline") == cgroup.read_text(proc / "self/cmdline")
     return count_threads(proc / "self") + (count_threads(parent) if is_forked else 0)

@@ -9,6 +9,7 @@ from typing import Any
 
 import typer
 
+from tgis_cli.decide.legacy_commands import LAUNCH_NAMES, TOOLS, make_launcher, make_server, to_launch_flags
 from tgis_cli.migrate.containers import EXECUTABLES, Given, LocatedText, is_reference, line_of
 from tgis_cli.migrate.shell import expand, find_executable, read_commands
 from tgis_server.errors import UsageError
@@ -38,8 +39,6 @@ def parse_command(argv: list[str], environ: Mapping[str, str]) -> Command:
     words = find_words(argv, environ)
     if not words:
         return Command()
-    from tgis_cli.legacy import LAUNCH_NAMES, TOOLS, make_launcher, make_server, to_launch_flags
-
     command = Command(words[0].rsplit("/", 1)[-1])
     parser, arguments = make_launcher(), [word for word in words[1:] if word != "--help"]
     if command.executable == "text-generation-server":

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tgis_cli.decide.legacy_settings import BY_NAME, OPTIONS_BY_ENV, SETTINGS, Setting, Verdict
+from tgis_cli.decide.legacy_settings import BY_NAME, OPTIONS_BY_ENV, SETTINGS, Setting, Treatment
 from tgis_cli.migrate.advice import Advice, advise, advise_on_secrets
 from tgis_cli.migrate.command import Command, parse_command
 from tgis_cli.migrate.containers import Container, Given
@@ -19,9 +19,9 @@ from tgis_server.options import LoadedConfig, Option, find_conflicts, merge_opti
 UNKNOWN = "unknown"
 CLOSE = 0.86  # MAX_NEW_TOKEN is close to MAX_NEW_TOKENS, TOKEN_PATH not to TOKENIZER_PATH
 TODO = {
-    Verdict.NO_EFFECT: "Remove it when convenient.",
-    Verdict.NOT_YET: "Keep the original where this is needed.",
-    Verdict.REFUSED: "Correct or remove it.",
+    Treatment.NO_EFFECT: "Remove it when convenient.",
+    Treatment.NOT_YET: "Keep the original where this is needed.",
+    Treatment.REFUSED: "Correct or remove it.",
 }
 
 
@@ -32,7 +32,7 @@ class Finding:
     name: str
     value: str  # in parentheses: its source, if the value is unknown
     line: int
-    verdict: str  # a Verdict, or UNKNOWN
+    verdict: str  # a Treatment, or UNKNOWN
     now: str
     todo: str = ""
 
@@ -91,7 +91,7 @@ def examine(container: Container) -> MigrationReport:
 
 
 def is_refused(finding: Finding | None) -> bool:
-    return finding is not None and finding.verdict == Verdict.REFUSED
+    return finding is not None and finding.verdict == Treatment.REFUSED
 
 
 def lacks_model(container: Container, command: Command, loaded: LoadedConfig) -> bool:
@@ -130,17 +130,17 @@ def judge_variable(given: Given) -> Finding | None:
 
 
 def judge(given: Given, option: Option | None, setting: Setting | None) -> Finding:
-    verdict = setting.verdict if setting else Verdict.SAME
+    verdict = setting.treatment if setting else Treatment.SAME
     now = setting.now if setting else option.opt.help if option else "As before."
     if given.value is not None and not given.value.strip():
-        verdict, now = Verdict.SAME, "Blank counts as not set."
+        verdict, now = Treatment.SAME, "Blank counts as not set."
     elif given.value is not None and option:
         try:
             parse_value(option, given.value, given.name)
         except UsageError as error:
-            verdict, now = Verdict.REFUSED, str(error)
-    if verdict is Verdict.NOT_YET and setting and given.value is not None and setting.is_quiet(given.value):
-        verdict, now = Verdict.SAME, "Always the case."
+            verdict, now = Treatment.REFUSED, str(error)
+    if verdict is Treatment.NOT_YET and setting and given.value is not None and setting.is_quiet(given.value):
+        verdict, now = Treatment.SAME, "Always the case."
     return Finding(given.name, show(given), given.line, verdict, now, TODO.get(verdict, ""))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tgis_cli.decide.resolve import align, format_value
-from tgis_cli.decide.resources import count
+from tgis_cli.machine.words import count
 from tgis_cli.model_files.cache.disk import describe_room
 from tgis_cli.plan.fit import Fit
 from tgis_cli.plan.report import Report

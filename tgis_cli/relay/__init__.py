@@ -1,1 +1,1 @@
-"""Lines of the launcher and its children: one format, repetitions, the log file, the status on a terminal."""
+"""Writes the lines of the launcher and its children: one format, repetitions withheld, a log file, a live status."""

@@ -1,6 +1,6 @@
-"""Lines of processes: their own JSON lines, and whatever libraries write past the log, in one shape.
+"""Lines of processes in one shape, both their own JSON lines and whatever libraries write directly.
 
-Pure: clocks are arguments. ``Lines`` decides which lines are written; ``terminal.py`` writes them.
+Clocks are arguments. ``Lines`` decides which lines are written; ``terminal.py`` writes them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ANSI_SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 # glog, abseil (gRPC) and torch: W1122 21:30:00.123456 file.cpp:12] or [rank0]:[W1122 21:30:00.123456 file.cpp:12]
 INITIAL = re.compile(r"(?:\[rank\d+\]:)?\s*\[?([IWEF])\d{4} \d\d:\d\d:")
 INITIALS = {"I": "info", "W": "warning", "E": "error", "F": "critical"}
-# What else tells the level of a line; the first that is found counts.
+# Other signs of a line's level; the first match counts.
 MARKS = (
     (re.compile(r"\bNCCL (INFO|TRACE)\b|^\W*INFO\b"), "info"),
     (re.compile(r"\bNCCL WARN\b|^\W*WARN(ING)?\b|Warning: "), "warning"),
@@ -40,7 +40,7 @@ class Line:
     as_json: str
 
     def as_text(self, width: int) -> list[str]:
-        """``shard-0  | 12:30:01.250 info    message key=value``, then a line of this form for each of its traceback."""
+        """``shard-0  | 12:30:01.250 info    message key=value``, then the lines of the traceback in the same form."""
         return [
             f"{self.process:<{width}} | {self.clock} {self.level:<7} {text}" for text in (self.text, *self.traceback)
         ]
@@ -51,23 +51,24 @@ class Line:
 
 
 class Lines:
-    """What one process writes, with what it repeats withheld."""
+    """The lines that one process writes, with repetitions withheld."""
 
     def __init__(self, process: str) -> None:
         self._process = process
         self._repeats = Repeats()
-        self._above = {True: ("warning", True), False: ("info", True)}  # output -> level of its last line, and its fate
+        # is_stderr -> level of the last line, and whether it was admitted
+        self._above = {True: ("warning", True), False: ("info", True)}
 
     @property
     def is_withholding(self) -> bool:
         return self._repeats.is_withholding
 
     def take(self, raw: str, now: float, wall: float, *, is_stderr: bool) -> Line | None:
-        """The line to write, if it is not withheld; call :meth:`take_ended` before.
+        """The line to write; ``None`` if it is withheld. Call :meth:`pop_ended` first.
 
         Args:
             now: monotonic clock.
-            wall: seconds since the epoch, the time of a line that has none.
+            wall: seconds since the epoch, for a line without a time.
         """
         if line := read_own_line(self._process, raw):
             return line if self._repeats.admit(line.level, "\n".join((line.text, *line.traceback)), now) else None
@@ -76,11 +77,11 @@ class Lines:
         if not raw[0].isspace():
             level = guess_level(raw, "warning" if is_stderr else "info")
             self._above[is_stderr] = level, self._repeats.admit(level, raw, now)
-        level, is_admitted = self._above[is_stderr]  # a line of a stack goes with the one above it
+        level, is_admitted = self._above[is_stderr]  # an indented line, as in a stack, goes with the line above it
         return make_foreign_line(self._process, wall, level, raw) if is_admitted else None
 
-    def take_ended(self, now: float, wall: float, window_s: float = WINDOW_S) -> list[Line]:
-        """Lines that tell what was withheld, for windows that are over; with a window of 0 for all."""
+    def pop_ended(self, now: float, wall: float, window_s: float = WINDOW_S) -> list[Line]:
+        """Lines that report what was withheld in windows that have ended; with a window of 0, in all windows."""
         return [
             make_foreign_line(
                 self._process,
@@ -89,12 +90,12 @@ class Lines:
                 f"repeated {seen.num_withheld} times in {min(now - seen.since, WINDOW_S):.0f} s: "
                 + seen.text.partition("\n")[0],
             )
-            for seen in self._repeats.take_ended(now, window_s)
+            for seen in self._repeats.pop_ended(now, window_s)
         ]
 
 
 def read_own_line(process: str, raw: str) -> Line | None:
-    """A line that ``tgis_server.logs`` has made in this process; ``None`` for any other, whatever it looks like."""
+    """Parse a line that ``tgis_server.logs`` made in this process; ``None`` for any other line."""
     if not raw.startswith('{"time": "') or raw != escape(raw):
         return None
     try:
@@ -108,7 +109,7 @@ def read_own_line(process: str, raw: str) -> Line | None:
 
 
 def make_foreign_line(process: str, wall: float, level: str, raw: str) -> Line:
-    """A line that a library wrote by itself, without its colours."""
+    """A line that a library wrote directly, with its colours removed."""
     plain = ANSI_SEQUENCE.sub("", raw)
     return Line(process, wall, level, escape(plain), (), make_line(process, wall, level, plain, {}))
 
@@ -120,8 +121,9 @@ def guess_level(raw: str, default: str) -> str:
 
 
 def plain_lines(process: str, raw: str) -> list[str]:
-    """What a line says, without time and level, for what is kept of a run; nothing of a debug line, which may hold more
-    than others should read.
+    """A line without its time and level, for the files kept of a failed run.
+
+    Empty for a debug line, which may contain text that others should not read.
     """
     line = read_own_line(process, raw)
     if (line.level if line else guess_level(raw, "")) == "debug":

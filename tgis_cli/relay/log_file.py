@@ -1,4 +1,4 @@
-"""The file of ``--log-file``: a copy of every line. Whatever becomes of file or disk, the server goes on."""
+"""The file of ``--log-file``: a copy of every line. The server keeps running whatever happens to the file or disk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tgis_server import failures
 
-# A pipe without a reader is an error at once, and a full one drops lines: neither holds anybody up.
+# Non-blocking: a pipe without a reader fails at once, and a full one drops lines.
 FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 
 
@@ -29,16 +29,16 @@ def open_log_file(path: Path) -> int:
 
 
 class LogFile:
-    """Appends lines to a file. Never raises: what cannot be written is dropped and counted."""
+    """Appends lines to a file. Never raises: lines that cannot be written are dropped and counted."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fd = -1  # opened by the first line
-        self._num_dropped = 0  # since the last line that was written
-        self._is_cut = False  # a full disk took only a part of the last line
+        self._num_dropped = 0  # since the last written line
+        self._is_cut = False  # only a part of the last line fitted on the disk
 
     def write(self, text: str) -> str:
-        """Append text that ends with a newline. Returns what people should be told, if anything."""
+        """Append text that ends with a newline. Returns a warning for people, or an empty string."""
         try:
             if self._fd < 0 or os.fstat(self._fd).st_nlink == 0:  # closed, or the file was removed
                 self.close()
@@ -51,13 +51,13 @@ class LogFile:
         except OSError as error:
             self._num_dropped += 1
             is_first = self._num_dropped == 1
-            return f"{self._path} cannot be written: {error.strerror}; lines are dropped until it can." * is_first
+            return f"{self._path} cannot be written: {error.strerror}; lines are dropped until it can be." * is_first
         num_dropped, self._num_dropped = self._num_dropped, 0
         return f"{self._path} lacks {num_dropped} lines that could not be written." if num_dropped else ""
 
     def close(self) -> None:
-        """The next line goes to the file that has the name then."""
+        """Close the file; the next line opens whatever file has the name by then."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            with contextlib.suppress(OSError):  # a network's file system may tell only now that it is full
+            with contextlib.suppress(OSError):  # a network file system may report only now that it is full
                 os.close(fd)

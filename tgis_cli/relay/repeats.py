@@ -1,7 +1,7 @@
-"""Withholds lines that one process writes again and again. Pure: clocks are arguments.
+"""Withholds lines that one process repeats. Clocks are arguments.
 
-The first few of equal lines are admitted in each window; the rest is counted and told when the window ends. Clocks
-within a line do not make it another one.
+In each window the first few of equal lines are admitted; the rest are counted, and reported when the window ends.
+Lines that differ only in clock times are equal.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ from dataclasses import dataclass
 MAX_ADMITTED = 5  # equal lines in a window
 WINDOW_S = 10.0  # from the first of them
 MAX_REMEMBERED = 256  # different lines
-MAX_KEPT_CHARS = 500  # of each; a line may have a megabyte
+MAX_KEPT_CHARS = 500  # of each line, which may have a megabyte
 
 CLOCK = re.compile(r"\d\d:\d\d:\d\d([.,]\d+)?")
 
 
 @dataclass(slots=True)
-class Seen:
-    """Equal lines of one window."""
+class RepeatedLine:
+    """Equal lines in one window."""
 
     level: str
-    text: str  # the beginning of the first
+    text: str  # the start of the first one
     since: float
     num_admitted: int = 0
     num_withheld: int = 0
 
 
 class Repeats:
-    """The lines that one process has written of late."""
+    """The lines that one process has written recently."""
 
     def __init__(self) -> None:
-        self._seen: dict[tuple[str, int], Seen] = {}  # by level and hash; the oldest window is first
+        self._seen: dict[tuple[str, int], RepeatedLine] = {}  # by level and hash; the oldest window is first
         self.is_withholding = False
 
     def admit(self, level: str, text: str, now: float) -> bool:
-        """Whether a line is to be written; call :meth:`take_ended` before."""
+        """Whether to write a line. Call :meth:`pop_ended` first."""
         key = level, hash(CLOCK.sub("", text))
-        seen = self._seen.setdefault(key, Seen(level, text[:MAX_KEPT_CHARS], now))
+        seen = self._seen.setdefault(key, RepeatedLine(level, text[:MAX_KEPT_CHARS], now))
         if seen.num_admitted < MAX_ADMITTED:
             seen.num_admitted += 1
             return True
@@ -46,8 +46,8 @@ class Repeats:
         self.is_withholding = True
         return False
 
-    def take_ended(self, now: float, window_s: float = WINDOW_S) -> list[Seen]:
-        """Lines some of which were withheld in a window that is over, which is forgotten."""
+    def pop_ended(self, now: float, window_s: float = WINDOW_S) -> list[RepeatedLine]:
+        """Forget the windows that have ended; returns their lines of which some were withheld."""
         ended = []
         while self._seen:
             oldest = next(iter(self._seen))

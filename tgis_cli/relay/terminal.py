@@ -1,8 +1,7 @@
-"""Everything that the launcher and its children write to the terminal and to the log file, in one thread.
+"""Writes all output of the launcher and its children to the terminal and the log file, in one thread.
 
-A reader that stops reading (``| less``, a suspended terminal) blocks this thread and nothing else: supervision goes
-on. Lines get the name of their process in front; as JSON they are objects. While a live status is shown, lines scroll
-above it.
+A reader that stops reading (``| less``, a suspended terminal) blocks only this thread, not supervision. Lines are
+prefixed with the name of their process, or are JSON objects. While a live status is shown, lines scroll above it.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from tgis_cli.relay.repeats import WINDOW_S
 from tgis_server.logs import make_line
 from tgis_server.words.processes import LAUNCHER
 
-MAX_PENDING_LINES = 20_000  # when nobody reads, newer lines are dropped and counted
-FLUSH_S = 1.0  # between looks at what is withheld, while nothing else comes
+MAX_PENDING_LINES = 20_000  # beyond this, new lines are dropped and counted
+FLUSH_S = 1.0  # between checks for withheld lines to report, when no other lines arrive
 STYLES = ("cyan", "green", "magenta", "blue", "bright_cyan", "bright_green", "bright_magenta", "bright_blue")
 LEVEL_STYLES = {"warning": "yellow", "error": "bold red", "critical": "bold red"}
 
@@ -57,29 +56,29 @@ class Terminal:
         self._thread.start()
 
     def relay(self, name: str, line: str, *, to_stderr: bool) -> None:
-        """Write a line of a process, unless it repeats itself too often."""
+        """Write a line of a process, unless it is repeated too often."""
         self._post(lambda: self._relay(name, line, to_stderr))
 
     def print(self, text: str, panel: Any = None) -> None:
-        """Write a result to stdout as it is; an interactive terminal shows a renderable of rich instead."""
+        """Write a result to stdout as it is; an interactive terminal shows ``panel``, a rich renderable, instead."""
         self._post(lambda: self._print_result(text, panel))
 
     def print_last(self, text: str) -> None:
-        """Write to stderr what shall be its last line, without a process name in front. It is never dropped."""
+        """Write the last line of stderr, without a process name. It is never dropped."""
         self._jobs.put(lambda: self._print_last(text))
 
     def show_status(self, status: Any) -> None:
-        """Show a renderable of rich below all lines, replacing the one before; ``None`` ends it."""
+        """Show a rich renderable below all lines, in place of the previous one; ``None`` removes it."""
         if self.is_interactive:
             self._post(lambda: self._update_live(status))
 
     def reopen(self) -> None:
-        """Go on in the log file that has the configured name now, as after its rotation."""
+        """Reopen the log file by its name, as after a rotation."""
         if self._file:
             self._post(self._file.close)
 
     def close(self, timeout_s: float) -> bool:
-        """Write what is pending; returns whether everything was written in time."""
+        """Write pending lines; returns whether all were written in time."""
         self._jobs.put(None)
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
@@ -96,7 +95,7 @@ class Terminal:
         self._do(lambda: self._update_live(None), 0)
 
     def _do(self, job: Callable[[], None], window_s: float) -> None:
-        """One job, after what is to be told before. Whatever is wrong with it, those that follow are done."""
+        """Do one job, after reporting withheld and dropped lines. An error does not stop later jobs."""
         try:
             self._tell_withheld(window_s)
             if self._num_dropped:
@@ -120,7 +119,7 @@ class Terminal:
 
     def _tell_withheld(self, window_s: float) -> None:
         for lines in self._lines.values():
-            for line in lines.take_ended(time.monotonic(), time.time(), window_s):
+            for line in lines.pop_ended(time.monotonic(), time.time(), window_s):
                 self._write_line(line, to_stderr=True)
 
     def _warn(self, text: str) -> None:
@@ -149,7 +148,7 @@ class Terminal:
         return "\n".join([line.as_json] if self.as_json else line.as_text(self._width)) + "\n"
 
     def _copy(self, text: str, level: str) -> None:
-        """A result for the log file, as lines of the launcher."""
+        """Copy a result to the log file, as lines of the launcher."""
         if self.as_json:
             self._write_to_file(text + "\n")
         else:
@@ -161,12 +160,12 @@ class Terminal:
             self._warn(problem)
 
     def _write(self, stream: TextIO, text: str) -> None:
-        with contextlib.suppress(OSError, ValueError):  # the reader is gone; a server goes on without one
+        with contextlib.suppress(OSError, ValueError):  # the reader is gone; the server runs on without one
             stream.write(text)
             stream.flush()
 
     def _show(self, renderable: Any, **options: Any) -> bool:
-        """Whether there is a terminal to show it."""
+        """Show a renderable; returns whether there is a terminal to show it on."""
         with self._drawing():
             if self._console:
                 self._console.print(renderable, **options)
@@ -174,7 +173,7 @@ class Terminal:
 
     @contextlib.contextmanager
     def _drawing(self) -> Iterator[None]:
-        """Give up a terminal that is gone: rich would keep all that it cannot write, and try it again."""
+        """Give up on a terminal that is gone: rich would keep and retry everything that it cannot write."""
         try:
             yield
         except (OSError, ValueError):
@@ -195,7 +194,7 @@ class Terminal:
     def _make_console(self, environ: Mapping[str, str]) -> Any:
         from rich.console import Console
 
-        # With NO_COLOR rich would still write in bold: without a color system it writes no styles at all.
+        # With NO_COLOR rich would still write bold text; without a color system it writes no styles at all.
         color_system: Any = None if environ.get("NO_COLOR") else "auto"
         return Console(file=self._stderr, highlight=False, color_system=color_system, _environ=environ)
 
@@ -220,7 +219,7 @@ class Terminal:
 
 
 class TerminalHandler(logging.Handler):
-    """The launcher's own log lines, on the same terminal as its children's."""
+    """Sends the launcher's own log records to the terminal."""
 
     def __init__(self, terminal: Terminal) -> None:
         super().__init__()
@@ -231,5 +230,5 @@ class TerminalHandler(logging.Handler):
 
 
 def make_json_line(name: str, message: str, level: str, **fields: object) -> str:
-    """A line in the format of ``tgis_server.logs``."""
+    """A JSON line in the format of ``tgis_server.logs``."""
     return make_line(name, time.time(), level, message, fields)

@@ -1,1 +1,1 @@
-"""Runs the processes of one server and says why they ended. Knows no model code."""
+"""Runs the processes of one server and reports why they ended. Imports no model code."""

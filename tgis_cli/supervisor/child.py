@@ -1,7 +1,7 @@
-"""One child process: how it is started, how its lines are read, how it is signalled and reaped.
+"""One child process: starting it, reading its lines, signalling it and reaping it.
 
-A child is the leader of its own process group, so that Ctrl-C reaches the launcher alone and a signal to the child
-reaches whatever it started. Its death pipe ends when the launcher does, however that happens.
+A child leads its own process group: Ctrl-C reaches only the launcher, and a signal to the child also reaches whatever
+it started. Its death pipe closes when the launcher ends, however that happens.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from tgis_server.host.races import wait_for_first
 # called with (line, is_stderr)
 OnLine = Callable[[str, bool], None]
 
-PF_EXITING = 0x4  # of the flags in /proc/PID/stat
-MAX_LINE_BYTES = 1 << 20  # longer ones are cut into several
-TAIL_LINES = 200  # of stderr, kept for a child that dies before it can say why: the stacks of some threads
+PF_EXITING = 0x4  # a flag in /proc/PID/stat
+MAX_LINE_BYTES = 1 << 20  # longer lines are split
+TAIL_LINES = 200  # of stderr, kept for a child that dies without an error record: enough for the stacks of some threads
 
 
 class LineReader(asyncio.Protocol):
-    """Cuts a pipe's bytes into lines."""
+    """Splits a pipe's bytes into lines."""
 
     def __init__(self, on_line: Callable[[str], None]) -> None:
         self._on_line = on_line
@@ -59,18 +59,18 @@ class Child:
         self.pid = process.pid
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self.exited = asyncio.Event()
-        self.status: int | None = None  # exit code, or minus the signal, once it is reaped
-        self.ended_at = 0.0  # wall clock, when it was reaped
-        self.stopped_at: float | None = None  # monotonic; by SIGSTOP or its like, until SIGCONT
-        self.sent_signals: set[int] = set()  # a death by one of these is ours
+        self.status: int | None = None  # exit code, or minus the signal; None until reaped
+        self.ended_at = 0.0  # wall clock when it was reaped
+        self.stopped_at: float | None = None  # monotonic time of SIGSTOP or the like; None unless stopped
+        self.sent_signals: set[int] = set()  # a death by one of these was our doing
         self._process = process
         self._readers: list[LineReader] = []
         self._pipes: list[asyncio.ReadTransport] = []
 
     @classmethod
     def spawn(cls, name: str, argv: Sequence[str], environ: Mapping[str, str], death_fd: int) -> Child:
-        """Start a child. Must be called from the main thread: the kernel ties the child's life to this thread."""
-        with signals_held({signal.SIGHUP}):  # in the child until it ignores the signal
+        """Start a child. Must be called from the main thread: the kernel kills the child when this thread ends."""
+        with signals_held({signal.SIGHUP}):  # stays blocked in the child until the child ignores it
             process = subprocess.Popen(
                 argv,
                 env=dict(environ),
@@ -83,7 +83,7 @@ class Child:
         return cls(name, process)
 
     async def read_lines(self, on_line: OnLine) -> None:
-        """Begin to pass on the child's lines."""
+        """Start passing on the child's lines."""
         loop = asyncio.get_running_loop()
 
         def on_stdout(line: str) -> None:
@@ -100,17 +100,17 @@ class Child:
             self._pipes.append(transport)
 
     async def wait_for_last_lines(self) -> None:
-        """Until the child's output has ended; a process that it left behind may hold it open."""
+        """Wait until the child's output ends, which a process that it left behind may delay."""
         await asyncio.gather(*(reader.ended.wait() for reader in self._readers))
 
     def close(self) -> None:
-        """Read no more lines, even if a process that it left behind still writes some."""
+        """Stop reading lines, even if a process that the child left behind still writes some."""
         for pipe in self._pipes:
             pipe.close()
 
     @property
     def tail(self) -> list[str]:
-        """Its last lines on stderr, as people read them."""
+        """The child's last lines on stderr, as people read them."""
         return [text for line in self._tail for text in plain_lines(self.name, line)]
 
     @property
@@ -123,7 +123,7 @@ class Child:
 
     @property
     def is_dying(self) -> bool:
-        """Whether its end has begun, and only what it holds has to be given back yet."""
+        """Whether the child is exiting: only its resources still have to be freed."""
         try:
             fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
@@ -135,24 +135,24 @@ class Child:
         return self.status is not None and -self.status in self.sent_signals
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Signal the child's whole process group; nothing happens once it is gone."""
+        """Signal the child's whole process group; does nothing once the child has ended."""
         if self.is_alive:
             if not self.is_dying:
                 self.sent_signals.add(number)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, number)
 
-    def take_note(self) -> bool:
-        """Learn whether the child was stopped, continued or has ended; called on SIGCHLD. True if it has just ended."""
+    def poll(self) -> bool:
+        """Find out whether the child was stopped, continued or has ended; called on SIGCHLD. True if it just ended."""
         if not self.is_alive:
             return False
         if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            with contextlib.suppress(ChildProcessError):  # it has ended in between: another SIGCHLD comes
+            with contextlib.suppress(ChildProcessError):  # it ended in between: another SIGCHLD follows
                 while (change := os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WCONTINUED | os.WNOHANG)) is not None:
                     self.stopped_at = time.monotonic() if change.si_code == os.CLD_STOPPED else None
             return False
         self.ended_at = time.time()
-        # While the dead child is not reaped, no other process can get its number: what it left behind dies with it.
+        # Until the child is reaped, its number cannot be reused: this kills what it left behind, and nothing else.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         self.status = self._process.wait()
@@ -161,7 +161,7 @@ class Child:
 
 
 def as_pipe(pipe: IO[bytes] | None) -> IO[bytes]:
-    assert pipe is not None, "both outputs were asked for as pipes"
+    assert pipe is not None, "both outputs are pipes"
     return pipe
 
 

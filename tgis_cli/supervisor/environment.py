@@ -1,4 +1,4 @@
-"""The environment of a child: the launcher's own, with the few variables that must differ."""
+"""The environment of a child: the launcher's, with a few variables changed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"
 
 
 def child_environment(run: Run, rank: int | None, environ: Mapping[str, str]) -> dict[str, str]:
-    """What a child gets to see.
+    """The environment variables of a child.
 
     Args:
         rank: of a shard; ``None`` for the front-end.
@@ -22,14 +22,14 @@ def child_environment(run: Run, rank: int | None, environ: Mapping[str, str]) ->
     """
     child = {name: value for name, value in make_environment(environ).items() if name not in SECRETS}
     for option in options():
-        if option.opt.has_credentials:  # serve.json has them without credentials, and the front-end alone needs them
+        if option.opt.has_credentials:  # masked in serve.json; only the front-end needs the credentials
             child.pop(option.env, None)
             if rank is None and (value := getattr(run.config, option.name)):
                 child[option.env] = value
     child["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded at run time
     child["PYTHONUNBUFFERED"] = "1"  # the last line before a crash must not be lost
-    child["TOKENIZERS_PARALLELISM"] = "false"  # the pool tokenizes in parallel; threads within threads only queue
-    child["GLOO_SOCKET_IFNAME"] = "lo"  # shards are on one machine: names of hosts need not resolve
+    child["TOKENIZERS_PARALLELISM"] = "false"  # the pool already tokenizes in parallel; nested threads only queue
+    child["GLOO_SOCKET_IFNAME"] = "lo"  # all shards are on this machine: host names need not resolve
     if not environ.get(ALLOCATOR, "unset").strip():
         del child[ALLOCATOR]
     else:
@@ -37,10 +37,10 @@ def child_environment(run: Run, rank: int | None, environ: Mapping[str, str]) ->
     if rank is None:
         return child
     if run.shard_threads:
-        child["OMP_NUM_THREADS"] = str(run.shard_threads)  # torch's own default knows no quota and no other shards
+        child["OMP_NUM_THREADS"] = str(run.shard_threads)  # torch's default ignores quotas and other shards
     if run.device == "cuda":
-        child["CUDA_VISIBLE_DEVICES"] = run.gpus[rank]  # each shard sees its own GPU only, as device 0
-        child.setdefault("NCCL_SOCKET_IFNAME", "=lo")  # it would listen on another interface, where there is one
+        child["CUDA_VISIBLE_DEVICES"] = run.gpus[rank]  # each shard sees only its own GPU, as device 0
+        child.setdefault("NCCL_SOCKET_IFNAME", "=lo")  # by default it listens on an external interface if there is one
     elif run.shard_threads:
         for name, value in get_engine(run.engine).door.cpu_environment(environ).items():
             child.setdefault(name, value)

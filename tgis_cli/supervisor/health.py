@@ -1,4 +1,4 @@
-"""Asks children how they are, over their Unix sockets."""
+"""Health checks of the children, over their Unix sockets."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tgis_server.wire import shard_pb2_grpc
 from tgis_server.wire.grpc_channels import open_async_channel, reconnect_options
 from tgis_server.words.processes import rank_of
 
-# A child that has not bound its socket yet is tried again at once.
+# Retries quickly while a child has not bound its socket; gRPC's default first pause is a second.
 CHANNEL_OPTIONS = reconnect_options(first_ms=50, longest_ms=100)
 
 Reply = pb.HealthReply | pb.FrontendHealth
 
 
 class HealthClient:
-    """Probes of one run. A process that does not answer, or not yet, gives ``None``."""
+    """Probes of one run's processes; ``None`` from one that does not answer, or not yet."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -40,7 +40,7 @@ class HealthClient:
         return reply
 
     async def info(self, rank: int, timeout_s: float) -> pb.InfoReply | None:
-        """Facts about the loaded model, of a shard that is SERVING."""
+        """Facts about the loaded model, from a shard that is SERVING."""
         channel = self._channel(self._run.shard_socket(rank))
         try:
             reply: pb.InfoReply = await shard_pb2_grpc.ShardStub(channel).Info(pb.InfoRequest(), timeout=timeout_s)
@@ -49,7 +49,7 @@ class HealthClient:
         return reply
 
     async def end(self, cause: str, timeout_s: float) -> None:
-        """Tell the front-end why the group ends; in vain if it does not answer."""
+        """Tell the front-end why the group ends; ignored if it does not answer."""
         stub = shard_pb2_grpc.FrontendStub(self._channel(self._run.frontend_socket))
         with contextlib.suppress(grpc.aio.AioRpcError):
             await stub.End(pb.EndRequest(cause=cause), timeout=timeout_s)

@@ -1,4 +1,4 @@
-"""What every process says while it starts, and how long nothing has changed."""
+"""The progress that each process reports while it starts, and how long nothing has changed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tgis_server import failures
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.words.processes import FRONTEND
 
-MAX_ROWS = 6  # of the live status
+MAX_ROWS = 6  # in the live status
 
 
 @dataclass(slots=True)
@@ -19,7 +19,7 @@ class ProcessProgress:
     """The last answer of one process."""
 
     name: str
-    changed_at: float  # clock of the caller
+    changed_at: float  # by the caller's clock
     reply: Reply | None = None
 
     @property
@@ -34,12 +34,12 @@ class ProcessProgress:
 
     @property
     def phase(self) -> str:
-        """In words: what it does, or that it does not answer yet."""
+        """What the process is doing, in words; "starting" until it answers."""
         match self.reply:
             case None:
                 return "starting"
             case pb.FrontendHealth(state=pb.FrontendHealth.STARTING):
-                return "waiting for the shards"  # its own text is meant for clients
+                return "waiting for the shards"  # the text of the reply is meant for clients
             case pb.FrontendHealth():
                 return "ready" if self.is_ready else self.reply.text.rstrip(".")
             case _:
@@ -47,16 +47,16 @@ class ProcessProgress:
 
     @property
     def share(self) -> float | None:
-        """Of the bytes of this phase, where they are known."""
+        """The share of this phase's bytes that is done, if known."""
         if isinstance(self.reply, pb.HealthReply) and self.reply.total and not self.is_ready:
             return min(1.0, self.reply.done / self.reply.total)
         return None
 
     def note(self, reply: Reply | None, now: float) -> None:
-        """Take an answer, or its absence."""
+        """Record an answer; ``None`` means that there was none."""
         if reply is None:
             return
-        if self.reply is None or describe(reply) != describe(self.reply):
+        if self.reply is None or progress_of(reply) != progress_of(self.reply):
             self.changed_at = now
         self.reply = reply
 
@@ -65,36 +65,41 @@ class ProcessProgress:
         return f"{self.name} {self.phase}{share}"
 
 
-def describe(reply: Reply) -> tuple[object, ...]:
-    """The part of an answer that changes with progress only; ages and calls in flight do not count."""
+def progress_of(reply: Reply) -> tuple[object, ...]:
+    """The part of an answer that changes only with progress, unlike ages and calls in flight."""
     if isinstance(reply, pb.FrontendHealth):
         return reply.state, reply.text
     return reply.state, reply.phase, reply.done, reply.progress_count
 
 
-class Silence:
-    """Finds the process that holds up a start: silence is counted for the group, as most of it waits for the rest."""
+class StallDetector:
+    """Finds the process that holds up a start, once no process of the group has made progress for the timeout."""
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
 
     def check(self, processes: list[ProcessProgress], now: float) -> None:
-        """Raises:
-        ProcessHangs: nothing has changed in any process for the whole timeout.
+        """Check for progress.
+
+        Raises:
+            ProcessHangs: nothing has changed in any process for the whole timeout.
         """
         if now - max(process.changed_at for process in processes) < self._timeout_s:
             return
         waiting = [process for process in processes if not process.is_ready]
         shards = [process for process in waiting if process.name != FRONTEND]
-        # One that warms up waits for all others; of several that load, the first to fall silent holds up the rest.
+        # A shard that warms up waits for all others; of several that load, the first to fall silent holds up the rest.
         culprit = min(shards or waiting, key=lambda process: (process.is_warming_up, process.changed_at))
-        doing = "has not answered once" if culprit.reply is None else f"stands at: {culprit.phase}"
+        doing = "has not answered once" if culprit.reply is None else f"is stuck at: {culprit.phase}"
         text = failures.NO_PROGRESS.format(process=culprit.name, doing=doing, timeout_s=self._timeout_s)
         raise ProcessHangs(culprit.name, text)
 
 
 def render(processes: list[ProcessProgress], elapsed_s: float) -> Any:
-    """The live status: a line per process, with a bar where the size of the work is known; of many those that load."""
+    """The live status: a line per process, with a bar where the size of its work is known.
+
+    If there are more than ``MAX_ROWS`` processes, only some that are not ready.
+    """
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""What is said once everything is ready: where to send requests, and what serves them."""
+"""The announcement that everything is ready: where to send requests, and what serves them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tgis_server.words.sizes import format_bytes
 
 LABELS = {
     "demo model": "This is the demo model, which only tells simple stories; serve your own with `tgis launch MODEL`.",
-    "rehearsal": "This is a rehearsal: no model is loaded, the answers are made up.",
+    "rehearsal": "This is a rehearsal: no model is loaded, and the answers are made up.",
 }
-WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}  # noqa: S104  not bound here, only named
+WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}  # noqa: S104  not bound here
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Ready:
 
     run: Run
     info: pb.InfoReply  # of shard 0
-    grpc_port: int  # really bound
+    grpc_port: int  # as bound, also if the option was 0
     http_port: int
     pids: dict[str, int]
     timeline: Timeline
@@ -56,7 +56,7 @@ class Ready:
         return f'tgis generate --url {self.grpc}{f" --ca {ca}" if ca else ""} "Once upon a time"'
 
     def facts(self) -> dict[str, Any]:
-        """For scripts: the JSON event and ``ready.json``."""
+        """The fields of the JSON event and of ``ready.json``."""
         return {
             "grpc": self.grpc,
             "http": self.http,
@@ -77,7 +77,7 @@ class Ready:
         }
 
     def rows(self) -> list[tuple[str, str]]:
-        """For people: name and value of what they want to know first."""
+        """The main facts for people, as name and value."""
         run, info = self.run, self.info
         device = (info.device or run.device) if get_engine(run.engine).computes else "no device"
         shards = f"{run.num_shard} shard{'s' if run.num_shard > 1 else ''} on {device}"
@@ -94,13 +94,13 @@ class Ready:
 
     @property
     def notes(self) -> list[str]:
-        """What must not be overlooked."""
+        """Sentences that people must not overlook."""
         label = LABELS.get(self.run.label)
         return [*([label] if label else []), *self.info.notes]
 
 
 def write_ready_file(ready: Ready, launcher_pid: int) -> None:
-    """``ready.json`` in the run directory, complete from the moment it exists."""
+    """Write ``ready.json`` in the run directory; it is complete from the moment it exists."""
     file = ready.run.run_dir / "ready.json"
     temporary = Path(f"{file}.tmp")
     temporary.write_text(json.dumps({**ready.facts(), "pid": launcher_pid}, indent=1))
@@ -108,7 +108,7 @@ def write_ready_file(ready: Ready, launcher_pid: int) -> None:
 
 
 def make_panel(ready: Ready) -> Any:
-    """The panel that a terminal shows."""
+    """The announcement as a panel for a terminal."""
     from rich.console import Group
     from rich.panel import Panel
     from rich.table import Table
@@ -124,7 +124,7 @@ def make_panel(ready: Ready) -> Any:
 
 
 def make_lines(ready: Ready) -> list[str]:
-    """The same in plain text."""
+    """The announcement as plain text."""
     label = f" ({ready.run.label})" if ready.run.label else ""
     return [
         f"Ready in {ready.timeline.total_s:.1f} s{label}.",

@@ -1,7 +1,7 @@
-"""The directory of one run: made for it alone, locked while its launcher lives, kept only if the run failed.
+"""The directory of one run: locked while its launcher lives, kept only if the run failed.
 
-The lock is the kernel's, on the directory itself: it ends with the launcher, whatever kills it. So the next start can
-tell what a killed launcher left behind from what is in use.
+The kernel releases the lock when the launcher ends, whatever kills it. That is how the next start tells the directory
+of a killed launcher from one in use.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from pathlib import Path
 from tgis_server import failures
 
 PREFIX = "tgis-"
-MAX_FAILED_RUNS = 5  # directories of failed runs that are kept, for their tracebacks
+MAX_FAILED_RUNS = 5  # directories of failed runs to keep, for their tracebacks
 UNFINISHED_S = 3600.0  # a directory without serve.json may belong to a launcher that has not locked it yet
 
 
 def make_run_dir(parent: Path | None) -> Path:
-    """A fresh directory of mode 0700 for sockets and failure logs.
+    """Make a new directory of mode 0700 for sockets and failure logs.
 
     Raises:
         UsageError: the parent is missing or not writable.
     """
     try:
-        parent = parent or Path(tempfile.gettempdir())  # raises too, where no temporary directory is writable
+        parent = parent or Path(tempfile.gettempdir())  # raises if no temporary directory is writable
         run_dir = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent)).resolve()
     except OSError as error:
         reason = error.strerror or str(error)
@@ -40,7 +40,7 @@ def make_run_dir(parent: Path | None) -> Path:
 
 @contextlib.contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
-    """Hold the directory: no other start takes it for a leftover."""
+    """Lock the directory, so that no other start takes it for a leftover."""
     directory = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)
@@ -52,7 +52,7 @@ def locked(run_dir: Path) -> Iterator[None]:
 def remove_leftovers(parent: Path) -> list[Path]:
     """Remove the directories of killed launchers, and of all but the latest failed runs; returns those removed.
 
-    Another start may do the same at the same time.
+    Safe if another start does so at the same time.
     """
     found = find_leftovers(parent)
     kept = sort_failed(found)[:MAX_FAILED_RUNS]
@@ -67,13 +67,13 @@ def find_leftovers(parent: Path) -> list[Path]:
 
 
 def sort_failed(run_dirs: Iterable[Path]) -> list[Path]:
-    """Those of failed runs, the latest first."""
+    """The directories of failed runs, latest first."""
     failed_at = {path: when for path in run_dirs if (when := get_failure_time(path)) is not None}
     return sorted(failed_at, key=lambda path: failed_at[path], reverse=True)
 
 
 def get_failure_time(run_dir: Path) -> float | None:
-    """When it changed last, if it holds the error of a process."""
+    """When the directory last changed; ``None`` if it holds no error of a process."""
     try:
         return run_dir.stat().st_mtime if any((run_dir / "errors").iterdir()) else None
     except OSError:
@@ -81,7 +81,7 @@ def get_failure_time(run_dir: Path) -> float | None:
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether it is a run directory of this user whose launcher is gone."""
+    """Whether the path is a run directory of this user whose launcher has ended."""
     try:
         directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:

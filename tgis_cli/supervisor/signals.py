@@ -1,7 +1,7 @@
-"""SIGTERM, SIGINT and SIGHUP, recorded by their handlers and acted on by the supervisor's loop.
+"""SIGTERM, SIGINT and SIGHUP of a launch: recorded by handlers, acted on by the supervisor's loop.
 
-SIGHUP stops the server, as a closed terminal and the original want it, unless there is a log file to reopen. Whoever
-sends it to every process of a group reaches the launcher alone: children ignore it.
+SIGHUP stops the server, as a closing terminal expects and as in the original, unless there is a log file to reopen.
+Children ignore it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from tgis_cli.terminal.stop_signals import ECHO_S, STOP_SIGNALS, heeded_signals
 
 
 def exit_until_supervised() -> None:
-    """Before there are children a stop signal ends the launcher by ``SystemExit``, with the same exit code as later."""
+    """Before there are children, let a stop signal raise ``SystemExit``, with the same exit code as later."""
 
     def leave(number: int, frame: FrameType | None) -> None:
-        for each in STOP_SIGNALS:  # another one would break off the cleaning up, and the exit code is decided
+        for each in STOP_SIGNALS:  # another one would interrupt the clean-up, and the exit code is decided
             signal.signal(each, signal.SIG_IGN)
         raise SystemExit(0)
 
@@ -29,15 +29,15 @@ def exit_until_supervised() -> None:
 
 
 def decide_hangup(*, has_log_file: bool) -> None:
-    """The options are known, and with them what SIGHUP means: one that came since the process began counts too."""
+    """Unblock SIGHUP, held since the process began, now that the options say what it means."""
     if has_log_file:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there is nothing yet to reopen
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nothing to reopen yet
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
 
 @contextlib.contextmanager
 def signals_held(numbers: Collection[signal.Signals] = STOP_SIGNALS) -> Iterator[None]:
-    """Signals wait for the end of the block; a process that is started in it begins with them blocked."""
+    """Hold signals until the block ends. A process started in it inherits them blocked."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
@@ -46,15 +46,15 @@ def signals_held(numbers: Collection[signal.Signals] = STOP_SIGNALS) -> Iterator
 
 
 class StopSignals:
-    """Counts stop signals; a second one means that the person does not want to wait.
+    """Counts stop signals; a second one means stop at once.
 
-    SIGHUP is never the second: a terminal that is closed during a drain says nothing about patience.
+    SIGHUP never counts as the second: closing the terminal during a drain does not ask to hurry.
     """
 
     def __init__(self, on_hangup: Callable[[], None] | None = None) -> None:
         """
         Args:
-            on_hangup: what SIGHUP does instead of stopping the server.
+            on_hangup: called on SIGHUP instead of stopping the server.
         """
         self.received: list[signal.Signals] = []
         self._on_hangup = on_hangup
@@ -63,11 +63,11 @@ class StopSignals:
         self._first_at = 0.0
 
     def install(self) -> None:
-        """Take over the signals in the running loop."""
+        """Handle the signals in the running loop."""
         loop = asyncio.get_running_loop()
         for number in heeded_signals():
             loop.add_signal_handler(number, self._record, number)
-        if self._on_hangup:  # also under nohup: the signal has a meaning then
+        if self._on_hangup:  # also under nohup: the signal has another meaning
             loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
 
     async def wait_first(self) -> None:

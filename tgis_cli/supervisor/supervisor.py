@@ -1,4 +1,4 @@
-"""The life of a group of processes: spawn, wait until ready, watch, drain, stop, and say why it ended.
+"""The life of a group of processes: spawn, wait until ready, watch, drain, stop, and report why it ended.
 
 ::
 
@@ -7,9 +7,8 @@
     stop signal  │      └────────────┴──────────┴──► a child ended, hangs or is stopped ──► find the cause
                  └──► kill ──► exit 0                      ──► tell the front-end's clients ──► kill ──► exit N
 
-A shard cannot be replaced alone, so that the first failure ends the group. Who watches whom: the launcher whether
-processes have ended or were stopped, and whether the front-end answers; the front-end whether the shards do, and
-whether the launcher still asks.
+A shard cannot be replaced alone, so the first failure ends the group. The launcher watches for processes that end or
+are stopped, and polls the front-end. The front-end polls the shards, and notices when the launcher stops polling.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from tgis_cli.causes.cause import (
     only_peers_are_blamed,
     read_records,
 )
-from tgis_cli.causes.explain import lacks_threads
+from tgis_cli.causes.last_words import lacks_threads
 from tgis_cli.causes.oom import OomWatch
 from tgis_cli.machine.process_limits import read_process_limits
 from tgis_cli.relay.terminal import Terminal
@@ -62,20 +61,20 @@ Result = TypeVar("Result")
 
 CHILD_COMMAND = make_command("-m", "tgis_server.child")
 
-CAUSE_FILE = "cause.txt"  # in errors/, which so tells a failed run from what a killed launcher left
-CAUSE_WAIT_S = 0.4  # for the process that failed first to say why, after another one has ended
+CAUSE_FILE = "cause.txt"  # in errors/; marks the directory of a failed run, unlike that of a killed launcher
+CAUSE_WAIT_S = 0.4  # for the process that failed first to report why, after another one has ended
 CAUSE_POLL_S = 0.05
-MAX_LOOKED_AT = 1000  # characters of a line: a library's complaint is shorter
-DYING_S = 5.0  # for a process that has been killed, but still gives back what it holds
+MAX_SCANNED_CHARS = 1000  # of a line: library errors are shorter
+DYING_S = 5.0  # for a killed process to free its resources
 KILLED_S = 10.0  # for SIGKILL to end a process
 LAST_WORDS_S = 0.5  # for the front-end to give calls in flight their status, and probes the cause
 STACKS_WAIT_S = 1.0  # for a hung process to print its stacks
-SIGNAL_TO_ALL_S = 0.1  # between the first and the last process of a group that a service manager signals
-ROOM_GIVEN_BACK_S = 0.05  # for the kernel to count ended threads no more
-STOP_GRACE_S = 2.0  # for shards between SIGTERM and SIGKILL
-STOPPED_S = 3.0  # for a child that somebody stopped to be continued
-DRAIN_SLACK_S = 5.0  # beyond what the front-end was given to drain
-LAST_LINES_S = 1.0  # for the output of ended children to be read
+SIGNAL_TO_ALL_S = 0.1  # for a service manager to signal all processes of a group
+ROOM_GIVEN_BACK_S = 0.05  # for the kernel to stop counting ended threads
+STOP_GRACE_S = 2.0  # between SIGTERM and SIGKILL for shards
+STOPPED_S = 3.0  # for a stopped child to be continued
+DRAIN_SLACK_S = 5.0  # beyond the time that the front-end has to drain
+LAST_LINES_S = 1.0  # for reading the output of ended children
 
 
 class StopRequested(Exception):
@@ -83,21 +82,21 @@ class StopRequested(Exception):
 
 
 class ChildEnded(Exception):
-    """A child has ended that should not have."""
+    """A child ended unexpectedly."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How the run ended; the sentence is missing after an orderly stop."""
+    """How the run ended."""
 
     exit_code: int
-    sentence: str = ""
-    served_s: float = 0.0  # how long requests could be served
+    sentence: str = ""  # the cause; empty after an orderly stop
+    served_s: float = 0.0  # how long the group was ready
     details: str = field(default="", compare=False)  # the last lines of the process that failed
 
 
 class Supervisor:
-    """One run. Made and used inside a running event loop, in the main thread."""
+    """One run. For use inside a running event loop, in the main thread."""
 
     def __init__(
         self,
@@ -117,18 +116,18 @@ class Supervisor:
         self._shards: list[Child] = []
         self._ended = asyncio.Event()  # some child has ended, or was stopped for too long
         self._hung: list[Cause] = []
-        self._steps: dict[str, int | None] = {}  # by shard, once others gave up waiting for it
+        self._steps: dict[str, int | None] = {}  # executed by each shard, once a shard was given up as lost
         self._ready_at: float | None = None
         self._oom = OomWatch()
 
     async def supervise(self) -> Outcome:
         """Run the group until it stops or fails. No child is left when this returns."""
         started_at = time.monotonic()
-        death_read, death_write = os.pipe()  # nobody writes: its end tells the children that the launcher is gone
+        death_read, death_write = os.pipe()  # never written to: end of file tells the children that the launcher ended
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGCHLD, self._take_note)
+        loop.add_signal_handler(signal.SIGCHLD, self._poll_children)
         looking = None
-        if are_threads_scarce(self._run):  # some process would crash or hang, and not always the same one
+        if are_threads_scarce(self._run):  # some process, not always the same one, would crash or hang
             ReservedThreads(Threads.of(self._run).at_start - (OWN - POLLER)).release()
             await asyncio.sleep(ROOM_GIVEN_BACK_S)
         try:
@@ -146,8 +145,8 @@ class Supervisor:
         return outcome
 
     async def _live(self, started_at: float) -> Outcome:
-        # gRPC is imported now, while the children do their own imports: it takes a tenth of a second. Its C part writes
-        # to stderr by itself, which is the terminal's alone; the children's environment has been made already.
+        # Importing gRPC takes a tenth of a second, so it happens while the children do their own imports. Its C part
+        # must not write to stderr, which belongs to the terminal; the children's environment has already been made.
         os.environ["GRPC_VERBOSITY"] = "NONE"
         from tgis_cli.supervisor.watching import Watcher
 
@@ -171,7 +170,7 @@ class Supervisor:
                 return Outcome(0)
             return await self._stop(watcher, name)
         except ChildEnded:
-            if await self._was_everybody_stopped():
+            if await self._were_all_signalled():
                 return Outcome(0)
         except ProcessHangs as error:
             self._hung.append(Cause(error.name, time.time(), str(error), GroupFailed.exit_code))
@@ -182,7 +181,7 @@ class Supervisor:
     # -- phases ---------------------------------------------------------------------------------------------------
 
     async def _spawn(self, death_fd: int) -> None:
-        """Start all children at once; the front-end too, which opens its ports and says that it is not ready."""
+        """Start all children at once, including the front-end, which answers that it is not ready."""
         for name in child_names(self._run.num_shard):
             tail = ["--run", str(self._run.file), "--death-fd", str(death_fd), "--parent", str(os.getpid())]
             environ = child_environment(self._run, rank_of(name), self._environ)
@@ -190,17 +189,17 @@ class Supervisor:
         self._shards = [child for name, child in self._children.items() if name != FRONTEND]
         for name, child in self._children.items():
             await child.read_lines(functools.partial(self._relay, name))
-        self._take_note()  # of one that ended before its signal could be heard
+        self._poll_children()  # one may have ended before its SIGCHLD could be handled
 
     async def _stop(self, watcher: Watcher, name: str) -> Outcome:
-        """The orderly end: the front-end drains, then the shards go."""
+        """End in order: drain the front-end, then stop the shards."""
         frontend = self._children[FRONTEND]
         logger.info("%s: draining; a second signal stops at once", name)
         frontend.send_signal(signal.SIGTERM)
         try:
             await self._drain(frontend, watcher)
         except ChildEnded:
-            return Outcome(0) if await self._was_everybody_stopped() else await self._fail(watcher)
+            return Outcome(0) if await self._were_all_signalled() else await self._fail(watcher)
         if self._hung or (frontend.status != 0 and not frontend.was_ended_by_us):
             return await self._fail(watcher)
         for shard in self._shards:
@@ -210,10 +209,10 @@ class Supervisor:
         return Outcome(0)
 
     async def _drain(self, frontend: Child, watcher: Watcher) -> None:
-        """Until the front-end has ended, is out of time, or a second signal ended its patience.
+        """Wait until the front-end has ended; cut it short when time is up or on a second signal.
 
         Raises:
-            ChildEnded: a shard died meanwhile, and with it the answers that were waited for; or a child was stopped.
+            ChildEnded: a shard died, and with it the answers in flight; or a child was stopped.
         """
         config = self._run.config
         patience_s = config.drain_delay + config.drain_timeout + DRAIN_SLACK_S
@@ -221,7 +220,7 @@ class Supervisor:
             "drained": frontend.exited.wait(),
             "hurried": self._signals.wait_second(),
             "failed": self._wait_for_failure(),
-            "reported": watcher.report_drain(),  # for ever
+            "reported": watcher.report_drain(),  # never ends
         }
         first = await wait_for_first(*works.values(), timeout_s=patience_s)
         end = None if first is None else list(works)[first]
@@ -241,15 +240,15 @@ class Supervisor:
         await wait_all([frontend], KILLED_S)
 
     async def _fail(self, watcher: Watcher) -> Outcome:
-        """End the group after its first failure, and find out what that was."""
-        # 1. Another process may know better than the one whose end was seen first.
+        """End the group after its first failure, and find the cause."""
+        # 1. The process that was seen to end first need not be the one that failed first.
         await self._wait_for_cause()
-        # 2. Nobody ended by a fault of its own, yet somebody was given up as lost: a shard that lives hangs.
+        # 2. All that ended blame a lost peer: a shard that is still alive must hang.
         if not self._hung and only_peers_are_blamed(self._exits(), read_records(self._run.errors_dir)):
             left = [shard for shard in self._shards if shard.is_alive]
             self._steps = await watcher.count_steps([shard.name for shard in left])
             await self._ask_for_stacks(left)
-        # 3. The shards at once; the front-end gets time to give calls in flight their status.
+        # 3. Kill the shards at once; give the front-end time to send calls in flight their status.
         for shard in self._shards:
             shard.send_signal(signal.SIGKILL)
         ended = [child.wait_for_last_lines() for child in self._children.values() if not child.is_alive]
@@ -257,7 +256,7 @@ class Supervisor:
         cause = self._find_cause()
         frontend = self._children[FRONTEND]
         if self._ready_at is not None and frontend.is_alive and not frontend.is_stopped:
-            await watcher.say_why(cause.sentence)
+            await watcher.tell_cause(cause.sentence)
             await wait_all([frontend], LAST_WORDS_S)
         await self._kill_all()
         self._keep_last_lines()
@@ -265,7 +264,7 @@ class Supervisor:
         return Outcome(cause.exit_code, cause.sentence, served_s, read_text(self._log_of(cause.name)))
 
     async def _wait_for_cause(self) -> None:
-        """For a moment, or longer while a process is dying: giving back a device's memory takes its time."""
+        """Wait briefly, or longer while a process is dying: freeing a device's memory takes time."""
         started_at = time.monotonic()
         while (alive := self._alive()) and not self._is_cause_known():
             patience_s = DYING_S if any(child.is_dying for child in alive) else CAUSE_WAIT_S
@@ -275,21 +274,21 @@ class Supervisor:
             await wait_for_first(self._ended.wait(), timeout_s=CAUSE_POLL_S)
 
     def _find_cause(self) -> Cause:
-        self._oom.look({})
-        memory = self._oom.tell()
+        self._oom.sample({})
+        memory = self._oom.evidence()
         records = read_records(self._run.errors_dir)
         num_shard = self._run.num_shard
         return find_cause(self._exits(), records, memory, num_shard=num_shard, others=self._hung, steps=self._steps)
 
     async def _ask_for_stacks(self, children: Sequence[Child]) -> None:
-        """SIGABRT makes a Python process print the stack of every thread before it dies."""
+        """Send SIGABRT, which makes a Python process print the stack of every thread before it dies."""
         for child in children:
-            logger.error("asking %s for its stacks", child.name)
+            logger.error("aborting %s to get its stacks", child.name)
             child.send_signal(signal.SIGABRT)
         await wait_all(children, STACKS_WAIT_S)
 
     async def _kill_all(self) -> None:
-        """SIGKILL whatever is left and wait for it: after this no child exists, unless the kernel cannot end one."""
+        """Kill all children and wait for them: none is left, unless the kernel cannot end it."""
         for child in self._children.values():
             child.send_signal(signal.SIGKILL)
         await wait_all(list(self._children.values()), KILLED_S)
@@ -305,7 +304,7 @@ class Supervisor:
         for path in run.sockets:
             path.unlink(missing_ok=True)
         if outcome.sentence:
-            with contextlib.suppress(OSError):  # the sentence is told elsewhere too
+            with contextlib.suppress(OSError):  # the cause is also reported elsewhere
                 (run.errors_dir / CAUSE_FILE).write_text(outcome.sentence + "\n", encoding="utf-8")
             logger.warning("the run directory is kept: %s (cause, tracebacks and last lines in errors/)", run.run_dir)
         else:
@@ -315,18 +314,18 @@ class Supervisor:
 
     def _relay(self, name: str, line: str, is_stderr: bool) -> None:
         self._terminal.relay(name, line, to_stderr=is_stderr)
-        is_looked_at = self._ready_at is None and len(line) < MAX_LOOKED_AT and not self._hung
-        if is_looked_at and lacks_threads(line):
-            # It may go on for ever without ever answering: gRPC repeats the line.
+        is_scanned = self._ready_at is None and len(line) < MAX_SCANNED_CHARS and not self._hung
+        if is_scanned and lacks_threads(line):
+            # The process may run forever without answering: gRPC keeps repeating the line.
             self._hung.append(explain_lack_of_threads(name))
             self._ended.set()
 
-    def _take_note(self) -> None:
-        """Something happened to a child."""
+    def _poll_children(self) -> None:
+        """Find out what happened to the children; called on SIGCHLD."""
         for child in self._children.values():
             stopped_at = child.stopped_at
-            if child.take_note():
-                self._oom.look({})
+            if child.poll():
+                self._oom.sample({})
                 self._ended.set()
             elif child.stopped_at is not None and child.stopped_at != stopped_at:
                 logger.warning("%s was stopped by a signal; `kill -CONT %d` continues it", child.name, child.pid)
@@ -335,7 +334,7 @@ class Supervisor:
             self._reap_orphans()
 
     def _reap_orphans(self) -> None:
-        """The first process of a container inherits what others leave behind; ours are reaped one by one."""
+        """As process 1 of a container, reap inherited orphans, but not our own children."""
         ours = {child.pid for child in self._alive()}
         with contextlib.suppress(ChildProcessError):
             while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
@@ -350,7 +349,7 @@ class Supervisor:
             self._ended.set()
 
     async def _wait_for_failure(self) -> None:
-        """Until a shard has ended, or a child was stopped for too long."""
+        """Wait until a shard has ended, or a child was stopped for too long."""
         while not self._hung and all(shard.is_alive for shard in self._shards):
             self._ended.clear()
             await self._ended.wait()
@@ -362,7 +361,7 @@ class Supervisor:
         return [child for child in self._children.values() if child.is_alive]
 
     def _exits(self) -> list[Exit]:
-        """Children that ended without our doing."""
+        """The children that ended on their own."""
         return [
             Exit(child.name, child.status, child.ended_at, tuple(child.tail), str(self._log_of(child.name)))
             for child in self._children.values()
@@ -370,14 +369,14 @@ class Supervisor:
         ]
 
     def _log_of(self, name: str) -> Path:
-        """Where the traceback or the last lines of a child are kept."""
+        """The file for the traceback or the last lines of a child."""
         return self._run.errors_dir / f"{name}.log"
 
     def _is_cause_known(self) -> bool:
         return bool(self._hung) or has_primary(self._exits(), read_records(self._run.errors_dir))
 
-    async def _was_everybody_stopped(self) -> bool:
-        """Whether a service manager has signalled every process, and not the launcher alone."""
+    async def _were_all_signalled(self) -> bool:
+        """Whether a service manager has signalled every process rather than the launcher alone."""
         if self._hung:
             return False
         orderly = (0, *(-number for number in STOP_SIGNALS))
@@ -387,16 +386,16 @@ class Supervisor:
         return await wait_for_first(self._signals.wait_first(), timeout_s=SIGNAL_TO_ALL_S) == 0
 
     def _keep_last_lines(self) -> None:
-        """A child that could not write its error leaves its last lines instead, a hung one its stacks."""
+        """Save the last lines of a child that could not write its error, or the stacks of a hung one."""
         for child in self._children.values():
             log = self._log_of(child.name)
             has_failed = not child.was_ended_by_us or signal.SIGABRT in child.sent_signals
             if has_failed and child.tail and not log.exists():
-                with contextlib.suppress(OSError):  # the cause is known, and more important
+                with contextlib.suppress(OSError):  # the cause is known, which matters more
                     log.write_text("\n".join(child.tail) + "\n", encoding="utf-8", errors="backslashreplace")
 
     async def _unless_interrupted(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Do ``work`` to its end.
+        """Wait for the result of ``work``.
 
         Raises:
             StopRequested: a stop signal came first.
@@ -410,12 +409,12 @@ class Supervisor:
 
 
 def are_threads_scarce(run: Run) -> bool:
-    """Whether a limit is near: it was not asked about, or others take what is left."""
+    """Whether a limit on threads is near: the checks were skipped, or other processes use up the rest."""
     return any(limit.free < 2 * Threads.of(run).total for limit in read_process_limits())
 
 
 def read_text(file: Path) -> str:
-    """What it holds; nothing where it cannot be read."""
+    """The file's text; empty if it cannot be read."""
     try:
         return file.read_text(encoding="utf-8")
     except OSError:

@@ -1,7 +1,7 @@
-"""Where the seconds of a start went: the phases of all processes, and those that the start waited for.
+"""Where the seconds of a start went: the phases of all processes, and the processes that the start waited for.
 
-The launcher comes first; then the process that was ready last, of the shards and the front-end's own loading; then the
-front-end, which begins to serve when the shards do. All times are of the one monotonic clock.
+These are the launcher; then whichever was ready last, a shard or the front-end's own loading; then the front-end, which
+starts serving once the shards do. All times are of the same monotonic clock.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tgis_server.wire import shard_pb2 as pb
 from tgis_server.words.processes import FRONTEND, LAUNCHER
 from tgis_server.words.sizes import format_bytes
 
-WAITING = "waiting for the shards"  # the front-end's phase of that name
+WAITING = "waiting for the shards"  # a phase of the front-end
 SHOWN_S = 0.05  # shorter phases are left out of the sentence
 
 
@@ -27,7 +27,7 @@ class PhaseTime:
     process: str
     phase: str
     seconds: float
-    num_bytes: int = 0  # read, where that is known
+    num_bytes: int = 0  # read; 0 if unknown
 
     def __str__(self) -> str:
         read = f" ({format_bytes(self.num_bytes)})" if self.num_bytes else ""
@@ -49,8 +49,8 @@ class Timeline:
     ) -> Timeline:
         """
         Args:
-            launcher: its phases and their begin.
-            replies: by name, of processes that serve: the front-end and at least one shard.
+            launcher: the names and starting times of its phases.
+            replies: the replies of the front-end and at least one shard, all serving, by process name.
         """
         starts = {name: [(p.name, p.started_at_s, p.bytes) for p in reply.phases] for name, reply in replies.items()}
         starts[LAUNCHER] = [(name, at, 0) for name, at in launcher]
@@ -72,18 +72,18 @@ class Timeline:
 
     def describe(self) -> str:
         """``launcher 0.4 s (…), shard-0 1.9 s (importing libraries 1.1, reading weights 0.3 (257 MiB), …), …``."""
-        parts, told_s = [], 0.0
+        parts, critical_s = [], 0.0
         for name in self.critical:
             own = [phase for phase in self.phases if phase.process == name and phase.phase != WAITING]
             seconds = sum(phase.seconds for phase in own)
-            told_s += seconds
+            critical_s += seconds
             shown = ", ".join(str(phase) for phase in own if phase.seconds >= SHOWN_S)
             parts.append(f"{name} {seconds:.1f} s" + (f" ({shown})" if shown else ""))
-        rest_s = self.total_s - told_s
+        rest_s = self.total_s - critical_s
         if rest_s >= SHOWN_S and FRONTEND not in self.critical:
             parts.append(f"{FRONTEND} {rest_s:.1f} s")
         return ", ".join(parts)
 
     def facts(self) -> list[dict[str, Any]]:
-        """For scripts: every phase of every process."""
+        """Every phase of every process, for scripts."""
         return [{**asdict(phase), "seconds": round(phase.seconds, 3)} for phase in self.phases]

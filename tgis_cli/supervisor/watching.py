@@ -1,6 +1,6 @@
-"""What the supervisor learns by asking: is the group ready, does the front-end answer, what does a drain wait for.
+"""Polling of the processes: is the group ready, does the front-end answer, what is a drain waiting for?
 
-Imports gRPC: only after the children have been started.
+Imports gRPC, so import it only after the children have been started.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from tgis_cli.causes.cause import ProcessHangs
 from tgis_cli.relay.terminal import Terminal, make_json_line
 from tgis_cli.supervisor.health import HealthClient
-from tgis_cli.supervisor.progress import ProcessProgress, Silence, render
+from tgis_cli.supervisor.progress import ProcessProgress, StallDetector, render
 from tgis_cli.supervisor.ready import Ready, make_lines, make_panel, write_ready_file
 from tgis_cli.supervisor.timeline import Timeline
 from tgis_server import failures
@@ -25,21 +25,21 @@ from tgis_server.words.processes import FRONTEND, LAUNCHER, LEADER, child_names
 logger = logging.getLogger(__name__)
 
 STARTING_POLL_S = 0.05
-STARTING_CALL_S = 0.5  # one that does not answer holds up the polling of the others
-FIRST_LINE_S = 3.0  # a line about a slow start, where no live status is shown,
-STILL_STARTING_S = 10.0  # and the lines after it
-STATUS_S = 0.25  # between pictures of the live status
+STARTING_CALL_S = 0.5  # a process that does not answer delays the polling of the others
+FIRST_LINE_S = 3.0  # before the first line about a slow start, if no live status is shown
+STILL_STARTING_S = 10.0  # between lines after that
+STATUS_S = 0.25  # between updates of the live status
 WATCH_POLL_S = 1.0
 WATCH_CALL_S = 1.0
-MAX_UNANSWERED = 4  # of calls that take up to two seconds with the pause before them
-MAX_LOOP_AGE_S = 8.0  # of the front-end's event loop, which turns every second however busy it is
-LAST_CALL_S = 0.3  # for the front-end to hear why the group ends
+MAX_UNANSWERED = 4  # calls in a row, each up to two seconds with the pause before it
+MAX_LOOP_AGE_S = 8.0  # of the front-end's event loop, which turns every second even when busy
+LAST_CALL_S = 0.3  # for telling the front-end why the group ends
 DRAIN_POLL_S = 0.2
-DRAIN_LINE_S = 5.0  # a line at least so often
+DRAIN_LINE_S = 5.0  # longest time between log lines
 
 
 class Watcher:
-    """Asks the processes of one run."""
+    """Polls the processes of one run."""
 
     def __init__(self, run: Run, terminal: Terminal, started_at: float) -> None:
         self._run = run
@@ -49,19 +49,19 @@ class Watcher:
         self._processes = [ProcessProgress(name, started_at) for name in child_names(run.num_shard)]
 
     async def wait_until_ready(self) -> None:
-        """Until every shard and the front-end say SERVING.
+        """Wait until every shard and the front-end report SERVING.
 
         Raises:
             ProcessHangs: nothing has moved for ``--startup-timeout`` seconds.
         """
-        silence = Silence(self._run.config.startup_timeout)
+        stall = StallDetector(self._run.config.startup_timeout)
         next_line_at, next_status_at = self._started_at + FIRST_LINE_S, 0.0
         while True:
-            await asyncio.gather(*(self._ask(process) for process in self._processes if not process.is_ready))
+            await asyncio.gather(*(self._probe(process) for process in self._processes if not process.is_ready))
             if all(process.is_ready for process in self._processes):
                 return
             now = time.monotonic()
-            silence.check(self._processes, now)
+            stall.check(self._processes, now)
             if self._terminal.is_interactive and now >= next_status_at:
                 next_status_at = now + STATUS_S
                 self._terminal.show_status(render(self._processes, now - self._started_at))
@@ -71,10 +71,10 @@ class Watcher:
             await asyncio.sleep(STARTING_POLL_S)
 
     async def announce(self, pids: dict[str, int]) -> None:
-        """Say where the server is: in ``ready.json``, and to the terminal or as a JSON event."""
+        """Announce the server's addresses: in ``ready.json``, and on the terminal or as a JSON event."""
         replies = {process.name: process.reply for process in self._processes if process.reply}
         frontend = replies[FRONTEND]
-        assert isinstance(frontend, pb.FrontendHealth), "the front-end has said that it is ready"
+        assert isinstance(frontend, pb.FrontendHealth), "the front-end has reported that it is ready"
         ready = Ready(
             run=self._run,
             info=await self._get_info(),
@@ -98,10 +98,10 @@ class Watcher:
         raise ProcessHangs(LEADER, failures.NO_INFO.format(process=LEADER))
 
     async def watch_frontend(self) -> None:
-        """Ask the front-end for ever whether it is well.
+        """Check the health of the front-end forever.
 
         Raises:
-            ProcessHangs: it does not answer any more, or its event loop stands still.
+            ProcessHangs: it no longer answers, or its event loop is stuck.
         """
         num_unanswered = 0
         while num_unanswered < MAX_UNANSWERED:
@@ -113,10 +113,10 @@ class Watcher:
         raise ProcessHangs(FRONTEND, failures.FRONTEND_HANGS.format(process=FRONTEND, count=MAX_UNANSWERED))
 
     async def report_drain(self) -> None:
-        """Count down, for ever: what a drain waits for, and how long it still may."""
+        """Report forever how many calls a drain is waiting for, and the time left."""
         config = self._run.config
         started_at = time.monotonic()
-        told, next_line_at = None, started_at
+        reported, next_line_at = None, started_at
         while True:
             await asyncio.sleep(DRAIN_POLL_S)
             reply = await self._health.check(FRONTEND, WATCH_CALL_S)
@@ -128,24 +128,24 @@ class Watcher:
             if self._terminal.is_interactive:
                 self._terminal.show_status(f"{text}; Ctrl-C stops at once")
             state = reply.in_flight, elapsed_s < config.drain_delay
-            if state != told or now >= next_line_at:
-                told, next_line_at = state, now + DRAIN_LINE_S
+            if state != reported or now >= next_line_at:
+                reported, next_line_at = state, now + DRAIN_LINE_S
                 logger.info("%s", text)
 
     async def count_steps(self, shards: Sequence[str]) -> dict[str, int | None]:
-        """How many steps each has done; ``None`` for one that does not answer."""
+        """The number of steps each shard has executed; ``None`` for one that does not answer."""
         replies = await asyncio.gather(*(self._health.check(name, LAST_CALL_S) for name in shards))
         counts = (reply.executed_steps if isinstance(reply, pb.HealthReply) else None for reply in replies)
         return dict(zip(shards, counts, strict=True))
 
-    async def say_why(self, cause: str) -> None:
-        """Tell the front-end, for its clients and probes, why the group ends."""
+    async def tell_cause(self, cause: str) -> None:
+        """Tell the front-end why the group ends, for its clients and probes."""
         await self._health.end(cause, LAST_CALL_S)
 
     async def close(self) -> None:
         await self._health.close()
 
-    async def _ask(self, process: ProcessProgress) -> None:
+    async def _probe(self, process: ProcessProgress) -> None:
         phase_before = process.phase
         process.note(await self._health.check(process.name, STARTING_CALL_S), time.monotonic())
         if self._terminal.as_json and process.phase != phase_before:

@@ -1,4 +1,4 @@
-"""Which of many errors is reported: the earliest primary one, with signals in words."""
+"""The error that is reported among many: the earliest primary one, with signals in words."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from tgis_cli.causes.cause import Cause, Exit, explain_own_error, find_cause, only_peers_are_blamed, read_records
-from tgis_cli.causes.explain import find_place
-from tgis_cli.causes.oom import Memory
+from tgis_cli.causes.last_words import find_place
+from tgis_cli.causes.oom import OomEvidence
 from tgis_server.child import write_error
 from tgis_server.errors import ModelError, PeerLost
 
 GIB = 1 << 30
-UNCHANGED = Memory(is_counted=True)
+UNCHANGED = OomEvidence(is_counted=True)
 
 
 CRASH = """\
@@ -33,7 +33,7 @@ Current thread 0x00007f02 (most recent call first):
 Extension modules: torch._C"""
 
 
-def report(exits: list[Exit], records: list[Cause] = [], memory: Memory = UNCHANGED, num_shard: int = 2) -> Cause:  # noqa: B006  never changed
+def report(exits: list[Exit], records: list[Cause] = [], memory: OomEvidence = UNCHANGED, num_shard: int = 2) -> Cause:  # noqa: B006  never changed
     return find_cause(exits, records, memory, num_shard=num_shard)
 
 
@@ -59,13 +59,13 @@ def test_a_secondary_error_never_wins_over_a_death_by_signal():
     assert (cause.name, cause.exit_code) == ("shard-1", 5)
 
 
-def test_a_secondary_error_is_reported_where_nothing_else_is_known():
+def test_a_secondary_error_is_reported_if_nothing_else_is_known():
     lost = Cause("frontend", 9.0, "frontend: Shard 1 hangs.", 5, is_secondary=True)
 
     assert report([Exit("frontend", 5, 9.1)], [lost]) == lost
 
 
-def test_a_kill_wins_over_an_error_that_it_caused_a_moment_earlier():
+def test_a_kill_wins_over_an_error_recorded_just_before_it():
     consequence = Cause("shard-0", 9.9, "shard-0: RuntimeError: strange", 1)
 
     assert report([Exit("shard-0", 1, 9.95), Exit("shard-1", -signal.SIGKILL, 10.0)], [consequence]).name == "shard-1"
@@ -77,21 +77,21 @@ def test_an_abort_does_not_win_over_an_earlier_error():
     assert report([Exit("shard-0", 1, 9.95), Exit("shard-1", -signal.SIGABRT, 10.0)], [real]) == real
 
 
-def test_a_process_that_wrote_why_it_ends_is_not_reported_by_its_exit_code():
+def test_a_written_record_takes_precedence_over_the_exit_code():
     record = Cause("shard-0", 10.0, "shard-0: bad file", 3)
 
     assert report([Exit("shard-0", 3, 9.0)], [record]) == record
 
 
-def test_a_kill_by_hand_is_told_from_one_for_lack_of_memory():
+def test_a_kill_by_hand_is_distinguished_from_one_for_lack_of_memory():
     killed = [Exit("shard-1", -signal.SIGKILL, 1.0)]
 
     by_hand = report(killed).sentence
     sizes = {"shard-0": 3 * GIB, "shard-1": 4 * GIB}
-    for_memory = report(killed, memory=Memory(True, ((0.5, 1.1),), sizes, 8 * GIB)).sentence
-    for_the_machine = report(killed, memory=Memory(True, ((0.5, 1.1),), sizes)).sentence
-    perhaps = report(killed, memory=Memory(True, ((0.5, 1.1),), {"shard-1": GIB}, 8 * GIB)).sentence
-    unknown = report(killed, memory=Memory()).sentence
+    for_memory = report(killed, memory=OomEvidence(True, ((0.5, 1.1),), sizes, 8 * GIB)).sentence
+    for_the_machine = report(killed, memory=OomEvidence(True, ((0.5, 1.1),), sizes)).sentence
+    perhaps = report(killed, memory=OomEvidence(True, ((0.5, 1.1),), {"shard-1": GIB}, 8 * GIB)).sentence
+    unknown = report(killed, memory=OomEvidence()).sentence
 
     assert "killed by SIGKILL, but not by the kernel for lack of memory" in by_hand
     assert "killer: the container's memory limit of 8.0 GiB was reached;" in for_memory
@@ -108,7 +108,7 @@ def test_a_kill_by_hand_is_told_from_one_for_lack_of_memory():
          "temporarily unavailable"),
     ],
 )  # fmt: skip
-def test_a_crash_for_lack_of_threads_is_told_as_such(number: signal.Signals, last: str):
+def test_a_crash_for_lack_of_threads_is_reported_as_such(number: signal.Signals, last: str):
     cause = report([Exit("frontend", -number, 1.0, (*last.splitlines(), *CRASH.splitlines()))])
 
     assert cause.sentence.startswith("frontend: no more processes or threads can be started, and ")
@@ -129,14 +129,14 @@ def test_a_crash_for_lack_of_threads_is_told_as_such(number: signal.Signals, las
         (Exit("shard-0", -42, 1.0), "shard-0 was ended by signal 42 from outside"),
     ],
 )
-def test_exits_are_told_in_words(exit_: Exit, sentence: str):
+def test_exits_are_reported_in_words(exit_: Exit, sentence: str):
     cause = report([exit_])
 
     assert cause.sentence.startswith(sentence)
     assert cause.exit_code == 5
 
 
-def test_what_a_child_writes_is_what_the_launcher_reads(tmp_path: Path):
+def test_the_launcher_reads_the_records_that_children_write(tmp_path: Path):
     write_error(tmp_path, "shard-0", PeerLost("The leader shard is gone."))
     write_error(tmp_path, "shard-1", ModelError("No such file."))
     write_error(tmp_path, "shard-2", RuntimeError("Connection closed by peer [127.0.0.1]:1234"))
@@ -163,7 +163,7 @@ def test_half_written_records_are_not_read(tmp_path: Path):
     assert read_records(tmp_path) == []
 
 
-def test_blame_of_peers_alone_means_that_one_of_them_hangs():
+def test_a_mere_report_of_a_lost_peer_leaves_the_cause_open():
     lost = Cause("frontend", 9.0, "frontend: Shard 1 hangs.", 5, is_secondary=True)
 
     assert only_peers_are_blamed([Exit("frontend", 5, 9.1)], [lost])
@@ -182,11 +182,11 @@ Traceback (most recent call last):
 
 
 @pytest.mark.parametrize("text", [TRACEBACK, CRASH])
-def test_the_place_is_the_innermost_frame_of_our_own_code(text: str):
+def test_the_place_is_the_innermost_frame_of_our_code(text: str):
     assert find_place(text) == "tgis_server/engines/native/runner.py:123 in launch"
 
 
-def test_a_traceback_without_a_record_is_explained_like_an_error():
+def test_a_traceback_on_stderr_is_explained_like_a_record():
     error = (
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of "
         "79.15 GiB of which 1.25 GiB is free. Process 7 has 70.00 GiB memory in use."
@@ -226,7 +226,7 @@ def test_a_traceback_without_a_record_is_explained_like_an_error():
         ("ValueError: strange\nand long", "ValueError: strange (at an unknown place); the traceback is in "),
     ],
 )
-def test_errors_of_libraries_are_explained_with_their_values(tmp_path: Path, error: str, sentence: str):
+def test_library_errors_are_explained_with_their_values(tmp_path: Path, error: str, sentence: str):
     exit_ = Exit("shard-1", 1, 1.0, f"Traceback (most recent call last):\n{error}".splitlines())
 
     assert report([exit_]).sentence.removeprefix("shard-1").lstrip(": ").startswith(sentence)
@@ -251,13 +251,13 @@ def test_the_one_shard_that_is_behind_is_blamed_for_a_lost_contact():
     assert blame(LOST, rank1=7, rank2=7) == "shard-0"
 
 
-def test_what_the_front_end_says_of_a_shard_stands():
+def test_the_front_ends_verdict_on_a_shard_is_kept():
     verdict = Cause("frontend", 9.0, "frontend: Shard 2 hangs.", 5, is_secondary=True)
 
     assert blame(verdict, rank1=None, rank2=7) == "frontend"
 
 
-def test_an_abort_over_a_lost_peer_is_a_consequence():
+def test_an_abort_over_a_lost_peer_is_secondary():
     tail = ("terminate called after throwing an instance", "  what(): Watchdog caught collective operation timeout")
 
     assert report([Exit("shard-0", -signal.SIGABRT, 1.0, tail)]).is_secondary
@@ -271,7 +271,7 @@ def test_an_error_in_a_task_group_is_the_error_itself(tmp_path: Path):
     assert (record.sentence, record.exit_code) == ("frontend: No such file.", 3)
 
 
-def test_what_the_system_refuses_the_launcher_is_a_sentence_too():
+def test_an_error_of_the_launcher_itself_is_explained():
     error = explain_own_error(BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)))
 
     assert str(error).startswith("launcher: no more processes or threads can be started, and ")

@@ -1,4 +1,4 @@
-"""Whom the kernel killed for lack of memory, as far as its count and the sizes of processes tell."""
+"""Which process the kernel killed for lack of memory, judged by its kill count and the sizes of processes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from tgis_cli.causes.oom import Memory, OomWatch, Verdict
+from tgis_cli.causes.oom import OomEvidence, OomLikelihood, OomWatch
 
 GIB = 1 << 30
 LIMIT = 4 * GIB
@@ -14,7 +14,7 @@ SIZES = {"frontend": GIB // 8, "shard-0": 3 * GIB}
 
 
 class Group:
-    """A control group whose count, clock and sizes are the test's."""
+    """A control group with the test's count, clock and sizes."""
 
     def __init__(self, count: int | None, sizes: Mapping[str, int] = SIZES) -> None:
         self.count = count
@@ -22,62 +22,62 @@ class Group:
         self._sizes = dict(enumerate(sizes.values(), start=1))
         self._pids = dict(zip(sizes, self._sizes, strict=True))
         self.watch = OomWatch(lambda: self.count, lambda pid: self._sizes.get(pid, 0), lambda: self.now)
-        self.watch.look(self._pids)
+        self.watch.sample(self._pids)
 
-    def look(self, at: float, *, kills: int = 0) -> None:
+    def sample(self, at: float, *, kills: int = 0) -> None:
         self.now = at
         self.count = None if self.count is None else self.count + kills
-        self.watch.look(self._pids)
+        self.watch.sample(self._pids)
 
-    def judge(self, name: str, ended_at: float, limit_bytes: int | None = LIMIT) -> Verdict:
-        seen = self.watch.tell()
-        return Memory(seen.is_counted, seen.rises, seen.child_bytes, limit_bytes).judge(name, ended_at)
+    def judge(self, name: str, ended_at: float, limit_bytes: int | None = LIMIT) -> OomLikelihood:
+        seen = self.watch.evidence()
+        return OomEvidence(seen.is_counted, seen.rises, seen.child_bytes, limit_bytes).judge(name, ended_at)
 
 
-def test_the_largest_child_that_ends_when_the_count_rises_was_killed_for_memory():
+def test_the_largest_child_that_ends_as_the_count_rises_was_killed_for_memory():
     group = Group(count=7)
-    group.look(101.0)
-    group.look(101.4, kills=1)
+    group.sample(101.0)
+    group.sample(101.4, kills=1)
 
-    assert group.judge("shard-0", 101.4) is Verdict.YES
+    assert group.judge("shard-0", 101.4) is OomLikelihood.YES
 
 
-def test_one_that_takes_its_time_to_end_was_killed_for_it_too():
+def test_a_child_that_takes_seconds_to_end_was_killed_for_memory():
     group = Group(count=0)
-    group.look(101.0, kills=1)
-    group.look(102.0)
+    group.sample(101.0, kills=1)
+    group.sample(102.0)
 
-    assert group.judge("shard-0", 103.5) is Verdict.YES
+    assert group.judge("shard-0", 103.5) is OomLikelihood.YES
 
 
-def test_an_earlier_kill_of_another_process_is_no_cause():
+def test_an_earlier_kill_of_another_process_does_not_count():
     group = Group(count=0)
-    group.look(101.0, kills=1)
-    group.look(110.0)
+    group.sample(101.0, kills=1)
+    group.sample(110.0)
 
-    assert group.judge("shard-0", 110.0) is Verdict.NO
+    assert group.judge("shard-0", 110.0) is OomLikelihood.NO
 
 
-def test_a_count_from_before_the_start_is_no_cause():
-    assert Group(count=3).judge("shard-0", 100.5) is Verdict.NO
+def test_kills_before_the_start_do_not_count():
+    assert Group(count=3).judge("shard-0", 100.5) is OomLikelihood.NO
 
 
 @pytest.mark.parametrize(
     ("sizes", "name"), [(SIZES, "frontend"), ({"frontend": GIB // 8, "shard-0": GIB // 4}, "shard-0")]
 )
-def test_a_child_that_the_kernel_would_not_choose_was_perhaps_not_meant(sizes: Mapping[str, int], name: str):
+def test_a_child_that_the_kernel_would_not_choose_was_perhaps_not_the_victim(sizes: Mapping[str, int], name: str):
     group = Group(count=0, sizes=sizes)
-    group.look(101.0, kills=1)
+    group.sample(101.0, kills=1)
 
-    assert group.judge(name, 101.0) is Verdict.PERHAPS
+    assert group.judge(name, 101.0) is OomLikelihood.PERHAPS
 
 
 def test_without_a_limit_the_machine_was_short_of_memory():
     group = Group(count=0)
-    group.look(101.0, kills=1)
+    group.sample(101.0, kills=1)
 
-    assert group.judge("shard-0", 101.0, limit_bytes=None) is Verdict.YES
+    assert group.judge("shard-0", 101.0, limit_bytes=None) is OomLikelihood.YES
 
 
-def test_without_a_count_nothing_is_known():
-    assert Group(count=None).judge("shard-0", 101.0) is Verdict.UNKNOWN
+def test_without_a_kill_count_nothing_is_known():
+    assert Group(count=None).judge("shard-0", 101.0) is OomLikelihood.UNKNOWN

@@ -1,10 +1,10 @@
-"""Settings of the original: each is known, and each that is set without doing what it did gives one warning."""
+"""Settings of the original: all are known, and each given one that no longer does what it did gives one warning."""
 
 from __future__ import annotations
 
 import pytest
 
-from tgis_cli.decide.legacy_settings import BY_NAME, SETTINGS, Verdict, warn_of_settings
+from tgis_cli.decide.legacy_settings import BY_NAME, SETTINGS, Treatment, warn_of_settings
 from tgis_server.options import load_config, options
 
 
@@ -19,17 +19,18 @@ def warnings_of(environ: dict[str, str], **flags: str) -> list[str]:
         ({"MAX_WAITING_TOKENS": "20"}, "has no effect: prefill and decode share every step."),
         ({"MAX_PREFILL_PADDING": "0.3"}, "has no effect: prompts are not padded."),
         ({"MAX_BATCH_WEIGHT": "9"}, "has no effect: free memory is measured after loading, not estimated."),
-        ({"PT2_COMPILE": "yes"}, "has no effect: models are not compiled: starts are short."),
-        ({"TRUST_REMOTE_CODE": "true"}, "has no effect: code that comes with a model is never run."),
+        ({"PT2_COMPILE": "yes"}, "has no effect: models are not compiled, so starts are short."),
+        ({"TRUST_REMOTE_CODE": "true"}, "has no effect: code that is part of a model is never run."),
         ({"DTYPE_STR": "float16"}, "is deprecated: use --dtype."),
         ({"TRANSFORMERS_CACHE": "/cache"}, "is deprecated: use HF_HUB_CACHE."),
         (
             {"PREFIX_STORE_PATH": "/prompts"},
-            "asks for what is not part of this version: requests with a prefix_id fail: there are no tuned prompts.",
+            "asks for a feature that this version lacks: requests with a prefix_id fail: "
+            "tuned prompts are not supported.",
         ),
     ],
 )
-def test_a_setting_that_does_not_do_what_it_did_gives_one_warning(environ: dict[str, str], warning: str):
+def test_a_setting_that_no_longer_does_what_it_did_gives_one_warning(environ: dict[str, str], warning: str):
     assert warnings_of(environ) == [f"environment {next(iter(environ))} {warning}"]
 
 
@@ -44,22 +45,24 @@ def test_a_setting_that_does_not_do_what_it_did_gives_one_warning(environ: dict[
         {"RANK": "0", "WORLD_SIZE": "1", "RUST_BACKTRACE": "1"},
     ],
 )
-def test_what_works_or_asks_for_nothing_gives_no_warning(environ: dict[str, str]):
+def test_a_setting_that_works_or_asks_for_nothing_gives_no_warning(environ: dict[str, str]):
     assert warnings_of(environ) == []
 
 
-def test_a_flag_is_named_as_the_flag():
+def test_a_flag_is_named_as_a_flag():
     assert warnings_of({}, master_port="1") == [
         "flag --master-port has no effect: shards of one machine meet in the run directory."
     ]
 
 
-def test_every_setting_has_one_row_that_says_something():
+def test_every_setting_has_one_row_with_a_sentence():
     assert len(BY_NAME) == len(SETTINGS)
     assert [setting.name for setting in SETTINGS if not setting.now.endswith(".")] == []
 
 
-def test_every_setting_without_effect_of_the_options_is_in_the_table():
+def test_every_option_without_effect_is_in_the_table():
     accepted = {option.env for option in options() if option.opt.group == "Accepted, without effect"}
 
-    assert accepted == {setting.name for setting in SETTINGS if setting.option and setting.verdict is Verdict.NO_EFFECT}
+    assert accepted == {
+        setting.name for setting in SETTINGS if setting.option and setting.treatment is Treatment.NO_EFFECT
+    }

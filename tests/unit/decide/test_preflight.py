@@ -1,4 +1,4 @@
-"""The checks that are made before anything starts."""
+"""The checks before anything starts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from tgis_cli.decide.preflight import check_before_start, check_memory, check_so
 from tgis_cli.decide.resolve import Resolved
 from tgis_cli.launch.prepare import prepare
 from tgis_cli.machine import Cpu, Gpu, Machine
-from tgis_cli.supervisor.run_dir import make_run_dir
 from tgis_server.errors import NotEnoughDevices, UsageError
 from tgis_server.host.ports import listen
 from tgis_server.options import ServeConfig, load_config
@@ -49,7 +48,7 @@ def make_run(run_dir: Path, **changes: Any) -> Run:
 
 
 class Weights:
-    """Stands for a checkpoint of a known size."""
+    """A checkpoint of a known size."""
 
     def __init__(self, rank_bytes: int) -> None:
         self.rank_bytes = rank_bytes
@@ -72,7 +71,7 @@ def test_a_port_in_use_is_named_with_its_owner():
             listen("127.0.0.1", port, "--port")
 
 
-def test_a_server_that_is_ending_is_given_time_to_free_its_port(monkeypatch: pytest.MonkeyPatch):
+def test_an_ending_server_is_given_time_to_free_its_port(monkeypatch: pytest.MonkeyPatch):
     program = (
         "import socket; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); input()"
     )
@@ -87,7 +86,7 @@ def test_a_server_that_is_ending_is_given_time_to_free_its_port(monkeypatch: pyt
     assert predecessor.returncode == 0
 
 
-def test_a_free_port_passes():
+def test_a_free_port_is_accepted():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
 
@@ -95,17 +94,9 @@ def test_a_free_port_passes():
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.7"])
-def test_a_host_that_is_not_ours_is_refused(host: str):
+def test_a_host_that_is_not_an_address_of_this_machine_is_refused(host: str):
     with pytest.raises(UsageError, match=f"--host {host} is not an address"):
         listen(host, 0, "--port")
-
-
-def test_a_run_directory_is_private_and_fresh(tmp_path: Path):
-    first, second = make_run_dir(tmp_path), make_run_dir(tmp_path)
-
-    assert first != second
-    assert first.stat().st_mode & 0o777 == 0o700
-    assert (first / "errors").is_dir()
 
 
 def test_socket_paths_of_107_bytes_fit_and_of_108_do_not(tmp_path: Path):
@@ -119,7 +110,7 @@ def test_socket_paths_of_107_bytes_fit_and_of_108_do_not(tmp_path: Path):
         check_sockets(make_run(Path(f"{fits}d")))
 
 
-def test_the_sockets_of_a_running_server_are_not_taken(tmp_path: Path):
+def test_the_sockets_of_a_running_server_are_not_replaced(tmp_path: Path):
     config = ServeConfig(shard_uds_path=str(tmp_path / "tgis"))
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "tgis-0"))
@@ -136,9 +127,9 @@ def make_link(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("make", "kind"),
-    [(Path.touch, "a file"), (Path.mkdir, "a directory"), (make_link, "a symbolic link"), (os.mkfifo, "no socket")],
+    [(Path.touch, "a file"), (Path.mkdir, "a directory"), (make_link, "a symbolic link"), (os.mkfifo, "not a socket")],
 )
-def test_what_is_no_socket_is_not_replaced(tmp_path: Path, make: Callable[[Path], None], kind: str):
+def test_a_path_that_is_not_a_socket_is_not_replaced(tmp_path: Path, make: Callable[[Path], None], kind: str):
     make(tmp_path / "tgis-0")
 
     with pytest.raises(UsageError, match=rf"tgis-0 is {kind} and is not replaced: .*--shard-uds-path"):
@@ -154,7 +145,7 @@ def test_the_socket_of_another_user_is_not_replaced(tmp_path: Path, monkeypatch:
         check_sockets(make_run(tmp_path))
 
 
-def test_a_stale_socket_file_is_no_obstacle(tmp_path: Path):
+def test_a_stale_socket_file_is_accepted(tmp_path: Path):
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "shard-0.sock"))
 
@@ -186,7 +177,7 @@ def test_weights_must_fit_on_each_gpu(tmp_path: Path):
         check_memory(run, machine(gpus=gpus), Weights(3 * GIB // 2))  # type: ignore[arg-type]
 
 
-def test_a_signal_while_the_machine_is_looked_at_leaves_no_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_signal_during_the_checks_leaves_no_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     loaded = load_config({"rehearse": True, "run_dir": str(tmp_path), "grpc_port": "0", "port": "0"}, {})
     seen = []
 
@@ -208,7 +199,7 @@ def start(tmp_path: Path, environ: dict[str, str], **flags: Any) -> tuple[Resolv
         return asyncio.run(prepare(loaded, environ, [], undo))
 
 
-def test_a_start_on_a_healthy_machine_warns_of_nothing_and_checks_in_less_than_a_second(tmp_path: Path):
+def test_a_start_on_a_healthy_machine_gives_no_warnings_and_checks_in_less_than_a_second(tmp_path: Path):
     resolved, run = start(tmp_path, {})
 
     begun = dict(run.launcher_phases)
@@ -216,7 +207,7 @@ def test_a_start_on_a_healthy_machine_warns_of_nothing_and_checks_in_less_than_a
     assert begun["spawning"] - begun["checking"] < 1.0
 
 
-def test_a_start_warns_of_what_only_slows_it_down(tmp_path: Path):
+def test_a_start_warns_of_harmless_problems(tmp_path: Path):
     resolved, _ = start(tmp_path, {"PYTHONDEVMODE": "1", "MAX_SEQ_LENGTH": "7"})
 
     assert resolved.warnings == (
@@ -225,7 +216,7 @@ def test_a_start_warns_of_what_only_slows_it_down(tmp_path: Path):
     )
 
 
-def test_tls_files_that_do_not_work_end_a_start_before_any_process(tmp_path: Path):
+def test_unusable_tls_files_end_a_start_before_any_process(tmp_path: Path):
     file = tmp_path / "pem"
     file.write_text("no PEM")
 
@@ -242,5 +233,5 @@ def test_a_start_without_preflight_checks_nothing_and_says_so(tmp_path: Path):
         resolved, _ = start(tmp_path, environ, port=None)
 
     assert resolved.warnings == (
-        "nothing was checked before this start (--skip-preflight): what is wrong will show later",
+        "nothing was checked before this start (--skip-preflight): problems will only show later",
     )

@@ -44,7 +44,7 @@ def cache(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def model_dir(tmp_path: Path):
-    """Make a directory with a config.json of the demo model, changed by keywords (``None`` = left out)."""
+    """Make a directory with the demo model's config.json, changed by keywords (``None`` removes a key)."""
 
     def make(**changes: Any) -> Path:
         config = json.loads((DEMO_MODEL_DIR / "config.json").read_text()) | changes
@@ -70,17 +70,17 @@ def test_a_revision_without_a_reference_is_a_commit(cache: Path):
     assert find_model_dir("org/name", "def", cache) == cache / "models--org--name/snapshots/def"
 
 
-def test_an_unknown_revision_is_an_error_with_the_known_ones(cache: Path):
+def test_an_unknown_revision_is_an_error_that_lists_the_known_ones(cache: Path):
     text = "Config file not found in local cache for model org/name, revision v2"
     with pytest.raises(ModelError, match=rf"Failed to resolve config path: {text}.*the cache has main"):
         find_model_dir("org/name", "v2", cache)
 
 
-def test_what_is_not_in_the_cache_is_a_directory(cache: Path, model_dir):
+def test_a_name_that_is_not_in_the_cache_is_a_directory(cache: Path, model_dir):
     assert find_model_dir(str(model_dir()), None, cache) == model_dir()
 
 
-def test_what_is_neither_is_an_error_that_says_where_was_looked(cache: Path):
+def test_a_name_that_is_neither_is_an_error_that_says_where_it_was_looked_for(cache: Path):
     text = r"Failed to resolve config path: Model org/other not found\..*no models--org--other in the cache"
     with pytest.raises(ModelError, match=text):
         find_model_dir("org/other", None, cache)
@@ -92,7 +92,7 @@ def test_a_path_is_not_looked_for_in_the_cache(cache: Path):
 
 
 @pytest.mark.parametrize("name", ["", " "])
-def test_an_empty_name_is_no_model(name: str):
+def test_an_empty_model_name_is_refused(name: str):
     with pytest.raises(UsageError, match="The model's name is empty"):
         resolve_with(model_name=name)
 
@@ -130,7 +130,7 @@ def test_another_framework_falls_back_to_native_with_a_warning(framework: str):
     assert f"deployment framework {framework} is not part of this version" in resolved.warnings[0]
 
 
-def test_the_deprecated_alias_of_native_is_named():
+def test_the_deprecated_alias_of_tgis_native_gives_a_warning():
     assert resolve_with(deployment_framework="hf_custom_tp").warnings == (
         "deployment framework hf_custom_tp is an older name of tgis_native.",
     )
@@ -152,7 +152,7 @@ def test_a_visible_gpu_is_used():
     assert (run.device, run.num_shard, run.max_batch_tokens, run.shard_threads) == ("cuda", 1, 8192, 8)
 
 
-def test_without_a_gpu_the_cpus_are_shared_out():
+def test_without_a_gpu_the_shards_share_the_cpus():
     run = resolve_with(num_shard="2").run
 
     assert (run.device, run.max_batch_tokens, run.shard_threads, run.tokenization_workers) == ("cpu", 512, 4, 6)
@@ -166,7 +166,7 @@ def test_a_gpu_that_the_installed_torch_cannot_use_is_a_warning():
 
 
 @pytest.mark.parametrize("variable", ["CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"])
-def test_gpus_that_the_environment_lists_and_nobody_finds_are_a_warning(variable: str):
+def test_gpus_that_the_environment_lists_but_do_not_exist_are_a_warning(variable: str):
     assert resolve_with({variable: "0,1"}).warnings == (
         f"{variable} names 2 GPUs, but none can be used: the model runs on the CPU (--device cuda makes this an "
         "error).",
@@ -174,7 +174,7 @@ def test_gpus_that_the_environment_lists_and_nobody_finds_are_a_warning(variable
 
 
 @pytest.mark.parametrize("value", ["all", "void", "none", ""])
-def test_no_particular_gpu_in_the_environment_is_no_warning(value: str):
+def test_an_environment_that_names_no_particular_gpu_gives_no_warning(value: str):
     assert resolve_with({"NVIDIA_VISIBLE_DEVICES": value}).warnings == ()
 
 
@@ -183,7 +183,7 @@ def test_cuda_without_a_gpu_is_refused():
         resolve_with(device="cuda")
 
 
-def test_what_keeps_gpus_from_being_used_is_a_warning_or_the_error():
+def test_a_gpu_problem_is_a_warning_or_part_of_the_error():
     broken = machine(gpu_problem="No GPU can be used: reboot.")
 
     resolved = resolve_with(on=broken)
@@ -239,7 +239,7 @@ def test_a_number_of_shards_that_does_not_divide_the_model_is_refused():
 # -- CPUs
 
 
-def test_shards_on_a_cpu_get_cores_of_their_own():
+def test_shards_on_a_cpu_get_separate_cores():
     resolved = resolve_with(num_shard="2")
 
     assert (resolved.run.shard_cpus, resolved.run.shard_threads) == (((0, 1, 2, 3), (4, 5, 6, 7)), 4)
@@ -249,13 +249,13 @@ def test_shards_on_a_cpu_get_cores_of_their_own():
 @pytest.mark.parametrize(
     ("flags", "facts", "num_threads", "reason"),
     [
-        ({"num_shard": "1"}, {}, 8, "not pinned: a single shard shares with nobody"),
+        ({"num_shard": "1"}, {}, 8, "not pinned: a single shard has no competitor"),
         ({"cpu_pinning": "false"}, {}, 4, "flag --cpu-pinning"),
-        ({}, {"cpu_quota": 4.5}, 2, "not pinned: 4 CPUs (a quota of 4.5 on 8), nobody knows which"),
+        ({}, {"cpu_quota": 4.5}, 2, "not pinned: 4 CPUs (a quota of 4.5 on 8), but which ones is unknown"),
         ({}, {"cpus": (Cpu(3, 3),)}, 1, "not pinned: 2 shards on 1 CPU"),
     ],
 )
-def test_shards_are_not_pinned_where_that_could_do_harm(
+def test_shards_are_not_pinned_if_that_could_do_harm(
     flags: dict[str, str], facts: dict[str, Any], num_threads: int, reason: str
 ):
     resolved = resolve_with(on=machine(**facts), **{"num_shard": "2"} | flags)
@@ -272,7 +272,7 @@ def test_a_shard_on_a_gpu_stays_on_the_cpus_near_it():
     assert (run.shard_cpus, run.shard_threads) == (((0, 1, 2), (0, 1, 2, 3, 4, 5, 6, 7)), 3)
 
 
-def test_where_no_cpu_is_nearer_than_another_gpu_shards_are_not_pinned():
+def test_gpu_shards_are_not_pinned_if_no_cpu_is_nearer_than_others():
     gpus = (Gpu("GPU-a", cpus=frozenset(range(64))), Gpu("GPU-b"))
 
     resolved = resolve_with(on=machine(gpus=gpus), num_shard="2")
@@ -282,7 +282,7 @@ def test_where_no_cpu_is_nearer_than_another_gpu_shards_are_not_pinned():
 
 
 @pytest.mark.parametrize(("value", "expected"), [("3", 3), ("0", 8), ("4,2", 8), (" ", 8)])
-def test_a_number_of_threads_in_the_environment_is_taken(value: str, expected: int):
+def test_a_number_of_threads_in_the_environment_is_used(value: str, expected: int):
     assert resolve_with({"OMP_NUM_THREADS": value}).run.shard_threads == expected
 
 
@@ -291,24 +291,24 @@ def test_a_number_of_threads_in_the_environment_is_taken(value: str, expected: i
     [
         ("x", "OMP_NUM_THREADS is 'x', not a number above 0: 8 is used."),
         ("0", "OMP_NUM_THREADS is '0', not a number above 0: 8 is used."),
-        ("9", "OMP_NUM_THREADS=9 for 1 shard means more threads than 8 CPUs: they wait for each other."),
+        ("9", "OMP_NUM_THREADS=9 for 1 shard means more threads than 8 CPUs: they will wait for each other."),
     ],
 )
-def test_a_number_of_threads_that_cannot_be_or_is_too_high_is_a_warning(value: str, warning: str):
+def test_an_invalid_or_excessive_number_of_threads_is_a_warning(value: str, warning: str):
     assert resolve_with({"OMP_NUM_THREADS": value}).warnings == (warning,)
 
 
 # -- rehearsals
 
 
-def test_a_fault_of_a_process_that_there_is_not_is_refused():
+def test_a_fault_of_a_missing_process_is_refused():
     with pytest.raises(
-        UsageError, match="--fault shard2:exit@load would never strike: the processes are shard-0, shard"
+        UsageError, match="--fault shard2:exit@load would never trigger: the processes are shard-0, shard"
     ):
         resolve_with(rehearse=True, num_shard="2", fault="shard2:exit@load")
 
 
-def test_a_rehearsal_of_what_would_not_start_is_a_warning():
+def test_a_rehearsal_of_a_run_that_would_not_start_gives_a_warning():
     (warning,) = resolve_with(rehearse=True, num_shard="3").warnings
 
     assert warning.startswith("Without --rehearse this would not start: --num-shard 3 does not divide this model")
@@ -326,11 +326,13 @@ def test_a_rehearsal_of_what_would_not_start_is_a_warning():
         ({"dtype_str": "half"}, True, "float16"),
     ],
 )
-def test_the_dtype_is_given_or_the_checkpoints_where_the_cpu_can(flags: dict[str, str], has_bf16: bool, expected: str):
+def test_the_dtype_is_the_given_one_or_the_checkpoints_if_the_cpu_supports_it(
+    flags: dict[str, str], has_bf16: bool, expected: str
+):
     assert resolve_with(on=machine(has_bf16=has_bf16), **flags).run.dtype == expected
 
 
-def test_the_dtype_is_read_from_the_weights_where_the_config_has_none(model_dir):
+def test_the_dtype_is_read_from_the_weights_if_the_config_has_none(model_dir):
     directory = model_dir(dtype=None)
 
     assert resolve_with(model_name=str(directory)).run.dtype == "bfloat16"
@@ -361,7 +363,7 @@ def test_a_sequence_length_above_the_models_own_is_a_warning():
     assert "max_sequence_length 4096 is above the model's own 2048" in resolved.warnings[0]
 
 
-def test_a_model_that_yarn_stretches_has_its_stretched_length_and_no_warning_within_it(model_dir):
+def test_a_model_stretched_by_yarn_has_its_stretched_length_and_gives_no_warning_within_it(model_dir):
     scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
     directory = str(model_dir(rope_scaling=scaling))
 
@@ -378,12 +380,12 @@ def test_more_new_tokens_than_a_sequence_has_are_lowered():
     assert resolved.warnings == ("max_new_tokens 64 is lowered to 63: max_sequence_length is 64.",)
 
 
-def test_every_choice_has_its_reason():
+def test_every_choice_has_a_reason():
     lines = resolve_with(device="cpu", num_shard="2").describe()
 
     assert lines == [
         f"starting demo from {DEMO_MODEL_DIR} (no model is given: the demo model that comes with TGIS)",
-        "  engine                native     it has this model's family",
+        "  engine                native     supports this model's family",
         "  device                cpu        flag --device",
         "  num_shard             2          flag --num-shard",
         "  dtype                 bfloat16   the checkpoint's",
@@ -392,7 +394,7 @@ def test_every_choice_has_its_reason():
         "  kv_cache_memory       -          one longest sequence (1 MiB) or, if that is more, the smaller of 4.0 GiB "
         "and 25% of what is free after loading (now 4.0 GiB per shard)",
         "  tokenization_workers  6          8 CPUs less 2 shards, 1 to 8",
-        "  shard_cpus            0-3 / 4-7  cores of its own for each shard",
+        "  shard_cpus            0-3 / 4-7  separate cores for each shard",
         "  shard_threads         4          8 CPUs for 2 shards",
     ]
 

@@ -1,4 +1,4 @@
-"""What a launcher reads before it has processes: it is watched, and never holds up the end."""
+"""The survey before a launcher has processes: it is watched, and never delays the end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from tgis_cli.launch import prepare
-from tgis_cli.launch.forked_work import Doing, Forked, Place
+from tgis_cli.launch.forked_work import Activity, Forked, Place
 from tgis_server.errors import GroupFailed, ModelError
 from tgis_server.host.ports import listen
 from tgis_server.options import load_config
@@ -43,15 +43,15 @@ def fail() -> NoReturn:
 
 @pytest.fixture
 def pipe(tmp_path: Path) -> Path:
-    """Whoever opens it as a file waits for ever, as on storage that does not answer."""
+    """A path on which opening a file blocks forever, like storage that does not answer."""
     os.mkfifo(tmp_path / "config.json")
     return tmp_path / "config.json"
 
 
-def test_work_in_another_process_gives_its_result_and_its_log(caplog: pytest.LogCaptureFixture):
+def test_forked_work_returns_its_result_and_logs_in_the_parent(caplog: pytest.LogCaptureFixture):
     def work() -> tuple[int, str]:
         logging.getLogger("of.work").warning("%s is slow", "it")
-        print("which nobody wants to see")
+        print("is not shown")
         return os.getpid(), "x" * 300_000
 
     pid, text = run_forked(work)
@@ -61,14 +61,14 @@ def test_work_in_another_process_gives_its_result_and_its_log(caplog: pytest.Log
     assert caplog.record_tuples == [("of.work", logging.WARNING, "it is slow")]
 
 
-def test_its_error_is_raised_with_the_place_where_it_happened():
+def test_an_error_is_raised_with_the_place_where_it_occurred():
     with pytest.raises(ModelError, match="no such model") as raised:
         run_forked(fail)
 
     assert "in fail" in raised.value.__notes__[0]
 
 
-def test_an_error_that_cannot_cross_keeps_its_text():
+def test_an_error_that_cannot_be_pickled_keeps_its_text():
     class Local(Exception):
         pass
 
@@ -79,12 +79,12 @@ def test_an_error_that_cannot_cross_keeps_its_text():
         run_forked(work)
 
 
-def test_its_death_is_an_error_of_the_group():
+def test_a_killed_process_is_a_group_failure():
     with pytest.raises(GroupFailed, match=r"machine was ended by SIGKILL: if this was not .* out-of-memory killer"):
         run_forked(lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
-def test_an_end_without_an_answer_tells_its_code():
+def test_an_exit_without_an_answer_reports_its_code():
     with pytest.raises(GroupFailed, match=r"machine ended with exit code 7: start again"):
         run_forked(lambda: os._exit(7))
 
@@ -97,19 +97,19 @@ def test_an_end_without_an_answer_tells_its_code():
         (lambda: threading.Lock(), "cannot pickle"),
     ],
 )
-def test_what_is_neither_a_result_nor_an_error_is_told(end: Callable[[], object], words: str):
+def test_other_ways_to_end_are_reported_as_errors(end: Callable[[], object], words: str):
     with pytest.raises((RuntimeError, TypeError), match=words):
         run_forked(end)
 
 
-def test_a_path_that_the_work_was_given_is_not_what_it_waits_for(tmp_path: Path):
-    doing = Doing("asking the driver")
+def test_a_path_among_the_arguments_is_not_taken_for_the_one_waited_for(tmp_path: Path):
+    activity = Activity("querying the driver")
 
     def work(run_dir: Path) -> None:
         time.sleep(30)
 
     async def run() -> Place:
-        async with Forked.start(functools.partial(work, tmp_path), doing) as forked:
+        async with Forked.start(functools.partial(work, tmp_path), activity) as forked:
             async with asyncio.timeout(10):
                 while forked.place is None:
                     await forked.wait(0.05)
@@ -117,24 +117,22 @@ def test_a_path_that_the_work_was_given_is_not_what_it_waits_for(tmp_path: Path)
 
     place = asyncio.run(run())
 
-    assert (place.path, place.doing, str(place)) == ("", "asking the driver", "asking the driver")
+    assert (place.path, place.doing, str(place)) == ("", "querying the driver", "querying the driver")
     assert "in work" in place.code
 
 
-def test_what_stands_still_without_a_file_is_not_blamed_on_storage():
-    place = Place("", "asking the driver of the GPUs", "gpus.py:1 in find_gpus", 0)
+def test_a_standstill_without_a_file_is_not_blamed_on_storage():
+    place = Place("", "querying the GPU driver", "gpus.py:1 in find_gpus", 0)
 
     sentences = [str(prepare.explain_standstill(where, 5)) for where in (place, None)]
 
-    assert sentences[0].startswith(
-        "The launcher has made no progress for 5 s while it was asking the driver of the GPUs:"
-    )
+    assert sentences[0].startswith("The launcher has made no progress for 5 s while it was querying the GPU driver:")
     assert sentences[1].startswith(
         "The launcher has made no progress for 5 s while it was looking at the machine and the "
     )
 
 
-def test_stop_signals_are_the_affair_of_the_process_that_waits():
+def test_forked_work_ignores_stop_signals():
     def work() -> str:
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
             os.kill(os.getpid(), number)
@@ -144,7 +142,7 @@ def test_stop_signals_are_the_affair_of_the_process_that_waits():
 
 
 def survey(pipe: Path, patch: pytest.MonkeyPatch, ask: Callable[[int], None], **flags: str) -> None:
-    """A start on storage that hangs; ``ask`` gets the HTTP port once probes may be answered."""
+    """Survey on storage that hangs, while ``ask`` probes the HTTP port, which is its argument."""
     with listen("127.0.0.1", 0, "--port") as free:
         port = free.getsockname()[1]
     loaded = load_config({"host": "127.0.0.1", "port": str(port), **flags}, {})
@@ -169,11 +167,11 @@ def get(port: int, path: str) -> tuple[int, str]:
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
         except OSError:
-            assert time.monotonic() < deadline, "nobody answers"
+            assert time.monotonic() < deadline, "no answer"
             time.sleep(0.02)
 
 
-def test_storage_that_hangs_is_named_at_once_and_ends_a_start_in_time(
+def test_hanging_storage_is_reported_promptly_and_ends_the_start_in_time(
     pipe: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     before = set(psutil.Process().children())  # of other tests, in this process
@@ -201,7 +199,7 @@ def test_storage_that_hangs_is_named_at_once_and_ends_a_start_in_time(
     assert set(psutil.Process().children()) <= before
 
 
-def test_a_port_that_is_taken_is_no_obstacle_to_reading(monkeypatch: pytest.MonkeyPatch):
+def test_a_port_in_use_does_not_stop_the_survey(monkeypatch: pytest.MonkeyPatch):
     with listen("127.0.0.1", 0, "--port") as taken:
         loaded = load_config({"host": "127.0.0.1", "port": str(taken.getsockname()[1])}, {})
         monkeypatch.setattr(prepare, "survey", lambda *_: time.sleep(0.5) or "examined")

@@ -1,4 +1,4 @@
-"""The termination log: the sentence first, whole lines, never more than Kubernetes reads."""
+"""The termination log: first the sentence, then whole lines, never more than Kubernetes reads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from tgis_cli.launch.termination_log import MAX_BYTES, compose, write_termination_log
 
 
-def test_the_sentence_comes_first_and_replaces_what_was_there(tmp_path: Path):
+def test_the_sentence_comes_first_and_replaces_the_old_text(tmp_path: Path):
     log = tmp_path / "termination-log"
     log.write_text("a longer text of an earlier end\n" * 3)
 
@@ -16,7 +16,7 @@ def test_the_sentence_comes_first_and_replaces_what_was_there(tmp_path: Path):
     assert log.read_text() == "The model is gone.\nTraceback:\n  here\n"
 
 
-def test_the_last_lines_of_the_details_are_kept_and_no_line_is_cut():
+def test_the_last_whole_lines_of_the_details_are_kept():
     details = "".join(f"line {i} é\n" for i in range(1000))
 
     lines = compose("It failed.", details).decode().splitlines()
@@ -26,7 +26,7 @@ def test_the_last_lines_of_the_details_are_kept_and_no_line_is_cut():
     assert lines[1:] == [f"line {i} é" for i in range(1001 - len(lines), 1000)]
 
 
-def test_a_sentence_that_is_too_long_is_cut_between_two_characters():
+def test_a_sentence_that_is_too_long_is_cut_between_characters():
     text = compose("x" + "€" * 2000, "")
 
     assert text.decode() == "x" + "€" * ((MAX_BYTES - 1) // 3)
@@ -36,7 +36,7 @@ def test_a_line_that_does_not_fit_leaves_the_sentence_alone():
     assert compose("It failed.", "y" * MAX_BYTES) == b"It failed.\n"
 
 
-def test_what_cannot_be_written_is_ignored(tmp_path: Path):
+def test_a_termination_log_that_cannot_be_written_is_ignored(tmp_path: Path):
     write_termination_log(tmp_path / "missing" / "log", "It failed.")
     write_termination_log(Path("/dev/no-such-termination-log"), "It failed.")
 

@@ -1,4 +1,4 @@
-"""Which CPUs there are, and how shards divide them."""
+"""The CPUs of a machine, and how shards divide them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tgis_cli.machine.facts import Machine, cpu_has_bf16
 
 
 def write_topology(root: Path, siblings: dict[int, str], nodes: dict[int, str]) -> Path:
-    """The files of the kernel that say who shares a core, and which CPUs are on a node."""
+    """Write the kernel's files that say which CPUs share a core, and which are on a node."""
     for number, text in siblings.items():
         directory = root / f"cpu/cpu{number}/topology"
         directory.mkdir(parents=True)
@@ -25,7 +25,7 @@ def write_topology(root: Path, siblings: dict[int, str], nodes: dict[int, str]) 
 
 
 def cores(num_cores: int, *, num_threads: int = 1, num_nodes: int = 1) -> tuple[Cpu, ...]:
-    """A machine as Linux numbers it: the second hyperthreads come after all first ones."""
+    """A machine numbered as by Linux: all first hyperthreads, then all second ones."""
     cpus = [
         Cpu(core + thread * num_cores, core, core * num_nodes // num_cores)
         for core in range(num_cores)
@@ -37,7 +37,7 @@ def cores(num_cores: int, *, num_threads: int = 1, num_nodes: int = 1) -> tuple[
 @pytest.mark.parametrize(
     ("text", "expected"), [("0-2,8\n", [0, 1, 2, 8]), ("5", [5]), ("", []), ("0-1,4-5", [0, 1, 4, 5])]
 )
-def test_a_list_of_cpus_is_read_as_the_kernel_writes_it(text: str, expected: list[int]):
+def test_a_cpu_list_is_parsed_and_formatted_like_the_kernels(text: str, expected: list[int]):
     assert parse_cpu_list(text) == expected
     assert format_cpu_list(expected) == text.strip()
 
@@ -66,7 +66,7 @@ def test_without_topology_each_cpu_is_a_core(tmp_path: Path):
     ],
     ids=["plain", "hyperthreads", "two nodes", "a remainder", "fewer cores than shards"],
 )
-def test_shards_get_neighbouring_cores_of_their_own(cpus: tuple[Cpu, ...], num_shard: int, expected: list[str]):
+def test_each_shard_gets_its_own_neighbouring_cores(cpus: tuple[Cpu, ...], num_shard: int, expected: list[str]):
     assert [format_cpu_list(numbers) for numbers in split_cpus(cpus, num_shard)] == expected
 
 
@@ -84,7 +84,7 @@ def test_sets_are_disjoint_and_share_no_core(num_cores: int, num_threads: int, n
 
 
 @pytest.mark.parametrize(("quota", "expected"), [(None, 4), (2.5, 2), (0.5, 1), (9.0, 4)])
-def test_a_quota_limits_the_cpus_that_are_used(quota: float | None, expected: int):
+def test_a_quota_limits_the_number_of_cpus(quota: float | None, expected: int):
     machine = Machine((), cores(4), has_bf16=True, free_bytes=0, limit_bytes=None, cpu_quota=quota)
 
     assert machine.num_cpus == expected

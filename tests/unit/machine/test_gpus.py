@@ -1,4 +1,4 @@
-"""Which GPUs a server may use: the driver's answers, MIG, device files, and the variables that choose among them."""
+"""The GPUs that a server may use: the driver's answers, MIG, device files, and the variables that select GPUs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def devices(report: GpuReport) -> list[str]:
     return [gpu.device for gpu in report.gpus]
 
 
-# -- what the driver says
+# -- the driver's answers
 
 
 def test_a_gpu_is_described_by_the_driver():
@@ -48,13 +48,13 @@ def test_the_fake_driver_has_the_functions_of_the_real_one():
     assert [name for name in vars(FakeNvml) if name.startswith("nvml") and not hasattr(pynvml, name)] == []
 
 
-def test_what_a_gpu_does_not_tell_is_not_known():
+def test_facts_that_a_gpu_does_not_report_are_unknown():
     gpu = list_installed_gpus(FakeNvml(Board("GPU-aa11", total_bytes=0))).gpus[0]
 
     assert (gpu.total_bytes, gpu.free_bytes, gpu.cpus) == (0, 0, frozenset())
 
 
-def test_a_driver_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+def test_a_hanging_driver_is_given_up_on(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
     monkeypatch.setattr(gpus, "NOTE_AFTER_S", 0.01)
     monkeypatch.setattr(gpus, "GIVE_UP_AFTER_S", 0.02)
     may_end = threading.Event()
@@ -67,7 +67,7 @@ def test_a_driver_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch, caplog
     assert "has not answered for 0 s: waiting for it" in caplog.text
 
 
-def test_an_error_of_asking_the_driver_is_the_askers():
+def test_an_error_while_querying_the_driver_is_raised_to_the_caller():
     def fail() -> GpuReport:
         raise OSError("broken")
 
@@ -84,7 +84,7 @@ def test_an_error_of_asking_the_driver_is_the_askers():
         (pynvml.NVML_ERROR_UNKNOWN, "the NVIDIA driver says: Unknown Error"),
     ],
 )
-def test_a_driver_that_does_not_answer_is_a_problem_in_words(error: int, words: str):
+def test_a_driver_error_is_a_problem_in_words(error: int, words: str):
     report = list_installed_gpus(FakeNvml(init_error=error))
 
     assert report.gpus == ()
@@ -99,7 +99,7 @@ def test_a_gpu_that_may_not_be_opened_is_left_out_and_the_others_are_counted_fro
     assert report.problem.startswith("GPU 0 is left out: this user may not open /dev/nvidia*")
 
 
-# -- device files, where the driver's library is missing
+# -- device files, if the driver's library is missing
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def count_files(dev: Path) -> GpuReport:
         ("first", []),
     ],
 )
-def test_gpus_known_by_their_files_are_named_by_index(dev: Path, visible: str | None, expected: list[str]):
+def test_gpus_known_only_by_device_files_are_named_by_index(dev: Path, visible: str | None, expected: list[str]):
     environ = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
 
     assert devices(find_gpus(environ, lambda: count_files(dev))) == expected
@@ -139,7 +139,7 @@ def test_a_device_file_that_may_not_be_opened_is_a_problem(dev: Path):
     assert report.problem.startswith(f"1 of 3 GPUs cannot be used: this user may not open {dev}/nvidia2")
 
 
-def test_a_machine_without_device_files_has_no_gpu(tmp_path: Path):
+def test_a_machine_without_device_files_has_no_gpus(tmp_path: Path):
     assert find_gpus({"CUDA_VISIBLE_DEVICES": "0"}, lambda: count_files(tmp_path)) == GpuReport()
 
 
@@ -159,7 +159,7 @@ def test_a_machine_without_device_files_has_no_gpu(tmp_path: Path):
         ("1,-1,0", ["GPU-ab22"]),
     ],
 )
-def test_gpus_are_handed_on_by_uuid_in_the_order_that_is_asked_for(visible: str | None, expected: list[str]):
+def test_gpus_are_listed_by_uuid_in_the_requested_order(visible: str | None, expected: list[str]):
     report = find_with(visible, *PLAIN)
 
     assert (devices(report), report.problem) == (expected, "")
@@ -169,7 +169,7 @@ def test_gpus_are_handed_on_by_uuid_in_the_order_that_is_asked_for(visible: str 
     ("visible", "expected", "culprit"),
     [("0,7,1", ["GPU-aa11"], "7"), ("GPU-a", [], "GPU-a"), ("MIG-c1", [], "MIG-c1"), ("gpu0", [], "gpu0")],
 )
-def test_what_is_no_gpu_ends_the_list_and_is_named(visible: str, expected: list[str], culprit: str):
+def test_an_unknown_gpu_ends_the_list_and_is_named(visible: str, expected: list[str], culprit: str):
     report = find_with(visible, *PLAIN)
 
     assert devices(report) == expected
@@ -177,17 +177,17 @@ def test_what_is_no_gpu_ends_the_list_and_is_named(visible: str, expected: list[
 
 
 @pytest.mark.parametrize("visible", ["0,0", "1,GPU-ab22", "GPU-ab,GPU-ab22"])
-def test_a_gpu_that_is_listed_twice_hides_all(visible: str):
+def test_a_gpu_that_is_listed_twice_hides_all_gpus(visible: str):
     report = find_with(visible, *PLAIN)
 
     assert report.gpus == ()
-    assert "in it twice: CUDA shows no GPU at all then" in report.problem
+    assert "a GPU that it already names: CUDA then shows no GPU" in report.problem
 
 
 @pytest.mark.parametrize("visible", ["", " ", "none", "NoDevFiles", "void", "-1", "-1,0"])
-def test_without_a_visible_gpu_the_driver_is_not_asked(visible: str):
+def test_without_a_visible_gpu_the_driver_is_not_queried(visible: str):
     def fail() -> GpuReport:
-        raise AssertionError("the driver was asked")
+        raise AssertionError("the driver was queried")
 
     assert find_gpus({"CUDA_VISIBLE_DEVICES": visible}, fail) == GpuReport()
 
@@ -228,13 +228,13 @@ def test_a_list_of_devices_is_split(value: str | None, expected: list[str] | Non
         ("MIG-GPU-aa11/2/0", ["MIG-c2"]),
     ],
 )
-def test_in_mig_mode_instances_take_the_place_of_gpus(visible: str | None, expected: list[str]):
+def test_in_mig_mode_instances_replace_their_gpus(visible: str | None, expected: list[str]):
     report = find_with(visible, *SLICED)
 
     assert (devices(report), report.problem) == (expected, "")
 
 
-def test_an_instance_has_its_own_memory_and_its_gpus_cpus():
+def test_an_instance_has_its_own_memory_and_the_cpus_of_its_gpu():
     board = Board("GPU-aa11", cpu_words=(0b11,), instances=[Instance("MIG-c1", 1)])
 
     gpu = find_with(None, board).gpus[0]
@@ -246,4 +246,4 @@ def test_mig_mode_without_instances_is_a_problem():
     report = find_with(None, Board("GPU-aa11", instances=[None]), Board("GPU-ab22"))
 
     assert devices(report) == ["GPU-ab22"]
-    assert report.problem == "GPU 0 is left out: it is in MIG mode, but no instance is made (`nvidia-smi mig`)."
+    assert report.problem == "GPU 0 is left out: it is in MIG mode but has no instance (see `nvidia-smi mig`)."

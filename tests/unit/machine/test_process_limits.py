@@ -1,4 +1,4 @@
-"""How many processes and threads are allowed, how many a run needs, and what happens where there are too few."""
+"""The limits on processes and threads, the number that a run needs, and what happens if it is too high."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_users_limit_counts_the_threads_of_all_its_processes_but_not_our_own(t
 
 
 @pytest.mark.parametrize("capability", [21, 24])
-def test_it_does_not_bind_who_may_exceed_limits(tmp_path: Path, capability: int):
+def test_a_users_limit_does_not_apply_to_a_process_that_may_exceed_limits(tmp_path: Path, capability: int):
     assert read(write(tmp_path, {"proc/self/status": status(UID, 1, 1 << capability)}), limit=50) == []
 
 
@@ -72,7 +72,7 @@ def test_in_a_user_namespace_root_and_capabilities_exempt_from_nothing(
     assert bool(read_process_limits(root, lambda kind: (50, 50), uid)) == is_bound
 
 
-def test_groups_above_the_own_one_count_too_and_the_tightest_comes_first(tmp_path: Path):
+def test_parent_groups_count_too_and_the_tightest_limit_comes_first(tmp_path: Path):
     files = {
         "proc/self/cgroup": "0::/a/b",
         "proc/self/status": status(UID, 2),
@@ -99,20 +99,20 @@ def test_groups_above_the_own_one_count_too_and_the_tightest_comes_first(tmp_pat
         (Threads(2, 3), 65),
     ],
 )
-def test_what_a_run_needs_is_what_was_measured_on_two_cpus(run: Threads, measured: int):
-    """At most so much more than what was seen as a shard's server may yet start for probes."""
+def test_the_threads_of_a_run_are_those_measured_on_two_cpus(run: Threads, measured: int):
+    """The totals include threads that a shard's server may later start for probes."""
     assert run.total == measured
 
 
-def test_before_the_first_request_there_are_fewer():
+def test_fewer_threads_are_needed_before_the_first_request():
     assert [Threads(1, None).at_start, Threads(1, None, tokenization_workers=3).at_start] == [33, 33]
 
 
-def test_a_limit_that_suffices_is_not_refused():
+def test_a_sufficient_limit_is_accepted():
     check_processes([ProcessLimit(37, 1, is_of_group=True)], Threads(1, None))
 
 
-def test_a_limit_that_does_not_is_refused_with_what_is_needed():
+def test_an_insufficient_limit_is_refused_with_the_number_needed():
     with pytest.raises(NotEnoughDevices) as raised:
         check_processes([ProcessLimit(40, 9, is_of_group=True)], Threads(1, None))
 
@@ -148,11 +148,11 @@ def test_threads_that_cannot_all_be_reserved_are_ended(monkeypatch: pytest.Monke
     assert not any(thread.is_alive() for thread in started)
 
 
-def test_what_was_reached_is_told(monkeypatch: pytest.MonkeyPatch):
+def test_the_limits_are_described(monkeypatch: pytest.MonkeyPatch):
     limits = "tgis_cli.machine.process_limits.read_process_limits"
     monkeypatch.setattr(limits, lambda: [ProcessLimit(12, 3, is_of_group=False), ProcessLimit(64, 9, is_of_group=True)])
     both = describe_process_limits()
     monkeypatch.setattr(limits, list)
 
     assert both == "`ulimit -u` allows 12 and the control group allows 64"
-    assert describe_process_limits().endswith("the machine's own may be reached (kernel.threads-max)")
+    assert describe_process_limits().endswith("perhaps the machine's (kernel.threads-max) was reached")

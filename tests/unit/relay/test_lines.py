@@ -1,4 +1,4 @@
-"""Lines of processes: from the log's own JSON, and guessed from what libraries write."""
+"""Lines of processes: parsed from our JSON, or guessed from what libraries write."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def own(message: str, **fields: object) -> str:
     return make_line("shard-1", WALL, "info", message, fields)
 
 
-def test_an_own_line_as_text_has_name_clock_level_message_and_fields():
+def test_our_line_as_text_has_name_clock_level_message_and_fields():
     line = own("done", correlation_id="a b", tokens=3, queue_s=None, note='say "x=1"', empty="", is_last=True)
 
     assert texts(line) == [
@@ -37,7 +37,7 @@ def test_an_own_line_as_text_has_name_clock_level_message_and_fields():
     ]
 
 
-def test_an_own_line_as_json_is_passed_on_as_it_is():
+def test_our_line_as_json_is_passed_on_unchanged():
     line = own("loaded", correlation_id="c", seconds=1.5)
 
     [taken] = take(line)
@@ -82,7 +82,7 @@ def test_neither_level_nor_field_names_can_look_like_another_line():
     assert text.isprintable()
 
 
-def test_a_librarys_line_gets_clock_and_level_and_loses_its_colours():
+def test_a_library_line_gets_a_clock_and_a_level_and_loses_its_colours():
     [line] = take("\x1b[33mslow\x1b[0m\x07")
 
     assert line.as_text(8) == [f"shard-1  | {CLOCK} warning slow\\u0007"]
@@ -111,7 +111,7 @@ OWN = '{"time": "2026-01-01T00:00:00Z", "process": "shard-1", "level": "info", "
         OWN.replace("shard-1", "launcher") + "}",
     ],
 )
-def test_json_that_is_not_ours_is_a_librarys_line(broken: str):
+def test_other_json_is_treated_as_a_library_line(broken: str):
     [line] = take(broken)
 
     assert (line.process, line.level, line.text) == ("shard-1", "warning", escape(broken))
@@ -139,11 +139,11 @@ def test_json_that_is_not_ours_is_a_librarys_line(broken: str):
         ("Informal text", "default"),
     ],
 )
-def test_the_level_of_a_librarys_line_is_guessed_from_its_marks(raw: str, level: str):
+def test_the_level_of_a_library_line_is_guessed_from_its_text(raw: str, level: str):
     assert guess_level(raw, "default") == level
 
 
-def test_without_marks_stdout_is_info_and_stderr_a_warning():
+def test_by_default_stdout_is_info_and_stderr_a_warning():
     assert [take("text", is_stderr=is_stderr)[0].level for is_stderr in (False, True)] == ["info", "warning"]
 
 
@@ -163,16 +163,16 @@ def test_a_stack_that_repeats_is_withheld_with_its_lines():
     assert len(take(*["Thread 0x01 (most recent call first):", "  File a.py"] * 9)) == 2 * MAX_ADMITTED
 
 
-def test_what_is_withheld_is_told_at_the_level_of_the_line():
+def test_withheld_lines_are_reported_at_their_own_level():
     lines = Lines("shard-1")
     take(*["ERROR: again"] * (MAX_ADMITTED + 37), lines=lines)
 
-    [told] = lines.take_ended(10.0, WALL)
+    [report] = lines.pop_ended(10.0, WALL)
 
-    assert (told.level, told.text) == ("error", "repeated 37 times in 10 s: ERROR: again")
+    assert (report.level, report.text) == ("error", "repeated 37 times in 10 s: ERROR: again")
 
 
-def test_blank_lines_are_left_out():
+def test_blank_lines_are_dropped():
     assert take("", "  ") == []
 
 

@@ -1,4 +1,4 @@
-"""The file of --log-file: rotation, a full disk, and a file that is gone."""
+"""The file of --log-file: rotation, a full disk, and a removed file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_after_a_rotation_the_old_file_is_used_until_it_is_closed(tmp_path: Path
     assert [(tmp_path / name).read_text() for name in ("log.1", "log")] == ["one\ntwo\n", "three\n"]
 
 
-def test_a_file_that_was_removed_is_made_again(tmp_path: Path):
+def test_a_removed_file_is_created_again(tmp_path: Path):
     path = tmp_path / "log"
     file = LogFile(path)
     file.write("one\n")
@@ -43,16 +43,16 @@ def test_a_file_that_was_removed_is_made_again(tmp_path: Path):
     assert path.read_text() == "two\n"
 
 
-def test_what_cannot_be_written_is_counted_and_told_once(tmp_path: Path):
+def test_lines_that_cannot_be_written_are_counted_and_reported_once(tmp_path: Path):
     folder = tmp_path / "folder"
     file = LogFile(folder / "log")
 
-    told = [file.write("one\n"), file.write("two\n")]
+    warnings = [file.write("one\n"), file.write("two\n")]
     folder.mkdir()
-    told += [file.write("three\n"), file.write("four\n")]
+    warnings += [file.write("three\n"), file.write("four\n")]
 
-    assert told == [
-        f"{folder / 'log'} cannot be written: No such file or directory; lines are dropped until it can.",
+    assert warnings == [
+        f"{folder / 'log'} cannot be written: No such file or directory; lines are dropped until it can be.",
         "",
         f"{folder / 'log'} lacks 2 lines that could not be written.",
         "",
@@ -60,7 +60,7 @@ def test_what_cannot_be_written_is_counted_and_told_once(tmp_path: Path):
     assert (folder / "log").read_text() == "three\nfour\n"
 
 
-def test_a_file_that_cannot_be_closed_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_error_while_closing_the_file_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def close_over_quota(fd: int) -> None:
         close(fd)
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
@@ -76,22 +76,22 @@ def test_a_file_that_cannot_be_closed_is_given_up(tmp_path: Path, monkeypatch: p
     assert (tmp_path / "log").read_text() == "one\ntwo\n"
 
 
-def test_a_full_disk_is_told():
+def test_a_full_disk_is_reported():
     assert "No space left on device" in LogFile(Path("/dev/full")).write("one\n")
 
 
-def test_a_line_that_the_disk_took_in_part_does_not_spoil_the_next(tmp_path: Path):
+def test_a_partly_written_line_does_not_spoil_the_next(tmp_path: Path):
     path = tmp_path / "pipe"
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     file = LogFile(path)
     first = b"x" * 100_000 + b"\n"
 
-    told = file.write(first.decode())
+    warnings = file.write(first.decode())
     taken = os.read(reader, len(first))
     file.write("next\n")
 
-    assert "cannot be written" in told
+    assert "cannot be written" in warnings
     assert first.startswith(taken)
     assert os.read(reader, 100) == b"\nnext\n"
     file.close()
@@ -100,7 +100,7 @@ def test_a_line_that_the_disk_took_in_part_does_not_spoil_the_next(tmp_path: Pat
 
 @pytest.mark.parametrize("name", ["no/such/log", "", "pipe"])
 def test_a_file_that_cannot_be_written_is_refused(tmp_path: Path, name: str):
-    os.mkfifo(tmp_path / "pipe")  # which nobody reads
+    os.mkfifo(tmp_path / "pipe")  # without a reader
 
     with pytest.raises(UsageError, match=r"--log-file .* cannot be written: "):
         check_log_file(tmp_path / name)

@@ -1,4 +1,4 @@
-"""Lines of processes on the launcher's outputs: prefixes, JSON, colours, the log file, outputs that nobody reads."""
+"""Lines of processes on the launcher's outputs: prefixes, JSON, colours, the log file, outputs without a reader."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Outputs:
         self.terminal = Terminal(self.stdout, self.stderr, {}, as_json=as_json, names=NAMES, log_file=log_file)
 
     def finish(self) -> tuple[str, str]:
-        """Both outputs, with T for clocks."""
+        """Both outputs, with clocks replaced by T."""
         assert self.terminal.close(timeout_s=5)
         return without_clocks(self.stdout.getvalue()), without_clocks(self.stderr.getvalue())
 
@@ -44,7 +44,7 @@ class BrokenOutput(io.StringIO):
 
 
 class SlowOutput(io.StringIO):
-    """Takes nothing until it is read."""
+    """Blocks until ``is_read`` is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class FailingStatus:
 
 
 class StreamsStatus:
-    """Notes the streams of the process while it is shown."""
+    """Records the streams of the process while it is shown."""
 
     streams: tuple[object, object]
 
@@ -91,7 +91,7 @@ def without_clocks(text: str) -> str:
 
 
 def on_a_screen(*levels: str, as_json: bool = False, **environ: str) -> str:
-    """What a terminal gets for one line of each level."""
+    """The output of a terminal for one line of each level."""
     screen = Screen()
     terminal = Terminal(screen, screen, {"TERM": "xterm", **environ}, as_json=as_json, names=NAMES)
     for level in levels:
@@ -109,7 +109,7 @@ def test_lines_keep_their_stream_and_get_the_name_of_their_process():
     assert outputs.finish() == ("shard-0  | T info    to stdout\n", "launcher | T warning to stderr\n")
 
 
-def test_as_json_own_lines_pass_and_others_are_wrapped():
+def test_in_json_our_lines_pass_unchanged_and_others_are_wrapped():
     outputs = Outputs(as_json=True)
     own = make_line("shard-0", 0.0, "info", "own", {})
 
@@ -121,7 +121,7 @@ def test_as_json_own_lines_pass_and_others_are_wrapped():
     assert json.loads(wrapped)["message"] == "{not json"
 
 
-def test_an_output_that_is_gone_does_not_hold_up_the_other():
+def test_a_closed_output_does_not_block_the_other():
     outputs = Outputs(stdout=BrokenOutput())
 
     outputs.terminal.print("ready")
@@ -143,7 +143,7 @@ def test_the_last_line_is_never_dropped(monkeypatch: pytest.MonkeyPatch):
     assert re.fullmatch(r"launcher \| T warning [56] lines were dropped: .*\nthe end\n", outputs.finish()[1])
 
 
-def test_the_last_line_comes_after_what_was_withheld():
+def test_the_last_line_comes_after_reports_of_withheld_lines():
     outputs = Outputs()
 
     for _ in range(MAX_ADMITTED + 3):
@@ -156,7 +156,7 @@ def test_the_last_line_comes_after_what_was_withheld():
     ]
 
 
-def test_the_log_file_has_everything_as_lines_of_the_log(tmp_path: Path):
+def test_the_log_file_has_everything_as_log_lines(tmp_path: Path):
     outputs = Outputs(log_file=tmp_path / "log")
 
     outputs.terminal.relay("shard-0", "\x1b[1mtext", to_stderr=False)
@@ -172,7 +172,7 @@ def test_the_log_file_has_everything_as_lines_of_the_log(tmp_path: Path):
     ]
 
 
-def test_the_log_file_is_opened_again_where_its_name_is(tmp_path: Path):
+def test_the_log_file_is_reopened_by_name(tmp_path: Path):
     outputs = Outputs(log_file=tmp_path / "log")
 
     outputs.terminal.print("one")
@@ -183,7 +183,7 @@ def test_the_log_file_is_opened_again_where_its_name_is(tmp_path: Path):
     assert (tmp_path / "log").read_text().count("\n") == 2
 
 
-def test_a_log_file_that_cannot_be_written_is_told_once_and_holds_up_nothing():
+def test_a_log_file_that_cannot_be_written_is_reported_once_and_blocks_nothing():
     outputs = Outputs(log_file=Path("/dev/full"))
 
     for text in ("one", "two"):
@@ -191,13 +191,13 @@ def test_a_log_file_that_cannot_be_written_is_told_once_and_holds_up_nothing():
 
     assert outputs.finish()[1].splitlines() == [
         "shard-0  | T warning one",
-        "launcher | T warning /dev/full cannot be written: No space left on device; lines are dropped until it can.",
+        "launcher | T warning /dev/full cannot be written: No space left on device; lines are dropped until it can be.",
         "shard-0  | T warning two",
     ]
 
 
 @pytest.mark.parametrize("last", ["", "loading", "loaded"])
-def test_a_closed_terminal_ends_neither_the_log_file_nor_results(tmp_path: Path, last: str):
+def test_a_closed_terminal_stops_neither_the_log_file_nor_results(tmp_path: Path, last: str):
     outputs = Outputs(stderr=Screen(last), log_file=tmp_path / "log")
 
     for status in ("loading", "loaded", None):
@@ -222,7 +222,7 @@ def test_a_status_leaves_the_streams_of_the_process_alone():
     assert status.streams == (sys.stdout, sys.stderr)
 
 
-def test_what_cannot_be_shown_is_told_with_its_traceback_and_ends_nothing():
+def test_a_status_that_cannot_be_shown_is_reported_with_its_traceback_and_stops_nothing():
     outputs = Outputs(stderr=Screen())
 
     outputs.terminal.show_status(FailingStatus())
@@ -242,7 +242,7 @@ def test_a_terminal_shows_names_warnings_and_errors_in_colours():
 
 
 @pytest.mark.parametrize("options", [{"NO_COLOR": "0"}, {"TERM": "dumb"}, {"as_json": True}])
-def test_no_colours_where_they_are_not_wanted(options: dict):
+def test_there_are_no_colours_if_they_are_not_wanted(options: dict):
     assert "\x1b" not in on_a_screen("info", "error", **options)
 
 

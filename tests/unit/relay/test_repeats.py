@@ -1,4 +1,4 @@
-"""What a process writes again and again is withheld, counted, and told when its time is up."""
+"""Lines that a process repeats are withheld, counted, and reported when their window ends."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ def write(repeats: Repeats, text: str, times: int, *, now: float = 0.0) -> list[
 
 
 def ended(repeats: Repeats, now: float, window_s: float = WINDOW_S) -> list[tuple[str, int]]:
-    return [(seen.text, seen.num_withheld) for seen in repeats.take_ended(now, window_s)]
+    return [(seen.text, seen.num_withheld) for seen in repeats.pop_ended(now, window_s)]
 
 
-def test_the_first_equal_lines_are_admitted_and_the_others_told_at_the_windows_end():
+def test_the_first_equal_lines_are_admitted_and_the_others_reported_at_the_windows_end():
     repeats = Repeats()
 
     assert write(repeats, "again", 40) == [True] * MAX_ADMITTED + [False] * (40 - MAX_ADMITTED)
@@ -22,7 +22,7 @@ def test_the_first_equal_lines_are_admitted_and_the_others_told_at_the_windows_e
     assert not repeats.is_withholding
 
 
-def test_a_flood_that_goes_on_begins_a_new_window():
+def test_a_continuing_flood_starts_a_new_window():
     repeats = Repeats()
     write(repeats, "again", 100)
     ended(repeats, WINDOW_S)
@@ -30,7 +30,7 @@ def test_a_flood_that_goes_on_begins_a_new_window():
     assert write(repeats, "again", MAX_ADMITTED + 1, now=WINDOW_S) == [True] * MAX_ADMITTED + [False]
 
 
-def test_lines_that_take_turns_are_counted_each():
+def test_alternating_lines_are_counted_separately():
     repeats = Repeats()
     for _ in range(10):
         write(repeats, "one", 1)
@@ -39,14 +39,14 @@ def test_lines_that_take_turns_are_counted_each():
     assert ended(repeats, WINDOW_S) == [("one", 10 - MAX_ADMITTED), ("two", 10 - MAX_ADMITTED)]
 
 
-def test_the_same_text_at_another_level_is_another_line():
+def test_the_same_text_at_another_level_is_a_different_line():
     repeats = Repeats()
     write(repeats, "again", 40)
 
     assert repeats.admit("error", "again", 0.0)
 
 
-def test_clocks_do_not_make_lines_different_and_other_digits_do():
+def test_lines_that_differ_in_clocks_are_equal_but_not_those_that_differ_in_other_digits():
     repeats = Repeats()
     clocks = [repeats.admit("info", f"W1122 21:30:{i:02}.{i:06} file.cpp:1] slow", 0.0) for i in range(9)]
     numbers = [repeats.admit("info", f"input done correlation_id={i}", 0.0) for i in range(9)]
@@ -55,14 +55,14 @@ def test_clocks_do_not_make_lines_different_and_other_digits_do():
     assert numbers == [True] * 9
 
 
-def test_everything_can_be_told_before_its_time():
+def test_withheld_lines_can_be_reported_before_the_window_ends():
     repeats = Repeats()
     write(repeats, "again", MAX_ADMITTED + 2)
 
     assert ended(repeats, 1.0, window_s=0) == [("again", 2)]
 
 
-def test_only_so_many_lines_are_remembered():
+def test_the_number_of_remembered_lines_is_limited():
     repeats = Repeats()
     write(repeats, "oldest", MAX_ADMITTED + 1)
     for i in range(MAX_REMEMBERED):

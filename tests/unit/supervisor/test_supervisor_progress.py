@@ -1,4 +1,4 @@
-"""Starting: what counts as progress, who is to blame for silence, and what children find in their environment."""
+"""Starting: what counts as progress, which process is blamed for silence, and the environment of children."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from tgis_cli.causes.cause import ProcessHangs
 from tgis_cli.supervisor import watching
 from tgis_cli.supervisor.environment import child_environment
-from tgis_cli.supervisor.progress import ProcessProgress, Silence
+from tgis_cli.supervisor.progress import ProcessProgress, StallDetector
 from tgis_server.options import ServeConfig
 from tgis_server.run import Run
 from tgis_server.wire import shard_pb2 as pb
@@ -35,19 +35,19 @@ def test_progress_of_any_process_keeps_the_start_alive():
 
     shard_1.note(loading(2), now=9.0)
 
-    Silence(timeout_s=10).check(processes, now=18.0)
+    StallDetector(timeout_s=10).check(processes, now=18.0)
     with pytest.raises(ProcessHangs):
-        Silence(timeout_s=10).check(processes, now=19.1)
+        StallDetector(timeout_s=10).check(processes, now=19.1)
 
 
-def test_the_shard_that_has_been_silent_longest_is_named():
+def test_the_shard_that_has_been_silent_longest_is_blamed():
     shard_0, shard_1, frontend = processes = group()
     frontend.note(STARTING, now=0.5)
     shard_0.note(loading(1), now=1.0)
     shard_1.note(loading(1), now=2.0)
 
-    with pytest.raises(ProcessHangs, match=r"shard-0 stands at: reading weights, and there was no progress for 10 s"):
-        Silence(timeout_s=10).check(processes, now=12.0)
+    with pytest.raises(ProcessHangs, match=r"shard-0 is stuck at: reading weights, and there was no progress for 10 s"):
+        StallDetector(timeout_s=10).check(processes, now=12.0)
 
 
 def test_a_shard_that_waits_for_the_others_is_not_blamed():
@@ -56,20 +56,20 @@ def test_a_shard_that_waits_for_the_others_is_not_blamed():
     shard_1.note(pb.HealthReply(state=pb.HealthReply.WARMING_UP), now=1.0)
     shard_0.note(loading(1), now=2.0)
 
-    with pytest.raises(ProcessHangs, match="shard-0 stands at: reading weights"):
-        Silence(timeout_s=10).check(processes, now=12.0)
+    with pytest.raises(ProcessHangs, match="shard-0 is stuck at: reading weights"):
+        StallDetector(timeout_s=10).check(processes, now=12.0)
 
 
-def test_a_process_that_never_answered_is_named_as_such():
+def test_a_process_that_never_answered_is_reported_as_such():
     shard_0, _, frontend = processes = group()
     shard_0.note(pb.HealthReply(state=pb.HealthReply.SERVING), now=2.0)
     frontend.note(STARTING, now=1.0)
 
     with pytest.raises(ProcessHangs, match="shard-1 has not answered once"):
-        Silence(timeout_s=10).check(processes, now=12.0)
+        StallDetector(timeout_s=10).check(processes, now=12.0)
 
 
-def test_the_same_answer_again_is_no_progress():
+def test_a_repeated_answer_is_not_progress():
     process = ProcessProgress("shard-0", 0.0)
 
     process.note(loading(1), now=1.0)
@@ -79,14 +79,14 @@ def test_the_same_answer_again_is_no_progress():
     assert process.changed_at == 1.0
 
 
-def test_a_share_is_known_where_the_size_is():
+def test_a_phase_of_known_size_shows_its_share():
     process = ProcessProgress("shard-0", 0.0)
     process.note(pb.HealthReply(state=pb.HealthReply.LOADING, phase="reading weights", done=1, total=4), now=1.0)
 
     assert str(process) == "shard-0 reading weights 25%"
 
 
-def test_a_front_end_that_answers_no_more_is_taken_for_hung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_front_end_that_stops_answering_is_reported_as_hung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(watching, "WATCH_POLL_S", 0.001)
 
     async def watch() -> None:
@@ -136,7 +136,7 @@ def test_a_cpu_shard_gets_its_threads_and_nothing_else_changes():
     }
 
 
-def test_only_the_front_end_gets_credentials_of_a_collector_and_no_child_those_of_the_hub():
+def test_only_the_front_end_gets_the_collectors_credentials_and_no_child_those_of_the_hub():
     run = make_run(config=ServeConfig(otlp_endpoint="http://me:word@host:4317"))
     environ = {"HF_TOKEN": "hf_1", "HUGGING_FACE_HUB_TOKEN": "hf_2", "OTLP_ENDPOINT": "http://other:word@host"}
 

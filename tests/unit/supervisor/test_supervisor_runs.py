@@ -1,4 +1,4 @@
-"""Runs of one launcher: whether a failed one is followed by another, and what becomes of their directories."""
+"""The runs of one launcher: restarts, run directories, drains and timelines."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make_left_run(parent: Path, *, failed: bool = False, age_s: float = 0.0) -> 
     return run_dir
 
 
-def test_by_default_nothing_is_started_again():
+def test_by_default_there_are_no_restarts():
     assert RestartPolicy("none", 5).delay_after(5) is None
 
 
@@ -41,7 +41,7 @@ def test_delays_double_up_to_the_limit():
     assert [policy.delay_after(5) for _ in range(9)] == [1, 2, 4, 8, 16, 32, 60, 60, None]
 
 
-def test_a_good_run_clears_the_record():
+def test_a_good_run_resets_the_count_of_restarts():
     policy = RestartPolicy("on-failure", 2)
     policy.delay_after(5)
     policy.delay_after(5)
@@ -51,23 +51,23 @@ def test_a_good_run_clears_the_record():
 
 
 @pytest.mark.parametrize("exit_code", [0, 2, 3, 4])
-def test_only_a_failed_process_is_worth_another_try(exit_code: int):
+def test_only_a_failed_process_is_restarted(exit_code: int):
     assert RestartPolicy("on-failure", 5).delay_after(exit_code) is None
 
 
-@pytest.mark.parametrize(("exit_code", "told"), [(0, []), (5, ["giving up after restart 1 of 1"])])
-def test_only_a_failure_after_a_restart_is_told_as_giving_up(
-    exit_code: int, told: list[str], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("exit_code", "messages"), [(0, []), (5, ["giving up after restart 1 of 1"])])
+def test_giving_up_is_logged_only_for_a_failure_after_a_restart(
+    exit_code: int, messages: list[str], caplog: pytest.LogCaptureFixture
 ):
     policy = RestartPolicy("on-failure", 1)
     policy.delay_after(5)
 
     assert policy.delay_after(exit_code) is None
-    assert caplog.messages == told
+    assert caplog.messages == messages
 
 
 @pytest.mark.parametrize("max_restarts", [1, 3])
-def test_a_failed_preparation_is_repeated_as_the_policy_says(
+def test_a_failed_preparation_is_retried_as_the_policy_says(
     max_restarts: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     attempts: list[int] = []
@@ -88,7 +88,7 @@ def test_a_failed_preparation_is_repeated_as_the_policy_says(
         undo.pop_all()
 
     assert prepared == {1: "storage hangs", 3: "prepared"}[max_restarts]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]  # undone: the failed ones alone
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]  # only the failed attempts are undone
 
 
 def attempt(work: Callable[[], object]) -> object:
@@ -98,11 +98,12 @@ def attempt(work: Callable[[], object]) -> object:
         return str(error)
 
 
-def test_a_run_directory_is_the_users_alone(tmp_path: Path):
+def test_each_run_directory_is_new_and_private(tmp_path: Path):
     first, second = make_run_dir(tmp_path), make_run_dir(tmp_path)
 
     assert first != second
     assert stat.S_IMODE(first.stat().st_mode) == 0o700
+    assert (first / "errors").is_dir()
 
 
 def test_no_writable_temporary_directory_is_a_usage_error(tmp_path: Path):
@@ -110,7 +111,7 @@ def test_no_writable_temporary_directory_is_a_usage_error(tmp_path: Path):
         make_run_dir(tmp_path / "missing")
 
 
-def test_what_a_killed_launcher_left_is_removed(tmp_path: Path):
+def test_the_directory_of_a_killed_launcher_is_removed(tmp_path: Path):
     left = make_left_run(tmp_path)
 
     assert remove_leftovers(tmp_path) == [left]
@@ -124,33 +125,35 @@ def test_the_directory_of_a_running_launcher_stays(tmp_path: Path):
         assert remove_leftovers(tmp_path) == []
 
 
-def test_a_directory_that_is_just_being_made_stays(tmp_path: Path):
+def test_a_directory_that_is_still_being_made_stays(tmp_path: Path):
     make_run_dir(tmp_path)
 
     assert remove_leftovers(tmp_path) == []
 
 
-def test_of_failed_runs_the_latest_are_kept(tmp_path: Path):
+def test_the_latest_failed_runs_are_kept(tmp_path: Path):
     runs = [make_left_run(tmp_path, failed=True, age_s=age_s) for age_s in range(MAX_FAILED_RUNS + 2)]
 
     assert sorted(remove_leftovers(tmp_path)) == sorted(runs[MAX_FAILED_RUNS:])
 
 
 @pytest.mark.parametrize("make", [Path.touch, Path.mkdir, lambda path: path.symlink_to("/etc")])
-def test_what_is_no_run_directory_stays(tmp_path: Path, make):
+def test_other_files_and_directories_stay(tmp_path: Path, make):
     make(tmp_path / "tgis-other")
 
     assert remove_leftovers(tmp_path) == []
 
 
-def test_what_another_user_left_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_directory_of_another_user_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     left = make_left_run(tmp_path)
     monkeypatch.setattr(os, "getuid", lambda: left.stat().st_uid + 1)
 
     assert remove_leftovers(tmp_path) == []
 
 
-def test_a_directory_that_vanishes_meanwhile_harms_no_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_directory_that_vanishes_during_the_removal_does_not_harm_a_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     make_left_run(tmp_path)
     monkeypatch.setattr(Path, "iterdir", lambda path: (_ for _ in ()).throw(FileNotFoundError(path)))
 
@@ -158,9 +161,9 @@ def test_a_directory_that_vanishes_meanwhile_harms_no_start(tmp_path: Path, monk
 
 
 def test_a_drain_counts_down():
-    told = [describe_drain(in_flight, at, 10.0, 90.0) for in_flight, at in [(3, 4.0), (1, 10.0), (0, 101.0)]]
+    messages = [describe_drain(in_flight, at, 10.0, 90.0) for in_flight, at in [(3, 4.0), (1, 10.0), (0, 101.0)]]
 
-    assert told == [
+    assert messages == [
         "draining: 3 calls in flight, new ones are accepted for 6 s more",
         "draining: 1 call in flight, 90 s left",
         "draining: 0 calls in flight, 0 s left",
@@ -201,7 +204,7 @@ def test_the_timeline_names_the_shard_that_the_start_waited_for():
     )
 
 
-def test_the_timeline_names_the_front_end_if_it_was_last():
+def test_the_timeline_names_the_front_end_if_it_was_the_last_to_load():
     assert (
         make_timeline(frontend_waits_at=105.0).describe()
         == "launcher 0.5 s (starting 0.5), frontend 4.5 s (starting 4.5)"

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from queue import SimpleQueue
 
-from tgis_cli.decide.resources import count
+from tgis_cli.machine.words import count
 from tgis_cli.model_files.cache.disk import INCOMPLETE, check_disk, sync, write_errors_explained, written_whole
 from tgis_cli.model_files.cache.locks import lock
 from tgis_cli.model_files.convert.aliases import Preference, drop_aliases

@@ -1,6 +1,6 @@
-"""What the last words of a failed process mean: text in, a row of the catalogue out.
+"""Maps the last words of a failed process to a row of the failure catalogue.
 
-Knows the texts of Python, torch, CUDA, NCCL and gloo; knows nothing of processes. Called by ``cause.py``.
+Recognises the error texts of Python, torch, CUDA, NCCL and gloo.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tgis_server.failures import Failure
 from tgis_server.host.allocation import ALLOCATION_FAILED
 from tgis_server.words.sizes import GIB, format_bytes
 
-# What faulthandler prints has no comma after the number. The path is cut to what begins with our package.
+# A line of faulthandler has no comma after the number. The path is shortened to start at our package.
 OWN_FRAME = re.compile(
     r'File "(?:[^"]*/)?((?:tgis_server|tgis_cli)/(?![^"]*site-packages)[^"]*)", line (\d+),? in (\S+)'
 )
@@ -32,14 +32,14 @@ CRASHED_THREAD = "Current thread "
 UNKNOWN_SIZE = "more than was left"
 MAX_ERROR_CHARS = 300
 
-# How libraries say that the process at the other end is gone, or does not come.
+# How libraries report that the process at the other end has ended, or does not respond.
 PEER_LOST = re.compile(
     r"connection closed by peer|connection reset by peer|connection refused|broken pipe|socket closed"
     r"|remote process exited|eoferror|watchdog caught collective operation timeout|timed out waiting",
     re.IGNORECASE,
 )
 
-# How Python, OpenMP, gRPC and C++ say that they get no thread; the last two crash then, or go on and never answer.
+# How Python, OpenMP, gRPC and C++ report that they cannot start a thread. The last two then crash, or never answer.
 NO_THREAD = (
     r"can't start new thread|Thread creation failed|pthread_create failed"
     r"|system_error.*Resource temporarily unavailable"
@@ -48,7 +48,7 @@ NO_THREAD = (
 
 @dataclass(frozen=True, slots=True)
 class SharedMemory:
-    """What /dev/shm has."""
+    """The size of /dev/shm; zeros if there is none."""
 
     total_bytes: int
     free_bytes: int
@@ -67,17 +67,17 @@ class SharedMemory:
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
-    """What every sentence may need."""
+class FailureSite:
+    """Where a process failed: values that any sentence may contain."""
 
     process: str
-    place: str
-    log: str
+    place: str  # as from find_place
+    log: str  # the file with its traceback or last lines
     shared_memory: SharedMemory
 
 
 def find_place(text: str) -> str:
-    """``FILE:LINE in FUNCTION``: the innermost frame of our own code in a traceback, or in the stacks of a crash."""
+    """``FILE:LINE in FUNCTION``: the innermost frame of our code in a traceback or in the stacks of a crash."""
     is_crash = CRASH in text
     if is_crash:
         stack = text.rpartition(CRASHED_THREAD)[2].partition(CRASH)[2].partition("\n\n")[0]
@@ -91,7 +91,7 @@ def find_place(text: str) -> str:
 
 
 def find_error(tail: Sequence[str]) -> str:
-    """``TYPE: TEXT`` at the end of the last traceback; empty without one."""
+    """``TYPE: TEXT`` at the end of the last traceback; empty if there is none."""
     lines = "\n".join(tail).rpartition(TRACEBACK)
     if not lines[1]:
         return ""
@@ -101,44 +101,44 @@ def find_error(tail: Sequence[str]) -> str:
 
 
 def lacks_threads(text: str) -> bool:
-    """Whether a process's lines say that it could not start a thread."""
+    """Whether the text reports that a thread could not be started."""
     return re.search(NO_THREAD, text, re.DOTALL) is not None
 
 
 def is_lost_peer(error: str) -> bool:
-    """Whether an error only says that another process is gone."""
+    """Whether an error only reports that another process is gone."""
     return PEER_LOST.search(error) is not None
 
 
-def explain_error(error: str, context: Context) -> tuple[Failure, str]:
-    """The row for an error that nobody had expected, and its sentence.
+def explain_error(error: str, site: FailureSite) -> tuple[Failure, str]:
+    """The row for an unexpected error, and its sentence.
 
     Args:
-        error: ``TYPE: TEXT``, of any number of lines.
+        error: ``TYPE: TEXT``, possibly of several lines.
     """
     for pattern, failure in RULES:
         if match := re.search(pattern, error):
             reason = next(filter(None, match.groups()), match[0]).rstrip(".")
-            return tell(failure, context, reason=reason, asked=find_asked_size(error))
+            return phrase(failure, site, reason=reason, asked=find_asked_size(error))
     if match := OS_ERROR.search(error):
         number, path = int(match["errno"] or match["rust"]), match["path"]
         known = OS_FAILURES.get(number)
         if known and (path or known not in NEEDS_PATH):
-            return tell(known, context, path=path or "a file", reason=os.strerror(number), asked=UNKNOWN_SIZE)
+            return phrase(known, site, path=path or "a file", reason=os.strerror(number), asked=UNKNOWN_SIZE)
     first_line = error.partition("\n")[0][:MAX_ERROR_CHARS].rstrip(".")
-    return tell(failures.UNEXPECTED_ERROR, context, error=first_line)
+    return phrase(failures.UNEXPECTED_ERROR, site, error=first_line)
 
 
-def tell(failure: Failure, context: Context, **values: object) -> tuple[Failure, str]:
-    """A row and its sentence."""
+def phrase(failure: Failure, site: FailureSite, **values: object) -> tuple[Failure, str]:
+    """The row, and its sentence with all values filled in."""
     machine: dict[str, object] = {"python": sys.executable, "uid": os.getuid()}
     if failure is failures.TOO_MANY_PROCESSES:
         machine["limits"] = describe_process_limits()
-    return failure, failure.format(**asdict(context), **asdict(context.shared_memory), **machine, **values)
+    return failure, failure.format(**asdict(site), **asdict(site.shared_memory), **machine, **values)
 
 
 def find_asked_size(error: str) -> str:
-    """What an allocation asked for that failed, as far as torch tells."""
+    """The size of a failed allocation, as far as torch reports it."""
     size = r"([\d.]+ \w+)"
     if sizes := re.search(rf"allocate {size}.*total capacity of {size} of which {size} is free", error, re.DOTALL):
         return f"{sizes[1]} while {sizes[3]} of {sizes[2]} were free"
@@ -146,7 +146,7 @@ def find_asked_size(error: str) -> str:
     return format_bytes(int(num_bytes[1])) if num_bytes else UNKNOWN_SIZE
 
 
-# The first that matches explains the error: special ones come before general ones. A group is the reason to be told.
+# The first match counts: specific rules come before general ones. A group, if any, is the reason in the sentence.
 RULES: tuple[tuple[str, Failure], ...] = (
     (r"creating shared memory segment|No space left.*/dev/shm|/dev/shm.*No space left", failures.SHARED_MEMORY_FULL),
     (

@@ -1,0 +1,43 @@
+"""The commands of ``tgis`` by name: listed and completed without importing them, imported to be run."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import typer
+
+# name -> what it does; the module tgis_cli.commands.NAME has a Typer app called `app`
+COMMANDS = {
+    "launch": "Serve a model.",
+    "plan": "Show what a model needs, and whether it runs here or on given devices.",
+    "doctor": "Check this machine and suggest fixes.",
+    "download-weights": "Download a model, and convert it if needed.",
+    "models": "List, check and remove the models in the local cache.",
+    "bundle": "Pack a model with its checksums, for sites without a network.",
+    "unbundle": "Check a packed model and put it into the local cache.",
+    "convert-to-safetensors": "Convert PyTorch weights to safetensors.",
+    "convert-to-fast-tokenizer": "Make the tokenizer.json that serving needs.",
+    "convert-to-onnx": "Export a model to ONNX.",
+    "health": "Check the health of a running server.",
+    "generate": "Complete a text with a running server.",
+    "tokenize": "Show how text is split into tokens.",
+    "migrate": "Check manifests and scripts that start the original server.",
+    "config": "Show every option, its value and where it comes from.",
+    "version": "Print versions of TGIS and of what it runs on.",
+}
+
+
+def load_command(name: str) -> Any:
+    """Import a command's module and build the command."""
+    module = importlib.import_module(f"tgis_cli.commands.{name.replace('-', '_')}")
+    command = typer.main.get_command(module.app)
+    command.name = name
+    return command
+
+
+def describe_command(name: str, summary: str) -> Any:
+    """A stand-in that carries the name and summary of a command for listings and shell completion."""
+    app = typer.Typer(add_completion=False)
+    app.command(name, help=summary, add_help_option=False)(lambda: None)
+    return typer.main.get_command(app)
