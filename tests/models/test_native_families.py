@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tgis_server.engines.native.families import ALL_FAMILIES, names
-from tgis_server.engines.native.families.common import DEFAULTS, read_decoder
+from tgis_server.engines.native.families import ALL_FAMILIES, llama
 from tgis_server.engines.native.models.decoder import StepInputs
-from tgis_server.engines.native.parameters import Parameter
+from tgis_server.engines.native.parameters import layouts
+from tgis_server.engines.native.parameters.pieces import Parameter
 from tgis_server.engines.native.spec import DecoderSpec
 from tiny import Driver, Job, Model, assert_same_tokens, prompt_of
 
@@ -150,17 +150,17 @@ def test_rows_of_very_different_lengths_share_a_step(
 
 
 def olmo2_parameters(spec: DecoderSpec) -> list[Parameter]:
-    found = names.outer_parameters(spec)
+    found = llama.outer_parameters(spec)
     for layer in range(spec.num_layers):
         theirs, ours = f"model.layers.{layer}.", f"layers.{layer}."
         for norm in ("q_norm", "k_norm"):
-            found += names.norm(ours + norm, f"{theirs}self_attn.{norm}", spec.head_dim)
+            found += layouts.norm(ours + norm, f"{theirs}self_attn.{norm}", spec.head_dim)
         found += [
-            *names.norm(ours + "attention_post_norm", theirs + "post_attention_layernorm", spec.hidden_size),
-            *names.norm(ours + "mlp_post_norm", theirs + "post_feedforward_layernorm", spec.hidden_size),
-            *names.split_qkv(spec, layer),
-            *names.split_gate_up(spec, layer),
-            *names.o_and_down(spec, layer, theirs + "self_attn.o_proj", theirs + "mlp.down_proj"),
+            *layouts.norm(ours + "attention_post_norm", theirs + "post_attention_layernorm", spec.hidden_size),
+            *layouts.norm(ours + "mlp_post_norm", theirs + "post_feedforward_layernorm", spec.hidden_size),
+            *llama.split_qkv(spec, layer),
+            *llama.split_gate_up(spec, layer),
+            *layouts.o_and_down(spec, layer, theirs + "self_attn.o_proj", theirs + "mlp.down_proj"),
         ]
     return found
 
@@ -171,8 +171,8 @@ def test_layers_with_norms_behind_attention_and_mlp_alone(
     """OLMo 2's, which no family of ours has. Of one head, as its norm over all heads is then one over each."""
     olmo2 = SimpleNamespace(
         ARCHITECTURE="Olmo2ForCausalLM",
-        DEFAULTS=DEFAULTS,
-        read=lambda config: replace(read_decoder(config, "olmo2"), residual="post_norm", qk_norm="rms"),
+        DEFAULTS=llama.DEFAULTS,
+        read=lambda config: replace(llama.read_llama(config, "olmo2"), residual="post_norm", qk_norm="rms"),
         parameters=olmo2_parameters,
     )
     monkeypatch.setitem(ALL_FAMILIES, "olmo2", olmo2)

@@ -11,11 +11,19 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tgis_server.engines.native.checkpoint import Checkpoint, read_tensors
-from tgis_server.engines.native.families.names import Part, in_a_row, linear, positions, qkv_by_kv_head, qkv_in_a_row
-from tgis_server.engines.native.parameters import Parameter, Split, Stored, can_split, kv_heads_of
-from tgis_server.engines.native.spec import DecoderSpec, Length
-from tgis_server.engines.native.weights import read_parameters
+from tgis_server.engines.native.checkpoint.inspect import Checkpoint
+from tgis_server.engines.native.checkpoint.read import read_parameters
+from tgis_server.engines.native.parameters.layouts import (
+    LayerRows,
+    grouped_qkv,
+    linear,
+    positions,
+    stacked,
+    stacked_qkv,
+)
+from tgis_server.engines.native.parameters.pieces import Parameter, Split, Stored, can_split, kv_heads_of
+from tgis_server.engines.native.spec import DecoderSpec
+from tgis_server.model_files import Length, read_tensors
 from tiny import no_progress
 
 HIDDEN, INNER, VOCAB, HEADS, KV_HEADS, DIM = 10, 12, 7, 12, 2, 3
@@ -73,17 +81,17 @@ SPLITS = [
 @pytest.mark.parametrize(
     ("parts", "store"),
     [
-        (qkv_in_a_row, lambda q, k, v, heads: torch.cat([q, k, v])),
+        (stacked_qkv, lambda q, k, v, heads: torch.cat([q, k, v])),
         (
-            lambda name, spec: qkv_in_a_row(name, spec, is_transposed=True),
+            lambda name, spec: stacked_qkv(name, spec, is_transposed=True),
             lambda q, k, v, heads: torch.cat([q, k, v]).T,
         ),
-        (qkv_by_kv_head, grouped),
+        (grouped_qkv, grouped),
     ],
     ids=["in a row", "transposed", "by KV head"],
 )
 def test_fused_queries_keys_and_values(
-    parts: Callable[[str, DecoderSpec], list[Part]],
+    parts: Callable[[str, DecoderSpec], list[LayerRows]],
     store: Callable[[Tensor, Tensor, Tensor, int], Tensor],
     num_kv_heads: int,
     rank: int,
@@ -111,7 +119,7 @@ def test_inputs_are_divided_and_the_bias_comes_once(
     bias = torch.randn(HIDDEN)
     stored = {"a.weight": (DOWN.T if is_transposed else DOWN).contiguous(), "a.bias": bias}
     save_file(stored, tmp_path / "model.safetensors")
-    part = Part("a", HIDDEN, Split.COLUMNS, Stored(is_transposed=is_transposed))
+    part = LayerRows("a", HIDDEN, Split.COLUMNS, Stored(is_transposed=is_transposed))
 
     ours = read(tmp_path, linear("down", [part], INNER, has_bias=True), SPEC, rank, num_shard)
 
@@ -122,7 +130,7 @@ def test_inputs_are_divided_and_the_bias_comes_once(
 @pytest.mark.parametrize(("rank", "num_shard"), RANKS)
 def test_two_layers_in_one_tensor_are_divided_each(rank: int, num_shard: int, tmp_path: Path) -> None:
     save_file({"a.weight": torch.cat([UP, UP.flip(0)])}, tmp_path / "model.safetensors")
-    parts = in_a_row("a", [(INNER, Split.ROWS)] * 2)
+    parts = stacked("a", [(INNER, Split.ROWS)] * 2)
 
     ours = read(tmp_path, linear("gate_up", parts, HIDDEN, has_bias=False), SPEC, rank, num_shard)
 
@@ -137,7 +145,7 @@ def test_a_vocabulary_is_filled_up_with_zeros(rank: int, num_shard: int, tmp_pat
     padded = torch.cat([table, torch.zeros(per_rank * num_shard - VOCAB, HIDDEN)])
 
     ours = read(
-        tmp_path, linear("head", [Part("a", VOCAB, Split.VOCAB)], HIDDEN, has_bias=False), SPEC, rank, num_shard
+        tmp_path, linear("head", [LayerRows("a", VOCAB, Split.VOCAB)], HIDDEN, has_bias=False), SPEC, rank, num_shard
     )
 
     assert torch.equal(ours["head"], padded[rank * per_rank : (rank + 1) * per_rank])

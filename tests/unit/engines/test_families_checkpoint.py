@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tgis_server.engines.native.checkpoint import Checkpoint, inspect_checkpoint
+from tgis_server.engines.native.checkpoint.inspect import Checkpoint, inspect_checkpoint
 from tgis_server.engines.native.families import parameters_of
-from tgis_server.engines.native.parameters import kv_heads_of, slice_of, valid_num_shards, vocab_rows
+from tgis_server.engines.native.parameters.pieces import kv_heads_of, slice_of, valid_num_shards, vocab_rows
 from tgis_server.engines.native.spec import DecoderSpec, RopeSpec
 from tgis_server.errors import ModelError, UsageError
 from tgis_server.model_files import Length

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tgis_server.engines.native.checkpoint import check_num_shard
+from tgis_server.engines.native.checkpoint.inspect import check_num_shard
 from tgis_server.engines.native.door import describe, summarize
 from tgis_server.engines.native.families import ALL_FAMILIES, read_spec
 from tgis_server.engines.native.spec import EncoderDecoderSpec, RelativePositions

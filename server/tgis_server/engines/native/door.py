@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tgis_server.engines.catalogue import ModelSummary
-from tgis_server.engines.native.checkpoint import Checkpoint, check_num_shard, inspect_checkpoint
+from tgis_server.engines.native.checkpoint.inspect import Checkpoint, check_num_shard, inspect_checkpoint
 from tgis_server.engines.native.families import parameters_of, read_spec
 from tgis_server.engines.native.memory import CPU_KV_BYTES, CPU_KV_SHARE, MAX_PRIMITIVES, RankMemory, rank_memory
-from tgis_server.engines.native.parameters import valid_num_shards
+from tgis_server.engines.native.parameters.pieces import valid_num_shards
 from tgis_server.engines.native.spec import DecoderSpec, EncoderDecoderSpec
 from tgis_server.model_files import read_json
 from tgis_server.run import Run

@@ -10,17 +10,17 @@ import torch
 
 from tgis_server.engines.api import Capacity, ModelFacts, Progress
 from tgis_server.engines.catalogue import KvBudget
-from tgis_server.engines.native.checkpoint import inspect_checkpoint
+from tgis_server.engines.native.checkpoint.inspect import inspect_checkpoint
+from tgis_server.engines.native.checkpoint.read import PHASE, read_parameters
 from tgis_server.engines.native.families import ALL_FAMILIES, read_spec
 from tgis_server.engines.native.memory import MemoryRequest, free_gpu_bytes, rank_memory
 from tgis_server.engines.native.models.decoder import Decoder, pack_weights
 from tgis_server.engines.native.models.encoder_decoder import EncoderDecoder
+from tgis_server.engines.native.models.rope_table import build_table, find_rope_border
 from tgis_server.engines.native.ops import Ops, select_ops
 from tgis_server.engines.native.ops.api import Cache, CacheShape
 from tgis_server.engines.native.parallel import Group, ShardGroup, SoloGroup
-from tgis_server.engines.native.rope import build_table, find_rope_border
 from tgis_server.engines.native.spec import DecoderSpec, EncoderDecoderSpec
-from tgis_server.engines.native.weights import PHASE, read_parameters
 from tgis_server.host import cgroup
 from tgis_server.run import Run
 

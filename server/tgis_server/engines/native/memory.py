@@ -11,8 +11,8 @@ from pathlib import Path
 
 from tgis_server import failures
 from tgis_server.engines.catalogue import KvBudget
-from tgis_server.engines.native.checkpoint import Checkpoint
-from tgis_server.engines.native.parameters import padded_vocab_rows
+from tgis_server.engines.native.checkpoint.inspect import Checkpoint
+from tgis_server.engines.native.parameters.pieces import padded_vocab_rows
 from tgis_server.engines.native.spec import DecoderSpec
 from tgis_server.host import cgroup
 from tgis_server.model_files import ITEM_BYTES

@@ -25,7 +25,7 @@ from tgis_server.engines.native.ops.api import (
 )
 from tgis_server.engines.native.ops.norms import NoNorm
 from tgis_server.engines.native.parallel import Group
-from tgis_server.engines.native.parameters import Kind, Parameter, kv_heads_of, padded_vocab_rows
+from tgis_server.engines.native.parameters.pieces import Kind, Parameter, kv_heads_of, padded_vocab_rows
 from tgis_server.engines.native.spec import Alibi, DecoderSpec, RelativePositions
 
 

@@ -1,8 +1,8 @@
-"""The longest sequence that a model is made for: the one source of what a start, a plan and a warning say. No torch."""
+"""The longest sequence that a model is made for."""
 
 from __future__ import annotations
 
-from tgis_server.engines.native.families.config_file import ConfigFile
+from tgis_server.engines.native.config.config_file import ConfigFile
 from tgis_server.engines.native.spec import RopeSpec
 from tgis_server.model_files import LENGTH_KEYS, MAX_INTEGER, Length, find_length
 
@@ -10,12 +10,12 @@ STRETCHING = {"linear": "linear scaling", "dynamic": "dynamic scaling", "yarn": 
 
 
 def read_length(config: ConfigFile, rope: RopeSpec | None) -> Length:
-    """Positions of the config, times the factor of a rope that stretches them.
+    """The config's positions, times the factor of a rope that stretches them.
 
-    The positions of ``llama3`` and ``longrope`` are stretched ones already. YaRN stretches those of before.
+    With ``llama3`` and ``longrope`` the config states stretched positions. YaRN stretches the original ones.
 
     Raises:
-        ModelError: nothing is left of them, or more than can be counted.
+        ModelError: the product is less than 1 or too large for an integer field.
     """
     named = find_length({key: config.stated(key) for key in LENGTH_KEYS})
     length = named or Length(
@@ -31,6 +31,6 @@ def read_length(config: ConfigFile, rope: RopeSpec | None) -> Length:
 
 
 def read_table_length(config: ConfigFile, key: str) -> Length:
-    """As many tokens as there are learned positions, of which ``key`` tells."""
+    """The number of learned positions, from ``key``: a hard limit."""
     reason = f"{key} of config.json" if config.has(key) else "config.json names none: the default of its class"
     return Length(config.integer(key), reason, is_limit=True)
