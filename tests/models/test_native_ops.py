@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from tgis_server.engines.native.ops.api import AttentionModifiers, CacheShape, Heads, RelativeBias, Rows
+from tgis_server.engines.native.ops.api import AttentionModifiers, CacheShape, Heads, RelativeBias, StepRows
 from tgis_server.engines.native.ops.reference import TorchOps
 from tgis_server.engines.native.ops.torch_attention import plan as torch_plan
 
@@ -131,14 +131,14 @@ class Slots:
     def random(self, *size: int) -> Tensor:
         return torch.randn(size, generator=self.generator)
 
-    def rows(self, slots: list[int], starts: list[int], counts: list[int], cross: list[int] | None = None) -> Rows:
+    def rows(self, slots: list[int], starts: list[int], counts: list[int], cross: list[int] | None = None) -> StepRows:
         """``cross``: of each slot, how many keys its table holds."""
         token_slots = [slot for slot, count in zip(slots, counts, strict=True) for _ in range(count)]
         positions = [p for start, count in zip(starts, counts, strict=True) for p in range(start, start + count)]
         lengths = torch.zeros(len(self.tables), dtype=torch.int64)
         lengths[slots] = torch.tensor(starts if cross is None else [cross[slot] for slot in slots])
         num_keys = np.array(starts) + np.array(counts) if cross is None else lengths[slots].numpy()
-        return Rows(
+        return StepRows(
             np.array(starts),
             np.array(counts),
             num_keys,
@@ -152,7 +152,7 @@ class Slots:
 
     def write(self, slots: list[int], counts: list[int], keys_values: Tensor) -> None:
         """Keys and values of each slot's first tokens, in the second layer."""
-        plan = self.ops.plan(self.rows(slots, [0] * len(slots), counts), self.cache, [])
+        plan = self.ops.plan_attention(self.rows(slots, [0] * len(slots), counts), self.cache, [])
         self.ops.write_keys_values(keys_values, self.cache, 1, plan)
 
     def order(self, counts: list[int], num_keys: list[int]) -> list[int]:
@@ -185,7 +185,7 @@ def test_every_token_attends_to_what_it_should(
     tokens = [torch.cat([queries[slot].flatten(1), contents[slot][starts[slot] :]], 1) for slot in order]
     rows = slots.rows(order, [starts[slot] for slot in order], [counts[slot] for slot in order])
     with limits:  # type: ignore[attr-defined]
-        plan = slots.ops.plan(rows, slots.cache, [kind])
+        plan = slots.ops.plan_attention(rows, slots.cache, [kind])
         qkv = slots.ops.prepare_qkv(torch.cat(tokens), HEADS, None, None, slots.cache, 1, plan)
         ours = slots.ops.attend(qkv, HEADS, slots.cache, 1, plan, kind)
 
@@ -208,7 +208,7 @@ def test_rows_attend_to_all_of_an_encoder_s_tokens(
     queries = [slots.random(count, 4, 8) for count in counts]
     with limits:  # type: ignore[attr-defined]
         rows = slots.rows(order, [starts[slot] for slot in order], [counts[slot] for slot in order], cross=encoded)
-        plan = slots.ops.plan(rows, slots.cache, [kind])
+        plan = slots.ops.plan_attention(rows, slots.cache, [kind])
         q = torch.cat([queries[slot] for slot in order]).flatten(1)
         ours = slots.ops.attend(q, HEADS, slots.cache, 1, plan, kind)
 
@@ -224,8 +224,8 @@ def test_whole_sequences_attend_within_themselves(kind: AttentionModifiers, leng
     sequences = [torch.randn(length, 8, 8, generator=torch.Generator().manual_seed(length)) for length in lengths]
 
     with limits:  # type: ignore[attr-defined]
-        plan = ops.plan_whole(lengths, HEADS, [kind])
-        ours = ops.attend_whole(torch.cat(sequences).flatten(1), HEADS, plan, kind)
+        plan = ops.plan_uncached_attention(lengths, HEADS, [kind])
+        ours = ops.attend_uncached(torch.cat(sequences).flatten(1), HEADS, plan, kind)
 
     theirs = [dense(heads[:, :4], heads[:, 4:6], heads[:, 6:], 0, kind) for heads in sequences]
     assert torch.allclose(ours.double(), torch.cat(theirs), atol=1e-5)
@@ -235,7 +235,7 @@ def test_layers_that_differ_in_scale_or_sinks_alone_share_what_a_plan_holds() ->
     slots = Slots(1, 1)
     kinds = [modifiers(sinks=SINKS, window=5), modifiers(sinks=SINKS + 1, window=5), modifiers(sinks=SINKS)]
 
-    views = slots.ops.plan(slots.rows([0], [7], [1]), slots.cache, kinds).views
+    views = slots.ops.plan_attention(slots.rows([0], [7], [1]), slots.cache, kinds).views
 
     assert views[kinds[0]] is views[kinds[1]]
     assert views[kinds[0]] is not views[kinds[2]]
@@ -246,7 +246,7 @@ def test_masks_of_long_prompts_take_bounded_memory() -> None:
     kind = modifiers(alibi_slopes=SLOPES)
 
     with limits(MAX_MASK_ELEMENTS=2000, MAX_HELD_ELEMENTS=9000):
-        plan = TorchOps(CPU, torch.bfloat16).plan_whole([40] * 3, HEADS, [kind])
+        plan = TorchOps(CPU, torch.bfloat16).plan_uncached_attention([40] * 3, HEADS, [kind])
 
     masks = [view.mask for view in plan.views[kind].chunks]
     held = sum(mask.numel() for mask in masks if isinstance(mask, Tensor))
@@ -262,7 +262,7 @@ def test_rotation_turns_pairs_of_dimensions() -> None:
     heads = torch.view_as_complex(qkv[0, :48].view(6, 2, 4).transpose(1, 2).contiguous())
     expected = torch.view_as_real(heads * torch.polar(torch.ones(4), angles)).transpose(1, 2).reshape(48)
 
-    plan = slots.ops.plan(slots.rows([0], [0], [1]), slots.cache, [])
+    plan = slots.ops.plan_attention(slots.rows([0], [0], [1]), slots.cache, [])
     ours = slots.ops.prepare_qkv(qkv.clone(), HEADS, rotation, None, slots.cache, 1, plan)
 
     assert torch.allclose(ours[0, :48], expected, atol=1e-6)
@@ -276,7 +276,7 @@ def test_infinite_half_precision_keys_do_not_stay_in_the_cache() -> None:
     slots = Slots(1, 1)
     slots.tables = torch.arange(MAX_BLOCKS)[None]
 
-    plan = ops.plan(slots.rows([0], [0], [1]), cache, [])
+    plan = ops.plan_attention(slots.rows([0], [0], [1]), cache, [])
     ops.write_keys_values(torch.full((1, KV_SIZE), math.inf, dtype=torch.float16), cache, 0, plan)
 
     assert bool(cache.layers[0].isfinite().all())

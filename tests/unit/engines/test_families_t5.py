@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tgis_server.engines.native.checkpoint.inspect import check_num_shard
-from tgis_server.engines.native.door import describe, summarize
+from tgis_server.engines.native.door import summarize, summarize_spec
 from tgis_server.engines.native.families import ALL_FAMILIES, read_spec
 from tgis_server.engines.native.spec import EncoderDecoderSpec, RelativePositions
 from tgis_server.errors import ModelError, UsageError
@@ -94,4 +94,4 @@ def test_commands_refuse_it(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="architecture T5ForConditionalGeneration has no native engine"):
         summarize(tmp_path)
 
-    assert describe(tmp_path, spec).kind == "encoder_decoder"
+    assert summarize_spec(tmp_path, spec).kind == "encoder_decoder"
