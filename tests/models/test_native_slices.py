@@ -1,4 +1,4 @@
-"""Every rank reads its share of a weight however the checkpoint stores it: compared with slices of plain torch."""
+"""Every rank reads its share of a weight from any layout, compared with slices in plain torch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tiny import no_progress
 HIDDEN, INNER, VOCAB, HEADS, KV_HEADS, DIM = 10, 12, 7, 12, 2, 3
 SPEC = DecoderSpec("test", VOCAB, HIDDEN, INNER, 1, HEADS, KV_HEADS, DIM, 1e-5, None, Length(9, "a test"), ())
 
-# Whole weights as they are meant, one row per output.
+# Whole weights in the plain layout, one row per output.
 QUERIES, KEYS, VALUES = (torch.randn(HEADS * DIM, HIDDEN) for _ in range(3))
 UP, DOWN = torch.randn(INNER, HIDDEN), torch.randn(HIDDEN, INNER)
 
@@ -49,7 +49,7 @@ def qkv_of(queries: Tensor, keys: Tensor, values: Tensor, spec: DecoderSpec, ran
 
 
 def grouped(queries: Tensor, keys: Tensor, values: Tensor, num_kv_heads: int) -> Tensor:
-    """For each KV head its queries, its key, its value."""
+    """Per KV head its queries, its key, its value."""
     parts = [weight.unflatten(0, (num_kv_heads, -1)) for weight in (queries, keys, values)]
     return torch.cat(parts, 1).flatten(0, 1)
 
@@ -59,7 +59,7 @@ def read(
 ) -> dict[str, Tensor]:
     tensors = read_tensors(directory, lambda warning: None)
     shapes = {piece.tensor: piece.tensor_shape for parameter in parameters for piece in parameter.pieces}
-    assert shapes == {name: info.shape for name, info in tensors.items()}  # what a start checks
+    assert shapes == {name: info.shape for name, info in tensors.items()}  # as a start checks
     checkpoint = Checkpoint(spec, num_shard, tensors, tuple(parameters), "float32")
     found = list(read_parameters(checkpoint, rank, torch.float32, torch.device("cpu"), no_progress))
     assert sum(tensor.numel() for _, tensor in found) == checkpoint.num_elements(rank)
@@ -67,7 +67,7 @@ def read(
 
 
 RANKS = [(rank, num_shard) for num_shard in (1, 2, 3) for rank in range(num_shard)]
-# With fewer KV heads than ranks they are copied, and ranks cut through a head's group of queries.
+# With fewer KV heads than ranks, heads are copied, and ranks divide a head's group of queries.
 SPLITS = [
     (num_kv_heads, rank, num_shard)
     for num_kv_heads, most in ((1, 3), (KV_HEADS, 4), (HEADS, 3))
@@ -88,9 +88,9 @@ SPLITS = [
         ),
         (grouped_qkv, grouped),
     ],
-    ids=["in a row", "transposed", "by KV head"],
+    ids=["stacked", "transposed", "by KV head"],
 )
-def test_fused_queries_keys_and_values(
+def test_fused_queries_keys_and_values_are_divided_by_heads(
     parts: Callable[[str, DecoderSpec], list[LayerRows]],
     store: Callable[[Tensor, Tensor, Tensor, int], Tensor],
     num_kv_heads: int,
@@ -113,7 +113,7 @@ def test_fused_queries_keys_and_values(
 
 @pytest.mark.parametrize(("rank", "num_shard"), RANKS)
 @pytest.mark.parametrize("is_transposed", [False, True])
-def test_inputs_are_divided_and_the_bias_comes_once(
+def test_inputs_are_divided_and_only_rank_0_has_the_bias(
     is_transposed: bool, rank: int, num_shard: int, tmp_path: Path
 ) -> None:
     bias = torch.randn(HIDDEN)
@@ -128,7 +128,7 @@ def test_inputs_are_divided_and_the_bias_comes_once(
 
 
 @pytest.mark.parametrize(("rank", "num_shard"), RANKS)
-def test_two_layers_in_one_tensor_are_divided_each(rank: int, num_shard: int, tmp_path: Path) -> None:
+def test_two_layers_in_one_tensor_are_divided_separately(rank: int, num_shard: int, tmp_path: Path) -> None:
     save_file({"a.weight": torch.cat([UP, UP.flip(0)])}, tmp_path / "model.safetensors")
     parts = stacked("a", [(INNER, Split.ROWS)] * 2)
 
@@ -138,7 +138,7 @@ def test_two_layers_in_one_tensor_are_divided_each(rank: int, num_shard: int, tm
 
 
 @pytest.mark.parametrize(("rank", "num_shard"), RANKS)
-def test_a_vocabulary_is_filled_up_with_zeros(rank: int, num_shard: int, tmp_path: Path) -> None:
+def test_a_vocabulary_is_padded_with_zeros(rank: int, num_shard: int, tmp_path: Path) -> None:
     table = torch.randn(VOCAB, HIDDEN)
     save_file({"a.weight": table}, tmp_path / "model.safetensors")
     per_rank = -(-VOCAB // num_shard)
@@ -151,7 +151,7 @@ def test_a_vocabulary_is_filled_up_with_zeros(rank: int, num_shard: int, tmp_pat
     assert torch.equal(ours["head"], padded[rank * per_rank : (rank + 1) * per_rank])
 
 
-def test_positions_begin_behind_rows_that_are_never_used(tmp_path: Path) -> None:
+def test_unused_first_rows_of_positions_are_skipped(tmp_path: Path) -> None:
     table = torch.randn(11, HIDDEN)
     save_file({"a": table}, tmp_path / "model.safetensors")
 
