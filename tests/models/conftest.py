@@ -56,7 +56,7 @@ def followers() -> Iterator[Followers]:
 
 @pytest.fixture
 def shards(followers: Followers, tmp_path: Path) -> Iterator[Callable[..., tuple[Driver, list[Any]]]]:
-    """Load a model on several ranks, with this process as rank 0. Returns a driver and each rank's (facts, capacity)."""
+    """Load a model on several ranks; this process is rank 0. Returns a driver and each rank's (facts, capacity)."""
     numbers = itertools.count()
     runners = []
 

@@ -83,7 +83,7 @@ def test_a_head_of_another_dtype_is_not_said_to_differ(tmp_path: Path) -> None:
 
     [warning] = inspect_checkpoint(tmp_path, TIED, 1).warnings
 
-    assert f"{HEAD} in b.safetensors is stored as F16 beside {EMBEDDING} in a.safetensors as F32:" in warning
+    assert f"{HEAD} in b.safetensors is stored as F16, and {EMBEDDING} in a.safetensors as F32:" in warning
 
 
 @pytest.mark.parametrize("without", [EMBEDDING, HEAD])

@@ -173,7 +173,7 @@ def decide_kv_budget(request: MemoryRequest, free_bytes: int) -> KvBudget:
         )
     note = (
         f"max_sequence_length lowered from {request.max_sequence_length} to {longest}: keys and values of one sequence "
-        f"need {format_bytes(need_bytes)}, {format_bytes(available_bytes)} are available on each shard."
+        f"need {format_bytes(need_bytes)}, and each shard has {format_bytes(available_bytes)} for them."
     )
     return KvBudget(num_blocks, longest, (note,))
 

@@ -142,10 +142,10 @@ def settle_head(spec: DecoderSpec, find: Find, warn: Tell) -> DecoderSpec:
     if not have_same_content(head, embedding):
         differs = f"differs from {embedding}"
         if head.dtype != embedding.dtype:
-            differs = f"is stored as {head.dtype} beside {embedding} as {embedding.dtype}"
+            differs = f"is stored as {head.dtype}, and {embedding} as {embedding.dtype}"
         warn(
             f"config.json says tie_word_embeddings, but {head} {differs}: that head is used. Set "
-            "tie_word_embeddings to false in config.json to say so."
+            "tie_word_embeddings to false in config.json to confirm that."
         )
     elif not is_blank(head):
         return spec
@@ -159,6 +159,6 @@ def warn_of_unused(spec: DecoderSpec, found: Mapping[str, TensorInfo], needed: I
     if unused:
         warn(
             f"{len(unused)} of {len(found)} tensors in the files {'is' if len(unused) == 1 else 'are'} not used, such "
-            f"as {min(unused)}: a {spec.family} model with num_hidden_layers {spec.num_layers} and the options of "
-            "config.json has no place for it."
+            f"as {min(unused)}: a {spec.family} model with num_hidden_layers {spec.num_layers} and the other settings in "
+            "config.json has no such tensor."
         )
