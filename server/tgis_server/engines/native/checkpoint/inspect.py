@@ -159,6 +159,6 @@ def warn_of_unused(spec: DecoderSpec, found: Mapping[str, TensorInfo], needed: I
     if unused:
         warn(
             f"{len(unused)} of {len(found)} tensors in the files {'is' if len(unused) == 1 else 'are'} not used, such "
-            f"as {min(unused)}: a {spec.family} model with num_hidden_layers {spec.num_layers} and the other settings in "
-            "config.json has no such tensor."
+            f"as {min(unused)}: a {spec.family} model with num_hidden_layers {spec.num_layers} and the other settings "
+            "in config.json has no such tensor."
         )
