@@ -12,13 +12,7 @@ from pathlib import Path
 
 from tgis_server import failures
 from tgis_server.engines.native.families import outer_tensors, parameters_of
-from tgis_server.engines.native.parameters.pieces import (
-    Parameter,
-    can_split,
-    kv_heads_of,
-    slice_of,
-    valid_num_shards,
-)
+from tgis_server.engines.native.parameters.pieces import Parameter, can_split, kv_heads_of, slice_of, valid_num_shards
 from tgis_server.engines.native.spec import DecoderSpec
 from tgis_server.model_files import (
     HEADER_DTYPES,

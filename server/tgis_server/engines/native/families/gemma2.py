@@ -11,10 +11,7 @@ from tgis_server.engines.native.config.length import read_length
 from tgis_server.engines.native.config.rope import read_rope
 from tgis_server.engines.native.config.windows import LAYER_TYPES, windows_of_types
 from tgis_server.engines.native.families import llama
-from tgis_server.engines.native.parameters.layouts import (
-    norm,
-    o_and_down,
-)
+from tgis_server.engines.native.parameters.layouts import norm, o_and_down
 from tgis_server.engines.native.parameters.pieces import Parameter
 from tgis_server.engines.native.spec import DecoderSpec
 

@@ -10,12 +10,7 @@ from tgis_server.engines.native.config.decoder import Keys, read_decoder, read_h
 from tgis_server.engines.native.config.length import read_length
 from tgis_server.engines.native.config.rope import read_rope
 from tgis_server.engines.native.families import llama
-from tgis_server.engines.native.parameters.layouts import (
-    LayerRows,
-    linear,
-    norm,
-    o_and_down,
-)
+from tgis_server.engines.native.parameters.layouts import LayerRows, linear, norm, o_and_down
 from tgis_server.engines.native.parameters.pieces import Parameter, Split
 from tgis_server.engines.native.spec import DecoderSpec
 

@@ -1,8 +1,8 @@
 """Tables of rotary cosines and sines by position, for every kind of ``RopeSpec``.
 
-All sequences share one table, so that the rotation of a key depends only on its position: prefix blocks can be shared,
-and neither chunking nor other rows of the batch change results. In transformers, two kinds depend on the length of the
-sequence; here:
+All sequences share one table: the rotation of a key depends on little more than its position, so prefix blocks can be
+shared, and neither chunking nor other rows of the batch change results. In transformers, two kinds depend on the length
+of the sequence; here:
 
 * dynamic: position p uses the base for a sequence of p + 1 tokens. Up to ``max_position`` this equals transformers;
   beyond, it equals transformers' generation token by token (a prompt is rotated there by its full length).
