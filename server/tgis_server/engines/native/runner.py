@@ -241,10 +241,10 @@ class NativeRunner:
             raise OutOfMemory("out of memory") from error
 
     def _launch_prompt_details(self, step: NativeStep, part: PromptPart, hidden: Tensor) -> None:
-        """Start computing details of prompt tokens from the raw logits of the preceding positions, in batches."""
-        per_batch = max(1, MAX_PROMPT_LOGITS_BYTES // (4 * self._vocab_size))
-        for start in range(0, len(part.following_ids), per_batch):
-            following = part.following_ids[start : start + per_batch]
+        """Start computing details of prompt tokens from raw logits of the preceding positions, within bounded memory."""
+        at_once = max(1, MAX_PROMPT_LOGITS_BYTES // (4 * self._vocab_size))
+        for start in range(0, len(part.following_ids), at_once):
+            following = part.following_ids[start : start + at_once]
             first = part.first_token + start
             logits = self._decoder.logits(hidden[first : first + len(following)])
             if logits is None:
