@@ -241,7 +241,7 @@ class NativeRunner:
             raise OutOfMemory("out of memory") from error
 
     def _launch_prompt_details(self, step: NativeStep, part: PromptPart, hidden: Tensor) -> None:
-        """Start computing details of prompt tokens from raw logits of the preceding positions, within bounded memory."""
+        """Start computing prompt details from the raw logits of the preceding positions, within bounded memory."""
         at_once = max(1, MAX_PROMPT_LOGITS_BYTES // (4 * self._vocab_size))
         for start in range(0, len(part.following_ids), at_once):
             following = part.following_ids[start : start + at_once]
