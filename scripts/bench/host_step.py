@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from tgis_server.engines.native.batch import BatchBuilder, Slots
+from tgis_server.engines.native.batch import BatchBuilder
+from tgis_server.engines.native.decoder_slots import DecoderSlots
 from tgis_server.engines.native.ops import select_ops
 from tgis_server.engines.native.ops.api import AttentionModifiers, CacheShape, Heads
 from tgis_server.engines.sampling.staging import Staging
@@ -28,7 +29,7 @@ HEADS = Heads(num_heads=9, num_kv_heads=3, head_dim=64, rotary_dim=64)
 
 
 class TimedPlan:
-    """Ops whose ``plan`` notes what it takes."""
+    """Ops that time ``plan_attention``."""
 
     def __init__(self, ops: Any) -> None:
         self._ops = ops
@@ -37,9 +38,9 @@ class TimedPlan:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._ops, name)
 
-    def plan(self, *args: Any) -> Any:
+    def plan_attention(self, *args: Any) -> Any:
         started_s = time.thread_time()
-        plan = self._ops.plan(*args)
+        plan = self._ops.plan_attention(*args)
         self.plan_s = time.thread_time() - started_s
         return plan
 
@@ -51,7 +52,7 @@ def measure(arguments: argparse.Namespace) -> None:
     max_blocks = -(-(length + arguments.steps) // BLOCK_SIZE) + 1
     staging, ops = Staging(device), TimedPlan(select_ops(device, torch.bfloat16))
     cache = ops.make_cache(CacheShape(1, num_rows * max_blocks, BLOCK_SIZE, HEADS))
-    slots = Slots(num_rows, max_blocks, staging)
+    slots = DecoderSlots(num_rows, max_blocks, staging)
     builder = BatchBuilder(slots, ops, cache, [AttentionModifiers(0.125, window=arguments.window)], staging)
     ids = pack_ids([3] * length)
     blocks = [list(range(row * max_blocks, (row + 1) * max_blocks)) for row in range(num_rows)]
@@ -67,7 +68,8 @@ def measure(arguments: argparse.Namespace) -> None:
         held = needed
         wall_s, cpu_s = time.perf_counter(), time.thread_time()
         slots.apply(plan)
-        slots.advance(builder.build(plan))
+        batch = builder.build(plan)
+        slots.advance(plan, batch.slots, batch.num_tokens)
         figures.append((time.thread_time() - cpu_s, ops.plan_s, time.perf_counter() - wall_s))
         plan = StepPlan(step + 1)
     cpu_ms, plan_ms, wall_ms = (statistics.median(column) * 1000 for column in zip(*figures[2:], strict=True))

@@ -1,4 +1,4 @@
-"""GPU tests: marked, and skipped where there is no CUDA device."""
+"""Marks GPU tests, and skips them if there is no CUDA device."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """A random model; the same arguments give the same one."""
+    """Make a random model; equal arguments share one."""
     made: dict[str, Path] = {}
 
     def make(model_type: str, **overrides: Any) -> Path:
@@ -39,7 +39,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture
 def driver(tmp_path: Path) -> Callable[..., Driver]:
-    """Load a checkpoint on a device and drive it."""
+    """Load a checkpoint on a device into a driver."""
 
     def start(directory: Path, device: str = "cuda", **options: Any) -> Driver:
         return Driver(load(directory, tmp_path, device=device, **options))

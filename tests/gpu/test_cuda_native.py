@@ -1,4 +1,4 @@
-"""The native engine on CUDA: the CPU's results, no waiting inside a launch, two steps under way."""
+"""The native engine on CUDA: results as on the CPU, no waiting for the device, two steps in flight."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ MODELS: dict[str, dict[str, Any]] = {
     "gpt-neox": {"model_type": "gpt_neox"},
     "phi": {"model_type": "phi", "qk_layernorm": True},
 }
-WAYS_TO_ATTEND = ("llama", "mistral-window", "bloom", "gemma2")  # each is other work before and in attention
+WAYS_TO_ATTEND = ("llama", "mistral-window", "bloom", "gemma2")  # each plans and computes attention differently
 
 
 @contextmanager
 def no_waiting() -> Iterator[None]:
-    """Whatever makes the host wait for the device raises."""
+    """Operations that make the host wait for the device raise."""
     torch.cuda.set_sync_debug_mode("error")
     try:
         yield
@@ -60,7 +60,7 @@ def no_waiting() -> Iterator[None]:
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("chunk", [1 << 30, 7], ids=["whole", "chunks of 7"])
-def test_cuda_generates_what_the_cpu_generates(
+def test_cuda_generates_the_tokens_of_the_cpu(
     name: str, chunk: int, checkpoint: Callable[..., Path], driver: Callable[..., Driver]
 ) -> None:
     directory = checkpoint(**MODELS[name])
@@ -73,9 +73,9 @@ def test_cuda_generates_what_the_cpu_generates(
     assert ours == theirs
     for one, other in zip(jobs[0], jobs[1], strict=True):
         pairs = zip(one.prompt_details + one.token_details, other.prompt_details + other.token_details, strict=True)
-        for mine, its in pairs:
-            assert mine.logprob == pytest.approx(its.logprob, abs=1e-3)
-            assert mine.rank == its.rank
+        for cuda, cpu in pairs:
+            assert cuda.logprob == pytest.approx(cpu.logprob, abs=1e-3)
+            assert cuda.rank == cpu.rank
 
 
 def test_sampling_gives_the_same_tokens_on_both_devices(
@@ -91,7 +91,7 @@ def test_sampling_gives_the_same_tokens_on_both_devices(
 
 
 def mixed_jobs() -> list[Job]:
-    """Every processor and kind of detail, in one batch."""
+    """Jobs with all processors and token details, in one batch."""
     params = [
         SamplingParams(),
         SAMPLED,
@@ -129,7 +129,7 @@ def test_a_decode_step_never_waits_for_the_device(
     runner = driver(checkpoint(**MODELS[name])).runner
     jobs = mixed_jobs()
     prefill(runner, jobs, blocks_each=8)
-    run_step(runner, decode_plan(1, len(jobs)))  # allocates what it needs
+    run_step(runner, decode_plan(1, len(jobs)))  # the first step may allocate memory
 
     with no_waiting():
         launched = [start_step(runner, decode_plan(step, len(jobs))) for step in (2, 3)]
@@ -158,7 +158,7 @@ def test_a_prefill_step_never_waits_for_the_device(
     assert len(runner.collect(launched).token_ids) == len(jobs)
 
 
-def test_two_steps_under_way_give_the_same_tokens(
+def test_two_steps_in_flight_give_the_same_tokens(
     checkpoint: Callable[..., Path], driver: Callable[..., Driver]
 ) -> None:
     directory = checkpoint("llama")
@@ -167,24 +167,26 @@ def test_two_steps_under_way_give_the_same_tokens(
     jobs = mixed_jobs()
     generated = prefill(runner, jobs, blocks_each=8)
 
-    under_way: deque[Any] = deque()
+    in_flight: deque[Any] = deque()
     for step in range(1, 20):
-        under_way.append(start_step(runner, decode_plan(step, len(jobs))))
-        if len(under_way) == 2:
-            for ids, new in zip(generated, runner.collect(under_way.popleft()).token_ids, strict=True):
+        in_flight.append(start_step(runner, decode_plan(step, len(jobs))))
+        if len(in_flight) == 2:
+            for ids, new in zip(generated, runner.collect(in_flight.popleft()).token_ids, strict=True):
                 ids.extend(new)
-    for ids, new in zip(generated, runner.collect(under_way.popleft()).token_ids, strict=True):
+    for ids, new in zip(generated, runner.collect(in_flight.popleft()).token_ids, strict=True):
         ids.extend(new)
 
     assert generated == expected
 
 
-def test_a_step_plans_ahead_on_cuda(checkpoint: Callable[..., Path], driver: Callable[..., Driver]) -> None:
+def test_the_runner_can_plan_ahead_on_cuda(checkpoint: Callable[..., Path], driver: Callable[..., Driver]) -> None:
     assert driver(checkpoint("llama")).runner.caps.plan_ahead
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_runs(dtype: str, checkpoint: Callable[..., Path], driver: Callable[..., Driver]) -> None:
+def test_half_precision_logprobs_are_close_to_float32(
+    dtype: str, checkpoint: Callable[..., Path], driver: Callable[..., Driver]
+) -> None:
     directory = checkpoint("qwen3", head_dim=32)
     jobs = [Job(prompt_of(40, 1), 8, wanted=EVERYTHING, chunk=16) for _ in range(2)]
 

@@ -1,4 +1,4 @@
-"""What a plan predicts for a GPU is what a start finds there. Each load runs in a process with a context of its own."""
+"""A plan predicts the GPU memory that a start takes. Each load runs in a process with its own CUDA context."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CONFIG = {
 
 @dataclass(frozen=True)
 class Measured:
-    """On the GPU, by a rank that has loaded."""
+    """GPU memory of a rank after loading."""
 
     fit: Fit  # predicted before CUDA was touched
     context_bytes: int
@@ -55,7 +55,7 @@ def load_and_measure(connection: Connection, run: Run) -> None:
 
     torch.cuda.init()
     square = torch.ones(64, 64, device="cuda")
-    torch.mm(square, square)  # with it comes cuBLAS
+    torch.mm(square, square)  # loads cuBLAS
     del square
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info()
@@ -75,7 +75,7 @@ def load_and_measure(connection: Connection, run: Run) -> None:
 
 def measure(directory: Path, *, is_tied: bool, dtype: str, **config: Any) -> Measured:
     (directory / "config.json").write_text(json.dumps(CONFIG | {"tie_word_embeddings": is_tied}))
-    write_converted_header(directory)  # all weights are zeros, which fill memory like others
+    write_converted_header(directory)  # all weights are zeros, which take as much memory as others
     run = Run(
         config=replace(ServeConfig(), **config),
         run_dir=directory,
@@ -114,11 +114,11 @@ def test_weights_and_kv_cache_are_predicted_within_5_percent(dtype: str, is_tied
 def test_kv_blocks_are_predicted_within_5_percent(tmp_path: Path) -> None:
     found = measure(tmp_path, is_tied=False, dtype="bfloat16")
 
-    print(f"predicted {found.fit.num_blocks} blocks, there are {found.num_blocks}")
+    print(f"predicted {found.fit.num_blocks} blocks, measured {found.num_blocks}")
     assert found.fit.num_blocks == pytest.approx(found.num_blocks, rel=0.05)
 
 
-def test_what_a_context_takes_is_known(tmp_path: Path) -> None:
+def test_the_assumed_size_of_a_context_is_right(tmp_path: Path) -> None:
     found = measure(tmp_path, is_tied=True, dtype="bfloat16", kv_cache_memory=1 << 30)
 
     print(f"a context takes {found.context_bytes / MIB:.0f} MiB, {CUDA_CONTEXT_BYTES / MIB:.0f} are assumed")

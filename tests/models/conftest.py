@@ -1,4 +1,4 @@
-"""Checkpoints, oracles and follower processes that the model tests share."""
+"""Checkpoints, oracles and follower processes for the model tests."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tiny import Driver, Model, Oracle, load, make_checkpoint, make_run, no_prog
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Tiny models gain nothing from threads, and the tests of several processes would lose."""
+    """Tiny models gain nothing from threads, and tests with several processes would slow down."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Model]:
-    """Make a random checkpoint and its oracle; the same arguments give the same one."""
+    """Make a random checkpoint and its oracle; equal arguments share one."""
     made: dict[str, Model] = {}
 
     def make(model_type: str = "llama", seed: int = 0, **overrides: Any) -> Model:
@@ -38,7 +38,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Model]:
 
 @pytest.fixture
 def driver(tmp_path: Path) -> Callable[..., Driver]:
-    """Load a model and drive it."""
+    """Load a model into a driver."""
 
     def start(model: Model, **options: Any) -> Driver:
         return Driver(load(model.directory, tmp_path, **options))
@@ -48,7 +48,7 @@ def driver(tmp_path: Path) -> Callable[..., Driver]:
 
 @pytest.fixture(scope="session")
 def followers() -> Iterator[Followers]:
-    """Processes for up to three more ranks."""
+    """Processes for ranks 1 to 3."""
     processes = Followers(3)
     yield processes
     processes.close()
@@ -56,7 +56,7 @@ def followers() -> Iterator[Followers]:
 
 @pytest.fixture
 def shards(followers: Followers, tmp_path: Path) -> Iterator[Callable[..., tuple[Driver, list[Any]]]]:
-    """Load a model on several ranks: this process is rank 0. Returns its driver and (facts, capacity) of every rank."""
+    """Load a model on several ranks; this process is rank 0. Returns a driver and each rank's (facts, capacity)."""
     numbers = itertools.count()
     runners = []
 

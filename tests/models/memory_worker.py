@@ -1,4 +1,4 @@
-"""What loading a rank adds to a process of its own. Imports nothing large before it has started to measure."""
+"""Measures the memory that loading a rank adds to a separate process. Imports nothing large beforehand."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from tgis_server.run import Run
 
 
 def private_bytes() -> int:
-    """Memory that belongs to this process alone."""
+    """Private memory of this process."""
     with open("/proc/self/smaps_rollup") as file:
         return 1024 * sum(int(line.split()[1]) for line in file if line.startswith("Private_"))
 
 
 def measure(connection: Connection, run: Run, rank: int) -> None:
-    """Send what weights, then keys and values add, and how many blocks there are."""
+    """Send the bytes that weights add, those that keys and values add, and the number of blocks."""
     import torch
 
     from tgis_server.engines.native.ops import select_ops
     from tgis_server.engines.native.runner import NativeRunner
 
     torch.set_num_threads(1)
-    select_ops(torch.device("cpu"), getattr(torch, run.dtype))  # what its first use allocates is no weight
+    select_ops(torch.device("cpu"), getattr(torch, run.dtype))  # its first use allocates memory, too
     before = private_bytes()
     runner = NativeRunner.load(run, rank, lambda *_: None)
     loaded = private_bytes()
@@ -30,7 +30,7 @@ def measure(connection: Connection, run: Run, rank: int) -> None:
         for layer in runner._cache.layers:
             layer.fill_(1)
     connection.send((loaded - before, private_bytes() - loaded, runner.capacity.num_blocks))
-    connection.recv()  # the other ranks may still need this one
+    connection.recv()  # other ranks may still need this one
     runner.close()
 
 

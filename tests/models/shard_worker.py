@@ -1,4 +1,4 @@
-"""A follower rank in a process of its own: loads what it is told, then obeys plans, as a shard does."""
+"""A follower rank in a separate process: loads models and executes plans on request, like a shard."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tgis_server.wire.messages import StepPlan
 
 
 def follow(connection: Connection) -> None:
-    """Serve ``load`` and plans until the other end closes."""
+    """Load models and execute plans until the other end closes."""
     import torch
 
     from tgis_server.engines.native.runner import NativeRunner
@@ -48,7 +48,7 @@ class Followers:
             self._processes.append(process)
 
     def start_loading(self, runs: list[Run]) -> None:
-        """Let rank i + 1 load ``runs[i]``; the caller loads rank 0 meanwhile."""
+        """Have rank i + 1 load ``runs[i]``, while the caller loads rank 0."""
         self._active = self._ends[: len(runs)]
         for i, run in enumerate(runs):
             self._active[i].send((run, i + 1))

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
+from tgis_server.engines.native.config.config_file import NULL_IS_A_VALUE
 from tgis_server.engines.native.families import FAMILIES, read_spec
-from tgis_server.engines.native.families.config_file import NULL_IS_A_VALUE
 
 # Everywhere something else than the default; sizes divide those of every class.
 STATED: dict[str, Any] = {

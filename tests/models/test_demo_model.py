@@ -1,4 +1,4 @@
-"""The demo model and its grammar: what is shipped, that it writes the language, and that it can be made again."""
+"""The demo model: its grammar and training, the shipped files, and the text that it writes."""
 
 import importlib
 import itertools
@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEMO_MODEL = REPOSITORY / "server" / "tgis_server" / "demo_model"
 
-sys.path.insert(0, str(REPOSITORY / "scripts"))  # scripts are no package; they find each other the same way
+sys.path.insert(0, str(REPOSITORY / "scripts"))  # scripts are not a package; they import each other the same way
 grammar = importlib.import_module("demo_grammar")
 making = importlib.import_module("make_demo_model")
 
@@ -43,7 +43,7 @@ STATEMENT = (
 
 
 @pytest.mark.parametrize("kind", list(grammar.LANGUAGE))
-def test_the_grammar_accepts_every_kind_of_text_it_writes(kind: str) -> None:
+def test_the_grammar_accepts_every_kind_of_text_that_it_writes(kind: str) -> None:
     rng = random.Random(kind)
 
     texts = [grammar.write(grammar.language()[kind], {}, rng) for _ in range(20)]
@@ -51,7 +51,7 @@ def test_the_grammar_accepts_every_kind_of_text_it_writes(kind: str) -> None:
     assert [grammar.parse(text) for text in texts] == [[grammar.parse_text(text)] for text in texts]
 
 
-def test_a_document_of_several_texts_parses_as_the_kinds_of_its_texts() -> None:
+def test_a_document_of_several_texts_parses_into_their_kinds() -> None:
     kinds = grammar.parse(f"{BIRTHDAY}\n\n{STATEMENT}\n\n{STORY}")
 
     assert kinds == ["story/birthday", "statement", "reading/returned"]
@@ -71,12 +71,12 @@ def test_a_document_of_several_texts_parses_as_the_kinds_of_its_texts() -> None:
         pytest.param(STORY, "under an old oak", "under a old oak", id="article"),
         pytest.param(STORY, "Answer: Anna went to the forest", "Answer: Anna went to the lake", id="wrong answer"),
         pytest.param(STORY, "Answer: Anna went", "Answer: Ben went", id="answer about someone else"),
-        pytest.param(STORY, "Anna took it back to him. ", "", id="half a sentence gone"),
-        pytest.param(STORY, "She found a red ball under an old oak. ", "", id="a needed sentence gone"),
+        pytest.param(STORY, "Anna took it back to him. ", "", id="half a sentence missing"),
+        pytest.param(STORY, "She found a red ball under an old oak. ", "", id="a needed sentence missing"),
         pytest.param(STORY, "Then they", "Then then they", id="doubled word"),
         pytest.param(STORY, "Answer: Anna went to the forest.", "Answer:", id="no answer"),
-        pytest.param(STORY, "to the forest. She", "to the forest. The end. She", id="something put in"),
-        pytest.param(STORY, "sing. One", "singOne", id="space gone"),
+        pytest.param(STORY, "to the forest. She", "to the forest. The end. She", id="something inserted"),
+        pytest.param(STORY, "sing. One", "singOne", id="space missing"),
         pytest.param(BIRTHDAY, "Mia opened", "Tom opened", id="present for oneself"),
         pytest.param(BIRTHDAY, "found an orange", "found a orange", id="article of a vowel"),
         pytest.param(BIRTHDAY, "saw the orange kite", "saw the orange cup", id="present changes"),
@@ -117,7 +117,7 @@ def test_the_grammar_knows_the_answers_of_its_world(right: str, wrong: str) -> N
         grammar.parse(f"Question: {question} Answer: {wrong}")
 
 
-def test_an_error_tells_how_far_the_text_could_be_explained() -> None:
+def test_an_error_has_the_position_up_to_which_the_text_parses() -> None:
     with pytest.raises(grammar.GrammarError) as caught:
         grammar.parse(BIRTHDAY.replace("saw the orange", "saw the green"))
 
@@ -126,14 +126,14 @@ def test_an_error_tells_how_far_the_text_could_be_explained() -> None:
 
 @pytest.mark.parametrize("notation", ["{hero", "(one|two", "one]", "<{hero}"])
 def test_an_unbalanced_pattern_is_refused(notation: str) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 - the message of an unclosed slot is that of str.index
+    with pytest.raises(ValueError):  # noqa: PT011 - an unclosed slot has the message of str.index
         grammar.read_pattern(notation)
 
 
 # --- The training text -------------------------------------------------------------------------------------
 
 
-def test_held_out_names_and_places_never_meet_in_the_training_text() -> None:
+def test_held_out_pairs_of_name_and_place_are_not_in_the_training_text() -> None:
     settings = making.Settings()
     documents = itertools.islice(making.training_documents(settings, "training"), 4000)
     texts = [text for document in documents for text in document.split(grammar.BLANK_LINE)]
@@ -148,7 +148,7 @@ def test_held_out_names_and_places_never_meet_in_the_training_text() -> None:
     assert met == []
 
 
-def test_the_training_text_depends_on_the_seed_alone() -> None:
+def test_the_training_text_depends_only_on_the_seed() -> None:
     first, second, other = (
         list(itertools.islice(making.training_documents(making.Settings(seed=seed), "training"), 50))
         for seed in (7, 7, 8)
@@ -184,7 +184,7 @@ def test_training_twice_gives_the_same_bits() -> None:
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
-def test_a_finished_directory_replaces_the_old_one_as_a_whole(tmp_path: Path) -> None:
+def test_a_finished_directory_replaces_all_of_the_old_one(tmp_path: Path) -> None:
     output, finished = tmp_path / "model", tmp_path / "work" / "model"
     output.mkdir()
     (output / "old").write_text("old")
@@ -238,7 +238,7 @@ def test_the_shipped_generation_is_greedy_and_ends_at_the_end_token() -> None:
 
 
 @pytest.mark.parametrize("text", ["Once upon a time", "", " two  spaces\n", "Žluťoučký kůň 🦆 日本語\t\x00"])
-def test_the_shipped_tokenizer_begins_every_text_and_gives_it_back(text: str) -> None:
+def test_the_shipped_tokenizer_adds_a_begin_token_and_restores_the_text(text: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL)
 
     begin, *ids = tokenizer(text)["input_ids"]
@@ -258,7 +258,7 @@ def test_at_least_95_of_100_held_out_continuations_parse() -> None:
 
 
 @pytest.mark.parametrize("prompt", ["Once upon a time", "Question: Where does the cat live?"])
-def test_a_first_prompt_becomes_a_text_of_the_grammar(prompt: str) -> None:
+def test_a_typical_first_prompt_is_continued_within_the_grammar(prompt: str) -> None:
     [continuation] = making.continue_greedily(DEMO_MODEL, [prompt])
 
     assert continuation.fault is None

@@ -10,7 +10,7 @@ from tgis_server.wire.messages import NewSequence, SamplingParams, StepPlan, Ste
 from tiny import Driver, Job, Model, assert_same_tokens, prompt_of, run_step
 
 
-def test_a_cached_prefix_gives_the_same_tokens(model: Callable[..., Model], driver: Callable[..., Driver]) -> None:
+def test_a_cached_prefix_does_not_change_tokens(model: Callable[..., Model], driver: Callable[..., Driver]) -> None:
     tiny = model("qwen2")
     started = driver(tiny)
     shared = prompt_of(32, 1)  # four blocks of eight
@@ -24,7 +24,9 @@ def test_a_cached_prefix_gives_the_same_tokens(model: Callable[..., Model], driv
         assert_same_tokens(tiny.oracle, prompt, generated, tiny.expected(prompt, 16))
 
 
-def test_a_cached_prefix_works_with_a_window(model: Callable[..., Model], driver: Callable[..., Driver]) -> None:
+def test_a_cached_prefix_does_not_change_tokens_with_a_window(
+    model: Callable[..., Model], driver: Callable[..., Driver]
+) -> None:
     tiny = model("mistral", sliding_window=12)
     started = driver(tiny)
     shared = prompt_of(32, 1)
@@ -37,7 +39,7 @@ def test_a_cached_prefix_works_with_a_window(model: Callable[..., Model], driver
     assert_same_tokens(tiny.oracle, prompt, ours, tiny.expected(prompt, 16))
 
 
-def test_a_preempted_sequence_continues_where_it_was(
+def test_a_preempted_sequence_resumes_where_it_stopped(
     model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
     tiny = model("llama")
@@ -63,7 +65,7 @@ def test_blocks_and_slots_are_reused(model: Callable[..., Model], driver: Callab
         assert_same_tokens(tiny.oracle, prompt, ours, tiny.expected(prompt, 10))
 
 
-def test_a_plan_that_goes_beyond_slots_or_tables_is_refused_by_the_name_of_its_field(
+def test_a_plan_beyond_slots_or_block_tables_fails_with_the_name_of_the_field(
     model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
     runner = driver(model("llama"), max_batch_size=4).runner

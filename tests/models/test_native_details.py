@@ -1,4 +1,4 @@
-"""Log probabilities, ranks and alternatives of generated and prompt tokens, against transformers' logits."""
+"""Log probabilities, ranks and alternatives of generated and prompt tokens, checked with transformers' logits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tiny import Driver, Job, Model, prompt_of
 EVERYTHING = Wanted(logprobs=True, ranks=True, top_n=4, generated_tokens=True, input_tokens=True)
 
 
-def assert_describes(detail: TokenDetail, logits: torch.Tensor, token_id: int, top_n: int) -> None:
+def assert_detail_matches(detail: TokenDetail, logits: torch.Tensor, token_id: int, top_n: int) -> None:
     logprobs = logits.log_softmax(-1)
     best = logprobs.topk(top_n)
     assert detail.logprob == pytest.approx(float(logprobs[token_id]), abs=1e-4)
@@ -23,7 +23,7 @@ def assert_describes(detail: TokenDetail, logits: torch.Tensor, token_id: int, t
 
 
 @pytest.mark.parametrize("chunk", [1 << 30, 7, 1])
-def test_generated_and_prompt_tokens_are_described(
+def test_details_of_generated_and_prompt_tokens_match_the_logits(
     chunk: int, model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
     tiny = model("llama")
@@ -35,14 +35,12 @@ def test_generated_and_prompt_tokens_are_described(
     assert len(job.prompt_details) == 16
     assert len(job.token_details) == 8
     for position, detail in enumerate(job.prompt_details):
-        assert_describes(detail, logits[position], job.prompt[position + 1], 4)
+        assert_detail_matches(detail, logits[position], job.prompt[position + 1], 4)
     for index, detail in enumerate(job.token_details):
-        assert_describes(detail, logits[16 + index], job.generated[index], 4)
+        assert_detail_matches(detail, logits[16 + index], job.generated[index], 4)
 
 
-def test_prompt_details_ignore_sampling_and_penalties(
-    model: Callable[..., Model], driver: Callable[..., Driver]
-) -> None:
+def test_prompt_details_ignore_sampling_parameters(model: Callable[..., Model], driver: Callable[..., Driver]) -> None:
     tiny = model("llama")
     sampling = SamplingParams(temperature=0.5, top_k=2, repetition_penalty=2.0)
     job = Job(prompt_of(17, 1), 2, wanted=EVERYTHING, sampling=sampling)
@@ -51,10 +49,10 @@ def test_prompt_details_ignore_sampling_and_penalties(
 
     logits = tiny.oracle.logits(job.prompt)
     for position, detail in enumerate(job.prompt_details):
-        assert_describes(detail, logits[position], job.prompt[position + 1], 4)
+        assert_detail_matches(detail, logits[position], job.prompt[position + 1], 4)
 
 
-def test_only_what_was_asked_for_is_computed(model: Callable[..., Model], driver: Callable[..., Driver]) -> None:
+def test_only_the_wanted_details_are_computed(model: Callable[..., Model], driver: Callable[..., Driver]) -> None:
     jobs = [
         Job(prompt_of(5, 1), 2),
         Job(prompt_of(5, 1), 2, wanted=Wanted(ranks=True, generated_tokens=True)),
@@ -70,7 +68,7 @@ def test_only_what_was_asked_for_is_computed(model: Callable[..., Model], driver
     assert jobs[2].prompt_details[0].rank == 0
 
 
-def test_a_resumed_sequence_describes_its_prompt_and_its_new_tokens(
+def test_a_resumed_sequence_has_details_of_its_prompt_and_new_tokens(
     model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
     tiny = model("llama")
@@ -84,12 +82,12 @@ def test_a_resumed_sequence_describes_its_prompt_and_its_new_tokens(
     assert len(resumed.prompt_details) == 11
     assert len(resumed.token_details) == 6
     for position, detail in enumerate(resumed.prompt_details):
-        assert_describes(detail, logits[position], resumed.prompt[position + 1], 4)
+        assert_detail_matches(detail, logits[position], resumed.prompt[position + 1], 4)
     for index, detail in enumerate(resumed.token_details, start=4):
-        assert_describes(detail, logits[11 + index], resumed.generated[index], 4)
+        assert_detail_matches(detail, logits[11 + index], resumed.generated[index], 4)
 
 
-def test_long_prompts_are_described_some_positions_at_a_time(
+def test_details_of_long_prompts_are_computed_in_batches(
     model: Callable[..., Model], driver: Callable[..., Driver], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tgis_server.engines.native.runner.MAX_PROMPT_LOGITS_BYTES", 4 * 211 * 5)
@@ -101,4 +99,4 @@ def test_long_prompts_are_described_some_positions_at_a_time(
     logits = tiny.oracle.logits(job.prompt)
     assert len(job.prompt_details) == 32
     for position, detail in enumerate(job.prompt_details):
-        assert_describes(detail, logits[position], job.prompt[position + 1], 4)
+        assert_detail_matches(detail, logits[position], job.prompt[position + 1], 4)

@@ -1,4 +1,4 @@
-"""Every family generates what transformers generates: alone, in company, and however the prompt is cut."""
+"""Every family generates the tokens of transformers: alone, in batches, and with any chunks."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tgis_server.engines.native.families import ALL_FAMILIES, names
-from tgis_server.engines.native.families.common import DEFAULTS, read_decoder
+from tgis_server.engines.native.families import ALL_FAMILIES, llama
 from tgis_server.engines.native.models.decoder import StepInputs
-from tgis_server.engines.native.parameters import Parameter
+from tgis_server.engines.native.parameters import layouts
+from tgis_server.engines.native.parameters.pieces import Parameter
 from tgis_server.engines.native.spec import DecoderSpec
 from tiny import Driver, Job, Model, assert_same_tokens, prompt_of
 
@@ -61,7 +61,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "attention_bias": True,
         "mlp_bias": True,
     },
-    "bloom": {"model_type": "bloom", "n_head": 6, "hidden_size": 96},  # 6: slopes of no power of two
+    "bloom": {"model_type": "bloom", "n_head": 6, "hidden_size": 96},  # 6 is not a power of two: interpolated slopes
     "gemma2": {
         "model_type": "gemma2",
         "head_dim": 16,
@@ -87,7 +87,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("chunk", [None, 7], ids=["whole", "chunks of 7"])
-def test_a_mixed_batch_generates_what_transformers_generates(
+def test_a_mixed_batch_generates_the_tokens_of_transformers(
     name: str, chunk: int | None, model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
     tiny = model(**MODELS[name])
@@ -100,8 +100,8 @@ def test_a_mixed_batch_generates_what_transformers_generates(
         assert_same_tokens(tiny.oracle, prompt, generated, tiny.expected(prompt, NUM_TOKENS))
 
 
-def test_gemma_rounds_the_scale_of_its_embedding(model: Callable[..., Model], driver: Callable[..., Driver]) -> None:
-    """The root of 60 is nearly 7.746, and 7.75 in bfloat16."""
+def test_gemma_rounds_its_embedding_scale(model: Callable[..., Model], driver: Callable[..., Driver]) -> None:
+    """The square root of 60 is about 7.746, and 7.75 in bfloat16."""
     tiny = model("gemma2", hidden_size=60, head_dim=16)
     decoder = driver(tiny, dtype="bfloat16").runner._decoder
     ids = torch.tensor(prompt_of(23, seed=1))
@@ -114,7 +114,7 @@ def test_gemma_rounds_the_scale_of_its_embedding(model: Callable[..., Model], dr
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 8, 16, 64])
-def test_the_size_of_chunks_does_not_matter(
+def test_tokens_do_not_depend_on_the_size_of_chunks(
     chunk: int, model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
     tiny = model("mistral", sliding_window=12)
@@ -125,7 +125,7 @@ def test_the_size_of_chunks_does_not_matter(
     assert_same_tokens(tiny.oracle, prompt, ours[0], tiny.expected(prompt, NUM_TOKENS))
 
 
-def test_company_does_not_change_a_sequence(model: Callable[..., Model], driver: Callable[..., Driver]) -> None:
+def test_other_rows_do_not_change_a_sequence(model: Callable[..., Model], driver: Callable[..., Driver]) -> None:
     tiny = model("llama")
     prompt = prompt_of(30, seed=2)
 
@@ -139,7 +139,7 @@ def test_company_does_not_change_a_sequence(model: Callable[..., Model], driver:
 def test_rows_of_very_different_lengths_share_a_step(
     model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
-    """More than the padding that one group of rows accepts."""
+    """They differ by more than one group of rows may be padded."""
     tiny = model("mistral", sliding_window=12)
     prompts = [prompt_of(n, n) for n in (200, 2, 150, 3, 220)]
 
@@ -150,29 +150,29 @@ def test_rows_of_very_different_lengths_share_a_step(
 
 
 def olmo2_parameters(spec: DecoderSpec) -> list[Parameter]:
-    found = names.outer_parameters(spec)
+    found = llama.outer_parameters(spec)
     for layer in range(spec.num_layers):
         theirs, ours = f"model.layers.{layer}.", f"layers.{layer}."
         for norm in ("q_norm", "k_norm"):
-            found += names.norm(ours + norm, f"{theirs}self_attn.{norm}", spec.head_dim)
+            found += layouts.norm(ours + norm, f"{theirs}self_attn.{norm}", spec.head_dim)
         found += [
-            *names.norm(ours + "attention_post_norm", theirs + "post_attention_layernorm", spec.hidden_size),
-            *names.norm(ours + "mlp_post_norm", theirs + "post_feedforward_layernorm", spec.hidden_size),
-            *names.split_qkv(spec, layer),
-            *names.split_gate_up(spec, layer),
-            *names.o_and_down(spec, layer, theirs + "self_attn.o_proj", theirs + "mlp.down_proj"),
+            *layouts.norm(ours + "attention_post_norm", theirs + "post_attention_layernorm", spec.hidden_size),
+            *layouts.norm(ours + "mlp_post_norm", theirs + "post_feedforward_layernorm", spec.hidden_size),
+            *llama.split_qkv(spec, layer),
+            *llama.split_gate_up(spec, layer),
+            *layouts.o_and_down(spec, layer, theirs + "self_attn.o_proj", theirs + "mlp.down_proj"),
         ]
     return found
 
 
-def test_layers_with_norms_behind_attention_and_mlp_alone(
+def test_layers_with_norms_only_after_attention_and_mlp(
     model: Callable[..., Model], driver: Callable[..., Driver], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """OLMo 2's, which no family of ours has. Of one head, as its norm over all heads is then one over each."""
+    """As in OLMo 2, which is no family of ours. With one head, its norm over all heads is a norm over each head."""
     olmo2 = SimpleNamespace(
         ARCHITECTURE="Olmo2ForCausalLM",
-        DEFAULTS=DEFAULTS,
-        read=lambda config: replace(read_decoder(config, "olmo2"), residual="post_norm", qk_norm="rms"),
+        DEFAULTS=llama.DEFAULTS,
+        read=lambda config: replace(llama.read_llama(config, "olmo2"), residual="post_norm", qk_norm="rms"),
         parameters=olmo2_parameters,
     )
     monkeypatch.setitem(ALL_FAMILIES, "olmo2", olmo2)

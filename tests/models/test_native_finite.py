@@ -1,4 +1,4 @@
-"""NaN and infinity stay with the request in which they are computed."""
+"""NaN and infinity affect only the request that computes them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tgis_server.wire.messages import LengthPenalty, SamplingParams, StepTokens, Wanted
 from tiny import Driver, Job, load, make_checkpoint, prompt_of
 
-POISON = 7  # the token whose embedding is damaged
+POISON = 7  # a token with a damaged embedding
 SAMPLERS = {
     "greedy": SamplingParams(),
     "temperature": SamplingParams(temperature=0.7),
@@ -25,7 +25,7 @@ SAMPLERS = {
 
 
 class Watched(Driver):
-    """Notes in which slots NaN or infinity was computed."""
+    """Records the slots that computed NaN or infinity."""
 
     def __init__(self, runner: object) -> None:
         super().__init__(runner)
@@ -38,7 +38,7 @@ class Watched(Driver):
 
 @pytest.fixture(scope="module", params=[float("nan"), float("inf"), float("-inf")])
 def damaged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model in which one token's embedding is not finite."""
+    """A model with one embedding that is not finite."""
     directory = make_checkpoint(tmp_path_factory.mktemp("damaged"), "llama")
     weights = load_file(directory / "model.safetensors")
     weights["model.embed_tokens.weight"][POISON, 3] = request.param
@@ -51,22 +51,22 @@ def healthy(length: int, seed: int) -> list[int]:
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_only_rows_with_values_that_are_not_finite_are_reported(damaged: Path, tmp_path: Path, name: str) -> None:
+def test_only_rows_with_non_finite_values_are_reported(damaged: Path, tmp_path: Path, name: str) -> None:
     runner = load(damaged, tmp_path)
-    sampling, details = SAMPLERS[name], Wanted(logprobs=True, ranks=True, top_n=2, generated_tokens=True)
+    sampling, wanted = SAMPLERS[name], Wanted(logprobs=True, ranks=True, top_n=2, generated_tokens=True)
     bad = [*healthy(9, 2), POISON, *healthy(11, 3)]
     prompts = [healthy(12, 1), healthy(30, 4)]
-    alone = [Watched(runner).run([Job(prompt, 6, sampling, details)])[0] for prompt in prompts]
+    alone = [Watched(runner).run([Job(prompt, 6, sampling, wanted)])[0] for prompt in prompts]
 
     driver = Watched(runner)
-    beside = driver.run([Job(prompt, 6, sampling, details, chunk=8) for prompt in (prompts[0], bad, prompts[1])])
+    together = driver.run([Job(prompt, 6, sampling, wanted, chunk=8) for prompt in (prompts[0], bad, prompts[1])])
 
     assert driver.broken == {1}
-    assert [beside[0], beside[2]] == alone
+    assert [together[0], together[2]] == alone
 
 
 @pytest.mark.parametrize("chunk", [8, 1])
-def test_chunks_without_logits_are_looked_at_too(damaged: Path, tmp_path: Path, chunk: int) -> None:
+def test_chunks_without_logits_are_checked_too(damaged: Path, tmp_path: Path, chunk: int) -> None:
     driver = Watched(load(damaged, tmp_path))
     plans: list[set[int]] = []
     job = Job([*healthy(3, 1), POISON, *healthy(30, 2)], 1, chunk=chunk)
@@ -84,18 +84,18 @@ def test_chunks_without_logits_are_looked_at_too(damaged: Path, tmp_path: Path, 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("rest", [float("nan"), float("inf"), float("-inf")])
-def test_what_a_block_held_before_reaches_nobody(
+def test_former_contents_of_blocks_affect_no_sequence(
     model: Callable[..., object], tmp_path: Path, dtype: str, rest: float
 ) -> None:
-    """Rows of different lengths, so that some are padded, and windows of the cache that end within a block."""
+    """Rows of different lengths, so that some are padded and some end within a block."""
     directory = model("llama").directory  # type: ignore[attr-defined]
     jobs = [(healthy(length, length), chunk) for length, chunk in ((3, 99), (30, 8), (61, 7), (90, 99), (17, 1))]
     runs = []
-    for left in (0.0, rest):
+    for value in (0.0, rest):
         runner = load(directory, tmp_path, dtype=dtype)
         with torch.inference_mode():
             for layer in runner._cache.layers:
-                layer.fill_(left)
+                layer.fill_(value)
         driver = Watched(runner)
         runs.append(driver.run([Job(prompt, 12, chunk=chunk) for prompt, chunk in jobs]))
         assert driver.broken == set()
@@ -104,7 +104,7 @@ def test_what_a_block_held_before_reaches_nobody(
 
 
 @pytest.mark.parametrize("wanted", [Wanted(logprobs=True, input_tokens=True)])
-def test_facts_about_a_prompt_that_are_not_finite_are_reported(damaged: Path, tmp_path: Path, wanted: Wanted) -> None:
+def test_prompt_details_that_are_not_finite_are_reported(damaged: Path, tmp_path: Path, wanted: Wanted) -> None:
     driver = Watched(load(damaged, tmp_path))
 
     driver.run([Job(healthy(5, 1), 2, wanted=wanted), Job([3, POISON, 4], 2, wanted=wanted)])

@@ -1,4 +1,4 @@
-"""A regular expression guides some rows of a batch through the leader's own loop; others stay as they are alone."""
+"""In the leader's loop, regular expressions guide some rows of a batch and leave the others unchanged."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PROMPTS = ["Once upon a time", "The"]
 
 
 class Loop:
-    """A leader that steps when told to, over real ranks."""
+    """A leader on real ranks that steps on request."""
 
     def __init__(self, ranks: Driver, *, plan_ahead: bool) -> None:
         runner: NativeRunner = ranks.runner
@@ -53,7 +53,7 @@ class Loop:
         self.session: OpenSession = session
 
     def generate(self, *requests: Submit) -> dict[int, list[int]]:
-        """Token ids by request, once all have ended."""
+        """Run these requests to their end. Returns token ids by request."""
         self.inbox.put(Requests(self.session.number, list(requests)))
         tokens: dict[int, list[int]] = {request.request_id: [] for request in requests}
         open_ids = set(tokens)
@@ -81,7 +81,7 @@ class ToRanks:
 
 @pytest.mark.parametrize("num_shard", [1, 2])
 @pytest.mark.parametrize("plan_ahead", [False, True], ids=["one-step", "two-steps-in-flight"])
-def test_guided_rows_match_their_regex_and_change_nothing_for_others(
+def test_guided_rows_match_their_regex_and_do_not_change_others(
     num_shard: int, plan_ahead: bool, shards: Callable[..., tuple[Driver, list[Any]]]
 ) -> None:
     tokenizer = Tokenizer.from_file(str(DEMO_MODEL / "tokenizer.json"))

@@ -1,4 +1,4 @@
-"""Linear layers and norms of the reference against a few lines of plain torch."""
+"""Linear layers and norms of the reference, compared with a few lines of plain torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def multiplied(x: Tensor, bias: Tensor | None, lora: LoraView | None) -> Tensor:
 
 @pytest.mark.parametrize("places", [[-1] * 5, [0, -1, 2, 2, 1]], ids=["none", "several"])
 @pytest.mark.parametrize("bias", [None, BIAS], ids=["plain", "bias"])
-def test_each_row_gets_its_own_adapter_added(bias: Tensor | None, places: list[int]) -> None:
+def test_each_row_gets_its_own_adapter(bias: Tensor | None, places: list[int]) -> None:
     lora = LoraView(torch.tensor(places), SCALES, A, B)
     merged = [WEIGHT if p < 0 else WEIGHT + SCALES[p] * B[p] @ A[p] for p in places]
 
@@ -33,8 +33,8 @@ def test_each_row_gets_its_own_adapter_added(bias: Tensor | None, places: list[i
     assert torch.allclose(ours, expected, atol=1e-4)
 
 
-def test_ranks_that_share_the_inputs_add_up_to_the_adapter() -> None:
-    """B is whole on each of them, A has their inputs."""
+def test_an_adapter_with_divided_inputs_is_the_sum_over_ranks() -> None:
+    """Each rank has all of B, and A for its own inputs."""
     places = torch.tensor([0, -1, 2, 2, 1])
     whole = multiplied(X, None, LoraView(places, SCALES, A, B))
 
@@ -46,7 +46,7 @@ def test_ranks_that_share_the_inputs_add_up_to_the_adapter() -> None:
     assert torch.allclose(halves[0] + halves[1], whole, atol=1e-4)
 
 
-def test_a_weight_in_a_format_that_nothing_multiplies_is_a_bug() -> None:
+def test_a_weight_in_an_unknown_format_is_a_bug() -> None:
     part = WeightPart({"data": torch.zeros(4, 4), "scales": torch.ones(4, 1)}, "int4", group_size=4)
 
     with pytest.raises(AssertionError, match="int4"):
@@ -62,7 +62,7 @@ def standard(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("shape", [(6,), (3, 6)], ids=["one weight", "one per head"])
-def test_norms(shape: tuple[int, ...]) -> None:
+def test_norms_follow_their_formulas(shape: tuple[int, ...]) -> None:
     x, weight, bias = torch.randn(4, 3, 6), torch.randn(shape), torch.randn(shape)
 
     ours = [
@@ -77,7 +77,7 @@ def test_norms(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["rms", "rms_plus_one", "layer"])
-def test_a_norm_adds_to_the_residual_first(kind: str) -> None:
+def test_a_norm_first_adds_to_the_residual(kind: str) -> None:
     norm = OPS.make_norm(kind, torch.randn(6), None, 1e-5)  # type: ignore[arg-type]
     residual, x = torch.randn(4, 6), torch.randn(4, 6)
     expected = residual + 0.5 * x

@@ -1,6 +1,6 @@
-"""LongRoPE: short factors up to the original length, long ones beyond, chosen for each sequence as in transformers.
+"""LongRoPE: short factors up to the original length, long ones beyond, chosen per sequence as in transformers.
 
-Phi-3 of transformers computes a sequence anew when it crosses; with the scheduler, so does the native engine.
+Like Phi-3 in transformers, the native engine with the scheduler recomputes a sequence that crosses the border.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PHI3: dict[str, Any] = {
 
 
 class Server:
-    """A real scheduler in front of a runner, as in the leader."""
+    """A real scheduler and a runner, as in the leader."""
 
     def __init__(self, driver: Driver, **limits: Any) -> None:
         self.runner = driver.runner
@@ -48,7 +48,7 @@ class Server:
         self._next_id = 0
 
     def run(self, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
-        """Generate so many tokens after each prompt, all together."""
+        """Generate ``num_tokens`` tokens after each prompt, all in one batch."""
         first = self._next_id
         self._next_id += len(prompts)
         self.scheduler.apply(
@@ -75,11 +75,11 @@ def assert_as_transformers(tiny: Model, prompts: list[list[int]], ours: list[lis
         assert_same_tokens(tiny.oracle, prompt, generated, tiny.expected(prompt, len(generated)))
 
 
-# Short all the time, crossing early and late, on the border, one beyond it, long from the start.
+# Always short, crossing late and early, at the border, one token beyond it, long from the start.
 LENGTHS = (20, 45, 60, BORDER - 1, BORDER, BORDER + 1, 100)
 
 
-def test_each_sequence_of_a_mixed_batch_has_the_factors_of_its_length(
+def test_each_sequence_of_a_mixed_batch_uses_the_factors_for_its_length(
     model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
     tiny = model(**PHI3)
@@ -90,7 +90,7 @@ def test_each_sequence_of_a_mixed_batch_has_the_factors_of_its_length(
     assert_as_transformers(tiny, prompts, ours)
 
 
-def test_two_shards_cross_together(
+def test_two_shards_cross_the_border_together(
     model: Callable[..., Model], shards: Callable[..., tuple[Driver, list[Any]]]
 ) -> None:
     tiny = model(**PHI3)
@@ -101,7 +101,7 @@ def test_two_shards_cross_together(
     assert_as_transformers(tiny, prompts, ours)
 
 
-def test_sequences_that_cross_while_blocks_are_short_lose_nothing(
+def test_sequences_that_cross_while_blocks_are_scarce_lose_nothing(
     model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
     tiny = model(**PHI3)
@@ -114,7 +114,7 @@ def test_sequences_that_cross_while_blocks_are_short_lose_nothing(
     assert_as_transformers(tiny, prompts, ours)
 
 
-def test_blocks_of_the_other_factors_are_no_cached_prefix(
+def test_blocks_computed_with_other_factors_are_not_reused(
     model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
     tiny = model(**PHI3)
@@ -128,11 +128,11 @@ def test_blocks_of_the_other_factors_are_no_cached_prefix(
     assert server.cached_tokens == 0
     again = server.run([long, short], 12)
 
-    assert server.cached_tokens == 96 + 32  # both find their own: the last token is always computed
+    assert server.cached_tokens == 96 + 32  # both reuse their own blocks; the last token is always computed
     assert_as_transformers(tiny, [long, short, long, short], [*first, *second, *again])
 
 
-def test_a_sequence_that_has_crossed_leaves_blocks_for_long_ones(
+def test_blocks_of_a_sequence_that_has_crossed_are_reused_by_long_ones(
     model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
     tiny = model(**PHI3)

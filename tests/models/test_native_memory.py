@@ -1,4 +1,4 @@
-"""What becomes of memory: blocks, lengths that are lowered, and sentences with the numbers."""
+"""How memory is divided: numbers of blocks, lowered lengths, and errors with the numbers."""
 
 from __future__ import annotations
 
@@ -29,31 +29,31 @@ CPU = MemoryRequest(
 CUDA = replace(CPU, device="cuda", margin_percent=20)
 
 
-def test_a_cpu_takes_a_quarter_of_what_is_free() -> None:
+def test_the_pool_takes_a_quarter_of_free_cpu_memory() -> None:
     assert decide_kv_budget(CPU, 2 * GIB) == KvBudget(512, 1600)
 
 
-def test_a_cpu_takes_at_most_four_gib() -> None:
+def test_the_pool_takes_at_most_four_gib_on_a_cpu() -> None:
     assert decide_kv_budget(CPU, 100 * GIB) == KvBudget(4096, 1600)
 
 
-def test_a_cpu_takes_more_for_one_longest_sequence() -> None:
+def test_the_pool_takes_more_if_the_longest_sequence_needs_it() -> None:
     assert decide_kv_budget(replace(CPU, max_sequence_length=16 * 9000), 100 * GIB).num_blocks == 9000
 
 
-def test_no_more_than_all_sequences_can_fill() -> None:
+def test_the_pool_has_no_more_blocks_than_all_sequences_can_fill() -> None:
     assert decide_kv_budget(replace(CPU, max_batch_size=2), 100 * GIB).num_blocks == 200
 
 
-def test_a_gpu_gives_what_is_free_less_the_margin() -> None:
+def test_the_pool_takes_free_gpu_memory_less_the_margin() -> None:
     assert decide_kv_budget(CUDA, 10 * GIB) == KvBudget(8192, 1600)
 
 
-def test_the_option_decides_the_size() -> None:
+def test_the_option_decides_the_size_of_the_pool() -> None:
     assert decide_kv_budget(replace(CPU, kv_cache_memory=300 * MIB), 100 * GIB).num_blocks == 300
 
 
-def test_an_option_beyond_what_is_free_is_refused() -> None:
+def test_an_option_beyond_free_memory_is_refused() -> None:
     with pytest.raises(NotEnoughDevices, match=r"--kv-cache-memory asks for 2\.0 GiB .* only 922 MiB"):
         decide_kv_budget(replace(CPU, kv_cache_memory=2 * GIB), GIB)
 
@@ -72,22 +72,22 @@ def test_an_inferred_length_is_lowered_with_a_note() -> None:
     assert "lowered from 1600 to 1440" in budget.notes[0]
 
 
-def test_nothing_left_is_refused_even_when_the_length_is_inferred() -> None:
+def test_no_memory_is_an_error_even_if_the_length_is_inferred() -> None:
     with pytest.raises(NotEnoughDevices):
         decide_kv_budget(replace(CPU, is_explicit=False), 0)
 
 
-def test_weights_that_do_not_fit_are_found_before_they_are_read() -> None:
+def test_weights_that_do_not_fit_are_an_error() -> None:
     with pytest.raises(NotEnoughDevices, match=r"m in float32 needs 3\.6 GiB .*\(3\.0 GiB weights.* 2\.0 GiB are free"):
         check_fits(CPU, 2 * GIB, 3 * GIB, 500 * MIB, "m in float32")
 
 
-def test_weights_that_fit_pass() -> None:
+def test_weights_that_fit_are_accepted() -> None:
     check_fits(CPU, 4 * GIB, 3 * GIB, 500 * MIB, "m in float32")
 
 
 @pytest.mark.parametrize(("count", "text"), [(3 * GIB // 2, "1.5 GiB"), (12 * MIB, "12 MiB"), (2048, "2 KiB")])
-def test_sizes_in_words(count: int, text: str) -> None:
+def test_sizes_are_printed_with_units(count: int, text: str) -> None:
     assert format_bytes(count) == text
 
 
@@ -112,8 +112,8 @@ with torch.inference_mode():
 """
 
 
-def test_compiled_layers_stay_within_what_the_memory_check_counts_for_them() -> None:
-    """600 of them, of which a shard's environment keeps as many as are counted."""
+def test_compiled_layers_take_no_more_memory_than_is_counted_for_them() -> None:
+    """598 are compiled; a shard's environment keeps the last ``MAX_PRIMITIVES``."""
     environ = {**os.environ, **cpu_environment({}), "OMP_NUM_THREADS": "1"}
 
     output = subprocess.run(

@@ -1,4 +1,4 @@
-"""Rotary variants agree with transformers on both sides of their borders."""
+"""Rotary variants generate the tokens of transformers on both sides of their borders."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ ROPES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", ROPES)
-def test_rotations_equal_those_of_transformers(
+def test_every_kind_of_rope_generates_the_tokens_of_transformers(
     name: str, model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
     tiny = model("llama", rope_parameters=ROPES[name])
@@ -64,7 +64,7 @@ def test_rotations_equal_those_of_transformers(
         assert_same_tokens(tiny.oracle, prompt, generated, tiny.expected(prompt, 24))
 
 
-def test_longrope_is_short_where_no_sequence_can_be_long(
+def test_longrope_uses_short_factors_if_no_sequence_can_be_long(
     model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
     tiny = model("llama", rope_parameters=ROPES["longrope"])
@@ -78,7 +78,7 @@ def test_longrope_is_short_where_no_sequence_can_be_long(
 
 
 @pytest.mark.parametrize(("length", "max_sequence_length"), [(40, 64), (90, 256)], ids=["short", "long"])
-def test_phi3_longrope_with_fused_projections(
+def test_phi3_with_longrope_and_partial_rotation_generates_the_tokens_of_transformers(
     length: int, max_sequence_length: int, model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
     tiny = model(
@@ -99,10 +99,10 @@ def test_phi3_longrope_with_fused_projections(
     assert_same_tokens(tiny.oracle, prompt, ours, tiny.expected(prompt, 20))
 
 
-def test_dynamic_scaling_beyond_the_models_length_follows_transformers_token_by_token(
+def test_dynamic_scaling_beyond_the_models_length_equals_generation_token_by_token(
     model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
-    """A prompt within the length; the output crosses it. Each new token is rotated for the length it makes."""
+    """The output crosses the length. Each new token is rotated for the length that it completes."""
     tiny = model("llama", max_position_embeddings=48, rope_parameters=ROPES["dynamic"])
     prompt = prompt_of(40, 5)
 
@@ -120,7 +120,7 @@ def test_dynamic_scaling_does_not_depend_on_chunks(model: Callable[..., Model], 
     assert whole == cut
 
 
-def test_the_older_spelling_of_rope_means_the_same(tmp_path, model: Callable[..., Model]) -> None:
+def test_the_older_spelling_of_rope_is_equivalent(tmp_path, model: Callable[..., Model]) -> None:
     tiny = model("llama", rope_parameters=ROPES["llama3"])
     older = make_checkpoint(tmp_path / "older", "llama", rope_parameters=ROPES["llama3"])
     scaling = {key: value for key, value in ROPES["llama3"].items() if key not in ("rope_theta", "rope_type")}

@@ -1,4 +1,4 @@
-"""The runner's contract: failures that leave no trace, sampling through slots, dtypes, loading errors."""
+"""The runner's contract: steps that can be repeated after failures, sampling in slots, dtypes, loading errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GREEDY, NOTHING = SamplingParams(), Wanted()
 
 
 class Failing:
-    """Stands in for a method: fails once, before or after what it does, then passes on."""
+    """Wraps a method so that its first call fails, before or after the method has run."""
 
     def __init__(self, method: Callable[..., Any], error: Exception, *, is_before: bool = False) -> None:
         self.method = method
@@ -41,7 +41,7 @@ class Failing:
 
 
 @pytest.mark.parametrize("where", ["forward", "sample", "note"])  # in both halves of a step
-def test_a_step_that_ran_out_of_memory_can_be_repeated(
+def test_a_step_that_runs_out_of_memory_can_be_repeated(
     where: str, model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
     tiny = model("llama")
@@ -72,7 +72,7 @@ def test_a_step_that_ran_out_of_memory_can_be_repeated(
     assert tokens == expected
 
 
-def test_other_errors_pass_through(model: Callable[..., Model], driver: Callable[..., Driver]) -> None:
+def test_other_errors_are_not_caught(model: Callable[..., Model], driver: Callable[..., Driver]) -> None:
     runner = driver(model("llama")).runner
     runner._decoder.forward = Failing(runner._decoder.forward, RuntimeError("shapes do not match"))
 
@@ -92,14 +92,14 @@ def test_other_errors_pass_through(model: Callable[..., Model], driver: Callable
         (RuntimeError("size mismatch"), False),
     ],
 )
-def test_which_errors_mean_out_of_memory(error: BaseException, expected: bool) -> None:
+def test_allocation_failures_are_recognized(error: BaseException, expected: bool) -> None:
     assert is_out_of_memory(error) is expected
 
 
-# Sampling through slots
+# Sampling in slots
 
 
-def test_repetition_penalty_equals_transformers_over_a_whole_generation(
+def test_repetition_penalty_generates_the_tokens_of_transformers(
     model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
     tiny = model("llama")
@@ -124,9 +124,7 @@ SEED = 2**63 + 5
 SAMPLED = SamplingParams(temperature=1.3, top_k=50, top_p=0.9, typical_p=0.95, repetition_penalty=1.2, min_new_tokens=4)
 
 
-def test_a_seed_gives_the_same_tokens_in_any_company(
-    model: Callable[..., Model], driver: Callable[..., Driver]
-) -> None:
+def test_a_seed_gives_the_same_tokens_in_any_batch(model: Callable[..., Model], driver: Callable[..., Driver]) -> None:
     tiny = model("llama")
     alone, together = (
         Job(prompt_of(12, 1), 25, sampling=SAMPLED, seed=SEED),
@@ -141,7 +139,7 @@ def test_a_seed_gives_the_same_tokens_in_any_company(
     assert together.generated == alone.generated
 
 
-def test_a_preempted_sampled_sequence_continues_with_the_same_draws(
+def test_a_preempted_sampled_sequence_resumes_with_the_same_draws(
     model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
     tiny = model("llama")
@@ -154,7 +152,7 @@ def test_a_preempted_sampled_sequence_continues_with_the_same_draws(
     assert resumed.generated == whole.generated
 
 
-def test_the_end_is_masked_until_min_new_tokens_and_raised_after(
+def test_the_end_token_is_masked_until_min_new_tokens_and_raised_afterwards(
     model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
     eos = 2
@@ -167,10 +165,10 @@ def test_the_end_is_masked_until_min_new_tokens_and_raised_after(
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-def test_a_step_can_start_before_the_one_before_is_collected(
+def test_a_step_can_start_before_the_previous_one_is_collected(
     sampling: SamplingParams, model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
-    """As on CUDA, where two steps are under way: the host does not know the newest token."""
+    """As on CUDA with two steps in flight: the host does not know the newest token."""
     tiny = model("llama")
     expected = driver(tiny).run([Job(prompt_of(9, 1), 12, sampling=sampling)])[0]
     runner = driver(tiny).runner
@@ -186,7 +184,7 @@ def test_a_step_can_start_before_the_one_before_is_collected(
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.4), ("float16", 0.05)])
-def test_half_precision_is_close_to_the_oracle(
+def test_half_precision_logprobs_are_close_to_the_oracle(
     dtype: str, tolerance: float, model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
     tiny = model("qwen3", head_dim=32)
@@ -204,7 +202,7 @@ def test_half_precision_is_close_to_the_oracle(
 # Loading
 
 
-def test_loading_reports_bytes(model: Callable[..., Model], tmp_path: Path) -> None:
+def test_loading_reports_the_bytes_read(model: Callable[..., Model], tmp_path: Path) -> None:
     from tiny import make_run
 
     reports: list[tuple[str, int, int]] = []
@@ -224,7 +222,9 @@ def test_weights_that_cannot_fit_are_refused_before_reading(
         load(model("llama").directory, tmp_path)
 
 
-def test_an_inferred_length_is_lowered_to_what_fits(model: Callable[..., Model], driver: Callable[..., Driver]) -> None:
+def test_an_inferred_length_is_lowered_until_it_fits(
+    model: Callable[..., Model], driver: Callable[..., Driver]
+) -> None:
     started = driver(
         model("llama"),
         max_sequence_length=100_000,
@@ -243,7 +243,7 @@ def test_an_explicit_length_that_does_not_fit_is_refused(
         driver(model("llama"), max_sequence_length=100_000, kv_cache_memory=20 * 8 * 3 * 2 * 2 * 16 * 4)
 
 
-def test_a_model_without_prepacking_gives_the_same_tokens(
+def test_prepacking_does_not_change_tokens(
     model: Callable[..., Model], driver: Callable[..., Driver], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tgis_server.engines.native.ops import reference

@@ -1,6 +1,6 @@
-"""Every family on one shard and on two, driven by the real scheduler: chunked prefills, preemptions, prefix-cache hits.
+"""Families on one and two shards with the real scheduler: chunked prefills, preemptions, prefix-cache hits.
 
-What a server adds to this knows no families: test_served_tokens looks at it, and the contract's rows do.
+The rest of a server does not depend on the family; test_served_tokens and the contract tests cover it.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "granite": {"attention_multiplier": 0.3, "logits_scaling": 2.0, "residual_multiplier": 0.5},
     "phi3": {"pad_token_id": 0},
 }
-COMMON = prompt_of(33, seed=99)  # the beginning of half of the prompts
+COMMON = prompt_of(33, seed=99)  # a prefix shared by half of the prompts
 PROMPTS = [prompt_of(length, seed=length) for length in (5, 30, 60)]
 PROMPTS += [COMMON + prompt_of(length, seed=length) for length in (1, 9, 20)]
 NUM_NEW = 18
 BLOCK_SIZE = 8  # of the runs that tiny.py makes
-NUM_BLOCKS = 16  # room for two of the six sequences
+NUM_BLOCKS = 16  # enough for two of the six sequences
 
 
 class Ranks:
-    """Rank 0 in this process and the others behind it, as one runner."""
+    """All ranks as one runner: rank 0 in this process, and its followers."""
 
     def __init__(self, driver: Driver) -> None:
         self._runner = driver.runner
@@ -51,14 +51,14 @@ class Ranks:
 
 @pytest.mark.parametrize("num_shard", [1, 2])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_scheduled_sequences_generate_what_transformers_generates(
+def test_scheduled_sequences_generate_the_tokens_of_transformers(
     family: str, num_shard: int, model: Callable[..., Model], shards: Callable[..., tuple[Driver, list[Any]]]
 ) -> None:
     tiny = model(family, **FAMILIES[family])
     scheduled = driving.Driver(num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE, max_batch_tokens=24)
     scheduled.runner = Ranks(shards(tiny, num_shard)[0])
 
-    for first_id in (0, len(PROMPTS)):  # what the second round asks for has been seen
+    for first_id in (0, len(PROMPTS)):  # the second round finds its prompts in the prefix cache
         scheduled.apply(*(driving.submit(first_id + i, prompt, NUM_NEW) for i, prompt in enumerate(PROMPTS)))
         scheduled.run_until_idle()
 

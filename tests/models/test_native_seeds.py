@@ -1,6 +1,6 @@
-"""A seed gives the tokens that its definition in docs/architecture.md gives, at one shard and at two.
+"""A seed gives the tokens that docs/architecture.md defines, on one shard and on two.
 
-The definition is computed here from transformers' logits in float64; nothing of the sampler is used.
+The definition is computed from transformers' logits in float64, without code of the sampler.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SEEDED = {
 }
 
 
-def assert_follow_from_the_seed(job: Job, model: Model) -> None:
+def assert_tokens_follow_from_the_seed(job: Job, model: Model) -> None:
     logits = model.oracle.logits(job.prompt + job.generated)[len(job.prompt) - 1 :].numpy()
     for index, token_id in enumerate(job.generated):
         seen = job.prompt + job.generated[:index]
@@ -53,5 +53,5 @@ def test_tokens_follow_from_the_seed(
     driver.run(jobs, start_every=2)
 
     for job in jobs:
-        assert_follow_from_the_seed(job, tiny)
+        assert_tokens_follow_from_the_seed(job, tiny)
     assert len({tuple(job.generated) for job in jobs}) == len(jobs)

@@ -1,4 +1,4 @@
-"""Tensor parallelism over real processes: same tokens, divided weights, and every rank's weights matter."""
+"""Tensor parallelism with real processes: the same tokens, divided weights, one capacity, lost peers."""
 
 from __future__ import annotations
 
@@ -36,9 +36,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_two_shards_generate_what_transformers_generates(
-    name: str, model: Callable[..., Model], shards: Shards
-) -> None:
+def test_two_shards_generate_the_tokens_of_transformers(name: str, model: Callable[..., Model], shards: Shards) -> None:
     tiny = model(**MODELS[name])
     driver, _ = shards(tiny, 2)
     prompts = [prompt_of(length, seed=length) for length in (5, 40)]
@@ -49,7 +47,9 @@ def test_two_shards_generate_what_transformers_generates(
         assert_same_tokens(tiny.oracle, prompt, generated, tiny.expected(prompt, 12))
 
 
-def test_more_shards_than_kv_heads(model: Callable[..., Model], shards: Shards) -> None:
+def test_more_shards_than_kv_heads_generate_the_tokens_of_transformers(
+    model: Callable[..., Model], shards: Shards
+) -> None:
     tiny = model("llama", num_attention_heads=4, num_key_value_heads=2)
     driver, _ = shards(tiny, 4)
     prompt = prompt_of(20, 1)
@@ -60,7 +60,7 @@ def test_more_shards_than_kv_heads(model: Callable[..., Model], shards: Shards) 
 
 
 @pytest.mark.parametrize("is_tied", [False, True], ids=["untied", "tied"])
-def test_two_shards_hold_about_half_of_the_weights_each(
+def test_each_of_two_shards_holds_about_half_of_the_weights(
     is_tied: bool, model: Callable[..., Model], shards: Shards, driver: Callable[..., Driver]
 ) -> None:
     tiny = model("llama", tie_word_embeddings=is_tied)
@@ -71,7 +71,7 @@ def test_two_shards_hold_about_half_of_the_weights_each(
     assert [facts.weight_bytes < 0.6 * whole for facts, _ in loaded] == [True, True]
 
 
-def test_the_second_shards_weights_matter(model: Callable[..., Model], shards: Shards) -> None:
+def test_tokens_depend_on_the_second_shards_weights(model: Callable[..., Model], shards: Shards) -> None:
     tiny, other = model("llama"), model("llama", seed=1)
     prompt = prompt_of(20, 2)
 
@@ -81,7 +81,7 @@ def test_the_second_shards_weights_matter(model: Callable[..., Model], shards: S
     assert ours != tiny.expected(prompt, 12)
 
 
-def test_the_poorest_rank_decides_the_capacity(model: Callable[..., Model], shards: Shards) -> None:
+def test_all_ranks_have_the_same_capacity(model: Callable[..., Model], shards: Shards) -> None:
     _, loaded = shards(model("llama"), 2)
 
     assert len({capacity for _, capacity in loaded}) == 1
@@ -91,9 +91,9 @@ def test_details_do_not_depend_on_the_number_of_shards(
     model: Callable[..., Model], shards: Shards, driver: Callable[..., Driver]
 ) -> None:
     tiny = model("llama")
-    details = Wanted(logprobs=True, ranks=True, top_n=3, generated_tokens=True, input_tokens=True)
+    wanted = Wanted(logprobs=True, ranks=True, top_n=3, generated_tokens=True, input_tokens=True)
     prompt = prompt_of(30, 3)
-    one, two = Job(prompt, 6, wanted=details), Job(prompt, 6, wanted=details, chunk=11)
+    one, two = Job(prompt, 6, wanted=wanted), Job(prompt, 6, wanted=wanted, chunk=11)
 
     driver(tiny).run([one])
     shards(tiny, 2)[0].run([two])
@@ -105,7 +105,7 @@ def test_details_do_not_depend_on_the_number_of_shards(
         assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-4)
 
 
-def test_a_shard_that_is_gone_is_a_secondary_error(model: Callable[..., Model], tmp_path: Path) -> None:
+def test_a_lost_shard_is_a_secondary_error(model: Callable[..., Model], tmp_path: Path) -> None:
     tiny = model("llama")
     run = make_run(tiny.directory, tmp_path, num_shard=2)
     followers = Followers(1)

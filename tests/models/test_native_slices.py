@@ -1,4 +1,4 @@
-"""Every rank reads its share of a weight however the checkpoint stores it: compared with slices of plain torch."""
+"""Every rank reads its share of a weight from any layout, compared with slices in plain torch."""
 
 from __future__ import annotations
 
@@ -11,17 +11,25 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tgis_server.engines.native.checkpoint import Checkpoint, read_tensors
-from tgis_server.engines.native.families.names import Part, in_a_row, linear, positions, qkv_by_kv_head, qkv_in_a_row
-from tgis_server.engines.native.parameters import Parameter, Split, Stored, can_split, kv_heads_of
-from tgis_server.engines.native.spec import DecoderSpec, Length
-from tgis_server.engines.native.weights import read_parameters
+from tgis_server.engines.native.checkpoint.inspect import Checkpoint
+from tgis_server.engines.native.checkpoint.read import read_parameters
+from tgis_server.engines.native.parameters.layouts import (
+    LayerRows,
+    grouped_qkv,
+    linear,
+    positions,
+    stacked,
+    stacked_qkv,
+)
+from tgis_server.engines.native.parameters.pieces import Parameter, Split, Stored, can_split, kv_heads_of
+from tgis_server.engines.native.spec import DecoderSpec
+from tgis_server.model_files import Length, read_tensors
 from tiny import no_progress
 
 HIDDEN, INNER, VOCAB, HEADS, KV_HEADS, DIM = 10, 12, 7, 12, 2, 3
 SPEC = DecoderSpec("test", VOCAB, HIDDEN, INNER, 1, HEADS, KV_HEADS, DIM, 1e-5, None, Length(9, "a test"), ())
 
-# Whole weights as they are meant, one row per output.
+# Whole weights in the plain layout, one row per output.
 QUERIES, KEYS, VALUES = (torch.randn(HEADS * DIM, HIDDEN) for _ in range(3))
 UP, DOWN = torch.randn(INNER, HIDDEN), torch.randn(HIDDEN, INNER)
 
@@ -41,7 +49,7 @@ def qkv_of(queries: Tensor, keys: Tensor, values: Tensor, spec: DecoderSpec, ran
 
 
 def grouped(queries: Tensor, keys: Tensor, values: Tensor, num_kv_heads: int) -> Tensor:
-    """For each KV head its queries, its key, its value."""
+    """Per KV head its queries, its key, its value."""
     parts = [weight.unflatten(0, (num_kv_heads, -1)) for weight in (queries, keys, values)]
     return torch.cat(parts, 1).flatten(0, 1)
 
@@ -51,7 +59,7 @@ def read(
 ) -> dict[str, Tensor]:
     tensors = read_tensors(directory, lambda warning: None)
     shapes = {piece.tensor: piece.tensor_shape for parameter in parameters for piece in parameter.pieces}
-    assert shapes == {name: info.shape for name, info in tensors.items()}  # what a start checks
+    assert shapes == {name: info.shape for name, info in tensors.items()}  # as a start checks
     checkpoint = Checkpoint(spec, num_shard, tensors, tuple(parameters), "float32")
     found = list(read_parameters(checkpoint, rank, torch.float32, torch.device("cpu"), no_progress))
     assert sum(tensor.numel() for _, tensor in found) == checkpoint.num_elements(rank)
@@ -59,7 +67,7 @@ def read(
 
 
 RANKS = [(rank, num_shard) for num_shard in (1, 2, 3) for rank in range(num_shard)]
-# With fewer KV heads than ranks they are copied, and ranks cut through a head's group of queries.
+# With fewer KV heads than ranks, heads are copied, and ranks divide a head's group of queries.
 SPLITS = [
     (num_kv_heads, rank, num_shard)
     for num_kv_heads, most in ((1, 3), (KV_HEADS, 4), (HEADS, 3))
@@ -73,17 +81,17 @@ SPLITS = [
 @pytest.mark.parametrize(
     ("parts", "store"),
     [
-        (qkv_in_a_row, lambda q, k, v, heads: torch.cat([q, k, v])),
+        (stacked_qkv, lambda q, k, v, heads: torch.cat([q, k, v])),
         (
-            lambda name, spec: qkv_in_a_row(name, spec, is_transposed=True),
+            lambda name, spec: stacked_qkv(name, spec, is_transposed=True),
             lambda q, k, v, heads: torch.cat([q, k, v]).T,
         ),
-        (qkv_by_kv_head, grouped),
+        (grouped_qkv, grouped),
     ],
-    ids=["in a row", "transposed", "by KV head"],
+    ids=["stacked", "transposed", "by KV head"],
 )
-def test_fused_queries_keys_and_values(
-    parts: Callable[[str, DecoderSpec], list[Part]],
+def test_fused_queries_keys_and_values_are_divided_by_heads(
+    parts: Callable[[str, DecoderSpec], list[LayerRows]],
     store: Callable[[Tensor, Tensor, Tensor, int], Tensor],
     num_kv_heads: int,
     rank: int,
@@ -105,13 +113,13 @@ def test_fused_queries_keys_and_values(
 
 @pytest.mark.parametrize(("rank", "num_shard"), RANKS)
 @pytest.mark.parametrize("is_transposed", [False, True])
-def test_inputs_are_divided_and_the_bias_comes_once(
+def test_inputs_are_divided_and_only_rank_0_has_the_bias(
     is_transposed: bool, rank: int, num_shard: int, tmp_path: Path
 ) -> None:
     bias = torch.randn(HIDDEN)
     stored = {"a.weight": (DOWN.T if is_transposed else DOWN).contiguous(), "a.bias": bias}
     save_file(stored, tmp_path / "model.safetensors")
-    part = Part("a", HIDDEN, Split.COLUMNS, Stored(is_transposed=is_transposed))
+    part = LayerRows("a", HIDDEN, Split.COLUMNS, Stored(is_transposed=is_transposed))
 
     ours = read(tmp_path, linear("down", [part], INNER, has_bias=True), SPEC, rank, num_shard)
 
@@ -120,9 +128,9 @@ def test_inputs_are_divided_and_the_bias_comes_once(
 
 
 @pytest.mark.parametrize(("rank", "num_shard"), RANKS)
-def test_two_layers_in_one_tensor_are_divided_each(rank: int, num_shard: int, tmp_path: Path) -> None:
+def test_two_layers_in_one_tensor_are_divided_separately(rank: int, num_shard: int, tmp_path: Path) -> None:
     save_file({"a.weight": torch.cat([UP, UP.flip(0)])}, tmp_path / "model.safetensors")
-    parts = in_a_row("a", [(INNER, Split.ROWS)] * 2)
+    parts = stacked("a", [(INNER, Split.ROWS)] * 2)
 
     ours = read(tmp_path, linear("gate_up", parts, HIDDEN, has_bias=False), SPEC, rank, num_shard)
 
@@ -130,20 +138,20 @@ def test_two_layers_in_one_tensor_are_divided_each(rank: int, num_shard: int, tm
 
 
 @pytest.mark.parametrize(("rank", "num_shard"), RANKS)
-def test_a_vocabulary_is_filled_up_with_zeros(rank: int, num_shard: int, tmp_path: Path) -> None:
+def test_a_vocabulary_is_padded_with_zeros(rank: int, num_shard: int, tmp_path: Path) -> None:
     table = torch.randn(VOCAB, HIDDEN)
     save_file({"a.weight": table}, tmp_path / "model.safetensors")
     per_rank = -(-VOCAB // num_shard)
     padded = torch.cat([table, torch.zeros(per_rank * num_shard - VOCAB, HIDDEN)])
 
     ours = read(
-        tmp_path, linear("head", [Part("a", VOCAB, Split.VOCAB)], HIDDEN, has_bias=False), SPEC, rank, num_shard
+        tmp_path, linear("head", [LayerRows("a", VOCAB, Split.VOCAB)], HIDDEN, has_bias=False), SPEC, rank, num_shard
     )
 
     assert torch.equal(ours["head"], padded[rank * per_rank : (rank + 1) * per_rank])
 
 
-def test_positions_begin_behind_rows_that_are_never_used(tmp_path: Path) -> None:
+def test_unused_first_rows_of_positions_are_skipped(tmp_path: Path) -> None:
     table = torch.randn(11, HIDDEN)
     save_file({"a": table}, tmp_path / "model.safetensors")
 

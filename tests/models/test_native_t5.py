@@ -1,4 +1,4 @@
-"""T5 through the scheduler and the messages between processes generates what transformers generates."""
+"""T5 with the scheduler and encoded messages generates the tokens of transformers."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ VERSIONS = {"v1.0": V1_0, "v1.1": V1_1}
 
 @pytest.fixture(scope="session")
 def t5(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]:
-    """A tiny T5 of a version, made once."""
+    """Make a tiny T5 of a version, once."""
     return cache(lambda version: make_checkpoint(tmp_path_factory.mktemp("t5"), VERSIONS[version]))
 
 
 class Wired:
-    """All ranks behind the bytes that plans travel in, as one runner."""
+    """All ranks as one runner that gets its plans encoded."""
 
     def __init__(self, driver: Driver) -> None:
         self._runner = driver.runner
@@ -64,7 +64,7 @@ class Wired:
 
 @dataclass
 class Server:
-    """A scheduler and a T5; remembers what it was asked."""
+    """A scheduler and a T5; remembers its requests."""
 
     driver: Driver
     num_blocks: int = ENOUGH_BLOCKS
@@ -85,7 +85,7 @@ class Server:
         self.scheduled.runner = Wired(self.driver)
         with torch.inference_mode():
             for layer in self.driver.runner._cache.layers:
-                layer.fill_(float("nan"))  # what a block held before reaches nobody
+                layer.fill_(float("nan"))  # former contents of blocks must not matter
 
     def ask(self, encoder_ids: list[int], prompt: list[int] = START) -> None:
         request = Submit(
@@ -115,7 +115,7 @@ class Server:
 
 
 def assert_answers_are_those_of(tiny: Model, server: Server) -> None:
-    """All requests, to their end."""
+    """Run all requests to their end and compare tokens and log probabilities."""
     server.scheduled.run_until_idle()
     details = server.details()
     for request_id, request in server.asked.items():
@@ -130,7 +130,9 @@ def assert_answers_are_those_of(tiny: Model, server: Server) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("num_encoded", [1, BLOCK_SIZE, 41], ids=lambda n: f"{n} encoded")
-def test_a_request_alone(num_encoded: int, version: str, t5: T5, shards: Shards) -> None:
+def test_a_single_request_generates_the_tokens_of_transformers(
+    num_encoded: int, version: str, t5: T5, shards: Shards
+) -> None:
     server = Server(shards(t5(version), 1)[0])
 
     server.ask(prompt_of(num_encoded, seed=num_encoded))
@@ -148,8 +150,8 @@ def test_requests_at_different_stages_share_steps(depth: int, t5: T5, shards: Sh
 
     assert_answers_are_those_of(t5("v1.1"), server)
     rows = [(plan.num_tokens, plan.sample) for plan in server.scheduled.plans if plan.encode]
-    alone, beside, long_prompt = ([1], [True]), ([1, 1, 1], [True] * 3), ([1, 1], [True, False])
-    assert rows == [alone, long_prompt, beside, ([1], [False])]  # the last: a text as long as a step, by itself
+    alone, together, long_prompt = ([1], [True]), ([1, 1, 1], [True] * 3), ([1, 1], [True, False])
+    assert rows == [alone, long_prompt, together, ([1], [False])]  # the last text fills a whole step
 
 
 def test_a_preempted_request_is_encoded_again(t5: T5, shards: Shards) -> None:
@@ -164,7 +166,7 @@ def test_a_preempted_request_is_encoded_again(t5: T5, shards: Shards) -> None:
 
 
 def test_equal_texts_are_encoded_once(t5: T5, shards: Shards) -> None:
-    """The second request waits until the first one's encoding is there."""
+    """The second request waits for the first one's encoding."""
     server = Server(shards(t5("v1.1"), 1)[0])
 
     for prompt in (START, START + prompt_of(4, 1)):
@@ -176,7 +178,7 @@ def test_equal_texts_are_encoded_once(t5: T5, shards: Shards) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_two_shards(version: str, t5: T5, shards: Shards) -> None:
+def test_two_shards_generate_the_tokens_of_transformers(version: str, t5: T5, shards: Shards) -> None:
     server = Server(shards(t5(version), 2)[0], num_blocks=14, depth=2)
 
     for seed, num_encoded in enumerate([20, 33, 20, 5]):
@@ -187,7 +189,7 @@ def test_two_shards(version: str, t5: T5, shards: Shards) -> None:
     assert server.scheduled.preemptions > 0
 
 
-def test_values_that_are_not_finite_stay_with_their_text(t5: T5, shards: Shards) -> None:
+def test_non_finite_values_affect_only_the_text_that_causes_them(t5: T5, shards: Shards) -> None:
     server = Server(shards(t5("v1.1"), 1)[0])
     with torch.inference_mode():
         server.driver.runner._decoder.encoder._embedding[POISON] = float("nan")
@@ -202,7 +204,7 @@ def test_values_that_are_not_finite_stay_with_their_text(t5: T5, shards: Shards)
 
 
 @pytest.mark.parametrize("stated", [{}, {"num_layers": 5, "d_kv": 8, "feed_forward_proj": "gated-silu"}])
-def test_what_a_config_leaves_out_is_the_default_of_its_class(stated: dict[str, Any], tmp_path: Path) -> None:
+def test_omitted_keys_have_the_defaults_of_the_class(stated: dict[str, Any], tmp_path: Path) -> None:
     values = {"model_type": "t5", "decoder_start_token_id": 0, **stated}
     (tmp_path / "config.json").write_text(json.dumps(values))
     ours = read_spec(tmp_path, ALL_FAMILIES)

@@ -1,4 +1,4 @@
-"""Which tensor counts: what transformers takes from the same files, in every family, on one shard and on two."""
+"""The engine takes the same tensors from a checkpoint as transformers, on one shard and on two."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def assert_as_transformers(other: Model, ours: list[int]) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_head_of_its_own_counts_where_config_json_calls_it_tied(
+def test_a_separate_head_is_used_although_config_json_calls_it_tied(
     family: str, model: Callable[..., Model], tmp_path: Path
 ) -> None:
-    """In files that were saved from the base model, so that their names have no prefix."""
+    """In files saved from the base model, whose names have no prefix."""
     other = edited(model(family), tmp_path / "other", bare, tie_word_embeddings=True)
 
     ours = Driver(load(other.directory, tmp_path)).run([Job(PROMPT, NUM_TOKENS)])[0]
@@ -70,9 +70,9 @@ def test_a_head_of_its_own_counts_where_config_json_calls_it_tied(
 @pytest.mark.parametrize(
     ("edit", "is_tied"),
     [(doubled, False), (with_same_head, True), (with_head_alone, True), (with_old_buffers, False)],
-    ids=["one prefix too many", "the same head", "only the head", "old buffers"],
+    ids=["doubled prefix", "same head", "only the head", "old buffers"],
 )
-def test_tensors_are_found_as_transformers_finds_them(
+def test_tensors_are_found_as_in_transformers(
     edit: Edit, is_tied: bool, model: Callable[..., Model], tmp_path: Path
 ) -> None:
     other = edited(model("llama"), tmp_path / "other", edit, tie_word_embeddings=is_tied)
@@ -83,7 +83,7 @@ def test_tensors_are_found_as_transformers_finds_them(
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3"])
-def test_two_shards_take_the_same_tensors(
+def test_two_shards_use_the_same_tensors(
     family: str, model: Callable[..., Model], shards: Callable[..., tuple[Driver, list[Any]]], tmp_path: Path
 ) -> None:
     other = edited(model(family), tmp_path / "other", bare, tie_word_embeddings=True)
@@ -93,9 +93,7 @@ def test_two_shards_take_the_same_tensors(
     assert_as_transformers(other, ours)
 
 
-def test_of_two_copies_of_a_tensor_the_one_that_the_index_names_is_loaded(
-    model: Callable[..., Model], tmp_path: Path
-) -> None:
+def test_the_copy_of_a_tensor_that_the_index_names_is_loaded(model: Callable[..., Model], tmp_path: Path) -> None:
     tiny = model("llama")
     directory = tmp_path / "two-files"
     shutil.copytree(tiny.directory, directory)

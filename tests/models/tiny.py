@@ -1,6 +1,6 @@
-"""Tiny random checkpoints of every family, transformers as the oracle, and a hand-driven scheduler for the runner.
+"""Tiny random checkpoints of every family, transformers as the oracle, and a minimal scheduler for the runner.
 
-Weights are drawn wide enough that logits spread and near-ties are rare; all of it is float32 on the CPU.
+Weights have enough variance that near-ties of logits are rare; everything is float32 on the CPU.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tgis_server.options import ServeConfig
 from tgis_server.run import Run
 from tgis_server.wire.messages import NewSequence, SamplingParams, StepPlan, StepTokens, TokenDetail, Wanted, pack_ids
 
-VOCAB = 211  # prime: never divides among shards
+VOCAB = 211  # prime: not divisible by any number of shards
 BASE = {
     "vocab_size": VOCAB,
     "hidden_size": 64,
@@ -35,7 +35,7 @@ BASE = {
 
 
 def make_checkpoint(directory: Path, model_type: str, seed: int = 0, **overrides: Any) -> Path:
-    """Save a random model of transformers with ``BASE``'s sizes and these changes."""
+    """Save a random transformers model with the sizes of ``BASE`` and these changes."""
     config = AutoConfig.for_model(model_type, **{**BASE, **overrides})
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float()
@@ -50,7 +50,7 @@ def make_checkpoint(directory: Path, model_type: str, seed: int = 0, **overrides
 
 
 def edit_config(directory: Path, **changes: Any) -> None:
-    """Rewrite keys of config.json; ``None`` removes one."""
+    """Change keys of config.json; ``None`` removes a key."""
     file = directory / "config.json"
     removed = {key for key, value in changes.items() if value is None}
     values = {**json.loads(file.read_text()), **changes}
@@ -92,7 +92,7 @@ class Model:
     _expected: dict[tuple[tuple[int, ...], int], list[int]] = field(default_factory=dict)
 
     def expected(self, prompt: list[int], num_tokens: int) -> list[int]:
-        """What transformers generates; computed once."""
+        """Tokens that transformers generates; computed once."""
         key = (tuple(prompt), num_tokens)
         if key not in self._expected:
             self._expected[key] = self.oracle.generate(prompt, num_tokens)
@@ -124,7 +124,7 @@ def make_run(
 
 
 def start_step(runner: Any, plan: StepPlan) -> Any:
-    """Everything of a step but waiting for it."""
+    """Launch and finish a step without collecting it."""
     launched = runner.launch(plan)
     runner.finish(launched, None)
     return launched
@@ -144,17 +144,17 @@ def load(directory: Path, run_dir: Path, **options: Any) -> NativeRunner:
 
 @dataclass
 class Job:
-    """One sequence of a test."""
+    """A sequence to generate, and its results."""
 
     prompt: list[int]
     num_tokens: int
     sampling: SamplingParams = field(default_factory=SamplingParams)
     wanted: Wanted = field(default_factory=Wanted)
     seed: int = 0
-    end_ids: frozenset[int] = frozenset({BASE["eos_token_id"]})  # they do not end it here
-    chunk: int = 1 << 30  # most prompt tokens per step
-    cached_blocks: list[int] = field(default_factory=list)  # holds the beginning of the prompt
-    generated: list[int] = field(default_factory=list)  # output; given ones are recomputed, as after a preemption
+    end_ids: frozenset[int] = frozenset({BASE["eos_token_id"]})  # do not end the job
+    chunk: int = 1 << 30  # maximum prompt tokens per step
+    cached_blocks: list[int] = field(default_factory=list)  # already computed for the beginning of the prompt
+    generated: list[int] = field(default_factory=list)  # output; given tokens are recomputed, as after a preemption
     token_details: list[TokenDetail] = field(default_factory=list)
     prompt_details: list[TokenDetail] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
@@ -165,7 +165,7 @@ class Job:
 
 
 class Driver:
-    """Runs jobs through a runner with plans made by hand: in every step all decode rows and a chunk of each prompt."""
+    """Runs jobs with simple plans: each step has all decode rows and a chunk of each prompt."""
 
     def __init__(self, runner: Any, followers: Any = None) -> None:
         self.runner = runner
@@ -176,7 +176,7 @@ class Driver:
         self.free_slots: list[int] = []
 
     def run(self, jobs: list[Job], *, start_every: int = 0) -> list[list[int]]:
-        """All jobs to their end; job i starts with step i * ``start_every``. Returns generated ids."""
+        """Run all jobs to their end; job i starts at step i * ``start_every``. Returns generated ids."""
         waiting = list(enumerate(jobs))
         computed: dict[int, int] = {}
         first_step = self.step
@@ -249,7 +249,7 @@ def prompt_of(length: int, seed: int) -> list[int]:
 
 
 def assert_same_tokens(oracle: Oracle, prompt: list[int], ours: list[int], theirs: list[int]) -> None:
-    """Equal, or the oracle's two best candidates are within 1e-4 where they part."""
+    """The tokens are equal, or the oracle's two best logits at the first difference are within 1e-4."""
     if ours == theirs:
         return
     first = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)

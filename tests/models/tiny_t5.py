@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of T5, and transformers as their oracle."""
+"""Tiny random T5 checkpoints, and transformers as the oracle."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from tiny import VOCAB, edit_config
 
-START = [0]  # what the decoder begins with
+START = [0]  # first token of the decoder
 SIZES = {
     "vocab_size": VOCAB,
     "d_model": 64,
     "d_kv": 12,  # not the hidden size divided by the heads
     "d_ff": 96,
     "num_layers": 3,
-    "num_decoder_layers": 2,  # what takes the number of the wrong stack fails
+    "num_decoder_layers": 2,  # differs from the encoder's, so that confusing them fails
     "num_heads": 4,
     "relative_attention_num_buckets": 8,
     "relative_attention_max_distance": 20,
     "decoder_start_token_id": START[0],
 }
-V1_0: dict[str, Any] = {}  # a plain MLP with ReLU; the head is the embedding, and its input is scaled
+V1_0: dict[str, Any] = {}  # a plain MLP with ReLU; a tied head with scaled input
 V1_1: dict[str, Any] = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 
 
 @dataclass(frozen=True)
 class Model:
-    """A checkpoint and transformers' model of it: eager attention, float32."""
+    """A checkpoint and its transformers model: eager attention, float32."""
 
     directory: Path
     oracle: T5ForConditionalGeneration
     _expected: dict[str, list[int]] = field(default_factory=dict)
 
     def expected(self, encoder_ids: list[int], prompt: list[int], num_tokens: int) -> list[int]:
-        """What transformers generates, greedily and never ending early; computed once."""
+        """Tokens that transformers generates, greedy and never ending early; computed once."""
         key = repr((encoder_ids, prompt, num_tokens))
         if key not in self._expected:
             self._expected[key] = self._generate(encoder_ids, prompt, num_tokens)
@@ -63,27 +63,27 @@ class Model:
 
 
 def make_checkpoint(directory: Path, changes: dict[str, Any], seed: int = 0) -> Model:
-    """Save a random T5 of ``SIZES`` with these changes, and read it as transformers does."""
+    """Save a random T5 with the sizes of ``SIZES`` and these changes, and load it with transformers."""
     config = T5Config(**SIZES, **changes)
     torch.manual_seed(seed)
     model = T5ForConditionalGeneration(config).float()
     is_tied = config.scale_decoder_outputs
     with torch.no_grad():
-        if not is_tied:  # transformers ties them until the files tell otherwise
+        if not is_tied:  # transformers ties a head until it is loaded from files
             model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.shared.weight))
         for name, parameter in model.named_parameters():
             _draw(name, parameter)
     model.save_pretrained(directory)
-    # Published checkpoints say it so; transformers 5 calls all heads tied, and says with another key what it scales.
+    # As in published checkpoints; transformers 5 calls all heads tied and has another key for the scaling.
     edit_config(directory, tie_word_embeddings=is_tied, scale_decoder_outputs=None)
     oracle = T5ForConditionalGeneration.from_pretrained(directory, attn_implementation="eager", dtype=torch.float32)
     return Model(directory, oracle.eval())
 
 
 def _draw(name: str, parameter: torch.Tensor) -> None:
-    """Wide enough that what a token attends to decides what follows, and not so wide that float32 is too coarse."""
+    """With enough variance that attention decides the next token, but not too much for float32."""
     if parameter.dim() == 1:
         parameter.uniform_(0.5, 1.5)
     else:
-        stds = {".q.": 0.05, "relative": 2.0, "shared": 1.0, "lm_head": 0.2}  # scores are not scaled: small queries
+        stds = {".q.": 0.05, "relative": 2.0, "shared": 1.0, "lm_head": 0.2}  # scores are unscaled: small queries
         parameter.normal_(std=next((std for part, std in stds.items() if part in name), 0.5))

@@ -47,7 +47,7 @@ from tgis_cli.supervisor.signals import StopSignals
 from tgis_server import failures
 from tgis_server.child import write_error
 from tgis_server.engines.api import Capacity
-from tgis_server.engines.native.checkpoint import inspect_checkpoint
+from tgis_server.engines.native.checkpoint.inspect import inspect_checkpoint
 from tgis_server.engines.native.families import read_spec
 from tgis_server.engines.native.memory import MemoryRequest, check_fits, decide_kv_budget
 from tgis_server.errors import OutOfMemory, TgisError
@@ -259,7 +259,7 @@ def write_noise(tmp: Path, patch: pytest.MonkeyPatch) -> object:
 def remove_weights_after_their_check(tmp: Path, patch: pytest.MonkeyPatch) -> object:
     import torch
 
-    from tgis_server.engines.native.weights import read_parameters
+    from tgis_server.engines.native.checkpoint.read import read_parameters
 
     shapes = shapes_of(SPEC)
     write_safetensors(tmp / "model.safetensors", shapes)

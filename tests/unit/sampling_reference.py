@@ -1,7 +1,7 @@
-"""The contract's decoding in float64, written from its words: slow, and without a line of the engine's code.
+"""The contract's decoding in float64, implemented from its text: slow, and independent of the engine's code.
 
-Two correct programs may differ where a decision hangs on the last bits of a float. ``Reference.is_clear`` is false
-there: tests look at other examples.
+Two correct programs may differ where a decision depends on the last bits of a float. There ``Reference.is_clear`` is
+false, and tests skip the example.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from tgis_server.wire.messages import SamplingParams
 
-CLOSE = 1e-4  # decisions that are nearer than this to their border are not clear
+CLOSE = 1e-4  # decisions nearer than this to their border are not clear
 
 
 @dataclass
@@ -24,22 +24,22 @@ class Reference:
     is_clear: bool = True
 
     def keep(self, is_kept: np.ndarray) -> None:
-        """Drop all others. A score that nearly ties with a kept one must not decide."""
+        """Drop all other scores. Not clear if a dropped score nearly ties with a kept one."""
         dropped, kept = self.scores[~is_kept & np.isfinite(self.scores)], self.scores[is_kept]
         if dropped.size and kept.size:
             gaps = np.abs(dropped[:, None] - kept[None])
             self.is_clear &= not np.any((gaps > 0) & (gaps < CLOSE))
         self.scores = np.where(is_kept, self.scores, -np.inf)
 
-    def require(self, values: np.ndarray, border: float) -> None:
-        """``values`` are compared with ``border``."""
+    def compare(self, values: np.ndarray, border: float) -> None:
+        """Note a comparison of ``values`` with ``border``: not clear if one of them is close."""
         self.is_clear &= not np.any(np.abs(values - border) < CLOSE)
 
 
 def process(
     logits: Sequence[float], seen: Iterable[int], index: int, params: SamplingParams, eos_ids: Sequence[int]
 ) -> Reference:
-    """Steps (a) to (f) for the token that follows ``index`` generated ones; ``seen`` are prompt and output so far."""
+    """Steps (a) to (f) for the token after ``index`` generated ones. ``seen``: prompt and output so far."""
     scores = np.array(logits, dtype=np.float64)
     ends = sorted(set(eos_ids))
     if index < params.min_new_tokens:
@@ -64,27 +64,27 @@ def process(
 
 
 def keep_top_p(result: Reference, top_p: float) -> None:
-    """Ascending, drop while the cumulative probability is at most 1 - top_p; of equal ones the highest id first."""
+    """In ascending order, drop while the cumulative probability is at most 1 - top_p; of ties the highest id first."""
     ids = np.arange(len(result.scores))
     order = np.lexsort((-ids, result.scores))
     cumulative = np.cumsum(softmax(result.scores)[order])
-    result.require(cumulative[:-1], 1 - top_p)
+    result.compare(cumulative[:-1], 1 - top_p)
     is_kept = np.ones(len(ids), dtype=bool)
     is_kept[order[:-1][cumulative[:-1] <= 1 - top_p]] = False
     result.keep(is_kept & np.isfinite(result.scores))
 
 
 def keep_typical(result: Reference, mass: float) -> None:
-    """The tokens whose surprise is nearest to the average one, as many as are needed for ``mass``; ties stay."""
+    """Keep as many tokens of nearest to average surprise as ``mass`` needs, including ties."""
     live = np.flatnonzero(np.isfinite(result.scores))
     surprise = -logprobs(result.scores[live])
     probabilities = np.exp(-surprise)
     distance = np.abs(surprise - np.sum(probabilities * surprise))
     order = np.argsort(distance, kind="stable")
     cumulative = np.cumsum(probabilities[order])
-    result.require(cumulative[:-1], mass)
+    result.compare(cumulative[:-1], mass)
     last = order[min(int(np.sum(cumulative < mass)), len(order) - 1)]
-    result.require(distance[surprise != surprise[last]], distance[last])
+    result.compare(distance[surprise != surprise[last]], distance[last])
     is_kept = np.zeros(len(result.scores), dtype=bool)
     is_kept[live[distance <= distance[last]]] = True
     result.keep(is_kept)
@@ -99,18 +99,18 @@ def choose(result: Reference, params: SamplingParams, seed: int, index: int) -> 
     """Step (g)."""
     if params.is_greedy:
         best = result.scores.max()
-        result.require(result.scores[result.scores != best], best)
+        result.compare(result.scores[result.scores != best], best)
         return int(np.argmax(result.scores))
     cumulative = np.cumsum(softmax(result.scores))
     target = draw(seed, index) * cumulative[-1]
-    result.require(cumulative[:-1], target)
+    result.compare(cumulative[:-1], target)
     return int(np.argmax(cumulative > target))
 
 
 def draw(seed: int, index: int) -> float:
-    """Number ``index`` of the generator that docs/architecture.md names, as a number in [0, 1) with 53 bits.
+    """Output ``index`` of the generator named in docs/architecture.md, as a number in [0, 1) with 53 bits.
 
-    SplitMix64 as its authors publish it: a state that grows by a constant, and a function of that state.
+    SplitMix64 as published by its authors: a state that grows by a constant, and a function of that state.
     """
     with np.errstate(over="ignore"):
         state = np.uint64(seed)
@@ -128,12 +128,12 @@ def logprobs(scores: np.ndarray) -> np.ndarray:
 
 
 def rank(scores: np.ndarray, token_id: int) -> int:
-    """1 + how many scores are strictly greater."""
+    """1 + the number of strictly greater scores."""
     return 1 + int(np.sum(scores > scores[token_id]))
 
 
 def alternatives(scores: np.ndarray, n: int) -> list[int]:
-    """Every id that is not worse than the n-th best and not dropped, at most 4 n of the lowest; by id."""
+    """Ids not worse than the n-th best and not dropped, the lowest 4 n at most, sorted."""
     if not n:
         return []
     border = np.sort(scores)[-min(n, len(scores))]

@@ -1,4 +1,4 @@
-"""config.json to DecoderSpec: both spellings, and one clear sentence for everything that is not implemented."""
+"""config.json to DecoderSpec: both spellings, and one clear sentence for each unsupported value."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_llama_config_becomes_a_spec(tmp_path: Path) -> None:
         ({"eos_token_id": None}, None, ()),
     ],
 )
-def test_end_of_sequence_ids(
+def test_end_of_sequence_ids_come_from_the_generation_config_or_the_config(
     config: dict[str, Any], generation: dict[str, Any] | None, expected: tuple[int, ...], tmp_path: Path
 ) -> None:
     assert spec_of(tmp_path, {**LLAMA, **config}, generation).eos_ids == expected
@@ -78,7 +78,7 @@ def test_end_of_sequence_ids(
 @pytest.mark.parametrize(
     "config", [{**LLAMA, "eos_token_id": None}, {k: v for k, v in LLAMA.items() if k[:3] != "eos"}]
 )
-def test_without_an_end_of_sequence_id_the_tokenizers_is_used(
+def test_without_an_end_of_sequence_id_the_tokenizers_one_is_used(
     token: object, config: dict[str, Any], tmp_path: Path
 ) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": token}))
@@ -104,22 +104,24 @@ def test_an_end_token_outside_the_vocabulary_is_a_warning_that_names_its_file(
 
     assert spec.eos_ids == expected
     [warning] = spec.warnings
-    assert f"100 of {tmp_path / named} lie" in warning
+    assert f"100 of {tmp_path / named} " in warning
     assert " outside the vocabulary of 100" in warning
 
 
 @pytest.mark.parametrize(
     ("ids", "words"),
     [
-        ([1, 100], "The end token 100 of {} lies outside the vocabulary of 100: it is never generated."),
-        ([100, 101], "The end tokens 100, 101 of {} lie outside the vocabulary of 100: they are never generated."),
+        ([1, 100], "The end token 100 of {} is outside the vocabulary of 100: it is never generated."),
+        ([100, 101], "The end tokens 100, 101 of {} are outside the vocabulary of 100: they are never generated."),
     ],
 )
-def test_one_end_token_outside_the_vocabulary_or_several(ids: list[int], words: str, tmp_path: Path) -> None:
+def test_the_warning_names_one_or_several_end_tokens_outside_the_vocabulary(
+    ids: list[int], words: str, tmp_path: Path
+) -> None:
     assert spec_of(tmp_path, {**LLAMA, "eos_token_id": ids}).warnings == (words.format(tmp_path / "config.json"),)
 
 
-def test_the_default_of_a_class_is_no_end_token_of_the_file(tmp_path: Path) -> None:
+def test_a_default_end_token_outside_the_vocabulary_is_ignored_without_a_warning(tmp_path: Path) -> None:
     config = {**of_family("phi3"), "vocab_size": 100}
     del config["eos_token_id"]
 
@@ -131,14 +133,14 @@ def test_the_default_of_a_class_is_no_end_token_of_the_file(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "added", [None, 5, "x", [None, "</s>"], [{"content": "</s>"}], [{"id": "5", "content": "</s>"}]]
 )
-def test_added_tokens_of_another_form_name_no_end_token(added: object, tmp_path: Path) -> None:
+def test_malformed_added_tokens_are_ignored(added: object, tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
     (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
 
     assert spec_of(tmp_path, {**LLAMA, "eos_token_id": None}).eos_ids == ()
 
 
-def test_dynamic_scaling_needs_more_than_two_dimensions(tmp_path: Path) -> None:
+def test_dynamic_scaling_of_two_dimensions_is_refused(tmp_path: Path) -> None:
     scaling = {"rope_type": "dynamic", "factor": 2.0}
 
     assert "2 rotated dimensions" in sentence_of(tmp_path, {**LLAMA, "head_dim": 2, "rope_scaling": scaling})
@@ -160,7 +162,7 @@ def test_dynamic_scaling_needs_more_than_two_dimensions(tmp_path: Path) -> None:
         ({"rope_type": "linear", "factor": math.inf}, "factor of the rope parameters is inf, but must be a number."),
     ],
 )
-def test_a_rope_that_leaves_no_positions_is_refused(rope: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_rope_parameters_out_of_range_are_refused(rope: dict[str, Any], words: str, tmp_path: Path) -> None:
     assert words in sentence_of(tmp_path, {**LLAMA, "rope_scaling": rope})
 
 
@@ -174,7 +176,7 @@ def test_a_rope_that_leaves_no_positions_is_refused(rope: dict[str, Any], words:
         ({"max_window_layers": "28"}, "max_window_layers is '28', but must be an integer of at least 0."),
     ],
 )
-def test_a_value_of_another_type_is_named(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_a_value_of_the_wrong_type_is_refused_by_name(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
     assert words in sentence_of(tmp_path, of_family("qwen2", **changes))
 
 
@@ -202,21 +204,21 @@ def expect_a_spec_or_a_sentence(directory: Path, config: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("value", STRANGE, ids=lambda value: repr(value)[:8])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_value_of_any_type_is_understood_or_refused(family: str, value: object, tmp_path: Path) -> None:
+def test_a_value_of_any_type_is_accepted_or_refused(family: str, value: object, tmp_path: Path) -> None:
     for key in (*FAMILIES[family].DEFAULTS, *LENGTH_KEYS, *UNSUPPORTED_KEYS, "model_type", "architectures"):
         expect_a_spec_or_a_sentence(tmp_path, of_family(family, **{"use_sliding_window": True, key: value}))
 
 
 @pytest.mark.parametrize("value", STRANGE, ids=lambda value: repr(value)[:8])
 @pytest.mark.parametrize("rope", ROPES, ids=lambda rope: rope["rope_type"])
-def test_a_rope_parameter_of_any_type_is_understood_or_refused(
+def test_a_rope_parameter_of_any_type_is_accepted_or_refused(
     rope: dict[str, Any], value: object, tmp_path: Path
 ) -> None:
     for key in ROPE_KEYS:
         expect_a_spec_or_a_sentence(tmp_path, {**LLAMA, "rope_parameters": {**rope, key: value}})
 
 
-def test_an_end_token_that_is_no_id_names_its_file(tmp_path: Path) -> None:
+def test_an_end_token_that_is_not_an_id_is_refused_with_its_file(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"generation_config\.json: eos_token_id is '</s>'"):
         spec_of(tmp_path, LLAMA, {"eos_token_id": "</s>"})
 
@@ -225,11 +227,11 @@ def test_an_end_token_that_is_no_id_names_its_file(tmp_path: Path) -> None:
     ("changes", "expected"),
     [({"dtype": "float16"}, "float16"), ({"torch_dtype": "torch.float32"}, "float32"), ({"torch_dtype": None}, None)],
 )
-def test_dtype_in_both_spellings(changes: dict[str, Any], expected: str | None, tmp_path: Path) -> None:
+def test_the_dtype_is_read_in_both_spellings(changes: dict[str, Any], expected: str | None, tmp_path: Path) -> None:
     assert spec_of(tmp_path, {**LLAMA, **changes}).dtype == expected
 
 
-def test_heads_default_to_those_of_the_queries(tmp_path: Path) -> None:
+def test_kv_heads_default_to_the_query_heads(tmp_path: Path) -> None:
     assert spec_of(tmp_path, {**LLAMA, "num_key_value_heads": None}).num_kv_heads == 4
 
 
@@ -247,7 +249,7 @@ SCALING = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "orig
         {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, **SCALING}},
     ],
 )
-def test_rope_in_every_spelling(spelling: dict[str, Any], tmp_path: Path) -> None:
+def test_rope_is_read_in_every_spelling(spelling: dict[str, Any], tmp_path: Path) -> None:
     rope = spec_of(tmp_path, {**LLAMA, **spelling}).rope
 
     assert rope == RopeSpec("llama3", 5e5, 8, 8.0, 128, 64, low_freq_factor=1.0, high_freq_factor=4.0)
@@ -294,12 +296,12 @@ def test_a_rope_that_stretches_positions_stretches_the_longest_sequence(
         ({"max_position_embeddings": None}, Length(2048, "config.json names none: the default of its class")),
     ],
 )
-def test_the_longest_sequence_has_a_reason(changes: dict[str, Any], expected: Length, tmp_path: Path) -> None:
+def test_the_longest_sequence_has_a_source(changes: dict[str, Any], expected: Length, tmp_path: Path) -> None:
     assert spec_of(tmp_path, {**LLAMA, **changes}).length == expected
 
 
 @pytest.mark.parametrize("kind", ["su", "yarn", "longrope"])
-def test_phi3_spells_longrope_in_three_ways(kind: str, tmp_path: Path) -> None:
+def test_phi3_has_three_spellings_of_longrope(kind: str, tmp_path: Path) -> None:
     factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
 
     spec = spec_of(tmp_path, of_family("phi3", max_position_embeddings=8192, rope_scaling={"type": kind, **factors}))
@@ -321,7 +323,7 @@ def test_phi3_spells_longrope_in_three_ways(kind: str, tmp_path: Path) -> None:
         ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor 0.5"]),
     ],
 )
-def test_rope_that_is_not_implemented_is_refused(changes: dict[str, Any], words: list[str], tmp_path: Path) -> None:
+def test_unsupported_rope_is_refused(changes: dict[str, Any], words: list[str], tmp_path: Path) -> None:
     sentence = sentence_of(tmp_path, {**LLAMA, **changes})
 
     assert [word for word in words if word not in sentence] == []
@@ -330,19 +332,19 @@ def test_rope_that_is_not_implemented_is_refused(changes: dict[str, Any], words:
 # Families
 
 
-def test_qwen2_windows_begin_at_a_layer(tmp_path: Path) -> None:
+def test_qwen2_has_windows_from_max_window_layers_on(tmp_path: Path) -> None:
     config = of_family("qwen2", use_sliding_window=True, sliding_window=16, max_window_layers=2)
 
     assert spec_of(tmp_path, config).windows == (None, None, 16)
 
 
-def test_a_window_that_is_switched_off_is_none(tmp_path: Path) -> None:
+def test_qwen2_has_no_windows_unless_switched_on(tmp_path: Path) -> None:
     config = of_family("qwen2", use_sliding_window=False, sliding_window=16, max_window_layers=0)
 
     assert spec_of(tmp_path, config).windows == (None, None, None)
 
 
-def test_layer_types_name_the_windows(tmp_path: Path) -> None:
+def test_qwen3_has_windows_where_layer_types_says_so(tmp_path: Path) -> None:
     types = ["sliding_attention", "full_attention", "sliding_attention"]
     config = of_family("qwen3", use_sliding_window=True, sliding_window=16, layer_types=types)
 
@@ -355,7 +357,7 @@ def test_qwen3_has_its_own_head_size(tmp_path: Path) -> None:
     assert (spec.head_dim, spec.qk_norm) == (128, "rms")
 
 
-def test_granite_multipliers(tmp_path: Path) -> None:
+def test_granite_reads_its_multipliers(tmp_path: Path) -> None:
     spec = spec_of(
         tmp_path,
         of_family(
@@ -374,7 +376,7 @@ def test_biases_follow_the_config(tmp_path: Path) -> None:
     assert {"layers.0.qkv_bias", "layers.0.o_bias", "layers.0.gate_up_bias", "layers.0.down_bias"} <= names
 
 
-def test_a_tied_head_needs_no_tensor(tmp_path: Path) -> None:
+def test_a_tied_head_is_not_a_parameter(tmp_path: Path) -> None:
     spec = spec_of(tmp_path, {**LLAMA, "tie_word_embeddings": True})
 
     assert "head" not in {parameter.name for parameter in parameters_of(spec)}
@@ -428,13 +430,13 @@ def test_a_config_that_cannot_be_served_is_refused(changes: dict[str, Any], word
         ("gpt2", "add_cross_attention"),
     ],
 )
-def test_what_a_class_can_and_its_family_here_cannot_is_refused(family: str, key: str, tmp_path: Path) -> None:
+def test_unsupported_features_of_a_class_are_refused(family: str, key: str, tmp_path: Path) -> None:
     assert f"{key} = True is not supported" in sentence_of(tmp_path, of_family(family, **{key: True}))
     assert spec_of(tmp_path, of_family(family, **{key: False})).family == family
 
 
 @pytest.mark.parametrize("family", ["gpt_neox", "phi"])
-def test_a_head_size_of_its_own_is_one_of_the_model_s_shapes(family: str, tmp_path: Path) -> None:
+def test_shapes_follow_an_explicit_head_size(family: str, tmp_path: Path) -> None:
     shapes = [
         {p.name: p.pieces[0].tensor_shape for p in parameters_of(spec_of(tmp_path, of_family(family, head_dim=size)))}
         for size in (8, 16)
@@ -448,7 +450,7 @@ def test_a_head_size_of_its_own_is_one_of_the_model_s_shapes(family: str, tmp_pa
     ("window", "types", "expected"),
     [(None, "full_attention", None), (16, "sliding_attention", 16)],
 )
-def test_layer_types_may_say_what_a_class_does_that_does_not_read_them(
+def test_mistral_accepts_layer_types_that_agree_with_its_window(
     window: int | None, types: str, expected: int | None, tmp_path: Path
 ) -> None:
     config = of_family("mistral", layer_types=[types] * 3, sliding_window=window)
@@ -457,26 +459,24 @@ def test_layer_types_may_say_what_a_class_does_that_does_not_read_them(
 
 
 @pytest.mark.parametrize("window", [None, 16])
-def test_layer_types_that_a_class_does_not_read_are_refused_where_they_say_something_else(
-    window: int | None, tmp_path: Path
-) -> None:
+def test_mistral_refuses_layer_types_that_disagree_with_its_window(window: int | None, tmp_path: Path) -> None:
     types = ["full_attention", "sliding_attention", "full_attention"]
 
     assert "layer_types" in sentence_of(tmp_path, of_family("mistral", layer_types=types, sliding_window=window))
 
 
-def test_a_missing_directory_is_named(tmp_path: Path) -> None:
+def test_a_missing_directory_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"nowhere is not a directory"):
         read_spec(tmp_path / "nowhere")
 
 
-def test_a_missing_config_is_named(tmp_path: Path) -> None:
+def test_a_missing_config_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"holds no config\.json"):
         read_spec(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "\xff"])
-def test_a_broken_config_is_named(text: str, tmp_path: Path) -> None:
+def test_a_broken_config_is_refused_by_name(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
 
     with pytest.raises(ModelError, match=r"config\.json"):

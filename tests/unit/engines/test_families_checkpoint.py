@@ -1,4 +1,4 @@
-"""Checkpoints are inspected without torch: completeness, shapes, and how shards divide them."""
+"""Inspecting checkpoints without torch: completeness, shapes, and division among shards."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tgis_server.engines.native.checkpoint import Checkpoint, inspect_checkpoint
+from tgis_server.engines.native.checkpoint.inspect import inspect_checkpoint
 from tgis_server.engines.native.families import parameters_of
-from tgis_server.engines.native.parameters import kv_heads_of, slice_of, valid_num_shards, vocab_rows
+from tgis_server.engines.native.parameters.pieces import kv_heads_of, slice_of, valid_num_shards, vocab_rows
 from tgis_server.engines.native.spec import DecoderSpec, RopeSpec
 from tgis_server.errors import ModelError, UsageError
 from tgis_server.model_files import Length
@@ -46,7 +46,7 @@ def write_safetensors(
     item_bytes: int = 4,
     filled: dict[str, int] | None = None,
 ) -> None:
-    """A file whose bytes are zero, but for those of ``filled`` tensors."""
+    """Write a file of zeros, except that ``filled`` gives the byte that fills a tensor."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     data = b""
     for name, shape in shapes.items():
@@ -57,14 +57,14 @@ def write_safetensors(
     file.write_bytes(len(raw).to_bytes(8, "little") + raw + data)
 
 
-def whole(directory: Path, **changes: Any) -> dict[str, tuple[int, ...]]:
+def write_checkpoint(directory: Path, **changes: Any) -> dict[str, tuple[int, ...]]:
     shapes = {**shapes_of(SPEC), **changes}
     write_safetensors(directory / "model.safetensors", shapes)
     return shapes
 
 
-def test_a_whole_checkpoint_is_accepted(tmp_path: Path) -> None:
-    whole(tmp_path)
+def test_a_complete_checkpoint_is_accepted(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path)
 
     checkpoint = inspect_checkpoint(tmp_path, SPEC, 1)
 
@@ -73,14 +73,14 @@ def test_a_whole_checkpoint_is_accepted(tmp_path: Path) -> None:
     assert checkpoint.weight_bytes(0, "bfloat16") == 2 * checkpoint.num_elements(0)
 
 
-def test_kv_bytes_of_a_token(tmp_path: Path) -> None:
-    whole(tmp_path)
+def test_kv_bytes_per_token_follow_the_kv_heads_of_a_rank(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path)
 
     assert inspect_checkpoint(tmp_path, SPEC, 1).kv_bytes_per_token(0, "bfloat16") == 2 * 2 * 2 * 2 * 2
     assert inspect_checkpoint(tmp_path, SPEC, 4).kv_bytes_per_token(3, "bfloat16") == 2 * 2 * 1 * 2 * 2
 
 
-def test_an_index_names_the_files_and_others_are_ignored(tmp_path: Path) -> None:
+def test_files_that_the_index_does_not_name_are_ignored(tmp_path: Path) -> None:
     shapes = shapes_of(SPEC)
     names = list(shapes)
     parts = {"a.safetensors": names[:3], "b.safetensors": names[3:]}
@@ -95,7 +95,7 @@ def test_an_index_names_the_files_and_others_are_ignored(tmp_path: Path) -> None
     assert {info.file.name for info in checkpoint.tensors.values()} == set(parts)
 
 
-def test_a_file_of_the_index_that_is_missing_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_of_the_index_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "a.safetensors"}}))
 
     with pytest.raises(
@@ -104,7 +104,7 @@ def test_a_file_of_the_index_that_is_missing_is_named(tmp_path: Path) -> None:
         inspect_checkpoint(tmp_path, SPEC, 1)
 
 
-def test_a_directory_without_weights_is_named(tmp_path: Path) -> None:
+def test_a_directory_without_safetensors_is_refused_with_a_hint(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").touch()
 
     with pytest.raises(ModelError, match=r"pytorch_model\.bin: `tgis convert-to-safetensors` makes them"):
@@ -113,7 +113,7 @@ def test_a_directory_without_weights_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cut", [1, 100, 10_000_000])
 def test_a_truncated_file_is_refused(cut: int, tmp_path: Path) -> None:
-    whole(tmp_path)
+    write_checkpoint(tmp_path)
     file = tmp_path / "model.safetensors"
     data = file.read_bytes()
     file.write_bytes(data[: max(5, len(data) - cut)])
@@ -122,14 +122,14 @@ def test_a_truncated_file_is_refused(cut: int, tmp_path: Path) -> None:
         inspect_checkpoint(tmp_path, SPEC, 1)
 
 
-def test_a_file_that_is_no_safetensors_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_safetensors_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes((10).to_bytes(8, "little") + b"not json!!" + bytes(50))
 
     with pytest.raises(ModelError, match="not a safetensors file"):
         inspect_checkpoint(tmp_path, SPEC, 1)
 
 
-def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
+def test_a_missing_tensor_is_refused_by_name(tmp_path: Path) -> None:
     shapes = shapes_of(SPEC)
     del shapes["model.layers.1.mlp.up_proj.weight"]
     write_safetensors(tmp_path / "model.safetensors", shapes)
@@ -138,14 +138,14 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
         inspect_checkpoint(tmp_path, SPEC, 1)
 
 
-def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
-    whole(tmp_path, **{"model.norm.weight": (9,)})
+def test_a_tensor_of_another_shape_is_refused_by_name(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, **{"model.norm.weight": (9,)})
 
     with pytest.raises(ModelError, match=r"model\.norm\.weight has shape \[9\], but config\.json asks for \[8\]"):
         inspect_checkpoint(tmp_path, SPEC, 1)
 
 
-def test_a_dtype_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_an_unsupported_dtype_is_refused_by_name(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "model.safetensors", shapes_of(SPEC), dtype="F8_E4M3", item_bytes=1)
 
     with pytest.raises(ModelError, match="F8_E4M3"):
@@ -155,13 +155,13 @@ def test_a_dtype_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 # Shards
 
 
-def test_valid_numbers_of_shards() -> None:
+def test_valid_numbers_of_shards_divide_heads_and_mlp() -> None:
     assert valid_num_shards(SPEC) == [1, 2, 4]
     assert valid_num_shards(replace(SPEC, num_heads=9, num_kv_heads=3, intermediate_size=18)) == [1, 3, 9]
 
 
-def test_a_number_of_shards_that_does_not_divide_names_those_that_do(tmp_path: Path) -> None:
-    whole(tmp_path)
+def test_a_number_of_shards_that_does_not_divide_is_refused_with_those_that_do(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path)
 
     with pytest.raises(UsageError, match=r"--num-shard 3 .* use one of 1, 2, 4"):
         inspect_checkpoint(tmp_path, SPEC, 3)
@@ -187,18 +187,12 @@ def test_ranks_together_hold_every_weight(num_shard: int) -> None:
             assert cells == {(row, column) for row in range(piece.rows) for column in range(piece.columns or 1)}
 
 
-def test_more_shards_than_kv_heads_share_heads() -> None:
+def test_with_more_shards_than_kv_heads_neighbours_hold_the_same_head() -> None:
     assert [list(kv_heads_of(SPEC, rank, 4)) for rank in range(4)] == [[0], [0], [1], [1]]
 
 
-def test_query_heads_stay_with_their_kv_head() -> None:
+def test_ranks_hold_the_kv_heads_of_their_query_heads() -> None:
     for num_shard in (1, 2, 4):
         for rank in range(num_shard):
             queries = range(rank * 4 // num_shard, (rank + 1) * 4 // num_shard)
             assert {head // SPEC.num_kv_groups for head in queries} == set(kv_heads_of(SPEC, rank, num_shard))
-
-
-def test_a_checkpoint_is_plain_data(tmp_path: Path) -> None:
-    whole(tmp_path)
-
-    assert isinstance(inspect_checkpoint(tmp_path, SPEC, 2), Checkpoint)

@@ -1,4 +1,4 @@
-"""T5's config.json to a spec of an encoder and a decoder."""
+"""T5's config.json to the spec of an encoder and a decoder."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tgis_server.engines.native.checkpoint import check_num_shard
-from tgis_server.engines.native.door import describe, summarize
+from tgis_server.engines.native.checkpoint.inspect import check_num_shard
+from tgis_server.engines.native.door import summarize, summarize_spec
 from tgis_server.engines.native.families import ALL_FAMILIES, read_spec
 from tgis_server.engines.native.spec import EncoderDecoderSpec, RelativePositions
 from tgis_server.errors import ModelError, UsageError
@@ -56,7 +56,7 @@ def test_a_config_becomes_an_encoder_and_a_decoder(tmp_path: Path) -> None:
         ("gelu", ("gelu", False)),
     ],
 )
-def test_the_mlp_is_that_of_the_name(name: str, expected: tuple[str, bool], tmp_path: Path) -> None:
+def test_feed_forward_proj_names_the_mlp(name: str, expected: tuple[str, bool], tmp_path: Path) -> None:
     spec = spec_of(tmp_path, feed_forward_proj=name)
 
     assert (spec.activation, spec.is_mlp_gated) == expected
@@ -74,24 +74,27 @@ def test_an_unknown_mlp_is_refused(name: object, tmp_path: Path) -> None:
     [
         ({}, True),
         ({"tie_word_embeddings": False}, False),
-        ({"tie_word_embeddings": True, "scale_decoder_outputs": False}, False),  # as transformers 5 writes version 1.1
+        (
+            {"tie_word_embeddings": True, "scale_decoder_outputs": False},
+            False,
+        ),  # version 1.1, as written by transformers 5
     ],
 )
 def test_a_head_that_is_the_embedding_is_scaled(stated: dict[str, Any], is_scaled: bool, tmp_path: Path) -> None:
     assert spec_of(tmp_path, **stated).logits_scale == (0.25 if is_scaled else 1.0)
 
 
-def test_no_more_shards_than_divide_its_heads(tmp_path: Path) -> None:
+def test_the_number_of_shards_must_divide_the_heads(tmp_path: Path) -> None:
     check_num_shard(spec_of(tmp_path), 4)
 
     with pytest.raises(UsageError):
         check_num_shard(spec_of(tmp_path), 3)
 
 
-def test_commands_refuse_it(tmp_path: Path) -> None:
+def test_commands_refuse_t5(tmp_path: Path) -> None:
     spec = spec_of(tmp_path)
 
     with pytest.raises(ModelError, match="architecture T5ForConditionalGeneration has no native engine"):
         summarize(tmp_path)
 
-    assert describe(tmp_path, spec).kind == "encoder_decoder"
+    assert summarize_spec(tmp_path, spec).kind == "encoder_decoder"

@@ -15,7 +15,7 @@ from tgis_cli.model_files.cache.folder import CacheFolder
 from tgis_cli.model_files.cache.inventory import list_models
 from tgis_cli.model_files.convert.convert import convert_to_safetensors
 from tgis_cli.model_files.tokenizer_check import check_tokenizer, load_tokenizer
-from tgis_server.engines.native.checkpoint import inspect_checkpoint
+from tgis_server.engines.native.checkpoint.inspect import inspect_checkpoint
 from tgis_server.engines.native.families import read_spec
 from tgis_server.errors import ModelError
 from tgis_server.frontend.text import Tokenizer, tokenizer

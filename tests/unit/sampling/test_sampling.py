@@ -1,4 +1,4 @@
-"""What each processor keeps, case by case, and the choice. Whole batches are in test_sampling_reference.py."""
+"""Each processor, the choice and token details, case by case. test_sampling_reference.py has whole batches."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def sample(
     prompts: list[list[int]] | None = None,
     seeds: Iterable[int] = (),
 ) -> tuple[list[int], Any]:
-    """Chosen ids and processed scores of fresh sequences."""
+    """Chosen ids and processed scores of new sequences."""
     chooser = sampler()
     for slot, param in enumerate(params):
         chooser.start(slot, prompts[slot] if prompts else [], param)
@@ -64,8 +64,8 @@ def kept(scores: Any) -> list[set[int]]:
 # Processors, one by one
 
 
-def test_a_mask_keeps_the_ids_whose_bits_are_set_in_its_row_alone() -> None:
-    """Bytes that are missing forbid, those beyond the vocabulary say nothing."""
+def test_a_mask_keeps_the_ids_whose_bits_are_set_and_only_in_its_row() -> None:
+    """Missing bytes forbid their ids; bits beyond the vocabulary are ignored."""
     rows = [SamplingRow(slot, 0, SamplingParams(), NOTHING) for slot in range(3)]
 
     sampled = sampler().sample(logits_of(1, 3), rows, {0: bytes([0b101, 0b10]), 2: bytes(37) + b"\x0f\xff"})
@@ -93,7 +93,7 @@ def test_top_k_keeps_ties_at_the_border() -> None:
     assert kept(ours) == [{1, 2, 3, 4}]
 
 
-def test_rows_have_their_own_top_k() -> None:
+def test_each_row_has_its_own_top_k() -> None:
     logits = logits_of(1, 3)
 
     ours = processors.keep_top_k_(logits, torch.tensor([[1], [7], [3]]), 7)
@@ -146,7 +146,7 @@ def test_typical_p_looks_beyond_its_first_candidates(monkeypatch: pytest.MonkeyP
     assert kept(ours) == kept(TypicalLogitsWarper(0.9)(None, logits))
 
 
-def test_typical_p_after_top_k_sees_only_what_is_left() -> None:
+def test_typical_p_sees_only_what_top_k_keeps() -> None:
     logits = TopKLogitsWarper(12)(None, logits_of(7, 2))
 
     ours = processors.keep_typical_(logits.clone(), torch.full((2, 1), 0.6, dtype=torch.float64))
@@ -158,7 +158,7 @@ def test_typical_p_after_top_k_sees_only_what_is_left() -> None:
 
 
 @pytest.mark.parametrize("index", [0, 1, 5, 40])
-def test_length_penalty_raises_the_end(index: int) -> None:
+def test_length_penalty_raises_the_end_token(index: int) -> None:
     logits = logits_of(3, 2)
     logits[0, EOS], logits[1, EOS] = -2.0, 2.0
     param = SamplingParams(length_penalty=LengthPenalty(start_index=3, decay_factor=1.5))
@@ -188,7 +188,7 @@ def test_a_huge_length_penalty_ends_the_sequence() -> None:
     assert bool(scores.isfinite().all())
 
 
-def test_each_row_is_masked_and_raised_at_its_own_end_ids() -> None:
+def test_each_row_has_its_own_end_ids() -> None:
     masked = SamplingParams(min_new_tokens=1)
     raised = SamplingParams(length_penalty=LengthPenalty(start_index=0, decay_factor=2.0))
     rows = [(masked, {EOS, 7}), (masked, {9}), (masked, {EOS, 7}), (masked, set()), (raised, {9}), (raised, {4, 5})]
@@ -206,13 +206,13 @@ def test_each_row_is_masked_and_raised_at_its_own_end_ids() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_mask_leaves_its_row_the_ids_whose_bits_are_set(temperature: float) -> None:
+def test_masks_of_any_length_keep_the_ids_whose_bits_are_set(temperature: float) -> None:
     param = SamplingParams(temperature=temperature)
     allowed = {0, 9, 17, VOCAB - 1}
-    mask = bytearray(-(-VOCAB // 32) * 4)  # of whole words: some bits are beyond the vocabulary
+    mask = bytearray(-(-VOCAB // 32) * 4)  # whole words: some bits are beyond the vocabulary
     for token_id in (*allowed, VOCAB):
         mask[token_id // 8] |= 1 << token_id % 8
-    masks = {1: bytes(mask), 2: bytes(mask[:2])}  # what a short mask says nothing of is forbidden
+    masks = {1: bytes(mask), 2: bytes(mask[:2])}  # a short mask forbids ids beyond its end
     rows = [SamplingRow(slot, 0, param, NOTHING) for slot in range(3)]
 
     sampled = sampler().sample(logits_of(1, 3), rows, masks)
@@ -221,7 +221,7 @@ def test_a_mask_leaves_its_row_the_ids_whose_bits_are_set(temperature: float) ->
     assert torch.equal(sampled.scores[0], logits_of(1, 3)[0])
 
 
-def test_facts_about_a_masked_rows_token_are_those_of_what_may_follow() -> None:
+def test_details_of_a_masked_row_consider_only_allowed_tokens() -> None:
     rows = [SamplingRow(0, 0, SamplingParams(), Wanted(logprobs=True, ranks=True, top_n=3, generated_tokens=True))]
 
     sampled = sampler().sample(logits_of(1), rows, {0: bytes([0b101000])})
@@ -234,7 +234,7 @@ def test_facts_about_a_masked_rows_token_are_those_of_what_may_follow() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_where_nothing_but_the_masked_end_exists_it_is_chosen(temperature: float) -> None:
+def test_a_masked_end_token_is_chosen_if_there_is_no_other(temperature: float) -> None:
     param = SamplingParams(temperature=temperature, top_k=2, top_p=0.5, typical_p=0.5, min_new_tokens=1)
     chooser = Sampler(1, Staging(CPU))
 
@@ -243,7 +243,7 @@ def test_where_nothing_but_the_masked_end_exists_it_is_chosen(temperature: float
     assert sampled.ids.tolist() == [0]
 
 
-def test_repetition_penalty_covers_prompt_and_output() -> None:
+def test_repetition_penalty_applies_to_prompt_and_output() -> None:
     param = SamplingParams(repetition_penalty=1.5)
     chooser = sampler()
     chooser.start(0, [4, 9], param)
@@ -258,7 +258,7 @@ def test_repetition_penalty_covers_prompt_and_output() -> None:
     assert changed == [4, 9, 50]
 
 
-def test_a_slots_new_sequence_has_seen_nothing_of_the_old_one() -> None:
+def test_a_new_sequence_has_not_seen_the_tokens_of_its_slots_former_one() -> None:
     param = SamplingParams(repetition_penalty=2.0)
     chooser = sampler()
     chooser.start(0, [4], param)
@@ -285,7 +285,7 @@ def test_many_slots_can_use_the_penalty() -> None:
 
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("penalty", [1e-45, 1e-38, 3e38])
-def test_an_extreme_repetition_penalty_leaves_numbers_to_choose_from(penalty: float, sign: int) -> None:
+def test_an_extreme_repetition_penalty_leaves_a_finite_choice(penalty: float, sign: int) -> None:
     param = SamplingParams(temperature=0.05, top_p=0.5, typical_p=0.5, repetition_penalty=penalty, min_new_tokens=1)
 
     ids, scores = sample(sign * logits_of(1).abs(), param, prompts=[list(range(VOCAB))])
@@ -294,7 +294,7 @@ def test_an_extreme_repetition_penalty_leaves_numbers_to_choose_from(penalty: fl
     assert not scores.isnan().any()
 
 
-def test_logits_that_are_no_numbers_end_nothing() -> None:
+def test_nan_logits_still_give_a_token() -> None:
     param = SamplingParams(temperature=1.0, top_k=5, top_p=0.5, typical_p=0.5)
 
     ids, _ = sample(torch.full((1, VOCAB), math.nan), param)
@@ -305,7 +305,7 @@ def test_logits_that_are_no_numbers_end_nothing() -> None:
 # The choice
 
 
-def test_greedy_takes_the_lowest_of_equal_ids() -> None:
+def test_greedy_takes_the_lowest_of_tied_ids() -> None:
     logits = torch.zeros(1, VOCAB)
     logits[0, [40, 17, 250]] = 5.0
 
@@ -313,7 +313,7 @@ def test_greedy_takes_the_lowest_of_equal_ids() -> None:
 
 
 def test_splitmix64_equals_its_published_outputs() -> None:
-    """First outputs for seed 1234567, as printed with the reference implementation (prng.di.unimi.it)."""
+    """The first outputs for seed 1234567, as published with the reference implementation (prng.di.unimi.it)."""
     assert [splitmix64(1234567, i) for i in range(3)] == [
         6457827717110365317,
         3203168211198807973,
@@ -338,7 +338,7 @@ def test_frequencies_follow_the_probabilities() -> None:
     assert counts == pytest.approx([0.5, 0.3, 0.2], abs=0.03)
 
 
-def test_the_same_seed_gives_other_draws_for_other_tokens() -> None:
+def test_a_seed_gives_different_draws_for_different_tokens() -> None:
     logits = torch.zeros(1, VOCAB)
     param = SamplingParams(temperature=1.0)
 
@@ -347,7 +347,7 @@ def test_the_same_seed_gives_other_draws_for_other_tokens() -> None:
     assert len(chosen) > 10
 
 
-# Facts about tokens
+# Token details
 
 
 def details_of(scores: Any, wanted: Wanted, param: SamplingParams | None = None) -> TokenDetail:
@@ -359,7 +359,7 @@ def details_of(scores: Any, wanted: Wanted, param: SamplingParams | None = None)
     return to_messages(sampled.details, [wanted])[0]
 
 
-def test_ties_at_the_nth_place_are_all_returned() -> None:
+def test_all_ties_at_the_nth_place_are_returned() -> None:
     scores = torch.full((1, VOCAB), -5.0)
     scores[0, [30, 10, 20]] = 1.0
     scores[0, 40] = 2.0
@@ -370,13 +370,13 @@ def test_ties_at_the_nth_place_are_all_returned() -> None:
     assert list(detail.top_logprobs) == sorted(detail.top_logprobs, reverse=True)
 
 
-def test_ties_are_capped_at_four_times_n_lowest_ids_first() -> None:
+def test_of_many_ties_the_four_n_lowest_ids_are_returned() -> None:
     detail = details_of(torch.zeros(1, VOCAB), Wanted(logprobs=True, top_n=2, generated_tokens=True))
 
     assert detail.top_ids == tuple(range(8))
 
 
-def test_without_logprobs_alternatives_are_in_order_of_id() -> None:
+def test_without_logprobs_alternatives_are_sorted_by_id() -> None:
     scores = torch.zeros(1, VOCAB)
     scores[0, [30, 10]] = torch.tensor([9.0, 8.0])
 
@@ -385,7 +385,7 @@ def test_without_logprobs_alternatives_are_in_order_of_id() -> None:
     assert detail == TokenDetail(top_ids=(10, 30), top_logprobs=(0.0, 0.0))
 
 
-def test_masked_tokens_are_no_alternatives() -> None:
+def test_dropped_tokens_are_not_alternatives() -> None:
     param = SamplingParams(temperature=1.0, top_k=2)
 
     detail = details_of(logits_of(3), Wanted(logprobs=True, top_n=5, generated_tokens=True), param)
@@ -393,7 +393,7 @@ def test_masked_tokens_are_no_alternatives() -> None:
     assert len(detail.top_ids) == 2
 
 
-def test_with_top_k_one_the_logprob_is_zero_and_the_rank_one() -> None:
+def test_with_top_k_1_the_logprob_is_0_and_the_rank_is_1() -> None:
     param = SamplingParams(temperature=1.0, top_k=1)
 
     detail = details_of(logits_of(3), Wanted(logprobs=True, ranks=True, generated_tokens=True), param)
@@ -401,19 +401,19 @@ def test_with_top_k_one_the_logprob_is_zero_and_the_rank_one() -> None:
     assert detail == TokenDetail(logprob=0.0, rank=1)
 
 
-def test_more_alternatives_than_tokens_are_all_tokens() -> None:
+def test_more_alternatives_than_tokens_return_all_tokens() -> None:
     detail = details_of(logits_of(3), Wanted(logprobs=True, top_n=10 * VOCAB, generated_tokens=True))
 
     assert sorted(detail.top_ids) == list(range(VOCAB))
 
 
-def test_rows_have_their_own_number_of_alternatives() -> None:
+def test_each_row_has_its_own_number_of_alternatives() -> None:
     from tgis_server.engines.sampling.details import to_messages
 
     wanted = [Wanted(logprobs=True, top_n=n, ranks=True, generated_tokens=True) for n in (0, 1, 5)]
     chooser = sampler()
 
-    rows = [SamplingRow(i, 0, SamplingParams(), details) for i, details in enumerate(wanted)]
+    rows = [SamplingRow(i, 0, SamplingParams(), one) for i, one in enumerate(wanted)]
     sampled = chooser.sample(logits_of(4, 3), rows)
 
     assert sampled.details is not None

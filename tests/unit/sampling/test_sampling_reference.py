@@ -1,10 +1,10 @@
-"""Whole batches of any parameters against two references: the contract's words in float64, and transformers.
+"""Whole batches with any parameters, compared with two references: the contract's text in float64, and transformers.
 
-Where transformers differs from the contract, it is told so here:
+Differences between transformers and the contract:
 
-- ``TopPLogitsWarper`` drops the lowest ids of equal scores at the border, the sampler the highest. So scores are
-  compared in descending order, without regard to which of equal ones were kept.
-- ``ExponentialDecayLengthPenalty`` also acts in steps in which the end is masked, where it would give NaN.
+- Of tied scores at the border, ``TopPLogitsWarper`` drops the lowest ids, the sampler the highest. So only sorted
+  scores are compared.
+- ``ExponentialDecayLengthPenalty`` also acts while the end is masked, where it would give NaN.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SETTINGS = settings(deadline=None, max_examples=100)
 
 @dataclass(frozen=True)
 class Case:
-    """One row: a sequence in the middle of its generation."""
+    """One row: a sequence during its generation."""
 
     logits: np.ndarray  # (vocab,) float32
     prompt: list[int]
@@ -61,13 +61,13 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Rows of one vocabulary."""
+class CaseBatch:
+    """Rows with the same vocabulary."""
 
     cases: list[Case]
 
     def sample(self) -> tuple[Sampled, list[TokenDetail]]:
-        """What the sampler makes of all rows together."""
+        """Sample all rows in one batch."""
         vocab_size = len(self.cases[0].logits)
         sampler = Sampler(vocab_size, Staging(torch.device("cpu")))
         for slot, case in enumerate(self.cases):
@@ -91,7 +91,7 @@ params = st.builds(
     length_penalty=st.none() | st.builds(LengthPenalty, st.integers(0, 8), st.sampled_from([1.0, 1.4, 10.0])),
     min_new_tokens=st.sampled_from([0, 0, 3]),
 )
-details = st.builds(
+wanted = st.builds(
     Wanted,
     logprobs=st.booleans(),
     ranks=st.just(True),
@@ -101,11 +101,11 @@ details = st.builds(
 
 
 @st.composite
-def batches(draw: st.DrawFn, *, max_rows: int = 5) -> Batch:
+def batches(draw: st.DrawFn, *, max_rows: int = 5) -> CaseBatch:
     vocab_size = draw(st.sampled_from([1, 2, 3, 17, 60]))
     ids = st.integers(0, vocab_size - 1)
-    some_ids = st.lists(st.integers(1, max(1, vocab_size - 1)), max_size=3 if vocab_size > 1 else 0)  # never token 0
-    end_ids = draw(st.lists(some_ids, min_size=1, max_size=2))  # of any row
+    some_ids = st.lists(st.integers(1, max(1, vocab_size - 1)), max_size=3 if vocab_size > 1 else 0)  # token 0 stays
+    end_ids = draw(st.lists(some_ids, min_size=1, max_size=2))  # for any row
 
     def case() -> Case:
         ends = draw(st.sampled_from(end_ids))
@@ -119,22 +119,22 @@ def batches(draw: st.DrawFn, *, max_rows: int = 5) -> Batch:
             draw(st.lists(ids, min_size=1, max_size=6)),
             draw(st.lists(ids, max_size=6)),
             draw(params),
-            draw(details),
+            draw(wanted),
             draw(st.integers(0, 2**64 - 1)),
             ends,
         )
 
-    return Batch([case() for _ in range(draw(st.integers(1, max_rows)))])
+    return CaseBatch([case() for _ in range(draw(st.integers(1, max_rows)))])
 
 
-def processed(batch: Batch) -> list[reference.Reference]:
+def processed(batch: CaseBatch) -> list[reference.Reference]:
     """The reference for each row."""
     return [reference.process(c.logits, c.seen, c.index, c.params, c.end_ids) for c in batch.cases]
 
 
 @SETTINGS
 @given(batches())
-def test_each_row_is_what_the_contract_says_in_float64(batch: Batch) -> None:
+def test_each_row_equals_the_contracts_text_in_float64(batch: CaseBatch) -> None:
     results = processed(batch)
     expected = [
         reference.choose(result, c.params, c.seed, c.index) for result, c in zip(results, batch.cases, strict=True)
@@ -149,7 +149,7 @@ def test_each_row_is_what_the_contract_says_in_float64(batch: Batch) -> None:
 
 @SETTINGS
 @given(batches())
-def test_details_are_those_of_the_processed_scores(batch: Batch) -> None:
+def test_details_describe_the_processed_scores(batch: CaseBatch) -> None:
     sampled, messages = batch.sample()
 
     for token_id, row, case, message in zip(
@@ -167,18 +167,18 @@ def test_details_are_those_of_the_processed_scores(batch: Batch) -> None:
 
 @SETTINGS
 @given(batches())
-def test_company_changes_nothing(batch: Batch) -> None:
+def test_other_rows_change_nothing(batch: CaseBatch) -> None:
     sampled, messages = batch.sample()
 
     for row, case in enumerate(batch.cases):
-        alone, alone_messages = Batch([case]).sample()
+        alone, alone_messages = CaseBatch([case]).sample()
         assert torch.equal(alone.ids[0], sampled.ids[row])
         assert torch.equal(alone.scores[0], sampled.scores[row])
         assert alone_messages == messages[row : row + 1]
 
 
 def transformers_scores(case: Case) -> Any:
-    """transformers' processors in the contract's order; what is off is left out."""
+    """Scores after transformers' processors in the contract's order, without those that are off."""
     params, ids, eos_ids = case.params, torch.tensor([case.seen]), case.end_ids
     processors: list[Any] = []
     if eos_ids and case.index < params.min_new_tokens:
@@ -200,7 +200,7 @@ def transformers_scores(case: Case) -> Any:
 
 @SETTINGS
 @given(batches(max_rows=3))
-def test_each_row_is_what_transformers_computes(batch: Batch) -> None:
+def test_each_row_equals_transformers(batch: CaseBatch) -> None:
     assume(all(result.is_clear for result in processed(batch)))
 
     sampled, _ = batch.sample()

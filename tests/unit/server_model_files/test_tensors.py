@@ -11,7 +11,7 @@ import pytest
 
 from in_process import run_in_process
 from test_families_checkpoint import SPEC, shapes_of, write_safetensors
-from tgis_server.engines.native.checkpoint import Checkpoint, inspect_checkpoint
+from tgis_server.engines.native.checkpoint.inspect import Checkpoint, inspect_checkpoint
 from tgis_server.errors import ModelError
 from tgis_server.model_files import TensorInfo, have_same_content, read_header
 
@@ -83,7 +83,7 @@ def test_a_head_of_another_dtype_is_not_said_to_differ(tmp_path: Path) -> None:
 
     [warning] = inspect_checkpoint(tmp_path, TIED, 1).warnings
 
-    assert f"{HEAD} in b.safetensors is stored as F16 beside {EMBEDDING} in a.safetensors as F32:" in warning
+    assert f"{HEAD} in b.safetensors is stored as F16, and {EMBEDDING} in a.safetensors as F32:" in warning
 
 
 @pytest.mark.parametrize("without", [EMBEDDING, HEAD])
@@ -134,7 +134,7 @@ def test_contents_are_compared_once(read: Callable[[Path], object], tmp_path: Pa
         compared.append(frozenset((first, second)))
         return have_same_content(first, second)
 
-    for module in ("engines.native.checkpoint", "model_files.tensors"):
+    for module in ("engines.native.checkpoint.inspect", "model_files.tensors"):
         monkeypatch.setattr(f"tgis_server.{module}.have_same_content", compare)
 
     read(tmp_path)

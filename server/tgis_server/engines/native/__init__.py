@@ -1,1 +1,1 @@
-"""Our own engine: one spec-driven decoder with paged keys and values. Importing this package does not import torch."""
+"""The native engine: one decoder for all model families, with paged keys and values. The package imports no torch."""

@@ -1,121 +1,37 @@
-"""From a plan to tensors: per-slot state that lasts across steps, and what one step needs on the device.
+"""Turns the plan of a step into tensors on the device, without waiting for the device.
 
-Inside a step, rows of one token come first and chunks after them, so that each kind of attention works on one range
-of tokens; results go back in the order of the plan. Nothing here waits for the device.
+Within a step, rows of one token precede chunks, so that each kind of attention works on one range of tokens. Results
+are returned in the order of the plan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tgis_server.engines.native.decoder_slots import DecoderSlots, SlotState
 from tgis_server.engines.native.encoder_slots import EncoderSlots
 from tgis_server.engines.native.models.decoder import StepInputs
 from tgis_server.engines.native.ops import Ops
-from tgis_server.engines.native.ops.api import AttentionModifiers, Cache, Rows
+from tgis_server.engines.native.ops.api import AttentionModifiers, Cache, StepRows
 from tgis_server.engines.sampling.sampler import SamplingRow
 from tgis_server.engines.sampling.staging import Staging
-from tgis_server.wire.messages import SamplingParams, StepPlan, TokenIds, Wanted
+from tgis_server.wire.messages import StepPlan, TokenIds, Wanted
 
-FROM_DEVICE = -1  # stands for an input id that only the device knows: it may still be in flight
-
-
-@dataclass(slots=True)
-class SlotState:
-    """What is known on the host about the sequence in a slot."""
-
-    token_ids: TokenIds  # prompt; after a preemption prompt + generated. Later tokens are known to the device only.
-    prompt_length: int
-    num_computed: int
-    sampling: SamplingParams
-    seed: int
-    wanted: Wanted
-    end_ids: frozenset[int]
-    num_blocks: int = 0
-
-
-class Slots:
-    """The sequences under way: on the host what plans need, on the device what the forward pass needs.
-
-    Tensors change by what a plan says, so that a step costs the host the same however long its rows are.
-    """
-
-    def __init__(self, num_slots: int, max_blocks: int, staging: Staging, rope_border: int | None = None) -> None:
-        """``max_blocks`` is the most of one sequence."""
-        self._staging = staging
-        self._rope_border = rope_border
-        self._states: dict[int, SlotState] = {}
-        self.tables = torch.zeros(num_slots, max_blocks, dtype=torch.int64, device=staging.device)
-        self.lengths = torch.zeros(num_slots, dtype=torch.int64, device=staging.device)  # computed tokens
-        self.newest_ids = torch.zeros_like(self.lengths)
-        self._rope_starts = torch.zeros_like(self.lengths)
-
-    def states(self, slots: Iterable[int]) -> list[SlotState]:
-        return list(map(self._states.__getitem__, slots))
-
-    def apply(self, plan: StepPlan) -> None:
-        """Change what the plan changes: ``free``, ``new`` and ``new_blocks``."""
-        for slot in plan.free:
-            self._states.pop(slot, None)
-        for new in plan.new:
-            assert new.slot < len(self.lengths), f"StepPlan.new: slot {new.slot}, but there are {len(self.lengths)}"
-            self._states[new.slot] = SlotState(
-                new.token_ids,
-                new.prompt_length,
-                new.num_cached_tokens,
-                new.sampling,
-                new.seed,
-                new.wanted,
-                new.end_ids,
-            )
-        if plan.new:
-            border = self._rope_border or 0
-            changed = [(new.slot, new.num_cached_tokens, border if new.is_rope_long else 0) for new in plan.new]
-            slots, lengths, rope_starts = self._staging.put_all(list(np.array(changed, dtype=np.int64).T))
-            self.lengths.index_copy_(0, slots, lengths)
-            self._rope_starts.index_copy_(0, slots, rope_starts)
-        self._append_blocks(plan)
-
-    def _append_blocks(self, plan: StepPlan) -> None:
-        max_blocks = self.tables.shape[1]
-        places: list[int] = []
-        ids: list[int] = []
-        for slot, blocks in zip(plan.slots, plan.new_blocks, strict=True):
-            if blocks:
-                state = self._states[slot]
-                end = state.num_blocks + len(blocks)
-                assert end <= max_blocks, f"StepPlan.new_blocks: {end} blocks in slot {slot}, at most {max_blocks} fit"
-                places += range(slot * max_blocks + state.num_blocks, slot * max_blocks + end)
-                ids += blocks
-                state.num_blocks = end
-        if ids:
-            on_device = self._staging.put_all([np.array(places, dtype=np.int64), np.array(ids, dtype=np.int64)])
-            self.tables.view(-1).index_copy_(0, *on_device)
-
-    def rope_rows(self, token_slots: Tensor, positions: Tensor) -> Tensor:
-        """Rows of the rope table, per token."""
-        if self._rope_border is None:
-            return positions
-        return positions + self._rope_starts.index_select(0, token_slots)
-
-    def advance(self, batch: Batch) -> None:
-        """The batch's tokens are computed."""
-        for state, num_tokens in zip(self.states(batch.plan.slots), batch.plan.num_tokens, strict=True):
-            state.num_computed += num_tokens
-        self.lengths.index_add_(0, batch.slots, batch.num_tokens)
+FROM_DEVICE = -1  # placeholder for an input id that only the device knows
 
 
 @dataclass(frozen=True, slots=True)
 class PromptPart:
-    """The positions of one row whose following prompt token a request wants facts about."""
+    """Consecutive positions of one row whose next prompt token needs details."""
 
     row: int  # of the plan
     first_token: int  # index into the step's tokens
-    following_ids: TokenIds  # of positions from there on
+    following_ids: TokenIds  # the next token of each position
     wanted: Wanted
 
 
@@ -125,9 +41,9 @@ class Batch:
 
     plan: StepPlan
     inputs: StepInputs
-    slots: Tensor  # (rows,) int64, in the order of the step's tokens, as is num_tokens
-    num_tokens: Tensor
-    sample_tokens: Tensor  # (sampling rows,) int64: index of each one's last token
+    slots: Tensor  # (rows,) int64, in the order of the step's tokens
+    num_tokens: Tensor  # (rows,) int64, in the same order
+    sample_tokens: Tensor  # (sampling rows,) int64: index of each row's last token
     sample_slots: Tensor  # (sampling rows,) int64
     sample_rows: list[int]  # rows of the plan
     sampling: list[SamplingRow]
@@ -135,24 +51,24 @@ class Batch:
     last_tokens: np.ndarray  # (rows,) int64, in the order of the plan
 
     def token_ranges(self) -> list[tuple[int, int, int]]:
-        """Rows of the plan, each with its first token and the end of its tokens."""
+        """(row of the plan, first token, end of its tokens) for each row."""
         ends = (self.last_tokens + 1).tolist()
         return [(row, end - self.plan.num_tokens[row], end) for row, end in enumerate(ends)]
 
 
 @dataclass(frozen=True, slots=True)
 class BatchBuilder:
-    """Builds the tensors of steps."""
+    """Builds the batches of steps."""
 
-    slots: Slots
+    slots: DecoderSlots
     ops: Ops
     cache: Cache
     modifiers: Sequence[AttentionModifiers]  # of the model's layers
     staging: Staging
-    encoders: EncoderSlots | None = None  # where the rows attend to encodings too
+    encoders: EncoderSlots | None = None  # if the rows attend to encodings too
 
     def build(self, plan: StepPlan) -> Batch:
-        """The plan's state changes have been applied; computed positions are not advanced."""
+        """Build the batch of a plan whose state changes have been applied. Changes no state."""
         slots = self.slots
         # 1. Order: single tokens, then chunks
         states = slots.states(plan.slots)
@@ -187,16 +103,16 @@ class BatchBuilder:
             newest = slots.newest_ids.index_select(0, slots_t[:num_singles])
             ids_t[:num_singles] = torch.where(known == FROM_DEVICE, newest, known)
 
-        # 4. Where the tokens stand, and what they attend to
+        # 4. Positions and attention
         positions = slots.lengths.index_select(0, token_slots_t).add_(offsets_t)
-        rows = Rows(
+        rows = StepRows(
             starts, num_tokens, starts + num_tokens, slots_t, token_slots_t, positions, slots.tables, slots.lengths
         )
-        attention = self.ops.plan(rows, self.cache, self.modifiers)
-        cross_attention = self.encoders.plan(rows, row_slots) if self.encoders else None
+        attention = self.ops.plan_attention(rows, self.cache, self.modifiers)
+        cross_attention = self.encoders.plan_attention(rows, row_slots) if self.encoders else None
         return Batch(
             plan,
-            StepInputs(ids_t, slots.rope_rows(token_slots_t, positions), attention, cross_attention),
+            StepInputs(ids_t, slots.position_rows(token_slots_t, positions), attention, cross_attention),
             slots_t,
             num_tokens_t,
             sample_tokens_t,
@@ -219,8 +135,8 @@ def _single_ids(states: list[SlotState]) -> np.ndarray:
 def _chunk_ids(state: SlotState, num_tokens: int) -> np.ndarray:
     known = state.token_ids[state.num_computed : state.num_computed + num_tokens]
     assert len(known) == num_tokens, (
-        f"StepPlan.num_tokens: a chunk of {num_tokens} tokens from {state.num_computed} on goes beyond the "
-        f"{len(state.token_ids)} tokens that are known"
+        f"StepPlan.num_tokens: a chunk of {num_tokens} tokens from {state.num_computed} on exceeds the "
+        f"{len(state.token_ids)} known tokens"
     )
     return np.asarray(known, dtype=np.int64)
 
@@ -231,7 +147,7 @@ def _sampling_row(slot: int, state: SlotState, num_tokens: int) -> SamplingRow:
 
 
 def _prompt_parts(plan: StepPlan, states: list[SlotState], last_tokens: np.ndarray) -> list[PromptPart]:
-    """Of each row that wants facts about its prompt: the computed positions p with p + 1 inside the prompt."""
+    """For each row that wants details about its prompt, the step's positions p with p + 1 inside the prompt."""
     parts = []
     for row, state in enumerate(states):
         if not (state.wanted.input_tokens and state.wanted.any):

@@ -1,4 +1,4 @@
-"""What the command line may ask of the native engine: a ``catalogue.Door``. No torch."""
+"""The native engine's ``catalogue.Door`` for commands and the launcher. No torch."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tgis_server.engines.door import ModelSummary
-from tgis_server.engines.native.checkpoint import Checkpoint, check_num_shard, inspect_checkpoint
+from tgis_server.engines.native.checkpoint.inspect import Checkpoint, check_num_shard, inspect_checkpoint
 from tgis_server.engines.native.families import parameters_of, read_spec
 from tgis_server.engines.native.memory import CPU_KV_BYTES, CPU_KV_SHARE, MAX_PRIMITIVES, RankMemory, rank_memory
-from tgis_server.engines.native.parameters import valid_num_shards
+from tgis_server.engines.native.parameters.pieces import valid_num_shards
 from tgis_server.engines.native.spec import DecoderSpec, EncoderDecoderSpec
 from tgis_server.model_files import read_json
 from tgis_server.run import Run
@@ -20,12 +20,12 @@ from tgis_server.words.sizes import format_bytes
 def summarize(model_dir: Path, num_shard: int = 1) -> ModelSummary:
     spec = read_spec(model_dir)
     check_num_shard(spec, num_shard)
-    return describe(model_dir, spec)
+    return summarize_spec(model_dir, spec)
 
 
 def inspect(model_dir: Path, num_shard: int) -> ModelSummary:
     checkpoint = inspect_checkpoint(model_dir, read_spec(model_dir), num_shard)
-    summary = describe(model_dir, checkpoint.spec)
+    summary = summarize_spec(model_dir, checkpoint.spec)
     return replace(
         summary,
         dtype=summary.dtype or checkpoint.dtype,
@@ -34,7 +34,7 @@ def inspect(model_dir: Path, num_shard: int) -> ModelSummary:
     )
 
 
-def describe(model_dir: Path, spec: DecoderSpec) -> ModelSummary:
+def summarize_spec(model_dir: Path, spec: DecoderSpec) -> ModelSummary:
     heads = f"{spec.num_heads} heads" + (f" ({spec.num_kv_heads} for KV)" if spec.num_kv_groups > 1 else "")
     return ModelSummary(
         kind="encoder_decoder" if isinstance(spec, EncoderDecoderSpec) else "decoder",
@@ -83,12 +83,15 @@ class CheckpointSizes:
 
 
 def cpu_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """What computes fastest on a CPU that others use as well, in bounded memory."""
-    defaults = {"THP_MEM_ALLOC_ENABLE": "1"}  # huge pages for weights: fewer misses at one stream
-    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # oneDNN's own, and torch's in front of it
+    """Environment for fast computation in bounded memory on a shared CPU."""
+    defaults = {"THP_MEM_ALLOC_ENABLE": "1"}  # huge pages for weights: fewer TLB misses
+    for cache in (
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY",
+        "LRU_CACHE_CAPACITY",
+    ):  # oneDNN's, and torch's in front of it
         defaults[cache] = str(MAX_PRIMITIVES)
     if "OMP_WAIT_POLICY" not in environ:
-        # Threads that spin long take the cores from other work; those that sleep at once lose the gaps between
-        # operations. About 10 us bridge most gaps.
+        # Spinning threads take the core from other work; sleeping at once makes them late for the next operation.
+        # About 10 us of spinning bridge most gaps between operations.
         defaults["GOMP_SPINCOUNT"] = "1000"
     return defaults

@@ -1,7 +1,7 @@
-"""What a runner keeps of encoders: per slot the text, and where the keys and values of its encoding lie.
+"""A runner's state per slot of an encoder: the text, and the blocks with the keys and values of its encoding.
 
-A slot whose encoding another one has made has the blocks and no text. Like ``batch.py``: the host knows lengths, block
-tables are on the device.
+A slot that shares another slot's encoding has blocks but no text. As in ``decoder_slots.py``, the host knows lengths,
+and block tables are on the device.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import torch
 from tgis_server.engines.native.models.decoder import StepInputs
 from tgis_server.engines.native.models.encoder_decoder import EncoderDecoder, EncoderInputs
 from tgis_server.engines.native.ops import Ops
-from tgis_server.engines.native.ops.api import AttentionPlan, Cache, Rows
+from tgis_server.engines.native.ops.api import AttentionPlan, Cache, StepRows
 from tgis_server.engines.sampling.staging import Staging
 from tgis_server.wire.messages import NewSequence, StepPlan, TokenIds
 
 
 class EncoderSlots:
-    """The encoders' texts of the sequences under way."""
+    """The encoder's texts of all running sequences."""
 
     def __init__(
         self, num_slots: int, max_blocks: int, model: EncoderDecoder, ops: Ops, cache: Cache, staging: Staging
     ) -> None:
-        """``max_blocks`` is the most of one text."""
+        """``max_blocks``: of one text."""
         self._model = model
         self._ops = ops
         self._cache = cache
@@ -35,10 +35,10 @@ class EncoderSlots:
         self._num_tokens = np.zeros(num_slots, dtype=np.int64)
         self._tables = torch.zeros(num_slots, max_blocks, dtype=torch.int64, device=staging.device)
         self._lengths = torch.zeros(num_slots, dtype=torch.int64, device=staging.device)
-        self._nothing = torch.zeros_like(self._lengths)  # what is written before an encoding
+        self._no_keys = torch.zeros_like(self._lengths)  # keys before an encoding
 
     def apply(self, plan: StepPlan) -> None:
-        """Change what the plan changes: ``free`` and ``new``."""
+        """Apply the plan's ``free`` and ``new``."""
         for slot in plan.free:
             self._texts.pop(slot, None)
         if not plan.new:
@@ -54,29 +54,29 @@ class EncoderSlots:
     def _table(self, new: NewSequence) -> np.ndarray:
         max_blocks, num_blocks = self._tables.shape[1], len(new.cross_blocks)
         assert 0 < num_blocks <= max_blocks, (
-            f"NewSequence.cross_blocks: {num_blocks} in slot {new.slot}, but there must be from 1 to {max_blocks}"
+            f"NewSequence.cross_blocks: {num_blocks} in slot {new.slot}, but 1 to {max_blocks} are possible"
         )
         return np.array(new.cross_blocks + [0] * (max_blocks - num_blocks), dtype=np.int64)
 
     def encode(self, slots: Sequence[int]) -> None:
-        """Run the encoder for the texts of these slots, all of them at once."""
+        """Run the encoder once for the texts of these slots."""
         texts = [self._texts[slot] for slot in slots]
-        assert all(texts), f"StepPlan.encode: slots {slots}, not all of which have encoder_ids"
+        assert all(texts), f"StepPlan.encode: not all of the slots {slots} have encoder_ids"
         lengths = np.array([len(text) for text in texts], dtype=np.int64)
         row_slots, ids = np.array(slots, dtype=np.int64), np.concatenate(texts).astype(np.int64)
         positions = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         host = [ids, row_slots, np.repeat(row_slots, lengths), positions]
         ids_t, slots_t, token_slots_t, positions_t = self._staging.put_all(host)
         starts = np.zeros_like(lengths)
-        rows = Rows(starts, lengths, lengths, slots_t, token_slots_t, positions_t, self._tables, self._nothing)
+        rows = StepRows(starts, lengths, lengths, slots_t, token_slots_t, positions_t, self._tables, self._no_keys)
         encoder = self._model.encoder
-        attention = self._ops.plan_whole(lengths.tolist(), encoder.heads, encoder.modifiers.values())
-        writes = self._ops.plan(rows, self._cache, ())
+        attention = self._ops.plan_uncached_attention(lengths.tolist(), encoder.heads, encoder.modifiers.values())
+        writes = self._ops.plan_attention(rows, self._cache, ())
         self._model.encode(EncoderInputs(StepInputs(ids_t, positions_t, attention), writes), self._cache)
 
-    def plan(self, rows: Rows, slots: np.ndarray) -> AttentionPlan:
-        """How a step's rows, of these slots, attend to their encodings."""
+    def plan_attention(self, rows: StepRows, slots: np.ndarray) -> AttentionPlan:
+        """The plan with which a step's rows, in these slots, attend to their encodings."""
         cross = replace(
             rows, num_keys=self._num_tokens[slots], tables=self._tables, lengths=self._lengths, is_cross=True
         )
-        return self._ops.plan(cross, self._cache, [self._model.cross_modifiers])
+        return self._ops.plan_attention(cross, self._cache, [self._model.cross_modifiers])

@@ -1,4 +1,4 @@
-"""From a run to a loaded rank: check, join the other ranks, read weights, divide what memory is left."""
+"""Loads one rank: checks files and memory, joins the other ranks, reads weights, allocates the cache."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import torch
 
 from tgis_server.engines.api import Capacity, ModelFacts, Progress
 from tgis_server.engines.door import KvBudget
-from tgis_server.engines.native.checkpoint import inspect_checkpoint
+from tgis_server.engines.native.checkpoint.inspect import inspect_checkpoint
+from tgis_server.engines.native.checkpoint.read import PHASE, read_parameters
 from tgis_server.engines.native.families import ALL_FAMILIES, read_spec
 from tgis_server.engines.native.memory import MemoryRequest, free_gpu_bytes, rank_memory
 from tgis_server.engines.native.models.decoder import Decoder, pack_weights
 from tgis_server.engines.native.models.encoder_decoder import EncoderDecoder
+from tgis_server.engines.native.models.rope_table import build_table, find_rope_border
 from tgis_server.engines.native.ops import Ops, select_ops
 from tgis_server.engines.native.ops.api import Cache, CacheShape
 from tgis_server.engines.native.parallel import Group, ShardGroup, SoloGroup
-from tgis_server.engines.native.rope import build_table, find_rope_border
 from tgis_server.engines.native.spec import DecoderSpec, EncoderDecoderSpec
-from tgis_server.engines.native.weights import PHASE, read_parameters
 from tgis_server.host import cgroup
 from tgis_server.run import Run
 
-GPU = 0  # a shard sees only the GPU that is its own
+GPU = 0  # a shard sees only its own GPU
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """What a runner is made of."""
+class LoadedModel:
+    """The parts of a runner."""
 
     spec: DecoderSpec
     decoder: Decoder
@@ -45,7 +45,7 @@ class Loaded:
 
 
 @torch.inference_mode()
-def load(run: Run, rank: int, progress: Progress) -> Loaded:
+def load(run: Run, rank: int, progress: Progress) -> LoadedModel:
     """See ``load_runner`` for errors."""
     # 1. Files and memory are checked before anything large is read
     checkpoint = inspect_checkpoint(run.model_dir, read_spec(run.model_dir, ALL_FAMILIES), run.num_shard)
@@ -71,12 +71,12 @@ def load(run: Run, rank: int, progress: Progress) -> Loaded:
     weights, weight_bytes = pack_weights(spec, read_parameters(checkpoint, rank, dtype, device, progress), ops)
     _return_freed_memory()
 
-    # 4. Keys and values take what is left, the same on every rank
+    # 4. The remaining memory is for keys and values, the same amount on every rank
     progress("allocating", 0, 0)
-    # Every rank has read its weights before any measures: ranks of one CPU host draw on the same memory.
+    # No rank measures before all have read their weights: ranks of one CPU host share its memory.
     group.smallest(0)
     budget = _agree(group, memory.divide(_free_bytes(run)), memory.request)
-    assert not spec.length.is_limit or budget.max_sequence_length <= spec.length.num_tokens, "positions run out"
+    assert not spec.length.is_limit or budget.max_sequence_length <= spec.length.num_tokens, "too few positions"
     rope_table = build_table(spec.rope, budget.max_sequence_length, dtype, device) if spec.rope else None
     decoder: Decoder
     if isinstance(spec, EncoderDecoderSpec):
@@ -93,7 +93,7 @@ def load(run: Run, rank: int, progress: Progress) -> Loaded:
         weight_bytes=weight_bytes,
         notes=budget.notes,
     )
-    return Loaded(
+    return LoadedModel(
         spec=spec,
         decoder=decoder,
         ops=ops,
@@ -109,20 +109,20 @@ def load(run: Run, rank: int, progress: Progress) -> Loaded:
 
 
 def _free_bytes(run: Run) -> int:
-    """What this rank may take. Ranks on one CPU host share its memory evenly."""
+    """Memory that this rank may take. Ranks on one CPU host share its memory evenly."""
     if run.device == "cuda":
         return free_gpu_bytes(GPU, run.config.cuda_process_memory_fraction)
     return cgroup.available_bytes() // run.num_shard
 
 
 def _return_freed_memory() -> None:
-    """Give the kernel back what packing has freed: in float32 the C library keeps a seventh of the weights' size."""
+    """Return memory freed by packing to the kernel: in float32 the C library keeps a seventh of the weights' size."""
     with suppress(OSError, AttributeError):  # not the GNU C library
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _agree(group: Group, budget: KvBudget, request: MemoryRequest) -> KvBudget:
-    """The poorest rank decides for all."""
+    """All ranks take the smallest budget."""
     num_blocks = group.smallest(budget.num_blocks)
     length = group.smallest(budget.max_sequence_length)
     notes = budget.notes

@@ -1,7 +1,7 @@
-"""How much memory there is, and what becomes of it: weights, room for a step, the rest for keys and values.
+"""Divides a rank's memory among weights, the tensors of a step, and keys and values.
 
-Decisions are plain arithmetic on numbers that the caller measured or states; torch is imported only to ask a GPU. A
-shard that loads and ``tgis plan``, which only predicts, call the same functions.
+Decisions are plain arithmetic on the caller's numbers; torch is imported only to query a GPU. A loading shard and
+``tgis plan``, which only predicts, call the same functions.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from pathlib import Path
 
 from tgis_server import failures
 from tgis_server.engines.door import KvBudget
-from tgis_server.engines.native.checkpoint import Checkpoint
-from tgis_server.engines.native.parameters import padded_vocab_rows
+from tgis_server.engines.native.checkpoint.inspect import Checkpoint
+from tgis_server.engines.native.parameters.pieces import padded_vocab_rows
 from tgis_server.engines.native.spec import DecoderSpec
 from tgis_server.host.cpu_flags import CPUINFO, read_cpu_flags
 from tgis_server.model_files import ITEM_BYTES
@@ -20,20 +20,20 @@ from tgis_server.run import Run
 from tgis_server.words.sizes import format_bytes
 
 GIB = 1 << 30
-CPU_KV_BYTES = 4 * GIB  # default pool on a CPU, if that is not more than ...
-CPU_KV_SHARE = 0.25  # ... this share of what is free
-CPU_USABLE_SHARE = 0.9  # the rest is left to the process itself and its neighbours
+CPU_KV_BYTES = 4 * GIB  # default pool on a CPU, if not more than ...
+CPU_KV_SHARE = 0.25  # ... this share of free memory
+CPU_USABLE_SHARE = 0.9  # the rest is for the process itself and its neighbours
 SHORTEST_SEQUENCE = 2  # one token of prompt, one of output
 
-# Code that oneDNN makes for each number of rows of each kind of packed linear layer: about half a MiB each. It and
-# torch keep the last 1024 unless told otherwise, which took hundreds of MiB under mixed lengths. 64 are those of the
-# last dozen numbers of rows; made anew, one costs about half a millisecond.
+# Code that oneDNN compiles per number of rows and shape of packed linear layers: about half a MiB each. By default
+# oneDNN and torch keep the last 1024, which took hundreds of MiB under mixed lengths. 64 cover the last dozen numbers
+# of rows; recompiling one takes about half a millisecond.
 MAX_PRIMITIVES = 64
-PRIMITIVE_BYTES = 3 << 19  # with what the C library's allocator loses between them
+PRIMITIVE_BYTES = 3 << 19  # including fragmentation in the C library's allocator
 
 GATHERED_BYTES = 256 << 20  # attention's copies of keys and values, and its masks
 
-# Any of these sets of instructions lets oneDNN keep linear weights of a format in its own layout, as torch checks it
+# With any of these sets of CPU flags oneDNN can pack linear weights of a dtype, as torch checks it
 # (ATen/native/mkldnn/Utils.h). float32 needs none.
 PACKING_FLAGS = {
     "bfloat16": ({"avx_ne_convert"}, {"avx512bw", "avx512vl", "avx512dq"}, {"bf16"}),  # the last is ARM's
@@ -43,27 +43,27 @@ PACKING_FLAGS = {
 
 @dataclass(frozen=True, slots=True)
 class MemoryRequest:
-    """What a rank needs to know to divide its memory."""
+    """The settings that decide about a rank's keys and values."""
 
     device: str  # "cpu" or "cuda"
     block_bytes: int  # keys and values of one block, all layers
     block_size: int
     max_sequence_length: int
-    is_explicit: bool  # the length must fit; otherwise it may be lowered
-    kv_cache_memory: int | None = None  # asked for
+    is_explicit: bool  # the length must fit; else it may be lowered
+    kv_cache_memory: int | None = None  # bytes, if set by the option
     max_batch_size: int = 1
-    margin_percent: int = 0  # of free GPU memory, held back
+    margin_percent: int = 0  # of free GPU memory, left unused
 
 
 @dataclass(frozen=True, slots=True)
 class RankMemory:
-    """What one rank holds and needs, as far as it is known before anything is read."""
+    """The memory needs of one rank, known before anything is read."""
 
-    what: str  # model and number format, for errors
-    weight_bytes: int  # as they are held
+    what: str  # model and dtype, for errors
+    weight_bytes: int  # in the run's dtype
     step_bytes: int
     request: MemoryRequest
-    gpu_share: float = 1.0  # of a GPU's memory, that a process may use
+    gpu_share: float = 1.0  # of a GPU's memory that a process may use
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -78,12 +78,12 @@ class RankMemory:
         check_fits(self.request, free_bytes, self.weight_bytes, self.step_bytes, self.what)
 
     def divide(self, free_bytes: int) -> KvBudget:
-        """See :func:`decide_kv_budget`; ``free_bytes`` is beside the weights."""
+        """See :func:`decide_kv_budget`; ``free_bytes`` is after loading."""
         return decide_kv_budget(self.request, max(0, free_bytes - self.step_bytes))
 
 
 def rank_memory(run: Run, checkpoint: Checkpoint, rank: int) -> RankMemory:
-    """The needs of a rank of ``run``, whose number of shards is the checkpoint's."""
+    """The needs of a rank of ``run``; the checkpoint is for the same number of shards."""
     config, spec = run.config, checkpoint.spec
     request = MemoryRequest(
         device=run.device,
@@ -95,7 +95,7 @@ def rank_memory(run: Run, checkpoint: Checkpoint, rank: int) -> RankMemory:
         max_batch_size=config.max_batch_size,
         margin_percent=config.batch_safety_margin,
     )
-    room = step_bytes(
+    step = step_bytes(
         num_tokens=run.max_batch_tokens,
         num_rows=config.max_batch_size,
         hidden_size=spec.hidden_size,
@@ -108,19 +108,19 @@ def rank_memory(run: Run, checkpoint: Checkpoint, rank: int) -> RankMemory:
     return RankMemory(
         what=f"{run.model_id} in {run.dtype}",
         weight_bytes=weights,
-        step_bytes=room + primitive_bytes(run),
+        step_bytes=step + primitive_bytes(run),
         request=request,
         gpu_share=config.cuda_process_memory_fraction,
     )
 
 
 def primitive_bytes(run: Run) -> int:
-    """What compiled linear layers take on a CPU that packs their weights."""
+    """Bytes of compiled linear layers, on a CPU that packs their weights."""
     return MAX_PRIMITIVES * PRIMITIVE_BYTES if run.device == "cpu" and cpu_packs(run.dtype) else 0
 
 
 def head_copy_bytes(spec: DecoderSpec, run: Run) -> int:
-    """A tied head is the embedding itself, but on a CPU that packs linear weights it is a packed copy."""
+    """A tied head is the embedding itself; on a CPU that packs linear weights it is a packed copy."""
     if not spec.is_head_tied or run.device != "cpu" or not cpu_packs(run.dtype):
         return 0
     return padded_vocab_rows(spec.vocab_size, run.num_shard) * spec.hidden_size * ITEM_BYTES[run.dtype]
@@ -135,7 +135,7 @@ def cpu_packs(dtype: str, cpuinfo: Path = CPUINFO) -> bool:
 
 
 def decide_kv_budget(request: MemoryRequest, free_bytes: int) -> KvBudget:
-    """Divide what is free once weights and the room for a step are taken off.
+    """Decide how much of the memory left by weights and a step is for keys and values.
 
     Raises:
         NotEnoughDevices: one sequence does not fit.
@@ -144,42 +144,42 @@ def decide_kv_budget(request: MemoryRequest, free_bytes: int) -> KvBudget:
     if request.device == "cpu":
         usable = int(free_bytes * CPU_USABLE_SHARE)
         pool = min(CPU_KV_BYTES, int(free_bytes * CPU_KV_SHARE))
-        # More than every running sequence can fill at its longest would be touched for nothing.
+        # No more than all running sequences can fill.
         most = request.max_batch_size * blocks_per_sequence
-        wanted = max(blocks_per_sequence, min(pool // request.block_bytes, most))
+        target = max(blocks_per_sequence, min(pool // request.block_bytes, most))
     else:
         usable = int(free_bytes * (1 - request.margin_percent / 100))
-        wanted = usable // request.block_bytes
+        target = usable // request.block_bytes
     fitting = max(0, usable) // request.block_bytes
     if request.kv_cache_memory is not None:
-        wanted = request.kv_cache_memory // request.block_bytes
-        if wanted > fitting:
+        target = request.kv_cache_memory // request.block_bytes
+        if target > fitting:
             raise failures.KV_CACHE_TOO_LARGE.error(asked_bytes=request.kv_cache_memory, free_bytes=max(0, usable))
-    num_blocks = min(wanted, fitting)
+    num_blocks = min(target, fitting)
     if num_blocks >= blocks_per_sequence:
         return KvBudget(num_blocks, request.max_sequence_length)
     longest = num_blocks * request.block_size
-    room_bytes, need_bytes = num_blocks * request.block_bytes, blocks_per_sequence * request.block_bytes
+    available_bytes, need_bytes = num_blocks * request.block_bytes, blocks_per_sequence * request.block_bytes
     if request.is_explicit or longest < SHORTEST_SEQUENCE:
         raise failures.SEQUENCE_TOO_LONG.error(
             length=request.max_sequence_length,
             need_bytes=need_bytes,
-            room_bytes=room_bytes,
+            room_bytes=available_bytes,
             longest=max(longest, SHORTEST_SEQUENCE),
             more="--kv-cache-memory" if request.kv_cache_memory is not None else "--num-shard",
         )
     note = (
         f"max_sequence_length lowered from {request.max_sequence_length} to {longest}: keys and values of one sequence "
-        f"need {format_bytes(need_bytes)}, {format_bytes(room_bytes)} are available on each shard."
+        f"need {format_bytes(need_bytes)}, and each shard has {format_bytes(available_bytes)} for them."
     )
     return KvBudget(num_blocks, longest, (note,))
 
 
 def check_fits(request: MemoryRequest, free_bytes: int, weight_bytes: int, step_bytes: int, what: str) -> None:
-    """Stop before weights are read if they and one sequence cannot fit on this rank.
+    """Check before weights are read that they, a step and one sequence fit on this rank.
 
     Raises:
-        NotEnoughDevices: with the numbers.
+        NotEnoughDevices: they do not fit.
     """
     length = request.max_sequence_length if request.is_explicit else SHORTEST_SEQUENCE
     sequence_bytes = -(-length // request.block_size) * request.block_bytes
@@ -206,7 +206,7 @@ def step_bytes(
     vocab_size: int,
     item_bytes: int,
 ) -> int:
-    """About what a step takes at most: activations of its tokens, logits of its rows in float32 with their copies."""
+    """Estimated peak memory of a step: activations of its tokens, and float32 logits of its rows with copies."""
     widest = max(2 * intermediate_size + intermediate_size, 2 * qkv_size)
     activations = num_tokens * item_bytes * (4 * hidden_size + widest)
     logits = min(num_rows, num_tokens) * vocab_size * (item_bytes + 3 * 4)
@@ -214,12 +214,12 @@ def step_bytes(
 
 
 def free_gpu_bytes(index: int, fraction: float) -> int:
-    """Ask the GPU; see :func:`usable_gpu_bytes`."""
+    """Query the GPU; see :func:`usable_gpu_bytes`."""
     import torch
 
     return usable_gpu_bytes(*torch.cuda.mem_get_info(index), fraction)
 
 
 def usable_gpu_bytes(free_bytes: int, total_bytes: int, fraction: float) -> int:
-    """Free memory of a GPU, less the share of it that a process may not use."""
+    """Free memory of a GPU, less the share of all its memory that a process may not use."""
     return max(0, int(free_bytes - total_bytes * (1 - fraction)))

@@ -1,8 +1,8 @@
-"""Tensor parallelism: the ranks of one model and what they exchange.
+"""Tensor parallelism: the ranks of one model and their collectives.
 
-Ranks hold slices of every linear layer (Megatron-LM, arXiv:1909.08053): two sums per layer, one for the embedding, and
-the logits collected on rank 0. No default process group of torch is made, so that several models can live in one
-process. Collectives of one group are called in the same order on every rank; that order follows from the plan alone.
+Ranks hold slices of every linear layer (Megatron-LM, arXiv:1909.08053). They exchange two sums per layer, one for the
+embedding, and the logits, which rank 0 collects. torch's default process group is not used, so one process can hold
+several models. Every rank calls the collectives of a group in the same order, which depends on the plan alone.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ class Group(Protocol):
         ...
 
     def smallest(self, value: int) -> int:
-        """Smallest of the ranks' values, on every rank. Blocks; used while loading."""
+        """Smallest of the ranks' values, on every rank. Waits for all ranks; used while loading."""
         ...
 
     def collect(self, tensor: Tensor) -> list[Tensor] | None:
-        """Every rank's tensor, in rank order, on rank 0; ``None`` elsewhere."""
+        """All ranks' tensors in rank order on rank 0; ``None`` elsewhere."""
         ...
 
     def share(self, tensor: Tensor) -> Tensor:
-        """Rank 0's tensor on every rank, in place; returns ``tensor``."""
+        """Copy rank 0's tensor to every rank, in place; returns ``tensor``."""
         ...
 
     def close(self) -> None: ...
 
 
 class SoloGroup:
-    """One rank that holds everything: nothing to exchange."""
+    """A single rank, which holds the whole model."""
 
     rank = 0
     size = 1
@@ -86,10 +86,10 @@ class ShardGroup:
 
     @classmethod
     def join(cls, rendezvous_file: Path, rank: int, size: int, device: torch.device, timeout_s: float) -> ShardGroup:
-        """Meet the other ranks at a file of the run directory.
+        """Join the other ranks at a file of the run directory.
 
         Raises:
-            PeerLost: they did not come within ``timeout_s``, or one of them is gone.
+            PeerLost: they did not join within ``timeout_s``, or one of them has ended.
         """
         with _peer_errors():
             store = FileStore(str(rendezvous_file), size)
@@ -97,7 +97,7 @@ class ShardGroup:
             prefixed = PrefixStore("tensor-parallel", store)
             backend = (_join_nccl if device.type == "cuda" else _join_gloo)(prefixed, rank, size, timeout_s)
             group = cls(backend, rank, size, device)
-            group.smallest(0)  # connects now: a peer that cannot be reached is found before weights are read
+            group.smallest(0)  # connects now, so that an unreachable peer is found before weights are read
         return group
 
     def add(self, tensor: Tensor) -> Tensor:
@@ -124,14 +124,14 @@ class ShardGroup:
 
     def close(self) -> None:
         if self._device.type == "cuda":
-            # After a failure a peer may hang in a collective: abort instead of waiting for it.
+            # After a failure a peer may hang in a collective: do not wait for it.
             self._backend.abort()
 
 
 def _join_gloo(store: Store, rank: int, size: int, timeout_s: float) -> Any:
-    # torch's type information leaves these classes out.
+    # torch's type stubs lack these classes.
     options: Any = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-    # The ranks share one machine: the loopback interface works whatever the host's name resolves to.
+    # All ranks are on one machine: loopback works whatever the host name resolves to.
     options._devices = [dist.ProcessGroupGloo.create_device(interface="lo")]
     options._timeout = timedelta(seconds=timeout_s)
     backend: Any = dist.ProcessGroupGloo(store, rank, size, options)
@@ -147,7 +147,7 @@ def _join_nccl(store: Store, rank: int, size: int, timeout_s: float) -> Any:
 
 @contextmanager
 def _peer_errors() -> Iterator[None]:
-    """A collective that fails says that another rank is gone, hardly ever why."""
+    """Turn a failed collective into ``PeerLost``: its error rarely tells more than that another rank has ended."""
     try:
         yield
     except torch.OutOfMemoryError:

@@ -1,8 +1,8 @@
 """The native engine as a ``ModelRunner``: one rank's share of the model, its keys and values, and its slots.
 
 ``launch`` turns a plan into tensors and runs the decoder, ``finish`` samples, ``collect`` waits and turns results into
-messages. On CUDA nothing in the first two waits for the device: input ids of decode rows, seen tokens and sampled ids
-stay there.
+messages. On CUDA the first two never wait for the device: input ids of decode rows, seen tokens and sampled ids stay
+there.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from tgis_server.engines.api import Capacity, ModelFacts, Progress, RunnerCaps
-from tgis_server.engines.native.batch import Batch, BatchBuilder, PromptPart, Slots
+from tgis_server.engines.native.batch import Batch, BatchBuilder, PromptPart
+from tgis_server.engines.native.decoder_slots import DecoderSlots
 from tgis_server.engines.native.encoder_slots import EncoderSlots
-from tgis_server.engines.native.loading import Loaded, load
+from tgis_server.engines.native.loading import LoadedModel, load
 from tgis_server.engines.native.models.encoder_decoder import EncoderDecoder
 from tgis_server.engines.sampling.details import DetailTensors, compute_details, to_messages
 from tgis_server.engines.sampling.sampler import Sampled, Sampler
@@ -32,12 +33,12 @@ from tgis_server.run import Run
 from tgis_server.wire.messages import Adapter, Masks, StepPlan, StepTokens, TokenDetail, Wanted
 from tgis_server.words.processes import shard_name
 
-MAX_PROMPT_LOGITS_BYTES = 64 << 20  # of one projection of prompt positions
+MAX_PROMPT_LOGITS_BYTES = 64 << 20  # per projection of prompt positions
 
 
 @dataclass(frozen=True, slots=True)
 class PromptDetails:
-    """Facts about consecutive prompt tokens of one row; tensors as fetched."""
+    """Details of consecutive prompt tokens of one row; tensors from ``Staging.fetch``."""
 
     row: int
     wanted: list[Wanted]  # one per token
@@ -46,10 +47,10 @@ class PromptDetails:
 
 @dataclass(frozen=True, slots=True)
 class FiniteCheck:
-    """Whether values that a step computed are finite; the tensor as fetched."""
+    """Whether a step's values are finite; the tensor is from ``Staging.fetch``."""
 
     is_finite: Tensor  # (values,) bool
-    rows: list[tuple[int, int, int]]  # row of the plan, and the range of its values
+    rows: list[tuple[int, int, int]]  # row of the plan, start and end of its values
 
     def broken_rows(self) -> set[int]:
         if bool(self.is_finite.all()):
@@ -60,15 +61,15 @@ class FiniteCheck:
 
 @dataclass(slots=True)
 class NativeStep:
-    """A step under way."""
+    """A launched step."""
 
     plan: StepPlan
-    forward_s: float = 0.0  # of both halves on the host
-    batch: Batch | None = None  # until it is finished, and ...
-    logits: Tensor | None = None  # ... on rank 0 those of the rows that sample
+    forward_s: float = 0.0  # time of both halves on the host
+    batch: Batch | None = None  # until the step is finished
+    logits: Tensor | None = None  # of the rows that sample, on rank 0, until the step is finished
     sample_rows: list[int] = field(default_factory=list)
-    ids: Tensor | None = None  # on the host once the step is over
-    detail_rows: list[int] = field(default_factory=list)  # of the sampling rows
+    ids: Tensor | None = None  # (sampling rows,), from ``Staging.fetch``
+    detail_rows: list[int] = field(default_factory=list)  # indices into sample_rows
     wanted: list[Wanted] = field(default_factory=list)
     details: DetailTensors | None = None
     prompt_details: list[PromptDetails] = field(default_factory=list)
@@ -77,9 +78,9 @@ class NativeStep:
 
 
 class NativeRunner:
-    """One rank. All calls but ``stage`` come from one thread."""
+    """The runner of one rank. All calls except ``stage`` come from one thread."""
 
-    def __init__(self, loaded: Loaded, fault: Fault | None = None) -> None:
+    def __init__(self, loaded: LoadedModel, fault: Fault | None = None) -> None:
         model = loaded.decoder
         self.caps = RunnerCaps(
             plan_ahead=loaded.device.type == "cuda",
@@ -95,7 +96,7 @@ class NativeRunner:
         self._vocab_size = loaded.spec.vocab_size
         self._staging = Staging(loaded.device)
         max_blocks = -(-loaded.capacity.max_sequence_length // loaded.capacity.block_size)
-        self._slots = Slots(loaded.num_slots, max_blocks, self._staging, loaded.rope_border)
+        self._slots = DecoderSlots(loaded.num_slots, max_blocks, self._staging, loaded.rope_border)
         self._encoders: EncoderSlots | None = None
         if isinstance(model, EncoderDecoder):
             self._encoders = EncoderSlots(loaded.num_slots, max_blocks, model, loaded.ops, loaded.cache, self._staging)
@@ -105,7 +106,7 @@ class NativeRunner:
 
     @classmethod
     def load(cls, run: Run, rank: int, progress: Progress) -> NativeRunner:
-        """Read this rank's weights and make room for keys and values. See ``load_runner`` for errors."""
+        """Load this rank's weights and allocate its cache. See ``load_runner`` for errors."""
         fault = Fault.of(run.config.fault, shard_name(rank))
         loaded = load(run, rank, progress)
         if fault:
@@ -128,14 +129,14 @@ class NativeRunner:
     @torch.inference_mode()
     def finish(self, launched: NativeStep, masks: Masks | None) -> None:
         step = launched
-        if step.batch is None:  # it has no rows
+        if step.batch is None:  # no rows
             return
         started_s = time.perf_counter()
         with self._memory_errors():
             if step.batch.sample_rows:
                 self._sample(step, step.batch, masks)
-        # Slots change last of all, so that a failure leaves them as they were.
-        self._slots.advance(step.batch)
+        # Slots change last: a failure leaves them as they were.
+        self._slots.advance(step.plan, step.batch.slots, step.batch.num_tokens)
         step.batch = step.logits = None
         if step.events is not None:
             step.events[1].record()
@@ -169,7 +170,7 @@ class NativeRunner:
         self._group.close()
 
     def _apply(self, plan: StepPlan) -> None:
-        """State changes, in the order that ``StepPlan`` defines. Only rank 0 samples."""
+        """Apply state changes in the order that ``StepPlan`` defines. Only rank 0 samples."""
         self._slots.apply(plan)
         if self._encoders:
             self._encoders.apply(plan)
@@ -180,7 +181,7 @@ class NativeRunner:
                 self._sampler.start(new.slot, new.token_ids, new.sampling)
 
     def _run(self, plan: StepPlan, step: NativeStep) -> None:
-        """Everything but the sampling. No state changes, so that a failure leaves slots as they were."""
+        """Run everything except the sampling. Changes no slots, so a failure leaves them as they were."""
         if self._device.type == "cuda":
             step.events = (_event(), _event())
             step.events[0].record()
@@ -190,7 +191,7 @@ class NativeRunner:
         batch = self._builder.build(plan)
         hidden = self._decoder.forward(batch.inputs, self._cache)
         if self._group.rank == 0 and (max(plan.num_tokens) > 1 or not all(plan.sample)):
-            # A chunk has no logits, or those of its last token alone; what it wrote may be found by other requests.
+            # A chunk has logits for its last token at most, but other requests may reuse the blocks that it wrote.
             step.checks.append(FiniteCheck(self._staging.fetch(are_finite(hidden)), batch.token_ranges()))
         for part in batch.prompt_parts:
             self._launch_prompt_details(step, part, hidden)
@@ -199,7 +200,7 @@ class NativeRunner:
         step.batch = batch
 
     def _sample(self, step: NativeStep, batch: Batch, masks: Masks | None) -> None:
-        """Rank 0 chooses; every rank learns the ids."""
+        """Rank 0 chooses token ids and shares them with all ranks."""
         logits = step.logits
         sampled: Sampled | None = None
         if logits is None:
@@ -220,14 +221,11 @@ class NativeRunner:
         step.ids = self._staging.fetch(ids)
         if sampled is not None:
             self._sampler.note(sampled)
-        self._slots.newest_ids.index_copy_(0, batch.sample_slots, ids)  # a step that is repeated reads the ids before
+        self._slots.newest_ids.index_copy_(0, batch.sample_slots, ids)  # a repeated step reads the previous ids
 
     @contextmanager
     def _memory_errors(self) -> Iterator[None]:
-        """
-        Raises:
-            OutOfMemory: what ran inside did not fit.
-        """
+        """Turn allocation failures into ``OutOfMemory``."""
         try:
             yield
         except (RuntimeError, MemoryError) as error:
@@ -239,10 +237,10 @@ class NativeRunner:
             raise OutOfMemory("out of memory") from error
 
     def _launch_prompt_details(self, step: NativeStep, part: PromptPart, hidden: Tensor) -> None:
-        """Facts about prompt tokens from the raw logits of the positions before them, some positions at a time."""
-        at_a_time = max(1, MAX_PROMPT_LOGITS_BYTES // (4 * self._vocab_size))
-        for start in range(0, len(part.following_ids), at_a_time):
-            following = part.following_ids[start : start + at_a_time]
+        """Start computing prompt details from the raw logits of the preceding positions, within bounded memory."""
+        at_once = max(1, MAX_PROMPT_LOGITS_BYTES // (4 * self._vocab_size))
+        for start in range(0, len(part.following_ids), at_once):
+            following = part.following_ids[start : start + at_once]
             first = part.first_token + start
             logits = self._decoder.logits(hidden[first : first + len(following)])
             if logits is None:
@@ -257,9 +255,9 @@ class NativeRunner:
 
 
 def are_finite(values: Tensor) -> Tensor:
-    """(rows, n) -> (rows,) bool: whether no value of a row is NaN or infinite.
+    """(rows, n) -> (rows,) bool: whether all values of a row are finite.
 
-    A sum shows both at the cost of reading the values once. One that overflows counts as well: 1e34 is no logit.
+    A row's sum tells at the cost of reading the values once. It may also overflow, but 1e34 is not a plausible logit.
     """
     return values.sum(-1, dtype=torch.float32).isfinite()
 

@@ -1,6 +1,6 @@
-"""What a decoder is, as plain data: the decoder reads this and nothing else about its family.
+"""The architecture of a model as plain data: all that the decoder is told about its family.
 
-Made by ``families/`` from a config.json, without torch, so that the launcher can check a model in milliseconds.
+Made by ``families/`` from a config.json, without torch: the launcher checks a model in milliseconds.
 """
 
 from __future__ import annotations
@@ -27,43 +27,43 @@ Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 
 @dataclass(frozen=True, slots=True)
 class RopeSpec:
-    """Rotary position embedding: the scheme and the numbers that its kind uses."""
+    """Rotary position embedding: its kind, and the parameters that this kind uses."""
 
     kind: str = "default"  # default, linear, dynamic, llama3, yarn or longrope
     theta: float = 10000.0
-    rotary_dim: int = 0  # leading part of each head that is rotated; the rest passes through
+    rotary_dim: int = 0  # leading part of each head that is rotated; the rest is unchanged
     factor: float = 1.0
-    max_position: int = 0  # positions the config promises; where dynamic scaling begins
-    original_max_position: int = 0  # positions before the context was stretched (llama3, yarn, longrope)
+    max_position: int = 0  # positions that the config states; dynamic scaling begins there
+    original_max_position: int = 0  # positions before stretching (llama3, yarn, longrope)
     attention_factor: float = 1.0  # multiplies cos and sin (yarn, longrope)
     low_freq_factor: float = 1.0  # llama3
     high_freq_factor: float = 4.0  # llama3
     beta_fast: float = 32.0  # yarn
     beta_slow: float = 1.0  # yarn
-    is_range_truncated: bool = True  # yarn: the ramp's ends are whole dimensions
+    is_range_truncated: bool = True  # yarn: the ramp begins and ends at whole dimensions
     short_factor: tuple[float, ...] = ()  # longrope
     long_factor: tuple[float, ...] = ()  # longrope
 
 
 @dataclass(frozen=True, slots=True)
 class LearnedPositions:
-    """A trained embedding per position, added to that of the token. There are no positions beyond."""
+    """A trained embedding per position, added to the token's. A hard limit on the length."""
 
     num_positions: int
 
 
 @dataclass(frozen=True, slots=True)
 class Alibi:
-    """Scores fall with the distance of query and key, by a slope for each head (arXiv:2108.12409)."""
+    """Scores fall with the distance between query and key, by a slope per head (arXiv:2108.12409)."""
 
     slopes: tuple[float, ...]  # per query head
 
 
 @dataclass(frozen=True, slots=True)
 class RelativePositions:
-    """A trained bias on scores for each head and each bucket of distances, the same in all layers (arXiv:1910.10683).
+    """A trained bias on scores per head and bucket of distances, the same in all layers (arXiv:1910.10683).
 
-    Half of the buckets are for one distance each, the others for ranges that grow up to ``max_distance``.
+    Half of the buckets hold one distance each, the others ranges that grow up to ``max_distance``.
     """
 
     num_buckets: int
@@ -75,7 +75,7 @@ Positions = RopeSpec | LearnedPositions | Alibi | RelativePositions
 
 @dataclass(frozen=True, slots=True)
 class DecoderSpec:
-    """Everything that a decoder is. The defaults are Llama's."""
+    """The architecture of a decoder. The defaults are Llama's."""
 
     family: str
     # Sizes
@@ -88,7 +88,7 @@ class DecoderSpec:
     head_dim: int
     # Norms and the order of a layer
     norm_eps: float
-    positions: Positions | None  # None: the model knows none but those that causality gives
+    positions: Positions | None  # None: only causality tells the model the order
     length: Length
     eos_ids: tuple[int, ...]
     norm: Norm = "rms"
@@ -98,7 +98,7 @@ class DecoderSpec:
     # MLP
     activation: Activation = "silu"
     is_mlp_gated: bool = True  # down(activation(gate(x)) * up(x)), else down(activation(up(x)))
-    # Biases; those of norms
+    # Biases
     has_norm_bias: bool = False
     has_qkv_bias: bool = False
     has_o_bias: bool = False
@@ -107,17 +107,17 @@ class DecoderSpec:
     is_head_tied: bool = False  # the output head is the embedding
     # Scales and limits
     embedding_scale: float = 1.0
-    is_embedding_scale_rounded: bool = False  # to the weights' number format, as in Gemma: in bfloat16 by up to 0.4 %
-    residual_scale: float = 1.0  # multiplies what attention and MLP add to the residual
+    is_embedding_scale_rounded: bool = False  # to the weights' dtype, as in Gemma: up to 0.4 % off in bfloat16
+    residual_scale: float = 1.0  # multiplies the outputs of attention and MLP
     attention_scale: float = 0.0  # multiplies query-key products
     attention_cap: float = 0.0  # c: scores become c * tanh(score / c), before masks and biases; 0 = off
     logits_scale: float = 1.0  # multiplies logits
-    logits_cap: float = 0.0  # likewise of logits, after their scale
+    logits_cap: float = 0.0  # the same for logits, after scaling
     # Attention
-    windows: tuple[int | None, ...] = ()  # per layer: how many tokens a query sees, itself included; None = all
+    windows: tuple[int | None, ...] = ()  # per layer: tokens that a query sees, itself included; None = all
     # The files
-    dtype: str | None = None  # what the config names, if it does
-    warnings: tuple[str, ...] = ()  # of reading the files
+    dtype: str | None = None  # as the config states it, if it does
+    warnings: tuple[str, ...] = ()  # from reading the files
 
     @property
     def num_kv_groups(self) -> int:
@@ -131,11 +131,11 @@ class DecoderSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderDecoderSpec(DecoderSpec):
-    """A decoder whose layers also attend to what an encoder made of another text. Both have one embedding.
+    """A decoder whose layers also attend to an encoder's output for another text. Both share one embedding.
 
-    What is said of a decoder (sizes of logits, keys and values, number of layers) is said of this one's decoder. Keys
-    and values of the encoder's tokens are as many as those of the decoder's own, in each of its layers.
+    The inherited fields (sizes, number of layers) describe the decoder. In each of its layers, keys and values of an
+    encoder token have the same size as those of a decoder token.
     """
 
-    encoder: DecoderSpec  # its layers; it has no head, and its tokens see all others
-    start_id: int  # what the decoder's part begins with
+    encoder: DecoderSpec  # has no head, and its tokens see all others
+    start_id: int  # first token of the decoder's sequence

@@ -1,1 +1,1 @@
-"""Choosing the next token: logits processors, the choice itself, and the facts about tokens that requests ask for."""
+"""Choosing the next token: logits processors, the choice itself, and the token details that requests want."""

@@ -1,4 +1,4 @@
-"""The choice itself: argmax, or the inverse of the cumulative distribution at a uniform draw."""
+"""Choosing a token: argmax, or the inverse of the cumulative distribution at a uniform draw."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def choose_greedy(scores: Tensor) -> Tensor:
-    """(rows, vocab) -> (rows,): the highest score; of equal ones the lowest id."""
+    """(rows, vocab) -> (rows,): the id with the highest score; the lowest of tied ids."""
     return scores.argmax(-1)
 
 
@@ -19,11 +19,11 @@ def choose_sampled(scores: Tensor, draws: Tensor) -> Tensor:
         draws: (rows, 1) float64 in [0, 1).
 
     Returns:
-        (rows,) the first id whose cumulative mass exceeds draw * total. The sum is taken in float64, so that the
-        order of summation, which devices differ in, does not decide.
+        (rows,) int64: the first id whose cumulative mass exceeds draw * total. Summed in float64, so that devices with
+        different orders of summation choose the same id.
     """
     cumulative = scores.softmax(-1).double().cumsum(-1)
     targets = draws * cumulative[:, -1:]
-    # right=True: strictly above, so that ids without mass, on which the sum stands still, are passed over.
+    # right=True: strictly above, to skip ids without mass, which repeat the previous sum.
     chosen = torch.searchsorted(cumulative, targets, right=True)
     return chosen.squeeze(-1).clamp_(max=scores.shape[-1] - 1)

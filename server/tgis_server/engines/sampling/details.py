@@ -1,7 +1,7 @@
-"""Facts about tokens that requests ask for: log probability, rank, and the best alternatives.
+"""Token details that requests want: log probability, rank, and the best alternatives.
 
-Computed on the device for a batch of (scores, token) pairs without waiting for it; turned into ``TokenDetail`` on the
-host once the step is over.
+Computed on the device for a batch of (scores, token) pairs without waiting for it; converted to ``TokenDetail`` on the
+host after the step.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import Tensor
 
 from tgis_server.wire.messages import TokenDetail, Wanted
 
-TIES_FACTOR = 4  # at most this many times n tokens are returned where scores tie
+TIES_FACTOR = 4  # with tied scores, at most this many times n alternatives
 
 
 @dataclass(frozen=True, slots=True)
 class DetailTensors:
-    """Facts about N tokens. ``top_*`` are in ascending order of id; -1 marks unused places."""
+    """Details of N tokens. ``top_*`` are in ascending order of id; unused places have id -1."""
 
     logprobs: Tensor  # (N,) float32
     ranks: Tensor  # (N,) int64
@@ -33,13 +33,13 @@ class DetailTensors:
 
 
 def compute_details(scores: Tensor, ids: Tensor, top_n: Tensor | None, largest_n: int) -> DetailTensors:
-    """Look up ``ids`` in ``scores``.
+    """Compute the details of ``ids`` in ``scores``.
 
     Args:
         scores: (N, vocab) float32.
-        ids: (N,) int64, the token that each row is about.
-        top_n: (N, 1) int64, how many alternatives each row wants, or ``None`` if none does.
-        largest_n: the largest of them, known on the host.
+        ids: (N,) int64, the token of each row.
+        top_n: (N, 1) int64, the number of alternatives for each row, or ``None`` if no row wants any.
+        largest_n: the maximum of ``top_n``, as the host knows it.
     """
     logprobs = scores.log_softmax(-1)
     chosen = scores.gather(-1, ids[:, None])
@@ -52,7 +52,7 @@ def compute_details(scores: Tensor, ids: Tensor, top_n: Tensor | None, largest_n
     largest_n = min(largest_n, vocab_size)
     border = scores.topk(largest_n, -1).values.gather(-1, top_n.clamp(1, largest_n) - 1)
     is_candidate = (scores >= border) & (scores > float("-inf"))
-    # The lowest ids among the candidates: the highest keys, where a key falls with the id and is 0 for the others.
+    # Keys fall with the id and are 0 for other tokens: the highest keys are the lowest ids among the candidates.
     keys = torch.arange(vocab_size, 0, -1, device=scores.device, dtype=torch.int32) * is_candidate
     best_keys = keys.topk(min(TIES_FACTOR * largest_n, vocab_size), -1).values.long()
     is_used = best_keys > 0
@@ -62,10 +62,10 @@ def compute_details(scores: Tensor, ids: Tensor, top_n: Tensor | None, largest_n
 
 
 def to_messages(tensors: DetailTensors, wanted: list[Wanted]) -> list[TokenDetail]:
-    """One message per row, with what its request asked for. Waits for the device."""
+    """One message per row, with the details that its request wants. Call it after the step."""
     logprobs, ranks = tensors.logprobs.tolist(), tensors.ranks.tolist()
     top_ids, top_logprobs = tensors.top_ids.tolist(), tensors.top_logprobs.tolist()
-    return [_to_message(one, logprobs[i], ranks[i], top_ids[i], top_logprobs[i]) for i, one in enumerate(wanted)]
+    return [_to_message(row, logprobs[i], ranks[i], top_ids[i], top_logprobs[i]) for i, row in enumerate(wanted)]
 
 
 def _to_message(
@@ -75,7 +75,7 @@ def _to_message(
     if wanted.top_n:
         used = [(i, x) for i, x in zip(top_ids, top_logprobs, strict=True) if i >= 0]
         pairs = used[: TIES_FACTOR * wanted.top_n]
-        # Alternatives are sorted by what the client sees of them: without log probabilities by id alone.
+        # Sort by what the client sees: without log probabilities, by id alone.
         pairs = sorted(pairs, key=lambda pair: (-pair[1], pair[0])) if wanted.logprobs else [(i, 0.0) for i, _ in pairs]
     return TokenDetail(
         logprob=logprob if wanted.logprobs else 0.0,

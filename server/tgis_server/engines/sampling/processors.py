@@ -1,7 +1,7 @@
-"""Logits processors on whole batches: each takes scores (rows, vocab) in float32, with one parameter per row.
+"""Logits processors for whole batches: each takes scores (rows, vocab) in float32, with one parameter per row.
 
-Parameters are (rows, 1) tensors on the scores' device. What a processor drops becomes -inf. All are deterministic:
-where scores tie at the border of a cut, the text says what is kept.
+Parameters are (rows, 1) tensors on the scores' device. Dropped scores become -inf. All processors are deterministic;
+their docstrings say how ties at the border of a cut are treated.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# On a CPU a full sort of a vocabulary takes milliseconds per row; the cuts nearly always lie within the best few.
-# On CUDA a full sort is cheap, and looking whether the best few sufficed would wait for the device.
+# On a CPU a full sort of a vocabulary takes milliseconds per row, and the cut is nearly always within the best few.
+# On CUDA a full sort is cheap, and checking whether the best few suffice would wait for the device.
 NUM_SORTED_FIRST = 1024
-# Far beyond any logit, and still finite as float32 when a temperature has divided it: infinite scores end in NaN.
+# Far beyond any logit, yet finite in float32 even after division by a temperature: infinite scores would become NaN.
 MAX_SCORE = 1e30
 
 
@@ -20,7 +20,8 @@ def keep_allowed(scores: Tensor, bits: Tensor) -> Tensor:
     """Keep the ids whose bit is set.
 
     Args:
-        bits: (rows, bytes) uint8; bit i % 8 of byte i // 8 is id i. Ids beyond the last byte are dropped as well.
+        scores: not changed.
+        bits: (rows, bytes) uint8; bit i % 8 of byte i // 8 is for id i. Ids beyond the last byte are dropped too.
     """
     powers = torch.arange(8, dtype=torch.uint8, device=bits.device)
     is_allowed = ((bits[:, :, None] >> powers) & 1).bool().flatten(1)[:, : scores.shape[-1]]
@@ -29,29 +30,29 @@ def keep_allowed(scores: Tensor, bits: Tensor) -> Tensor:
 
 
 def mask_ends_(scores: Tensor, rows: Tensor, end_ids: Tensor) -> None:
-    """Make ending impossible for ``rows`` (indices): all end ids become -inf."""
+    """Set all end ids of ``rows`` (indices) to -inf, so that these sequences cannot end."""
     scores[rows[:, None], end_ids[None]] = float("-inf")
 
 
 def raise_ends_(scores: Tensor, rows: Tensor, end_ids: Tensor, growth: Tensor) -> None:
-    """Length penalty: end += abs(end) * growth, with growth = decay_factor ** t - 1 >= 0 as (rows, 1)."""
+    """Length penalty: end += abs(end) * growth, with growth = decay_factor ** t - 1 >= 0, (rows, 1)."""
     ends = scores[rows[:, None], end_ids[None]]
     scores[rows[:, None], end_ids[None]] = ends + ends.abs() * growth
 
 
 def penalize_repetition(scores: Tensor, is_seen: Tensor, penalty: Tensor) -> Tensor:
-    """Divide positive and multiply negative scores of the ids that were seen (rows, vocab; bool)."""
+    """Divide positive and multiply negative scores of seen ids. ``is_seen``: (rows, vocab) bool."""
     penalized = torch.where(scores < 0, scores * penalty, scores / penalty).clamp_(-MAX_SCORE, MAX_SCORE)
     return torch.where(is_seen & (scores > float("-inf")), penalized, scores)
 
 
 def keep_top_k_(scores: Tensor, k: Tensor, largest_k: int) -> Tensor:
-    """Keep scores not below the k-th highest: ties at the border stay.
+    """Keep scores not below the k-th highest, including ties at the border.
 
     Args:
         scores: changed in place.
         k: (rows, 1) int64, at least 1.
-        largest_k: the largest of them, known on the host.
+        largest_k: the maximum of ``k``, as the host knows it.
     """
     largest_k = min(largest_k, scores.shape[-1])
     best = scores.topk(largest_k, -1).values
@@ -60,9 +61,9 @@ def keep_top_k_(scores: Tensor, k: Tensor, largest_k: int) -> Tensor:
 
 
 def keep_top_p_(scores: Tensor, p: Tensor) -> Tensor:
-    """Nucleus: keep the best scores, in descending order, as long as those before have mass below p.
+    """Nucleus sampling: in descending order, keep each score if the scores before it have less mass than p.
 
-    At least the best is kept. Of equal scores at the border, those with the lowest ids are kept.
+    The best score is always kept. Of tied scores at the border, those with the lowest ids are kept.
     """
     normalizer = scores.logsumexp(-1, keepdim=True)
     size = scores.shape[-1]
@@ -72,7 +73,7 @@ def keep_top_p_(scores: Tensor, p: Tensor) -> Tensor:
     if num_first < size and bool(is_kept[:, -1].any()):
         best = scores.sort(-1, descending=True).values
         is_kept = _is_in_nucleus(best, normalizer, p)
-    num_kept = is_kept.sum(-1, keepdim=True).clamp_(min=1)  # NaN, as a broken model computes it, compares with nothing
+    num_kept = is_kept.sum(-1, keepdim=True).clamp_(min=1)  # NaN from a broken model compares false
     border = best.gather(-1, num_kept - 1)
     is_above = scores > border
     is_tied = scores == border
@@ -82,15 +83,15 @@ def keep_top_p_(scores: Tensor, p: Tensor) -> Tensor:
 
 
 def _is_in_nucleus(best: Tensor, normalizer: Tensor, p: Tensor) -> Tensor:
-    """Which of the best scores, in descending order, have less than mass p before them."""
+    """Which of the best scores, in descending order, are preceded by less than mass p."""
     probabilities = (best - normalizer).exp().double()
     return probabilities.cumsum(-1) - probabilities < p
 
 
 def keep_typical_(scores: Tensor, p: Tensor) -> Tensor:
-    """Locally typical sampling (arXiv:2202.00666): keep the smallest set of mass p that surprises like the average.
+    """Locally typical sampling (arXiv:2202.00666): keep tokens of about average surprise, up to mass p.
 
-    Tokens are taken in the order of abs(-log p - entropy); ties at the border stay.
+    Tokens are taken in the order of abs(-log p - entropy), including ties at the border.
     """
     log_probabilities = scores.log_softmax(-1)
     probabilities = log_probabilities.exp()

@@ -1,8 +1,8 @@
-"""From logits to token ids for a batch of rows with different parameters, in the order that the API defines.
+"""From logits to token ids for a batch of rows with different parameters, in the API's order of steps.
 
-(-) tokens that a grammar forbids; (a) end tokens masked below min_new_tokens, else length penalty; (b) repetition
-penalty; (c) temperature; (d) top_k; (e) top_p; (f) typical_p; (g) choice. Greedy rows skip c to f. Each processor sees
-only the rows that use it.
+(-) mask of a grammar; (a) end tokens masked below min_new_tokens, else length penalty; (b) repetition penalty; (c)
+temperature; (d) top_k; (e) top_p; (f) typical_p; (g) choice. Greedy rows skip (c) to (f). Each processor gets only the
+rows that use it.
 """
 
 from __future__ import annotations
@@ -31,38 +31,38 @@ from tgis_server.engines.sampling.staging import Staging
 from tgis_server.engines.sampling.uniform import uniform
 from tgis_server.wire.messages import SamplingParams, TokenIds, Wanted
 
-MAX_GROWTH = 1e30  # of a length penalty: far beyond any logit, and still finite as float32
-MAX_END_SETS = 64  # kept on the device; requests hardly ever choose their own
+MAX_GROWTH = 1e30  # of a length penalty: far beyond any logit, yet finite in float32
+MAX_END_SETS = 64  # kept on the device; requests rarely choose their own
 
 
-class SamplingRow(NamedTuple):  # hundreds are made in every step: a dataclass takes four times as long
-    """One row of a batch: whose token, which of its generated tokens, and how to choose."""
+class SamplingRow(NamedTuple):  # hundreds per step; creating a dataclass takes four times as long
+    """A row of a batch for which a token is chosen."""
 
     slot: int
-    token_index: int  # of the token to choose among the sequence's generated tokens, from 0
+    token_index: int  # index of the new token among the sequence's generated tokens
     params: SamplingParams
     wanted: Wanted
-    seed: int = 0  # of the random draw
+    seed: int = 0  # of the random draws
     end_ids: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """The result, on the device."""
+    """The chosen tokens and their details, on the device."""
 
     ids: Tensor  # (rows,) int64
-    scores: Tensor  # (rows, vocab) float32, after all processors; what a processor dropped is -inf
-    detail_rows: list[int]  # rows that asked for facts about generated tokens
+    scores: Tensor  # (rows, vocab) float32, after all processors; dropped ids are -inf
+    detail_rows: list[int]  # rows that want details of generated tokens
     details: DetailTensors | None  # one entry per detail row
-    seen_rows: Tensor | None  # where rows with a repetition penalty keep what they have seen, ...
-    seen_ids: Tensor | None  # ... and their new tokens
+    seen_rows: Tensor | None  # rows of ``SeenTokens`` for the rows with a repetition penalty
+    seen_ids: Tensor | None  # the new tokens of these rows
 
 
 class Sampler:
     """Samples on one device.
 
-    ``start`` and ``stop`` follow the slots' life. Each step calls ``sample``, and ``note`` when nothing can fail any
-    more: a step that ran out of memory in between can be repeated.
+    ``start`` and ``stop`` mark the life of a sequence in a slot. Each step calls ``sample``, then ``note`` once nothing
+    can fail: a step that runs out of memory before that can be repeated.
     """
 
     def __init__(self, vocab_size: int, staging: Staging) -> None:
@@ -72,7 +72,7 @@ class Sampler:
         self._seen = SeenTokens(vocab_size, staging)
 
     def start(self, slot: int, token_ids: TokenIds, params: SamplingParams) -> None:
-        """A sequence enters a slot, with the tokens that exist already (prompt, and output after a preemption)."""
+        """Start a sequence in a slot. ``token_ids``: its prompt and, after a preemption, its output."""
         self._seen.stop(slot)
         if params.repetition_penalty != 1.0:
             self._seen.start(slot, token_ids)
@@ -85,8 +85,8 @@ class Sampler:
 
         Args:
             logits: (rows, vocab) float32, changed in place.
-            rows: in the same order.
-            masks: which tokens may follow, by index into ``rows``; see ``Masks``.
+            rows: in the order of ``logits``.
+            masks: the allowed tokens, by index into ``rows``; see ``Masks``.
         """
         scores = self._keep_allowed(logits, masks) if masks else logits
         scores = self._process_ends(scores, rows)
@@ -104,7 +104,7 @@ class Sampler:
         return Sampled(ids, scores, detail_rows, details, seen_rows, seen_ids)
 
     def note(self, sampled: Sampled) -> None:
-        """The tokens of ``sampled`` are part of their sequences now."""
+        """Add the tokens of ``sampled`` to their sequences."""
         if sampled.seen_rows is not None and sampled.seen_ids is not None:
             self._seen.add(sampled.seen_rows, sampled.seen_ids)
 
@@ -129,7 +129,7 @@ class Sampler:
         return scores
 
     def _by_end_ids(self, indices: Iterable[int], rows: Sequence[SamplingRow]) -> Iterator[tuple[Tensor, list[int]]]:
-        """Rows of equal end ids together; those without any are left out."""
+        """Group rows by their end ids; rows without end ids are left out."""
         groups: dict[frozenset[int], list[int]] = {}
         for i in indices:
             groups.setdefault(rows[i].end_ids, []).append(i)
@@ -183,16 +183,16 @@ class Sampler:
     def _details(
         self, scores: Tensor, ids: Tensor, rows: Sequence[SamplingRow]
     ) -> tuple[list[int], DetailTensors | None]:
-        wanted = [i for i, row in enumerate(rows) if row.wanted.generated_tokens and row.wanted.any]
-        if not wanted:
+        detail_rows = [i for i, row in enumerate(rows) if row.wanted.generated_tokens and row.wanted.any]
+        if not detail_rows:
             return [], None
-        counts = [rows[i].wanted.top_n for i in wanted]
+        counts = [rows[i].wanted.top_n for i in detail_rows]
         top_n = self._column(counts, torch.int64) if any(counts) else None
-        details = compute_details(self._pick(scores, wanted), self._pick(ids, wanted), top_n, max(counts))
-        return wanted, details
+        details = compute_details(self._pick(scores, detail_rows), self._pick(ids, detail_rows), top_n, max(counts))
+        return detail_rows, details
 
     def _on_rows(self, scores: Tensor, rows: list[int], process: Callable[[Tensor], Tensor]) -> Tensor:
-        """Apply a processor to some rows; when it concerns all of them, without copies."""
+        """Apply a processor to some rows, without copies if these are all rows."""
         if len(rows) == scores.shape[0]:
             return process(scores)
         index = self._staging.put(rows, torch.int64)
@@ -208,7 +208,7 @@ class Sampler:
 
 
 def _length_growth(row: SamplingRow) -> float:
-    """By how much of their absolute value the end tokens' logits grow; 0 = the penalty does not act."""
+    """Growth of the end tokens' logits, relative to their absolute values; 0 if the penalty does not apply."""
     penalty = row.params.length_penalty
     if penalty is None or row.token_index < row.params.min_new_tokens or row.token_index <= penalty.start_index:
         return 0.0

@@ -1,4 +1,4 @@
-"""Which tokens each slot has seen, for the repetition penalty: kept on the device, so that steps can overlap."""
+"""The tokens that each sequence has seen, for the repetition penalty. Kept on the device, so that steps can overlap."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tgis_server.wire.messages import TokenIds
 
 
 class SeenTokens:
-    """One row of flags per slot that uses the penalty; nothing is allocated before one does."""
+    """One row of flags per slot that uses the penalty. Allocates nothing until one does."""
 
     def __init__(self, vocab_size: int, staging: Staging) -> None:
         self._vocab_size = vocab_size
@@ -22,19 +22,19 @@ class SeenTokens:
         self._unused_rows: list[int] = []
 
     def start(self, slot: int, token_ids: TokenIds) -> None:
-        """Begin a sequence with the tokens that exist already. Takes memory only when :meth:`rows` asks for it."""
+        """Start a sequence with its existing tokens. Memory is allocated by :meth:`rows`."""
         self.stop(slot)
         self._beginnings[slot] = token_ids
 
     def stop(self, slot: int) -> None:
-        """Forget a slot; unknown ones are ignored."""
+        """Forget a slot; ignores unknown slots."""
         self._beginnings.pop(slot, None)
         row = self._row_of_slot.pop(slot, None)
         if row is not None:
             self._unused_rows.append(row)
 
     def rows(self, slots: list[int]) -> Tensor:
-        """(slots,) int64, where the flags of these slots are. May run out of memory, and be called again then."""
+        """(slots,) int64: the rows with these slots' flags. May run out of memory, and can then be called again."""
         for slot in slots:
             if slot in self._beginnings:
                 self._set_beginning(slot)

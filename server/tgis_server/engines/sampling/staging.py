@@ -1,4 +1,4 @@
-"""Host values on their way to a device, and results on their way back, without waiting for either."""
+"""Copies of values to a device and of results back to the host, without waiting."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 class Staging:
-    """Copies between host and one device. On a CPU nothing is copied.
+    """Copies between the host and one device. On a CPU nothing is copied.
 
-    Pinned memory comes from torch's caching allocator, which reuses a buffer only when the copies that read it are
-    over: several steps can be under way.
+    Pinned memory comes from torch's caching allocator, which does not reuse a buffer before its copies have finished:
+    several steps can be in flight.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -21,7 +21,7 @@ class Staging:
         self._pins = device.type == "cuda"
 
     def put(self, values: np.ndarray | Sequence[float], dtype: torch.dtype) -> Tensor:
-        """A tensor on the device with the values of an array or list."""
+        """A tensor on the device with these values."""
         if not self._pins:
             return torch.as_tensor(values, dtype=dtype)
         pinned = torch.empty(np.shape(values), dtype=dtype, pin_memory=True)
@@ -29,13 +29,13 @@ class Staging:
         return pinned.to(self.device, non_blocking=True)
 
     def put_all(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
-        """Several int64 arrays in one copy; the results share memory, shapes are kept."""
+        """Put several int64 arrays with one copy. Results keep their shapes and share memory."""
         flat = self.put(np.concatenate([array.ravel() for array in arrays]), torch.int64)
         parts = torch.split(flat, [array.size for array in arrays])
         return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
 
     def fetch(self, tensor: Tensor) -> Tensor:
-        """A copy on the host; on CUDA it holds the values only when the stream has come here."""
+        """A copy on the host; on CUDA valid only once the stream has reached this point."""
         if not self._pins:
             return tensor
         pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)

@@ -1,6 +1,6 @@
-"""Model families: config.json to ``DecoderSpec``, and checkpoint names to our parameters. No torch.
+"""Model families: config.json to ``DecoderSpec``, and checkpoint tensors to our parameters. No torch.
 
-A family is one small file with ``ARCHITECTURE``, ``DEFAULTS``, ``read(config)`` and ``parameters(spec)``, and perhaps
+A family is one small module with ``ARCHITECTURE``, ``DEFAULTS``, ``read(config)`` and ``parameters(spec)``; optionally
 ``ALIASES``: other spellings of keys of config.json.
 """
 
@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+from tgis_server.engines.native.config.config_file import ConfigFile, show
 from tgis_server.engines.native.families import (
     bloom,
     gemma2,
@@ -25,8 +26,7 @@ from tgis_server.engines.native.families import (
     qwen3,
     t5,
 )
-from tgis_server.engines.native.families.config_file import ConfigFile, show
-from tgis_server.engines.native.parameters import Parameter
+from tgis_server.engines.native.parameters.pieces import Parameter
 from tgis_server.engines.native.spec import DecoderSpec
 
 FAMILIES: dict[str, ModuleType] = {
@@ -42,10 +42,10 @@ FAMILIES: dict[str, ModuleType] = {
     "qwen2": qwen2,
     "qwen3": qwen3,
 }
-# The engine runs these too, but the front-end makes no requests for an encoder yet: commands and doors refuse them.
+# The engine also runs these, but the front-end cannot make requests for an encoder yet: commands and doors refuse them.
 ALL_FAMILIES: dict[str, ModuleType] = {**FAMILIES, "t5": t5}
 
-# Features that checkpoints of these families may carry, that change results, and that nothing here implements.
+# Features of checkpoints that change results and that only families with the key in DEFAULTS implement.
 UNSUPPORTED_KEYS = (
     "quantization_config",
     "attn_logit_softcapping",
@@ -60,10 +60,10 @@ def read_spec(model_dir: Path, families: Mapping[str, ModuleType] = FAMILIES) ->
 
     Args:
         model_dir: the model.
-        families: those that it may be of.
+        families: the families to accept.
 
     Raises:
-        ModelError: the directory or its config is missing or broken, or names something that is not implemented.
+        ModelError: the directory or its config is missing or broken, or asks for something that is not implemented.
     """
     config = ConfigFile.read(model_dir)
     model_type = config.stated("model_type")
@@ -74,25 +74,25 @@ def read_spec(model_dir: Path, families: Mapping[str, ModuleType] = FAMILIES) ->
         supported = ", ".join(f.ARCHITECTURE for f in families.values())
         raise config.fail(f"architecture {name} has no native engine; supported are {supported}.")
     config.refuse(key for key in UNSUPPORTED_KEYS if key not in family.DEFAULTS)
-    if config.stated("is_causal") is False:  # models of embeddings, whose tokens see those behind them
+    if config.stated("is_causal") is False:  # embedding models, whose tokens see later ones
         raise config.fail("is_causal = False is not supported by the native engine.")
     spec: DecoderSpec = family.read(config.of_family(family.DEFAULTS, getattr(family, "ALIASES", {})))
     return spec
 
 
 def names_of(family: ModuleType) -> set[str]:
-    """Architectures of a config.json: the model that generates, and the one below its head, where that was saved."""
+    """Architecture names of a config.json: the generating model, and its base model, saved without the head."""
     architecture: str = family.ARCHITECTURE
     return {architecture, architecture.replace("ForCausalLM", "Model").replace("LMHeadModel", "Model")}
 
 
 def parameters_of(spec: DecoderSpec) -> list[Parameter]:
-    """Every parameter of the model and the checkpoint tensors it is made of."""
+    """Every parameter of the model, and the checkpoint tensors that it is made of."""
     found: list[Parameter] = ALL_FAMILIES[spec.family].parameters(spec)
     return found
 
 
 def outer_tensors(spec: DecoderSpec) -> tuple[str, str]:
-    """What checkpoints call the embedding and the head, which files may hold even where it is tied."""
+    """Names of the embedding and the head in checkpoints; files may contain the head even if it is tied."""
     names = {p.name: p.pieces[0].tensor for p in parameters_of(replace(spec, is_head_tied=False))}
     return names["embedding"], names["head"]

@@ -1,23 +1,23 @@
-"""BLOOM: ALiBi, a norm behind the embedding, and queries, keys and values of each head stored together."""
+"""BLOOM: ALiBi, a norm after the embedding, and queries, keys and values stored by head."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
-from tgis_server.engines.native.families.common import Keys, alibi_slopes, read_any, with_biases
-from tgis_server.engines.native.families.config_file import ConfigFile
-from tgis_server.engines.native.families.length import read_length
-from tgis_server.engines.native.families.names import (
-    Part,
+from tgis_server.engines.native.config.config_file import ConfigFile
+from tgis_server.engines.native.config.decoder import Keys, read_decoder, with_biases
+from tgis_server.engines.native.config.length import read_length
+from tgis_server.engines.native.parameters.layouts import (
+    LayerRows,
     embedding,
+    grouped_qkv,
     head,
     linear,
     norm,
     o_and_down,
-    qkv_by_kv_head,
 )
-from tgis_server.engines.native.parameters import Parameter, Split
+from tgis_server.engines.native.parameters.pieces import Parameter, Split
 from tgis_server.engines.native.spec import Alibi, DecoderSpec
 
 ARCHITECTURE = "BloomForCausalLM"
@@ -27,7 +27,7 @@ DEFAULTS: dict[str, Any] = {
     "n_layer": 2,
     "n_head": 8,
     "layer_norm_epsilon": 1e-5,
-    "max_position_embeddings": 2048,  # what the published models were trained with; their class has no limit
+    "max_position_embeddings": 2048,  # as the published models were trained; the class has no limit
     "tie_word_embeddings": True,
     "eos_token_id": 2,
     "dtype": None,
@@ -39,12 +39,20 @@ KEYS = Keys("hidden_size", "", "n_layer", "n_head", "", "", "layer_norm_epsilon"
 
 def read(config: ConfigFile) -> DecoderSpec:
     config.refuse(("apply_residual_connection_post_layernorm",))
-    spec = with_biases(read_any(config, "bloom", KEYS, None, read_length(config, None)))
+    spec = with_biases(read_decoder(config, "bloom", KEYS, None, read_length(config, None)))
     return replace(
         spec,
         positions=Alibi(alibi_slopes(spec.num_heads)),
         has_embedding_norm=True,
     )
+
+
+def alibi_slopes(num_heads: int) -> tuple[float, ...]:
+    """Geometric from 2^(-8/n) for a power of two n; else those of the power below, then odd ones of its double."""
+    power = 1 << (num_heads.bit_length() - 1)
+    slopes = [2 ** (-8 * i / power) for i in range(1, power + 1)]
+    between = [2 ** (-4 * i / power) for i in range(1, 2 * power, 2)]
+    return tuple((slopes + between)[:num_heads])
 
 
 def parameters(spec: DecoderSpec) -> list[Parameter]:
@@ -57,12 +65,12 @@ def parameters(spec: DecoderSpec) -> list[Parameter]:
     ]
     for layer in range(spec.num_layers):
         theirs, ours = f"transformer.h.{layer}.", f"layers.{layer}."
-        qkv = qkv_by_kv_head(theirs + "self_attention.query_key_value", spec)
+        qkv = grouped_qkv(theirs + "self_attention.query_key_value", spec)
         found += [
             *norm(ours + "attention_norm", theirs + "input_layernorm", hidden, has_bias=True),
             *norm(ours + "mlp_norm", theirs + "post_attention_layernorm", hidden, has_bias=True),
             *linear(ours + "qkv", qkv, hidden, has_bias=True),
-            *linear(ours + "up", [Part(theirs + "mlp.dense_h_to_4h", inner, Split.ROWS)], hidden, has_bias=True),
+            *linear(ours + "up", [LayerRows(theirs + "mlp.dense_h_to_4h", inner, Split.ROWS)], hidden, has_bias=True),
             *o_and_down(spec, layer, theirs + "self_attention.dense", theirs + "mlp.dense_4h_to_h"),
         ]
     return found

@@ -1,28 +1,23 @@
-"""Gemma 2: norms before and behind attention and MLP, limited scores and logits, windows on every other layer."""
+"""Gemma 2: norms before and after attention and MLP, soft caps on scores and logits, windows on every other layer."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
-from tgis_server.engines.native.families.common import DEFAULTS as LLAMA_DEFAULTS
-from tgis_server.engines.native.families.common import LAYER_TYPES, Keys, read_any, read_head_dim
-from tgis_server.engines.native.families.config_file import ConfigFile
-from tgis_server.engines.native.families.length import read_length
-from tgis_server.engines.native.families.names import (
-    norm,
-    o_and_down,
-    outer_parameters,
-    split_gate_up,
-    split_qkv,
-)
-from tgis_server.engines.native.families.rope import read_rope
-from tgis_server.engines.native.parameters import Parameter
+from tgis_server.engines.native.config.config_file import ConfigFile
+from tgis_server.engines.native.config.decoder import Keys, read_decoder, read_head_dim
+from tgis_server.engines.native.config.length import read_length
+from tgis_server.engines.native.config.rope import read_rope
+from tgis_server.engines.native.config.windows import LAYER_TYPES, windows_of_types
+from tgis_server.engines.native.families import llama
+from tgis_server.engines.native.parameters.layouts import norm, o_and_down
+from tgis_server.engines.native.parameters.pieces import Parameter
 from tgis_server.engines.native.spec import DecoderSpec
 
 ARCHITECTURE = "Gemma2ForCausalLM"
 DEFAULTS: dict[str, Any] = {
-    key: value for key, value in LLAMA_DEFAULTS.items() if key not in ("hidden_act", "mlp_bias")
+    key: value for key, value in llama.DEFAULTS.items() if key not in ("hidden_act", "mlp_bias")
 } | {
     "vocab_size": 256000,
     "hidden_size": 2304,
@@ -37,7 +32,7 @@ DEFAULTS: dict[str, Any] = {
     "eos_token_id": 1,
     "query_pre_attn_scalar": 256,
     "sliding_window": 4096,
-    "final_logit_softcapping": 30.0,  # null means none
+    "final_logit_softcapping": 30.0,  # null: no cap
     "attn_logit_softcapping": 50.0,
 }
 KEYS = Keys(activation="hidden_activation")
@@ -52,7 +47,7 @@ NORMS = {
 def read(config: ConfigFile) -> DecoderSpec:
     config.refuse(("use_bidirectional_attention",))
     rope = read_rope(config, read_head_dim(config, KEYS))
-    spec = read_any(config, "gemma2", KEYS, rope, read_length(config, rope))
+    spec = read_decoder(config, "gemma2", KEYS, rope, read_length(config, rope))
     attention_bias = config.flag("attention_bias")
     return replace(
         spec,
@@ -70,24 +65,22 @@ def read(config: ConfigFile) -> DecoderSpec:
 
 
 def read_windows(config: ConfigFile, num_layers: int) -> tuple[int | None, ...]:
-    """``sliding_window`` where ``layer_types`` says so, or else on the first layer and every other one."""
+    """``sliding_window`` on the layers that ``layer_types`` names, else on the first and every second layer."""
     window, types = config.optional_integer("sliding_window"), config.names("layer_types")
     if types is None:
         types = [LAYER_TYPES[layer % 2 == 0] for layer in range(num_layers)]
-    if len(types) != num_layers or any(kind not in LAYER_TYPES for kind in types):
-        raise config.fail(f"layer_types must name {' or '.join(LAYER_TYPES)} for each of {num_layers} layers.")
-    return tuple(window if kind == "sliding_attention" else None for kind in types)
+    return windows_of_types(config, types, window, num_layers)
 
 
 def parameters(spec: DecoderSpec) -> list[Parameter]:
-    found = outer_parameters(spec)
+    found = llama.outer_parameters(spec)
     for layer in range(spec.num_layers):
         theirs = f"model.layers.{layer}."
         for ours, name in NORMS.items():
             found += norm(f"layers.{layer}.{ours}", theirs + name, spec.hidden_size)
         found += [
-            *split_qkv(spec, layer),
-            *split_gate_up(spec, layer),
+            *llama.split_qkv(spec, layer),
+            *llama.split_gate_up(spec, layer),
             *o_and_down(spec, layer, theirs + "self_attn.o_proj", theirs + "mlp.down_proj"),
         ]
     return found

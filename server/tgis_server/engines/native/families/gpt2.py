@@ -1,24 +1,24 @@
-"""GPT-2: learned positions, LayerNorms, a plain MLP. Its linear layers are stored transposed, as (inputs, outputs)."""
+"""GPT-2: learned positions, LayerNorms, a plain MLP. Linear layers are stored transposed, as (inputs, outputs)."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
-from tgis_server.engines.native.families.common import Keys, read_any, with_biases
-from tgis_server.engines.native.families.config_file import ConfigFile
-from tgis_server.engines.native.families.length import read_table_length
-from tgis_server.engines.native.families.names import (
-    Part,
+from tgis_server.engines.native.config.config_file import ConfigFile
+from tgis_server.engines.native.config.decoder import Keys, read_decoder, with_biases
+from tgis_server.engines.native.config.length import read_table_length
+from tgis_server.engines.native.parameters.layouts import (
+    LayerRows,
     embedding,
     head,
     linear,
     norm,
     o_and_down,
     positions,
-    qkv_in_a_row,
+    stacked_qkv,
 )
-from tgis_server.engines.native.parameters import Parameter, Split, Stored
+from tgis_server.engines.native.parameters.pieces import Parameter, Split, Stored
 from tgis_server.engines.native.spec import DecoderSpec, LearnedPositions
 
 ARCHITECTURE = "GPT2LMHeadModel"
@@ -50,7 +50,7 @@ TRANSPOSED = Stored(is_transposed=True)
 def read(config: ConfigFile) -> DecoderSpec:
     config.refuse(("scale_attn_by_inverse_layer_idx", "add_cross_attention"))
     length = read_table_length(config, "n_positions")
-    spec = with_biases(read_any(config, "gpt2", KEYS, LearnedPositions(length.num_tokens), length))
+    spec = with_biases(read_decoder(config, "gpt2", KEYS, LearnedPositions(length.num_tokens), length))
     return spec if config.flag("scale_attn_weights") else replace(spec, attention_scale=1.0)
 
 
@@ -64,12 +64,13 @@ def parameters(spec: DecoderSpec) -> list[Parameter]:
     ]
     for layer in range(spec.num_layers):
         theirs, ours = f"transformer.h.{layer}.", f"layers.{layer}."
-        qkv = qkv_in_a_row(theirs + "attn.c_attn", spec, is_transposed=True)
+        qkv = stacked_qkv(theirs + "attn.c_attn", spec, is_transposed=True)
+        up = LayerRows(theirs + "mlp.c_fc", inner, Split.ROWS, TRANSPOSED)
         found += [
             *norm(ours + "attention_norm", theirs + "ln_1", hidden, has_bias=True),
             *norm(ours + "mlp_norm", theirs + "ln_2", hidden, has_bias=True),
             *linear(ours + "qkv", qkv, hidden, has_bias=True),
-            *linear(ours + "up", [Part(theirs + "mlp.c_fc", inner, Split.ROWS, TRANSPOSED)], hidden, has_bias=True),
+            *linear(ours + "up", [up], hidden, has_bias=True),
             *o_and_down(spec, layer, theirs + "attn.c_proj", theirs + "mlp.c_proj", TRANSPOSED),
         ]
     return found

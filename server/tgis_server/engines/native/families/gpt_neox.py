@@ -1,26 +1,24 @@
-"""GPT-NeoX and Pythia: attention and MLP beside each other, rotation of a part of each head, queries, keys and values
-of each head stored together.
-"""
+"""GPT-NeoX and Pythia: attention and MLP in parallel, partial rotation, queries, keys and values stored by head."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
-from tgis_server.engines.native.families.common import Keys, read_any, read_head_dim, with_biases
-from tgis_server.engines.native.families.config_file import ConfigFile
-from tgis_server.engines.native.families.length import read_length
-from tgis_server.engines.native.families.names import (
-    Part,
+from tgis_server.engines.native.config.config_file import ConfigFile
+from tgis_server.engines.native.config.decoder import Keys, read_decoder, read_head_dim, with_biases
+from tgis_server.engines.native.config.length import read_length
+from tgis_server.engines.native.config.rope import read_rope
+from tgis_server.engines.native.parameters.layouts import (
+    LayerRows,
     embedding,
+    grouped_qkv,
     head,
     linear,
     norm,
     o_and_down,
-    qkv_by_kv_head,
 )
-from tgis_server.engines.native.families.rope import read_rope
-from tgis_server.engines.native.parameters import Parameter, Split
+from tgis_server.engines.native.parameters.pieces import Parameter, Split
 from tgis_server.engines.native.spec import DecoderSpec
 
 ARCHITECTURE = "GPTNeoXForCausalLM"
@@ -54,7 +52,7 @@ def read(config: ConfigFile) -> DecoderSpec:
     rope = read_rope(config, head_dim, may_be_partial=True, partial_key=rope_keys[0], theta_key=rope_keys[1])
     attention_bias = config.flag("attention_bias")
     return replace(
-        with_biases(read_any(config, "gpt_neox", KEYS, rope, read_length(config, rope))),
+        with_biases(read_decoder(config, "gpt_neox", KEYS, rope, read_length(config, rope))),
         residual="parallel_two_norms" if config.flag("use_parallel_residual") else "serial",
         has_qkv_bias=attention_bias,
         has_o_bias=attention_bias,
@@ -70,12 +68,12 @@ def parameters(spec: DecoderSpec) -> list[Parameter]:
     ]
     for layer in range(spec.num_layers):
         theirs, ours = f"gpt_neox.layers.{layer}.", f"layers.{layer}."
-        qkv = qkv_by_kv_head(theirs + "attention.query_key_value", spec)
+        qkv = grouped_qkv(theirs + "attention.query_key_value", spec)
         found += [
             *norm(ours + "attention_norm", theirs + "input_layernorm", hidden, has_bias=True),
             *norm(ours + "mlp_norm", theirs + "post_attention_layernorm", hidden, has_bias=True),
             *linear(ours + "qkv", qkv, hidden, has_bias=spec.has_qkv_bias),
-            *linear(ours + "up", [Part(theirs + "mlp.dense_h_to_4h", inner, Split.ROWS)], hidden, has_bias=True),
+            *linear(ours + "up", [LayerRows(theirs + "mlp.dense_h_to_4h", inner, Split.ROWS)], hidden, has_bias=True),
             *o_and_down(spec, layer, theirs + "attention.dense", theirs + "mlp.dense_4h_to_h"),
         ]
     return found

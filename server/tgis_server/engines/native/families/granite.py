@@ -5,28 +5,26 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tgis_server.engines.native.families.common import DEFAULTS as LLAMA_DEFAULTS
-from tgis_server.engines.native.families.common import read_decoder
-from tgis_server.engines.native.families.config_file import ConfigFile
-from tgis_server.engines.native.families.names import split_parameters as parameters
+from tgis_server.engines.native.config.config_file import ConfigFile
+from tgis_server.engines.native.families import llama
 from tgis_server.engines.native.spec import DecoderSpec
-
-__all__ = ["ARCHITECTURE", "DEFAULTS", "parameters", "read"]
 
 ARCHITECTURE = "GraniteForCausalLM"
 DEFAULTS: dict[str, Any] = {
-    **LLAMA_DEFAULTS,
+    **llama.DEFAULTS,
     "embedding_multiplier": 1.0,
     "residual_multiplier": 1.0,
     "attention_multiplier": 1.0,
     "logits_scaling": 1.0,
 }
 
+parameters = llama.parameters
+
 
 def read(config: ConfigFile) -> DecoderSpec:
     attention_bias = config.flag("attention_bias")
     return replace(
-        read_decoder(config, "granite"),
+        llama.read_llama(config, "granite"),
         has_qkv_bias=attention_bias,
         has_o_bias=attention_bias,
         has_mlp_bias=config.flag("mlp_bias"),

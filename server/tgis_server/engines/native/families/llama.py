@@ -1,24 +1,112 @@
-"""Llama and what shares its layout (SmolLM, TinyLlama, Vicuna, Yi)."""
+"""Llama and models with its layout (SmolLM, TinyLlama, Vicuna, Yi). Most other families build on it."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
-from tgis_server.engines.native.families.common import DEFAULTS, read_decoder
-from tgis_server.engines.native.families.config_file import ConfigFile
-from tgis_server.engines.native.families.names import split_parameters as parameters
-from tgis_server.engines.native.spec import DecoderSpec
-
-__all__ = ["ARCHITECTURE", "DEFAULTS", "parameters", "read"]
+from tgis_server.engines.native.config.config_file import ConfigFile
+from tgis_server.engines.native.config.decoder import LLAMA_KEYS, read_decoder, read_head_dim
+from tgis_server.engines.native.config.length import read_length
+from tgis_server.engines.native.config.rope import read_rope
+from tgis_server.engines.native.parameters.layouts import LayerRows, embedding, head, linear, norm, o_and_down
+from tgis_server.engines.native.parameters.pieces import Parameter, Split
+from tgis_server.engines.native.spec import DecoderSpec, RopeSpec
 
 ARCHITECTURE = "LlamaForCausalLM"
+
+# The defaults of LlamaConfig in transformers, for keys that config.json omits. Other families replace the defaults in
+# which their class differs. Every key that a family reads has an entry.
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": None,  # num_attention_heads
+    "head_dim": None,  # hidden_size / num_attention_heads
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "eos_token_id": 2,
+    "rope_theta": 10000.0,
+    "rope_scaling": None,
+    "rope_parameters": None,
+    "partial_rotary_factor": 1.0,
+    "original_max_position_embeddings": None,  # from the rope parameters, else max_position_embeddings
+    "layer_types": None,
+    "dtype": None,
+    "torch_dtype": None,
+}
 
 
 def read(config: ConfigFile) -> DecoderSpec:
     attention_bias = config.flag("attention_bias")
     return replace(
-        read_decoder(config, "llama"),
+        read_llama(config, "llama"),
         has_qkv_bias=attention_bias,
         has_o_bias=attention_bias,
         has_mlp_bias=config.flag("mlp_bias"),
     )
+
+
+def read_llama(config: ConfigFile, family: str, rope: RopeSpec | None = None) -> DecoderSpec:
+    """Llama's decoder without biases; other families replace the parts in which they differ."""
+    rope = rope or read_rope(config, read_head_dim(config))
+    return read_decoder(config, family, LLAMA_KEYS, rope, read_length(config, rope))
+
+
+def parameters(spec: DecoderSpec) -> list[Parameter]:
+    found = outer_parameters(spec)
+    for layer in range(spec.num_layers):
+        theirs = f"model.layers.{layer}."
+        found += [
+            *layer_norms(spec, layer),
+            *split_qkv(spec, layer),
+            *split_gate_up(spec, layer),
+            *o_and_down(spec, layer, theirs + "self_attn.o_proj", theirs + "mlp.down_proj"),
+        ]
+    return found
+
+
+def outer_parameters(spec: DecoderSpec, final_norm: str = "model.norm") -> list[Parameter]:
+    """Embedding, final norm and head."""
+    return [
+        *embedding(spec, "model.embed_tokens.weight"),
+        *norm("final_norm", final_norm, spec.hidden_size, has_bias=spec.has_norm_bias),
+        *head(spec),
+    ]
+
+
+def layer_norms(spec: DecoderSpec, layer: int) -> list[Parameter]:
+    theirs, ours, hidden = f"model.layers.{layer}.", f"layers.{layer}.", spec.hidden_size
+    found = [
+        *norm(ours + "attention_norm", theirs + "input_layernorm", hidden),
+        *norm(ours + "mlp_norm", theirs + "post_attention_layernorm", hidden),
+    ]
+    if spec.qk_norm:
+        for name in ("q_norm", "k_norm"):
+            found += norm(ours + name, f"{theirs}self_attn.{name}", spec.head_dim)
+    return found
+
+
+def split_qkv(spec: DecoderSpec, layer: int) -> list[Parameter]:
+    """Queries, keys and values, each from a checkpoint layer of its own."""
+    attention = f"model.layers.{layer}.self_attn."
+    query_rows, kv_rows = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+    parts = [
+        LayerRows(attention + "q_proj", query_rows, Split.ROWS),
+        LayerRows(attention + "k_proj", kv_rows, Split.KV_HEADS),
+        LayerRows(attention + "v_proj", kv_rows, Split.KV_HEADS),
+    ]
+    return linear(f"layers.{layer}.qkv", parts, spec.hidden_size, has_bias=spec.has_qkv_bias)
+
+
+def split_gate_up(spec: DecoderSpec, layer: int) -> list[Parameter]:
+    """Gate and up, each from a checkpoint layer of its own."""
+    mlp, inner = f"model.layers.{layer}.mlp.", spec.intermediate_size
+    parts = [LayerRows(mlp + name, inner, Split.ROWS) for name in ("gate_proj", "up_proj")]
+    return linear(f"layers.{layer}.gate_up", parts, spec.hidden_size, has_bias=spec.has_mlp_bias)

@@ -1,32 +1,23 @@
-"""Phi-1, Phi-1.5 and Phi-2: attention and MLP beside each other behind one norm, rotation of a part of each head, and
-a head with a bias.
-"""
+"""Phi-1, Phi-1.5 and Phi-2: attention and MLP in parallel after one norm, partial rotation, a head with a bias."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
-from tgis_server.engines.native.families.common import DEFAULTS as LLAMA_DEFAULTS
-from tgis_server.engines.native.families.common import Keys, read_any, read_head_dim, with_biases
-from tgis_server.engines.native.families.config_file import ConfigFile
-from tgis_server.engines.native.families.length import read_length
-from tgis_server.engines.native.families.names import (
-    Part,
-    linear,
-    norm,
-    o_and_down,
-    outer_parameters,
-    split_qkv,
-)
-from tgis_server.engines.native.families.rope import read_rope
-from tgis_server.engines.native.parameters import Parameter, Split
+from tgis_server.engines.native.config.config_file import ConfigFile
+from tgis_server.engines.native.config.decoder import Keys, read_decoder, read_head_dim, with_biases
+from tgis_server.engines.native.config.length import read_length
+from tgis_server.engines.native.config.rope import read_rope
+from tgis_server.engines.native.families import llama
+from tgis_server.engines.native.parameters.layouts import LayerRows, linear, norm, o_and_down
+from tgis_server.engines.native.parameters.pieces import Parameter, Split
 from tgis_server.engines.native.spec import DecoderSpec
 
 ARCHITECTURE = "PhiForCausalLM"
 DEFAULTS: dict[str, Any] = {
     key: value
-    for key, value in LLAMA_DEFAULTS.items()
+    for key, value in llama.DEFAULTS.items()
     if key not in ("rms_norm_eps", "attention_bias", "mlp_bias", "layer_types")
 } | {
     "vocab_size": 51200,
@@ -44,7 +35,7 @@ KEYS = Keys(norm_eps="layer_norm_eps")
 def read(config: ConfigFile) -> DecoderSpec:
     rope = read_rope(config, read_head_dim(config, KEYS), may_be_partial=True)
     return replace(
-        with_biases(read_any(config, "phi", KEYS, rope, read_length(config, rope))),
+        with_biases(read_decoder(config, "phi", KEYS, rope, read_length(config, rope))),
         residual="parallel",
         qk_norm="layer" if config.flag("qk_layernorm") else None,
         has_head_bias=True,
@@ -53,7 +44,7 @@ def read(config: ConfigFile) -> DecoderSpec:
 
 def parameters(spec: DecoderSpec) -> list[Parameter]:
     hidden, inner = spec.hidden_size, spec.intermediate_size
-    found = outer_parameters(spec, "model.final_layernorm")
+    found = llama.outer_parameters(spec, "model.final_layernorm")
     for layer in range(spec.num_layers):
         theirs, ours = f"model.layers.{layer}.", f"layers.{layer}."
         if spec.qk_norm:
@@ -63,8 +54,8 @@ def parameters(spec: DecoderSpec) -> list[Parameter]:
                 )
         found += [
             *norm(ours + "attention_norm", theirs + "input_layernorm", hidden, has_bias=True),
-            *split_qkv(spec, layer),
-            *linear(ours + "up", [Part(theirs + "mlp.fc1", inner, Split.ROWS)], hidden, has_bias=True),
+            *llama.split_qkv(spec, layer),
+            *linear(ours + "up", [LayerRows(theirs + "mlp.fc1", inner, Split.ROWS)], hidden, has_bias=True),
             *o_and_down(spec, layer, theirs + "self_attn.dense", theirs + "mlp.fc2"),
         ]
     return found

@@ -1,18 +1,18 @@
-"""T5 and what shares its layout (Flan-T5): an encoder and a decoder with relative positions.
+"""T5 and models with its layout (Flan-T5): an encoder and a decoder with relative positions.
 
 Not served yet: ``read_spec`` finds it only among ``ALL_FAMILIES``.
 
-Version 1.0 has a plain MLP, and its head is its embedding. Version 1.1 has a gated MLP and a head of its own.
+Version 1.0 has a plain MLP and uses its embedding as its head. Version 1.1 has a gated MLP and a separate head.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from tgis_server.engines.native.families.config_file import ACTIVATIONS, ConfigFile, show
-from tgis_server.engines.native.families.end_tokens import read_eos_ids
-from tgis_server.engines.native.families.names import Part, embedding, head, linear, norm
-from tgis_server.engines.native.parameters import Kind, Parameter, Piece, Split
+from tgis_server.engines.native.config.config_file import ACTIVATIONS, ConfigFile, show
+from tgis_server.engines.native.config.end_tokens import read_eos_ids
+from tgis_server.engines.native.parameters.layouts import LayerRows, embedding, head, linear, norm
+from tgis_server.engines.native.parameters.pieces import Kind, Parameter, Piece, Split
 from tgis_server.engines.native.spec import Activation, DecoderSpec, EncoderDecoderSpec, RelativePositions
 from tgis_server.model_files import LENGTH_KEYS, Length, find_length
 
@@ -24,14 +24,14 @@ DEFAULTS: dict[str, Any] = {
     "d_kv": 64,
     "d_ff": 2048,
     "num_layers": 6,
-    "num_decoder_layers": None,  # as many as the encoder has
+    "num_decoder_layers": None,  # num_layers
     "num_heads": 8,
     "relative_attention_num_buckets": 32,
     "relative_attention_max_distance": 128,
     "layer_norm_epsilon": 1e-6,
     "feed_forward_proj": "relu",
     "tie_word_embeddings": True,
-    "scale_decoder_outputs": None,  # what tie_word_embeddings says; transformers 5 writes it
+    "scale_decoder_outputs": None,  # tie_word_embeddings; transformers 5 writes it
     "decoder_start_token_id": None,
     "eos_token_id": 1,
     "dtype": None,
@@ -61,7 +61,7 @@ def read(config: ConfigFile) -> EncoderDecoderSpec:
         "eos_ids": read_eos_ids(config, vocab_size, warnings.append),
         "activation": activation,
         "is_mlp_gated": is_mlp_gated,
-        "attention_scale": 1.0,  # the weights have it
+        "attention_scale": 1.0,  # the weights include it
         "dtype": config.dtype(),
     }
     num_decoder_layers = config.optional_integer("num_decoder_layers") or num_layers
@@ -78,7 +78,7 @@ def read(config: ConfigFile) -> EncoderDecoderSpec:
 
 
 def read_mlp(config: ConfigFile) -> tuple[Activation, bool]:
-    """Activation, and whether the MLP is gated: ``relu`` or ``gated-gelu``, which means GPT-2's approximation."""
+    """Activation, and whether the MLP is gated. ``gated-gelu`` means GPT-2's approximation of GELU."""
     name = config.get("feed_forward_proj")
     gated, _, activation = str(name).rpartition("-")
     if gated not in ("", "gated") or activation not in ACTIVATIONS:
@@ -90,14 +90,14 @@ def read_mlp(config: ConfigFile) -> tuple[Activation, bool]:
 
 
 def is_head_scaled(config: ConfigFile) -> bool:
-    """Where the head is the embedding. transformers 5 says it in a key of its own, as it calls all heads tied."""
+    """Whether the head's input is scaled: if the head is the embedding, or by a separate key of transformers 5."""
     key = "scale_decoder_outputs"
     return config.flag("tie_word_embeddings" if config.get(key) is None else key)
 
 
 def read_length(config: ConfigFile) -> Length:
     named = find_length({key: config.stated(key) for key in LENGTH_KEYS})
-    return named or Length(2048, "config.json names none, and relative positions have no end")
+    return named or Length(2048, "config.json names none, and relative positions have no limit")
 
 
 def parameters(spec: EncoderDecoderSpec) -> list[Parameter]:
@@ -110,13 +110,13 @@ def parameters(spec: EncoderDecoderSpec) -> list[Parameter]:
 
 
 def stack(spec: DecoderSpec, ours: str, theirs: str, *, has_cross: bool) -> list[Parameter]:
-    """All layers of the encoder or the decoder, and what they share.
+    """All layers of the encoder or the decoder, and the parameters that the layers share.
 
     Args:
         spec: of this stack.
-        ours: what our names begin with.
-        theirs: what the checkpoint's begin with.
-        has_cross: whether its layers attend to the encoder's output.
+        ours: prefix of our names.
+        theirs: prefix of the checkpoint's names.
+        has_cross: whether the layers attend to the encoder's output.
     """
     assert isinstance(spec.positions, RelativePositions)
     table = f"{theirs}block.0.layer.0.SelfAttention.relative_attention_bias.weight"  # of all layers
@@ -133,31 +133,31 @@ def stack(spec: DecoderSpec, ours: str, theirs: str, *, has_cross: bool) -> list
 
 def attention(spec: DecoderSpec, layer: str, theirs: str, their_norm: str) -> list[Parameter]:
     rows, hidden = spec.num_heads * spec.head_dim, spec.hidden_size
-    qkv = [Part(f"{theirs}.{name}", rows, Split.ROWS) for name in "qkv"]
+    qkv = [LayerRows(f"{theirs}.{name}", rows, Split.ROWS) for name in "qkv"]
     return [
         *norm(layer + "attention_norm", their_norm, hidden),
         *linear(layer + "qkv", qkv, hidden, has_bias=False),
-        *linear(layer + "o", [Part(theirs + ".o", hidden, Split.COLUMNS)], rows, has_bias=False),
+        *linear(layer + "o", [LayerRows(theirs + ".o", hidden, Split.COLUMNS)], rows, has_bias=False),
     ]
 
 
 def cross_attention(spec: DecoderSpec, layer: str, theirs: str, their_norm: str) -> list[Parameter]:
     rows, hidden = spec.num_heads * spec.head_dim, spec.hidden_size
-    keys_values = [Part(f"{theirs}.{name}", rows, Split.ROWS) for name in "kv"]
+    keys_values = [LayerRows(f"{theirs}.{name}", rows, Split.ROWS) for name in "kv"]
     return [
         *norm(layer + "cross_norm", their_norm, hidden),
-        *linear(layer + "cross_q", [Part(theirs + ".q", rows, Split.ROWS)], hidden, has_bias=False),
+        *linear(layer + "cross_q", [LayerRows(theirs + ".q", rows, Split.ROWS)], hidden, has_bias=False),
         *linear(layer + "cross_kv", keys_values, hidden, has_bias=False),
-        *linear(layer + "cross_o", [Part(theirs + ".o", hidden, Split.COLUMNS)], rows, has_bias=False),
+        *linear(layer + "cross_o", [LayerRows(theirs + ".o", hidden, Split.COLUMNS)], rows, has_bias=False),
     ]
 
 
 def mlp(spec: DecoderSpec, layer: str, theirs: str, their_norm: str) -> list[Parameter]:
     inner, hidden = spec.intermediate_size, spec.hidden_size
     ours, names = ("gate_up", ["wi_0", "wi_1"]) if spec.is_mlp_gated else ("up", ["wi"])
-    parts = [Part(f"{theirs}.{name}", inner, Split.ROWS) for name in names]
+    parts = [LayerRows(f"{theirs}.{name}", inner, Split.ROWS) for name in names]
     return [
         *norm(layer + "mlp_norm", their_norm, hidden),
         *linear(layer + ours, parts, hidden, has_bias=False),
-        *linear(layer + "down", [Part(theirs + ".wo", hidden, Split.COLUMNS)], inner, has_bias=False),
+        *linear(layer + "down", [LayerRows(theirs + ".wo", hidden, Split.COLUMNS)], inner, has_bias=False),
     ]

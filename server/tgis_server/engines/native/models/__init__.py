@@ -1,1 +1,1 @@
-"""Models of the native engine."""
+"""The models of the native engine: decoder, encoder-decoder, and their table of rotations."""

@@ -1,7 +1,7 @@
-"""One decoder for all families: it reads the spec and its weights, and calls ops. It knows no checkpoint and no plan.
+"""One decoder for all families, made from a spec and weights; it computes with ops.
 
-Rows are packed: the tokens of a step lie behind each other, (num_tokens, hidden_size), without padding. What depends on
-the family is chosen once, when the decoder is made: a step asks nothing of the spec that a layer could be asked.
+Tokens of a step are packed, row after row, without padding: (num_tokens, hidden_size). Choices that depend on the
+family are made once, in the constructor.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tgis_server.engines.native.ops.api import (
 )
 from tgis_server.engines.native.ops.norms import NoNorm
 from tgis_server.engines.native.parallel import Group
-from tgis_server.engines.native.parameters import Kind, Parameter, kv_heads_of, padded_vocab_rows
+from tgis_server.engines.native.parameters.pieces import Kind, Parameter, kv_heads_of, padded_vocab_rows
 from tgis_server.engines.native.spec import Alibi, DecoderSpec, RelativePositions
 
 
@@ -34,14 +34,14 @@ class StepInputs:
     """The tensors of one step, on the device."""
 
     ids: Tensor  # (num_tokens,) int64
-    rope_rows: Tensor  # (num_tokens,) int64: rows of the table of positions
-    attention: AttentionPlan  # of the ops, for the decoder's modifiers
-    cross_attention: AttentionPlan | None = None  # likewise, where the decoder attends to an encoder's output
+    position_rows: Tensor  # (num_tokens,) int64: rows of the rope table or of the learned positions
+    attention: AttentionPlan  # for the decoder's modifiers
+    cross_attention: AttentionPlan | None = None  # if the decoder attends to an encoder's output
 
 
 @dataclass(slots=True)
 class LayerWeights:
-    """Parameters of one layer; linear weights as the ops packed them, absent biases ``None``."""
+    """Parameters of one layer. Linear weights are packed by the ops; absent biases are ``None``."""
 
     index: int
     attention_norm: Norm
@@ -52,27 +52,27 @@ class LayerWeights:
     o_bias: Tensor | None
     attention_post_norm: Norm
     mlp_norm: Norm
-    gate_up: Any  # ``up`` alone where the MLP is not gated
+    gate_up: Any  # only ``up`` if the MLP is not gated
     gate_up_bias: Tensor | None
     down: Any
     down_bias: Tensor | None
     mlp_post_norm: Norm
     modifiers: AttentionModifiers
-    next_norm: Norm  # of the following layer's attention, or the final one
+    next_norm: Norm  # the attention norm of the next layer, or the final norm
 
 
 @dataclass(frozen=True, slots=True)
 class LayerInputs:
-    """What all layers of a step share."""
+    """Inputs that all layers of a step share."""
 
     plan: AttentionPlan
     cross_plan: AttentionPlan | None
     cache: Cache
-    rotation: Tensor | None  # (num_tokens, 2, rotary_dim), see ``rope.py``
+    rotation: Tensor | None  # (num_tokens, 2, rotary_dim), see ``rope_table.py``
 
 
 class Stack:
-    """Layers, and what comes before and after all of them: this rank's share. A decoder, but for its head."""
+    """This rank's share of embedding, layers and final norm: a decoder without its head, or an encoder."""
 
     is_causal = True
 
@@ -86,9 +86,9 @@ class Stack:
     ) -> None:
         """
         Args:
-            spec: what to compute.
-            weights: by the names of ``families/names.py``, linear weights packed; see :func:`pack_weights`.
-            rope_table: see ``rope.py``; ``None`` where nothing is rotated.
+            spec: the architecture.
+            weights: by the names in ``parameters/layouts.py``, linear weights packed; see :func:`pack_weights`.
+            rope_table: see ``rope_table.py``; ``None`` if nothing is rotated.
             ops: the implementation to call.
             group: the ranks that share the model.
         """
@@ -107,7 +107,6 @@ class Stack:
             self._embedding_scale = float(torch.tensor(spec.embedding_scale, dtype=self._embedding.dtype))
         self._embedding_norm = self._norm("embedding_norm") if spec.has_embedding_norm else None
         self._first_id = group.rank * padded_vocab_rows(spec.vocab_size, group.size)
-        # What layers of each window size ask of attention
         slopes, relative_bias = self._alibi_slopes(), self._relative_bias()
         self.modifiers = {
             window: AttentionModifiers(
@@ -126,7 +125,7 @@ class Stack:
             "parallel": self._parallel,
             "parallel_two_norms": self._parallel_two_norms,
             "sandwich": self._sandwich,
-            "post_norm": self._sandwich,  # its first norms are none
+            "post_norm": self._sandwich,  # without the first norms
         }[spec.residual]
         layers, following = [], self._norm("final_norm")
         for i in reversed(range(spec.num_layers)):
@@ -142,7 +141,7 @@ class Stack:
         return RelativeBias(table, positions.max_distance, is_bidirectional=not self.is_causal)
 
     def _alibi_slopes(self) -> Tensor | None:
-        """Of this rank's heads."""
+        """(H,), for this rank's heads."""
         if not isinstance(self._spec.positions, Alibi):
             return None
         first = self._group.rank * self.heads.num_heads
@@ -150,7 +149,7 @@ class Stack:
         return torch.tensor(slopes, device=self._embedding.device)
 
     def _norm(self, name: str) -> Norm:
-        """The norm of that name; none where the family has none there."""
+        """The norm of that name; :class:`NoNorm` if the family has none there."""
         if name not in self._weights:
             return NoNorm()
         bias = self._weights.get(f"{name}_bias")
@@ -164,7 +163,7 @@ class Stack:
         return self._ops.make_norm(self._spec.qk_norm, weight, bias, self._spec.norm_eps)
 
     def _of_heads(self, query: str, key: str) -> Tensor:
-        """(heads + kv heads, head_dim): one vector for all heads of queries, one for all of keys."""
+        """(H + K, head_dim): the vector ``query`` for all query heads, ``key`` for all key heads."""
         of_queries = self._weights[query].expand(self.heads.num_heads, -1)
         return torch.cat([of_queries, self._weights[key].expand(self.heads.num_kv_heads, -1)])
 
@@ -191,13 +190,13 @@ class Stack:
         )
 
     def forward(self, inputs: StepInputs, cache: Cache) -> Tensor:
-        """Run all layers; keys and values of the step's tokens are written to the cache.
+        """Run all layers, writing the keys and values of the step's tokens to the cache.
 
         Returns:
             (num_tokens, hidden_size), after the final norm; the same on every rank.
         """
         residual = self._embed(inputs)
-        rotation = None if self._rope_table is None else self._rope_table.index_select(0, inputs.rope_rows)
+        rotation = None if self._rope_table is None else self._rope_table.index_select(0, inputs.position_rows)
         step = LayerInputs(inputs.attention, inputs.cross_attention, cache, rotation)
         x = self._layers[0].attention_norm(residual)
         for layer in self._layers:
@@ -209,10 +208,10 @@ class Stack:
         x = self._ops.embed(inputs.ids, self._embedding, self._first_id, vocab_size, self._embedding_scale)
         x = self._group.add(x)
         if self._learned_positions is not None:
-            x.add_(self._learned_positions.index_select(0, inputs.rope_rows))
+            x.add_(self._learned_positions.index_select(0, inputs.position_rows))
         return x if self._embedding_norm is None else self._embedding_norm(x)
 
-    # -- The kinds of layers: each adds to ``residual`` and takes and returns its normed state -------------------------
+    # -- The kinds of layers: each adds to ``residual``; ``x`` and the result are its normed state ---------------------
 
     def _serial(self, layer: LayerWeights, residual: Tensor, x: Tensor, step: LayerInputs) -> Tensor:
         scale = self._spec.residual_scale
@@ -236,7 +235,7 @@ class Stack:
         x = layer.mlp_post_norm(self._group.add(self._mlp(layer, x)))
         return layer.next_norm.add(residual, x, scale)
 
-    # -- Their parts: this rank's share of a sum -----------------------------------------------------------------------
+    # -- The parts of a layer: this rank's share of a sum --------------------------------------------------------------
 
     def _attention(self, layer: LayerWeights, x: Tensor, step: LayerInputs) -> Tensor:
         ops = self._ops
@@ -251,7 +250,7 @@ class Stack:
 
 
 class Decoder(Stack):
-    """This rank's share of the model."""
+    """This rank's share of a decoder with its head."""
 
     def __init__(
         self,
@@ -272,7 +271,7 @@ class Decoder(Stack):
             hidden: (rows, hidden_size); the same rows on every rank.
 
         Returns:
-            (rows, vocab_size) float32 on rank 0, ``None`` elsewhere. The caller may change it.
+            (rows, vocab_size) float32 on rank 0, ``None`` elsewhere. The caller may modify it.
         """
         parts = self._group.collect(self._ops.logits(hidden, self._head, self._head_bias))
         if parts is None:
@@ -288,10 +287,10 @@ class Decoder(Stack):
 def pack_weights(
     spec: DecoderSpec, parameters: Iterable[tuple[Parameter, Tensor]], ops: Ops
 ) -> tuple[dict[str, Any], int]:
-    """Turn parameters, one at a time as they are read, into what :class:`Decoder` takes.
+    """Pack parameters for :class:`Decoder`, one by one as they are read.
 
     Returns:
-        The weights by name, and the bytes that were read.
+        The weights by name, and the number of bytes read.
     """
     weights: dict[str, Any] = {}
     num_bytes = 0

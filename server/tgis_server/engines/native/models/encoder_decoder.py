@@ -1,7 +1,7 @@
-"""An encoder, and a decoder whose layers also attend to its output: the decoder's layers and ops, put together anew.
+"""An encoder, and a decoder whose layers also attend to its output, from the parts of ``decoder.py``.
 
-The encoder runs once for a sequence. What is kept of it are the keys and values that each layer of the decoder makes of
-its output; they lie in the same cache as the decoder's own, in blocks of their own.
+The encoder runs once per sequence. Each layer of the decoder turns its output into keys and values, which are kept in
+the same cache as the decoder's own, in separate blocks.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from tgis_server.engines.native.ops.api import AttentionModifiers, AttentionPlan
 from tgis_server.engines.native.parallel import Group
 from tgis_server.engines.native.spec import EncoderDecoderSpec
 
-ENCODER = "encoder."  # what names of the encoder's parameters begin with
+ENCODER = "encoder."  # prefix of the encoder's parameters
 
 
 @dataclass(frozen=True, slots=True)
 class EncoderInputs:
-    """The encoder's texts of one step: whole, and behind each other."""
+    """The whole texts that the encoder reads in one step, packed."""
 
-    step: StepInputs  # its attention is of ``Ops.plan_whole``
-    writes: AttentionPlan  # of ``Ops.plan``: where keys and values of these tokens go
+    step: StepInputs  # its attention plan is from ``Ops.plan_uncached_attention``
+    writes: AttentionPlan  # from ``Ops.plan_attention``: where the tokens' keys and values are written
 
 
 @dataclass(frozen=True, slots=True)
 class CrossWeights:
-    """How a layer of the decoder attends to the encoder's output; linear weights as the ops packed them."""
+    """Cross-attention parameters of a decoder layer. Linear weights are packed by the ops."""
 
     norm: Norm
     q: Any
@@ -42,18 +42,18 @@ class CrossWeights:
 
 
 class Encoder(Stack):
-    """Layers whose tokens see all others of their text, and whose keys and values nobody needs afterwards."""
+    """Layers whose tokens see all others of their text, and whose keys and values are not cached."""
 
     is_causal = False
 
     def _attention(self, layer: LayerWeights, x: Tensor, step: LayerInputs) -> Tensor:
         qkv = self._ops.linear(x, layer.qkv, layer.qkv_bias, None)
-        x = self._ops.attend_whole(qkv, self.heads, step.plan, layer.modifiers)
+        x = self._ops.attend_uncached(qkv, self.heads, step.plan, layer.modifiers)
         return self._ops.linear(x, layer.o, layer.o_bias, None)
 
 
 class EncoderDecoder(Decoder):
-    """This rank's share of the model. What a decoder does, it does for the decoder's rows."""
+    """This rank's share of the model. The methods of a decoder run the decoder's rows."""
 
     def __init__(
         self, spec: EncoderDecoderSpec, weights: dict[str, Any], rope_table: Tensor | None, ops: Ops, group: Group
@@ -77,7 +77,7 @@ class EncoderDecoder(Decoder):
         )
 
     def encode(self, inputs: EncoderInputs, cache: Cache) -> None:
-        """Run the encoder, and write what the decoder's layers make of its output to the cache."""
+        """Run the encoder, and write each decoder layer's keys and values for its output to the cache."""
         hidden = self.encoder.forward(inputs.step, cache)
         for i, cross in enumerate(self._cross):
             keys_values = self._ops.linear(hidden, cross.kv, cross.kv_bias, None)

@@ -1,4 +1,4 @@
-"""The operations that cost time, behind one signature per operation. ``select_ops`` picks the implementation once."""
+"""The operations that take time, behind one interface. ``select_ops`` chooses the implementation at load."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Signatures of the operations. Rows are packed: a step's tokens lie behind each other, without padding.
+"""Signatures of the operations. Tokens of a step are packed: row after row, without padding.
 
-Legend: T tokens, H query heads, K KV heads, D head dim, of this rank.
+Shapes: T tokens, H query heads, K KV heads, D head dim, of this rank.
 
-How keys and values lie in memory, and what attention needs to find them, is each implementation's own business: callers
-hold a ``Cache`` and an ``AttentionPlan`` and look into neither.
+Each implementation chooses its own memory layout for keys and values: to callers, ``Cache`` and ``AttentionPlan`` are
+opaque.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tgis_server.engines.native import spec
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """How a rank's rows of ``qkv`` divide: H query heads, K key heads, K value heads of D each."""
+    """The heads in a token of ``qkv`` on one rank: H query heads, K key heads, K value heads, of D elements each."""
 
     num_heads: int
     num_kv_heads: int
@@ -30,28 +30,28 @@ class Heads:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RelativeBias:
-    """T5's bias on scores: a number per head for each bucket of distances between key and query."""
+    """T5's bias on scores: a number per head and bucket of distances between key and query."""
 
     table: Tensor  # (buckets, H)
-    max_distance: int  # from there on all distances share a bucket
-    is_bidirectional: bool  # half of the buckets are for keys behind the query
+    max_distance: int  # from here on, all distances share a bucket
+    is_bidirectional: bool  # half of the buckets are for keys after the query
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AttentionModifiers:
-    """How a layer attends. Equal layers share one object: plans are kept by its identity.
+    """How a layer attends. Layers that attend alike share one object: plans are keyed by its identity.
 
-    Scores are query-key products times ``scale``, then limited by ``soft_cap``, then biased, then hidden where a key is
-    not seen. Positions are those in the sequence; in cross-attention keys are counted from 0 on.
+    Scores are query-key products, scaled by ``scale``, limited by ``soft_cap``, biased, and masked where the query does
+    not see the key. Positions are those in the sequence; in cross-attention, keys are numbered from 0.
     """
 
     scale: float
-    is_causal: bool = True  # a query sees itself and what is before it; otherwise all keys of its row
-    window: int | None = None  # a query sees keys nearer than this, itself included (before, and behind if not causal)
+    is_causal: bool = True  # a query sees itself and earlier keys; otherwise all keys of its row
+    window: int | None = None  # a query sees keys nearer than this, itself included; both ways if not causal
     soft_cap: float = 0.0  # scores become cap * tanh(score / cap); 0 = off
     alibi_slopes: Tensor | None = None  # (H,): slope * (key position - query position) is added
     relative_bias: RelativeBias | None = None
-    sinks: Tensor | None = None  # (H,): a further score per head, which takes part in the softmax and adds no value
+    sinks: Tensor | None = None  # (H,): an extra score per head in the softmax, without a value
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,36 +65,36 @@ class CacheShape:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """Rows of a step in the order of its tokens: those of one token, as :meth:`Ops.order_singles` says, then chunks.
+class StepRows:
+    """A step's rows in the order of its tokens: rows of one token as in :meth:`Ops.order_singles`, then chunks.
 
-    In cross-attention, tables, lengths and numbers of keys are those of the encoder's tokens, complete and not growing.
-    Writing them is a plan of its own, of self-attention over those tables.
+    In cross-attention, tables, lengths and numbers of keys describe the encoder's tokens, which are complete. A
+    separate plan, for self-attention over these tables, writes them.
     """
 
-    # On the host: how much there is to do
+    # On the host: the amount of work
     starts: np.ndarray  # (rows,) int64: position of the first token
     num_tokens: np.ndarray  # (rows,) int64
-    num_keys: np.ndarray  # (rows,) int64: starts + num_tokens, or in cross-attention the encoder's tokens
+    num_keys: np.ndarray  # (rows,) int64: starts + num_tokens; in cross-attention the encoder's tokens
     # On the device
     slots: Tensor  # (rows,) int64
     token_slots: Tensor  # (T,) int64
     positions: Tensor  # (T,) int64
-    tables: Tensor  # (slots, most blocks) int64: the blocks of each slot, in the order of its tokens
-    lengths: Tensor  # (slots,) int64: keys that were written before this step
+    tables: Tensor  # (slots, max_blocks) int64: the blocks of each slot, in the order of its tokens
+    lengths: Tensor  # (slots,) int64: keys written before this step
     is_cross: bool = False
 
 
-Cache: TypeAlias = Any  # opaque: what Ops.make_cache returns
-AttentionPlan: TypeAlias = Any  # opaque: what Ops.plan and Ops.plan_whole return, for all layers of one step
+Cache: TypeAlias = Any  # opaque, from Ops.make_cache
+AttentionPlan: TypeAlias = Any  # opaque, from Ops.plan_attention or plan_uncached_attention; for all layers of a step
 
 
 @dataclass(frozen=True, slots=True)
 class WeightPart:
-    """A rank's share of a linear weight, in the format of its checkpoint. ``pack_weights`` of the decoder makes it.
+    """A rank's share of a linear weight in its checkpoint's format. Made by ``pack_weights`` of the decoder.
 
-    ``tensors`` are by role. "plain" has one, ``weight``: (outputs, inputs) in floating point. Formats of fewer bits
-    have ``data``, ``scales`` and perhaps ``zeros``, each for ``group_size`` inputs; 0 stands for all of them.
+    ``tensors`` are keyed by role. "plain" has only ``weight``: (outputs, inputs) in floating point. Quantized formats
+    have ``data``, ``scales`` and optionally ``zeros``, each for ``group_size`` inputs; 0 means all of them.
     """
 
     tensors: Mapping[str, Tensor]
@@ -108,15 +108,15 @@ class WeightPart:
 
 @dataclass(frozen=True, slots=True)
 class LoraView:
-    """The low-rank adapters of one linear layer, and which of them each row of a step uses (arXiv:2106.09685).
+    """The low-rank adapters of one linear layer, and the one that each token of a step uses (arXiv:2106.09685).
 
-    A row with place p gets ``scales[p] * B[p] A[p] x`` added. ``places`` and ``scales`` are the same for all layers.
-    The decoder passes it to :meth:`Ops.linear`; a row's place is its sequence's ``NewSequence.adapter_place``.
+    A token with place p gets ``scales[p] * B[p] A[p] x`` added. ``places`` and ``scales`` are the same for all layers.
+    The decoder passes it to :meth:`Ops.linear`; the place comes from ``NewSequence.adapter_place``.
     """
 
-    places: Tensor  # (T,) int64: which adapter; -1: none
+    places: Tensor  # (T,) int64: the adapter's place; -1: none
     scales: Tensor  # (places,)
-    a: Tensor  # (places, rank, inputs); smaller ranks are filled up with zeros
+    a: Tensor  # (places, rank, inputs); smaller ranks are padded with zeros
     b: Tensor  # (places, outputs, rank)
 
 
@@ -126,7 +126,7 @@ class Norm(Protocol):
     def __call__(self, x: Tensor) -> Tensor: ...
 
     def add(self, residual: Tensor, x: Tensor, scale: float) -> Tensor:
-        """``residual += scale * x`` in place, then the norm of it."""
+        """``residual += scale * x`` in place; returns the norm of the sum."""
         ...
 
 
@@ -134,61 +134,64 @@ class Ops(Protocol):
     """One implementation for one device and dtype."""
 
     def pack(self, weight: WeightPart) -> Any:
-        """Turn a linear weight into what :meth:`linear` takes. ``weight`` may be dropped after."""
+        """Convert a linear weight for :meth:`linear`. The caller may drop ``weight`` afterwards."""
         ...
 
     def linear(self, x: Tensor, weight: Any, bias: Tensor | None, lora: LoraView | None) -> Tensor:
-        """(T, inputs) -> (T, outputs). Of a weight whose inputs are divided among ranks, the rank's part of the sum."""
+        """(T, inputs) -> (T, outputs). If the weight's inputs are divided among ranks, this rank's part of the sum."""
         ...
 
     def make_norm(self, kind: spec.Norm, weight: Tensor, bias: Tensor | None, eps: float) -> Norm:
-        """What to call for a norm of this kind. ``weight`` may have leading dimensions, such as one row per head."""
+        """A norm of this kind. ``weight`` may have leading dimensions, such as one row per head."""
         ...
 
     def make_activation(self, name: spec.Activation, *, is_gated: bool) -> Callable[[Tensor], Tensor]:
-        """What lies between the MLP's linear layers; may change what it is given.
+        """The function between the MLP's linear layers; may overwrite its argument.
 
-        Gated, (T, 2 n) -> (T, n): activation of the first half times the second. Else (T, n) -> (T, n).
+        Gated, (T, 2 n) -> (T, n): activation of the first half times the second half. Else (T, n) -> (T, n).
         """
         ...
 
     def embed(self, ids: Tensor, table: Tensor, first_id: int, num_ids: int, scale: float) -> Tensor:
-        """Rows of ``table`` (ids from ``first_id`` on) times ``scale``; zero where an id lies outside of it."""
+        """Rows of ``table``, whose first row is for ``first_id``, times ``scale``; zero for ids outside the table.
+
+        ``num_ids`` is the size of the whole vocabulary.
+        """
         ...
 
     def make_cache(self, shape: CacheShape) -> Cache:
-        """Room for keys and values of this rank, in whatever layout this implementation wants. Blocks are zero."""
+        """Space for this rank's keys and values, in a layout of the implementation's choice. Blocks are zero."""
         ...
 
     def order_singles(self, num_keys: np.ndarray, cache: Cache) -> np.ndarray | None:
-        """In which order rows of one token are best computed.
+        """The order in which rows of one token are cheapest to compute.
 
         Args:
-            num_keys: (rows,) of each, with its own.
-            cache: of :meth:`make_cache`.
+            num_keys: (rows,), each including the row's own token.
+            cache: from :meth:`make_cache`.
 
         Returns:
-            (rows,) indices, or ``None``: as they are.
+            (rows,) indices; ``None`` for the given order.
         """
         ...
 
-    def plan(self, rows: Rows, cache: Cache, modifiers: Iterable[AttentionModifiers]) -> AttentionPlan:
-        """Prepare writing the rows' tokens and attending to their keys, once for all layers.
+    def plan_attention(self, rows: StepRows, cache: Cache, modifiers: Iterable[AttentionModifiers]) -> AttentionPlan:
+        """Prepare writing the rows' keys and values and attending to them, once for all layers.
 
-        Launched before the layers, on the same stream: the plan may clear or index blocks of the cache. Its tensors are
-        new in every step: an implementation whose steps are to be captured in graphs keeps them at fixed addresses.
+        Called before the layers, on the same stream: the plan may clear or index blocks of the cache. Its tensors are
+        new in every step; an implementation whose steps are captured in graphs must keep them at fixed addresses.
 
         Args:
-            rows: see there; their tables are complete.
-            cache: of :meth:`make_cache`.
-            modifiers: all that :meth:`attend` will be called with; none where keys and values are only written.
+            rows: with complete block tables.
+            cache: from :meth:`make_cache`.
+            modifiers: all that :meth:`attend` will be called with; empty if keys and values are only written.
         """
         ...
 
-    def plan_whole(
+    def plan_uncached_attention(
         self, lengths: Sequence[int], heads: Heads, modifiers: Iterable[AttentionModifiers]
     ) -> AttentionPlan:
-        """As :meth:`plan` for :meth:`attend_whole`: sequences of ``lengths`` tokens, packed."""
+        """Like :meth:`plan_attention`, for :meth:`attend_uncached`: packed sequences of ``lengths`` tokens."""
         ...
 
     def prepare_qkv(
@@ -205,12 +208,12 @@ class Ops(Protocol):
 
         Args:
             qkv: (T, (H + 2 K) D), changed in place.
-            heads: how it divides.
-            rotation: (T, 2, rotary_dim), see ``rope.py``, or ``None``.
-            qk_norm: of (T, H + K, D), over each head, or ``None``.
-            cache: of :meth:`make_cache`.
-            layer: where to write.
-            plan: of :meth:`plan`, not of cross-attention.
+            heads: the heads in ``qkv``.
+            rotation: (T, 2, rotary_dim), see ``rope_table.py``, or ``None``.
+            qk_norm: of (T, H + K, D), over D, or ``None``.
+            cache: from :meth:`make_cache`.
+            layer: whose keys and values are written.
+            plan: from :meth:`plan_attention`, not for cross-attention.
 
         Returns:
             ``qkv``.
@@ -218,7 +221,7 @@ class Ops(Protocol):
         ...
 
     def write_keys_values(self, keys_values: Tensor, cache: Cache, layer: int, plan: AttentionPlan) -> None:
-        """Write to the cache what is ready: (T, 2 K D), keys before values. ``plan`` says where, as in prepare_qkv."""
+        """Write finished keys and values, (T, 2 K D), keys first, to the cache. ``plan`` as in :meth:`prepare_qkv`."""
         ...
 
     def attend(
@@ -233,22 +236,22 @@ class Ops(Protocol):
         """Attention of every token of the step: decode rows and chunks in one call. Returns (T, H D).
 
         Args:
-            qkv: of :meth:`prepare_qkv`; in cross-attention queries alone do, (T, H D).
-            heads: how it divides.
-            cache: of :meth:`make_cache`.
-            layer: whose keys and values; those of the step's tokens have been written.
-            plan: of :meth:`plan`.
+            qkv: from :meth:`prepare_qkv`; in cross-attention only queries, (T, H D).
+            heads: the heads in ``qkv``.
+            cache: from :meth:`make_cache`.
+            layer: whose keys and values are read; the step's own have been written.
+            plan: from :meth:`plan_attention`.
             modifiers: one of the plan's.
         """
         ...
 
-    def attend_whole(self, qkv: Tensor, heads: Heads, plan: AttentionPlan, modifiers: AttentionModifiers) -> Tensor:
-        """Attention within packed, whole sequences that are not cached: an encoder's. Returns (T, H D).
+    def attend_uncached(self, qkv: Tensor, heads: Heads, plan: AttentionPlan, modifiers: AttentionModifiers) -> Tensor:
+        """Attention within whole sequences, packed and not cached: an encoder's. Returns (T, H D).
 
         Args:
             qkv: (T, (H + 2 K) D).
-            heads: how it divides.
-            plan: of :meth:`plan_whole`.
+            heads: the heads in ``qkv``.
+            plan: from :meth:`plan_uncached_attention`.
             modifiers: one of the plan's.
         """
         ...

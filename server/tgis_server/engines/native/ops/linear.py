@@ -1,7 +1,7 @@
-"""Linear layers: oneDNN's own weight layout on a CPU, torch's elsewhere.
+"""Linear layers: oneDNN's weight layout on a CPU, torch's elsewhere.
 
-On a CPU a weight is reordered once at load into the blocks that oneDNN computes with; otherwise each call would reorder
-it, or use a slower kernel. One reordered copy serves every number of rows.
+On a CPU a weight is reordered at load into oneDNN's blocks; otherwise each call would reorder it or use a slower
+kernel. One reordered copy serves any number of rows.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from tgis_server.engines.native.ops.api import LoraView, WeightPart
 
 @dataclass(frozen=True, slots=True)
 class LinearWeight:
-    """A weight (outputs, inputs) in one of the two forms."""
+    """A weight (outputs, inputs), in either layout."""
 
     tensor: Tensor
     is_prepacked: bool
 
 
 def can_prepack(dtype: torch.dtype) -> bool:
-    """Whether this build of torch and this CPU multiply prepacked weights of ``dtype``."""
+    """Whether this build of torch and this CPU can multiply prepacked weights of ``dtype``."""
     try:
         probe = _reorder(torch.zeros(16, 16, dtype=dtype))
         _multiply(torch.zeros(1, 16, dtype=dtype), probe, None)
     except (RuntimeError, AttributeError, NotImplementedError):
-        return False  # no oneDNN in this build, or no instructions for this dtype
+        return False  # the build lacks oneDNN, or the CPU lacks instructions for this dtype
     return True
 
 
@@ -48,8 +48,8 @@ def linear(x: Tensor, weight: LinearWeight, bias: Tensor | None, lora: LoraView 
 
 
 def _add_lora(product: Tensor, x: Tensor, lora: LoraView) -> Tensor:
-    """All adapters' inner products for every row, of which those of the row's own count: nothing waits for the device
-    to learn which adapters are there.
+    """Add each row's adapter. Computes all adapters' inner products for every row and drops those of other adapters, as
+    selecting them first would wait for the device.
     """
     num_places, rank, num_inputs = lora.a.shape
     places = torch.arange(num_places, device=x.device)

@@ -1,4 +1,4 @@
-"""Norms in plain torch, chosen by kind once at load."""
+"""Norms in plain torch, chosen by kind at load."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tgis_server.engines.native.ops.api import Norm
 
 
 class RmsNorm:
-    """x / rms(x) * weight. Torch takes the mean in float32; the weight comes after rounding, as in the checkpoints' own
-    implementation.
+    """x / rms(x) * weight. Torch computes the mean in float32; the weight is applied after rounding, as in the
+    checkpoints' original implementation.
     """
 
     def __init__(self, weight: Tensor, eps: float) -> None:
@@ -26,7 +26,7 @@ class RmsNorm:
 
 
 class RmsNormPlusOne(RmsNorm):
-    """Gemma's: the stored weight is what is added to 1, and rounding comes after the weight."""
+    """Gemma's variant: the weight is 1 plus the stored value, and rounding follows the weight."""
 
     def __init__(self, weight: Tensor, eps: float) -> None:
         super().__init__(1 + weight.float(), eps)
@@ -51,7 +51,7 @@ class LayerNorm:
 
 
 class LayerNormOfHeads(LayerNorm):
-    """A LayerNorm whose weights have leading dimensions."""
+    """A LayerNorm with weights per head."""
 
     def __call__(self, x: Tensor) -> Tensor:
         scaled = functional.layer_norm(x, (x.shape[-1],), None, None, self._eps) * self._weight
@@ -59,7 +59,7 @@ class LayerNormOfHeads(LayerNorm):
 
 
 class NoNorm:
-    """The place of a norm that a layer does not have."""
+    """Stands in for a norm that a layer does not have."""
 
     def __call__(self, x: Tensor) -> Tensor:
         return x

@@ -1,4 +1,4 @@
-"""The operations in plain torch: right everywhere, and the oracle of every faster implementation."""
+"""The operations in plain torch: correct on every device, and the oracle for faster implementations."""
 
 from __future__ import annotations
 
@@ -11,12 +11,25 @@ from torch import Tensor
 from torch.nn import functional
 
 from tgis_server.engines.native import spec
-from tgis_server.engines.native.ops.api import AttentionModifiers, CacheShape, Heads, LoraView, Norm, Rows, WeightPart
+from tgis_server.engines.native.ops.api import (
+    AttentionModifiers,
+    CacheShape,
+    Heads,
+    LoraView,
+    Norm,
+    StepRows,
+    WeightPart,
+)
 from tgis_server.engines.native.ops.linear import LinearWeight, can_prepack, linear, pack
 from tgis_server.engines.native.ops.norms import make_norm
 from tgis_server.engines.native.ops.torch_attention.attend import attend
 from tgis_server.engines.native.ops.torch_attention.cache import PagedCache
-from tgis_server.engines.native.ops.torch_attention.plan import TorchPlan, order_singles, plan_rows, plan_whole
+from tgis_server.engines.native.ops.torch_attention.plan import (
+    TorchPlan,
+    order_singles,
+    plan_attention,
+    plan_uncached_attention,
+)
 from tgis_server.engines.sampling.staging import Staging
 
 ACTIVATIONS: dict[spec.Activation, Callable[[Tensor], Tensor]] = {
@@ -32,8 +45,8 @@ class TorchOps:
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self._prepacks = device.type == "cpu" and can_prepack(dtype)
-        # Half-precision keys of a good model can overflow; limited, they still give finite scores.
-        self._limits_values = dtype == torch.float16
+        # Even a good model's float16 keys can overflow; clamped, they still give finite scores.
+        self._clamps_values = dtype == torch.float16
         self._dtype = dtype
         self._device = device
         self._staging = Staging(device)
@@ -69,11 +82,13 @@ class TorchOps:
     def order_singles(self, num_keys: np.ndarray, cache: PagedCache) -> np.ndarray | None:
         return order_singles(-(-num_keys // cache.block_size))
 
-    def plan(self, rows: Rows, cache: PagedCache, modifiers: Iterable[AttentionModifiers]) -> TorchPlan:
-        return plan_rows(rows, cache, modifiers, self._dtype, self._staging)
+    def plan_attention(self, rows: StepRows, cache: PagedCache, modifiers: Iterable[AttentionModifiers]) -> TorchPlan:
+        return plan_attention(rows, cache, modifiers, self._dtype, self._staging)
 
-    def plan_whole(self, lengths: Sequence[int], heads: Heads, modifiers: Iterable[AttentionModifiers]) -> TorchPlan:
-        return plan_whole(lengths, heads, modifiers, self._dtype, self._device)
+    def plan_uncached_attention(
+        self, lengths: Sequence[int], heads: Heads, modifiers: Iterable[AttentionModifiers]
+    ) -> TorchPlan:
+        return plan_uncached_attention(lengths, heads, modifiers, self._dtype, self._device)
 
     def prepare_qkv(
         self,
@@ -98,9 +113,9 @@ class TorchOps:
         return qkv
 
     def write_keys_values(self, keys_values: Tensor, cache: PagedCache, layer: int, plan: TorchPlan) -> None:
-        assert plan.places is not None, "a plan of cross-attention or whole sequences writes nothing"
+        assert plan.places is not None, "a plan for cross-attention or uncached sequences writes nothing"
         tokens = cache.layers[layer].view(-1, keys_values.shape[1])
-        tokens.index_copy_(0, plan.places, keys_values.nan_to_num() if self._limits_values else keys_values)
+        tokens.index_copy_(0, plan.places, keys_values.nan_to_num() if self._clamps_values else keys_values)
 
     def attend(
         self,
@@ -113,7 +128,7 @@ class TorchOps:
     ) -> Tensor:
         return attend(qkv, heads, cache.layers[layer], plan.views[modifiers], modifiers)
 
-    def attend_whole(self, qkv: Tensor, heads: Heads, plan: TorchPlan, modifiers: AttentionModifiers) -> Tensor:
+    def attend_uncached(self, qkv: Tensor, heads: Heads, plan: TorchPlan, modifiers: AttentionModifiers) -> Tensor:
         return attend(qkv, heads, None, plan.views[modifiers], modifiers)
 
 

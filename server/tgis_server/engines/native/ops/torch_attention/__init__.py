@@ -1,1 +1,1 @@
-"""Attention of the torch reference: its cache, plans and kernels. Known to ``ops/reference.py`` alone."""
+"""Attention of the torch reference: cache, plans and kernels. Only ``ops/reference.py`` uses it."""

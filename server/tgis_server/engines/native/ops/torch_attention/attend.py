@@ -1,4 +1,4 @@
-"""Attention itself: torch's fused kernels, or with a soft cap or sinks the scores written out."""
+"""Attention with torch's fused kernels; with a soft cap or sinks, from explicit scores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tgis_server.engines.native.ops.torch_attention.plan import ChunkView, Decod
 
 
 def attend(qkv: Tensor, heads: Heads, layer: Tensor | None, views: Views, modifiers: AttentionModifiers) -> Tensor:
-    """See ``Ops.attend``. ``layer`` holds the layer's blocks, if any view needs them."""
+    """See ``Ops.attend``. ``layer`` holds the layer's blocks; ``None`` if no view needs them."""
     if len(views.decodes) == 1 and not views.chunks:
         return _attend_decode(qkv, heads, layer, views.decodes[0], modifiers)
     out = qkv.new_empty(qkv.shape[0], heads.num_heads * heads.head_dim)
@@ -23,14 +23,14 @@ def attend(qkv: Tensor, heads: Heads, layer: Tensor | None, views: Views, modifi
 
 
 def _gather(layer: Tensor | None, blocks: Tensor) -> Tensor:
-    assert layer is not None, "whole sequences have no cached keys"
+    assert layer is not None, "uncached sequences have no blocks"
     return layer.index_select(0, blocks)
 
 
 def _attend_decode(
     qkv: Tensor, heads: Heads, layer: Tensor | None, view: DecodeView, modifiers: AttentionModifiers
 ) -> Tensor:
-    """One query per row against padded keys. The heads of a group are the query rows of their KV head."""
+    """One query per row against padded keys. The query heads of a KV head are passed as its query rows."""
     num_rows, num_kv_heads, head_dim = view.stop - view.start, heads.num_kv_heads, heads.head_dim
     queries = qkv[view.start : view.stop, : heads.num_heads * head_dim]
     queries = queries.view(num_rows, num_kv_heads, -1, head_dim)
@@ -50,9 +50,9 @@ def _attend_chunk(
 ) -> Tensor:
     """Several queries of one row against its keys."""
     num_heads, num_kv_heads, head_dim = heads.num_heads, heads.num_kv_heads, heads.head_dim
-    queries = _split(qkv[view.start : view.stop], head_dim)[:num_heads]
+    queries = _by_head(qkv[view.start : view.stop], head_dim)[:num_heads]
     if view.blocks is None:
-        own = _split(qkv[view.first_key : view.stop_key], head_dim)
+        own = _by_head(qkv[view.first_key : view.stop_key], head_dim)
         keys, values = own[num_heads : num_heads + num_kv_heads], own[num_heads + num_kv_heads :]
     else:
         gathered = _gather(layer, view.blocks).view(-1, 2, num_kv_heads, head_dim)
@@ -61,7 +61,7 @@ def _attend_chunk(
     is_grouped = num_heads != num_kv_heads
     is_by_scores = needs_scores(modifiers)
     if is_grouped and (is_by_scores or (qkv.is_cuda and mask is not None)):
-        # With a mask, the kernels that do not write all scores to memory take only as many KV heads as query heads.
+        # With a mask, kernels that keep scores out of memory need as many KV heads as query heads.
         keys, values = (x.repeat_interleave(num_heads // num_kv_heads, 0) for x in (keys, values))
         is_grouped = False
     if is_by_scores:
@@ -80,7 +80,7 @@ def _attend_chunk(
     return out[0].transpose(0, 1).reshape(view.stop - view.start, num_heads * head_dim)
 
 
-def _split(tokens: Tensor, head_dim: int) -> Tensor:
+def _by_head(tokens: Tensor, head_dim: int) -> Tensor:
     """(tokens, heads * D) -> (heads, tokens, D)"""
     return tokens.view(tokens.shape[0], -1, head_dim).transpose(0, 1)
 

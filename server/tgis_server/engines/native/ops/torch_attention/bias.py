@@ -1,4 +1,4 @@
-"""What is added to scores before the softmax: hidden keys, and biases by the distance between key and query."""
+"""Masks that are added to scores: -inf for hidden keys, and biases by the distance between key and query."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ HIDDEN = float("-inf")
 def score_mask(
     modifiers: AttentionModifiers, keys: Tensor, queries: Tensor, num_keys: Tensor | int, dtype: torch.dtype
 ) -> Tensor:
-    """Zero or the bias of a head where a query sees a key, else -inf.
+    """Zero or the head's bias where a query sees a key, else -inf.
 
     Args:
         modifiers: of the layers.
         keys: positions, broadcasting with ``queries`` to (..., queries, keys).
         queries: positions.
-        num_keys: of each query's row; what lies behind is padding.
+        num_keys: of each query's row; further keys are padding.
         dtype: of the result.
 
     Returns:
@@ -35,14 +35,14 @@ def score_mask(
 
 
 def range_mask(window: int | None, num_keys: Tensor, width: int, dtype: torch.dtype) -> Tensor:
-    """What a mask without biases is for one query per row: zero for the last ``window`` keys of each row, else -inf.
+    """:func:`score_mask` without biases for one query per row: zero for the last ``window`` keys of a row, else -inf.
 
-    Every row is a piece of one line, -inf, zeros, -inf, and copied from there: much cheaper than comparing positions.
+    Every row is copied from one line of -inf, zeros, -inf: much cheaper than comparing positions.
 
     Args:
-        window: ``None`` = all.
-        num_keys: (rows,) int64, of at most ``width`` keys.
-        width: keys per row, with what is padding.
+        window: ``None`` for all keys.
+        num_keys: (rows,) int64, at most ``width``.
+        width: keys per row, including padding.
         dtype: of the result.
 
     Returns:
@@ -79,16 +79,16 @@ def _head_bias(modifiers: AttentionModifiers, keys: Tensor, queries: Tensor) -> 
 
 
 def _relative_bias(relative: RelativeBias, distance: Tensor) -> Tensor:
-    """(..., H, queries, keys) of distances (..., queries, keys). Those beyond the greatest equal it."""
+    """(..., H, queries, keys) for distances (..., queries, keys), which are clamped to ``max_distance``."""
     most = relative.max_distance
     by_distance = relative.table.float()[_buckets(relative, torch.arange(-most, most + 1, device=distance.device))]
-    return by_distance.T[:, distance.clamp(-most, most) + most].movedim(0, -3)  # keys lie next to each other
+    return by_distance.T[:, distance.clamp(-most, most) + most].movedim(0, -3)  # contiguous along keys
 
 
 def _buckets(relative: RelativeBias, distance: Tensor) -> Tensor:
-    """Half of a direction's buckets are for one distance each; the others widen with the logarithm of the distance.
+    """Half of a direction's buckets hold one distance each; the others widen with the logarithm of the distance.
 
-    As in T5 (arXiv:1910.10683); evaluated in the order of transformers, so that a distance at a border falls alike.
+    As in T5 (arXiv:1910.10683). The order of evaluation is that of transformers, which matters at the borders.
     """
     num_buckets = relative.table.shape[0]
     first = torch.zeros_like(distance)

@@ -1,7 +1,7 @@
-"""Paged keys and values: per layer an array of blocks, which sequences hold through their block tables.
+"""Paged keys and values: an array of blocks per layer, which sequences refer to in their block tables.
 
-A block of a layer is (block size, 2, kv heads, head dim): per token its keys, then its values. So one index writes a
-token and one gathers a block, and gathered blocks are a sequence, of which each head's keys are a strided matrix.
+A block of a layer is (block size, 2, KV heads, head dim): per token its keys, then its values. One index writes a
+token, one index gathers a block, and in gathered blocks each head's keys are a strided matrix.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from tgis_server.engines.native.ops.api import CacheShape
 class PagedCache:
     """All blocks of one rank.
 
-    Attention multiplies what a mask hides by zero, and zero times NaN or infinity is NaN. So what a row's attention
-    reads must be the row's own: padding repeats one of the row's blocks, and :meth:`clear` is called for a block that
-    is begun but not filled, as its end may hold what its former owner left.
+    Attention multiplies masked values by zero, and zero times NaN or infinity is NaN. So a row may read only its own
+    values: padding repeats one of its blocks, and :meth:`clear` is called for blocks that are begun and not filled, as
+    they may contain values of a former owner.
     """
 
     def __init__(self, shape: CacheShape, dtype: torch.dtype, device: torch.device) -> None:
@@ -27,8 +27,8 @@ class PagedCache:
         self.num_heads = shape.heads.num_heads
         self.num_kv_heads = shape.heads.num_kv_heads
         block = (self.block_size, 2, self.num_kv_heads, shape.heads.head_dim)
-        self.block_bytes = torch.Size(block).numel() * dtype.itemsize  # of a layer
-        # In one piece, so that a block of all layers is cleared at once
+        self.block_bytes = torch.Size(block).numel() * dtype.itemsize  # in one layer
+        # One tensor: a block is cleared in all layers at once
         self._all = _zeros((shape.num_layers, shape.num_blocks, *block), dtype, device)
         self.layers = list(self._all.unbind())
 
@@ -37,12 +37,12 @@ class PagedCache:
         if self._all.device.type != "cpu":
             self._all.index_fill_(1, blocks, 0)
             return
-        for block in blocks.tolist():  # few; filling them by index takes seven times as long
+        for block in blocks.tolist():  # few; index_fill_ takes seven times as long
             self._all[:, block].zero_()
 
 
 def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros that take no memory on a CPU until a block is used: fresh pages of the kernel are zero already."""
+    """Zeros. On a CPU, fresh pages from the kernel: they are zero and take no memory until used."""
     if device.type != "cpu":
         return torch.zeros(size, dtype=dtype, device=device)
     num_bytes = torch.Size(size).numel() * dtype.itemsize

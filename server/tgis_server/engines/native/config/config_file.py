@@ -1,4 +1,4 @@
-"""Reading a model's config.json: typed values, and one clear sentence for everything that is missing or unsupported."""
+"""Typed values of a model's config.json, and one clear sentence for each that is missing or unsupported."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
 }
-SHOWN = 200  # characters of a value in a sentence
+MAX_SHOWN = 200  # characters of a value in an error
 NULL_IS_A_VALUE = (
     "sliding_window",
     "num_key_value_heads",
@@ -35,9 +35,9 @@ NULL_IS_A_VALUE = (
 
 
 class ConfigFile:
-    """The values of one config.json. A key that it leaves out has the default of the model's class in transformers.
+    """The values of one config.json. Omitted keys have the defaults of the model's class in transformers.
 
-    A null counts as left out, but for keys where it is a value: the class of a Mistral has a window, null means none.
+    A null counts as omitted, except for keys where it is a value: Mistral's class has a window, and null disables it.
     """
 
     def __init__(
@@ -52,22 +52,22 @@ class ConfigFile:
         if not model_dir.is_dir():
             raise failures.NOT_A_DIRECTORY.error(model_dir=model_dir)
         file = model_dir / "config.json"
-        if not os.path.lexists(file):  # of a link to nothing its reader tells
+        if not os.path.lexists(file):  # read_json reports a dangling link
             raise failures.NO_CONFIG.error(model_dir=model_dir)
         return cls(model_dir, read_json(file))
 
     def of_family(self, defaults: Mapping[str, Any], aliases: Mapping[str, str] = MappingProxyType({})) -> ConfigFile:
-        """The same config as a family reads it.
+        """The same config with a family's defaults and spellings.
 
         Args:
-            defaults: the keys that it may read.
-            aliases: other spellings of some of them, which count more, as in transformers.
+            defaults: the keys that the family may read.
+            aliases: other spellings of some keys, which take precedence, as in transformers.
         """
         aliased = {ours: self._values[theirs] for theirs, ours in aliases.items() if theirs in self._values}
         return ConfigFile(self.model_dir, {**self._values, **aliased}, defaults)
 
     def stated(self, key: str) -> Any:
-        """What the file says; ``None`` where it does not."""
+        """The value in the file; ``None`` if it has none."""
         return self._values.get(key)
 
     def has(self, key: str) -> bool:
@@ -95,7 +95,7 @@ class ConfigFile:
         return None if self.get(key) is None else self.positive_number(key)
 
     def names(self, key: str) -> list[str] | None:
-        """A list of strings; ``None`` where the file does not say."""
+        """A list of strings; ``None`` if the file has none."""
         value = self.stated(key)
         if value is not None and not (isinstance(value, list) and all(isinstance(name, str) for name in value)):
             raise self.fail(f"{key} is {show(value)}, but must be a list of names.")
@@ -123,12 +123,12 @@ class ConfigFile:
         return name
 
     def refuse(self, keys: Iterable[str]) -> None:
-        """Stop at features that would change results and that no family here implements."""
+        """Fail on features that change results and that no family implements."""
         for key in keys:
             if self.stated(key):
                 raise self.fail(f"{key} = {show(self.stated(key))} is not supported by the native engine.")
 
-    # -- Values from other places of the file, such as rope parameters -------------------------------------------------
+    # -- Values from elsewhere in the file, such as rope parameters ----------------------------------------------------
 
     def check_integer(self, name: str, value: Any, *, at_least: int = 1) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value <= MAX_INTEGER:
@@ -137,7 +137,7 @@ class ConfigFile:
         return value
 
     def check_number(self, name: str, value: Any) -> float:
-        """A finite number: JSON as Python reads it has NaN and Infinity too."""
+        """A finite number: Python's JSON parser also accepts NaN and Infinity."""
         if (number := as_finite(value)) is None:
             raise self.fail(f"{name} is {show(value)}, but must be a number.")
         return number
@@ -150,19 +150,19 @@ class ConfigFile:
 
 
 def as_finite(value: Any) -> float | None:
-    """A number as such; ``None`` for everything else."""
+    """A finite number as a float; ``None`` for everything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
         return float(value) if math.isfinite(value) else None
-    except OverflowError:  # an integer that no float holds
+    except OverflowError:  # an integer beyond the range of floats
         return None
 
 
 def show(value: Any) -> str:
-    """A value within a sentence, however long it is."""
+    """A value as quoted in an error, truncated."""
     try:
         text = repr(value)
     except ValueError:  # an integer of thousands of digits
         return "too large a number"
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"

@@ -1,7 +1,7 @@
-"""Which slices of which checkpoint tensors make up each of our parameters, on each rank. No torch.
+"""Which slices of which checkpoint tensors make up each of our parameters, on each rank.
 
-A parameter is a stack of pieces along its rows (``qkv`` = queries, keys, values). A piece says how it is stored, as
-rows of one checkpoint tensor, and how shards share it. Checks of files and reading go by this description alone.
+A parameter is a stack of pieces along its rows (``qkv`` = queries, keys, values). A piece tells which rows of one
+checkpoint tensor it is, and how shards share it. Checking and reading files rely on this description alone.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from tgis_server.engines.native.spec import DecoderSpec
 
 
 class Kind(Enum):
-    """What a parameter is for: how it is held on the device follows from it."""
+    """The role of a parameter, which decides how it is held on the device."""
 
     LINEAR = "linear"  # (outputs, inputs), packed by the ops
-    EMBEDDING = "embedding"  # rows that are looked up, by token or by position
+    EMBEDDING = "embedding"  # rows looked up by token or by position
     NORM = "norm"  # weight of a norm
     BIAS = "bias"
 
@@ -25,25 +25,25 @@ class Split(Enum):
     """How the shards share a piece."""
 
     COPY = "copy"  # every rank holds all of it
-    ROWS = "rows"  # outputs are divided; the rank's rows follow each other in the piece
-    KV_HEADS = "kv heads"  # like ROWS by heads, but a head is copied to several ranks where heads are fewer than ranks
+    ROWS = "rows"  # outputs are divided; each rank holds consecutive rows of the piece
+    KV_HEADS = "kv heads"  # like ROWS, by heads; with fewer heads than ranks, several ranks hold the same head
     COLUMNS = "columns"  # inputs are divided; the ranks' products are summed
-    FIRST = "first"  # rank 0 holds all of it, the others nothing: the bias of a sum over ranks
+    FIRST = "first"  # only on rank 0: the bias of a sum over ranks
     VOCAB = "vocab"  # like ROWS, padded with zero rows to a multiple of the number of shards
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Where the rows of a piece lie in its checkpoint tensor: in runs at equal distances.
+    """Where the rows of a piece are in its checkpoint tensor: in runs at equal distances.
 
-    The keys of GPT-NeoX, whose tensor has queries, keys and values of head 0, then of head 1, and so on, are runs of
-    ``head_dim`` rows, from ``head_dim`` on, every ``3 * head_dim`` rows.
+    GPT-NeoX stores queries, keys and values of head 0, then of head 1, and so on. So its keys are runs of ``head_dim``
+    rows, the first one at row ``head_dim``, the others every ``3 * head_dim`` rows.
     """
 
     start: int = 0  # first row of the first run
     run_rows: int = 0  # 0: the piece is one run
     stride: int = 0  # from the start of one run to that of the next
-    tensor_rows: int = 0  # of the whole tensor; 0: it holds nothing but this piece
+    tensor_rows: int = 0  # of the whole tensor; 0: the tensor holds only this piece
     is_transposed: bool = False  # the tensor is (inputs, outputs), as in GPT-2's Conv1D: its columns are our rows
 
 
@@ -52,7 +52,7 @@ CONTIGUOUS = Stored()
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Rows of a checkpoint tensor."""
+    """Rows of a checkpoint tensor, and how shards share them."""
 
     tensor: str
     rows: int
@@ -68,7 +68,7 @@ class Piece:
         return (self.columns, rows) if self.stored.is_transposed else (rows, self.columns)
 
     def runs(self, rows: range) -> tuple[range, ...]:
-        """Where these rows of the piece lie in the tensor."""
+        """The rows of the tensor that hold these rows of the piece."""
         run_rows = self.stored.run_rows or self.rows
         found, row = [], rows.start
         while row < rows.stop:
@@ -91,11 +91,11 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class RankSlice:
-    """The part of a piece that one rank reads; without runs where it holds nothing of it."""
+    """The part of a piece that one rank reads; without runs if the rank holds none of it."""
 
-    runs: tuple[range, ...]  # rows of the checkpoint tensor, its columns where it is stored transposed
+    runs: tuple[range, ...]  # rows of the checkpoint tensor; columns if it is stored transposed
     columns: range | None  # None: the tensor has one dimension
-    padded_rows: int  # rows of the result; those beyond the runs are zero
+    padded_rows: int  # rows of the result; rows beyond the runs are zero
 
     @property
     def num_elements(self) -> int:
@@ -114,7 +114,7 @@ def padded_vocab_rows(vocab_size: int, num_shard: int) -> int:
 
 
 def slice_of(piece: Piece, spec: DecoderSpec, rank: int, num_shard: int) -> RankSlice:
-    """What ``rank`` reads of ``piece``."""
+    """The part of ``piece`` that ``rank`` reads."""
     rows, columns = range(piece.rows), range(piece.columns)
     padded_rows = None
     match piece.split:

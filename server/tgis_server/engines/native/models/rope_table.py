@@ -1,17 +1,16 @@
 """Tables of rotary cosines and sines by position, for every kind of ``RopeSpec``.
 
-One table serves all sequences, so that a key depends on its token's position and on little else: prefix blocks can be
-shared, and neither chunking nor the company in a batch changes a result. Two kinds are defined by the length of the
-sequence in transformers, and need a rule:
+All sequences share one table: the rotation of a key depends on little more than its position, so prefix blocks can be
+shared, and neither chunking nor other rows of the batch change results. In transformers, two kinds depend on the length
+of the sequence; here:
 
-* dynamic: position p uses the base that belongs to a sequence of p + 1 tokens. Up to ``max_position`` this equals
-  transformers; beyond, it equals what transformers does token by token (there, a prompt is rotated as a whole by its
-  full length).
-* longrope: a sequence is rotated with the short factors while it has at most ``original_max_position`` tokens, else
-  with the long ones, at all of its positions: the scheduler has a sequence that crosses computed again. transformers
-  chooses alike; when a text crosses while it is generated, Phi-3 computes anew, other classes mix both kinds of keys.
+* dynamic: position p uses the base for a sequence of p + 1 tokens. Up to ``max_position`` this equals transformers;
+  beyond, it equals transformers' generation token by token (a prompt is rotated there by its full length).
+* longrope: a sequence of at most ``original_max_position`` tokens uses the short factors at all positions, a longer one
+  the long factors: the scheduler has a sequence that crosses the border recomputed. transformers chooses likewise; if a
+  text crosses during generation, Phi-3 recomputes it, and other classes mix both kinds of keys.
 
-Frequencies are computed in float32 with the formulas of the papers, in the order in which transformers evaluates them.
+Frequencies are computed in float32 with the formulas of the papers, evaluated in transformers' order.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ from torch import Tensor
 
 from tgis_server.engines.native.spec import RopeSpec
 
-ROWS_AT_A_TIME = 16384  # bounds the float32 intermediates of a long table
+ROWS_PER_CHUNK = 16384  # limits the float32 intermediates of a long table
 
 
 def find_rope_border(rope: RopeSpec | None, max_sequence_length: int) -> int | None:
-    """Sequences of more tokens need LongRoPE's long factors; ``None`` where there are none."""
+    """The length beyond which sequences need LongRoPE's long factors; ``None`` if no sequence can."""
     if rope is None:
         return None
     is_needed = rope.kind == "longrope" and max_sequence_length > rope.original_max_position
@@ -40,8 +39,8 @@ def build_table(rope: RopeSpec, max_sequence_length: int, dtype: torch.dtype, de
 
     Returns:
         (rows, 2, rotary_dim): ``[p, 0]`` multiplies a head, ``[p, 1]`` the same head with its halves swapped; the sum
-        is the head rotated to position p. Where there is a border (:func:`find_rope_border`), the first rows are for
-        positions of sequences within it, and the row of position p of a longer one is border + p.
+        is the head rotated to position p. If there is a border (:func:`find_rope_border`), the first ``border`` rows
+        are for sequences within it, and row border + p is for position p of a longer sequence.
     """
     border = find_rope_border(rope, max_sequence_length)
     if border is None:
@@ -52,20 +51,18 @@ def build_table(rope: RopeSpec, max_sequence_length: int, dtype: torch.dtype, de
 
 def _build_rows(rope: RopeSpec, num_positions: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     table = torch.empty(num_positions, 2, rope.rotary_dim, dtype=dtype, device=device)
-    half = rope.rotary_dim // 2
-    for start in range(0, num_positions, ROWS_AT_A_TIME):
-        stop = min(start + ROWS_AT_A_TIME, num_positions)
+    for start in range(0, num_positions, ROWS_PER_CHUNK):
+        stop = min(start + ROWS_PER_CHUNK, num_positions)
         positions = torch.arange(start, stop, dtype=torch.float32)
         angles = positions[:, None] * _frequencies(rope, positions)
         cos, sin = angles.cos() * rope.attention_factor, angles.sin() * rope.attention_factor
         rows = torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)], 1)
-        assert rows.shape[2] == 2 * half
         table[start:stop].copy_(rows)
     return table
 
 
 def _frequencies(rope: RopeSpec, positions: Tensor) -> Tensor:
-    """Angle per position: (rotary_dim / 2,), or (positions, rotary_dim / 2) where it depends on the position."""
+    """Angle per position: (rotary_dim / 2,), or (positions, rotary_dim / 2) if it depends on the position."""
     exponents = torch.arange(0, rope.rotary_dim, 2, dtype=torch.float32) / rope.rotary_dim
     match rope.kind:
         case "linear":
@@ -91,7 +88,7 @@ def _dynamic_frequencies(rope: RopeSpec, exponents: Tensor, positions: Tensor) -
 
 
 def _llama3_frequencies(rope: RopeSpec, frequencies: Tensor) -> Tensor:
-    """Long wavelengths are divided by ``factor``, short ones kept, and those between are blended."""
+    """Frequencies of long wavelengths are divided by ``factor``, of short ones kept, in between blended."""
     original = rope.original_max_position
     wavelength = 2 * math.pi / frequencies
     longest, shortest = original / rope.low_freq_factor, original / rope.high_freq_factor

@@ -1,4 +1,4 @@
-"""Which tokens end a sequence. No torch."""
+"""The tokens that end a sequence."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tgis_server.engines.native.families.config_file import ConfigFile, show
+from tgis_server.engines.native.config.config_file import ConfigFile, show
 from tgis_server.model_files import read_json
 
 GENERATION_CONFIG = "generation_config.json"
 CONFIG = "config.json"
 
 
-def read_eos_ids(config: ConfigFile, vocab_size: int, tell: Callable[[str], None]) -> tuple[int, ...]:
-    """End-of-sequence ids of the first place that names one in the vocabulary; none is possible.
+def read_eos_ids(config: ConfigFile, vocab_size: int, warn: Callable[[str], None]) -> tuple[int, ...]:
+    """End-of-sequence ids from the first source that names one within the vocabulary; may be empty.
 
-    These are generation_config.json, config.json, the tokenizer's ``eos_token``, and the default of the model's class.
+    Sources in order: generation_config.json, config.json, the tokenizer's ``eos_token``, the model class's default.
 
     Args:
-        vocab_size: an id beyond it never comes.
-        tell: is told of such ids.
+        config: of the model.
+        vocab_size: ids from here on are never generated.
+        warn: called for files that name such ids.
 
     Raises:
-        ModelError: what is named is no id.
+        ModelError: a source names something other than token ids.
     """
     for file, raw in find_named(config):
         ids = raw if isinstance(raw, list) else [raw]
@@ -32,21 +33,21 @@ def read_eos_ids(config: ConfigFile, vocab_size: int, tell: Callable[[str], None
             raise config.fail(f"eos_token_id is {show(raw)}, but must be a token id or a list of them.", file)
         known = tuple(i for i in ids if 0 <= i < vocab_size)
         if file and len(known) < len(ids):
-            tell(describe_unknown([i for i in ids if i not in known], config.model_dir / file, vocab_size))
+            warn(describe_unknown_ids([i for i in ids if i not in known], config.model_dir / file, vocab_size))
         if known:
             return known
     return ()
 
 
-def describe_unknown(ids: list[int], file: Path, vocab_size: int) -> str:
+def describe_unknown_ids(ids: list[int], file: Path, vocab_size: int) -> str:
     names = show(", ".join(map(str, ids))).strip("'")
     if len(ids) == 1:
-        return f"The end token {names} of {file} lies outside the vocabulary of {vocab_size}: it is never generated."
-    return f"The end tokens {names} of {file} lie outside the vocabulary of {vocab_size}: they are never generated."
+        return f"The end token {names} of {file} is outside the vocabulary of {vocab_size}: it is never generated."
+    return f"The end tokens {names} of {file} are outside the vocabulary of {vocab_size}: they are never generated."
 
 
 def find_named(config: ConfigFile) -> Iterator[tuple[str, Any]]:
-    """Files that name end tokens, the one that counts most first, and what they name. A default is of no file."""
+    """Files that name end tokens, in order of precedence, and the value in each. A default has no file name."""
     file = config.model_dir / GENERATION_CONFIG
     if os.path.lexists(file) and (ids := read_json(file).get("eos_token_id")) is not None:
         yield GENERATION_CONFIG, ids

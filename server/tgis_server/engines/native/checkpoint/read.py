@@ -1,4 +1,4 @@
-"""Reading a rank's share of the weights: only its slices, converted to the run's dtype, one parameter at a time."""
+"""Reads a rank's share of the weights: only its slices, converted to the run's dtype, one parameter at a time."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from tgis_server import failures
 from tgis_server.engines.api import Progress
-from tgis_server.engines.native.checkpoint import Checkpoint
-from tgis_server.engines.native.parameters import Parameter, Piece, RankSlice, slice_of
+from tgis_server.engines.native.checkpoint.inspect import Checkpoint
+from tgis_server.engines.native.parameters.pieces import Parameter, Piece, RankSlice, slice_of
 from tgis_server.model_files import ITEM_BYTES
 
 PHASE = "reading weights"
@@ -23,10 +23,10 @@ PHASE = "reading weights"
 def read_parameters(
     checkpoint: Checkpoint, rank: int, dtype: torch.dtype, device: torch.device, progress: Progress
 ) -> Iterator[tuple[Parameter, Tensor]]:
-    """Yield each parameter and this rank's share of it, in the order of the layers.
+    """Yield each parameter with this rank's share of it, in the order of the checkpoint's parameters.
 
-    The caller may transform a tensor and drop it before it asks for the next: peak memory stays near the weights.
-    A parameter of which this rank holds nothing is left out.
+    Peak memory stays near the size of the weights if the caller transforms and drops each tensor before the next.
+    Parameters of which this rank holds nothing are skipped.
     """
     item_bytes = ITEM_BYTES[str(dtype).removeprefix("torch.")]
     total = checkpoint.num_elements(rank) * item_bytes
@@ -42,7 +42,7 @@ def read_parameters(
 
 
 def _opener(stack: ExitStack) -> Callable[[Path], Any]:
-    """A function that opens each file once and closes all at the end."""
+    """A function that opens each file once; ``stack`` closes all of them."""
     handles: dict[Path, Any] = {}
 
     def open_file(file: Path) -> Any:
@@ -79,7 +79,7 @@ def _read_parameter(
 
 
 def _read_slice(stored: Any, piece: Piece, part: RankSlice, target: Tensor) -> int:
-    """Copy the runs of one piece to the first rows of ``target``; returns their number."""
+    """Copy the runs of one piece to the first rows of ``target``. Returns the number of rows."""
     end = 0
     for run in part.runs:
         rows = slice(run.start, run.stop)

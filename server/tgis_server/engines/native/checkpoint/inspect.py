@@ -1,6 +1,6 @@
-"""What is in a model directory's safetensors files, checked against the spec before anything is read. No torch.
+"""Checks the headers of a model's safetensors files against its spec before weights are read. No torch.
 
-A head in the files is used even where config.json calls it tied, unless it is the embedding.
+A head in the files is used even if config.json calls it tied, unless it equals the embedding.
 """
 
 from __future__ import annotations
@@ -12,13 +12,7 @@ from pathlib import Path
 
 from tgis_server import failures
 from tgis_server.engines.native.families import outer_tensors, parameters_of
-from tgis_server.engines.native.parameters import (
-    Parameter,
-    can_split,
-    kv_heads_of,
-    slice_of,
-    valid_num_shards,
-)
+from tgis_server.engines.native.parameters.pieces import Parameter, can_split, kv_heads_of, slice_of, valid_num_shards
 from tgis_server.engines.native.spec import DecoderSpec
 from tgis_server.model_files import (
     HEADER_DTYPES,
@@ -33,8 +27,8 @@ from tgis_server.model_files import (
     spellings,
 )
 
-# Buffers that old checkpoints carry along and everyone computes: frequencies, masks.
-COMPUTED = (
+# Frequencies and masks that old checkpoints contain, although they can be computed.
+OBSOLETE_BUFFERS = (
     "rotary_emb.inv_freq",
     *(f".{at}.{what}" for at in ("attn", "attention") for what in ("bias", "masked_bias")),
 )
@@ -44,15 +38,15 @@ COMPUTED = (
 class Checkpoint:
     """A complete, readable checkpoint for ``num_shard`` ranks."""
 
-    spec: DecoderSpec  # whose head is tied where the files agree with config.json
+    spec: DecoderSpec  # its head is tied only if the files agree
     num_shard: int
-    tensors: dict[str, TensorInfo]  # by their names in ``parameters``; files may spell them otherwise
+    tensors: dict[str, TensorInfo]  # by the names in ``parameters``; files may spell them differently
     parameters: tuple[Parameter, ...]
     dtype: str  # of most weights
     warnings: tuple[str, ...] = ()
 
     def num_elements(self, rank: int) -> int:
-        """Weights that ``rank`` holds."""
+        """Number of weights on ``rank``."""
         return sum(
             slice_of(piece, self.spec, rank, self.num_shard).num_elements
             for parameter in self.parameters
@@ -60,28 +54,29 @@ class Checkpoint:
         )
 
     def weight_bytes(self, rank: int, dtype: str) -> int:
-        """Bytes of weights on ``rank`` when they are held as ``dtype``."""
+        """Bytes of the weights on ``rank``, held as ``dtype``."""
         return self.num_elements(rank) * ITEM_BYTES[dtype]
 
     def kv_bytes_per_token(self, rank: int, dtype: str) -> int:
-        """Bytes of keys and values that one token takes on ``rank``, all layers together."""
+        """Bytes of one token's keys and values on ``rank``, in all layers."""
         heads = len(kv_heads_of(self.spec, rank, self.num_shard))
         return 2 * self.spec.num_layers * heads * self.spec.head_dim * ITEM_BYTES[dtype]
 
 
 def inspect_checkpoint(model_dir: Path, spec: DecoderSpec, num_shard: int) -> Checkpoint:
-    """Check that the checkpoint is whole and can be divided among ``num_shard`` ranks.
+    """Check that the checkpoint is complete and can be divided among ``num_shard`` ranks.
 
-    Data is read only where names alone do not tell which tensor counts.
+    Tensor data is read only to choose between tensors that names alone do not tell apart.
 
     Raises:
-        ModelError: a file or tensor is missing, truncated, ambiguous, of another shape or not of floating point.
+        ModelError: a file or tensor is missing, truncated or ambiguous, or a tensor has another shape or is not
+            floating point.
         UsageError: ``num_shard`` does not divide the model.
     """
     check_num_shard(spec, num_shard)
     warnings = list(spec.warnings)
     found = read_tensors(model_dir, warnings.append)
-    find = cache(partial(find_tensor, found))  # what has to be compared is compared once
+    find = cache(partial(find_tensor, found))  # comparing contents reads them: each pair once
     spec = settle_head(spec, find, warnings.append)
     parameters = tuple(parameters_of(spec))
     needed: dict[str, TensorInfo] = {}
@@ -99,13 +94,13 @@ def inspect_checkpoint(model_dir: Path, spec: DecoderSpec, num_shard: int) -> Ch
                 )
             needed[piece.tensor] = info
             elements[info.dtype] = elements.get(info.dtype, 0) + piece.rows * max(piece.columns, 1)
-    tell_of_unused(spec, found, needed, warnings.append)
+    warn_of_unused(spec, found, needed, warnings.append)
     dtype = HEADER_DTYPES[max(elements, key=lambda name: elements[name])]
     return Checkpoint(spec, num_shard, needed, parameters, dtype, tuple(warnings))
 
 
 def find_needed(name: str, find: Find, spec: DecoderSpec, model_dir: Path) -> TensorInfo:
-    """The tensor of that name; a tied model may have its head as its embedding."""
+    """The tensor of that name; a tied model may store its embedding as the head."""
     info = find(name)
     if info is not None:
         return info
@@ -130,11 +125,10 @@ def check_num_shard(spec: DecoderSpec, num_shard: int) -> None:
         )
 
 
-def settle_head(spec: DecoderSpec, find: Find, tell: Tell) -> DecoderSpec:
-    """The spec, whose head is tied only where the files agree with config.json.
+def settle_head(spec: DecoderSpec, find: Find, warn: Tell) -> DecoderSpec:
+    """The spec with a tied head only if the files agree with config.json, as in transformers 5.
 
-    transformers does the same since its version 5. A tied model of which the files hold the head alone has that one as
-    its embedding too.
+    If the files of a tied model hold only the head, it is the embedding too.
     """
     embedding, head = map(find, outer_tensors(spec))
     if not spec.is_head_tied or head is None or embedding is None:
@@ -142,23 +136,23 @@ def settle_head(spec: DecoderSpec, find: Find, tell: Tell) -> DecoderSpec:
     if not have_same_content(head, embedding):
         differs = f"differs from {embedding}"
         if head.dtype != embedding.dtype:
-            differs = f"is stored as {head.dtype} beside {embedding} as {embedding.dtype}"
-        tell(
+            differs = f"is stored as {head.dtype}, and {embedding} as {embedding.dtype}"
+        warn(
             f"config.json says tie_word_embeddings, but {head} {differs}: that head is used. Set "
-            "tie_word_embeddings to false in config.json to say so."
+            "tie_word_embeddings to false in config.json to confirm that."
         )
     elif not is_blank(head):
         return spec
     return replace(spec, is_head_tied=False)
 
 
-def tell_of_unused(spec: DecoderSpec, found: Mapping[str, TensorInfo], needed: Iterable[str], tell: Tell) -> None:
-    """Tensors that stay unread often mean that config.json is another model's."""
+def warn_of_unused(spec: DecoderSpec, found: Mapping[str, TensorInfo], needed: Iterable[str], warn: Tell) -> None:
+    """Unused tensors often mean that config.json belongs to another model."""
     known = {spelling for name in (*needed, *outer_tensors(spec)) for spelling in spellings(name)}
-    unused = [name for name in found if name not in known and not name.endswith(COMPUTED)]
+    unused = [name for name in found if name not in known and not name.endswith(OBSOLETE_BUFFERS)]
     if unused:
-        tell(
+        warn(
             f"{len(unused)} of {len(found)} tensors in the files {'is' if len(unused) == 1 else 'are'} not used, such "
-            f"as {min(unused)}: a {spec.family} model with num_hidden_layers {spec.num_layers} and the options of "
-            "config.json has no place for it."
+            f"as {min(unused)}: a {spec.family} model with num_hidden_layers {spec.num_layers} and the other settings "
+            "in config.json has no such tensor."
         )

@@ -1,6 +1,6 @@
 """Rotary position parameters of a config.json, in the spelling of transformers 5 and in the older one.
 
-Newer files hold ``rope_parameters`` with everything inside; older ones ``rope_scaling`` beside ``rope_theta``.
+Newer files have everything in ``rope_parameters``; older ones have ``rope_scaling`` next to ``rope_theta``.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tgis_server.engines.native.families.config_file import ConfigFile, as_finite, show
+from tgis_server.engines.native.config.config_file import ConfigFile, as_finite, show
 from tgis_server.engines.native.spec import RopeSpec
 
 KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
@@ -29,9 +29,9 @@ def read_rope(
         config: the model's config.json.
         head_dim: size of a head.
         aliases: kinds that this family spells differently.
-        may_be_partial: whether the family rotates a leading part of each head where the config says so.
-        partial_key: of the config, for that part where the rope parameters do not say.
-        theta_key: of the config, likewise for the base.
+        may_be_partial: whether the family can rotate only a leading part of each head.
+        partial_key: key of the config with the size of that part, if the rope parameters have none.
+        theta_key: key of the config with the base, if the rope parameters have none.
     """
     values: Any = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(values, dict):
@@ -57,7 +57,7 @@ def read_rope(
 
 
 class _RopeReader:
-    """The parameters of one kind."""
+    """Reads the rope parameters of one config."""
 
     def __init__(self, config: ConfigFile, values: dict[str, Any], theta_key: str) -> None:
         self.config = config
@@ -71,7 +71,7 @@ class _RopeReader:
         return self.config.check_positive(f"{key} of the rope parameters", self.values.get(key, default))
 
     def positive_or(self, key: str, default: float) -> float:
-        """As transformers reads them: 0 means the default too."""
+        """Like transformers, takes 0 for the default too."""
         return self.positive(key) if self.values.get(key) else default
 
     def integer(self, key: str, default: int) -> int:
@@ -80,18 +80,18 @@ class _RopeReader:
     def factors(self, key: str, count: int) -> tuple[float, ...]:
         value = self.values.get(key)
         numbers = [as_finite(item) for item in value] if isinstance(value, list) else []
-        found = tuple(number for number in numbers if number)  # it divides
+        found = tuple(number for number in numbers if number)  # a divisor
         if not len(found) == len(numbers) == count:
             raise self.config.fail(f"{key} of the rope parameters must be a list of {count} numbers other than 0.")
         return found
 
     def read(self, kind: str, rotary_dim: int, max_position: int, original: int) -> RopeSpec:
         theta = self.positive("rope_theta", self.config.positive_number(self.theta_key))
-        if theta <= 1:  # wavelengths would not grow, and YaRN divides by the logarithm
+        if theta <= 1:  # wavelengths would not grow, and YaRN divides by its logarithm
             raise self.config.fail(f"rope_theta is {theta:g}, but must be greater than 1.")
         match kind:
             case "linear" | "dynamic":
-                if kind == "dynamic" and rotary_dim == 2:  # its exponent is d / (d - 2)
+                if kind == "dynamic" and rotary_dim == 2:  # the exponent is d / (d - 2)
                     raise self.config.fail("dynamic scaling of 2 rotated dimensions is not possible.")
                 return RopeSpec(kind, theta, rotary_dim, self.positive("factor"), max_position, max_position)
             case "llama3":

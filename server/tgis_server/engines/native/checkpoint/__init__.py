@@ -1,0 +1,1 @@
+"""A model's safetensors files: inspected without torch by commands and ranks, read by ranks."""

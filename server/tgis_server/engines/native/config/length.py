@@ -1,0 +1,35 @@
+"""The longest sequence that a model is made for."""
+
+from __future__ import annotations
+
+from tgis_server.engines.native.config.config_file import ConfigFile
+from tgis_server.engines.native.spec import RopeSpec
+from tgis_server.model_files import LENGTH_KEYS, MAX_INTEGER, Length, find_length
+
+CLASS_DEFAULT = "config.json names none: the default of its class"
+STRETCHING = {"linear": "linear scaling", "dynamic": "dynamic scaling", "yarn": "YaRN"}
+
+
+def read_length(config: ConfigFile, rope: RopeSpec | None) -> Length:
+    """The config's positions, times the factor of a rope that stretches them.
+
+    With ``llama3`` and ``longrope`` the config states stretched positions. YaRN stretches the original ones.
+
+    Raises:
+        ModelError: the product is less than 1 or too large for an integer field.
+    """
+    named = find_length({key: config.stated(key) for key in LENGTH_KEYS})
+    length = named or Length(config.integer("max_position_embeddings"), CLASS_DEFAULT)
+    if rope is None or rope.kind not in STRETCHING:
+        return length
+    positions = rope.original_max_position if rope.kind == "yarn" else length.num_tokens
+    stretched = f"{positions} positions stretched {rope.factor:g} times by {STRETCHING[rope.kind]}"
+    if not 1 <= positions * rope.factor <= MAX_INTEGER:
+        raise config.fail(f"{stretched} are not a valid length, which must be from 1 to {MAX_INTEGER}.")
+    return Length(round(positions * rope.factor), f"{stretched}, as config.json says")
+
+
+def read_table_length(config: ConfigFile, key: str) -> Length:
+    """The number of learned positions, from ``key``: a hard limit."""
+    reason = f"{key} of config.json" if config.has(key) else CLASS_DEFAULT
+    return Length(config.integer(key), reason, is_limit=True)

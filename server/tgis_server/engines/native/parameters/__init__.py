@@ -1,0 +1,1 @@
+"""Our parameters, described as slices of checkpoint tensors, and how checkpoints lay these out. No torch."""
