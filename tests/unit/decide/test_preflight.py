@@ -211,7 +211,7 @@ def test_a_start_warns_of_harmless_problems(tmp_path: Path):
     resolved, _ = start(tmp_path, {"PYTHONDEVMODE": "1", "MAX_SEQ_LENGTH": "7"})
 
     assert resolved.warnings == (
-        "The variable MAX_SEQ_LENGTH is no option. Did you mean MAX_SEQUENCE_LENGTH?",
+        "The variable MAX_SEQ_LENGTH is not an option. Did you mean MAX_SEQUENCE_LENGTH?",
         "PYTHONDEVMODE=1 checks every call of Python. Remove it, unless you are looking for an error.",
     )
 

@@ -99,7 +99,7 @@ def test_a_missing_file_of_the_index_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "a.safetensors"}}))
 
     with pytest.raises(
-        ModelError, match=r"1 of 1 weight files that model\.safetensors\.index\.json names \(a\.safetensors"
+        ModelError, match=r"1 of 1 weight files that model\.safetensors\.index\.json names \(such as a\.safetensors"
     ):
         inspect_checkpoint(tmp_path, SPEC, 1)
 
