@@ -212,7 +212,7 @@ def test_a_start_warns_of_harmless_problems(tmp_path: Path):
 
     assert resolved.warnings == (
         "The variable MAX_SEQ_LENGTH is not an option. Did you mean MAX_SEQUENCE_LENGTH?",
-        "PYTHONDEVMODE=1 checks every call of Python. Remove it, unless you are looking for an error.",
+        "PYTHONDEVMODE=1 enables Python's debug checks. Remove it unless you are debugging.",
     )
 
 
