@@ -20,7 +20,7 @@ from tgis_server.options import GROUPS, Option, describe_accepted, options
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 NOTICE = "<!-- Made from the code by `make docs`. -->\n"
 BUCKETS = {
-    "names that end with `duration`": "35, from 0.15 ms to 146 s, each half as much again as the one before",
+    "names that end with `duration`": "35, from 0.15 ms to 146 s, each 1.5 times the previous one",
     "`tgi_request_input_length`, `tgi_request_total_tokens`": "64 equal steps up to `max_sequence_length`",
     "`tgi_request_max_new_tokens`, `tgi_request_generated_tokens`": "64 equal steps up to `max_new_tokens`",
     "`tgi_batch_inference_batch_size`": "1, 2, … `max_batch_size`",
@@ -29,17 +29,17 @@ BUCKETS = {
 }
 # Values of the label ``err``, and what is counted under each.
 FAILURES = {
-    "conc_limit": "Calls with more inputs than there are permits left.",
-    "validation": "Calls that ended INVALID_ARGUMENT, but for streams without an input (`missing request`).",
+    "conc_limit": "Calls with more inputs than free permits.",
+    "validation": "Calls that ended with INVALID_ARGUMENT, except streams without an input (`missing request`).",
     "generate": "Calls that failed later, whatever the number of their inputs.",
     "unknown": "Calls refused for another reason: the server starts, drains or ends.",
-    "cancelled": "Inputs that waited or ran when their client cancelled, went away or ran out of time.",
+    "cancelled": "Inputs that waited or ran when their client cancelled, disconnected or ran out of time.",
     "timeout": "Inputs whose `time_limit_millis` passed before their first token; also a success, `TIME_LIMIT`.",
 }
-# What dashboards of the original may look for in vain, and why.
+# Metrics of the original that do not exist here, and the reasons.
 ABSENT = {
-    "`tgi_queue_jump`": "Nothing overtakes the head of the queue.",
-    "`tgi_granular_batch_addition`": "Room is counted exactly, in KV blocks: no coarse bound needs a second look.",
+    "`tgi_queue_jump`": "A request is overtaken at most 16 times, and that is not counted.",
+    "`tgi_granular_batch_addition`": "Free memory is counted exactly, in KV blocks; no coarse bound needs refining.",
     "`tgi_prefill_weight_limit_exceeded`": "A long prompt is cut into chunks (`--max-batch-tokens`), not held back.",
     "`tgi_prefill_padding_limit_exceeded`": "Batches have no padding.",
     '`tgi_request_failure{err="queue_full"}`': "Permits are the only limit; behind them no queue can be full.",
@@ -61,7 +61,7 @@ def options_page() -> str:
         NOTICE,
         "# Options of `tgis launch`\n",
         "A flag wins over the environment, the environment over `--config FILE` (TOML, option names as keys),",
-        "the file over the default. Blank environment variables count as not set. A switch `--x` has its",
+        "the file over the default. Blank environment variables are treated as unset. A switch `--x` has the",
         "opposite `--no-x`; in the environment `n`, `no`, `f`, `false`, `off` and `0` are false and anything",
         "else is true. `tgis config show` prints every value and its origin.",
     ]
@@ -89,8 +89,8 @@ def metrics_page() -> str:
         NOTICE,
         "# Metrics\n",
         "`GET /metrics` on the HTTP port, in every phase of the server's life. Counters appear under their bare name,",
-        "untyped, and with `_total`. Series without labels are there from the start, so that `rate` and `increase` see",
-        "their first event too; a series with labels appears with its first one.\n",
+        "untyped, and with `_total`. Series without labels exist from the start, so `rate` and `increase` include",
+        "their first event; a series with labels appears with its first event.\n",
         "| metric | kind | unit | labels | meaning |",
         "|---|---|---|---|---|",
     ]
@@ -99,8 +99,8 @@ def metrics_page() -> str:
         lines.append(f"| `{spec.name}` | {spec.kind} | {spec.unit} | {labels} | {spec.help} |")
     lines += [
         "",
-        "The engine's values are those of its last step, and a step is counted when it is over. One that both prefills",
-        "and decodes counts under both methods, each with its own sequences; `tgi_step_*` have it once.",
+        "The engine's values are those of its last step, and a step is counted when it ends. A step that both prefills",
+        "and decodes counts under both methods, each with its own sequences; `tgi_step_*` count it once.",
         "",
         "## Failures",
         "",
@@ -108,7 +108,7 @@ def metrics_page() -> str:
         "|---|---|",
         *(f"| `{err}` | {meaning} |" for err, meaning in FAILURES.items()),
         "",
-        "Cancelled inputs have no other counter. Calls that end because the engine died count under `generate`.",
+        "Cancelled inputs have no other counter. Calls that end because the engine died count as `generate`.",
         "",
         "## Buckets",
         "",
@@ -116,16 +116,16 @@ def metrics_page() -> str:
         "|---|---|",
         *(f"| {names} | {bounds} |" for names, bounds in BUCKETS.items()),
         "",
-        "## For those who come from the original",
+        "## Differences from the original",
         "",
-        "All of its metrics have their names, labels, moments and buckets, but for these:",
+        "All of the original's metrics keep their names, labels, moments and buckets, except these:",
         "",
         "- `tgi_request_raw_input_length` and `tgi_batch_next_tokens` are histograms instead of summaries.",
         "- `tgi_batch_max_remaining_tokens` is a maximum, as its name says, and not a sum.",
         '- `tgi_batch_inference_*{method="prefill"}` count a prompt in every step that computes a part of it.',
         '- `tgi_request_failure{err="unknown"}` counts unary calls too, `err="cancelled"` no inputs of failed calls.',
         "",
-        "These never appear, because what they count does not exist:",
+        "These never appear:",
         "",
         "| metric | why |",
         "|---|---|",
@@ -139,10 +139,10 @@ def failures_page() -> str:
     lines = [
         NOTICE,
         "# Failures\n",
-        "What ends a start or a running server is one sentence: the launcher's last line, the head of the termination",
-        "log, and what `/health` answers until the end. Words in capitals stand for values; the name of the process or",
-        "command may stand in front. The run directory is kept after a failure of a process; `errors/NAME.log` in it",
-        "has the traceback or the last lines of each process that failed.",
+        "A start or a running server ends with one sentence: the launcher's last line, the beginning of the",
+        "termination log, and the answer of `/health` until the end. Words in capitals stand for values; the name of",
+        "the process or command may come first. The run directory is kept after the failure of a process;",
+        "`errors/NAME.log` in it has the traceback or the last lines of each failed process.",
         "",
         "Several processes often fail together. The cause is the earliest error that is not a mere consequence.",
     ]
@@ -159,7 +159,7 @@ def show_template(sentence: str) -> str:
 
 
 def migration_page() -> str:
-    """The page as it is written, with the parts between marks made anew."""
+    """The hand-written page, with fresh text between its marks."""
     page = (DOCS / "migration.md").read_text()
     for name, make in {"run": migration_run, "settings": settings_table}.items():
         begin, end = f"<!-- {name}: made from the code by `make docs` -->\n", f"<!-- end of {name} -->"
@@ -169,7 +169,7 @@ def migration_page() -> str:
 
 
 def migration_run() -> str:
-    """What `tgis migrate` says to the original's manifest, on a terminal."""
+    """The output of `tgis migrate` for the original's manifest, on a terminal."""
     manifest = DOCS.parent / "tests/unit/migrate/manifests/original.yaml"
     output = io.StringIO()
     source = replace(read_source(str(manifest)), file="original.yaml")

@@ -1,7 +1,7 @@
 """Every signal to every process in every phase: exit code, first cause, what becomes of calls, and nothing left.
 
 The cells run a few at a time, as most of their time is waiting; each is a test of its own. The table in
-docs/operations.md says the same. `make test` asks those that differ most: signals under load, and to the launcher in
+docs/lifecycle.md says the same. `make test` asks those that differ most: signals under load, and to the launcher in
 any phase; `make acceptance` asks the others. ``TGIS_KILL_MATRIX=native`` runs them with the demo model instead of a
 rehearsal.
 """

@@ -170,8 +170,3 @@ def test_only_engines_import_torch_at_the_top_of_a_file():
     others = [module for module in find_modules() if not module.startswith(TORCH_ROOMS)]
     imports = {name.partition(".")[0]: module for module in others for name in list_imports(module, top_level=True)}
     assert "torch" not in imports, imports["torch"]
-
-
-def test_paths_on_the_page_exist():
-    paths = re.findall(r"`((?:tgis_cli|tgis_server|tests|scripts|proto|docs)/[\w/.]*)`", PAGE.read_text())
-    assert [path for path in paths if not (ROOT / path).exists() and not (ROOT / "server" / path).exists()] == []
