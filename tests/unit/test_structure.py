@@ -76,26 +76,28 @@ def find_room(module: str) -> str:
 
 
 @cache
-def list_imports(module: str, *, top_level: bool = False) -> frozenset[str]:
-    """What a module imports anywhere; with ``top_level`` only what importing it imports."""
-    found = set()
-    for node in walk(ast.parse(find_modules()[module].read_text()), top_level):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
+def read_imports(module: str) -> dict[str, bool]:
+    """What a module imports anywhere, and whether importing the module already imports it."""
+    found: dict[str, bool] = {}
+    for node, is_immediate in walk(ast.parse(find_modules()[module].read_text())):
+        names = {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module} has a relative import"
-            names = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {name if name in find_modules() else str(node.module) for name in names}
-    return frozenset(found)
+            full = {f"{node.module}.{name}" for name in names}
+            names = {name if name in find_modules() else str(node.module) for name in full}
+        for name in names:
+            found[name] = is_immediate or found.get(name, False)
+    return found
 
 
-def walk(node: ast.AST, top_level: bool) -> Iterator[ast.AST]:
+def walk(node: ast.AST, is_immediate: bool = True) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
     for child in ast.iter_child_nodes(node):
-        is_function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        is_for_types = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
-        if not (top_level and (is_function or is_for_types)):
-            yield child
-            yield from walk(child, top_level)
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield child, is_immediate
+        elif isinstance(child, ast.stmt | ast.excepthandler | ast.match_case):
+            is_later = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
+            is_for_types = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+            yield from walk(child, is_immediate and not is_later and not is_for_types)
 
 
 @cache
@@ -103,7 +105,7 @@ def list_steps() -> dict[tuple[str, str], str]:
     """A room and one that it imports, with an import that shows it. The two packages have nothing but a version."""
     steps: dict[tuple[str, str], str] = {}
     for module in find_modules().keys() - PACKAGES:
-        for imported in list_imports(module) & find_modules().keys() - PACKAGES.keys():
+        for imported in read_imports(module).keys() & find_modules().keys() - PACKAGES.keys():
             if find_room(module) != find_room(imported):
                 steps.setdefault((find_room(module), find_room(imported)), f"{module} imports {imported}")
     return steps
@@ -148,7 +150,8 @@ def test_callers_on_the_page_may_import_what_they_call():
 
 def test_modules_do_not_import_each_other_in_circles():
     waiting = {
-        module: list_imports(module, top_level=True) & find_modules().keys() - {module} for module in find_modules()
+        module: {name for name, is_immediate in read_imports(module).items() if is_immediate and name != module}
+        for module in find_modules()
     }
     while free := {module for module, others in waiting.items() if not others & waiting.keys()}:
         waiting = {module: others for module, others in waiting.items() if module not in free}
@@ -157,16 +160,20 @@ def test_modules_do_not_import_each_other_in_circles():
 
 def test_the_server_imports_nothing_from_the_command_line():
     server = [module for module in find_modules() if module.startswith("tgis_server")]
-    assert [module for module in server if any(name.startswith("tgis_cli") for name in list_imports(module))] == []
+    assert [module for module in server if any(name.startswith("tgis_cli") for name in read_imports(module))] == []
 
 
 def test_nothing_imports_tests_or_scripts():
     files = [path for folder in ("tests", "scripts") for path in (ROOT / folder).rglob("*.py")]
     names = {"tests", "scripts", *(path.stem for path in files)}
-    assert [one for one in find_modules() if names & {name.partition(".")[0] for name in list_imports(one)}] == []
+    assert [one for one in find_modules() if names & {name.partition(".")[0] for name in read_imports(one)}] == []
 
 
 def test_only_engines_import_torch_at_the_top_of_a_file():
-    others = [module for module in find_modules() if not module.startswith(TORCH_ROOMS)]
-    imports = {name.partition(".")[0]: module for module in others for name in list_imports(module, top_level=True)}
-    assert "torch" not in imports, imports["torch"]
+    users = {
+        module
+        for module in find_modules()
+        for name, is_immediate in read_imports(module).items()
+        if is_immediate and name.partition(".")[0] == "torch"
+    }
+    assert sorted(module for module in users if not module.startswith(TORCH_ROOMS)) == []
