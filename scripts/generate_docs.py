@@ -1,4 +1,4 @@
-"""Write what docs/ has from the code: options, metrics, failures, and parts of migration. A test compares them."""
+"""Write the pages in docs/ that are made from the code, and parts of migration.md. A test compares them."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def option_row(option: Option) -> str:
 
 
 def metrics_page() -> str:
-    """Every metric with kind, unit and labels, and how to read it."""
+    """Every metric with kind, unit, labels and meaning."""
     lines = [
         NOTICE,
         "# Metrics\n",
