@@ -28,7 +28,6 @@ PHRASES = (
     "gone on with",
     "in drops",
     "in vain",
-    "is none of",
     "is no message",
     "is no text",
     "launcher's begin",
