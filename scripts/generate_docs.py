@@ -1,4 +1,4 @@
-"""Write the generated parts of docs/: options, metrics, failures, and parts of migration. A test compares them."""
+"""Write the pages in docs/ that are made from the code, and parts of migration.md. A test compares them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tgis_server.options import GROUPS, Option, describe_accepted, options
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 NOTICE = "<!-- Made from the code by `make docs`. -->\n"
 BUCKETS = {
-    "names that end with `duration`": "35, from 0.15 ms to 146 s, each 1.5 times the one before",
+    "names that end with `duration`": "35, from 0.15 ms to 146 s, each 1.5 times the previous one",
     "`tgi_request_input_length`, `tgi_request_total_tokens`": "64 equal steps up to `max_sequence_length`",
     "`tgi_request_max_new_tokens`, `tgi_request_generated_tokens`": "64 equal steps up to `max_new_tokens`",
     "`tgi_batch_inference_batch_size`": "1, 2, … `max_batch_size`",
@@ -29,18 +29,18 @@ BUCKETS = {
 }
 # Values of the label ``err``, and what each counts.
 FAILURES = {
-    "conc_limit": "Calls with more inputs than there are permits left.",
-    "validation": "Calls that ended INVALID_ARGUMENT, except streams without an input (`missing request`).",
-    "generate": "Calls that failed later, with any number of inputs.",
-    "unknown": "Calls refused for another reason: the server is starting, draining or stopping.",
-    "cancelled": "Waiting or running inputs whose client cancelled, disconnected or ran out of time.",
+    "conc_limit": "Calls with more inputs than free permits.",
+    "validation": "Calls that ended with INVALID_ARGUMENT, except streams without an input (`missing request`).",
+    "generate": "Calls that failed later, whatever the number of their inputs.",
+    "unknown": "Calls refused for another reason: the server starts, drains or ends.",
+    "cancelled": "Inputs that waited or ran when their client cancelled, disconnected or ran out of time.",
     "timeout": "Inputs whose `time_limit_millis` passed before their first token; also a success, `TIME_LIMIT`.",
 }
-# Metrics of the original that do not exist here, and why.
+# Metrics of the original that do not exist here, and the reasons.
 ABSENT = {
-    "`tgi_queue_jump`": "Nothing overtakes the head of the queue.",
-    "`tgi_granular_batch_addition`": "Memory is counted exactly, in KV blocks, so no coarse bound is refined.",
-    "`tgi_prefill_weight_limit_exceeded`": "A long prompt is split into chunks (`--max-batch-tokens`), not held back.",
+    "`tgi_queue_jump`": "A request is overtaken at most 16 times, and that is not counted.",
+    "`tgi_granular_batch_addition`": "Free memory is counted exactly, in KV blocks; no coarse bound needs refining.",
+    "`tgi_prefill_weight_limit_exceeded`": "A long prompt is cut into chunks (`--max-batch-tokens`), not held back.",
     "`tgi_prefill_padding_limit_exceeded`": "Batches have no padding.",
     '`tgi_request_failure{err="queue_full"}`': "Permits are the only limit; the queue behind them cannot be full.",
     '`tgi_batch_inference_failure{reason="error"}`': "A step that fails with an error ends the server.",
@@ -60,10 +60,10 @@ def options_page() -> str:
     lines = [
         NOTICE,
         "# Options of `tgis launch`\n",
-        "A flag overrides the environment, the environment overrides `--config FILE` (TOML, option names as keys), and",
-        "the file overrides the default. Blank environment variables are ignored. The opposite of a switch `--x` is",
-        "`--no-x`; in the environment `n`, `no`, `f`, `false`, `off` and `0` are false and anything else is true.",
-        "`tgis config show` prints every value and its origin.",
+        "A flag wins over the environment, the environment over `--config FILE` (TOML, option names as keys),",
+        "the file over the default. Blank environment variables are treated as unset. A switch `--x` has the",
+        "opposite `--no-x`; in the environment `n`, `no`, `f`, `false`, `off` and `0` are false and anything",
+        "else is true. `tgis config show` prints every value and its origin.",
     ]
     for group in GROUPS:
         lines += [
@@ -84,13 +84,13 @@ def option_row(option: Option) -> str:
 
 
 def metrics_page() -> str:
-    """Every metric with its kind, unit, labels and meaning."""
+    """Every metric with kind, unit, labels and meaning."""
     lines = [
         NOTICE,
         "# Metrics\n",
-        "`GET /metrics` on the HTTP port, from start to end. Counters appear both untyped under their bare name and",
-        "with `_total`. Series without labels exist from the start, so that `rate` and `increase` see their first",
-        "event; a series with labels appears with its first event.\n",
+        "`GET /metrics` on the HTTP port, in every phase of the server's life. Counters appear under their bare name,",
+        "untyped, and with `_total`. Series without labels exist from the start, so `rate` and `increase` include",
+        "their first event; a series with labels appears with its first event.\n",
         "| metric | kind | unit | labels | meaning |",
         "|---|---|---|---|---|",
     ]
@@ -99,8 +99,8 @@ def metrics_page() -> str:
         lines.append(f"| `{spec.name}` | {spec.kind} | {spec.unit} | {labels} | {spec.help} |")
     lines += [
         "",
-        "The engine's values are those of its last finished step. A step that both prefills and decodes is counted",
-        "under both methods, each with its own sequences, and once in `tgi_step_*`.",
+        "The engine's values are those of its last step, and a step is counted when it ends. A step that both prefills",
+        "and decodes counts under both methods, each with its own sequences; `tgi_step_*` count it once.",
         "",
         "## Failures",
         "",
@@ -108,7 +108,7 @@ def metrics_page() -> str:
         "|---|---|",
         *(f"| `{err}` | {meaning} |" for err, meaning in FAILURES.items()),
         "",
-        "Cancelled inputs have no other counter. Calls that end because the engine died are counted under `generate`.",
+        "Cancelled inputs have no other counter. Calls that end because the engine died count as `generate`.",
         "",
         "## Buckets",
         "",
@@ -118,7 +118,7 @@ def metrics_page() -> str:
         "",
         "## Differences from the original",
         "",
-        "All metrics keep their names, labels, times of recording and buckets, except:",
+        "All of the original's metrics keep their names, labels, moments and buckets, except these:",
         "",
         "- `tgi_request_raw_input_length` and `tgi_batch_next_tokens` are histograms instead of summaries.",
         "- `tgi_batch_max_remaining_tokens` is a maximum, as its name says, not a sum.",
@@ -139,10 +139,10 @@ def failures_page() -> str:
     lines = [
         NOTICE,
         "# Failures\n",
-        "The failure that ends a start or a running server is reported as one sentence: the launcher's last line, the",
-        "start of the termination log, and the answer of `/health` until the end. Words in capitals are placeholders;",
-        "the name of the process or command may precede the sentence. The run directory is kept after a process fails;",
-        "its `errors/NAME.log` has the traceback or the last lines of each failed process.",
+        "A start or a running server ends with one sentence: the launcher's last line, the beginning of the",
+        "termination log, and the answer of `/health` until the end. Words in capitals stand for values; the name of",
+        "the process or command may come first. The run directory is kept after the failure of a process;",
+        "`errors/NAME.log` in it has the traceback or the last lines of each failed process.",
         "",
         "Several processes often fail together. The cause is the earliest error that is not a consequence of another.",
     ]
@@ -159,7 +159,7 @@ def show_template(sentence: str) -> str:
 
 
 def migration_page() -> str:
-    """The page with the parts between its marks regenerated."""
+    """The hand-written page, with fresh text between its marks."""
     page = (DOCS / "migration.md").read_text()
     for name, make in {"run": migration_run, "settings": settings_table}.items():
         begin, end = f"<!-- {name}: made from the code by `make docs` -->\n", f"<!-- end of {name} -->"

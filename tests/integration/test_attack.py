@@ -30,7 +30,7 @@ from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
 ATTACK_S = float(os.environ.get("TGIS_ATTACK_S", "6"))
 NUM_STREAMS = 32
 NUM_TOKENS = 200
-MAX_DELAY_S = 3.0  # between two frames, as docs/operations.md says
+MAX_DELAY_S = 3.0  # between two frames, as docs/security.md says
 MAX_MORE_BYTES = 384 << 20  # of the front-end
 MIB = 1 << 20
 

@@ -1,6 +1,6 @@
 """Every signal to every process in every phase: the exit code, the first cause, the fate of calls, and nothing left.
 
-Each cell is a separate test; a few run at once, as they mostly wait. The table in docs/operations.md documents the
+Each cell is a separate test; a few run at once, as they mostly wait. The table in docs/lifecycle.md documents the
 behaviour. `make test` runs the cells that differ most: signals under load, and to the launcher in any phase; `make
 acceptance` runs the others. ``TGIS_KILL_MATRIX=native`` runs them with the demo model instead of a rehearsal.
 """
