@@ -23,9 +23,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from file_limit import with_file_limit
-from tgis_cli.model_files.convert import convert as convert_module
-from tgis_cli.model_files.convert.convert import convert_to_safetensors
+from tgis_cli.model_files.convert import to_safetensors
 from tgis_cli.model_files.convert.safetensors_file import Content, write_content
+from tgis_cli.model_files.convert.to_safetensors import convert_to_safetensors
 from tgis_cli.model_files.convert.torch_file import DTYPES, read_torch_file
 from tgis_server.errors import ModelError, TgisError, UsageError
 from tiny import Oracle, load, make_checkpoint, prompt_of
@@ -211,7 +211,7 @@ def test_what_a_disk_changes_gets_no_name(
         for name in content.in_order():
             on_written(name)
 
-    monkeypatch.setattr(convert_module, "write_content", write)
+    monkeypatch.setattr(to_safetensors, "write_content", write)
 
     with pytest.raises(ModelError, match=f"The output tensors do not match for key {told}: check the disk"):
         convert(tmp_path)
@@ -533,7 +533,7 @@ def test_torch_is_not_imported(tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
     program = (
         "import sys; from pathlib import Path\n"
-        "from tgis_cli.model_files.convert.convert import convert_to_safetensors as c\n"
+        "from tgis_cli.model_files.convert.to_safetensors import convert_to_safetensors as c\n"
         "c(Path(sys.argv[1]), as_json=False); print('torch' in sys.modules)"
     )
 

@@ -15,7 +15,7 @@ from tgis_server.errors import UsageError
 from tgis_server.words.sizes import format_bytes
 
 if TYPE_CHECKING:
-    from tgis_cli.model_files.download.get_model import GetModel
+    from tgis_cli.model_files.download.snapshot import SnapshotDownload
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -59,10 +59,10 @@ def download_weights(
     the hub states.
     """
     with failures_told(as_json=json_):
-        from tgis_cli.model_files.download.download import Transfers
-        from tgis_cli.model_files.download.get_model import GetModel, Order, find_local_dir
         from tgis_cli.model_files.download.hub_token import find_token
         from tgis_cli.model_files.download.selection import SAFETENSORS_ENDING, parse_extensions
+        from tgis_cli.model_files.download.snapshot import Order, SnapshotDownload, find_local_dir
+        from tgis_cli.model_files.download.transfers import TransferOptions
 
         cache_dir = get_cache_dir(os.environ)
         model_dir = find_local_dir(model, cache_dir)
@@ -74,15 +74,17 @@ def download_weights(
                 make_tokenizer(directory, as_json=json_)
 
         if model_dir is None:
-            transfers = Transfers(find_token(token, os.environ, partial(tell, as_json=json_)), parallel, stall_timeout)
+            transfers = TransferOptions(
+                find_token(token, os.environ, partial(tell, as_json=json_)), parallel, stall_timeout
+            )
             order = Order(model, revision, extension, can_convert, verify, transfers)
-            getting = GetModel(order, cache_dir, as_json=json_)
+            download = SnapshotDownload(order, cache_dir, as_json=json_)
             if dry_run and verify:
                 raise UsageError("--dry-run and --verify exclude each other: one reads nothing, the other everything.")
             if dry_run:
-                print_plan(getting, as_json=json_)
+                print_plan(download, as_json=json_)
                 return
-            model_dir = getting.run(finish)
+            model_dir = download.run(finish)
         elif verify or dry_run:
             raise UsageError(f"{model} is a directory: there is nothing to download, and nothing to compare it with.")
         else:
@@ -93,27 +95,27 @@ def download_weights(
         tell_result(model_dir, as_json=json_)
 
 
-def print_plan(getting: GetModel, *, as_json: bool) -> None:
+def print_plan(download: SnapshotDownload, *, as_json: bool) -> None:
     """What would be downloaded, and where to."""
     from tgis_cli.model_files.cache.disk import describe_room, free_disk_bytes
 
-    planned = getting.plan()
-    missing = {file.name for file in planned.missing.files}
-    target = getting.folder.snapshot(planned.selection.listing.commit)
-    free_bytes = free_disk_bytes(getting.folder.root)
+    chosen = download.choose_files()
+    missing = {file.name for file in chosen.missing.files}
+    target = download.folder.snapshot(chosen.selection.listing.commit)
+    free_bytes = free_disk_bytes(download.folder.root)
     files = [
         {"name": file.name, "bytes": file.size, "is_present": file.name not in missing}
-        for file in planned.selection.files
+        for file in chosen.selection.files
     ]
     facts = {
         "model_dir": target,
         "files": files,
-        "num_bytes": planned.selection.num_bytes,
-        "missing_bytes": planned.missing.num_bytes,
+        "num_bytes": chosen.selection.num_bytes,
+        "missing_bytes": chosen.missing.num_bytes,
         "free_bytes": free_bytes,
     }
     summary = (
-        f"{format_bytes(planned.missing.num_bytes)} of {format_bytes(planned.selection.num_bytes)} would be "
+        f"{format_bytes(chosen.missing.num_bytes)} of {format_bytes(chosen.selection.num_bytes)} would be "
         f"downloaded to {target}; {describe_room(free_bytes)} there"
     )
     if as_json:
@@ -123,12 +125,12 @@ def print_plan(getting: GetModel, *, as_json: bool) -> None:
             state = "there already" if entry["is_present"] else ""
             print(f"{format_bytes(int(str(entry['bytes']))):>10}  {entry['name']:<48} {state}".rstrip())
         print(summary)
-    getting.check_room(planned)
+    download.check_room(chosen)
 
 
 def convert_weights(model_dir: Path, *, as_json: bool) -> None:
     """If there are others than safetensors only."""
-    from tgis_cli.model_files.convert.convert import convert_to_safetensors, needs_conversion
+    from tgis_cli.model_files.convert.to_safetensors import convert_to_safetensors, needs_conversion
 
     if needs_conversion(model_dir):
         convert_to_safetensors(model_dir, as_json=as_json)

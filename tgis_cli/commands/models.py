@@ -19,8 +19,8 @@ from tgis_server.errors import UsageError
 from tgis_server.words.sizes import format_bytes
 
 if TYPE_CHECKING:
-    from tgis_cli.model_files.cache.inventory import CachedModel
     from tgis_cli.model_files.cache.removal import Removal
+    from tgis_cli.model_files.inventory import CachedModel
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 DISPENSABLE = ("architecture", "format", "last used", "engine", "revision")  # in this order, where space is scarce
@@ -31,7 +31,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def models(ctx: typer.Context, json_: Json = False) -> None:
     """List the models in the local cache: which revision, how large, who would serve it, and whether it is complete."""
     if ctx.invoked_subcommand is None:
-        from tgis_cli.model_files.cache.inventory import list_models
+        from tgis_cli.model_files.inventory import list_models
 
         cache_dir = get_cache_dir(os.environ)
         found = list_models(cache_dir)
@@ -101,9 +101,9 @@ def rm(
     json_: Json = False,
 ) -> None:
     """Remove a model, or a revision of it, from the local cache. Content that other revisions use stays."""
-    from tgis_cli.model_files.cache.removal import plan_removal, remove
+    from tgis_cli.model_files.cache.removal import prepare_removal, remove
 
-    removal = plan_removal(get_cache_dir(os.environ), model, revision)
+    removal = prepare_removal(get_cache_dir(os.environ), model, revision)
     if not json_:
         print(removal.describe(), flush=True)
     if not dry_run:

@@ -168,7 +168,7 @@ def check_cache_content(context: Context) -> Iterator[Verdict]:
     """Links that lead to nothing or out of a model's folder, missing snapshots, damaged and unfinished files."""
     from tgis_cli.model_files.cache.disk import INCOMPLETE
     from tgis_cli.model_files.cache.folder import CacheFolder
-    from tgis_cli.model_files.cache.inventory import list_revisions
+    from tgis_cli.model_files.inventory import list_revisions
 
     try:
         cache_dir = find_cache_dir(context.environ)[0]

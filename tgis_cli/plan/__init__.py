@@ -4,8 +4,8 @@ Decides with the launcher's own ``resolve`` and the engine's own arithmetic, so 
 """
 
 from tgis_cli.plan.devices import Devices, read_devices
-from tgis_cli.plan.report import Report, make_report
+from tgis_cli.plan.report import PlanReport, make_report
 from tgis_cli.plan.source import open_model
-from tgis_cli.plan.text import describe
+from tgis_cli.plan.text import describe_report
 
-__all__ = ["Devices", "Report", "describe", "make_report", "open_model", "read_devices"]
+__all__ = ["Devices", "PlanReport", "describe_report", "make_report", "open_model", "read_devices"]

@@ -16,7 +16,7 @@ from tgis_cli.model_files.cache.disk import OTHER_CACHE, check_disk, free_disk_b
 from tgis_cli.model_files.tokenizer_check import check_tokenizer, load_tokenizer
 from tgis_cli.plan.devices import Devices
 from tgis_cli.plan.fit import Fit, compare_shards
-from tgis_cli.plan.source import Source
+from tgis_cli.plan.source import ModelSource
 from tgis_server.engines.catalogue import ModelSummary, find_engine
 from tgis_server.errors import ModelError, NotEnoughDevices, TgisError
 from tgis_server.model_files import HEADER_DTYPES, TensorInfo, find_weights, read_headers
@@ -50,10 +50,10 @@ class Weights:
 
 
 @dataclass(slots=True)
-class Report:
+class PlanReport:
     """Filled as far as there is something to tell."""
 
-    source: Source
+    source: ModelSource
     devices: Devices
     weights: Weights | None = None
     summary: ModelSummary | None = None  # of config.json; None: no engine serves the model
@@ -118,9 +118,9 @@ class Report:
         }
 
 
-def make_report(source: Source, devices: Devices, loaded: LoadedConfig, environ: Mapping[str, str]) -> Report:
+def make_report(source: ModelSource, devices: Devices, loaded: LoadedConfig, environ: Mapping[str, str]) -> PlanReport:
     """Everything that can be told; what ends it early becomes ``problem``."""
-    report = Report(source, devices)
+    report = PlanReport(source, devices)
     try:
         fill(report, loaded, environ)
     except TgisError as error:
@@ -128,7 +128,7 @@ def make_report(source: Source, devices: Devices, loaded: LoadedConfig, environ:
     return report
 
 
-def fill(report: Report, loaded: LoadedConfig, environ: Mapping[str, str]) -> None:
+def fill(report: PlanReport, loaded: LoadedConfig, environ: Mapping[str, str]) -> None:
     source, devices = report.source, report.devices
     with suppress(ModelError):  # what is wrong with the model is told below, as a start tells it
         headers = read_headers(source.model_dir, find_weights(source.model_dir))
@@ -162,7 +162,7 @@ def fill(report: Report, loaded: LoadedConfig, environ: Mapping[str, str]) -> No
         check_disk(source.target_dir, source.missing_bytes + source.convert_bytes, source.model, otherwise)
 
 
-def judge_tokenizer(report: Report, model_dir: Path) -> None:
+def judge_tokenizer(report: PlanReport, model_dir: Path) -> None:
     """One that is damaged keeps the model from starting. A plan can do without one, which may be made yet."""
     assert report.resolved is not None, "what is planned has been resolved"
     try:
@@ -175,7 +175,7 @@ def judge_tokenizer(report: Report, model_dir: Path) -> None:
     report.resolved = replace(report.resolved, warnings=(*report.resolved.warnings, *warnings))
 
 
-def resolve_as(loaded: LoadedConfig, environ: Mapping[str, str], report: Report) -> Resolved:
+def resolve_as(loaded: LoadedConfig, environ: Mapping[str, str], report: PlanReport) -> Resolved:
     """What a start would choose, in words of what the user has said."""
     source, devices = report.source, report.devices
     resolved = resolve(loaded, environ, devices.machine)
@@ -185,6 +185,6 @@ def resolve_as(loaded: LoadedConfig, environ: Mapping[str, str], report: Report)
     return replace(resolved, run=replace(resolved.run, model_id=source.model), reasons=reasons)
 
 
-def name_model(error: TgisError, source: Source) -> TgisError:
+def name_model(error: TgisError, source: ModelSource) -> TgisError:
     """The user knows nothing of the directory that stands for the model."""
     return type(error)(str(error).replace(str(source.model_dir), source.model)) if source.is_stand_in else error

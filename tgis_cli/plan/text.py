@@ -8,14 +8,14 @@ from tgis_cli.decide.resolve import align, format_value
 from tgis_cli.decide.resources import count
 from tgis_cli.model_files.cache.disk import describe_room
 from tgis_cli.plan.fit import Fit
-from tgis_cli.plan.report import Report
+from tgis_cli.plan.report import PlanReport
 from tgis_server.engines.catalogue import ModelSummary
 from tgis_server.words.sizes import format_bytes
 
 MAX_LISTED = 8
 
 
-def describe(report: Report) -> Iterator[str]:
+def describe_report(report: PlanReport) -> Iterator[str]:
     """All lines but the problem, which is told on stderr."""
     yield f"{report.source.model} ({report.source.where})"
     yield from align(describe_model(report))
@@ -36,7 +36,7 @@ def describe(report: Report) -> Iterator[str]:
         yield from conclusion
 
 
-def describe_model(report: Report) -> Iterator[tuple[str, str]]:
+def describe_model(report: PlanReport) -> Iterator[tuple[str, str]]:
     source, weights, summary = report.source, report.weights, report.summary
     if summary is not None:
         yield "architecture", describe_summary(summary)
@@ -60,7 +60,7 @@ def describe_summary(summary: ModelSummary) -> str:
     return f"{summary.family}, {summary.layout}, vocabulary of {summary.vocab_size:,}{made_for}"
 
 
-def describe_disk(report: Report) -> str:
+def describe_disk(report: PlanReport) -> str:
     source = report.source
     parts = [format_bytes(source.num_bytes)]
     if source.missing_bytes:
@@ -72,7 +72,7 @@ def describe_disk(report: Report) -> str:
     return ", ".join(parts)
 
 
-def describe_fits(report: Report) -> Iterator[str]:
+def describe_fits(report: PlanReport) -> Iterator[str]:
     """A row for each number of shards; the chosen one is marked."""
     header = ("shards", "free", "weights", "step", "KV/token", "KV cache", "KV tokens", "longest", "at once")
     yield from align([header, *(describe_fit(fit, is_chosen=fit == report.chosen) for fit in report.fits)])
@@ -88,7 +88,7 @@ def describe_fit(fit: Fit, *, is_chosen: bool) -> tuple[str, ...]:
     return (*first, format_bytes(fit.kv_bytes), f"{fit.num_tokens:,}", f"{fit.max_sequence_length:,}", sequences)
 
 
-def conclude(report: Report) -> Iterator[str]:
+def conclude(report: PlanReport) -> Iterator[str]:
     """What to make of it."""
     yield from (f"warning: {warning}" for warning in (report.resolved.warnings if report.resolved else ()))
     chosen = report.chosen

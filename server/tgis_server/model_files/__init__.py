@@ -3,7 +3,6 @@
 No torch and nothing of an engine; used by every command and by the shards.
 """
 
-from tgis_server.model_files.content import read_beginning, refuse_stand_in
 from tgis_server.model_files.headers import (
     HEADER_DTYPES,
     ITEM_BYTES,
@@ -14,6 +13,7 @@ from tgis_server.model_files.headers import (
 )
 from tgis_server.model_files.json_file import parse_json, read_json
 from tgis_server.model_files.length import LENGTH_KEYS, MAX_INTEGER, Length, find_length
+from tgis_server.model_files.stand_ins import read_beginning, refuse_stand_in
 from tgis_server.model_files.tensors import (
     HEAD,
     Find,

@@ -15,7 +15,7 @@ from typing import Any
 from tgis_server import failures
 from tgis_server.errors import TgisError
 from tgis_server.host.regular_file import open_regular
-from tgis_server.model_files.content import read_beginning, refuse_stand_in
+from tgis_server.model_files.stand_ins import read_beginning, refuse_stand_in
 from tgis_server.model_files.weight_files import WeightFiles
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader

@@ -8,7 +8,7 @@ from typing import Any
 
 from tgis_server import failures
 from tgis_server.host.regular_file import read_regular
-from tgis_server.model_files.content import BEGINNING_BYTES, refuse_stand_in
+from tgis_server.model_files.stand_ins import BEGINNING_BYTES, refuse_stand_in
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def test_a_damaged_bundle_is_refused_and_nothing_of_it_stays(name: str, packed: 
     to = run_tgis("unbundle", bundle, "--to", tmp_path / "out", cache=tmp_path / "cache")
 
     assert (result.returncode, to.returncode) == (3, 3)
-    assert b"copy the bundle again" in result.stderr or b"is no bundle of tgis" in result.stderr
+    assert b"copy the bundle again" in result.stderr or b"is not a tgis bundle" in result.stderr
     assert not any((tmp_path / "cache").rglob("snapshots"))
     assert not any(path for path in (tmp_path / "cache").rglob("*") if path.is_file())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle"] + ["cache"] * (tmp_path / "cache").exists()
@@ -170,15 +170,15 @@ def test_a_tar_that_ends_early_is_refused(size: int, cache: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "sentence"),
     [
-        (["bundle", MODEL, "TMP/taken"], 2, "exists already"),
+        (["bundle", MODEL, "TMP/taken"], 2, "already exists"),
         (["bundle", "org/none", "TMP/x"], 3, "org/none not found"),
         (["bundle", MODEL, "TMP/none/x"], 2, "none cannot be written (No such file or directory)"),
         (["bundle", MODEL, ""], 2, "The bundle's name is empty"),
         (["bundle", "", "TMP/x"], 2, "The model's name is empty"),
         (["unbundle", "TMP/none"], 2, "cannot be read (No such file"),
         (["unbundle", "TMP/none.tar.gz"], 2, "is compressed: unpack it first"),
-        (["unbundle", "TMP/taken"], 3, "is no bundle of tgis"),
-        (["unbundle", "TMP/taken/file"], 3, "is no whole tar file"),
+        (["unbundle", "TMP/taken"], 3, "is not a tgis bundle"),
+        (["unbundle", "TMP/taken/file"], 3, "is not a complete tar file"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(
@@ -230,7 +230,7 @@ def test_what_leads_elsewhere_or_cannot_be_is_refused(changes: dict[str, object]
 
     result = run_tgis("unbundle", bundle, cache=tmp_path / "cache")
 
-    assert (result.returncode, b"which no bundle does" in result.stderr) == (3, True)
+    assert (result.returncode, b"contains the invalid entry" in result.stderr) == (3, True)
     assert not (tmp_path / "cache").exists()
 
 
@@ -243,7 +243,7 @@ def test_a_manifest_that_is_none_is_refused(text: str, packed: Path, tmp_path: P
 
     result = run_tgis("unbundle", bundle, cache=tmp_path / "cache")
 
-    assert (result.returncode, b"is no bundle of tgis" in result.stderr) == (3, True)
+    assert (result.returncode, b"is not a tgis bundle" in result.stderr) == (3, True)
 
 
 def test_content_that_is_not_what_the_hub_states_is_refused(packed: Path, tmp_path: Path):

@@ -18,9 +18,9 @@ import in_process
 from in_process import run_in_process
 from tgis_cli.decide.resolve import DEMO_MODEL_DIR
 from tgis_cli.model_files.cache.folder import CacheFolder
-from tgis_cli.model_files.cache.inventory import CachedModel, list_models
-from tgis_cli.model_files.cache.removal import plan_removal, remove
-from tgis_cli.model_files.download.hub import Listing, RemoteFile
+from tgis_cli.model_files.cache.listing import Listing, RemoteFile
+from tgis_cli.model_files.cache.removal import prepare_removal, remove
+from tgis_cli.model_files.inventory import CachedModel, list_models
 from tgis_server.errors import ModelError, UsageError
 
 MODEL = "org/demo"
@@ -175,7 +175,7 @@ def test_a_listing_that_cannot_be_read_counts_as_none(tmp_path: Path):
 def test_removing_a_model_takes_its_folder(tmp_path: Path):
     fill(tmp_path, demo_contents())
 
-    removal = plan_removal(tmp_path, MODEL, None)
+    removal = prepare_removal(tmp_path, MODEL, None)
     remove(removal)
 
     assert removal.num_bytes >= sum(map(len, demo_contents().values()))
@@ -187,7 +187,7 @@ def test_removing_a_revision_leaves_what_others_use(tmp_path: Path):
     fill(tmp_path, contents | {"config.json": b"old"}, OLD, "v1")
     folder = fill(tmp_path, contents)
 
-    removal = plan_removal(tmp_path, MODEL, "v1")
+    removal = prepare_removal(tmp_path, MODEL, "v1")
     remove(removal)
 
     assert removal.num_bytes == 3
@@ -200,7 +200,7 @@ def test_removing_a_revision_leaves_what_others_use(tmp_path: Path):
 def test_the_last_revision_takes_the_folder_along(tmp_path: Path):
     fill(tmp_path, demo_contents())
 
-    remove(plan_removal(tmp_path, MODEL, "main"))
+    remove(prepare_removal(tmp_path, MODEL, "main"))
 
     assert list(tmp_path.iterdir()) == []
 
@@ -209,7 +209,7 @@ def test_what_a_killed_removal_left_goes_with_the_next(tmp_path: Path):
     (tmp_path / ".removed-123").mkdir()
     fill(tmp_path, demo_contents())
 
-    remove(plan_removal(tmp_path, MODEL, None))
+    remove(prepare_removal(tmp_path, MODEL, None))
 
     assert list(tmp_path.iterdir()) == []
 
@@ -218,7 +218,7 @@ def test_what_another_revision_came_to_use_meanwhile_stays(tmp_path: Path):
     contents = demo_contents()
     fill(tmp_path, contents | {"config.json": b"old"}, OLD, "v1")
     fill(tmp_path, {"config.json": b"other"}, "d" * 40, "v2")
-    removal = plan_removal(tmp_path, MODEL, "v1")
+    removal = prepare_removal(tmp_path, MODEL, "v1")
 
     folder = fill(tmp_path, contents)
     remove(removal)
@@ -234,7 +234,7 @@ def test_nothing_is_removed_while_another_process_converts(tmp_path: Path):
         converting.stdout.readline()
 
         with pytest.raises(UsageError, match="is being downloaded or converted by another process"):
-            remove(plan_removal(tmp_path, MODEL, None))
+            remove(prepare_removal(tmp_path, MODEL, None))
         converting.communicate(b"\n")
 
     assert the_only(tmp_path).is_complete
@@ -250,7 +250,7 @@ def test_only_blobs_are_removed_and_links_in_folders_count(tmp_path: Path):
     (folder.snapshot(NEW) / "onnx").mkdir()
     (folder.snapshot(NEW) / "onnx/model").symlink_to(f"../../../blobs/{weights.name}")
 
-    remove(plan_removal(tmp_path / "cache", MODEL, "v1"))
+    remove(prepare_removal(tmp_path / "cache", MODEL, "v1"))
 
     assert (tmp_path / "precious").exists()
     assert (folder.snapshot(NEW) / "onnx/model").read_bytes() == contents[WEIGHTS]
@@ -259,7 +259,7 @@ def test_only_blobs_are_removed_and_links_in_folders_count(tmp_path: Path):
 
 def test_of_a_revision_that_is_no_longer_alone_the_others_stay(tmp_path: Path):
     folder = fill(tmp_path, demo_contents(), OLD, "v1")
-    planned = plan_removal(tmp_path, MODEL, "v1")
+    planned = prepare_removal(tmp_path, MODEL, "v1")
     assert planned.is_whole
     fill(tmp_path, demo_contents())
 
@@ -411,7 +411,7 @@ def test_what_is_not_there_cannot_be_removed(model: str, revision: str | None, s
     fill(tmp_path, demo_contents())
 
     with pytest.raises(ModelError, match=sentence):
-        plan_removal(tmp_path, model, revision)
+        prepare_removal(tmp_path, model, revision)
 
 
 def run_rm(cache: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:

@@ -12,8 +12,8 @@ import pytest
 from in_process import run_in_process
 from tgis_cli.decide.resolve import DEMO_MODEL_DIR
 from tgis_cli.model_files.cache.folder import CacheFolder
-from tgis_cli.model_files.cache.inventory import list_models
-from tgis_cli.model_files.convert.convert import convert_to_safetensors
+from tgis_cli.model_files.convert.to_safetensors import convert_to_safetensors
+from tgis_cli.model_files.inventory import list_models
 from tgis_cli.model_files.tokenizer_check import check_tokenizer, load_tokenizer
 from tgis_server.engines.native.checkpoint import inspect_checkpoint
 from tgis_server.engines.native.families import read_spec

@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 
 from in_process import run_in_process
+from tgis_cli.model_files.cache.listing import RemoteFile
 from tgis_cli.model_files.cache.locks import lock
 from tgis_cli.model_files.download import fetch_worker
 from tgis_cli.model_files.download.digest import has_digest
-from tgis_cli.model_files.download.download import MAX_VAIN_ATTEMPTS, Patience, Problem
 from tgis_cli.model_files.download.fetch_worker import XetFailed, as_own_error
-from tgis_cli.model_files.download.hub import RemoteFile, explain_hub_error, is_temporary, retry_after_s
-from tgis_cli.model_files.download.hub_token import HubToken, find_token, pass_on, take_over
+from tgis_cli.model_files.download.hub import explain_hub_error, is_temporary, retry_after_s
+from tgis_cli.model_files.download.hub_token import HubToken, export_token, find_token, inherited_token
+from tgis_cli.model_files.download.transfers import MAX_VAIN_ATTEMPTS, Patience, Problem
 from tgis_server.errors import HubError, ModelError, NotEnoughDevices, UsageError
 
 # -- Locks ------------------------------------------------------------------------------------------------------------
@@ -209,10 +210,10 @@ def test_a_token_that_the_library_is_told_to_get_and_cannot_is_no_token_less_dow
 
 @pytest.mark.parametrize("token", [None, False, "hf_abc"])
 def test_a_worker_gets_the_token_as_it_is(token: HubToken, monkeypatch: pytest.MonkeyPatch):
-    for name, value in pass_on(token).items():
+    for name, value in export_token(token).items():
         monkeypatch.setenv(name, value)
 
-    assert take_over() == token
+    assert inherited_token() == token
 
 
 @pytest.mark.parametrize(

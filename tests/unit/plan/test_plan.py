@@ -19,12 +19,12 @@ from safetensors.torch import load_file
 from tgis_cli.decide.resolve import DEMO_MODEL_DIR
 from tgis_cli.machine import Cpu, Gpu, Machine
 from tgis_cli.model_files.cache import disk
-from tgis_cli.model_files.download.hub import take
+from tgis_cli.model_files.download.hub import take_range
 from tgis_cli.model_files.download.remote_headers import write_converted_header
-from tgis_cli.plan import Report, make_report, open_model, read_devices
+from tgis_cli.plan import PlanReport, make_report, open_model, read_devices
 from tgis_cli.plan.devices import GPU_GIB, read_gpu
 from tgis_cli.plan.fit import CPU_PROCESS_BYTES
-from tgis_cli.plan.text import describe, format_count
+from tgis_cli.plan.text import describe_report, format_count
 from tgis_server.engines.native.memory import cpu_packs
 from tgis_server.errors import ModelError, NotEnoughDevices, UsageError
 from tgis_server.options import ServeConfig, load_config
@@ -68,7 +68,7 @@ def plan(
     on: Machine = MACHINE,
     environ: dict[str, str] | None = None,
     **flags: Any,
-) -> Report:
+) -> PlanReport:
     environ = environ or {"HOME": "/nowhere"}
     loaded = load_config({"model_name": str(directory), **flags}, environ)
     devices = read_devices(gpu, cpu, loaded.config, on)
@@ -76,8 +76,8 @@ def plan(
         return make_report(source, devices, loaded, environ)
 
 
-def text_of(report: Report) -> str:
-    return "\n".join(describe(report))
+def text_of(report: PlanReport) -> str:
+    return "\n".join(describe_report(report))
 
 
 # The model
@@ -337,9 +337,9 @@ def test_a_cpu_packs_what_its_instructions_allow(flags: str, dtype: str, expecte
 
 
 def test_a_part_of_a_stream_is_taken_whatever_its_pieces() -> None:
-    assert take(iter([b"ab", b"cde", b"fgh"]), 1, 4) == b"bcde"
+    assert take_range(iter([b"ab", b"cde", b"fgh"]), 1, 4) == b"bcde"
     with pytest.raises(ConnectionError):
-        take(iter([b"ab"]), 1, 4)
+        take_range(iter([b"ab"]), 1, 4)
 
 
 def test_a_download_larger_than_the_disk_does_not_fit(

@@ -11,8 +11,8 @@ import pytest
 
 from tgis_cli.decide.resolve import DEMO_MODEL_DIR
 from tgis_cli.model_files.cache.folder import CacheFolder
-from tgis_cli.model_files.cache.inventory import list_models
 from tgis_cli.model_files.download.selection import parse_extensions, select_names
+from tgis_cli.model_files.inventory import list_models
 from tgis_server.engines.native.checkpoint import inspect_checkpoint
 from tgis_server.engines.native.families import read_spec
 from tgis_server.errors import ModelError

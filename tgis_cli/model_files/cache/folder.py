@@ -20,14 +20,14 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from tgis_cli.model_files.cache.disk import INCOMPLETE
+from tgis_cli.model_files.cache.disk import INCOMPLETE, write_errors_explained
+from tgis_cli.model_files.cache.listing import Listing, RemoteFile
 from tgis_cli.model_files.cache.locks import lock
-from tgis_cli.model_files.cache.lookup import model_folder_name
+from tgis_cli.model_files.cache.model_dir import model_folder_name
 from tgis_cli.model_files.cache.names import is_safe_path
-from tgis_cli.model_files.download.hub import Listing, RemoteFile
 from tgis_server.errors import UsageError
 
 TEMPORARY = ".tmp-"
@@ -134,6 +134,18 @@ class CacheFolder:
         else:
             os.replace(temporary, pointer)
 
+    def place_all(self, listing: Listing, files: Iterable[RemoteFile]) -> None:
+        """Make files appear in the snapshot. config.json comes last, as it makes the snapshot a model.
+
+        Raises:
+            NotEnoughDevices: the disk was full.
+            UsageError: the folder cannot be written.
+        """
+        with write_errors_explained(self.root, "check its owner and mode"):
+            self.write_listing(listing)
+            for file in sorted(files, key=lambda file: file.name == "config.json"):
+                self.place(file, listing.commit)
+
     def put(self, content: Path, path: Path) -> None:
         """Give content another name, without copying it where possible."""
         temporary = self.make_temporary_name()
@@ -164,6 +176,11 @@ class CacheFolder:
         reference = self.root / "refs" / revision
         if revision != commit and read_file(reference) != commit:
             self.write_file(reference, commit)
+
+    def read_references(self) -> dict[str, str]:
+        """The commit of each branch and tag."""
+        refs = self.root / "refs"
+        return {str(file.relative_to(refs)): read_file(file) for file in sorted(refs.rglob("*")) if file.is_file()}
 
     def write_listing(self, listing: Listing) -> None:
         """Remember what the commit consists of, in the library's format."""

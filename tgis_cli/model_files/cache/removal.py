@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tgis_cli.model_files.cache.folder import CacheFolder
-from tgis_cli.model_files.cache.inventory import read_references
 from tgis_cli.model_files.cache.locks import lock
 from tgis_server.errors import ModelError, UsageError
 from tgis_server.words.sizes import format_bytes
@@ -35,7 +34,7 @@ class Removal:
         return f"{what}: {format_bytes(self.num_bytes)} in {self.root}"
 
 
-def plan_removal(cache_dir: Path, model: str, revision: str | None) -> Removal:
+def prepare_removal(cache_dir: Path, model: str, revision: str | None) -> Removal:
     """
     Raises:
         ModelError: there is no such model or revision in the cache.
@@ -43,7 +42,7 @@ def plan_removal(cache_dir: Path, model: str, revision: str | None) -> Removal:
     folder = CacheFolder(cache_dir, model)
     if not folder.root.is_dir():
         raise ModelError(f"{model} is not in the cache {cache_dir}: `tgis models` lists what is.")
-    references = read_references(folder.root)
+    references = folder.read_references()
     if revision is None:
         return Removal(model, folder.root, "", True, (), (), sum_files(folder.root))
     snapshots = folder.root / "snapshots"
@@ -99,7 +98,7 @@ def remove(planned: Removal) -> None:
             stack.enter_context(lock(root, refuse))
             for snapshot in (root / "snapshots").glob("*"):  # in which a conversion may be under way
                 stack.enter_context(lock(snapshot, refuse))
-            removal = plan_removal(root.parent, planned.model, planned.commit or None)
+            removal = prepare_removal(root.parent, planned.model, planned.commit or None)
             if not removal.is_whole:
                 for reference in removal.references:
                     reference.unlink(missing_ok=True)

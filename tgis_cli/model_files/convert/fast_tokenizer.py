@@ -60,14 +60,14 @@ def convert_to_fast_tokenizer(model_dir: Path, output_dir: Path) -> Path:
             tokenizer.save_pretrained(directory)
             Tokenizer.from_file(str(made))
         except Exception as error:  # the libraries raise whatever comes
-            raise ModelError(explain(model_dir, error, is_made=made.exists())) from error
+            raise ModelError(explain_tokenizer_error(model_dir, error, is_made=made.exists())) from error
         advice = "name another directory with `tgis convert-to-fast-tokenizer --output-path`"
         with write_errors_explained(output_dir, advice), written_whole(target) as temporary:
             temporary.write_bytes(made.read_bytes())
     return target
 
 
-def explain(model_dir: Path, error: Exception, *, is_made: bool) -> str:
+def explain_tokenizer_error(model_dir: Path, error: Exception, *, is_made: bool) -> str:
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
     if "trust_remote_code" in str(error):
         return f"The tokenizer of {model_dir} needs code that comes with the model: TRUST_REMOTE_CODE=true runs it."

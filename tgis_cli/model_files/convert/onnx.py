@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from tgis_cli.model_files.cache.disk import FULL, INCOMPLETE, check_disk, write_errors_explained
+from tgis_cli.model_files.cache.location import expand
 from tgis_cli.model_files.cache.locks import lock
-from tgis_cli.model_files.cache.place import expand
 from tgis_cli.model_files.convert.onnx_worker import RESULT
 from tgis_cli.terminal.progress import tell
 from tgis_server.child import PR_SET_PDEATHSIG

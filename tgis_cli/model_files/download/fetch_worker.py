@@ -48,7 +48,7 @@ from tgis_cli.model_files.download.hub import (
     raise_for_status,
     retry_after_s,
 )
-from tgis_cli.model_files.download.hub_token import take_over
+from tgis_cli.model_files.download.hub_token import inherited_token
 from tgis_server.child import die_with_parent, leave_hangups_to_parent
 from tgis_server.errors import NotEnoughDevices, TgisError, UsageError
 
@@ -208,7 +208,7 @@ def receive(job: Job, receiver: Receiver) -> None:
         Exception: whatever huggingface_hub and what it stands on raise.
     """
     wanted = f"bytes={receiver.position}-" if receiver.position else ""
-    with open_content(job.model, job.name, job.commit, take_over(), job.timeout_s, wanted) as response:
+    with open_content(job.model, job.name, job.commit, inherited_token(), job.timeout_s, wanted) as response:
         if response.status_code == 416:
             receiver.start_anew()
             raise BrokenOff
@@ -230,7 +230,7 @@ def is_offered_by_xet(job: Job) -> bool:
     if constants.HF_HUB_DISABLE_XET or importlib.util.find_spec("hf_xet") is None:
         return False
     url = hf_hub_url(job.model, job.name, revision=job.commit)
-    metadata = get_hf_file_metadata(url, timeout=job.timeout_s, token=take_over())
+    metadata = get_hf_file_metadata(url, timeout=job.timeout_s, token=inherited_token())
     return metadata.xet_file_data is not None
 
 
@@ -244,7 +244,7 @@ def fetch_by_library(job: Job, emit: Emit) -> None:
     watcher = threading.Thread(target=watch_growth, args=(scratch, job.size, emit, is_over), daemon=True)
     watcher.start()
     try:
-        options: dict[str, Any] = {"revision": job.commit, "cache_dir": scratch, "token": take_over()}
+        options: dict[str, Any] = {"revision": job.commit, "cache_dir": scratch, "token": inherited_token()}
         try:
             content = Path(hf_hub_download(job.model, job.name, **options)).resolve()
         except Exception as error:
@@ -311,7 +311,7 @@ def describe_failure(error: Exception, job: Job) -> dict[str, Any]:
         if is_temporary(error) or has_expired:  # the address that the hub signed
             text = describe_error(error)
             return {"failed": text[0].lower() + text[1:], "wait_s": retry_after_s(error)}
-        explained = explain_hub_error(error, job.model, job.commit, take_over())
+        explained = explain_hub_error(error, job.model, job.commit, inherited_token())
     return {"failed": str(explained), "exit_code": explained.exit_code}
 
 

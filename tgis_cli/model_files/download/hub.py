@@ -10,10 +10,11 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
-from tgis_cli.model_files.cache.names import COMMIT, DIGEST, GIT_SHA1, SHA256, is_safe_path
+from tgis_cli.model_files.cache.listing import Listing, RemoteFile
+from tgis_cli.model_files.cache.names import COMMIT
 from tgis_cli.model_files.download.hub_token import HubToken
 from tgis_cli.terminal.progress import format_seconds
 from tgis_server.errors import HubError, ModelError, TgisError, UsageError
@@ -31,34 +32,6 @@ NUM_PARALLEL = 8
 FIRST_BYTES = 64 << 10  # holds the header of most files
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, slots=True)
-class RemoteFile:
-    """One file of a repository at a commit."""
-
-    name: str  # path in the repository
-    size: int
-    digest: str  # of its content: SHA-256, or git's SHA-1 of a blob; also its name among the cache's blobs
-
-    @property
-    def is_verifiable(self) -> bool:
-        """Whether the digest is one that can be computed from the content. Some mirrors send other tags."""
-        return bool(SHA256.fullmatch(self.digest) or GIT_SHA1.fullmatch(self.digest))
-
-    @property
-    def is_safe(self) -> bool:
-        """Whether its name and digest may become names of files."""
-        return is_safe_path(self.name) and (not self.digest or DIGEST.fullmatch(self.digest) is not None)
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """All files of a repository at a commit."""
-
-    model: str
-    commit: str
-    files: tuple[RemoteFile, ...]
 
 
 class Hub:
@@ -153,7 +126,7 @@ class Hub:
                 raise_for_status(response)
                 # A server that ignores ranges sends the whole file: leaving the block ends that.
                 skipped = 0 if response.status_code == 206 else start
-                return take(response.iter_raw(), skipped, end - start)
+                return take_range(response.iter_raw(), skipped, end - start)
 
         return b"" if start == end else bytes(self._request(ask))
 
@@ -198,7 +171,7 @@ def raise_for_status(response: Any) -> None:
     hf_raise_for_status(response)
 
 
-def take(pieces: Iterable[bytes], skipped: int, count: int) -> bytes:
+def take_range(pieces: Iterable[bytes], skipped: int, count: int) -> bytes:
     """``count`` bytes of a stream, after the first ``skipped``.
 
     Raises:

@@ -47,12 +47,12 @@ def find_token(given: str | None, environ: Mapping[str, str], tell: Callable[[st
     return None
 
 
-def pass_on(token: HubToken) -> dict[str, str]:
+def export_token(token: HubToken) -> dict[str, str]:
     """The environment by which a worker gets it."""
     return {} if token is None else {PASSED_ON: token or ""}
 
 
-def take_over() -> HubToken:
-    """What :func:`pass_on` has passed on to this process."""
+def inherited_token() -> HubToken:
+    """What :func:`export_token` has passed on to this process."""
     text = os.environ.get(PASSED_ON)
     return text or (None if text is None else False)

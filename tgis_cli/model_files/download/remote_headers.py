@@ -12,16 +12,16 @@ from pathlib import Path
 
 from tgis_cli.model_files.convert.safetensors_file import Content
 from tgis_cli.model_files.convert.torch_file import DTYPES, StoredTensor
-from tgis_cli.model_files.download.get_model import GetModel, Order, Planned
 from tgis_cli.model_files.download.hub import Hub
 from tgis_cli.model_files.download.selection import SAFETENSORS_ENDING
+from tgis_cli.model_files.download.snapshot import ChosenFiles, Order, SnapshotDownload
 from tgis_server import model_files
 from tgis_server.engines.catalogue import find_engine
 
 SMALL_FILES = ("config.json", "generation_config.json", model_files.SAFETENSORS.index)
 
 
-def fetch_headers(order: Order, cache_dir: Path, directory: Path, tell: Callable[[str], None]) -> Planned:
+def fetch_headers(order: Order, cache_dir: Path, directory: Path, tell: Callable[[str], None]) -> ChosenFiles:
     """Lay out in ``directory`` what is needed to inspect the model; the cache is looked at, but not written.
 
     Returns:
@@ -30,8 +30,8 @@ def fetch_headers(order: Order, cache_dir: Path, directory: Path, tell: Callable
     Raises:
         UsageError, ModelError, HubError: see :class:`Hub`.
     """
-    planned = GetModel(order, cache_dir, as_json=False).plan()
-    listing, files = planned.selection.listing, planned.selection.files
+    chosen = SnapshotDownload(order, cache_dir, as_json=False).choose_files()
+    listing, files = chosen.selection.listing, chosen.selection.files
     hub = Hub(order.model, order.revision, order.transfers.token, tell)
     for name in SMALL_FILES:
         if any(file.name == name for file in files):
@@ -40,7 +40,7 @@ def fetch_headers(order: Order, cache_dir: Path, directory: Path, tell: Callable
     headers = hub.map(lambda file: hub.read_header(file, listing.commit), weights)
     for file, header in zip(weights, headers, strict=True):
         write_with_hole(directory / file.name, header, file.size)
-    return planned
+    return chosen
 
 
 def write_with_hole(file: Path, beginning: bytes, size: int) -> None:

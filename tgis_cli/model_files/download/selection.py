@@ -7,28 +7,47 @@ weights make up the model is decided where a start decides it.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-from tgis_server import model_files
+from tgis_cli.model_files.cache.listing import Listing, RemoteFile
+from tgis_cli.model_files.whole_weights import PYTORCH_ENDINGS, has_whole_safetensors
 from tgis_server.errors import ModelError, UsageError
 from tgis_server.model_files import (
+    BIN,
+    PT,
+    SAFETENSORS,
     WeightFiles,
     choose_weights,
     find_weights,
     is_of_training,
     parse_weight_map,
-    read_header,
-    read_weight_map,
 )
 
-SAFETENSORS_ENDING, BIN_ENDING, PT_ENDING = (
-    form.ending for form in (model_files.SAFETENSORS, model_files.BIN, model_files.PT)
-)
-PYTORCH = (BIN_ENDING, PT_ENDING)
+SAFETENSORS_ENDING = SAFETENSORS.ending
 # Configuration, tokenizers of all kinds and their templates, remote code, the model card.
 COMPANIONS = (".json", ".py", ".model", ".md", ".txt", ".tiktoken", ".jinja")
 
 ReadText = Callable[[str], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Files to have, at a commit."""
+
+    listing: Listing
+    files: tuple[RemoteFile, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+    @property
+    def pytorch_bytes(self) -> int:
+        """Of weights from which safetensors have to be made, which take as much again."""
+        if any(file.name.endswith(SAFETENSORS_ENDING) for file in self.files):
+            return 0
+        return sum(file.size for file in self.files if file.name.endswith(PYTORCH_ENDINGS))
 
 
 def parse_extensions(text: str) -> tuple[str, ...]:
@@ -62,21 +81,21 @@ def select_names(
     """
     present = [name for name in sorted(names) if "/" not in name]
     taken = {name for name in present if name.endswith(extensions) and not is_of_training(name)}
-    wanted = [ending for ending in (SAFETENSORS_ENDING, *PYTORCH) if ending in extensions]
+    wanted = [ending for ending in (SAFETENSORS_ENDING, *PYTORCH_ENDINGS) if ending in extensions]
     if with_bin and SAFETENSORS_ENDING in wanted and not any(name.endswith(SAFETENSORS_ENDING) for name in taken):
-        wanted = [SAFETENSORS_ENDING, *PYTORCH]
+        wanted = [SAFETENSORS_ENDING, *PYTORCH_ENDINGS]
     has_bin = False
-    for form in (model_files.SAFETENSORS, model_files.BIN, model_files.PT):
-        is_superfluous = form is model_files.PT and has_bin and PT_ENDING not in extensions
+    for form in (SAFETENSORS, BIN, PT):
+        is_superfluous = form is PT and has_bin and PT.ending not in extensions
         chosen = WeightFiles()
         if form.ending in wanted and not is_superfluous:
             chosen = choose_weights(present, form, lambda index: parse_weight_map(read_text(index), index).values())
             if chosen.is_half_converted and with_bin:  # the rest is made of PyTorch's, as on the machine that began it
-                wanted = [SAFETENSORS_ENDING, *PYTORCH]
+                wanted = [SAFETENSORS_ENDING, *PYTORCH_ENDINGS]
                 chosen = WeightFiles(tuple(name for name in chosen.names if name not in chosen.missing))
             if chosen.missing:
                 raise ModelError(describe_missing(chosen))
-            has_bin |= form is model_files.BIN and bool(chosen.names)
+            has_bin |= form is BIN and bool(chosen.names)
         # A repository without a model, such as one of an adapter, is taken as it is.
         if chosen.names or form.ending not in wanted or is_superfluous:
             taken = {name for name in taken if not name.endswith(form.ending)} | set(chosen.names)
@@ -105,34 +124,9 @@ def drop_superfluous(names: list[str], published: Collection[str], model_dir: Pa
     if not has_whole_safetensors(model_dir):
         return names
     if not any(name.endswith(SAFETENSORS_ENDING) for name in names):
-        return [name for name in names if not name.endswith(PYTORCH) and name != model_files.BIN.index]
+        return [name for name in names if not name.endswith(PYTORCH_ENDINGS) and name != BIN.index]
     here = find_weights(model_dir)
     if not here.index:
         return names
     kept = {name for name in names if not name.endswith(SAFETENSORS_ENDING)}
     return sorted(kept | {here.index, *here.names}) if {here.index, *here.names} <= set(published) else names
-
-
-def has_whole_safetensors(model_dir: Path) -> bool:
-    """Whether there are weights with which a start gets as far as to read them."""
-    try:
-        return all(is_whole(model_dir / name) for name in find_weights(model_dir).names)
-    except ModelError:
-        return False
-
-
-def is_complete(index: Path) -> bool:
-    """Whether an index is there, and all that it names."""
-    try:
-        names = set(read_weight_map(index).values())
-    except ModelError:
-        return False
-    return all(is_whole(index.parent / name) for name in names)
-
-
-def is_whole(file: Path) -> bool:
-    """Whether it is there, with the size that its header says."""
-    try:
-        return file.is_file() and bool(read_header(file))
-    except ModelError:
-        return False

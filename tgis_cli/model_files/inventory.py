@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from tgis_cli.model_files.cache.disk import INCOMPLETE
-from tgis_cli.model_files.cache.folder import CacheFolder, read_file
-from tgis_cli.model_files.cache.lookup import list_folders
+from tgis_cli.model_files.cache.folder import CacheFolder
+from tgis_cli.model_files.cache.model_dir import list_folders
 from tgis_cli.model_files.convert.fast_tokenizer import has_slow_tokenizer
 from tgis_cli.model_files.download.selection import (
-    PYTORCH,
     SAFETENSORS_ENDING,
     drop_superfluous,
     parse_extensions,
     select_names,
 )
 from tgis_cli.model_files.tokenizer_check import check_tokenizer
+from tgis_cli.model_files.whole_weights import PYTORCH_ENDINGS
 from tgis_server import model_files
 from tgis_server.engines import catalogue
 from tgis_server.errors import ModelError, UsageError
@@ -89,7 +89,7 @@ def list_models(cache_dir: Path) -> list[CachedModel]:
 
 def list_revisions(folder: CacheFolder, model: str) -> Iterator[CachedModel]:
     """The revisions of one model."""
-    references = read_references(folder.root)
+    references = folder.read_references()
     commits = {path.name for path in (folder.root / "snapshots").glob("*") if path.is_dir()} | set(references.values())
     for commit in sorted(commits):
         revisions = tuple(name for name, target in references.items() if target == commit)
@@ -107,12 +107,6 @@ def describe_strange(
     """A revision that cannot be judged."""
     problem = f"its files cannot be judged ({type(error).__name__}: {error})"
     return CachedModel(model, commit, revisions, folder.snapshot(commit), 0, "", "", "", problem, (problem,), 0.0)
-
-
-def read_references(root: Path) -> dict[str, str]:
-    """Commit by name of branch or tag."""
-    refs = root / "refs"
-    return {str(file.relative_to(refs)): read_file(file) for file in sorted(refs.rglob("*")) if file.is_file()}
 
 
 def inspect_snapshot(folder: CacheFolder, model: str, commit: str, revisions: tuple[str, ...]) -> CachedModel:
@@ -197,7 +191,9 @@ def is_half_converted(path: Path, names: Iterable[str]) -> bool:
 def find_unprepared(path: Path, model: str, revisions: Sequence[str], names: set[str]) -> Iterator[str]:
     """What a start needs and nothing has made yet, of a model that an engine serves."""
     revision = "" if "main" in revisions else f" --revision {revisions[0]}"
-    if not any(name.endswith(SAFETENSORS_ENDING) for name in names) and any(name.endswith(PYTORCH) for name in names):
+    if not any(name.endswith(SAFETENSORS_ENDING) for name in names) and any(
+        name.endswith(PYTORCH_ENDINGS) for name in names
+    ):
         yield f"its weights are PyTorch's; `tgis convert-to-safetensors {model}{revision}` makes safetensors of them"
     if has_slow_tokenizer(path):
         yield f"tokenizer.json is missing; `tgis convert-to-fast-tokenizer {model}{revision}` makes it"

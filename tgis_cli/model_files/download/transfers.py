@@ -19,12 +19,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tgis_cli.model_files.cache.disk import write_errors_explained
 from tgis_cli.model_files.cache.folder import CacheFolder
+from tgis_cli.model_files.cache.listing import RemoteFile
 from tgis_cli.model_files.download.fetch_worker import Job
-from tgis_cli.model_files.download.hub import Listing, RemoteFile
-from tgis_cli.model_files.download.hub_token import HubToken, pass_on
-from tgis_cli.model_files.download.selection import PYTORCH, SAFETENSORS_ENDING
+from tgis_cli.model_files.download.hub_token import HubToken, export_token
+from tgis_cli.model_files.download.selection import Selection
 from tgis_cli.terminal.progress import Progress, format_seconds
 from tgis_cli.terminal.stop_signals import Interrupted, stopping_by
 from tgis_server.errors import HubError, ModelError, NotEnoughDevices, UsageError
@@ -38,26 +37,6 @@ LARGE_BYTES = 16 << 20  # smaller files are done before another worker has start
 MAX_VAIN_ATTEMPTS = 6  # of one file in a row, none of which brought a byte
 MAX_DELAY_S = 30.0
 MAX_DAMAGED = 2  # more is no accident of the network
-LAST = "config.json"  # what makes a snapshot a model
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """Files to have, at a commit."""
-
-    listing: Listing
-    files: tuple[RemoteFile, ...]
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(file.size for file in self.files)
-
-    @property
-    def pytorch_bytes(self) -> int:
-        """Of weights from which safetensors have to be made, which take as much again."""
-        if any(file.name.endswith(SAFETENSORS_ENDING) for file in self.files):
-            return 0
-        return sum(file.size for file in self.files if file.name.endswith(PYTORCH))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +62,7 @@ def find_missing(folder: CacheFolder, selection: Selection) -> Missing:
 
 
 @dataclass(frozen=True, slots=True)
-class Transfers:
+class TransferOptions:
     """How to fetch."""
 
     token: HubToken = None
@@ -93,11 +72,11 @@ class Transfers:
     def make_environment(self) -> dict[str, str]:
         """Of the workers."""
         quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_SHARED_BLOBS": "1", "PYTHONUNBUFFERED": "1"}
-        return make_environment(os.environ) | quiet | pass_on(self.token)
+        return make_environment(os.environ) | quiet | export_token(self.token)
 
 
 def fetch_all(
-    folder: CacheFolder, selection: Selection, missing: Missing, transfers: Transfers, progress: Progress
+    folder: CacheFolder, selection: Selection, missing: Missing, transfers: TransferOptions, progress: Progress
 ) -> None:
     """Bring what is missing among the blobs.
 
@@ -110,23 +89,12 @@ def fetch_all(
     asyncio.run(Fetching(folder, selection, transfers, progress).run(missing.files))
 
 
-def place_all(folder: CacheFolder, selection: Selection) -> None:
-    """Show everything in the snapshot. What makes it a model comes last.
-
-    Raises:
-        NotEnoughDevices: the disk was full.
-        UsageError: the folder cannot be written.
-    """
-    with write_errors_explained(folder.root, "check its owner and mode"):
-        folder.write_listing(selection.listing)
-        for file in sorted(selection.files, key=lambda file: file.name == LAST):
-            folder.place(file, selection.listing.commit)
-
-
 class Fetching:
     """The transfers of one download."""
 
-    def __init__(self, folder: CacheFolder, selection: Selection, transfers: Transfers, progress: Progress) -> None:
+    def __init__(
+        self, folder: CacheFolder, selection: Selection, transfers: TransferOptions, progress: Progress
+    ) -> None:
         self._folder = folder
         self._listing = selection.listing
         self._transfers = transfers
@@ -156,7 +124,7 @@ class Fetching:
                 "command goes on from there."
             ) from None
         except BaseExceptionGroup as group:
-            raise first_of(group) from group
+            raise first_error(group) from group
         finally:
             os.close(death_fd)
             os.close(only_writer)
@@ -361,7 +329,7 @@ class Worker:
             await process.wait()
 
 
-def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The error that ended the others."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):

@@ -10,21 +10,23 @@ from pathlib import Path
 
 from tgis_cli.model_files.cache.disk import check_disk, write_errors_explained
 from tgis_cli.model_files.cache.folder import CacheFolder, list_files, read_file
-from tgis_cli.model_files.cache.inventory import and_more, inspect_snapshot
-from tgis_cli.model_files.cache.lookup import model_folder_name
+from tgis_cli.model_files.cache.listing import Listing, RemoteFile
+from tgis_cli.model_files.cache.model_dir import model_folder_name
 from tgis_cli.model_files.cache.names import COMMIT, is_safe_path
-from tgis_cli.model_files.convert.convert import drop_damaged
+from tgis_cli.model_files.convert.to_safetensors import drop_damaged
 from tgis_cli.model_files.download.digest import has_digest
-from tgis_cli.model_files.download.download import Missing, Selection, Transfers, fetch_all, find_missing, place_all
-from tgis_cli.model_files.download.hub import Hub, Listing, RemoteFile, get_endpoint, is_offline
+from tgis_cli.model_files.download.hub import Hub, get_endpoint, is_offline
 from tgis_cli.model_files.download.selection import (
-    PYTORCH,
     SAFETENSORS_ENDING,
     ReadText,
+    Selection,
     drop_superfluous,
     parse_extensions,
     select_names,
 )
+from tgis_cli.model_files.download.transfers import Missing, TransferOptions, fetch_all, find_missing
+from tgis_cli.model_files.inventory import and_more, inspect_snapshot
+from tgis_cli.model_files.whole_weights import PYTORCH_ENDINGS
 from tgis_cli.terminal.progress import format_seconds, show_progress, tell
 from tgis_server.errors import HubError, ModelError, UsageError
 from tgis_server.host.regular_file import read_regular
@@ -40,11 +42,11 @@ class Order:
     extension: str = SAFETENSORS_ENDING
     with_bin: bool = True  # take PyTorch weights where there are no others
     verify: bool = False
-    transfers: Transfers = field(default_factory=Transfers)
+    transfers: TransferOptions = field(default_factory=TransferOptions)
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class ChosenFiles:
     """What an order comes to, before anything is written."""
 
     selection: Selection
@@ -71,7 +73,7 @@ def find_local_dir(model: str, cache_dir: Path) -> Path | None:
     return path.resolve() if is_model else None
 
 
-class GetModel:
+class SnapshotDownload:
     """One order."""
 
     def __init__(self, order: Order, cache_dir: Path, *, as_json: bool) -> None:
@@ -82,7 +84,7 @@ class GetModel:
         self._extensions = parse_extensions(order.extension)
         self._as_json = as_json
 
-    def plan(self) -> Planned:
+    def choose_files(self) -> ChosenFiles:
         """Ask the hub, or the cache where the hub cannot be asked and the cache is complete.
 
         Raises:
@@ -92,19 +94,19 @@ class GetModel:
         try:
             listing = hub.list_files()
         except HubError as error:
-            return self._plan_without_hub(error)
+            return self._choose_from_cache(error)
         selection = self._select(listing, lambda name: hub.read_text(name, listing.commit))
         files = tuple(hub.complete(list(selection.files), listing.commit))
         known = {file.name: file for file in files}
         listing = replace(listing, files=tuple(known.get(file.name, file) for file in listing.files))
         selection = Selection(listing, files)
-        return Planned(selection, find_missing(self.folder, selection), is_online=True)
+        return ChosenFiles(selection, find_missing(self.folder, selection), is_online=True)
 
     def _select(self, listing: Listing, read_text: ReadText) -> Selection:
         files = {file.name: file for file in listing.files}
         names = select_names(files, self._extensions, read_text, with_bin=self.order.with_bin)
         wanted = self._extensions[0]
-        can_convert = wanted == SAFETENSORS_ENDING and any(name.endswith(PYTORCH) for name in files)
+        can_convert = wanted == SAFETENSORS_ENDING and any(name.endswith(PYTORCH_ENDINGS) for name in files)
         if not any(name.endswith(wanted) for name in names) and not (self.order.with_bin and can_convert):
             if can_convert:
                 raise ModelError(
@@ -120,7 +122,7 @@ class GetModel:
             names = drop_superfluous(names, files, self.folder.snapshot(listing.commit))
         return Selection(listing, tuple(files[name] for name in names))
 
-    def _plan_without_hub(self, error: HubError) -> Planned:
+    def _choose_from_cache(self, error: HubError) -> ChosenFiles:
         """What the cache says by itself: only what is complete will do.
 
         Raises:
@@ -146,7 +148,7 @@ class GetModel:
             raise HubError(f"{error} In the cache, {missing.files[0].name} is missing.") from error
         reason = "HF_HUB_OFFLINE is set" if is_offline() else f"{get_endpoint()} does not answer"
         self._tell(f"{reason}: {model} is complete in the cache ({revision}, commit {commit[:8]}), nothing is asked")
-        return Planned(selection, missing, is_online=False)
+        return ChosenFiles(selection, missing, is_online=False)
 
     def run(self, finish: Callable[[Path], None] = lambda snapshot: None) -> Path:
         """Get what is missing; the snapshot's directory.
@@ -159,11 +161,11 @@ class GetModel:
             NotEnoughDevices: the disk has no room for what is missing and what is made of it.
             ModelError, HubError: see :func:`fetch_all` and :class:`Hub`.
         """
-        planned = self.plan()
-        selection = planned.selection
+        chosen = self.choose_files()
+        selection = chosen.selection
         commit = selection.listing.commit
         snapshot = self.folder.snapshot(commit)
-        damaged = self._find_damaged(selection, is_online=planned.is_online) if self.order.verify else []
+        damaged = self._find_damaged(selection, is_online=chosen.is_online) if self.order.verify else []
         again = tuple(file for file in damaged if file not in selection.files)  # sources of what has been converted
         selection = replace(selection, files=(*selection.files, *again))
         if not damaged and self._is_placed(selection):
@@ -178,7 +180,7 @@ class GetModel:
                 if path and not has_digest(path, file.digest):  # still: another process may have mended it
                     self.folder.remove(file, commit)
             self._fetch(selection)
-            place_all(self.folder, selection)
+            self.folder.place_all(selection.listing, selection.files)
             self._drop_damaged_conversions(selection)
             finish(snapshot)
             with write_errors_explained(self.folder.root, "check its owner and mode"):
@@ -190,14 +192,14 @@ class GetModel:
             published = {file.name for file in selection.listing.files}
             drop_damaged(self.folder.snapshot(selection.listing.commit), published, as_json=self._as_json)
 
-    def check_room(self, planned: Planned) -> None:
+    def check_room(self, chosen: ChosenFiles) -> None:
         """
         Raises:
             NotEnoughDevices: the disk has no room for what is missing and what is made of it.
         """
-        made_bytes = planned.selection.pytorch_bytes if self.order.with_bin and planned.missing.files else 0
+        made_bytes = chosen.selection.pytorch_bytes if self.order.with_bin and chosen.missing.files else 0
         what = f"What is missing of {self.order.model}" + (", with its conversion," if made_bytes else "")
-        check_disk(self.folder.blobs, planned.missing.num_bytes + made_bytes, what)
+        check_disk(self.folder.blobs, chosen.missing.num_bytes + made_bytes, what)
 
     def _is_placed(self, selection: Selection) -> bool:
         """Whether nothing has to be written: the cache may be a read-only volume."""
@@ -209,7 +211,7 @@ class GetModel:
         missing = find_missing(self.folder, selection)  # anew: another process may have fetched it
         if not missing.files:
             return
-        self.check_room(Planned(selection, missing, is_online=True))
+        self.check_room(ChosenFiles(selection, missing, is_online=True))
         num_bytes = sum(file.size for file in missing.files)
         self._tell(
             f"downloading {len(missing.files)} of {len(selection.files)} files of {self.order.model}: "
@@ -236,7 +238,9 @@ class GetModel:
         commit = selection.listing.commit
         taken = {file.name for file in selection.files}
         # With what has been converted since: it is not taken again, but what is made of it is compared with it.
-        sources = [file for file in selection.listing.files if file.name.endswith(PYTORCH) and file.name not in taken]
+        sources = [
+            file for file in selection.listing.files if file.name.endswith(PYTORCH_ENDINGS) and file.name not in taken
+        ]
         files = (*selection.files, *(file for file in sources if (self.folder.snapshot(commit) / file.name).exists()))
         present = [(file, path) for file in files if (path := self.folder.find_content(file, commit))]
         damaged = []

@@ -25,7 +25,7 @@ from tgis_cli.model_files.cache.locks import lock
 from tgis_cli.model_files.convert.aliases import Preference, drop_aliases
 from tgis_cli.model_files.convert.safetensors_file import Content, find_difference, write_content
 from tgis_cli.model_files.convert.torch_file import read_torch_file
-from tgis_cli.model_files.download.selection import PYTORCH, has_whole_safetensors, is_complete, is_whole
+from tgis_cli.model_files.whole_weights import PYTORCH_ENDINGS, has_whole_safetensors, has_whole_set, is_whole
 from tgis_cli.terminal.progress import Progress, show_progress, tell
 from tgis_server.errors import ModelError
 from tgis_server.model_files import (
@@ -65,7 +65,7 @@ def convert_to_safetensors(model_dir: Path, *, as_json: bool) -> list[str]:
 
 def needs_conversion(model_dir: Path) -> bool:
     """Whether there are PyTorch weights, and no others or only a part of what they become."""
-    if has_whole_safetensors(model_dir) or not any(path.suffix in PYTORCH for path in model_dir.iterdir()):
+    if has_whole_safetensors(model_dir) or not any(path.suffix in PYTORCH_ENDINGS for path in model_dir.iterdir()):
         return False
     sources = find_sources(model_dir)
     return bool(sources) and set(model_dir.glob("*.safetensors")) <= sources.keys()
@@ -143,7 +143,7 @@ def find_index_to_make(model_dir: Path, sources: Mapping[Path, Path]) -> Path | 
     index = model_dir / SAFETENSORS.index
     is_one_model = len(sources) == 1 or model_dir / SAFETENSORS.single in sources
     is_needed = bool(sources) and not (is_one_model and not choose_sources(model_dir).index)
-    return index if is_needed and not is_complete(index) else None
+    return index if is_needed and not has_whole_set(index) else None
 
 
 def drop_damaged(model_dir: Path, published: Container[str], *, as_json: bool) -> None:

@@ -15,10 +15,10 @@ from pathlib import Path
 from tgis_server import failures
 from tgis_server.errors import UsageError
 
-CURRENT = "HF_HUB_CACHE"
-OF_THE_ORIGINAL = "TRANSFORMERS_CACHE"  # no library knows it any more
-DEPRECATED = (OF_THE_ORIGINAL, "HUGGINGFACE_HUB_CACHE")
-VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})", re.ASCII)
+CACHE_VARIABLE = "HF_HUB_CACHE"
+ORIGINAL_VARIABLE = "TRANSFORMERS_CACHE"  # no library knows it any more
+DEPRECATED_VARIABLES = (ORIGINAL_VARIABLE, "HUGGINGFACE_HUB_CACHE")
+REFERENCE = re.compile(r"\$(\w+|\{[^}]*\})", re.ASCII)
 
 
 def find_cache_dir(environ: Mapping[str, str]) -> tuple[Path, str]:
@@ -29,13 +29,15 @@ def find_cache_dir(environ: Mapping[str, str]) -> tuple[Path, str]:
     Raises:
         UsageError: two variables name different directories.
     """
-    given = {name: expand(environ[name], environ) for name in (CURRENT, *DEPRECATED) if environ.get(name)}
+    given = {
+        name: expand(environ[name], environ) for name in (CACHE_VARIABLE, *DEPRECATED_VARIABLES) if environ.get(name)
+    }
     for name, path in given.items():
         if path != next(iter(given.values())):
             raise failures.CACHE_VARIABLES_DIFFER.error(name=name, other=next(iter(given)))
     # The library takes a variable of its own that is set to nothing at its word: it means the current directory.
-    for name in (CURRENT, *DEPRECATED):
-        if name in given or (name in environ and name != OF_THE_ORIGINAL):
+    for name in (CACHE_VARIABLE, *DEPRECATED_VARIABLES):
+        if name in given or (name in environ and name != ORIGINAL_VARIABLE):
             return to_absolute(given.get(name, "")), name
     home, source = find_hugging_face_home(environ)
     return to_absolute(expand(os.path.join(home, "hub"), environ)), source
@@ -49,7 +51,7 @@ def get_cache_dir(environ: Mapping[str, str]) -> Path:
     """
     path, _ = find_cache_dir(environ)
     if is_homeless(path):
-        raise UsageError(f"HOME is not set, and user {os.getuid()} has no other: name the cache with {CURRENT}.")
+        raise UsageError(f"HOME is not set, and user {os.getuid()} has no other: name the cache with {CACHE_VARIABLE}.")
     return path
 
 
@@ -69,7 +71,7 @@ def expand(path: str, environ: Mapping[str, str]) -> str:
         name = found[1].removeprefix("{").removesuffix("}")
         return environ.get(name, found[0])
 
-    return VARIABLE.sub(look_up, expand_user(path, environ))
+    return REFERENCE.sub(look_up, expand_user(path, environ))
 
 
 def expand_user(path: str, environ: Mapping[str, str]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tgis_cli.model_files.cache.place import is_homeless
+from tgis_cli.model_files.cache.location import is_homeless
 from tgis_server import failures
 from tgis_server.errors import UsageError
 from tgis_server.host.regular_file import read_regular
