@@ -97,7 +97,7 @@ def download_weights(
 
 def print_plan(download: SnapshotDownload, *, as_json: bool) -> None:
     """What would be downloaded, and where to."""
-    from tgis_cli.model_files.cache.disk import describe_room, free_disk_bytes
+    from tgis_cli.model_files.cache.disk import describe_free_space, free_disk_bytes
 
     chosen = download.choose_files()
     missing = {file.name for file in chosen.missing.files}
@@ -116,7 +116,7 @@ def print_plan(download: SnapshotDownload, *, as_json: bool) -> None:
     }
     summary = (
         f"{format_bytes(chosen.missing.num_bytes)} of {format_bytes(chosen.selection.num_bytes)} would be "
-        f"downloaded to {target}; {describe_room(free_bytes)} there"
+        f"downloaded to {target}; {describe_free_space(free_bytes)} there"
     )
     if as_json:
         tell(summary, "plan", as_json=True, **facts)
@@ -125,7 +125,7 @@ def print_plan(download: SnapshotDownload, *, as_json: bool) -> None:
             state = "there already" if entry["is_present"] else ""
             print(f"{format_bytes(int(str(entry['bytes']))):>10}  {entry['name']:<48} {state}".rstrip())
         print(summary)
-    download.check_room(chosen)
+    download.check_space(chosen)
 
 
 def convert_weights(model_dir: Path, *, as_json: bool) -> None:

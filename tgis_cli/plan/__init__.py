@@ -1,6 +1,6 @@
-"""What a model needs and where it fits, from config.json and the headers of its weights. Starts and loads nothing.
+"""What a model needs and where it fits, from config.json and the headers of its weights, without starting anything.
 
-Decides with the launcher's own ``resolve`` and the engine's own arithmetic, so that a plan and a start cannot disagree.
+Uses the launcher's ``resolve`` and the engine's arithmetic, so a plan and a start cannot disagree.
 """
 
 from tgis_cli.plan.devices import Devices, read_devices

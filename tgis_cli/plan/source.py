@@ -1,4 +1,4 @@
-"""Where a plan gets its model from: a directory, the local cache, or the hub, of which only headers are read."""
+"""Finds the model of a plan: in a directory, the local cache, or on the hub, from which only headers are read."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ COPIED = ("config.json", "generation_config.json")
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """A directory that can be inspected like a model's, and what it stands for."""
+    """A directory to inspect in place of the model, and facts about the real files."""
 
     model: str  # as the user wrote it
     model_dir: Path
-    where: str  # in words
+    where: str  # for people
     num_bytes: int  # of the model's files
-    missing_bytes: int = 0  # of these, still to be downloaded
-    target_dir: Path | None = None  # where files would be written; None: nothing is left to do
-    convert_bytes: int = 0  # of safetensors, still to be made of PyTorch weights
-    is_stand_in: bool = False  # model_dir holds no data
+    missing_bytes: int = 0  # still to be downloaded
+    target_dir: Path | None = None  # where files would be written; None: there is nothing to write
+    convert_bytes: int = 0  # size of the safetensors still to be converted
+    is_stand_in: bool = False  # model_dir is a temporary directory without data
     is_on_hub: bool = False
 
 
 @contextmanager
 def open_model(config: ServeConfig, environ: Mapping[str, str], token: str | None) -> Iterator[ModelSource]:
-    """Find a model as a start does, or else ask the hub; nothing stays on the disk.
+    """Find a model as a start does, or else on the hub. Temporary files are removed afterwards.
 
     Raises:
-        UsageError, ModelError, HubError: it is in no place, or cannot be asked for.
+        UsageError, ModelError, HubError: it is not found, or the hub cannot be reached.
     """
     name = config.model_name
     with ExitStack() as stack:
@@ -51,8 +51,8 @@ def open_model(config: ServeConfig, environ: Mapping[str, str], token: str | Non
                 return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tgis-plan-")))
             except OSError as error:
                 raise UsageError(
-                    f"No temporary directory can be made for the headers of {name} ({error.strerror}): name a writable "
-                    "one with TMPDIR."
+                    f"No temporary directory can be created for the headers of {name} ({error.strerror}): name a "
+                    "writable one with TMPDIR."
                 ) from error
 
         if name is None:
@@ -68,7 +68,7 @@ def open_model(config: ServeConfig, environ: Mapping[str, str], token: str | Non
 def find_local(
     name: str, config: ServeConfig, cache_dir: Path, make_directory: Callable[[], Path]
 ) -> ModelSource | None:
-    """What is here already, if its weights are."""
+    """The local model; ``None`` if it has to be downloaded."""
     try:
         model_dir = find_model_dir(name, config.revision, cache_dir)
     except ModelError:
@@ -88,7 +88,7 @@ def find_local(
             sources = {}
         if not sources:
             if is_cached:
-                return None  # a part of a download: the hub knows the rest
+                return None  # a partial download, so the hub is needed
             raise
         directory = make_directory()
         for copied in COPIED:
@@ -107,10 +107,10 @@ def find_local(
 
 
 def lay_out_converted(sources: Mapping[Path, Path], directory: Path) -> int:
-    """What a conversion would make of PyTorch weights, but for their data.
+    """Lay out the headers that a conversion of PyTorch weights would make.
 
     Returns:
-        The bytes that it has still to make.
+        The size of the files that are not converted yet.
 
     Raises:
         ModelError: they cannot be converted.
@@ -142,7 +142,7 @@ def ask_hub(name: str, config: ServeConfig, cache_dir: Path, directory: Path, to
     order = Order(name, config.revision or "main", transfers=TransferOptions(find_token(token, os.environ, tell)))
     chosen = fetch_headers(order, cache_dir, directory, tell)
     if chosen.selection.pytorch_bytes:
-        with suppress(ModelError):  # no engine knows the model
+        with suppress(ModelError):  # no engine supports the model
             write_converted_header(directory, chosen.selection.pytorch_bytes)
     return ModelSource(
         name,

@@ -1,6 +1,6 @@
-"""Which files of a model are what; reading the small ones, and the headers of the large ones.
+"""Which files of a model are its weights; reads JSON files and the headers of weight files.
 
-No torch and nothing of an engine; used by every command and by the shards.
+Independent of torch and of engines; used by every command and by the shards.
 """
 
 from tgis_server.model_files.headers import (

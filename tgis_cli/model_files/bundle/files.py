@@ -7,18 +7,16 @@ import io
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
-from tgis_cli.model_files.cache.disk import INCOMPLETE, write_all, write_errors_explained
+from tgis_cli.model_files.cache.disk import INCOMPLETE, Advance, write_all, write_errors_explained
 from tgis_cli.model_files.cache.locks import lock
 from tgis_cli.model_files.download.digest import CHUNK_BYTES, start_digest
 from tgis_server.errors import ModelError, UsageError
-
-Advance = Callable[[int], None]  # takes the number of bytes that have been processed since the last call
 
 
 class HashingReader(io.RawIOBase):

@@ -12,9 +12,9 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from tgis_cli.model_files.bundle.files import Advance, HashingReader, new_at, open_plain_file, write_new
+from tgis_cli.model_files.bundle.files import HashingReader, new_at, open_plain_file, write_new
 from tgis_cli.model_files.bundle.manifest import MANIFEST, SUMS, Manifest
-from tgis_cli.model_files.cache.disk import check_disk, sync
+from tgis_cli.model_files.cache.disk import Advance, check_disk, sync
 from tgis_cli.terminal.exits import silence
 from tgis_server.errors import ModelError, UsageError
 

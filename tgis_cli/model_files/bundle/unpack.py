@@ -15,10 +15,10 @@ from io import FileIO
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from tgis_cli.model_files.bundle.files import Advance, HashingReader, new_at, open_plain_file, write_new
+from tgis_cli.model_files.bundle.files import HashingReader, new_at, open_plain_file, write_new
 from tgis_cli.model_files.bundle.manifest import MANIFEST, SUMS, Manifest, not_a_bundle
 from tgis_cli.model_files.bundle.pack import COMPRESSED, STREAM
-from tgis_cli.model_files.cache.disk import check_disk, write_errors_explained
+from tgis_cli.model_files.cache.disk import Advance, check_disk, write_errors_explained
 from tgis_cli.model_files.cache.folder import CacheFolder, read_file
 from tgis_cli.model_files.cache.listing import Listing, RemoteFile
 from tgis_cli.model_files.cache.names import COMMIT

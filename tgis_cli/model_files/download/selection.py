@@ -1,7 +1,7 @@
-"""Which files of a repository a download takes: names only, nothing is looked at.
+"""Which files of a repository a download takes.
 
-The rules for ``--extension`` are those of the original's ``download-weights``, with what its defaults leave out. Which
-weights make up the model is decided where a start decides it.
+The rules for ``--extension`` are those of the original's ``download-weights``, and its exclusions too. Which weights
+make up the model is decided by the code that decides it for a start.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tgis_server.model_files import (
 )
 
 SAFETENSORS_ENDING = SAFETENSORS.ending
-# Configuration, tokenizers of all kinds and their templates, remote code, the model card.
+# Configuration, tokenizers with their templates, remote code, the model card.
 COMPANIONS = (".json", ".py", ".model", ".md", ".txt", ".tiktoken", ".jinja")
 
 ReadText = Callable[[str], str]
@@ -33,7 +33,7 @@ ReadText = Callable[[str], str]
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Files to have, at a commit."""
+    """The files of a commit that a download takes."""
 
     listing: Listing
     files: tuple[RemoteFile, ...]
@@ -44,23 +44,23 @@ class Selection:
 
     @property
     def pytorch_bytes(self) -> int:
-        """Of weights from which safetensors have to be made, which take as much again."""
+        """Size of the weights that must be converted to safetensors, which take as much space again."""
         if any(file.name.endswith(SAFETENSORS_ENDING) for file in self.files):
             return 0
         return sum(file.size for file in self.files if file.name.endswith(PYTORCH_ENDINGS))
 
 
 def parse_extensions(text: str) -> tuple[str, ...]:
-    """Endings from a comma list.
+    """File name endings from a comma-separated list.
 
-    Exactly one, which is none of the companions, brings these along; several are taken as they are.
+    A single ending that is not a companion brings the companions along; several are taken literally.
 
     Raises:
-        UsageError: none is given.
+        UsageError: the list is empty.
     """
     given = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     if not given:
-        raise UsageError("--extension is empty: name endings of files, such as .safetensors or .bin,.json.")
+        raise UsageError("--extension is empty: name file endings, such as .safetensors or .bin,.json.")
     given = tuple(ending if ending.startswith(".") else f".{ending}" for ending in given)
     is_alone = len(given) == 1 and given[0] not in COMPANIONS
     return (*given, *COMPANIONS) if is_alone else given
@@ -69,15 +69,15 @@ def parse_extensions(text: str) -> tuple[str, ...]:
 def select_names(
     names: Iterable[str], extensions: tuple[str, ...], read_text: ReadText, *, with_bin: bool
 ) -> list[str]:
-    """Files to take, in order of their names.
+    """The files to take, sorted by name.
 
     Args:
         names: paths of all files.
-        read_text: gives the text of an index.
-        with_bin: take PyTorch's format where safetensors are asked for and there are none.
+        read_text: returns the text of an index.
+        with_bin: take PyTorch's format if safetensors are wanted and there are none.
 
     Raises:
-        ModelError: an index is broken, or names files that there are not.
+        ModelError: an index is broken, or names missing files.
     """
     present = [name for name in sorted(names) if "/" not in name]
     taken = {name for name in present if name.endswith(extensions) and not is_of_training(name)}
@@ -90,16 +90,16 @@ def select_names(
         chosen = WeightFiles()
         if form.ending in wanted and not is_superfluous:
             chosen = choose_weights(present, form, lambda index: parse_weight_map(read_text(index), index).values())
-            if chosen.is_half_converted and with_bin:  # the rest is made of PyTorch's, as on the machine that began it
+            if chosen.is_half_converted and with_bin:  # convert the rest, as was begun elsewhere
                 wanted = [SAFETENSORS_ENDING, *PYTORCH_ENDINGS]
                 chosen = WeightFiles(tuple(name for name in chosen.names if name not in chosen.missing))
             if chosen.missing:
                 raise ModelError(describe_missing(chosen))
             has_bin |= form is BIN and bool(chosen.names)
-        # A repository without a model, such as one of an adapter, is taken as it is.
+        # A repository without a model, such as an adapter's, is taken as it is.
         if chosen.names or form.ending not in wanted or is_superfluous:
             taken = {name for name in taken if not name.endswith(form.ending)} | set(chosen.names)
-        if form.index != chosen.index:  # of weights that are not taken
+        if form.index != chosen.index:  # the index of weights that are not taken
             taken.discard(form.index)
         elif chosen.index in present and chosen.index.endswith(extensions):
             taken.add(chosen.index)
@@ -107,18 +107,23 @@ def select_names(
 
 
 def describe_missing(weights: WeightFiles) -> str:
-    """Why a repository's weights are no model."""
-    source = f"{weights.index} names" if weights.index else "The names of its weights tell of"
-    why = "the repository does not have" if "/" not in weights.missing[0] else "lies in a folder, where none is read"
+    """Why a repository's weights are incomplete."""
+    source = f"{weights.index} names" if weights.index else "The numbering of its weights requires"
+    why = (
+        "the repository does not have"
+        if "/" not in weights.missing[0]
+        else "is in a folder, where weights are not read"
+    )
     return f"{source} {weights.missing[0]}, which {why}: try another revision."
 
 
 def drop_superfluous(names: list[str], published: Collection[str], model_dir: Path) -> list[str]:
-    """Without weights that nobody needs any more, as a directory has others of the same model.
+    """Drop weights that are not needed because the directory has other whole weights of the same model.
 
-    These are safetensors that were made of PyTorch's, or the set of an index where a single file would be taken now.
+    The others are converted safetensors, or a set with an index where a single file would be taken now.
 
     Args:
+        names: of the selected files.
         published: names of all files of the repository.
     """
     if not has_whole_safetensors(model_dir):

@@ -1,4 +1,12 @@
-"""From a model's name to its complete snapshot in the cache: the flow of ``tgis download-weights``."""
+"""From a model's name to its complete snapshot in the cache: the flow of ``tgis download-weights``.
+
+::
+
+    list files ─► select ─► lock the model's folder ─► check the disk ─► fetch (workers) ─► place ─► refs
+
+Content gets its final name once its checksum is verified, ``config.json`` is placed last, and a branch points to the
+commit only after that. So other processes see the model as it was before until the new commit is complete.
+"""
 
 from __future__ import annotations
 
@@ -35,46 +43,47 @@ from tgis_server.words.sizes import format_bytes
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What to get, and how."""
+    """What to download, and how."""
 
     model: str
     revision: str = "main"
     extension: str = SAFETENSORS_ENDING
-    with_bin: bool = True  # take PyTorch weights where there are no others
+    with_bin: bool = True  # take PyTorch weights if there are no others
     verify: bool = False
     transfers: TransferOptions = field(default_factory=TransferOptions)
 
 
 @dataclass(frozen=True, slots=True)
 class ChosenFiles:
-    """What an order comes to, before anything is written."""
+    """The files that an order needs, before anything is written."""
 
     selection: Selection
     missing: Missing
-    is_online: bool  # the hub has been asked
+    is_online: bool  # the hub has responded
 
 
 def find_local_dir(model: str, cache_dir: Path) -> Path | None:
-    """The directory that a name means, if it means one and no name of the hub: as a start would take it.
+    """The directory that a name refers to, as for a start; ``None`` if it is a name on the hub.
 
     Raises:
-        UsageError: it can be neither.
+        UsageError: it is neither.
+        ModelError: the directory has no config.json.
     """
     if not model.strip():
-        raise UsageError("The model's name is empty, as of an unset variable: name a model of the hub or a directory.")
+        raise UsageError("The model's name is empty (is a variable unset?): name a model on the hub or a directory.")
     path = Path(os.path.expanduser(model))
     if model.startswith(("/", ".", "~")):
         if not path.is_dir():
-            raise UsageError(f"{model} is no directory: give one, or a name of the hub, such as org/model.")
+            raise UsageError(f"{model} is not a directory: name one, or a model on the hub, such as org/model.")
         if not (path / "config.json").is_file():
-            raise ModelError(f"{model} has no config.json: it is no model's directory.")
+            raise ModelError(f"{model} has no config.json, so it is not a model directory.")
         return path.resolve()
     is_model = (path / "config.json").is_file() and not (cache_dir / model_folder_name(model)).is_dir()
     return path.resolve() if is_model else None
 
 
 class SnapshotDownload:
-    """One order."""
+    """The download of one order."""
 
     def __init__(self, order: Order, cache_dir: Path, *, as_json: bool) -> None:
         if not is_safe_path(order.revision):
@@ -85,7 +94,7 @@ class SnapshotDownload:
         self._as_json = as_json
 
     def choose_files(self) -> ChosenFiles:
-        """Ask the hub, or the cache where the hub cannot be asked and the cache is complete.
+        """Choose from the hub's listing, or from a complete cache if the hub cannot be reached.
 
         Raises:
             UsageError, ModelError, HubError: see :class:`Hub`.
@@ -110,23 +119,23 @@ class SnapshotDownload:
         if not any(name.endswith(wanted) for name in names) and not (self.order.with_bin and can_convert):
             if can_convert:
                 raise ModelError(
-                    f"{listing.model} has no safetensors, and --no-auto-convert forbids to make them of its PyTorch "
-                    "weights: leave it out, or take these as they are with --extension .bin."
+                    f"{listing.model} has no safetensors, and --no-auto-convert forbids converting its PyTorch "
+                    "weights: leave it out, or download them as they are with --extension .bin."
                 )
             endings = sorted({Path(name).suffix for name in files if "/" not in name} - {""})
             raise ModelError(
                 f"{listing.model} at {self.order.revision} has no file that ends with {wanted}; "
-                f"it has {', '.join(endings) or 'none'}."
+                f"its files end with {', '.join(endings) or 'none'}."
             )
         if wanted == SAFETENSORS_ENDING:
             names = drop_superfluous(names, files, self.folder.snapshot(listing.commit))
         return Selection(listing, tuple(files[name] for name in names))
 
     def _choose_from_cache(self, error: HubError) -> ChosenFiles:
-        """What the cache says by itself: only what is complete will do.
+        """Choose from the cache alone, which must be complete.
 
         Raises:
-            HubError: why the hub could not be asked, if the cache is not complete.
+            HubError: the cache is not complete; says why the hub could not be reached.
         """
         model, revision = self.order.model, self.order.revision
         commit = revision if COMMIT.fullmatch(revision) else read_file(self.folder.root / "refs" / revision)
@@ -141,24 +150,29 @@ class SnapshotDownload:
             listing = Listing(model, commit, list_files(snapshot, has_blobs=True))
         try:
             selection = self._select(listing, lambda name: read_regular(snapshot / name).decode())
-        except OSError as lacking:
-            raise HubError(f"{error} In the cache, {Path(lacking.filename).name} is missing.") from error
+        except OSError as unreadable:
+            raise HubError(f"{error} In the cache, {Path(unreadable.filename).name} is missing.") from error
         missing = find_missing(self.folder, selection)
         if missing.files:
             raise HubError(f"{error} In the cache, {missing.files[0].name} is missing.") from error
-        reason = "HF_HUB_OFFLINE is set" if is_offline() else f"{get_endpoint()} does not answer"
-        self._tell(f"{reason}: {model} is complete in the cache ({revision}, commit {commit[:8]}), nothing is asked")
+        reason = "HF_HUB_OFFLINE is set" if is_offline() else f"{get_endpoint()} does not respond"
+        self._tell(
+            f"{reason}: {model} is complete in the cache ({revision}, commit {commit[:8]}), so the hub is not needed"
+        )
         return ChosenFiles(selection, missing, is_online=False)
 
     def run(self, finish: Callable[[Path], None] = lambda snapshot: None) -> Path:
-        """Get what is missing; the snapshot's directory.
+        """Fetch the missing files.
 
         Args:
-            finish: makes of the snapshot what can be served, before a branch means it; its errors end the download.
+            finish: prepares the snapshot for serving, before a branch points to it; its errors end the download.
+
+        Returns:
+            The snapshot's directory.
 
         Raises:
             UsageError: the cache cannot be written.
-            NotEnoughDevices: the disk has no room for what is missing and what is made of it.
+            NotEnoughDevices: the disk has too little space for the missing files and their conversion.
             ModelError, HubError: see :func:`fetch_all` and :class:`Hub`.
         """
         chosen = self.choose_files()
@@ -166,18 +180,20 @@ class SnapshotDownload:
         commit = selection.listing.commit
         snapshot = self.folder.snapshot(commit)
         damaged = self._find_damaged(selection, is_online=chosen.is_online) if self.order.verify else []
-        again = tuple(file for file in damaged if file not in selection.files)  # sources of what has been converted
+        again = tuple(file for file in damaged if file not in selection.files)  # the sources of converted files
         selection = replace(selection, files=(*selection.files, *again))
         if not damaged and self._is_placed(selection):
             self._drop_damaged_conversions(selection)
             finish(snapshot)
             if not self.order.verify:
-                self._tell(f"{self.order.model} is complete already ({format_bytes(selection.num_bytes)})")
+                self._tell(f"{self.order.model} is already complete ({format_bytes(selection.num_bytes)})")
             return snapshot
-        with self.folder.locked(lambda: self._tell(f"another process works on {self.order.model}: waiting for it")):
+        with self.folder.locked(
+            lambda: self._tell(f"another process is working on {self.order.model}: waiting for it")
+        ):
             for file in damaged:
                 path = self.folder.find_content(file, commit)
-                if path and not has_digest(path, file.digest):  # still: another process may have mended it
+                if path and not has_digest(path, file.digest):  # still damaged: another process may have repaired it
                     self.folder.remove(file, commit)
             self._fetch(selection)
             self.folder.place_all(selection.listing, selection.files)
@@ -192,31 +208,31 @@ class SnapshotDownload:
             published = {file.name for file in selection.listing.files}
             drop_damaged(self.folder.snapshot(selection.listing.commit), published, as_json=self._as_json)
 
-    def check_room(self, chosen: ChosenFiles) -> None:
+    def check_space(self, chosen: ChosenFiles) -> None:
         """
         Raises:
-            NotEnoughDevices: the disk has no room for what is missing and what is made of it.
+            NotEnoughDevices: the disk has too little space for the missing files and their conversion.
         """
         made_bytes = chosen.selection.pytorch_bytes if self.order.with_bin and chosen.missing.files else 0
-        what = f"What is missing of {self.order.model}" + (", with its conversion," if made_bytes else "")
+        what = f"The rest of {self.order.model}" + (", with its conversion," if made_bytes else "")
         check_disk(self.folder.blobs, chosen.missing.num_bytes + made_bytes, what)
 
     def _is_placed(self, selection: Selection) -> bool:
-        """Whether nothing has to be written: the cache may be a read-only volume."""
+        """Whether nothing needs to be written, so that a read-only cache suffices."""
         commit = selection.listing.commit
         is_named = self.order.revision == commit or read_file(self.folder.root / "refs" / self.order.revision) == commit
         return is_named and all(self.folder.is_placed(file, commit) for file in selection.files)
 
     def _fetch(self, selection: Selection) -> None:
-        missing = find_missing(self.folder, selection)  # anew: another process may have fetched it
+        missing = find_missing(self.folder, selection)  # again: another process may have fetched them
         if not missing.files:
             return
-        self.check_room(ChosenFiles(selection, missing, is_online=True))
+        self.check_space(ChosenFiles(selection, missing, is_online=True))
         num_bytes = sum(file.size for file in missing.files)
         self._tell(
             f"downloading {len(missing.files)} of {len(selection.files)} files of {self.order.model}: "
             f"{format_bytes(num_bytes)}"
-            + (f", of which {format_bytes(missing.kept_bytes)} are there from before" if missing.kept_bytes else ""),
+            + (f", of which {format_bytes(missing.kept_bytes)} are already here" if missing.kept_bytes else ""),
             "plan",
             files=[{"name": file.name, "bytes": file.size} for file in missing.files],
             num_bytes=num_bytes,
@@ -230,14 +246,14 @@ class SnapshotDownload:
         self._tell(f"downloaded {format_bytes(num_bytes)} in {format_seconds(took_s)} ({rate}/s)")
 
     def _find_damaged(self, selection: Selection, *, is_online: bool) -> list[RemoteFile]:
-        """Read what is there, and compare it with the checksums.
+        """Verify the checksums of all files present.
 
         Raises:
-            ModelError: something is damaged, and the hub cannot be asked for it.
+            ModelError: a file is damaged, and the hub cannot be reached.
         """
         commit = selection.listing.commit
         taken = {file.name for file in selection.files}
-        # With what has been converted since: it is not taken again, but what is made of it is compared with it.
+        # Include converted PyTorch weights: not fetched again, but the conversions are compared with them.
         sources = [
             file for file in selection.listing.files if file.name.endswith(PYTORCH_ENDINGS) and file.name not in taken
         ]
@@ -252,11 +268,11 @@ class SnapshotDownload:
         if damaged and not is_online:
             raise ModelError(
                 f"{damaged[0].name}{and_more(damaged)} of {self.order.model} is damaged: run this again where "
-                "the hub can be reached."
+                "the hub is reachable."
             )
         unknown = sum(not file.is_verifiable for file, _ in present)
-        but = f"; {unknown} have no checksum to compare with" if unknown else ""
-        self._tell(f"checked {len(present)} files: {len(damaged) or 'none'} damaged{but}", num_damaged=len(damaged))
+        without = f"; {unknown} have no checksum to compare with" if unknown else ""
+        self._tell(f"checked {len(present)} files: {len(damaged) or 'none'} damaged{without}", num_damaged=len(damaged))
         return damaged
 
     def _tell(self, sentence: str, event: str = "note", **facts: object) -> None:
