@@ -346,7 +346,7 @@ def test_disk_space_for_the_conversion_is_checked_before_the_download(download: 
     result = download.run()
 
     assert result.returncode == 4
-    assert "The rest of org/tiny, with its conversion, needs" in result.stderr
+    assert "The download of org/tiny, with its conversion, needs" in result.stderr
     assert download.hub.count("pytorch_model.bin") == 0
 
 
@@ -601,7 +601,7 @@ def test_a_disk_that_is_too_small_is_detected_before_the_first_byte(download: Do
     result = download.run()
 
     assert result.returncode == 4
-    assert "The rest of org/tiny needs 1048576.0 GiB" in result.stderr
+    assert "The download of org/tiny needs 1048576.0 GiB" in result.stderr
     assert download.hub.count(WEIGHTS) == 0
 
 

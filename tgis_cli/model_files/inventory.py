@@ -118,7 +118,7 @@ def inspect_snapshot(folder: CacheFolder, model: str, commit: str, revisions: tu
             status = entry.stat()
             sizes[name] = status.st_size
             last_used = max(last_used, status.st_atime if name.endswith(tuple(FORMATS)) else 0)
-    engine, why_no_engine = find_engine(path) if "config.json" in sizes else ("", "there is no config.json")
+    engine, why_no_engine = find_engine_name(path) if "config.json" in sizes else ("", "there is no config.json")
     formats = sorted({FORMATS[ending] for ending in FORMATS for name in sizes if name.endswith(ending)})
     return CachedModel(
         model=model,
@@ -212,7 +212,7 @@ def find_missing_names(folder: CacheFolder, model: str, commit: str, sizes: dict
             expected,
             parse_extensions(SAFETENSORS_ENDING),
             lambda name: read_regular(snapshot / name).decode(),
-            with_bin=True,
+            with_pytorch=True,
         )
     except ModelError:  # the index is broken, or names files outside the listing
         wanted = []
@@ -299,7 +299,7 @@ def find_damage(file: Path) -> str:
     return ""
 
 
-def find_engine(path: Path) -> tuple[str, str]:
+def find_engine_name(path: Path) -> tuple[str, str]:
     """The engine that would serve a model, or why there is none."""
     try:
         engine, _ = catalogue.find_engine(path)

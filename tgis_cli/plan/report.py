@@ -122,13 +122,13 @@ def make_report(source: ModelSource, devices: Devices, loaded: LoadedConfig, env
     """Make a plan; an error that ends it early becomes its ``problem``."""
     report = PlanReport(source, devices)
     try:
-        fill(report, loaded, environ)
+        fill_report(report, loaded, environ)
     except TgisError as error:
         report.problem = name_model(error, source)
     return report
 
 
-def fill(report: PlanReport, loaded: LoadedConfig, environ: Mapping[str, str]) -> None:
+def fill_report(report: PlanReport, loaded: LoadedConfig, environ: Mapping[str, str]) -> None:
     source, devices = report.source, report.devices
     with suppress(ModelError):  # problems of the model are reported below, as by a start
         headers = read_headers(source.model_dir, find_weights(source.model_dir))

@@ -22,7 +22,7 @@ from tgis_cli.model_files.download.digest import has_digest
 from tgis_cli.model_files.download.fetch_worker import XetFailed, translate_xet_error
 from tgis_cli.model_files.download.hub import explain_hub_error, is_temporary, retry_after_s
 from tgis_cli.model_files.download.hub_token import HubToken, export_token, find_token, inherited_token
-from tgis_cli.model_files.download.transfers import MAX_FUTILE_ATTEMPTS, Patience, Problem
+from tgis_cli.model_files.download.transfers import MAX_FUTILE_ATTEMPTS, Problem, RetryPolicy
 from tgis_server.errors import HubError, ModelError, NotEnoughDevices, UsageError
 
 # -- Locks ------------------------------------------------------------------------------------------------------------
@@ -83,43 +83,43 @@ def test_a_file_system_without_locks_is_tolerated(tmp_path: Path, monkeypatch: p
         assert is_exclusive is False
 
 
-# -- Patience ---------------------------------------------------------------------------------------------------------
+# -- Retries -----------------------------------------------------------------------------------------------------------
 
 BROKEN = Problem("the response was cut off")
 DAMAGED = Problem("the content does not match its checksum", is_damaged=True)
 
 
 def test_an_attempt_with_progress_is_retried_at_once():
-    assert Patience("f").wait_after(BROKEN, moved_bytes=1) == 0
+    assert RetryPolicy("f").wait_after(BROKEN, moved_bytes=1) == 0
 
 
 def test_waits_grow_without_progress_and_start_over_after_progress():
-    patience = Patience("f")
+    retries = RetryPolicy("f")
 
-    waits = [patience.wait_after(BROKEN, moved_bytes=moved) for moved in (0, 0, 0, 5, 0)]
+    waits = [retries.wait_after(BROKEN, moved_bytes=moved) for moved in (0, 0, 0, 5, 0)]
 
     assert waits == [1, 2, 4, 0, 1]
 
 
 def test_the_hub_may_request_a_longer_wait():
-    assert Patience("f").wait_after(Problem("slow down", wait_s=20), moved_bytes=0) == 20
+    assert RetryPolicy("f").wait_after(Problem("slow down", wait_s=20), moved_bytes=0) == 20
 
 
 def test_attempts_without_progress_are_limited():
-    patience = Patience("f")
+    retries = RetryPolicy("f")
     for _ in range(MAX_FUTILE_ATTEMPTS - 1):
-        patience.wait_after(BROKEN, moved_bytes=0)
+        retries.wait_after(BROKEN, moved_bytes=0)
 
     with pytest.raises(HubError, match=r"f failed 6 times without progress \(last: the response was cut off\)"):
-        patience.wait_after(BROKEN, moved_bytes=0)
+        retries.wait_after(BROKEN, moved_bytes=0)
 
 
 def test_damaged_content_is_retried_only_once():
-    patience = Patience("f")
-    patience.wait_after(DAMAGED, moved_bytes=100)
+    retries = RetryPolicy("f")
+    retries.wait_after(DAMAGED, moved_bytes=100)
 
     with pytest.raises(ModelError, match="f arrived 2 times, never with the checksum"):
-        patience.wait_after(DAMAGED, moved_bytes=100)
+        retries.wait_after(DAMAGED, moved_bytes=100)
 
 
 @pytest.mark.parametrize("kind", [ModelError, HubError, NotEnoughDevices])
@@ -127,7 +127,7 @@ def test_a_permanent_error_keeps_its_exit_code(kind: type[Exception]):
     problem = Problem("no", exit_code=kind.exit_code)
 
     with pytest.raises(kind, match="no"):
-        Patience("f").wait_after(problem, moved_bytes=0)
+        RetryPolicy("f").wait_after(problem, moved_bytes=0)
 
 
 # -- The hub's errors -------------------------------------------------------------------------------------------------

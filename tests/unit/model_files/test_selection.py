@@ -17,9 +17,11 @@ def index_of(*files: str) -> str:
     return json.dumps({"weight_map": {f"w{number}": file for number, file in enumerate(files)}})
 
 
-def select(names: list[str], extension: str = ".safetensors", *, with_bin: bool = True, **indexes: str) -> list[str]:
+def select(
+    names: list[str], extension: str = ".safetensors", *, with_pytorch: bool = True, **indexes: str
+) -> list[str]:
     texts = {f"{name.replace('_', '.')}.index.json": text for name, text in indexes.items()}
-    return select_names(names, parse_extensions(extension), lambda name: texts[name], with_bin=with_bin)
+    return select_names(names, parse_extensions(extension), lambda name: texts[name], with_pytorch=with_pytorch)
 
 
 def test_a_single_extension_brings_configuration_and_tokenizers_along():
@@ -84,7 +86,7 @@ def test_pytorch_weights_are_taken_if_there_are_no_safetensors():
 
 
 def test_pytorch_weights_are_not_taken_without_conversion():
-    assert select(["config.json", "pytorch_model.bin"], with_bin=False) == ["config.json"]
+    assert select(["config.json", "pytorch_model.bin"], with_pytorch=False) == ["config.json"]
 
 
 def test_copies_in_another_format_are_left_out_with_their_index():

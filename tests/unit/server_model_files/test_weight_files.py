@@ -205,7 +205,7 @@ def test_the_selected_files_are_listed_as_complete_and_start(lay_out, tmp_path: 
     def read_text(name: str) -> str:
         return (directory / name).read_text()
 
-    taken = select_names(names, parse_extensions(".safetensors"), read_text, with_bin=True)
+    taken = select_names(names, parse_extensions(".safetensors"), read_text, with_pytorch=True)
     (listed,) = list_models(tmp_path)
     started = inspect_checkpoint(directory, read_spec(directory), 1)
 

@@ -15,9 +15,9 @@ from tgis_server.words.sizes import format_bytes
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 OTHER_CACHE = "name another cache with HF_HUB_CACHE"
-Advance = Callable[[int], None]  # takes the number of bytes processed since the last call
-
 INCOMPLETE = ".incomplete"  # suffix of files that are still being written
+
+Advance = Callable[[int], None]  # takes the number of bytes processed since the last call
 
 
 def count_free_bytes(status: os.statvfs_result) -> int | None:

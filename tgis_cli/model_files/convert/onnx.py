@@ -60,7 +60,7 @@ PACKAGES = (
 ENVIRONMENT_BYTES = 400 << 20
 STAMP = "tgis-exporter.json"
 PROVIDERS = ("CPUExecutionProvider", "CUDAExecutionProvider")
-GIVEN = {"--merge-graphs": "merge_graphs", "--optimize": "optimize"}
+OPTION_FIELDS = {"--merge-graphs": "merge_graphs", "--optimize": "optimize"}
 WEIGHTS = (".safetensors", ".bin")
 
 
@@ -230,7 +230,7 @@ def run_worker(export: Export, temporary: Path, environment: Path | None) -> flo
         raise OSError(outcome["errno"], outcome["failed"])
     if process.returncode:
         reason = outcome.get("failed") or (last_words[0] if last_words else f"exit code {process.returncode}")
-        given = [name for name, value in GIVEN.items() if getattr(export, value)]
+        given = [name for name, value in OPTION_FIELDS.items() if getattr(export, value)]
         advice = f"try without {' and '.join(given)}" if given else "check whether optimum-onnx 0.1 supports the model"
         raise ModelError(f"{export.model_dir} cannot be exported ({reason}): {advice}.")
     return float(outcome.get("difference", 0))

@@ -110,12 +110,12 @@ def find_sources(model_dir: Path) -> dict[Path, Path]:
     """
     found = choose_sources(model_dir)
     if found.missing:
-        told_by = (
+        evidence = (
             f"{model_dir / found.index} names" if found.index else f"The numbering of the files in {model_dir} requires"
         )
         raise ModelError(
-            f"{told_by} {found.missing[0]}, which does not exist ({len(found.missing)} of {len(found.names)} files are "
-            "missing): download the model again."
+            f"{evidence} {found.missing[0]}, which does not exist ({len(found.missing)} of {len(found.names)} files "
+            "are missing): download the model again."
         )
     if dangling := [name for name in found.names if not (model_dir / name).exists()]:
         raise ModelError(f"{model_dir / dangling[0]} is a dangling link: download the model again.")

@@ -67,14 +67,14 @@ def parse_extensions(text: str) -> tuple[str, ...]:
 
 
 def select_names(
-    names: Iterable[str], extensions: tuple[str, ...], read_text: ReadText, *, with_bin: bool
+    names: Iterable[str], extensions: tuple[str, ...], read_text: ReadText, *, with_pytorch: bool
 ) -> list[str]:
     """The files to take, sorted by name.
 
     Args:
         names: paths of all files.
         read_text: returns the text of an index.
-        with_bin: take PyTorch's format if safetensors are wanted and there are none.
+        with_pytorch: take PyTorch's format if safetensors are wanted and there are none.
 
     Raises:
         ModelError: an index is broken, or names missing files.
@@ -82,7 +82,7 @@ def select_names(
     present = [name for name in sorted(names) if "/" not in name]
     taken = {name for name in present if name.endswith(extensions) and not is_of_training(name)}
     wanted = [ending for ending in (SAFETENSORS_ENDING, *PYTORCH_ENDINGS) if ending in extensions]
-    if with_bin and SAFETENSORS_ENDING in wanted and not any(name.endswith(SAFETENSORS_ENDING) for name in taken):
+    if with_pytorch and SAFETENSORS_ENDING in wanted and not any(name.endswith(SAFETENSORS_ENDING) for name in taken):
         wanted = [SAFETENSORS_ENDING, *PYTORCH_ENDINGS]
     has_bin = False
     for form in (SAFETENSORS, BIN, PT):
@@ -90,7 +90,7 @@ def select_names(
         chosen = WeightFiles()
         if form.ending in wanted and not is_superfluous:
             chosen = choose_weights(present, form, lambda index: parse_weight_map(read_text(index), index).values())
-            if chosen.is_half_converted and with_bin:  # convert the rest, as was begun elsewhere
+            if chosen.is_half_converted and with_pytorch:  # convert the rest, as was begun elsewhere
                 wanted = [SAFETENSORS_ENDING, *PYTORCH_ENDINGS]
                 chosen = WeightFiles(tuple(name for name in chosen.names if name not in chosen.missing))
             if chosen.missing:

@@ -48,7 +48,7 @@ class Order:
     model: str
     revision: str = "main"
     extension: str = SAFETENSORS_ENDING
-    with_bin: bool = True  # take PyTorch weights if there are no others
+    with_pytorch: bool = True  # take PyTorch weights if there are no others
     verify: bool = False
     transfers: TransferOptions = field(default_factory=TransferOptions)
 
@@ -113,10 +113,10 @@ class SnapshotDownload:
 
     def _select(self, listing: Listing, read_text: ReadText) -> Selection:
         files = {file.name: file for file in listing.files}
-        names = select_names(files, self._extensions, read_text, with_bin=self.order.with_bin)
+        names = select_names(files, self._extensions, read_text, with_pytorch=self.order.with_pytorch)
         wanted = self._extensions[0]
         can_convert = wanted == SAFETENSORS_ENDING and any(name.endswith(PYTORCH_ENDINGS) for name in files)
-        if not any(name.endswith(wanted) for name in names) and not (self.order.with_bin and can_convert):
+        if not any(name.endswith(wanted) for name in names) and not (self.order.with_pytorch and can_convert):
             if can_convert:
                 raise ModelError(
                     f"{listing.model} has no safetensors, and --no-auto-convert forbids converting its PyTorch "
@@ -204,7 +204,7 @@ class SnapshotDownload:
         return snapshot
 
     def _drop_damaged_conversions(self, selection: Selection) -> None:
-        if self.order.verify and self.order.with_bin:
+        if self.order.verify and self.order.with_pytorch:
             published = {file.name for file in selection.listing.files}
             drop_damaged(self.folder.snapshot(selection.listing.commit), published, as_json=self._as_json)
 
@@ -213,8 +213,8 @@ class SnapshotDownload:
         Raises:
             NotEnoughDevices: the disk has too little space for the missing files and their conversion.
         """
-        made_bytes = chosen.selection.pytorch_bytes if self.order.with_bin and chosen.missing.files else 0
-        what = f"The rest of {self.order.model}" + (", with its conversion," if made_bytes else "")
+        made_bytes = chosen.selection.pytorch_bytes if self.order.with_pytorch and chosen.missing.files else 0
+        what = f"The download of {self.order.model}" + (", with its conversion," if made_bytes else "")
         check_disk(self.folder.blobs, chosen.missing.num_bytes + made_bytes, what)
 
     def _is_placed(self, selection: Selection) -> bool:

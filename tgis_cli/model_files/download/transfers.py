@@ -146,7 +146,7 @@ class Fetching:
 
     async def _fetch(self, file: RemoteFile, worker: Worker) -> None:
         """Retry until the file is complete; after an attempt without progress, switch between HTTP and Xet."""
-        patience = Patience(file.name)
+        retries = RetryPolicy(file.name)
         by_xet = file.size > MAX_HTTP_BYTES
         while True:
             attempt = Attempt(self._progress)
@@ -168,7 +168,7 @@ class Fetching:
                 )
                 return
             attempt.reset_display()
-            wait_s = patience.wait_after(problem, moved_bytes=attempt.moved_bytes)
+            wait_s = retries.wait_after(problem, moved_bytes=attempt.moved_bytes)
             way = "from the beginning" if problem.is_damaged else "where it stopped"
             if attempt.transport == "xet":
                 way = "over plain HTTP"
@@ -209,7 +209,7 @@ class Problem:
     wait_s: float = 0.0
 
 
-class Patience:
+class RetryPolicy:
     """How often one file is tried, and how long to wait in between."""
 
     def __init__(self, name: str) -> None:
