@@ -80,7 +80,7 @@ def write_errors_explained(directory: Path, advice: str) -> Iterator[None]:
 
 @contextmanager
 def written_whole(target: Path) -> Iterator[Path]:
-    """A hidden name beside ``target``, renamed to it if the block succeeds.
+    """A hidden name next to ``target``, renamed to it if the block succeeds.
 
     The name is unique, as not every file system has locks. The content is on disk before it is renamed.
     """

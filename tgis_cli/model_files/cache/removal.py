@@ -46,8 +46,8 @@ def prepare_removal(cache_dir: Path, model: str, revision: str | None) -> Remova
     if revision is None:
         return Removal(model, folder.root, "", True, (), (), sum_files(folder.root))
     snapshots = folder.root / "snapshots"
-    begun = [path.name for path in snapshots.glob("*") if len(revision) >= 7 and path.name.startswith(revision)]
-    commit = references.get(revision, begun[0] if len(begun) == 1 else revision)
+    matching = [path.name for path in snapshots.glob("*") if len(revision) >= 7 and path.name.startswith(revision)]
+    commit = references.get(revision, matching[0] if len(matching) == 1 else revision)
     if os.sep in commit or not (snapshots / commit).is_dir() or commit in ("", ".", ".."):
         known = ", ".join(sorted(references)) or "none"
         raise ModelError(f"{model} has no revision {revision} in the cache; its branches and tags there: {known}.")

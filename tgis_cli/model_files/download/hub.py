@@ -27,7 +27,7 @@ MAX_UNREACHED = 1  # retries without any answer: there may be no network, and ea
 MAX_RETRY_AFTER_S = 120.0
 TEMPORARY = frozenset({408, 429, 500, 502, 503, 504})
 BROKEN_OFF = ("RemoteProtocolError", "ReadError", "WriteError")  # errors of the HTTP library
-TELL_AFTER_S = 1.5  # until a message says what is being waited for
+TELL_AFTER_S = 1.5  # until a notice that the hub is slow to respond
 NUM_PARALLEL = 8
 FIRST_BYTES = 64 << 10  # contains the whole header in most files
 

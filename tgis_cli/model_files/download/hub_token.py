@@ -1,4 +1,4 @@
-"""The token for gated and private models: an option, or whatever huggingface_hub finds itself."""
+"""The token for gated and private models: an option, or the one that huggingface_hub finds."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def select_names(
         chosen = WeightFiles()
         if form.ending in wanted and not is_superfluous:
             chosen = choose_weights(present, form, lambda index: parse_weight_map(read_text(index), index).values())
-            if chosen.is_half_converted and with_pytorch:  # convert the rest, as was begun elsewhere
+            if chosen.is_half_converted and with_pytorch:  # take the PyTorch files of the rest, to convert them
                 wanted = [SAFETENSORS_ENDING, *PYTORCH_ENDINGS]
                 chosen = WeightFiles(tuple(name for name in chosen.names if name not in chosen.missing))
             if chosen.missing:
