@@ -1,7 +1,7 @@
-"""A model hub on a free loopback port, with one repository and faults that strike request by request.
+"""A model hub on a free loopback port, with one repository and injected faults.
 
-Speaks as much of the hub's HTTP API as huggingface_hub 1 and 2 ask for: the model's metadata, and files by HEAD and GET
-with ranges, large ones (LFS) by a redirect to another host name, where no token may arrive.
+Implements the part of the hub's HTTP API that huggingface_hub 1 and 2 use: the model's metadata, and files by HEAD and
+GET with ranges, large ones (LFS) by a redirect to another host name, which must not receive a token.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ PIECE_BYTES = 1 << 14
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to one answer.
+    """A fault in one response.
 
-    ``stall`` and ``cut`` strike after so many bytes: the connection stays silent, or ends. ``trickle`` sends a byte now
-    and then. ``status`` answers with that status, ``corrupt`` changes a byte, ``whole`` ignores ranges.
+    After the given number of bytes ``stall`` goes silent, ``cut`` closes the connection, and ``trickle`` sends single
+    bytes slowly. ``status`` responds with that status, ``corrupt`` changes a byte, ``whole`` ignores ranges.
     """
 
     kind: str
@@ -45,9 +45,9 @@ def digest_of(content: bytes) -> str:
 
 
 class HubStub:
-    """One repository. Change ``files``, ``faults`` and the rest at any time.
+    """One repository. All attributes may be changed at any time.
 
-    ``faults["NAME"]`` strike the next answers with that file's content, one each; ``faults[""]`` those with metadata.
+    ``faults["NAME"]`` apply to the next responses with that file's content, one each; ``faults[""]`` to metadata.
     """
 
     def __init__(self, files: dict[str, bytes]) -> None:
@@ -55,12 +55,12 @@ class HubStub:
         self.commit = COMMIT
         self.faults: dict[str, list[Fault]] = {}
         self.requests: list[tuple[str, str, str]] = []  # method, path, range
-        self.needs_token = ""  # private: without it there is no such model
+        self.needs_token = ""  # private: without it the model is hidden
         self.is_gated = False
         self.has_metadata = True  # sizes and digests in listings; some mirrors send none
         self.xet_names: set[str] = set()
         self.leaked_tokens: list[str] = []
-        self.bytes_per_s = 0  # of each answer; 0 = as fast as it goes
+        self.bytes_per_s = 0  # per response; 0: unlimited
         self.port = 0
 
     @property
@@ -72,7 +72,7 @@ class HubStub:
         return f"http://localhost:{self.port}/cdn"
 
     def count(self, name: str) -> int:
-        """Answers with a file's content that were begun."""
+        """The number of requests for a file's content."""
         is_large = len(self.files[name]) >= LFS_BYTES
         wanted = f"/cdn/{name}" if is_large else f"/{MODEL}/resolve/{self.commit}/{name}"
         return sum((method, path) == ("GET", wanted) for method, path, _ in self.requests)
@@ -91,7 +91,7 @@ class HubStub:
         self.requests.append((request.method, request.path, request.headers.get("Range", "")))
 
     def refuse(self, request: web.Request) -> web.Response | None:
-        """As the hub answers who may not see the model."""
+        """The hub's response to users without access, or ``None``."""
         token = request.headers.get("Authorization", "").removeprefix("Bearer ")
         if self.needs_token and token != self.needs_token:
             status, code = (401, "RepoNotFound")
@@ -121,10 +121,10 @@ class HubStub:
         if request.match_info["revision"] not in ("main", self.commit):
             code = "RevisionNotFound"
             return web.json_response({"error": code}, status=404, headers={"X-Error-Code": code})
-        siblings = [self.describe(name, content) for name, content in self.files.items()]
+        siblings = [self.describe_file(name, content) for name, content in self.files.items()]
         return web.json_response({"id": MODEL, "sha": self.commit, "siblings": siblings, "gated": self.is_gated})
 
-    def describe(self, name: str, content: bytes) -> dict[str, Any]:
+    def describe_file(self, name: str, content: bytes) -> dict[str, Any]:
         if not self.has_metadata:
             return {"rfilename": name}
         entry: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": git_digest(content)}
@@ -169,16 +169,16 @@ class HubStub:
         return web.Response()
 
     async def send(self, request: web.Request, name: str, headers: dict[str, str]) -> web.StreamResponse:
-        """A file's content, or the part that is asked for, with the fault whose turn it is."""
+        """Send a file's content, or the requested range, with the next fault."""
         self.note(request)
         content = self.files[name]
         fault = self.take_fault(name) if request.method == "GET" else None
         if fault and fault.kind == "status":
             return web.Response(status=fault.status, headers=fault.headers)
         start, status = 0, 200
-        asked = request.headers.get("Range", "")
-        if asked and not (fault and fault.kind == "whole"):
-            start, status = int(asked.removeprefix("bytes=").split("-")[0]), 206
+        byte_range = request.headers.get("Range", "")
+        if byte_range and not (fault and fault.kind == "whole"):
+            start, status = int(byte_range.removeprefix("bytes=").split("-")[0]), 206
             headers = headers | {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
             if start >= len(content):
                 return web.Response(status=416)
@@ -217,7 +217,7 @@ class HubStub:
 
 @contextmanager
 def serve_hub(hub: HubStub) -> Iterator[HubStub]:
-    """Let the stub answer from a thread of its own."""
+    """Serve the stub from a separate thread."""
     loop = asyncio.new_event_loop()
 
     async def start() -> web.AppRunner:

@@ -1,4 +1,4 @@
-"""Model files that cannot be served: one sentence that names the thing and the way out, and nothing left behind."""
+"""Model files that cannot be served: one sentence with the cause and advice, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_wrong_with_a_model_is_said_in_one_sentence(start, tmp_path, case):
+def test_a_bad_model_is_reported_in_one_sentence(start, tmp_path, case):
     damage, options, exit_code, words = CASES[case]
     directory = tmp_path / "model"
     shutil.copytree(DEMO_MODEL, directory)

@@ -1,4 +1,4 @@
-"""`tgis download-weights` against a hub that fails in every way."""
+"""`tgis download-weights` against a hub with many kinds of faults."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ TAKEN = {name: content for name, content in FILES.items() if name != "training_a
 
 @dataclass
 class Download:
-    """Runs the command against the stub, with a cache of its own."""
+    """Runs the command against the stub, with a separate cache."""
 
     hub: HubStub
     cache: Path
@@ -109,7 +109,7 @@ def complete_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def downloaded(download: Download, complete_cache: Path) -> Download:
-    """One whose model is there, in a cache of its own."""
+    """A separate cache in which the model is complete."""
     shutil.copytree(complete_cache, download.cache, symlinks=True)
     return download
 
@@ -120,8 +120,8 @@ def assert_complete(download: Download) -> None:
     assert download.leftovers() == []
 
 
-def assert_nothing_wrong_under_a_final_name(download: Download) -> None:
-    """Whatever has been interrupted: what is there is whole."""
+def assert_final_names_are_whole(download: Download) -> None:
+    """Even after an interruption, everything under a final name is complete."""
     known = set(map(digest_of, FILES.values()))
     for path in (download.root / "blobs").glob("*"):
         if "incomplete" not in path.name and not path.name.startswith("."):
@@ -140,18 +140,18 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.005)
 
 
-# -- What is taken and where it goes ----------------------------------------------------------------------------------
+# -- What is downloaded, and where to ----------------------------------------------------------------------------------
 
 
-def test_a_download_prints_its_directory_and_is_complete(download: Download):
+def test_a_complete_download_prints_its_directory(download: Download):
     result = download.run()
 
     assert (result.returncode, result.stdout) == (0, f"{download.snapshot}\n")
     assert_complete(download)
-    assert not any(os.readlink(path).startswith("/") for path in download.snapshot.iterdir())  # it may be moved
+    assert not any(os.readlink(path).startswith("/") for path in download.snapshot.iterdir())  # it can be moved
 
 
-def test_nothing_of_the_directory_where_it_is_started_is_imported(download: Download, tmp_path: Path):
+def test_no_module_is_imported_from_the_working_directory(download: Download, tmp_path: Path):
     for name in ("shutil", "fcntl", "json", "hashlib"):
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'a').write({name!r})\n")
 
@@ -169,18 +169,18 @@ def test_the_hub_library_finds_what_was_downloaded(downloaded: Download):
     assert result.stdout == f"{downloaded.snapshot}\n", result.stderr
 
 
-def test_a_second_download_fetches_nothing_and_writes_nothing(downloaded: Download):
+def test_a_second_download_fetches_and_writes_nothing(downloaded: Download):
     downloaded.hub.requests.clear()
     before = {path: path.lstat().st_mtime_ns for path in downloaded.cache.rglob("*")}
 
     result = downloaded.run()
 
-    assert "is complete already" in result.stderr
+    assert "is already complete" in result.stderr
     assert [path for _, path, _ in downloaded.hub.requests] == [f"/api/models/{MODEL}/revision/main"]
     assert {path: path.lstat().st_mtime_ns for path in downloaded.cache.rglob("*")} == before
 
 
-def test_a_dry_run_tells_sizes_and_writes_nothing(download: Download):
+def test_a_dry_run_prints_sizes_and_writes_nothing(download: Download):
     result = download.run("--dry-run")
 
     assert f"3 MiB  {WEIGHTS}" in result.stdout
@@ -188,7 +188,7 @@ def test_a_dry_run_tells_sizes_and_writes_nothing(download: Download):
     assert not download.cache.exists()
 
 
-def test_a_dry_run_as_json_has_every_file(download: Download):
+def test_a_dry_run_as_json_lists_every_file(download: Download):
     plan = json.loads(download.run("--dry-run", "--json").stdout)
 
     assert {entry["name"]: entry["bytes"] for entry in plan["files"]} == {
@@ -206,14 +206,14 @@ def test_events_end_with_the_directory(download: Download):
     assert events[-1] == {"event": "done", "text": "ready", "model_dir": str(download.snapshot)}
 
 
-def test_a_commit_can_be_asked_for_and_gets_no_name(download: Download):
+def test_a_commit_can_be_downloaded_without_a_branch(download: Download):
     assert download.run("--revision", COMMIT).returncode == 0
 
     assert download.contents() == TAKEN
     assert not (download.root / "refs").exists()
 
 
-def test_content_in_the_librarys_store_for_all_models_is_brought_in(downloaded: Download):
+def test_content_in_the_librarys_shared_store_is_moved_into_the_folder(downloaded: Download):
     blob = (downloaded.snapshot / WEIGHTS).resolve()
     store = downloaded.cache / "blobs/ab"
     store.mkdir(parents=True)
@@ -223,12 +223,12 @@ def test_content_in_the_librarys_store_for_all_models_is_brought_in(downloaded: 
     listed = downloaded.run(command="models", model="--json")
     result = downloaded.run()
 
-    assert "lies outside the model's folder" in json.loads(listed.stdout)["models"][0]["problems"][0]
+    assert "is stored outside the model's folder" in json.loads(listed.stdout)["models"][0]["problems"][0]
     assert (result.returncode, blob.is_symlink()) == (0, False)
     assert_complete(downloaded)
 
 
-def test_a_mirror_without_sizes_in_its_listing_is_asked_for_each_file(download: Download):
+def test_sizes_missing_from_a_mirrors_listing_are_requested_per_file(download: Download):
     download.hub.has_metadata = False
 
     result = download.run()
@@ -239,39 +239,41 @@ def test_a_mirror_without_sizes_in_its_listing_is_asked_for_each_file(download: 
     assert listed["models"][0]["is_complete"]
 
 
-# -- What goes wrong on the way ---------------------------------------------------------------------------------------
+# -- Faults during the transfer ---------------------------------------------------------------------------------------
 
-STALLED, BROKEN, DAMAGED = "nothing came for 1 s", "broke off", "what came does not match its checksum"
+STALLED, BROKEN, DAMAGED = "no data for 1 s", "was interrupted", "the content does not match its checksum"
 TEMPORARY = {
     "stalls": (Fault("stall", after=100_000), STALLED),
     "stalls-before-the-first-byte": (Fault("stall"), STALLED),
     "trickles": (Fault("trickle", after=100_000), STALLED),
     "is-cut": (Fault("cut", after=100_000), BROKEN),
-    "500": (Fault("status", status=500), "the hub answers HTTP 500"),
-    "503": (Fault("status", status=503), "the hub answers HTTP 503"),
-    "429": (Fault("status", status=429, headers={"Retry-After": "1"}), "the hub wants fewer requests (HTTP 429)"),
-    "403-of-an-address-that-expired": (Fault("status", status=403), "the hub answers HTTP 403"),
+    "500": (Fault("status", status=500), "the hub returned HTTP 500"),
+    "503": (Fault("status", status=503), "the hub returned HTTP 503"),
+    "429": (Fault("status", status=429, headers={"Retry-After": "1"}), "the hub limits the request rate (HTTP 429)"),
+    "403-of-an-address-that-expired": (Fault("status", status=403), "the hub returned HTTP 403"),
     "is-damaged": (Fault("corrupt"), DAMAGED),
 }
 
 
 @pytest.mark.serial
-def test_transfers_go_on_after_whatever_may_pass(download: Download):
-    """One download of nine files, each of which meets with something else."""
+def test_transfers_continue_after_temporary_faults(download: Download):
+    """One download of nine files, each with a different fault."""
     contents = {f"{name}.safetensors": make_weights(200_000 + number) for number, name in enumerate(TEMPORARY)}
     download.hub.files = contents | {"config.json": FILES["config.json"]}
     download.hub.faults = {f"{name}.safetensors": [fault] for name, (fault, _) in TEMPORARY.items()}
 
     result = download.run("--stall-timeout", "1")
 
-    told = {name: f"{name}.safetensors: {sentence}" for name, (_, sentence) in TEMPORARY.items() if sentence != BROKEN}
-    assert (result.returncode, [name for name, text in told.items() if text not in result.stderr]) == (0, [])
+    expected = {
+        name: f"{name}.safetensors: {sentence}" for name, (_, sentence) in TEMPORARY.items() if sentence != BROKEN
+    }
+    assert (result.returncode, [name for name, text in expected.items() if text not in result.stderr]) == (0, [])
     assert "is-cut.safetensors: the connection to" in result.stderr
     assert download.contents() == download.hub.files
     assert download.leftovers() == []
 
 
-def test_what_has_arrived_is_not_fetched_again(download: Download):
+def test_a_cut_download_resumes_where_it_stopped(download: Download):
     download.hub.faults[WEIGHTS] = [Fault("cut", after=1_000_000)]
 
     download.run()
@@ -281,7 +283,7 @@ def test_what_has_arrived_is_not_fetched_again(download: Download):
     assert 900_000 < int(ranges[1].removeprefix("bytes=").removesuffix("-")) <= 1_000_000
 
 
-def test_a_server_that_ignores_ranges_sends_all_anew(download: Download):
+def test_a_server_that_ignores_ranges_sends_the_whole_file_again(download: Download):
     download.hub.faults[WEIGHTS] = [Fault("cut", after=1_000_000), Fault("whole")]
 
     assert download.run().returncode == 0
@@ -289,14 +291,14 @@ def test_a_server_that_ignores_ranges_sends_all_anew(download: Download):
 
 
 @pytest.mark.serial
-def test_a_transfer_in_vain_is_tried_by_xet_and_when_that_stalls_goes_on_over_http(download: Download):
+def test_an_attempt_without_progress_switches_to_xet_and_back_to_http_on_a_stall(download: Download):
     download.hub.xet_names = {WEIGHTS}
     download.hub.faults[WEIGHTS] = [Fault("status", status=503)]
 
     result = download.run("--stall-timeout", "1")
 
-    assert f"{WEIGHTS}: the hub answers HTTP 503; going on in 1 s" in result.stderr
-    assert f"{WEIGHTS}: nothing came for 1 s; going on in 2 s over plain HTTP" in result.stderr
+    assert f"{WEIGHTS}: the hub returned HTTP 503; continuing in 1 s" in result.stderr
+    assert f"{WEIGHTS}: no data for 1 s; continuing in 2 s over plain HTTP" in result.stderr
     assert_complete(download)
 
 
@@ -314,18 +316,18 @@ def test_files_with_the_same_content_are_fetched_once(download: Download):
     [{"commit": "../../../evil"}, {"files": {"../evil.json": b"{}"}}, {"files": {"/tmp/evil.json": b"{}"}}],
     ids=["commit", "name", "absolute"],
 )
-def test_a_hub_whose_names_lead_elsewhere_is_refused(change: dict[str, Any], download: Download):
+def test_a_hub_with_unsafe_names_is_refused(change: dict[str, Any], download: Download):
     for name, value in change.items():
         setattr(download.hub, name, value)
 
     result = download.run()
 
     assert result.returncode == 6
-    assert "check HF_ENDPOINT" in result.stderr or "which cannot be: do not use this hub" in result.stderr
+    assert "check HF_ENDPOINT" in result.stderr or ": do not use this hub" in result.stderr
     assert not download.cache.exists()
 
 
-def test_a_branch_does_not_come_to_mean_what_cannot_be_converted(downloaded: Download):
+def test_a_branch_never_points_to_weights_that_cannot_be_converted(downloaded: Download):
     downloaded.hub.commit = "e" * 40
     downloaded.hub.files["pytorch_model.bin"] = b"no file of weights"
     del downloaded.hub.files[WEIGHTS]
@@ -336,7 +338,7 @@ def test_a_branch_does_not_come_to_mean_what_cannot_be_converted(downloaded: Dow
     assert (downloaded.root / "refs/main").read_text() == COMMIT
 
 
-def test_room_for_the_conversion_is_asked_for_before_the_download(download: Download):
+def test_disk_space_for_the_conversion_is_checked_before_the_download(download: Download):
     size = shutil.disk_usage(download.cache.parent).free * 2 // 3
     download.hub.files["pytorch_model.bin"] = Huge(size)
     del download.hub.files[WEIGHTS]
@@ -344,22 +346,22 @@ def test_room_for_the_conversion_is_asked_for_before_the_download(download: Down
     result = download.run()
 
     assert result.returncode == 4
-    assert "What is missing of org/tiny, with its conversion, needs" in result.stderr
+    assert "The download of org/tiny, with its conversion, needs" in result.stderr
     assert download.hub.count("pytorch_model.bin") == 0
 
 
-def test_what_others_have_begun_in_the_folder_is_left_alone(download: Download):
+def test_incomplete_files_of_others_are_left_alone(download: Download):
     (download.root / "blobs").mkdir(parents=True)
     others = [download.root / "blobs" / f"{'ab' * 32}{mark}.incomplete" for mark in ("", ".0123abcd")]
     others[0].write_bytes(b"of another commit")
-    others[1].touch()  # as the library begins
+    others[1].touch()  # as the library starts a download
 
     assert download.run().returncode == 0
 
     assert all(path.exists() for path in others)
 
 
-def test_a_conversion_that_was_killed_is_completed(download: Download):
+def test_an_interrupted_conversion_is_completed(download: Download):
     torch = pytest.importorskip("torch")
     shards = {f"pytorch_model-{number}.bin": {f"w{number}": torch.ones(9)} for number in (1, 2)}
     del download.hub.files[WEIGHTS]
@@ -379,16 +381,16 @@ def test_a_conversion_that_was_killed_is_completed(download: Download):
     assert result.returncode == 0
     assert set(made) <= download.contents().keys()
     download.hub.requests.clear()
-    assert download.run("--extension", ".bin").returncode == 0  # asked for by name
-    for name in shards:  # nobody needs them any more, and they are not fetched again
+    assert download.run("--extension", ".bin").returncode == 0  # requested explicitly
+    for name in shards:  # no longer needed, so not fetched again
         (download.snapshot / name).unlink()
     download.hub.requests.clear()
     assert download.run("--verify").returncode == 0
     assert [download.hub.count(name) for name in shards] == [0, 0]
 
 
-def test_a_complete_cache_that_cannot_be_written_is_enough(downloaded: Download, tmp_path: Path):
-    program = "import ctypes, os, sys; libc = ctypes.CDLL(None)\n"  # a read-only mount, also for root
+def test_a_complete_read_only_cache_is_enough(downloaded: Download, tmp_path: Path):
+    program = "import ctypes, os, sys; libc = ctypes.CDLL(None)\n"  # a read-only mount, even for root
     program += "assert libc.unshare(0x20000) == 0 and libc.mount(b'', b'/', b'', 0x44000, b'') == 0\n"
     program += "path = sys.argv[1].encode()\n"
     program += "assert libc.mount(path, path, b'', 0x1000, b'') == 0\n"
@@ -403,42 +405,42 @@ def test_a_complete_cache_that_cannot_be_written_is_enough(downloaded: Download,
     assert (result.returncode, result.stdout) == (0, f"{downloaded.snapshot}\n"), result.stderr
 
 
-def test_content_that_never_matches_its_checksum_is_refused_and_not_kept(download: Download):
+def test_content_that_never_matches_its_checksum_is_discarded(download: Download):
     download.hub.faults[WEIGHTS] = [Fault("corrupt")] * 9
 
     result = download.run()
 
     assert result.returncode == 3
-    assert f"{WEIGHTS} came 2 times, never with the checksum that the hub states" in result.stderr
+    assert f"{WEIGHTS} arrived 2 times, never with the checksum that the hub states" in result.stderr
     assert WEIGHTS not in download.contents()
     assert "config.json" not in download.contents()
 
 
-def test_metadata_is_asked_for_again(download: Download):
+def test_metadata_requests_are_retried(download: Download):
     download.hub.faults[""] = [Fault("status", status=500)]
 
     result = download.run()
 
     assert result.returncode == 0
-    assert "The hub answers HTTP 500; trying again in 1 s" in result.stderr
+    assert "The hub returned HTTP 500; trying again in 1 s" in result.stderr
 
 
 # -- What the hub refuses ---------------------------------------------------------------------------------------------
 
 
-def test_a_private_model_needs_a_token_and_gets_it_from_the_environment(download: Download):
+def test_a_private_model_is_downloaded_with_a_token_from_the_environment(download: Download):
     download.hub.needs_token = "hf_secret"
 
     refused = download.run()
-    download.environ = {"HF_TOKEN": "hf_secret\n"}  # as a file of a secret ends
+    download.environ = {"HF_TOKEN": "hf_secret\n"}  # like the content of a secret's file
     allowed = download.run()
 
     assert (refused.returncode, allowed.returncode) == (3, 0)
     assert "If the model is private, no token is set" in refused.stderr
-    assert download.hub.leaked_tokens == []  # the other host, to which content is redirected
+    assert download.hub.leaked_tokens == []  # by the other host, to which content is redirected
 
 
-def test_a_token_on_the_command_line_is_not_seen_in_those_of_workers(download: Download):
+def test_a_token_is_not_on_the_command_lines_of_workers(download: Download):
     download.hub.needs_token = "hf_secret"
     download.hub.bytes_per_s = 3_000_000
 
@@ -452,18 +454,18 @@ def test_a_token_on_the_command_line_is_not_seen_in_those_of_workers(download: D
     assert not any("hf_secret" in line for line in lines)
 
 
-def test_a_wrong_token_is_told_from_none(download: Download):
+def test_a_wrong_token_is_distinguished_from_no_token(download: Download):
     download.hub.needs_token = "hf_secret"
     download.environ = {"HF_TOKEN": "hf_other"}
 
     result = download.run()
 
     assert result.returncode == 3
-    assert "the token that is used does not show it" in result.stderr
+    assert "the token in use does not reveal it" in result.stderr
     assert "hf_other" not in result.stderr
 
 
-def test_a_gated_model_is_explained_with_where_to_go(download: Download):
+def test_a_gated_model_is_refused_with_the_address_of_its_terms(download: Download):
     download.hub.is_gated = True
 
     result = download.run()
@@ -479,10 +481,10 @@ def test_a_gated_model_is_explained_with_where_to_go(download: Download):
     [
         ([], "org/none", 3, "has no model org/none, and there is no directory of that name"),
         (["--revision", "v9"], MODEL, 3, "org/tiny has no revision v9"),
-        (["--extension", ".gguf"], MODEL, 3, "has no file that ends with .gguf; it has"),
+        (["--extension", ".gguf"], MODEL, 3, "has no file that ends with .gguf; its files end with"),
     ],
 )
-def test_what_cannot_be_is_refused_in_a_sentence(
+def test_impossible_requests_are_refused_in_one_sentence(
     arguments: list[str], model: str, exit_code: int, sentence: str, download: Download
 ):
     result = download.run(*arguments, model=model)
@@ -512,11 +514,11 @@ def test_a_complete_model_is_found_without_the_hub(environ: dict[str, str], down
     result = downloaded.run("--verify")
 
     assert (result.returncode, result.stdout) == (0, f"{downloaded.snapshot}\n")
-    assert f"org/tiny is complete in the cache (main, commit {COMMIT[:8]}), nothing is asked" in result.stderr
+    assert f"org/tiny is complete in the cache (main, commit {COMMIT[:8]}), so the hub is not needed" in result.stderr
     assert "checked 5 files: none damaged" in result.stderr
 
 
-def test_offline_and_not_in_the_cache_says_both(download: Download):
+def test_a_missing_model_in_offline_mode_is_explained_with_both_causes(download: Download):
     download.environ = OFFLINE
 
     result = download.run()
@@ -525,7 +527,7 @@ def test_offline_and_not_in_the_cache_says_both(download: Download):
     assert "org/tiny is not complete in the cache at main, and HF_HUB_OFFLINE forbids asking" in result.stderr
 
 
-def test_an_incomplete_model_without_the_hub_names_what_is_missing(downloaded: Download):
+def test_without_the_hub_the_missing_file_of_an_incomplete_model_is_named(downloaded: Download):
     (downloaded.snapshot / WEIGHTS).resolve().unlink()
     downloaded.environ = OFFLINE
 
@@ -535,7 +537,7 @@ def test_an_incomplete_model_without_the_hub_names_what_is_missing(downloaded: D
     assert f"In the cache, {WEIGHTS} is missing." in result.stderr
 
 
-def test_damage_without_the_hub_is_an_error_and_nothing_is_removed(downloaded: Download):
+def test_damage_without_the_hub_is_an_error_and_removes_nothing(downloaded: Download):
     damage(downloaded.snapshot / WEIGHTS)
     downloaded.environ = OFFLINE
 
@@ -547,7 +549,7 @@ def test_damage_without_the_hub_is_an_error_and_nothing_is_removed(downloaded: D
 
 
 def damage(path: Path) -> None:
-    """Change a byte, not the size."""
+    """Change a byte without changing the size."""
     with path.open("r+b") as file:
         file.seek(1000)
         file.write(b"?")
@@ -574,7 +576,7 @@ def test_weights_that_were_published_in_both_formats_are_left_as_they_are(downlo
 
 
 @pytest.mark.parametrize("what", ["cut", "changed", "source changed"])
-def test_damage_of_converted_weights_is_mended(what: str, download: Download):
+def test_damaged_conversions_are_repaired(what: str, download: Download):
     torch = pytest.importorskip("torch")
     torch.save({"w": torch.ones(999)}, buffer := io.BytesIO())
     del download.hub.files[WEIGHTS]
@@ -590,21 +592,21 @@ def test_damage_of_converted_weights_is_mended(what: str, download: Download):
     assert download.contents() == before
 
 
-# -- Full disks, strange directories ----------------------------------------------------------------------------------
+# -- Full disks, bad directories ----------------------------------------------------------------------------------
 
 
-def test_a_disk_that_is_too_small_is_known_before_the_first_byte(download: Download):
+def test_a_disk_that_is_too_small_is_detected_before_the_first_byte(download: Download):
     download.hub.files[WEIGHTS] = Huge(1 << 50)
 
     result = download.run()
 
     assert result.returncode == 4
-    assert "What is missing of org/tiny needs 1048576.0 GiB" in result.stderr
+    assert "The download of org/tiny needs 1048576.0 GiB" in result.stderr
     assert download.hub.count(WEIGHTS) == 0
 
 
 class Huge(bytes):
-    """Content that is announced but never sent."""
+    """Content of an announced size that is never sent."""
 
     def __new__(cls, size: int) -> Huge:
         made = super().__new__(cls, b"x")
@@ -616,7 +618,7 @@ class Huge(bytes):
 
 
 @pytest.mark.parametrize("limit", [1, len(FILES[WEIGHTS]) - 1])
-def test_a_disk_that_fills_up_ends_it_in_a_sentence_and_the_next_run_goes_on(limit: int, download: Download):
+def test_a_full_disk_is_reported_and_the_next_run_resumes(limit: int, download: Download):
     download.environ = {"PYTHONPATH": str(write_limit(download.cache.parent, limit))}
 
     full = download.run()
@@ -624,13 +626,13 @@ def test_a_disk_that_fills_up_ends_it_in_a_sentence_and_the_next_run_goes_on(lim
     again = download.run()
 
     assert full.returncode == 4, full.stderr
-    assert "No room is left in" in full.stderr
+    assert "No space is left in" in full.stderr
     assert again.returncode == 0
     assert_complete(download)
 
 
 def write_limit(directory: Path, num_bytes: int) -> Path:
-    """A folder that, on PYTHONPATH, lets the workers write no larger files."""
+    """A folder that, on PYTHONPATH, limits the size of files that workers write."""
     program = (
         "import resource, signal, sys\n"
         "if 'tgis_cli.model_files.download.fetch_worker' in ' '.join(sys.orig_argv):\n"
@@ -643,7 +645,7 @@ def write_limit(directory: Path, num_bytes: int) -> Path:
 
 
 @pytest.mark.skipif(os.getuid() == 0 and not Path("/proc").is_dir(), reason="needs a directory that cannot be written")
-def test_a_cache_that_cannot_be_written_is_refused_before_anything(download: Download):
+def test_a_cache_that_cannot_be_written_is_refused_before_any_transfer(download: Download):
     download.cache = Path("/proc/cache")
 
     result = download.run()
@@ -653,10 +655,10 @@ def test_a_cache_that_cannot_be_written_is_refused_before_anything(download: Dow
     assert download.hub.count(WEIGHTS) == 0
 
 
-# -- Several at once, and ends at any moment --------------------------------------------------------------------------
+# -- Concurrent and interrupted downloads --------------------------------------------------------------------------
 
 
-def test_two_downloads_of_one_model_share_the_work(download: Download):
+def test_two_downloads_of_one_model_fetch_it_once(download: Download):
     download.hub.bytes_per_s = 3_000_000
 
     both = [download.start(), download.start()]
@@ -664,13 +666,13 @@ def test_two_downloads_of_one_model_share_the_work(download: Download):
 
     assert [process.returncode for process in both] == [0, 0]
     assert [stdout for stdout, _ in outputs] == [f"{download.snapshot}\n"] * 2
-    assert sum("another process works on org/tiny: waiting for it" in stderr for _, stderr in outputs) == 1
+    assert sum("another process is working on org/tiny: waiting for it" in stderr for _, stderr in outputs) == 1
     assert download.hub.count(WEIGHTS) == 1
     assert_complete(download)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_signal_keeps_what_has_arrived(number: signal.Signals, download: Download):
+def test_a_stop_signal_keeps_partial_content(number: signal.Signals, download: Download):
     download.hub.bytes_per_s = 3_000_000
     process = download.start()
     wait_until(lambda: any(path.stat().st_size > 500_000 for path in download.root.glob("blobs/*.incomplete")), "bytes")
@@ -682,20 +684,20 @@ def test_a_stop_signal_keeps_what_has_arrived(number: signal.Signals, download: 
 
     assert process.returncode == 130
     assert f"Stopped by {number.name}" in stderr
-    assert "the same command goes on from there" in stderr
-    assert "are there from before" in again.stderr
+    assert "the same command resumes from there" in stderr
+    assert "are already here" in again.stderr
     assert_complete(download)
 
 
 @pytest.mark.parametrize("num_kills", NUM_KILLS)
-def test_downloads_killed_at_random_moments_leave_nothing_wrong_and_the_next_one_completes(
+def test_downloads_killed_at_random_moments_leave_no_damage_and_the_next_one_completes(
     download: Download, num_kills: int
 ):
     draw = random.Random(os.environ.get("TGIS_KILL_SEED", "0"))
     download.hub.bytes_per_s = 6_000_000
     for run in range(num_kills):
         process = download.start()
-        if draw.random() < 0.8:  # else at any moment, mostly before there are workers
+        if draw.random() < 0.8:  # else at any moment, usually before workers start
             seen = len(download.hub.requests)
             wait_until(lambda: len(download.hub.requests) > seen or process.poll() is not None, "a request")  # noqa: B023
         time.sleep(draw.uniform(0, 1.0))
@@ -705,7 +707,7 @@ def test_downloads_killed_at_random_moments_leave_nothing_wrong_and_the_next_one
 
         psutil.wait_procs(workers, timeout=5)
         assert [worker for worker in workers if worker.is_running()] == [], f"run {run}"
-        assert_nothing_wrong_under_a_final_name(download)
+        assert_final_names_are_whole(download)
         if run % 2:
             again = download.run()
             assert again.returncode == 0, again.stderr

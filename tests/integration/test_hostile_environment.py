@@ -90,7 +90,7 @@ def test_that_user_is_told_where_a_hub_id_was_looked_for(confined: Any):
     done = run_confined(confined.base, str(BIN / "tgis"), "launch", "org/name")
 
     assert done.returncode == 3
-    assert "HOME is not set, and user 1000730000 has no other: name the cache with HF_HUB_CACHE" in done.stderr
+    assert "HOME is not set, and user 1000730000 has no home directory: name the cache with HF_HUB_CACHE" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

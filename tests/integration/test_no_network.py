@@ -61,7 +61,7 @@ def test_commands_that_need_the_hub_explain_that(environ: dict[str, str]):
     results = [run_cut_off(environ, command, "org/none") for command in ("download-weights", "plan")]
 
     assert [result.returncode for result in results] == [6, 6]
-    assert all("https://huggingface.co does not answer" in result.stderr for result in results)
+    assert all("https://huggingface.co does not respond" in result.stderr for result in results)
     assert all("`tgis bundle`" in result.stderr for result in results)
 
 

@@ -1,4 +1,4 @@
-"""`tgis plan` and a model that is only on the hub: a local stub of the hub, and what is asked of it."""
+"""`tgis plan` for a model that is only on the hub: a local stub of the hub, and the requests that it gets."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Plan = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def make_files(directory: Path, **changes: Any) -> dict[str, bytes]:
-    """A repository with weights of zeros."""
+    """A repository whose weights are zeros."""
     (directory / "config.json").write_text(json.dumps(CONFIG | changes))
     write_converted_header(directory)
     files = {file.name: file.read_bytes() for file in directory.iterdir()}
@@ -73,11 +73,11 @@ def plan(hub: HubStub, tmp_path: Path) -> Plan:
 
 
 def ranges_of(hub: HubStub) -> list[str]:
-    """What was asked of the weights' content."""
+    """The ranges of the weights that were requested."""
     return [asked for _, path, asked in hub.requests if path == "/cdn/model.safetensors"]
 
 
-def test_a_model_is_planned_without_its_weights(plan: Plan, hub: HubStub, tmp_path: Path):
+def test_a_model_is_planned_without_downloading_its_weights(plan: Plan, hub: HubStub, tmp_path: Path):
     result = plan(MODEL, "--json", "--gpu", "L4")
 
     report = json.loads(result.stdout)
@@ -102,7 +102,7 @@ def test_a_long_header_takes_a_second_request(plan: Plan, hub: HubStub, tmp_path
 
 def test_a_hub_that_ignores_ranges_is_not_read_to_the_end(plan: Plan, hub: HubStub):
     hub.faults["model.safetensors"] = [Fault("whole")]
-    hub.bytes_per_s = FIRST_BYTES  # all of it would take longer than the command may
+    hub.bytes_per_s = FIRST_BYTES  # the whole file would exceed the command's deadline
 
     result = plan(MODEL, "--json")
 
@@ -110,19 +110,21 @@ def test_a_hub_that_ignores_ranges_is_not_read_to_the_end(plan: Plan, hub: HubSt
     assert len(hub.files["model.safetensors"]) > DEADLINE_S * hub.bytes_per_s
 
 
-def test_weights_of_pytorch_are_planned_by_config_json_alone(plan: Plan, hub: HubStub):
+def test_pytorch_weights_are_planned_from_config_json_alone(plan: Plan, hub: HubStub):
     hub.files["pytorch_model.bin"] = hub.files.pop("model.safetensors")
     hub.files["config.json"] = json.dumps(CONFIG | {"torch_dtype": None, "dtype": None}).encode()
 
     report = json.loads(plan(MODEL, "--json").stdout)
 
     assert (report["verdict"], report["must_convert"]) == ("fits", True)
-    assert report["weights"]["bytes_by_dtype"].keys() == {"float16"}  # by the size: config.json does not tell
+    assert report["weights"]["bytes_by_dtype"].keys() == {
+        "float16"
+    }  # inferred from the size, as config.json does not say
     assert report["disk"]["download_bytes"] > len(hub.files["pytorch_model.bin"])
     assert hub.count("pytorch_model.bin") == 0
 
 
-def test_a_model_without_an_engine_still_has_sizes(plan: Plan, hub: HubStub):
+def test_a_model_without_an_engine_is_still_reported_with_sizes(plan: Plan, hub: HubStub):
     hub.files["config.json"] = json.dumps(CONFIG | {"model_type": "mamba", "architectures": ["Mamba"]}).encode()
 
     result = plan(MODEL)
@@ -133,7 +135,7 @@ def test_a_model_without_an_engine_still_has_sizes(plan: Plan, hub: HubStub):
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_a_token_opens_a_private_model(plan: Plan, hub: HubStub):
+def test_a_private_model_is_planned_with_a_token(plan: Plan, hub: HubStub):
     hub.needs_token = "secret"
 
     assert plan(MODEL).returncode == 3
@@ -141,7 +143,7 @@ def test_a_token_opens_a_private_model(plan: Plan, hub: HubStub):
     assert plan(MODEL, HF_TOKEN="secret").returncode == 0
 
 
-def test_a_part_of_a_download_is_completed_from_the_hub(plan: Plan, hub: HubStub, tmp_path: Path):
+def test_a_partial_download_is_completed_from_the_hub(plan: Plan, hub: HubStub, tmp_path: Path):
     root = tmp_path / "cache/models--org--tiny"
     snapshot = root / "snapshots" / hub.commit
     snapshot.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""A key that config.json leaves out means what the model's class in transformers says, in every family."""
+"""A key missing from config.json has the default of the model's class in transformers, in every family."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from tgis_server.engines.native.config.config_file import NULL_IS_A_VALUE
 from tgis_server.engines.native.families import FAMILIES, read_spec
 
-# Everywhere something else than the default; sizes divide those of every class.
+# No value is the default; sizes divide those of every class.
 STATED: dict[str, Any] = {
     "vocab_size": 500,
     "hidden_size": 2048,
@@ -30,7 +30,7 @@ STATED: dict[str, Any] = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 77.0},
     "dtype": "float16",
 }
-OF_FAMILIES: dict[str, dict[str, Any]] = {
+EXTRA_VALUES: dict[str, dict[str, Any]] = {
     "llama": {"attention_bias": True, "mlp_bias": True, "head_dim": 16},
     "granite": {
         "attention_bias": True,
@@ -51,7 +51,7 @@ OF_FAMILIES: dict[str, dict[str, Any]] = {
     },
     "phi3": {"sliding_window": 12, "original_max_position_embeddings": 64},
 }
-# Whole, as these spell what all have differently.
+# Complete configs of families that spell common keys differently.
 OWN_SPELLINGS: dict[str, dict[str, Any]] = {
     "bloom": {
         "vocab_size": 500,
@@ -110,10 +110,10 @@ OWN_SPELLINGS: dict[str, dict[str, Any]] = {
     },
 }
 VALUES = {
-    family: OWN_SPELLINGS[family] if family in OWN_SPELLINGS else {**STATED, **OF_FAMILIES[family]}
+    family: OWN_SPELLINGS[family] if family in OWN_SPELLINGS else {**STATED, **EXTRA_VALUES[family]}
     for family in FAMILIES
 }
-REFUSED = {("mistral", "num_key_value_heads"), ("gemma2", "num_key_value_heads")}  # nulls that transformers refuses
+REFUSED = {("mistral", "num_key_value_heads"), ("gemma2", "num_key_value_heads")}  # nulls are refused by transformers
 OTHER_SPELLINGS = {
     "rope_scaling",
     "rope_theta",
@@ -129,15 +129,15 @@ def keys_of(family: str) -> Iterator[tuple[str, str]]:
 
 
 def spec_of(directory: Path, family: str, values: dict[str, Any]) -> Any:
-    """With what the class makes of the values where ``values`` is its own dictionary."""
+    """The spec of a config.json with these values."""
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps({**values, "model_type": family}))
     return read_spec(directory)
 
 
 def written_by_transformers(family: str, values: dict[str, Any]) -> dict[str, Any]:
-    """All keys of the class. Its rope may name an original length for a kind that has none."""
-    config = AutoConfig.for_model(family, **deepcopy(values))  # which changes the dictionaries that it is given
+    """All keys of the class, as transformers writes them."""
+    config = AutoConfig.for_model(family, **deepcopy(values))  # the call changes its arguments
     written: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
     return {key: value for key, value in written.items() if key != "architectures"}
 
@@ -149,7 +149,7 @@ def without_reasons(spec: Any) -> Any:
 
 
 @pytest.mark.parametrize(("family", "key"), [pair for family in FAMILIES for pair in keys_of(family)])
-def test_a_key_that_is_left_out_has_the_default_of_its_class(family: str, key: str, tmp_path: Path) -> None:
+def test_a_missing_key_has_the_default_of_its_class(family: str, key: str, tmp_path: Path) -> None:
     values = dict(VALUES[family])
     whole = without_reasons(spec_of(tmp_path / "whole", family, values))
     del values[key]
@@ -158,11 +158,11 @@ def test_a_key_that_is_left_out_has_the_default_of_its_class(family: str, key: s
 
     theirs = without_reasons(spec_of(tmp_path / "theirs", family, written_by_transformers(family, values)))
     assert ours == theirs
-    assert (ours == whole) is (key == "original_max_position_embeddings")  # which only longrope looks at
+    assert (ours == whole) is (key == "original_max_position_embeddings")  # only used by longrope
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_key_may_be_spelled_as_its_class_allows_which_counts_more(family: str, tmp_path: Path) -> None:
+def test_the_other_spelling_of_a_key_takes_precedence_as_in_its_class(family: str, tmp_path: Path) -> None:
     spellings: dict[str, str] = type(AutoConfig.for_model(family)).attribute_map
     values = VALUES[family] | {theirs: 2 * VALUES[family][ours] for theirs, ours in spellings.items()}
 
@@ -174,7 +174,7 @@ def test_a_key_may_be_spelled_as_its_class_allows_which_counts_more(family: str,
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_config_that_leaves_everything_out_is_the_class_itself(family: str, tmp_path: Path) -> None:
+def test_an_empty_config_has_the_defaults_of_its_class(family: str, tmp_path: Path) -> None:
     ours = spec_of(tmp_path / "ours", family, {})
 
     theirs = spec_of(tmp_path / "theirs", family, written_by_transformers(family, {}))
@@ -190,7 +190,7 @@ def test_a_config_that_leaves_everything_out_is_the_class_itself(family: str, tm
         if key in module.DEFAULTS and (family, key) not in REFUSED
     ],
 )
-def test_a_null_that_is_a_value_is_the_one_of_the_class(family: str, key: str, tmp_path: Path) -> None:
+def test_a_null_that_is_a_value_means_the_same_as_in_its_class(family: str, key: str, tmp_path: Path) -> None:
     values = {**VALUES[family], key: None}
 
     ours = spec_of(tmp_path / "ours", family, values)
@@ -201,7 +201,7 @@ def test_a_null_that_is_a_value_is_the_one_of_the_class(family: str, key: str, t
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_key_that_a_family_reads_is_compared(family: str) -> None:
-    """A family cannot read a key without a default."""
+    """Families read only keys with a default."""
     read = FAMILIES[family].DEFAULTS.keys() - OTHER_SPELLINGS
     compared = VALUES[family].keys()
 
@@ -210,7 +210,7 @@ def test_every_key_that_a_family_reads_is_compared(family: str) -> None:
 
 
 def test_longrope_of_phi3_has_the_original_length_of_its_class(tmp_path: Path) -> None:
-    """Also where the rope parameters name another one."""
+    """Even if the rope parameters state another one."""
     rope = {"short_factor": [1.0] * 16, "long_factor": [2.0] * 16, "original_max_position_embeddings": 64}
     values = {**STATED, "rope_parameters": {"rope_type": "longrope", "rope_theta": 77.0, **rope}}
 

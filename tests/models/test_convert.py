@@ -1,4 +1,4 @@
-"""PyTorch weights become safetensors: the same tensors by the same names, without running anything."""
+"""PyTorch weights become safetensors with the same tensors, without running code from the files."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from file_limit import with_file_limit
-from tgis_cli.model_files.convert import convert as convert_module
-from tgis_cli.model_files.convert.convert import convert_to_safetensors
+from tgis_cli.model_files.convert import to_safetensors
 from tgis_cli.model_files.convert.safetensors_file import Content, write_content
+from tgis_cli.model_files.convert.to_safetensors import convert_to_safetensors
 from tgis_cli.model_files.convert.torch_file import read_torch_file
 from tgis_server.errors import ModelError, TgisError, UsageError
 from tgis_server.model_files import TENSOR_DTYPES
@@ -57,7 +57,7 @@ def names_in(directory: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "before torch 1.6"])
-def test_every_dtype_and_shape_arrives_as_torch_would_read_it(is_zip: bool, tmp_path: Path):
+def test_every_dtype_and_shape_is_converted_as_torch_reads_it(is_zip: bool, tmp_path: Path):
     tensors = {
         name: torch.randint(0, 2, shape).to(getattr(torch, name))
         for name, shape in zip(TENSOR_DTYPES, [(), (0,), (3,), (2, 3), (1, 2, 3, 4)] * 4, strict=False)
@@ -75,7 +75,7 @@ def test_every_dtype_and_shape_arrives_as_torch_would_read_it(is_zip: bool, tmp_
     assert all(torch.equal(found[name].view(-1), expected[name].view(-1)) for name in expected if "8_" not in name)
 
 
-def test_views_arrive_as_what_they_show(tmp_path: Path):
+def test_views_are_converted_with_the_values_that_they_show(tmp_path: Path):
     base = torch.arange(24.0).reshape(4, 6)
     views = {
         "q": base[:2],
@@ -94,7 +94,7 @@ def test_views_arrive_as_what_they_show(tmp_path: Path):
     }
 
 
-def test_parameters_and_buffers_of_a_module_arrive(tmp_path: Path):
+def test_parameters_and_buffers_of_a_module_are_converted(tmp_path: Path):
     module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
     save(tmp_path, dict(module.named_parameters()) | dict(module.named_buffers()))
 
@@ -104,7 +104,7 @@ def test_parameters_and_buffers_of_a_module_arrive(tmp_path: Path):
     assert all(torch.equal(found[name], tensor) for name, tensor in module.state_dict().items())
 
 
-def test_attributes_of_tensors_and_plain_values_are_no_obstacle(tmp_path: Path):
+def test_attributes_of_tensors_and_plain_values_are_ignored(tmp_path: Path):
     weight, buffer = torch.nn.Parameter(torch.ones(2)), torch.zeros(3)
     weight.is_parallel = buffer.is_parallel = True
     save(tmp_path, {"w": weight, "b": buffer, "device": torch.device("cpu"), "raw": b"\xff", "set": {1}, "z": 1j})
@@ -114,7 +114,7 @@ def test_attributes_of_tensors_and_plain_values_are_no_obstacle(tmp_path: Path):
     assert_same(load_file(tmp_path / "model.safetensors"), {"w": torch.ones(2), "b": torch.zeros(3)})
 
 
-def test_a_large_tensor_that_does_not_lie_in_order_is_written_in_parts(tmp_path: Path):
+def test_a_large_non_contiguous_tensor_is_written_in_parts(tmp_path: Path):
     tensor = torch.arange(6_000_000).reshape(2000, 3000).t()
     save(tmp_path, {"w": tensor})
 
@@ -123,18 +123,18 @@ def test_a_large_tensor_that_does_not_lie_in_order_is_written_in_parts(tmp_path:
     assert_same(load_file(tmp_path / "model.safetensors"), {"w": tensor})
 
 
-def test_a_state_dict_in_a_wrapper_is_unwrapped_and_what_is_no_tensor_is_named(tmp_path: Path, capsys):
+def test_a_wrapped_state_dict_is_unwrapped_and_other_entries_are_reported(tmp_path: Path, capsys):
     save(tmp_path, {"epoch": 3, "state_dict": {"w": torch.ones(2), "step": 7}})
 
     convert(tmp_path)
 
     assert load_file(tmp_path / "model.safetensors").keys() == {"w"}
-    assert "pytorch_model.bin: step is no tensor and is left out" in capsys.readouterr().err
+    assert "pytorch_model.bin: step is not a tensor and is left out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("tie", [True, False])
 @pytest.mark.parametrize("has_transformers", [True, False])
-def test_models_answer_as_before_tied_or_not(
+def test_converted_models_generate_the_same_tokens(
     tie: bool, has_transformers: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     directory = make_checkpoint(tmp_path / "model", "llama", tie_word_embeddings=tie)
@@ -156,7 +156,7 @@ def test_models_answer_as_before_tied_or_not(
 
 
 @pytest.mark.parametrize("prefix", ["model.", ""])
-def test_a_tensor_that_the_engine_reads_by_two_names_gets_a_copy(prefix: str, tmp_path: Path):
+def test_a_tensor_that_the_engine_reads_by_two_names_is_copied(prefix: str, tmp_path: Path):
     directory = make_checkpoint(tmp_path / "model", "llama", tie_word_embeddings=False)
     tensors = load_file(directory / "model.safetensors")
     state = {name.replace("model.", prefix, 1): tensor for name, tensor in tensors.items()}
@@ -169,7 +169,7 @@ def test_a_tensor_that_the_engine_reads_by_two_names_gets_a_copy(prefix: str, tm
     load(directory, tmp_path).close()
 
 
-def test_an_unknown_model_keeps_the_first_name_of_a_tensor(tmp_path: Path):
+def test_in_an_unknown_model_a_tensor_keeps_its_first_name(tmp_path: Path):
     tensor = torch.ones(4, 4)
     save(tmp_path, {"b": tensor, "a": tensor, "c": tensor})
 
@@ -179,7 +179,7 @@ def test_an_unknown_model_keeps_the_first_name_of_a_tensor(tmp_path: Path):
     assert read_metadata(tmp_path / "model.safetensors") == {"format": "pt", "b": "a", "c": "a"}
 
 
-def test_a_part_of_a_tensor_becomes_a_tensor_of_its_own(tmp_path: Path):
+def test_a_part_of_a_tensor_becomes_a_separate_tensor(tmp_path: Path):
     base = torch.arange(12.0).reshape(3, 4)
     save(tmp_path, {"base": base, "row": base[1]})
 
@@ -189,17 +189,17 @@ def test_a_part_of_a_tensor_becomes_a_tensor_of_its_own(tmp_path: Path):
     assert found["row"].tolist() == [4, 5, 6, 7]
 
 
-def test_tensors_that_overlap_without_a_whole_are_refused(tmp_path: Path):
+def test_overlapping_tensors_without_a_whole_one_are_refused(tmp_path: Path):
     base = torch.arange(12.0)
     save(tmp_path, {"a": base[:8], "b": base[4:]})
 
-    with pytest.raises(ModelError, match=r"a, b in .* share memory, and none of them is complete"):
+    with pytest.raises(ModelError, match=r"a, b in .* share memory, and none of them covers the others"):
         convert(tmp_path)
     assert names_in(tmp_path) == ["pytorch_model.bin"]
 
 
 @pytest.mark.parametrize(("place", "told"), [(20, r"\(the header\)"), (-20, "b"), (None, r"\(the size of the file\)")])
-def test_what_a_disk_changes_gets_no_name(
+def test_a_file_that_differs_from_its_source_is_not_kept(
     place: int | None, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     save(tmp_path, {"a": torch.ones(9), "b": torch.ones(9).t()})
@@ -212,7 +212,7 @@ def test_what_a_disk_changes_gets_no_name(
         for name in content.in_order():
             on_written(name)
 
-    monkeypatch.setattr(convert_module, "write_content", write)
+    monkeypatch.setattr(to_safetensors, "write_content", write)
 
     with pytest.raises(ModelError, match=f"The output tensors do not match for key {told}: check the disk"):
         convert(tmp_path)
@@ -268,7 +268,7 @@ def test_shards_without_an_index_get_one(tmp_path: Path):
     assert_same(read_all(tmp_path), expected)
 
 
-def test_a_second_run_makes_what_is_missing_and_nothing_else(tmp_path: Path):
+def test_a_second_run_converts_only_what_is_missing(tmp_path: Path):
     expected = save_sharded(tmp_path)
     convert(tmp_path)
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
@@ -289,10 +289,10 @@ def test_a_third_run_does_nothing(tmp_path: Path, capsys):
 
     assert convert(tmp_path) == []
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
-    assert "converted already" in capsys.readouterr().err
+    assert "already converted" in capsys.readouterr().err
 
 
-def test_a_target_that_is_cut_off_is_made_again(tmp_path: Path):
+def test_a_truncated_target_is_converted_again(tmp_path: Path):
     save(tmp_path, {"w": torch.ones(1000)})
     (tmp_path / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
 
@@ -309,7 +309,7 @@ def test_files_of_a_training_run_are_left_alone(tmp_path: Path):
     assert convert(tmp_path) == ["model.safetensors"]
 
 
-def test_other_weights_beside_the_usual_file_are_left_alone(tmp_path: Path):
+def test_other_weights_next_to_the_standard_file_are_left_alone(tmp_path: Path):
     save(tmp_path, {"w": torch.ones(2)})
     save(tmp_path, {"old": torch.ones(2)}, "model.bin")
     (tmp_path / "ggml-model-f16.bin").write_bytes(b"of another program")
@@ -318,13 +318,13 @@ def test_other_weights_beside_the_usual_file_are_left_alone(tmp_path: Path):
     assert load_file(tmp_path / "model.safetensors").keys() == {"w"}
 
 
-def test_a_pt_file_is_converted_under_its_name(tmp_path: Path):
+def test_a_pt_file_keeps_its_name(tmp_path: Path):
     save(tmp_path, {"w": torch.ones(2)}, "decoder.pt")
 
     assert convert(tmp_path) == ["decoder.safetensors"]
 
 
-def test_nothing_to_convert_is_no_error(tmp_path: Path, capsys):
+def test_having_nothing_to_convert_is_not_an_error(tmp_path: Path, capsys):
     assert convert(tmp_path) == []
     assert "there is nothing to convert" in capsys.readouterr().err
 
@@ -362,15 +362,15 @@ def double_a_name(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (lose_a_shard, r"names pytorch_model-00002-of-00003\.bin, which is not there \(1 of 3 files are missing\)"),
-        (link_to_nothing, "is a link to a file that is gone"),
-        (name_a_file_elsewhere, r"names other/pytorch_model\.bin, which is not there"),
+        (lose_a_shard, r"names pytorch_model-00002-of-00003\.bin, which does not exist \(1 of 3 files are missing\)"),
+        (link_to_nothing, "is a dangling link"),
+        (name_a_file_elsewhere, r"names other/pytorch_model\.bin, which does not exist"),
         (spoil_the_last, r"00003-of-00003\.bin is a web page"),
         (add_an_index, "has several indexes"),
         (double_a_name, r"w is in model-1\.safetensors and in model-2\.safetensors"),
     ],
 )
-def test_files_that_make_no_model_are_refused_before_anything_is_written(
+def test_incomplete_or_inconsistent_files_are_refused_before_anything_is_written(
     spoil: Callable[[Path], None], sentence: str, tmp_path: Path
 ):
     spoil(tmp_path)
@@ -384,7 +384,7 @@ def test_files_that_make_no_model_are_refused_before_anything_is_written(
 @pytest.mark.parametrize(
     "text", ["", '{"weight_map": {"w": "model-00001-of-00009.safetensors"}}'], ids=["cut", "other"]
 )
-def test_an_index_that_is_of_no_use_is_made_anew(text: str, tmp_path: Path):
+def test_a_useless_index_is_replaced(text: str, tmp_path: Path):
     expected = save_sharded(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text(text)
 
@@ -405,11 +405,11 @@ class Evil:
 
 
 @pytest.mark.parametrize("is_zip", [True, False])
-def test_a_pickle_with_code_is_refused_by_name_and_the_code_is_not_run(is_zip: bool, tmp_path: Path):
+def test_a_pickle_with_code_is_refused_and_the_code_not_run(is_zip: bool, tmp_path: Path):
     evil = Evil(f"touch {tmp_path / 'harm'}")
     save(tmp_path, {"w": torch.ones(2), "x": evil}, _use_new_zipfile_serialization=is_zip)
 
-    with pytest.raises(ModelError, match=r"it wants to use posix\.system when it is read"):
+    with pytest.raises(ModelError, match=r"reading it would run posix\.system"):
         convert(tmp_path)
     assert names_in(tmp_path) == ["pytorch_model.bin"]
 
@@ -418,17 +418,17 @@ def test_a_pickle_with_code_is_refused_by_name_and_the_code_is_not_run(is_zip: b
     ("value", "what"),
     [
         (torch.nn.Linear(2, 2), "collections.OrderedDict|torch.nn.modules"),
-        ({"w": torch.ones(2).to_sparse()}, "holds sparse tensors, which safetensors cannot hold"),
-        ({"w": torch.ones(2, dtype=torch.complex64).conj()}, "holds conj views of other tensors, which"),
-        ({"w": torch.ones(2, dtype=torch.complex128)}, "holds tensors of type complex128, which"),
-        ([torch.ones(2)], "holds a list, not names and tensors"),
-        (torch.ones(2), "holds a tensor, not names and tensors"),
-        ({"step": 3}, "holds no tensors"),
+        ({"w": torch.ones(2).to_sparse()}, "contains sparse tensors, which safetensors cannot store"),
+        ({"w": torch.ones(2, dtype=torch.complex64).conj()}, "contains conj views of other tensors, which"),
+        ({"w": torch.ones(2, dtype=torch.complex128)}, "contains tensors of type complex128, which"),
+        ([torch.ones(2)], "contains a list, not named tensors"),
+        (torch.ones(2), "contains a tensor, not named tensors"),
+        ({"step": 3}, "contains no tensors"),
     ],
     ids=["module", "sparse", "conjugate", "complex128", "list", "tensor", "numbers"],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_what_is_no_table_of_tensors_is_refused_with_the_reason(value: Any, what: str, tmp_path: Path):
+def test_files_without_convertible_tensors_are_refused_with_the_reason(value: Any, what: str, tmp_path: Path):
     save(tmp_path, value)
 
     with pytest.raises(ModelError, match=what):
@@ -437,18 +437,18 @@ def test_what_is_no_table_of_tensors_is_refused_with_the_reason(value: Any, what
 
 
 @pytest.mark.parametrize("is_zip", [True, False])
-def test_a_file_cut_off_anywhere_is_refused(is_zip: bool, tmp_path: Path):
+def test_a_file_truncated_anywhere_is_refused(is_zip: bool, tmp_path: Path):
     source = save(tmp_path, {"w": torch.ones(500), "v": torch.ones(500)}, _use_new_zipfile_serialization=is_zip)
     whole = source.read_bytes()
 
     for size in [0, 1, 10, *range(50, len(whole) - 1, 97), len(whole) - 1]:
         source.write_bytes(whole[:size])
-        with pytest.raises(ModelError, match=r"is damaged, not complete, or no file of weights|wants to use"):
+        with pytest.raises(ModelError, match=r"is damaged, incomplete, or not a weight file|reading it would run"):
             convert(tmp_path)
     assert names_in(tmp_path) == ["pytorch_model.bin"]
 
 
-def test_a_small_file_cannot_ask_for_much_memory(tmp_path: Path):
+def test_a_small_file_cannot_allocate_much_memory(tmp_path: Path):
     size = (64 << 30).to_bytes(8, "little")
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x05\x96" + size + b"x.")
 
@@ -456,7 +456,7 @@ def test_a_small_file_cannot_ask_for_much_memory(tmp_path: Path):
         convert(tmp_path)
 
 
-def test_attributes_that_a_pickle_sets_change_no_tensor(tmp_path: Path):
+def test_attributes_set_by_a_pickle_do_not_change_tensors(tmp_path: Path):
     file = save(tmp_path, {"w": torch.ones(4)})
     with zipfile.ZipFile(file) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
@@ -473,7 +473,7 @@ def test_attributes_that_a_pickle_sets_change_no_tensor(tmp_path: Path):
     assert_same(load_file(tmp_path / "model.safetensors"), {"w": torch.ones(4)})
 
 
-def test_bytes_changed_at_random_are_refused_or_read_but_never_run_or_crash(tmp_path: Path):
+def test_randomly_changed_files_are_refused_or_read_without_a_crash(tmp_path: Path):
     source = save(tmp_path, {"w": torch.ones(50), "v": torch.ones(2, 25).T}, _use_new_zipfile_serialization=False)
     whole = source.read_bytes()
     draw = random.Random(0)
@@ -497,7 +497,7 @@ def run_convert(directory: Path, *arguments: str, **options: Any) -> subprocess.
 
 
 @pytest.mark.parametrize("limit", [0, 1, 100, 4096, 300_000, 399_999])
-def test_a_disk_that_fills_up_ends_it_in_a_sentence_and_leaves_nothing(limit: int, tmp_path: Path):
+def test_a_full_disk_is_reported_and_leaves_nothing_behind(limit: int, tmp_path: Path):
     save_sharded(tmp_path, 2, 400_000)
     before = names_in(tmp_path)
 
@@ -505,22 +505,22 @@ def test_a_disk_that_fills_up_ends_it_in_a_sentence_and_leaves_nothing(limit: in
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
     assert (result.returncode, names_in(tmp_path)) == (4, before)
-    assert "No room is left in" in result.stderr
+    assert "No space is left in" in result.stderr
 
 
-def test_a_directory_that_cannot_be_written_is_known_before_work_begins(tmp_path: Path, monkeypatch):
+def test_a_directory_that_cannot_be_written_is_detected_before_work_begins(tmp_path: Path, monkeypatch):
     save_sharded(tmp_path, 1)
 
-    def refuse(**options: object) -> None:  # root may write where others may not
+    def refuse(**options: object) -> None:  # as root ignores permissions
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(tempfile, "NamedTemporaryFile", refuse)
 
-    with pytest.raises(UsageError, match=r"cannot be written \(Read-only file system\): converted files go beside"):
+    with pytest.raises(UsageError, match=r"cannot be written \(Read-only file system\): converted files go next to"):
         convert(tmp_path)
 
 
-def test_events_for_scripts_end_with_what_was_made(tmp_path: Path):
+def test_json_events_end_with_the_converted_files(tmp_path: Path):
     save_sharded(tmp_path, 2)
 
     events = [json.loads(line) for line in run_convert(tmp_path, "--json").stdout.splitlines()]
@@ -534,7 +534,7 @@ def test_torch_is_not_imported(tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
     program = (
         "import sys; from pathlib import Path\n"
-        "from tgis_cli.model_files.convert.convert import convert_to_safetensors as c\n"
+        "from tgis_cli.model_files.convert.to_safetensors import convert_to_safetensors as c\n"
         "c(Path(sys.argv[1]), as_json=False); print('torch' in sys.modules)"
     )
 
@@ -543,7 +543,7 @@ def test_torch_is_not_imported(tmp_path: Path):
     assert result.stdout == "False\n"
 
 
-def test_two_conversions_at_once_share_the_work(tmp_path: Path):
+def test_two_conversions_at_once_convert_each_file_once(tmp_path: Path):
     expected = save_sharded(tmp_path, 2, 30_000_000)
     command = [TGIS, "convert-to-safetensors", tmp_path]
 
@@ -556,7 +556,7 @@ def test_two_conversions_at_once_share_the_work(tmp_path: Path):
 
 
 @pytest.mark.parametrize("num_kills", NUM_KILLS)
-def test_conversions_killed_at_random_moments_leave_nothing_wrong_and_the_next_one_completes(
+def test_conversions_killed_at_random_moments_leave_no_damage_and_the_next_one_completes(
     tmp_path: Path, num_kills: int
 ):
     expected = save_sharded(tmp_path, 4, 24_000_000)

@@ -1,4 +1,4 @@
-"""What a plan predicts is what loading takes."""
+"""A plan predicts the memory that loading takes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_weights_and_kv_cache_are_predicted_within_5_percent(
     dtype: str, is_tied: bool, num_shard: int, machine: Machine, tmp_path: Path
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"tie_word_embeddings": is_tied}))
-    write_converted_header(tmp_path)  # all weights are zeros, which fill memory like others
+    write_converted_header(tmp_path)  # zeros fill memory like any other weights
     run = make_run(tmp_path, tmp_path, dtype=dtype, num_shard=num_shard, kv_cache_memory=KV_BYTES)
 
     fit = fit_shards(run, machine, inspect(tmp_path, num_shard).sizes)
@@ -57,5 +57,5 @@ def test_weights_and_kv_cache_are_predicted_within_5_percent(
 
 
 @pytest.mark.parametrize("dtype", ["float32", *PACKING_FLAGS])
-def test_packing_is_foreseen_without_torch(dtype: str) -> None:
+def test_packing_is_predicted_without_torch(dtype: str) -> None:
     assert cpu_packs(dtype) == can_prepack(getattr(torch, dtype))

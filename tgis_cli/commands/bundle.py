@@ -31,14 +31,13 @@ def bundle(
     """
     as_json = json_ and target != "-"
     with failures_as_events(as_json=as_json):
-        from tgis_cli.model_files.bundle import describe_model_dir, make_bundle
+        from tgis_cli.model_files.bundle import make_bundle, make_manifest
         from tgis_cli.model_files.cache.folder import CacheFolder
-        from tgis_cli.model_files.cache.inventory import (
+        from tgis_cli.model_files.inventory import (
             find_broken_config,
             find_broken_tokenizer,
             find_weight_problems,
             inspect_snapshot,
-            read_references,
         )
 
         cache_dir = get_cache_dir(os.environ)
@@ -48,7 +47,7 @@ def bundle(
             folder = CacheFolder(cache_dir, model)
             problems = inspect_snapshot(folder, model, model_dir.name, ()).problems
             name = model
-            revisions = tuple(ref for ref, commit in read_references(folder.root).items() if commit == model_dir.name)
+            revisions = tuple(ref for ref, commit in folder.read_references().items() if commit == model_dir.name)
         else:
             problems = (
                 *find_broken_config(model_dir),
@@ -57,7 +56,7 @@ def bundle(
             )
         if problems:
             raise ModelError(f"{model} is not complete: {problems[0]}.")
-        manifest = describe_model_dir(model_dir, name, revisions)
+        manifest = make_manifest(model_dir, name, revisions)
         with show_progress("packing", manifest.num_bytes, as_json=as_json) as progress:
             make_bundle(model_dir, manifest, target, progress.advance)
         where = "a stream" if target == "-" else target

@@ -24,7 +24,7 @@ def convert_to_safetensors(
     Each file is compared with its source before it gets its name. An interrupted conversion resumes on the next run.
     """
     with failures_as_events(as_json=json_):
-        from tgis_cli.model_files.convert.convert import convert_to_safetensors as convert
+        from tgis_cli.model_files.convert.to_safetensors import convert_to_safetensors as convert
 
         model_dir = find_model_dir(model, revision, get_cache_dir(os.environ))
         converted = convert(model_dir, as_json=json_)

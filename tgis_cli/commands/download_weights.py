@@ -52,11 +52,11 @@ def download_weights(
     the hub's.
     """
     with failures_as_events(as_json=json_):
-        from tgis_cli.model_files.download.download import Transfers
-        from tgis_cli.model_files.download.get_model import Order
         from tgis_cli.model_files.download.servable import get_servable
+        from tgis_cli.model_files.download.snapshot import Order
+        from tgis_cli.model_files.download.transfers import TransferOptions
 
-        transfers = Transfers(num_parallel=parallel, stall_s=stall_timeout)
+        transfers = TransferOptions(num_parallel=parallel, stall_s=stall_timeout)
         order = Order(model, revision, extension, auto_convert, verify, transfers)
         model_dir = get_servable(order, token, get_cache_dir(os.environ), dry_run=dry_run, as_json=json_)
         if model_dir:

@@ -26,7 +26,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def models(ctx: typer.Context, json_: Json = False) -> None:
     """List the models in the local cache with their revision, size, engine, and whether they are complete."""
     if ctx.invoked_subcommand is None:
-        from tgis_cli.model_files.cache.inventory import list_models
+        from tgis_cli.model_files.inventory import list_models
         from tgis_cli.model_files.inventory_table import print_models
 
         cache_dir = get_cache_dir(os.environ)
@@ -49,9 +49,9 @@ def rm(
     json_: Json = False,
 ) -> None:
     """Remove a model, or one revision of it, from the local cache. Files that other revisions use stay."""
-    from tgis_cli.model_files.cache.removal import plan_removal, remove
+    from tgis_cli.model_files.cache.removal import prepare_removal, remove
 
-    removal = plan_removal(get_cache_dir(os.environ), model, revision)
+    removal = prepare_removal(get_cache_dir(os.environ), model, revision)
     if not json_:
         print(removal.describe(), flush=True)
     if not dry_run:

@@ -42,7 +42,7 @@ def plan(
     Takes the options of `tgis launch`. The exit code is 4 if the model does not fit.
     """
     from tgis_cli.machine import probe_machine
-    from tgis_cli.plan import describe, make_report, open_model, read_devices
+    from tgis_cli.plan import describe_report, make_report, open_model, read_devices
 
     environ = dict(os.environ)
     loaded = load_config(flags, environ, config_file)
@@ -51,7 +51,7 @@ def plan(
     devices = read_devices(gpu, cpu, loaded.config, machine)
     with failures_as_events(as_json=json_), open_model(loaded.config, environ, token) as source:
         report = make_report(source, devices, loaded, environ)
-        print(json.dumps(report.as_dict(), indent=1, default=str) if json_ else "\n".join(describe(report)))
+        print(json.dumps(report.as_dict(), indent=1, default=str) if json_ else "\n".join(describe_report(report)))
     if report.problem is not None:
         raise report.problem
 

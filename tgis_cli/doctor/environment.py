@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tgis_cli.decide.legacy_settings import BY_NAME, warn_of_settings
 from tgis_cli.doctor.verdict import Subject, Verdict, fail, ok, warn
-from tgis_cli.model_files.cache.place import CURRENT, DEPRECATED
+from tgis_cli.model_files.cache.location import CACHE_VARIABLE, DEPRECATED_VARIABLES
 from tgis_cli.supervisor.environment import ALLOCATOR, SECRETS
 from tgis_server.host.proxies import PROXIES, find_proxy, host_of
 from tgis_server.options import FALSE_WORDS, options
@@ -113,7 +113,7 @@ def split_paths(environ: Mapping[str, str], name: str) -> list[Path]:
 def check_hub(subject: Subject) -> Iterator[Verdict]:
     """Variables that downloads use."""
     environ = subject.environ
-    names = (CURRENT, *DEPRECATED, "HF_HOME", "HF_HUB_OFFLINE", "HF_ENDPOINT")
+    names = (CACHE_VARIABLE, *DEPRECATED_VARIABLES, "HF_HOME", "HF_HUB_OFFLINE", "HF_ENDPOINT")
     given = [f"{name}={mask_credentials(environ[name])}" for name in names if environ.get(name)]
     tokens = [f"{name} is set (and not shown)" for name in SECRETS if environ.get(name)]
     endpoint = environ.get("HF_ENDPOINT")

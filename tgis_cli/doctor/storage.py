@@ -16,7 +16,7 @@ from tgis_cli.decide.preflight import MAX_SOCKET_PATH_BYTES, check_socket
 from tgis_cli.doctor.verdict import Subject, Verdict, failed, ok, warn
 from tgis_cli.machine.words import count
 from tgis_cli.model_files import find_cache_dir, is_homeless, list_folders
-from tgis_cli.model_files.cache.disk import count_free_bytes, describe_room
+from tgis_cli.model_files.cache.disk import count_free_bytes, describe_free_space
 from tgis_cli.supervisor.run_dir import PREFIX, is_leftover, sort_failed
 from tgis_server import failures
 from tgis_server.errors import TgisError
@@ -64,7 +64,9 @@ def check_run_dir(subject: Subject) -> Iterator[Verdict]:
         )
     else:
         noexec = ", mounted noexec, which is fine" if status.f_flag & os.ST_NOEXEC else ""
-        yield ok(f"Run directories are created in {parent}: {describe_room(free_bytes)}{noexec}.", path=str(parent))
+        yield ok(
+            f"Run directories are created in {parent}: {describe_free_space(free_bytes)}{noexec}.", path=str(parent)
+        )
 
 
 def check_log_file(subject: Subject) -> Iterator[Verdict]:
@@ -159,14 +161,14 @@ def check_cache(subject: Subject) -> Iterator[Verdict]:
             **named,
         )
     else:
-        yield ok(f"{where}: {describe_room(free_bytes)}.", **named)
+        yield ok(f"{where}: {describe_free_space(free_bytes)}.", **named)
 
 
 def check_cache_content(subject: Subject) -> Iterator[Verdict]:
     """Links that are broken or leave a model's folder, missing snapshots, damaged and unfinished files."""
     from tgis_cli.model_files.cache.disk import INCOMPLETE
     from tgis_cli.model_files.cache.folder import CacheFolder
-    from tgis_cli.model_files.cache.inventory import list_revisions
+    from tgis_cli.model_files.inventory import list_revisions
 
     try:
         cache_dir = find_cache_dir(subject.environ)[0]

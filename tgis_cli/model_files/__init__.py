@@ -1,7 +1,7 @@
-"""Finding, downloading, converting and carrying model files. Serving uses what finds them only."""
+"""Finding, downloading, converting and bundling model files. Serving only needs the part that finds them."""
 
-from tgis_cli.model_files.cache.lookup import find_model_dir, is_in_cache, list_folders
-from tgis_cli.model_files.cache.place import find_cache_dir, get_cache_dir, is_homeless
+from tgis_cli.model_files.cache.location import find_cache_dir, get_cache_dir, is_homeless
+from tgis_cli.model_files.cache.model_dir import find_model_dir, is_in_cache, list_folders
 from tgis_cli.model_files.model_config import read_model_config
 
 __all__ = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from tgis_cli.model_files.cache.inventory import CachedModel
+from tgis_cli.model_files.inventory import CachedModel
 from tgis_cli.terminal.progress import format_seconds
 from tgis_cli.terminal.tables import make_table, open_console
 from tgis_server.words.sizes import format_bytes

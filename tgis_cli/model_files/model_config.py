@@ -1,4 +1,4 @@
-"""``config.json`` of a model directory, as it stands; what it means to an engine is the engine's business."""
+"""``config.json`` of a model directory, uninterpreted: only an engine knows what it means."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from tgis_server.model_files import read_json
 
 
 def read_model_config(model_dir: Path) -> dict[str, Any]:
-    """The file as a dictionary.
-
+    """
     Raises:
-        ModelError: it is not readable, or not an object.
+        ModelError: the file cannot be read, or is not a JSON object.
     """
     return read_json(model_dir / "config.json")

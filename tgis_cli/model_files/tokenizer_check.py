@@ -1,4 +1,4 @@
-"""Whether a model's tokenizer can be used, asked of the code that a start runs."""
+"""Whether a model's tokenizer can be used, checked by the code that a start runs."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 from tgis_server import failures
 from tgis_server.host.regular_file import open_regular
 
-BORDER_BYTES = 256  # of a file, at both of its ends
+EDGE_BYTES = 256  # read at each end of a file
 
 
 def check_tokenizer(model_dir: Path) -> None:
-    """Quickly: only what looks damaged is read as a start reads it, which takes seconds for a large vocabulary.
+    """Check quickly: only files that look damaged are fully loaded, which takes seconds for a large vocabulary.
 
     Raises:
-        ModelError: the front-end would end with it.
+        ModelError: the error with which the front-end would fail.
     """
     file = model_dir / "tokenizer.json"
     if not os.path.lexists(file):
@@ -25,13 +25,13 @@ def check_tokenizer(model_dir: Path) -> None:
 
 
 def load_tokenizer(model_dir: Path) -> list[str]:
-    """Read the tokenizer as a start does.
+    """Load the tokenizer as a start does.
 
     Returns:
-        Sentences to warn of.
+        Warnings.
 
     Raises:
-        ModelError: the front-end would end with it.
+        ModelError: the error with which the front-end would fail.
     """
     from tgis_server.frontend.text import load_vocabulary
 
@@ -42,14 +42,14 @@ def load_tokenizer(model_dir: Path) -> list[str]:
 
 
 def looks_damaged(file: Path) -> bool:
-    """Whether a file is there and cannot be a JSON object, by its first and last bytes."""
+    """Whether a file exists and cannot be a JSON object, judging by its first and last bytes."""
     try:
         with open_regular(file) as stream:
-            beginning = stream.read(BORDER_BYTES)
-            stream.seek(max(0, os.fstat(stream.fileno()).st_size - BORDER_BYTES))
+            beginning = stream.read(EDGE_BYTES)
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - EDGE_BYTES))
             end = stream.read()
     except FileNotFoundError:
-        return os.path.lexists(file)  # as a link to nothing
+        return os.path.lexists(file)  # a dangling link
     except OSError:
         return True
     return not (beginning.lstrip().startswith(b"{") and end.rstrip().endswith(b"}"))

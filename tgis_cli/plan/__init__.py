@@ -1,11 +1,11 @@
-"""What a model needs and where it fits, from config.json and the headers of its weights. Starts and loads nothing.
+"""What a model needs and where it fits, from config.json and the headers of its weights, without starting anything.
 
-Decides with the launcher's own ``resolve`` and the engine's own arithmetic, so that a plan and a start cannot disagree.
+Uses the launcher's ``resolve`` and the engine's arithmetic, so a plan and a start cannot disagree.
 """
 
 from tgis_cli.plan.devices import Devices, read_devices
-from tgis_cli.plan.report import Report, make_report
+from tgis_cli.plan.report import PlanReport, make_report
 from tgis_cli.plan.source import open_model
-from tgis_cli.plan.text import describe
+from tgis_cli.plan.text import describe_report
 
-__all__ = ["Devices", "Report", "describe", "make_report", "open_model", "read_devices"]
+__all__ = ["Devices", "PlanReport", "describe_report", "make_report", "open_model", "read_devices"]

@@ -1,4 +1,4 @@
-"""The devices that a plan is for: this machine's, or those that ``--gpu`` and ``--cpu`` state."""
+"""The devices of a plan: this machine's, or those stated with ``--gpu`` and ``--cpu``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tgis_server.errors import UsageError
 from tgis_server.options import ServeConfig, parse_bytes
 from tgis_server.words.sizes import GIB, format_bytes
 
-# GiB that CUDA can allocate on each, which is less than the name says: ECC and firmware take their part.
+# GiB that CUDA can allocate, less than the nominal size because of ECC and firmware.
 GPU_GIB = {
     "T4": 14.6,
     "A10": 22.0,
@@ -27,23 +27,23 @@ GPU_GIB = {
     "H200": 139.7,
     "B200": 178.3,
 }
-STATED_GPUS = 64  # tried at most where --gpu says no number
-MIN_BYTES = 1 << 20  # below it, somebody has forgotten the unit
+STATED_GPUS = 64  # most GPUs tried if --gpu states no number
+MIN_BYTES = 1 << 20  # for anything smaller the unit has been forgotten
 
 
 @dataclass(frozen=True, slots=True)
 class Devices:
-    """Where the model shall run."""
+    """The devices to run on."""
 
     machine: Machine
     stated: str = ""  # as the user named them; empty: this machine's own
 
 
 def read_devices(gpu: str | None, cpu: str | None, config: ServeConfig, machine: Machine) -> Devices:
-    """What the options state, in the place of what this machine has.
+    """This machine with its devices replaced by the stated ones, if any.
 
     Raises:
-        UsageError: they cannot be understood, or contradict other options.
+        UsageError: the options are malformed, or contradict others.
     """
     if gpu is not None and cpu is not None:
         raise UsageError("--gpu and --cpu contradict each other: leave one out.")
@@ -66,7 +66,7 @@ def read_devices(gpu: str | None, cpu: str | None, config: ServeConfig, machine:
 
 
 def read_gpu(text: str) -> tuple[str, int]:
-    """``80GiB``, ``H100``, ``L4x2`` or ``2xL4``: size or name, and how many; 0 = as many as are needed."""
+    """Parse ``80GiB``, ``H100``, ``L4x2`` or ``2xL4``: size or name, and number; 0: as many as needed."""
     if re.search(r"\s*[x*]\s*0+$", text, re.IGNORECASE):
         raise UsageError(f"--gpu is {text!r}, but there must be at least one.")
     number = r"[1-9]\d{0,2}"
@@ -75,7 +75,7 @@ def read_gpu(text: str) -> tuple[str, int]:
 
 
 def known_gpu_bytes(name: str) -> int:
-    """The memory of a GPU by its name, however it is spelled; 0 if it is not in the table."""
+    """The memory of a GPU by name, in any spelling; 0 if it is not in the table."""
     key = re.sub(r"nvidia|tesla|rtx|[-_\s]|gi?b$", "", name.lower())
     sizes = {known.lower().replace("-", ""): gib for known, gib in GPU_GIB.items()}
     return int(sizes.get(key, 0) * GIB)

@@ -1,7 +1,7 @@
-"""How a model and its keys and values fit on so many shards. Pure: a run, facts about a machine, and sizes of a model.
+"""How a model and its KV cache fit on a number of shards. Pure: computed from a run, a machine and a model's sizes.
 
-Everything about memory is decided by the engine, as it decides for a shard that loads.
-What is predicted here is only what a shard will find free.
+The engine divides the memory, as it does for a shard that loads. Only the memory that a shard will find free is
+predicted here.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from tgis_server.errors import NotEnoughDevices
 from tgis_server.run import Run
 
 MIB = 1 << 20
-# Taken by a shard before it loads, or by its neighbours: not yet gone when a plan asks what is free.
+# Memory that a shard or its neighbours use before loading, still free at the time of the plan.
 CUDA_CONTEXT_BYTES = 560 * MIB  # with torch's kernels and cuBLAS; 400 to 650, by GPU and driver
-NCCL_BYTES = 400 * MIB  # buffers of its channels, where shards talk to each other
+NCCL_BYTES = 400 * MIB  # channel buffers, with more than one shard
 CPU_PROCESS_BYTES = 200 * MIB  # 160 with torch imported, and the front-end
 
 MAX_COMPARED_SHARDS = 8
@@ -28,10 +28,10 @@ TYPICAL_LENGTHS = (4096, 1024)
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What a number of shards comes to. Bytes are those of one shard, the poorest where they differ."""
+    """The result for a number of shards. Bytes are per shard; where shards differ, the worst."""
 
     num_shard: int
-    weights_by_rank: tuple[int, ...]  # bytes, as they are held
+    weights_by_rank: tuple[int, ...]  # bytes in memory
     step_bytes: int
     free_bytes: int  # before loading
     kv_bytes_per_token: int
@@ -44,12 +44,12 @@ class Fit:
 
     @property
     def weight_bytes(self) -> int:
-        """On the shard that holds most."""
+        """On the shard with the most."""
         return max(self.weights_by_rank)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens whose keys and values have room, of all sequences together."""
+        """Capacity of the KV cache in tokens, for all sequences together."""
         return self.num_blocks * self.block_size
 
     @property
@@ -57,14 +57,14 @@ class Fit:
         return self.num_tokens * self.kv_bytes_per_token
 
     def num_sequences(self, length: int) -> int:
-        """How many of them run at once when each is so long; 0 if one is too long."""
+        """How many sequences of this length run at once; 0 if it is too long."""
         if not 0 < length <= self.max_sequence_length:
             return 0
         return min(self.max_batch_size, self.num_blocks // -(-length // self.block_size))
 
     @property
     def sequences(self) -> dict[int, int]:
-        """Sequences at once by their length: the longest, and typical ones."""
+        """Sequences at once by length: the longest, and typical ones."""
         lengths = (self.max_sequence_length, *(n for n in TYPICAL_LENGTHS if n < self.max_sequence_length))
         return {length: self.num_sequences(length) for length in lengths if length}
 
@@ -88,7 +88,7 @@ class Fit:
 
 
 def fit_shards(run: Run, machine: Machine, sizes: ModelSizes) -> Fit:
-    """What a start of ``run`` would find and decide. Its number of shards divides the model."""
+    """What a start of ``run`` would decide. Its number of shards must divide the model."""
     ranks = [sizes.rank_memory(run, rank) for rank in range(run.num_shard)]
     free = [free_before_loading(run, machine, rank, memory) for rank, memory in enumerate(ranks)]
     fit = Fit(
@@ -108,32 +108,32 @@ def fit_shards(run: Run, machine: Machine, sizes: ModelSizes) -> Fit:
 
 
 def divide(fit: Fit, ranks: list[RankMemory], free: list[int]) -> Fit:
-    """The poorest rank decides for all, as it does after loading."""
+    """The rank with the smallest budget decides for all, as after loading."""
     for rank, free_bytes in zip(ranks, free, strict=True):
         rank.check(free_bytes)
     budgets = [rank.divide(free_bytes - rank.weight_bytes) for rank, free_bytes in zip(ranks, free, strict=True)]
-    poorest = min(budgets, key=lambda budget: (budget.num_blocks, budget.max_sequence_length))
+    smallest = min(budgets, key=lambda budget: (budget.num_blocks, budget.max_sequence_length))
     return replace(
         fit,
-        num_blocks=poorest.num_blocks,
-        max_sequence_length=poorest.max_sequence_length,
-        notes=poorest.notes,
+        num_blocks=smallest.num_blocks,
+        max_sequence_length=smallest.max_sequence_length,
+        notes=smallest.notes,
     )
 
 
 def free_before_loading(run: Run, machine: Machine, rank: int, memory: RankMemory) -> int:
-    """What a rank will find free when it begins to load."""
+    """The memory that a rank will find free when it starts loading."""
     if run.device == "cpu":
         return max(0, machine.free_bytes // run.num_shard - CPU_PROCESS_BYTES)
     gpu = machine.gpus[rank]
     if not gpu.total_bytes:
-        raise NotEnoughDevices(f"The memory of {gpu} is not known here: state it, as in --gpu 80GiB.")
+        raise NotEnoughDevices(f"The memory of {gpu} is unknown: state it, for example with --gpu 80GiB.")
     context = CUDA_CONTEXT_BYTES + (NCCL_BYTES if run.num_shard > 1 else 0)
     return memory.usable_gpu_bytes(gpu.free_bytes - context, gpu.total_bytes)
 
 
 def compare_shards(run: Run, machine: Machine, sizes: ModelSizes, valid: Iterable[int]) -> Iterator[Fit]:
-    """Usual numbers of shards of those that are valid, and more until one fits; on a CPU only the run's own."""
+    """Try the valid numbers of shards up to the usual maximum, and more until one fits; on a CPU only the run's."""
     if run.device == "cpu":
         yield fit_shards(run, machine, sizes)
         return

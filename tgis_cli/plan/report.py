@@ -1,4 +1,4 @@
-"""A plan as a whole: what the model is, how it fits, and what a start would choose."""
+"""The complete plan: facts about the model, how it fits, and what a start would choose."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tgis_cli.model_files.cache.disk import OTHER_CACHE, check_disk, free_disk_b
 from tgis_cli.model_files.tokenizer_check import check_tokenizer, load_tokenizer
 from tgis_cli.plan.devices import Devices
 from tgis_cli.plan.fit import Fit, compare_shards
-from tgis_cli.plan.source import Source
+from tgis_cli.plan.source import ModelSource
 from tgis_server.engines.catalogue import find_engine
 from tgis_server.engines.door import ModelSummary
 from tgis_server.errors import ModelError, NotEnoughDevices, TgisError
@@ -29,7 +29,7 @@ ABOUT_FILES_HERE = ("model_dir",)
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """What the headers say."""
+    """The weights according to their headers."""
 
     num_parameters: int
     num_bytes: int
@@ -51,26 +51,26 @@ class Weights:
 
 
 @dataclass(slots=True)
-class Report:
-    """Filled as far as there is something to tell."""
+class PlanReport:
+    """A plan; fields stay empty if a problem ends it early."""
 
-    source: Source
+    source: ModelSource
     devices: Devices
     weights: Weights | None = None
-    summary: ModelSummary | None = None  # of config.json; None: no engine serves the model
+    summary: ModelSummary | None = None  # from config.json; None: no engine supports the model
     resolved: Resolved | None = None
-    fits: list[Fit] = field(default_factory=list)  # by number of shards; empty if no engine serves the model
+    fits: list[Fit] = field(default_factory=list)  # by number of shards; empty if no engine supports the model
     chosen: Fit | None = None
     problem: TgisError | None = None  # why a start would fail
 
     @property
     def free_disk_bytes(self) -> int | None:
-        """Where a download or a conversion would go."""
+        """Free space where a download or a conversion would be written."""
         return free_disk_bytes(self.source.target_dir) if self.source.target_dir else None
 
     @property
     def inferred(self) -> dict[str, dict[str, Any]]:
-        """What a start would choose, but nothing about a machine or files that are not the ones here."""
+        """What a start would choose, without facts that depend on another machine or on files that are missing here."""
         found = self.resolved.inferred() if self.resolved else {}
         left_out = ABOUT_THIS_MACHINE if self.devices.stated else ABOUT_FILES_HERE if self.source.is_stand_in else ()
         return {name: entry for name, entry in found.items() if name not in left_out}
@@ -119,26 +119,26 @@ class Report:
         }
 
 
-def make_report(source: Source, devices: Devices, loaded: LoadedConfig, environ: Mapping[str, str]) -> Report:
-    """Everything that can be told; what ends it early becomes ``problem``."""
-    report = Report(source, devices)
+def make_report(source: ModelSource, devices: Devices, loaded: LoadedConfig, environ: Mapping[str, str]) -> PlanReport:
+    """Make a plan; an error that ends it early becomes its ``problem``."""
+    report = PlanReport(source, devices)
     try:
-        fill(report, loaded, environ)
+        fill_report(report, loaded, environ)
     except TgisError as error:
         report.problem = name_model(error, source)
     return report
 
 
-def fill(report: Report, loaded: LoadedConfig, environ: Mapping[str, str]) -> None:
+def fill_report(report: PlanReport, loaded: LoadedConfig, environ: Mapping[str, str]) -> None:
     source, devices = report.source, report.devices
-    with suppress(ModelError):  # what is wrong with the model is told below, as a start tells it
+    with suppress(ModelError):  # problems of the model are reported below, as by a start
         headers = read_headers(source.model_dir, find_weights(source.model_dir))
         report.weights = Weights.of({name: info for header in headers for name, info in header.items()})
     with suppress(ModelError):
         _, report.summary = find_engine(source.model_dir)
     if devices.stated:
         environ = {name: value for name, value in environ.items() if name not in GPU_LISTS}
-    config = replace(loaded.config, rehearse=False)  # which would need nothing at all
+    config = replace(loaded.config, rehearse=False)  # a rehearsal needs no memory
     if source.is_stand_in:
         config = replace(config, model_name=str(source.model_dir))
     loaded = replace(loaded, config=config)
@@ -163,9 +163,9 @@ def fill(report: Report, loaded: LoadedConfig, environ: Mapping[str, str]) -> No
         check_disk(source.target_dir, source.missing_bytes + source.convert_bytes, source.model, otherwise)
 
 
-def judge_tokenizer(report: Report, model_dir: Path) -> None:
-    """One that is damaged keeps the model from starting. A plan can do without one, which may be made yet."""
-    assert report.resolved is not None, "what is planned has been resolved"
+def judge_tokenizer(report: PlanReport, model_dir: Path) -> None:
+    """A damaged tokenizer prevents a start; a missing one is only a warning, as it can still be made."""
+    assert report.resolved is not None, "the plan has been resolved"
     try:
         check_tokenizer(model_dir)
         warnings = load_tokenizer(model_dir)
@@ -176,8 +176,8 @@ def judge_tokenizer(report: Report, model_dir: Path) -> None:
     report.resolved = replace(report.resolved, warnings=(*report.resolved.warnings, *warnings))
 
 
-def resolve_as(loaded: LoadedConfig, environ: Mapping[str, str], report: Report) -> Resolved:
-    """What a start would choose, in words of what the user has said."""
+def resolve_as(loaded: LoadedConfig, environ: Mapping[str, str], report: PlanReport) -> Resolved:
+    """What a start would choose, with reasons in terms of the user's input."""
     source, devices = report.source, report.devices
     resolved = resolve(loaded, environ, devices.machine)
     reasons = dict(resolved.reasons)
@@ -186,6 +186,6 @@ def resolve_as(loaded: LoadedConfig, environ: Mapping[str, str], report: Report)
     return replace(resolved, run=replace(resolved.run, model_id=source.model), reasons=reasons)
 
 
-def name_model(error: TgisError, source: Source) -> TgisError:
-    """The user knows nothing of the directory that stands for the model."""
+def name_model(error: TgisError, source: ModelSource) -> TgisError:
+    """Replace the temporary directory in an error by the name that the user gave."""
     return type(error)(str(error).replace(str(source.model_dir), source.model)) if source.is_stand_in else error

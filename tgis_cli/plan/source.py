@@ -1,4 +1,4 @@
-"""Where a plan gets its model from: a directory, the local cache, or the hub, of which only headers are read."""
+"""Finds the model of a plan: in a directory, the local cache, or on the hub, from which only headers are read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tgis_cli.decide.resolve import DEMO_MODEL_DIR
 from tgis_cli.model_files import find_model_dir, get_cache_dir, is_in_cache
-from tgis_cli.model_files.convert.convert import find_sources
+from tgis_cli.model_files.convert.to_safetensors import find_sources
 from tgis_server.errors import ModelError, UsageError
 from tgis_server.model_files import find_weights
 from tgis_server.options import ServeConfig
@@ -22,26 +22,26 @@ COPIED = ("config.json", "generation_config.json")
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """A directory that can be inspected like a model's, and what it stands for."""
+class ModelSource:
+    """A directory to inspect in place of the model, and facts about the real files."""
 
     model: str  # as the user wrote it
     model_dir: Path
-    where: str  # in words
+    where: str  # for people
     num_bytes: int  # of the model's files
-    missing_bytes: int = 0  # of these, still to be downloaded
-    target_dir: Path | None = None  # where files would be written; None: nothing is left to do
-    convert_bytes: int = 0  # of safetensors, still to be made of PyTorch weights
-    is_stand_in: bool = False  # model_dir holds no data
+    missing_bytes: int = 0  # still to be downloaded
+    target_dir: Path | None = None  # where files would be written; None: there is nothing to write
+    convert_bytes: int = 0  # size of the safetensors still to be converted
+    is_stand_in: bool = False  # model_dir is a temporary directory without data
     is_on_hub: bool = False
 
 
 @contextmanager
-def open_model(config: ServeConfig, environ: Mapping[str, str], token: str | None) -> Iterator[Source]:
-    """Find a model as a start does, or else ask the hub; nothing stays on the disk.
+def open_model(config: ServeConfig, environ: Mapping[str, str], token: str | None) -> Iterator[ModelSource]:
+    """Find a model as a start does, or else on the hub. Temporary files are removed afterwards.
 
     Raises:
-        UsageError, ModelError, HubError: it is in no place, or cannot be asked for.
+        UsageError, ModelError, HubError: it is not found, or the hub cannot be reached.
     """
     name = config.model_name
     with ExitStack() as stack:
@@ -51,12 +51,12 @@ def open_model(config: ServeConfig, environ: Mapping[str, str], token: str | Non
                 return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tgis-plan-")))
             except OSError as error:
                 raise UsageError(
-                    f"No temporary directory can be made for the headers of {name} ({error.strerror}): name a writable "
-                    "one with TMPDIR."
+                    f"No temporary directory can be created for the headers of {name} ({error.strerror}): name a "
+                    "writable one with TMPDIR."
                 ) from error
 
         if name is None:
-            yield Source("demo", DEMO_MODEL_DIR, "the demo model that comes with TGIS", sum_files(DEMO_MODEL_DIR))
+            yield ModelSource("demo", DEMO_MODEL_DIR, "the demo model that comes with TGIS", sum_files(DEMO_MODEL_DIR))
             return
         cache_dir = get_cache_dir(environ)
         yield (
@@ -65,8 +65,10 @@ def open_model(config: ServeConfig, environ: Mapping[str, str], token: str | Non
         )
 
 
-def find_local(name: str, config: ServeConfig, cache_dir: Path, make_directory: Callable[[], Path]) -> Source | None:
-    """What is here already, if its weights are."""
+def find_local(
+    name: str, config: ServeConfig, cache_dir: Path, make_directory: Callable[[], Path]
+) -> ModelSource | None:
+    """The local model; ``None`` if it has to be downloaded."""
     try:
         model_dir = find_model_dir(name, config.revision, cache_dir)
     except ModelError:
@@ -86,13 +88,13 @@ def find_local(name: str, config: ServeConfig, cache_dir: Path, make_directory: 
             sources = {}
         if not sources:
             if is_cached:
-                return None  # a part of a download: the hub knows the rest
+                return None  # a partial download, so the hub is needed
             raise
         directory = make_directory()
         for copied in COPIED:
             with suppress(FileNotFoundError):
                 shutil.copyfile(model_dir / copied, directory / copied)
-        return Source(
+        return ModelSource(
             name,
             directory,
             where,
@@ -101,21 +103,21 @@ def find_local(name: str, config: ServeConfig, cache_dir: Path, make_directory: 
             convert_bytes=lay_out_converted(sources, directory),
             is_stand_in=True,
         )
-    return Source(name, model_dir, where, sum_files(model_dir))
+    return ModelSource(name, model_dir, where, sum_files(model_dir))
 
 
 def lay_out_converted(sources: Mapping[Path, Path], directory: Path) -> int:
-    """What a conversion would make of PyTorch weights, but for their data.
+    """Lay out the headers that a conversion of PyTorch weights would make.
 
     Returns:
-        The bytes that it has still to make.
+        The size of the files that are not converted yet.
 
     Raises:
         ModelError: they cannot be converted.
     """
-    from tgis_cli.model_files.convert.convert import find_index_to_make, join_names, read_content, write_index
+    from tgis_cli.model_files.convert.to_safetensors import find_index_to_make, join_names, read_content, write_index
     from tgis_cli.model_files.download.remote_headers import write_content_with_hole
-    from tgis_cli.model_files.download.selection import is_whole
+    from tgis_cli.model_files.whole_weights import is_whole
 
     contents = {}
     for target, source in sources.items():
@@ -127,29 +129,29 @@ def lay_out_converted(sources: Mapping[Path, Path], directory: Path) -> int:
     return sum(contents[directory / target.name].num_bytes for target in sources if not is_whole(target))
 
 
-def ask_hub(name: str, config: ServeConfig, cache_dir: Path, directory: Path, token: str | None) -> Source:
-    from tgis_cli.model_files.download.download import Transfers
-    from tgis_cli.model_files.download.get_model import Order
+def ask_hub(name: str, config: ServeConfig, cache_dir: Path, directory: Path, token: str | None) -> ModelSource:
     from tgis_cli.model_files.download.hub import get_endpoint
     from tgis_cli.model_files.download.hub_token import find_token
     from tgis_cli.model_files.download.remote_headers import fetch_headers, write_converted_header
+    from tgis_cli.model_files.download.snapshot import Order
+    from tgis_cli.model_files.download.transfers import TransferOptions
 
     def tell(sentence: str) -> None:
         print(sentence, file=sys.stderr)
 
-    order = Order(name, config.revision or "main", transfers=Transfers(find_token(token, os.environ, tell)))
-    planned = fetch_headers(order, cache_dir, directory, tell)
-    if planned.selection.pytorch_bytes:
-        with suppress(ModelError):  # no engine knows the model
-            write_converted_header(directory, planned.selection.pytorch_bytes)
-    return Source(
+    order = Order(name, config.revision or "main", transfers=TransferOptions(find_token(token, os.environ, tell)))
+    chosen = fetch_headers(order, cache_dir, directory, tell)
+    if chosen.selection.pytorch_bytes:
+        with suppress(ModelError):  # no engine supports the model
+            write_converted_header(directory, chosen.selection.pytorch_bytes)
+    return ModelSource(
         name,
         directory,
-        f"{get_endpoint()}, commit {planned.selection.listing.commit[:8]}, not downloaded",
-        planned.selection.num_bytes,
-        planned.missing.num_bytes,
+        f"{get_endpoint()}, commit {chosen.selection.listing.commit[:8]}, not downloaded",
+        chosen.selection.num_bytes,
+        chosen.missing.num_bytes,
         cache_dir,
-        convert_bytes=planned.selection.pytorch_bytes,
+        convert_bytes=chosen.selection.pytorch_bytes,
         is_stand_in=True,
         is_on_hub=True,
     )

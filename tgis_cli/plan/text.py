@@ -1,4 +1,4 @@
-"""A plan for people: sections of aligned lines, as wide as they are."""
+"""A plan as text: sections of aligned lines, not wrapped."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Iterator
 
 from tgis_cli.decide.resolve import align, format_value
 from tgis_cli.machine.words import count
-from tgis_cli.model_files.cache.disk import describe_room
+from tgis_cli.model_files.cache.disk import describe_free_space
 from tgis_cli.plan.fit import Fit
-from tgis_cli.plan.report import Report
+from tgis_cli.plan.report import PlanReport
 from tgis_server.engines.door import ModelSummary
 from tgis_server.words.sizes import format_bytes
 
 MAX_LISTED = 8
 
 
-def describe(report: Report) -> Iterator[str]:
-    """All lines but the problem, which is told on stderr."""
+def describe_report(report: PlanReport) -> Iterator[str]:
+    """All lines except the problem, which goes to stderr."""
     yield f"{report.source.model} ({report.source.where})"
     yield from align(describe_model(report))
     if report.fits:
@@ -29,14 +29,14 @@ def describe(report: Report) -> Iterator[str]:
         yield from align(
             (name, format_value(entry["value"]), entry["reason"])
             for name, entry in report.inferred.items()
-            if name != "model_dir"  # stands above
+            if name != "model_dir"  # is in the first line
         )
     if conclusion := list(conclude(report)):
         yield ""
         yield from conclusion
 
 
-def describe_model(report: Report) -> Iterator[tuple[str, str]]:
+def describe_model(report: PlanReport) -> Iterator[tuple[str, str]]:
     source, weights, summary = report.source, report.weights, report.summary
     if summary is not None:
         yield "architecture", describe_summary(summary)
@@ -45,10 +45,10 @@ def describe_model(report: Report) -> Iterator[tuple[str, str]]:
         dtypes = " and ".join(dtype for dtype, _ in by_size)
         yield "parameters", f"{format_count(weights.num_parameters)} in {dtypes}"
         is_guess = source.is_on_hub and source.convert_bytes
-        files = "by config.json alone" if is_guess else f"in {count(weights.num_files, 'file')}"
+        files = "estimated from config.json" if is_guess else f"in {count(weights.num_files, 'file')}"
         yield "weights", f"{format_bytes(weights.num_bytes)} {files}"
     else:
-        yield "parameters", "not known: no header tells"
+        yield "parameters", "unknown, as no headers were found"
     yield "disk", describe_disk(report)
     if summary is not None:
         valid = summary.valid_num_shards
@@ -60,26 +60,26 @@ def describe_summary(summary: ModelSummary) -> str:
     return f"{summary.family}, {summary.layout}, vocabulary of {summary.vocab_size:,}{made_for}"
 
 
-def describe_disk(report: Report) -> str:
+def describe_disk(report: PlanReport) -> str:
     source = report.source
     parts = [format_bytes(source.num_bytes)]
     if source.missing_bytes:
-        parts += [f"{format_bytes(source.missing_bytes)} of them to download to {source.target_dir}"]
+        parts += [f"{format_bytes(source.missing_bytes)} of which to download to {source.target_dir}"]
     if source.convert_bytes:
         parts += [f"{format_bytes(source.convert_bytes)} more once converted to safetensors, which a start needs"]
     if source.target_dir is not None:
-        parts += [f"{describe_room(report.free_disk_bytes)} there"]
+        parts += [f"{describe_free_space(report.free_disk_bytes)} there"]
     return ", ".join(parts)
 
 
-def describe_fits(report: Report) -> Iterator[str]:
-    """A row for each number of shards; the chosen one is marked."""
+def describe_fits(report: PlanReport) -> Iterator[str]:
+    """A row per number of shards; the chosen one is marked."""
     header = ("shards", "free", "weights", "step", "KV/token", "KV cache", "KV tokens", "longest", "at once")
     yield from align([header, *(describe_fit(fit, is_chosen=fit == report.chosen) for fit in report.fits)])
 
 
 def describe_fit(fit: Fit, *, is_chosen: bool) -> tuple[str, ...]:
-    per_token = f"{fit.kv_bytes_per_token / 1024:.3g} KiB"  # to be multiplied: not rounded to whole ones
+    per_token = f"{fit.kv_bytes_per_token / 1024:.3g} KiB"  # not rounded to an integer, as people multiply it
     needs = (fit.free_bytes, fit.weight_bytes, fit.step_bytes)
     first = (f"{fit.num_shard}{' *' if is_chosen else ''}", *map(format_bytes, needs), per_token)
     if fit.problem is not None:
@@ -88,8 +88,8 @@ def describe_fit(fit: Fit, *, is_chosen: bool) -> tuple[str, ...]:
     return (*first, format_bytes(fit.kv_bytes), f"{fit.num_tokens:,}", f"{fit.max_sequence_length:,}", sequences)
 
 
-def conclude(report: Report) -> Iterator[str]:
-    """What to make of it."""
+def conclude(report: PlanReport) -> Iterator[str]:
+    """Warnings, the verdict, and the next step."""
     yield from (f"warning: {warning}" for warning in (report.resolved.warnings if report.resolved else ()))
     chosen = report.chosen
     if report.problem is None and chosen is not None:
@@ -100,7 +100,7 @@ def conclude(report: Report) -> Iterator[str]:
     elif report.fewest_shards is not None and (chosen is None or chosen.problem is not None):
         yield f"It would fit with --num-shard {report.fewest_shards}."
     if report.source.is_on_hub and report.problem is None:
-        yield f"`tgis download-weights {report.source.model}` gets it."
+        yield f"Download it with `tgis download-weights {report.source.model}`."
 
 
 def format_count(number: int) -> str:

@@ -1,9 +1,8 @@
-"""Which files of a model are what; reading the small ones, and the headers of the large ones.
+"""Which files of a model are its weights; reads JSON files and the headers of weight files.
 
-No torch and nothing of an engine; used by every command and by the shards.
+Independent of torch and of engines; used by every command and by the shards.
 """
 
-from tgis_server.model_files.content import read_beginning, refuse_stand_in
 from tgis_server.model_files.dtypes import HEADER_DTYPES, ITEM_BYTES, TENSOR_DTYPES
 from tgis_server.model_files.headers import (
     MAX_HEADER_BYTES,
@@ -13,6 +12,7 @@ from tgis_server.model_files.headers import (
 )
 from tgis_server.model_files.json_file import parse_json, read_json
 from tgis_server.model_files.length import LENGTH_KEYS, MAX_INTEGER, Length, find_length
+from tgis_server.model_files.stand_ins import read_beginning, refuse_stand_in
 from tgis_server.model_files.tensors import (
     HEAD,
     Find,

@@ -1,4 +1,4 @@
-"""What the headers of a model's safetensors files say: names, dtypes, shapes and places of tensors.
+"""Headers of safetensors files: names, dtypes, shapes and offsets of tensors.
 
 Format: 8 bytes with the header's length (little endian), the header as JSON (name -> dtype, shape, data_offsets), then
 the data. See https://github.com/huggingface/safetensors.
@@ -15,10 +15,10 @@ from typing import Any
 from tgis_server import failures
 from tgis_server.errors import TgisError
 from tgis_server.host.regular_file import open_regular
-from tgis_server.model_files.content import read_beginning, refuse_stand_in
+from tgis_server.model_files.stand_ins import read_beginning, refuse_stand_in
 from tgis_server.model_files.weight_files import WeightFiles
 
-MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
+MAX_HEADER_BYTES = 100_000_000  # as in the reference implementation
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +27,9 @@ class TensorInfo:
 
     file: Path
     name: str  # in the file
-    dtype: str  # as the header spells it
+    dtype: str  # as in the header
     shape: tuple[int, ...]
-    start: int  # of its data in the file
+    start: int  # offset of its data in the file
     num_bytes: int
 
     def __str__(self) -> str:
@@ -37,18 +37,24 @@ class TensorInfo:
 
 
 def read_headers(model_dir: Path, files: WeightFiles) -> Iterator[dict[str, TensorInfo]]:
-    """Of each file. Errors as for :func:`read_header`."""
+    """The header of each file; see :func:`read_header`."""
     return (read_header(model_dir / name) for name in files.names)
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
-    """Names, dtypes and shapes of one safetensors file, whose length must be what its header says."""
+    """The tensors of one safetensors file, by name.
+
+    Raises:
+        ModelError: the file cannot be read, has no valid header, or not the size that the header states.
+    """
     try:
         size = file.stat().st_size
         with open_regular(file) as stream:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or length > MAX_HEADER_BYTES:
-                raise _no_header(file, f"it has {size} bytes" if size < 8 else "its first bytes are no header's length")
+                raise _no_header(
+                    file, f"it has {size} bytes" if size < 8 else "its first bytes are not the length of a header"
+                )
             if length > size - 8:
                 raise _truncated(file, size, 8 + length)
             raw = stream.read(length)
@@ -76,5 +82,5 @@ def _no_header(file: Path, reason: str) -> TgisError:
 
 
 def _truncated(file: Path, size: int, expected: int) -> TgisError:
-    problem = "it was cut short" if size < expected else "more has been written to it"
+    problem = "it was cut short" if size < expected else "something was appended to it"
     return failures.WEIGHTS_TRUNCATED.error(file=file, size=size, expected=expected, problem=problem)

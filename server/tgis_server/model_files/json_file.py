@@ -8,14 +8,14 @@ from typing import Any
 
 from tgis_server import failures
 from tgis_server.host.regular_file import read_regular
-from tgis_server.model_files.content import BEGINNING_BYTES, refuse_stand_in
+from tgis_server.model_files.stand_ins import BEGINNING_BYTES, refuse_stand_in
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file of the model directory.
+    """Read a JSON object from a file of the model.
 
     Raises:
-        ModelError: it cannot be read, or is none.
+        ModelError: the file cannot be read, or is not a JSON object.
     """
     try:
         raw = read_regular(file)
@@ -25,10 +25,10 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def parse_json(text: str | bytes, file: str) -> dict[str, Any]:
-    """The same from a file's text.
+    """Like :func:`read_json`, from a file's text.
 
     Args:
-        file: what it is called in errors.
+        file: name for error messages.
     """
     try:
         values = json.loads(text)

@@ -1,4 +1,4 @@
-"""The longest sequence that a config.json of any family names. What it means to an engine is the engine's business."""
+"""The longest sequence stated in a config.json, whatever the family; engines interpret it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-MAX_INTEGER = 2**31 - 1  # no size of a model is larger, and all that is computed from one stays a number
-# The first of these that is a positive integer counts.
+MAX_INTEGER = 2**31 - 1  # no size in a model is larger, and results computed from it stay finite
+# The first that is a positive integer is used.
 LENGTH_KEYS = (
     "max_position_embeddings",
     "n_positions",
@@ -25,11 +25,11 @@ class Length:
 
     num_tokens: int
     reason: str  # where the number comes from
-    is_limit: bool = False  # there is nothing beyond; otherwise text beyond may be of poor quality
+    is_limit: bool = False  # longer is impossible; otherwise only the text's quality may suffer
 
 
 def find_length(values: Mapping[str, Any]) -> Length | None:
-    """What a config.json of any family names; ``None`` where it names nothing."""
+    """The length in a config.json; ``None`` if it states none."""
     for key in LENGTH_KEYS:
         value = values.get(key)
         if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_INTEGER:

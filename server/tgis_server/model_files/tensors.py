@@ -1,7 +1,7 @@
-"""Which tensor of the files each name of the model means. What the files hold decides, not their order. No torch.
+"""Which tensor in the files each name of the model refers to, decided by content, not by the order of files. No torch.
 
-Names are taken as transformers takes them: with the prefix of their family, without it (saved from the base model), or
-with one too many.
+Names are resolved as in transformers: with the family's prefix, without it (saved from the base model), or with one
+prefix too many.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from tgis_server.errors import TgisError
 from tgis_server.model_files.headers import TensorInfo, read_headers
 from tgis_server.model_files.weight_files import find_weights, read_weight_map
 
-PREFIXES = ("model.", "transformer.", "gpt_neox.")  # of everything but the head, in the families' checkpoints
+PREFIXES = ("model.", "transformer.", "gpt_neox.")  # of all tensors except the head, in some family's checkpoints
 HEAD = "lm_head.weight"
-CHUNK_BYTES = 4 << 20  # of a comparison
+CHUNK_BYTES = 4 << 20  # per read in a comparison
 
 Tell = Callable[[str], None]  # takes a warning
-Find = Callable[[str], TensorInfo | None]  # :func:`find_tensor` in the tensors of one model
+Find = Callable[[str], TensorInfo | None]  # ``find_tensor`` bound to the tensors of one model
 
 
 def spellings(name: str) -> tuple[str, ...]:
@@ -32,7 +32,7 @@ def spellings(name: str) -> tuple[str, ...]:
 
 
 def find_tensor(found: Mapping[str, TensorInfo], name: str) -> TensorInfo | None:
-    """The tensor that ``name`` means.
+    """The tensor that ``name`` refers to.
 
     Raises:
         ModelError: two spellings of it have different contents.
@@ -47,15 +47,15 @@ def find_tensor(found: Mapping[str, TensorInfo], name: str) -> TensorInfo | None
 def join_headers(
     headers: Iterable[Mapping[str, TensorInfo]], weight_map: Mapping[str, str], tell: Tell
 ) -> dict[str, TensorInfo]:
-    """The tensors of all files. Of one that several files hold the index names the copy that counts.
+    """The tensors of all files. Of differing copies in several files, the index names the one to use.
 
     Args:
         headers: of each file.
-        weight_map: of the index, the file of each tensor; empty without an index.
-        tell: is told of copies that differ from the one that counts.
+        weight_map: the file of each tensor, from the index; empty without an index.
+        tell: called with a warning about copies that differ from the one used.
 
     Raises:
-        ModelError: copies differ, and no index tells which one counts.
+        ModelError: copies differ, and no index names the one to use.
     """
     found: dict[str, TensorInfo] = {}
     for header in headers:
@@ -67,10 +67,10 @@ def join_headers(
 def choose_copy(first: TensorInfo, second: TensorInfo, weight_map: Mapping[str, str], tell: Tell) -> TensorInfo:
     if have_same_content(first, second):
         return first
-    named = Path(str(weight_map.get(first.name, ""))).name
+    indexed = Path(str(weight_map.get(first.name, ""))).name
     for chosen, other in ((first, second), (second, first)):
-        if chosen.file.name == named:
-            tell(f"{chosen} is used, as the index says; {other} differs from it.")
+        if chosen.file.name == indexed:
+            tell(f"{chosen} is used, as the index states; {other} differs from it.")
             return chosen
     raise ambiguous(first.name, first, second)
 
@@ -78,12 +78,12 @@ def choose_copy(first: TensorInfo, second: TensorInfo, weight_map: Mapping[str, 
 def ambiguous(name: str, first: TensorInfo, second: TensorInfo) -> TgisError:
     advice = "remove the file that does not belong to the model"
     if first.file == second.file:
-        advice = "save the model again with one of them, or get the file again"
+        advice = "save the model again with one of them, or download the file again"
     return failures.TENSOR_AMBIGUOUS.error(tensor=name, first=first, second=second, advice=advice)
 
 
 def have_same_content(first: TensorInfo, second: TensorInfo) -> bool:
-    """Whether two tensors are equal, byte by byte. Reads no further than to the first difference.
+    """Whether two tensors are equal, byte by byte. Stops reading at the first difference.
 
     Raises:
         ModelError: a file cannot be read.
@@ -94,7 +94,7 @@ def have_same_content(first: TensorInfo, second: TensorInfo) -> bool:
 
 
 def is_blank(info: TensorInfo) -> bool:
-    """Whether all of it is zero, as in a file that is laid out for a plan and has no data."""
+    """Whether a tensor is all zeros, as in a file without data that was laid out for a plan."""
     return all(chunk.count(0) == len(chunk) for chunk in read_chunks(info))
 
 
@@ -108,13 +108,13 @@ def read_chunks(info: TensorInfo) -> Iterable[bytes]:
 
 
 def read_tensors(model_dir: Path, tell: Tell) -> dict[str, TensorInfo]:
-    """Everything that the model's safetensors files hold, whether an engine knows it or not.
+    """All tensors in the model's safetensors files, whether or not an engine uses them.
 
     Args:
-        tell: is told of copies of a tensor that are not used.
+        tell: called with a warning about copies of a tensor that are not used.
 
     Raises:
-        ModelError: a file is missing or truncated, or two hold different tensors of one name.
+        ModelError: a file is missing or truncated, or two files have different tensors of the same name.
     """
     files = find_weights(model_dir)
     weight_map = read_weight_map(model_dir / files.index) if files.index else {}

@@ -1,13 +1,13 @@
-"""Which files of a model are its weights: the one place that decides it, for downloads, lists, plans and starts.
+"""Which files of a model are its weights: the only place that decides it, for downloads, lists, plans and starts.
 
-Goes by names and the index alone, so that it answers for a repository on the hub as for a directory. The order is that
-of transformers, with one more at its end:
+Decided by names and the index alone, so that it works for a repository on the hub too. The order is that of
+transformers, extended at the end:
 
 ::
 
-    model.safetensors  ─►  what model.safetensors.index.json names  ─►  all other *.safetensors, but for copies of them
+    model.safetensors  ─►  what model.safetensors.index.json names  ─►  all other *.safetensors except copies
 
-An index beside a whole file is of another save, and is not looked at.
+An index next to a single whole file is from another save and is ignored.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from tgis_server import failures
 from tgis_server.errors import ModelError
 from tgis_server.model_files.json_file import parse_json, read_json
 
-OF_TRAINING = ("arguments", "args", "training")  # in names of files that are no weights, and may even hold code
+OF_TRAINING = ("arguments", "args", "training")  # in names of files that are not weights and may contain code
 NO_WEIGHTS = (*OF_TRAINING, "optimizer", "scheduler", "index")
-HIDDEN = (".",)  # begins names of what is not complete, and of what other systems keep about a file
-ADAPTER = ("adapter_",)  # begins names of what changes another model
-CONSOLIDATED = "consolidated"  # begins names of a copy under other names of tensors
-# In names of copies of other widths, as in model.fp16.safetensors. They hold the same, so that one is enough.
+HIDDEN = (".",)  # prefix of incomplete files, and of metadata files of other systems
+ADAPTER = ("adapter_",)  # prefix of adapters to another model
+CONSOLIDATED = "consolidated"  # prefix of copies with other tensor names
+# In names of copies with other dtypes, such as model.fp16.safetensors. One of them is enough.
 VARIANTS = ("bf16", "bfloat16", "fp16", "float16", "fp32", "float32", "fp8", "int8", "8bit", "int4", "4bit", "ema")
 NUMBERED = re.compile(r"(?P<before>.*?)(?<!\d)(?P<number>[0-9]{1,6})-of-(?P<total>[0-9]{1,6})(?!\d)(?P<after>.*)")
-FOREIGN = (".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".npz", ".ckpt")  # ends names of what nothing here reads
+FOREIGN = (".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".npz", ".ckpt")  # formats that are not read
 
 ReadIndex = Callable[[str], Iterable[str]]
 
 
 @dataclass(frozen=True, slots=True)
 class WeightFormat:
-    """What files of one format are called."""
+    """The file names of one format."""
 
     ending: str
     single: str = ""
@@ -53,20 +53,20 @@ PT = WeightFormat(".pt")
 
 @dataclass(frozen=True, slots=True)
 class WeightFiles:
-    """The files that make up a model; none = there are no weights in this format."""
+    """The files that make up a model; empty if there are no weights in this format."""
 
-    names: tuple[str, ...] = ()  # in order, with those that are missing
+    names: tuple[str, ...] = ()  # sorted, including the missing ones
     missing: tuple[str, ...] = ()
-    index: str = ""  # that names them; empty = nothing does
-    is_half_converted: bool = False  # what is missing is there in PyTorch's format
+    index: str = ""  # the index that names them; empty: none
+    is_half_converted: bool = False  # the missing files exist in PyTorch's format
 
 
 def choose_weights(names: Iterable[str], form: WeightFormat, read_index: ReadIndex) -> WeightFiles:
     """The weights in one format.
 
     Args:
-        names: of all files; those in folders are left out.
-        read_index: gives the names of files that an index has. It is asked only where the answer counts.
+        names: of all files; those in folders are ignored.
+        read_index: returns the file names in an index. Called only if the index is used.
     """
     present = {name for name in names if "/" not in name}
     if form.single in present:
@@ -74,7 +74,7 @@ def choose_weights(names: Iterable[str], form: WeightFormat, read_index: ReadInd
     if form.index in present:
         named = sorted(set(read_index(form.index)))
         return WeightFiles(tuple(named), tuple(name for name in named if name not in present), form.index)
-    # In PyTorch's format an adapter is something to convert; a server cannot start with one alone.
+    # A PyTorch adapter is converted; a server cannot start with a safetensors adapter alone.
     loose = choose_loose(present, form.ending, without=HIDDEN + ADAPTER if form is SAFETENSORS else HIDDEN)
     if form is SAFETENSORS and loose.names:
         targets = find_targets(present, read_index)
@@ -85,34 +85,34 @@ def choose_weights(names: Iterable[str], form: WeightFormat, read_index: ReadInd
 
 
 def choose_pytorch(names: Collection[str], read_index: ReadIndex) -> WeightFiles:
-    """The weights in PyTorch's format, from which safetensors can be made."""
+    """The weights in PyTorch's format, which can be converted to safetensors."""
     found = choose_weights(names, BIN, read_index)
     return found if found.names else choose_weights(names, PT, read_index)
 
 
 def converted_name(name: str) -> str:
-    """What a file in PyTorch's format becomes."""
+    """The name of a PyTorch file after conversion."""
     return f"{Path(name).stem.removeprefix('pytorch_')}{SAFETENSORS.ending}"
 
 
 def find_targets(present: Collection[str], read_index: ReadIndex) -> tuple[str, ...]:
-    """What a conversion of all that there is in PyTorch's format makes."""
+    """The files that a conversion of all PyTorch weights would make."""
     try:
         return tuple(sorted(map(converted_name, choose_pytorch(present, read_index).names)))
-    except ModelError:  # an index of other files than those that count
+    except ModelError:  # a broken index, of files that are not used
         return ()
 
 
 def is_of_training(name: str) -> bool:
-    """Whether a file tells how a model was trained."""
+    """Whether a file belongs to a training run."""
     return any(word in name for word in OF_TRAINING)
 
 
 def choose_loose(present: Iterable[str], ending: str, without: tuple[str, ...]) -> WeightFiles:
-    """All files of one format that no index names, but for copies and what a training run leaves.
+    """All files of one format without an index, except copies and leftovers of training runs.
 
     Args:
-        without: beginnings of names that do not count.
+        without: prefixes of names to ignore.
     """
     by_rank: dict[int, list[str]] = defaultdict(list)
     for name in sorted(present):
@@ -123,7 +123,7 @@ def choose_loose(present: Iterable[str], ending: str, without: tuple[str, ...]) 
 
 
 def rank_copy(name: str) -> int:
-    """0 for a file whose name has no mark of a copy; of several kinds of copies the lowest is taken."""
+    """0 for a file that is not marked as a copy; among copies, the lowest rank is used."""
     if name.startswith(ADAPTER):
         return len(VARIANTS) + 2
     if name.startswith(CONSOLIDATED):
@@ -133,7 +133,7 @@ def rank_copy(name: str) -> int:
 
 
 def complete_numbers(names: Iterable[str]) -> WeightFiles:
-    """Files that are numbered, as 1-of-2, say themselves what is missing. A part of a set beside a whole one is old."""
+    """Find missing files by numbers such as 1-of-2. An incomplete set next to a complete one is old and ignored."""
     taken: list[str] = []
     sets: dict[tuple[str, str, str], dict[int, str]] = defaultdict(dict)
     for name in names:
@@ -151,7 +151,7 @@ def complete_numbers(names: Iterable[str]) -> WeightFiles:
 
 
 def find_lacking(key: tuple[str, str, str], numbered: Mapping[int, str]) -> list[str]:
-    """Names of the rest of a set, which counts from 0 or from 1."""
+    """The missing names of a numbered set, which starts at 0 or 1."""
     before, total, after = key
     first = min(min(numbered), 1)
     width = max(len(name) for name in numbered.values()) - len(f"{before}-of-{total}{after}")
@@ -163,10 +163,10 @@ def find_lacking(key: tuple[str, str, str], numbered: Mapping[int, str]) -> list
 
 
 def find_weights(model_dir: Path) -> WeightFiles:
-    """The safetensors files that make up the model in a directory; all are there.
+    """The safetensors files that make up the model in a directory; all exist.
 
     Raises:
-        ModelError: there are none, or some are missing; the text names what told of them.
+        ModelError: there are none, or some are missing; the text says how that is known.
     """
     try:
         names = os.listdir(model_dir)
@@ -179,11 +179,11 @@ def find_weights(model_dir: Path) -> WeightFiles:
         told_by, advice = "according to the numbering of the others", "download it again"
         if found.index:
             told_by = f"that {found.index} names"
-            advice = f"download it again, or remove {found.index} if it is of other weights"
+            advice = f"download it again, or remove {found.index} if it belongs to other weights"
             if os.path.dirname(found.missing[0]):
-                advice = f"it lies in a folder, which is not read: move it beside config.json, and remove {found.index}"
+                advice = f"it is in a folder, which is not read: move it next to config.json, and remove {found.index}"
         elif found.is_half_converted:
-            told_by, advice = "that a conversion makes", "`tgis convert-to-safetensors` goes on with it"
+            told_by, advice = "that a conversion makes", "complete it with `tgis convert-to-safetensors`"
         raise failures.WEIGHTS_INCOMPLETE.error(
             model_dir=model_dir,
             num_missing=len(found.missing),
@@ -196,23 +196,21 @@ def find_weights(model_dir: Path) -> WeightFiles:
 
 
 def advise_without_weights(names: Collection[str]) -> str:
-    """What to do about a directory without safetensors."""
+    """Advice for a directory without safetensors."""
     try:
         sources = choose_pytorch(names, lambda index: [index.removesuffix(".index.json")]).names
     except ModelError:
         sources = ()
     if sources:
-        return f"it has {sources[0]}: `tgis convert-to-safetensors` makes them"
+        return f"it has {sources[0]}: convert it with `tgis convert-to-safetensors`"
     if adapters := [name for name in sorted(names) if name.startswith(ADAPTER) and name.endswith(SAFETENSORS.ending)]:
-        return f"{adapters[0]} changes another model: name that one"
+        return f"{adapters[0]} is an adapter to another model: name that one"
     if others := [name for name in sorted(names) if name.endswith(FOREIGN)]:
-        return f"it has {others[0]}, a format that is not read: get the model as safetensors"
+        return f"it has {others[0]}, a format that is not supported: get the model as safetensors"
     if unlikely := [
         name for name in sorted(names) if name.endswith(SAFETENSORS.ending) and not name.startswith(HIDDEN)
     ]:
-        return (
-            f"{unlikely[0]} is taken for a file of a training run: if it holds the model, call it {SAFETENSORS.single}"
-        )
+        return f"{unlikely[0]} looks like a file of a training run: if it is the model, rename it {SAFETENSORS.single}"
     return "download the model first"
 
 
@@ -220,16 +218,16 @@ def read_weight_map(index: Path) -> dict[str, str]:
     """The file of each tensor.
 
     Raises:
-        ModelError: the index cannot be read, or is none.
+        ModelError: the index cannot be read, or is not an index.
     """
     return check_weight_map(read_json(index), str(index))
 
 
 def parse_weight_map(text: str | bytes, index: str) -> dict[str, str]:
-    """The same from an index's text.
+    """Like :func:`read_weight_map`, from an index's text.
 
     Args:
-        index: what it is called in errors.
+        index: name for error messages.
     """
     return check_weight_map(parse_json(text, index), index)
 

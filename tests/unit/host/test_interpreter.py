@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tgis_cli.model_files.download.download import Transfers
+from tgis_cli.model_files.download.transfers import TransferOptions
 from tgis_cli.supervisor.environment import child_environment
 from tgis_server.host import interpreter
 from tgis_server.host.interpreter import make_command, make_environment
@@ -68,7 +68,7 @@ def test_every_kind_of_child_gets_that_environment(monkeypatch: pytest.MonkeyPat
         tokenization_workers=1,
     )
 
-    for environ in (child_environment(run, rank, os.environ), Transfers().make_environment()):
+    for environ in (child_environment(run, rank, os.environ), TransferOptions().make_environment()):
         assert (environ["PYTHONPATH"], environ["PYTHONSAFEPATH"]) == ("/lib", "1")
 
 

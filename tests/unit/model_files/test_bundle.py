@@ -1,4 +1,4 @@
-"""Models that are carried: packed whole, checked, and put back as they were."""
+"""Bundles: models packed completely, verified, and unpacked unchanged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run_tgis(
     *arguments: str | Path, cache: Path, max_file_bytes: int = 0, **options: object
 ) -> subprocess.CompletedProcess[bytes]:
     environ = {"HF_HUB_CACHE": str(cache), "PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1"}
-    is_stream = "-" in arguments  # whose bytes need a real pipe
+    is_stream = "-" in arguments  # needs a real pipe
     if not options and not max_file_bytes and not is_stream and arguments[0] != "download-weights":
         return run_in_process(*arguments, environ=environ)
     command = [TGIS, *arguments]
@@ -53,7 +53,7 @@ def packed(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def test_a_bundle_is_plain_files_that_common_tools_can_check(packed: Path):
+def test_a_bundle_consists_of_plain_files_that_sha256sum_can_check(packed: Path):
     result = subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=packed, check=False)
 
     assert result.returncode == 0
@@ -78,7 +78,7 @@ def test_a_bundle_becomes_the_same_revision_in_another_cache(packed: Path, tmp_p
     assert b"5 files: none damaged" in found.stderr, found.stderr
 
 
-def test_a_stream_needs_no_disk_in_between(cache: Path, tmp_path: Path):
+def test_a_bundle_can_be_streamed_without_a_file_in_between(cache: Path, tmp_path: Path):
     stream = run_tgis("bundle", MODEL, "-", cache=cache).stdout
     result = run_tgis("unbundle", "-", cache=tmp_path, input=stream)
 
@@ -86,14 +86,14 @@ def test_a_stream_needs_no_disk_in_between(cache: Path, tmp_path: Path):
     assert contents_of(tmp_path / "models--org--demo/snapshots" / NEW) == demo_contents()
 
 
-def test_a_tar_file_of_the_same_model_has_the_same_bytes_each_time(cache: Path, tmp_path: Path):
+def test_tar_files_of_the_same_model_are_identical(cache: Path, tmp_path: Path):
     for name in ("a.tar", "b.tar"):
         assert run_tgis("bundle", MODEL, tmp_path / name, cache=cache).returncode == 0
 
     assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
 
 
-def test_a_directory_is_bundled_without_a_name_and_gets_one(tmp_path: Path):
+def test_a_bundle_of_a_directory_needs_a_name_when_it_is_unpacked(tmp_path: Path):
     model_dir = shutil.copytree(DEMO_MODEL_DIR, tmp_path / "model")
 
     assert run_tgis("bundle", model_dir, tmp_path / "b.tar", cache=tmp_path / "cache").returncode == 0
@@ -108,7 +108,7 @@ def test_a_directory_is_bundled_without_a_name_and_gets_one(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, "config.json", "SHA256SUMS", "bundle.json"])
-def test_a_damaged_bundle_is_refused_and_nothing_of_it_stays(name: str, packed: Path, tmp_path: Path):
+def test_a_damaged_bundle_is_refused_and_leaves_nothing_behind(name: str, packed: Path, tmp_path: Path):
     bundle = shutil.copytree(packed, tmp_path / "bundle")
     (bundle / name).write_bytes((packed / name).read_bytes()[:-2] + b"?")
 
@@ -116,7 +116,7 @@ def test_a_damaged_bundle_is_refused_and_nothing_of_it_stays(name: str, packed: 
     to = run_tgis("unbundle", bundle, "--to", tmp_path / "out", cache=tmp_path / "cache")
 
     assert (result.returncode, to.returncode) == (3, 3)
-    assert b"copy the bundle again" in result.stderr or b"is no bundle of tgis" in result.stderr
+    assert b"copy the bundle again" in result.stderr or b"is not a tgis bundle" in result.stderr
     assert not any((tmp_path / "cache").rglob("snapshots"))
     assert not any(path for path in (tmp_path / "cache").rglob("*") if path.is_file())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle"] + ["cache"] * (tmp_path / "cache").exists()
@@ -133,7 +133,7 @@ def test_a_missing_file_is_named(packed: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["config.json", "bundle.json"])
 @pytest.mark.parametrize("target", ["/dev/zero", "/etc/passwd", ""], ids=["device", "link", "pipe"])
-def test_a_bundle_has_plain_files_only(target: str, name: str, packed: Path, tmp_path: Path):
+def test_a_bundle_with_anything_but_regular_files_is_refused(target: str, name: str, packed: Path, tmp_path: Path):
     bundle = shutil.copytree(packed, tmp_path / "bundle")
     (bundle / name).unlink()
     (bundle / name).symlink_to(target) if target else os.mkfifo(bundle / name)
@@ -144,7 +144,7 @@ def test_a_bundle_has_plain_files_only(target: str, name: str, packed: Path, tmp
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
-def test_a_tar_cannot_fill_the_memory(kind: bytes, tmp_path: Path):
+def test_a_huge_tar_header_is_refused(kind: bytes, tmp_path: Path):
     entry = tarfile.TarInfo("header")
     entry.type, entry.size = kind, 1 << 30
     (tmp_path / "b.tar").write_bytes(entry.tobuf())
@@ -157,7 +157,7 @@ def test_a_tar_cannot_fill_the_memory(kind: bytes, tmp_path: Path):
 @pytest.mark.parametrize("size", [0, 100, 600, 20_000, -1])
 def test_a_tar_that_ends_early_is_refused(size: int, cache: Path, tmp_path: Path):
     assert run_tgis("bundle", MODEL, tmp_path / "b.tar", cache=cache).returncode == 0
-    whole = (tmp_path / "b.tar").read_bytes().rstrip(b"\0")  # a tar ends with blocks of zeros, which nobody needs
+    whole = (tmp_path / "b.tar").read_bytes().rstrip(b"\0")  # without the optional blocks of zeros at the end
     (tmp_path / "b.tar").write_bytes(whole[:size])
 
     result = run_tgis("unbundle", tmp_path / "b.tar", cache=tmp_path / "cache")
@@ -170,18 +170,18 @@ def test_a_tar_that_ends_early_is_refused(size: int, cache: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "sentence"),
     [
-        (["bundle", MODEL, "TMP/taken"], 2, "exists already"),
+        (["bundle", MODEL, "TMP/taken"], 2, "already exists"),
         (["bundle", "org/none", "TMP/x"], 3, "org/none not found"),
         (["bundle", MODEL, "TMP/none/x"], 2, "none cannot be written (No such file or directory)"),
         (["bundle", MODEL, ""], 2, "The bundle's name is empty"),
         (["bundle", "", "TMP/x"], 2, "The model's name is empty"),
         (["unbundle", "TMP/none"], 2, "cannot be read (No such file"),
         (["unbundle", "TMP/none.tar.gz"], 2, "is compressed: unpack it first"),
-        (["unbundle", "TMP/taken"], 3, "is no bundle of tgis"),
-        (["unbundle", "TMP/taken/file"], 3, "is no whole tar file"),
+        (["unbundle", "TMP/taken"], 3, "is not a tgis bundle"),
+        (["unbundle", "TMP/taken/file"], 3, "is not a complete tar file"),
     ],
 )
-def test_what_cannot_be_is_refused_in_a_sentence(
+def test_invalid_arguments_are_refused_in_one_sentence(
     arguments: list[str], exit_code: int, sentence: str, cache: Path, tmp_path: Path
 ):
     (tmp_path / "taken").mkdir()
@@ -195,16 +195,16 @@ def test_what_cannot_be_is_refused_in_a_sentence(
 
 
 @pytest.mark.parametrize("target", ["b", "b.tar"])
-def test_a_disk_that_fills_up_leaves_nothing(target: str, cache: Path, tmp_path: Path):
+def test_a_full_disk_leaves_nothing_behind(target: str, cache: Path, tmp_path: Path):
     result = run_tgis("bundle", MODEL, tmp_path / target, cache=cache, max_file_bytes=30_000)
 
     assert result.returncode == 4
-    assert b"No room is left in" in result.stderr
+    assert b"No space is left in" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 def spoil_manifest(packed: Path, directory: Path, **changes: object) -> Path:
-    """A copy of a bundle with another manifest."""
+    """A copy of a bundle with changes in its manifest."""
     shutil.copytree(packed, directory)
     manifest = json.loads((packed / "bundle.json").read_text()) | changes
     (directory / "bundle.json").write_text(json.dumps(manifest))
@@ -225,28 +225,28 @@ def one_file(**changes: object) -> dict[str, object]:
         {"files": one_file()["files"] * 2},
     ],
 )
-def test_what_leads_elsewhere_or_cannot_be_is_refused(changes: dict[str, object], packed: Path, tmp_path: Path):
+def test_unsafe_paths_and_impossible_entries_are_refused(changes: dict[str, object], packed: Path, tmp_path: Path):
     bundle = spoil_manifest(packed, tmp_path / "bundle", **changes)
 
     result = run_tgis("unbundle", bundle, cache=tmp_path / "cache")
 
-    assert (result.returncode, b"which no bundle does" in result.stderr) == (3, True)
+    assert (result.returncode, b"contains the invalid entry" in result.stderr) == (3, True)
     assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize(
     "text", ['{"format": 1, "files": [{"name": "a", "digest": "", "size": 1e999}]}', "[" * 100_000]
 )
-def test_a_manifest_that_is_none_is_refused(text: str, packed: Path, tmp_path: Path):
+def test_a_malformed_manifest_is_refused(text: str, packed: Path, tmp_path: Path):
     bundle = shutil.copytree(packed, tmp_path / "bundle")
     (bundle / "bundle.json").write_text(text)
 
     result = run_tgis("unbundle", bundle, cache=tmp_path / "cache")
 
-    assert (result.returncode, b"is no bundle of tgis" in result.stderr) == (3, True)
+    assert (result.returncode, b"is not a tgis bundle" in result.stderr) == (3, True)
 
 
-def test_content_that_is_not_what_the_hub_states_is_refused(packed: Path, tmp_path: Path):
+def test_content_that_differs_from_the_hubs_digest_is_refused(packed: Path, tmp_path: Path):
     files = json.loads((packed / "bundle.json").read_text())["files"]
     files[0]["digest"] = "ab" * 32
     bundle = spoil_manifest(packed, tmp_path / "bundle", files=files)
@@ -256,7 +256,7 @@ def test_content_that_is_not_what_the_hub_states_is_refused(packed: Path, tmp_pa
     assert (result.returncode, b"is damaged in the bundle" in result.stderr) == (3, True)
 
 
-def test_a_damaged_cache_is_not_certified(tmp_path: Path):
+def test_a_damaged_model_in_the_cache_is_not_packed(tmp_path: Path):
     folder = fill(tmp_path / "cache", demo_contents())
     blob = (folder.snapshot(NEW) / "tokenizer.json").resolve()
     blob.write_bytes(blob.read_bytes().replace(b"1.0", b"1.1", 1))
@@ -267,7 +267,7 @@ def test_a_damaged_cache_is_not_certified(tmp_path: Path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_directory_with_weights_that_are_cut_off_is_not_packed(tmp_path: Path):
+def test_a_directory_with_truncated_weights_is_not_packed(tmp_path: Path):
     broken = shutil.copytree(DEMO_MODEL_DIR, tmp_path / "broken")
     os.truncate(broken / WEIGHTS, 1000)
 
@@ -287,7 +287,7 @@ def test_a_bundle_of_an_old_commit_leaves_main_where_it_is(packed: Path, tmp_pat
     assert contents_of(root / "snapshots" / NEW) == demo_contents()
 
 
-def test_two_at_once_do_not_get_in_each_others_way(cache: Path, tmp_path: Path):
+def test_two_bundles_at_once_do_not_interfere(cache: Path, tmp_path: Path):
     command = [TGIS, "bundle", MODEL, tmp_path / "b.tar"]
     environ = {"HF_HUB_CACHE": str(cache), "PATH": os.environ["PATH"]}
     both = [subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL) for _ in range(2)]
@@ -299,7 +299,7 @@ def test_two_at_once_do_not_get_in_each_others_way(cache: Path, tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_names_with_blanks_and_letters_of_all_kinds_are_carried(tmp_path: Path):
+def test_file_names_with_spaces_and_non_ascii_letters_are_kept(tmp_path: Path):
     contents = demo_contents() | {"notes (1),\u00e9@.json": b"{}"}
     fill(tmp_path / "cache", contents)
 
@@ -309,7 +309,7 @@ def test_names_with_blanks_and_letters_of_all_kinds_are_carried(tmp_path: Path):
     assert contents_of(Path(result.stdout.decode().strip())) == contents
 
 
-def test_a_directory_below_the_cache_is_a_directory(tmp_path: Path):
+def test_a_plain_directory_below_the_cache_can_be_bundled(tmp_path: Path):
     plain = shutil.copytree(DEMO_MODEL_DIR, tmp_path / "plain")
 
     assert run_tgis("bundle", plain, tmp_path / "out", cache=tmp_path).returncode == 0

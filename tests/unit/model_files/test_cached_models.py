@@ -1,4 +1,4 @@
-"""What is said of the models in a cache, and what their removal takes."""
+"""Listing the models in a cache, and removing them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ import in_process
 from in_process import run_in_process
 from tgis_cli.decide.resolve import DEMO_MODEL_DIR
 from tgis_cli.model_files.cache.folder import CacheFolder
-from tgis_cli.model_files.cache.inventory import CachedModel, list_models
-from tgis_cli.model_files.cache.removal import plan_removal, remove
-from tgis_cli.model_files.download.hub import Listing, RemoteFile
+from tgis_cli.model_files.cache.listing import Listing, RemoteFile
+from tgis_cli.model_files.cache.removal import prepare_removal, remove
+from tgis_cli.model_files.inventory import CachedModel, list_models
 from tgis_server.errors import ModelError, UsageError
 
 MODEL = "org/demo"
@@ -56,7 +56,7 @@ def the_only(cache: Path) -> CachedModel:
     return found
 
 
-def test_a_complete_model_is_told_with_who_would_serve_it(tmp_path: Path):
+def test_a_complete_model_is_listed_with_its_engine(tmp_path: Path):
     contents = demo_contents()
     fill(tmp_path, contents)
 
@@ -69,7 +69,7 @@ def test_a_complete_model_is_told_with_who_would_serve_it(tmp_path: Path):
     assert model.last_used > 0
 
 
-def test_an_architecture_without_an_engine_is_told_with_the_reason(tmp_path: Path):
+def test_an_architecture_without_an_engine_is_listed_with_the_reason(tmp_path: Path):
     fill(tmp_path, demo_contents() | {"config.json": b'{"model_type": "mamba", "architectures": ["MambaForCausalLM"]}'})
 
     model = the_only(tmp_path)
@@ -78,21 +78,21 @@ def test_an_architecture_without_an_engine_is_told_with_the_reason(tmp_path: Pat
     assert "architecture MambaForCausalLM has no native engine" in model.why_no_engine
 
 
-def test_a_link_to_nothing_is_a_problem(tmp_path: Path):
+def test_a_dangling_link_is_a_problem(tmp_path: Path):
     folder = fill(tmp_path, demo_contents())
     (folder.snapshot(NEW) / WEIGHTS).resolve().unlink()
 
-    assert the_only(tmp_path).problems[0].startswith(f"{WEIGHTS} is a link to nothing; `tgis download-weights")
+    assert the_only(tmp_path).problems[0].startswith(f"{WEIGHTS} is a dangling link; `tgis download-weights")
 
 
-def test_a_file_that_the_listing_has_and_the_snapshot_has_not_is_a_problem(tmp_path: Path):
+def test_a_file_in_the_listing_but_not_in_the_snapshot_is_a_problem(tmp_path: Path):
     folder = fill(tmp_path, demo_contents())
     (folder.snapshot(NEW) / "tokenizer.json").unlink()
 
     assert the_only(tmp_path).problems[0].startswith("tokenizer.json is missing")
 
 
-def test_a_truncated_file_of_weights_is_a_problem_also_without_a_listing(tmp_path: Path):
+def test_a_truncated_weight_file_is_a_problem_even_without_a_listing(tmp_path: Path):
     folder = fill(tmp_path, demo_contents())
     (folder.root / "trees" / f"{NEW}.json").unlink()
     blob = (folder.snapshot(NEW) / WEIGHTS).resolve()
@@ -101,7 +101,7 @@ def test_a_truncated_file_of_weights_is_a_problem_also_without_a_listing(tmp_pat
     assert WEIGHTS in the_only(tmp_path).problems[0]
 
 
-def test_a_shard_that_only_the_index_names_is_a_problem_also_without_a_listing(tmp_path: Path):
+def test_a_missing_shard_named_by_the_index_is_a_problem_even_without_a_listing(tmp_path: Path):
     index = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}).encode()
     header = b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'
     shard = struct.pack("<Q", len(header)) + header + b"x"
@@ -109,11 +109,11 @@ def test_a_shard_that_only_the_index_names_is_a_problem_also_without_a_listing(t
     folder = fill(tmp_path, contents)
     (folder.root / "trees" / f"{NEW}.json").unlink()
 
-    told = "lacks 1 of 2 weight files that model.safetensors.index.json names (such as model-2.safetensors)"
-    assert told in the_only(tmp_path).problems[0]
+    problem = "lacks 1 of 2 weight files that model.safetensors.index.json names (such as model-2.safetensors)"
+    assert problem in the_only(tmp_path).problems[0]
 
 
-def test_a_download_that_has_just_begun_is_told_as_a_part(tmp_path: Path):
+def test_a_download_that_has_just_begun_is_listed_as_partial(tmp_path: Path):
     folder = CacheFolder(tmp_path, MODEL)
     folder.blobs.mkdir(parents=True, exist_ok=True)
     (folder.blobs / "abc.incomplete").write_bytes(b"12345")
@@ -123,7 +123,7 @@ def test_a_download_that_has_just_begun_is_told_as_a_part(tmp_path: Path):
     assert (model.num_bytes, model.problems[0][:32]) == (5, "only a part has been downloaded;")
 
 
-def test_converted_weights_make_the_originals_superfluous(tmp_path: Path):
+def test_converted_weights_replace_the_originals(tmp_path: Path):
     contents = demo_contents()
     weights = contents.pop(WEIGHTS)
     folder = fill(tmp_path, contents | {"pytorch_model.bin": b"pickle"})
@@ -133,7 +133,7 @@ def test_converted_weights_make_the_originals_superfluous(tmp_path: Path):
     assert the_only(tmp_path).problems == ()
 
 
-def test_a_set_of_shards_with_its_index_is_enough_where_a_single_file_would_be_taken(tmp_path: Path):
+def test_shards_with_an_index_replace_the_single_file_of_a_download(tmp_path: Path):
     contents = demo_contents()
     index = json.dumps({"weight_map": {"w": "model-00001-of-00001.safetensors"}}).encode()
     shards = {"model-00001-of-00001.safetensors": contents[WEIGHTS], "model.safetensors.index.json": index}
@@ -143,7 +143,7 @@ def test_a_set_of_shards_with_its_index_is_enough_where_a_single_file_would_be_t
     assert the_only(tmp_path).problems == ()
 
 
-def test_another_file_alone_is_not_enough_where_a_single_file_would_be_taken(tmp_path: Path):
+def test_a_consolidated_file_does_not_replace_the_single_file_of_a_download(tmp_path: Path):
     contents = demo_contents()
     folder = fill(tmp_path, contents | {"consolidated.safetensors": contents[WEIGHTS]})
     (folder.snapshot(NEW) / WEIGHTS).unlink()
@@ -151,18 +151,18 @@ def test_another_file_alone_is_not_enough_where_a_single_file_would_be_taken(tmp
     assert the_only(tmp_path).problems[0].startswith(f"{WEIGHTS} is missing")
 
 
-def test_no_cache_has_no_models(tmp_path: Path):
+def test_a_missing_cache_has_no_models(tmp_path: Path):
     assert list_models(tmp_path / "nowhere") == []
 
 
-def test_a_cache_that_cannot_be_read_is_told_from_an_empty_one(tmp_path: Path):
+def test_an_unreadable_cache_is_an_error(tmp_path: Path):
     (tmp_path / "file").touch()
 
     with pytest.raises(UsageError, match=r"file cannot be read \(Not a directory\)"):
         list_models(tmp_path / "file")
 
 
-def test_a_listing_that_cannot_be_read_counts_as_none(tmp_path: Path):
+def test_an_unreadable_listing_is_ignored(tmp_path: Path):
     folder = fill(tmp_path, demo_contents())
     folder.write_file(folder.root / "trees" / f"{NEW}.json", '{"format_version": 99}')
 
@@ -172,22 +172,22 @@ def test_a_listing_that_cannot_be_read_counts_as_none(tmp_path: Path):
 # -- Removal ----------------------------------------------------------------------------------------------------------
 
 
-def test_removing_a_model_takes_its_folder(tmp_path: Path):
+def test_removing_a_model_removes_its_folder(tmp_path: Path):
     fill(tmp_path, demo_contents())
 
-    removal = plan_removal(tmp_path, MODEL, None)
+    removal = prepare_removal(tmp_path, MODEL, None)
     remove(removal)
 
     assert removal.num_bytes >= sum(map(len, demo_contents().values()))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_removing_a_revision_leaves_what_others_use(tmp_path: Path):
+def test_removing_a_revision_keeps_the_blobs_of_others(tmp_path: Path):
     contents = demo_contents()
     fill(tmp_path, contents | {"config.json": b"old"}, OLD, "v1")
     folder = fill(tmp_path, contents)
 
-    removal = plan_removal(tmp_path, MODEL, "v1")
+    removal = prepare_removal(tmp_path, MODEL, "v1")
     remove(removal)
 
     assert removal.num_bytes == 3
@@ -197,28 +197,28 @@ def test_removing_a_revision_leaves_what_others_use(tmp_path: Path):
     assert len(list(folder.blobs.iterdir())) == len(contents)
 
 
-def test_the_last_revision_takes_the_folder_along(tmp_path: Path):
+def test_removing_the_last_revision_removes_the_folder(tmp_path: Path):
     fill(tmp_path, demo_contents())
 
-    remove(plan_removal(tmp_path, MODEL, "main"))
+    remove(prepare_removal(tmp_path, MODEL, "main"))
 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_removal_left_goes_with_the_next(tmp_path: Path):
+def test_leftovers_of_a_killed_removal_go_with_the_next_one(tmp_path: Path):
     (tmp_path / ".removed-123").mkdir()
     fill(tmp_path, demo_contents())
 
-    remove(plan_removal(tmp_path, MODEL, None))
+    remove(prepare_removal(tmp_path, MODEL, None))
 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_another_revision_came_to_use_meanwhile_stays(tmp_path: Path):
+def test_blobs_that_another_revision_uses_by_now_stay(tmp_path: Path):
     contents = demo_contents()
     fill(tmp_path, contents | {"config.json": b"old"}, OLD, "v1")
     fill(tmp_path, {"config.json": b"other"}, "d" * 40, "v2")
-    removal = plan_removal(tmp_path, MODEL, "v1")
+    removal = prepare_removal(tmp_path, MODEL, "v1")
 
     folder = fill(tmp_path, contents)
     remove(removal)
@@ -234,13 +234,13 @@ def test_nothing_is_removed_while_another_process_converts(tmp_path: Path):
         converting.stdout.readline()
 
         with pytest.raises(UsageError, match="is being downloaded or converted by another process"):
-            remove(plan_removal(tmp_path, MODEL, None))
+            remove(prepare_removal(tmp_path, MODEL, None))
         converting.communicate(b"\n")
 
     assert the_only(tmp_path).is_complete
 
 
-def test_only_blobs_are_removed_and_links_in_folders_count(tmp_path: Path):
+def test_only_unlinked_blobs_are_removed(tmp_path: Path):
     contents = demo_contents()
     fill(tmp_path / "cache", contents, OLD, "v1")
     folder = fill(tmp_path / "cache", {"config.json": b"new"})
@@ -250,16 +250,16 @@ def test_only_blobs_are_removed_and_links_in_folders_count(tmp_path: Path):
     (folder.snapshot(NEW) / "onnx").mkdir()
     (folder.snapshot(NEW) / "onnx/model").symlink_to(f"../../../blobs/{weights.name}")
 
-    remove(plan_removal(tmp_path / "cache", MODEL, "v1"))
+    remove(prepare_removal(tmp_path / "cache", MODEL, "v1"))
 
     assert (tmp_path / "precious").exists()
     assert (folder.snapshot(NEW) / "onnx/model").read_bytes() == contents[WEIGHTS]
     assert len(list(folder.blobs.iterdir())) == 2
 
 
-def test_of_a_revision_that_is_no_longer_alone_the_others_stay(tmp_path: Path):
+def test_revisions_added_since_the_removal_was_prepared_stay(tmp_path: Path):
     folder = fill(tmp_path, demo_contents(), OLD, "v1")
-    planned = plan_removal(tmp_path, MODEL, "v1")
+    planned = prepare_removal(tmp_path, MODEL, "v1")
     assert planned.is_whole
     fill(tmp_path, demo_contents())
 
@@ -269,14 +269,14 @@ def test_of_a_revision_that_is_no_longer_alone_the_others_stay(tmp_path: Path):
     assert the_only(tmp_path).problems == ()
 
 
-def test_a_branch_that_means_no_commit_is_a_problem_of_its_model(tmp_path: Path):
+def test_a_branch_without_a_commit_is_listed_as_incomplete(tmp_path: Path):
     folder = fill(tmp_path, demo_contents())
     (folder.root / "refs/odd").write_bytes(b"\xff\xfe")
 
     assert [model.is_complete for model in list_models(tmp_path)] == [True, False]
 
 
-def test_a_snapshot_that_is_a_link_gets_links_that_lead_to_its_content(tmp_path: Path):
+def test_a_snapshot_that_is_itself_a_link_gets_working_links(tmp_path: Path):
     folder = fill(tmp_path / "cache", demo_contents())
     folder.snapshot(NEW).rename(tmp_path / "elsewhere")
     folder.snapshot(NEW).symlink_to(tmp_path / "elsewhere")
@@ -288,7 +288,7 @@ def test_a_snapshot_that_is_a_link_gets_links_that_lead_to_its_content(tmp_path:
     assert (folder.snapshot(NEW) / WEIGHTS).read_bytes() == demo_contents()[WEIGHTS]
 
 
-def test_a_listing_without_sizes_is_written_anew(tmp_path: Path):
+def test_a_listing_without_sizes_is_rewritten(tmp_path: Path):
     folder = fill(tmp_path, demo_contents())
     tree = folder.root / "trees" / f"{NEW}.json"
     whole = tree.read_text()
@@ -301,7 +301,7 @@ def test_a_listing_without_sizes_is_written_anew(tmp_path: Path):
     assert tree.read_text() == whole
 
 
-def test_a_file_that_is_too_short_is_put_right_from_its_blob(tmp_path: Path):
+def test_a_truncated_file_is_restored_from_its_blob(tmp_path: Path):
     contents = demo_contents()
     folder = fill(tmp_path, contents)
     pointer = folder.snapshot(NEW) / WEIGHTS
@@ -313,7 +313,7 @@ def test_a_file_that_is_too_short_is_put_right_from_its_blob(tmp_path: Path):
     assert pointer.read_bytes() == contents[WEIGHTS]
 
 
-def test_content_outside_that_has_no_blob_is_brought_in(tmp_path: Path):
+def test_content_outside_the_folder_is_moved_in(tmp_path: Path):
     contents = demo_contents()
     folder = fill(tmp_path / "cache", contents)
     pointer = folder.snapshot(NEW) / WEIGHTS
@@ -328,7 +328,7 @@ def test_content_outside_that_has_no_blob_is_brought_in(tmp_path: Path):
     assert pointer.read_bytes() == contents[WEIGHTS]
 
 
-def test_a_file_system_without_links_gets_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_files_are_copied_if_the_file_system_has_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def refuse(*_: object) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
 
@@ -355,19 +355,19 @@ def test_an_interrupted_conversion_is_a_problem(tmp_path: Path):
     )
 
 
-def test_what_a_start_needs_and_nothing_has_made_is_a_problem(tmp_path: Path):
+def test_pending_conversions_are_problems(tmp_path: Path):
     contents = demo_contents()
     contents["pytorch_model.bin"] = contents.pop(WEIGHTS)
     contents["vocab.json"] = contents.pop("tokenizer.json")
     fill(tmp_path, contents)
 
     assert the_only(tmp_path).problems == (
-        f"its weights are PyTorch's; `tgis convert-to-safetensors {MODEL}` makes safetensors of them",
+        f"its weights are in PyTorch's format; `tgis convert-to-safetensors {MODEL}` converts them",
         f"tokenizer.json is missing; `tgis convert-to-fast-tokenizer {MODEL}` makes it",
     )
 
 
-def test_a_repository_without_a_configuration_is_not_told_to_be_downloaded_again(tmp_path: Path):
+def test_a_repository_without_a_configuration_does_not_suggest_another_download(tmp_path: Path):
     contents = demo_contents()
     del contents["config.json"]
     fill(tmp_path, contents)
@@ -376,9 +376,7 @@ def test_a_repository_without_a_configuration_is_not_told_to_be_downloaded_again
 
 
 @pytest.mark.parametrize(("answer", "is_removed"), [("y\n", True), ("n\n", False), ("", False)])
-def test_the_command_takes_nothing_but_yes_for_an_answer(
-    answer: str, is_removed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_only_yes_confirms_a_removal(answer: str, is_removed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -392,7 +390,7 @@ def test_the_command_takes_nothing_but_yes_for_an_answer(
     assert (b"nothing is removed" in result.stdout) is not is_removed
 
 
-def test_one_strange_model_does_not_hide_the_others(tmp_path: Path):
+def test_a_model_with_an_invalid_config_is_still_listed(tmp_path: Path):
     fill(tmp_path, demo_contents() | {"config.json": b'{"architectures": 5}'})
 
     assert "5" in the_only(tmp_path).why_no_engine or the_only(tmp_path).problems
@@ -402,23 +400,25 @@ def test_one_strange_model_does_not_hide_the_others(tmp_path: Path):
     ("model", "revision", "sentence"),
     [
         ("org/none", None, "org/none is not in the cache"),
-        (MODEL, "v9", f"{MODEL} has no revision v9 in the cache; its branches and tags there are main"),
+        (MODEL, "v9", f"{MODEL} has no revision v9 in the cache; its branches and tags there: main"),
         (MODEL, "..", f"{MODEL} has no revision"),
         (MODEL, "../..", f"{MODEL} has no revision"),
     ],
 )
-def test_what_is_not_there_cannot_be_removed(model: str, revision: str | None, sentence: str, tmp_path: Path):
+def test_missing_models_and_revisions_cannot_be_removed(
+    model: str, revision: str | None, sentence: str, tmp_path: Path
+):
     fill(tmp_path, demo_contents())
 
     with pytest.raises(ModelError, match=sentence):
-        plan_removal(tmp_path, model, revision)
+        prepare_removal(tmp_path, model, revision)
 
 
 def run_rm(cache: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     return run_in_process("models", "rm", MODEL, *arguments, environ={"HF_HUB_CACHE": str(cache)})
 
 
-def test_the_command_asks_or_wants_to_be_told(tmp_path: Path):
+def test_the_command_needs_a_terminal_or_yes(tmp_path: Path):
     folder = fill(tmp_path, demo_contents())
 
     dry, unsure, script = run_rm(tmp_path, "--dry-run"), run_rm(tmp_path), run_rm(tmp_path, "--json")

@@ -1,4 +1,4 @@
-"""Making tokenizer.json: only of what there is, and only what can be used gets the name."""
+"""Making tokenizer.json from older tokenizer files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VOCABULARY = {"<|endoftext|>": 0, "h": 1, "e": 2, "he": 3}
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A model with the files of an older tokenizer."""
+    """A model with older tokenizer files."""
     directory = tmp_path / "model"
     directory.mkdir()
     (directory / "config.json").write_text('{"model_type": "gpt2"}')
@@ -43,7 +43,7 @@ def names_in(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
-def test_a_tokenizer_cuts_text_as_its_older_files_say(model: Path, tmp_path: Path):
+def test_the_converted_tokenizer_follows_its_older_files(model: Path, tmp_path: Path):
     output = tmp_path / "output"
     output.mkdir()
 
@@ -55,7 +55,7 @@ def test_a_tokenizer_cuts_text_as_its_older_files_say(model: Path, tmp_path: Pat
     assert "tokenizer.json" not in names_in(model)
 
 
-def test_one_that_is_there_is_left_alone(model: Path):
+def test_an_existing_tokenizer_is_left_alone(model: Path):
     (model / "tokenizer.json").write_text("mine")
 
     result = run_in_process("convert-to-fast-tokenizer", model, "--output-path", model.parent, environ={"HOME": "/"})
@@ -66,7 +66,7 @@ def test_one_that_is_there_is_left_alone(model: Path):
 
 
 @pytest.mark.parametrize("lost", [["vocab.json", "merges.txt"], ["merges.txt"]], ids=["all", "merges"])
-def test_no_success_is_claimed_where_files_are_missing(lost: list[str], model: Path):
+def test_missing_files_are_an_error(lost: list[str], model: Path):
     for name in lost:
         (model / name).unlink()
     before = names_in(model)
@@ -77,7 +77,7 @@ def test_no_success_is_claimed_where_files_are_missing(lost: list[str], model: P
     assert names_in(model) == before
 
 
-def test_code_of_a_model_is_not_run_unless_that_is_asked_for(model: Path, tmp_path: Path):
+def test_code_of_a_model_runs_only_if_it_is_trusted(model: Path, tmp_path: Path):
     config = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}
     (model / "tokenizer_config.json").write_text(json.dumps(config))
     (model / "own.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'w')\nraise ValueError('was run')\n")

@@ -1,6 +1,6 @@
-"""Exporting to ONNX: where the exporter lives, what it is given, and what is kept of it.
+"""Exporting to ONNX: installing the exporter, its input, and its result.
 
-The exporter is a stand-in, except where TGIS_ONNX_EXPORTER names a directory that the real one is installed in.
+The exporter is a stand-in, unless TGIS_ONNX_EXPORTER names a directory with the real one.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ T5 = {"num_heads": 4, "d_kv": 16, "num_decoder_layers": 2}
 
 @pytest.fixture
 def exporter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An environment that needs no installation, and is not compared with our own transformers."""
+    """An exporter that needs no installation. Our own transformers is not used as the reference."""
     environment = tmp_path / "exporter"
     for package in ("optimum/exporters/onnx", "optimum/onnxruntime", "transformers"):
         (environment / package).mkdir(parents=True)
@@ -92,9 +92,7 @@ def export(model: Path, target: Path, exporter: Path) -> float:
 # -- What is exported -------------------------------------------------------------------------------------------------
 
 
-def test_an_export_gets_its_name_when_it_has_been_compared_and_has_the_tokenizer(
-    model: Path, exporter: Path, tmp_path: Path
-):
+def test_an_export_has_the_model_and_the_tokenizer(model: Path, exporter: Path, tmp_path: Path):
     target = tmp_path / "new" / "target"
 
     difference = export(model, target, exporter)
@@ -108,14 +106,19 @@ def test_an_export_gets_its_name_when_it_has_been_compared_and_has_the_tokenizer
     ("name", "value", "kind", "words"),
     [
         ("FAILS", "raise ValueError('no such graph')", ModelError, r"cannot be exported \(no such graph\)"),
-        ("FAILS", "raise OSError(28, 'No space left')", NotEnoughDevices, "No room is left in"),
-        ("FAILS", "os.kill(os.getpid(), signal.SIGKILL)", NotEnoughDevices, "killed by SIGKILL, probably for lack of"),
+        ("FAILS", "raise OSError(28, 'No space left')", NotEnoughDevices, "No space is left in"),
+        (
+            "FAILS",
+            "os.kill(os.getpid(), signal.SIGKILL)",
+            NotEnoughDevices,
+            "killed by SIGKILL, probably because memory",
+        ),
         ("FAILS", "os._exit(7)", ModelError, r"cannot be exported \(exit code 7\)"),
-        ("LOGIT", "2.1", ModelError, "logits differ by 0.1 from those that they should be"),
+        ("LOGIT", "2.1", ModelError, "logits differ by 0.1 from the expected ones"),
         ("LOGIT", "nan", ModelError, "logits differ by nan"),
     ],
 )
-def test_of_an_export_that_fails_nothing_is_kept(
+def test_a_failed_export_leaves_nothing_behind(
     name: str,
     value: str,
     kind: type[TgisError],
@@ -155,7 +158,7 @@ def test_of_an_export_that_fails_nothing_is_kept(
         ),
     ],
 )
-def test_the_older_transformers_gets_the_config_in_its_own_words(
+def test_the_config_is_rewritten_for_the_older_transformers(
     written: dict[str, object], read: dict[str, object], model: Path, tmp_path: Path
 ):
     (model / "config.json").write_text(json.dumps(written))
@@ -166,7 +169,7 @@ def test_the_older_transformers_gets_the_config_in_its_own_words(
     assert (tmp_path / "source/model.safetensors").resolve() == model / "model.safetensors"
 
 
-def test_positions_that_differ_by_layer_are_refused(model: Path, tmp_path: Path):
+def test_rope_parameters_that_differ_by_layer_are_refused(model: Path, tmp_path: Path):
     (model / "config.json").write_text('{"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}')
 
     with pytest.raises(ValueError, match="differ by layer"):
@@ -181,7 +184,7 @@ def test_a_target_that_is_not_empty_is_left_alone(tmp_path: Path):
 
 
 def test_a_provider_must_be_known(tmp_path: Path):
-    with pytest.raises(UsageError, match="--provider GPU is not known; there are CPUExecutionProvider, CUDA"):
+    with pytest.raises(UsageError, match="--provider GPU is unknown; choose one of CPUExecutionProvider, CUDA"):
         Export(tmp_path, tmp_path / "t", False, False, "GPU").check()
 
 
@@ -196,7 +199,7 @@ def test_a_provider_must_be_known(tmp_path: Path):
         ("t5", T5, ("--merge-graphs", "--optimize")),
     ],
 )
-def test_the_real_exporter_makes_a_model_with_the_same_logits(
+def test_a_real_export_has_the_same_logits(
     model_type: str, sizes: dict[str, object], options: tuple[str, ...], tmp_path: Path
 ):
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
@@ -218,7 +221,7 @@ def test_the_real_exporter_makes_a_model_with_the_same_logits(
 # -- Where the exporter lives -----------------------------------------------------------------------------------------
 
 
-def test_an_environment_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_exporter_is_installed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     made = []
 
     def install(directory: Path, environment: Path) -> None:
@@ -233,7 +236,7 @@ def test_an_environment_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [path.name for path in tmp_path.iterdir()] == ["exporter"]
 
 
-def test_one_of_another_version_is_made_anew(exporter: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_exporter_of_another_version_is_replaced(exporter: Path, monkeypatch: pytest.MonkeyPatch):
     (exporter / STAMP).write_text('{"packages": []}')
     monkeypatch.setattr(onnx, "install", lambda directory, _: directory.mkdir())
 
@@ -242,7 +245,7 @@ def test_one_of_another_version_is_made_anew(exporter: Path, monkeypatch: pytest
     assert [path.name for path in exporter.iterdir()] == [STAMP]
 
 
-def test_what_a_killed_installation_leaves_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_leftovers_of_a_killed_installation_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / ".exporter.incomplete/half").mkdir(parents=True)
     monkeypatch.setattr(onnx, "install", lambda directory, _: directory.mkdir())
 
@@ -251,34 +254,34 @@ def test_what_a_killed_installation_leaves_is_removed(tmp_path: Path, monkeypatc
     assert [path.name for path in tmp_path.rglob("*")] == ["exporter", STAMP]
 
 
-def test_a_directory_with_something_else_is_not_taken_for_the_exporter(tmp_path: Path):
+def test_a_directory_with_other_files_is_refused(tmp_path: Path):
     (tmp_path / "notes.txt").write_text("mine")
 
-    with pytest.raises(UsageError, match="holds something else than the exporter"):
+    with pytest.raises(UsageError, match="contains other files than the exporter"):
         prepare_environment(tmp_path)
 
 
-def test_without_a_network_the_reason_and_the_ways_out_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_failed_installation_is_explained_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
 
     with pytest.raises(
-        ModelError, match=r"No matching distribution found for .*\): check the network, or PIP_INDEX_URL"
+        ModelError, match=r"No matching distribution found for .*\): check the network, set PIP_INDEX_URL"
     ):
         prepare_environment(tmp_path / "exporter")
 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_cache_directory_of_the_user_holds_it():
+def test_the_exporter_is_in_the_users_cache_directory():
     assert find_environment({"HOME": "/home/u"}) == Path("/home/u/.cache/tgis/onnx-exporter")
     assert find_environment({"HOME": "/home/u", "XDG_CACHE_HOME": "/c"}) == Path("/c/tgis/onnx-exporter")
     assert find_environment({"HOME": "/home/u", "XDG_CACHE_HOME": "$HOME/c"}) == Path("/home/u/c/tgis/onnx-exporter")
     assert find_environment({"HOME": "/home/u", "XDG_CACHE_HOME": "c"}) == Path("/home/u/.cache/tgis/onnx-exporter")
 
 
-def test_a_user_without_a_home_is_told_how_to_name_a_place(monkeypatch: pytest.MonkeyPatch):
+def test_a_user_without_a_home_must_name_an_environment(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
 
     with pytest.raises(UsageError, match=r"HOME is not set, and user .* Name one with --environment"):

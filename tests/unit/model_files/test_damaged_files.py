@@ -1,4 +1,4 @@
-"""Files of a model that are not what their names say: every check has the sentence with which a start ends."""
+"""Damaged files of a model: every check reports the sentence with which a start would fail."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 from in_process import run_in_process
 from tgis_cli.decide.resolve import DEMO_MODEL_DIR
 from tgis_cli.model_files.cache.folder import CacheFolder
-from tgis_cli.model_files.cache.inventory import list_models
-from tgis_cli.model_files.convert.convert import convert_to_safetensors
+from tgis_cli.model_files.convert.to_safetensors import convert_to_safetensors
+from tgis_cli.model_files.inventory import list_models
 from tgis_cli.model_files.tokenizer_check import check_tokenizer, load_tokenizer
 from tgis_server.engines.native.checkpoint.inspect import inspect_checkpoint
 from tgis_server.engines.native.families import read_spec
@@ -52,7 +52,7 @@ def sentence_of_a_start(model_dir: Path) -> str:
 
 
 @pytest.mark.parametrize("kind", DAMAGED_TOKENIZERS)
-def test_doctor_and_plan_say_of_a_damaged_tokenizer_what_a_start_says(model_dir: Path, kind: str):
+def test_doctor_and_plan_report_a_damaged_tokenizer_as_a_start_does(model_dir: Path, kind: str):
     content, sentence = DAMAGED_TOKENIZERS[kind]
     (model_dir / "tokenizer.json").write_text(content)
 
@@ -68,7 +68,7 @@ def test_doctor_and_plan_say_of_a_damaged_tokenizer_what_a_start_says(model_dir:
 
 
 @pytest.mark.parametrize("kind", ["pointer", "page", "cut", "empty", "zeros"])
-def test_a_start_sees_at_a_glance_what_is_no_json(model_dir: Path, kind: str):
+def test_a_quick_check_finds_what_is_not_json(model_dir: Path, kind: str):
     (model_dir / "tokenizer.json").write_text(DAMAGED_TOKENIZERS[kind][0])
 
     with pytest.raises(ModelError) as caught:
@@ -77,14 +77,14 @@ def test_a_start_sees_at_a_glance_what_is_no_json(model_dir: Path, kind: str):
     assert str(caught.value) == sentence_of_a_start(model_dir)
 
 
-def test_a_glance_is_content_with_a_good_tokenizer_and_asks_for_a_missing_one(model_dir: Path, tmp_path: Path):
+def test_a_quick_check_accepts_a_good_tokenizer_and_reports_a_missing_one(model_dir: Path, tmp_path: Path):
     check_tokenizer(model_dir)
 
     with pytest.raises(ModelError, match=r"No existing fast tokenizer \(tokenizer\.json\) found"):
         check_tokenizer(tmp_path)
 
 
-def test_settings_of_the_tokenizer_that_are_damaged_are_seen_too(model_dir: Path):
+def test_damaged_tokenizer_settings_are_found_too(model_dir: Path):
     (model_dir / "tokenizer_config.json").write_text('{"add_bos')
 
     with pytest.raises(ModelError, match=r"tokenizer_config\.json is not valid JSON"):
@@ -102,13 +102,13 @@ def test_settings_of_the_tokenizer_that_are_damaged_are_seen_too(model_dir: Path
         (PAGE, HTML),
     ],
 )
-def test_settings_of_the_tokenizer_are_read_as_any_json_of_the_model(model_dir: Path, content: str, sentence: str):
+def test_tokenizer_settings_are_read_like_any_json_of_the_model(model_dir: Path, content: str, sentence: str):
     (model_dir / "tokenizer_config.json").write_text(content)
 
     assert f"{model_dir / 'tokenizer_config.json'} {sentence}" in sentence_of_a_start(model_dir)
 
 
-def test_a_bos_that_the_vocabulary_lacks_is_a_warning_of_doctor_and_plan(model_dir: Path):
+def test_doctor_and_plan_warn_of_a_bos_that_is_not_in_the_vocabulary(model_dir: Path):
     settings = {"add_bos_token": True, "bos_token": "<absent>"}
     (model_dir / "tokenizer_config.json").write_text(json.dumps(settings))
 
@@ -131,7 +131,9 @@ def test_a_bos_that_the_vocabulary_lacks_is_a_warning_of_doctor_and_plan(model_d
         (".", "it is a directory, not a file"),
     ],
 )
-def test_what_is_there_but_no_file_is_told_as_such(model_dir: Path, name: str, target: str | None, sentence: str):
+def test_links_and_directories_in_place_of_files_are_reported_as_such(
+    model_dir: Path, name: str, target: str | None, sentence: str
+):
     (model_dir / name).unlink(missing_ok=True)
     (model_dir / name).symlink_to(target or name)
 
@@ -141,7 +143,7 @@ def test_what_is_there_but_no_file_is_told_as_such(model_dir: Path, name: str, t
     assert any(f"{name} cannot be read ({sentence})" in one for one in failed)
 
 
-def test_a_tokenizer_that_this_user_may_not_read_is_not_told_to_be_downloaded(
+def test_a_tokenizer_without_read_permission_does_not_suggest_a_download(
     model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def refuse(_: Path) -> bytes:
@@ -153,9 +155,9 @@ def test_a_tokenizer_that_this_user_may_not_read_is_not_told_to_be_downloaded(
         Tokenizer.load(model_dir, 1)
 
 
-def test_a_library_that_panics_is_an_error_of_the_file(model_dir: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_panic_in_a_library_is_reported_as_an_error_of_the_file(model_dir: Path, monkeypatch: pytest.MonkeyPatch):
     class PanicException(BaseException):
-        """Of Rust, as Python sees it."""
+        """As raised by Rust libraries."""
 
     def panic(_: str) -> None:
         raise PanicException("index out of bounds")
@@ -168,7 +170,7 @@ def test_a_library_that_panics_is_an_error_of_the_file(model_dir: Path, monkeypa
 
 @pytest.mark.parametrize(("content", "sentence"), [(POINTER, LFS), (PAGE, HTML)])
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", "model.safetensors"])
-def test_what_stands_in_for_a_file_is_named(model_dir: Path, name: str, content: str, sentence: str):
+def test_a_stand_in_for_a_file_is_identified(model_dir: Path, name: str, content: str, sentence: str):
     (model_dir / name).write_text(content)
 
     with pytest.raises(ModelError) as caught:
@@ -178,7 +180,7 @@ def test_what_stands_in_for_a_file_is_named(model_dir: Path, name: str, content:
 
 
 @pytest.mark.parametrize(("content", "sentence"), [(POINTER, LFS), (PAGE, HTML)])
-def test_what_stands_in_for_an_index_or_for_pytorch_weights_is_named(tmp_path: Path, content: str, sentence: str):
+def test_a_stand_in_for_an_index_or_pytorch_weights_is_identified(tmp_path: Path, content: str, sentence: str):
     (tmp_path / "pytorch_model.bin").write_text(content)
 
     with pytest.raises(ModelError, match=sentence):
@@ -191,12 +193,12 @@ def test_what_stands_in_for_an_index_or_for_pytorch_weights_is_named(tmp_path: P
     ("content", "sentence"),
     [
         (b"", r"is not a safetensors file \(it has 0 bytes\)"),
-        (b"not a safetensors file", "is not a safetensors file .its first bytes are no header's length"),
+        (b"not a safetensors file", "is not a safetensors file .its first bytes are not the length of a header"),
         (bytes(900), r"is not a safetensors file \(its header cannot be read\)"),
         (b"\x40\0\0\0\0\0\0\0{", "has 9 bytes, but its header says 72: it was cut short; download it again"),
     ],
 )
-def test_weights_are_told_to_be_cut_short_only_where_they_are(model_dir: Path, content: bytes, sentence: str):
+def test_only_truncated_weights_are_reported_as_cut_short(model_dir: Path, content: bytes, sentence: str):
     (model_dir / "model.safetensors").write_bytes(content)
 
     with pytest.raises(ModelError, match=sentence):
@@ -204,7 +206,7 @@ def test_weights_are_told_to_be_cut_short_only_where_they_are(model_dir: Path, c
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer.json"])
-def test_a_cached_model_with_such_a_file_is_not_complete_and_not_bundled(tmp_path: Path, model_dir: Path, name: str):
+def test_a_cached_model_with_a_stand_in_is_incomplete_and_not_bundled(tmp_path: Path, model_dir: Path, name: str):
     folder = CacheFolder(tmp_path / "cache", "org/demo")
     (model_dir / name).write_text(POINTER)
     shutil.copytree(model_dir, folder.snapshot("c" * 40))

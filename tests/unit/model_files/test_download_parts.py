@@ -1,4 +1,4 @@
-"""Locks, patience with a bad network, and what is said of the hub's errors."""
+"""Locks, retries on a bad network, and explanations of the hub's errors."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 
 from in_process import run_in_process
+from tgis_cli.model_files.cache.listing import RemoteFile
 from tgis_cli.model_files.cache.locks import lock
 from tgis_cli.model_files.download import fetch_worker
 from tgis_cli.model_files.download.digest import has_digest
-from tgis_cli.model_files.download.download import MAX_VAIN_ATTEMPTS, Patience, Problem
-from tgis_cli.model_files.download.fetch_worker import XetFailed, as_own_error
-from tgis_cli.model_files.download.hub import RemoteFile, explain_hub_error, is_temporary, retry_after_s
-from tgis_cli.model_files.download.hub_token import HubToken, find_token, pass_on, take_over
+from tgis_cli.model_files.download.fetch_worker import XetFailed, translate_xet_error
+from tgis_cli.model_files.download.hub import explain_hub_error, is_temporary, retry_after_s
+from tgis_cli.model_files.download.hub_token import HubToken, export_token, find_token, inherited_token
+from tgis_cli.model_files.download.transfers import MAX_FUTILE_ATTEMPTS, Problem, RetryPolicy
 from tgis_server.errors import HubError, ModelError, NotEnoughDevices, UsageError
 
 # -- Locks ------------------------------------------------------------------------------------------------------------
@@ -47,7 +48,7 @@ def holder(tmp_path: Path) -> Iterator[multiprocessing.Event]:
     process.close()
 
 
-def test_who_finds_a_lock_taken_is_told_once_and_gets_it_when_its_holder_ends(holder, tmp_path: Path):
+def test_waiting_for_a_lock_is_reported_once_and_ends_with_its_holder(holder, tmp_path: Path):
     told = []
 
     def tell() -> None:
@@ -68,11 +69,11 @@ def test_a_wait_can_be_refused(holder, tmp_path: Path):
 
 def test_a_lock_leaves_nothing_behind(tmp_path: Path):
     for _ in range(2):
-        with lock(tmp_path, lambda: pytest.fail("nobody holds it")):
+        with lock(tmp_path, lambda: pytest.fail("the lock is free")):
             assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_system_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_system_without_locks_is_tolerated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def flock(descriptor: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -82,51 +83,51 @@ def test_a_file_system_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch:
         assert is_exclusive is False
 
 
-# -- Patience ---------------------------------------------------------------------------------------------------------
+# -- Retries -----------------------------------------------------------------------------------------------------------
 
-BROKEN = Problem("the answer broke off")
-DAMAGED = Problem("what came does not match its checksum", is_damaged=True)
-
-
-def test_an_attempt_that_brought_something_is_followed_at_once():
-    assert Patience("f").wait_after(BROKEN, moved_bytes=1) == 0
+BROKEN = Problem("the response was cut off")
+DAMAGED = Problem("the content does not match its checksum", is_damaged=True)
 
 
-def test_waits_grow_while_nothing_comes_and_begin_anew_when_something_did():
-    patience = Patience("f")
+def test_an_attempt_with_progress_is_retried_at_once():
+    assert RetryPolicy("f").wait_after(BROKEN, moved_bytes=1) == 0
 
-    waits = [patience.wait_after(BROKEN, moved_bytes=moved) for moved in (0, 0, 0, 5, 0)]
+
+def test_waits_grow_without_progress_and_start_over_after_progress():
+    retries = RetryPolicy("f")
+
+    waits = [retries.wait_after(BROKEN, moved_bytes=moved) for moved in (0, 0, 0, 5, 0)]
 
     assert waits == [1, 2, 4, 0, 1]
 
 
-def test_the_hub_may_ask_for_more():
-    assert Patience("f").wait_after(Problem("slow down", wait_s=20), moved_bytes=0) == 20
+def test_the_hub_may_request_a_longer_wait():
+    assert RetryPolicy("f").wait_after(Problem("slow down", wait_s=20), moved_bytes=0) == 20
 
 
-def test_attempts_in_vain_come_to_an_end():
-    patience = Patience("f")
-    for _ in range(MAX_VAIN_ATTEMPTS - 1):
-        patience.wait_after(BROKEN, moved_bytes=0)
+def test_attempts_without_progress_are_limited():
+    retries = RetryPolicy("f")
+    for _ in range(MAX_FUTILE_ATTEMPTS - 1):
+        retries.wait_after(BROKEN, moved_bytes=0)
 
-    with pytest.raises(HubError, match=r"f was tried 6 times in vain \(last: the answer broke off\)"):
-        patience.wait_after(BROKEN, moved_bytes=0)
+    with pytest.raises(HubError, match=r"f failed 6 times without progress \(last: the response was cut off\)"):
+        retries.wait_after(BROKEN, moved_bytes=0)
 
 
-def test_damage_is_met_with_less_patience():
-    patience = Patience("f")
-    patience.wait_after(DAMAGED, moved_bytes=100)
+def test_damaged_content_is_retried_only_once():
+    retries = RetryPolicy("f")
+    retries.wait_after(DAMAGED, moved_bytes=100)
 
-    with pytest.raises(ModelError, match="f came 2 times, never with the checksum"):
-        patience.wait_after(DAMAGED, moved_bytes=100)
+    with pytest.raises(ModelError, match="f arrived 2 times, never with the checksum"):
+        retries.wait_after(DAMAGED, moved_bytes=100)
 
 
 @pytest.mark.parametrize("kind", [ModelError, HubError, NotEnoughDevices])
-def test_what_will_not_pass_ends_it_with_its_own_exit_code(kind: type[Exception]):
+def test_a_permanent_error_keeps_its_exit_code(kind: type[Exception]):
     problem = Problem("no", exit_code=kind.exit_code)
 
     with pytest.raises(kind, match="no"):
-        Patience("f").wait_after(problem, moved_bytes=0)
+        RetryPolicy("f").wait_after(problem, moved_bytes=0)
 
 
 # -- The hub's errors -------------------------------------------------------------------------------------------------
@@ -148,23 +149,23 @@ class Answer(Exception):
         ({"ratelimit": '"api";r=0;t=55'}, 55),
     ],
 )
-def test_the_hub_says_how_long_to_wait(headers: dict[str, str], wait_s: float):
+def test_the_hubs_requested_wait_is_read_from_headers(headers: dict[str, str], wait_s: float):
     assert retry_after_s(Answer(429, **headers)) == wait_s
 
 
 @pytest.mark.parametrize(
     ("error", "expected", "kind", "words"),
     [
-        (Answer(503), True, HubError, "HTTP 503, still after several attempts"),
-        (Answer(429), True, HubError, r"fewer requests \(HTTP 429\), still"),
+        (Answer(503), True, HubError, "HTTP 503, even after several attempts"),
+        (Answer(429), True, HubError, r"request rate \(HTTP 429\), even"),
         (Answer(401), False, ModelError, "HTTP 401.*Check the token"),
         (Answer(418), False, ModelError, "HTTP 418.*check the name, the revision and HF_ENDPOINT"),
-        (ConnectionRefusedError("refused"), True, HubError, r"does not answer \(refused\): check the network"),
-        (TimeoutError(), True, HubError, r"does not answer \(TimeoutError\)"),
-        (ValueError("<html>"), False, HubError, r"no usable answer \(ValueError: <html>\): check HF_ENDPOINT"),
+        (ConnectionRefusedError("refused"), True, HubError, r"does not respond \(refused\): check the network"),
+        (TimeoutError(), True, HubError, r"does not respond \(TimeoutError\)"),
+        (ValueError("<html>"), False, HubError, r"no usable response \(ValueError: <html>\): check HF_ENDPOINT"),
     ],
 )
-def test_errors_are_explained_and_tried_again_where_that_may_help(
+def test_errors_are_explained_and_only_temporary_ones_retried(
     error: Exception, expected: bool, kind: type[Exception], words: str
 ):
     explained = explain_hub_error(error, "org/m", "main", None)
@@ -175,18 +176,18 @@ def test_errors_are_explained_and_tried_again_where_that_may_help(
 
 
 @pytest.mark.parametrize("text", ["hf_a\nb", "hf_\u00fc", "hf a"])
-def test_what_can_be_no_token_is_refused_without_telling_it(text: str):
-    with pytest.raises(UsageError, match="--token is no token of a hub") as refused:
+def test_an_invalid_token_is_refused_without_being_shown(text: str):
+    with pytest.raises(UsageError, match="--token is not a hub token") as refused:
         find_token(text, {}, print)
     assert text not in str(refused.value)
 
 
-def test_white_space_around_a_token_is_no_part_of_it():
+def test_white_space_around_a_token_is_stripped():
     assert find_token("hf_abc\n", {}, print) == "hf_abc"
-    assert find_token(" ", {"HF_TOKEN": "hf_abc\n"}, print) is None  # the library strips its own
+    assert find_token(" ", {"HF_TOKEN": "hf_abc\n"}, print) is None  # the library strips its own token
 
 
-def test_without_the_right_to_read_the_librarys_token_there_is_none(monkeypatch: pytest.MonkeyPatch):
+def test_an_unreadable_token_file_means_no_token(monkeypatch: pytest.MonkeyPatch):
     def get_token() -> str:
         raise PermissionError(13, "Permission denied", "/home/other/token")
 
@@ -194,10 +195,10 @@ def test_without_the_right_to_read_the_librarys_token_there_is_none(monkeypatch:
     said: list[str] = []
 
     assert find_token(None, {}, said.append) is False
-    assert said == ["/home/other/token cannot be read (Permission denied): going on without a token"]
+    assert said == ["/home/other/token cannot be read (Permission denied): continuing without a token"]
 
 
-def test_a_token_that_the_library_is_told_to_get_and_cannot_is_no_token_less_download(monkeypatch: pytest.MonkeyPatch):
+def test_a_token_that_the_library_fails_to_get_is_an_error(monkeypatch: pytest.MonkeyPatch):
     def get_token() -> str:
         raise OSError("the exchange was refused")
 
@@ -208,22 +209,22 @@ def test_a_token_that_the_library_is_told_to_get_and_cannot_is_no_token_less_dow
 
 
 @pytest.mark.parametrize("token", [None, False, "hf_abc"])
-def test_a_worker_gets_the_token_as_it_is(token: HubToken, monkeypatch: pytest.MonkeyPatch):
-    for name, value in pass_on(token).items():
+def test_a_worker_gets_the_token_unchanged(token: HubToken, monkeypatch: pytest.MonkeyPatch):
+    for name, value in export_token(token).items():
         monkeypatch.setenv(name, value)
 
-    assert take_over() == token
+    assert inherited_token() == token
 
 
 @pytest.mark.parametrize(
     ("text", "kind"),
     [("No space left (os error 28)", OSError), ("CAS answers 403\nmore", XetFailed), ("", XetFailed)],
 )
-def test_what_xet_says_is_a_full_disk_or_a_way_that_does_not_go(text: str, kind: type[Exception]):
-    assert type(as_own_error(RuntimeError(text))) is kind
+def test_xet_errors_are_local_disk_errors_or_failures_of_xet(text: str, kind: type[Exception]):
+    assert type(translate_xet_error(RuntimeError(text))) is kind
 
 
-def test_a_slow_disk_is_no_stall(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_slow_disk_does_not_look_like_a_stall(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     events: list[dict[str, Any]] = []
     may_end = threading.Event()
     monkeypatch.setattr(fetch_worker, "EMIT_EVERY_S", 0.01)
@@ -248,10 +249,10 @@ def test_a_slow_disk_is_no_stall(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         ("5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03", True),  # what `sha256sum` says
         ("0" * 40, False),
         ("0" * 64, False),
-        ("W_etag-of-a-mirror", True),  # nothing can be compared with it
+        ("W_etag-of-a-mirror", True),  # cannot be computed from the content
     ],
 )
-def test_content_is_compared_with_the_digest_of_either_kind(digest: str, is_right: bool, tmp_path: Path):
+def test_content_is_compared_with_either_kind_of_digest(digest: str, is_right: bool, tmp_path: Path):
     (tmp_path / "file").write_bytes(b"hello\n")
 
     assert has_digest(tmp_path / "file", digest) is is_right
@@ -266,14 +267,16 @@ def test_content_is_compared_with_the_digest_of_either_kind(digest: str, is_righ
     [
         (["org/m", "--extension", ","], 2, "--extension is empty"),
         (["org/m", "--revision", "../x"], 2, "cannot be a branch, tag or commit"),
-        (["no such name"], 2, "is neither a directory nor a name of the hub"),
-        (["./nowhere"], 2, "./nowhere is no directory"),
+        (["no such name"], 2, "is neither a directory nor a valid name on the hub"),
+        (["./nowhere"], 2, "./nowhere is not a directory"),
         ([""], 2, "The model's name is empty"),
         (["org/m", "--dry-run", "--verify"], 2, "exclude each other"),
         (["org/m", "--parallel", "0"], 2, "should be greater than or equal to 1"),
     ],
 )
-def test_what_cannot_be_is_refused_in_a_sentence(arguments: list[str], exit_code: int, sentence: str, tmp_path: Path):
+def test_invalid_arguments_are_refused_in_one_sentence(
+    arguments: list[str], exit_code: int, sentence: str, tmp_path: Path
+):
     result = run_in_process("download-weights", *arguments, environ={"HF_HUB_CACHE": str(tmp_path / "cache")})
 
     assert (result.returncode, result.stderr.count(b"\n")) == (exit_code, 1)

@@ -1,4 +1,4 @@
-"""Which files a download takes."""
+"""The files that a download selects."""
 
 from __future__ import annotations
 
@@ -17,31 +17,33 @@ def index_of(*files: str) -> str:
     return json.dumps({"weight_map": {f"w{number}": file for number, file in enumerate(files)}})
 
 
-def select(names: list[str], extension: str = ".safetensors", *, with_bin: bool = True, **indexes: str) -> list[str]:
+def select(
+    names: list[str], extension: str = ".safetensors", *, with_pytorch: bool = True, **indexes: str
+) -> list[str]:
     texts = {f"{name.replace('_', '.')}.index.json": text for name, text in indexes.items()}
-    return select_names(names, parse_extensions(extension), lambda name: texts[name], with_bin=with_bin)
+    return select_names(names, parse_extensions(extension), lambda name: texts[name], with_pytorch=with_pytorch)
 
 
-def test_a_single_extension_brings_configuration_and_tokenizers_of_all_kinds():
+def test_a_single_extension_brings_configuration_and_tokenizers_along():
     names = ["chat_template.jinja", "config.json", "model.safetensors", "modeling_x.py", "README.md", *TOKENIZER_FILES]
 
     assert select([*names, "picture.png", "model.onnx"]) == sorted(names)
 
 
-def test_several_extensions_are_taken_as_they_are():
+def test_several_extensions_are_taken_literally():
     assert select(["config.json", "a.bin", "merges.txt"], ".bin,.json") == ["a.bin", "config.json"]
 
 
 @pytest.mark.parametrize("companion", COMPANIONS)
-def test_a_companion_alone_brings_nothing_along(companion: str):
+def test_a_companion_extension_brings_nothing_else_along(companion: str):
     assert parse_extensions(companion) == (companion,)
 
 
-def test_dots_and_blanks_may_be_left_out_or_added():
+def test_leading_dots_and_spaces_are_optional():
     assert parse_extensions(" bin , .json ") == (".bin", ".json")
 
 
-def test_an_empty_list_is_refused():
+def test_an_empty_list_of_extensions_is_refused():
     with pytest.raises(UsageError, match="--extension is empty"):
         parse_extensions(" , ")
 
@@ -61,7 +63,7 @@ def test_weights_that_the_index_does_not_name_are_left_out():
     assert select(names, model_safetensors=index_of(*SHARDS)) == [*SHARDS, "model.safetensors.index.json"]
 
 
-def test_an_index_beside_a_whole_file_is_neither_read_nor_taken():
+def test_an_index_next_to_a_single_whole_file_is_ignored():
     assert select(["model.safetensors", "model.safetensors.index.json", SHARDS[0]]) == ["model.safetensors"]
     assert select(["pytorch_model.bin", "pytorch_model.bin.index.json"]) == ["pytorch_model.bin"]
 
@@ -72,28 +74,28 @@ def test_an_adapter_alone_is_taken_as_it_is():
     assert select(names) == names
 
 
-def test_shards_of_which_one_is_missing_are_refused_without_an_index_too():
-    with pytest.raises(ModelError, match="tell of model-00002-of-00002"):
+def test_a_missing_shard_is_refused_even_without_an_index():
+    with pytest.raises(ModelError, match="The numbering of its weights requires model-00002-of-00002"):
         select([SHARDS[0], "config.json"])
 
 
-def test_pytorch_weights_stand_in_for_safetensors_that_there_are_not():
+def test_pytorch_weights_are_taken_if_there_are_no_safetensors():
     names = ["config.json", "pytorch_model.bin", "optimizer.pt", "training_args.bin"]
 
     assert select(names) == ["config.json", "pytorch_model.bin"]
 
 
-def test_pytorch_weights_do_not_stand_in_if_nothing_is_converted():
-    assert select(["config.json", "pytorch_model.bin"], with_bin=False) == ["config.json"]
+def test_pytorch_weights_are_not_taken_without_conversion():
+    assert select(["config.json", "pytorch_model.bin"], with_pytorch=False) == ["config.json"]
 
 
-def test_duplicates_in_another_format_are_left_out_with_their_index():
+def test_copies_in_another_format_are_left_out_with_their_index():
     names = ["model.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5"]
 
     assert select(names) == ["model.safetensors"]
 
 
-def test_an_index_that_names_what_is_not_there_is_refused():
+def test_an_index_that_names_missing_files_is_refused():
     with pytest.raises(ModelError, match="names model-00002-of-00002"):
         select([SHARDS[0], "model.safetensors.index.json"], model_safetensors=index_of(*SHARDS))
 

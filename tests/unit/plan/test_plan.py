@@ -1,4 +1,4 @@
-"""What a model needs, on which devices it fits, and what is said about it."""
+"""What a model needs, on which devices it fits, and how that is reported."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from safetensors.torch import load_file
 from tgis_cli.decide.resolve import DEMO_MODEL_DIR
 from tgis_cli.machine import Cpu, Gpu, Machine
 from tgis_cli.model_files.cache import disk
-from tgis_cli.model_files.download.hub import take
+from tgis_cli.model_files.download.hub import take_range
 from tgis_cli.model_files.download.remote_headers import write_converted_header
-from tgis_cli.plan import Report, make_report, open_model, read_devices
+from tgis_cli.plan import PlanReport, make_report, open_model, read_devices
 from tgis_cli.plan.devices import GPU_GIB, read_gpu
 from tgis_cli.plan.fit import CPU_PROCESS_BYTES
-from tgis_cli.plan.text import describe, format_count
+from tgis_cli.plan.text import describe_report, format_count
 from tgis_server.engines.native.memory import cpu_packs
 from tgis_server.errors import ModelError, NotEnoughDevices, UsageError
 from tgis_server.options import ServeConfig, load_config
@@ -48,7 +48,7 @@ MACHINE = Machine(gpus=(), cpus=(Cpu(0, 0), Cpu(1, 1)), has_bf16=True, free_byte
 
 @pytest.fixture
 def model_dir(tmp_path: Path) -> Callable[..., Path]:
-    """Make a directory with the configuration of Llama 3 8B, changed by keywords, and weights that are a hole."""
+    """Make a directory with the configuration of Llama 3 8B, changed by keywords, and weights without data."""
 
     def make(**changes: Any) -> Path:
         directory = tmp_path / "llama"
@@ -68,7 +68,7 @@ def plan(
     on: Machine = MACHINE,
     environ: dict[str, str] | None = None,
     **flags: Any,
-) -> Report:
+) -> PlanReport:
     environ = environ or {"HOME": "/nowhere"}
     loaded = load_config({"model_name": str(directory), **flags}, environ)
     devices = read_devices(gpu, cpu, loaded.config, on)
@@ -76,8 +76,8 @@ def plan(
         return make_report(source, devices, loaded, environ)
 
 
-def text_of(report: Report) -> str:
-    return "\n".join(describe(report))
+def text_of(report: PlanReport) -> str:
+    return "\n".join(describe_report(report))
 
 
 # The model
@@ -96,7 +96,7 @@ def test_parameters_and_bytes_come_from_the_headers(model_dir: Callable[..., Pat
     assert facts["chosen"]["kv_bytes_per_token"] == 128 << 10
 
 
-def test_a_model_without_an_engine_has_sizes_and_the_reason(model_dir: Callable[..., Path]) -> None:
+def test_a_model_without_an_engine_is_reported_with_sizes_and_the_reason(model_dir: Callable[..., Path]) -> None:
     directory = model_dir()
     (directory / "config.json").write_text('{"model_type": "mamba", "architectures": ["MambaForCausalLM"]}')
 
@@ -108,7 +108,7 @@ def test_a_model_without_an_engine_has_sizes_and_the_reason(model_dir: Callable[
     assert "8.03 billion in bfloat16" in text_of(report)
 
 
-def test_weights_of_pytorch_are_planned_as_if_converted(tmp_path: Path) -> None:
+def test_pytorch_weights_are_planned_as_if_converted(tmp_path: Path) -> None:
     directory = shutil.copytree(DEMO_MODEL_DIR, tmp_path / "model")
     tensors = load_file(directory / "model.safetensors")
     (directory / "model.safetensors").unlink()
@@ -124,11 +124,11 @@ def test_weights_of_pytorch_are_planned_as_if_converted(tmp_path: Path) -> None:
     assert str(report.source.model_dir) not in text_of(report)
 
 
-def test_a_missing_tokenizer_is_warned_of(model_dir: Callable[..., Path]) -> None:
+def test_a_missing_tokenizer_is_a_warning(model_dir: Callable[..., Path]) -> None:
     assert "warning: No existing fast tokenizer" in text_of(plan(model_dir(), "H100"))
 
 
-def test_what_a_conversion_has_made_already_needs_no_more_room(tmp_path: Path) -> None:
+def test_files_that_are_already_converted_need_no_more_space(tmp_path: Path) -> None:
     directory = shutil.copytree(DEMO_MODEL_DIR, tmp_path / "model")
     tensors = load_file(directory / "model.safetensors")
     (directory / "model.safetensors").rename(directory / "model-1.safetensors")
@@ -139,7 +139,7 @@ def test_what_a_conversion_has_made_already_needs_no_more_room(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", ["training_args.bin", "pytorch_model.bin.index.json"])
-def test_a_directory_without_all_of_its_weights_is_a_model_error_too(name: str, tmp_path: Path) -> None:
+def test_a_directory_without_complete_weights_is_a_model_error(name: str, tmp_path: Path) -> None:
     directory = shutil.copytree(DEMO_MODEL_DIR, tmp_path / "model")
     (directory / "model.safetensors").unlink()
     (directory / "pytorch_model.bin.index.json").write_text('{"weight_map": {"w": "pytorch_model-1.bin"}}')
@@ -159,7 +159,7 @@ def test_a_directory_without_weights_is_a_model_error(model_dir: Callable[..., P
         plan(directory)
 
 
-def test_a_damaged_file_is_told_as_a_start_tells_it(model_dir: Callable[..., Path]) -> None:
+def test_a_damaged_file_is_reported_as_by_a_start(model_dir: Callable[..., Path]) -> None:
     directory = model_dir()
     with (directory / "model.safetensors").open("r+b") as file:
         file.truncate(1 << 20)
@@ -170,7 +170,7 @@ def test_a_damaged_file_is_told_as_a_start_tells_it(model_dir: Callable[..., Pat
 # Devices
 
 
-def test_one_large_gpu_holds_it_with_its_longest_sequence(model_dir: Callable[..., Path]) -> None:
+def test_a_large_gpu_holds_the_model_with_its_longest_sequence(model_dir: Callable[..., Path]) -> None:
     report = plan(model_dir(), "H100")
 
     assert (report.verdict, report.chosen.num_shard, report.chosen.max_sequence_length) == ("fits", 1, 131072)
@@ -186,7 +186,7 @@ def test_a_small_gpu_shortens_the_sequences_as_a_start_would(model_dir: Callable
     assert "max_sequence_length lowered from 131072" in text_of(report)
 
 
-def test_the_fewest_gpus_that_hold_it_are_chosen(model_dir: Callable[..., Path]) -> None:
+def test_the_fewest_gpus_that_hold_the_model_are_chosen(model_dir: Callable[..., Path]) -> None:
     report = plan(model_dir(), "12GiB")
 
     assert (report.chosen.num_shard, report.fewest_shards) == (2, 2)
@@ -194,7 +194,7 @@ def test_the_fewest_gpus_that_hold_it_are_chosen(model_dir: Callable[..., Path])
     assert "--num-shard 2" in text_of(report).splitlines()[-1]
 
 
-def test_a_given_number_of_shards_that_does_not_hold_it_is_refused_with_one_that_does(
+def test_too_few_shards_are_refused_with_a_number_that_fits(
     model_dir: Callable[..., Path],
 ) -> None:
     report = plan(model_dir(), "12GiB", num_shard="1")
@@ -204,28 +204,28 @@ def test_a_given_number_of_shards_that_does_not_hold_it_is_refused_with_one_that
     assert text_of(report).splitlines()[-1] == "It would fit with --num-shard 2."
 
 
-def test_more_shards_than_usual_are_tried_until_they_hold_it(model_dir: Callable[..., Path]) -> None:
+def test_more_shards_than_usual_are_tried_until_one_number_fits(model_dir: Callable[..., Path]) -> None:
     report = plan(model_dir(), "3GiB")
 
     assert [fit.num_shard for fit in report.fits] == [1, 2, 4, 8, 16]
     assert (report.verdict, report.chosen.num_shard) == ("fits with shorter sequences", 16)
 
 
-def test_no_more_gpus_than_stated_are_used(model_dir: Callable[..., Path]) -> None:
+def test_at_most_the_stated_gpus_are_used(model_dir: Callable[..., Path]) -> None:
     report = plan(model_dir(), "6GiBx2")
 
     assert [fit.num_shard for fit in report.fits] == [1, 2]
     assert report.fewest_shards is None
 
 
-def test_a_length_that_is_asked_for_must_fit(model_dir: Callable[..., Path]) -> None:
+def test_a_requested_length_must_fit(model_dir: Callable[..., Path]) -> None:
     report = plan(model_dir(), "L4", max_sequence_length="131072", num_shard="1")
 
-    assert "16.0 GiB for one sequence of 131072 tokens), but 21.5 GiB are free" in str(report.problem)
+    assert "16.0 GiB for one sequence of 131072 tokens), but 21.5 GiB is free" in str(report.problem)
     assert report.fewest_shards == 2
 
 
-def test_more_of_the_options_count(model_dir: Callable[..., Path]) -> None:
+def test_launch_options_are_respected(model_dir: Callable[..., Path]) -> None:
     report = plan(model_dir(), "H100", kv_cache_memory="2GiB", dtype="float16", max_batch_size="3")
 
     assert report.chosen.kv_bytes == 2 * GIB
@@ -233,7 +233,7 @@ def test_more_of_the_options_count(model_dir: Callable[..., Path]) -> None:
     assert report.inferred["dtype"] == {"value": "float16", "reason": "flag --dtype"}
 
 
-def test_the_gpus_of_this_machine_count_with_what_is_free_on_the_poorest(model_dir: Callable[..., Path]) -> None:
+def test_the_gpu_with_the_least_free_memory_decides(model_dir: Callable[..., Path]) -> None:
     gpus = (Gpu("0", "H100", 80 * GIB, 70 * GIB), Gpu("1", "H100", 80 * GIB, 40 * GIB))
     machine = replace(MACHINE, gpus=gpus, torch_has_cuda=True)
 
@@ -246,7 +246,7 @@ def test_the_gpus_of_this_machine_count_with_what_is_free_on_the_poorest(model_d
 def test_a_gpu_whose_memory_is_unknown_must_be_stated(model_dir: Callable[..., Path]) -> None:
     machine = replace(MACHINE, gpus=(Gpu("0"),), torch_has_cuda=True)
 
-    assert "state it, as in --gpu 80GiB" in str(plan(model_dir(), on=machine).problem)
+    assert "state it, for example with --gpu 80GiB" in str(plan(model_dir(), on=machine).problem)
 
 
 def test_a_cpu_can_be_stated(model_dir: Callable[..., Path]) -> None:
@@ -256,7 +256,7 @@ def test_a_cpu_can_be_stated(model_dir: Callable[..., Path]) -> None:
     assert report.inferred["device"] == {"value": "cpu", "reason": "stated: a CPU with 24.0 GiB free"}
 
 
-def test_stated_gpus_are_not_filtered_by_this_machines_variables(model_dir: Callable[..., Path]) -> None:
+def test_cuda_visible_devices_does_not_limit_stated_gpus(model_dir: Callable[..., Path]) -> None:
     report = plan(model_dir(), "H100", environ={"HOME": "/nowhere", "CUDA_VISIBLE_DEVICES": "0,1"})
 
     assert report.chosen.num_shard == 1
@@ -266,37 +266,37 @@ def test_stated_gpus_are_not_filtered_by_this_machines_variables(model_dir: Call
     ("text", "expected"),
     [("80GiB", ("80GiB", 0)), ("L40S", ("L40S", 0)), ("L4x4", ("L4", 4)), ("2 x H100", ("H100", 2))],
 )
-def test_a_gpu_is_a_size_or_a_name_and_perhaps_a_number(text: str, expected: tuple[str, int]) -> None:
+def test_a_gpu_is_a_size_or_a_name_with_an_optional_number(text: str, expected: tuple[str, int]) -> None:
     assert read_gpu(text) == expected
 
 
 @pytest.mark.parametrize("name", ["H100", "h100", "NVIDIA H100", "a100-80", "A100 80GB", "Tesla T4", "RTX A6000"])
-def test_names_of_gpus_may_be_spelled_in_many_ways(name: str) -> None:
+def test_gpu_names_may_be_spelled_in_many_ways(name: str) -> None:
     assert read_devices(name, None, ServeConfig(), MACHINE).machine.gpus[0].total_bytes > 14 * GIB
 
 
-def test_no_gpu_is_no_number_of_gpus() -> None:
+def test_zero_gpus_are_refused() -> None:
     with pytest.raises(UsageError, match=r"--gpu is 'L4x0', but there must be at least one"):
         read_devices("L4x0", None, ServeConfig(), MACHINE)
 
 
-def test_a_name_that_comes_in_several_sizes_is_asked_for_the_size() -> None:
+def test_a_gpu_name_with_several_sizes_needs_the_size() -> None:
     with pytest.raises(UsageError, match=r"did you mean A100-40 or A100-80\?"):
         read_devices("A100", None, ServeConfig(), MACHINE)
 
 
 @pytest.mark.parametrize("text", ["H10", "80", "", "-1GiB", "nan", "x"])
-def test_a_gpu_that_is_neither_is_refused_with_those_that_are_known(text: str) -> None:
+def test_an_unknown_gpu_is_refused_with_the_known_names(text: str) -> None:
     with pytest.raises(UsageError, match=r"--gpu is .* must be a size such as 80GiB, or one of T4.*H200"):
         read_devices(text, None, ServeConfig(), MACHINE)
 
 
-def test_a_misspelled_gpu_is_suggested() -> None:
+def test_a_misspelled_gpu_gets_a_suggestion() -> None:
     with pytest.raises(UsageError, match=r"--gpu is 'H10' \(did you mean H100\?\)"):
         read_devices("H10", None, ServeConfig(), MACHINE)
 
 
-def test_devices_that_contradict_are_refused() -> None:
+def test_contradictory_devices_are_refused() -> None:
     with pytest.raises(UsageError, match="--gpu and --cpu"):
         read_devices("H100", "3GiB", ServeConfig(), MACHINE)
     with pytest.raises(UsageError, match="--device cpu"):
@@ -305,19 +305,19 @@ def test_devices_that_contradict_are_refused() -> None:
         read_devices("H100x2", None, ServeConfig(num_shard=4), MACHINE)
 
 
-def test_every_gpu_of_the_table_has_less_than_its_name_says() -> None:
+def test_every_gpu_in_the_table_has_less_than_its_nominal_memory() -> None:
     sized = {name: int(name.rpartition("-")[2]) for name in GPU_GIB if "-" in name}
 
     assert {name: gib for name, gib in sized.items() if not 0.95 * gib < GPU_GIB[name] < gib} == {}
 
 
-# Words and edges
+# Texts and limits
 
 
 @pytest.mark.parametrize(
     ("number", "text"), [(8_030_261_248, "8.03 billion"), (134_515_008, "135 million"), (12345, "12,345")]
 )
-def test_counts_in_words(number: int, text: str) -> None:
+def test_counts_are_written_in_words(number: int, text: str) -> None:
     assert format_count(number) == text
 
 
@@ -330,16 +330,18 @@ def test_counts_in_words(number: int, text: str) -> None:
         ("avx2", "float32", True),
     ],
 )
-def test_a_cpu_packs_what_its_instructions_allow(flags: str, dtype: str, expected: bool, tmp_path: Path) -> None:
+def test_a_cpu_packs_dtypes_that_its_instructions_support(
+    flags: str, dtype: str, expected: bool, tmp_path: Path
+) -> None:
     (tmp_path / "cpuinfo").write_text(f"flags\t: {flags}\n")
 
     assert cpu_packs(dtype, tmp_path / "cpuinfo") is expected
 
 
-def test_a_part_of_a_stream_is_taken_whatever_its_pieces() -> None:
-    assert take(iter([b"ab", b"cde", b"fgh"]), 1, 4) == b"bcde"
+def test_a_range_of_a_stream_is_taken_from_any_pieces() -> None:
+    assert take_range(iter([b"ab", b"cde", b"fgh"]), 1, 4) == b"bcde"
     with pytest.raises(ConnectionError):
-        take(iter([b"ab"]), 1, 4)
+        take_range(iter([b"ab"]), 1, 4)
 
 
 def test_a_download_larger_than_the_disk_does_not_fit(
@@ -359,7 +361,7 @@ def test_a_download_larger_than_the_disk_does_not_fit(
 
 
 @pytest.mark.serial
-def test_a_local_plan_is_quick_and_needs_no_torch(model_dir: Callable[..., Path]) -> None:
+def test_a_local_plan_is_fast_and_does_not_import_torch(model_dir: Callable[..., Path]) -> None:
     program = (
         "import sys; sys.argv = ['tgis', 'plan', *sys.argv[1:]]\n"
         "from tgis_cli.app import main\n"
@@ -372,4 +374,4 @@ def test_a_local_plan_is_quick_and_needs_no_torch(model_dir: Callable[..., Path]
     result = subprocess.run(arguments, capture_output=True, text=True, check=True)
 
     assert result.stdout.splitlines()[-1] == "None []"
-    assert time.monotonic() - started_s < 5  # on a busy machine; a quiet one needs 0.35
+    assert time.monotonic() - started_s < 5  # allows for a busy machine; an idle one needs 0.35

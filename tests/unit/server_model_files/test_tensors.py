@@ -1,4 +1,4 @@
-"""Which tensor of the files counts: decided by what they hold, with a warning where config.json says otherwise."""
+"""Which tensor in the files is used: decided by content, with a warning if config.json disagrees."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def inspected(
 
 
 def in_two_files(directory: Path, copied: str, named: str | None) -> Checkpoint:
-    """Everything is in a.safetensors; b.safetensors holds another ``copied``, of which the index names one."""
+    """All tensors in a.safetensors, and another ``copied`` in b.safetensors; the index names the copy in ``named``."""
     shapes = shapes_of(SPEC)
     write_safetensors(directory / "a.safetensors", shapes)
     write_safetensors(directory / "b.safetensors", {copied: shapes[copied], "more": (1,)}, filled={copied: 1})
@@ -50,7 +50,7 @@ def test_a_head_that_differs_from_the_embedding_is_used_with_a_warning(tmp_path:
     assert "lm_head.weight in model.safetensors differs" in warning
 
 
-def test_a_difference_in_the_last_byte_is_seen(tmp_path: Path) -> None:
+def test_a_difference_in_the_last_byte_is_found(tmp_path: Path) -> None:
     inspected(tmp_path, is_tied=True, filled={EMBEDDING: 1, HEAD: 1})
     file = tmp_path / "model.safetensors"
     head = read_header(file)[HEAD]
@@ -61,21 +61,21 @@ def test_a_difference_in_the_last_byte_is_seen(tmp_path: Path) -> None:
     assert not inspect_checkpoint(tmp_path, TIED, 1).spec.is_head_tied
 
 
-def test_a_head_that_is_the_embedding_stays_tied_and_takes_no_memory(tmp_path: Path) -> None:
+def test_a_head_equal_to_the_embedding_stays_tied_and_takes_no_memory(tmp_path: Path) -> None:
     checkpoint = inspected(tmp_path, is_tied=True, filled={EMBEDDING: 1, HEAD: 1})
 
     assert (checkpoint.spec.is_head_tied, checkpoint.warnings) == (True, ())
     assert inspect_checkpoint(tmp_path, SPEC, 1).num_elements(0) - checkpoint.num_elements(0) == VOCAB_BY_HIDDEN
 
 
-def test_a_head_without_data_is_planned_as_one_of_its_own(tmp_path: Path) -> None:
-    """A plan of a model on the hub knows headers only: it takes the case that needs more memory."""
+def test_a_head_without_data_is_planned_as_untied(tmp_path: Path) -> None:
+    """A plan of a model on the hub has only headers, so it assumes the case that needs more memory."""
     checkpoint = inspected(tmp_path, is_tied=True)
 
     assert (checkpoint.spec.is_head_tied, checkpoint.warnings) == (False, ())
 
 
-def test_a_head_of_another_dtype_is_not_said_to_differ(tmp_path: Path) -> None:
+def test_a_head_of_another_dtype_is_reported_by_its_dtype(tmp_path: Path) -> None:
     shapes = shapes_of(SPEC)
     head = {HEAD: shapes.pop(HEAD)}
     write_safetensors(tmp_path / "a.safetensors", shapes)
@@ -94,7 +94,7 @@ def test_a_tied_model_needs_either_head_or_embedding(without: str, tmp_path: Pat
     assert checkpoint.tensors[EMBEDDING].name == ({EMBEDDING, HEAD} - {without}).pop()
 
 
-def test_a_model_without_head_that_is_not_tied_says_what_to_do(tmp_path: Path) -> None:
+def test_an_untied_model_without_a_head_is_refused_with_advice(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no lm_head\.weight.*set tie_word_embeddings to true"):
         inspected(tmp_path, without=HEAD)
 
@@ -106,7 +106,7 @@ def test_two_spellings_with_equal_contents_are_one_tensor(tmp_path: Path) -> Non
 
 
 def test_two_spellings_with_different_contents_are_refused(tmp_path: Path) -> None:
-    advice = "save the model again with one of them, or get the file again"
+    advice = "save the model again with one of them, or download the file again"
     with pytest.raises(
         ModelError, match=rf"model\.norm\.weight in model\.safetensors and as norm\.weight in .*{advice}"
     ):
@@ -143,24 +143,24 @@ def test_contents_are_compared_once(read: Callable[[Path], object], tmp_path: Pa
 
 
 @pytest.mark.parametrize("named", ["a.safetensors", "b.safetensors"])
-def test_of_copies_that_differ_the_one_that_the_index_names_counts(named: str, tmp_path: Path) -> None:
+def test_the_index_decides_between_copies_that_differ(named: str, tmp_path: Path) -> None:
     checkpoint = in_two_files(tmp_path, NORM, named)
 
     assert checkpoint.tensors[NORM].file.name == named
     assert f"{NORM} in {named} is used" in checkpoint.warnings[0]
 
 
-def test_copies_that_differ_are_refused_where_the_index_names_none(tmp_path: Path) -> None:
+def test_copies_that_differ_are_refused_if_the_index_names_neither(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"model\.norm\.weight exists twice .* remove the file that does not"):
         in_two_files(tmp_path, NORM, None)
 
 
-def test_tensors_that_the_model_has_no_place_for_are_told_of(tmp_path: Path) -> None:
+def test_unused_tensors_are_a_warning(tmp_path: Path) -> None:
     checkpoint = inspected(tmp_path, **{"model.layers.2.input_layernorm.weight": SPEC.hidden_size})
 
     [warning] = checkpoint.warnings
     assert "1 of 22 tensors in the files is not used, such as model.layers.2.input_layernorm.weight: " in warning
 
 
-def test_buffers_that_old_checkpoints_carry_along_are_not_worth_a_word(tmp_path: Path) -> None:
+def test_buffers_in_old_checkpoints_are_ignored_silently(tmp_path: Path) -> None:
     assert inspected(tmp_path, **{"model.layers.0.self_attn.rotary_emb.inv_freq": 4}).warnings == ()

@@ -1,4 +1,4 @@
-"""Which files are the weights, for every command alike."""
+"""Which files are the weights, the same for every command."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 
 from tgis_cli.decide.resolve import DEMO_MODEL_DIR
 from tgis_cli.model_files.cache.folder import CacheFolder
-from tgis_cli.model_files.cache.inventory import list_models
 from tgis_cli.model_files.download.selection import parse_extensions, select_names
+from tgis_cli.model_files.inventory import list_models
 from tgis_server.engines.native.checkpoint.inspect import inspect_checkpoint
 from tgis_server.engines.native.families import read_spec
 from tgis_server.errors import ModelError
@@ -35,18 +35,18 @@ def refuse_to_read(index: str) -> Iterable[str]:
 # -- Names alone ------------------------------------------------------------------------------------------------------
 
 
-def test_a_whole_file_counts_before_an_index_which_is_not_even_read():
+def test_a_single_whole_file_takes_precedence_over_an_unread_index():
     names = [SINGLE, INDEX, *TWO, "consolidated.safetensors"]
 
     assert choose_weights(names, SAFETENSORS, refuse_to_read) == WeightFiles((SINGLE,))
 
 
-def test_an_index_counts_before_other_names():
+def test_an_index_takes_precedence_over_other_names():
     assert choose(INDEX, *TWO, *THREE, "tuned.safetensors", index=TWO) == WeightFiles(TWO, index=INDEX)
 
 
 @pytest.mark.parametrize("missing", [TWO[1], "folder/model.safetensors", "../model.safetensors"])
-def test_what_an_index_names_must_be_there_beside_it(missing: str):
+def test_files_named_by_an_index_must_exist_next_to_it(missing: str):
     names = (INDEX, TWO[0], "folder/model.safetensors")
 
     assert choose(*names, index=(TWO[0], missing)).missing == (missing,)
@@ -64,7 +64,7 @@ def test_what_an_index_names_must_be_there_beside_it(missing: str):
         ("model.fp16.safetensors",),
     ],
 )
-def test_without_an_index_all_that_are_no_copies_are_taken(names: tuple[str, ...]):
+def test_without_an_index_all_files_except_copies_are_taken(names: tuple[str, ...]):
     assert choose(*names) == WeightFiles(names)
 
 
@@ -85,25 +85,25 @@ def test_without_an_index_all_that_are_no_copies_are_taken(names: tuple[str, ...
         "pytorch_model.bin",
     ],
 )
-def test_copies_parts_of_another_save_and_what_is_no_model_are_left_out(other: str):
+def test_copies_leftovers_and_other_files_are_left_out(other: str):
     assert choose(*TWO, other) == WeightFiles(TWO)
 
 
-def test_one_of_several_widths_is_enough():
+def test_one_of_several_dtypes_is_enough():
     assert choose("model.fp16.safetensors", "model.bf16.safetensors") == WeightFiles(("model.bf16.safetensors",))
 
 
-def test_numbers_in_names_tell_what_is_missing():
+def test_numbers_in_names_show_what_is_missing():
     assert choose(THREE[0], THREE[2]) == WeightFiles(THREE, (THREE[1],))
 
 
-def test_a_number_of_files_that_cannot_be_costs_nothing():
+def test_an_impossible_number_of_files_is_ignored():
     name = "model-1-of-99999999999.safetensors"
 
     assert choose(name) == WeightFiles((name,))
 
 
-def test_a_conversion_that_was_interrupted_makes_no_model():
+def test_an_interrupted_conversion_is_incomplete():
     names = ("a.bin", "b.bin", "a.safetensors")
 
     assert choose(*names) == WeightFiles(("a.safetensors", "b.safetensors"), ("b.safetensors",), is_half_converted=True)
@@ -116,18 +116,18 @@ def test_a_conversion_that_was_interrupted_makes_no_model():
     ("names", "sentence"),
     [
         ([], "neither model.safetensors nor other weights as safetensors; download the model first"),
-        (["pytorch_model.bin", "training_args.bin"], "it has pytorch_model.bin: `tgis convert-to-safetensors` makes"),
-        (["adapter_model.safetensors"], "adapter_model.safetensors changes another model: name that one"),
+        (["pytorch_model.bin", "training_args.bin"], "it has pytorch_model.bin: convert it with `tgis convert-to-saf"),
+        (["adapter_model.safetensors"], "adapter_model.safetensors is an adapter to another model: name that one"),
         (
             ["training-7.safetensors"],
-            "training-7.safetensors is taken for a file of a training run: if it holds the model",
+            "training-7.safetensors looks like a file of a training run: if it is the model",
         ),
-        (["consolidated.00.pth"], "it has consolidated.00.pth, a format that is not read"),
+        (["consolidated.00.pth"], "it has consolidated.00.pth, a format that is not supported"),
         ([TWO[0]], f"lacks 1 of 2 weight files according to the numbering of the others .such as {TWO[1]}"),
-        (["a.bin", "b.bin", "a.safetensors"], "that a conversion makes .*: `tgis convert-to-safetensors` goes on with"),
+        (["a.bin", "b.bin", "a.safetensors"], "that a conversion makes .*: complete it with `tgis convert-to-saf"),
     ],
 )
-def test_a_directory_without_whole_weights_is_told_what_to_do(names: list[str], sentence: str, tmp_path: Path):
+def test_a_directory_without_complete_weights_is_refused_with_advice(names: list[str], sentence: str, tmp_path: Path):
     for name in names:
         (tmp_path / name).touch()
 
@@ -139,23 +139,25 @@ def test_a_stale_index_is_named(tmp_path: Path):
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": dict(enumerate(TWO))}))
     (tmp_path / "tuned.safetensors").touch()
 
-    with pytest.raises(ModelError, match=f"2 of 2 weight files that {INDEX} names .* or remove {INDEX} if it is of"):
+    with pytest.raises(
+        ModelError, match=f"2 of 2 weight files that {INDEX} names .* or remove {INDEX} if it belongs to"
+    ):
         find_weights(tmp_path)
 
 
-def test_an_index_may_write_names_as_paths(tmp_path: Path):
+def test_an_index_may_contain_relative_paths(tmp_path: Path):
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"x": "./a.safetensors", "y": "a.safetensors"}}))
     (tmp_path / "a.safetensors").touch()
 
     assert find_weights(tmp_path).names == ("a.safetensors",)
 
 
-def test_weights_in_a_folder_are_told_to_be_moved(tmp_path: Path):
+def test_weights_in_a_folder_are_refused_with_advice_to_move_them(tmp_path: Path):
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"x": "w/a.safetensors"}}))
     (tmp_path / "w").mkdir()
     (tmp_path / "w/a.safetensors").touch()
 
-    with pytest.raises(ModelError, match=r"such as w/a\.safetensors.: it lies in a folder, which is not read: move it"):
+    with pytest.raises(ModelError, match=r"such as w/a\.safetensors.: it is in a folder, which is not read: move it"):
         find_weights(tmp_path)
 
 
@@ -163,7 +165,7 @@ def test_weights_in_a_folder_are_told_to_be_moved(tmp_path: Path):
 
 
 def split_demo_weights(directory: Path, names: tuple[str, ...]) -> None:
-    """The demo model's tensors, in files of these names."""
+    """Write the demo model's tensors to files of these names."""
     from safetensors.torch import load_file, save_file
 
     tensors = sorted(load_file(DEMO_MODEL_DIR / SINGLE).items())
@@ -190,7 +192,7 @@ def damaged_copy(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("lay_out", [no_index, another_name, stale_index, damaged_copy])
-def test_what_a_download_takes_is_listed_as_complete_and_starts(lay_out, tmp_path: Path):
+def test_the_selected_files_are_listed_as_complete_and_start(lay_out, tmp_path: Path):
     folder = CacheFolder(tmp_path, "org/demo")
     directory = folder.snapshot(COMMIT)
     directory.mkdir(parents=True)
@@ -203,7 +205,7 @@ def test_what_a_download_takes_is_listed_as_complete_and_starts(lay_out, tmp_pat
     def read_text(name: str) -> str:
         return (directory / name).read_text()
 
-    taken = select_names(names, parse_extensions(".safetensors"), read_text, with_bin=True)
+    taken = select_names(names, parse_extensions(".safetensors"), read_text, with_pytorch=True)
     (listed,) = list_models(tmp_path)
     started = inspect_checkpoint(directory, read_spec(directory), 1)
 
@@ -213,7 +215,7 @@ def test_what_a_download_takes_is_listed_as_complete_and_starts(lay_out, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["model.norm.weight", "norm.weight"])
-def test_tensors_that_a_start_finds_ambiguous_are_a_problem_of_the_listing(name: str, tmp_path: Path):
+def test_ambiguous_tensors_are_a_problem_in_the_listing_too(name: str, tmp_path: Path):
     from safetensors.torch import load_file, save_file
 
     folder = CacheFolder(tmp_path, "org/demo")

@@ -1,1 +1,1 @@
-"""The cache of models on disk: where it is, what is in it, one writer at a time."""
+"""The cache of models on disk: its location, the layout of its folders, one writer at a time."""

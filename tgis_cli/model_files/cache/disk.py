@@ -1,11 +1,11 @@
-"""Writing model files: the room on a disk, asked for before and explained when it ends, and names for what is whole."""
+"""Writing model files: checks for free disk space, errors when it runs out, and final names only for whole files."""
 
 from __future__ import annotations
 
 import errno
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -15,22 +15,24 @@ from tgis_server.words.sizes import format_bytes
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 OTHER_CACHE = "name another cache with HF_HUB_CACHE"
-INCOMPLETE = ".incomplete"  # ends the names of what is not whole yet
+INCOMPLETE = ".incomplete"  # suffix of files that are still being written
+
+Advance = Callable[[int], None]  # takes the number of bytes processed since the last call
 
 
 def count_free_bytes(status: os.statvfs_result) -> int | None:
-    """What this user may still write to a file system; ``None`` where it does not count, as one in memory may not."""
+    """Bytes that this user may still write; ``None`` if the file system does not count, as some in memory."""
     return status.f_bavail * status.f_frsize if status.f_blocks else None
 
 
 def free_disk_bytes(directory: Path) -> int | None:
-    """Of the file system of a directory, or of the nearest one above that exists; see :func:`count_free_bytes`."""
+    """Free bytes at a directory, or at its nearest existing parent; see :func:`count_free_bytes`."""
     while not os.path.exists(directory) and directory != directory.parent:
         directory = directory.parent
     return count_free_bytes(os.statvfs(directory))
 
 
-def describe_room(free_bytes: int | None) -> str:
+def describe_free_space(free_bytes: int | None) -> str:
     """``1.5 GiB free``."""
     return "free space not counted" if free_bytes is None else f"{format_bytes(free_bytes)} free"
 
@@ -38,10 +40,11 @@ def describe_room(free_bytes: int | None) -> str:
 def check_disk(directory: Path, need_bytes: int, what: str, otherwise: str = OTHER_CACHE) -> None:
     """
     Args:
-        otherwise: what else can be done but make room.
+        what: the subject of the error message.
+        otherwise: advice, as an alternative to freeing space.
 
     Raises:
-        NotEnoughDevices: there is no room for ``what``, with the numbers.
+        NotEnoughDevices: there is too little space.
     """
     free_bytes = free_disk_bytes(directory)
     if free_bytes is not None and need_bytes > free_bytes:
@@ -52,10 +55,10 @@ def check_disk(directory: Path, need_bytes: int, what: str, otherwise: str = OTH
 
 
 def explain_full_disk(error: OSError, directory: Path) -> str:
-    """Writing failed for lack of room."""
-    kind = {errno.EDQUOT: "the quota is used up", errno.EFBIG: "the size that `ulimit -f` allows is reached"}
-    reason = kind.get(error.errno or 0, describe_room(free_disk_bytes(directory)))
-    return f"No room is left in {directory} ({reason}): make room and run the command again."
+    """The message for a write that failed for lack of space."""
+    kind = {errno.EDQUOT: "the quota is used up", errno.EFBIG: "the limit of `ulimit -f` is reached"}
+    reason = kind.get(error.errno or 0, describe_free_space(free_disk_bytes(directory)))
+    return f"No space is left in {directory} ({reason}): free some and run the command again."
 
 
 @contextmanager
@@ -63,11 +66,11 @@ def write_errors_explained(directory: Path, advice: str) -> Iterator[None]:
     """
     Raises:
         NotEnoughDevices: the disk was full.
-        UsageError: the block could not write for another reason; tells it, and the advice.
+        UsageError: writing failed for another reason, which the text states together with ``advice``.
     """
     try:
         yield
-    except BrokenPipeError:  # of the command's own output
+    except BrokenPipeError:  # the command's own output
         raise
     except OSError as error:
         if error.errno in FULL:
@@ -77,9 +80,9 @@ def write_errors_explained(directory: Path, advice: str) -> Iterator[None]:
 
 @contextmanager
 def written_whole(target: Path) -> Iterator[Path]:
-    """A hidden name beside ``target``, which nobody else uses: not every file system has locks.
+    """A hidden name next to ``target``, renamed to it if the block succeeds.
 
-    What has been written there gets the target's name when the block ends well, also if the machine loses power then.
+    The name is unique, as not every file system has locks. The content is on disk before it is renamed.
     """
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}{INCOMPLETE}")
     try:
@@ -92,7 +95,7 @@ def written_whole(target: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or the names in a directory, to the disk."""
+    """Flush a file, or the entries of a directory, to disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -101,7 +104,7 @@ def sync(path: Path) -> None:
 
 
 def write_all(file: BinaryIO, chunk: bytes) -> None:
-    """An unbuffered write may take less than it is given: at the end of a disk it does, and only the next one fails."""
+    """Write all of a chunk. An unbuffered write may be partial; on a full disk only the next one fails."""
     rest = memoryview(chunk)
     while rest:
         rest = rest[file.write(rest) :]

@@ -1,4 +1,4 @@
-"""Which names from outside may become names of files: those of a hub, a mirror or a bundle are not to be trusted."""
+"""Which names from a hub, a mirror or a bundle are safe to use as file names."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import re
 COMMIT = re.compile("[0-9a-f]{40}")
 SHA256 = re.compile("[0-9a-f]{64}")
 GIT_SHA1 = re.compile("[0-9a-f]{40}")
-DIGEST = re.compile(r"[\w-][\w.-]*")  # of some mirrors it is an arbitrary tag
+DIGEST = re.compile(r"[\w-][\w.-]*")  # an arbitrary tag on some mirrors
 
 
 def is_safe_path(name: str) -> bool:
-    """Whether a relative path stays below where it is used: a file of a repository, a branch or a tag."""
+    """Whether a relative path (a file of a repository, a branch, a tag) stays below its base directory."""
     parts = name.split("/")
     return all(part not in ("", ".", "..") for part in parts) and name.isprintable()
 
 
 def is_safe_name(name: str) -> bool:
-    """Whether it is the name of a file, in no directory."""
+    """Whether a name is a safe path without directories."""
     return is_safe_path(name) and "/" not in name

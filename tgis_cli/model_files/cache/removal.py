@@ -1,4 +1,4 @@
-"""Taking models out of the cache: what would go is decided first, then shown or done."""
+"""Removing models from the cache: the removal is prepared first, then shown or carried out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tgis_cli.model_files.cache.folder import CacheFolder
-from tgis_cli.model_files.cache.inventory import read_references
 from tgis_cli.model_files.cache.locks import lock
 from tgis_server.errors import ModelError, UsageError
 from tgis_server.words.sizes import format_bytes
@@ -20,12 +19,12 @@ TRASH = ".removed-"
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What goes. The whole folder, or a snapshot with the blobs that no other one links to."""
+    """What is removed: the whole folder, or a snapshot with the blobs that no other snapshot links to."""
 
     model: str
     root: Path
-    commit: str  # that was named; empty = all
-    is_whole: bool  # the whole folder, also where no other commit is in it
+    commit: str  # the one that was named; empty: all
+    is_whole: bool  # the whole folder; also if the named commit is the only one
     references: tuple[Path, ...]
     blobs: tuple[Path, ...]
     num_bytes: int
@@ -35,23 +34,23 @@ class Removal:
         return f"{what}: {format_bytes(self.num_bytes)} in {self.root}"
 
 
-def plan_removal(cache_dir: Path, model: str, revision: str | None) -> Removal:
+def prepare_removal(cache_dir: Path, model: str, revision: str | None) -> Removal:
     """
     Raises:
-        ModelError: there is no such model or revision in the cache.
+        ModelError: the cache does not have the model or revision.
     """
     folder = CacheFolder(cache_dir, model)
     if not folder.root.is_dir():
-        raise ModelError(f"{model} is not in the cache {cache_dir}: `tgis models` lists what is.")
-    references = read_references(folder.root)
+        raise ModelError(f"{model} is not in the cache {cache_dir}: `tgis models` lists its contents.")
+    references = folder.read_references()
     if revision is None:
         return Removal(model, folder.root, "", True, (), (), sum_files(folder.root))
     snapshots = folder.root / "snapshots"
-    begun = [path.name for path in snapshots.glob("*") if len(revision) >= 7 and path.name.startswith(revision)]
-    commit = references.get(revision, begun[0] if len(begun) == 1 else revision)
+    matching = [path.name for path in snapshots.glob("*") if len(revision) >= 7 and path.name.startswith(revision)]
+    commit = references.get(revision, matching[0] if len(matching) == 1 else revision)
     if os.sep in commit or not (snapshots / commit).is_dir() or commit in ("", ".", ".."):
         known = ", ".join(sorted(references)) or "none"
-        raise ModelError(f"{model} has no revision {revision} in the cache; its branches and tags there are {known}.")
+        raise ModelError(f"{model} has no revision {revision} in the cache; its branches and tags there: {known}.")
     others = [path for path in snapshots.iterdir() if path.name != commit and path.is_dir()]
     if not others:
         return Removal(model, folder.root, commit, True, (), (), sum_files(folder.root))
@@ -64,7 +63,7 @@ def plan_removal(cache_dir: Path, model: str, revision: str | None) -> Removal:
 
 
 def find_blobs(folder: CacheFolder, snapshot: Path) -> set[Path]:
-    """Blobs of the folder that a snapshot's files are links to."""
+    """The blobs of the folder that a snapshot links to."""
     links = (path for path in snapshot.rglob("*") if path.is_symlink())
     targets = (Path(os.path.normpath(path.parent / os.readlink(path))) for path in links)
     return {target for target in targets if target.parent == folder.blobs}
@@ -78,28 +77,28 @@ def sum_files(root: Path) -> int:
     return total
 
 
-def remove(planned: Removal) -> None:
-    """Names go first, by one rename, so that nobody finds half a model; then the content.
+def remove(prepared: Removal) -> None:
+    """Remove the names first, in one rename, so that no reader finds half a model; then the content.
 
-    What goes is found anew: since it was planned, another revision may have come to use some of it.
+    The removal is prepared again under the lock, as another revision may use some of the blobs by now.
 
     Raises:
-        UsageError: another process writes to the model, or this user may not remove it.
+        UsageError: another process is writing to the model, or this user has no permission to remove it.
     """
 
     def refuse() -> None:
-        raise UsageError(f"{planned.model} is being downloaded or converted by another process: nothing is removed.")
+        raise UsageError(f"{prepared.model} is being downloaded or converted by another process: nothing is removed.")
 
-    root = planned.root
-    for leftover in root.parent.glob(f"{TRASH}*"):  # of a removal that was killed
+    root = prepared.root
+    for leftover in root.parent.glob(f"{TRASH}*"):  # from a removal that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     trash = root.with_name(f"{TRASH}{uuid.uuid4().hex}")
     try:
         with ExitStack() as stack:
             stack.enter_context(lock(root, refuse))
-            for snapshot in (root / "snapshots").glob("*"):  # in which a conversion may be under way
+            for snapshot in (root / "snapshots").glob("*"):  # a conversion may be running in it
                 stack.enter_context(lock(snapshot, refuse))
-            removal = plan_removal(root.parent, planned.model, planned.commit or None)
+            removal = prepare_removal(root.parent, prepared.model, prepared.commit or None)
             if not removal.is_whole:
                 for reference in removal.references:
                     reference.unlink(missing_ok=True)

@@ -1,1 +1,1 @@
-"""Other formats of weights and tokenizers to those that are served."""
+"""Conversion of weights and tokenizers to the formats that are served, and of models to ONNX."""

@@ -1,8 +1,8 @@
-"""Several names for one tensor, as those of a tied head: safetensors hold each tensor once.
+"""Several names for one tensor, such as a tied head: safetensors store each tensor once.
 
-Names of one tensor are told from views that only lie in one storage, as slices of a fused tensor do. Which name stays
-follows the original's converter: a name that the model's class ties or ignores goes first, else the alphabet decides.
-But a name that an engine reads is never given up: if it reads several, each gets a copy.
+Names of one tensor are distinguished from views that only share a storage, such as slices of a fused tensor. Which name
+stays follows the original's converter: names that the model's class ties or ignores are dropped first, then the
+alphabet decides. But a name that an engine reads is never dropped: if it reads several, each gets a copy.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ TIES = ("_tied_weights_keys", "_keys_to_ignore_on_load_missing", "_keys_to_ignor
 class Preference:
     """Which of several names stay."""
 
-    needed: frozenset[str]  # that an engine reads; empty for a model that none knows
-    ties: tuple[Callable[[str], Any], ...]  # whether the model's class ties or ignores a name
+    needed: frozenset[str]  # names that an engine reads; empty if no engine supports the model
+    ties: tuple[Callable[[str], Any], ...]  # match names that the model's class ties or ignores
 
     @classmethod
     def of(cls, model_dir: Path) -> Preference:
         return cls(frozenset(find_needed(model_dir)), tuple(find_ties(model_dir)))
 
     def rank(self, name: str) -> tuple[Any, ...]:
-        """The least stays."""
+        """Sort key: the lowest name stays."""
         return bool(self.needed) and name not in self.needed, any(matches(name) for matches in self.ties), name
 
 
 def drop_aliases(
     path: Path, tensors: Mapping[str, StoredTensor], find_preference: Callable[[], Preference]
 ) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """The names of tensors that stay, and for each name that goes one that stays.
+    """The tensors that stay, and for each dropped name one that stays.
 
-    A view that shares memory without being the same tensor becomes a tensor of its own.
+    A view that shares memory without being the same tensor becomes a separate tensor.
 
     Args:
-        find_preference: asked if a tensor has several names.
+        find_preference: called only if tensors share memory.
 
     Raises:
         ModelError: tensors overlap, and none of them covers the others.
@@ -58,7 +58,9 @@ def drop_aliases(
         whole = min(member.start for member in members), max(member.end for member in members)
         if not any((member.start, member.end) == whole and member.is_dense for member in members):
             listed = ", ".join(sorted(names))
-            raise ModelError(f"{listed} in {path} share memory, and none of them is complete: save them apart.")
+            raise ModelError(
+                f"{listed} in {path} share memory, and none of them covers the others: save them separately."
+            )
         preference = preference or find_preference()
         for name in names:
             first = min((other for other in names if tensors[other] == tensors[name]), key=preference.rank)
@@ -69,7 +71,7 @@ def drop_aliases(
 
 
 def find_clusters(tensors: Mapping[str, StoredTensor]) -> list[list[str]]:
-    """Names of tensors that overlap each other, in groups."""
+    """Groups of names whose tensors overlap."""
     clusters: list[list[str]] = []
     end = 0
     by_place = sorted((name for name in tensors if tensors[name].num_bytes), key=lambda name: tensors[name].start)
@@ -90,7 +92,7 @@ def find_needed(model_dir: Path) -> set[str]:
 
 
 def find_ties(model_dir: Path) -> list[Callable[[str], Any]]:
-    """From the model's class in transformers; nothing where that does not tell."""
+    """Matchers from the model's class in transformers; empty without one."""
     try:
         import transformers
 
@@ -98,5 +100,5 @@ def find_ties(model_dir: Path) -> list[Callable[[str], Any]]:
         cls = getattr(transformers, config["architectures"][0])
         patterns = [pattern for attribute in TIES for pattern in getattr(cls, attribute, None) or ()]
         return [re.compile(pattern).search for pattern in patterns]
-    except Exception:  # noqa: BLE001  another's code, asked for a preference only
+    except Exception:  # noqa: BLE001  foreign code, and only a preference is at stake
         return []

@@ -1,12 +1,12 @@
-"""A model as ONNX, made by an exporter that needs older libraries than ours.
+"""Exports a model to ONNX with an exporter that needs older libraries than ours.
 
 ::
 
     DIR (pip install --target)       our environment
     transformers 4, optimum, ...  +  torch, numpy, ...    ─►  a process that finds DIR first: onnx_worker.py
 
-So the exporter has its own transformers, while torch, gigabytes on a machine with GPUs, is not there twice. The result
-is made beside TARGET, compared with the model, and gets its name last.
+So the exporter has its own transformers, but torch (gigabytes on a machine with GPUs) is not installed twice. The
+result is made next to TARGET, compared with the model, and renamed last.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from pathlib import Path
 from typing import Any
 
 from tgis_cli.model_files.cache.disk import FULL, INCOMPLETE, check_disk, write_errors_explained
+from tgis_cli.model_files.cache.location import expand
 from tgis_cli.model_files.cache.locks import lock
-from tgis_cli.model_files.cache.place import expand
 from tgis_cli.model_files.convert.onnx_worker import RESULT
 from tgis_cli.terminal.progress import tell
 from tgis_server.child import PR_SET_PDEATHSIG
 from tgis_server.errors import ModelError, NotEnoughDevices, UsageError
 from tgis_server.host.interpreter import make_command, make_environment
 
-# All that the exporter needs beside what we depend on, so that nothing is resolved anew: optimum-onnx wants
-# transformers < 4.58. Without their dependencies, as torch is one.
+# All that the exporter needs besides our dependencies; installed without their dependencies, as torch is one of them.
+# optimum-onnx requires transformers < 4.58.
 PACKAGES = (
     "accelerate==1.15.0",
     "certifi==2026.10.19.post1",
@@ -60,58 +60,58 @@ PACKAGES = (
 ENVIRONMENT_BYTES = 400 << 20
 STAMP = "tgis-exporter.json"
 PROVIDERS = ("CPUExecutionProvider", "CUDAExecutionProvider")
-GIVEN = {"--merge-graphs": "merge_graphs", "--optimize": "optimize"}
+OPTION_FIELDS = {"--merge-graphs": "merge_graphs", "--optimize": "optimize"}
 WEIGHTS = (".safetensors", ".bin")
 
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What is asked for."""
+    """An export and its options."""
 
     model_dir: Path
     target: Path
-    merge_graphs: bool  # of an encoder-decoder: its decoder with and without a cache as one file
+    merge_graphs: bool  # merge an encoder-decoder's decoders with and without cache into one file
     optimize: bool
-    provider: str | None  # that the graph is optimized for; None: that of this machine
+    provider: str | None  # to optimize the graph for; None: this machine's
 
     def check(self) -> None:
         """
         Raises:
-            UsageError: the target is taken, or the provider is not known.
+            UsageError: the target is taken, or the provider unknown.
         """
         if self.provider not in (None, *PROVIDERS):
-            raise UsageError(f"--provider {self.provider} is not known; there are {', '.join(PROVIDERS)}.")
+            raise UsageError(f"--provider {self.provider} is unknown; choose one of {', '.join(PROVIDERS)}.")
         if self.target.exists() and (not self.target.is_dir() or any(self.target.iterdir())):
             raise UsageError(f"{self.target} exists and is not empty: remove it, or name another directory.")
 
 
 def find_environment(environ: Mapping[str, str]) -> Path:
-    """Where the exporter lives unless another place is named.
+    """The default directory of the exporter.
 
     Raises:
         UsageError: this user has no home.
     """
     cache = expand(environ.get("XDG_CACHE_HOME", ""), environ)
-    if not os.path.isabs(cache):  # as the standard for it says; else packages would come from the current directory
+    if not os.path.isabs(cache):  # as its standard requires; else packages would be loaded from the current directory
         cache = expand("~/.cache", environ)
     if cache.startswith("~"):
         raise UsageError(
-            f"There is no place for the exporter: HOME is not set, and user {os.getuid()} has no other. Name one with "
-            "--environment."
+            f"There is no place for the exporter: HOME is not set, and user {os.getuid()} has no home directory. Name "
+            "one with --environment."
         )
     return Path(cache, "tgis", "onnx-exporter")
 
 
 def export_to_onnx(export: Export, environment: Path) -> float:
-    """Make the target.
+    """Export a model.
 
     Returns:
-        How far logits of the two models are apart at most.
+        The largest difference between the logits of the two models.
 
     Raises:
         UsageError: a directory cannot be written or is taken.
-        ModelError: the exporter cannot be installed, does not know the model, or makes something else of it.
-        NotEnoughDevices: memory or disk do not suffice.
+        ModelError: the exporter cannot be installed, does not support the model, or its result differs.
+        NotEnoughDevices: memory or disk space is insufficient.
     """
     export.check()
     parent = export.target.parent
@@ -119,16 +119,16 @@ def export_to_onnx(export: Export, environment: Path) -> float:
         prepare_environment(environment)
     with write_errors_explained(parent, "name another target"):
         parent.mkdir(parents=True, exist_ok=True)
-        with lock(parent, lambda: tell(f"another export goes to {parent}: waiting for it", as_json=False)):
-            export.check()  # once more: the other may have gone to the same place
+        with lock(parent, lambda: tell(f"another export is writing to {parent}: waiting for it", as_json=False)):
+            export.check()  # again: the other export may have had the same target
             weights = sum(path.stat().st_size for path in export.model_dir.iterdir() if path.suffix in WEIGHTS)
-            # ONNX is written as float32, which most models are not; an optimized graph is another copy.
+            # ONNX files are float32, twice the size of most models; an optimized graph is another copy.
             check_disk(parent, weights * (4 if export.optimize else 2), "The export", "name another target")
             temporary = parent / f".{export.target.name}{INCOMPLETE}"
-            shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
+            shutil.rmtree(temporary, ignore_errors=True)  # of a killed run
             try:
                 (temporary / "tmp").mkdir(parents=True)
-                if has_transformers():  # newer than the exporter's: it has the last word
+                if has_transformers():  # newer than the exporter's, so the better reference
                     run_worker(export, temporary, None)
                 difference = run_worker(export, temporary, environment)
                 copy_small_files(export.model_dir, temporary / RESULT)
@@ -139,7 +139,7 @@ def export_to_onnx(export: Export, environment: Path) -> float:
 
 
 def prepare_environment(environment: Path) -> None:
-    """Install the exporter, unless it is there.
+    """Install the exporter, unless it is installed.
 
     Raises:
         ModelError, UsageError, NotEnoughDevices, OSError: see :func:`export_to_onnx`.
@@ -148,14 +148,14 @@ def prepare_environment(environment: Path) -> None:
     environment.parent.mkdir(parents=True, exist_ok=True)
 
     def tell_waiting() -> None:
-        tell(f"another process works in {environment.parent}: waiting for it", as_json=False)
+        tell(f"another process is working in {environment.parent}: waiting for it", as_json=False)
 
     with lock(environment.parent, tell_waiting):
         found = read_text(environment / STAMP)
         if found == stamp:
             return
         if not found and environment.exists() and (not environment.is_dir() or any(environment.iterdir())):
-            raise UsageError(f"{environment} holds something else than the exporter: name another with --environment.")
+            raise UsageError(f"{environment} contains other files than the exporter: name another with --environment.")
         check_disk(environment.parent, ENVIRONMENT_BYTES, "The exporter", "name another place with --environment")
         tell(f"installing the exporter in {environment}, once", as_json=False)
         temporary = environment.with_name(f".{environment.name}{INCOMPLETE}")
@@ -185,23 +185,23 @@ def install(directory: Path, environment: Path) -> None:
         command = [*make_command("-m", "pip", "install"), "--quiet", "--disable-pip-version-check", "--no-input"]
     elif uv := shutil.which("uv"):
         command = [uv, "pip", "install", "--quiet", "--python", sys.executable]
-        settings_from = environment.parent  # it reads files, as of where to fetch from, in the current directory
+        settings_from = environment.parent  # uv reads settings, such as the index, from the current directory
     else:
-        raise UsageError(f"The exporter is installed with pip, which is missing: {sys.executable} -m ensurepip.")
+        raise UsageError(f"The exporter is installed with pip, which is missing: run {sys.executable} -m ensurepip.")
     command += ["--no-deps", "--only-binary", ":all:", "--target", str(directory), *PACKAGES]
     environ = make_environment(os.environ) | {"PIP_USER": "0", "PIP_REQUIRE_VIRTUALENV": "0"}
     with start(command, environ, settings_from) as process:
         output = [line.strip() for line in read_lines(process) if line.strip()]
     if process.returncode:
-        errors = [line for line in output if line.lower().startswith("error")] or output or ["it says nothing"]
+        errors = [line for line in output if line.lower().startswith("error")] or output or ["without output"]
         raise ModelError(
             f"The exporter cannot be installed ({errors[-1].removeprefix('ERROR: ').rstrip('.')}): check the network, "
-            f"or PIP_INDEX_URL if you have a mirror; or copy {environment} from a machine where this command has run."
+            f"set PIP_INDEX_URL to a mirror, or copy {environment} from a machine where this command succeeded."
         )
 
 
 def run_worker(export: Export, temporary: Path, environment: Path | None) -> float:
-    """The worker's answer; without an environment it only leaves what to compare with."""
+    """Run the worker; returns the difference. Without an environment, it only stores the reference logits."""
     order = asdict(export) | {"directory": temporary, "only_reference": environment is None}
     command = make_command("-m", "tgis_cli.model_files.convert.onnx_worker", json.dumps(order, default=str))
     environ = make_environment(os.environ)
@@ -209,7 +209,7 @@ def run_worker(export: Export, temporary: Path, environment: Path | None) -> flo
     environ |= {
         "PYTHONPATH": os.pathsep.join(filter(None, places)),
         "HF_HUB_OFFLINE": "1",
-        "TMPDIR": str(temporary / "tmp"),  # what does not fit in there would not fit in the target
+        "TMPDIR": str(temporary / "tmp"),  # not /tmp, which may be smaller
     }
     outcome: dict[str, Any] = {}
     last_words: deque[str] = deque(maxlen=1)
@@ -223,15 +223,15 @@ def run_worker(export: Export, temporary: Path, environment: Path | None) -> flo
                 last_words.append(line.strip())
     if process.returncode == -signal.SIGKILL:
         raise NotEnoughDevices(
-            "The exporter was killed by SIGKILL, probably for lack of memory: it needs about three times the model's "
-            "size as float32. Export on a larger machine."
+            "The exporter was killed by SIGKILL, probably because memory ran out: it needs about three times "
+            "the model's size as float32. Export on a larger machine."
         )
     if outcome.get("errno") in FULL:
         raise OSError(outcome["errno"], outcome["failed"])
     if process.returncode:
         reason = outcome.get("failed") or (last_words[0] if last_words else f"exit code {process.returncode}")
-        given = [name for name, value in GIVEN.items() if getattr(export, value)]
-        advice = f"try without {' and '.join(given)}" if given else "see whether optimum-onnx 0.1 knows such models"
+        given = [name for name, value in OPTION_FIELDS.items() if getattr(export, value)]
+        advice = f"try without {' and '.join(given)}" if given else "check whether optimum-onnx 0.1 supports the model"
         raise ModelError(f"{export.model_dir} cannot be exported ({reason}): {advice}.")
     return float(outcome.get("difference", 0))
 
@@ -240,7 +240,7 @@ def run_worker(export: Export, temporary: Path, environment: Path | None) -> flo
 def start(
     command: Sequence[str], environ: dict[str, str], directory: Path | None = None
 ) -> Iterator[subprocess.Popen[str]]:
-    """A process that ends with the block and with this process, however they end, and whose output can be read."""
+    """A process with readable output, killed when the block fails or this process dies."""
     libc = ctypes.CDLL(None)
     with subprocess.Popen(
         command,
@@ -252,7 +252,7 @@ def start(
         text=True,
         errors="replace",
         preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0),
-        start_new_session=True,  # Ctrl-C is this process's affair
+        start_new_session=True,  # Ctrl-C is handled by this process
     ) as process:
         try:
             yield process
@@ -263,12 +263,12 @@ def start(
 
 
 def read_lines(process: subprocess.Popen[str]) -> Iterator[str]:
-    assert process.stdout is not None, "asked for at the start"
+    assert process.stdout is not None, "requested at the start"
     return iter(process.stdout)
 
 
 def parse_event(line: str) -> dict[str, Any]:
-    """What the worker says; empty for what a library prints."""
+    """An event of the worker; empty for other output."""
     with suppress(ValueError):
         event = json.loads(line)
         if isinstance(event, dict):
@@ -277,7 +277,7 @@ def parse_event(line: str) -> dict[str, Any]:
 
 
 def copy_small_files(model_dir: Path, target: Path) -> None:
-    """The tokenizer as it is: the exporter would save it anew, and leave it out where a library is missing."""
+    """Copy the tokenizer unchanged: the exporter would rewrite it, or omit it if a library is missing."""
     for path in model_dir.iterdir():
         is_wanted = path.name.startswith(("tokenizer", "special_tokens", "vocab", "merges", "added_tokens", "spiece"))
         if (is_wanted or path.suffix in (".jinja", ".model", ".tiktoken")) and path.is_file():

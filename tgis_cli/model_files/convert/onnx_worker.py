@@ -1,13 +1,13 @@
-"""A process that exports, with the exporter's packages first on its path.
+"""The exporter's process, with the exporter's packages first on its path.
 
 ``python -m tgis_cli.model_files.convert.onnx_worker ORDER``
 
-Started without them, it only asks our own transformers for logits to compare with. ``onnx.py`` starts it and reads JSON
-lines from stdout; other lines are what libraries print::
+Started without them, it only computes logits for comparison with our own transformers. ``onnx.py`` starts it and reads
+JSON lines from stdout; other lines are output of libraries::
 
-    {"step": SENTENCE}                  what comes next
-    {"difference": NUMBER}              the end: how far logits are apart
-    {"failed": REASON, "errno": ...}    the end
+    {"step": SENTENCE}                  the next step
+    {"difference": NUMBER}              success: the largest difference of two logits
+    {"failed": REASON, "errno": ...}    failure
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import Any
 from tgis_server.child import leave_hangups_to_parent
 from tgis_server.model_files import read_json
 
-TOLERANCE = 1e-2  # of the largest logit: float32 differs by 1e-6, GELU's approximation by 1e-3
+TOLERANCE = 1e-2  # relative to the largest logit; float32 differs by 1e-6, GELU's approximation by 1e-3
 CPU = "CPUExecutionProvider"
-PROMPT = (1, 2, 3, 5, 7)  # token ids that every vocabulary has
+PROMPT = (1, 2, 3, 5, 7)  # token ids that are in every vocabulary
 REFERENCE, RESULT = "logits.npy", "model"
-OF_ROPE = ("rope_theta", "partial_rotary_factor")  # and of the config, before version 5
+ROPE_KEYS = ("rope_theta", "partial_rotary_factor")  # top-level keys of the config before version 5
 
 
 def emit(**event: Any) -> None:
@@ -33,10 +33,10 @@ def emit(**event: Any) -> None:
 
 
 def lay_out_model(model_dir: Path, directory: Path) -> None:
-    """The model as transformers 4 reads it, who would overlook what version 5 writes and use defaults.
+    """Lay out the model for transformers 4, which ignores keys that version 5 writes and would use defaults.
 
     Raises:
-        ValueError: it cannot be said in its words.
+        ValueError: the config cannot be expressed for version 4.
     """
     directory.mkdir()
     for path in model_dir.iterdir():
@@ -46,9 +46,9 @@ def lay_out_model(model_dir: Path, directory: Path) -> None:
     if rope := config.pop("rope_parameters", None):
         if any(isinstance(value, dict) for value in rope.values()):
             raise ValueError("its rope_parameters differ by layer, which the exporter's transformers 4 cannot read")
-        config |= {name: rope[name] for name in OF_ROPE if name in rope}
+        config |= {name: rope[name] for name in ROPE_KEYS if name in rope}
         if rope.get("rope_type", "default") != "default":
-            config["rope_scaling"] = {name: value for name, value in rope.items() if name not in OF_ROPE}
+            config["rope_scaling"] = {name: value for name, value in rope.items() if name not in ROPE_KEYS}
     (directory / "config.json").write_text(json.dumps(config))
 
 
@@ -61,7 +61,7 @@ def make_inputs(config: Any) -> dict[str, Any]:
 
 
 def compute_logits(model_dir: Path) -> Any:
-    """What transformers makes of the prompt, in whatever version it is here."""
+    """The logits of the prompt, computed by whichever version of transformers is installed."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -73,7 +73,7 @@ def compute_logits(model_dir: Path) -> Any:
 
 
 def export(order: dict[str, Any], config: Any, source: Path, target: Path) -> None:
-    """Write the graphs, and improve them if that is asked for."""
+    """Write the graphs, and optimize them if requested."""
     from optimum.exporters.onnx import main_export  # type: ignore[import-not-found]  # not in our environment
 
     emit(step=f"exporting {order['model_dir']}")
@@ -81,9 +81,9 @@ def export(order: dict[str, Any], config: Any, source: Path, target: Path) -> No
         str(source),
         target,
         task="text2text-generation-with-past" if config.is_encoder_decoder else "text-generation-with-past",
-        # The last pass merges the decoders of an encoder-decoder; other models it only rids of copies of tied weights.
+        # The last pass merges an encoder-decoder's decoders; in other models it only removes copies of tied weights.
         no_post_process=config.is_encoder_decoder and not order["merge_graphs"],
-        do_validation=False,  # ours is done on what is kept
+        do_validation=False,  # compare() validates the final result
         local_files_only=True,
     )
     if order["optimize"]:
@@ -111,20 +111,20 @@ def load(order: dict[str, Any], config: Any, target: Path) -> Any:
 
 
 def compare(order: dict[str, Any], config: Any, directory: Path) -> float:
-    """The largest difference of two logits.
+    """The largest difference between the logits of the export and of the model.
 
     Raises:
         ValueError: it is too large.
     """
     import numpy as np
 
-    emit(step="comparing logits with those of the model")
+    emit(step="comparing logits with the model's")
     reference = directory / REFERENCE
     expected = np.load(reference) if reference.exists() else compute_logits(directory / "source")
     made = load(order, config, directory / RESULT)(**make_inputs(config)).logits.numpy(force=True)
     difference = float(np.abs(made - expected).max())
-    if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):  # NaN is a difference too
-        raise ValueError(f"the exported model's logits differ by {difference:.3g} from those that they should be")
+    if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):  # NaN counts as a difference
+        raise ValueError(f"the exported model's logits differ by {difference:.3g} from the expected ones")
     return difference
 
 
@@ -133,7 +133,7 @@ def run(order: dict[str, Any]) -> None:
     if order["only_reference"]:
         import numpy as np
 
-        emit(step="asking transformers for logits to compare with")
+        emit(step="computing logits with transformers for comparison")
         np.save(directory / REFERENCE, compute_logits(model_dir))
         return
     from transformers import AutoConfig
@@ -148,7 +148,7 @@ def run(order: dict[str, Any]) -> None:
 def main(order: dict[str, Any]) -> int:
     try:
         run(order)
-    except Exception as error:  # noqa: BLE001  the libraries raise whatever comes
+    except Exception as error:  # noqa: BLE001  the libraries raise anything
         import traceback
 
         traceback.print_exc()

@@ -1,8 +1,7 @@
-"""Writing a safetensors file from tensors that lie in another file, and comparing the two, in little memory.
+"""Writes a safetensors file from tensors in another file, and compares the two, with little memory.
 
-The kernel copies from file to file, so that neither the time nor the memory of a conversion is more than a copy's. The
-format: 8 bytes with the header's length (little endian), the header as JSON (name -> dtype, shape, data_offsets), then
-the data; see https://github.com/huggingface/safetensors.
+The kernel copies from file to file, so a conversion costs no more time and memory than a copy. For the format see
+``tgis_server/model_files/headers.py``.
 """
 
 from __future__ import annotations
@@ -15,21 +14,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tgis_cli.model_files.cache.disk import write_all
+from tgis_cli.model_files.cache.disk import Advance, write_all
 from tgis_cli.model_files.convert.torch_file import StoredTensor
 
 CHUNK_BYTES = 16 << 20
-COMPARED_BYTES = 1 << 20  # at a time: two of them fit into a core's cache
+COMPARED_BYTES = 1 << 20  # per step: two buffers fit into a core's cache
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
-Advance = Callable[[int], None]
-
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What a file is to hold."""
+    """The intended content of a file."""
 
     source: Path
     tensors: Mapping[str, StoredTensor]
@@ -40,7 +37,7 @@ class Content:
         return sum(tensor.num_bytes for tensor in self.tensors.values())
 
     def in_order(self) -> list[str]:
-        """Names in the order of the data: the widest first, so that all are aligned."""
+        """Names in the order of the data: the widest dtypes first, so that all are aligned."""
         return sorted(self.tensors, key=lambda name: (-self.tensors[name].item_bytes, name))
 
     def make_head(self) -> bytes:
@@ -57,10 +54,10 @@ class Content:
 
 
 def write_content(path: Path, content: Content, advance: Advance, on_written: Callable[[str], None]) -> None:
-    """Write a new file. Whether the disk has it is another question.
+    """Write a new file, without syncing it.
 
     Args:
-        on_written: told the name of each tensor that is there.
+        on_written: called with the name of each tensor that has been written.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     with os.fdopen(descriptor, "wb", buffering=0) as file, content.source.open("rb", buffering=0) as source:
@@ -82,10 +79,10 @@ def write_content(path: Path, content: Content, advance: Advance, on_written: Ca
 
 
 def find_difference(path: Path, content: Content, written: Iterable[str]) -> str:
-    """The name of the first tensor that a file does not hold as it should; empty if it is right.
+    """The name of the first tensor that differs from its source; empty if the file is right.
 
     Args:
-        written: names of tensors as :func:`write_content` gives them, which may be at work yet.
+        written: names of written tensors from :func:`write_content`, which may still be running.
     """
     head = content.make_head()
     position = len(head)
@@ -126,7 +123,7 @@ class Comparison:
 
 
 def gather(source: Path, tensor: StoredTensor) -> Iterator[bytes]:
-    """The data of a tensor whose elements do not lie in order, in order, in parts of some rows."""
+    """The data of a non-contiguous tensor in order, in parts of several rows."""
     import numpy
 
     if not tensor.num_bytes:

@@ -1,11 +1,11 @@
-"""PyTorch's weight files as a table of tensors, read without torch and without running anything they contain.
+"""Reads PyTorch's weight files as a table of tensors, without torch and without running anything they contain.
 
-A file is a pickle that names tensors, and their data. The pickle is read by an unpickler that knows the few functions
-by which tensors are described and turns them into :class:`StoredTensor`; whatever else it asks for is refused by name.
-The data stays where it is. Both formats of ``torch.save`` are known: zip archives (since torch 1.6) and the older one,
-in which the data follows the pickle; see ``torch/serialization.py`` of PyTorch.
+A file consists of a pickle that describes tensors, and their data. The unpickler supports only the few functions that
+describe tensors, which it turns into :class:`StoredTensor`; it refuses all others by name. The data is not read. Both
+formats of ``torch.save`` are supported: zip archives (since torch 1.6) and the older one, in which the data follows the
+pickle; see ``torch/serialization.py`` of PyTorch.
 
-Why not torch itself: to import it takes longer than to convert most files.
+torch itself is not used because importing it takes longer than converting most files.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from tgis_server.model_files import TENSOR_DTYPES, read_beginning, refuse_stand_
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 WRAPPERS = ("state_dict", "model_state_dict")
-LOCAL_HEADER_BYTES = 30  # of an entry of a zip archive, before its name and extra field
+LOCAL_HEADER_BYTES = 30  # of an entry in a zip archive, before the name and extra field
 
-# Whatever an unpickler runs into in bytes that are no pickle.
+# Errors of an unpickler on bytes that are not a pickle.
 NOT_A_PICKLE = (
     pickle.UnpicklingError,
     struct.error,
@@ -64,7 +64,7 @@ STORAGES = {
 
 @dataclass(frozen=True, slots=True)
 class Dtype:
-    """``torch.float16`` and its like in a pickle."""
+    """A dtype in a pickle, such as ``torch.float16``."""
 
     name: str
 
@@ -75,7 +75,7 @@ class Storage:
 
     key: str
     dtype: str
-    offset: int  # in elements: of a storage that is a part of another
+    offset: int  # in elements, if the storage is part of another
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor and where its data lies in the file."""
+    """A tensor and the place of its data in the file."""
 
     dtype: str  # as safetensors spells it
     item_bytes: int
@@ -105,7 +105,7 @@ class StoredTensor:
 
     @property
     def end(self) -> int:
-        """Behind the last byte that it touches."""
+        """The end of the last byte that it uses."""
         if not self.num_bytes:
             return self.start
         last = sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
@@ -113,26 +113,28 @@ class StoredTensor:
 
     @property
     def is_contiguous(self) -> bool:
-        """Whether its elements lie in the order in which safetensors want them."""
-        wanted = tuple(itertools.accumulate(reversed(self.shape), lambda all_, size: all_ * size, initial=1))[-2::-1]
-        sizes = zip(self.shape, self.strides, wanted, strict=True)
+        """Whether its elements are in the order that safetensors require."""
+        expected_strides = tuple(itertools.accumulate(reversed(self.shape), lambda all_, size: all_ * size, initial=1))[
+            -2::-1
+        ]
+        sizes = zip(self.shape, self.strides, expected_strides, strict=True)
         return all(size == 1 or stride == expected for size, stride, expected in sizes)
 
     @property
     def is_dense(self) -> bool:
-        """Whether it has every byte from its first to its last, in whatever order."""
+        """Whether it uses every byte from its first to its last, in any order."""
         return self.end - self.start == self.num_bytes
 
 
 class Refused(Exception):
-    """The pickle asks for something that is not needed to describe tensors."""
+    """The pickle uses something that is not needed to describe tensors."""
 
 
 class Unsupported(Exception):
-    """A tensor is of a kind that safetensors cannot hold."""
+    """A tensor is of a kind that safetensors cannot store."""
 
 
-# The functions that pickles of tensors name, under their names in torch.
+# The functions that pickles of tensors call.
 
 
 def rebuild_tensor(
@@ -157,7 +159,7 @@ def rebuild_tensor_v3(
 def make_view(storage: Storage, dtype: str, offset: int, shape: Any, strides: Any, flags: Any) -> View:
     if not isinstance(storage, Storage):
         raise TypeError(f"a tensor in a {type(storage).__name__}")
-    if flags and any(flags.values()):  # the data is not what the tensor shows
+    if flags and any(flags.values()):  # the stored data differs from the tensor's values
         raise Unsupported(f"{' and '.join(flags)} views of other tensors")
     return View(storage, dtype, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
 
@@ -171,7 +173,7 @@ def rebuild_with_attributes(function: Callable[..., Any], _kind: Any, arguments:
 
 
 class Ignored:
-    """A value that says nothing about tensors."""
+    """A value that does not describe tensors."""
 
     def __init__(self, *_: Any) -> None:
         pass
@@ -189,7 +191,7 @@ KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_parameter"): rebuild_parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): rebuild_parameter,
     ("torch._tensor", "_rebuild_from_type_v2"): rebuild_with_attributes,
-    # Plain values in the words of Python 2, which the protocol of torch.save speaks.
+    # Plain values under the Python 2 names that torch.save's pickle protocol uses.
     ("_codecs", "encode"): Ignored,
     ("__builtin__", "set"): Ignored,
     ("__builtin__", "complex"): Ignored,
@@ -209,12 +211,12 @@ UNSUPPORTED = {
 
 
 class TensorUnpickler(pickle._Unpickler):
-    """Knows tensors, dictionaries, lists and plain values. Collects the storages that it meets.
+    """Supports tensors, dictionaries, lists and plain values. Collects the storages.
 
-    It stands on the unpickler that is written in Python: the other takes as much memory as a number in the file says.
+    Derived from the unpickler in Python, as the one in C allocates whatever size a number in the file states.
     """
 
-    # But for this one, which none of PyTorch's files has.
+    # Without this opcode, which PyTorch's files do not use.
     dispatch: ClassVar = {
         opcode: load for opcode, load in pickle._Unpickler.dispatch.items() if opcode != pickle.BYTEARRAY8[0]
     }
@@ -235,7 +237,7 @@ class TensorUnpickler(pickle._Unpickler):
         raise Refused(f"{module}.{name}")
 
     def load_build(self) -> None:
-        """Attributes of objects say nothing about tensors, and to set them might change what does."""
+        """Skip the attributes of objects: they do not describe tensors, and setting them might change those that do."""
         self.stack.pop()  # type: ignore[attr-defined]  # typeshed: has no stack
 
     dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]  # typeshed: takes the base only
@@ -251,10 +253,10 @@ class TensorUnpickler(pickle._Unpickler):
 
 
 def read_torch_file(path: Path) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:
-    """The tensors of a file by name, and names of entries that are none.
+    """The tensors of a file by name, and the names of other entries.
 
     Raises:
-        ModelError: the file is damaged, holds code or something that safetensors cannot.
+        ModelError: the file is damaged, or contains code or something that safetensors cannot store.
         OSError: it cannot be read.
     """
     try:
@@ -263,11 +265,11 @@ def read_torch_file(path: Path) -> tuple[dict[str, StoredTensor], tuple[str, ...
         return find_tensors(path, unwrap(path, raw), starts)
     except Refused as error:
         raise ModelError(
-            f"{path} is not converted: it wants to use {error} when it is read, and whatever is not a tensor may be "
-            "code that harms. Get the model as safetensors, or from somebody you trust who saves its tensors alone."
+            f"{path} is not converted: reading it would run {error}, and anything but tensors may be harmful code. Get "
+            "the model as safetensors, or have someone you trust save only its tensors."
         ) from error
     except Unsupported as error:
-        raise ModelError(f"{path} holds {error}, which safetensors cannot hold.") from error
+        raise ModelError(f"{path} contains {error}, which safetensors cannot store.") from error
     except NOT_A_PICKLE as error:
         raise damaged(path) from error
     except OSError as error:
@@ -281,7 +283,7 @@ def find_tensors(
 ) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:
     views = {name: entry for name, entry in entries.items() if isinstance(entry, View)}
     if not views:
-        raise ModelError(f"{path} holds no tensors: it is no file of weights.")
+        raise ModelError(f"{path} contains no tensors, so it is not a weight file.")
     file_bytes = path.stat().st_size
     tensors = {name: locate(path, view, starts, file_bytes) for name, view in views.items()}
     return tensors, tuple(name for name in entries if name not in views)
@@ -292,7 +294,7 @@ def damaged(path: Path) -> ModelError:
         refuse_stand_in(path, read_beginning(path))
     except ModelError as error:
         return error
-    return ModelError(f"{path} is damaged, not complete, or no file of weights: download it again.")
+    return ModelError(f"{path} is damaged, incomplete, or not a weight file: download it again.")
 
 
 def compressed(path: Path) -> ModelError:
@@ -308,7 +310,7 @@ def read_zip(path: Path, file: BinaryIO) -> tuple[Any, dict[str, int]]:
         if entries[pickled].compress_type != zipfile.ZIP_STORED:
             raise compressed(path)
         if f"{prefix}byteorder" in entries and archive.read(f"{prefix}byteorder") != b"little":
-            raise ModelError(f"{path} was saved on a big-endian machine: save it again on a usual one.")
+            raise ModelError(f"{path} was saved on a big-endian machine: save it again on a little-endian one.")
         with archive.open(pickled) as stream:
             unpickler = TensorUnpickler(stream)  # type: ignore[arg-type]  # typeshed: IO[bytes]
             raw = unpickler.load()
@@ -325,13 +327,13 @@ def read_zip(path: Path, file: BinaryIO) -> tuple[Any, dict[str, int]]:
 
 
 def read_legacy(path: Path, file: BinaryIO) -> tuple[Any, dict[str, int]]:
-    """As :func:`read_zip`, of the format before torch 1.6."""
+    """Like :func:`read_zip`, for the format before torch 1.6."""
     file.seek(0)
     if TensorUnpickler(file).load() != LEGACY_MAGIC:
         raise damaged(path)
-    TensorUnpickler(file).load()  # the version of the protocol, which has been the same since there was one
+    TensorUnpickler(file).load()  # the protocol version, which has never changed
     if not TensorUnpickler(file).load().get("little_endian", True):
-        raise ModelError(f"{path} was saved on a big-endian machine: save it again on a usual one.")
+        raise ModelError(f"{path} was saved on a big-endian machine: save it again on a little-endian one.")
     unpickler = TensorUnpickler(file)
     raw = unpickler.load()
     keys = TensorUnpickler(file).load()
@@ -346,13 +348,13 @@ def read_legacy(path: Path, file: BinaryIO) -> tuple[Any, dict[str, int]]:
 
 
 def unwrap(path: Path, raw: Any) -> Mapping[str, Any]:
-    """The names and tensors, which training frameworks wrap in a dictionary."""
+    """The named tensors, which training frameworks wrap in a dictionary."""
     for wrapper in WRAPPERS:
         if isinstance(raw, Mapping) and isinstance(raw.get(wrapper), Mapping):
             raw = raw[wrapper]
     if not isinstance(raw, Mapping) or not all(isinstance(name, str) for name in raw):
         kind = "tensor" if isinstance(raw, View) else type(raw).__name__
-        raise ModelError(f"{path} holds a {kind}, not names and tensors: it is no file of weights.")
+        raise ModelError(f"{path} contains a {kind}, not named tensors, so it is not a weight file.")
     return raw
 
 
@@ -362,8 +364,8 @@ def locate(path: Path, view: View, starts: Mapping[str, int], file_bytes: int) -
     name, item_bytes = TENSOR_DTYPES[view.dtype]
     offset = view.storage.offset * TENSOR_DTYPES[view.storage.dtype][1] + view.offset * item_bytes
     tensor = StoredTensor(name, item_bytes, view.shape, view.strides, starts[view.storage.key] + offset)
-    if tensor.num_bytes > max(file_bytes, tensor.end - tensor.start):  # one element that is shown as many
-        raise ModelError(f"{path} holds a tensor that is larger than the file: it is no file of weights.")
+    if tensor.num_bytes > max(file_bytes, tensor.end - tensor.start):  # one element expanded to many
+        raise ModelError(f"{path} contains a tensor that is larger than the file, so it is not a weight file.")
     if tensor.end > file_bytes or min((offset, *view.strides, *view.shape), default=0) < 0:
         raise damaged(path)
     return tensor

@@ -1,1 +1,1 @@
-"""From a repository of the hub to a complete snapshot in the cache."""
+"""Downloads from the hub: from a repository to a complete snapshot in the cache."""

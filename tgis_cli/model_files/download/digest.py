@@ -1,19 +1,19 @@
-"""Checksums of content as the hub states them: SHA-256 of large files, git's SHA-1 of small ones."""
+"""Checksums as the hub states them: SHA-256 of large files, git's SHA-1 of small ones."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tgis_cli.model_files.cache.disk import Advance
 from tgis_cli.model_files.cache.names import GIT_SHA1, SHA256
 
 CHUNK_BYTES = 4 << 20
 
 
 def start_digest(expected: str, size: int) -> Any:
-    """A hash object that takes the content and then gives ``expected``; ``None`` for a digest of no known kind."""
+    """The hash object for a digest like ``expected``; ``None`` if its kind is unknown."""
     if SHA256.fullmatch(expected):
         return hashlib.sha256()
     if GIT_SHA1.fullmatch(expected):
@@ -21,11 +21,11 @@ def start_digest(expected: str, size: int) -> Any:
     return None
 
 
-def has_digest(path: Path, expected: str, on_bytes: Callable[[int], None] = lambda count: None) -> bool:
-    """Read a whole file and compare; true for a digest of no known kind, which nothing can be compared with.
+def has_digest(path: Path, expected: str, advance: Advance = lambda count: None) -> bool:
+    """Whether a file's content has this digest; true if the digest's kind is unknown and cannot be computed.
 
     Args:
-        on_bytes: told the size of each part that has been read.
+        advance: called with the size of each chunk read.
     """
     digest = start_digest(expected, path.stat().st_size)
     if digest is None:
@@ -33,5 +33,5 @@ def has_digest(path: Path, expected: str, on_bytes: Callable[[int], None] = lamb
     with path.open("rb", buffering=0) as file:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
-            on_bytes(len(chunk))
+            advance(len(chunk))
     return bool(digest.hexdigest() == expected)

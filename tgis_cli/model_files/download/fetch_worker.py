@@ -2,19 +2,19 @@
 
 ``python -m tgis_cli.model_files.download.fetch_worker --death-fd N --parent PID``
 
-A process, because a stuck transfer cannot be ended otherwise: the network library may hang in a name lookup, hf_xet in
-threads of its own. ``download.py`` starts it, gives it jobs as JSON lines on stdin, reads events as JSON lines from
-stdout, and kills it when no event comes.
+A separate process, as only killing it reliably ends a stuck transfer: the network library may hang in a name lookup,
+hf_xet in its own threads. ``transfers.py`` starts it, sends jobs as JSON lines to stdin, reads events as JSON lines
+from stdout, and kills it when events stop.
 
 Events::
 
-    {"kept": N}            the first N bytes are there from an earlier attempt
-    {"at": N}              N bytes are there
+    {"kept": N}            the first N bytes are present from an earlier attempt
+    {"at": N}              N bytes are present
     {"checking": N}        N bytes of the content have been read back
-    {"syncing": true}      the content is on its way to the disk
-    {"by": TRANSPORT}      how the file comes
-    {"done": true}         the content is whole, checked, and at its final path
-    {"failed": SENTENCE}   with the other fields of ``download.Problem``
+    {"syncing": true}      the content is being flushed to disk
+    {"by": TRANSPORT}      how the file is fetched
+    {"done": true}         the content is complete, verified, and at its final path
+    {"failed": SENTENCE}   with the other fields of ``transfers.Problem``
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ from tgis_cli.model_files.download.hub import (
     raise_for_status,
     retry_after_s,
 )
-from tgis_cli.model_files.download.hub_token import take_over
+from tgis_cli.model_files.download.hub_token import inherited_token
 from tgis_server.child import die_with_parent, leave_hangups_to_parent
 from tgis_server.errors import NotEnoughDevices, TgisError, UsageError
 
-CHUNK_BYTES = 64 << 10  # small: a slow line must show that it moves, and what is cut off is lost
+CHUNK_BYTES = 64 << 10  # small: progress must show on a slow line, and a chunk that is cut off is lost
 EMIT_EVERY_S = 0.2
 XET_POLL_S = 0.5
 
-# Errors that are this machine's, not the network's.
+# Errors of this machine, not of the network.
 LOCAL = frozenset(
     {
         errno.EACCES,
@@ -85,29 +85,29 @@ class Job:
     digest: str
     blob: str  # final path
     incomplete: str  # path until then
-    timeout_s: float  # without a byte
-    by_xet: bool  # if the hub offers it
+    timeout_s: float  # without any data
+    by_xet: bool  # use hf_xet if the hub offers it
 
     @property
     def scratch(self) -> Path:
-        """A directory of the library's own, where it fetches by hf_xet."""
+        """The directory into which the library downloads with hf_xet."""
         return Path(f"{self.incomplete.removesuffix(INCOMPLETE)}{SCRATCH}")
 
 
 class Damaged(Exception):
-    """What came is not what the hub describes."""
+    """The content does not match the hub's description."""
 
 
-class BrokenOff(Exception):
-    """The answer ended before the file."""
+class CutOff(Exception):
+    """The response ended before the file was complete."""
 
 
 class XetFailed(Exception):
-    """Not the hub, but its other way."""
+    """hf_xet failed, not the hub."""
 
 
 class Receiver:
-    """The file on its way, and the digest of what is there of it."""
+    """A file during its download, with the digest of the content so far."""
 
     def __init__(self, job: Job, emit: Emit) -> None:
         self._job = job
@@ -118,7 +118,7 @@ class Receiver:
     def _open(self) -> None:
         descriptor = os.open(self._job.incomplete, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         self._file: BinaryIO = os.fdopen(descriptor, "r+b", buffering=0)
-        with suppress(OSError):  # a file system without locks
+        with suppress(OSError):  # the file system has no locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         self._digest = start_digest(self._job.digest, self._job.size)
         self.position = 0
@@ -126,24 +126,24 @@ class Receiver:
     def close(self) -> None:
         self._file.close()
 
-    def take_kept(self) -> None:
-        """Go on after what an earlier attempt left."""
+    def resume(self) -> None:
+        """Continue after the content that an earlier attempt left."""
         kept_bytes = os.fstat(self._file.fileno()).st_size
         if kept_bytes > self._job.size:
-            self.start_anew()
+            self.restart()
             return
         while chunk := self._file.read(1 << 20):
             self._count(chunk, "kept")
 
-    def start_anew(self) -> None:
-        """With a new file: where locks do not work another process may be writing to the old one."""
+    def restart(self) -> None:
+        """Start over with a new file: without locks, another process may be writing to the old one."""
         self.close()
         with suppress(FileNotFoundError):
             os.unlink(self._job.incomplete)
         self._open()
         self._emit(at=0)
 
-    def take(self, chunk: bytes) -> None:
+    def write(self, chunk: bytes) -> None:
         if self.position + len(chunk) > self._job.size:
             raise Damaged
         write_all(self._file, chunk)
@@ -161,22 +161,22 @@ class Receiver:
         """Check the content and give it its final name.
 
         Raises:
-            Damaged: it is not what the hub describes; nothing of it is kept.
-            BrokenOff: another process has begun anew.
+            Damaged: the content does not match the hub's digest, and has been discarded.
+            CutOff: another process has restarted the download.
         """
         if self._digest is not None and self._digest.hexdigest() != self._job.digest:
-            self.start_anew()
+            self.restart()
             raise Damaged
         sync(self._file.fileno(), self._emit)
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._job.incomplete)):
                 os.replace(self._job.incomplete, self._job.blob)
                 return
-        raise BrokenOff
+        raise CutOff
 
 
 def sync(descriptor: int, emit: Emit) -> None:
-    """Bring a file to the disk, which may take minutes, and show that something happens."""
+    """Flush a file to disk, which may take minutes, and emit events in the meantime."""
     with ThreadPoolExecutor(1) as pool:
         syncing = pool.submit(os.fsync, descriptor)
         while not wait([syncing], EMIT_EVERY_S).done:
@@ -185,7 +185,7 @@ def sync(descriptor: int, emit: Emit) -> None:
 
 
 def fetch(job: Job, emit: Emit) -> None:
-    """Fetch one file: by HTTP, which can be gone on with, or by hf_xet if that is wanted and the hub offers it."""
+    """Fetch one file: by HTTP, which can be resumed, or by hf_xet if the job wants it and the hub offers it."""
     if job.by_xet and is_offered_by_xet(job):
         emit(by="xet")
         fetch_by_library(job, emit)
@@ -193,35 +193,35 @@ def fetch(job: Job, emit: Emit) -> None:
     emit(by="http")
     shutil.rmtree(job.scratch, ignore_errors=True)
     with closing(Receiver(job, emit)) as receiver:
-        receiver.take_kept()
+        receiver.resume()
         if receiver.position < job.size:
             receive(job, receiver)
         receiver.finish()
 
 
 def receive(job: Job, receiver: Receiver) -> None:
-    """Take what is missing from the hub's answer.
+    """Fetch the missing part of a file.
 
     Raises:
-        BrokenOff: the answer ended early.
+        CutOff: the response ended early.
         Damaged: it was too long.
-        Exception: whatever huggingface_hub and what it stands on raise.
+        Exception: any error of huggingface_hub and its dependencies.
     """
-    wanted = f"bytes={receiver.position}-" if receiver.position else ""
-    with open_content(job.model, job.name, job.commit, take_over(), job.timeout_s, wanted) as response:
+    byte_range = f"bytes={receiver.position}-" if receiver.position else ""
+    with open_content(job.model, job.name, job.commit, inherited_token(), job.timeout_s, byte_range) as response:
         if response.status_code == 416:
-            receiver.start_anew()
-            raise BrokenOff
+            receiver.restart()
+            raise CutOff
         raise_for_status(response)
         begins_at = f"bytes {receiver.position}-"
         if receiver.position and not response.headers.get("content-range", "").startswith(begins_at):
-            receiver.start_anew()
+            receiver.restart()
             if response.status_code == 206:
-                raise BrokenOff
+                raise CutOff
         for chunk in response.iter_bytes(CHUNK_BYTES):
-            receiver.take(chunk)
+            receiver.write(chunk)
     if receiver.position < job.size:
-        raise BrokenOff
+        raise CutOff
 
 
 def is_offered_by_xet(job: Job) -> bool:
@@ -230,28 +230,28 @@ def is_offered_by_xet(job: Job) -> bool:
     if constants.HF_HUB_DISABLE_XET or importlib.util.find_spec("hf_xet") is None:
         return False
     url = hf_hub_url(job.model, job.name, revision=job.commit)
-    metadata = get_hf_file_metadata(url, timeout=job.timeout_s, token=take_over())
+    metadata = get_hf_file_metadata(url, timeout=job.timeout_s, token=inherited_token())
     return metadata.xet_file_data is not None
 
 
 def fetch_by_library(job: Job, emit: Emit) -> None:
-    """Let huggingface_hub fetch into a cache of its own beside the blob: it knows hf_xet's ways and tokens."""
+    """Fetch with huggingface_hub, which handles hf_xet and its tokens, into a separate cache next to the blob."""
     from huggingface_hub import hf_hub_download
 
     scratch = job.scratch
     shutil.rmtree(scratch, ignore_errors=True)
-    is_over = threading.Event()
-    watcher = threading.Thread(target=watch_growth, args=(scratch, job.size, emit, is_over), daemon=True)
+    is_done = threading.Event()
+    watcher = threading.Thread(target=watch_growth, args=(scratch, job.size, emit, is_done), daemon=True)
     watcher.start()
     try:
-        options: dict[str, Any] = {"revision": job.commit, "cache_dir": scratch, "token": take_over()}
+        options: dict[str, Any] = {"revision": job.commit, "cache_dir": scratch, "token": inherited_token()}
         try:
             content = Path(hf_hub_download(job.model, job.name, **options)).resolve()
         except Exception as error:
             if isinstance(error, RuntimeError) or type(error).__module__.startswith("hf_xet"):
-                raise as_own_error(error) from error
+                raise translate_xet_error(error) from error
             raise
-        is_over.set()
+        is_done.set()
         watcher.join()
         checked = 0
 
@@ -266,12 +266,12 @@ def fetch_by_library(job: Job, emit: Emit) -> None:
             sync(file.fileno(), emit)
         os.replace(content, job.blob)
     finally:
-        is_over.set()
+        is_done.set()
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def as_own_error(error: Exception) -> Exception:
-    """What hf_xet says: a full disk, or that its way does not go."""
+def translate_xet_error(error: Exception) -> Exception:
+    """An error of hf_xet as an ``OSError`` of the local disk, or else as :class:`XetFailed`."""
     found = re.search(r"os error (\d+)", str(error))
     number = int(found[1]) if found else 0
     if number in FULL | LOCAL:
@@ -279,10 +279,10 @@ def as_own_error(error: Exception) -> Exception:
     return XetFailed(next(iter(str(error).splitlines()), type(error).__name__))
 
 
-def watch_growth(scratch: Path, size: int, emit: Emit, is_over: threading.Event) -> None:
-    """Tell how much has been written, from the disk: hf_xet writes from threads of its own."""
+def watch_growth(scratch: Path, size: int, emit: Emit, is_done: threading.Event) -> None:
+    """Report progress by the size on disk, as hf_xet writes from its own threads."""
     last = 0
-    while not is_over.wait(XET_POLL_S):
+    while not is_done.wait(XET_POLL_S):
         with suppress(OSError):
             written = sum(os.stat(path).st_blocks * 512 for path in scratch.rglob("*.incomplete"))
             if (now := min(written, size)) != last:
@@ -291,16 +291,16 @@ def watch_growth(scratch: Path, size: int, emit: Emit, is_over: threading.Event)
 
 
 def describe_failure(error: Exception, job: Job) -> dict[str, Any]:
-    """An event that says what happened, and in what way another attempt may help."""
-    from huggingface_hub.errors import RepositoryNotFoundError  # also of gated ones
+    """The event for a failed job; it also says whether another attempt may help."""
+    from huggingface_hub.errors import RepositoryNotFoundError  # includes gated repositories
 
     explained: TgisError
     if isinstance(error, Damaged):
-        return {"failed": "what came does not match its checksum", "is_damaged": True}
-    if isinstance(error, BrokenOff):
-        return {"failed": "the answer broke off"}
+        return {"failed": "the content does not match its checksum", "is_damaged": True}
+    if isinstance(error, CutOff):
+        return {"failed": "the response was cut off"}
     if isinstance(error, XetFailed):
-        return {"failed": f"it does not come by Xet ({error})"}
+        return {"failed": f"Xet failed ({error})"}
     if isinstance(error, OSError) and error.errno in FULL:
         explained = NotEnoughDevices(explain_full_disk(error, Path(job.blob).parent))
     elif isinstance(error, OSError) and error.errno in LOCAL:
@@ -308,10 +308,10 @@ def describe_failure(error: Exception, job: Job) -> dict[str, Any]:
         explained = UsageError(f"{place} cannot be used: {error.strerror}. Check its owner and mode.")
     else:
         has_expired = get_status(error) in (401, 403) and not isinstance(error, RepositoryNotFoundError)
-        if is_temporary(error) or has_expired:  # the address that the hub signed
+        if is_temporary(error) or has_expired:  # a signed address
             text = describe_error(error)
             return {"failed": text[0].lower() + text[1:], "wait_s": retry_after_s(error)}
-        explained = explain_hub_error(error, job.model, job.commit, take_over())
+        explained = explain_hub_error(error, job.model, job.commit, inherited_token())
     return {"failed": str(explained), "exit_code": explained.exit_code}
 
 
@@ -327,7 +327,7 @@ def main(argv: list[str]) -> None:
         job = Job(**json.loads(line))
         try:
             fetch(job, emit)
-        except Exception as error:  # noqa: BLE001  the border: the parent decides what follows from it
+        except Exception as error:  # noqa: BLE001  the parent decides how to proceed
             emit(**describe_failure(error, job))
         else:
             emit(done=True)

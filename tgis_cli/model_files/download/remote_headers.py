@@ -1,7 +1,7 @@
-"""A model of the hub without its weights: configuration, and the headers of the safetensors files.
+"""A model on the hub without its data: configuration, and the headers of the safetensors files.
 
-The files are laid out in a directory as a download would leave them, but of weights only the header is there: the rest
-is a hole, which takes no room on a disk. So everything that inspects a model before it is loaded inspects this too.
+The files are laid out as a download would leave them, but in the weight files everything after the header is a hole,
+which takes no disk space. So the code that inspects models before loading works on this directory too.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from pathlib import Path
 
 from tgis_cli.model_files.convert.safetensors_file import Content
 from tgis_cli.model_files.convert.torch_file import StoredTensor
-from tgis_cli.model_files.download.get_model import GetModel, Order, Planned
 from tgis_cli.model_files.download.hub import Hub
 from tgis_cli.model_files.download.selection import SAFETENSORS_ENDING
+from tgis_cli.model_files.download.snapshot import ChosenFiles, Order, SnapshotDownload
 from tgis_server import model_files
 from tgis_server.engines.catalogue import find_engine
 
 SMALL_FILES = ("config.json", "generation_config.json", model_files.SAFETENSORS.index)
 
 
-def fetch_headers(order: Order, cache_dir: Path, directory: Path, tell: Callable[[str], None]) -> Planned:
-    """Lay out in ``directory`` what is needed to inspect the model; the cache is looked at, but not written.
+def fetch_headers(order: Order, cache_dir: Path, directory: Path, tell: Callable[[str], None]) -> ChosenFiles:
+    """Lay out in ``directory`` what is needed to inspect the model; the cache is read, but not written.
 
     Returns:
-        What a download would bring.
+        What a download would fetch.
 
     Raises:
         UsageError, ModelError, HubError: see :class:`Hub`.
     """
-    planned = GetModel(order, cache_dir, as_json=False).plan()
-    listing, files = planned.selection.listing, planned.selection.files
+    chosen = SnapshotDownload(order, cache_dir, as_json=False).choose_files()
+    listing, files = chosen.selection.listing, chosen.selection.files
     hub = Hub(order.model, order.revision, order.transfers.token, tell)
     for name in SMALL_FILES:
         if any(file.name == name for file in files):
@@ -40,7 +40,7 @@ def fetch_headers(order: Order, cache_dir: Path, directory: Path, tell: Callable
     headers = hub.map(lambda file: hub.read_header(file, listing.commit), weights)
     for file, header in zip(weights, headers, strict=True):
         write_with_hole(directory / file.name, header, file.size)
-    return planned
+    return chosen
 
 
 def write_with_hole(file: Path, beginning: bytes, size: int) -> None:
@@ -55,13 +55,13 @@ def write_content_with_hole(file: Path, content: Content) -> None:
 
 
 def write_converted_header(directory: Path, source_bytes: int = 0) -> None:
-    """Lay out weights as a conversion to safetensors would make them, going by config.json alone.
+    """Lay out weights as a conversion to safetensors would make them, judging by config.json alone.
 
     Args:
-        source_bytes: size of the PyTorch weights, which tells their width where config.json does not.
+        source_bytes: size of the PyTorch weights, from which the dtype is inferred if config.json has none.
 
     Raises:
-        ModelError: no engine knows the model.
+        ModelError: no engine supports the model.
     """
     _, summary = find_engine(directory)
     shapes = summary.tensors

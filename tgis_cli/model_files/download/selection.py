@@ -1,86 +1,105 @@
-"""Which files of a repository a download takes: names only, nothing is looked at.
+"""Which files of a repository a download takes.
 
-The rules for ``--extension`` are those of the original's ``download-weights``, with what its defaults leave out. Which
-weights make up the model is decided where a start decides it.
+The rules for ``--extension`` are those of the original's ``download-weights``, and its exclusions too. Which weights
+make up the model is decided by the code that decides it for a start.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-from tgis_server import model_files
+from tgis_cli.model_files.cache.listing import Listing, RemoteFile
+from tgis_cli.model_files.whole_weights import PYTORCH_ENDINGS, has_whole_safetensors
 from tgis_server.errors import ModelError, UsageError
 from tgis_server.model_files import (
+    BIN,
+    PT,
+    SAFETENSORS,
     WeightFiles,
     choose_weights,
     find_weights,
     is_of_training,
     parse_weight_map,
-    read_header,
-    read_weight_map,
 )
 
-SAFETENSORS_ENDING, BIN_ENDING, PT_ENDING = (
-    form.ending for form in (model_files.SAFETENSORS, model_files.BIN, model_files.PT)
-)
-PYTORCH = (BIN_ENDING, PT_ENDING)
-# Configuration, tokenizers of all kinds and their templates, remote code, the model card.
+SAFETENSORS_ENDING = SAFETENSORS.ending
+# Configuration, tokenizers with their templates, remote code, the model card.
 COMPANIONS = (".json", ".py", ".model", ".md", ".txt", ".tiktoken", ".jinja")
 
 ReadText = Callable[[str], str]
 
 
-def parse_extensions(text: str) -> tuple[str, ...]:
-    """Endings from a comma list.
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The files of a commit that a download takes."""
 
-    Exactly one, which is none of the companions, brings these along; several are taken as they are.
+    listing: Listing
+    files: tuple[RemoteFile, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+    @property
+    def pytorch_bytes(self) -> int:
+        """Size of the weights that must be converted to safetensors, which take as much space again."""
+        if any(file.name.endswith(SAFETENSORS_ENDING) for file in self.files):
+            return 0
+        return sum(file.size for file in self.files if file.name.endswith(PYTORCH_ENDINGS))
+
+
+def parse_extensions(text: str) -> tuple[str, ...]:
+    """File name endings from a comma-separated list.
+
+    A single ending that is not a companion brings the companions along; several are taken literally.
 
     Raises:
-        UsageError: none is given.
+        UsageError: the list is empty.
     """
     given = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     if not given:
-        raise UsageError("--extension is empty: name endings of files, such as .safetensors or .bin,.json.")
+        raise UsageError("--extension is empty: name file endings, such as .safetensors or .bin,.json.")
     given = tuple(ending if ending.startswith(".") else f".{ending}" for ending in given)
     is_alone = len(given) == 1 and given[0] not in COMPANIONS
     return (*given, *COMPANIONS) if is_alone else given
 
 
 def select_names(
-    names: Iterable[str], extensions: tuple[str, ...], read_text: ReadText, *, with_bin: bool
+    names: Iterable[str], extensions: tuple[str, ...], read_text: ReadText, *, with_pytorch: bool
 ) -> list[str]:
-    """Files to take, in order of their names.
+    """The files to take, sorted by name.
 
     Args:
         names: paths of all files.
-        read_text: gives the text of an index.
-        with_bin: take PyTorch's format where safetensors are asked for and there are none.
+        read_text: returns the text of an index.
+        with_pytorch: take PyTorch's format if safetensors are wanted and there are none.
 
     Raises:
-        ModelError: an index is broken, or names files that there are not.
+        ModelError: an index is broken, or names missing files.
     """
     present = [name for name in sorted(names) if "/" not in name]
     taken = {name for name in present if name.endswith(extensions) and not is_of_training(name)}
-    wanted = [ending for ending in (SAFETENSORS_ENDING, *PYTORCH) if ending in extensions]
-    if with_bin and SAFETENSORS_ENDING in wanted and not any(name.endswith(SAFETENSORS_ENDING) for name in taken):
-        wanted = [SAFETENSORS_ENDING, *PYTORCH]
+    wanted = [ending for ending in (SAFETENSORS_ENDING, *PYTORCH_ENDINGS) if ending in extensions]
+    if with_pytorch and SAFETENSORS_ENDING in wanted and not any(name.endswith(SAFETENSORS_ENDING) for name in taken):
+        wanted = [SAFETENSORS_ENDING, *PYTORCH_ENDINGS]
     has_bin = False
-    for form in (model_files.SAFETENSORS, model_files.BIN, model_files.PT):
-        is_superfluous = form is model_files.PT and has_bin and PT_ENDING not in extensions
+    for form in (SAFETENSORS, BIN, PT):
+        is_superfluous = form is PT and has_bin and PT.ending not in extensions
         chosen = WeightFiles()
         if form.ending in wanted and not is_superfluous:
             chosen = choose_weights(present, form, lambda index: parse_weight_map(read_text(index), index).values())
-            if chosen.is_half_converted and with_bin:  # the rest is made of PyTorch's, as on the machine that began it
-                wanted = [SAFETENSORS_ENDING, *PYTORCH]
+            if chosen.is_half_converted and with_pytorch:  # take the PyTorch files of the rest, to convert them
+                wanted = [SAFETENSORS_ENDING, *PYTORCH_ENDINGS]
                 chosen = WeightFiles(tuple(name for name in chosen.names if name not in chosen.missing))
             if chosen.missing:
                 raise ModelError(describe_missing(chosen))
-            has_bin |= form is model_files.BIN and bool(chosen.names)
-        # A repository without a model, such as one of an adapter, is taken as it is.
+            has_bin |= form is BIN and bool(chosen.names)
+        # A repository without a model, such as an adapter's, is taken as it is.
         if chosen.names or form.ending not in wanted or is_superfluous:
             taken = {name for name in taken if not name.endswith(form.ending)} | set(chosen.names)
-        if form.index != chosen.index:  # of weights that are not taken
+        if form.index != chosen.index:  # the index of weights that are not taken
             taken.discard(form.index)
         elif chosen.index in present and chosen.index.endswith(extensions):
             taken.add(chosen.index)
@@ -88,51 +107,31 @@ def select_names(
 
 
 def describe_missing(weights: WeightFiles) -> str:
-    """Why a repository's weights are no model."""
-    source = f"{weights.index} names" if weights.index else "The names of its weights tell of"
-    why = "the repository does not have" if "/" not in weights.missing[0] else "lies in a folder, where none is read"
+    """Why a repository's weights are incomplete."""
+    source = f"{weights.index} names" if weights.index else "The numbering of its weights requires"
+    why = (
+        "the repository does not have"
+        if "/" not in weights.missing[0]
+        else "is in a folder, where weights are not read"
+    )
     return f"{source} {weights.missing[0]}, which {why}: try another revision."
 
 
 def drop_superfluous(names: list[str], published: Collection[str], model_dir: Path) -> list[str]:
-    """Without weights that nobody needs any more, as a directory has others of the same model.
+    """Drop weights that are not needed because the directory has other whole weights of the same model.
 
-    These are safetensors that were made of PyTorch's, or the set of an index where a single file would be taken now.
+    The others are converted safetensors, or a set with an index where a single file would be taken now.
 
     Args:
+        names: of the selected files.
         published: names of all files of the repository.
     """
     if not has_whole_safetensors(model_dir):
         return names
     if not any(name.endswith(SAFETENSORS_ENDING) for name in names):
-        return [name for name in names if not name.endswith(PYTORCH) and name != model_files.BIN.index]
+        return [name for name in names if not name.endswith(PYTORCH_ENDINGS) and name != BIN.index]
     here = find_weights(model_dir)
     if not here.index:
         return names
     kept = {name for name in names if not name.endswith(SAFETENSORS_ENDING)}
     return sorted(kept | {here.index, *here.names}) if {here.index, *here.names} <= set(published) else names
-
-
-def has_whole_safetensors(model_dir: Path) -> bool:
-    """Whether there are weights with which a start gets as far as to read them."""
-    try:
-        return all(is_whole(model_dir / name) for name in find_weights(model_dir).names)
-    except ModelError:
-        return False
-
-
-def is_complete(index: Path) -> bool:
-    """Whether an index is there, and all that it names."""
-    try:
-        names = set(read_weight_map(index).values())
-    except ModelError:
-        return False
-    return all(is_whole(index.parent / name) for name in names)
-
-
-def is_whole(file: Path) -> bool:
-    """Whether it is there, with the size that its header says."""
-    try:
-        return file.is_file() and bool(read_header(file))
-    except ModelError:
-        return False

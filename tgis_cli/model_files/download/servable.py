@@ -7,12 +7,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from tgis_cli.model_files.cache.disk import describe_room, free_disk_bytes
-from tgis_cli.model_files.convert.convert import convert_to_safetensors, needs_conversion
+from tgis_cli.model_files.cache.disk import describe_free_space, free_disk_bytes
 from tgis_cli.model_files.convert.fast_tokenizer import convert_to_fast_tokenizer, has_slow_tokenizer
-from tgis_cli.model_files.download.get_model import GetModel, Order, find_local_dir
+from tgis_cli.model_files.convert.to_safetensors import convert_to_safetensors, needs_conversion
 from tgis_cli.model_files.download.hub_token import find_token
 from tgis_cli.model_files.download.selection import SAFETENSORS_ENDING, parse_extensions
+from tgis_cli.model_files.download.snapshot import Order, SnapshotDownload, find_local_dir
 from tgis_cli.terminal.progress import tell
 from tgis_server.errors import UsageError
 from tgis_server.words.sizes import format_bytes
@@ -22,7 +22,7 @@ def get_servable(order: Order, token: str | None, cache_dir: Path, *, dry_run: b
     """Download what is missing and convert what serving cannot use.
 
     Args:
-        order: ``with_bin`` also allows conversions, in a directory too.
+        order: ``with_pytorch`` also allows conversions, in a directory too.
         token: from the command line; it wins over other sources.
 
     Returns:
@@ -30,13 +30,13 @@ def get_servable(order: Order, token: str | None, cache_dir: Path, *, dry_run: b
 
     Raises:
         UsageError: a flag makes no sense for a directory, or excludes another one.
-        ModelError, HubError, NotEnoughDevices: see :class:`GetModel`.
+        ModelError, HubError, NotEnoughDevices: see :class:`SnapshotDownload`.
     """
-    auto_convert = order.with_bin
-    order = replace(order, with_bin=auto_convert and SAFETENSORS_ENDING in parse_extensions(order.extension))
+    auto_convert = order.with_pytorch
+    order = replace(order, with_pytorch=auto_convert and SAFETENSORS_ENDING in parse_extensions(order.extension))
 
     def finish(directory: Path) -> None:
-        if order.with_bin:
+        if order.with_pytorch:
             if needs_conversion(directory):
                 convert_to_safetensors(directory, as_json=as_json)
             make_tokenizer(directory, as_json=as_json)
@@ -49,14 +49,14 @@ def get_servable(order: Order, token: str | None, cache_dir: Path, *, dry_run: b
     else:
         found = find_token(token, os.environ, partial(tell, as_json=as_json))
         order = replace(order, transfers=replace(order.transfers, token=found))
-        getting = GetModel(order, cache_dir, as_json=as_json)
+        download = SnapshotDownload(order, cache_dir, as_json=as_json)
         if dry_run and order.verify:
             raise UsageError("--dry-run and --verify exclude each other: one reads nothing, the other everything.")
         if dry_run:
-            print_plan(getting, as_json=as_json)
+            print_plan(download, as_json=as_json)
             return None
-        model_dir = getting.run(finish)
-    if auto_convert and not order.with_bin:  # the files are complete without it: they are for another program
+        model_dir = download.run(finish)
+    if auto_convert and not order.with_pytorch:  # the files are complete without it: they are for another program
         make_tokenizer(model_dir, as_json=as_json)
     return model_dir
 
@@ -68,24 +68,24 @@ def make_tokenizer(model_dir: Path, *, as_json: bool) -> None:
         convert_to_fast_tokenizer(model_dir, model_dir)
 
 
-def print_plan(getting: GetModel, *, as_json: bool) -> None:
+def print_plan(download: SnapshotDownload, *, as_json: bool) -> None:
     """Print what would be downloaded, and where to.
 
     Raises:
         NotEnoughDevices: it does not fit on the disk.
     """
-    planned = getting.plan()
-    missing = {file.name for file in planned.missing.files}
-    target = getting.folder.snapshot(planned.selection.listing.commit)
-    free_bytes = free_disk_bytes(getting.folder.root)
+    chosen = download.choose_files()
+    missing = {file.name for file in chosen.missing.files}
+    target = download.folder.snapshot(chosen.selection.listing.commit)
+    free_bytes = free_disk_bytes(download.folder.root)
     summary = (
-        f"{format_bytes(planned.missing.num_bytes)} of {format_bytes(planned.selection.num_bytes)} would be "
-        f"downloaded to {target}; {describe_room(free_bytes)} there"
+        f"{format_bytes(chosen.missing.num_bytes)} of {format_bytes(chosen.selection.num_bytes)} would be "
+        f"downloaded to {target}; {describe_free_space(free_bytes)} there"
     )
     if as_json:
         files = [
             {"name": file.name, "bytes": file.size, "is_present": file.name not in missing}
-            for file in planned.selection.files
+            for file in chosen.selection.files
         ]
         tell(
             summary,
@@ -93,13 +93,13 @@ def print_plan(getting: GetModel, *, as_json: bool) -> None:
             as_json=True,
             model_dir=target,
             files=files,
-            num_bytes=planned.selection.num_bytes,
-            missing_bytes=planned.missing.num_bytes,
+            num_bytes=chosen.selection.num_bytes,
+            missing_bytes=chosen.missing.num_bytes,
             free_bytes=free_bytes,
         )
     else:
-        for file in planned.selection.files:
+        for file in chosen.selection.files:
             state = "" if file.name in missing else "present"
             print(f"{format_bytes(file.size):>10}  {file.name:<48} {state}".rstrip())
         print(summary)
-    getting.check_room(planned)
+    download.check_space(chosen)

@@ -1,11 +1,6 @@
-"""Downloading a model into the cache: what is missing is fetched by worker processes, each watched for stalls.
+"""Fetching missing files with worker processes, each watched for stalls.
 
-::
-
-    list files ─► select ─► lock the model's folder ─► check the disk ─► fetch (workers) ─► place ─► refs
-
-Content appears under its final name when its checksum is right, ``config.json`` in the snapshot after everything else,
-and a branch's name means the new commit only then: whoever looks in between finds the model as it was before.
+Decides which file is next, when an attempt counts as stuck, how long to wait before a retry, and when to give up.
 """
 
 from __future__ import annotations
@@ -19,12 +14,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tgis_cli.model_files.cache.disk import write_errors_explained
 from tgis_cli.model_files.cache.folder import CacheFolder
+from tgis_cli.model_files.cache.listing import RemoteFile
 from tgis_cli.model_files.download.fetch_worker import Job
-from tgis_cli.model_files.download.hub import Listing, RemoteFile
-from tgis_cli.model_files.download.hub_token import HubToken, pass_on
-from tgis_cli.model_files.download.selection import PYTORCH, SAFETENSORS_ENDING
+from tgis_cli.model_files.download.hub_token import HubToken, export_token
+from tgis_cli.model_files.download.selection import Selection
 from tgis_cli.terminal.progress import Progress, format_seconds
 from tgis_cli.terminal.stop_signals import Interrupted, stopping_by
 from tgis_server.errors import HubError, ModelError, NotEnoughDevices, UsageError
@@ -33,39 +27,19 @@ from tgis_server.words.sizes import format_bytes
 
 NUM_PARALLEL = 8
 STALL_S = 30.0
-MAX_HTTP_BYTES = 50 * 10**9  # the hub serves no larger files by plain HTTP
-LARGE_BYTES = 16 << 20  # smaller files are done before another worker has started
-MAX_VAIN_ATTEMPTS = 6  # of one file in a row, none of which brought a byte
+MAX_HTTP_BYTES = 50 * 10**9  # the hub does not serve larger files by plain HTTP
+LARGE_BYTES = 16 << 20  # smaller files finish before another worker could start
+MAX_FUTILE_ATTEMPTS = 6  # for one file, in a row, without a single byte
 MAX_DELAY_S = 30.0
-MAX_DAMAGED = 2  # more is no accident of the network
-LAST = "config.json"  # what makes a snapshot a model
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """Files to have, at a commit."""
-
-    listing: Listing
-    files: tuple[RemoteFile, ...]
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(file.size for file in self.files)
-
-    @property
-    def pytorch_bytes(self) -> int:
-        """Of weights from which safetensors have to be made, which take as much again."""
-        if any(file.name.endswith(SAFETENSORS_ENDING) for file in self.files):
-            return 0
-        return sum(file.size for file in self.files if file.name.endswith(PYTORCH))
+MAX_DAMAGED = 2  # more is not a network accident
 
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """What is not there yet."""
+    """The files still to be fetched."""
 
     files: tuple[RemoteFile, ...]
-    kept_bytes: int  # of them, from attempts that ended early
+    kept_bytes: int  # already present from attempts that ended early
 
     @property
     def num_bytes(self) -> int:
@@ -83,61 +57,48 @@ def find_missing(folder: CacheFolder, selection: Selection) -> Missing:
 
 
 @dataclass(frozen=True, slots=True)
-class Transfers:
-    """How to fetch."""
+class TransferOptions:
+    """Settings of the transfers."""
 
     token: HubToken = None
     num_parallel: int = NUM_PARALLEL
     stall_s: float = STALL_S
 
     def make_environment(self) -> dict[str, str]:
-        """Of the workers."""
+        """The workers' environment."""
         quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_SHARED_BLOBS": "1", "PYTHONUNBUFFERED": "1"}
-        return make_environment(os.environ) | quiet | pass_on(self.token)
+        return make_environment(os.environ) | quiet | export_token(self.token)
 
 
 def fetch_all(
-    folder: CacheFolder, selection: Selection, missing: Missing, transfers: Transfers, progress: Progress
+    folder: CacheFolder, selection: Selection, missing: Missing, options: TransferOptions, progress: Progress
 ) -> None:
-    """Bring what is missing among the blobs.
+    """Fetch the missing blobs.
 
     Raises:
-        ModelError: the hub refuses a file, or sends other content than it describes.
-        HubError: attempt after attempt has failed.
+        ModelError: the hub refuses a file, or its content does not match the stated checksum.
+        HubError: repeated attempts have failed.
         NotEnoughDevices: the disk was full.
-        Interrupted: a stop signal came. What has arrived is kept for the next call.
+        Interrupted: a stop signal arrived. Partial content is kept for the next call.
     """
-    asyncio.run(Fetching(folder, selection, transfers, progress).run(missing.files))
-
-
-def place_all(folder: CacheFolder, selection: Selection) -> None:
-    """Show everything in the snapshot. What makes it a model comes last.
-
-    Raises:
-        NotEnoughDevices: the disk was full.
-        UsageError: the folder cannot be written.
-    """
-    with write_errors_explained(folder.root, "check its owner and mode"):
-        folder.write_listing(selection.listing)
-        for file in sorted(selection.files, key=lambda file: file.name == LAST):
-            folder.place(file, selection.listing.commit)
+    asyncio.run(Fetching(folder, selection, options, progress).run(missing.files))
 
 
 class Fetching:
     """The transfers of one download."""
 
-    def __init__(self, folder: CacheFolder, selection: Selection, transfers: Transfers, progress: Progress) -> None:
+    def __init__(self, folder: CacheFolder, selection: Selection, options: TransferOptions, progress: Progress) -> None:
         self._folder = folder
         self._listing = selection.listing
-        self._transfers = transfers
+        self._options = options
         self._progress = progress
         self._waiting: deque[RemoteFile] = deque()
 
     async def run(self, files: tuple[RemoteFile, ...]) -> None:
-        """Fetch files, the largest first, until all are there or one cannot be had."""
+        """Fetch the files, largest first, until all are complete or one fails permanently."""
         self._waiting.extend(sorted(files, key=lambda file: -file.size))
         num_large = sum(file.size >= LARGE_BYTES for file in files)
-        num_lanes = min(self._transfers.num_parallel, num_large + 1, len(files))
+        num_lanes = min(self._options.num_parallel, num_large + 1, len(files))
         death_fd, only_writer = os.pipe()  # closed by the kernel when this process ends
         work = asyncio.ensure_future(self._run_lanes(num_lanes, death_fd))
         stopped: list[signal.Signals] = []
@@ -153,10 +114,10 @@ class Fetching:
         except asyncio.CancelledError:
             raise Interrupted(
                 f"Stopped by {stopped[0].name}: {format_bytes(self._progress.done_bytes)} are kept, and the same "
-                "command goes on from there."
+                "command resumes from there."
             ) from None
         except BaseExceptionGroup as group:
-            raise first_of(group) from group
+            raise first_error(group) from group
         finally:
             os.close(death_fd)
             os.close(only_writer)
@@ -175,8 +136,8 @@ class Fetching:
             self._progress.tick()
 
     async def _run_lane(self, death_fd: int) -> None:
-        """One worker at a time, for file after file."""
-        worker = Worker(self._transfers.make_environment(), death_fd)
+        """Fetch one file after another with one worker, restarted when necessary."""
+        worker = Worker(self._options.make_environment(), death_fd)
         try:
             while self._waiting:
                 await self._fetch(self._waiting.popleft(), worker)
@@ -184,8 +145,8 @@ class Fetching:
             await worker.kill()
 
     async def _fetch(self, file: RemoteFile, worker: Worker) -> None:
-        """Try until the file is there; an attempt after one in vain goes the other way, if there is one."""
-        patience = Patience(file.name)
+        """Retry until the file is complete; after an attempt without progress, switch between HTTP and Xet."""
+        retries = RetryPolicy(file.name)
         by_xet = file.size > MAX_HTTP_BYTES
         while True:
             attempt = Attempt(self._progress)
@@ -197,7 +158,7 @@ class Fetching:
                 digest=file.digest,
                 blob=str(self._folder.blob(file)),
                 incomplete=str(self._folder.incomplete(file)),
-                timeout_s=self._transfers.stall_s,
+                timeout_s=self._options.stall_s,
                 by_xet=by_xet,
             )
             problem = await self._attempt(job, worker, attempt)
@@ -206,28 +167,28 @@ class Fetching:
                     f"{file.name}: {format_bytes(file.size)}", event="file", name=file.name, bytes=file.size
                 )
                 return
-            attempt.take_back()
-            wait_s = patience.wait_after(problem, moved_bytes=attempt.moved_bytes)
-            way = "from the beginning" if problem.is_damaged else "where it broke off"
+            attempt.reset_display()
+            wait_s = retries.wait_after(problem, moved_bytes=attempt.moved_bytes)
+            way = "from the beginning" if problem.is_damaged else "where it stopped"
             if attempt.transport == "xet":
                 way = "over plain HTTP"
             by_xet = not by_xet and attempt.moved_bytes <= 0
             when = f" in {format_seconds(wait_s)}" if wait_s else ""
             self._progress.tell(
-                f"{file.name}: {problem.text}; going on{when} {way}", event="retry", name=file.name, why=problem.text
+                f"{file.name}: {problem.text}; continuing{when} {way}", event="retry", name=file.name, why=problem.text
             )
             await asyncio.sleep(wait_s)
 
     async def _attempt(self, job: Job, worker: Worker, attempt: Attempt) -> Problem | None:
-        """One attempt of one file; ``None`` if it is there now."""
+        """One attempt at one file; ``None`` on success."""
         await worker.start(job)
         while True:
             try:
-                async with asyncio.timeout(self._transfers.stall_s):
+                async with asyncio.timeout(self._options.stall_s):
                     event = await worker.read_event()
             except TimeoutError:
                 await worker.kill()
-                return Problem(f"nothing came for {format_seconds(self._transfers.stall_s)}")
+                return Problem(f"no data for {format_seconds(self._options.stall_s)}")
             if event is None:
                 return Problem(f"its worker ended ({await worker.describe_end()})")
             if event.get("done"):
@@ -235,32 +196,32 @@ class Fetching:
                 return None
             if "failed" in event:
                 return Problem(event.pop("failed"), **event)
-            attempt.take(event)
+            attempt.update(event)
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why an attempt ended."""
+    """Why an attempt failed."""
 
     text: str
-    exit_code: int = 0  # of the command, which ends with it; 0: another attempt may help
+    exit_code: int = 0  # with which the command ends; 0: another attempt may help
     is_damaged: bool = False
     wait_s: float = 0.0
 
 
-class Patience:
-    """How often one file is tried, and how long is waited in between."""
+class RetryPolicy:
+    """How often one file is tried, and how long to wait in between."""
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._num_vain = 0
+        self._num_futile = 0
         self._num_damaged = 0
 
     def wait_after(self, problem: Problem, *, moved_bytes: int) -> float:
-        """Seconds until the next attempt.
+        """Seconds to wait before the next attempt.
 
         Raises:
-            TgisError: there is no point in one.
+            TgisError: another attempt would not help.
         """
         if problem.exit_code:
             kinds = {kind.exit_code: kind for kind in (UsageError, ModelError, NotEnoughDevices, HubError)}
@@ -268,21 +229,21 @@ class Patience:
         self._num_damaged += problem.is_damaged
         if self._num_damaged >= MAX_DAMAGED:
             raise ModelError(
-                f"{self._name} came {self._num_damaged} times, never with the checksum that the hub states: a proxy or "
-                "mirror on the way changes it, or the hub's copy is damaged (check HTTPS_PROXY and HF_ENDPOINT)."
+                f"{self._name} arrived {self._num_damaged} times, never with the checksum that the hub states: a proxy "
+                "or mirror changes it, or the hub's copy is damaged (check HTTPS_PROXY and HF_ENDPOINT)."
             )
-        self._num_vain = 0 if moved_bytes > 0 and not problem.is_damaged else self._num_vain + 1
-        if self._num_vain >= MAX_VAIN_ATTEMPTS:
+        self._num_futile = 0 if moved_bytes > 0 and not problem.is_damaged else self._num_futile + 1
+        if self._num_futile >= MAX_FUTILE_ATTEMPTS:
             raise HubError(
-                f"{self._name} was tried {self._num_vain} times in vain (last: {problem.text}): check the network and "
-                "run the command again; it goes on from what has arrived."
+                f"{self._name} failed {self._num_futile} times without progress (last: {problem.text}): check the "
+                "network and run the command again, which resumes the download."
             )
-        delay_s = 0.0 if self._num_vain == 0 else min(MAX_DELAY_S, 0.5 * 2.0**self._num_vain)
+        delay_s = 0.0 if self._num_futile == 0 else min(MAX_DELAY_S, 0.5 * 2.0**self._num_futile)
         return max(delay_s, problem.wait_s)
 
 
 class Attempt:
-    """What one attempt has brought so far, passed on to the display."""
+    """The progress of one attempt, for the display and for retries."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -290,7 +251,7 @@ class Attempt:
         self.moved_bytes = 0
         self.transport = "http"
 
-    def take(self, event: dict[str, Any]) -> None:
+    def update(self, event: dict[str, Any]) -> None:
         if "kept" in event:
             self._progress.add_done(event["kept"] - self._position)
             self._position = event["kept"]
@@ -303,14 +264,14 @@ class Attempt:
         self.moved_bytes += position - self._position
         self._position = position
 
-    def take_back(self) -> None:
-        """The next attempt counts what is there anew."""
+    def reset_display(self) -> None:
+        """Subtract this attempt from the display, as the next one counts the kept bytes again."""
         self._progress.add_done(-self._position)
         self._position = 0
 
 
 class Worker:
-    """A process that fetches; started when it is needed, and again after it was killed."""
+    """A process that fetches files; started on demand, and again after it was killed."""
 
     def __init__(self, environ: dict[str, str], death_fd: int) -> None:
         self._environ = environ
@@ -327,18 +288,18 @@ class Worker:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 pass_fds=(self._death_fd,),
-                start_new_session=True,  # Ctrl-C is this process's affair
+                start_new_session=True,  # Ctrl-C is handled by this process
                 env=self._environ,
             )
-        assert self._process.stdin is not None, "asked for above"
-        with suppress(ConnectionError):  # its end is read as such
+        assert self._process.stdin is not None, "requested above"
+        with suppress(ConnectionError):  # the worker's end shows when events are read
             self._process.stdin.write(json.dumps(asdict(job)).encode() + b"\n")
             await self._process.stdin.drain()
 
     async def read_event(self) -> dict[str, Any] | None:
-        """The next event; ``None`` when the process has ended. What else it prints are a library's warnings."""
+        """The next event; ``None`` when the process has ended. Other output is warnings of libraries."""
         assert self._process is not None, "it has been started"
-        assert self._process.stdout is not None, "asked for at the start"
+        assert self._process.stdout is not None, "requested at the start"
         while line := await self._process.stdout.readline():
             with suppress(ValueError):
                 event = json.loads(line)
@@ -361,8 +322,8 @@ class Worker:
             await process.wait()
 
 
-def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error that ended the others."""
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that came first and cancelled the other tasks."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

@@ -1,4 +1,4 @@
-"""What a file holds instead of itself: what Git leaves of large files, and what proxies send in place of them."""
+"""Detects what replaces a model's file: Git LFS pointers, and web pages sent by proxies."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 from tgis_server import failures
 from tgis_server.host.regular_file import open_regular
 
-BEGINNING_BYTES = 256  # enough to tell
+BEGINNING_BYTES = 256  # enough to recognize a stand-in
 POINTER = b"version https://git-lfs.github.com/spec/"
 PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")
 
 
 def refuse_stand_in(file: str | Path, beginning: bytes) -> None:
-    """Called where a file of a model is not what it should be, with its first bytes.
+    """Explain a malformed file, judging by its first bytes.
 
     Raises:
-        ModelError: it is something else, which is named.
+        ModelError: it is a stand-in.
     """
     if beginning.startswith(POINTER):
         raise failures.LFS_POINTER.error(file=file, directory=Path(file).parent)
@@ -25,7 +25,7 @@ def refuse_stand_in(file: str | Path, beginning: bytes) -> None:
 
 
 def read_beginning(file: Path) -> bytes:
-    """The first bytes; none of a file that cannot be read, as that is told elsewhere."""
+    """The first bytes of a file; empty if it cannot be read, which is reported elsewhere."""
     try:
         with open_regular(file) as stream:
             return stream.read(BEGINNING_BYTES)

@@ -1,7 +1,7 @@
-"""Where a model's files are: in the local Hugging Face cache, or in a directory.
+"""Finds a model's files: in the local Hugging Face cache, or in a directory.
 
-Follows the layout that huggingface_hub writes (``models--ORG--NAME/refs``, ``/snapshots``) and the error texts of the
-original launcher.
+Follows the layout of huggingface_hub (``models--ORG--NAME/refs``, ``/snapshots``) and the error texts of the original
+launcher.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tgis_cli.model_files.cache.place import is_homeless
+from tgis_cli.model_files.cache.location import is_homeless
 from tgis_server import failures
 from tgis_server.errors import UsageError
 from tgis_server.host.regular_file import read_regular
@@ -18,20 +18,20 @@ PREFIX = "models--"
 
 
 def is_in_cache(name: str, model_dir: Path, cache_dir: Path) -> bool:
-    """Whether what :func:`find_model_dir` found is a snapshot in the cache, and no directory elsewhere or below it."""
+    """Whether the result of :func:`find_model_dir` is a snapshot in the cache, not some other directory."""
     return cache_dir / model_folder_name(name) in model_dir.parents
 
 
 def model_folder_name(name: str) -> str:
-    """Of a hub id, in the cache."""
+    """The name of a model's folder in the cache."""
     return f"{PREFIX}{name.replace('/', '--')}"
 
 
 def list_folders(cache_dir: Path) -> dict[str, Path]:
-    """Folders of models by the models' names, in order; none if there is no cache.
+    """Folders by model name, sorted; empty without a cache.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the cache cannot be read.
     """
     try:
         names = sorted(name for name in os.listdir(cache_dir) if name.startswith(PREFIX))
@@ -41,18 +41,16 @@ def list_folders(cache_dir: Path) -> dict[str, Path]:
 
 
 def find_model_dir(name: str, revision: str | None, cache_dir: Path) -> Path:
-    """The directory that holds ``config.json`` of a hub id in the cache, or of a path.
+    """The directory with ``config.json``, for a name on the hub or a path.
 
     Raises:
-        ModelError: there is none; the text says where it was looked for.
+        ModelError: there is none; the text names the places searched.
         UsageError: the name is empty.
     """
     if not name.strip():
-        raise UsageError(
-            "The model's name is empty, as of an unset variable: name a model of the cache or a directory."
-        )
+        raise UsageError("The model's name is empty (is a variable unset?): name a model in the cache or a directory.")
     in_cache = cache_dir / model_folder_name(name)
-    if os.path.isdir(in_cache):  # False too where this user may not look
+    if os.path.isdir(in_cache):  # also False if this user has no permission
         reference = in_cache / "refs" / (revision or "main")
         commit = read_regular(reference).decode(errors="replace").strip() if reference.is_file() else revision or "main"
         snapshot = in_cache / "snapshots" / commit
@@ -65,30 +63,30 @@ def find_model_dir(name: str, revision: str | None, cache_dir: Path) -> Path:
             )
         return snapshot
     directory = Path(os.path.expanduser(name))
-    if os.path.lexists(directory / "config.json"):  # what is no file is told by who reads it
+    if os.path.lexists(directory / "config.json"):  # its reader explains what is wrong with it
         return directory.resolve()
     found = f"{'a directory without config.json' if os.path.isdir(directory) else 'no directory'} of that name"
-    found += why_unseen(directory / "config.json")
+    found += explain_invisible(directory / "config.json")
     if not name.startswith(("/", ".", "~")) and not os.path.exists(directory):  # a hub id
-        found += f", and no {in_cache.name} in the cache {cache_dir}{why_unseen(in_cache)}"
-        found += f"; models are not downloaded at start: `tgis download-weights {name}` gets it"
+        found += f", and no {in_cache.name} in the cache {cache_dir}{explain_invisible(in_cache)}"
+        found += f"; models are not downloaded at start: run `tgis download-weights {name}` first"
     raise failures.MODEL_NOT_FOUND.error(model=name, found=found)
 
 
-def why_unseen(path: Path) -> str:
-    """What keeps this user from seeing whether it is there; empty if nothing does."""
+def explain_invisible(path: Path) -> str:
+    """Why this user cannot see whether a path exists; empty if nothing prevents it."""
     if is_homeless(path):
-        return f" (HOME is not set, and user {os.getuid()} has no other: name the cache with HF_HUB_CACHE)"
+        return f" (HOME is not set, and user {os.getuid()} has no home directory: name the cache with HF_HUB_CACHE)"
     try:
         os.stat(path)
     except PermissionError:
-        return f" (user {os.getuid()} may not look there)"
+        return f" (user {os.getuid()} has no permission to look there)"
     except OSError:
-        return ""  # it is not there, as has been said already
+        return ""  # it does not exist, as the message already says
     return ""
 
 
 def known_revisions(in_cache: Path) -> str:
-    """What could be asked for instead."""
+    """Branches and tags that are cached instead."""
     refs = sorted(str(file.relative_to(in_cache / "refs")) for file in (in_cache / "refs").rglob("*") if file.is_file())
     return ", ".join(refs[:5]) or "no revision"

@@ -1,7 +1,7 @@
-"""Where the cache of models is: exactly where huggingface_hub looks in the same environment.
+"""The directory of the model cache: exactly where huggingface_hub looks in the same environment.
 
-Written anew instead of asked for, as the library reads its environment once, at its first import, while a start, a plan
-for another environment and ``tgis doctor`` ask about a given one. A test compares the two.
+Reimplemented, because the library reads the environment only once, at its first import, while a start, a plan and
+``tgis doctor`` need the answer for a given environment. A test compares the two.
 """
 
 from __future__ import annotations
@@ -15,41 +15,45 @@ from pathlib import Path
 from tgis_server import failures
 from tgis_server.errors import UsageError
 
-CURRENT = "HF_HUB_CACHE"
-OF_THE_ORIGINAL = "TRANSFORMERS_CACHE"  # no library knows it any more
-DEPRECATED = (OF_THE_ORIGINAL, "HUGGINGFACE_HUB_CACHE")
-VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})", re.ASCII)
+CACHE_VARIABLE = "HF_HUB_CACHE"
+ORIGINAL_VARIABLE = "TRANSFORMERS_CACHE"  # no longer read by any library
+DEPRECATED_VARIABLES = (ORIGINAL_VARIABLE, "HUGGINGFACE_HUB_CACHE")
+REFERENCE = re.compile(r"\$(\w+|\{[^}]*\})", re.ASCII)
 
 
 def find_cache_dir(environ: Mapping[str, str]) -> tuple[Path, str]:
     """The cache directory as an absolute path, and the variable that names it.
 
-    Where a ``~`` cannot be expanded, as this user has no home, it stays, and the path is a relative one.
+    If this user has no home, a ``~`` is not expanded and the path is relative.
 
     Raises:
         UsageError: two variables name different directories.
     """
-    given = {name: expand(environ[name], environ) for name in (CURRENT, *DEPRECATED) if environ.get(name)}
+    given = {
+        name: expand(environ[name], environ) for name in (CACHE_VARIABLE, *DEPRECATED_VARIABLES) if environ.get(name)
+    }
     for name, path in given.items():
         if path != next(iter(given.values())):
             raise failures.CACHE_VARIABLES_DIFFER.error(name=name, other=next(iter(given)))
-    # The library takes a variable of its own that is set to nothing at its word: it means the current directory.
-    for name in (CURRENT, *DEPRECATED):
-        if name in given or (name in environ and name != OF_THE_ORIGINAL):
+    # The library takes its own variables literally when they are empty: they mean the current directory.
+    for name in (CACHE_VARIABLE, *DEPRECATED_VARIABLES):
+        if name in given or (name in environ and name != ORIGINAL_VARIABLE):
             return to_absolute(given.get(name, "")), name
     home, source = find_hugging_face_home(environ)
     return to_absolute(expand(os.path.join(home, "hub"), environ)), source
 
 
 def get_cache_dir(environ: Mapping[str, str]) -> Path:
-    """The cache directory, for what has to write there or to name what is in it.
+    """The cache directory, for commands that cannot do without one.
 
     Raises:
-        UsageError: see :func:`find_cache_dir`, or nothing tells where it is.
+        UsageError: see :func:`find_cache_dir`; or this user has no home to put it in.
     """
     path, _ = find_cache_dir(environ)
     if is_homeless(path):
-        raise UsageError(f"HOME is not set, and user {os.getuid()} has no other: name the cache with {CURRENT}.")
+        raise UsageError(
+            f"HOME is not set, and user {os.getuid()} has no home directory: name the cache with {CACHE_VARIABLE}."
+        )
     return path
 
 
@@ -63,17 +67,17 @@ def find_hugging_face_home(environ: Mapping[str, str]) -> tuple[str, str]:
 
 
 def expand(path: str, environ: Mapping[str, str]) -> str:
-    """``~`` and variables, in this order."""
+    """Expand ``~``, then variables."""
 
     def look_up(found: re.Match[str]) -> str:
         name = found[1].removeprefix("{").removesuffix("}")
         return environ.get(name, found[0])
 
-    return VARIABLE.sub(look_up, expand_user(path, environ))
+    return REFERENCE.sub(look_up, expand_user(path, environ))
 
 
 def expand_user(path: str, environ: Mapping[str, str]) -> str:
-    """As :func:`os.path.expanduser`, in a given environment."""
+    """Like :func:`os.path.expanduser`, for a given environment."""
     if not path.startswith("~"):
         return path
     name, slash, rest = path[1:].partition("/")
@@ -82,7 +86,7 @@ def expand_user(path: str, environ: Mapping[str, str]) -> str:
             home = pwd.getpwnam(name).pw_dir
         else:
             home = environ["HOME"] if "HOME" in environ else pwd.getpwuid(os.getuid()).pw_dir
-    except KeyError:  # nobody that is known
+    except KeyError:  # an unknown user
         return path
     return f"{home.rstrip('/')}{slash}{rest}" or "/"
 

@@ -1,6 +1,6 @@
-"""What cached blocks depend on: without any one part of their keys another request's content is served.
+"""The roots of the prefix cache: leaving out any part serves one request the content of another.
 
-The fake engine's tokens tell: they depend on every part, but for the cache salt, which is no matter of content.
+The fake engine's tokens show it, as they depend on every part except the cache salt, which does not affect content.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "virtual rows of the encoder": {"num_encoder_virtual": 0},
     "cache salt": {"cache_salt": b""},
 }
-# Two requests that differ in one part.
+# Two requests that differ in one part each.
 PAIRS: dict[str, tuple[Submit, Submit]] = {
     "adapter": (submit(1, PROMPT, adapter=adapter("a")), submit(2, PROMPT, adapter=adapter("b"))),
     "encoder ids": (submit(1, PROMPT, encoder=[1, 2]), submit(2, PROMPT, encoder=[1, 3])),
@@ -36,11 +36,11 @@ PAIRS: dict[str, tuple[Submit, Submit]] = {
     "cache salt": (submit(1, PROMPT, cache_salt=b"a"), submit(2, PROMPT, cache_salt=b"b")),
     "rope variant": (submit(1, PROMPT), submit(2, PROMPT + [0] * 8)),
 }
-OF_THE_ENCODER = ["adapter", "encoder ids", "virtual rows of the encoder", "cache salt"]
+ENCODER_PARTS = ["adapter", "encoder ids", "virtual rows of the encoder", "cache salt"]
 
 
-def is_served_falsely(pair: tuple[Submit, Submit], *, encodes: bool = False) -> bool:
-    """Whether the second of two requests gets wrong tokens, or anything that the first one has computed."""
+def shares_content(pair: tuple[Submit, Submit], *, encodes: bool = False) -> bool:
+    """Whether the second of two requests gets wrong tokens, or anything that the first one computed."""
     driver = Driver(rope_border=BORDER)
     for request in pair:
         driver.apply(request)
@@ -56,28 +56,28 @@ def root_without(part: str, submit: Submit, *, is_rope_long: bool) -> bytes:
 
 
 @pytest.mark.parametrize("part", PAIRS)
-def test_requests_that_differ_in_one_part_of_the_root_share_nothing(part: str) -> None:
-    assert not is_served_falsely(PAIRS[part])
+def test_requests_that_differ_in_one_part_share_nothing(part: str) -> None:
+    assert not shares_content(PAIRS[part])
 
 
 @pytest.mark.parametrize("part", PAIRS)
-def test_a_root_without_any_one_part_serves_the_content_of_another_request(part: str) -> None:
+def test_a_root_without_one_part_serves_the_content_of_another_request(part: str) -> None:
     with patch.object(sequence, "cache_root", lambda submit, **rope: root_without(part, submit, **rope)):
-        assert is_served_falsely(PAIRS[part])
+        assert shares_content(PAIRS[part])
 
 
-@pytest.mark.parametrize("part", OF_THE_ENCODER)
+@pytest.mark.parametrize("part", ENCODER_PARTS)
 def test_encodings_that_differ_in_one_part_are_not_shared(part: str) -> None:
-    assert not is_served_falsely(with_encoder(PAIRS[part]), encodes=True)
+    assert not shares_content(with_encoder(PAIRS[part]), encodes=True)
 
 
-@pytest.mark.parametrize("part", OF_THE_ENCODER)
-def test_an_encoder_root_without_any_one_part_serves_the_encoding_of_another_request(part: str) -> None:
+@pytest.mark.parametrize("part", ENCODER_PARTS)
+def test_an_encoder_root_without_one_part_serves_the_encoding_of_another_request(part: str) -> None:
     def without_part(submit: Submit) -> bytes:
         return blocks.encoder_root(replace(submit, **WITHOUT[part]))
 
     with patch.object(sequence, "encoder_root", without_part):
-        assert is_served_falsely(with_encoder(PAIRS[part]), encodes=True)
+        assert shares_content(with_encoder(PAIRS[part]), encodes=True)
 
 
 def with_encoder(pair: tuple[Submit, Submit]) -> tuple[Submit, Submit]:

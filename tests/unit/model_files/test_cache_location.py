@@ -1,4 +1,4 @@
-"""Where the cache is: where huggingface_hub looks, in whatever environment."""
+"""The cache directory is where huggingface_hub looks, in any environment."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def find_here(environ: Mapping[str, str], *, has_user: bool) -> str:
         return str(find_cache_dir(environ)[0])
 
 
-def test_it_is_where_the_hub_library_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_cache_is_where_the_hub_library_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     cases = [
         (home | {"WORK": "/w"} | environ, has_user)
@@ -90,7 +90,7 @@ def test_it_is_where_the_hub_library_looks(tmp_path: Path, monkeypatch: pytest.M
     assert differing == []
 
 
-def test_what_the_images_of_the_original_set_counts_before_hf_home():
+def test_the_variable_of_the_original_images_takes_precedence_over_hf_home():
     assert find_cache_dir({"TRANSFORMERS_CACHE": "/b", "HF_HOME": "/h"}) == (Path("/b"), "TRANSFORMERS_CACHE")
     assert find_cache_dir({"TRANSFORMERS_CACHE": "", "HF_HOME": "/h"}) == (Path("/h/hub"), "HF_HOME")
     assert find_cache_dir({"TRANSFORMERS_CACHE": "~/b", "HOME": "/u"}) == (Path("/u/b"), "TRANSFORMERS_CACHE")
@@ -103,14 +103,14 @@ def test_variables_that_name_different_caches_are_an_error():
         find_cache_dir({"HF_HUB_CACHE": "/a", "TRANSFORMERS_CACHE": "/b"})
 
 
-def test_variables_may_name_one_cache_in_different_words():
+def test_variables_may_spell_the_same_cache_differently():
     environ = {"HOME": "/u", "HF_HUB_CACHE": "~/a", "TRANSFORMERS_CACHE": "$HOME/a"}
 
     assert find_cache_dir(environ) == (Path("/u/a"), "HF_HUB_CACHE")
 
 
-def test_a_user_without_a_home_is_told_to_name_a_cache(monkeypatch: pytest.MonkeyPatch):
+def test_a_user_without_a_home_must_name_a_cache(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
 
-    with pytest.raises(UsageError, match=r"HOME is not set, and user .* has no other: name the cache"):
+    with pytest.raises(UsageError, match=r"HOME is not set, and user .* has no home directory: name the cache"):
         get_cache_dir({})

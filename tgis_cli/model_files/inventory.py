@@ -1,6 +1,6 @@
-"""What is in the cache: models, their revisions, and whether each could be served. Reads names, sizes and headers only.
+"""The models in the cache, their revisions, and whether each could be served, judging by names, sizes and headers.
 
-Used by ``tgis models``, and by ``tgis download-weights`` where the hub cannot be asked.
+Used by ``tgis models``, and by ``tgis download-weights`` if the hub cannot be reached.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from tgis_cli.model_files.cache.disk import INCOMPLETE
-from tgis_cli.model_files.cache.folder import CacheFolder, read_file
-from tgis_cli.model_files.cache.lookup import list_folders
+from tgis_cli.model_files.cache.folder import CacheFolder
+from tgis_cli.model_files.cache.model_dir import list_folders
 from tgis_cli.model_files.convert.fast_tokenizer import has_slow_tokenizer
 from tgis_cli.model_files.download.selection import (
-    PYTORCH,
     SAFETENSORS_ENDING,
     drop_superfluous,
     parse_extensions,
     select_names,
 )
 from tgis_cli.model_files.tokenizer_check import check_tokenizer
+from tgis_cli.model_files.whole_weights import PYTORCH_ENDINGS
 from tgis_server import model_files
 from tgis_server.engines import catalogue
 from tgis_server.errors import ModelError, UsageError
@@ -49,15 +49,15 @@ class CachedModel:
 
     model: str
     commit: str
-    revisions: tuple[str, ...]  # branches and tags that mean this commit
+    revisions: tuple[str, ...]  # branches and tags that point to this commit
     path: Path
     num_bytes: int  # of its files, on disk
-    format: str  # of the weights; empty = there are none
-    architecture: str  # as config.json names it; empty = it does not
-    engine: str  # that would serve it; empty = none
+    format: str  # of the weights; empty: there are none
+    architecture: str  # from config.json; empty: not named
+    engine: str  # that would serve it; empty: none
     why_no_engine: str
-    problems: tuple[str, ...]  # sentences: what keeps it from being served or copied; none = complete
-    last_used: float  # seconds since the epoch; 0 = not known
+    problems: tuple[str, ...]  # clauses: what prevents serving or copying it; empty: complete
+    last_used: float  # seconds since the epoch; 0: unknown
 
     @property
     def is_complete(self) -> bool:
@@ -68,16 +68,16 @@ class CachedModel:
 
 
 def list_models(cache_dir: Path) -> list[CachedModel]:
-    """All revisions of all models, by name. A folder that cannot be read is left out.
+    """All revisions of all models, by name. Unreadable folders are left out.
 
     Raises:
-        UsageError: the cache is there, but cannot be read.
+        UsageError: the cache exists, but cannot be read.
     """
     try:
         folders = list_folders(cache_dir)
     except OSError as error:
         raise UsageError(
-            f"The cache {cache_dir} cannot be read ({error.strerror}): give user {os.getuid()} the right, or name "
+            f"The cache {cache_dir} cannot be read ({error.strerror}): give user {os.getuid()} permission, or name "
             "another with HF_HUB_CACHE."
         ) from error
     found: list[CachedModel] = []
@@ -89,34 +89,27 @@ def list_models(cache_dir: Path) -> list[CachedModel]:
 
 def list_revisions(folder: CacheFolder, model: str) -> Iterator[CachedModel]:
     """The revisions of one model."""
-    references = read_references(folder.root)
+    references = folder.read_references()
     commits = {path.name for path in (folder.root / "snapshots").glob("*") if path.is_dir()} | set(references.values())
     for commit in sorted(commits):
         revisions = tuple(name for name, target in references.items() if target == commit)
         try:
             yield inspect_snapshot(folder, model, commit, revisions)
-        except Exception as error:  # noqa: BLE001  one strange model shall not hide the others
-            yield describe_strange(folder, model, commit, revisions, error)
+        except Exception as error:  # noqa: BLE001  one odd model must not hide the others
+            yield describe_unreadable(folder, model, commit, revisions, error)
     if not commits:
         yield inspect_snapshot(folder, model, "", ())
 
 
-def describe_strange(
+def describe_unreadable(
     folder: CacheFolder, model: str, commit: str, revisions: tuple[str, ...], error: Exception
 ) -> CachedModel:
-    """A revision that cannot be judged."""
-    problem = f"its files cannot be judged ({type(error).__name__}: {error})"
+    """The entry of a revision whose files cannot be inspected."""
+    problem = f"its files cannot be inspected ({type(error).__name__}: {error})"
     return CachedModel(model, commit, revisions, folder.snapshot(commit), 0, "", "", "", problem, (problem,), 0.0)
 
 
-def read_references(root: Path) -> dict[str, str]:
-    """Commit by name of branch or tag."""
-    refs = root / "refs"
-    return {str(file.relative_to(refs)): read_file(file) for file in sorted(refs.rglob("*")) if file.is_file()}
-
-
 def inspect_snapshot(folder: CacheFolder, model: str, commit: str, revisions: tuple[str, ...]) -> CachedModel:
-    """Facts about one revision."""
     path = folder.snapshot(commit) if commit else folder.root
     entries = {entry.name: entry for entry in path.iterdir()} if commit and path.is_dir() else {}
     sizes, last_used = {}, 0.0
@@ -125,7 +118,7 @@ def inspect_snapshot(folder: CacheFolder, model: str, commit: str, revisions: tu
             status = entry.stat()
             sizes[name] = status.st_size
             last_used = max(last_used, status.st_atime if name.endswith(tuple(FORMATS)) else 0)
-    engine, why_no_engine = find_engine(path) if "config.json" in sizes else ("", "there is no config.json")
+    engine, why_no_engine = find_engine_name(path) if "config.json" in sizes else ("", "there is no config.json")
     formats = sorted({FORMATS[ending] for ending in FORMATS for name in sizes if name.endswith(ending)})
     return CachedModel(
         model=model,
@@ -153,40 +146,40 @@ def sum_incomplete(folder: CacheFolder) -> int:
 def find_problems(
     folder: CacheFolder, model: str, commit: str, revisions: tuple[str, ...], names: set[str], sizes: dict[str, int]
 ) -> Iterator[str]:
-    """What is missing or broken."""
+    """Missing and broken files."""
     revision = "" if not commit or "main" in revisions else f" --revision {next(iter(revisions), commit)}"
     again = f"`tgis download-weights {model}{revision}` completes it"
     if not commit:
         yield f"only a part has been downloaded; {again}"
         return
     if dangling := sorted(names - sizes.keys()):
-        yield f"{dangling[0]}{and_more(dangling)} is a link to nothing; {again}"
+        yield f"{dangling[0]}{and_more(dangling)} is a dangling link; {again}"
     missing = [name for name in find_missing_names(folder, model, commit, sizes) if name not in dangling]
     if missing:
         is_short = missing[0] in sizes
-        yield f"{missing[0]}{and_more(missing)} is {'not whole' if is_short else 'missing'}; {again}"
+        yield f"{missing[0]}{and_more(missing)} is {'incomplete' if is_short else 'missing'}; {again}"
     if "config.json" not in sizes and "config.json" not in missing:
         listing = folder.read_listing(model, commit)
         yield f"config.json is missing; {again}" if listing is None else "its repository has no config.json"
     if not missing and not any(name.endswith(tuple(FORMATS)) for name in sizes):
         yield f"there are no weights; {again}"
-    is_told = bool(missing or dangling)
+    has_reported = bool(missing or dangling)
     has_some = any(name.endswith(SAFETENSORS_ENDING) for name in sizes)
     if is_half_converted(folder.snapshot(commit), sizes):
         yield f"its conversion was interrupted; `tgis convert-to-safetensors {model}{revision}` completes it"
-        is_told = True
+        has_reported = True
     for problem in find_weight_problems(folder.snapshot(commit)) if has_some else ():
-        if not is_told:
+        if not has_reported:
             yield problem
-    if leaving := [name for name in sizes if folder.leads_out(folder.snapshot(commit) / name)]:
+    if leaving := [name for name in sizes if folder.is_outside(folder.snapshot(commit) / name)]:
         yield (
-            f"{leaving[0]}{and_more(leaving)} lies outside the model's folder, where copies of it lead to nothing; "
-            f"`tgis download-weights {model}{revision}` brings it in"
+            f"{leaving[0]}{and_more(leaving)} is stored outside the model's folder, so copies of the folder lack it; "
+            f"`tgis download-weights {model}{revision}` moves it in"
         )
 
 
 def is_half_converted(path: Path, names: Iterable[str]) -> bool:
-    """Whether a conversion has made a part of the weights."""
+    """Whether a conversion has made only some of the weights."""
     with suppress(ModelError):
         return choose_weights(
             names, model_files.SAFETENSORS, lambda index: read_weight_map(path / index).values()
@@ -195,10 +188,12 @@ def is_half_converted(path: Path, names: Iterable[str]) -> bool:
 
 
 def find_unprepared(path: Path, model: str, revisions: Sequence[str], names: set[str]) -> Iterator[str]:
-    """What a start needs and nothing has made yet, of a model that an engine serves."""
+    """What must still be converted before a start."""
     revision = "" if "main" in revisions else f" --revision {revisions[0]}"
-    if not any(name.endswith(SAFETENSORS_ENDING) for name in names) and any(name.endswith(PYTORCH) for name in names):
-        yield f"its weights are PyTorch's; `tgis convert-to-safetensors {model}{revision}` makes safetensors of them"
+    if not any(name.endswith(SAFETENSORS_ENDING) for name in names) and any(
+        name.endswith(PYTORCH_ENDINGS) for name in names
+    ):
+        yield f"its weights are in PyTorch's format; `tgis convert-to-safetensors {model}{revision}` converts them"
     if has_slow_tokenizer(path):
         yield f"tokenizer.json is missing; `tgis convert-to-fast-tokenizer {model}{revision}` makes it"
     elif "tokenizer.json" not in names:
@@ -208,7 +203,7 @@ def find_unprepared(path: Path, model: str, revisions: Sequence[str], names: set
 
 
 def find_missing_names(folder: CacheFolder, model: str, commit: str, sizes: dict[str, int]) -> Iterator[str]:
-    """Files that a download would have taken, or that the index of the weights names."""
+    """Files that a download would have taken, or that the index of the weights names, but that are missing or short."""
     listing = folder.read_listing(model, commit)
     snapshot = folder.snapshot(commit)
     expected = {file.name: file.size for file in listing.files} if listing is not None else sizes
@@ -217,9 +212,9 @@ def find_missing_names(folder: CacheFolder, model: str, commit: str, sizes: dict
             expected,
             parse_extensions(SAFETENSORS_ENDING),
             lambda name: read_regular(snapshot / name).decode(),
-            with_bin=True,
+            with_pytorch=True,
         )
-    except ModelError:  # the index is broken, or names what is not in the list
+    except ModelError:  # the index is broken, or names files outside the listing
         wanted = []
     except OSError as error:
         yield Path(error.filename).name
@@ -230,7 +225,7 @@ def find_missing_names(folder: CacheFolder, model: str, commit: str, sizes: dict
 
 
 def find_broken_config(model_dir: Path) -> Iterator[str]:
-    """What is wrong with the configuration, whether an engine knows such models or not."""
+    """Problems of the configuration, whether or not an engine supports the model."""
     for name in CONFIGURATION:
         try:
             if (model_dir / name).exists():
@@ -240,7 +235,7 @@ def find_broken_config(model_dir: Path) -> Iterator[str]:
 
 
 def find_broken_tokenizer(model_dir: Path) -> Iterator[str]:
-    """What is wrong with the tokenizer, as far as a glance at it tells."""
+    """Problems of the tokenizer that a quick check finds."""
     try:
         check_tokenizer(model_dir)
     except ModelError as error:
@@ -248,7 +243,7 @@ def find_broken_tokenizer(model_dir: Path) -> Iterator[str]:
 
 
 def find_weight_problems(model_dir: Path) -> Iterator[str]:
-    """What would keep a start from reading a directory's safetensors, by their headers and what is there twice."""
+    """What would prevent a start from reading the safetensors: bad headers and ambiguous tensors."""
     try:
         names = find_weights(model_dir).names
     except ModelError as error:
@@ -266,14 +261,14 @@ def find_weight_problems(model_dir: Path) -> Iterator[str]:
 
 
 def find_ambiguous(model_dir: Path) -> None:
-    """Compares tensors that are there twice; reads nothing but headers where none is.
+    """Compare tensors that are stored twice. Without any, only headers are read.
 
     Raises:
-        ModelError: two differ, of which a start needs one.
+        ModelError: two copies differ of a tensor that a start needs.
     """
     found = read_tensors(model_dir, lambda warning: None)
     names = [HEAD]
-    with suppress(ModelError):  # an engine knows the model
+    with suppress(ModelError):  # no engine supports the model
         _, summary = catalogue.find_engine(model_dir)
         names += summary.tensors
     for name in names:
@@ -282,7 +277,7 @@ def find_ambiguous(model_dir: Path) -> None:
 
 @contextmanager
 def access_times_kept(files: Iterable[Path]) -> Iterator[None]:
-    """A look is no use; a volume that cannot be written keeps no such times anyway."""
+    """Restore access times afterwards: an inspection does not count as use. Ignored on read-only volumes."""
     times = {file: (status.st_atime_ns, status.st_mtime_ns) for file in files for status in [file.stat()]}
     try:
         yield
@@ -293,7 +288,7 @@ def access_times_kept(files: Iterable[Path]) -> Iterator[None]:
 
 
 def find_damage(file: Path) -> str:
-    """What the header of a file of weights contradicts; empty if nothing."""
+    """Why a weight file does not match its header; empty if it does."""
     try:
         with access_times_kept([file]):
             read_header(file)
@@ -304,8 +299,8 @@ def find_damage(file: Path) -> str:
     return ""
 
 
-def find_engine(path: Path) -> tuple[str, str]:
-    """The engine that would serve it, or why there is none."""
+def find_engine_name(path: Path) -> tuple[str, str]:
+    """The engine that would serve a model, or why there is none."""
     try:
         engine, _ = catalogue.find_engine(path)
     except ModelError as error:
