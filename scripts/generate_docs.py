@@ -146,6 +146,7 @@ def failures_page() -> str:
         "",
         "Several processes often fail together. The cause is the earliest error that is not a consequence of another.",
     ]
+    assert FAILURE_TITLES.keys() >= {failure.kind for failure in CATALOGUE}
     for kind, title in FAILURE_TITLES.items():
         lines += ["", f"## {title}", "", "| failure | recognised by | sentence |", "|---|---|---|"]
         rows = (failure for failure in CATALOGUE if failure.kind is kind)

@@ -11,13 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from tgis_server.errors import PeerLost, Unavailable
-from tgis_server.frontend.admission import Admission
 from tgis_server.frontend.generation import GenerationService
 from tgis_server.frontend.grpc_api.server import PublicServer
 from tgis_server.frontend.grpc_api.service import GenerationServicer
 from tgis_server.frontend.launcher_socket import LauncherServer
 from tgis_server.frontend.metrics import Metrics
 from tgis_server.frontend.output import TextSettings
+from tgis_server.frontend.permits import Admission
 from tgis_server.frontend.router import Router
 from tgis_server.frontend.shard_health import GroupHealth
 from tgis_server.frontend.state import ServerState

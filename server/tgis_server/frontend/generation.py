@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tgis_server.errors import InvalidRequest
-from tgis_server.frontend.admission import Permits
 from tgis_server.frontend.metrics import Metrics
 from tgis_server.frontend.output import Output, TextSettings
+from tgis_server.frontend.permits import Permits
 from tgis_server.frontend.request import GenerationRequest
 from tgis_server.frontend.router import Router
 from tgis_server.frontend.text import EncodedInput, Tokenizer, TokenizerFailed

@@ -13,7 +13,6 @@ import grpc
 from grpc.aio import ServicerContext
 
 from tgis_server.errors import InvalidRequest, Overloaded, RequestError, TgisError, Unavailable
-from tgis_server.frontend.admission import Admission
 from tgis_server.frontend.generation import Call, GenerationService
 from tgis_server.frontend.grpc_api.end_call import Writer
 from tgis_server.frontend.grpc_api.messages import parse_adapter, parse_request, render_parts
@@ -21,6 +20,7 @@ from tgis_server.frontend.grpc_api.stream_frames import write_frames
 from tgis_server.frontend.grpc_api.tokenize_reply import join_replies, reply_parts
 from tgis_server.frontend.metrics import Metrics
 from tgis_server.frontend.output import Output
+from tgis_server.frontend.permits import Admission
 from tgis_server.frontend.request import Parameters
 from tgis_server.frontend.request_log import CORRELATION_ID, get_correlation_id, log_outputs
 from tgis_server.frontend.state import ServerState

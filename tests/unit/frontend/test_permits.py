@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tgis_server.errors import Overloaded
-from tgis_server.frontend.admission import Admission
+from tgis_server.frontend.permits import Admission
 
 
 def test_permits_are_released_when_the_call_ends():
