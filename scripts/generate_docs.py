@@ -32,7 +32,7 @@ FAILURES = {
     "conc_limit": "Calls with more inputs than free permits.",
     "validation": "Calls that ended with INVALID_ARGUMENT, except streams without an input (`missing request`).",
     "generate": "Calls that failed later, whatever the number of their inputs.",
-    "unknown": "Calls refused for another reason: the server starts, drains or ends.",
+    "unknown": "Calls refused for another reason: the server is starting, draining or ending.",
     "cancelled": "Inputs that waited or ran when their client cancelled, disconnected or ran out of time.",
     "timeout": "Inputs whose `time_limit_millis` passed before their first token; also a success, `TIME_LIMIT`.",
 }

@@ -131,7 +131,7 @@ def print_table(files: dict[str, tuple[set[str], Cost, Cost]]) -> None:
         numbers = (num_tests, round(whole.wall_s), round(whole.cpu_s), whole.num_programs, whole.num_servers)
         print("|", title, "|", *(f"{number} |" for number in (*numbers, round(starting.cpu_s))))
 
-    print("| | tests | wall s | CPU s | programs | servers | CPU s of phases with a start |")
+    print("| | tests | wall s | CPU s | programs | servers | CPU s of phases that start servers |")
     print("|---|--:|--:|--:|--:|--:|--:|")
     row("all", list(files))
     for folder, names in sorted(folders.items()):

@@ -100,7 +100,7 @@ def main(argv: list[str]) -> int:
 
     import faulthandler
 
-    faulthandler.enable()  # SIGABRT prints every thread's stack, which shows where a child hangs
+    faulthandler.enable()  # SIGABRT prints every thread's stack, which shows where a child is hung
 
     from tgis_server.logs import setup_logging
     from tgis_server.run import Run

@@ -195,7 +195,7 @@ def test_a_flooding_connection_is_closed_and_others_are_served(kind):
     run(test)
 
 
-def test_a_connection_that_resets_masses_of_calls_is_closed_and_counted():
+def test_a_connection_that_resets_large_numbers_of_calls_is_closed_and_counted():
     async def test() -> None:
         async with serving() as server, attacking(server) as attacker:
             await attacker.reset_calls(GENERATE, 8)

@@ -44,14 +44,14 @@ def test_a_shard_that_is_silent_while_loading_is_alive():
 
 def test_a_shard_whose_step_runs_too_long_is_dead():
     assert verdicts(serving(step_age_s=61)) == [
-        "Shard 1 hangs: its current step has run for 61 s, more than --step-timeout 60."
+        "Shard 1 is hung: its current step has run for 61 s, more than --step-timeout 60."
     ]
 
 
 def test_a_step_may_take_as_long_as_the_leader_allows():
     assert verdicts(serving(step_age_s=499, allowance_s=500), serving(step_age_s=501, allowance_s=500)) == [
         None,
-        "Shard 1 hangs: its current step has run for 501 s, more than the 500 s allowed for this step.",
+        "Shard 1 is hung: its current step has run for 501 s, more than the 500 s allowed for this step.",
     ]
 
 
@@ -62,7 +62,7 @@ def test_an_allowance_below_the_step_timeout_has_no_effect():
 def test_a_shard_whose_idle_loop_misses_its_ticks_is_dead():
     assert verdicts(serving(executed_steps=5, tick_age_s=3), serving(executed_steps=5, tick_age_s=4)) == [
         None,
-        "Shard 1 hangs: its step loop has not answered for 4 s.",
+        "Shard 1 is hung: its step loop has not answered for 4 s.",
     ]
 
 
@@ -105,7 +105,7 @@ def test_a_follower_gets_time_for_its_ticks_when_its_leader_answers_again():
 def test_a_follower_without_ticks_from_an_idle_leader_is_to_blame():
     rounds = [(serving(), serving()), (serving(), serving(tick_age_s=4))]
 
-    assert verdicts_of_group(*rounds) == [None, "Shard 1 hangs: its step loop has not answered for 4 s."]
+    assert verdicts_of_group(*rounds) == [None, "Shard 1 is hung: its step loop has not answered for 4 s."]
 
 
 def test_a_leader_is_not_to_blame_for_a_step_that_waits_for_a_silent_follower():

@@ -227,5 +227,5 @@ def test_a_step_that_hangs_on_a_follower_ends_the_group_and_is_reported(launch: 
         answers = answers_until_the_end(server, probes)
 
         assert server.wait() == 5
-        [cause] = re.findall(r"^frontend: (Shard 1 hangs: its current step has run for .*)$", server.last_line)
+        [cause] = re.findall(r"^frontend: (Shard 1 is hung: its current step has run for .*)$", server.last_line)
         assert_the_end_was_announced(answers, probes, cause)

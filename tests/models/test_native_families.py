@@ -139,7 +139,7 @@ def test_other_rows_do_not_change_a_sequence(model: Callable[..., Model], driver
 def test_rows_of_very_different_lengths_share_a_step(
     model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
-    """They differ by more than one group of rows may be padded."""
+    """Their lengths differ by more than the padding allowed within one group of rows."""
     tiny = model("mistral", sliding_window=12)
     prompts = [prompt_of(n, n) for n in (200, 2, 150, 3, 220)]
 

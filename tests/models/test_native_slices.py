@@ -59,7 +59,7 @@ def read(
 ) -> dict[str, Tensor]:
     tensors = read_tensors(directory, lambda warning: None)
     shapes = {piece.tensor: piece.tensor_shape for parameter in parameters for piece in parameter.pieces}
-    assert shapes == {name: info.shape for name, info in tensors.items()}  # as a start checks
+    assert shapes == {name: info.shape for name, info in tensors.items()}  # as checked at startup
     checkpoint = Checkpoint(spec, num_shard, tensors, tuple(parameters), "float32")
     found = list(read_parameters(checkpoint, rank, torch.float32, torch.device("cpu"), no_progress))
     assert sum(tensor.numel() for _, tensor in found) == checkpoint.num_elements(rank)

@@ -37,7 +37,7 @@ class Model:
     _expected: dict[str, list[int]] = field(default_factory=dict)
 
     def expected(self, encoder_ids: list[int], prompt: list[int], num_tokens: int) -> list[int]:
-        """Tokens that transformers generates, greedy and never ending early; computed once."""
+        """Tokens that transformers generates greedily, without ending early; computed once."""
         key = repr((encoder_ids, prompt, num_tokens))
         if key not in self._expected:
             self._expected[key] = self._generate(encoder_ids, prompt, num_tokens)

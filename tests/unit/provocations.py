@@ -665,7 +665,8 @@ VALUES = {
     failures.UNEXPECTED_ERROR: "shard-1: RuntimeError: provoked by --fault (at tgis_server/options/faults.py:",
     failures.NO_PROGRESS: "shard-0 has not answered once, and there was no progress for 1 s;",
     failures.RANK_SILENT: "shard-1 does not answer, and the other shards gave up waiting for it (shard-0 lost contact)",
-    failures.RANK_BEHIND: "shard-1 hangs in step 2, and the other shards gave up waiting for it (shard-0 lost contact)",
+    failures.RANK_BEHIND: "shard-1 is hung in step 2, and the other shards gave up waiting for it (shard-0 lost "
+    "contact)",
     failures.STEP_HANGS: "its current step has run for 61 s, more than --step-timeout 60.",
     failures.FOLLOWER_LATE: "1 shard(s) did not reach the first step within 0 s.",
 }

@@ -100,7 +100,7 @@ class ModelRunner(Protocol):
         ...
 
     def close(self) -> None:
-        """Release devices and process groups. Called once, also after a failure."""
+        """Release devices and process groups. Called once, even after a failure."""
         ...
 
 

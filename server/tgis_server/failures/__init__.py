@@ -1,4 +1,4 @@
-"""The catalogue of failures that end a start or a running server.
+"""The catalogue of failures that end startup or a running server.
 
 Each row says how the failure is recognised, what is said about it, and its exit code. Code raises
 ``failures.PORT_IN_USE.error(port=8033, ...)``; docs/failures.md is generated from the same rows. A sentence states what

@@ -40,28 +40,28 @@ NO_INFO = Failure(
 FRONTEND_HANGS = Failure(
     "frontend-hangs",
     "the launcher's health checks of the front-end time out",
-    "{process} hangs: it has not answered {count} times in a row; its stacks are in errors/{process}.log of the run "
+    "{process} is hung: it has not answered {count} times in a row; its stacks are in errors/{process}.log of the run "
     "directory.",
     GroupFailed,
 )
 EVENT_LOOP_HANGS = Failure(
     "event-loop-hangs",
     "the front-end reports that its event loop is stuck",
-    "{process} hangs: its event loop has been stuck for {age_s:.0f} s; its stacks are in errors/{process}.log of the "
+    "{process} is hung: its event loop has been stuck for {age_s:.0f} s; its stacks are in errors/{process}.log of the "
     "run directory.",
     GroupFailed,
 )
 DRAIN_HANGS = Failure(
     "drain-hangs",
     "a drain does not end in time",
-    "{process} hangs: its drain has not ended within {patience_s:.0f} s; its stacks are in errors/{process}.log of "
+    "{process} is hung: its drain has not ended within {patience_s:.0f} s; its stacks are in errors/{process}.log of "
     "the run directory.",
     GroupFailed,
 )
 PROCESS_STOPPED = Failure(
     "process-stopped",
     "a child was stopped and not continued, as SIGCHLD tells the launcher",
-    "{process} was stopped by a signal from outside (SIGSTOP) and not continued within {seconds:g} s: find out who "
-    "stops processes here.",
+    "{process} was stopped by a signal from outside (SIGSTOP) and not continued within {seconds:g} s: find out what "
+    "is stopping processes on this machine.",
     GroupFailed,
 )

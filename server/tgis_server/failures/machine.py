@@ -103,16 +103,16 @@ HOST_OUT_OF_MEMORY = Failure(
 )
 DRIVER_TOO_OLD = Failure(
     "driver-too-old",
-    "torch reports that the NVIDIA driver is too old; before the start: its CUDA major version is older than torch's",
+    "torch reports that the NVIDIA driver is too old; before startup: its CUDA major version is older than torch's",
     "{process}: the NVIDIA driver is too old for the installed torch ({reason}): update the driver, or install a "
     "build of torch for an older CUDA.",
     NotEnoughDevices,
 )
 GPU_NOT_SUPPORTED = Failure(
     "gpu-not-supported",
-    "CUDA has no kernel image for the device; before the start: torch's CUDA compiles only for newer GPUs",
+    "CUDA has no kernel image for the device; before startup: torch's CUDA compiles only for newer GPUs",
     "{process}: the installed torch has no code for this GPU ({reason}): install a build of torch that supports it, "
-    "or use another GPU.",
+    "or use a different GPU.",
     NotEnoughDevices,
 )
 GPU_UNUSABLE = Failure(

@@ -111,14 +111,14 @@ TLS_CLIENT_CA_UNUSABLE = Failure(
 TLS_OUT_OF_DATE = Failure(
     "tls-out-of-date",
     "the server's certificate is not valid when the server starts",
-    "The TLS certificate of {subject} in {path} is valid from {start} to {end}, but now it is {now}: renew it, or "
+    "The TLS certificate of {subject} in {path} is valid from {start} to {end}, but it is now {now}: renew it, or "
     "correct this machine's clock. Clients refuse it.",
     UsageError,
 )
 TLS_FILES_CHANGING = Failure(
     "tls-files-changing",
-    "the TLS files are replaced while the server starts",
-    "The TLS files next to {path} changed while they were read.",
+    "the TLS files are replaced while the server is starting",
+    "The TLS files next to {path} changed while they were being read.",
     UsageError,
 )
 TRACING_NOT_INSTALLED = Failure(

@@ -12,7 +12,7 @@ RANK_SILENT = Failure(
 RANK_BEHIND = Failure(
     "rank-behind",
     "a collective times out, and one shard has done fewer steps than the others",
-    "{process} hangs in step {step}, and the other shards gave up waiting for it ({reason}).",
+    "{process} is hung in step {step}, and the other shards gave up waiting for it ({reason}).",
     GroupFailed,
 )
 PEER_LOST = Failure(
@@ -31,20 +31,20 @@ SHARD_SILENT = Failure(
 STEP_HANGS = Failure(
     "step-hangs",
     "a step takes longer than --step-timeout and than ten times its predicted time",
-    "Shard {rank} hangs: its current step has run for {age_s:.0f} s, more than {limit}.",
+    "Shard {rank} is hung: its current step has run for {age_s:.0f} s, more than {limit}.",
     PeerLost,
 )
 GROUP_STEP_HANGS = Failure(
     "group-step-hangs",
-    "a step takes too long on several shards, because the working ones wait for the one that hangs",
-    "Shards {ranks} hang: their current step has run for {age_s:.0f} s, more than {limit}; one of them holds up the "
-    "others.",
+    "a step takes too long on several shards, because the working ones wait for the hung one",
+    "Shards {ranks} are hung: their current step has run for {age_s:.0f} s, more than {limit}; one of them is holding "
+    "up the others.",
     PeerLost,
 )
 STEP_LOOP_HANGS = Failure(
     "step-loop-hangs",
     "a shard answers, but its step loop is stuck between steps",
-    "Shard {rank} hangs: its step loop has not answered for {age_s:.0f} s.",
+    "Shard {rank} is hung: its step loop has not answered for {age_s:.0f} s.",
     PeerLost,
 )
 COLLECTIVE_LOST = Failure(
@@ -68,7 +68,7 @@ LEADER_LATE = Failure(
 FOLLOWER_GONE = Failure(
     "follower-gone",
     "a follower's plan channel breaks",
-    "A follower shard no longer takes plans ({reason}).",
+    "A follower shard no longer accepts plans ({reason}).",
     PeerLost,
 )
 FOLLOWER_LATE = Failure(

@@ -52,7 +52,7 @@ ILLEGAL_INSTRUCTION = Failure(
     "illegal-instruction",
     "SIGILL",
     "{process} used an instruction that this CPU lacks (SIGILL) at {place}: install builds of torch and the other "
-    "libraries that are made for this CPU, or use another machine.",
+    "libraries that are made for this CPU, or use a different machine.",
     GroupFailed,
 )
 CRASHED = Failure(
@@ -89,8 +89,8 @@ ENDED_WITH_CODE = Failure(
 MISSING_FILE = Failure(
     "missing-file",
     "an error that names a file: `ENOENT`",
-    "{process}: {path} does not exist (at {place}): put it back; if it was in the run directory, something cleans up "
-    "there, so choose another with --run-dir.",
+    "{process}: {path} does not exist (at {place}): put it back; if it was in the run directory, something is deleting "
+    "files there, so choose another with --run-dir.",
     GroupFailed,
 )
 FILE_FORBIDDEN = Failure(

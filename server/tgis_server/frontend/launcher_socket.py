@@ -1,7 +1,7 @@
 """The launcher's socket: the launcher polls the front-end's health and announces the end of the group.
 
-A separate thread answers: a busy event loop does not mean that the process hangs. The answer includes how long the loop
-has been stuck. A launcher that stops polling is frozen.
+A separate thread answers: a busy event loop does not mean that the process is hung. The answer includes how long the
+loop has been stuck. A launcher that stops polling is frozen.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class LauncherServer(FrontendServicer):
         return pb.EndReply()
 
     def _on_loop(self, do: Callable[..., None], *arguments: object) -> None:
-        assert self._loop is not None, "answering before the start"
+        assert self._loop is not None, "answering before startup"
         self._loop.call_soon_threadsafe(do, *arguments)
 
     def _note_call(self) -> None:

@@ -4,7 +4,7 @@ Each shard's ``Health`` is called every second and the last reply kept, so probe
 device. ``ShardHealth`` judges the replies of one shard, ``GroupHealth`` those of all; only its ``run`` makes calls.
 
 Time until a stuck shard is detected: 4 s if it does not answer (three calls and the second before them), 5 s if its
-step loop hangs between steps, and one second more than a step may take if it hangs in a step. A step may take
+step loop is hung between steps, and one second more than a step may take if it is hung in a step. A step may take
 ``--step-timeout``, or what the leader allows for it if that is longer.
 """
 
@@ -156,7 +156,7 @@ class GroupHealth:
         return None
 
     def _explain_long_step(self, late: ShardHealth) -> str:
-        """In a step of several shards, the working ones wait for the one that hangs: from outside they look alike."""
+        """In a step of several shards, the working ones wait for the hung one: from outside they look alike."""
         ranks = [str(rank) for rank, shard in enumerate(self._shards) if shard.step_age_s > 0]
         values: dict[str, Any] = {"age_s": late.step_age_s, "limit": late.describe_longest_step()}
         if len(ranks) == 1:

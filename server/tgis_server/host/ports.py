@@ -1,4 +1,4 @@
-"""Listening on a port, and explaining why that fails. The launcher tries it before a start; the front-end serves."""
+"""Listening on a port, and explaining why that fails. The launcher tries it before startup; the front-end serves."""
 
 from __future__ import annotations
 

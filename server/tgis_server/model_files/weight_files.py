@@ -1,4 +1,4 @@
-"""Which files of a model are its weights: the only place that decides it, for downloads, lists, plans and starts.
+"""Which files of a model are its weights: the only place that decides it, for downloads, lists, plans and startup.
 
 Decided by names and the index alone, so that it works for a repository on the hub too. The order is that of
 transformers, extended at the end:

@@ -227,8 +227,8 @@ class ServeConfig:
     max_request_bytes: Annotated[
         int,
         Opt(
-            help="Largest gRPC request; a larger one gets OUT_OF_RANGE. One larger by 4 MiB, or 8 times as large if "
-            "that is less, is not received at all.",
+            help="Largest gRPC request; a larger one gets OUT_OF_RANGE. A request that exceeds this limit by "
+            "4 MiB, or is 8 times as large if that is less, is not received at all.",
             group="Network",
             unit="bytes",
             ge=1,
@@ -268,7 +268,7 @@ class ServeConfig:
         Opt(help="Socket of rank r is PATH-r.", group="Process", unset="in the run directory", hidden=True),
     ] = None
     startup_timeout: Annotated[
-        float, Opt(help="Seconds without progress after which a start is given up.", group="Process", gt=0)
+        float, Opt(help="Seconds without progress after which startup is abandoned.", group="Process", gt=0)
     ] = 300.0
     skip_preflight: Annotated[
         bool,

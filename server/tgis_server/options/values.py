@@ -103,7 +103,7 @@ def describe_accepted(option: Option) -> str:
         return "true or false"
     if opt.unit == "bytes":
         return "a size such as 512MiB or 2GiB" if opt.le is None else f"a size such as 512KiB, at most {opt.le:,} bytes"
-    noun = {int: "an integer", float: "a number", str: "a text", Path: "a path"}[option.type]
+    noun = {int: "an integer", float: "a number", str: "text", Path: "a path"}[option.type]
     low, high = (f"{x:g}" if x is not None else "" for x in (opt.ge if opt.ge is not None else opt.gt, opt.le))
     if low and high:
         return f"{noun} above {low} up to {high}" if opt.gt is not None else f"{noun} from {low} to {high}"

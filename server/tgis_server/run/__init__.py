@@ -1,4 +1,4 @@
-"""One run of the server: its resolved configuration, and the phases of its start."""
+"""One run of the server: its resolved configuration, and the phases of its startup."""
 
 from tgis_server.run.resolved_run import Run
 

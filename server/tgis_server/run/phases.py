@@ -1,4 +1,4 @@
-"""The phases of a process's start, timed on the monotonic clock, which all processes of a machine share.
+"""The phases of a process's startup, timed on the monotonic clock, which all processes of a machine share.
 
 Front-end and shards each keep one ``Phases`` and report it in their health.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from tgis_server.wire import shard_pb2 as pb
 
-SERVING = "serving"  # the last phase of a start that succeeds
+SERVING = "serving"  # the last phase of a successful startup
 
 
 class Phase(NamedTuple):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tgis_server import failures
 
-SEND_TIMEOUT_S = 30.0  # an idle rank that reads nothing for this long hangs
+SEND_TIMEOUT_S = 30.0  # an idle rank that reads nothing for this long is hung
 CONNECT_RETRY_S = 0.02
 
 

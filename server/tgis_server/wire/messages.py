@@ -129,7 +129,7 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """The client of this request has disconnected or has enough. Unknown ids are ignored."""
+    """The client of this request has disconnected or wants no more. Unknown ids are ignored."""
 
     request_id: int
 

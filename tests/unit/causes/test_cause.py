@@ -60,7 +60,7 @@ def test_a_secondary_error_never_wins_over_a_death_by_signal():
 
 
 def test_a_secondary_error_is_reported_if_nothing_else_is_known():
-    lost = Cause("frontend", 9.0, "frontend: Shard 1 hangs.", 5, is_secondary=True)
+    lost = Cause("frontend", 9.0, "frontend: Shard 1 is hung.", 5, is_secondary=True)
 
     assert report([Exit("frontend", 5, 9.1)], [lost]) == lost
 
@@ -164,7 +164,7 @@ def test_half_written_records_are_not_read(tmp_path: Path):
 
 
 def test_a_mere_report_of_a_lost_peer_leaves_the_cause_open():
-    lost = Cause("frontend", 9.0, "frontend: Shard 1 hangs.", 5, is_secondary=True)
+    lost = Cause("frontend", 9.0, "frontend: Shard 1 is hung.", 5, is_secondary=True)
 
     assert only_peers_are_blamed([Exit("frontend", 5, 9.1)], [lost])
     assert not only_peers_are_blamed([Exit("frontend", 5, 9.1), Exit("shard-0", 1, 9.2)], [lost])
@@ -252,7 +252,7 @@ def test_the_one_shard_that_is_behind_is_blamed_for_a_lost_contact():
 
 
 def test_the_front_ends_verdict_on_a_shard_is_kept():
-    verdict = Cause("frontend", 9.0, "frontend: Shard 2 hangs.", 5, is_secondary=True)
+    verdict = Cause("frontend", 9.0, "frontend: Shard 2 is hung.", 5, is_secondary=True)
 
     assert blame(verdict, rank1=None, rank2=7) == "frontend"
 

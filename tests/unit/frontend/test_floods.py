@@ -89,7 +89,7 @@ def test_an_arriving_request_is_a_flood_only_beyond_the_maximum_size():
     assert (set(found), "flood" in too_much) == ({""}, True)
 
 
-def test_only_masses_of_resets_close_a_connection_not_a_client_leaving_all_its_calls():
+def test_only_large_numbers_of_resets_close_a_connection_not_a_client_leaving_all_its_calls():
     port = watch()
     reasons(port, 0, connection(A), connection(B))
 

@@ -100,7 +100,7 @@ def test_a_replacement_ends_the_warnings_about_the_old_certificate(
     server.put("second")
 
     assert [server.connect(day) for day in (0, 6)] == [400, 400]
-    assert len(caplog.messages) == 1  # at the start
+    assert len(caplog.messages) == 1  # at startup
 
 
 def test_a_certificate_with_unknown_dates_is_not_judged(start: Callable[..., Server], monkeypatch: pytest.MonkeyPatch):

@@ -1,4 +1,4 @@
-"""The phases of a start: when each one started, and how much it read."""
+"""The phases of startup: when each one started, and how much it read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Whole batches with any parameters, compared with two references: the contract's text in float64, and transformers.
+"""Whole batches with any parameters, compared with a float64 implementation of the contract's text and with
+transformers.
 
 Differences between transformers and the contract:
 

@@ -71,7 +71,7 @@ def test_a_follower_that_reads_nothing_is_lost_once_its_step_should_have_ended(
 ) -> None:
     monkeypatch.setattr(plans, "SEND_TIMEOUT_S", 0.05)
 
-    with pytest.raises(PeerLost, match="no longer takes plans"):
+    with pytest.raises(PeerLost, match="no longer accepts plans"):
         plan_channel[0].publish(large_plan(1, 0.0))
 
 

@@ -164,7 +164,7 @@ class NativeRunner:
         return StepTokens(token_ids, details, prompt_details, forward_s, not_finite)
 
     def stage(self, adapter: Adapter) -> None:
-        raise NotImplementedError("this engine takes no adapters")
+        raise NotImplementedError("this engine does not support adapters")
 
     def close(self) -> None:
         self._group.close()

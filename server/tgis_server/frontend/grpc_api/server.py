@@ -141,6 +141,6 @@ class PublicServer:
 
 
 def should_log(record: logging.LogRecord) -> bool:
-    """Not for what any client can cause in masses: leaving before the answer, or metadata that is not text. The library
-    logs a traceback each time."""
+    """Not for what any client can cause in large numbers: leaving before the answer, or metadata that is not text. The
+    library logs a traceback each time."""
     return not (record.exc_info and isinstance(record.exc_info[1], (grpc.aio.InternalError, UnicodeDecodeError)))

@@ -98,5 +98,5 @@ class HttpServer:
 
 
 def should_log(record: logging.LogRecord) -> bool:
-    """Not for invalid requests: anyone can send masses of them, and the library logs a traceback for each."""
+    """Not for invalid requests: anyone can send large numbers of them, and the library logs a traceback for each."""
     return not (record.exc_info and isinstance(record.exc_info[1], BadHttpMessage))

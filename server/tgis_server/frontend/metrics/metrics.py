@@ -101,8 +101,8 @@ SPECS = (
     Spec("tgi_calls_unread", "gauge", "calls", "Calls whose requests wait to be received until memory is free."),
     Spec("tgi_draining", "gauge", "", "1 from the stop signal to the end, otherwise 0."),
     Spec("tgi_startup_seconds", "gauge", "seconds", "From the start of the launcher until requests were served."),
-    Spec("tgi_startup_phase_seconds", "gauge", "seconds", "Time of each phase of the start.", ("process", "phase")),
-    Spec("tgi_startup_phase_bytes", "gauge", "bytes", "Bytes read in each phase of the start.", ("process", "phase")),
+    Spec("tgi_startup_phase_seconds", "gauge", "seconds", "Time of each startup phase.", ("process", "phase")),
+    Spec("tgi_startup_phase_bytes", "gauge", "bytes", "Bytes read in each startup phase.", ("process", "phase")),
     Spec(
         "tgi_tls_certificate_expiry_timestamp_seconds",
         "gauge",
@@ -184,7 +184,7 @@ class Metrics:
         self._gauge("tgi_tls_certificate_expiry_timestamp_seconds", path=path).set_function(get_expiry)
 
     def observe_start(self, launcher: Sequence[tuple[str, float]], children: Mapping[str, Sequence[pb.Phase]]) -> None:
-        """Record the finished start. A phase lasts until the next one, the launcher's last until its children start."""
+        """Record the finished startup. A phase lasts until the next one, the launcher's last until its children start."""
         forked_at = min(phases[0].started_at_s for phases in children.values())
         serving_at = max(phases[-1].started_at_s for phases in children.values())
         own = [pb.Phase(name=name, started_at_s=started_at) for name, started_at in (*launcher, ("", forked_at))]

@@ -1,6 +1,6 @@
-"""Loads a model's tokenizer and detokenizer, for the front-end and for checks before a start.
+"""Loads a model's tokenizer and detokenizer, for the front-end and for checks before startup.
 
-Both load it here, so no check passes files that a start refuses.
+Both load it here, so no check passes files that startup would refuse.
 """
 
 from __future__ import annotations

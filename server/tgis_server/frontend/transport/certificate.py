@@ -1,4 +1,4 @@
-"""The server's certificate as clients see it: its subject and validity. Checked at a start and while in use."""
+"""The server's certificate as clients see it: its subject and validity. Checked at startup and while in use."""
 
 from __future__ import annotations
 

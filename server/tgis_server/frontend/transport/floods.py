@@ -1,9 +1,9 @@
 """Detects floods on each TCP connection from outside, as the gRPC library does not report them.
 
-Twice a second the kernel is queried for the bytes that each connection has received and sent. Masses of bytes outside
-of requests (pings, settings, window updates, endless header blocks, reset calls) are a flood, and their connection is
-closed. So is a connection that takes nothing of what is sent to it and, if there are too many connections, the one that
-has been silent longest.
+Twice a second the kernel is queried for the bytes that each connection has received and sent. Large numbers of
+bytes outside requests (pings, settings, window updates, endless header blocks, reset calls) count as a flood, and the
+connection is closed. So is a connection that accepts nothing that is sent to it and, if there are too many connections,
+the one that has been silent longest.
 """
 
 from __future__ import annotations

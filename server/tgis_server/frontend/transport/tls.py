@@ -42,7 +42,7 @@ class Tls:
     """The current certificate, its key and the clients' CA. Thread-safe."""
 
     def __init__(self, config: ServeConfig, certificate: Path, key: Path, now: Callable[[], float] = time.time) -> None:
-        """Accepts a certificate that is not valid now, with a warning: the checks of a start refuse it.
+        """Accepts a certificate that is not valid now, with a warning: the checks at startup refuse it.
 
         Raises:
             UsageError: a file is missing or broken, or the key does not match the certificate.
@@ -142,7 +142,7 @@ class Tls:
 
     def _warn_once(self, text: str) -> None:
         """Log each problem once; the time in its text does not count."""
-        problem = text.partition(", but now it is")[0]
+        problem = text.partition(", but it is now")[0]
         if problem not in self._logged:
             self._logged.add(problem)
             logger.warning("%s", text)

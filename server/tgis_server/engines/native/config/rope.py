@@ -71,7 +71,7 @@ class _RopeReader:
         return self.config.check_positive(f"{key} of the rope parameters", self.values.get(key, default))
 
     def positive_or(self, key: str, default: float) -> float:
-        """Like transformers, takes 0 for the default too."""
+        """Like transformers, treats 0 as the default too."""
         return self.positive(key) if self.values.get(key) else default
 
     def integer(self, key: str, default: int) -> int:

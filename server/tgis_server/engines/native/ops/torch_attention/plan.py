@@ -146,7 +146,7 @@ class StepPlanner:
 
     @staticmethod
     def _cut(num_blocks: list[int]) -> Iterator[tuple[int, int]]:
-        """Ranges of rows that are padded to their longest row."""
+        """Ranges of rows, each padded to the length of its longest row."""
         if not num_blocks or max(num_blocks) <= _padding_limit(min(num_blocks)):
             yield from [(0, len(num_blocks))] if num_blocks else []
             return
