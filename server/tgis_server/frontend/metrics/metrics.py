@@ -184,7 +184,7 @@ class Metrics:
         self._gauge("tgi_tls_certificate_expiry_timestamp_seconds", path=path).set_function(get_expiry)
 
     def observe_start(self, launcher: Sequence[tuple[str, float]], children: Mapping[str, Sequence[pb.Phase]]) -> None:
-        """Record the finished startup. A phase lasts until the next one, the launcher's last until its children start."""
+        """Record a finished startup. A phase lasts until the next one, the launcher's last until its children start."""
         forked_at = min(phases[0].started_at_s for phases in children.values())
         serving_at = max(phases[-1].started_at_s for phases in children.values())
         own = [pb.Phase(name=name, started_at_s=started_at) for name, started_at in (*launcher, ("", forked_at))]
