@@ -109,7 +109,7 @@ def test_reflection_lists_the_service():
 
 
 @pytest.mark.parametrize(("option", "flag"), [("grpc_port", "--grpc-port"), ("port", "--port")])
-def test_a_port_in_use_ends_the_start_at_once_with_advice(option, flag):
+def test_a_port_in_use_ends_startup_at_once_with_advice(option, flag):
     async def test() -> None:
         with socket.create_server(("127.0.0.1", 0)) as other:
             port = other.getsockname()[1]

@@ -300,7 +300,7 @@ def test_the_health_command_works_over_tls(authorities, mount, capsys):
         ("server.pem", "server.key", "names", r"client CA .*names is not a PEM certificate"),
     ],
 )
-def test_unusable_tls_files_end_the_start_and_are_named(authorities, certificate, key, ca, text):
+def test_unusable_tls_files_end_startup_and_are_named(authorities, certificate, key, ca, text):
     async def test() -> None:
         directory = authorities / "old"
         with pytest.raises(UsageError, match=text):

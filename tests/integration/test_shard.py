@@ -153,7 +153,7 @@ def test_an_uncaught_error_is_recorded_in_the_run_directory(tmp_path):
         assert "faults.py" in (shards.run.errors_dir / "shard-0.log").read_text()
 
 
-def test_health_reports_the_age_of_a_hanging_step(tmp_path):
+def test_health_reports_the_age_of_a_hung_step(tmp_path):
     with Shards(make_run(tmp_path, fault="shard0:hang@step1")) as shards, shards.stub() as stub:
         shards.wait_until_serving()
         session = Session(stub)
@@ -163,7 +163,7 @@ def test_health_reports_the_age_of_a_hanging_step(tmp_path):
         wait_until(lambda: shards.health().step_age_s > 0.2, "the age of the hung step to grow")
 
 
-def test_health_reports_the_phases_of_the_start_in_order(tmp_path):
+def test_health_reports_the_phases_of_startup_in_order(tmp_path):
     started_at = time.monotonic()
     with Shards(make_run(tmp_path, num_shard=2)) as shards:
         shards.wait_until_serving()

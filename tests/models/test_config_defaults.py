@@ -210,7 +210,7 @@ def test_every_key_that_a_family_reads_is_compared(family: str) -> None:
 
 
 def test_longrope_of_phi3_has_the_original_length_of_its_class(tmp_path: Path) -> None:
-    """Even if the rope parameters state another one."""
+    """Even if the rope parameters state a different one."""
     rope = {"short_factor": [1.0] * 16, "long_factor": [2.0] * 16, "original_max_position_embeddings": 64}
     values = {**STATED, "rope_parameters": {"rope_type": "longrope", "rope_theta": 77.0, **rope}}
 

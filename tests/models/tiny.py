@@ -66,7 +66,7 @@ class Oracle:
 
     @torch.inference_mode()
     def generate(self, prompt: list[int], num_tokens: int) -> list[int]:
-        """Greedy, never ending early."""
+        """Greedy, without ending early."""
         out = self.model.generate(
             torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),

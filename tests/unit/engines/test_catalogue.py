@@ -73,7 +73,7 @@ def parse(directory: str) -> Iterator[tuple[Path, ast.AST]]:
 
 
 def imported_names(nodes: Iterable[ast.AST]) -> set[str]:
-    """Full names of everything imported, also inside functions."""
+    """Full names of everything imported, even inside functions."""
     found: set[str] = set()
     for node in nodes:
         if isinstance(node, ast.Import):

@@ -136,7 +136,7 @@ def test_an_unknown_id_adds_nothing():
     assert deltas(vocabularies.byte_level(), [123456]) == [""]
 
 
-def test_a_decoder_that_needs_the_whole_output_is_refused_at_the_start():
+def test_a_decoder_that_needs_the_whole_output_is_refused_at_startup():
     tokenizer = vocabularies.words()
     tokenizer.decoder = decoders.CTC()
 

@@ -53,7 +53,7 @@ def checks(port: PortWatch, received: Callable[[float], int], account: Callable[
     return [reasons(port, now, connection(received=received(now)), a=account(now))[0] for now in times]
 
 
-def test_a_fast_stream_of_bytes_outside_of_calls_is_a_flood():
+def test_a_fast_stream_of_bytes_outside_calls_is_a_flood():
     found = checks(watch(), lambda now: int(now * MIB), lambda now: Account())
 
     assert found.index("flood") == NUM_BEHIND + 2

@@ -32,7 +32,7 @@ def buckets(source: Metrics, name: str) -> list[float]:
     ]
 
 
-def test_a_start_is_reported_phase_by_phase():
+def test_startup_is_reported_phase_by_phase():
     source = metrics()
     shard = [
         pb.Phase(name="starting", started_at_s=13.0),
