@@ -70,7 +70,7 @@ def options_page() -> str:
             "",
             f"## {group}",
             "",
-            "| option | environment | takes | default | meaning |",
+            "| option | environment | accepts | default | meaning |",
             "|---|---|---|---|---|",
         ]
         lines += [option_row(option) for option in options() if option.opt.group == group]
@@ -122,7 +122,7 @@ def metrics_page() -> str:
         "",
         "- `tgi_request_raw_input_length` and `tgi_batch_next_tokens` are histograms instead of summaries.",
         "- `tgi_batch_max_remaining_tokens` is a maximum, as its name says, not a sum.",
-        '- `tgi_batch_inference_*{method="prefill"}` count a prompt in every step that computes a part of it.',
+        '- `tgi_batch_inference_*{method="prefill"}` count a prompt in every step that computes part of it.',
         '- `tgi_request_failure{err="unknown"}` also counts unary calls, `err="cancelled"` no inputs of failed calls.',
         "",
         "These never appear:",
@@ -135,11 +135,11 @@ def metrics_page() -> str:
 
 
 def failures_page() -> str:
-    """Every failure that ends a start or a server, by exit code."""
+    """Every failure that ends startup or a server, by exit code."""
     lines = [
         NOTICE,
         "# Failures\n",
-        "A start or a running server ends with one sentence: the launcher's last line, the beginning of the",
+        "Startup or a running server fails with one sentence: the launcher's last line, the beginning of the",
         "termination log, and the answer of `/health` until the end. Words in capitals stand for values; the name of",
         "the process or command may come first. The run directory is kept after the failure of a process;",
         "`errors/NAME.log` in it has the traceback or the last lines of each failed process.",
@@ -155,7 +155,7 @@ def failures_page() -> str:
 
 
 def show_template(sentence: str) -> str:
-    """Replace placeholders by names in capitals."""
+    """Replace placeholders with names in capitals."""
     return re.sub(r"\{(\w+?)(?:_bytes|_s)?(?:[!:][^}]*)?\}", lambda match: match[1].upper(), sentence)
 
 

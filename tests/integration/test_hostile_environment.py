@@ -137,7 +137,7 @@ def test_a_shadowing_module_in_pythonpath_is_named_as_a_suspect(start: Start, tm
     server = start("--rehearse", PYTHONPATH=str(tmp_path))
 
     assert server.wait() == 1
-    assert server.last_line.startswith("tgis: RuntimeError: not the real one. This is a bug, unless PYTHONPATH hides")
+    assert server.last_line.startswith("tgis: RuntimeError: not the real one. This is a bug, unless PYTHONPATH shadows")
 
 
 # -- limits

@@ -121,7 +121,7 @@ def wait_for_connection(channel: Any, target: str, *, with_tls: bool) -> None:
 
 
 def explain_no_connection(target: str, *, with_tls: bool) -> str:
-    """Distinguish a missing server from one that speaks another protocol."""
+    """Distinguish a missing server from one that speaks a different protocol."""
     host, _, port = target.rpartition(":")
     variable, proxy = find_proxy(target, os.environ)
     if variable:
@@ -140,7 +140,7 @@ def explain_no_connection(target: str, *, with_tls: bool) -> str:
 
 
 def to_request_error(status: str, details: str, url: str) -> RequestError:
-    """Turn a gRPC status into an error with a text for people."""
+    """Turn a gRPC status into an error with a message for people."""
     if status == "UNAVAILABLE":
         return Unavailable(f"The server at {url} is unavailable: {details or 'the connection broke'}")
     return with_status(status, f"{details or 'the server gave no reason'} ({status})")

@@ -62,7 +62,7 @@ def doctor(
         names = write_bug_report(bundle, subject, report)
         print(f"{bundle} is a bug report with {', '.join(names)}.", file=sys.stderr if json_ else sys.stdout)
     if any(verdict.level is Level.FAIL for verdict in verdicts):
-        sys.stdout.flush()  # a broken pipe has another exit code
+        sys.stdout.flush()  # a broken pipe has a different exit code
         raise SystemExit(EXIT_FAILURE)
 
 

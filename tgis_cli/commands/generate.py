@@ -1,4 +1,4 @@
-"""``tgis generate``: complete a text with a running server and show the answer as it is generated."""
+"""``tgis generate``: complete text with a running server and show the answer as it is generated."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def generate(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print statistics on stderr.")] = False,
     ca: Annotated[Path | None, typer.Option(metavar="FILE", help="Use TLS; CA certificate of the server.")] = None,
 ) -> None:
-    """Complete a text with a running server.
+    """Complete text with a running server.
 
     Greedy unless a sampling option is given. Exit codes: 0 done, 1 the server refused or failed, 2 usage.
     """

@@ -28,7 +28,7 @@ def launch(flags: Mapping[str, Any], config_file: Path | None) -> None:
 
 
 class LaunchCommand(GroupedHelpCommand):
-    """Reports whatever prevents a start, even a wrong command line, where operators look for it."""
+    """Reports whatever prevents startup, even a wrong command line, where operators look for it."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         with errors_in_termination_log(find_output_flags(args), os.environ, None):

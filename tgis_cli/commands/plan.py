@@ -36,7 +36,7 @@ def plan(
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what a model needs and where it fits: parameters, memory, longest sequences, and what a start would choose.
+    """Show what a model needs and where it fits: parameters, memory, longest sequences, and what a launch would choose.
 
     Reads config.json and the headers of the weights, from a directory, the cache, or the hub; nothing is downloaded.
     Takes the options of `tgis launch`. The exit code is 4 if the model does not fit.

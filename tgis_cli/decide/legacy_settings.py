@@ -1,6 +1,6 @@
 """Every setting of the original (launcher, router, shard server, its vLLM adapter), and what became of it.
 
-The source of the warnings at a start, of ``tgis migrate``, and of the table in docs/migration.md. Notes only say what
+The source of the warnings at startup, of ``tgis migrate``, and of the table in docs/migration.md. Notes only say what
 differs; what a setting does is documented in ``tgis_server.options``.
 """
 
@@ -60,7 +60,7 @@ class Setting:
         return self.quiet == ANY or value.strip().lower() in ("", *self.quiet)
 
     def warn(self, origin: str) -> str:
-        """The warning that a start logs; ``origin`` is "environment NAME" or "flag --name"."""
+        """The warning logged at startup; ``origin`` is "environment NAME" or "flag --name"."""
         match self.treatment:
             case Treatment.RENAMED:
                 return f"{origin} is deprecated: use {self.note}."
@@ -154,7 +154,7 @@ SETTINGS = (
     no_effect("TRUST_REMOTE_CODE", "Code that is part of a model is never run.", quiet=OFF),
     no_effect("FLASH_ATTENTION", ALWAYS_PAGED, quiet=OFF),
     no_effect("PAGED_ATTENTION", ALWAYS_PAGED, quiet=OFF),
-    no_effect("PT2_COMPILE", "Models are not compiled, so starts are short.", quiet=OFF),
+    no_effect("PT2_COMPILE", "Models are not compiled, so startup is fast.", quiet=OFF),
     no_effect("CUDA_PAD_TO_MULT_OF_8", NO_PADDING, quiet=("true",)),
     no_effect("COMPACT_BEFORE_PREFILL", NO_PADDING, quiet=("true",)),
     no_effect("TRANSFORMERS_ATTN_IMPL", ALWAYS_PAGED),

@@ -1,6 +1,6 @@
 """Checks before any process is started: what would fail minutes later fails now, in one sentence.
 
-Every check raises the error that ends the start.
+Every check raises the error that ends startup.
 """
 
 from __future__ import annotations

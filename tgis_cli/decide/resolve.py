@@ -1,6 +1,6 @@
 """From options to a run: decides everything that the options leave open, and gives the reasons.
 
-Reads the model's files, but gets the facts about the machine as an argument. The reasons are logged at the start and
+Reads the model's files, but gets the facts about the machine as an argument. The reasons are logged at startup and
 shown by ``tgis config show``.
 """
 

@@ -1,4 +1,4 @@
-"""The checks of ``tgis doctor``; the fast ones also run before a start.
+"""The checks of ``tgis doctor``; the fast ones also run before startup.
 
 ``checks.py`` is their table. Nothing here starts, writes or downloads anything except a requested bug report. Torch is
 never imported: checks about it use package metadata and the driver.

@@ -96,7 +96,7 @@ def write_bug_report(path: Path, subject: Subject, report: Mapping[str, Any]) ->
     Raises:
         UsageError: it cannot be written.
     """
-    import tarfile  # a start imports this module too, and must be fast
+    import tarfile  # the launcher imports this module too, and must be fast
 
     check_target(path)
     scrubber = Scrubber(subject.environ)

@@ -16,7 +16,7 @@ class Check:
     name: str  # a slug, unique
     group: str
     run: Callable[[Subject], Iterable[Verdict]]
-    is_in_preflight: bool = False  # fast, and relevant to a start
+    is_in_preflight: bool = False  # fast, and relevant to startup
 
 
 CHECKS = (
@@ -65,7 +65,7 @@ def run_check(check: Check, subject: Subject) -> Iterator[Verdict]:
     try:
         yield from check.run(subject)
     except Exception as error:  # noqa: BLE001  a bug in one check must not hide the others' findings
-        # The model's check does what a start does, so a start would break too.
+        # The model's check does what startup does, so startup would break too.
         make_verdict = fail if check.run is model.check_model else warn
         yield make_verdict(
             f"The check {check.name} crashed: {type(error).__name__}: {error}.",
@@ -74,7 +74,7 @@ def run_check(check: Check, subject: Subject) -> Iterator[Verdict]:
 
 
 def check_machine(subject: Subject) -> list[str]:
-    """The preflight checks of a start.
+    """The preflight checks at startup.
 
     Returns:
         Warnings.

@@ -27,7 +27,7 @@ MAX_NAMED_PROCESSES = 3
 
 
 def check_devices(subject: Subject) -> Iterator[Verdict]:
-    """Where a start would run a model."""
+    """Where the launcher would run a model."""
     decide = Decisions(subject.loaded, subject.environ, subject.machine)
     engine = REHEARSAL if subject.config.rehearse else DEFAULT
     try:

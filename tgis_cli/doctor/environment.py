@@ -1,4 +1,4 @@
-"""Checks of variables that a start refuses, that look like options, slow the server down, or hide libraries."""
+"""Checks of variables that the launcher refuses, that look like options, slow the server down, or shadow libraries."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def is_on(value: str) -> bool:
     return value.strip().lower() not in {"", *FALSE_WORDS}
 
 
-# Variable -> whether a value is a burden, and its effect.
+# Variable -> whether a value slows the server down or floods its log, and how.
 BURDENS: Mapping[str, tuple[Callable[[str], bool], str]] = {
     "CUDA_LAUNCH_BLOCKING": (is_on, "makes the CPU wait for every GPU operation"),
     "PYTORCH_NO_CUDA_MEMORY_CACHING": (is_on, "requests every piece of GPU memory from the driver"),
@@ -47,7 +47,7 @@ BURDENS: Mapping[str, tuple[Callable[[str], bool], str]] = {
 
 
 def check_options(subject: Subject) -> Iterator[Verdict]:
-    """Options that a start would refuse, and the original's settings that have another effect here."""
+    """Options that the launcher would refuse, and the original's settings that have a different effect here."""
     yield from map(fail, subject.refused)
     yield from map(warn, warn_of_settings(subject.loaded, subject.environ))
     given = [name for name, origin in subject.loaded.origins.items() if origin != "default"]
@@ -84,14 +84,14 @@ def check_burdens(subject: Subject) -> Iterator[Verdict]:
 def check_paths(subject: Subject) -> Iterator[Verdict]:
     """Modules and libraries that may be loaded instead of ours and torch's."""
     for directory in split_paths(subject.environ, "PYTHONPATH"):
-        hidden = [
+        shadowed = [
             name
             for name in OUR_MODULES
             if any((directory / tail).exists() for tail in (f"{name}.py", f"{name}/__init__.py"))
         ]
-        if hidden:
+        if shadowed:
             yield warn(
-                f"PYTHONPATH has {directory}, which hides the installed {', '.join(hidden)}.",
+                f"PYTHONPATH has {directory}, which shadows the installed {', '.join(shadowed)}.",
                 "Remove it unless that is intended.",
                 path=str(directory),
             )

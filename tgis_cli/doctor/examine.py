@@ -36,7 +36,7 @@ def examine(
 def read_options(
     flags: Mapping[str, Any], environ: Mapping[str, str], config_file: Path | None
 ) -> tuple[LoadedConfig, tuple[str, ...]]:
-    """Read options as a start does, but leave out variables that it would refuse; also return the refusals."""
+    """Read options as the launcher does, but leave out variables that it would refuse; also return the refusals."""
     accepted, refused = dict(environ), []
     for option in options():
         while flags.get(option.name) is None and (variable := option.find_variable(accepted)):

@@ -66,7 +66,7 @@ def check_limits(subject: Subject) -> Iterator[Verdict]:
         check_address_space()
     except TgisError as error:
         yield failed(error)
-    files = subject.host.get_limit(resource.RLIMIT_NOFILE)[1]  # a start raises it to the hard limit
+    files = subject.host.get_limit(resource.RLIMIT_NOFILE)[1]  # the launcher raises it to the hard limit
     processes, stack = (subject.host.get_limit(kind)[0] for kind in (resource.RLIMIT_NPROC, resource.RLIMIT_STACK))
     need_files = OWN_FILES + subject.config.max_concurrent_requests
     if is_below(files, need_files):

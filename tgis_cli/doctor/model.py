@@ -12,7 +12,7 @@ from tgis_server.words.sizes import format_bytes
 
 
 def check_model(subject: Subject) -> Iterator[Verdict]:
-    """Its files, found and read as a start does."""
+    """The model's files, found and read as at startup."""
     if subject.problem is not None:
         yield failed(subject.problem) if isinstance(subject.problem, TgisError) else fail(str(subject.problem))
     if subject.resolved is None:
@@ -49,7 +49,7 @@ def check_fit(subject: Subject) -> Iterator[Verdict]:
         return
     facts = fit.as_dict()
     if fit.problem is not None:
-        yield warn(f"By estimate, a start would fail. {fit.problem}", **facts)
+        yield warn(f"By this estimate, the server would fail to start. {fit.problem}", **facts)
         return
     sentence = (
         f"It fits: {format_bytes(fit.weight_bytes)} of weights and memory for {fit.num_tokens:,} tokens on each shard, "

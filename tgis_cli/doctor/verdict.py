@@ -37,7 +37,7 @@ class Verdict:
     sentence: str  # the finding, with values
     fix: str = ""  # what to do, one sentence; empty if nothing, or if the first sentence says it
     facts: Mapping[str, Any] = field(default_factory=dict)  # for programs
-    error: TgisError | None = None  # what a start would raise
+    error: TgisError | None = None  # what the launcher would raise
     check: str = ""  # name of the check, filled in by run_checks
 
     def __str__(self) -> str:
@@ -66,7 +66,7 @@ def fail(sentence: str, fix: str = "", **facts: Any) -> Verdict:
 
 
 def failed(error: TgisError) -> Verdict:
-    """A failure that would end a start; its sentence says what to do."""
+    """A failure that would end startup; its sentence says what to do."""
     return Verdict(Level.FAIL, str(error), facts={"exit_code": error.exit_code}, error=error)
 
 
@@ -101,7 +101,7 @@ class Subject:
     host: Host = field(default_factory=Host)
     resolved: Resolved | None = None  # None: no model is given, or it cannot be served
     problem: Exception | None = None  # why it cannot be served
-    refused: tuple[str, ...] = ()  # why a start would refuse options
+    refused: tuple[str, ...] = ()  # why the launcher would refuse options
 
     @property
     def config(self) -> ServeConfig:

@@ -35,7 +35,7 @@ class EarlyProbes:
         self._server: asyncio.Server | None = None
 
     async def open(self, config: ServeConfig) -> None:
-        """Start listening if possible. A port in use is reported later, by the checks of the start."""
+        """Start listening if possible. A port in use is reported later, by the checks at startup."""
         if config.http_tls == "off":  # TLS would need its files read as well
             with suppress(TgisError):
                 self._server = await asyncio.start_server(self._serve, sock=listen(config.host, config.port, "--port"))

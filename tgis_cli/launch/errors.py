@@ -1,4 +1,4 @@
-"""Where an error that prevents a start is reported: the termination log, and the last line of a JSON output."""
+"""Where an error that prevents startup is reported: the termination log, and the last line of a JSON output."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tgis_server.words.processes import LAUNCHER
 def errors_in_termination_log(
     flags: Mapping[str, Any], environ: Mapping[str, str], config_file: Path | None
 ) -> Iterator[None]:
-    """Also write an error that prevents a start to the termination log, and to a JSON output as an event."""
+    """Also write an error that prevents startup to the termination log, and to a JSON output as an event."""
     try:
         yield
     except Exception as error:

@@ -27,7 +27,7 @@ from tgis_server.run import Run
 
 logger = logging.getLogger(__name__)
 
-NOT_CHECKED = "nothing was checked before this start (--skip-preflight): problems will only show later"
+NOT_CHECKED = "nothing was checked before startup (--skip-preflight): problems will only show up later"
 LOOKING = "looking at the machine and the model"
 TICK_S = 0.25
 PROBES_AFTER_S = 1.0  # a normal survey has ended by then, and the front-end takes the port
@@ -138,7 +138,7 @@ def explain_standstill(place: Place | None, timeout_s: float) -> TgisError:
 
 
 def describe_wait(forked: Forked[Surveyed]) -> str:
-    """What the start is waiting for, in the words of probe answers."""
+    """What startup is waiting for, in the words of probe answers."""
     if forked.place and forked.place.path:
         still_s = time.monotonic() - forked.moved_at
         return f"the launcher has been waiting for {forked.place.path} for {still_s:.0f} s"

@@ -42,7 +42,7 @@ class RestartPolicy:
     def announce(self, sentence: str, delay_s: float) -> None:
         """Log why the last run ended, and when the next one starts."""
         logger.error("%s", sentence)
-        logger.warning("starting again in %.0f s (%s); a stop signal ends it", delay_s, self.record)
+        logger.warning("starting again in %.0f s (%s); a stop signal cancels the restart", delay_s, self.record)
 
     @property
     def record(self) -> str:

@@ -103,7 +103,7 @@ def lacks_model(container: Container, command: Command, loaded: LoadedConfig) ->
 
 
 def advise_on_defaults(container: Container, command: Command) -> Iterator[Advice]:
-    """On settings that are not set and had another default in the original."""
+    """Advise on settings that are not set and had a different default in the original."""
     variables = {given.name for given in container.env}
     flags = {f"--{name.replace('_', '-')}" for name, _ in command.given}
     flags |= {setting.note for setting in SETTINGS if setting.name in variables or setting.flag in flags}

@@ -188,7 +188,7 @@ def is_half_converted(path: Path, names: Iterable[str]) -> bool:
 
 
 def find_unprepared(path: Path, model: str, revisions: Sequence[str], names: set[str]) -> Iterator[str]:
-    """What must still be converted before a start."""
+    """What must still be converted before startup."""
     revision = "" if "main" in revisions else f" --revision {revisions[0]}"
     if not any(name.endswith(SAFETENSORS_ENDING) for name in names) and any(
         name.endswith(PYTORCH_ENDINGS) for name in names
@@ -243,7 +243,7 @@ def find_broken_tokenizer(model_dir: Path) -> Iterator[str]:
 
 
 def find_weight_problems(model_dir: Path) -> Iterator[str]:
-    """What would prevent a start from reading the safetensors: bad headers and ambiguous tensors."""
+    """What would prevent reading the safetensors at startup: bad headers and ambiguous tensors."""
     try:
         names = find_weights(model_dir).names
     except ModelError as error:
@@ -264,7 +264,7 @@ def find_ambiguous(model_dir: Path) -> None:
     """Compare tensors that are stored twice. Without any, only headers are read.
 
     Raises:
-        ModelError: two copies differ of a tensor that a start needs.
+        ModelError: two copies of a tensor that is needed differ.
     """
     found = read_tensors(model_dir, lambda warning: None)
     names = [HEAD]

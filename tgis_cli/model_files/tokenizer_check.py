@@ -1,4 +1,4 @@
-"""Whether a model's tokenizer can be used, checked by the code that a start runs."""
+"""Whether a model's tokenizer can be used, checked by the code that runs at startup."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check_tokenizer(model_dir: Path) -> None:
 
 
 def load_tokenizer(model_dir: Path) -> list[str]:
-    """Load the tokenizer as a start does.
+    """Load the tokenizer as at startup.
 
     Returns:
         Warnings.

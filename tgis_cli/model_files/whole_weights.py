@@ -11,7 +11,7 @@ PYTORCH_ENDINGS = (BIN.ending, PT.ending)
 
 
 def has_whole_safetensors(model_dir: Path) -> bool:
-    """Whether a start would find all safetensors that it looks for, each of the right size."""
+    """Whether startup would find all safetensors that it looks for, each of the right size."""
     try:
         return all(is_whole(model_dir / name) for name in find_weights(model_dir).names)
     except ModelError:

@@ -1,6 +1,6 @@
 """What a model needs and where it fits, from config.json and the headers of its weights, without starting anything.
 
-Uses the launcher's ``resolve`` and the engine's arithmetic, so a plan and a start cannot disagree.
+Uses the launcher's ``resolve`` and the engine's arithmetic, so a plan and a launch cannot disagree.
 """
 
 from tgis_cli.plan.devices import Devices, read_devices

@@ -40,7 +40,7 @@ class Fit:
     num_blocks: int = 0  # 0: it does not fit
     max_sequence_length: int = 0
     notes: tuple[str, ...] = ()
-    problem: NotEnoughDevices | None = None  # why a start would fail
+    problem: NotEnoughDevices | None = None  # why startup would fail
 
     @property
     def weight_bytes(self) -> int:
@@ -88,7 +88,7 @@ class Fit:
 
 
 def fit_shards(run: Run, machine: Machine, sizes: ModelSizes) -> Fit:
-    """What a start of ``run`` would decide. Its number of shards must divide the model."""
+    """What launching ``run`` would decide. Its number of shards must divide the model."""
     ranks = [sizes.rank_memory(run, rank) for rank in range(run.num_shard)]
     free = [free_before_loading(run, machine, rank, memory) for rank, memory in enumerate(ranks)]
     fit = Fit(

@@ -1,4 +1,4 @@
-"""The complete plan: facts about the model, how it fits, and what a start would choose."""
+"""The complete plan: facts about the model, how it fits, and what the launcher would choose."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class PlanReport:
     resolved: Resolved | None = None
     fits: list[Fit] = field(default_factory=list)  # by number of shards; empty if no engine supports the model
     chosen: Fit | None = None
-    problem: TgisError | None = None  # why a start would fail
+    problem: TgisError | None = None  # why startup would fail
 
     @property
     def free_disk_bytes(self) -> int | None:
@@ -70,7 +70,7 @@ class PlanReport:
 
     @property
     def inferred(self) -> dict[str, dict[str, Any]]:
-        """What a start would choose, without facts that depend on another machine or on files that are missing here."""
+        """What the launcher would choose, without what depends on another machine or on files that are missing here."""
         found = self.resolved.inferred() if self.resolved else {}
         left_out = ABOUT_THIS_MACHINE if self.devices.stated else ABOUT_FILES_HERE if self.source.is_stand_in else ()
         return {name: entry for name, entry in found.items() if name not in left_out}
@@ -131,7 +131,7 @@ def make_report(source: ModelSource, devices: Devices, loaded: LoadedConfig, env
 
 def fill_report(report: PlanReport, loaded: LoadedConfig, environ: Mapping[str, str]) -> None:
     source, devices = report.source, report.devices
-    with suppress(ModelError):  # problems of the model are reported below, as by a start
+    with suppress(ModelError):  # problems of the model are reported below, as at startup
         headers = read_headers(source.model_dir, find_weights(source.model_dir))
         report.weights = Weights.of({name: info for header in headers for name, info in header.items()})
     with suppress(ModelError):
@@ -164,7 +164,7 @@ def fill_report(report: PlanReport, loaded: LoadedConfig, environ: Mapping[str, 
 
 
 def judge_tokenizer(report: PlanReport, model_dir: Path) -> None:
-    """A damaged tokenizer prevents a start; a missing one is only a warning, as it can still be made."""
+    """A damaged tokenizer prevents startup; a missing one is only a warning, as it can still be made."""
     assert report.resolved is not None, "the plan has been resolved"
     try:
         check_tokenizer(model_dir)
@@ -177,7 +177,7 @@ def judge_tokenizer(report: PlanReport, model_dir: Path) -> None:
 
 
 def resolve_as(loaded: LoadedConfig, environ: Mapping[str, str], report: PlanReport) -> Resolved:
-    """What a start would choose, with reasons in terms of the user's input."""
+    """What the launcher would choose, with reasons in terms of the user's input."""
     source, devices = report.source, report.devices
     resolved = resolve(loaded, environ, devices.machine)
     reasons = dict(resolved.reasons)

@@ -38,7 +38,7 @@ class ModelSource:
 
 @contextmanager
 def open_model(config: ServeConfig, environ: Mapping[str, str], token: str | None) -> Iterator[ModelSource]:
-    """Find a model as a start does, or else on the hub. Temporary files are removed afterwards.
+    """Find a model as at startup, or else on the hub. Temporary files are removed afterwards.
 
     Raises:
         UsageError, ModelError, HubError: it is not found, or the hub cannot be reached.

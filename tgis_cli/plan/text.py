@@ -66,7 +66,7 @@ def describe_disk(report: PlanReport) -> str:
     if source.missing_bytes:
         parts += [f"{format_bytes(source.missing_bytes)} of which to download to {source.target_dir}"]
     if source.convert_bytes:
-        parts += [f"{format_bytes(source.convert_bytes)} more once converted to safetensors, which a start needs"]
+        parts += [f"{format_bytes(source.convert_bytes)} more once converted to safetensors, which serving needs"]
     if source.target_dir is not None:
         parts += [f"{describe_free_space(report.free_disk_bytes)} there"]
     return ", ".join(parts)

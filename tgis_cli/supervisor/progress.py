@@ -73,7 +73,7 @@ def progress_of(reply: Reply) -> tuple[object, ...]:
 
 
 class StallDetector:
-    """Finds the process that holds up a start, once no process of the group has made progress for the timeout."""
+    """Finds the process that is holding up startup, once no process of the group has made progress for the timeout."""
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s

@@ -1,6 +1,6 @@
 """The directory of one run: locked while its launcher lives, kept only if the run failed.
 
-The kernel releases the lock when the launcher ends, whatever kills it. That is how the next start tells the directory
+The kernel releases the lock when the launcher ends, whatever kills it. So the next launcher can tell the directory
 of a killed launcher from one in use.
 """
 
@@ -40,7 +40,7 @@ def make_run_dir(parent: Path | None) -> Path:
 
 @contextlib.contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
-    """Lock the directory, so that no other start takes it for a leftover."""
+    """Lock the directory, so that no other launcher takes it for a leftover."""
     directory = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)
@@ -52,7 +52,7 @@ def locked(run_dir: Path) -> Iterator[None]:
 def remove_leftovers(parent: Path) -> list[Path]:
     """Remove the directories of killed launchers, and of all but the latest failed runs; returns those removed.
 
-    Safe if another start does so at the same time.
+    Safe if another launcher does so at the same time.
     """
     found = find_leftovers(parent)
     kept = sort_failed(found)[:MAX_FAILED_RUNS]

@@ -67,7 +67,7 @@ class StopSignals:
         loop = asyncio.get_running_loop()
         for number in heeded_signals():
             loop.add_signal_handler(number, self._record, number)
-        if self._on_hangup:  # also under nohup: the signal has another meaning
+        if self._on_hangup:  # also under nohup: the signal has a different meaning
             loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
 
     async def wait_first(self) -> None:

@@ -166,7 +166,7 @@ class Supervisor:
         except StopRequested:
             name = self._signals.received[0].name
             if self._ready_at is None:
-                logger.info("%s: stopping before the start was complete", name)
+                logger.info("%s: stopping before startup is complete", name)
                 return Outcome(0)
             return await self._stop(watcher, name)
         except ChildEnded:
@@ -293,7 +293,7 @@ class Supervisor:
             child.send_signal(signal.SIGKILL)
         await wait_all(list(self._children.values()), KILLED_S)
         for child in self._alive():
-            logger.error("%s (pid %d) does not end: a driver or a file system holds it", child.name, child.pid)
+            logger.error("%s (pid %d) has not ended: it is stuck in a driver or a file system", child.name, child.pid)
         lines = asyncio.gather(*(child.wait_for_last_lines() for child in self._children.values()))
         await wait_for_first(lines, timeout_s=LAST_LINES_S)
         for child in self._children.values():

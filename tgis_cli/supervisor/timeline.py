@@ -1,4 +1,4 @@
-"""Where the seconds of a start went: the phases of all processes, and the processes that the start waited for.
+"""Where the seconds of startup went: the phases of all processes, and the processes that startup waited for.
 
 These are the launcher; then whichever was ready last, a shard or the front-end's own loading; then the front-end, which
 starts serving once the shards do. All times are of the same monotonic clock.
@@ -41,7 +41,7 @@ class Timeline:
     started_at: float  # of the launcher
     serving_at: float  # of the front-end
     phases: Sequence[PhaseTime]
-    critical: Sequence[str]  # processes that the start waited for, in order
+    critical: Sequence[str]  # processes that startup waited for, in order
 
     @classmethod
     def make(

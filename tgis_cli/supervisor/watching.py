@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 STARTING_POLL_S = 0.05
 STARTING_CALL_S = 0.5  # a process that does not answer delays the polling of the others
-FIRST_LINE_S = 3.0  # before the first line about a slow start, if no live status is shown
+FIRST_LINE_S = 3.0  # before the first line about a slow startup, if no live status is shown
 STILL_STARTING_S = 10.0  # between lines after that
 STATUS_S = 0.25  # between updates of the live status
 WATCH_POLL_S = 1.0

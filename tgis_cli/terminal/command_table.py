@@ -20,7 +20,7 @@ COMMANDS = {
     "convert-to-fast-tokenizer": "Make the tokenizer.json that serving needs.",
     "convert-to-onnx": "Export a model to ONNX.",
     "health": "Check the health of a running server.",
-    "generate": "Complete a text with a running server.",
+    "generate": "Complete text with a running server.",
     "tokenize": "Show how text is split into tokens.",
     "migrate": "Check manifests and scripts that start the original server.",
     "config": "Show every option, its value and where it comes from.",

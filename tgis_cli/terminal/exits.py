@@ -64,7 +64,7 @@ def explain_error(error: Exception) -> tuple[str, int]:
     # A file missing here was not in a run directory.
     if not isinstance(error, FileNotFoundError) and (known := explain_own_error(error, "this command")):
         return str(known), known.exit_code
-    suspect = "This is a bug, unless PYTHONPATH hides a module" if "PYTHONPATH" in os.environ else "This is a bug"
+    suspect = "This is a bug, unless PYTHONPATH shadows a module" if "PYTHONPATH" in os.environ else "This is a bug"
     return f"{type(error).__name__}: {error}. {suspect}; `tgis --debug ...` shows where.", EXIT_UNEXPECTED
 
 

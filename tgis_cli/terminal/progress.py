@@ -1,7 +1,7 @@
-"""Progress of long commands, in bytes: a bar on a terminal, a line every few seconds elsewhere, events for scripts.
+"""Progress of long-running commands, in bytes: a bar on a terminal, else a line every few seconds, events for scripts.
 
 It goes to stderr, so that stdout carries only the result; JSON events are the result and go to stdout. The server's
-start is shown by ``relay/terminal.py`` instead.
+startup is shown by ``relay/terminal.py`` instead.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ def warnings_of(environ: dict[str, str], **flags: str) -> list[str]:
         ({"MAX_WAITING_TOKENS": "20"}, "has no effect: prefill and decode share every step."),
         ({"MAX_PREFILL_PADDING": "0.3"}, "has no effect: prompts are not padded."),
         ({"MAX_BATCH_WEIGHT": "9"}, "has no effect: free memory is measured after loading, not estimated."),
-        ({"PT2_COMPILE": "yes"}, "has no effect: models are not compiled, so starts are short."),
+        ({"PT2_COMPILE": "yes"}, "has no effect: models are not compiled, so startup is fast."),
         ({"TRUST_REMOTE_CODE": "true"}, "has no effect: code that is part of a model is never run."),
         ({"DTYPE_STR": "float16"}, "is deprecated: use --dtype."),
         ({"TRANSFORMERS_CACHE": "/cache"}, "is deprecated: use HF_HUB_CACHE."),

@@ -233,5 +233,5 @@ def test_a_start_without_preflight_checks_nothing_and_says_so(tmp_path: Path):
         resolved, _ = start(tmp_path, environ, port=None)
 
     assert resolved.warnings == (
-        "nothing was checked before this start (--skip-preflight): problems will only show later",
+        "nothing was checked before startup (--skip-preflight): problems will only show up later",
     )

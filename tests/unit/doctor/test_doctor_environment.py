@@ -119,7 +119,7 @@ def test_a_module_in_pythonpath_that_hides_ours_is_named(tmp_path: Path):
     (tmp_path / "other.py").touch()
 
     assert complaints(check_paths, make_subject({"PYTHONPATH": f"/nowhere:{tmp_path}"})) == [
-        f"PYTHONPATH has {tmp_path}, which hides the installed grpc. Remove it unless that is intended."
+        f"PYTHONPATH has {tmp_path}, which shadows the installed grpc. Remove it unless that is intended."
     ]
 
 

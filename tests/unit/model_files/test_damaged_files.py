@@ -1,4 +1,4 @@
-"""Damaged files of a model: every check reports the sentence with which a start would fail."""
+"""Damaged files of a model: every check reports the sentence with which startup would fail."""
 
 from __future__ import annotations
 

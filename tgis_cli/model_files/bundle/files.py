@@ -41,7 +41,9 @@ class HashingReader(io.RawIOBase):
         try:
             chunk = self._source.read(num_bytes)
         except OSError as error:
-            raise ModelError(f"{self._source.name} cannot be read ({error.strerror}): check its disk.") from error
+            raise ModelError(
+                f"{self._source.name} cannot be read ({error.strerror}): check the disk that it is on."
+            ) from error
         self._left_bytes -= len(chunk)
         self.sha256.update(chunk)
         if self._digest is not None:

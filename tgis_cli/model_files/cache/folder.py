@@ -32,7 +32,7 @@ from tgis_server.errors import UsageError
 
 TEMPORARY = ".tmp-"
 SCRATCH = ".xet"  # suffix of directories into which the library downloads
-FOREIGN = re.compile(r"\.[0-9a-f]{8}\.incomplete$")  # written by the library, or by a process with another mark
+FOREIGN = re.compile(r"\.[0-9a-f]{8}\.incomplete$")  # written by the library, or by a process with a different mark
 TREE_FORMAT = 1  # as in huggingface_hub 2
 
 

@@ -1,6 +1,6 @@
 """The directory of the model cache: exactly where huggingface_hub looks in the same environment.
 
-Reimplemented, because the library reads the environment only once, at its first import, while a start, a plan and
+Reimplemented, because the library reads the environment only once, at its first import, while a launch, a plan and
 ``tgis doctor`` need the answer for a given environment. A test compares the two.
 """
 

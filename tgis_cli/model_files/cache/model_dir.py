@@ -69,7 +69,7 @@ def find_model_dir(name: str, revision: str | None, cache_dir: Path) -> Path:
     found += explain_invisible(directory / "config.json")
     if not name.startswith(("/", ".", "~")) and not os.path.exists(directory):  # a hub id
         found += f", and no {in_cache.name} in the cache {cache_dir}{explain_invisible(in_cache)}"
-        found += f"; models are not downloaded at start: run `tgis download-weights {name}` first"
+        found += f"; models are not downloaded at startup: run `tgis download-weights {name}` first"
     raise failures.MODEL_NOT_FOUND.error(model=name, found=found)
 
 

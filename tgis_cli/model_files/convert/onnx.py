@@ -155,7 +155,7 @@ def prepare_environment(environment: Path) -> None:
         if found == stamp:
             return
         if not found and environment.exists() and (not environment.is_dir() or any(environment.iterdir())):
-            raise UsageError(f"{environment} contains other files than the exporter: name another with --environment.")
+            raise UsageError(f"{environment} contains files other than the exporter: name another with --environment.")
         check_disk(environment.parent, ENVIRONMENT_BYTES, "The exporter", "name another place with --environment")
         tell(f"installing the exporter in {environment}, once", as_json=False)
         temporary = environment.with_name(f".{environment.name}{INCOMPLETE}")
@@ -163,7 +163,7 @@ def prepare_environment(environment: Path) -> None:
         try:
             install(temporary, environment)
             (temporary / STAMP).write_text(stamp)
-            shutil.rmtree(environment, ignore_errors=True)  # of another version
+            shutil.rmtree(environment, ignore_errors=True)  # of a different version
             os.rename(temporary, environment)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

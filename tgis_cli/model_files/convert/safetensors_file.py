@@ -72,7 +72,7 @@ def write_content(path: Path, content: Content, advance: Advance, on_written: Ca
             while position < end:
                 num_bytes = os.sendfile(file.fileno(), source.fileno(), position, min(CHUNK_BYTES, end - position))
                 if num_bytes == 0:
-                    raise EOFError(f"{content.source} became shorter while it was read")
+                    raise EOFError(f"{content.source} shrank while it was being read")
                 position += num_bytes
                 advance(num_bytes)
             on_written(name)

@@ -217,7 +217,9 @@ def write_target(target: Path, content: Content, progress: Progress) -> None:
         while not wait([comparing], TICK_S).done:
             progress.tick()
         if name := comparing.result():
-            raise ModelError(f"The output tensors do not match for key {name}: check the disk of {target.parent}.")
+            raise ModelError(
+                f"The output tensors do not match for key {name}: check the disk that holds {target.parent}."
+            )
     progress.tell(
         f"{target.name}: {format_bytes(content.num_bytes)}", "file", name=target.name, bytes=content.num_bytes
     )

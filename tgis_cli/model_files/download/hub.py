@@ -131,7 +131,7 @@ class Hub:
         return b"" if start == end else bytes(self._request(ask))
 
     def _request(self, ask: Callable[[], Any]) -> Any:
-        """Send a request, and again after temporary errors."""
+        """Send a request, retrying after temporary errors."""
         num_failed = 0
         while True:
             try:

@@ -1,7 +1,7 @@
 """Which files of a repository a download takes.
 
 The rules for ``--extension`` are those of the original's ``download-weights``, and its exclusions too. Which weights
-make up the model is decided by the code that decides it for a start.
+make up the model is decided by the code that decides it at startup.
 """
 
 from __future__ import annotations

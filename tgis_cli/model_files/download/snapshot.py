@@ -63,7 +63,7 @@ class ChosenFiles:
 
 
 def find_local_dir(model: str, cache_dir: Path) -> Path | None:
-    """The directory that a name refers to, as for a start; ``None`` if it is a name on the hub.
+    """The directory that a name refers to, as at startup; ``None`` if it is a name on the hub.
 
     Raises:
         UsageError: it is neither.
