@@ -266,7 +266,7 @@ def test_a_dead_shard_ends_every_call_unavailable_and_the_process():
             server.shards.die()
 
             assert await call is grpc.StatusCode.UNAVAILABLE
-            with pytest.raises(PeerLost, match="Shard 0 does not answer"):
+            with pytest.raises(PeerLost, match="Shard 0 no longer answers"):
                 await server.life
             assert server.frontend.state.serving_state.name == "FAILED"
 

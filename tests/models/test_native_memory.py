@@ -78,7 +78,7 @@ def test_no_memory_is_an_error_even_if_the_length_is_inferred() -> None:
 
 
 def test_weights_that_do_not_fit_are_an_error() -> None:
-    with pytest.raises(NotEnoughDevices, match=r"m in float32 needs 3\.6 GiB .*\(3\.0 GiB weights.* 2\.0 GiB are free"):
+    with pytest.raises(NotEnoughDevices, match=r"m in float32 needs 3\.6 GiB .*\(3\.0 GiB weights.* 2\.0 GiB is free"):
         check_fits(CPU, 2 * GIB, 3 * GIB, 500 * MIB, "m in float32")
 
 

@@ -107,7 +107,7 @@ def test_a_missing_file_of_the_index_is_refused_by_name(tmp_path: Path) -> None:
 def test_a_directory_without_safetensors_is_refused_with_a_hint(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").touch()
 
-    with pytest.raises(ModelError, match=r"pytorch_model\.bin: `tgis convert-to-safetensors` makes them"):
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin: convert it with `tgis convert-to-safetensors`"):
         inspect_checkpoint(tmp_path, SPEC, 1)
 
 
