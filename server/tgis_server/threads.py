@@ -50,7 +50,7 @@ class Threads:
 
     @property
     def total(self) -> int:
-        """At least so many in launcher, front-end and all shards together."""
+        """At least this many threads in the launcher, the front-end and all shards together."""
         return OWN + GRPC + self.frontend + self.num_shard * self.shard
 
     @property

@@ -218,7 +218,7 @@ def test_weights_that_cannot_fit_are_refused_before_reading(
 ) -> None:
     monkeypatch.setattr(loading.cgroup, "available_bytes", lambda: 300_000)
 
-    with pytest.raises(NotEnoughDevices, match=r"llama.* in float32 needs .*293 KiB is free"):
+    with pytest.raises(NotEnoughDevices, match=r"llama.* in float32 needs .*but only 293 KiB is free"):
         load(model("llama").directory, tmp_path)
 
 

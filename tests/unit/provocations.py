@@ -650,7 +650,7 @@ VALUES = {
     failures.WEIGHTS_EXCEED_GPU: "needs 2.0 GiB per GPU on 2 GPU(s), but GPU 0 offers 1.0 GiB.",
     failures.ADDRESSES_LIMITED: "only 200 MiB of address space (`ulimit -v`), but needs 512 MiB",
     failures.MODEL_TOO_LARGE: "m needs 15.0 GiB on each shard (2.0 GiB weights, 3.0 GiB for a step, 10.0 GiB for one "
-    "sequence of 160 tokens), but 1.0 GiB",
+    "sequence of 160 tokens), but only 1.0 GiB",
     failures.KV_CACHE_TOO_LARGE: "asks for 9.0 GiB per shard, but the weights leave only 922 MiB free",
     failures.SEQUENCE_TOO_LONG: "of 160 tokens needs 10.0 GiB for keys and values on each shard, but only 0 B is "
     "available: use --max-sequence-length 2",

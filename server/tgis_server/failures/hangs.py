@@ -33,15 +33,15 @@ LOOK_ENDED = Failure(
 NO_INFO = Failure(
     "no-answer-when-ready",
     "a shard that serves does not describe itself",
-    "{process} reported that it serves, but no longer answers; its stacks are in errors/{process}.log of the run "
-    "directory.",
+    "{process} reported that it serves, but no longer answers; its stacks are in errors/{process}.log of the "
+    "run directory.",
     GroupFailed,
 )
 FRONTEND_HANGS = Failure(
     "frontend-hangs",
     "the launcher's health checks of the front-end time out",
-    "{process} is hung: it has not answered {count} times in a row; its stacks are in errors/{process}.log of the run "
-    "directory.",
+    "{process} is hung: it has failed to answer {count} times in a row; its stacks are in errors/{process}.log of the "
+    "run directory.",
     GroupFailed,
 )
 EVENT_LOOP_HANGS = Failure(

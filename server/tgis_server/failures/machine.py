@@ -46,9 +46,9 @@ ADDRESSES_LIMITED = Failure(
 PROCESSES_LIMITED = Failure(
     "processes-limited",
     "`RLIMIT_NPROC` or a control group (`pids.max`) allows fewer threads than the processes will start",
-    "{where} allows {limit} processes and threads, of which others use {used}, but {num_shard} shard(s), front-end "
-    "and launcher need {need}: raise it (`ulimit -u`, --pids-limit of the container, podPidsLimit of the kubelet), or "
-    "lower OMP_NUM_THREADS or --tokenization-workers.",
+    "{where} allows {limit} processes and threads, of which others use {used}, but {num_shard} shard(s), the front-end "
+    "and the launcher need {need}: raise the limit (`ulimit -u`, --pids-limit of the container, podPidsLimit of the "
+    "kubelet), or lower OMP_NUM_THREADS or --tokenization-workers.",
     NotEnoughDevices,
 )
 WEIGHTS_EXCEED_GPU = Failure(
@@ -62,8 +62,8 @@ MODEL_TOO_LARGE = Failure(
     "model-too-large",
     "weights, a step and one sequence together exceed the free memory of a shard; found before weights are read",
     "{model} needs {need_bytes} on each shard ({weights_bytes} weights, {step_bytes} for a step, {sequence_bytes} for "
-    "one sequence of {length} tokens), but {free_bytes} is free: use more shards (--num-shard), 16-bit weights "
-    "(--dtype bfloat16), smaller steps (--max-batch-tokens), a shorter --max-sequence-length, or free memory.",
+    "one sequence of {length} tokens), but only {free_bytes} is free: use more shards (--num-shard), 16-bit weights "
+    "(--dtype bfloat16), smaller steps (--max-batch-tokens) or a shorter --max-sequence-length, or free some memory.",
     NotEnoughDevices,
 )
 KV_CACHE_TOO_LARGE = Failure(

@@ -1,4 +1,4 @@
-"""The limit of a process's file descriptors, and how many of them connections may use."""
+"""The limit on a process's file descriptors, and how many of them connections may use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_GRPC = 10_000
 
 @dataclass(frozen=True, slots=True)
 class MaxConnections:
-    """Most connections of each port; the remaining descriptors keep launcher, shards and probes connected."""
+    """The most connections on each port; the remaining descriptors keep the launcher, shards and probes connected."""
 
     grpc: int
     http: int
@@ -27,7 +27,7 @@ class MaxConnections:
 
 
 def raise_limit() -> int:
-    """Raise this process's limit of open files to the maximum, which its children inherit. Returns the limit."""
+    """Raise this process's limit on open files to the maximum; its children inherit it. Returns the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with contextlib.suppress(OSError, ValueError):  # some systems report more than they allow

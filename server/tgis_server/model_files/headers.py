@@ -45,7 +45,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     """The tensors of one safetensors file, by name.
 
     Raises:
-        ModelError: the file cannot be read, has no valid header, or not the size that the header states.
+        ModelError: the file cannot be read, has no valid header, or does not have the size that the header states.
     """
     try:
         size = file.stat().st_size

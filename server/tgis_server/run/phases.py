@@ -1,6 +1,6 @@
 """The phases of a process's startup, timed on the monotonic clock, which all processes of a machine share.
 
-Front-end and shards each keep one ``Phases`` and report it in their health.
+The front-end and the shards each keep one ``Phases`` and report it in their health.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from tgis_server.words.processes import shard_name
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Everything that front-end and shards need to know, with inferred values for options that are not set."""
+    """Everything that the front-end and the shards need to know, with inferred values for options that are not set."""
 
     config: ServeConfig
     run_dir: Path

@@ -284,7 +284,7 @@ class Scheduler:
         del self._sequences[sequence.submit.request_id]
 
     def fail_prefills(self, plan: StepPlan, text: str) -> StepResult:
-        """Undo a step that did not fit into memory: its prefill rows fail, its decode rows are planned again."""
+        """Undo a step that did not fit into memory: its prefill rows fail, and its decode rows are planned again."""
         draft = self._in_flight.pop(plan.step)
         for row in draft.rows:
             sequence = row.sequence

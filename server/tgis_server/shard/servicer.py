@@ -123,7 +123,7 @@ class ShardServicer(shard_pb2_grpc.ShardServicer):
 
 
 def start_server(path: Path, servicer: ShardServicer) -> grpc.Server:
-    """Serve on a Unix socket, even before anything is loaded. A stale socket is replaced, other files are not."""
+    """Serve on a Unix socket, even before anything is loaded. A stale socket is replaced; other files are not."""
     if path.is_socket():
         path.unlink()
     server = grpc.server(ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="grpc"), options=UNLIMITED)

@@ -44,7 +44,7 @@ class ControlPublisher:
         """Block until every follower has connected.
 
         Raises:
-            PeerLost: one did not within ``timeout_s``.
+            PeerLost: one did not connect within ``timeout_s``.
         """
         self._followers.wait(timeout_s)
 
@@ -82,10 +82,10 @@ class ControlSubscriber:
 
     @classmethod
     def connect(cls, endpoint: Endpoint, timeout_s: float) -> ControlSubscriber:
-        """Connect to the leader, which may not listen yet.
+        """Connect to the leader, which may not be listening yet.
 
         Raises:
-            PeerLost: it did not within ``timeout_s``.
+            PeerLost: the leader was not listening within ``timeout_s``.
         """
         return cls(connect(endpoint, timeout_s))
 

@@ -88,7 +88,7 @@ class Followers:
         """Block until every follower has connected.
 
         Raises:
-            PeerLost: one did not within ``timeout_s``; the launcher finds out why.
+            PeerLost: one did not connect within ``timeout_s``; the launcher finds out why.
         """
         deadline = time.monotonic() + timeout_s
         while self._socket and len(self.peers) < self._num_peers:
@@ -119,10 +119,10 @@ class Followers:
 
 
 def connect(endpoint: Endpoint, timeout_s: float) -> Peer:
-    """Connect to the leader, which may not listen yet.
+    """Connect to the leader, which may not be listening yet.
 
     Raises:
-        PeerLost: it did not within ``timeout_s``.
+        PeerLost: the leader was not listening within ``timeout_s``.
     """
     deadline = time.monotonic() + timeout_s
     peer = endpoint.make_socket()

@@ -35,7 +35,7 @@ class PlanPublisher:
         """Block until every follower has connected.
 
         Raises:
-            PeerLost: one did not within ``timeout_s``; the launcher finds out why.
+            PeerLost: one did not connect within ``timeout_s``; the launcher finds out why.
         """
         self._followers.wait(timeout_s)
 
@@ -70,10 +70,10 @@ class PlanSubscriber:
 
     @classmethod
     def connect(cls, endpoint: Endpoint, timeout_s: float) -> PlanSubscriber:
-        """Connect to the leader, which may not listen yet.
+        """Connect to the leader, which may not be listening yet.
 
         Raises:
-            PeerLost: it did not within ``timeout_s``.
+            PeerLost: the leader was not listening within ``timeout_s``.
         """
         return cls(connect(endpoint, timeout_s))
 

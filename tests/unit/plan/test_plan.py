@@ -221,7 +221,7 @@ def test_at_most_the_stated_gpus_are_used(model_dir: Callable[..., Path]) -> Non
 def test_a_requested_length_must_fit(model_dir: Callable[..., Path]) -> None:
     report = plan(model_dir(), "L4", max_sequence_length="131072", num_shard="1")
 
-    assert "16.0 GiB for one sequence of 131072 tokens), but 21.5 GiB is free" in str(report.problem)
+    assert "16.0 GiB for one sequence of 131072 tokens), but only 21.5 GiB is free" in str(report.problem)
     assert report.fewest_shards == 2
 
 

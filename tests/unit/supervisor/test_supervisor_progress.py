@@ -93,7 +93,7 @@ def test_a_front_end_that_stops_answering_is_reported_as_hung(tmp_path: Path, mo
         watcher = watching.Watcher(make_run(run_dir=tmp_path), None, 0.0)  # type: ignore[arg-type]
         await watcher.watch_frontend()
 
-    with pytest.raises(ProcessHangs, match="frontend is hung: it has not answered 4 times in a row"):
+    with pytest.raises(ProcessHangs, match="frontend is hung: it has failed to answer 4 times in a row"):
         asyncio.run(watch())
 
 

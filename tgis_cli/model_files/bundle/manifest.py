@@ -44,7 +44,7 @@ class Manifest:
     def parse(cls, text: bytes, source: str) -> Manifest:
         """
         Raises:
-            ModelError: the text is not a manifest, or of a later format.
+            ModelError: the text is not a manifest, or is in a later format.
         """
         try:
             raw = json.loads(text)

@@ -60,7 +60,9 @@ def open_target(target: str, num_bytes: int) -> Iterator[AddFile]:
         raise UsageError(f"Compressing {target} would save nothing on weights: name a directory or a .tar file.")
     if target == STREAM:
         if sys.stdout.isatty():
-            raise UsageError("A bundle is not for a terminal: redirect the output, or name a directory or a .tar file.")
+            raise UsageError(
+                "A bundle cannot be written to a terminal: redirect the output, or name a directory or a .tar file."
+            )
         with tarfile.open(fileobj=sys.stdout.buffer, mode="w|") as tar:
             try:
                 yield partial(add_to_tar, tar)

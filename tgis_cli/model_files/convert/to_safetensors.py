@@ -66,7 +66,7 @@ def locked(model_dir: Path, *, as_json: bool) -> AbstractContextManager[bool]:
 
 
 def needs_conversion(model_dir: Path) -> bool:
-    """Whether there are PyTorch weights that are not, or only in part, converted."""
+    """Whether there are PyTorch weights that have not been converted, or only in part."""
     if has_whole_safetensors(model_dir) or not any(path.suffix in PYTORCH_ENDINGS for path in model_dir.iterdir()):
         return False
     sources = find_sources(model_dir)

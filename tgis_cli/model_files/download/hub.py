@@ -1,6 +1,7 @@
 """Requests to the model hub through huggingface_hub, and its errors as sentences.
 
-Large files are fetched by ``transfers.py``. Endpoint and offline mode are the library's: HF_ENDPOINT, HF_HUB_OFFLINE.
+Large files are fetched by ``transfers.py``. The endpoint and offline mode are those of the library: HF_ENDPOINT,
+HF_HUB_OFFLINE.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ class OpenCall:
 
 
 class Accounts:
-    """The accounts of all peers, kept by their calls."""
+    """The accounts of all peers; each call updates the account of its peer."""
 
     def __init__(self) -> None:
         self._accounts: dict[Peer, Account] = {}
