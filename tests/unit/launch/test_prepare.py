@@ -178,6 +178,8 @@ def test_hanging_storage_is_reported_promptly_and_ends_the_start_in_time(
     answers: dict[str, tuple[int, str]] = {}
 
     def ask(port: int) -> None:
+        while str(pipe) not in get(port, "/health")[1]:  # the forked process may not have said yet where it is
+            time.sleep(0.02)
         for path in ("/health/live", "/health/ready", "/health", "/elsewhere"):
             answers[path] = get(port, path)
 
