@@ -29,7 +29,7 @@ Refuse: TypeAlias = Callable[[ServicerContext, RequestError], Awaitable[None]]
 LIBRARY_LIMIT_FACTOR = 8
 MAX_EXCESS_BYTES = 4 << 20
 MAX_LIBRARY_LIMIT_BYTES = 2**31 - 1  # the library's option is an int
-DEPARTURE_S = 0.5  # from the end of a request to the cancellation of its call, if the client has left
+DEPARTURE_S = 0.5  # if the client has left, its call is cancelled within this time of the end of its request
 
 
 def library_limit_bytes(max_request_bytes: int) -> int:
@@ -42,9 +42,11 @@ async def abort(context: ServicerContext, error: RequestError) -> None:
     await context.abort(grpc.StatusCode[error.status], str(error))
 
 
-async def read_to_the_end(context: ServicerContext) -> Any:
-    """The next message of a call. Cancelling the caller leaves the read to end by itself: grpc.aio leaks one that is
-    cancelled, 80 bytes, and a client can begin and reset thousands of calls per second."""
+async def read_shielded(context: ServicerContext) -> Any:
+    """The next message of a call, read to its end even if the caller is cancelled.
+
+    grpc.aio leaks 80 bytes per cancelled read, and a client can open and reset thousands of calls per second.
+    """
     return await asyncio.shield(context.read())
 
 
@@ -91,7 +93,7 @@ def _make_handler(
             call.account.num_receiving += 1
             try:
                 end = partial(end_call, context)
-                read = partial(read_to_the_end, context)
+                read = partial(read_shielded, context)
                 raw = await patience.receive(read, end, is_first=is_first, limits_memory=policy.limits_memory)
                 if raw is grpc.aio.EOF:
                     return None
