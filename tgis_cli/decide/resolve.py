@@ -24,12 +24,12 @@ from tgis_cli.decide.resources import (
 )
 from tgis_cli.machine import Machine
 from tgis_cli.machine.cpus import format_cpu_list
-from tgis_cli.model_files import find_cache_dir, find_model_dir, is_in_cache, read_model_config
+from tgis_cli.model_files import find_cache_dir, find_model_dir, is_in_cache
 from tgis_server import failures
 from tgis_server.engines.catalogue import ENGINES, REHEARSAL, Engine, find_engine, find_named
 from tgis_server.engines.door import ModelSizes, ModelSummary
 from tgis_server.errors import ModelError, TgisError, UsageError
-from tgis_server.model_files import Length
+from tgis_server.model_files import Length, read_json
 from tgis_server.options import DTYPES, Fault, LoadedConfig, ServeConfig
 from tgis_server.run import Run
 from tgis_server.words.processes import child_names
@@ -96,7 +96,7 @@ def resolve(loaded: LoadedConfig, environ: Mapping[str, str], machine: Machine) 
     """
     decide = Decisions(loaded, environ, machine, warnings=list(warn_of_settings(loaded, environ)))
     model_id, model_dir = choose_model(decide)
-    read_model_config(model_dir)  # checks it; a rehearsal may read nothing else of the model
+    read_json(model_dir / "config.json")  # checks it; a rehearsal may read nothing else of the model
     engine = choose_engine(decide, model_dir)
     device = choose_device(decide, engine)
     num_shard = choose_num_shard(decide, engine, device)

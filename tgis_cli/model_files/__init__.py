@@ -2,7 +2,6 @@
 
 from tgis_cli.model_files.cache.location import find_cache_dir, get_cache_dir, is_homeless
 from tgis_cli.model_files.cache.model_dir import find_model_dir, is_in_cache, list_folders
-from tgis_cli.model_files.model_config import read_model_config
 
 __all__ = [
     "find_cache_dir",
@@ -11,5 +10,4 @@ __all__ = [
     "is_homeless",
     "is_in_cache",
     "list_folders",
-    "read_model_config",
 ]

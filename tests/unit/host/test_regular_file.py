@@ -14,14 +14,14 @@ import pytest
 
 from tgis_cli.decide.preflight import check_readable
 from tgis_cli.decide.resolve import DEMO_MODEL_DIR
-from tgis_cli.model_files import find_model_dir, read_model_config
+from tgis_cli.model_files import find_model_dir
 from tgis_cli.model_files.convert.torch_file import read_torch_file
 from tgis_server.engines.native.families import read_spec
 from tgis_server.errors import TgisError
 from tgis_server.frontend.text import Tokenizer
 from tgis_server.frontend.transport.tls import read_tls_file
 from tgis_server.host.regular_file import open_regular
-from tgis_server.model_files import SAFETENSORS, read_tensors, read_weight_map
+from tgis_server.model_files import SAFETENSORS, read_json, read_tensors, read_weight_map
 
 PATIENCE_S = 5.0
 
@@ -84,7 +84,7 @@ def test_a_link_to_a_file_is_opened(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "read"),
     [
-        ("config.json", lambda model: read_model_config(find_model_dir(str(model), None, model))),
+        ("config.json", lambda model: read_json(find_model_dir(str(model), None, model) / "config.json")),
         ("config.json", read_spec),
         ("generation_config.json", read_spec),
         (SAFETENSORS.single, lambda model: read_tensors(model, print)),
