@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,24 +11,21 @@ from typing import Annotated
 import typer
 
 from tgis_cli.clients.answer import collect_answer
-from tgis_cli.clients.grpc_client import DEFAULT_URL, Client, Sampling, build_request
+from tgis_cli.clients.grpc_client import DEFAULT_URL, Client
+from tgis_cli.clients.parameter_flags import with_parameters
+from tgis_cli.clients.parameters import Parameters
+from tgis_cli.clients.presenter import Presenter
 from tgis_server.errors import UsageError
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
 
 @app.command()
+@with_parameters
 def generate(
-    text: Annotated[str | None, typer.Argument(help="What to complete; read from stdin if left out.")] = None,
+    parameters: Parameters,
+    text: Annotated[list[str] | None, typer.Argument(help="What to complete; read from stdin if left out.")] = None,
     url: Annotated[str, typer.Option(metavar="HOST:PORT", help="Address of the server.")] = DEFAULT_URL,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Maximum number of generated tokens.", show_default="20")
-    ] = None,
-    temperature: Annotated[float | None, typer.Option(metavar="X", help="Sample; above 1 is more random.")] = None,
-    top_p: Annotated[float | None, typer.Option(metavar="X", help="Sample from this share of probability.")] = None,
-    top_k: Annotated[int | None, typer.Option(min=0, metavar="N", help="Sample from the N likeliest tokens.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Make sampling reproducible.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Stop at this text; may be repeated.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the whole answer as one JSON object.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print statistics on stderr.")] = False,
     ca: Annotated[Path | None, typer.Option(metavar="FILE", help="Use TLS; CA certificate of the server.")] = None,
@@ -36,15 +34,15 @@ def generate(
 
     Greedy unless a sampling option is given. Exit codes: 0 done, 1 the server refused or failed, 2 usage.
     """
-    prompt = text if text is not None else read_prompt()
-    sampling = Sampling(temperature, top_p, top_k, seed)
+    prompt = " ".join(text) if text else read_prompt()
+    presenter = Presenter.open(os.environ, verbose=verbose)
     with Client.connect(url, ca) as client:
-        request = build_request(prompt, max_new_tokens or 0, sampling, stop or [])
-        answer = collect_answer(client.generate_stream(request), show=not json_)
+        frames = client.generate_stream(parameters.to_request(prompt))
+        answer = collect_answer(frames) if json_ else presenter.show(prompt, frames)
     if json_:
         print(json.dumps(answer.as_dict(), ensure_ascii=False))
-    if verbose:
-        print(answer.describe(), file=sys.stderr)
+    if answer.was_interrupted:
+        raise typer.Exit(130)
 
 
 def read_prompt() -> str:
