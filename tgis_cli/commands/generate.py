@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tgis_cli.clients.answer import collect_answer
-from tgis_cli.clients.grpc_client import DEFAULT_URL, Client, Sampling, build_request
+from tgis_cli.clients.connection import Connection
+from tgis_cli.clients.connection_options import with_connection_options
+from tgis_cli.clients.grpc_client import Client, Sampling, build_request
 from tgis_server.errors import UsageError
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
 
-@app.command()
 def generate(
+    connection: Connection,
     text: Annotated[str | None, typer.Argument(help="What to complete; read from stdin if left out.")] = None,
-    url: Annotated[str, typer.Option(metavar="HOST:PORT", help="Address of the server.")] = DEFAULT_URL,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Maximum number of generated tokens.", show_default="20")
     ] = None,
@@ -30,7 +30,6 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Stop at this text; may be repeated.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the whole answer as one JSON object.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print statistics on stderr.")] = False,
-    ca: Annotated[Path | None, typer.Option(metavar="FILE", help="Use TLS; CA certificate of the server.")] = None,
 ) -> None:
     """Complete text with a running server.
 
@@ -38,7 +37,7 @@ def generate(
     """
     prompt = text if text is not None else read_prompt()
     sampling = Sampling(temperature, top_p, top_k, seed)
-    with Client.connect(url, ca) as client:
+    with Client.connect(connection) as client:
         request = build_request(prompt, max_new_tokens or 0, sampling, stop or [])
         answer = collect_answer(client.generate_stream(request), show=not json_)
     if json_:
@@ -52,3 +51,6 @@ def read_prompt() -> str:
     if sys.stdin.isatty():
         raise UsageError('No text is given: `tgis generate "Once upon a time"`, or pipe one in.')
     return sys.stdin.read().removesuffix("\n")
+
+
+app.command()(with_connection_options(generate))
