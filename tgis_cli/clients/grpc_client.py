@@ -5,74 +5,47 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
-import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tgis_server.errors import RequestError, Unavailable, UsageError, with_status
-from tgis_server.host.proxies import find_proxy
-from tgis_server.words.url_credentials import mask_credentials
+from tgis_cli.clients.address import Address
+from tgis_cli.clients.connection import Connection
+from tgis_cli.clients.no_connection import explain_no_connection
+from tgis_cli.clients.tls_files import TlsFiles
+from tgis_server.errors import RequestError, Unavailable, with_status
 
 if TYPE_CHECKING:
+    import grpc
+
     from tgis_server.wire import generation_pb2 as pb
 
-DEFAULT_URL = "127.0.0.1:8033"
 CONNECT_TIMEOUT_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """Sampling parameters; all ``None`` = greedy."""
-
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
-
-    @property
-    def is_greedy(self) -> bool:
-        return (self.temperature, self.top_p, self.top_k, self.seed) == (None, None, None, None)
 
 
 class Client:
     """One connection. Errors of server and connection become ``RequestError`` with a sentence."""
 
-    def __init__(self, channel: Any, url: str) -> None:
+    def __init__(self, channel: Any, address: Address) -> None:
         from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
 
+        self.address = address
         self._stub = GenerationServiceStub(channel)
-        self._url = url
 
     @classmethod
     @contextlib.contextmanager
-    def connect(cls, url: str = DEFAULT_URL, ca: Path | None = None) -> Iterator[Client]:
-        """Connect to ``HOST:PORT``; with ``ca`` over TLS.
+    def connect(cls, connection: Connection) -> Iterator[Client]:
+        """Connect to the server that the options, the environment or the running servers name.
 
         Raises:
-            UsageError: the URL or the CA file cannot be used.
-            Unavailable: the server does not answer.
+            UsageError: the options cannot be used, or do not say which server.
+            Unavailable: the server does not answer, or refuses the connection.
         """
         # Otherwise gRPC's C library logs failed connections too.
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-        import grpc
-
-        from tgis_server.wire.grpc_channels import UNLIMITED, open_channel
-
-        host, _, port = url.removeprefix("grpc://").rpartition(":")
-        if not host or not port.isdigit():
-            raise UsageError(f"--url {url} is not HOST:PORT, such as {DEFAULT_URL}.")
-        target = f"{host}:{port}"
-        credentials = None
-        if ca is not None:
-            try:
-                credentials = grpc.ssl_channel_credentials(ca.read_bytes())
-            except OSError as error:
-                raise UsageError(f"--ca {ca} cannot be read: {error.strerror}.") from error
-        with open_channel(target, credentials, UNLIMITED) as channel:
-            wait_for_connection(channel, target, with_tls=ca is not None)
-            yield cls(channel, target)
+        address = connection.find_address()
+        files = connection.tls_files(address)
+        with open_connected_channel(address, files) as channel:
+            yield cls(channel, address)
 
     def generate_stream(self, request: pb.SingleGenerationRequest) -> Iterator[pb.GenerationResponse]:
         """Yield responses as they arrive; closing the iterator cancels the call."""
@@ -100,11 +73,36 @@ class Client:
         try:
             yield
         except grpc.RpcError as error:
-            raise to_request_error(error.code().name, error.details() or "", self._url) from None
+            raise to_request_error(error.code().name, error.details() or "", self.address.target) from None
 
 
-def wait_for_connection(channel: Any, target: str, *, with_tls: bool) -> None:
-    """Wait until the connection is up or refused; give up after ``CONNECT_TIMEOUT_S``."""
+@contextlib.contextmanager
+def open_connected_channel(
+    address: Address, files: TlsFiles | None, timeout_s: float = CONNECT_TIMEOUT_S
+) -> Iterator[grpc.Channel]:
+    """A gRPC channel that has a connection.
+
+    Raises:
+        UsageError: a TLS file cannot be used.
+        Unavailable: there is no connection within the time; the sentence says why.
+    """
+    import grpc
+
+    from tgis_server.wire.grpc_channels import UNLIMITED, Option, open_channel
+
+    options: tuple[Option, ...] = UNLIMITED
+    credentials = None
+    if files is not None:
+        credentials = grpc.ssl_channel_credentials(*files.read())
+        options += (("grpc.ssl_target_name_override", files.name),) if files.name else ()
+    with open_channel(address.target, credentials, options) as channel:
+        if not is_connected(channel, timeout_s):
+            raise Unavailable(explain_no_connection(address, files, timeout_s))
+        yield channel
+
+
+def is_connected(channel: grpc.Channel, timeout_s: float) -> bool:
+    """Wait until the connection is up or refused; give up after the timeout."""
     import grpc
 
     settled: queue.SimpleQueue[bool] = queue.SimpleQueue()
@@ -115,28 +113,8 @@ def wait_for_connection(channel: Any, target: str, *, with_tls: bool) -> None:
 
     channel.subscribe(note, try_to_connect=True)
     with contextlib.suppress(queue.Empty):
-        if settled.get(timeout=CONNECT_TIMEOUT_S):
-            return
-    raise Unavailable(explain_no_connection(target, with_tls=with_tls))
-
-
-def explain_no_connection(target: str, *, with_tls: bool) -> str:
-    """Distinguish a missing server from one that speaks a different protocol."""
-    host, _, port = target.rpartition(":")
-    variable, proxy = find_proxy(target, os.environ)
-    if variable:
-        return (
-            f"No connection to {target} through the proxy {mask_credentials(proxy)} ({variable}): if the server is "
-            f"internal, add {host.strip('[]')} to NO_PROXY."
-        )
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
-    except OSError:
-        return f"No server at {target}: start one with `tgis launch`, or give its address with --url HOST:PORT."
-    hint = "is its certificate signed by the CA of --ca?" if with_tls else "if it uses TLS, give its CA with --ca FILE."
-    return (
-        f"The process listening at {target} did not accept a {'TLS' if with_tls else 'plain gRPC'} connection; {hint}"
-    )
+        return settled.get(timeout=timeout_s)
+    return False
 
 
 def to_request_error(status: str, details: str, url: str) -> RequestError:
@@ -144,22 +122,3 @@ def to_request_error(status: str, details: str, url: str) -> RequestError:
     if status == "UNAVAILABLE":
         return Unavailable(f"The server at {url} is unavailable: {details or 'the connection broke'}")
     return with_status(status, f"{details or 'the server gave no reason'} ({status})")
-
-
-def build_request(text: str, max_new_tokens: int, sampling: Sampling, stop: list[str]) -> pb.SingleGenerationRequest:
-    """A request for one completion; 0 new tokens = the server's default."""
-    from tgis_server.wire import generation_pb2 as pb
-
-    given = {
-        name: value
-        for name in ("temperature", "top_p", "top_k", "seed")
-        if (value := getattr(sampling, name)) is not None
-    }
-    return pb.SingleGenerationRequest(
-        request=pb.GenerationRequest(text=text),
-        params=pb.Parameters(
-            method=pb.GREEDY if sampling.is_greedy else pb.SAMPLE,
-            sampling=pb.SamplingParameters(**given),
-            stopping=pb.StoppingCriteria(max_new_tokens=max_new_tokens, stop_sequences=stop),
-        ),
-    )

@@ -12,14 +12,17 @@ from tgis_cli.clients.parameters import PARAMETERS, Parameter, Parameters
 
 
 def with_parameters(body: Callable[..., None]) -> Callable[..., None]:
-    """Make a Typer callback that takes a flag for each parameter, for a body with an argument ``parameters``."""
+    """Make a Typer callback that takes a flag for each parameter, for a body with an argument ``parameters``.
+
+    What another such function passes first, such as a connection, goes to the body as it comes.
+    """
     signature = inspect.signature(body, eval_str=True)
     own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in signature.parameters.values()]
     own = [parameter for parameter in own if parameter.name != "parameters"]
 
-    def command(**values: Any) -> None:
+    def command(*first: Any, **values: Any) -> None:
         flags = {name: values.pop(name) for name in PARAMETERS}
-        body(parameters=Parameters.from_flags(flags), **values)
+        body(*first, parameters=Parameters.from_flags(flags), **values)
 
     command.__doc__ = inspect.getdoc(body)
     command.__name__ = body.__name__

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tgis_cli.clients.answer import collect_answer
-from tgis_cli.clients.grpc_client import DEFAULT_URL, Client
+from tgis_cli.clients.connection import Connection
+from tgis_cli.clients.connection_options import with_connection_options
+from tgis_cli.clients.grpc_client import Client
 from tgis_cli.clients.parameter_flags import with_parameters
 from tgis_cli.clients.parameters import Parameters
 from tgis_cli.clients.presenter import Presenter
@@ -21,14 +22,14 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
 
 @app.command()
+@with_connection_options
 @with_parameters
 def generate(
+    connection: Connection,
     parameters: Parameters,
     text: Annotated[list[str] | None, typer.Argument(help="What to complete; read from stdin if left out.")] = None,
-    url: Annotated[str, typer.Option(metavar="HOST:PORT", help="Address of the server.")] = DEFAULT_URL,
     json_: Annotated[bool, typer.Option("--json", help="Print the whole answer as one JSON object.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print statistics on stderr.")] = False,
-    ca: Annotated[Path | None, typer.Option(metavar="FILE", help="Use TLS; CA certificate of the server.")] = None,
 ) -> None:
     """Complete text with a running server.
 
@@ -36,7 +37,7 @@ def generate(
     """
     prompt = " ".join(text) if text else read_prompt()
     presenter = Presenter.open(os.environ, verbose=verbose)
-    with Client.connect(url, ca) as client:
+    with Client.connect(connection) as client:
         frames = client.generate_stream(parameters.to_request(prompt))
         answer = collect_answer(frames) if json_ else presenter.show(prompt, frames)
     if json_:

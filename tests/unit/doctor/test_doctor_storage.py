@@ -23,7 +23,7 @@ from tgis_cli.doctor.storage import (
     check_user,
 )
 from tgis_cli.doctor.verdict import Host
-from tgis_cli.supervisor.run_dir import locked, make_run_dir
+from tgis_cli.runs.run_dir import locked, make_run_dir
 
 # -- the run directory
 
