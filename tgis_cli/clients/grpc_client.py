@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from tgis_cli.clients.address import Address
+from tgis_cli.clients.answer import Answer
 from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.no_connection import explain_no_connection
 from tgis_cli.clients.tls_files import TlsFiles
@@ -30,6 +31,7 @@ class Client:
 
         self.address = address
         self._stub = GenerationServiceStub(channel)
+        self._model_info: pb.ModelInfoResponse | None = None
 
     @classmethod
     @contextlib.contextmanager
@@ -55,6 +57,47 @@ class Client:
                 yield from call
             finally:
                 call.cancel()
+
+    def start_answer(
+        self, request: pb.SingleGenerationRequest, on_done: Callable[[Answer | RequestError], None]
+    ) -> Callable[[], None]:
+        """Start a call that brings the whole answer at once, without waiting for it.
+
+        Args:
+            on_done: gets the answer or the error, from a thread of gRPC.
+
+        Returns:
+            What cancels the call.
+        """
+        import grpc
+
+        from tgis_server.wire import generation_pb2 as pb
+
+        answer = Answer()
+
+        def end(call: Any) -> None:
+            try:
+                (response,) = call.result().responses
+            except (grpc.RpcError, grpc.FutureCancelledError):
+                on_done(to_request_error(call.code().name, call.details() or "", self.address.target))
+            else:
+                answer.add(response)
+                on_done(answer)
+
+        call = self._stub.Generate.future(
+            pb.BatchedGenerationRequest(requests=[request.request], params=request.params)
+        )
+        call.add_done_callback(end)
+        return call.cancel  # type: ignore[no-any-return]
+
+    def model_info(self) -> pb.ModelInfoResponse:
+        """The limits of the served model; asked once."""
+        from tgis_server.wire import generation_pb2 as pb
+
+        if self._model_info is None:
+            with self._errors_in_words():
+                self._model_info = self._stub.ModelInfo(pb.ModelInfoRequest())
+        return self._model_info
 
     def tokenize(self, texts: list[str]) -> list[pb.TokenizeResponse]:
         """Pieces of each text, in order."""
@@ -90,7 +133,8 @@ def open_connected_channel(
 
     from tgis_server.wire.grpc_channels import UNLIMITED, Option, open_channel
 
-    options: tuple[Option, ...] = UNLIMITED
+    # Otherwise channels to one address share its pauses between attempts, which grow to two minutes.
+    options: tuple[Option, ...] = (*UNLIMITED, ("grpc.use_local_subchannel_pool", 1))
     credentials = None
     if files is not None:
         credentials = grpc.ssl_channel_credentials(*files.read())

@@ -14,7 +14,7 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tgis_server.errors import UsageError
 from tgis_server.wire.parameter_ranges import (
@@ -41,6 +41,12 @@ LENGTH_FOR_PEOPLE = 256  # tokens of an answer on a terminal, unless another num
 YES, NO = ("on", "true", "yes", "1"), ("off", "false", "no", "0")
 
 LENGTH, SAMPLING, PENALTIES, TOKENS = "Length and end", "Sampling", "Penalties", "Tokens and probabilities"
+
+
+class Server(Protocol):
+    """What can be asked for a model's limits, such as a ``Client``."""
+
+    def model_info(self) -> pb.ModelInfoResponse: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,12 +249,27 @@ class Parameters:
         """The parameters that are given, by name, in the order of the help."""
         return {name: value for name in PARAMETERS if (value := getattr(self, name)) is not None}
 
-    def with_length_for_people(self, server_limit: int) -> Parameters:
-        """With a length that suits a terminal, unless one is given: people read to the end of a text."""
+    def with_length_for_people(self, server: Server) -> Parameters:
+        """With a length that suits a terminal, unless one is given: people read to the end of a text.
+
+        Args:
+            server: asked for its limit, only if that matters.
+        """
         if self.max_new_tokens is not None:
             return self
-        length = min(max(LENGTH_FOR_PEOPLE, self.min_new_tokens or 0), server_limit)
+        length = min(max(LENGTH_FOR_PEOPLE, self.min_new_tokens or 0), server.model_info().max_new_tokens)
         return dataclasses.replace(self, max_new_tokens=length).checked(as_flags=True)
+
+    def check_default_length(self) -> None:
+        """
+        Raises:
+            UsageError: the least number of tokens is above the length that the server will choose.
+        """
+        if self.max_new_tokens is None and (self.min_new_tokens or 0) > DEFAULT_MAX_NEW_TOKENS:
+            raise UsageError(
+                f"min_new_tokens is {self.min_new_tokens}, but max_new_tokens is {DEFAULT_MAX_NEW_TOKENS} unless "
+                "given: give it too."
+            )
 
     def with_seed(self, seed: int) -> Parameters:
         return dataclasses.replace(self, seed=seed)

@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 
 from tgis_cli.clients.answer import Answer, as_flag
+from tgis_cli.clients.token_view import TokenColors, make_legend, make_tables
 from tgis_cli.terminal.capabilities import get_width, has_color, is_capable, is_terminal
 from tgis_cli.terminal.spinner import Spinner, can_encode
-from tgis_cli.terminal.word_wrap import DIM, WordWriter
+from tgis_cli.terminal.tables import print_tables
+from tgis_cli.terminal.word_wrap import DIM, RESET, WordWriter
 from tgis_server.words.control_characters import escape_controls
 
 if TYPE_CHECKING:
@@ -88,34 +90,74 @@ class Presenter:
             answer.was_interrupted = True
         finally:
             writer.end_line()
+        self._show_tokens(answer, writer)
         if self.has_last_line:
-            self.show_last_line(answer)
+            self.say(self._separator.join(answer.describe(self.setting)))
         return answer
 
-    def show_last_line(self, answer: Answer) -> None:
-        """Statistics, dimmed, on stderr."""
-        separator = " · " if can_encode(self.err, "·") else "; "
-        line = separator.join(answer.describe(self.setting))
-        is_styled = self.has_color and self.has_spinner
-        self.err.write(f"{DIM}{line}\x1b[0m\n" if is_styled else f"{line}\n")
+    def show_whole(self, heading: str, prompt: str, answer: Answer) -> None:
+        """Show an answer that is complete, below a heading."""
+        writer = self._make_writer()
+        writer.write(f"{heading}\n", self._dim)
+        self._write_prompt(prompt, writer)
+        writer.write(escape_controls(answer.text))
+        writer.end_line()
+        self._show_tokens(answer, writer)
+        writer.write("\n")
+
+    def say(self, sentence: str) -> None:
+        """A remark on stderr, dimmed."""
+        is_dimmed = self.has_color and self.has_spinner
+        self.err.write(f"{DIM}{sentence}{RESET}\n" if is_dimmed else f"{sentence}\n")
         self.err.flush()
 
     def _show_frames(
-        self, prompt: str, frames: Iterable[pb.GenerationResponse], answer: Answer, writer: BareWriter | WordWriter
+        self, prompt: str, frames: Iterable[pb.GenerationResponse], answer: Answer, writer: Writer
     ) -> None:
-        if self.is_for_people and prompt:
-            writer.write(self._shorten(prompt), DIM if self.has_color else "")
+        self._write_prompt(prompt, writer)
+        colors = TokenColors()
         with self._make_spinner(writer) as spinner:
             for frame in frames:
                 answer.add(frame)
                 if frame.generated_token_count:
                     spinner.stop()
-                writer.write(escape_controls(frame.text) if self.is_for_people else frame.text)
+                if not self.is_for_people:
+                    writer.write(frame.text)
+                elif self.has_color and answer.tokens:
+                    for text, color in colors.split(frame):
+                        writer.write(escape_controls(text), color)
+                else:
+                    writer.write(escape_controls(frame.text))
 
-    def _make_writer(self) -> BareWriter | WordWriter:
+    def _write_prompt(self, prompt: str, writer: Writer) -> None:
+        if self.is_for_people and prompt:
+            writer.write(self._shorten(prompt), self._dim)
+
+    def _show_tokens(self, answer: Answer, writer: Writer) -> None:
+        """What the text could not show of its tokens: the legend of the colours, or tables."""
+        is_colored = self.is_for_people and self.has_color
+        if is_colored and answer.tokens:
+            for text, color in make_legend():
+                writer.write(text, color or self._dim)
+            writer.end_line()
+        has_alternatives = any(token.top_tokens for token in answer.tokens)
+        tokens = answer.tokens if has_alternatives or not is_colored else []
+        if tokens or answer.input_tokens:
+            writer.write("\n")
+            print_tables(make_tables(answer.input_tokens, tokens), self.out)
+
+    @property
+    def _dim(self) -> str:
+        return DIM if self.has_color else ""
+
+    @property
+    def _separator(self) -> str:
+        return " · " if can_encode(self.err, "·") else "; "
+
+    def _make_writer(self) -> Writer:
         return WordWriter(self.out, partial(get_width, self.out)) if self.wraps else BareWriter(self.out)
 
-    def _make_spinner(self, writer: BareWriter | WordWriter) -> Spinner:
+    def _make_spinner(self, writer: Writer) -> Spinner:
         """At the cursor, wherever the prompt has left it; only where that is known."""
         if not self.has_spinner:
             return Spinner(self.err, 0)
@@ -149,6 +191,9 @@ class BareWriter:
     def end_line(self) -> None:
         if self.column:
             self.write("\n")
+
+
+Writer: TypeAlias = BareWriter | WordWriter
 
 
 @contextmanager

@@ -1,24 +1,26 @@
-"""``tgis generate``: complete text with a running server and show the answer as it is generated."""
+"""``tgis generate``: complete texts with a running server and show the answers as they are generated."""
 
 from __future__ import annotations
 
-import json
+import math
 import os
-import sys
 from typing import Annotated
 
 import typer
 
-from tgis_cli.clients.answer import collect_answer
 from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.connection_options import with_connection_options
-from tgis_cli.clients.grpc_client import Client
+from tgis_cli.clients.generation import Generation
 from tgis_cli.clients.parameter_flags import with_parameters
 from tgis_cli.clients.parameters import Parameters
 from tgis_cli.clients.presenter import Presenter
-from tgis_server.errors import UsageError
+from tgis_cli.terminal.stop_signals import EXIT_INTERRUPTED
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+
+TEXT_HELP = "What to complete; `-` stands for standard input. Without a text: standard input, or a prompt loop."
+FILE_HELP = "Complete each line; a line of a .jsonl file is a JSON object with a text and its own parameters."
+MANY = "Several answers"
 
 
 @app.command()
@@ -27,27 +29,36 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 def generate(
     connection: Connection,
     parameters: Parameters,
-    text: Annotated[list[str] | None, typer.Argument(help="What to complete; read from stdin if left out.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print the whole answer as one JSON object.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print statistics on stderr.")] = False,
+    text: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help=TEXT_HELP, show_default=False)] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print each answer as a JSON object in a line.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the server is ready.")] = False,
+    wait_timeout: Annotated[
+        float | None, typer.Option(min=0, metavar="SECONDS", help="Like --wait, but not longer than this.")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print statistics on stderr in any case.")] = False,
+    file: Annotated[str | None, typer.Option(metavar="FILE", help=FILE_HELP, rich_help_panel=MANY)] = None,
+    parallel: Annotated[
+        int, typer.Option(min=1, max=1024, metavar="N", help="How many are generated at once.", rich_help_panel=MANY)
+    ] = 8,
+    num_answers: Annotated[
+        int,
+        typer.Option(
+            "-n", min=1, metavar="N", help="Answers to each text, with different seeds.", rich_help_panel=MANY
+        ),
+    ] = 1,
 ) -> None:
     """Complete text with a running server.
 
-    Greedy unless a sampling option is given. Exit codes: 0 done, 1 the server refused or failed, 2 usage.
+    Greedy unless a sampling option is given. Exit codes: 0 done, 1 the server refused or failed, 2 usage, 130 Ctrl-C.
     """
-    prompt = " ".join(text) if text else read_prompt()
-    presenter = Presenter.open(os.environ, verbose=verbose)
-    with Client.connect(connection) as client:
-        frames = client.generate_stream(parameters.to_request(prompt))
-        answer = collect_answer(frames) if json_ else presenter.show(prompt, frames)
-    if json_:
-        print(json.dumps(answer.as_dict(), ensure_ascii=False))
-    if answer.was_interrupted:
-        raise typer.Exit(130)
-
-
-def read_prompt() -> str:
-    """All of stdin, without the line end that ``echo`` adds."""
-    if sys.stdin.isatty():
-        raise UsageError('No text is given: `tgis generate "Once upon a time"`, or pipe one in.')
-    return sys.stdin.read().removesuffix("\n")
+    generation = Generation(
+        connection,
+        parameters,
+        Presenter.open(os.environ, verbose=verbose),
+        as_json=json_,
+        num_answers=num_answers,
+        parallel=parallel,
+        wait_s=math.inf if wait and wait_timeout is None else wait_timeout,
+    )
+    if not generation.run(text or [], file):
+        raise typer.Exit(EXIT_INTERRUPTED)
