@@ -26,7 +26,7 @@ START_TIME_FIELD = 19  # of /proc/PID/stat after the name in parentheses; in clo
 class ServerTls:
     """How a server's gRPC port uses TLS, as far as a client must know."""
 
-    certificate: Path
+    certificate: Path  # absolute once the server is ready
     names: tuple[str, ...]  # that the certificate is for; empty while the server starts
     demands_client_certificate: bool
 
@@ -115,7 +115,10 @@ def find_server(pid: int, proc: Path = PROC) -> RunningServer | None:
 
 
 def list_pids(proc: Path) -> list[int]:
-    return [int(name) for name in os.listdir(proc) if name.isdigit()]
+    try:
+        return [int(name) for name in os.listdir(proc) if name.isdigit()]
+    except OSError:  # not mounted
+        return []
 
 
 def list_run_dirs(process: Path) -> Iterator[Path]:
@@ -150,11 +153,11 @@ def read_server(pid: int, door: Path, proc: Path) -> RunningServer:
         model=str(run["model_id"]),
         label=str(run["label"]),
         has_been_ready=bool(ready),
-        is_in_this_network=os.readlink(proc / str(pid) / "ns/net") == os.readlink("/proc/self/ns/net"),
+        is_in_this_network=is_in_this_network(proc / str(pid)),
         host=WILDCARDS.get(config["host"], config["host"]),
         grpc_port=bound[0] or None,
         http_port=bound[1] or None,
-        tls=read_tls(config, ready, Path(os.readlink(proc / str(pid) / "cwd"))),
+        tls=read_tls(config, ready),
         http_tls=str(config["http_tls"]),
         start_ticks=read_state(proc / str(pid))[1],
         drain_s=float(config["drain_delay"]) + float(config["drain_timeout"]),
@@ -171,15 +174,23 @@ def read_ready(door: Path) -> dict[str, Any]:
         return {}
 
 
-def read_tls(config: dict[str, Any], ready: dict[str, Any], directory: Path) -> ServerTls | None:
-    """
-    Args:
-        directory: the launcher's, which a relative path starts from.
-    """
+def read_tls(config: dict[str, Any], ready: dict[str, Any]) -> ServerTls | None:
     if not config["tls_cert_path"]:
         return None
-    names = (ready.get("tls") or {}).get("names", ())
-    return ServerTls(directory / config["tls_cert_path"], tuple(names), bool(config["tls_client_ca_cert_path"]))
+    facts = ready.get("tls") or {}
+    return ServerTls(
+        Path(facts.get("certificate") or config["tls_cert_path"]),
+        tuple(facts.get("names", ())),
+        bool(config["tls_client_ca_cert_path"]),
+    )
+
+
+def is_in_this_network(process: Path) -> bool:
+    """Whether a process shares our network namespace; where the system has none, all do."""
+    try:
+        return os.readlink(process / "ns/net") == os.readlink("/proc/self/ns/net")
+    except OSError:
+        return True
 
 
 def list_shard_sockets(door: Path, prefix: str | None, num_shard: int) -> list[Path]:
