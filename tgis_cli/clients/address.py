@@ -7,8 +7,8 @@ the only running server of this user; the default port of this machine. `tgis he
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Callable, Mapping
-from urllib.parse import urlsplit
 
 TYPE_CHECKING = False  # importing typing would add a tenth to the imports of `tgis health`
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ DEFAULT_PORTS = {GRPC: 8033, HTTP: 3000}
 PORT_VARIABLES = {GRPC: "GRPC_PORT", HTTP: "PORT"}
 SCHEMES = {"grpc": False, "http": False, "grpcs": True, "https": True}  # whether each means TLS
 URL_VARIABLE = "TGIS_URL"
-NO_HOST = re.compile(r"[\s/\\\"'<>^`{|}\x00-\x20\x7f]")
+NO_HOST = re.compile(r"[^\w.-]")  # in a name or an IPv4 address
 
 
 class Address:
@@ -190,22 +190,21 @@ def split_host(rest: str, shown: str) -> tuple[str, int]:
         refuse(f"{shown} has more than an address ({extra}): HOST:PORT is enough, here {rest or 'HOST:PORT'}.")
     if is_bare_ipv6(rest):
         host, _, port = rest.rpartition(":")
-        refuse(f"{shown} is an IPv6 address without brackets: write [{host}]:{port}, or [{rest}]:PORT.")
+        guess = "" if host.endswith(":") or not port.isdecimal() else f"[{host}]:{port}, or "
+        refuse(f"{shown} is an IPv6 address without brackets: write {guess}[{rest}]:PORT.")
     host, colon, port = rest.rpartition(":")
-    if rest.endswith("]") or not colon:
-        example = f"127.0.0.1:{rest}" if rest.isdecimal() else f"{rest or 'HOST'}:PORT"
+    if rest.endswith("]") or not colon or not port:
+        example = f"127.0.0.1:{rest}" if rest.isdecimal() else f"{rest.rstrip(':') or 'HOST'}:PORT"
         refuse(f"{shown} is not HOST:PORT, such as 127.0.0.1:8033; did you mean {example}?")
     if not host:
         refuse(f"{shown} has no host; did you mean 127.0.0.1:{port}?")
     if not re.fullmatch(r"[0-9]+", port) or not 1 <= int(port) <= 65535:
-        refuse(f"{shown} is not HOST:PORT: {port or 'nothing'!r} is not a port, a number from 1 to 65535.")
-    try:
-        name = urlsplit(f"//{host}:1").hostname or ""
-    except ValueError:
-        name = ""
-    if not name or NO_HOST.search(name) or ("[" in host) != (":" in name):
+        refuse(f"{shown} is not HOST:PORT: {port!r} is not a port, a number from 1 to 65535.")
+    if host.startswith("[") and host.endswith("]") and is_ipv6(host[1:-1]):
+        return host[1:-1], int(port)
+    if NO_HOST.search(host):
         refuse(f"{shown} is not HOST:PORT: {host!r} is neither a name nor an address.")
-    return name, int(port)
+    return host.lower(), int(port)
 
 
 def split_extra(rest: str) -> tuple[str, str]:
@@ -222,6 +221,15 @@ def is_bare_ipv6(rest: str) -> bool:
     return (
         rest.count(":") > 1 and "[" not in rest and re.fullmatch(r"[0-9a-fA-F:.]+(%\w+)?(:[0-9]+)?", rest) is not None
     )
+
+
+def is_ipv6(text: str) -> bool:
+    """Whether it is an IPv6 address, perhaps with a zone (``%eth0``)."""
+    try:
+        socket.inet_pton(socket.AF_INET6, text.partition("%")[0])
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def mask(text: str) -> str:

@@ -248,6 +248,8 @@ def explain_certificate(address: Address, files: TlsFiles, error: ssl.SSLCertVer
             return f"{whose} has expired{f' on {end}' if end else ''}: renew it, or correct this machine's clock."
         return f"{whose} is not valid{f' before {start}' if start else ' yet'}: wait, or correct this machine's clock."
     if error.verify_code in (WRONG_NAME, WRONG_IP):
+        from tgis_server.frontend.transport.certificate import list_names
+
         names = list_names(get_certificate(address, files))
         example = f" with --tls-server-name {names[0]}" if names else ": it needs a subjectAltName"
         what = ", ".join(names[:5]) or "no name"
@@ -273,13 +275,3 @@ def get_certificate(address: Address, files: TlsFiles) -> dict[str, object]:
             return dict(secured.getpeercert() or {})
     except (OSError, ValueError):
         return {}
-
-
-def list_names(certificate: dict[str, object]) -> list[str]:
-    """The names that a client may expect: DNS names before addresses, else the common name."""
-    entries = list(certificate.get("subjectAltName", ()))  # type: ignore[call-overload]
-    names = [value for wanted in ("DNS", "IP Address") for kind, value in entries if kind == wanted]
-    if names:
-        return names
-    subject = [pair for group in certificate.get("subject", ()) for pair in group]  # type: ignore[attr-defined]
-    return [value for kind, value in subject if kind == "commonName"]
