@@ -26,7 +26,7 @@ OFFERED = ("revision", "dtype", "device", "num_shard", "kv_cache_memory", "max_s
 MODEL_HELP = "Directory, or hub id in the local cache; without one the small demo model."
 TEXT_HELP = "What to complete; `-` stands for standard input. Without a text: standard input, or a prompt loop."
 
-Text = Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help=TEXT_HELP, show_default=False)]
+Text = Annotated[list[str] | None, typer.Argument(metavar="TEXT", help=TEXT_HELP, show_default=False)]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the server's log, and statistics, on stderr.")]
 
 
