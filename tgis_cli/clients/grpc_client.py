@@ -81,7 +81,7 @@ class Client:
             except (grpc.RpcError, grpc.FutureCancelledError):
                 on_done(to_request_error(call.code().name, call.details() or "", self.address.target))
             else:
-                answer.add(response)
+                answer.add_whole(response)
                 on_done(answer)
 
         call = self._stub.Generate.future(
