@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from tgis_cli.terminal.coercion import spare_coercion
 from tgis_cli.terminal.command_table import COMMANDS, describe_command, load_command
 from tgis_cli.terminal.exits import errors_as_exit_codes
 from tgis_server import __version__
@@ -70,6 +71,7 @@ def tgis(
 
 def main() -> None:
     """The console script ``tgis``."""
+    spare_coercion()
     command = typer.main.get_command(app)
     with errors_as_exit_codes(debug="--debug" in sys.argv):
         sys.exit(command.main(prog_name="tgis", standalone_mode=False))
