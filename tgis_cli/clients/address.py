@@ -234,9 +234,11 @@ def is_ipv6(text: str) -> bool:
 
 def mask(text: str) -> str:
     """The URL without a password, for messages."""
+    if "@" not in text:
+        return text or "''"
     from tgis_server.words.url_credentials import mask_credentials
 
-    return mask_credentials(text) or "''"
+    return mask_credentials(text)
 
 
 def refuse(sentence: str) -> NoReturn:
