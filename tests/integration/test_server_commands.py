@@ -19,6 +19,8 @@ import pytest
 
 BIN = Path(sys.executable).parent
 Start = Callable[..., Any]
+REHEARSAL = ("--rehearse", "--host", "127.0.0.1")
+SLOW = (*REHEARSAL, "--rehearse-step-ms", "50")  # a thousand tokens outlast every test
 
 
 def run_tgis(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -41,7 +43,7 @@ def list_servers() -> dict[int, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def server(start_shared: Start) -> Any:
-    return start_shared("--rehearse", "--host", "127.0.0.1").wait_until_ready()
+    return start_shared(*REHEARSAL).wait_until_ready()
 
 
 # -- ps
@@ -68,7 +70,7 @@ def test_ps_fits_80_columns(server: Any):
 
 
 def test_ps_shows_how_far_a_starting_server_is(start: Start):
-    server = start("--rehearse", "--host", "127.0.0.1", "--fault", "slow-load:30000")
+    server = start(*REHEARSAL, "--fault", "shard0:hang@load")
     server.wait_for_children(2)
 
     phases = set()
@@ -83,7 +85,7 @@ def test_ps_shows_how_far_a_starting_server_is(start: Start):
 
 
 def test_ps_lists_a_server_that_does_not_answer(launch: Start):
-    server = launch("--rehearse", "--host", "127.0.0.1")
+    server = launch(*REHEARSAL)
     os.kill(server.facts["pids"]["frontend"], signal.SIGSTOP)
     asked_at = time.monotonic()
 
@@ -111,7 +113,7 @@ def test_a_command_finds_the_address_in_the_environment(server: Any):
 
 
 def test_stop_ends_the_server_that_is_named_and_no_other(server: Any, launch: Start):
-    other = launch("--rehearse", "--host", "127.0.0.1")
+    other = launch(*REHEARSAL)
 
     done = run_tgis("stop", str(other.facts["grpc_port"]))
 
@@ -123,7 +125,7 @@ def test_stop_ends_the_server_that_is_named_and_no_other(server: Any, launch: St
 
 
 def test_stop_refuses_an_ambiguous_name_and_signals_nobody(server: Any, launch: Start):
-    other = launch("--rehearse", "--host", "127.0.0.1")
+    other = launch(*REHEARSAL)
 
     done = run_tgis("stop", "demo")
 
@@ -151,7 +153,7 @@ def test_stop_waits_for_calls_in_flight_unless_it_is_told_not_to(launch: Start):
     server = launch(
         "--rehearse", "--host", "127.0.0.1", "--max-new-tokens", "100000", "--max-sequence-length", "200000"
     )
-    load = server.start_load(2, 100_000)
+    load = server.start_load(2, 1000)
     name = str(server.process.pid)
 
     patient = run_tgis("stop", name, "--timeout", "2")
@@ -175,7 +177,7 @@ def test_stop_of_a_draining_server_does_not_cut_the_drain_short(launch: Start):
     server = launch(
         "--rehearse", "--host", "127.0.0.1", "--max-new-tokens", "100000", "--max-sequence-length", "200000"
     )
-    load = server.start_load(1, 100_000)
+    load = server.start_load(1, 1000)
     name = str(server.process.pid)
 
     codes = [run_tgis("stop", name, "--timeout", "1").returncode for _ in range(2)]
@@ -187,7 +189,7 @@ def test_stop_of_a_draining_server_does_not_cut_the_drain_short(launch: Start):
 
 
 def test_stop_ends_a_server_that_is_still_starting(start: Start):
-    server = start("--rehearse", "--host", "127.0.0.1", "--fault", "slow-load:30000")
+    server = start(*REHEARSAL, "--fault", "shard0:hang@load")
     server.wait_for_children(2)
 
     done = run_tgis("stop", str(server.process.pid))
@@ -197,7 +199,7 @@ def test_stop_ends_a_server_that_is_still_starting(start: Start):
 
 
 def test_stop_names_a_frozen_launcher(launch: Start):
-    server = launch("--rehearse", "--host", "127.0.0.1")
+    server = launch(*REHEARSAL)
     os.kill(server.process.pid, signal.SIGSTOP)
 
     done = run_tgis("stop", str(server.process.pid))
@@ -212,7 +214,7 @@ def test_on_a_terminal_the_drain_is_one_line_that_is_gone_afterwards(launch: Sta
     server = launch(
         "--rehearse", "--host", "127.0.0.1", "--max-new-tokens", "100000", "--max-sequence-length", "200000"
     )
-    server.start_load(1, 100_000)
+    server.start_load(1, 1000)
     main, side = pty.openpty()
     environ = {"PATH": os.environ["PATH"], "TERM": "xterm"}
     command = [BIN / "tgis", "stop", str(server.process.pid), "--timeout", "2"]
