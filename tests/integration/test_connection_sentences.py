@@ -212,7 +212,8 @@ def test_a_client_certificate_of_another_ca_is_refused(pki: Path):
     sentence, address = ask(tls_options(pki, client_ca=True), make)
 
     assert sentence == (
-        f"The server at {address} refuses the client certificate {pki}/foreigner.pem: is it of the server's client CA?"
+        f"The server at {address} refuses the client certificate {pki}/foreigner.pem: it must be signed by the "
+        "server's client CA, and valid now."
     )
 
 

@@ -59,7 +59,7 @@ class Client:
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         address = connection.find_address()
         files = connection.tls_files(address)
-        with open_connected_channel(address, files) as channel:
+        with open_connected_channel(address, files, CONNECT_TIMEOUT_S) as channel:
             yield cls(channel, address)
 
     def generate_stream(self, request: pb.SingleGenerationRequest) -> Iterator[pb.GenerationResponse]:
@@ -92,9 +92,7 @@ class Client:
 
 
 @contextlib.contextmanager
-def open_connected_channel(
-    address: Address, files: TlsFiles | None, timeout_s: float = CONNECT_TIMEOUT_S
-) -> Iterator[grpc.Channel]:
+def open_connected_channel(address: Address, files: TlsFiles | None, timeout_s: float) -> Iterator[grpc.Channel]:
     """A gRPC channel that has a connection.
 
     Raises:

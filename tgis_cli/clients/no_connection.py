@@ -217,7 +217,8 @@ def explain_refusal(address: Address, files: TlsFiles) -> str:
     if files.cert is None:
         return CLIENT_CERTIFICATE.format(target=address.target)
     return (
-        f"The server at {address.target} does not accept the client certificate {files.cert}: is it of its client CA?"
+        f"The server at {address.target} refuses the client certificate {files.cert}: it must be signed by the "
+        "server's client CA, and valid now."
     )
 
 
