@@ -55,8 +55,6 @@ class Client:
             UsageError: the options cannot be used, or do not say which server.
             Unavailable: the server does not answer, or refuses the connection.
         """
-        # Otherwise gRPC's C library logs failed connections too.
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         address = connection.find_address()
         files = connection.tls_files(address)
         with open_connected_channel(address, files, CONNECT_TIMEOUT_S) as channel:
@@ -99,6 +97,7 @@ def open_connected_channel(address: Address, files: TlsFiles | None, timeout_s: 
         UsageError: a TLS file cannot be used.
         Unavailable: there is no connection within the time; the sentence says why.
     """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C library would log failed connections too
     import grpc
 
     from tgis_server.wire.grpc_channels import UNLIMITED, Option, open_channel
@@ -106,7 +105,7 @@ def open_connected_channel(address: Address, files: TlsFiles | None, timeout_s: 
     options: tuple[Option, ...] = UNLIMITED
     credentials = None
     if files is not None:
-        credentials = grpc.ssl_channel_credentials(*files.read())
+        credentials = grpc.ssl_channel_credentials(*files.for_grpc())
         options += (("grpc.ssl_target_name_override", files.name),) if files.name else ()
     with open_channel(address.target, credentials, options) as channel:
         if not is_connected(channel, timeout_s):
