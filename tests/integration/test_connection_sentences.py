@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from frontends import Server, run, serving
 from tgis_cli.clients import probe
 from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.grpc_client import Client
+from tgis_cli.clients.tls_files import TlsFiles
 from tgis_server.errors import TgisError, Unavailable, UsageError
 
 KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout")
@@ -48,6 +50,7 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
     openssl("pkey", "-in", "client.key", "-aes256", "-passout", "pass:secret", "-out", "encrypted.key")
     (base / "both.pem").write_bytes((base / "client.key").read_bytes() + (base / "client.pem").read_bytes())
     (base / "text").write_text("hello\n")
+    (base / "broken.pem").write_text("-----BEGIN CERTIFICATE-----\naGVsbG8=\n-----END CERTIFICATE-----\n")
     return base
 
 
@@ -315,9 +318,13 @@ def test_health_says_the_same_over_https(pki: Path, capsys: pytest.CaptureFixtur
         ({"cert": "client.pem", "key": "none"}, "--key {pki}/none cannot be read: No such file or directory."),
         ({"cert": "client.key", "key": "client.key"}, "--cert {pki}/client.key has no certificate"),
         ({"cert": "client.pem", "key": "text"}, "--key {pki}/text has no key: give the PEM file with the private key"),
-        ({"cert": "client.pem"}, "--cert {pki}/client.pem has no key in it, and --key is not given: give the PEM file"),
+        ({"cert": "client.pem"}, "--cert {pki}/client.pem has no key, and --key is not given: give the PEM file"),
         ({"cert": "client.pem", "key": "server.key"}, "--key {pki}/server.key does not belong to the certificate --ce"),
         ({"cert": "client.pem", "key": "encrypted.key"}, "--key {pki}/encrypted.key is encrypted: decrypt it with"),
+        (
+            {"cert": "broken.pem", "key": "client.key"},
+            "--cert {pki}/broken.pem and --key {pki}/client.key cannot be used",
+        ),
         ({"key": "client.key"}, "--key {pki}/client.key is given without --cert: the server needs the certificate"),
     ],
 )
@@ -333,6 +340,25 @@ def test_a_file_that_cannot_be_used_is_a_usage_error(
 
     assert str(refused.value).startswith(complaint.format(pki=pki))
     assert (code, capsys.readouterr().err) == (2, f"tgis: {refused.value}\n")
+
+
+def test_files_may_be_pipes(pki: Path):
+    def pipe(name: str) -> Path:
+        reader, writer = os.pipe()
+        os.write(writer, (pki / name).read_bytes())
+        os.close(writer)
+        return Path(f"/dev/fd/{reader}")
+
+    def make(server: Server) -> Connection:
+        return Connection(server.address, pipe("ca.pem"), pipe("client.pem"), pipe("client.key"))
+
+    assert ask(tls_options(pki, client_ca=True), make)[0] == ""
+
+
+@pytest.mark.parametrize("name", ["", ".example.com", "a b", "größe", "[::1]"])
+def test_a_name_that_no_certificate_can_have_is_a_usage_error(name: str):
+    with pytest.raises(UsageError, match=r"--tls-server-name .* is not a name"):
+        TlsFiles(None, None, None, name).make_context()
 
 
 def test_an_ipv6_address_in_brackets_is_reached():

@@ -115,9 +115,7 @@ class TlsFiles:
             refuse(f"--cert {cert} has no certificate: it must be a PEM file ({CERTIFICATE.decode()}).")
         private = self._read(key, "--key")
         if PRIVATE_KEY not in private:
-            hint = (
-                f"--key {key} has no key" if key != cert else f"--cert {cert} has no key in it, and --key is not given"
-            )
+            hint = f"--key {key} has no key" if key != cert else f"--cert {cert} has no key, and --key is not given"
             refuse(f"{hint}: give the PEM file with the private key of the certificate with --key FILE.")
         asked: list[bool] = []
 
@@ -133,7 +131,7 @@ class TlsFiles:
                 refuse(f"--key {key} is encrypted: decrypt it with `openssl pkey -in {key} -out FILE`.")
             if "MISMATCH" in describe(error).upper():
                 refuse(f"--key {key} does not belong to the certificate --cert {cert}: give the pair of one request.")
-            refuse(f"--cert {cert} and --key {key} cannot be used: {describe(error)}.")
+            refuse(f"--cert {cert} and --key {key} cannot be used: one of them is damaged.")
 
     def _read(self, file: Path, flag: str) -> bytes:
         """
