@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from typing import Annotated, Any
 
@@ -31,6 +30,8 @@ class LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args[0] not in COMMANDS and args[0][:1] != "-" and not ctx.resilient_parsing:  # set while completing
+            import difflib
+
             close = difflib.get_close_matches(args[0], COMMANDS, n=1)
             suggestion = OTHER_WORDS.get(args[0]) or (close[0] if close else "")
             hint = f"did you mean `tgis {suggestion}`?" if suggestion else f"there are {', '.join(COMMANDS)}."

@@ -7,8 +7,8 @@ the only running server of this user; the default port of this machine. `tgis he
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Callable, Mapping
-from urllib.parse import urlsplit
 
 TYPE_CHECKING = False  # importing typing would add a tenth to the imports of `tgis health`
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ DEFAULT_PORTS = {GRPC: 8033, HTTP: 3000}
 PORT_VARIABLES = {GRPC: "GRPC_PORT", HTTP: "PORT"}
 SCHEMES = {"grpc": False, "http": False, "grpcs": True, "https": True}  # whether each means TLS
 URL_VARIABLE = "TGIS_URL"
-NO_HOST = re.compile(r"[\s/\\\"'<>^`{|}\x00-\x20\x7f]")
+EVERY_ADDRESS = {"": THIS_MACHINE, "0.0.0.0": THIS_MACHINE, "::": "::1"}  # noqa: S104  not bound here
+NO_HOST = re.compile(r"[^\w.-]")  # in a name or an IPv4 address
 
 
 class Address:
@@ -125,9 +126,9 @@ def find_in_environment(
     else:
         is_tls = bool(environ.get("TLS_CERT_PATH", "").strip())
         server = next((each for each in find() if each.grpc_port == int(text)), None) if is_tls else None
-    return Address(
-        THIS_MACHINE, int(text), is_tls=is_tls or with_tls, source=variable, protocol=protocol, server=server
-    )
+    host = environ.get("TGIS_HOST", "").strip()
+    host = EVERY_ADDRESS.get(host, host)
+    return Address(host, int(text), is_tls=is_tls or with_tls, source=variable, protocol=protocol, server=server)
 
 
 def to_address(server: RunningServer, protocol: str = GRPC, *, with_tls: bool = False) -> Address:
@@ -190,22 +191,21 @@ def split_host(rest: str, shown: str) -> tuple[str, int]:
         refuse(f"{shown} has more than an address ({extra}): HOST:PORT is enough, here {rest or 'HOST:PORT'}.")
     if is_bare_ipv6(rest):
         host, _, port = rest.rpartition(":")
-        refuse(f"{shown} is an IPv6 address without brackets: write [{host}]:{port}, or [{rest}]:PORT.")
+        guess = "" if host.endswith(":") or not port.isdecimal() else f"[{host}]:{port}, or "
+        refuse(f"{shown} is an IPv6 address without brackets: write {guess}[{rest}]:PORT.")
     host, colon, port = rest.rpartition(":")
-    if rest.endswith("]") or not colon:
-        example = f"127.0.0.1:{rest}" if rest.isdecimal() else f"{rest or 'HOST'}:PORT"
+    if rest.endswith("]") or not colon or not port:
+        example = f"127.0.0.1:{rest}" if rest.isdecimal() else f"{rest.rstrip(':') or 'HOST'}:PORT"
         refuse(f"{shown} is not HOST:PORT, such as 127.0.0.1:8033; did you mean {example}?")
     if not host:
         refuse(f"{shown} has no host; did you mean 127.0.0.1:{port}?")
     if not re.fullmatch(r"[0-9]+", port) or not 1 <= int(port) <= 65535:
-        refuse(f"{shown} is not HOST:PORT: {port or 'nothing'!r} is not a port, a number from 1 to 65535.")
-    try:
-        name = urlsplit(f"//{host}:1").hostname or ""
-    except ValueError:
-        name = ""
-    if not name or NO_HOST.search(name) or ("[" in host) != (":" in name):
+        refuse(f"{shown} is not HOST:PORT: {port!r} is not a port, a number from 1 to 65535.")
+    if host.startswith("[") and host.endswith("]") and is_ipv6(host[1:-1]):
+        return host[1:-1], int(port)
+    if NO_HOST.search(host):
         refuse(f"{shown} is not HOST:PORT: {host!r} is neither a name nor an address.")
-    return name, int(port)
+    return host.lower(), int(port)
 
 
 def split_extra(rest: str) -> tuple[str, str]:
@@ -224,11 +224,22 @@ def is_bare_ipv6(rest: str) -> bool:
     )
 
 
+def is_ipv6(text: str) -> bool:
+    """Whether it is an IPv6 address, perhaps with a zone (``%eth0``)."""
+    try:
+        socket.inet_pton(socket.AF_INET6, text.partition("%")[0])
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def mask(text: str) -> str:
     """The URL without a password, for messages."""
+    if "@" not in text:
+        return text or "''"
     from tgis_server.words.url_credentials import mask_credentials
 
-    return mask_credentials(text) or "''"
+    return mask_credentials(text)
 
 
 def refuse(sentence: str) -> NoReturn:

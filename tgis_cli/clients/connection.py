@@ -6,11 +6,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tgis_cli.clients.address import Address, find_address, to_address
 from tgis_cli.clients.tls_files import TlsFiles, name_flags
-from tgis_cli.runs.servers import RunningServer
 from tgis_server.errors import UsageError
+
+if TYPE_CHECKING:
+    from tgis_cli.runs.servers import RunningServer
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +44,19 @@ class Connection:
         return address
 
     def tls_files(self, address: Address) -> TlsFiles | None:
-        """The files and the name for TLS to this address; ``None`` for plain text.
-
-        A server of this user is trusted by its own certificate file, unless a CA is given.
-        """
+        """The files and the name for TLS to this address; ``None`` for plain text."""
         if not address.is_tls:
             return None
-        own = address.server.tls if address.server is not None else None
-        name = self.tls_server_name
-        if own is not None and name is None:
-            name = pick_name(own.names, address.host)
-        return TlsFiles(self.ca or (own.certificate if own else None), self.cert, self.key, name)
+        return own_files(address, TlsFiles(self.ca, self.cert, self.key, self.tls_server_name))
+
+
+def own_files(address: Address, files: TlsFiles | None) -> TlsFiles | None:
+    """Complete what is given with what is known of a running server of this user: its certificate file is trusted."""
+    own = address.server.tls if address.server is not None else None
+    if files is None or own is None:
+        return files
+    name = files.name or pick_name(own.names, address.host)
+    return TlsFiles(files.ca or own.certificate, files.cert, files.key, name)
 
 
 def pick_name(names: tuple[str, ...], host: str) -> str | None:

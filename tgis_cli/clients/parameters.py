@@ -8,7 +8,6 @@ use.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 import struct
@@ -334,6 +333,8 @@ def find_parameter(name: str) -> Parameter:
     """
     known = PARAMETERS.get(name.replace("-", "_"))
     if known is None:
+        import difflib
+
         close = difflib.get_close_matches(name.replace("-", "_"), PARAMETERS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(PARAMETERS)}."
         raise UsageError(f"No such parameter: {name}; {hint}")

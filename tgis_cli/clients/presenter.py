@@ -20,7 +20,7 @@ from tgis_cli.clients.token_view import TokenColors, make_legend, make_tables
 from tgis_cli.terminal.capabilities import get_width, has_color, is_capable, is_terminal
 from tgis_cli.terminal.spinner import Spinner, can_encode
 from tgis_cli.terminal.tables import print_tables
-from tgis_cli.terminal.word_wrap import DIM, RESET, WordWriter
+from tgis_cli.terminal.word_wrap import DIM, WordWriter
 from tgis_server.words.control_characters import escape_controls
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 There is no registry that could go stale: the kernel closes the directory when its launcher ends, whatever kills it.
 Of the server and of other commands this module knows nothing but the two files in that directory, ``serve.json`` and,
-once the server is ready, ``ready.json``. Imports little, since `tgis health` may need it.
+once the server is ready, ``ready.json``. It imports little, since `tgis health` may need it.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tgis_cli.runs.run_dir import PREFIX
-
+PREFIX = "tgis-"  # of the names of run directories
 PROC = Path("/proc")
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104  not bound here
 START_TIME_FIELD = 19  # of /proc/PID/stat after the name in parentheses; in clock ticks since boot
@@ -27,7 +26,7 @@ START_TIME_FIELD = 19  # of /proc/PID/stat after the name in parentheses; in clo
 class ServerTls:
     """How a server's gRPC port uses TLS, as far as a client must know."""
 
-    certificate: Path
+    certificate: Path  # absolute once the server is ready
     names: tuple[str, ...]  # that the certificate is for; empty while the server starts
     demands_client_certificate: bool
 
@@ -48,15 +47,36 @@ class RunningServer:
     http_port: int | None
     tls: ServerTls | None
     http_tls: str  # "off", "server" or "mutual"
-    started_at: float  # of the launcher, in seconds since the epoch
+    start_ticks: int  # when the launcher started, in clock ticks since boot: with its pid, an identity
     drain_s: float  # the longest time that it takes to finish its calls when it is stopped
-    num_shard: int
+    shard_sockets: tuple[Path, ...]
     pids: dict[str, int]  # of the children by name; empty while the server starts
+
+    @property
+    def age_s(self) -> float:
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - self.start_ticks / os.sysconf("SC_CLK_TCK")
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether this launcher, not another process with its number, has not ended."""
+        try:
+            state, ticks = read_state(self.door.parents[1])
+        except (OSError, ValueError):
+            return False
+        return ticks == self.start_ticks and state not in "ZX"
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the launcher is stopped (SIGSTOP)."""
+        try:
+            return read_state(self.door.parents[1])[0] in "Tt"
+        except (OSError, ValueError):
+            return False
 
     @property
     def grpc(self) -> str | None:
         """``HOST:PORT``."""
-        return self.grpc_port and f"{bracket(self.host)}:{self.grpc_port}"  # type: ignore[return-value]
+        return f"{bracket(self.host)}:{self.grpc_port}" if self.grpc_port else None
 
     @property
     def http(self) -> str | None:
@@ -66,8 +86,10 @@ class RunningServer:
 
     @property
     def names(self) -> set[str]:
-        """What people call it: its model, the last part of the model's name, its gRPC port, and its pid."""
-        return {self.model, self.model.rstrip("/").rpartition("/")[2], str(self.pid), str(self.grpc_port or self.pid)}
+        """What people call it: its model, the last part of the model's name, its gRPC address and port, and its pid."""
+        model = self.model.rstrip("/")
+        address = {self.grpc, str(self.grpc_port)} if self.grpc else set()
+        return {self.model, model, model.rpartition("/")[2], str(self.pid), *address}
 
 
 def find_running(proc: Path = PROC) -> list[RunningServer]:
@@ -76,7 +98,7 @@ def find_running(proc: Path = PROC) -> list[RunningServer]:
     Servers of other users, and those outside this namespace of process ids, stay hidden.
     """
     found = [server for pid in list_pids(proc) if (server := find_server(pid, proc)) is not None]
-    return sorted(found, key=lambda server: (server.started_at, server.pid))
+    return sorted(found, key=lambda server: (server.start_ticks, server.pid))
 
 
 def find_server(pid: int, proc: Path = PROC) -> RunningServer | None:
@@ -93,7 +115,10 @@ def find_server(pid: int, proc: Path = PROC) -> RunningServer | None:
 
 
 def list_pids(proc: Path) -> list[int]:
-    return [int(name) for name in os.listdir(proc) if name.isdigit()]
+    try:
+        return [int(name) for name in os.listdir(proc) if name.isdigit()]
+    except OSError:  # not mounted
+        return []
 
 
 def list_run_dirs(process: Path) -> Iterator[Path]:
@@ -128,15 +153,15 @@ def read_server(pid: int, door: Path, proc: Path) -> RunningServer:
         model=str(run["model_id"]),
         label=str(run["label"]),
         has_been_ready=bool(ready),
-        is_in_this_network=os.readlink(proc / str(pid) / "ns/net") == os.readlink("/proc/self/ns/net"),
+        is_in_this_network=is_in_this_network(proc / str(pid)),
         host=WILDCARDS.get(config["host"], config["host"]),
         grpc_port=bound[0] or None,
         http_port=bound[1] or None,
-        tls=read_tls(config, ready, Path(os.readlink(proc / str(pid) / "cwd"))),
+        tls=read_tls(config, ready),
         http_tls=str(config["http_tls"]),
-        started_at=read_start_time(proc / str(pid)),
+        start_ticks=read_state(proc / str(pid))[1],
         drain_s=float(config["drain_delay"]) + float(config["drain_timeout"]),
-        num_shard=int(run["num_shard"]),
+        shard_sockets=tuple(list_shard_sockets(door, config["shard_uds_path"], int(run["num_shard"]))),
         pids=dict(ready.get("pids", {})),
     )
 
@@ -149,27 +174,41 @@ def read_ready(door: Path) -> dict[str, Any]:
         return {}
 
 
-def read_tls(config: dict[str, Any], ready: dict[str, Any], directory: Path) -> ServerTls | None:
-    """
-    Args:
-        directory: the launcher's, which a relative path starts from.
-    """
+def read_tls(config: dict[str, Any], ready: dict[str, Any]) -> ServerTls | None:
     if not config["tls_cert_path"]:
         return None
-    names = (ready.get("tls") or {}).get("names", ())
-    return ServerTls(directory / config["tls_cert_path"], tuple(names), bool(config["tls_client_ca_cert_path"]))
+    facts = ready.get("tls") or {}
+    return ServerTls(
+        Path(facts.get("certificate") or config["tls_cert_path"]),
+        tuple(facts.get("names", ())),
+        bool(config["tls_client_ca_cert_path"]),
+    )
 
 
-def read_start_time(process: Path) -> float:
-    """When a process started, in seconds since the epoch."""
+def is_in_this_network(process: Path) -> bool:
+    """Whether a process shares our network namespace; where the system has none, all do."""
+    try:
+        return os.readlink(process / "ns/net") == os.readlink("/proc/self/ns/net")
+    except OSError:
+        return True
+
+
+def list_shard_sockets(door: Path, prefix: str | None, num_shard: int) -> list[Path]:
+    return [Path(f"{prefix}-{rank}") if prefix else door / f"shard-{rank}.sock" for rank in range(num_shard)]
+
+
+def read_state(process: Path) -> tuple[str, int]:
+    """State of a process, as the kernel's letter, and when it started, in clock ticks since boot.
+
+    Raises:
+        OSError, ValueError: there is no such process.
+    """
     fields = (process / "stat").read_text().rpartition(")")[2].split()
-    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[START_TIME_FIELD]) / os.sysconf("SC_CLK_TCK")
-    return time.time() - age_s
+    if len(fields) <= START_TIME_FIELD:
+        raise ValueError(f"{process} has no start time")
+    return fields[0], int(fields[START_TIME_FIELD])
 
 
 def bracket(host: str) -> str:
     """A host as it is written before a port."""
     return f"[{host}]" if ":" in host else host
-
-
-Find = Callable[[], list[RunningServer]]
