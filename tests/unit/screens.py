@@ -13,10 +13,12 @@ import os
 import pty
 import re
 import struct
+import subprocess
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TextIO
 
 from tgis_cli.terminal.word_wrap import get_character_width
@@ -125,6 +127,22 @@ class Terminal:
         """Like a terminal without reflow: what is shown stays."""
         fcntl.ioctl(self.stream.fileno(), termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         self.screen.columns = columns
+
+    def start(self, command: Sequence[str | Path], environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        """Start a process whose terminal this is: what is typed here goes to it, Ctrl-C as a signal."""
+        slave = self.stream.fileno()
+        return subprocess.Popen(
+            command,
+            env=dict(environ),
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+
+    def type(self, text: str) -> None:
+        os.write(self._master, text.encode())
 
     def wait_for(self, condition: Callable[[Screen], object]) -> None:
         deadline = time.monotonic() + DEADLINE_S
