@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from tgis_cli.terminal.coercion import spare_coercion
 from tgis_cli.terminal.command_table import COMMANDS, describe_command, load_command
 from tgis_cli.terminal.exits import errors_as_exit_codes
 from tgis_server import __version__
@@ -30,6 +30,8 @@ class LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args[0] not in COMMANDS and args[0][:1] != "-" and not ctx.resilient_parsing:  # set while completing
+            import difflib
+
             close = difflib.get_close_matches(args[0], COMMANDS, n=1)
             suggestion = OTHER_WORDS.get(args[0]) or (close[0] if close else "")
             hint = f"did you mean `tgis {suggestion}`?" if suggestion else f"there are {', '.join(COMMANDS)}."
@@ -70,6 +72,7 @@ def tgis(
 
 def main() -> None:
     """The console script ``tgis``."""
+    spare_coercion()
     command = typer.main.get_command(app)
     with errors_as_exit_codes(debug="--debug" in sys.argv):
         sys.exit(command.main(prog_name="tgis", standalone_mode=False))

@@ -1,10 +1,12 @@
-"""Running servers as data, for the commands that look for one."""
+"""Running servers as data and as run directories, for the commands that look for one."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+from tgis_cli.runs.run_dir import make_run_dir
 from tgis_cli.runs.servers import RunningServer, ServerTls
 
 TLS = ServerTls(Path("/tls/server.pem"), ("tgis.example.com",), demands_client_certificate=False)
@@ -31,3 +33,26 @@ def make_running(**changes: Any) -> RunningServer:
         "pids": {"frontend": 102, "shard-0": 101},
     }
     return RunningServer(**facts | changes)
+
+
+CONFIG = {
+    "host": "0.0.0.0",
+    "grpc_port": 8033,
+    "port": 0,
+    "tls_cert_path": None,
+    "tls_client_ca_cert_path": None,
+    "http_tls": "off",
+    "drain_delay": 1.0,
+    "drain_timeout": 90.0,
+    "shard_uds_path": None,
+}
+
+
+def make_run(parent: Path, *, ready: dict[str, Any] | None = None, **config: Any) -> Path:
+    """A run directory that is complete, but for a launcher; ready if there are facts for ``ready.json``."""
+    run_dir = make_run_dir(parent)
+    run = {"model_id": "org/name", "model_dir": "/models/name", "label": "", "num_shard": 2, "config": CONFIG | config}
+    (run_dir / "serve.json").write_text(json.dumps(run))
+    if ready is not None:
+        (run_dir / "ready.json").write_text(json.dumps(ready))
+    return run_dir

@@ -22,6 +22,7 @@ DEFAULT_PORTS = {GRPC: 8033, HTTP: 3000}
 PORT_VARIABLES = {GRPC: "GRPC_PORT", HTTP: "PORT"}
 SCHEMES = {"grpc": False, "http": False, "grpcs": True, "https": True}  # whether each means TLS
 URL_VARIABLE = "TGIS_URL"
+EVERY_ADDRESS = {"": THIS_MACHINE, "0.0.0.0": THIS_MACHINE, "::": "::1"}  # noqa: S104  not bound here
 NO_HOST = re.compile(r"[^\w.-]")  # in a name or an IPv4 address
 
 
@@ -125,9 +126,9 @@ def find_in_environment(
     else:
         is_tls = bool(environ.get("TLS_CERT_PATH", "").strip())
         server = next((each for each in find() if each.grpc_port == int(text)), None) if is_tls else None
-    return Address(
-        THIS_MACHINE, int(text), is_tls=is_tls or with_tls, source=variable, protocol=protocol, server=server
-    )
+    host = environ.get("TGIS_HOST", "").strip()
+    host = EVERY_ADDRESS.get(host, host)
+    return Address(host, int(text), is_tls=is_tls or with_tls, source=variable, protocol=protocol, server=server)
 
 
 def to_address(server: RunningServer, protocol: str = GRPC, *, with_tls: bool = False) -> Address:
@@ -234,9 +235,11 @@ def is_ipv6(text: str) -> bool:
 
 def mask(text: str) -> str:
     """The URL without a password, for messages."""
+    if "@" not in text:
+        return text or "''"
     from tgis_server.words.url_credentials import mask_credentials
 
-    return mask_credentials(text) or "''"
+    return mask_credentials(text)
 
 
 def refuse(sentence: str) -> NoReturn:

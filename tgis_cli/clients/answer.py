@@ -48,6 +48,11 @@ class Answer:
         self.tokens += frame.tokens
         self.input_tokens += frame.input_tokens
 
+    def add_whole(self, response: pb.GenerationResponse) -> None:
+        """Add an answer that came in one piece: nobody knows when its first token was there."""
+        self.add(response)
+        self.first_at = None
+
     @property
     def stop_reason(self) -> str:
         from tgis_server.wire import generation_pb2 as pb

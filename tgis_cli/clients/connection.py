@@ -6,11 +6,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tgis_cli.clients.address import Address, find_address, to_address
 from tgis_cli.clients.tls_files import TlsFiles, name_flags
-from tgis_cli.runs.servers import RunningServer
 from tgis_server.errors import UsageError
+
+if TYPE_CHECKING:
+    from tgis_cli.runs.servers import RunningServer
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from tgis_cli.clients.address import Address
 from tgis_cli.clients.answer import Answer
 from tgis_cli.clients.connection import Connection
-from tgis_cli.clients.no_connection import explain_no_connection
 from tgis_cli.clients.tls_files import TlsFiles
 from tgis_server.errors import RequestError, Unavailable, with_status
 
@@ -42,11 +41,9 @@ class Client:
             UsageError: the options cannot be used, or do not say which server.
             Unavailable: the server does not answer, or refuses the connection.
         """
-        # Otherwise gRPC's C library logs failed connections too.
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         address = connection.find_address()
         files = connection.tls_files(address)
-        with open_connected_channel(address, files) as channel:
+        with open_connected_channel(address, files, CONNECT_TIMEOUT_S) as channel:
             yield cls(channel, address)
 
     def generate_stream(self, request: pb.SingleGenerationRequest) -> Iterator[pb.GenerationResponse]:
@@ -81,7 +78,7 @@ class Client:
             except (grpc.RpcError, grpc.FutureCancelledError):
                 on_done(to_request_error(call.code().name, call.details() or "", self.address.target))
             else:
-                answer.add(response)
+                answer.add_whole(response)
                 on_done(answer)
 
         call = self._stub.Generate.future(
@@ -120,15 +117,14 @@ class Client:
 
 
 @contextlib.contextmanager
-def open_connected_channel(
-    address: Address, files: TlsFiles | None, timeout_s: float = CONNECT_TIMEOUT_S
-) -> Iterator[grpc.Channel]:
+def open_connected_channel(address: Address, files: TlsFiles | None, timeout_s: float) -> Iterator[grpc.Channel]:
     """A gRPC channel that has a connection.
 
     Raises:
         UsageError: a TLS file cannot be used.
         Unavailable: there is no connection within the time; the sentence says why.
     """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C library would log failed connections too
     import grpc
 
     from tgis_server.wire.grpc_channels import UNLIMITED, Option, open_channel
@@ -137,10 +133,12 @@ def open_connected_channel(
     options: tuple[Option, ...] = (*UNLIMITED, ("grpc.use_local_subchannel_pool", 1))
     credentials = None
     if files is not None:
-        credentials = grpc.ssl_channel_credentials(*files.read())
+        credentials = grpc.ssl_channel_credentials(*files.for_grpc())
         options += (("grpc.ssl_target_name_override", files.name),) if files.name else ()
     with open_channel(address.target, credentials, options) as channel:
         if not is_connected(channel, timeout_s):
+            from tgis_cli.clients.no_connection import explain_no_connection
+
             raise Unavailable(explain_no_connection(address, files, timeout_s))
         yield channel
 

@@ -116,8 +116,9 @@ def explain_stranger(address: Address, answer: bytes, *, is_closed: bool) -> str
     name = "gRPC" if address.protocol == GRPC else "HTTP"
     if answer:
         return f"The process at {address.target} does not speak {name}; it answers {answer[:20]!r}."
-    how = "closes every connection" if is_closed else "accepts connections, but does not answer"
-    return f"The process at {address.target} {how}: it may not speak {name}, or it hangs."
+    if is_closed:
+        return f"The process at {address.target} closes the connection: it does not speak {name}."
+    return f"The process at {address.target} accepts connections, but does not answer: is it hung, or not a server?"
 
 
 def explain_wanted_tls(address: Address) -> str:
@@ -185,7 +186,7 @@ def explain_tls(address: Address, connection: socket.socket, files: TlsFiles) ->
     except ssl.SSLError as error:
         return explain_alert(address, files, error)
     except TimeoutError:
-        return f"The process at {address.target} accepts connections, but does not answer: it hangs, or is no server."
+        return f"The process at {address.target} accepts connections, but does not answer: is it hung, or not a server?"
     except OSError:  # closed or reset
         return explain_no_tls(address)
 
@@ -216,7 +217,8 @@ def explain_refusal(address: Address, files: TlsFiles) -> str:
     if files.cert is None:
         return CLIENT_CERTIFICATE.format(target=address.target)
     return (
-        f"The server at {address.target} does not accept the client certificate {files.cert}: is it of its client CA?"
+        f"The server at {address.target} refuses the client certificate {files.cert}: it must be signed by the "
+        "server's client CA, and valid now."
     )
 
 

@@ -8,7 +8,6 @@ use.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 import struct
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from tgis_server.wire import generation_pb2 as pb
 
 LENGTH_FOR_PEOPLE = 256  # tokens of an answer on a terminal, unless another number is given
+MAX_SHOWN = 50  # characters of a wrong value in an error
 YES, NO = ("on", "true", "yes", "1"), ("off", "false", "no", "0")
 
 LENGTH, SAMPLING, PENALTIES, TOKENS = "Length and end", "Sampling", "Penalties", "Tokens and probabilities"
@@ -333,6 +333,8 @@ def find_parameter(name: str) -> Parameter:
     """
     known = PARAMETERS.get(name.replace("-", "_"))
     if known is None:
+        import difflib
+
         close = difflib.get_close_matches(name.replace("-", "_"), PARAMETERS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(PARAMETERS)}."
         raise UsageError(f"No such parameter: {name}; {hint}")
@@ -396,7 +398,8 @@ def is_unicode(text: str) -> bool:
 
 
 def show(value: object) -> str:
-    """A value as it was written, quoted if it could be misread, and shortened."""
-    is_plain = isinstance(value, str) and value.isprintable() and value and " " not in value
-    text = str(value) if is_plain else json.dumps(value, default=str, ensure_ascii=False)
-    return escape_controls(text if len(text) <= 60 else f"{text[:57]}...")
+    """A value as it was written, shortened, and quoted if it could be misread."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+    short = text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+    is_plain = not isinstance(value, str) or (short and short.isprintable() and " " not in short)
+    return escape_controls(short if is_plain else json.dumps(short, ensure_ascii=False))

@@ -20,7 +20,7 @@ from tgis_cli.clients.token_view import TokenColors, make_legend, make_tables
 from tgis_cli.terminal.capabilities import get_width, has_color, is_capable, is_terminal
 from tgis_cli.terminal.spinner import Spinner, can_encode
 from tgis_cli.terminal.tables import print_tables
-from tgis_cli.terminal.word_wrap import DIM, RESET, WordWriter
+from tgis_cli.terminal.word_wrap import DIM, WordWriter
 from tgis_server.words.control_characters import escape_controls
 
 if TYPE_CHECKING:
@@ -107,9 +107,8 @@ class Presenter:
 
     def say(self, sentence: str) -> None:
         """A remark on stderr, dimmed."""
-        is_dimmed = self.has_color and self.has_spinner
-        self.err.write(f"{DIM}{sentence}{RESET}\n" if is_dimmed else f"{sentence}\n")
-        self.err.flush()
+        writer = WordWriter(self.err, partial(get_width, self.err)) if self.has_spinner else BareWriter(self.err)
+        writer.write(f"{sentence}\n", self._dim if self.has_spinner else "")
 
     def _show_frames(
         self, prompt: str, frames: Iterable[pb.GenerationResponse], answer: Answer, writer: Writer

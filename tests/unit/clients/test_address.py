@@ -39,6 +39,14 @@ def test_the_ports_in_the_environment_come_before_running_servers():
     assert find(running=[make_running()], environ=environ, protocol=HTTP) == "http://127.0.0.1:4 from PORT"
 
 
+@pytest.mark.parametrize(
+    ("host", "target"),
+    [("0.0.0.0", "127.0.0.1:2"), ("::", "[::1]:2"), ("10.0.0.5", "10.0.0.5:2"), (" ", "127.0.0.1:2")],
+)
+def test_the_host_in_the_environment_counts_with_the_port(host: str, target: str):
+    assert find(environ={"TGIS_HOST": host, "GRPC_PORT": "2"}).startswith(f"grpc://{target} ")
+
+
 def test_a_port_of_0_in_the_environment_is_no_address():
     assert find(running=[make_running()], environ={"GRPC_PORT": "0"}).endswith("from the running server, pid 100")
 

@@ -14,21 +14,11 @@ from typing import Any
 
 import pytest
 
+from running import make_run
 from tgis_cli.runs.memory import measure_memory
 from tgis_cli.runs.run_dir import MAX_FAILED_RUNS, MAX_KEPT_RUNS, locked, make_run_dir, remove_leftovers
 from tgis_cli.runs.servers import RunningServer, ServerTls, find_running, find_server
 
-CONFIG = {
-    "host": "0.0.0.0",
-    "grpc_port": 8033,
-    "port": 0,
-    "tls_cert_path": None,
-    "tls_client_ca_cert_path": None,
-    "http_tls": "off",
-    "drain_delay": 1.0,
-    "drain_timeout": 90.0,
-    "shard_uds_path": None,
-}
 HOLDER = """
 import fcntl, os, sys
 directory = os.open(sys.argv[1], os.O_RDONLY)
@@ -37,15 +27,6 @@ if sys.argv[2:]:
 print("open", flush=True)
 sys.stdin.read()
 """
-
-
-def make_run(parent: Path, *, ready: dict[str, Any] | None = None, **config: Any) -> Path:
-    run_dir = make_run_dir(parent)
-    run = {"model_id": "org/name", "model_dir": "/models/name", "label": "", "num_shard": 2, "config": CONFIG | config}
-    (run_dir / "serve.json").write_text(json.dumps(run))
-    if ready is not None:
-        (run_dir / "ready.json").write_text(json.dumps(ready))
-    return run_dir
 
 
 def find_here() -> list[RunningServer]:
