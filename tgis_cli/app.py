@@ -17,7 +17,7 @@ from tgis_cli.terminal.exits import errors_as_exit_codes
 from tgis_server import __version__
 from tgis_server.errors import UsageError
 
-OTHER_WORDS = dict.fromkeys(("serve", "start", "run", "up"), "launch")  # of other programs
+OTHER_WORDS = dict.fromkeys(("serve", "start", "up"), "launch")  # of other programs
 
 
 class LazyGroup(TyperGroup):

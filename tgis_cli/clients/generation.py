@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from tgis_cli.clients.answer import collect_answer
-from tgis_cli.clients.connection import Connection
+from tgis_cli.clients.answer import as_flag, collect_answer
+from tgis_cli.clients.connector import Connector
 from tgis_cli.clients.grpc_client import Client
 from tgis_cli.clients.parameters import Parameters
 from tgis_cli.clients.presenter import Presenter, interrupted_by_ctrl_c
 from tgis_cli.clients.prompts import EXAMPLE, read_prompt
-from tgis_server.errors import InvalidRequest, TgisError, Unavailable, UsageError
+from tgis_server.errors import InvalidRequest, TgisError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,13 +28,12 @@ LIMIT = re.compile(r"max_new_tokens must be <= (\d+)")
 class Generation:
     """One run of the command. Its methods return whether it came to its end: ``False`` after Ctrl-C."""
 
-    connection: Connection
+    connector: Connector
     parameters: Parameters
     presenter: Presenter
     as_json: bool
     num_answers: int
     parallel: int
-    wait_s: float | None  # for a server that is not ready; None: do not wait
 
     def run(self, words: Sequence[str], file: str | None) -> bool:
         """
@@ -53,11 +52,11 @@ class Generation:
         prompt = read_prompt(words, sys.stdin)
         if prompt is None and (self.as_json or self.num_answers > 1 or not self.presenter.is_for_people):
             raise UsageError(f"No text is given: {EXAMPLE}, or pipe one in.")
-        with self._connect() as client:
+        with self.connector.connect() as client:
             if prompt is None:
                 from tgis_cli.clients.prompt_loop import run_prompt_loop
 
-                run_prompt_loop(client, self.parameters, self.presenter)
+                run_prompt_loop(client, self.parameters, self.presenter, self.connector)
                 return True
             if self.num_answers > 1:
                 from tgis_cli.clients.prompt_file import Prompt
@@ -78,7 +77,7 @@ class Generation:
             raise UsageError(f"A text and --file {path} are given: leave one out.")
         if self.parameters.wants_tokens and not self.as_json:
             raise UsageError("Tokens of many answers are shown only with --json: add it, or leave --file out.")
-        with PromptFile.open(path, self.parameters, self._check) as file, self._connect() as client:
+        with PromptFile.open(path, self.parameters, self._check) as file, self.connector.connect() as client:
             self._show_many(client, file.prompts(), file.num_prompts * self.num_answers)
         return True
 
@@ -87,13 +86,6 @@ class Generation:
 
         jobs = make_jobs(prompts, self.num_answers, lambda parameters: self._adapt(parameters, client))
         ManyAnswers(self.presenter, total, as_json=self.as_json).run(jobs, client.start_answer, self.parallel)
-
-    def _connect(self) -> AbstractContextManager[Client]:
-        if self.wait_s is None:
-            return Client.connect(self.connection)
-        from tgis_cli.clients.waiting import connect_when_ready
-
-        return connect_when_ready(self.connection, self.wait_s, self.presenter)
 
     @property
     def _is_for_people(self) -> bool:
@@ -121,9 +113,6 @@ class Generation:
                 yield
             except InvalidRequest as error:
                 raise explain_refusal(error, self.parameters) from None
-            except Unavailable as error:
-                hint = " `--wait` waits for it." if "still loading" in str(error) and self.wait_s is None else ""
-                raise Unavailable(f"{error}{hint}") from None
         except TgisError as error:
             if self.as_json:
                 self._print_json({"error": str(error), "exit_code": error.exit_code})
@@ -133,9 +122,16 @@ class Generation:
         print(json.dumps(facts, ensure_ascii=False), file=self.presenter.out, flush=True)
 
 
-def explain_refusal(error: InvalidRequest, parameters: Parameters) -> TgisError:
-    """A length above this server's limit is a mistake on the command line."""
+def explain_refusal(
+    error: InvalidRequest, parameters: Parameters, setting: Callable[[str], str] = as_flag
+) -> TgisError:
+    """A length above this server's limit is a mistake of the person.
+
+    Args:
+        setting: how a parameter is called where the person has set it.
+    """
     limit = LIMIT.search(str(error))
     if limit is None or parameters.max_new_tokens is None:
         return error
-    return UsageError(f"--max-new-tokens is {parameters.max_new_tokens}, but this server allows at most {limit[1]}.")
+    name = setting("max_new_tokens")
+    return UsageError(f"{name} is {parameters.max_new_tokens}, but this server allows at most {limit[1]}.")

@@ -10,6 +10,7 @@ import typer
 
 from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.connection_options import with_connection_options
+from tgis_cli.clients.connector import RemoteConnector
 from tgis_cli.clients.generation import Generation
 from tgis_cli.clients.parameter_flags import with_parameters
 from tgis_cli.clients.parameters import Parameters
@@ -23,6 +24,17 @@ FILE_HELP = "Complete each line; a line of a .jsonl file is a JSON object with a
 MANY = "Several answers"
 
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print each answer as a JSON object in a line.")]
+File = Annotated[str | None, typer.Option(metavar="FILE", help=FILE_HELP, rich_help_panel=MANY)]
+Parallel = Annotated[
+    int, typer.Option(min=1, max=1024, metavar="N", help="How many are generated at once.", rich_help_panel=MANY)
+]
+NumAnswers = Annotated[
+    int,
+    typer.Option("-n", min=1, metavar="N", help="Answers to each text, with different seeds.", rich_help_panel=MANY),
+]
+
+
 @app.command()
 @with_connection_options
 @with_parameters
@@ -30,35 +42,29 @@ def generate(
     connection: Connection,
     parameters: Parameters,
     text: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help=TEXT_HELP, show_default=False)] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print each answer as a JSON object in a line.")] = False,
+    json_: AsJson = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the server is ready.")] = False,
     wait_timeout: Annotated[
         float | None, typer.Option(min=0, metavar="SECONDS", help="Like --wait, but not longer than this.")
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print statistics on stderr in any case.")] = False,
-    file: Annotated[str | None, typer.Option(metavar="FILE", help=FILE_HELP, rich_help_panel=MANY)] = None,
-    parallel: Annotated[
-        int, typer.Option(min=1, max=1024, metavar="N", help="How many are generated at once.", rich_help_panel=MANY)
-    ] = 8,
-    num_answers: Annotated[
-        int,
-        typer.Option(
-            "-n", min=1, metavar="N", help="Answers to each text, with different seeds.", rich_help_panel=MANY
-        ),
-    ] = 1,
+    file: File = None,
+    parallel: Parallel = 8,
+    num_answers: NumAnswers = 1,
 ) -> None:
     """Complete text with a running server.
 
     Greedy unless a sampling option is given. Exit codes: 0 done, 1 the server refused or failed, 2 usage, 130 Ctrl-C.
     """
+    presenter = Presenter.open(os.environ, verbose=verbose)
+    wait_s = math.inf if wait and wait_timeout is None else wait_timeout
     generation = Generation(
-        connection,
+        RemoteConnector(connection, presenter, wait_s),
         parameters,
-        Presenter.open(os.environ, verbose=verbose),
+        presenter,
         as_json=json_,
         num_answers=num_answers,
         parallel=parallel,
-        wait_s=math.inf if wait and wait_timeout is None else wait_timeout,
     )
     if not generation.run(text or [], file):
         raise typer.Exit(EXIT_INTERRUPTED)
