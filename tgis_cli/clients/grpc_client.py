@@ -152,7 +152,7 @@ def open_connected_channel(
 
 def import_messages() -> None:
     """What the first call needs; it takes as long as a connection."""
-    from tgis_server.wire import generation_pb2_grpc as _
+    from tgis_server.wire import generation_pb2_grpc  # noqa: F401  only imported
 
 
 def start_connecting(channel: grpc.Channel) -> queue.SimpleQueue[bool]:
