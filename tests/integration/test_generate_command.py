@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from caikit_driver import free_port
 from screens import open_terminal
 
 TGIS = Path(sys.executable).parent / "tgis"
@@ -24,6 +24,11 @@ ENDLESS = ("--max-new-tokens", "900")  # at 20 ms per token: longer than any tes
 @pytest.fixture(scope="module")
 def server(start_shared: Callable[..., Any]) -> Any:
     return start_shared("--rehearse", "--rehearse-step-ms", "20", "--max-concurrent-requests", "4").wait_until_ready()
+
+
+def find_free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 def count_calls(server: Any) -> int:
@@ -114,7 +119,7 @@ def test_a_length_above_the_limit_of_the_server_is_a_usage_error(server: Any):
 
 
 def test_wait_starts_before_the_server_and_asks_once_it_is_ready(start: Callable[..., Any]):
-    port = free_port()
+    port = find_free_port()
     client = subprocess.Popen(
         [TGIS, "generate", "--wait", "--url", f"127.0.0.1:{port}", "--json", "Once"],
         env=ENVIRON,

@@ -43,7 +43,7 @@ class Client:
         """
         address = connection.find_address()
         files = connection.tls_files(address)
-        with open_connected_channel(address, files, CONNECT_TIMEOUT_S) as channel:
+        with open_connected_channel(address, files, CONNECT_TIMEOUT_S, meanwhile=import_messages) as channel:
             yield cls(channel, address)
 
     def generate_stream(self, request: pb.SingleGenerationRequest) -> Iterator[pb.GenerationResponse]:
@@ -117,8 +117,13 @@ class Client:
 
 
 @contextlib.contextmanager
-def open_connected_channel(address: Address, files: TlsFiles | None, timeout_s: float) -> Iterator[grpc.Channel]:
+def open_connected_channel(
+    address: Address, files: TlsFiles | None, timeout_s: float, *, meanwhile: Callable[[], None] = lambda: None
+) -> Iterator[grpc.Channel]:
     """A gRPC channel that has a connection.
+
+    Args:
+        meanwhile: called once the channel connects in threads of its own.
 
     Raises:
         UsageError: a TLS file cannot be used.
@@ -136,15 +141,22 @@ def open_connected_channel(address: Address, files: TlsFiles | None, timeout_s: 
         credentials = grpc.ssl_channel_credentials(*files.for_grpc())
         options += (("grpc.ssl_target_name_override", files.name),) if files.name else ()
     with open_channel(address.target, credentials, options) as channel:
-        if not is_connected(channel, timeout_s):
+        settled = start_connecting(channel)
+        meanwhile()
+        if not is_connected(settled, timeout_s):
             from tgis_cli.clients.no_connection import explain_no_connection
 
             raise Unavailable(explain_no_connection(address, files, timeout_s))
         yield channel
 
 
-def is_connected(channel: grpc.Channel, timeout_s: float) -> bool:
-    """Wait until the connection is up or refused; give up after the timeout."""
+def import_messages() -> None:
+    """What the first call needs; it takes as long as a connection."""
+    from tgis_server.wire import generation_pb2_grpc  # noqa: F401  only imported
+
+
+def start_connecting(channel: grpc.Channel) -> queue.SimpleQueue[bool]:
+    """Returns what gets whether the connection is up, once it is up or refused."""
     import grpc
 
     settled: queue.SimpleQueue[bool] = queue.SimpleQueue()
@@ -154,6 +166,11 @@ def is_connected(channel: grpc.Channel, timeout_s: float) -> bool:
             settled.put(state is grpc.ChannelConnectivity.READY)
 
     channel.subscribe(note, try_to_connect=True)
+    return settled
+
+
+def is_connected(settled: queue.SimpleQueue[bool], timeout_s: float) -> bool:
+    """Wait until the connection is up or refused; give up after the timeout."""
     with contextlib.suppress(queue.Empty):
         return settled.get(timeout=timeout_s)
     return False

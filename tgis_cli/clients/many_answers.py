@@ -99,7 +99,7 @@ class ManyAnswers:
                 self.show(job, result)
         finally:
             status.clear()
-        if self.presenter.has_last_line:
+        if self.presenter.has_last_line or self.presenter.has_spinner:
             self.presenter.say(self.summarize())
         if self.num_failed:
             raise RequestError(f"{self.num_failed} of {self.num_done} answers failed.")
