@@ -57,7 +57,7 @@ def run_prompt_loop(client: Client, parameters: Parameters, presenter: Presenter
         TgisError: the server will not come back.
     """
     history = PromptHistory.find(os.environ)
-    lines = LineInput(complete_word, history.load())
+    lines = LineInput(complete_word, history.load(), is_capable=presenter.wraps)
     with ended_by_signals(), lines.open(), Link(client, connector) as link:
         PromptLoop(link, parameters, presenter, lines, history).run()
 

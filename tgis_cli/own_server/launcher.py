@@ -96,7 +96,7 @@ class Launcher:
         self._join_copier()
         self.has_failed = True
         code = self._process.returncode
-        where = "" if self._log.path is None or code == UsageError.exit_code else f" The log is {self._log.path}."
+        where = "" if self._log.path is None or code == UsageError.exit_code else f" The log is in {self._log.path}."
         raise KINDS.get(code, GroupFailed)(self._read_cause() + where)
 
     def stop(self) -> None:

@@ -43,8 +43,8 @@ def make_arguments(
 
     A server that exists for one answer allows the length that is asked for.
     """
-    given = {option: value for option in options() if (value := flags.get(option.name)) is not None}
-    arguments = [to_argument(option, value) for option, value in given.items()]
+    given = [(option, value) for option in options() if (value := flags.get(option.name)) is not None]
+    arguments = [to_argument(option, value) for option, value in given]
     if config_file is not None:
         arguments.append(f"--config={config_file}")
     if (parameters.max_new_tokens or 0) > DEFAULT_LIMIT:
