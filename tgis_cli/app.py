@@ -50,7 +50,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="First steps: `tgis launch` serves a small demo model, `tgis generate` queries it.",
+    epilog="First step: `tgis run` tries a small demo model.",
 )
 
 
