@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from tgis_cli.clients.answer import as_flag, collect_answer
+from tgis_cli.clients.answer import SomeFailed, as_flag, collect_answer
 from tgis_cli.clients.connector import Connector
 from tgis_cli.clients.grpc_client import Client
 from tgis_cli.clients.parameters import Parameters
@@ -114,7 +114,7 @@ class Generation:
             except InvalidRequest as error:
                 raise explain_refusal(error, self.parameters) from None
         except TgisError as error:
-            if self.as_json:
+            if self.as_json and not isinstance(error, SomeFailed):
                 self._print_json({"error": str(error), "exit_code": error.exit_code})
             raise
 

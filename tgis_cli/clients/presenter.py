@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 
 from tgis_cli.clients.answer import Answer, as_flag
@@ -113,10 +114,12 @@ class Presenter:
     def _show_frames(
         self, prompt: str, frames: Iterable[pb.GenerationResponse], answer: Answer, writer: Writer
     ) -> None:
+        frames, colors = iter(frames), TokenColors()
+        with self._make_spinner(writer):
+            accepted = list(islice(frames, 1))  # a call that is refused has no frame: its error stands alone
         self._write_prompt(prompt, writer)
-        colors = TokenColors()
         with self._make_spinner(writer) as spinner:
-            for frame in frames:
+            for frame in chain(accepted, frames):
                 answer.add(frame)
                 if frame.generated_token_count:
                     spinner.stop()
