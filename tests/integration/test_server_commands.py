@@ -184,9 +184,7 @@ def test_stop_takes_a_number_of_seconds(timeout: str):
 
 
 def test_stop_waits_for_calls_in_flight_unless_it_is_told_not_to(launch: Start):
-    server = launch(
-        "--rehearse", "--host", "127.0.0.1", "--max-new-tokens", "100000", "--max-sequence-length", "200000"
-    )
+    server = launch(*SLOW)
     load = server.start_load(2, 1000)
     name = str(server.process.pid)
 
@@ -208,9 +206,7 @@ def test_stop_waits_for_calls_in_flight_unless_it_is_told_not_to(launch: Start):
 
 
 def test_stop_of_a_draining_server_does_not_cut_the_drain_short(launch: Start):
-    server = launch(
-        "--rehearse", "--host", "127.0.0.1", "--max-new-tokens", "100000", "--max-sequence-length", "200000"
-    )
+    server = launch(*SLOW)
     load = server.start_load(1, 1000)
     name = str(server.process.pid)
 
@@ -245,9 +241,7 @@ def test_stop_names_a_frozen_launcher(launch: Start):
 
 
 def test_on_a_terminal_the_drain_is_one_line_that_is_gone_afterwards(launch: Start):
-    server = launch(
-        "--rehearse", "--host", "127.0.0.1", "--max-new-tokens", "100000", "--max-sequence-length", "200000"
-    )
+    server = launch(*SLOW)
     server.start_load(1, 1000)
     main, side = pty.openpty()
     environ = {"PATH": os.environ["PATH"], "TERM": "xterm"}
