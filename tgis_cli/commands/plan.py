@@ -46,7 +46,7 @@ def plan(
 
     environ = dict(os.environ)
     loaded = load_config(flags, environ, config_file)
-    for_this_machine = gpu is None and cpu is None  # else its GPUs do not matter, and their driver may hang
+    for_this_machine = gpu is None and cpu is None  # otherwise, its GPUs do not matter, and their driver may hang
     machine = probe_machine(environ if for_this_machine else environ | {"CUDA_VISIBLE_DEVICES": ""})
     devices = read_devices(gpu, cpu, loaded.config, machine)
     with failures_as_events(as_json=json_), open_model(loaded.config, environ, token) as source:
@@ -56,6 +56,6 @@ def plan(
         raise report.problem
 
 
-MODEL = "Directory, or hub id of a cached or remote model; without one the demo model."
+MODEL = "Directory, or hub id of a cached or remote model; without one, the demo model."
 
 app.command(cls=GroupedHelpCommand)(with_serve_options(plan, positional_model=MODEL))

@@ -45,8 +45,8 @@ class ServerGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] not in self.commands:
             raise UsageError(
-                f"text-generation-server {args[0]} is not part of this version; {', '.join(('serve', *TOOLS))} are. "
-                f"The commands of tgis are {', '.join(COMMANDS)}."
+                f"text-generation-server {args[0]} is not part of this version, which has "
+                f"{', '.join(('serve', *TOOLS))}. The commands of tgis are {', '.join(COMMANDS)}."
             )
         name, command, rest = super().resolve_command(ctx, args)
         return name, load_command(name) if name in TOOLS else command, rest

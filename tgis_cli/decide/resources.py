@@ -50,7 +50,7 @@ def choose_device(decide: Decisions, engine: Engine) -> str:
 
 
 def warn_of_missing_gpus(decide: Decisions) -> None:
-    """Warn if the environment lists GPUs, except for ``all`` and an empty list, which many images set."""
+    """Warn if the environment lists GPUs; ``all`` and an empty list do not count, as many images set them."""
     variable = next((name for name in GPU_LISTS if name in decide.environ), "")
     if listed := split_devices(decide.environ.get(variable)):
         decide.warnings.append(
@@ -174,7 +174,7 @@ def explain_kv_cache_memory(
     num_shard: int,
     max_sequence_length: int,
 ) -> None:
-    """Explain how the memory for keys and values will be chosen; shards do so after loading."""
+    """Explain how the memory for keys and values will be chosen; shards choose it after loading."""
     if decide.is_given("kv_cache_memory"):
         decide.take_given("kv_cache_memory")
     elif sizes is None:

@@ -1,4 +1,4 @@
-"""Checks of variables that the launcher refuses, that look like options, slow the server down, or shadow libraries."""
+"""Checks of variables that are refused, that look like options, that slow the server down, or that shadow libraries."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def check_misspelt(subject: Subject) -> Iterator[Verdict]:
         if close:
             yield warn(f"The variable {name} is not an option.", f"Did you mean {close[0]}?", name=name, close=close[0])
         elif name.startswith("TGIS_"):
-            yield warn(f"The variable {name} is not an option.", "`tgis config show` lists them.", name=name)
+            yield warn(f"The variable {name} is not an option.", "`tgis config show` lists the options.", name=name)
 
 
 def check_burdens(subject: Subject) -> Iterator[Verdict]:
@@ -120,7 +120,7 @@ def check_hub(subject: Subject) -> Iterator[Verdict]:
     if endpoint is not None and not endpoint.startswith(("http://", "https://")):
         yield warn(
             f"HF_ENDPOINT is {mask_credentials(endpoint)!r}, but must be a URL such as https://huggingface.co.",
-            "Unset or correct it; downloads fail.",
+            "Unset or correct it: downloads fail until then.",
         )
     if given or tokens:
         yield ok(f"For downloads: {', '.join(given + tokens)}.", variables=given, has_token=bool(tokens))

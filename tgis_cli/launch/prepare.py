@@ -1,6 +1,6 @@
 """The start before any child is spawned: inspect the machine and the model, check everything, and make a run.
 
-Reading files and querying drivers can hang, so both happen in a forked process. It is watched like the children are
+Reading files and querying drivers can hang, so both happen in a forked process. It is watched as the children are
 later, with the same timeout, while probes are answered.
 """
 
@@ -77,7 +77,7 @@ async def prepare_or_retry(
     undo: contextlib.ExitStack,
     policy: RestartPolicy,
 ) -> tuple[Resolved, Run]:
-    """Like :func:`prepare`, but retry as ``--restart`` says: storage may answer later, or memory become free.
+    """Like :func:`prepare`, but retry as ``--restart`` says: storage may answer later, or memory may become free.
 
     Raises:
         TgisError: the reason why the run cannot start.

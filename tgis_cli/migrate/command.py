@@ -30,12 +30,12 @@ class Command:
 
     @property
     def is_unread(self) -> bool:
-        """Whether it cannot be parsed, so that its flags are unknown."""
+        """Whether the command cannot be parsed, so that its flags are unknown."""
         return bool(self.problems) and not self.flags
 
 
 def parse_command(argv: list[str], environ: Mapping[str, str]) -> Command:
-    """Find the executable, in a shell's script too, and parse its arguments."""
+    """Find the executable, even in a shell script, and parse its arguments."""
     words = find_words(argv, environ)
     if not words:
         return Command()

@@ -1,4 +1,4 @@
-"""Polling of the processes: is the group ready, does the front-end answer, what is a drain waiting for?
+"""Polling of the processes: whether the group is ready, whether the front-end answers, what a drain is waiting for.
 
 Imports gRPC, so import it only after the children have been started.
 """

@@ -1,4 +1,4 @@
-"""Which tensor in the files each name of the model refers to, decided by content, not by the order of files. No torch.
+"""Which tensor in the files each name of the model refers to, decided by content, not by file order; without torch.
 
 Names are resolved as in transformers: with the family's prefix, without it (saved from the base model), or with one
 prefix too many.

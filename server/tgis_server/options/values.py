@@ -21,7 +21,7 @@ def parse_value(option: Option, raw: Any, source: str) -> Any:
     """Convert a raw value to the option's type and check its range.
 
     Raises:
-        UsageError: the option does not accept it; the text is the original's if there is one.
+        UsageError: the option does not accept the value; if the original has a text for that, the error has the same.
     """
     try:
         return _convert(option, raw)

@@ -57,7 +57,7 @@ def test_a_requested_gpu_that_is_missing_is_a_failure():
     ((level, sentence),) = judge(check_devices, make_subject(device="cuda"))
 
     assert level == "fail"
-    assert sentence.startswith("--device cuda, but no GPU is visible. See `nvidia-smi`")
+    assert sentence.startswith("--device cuda is given, but no GPU is visible. See `nvidia-smi`")
 
 
 def test_a_cpu_build_of_torch_on_a_machine_with_gpus_is_a_warning():
@@ -97,7 +97,7 @@ def test_a_driver_for_an_older_cuda_than_torchs_is_a_failure():
     [
         ({"torch": "2.11.0+cu128"}, "torch is built for CUDA 12.8."),
         ({"torch": "2.11.0+cu118"}, "torch is built for CUDA 11.8."),
-        ({"torch": "2.11.0+cu129"}, "torch is built for CUDA 12.9, which works by minor version compatibility."),
+        ({"torch": "2.11.0+cu129"}, "torch is built for CUDA 12.9, which works because minor versions are compatible."),
         ({"torch": "2.11.0", "nvidia_cuda_runtime_cu12": "12.6.77"}, "torch is built for CUDA 12.6."),
     ],
 )

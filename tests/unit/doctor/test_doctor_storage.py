@@ -103,7 +103,7 @@ def test_a_log_file_that_cannot_be_written_is_a_failure(tmp_path: Path, name: st
     file = tmp_path / name
 
     assert complaints(check_log_file, make_subject(log_file=str(file))) == [
-        f"--log-file {file} cannot be written: {reason}. Choose a writable one; its directory must exist."
+        f"--log-file {file} cannot be written: {reason}. Choose a writable file in an existing directory."
     ]
 
 

@@ -402,7 +402,7 @@ def test_a_complete_pod_gets_no_advice(examine):
             {"env": [{"name": "HF_TOKEN", "value": "hf_x"}]},
             {},
             "secrets",
-            "HF_TOKEN is in plain text, and not needed",
+            "HF_TOKEN is in plain text and is not needed",
         ),
         (
             {"env": [{"name": "S3_SECRET", "value": "x"}]},

@@ -92,7 +92,9 @@ def find_environment(environ: Mapping[str, str]) -> Path:
         UsageError: this user has no home.
     """
     cache = expand(environ.get("XDG_CACHE_HOME", ""), environ)
-    if not os.path.isabs(cache):  # as its standard requires; else packages would be loaded from the current directory
+    if not os.path.isabs(
+        cache
+    ):  # as its standard requires; otherwise packages would be loaded from the current directory
         cache = expand("~/.cache", environ)
     if cache.startswith("~"):
         raise UsageError(
@@ -110,7 +112,7 @@ def export_to_onnx(export: Export, environment: Path) -> float:
 
     Raises:
         UsageError: a directory cannot be written or is taken.
-        ModelError: the exporter cannot be installed, does not support the model, or its result differs.
+        ModelError: the exporter cannot be installed or does not support the model, or its result differs.
         NotEnoughDevices: memory or disk space is insufficient.
     """
     export.check()
@@ -155,9 +157,11 @@ def prepare_environment(environment: Path) -> None:
         if found == stamp:
             return
         if not found and environment.exists() and (not environment.is_dir() or any(environment.iterdir())):
-            raise UsageError(f"{environment} contains files other than the exporter: name another with --environment.")
+            raise UsageError(
+                f"{environment} contains other files than the exporter's: name another with --environment."
+            )
         check_disk(environment.parent, ENVIRONMENT_BYTES, "The exporter", "name another place with --environment")
-        tell(f"installing the exporter in {environment}, once", as_json=False)
+        tell(f"installing the exporter in {environment} (only once)", as_json=False)
         temporary = environment.with_name(f".{environment.name}{INCOMPLETE}")
         shutil.rmtree(temporary, ignore_errors=True)
         try:
@@ -201,7 +205,7 @@ def install(directory: Path, environment: Path) -> None:
 
 
 def run_worker(export: Export, temporary: Path, environment: Path | None) -> float:
-    """Run the worker; returns the difference. Without an environment, it only stores the reference logits."""
+    """Run the worker, and return the difference. Without an environment, it only stores the reference logits."""
     order = asdict(export) | {"directory": temporary, "only_reference": environment is None}
     command = make_command("-m", "tgis_cli.model_files.convert.onnx_worker", json.dumps(order, default=str))
     environ = make_environment(os.environ)

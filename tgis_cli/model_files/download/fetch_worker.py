@@ -3,7 +3,7 @@
 ``python -m tgis_cli.model_files.download.fetch_worker --death-fd N --parent PID``
 
 A separate process, as only killing it reliably ends a stuck transfer: the network library may hang in a name lookup,
-hf_xet in its own threads. ``transfers.py`` starts it, sends jobs as JSON lines to stdin, reads events as JSON lines
+and hf_xet in its own threads. ``transfers.py`` starts it, sends jobs as JSON lines to stdin, reads events as JSON lines
 from stdout, and kills it when events stop.
 
 Events::
@@ -204,7 +204,7 @@ def receive(job: Job, receiver: Receiver) -> None:
 
     Raises:
         CutOff: the response ended early.
-        Damaged: it was too long.
+        Damaged: the response was too long.
         Exception: any error of huggingface_hub and its dependencies.
     """
     byte_range = f"bytes={receiver.position}-" if receiver.position else ""

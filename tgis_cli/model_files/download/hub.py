@@ -275,7 +275,7 @@ def explain_hub_error(error: BaseException, model: str, revision: str, token: Hu
         case errors.GatedRepoError():
             return ModelError(
                 f"{model} is gated, and {access} gives no access. Accept its terms at {endpoint}/{model}, then use a "
-                "token of that account."
+                "token of the account that accepted them."
             )
         case errors.DisabledRepoError():
             return ModelError(f"{model} has been disabled on {endpoint}: choose another model.")
@@ -285,7 +285,7 @@ def explain_hub_error(error: BaseException, model: str, revision: str, token: Hu
             return ModelError(f"A file of {model} at {revision} has disappeared from {endpoint}: try again.")
         case errors.RepositoryNotFoundError():
             return ModelError(
-                f"{endpoint} has no model {model}, and there is no directory of that name: check it. If the model is "
+                f"{endpoint} has no model {model}, and there is no directory of that name: check the name. If it is "
                 f"private, {access} does not reveal it."
             )
     if is_bad_request(error):

@@ -1,7 +1,7 @@
 """Which files of a repository a download takes.
 
-The rules for ``--extension`` are those of the original's ``download-weights``, and its exclusions too. Which weights
-make up the model is decided by the code that decides it at startup.
+The rules for ``--extension``, including its exclusions, are those of the original's ``download-weights``. The weights
+that make up the model are chosen by the same code as at startup.
 """
 
 from __future__ import annotations
