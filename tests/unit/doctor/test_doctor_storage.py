@@ -85,7 +85,7 @@ def test_a_socket_of_a_running_server_is_a_failure(tmp_path: Path):
 
     (failure,) = complaints(check_run_dir, replace(subject, resolved=resolve(subject.loaded, {}, subject.machine)))
 
-    assert failure.startswith(f"{tmp_path}/tgis-0 is a file and is not replaced")
+    assert failure.startswith(f"{tmp_path}/tgis-0 is a file and will not be replaced")
 
 
 # -- the log file
