@@ -17,7 +17,7 @@ from tgis_cli.terminal.exits import errors_as_exit_codes
 from tgis_server import __version__
 from tgis_server.errors import UsageError
 
-OTHER_WORDS = dict.fromkeys(("serve", "start", "run", "up"), "launch")  # of other programs
+OTHER_WORDS = dict.fromkeys(("serve", "start", "run", "up"), "launch")  # the names that other programs use
 
 
 class LazyGroup(TyperGroup):
@@ -29,7 +29,7 @@ class LazyGroup(TyperGroup):
             self.add_command(describe_command(name, summary), name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args[0] not in COMMANDS and args[0][:1] != "-" and not ctx.resilient_parsing:  # set while completing
+        if args[0] not in COMMANDS and args[0][:1] != "-" and not ctx.resilient_parsing:  # shell completion
             close = difflib.get_close_matches(args[0], COMMANDS, n=1)
             suggestion = OTHER_WORDS.get(args[0]) or (close[0] if close else "")
             hint = f"did you mean `tgis {suggestion}`?" if suggestion else f"the commands are {', '.join(COMMANDS)}."

@@ -71,7 +71,7 @@ class FailureSite:
     """Where a process failed: values that any sentence may contain."""
 
     process: str
-    place: str  # as from find_place
+    place: str  # from find_place
     log: str  # the file with its traceback or last lines
     shared_memory: SharedMemory
 

@@ -41,7 +41,7 @@ def convert_to_onnx(
         ),
     ] = None,
 ) -> None:
-    """Export a model to ONNX, in float32, and compare its logits.
+    """Export a model to ONNX, in float32, and compare its logits with the original's.
 
     The exporter needs different library versions, so it is installed once, with pip, in its own directory.
     """

@@ -32,13 +32,15 @@ def plan(
     ] = None,
     token: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help="For gated and private models; HF_TOKEN keeps it out of process lists."),
+        typer.Option(
+            metavar="TEXT", help="For gated and private models; HF_TOKEN keeps the token out of process lists."
+        ),
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what a model needs and where it fits: parameters, memory, longest sequences, and what a launch would choose.
 
-    Reads config.json and the headers of the weights, from a directory, the cache, or the hub; nothing is downloaded.
+    Reads config.json and the headers of the weights, from a directory, the cache, or the hub, but no weights.
     Takes the options of `tgis launch`. The exit code is 4 if the model does not fit.
     """
     from tgis_cli.machine import probe_machine

@@ -184,7 +184,7 @@ SETTINGS = (
     not_yet("SPECULATOR_MAX_BATCH_SIZE", NO_SPECULATOR),
     no_effect("KV_CACHE_MANAGER_NUM_GPU_BLOCKS", "KV blocks fill free memory; --kv-cache-memory sets their size."),
     no_effect("LOG_GPU_USAGE_INTERVAL", "GPU memory is not logged: see nvidia-smi or DCGM.", quiet=("0",)),
-    no_effect("DEBUG", "Process groups are always real; --log-level debug logs more.", quiet=ANY),
+    no_effect("DEBUG", "There are no fake process groups; --log-level debug logs more.", quiet=ANY),
     no_effect("RUST_BACKTRACE", "Tracebacks of failures are in the run directory.", quiet=ANY),
     no_effect("GIT_COMMIT_HASH", "Only for building the original.", quiet=ANY),
     no_effect("BUILD_EXTENSIONS", "Only for building the original.", quiet=ANY),

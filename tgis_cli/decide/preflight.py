@@ -66,7 +66,7 @@ def check_ports(config: ServeConfig) -> None:
     """Check that both ports are free. This check is last, as the launcher may answer probes on one of them until then.
 
     Raises:
-        UsageError: as :func:`wait_for_port`.
+        UsageError: see :func:`wait_for_port`.
     """
     wait_for_port(config.host, config.grpc_port, "--grpc-port")
     wait_for_port(config.host, config.port, "--port")
@@ -86,7 +86,7 @@ def check_processes(limits: Sequence[ProcessLimit], threads: Threads) -> None:
 
 
 def check_address_space() -> None:
-    """Check the limit of the address space: gRPC hangs or aborts if it gets no memory."""
+    """Check the limit on the address space: gRPC hangs or aborts if it gets no memory."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY and limit < MIN_ADDRESS_BYTES:
         raise failures.ADDRESSES_LIMITED.error(limit_bytes=limit, need_bytes=MIN_ADDRESS_BYTES)
@@ -99,7 +99,7 @@ def wait_for_port(host: str, port: int, flag: str) -> None:
     did not have to, as the new one took so long to load.
 
     Raises:
-        UsageError: as :func:`listen`.
+        UsageError: see :func:`listen`.
     """
     deadline = time.monotonic() + PREDECESSOR_S
     is_logged = False

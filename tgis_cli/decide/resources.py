@@ -106,7 +106,8 @@ def infer_num_shard(decide: Decisions, engine: Engine, device: str) -> int:
 def choose_tokenization_workers(decide: Decisions, num_shard: int) -> int:
     if decide.is_given("tokenization_workers"):
         return int(decide.take_given("tokenization_workers"))
-    decide.reasons["tokenization_workers"] = f"{describe_cpus(decide.machine)} less {count(num_shard, 'shard')}, 1 to 8"
+    cpus, shards = describe_cpus(decide.machine), count(num_shard, "shard")
+    decide.reasons["tokenization_workers"] = f"{cpus} minus {shards}, limited to 1 to 8"
     return max(1, min(decide.machine.num_cpus - num_shard, MAX_TOKENIZATION_WORKERS))
 
 
@@ -128,7 +129,7 @@ def choose_shard_cpus(decide: Decisions, engine: Engine, device: str, num_shard:
         reason = "not pinned: a single shard has no competitor"
     elif machine.has_tight_quota:
         # Another server with such a quota would choose the same cores.
-        reason = f"not pinned: {describe_cpus(machine)}, but which ones is unknown"
+        reason = f"not pinned: {describe_cpus(machine)}, but it is unknown which ones"
     elif len(machine.cpus) < num_shard:
         reason = f"not pinned: {count(num_shard, 'shard')} on {describe_cpus(machine)}"
     else:

@@ -102,7 +102,7 @@ def write_bug_report(path: Path, subject: Subject, report: Mapping[str, Any]) ->
     scrubber = Scrubber(subject.environ)
     texts = {"doctor.json": to_json(report), **collect(subject)}
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # of mode 0600
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # with mode 0600
         try:
             with os.fdopen(descriptor, "wb") as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
                 for name, text in texts.items():

@@ -59,7 +59,7 @@ def check_driver(subject: Subject) -> Iterator[Verdict]:
     if not subject.uses_gpus or driver is None or (needs := find_torch_cuda(subject)) is None:
         return
     has = (int(driver[1]), int(driver[2]))
-    versions = f"{subject.machine.driver}, torch is built for CUDA {format_version(needs)}"
+    versions = f"{subject.machine.driver}, and torch is built for CUDA {format_version(needs)}"
     if has[0] < needs[0]:
         first = FIRST_DRIVER.get(needs[0])
         reason = versions + (f", which needs driver {first} or newer" if first else "")
@@ -71,7 +71,7 @@ def check_driver(subject: Subject) -> Iterator[Verdict]:
     for gpu in subject.machine.gpus[: subject.num_shard]:
         if gpu.capability and gpu.capability < least:
             reason = (
-                f"{gpu.name} has compute capability {format_version(gpu.capability)}, CUDA {format_version(needs)} "
+                f"{gpu.name} has compute capability {format_version(gpu.capability)}, but CUDA {format_version(needs)} "
                 f"needs {format_version(least)} or newer"
             )
             yield failed(failures.GPU_NOT_SUPPORTED.error(process="launcher", reason=reason))

@@ -15,9 +15,9 @@ from tgis_server.host.proxies import PROXIES, find_proxy, host_of
 from tgis_server.options import FALSE_WORDS, options
 from tgis_server.words.url_credentials import mask_credentials, split_credentials
 
-MIN_SIMILARITY = 0.84  # that of MAX_SEQ_LENGTH and MAX_SEQUENCE_LENGTH
+MIN_SIMILARITY = 0.84  # the similarity of MAX_SEQ_LENGTH and MAX_SEQUENCE_LENGTH
 MIN_LENGTH = 8  # shorter names are similar by chance
-SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)|_PORT(_\d+_(TCP|UDP|SCTP).*)?$")  # of Kubernetes
+SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)|_PORT(_\d+_(TCP|UDP|SCTP).*)?$")  # set by Kubernetes
 OUR_MODULES = ("tgis_cli", "tgis_server", "torch", "grpc", "tokenizers", "safetensors", "numpy", "aiohttp", "google")
 CUDA_LIBRARIES = ("libcudart.so*", "libcublas.so*", "libcudnn.so*", "libnccl.so*", "libnvrtc.so*")
 GPU_ONLY = ("CUDA_", "NCCL_", "PYTORCH_", "TORCH_")  # variables without effect on a CPU
@@ -71,7 +71,7 @@ def check_misspelt(subject: Subject) -> Iterator[Verdict]:
 
 
 def check_burdens(subject: Subject) -> Iterator[Verdict]:
-    """Debugging variables left set."""
+    """Debugging variables that are still set."""
     for name, (is_burden, effect) in BURDENS.items():
         value = subject.environ.get(name, "")
         has_effect = subject.uses_gpus or not name.startswith(GPU_ONLY)

@@ -58,7 +58,7 @@ class Place:
 
     @classmethod
     def of(cls, frame: FrameType, work: Callable[..., Any], doing: str) -> Place:
-        """The place of a thread, from its innermost frame; the path is from the innermost local variable with one.
+        """The place of a thread: its innermost frame, and the path in the innermost local variable that holds one.
 
         Args:
             work: this function's own locals are ignored, as they hold paths that are not being accessed.
@@ -244,7 +244,7 @@ def _be_child(work: Callable[[], Any], activity: Activity, pipe: int, parent: in
 def _make_portable(error: BaseException) -> Exception:
     """The error itself if it can be pickled, else a ``RuntimeError`` with its text; never a ``SystemExit``."""
     if isinstance(error, Exception):
-        with suppress(Exception):  # a library's own class may not pickle
+        with suppress(Exception):  # a library's own class may not be picklable
             pickle.loads(pickle.dumps(error))  # noqa: S301  pickled on this line
             return error
     return RuntimeError(f"{type(error).__name__}: {error}")

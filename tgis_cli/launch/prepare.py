@@ -101,7 +101,7 @@ async def survey_patiently(loaded: LoadedConfig, environ: Mapping[str, str], run
 
     Raises:
         GroupFailed: it made no progress for ``--startup-timeout`` seconds.
-        TgisError: as :func:`survey`.
+        TgisError: see :func:`survey`.
     """
     from tgis_cli.launch.early_probes import EarlyProbes
 
@@ -138,7 +138,7 @@ def explain_standstill(place: Place | None, timeout_s: float) -> TgisError:
 
 
 def describe_wait(forked: Forked[Surveyed]) -> str:
-    """What startup is waiting for, in the words of probe answers."""
+    """What startup is waiting for, as answers to probes put it."""
     if forked.place and forked.place.path:
         still_s = time.monotonic() - forked.moved_at
         return f"the launcher has been waiting for {forked.place.path} for {still_s:.0f} s"

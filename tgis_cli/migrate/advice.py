@@ -36,7 +36,7 @@ class Advice:
 
     topic: str
     text: str
-    is_problem: bool = False  # without the change the server does not start, or never becomes ready
+    is_problem: bool = False  # without the change, the server does not start, or never becomes ready
     line: int = 0
 
 

@@ -56,7 +56,7 @@ class CachedModel:
     architecture: str  # from config.json; empty: not named
     engine: str  # that would serve it; empty: none
     why_no_engine: str
-    problems: tuple[str, ...]  # clauses: what prevents serving or copying it; empty: complete
+    problems: tuple[str, ...]  # what prevents serving or copying it, as clauses; empty: complete
     last_used: float  # seconds since the epoch; 0: unknown
 
     @property

@@ -1,6 +1,6 @@
 """How a model and its KV cache fit on a number of shards. Pure: computed from a run, a machine and a model's sizes.
 
-The engine divides the memory, as it does for a shard that loads. Only the memory that a shard will find free is
+The engine divides the memory, as it does when a shard loads. Only the memory that a shard will find free is
 predicted here.
 """
 
@@ -20,7 +20,7 @@ MIB = 1 << 20
 # Memory that a shard or its neighbours use before loading, but that is still free at the time of the plan.
 CUDA_CONTEXT_BYTES = 560 * MIB  # with torch's kernels and cuBLAS; 400 to 650, by GPU and driver
 NCCL_BYTES = 400 * MIB  # channel buffers, with more than one shard
-CPU_PROCESS_BYTES = 200 * MIB  # 160 with torch imported, and the front-end
+CPU_PROCESS_BYTES = 200 * MIB  # 160 for a process that imports torch, and the front-end's
 
 MAX_COMPARED_SHARDS = 8
 TYPICAL_LENGTHS = (4096, 1024)

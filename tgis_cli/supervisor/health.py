@@ -20,7 +20,7 @@ Reply = pb.HealthReply | pb.FrontendHealth
 
 
 class HealthClient:
-    """Probes the processes of one run; the result is ``None`` if a process does not answer, perhaps not yet."""
+    """Probes the processes of one run; ``None`` means that a process does not answer, or not yet."""
 
     def __init__(self, run: Run) -> None:
         self._run = run

@@ -47,7 +47,7 @@ def find_tensor(found: Mapping[str, TensorInfo], name: str) -> TensorInfo | None
 def join_headers(
     headers: Iterable[Mapping[str, TensorInfo]], weight_map: Mapping[str, str], tell: Tell
 ) -> dict[str, TensorInfo]:
-    """The tensors of all files. Of differing copies in several files, the index names the one to use.
+    """The tensors of all files. If copies in several files differ, the index names the one to use.
 
     Args:
         headers: of each file.

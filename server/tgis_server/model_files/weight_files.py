@@ -1,4 +1,4 @@
-"""Which files of a model are its weights: the only place that decides it, for downloads, lists, plans and startup.
+"""Which files of a model are its weights: decided only here, for downloads, lists, plans and startup.
 
 Only names and the index decide, so that the rules work for a repository on the hub too. The order is that of
 transformers, extended at the end:

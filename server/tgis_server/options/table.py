@@ -68,7 +68,7 @@ class ServeConfig:
             choices=DTYPES,
             aliases=DTYPE_ALIASES,
             read=read_dtype,
-            unset="the checkpoint's on CUDA and on CPUs with bf16 instructions, else float32",
+            unset="the checkpoint's on CUDA and on CPUs with bf16 instructions, otherwise float32",
         ),
     ] = None
     dtype_str: Annotated[
@@ -105,7 +105,7 @@ class ServeConfig:
             help="Number of processes that share the model, one per GPU.",
             group="Devices and memory",
             ge=1,
-            unset="the GPUs that CUDA_VISIBLE_DEVICES or NVIDIA_VISIBLE_DEVICES names, else 1",
+            unset="the GPUs that CUDA_VISIBLE_DEVICES or NVIDIA_VISIBLE_DEVICES names, otherwise 1",
         ),
     ] = None
     num_gpus: Annotated[
@@ -132,7 +132,7 @@ class ServeConfig:
         bool, Opt(help="Pin each shard to separate CPU cores.", group="Devices and memory", hidden=True)
     ] = True
     batch_safety_margin: Annotated[
-        int, Opt(help="Percent of free GPU memory held back.", group="Devices and memory", ge=0, le=90)
+        int, Opt(help="Percentage of free GPU memory that is held back.", group="Devices and memory", ge=0, le=90)
     ] = 20
     cuda_process_memory_fraction: Annotated[
         float,
@@ -150,7 +150,7 @@ class ServeConfig:
     max_concurrent_requests: Annotated[
         int,
         Opt(
-            help="Inputs accepted at once; more are refused as overload.",
+            help="Inputs accepted at once; any more are refused as overload.",
             group="Limits",
             ge=1,
             refusal="max_concurrent_requests must be > 0",
@@ -201,7 +201,7 @@ class ServeConfig:
             group="Limits",
             ge=1,
             refusal="tokenization_workers must be > 0",
-            unset="CPUs minus shards, 1 to 8",
+            unset="CPUs minus shards, limited to 1 to 8",
         ),
     ] = None
 

@@ -86,8 +86,9 @@ def test_a_driver_for_an_older_cuda_than_torchs_is_a_failure():
     assert drive(DRIVER, torch="2.11.0+cu130") == [
         (
             "fail",
-            f"launcher: the NVIDIA driver is too old for the installed torch ({DRIVER}, torch is built for CUDA 13.0, "
-            "which needs driver 580.65 or newer): update the driver, or install a build of torch for an older CUDA.",
+            f"launcher: the NVIDIA driver is too old for the installed torch ({DRIVER}, and torch is built for CUDA "
+            "13.0, which needs driver 580.65 or newer): update the driver, or install a build of torch for an older "
+            "CUDA.",
         )
     ]
 
@@ -102,7 +103,7 @@ def test_a_driver_for_an_older_cuda_than_torchs_is_a_failure():
     ],
 )
 def test_a_driver_for_the_same_or_a_later_major_cuda_is_fine(versions: dict[str, str], words: str):
-    assert drive(DRIVER, **versions) == [("ok", f"The GPUs have {DRIVER}, {words}")]
+    assert drive(DRIVER, **versions) == [("ok", f"The GPUs have {DRIVER}, and {words}")]
 
 
 def test_a_gpu_that_torchs_cuda_does_not_support_is_a_failure():

@@ -76,7 +76,7 @@ class CacheFolder:
             try:
                 yield
             finally:
-                with contextlib.suppress(OSError):  # remove what stayed empty, as after a refusal by the hub
+                with contextlib.suppress(OSError):  # remove empty directories, as after a refusal by the hub
                     for path in self.blobs.glob(f"*{self._mark}{INCOMPLETE}"):
                         is_own = self._mark or not FOREIGN.search(path.name)
                         if is_own and not path.stat().st_size:

@@ -77,7 +77,7 @@ class Export:
     def check(self) -> None:
         """
         Raises:
-            UsageError: the target is taken, or the provider unknown.
+            UsageError: the target is taken, or the provider is unknown.
         """
         if self.provider not in (None, *PROVIDERS):
             raise UsageError(f"--provider {self.provider} is unknown; choose one of {', '.join(PROVIDERS)}.")
@@ -92,9 +92,7 @@ def find_environment(environ: Mapping[str, str]) -> Path:
         UsageError: this user has no home.
     """
     cache = expand(environ.get("XDG_CACHE_HOME", ""), environ)
-    if not os.path.isabs(
-        cache
-    ):  # as its standard requires; otherwise packages would be loaded from the current directory
+    if not os.path.isabs(cache):  # as XDG requires; otherwise packages would be loaded from the current directory
         cache = expand("~/.cache", environ)
     if cache.startswith("~"):
         raise UsageError(
@@ -127,7 +125,7 @@ def export_to_onnx(export: Export, environment: Path) -> float:
             # ONNX files are float32, twice the size of most models; an optimized graph is another copy.
             check_disk(parent, weights * (4 if export.optimize else 2), "The export", "name another target")
             temporary = parent / f".{export.target.name}{INCOMPLETE}"
-            shutil.rmtree(temporary, ignore_errors=True)  # of a killed run
+            shutil.rmtree(temporary, ignore_errors=True)  # left by a killed run
             try:
                 (temporary / "tmp").mkdir(parents=True)
                 if has_transformers():  # newer than the exporter's, so the better reference
@@ -167,7 +165,7 @@ def prepare_environment(environment: Path) -> None:
         try:
             install(temporary, environment)
             (temporary / STAMP).write_text(stamp)
-            shutil.rmtree(environment, ignore_errors=True)  # of a different version
+            shutil.rmtree(environment, ignore_errors=True)  # left by a different version
             os.rename(temporary, environment)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -2,8 +2,8 @@
 
 ``python -m tgis_cli.model_files.convert.onnx_worker ORDER``
 
-Without those, it only computes logits with our own transformers, for comparison. ``onnx.py`` starts it and reads
-JSON lines from stdout; other lines are output of libraries::
+Without those packages, it only computes logits with our own transformers, for comparison. ``onnx.py`` starts it and
+reads JSON lines from stdout; other lines are output of libraries::
 
     {"step": SENTENCE}                  the next step
     {"difference": NUMBER}              success: the largest difference between two logits
@@ -21,7 +21,7 @@ from typing import Any
 from tgis_server.child import leave_hangups_to_parent
 from tgis_server.model_files import read_json
 
-TOLERANCE = 1e-2  # relative to the largest logit; float32 causes differences of 1e-6, GELU's approximation ones of 1e-3
+TOLERANCE = 1e-2  # relative to the largest logit; usual differences: 1e-6 from float32, 1e-3 from GELU's approximation
 CPU = "CPUExecutionProvider"
 PROMPT = (1, 2, 3, 5, 7)  # token ids that are in every vocabulary
 REFERENCE, RESULT = "logits.npy", "model"

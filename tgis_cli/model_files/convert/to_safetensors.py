@@ -56,7 +56,7 @@ def convert_to_safetensors(model_dir: Path, *, as_json: bool) -> list[str]:
     advice = "converted files go next to their sources, so make it writable, or copy the model to a writable place"
     with write_errors_explained(model_dir, advice), locked(model_dir, as_json=as_json) as is_alone:
         if is_alone:
-            for leftover in model_dir.glob(f".*.safetensors*{INCOMPLETE}"):  # of killed runs
+            for leftover in model_dir.glob(f".*.safetensors*{INCOMPLETE}"):  # left by killed runs
                 leftover.unlink(missing_ok=True)
         return convert_locked(model_dir, as_json=as_json)
 

@@ -3,8 +3,8 @@
 ``python -m tgis_cli.model_files.download.fetch_worker --death-fd N --parent PID``
 
 A separate process, as only killing it reliably ends a stuck transfer: the network library may hang in a name lookup,
-and hf_xet in its own threads. ``transfers.py`` starts it, sends jobs as JSON lines to stdin, reads events as JSON lines
-from stdout, and kills it when events stop.
+and hf_xet may hang in its own threads. ``transfers.py`` starts it, sends jobs as JSON lines to stdin, reads events as
+JSON lines from stdout, and kills it when events stop.
 
 Events::
 
@@ -103,7 +103,7 @@ class CutOff(Exception):
 
 
 class XetFailed(Exception):
-    """hf_xet failed, not the hub."""
+    """The error comes from hf_xet, not from the hub."""
 
 
 class Receiver:

@@ -112,7 +112,7 @@ class Hub:
         return str(self._request(ask))
 
     def read_header(self, file: RemoteFile, commit: str) -> bytes:
-        """Length and header of a safetensors file; just its beginning if that is not a header."""
+        """Length and header of a safetensors file; or just its beginning if there is no header."""
         head = self._read_range(file, commit, 0, min(FIRST_BYTES, file.size))
         end = 8 + int.from_bytes(head[:8], "little")
         if len(head) < end <= min(MAX_HEADER_BYTES, file.size):

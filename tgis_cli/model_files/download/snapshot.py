@@ -120,7 +120,7 @@ class SnapshotDownload:
             if can_convert:
                 raise ModelError(
                     f"{listing.model} has no safetensors, and --no-auto-convert forbids converting its PyTorch "
-                    "weights: leave it out, or download them as they are with --extension .bin."
+                    "weights: leave that option out, or download them as they are with --extension .bin."
                 )
             endings = sorted({Path(name).suffix for name in files if "/" not in name} - {""})
             raise ModelError(

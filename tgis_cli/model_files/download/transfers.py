@@ -297,7 +297,7 @@ class Worker:
             await self._process.stdin.drain()
 
     async def read_event(self) -> dict[str, Any] | None:
-        """The next event; ``None`` when the process has ended. Other output is warnings of libraries."""
+        """The next event; ``None`` when the process has ended. Any other output consists of libraries' warnings."""
         assert self._process is not None, "it has been started"
         assert self._process.stdout is not None, "requested at the start"
         while line := await self._process.stdout.readline():
