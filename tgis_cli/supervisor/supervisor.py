@@ -114,9 +114,9 @@ class Supervisor:
         self._signals = signals
         self._children: dict[str, Child] = {}
         self._shards: list[Child] = []
-        self._ended = asyncio.Event()  # some child has ended, or was stopped for too long
+        self._ended = asyncio.Event()  # some child has ended, or has been stopped for too long
         self._hung: list[Cause] = []
-        self._steps: dict[str, int | None] = {}  # executed by each shard, once a shard was given up as lost
+        self._steps: dict[str, int | None] = {}  # executed by each shard, once a shard has been given up as lost
         self._ready_at: float | None = None
         self._oom = OomWatch()
 
@@ -146,7 +146,7 @@ class Supervisor:
 
     async def _live(self, started_at: float) -> Outcome:
         # Importing gRPC takes a tenth of a second, so it happens while the children do their own imports. Its C part
-        # must not write to stderr, which is the terminal's; the children's environment has already been made.
+        # must not write to stderr, which is for ``Terminal`` alone; the children's environment has already been made.
         os.environ["GRPC_VERBOSITY"] = "NONE"
         from tgis_cli.supervisor.watching import Watcher
 
@@ -349,7 +349,7 @@ class Supervisor:
             self._ended.set()
 
     async def _wait_for_failure(self) -> None:
-        """Wait until a shard has ended, or a child was stopped for too long."""
+        """Wait until a shard has ended, or a child has been stopped for too long."""
         while not self._hung and all(shard.is_alive for shard in self._shards):
             self._ended.clear()
             await self._ended.wait()

@@ -5,7 +5,7 @@ from tgis_server.failures.failure import Failure
 
 REVISION_NOT_CACHED = Failure(
     "revision-not-cached",
-    "the cache has the model, but no `config.json` of the revision",
+    "the cache has the model, but not the `config.json` of the revision",
     "Failed to resolve config path: Config file not found in local cache for model {model}, revision {revision}. "
     "Expected {expected}; the cache has {revisions}. `tgis download-weights {model} --revision {revision}` downloads "
     "it.",
