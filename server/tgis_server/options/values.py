@@ -69,7 +69,7 @@ def _convert(option: Option, raw: Any) -> Any:
 
 
 def _convert_bool(option: Option, raw: Any) -> bool:
-    """Apply the original's rule: false words are false, and all others are true. Options that take a value are strict."""
+    """Apply the original's rule: false words are false, all others are true. Options that take a value are strict."""
     if isinstance(raw, bool):
         return raw
     word = str(raw).lower()
