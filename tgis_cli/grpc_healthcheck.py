@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--service-name",
         default="fmaas.GenerationService",
-        help="service to ask about; startup, live and ready exist too (default: %(default)s)",
+        help="service to query; startup, live and ready also exist (default: %(default)s)",
     )
     parser.add_argument("--timeout", type=float, default=1.0, metavar="SECONDS", help="(default: %(default)g)")
     security = parser.add_mutually_exclusive_group()

@@ -55,7 +55,7 @@ class Exit:
     """A child that ended on its own."""
 
     name: str
-    status: int  # exit code, or the signal's number with a minus sign
+    status: int  # exit code, or the negated number of the signal
     time: float  # wall clock
     tail: Sequence[str] = ()  # its last lines on stderr
     log: str = "the run directory"  # where these lines are kept

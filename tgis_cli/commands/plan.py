@@ -40,7 +40,7 @@ def plan(
 ) -> None:
     """Show what a model needs and where it fits: parameters, memory, longest sequences, and what a launch would choose.
 
-    Reads config.json and the headers of the weights, from a directory, the cache, or the hub, but no weights.
+    Reads only config.json and the headers of the weights: from a directory, the cache, or the hub.
     Takes the options of `tgis launch`. The exit code is 4 if the model does not fit.
     """
     from tgis_cli.machine import probe_machine

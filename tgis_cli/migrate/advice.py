@@ -69,7 +69,7 @@ def advise_on_command(container: Container, command: Command) -> Iterator[Advice
 
 
 def advise_on_secrets(env: list[Given]) -> Iterator[Advice]:
-    """Advise on secrets, in variables of any program."""
+    """Advise on secrets in variables, whichever program reads them."""
     for given in env:
         if SECRET.search(given.name) and given.value:
             text = f"{given.name} is in plain text: use a secretKeyRef."

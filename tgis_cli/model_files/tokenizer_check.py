@@ -42,7 +42,7 @@ def load_tokenizer(model_dir: Path) -> list[str]:
 
 
 def looks_damaged(file: Path) -> bool:
-    """Whether a file exists and cannot be a JSON object, judging by its first and last bytes."""
+    """Whether a file exists but cannot be a JSON object, judging by its first and last bytes."""
     try:
         with open_regular(file) as stream:
             beginning = stream.read(EDGE_BYTES)

@@ -59,7 +59,7 @@ class Child:
         self.pid = process.pid
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self.exited = asyncio.Event()
-        self.status: int | None = None  # exit code, or the signal's number with a minus sign; None until reaped
+        self.status: int | None = None  # exit code, or the negated number of the signal; None until reaped
         self.ended_at = 0.0  # wall clock when it was reaped
         self.stopped_at: float | None = None  # monotonic time of SIGSTOP or the like; None unless stopped
         self.sent_signals: set[int] = set()  # a death by one of these was our doing

@@ -409,7 +409,7 @@ class Supervisor:
 
 
 def are_threads_scarce(run: Run) -> bool:
-    """Whether a limit on threads is near: the checks were skipped, or other processes use up the rest."""
+    """Whether a limit on threads is near, because the checks were skipped or other processes use up the rest."""
     return any(limit.free < 2 * Threads.of(run).total for limit in read_process_limits())
 
 

@@ -5,8 +5,8 @@ from tgis_server.failures.failure import Failure
 
 WRONG_OPTION = Failure(
     "wrong-option",
-    "an option does not accept its value, which is from a flag, an environment variable or the config file; conflicts "
-    "between options have sentences of their own",
+    "an option does not accept its value, which comes from a flag, an environment variable or the config file; "
+    "conflicts between options have sentences of their own",
     "{source} is {value!r}, but must be {accepted}.",
     UsageError,
 )

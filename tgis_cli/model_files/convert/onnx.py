@@ -35,7 +35,8 @@ from tgis_server.child import PR_SET_PDEATHSIG
 from tgis_server.errors import ModelError, NotEnoughDevices, UsageError
 from tgis_server.host.interpreter import make_command, make_environment
 
-# All that the exporter needs besides our dependencies; installed without their dependencies, as torch is one of them.
+# What the exporter needs besides our dependencies. pip installs these packages alone, as torch is among the packages
+# that they depend on.
 # optimum-onnx requires transformers < 4.58.
 PACKAGES = (
     "accelerate==1.15.0",

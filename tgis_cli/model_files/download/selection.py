@@ -120,7 +120,7 @@ def describe_missing(weights: WeightFiles) -> str:
 def drop_superfluous(names: list[str], published: Collection[str], model_dir: Path) -> list[str]:
     """Drop weights that are not needed because the directory has other whole weights of the same model.
 
-    The others are converted safetensors, or a set with an index, in place of which a single file would be taken now.
+    The others are converted safetensors, or a set with an index where the selection has a single file.
 
     Args:
         names: of the selected files.

@@ -29,7 +29,7 @@ NUM_PARALLEL = 8
 STALL_S = 30.0
 MAX_HTTP_BYTES = 50 * 10**9  # the hub does not serve larger files by plain HTTP
 LARGE_BYTES = 16 << 20  # smaller files finish before another worker could start
-MAX_FUTILE_ATTEMPTS = 6  # for one file, in a row, without a single byte
+MAX_FUTILE_ATTEMPTS = 6  # in a row for one file, without receiving a single byte
 MAX_DELAY_S = 30.0
 MAX_DAMAGED = 2  # a higher number is not a network accident
 
