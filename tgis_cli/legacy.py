@@ -1,8 +1,8 @@
 """The executables of the original, for manifests and clients that start them by name.
 
 ``text-generation-launcher`` takes the same options as ``tgis launch``, but never falls back to the demo model: a pod
-must not become ready on toy text. ``text-generation-server serve`` started one shard; here it starts the whole server. The
-other commands of that executable are commands of ``tgis`` and take the original's options.
+must not become ready on toy text. ``text-generation-server serve`` started one shard; here it starts the whole server.
+The other commands of that executable are commands of ``tgis`` and take the original's options.
 """
 
 from __future__ import annotations

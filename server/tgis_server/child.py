@@ -54,7 +54,7 @@ def leave_hangups_to_parent() -> None:
 
 
 def pin_to_cpus(cpus: tuple[int, ...]) -> None:
-    """Run on these CPUs only, as will every thread started from now on."""
+    """Run this thread, and all threads that it starts from now on, only on these CPUs."""
     try:
         os.sched_setaffinity(0, cpus)
     except OSError as error:  # a sandbox forbids it, or the group's CPUs have changed: the process is only slower

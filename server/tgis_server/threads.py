@@ -25,7 +25,7 @@ POLLER = 1  # of asyncio's gRPC
 OWN = 2 + POLLER  # the main thread, the parent watch (in the launcher: its terminal), and gRPC's poller or server
 SESSION = 4  # a shard's gRPC server: the Session and its reader, two for probes
 LANES = 2  # the front-end's lanes for prompts and other texts, with --tokenization-workers threads each
-LAUNCHER_SERVER = 2  # the front-end's server on the launcher's socket: one thread serves, one answers
+LAUNCHER_SERVER = 2  # the front-end's server on the launcher's socket: one thread serves and one answers
 HELPER = 1  # the front-end's helper: renders metrics, checks connections, returns memory
 GLOO = 3  # one event loop for all connections, and two threads for the operations of a group
 

@@ -115,7 +115,7 @@ def describe_number(limit: int) -> str:
 
 
 def check_clock(subject: Subject) -> Iterator[Verdict]:
-    """A clock that is slow makes certificates look invalid and puts logs in the wrong order."""
+    """A clock that is slow makes certificates look invalid and puts log lines in the wrong order."""
     now, installed = subject.host.now(), Path(tgis_server.__file__).stat().st_mtime
     if now + BUILD_SLACK_S < installed:
         yield warn(

@@ -87,7 +87,7 @@ def advise_on_stop(around: Surroundings, config: ServeConfig, *, is_partial: boo
     yield Advice(
         "stop",
         f"{around.grace_name} is {is_now}, but answers may take {config.drain_timeout:g} s to finish "
-        f"(--drain-timeout): set it to {needed:g} or more, or lower DRAIN_TIMEOUT.",
+        f"(--drain-timeout): allow {needed:g} s or more, or lower DRAIN_TIMEOUT.",
     )
 
 

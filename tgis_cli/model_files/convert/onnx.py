@@ -35,9 +35,8 @@ from tgis_server.child import PR_SET_PDEATHSIG
 from tgis_server.errors import ModelError, NotEnoughDevices, UsageError
 from tgis_server.host.interpreter import make_command, make_environment
 
-# What the exporter needs besides our dependencies. pip installs these packages alone, as torch is among the packages
-# that they depend on.
-# optimum-onnx requires transformers < 4.58.
+# What the exporter needs besides our dependencies. The packages are installed without their dependencies, as torch is
+# one of those. optimum-onnx requires transformers < 4.58.
 PACKAGES = (
     "accelerate==1.15.0",
     "certifi==2026.10.19.post1",

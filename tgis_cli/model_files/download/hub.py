@@ -112,7 +112,7 @@ class Hub:
         return str(self._request(ask))
 
     def read_header(self, file: RemoteFile, commit: str) -> bytes:
-        """Length and header of a safetensors file; or just its beginning if there is no header."""
+        """Length and header of a safetensors file, or just its beginning if there is no header."""
         head = self._read_range(file, commit, 0, min(FIRST_BYTES, file.size))
         end = 8 + int.from_bytes(head[:8], "little")
         if len(head) < end <= min(MAX_HEADER_BYTES, file.size):
@@ -268,7 +268,7 @@ def explain_hub_error(error: BaseException, model: str, revision: str, token: Hu
         case errors.OfflineModeIsEnabled():
             return HubError(
                 f"{model} is not complete in the cache at {revision}, and HF_HUB_OFFLINE forbids asking {endpoint}: "
-                "unset it, or transfer the model with `tgis bundle` and `tgis unbundle`."
+                "unset that variable, or transfer the model with `tgis bundle` and `tgis unbundle`."
             )
         case errors.HFValidationError():
             return UsageError(f"{model!r} is neither a directory nor a valid name on the hub, such as org/model.")
