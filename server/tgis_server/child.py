@@ -24,7 +24,7 @@ def die_with_parent(death_fd: int, parent_pid: int) -> None:
     """Tie this process's life to its parent's.
 
     Args:
-        death_fd: read end of a pipe that only the parent can write to, which it never does.
+        death_fd: read end of a pipe that only the parent could write to, although it never does.
         parent_pid: the launcher. If it died before the kernel was told to watch it, the current parent differs.
     """
     kill_with_parent(parent_pid)

@@ -12,7 +12,7 @@ EDGE_BYTES = 256  # read at each end of a file
 
 
 def check_tokenizer(model_dir: Path) -> None:
-    """Check quickly: only files that look damaged are fully loaded, which takes seconds for a large vocabulary.
+    """Check quickly: only files that look damaged are fully loaded, as that takes seconds for a large vocabulary.
 
     Raises:
         ModelError: the error with which the front-end would fail.

@@ -14,8 +14,8 @@ OUT_OF_MEMORY_KILLED = Failure(
 OUT_OF_MEMORY_PERHAPS = Failure(
     "out-of-memory-perhaps",
     "SIGKILL ended a child that used little memory, and that count rose: the kernel may have killed another process",
-    "{process} was killed by SIGKILL when {memory}; the kernel then killed a process in this container, possibly this "
-    "one: see `dmesg`. Raise the limit, or move other processes out of the container.",
+    "{process} was killed by SIGKILL when {memory}; at that time, the kernel killed a process in this container, "
+    "possibly this one: see `dmesg`. Raise the limit, or move other processes out of the container.",
     GroupFailed,
 )
 KILLED = Failure(

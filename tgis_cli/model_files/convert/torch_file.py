@@ -298,7 +298,7 @@ def damaged(path: Path) -> ModelError:
 
 
 def compressed(path: Path) -> ModelError:
-    return ModelError(f"{path} is compressed, which torch.save never does: get the original file.")
+    return ModelError(f"{path} is compressed, but torch.save never compresses: get the original file.")
 
 
 def read_zip(path: Path, file: BinaryIO) -> tuple[Any, dict[str, int]]:

@@ -176,7 +176,7 @@ class Receiver:
 
 
 def sync(descriptor: int, emit: Emit) -> None:
-    """Flush a file to disk, which may take minutes, and emit events in the meantime."""
+    """Flush a file to disk, and emit events in the meantime, as that may take minutes."""
     with ThreadPoolExecutor(1) as pool:
         syncing = pool.submit(os.fsync, descriptor)
         while not wait([syncing], EMIT_EVERY_S).done:
