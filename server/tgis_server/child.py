@@ -37,7 +37,7 @@ def die_with_parent(death_fd: int, parent_pid: int) -> None:
 
 
 def kill_with_parent(parent_pid: int) -> None:
-    """Have the kernel kill this process when its parent dies, or the thread of the parent that started it."""
+    """Have the kernel kill this process when its parent, or the parent's thread that started it, dies."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent_pid:

@@ -39,7 +39,7 @@ PEER_LOST = re.compile(
     re.IGNORECASE,
 )
 
-# How Python, OpenMP, gRPC and C++ report that they cannot start a thread. After that, the last two crash or never answer.
+# How Python, OpenMP, gRPC and C++ report that they cannot start a thread. Afterwards, the last two crash or hang.
 NO_THREAD = (
     r"can't start new thread|Thread creation failed|pthread_create failed"
     r"|system_error.*Resource temporarily unavailable"
