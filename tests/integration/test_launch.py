@@ -246,7 +246,7 @@ def test_a_fault_of_an_unknown_kind_is_refused_with_a_list_of_kinds(start: Start
     server = start("--rehearse", "--fault", "shard0:sneeze@load")
 
     assert server.wait() == 2
-    assert "with KIND one of hang, exit, " in server.last_line
+    assert "KIND is one of hang, exit, " in server.last_line
 
 
 def test_a_process_that_ends_silently_is_named(start: Start):

@@ -285,8 +285,8 @@ def explain_hub_error(error: BaseException, model: str, revision: str, token: Hu
             return ModelError(f"A file of {model} at {revision} has disappeared from {endpoint}: try again.")
         case errors.RepositoryNotFoundError():
             return ModelError(
-                f"{endpoint} has no model {model}, and there is no directory of that name: check the name. If it is "
-                f"private, {access} does not reveal it."
+                f"{endpoint} has no model {model}, and there is no directory of that name: check the name. If the "
+                f"model is private, {access} does not reveal it."
             )
     if is_bad_request(error):
         return UsageError(
