@@ -112,7 +112,7 @@ def test_a_gpu_that_torchs_cuda_does_not_support_is_a_failure():
     subject = make_subject(gpus=gpus, driver=driver, host=with_versions(torch="2.11.0+cu130"), num_shard="1")
 
     assert complaints(check_driver, subject) == [
-        "launcher: the installed torch has no code for this GPU (Tesla V100 has compute capability 7.0, CUDA 13.0 "
+        "launcher: the installed torch has no code for this GPU (Tesla V100 has compute capability 7.0, but CUDA 13.0 "
         "needs 7.5 or newer): install a build of torch that supports it, or use a different GPU."
     ]
 
