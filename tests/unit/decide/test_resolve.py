@@ -251,7 +251,7 @@ def test_shards_on_a_cpu_get_separate_cores():
     [
         ({"num_shard": "1"}, {}, 8, "not pinned: a single shard has no competitor"),
         ({"cpu_pinning": "false"}, {}, 4, "flag --cpu-pinning"),
-        ({}, {"cpu_quota": 4.5}, 2, "not pinned: 4 CPUs (a quota of 4.5 on 8), but which ones is unknown"),
+        ({}, {"cpu_quota": 4.5}, 2, "not pinned: 4 CPUs (a quota of 4.5 on 8), but it is unknown which ones"),
         ({}, {"cpus": (Cpu(3, 3),)}, 1, "not pinned: 2 shards on 1 CPU"),
     ],
 )
@@ -393,7 +393,7 @@ def test_every_choice_has_a_reason():
         "  max_batch_tokens      512        the default on a CPU",
         "  kv_cache_memory       -          one longest sequence (1 MiB) or, if that is more, the smaller of 4.0 GiB "
         "and 25% of what is free after loading (now 4.0 GiB per shard)",
-        "  tokenization_workers  6          8 CPUs less 2 shards, 1 to 8",
+        "  tokenization_workers  6          8 CPUs minus 2 shards, limited to 1 to 8",
         "  shard_cpus            0-3 / 4-7  separate cores for each shard",
         "  shard_threads         4          8 CPUs for 2 shards",
     ]
