@@ -1,4 +1,4 @@
-"""The fake engine's door. It needs no weights, and rehearses models that no engine serves, too."""
+"""The fake engine's door. It needs no weights and also rehearses models that no engine serves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class FakeDoor:
     """Describes a model as the engine that would serve it.
 
     Args:
-        find_summary: that engine's summary; raises ModelError where no engine serves the model.
+        find_summary: returns that engine's summary; raises ModelError if no engine serves the model.
     """
 
     def __init__(self, find_summary: Callable[[Path], ModelSummary]) -> None:
@@ -42,7 +42,7 @@ def summarize_unknown(model_dir: Path) -> ModelSummary:
     """What config.json itself says.
 
     Raises:
-        ModelError: it is missing or broken.
+        ModelError: the file is missing or broken.
     """
     config = read_json(model_dir / "config.json")
     vocab_size = config.get("vocab_size")
