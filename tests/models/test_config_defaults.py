@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from tgis_server.engines.native.config.config_file import NULL_IS_A_VALUE
 from tgis_server.engines.native.families import FAMILIES, read_spec
 
-# No value is the default; sizes divide those of every class.
+# No value equals the default; the sizes can be divided by each other in every class.
 STATED: dict[str, Any] = {
     "vocab_size": 500,
     "hidden_size": 2048,
@@ -113,7 +113,7 @@ VALUES = {
     family: OWN_SPELLINGS[family] if family in OWN_SPELLINGS else {**STATED, **EXTRA_VALUES[family]}
     for family in FAMILIES
 }
-REFUSED = {("mistral", "num_key_value_heads"), ("gemma2", "num_key_value_heads")}  # nulls are refused by transformers
+REFUSED = {("mistral", "num_key_value_heads"), ("gemma2", "num_key_value_heads")}  # transformers refuses these nulls
 OTHER_SPELLINGS = {
     "rope_scaling",
     "rope_theta",

@@ -1,4 +1,4 @@
-"""The runner's contract: steps that can be repeated after failures, sampling in slots, dtypes, loading errors."""
+"""The runner's contract: steps that can be repeated after failures, sampling in slots, dtypes, and loading errors."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_allocation_failures_are_recognized(error: BaseException, expected: bool
 # Sampling in slots
 
 
-def test_repetition_penalty_generates_the_tokens_of_transformers(
+def test_repetition_penalty_generates_the_same_tokens_as_transformers(
     model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
     tiny = model("llama")
