@@ -56,7 +56,7 @@ MAX_POSITIONS = 2048
 
 BOS, EOS = "<s>", "</s>"
 BOS_ID, EOS_ID = 0, 1
-IGNORED = -100  # a target without loss
+IGNORED = -100  # a target that adds no loss
 
 NUM_HELD_OUT = 100
 MAX_CONTINUATION_TOKENS = 150
@@ -280,7 +280,7 @@ class Progress:
 def make_optimizers(model: LlamaForCausalLM, settings: Settings) -> list[torch.optim.Optimizer]:
     """Muon for the layers' matrices, and AdamW for embedding and norms.
 
-    With AdamW alone the model needs several times as many steps until it repeats names and colours reliably.
+    With AdamW alone the model needs several times as many steps before it repeats names and colours reliably.
     """
     matrices = [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
     others = [weight for weight in model.parameters() if all(weight is not matrix for matrix in matrices)]

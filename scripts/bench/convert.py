@@ -105,7 +105,7 @@ def main() -> None:
     for what, median_s in medians.items():
         print(f"  {what:<16} {median_s:6.2f} s  {sum(sizes) / MIB / median_s:6.0f} MiB/s")
     for what in ("copy", "copy and fsync"):
-        print(f"  speed of conversion as a share of that of {what}: {medians[what] / medians['convert']:.2f}")
+        print(f"  speed of conversion relative to {what}: {medians[what] / medians['convert']:.2f}")
     print(f"  peak memory {max(peaks) / MIB:.0f} MiB = {max(peaks) / max(sizes):.2f} x the largest file")
     print(json.dumps({"medians_s": medians, "peak_bytes": max(peaks), "largest_bytes": max(sizes)}))
 

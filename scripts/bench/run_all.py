@@ -2,7 +2,7 @@
 
 Usage: python scripts/bench/run_all.py [--models llama-135m llama-1.1b] [--json FILE]
 
-The models have random weights and are made on first use. "engine" drives the runner without gRPC and scheduler; "gRPC"
+The models have random weights and are made on first use. "engine" drives the runner without gRPC or a scheduler; "gRPC"
 is the same load as seen by a client. Both are measured in one run, so their ratio is more reliable than either figure.
 Targets are expectations for this engine's reference operations on two Zen 4 cores.
 """
@@ -30,7 +30,7 @@ MODELS_DIR = HERE.parent.parent / ".cache" / "bench"
 STREAMS = (1, 8, 32)
 PROMPT_TOKENS, NEW_TOKENS = 128, 64
 
-# output tokens per second by number of streams; seconds to the first token of a 512-token prompt and to ready; memory
+# output tokens per second by number of streams; seconds until the first of 512 tokens; seconds until ready; peak GiB
 TARGETS: dict[str, dict[int | str, float]] = {
     "llama-135m": {1: 32, 8: 115, 32: 165, "first": 0.60, "ready": 6.0, "gib": 1.6},
     "llama-1.1b": {1: 8, 8: 30, 32: 44, "first": 3.2},

@@ -1,4 +1,4 @@
-"""Launch a model and measure what a client sees: start to ready, throughput, first token, peak memory.
+"""Launch a model and measure what a client sees: start to ready, throughput, first token, and peak memory.
 
 Usage: python scripts/bench/serve.py --model DIR [--streams 1 8 32] [--json] [-- LAUNCH OPTIONS]
 """
@@ -86,9 +86,7 @@ def measure(model: Path | None, streams: list[int], options: list[str], *, promp
     with serving(model, options) as (url, ready_s, pid):
         result = ServeResult(str(model or "demo"), ready_s=ready_s)
         memory = MemoryWatch(pid)
-        asyncio.run(
-            run_load(url, streams=1, requests=1, prompt_tokens=16, new_tokens=4, seed=999)
-        )  # warm up the client
+        asyncio.run(run_load(url, streams=1, requests=1, prompt_tokens=16, new_tokens=4, seed=999))  # warm up
         firsts = asyncio.run(run_load(url, streams=1, requests=3, prompt_tokens=512, new_tokens=1, seed=100))
         result.first_token_512_s = firsts.first_token_s
         for num_streams in streams:

@@ -318,7 +318,7 @@ def test_generated_pieces_decode_to_the_text(api: Api, model_dir: Any, prompt: s
 
 
 @row("details-early-timeout-has-no-details")
-def test_an_answer_that_never_ran_has_no_tokens(slow: Api) -> None:
+def test_the_answer_to_a_request_that_never_ran_has_no_tokens(slow: Api) -> None:
     fields = {"generated_tokens": True, "input_tokens": True, "time_limit_millis": 40, **exactly(5)}
 
     with slow.running("occupies the only place", **exactly(100)) as frames:

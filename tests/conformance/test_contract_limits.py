@@ -266,7 +266,7 @@ def test_a_batch_of_more_inputs_than_permits_never_fits(slow: Api) -> None:
 
 
 @row("overload-any-server")
-def test_a_huge_batch_is_refused_before_it_is_looked_at(api: Api) -> None:
+def test_a_huge_batch_is_refused_before_it_is_examined(api: Api) -> None:
     """The parameters are wrong, so that a server with that many permits does not run the batch."""
     assert api.refusal(*[""] * 50_000, max_new_tokens=2**32 - 1) == OVERLOADED
 

@@ -483,7 +483,7 @@ def test_lengths_have_64_equal_buckets_up_to_the_limit(
 
 
 @row("metrics-buckets-tgi_tokenize_request_tokens")
-def test_tokenized_tokens_have_powers_of_two(used: tuple[Samples, str]) -> None:
+def test_tokenized_tokens_have_buckets_at_powers_of_two(used: tuple[Samples, str]) -> None:
     samples, _ = used
 
     assert samples.buckets("tgi_tokenize_request_tokens") == [2.0**k for k in range(6, 20)]

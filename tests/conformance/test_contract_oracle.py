@@ -80,7 +80,7 @@ def test_details_of_input_tokens_are_right(api: Api, oracle: Oracle, text: str, 
 
 @asked_of(*ONE_SERVER)
 @row("oracle-end-token")
-def test_the_end_comes_where_the_model_ends(api: Api, oracle: Oracle) -> None:
+def test_the_output_ends_where_the_model_ends_it(api: Api, oracle: Oracle) -> None:
     text = "Question: Where does the cat live?"
 
     answer = api.answer(text, generated_tokens=True, max_new_tokens=60)

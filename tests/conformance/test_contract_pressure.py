@@ -131,9 +131,8 @@ def test_calls_that_do_not_fit_together_are_preempted_and_still_answered(api: Ap
         pytest.skip(f"needs a pool of at most {SMALL_POOL_BLOCKS} KV blocks, so that these calls do not fit into it")
     before = api.settled_metrics()
 
-    answers = api.generate(
-        *["Hello"] * num_blocks, **exactly(2 * NUM_NEW)
-    )  # each needs one block at first and four at the end
+    # Each input needs one block at first and four at the end.
+    answers = api.generate(*["Hello"] * num_blocks, **exactly(2 * NUM_NEW))
 
     assert [answer.generated_token_count for answer in answers] == [2 * NUM_NEW] * num_blocks
     assert api.settled_metrics().since(before).get("tgi_preemption_count") > 0

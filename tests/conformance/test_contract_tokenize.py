@@ -45,7 +45,7 @@ def test_pieces_are_those_of_the_vocabulary(recital: Api) -> None:
 
 
 @row("tokenize-byte-offsets")
-def test_offsets_are_bytes_of_the_text(recital: Api) -> None:
+def test_offsets_count_bytes_of_the_text(recital: Api) -> None:
     [response] = recital.tokenize("aéb", return_offsets=True)
 
     assert spans(response) == [(0, 0), (0, 1), (1, 3), (1, 3), (3, 4)]

@@ -40,7 +40,7 @@ def test_the_rightmost_tokens_of_any_tokenizer_are_kept(api: Api) -> None:
 
 
 @row("truncation-to-one")
-def test_truncation_to_one_token_keeps_only_the_beginning_of_sequence(recital: Api) -> None:
+def test_truncation_to_one_token_keeps_only_the_beginning_of_sequence_token(recital: Api) -> None:
     assert input_pieces(recital, "abcdef", truncate_input_tokens=1) == ["<s>"]
 
 

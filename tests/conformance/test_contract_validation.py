@@ -214,7 +214,7 @@ def test_of_three_violations_the_first_counts(api: Api) -> None:
     assert api.refusal("Hello", **fields) == Refusal.invalid(REPETITION)
 
 
-# Inputs that cannot be tokens of the model
+# Inputs for which the model has no tokens
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -348,7 +348,7 @@ def test_the_first_failing_input_of_a_batch_gives_the_text(api: Api, longest: in
 
 
 @row("batch-first-failing-input-decides-across-rules")
-def test_an_earlier_input_decides_even_by_a_later_rule(api: Api, longest: int, too_long: str) -> None:
+def test_an_earlier_input_decides_even_if_it_violates_a_later_rule(api: Api, longest: int, too_long: str) -> None:
     nearly = api.text_of(longest - 2)
 
     refusal = api.refusal("Hello", nearly, too_long, **exactly(3))

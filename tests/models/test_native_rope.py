@@ -99,10 +99,10 @@ def test_phi3_with_longrope_and_partial_rotation_generates_the_same_tokens_as_tr
     assert_same_tokens(tiny.oracle, prompt, ours, tiny.expected(prompt, 20))
 
 
-def test_dynamic_scaling_beyond_the_models_length_equals_generation_token_by_token(
+def test_dynamic_scaling_beyond_the_models_length_equals_token_by_token_generation(
     model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
-    """The output crosses that length. Each new token is rotated for the length that the sequence has with it."""
+    """The output crosses that length. Each new token is rotated for the length of the sequence that ends with it."""
     tiny = model("llama", max_position_embeddings=48, rope_parameters=ROPES["dynamic"])
     prompt = prompt_of(40, 5)
 

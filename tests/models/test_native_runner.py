@@ -168,7 +168,7 @@ def test_the_end_token_is_masked_until_min_new_tokens_and_raised_afterwards(
 def test_a_step_can_start_before_the_previous_one_is_collected(
     sampling: SamplingParams, model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
-    """As on CUDA with two steps in flight: the host does not know the newest token."""
+    """As on CUDA, two steps are in flight, so the host does not know the newest token."""
     tiny = model("llama")
     expected = driver(tiny).run([Job(prompt_of(9, 1), 12, sampling=sampling)])[0]
     runner = driver(tiny).runner

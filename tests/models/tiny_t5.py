@@ -85,10 +85,5 @@ def _draw(name: str, parameter: torch.Tensor) -> None:
     if parameter.dim() == 1:
         parameter.uniform_(0.5, 1.5)
     else:
-        stds = {
-            ".q.": 0.05,
-            "relative": 2.0,
-            "shared": 1.0,
-            "lm_head": 0.2,
-        }  # scores are not scaled, so queries are small
+        stds = {".q.": 0.05, "relative": 2.0, "shared": 1.0, "lm_head": 0.2}  # small queries: scores are not scaled
         parameter.normal_(std=next((std for part, std in stds.items() if part in name), 0.5))

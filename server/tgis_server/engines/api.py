@@ -80,7 +80,7 @@ class ModelRunner(Protocol):
         the previous step has already been collected, because the masks depend on its tokens.
 
         Args:
-            masks: the masks of guided rows, on rank 0 only. A guided row without a mask is that of a sequence that has
+            masks: the masks of guided rows, on rank 0 only. A guided row without a mask belongs to a sequence that has
                 ended.
 
         Raises:
@@ -105,5 +105,5 @@ class ModelRunner(Protocol):
         ...
 
 
-# (phase, done, total): phases are short verbs such as "reading weights"; done and total are bytes, 0 if unknown.
+# (phase, done, total): phases are short phrases such as "reading weights"; done and total are bytes, 0 if unknown.
 Progress = Callable[[str, int, int], None]

@@ -51,7 +51,7 @@ def get_engine(name: str) -> Engine:
     """The engine of that name.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such engine.
     """
     if name not in ENGINES:
         raise UsageError(f"There is no engine {name!r} in this version, only {' and '.join(ENGINES)}.")

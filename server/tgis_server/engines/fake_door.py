@@ -12,7 +12,7 @@ from tgis_server.model_files import find_length, read_json
 
 
 class FakeDoor:
-    """Describes a model as the engine that would serve it.
+    """Describes a model as the engine that would serve it does.
 
     Args:
         find_summary: returns that engine's summary; raises ModelError if no engine serves the model.
@@ -39,7 +39,7 @@ class FakeDoor:
 
 
 def summarize_unknown(model_dir: Path) -> ModelSummary:
-    """What config.json itself says.
+    """Describe a model by its config.json alone.
 
     Raises:
         ModelError: the file is missing or broken.

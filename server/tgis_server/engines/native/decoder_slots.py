@@ -17,7 +17,7 @@ from tgis_server.wire.messages import SamplingParams, StepPlan, TokenIds, Wanted
 class SlotState:
     """What the host knows about the sequence in a slot."""
 
-    token_ids: TokenIds  # prompt; after a preemption, also the output so far. Only the device knows later ones.
+    token_ids: TokenIds  # prompt; after a preemption, also the output until then. Only the device knows later ids.
     prompt_length: int
     num_computed: int
     sampling: SamplingParams
@@ -28,9 +28,9 @@ class SlotState:
 
 
 class DecoderSlots:
-    """The state of all running sequences, which lasts across steps.
+    """The state of all running sequences, kept from step to step.
 
-    A plan updates the tensors only where they change: the host's work for a step does not grow with the length of rows.
+    A plan changes only some elements of the tensors: the host's work for a step does not grow with the rows' lengths.
     """
 
     def __init__(self, num_slots: int, max_blocks: int, staging: Staging, rope_border: int | None = None) -> None:
@@ -51,7 +51,7 @@ class DecoderSlots:
         for slot in plan.free:
             self._states.pop(slot, None)
         for new in plan.new:
-            assert new.slot < len(self.lengths), f"StepPlan.new: slot {new.slot} of {len(self.lengths)}"
+            assert new.slot < len(self.lengths), f"StepPlan.new: slot {new.slot}, but only {len(self.lengths)} exist"
             self._states[new.slot] = SlotState(
                 new.token_ids,
                 new.prompt_length,

@@ -88,7 +88,7 @@ def cpu_environment(environ: Mapping[str, str]) -> dict[str, str]:
     for cache in (
         "ONEDNN_PRIMITIVE_CACHE_CAPACITY",
         "LRU_CACHE_CAPACITY",
-    ):  # oneDNN's, and torch's in front of it
+    ):  # oneDNN's cache, and torch's in front of it
         defaults[cache] = str(MAX_PRIMITIVES)
     if "OMP_WAIT_POLICY" not in environ:
         # Spinning threads take the core from other work; sleeping at once makes them late for the next operation.

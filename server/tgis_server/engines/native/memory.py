@@ -127,7 +127,7 @@ def head_copy_bytes(spec: DecoderSpec, run: Run) -> int:
 
 
 def cpu_packs(dtype: str, cpuinfo: Path = CPUINFO) -> bool:
-    """Whether linear weights are packed on this CPU, found without torch; ``ops/linear.py`` finds out by trying."""
+    """Whether linear weights are packed on this CPU, as ``ops/linear.py`` finds out by trying. Needs no torch."""
     if dtype not in PACKING_FLAGS:
         return True
     flags = read_cpu_flags(cpuinfo)
@@ -176,7 +176,7 @@ def decide_kv_budget(request: MemoryRequest, free_bytes: int) -> KvBudget:
 
 
 def check_fits(request: MemoryRequest, free_bytes: int, weight_bytes: int, step_bytes: int, what: str) -> None:
-    """Check before weights are read that they, a step and one sequence fit on this rank.
+    """Before weights are read, check that they, a step and one sequence fit on this rank.
 
     Raises:
         NotEnoughDevices: they do not fit.

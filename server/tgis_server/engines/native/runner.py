@@ -257,8 +257,8 @@ class NativeRunner:
 def are_finite(values: Tensor) -> Tensor:
     """(rows, n) -> (rows,) bool: whether all values of a row are finite.
 
-    The sum of a row shows that, and the values are read only once. A sum of finite values can overflow too, but only if
-    some are about 1e34, which no plausible logit is.
+    The sum of a row shows this while the values are read only once. A sum of finite values can overflow too, but 1e34
+    is not a plausible logit.
     """
     return values.sum(-1, dtype=torch.float32).isfinite()
 

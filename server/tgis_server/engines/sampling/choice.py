@@ -24,6 +24,6 @@ def choose_sampled(scores: Tensor, draws: Tensor) -> Tensor:
     """
     cumulative = scores.softmax(-1).double().cumsum(-1)
     targets = draws * cumulative[:, -1:]
-    # right=True: strictly above, to skip ids without mass, which repeat the previous sum.
+    # right=True finds the first sum strictly above the target, and so skips ids without mass, which repeat a sum.
     chosen = torch.searchsorted(cumulative, targets, right=True)
     return chosen.squeeze(-1).clamp_(max=scores.shape[-1] - 1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 # On a CPU a full sort of a vocabulary takes milliseconds per row, and the cut is nearly always among the best few.
-# On CUDA a full sort is cheap, and checking whether the best few suffice would wait for the device.
+# On CUDA a full sort is cheap, and checking whether the best few suffice would mean waiting for the device.
 NUM_SORTED_FIRST = 1024
 # Far beyond any logit, yet finite in float32 even after division by a temperature: infinite scores would become NaN.
 MAX_SCORE = 1e30

@@ -1,4 +1,4 @@
-"""The tokens that each sequence has seen, for the repetition penalty. Kept on the device, so that steps can overlap."""
+"""The tokens that each sequence has seen, for the repetition penalty. They stay on the device, so steps can overlap."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def settle_head(spec: DecoderSpec, find: Find, warn: Tell) -> DecoderSpec:
         if head.dtype != embedding.dtype:
             differs = f"is stored as {head.dtype}, whereas {embedding} is stored as {embedding.dtype}"
         warn(
-            f"config.json says tie_word_embeddings, but {head} {differs}, so the head is not tied. Set "
+            f"config.json sets tie_word_embeddings, but {head} {differs}, so the head is not tied. Set "
             "tie_word_embeddings to false in config.json to confirm that."
         )
     elif not is_blank(head):

@@ -25,7 +25,7 @@ def read_length(config: ConfigFile, rope: RopeSpec | None) -> Length:
     positions = rope.original_max_position if rope.kind == "yarn" else length.num_tokens
     stretched = f"{positions} positions stretched by a factor of {rope.factor:g} ({STRETCHING[rope.kind]})"
     if not 1 <= positions * rope.factor <= MAX_INTEGER:
-        raise config.fail(f"{stretched} give no valid length: it must be from 1 to {MAX_INTEGER}.")
+        raise config.fail(f"{stretched} do not give a valid length, which must be from 1 to {MAX_INTEGER}.")
     return Length(round(positions * rope.factor), f"{stretched}, as config.json says")
 
 

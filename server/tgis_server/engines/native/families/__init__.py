@@ -45,7 +45,7 @@ FAMILIES: dict[str, ModuleType] = {
 # The engine also runs T5, but the front-end cannot make requests for an encoder yet: commands and doors refuse T5.
 ALL_FAMILIES: dict[str, ModuleType] = {**FAMILIES, "t5": t5}
 
-# Features of checkpoints that change results and that only families with the key in DEFAULTS implement.
+# Keys of features that change results. Only families with the key in DEFAULTS implement the feature.
 UNSUPPORTED_KEYS = (
     "quantization_config",
     "attn_logit_softcapping",
@@ -81,7 +81,7 @@ def read_spec(model_dir: Path, families: Mapping[str, ModuleType] = FAMILIES) ->
 
 
 def names_of(family: ModuleType) -> set[str]:
-    """Names of the architecture in a config.json: the generating model's, or its base model's, saved without a head."""
+    """The names that a config.json may give: the generating model's or, if saved without a head, its base model's."""
     architecture: str = family.ARCHITECTURE
     return {architecture, architecture.replace("ForCausalLM", "Model").replace("LMHeadModel", "Model")}
 

@@ -50,7 +50,7 @@ def read(config: ConfigFile) -> DecoderSpec:
 def alibi_slopes(num_heads: int) -> tuple[float, ...]:
     """The first n powers of 2^(-8/n) if n is a power of two.
 
-    Otherwise those for the next lower power of two, followed by the odd ones of those for its double.
+    Otherwise the slopes for the next lower power of two, and then every other slope for twice that number of heads.
     """
     power = 1 << (num_heads.bit_length() - 1)
     slopes = [2 ** (-8 * i / power) for i in range(1, power + 1)]

@@ -1,4 +1,4 @@
-"""Gemma 2: norms before and after attention and MLP, soft caps on scores and logits, windows on alternate layers."""
+"""Gemma 2: norms before and after attention and MLP; soft caps on scores and logits; windows on alternate layers."""
 
 from __future__ import annotations
 

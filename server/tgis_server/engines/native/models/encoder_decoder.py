@@ -77,7 +77,7 @@ class EncoderDecoder(Decoder):
         )
 
     def encode(self, inputs: EncoderInputs, cache: Cache) -> None:
-        """Run the encoder, and write the keys and values that each decoder layer makes of its output to the cache."""
+        """Run the encoder, and write the keys and values that decoder layers make of the encoding to the cache."""
         hidden = self.encoder.forward(inputs.step, cache)
         for i, cross in enumerate(self._cross):
             keys_values = self._ops.linear(hidden, cross.kv, cross.kv_bias, None)

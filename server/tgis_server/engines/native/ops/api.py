@@ -94,7 +94,8 @@ class WeightPart:
     """A rank's share of a linear weight in its checkpoint's format. Made by ``pack_weights`` of the decoder.
 
     ``tensors`` are keyed by role. "plain" has only ``weight``: (outputs, inputs) in floating point. Quantized formats
-    have ``data``, ``scales`` and optionally ``zeros``; a scale and a zero are for ``group_size`` inputs, or all if 0.
+    have ``data``, ``scales`` and optionally ``zeros``. ``group_size`` inputs share a scale and a zero; 0 means that all
+    inputs do.
     """
 
     tensors: Mapping[str, Tensor]
@@ -138,7 +139,7 @@ class Ops(Protocol):
         ...
 
     def linear(self, x: Tensor, weight: Any, bias: Tensor | None, lora: LoraView | None) -> Tensor:
-        """(T, inputs) -> (T, outputs). The result is a part of the sum if ranks share the inputs."""
+        """(T, inputs) -> (T, outputs). If the inputs are divided among ranks, this is the rank's part of the sum."""
         ...
 
     def make_norm(self, kind: spec.Norm, weight: Tensor, bias: Tensor | None, eps: float) -> Norm:

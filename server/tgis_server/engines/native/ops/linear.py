@@ -1,7 +1,7 @@
 """Linear layers, with oneDNN's weight layout on a CPU and torch's elsewhere.
 
-On a CPU a weight is reordered at load into oneDNN's blocks; otherwise each call would reorder it or use a slower
-kernel. One reordered copy serves any number of rows.
+On a CPU a weight is reordered into oneDNN's blocks when it is loaded; otherwise each call would reorder it or use a
+slower kernel. One reordered copy serves any number of rows.
 """
 
 from __future__ import annotations

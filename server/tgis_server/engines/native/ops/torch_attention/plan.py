@@ -181,7 +181,7 @@ class StepPlanner:
             columns = keys = first[:, None]
             num_keys = num_keys - first * size
         width = int(num_blocks.max())
-        # A mask does not stop another row's NaN: pad with the row's own last block.
+        # A mask does not keep out another row's NaN: pad with the row's own last block.
         columns = _count(width, columns, self._device)
         blocks = _blocks_of(rows, rows.slots[start:stop, None], torch.minimum(columns, last[:, None]))
         if has_bias(modifiers):
