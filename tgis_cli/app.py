@@ -5,19 +5,19 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from tgis_cli.terminal.coercion import spare_coercion
 from tgis_cli.terminal.command_table import COMMANDS, describe_command, load_command
 from tgis_cli.terminal.exits import errors_as_exit_codes
 from tgis_server import __version__
 from tgis_server.errors import UsageError
 
-OTHER_WORDS = dict.fromkeys(("serve", "start", "run", "up"), "launch")  # the names that other programs use
+OTHER_WORDS = dict.fromkeys(("serve", "start", "up"), "launch")  # of other programs
 
 
 class LazyGroup(TyperGroup):
@@ -29,7 +29,9 @@ class LazyGroup(TyperGroup):
             self.add_command(describe_command(name, summary), name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args[0] not in COMMANDS and args[0][:1] != "-" and not ctx.resilient_parsing:  # shell completion
+        if args[0] not in COMMANDS and args[0][:1] != "-" and not ctx.resilient_parsing:  # set while completing
+            import difflib
+
             close = difflib.get_close_matches(args[0], COMMANDS, n=1)
             suggestion = OTHER_WORDS.get(args[0]) or (close[0] if close else "")
             hint = f"did you mean `tgis {suggestion}`?" if suggestion else f"the commands are {', '.join(COMMANDS)}."
@@ -70,6 +72,7 @@ def tgis(
 
 def main() -> None:
     """The console script ``tgis``."""
+    spare_coercion()
     command = typer.main.get_command(app)
     with errors_as_exit_codes(debug="--debug" in sys.argv):
         sys.exit(command.main(prog_name="tgis", standalone_mode=False))

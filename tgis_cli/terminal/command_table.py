@@ -10,6 +10,9 @@ import typer
 # name -> what it does; the module tgis_cli.commands.NAME has a Typer app called `app`
 COMMANDS = {
     "launch": "Serve a model.",
+    "run": "Try a model: serve it, complete text, and stop.",
+    "ps": "List the running servers.",
+    "stop": "Stop running servers.",
     "plan": "Show what a model needs, and whether it runs here or on given devices.",
     "doctor": "Check this machine and suggest fixes.",
     "download-weights": "Download a model, and convert it if needed.",
