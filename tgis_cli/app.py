@@ -34,7 +34,7 @@ class LazyGroup(TyperGroup):
 
             close = difflib.get_close_matches(args[0], COMMANDS, n=1)
             suggestion = OTHER_WORDS.get(args[0]) or (close[0] if close else "")
-            hint = f"did you mean `tgis {suggestion}`?" if suggestion else f"the commands are {', '.join(COMMANDS)}."
+            hint = f"did you mean `tgis {suggestion}`?" if suggestion else f"there are {', '.join(COMMANDS)}."
             raise UsageError(f"No such command: {args[0]}; {hint}")
         name, command, rest = super().resolve_command(ctx, args)
         return name, load_command(name) if command is not None and name else command, rest
@@ -50,7 +50,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="First steps: `tgis launch` serves a small demo model, and `tgis generate` queries it.",
+    epilog="First step: `tgis run` tries a small demo model.",
 )
 
 
