@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
+
+from tgis_cli.terminal.capabilities import get_width, is_terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
 PIPE_COLUMNS = 10_000
+
+
+def find_width() -> int | None:
+    """Columns of stdout; ``None`` in a pipe, where lines stay whole."""
+    return get_width(sys.stdout) if is_terminal(sys.stdout) else None
 
 
 def open_console() -> Console:
@@ -23,12 +29,3 @@ def make_table(title: str | None = None) -> Table:
     from rich.table import Table
 
     return Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-
-
-def print_tables(tables: Iterable[Table]) -> None:
-    """One below the other, with a blank line between them and no spaces at the ends of lines."""
-    console = open_console()
-    with console.capture() as capture:
-        for table in tables:
-            console.print(table, "")
-    print("\n".join(line.rstrip() for line in capture.get().rstrip().splitlines()))

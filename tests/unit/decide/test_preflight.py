@@ -21,6 +21,7 @@ from tgis_cli.decide.preflight import check_before_start, check_memory, check_so
 from tgis_cli.decide.resolve import Resolved
 from tgis_cli.launch.prepare import prepare
 from tgis_cli.machine import Cpu, Gpu, Machine
+from tgis_server.engines.native.memory import MemoryRequest, RankMemory
 from tgis_server.errors import NotEnoughDevices, UsageError
 from tgis_server.host.ports import listen
 from tgis_server.options import ServeConfig, load_config
@@ -55,6 +56,10 @@ class Weights:
 
     def weight_bytes(self, rank: int, num_shard: int, dtype: str) -> int:
         return self.rank_bytes
+
+    def rank_memory(self, run: Run, rank: int) -> RankMemory:
+        request = MemoryRequest(run.device, 1 << 10, 16, 64, False, run.config.kv_cache_memory)
+        return RankMemory("m", self.rank_bytes, 0, request)
 
 
 def machine(**facts: Any) -> Machine:
