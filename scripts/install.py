@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def install(what: str, command: Sequence[str], stream: TextIO) -> int:
-    """Run pip and return its exit code. Its output is shown only if it fails, and then only the cause if it is known."""
+    """Run pip and return its exit code. Of its output only the cause of a failure is shown."""
     started_at = time.monotonic()
     progress = ProgressLine(f"Installing {what}", stream)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
@@ -112,7 +112,8 @@ class ProgressLine:
         """
         if line.startswith(STEPS):
             self._step = line.split(" (from ")[0]
-        text = f"{self._title}: {elapsed_s:.0f} s" + (f", {self._step[0].lower()}{self._step[1:]}" if self._step else "")
+        step = f", {self._step[0].lower()}{self._step[1:]}" if self._step else ""
+        text = f"{self._title}: {elapsed_s:.0f} s{step}"
         if self._rewrites:
             columns = os.get_terminal_size(self._stream.fileno()).columns or 80
             self._stream.write(f"\r\x1b[2K{text[: columns - 1]}")

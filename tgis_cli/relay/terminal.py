@@ -72,7 +72,7 @@ class Terminal:
     @property
     def width(self) -> int:
         """Columns of the terminal."""
-        return int(self._console.width) if self._console else get_width(self._stderr)
+        return get_width(self._stderr)
 
     def relay(self, name: str, line: str, *, to_stderr: bool, is_detail: bool = False) -> None:
         """Write a line of a process, unless it is repeated too often.
@@ -200,7 +200,7 @@ class Terminal:
             return True
         with self._drawing():
             if self._console:
-                self._console.print(renderable, **options)
+                self._console.print(renderable, width=self.width, **options)
         return self._console is not None
 
     @contextlib.contextmanager

@@ -182,6 +182,16 @@ def test_weights_must_fit_on_each_gpu(tmp_path: Path):
         check_memory(run, machine(gpus=gpus), Weights(3 * GIB // 2))  # type: ignore[arg-type]
 
 
+def test_a_kv_cache_that_holds_no_sequence_is_refused_with_the_smallest_that_does(tmp_path: Path):
+    run = make_run(tmp_path, config=ServeConfig(kv_cache_memory=1023))
+
+    with pytest.raises(NotEnoughDevices, match=r"one sequence of 2 tokens .*: use --kv-cache-memory 1024 or more\."):
+        check_memory(run, machine(), Weights(1))  # type: ignore[arg-type]
+
+    smallest = replace(run, config=ServeConfig(kv_cache_memory=1024))
+    check_memory(smallest, machine(), Weights(1))  # type: ignore[arg-type]
+
+
 def test_a_signal_during_the_checks_leaves_no_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     loaded = load_config({"rehearse": True, "run_dir": str(tmp_path), "grpc_port": "0", "port": "0"}, {})
     seen = []
