@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -15,8 +15,13 @@ from tgis_cli.terminal.options import with_serve_options
 
 app = typer.Typer(add_completion=False)
 
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", help="Show every log line on a terminal; files, pipes and JSON always have them."),
+]
 
-def launch(flags: Mapping[str, Any], config_file: Path | None) -> None:
+
+def launch(flags: Mapping[str, Any], config_file: Path | None, verbose: Verbose = False) -> None:
     """Serve a model until Ctrl-C or SIGTERM.
 
     Every option can also be given as an environment variable or in a TOML file; flags take precedence over the
@@ -24,7 +29,7 @@ def launch(flags: Mapping[str, Any], config_file: Path | None) -> None:
     """
     from tgis_cli.launch.serve import run_launch
 
-    raise SystemExit(run_launch(flags, config_file))
+    raise SystemExit(run_launch(flags, config_file, is_verbose=verbose))
 
 
 class LaunchCommand(GroupedHelpCommand):

@@ -13,6 +13,7 @@ import typer
 from tgis_cli.terminal.option_help import GroupedHelpCommand
 from tgis_cli.terminal.options import with_serve_options
 from tgis_cli.terminal.progress import failures_as_events
+from tgis_cli.terminal.tables import find_width
 from tgis_server.options import load_config
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -53,7 +54,11 @@ def plan(
     devices = read_devices(gpu, cpu, loaded.config, machine)
     with failures_as_events(as_json=json_), open_model(loaded.config, environ, token) as source:
         report = make_report(source, devices, loaded, environ)
-        print(json.dumps(report.as_dict(), indent=1, default=str) if json_ else "\n".join(describe_report(report)))
+        width = find_width()
+        text = (
+            json.dumps(report.as_dict(), indent=1, default=str) if json_ else "\n".join(describe_report(report, width))
+        )
+        print(text)
     if report.problem is not None:
         raise report.problem
 

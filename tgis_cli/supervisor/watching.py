@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from tgis_cli.causes.cause import ProcessHangs
 from tgis_cli.relay.terminal import Terminal, make_json_line
@@ -93,8 +94,14 @@ class Watcher:
         if self._terminal.as_json:
             self._terminal.print(make_json_line(LAUNCHER, "ready", "info", event="ready", **ready.facts()))
         else:
-            panel = make_panel(ready) if self._terminal.is_interactive else None
-            self._terminal.print("\n".join(make_lines(ready)), panel)
+            self._terminal.print("\n".join(make_lines(ready)), self._show_ready(ready))
+
+    def _show_ready(self, ready: Ready) -> Any:
+        """The announcement for a person; ``None`` without one."""
+        width, is_verbose = self._terminal.width, self._terminal.is_verbose
+        if self._terminal.is_interactive:
+            return make_panel(ready, width, is_verbose=is_verbose)
+        return "\n".join(make_lines(ready, width, is_verbose=is_verbose)) if self._terminal.has_reader else None
 
     async def _get_info(self) -> pb.InfoReply:
         for _ in range(MAX_UNANSWERED):

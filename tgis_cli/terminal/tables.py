@@ -6,11 +6,18 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, TextIO
 
+from tgis_cli.terminal.capabilities import get_width, is_terminal
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
 PIPE_COLUMNS = 10_000
+
+
+def find_width() -> int | None:
+    """Columns of stdout; ``None`` in a pipe, where lines stay whole."""
+    return get_width(sys.stdout) if is_terminal(sys.stdout) else None
 
 
 def open_console(stream: TextIO | None = None) -> Console:

@@ -393,18 +393,27 @@ def test_every_choice_has_a_reason():
         "  dtype                 bfloat16   the checkpoint's",
         "  max_sequence_length   2048       max_position_embeddings of config.json",
         "  max_batch_tokens      512        the default on a CPU",
-<<<<<<< HEAD
-        "  kv_cache_memory       -          one longest sequence (1 MiB) or, if that is more, the smaller of 4.0 GiB "
-        "and 25% of what is free after loading (now 4.0 GiB per shard)",
-        "  tokenization_workers  6          8 CPUs minus 2 shards, limited to 1 to 8",
-=======
         "  kv_cache_memory       -          one sequence of maximum length (1 MiB) or, if larger, the smaller of "
         "4.0 GiB and 25% of what is free after loading (now 4.0 GiB per shard)",
-        "  tokenization_workers  6          8 CPUs less 2 shards, 1 to 8",
->>>>>>> ed-engine
+        "  tokenization_workers  6          8 CPUs minus 2 shards, limited to 1 to 8",
         "  shard_cpus            0-3 / 4-7  separate cores for each shard",
         "  shard_threads         4          8 CPUs for 2 shards",
     ]
+
+
+def test_three_lines_tell_what_is_served_on_what_and_with_which_limits():
+    assert resolve_with(device="cpu", num_shard="2").summarize() == (
+        "Serving demo (no model is given: the demo model that comes with TGIS)",
+        "on the CPU (flag --device), in 2 shards, as bfloat16 (the checkpoint's)",
+        "up to 2,048 tokens per sequence, 1,024 of them new; 512 requests at once",
+    )
+
+
+def test_a_rehearsal_is_summarized_as_such():
+    what, on, _ = resolve_with(rehearse=True, model_name=str(DEMO_MODEL_DIR)).summarize()
+
+    assert what == f"Rehearsing {DEMO_MODEL_DIR}"
+    assert on == "on no device (a rehearsal needs none), as float32 (a rehearsal computes nothing)"
 
 
 def test_on_a_gpu_the_driver_is_named_and_memory_is_divided_after_loading():
