@@ -16,7 +16,7 @@ from tgis_cli.decide.resolve import resolve
 from tgis_cli.decide.tables import describe_options
 from tgis_cli.machine import probe_machine
 from tgis_cli.terminal.capabilities import has_color
-from tgis_cli.terminal.option_help import GroupedHelpCommand
+from tgis_cli.terminal.exits import as_told
 from tgis_cli.terminal.options import with_serve_options
 from tgis_cli.terminal.tables import find_width
 from tgis_server.errors import TgisError
@@ -47,7 +47,8 @@ def show(
     warnings = resolved.warnings if resolved else tuple(warn_of_settings(loaded, environ))
     if json_:
         inferred = resolved.inferred() if resolved else {}  # nothing if the model or the devices are missing
-        report = {"options": loaded.as_dict(), "inferred": inferred, "warnings": warnings}
+        error = str(problem) if problem else None
+        report = {"options": loaded.as_dict(), "inferred": inferred, "warnings": warnings, "error": error}
         print(json.dumps(report, indent=1, default=str))
     else:
         width = find_width()
@@ -56,7 +57,7 @@ def show(
         for warning in warnings:
             print("\n".join(wrap(f"warning: {warning}", width, rest="    ")))
     if problem:
-        raise problem
+        raise as_told(problem)
 
 
-app.command(cls=GroupedHelpCommand)(with_serve_options(show))
+app.command()(with_serve_options(show))
