@@ -15,6 +15,7 @@ from tgis_cli.decide.legacy_settings import warn_of_settings
 from tgis_cli.decide.resolve import resolve
 from tgis_cli.decide.tables import describe_options
 from tgis_cli.machine import probe_machine
+from tgis_cli.model_files.completion import complete_model
 from tgis_cli.terminal.capabilities import has_color
 from tgis_cli.terminal.exits import as_told
 from tgis_cli.terminal.options import with_serve_options
@@ -60,4 +61,4 @@ def show(
         raise as_told(problem)
 
 
-app.command()(with_serve_options(show))
+app.command()(with_serve_options(show, complete_model=complete_model))

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tgis_cli.model_files.completion import complete_model
 from tgis_cli.terminal.exits import as_told
 from tgis_cli.terminal.options import with_serve_options
 from tgis_cli.terminal.stop_signals import interrupted_by_signals
@@ -65,4 +66,4 @@ def plan(
 
 MODEL = "Directory, or hub id of a cached or remote model; without one, the demo model."
 
-app.command()(with_serve_options(plan, positional_model=MODEL))
+app.command()(with_serve_options(plan, positional_model=MODEL, complete_model=complete_model))

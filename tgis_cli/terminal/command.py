@@ -6,16 +6,18 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from tgis_cli.terminal.option_help import describe_command, show_page
+from tgis_cli.terminal.option_help import FACTS, describe_command, plain_text, show_page
 from tgis_server.errors import UsageError
 from tgis_server.words.close_words import squeeze
 
+MAX_HINT = 70  # characters of a help that a shell shows
 HELP_NAMES = ["-h", "--help"]
 
 
@@ -32,6 +34,9 @@ class Command(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         formatter.write(show_page(describe_command(self, ctx), os.environ))
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        return shorten_helps(super().shell_complete(ctx, incomplete))
 
 
 class Group(TyperGroup):
@@ -60,6 +65,17 @@ class Group(TyperGroup):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         formatter.write(show_page(describe_command(self, ctx), os.environ))
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        return shorten_helps(super().shell_complete(ctx, incomplete))
+
+
+def shorten_helps(items: list[Any]) -> list[Any]:
+    """Completions with a help of one short line, without markup: some shells show it beside the word."""
+    for item in items:
+        if item.help:
+            item.help = textwrap.shorten(FACTS.sub("", plain_text(item.help)), MAX_HINT, placeholder=" ...")
+    return items
 
 
 def dress(app: typer.Typer) -> None:
