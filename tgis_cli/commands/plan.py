@@ -26,7 +26,7 @@ def plan(
     gpu: Annotated[
         str | None,
         typer.Option(
-            metavar="SIZE|NAME[xN]", help="Plan for GPUs such as 80GiB, H100 or L4x4 instead of this machine."
+            metavar="GPU", help="Plan for GPUs such as 80GB, H100, 2xA100-40 or RTX4090:2 instead of this machine."
         ),
     ] = None,
     cpu: Annotated[
