@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from tgis_server.errors import UsageError
-from tgis_server.options import Option, options
+from tgis_server.options import Argument, Option, options
 
 # A command's body: raw flags by option name (None = not given), the config file, and the command's own parameters.
 Body = Callable[..., None]
@@ -60,7 +60,7 @@ def with_serve_options(
 def pick_model(argument: str | None, flag: str | None) -> str | None:
     if argument is not None and flag is not None and argument != flag:
         raise UsageError(f"Two models are given, {argument} and --model-name {flag}: leave one out.")
-    return flag if argument is None else argument
+    return flag if argument is None else Argument(argument)
 
 
 def keyword(name: str, annotation: Any) -> inspect.Parameter:
