@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import typer
@@ -29,8 +30,9 @@ class Command(TyperCommand):
         self.context_settings.setdefault("help_option_names", HELP_NAMES)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        check_options(self, ctx, args)
-        return super().parse_args(ctx, args)
+        with errors_at(ctx):
+            check_options(self, ctx, args)
+            return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         formatter.write(show_page(describe_command(self, ctx), os.environ))
@@ -49,8 +51,9 @@ class Group(TyperGroup):
         self.context_settings.setdefault("help_option_names", HELP_NAMES)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        check_options(self, ctx, args)
-        return super().parse_args(ctx, args)
+        with errors_at(ctx):
+            check_options(self, ctx, args)
+            return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: Any) -> list[str]:
         listed = [name for name in self.sections if name in self.commands]
@@ -88,6 +91,17 @@ def dress(app: typer.Typer) -> None:
             group.cls = Group
 
 
+@contextlib.contextmanager
+def errors_at(ctx: Any) -> Iterator[None]:
+    """Note the command in the framework's errors, some of which come without it."""
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "ctx", ctx) is None:
+            error.ctx = ctx  # type: ignore[attr-defined]  # an error of the framework
+        raise
+
+
 def check_options(command: Any, ctx: Any, args: list[str]) -> None:
     """
     Raises:
@@ -100,7 +114,8 @@ def check_options(command: Any, ctx: Any, args: list[str]) -> None:
     if unknown:
         from tgis_cli.terminal.suggestions import explain_no_option
 
-        raise UsageError(explain_no_option(unknown, params, ctx.command_path))
+        commands = list(getattr(command, "commands", ()))
+        raise UsageError(explain_no_option(unknown, params, ctx.command_path, commands))
 
 
 def find_unknown(params: Mapping[str, Any], args: Sequence[str], *, is_group: bool) -> str | None:
