@@ -162,11 +162,11 @@ class Presenter:
     def _make_spinner(self, writer: Writer) -> Spinner:
         """At the cursor, wherever the prompt has left it; only where that is known."""
         if not self.has_spinner:
-            return Spinner(self.err, 0)
+            return Spinner(self.err, 0, 0)
         if not self.is_for_people:
-            return Spinner(self.err, get_width(self.err))
+            return Spinner(self.err, 0, get_width(self.err))
         num_free = writer.num_free if isinstance(writer, WordWriter) else 0
-        return Spinner(self.err, num_free, indent=" " if writer.column else "")
+        return Spinner(self.err, writer.column, num_free, indent=" " if writer.column else "")
 
     def _shorten(self, prompt: str) -> str:
         """The end of a long prompt, escaped: an answer continues it."""
