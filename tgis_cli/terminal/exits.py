@@ -122,8 +122,10 @@ def print_failure(sentence: str, exit_code: int, argv: Sequence[str] = ()) -> No
     if command == "bundle" and "-" in argv:  # stdout has the bundle
         return
     told = {"event": "failed", "text": sentence} if command in PRINTS_EVENTS else {"error": sentence}
-    with contextlib.suppress(BrokenPipeError):
-        print(json.dumps(told | {"exit_code": exit_code}, ensure_ascii=False), flush=True)
+    try:
+        print(json.dumps(told | {"exit_code": exit_code}), flush=True)
+    except BrokenPipeError:
+        silence(sys.stdout)
 
 
 def prepare_streams() -> None:
