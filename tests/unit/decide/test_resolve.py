@@ -370,7 +370,9 @@ def test_a_model_stretched_by_yarn_has_its_stretched_length_and_gives_no_warning
     inferred, given = resolve_with(model_name=directory), resolve_with(model_name=directory, max_sequence_length="8192")
 
     assert (inferred.run.max_sequence_length, given.warnings) == (8192, ())
-    assert inferred.reasons["max_sequence_length"] == ("2048 positions stretched 4 times by YaRN, as config.json says")
+    assert inferred.reasons["max_sequence_length"] == (
+        "2048 positions stretched by a factor of 4 (YaRN), as config.json says"
+    )
 
 
 def test_more_new_tokens_than_a_sequence_has_are_lowered():
@@ -391,8 +393,8 @@ def test_every_choice_has_a_reason():
         "  dtype                 bfloat16   the checkpoint's",
         "  max_sequence_length   2048       max_position_embeddings of config.json",
         "  max_batch_tokens      512        the default on a CPU",
-        "  kv_cache_memory       -          one longest sequence (1 MiB) or, if that is more, the smaller of 4.0 GiB "
-        "and 25% of what is free after loading (now 4.0 GiB per shard)",
+        "  kv_cache_memory       -          one sequence of maximum length (1 MiB) or, if larger, the smaller of "
+        "4.0 GiB and 25% of what is free after loading (now 4.0 GiB per shard)",
         "  tokenization_workers  6          8 CPUs minus 2 shards, limited to 1 to 8",
         "  shard_cpus            0-3 / 4-7  separate cores for each shard",
         "  shard_threads         4          8 CPUs for 2 shards",
