@@ -49,7 +49,7 @@ def wait_until(condition: Callable[[], Any], what: str, deadline_s: float = DEAD
 
 
 def clean_environ() -> dict[str, str]:
-    """The environment without variables that would change options or colours."""
+    """The environment, without variables that would change options or colours."""
     kept = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "TMPDIR", "VIRTUAL_ENV")
     return {name: value for name, value in os.environ.items() if name in kept}
 
@@ -58,7 +58,7 @@ def clean_environ() -> dict[str, str]:
 class Server:
     """A `tgis launch` that a test has started."""
 
-    base: Path  # contains run directories and the files with its outputs
+    base: Path  # contains run directories, and files with the outputs of the process
     process: subprocess.Popen[bytes]
     facts: dict[str, Any] = field(default_factory=dict)  # ready.json
 
@@ -180,7 +180,7 @@ def starting() -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
     def start_server(*arguments: str, script: str = "tgis launch", output: int | None = None, **environ: str) -> Server:
-        base = Path(tempfile.mkdtemp(prefix="t-"))  # short, as socket paths are: pytest's own directories are not
+        base = Path(tempfile.mkdtemp(prefix="t-"))  # short, as socket paths must be; pytest's own are too long
         words = script.format(base=base).split()
         command = [BIN / words[0], *words[1:], *arguments]
         with (base / "stdout").open("wb") as stdout, (base / "stderr").open("wb") as stderr:

@@ -22,7 +22,7 @@ import tgis_server
 from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
 
-Launch = Callable[..., Any]  # of a Server in conftest.py
+Launch = Callable[..., Any]  # starts a Server of conftest.py
 
 DEADLINE_S = 30.0
 DEMO_MODEL = Path(tgis_server.__file__).parent / "demo_model"

@@ -1,8 +1,9 @@
-"""Every signal to every process in every phase: the exit code, the first cause, the fate of calls, and nothing left.
+"""Every signal to every process in every phase: the exit code, the first cause and the fate of calls are as documented,
+and nothing is left behind.
 
-Each cell is a separate test; a few run at once, as they mostly wait. The table in docs/lifecycle.md documents the
-behaviour. `make test` runs the cells that differ most: signals under load, and to the launcher in any phase; `make
-acceptance` runs the others. ``TGIS_KILL_MATRIX=native`` runs them with the demo model instead of a rehearsal.
+Each cell is a separate test; a few run at once because they mostly wait. The table in docs/lifecycle.md documents the
+behaviour. `make test` runs the cells that differ most: signals to any process under load, and to the launcher in any
+phase; `make acceptance` runs the others. ``TGIS_KILL_MATRIX=native`` replaces the rehearsal by the demo model.
 """
 
 from __future__ import annotations
@@ -188,7 +189,7 @@ def read_argv(pid: int) -> str:
 
 @pytest.fixture(scope="module")
 def cells(request: pytest.FixtureRequest, start_shared: Callable[..., Any]) -> Iterator[dict[Any, Future[None]]]:
-    """The selected cells, running."""
+    """Starts the selected cells, a few at a time."""
     wanted = [item.callspec.params["cell"] for item in request.session.items if item.name.startswith("test_cell[")]
 
     def run(cell: tuple[str, signal.Signals, str]) -> None:

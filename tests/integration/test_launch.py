@@ -19,7 +19,7 @@ import tgis_server
 from tgis_cli.decide.legacy_settings import Treatment
 from tgis_cli.migrate import examine_all, read_containers, read_settings_file
 
-Start = Callable[..., Any]  # of a Server in conftest.py
+Start = Callable[..., Any]  # starts a Server of conftest.py
 MANIFEST = Path(__file__).parents[1] / "unit/migrate/manifests/original.yaml"
 DEMO_MODEL = Path(tgis_server.__file__).parent / "demo_model"
 

@@ -23,7 +23,7 @@ from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
 from tgis_server.wire.messages import FinishReason, RequestFailure
 
-Start = Callable[..., Any]  # of a Server in conftest.py
+Start = Callable[..., Any]  # starts a Server of conftest.py
 
 GO_ON, MAX = FinishReason.NOT_FINISHED, FinishReason.MAX_TOKENS
 REHEARSAL = ("--rehearse", "--host", "127.0.0.1")

@@ -18,7 +18,7 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-Start = Callable[..., Any]  # of a Server in conftest.py
+Start = Callable[..., Any]  # starts a Server of conftest.py
 
 SLOW = ("--rehearse", "--num-shard", "2", "--rehearse-step-ms", "20")
 
