@@ -60,7 +60,7 @@ def issue(directory: Path, *lifetime: str) -> None:
 
 
 class Mount:
-    """A directory with the server's TLS files, laid out like a secret mounted by Kubernetes: links through ``..data``."""
+    """A directory with the server's TLS files and links through ``..data``, laid out as Kubernetes mounts a secret."""
 
     def __init__(self, directory: Path, authorities: Path) -> None:
         self.directory = directory
@@ -331,7 +331,7 @@ def test_a_server_with_http_tls_becomes_ready_and_reports_https(authorities, mou
 
 
 def sized(num_bytes: int) -> bytes:
-    """A request of exactly ``num_bytes`` (at least 131) that has only a ``model_id``, and so is valid for any method."""
+    """A request of exactly ``num_bytes`` (at least 131) with nothing but a ``model_id``: it is valid for any method."""
     request = pb.ModelInfoRequest(model_id="x" * (num_bytes - 3)).SerializeToString()
     assert len(request) == num_bytes
     return request

@@ -170,7 +170,7 @@ def test_the_drop_in_launcher_needs_a_model(start: Start):
     assert "No model is given" in server.last_line
 
 
-def test_the_originals_manifest_starts_with_a_warning_for_each_setting_that_migrate_reports(launch: Start):
+def test_the_originals_manifest_starts_and_gives_a_warning_for_each_setting_that_migrate_reports(launch: Start):
     (report,) = examine_all(read_containers([read_settings_file(str(MANIFEST))]))
     environ = {given.name: given.value for given in report.container.env} | {"MODEL_NAME": str(DEMO_MODEL)}
 

@@ -1,6 +1,7 @@
-"""Facts about tokens from the whole server are those of transformers: chunked prefills, preemptions, prefix-cache hits.
+"""Facts about tokens from the server are those of transformers, even after chunked prefills, preemptions or cache hits.
 
-The pool holds two of the eight sequences, a step computes 24 tokens, and inputs are asked for twice.
+The pool holds two of the eight sequences, a step computes 24 tokens, and each input is sent
+twice.
 """
 
 from __future__ import annotations

@@ -373,7 +373,7 @@ def test_a_model_stretched_by_yarn_has_its_stretched_length_and_gives_no_warning
     assert inferred.reasons["max_sequence_length"] == ("2048 positions stretched 4 times by YaRN, as config.json says")
 
 
-def test_more_new_tokens_than_a_sequence_has_are_lowered():
+def test_a_limit_on_new_tokens_that_exceeds_a_sequence_is_lowered():
     resolved = resolve_with(max_sequence_length="64", max_new_tokens="64")
 
     assert resolved.run.config.max_new_tokens == 63

@@ -17,7 +17,7 @@ def _requirements(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "requires", lambda name: texts)
 
 
-def test_sufficient_versions_are_one_line():
+def test_sufficient_versions_are_reported_in_one_line():
     host = with_versions(grpcio="1.76.0", protobuf="odd", torch="2.11.0a0+vendor")
 
     ((level, sentence),) = judge(check_libraries, make_subject(host=host))

@@ -46,7 +46,7 @@ def write_safetensors(
     item_bytes: int = 4,
     filled: dict[str, int] | None = None,
 ) -> None:
-    """Write a file of zeros, except that ``filled`` gives the byte that fills a tensor."""
+    """Write a file of zeros, except for the tensors in ``filled``, which gives the byte that fills each."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     data = b""
     for name, shape in shapes.items():
@@ -138,7 +138,7 @@ def test_a_missing_tensor_is_refused_by_name(tmp_path: Path) -> None:
         inspect_checkpoint(tmp_path, SPEC, 1)
 
 
-def test_a_tensor_of_another_shape_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_tensor_of_the_wrong_shape_is_refused_by_name(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, **{"model.norm.weight": (9,)})
 
     with pytest.raises(ModelError, match=r"model\.norm\.weight has shape \[9\], but config\.json asks for \[8\]"):

@@ -82,7 +82,7 @@ def answer_of(output: Output) -> Frame:
 
 
 def push(output: Output, *tokens: int, end: FinishReason = GO_ON) -> None:
-    """Push tokens one after the other; the last with ``end``."""
+    """Push tokens one after the other, the last of them with ``end``."""
     for index, token in enumerate(tokens):
         output.on_token(token, end if index == len(tokens) - 1 else GO_ON, None, now=0.0)
 

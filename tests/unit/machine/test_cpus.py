@@ -37,7 +37,7 @@ def cores(num_cores: int, *, num_threads: int = 1, num_nodes: int = 1) -> tuple[
 @pytest.mark.parametrize(
     ("text", "expected"), [("0-2,8\n", [0, 1, 2, 8]), ("5", [5]), ("", []), ("0-1,4-5", [0, 1, 4, 5])]
 )
-def test_a_cpu_list_is_parsed_and_formatted_like_the_kernels(text: str, expected: list[int]):
+def test_a_cpu_list_is_parsed_and_formatted_as_in_the_kernel(text: str, expected: list[int]):
     assert parse_cpu_list(text) == expected
     assert format_cpu_list(expected) == text.strip()
 
