@@ -1,4 +1,4 @@
-"""Shared by all tests: helper modules by name, options, and what signals mean to children.
+"""Shared by all tests: the import of helper modules, options, and the signals that children receive.
 
 Two markers decide where a test runs in `make test` and `make acceptance` (scripts/run_tests.py): ``serial`` and
 ``acceptance``, described in pyproject.toml. docs/testing.md has the details.

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-TOGETHER = ("gpu/", "models/test_native")  # they share the device; they share processes for ranks
+TOGETHER = ("gpu/", "models/test_native")  # groups that share the device or the ranks' processes
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -1,10 +1,10 @@
-"""Attacks both ports of a server, in many ways at once, and prints as JSON how often each was done.
+"""Attacks both ports of a server in many ways at once, and prints, as JSON, how often each attack was made.
 
 ::
 
     python attack.py GRPC_PORT HTTP_PORT SECONDS
 
-An attack that the server refuses or cuts off counts as done. Needs only this directory on its path.
+An attack that the server refuses or cuts off counts as made. Needs only this directory on its path.
 """
 
 from __future__ import annotations

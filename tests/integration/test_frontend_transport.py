@@ -94,7 +94,7 @@ def mount(tmp_path, authorities) -> Mount:
 
 
 def open_channel(server, authority: Path, client: Path | None = None) -> grpc.aio.Channel:
-    """A separate connection that trusts one authority; if given, ``client`` has the certificate that it presents."""
+    """A separate connection that trusts one authority; if given, ``client`` holds the certificate it presents."""
     pair = {}
     if client:
         pair["private_key"] = (client / "client.key").read_bytes()
@@ -356,7 +356,7 @@ METHODS = ("Generate", "GenerateStream", "Tokenize", "ModelInfo")
     ],
     ids=["too-large", "no-message"],
 )
-def test_invalid_requests_are_refused_without_a_trace(method, raw, code, text):
+def test_invalid_requests_are_refused_and_leave_nothing_behind(method, raw, code, text):
     async def test() -> None:
         async with serving(FakeLink(count_up), max_request_bytes=1000, max_concurrent_requests=1) as server:
             found, details = await failure_of(send(server, method, raw))
@@ -372,7 +372,7 @@ def test_invalid_requests_are_refused_without_a_trace(method, raw, code, text):
 
 
 @pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
-def test_the_largest_request_is_accepted_by_its_uncompressed_size(compression):
+def test_the_uncompressed_size_of_a_request_is_limited(compression):
     async def test() -> None:
         async with serving(max_request_bytes=1000) as server:
             assert await send(server, "ModelInfo", sized(1000), compression=compression)

@@ -59,7 +59,7 @@ FUZZING = settings(
     suppress_health_check=list(HealthCheck),
 )
 REFUSAL = "INVALID_ARGUMENT: .+"
-EXPECTED = {  # how a call may end whose request can be decoded
+EXPECTED = {  # how a call with a request that can be decoded may end
     GENERATE: f"OK|{REFUSAL}|RESOURCE_EXHAUSTED: Model is overloaded",
     GENERATE_STREAM: f"OK|{REFUSAL}|RESOURCE_EXHAUSTED: Model is overloaded",
     TOKENIZE: f"OK|{REFUSAL}",

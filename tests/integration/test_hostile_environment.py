@@ -68,7 +68,7 @@ def script() -> Iterator[Callable[[str], str]]:
 # -- any user, nothing writable but /tmp
 
 
-def test_a_user_without_name_home_or_rights_can_serve(confined: Any):
+def test_a_user_without_a_name_a_home_or_rights_can_serve(confined: Any):
     answer = confined.run("generate", "Größe", "--json")
 
     assert json.loads(answer.stdout)["generated_token_count"] > 0
@@ -77,7 +77,7 @@ def test_a_user_without_name_home_or_rights_can_serve(confined: Any):
 @pytest.mark.parametrize(
     "words", [("--help",), ("config", "show"), ("version",), ("tokenize", "Größe"), ("generate", "Größe"), ("health",)]
 )
-def test_that_user_can_run(confined: Any, words: tuple[str, ...]):
+def test_that_user_can_run_other_commands(confined: Any, words: tuple[str, ...]):
     address = {"health": confined.facts["http"], "tokenize": confined.address, "generate": confined.address}
     url = ["--url", address[words[0]]] if words[0] in address else []
 

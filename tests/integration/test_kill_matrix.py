@@ -3,7 +3,7 @@ and nothing is left behind.
 
 Each cell is a separate test; a few run at once because they mostly wait. The table in docs/lifecycle.md documents the
 behaviour. `make test` runs the cells that differ most: signals to any process under load, and to the launcher in any
-phase; `make acceptance` runs the others. ``TGIS_KILL_MATRIX=native`` replaces the rehearsal by the demo model.
+phase; `make acceptance` runs the others. ``TGIS_KILL_MATRIX=native`` replaces the rehearsal with the demo model.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def expect(victim: str, number: signal.Signals, phase: str) -> Expected:
         case _ if phase == "loading":
             return Expected(5, f"^{victim} was ended by {number.name} from outside", CUT)
         case _:
-            return Expected(survives=True)  # shards end with the front-end
+            return Expected(survives=True)  # a serving shard exits only when the front-end does
 
 
 class Cell:
@@ -147,7 +147,7 @@ class Cell:
             assert self.load.join() == [self.expected.streams] * NUM_STREAMS
 
     def assert_noticed(self, frontend: int, since: float) -> None:
-        """Check that the front-end reports the stopped launcher, unless its drain ends first."""
+        """Check that the front-end reports the stopped launcher, unless the drain ends first."""
 
         def has_drained() -> bool:
             return self.phase == "draining" and psutil.Process(frontend).status() == psutil.STATUS_ZOMBIE
@@ -170,7 +170,7 @@ class Cell:
         return not self.live_error()
 
     def assert_directory(self) -> None:
-        """Gone after a stop; kept without sockets after a failure; unchanged after a SIGKILL of the launcher."""
+        """Check that the run directory is gone after a stop, kept otherwise, and without sockets after a failure."""
         run_dir = self.server.run_dir
         match self.expected.exit_code:
             case 0:

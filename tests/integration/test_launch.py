@@ -1,4 +1,4 @@
-"""`tgis launch`: from options to ready, its output, and what it refuses."""
+"""`tgis launch`: how it becomes ready, what it prints, and what it refuses."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_port_in_use_is_named_with_its_owner(start: Start):
     assert server.run_dir is None
 
 
-def test_an_ending_server_hands_its_ports_to_the_next_one(launch: Start, start: Start):
+def test_a_server_that_shuts_down_hands_its_ports_to_the_next_one(launch: Start, start: Start):
     first = launch("--rehearse", "--host", "127.0.0.1", "--drain-delay", "2")
     ports = {"GRPC_PORT": str(first.facts["grpc_port"]), "PORT": str(first.facts["http_port"])}
 
@@ -274,7 +274,7 @@ def test_a_shard_that_hangs_while_serving_ends_the_group(launch: Start):
     assert re.search(r"shard-0 +\| .*in strike", server.stderr)
 
 
-def test_a_reader_that_stops_reading_delays_neither_service_nor_stop(launch: Start, full_pipe: int):
+def test_a_reader_that_stops_reading_delays_neither_service_nor_shutdown(launch: Start, full_pipe: int):
     server = launch("--rehearse", output=full_pipe)
     answer = server.run("generate", "Once upon a time")
 

@@ -114,7 +114,7 @@ def test_served_tokens_are_those_of_transformers(checkpoint, launch, family, num
         *("--kv-cache-memory", str(pool_tokens * kv_bytes_per_token(model.oracle) // num_shard)),
     )
 
-    # One call's inputs reach the scheduler together, so that round's preemptions do not depend on when calls arrive.
+    # The inputs of a single call arrive together, so in that round no preemption depends on when calls arrive.
     rounds = [asyncio.run(generate_all(server.address, texts, calls)) for calls in (len(texts), 1)]
 
     prompts = [tokenizer.encode(text).ids for text in texts]

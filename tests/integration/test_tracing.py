@@ -91,7 +91,7 @@ def test_a_call_has_a_span_in_the_clients_trace_that_contains_a_prefill_of_each_
     assert b"mine" in resource
 
 
-def test_a_stream_without_a_trace_begins_a_new_one(collector):
+def test_a_stream_whose_client_sends_no_trace_begins_a_new_one(collector):
     found, endpoint = collector
 
     async def test():

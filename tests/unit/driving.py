@@ -43,7 +43,7 @@ def submit(
     min_new_tokens: int = 0,
     **fields: Any,
 ) -> Submit:
-    """A request; ``prompt`` and ``encoder`` are lists of token ids or lengths."""
+    """A request; ``prompt`` and ``encoder`` are each either token ids or a length."""
     prompt_ids = [(request_id * 7 + i) % VOCAB_SIZE for i in range(prompt)] if isinstance(prompt, int) else prompt
     encoder_ids = [(request_id * 5 + i) % VOCAB_SIZE for i in range(encoder)] if isinstance(encoder, int) else encoder
     return Submit(

@@ -18,7 +18,7 @@ CLOSE = 1e-4  # decisions nearer than this to their border are not clear
 
 @dataclass
 class Reference:
-    """Scores on their way through the processors; ``is_clear`` unless rounding may have decided something."""
+    """Scores on their way through the processors; ``is_clear`` is false if rounding may have decided something."""
 
     scores: np.ndarray  # (vocab,) float64
     is_clear: bool = True
@@ -39,7 +39,7 @@ class Reference:
 def process(
     logits: Sequence[float], seen: Iterable[int], index: int, params: SamplingParams, eos_ids: Sequence[int]
 ) -> Reference:
-    """Steps (a) to (f) for the token after ``index`` generated ones. ``seen``: prompt and output so far."""
+    """Steps (a) to (f) for the token after ``index`` generated ones; ``seen`` are the prompt and the output so far."""
     scores = np.array(logits, dtype=np.float64)
     ends = sorted(set(eos_ids))
     if index < params.min_new_tokens:
@@ -64,7 +64,7 @@ def process(
 
 
 def keep_top_p(result: Reference, top_p: float) -> None:
-    """Drop tokens from the least likely up, of ties the highest id first, while their sum is at most 1 - top_p."""
+    """Drop the least likely tokens (of ties, the highest ids first) whose total probability is at most 1 - top_p."""
     ids = np.arange(len(result.scores))
     order = np.lexsort((-ids, result.scores))
     cumulative = np.cumsum(softmax(result.scores)[order])
@@ -75,7 +75,7 @@ def keep_top_p(result: Reference, top_p: float) -> None:
 
 
 def keep_typical(result: Reference, mass: float) -> None:
-    """Keep as many tokens with nearly average surprise as ``mass`` needs, including ties, the nearest first."""
+    """Keep the tokens whose surprise is nearest to the average: as many as ``mass`` needs, including ties."""
     live = np.flatnonzero(np.isfinite(result.scores))
     surprise = -logprobs(result.scores[live])
     probabilities = np.exp(-surprise)
@@ -133,7 +133,7 @@ def rank(scores: np.ndarray, token_id: int) -> int:
 
 
 def alternatives(scores: np.ndarray, n: int) -> list[int]:
-    """The ids that are no worse than the n-th best and not dropped, in ascending order, at most 4 n."""
+    """The ids that are not dropped and no worse than the n-th best, in ascending order; at most 4 n of them."""
     if not n:
         return []
     border = np.sort(scores)[-min(n, len(scores))]

@@ -17,7 +17,7 @@ FOLDERS = (
     "server/tgis_server",
     "server/tgis_server/engines/native",
     "tgis_cli",
-)  # that paths in pages start from
+)  # where the paths in pages may start
 spec = importlib.util.spec_from_file_location("generate_docs", ROOT / "scripts" / "generate_docs.py")
 generate_docs = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(generate_docs)

@@ -21,7 +21,7 @@ class Table:
         self.rooms: dict[str, str] = {}  # module or package -> the room that it belongs to
         self.allowed: dict[str, set[str]] = {}  # room -> rooms that it may import
         self.callers: dict[str, set[str]] = {}
-        self.common: list[str] = []  # rooms that all above them may import
+        self.common: list[str] = []  # rooms that all rooms above them may import
 
 
 @cache

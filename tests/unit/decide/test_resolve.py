@@ -301,7 +301,7 @@ def test_an_invalid_or_excessive_number_of_threads_is_a_warning(value: str, warn
 # -- rehearsals
 
 
-def test_a_fault_of_a_missing_process_is_refused():
+def test_a_fault_in_a_process_that_will_not_exist_is_refused():
     with pytest.raises(
         UsageError, match="--fault shard2:exit@load would never trigger: the processes are shard-0, shard"
     ):

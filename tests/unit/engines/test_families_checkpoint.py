@@ -95,7 +95,7 @@ def test_files_that_the_index_does_not_name_are_ignored(tmp_path: Path) -> None:
     assert {info.file.name for info in checkpoint.tensors.values()} == set(parts)
 
 
-def test_a_missing_file_of_the_index_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_missing_file_that_the_index_names_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "a.safetensors"}}))
 
     with pytest.raises(
@@ -160,7 +160,7 @@ def test_valid_numbers_of_shards_divide_heads_and_mlp() -> None:
     assert valid_num_shards(replace(SPEC, num_heads=9, num_kv_heads=3, intermediate_size=18)) == [1, 3, 9]
 
 
-def test_a_number_of_shards_that_does_not_divide_is_refused_with_those_that_do(tmp_path: Path) -> None:
+def test_a_number_of_shards_that_does_not_divide_the_model_is_refused_with_those_that_do(tmp_path: Path) -> None:
     write_checkpoint(tmp_path)
 
     with pytest.raises(UsageError, match=r"--num-shard 3 .* use one of 1, 2, 4"):

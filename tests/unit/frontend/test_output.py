@@ -1,4 +1,4 @@
-"""Tokens to messages: frames of a stream, the unary answer, stop reasons, token details."""
+"""From tokens to messages: frames of a stream, the unary answer, stop reasons, token details."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def test_a_child_started_by_hand_imports_nothing_foreign(foreign: Path):
     assert (done.returncode, done.stderr) == (70, b"")  # it ends because its parent is another process
 
 
-def test_scripts_import_nothing_foreign_with_an_empty_entry_in_pythonpath(foreign: Path):
+def test_scripts_import_nothing_foreign_even_with_an_empty_entry_in_pythonpath(foreign: Path):
     environ = os.environ | {"PYTHONPATH": ":"}
 
     done = subprocess.run([TGIS, "version"], cwd=foreign, env=environ, capture_output=True)

@@ -142,7 +142,7 @@ def test_forked_work_ignores_stop_signals():
 
 
 def survey(pipe: Path, patch: pytest.MonkeyPatch, ask: Callable[[int], None], **flags: str) -> None:
-    """Survey on storage that hangs, while ``ask``, which gets the HTTP port, probes it."""
+    """Survey on storage that hangs, while ``ask`` is called with the HTTP port, which it probes."""
     with listen("127.0.0.1", 0, "--port") as free:
         port = free.getsockname()[1]
     loaded = load_config({"host": "127.0.0.1", "port": str(port), **flags}, {})

@@ -114,5 +114,5 @@ def test_waiting_prompts_are_not_copied():
     finally:
         tracemalloc.stop()
 
-    # Only the sequence with a slot has a copy of its prompt, and a block table.
+    # Only the sequence that has a slot has a block table and a copy of its prompt.
     assert peak_bytes < 2 * 4 * num_tokens
