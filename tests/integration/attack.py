@@ -4,7 +4,7 @@
 
     python attack.py GRPC_PORT HTTP_PORT SECONDS
 
-An attack that the server refuses or cuts off counts as made. Needs only this directory on its path.
+An attack that the server refuses or cuts off counts too. Needs only this directory on its path.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ async def scrape_without_reading(grpc: int, http: int) -> None:
 
 
 async def ask_without_end(grpc: int, http: int) -> None:
-    """Keep ten connections open that send the next requests before the previous ones are answered."""
+    """Keep open ten connections that send the next requests before the previous ones are answered."""
 
     async def ask() -> None:
         async with Attacker.connect(http, greets=False) as attacker:

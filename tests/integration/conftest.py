@@ -68,7 +68,7 @@ class Server:
 
     @property
     def pids(self) -> dict[str, int]:
-        """All processes by name, the launcher included."""
+        """The pids of all processes by name, the launcher's included."""
         return {**self.facts["pids"], "launcher": self.process.pid}
 
     @property
@@ -142,7 +142,7 @@ class Server:
         return [child.pid for child in psutil.Process(self.process.pid).children(recursive=True)]
 
     def wait_until_gone(self, within_s: float, pids: Iterable[int] = ()) -> None:
-        """Wait until the given processes have ended; by default all processes of a ready server."""
+        """Wait until the given processes have ended, by default all processes of a ready server."""
         expected = list(pids) or list(self.pids.values())
         wait_until(lambda: all(map(is_gone, expected)), "every process to be gone", within_s)
 
@@ -156,7 +156,7 @@ class Server:
 
 
 def is_gone(pid: int) -> bool:
-    """A zombie is gone: only its parent can make it disappear."""
+    """Whether a process has ended. A zombie counts as gone, because only its parent can make it disappear."""
     try:
         return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

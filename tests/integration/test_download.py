@@ -402,7 +402,7 @@ def test_a_complete_read_only_cache_is_enough(downloaded: Download, tmp_path: Pa
     result = subprocess.run(command, env=downloaded.environment(), capture_output=True, text=True, check=False)
 
     if "AssertionError" in result.stderr:
-        pytest.skip("no right to mount")
+        pytest.skip("mounting is not permitted here")
     assert (result.returncode, result.stdout) == (0, f"{downloaded.snapshot}\n"), result.stderr
 
 

@@ -44,7 +44,7 @@ def parameters(*, input_tokens: bool) -> pb.Parameters:
 
 
 def assert_described(info: pb.TokenInfo, logits: torch.Tensor, tokenizer: Tokenizer) -> None:
-    """Logprob, rank and alternatives of a token follow from the logits before it."""
+    """Check that the logprob, rank and alternatives of a token follow from the logits before it."""
     logprobs = logits.log_softmax(-1)
     value = float(logprobs[tokenizer.token_to_id(info.text)])
     assert info.logprob == pytest.approx(value, abs=1e-4)

@@ -72,7 +72,7 @@ def with_versions(**versions: str) -> Host:
 
 
 def judge(check: Callable[[Subject], Iterable[Verdict]], subject: Subject) -> list[tuple[str, str]]:
-    """Level and text of each verdict."""
+    """The level and text of each verdict."""
     return [(str(verdict.level), str(verdict)) for verdict in check(subject)]
 
 

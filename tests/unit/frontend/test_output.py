@@ -367,7 +367,7 @@ def test_a_failure_after_the_end_changes_nothing():
 
 @dataclass(frozen=True)
 class Run:
-    """Tokens of a vocabulary, how the engine ends them, and when the client of a stream fetches."""
+    """Tokens of a vocabulary, how the engine ends them, and when the client of a stream fetches frames."""
 
     library: Tokenizer
     params: dict[str, object]
@@ -384,7 +384,7 @@ class Run:
         return [detokenizer.push(token) for token in shown] + [""] * (len(self.ids) - len(shown))
 
     def expected(self) -> tuple[str, int, str]:
-        """Text, number of tokens and stop sequence, found character by character as the contract says."""
+        """The text, number of tokens and stop sequence, found character by character as the contract says."""
         text, count = "", 0
         for count, part in enumerate(self.parts, start=1):
             is_late = self.end is FinishReason.TIME_LIMIT and count == len(self.ids)

@@ -100,7 +100,7 @@ def random_request(random: Random, request_id: int) -> Submit:
 
 
 def for_random_loads(share: float) -> Callable[[Callable[[Load], None]], Callable[[], None]]:
-    """Run a test with a ``share`` of all loads, the first ones."""
+    """Run a test with the first ``share`` of all loads."""
 
     def decorate(test: Callable[[Load], None]) -> Callable[[], None]:
         def run() -> None:
