@@ -1,4 +1,4 @@
-"""Guided requests on the leader, with a rule that can be computed by hand; and llguidance's guides."""
+"""Guided requests on the leader, with a rule that can be computed by hand, and the guides of llguidance."""
 
 from __future__ import annotations
 
