@@ -19,7 +19,7 @@ from tgis_server.options import options
 
 TGIS = Path(sys.executable).parent / "tgis"
 HEAVY = ("torch", "transformers", "grpc", "tokenizers", "aiohttp", "numpy")
-HELPS = ["", *COMMANDS, "config show"]
+HELPS = ["", *COMMANDS, "config show", "config init"]
 UNREACHABLE = "127.0.0.1:1"
 
 

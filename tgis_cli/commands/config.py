@@ -1,4 +1,4 @@
-"""``tgis config show``: every option, its value, where the value comes from, and what is inferred from the machine."""
+"""``tgis config``: show every option with its origin and what is inferred, or write a commented file of them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tgis_cli.decide.config_file import make_config_text, write_config_file
 from tgis_cli.decide.legacy_settings import warn_of_settings
 from tgis_cli.decide.resolve import resolve
 from tgis_cli.decide.tables import make_tables
@@ -25,7 +26,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="
 
 @app.callback()
 def config() -> None:
-    """Show the options of `tgis launch`."""
+    """Show the options of `tgis launch`, or write a file of them."""
 
 
 def show(
@@ -55,3 +56,20 @@ def show(
 
 
 app.command(cls=GroupedHelpCommand)(with_serve_options(show))
+
+
+def init(
+    flags: Mapping[str, Any],
+    config_file: Path | None,
+    file: Annotated[str, typer.Argument(metavar="[FILE]", help="Where to write; - is stdout.")] = "tgis.toml",
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    """Write a commented config file with every option of `tgis launch`.
+
+    Options that are given here are set in it, all others are commented out.
+    """
+    loaded = load_config(flags, {}, config_file)
+    write_config_file(file, make_config_text(loaded, "tgis.toml" if file == "-" else file), replace=force)
+
+
+app.command()(with_serve_options(init, positional_model=None))
