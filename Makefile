@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+INSTALL := $(BIN)/python scripts/install.py
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -52,18 +52,18 @@ clean:  ## Remove everything that make made
 	rm -rf $(VENV) .cache build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info server/*.egg-info
 
 $(VENV)/created:
-	@echo "Creating $(VENV)"
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=...")'
+	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON): install Python 3.11 or newer, or name one, as in \`make PYTHON=python3.12 $(MAKECMDGOALS)\`."; exit 1; }
+	@$(PYTHON) -c 'import sys; have = sys.version_info[:2]; sys.exit(have < (3, 11) and "Python 3.11 or newer is needed, but $(PYTHON) is %d.%d: name another, as in `make PYTHON=python3.12 $(MAKECMDGOALS)`." % have)'
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make a virtual environment: install its venv module (on Debian and Ubuntu: apt install python3-venv)."; exit 1; }
+	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
 $(VENV)/installed: $(VENV)/created pyproject.toml constraints.txt
-	@echo "Installing tgis into $(VENV) (torch first; a few minutes on a fresh machine)"
-	@$(PIP) torch
-	@$(PIP) --editable .
+	@$(INSTALL) "PyTorch (the largest part)" -c constraints.txt torch
+	@$(INSTALL) TGIS -c constraints.txt --editable .
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	@echo "Installing what the tests need into $(VENV)"
-	@$(PIP) --editable '.[dev]'
+	@$(INSTALL) "what the tests need" -c constraints.txt --editable '.[dev]'
 	@touch $@

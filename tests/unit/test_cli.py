@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -120,7 +121,7 @@ def test_a_launch_reports_a_wrong_command_line_as_an_event_and_in_the_terminatio
         (["launch", "--config", "/nowhere.toml"], "Config file /nowhere.toml cannot be read"),
         (["generate", "x", "--url", "nonsense"], "--url nonsense is not HOST:PORT"),
         (["generate", "x", "--url", UNREACHABLE, "--ca", "/nowhere"], "--ca /nowhere cannot be read"),
-        (["tokenize", "x", "--url", UNREACHABLE, "--model", "m"], "Give either --model or --url"),
+        (["tokenize", "x", "--url", UNREACHABLE, "--model", "m"], "Give either --model or the options of a server"),
     ],
 )
 def test_a_usage_error_is_reported_in_one_sentence_with_exit_code_2(arguments: list[str], sentence: str):
@@ -136,18 +137,27 @@ def test_without_a_server_commands_explain_how_to_start_one(command: str):
     result = run_tgis(command, "x", "--url", UNREACHABLE)
 
     assert result.returncode == 1
-    assert result.stderr.startswith(f"tgis: No server at {UNREACHABLE}: start one with `tgis launch`")
+    assert result.stderr == (
+        f"tgis: No server at {UNREACHABLE}: start one with `tgis launch`, or give the address with --url HOST:PORT.\n"
+    )
 
 
 def test_another_program_at_the_address_is_not_mistaken_for_a_missing_server():
     with socket.create_server(("127.0.0.1", 0)) as other:
-        threading.Thread(target=lambda: other.accept()[0].close(), daemon=True).start()
+        threading.Thread(target=close_all, args=(other,), daemon=True).start()
         address = f"127.0.0.1:{other.getsockname()[1]}"
 
         result = run_tgis("generate", "x", "--url", address)
 
     assert result.returncode == 1
-    assert f"The process listening at {address} did not accept a plain gRPC connection" in result.stderr
+    assert result.stderr == f"tgis: The process at {address} closes the connection: it does not speak gRPC.\n"
+
+
+def close_all(listener: socket.socket) -> None:
+    """Accept and close connections until the listener closes."""
+    with contextlib.suppress(OSError):
+        while True:
+            listener.accept()[0].close()
 
 
 def test_a_command_explains_what_the_machine_lacks_without_mentioning_run_directories():

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from tgis_cli.model_files import find_model_dir, get_cache_dir
-from tgis_cli.terminal.progress import failures_as_events, tell_result
+from tgis_cli.terminal.progress import tell_result
+from tgis_cli.terminal.stop_signals import interrupted_by_signals
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -24,7 +25,7 @@ def convert_to_safetensors(
     Each file is compared with its source before it gets its final name. An interrupted conversion resumes when run
     again.
     """
-    with failures_as_events(as_json=json_):
+    with interrupted_by_signals():
         from tgis_cli.model_files.convert.to_safetensors import convert_to_safetensors as convert
 
         model_dir = find_model_dir(model, revision, get_cache_dir(os.environ))

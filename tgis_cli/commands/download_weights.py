@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from tgis_cli.model_files import get_cache_dir
-from tgis_cli.terminal.progress import failures_as_events, tell_result
+from tgis_cli.terminal.progress import tell_result
+from tgis_cli.terminal.stop_signals import interrupted_by_signals
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -53,7 +54,7 @@ def download_weights(
     An interrupted download resumes where it stopped. A file gets its final name once it is complete and its checksum
     matches the hub's.
     """
-    with failures_as_events(as_json=json_):
+    with interrupted_by_signals():
         from tgis_cli.model_files.download.servable import get_servable
         from tgis_cli.model_files.download.snapshot import Order
         from tgis_cli.model_files.download.transfers import TransferOptions

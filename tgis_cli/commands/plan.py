@@ -10,9 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from tgis_cli.terminal.option_help import GroupedHelpCommand
+from tgis_cli.terminal.exits import as_told
 from tgis_cli.terminal.options import with_serve_options
-from tgis_cli.terminal.progress import failures_as_events
+from tgis_cli.terminal.stop_signals import interrupted_by_signals
+from tgis_cli.terminal.tables import find_width
 from tgis_server.options import load_config
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -51,13 +52,17 @@ def plan(
     for_this_machine = gpu is None and cpu is None  # otherwise, its GPUs do not matter, and their driver may hang
     machine = probe_machine(environ if for_this_machine else environ | {"CUDA_VISIBLE_DEVICES": ""})
     devices = read_devices(gpu, cpu, loaded.config, machine)
-    with failures_as_events(as_json=json_), open_model(loaded.config, environ, token) as source:
+    with interrupted_by_signals(), open_model(loaded.config, environ, token) as source:
         report = make_report(source, devices, loaded, environ)
-        print(json.dumps(report.as_dict(), indent=1, default=str) if json_ else "\n".join(describe_report(report)))
+        width = find_width()
+        text = (
+            json.dumps(report.as_dict(), indent=1, default=str) if json_ else "\n".join(describe_report(report, width))
+        )
+        print(text)
     if report.problem is not None:
-        raise report.problem
+        raise as_told(report.problem)
 
 
 MODEL = "Directory, or hub id of a cached or remote model; without one, the demo model."
 
-app.command(cls=GroupedHelpCommand)(with_serve_options(plan, positional_model=MODEL))
+app.command()(with_serve_options(plan, positional_model=MODEL))

@@ -88,15 +88,16 @@ def make_config_text(loaded: LoadedConfig, file: str) -> str:
     return text
 
 
-def write_config_file(file: str, text: str, *, replace: bool) -> None:
-    """Write the file, or print the text for ``-``.
+def write_config_file(file: str, loaded: LoadedConfig, *, replace: bool) -> None:
+    """Write a file of the options, or print it if the name is ``-``.
 
     Raises:
         UsageError: the file exists and is not to be replaced, or cannot be written.
     """
     if file == "-":
-        print(text, end="")
+        print(make_config_text(loaded, "tgis.toml"), end="")
         return
+    text = make_config_text(loaded, file)
     try:
         with Path(file).open("w" if replace else "x", encoding="utf-8") as output:
             output.write(text)

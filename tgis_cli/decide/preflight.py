@@ -177,7 +177,9 @@ def is_served(path: Path) -> bool:
 
 
 def check_memory(run: Run, machine: Machine, sizes: ModelSizes) -> None:
-    """Refuse only what cannot work: weights that are larger than the memory."""
+    """Refuse only what cannot work: weights that are larger than the memory, and a KV cache that holds no sequence."""
+    for rank in range(run.num_shard):
+        sizes.rank_memory(run, rank).check_kv_cache_memory()
     weights = [sizes.weight_bytes(rank, run.num_shard, run.dtype) for rank in range(run.num_shard)]
     if run.device == "cpu":
         if machine.free_bytes and sum(weights) > machine.free_bytes:

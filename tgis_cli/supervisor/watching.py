@@ -9,10 +9,13 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from tgis_cli.causes.cause import ProcessHangs
 from tgis_cli.relay.terminal import Terminal, make_json_line
+from tgis_cli.supervisor.first_request import is_found_by_clients, read_names
 from tgis_cli.supervisor.health import HealthClient
 from tgis_cli.supervisor.progress import ProcessProgress, StallDetector, render
 from tgis_cli.supervisor.ready import Ready, make_lines, make_panel, write_ready_file
@@ -70,8 +73,9 @@ class Watcher:
                 logger.info("starting for %.0f s: %s", now - self._started_at, ", ".join(map(str, self._processes)))
             await asyncio.sleep(STARTING_POLL_S)
 
-    async def announce(self, pids: dict[str, int]) -> None:
+    async def announce(self, pids: dict[str, int], environ: Mapping[str, str]) -> None:
         """Announce the server's addresses: in ``ready.json``, and on the terminal or as a JSON event."""
+        config = self._run.config
         replies = {process.name: process.reply for process in self._processes if process.reply}
         frontend = replies[FRONTEND]
         assert isinstance(frontend, pb.FrontendHealth), "the front-end has reported that it is ready"
@@ -82,14 +86,22 @@ class Watcher:
             http_port=frontend.http_port,
             pids=pids,
             timeline=Timeline.make(self._run.launcher_phases, replies),
+            certificate_names=read_names(config.tls_cert_path, config.tls_key_path),
         )
         write_ready_file(ready, os.getpid())
+        ready = replace(ready, is_found=is_found_by_clients(os.getpid(), environ))
         self._terminal.show_status(None)
         if self._terminal.as_json:
             self._terminal.print(make_json_line(LAUNCHER, "ready", "info", event="ready", **ready.facts()))
         else:
-            panel = make_panel(ready) if self._terminal.is_interactive else None
-            self._terminal.print("\n".join(make_lines(ready)), panel)
+            self._terminal.print("\n".join(make_lines(ready)), self._show_ready(ready))
+
+    def _show_ready(self, ready: Ready) -> Any:
+        """The announcement for a person; ``None`` without one."""
+        width, is_verbose = self._terminal.width, self._terminal.is_verbose
+        if self._terminal.is_interactive:
+            return make_panel(ready, width, is_verbose=is_verbose)
+        return "\n".join(make_lines(ready, width, is_verbose=is_verbose)) if self._terminal.has_reader else None
 
     async def _get_info(self) -> pb.InfoReply:
         for _ in range(MAX_UNANSWERED):

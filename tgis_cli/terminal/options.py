@@ -7,7 +7,7 @@ and errors. For the same reason, environment variables are named in the help but
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,22 +22,26 @@ Body = Callable[..., None]
 LAUNCHED = "Directory, or hub id in the local cache; without one a small demo model is served."
 
 
-def with_serve_options(body: Body, *, positional_model: str | None = LAUNCHED) -> Callable[..., None]:
-    """Make a Typer callback that takes every serving option, ``--config`` and the body's own parameters.
+def with_serve_options(
+    body: Body, *, positional_model: str | None = LAUNCHED, only: Collection[str] | None = None
+) -> Callable[..., None]:
+    """Make a Typer callback that takes serving options, ``--config`` and the body's own parameters.
 
     Args:
         body: called as ``body(flags, config_file, **own)``; parameters after the second are its own.
         positional_model: help of the model as the first argument; ``None``: it is an option only.
+        only: the names of the options; ``None``: all. Without ``model_name`` no flag has the model.
     """
+    offered = [option for option in options() if only is None or option.name in only]
     own = list(inspect.signature(body, eval_str=True).parameters.values())[2:]
     own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
     parameters = [model_argument(positional_model)] if positional_model else []
-    parameters += [config_file_parameter(), *own, *(to_parameter(option) for option in options())]
+    parameters += [config_file_parameter(), *own, *map(to_parameter, offered)]
 
     def command(**values: Any) -> None:
-        flags = {option.name: values.pop(option.name) for option in options()}
+        flags = {option.name: values.pop(option.name) for option in offered}
         config_file = values.pop("config_file")
-        flags["model_name"] = pick_model(values.pop("model", None), flags["model_name"])
+        flags["model_name"] = pick_model(values.pop("model", None), flags.get("model_name"))
         body(flags, config_file, **values)
 
     command.__doc__ = inspect.getdoc(body)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
+
+from tgis_cli.terminal.capabilities import get_width, is_terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -13,10 +15,20 @@ if TYPE_CHECKING:
 PIPE_COLUMNS = 10_000
 
 
-def open_console() -> Console:
+def find_width() -> int | None:
+    """Columns of stdout; ``None`` in a pipe, where lines stay whole."""
+    return get_width(sys.stdout) if is_terminal(sys.stdout) else None
+
+
+def open_console(stream: TextIO | None = None) -> Console:
+    """
+    Args:
+        stream: instead of stdout.
+    """
     from rich.console import Console
 
-    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_COLUMNS)
+    stream = stream or sys.stdout
+    return Console(file=stream, highlight=False, width=None if stream.isatty() else PIPE_COLUMNS)
 
 
 def make_table(title: str | None = None) -> Table:
@@ -25,10 +37,10 @@ def make_table(title: str | None = None) -> Table:
     return Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
 
 
-def print_tables(tables: Iterable[Table]) -> None:
+def print_tables(tables: Iterable[Table], stream: TextIO | None = None) -> None:
     """One below the other, with a blank line between them and no spaces at the ends of lines."""
-    console = open_console()
+    console = open_console(stream)
     with console.capture() as capture:
         for table in tables:
             console.print(table, "")
-    print("\n".join(line.rstrip() for line in capture.get().rstrip().splitlines()))
+    print("\n".join(line.rstrip() for line in capture.get().rstrip().splitlines()), file=stream)

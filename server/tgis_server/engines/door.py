@@ -36,6 +36,13 @@ class RankMemory(Protocol):
     def usable_gpu_bytes(self, free_bytes: int, total_bytes: int) -> int:
         """How much of a GPU's memory the rank may use."""
 
+    def check_kv_cache_memory(self) -> None:
+        """Check that --kv-cache-memory, if it was set, holds a sequence.
+
+        Raises:
+            NotEnoughDevices: it does not.
+        """
+
     def check(self, free_bytes: int) -> None:
         """Check that weights, a step and one sequence fit.
 

@@ -105,10 +105,15 @@ class FakeRunner:
         step_s: float = 0.0,
         attention_s: float = 0.0,
         fault: Fault | None = None,
+        dtype: str = "float32",
     ) -> None:
+        """
+        Args:
+            dtype: only reported, as the run has one.
+        """
         self.caps = caps
         self.capacity = capacity
-        self.facts = ModelFacts("fake", "int32", "none", vocab_size, end_ids=())
+        self.facts = ModelFacts("fake", dtype, "none", vocab_size, end_ids=())
         self._step_s = step_s
         self._attention_s = attention_s
         self._fault = fault
@@ -137,6 +142,7 @@ class FakeRunner:
             step_s=config.rehearse_step_ms / 1000,
             attention_s=config.rehearse_attention_ns / 1e9,
             fault=fault,
+            dtype=run.dtype,
         )
 
     def launch(self, plan: StepPlan) -> FakeLaunched:

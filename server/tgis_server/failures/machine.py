@@ -73,11 +73,18 @@ KV_CACHE_TOO_LARGE = Failure(
     "or free memory.",
     NotEnoughDevices,
 )
+KV_CACHE_TOO_SMALL = Failure(
+    "kv-cache-too-small",
+    "--kv-cache-memory is less than one sequence needs; found before any process is started",
+    "--kv-cache-memory {asked_bytes} is less than the keys and values of one sequence of {length} tokens need on each "
+    "shard: use --kv-cache-memory {smallest} or more.",
+    NotEnoughDevices,
+)
 SEQUENCE_TOO_LONG = Failure(
     "sequence-too-long",
     "one sequence does not fit into the memory that the weights leave free",
     "One sequence of {length} tokens needs {need_bytes} for keys and values on each shard, but only {room_bytes} is "
-    "available: use --max-sequence-length {longest} or less, or more {more}, or free memory.",
+    "available: use {shorter}more shards (--num-shard), or free memory.",
     NotEnoughDevices,
 )
 WARM_UP_TOO_LARGE = Failure(

@@ -10,6 +10,8 @@ import socket
 from tgis_server import failures
 from tgis_server.errors import TgisError
 
+ALL_INTERFACES = ("0.0.0.0", "::", "")  # noqa: S104  compared with, not bound
+
 
 def listen(host: str, port: int, flag: str) -> socket.socket:
     """A listening TCP socket; port 0 means any free port.

@@ -91,25 +91,25 @@ def test_an_existing_file_is_replaced_only_on_request(tmp_path: Path):
     file.write_text("port = 1\n")
 
     with pytest.raises(UsageError, match=r"tgis\.toml exists: give another name, or replace it with --force\."):
-        write_config_file(str(file), "port = 2\n", replace=False)
+        write_config_file(str(file), load_config({}, {}), replace=False)
     assert file.read_text() == "port = 1\n"
 
-    write_config_file(str(file), "port = 2\n", replace=True)
-    assert file.read_text() == "port = 2\n"
+    write_config_file(str(file), load_config({}, {}), replace=True)
+    assert file.read_text() == make_config_text(load_config({}, {}), str(file))
 
 
 def test_a_hyphen_stands_for_stdout(capsys, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    write_config_file("-", "port = 2\n", replace=False)
+    write_config_file("-", load_config({}, {}), replace=False)
 
-    assert capsys.readouterr().out == "port = 2\n"
+    assert capsys.readouterr().out == make_text()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_cannot_be_written_is_a_usage_error(tmp_path: Path):
     with pytest.raises(UsageError, match=r"missing/tgis\.toml cannot be written: No such file or directory\."):
-        write_config_file(str(tmp_path / "missing" / "tgis.toml"), "", replace=False)
+        write_config_file(str(tmp_path / "missing" / "tgis.toml"), load_config({}, {}), replace=False)
 
 
 def test_rows_of_the_example_table_belong_to_options_without_a_default():

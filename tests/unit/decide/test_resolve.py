@@ -401,6 +401,21 @@ def test_every_choice_has_a_reason():
     ]
 
 
+def test_three_lines_tell_what_is_served_on_what_and_with_which_limits():
+    assert resolve_with(device="cpu", num_shard="2").summarize() == (
+        "Serving demo (no model is given: the demo model that comes with TGIS)",
+        "on the CPU (flag --device), in 2 shards, as bfloat16 (the checkpoint's)",
+        "up to 2,048 tokens per sequence, 1,024 of them new; 512 requests at once",
+    )
+
+
+def test_a_rehearsal_is_summarized_as_such():
+    what, on, _ = resolve_with(rehearse=True, model_name=str(DEMO_MODEL_DIR)).summarize()
+
+    assert what == f"Rehearsing {DEMO_MODEL_DIR}"
+    assert on == "on no device (a rehearsal needs none), as float32 (a rehearsal computes nothing)"
+
+
 def test_on_a_gpu_the_driver_is_named_and_memory_is_divided_after_loading():
     reasons = resolve_with(on=machine(gpus=TWO_GPUS, driver="driver 570 for CUDA 12.8")).reasons
 

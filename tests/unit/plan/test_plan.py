@@ -375,3 +375,50 @@ def test_a_local_plan_is_fast_and_does_not_import_torch(model_dir: Callable[...,
 
     assert result.stdout.splitlines()[-1] == "None []"
     assert time.monotonic() - started_s < 5  # allows for a busy machine; an idle one needs 0.35
+
+
+# At a terminal's width
+
+
+def lines_at(report: PlanReport, width: int | None) -> list[str]:
+    return list(describe_report(report, width))
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_no_line_of_a_plan_is_wider_than_the_terminal_and_no_word_is_cut(
+    model_dir: Callable[..., Path], width: int
+) -> None:
+    report = plan(model_dir(), "L4x4")
+    words = {word for line in lines_at(report, None) for word in line.split() if len(word) < width // 2}
+
+    lines = lines_at(report, width)
+
+    assert max(map(len, lines)) <= width
+    assert words <= {word for line in lines for word in line.split()}
+
+
+def test_numbers_of_shards_stand_side_by_side_as_far_as_there_is_room(model_dir: Callable[..., Path]) -> None:
+    report = plan(model_dir(), "H100x8")
+
+    assert heads(lines_at(report, 80)) == ["1 * 2 4 8"]
+    assert heads(lines_at(report, 50)) == ["1 * 2", "4 8"]
+
+
+def heads(lines: list[str]) -> list[str]:
+    """The numbers of shards of each table."""
+    heads = [line.split()[1:] for line in lines if line.startswith("  shards ")]
+    return [" ".join(numbers) for numbers in heads if "1," not in numbers]
+
+
+def test_a_number_of_shards_that_does_not_fit_says_so_in_its_column(model_dir: Callable[..., Path]) -> None:
+    (line,) = (line for line in lines_at(plan(model_dir(), "L4x4", dtype="float32"), None) if "KV cache " in line)
+
+    assert "does not fit" in line
+
+
+def test_a_kv_cache_that_is_too_small_does_not_fit_and_the_smallest_is_named(model_dir: Callable[..., Path]) -> None:
+    report = plan(model_dir(), "H100", kv_cache_memory="10")
+
+    assert report.verdict == "does not fit"
+    assert str(report.problem).endswith(f"use --kv-cache-memory {16 * (128 << 10)} or more.")
+    assert plan(report.source.model_dir, "H100", kv_cache_memory="2MiB").verdict == ("fits with shorter sequences")

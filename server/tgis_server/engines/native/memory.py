@@ -73,6 +73,10 @@ class RankMemory:
         """See :func:`usable_gpu_bytes`."""
         return usable_gpu_bytes(free_bytes, total_bytes, self.gpu_share)
 
+    def check_kv_cache_memory(self) -> None:
+        """See :func:`check_kv_cache_memory`."""
+        check_kv_cache_memory(self.request)
+
     def check(self, free_bytes: int) -> None:
         """See :func:`check_fits`; ``free_bytes`` is before loading."""
         check_fits(self.request, free_bytes, self.weight_bytes, self.step_bytes, self.what)
@@ -138,8 +142,9 @@ def decide_kv_budget(request: MemoryRequest, free_bytes: int) -> KvBudget:
     """Decide how much of the memory left by weights and a step is for keys and values.
 
     Raises:
-        NotEnoughDevices: one sequence does not fit.
+        NotEnoughDevices: one sequence does not fit, or as :func:`check_kv_cache_memory`.
     """
+    check_kv_cache_memory(request)
     blocks_per_sequence = -(-request.max_sequence_length // request.block_size)
     if request.device == "cpu":
         usable = int(free_bytes * CPU_USABLE_SHARE)
@@ -161,12 +166,9 @@ def decide_kv_budget(request: MemoryRequest, free_bytes: int) -> KvBudget:
     longest = num_blocks * request.block_size
     available_bytes, need_bytes = num_blocks * request.block_bytes, blocks_per_sequence * request.block_bytes
     if request.is_explicit or longest < SHORTEST_SEQUENCE:
+        shorter = f"--max-sequence-length {longest} or less, or " if longest >= SHORTEST_SEQUENCE else ""
         raise failures.SEQUENCE_TOO_LONG.error(
-            length=request.max_sequence_length,
-            need_bytes=need_bytes,
-            room_bytes=available_bytes,
-            longest=max(longest, SHORTEST_SEQUENCE),
-            more="--kv-cache-memory" if request.kv_cache_memory is not None else "--num-shard",
+            length=request.max_sequence_length, need_bytes=need_bytes, room_bytes=available_bytes, shorter=shorter
         )
     note = (
         f"max_sequence_length lowered from {request.max_sequence_length} to {longest}: keys and values of one sequence "
@@ -175,23 +177,45 @@ def decide_kv_budget(request: MemoryRequest, free_bytes: int) -> KvBudget:
     return KvBudget(num_blocks, longest, (note,))
 
 
+def check_kv_cache_memory(request: MemoryRequest) -> None:
+    """Check that --kv-cache-memory holds a sequence: the longest if its length was set, else the shortest there is.
+
+    Raises:
+        NotEnoughDevices: it does not.
+    """
+    asked = request.kv_cache_memory
+    if asked is not None and asked < sequence_bytes(request):
+        raise failures.KV_CACHE_TOO_SMALL.error(
+            asked_bytes=asked, length=shortest_length(request), smallest=sequence_bytes(request)
+        )
+
+
+def shortest_length(request: MemoryRequest) -> int:
+    """Tokens of the shortest sequence that must fit."""
+    return request.max_sequence_length if request.is_explicit else SHORTEST_SEQUENCE
+
+
+def sequence_bytes(request: MemoryRequest) -> int:
+    """Keys and values of the shortest sequence that must fit, in whole blocks."""
+    return -(-shortest_length(request) // request.block_size) * request.block_bytes
+
+
 def check_fits(request: MemoryRequest, free_bytes: int, weight_bytes: int, step_bytes: int, what: str) -> None:
     """Before weights are read, check that they, a step and one sequence fit on this rank.
 
     Raises:
-        NotEnoughDevices: they do not fit.
+        NotEnoughDevices: they do not fit, or as :func:`check_kv_cache_memory`.
     """
-    length = request.max_sequence_length if request.is_explicit else SHORTEST_SEQUENCE
-    sequence_bytes = -(-length // request.block_size) * request.block_bytes
-    need = weight_bytes + step_bytes + sequence_bytes
+    check_kv_cache_memory(request)
+    need = weight_bytes + step_bytes + sequence_bytes(request)
     if need > free_bytes:
         raise failures.MODEL_TOO_LARGE.error(
             model=what,
             need_bytes=need,
             weights_bytes=weight_bytes,
             step_bytes=step_bytes,
-            sequence_bytes=sequence_bytes,
-            length=length,
+            sequence_bytes=sequence_bytes(request),
+            length=shortest_length(request),
             free_bytes=free_bytes,
         )
 

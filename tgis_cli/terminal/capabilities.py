@@ -1,0 +1,46 @@
+"""What an output can show: whether it is a terminal that obeys escape sequences, its colours and its width."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TextIO
+
+DEFAULT_COLUMNS = 80
+BOX = "╭─╮│╰╯"
+
+
+def is_capable(stream: TextIO, environ: Mapping[str, str]) -> bool:
+    """Whether the cursor can be moved and lines erased: a terminal that does not call itself dumb."""
+    return is_terminal(stream) and environ.get("TERM", "") not in ("", "dumb")
+
+
+def has_color(stream: TextIO, environ: Mapping[str, str]) -> bool:
+    """Whether text may be coloured or dimmed; see https://no-color.org."""
+    return is_capable(stream, environ) and not environ.get("NO_COLOR")
+
+
+def can_draw(stream: TextIO, environ: Mapping[str, str]) -> bool:
+    """Whether boxes may be drawn: a terminal with colours and an encoding that has their characters."""
+    try:
+        BOX.encode(getattr(stream, "encoding", None) or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return has_color(stream, environ)
+
+
+def is_terminal(stream: TextIO) -> bool:
+    try:
+        return stream.isatty()
+    except ValueError:  # closed
+        return False
+
+
+def get_width(stream: TextIO) -> int:
+    """Columns of a terminal now; without one those of the variable COLUMNS, or 80."""
+    try:
+        columns = os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError):
+        columns = 0
+    given = os.environ.get("COLUMNS", "")
+    return columns or (int(given) if given.isdecimal() else 0) or DEFAULT_COLUMNS
