@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import io
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -190,7 +193,36 @@ def settings_table() -> str:
     return "\n".join([*lines, ""])
 
 
+def modules_page() -> str:
+    """Every module of both packages with the first sentence of its docstring, by folder."""
+    lines = [
+        NOTICE,
+        "# Modules\n",
+        "One line per file, for a search by word; [structure.md](structure.md) has the rooms and what they may import.",
+    ]
+    root, folder = DOCS.parent, None
+    for file in sorted(find_modules(root), key=lambda file: (file.parent, file.name)):
+        if file.parent != folder:
+            folder = file.parent
+            lines += ["", f"## `{folder.relative_to(root)}`", "", "| file | purpose |", "|---|---|"]
+        lines.append(f"| `{file.name}` | {first_sentence(file)} |")
+    return "\n".join(lines) + "\n"
+
+
+def find_modules(root: Path) -> Iterator[Path]:
+    """All files with code, except generated ones."""
+    for package in ("tgis_cli", "server/tgis_server"):
+        yield from (file for file in (root / package).rglob("*.py") if "_pb2" not in file.name)
+
+
+def first_sentence(file: Path) -> str:
+    doc = inspect.cleandoc(ast.get_docstring(ast.parse(file.read_text())) or "")
+    sentence = re.split(r"(?<=\.)\s+(?=[A-Z`])|\n\n|::?\n", doc)[0]
+    return " ".join(sentence.replace("``", "`").replace("|", r"\|").split())
+
+
 PAGES = {
+    "modules.md": modules_page,
     "options.md": options_page,
     "metrics.md": metrics_page,
     "failures.md": failures_page,
