@@ -185,7 +185,7 @@ def test_a_piped_config_keeps_lines_whole_and_describes_the_defaults():
 
     (dtype,) = (line for line in lines if line.startswith("--dtype "))
     assert dtype.split(maxsplit=2)[2] == (
-        "default: the checkpoint's on CUDA and on CPUs with bf16 instructions, else float32"
+        "default: the checkpoint's on CUDA and on CPUs with bf16 instructions, otherwise float32"
     )
     assert [line for line in lines if line != line.rstrip()] == []
 

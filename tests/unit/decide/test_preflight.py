@@ -116,7 +116,7 @@ def test_the_sockets_of_a_running_server_are_not_replaced(tmp_path: Path):
         server.bind(str(tmp_path / "tgis-0"))
         server.listen()
 
-        with pytest.raises(UsageError, match=r"tgis-0 belongs to a running server"):
+        with pytest.raises(UsageError, match=r"tgis-0 is in use by a running server"):
             check_sockets(make_run(tmp_path, config=config))
 
 
@@ -132,7 +132,7 @@ def make_link(path: Path) -> None:
 def test_a_path_that_is_not_a_socket_is_not_replaced(tmp_path: Path, make: Callable[[Path], None], kind: str):
     make(tmp_path / "tgis-0")
 
-    with pytest.raises(UsageError, match=rf"tgis-0 is {kind} and is not replaced: .*--shard-uds-path"):
+    with pytest.raises(UsageError, match=rf"tgis-0 is {kind} and will not be replaced: .*--shard-uds-path"):
         check_sockets(make_run(tmp_path, config=ServeConfig(shard_uds_path=str(tmp_path / "tgis"))))
 
 
@@ -141,7 +141,7 @@ def test_the_socket_of_another_user_is_not_replaced(tmp_path: Path, monkeypatch:
         server.bind(str(tmp_path / "shard-0.sock"))
     monkeypatch.setattr(os, "getuid", lambda: 12345)
 
-    with pytest.raises(UsageError, match=r"shard-0\.sock is a socket of user \d+ and is not replaced"):
+    with pytest.raises(UsageError, match=r"shard-0\.sock is a socket of user \d+ and will not be replaced"):
         check_sockets(make_run(tmp_path))
 
 

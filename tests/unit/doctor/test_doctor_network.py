@@ -119,7 +119,7 @@ def test_an_invalid_certificate_is_a_failure(authority: Path, years: float):
     failure = complaints(check_tls, serve(authority, years=years))[0]
 
     assert failure.startswith(f"The TLS certificate of server in {authority}/server.pem is valid from ")
-    assert failure.endswith(": renew it, or correct this machine's clock. Clients refuse it.")
+    assert failure.endswith("so clients refuse the certificate: renew it, or correct this machine's clock.")
 
 
 def test_an_expired_authority_is_only_a_warning(authority: Path):

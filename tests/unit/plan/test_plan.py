@@ -276,7 +276,7 @@ def test_gpu_names_may_be_spelled_in_many_ways(name: str) -> None:
 
 
 def test_zero_gpus_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"--gpu is 'L4x0', but there must be at least one"):
+    with pytest.raises(UsageError, match=r"--gpu is 'L4x0', but must state at least one GPU"):
         read_devices("L4x0", None, ServeConfig(), MACHINE)
 
 

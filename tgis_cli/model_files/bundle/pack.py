@@ -53,7 +53,7 @@ def make_bundle(model_dir: Path, manifest: Manifest, target: str, advance: Advan
 
 @contextmanager
 def open_target(target: str, num_bytes: int) -> Iterator[AddFile]:
-    """Open a directory, a tar file, or a tar stream on stdout, depending on the name; yields what adds a file to it."""
+    """Open a directory, a tar file or a tar stream on stdout, as its name says. Yields a function that adds a file."""
     if not target:
         raise UsageError("The bundle's name is empty: name a new directory or a .tar file.")
     if target.endswith(COMPRESSED):
