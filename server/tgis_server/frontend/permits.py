@@ -1,4 +1,4 @@
-"""Permits: they limit how many inputs are in progress. There is no queue: a call without permits is refused at once."""
+"""Permits limit how many inputs are in progress. There is no queue: a call that gets none is refused at once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Admission:
 
     @contextmanager
     def hold(self, num_inputs: int) -> Iterator[Permits]:
-        """Hold a permit for each input, all or none, until released or the end of the ``with`` block.
+        """Hold a permit for every input, or none at all, until they are released or the ``with`` block ends.
 
         Raises:
             Overloaded: too few are free. A batch of more than ``max_inputs`` never fits.

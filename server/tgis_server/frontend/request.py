@@ -11,10 +11,10 @@ from tgis_server.wire.messages import Grammar, LengthPenalty, Wanted
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """The parameters as the client sent them. Zero or None: not specified."""
+    """The parameters as the client sent them. Zero or None means not specified."""
 
     is_sampling: bool = False
-    temperature: float | None = None  # 0 is a value: greedy
+    temperature: float | None = None  # 0 is a value: it means greedy
     top_k: int = 0
     top_p: float = 0.0
     typical_p: float = 0.0

@@ -1,4 +1,4 @@
-"""Finds sequences whose deadline has passed. A heap, because thousands may wait and every step checks."""
+"""Finds sequences whose deadline has passed. It uses a heap, because thousands may wait and every step checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Converts the messages of ``messages.py`` to protobuf and back, without validation: the public door has done that.
+"""Converts the messages of ``messages.py`` to protobuf and back, without validation: the public door has done it.
 
 Fields have the same name on both sides and are copied by name unless they need conversion. Token ids are sent as bytes:
 a repeated field would create one Python object per number.

@@ -1,6 +1,6 @@
 """Limits how long clients may keep the server waiting, and how many bytes of requests and answers it holds for them.
 
-All doors share one object. It decides when to end a call or a connection; the door knows how.
+All doors share one object. It decides when to end a call or a connection; each door knows how.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ IDLE = _Ending("idle_timeout", "DEADLINE_EXCEEDED", f"No further request came wi
 NOT_ARRIVED = _Ending(
     "receive_timeout", "DEADLINE_EXCEEDED", f"The request did not arrive within {RECEIVE_TIMEOUT_S:g} s."
 )
-SLOW = _Ending("slow_request", "RESOURCE_EXHAUSTED", "Too many requests arrive slowly.")
+SLOW = _Ending("slow_request", "RESOURCE_EXHAUSTED", "Too many requests are arriving slowly.")
 RECLAIMED = _Ending("reclaimed", "RESOURCE_EXHAUSTED", "The answer was not taken in time, and its memory is needed.")
 
 
@@ -106,12 +106,12 @@ class Patience:
         return bound_s + max(0, num_bytes - FREE_BYTES) / MIN_BYTES_PER_S
 
     def begin_sending(self, wait: Wait, num_bytes: int, deadline: float | None = None) -> None:
-        """Start to time a write, until :meth:`end_sending`; the call is ended if it takes too long.
+        """Time a write until :meth:`end_sending`; if the write takes too long, the call is ended.
 
-        Cheap, as every frame needs it: there is no timer, :meth:`check` finds the late ones.
+        This is cheap, as every frame needs it: there is no timer; instead, :meth:`check` finds the late writes.
 
         Args:
-            deadline: the request's, host monotonic clock.
+            deadline: the request's, on the host's monotonic clock.
         """
         self._begin(self._sending, wait, self.send_bound_s(num_bytes, deadline))
 
@@ -127,7 +127,7 @@ class Patience:
     async def receive(
         self, read: Callable[[], Awaitable[T]], end: End, *, is_first: bool = True, limits_memory: bool = False
     ) -> T:
-        """Read a request; with ``limits_memory``, as soon as memory is free.
+        """Read a request; with ``limits_memory``, wait until memory is free.
 
         Raises:
             Overloaded: memory was not free in time.
@@ -148,11 +148,11 @@ class Patience:
         self._add_held(num_bytes)
 
     def release_request(self, call: object) -> None:
-        """The request's text is no longer needed, or its call has ended."""
+        """Stop counting a request's bytes: its text is no longer needed, or its call has ended."""
         self._release(self._requests.pop(call, 0))
 
     def hold_answer(self, end: End, num_bytes: int) -> Callable[[], None]:
-        """Count an answer's bytes as held until the returned function is called. It is dropped if they are needed."""
+        """Count an answer's bytes as held until the returned function is called. If memory is needed, it is dropped."""
         wait = Wait(end, num_held=num_bytes)
         self.begin_sending(wait, num_bytes)
         self._add_held(num_bytes)
@@ -194,7 +194,7 @@ class Patience:
     async def _return_memory(self) -> None:
         """Return the memory of finished requests and connections to the system, as malloc would keep it.
 
-        Several times: some may still be in use at first, and the library frees its buffers later than we do.
+        This is done several times: some memory may still be in use at first, and the library frees its buffers late.
         """
         if not self._trims and get_resident_bytes() >= self._trimmed_bytes + TRIM_BYTES:
             self._trims = [self._num_checks + number for number in TRIM_CHECKS]
@@ -226,7 +226,7 @@ class Patience:
             self._let_in()
 
     def _reclaim(self) -> None:
-        """Drop answers that are not taken, oldest first, if others need their memory."""
+        """Drop answers that clients do not take, oldest first, if others need their memory."""
         excess, now = self.num_bytes_held - self.max_bytes_held, time.monotonic()
         for wait in list(self._sending):
             if excess < 0:
@@ -254,7 +254,7 @@ class Patience:
                 self._queue.remove(turn)
 
     def _let_in(self) -> None:
-        """Let in a few waiting requests: their sizes are unknown until they have arrived."""
+        """Let in only a few of the waiting requests: their sizes are unknown until they have arrived."""
         num_let_in = 0
         while self._queue and self.num_bytes_held < self.max_bytes_held and num_let_in < MAX_LET_IN:
             turn = self._queue.popleft()
