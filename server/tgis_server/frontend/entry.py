@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 FINAL_STATUS_S = 0.5  # for calls in flight to receive their final status
 # When a shard is lost, the launcher knows the cause better than the other processes. How long to wait for the cause:
-CAUSE_WAIT_S = 0.5  # before calls in flight are failed
+CAUSE_WAIT_S = 0.5  # before calls in flight are ended
 MAX_LINGER_S = 1.5  # in total, before this process ends
 
 
@@ -274,7 +274,7 @@ class Frontend:
         await self._unless_hurried(asyncio.wait_for(self._group_ending.wait(), timeout_s))
 
     async def _unless_hurried(self, work: Coroutine[Any, Any, Any]) -> bool:
-        """Do ``work`` unless an immediate stop is requested first. Returns whether it was done."""
+        """Do ``work`` unless an immediate stop is requested first. Return whether it was done."""
         hurry = asyncio.create_task(self._hurry_requested.wait(), name="wait-for-hurry")
         try:
             return await run_before(hurry, work)

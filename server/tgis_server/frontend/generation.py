@@ -18,7 +18,7 @@ from tgis_server.frontend.text import EncodedInput, Tokenizer, TokenizerFailed
 from tgis_server.frontend.validation import GenerationParams, RequestLimits, validate, validate_length
 from tgis_server.wire.messages import FinishReason, Submit
 
-MAX_DRAWN_SEED = 2**32  # compatible with the original server; clients may send 64 bits
+MAX_DRAWN_SEED = 2**32  # compatible with the original server; clients may send 64-bit seeds
 
 
 class Call:
@@ -28,7 +28,7 @@ class Call:
         """``kind`` is the label in metrics: ``single``, ``batch`` or ``stream``."""
         self.kind = kind
         self.num_inputs = num_inputs  # known before there are outputs
-        self.is_answered = False  # and has been counted as answered
+        self.is_answered = False  # set when an input is counted as answered
         self.started_at = time.monotonic()
         self.validated_at = self.started_at  # updated once the inputs are validated
         self.outputs: list[Output] = []

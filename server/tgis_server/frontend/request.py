@@ -41,7 +41,7 @@ class AdapterName:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """A call through any door: several inputs that share everything else."""
+    """A call through any door: one or more inputs that share everything else."""
 
     inputs: Sequence[str]
     parameters: Parameters

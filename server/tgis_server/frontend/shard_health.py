@@ -96,7 +96,7 @@ class ShardHealth:
         return f"the {self.longest_step_s:.0f} s allowed for this step"
 
     def observe(self, reply: pb.HealthReply | None, *, expects_ticks: bool = True) -> str | None:
-        """Note a reply, or its absence. Returns why the shard is dead, or None.
+        """Note a reply, or its absence. Return why the shard is dead, or None.
 
         ``expects_ticks``: whether an idle step loop should have answered its ticks. A follower gets its ticks from the
         leader, which sends none while it waits for the device.
@@ -143,7 +143,7 @@ class GroupHealth:
         await self._all_serving.wait()
 
     def judge(self, replies: Sequence[pb.HealthReply | None]) -> str | None:
-        """Note the replies of all shards to one round of calls. Returns why the group is dead, or None."""
+        """Note the replies of all shards to one round of calls. Return why the group is dead, or None."""
         leader = self._shards[0]
         was_idle = leader.is_idle
         causes = []

@@ -53,7 +53,7 @@ class ServerState:
         self.is_accepting = False
 
     def fail(self, text: str) -> None:
-        """The engine is lost, or the group is ending. A later, better-informed text replaces an earlier one."""
+        """The engine is lost, or the group is shutting down. A later, better-informed text replaces an earlier one."""
         self._enter(ServingState.FAILED, text)
         self.is_accepting = False
 

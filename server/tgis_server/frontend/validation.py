@@ -24,7 +24,7 @@ STOP_SEQUENCES_TEXT = (
     f"can specify at most {MAX_STOP_SEQUENCES} non-empty stop sequences, "
     f"each not more than {MAX_STOP_SEQUENCE_BYTES} UTF8 bytes"
 )
-# Field names that differ from the kind of grammar, by door.
+# Names of fields that are not named after their kind of grammar, by door.
 GRAMMAR_FIELDS = {"grpc": {"json": "format", "lark": "grammar"}}
 
 
@@ -46,7 +46,7 @@ class GenerationParams:
     """The parameters of one call, shared by its inputs."""
 
     sampling: SamplingParams
-    seed: int | None  # the client's; None: one is drawn per input
+    seed: int | None  # the client's; None if one is to be drawn for each input
     max_new_tokens: int  # requested, or the default; the context may allow less
     stop: StopSequences | None
     include_stop_sequence: bool
@@ -137,7 +137,7 @@ def _validate_penalties(parameters: Parameters) -> float:
 
 
 def _reject_grammar(request: GenerationRequest) -> None:
-    """No engine supports guided decoding."""
+    """Refuse every grammar: no engine supports guided decoding."""
     if request.grammar:
         kind = request.grammar.kind
         name = GRAMMAR_FIELDS[request.door].get(kind, kind)

@@ -3,7 +3,7 @@
 ::
 
     needed → requested (``take_staging_requests``) → staged → has a place, or none while others are in use
-                                           ↘ failed: the waiting sequences fail, the next request tries again
+                                           ↘ failed: the waiting sequences fail; the next request tries again
 
 A sequence whose adapter is not staged waits here, not in the queue, so it blocks no other sequence however long the
 staging takes. It keeps its position in the order of arrival. A place that no sequence with a slot uses can be reused

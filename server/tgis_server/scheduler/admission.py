@@ -98,7 +98,7 @@ class Admission:
             self._add_chunk(draft, sequence, num_tokens)
 
     def _take_whole(self, draft: Draft, budget: PrefillBudget, offer: Offer, remaining: int) -> int:
-        """Tokens of the first row if the encoder or the whole prompt must be computed at once; 0 if not in this one."""
+        """Tokens of the first row if the encoder or whole prompt must be computed at once; 0 if not in this step."""
         num_tokens = remaining
         if self._limits.chunked_prefill and offer.num_to_encode + remaining > budget.tokens:
             num_tokens = 1  # a step for its encoder, with as few other tokens as possible

@@ -18,7 +18,7 @@ class SchedulerLimits:
     max_batch_tokens: int  # tokens per step
     prefix_cache: bool = True
     target_s: float = math.inf  # most seconds that a step should take: the time between two tokens of an answer
-    rope_border: int | None = None  # sequences of more tokens use other factors (LongRoPE)
+    rope_border: int | None = None  # sequences with more tokens use other factors (LongRoPE)
     max_padded_tokens: int | None = None  # rows times tokens of the longest one; None if memory is blocks
     chunked_prefill: bool = True  # False: prompts are computed whole
     mixed_steps: bool = True  # False: a step has either prefill or decode rows

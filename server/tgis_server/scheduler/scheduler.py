@@ -51,7 +51,7 @@ class Scheduler:
     def __init__(self, limits: SchedulerLimits) -> None:
         self.limits = limits
         self.times = StepTimes()  # public: steps that the scheduler does not plan (warm-up) can be observed too
-        self._sequences: dict[int, Sequence] = {}  # all unfinished ones
+        self._sequences: dict[int, Sequence] = {}  # all unfinished ones, by request id
         self._waiting = WaitingQueue()
         self._slots = Slots(limits)
         self._deadlines = Deadlines()

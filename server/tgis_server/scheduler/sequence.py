@@ -70,7 +70,7 @@ class Sequence:
         return rope_border is not None and self.num_known > rope_border
 
     def choose_rope(self, rope_border: int | None) -> None:
-        """Choose the factors before it gets a slot: others mean other keys and values, and so other cached blocks."""
+        """Called before it gets a slot, as other factors mean other keys and values, and so other cached blocks."""
         if self.is_rope_long != self.exceeds(rope_border):
             self.is_rope_long = not self.is_rope_long
             self.root_key = cache_root(self.submit, is_rope_long=self.is_rope_long)

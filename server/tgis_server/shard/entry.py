@@ -116,7 +116,7 @@ def takes_adapters(run: Run) -> bool:
 
 
 def defer_stop_signals(on_signal: Callable[[], None]) -> None:
-    """At a stop signal, call ``on_signal`` instead of ending: that would lose answers in progress.
+    """At a stop signal, call ``on_signal`` instead of ending, because ending would lose answers in progress.
 
     Service managers signal every process of a group: the front-end drains, and the shards end after it.
     """

@@ -270,5 +270,5 @@ def result_of(future: Future[Any]) -> Any:
     except TimeoutError as error:
         raise GuideError(f"the grammar is too complex: the next mask takes more than {MASK_TIMEOUT_S:g} s") from error
     except Exception as error:
-        logger.exception("a grammar failed")
-        raise GuideError(f"the grammar failed: {type(error).__name__}: {first_line(error)}") from error
+        logger.exception("a grammar could not be processed")
+        raise GuideError(f"the grammar could not be processed: {type(error).__name__}: {first_line(error)}") from error

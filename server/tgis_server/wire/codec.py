@@ -1,4 +1,4 @@
-"""Converts the messages of ``messages.py`` to protobuf and back, without validation: the public door has done it.
+"""Converts the messages of ``messages.py`` to protobuf and back. The public door has already validated them.
 
 Fields have the same name on both sides and are copied by name unless they need conversion. Token ids are sent as bytes:
 a repeated field would create one Python object per number.

@@ -41,7 +41,7 @@ class Endpoint:
 class Peer:
     """The other end of a channel, for whole messages, in order.
 
-    It uses no pickles, and no authkey, because FIPS forbids the digest of an authkey.
+    It uses no pickles, and no authkey, because FIPS forbids the digest that an authkey requires.
     """
 
     def __init__(self, connected: socket.socket) -> None:

@@ -1,4 +1,4 @@
-"""Opens all gRPC channels, so that none goes through a proxy by mistake, and has their common options."""
+"""Opens all gRPC channels, so that none goes through a proxy by mistake, and defines their common options."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def reconnect_options(first_ms: int, longest_ms: int) -> tuple[Option, ...]:
 
 
 def proxy_options(target: str) -> tuple[Option, ...]:
-    """Options that keep a channel from using a proxy. Where it may use one, gRPC's own variables decide."""
+    """Options that keep a channel from using a proxy. Empty if it may use one: gRPC's variables decide."""
     return (("grpc.enable_http_proxy", 0),) if goes_direct(target, os.environ) else ()
 
 

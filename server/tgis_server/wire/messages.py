@@ -1,9 +1,9 @@
 """The plain messages between front-end, scheduler and engines.
 
 Frozen dataclasses without protobuf, grpc or torch; they are all that the scheduler and its tests need. ``codec.py``
-converts them to bytes for other processes. Token positions count from the first prompt token; all lists are in batch
-order. Token ids stay packed arrays from the tokenizer to the rank: as lists of numbers, 512 waiting prompts of 128k
-tokens would take gigabytes.
+converts them to bytes for other processes. Token positions count from 0 at the first prompt token; all lists are in
+batch order. Token ids stay packed arrays from the tokenizer to the rank: as lists of numbers, 512 waiting prompts of
+128k tokens would take gigabytes.
 """
 
 from __future__ import annotations

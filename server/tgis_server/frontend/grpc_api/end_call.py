@@ -1,4 +1,4 @@
-"""Time-limited writes to the client of a gRPC call, and ending a call from the server's side."""
+"""Limits the time of writes to the client of a gRPC call, and ends calls from the server's side."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_STATUS_BYTES = 500
 
 
 def end_call(context: ServicerContext, status: str, text: str) -> None:
-    """Cancel a call with a text and a status, given by name. This frees its buffers at once and cancels its handler.
+    """Cancel a call with a status (given by name) and a text. This frees its buffers at once and cancels its handler.
 
     A status sent the usual way would wait forever behind a message that the client does not read. The C library can
     cancel a call, but grpc.aio does not expose that: of its functions, only the one for the peer's identities passes

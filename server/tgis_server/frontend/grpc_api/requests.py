@@ -56,8 +56,8 @@ class ServicePolicy:
 
     patience: Patience
     max_request_bytes: int
-    refuse: Refuse = abort  # ends calls without a valid request
-    get_refusal: Callable[[], RequestError | None] = lambda: None  # an error refuses every request, unread
+    refuse: Refuse = abort  # ends calls that have no valid request
+    get_refusal: Callable[[], RequestError | None] = lambda: None  # if it returns an error, requests are refused unread
     accounts: Accounts = field(default_factory=Accounts)
     limits_memory: bool = False  # whether bytes of requests and answers count as held
 
@@ -71,7 +71,7 @@ def make_handlers(service: ServiceDescriptor, servicer: Any, policy: ServicePoli
 def _make_handler(
     method: MethodDescriptor, behaviour: Callable[[Any, Any], Any], policy: ServicePolicy
 ) -> grpc.RpcMethodHandler:
-    """A handler that reads its own requests: every method is registered with a stream of them, unnoticed by clients.
+    """A handler that reads its own requests: each method is registered as if it took a stream; clients do not notice.
 
     The library would receive the whole of a unary request before it calls the handler, whatever the size of the request
     and however long that takes.

@@ -208,7 +208,7 @@ def failure_label(error: Exception, call: Call) -> str:
 
 
 async def build_answer(outputs: Sequence[Output], tokenizer: Tokenizer) -> pb.BatchedGenerationResponse:
-    """Build the answer of a unary call; if it has details of the input, which may be long, off the event loop."""
+    """Build the answer of a unary call, off the event loop if it has details of the input, which may be long."""
 
     def build() -> pb.BatchedGenerationResponse:
         return render_parts(output.whole() for output in outputs)

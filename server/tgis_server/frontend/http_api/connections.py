@@ -111,7 +111,10 @@ class HttpConnection(web.RequestHandler):
         start_time: float | None,
         request_handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
     ) -> tuple[web.StreamResponse, bool]:
-        """aiohttp calls this for every request, even an invalid one. Later ones wait until it is done."""
+        """aiohttp calls this for every request, even an invalid one.
+
+        It handles the next request of the connection only when this has returned.
+        """
         if self._is_new:
             # The first request never waits, as each probe opens a connection: among many new connections, a probe's
             # cannot be told apart, and it might be closed while it waits, to make room for the next. Connecting costs

@@ -52,7 +52,10 @@ class RequestRate:
         self._timer: asyncio.TimerHandle | None = None
 
     def take_turn(self, own: Bucket) -> bool:
-        """Take a turn for the connection whose bucket is ``own``, unless it or others must wait; say whether it did."""
+        """Take a turn for the connection whose bucket is ``own``, unless it or others must wait.
+
+        Returns whether a turn was taken.
+        """
         if self._queue or own.wait_s() or self._bucket.wait_s():
             return False
         self._take(own)

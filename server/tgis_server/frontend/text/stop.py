@@ -30,7 +30,7 @@ class StopSequences:
 
 
 class StopMatcher:
-    """Finds the first stop sequence to be completed in one output; if several are completed together, the longest.
+    """Finds the first stop sequence completed in one output; if several are completed together, it finds the longest.
 
     Text is held back only while it may become part of a match that would be cut off. If the sequence stays in the
     output (``include``), nothing is held back.

@@ -120,7 +120,7 @@ class ConnectionHistory:
 
     seen_at: float
     received: deque[int] = field(default_factory=lambda: deque([0] * NUM_BEHIND, NUM_BEHIND))  # at the last checks
-    num_forgiven: int = 0  # bytes outside requests that are allowed so far
+    num_forgiven: int = 0  # bytes outside requests that have been allowed so far
     num_resets: int = 0
     resets: float = 0.0
     num_unread: int = 0

@@ -37,7 +37,7 @@ IDLE_TIMEOUT_S = 600.0  # for the next request of a call that streams its reques
 MAX_WAITING = 1000  # requests waiting for memory; the library buffers up to 64 KiB of each
 MEMORY_TIMEOUT_S = 10.0  # for such a request
 MAX_SLOW_REQUESTS = 64  # that have been arriving for more than two checks
-MAX_LET_IN = 8  # waiting requests at once
+MAX_LET_IN = 8  # waiting requests that may start to arrive at once
 RECLAIM_AFTER_S = 1.0  # after this time an answer may be dropped if its memory is needed;
 RECLAIM_BYTES_PER_S = 4 << 20  # large answers get more time
 
@@ -127,7 +127,7 @@ class Patience:
     async def receive(
         self, read: Callable[[], Awaitable[T]], end: End, *, is_first: bool = True, limits_memory: bool = False
     ) -> T:
-        """Read a request; with ``limits_memory``, wait until memory is free.
+        """Read a request; with ``limits_memory``, first wait until memory is free.
 
         Raises:
             Overloaded: memory was not free in time.
@@ -152,7 +152,10 @@ class Patience:
         self._release(self._requests.pop(call, 0))
 
     def hold_answer(self, end: End, num_bytes: int) -> Callable[[], None]:
-        """Count an answer's bytes as held until the returned function is called. If memory is needed, it is dropped."""
+        """Count an answer's bytes as held until the returned function is called.
+
+        If others need the memory, the answer is dropped.
+        """
         wait = Wait(end, num_held=num_bytes)
         self.begin_sending(wait, num_bytes)
         self._add_held(num_bytes)
@@ -165,7 +168,7 @@ class Patience:
         return stop
 
     async def run(self) -> None:
-        """Check forever."""
+        """Check periodically, forever."""
         while True:
             await asyncio.sleep(CHECK_S)
             try:
@@ -192,7 +195,7 @@ class Patience:
             self._let_in()
 
     async def _return_memory(self) -> None:
-        """Return the memory of finished requests and connections to the system, as malloc would keep it.
+        """Return the memory of finished requests and connections to the system: malloc alone would keep it.
 
         This is done several times: some memory may still be in use at first, and the library frees its buffers late.
         """
