@@ -32,7 +32,7 @@ class Call:
         self.started_at = time.monotonic()
         self.validated_at = self.started_at  # updated once the inputs are validated
         self.outputs: list[Output] = []
-        self.permits: Permits | None = None  # a stream's; released before the client has read everything
+        self.permits: Permits | None = None  # only for a stream; released before the client has read everything
         self._news = asyncio.Event()
         self.wake: Callable[[], object] = self._news.set  # must be quick; a handler may replace it
 

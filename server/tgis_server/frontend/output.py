@@ -86,7 +86,7 @@ class Output:
         self.stop_reason = UNFINISHED
         self.num_generated = 0
         self.submitted_at = 0.0  # host monotonic clock, like all times here
-        self.started_at: float | None = None  # first step
+        self.started_at: float | None = None  # when its first step began
         self.first_token_at: float | None = None
         self.last_token_at: float | None = None
         self.finished_at: float | None = None
@@ -96,7 +96,7 @@ class Output:
         self._echo = echo
         self._detokenizer = Detokenizer(settings.pieces)
         self._matcher = StopMatcher(params.stop, include=params.include_stop_sequence) if params.stop else None
-        self._parts: deque[Part] = deque()  # not taken yet
+        self._parts: deque[Part] = deque()  # parts that have not been taken yet
         self._prompt_details: list[TokenDetail] = []
         self._wants_tokens = submit.wanted.generated_tokens
 
@@ -226,7 +226,7 @@ class Output:
         return Token(token_id, piece, logprob, detail.rank if wanted.ranks else 0, top)
 
     def _describe_top(self, detail: TokenDetail, *, has_logprobs: bool) -> list[TopToken]:
-        """In the contract's order: most likely first if logprobs are shown, otherwise by token id."""
+        """The top tokens in the contract's order: most likely first if logprobs are shown, otherwise by token id."""
         tops, get_piece = zip(detail.top_ids, detail.top_logprobs, strict=True), self._get_piece
         if not has_logprobs:
             return [TopToken(token_id, get_piece(token_id), 0.0) for token_id, _ in sorted(tops)]

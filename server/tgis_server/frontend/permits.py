@@ -9,7 +9,7 @@ from tgis_server.errors import Overloaded
 
 
 class Permits:
-    """The permits of a call. Released when its inputs are finished, however slowly its client reads."""
+    """The permits of a call. They are released when its inputs are finished, however slowly its client reads."""
 
     def __init__(self, admission: Admission, num_inputs: int) -> None:
         self._admission = admission

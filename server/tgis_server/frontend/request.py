@@ -1,4 +1,4 @@
-"""A call as every door parses it, before any check. Independent of protobuf, HTTP and limits."""
+"""A call as every door parses it, before any check. It is independent of protobuf, HTTP and limits."""
 
 from __future__ import annotations
 

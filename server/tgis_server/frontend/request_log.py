@@ -1,6 +1,6 @@
-"""One log line for each input, with the correlation id of its call.
+"""Writes one log line for each input, with the correlation id of its call.
 
-Numbers and names only: prompts and outputs do not belong in logs.
+A line contains only numbers and names: prompts and outputs do not belong in logs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Turns the parameters of a request into values that the rest of the server trusts, or into the contract's error text.
 
 Checks run in the contract's order, and the first that fails determines the error. The texts are part of the contract,
-because clients match against them. Independent of doors, tokenizers, engines and statuses.
+because clients match against them. The checks are independent of doors, tokenizers, engines and statuses.
 """
 
 from __future__ import annotations

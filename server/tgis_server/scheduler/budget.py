@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-MAX_TARGET_USE = 0.9  # of the target; the rest is a margin for errors of the prediction
-MIN_PREFILL_SHARE = 0.25  # of the decode rows' seconds: guaranteed even if the decode rows alone come near the target
+MAX_TARGET_USE = 0.9  # share of the target; the rest is a margin for errors of the prediction
+MIN_PREFILL_SHARE = 0.25  # of the decode rows' seconds; prefill gets it even if decode rows alone come near the target
 ALLOWANCE_FACTOR = 10.0  # on a busy machine a step can take several times its usual time
 
-MAX_SURPRISE = 3.0  # times the prediction
+MAX_SURPRISE = 3.0  # times that differ from the prediction by more than this factor count less
 RECENT = 0.9  # decay of a step's weight with each later step of its kind: about the last ten count
 # How strongly each factor keeps its previous value. Attention's factors keep theirs more strongly: they matter only
 # with many keys, and then show at once.

@@ -19,7 +19,7 @@ class PlanCheck:
         self._capacity = capacity
         self._slots: set[int] = set()
         self._encoding: set[int] = set()  # slots whose encoder may run
-        self._places: set[int] = set()  # of adapters
+        self._places: set[int] = set()  # activated places of adapters
 
     def apply(self, plan: StepPlan) -> None:
         """Check a plan and apply its changes, in the order of ``StepPlan``.

@@ -33,7 +33,7 @@ NUM_WORKERS = 8  # one for the Session, the rest for probes
 class OpenSession:
     """A Session and the results to be written to it; ``None`` ends it."""
 
-    number: int  # from 1 on
+    number: int  # counted from 1
     results: queue.SimpleQueue[StepResult | None]
 
 

@@ -37,7 +37,7 @@ FINISH_REASONS = tuple(FinishReason)
 
 
 def encode_ids(ids: TokenIds) -> bytes:
-    """In this machine's byte order, which all processes share."""
+    """Encode token ids in this machine's byte order, which all processes share."""
     return ids.tobytes()
 
 

@@ -86,7 +86,7 @@ class GrpcLink:
     def __init__(self, socket: Path) -> None:
         self._socket = socket
         self._channel: grpc.aio.Channel | None = None
-        self._submits: dict[int, Submit] = {}  # not sent yet
+        self._submits: dict[int, Submit] = {}  # requests that have not been sent yet
         self._cancels: list[int] = []
         self._has_outgoing = asyncio.Event()
         self._is_open = False

@@ -92,7 +92,7 @@ class PublicServer:
             {"": "ready", GENERATION.full_name: "ready", **{probe: probe for probe in get_args(Probe)}},
             patience,
         )
-        self.accounts = Accounts()  # of received bytes
+        self.accounts = Accounts()  # account for received bytes
         self.port_watch = PortWatch(
             max_connections * 9 // 10,  # closes those silent longest before the library would refuse new ones
             config.send_timeout,

@@ -40,7 +40,7 @@ MAX_STATUS_CHARACTERS = 500
 
 
 class GenerationServicer(GenerationServiceServicer):
-    """The public RPCs. Registered before the engine is loaded: until ``generation`` is set, calls get UNAVAILABLE."""
+    """The public RPCs. They are registered before the engine is loaded: until it is, calls get UNAVAILABLE."""
 
     def __init__(
         self,

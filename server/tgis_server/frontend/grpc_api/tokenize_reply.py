@@ -12,7 +12,7 @@ from typing import NamedTuple
 from tgis_server.frontend.text import Encoding, byte_offsets
 from tgis_server.wire import generation_pb2 as pb
 
-SLICE = 4096  # tokens: a few milliseconds
+SLICE = 4096  # tokens: they take a few milliseconds
 RESPONSES_TAG = bytes([pb.BatchedTokenizeResponse.RESPONSES_FIELD_NUMBER << 3 | 2])  # 2: length-delimited
 
 

@@ -59,8 +59,8 @@ class HttpConnection(web.RequestHandler):
         )
         self._connections = connections
         self._bucket = connection_bucket()
-        self._is_new = True  # no request yet
-        self._turn: asyncio.Task[None] | None = None  # of a request waiting to be handled
+        self._is_new = True  # no request has arrived yet
+        self._turn: asyncio.Task[None] | None = None  # set while a request waits to be handled
         self._header_timer: asyncio.TimerHandle | None = None
         self._stop_sending: Callable[[], None] | None = None
 

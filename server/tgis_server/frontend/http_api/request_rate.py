@@ -14,7 +14,7 @@ from itertools import count
 
 CONNECTION_RATE_PER_S = 20
 CONNECTION_BURST = 50
-PORT_RATE_PER_S = 400  # a tenth of one CPU
+PORT_RATE_PER_S = 400  # this many take a tenth of one CPU
 PORT_BURST = 100
 
 
@@ -43,7 +43,7 @@ def connection_bucket() -> Bucket:
 
 
 class RequestRate:
-    """The rate of a port. Belongs to one event loop."""
+    """The rate of a port. It belongs to one event loop."""
 
     def __init__(self, rate_per_s: float = PORT_RATE_PER_S, burst: float = PORT_BURST) -> None:
         self._bucket = Bucket(rate_per_s, burst)

@@ -35,14 +35,14 @@ class Encoding(NamedTuple):  # one per text: cheaper than a frozen dataclass
     ids: Sequence[int]
     num_prefix: int  # leading special tokens, which the tokenizer puts before any text
     num_suffix: int  # trailing special tokens, which it puts after any text
-    starts: Sequence[int]  # of each token, in characters of the whole text; empty unless requested
+    starts: Sequence[int]  # start of each token, in characters of the whole text; empty unless requested
     ends: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
     encoding: Encoding
-    overlap_ids: Sequence[int]  # of its first OVERLAP characters encoded alone, without special tokens
+    overlap_ids: Sequence[int]  # tokens of its first OVERLAP characters encoded alone, without special tokens
 
 
 def encode(tokenizer: tokenizers.Tokenizer, text: str, *, want_offsets: bool) -> Encoding:

@@ -1,4 +1,4 @@
-"""Separate threads for each kind of work, so one kind never waits behind another. Independent of the work itself."""
+"""Separate threads for each kind of work, so one kind never waits behind another. They know nothing of the work."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-MAX_CHARACTERS_HELD = 8 << 20  # of long texts; about thirty bytes per character with tokens and reply
+MAX_CHARACTERS_HELD = 8 << 20  # characters of long texts: each takes about thirty bytes with tokens and reply
 
 
 class Lane:
-    """A thread pool for jobs of about ten milliseconds. Belongs to one event loop."""
+    """A thread pool for jobs of about ten milliseconds. It belongs to one event loop."""
 
     def __init__(self, name: str, num_workers: int, max_characters: int = MAX_CHARACTERS_HELD) -> None:
         self._num_workers = num_workers

@@ -2,7 +2,7 @@
 
 The sequences form an automaton over characters (Aho and Corasick, 1975): its state after a character is the longest
 suffix of the text that may still become a stop sequence. So the result depends on the text alone, not on its division
-into tokens, and each character costs constant time. Independent of tokens and requests.
+into tokens, and each character costs constant time. The module knows nothing of tokens and requests.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Text to tokens, in threads: the event loop never tokenizes.
 
-Wraps the model's ``tokenizer.json`` with truncation and padding disabled. Independent of requests and engines.
+Wraps the model's ``tokenizer.json`` with truncation and padding disabled. It is independent of requests and engines.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Tokenizer:
 
     def _make_input(self, encoding: Encoding, truncate_to: int) -> EncodedInput:
         num_tokens = len(encoding.ids)
-        token_ids = pack_ids(encoding.ids[-truncate_to:])  # 0: all
+        token_ids = pack_ids(encoding.ids[-truncate_to:])  # 0 keeps all
         if encoding.num_prefix and len(token_ids) < num_tokens:  # keep BOS, or whatever a prompt begins with
             token_ids[0] = encoding.ids[0]
         return EncodedInput(token_ids, num_tokens, max(token_ids, default=-1))

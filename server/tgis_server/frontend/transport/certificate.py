@@ -27,7 +27,7 @@ class Validity:
 
     @classmethod
     def of(cls, certificate: Mapping[str, Any]) -> Self:
-        """From a certificate as returned by :meth:`ssl.SSLSocket.getpeercert`."""
+        """Read them from a certificate as returned by :meth:`ssl.SSLSocket.getpeercert`."""
         start, end = (float(ssl.cert_time_to_seconds(certificate[name])) for name in ("notBefore", "notAfter"))
         return cls(describe_name(certificate["subject"]), start, end)
 

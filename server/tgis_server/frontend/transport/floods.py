@@ -32,21 +32,21 @@ NUM_BEHIND = 6  # checks: the time that calls have, in a busy process, to accoun
 IDLE_SHARE = 20  # checks take at most 1/20 of the time: they are less frequent with thousands of connections
 CALL_BYTES = 16 << 10  # credited to each call: the size of the largest header, as the library reports no sizes
 FLOOD_BYTES_PER_S = 64 << 10  # a fast reader's window updates and pings are a tenth of that
-FLOOD_BYTES = 512 << 10  # at once
+FLOOD_BYTES = 512 << 10  # tolerated at once
 WINDOW_BYTES = 64 << 10  # that a stream may send before its message is read
-MAX_UNREAD = 64  # calls per check
+MAX_UNREAD = 64  # calls that are allowed for per check
 MAX_ARRIVING = 8  # requests of a connection that are allowed for at full size, however many are arriving
 RESETS_PER_S = 1000
-INFO_FORMAT = struct.Struct("24xI24xI64xQQ8xI")  # of TCP_INFO, to which Linux only appends
+INFO_FORMAT = struct.Struct("24xI24xI64xQQ8xI")  # the layout of TCP_INFO, to which Linux only appends
 
 
 @dataclass(slots=True)
 class Account:
-    """What the calls of a peer account for. Belongs to the event loop; other threads take copies."""
+    """What the calls of a peer account for. It belongs to the event loop; other threads take copies."""
 
     num_open: int = 0
     num_receiving: int = 0
-    num_bytes: int = 0  # in requests
+    num_bytes: int = 0  # bytes of requests that have been read
     num_resets: int = 0
     num_unread: int = 0  # calls that ended before their request was complete, e.g. because it was far too large
 
@@ -109,7 +109,7 @@ class Connection:
     descriptor: int
     peer: Peer
     num_waiting: int  # bytes in the kernel that the client has not taken
-    silent_s: float  # since it last sent something
+    silent_s: float  # time since the client last sent something
     num_acked: int  # bytes that the client has taken
     num_received: int
 
@@ -119,7 +119,8 @@ class ConnectionHistory:
     """A connection's state at its last checks."""
 
     seen_at: float
-    received: deque[int] = field(default_factory=lambda: deque([0] * NUM_BEHIND, NUM_BEHIND))  # at the last checks
+    # Bytes received in total, at each of the last checks.
+    received: deque[int] = field(default_factory=lambda: deque([0] * NUM_BEHIND, NUM_BEHIND))
     num_forgiven: int = 0  # bytes outside requests that have been allowed so far
     num_resets: int = 0
     resets: float = 0.0
@@ -152,7 +153,7 @@ class PortWatch:
     max_connections: int
     send_timeout_s: float
     max_message_bytes: int = 0  # above which the library refuses a request unread; for a port with accounts
-    max_resets: int = 0  # at once; for a port with accounts
+    max_resets: int = 0  # tolerated at once; for a port with accounts
     _histories: dict[Peer, ConnectionHistory] = field(default_factory=dict)
 
     def judge(

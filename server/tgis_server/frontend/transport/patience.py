@@ -26,7 +26,7 @@ End: TypeAlias = Callable[[str, str], None]  # status and text; ends the call or
 logger = logging.getLogger(__name__)
 
 RECEIVE_TIMEOUT_S = 60.0  # for a request to arrive completely
-FREE_BYTES = 64 << 10  # of a message: what fits in the first window needs no extra time
+FREE_BYTES = 64 << 10  # the part of a message that needs no extra time: it fits in the first window
 MIN_BYTES_PER_S = 256 << 10  # extra time for larger messages: the library does not report progress
 DEADLINE_GRACE_S = 1.0  # for writes after the request's own deadline, such as its last frame
 MAX_BYTES_HELD = 128 << 20  # requests in progress and unary answers being sent
