@@ -42,7 +42,7 @@ class Call:
         return self.num_inputs - sum(output.is_finished for output in self.outputs) or self.num_inputs
 
     def on_change(self, output: Output) -> None:
-        """Wake the handler if it can proceed: a unary call waits for outputs to end, a stream waits for every token."""
+        """Wake the handler if it can proceed: a unary call waits for outputs to end, and a stream for tokens."""
         if self.kind == "stream" or output.is_finished:
             self.wake()
         if self.permits and output.is_finished:
