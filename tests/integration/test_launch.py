@@ -1,4 +1,4 @@
-"""`tgis launch`: from options to ready, its output, and what it refuses."""
+"""`tgis launch`: how it becomes ready, what it prints, and what it refuses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import tgis_server
 from tgis_cli.decide.legacy_settings import Treatment
 from tgis_cli.migrate import examine_all, read_containers, read_settings_file
 
-Start = Callable[..., Any]  # of a Server in conftest.py
+Start = Callable[..., Any]  # starts a Server of conftest.py
 MANIFEST = Path(__file__).parents[1] / "unit/migrate/manifests/original.yaml"
 DEMO_MODEL = Path(tgis_server.__file__).parent / "demo_model"
 
@@ -122,7 +122,7 @@ def test_a_port_in_use_is_named_with_its_owner(start: Start):
     assert server.run_dir is None
 
 
-def test_an_ending_server_hands_its_ports_to_the_next_one(launch: Start, start: Start):
+def test_a_server_that_shuts_down_hands_its_ports_to_the_next_one(launch: Start, start: Start):
     first = launch("--rehearse", "--host", "127.0.0.1", "--drain-delay", "2")
     ports = {"GRPC_PORT": str(first.facts["grpc_port"]), "PORT": str(first.facts["http_port"])}
 
@@ -170,7 +170,7 @@ def test_the_drop_in_launcher_needs_a_model(start: Start):
     assert "No model is given" in server.last_line
 
 
-def test_the_originals_manifest_starts_with_a_warning_for_each_setting_that_migrate_reports(launch: Start):
+def test_the_originals_manifest_starts_and_gives_a_warning_for_each_setting_that_migrate_reports(launch: Start):
     (report,) = examine_all(read_containers([read_settings_file(str(MANIFEST))]))
     environ = {given.name: given.value for given in report.container.env} | {"MODEL_NAME": str(DEMO_MODEL)}
 
@@ -274,7 +274,7 @@ def test_a_shard_that_hangs_while_serving_ends_the_group(launch: Start):
     assert re.search(r"shard-0 +\| .*in strike", server.stderr)
 
 
-def test_a_reader_that_stops_reading_delays_neither_service_nor_stop(launch: Start, full_pipe: int):
+def test_a_reader_that_stops_reading_delays_neither_service_nor_shutdown(launch: Start, full_pipe: int):
     server = launch("--rehearse", output=full_pipe)
     answer = server.run("generate", "Once upon a time")
 
