@@ -105,7 +105,7 @@ class ServeConfig:
             help="Number of processes that share the model, one per GPU.",
             group="Devices and memory",
             ge=1,
-            unset="the GPUs that CUDA_VISIBLE_DEVICES or NVIDIA_VISIBLE_DEVICES names, otherwise 1",
+            unset="the number of GPUs that CUDA_VISIBLE_DEVICES or NVIDIA_VISIBLE_DEVICES names, otherwise 1",
         ),
     ] = None
     num_gpus: Annotated[
