@@ -34,7 +34,8 @@ def make_bundle(model_dir: Path, manifest: Manifest, target: str, advance: Advan
     """
     if invalid := manifest.find_invalid():
         raise ModelError(
-            f"{model_dir} contains a file named {invalid!r}, a name that is not allowed in a bundle: remove or rename the file."
+            f"{model_dir} contains a file named {invalid!r}, a name that is not allowed in a bundle: remove or rename "
+            "the file."
         )
     with open_target(target, manifest.num_bytes) as add_file:
         text = json.dumps(asdict(manifest), indent=1).encode()
