@@ -1,4 +1,6 @@
-"""Passes the results of each step to their outputs. One reader serves all requests and never waits for a client.
+"""Submits requests to the engine, passes results to their outputs, and cancels what is unfinished when a call ends.
+
+One reader serves all requests and never waits for a client.
 
 The router owns the map from request ids to outputs and tracks whether the engine is connected. Unary and streaming
 handlers register here and are woken through their outputs.

@@ -250,7 +250,7 @@ sudo docker run --rm -it --gpus '"device=0,1"' -e MAX_BATCH_SIZE=$SIZE --env-fil
     }
 
 
-def test_a_line_continued_inside_quotes_stays_one_word(examine):
+def test_quoted_text_with_a_line_continuation_stays_one_word(examine):
     script = """docker run -e DTYPE=float16 tgis sh -c 'text-generation-launcher \\
   --model-name /m' \\
   && text-generation-launcher --port 80

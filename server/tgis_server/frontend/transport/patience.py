@@ -240,7 +240,7 @@ class Patience:
                 self._give_up(wait, RECLAIMED)
 
     async def _wait_for_memory(self) -> None:
-        """Wait, in order, until fewer bytes are held than allowed."""
+        """Wait in line until fewer bytes are held than are allowed."""
         if len(self._queue) >= MAX_WAITING:
             self.metrics.count_abort("no_room")
             raise Overloaded
