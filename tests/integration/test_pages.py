@@ -65,10 +65,11 @@ def plain(start_shared):
 def test_the_commands_for_a_shell_work(plain, tmp_path: Path):
     [block] = [block for block in read_blocks("client.md", "sh") if block.section == "From a shell"]
 
-    health, *rest = run_shell(block.text, tmp_path, TGIS_URL=plain.address).splitlines()
+    health, answer, tokens = run_shell(block.text, tmp_path, TGIS_URL=plain.address).splitlines()
 
     assert health == "ready"
-    assert len(rest) >= 3  # the answer, and a row for each token of the text
+    assert answer
+    assert "Once" in tokens
 
 
 def test_the_snippets_with_the_shipped_stubs_work(plain, tmp_path: Path):
