@@ -17,6 +17,9 @@ from pages import ROOT, at_ports, read_blocks
 
 BIN = Path(sys.executable).parent
 TIMEOUT_S = 60
+SHIPPED_STUBS = "Python with the shipped stubs"
+WITH_TLS = "Python with TLS"
+OWN_STUBS = "Python without this package"
 ENVIRON = {"TGIS_REHEARSE": "true", "TGIS_HOST": "127.0.0.1"}  # of servers
 
 
@@ -57,6 +60,12 @@ def ports_of(server) -> tuple[int, int]:
     return tuple(int(server.facts[name].rpartition(":")[2]) for name in ("grpc", "http"))
 
 
+def test_every_section_with_snippets_is_run():
+    sections = {block.section for block in read_blocks("client.md", "python", "sh")}
+
+    assert sections == {"From a shell", SHIPPED_STUBS, WITH_TLS, OWN_STUBS}
+
+
 @pytest.fixture(scope="module")
 def plain(start_shared):
     return start_shared(**ENVIRON).wait_until_ready()
@@ -73,7 +82,7 @@ def test_the_commands_for_a_shell_work(plain, tmp_path: Path):
 
 
 def test_the_snippets_with_the_shipped_stubs_work(plain, tmp_path: Path):
-    output = run_python("\n".join(read_python("Python with the shipped stubs", plain)), tmp_path)
+    output = run_python("\n".join(read_python(SHIPPED_STUBS, plain)), tmp_path)
 
     assert "seed 7" in output
     assert "INVALID_ARGUMENT temperature must be >= 0.05" in output
@@ -81,11 +90,10 @@ def test_the_snippets_with_the_shipped_stubs_work(plain, tmp_path: Path):
 
 
 def test_stubs_made_from_the_proto_and_reflection_work(plain, tmp_path: Path):
-    section = "Python without this package"
     (tmp_path / "proto").mkdir()
     shutil.copy(ROOT / "proto" / "generation.proto", tmp_path / "proto")
-    [protoc] = [block for block in read_blocks("client.md", "sh") if block.section == section]
-    own_stubs, reflection = read_python(section, plain)
+    [protoc] = [block for block in read_blocks("client.md", "sh") if block.section == OWN_STUBS]
+    own_stubs, reflection = read_python(OWN_STUBS, plain)
 
     run_shell(protoc.text, tmp_path)
 
@@ -134,6 +142,6 @@ def test_the_renewal_of_the_walk_shows_the_certificate_that_the_log_names(walk: 
 
 
 def test_the_snippets_with_tls_work_with_the_files_of_the_walk(walk: Walk):
-    output = run_python("\n".join(read_python("Python with TLS", walk.server)), walk.directory)
+    output = run_python("\n".join(read_python(WITH_TLS, walk.server)), walk.directory)
 
     assert output.split() == ["1024", "1024"]

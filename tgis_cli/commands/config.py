@@ -16,6 +16,7 @@ from tgis_cli.decide.legacy_settings import warn_of_settings
 from tgis_cli.decide.resolve import resolve
 from tgis_cli.decide.tables import describe_options
 from tgis_cli.machine import probe_machine
+from tgis_cli.model_files.completion import complete_model
 from tgis_cli.terminal.capabilities import has_color
 from tgis_cli.terminal.exits import as_told
 from tgis_cli.terminal.options import with_serve_options
@@ -60,7 +61,7 @@ def show(
         raise as_told(problem)
 
 
-app.command()(with_serve_options(show))
+app.command()(with_serve_options(show, complete_model=complete_model))
 
 
 def init(
@@ -69,10 +70,7 @@ def init(
     file: Annotated[str, typer.Argument(metavar="[FILE]", help="Where to write; - is stdout.")] = "tgis.toml",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
-    """Write a commented config file with every option of `tgis launch`.
-
-    Options that are given here are set in it, all others are commented out.
-    """
+    """Write a config file with all options, explained and commented out, except for those that are given here."""
     write_config_file(file, load_config(flags, {}, config_file), replace=force)
 
 

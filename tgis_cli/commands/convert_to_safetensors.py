@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tgis_cli.model_files import find_model_dir, get_cache_dir
+from tgis_cli.model_files.completion import complete_model
 from tgis_cli.terminal.progress import tell_result
 from tgis_cli.terminal.stop_signals import interrupted_by_signals
 
@@ -16,7 +17,9 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
 @app.command()
 def convert_to_safetensors(
-    model: Annotated[str, typer.Argument(help="Name in the local cache, or a directory.")],
+    model: Annotated[
+        str, typer.Argument(help="Name in the local cache, or a directory.", autocompletion=complete_model)
+    ],
     revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "main",
     json_: Annotated[bool, typer.Option("--json", help="Print events as JSON, one per line.")] = False,
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tgis_cli.model_files import get_cache_dir
+from tgis_cli.model_files.completion import complete_model
 from tgis_cli.terminal.progress import tell_result
 from tgis_cli.terminal.stop_signals import interrupted_by_signals
 
@@ -19,7 +20,11 @@ MAX_PARALLEL = 64
 @app.command()
 def download_weights(
     model: Annotated[
-        str, typer.Argument(help="Name on the hub, such as org/model, or a directory of files to convert.")
+        str,
+        typer.Argument(
+            help="Name on the hub, such as org/model, or a directory of files to convert.",
+            autocompletion=complete_model,
+        ),
     ],
     revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "main",
     token: Annotated[

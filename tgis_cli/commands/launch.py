@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from tgis_cli.launch.errors import errors_in_termination_log, find_output_flags
+from tgis_cli.model_files.completion import complete_model
 from tgis_cli.terminal.command import Command
 from tgis_cli.terminal.options import with_serve_options
 
@@ -44,4 +45,4 @@ class LaunchCommand(Command):
             return super().invoke(ctx)
 
 
-app.command(cls=LaunchCommand)(with_serve_options(launch))
+app.command(cls=LaunchCommand)(with_serve_options(launch, complete_model=complete_model))

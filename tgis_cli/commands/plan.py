@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tgis_cli.model_files.completion import complete_model
 from tgis_cli.terminal.exits import as_told
 from tgis_cli.terminal.options import with_serve_options
 from tgis_cli.terminal.stop_signals import interrupted_by_signals
@@ -25,7 +26,7 @@ def plan(
     gpu: Annotated[
         str | None,
         typer.Option(
-            metavar="SIZE|NAME[xN]", help="Plan for GPUs such as 80GiB, H100 or L4x4 instead of this machine."
+            metavar="GPU", help="Plan for GPUs such as 80GB, H100, 2xA100-40 or RTX4090:2 instead of this machine."
         ),
     ] = None,
     cpu: Annotated[
@@ -65,4 +66,4 @@ def plan(
 
 MODEL = "Directory, or hub id of a cached or remote model; without one, the demo model."
 
-app.command()(with_serve_options(plan, positional_model=MODEL))
+app.command()(with_serve_options(plan, positional_model=MODEL, complete_model=complete_model))

@@ -5,17 +5,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from tgis_cli.terminal.option_help import describe_command, show_page
+from tgis_cli.terminal.option_help import FACTS, describe_command, plain_text, show_page
 from tgis_server.errors import UsageError
 from tgis_server.words.close_words import squeeze
 
+MAX_HINT = 70  # characters of a help that a shell shows
 HELP_NAMES = ["-h", "--help"]
 
 
@@ -27,11 +30,15 @@ class Command(TyperCommand):
         self.context_settings.setdefault("help_option_names", HELP_NAMES)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        check_options(self, ctx, args)
-        return super().parse_args(ctx, args)
+        with errors_at(ctx):
+            check_options(self, ctx, args)
+            return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         formatter.write(show_page(describe_command(self, ctx), os.environ))
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        return shorten_helps(super().shell_complete(ctx, incomplete))
 
 
 class Group(TyperGroup):
@@ -44,8 +51,9 @@ class Group(TyperGroup):
         self.context_settings.setdefault("help_option_names", HELP_NAMES)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        check_options(self, ctx, args)
-        return super().parse_args(ctx, args)
+        with errors_at(ctx):
+            check_options(self, ctx, args)
+            return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: Any) -> list[str]:
         listed = [name for name in self.sections if name in self.commands]
@@ -61,6 +69,17 @@ class Group(TyperGroup):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         formatter.write(show_page(describe_command(self, ctx), os.environ))
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        return shorten_helps(super().shell_complete(ctx, incomplete))
+
+
+def shorten_helps(items: list[Any]) -> list[Any]:
+    """Completions with a help of one short line, without markup: some shells show it beside the word."""
+    for item in items:
+        if item.help:
+            item.help = textwrap.shorten(FACTS.sub("", plain_text(item.help)), MAX_HINT, placeholder=" ...")
+    return items
+
 
 def dress(app: typer.Typer) -> None:
     """Let all commands and groups of an app that have no class of their own derive from ours."""
@@ -70,6 +89,17 @@ def dress(app: typer.Typer) -> None:
     for group in (app.info, app.registered_callback):
         if group is not None and not isinstance(group.cls, type):
             group.cls = Group
+
+
+@contextlib.contextmanager
+def errors_at(ctx: Any) -> Iterator[None]:
+    """Note the command in the framework's errors, some of which come without it."""
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "ctx", ctx) is None:
+            error.ctx = ctx  # type: ignore[attr-defined]  # an error of the framework
+        raise
 
 
 def check_options(command: Any, ctx: Any, args: list[str]) -> None:
@@ -84,7 +114,8 @@ def check_options(command: Any, ctx: Any, args: list[str]) -> None:
     if unknown:
         from tgis_cli.terminal.suggestions import explain_no_option
 
-        raise UsageError(explain_no_option(unknown, params, ctx.command_path))
+        commands = list(getattr(command, "commands", ()))
+        raise UsageError(explain_no_option(unknown, params, ctx.command_path, commands))
 
 
 def find_unknown(params: Mapping[str, Any], args: Sequence[str], *, is_group: bool) -> str | None:

@@ -65,4 +65,4 @@ def load_command(name: str) -> Any:
 
 def describe_command(name: str, summary: str) -> Any:
     """A stand-in that carries the name and summary of a command for listings and shell completion."""
-    return TyperCommand(name, help=summary, add_help_option=False)
+    return TyperCommand(name, help=summary, short_help=summary, add_help_option=False)

@@ -85,7 +85,7 @@ def explain_command_line(error: Any) -> str:
         if type(error).__name__ == "MissingParameter":
             return f"{describe_names(param)} is missing: `{write_usage(ctx)}`."
         if accepted := describe_accepted(param):
-            return f"{describe_names(param).split()[-2 if param.opts[0][0] == '-' else 0]} must be {accepted}."
+            return f"{max(param.opts, key=len)} must be {accepted}."
     if ctx is not None and (found := re.fullmatch(r"Got unexpected extra arguments? *\(?s?\)? *\((.*)\)", message)):
         from tgis_cli.terminal.suggestions import explain_too_many
 

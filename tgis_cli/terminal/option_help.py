@@ -55,7 +55,7 @@ def describe_command(command: Any, ctx: Any) -> HelpPage:
         ),
         tuple(Section(title, tuple(rows)) for title, rows in sections.items() if rows),
         find_examples(ctx.command_path),
-        "First steps" if ctx.parent is None and is_group else "Examples",
+        "First steps" if ctx.command_path == "tgis" else "Examples",
     )
 
 
@@ -112,17 +112,25 @@ def name_value(param: Any) -> str:
     return str(param.metavar or TYPES.get(kind, "TEXT"))
 
 
+def describe_range(param: Any) -> str:
+    """``from 1 to 64``, ``of at least 1``, or nothing."""
+    low, high = getattr(param, "min", None), getattr(param, "max", None)
+    if low is None:
+        return ""
+    return f"of at least {low:g}" if high is None else f"from {low:g} to {high:g}"
+
+
+def describe_accepted(param: Any) -> str:
+    """``an integer from 1 to 64``; empty for what is no number."""
+    kinds = str(getattr(getattr(param, "type_descriptor", None), "annotation", ""))
+    noun = "an integer" if "int" in kinds else "a number" if "float" in kinds else ""
+    return f"{noun} {describe_range(param)}".rstrip() if noun else ""
+
+
 def list_facts(param: Any) -> Iterator[str]:
     """The range and the default of an option, unless it has none or they go without saying."""
-    low, high = getattr(param, "min", None), getattr(param, "max", None)
-    if low is not None or high is not None:
-        yield (
-            f"{low:g} to {high:g}"
-            if None not in (low, high)
-            else f"at least {low:g}"
-            if low is not None
-            else f"at most {high:g}"
-        )
+    if accepted := describe_range(param).removeprefix("of "):
+        yield accepted
     shown, default = getattr(param, "show_default", False), param.default
     if isinstance(shown, str):
         yield f"default: {shown}"

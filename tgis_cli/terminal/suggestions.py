@@ -5,6 +5,7 @@ Only what is close is suggested (see ``close_words``), or what the same thing is
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from tgis_server.words.close_words import find_close, or_list, squeeze
 OTHER_COMMANDS = {
     **dict.fromkeys(("serve", "start", "up", "server", "launcher"), ("launch",)),
     **dict.fromkeys(("try", "demo"), ("run", "launch")),
-    **dict.fromkeys(("chat", "ask", "prompt", "complete", "completion", "query", "infer"), ("generate",)),
+    **dict.fromkeys(("chat", "ask", "prompt", "complete", "query", "infer"), ("generate",)),
     **dict.fromkeys(("pull", "get", "fetch"), ("download-weights",)),
     **dict.fromkeys(("ls", "list", "cache"), ("models",)),
     **dict.fromkeys(("rm", "remove", "delete", "prune"), ("models rm", "rm")),
@@ -28,6 +29,7 @@ OTHER_COMMANDS = {
     **dict.fromkeys(("unpack", "import", "load"), ("unbundle",)),
     **dict.fromkeys(("settings", "options", "env"), ("config show", "show")),
     **dict.fromkeys(("convert", "convert-weights"), ("convert-to-safetensors",)),
+    **dict.fromkeys(("completion", "completions", "autocomplete"), ("--install-completion",)),
 }
 
 # What other programs call an option, or what it is called in another command: the first that the command has is meant.
@@ -64,7 +66,7 @@ OTHER_OPTIONS = {
     **dict.fromkeys(("repeatpenalty", "frequencypenalty", "presencepenalty"), ("--repetition-penalty",)),
     **dict.fromkeys(("format", "outputformat", "asjson"), ("--json",)),
     **dict.fromkeys(("logformat", "jsonlogs"), ("--json-output",)),
-    **dict.fromkeys(("force", "f", "assumeyes", "noconfirm"), ("--yes",)),
+    **dict.fromkeys(("force", "f", "assumeyes", "noconfirm"), ("--yes", "--now")),
     **dict.fromkeys(("branch", "tag", "commit", "ref"), ("--revision",)),
     **dict.fromkeys(("hftoken", "authtoken", "apikey"), ("--token",)),
     **dict.fromkeys(("outputdir", "output", "o", "dest", "destination", "outdir"), ("--output-path", "--to")),
@@ -72,6 +74,12 @@ OTHER_OPTIONS = {
     "quantization": ("--quantize",),
     "num": ("-n",),
     "numanswers": ("-n",),
+}
+
+# What other programs' clients need to be told
+SUPERFLUOUS = {
+    "model": "leave it out: a server has only one model.",
+    "stream": "leave it out: answers are shown as they are generated.",
 }
 
 MOST_LISTED = 6  # commands in a sentence
@@ -91,7 +99,8 @@ def explain_no_command(word: str, group: str, commands: Sequence[str]) -> str:
     if any(f"tgis {name}" == group for name in other):
         meant = [group]
     else:
-        names = [name for name in other if name.split()[0] in commands][:1] or find_close(word, commands)
+        names = [name for name in other if name.split()[0] in commands or name in ROOT_OPTIONS][:1]
+        names = names or find_close(word, commands)
         meant = [f"{group} {name}" for name in names]
     if meant:
         return f"No such command: {word}; did you mean {or_list([f'`{line}`' for line in meant])}?"
@@ -100,13 +109,16 @@ def explain_no_command(word: str, group: str, commands: Sequence[str]) -> str:
     return f"No such command: {word}; {'the only one is' if len(commands) == 1 else 'there are'} {', '.join(commands)}."
 
 
-def explain_no_option(word: str, params: Mapping[str, Any], command: str) -> str:
+def explain_no_option(word: str, params: Mapping[str, Any], command: str, commands: Sequence[str] = ()) -> str:
     """
     Args:
         word: what was typed, such as ``--rehears``.
+        commands: of a group.
         params: the options and arguments of the command by each of their names, as Typer knows them.
         command: such as ``tgis launch``.
     """
+    if word.lstrip("-") in commands:
+        return f"No such option: {word}; did you mean `{command} {word.lstrip('-')}`?"
     hidden = {name for name, param in params.items() if getattr(param, "hidden", False)}
     values = {name: value_of(param) for name, param in params.items()}
     where = None
@@ -124,6 +136,8 @@ def find_option(word: str, values: Mapping[str, str], hidden: set[str], command:
     same = [name for name in values if name[:2] == "--" and squeeze(name) == squeeze(word)]
     if same:
         return same
+    if "--url" in values and squeeze(word) in SUPERFLUOUS:
+        return SUPERFLUOUS[squeeze(word)]
     for other in OTHER_OPTIONS.get(squeeze(word), ()):
         if other in values:
             return f"use {other} {values[other]}".rstrip() + " instead."
@@ -133,7 +147,7 @@ def find_option(word: str, values: Mapping[str, str], hidden: set[str], command:
 
 
 def write_no_option(word: str, found: list[str] | str | None, where: str | None, command: str) -> str:
-    start = f"No such option: {word}"
+    start = f"No such option: {shlex.quote(word)}"
     if isinstance(found, str):
         return f"{start}; {found}"
     if where:

@@ -28,7 +28,7 @@ def open_console(stream: TextIO | None = None) -> Console:
     from rich.console import Console
 
     stream = stream or sys.stdout
-    return Console(file=stream, highlight=False, width=None if stream.isatty() else PIPE_COLUMNS)
+    return Console(file=stream, highlight=False, width=get_width(stream) if is_terminal(stream) else PIPE_COLUMNS)
 
 
 def make_table(title: str | None = None) -> Table:

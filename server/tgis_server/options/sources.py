@@ -5,7 +5,6 @@ Nothing else reads options from the environment; child processes get the resolve
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from collections.abc import Mapping
@@ -18,6 +17,11 @@ from tgis_server.options.conflicts import find_conflicts
 from tgis_server.options.faults import Fault
 from tgis_server.options.table import ServeConfig, options
 from tgis_server.options.values import parse_value
+from tgis_server.words.close_words import did_you_mean
+
+
+class Argument(str):
+    """The value of an option that was given without its flag, as an argument."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +29,7 @@ class LoadedConfig:
     """A config and the origin of each value."""
 
     config: ServeConfig
-    origins: dict[str, str]  # "flag --port", "environment PORT", "tgis.toml" or "default"
+    origins: dict[str, str]  # "flag --port", "argument MODEL", "environment PORT", "tgis.toml" or "default"
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """Value and origin of each option by name, without credentials."""
@@ -66,7 +70,8 @@ def merge_options(
     for option in options():
         where = ""
         if flags.get(option.name) is not None:
-            source, raw = f"flag {option.flag}", flags[option.name]
+            raw = flags[option.name]
+            source = f"argument {option.argument}" if isinstance(raw, Argument) else f"flag {option.flag}"
         elif variable := option.find_variable(environ):
             source, raw = f"environment {variable}", environ[variable].strip()
         elif option.name in from_file:
@@ -105,9 +110,8 @@ def read_config_file(path: Path) -> dict[str, FileValue]:
     for key, value in table.items():
         name, line = key.replace("-", "_"), find_line(text, key)
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {close[0]}?" if close else " `tgis config show` lists the options."
-            raise UsageError(f"Config file {path} has an unknown option {key} in line {line}.{hint}")
+            hint = did_you_mean(name, known) or "`tgis config show` lists the options."
+            raise UsageError(f"Config file {path} has an unknown option {key} in line {line}. {hint}")
         if name in found:
             raise UsageError(f"Config file {path} sets {name} twice, in lines {found[name].line} and {line}.")
         found[name] = FileValue(value, line)

@@ -27,7 +27,8 @@ def find_close(word: str, known: Iterable[str]) -> list[str]:
         starts = []
     same = [each for each in near if not slips[each]]
     parts = [each for each in known if is_part(split(word), split(each))]
-    for found in (same, [each for each in near if each in starts], starts, near, parts):
+    nearest = [each for each in near if slips[each] == slips[near[0]]] if len(near) > MOST else near
+    for found in (same, [each for each in near if each in starts], starts, nearest, parts):
         if found:
             return found if len(found) <= MOST else []
     return []
