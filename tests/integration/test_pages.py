@@ -42,7 +42,7 @@ def run(command: list[str | Path], directory: Path, **environ: str) -> str:
 
 
 def run_shell(text: str, directory: Path, **environ: str) -> str:
-    return run(["bash", "-euo", "pipefail", "-c", text], directory, **environ)
+    return run(["bash", "-eu", "-c", text], directory, **environ)
 
 
 def run_python(text: str, directory: Path) -> str:
