@@ -11,7 +11,7 @@ PYTEST_ARGS ?=
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
-demo: $(VENV)/installed  ## Set up, serve the demo model, stream one answer, stop
+demo: $(VENV)/installed  ## Set up, serve the demo model, stream one answer, and stop
 	@$(BIN)/python scripts/demo.py
 
 test: $(VENV)/installed-dev  ## Set up and run the tests that every change needs
@@ -20,7 +20,7 @@ test: $(VENV)/installed-dev  ## Set up and run the tests that every change needs
 acceptance: $(VENV)/installed-dev  ## Real clients and long soaks
 	@$(BIN)/python scripts/run_tests.py acceptance $(PYTEST_ARGS)
 
-integration-tests: $(VENV)/installed-dev  ## Of make test only those with real processes and sockets
+integration-tests: $(VENV)/installed-dev  ## Only those tests of make test that use real processes and sockets
 	@$(BIN)/python scripts/run_tests.py test tests/integration $(PYTEST_ARGS)
 
 conformance: $(VENV)/installed-dev  ## The API's contract, against URL=host:port or a server of its own

@@ -17,7 +17,7 @@ from tgis_cli.terminal.exits import errors_as_exit_codes
 from tgis_server import __version__
 from tgis_server.errors import UsageError
 
-OTHER_WORDS = dict.fromkeys(("serve", "start", "run", "up"), "launch")  # of other programs
+OTHER_WORDS = dict.fromkeys(("serve", "start", "run", "up"), "launch")  # the names that other programs use
 
 
 class LazyGroup(TyperGroup):
@@ -29,10 +29,10 @@ class LazyGroup(TyperGroup):
             self.add_command(describe_command(name, summary), name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args[0] not in COMMANDS and args[0][:1] != "-" and not ctx.resilient_parsing:  # set while completing
+        if args[0] not in COMMANDS and args[0][:1] != "-" and not ctx.resilient_parsing:  # shell completion
             close = difflib.get_close_matches(args[0], COMMANDS, n=1)
             suggestion = OTHER_WORDS.get(args[0]) or (close[0] if close else "")
-            hint = f"did you mean `tgis {suggestion}`?" if suggestion else f"there are {', '.join(COMMANDS)}."
+            hint = f"did you mean `tgis {suggestion}`?" if suggestion else f"the commands are {', '.join(COMMANDS)}."
             raise UsageError(f"No such command: {args[0]}; {hint}")
         name, command, rest = super().resolve_command(ctx, args)
         return name, load_command(name) if command is not None and name else command, rest
@@ -48,7 +48,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="First steps: `tgis launch` serves a small demo model, `tgis generate` queries it.",
+    epilog="First steps: `tgis launch` serves a small demo model, and `tgis generate` queries it.",
 )
 
 

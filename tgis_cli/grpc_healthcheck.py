@@ -13,7 +13,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("grpc_healthcheck", description="Query a server's gRPC health service.")
     parser.add_argument("--server-url", default="localhost:8033", metavar="HOST:PORT", help="(default: %(default)s)")
     parser.add_argument(
-        "--service-name", default="fmaas.GenerationService", help="also startup, live or ready (default: %(default)s)"
+        "--service-name",
+        default="fmaas.GenerationService",
+        help="service to query; startup, live and ready also exist (default: %(default)s)",
     )
     parser.add_argument("--timeout", type=float, default=1.0, metavar="SECONDS", help="(default: %(default)g)")
     security = parser.add_mutually_exclusive_group()

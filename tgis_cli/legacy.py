@@ -1,8 +1,8 @@
 """The executables of the original, for manifests and clients that start them by name.
 
 ``text-generation-launcher`` takes the same options as ``tgis launch``, but never falls back to the demo model: a pod
-must not become ready on toy text. ``text-generation-server serve`` was one shard; here it starts the whole server. Its
-tools are commands of ``tgis`` and take the original's options.
+must not become ready on toy text. ``text-generation-server serve`` started one shard; here it starts the whole server.
+The other commands of that executable are commands of ``tgis`` and take the original's options.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tgis_cli.commands.launch import LaunchCommand, Verbose
 from tgis_cli.decide.legacy_commands import make_launcher, make_server, to_launch_flags
 from tgis_cli.terminal.exits import errors_as_exit_codes
 
-WHOLE_SERVER = "text-generation-server serve starts the whole server, all shards and the front-end: use `tgis launch`."
+WHOLE_SERVER = "text-generation-server serve starts the whole server (all shards and the front-end): use `tgis launch`."
 
 
 def launch(flags: Mapping[str, Any], config_file: Path | None, verbose: Verbose = False) -> None:

@@ -1,4 +1,4 @@
-"""Both ports under attack, in all ways that we know, beside clients who behave: these hardly notice.
+"""Both ports are attacked in all ways that we know, while clients who behave hardly notice.
 
 Takes some seconds; TGIS_ATTACK_S=3600 makes it an hour. ``-s`` shows what was done and measured.
 """
@@ -30,14 +30,14 @@ from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
 ATTACK_S = float(os.environ.get("TGIS_ATTACK_S", "6"))
 NUM_STREAMS = 32
 NUM_TOKENS = 200
-MAX_DELAY_S = 3.0  # between two frames, as docs/security.md says
-MAX_MORE_BYTES = 384 << 20  # of the front-end
+MAX_DELAY_S = 3.0  # the longest delay between two frames, as stated in docs/security.md
+MAX_MORE_BYTES = 384 << 20  # growth of the front-end's memory
 MIB = 1 << 20
 
 
 @dataclass
 class Measured:
-    """What the clients who behave saw."""
+    """What the clients who behave observed."""
 
     delays_s: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Measured:
 
 
 async def behave(address: str, health: str, until: Callable[[], bool]) -> Measured:
-    """Read streams of tokens, and probe, as long as ``until`` is not true."""
+    """Read streams of tokens, and probe, until ``until`` is true."""
     measured = Measured()
 
     async def stream_again(stub: GenerationServiceStub) -> None:
@@ -81,7 +81,7 @@ async def behave(address: str, health: str, until: Callable[[], bool]) -> Measur
 
 
 def probe(url: str) -> int:
-    """The status, or 0 where there was no answer."""
+    """The status, or 0 if there was no answer."""
     try:
         return int(urllib.request.urlopen(url, timeout=5).status)
     except OSError:
@@ -95,7 +95,7 @@ def start_attack(server: Any) -> subprocess.Popen[str]:
 
 
 def wait_for_calm(server: Any, num_files: int) -> psutil.Process:
-    """The front-end, as soon as no attacker is left in it."""
+    """Wait until no attacker is connected to the front-end; returns its process."""
     process = psutil.Process(server.facts["pids"]["frontend"])
     wait_until(lambda: process.num_fds() <= num_files + 2, "the connections of the attackers to be gone")
     return process

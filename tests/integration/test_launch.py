@@ -1,4 +1,4 @@
-"""`tgis launch`: from options to ready, its output, and what it refuses."""
+"""`tgis launch`: how it becomes ready, what it prints, and what it refuses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from terminals import pseudo_terminal
 from tgis_cli.decide.legacy_settings import Treatment
 from tgis_cli.migrate import examine_all, read_containers, read_settings_file
 
-Start = Callable[..., Any]  # of a Server in conftest.py
+Start = Callable[..., Any]  # starts a Server of conftest.py
 MANIFEST = Path(__file__).parents[1] / "unit/migrate/manifests/original.yaml"
 DEMO_MODEL = Path(tgis_server.__file__).parent / "demo_model"
 
@@ -141,13 +141,13 @@ def test_a_port_in_use_is_named_with_its_owner(start: Start):
     assert server.run_dir is None
 
 
-def test_an_ending_server_hands_its_ports_to_the_next_one(launch: Start, start: Start):
+def test_a_server_that_shuts_down_hands_its_ports_to_the_next_one(launch: Start, start: Start):
     first = launch("--rehearse", "--host", "127.0.0.1", "--drain-delay", "2")
     ports = {"GRPC_PORT": str(first.facts["grpc_port"]), "PORT": str(first.facts["http_port"])}
 
     first.process.send_signal(signal.SIGTERM)
     second = start("--rehearse", "--host", "127.0.0.1", "--json-output", **ports)
-    second.wait_for_line("belongs to another server, which may be ending")
+    second.wait_for_line("is in use by another server, which may be shutting down")
 
     assert second.wait_until_ready().address == first.address
     assert first.wait() == 0
@@ -189,7 +189,7 @@ def test_the_drop_in_launcher_needs_a_model(start: Start):
     assert "No model is given" in server.last_line
 
 
-def test_the_originals_manifest_starts_with_a_warning_for_each_setting_that_migrate_reports(launch: Start):
+def test_the_originals_manifest_starts_and_gives_a_warning_for_each_setting_that_migrate_reports(launch: Start):
     (report,) = examine_all(read_containers([read_settings_file(str(MANIFEST))]))
     environ = {given.name: given.value for given in report.container.env} | {"MODEL_NAME": str(DEMO_MODEL)}
 
@@ -218,7 +218,7 @@ def test_the_originals_shard_server_starts_the_whole_server_with_one_warning(lau
     assert server.run("generate", "Once upon a time").returncode == 0
     assert set(server.pids) == {"launcher", "frontend", "shard-0", "shard-1"}
     assert [line.split(" warning ")[1] for line in server.stderr.splitlines() if " warning " in line] == [
-        "text-generation-server serve starts the whole server, all shards and the front-end: use `tgis launch`."
+        "text-generation-server serve starts the whole server (all shards and the front-end): use `tgis launch`."
     ]
 
 
@@ -265,7 +265,7 @@ def test_a_fault_of_an_unknown_kind_is_refused_with_a_list_of_kinds(start: Start
     server = start("--rehearse", "--fault", "shard0:sneeze@load")
 
     assert server.wait() == 2
-    assert "with KIND one of hang, exit, " in server.last_line
+    assert "KIND is one of hang, exit, " in server.last_line
 
 
 def test_a_process_that_ends_silently_is_named(start: Start):
@@ -293,7 +293,7 @@ def test_a_shard_that_hangs_while_serving_ends_the_group(launch: Start):
     assert re.search(r"shard-0 +\| .*in strike", server.stderr)
 
 
-def test_a_reader_that_stops_reading_delays_neither_service_nor_stop(launch: Start, full_pipe: int):
+def test_a_reader_that_stops_reading_delays_neither_service_nor_shutdown(launch: Start, full_pipe: int):
     server = launch("--rehearse", output=full_pipe)
     answer = server.run("generate", "Once upon a time")
 

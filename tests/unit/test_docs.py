@@ -17,7 +17,7 @@ FOLDERS = (
     "server/tgis_server",
     "server/tgis_server/engines/native",
     "tgis_cli",
-)  # that paths in pages start from
+)  # where the paths in pages may start
 spec = importlib.util.spec_from_file_location("generate_docs", ROOT / "scripts" / "generate_docs.py")
 generate_docs = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(generate_docs)
@@ -25,7 +25,7 @@ spec.loader.exec_module(generate_docs)
 
 @cache
 def read_anchors(page: Path) -> set[str]:
-    """As GitHub makes them from headings."""
+    """The anchors that GitHub makes from the headings of a page."""
     headings = re.findall(r"^#+ (.*)", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

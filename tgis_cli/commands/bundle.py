@@ -19,7 +19,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 def bundle(
     model: Annotated[str, typer.Argument(help="Name in the local cache, or a directory.")],
     target: Annotated[
-        str, typer.Argument(help="New directory; a name ending in .tar makes one file, `-` streams it to stdout.")
+        str, typer.Argument(help="New directory, or a tar file if the name ends in .tar; `-` is stdout.")
     ],
     revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "main",
     json_: Annotated[bool, typer.Option("--json", help="Print events as JSON, one per line.")] = False,

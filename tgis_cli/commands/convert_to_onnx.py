@@ -22,7 +22,9 @@ def convert_to_onnx(
     revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "main",
     merge_graphs: Annotated[
         bool,
-        typer.Option(help="Merge the two decoders of an encoder-decoder model into one file; others have only one."),
+        typer.Option(
+            help="Merge the two decoders of an encoder-decoder model into one file; other models have only one."
+        ),
     ] = False,
     optimize: Annotated[bool, typer.Option(help="Optimize the graph: level O3 for GPUs, O1 for CPUs.")] = False,
     provider: Annotated[
@@ -39,9 +41,9 @@ def convert_to_onnx(
         ),
     ] = None,
 ) -> None:
-    """Export a model to ONNX, in float32, and compare its logits.
+    """Export a model to ONNX, in float32, and compare its logits with the original's.
 
-    The exporter needs other library versions, so it is installed once, with pip, in its own directory.
+    The exporter needs different library versions, so it is installed once, with pip, in its own directory.
     """
     from tgis_cli.model_files.convert.onnx import Export, export_to_onnx, find_environment
 

@@ -21,7 +21,8 @@ def convert_to_safetensors(
 ) -> None:
     """Convert .bin and .pt files to safetensors next to them, without running code that they may contain.
 
-    Each file is compared with its source before it gets its name. An interrupted conversion resumes on the next run.
+    Each file is compared with its source before it gets its final name. An interrupted conversion resumes when run
+    again.
     """
     with failures_as_events(as_json=json_):
         from tgis_cli.model_files.convert.to_safetensors import convert_to_safetensors as convert

@@ -18,7 +18,7 @@ from tgis_cli.terminal.tables import find_width
 
 app = typer.Typer(add_completion=False)
 
-EXIT_FAILURE = 1  # a server would not start or not serve; wrong flags give 2, as everywhere
+EXIT_FAILURE = 1  # a server would not start, or would not serve; wrong flags give 2, as everywhere
 
 
 def doctor(
@@ -64,6 +64,6 @@ def doctor(
         raise SystemExit(EXIT_FAILURE)
 
 
-MODEL = "Directory, or hub id in the local cache; without one only the machine is checked."
+MODEL = "Directory, or hub id in the local cache; without one, only the machine is checked."
 
 app.command(cls=GroupedHelpCommand)(with_serve_options(doctor, positional_model=MODEL))

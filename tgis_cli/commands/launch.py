@@ -24,8 +24,8 @@ Verbose = Annotated[
 def launch(flags: Mapping[str, Any], config_file: Path | None, verbose: Verbose = False) -> None:
     """Serve a model until Ctrl-C or SIGTERM.
 
-    Every option can also be given as an environment variable or in a TOML file; flags win over the environment, and
-    the environment over the file. `tgis config show` prints where each value comes from.
+    Every option can also be given as an environment variable or in a TOML file; flags take precedence over the
+    environment, which takes precedence over the file. `tgis config show` prints where each value comes from.
     """
     from tgis_cli.launch.serve import run_launch
 

@@ -15,7 +15,9 @@ app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
 @app.command()
 def migrate(
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="What starts the original; - is stdin.")],
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE...", help="Files that start the original server; - is stdin.")
+    ],
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what settings of the original server mean here, and what should change.

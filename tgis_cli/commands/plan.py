@@ -33,13 +33,15 @@ def plan(
     ] = None,
     token: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help="For gated and private models; HF_TOKEN keeps it out of process lists."),
+        typer.Option(
+            metavar="TEXT", help="For gated and private models; HF_TOKEN keeps the token out of process lists."
+        ),
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what a model needs and where it fits: parameters, memory, longest sequences, and what a launch would choose.
 
-    Reads config.json and the headers of the weights, from a directory, the cache, or the hub; nothing is downloaded.
+    Reads only config.json and the headers of the weights: from a directory, the cache, or the hub.
     Takes the options of `tgis launch`. The exit code is 4 if the model does not fit.
     """
     from tgis_cli.machine import probe_machine
@@ -47,7 +49,7 @@ def plan(
 
     environ = dict(os.environ)
     loaded = load_config(flags, environ, config_file)
-    for_this_machine = gpu is None and cpu is None  # else its GPUs do not matter, and their driver may hang
+    for_this_machine = gpu is None and cpu is None  # otherwise, its GPUs do not matter, and their driver may hang
     machine = probe_machine(environ if for_this_machine else environ | {"CUDA_VISIBLE_DEVICES": ""})
     devices = read_devices(gpu, cpu, loaded.config, machine)
     with failures_as_events(as_json=json_), open_model(loaded.config, environ, token) as source:
@@ -61,6 +63,6 @@ def plan(
         raise report.problem
 
 
-MODEL = "Directory, or hub id of a cached or remote model; without one the demo model."
+MODEL = "Directory, or hub id of a cached or remote model; without one, the demo model."
 
 app.command(cls=GroupedHelpCommand)(with_serve_options(plan, positional_model=MODEL))

@@ -19,7 +19,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 def unbundle(
     source: Annotated[str, typer.Argument(help="A bundle's directory or tar file, or `-` for a tar stream on stdin.")],
     to: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Unpack into this new directory, not the cache.")
+        Path | None, typer.Option(metavar="DIR", help="Unpack into this new directory instead of the cache.")
     ] = None,
     name: Annotated[
         str | None,

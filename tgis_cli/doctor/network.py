@@ -17,7 +17,7 @@ TRACING_MODULES = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.grpc"
 
 
 def check_ports(subject: Subject) -> Iterator[Verdict]:
-    """Whether the ports are free, or which process has them."""
+    """Whether the ports are free and, if not, which process uses them."""
     config = subject.config
     for port, flag in ((config.grpc_port, "--grpc-port"), (config.port, "--port")):
         try:

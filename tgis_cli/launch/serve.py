@@ -153,7 +153,7 @@ class Launch:
 
 
 def log_to_stderr(config: ServeConfig) -> None:
-    """Where the launcher logs until the terminal is open."""
+    """Log to stderr until the terminal is open."""
     if config.json_output:
         setup_logging(LAUNCHER, level=config.log_level)
     else:
@@ -186,5 +186,5 @@ def finish(loaded: LoadedConfig, terminal: Terminal, outcome: Outcome) -> None:
         line = make_failed_line(outcome.sentence, outcome.exit_code) if terminal.as_json else outcome.sentence
         terminal.print_last(line)
     if not terminal.close(CLOSE_TERMINAL_S):
-        os._exit(outcome.exit_code)  # its thread is stuck in a write, and a normal exit would wait for it
+        os._exit(outcome.exit_code)  # the terminal's thread is stuck in a write, and a normal exit would wait for it
     silence_broken_outputs()

@@ -17,7 +17,7 @@ from tgis_server.errors import UsageError
 from tgis_server.options import LoadedConfig, Option, find_conflicts, merge_options, options, parse_value
 
 UNKNOWN = "unknown"
-CLOSE = 0.86  # MAX_NEW_TOKEN is close to MAX_NEW_TOKENS, TOKEN_PATH not to TOKENIZER_PATH
+CLOSE = 0.86  # MAX_NEW_TOKEN is close to MAX_NEW_TOKENS, but TOKEN_PATH is not close to TOKENIZER_PATH
 TODO = {
     Treatment.NO_EFFECT: "Remove it when convenient.",
     Treatment.NOT_YET: "Keep the original where this is needed.",

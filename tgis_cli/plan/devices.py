@@ -11,7 +11,7 @@ from tgis_server.errors import UsageError
 from tgis_server.options import ServeConfig, parse_bytes
 from tgis_server.words.sizes import GIB, format_bytes
 
-# GiB that CUDA can allocate, less than the nominal size because of ECC and firmware.
+# GiB that CUDA can allocate; the nominal size is larger, but ECC and firmware use some of it.
 GPU_GIB = {
     "T4": 14.6,
     "A10": 22.0,
@@ -27,8 +27,8 @@ GPU_GIB = {
     "H200": 139.7,
     "B200": 178.3,
 }
-STATED_GPUS = 64  # most GPUs tried if --gpu states no number
-MIN_BYTES = 1 << 20  # for anything smaller the unit has been forgotten
+STATED_GPUS = 64  # the maximum number tried if --gpu states none
+MIN_BYTES = 1 << 20  # if a size is smaller, its unit has been forgotten
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def read_devices(gpu: str | None, cpu: str | None, config: ServeConfig, machine:
     name, count = read_gpu(gpu)
     num_shard = config.num_shard or config.num_gpus or 1
     if count and num_shard > count:
-        raise UsageError(f"--num-shard {num_shard} needs as many GPUs, but --gpu {gpu} states {count}.")
+        raise UsageError(f"--num-shard {num_shard} needs that many GPUs, but --gpu {gpu} states {count}.")
     size = known_gpu_bytes(name) or read_size("--gpu", name, f"a size such as 80GiB, or one of {', '.join(GPU_GIB)}")
     gpus = tuple(Gpu(str(index), name, size, size) for index in range(count or max(num_shard, STATED_GPUS)))
     stated = f"{f'{count} ' if count else ''}GPU{'s' if count != 1 else ''} of {format_bytes(size)}"
@@ -66,9 +66,9 @@ def read_devices(gpu: str | None, cpu: str | None, config: ServeConfig, machine:
 
 
 def read_gpu(text: str) -> tuple[str, int]:
-    """Parse ``80GiB``, ``H100``, ``L4x2`` or ``2xL4``: size or name, and number; 0: as many as needed."""
+    """Parse ``80GiB``, ``H100``, ``L4x2`` or ``2xL4``: a size or name, and a number; 0 means as many as needed."""
     if re.search(r"\s*[x*]\s*0+$", text, re.IGNORECASE):
-        raise UsageError(f"--gpu is {text!r}, but there must be at least one.")
+        raise UsageError(f"--gpu is {text!r}, but must state at least one GPU.")
     number = r"[1-9]\d{0,2}"
     found = re.fullmatch(rf"(?:({number})\s*[x*]\s*)?(.+?)(?:\s*[x*]\s*({number}))?", text.strip(), re.IGNORECASE)
     return (found[2], int(found[1] or found[3] or 0)) if found else (text, 0)

@@ -1,4 +1,4 @@
-"""Finds the model of a plan: in a directory, the local cache, or on the hub, from which only headers are read."""
+"""Finds the model of a plan: in a directory, in the cache, or on the hub, from which only headers are read."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ModelSource:
     num_bytes: int  # of the model's files
     missing_bytes: int = 0  # still to be downloaded
     target_dir: Path | None = None  # where files would be written; None: there is nothing to write
-    convert_bytes: int = 0  # size of the safetensors still to be converted
+    convert_bytes: int = 0  # size of the safetensors that a conversion still has to make
     is_stand_in: bool = False  # model_dir is a temporary directory without data
     is_on_hub: bool = False
 
@@ -41,7 +41,8 @@ def open_model(config: ServeConfig, environ: Mapping[str, str], token: str | Non
     """Find a model as at startup, or else on the hub. Temporary files are removed afterwards.
 
     Raises:
-        UsageError, ModelError, HubError: it is not found, or the hub cannot be reached.
+        UsageError, ModelError, HubError: the model is not found or cannot be used, the hub cannot be reached, or no
+            temporary directory can be created.
     """
     name = config.model_name
     with ExitStack() as stack:

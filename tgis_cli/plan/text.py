@@ -78,7 +78,7 @@ def describe_disk(report: PlanReport) -> str:
     source = report.source
     parts = [format_bytes(source.num_bytes)]
     if source.missing_bytes:
-        parts += [f"{format_bytes(source.missing_bytes)} of which to download to {source.target_dir}"]
+        parts += [f"{format_bytes(source.missing_bytes)} of which must be downloaded to {source.target_dir}"]
     if source.convert_bytes:
         parts += [f"{format_bytes(source.convert_bytes)} more once converted to safetensors, which serving needs"]
     if source.target_dir is not None:

@@ -230,7 +230,7 @@ class Terminal:
     def _make_console(self, environ: Mapping[str, str]) -> Any:
         from rich.console import Console
 
-        # With NO_COLOR rich would still write bold text; without a color system it writes no styles at all.
+        # With NO_COLOR, rich would still write bold text; without a color system, it writes no styles at all.
         color_system: Any = None if environ.get("NO_COLOR") else "auto"
         return Console(file=self._stderr, highlight=False, color_system=color_system, _environ=environ)
 

@@ -29,7 +29,7 @@ class Ready:
 
     run: Run
     info: pb.InfoReply  # of shard 0
-    grpc_port: int  # as bound, also if the option was 0
+    grpc_port: int  # as bound, even if the option was 0
     http_port: int
     pids: dict[str, int]
     timeline: Timeline

@@ -1,4 +1,4 @@
-"""Polling of the processes: is the group ready, does the front-end answer, what is a drain waiting for?
+"""Polling of the processes: whether the group is ready, whether the front-end answers, what a drain is waiting for.
 
 Imports gRPC, so import it only after the children have been started.
 """
@@ -32,7 +32,7 @@ STILL_STARTING_S = 10.0  # between lines after that
 STATUS_S = 0.25  # between updates of the live status
 WATCH_POLL_S = 1.0
 WATCH_CALL_S = 1.0
-MAX_UNANSWERED = 4  # calls in a row, each up to two seconds with the pause before it
+MAX_UNANSWERED = 4  # calls in a row, each of which takes up to two seconds with the pause before it
 MAX_LOOP_AGE_S = 8.0  # of the front-end's event loop, which turns every second even when busy
 LAST_CALL_S = 0.3  # for telling the front-end why the group ends
 DRAIN_POLL_S = 0.2
@@ -164,5 +164,5 @@ def describe_drain(in_flight: int, elapsed_s: float, delay_s: float, timeout_s: 
     """``draining: 3 calls in flight, 84 s left``."""
     calls = f"{in_flight} call{'' if in_flight == 1 else 's'} in flight"
     if elapsed_s < delay_s:
-        return f"draining: {calls}, new ones are accepted for {delay_s - elapsed_s:.0f} s more"
+        return f"draining: {calls}; new ones are accepted for {delay_s - elapsed_s:.0f} s more"
     return f"draining: {calls}, {max(0.0, delay_s + timeout_s - elapsed_s):.0f} s left"

@@ -1,7 +1,7 @@
 """The launcher's socket: the launcher polls the front-end's health and announces the end of the group.
 
-A separate thread answers: a busy event loop does not mean that the process is hung. The answer includes how long the
-loop has been stuck. A launcher that stops polling is frozen.
+A separate thread answers, because a busy event loop does not mean that the process is hung. The answer includes how
+long the loop has been stuck. A launcher that stops polling is considered frozen.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class LauncherServer(FrontendServicer):
         self._loop = asyncio.get_running_loop()
         self._server.add_insecure_port(f"unix:{self._path}")
         self._path.chmod(0o600)
-        self._called_at = self._loop_turned_at = time.monotonic()  # the silence counts from here
+        self._called_at = self._loop_turned_at = time.monotonic()  # the silence is measured from here
         self._checking = asyncio.create_task(self._check_launcher(), name="check-launcher")
         self._server.start()
 
@@ -83,7 +83,7 @@ class LauncherServer(FrontendServicer):
             self._state.set_launcher_silence("")
 
     async def _check_launcher(self) -> None:
-        """Notice a frozen launcher. A dead one takes this process with it."""
+        """Notice a frozen launcher. A dead one takes this process down with it."""
         while True:
             slept_at = time.monotonic()
             await asyncio.sleep(CHECK_S)

@@ -44,7 +44,7 @@ def load_config(flags: Mapping[str, Any], environ: Mapping[str, str], config_fil
 
     Raises:
         UsageError: a value cannot be parsed, is out of range, or conflicts with another; the text names the option,
-            its value and what is accepted.
+            its value and the values that it accepts.
     """
     loaded = merge_options(flags, environ, config_file)
     for conflict in find_conflicts(loaded.config):

@@ -1,4 +1,4 @@
-"""Settings of the original: all are known, and each given one that no longer does what it did gives one warning."""
+"""Settings of the original: all are known, and using one that no longer works as it did gives one warning."""
 
 from __future__ import annotations
 

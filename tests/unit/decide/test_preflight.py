@@ -76,7 +76,7 @@ def test_a_port_in_use_is_named_with_its_owner():
             listen("127.0.0.1", port, "--port")
 
 
-def test_an_ending_server_is_given_time_to_free_its_port(monkeypatch: pytest.MonkeyPatch):
+def test_a_server_that_shuts_down_is_given_time_to_free_its_port(monkeypatch: pytest.MonkeyPatch):
     program = (
         "import socket; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); input()"
     )
@@ -104,7 +104,7 @@ def test_a_host_that_is_not_an_address_of_this_machine_is_refused(host: str):
         listen(host, 0, "--port")
 
 
-def test_socket_paths_of_107_bytes_fit_and_of_108_do_not(tmp_path: Path):
+def test_socket_paths_of_107_bytes_fit_and_those_of_108_do_not(tmp_path: Path):
     room = 107 - len("/frontend.sock")
     fits = tmp_path / ("d" * (room - len(str(tmp_path)) - 1))
     fits.mkdir()
@@ -121,7 +121,7 @@ def test_the_sockets_of_a_running_server_are_not_replaced(tmp_path: Path):
         server.bind(str(tmp_path / "tgis-0"))
         server.listen()
 
-        with pytest.raises(UsageError, match=r"tgis-0 belongs to a running server"):
+        with pytest.raises(UsageError, match=r"tgis-0 is in use by a running server"):
             check_sockets(make_run(tmp_path, config=config))
 
 
@@ -137,7 +137,7 @@ def make_link(path: Path) -> None:
 def test_a_path_that_is_not_a_socket_is_not_replaced(tmp_path: Path, make: Callable[[Path], None], kind: str):
     make(tmp_path / "tgis-0")
 
-    with pytest.raises(UsageError, match=rf"tgis-0 is {kind} and is not replaced: .*--shard-uds-path"):
+    with pytest.raises(UsageError, match=rf"tgis-0 is {kind} and will not be replaced: .*--shard-uds-path"):
         check_sockets(make_run(tmp_path, config=ServeConfig(shard_uds_path=str(tmp_path / "tgis"))))
 
 
@@ -146,7 +146,7 @@ def test_the_socket_of_another_user_is_not_replaced(tmp_path: Path, monkeypatch:
         server.bind(str(tmp_path / "shard-0.sock"))
     monkeypatch.setattr(os, "getuid", lambda: 12345)
 
-    with pytest.raises(UsageError, match=r"shard-0\.sock is a socket of user \d+ and is not replaced"):
+    with pytest.raises(UsageError, match=r"shard-0\.sock is a socket of user \d+ and will not be replaced"):
         check_sockets(make_run(tmp_path))
 
 
@@ -231,7 +231,7 @@ def test_a_start_warns_of_harmless_problems(tmp_path: Path):
     )
 
 
-def test_unusable_tls_files_end_a_start_before_any_process(tmp_path: Path):
+def test_unusable_tls_files_end_a_start_before_any_process_is_started(tmp_path: Path):
     file = tmp_path / "pem"
     file.write_text("no PEM")
 

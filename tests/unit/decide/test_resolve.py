@@ -251,7 +251,7 @@ def test_shards_on_a_cpu_get_separate_cores():
     [
         ({"num_shard": "1"}, {}, 8, "not pinned: a single shard has no competitor"),
         ({"cpu_pinning": "false"}, {}, 4, "flag --cpu-pinning"),
-        ({}, {"cpu_quota": 4.5}, 2, "not pinned: 4 CPUs (a quota of 4.5 on 8), but which ones is unknown"),
+        ({}, {"cpu_quota": 4.5}, 2, "not pinned: 4 CPUs (a quota of 4.5 on 8), but it is unknown which ones"),
         ({}, {"cpus": (Cpu(3, 3),)}, 1, "not pinned: 2 shards on 1 CPU"),
     ],
 )
@@ -301,7 +301,7 @@ def test_an_invalid_or_excessive_number_of_threads_is_a_warning(value: str, warn
 # -- rehearsals
 
 
-def test_a_fault_of_a_missing_process_is_refused():
+def test_a_fault_in_a_process_that_will_not_exist_is_refused():
     with pytest.raises(
         UsageError, match="--fault shard2:exit@load would never trigger: the processes are shard-0, shard"
     ):
@@ -370,10 +370,12 @@ def test_a_model_stretched_by_yarn_has_its_stretched_length_and_gives_no_warning
     inferred, given = resolve_with(model_name=directory), resolve_with(model_name=directory, max_sequence_length="8192")
 
     assert (inferred.run.max_sequence_length, given.warnings) == (8192, ())
-    assert inferred.reasons["max_sequence_length"] == ("2048 positions stretched 4 times by YaRN, as config.json says")
+    assert inferred.reasons["max_sequence_length"] == (
+        "2048 positions stretched by a factor of 4 (YaRN), as config.json says"
+    )
 
 
-def test_more_new_tokens_than_a_sequence_has_are_lowered():
+def test_a_limit_on_new_tokens_that_exceeds_a_sequence_is_lowered():
     resolved = resolve_with(max_sequence_length="64", max_new_tokens="64")
 
     assert resolved.run.config.max_new_tokens == 63
@@ -391,9 +393,9 @@ def test_every_choice_has_a_reason():
         "  dtype                 bfloat16   the checkpoint's",
         "  max_sequence_length   2048       max_position_embeddings of config.json",
         "  max_batch_tokens      512        the default on a CPU",
-        "  kv_cache_memory       -          one longest sequence (1 MiB) or, if that is more, the smaller of 4.0 GiB "
-        "and 25% of what is free after loading (now 4.0 GiB per shard)",
-        "  tokenization_workers  6          8 CPUs less 2 shards, 1 to 8",
+        "  kv_cache_memory       -          one sequence of maximum length (1 MiB) or, if larger, the smaller of "
+        "4.0 GiB and 25% of what is free after loading (now 4.0 GiB per shard)",
+        "  tokenization_workers  6          8 CPUs minus 2 shards, limited to 1 to 8",
         "  shard_cpus            0-3 / 4-7  separate cores for each shard",
         "  shard_threads         4          8 CPUs for 2 shards",
     ]

@@ -107,7 +107,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def serve(directory: Path, name: str = "server", key: str = "server", *, years: float = 0.0, **more: Path) -> Subject:
-    """A subject with these TLS files whose clock is some years ahead."""
+    """A subject with these TLS files and with a clock that is some years ahead."""
     files = {"tls_cert_path": directory / f"{name}.pem", "tls_key_path": directory / f"{key}.key"} | more
     host = Host(now=lambda: time.time() + years * YEAR_S)
     return make_subject(host=host, **{option: str(path) for option, path in files.items()})
@@ -148,7 +148,7 @@ def test_an_invalid_certificate_is_a_failure(authority: Path, years: float):
     failure = complaints(check_tls, serve(authority, years=years))[0]
 
     assert failure.startswith(f"The TLS certificate of server in {authority}/server.pem is valid from ")
-    assert failure.endswith(": renew it, or correct this machine's clock. Clients refuse it.")
+    assert failure.endswith("so clients refuse the certificate: renew it, or correct this machine's clock.")
 
 
 def test_an_expired_authority_is_only_a_warning(authority: Path):

@@ -28,7 +28,7 @@ from tgis_cli.supervisor.run_dir import locked, make_run_dir
 # -- the run directory
 
 
-def test_the_run_directory_has_free_space():
+def test_the_free_space_for_run_directories_is_reported():
     subject = make_subject(run_dir="/tmp", host=with_disk(5 * GIB))
 
     assert judge(check_run_dir, subject) == [("ok", "Run directories are created in /tmp: 5.0 GiB free.")]
@@ -55,7 +55,7 @@ def test_a_full_file_system_is_a_failure(host: Host, numbers: str):
     ]
 
 
-def test_a_directory_is_a_failure():
+def test_a_missing_directory_is_a_failure():
     assert complaints(check_run_dir, make_subject(run_dir="/nowhere")) == [
         "The run directory cannot be created in /nowhere: No such directory. Choose a writable one with --run-dir."
     ]
@@ -85,7 +85,7 @@ def test_a_socket_of_a_running_server_is_a_failure(tmp_path: Path):
 
     (failure,) = complaints(check_run_dir, replace(subject, resolved=resolve(subject.loaded, {}, subject.machine)))
 
-    assert failure.startswith(f"{tmp_path}/tgis-0 is a file and is not replaced")
+    assert failure.startswith(f"{tmp_path}/tgis-0 is a file and will not be replaced")
 
 
 # -- the log file
@@ -103,7 +103,7 @@ def test_a_log_file_that_cannot_be_written_is_a_failure(tmp_path: Path, name: st
     file = tmp_path / name
 
     assert complaints(check_log_file, make_subject(log_file=str(file))) == [
-        f"--log-file {file} cannot be written: {reason}. Choose a writable one; its directory must exist."
+        f"--log-file {file} cannot be written: {reason}. Choose a writable file in an existing directory."
     ]
 
 
@@ -137,7 +137,7 @@ def test_without_runs_there_is_no_verdict(tmp_path: Path):
 # -- the cache
 
 
-def test_a_cache_has_free_space(tmp_path: Path):
+def test_the_free_space_for_the_cache_is_reported(tmp_path: Path):
     subject = make_subject({"HF_HUB_CACHE": str(tmp_path)}, host=with_disk(5 * GIB))
 
     assert judge(check_cache, subject) == [("ok", f"The cache is {tmp_path} (from HF_HUB_CACHE): 5.0 GiB free.")]

@@ -193,7 +193,7 @@ def test_containers_next_to_the_server_are_ignored(examine, image: str):
     assert examine(pod({"image": image, "args": ["run"], "env": [{"name": "PORT", "value": "80"}]})) == []
 
 
-def test_compose_services_with_defaults_anchors_and_env_files(examine, tmp_path: Path):
+def test_compose_services_with_defaults_anchors_and_env_files_are_read(examine, tmp_path: Path):
     (tmp_path / "my.env").write_text("PT2_COMPILE=true\nMAX_NEW_TOKENS=5\n")
     compose = """
 x-env: &env {DTYPE: "${DTYPE:-float16}"}
@@ -224,7 +224,7 @@ def test_an_invalid_compose_entry_is_tolerated(examine, entry: str):
     assert "stop" in topics(report)
 
 
-def test_docker_run_in_a_script(examine, tmp_path: Path):
+def test_docker_run_in_a_script_is_read(examine, tmp_path: Path):
     (tmp_path / "my.env").write_text("# comment\nexport MAX_NEW_TOKENS='5'\nFROM_SHELL\n")
     script = r"""#!/bin/bash
 export SIZE=4
@@ -250,7 +250,7 @@ sudo docker run --rm -it --gpus '"device=0,1"' -e MAX_BATCH_SIZE=$SIZE --env-fil
     }
 
 
-def test_a_line_continued_inside_quotes_stays_one_word(examine):
+def test_quoted_text_with_a_line_continuation_stays_one_word(examine):
     script = """docker run -e DTYPE=float16 tgis sh -c 'text-generation-launcher \\
   --model-name /m' \\
   && text-generation-launcher --port 80
@@ -402,7 +402,7 @@ def test_a_complete_pod_gets_no_advice(examine):
             {"env": [{"name": "HF_TOKEN", "value": "hf_x"}]},
             {},
             "secrets",
-            "HF_TOKEN is in plain text, and not needed",
+            "HF_TOKEN is in plain text and is not needed",
         ),
         (
             {"env": [{"name": "S3_SECRET", "value": "x"}]},
@@ -438,7 +438,7 @@ def test_advice_on_the_surroundings_of_a_container(examine, container: Change, s
         ("kind: Pod\nspec: &a {containers: [*a]}", "line 2 is not valid YAML: found unconstructable recursive node."),
     ],
 )
-def test_bad_input_is_a_sentence(examine, text: str, sentence: str):
+def test_bad_input_is_refused_with_a_sentence(examine, text: str, sentence: str):
     with pytest.raises(UsageError) as caught:
         examine(text)
 
@@ -505,17 +505,17 @@ def test_the_exit_code_shows_whether_everything_works():
 
     assert [works.returncode, fails.returncode, wrong.returncode] == [0, 1, 2]
     assert wrong.stderr == "tgis: /nowhere cannot be read: No such file or directory.\n"
-    assert works.stdout.endswith("This works with the new image if that can serve the model.\n")
+    assert works.stdout.endswith("This works with the new image if it can serve the model.\n")
     assert fails.stdout.splitlines()[1].startswith("1  refused  MAX_BATCH_SIZE=x  MAX_BATCH_SIZE is 'x', but must be")
 
 
 @pytest.mark.parametrize(
     ("text", "end"),
     [
-        ("DTYPE=float16", "if that can serve the model."),
+        ("DTYPE=float16", "if it can serve the model."),
         (
             "MAX_CONCURENT_REQUESTS=3\nPREFIX_STORE_PATH=/p\nDTYPE=float16",
-            "if that can serve the model, except for what is `not there yet` and `unknown`.",
+            "if it can serve the model, except for what is `not there yet` and `unknown`.",
         ),
     ],
 )

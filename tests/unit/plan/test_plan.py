@@ -159,7 +159,7 @@ def test_a_directory_without_weights_is_a_model_error(model_dir: Callable[..., P
         plan(directory)
 
 
-def test_a_damaged_file_is_reported_as_by_a_start(model_dir: Callable[..., Path]) -> None:
+def test_a_damaged_file_is_reported_as_it_is_by_a_start(model_dir: Callable[..., Path]) -> None:
     directory = model_dir()
     with (directory / "model.safetensors").open("r+b") as file:
         file.truncate(1 << 20)
@@ -276,7 +276,7 @@ def test_gpu_names_may_be_spelled_in_many_ways(name: str) -> None:
 
 
 def test_zero_gpus_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"--gpu is 'L4x0', but there must be at least one"):
+    with pytest.raises(UsageError, match=r"--gpu is 'L4x0', but must state at least one GPU"):
         read_devices("L4x0", None, ServeConfig(), MACHINE)
 
 
@@ -338,7 +338,7 @@ def test_a_cpu_packs_dtypes_that_its_instructions_support(
     assert cpu_packs(dtype, tmp_path / "cpuinfo") is expected
 
 
-def test_a_range_of_a_stream_is_taken_from_any_pieces() -> None:
+def test_a_range_of_a_stream_is_taken_however_the_stream_is_divided() -> None:
     assert take_range(iter([b"ab", b"cde", b"fgh"]), 1, 4) == b"bcde"
     with pytest.raises(ConnectionError):
         take_range(iter([b"ab"]), 1, 4)

@@ -52,7 +52,7 @@ def test_lines_that_cannot_be_written_are_counted_and_reported_once(tmp_path: Pa
     warnings += [file.write("three\n"), file.write("four\n")]
 
     assert warnings == [
-        f"{folder / 'log'} cannot be written: No such file or directory; lines are dropped until it can be.",
+        f"{folder / 'log'} cannot be written: No such file or directory; lines are dropped for now.",
         "",
         f"{folder / 'log'} lacks 2 lines that could not be written.",
         "",
@@ -80,7 +80,7 @@ def test_a_full_disk_is_reported():
     assert "No space left on device" in LogFile(Path("/dev/full")).write("one\n")
 
 
-def test_a_partly_written_line_does_not_spoil_the_next(tmp_path: Path):
+def test_a_partly_written_line_does_not_spoil_the_next_one(tmp_path: Path):
     path = tmp_path / "pipe"
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)

@@ -78,7 +78,7 @@ class FailingStatus:
 
 
 class StreamsStatus:
-    """Records the streams of the process while it is shown."""
+    """A status that records the streams of the process while it is shown."""
 
     streams: tuple[object, object]
 
@@ -193,7 +193,7 @@ def test_a_log_file_that_cannot_be_written_is_reported_once_and_blocks_nothing()
 
     assert outputs.finish()[1].splitlines() == [
         "shard-0  | T warning one",
-        "launcher | T warning /dev/full cannot be written: No space left on device; lines are dropped until it can be.",
+        "launcher | T warning /dev/full cannot be written: No space left on device; lines are dropped for now.",
         "shard-0  | T warning two",
     ]
 

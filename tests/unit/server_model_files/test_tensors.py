@@ -30,7 +30,7 @@ def inspected(
 
 
 def in_two_files(directory: Path, copied: str, named: str | None) -> Checkpoint:
-    """All tensors in a.safetensors, and another ``copied`` in b.safetensors; the index names the copy in ``named``."""
+    """A model in a.safetensors, with a second tensor ``copied`` in b.safetensors; the index says it is in ``named``."""
     shapes = shapes_of(SPEC)
     write_safetensors(directory / "a.safetensors", shapes)
     write_safetensors(directory / "b.safetensors", {copied: shapes[copied], "more": (1,)}, filled={copied: 1})

@@ -63,7 +63,7 @@ def find_model_dir(name: str, revision: str | None, cache_dir: Path) -> Path:
             )
         return snapshot
     directory = Path(os.path.expanduser(name))
-    if os.path.lexists(directory / "config.json"):  # its reader explains what is wrong with it
+    if os.path.lexists(directory / "config.json"):  # whatever reads the file explains what is wrong with it
         return directory.resolve()
     found = f"{'a directory without config.json' if os.path.isdir(directory) else 'no directory'} of that name"
     found += explain_invisible(directory / "config.json")

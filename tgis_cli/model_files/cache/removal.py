@@ -78,7 +78,7 @@ def sum_files(root: Path) -> int:
 
 
 def remove(prepared: Removal) -> None:
-    """Remove the names first, in one rename, so that no reader finds half a model; then the content.
+    """Remove the names first, in one rename, so that no reader finds half a model; then remove the content.
 
     The removal is prepared again under the lock, as another revision may use some of the blobs by now.
 
