@@ -273,6 +273,25 @@ def test_the_clients_authority_is_replaced_as_well(authorities, mount):
     run(test)
 
 
+def test_an_https_client_that_leaves_is_no_error(authorities, mount, caplog):
+    context = ssl.create_default_context(cafile=authorities / "old" / "ca.pem")
+
+    async def test() -> None:
+        async with serving(**mount.options, http_tls="server") as server:
+            port = server.frontend.state.http_port
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+            writer.write(b"GET /health HTTP/1.1\r\nHost: here\r\n\r\n")
+            answer = await reader.readuntil(b"\r\n\r\n")
+            writer.close()
+            await writer.wait_closed()
+
+            assert answer.startswith(b"HTTP/1.1 200")
+            assert await http_status(server, authorities / "old") == 200
+
+    run(test)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
 def test_the_health_command_works_over_tls(authorities, mount, capsys):
     async def test() -> None:
         tls = {**mount.options, "tls_client_ca_cert_path": mount.directory / "ca.pem", "http_tls": "mutual"}

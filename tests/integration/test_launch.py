@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import tgis_server
+from terminals import pseudo_terminal
 from tgis_cli.decide.legacy_settings import Treatment
 from tgis_cli.migrate import examine_all, read_containers, read_settings_file
 
@@ -74,6 +75,24 @@ def test_piped_output_has_process_names_and_no_escape_sequences(launch: Start):
 
     assert "\x1b" not in server.stdout + server.stderr
     assert re.search(r"^shard-1 +\| .*loaded", server.stderr, re.MULTILINE)
+
+
+def test_a_terminal_shows_three_lines_the_panel_and_a_line_per_request_within_80_columns(launch: Start):
+    with pseudo_terminal(80) as pty:
+        server = launch("--rehearse", output=pty.stream.fileno(), TERM="xterm-256color")
+        server.run("generate", "Once upon a time")
+        server.stop()
+
+    text = "\n".join(pty.lines)
+    assert pty.lines[:3] == [
+        "Rehearsing demo (no model is given: the demo model that comes with TGIS)",
+        "  on no device: the answers are made up",
+        "  up to 2,048 tokens per sequence, 1,024 of them new; 512 requests at once",
+    ]
+    assert "(fake, float32)" in text
+    assert re.search(r"^\S+ frontend  \d+ tokens in, 20 out, .*, MAX_TOKENS$", text, re.MULTILINE)
+    assert "max_batch_tokens" not in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_with_json_output_every_line_is_an_object_and_ready_is_an_event(launch: Start):

@@ -413,7 +413,7 @@ def test_a_rehearsal_is_summarized_as_such():
     what, on, _ = resolve_with(rehearse=True, model_name=str(DEMO_MODEL_DIR)).summarize()
 
     assert what == f"Rehearsing {DEMO_MODEL_DIR}"
-    assert on == "on no device (a rehearsal needs none), as float32 (a rehearsal computes nothing)"
+    assert on == "on no device: the answers are made up"
 
 
 def test_on_a_gpu_the_driver_is_named_and_memory_is_divided_after_loading():

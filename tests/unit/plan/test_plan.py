@@ -401,7 +401,7 @@ def test_numbers_of_shards_stand_side_by_side_as_far_as_there_is_room(model_dir:
     report = plan(model_dir(), "H100x8")
 
     assert heads(lines_at(report, 80)) == ["1 * 2 4 8"]
-    assert heads(lines_at(report, 50)) == ["1 * 2", "4 8"]
+    assert heads(lines_at(report, 44)) == ["1 * 2", "4 8"]
 
 
 def heads(lines: list[str]) -> list[str]:

@@ -95,8 +95,10 @@ class HttpConnection(web.RequestHandler):
     def force_close(self) -> None:
         """Unsent data must not keep the connection open forever."""
         transport = self.transport
+        # Asked before closing: a TLS transport that is closed twice, as after its client has left, has no buffer.
+        is_sending = isinstance(transport, asyncio.WriteTransport) and transport.get_write_buffer_size() > 0
         super().force_close()
-        if isinstance(transport, asyncio.WriteTransport) and transport.get_write_buffer_size():
+        if transport and is_sending:
             asyncio.get_running_loop().call_later(self._connections.patience.send_timeout_s, transport.abort)
 
     def give_up(self, reason: str) -> None:
