@@ -9,10 +9,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tgis_server.errors import RequestError
 from tgis_server.words.control_characters import escape_controls
 
 if TYPE_CHECKING:
     from tgis_server.wire import generation_pb2 as pb
+
+
+class SomeFailed(RequestError):
+    """Of several answers. Each failure has been reported, so no further JSON object tells of it."""
+
+    is_told = True
 
 
 def as_flag(name: str) -> str:

@@ -14,7 +14,7 @@ from tgis_cli.clients.connector import Connector
 from tgis_cli.clients.grpc_client import Client
 from tgis_cli.clients.parameters import Parameters
 from tgis_cli.clients.presenter import Presenter, interrupted_by_ctrl_c
-from tgis_cli.clients.prompts import EXAMPLE, read_prompt
+from tgis_cli.clients.prompts import ON_COMMAND_LINE, read_prompt
 from tgis_server.errors import InvalidRequest, TgisError, UsageError
 
 TYPE_CHECKING = False
@@ -38,7 +38,7 @@ class Generation:
     def run(self, words: Sequence[str], file: str | None) -> bool:
         """
         Raises:
-            TgisError: with ``--json`` it is on stdout too.
+            TgisError: nothing, or not everything, has been completed.
         """
         try:
             with interrupted_by_ctrl_c(), self._errors_explained():
@@ -51,7 +51,7 @@ class Generation:
         self._check(self.parameters)
         prompt = read_prompt(words, sys.stdin)
         if prompt is None and (self.as_json or self.num_answers > 1 or not self.presenter.is_for_people):
-            raise UsageError(f"No text is given: {EXAMPLE}, or pipe one in.")
+            raise UsageError(f"No text is given: write one {ON_COMMAND_LINE}, or pipe one in.")
         with self.connector.connect() as client:
             if prompt is None:
                 from tgis_cli.clients.prompt_loop import run_prompt_loop
@@ -107,16 +107,11 @@ class Generation:
 
     @contextmanager
     def _errors_explained(self) -> Iterator[None]:
-        """Say in the words of this command line what a server refuses; with ``--json``, also as an object."""
+        """Say in the words of this command line what a server refuses."""
         try:
-            try:
-                yield
-            except InvalidRequest as error:
-                raise explain_refusal(error, self.parameters) from None
-        except TgisError as error:
-            if self.as_json:
-                self._print_json({"error": str(error), "exit_code": error.exit_code})
-            raise
+            yield
+        except InvalidRequest as error:
+            raise explain_refusal(error, self.parameters) from None
 
     def _print_json(self, facts: dict[str, object]) -> None:
         print(json.dumps(facts, ensure_ascii=False), file=self.presenter.out, flush=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tgis_cli.clients.answer import Answer, format_latency
+from tgis_cli.clients.answer import Answer, SomeFailed, format_latency
 from tgis_cli.clients.in_order import InOrder
 from tgis_cli.clients.parameters import Parameters
 from tgis_cli.clients.presenter import Presenter
@@ -84,7 +84,7 @@ class ManyAnswers:
     def run(self, jobs: Iterable[Job], start: Start, parallel: int) -> None:
         """
         Raises:
-            RequestError: at least one answer failed; each has been named on stderr.
+            SomeFailed: at least one answer failed.
             Unavailable: the server is gone.
         """
         status = StatusLine(self.presenter.err, os.environ)
@@ -102,7 +102,7 @@ class ManyAnswers:
         if self.presenter.has_last_line or self.presenter.has_spinner:
             self.presenter.say(self.summarize())
         if self.num_failed:
-            raise RequestError(f"{self.num_failed} of {self.num_done} answers failed.")
+            raise SomeFailed(f"{self.num_failed} of {self.num_done} answers failed.")
 
     def show(self, job: Job, result: Answer | RequestError) -> None:
         """Print one answer, or report its failure."""

@@ -11,6 +11,7 @@ import contextlib
 import http.client
 import json
 import ssl
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -164,9 +165,12 @@ def fail(sentence: str, exit_code: int = 1, *, as_json: bool = False) -> int:
     Args:
         as_json: print the sentence as JSON too, as nothing else has been.
     """
-    from tgis_cli.terminal.exits import print_failure
+    if as_json:
+        from tgis_cli.terminal.exits import print_failure
 
-    print_failure(sentence, exit_code, ("health", "--json") if as_json else ())
+        print_failure(sentence, exit_code, ("health", "--json"))
+    else:  # probes run often, and this needs no import
+        print(f"tgis: {sentence}", file=sys.stderr)
     return exit_code
 
 

@@ -11,7 +11,7 @@ from tgis_cli.terminal.capabilities import is_terminal
 from tgis_server.errors import UsageError
 
 STDIN = "-"
-EXAMPLE = '`tgis generate "Once upon a time"`'
+ON_COMMAND_LINE = 'at the end of the command line, as in "Once upon a time"'
 
 
 def read_prompt(words: Sequence[str], stdin: TextIO) -> str | None:
@@ -36,7 +36,7 @@ def read_stdin(stdin: TextIO) -> str:
         print("Type the text; Ctrl-D on a line of its own ends it.", file=sys.stderr)
     text = decode(read_bytes(stdin.buffer), "Standard input")
     if not text.strip():
-        raise UsageError(f"Standard input is empty: pipe a text in, or give it as in {EXAMPLE}.")
+        raise UsageError(f"Standard input is empty: pipe a text in, or write it {ON_COMMAND_LINE}.")
     return text.removesuffix("\n").removesuffix("\r")
 
 

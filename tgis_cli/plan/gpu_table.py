@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -186,11 +187,11 @@ def find_cards(name: str) -> list[Card]:
     if LAPTOP.search(name):
         return []
     keys = squeeze_name(name), squeeze_name(re.sub(r"(?<=\d)\s*gi?b?\b", "", name, flags=re.IGNORECASE))
-    for spell in (squeeze_name, lambda text: LINES.sub("", squeeze_name(text))):
-        for is_sized in (True, False):
-            found = [card for card in CARDS if spell(f"{card.name} {card.nominal_gb if is_sized else ''}") in keys]
-            if found:
-                return found
+    spellings = (squeeze_name, lambda text: LINES.sub("", squeeze_name(text)))
+    for key, spell, is_sized in itertools.product(keys, spellings, (True, False)):
+        found = [card for card in CARDS if spell(f"{card.name} {card.nominal_gb if is_sized else ''}") == key]
+        if found:
+            return found
     return []
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
+import termios
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -69,7 +71,7 @@ class LineInput:
             UnicodeDecodeError: it is not valid text in this locale.
         """
         try:
-            with self.heeding_ctrl_c():
+            with self.heeding_ctrl_c(), self._suspendable(prompt):
                 return input(prompt).replace("\r", "\n").rstrip("\n")
         except OSError as error:
             raise EOFError from error
@@ -83,6 +85,28 @@ class LineInput:
         if self._is_heeded:
             self._is_heeded = False
             raise LineCanceled(self._readline.get_line_buffer() if self._readline else "")
+
+    @contextlib.contextmanager
+    def _suspendable(self, prompt: str) -> Iterator[None]:
+        """Let Ctrl-Z suspend a prompt. Shells set the terminal as they like it then, so it is set back afterwards."""
+        if self._readline is None or signal.getsignal(signal.SIGTSTP) is not signal.SIG_DFL:
+            yield
+            return
+
+        def suspend(*_: object) -> None:
+            settings = termios.tcgetattr(sys.stdin)
+            signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTSTP)  # returns when the shell continues us
+            signal.signal(signal.SIGTSTP, suspend)
+            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, settings)
+            sys.stdout.write(prompt + self._readline.get_line_buffer())
+            sys.stdout.flush()
+
+        signal.signal(signal.SIGTSTP, suspend)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTSTP, signal.SIG_DFL)
 
     def _set_up(self, history: Iterable[str]) -> None:
         readline = self._readline

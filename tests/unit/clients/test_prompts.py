@@ -138,14 +138,15 @@ def test_a_file_that_cannot_be_read_is_a_usage_error(tmp_path: Path, name: str, 
         read_file(tmp_path / name)
 
 
-def test_what_can_be_read_only_once_is_checked_and_read_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_can_be_read_only_once_is_checked_and_read_all_the_same(monkeypatch: pytest.MonkeyPatch):
     reader, writer = os.pipe()
     os.write(writer, b"one\ntwo\n")
     os.close(writer)
-    monkeypatch.setattr(sys, "stdin", os.fdopen(reader))
+    with os.fdopen(reader) as pipe:
+        monkeypatch.setattr(sys, "stdin", pipe)
+        prompts = read_file(Path("-"))
 
-    with PromptFile.open("-", COMMON, lambda _: None) as file:
-        assert [prompt.text for prompt in file.prompts()] == ["one", "two"]
+    assert [prompt.text for prompt in prompts] == ["one", "two"]
 
 
 def test_a_file_that_changes_under_the_reader_is_noticed(tmp_path: Path):
