@@ -69,7 +69,9 @@ def options_page() -> str:
         "A value comes from the first of these that has one: the flag, the environment, `--config FILE` (TOML, with",
         "option names as keys), and the default. Blank environment variables are treated as unset. The opposite of a",
         "switch `--x` is `--no-x`; in the environment, `n`, `no`, `f`, `false`, `off` and `0` are false and anything",
-        "else is true. `tgis config show` prints every value and its origin.",
+        "else is true. `tgis config show` prints every value and its origin; a wrong value in the file is reported",
+        "with its line. `tgis config init [FILE]` writes a file with all options, explained and commented out, except",
+        "for those that are given with it.",
     ]
     for group in GROUPS:
         lines += [

@@ -1,6 +1,6 @@
 """How a command ends: every error a user can cause becomes one sentence on stderr and an exit code.
 
-The codes are those of ``tgis_server.errors``; a closed pipe gives 141, as shells report SIGPIPE.
+The codes are those of ``tgis_server.errors``; a closed pipe gives 141, the code with which shells report SIGPIPE.
 
 With ``--json`` the same error is also one JSON object on stdout: ``{"error": ..., "exit_code": ...}``, or, where
 ``--json`` prints events, the last event: ``{"event": "failed", "text": ..., "exit_code": ...}``.

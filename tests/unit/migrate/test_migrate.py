@@ -194,7 +194,7 @@ def test_containers_next_to_the_server_are_ignored(examine, image: str):
     assert examine(pod({"image": image, "args": ["run"], "env": [{"name": "PORT", "value": "80"}]})) == []
 
 
-def test_compose_services_with_defaults_anchors_and_env_files(examine, tmp_path: Path):
+def test_compose_services_with_defaults_anchors_and_env_files_are_read(examine, tmp_path: Path):
     (tmp_path / "my.env").write_text("PT2_COMPILE=true\nMAX_NEW_TOKENS=5\n")
     compose = """
 x-env: &env {DTYPE: "${DTYPE:-float16}"}
@@ -225,7 +225,7 @@ def test_an_invalid_compose_entry_is_tolerated(examine, entry: str):
     assert "stop" in topics(report)
 
 
-def test_docker_run_in_a_script(examine, tmp_path: Path):
+def test_docker_run_in_a_script_is_read(examine, tmp_path: Path):
     (tmp_path / "my.env").write_text("# comment\nexport MAX_NEW_TOKENS='5'\nFROM_SHELL\n")
     script = r"""#!/bin/bash
 export SIZE=4
@@ -251,7 +251,7 @@ sudo docker run --rm -it --gpus '"device=0,1"' -e MAX_BATCH_SIZE=$SIZE --env-fil
     }
 
 
-def test_a_line_continued_inside_quotes_stays_one_word(examine):
+def test_quoted_text_with_a_line_continuation_stays_one_word(examine):
     script = """docker run -e DTYPE=float16 tgis sh -c 'text-generation-launcher \\
   --model-name /m' \\
   && text-generation-launcher --port 80
@@ -439,7 +439,7 @@ def test_advice_on_the_surroundings_of_a_container(examine, container: Change, s
         ("kind: Pod\nspec: &a {containers: [*a]}", "line 2 is not valid YAML: found unconstructable recursive node."),
     ],
 )
-def test_bad_input_is_a_sentence(examine, text: str, sentence: str):
+def test_bad_input_is_refused_with_a_sentence(examine, text: str, sentence: str):
     with pytest.raises(UsageError) as caught:
         examine(text)
 

@@ -165,7 +165,7 @@ def test_the_hubs_requested_wait_is_read_from_headers(headers: dict[str, str], w
         (ValueError("<html>"), False, HubError, r"no usable response \(ValueError: <html>\): check HF_ENDPOINT"),
     ],
 )
-def test_errors_are_explained_and_only_temporary_ones_retried(
+def test_errors_are_explained_and_only_temporary_ones_are_retried(
     error: Exception, expected: bool, kind: type[Exception], words: str
 ):
     explained = explain_hub_error(error, "org/m", "main", None)
