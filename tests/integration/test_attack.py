@@ -50,7 +50,7 @@ class Measured:
 
     def add_delay(self, before: float, now: float) -> None:
         """Record the time between two frames, without the time for which this process itself was held up."""
-delay_s = now - before
+        delay_s = now - before
         if delay_s > 10 * TICK_S:
             delay_s -= sum(late for at, late in self.late_s if at - late >= before and at <= now)
         self.delays_s.append(delay_s)
