@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from io import TextIOWrapper
 from typing import Any, TextIO
 
+from tgis_cli.terminal.capabilities import get_width, is_terminal
 from tgis_cli.terminal.stop_signals import Interrupted
 from tgis_server.errors import NotEnoughDevices, TgisError
+from tgis_server.words.layout import wrap
 
 EXIT_UNEXPECTED = 1
 EXIT_BROKEN_PIPE = 141
@@ -36,7 +38,8 @@ def errors_as_exit_codes(*, debug: bool) -> Iterator[None]:
         if debug:
             print_traceback()
         sentence, exit_code = explain_error(error)
-        print(f"tgis: {sentence}", file=sys.stderr, flush=True)
+        width = get_width(sys.stderr) if is_terminal(sys.stderr) else None
+        print("\n".join(wrap(f"tgis: {sentence}", width)), file=sys.stderr, flush=True)
         if isinstance(error, Interrupted):
             os._exit(exit_code)  # while the interpreter shuts down, an echo of the signal would change the code
         raise SystemExit(exit_code) from None
