@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+INSTALL := $(BIN)/python scripts/install.py
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -11,7 +11,7 @@ PYTEST_ARGS ?=
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
-demo: $(VENV)/installed  ## Set up, serve the demo model, stream one answer, stop
+demo: $(VENV)/installed  ## Set up, serve the demo model, stream one answer, and stop
 	@$(BIN)/python scripts/demo.py
 
 test: $(VENV)/installed-dev  ## Set up and run the tests that every change needs
@@ -20,7 +20,7 @@ test: $(VENV)/installed-dev  ## Set up and run the tests that every change needs
 acceptance: $(VENV)/installed-dev  ## Real clients and long soaks
 	@$(BIN)/python scripts/run_tests.py acceptance $(PYTEST_ARGS)
 
-integration-tests: $(VENV)/installed-dev  ## Of make test only those with real processes and sockets
+integration-tests: $(VENV)/installed-dev  ## Only those tests of make test that use real processes and sockets
 	@$(BIN)/python scripts/run_tests.py test tests/integration $(PYTEST_ARGS)
 
 conformance: $(VENV)/installed-dev  ## The API's contract, against URL=host:port or a server of its own
@@ -52,18 +52,18 @@ clean:  ## Remove everything that make made
 	rm -rf $(VENV) .cache build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info server/*.egg-info
 
 $(VENV)/created:
-	@echo "Creating $(VENV)"
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=...")'
+	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON): install Python 3.11 or newer, or name one, as in \`make PYTHON=python3.12 $(MAKECMDGOALS)\`."; exit 1; }
+	@$(PYTHON) -c 'import sys; have = sys.version_info[:2]; sys.exit(have < (3, 11) and "Python 3.11 or newer is needed, but $(PYTHON) is %d.%d: name another, as in `make PYTHON=python3.12 $(MAKECMDGOALS)`." % have)'
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make a virtual environment: install its venv module (on Debian and Ubuntu: apt install python3-venv)."; exit 1; }
+	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
 $(VENV)/installed: $(VENV)/created pyproject.toml constraints.txt
-	@echo "Installing tgis into $(VENV) (torch first; a few minutes on a fresh machine)"
-	@$(PIP) torch
-	@$(PIP) --editable .
+	@$(INSTALL) "PyTorch (the largest part)" -c constraints.txt torch
+	@$(INSTALL) TGIS -c constraints.txt --editable .
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	@echo "Installing what the tests need into $(VENV)"
-	@$(PIP) --editable '.[dev]'
+	@$(INSTALL) "what the tests need" -c constraints.txt --editable '.[dev]'
 	@touch $@

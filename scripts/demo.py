@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,38 +13,64 @@ from pathlib import Path
 
 TGIS = Path(sys.executable).parent / "tgis"
 READY_TIMEOUT_S = 120
+INTERRUPTED = 130  # as shells report Ctrl-C
 PROMPT = "Once upon a time"
 NUM_TOKENS = 80
 
 
 def main() -> int:
-    """Return 0 only if the answer was complete and the server stopped cleanly."""
-    print("Launching the demo model on free ports of this machine", flush=True)
-    with tempfile.TemporaryDirectory(prefix="tgis-demo-") as folder:
-        # float32, so that the answer is the same on every machine.
-        options = ["--host", "127.0.0.1", "--grpc-port", "0", "--port", "0", "--run-dir", folder, "--dtype", "float32"]
-        server = subprocess.Popen([TGIS, "launch", *options])
-        try:
-            url = wait_for_url(Path(folder), server)
-            print(f"\nRequesting a continuation: tgis generate --url {url} {PROMPT!r}\n", flush=True)
-            answered = subprocess.run(
-                [TGIS, "generate", "--url", url, "--max-new-tokens", str(NUM_TOKENS), PROMPT]
-            ).returncode
-            print("\nStopping the server", flush=True)
-        finally:
-            server.send_signal(signal.SIGTERM)
-            stopped = server.wait()
+    """Return 0 only if the answer was complete and the server stopped cleanly. The log is kept otherwise."""
+    folder = Path(tempfile.mkdtemp(prefix="tgis-demo-"))
+    log = folder / "server.log"
+    try:
+        exit_code = run_demo(folder, log)
+    except KeyboardInterrupt:
+        exit_code = INTERRUPTED
+    if exit_code in (0, INTERRUPTED):
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        print(f"\nThe demo failed: {last_line(log)}\nThe server's log is {log}", file=sys.stderr)
+    return exit_code
+
+
+def run_demo(folder: Path, log: Path) -> int:
+    print("Starting the demo model on free ports of this machine", flush=True)
+    # float32, so that the answer is the same on every machine.
+    options = ["--host", "127.0.0.1", "--grpc-port", "0", "--port", "0", "--run-dir", folder, "--dtype", "float32"]
+    with log.open("wb") as output:
+        server = subprocess.Popen([TGIS, "launch", *options], stdout=output, stderr=subprocess.STDOUT)
+    started_at = time.monotonic()
+    try:
+        if (url := wait_for_url(folder, server)) is None:
+            return server.returncode or 1
+        print(f"Ready after {time.monotonic() - started_at:.1f} s; asking it for a story:\n")
+        print(f'  tgis generate --url {url} "{PROMPT}"\n', flush=True)
+        answered = subprocess.run(
+            [TGIS, "generate", "--url", url, "--max-new-tokens", str(NUM_TOKENS), PROMPT]
+        ).returncode
+        print("\nStopping the server", flush=True)
+    finally:
+        server.send_signal(signal.SIGTERM)
+        stopped = server.wait()
+    if not (answered or stopped):
+        print(f"Next: `{TGIS.parent / 'tgis'} launch MODEL` serves a model of yours; README.md has the rest.")
     return answered or stopped
 
 
-def wait_for_url(folder: Path, server: subprocess.Popen[bytes]) -> str:
-    """Wait for the launcher's ready.json and return the gRPC address."""
+def wait_for_url(folder: Path, server: subprocess.Popen[bytes]) -> str | None:
+    """Wait for the launcher's ready.json and return the gRPC address; ``None`` if it does not come."""
     deadline = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline and server.poll() is None:
         for file in folder.glob("*/ready.json"):
             return str(json.loads(file.read_text())["grpc"])
         time.sleep(0.05)
-    sys.exit(f"The server was not ready within {READY_TIMEOUT_S} s." if server.poll() is None else server.returncode)
+    return None
+
+
+def last_line(log: Path) -> str:
+    """The cause of a failure, with which the launcher's log ends."""
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return lines[-1] if lines else "the server wrote nothing."
 
 
 if __name__ == "__main__":

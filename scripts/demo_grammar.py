@@ -1,10 +1,10 @@
 """The small language of the demo model: one grammar that both writes text and checks it.
 
 A document is a short story, a letter, an introduction, or a few question-and-answer lines about a small
-fixed world, each defined by a pattern. `write` walks a pattern and chooses a value for every slot; `parse`
-walks the same pattern along a text and accepts it only if one set of values explains all of it. A hero keeps
-the same name and pronoun, a red ball stays a red ball, a spot belongs to its place, two apples and three more
-are five, and an answer repeats the fact stated before it.
+fixed world. Each kind of text is defined by a pattern. `write` walks a pattern and chooses a value for every
+slot; `parse` walks the same pattern along a text and accepts it only if one set of values explains all of it.
+A hero keeps the same name and pronoun, a red ball stays a red ball, each place has its own spots, two apples
+and three more are five, and an answer repeats the fact stated before it.
 
 The notation of a pattern::
 
@@ -197,7 +197,7 @@ FACTS = {
 
 
 def with_article(word: str) -> str:
-    """Put "a" or "an" in front, by the first letter, which suffices for all words here."""
+    """Put "a" or "an" in front. Looking at the first letter suffices for all words here."""
     return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
@@ -253,7 +253,7 @@ FORMS: dict[str, Callable[[str], str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """A slot: ``candidates`` may use the bound values of ``needs`` only."""
+    """A slot: ``candidates`` may use only the bound values of ``needs``."""
 
     candidates: Callable[[Bindings], Sequence[str]]
     needs: tuple[str, ...] = ()
@@ -584,13 +584,13 @@ Pair: TypeAlias = tuple[str, str]  # a name and a place
 
 
 def pairs_of(bindings: Bindings) -> set[Pair]:
-    """The pairs of a name and the place that occur in a text."""
+    """The pairs of a name and a place that occur in a text."""
     names = [bindings[slot] for slot in ("hero", "friend") if slot in bindings]
     return {(name, bindings["place"]) for name in names if "place" in bindings}
 
 
 def bind(variable: str, bindings: dict[str, str], rng: random.Random) -> str:
-    """Return a variable's value; choose it, after those that it needs, if it has none."""
+    """Return a variable's value; if it has none, choose one after binding the variables that it needs."""
     if variable not in bindings:
         for needed in VARIABLES[variable].needs:
             bind(needed, bindings, rng)
@@ -599,7 +599,7 @@ def bind(variable: str, bindings: dict[str, str], rng: random.Random) -> str:
 
 
 def write(pattern: Pattern, bindings: dict[str, str], rng: random.Random) -> str:
-    """Write one text; ``bindings`` may contain some values, and gets all that are used."""
+    """Write one text; ``bindings`` may already contain values, and all others that are used are added to it."""
     parts = []
     for node in pattern:
         match node:
@@ -645,14 +645,14 @@ class GrammarError(ValueError):
 
 
 class Matcher:
-    """Matches one text with patterns, with backtracking, and remembers the furthest position."""
+    """Matches one text against patterns, with backtracking, and remembers the furthest position."""
 
     def __init__(self, text: str) -> None:
         self.text = text
         self.furthest = 0
 
     def match(self, pattern: Pattern, start: int, bindings: Bindings) -> Iterator[tuple[int, Bindings]]:
-        """Yield every end of a match of ``pattern`` from ``start``, with its values."""
+        """Yield the end of every match of ``pattern`` that begins at ``start``, with the values of the match."""
         self.furthest = max(self.furthest, start)
         if not pattern:
             yield start, bindings

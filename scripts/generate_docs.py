@@ -1,4 +1,4 @@
-"""Write the pages in docs/ that are made from the code, and parts of migration.md. A test compares them."""
+"""Write the pages in docs/ that are made from the code, and parts of migration.md. A test checks that they match."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ FAILURES = {
     "conc_limit": "Calls with more inputs than free permits.",
     "validation": "Calls that ended with INVALID_ARGUMENT, except streams without an input (`missing request`).",
     "generate": "Calls that failed later, whatever the number of their inputs.",
-    "unknown": "Calls refused for another reason: the server is starting, draining or ending.",
+    "unknown": "Calls refused for another reason: the server is starting, draining or shutting down.",
     "cancelled": "Inputs that waited or ran when their client cancelled, disconnected or ran out of time.",
-    "timeout": "Inputs whose `time_limit_millis` passed before their first token; also a success, `TIME_LIMIT`.",
+    "timeout": "Inputs whose `time_limit_millis` passed before their first token; also successes (`TIME_LIMIT`).",
 }
 # Metrics of the original that do not exist here, and the reasons.
 ABSENT = {
@@ -63,9 +63,9 @@ def options_page() -> str:
     lines = [
         NOTICE,
         "# Options of `tgis launch`\n",
-        "A flag wins over the environment, the environment over `--config FILE` (TOML, option names as keys),",
-        "the file over the default. Blank environment variables are treated as unset. A switch `--x` has the",
-        "opposite `--no-x`; in the environment `n`, `no`, `f`, `false`, `off` and `0` are false and anything",
+        "A value comes from the first of these that has one: the flag, the environment, `--config FILE` (TOML, with",
+        "option names as keys), and the default. Blank environment variables are treated as unset. The opposite of a",
+        "switch `--x` is `--no-x`; in the environment, `n`, `no`, `f`, `false`, `off` and `0` are false and anything",
         "else is true. `tgis config show` prints every value and its origin.",
     ]
     for group in GROUPS:
@@ -91,9 +91,9 @@ def metrics_page() -> str:
     lines = [
         NOTICE,
         "# Metrics\n",
-        "`GET /metrics` on the HTTP port, in every phase of the server's life. Counters appear under their bare name,",
-        "untyped, and with `_total`. Series without labels exist from the start, so `rate` and `increase` include",
-        "their first event; a series with labels appears with its first event.\n",
+        "`GET /metrics` on the HTTP port works in every phase of the server's life. Counters appear under their bare",
+        "name, untyped, and with `_total`. Series without labels exist from the start, so `rate` and `increase`",
+        "include their first event; a series with labels appears with its first event.\n",
         "| metric | kind | unit | labels | meaning |",
         "|---|---|---|---|---|",
     ]
@@ -103,7 +103,7 @@ def metrics_page() -> str:
     lines += [
         "",
         "The engine's values are those of its last step, and a step is counted when it ends. A step that both prefills",
-        "and decodes counts under both methods, each with its own sequences; `tgi_step_*` count it once.",
+        "and decodes counts under both methods, for the sequences of each; `tgi_step_*` count it once.",
         "",
         "## Failures",
         "",
@@ -121,12 +121,13 @@ def metrics_page() -> str:
         "",
         "## Differences from the original",
         "",
-        "All of the original's metrics keep their names, labels, moments and buckets, except these:",
+        "All of the original's metrics keep their names, labels, buckets and times of counting, except these:",
         "",
         "- `tgi_request_raw_input_length` and `tgi_batch_next_tokens` are histograms instead of summaries.",
         "- `tgi_batch_max_remaining_tokens` is a maximum, as its name says, not a sum.",
         '- `tgi_batch_inference_*{method="prefill"}` count a prompt in every step that computes part of it.',
-        '- `tgi_request_failure{err="unknown"}` also counts unary calls, `err="cancelled"` no inputs of failed calls.',
+        '- `tgi_request_failure{err="unknown"}` also counts unary calls. With `err="cancelled"`, inputs of failed',
+        "  calls are not counted.",
         "",
         "These never appear:",
         "",
@@ -142,9 +143,9 @@ def failures_page() -> str:
     lines = [
         NOTICE,
         "# Failures\n",
-        "Startup or a running server fails with one sentence: the launcher's last line, the beginning of the",
-        "termination log, and the answer of `/health` until the end. Words in capitals stand for values; the name of",
-        "the process or command may come first. The run directory is kept after the failure of a process;",
+        "If startup or a running server fails, one sentence says why: it is the launcher's last line, the beginning of",
+        "the termination log, and the answer of `/health` until the end. Words in capitals stand for values; the name",
+        "of the process or command may come first. The run directory is kept after the failure of a process;",
         "`errors/NAME.log` in it has the traceback or the last lines of each failed process.",
         "",
         "Several processes often fail together. The cause is the earliest error that is not a consequence of another.",

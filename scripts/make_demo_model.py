@@ -56,13 +56,13 @@ MAX_POSITIONS = 2048
 
 BOS, EOS = "<s>", "</s>"
 BOS_ID, EOS_ID = 0, 1
-IGNORED = -100  # a target without loss
+IGNORED = -100  # a target that adds no loss
 
 NUM_HELD_OUT = 100
 MAX_CONTINUATION_TOKENS = 150
 MAX_FAULTY_SHOWN = 10
 ROW_TOKENS_MULTIPLE = 16
-SPLIT_SHARE = 0.1  # how many documents are tokenized in two pieces, see `encode`
+SPLIT_SHARE = 0.1  # share of documents that are tokenized in two pieces; see `encode`
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Settings:
     steps: int = 2200
     tokens_per_step: int = 2048
     long_row_tokens: int = 1024
-    long_rows_share: float = 0.12  # of the steps, at the end; see `training_batches`
+    long_rows_share: float = 0.12  # share of the steps, at the end; see `training_batches`
     matrix_learning_rate: float = 8e-3
     vector_learning_rate: float = 3e-3
     warmup_share: float = 0.02
@@ -92,7 +92,7 @@ class Settings:
         return self.steps - round(self.steps * self.long_rows_share)
 
     def learning_rate_factor(self, step: int) -> float:
-        """Rise linearly, stay, and fall linearly to zero."""
+        """Rise linearly, stay constant, and fall linearly to zero."""
         warmup = (step + 1) / (self.steps * self.warmup_share)
         cooldown = (self.steps - step) / (self.steps * self.cooldown_share)
         return min(1.0, warmup, cooldown)
@@ -203,7 +203,7 @@ def training_batches(settings: Settings, tokenizer: Tokenizer) -> Iterator[tuple
     """Yield each step's inputs and targets, both (num_rows, row_tokens).
 
     At first each row is one document: repeating a name is learned sooner if there is no other text. Later rows
-    have many documents, so that the model also works far from the start of a row.
+    contain several documents, so that the model also works far from the start of a row.
     """
     documents, rng = training_documents(settings, "training"), seeded(settings, "splits")
     stream = (encode(document, tokenizer, rng) for document in documents)
@@ -236,7 +236,7 @@ def model_config(settings: Settings) -> LlamaConfig:
 
 @contextmanager
 def reproducible_torch(seed: int, threads: int) -> Iterator[None]:
-    """Make torch deterministic in the block, and restore its settings afterwards."""
+    """Make torch deterministic within the block, and restore its settings afterwards."""
     threads_before = torch.get_num_threads()
     deterministic_before = torch.are_deterministic_algorithms_enabled()
     try:
@@ -251,7 +251,7 @@ def reproducible_torch(seed: int, threads: int) -> Iterator[None]:
 
 
 class Progress:
-    """Prints a line every ``every_steps``: loss since the last line, speed, time left."""
+    """Prints a line every ``every_steps`` steps: loss since the last line, speed, and time left."""
 
     def __init__(self, settings: Settings, every_steps: int = 50) -> None:
         self.settings = settings
@@ -278,9 +278,9 @@ class Progress:
 
 
 def make_optimizers(model: LlamaForCausalLM, settings: Settings) -> list[torch.optim.Optimizer]:
-    """Muon for the layers' matrices, AdamW for embedding and norms.
+    """Muon for the layers' matrices, and AdamW for embedding and norms.
 
-    With AdamW alone the model needs several times as many steps until it repeats names and colours reliably.
+    With AdamW alone the model needs several times as many steps before it repeats names and colours reliably.
     """
     matrices = [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
     others = [weight for weight in model.parameters() if all(weight is not matrix for matrix in matrices)]
@@ -339,8 +339,8 @@ def files_bytes(directory: Path) -> int:
 
 
 def put_in_place(finished: Path, output: Path) -> None:
-    """Replace the old directory by the finished one, so that old and new files are never mixed."""
-    finished.chmod(0o755)  # temporary directories are private, and so are some of safetensors' files
+    """Replace the old directory with the finished one, so that old and new files are never mixed."""
+    finished.chmod(0o755)  # temporary directories are private, and so are some files that safetensors writes
     for file in finished.iterdir():
         file.chmod(0o644)
     outdated = finished.with_name(finished.name + ".old")
@@ -412,7 +412,7 @@ def read_arguments() -> argparse.Namespace:
     defaults = Settings()
     parser = argparse.ArgumentParser(description="Train the demo model of `tgis launch` on generated text.")
     parser.add_argument("--output", type=Path, default=PACKAGED_MODEL, help="directory to replace (%(default)s)")
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="for text and weights (%(default)s)")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="seed for text and weights (%(default)s)")
     parser.add_argument("--steps", type=int, default=defaults.steps, help="optimizer steps (%(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="torch threads; affects rounding (%(default)s)")
     parser.add_argument(

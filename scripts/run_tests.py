@@ -42,7 +42,7 @@ def run_tier(tier: str, arguments: list[str]) -> int:
 def main() -> int:
     if len(sys.argv) < 2 or sys.argv[1] not in TIERS:
         sys.exit(f"usage: run_tests.py {'|'.join(TIERS)} [ARGUMENT of pytest...]")
-    signal.signal(signal.SIGINT, lambda *_: None)  # pytest gets it too, and handles it
+    signal.signal(signal.SIGINT, lambda *_: None)  # pytest gets the signal too, and handles it
     started_at = time.monotonic()
     code = run_tier(sys.argv[1], sys.argv[2:])
     print(f"\nThe tier '{sys.argv[1]}' took {time.monotonic() - started_at:.0f} s.")

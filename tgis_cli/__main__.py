@@ -1,6 +1,6 @@
 """The console scripts. Each sets its signal handlers before any heavy import, so that Ctrl-C never shows a traceback.
 
-Probes run often: ``tgis health`` bypasses the commands' framework.
+Probes run often: ``tgis health`` bypasses the command-line framework.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def server() -> None:
 def end_quietly(*, is_launch: bool) -> None:
     """Let stop signals end this process without a traceback; a launch, which has started nothing yet, exits with 0.
 
-    SIGHUP is blocked for a launch until its options say what it means. Ignored signals stay ignored. The first process
-    of a container needs handlers: the kernel drops signals that it does not handle.
+    SIGHUP is blocked for a launch until the options say what the signal means. Ignored signals stay ignored. The first
+    process of a container needs handlers: the kernel drops signals that it does not handle.
     """
     if is_launch:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})

@@ -4,7 +4,7 @@
 
     python scripts/bench/convert.py [--gib 2] [--files 2] [--rounds 3] [--dir DIR]
 
-Prints medians of rounds in which copying and conversion alternate, and the ratio of their speeds.
+Prints medians of rounds in which copying and conversion alternate, and the ratio of the two speeds.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def main() -> None:
     for what, median_s in medians.items():
         print(f"  {what:<16} {median_s:6.2f} s  {sum(sizes) / MIB / median_s:6.0f} MiB/s")
     for what in ("copy", "copy and fsync"):
-        print(f"  conversion's speed as a share of {what}: {medians[what] / medians['convert']:.2f}")
+        print(f"  speed of conversion relative to {what}: {medians[what] / medians['convert']:.2f}")
     print(f"  peak memory {max(peaks) / MIB:.0f} MiB = {max(peaks) / max(sizes):.2f} x the largest file")
     print(json.dumps({"medians_s": medians, "peak_bytes": max(peaks), "largest_bytes": max(sizes)}))
 

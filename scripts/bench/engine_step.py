@@ -1,10 +1,10 @@
-"""Step times and tokens per second of the native engine, without gRPC or scheduler.
+"""Step times and tokens per second of the native engine, without gRPC or a scheduler.
 
 ``python scripts/bench/engine_step.py MODEL_DIR [--rows 1 8 32] [--prompt 128] [--new 64] [--json FILE]``
 
-Each row has its own prompt; prompts are prefilled together, as many tokens per step as ``--budget`` allows. Tokens per
-second are generated tokens over the whole run, including prefill; medians are over steps. Finally one prompt of 512
-tokens is timed to its first token.
+Each row has its own prompt; prompts are prefilled together, with as many tokens per step as ``--budget`` allows. Tokens
+per second are generated tokens over the whole run, including prefill; medians are over steps. Finally, the time to the
+first token of a 512-token prompt is measured.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def make_run(arguments: argparse.Namespace, run_dir: Path) -> Run:
 
 
 class Bench:
-    """Runs plans of equal rows, each with consecutive blocks."""
+    """Runs plans whose rows are equally long and have consecutive blocks."""
 
     def __init__(self, runner: NativeRunner, vocab_size: int) -> None:
         self.runner = runner
@@ -78,7 +78,7 @@ class Bench:
         }
 
     def blocks(self, row: int, start: int, stop: int) -> list[int]:
-        """New blocks of a row that computes the positions from start to stop - 1."""
+        """The new blocks of a row that computes positions ``start`` to ``stop`` - 1."""
         size = self.runner.capacity.block_size
         first = row * (self.runner.capacity.max_sequence_length // size + 1)
         return [first + i for i in range(-(-start // size), -(-stop // size))]
@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--new", type=int, default=64)
-    parser.add_argument("--budget", type=int, default=512, help="most tokens per step")
+    parser.add_argument("--budget", type=int, default=512, help="maximum number of tokens per step")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0, help="0 = torch's default")
@@ -149,14 +149,14 @@ def main() -> None:
             f"{best['decode_tokens_per_s']:>13.1f} {best['tokens_per_s']:>8.1f}"
         )
     first_token_s = min(bench.run(1, LONG_PROMPT, 1, arguments.budget)["prefill_s"] for _ in range(3))
-    print(f"first token of a prompt of {LONG_PROMPT}: {first_token_s:.3f} s")
+    print(f"first token of a {LONG_PROMPT}-token prompt: {first_token_s:.3f} s")
     if arguments.json:
         record = {"model": arguments.model.name, "dtype": arguments.dtype, "load_s": load_s, "runs": results}
         arguments.json.write_text(json.dumps({**record, "first_token_s": first_token_s}, indent=1))
 
 
 def profile(bench: Bench, arguments: argparse.Namespace) -> None:
-    """Print the time of a run by torch operation."""
+    """Print how much time of a run each torch operation takes."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 

@@ -149,7 +149,7 @@ def main() -> None:
             if tgis:
                 url, _, launcher = stack.enter_context(serving(None, options, tgis))
                 servers[name] = (url, find_frontend(launcher))
-                asyncio.run(stream_all(url, Load(given.streams, 20, given.details)))  # warm
+                asyncio.run(stream_all(url, Load(given.streams, 20, given.details)))  # warm up
         for _ in range(given.rounds):  # interleaved, as the machine's speed varies over time
             for name, (url, process) in servers.items():
                 figures.setdefault(name, []).append(measure(url, process, load))

@@ -5,7 +5,7 @@
 There is no model, only decode rows of equal length, with keys and values shaped as in one layer of the 135M model. On a
 CPU the figures include the work on tensors; ``--length 16`` leaves almost only the host's part, as the operations are
 the same on small tensors. CPU time of one thread is the figure that other processes affect least. Prints medians over
-the steps, and the fastest one; in one of 16 steps all rows start a new block.
+the steps, and the fastest step; in one step out of 16, all rows start a new block.
 """
 
 from __future__ import annotations

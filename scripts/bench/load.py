@@ -1,4 +1,4 @@
-"""Load generator: concurrent streams over the public gRPC API, and the times that they see.
+"""Load generator: concurrent streams over the public gRPC API, and the times that clients see.
 
 Usage: python scripts/bench/load.py --url 127.0.0.1:8033 --streams 8 --requests 16
 
@@ -27,21 +27,21 @@ WORDS = TEXT.split()
 
 @dataclass(frozen=True)
 class LoadResult:
-    """Figures of one load; times in seconds."""
+    """Figures of one load; times are in seconds."""
 
     streams: int
     requests: int
     prompt_tokens: int
     new_tokens: int
     wall_s: float
-    output_tokens_per_s: float  # over the whole run, prefill included
+    output_tokens_per_s: float  # over the whole run, including prefill
     first_token_s: float  # median time to first token
     inter_token_s: float  # median over all gaps
-    decode_tokens_per_s: float  # one stream's rate after its first token, median
+    decode_tokens_per_s: float  # median rate of a stream after its first token
 
 
 def make_prompt(seed: int, num_tokens: int) -> str:
-    """Enough words for ``num_tokens`` tokens with any tokenizer whose tokens are words or shorter."""
+    """Enough words for ``num_tokens`` tokens with any tokenizer whose tokens are no longer than words."""
     words = random.Random(seed)  # noqa: S311  not for secrets
     return " ".join(words.choice(WORDS) for _ in range(num_tokens + 8))
 
@@ -69,7 +69,7 @@ async def one_stream(
 async def run_load(
     url: str, *, streams: int, requests: int, prompt_tokens: int, new_tokens: int, seed: int = 0
 ) -> LoadResult:
-    """Keep ``streams`` requests in flight until ``requests`` are done."""
+    """Keep ``streams`` requests in flight until ``requests`` of them have been answered."""
     seeds = iter(range(seed, seed + requests))
     seen: list[list[float]] = []
 

@@ -62,7 +62,7 @@ def make_model(directory: Path, config: dict[str, Any]) -> None:
 
 
 def random_weights(config: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Weights as at initialization: normally distributed, norms one."""
+    """Weights as at initialization: normally distributed, except that those of norms are one."""
     generator = torch.Generator().manual_seed(0)
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     kv_size = hidden // config["num_attention_heads"] * config["num_key_value_heads"]

@@ -1,8 +1,8 @@
-"""All benchmarks of this machine in one table: engine alone, through gRPC, start, memory, `tgis --help`.
+"""All benchmarks of this machine in one table: engine alone, through gRPC, start, memory, and `tgis --help`.
 
 Usage: python scripts/bench/run_all.py [--models llama-135m llama-1.1b] [--json FILE]
 
-The models have random weights and are made on first use. "engine" drives the runner without gRPC and scheduler; "gRPC"
+The models have random weights and are made on first use. "engine" drives the runner without gRPC or a scheduler; "gRPC"
 is the same load as seen by a client. Both are measured in one run, so their ratio is more reliable than either figure.
 Targets are expectations for this engine's reference operations on two Zen 4 cores.
 """
@@ -30,7 +30,7 @@ MODELS_DIR = HERE.parent.parent / ".cache" / "bench"
 STREAMS = (1, 8, 32)
 PROMPT_TOKENS, NEW_TOKENS = 128, 64
 
-# output tokens per second by streams, first token of a 512-token prompt in seconds
+# output tokens per second by number of streams; seconds until the first of 512 tokens; seconds until ready; peak GiB
 TARGETS: dict[str, dict[int | str, float]] = {
     "llama-135m": {1: 32, 8: 115, 32: 165, "first": 0.60, "ready": 6.0, "gib": 1.6},
     "llama-1.1b": {1: 8, 8: 30, 32: 44, "first": 3.2},
@@ -58,7 +58,7 @@ def bench_help() -> float:
 
 
 def rows_of(name: str, engine: dict[str, Any], served: ServeResult) -> list[tuple[str, str, str, str, str]]:
-    """Rows of the table: what, engine, gRPC, ratio, target."""
+    """Rows of the table: what is measured, engine, gRPC, ratio, and target."""
     target = TARGETS[name]
     alone = {run["rows"]: run["decode_tokens_per_s" if run["rows"] == 1 else "tokens_per_s"] for run in engine["runs"]}
     rows = []

@@ -1,4 +1,4 @@
-"""Launch a model and measure what a client sees: start to ready, throughput, first token, peak memory.
+"""Launch a model and measure what a client sees: start to ready, throughput, first token, and peak memory.
 
 Usage: python scripts/bench/serve.py --model DIR [--streams 1 8 32] [--json] [-- LAUNCH OPTIONS]
 """
@@ -30,7 +30,7 @@ MEMORY_INTERVAL_S = 0.25
 
 @dataclass
 class ServeResult:
-    """Figures of one server; times in seconds, memory in bytes."""
+    """Figures of one server; times are in seconds and memory is in bytes."""
 
     model: str
     ready_s: float = 0.0
@@ -63,7 +63,7 @@ class MemoryWatch:
 
 @contextlib.contextmanager
 def serving(model: Path | None, options: list[str], tgis: Path = TGIS) -> Iterator[tuple[str, float, int]]:
-    """Launch a server on free ports; yield its gRPC address, seconds to ready, and the launcher's pid."""
+    """Launch a server on free ports; yield its gRPC address, the seconds until it was ready, and the launcher's pid."""
     with tempfile.TemporaryDirectory(prefix="tgis-bench-") as folder:
         command = [tgis, "launch", *([str(model)] if model else []), "--host", "127.0.0.1"]
         command += ["--grpc-port", "0", "--port", "0", "--run-dir", folder, *options]
@@ -86,7 +86,7 @@ def measure(model: Path | None, streams: list[int], options: list[str], *, promp
     with serving(model, options) as (url, ready_s, pid):
         result = ServeResult(str(model or "demo"), ready_s=ready_s)
         memory = MemoryWatch(pid)
-        asyncio.run(run_load(url, streams=1, requests=1, prompt_tokens=16, new_tokens=4, seed=999))  # warm the client
+        asyncio.run(run_load(url, streams=1, requests=1, prompt_tokens=16, new_tokens=4, seed=999))  # warm up
         firsts = asyncio.run(run_load(url, streams=1, requests=3, prompt_tokens=512, new_tokens=1, seed=100))
         result.first_token_512_s = firsts.first_token_s
         for num_streams in streams:
@@ -109,7 +109,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--prompt-tokens", type=int, default=128)
-    parser.add_argument("--new-tokens", type=int, default=64, help="twice as many with one stream")
+    parser.add_argument(
+        "--new-tokens", type=int, default=64, help="output tokens per request; twice as many with one stream"
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("options", nargs="*", help="options of tgis launch, after --")
     given = parser.parse_args()
@@ -118,7 +120,7 @@ def main() -> None:
         print(json.dumps(asdict(result), indent=1))
         return
     print(f"{result.model}: ready in {result.ready_s:.1f} s, peak {result.peak_bytes / 2**30:.2f} GiB,", end=" ")
-    print(f"first token of 512 after {result.first_token_512_s:.2f} s")
+    print(f"first token of a 512-token prompt after {result.first_token_512_s:.2f} s")
     print(f"{'streams':>8} {'output tok/s':>13} {'decode tok/s':>13} {'first token s':>14} {'gap ms':>8}")
     for load in result.loads:
         print(

@@ -24,7 +24,7 @@ def die_with_parent(death_fd: int, parent_pid: int) -> None:
     """Tie this process's life to its parent's.
 
     Args:
-        death_fd: read end of a pipe that only the parent can write to, and never does.
+        death_fd: read end of a pipe that only the parent could write to, although it never does.
         parent_pid: the launcher. If it died before the kernel was told to watch it, the current parent differs.
     """
     kill_with_parent(parent_pid)
@@ -37,7 +37,7 @@ def die_with_parent(death_fd: int, parent_pid: int) -> None:
 
 
 def kill_with_parent(parent_pid: int, number: signal.Signals = signal.SIGKILL) -> None:
-    """Have the kernel signal this process when its parent dies, or the thread of the parent that started it."""
+    """Have the kernel signal this process when its parent, or the parent's thread that started it, dies."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
     if os.getppid() != parent_pid:
@@ -54,10 +54,10 @@ def leave_hangups_to_parent() -> None:
 
 
 def pin_to_cpus(cpus: tuple[int, ...]) -> None:
-    """Run on these CPUs only, as will every thread started from now on."""
+    """Run this thread, and all threads that it starts from now on, only on these CPUs."""
     try:
         os.sched_setaffinity(0, cpus)
-    except OSError as error:  # forbidden by a sandbox, or the control group's CPUs have changed: only slower
+    except OSError as error:  # a sandbox forbids it, or the group's CPUs have changed: the process is only slower
         import logging
 
         logging.getLogger(__name__).warning("not pinned to CPUs %s: %s", cpus, error.strerror)
@@ -95,7 +95,7 @@ def main(argv: list[str]) -> int:
     name, options = argv[0], dict(zip(argv[1::2], argv[2::2], strict=True))
     die_with_parent(int(options["--death-fd"]), int(options["--parent"]))
 
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until it is handled, it ends the process as a signal does
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is a handler, it ends the process as other signals do
     os.umask(0o077)  # a run's sockets and files are private to the user
 
     import faulthandler

@@ -3,12 +3,12 @@
 ::
 
     TgisError
-    ├── UsageError            bad option, environment variable, config file, port or directory     exit 2
-    ├── ModelError            the model's files are missing, broken or not supported               exit 3
-    ├── NotEnoughDevices      too few devices, or too little memory or disk space                   exit 4
-    ├── GroupFailed           a process of the group died or hung                                   exit 5
+    ├── UsageError            bad option, environment variable, config file, port or directory  exit 2
+    ├── ModelError            the model's files are missing, broken or not supported            exit 3
+    ├── NotEnoughDevices      too few devices, or too little memory or disk space               exit 4
+    ├── GroupFailed           a process of the group died or hung                               exit 5
     │   └── PeerLost          *another* process is gone: a consequence, not the first cause
-    ├── HubError              the model hub cannot be reached or broke off: a retry may help        exit 6
+    ├── HubError              the model hub cannot be reached, or the connection breaks         exit 6
     └── RequestError          a single request fails
         ├── InvalidRequest    INVALID_ARGUMENT
         ├── RequestTooLarge   OUT_OF_RANGE

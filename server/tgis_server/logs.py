@@ -19,7 +19,7 @@ from typing import Any
 from tgis_server.words.control_characters import CONTROLS
 from tgis_server.words.processes import rank_of
 
-# Attributes of every record; those that a caller adds with extra={...} become fields.
+# Attributes of every record; others, which a caller adds with extra={...}, become fields.
 STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 ENVELOPE = frozenset({"time", "level", "process", "rank", "message", "traceback"})  # not shown as key=value in text
 

@@ -1,4 +1,4 @@
-"""The threads of a run: how many there will be, and reserving them for libraries.
+"""The threads of a run: how many there will be, and how they are reserved for libraries.
 
 The counts were measured in serving processes with various numbers of shards, workers and compute threads. Threads of
 GPU libraries are not counted.
@@ -25,9 +25,9 @@ POLLER = 1  # of asyncio's gRPC
 OWN = 2 + POLLER  # the main thread, the parent watch (in the launcher: its terminal), and gRPC's poller or server
 SESSION = 4  # a shard's gRPC server: the Session and its reader, two for probes
 LANES = 2  # the front-end's lanes for prompts and other texts, with --tokenization-workers threads each
-LAUNCHER_SERVER = 2  # the front-end's server on the launcher's socket: one thread serves, one answers
+LAUNCHER_SERVER = 2  # the front-end's server on the launcher's socket: one thread serves and one answers
 HELPER = 1  # the front-end's helper: renders metrics, checks connections, returns memory
-GLOO = 3  # one event loop for all connections, two for the operations of a group
+GLOO = 3  # one event loop for all connections, and two threads for the operations of a group
 
 
 @dataclass(frozen=True, slots=True)

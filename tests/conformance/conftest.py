@@ -3,15 +3,16 @@
 ::
 
     pytest tests/conformance                                       starts `tgis launch --dtype float32` for itself, once
-                                                                   in each way of contract_servers.py; -k demo-1 is one
+                                                                   per variant of contract_servers.py; -k demo-1 is one
     pytest tests/conformance --launch-options="--num-shard 2"      starts it once, with these options
-    pytest tests/conformance --url HOST:PORT                       any server that is idle otherwise
+    pytest tests/conformance --url HOST:PORT                       checks a server that is otherwise idle
         --http http://HOST:PORT                                    its metrics and health
         --model-dir DIR                                            the model's files, for comparison with transformers
 
 Without a flag the environment decides: TGIS_CONFORMANCE_URL, _HTTP, _MODEL_DIR, _LAUNCH_OPTIONS. What cannot be checked
-is skipped with the reason. Answers are compared token by token, so the server must compute in float32. Where no address
-is given, three more are started: one that recites stories known by hand, and two rehearsals, slow and out of memory.
+is skipped with the reason. Answers are compared token by token, so the server must compute in float32. If no address is
+given, three more servers are started: one that recites stories known by hand, and two rehearsals, one of which is slow
+while the other runs out of memory.
 """
 
 from __future__ import annotations
@@ -57,12 +58,12 @@ def environ_name(flag: str) -> str:
 
 
 def option(config: pytest.Config, flag: str) -> str | None:
-    """A flag, else its environment variable. The flags are unknown where the suite is not named on the command line."""
+    """A flag, or else its environment variable. Flags are unknown unless the suite is named on the command line."""
     return config.getoption(flag, default=None) or os.environ.get(environ_name(flag)) or None
 
 
 def server_options(directory: Path, more: list[str]) -> dict[str, list[str]]:
-    """The other servers by name; ``directory`` has the model that recites."""
+    """Options of the other servers, by name; ``directory`` holds the model that recites."""
     rehearsal = ["--rehearse", "--model-name", str(directory)]
     return {
         "recital": [
@@ -78,7 +79,7 @@ def server_options(directory: Path, more: list[str]) -> dict[str, list[str]]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """What asks the server under test asks it in each way in which it is started here that may make a difference."""
+    """Run a test of the server under test on every variant of the server that may make a difference."""
     if "server" in metafunc.fixturenames:
         is_given = option(metafunc.config, "--url") or option(metafunc.config, "--launch-options")
         own = metafunc.definition.get_closest_marker("asked_of")
@@ -87,7 +88,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "asked_of(*servers): the servers that are asked this row of the contract")
+    config.addinivalue_line("markers", "asked_of(*servers): the servers on which this row of the contract is checked")
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def server(
 
 @pytest.fixture(scope="session")
 def launched(pytestconfig: pytest.Config) -> Iterator[dict[str, Launched]]:
-    """The other servers that are started here, by name, on their way up; none if there is one to check."""
+    """The other servers that are started here, by name, while they start; none if the server to check is given."""
     if option(pytestconfig, "--url"):
         yield {}
         return
@@ -139,13 +140,13 @@ def launched(pytestconfig: pytest.Config) -> Iterator[dict[str, Launched]]:
         for server in servers.values():
             stack.callback(server.wait_until_stopped)
         for server in servers.values():
-            stack.callback(server.ask_to_stop)  # all of them, before the first is waited for
+            stack.callback(server.ask_to_stop)  # all are asked before the first one is awaited
         end_with_the_last_test(pytestconfig, stack)
         yield servers
 
 
 def end_with_the_last_test(config: pytest.Config, stack: ExitStack) -> None:
-    """End servers with the last of these tests, not with the session: others may follow."""
+    """Stop servers after the last of these tests, not at the end of the session: other tests may follow."""
     config.stash.setdefault(STARTED, ExitStack()).callback(stack.close)
 
 
@@ -163,7 +164,7 @@ def connect(launched: dict[str, Launched]) -> Iterator[Callable[[str], Api]]:
 
         def connect_to(name: str) -> Api:
             if name not in launched:
-                pytest.skip("needs a server with options of its own, not the one at --url")
+                pytest.skip("needs a server with special options, not the one at --url")
             facts = launched[name].wait_until_ready()
             api = Api(facts["grpc"], facts["http"])
             stack.callback(api.close)
@@ -182,19 +183,19 @@ def api(server: Server) -> Iterator[Api]:
 
 @pytest.fixture(scope="session")
 def recital(connect: Callable[[str], Api]) -> Api:
-    """A server whose outputs are known by hand; 19 tokens of context, stop sequences excluded by default."""
+    """A server whose outputs are known by hand. It has 19 tokens of context and excludes stop sequences by default."""
     return connect("recital")
 
 
 @pytest.fixture(scope="session")
 def slow(connect: Callable[[str], Api]) -> Api:
-    """A rehearsal: 20 ms for a token, one sequence at a time, three permits, special tokens in the text."""
+    """A rehearsal: 20 ms for a token, one sequence at a time, three permits, and special tokens in the text."""
     return connect("slow")
 
 
 @pytest.fixture(scope="session")
 def failing(connect: Callable[[str], Api]) -> Api:
-    """A rehearsal with 300 ms for a step, whose third step runs out of memory. Only one test may use it."""
+    """A rehearsal with steps of 300 ms, the third of which runs out of memory. Only one test may use it."""
     return connect("failing")
 
 

@@ -36,7 +36,7 @@ def row(name: str) -> pytest.MarkDecorator:
 
 
 def asked_of(*servers: str) -> pytest.MarkDecorator:
-    """Ask these servers of contract_servers.py, whatever the module says in ``ASKED_OF``."""
+    """Run a test on these servers of contract_servers.py, whatever the module says in ``ASKED_OF``."""
     return pytest.mark.asked_of(*servers)
 
 
@@ -62,7 +62,7 @@ def parameters(**fields: Any) -> pb.Parameters:
 
 
 def exactly(count: int) -> dict[str, int]:
-    """So many new tokens, whatever the model would like."""
+    """Exactly this many new tokens, whatever the model would generate."""
     return {"max_new_tokens": count, "min_new_tokens": count}
 
 
@@ -114,7 +114,7 @@ class Api:
     # Generation
 
     def generate(self, *texts: str, **fields: Any) -> list[Frame]:
-        """A unary call; the answers to its inputs."""
+        """Make a unary call; return the answers to its inputs."""
         return list(self.stub.Generate(batch_request(texts, **fields), timeout=DEADLINE_S).responses)
 
     def open_stream(self, text: str, *, timeout: float = DEADLINE_S, **fields: Any) -> Any:
@@ -141,7 +141,7 @@ class Api:
         return refusal_of(call)
 
     def assert_accepts(self, text: str, **fields: Any) -> None:
-        """Validation passes: the first frame comes. Nothing more is generated than needed."""
+        """Check that validation passes: the first frame arrives. No more is generated than needed."""
         with self.running(text, **fields) as frames:
             assert next(frames).input_token_count > 0
 
@@ -165,7 +165,7 @@ class Api:
         return self.tokenize(text)[0].token_count
 
     def text_of(self, num_tokens: int, word: str = " a") -> str:
-        """A text of exactly so many tokens, special ones included."""
+        """A text of exactly this many tokens, including special ones."""
         text = word * num_tokens
         while (surplus := self.count_tokens(text) - num_tokens) > 0:
             text = text[: len(text) - max(1, surplus // 2)]
@@ -183,16 +183,16 @@ class Api:
         return fetch(self.http)
 
     def settled_metrics(self) -> Samples:
-        """The metrics once they stand still and nothing runs: calls that tests cancelled before are over."""
+        """The metrics once they no longer change and nothing runs: calls cancelled by earlier tests have ended."""
         before = self.metrics()
         deadline = time.monotonic() + DEADLINE_S
         while (after := (time.sleep(0.03), self.metrics())[1]) != before or after.get("tgi_batch_current_size"):
-            assert time.monotonic() < deadline, "metrics do not come to rest: is somebody else using the server?"
+            assert time.monotonic() < deadline, "the metrics keep changing: is somebody else using the server?"
             before = after
         return after
 
     def wait_for_metric(self, name: str, value: float, **labels: str) -> None:
-        """Until a metric has this value."""
+        """Wait until a metric has this value."""
         deadline = time.monotonic() + 5.0
         while (found := self.metrics().get(name, **labels)) != value:
             assert time.monotonic() < deadline, f"{name} is {found}, not {value}"
@@ -200,7 +200,7 @@ class Api:
 
 
 def together(*calls: Callable[[], Any]) -> list[Any]:
-    """Make calls at the same time; their results in order."""
+    """Make calls at the same time; return their results in order."""
     with ThreadPoolExecutor(len(calls)) as pool:
         return [future.result() for future in [pool.submit(call) for call in calls]]
 
@@ -230,7 +230,7 @@ def pieces(answer: Frame) -> list[str]:
 
 
 def without_nan(answer: Frame) -> Frame:
-    """A copy that can be compared: NaN equals nothing, itself included."""
+    """A copy that can be compared: NaN equals nothing, not even itself."""
     copy = Frame()
     copy.CopyFrom(answer)
     for token in copy.input_tokens:

@@ -14,7 +14,7 @@ Key = tuple[str, frozenset[tuple[str, str]]]
 
 @dataclass(frozen=True)
 class Samples:
-    """Values by name and labels; what never appeared is 0."""
+    """Values by name and labels; a series that never appeared is 0."""
 
     values: dict[Key, float]
 
@@ -34,7 +34,7 @@ class Samples:
         return sorted({float(series["le"]) for series in found if series["le"] != "+Inf"})
 
     def since(self, before: Samples) -> Samples:
-        """By how much each value has grown."""
+        """How much each value has grown."""
         return Samples({key: value - before.values.get(key, 0.0) for key, value in self.values.items()})
 
 

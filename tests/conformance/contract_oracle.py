@@ -1,7 +1,7 @@
 """transformers as the judge of tokens and their details: float32, eager attention, whole sequences in one pass.
 
-``Oracle.scores`` gives what a token was chosen from, after the processors that the contract defines and in its order.
-Comparisons allow for 1e-4: two correct programs do not add in the same order.
+``Oracle.scores`` gives the scores that a token was chosen from, after the contract's processors in their order.
+Comparisons tolerate 1e-4, because two correct programs do not add in the same order.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Oracle:
         self._logits = lru_cache(256)(self._compute_logits)
 
     def ids(self, tokens: Sequence[pb.TokenInfo]) -> list[int]:
-        """The vocabulary's ids of returned pieces."""
+        """The ids of returned pieces in the vocabulary."""
         return [self.tokenizer.token_to_id(token.text) for token in tokens]
 
     def encode(self, text: str) -> list[int]:
@@ -58,7 +58,7 @@ class Oracle:
         return ids
 
     def logits(self, ids: Sequence[int]) -> Tensor:
-        """(len(ids), vocab): row i is what follows token i."""
+        """(len(ids), vocab): row i is for what follows token i."""
         return self._logits(tuple(ids))
 
     @torch.inference_mode()
@@ -66,7 +66,7 @@ class Oracle:
         return self.model(torch.tensor([ids])).logits[0].float()
 
     def scores(self, prompt: Sequence[int], output: Sequence[int], processing: Processing) -> Tensor:
-        """(len(output), vocab): row i is what output token i was chosen from."""
+        """(len(output), vocab): row i has the scores that output token i was chosen from."""
         logits = self.logits([*prompt, *output])[len(prompt) - 1 : -1]
         rows = [self._process(row, prompt, output[:index], processing) for index, row in enumerate(logits.clone())]
         return torch.stack(rows)
@@ -92,7 +92,7 @@ class Oracle:
 
 
 def keep_typical(row: Tensor, mass: float) -> Tensor:
-    """Locally typical sampling: the smallest set of this mass whose surprise is nearest to the average."""
+    """Locally typical sampling: the smallest set of tokens with this mass whose surprise is nearest to the average."""
     logprobs = row.log_softmax(-1)
     entropy = -(logprobs.exp() * logprobs).nansum()
     distance, order = (-logprobs - entropy).abs().sort()
@@ -101,13 +101,13 @@ def keep_typical(row: Tensor, mass: float) -> Tensor:
 
 
 def assert_greedy(tokens: Sequence[int], scores: Tensor) -> None:
-    """Each token is the best one, or as good as that."""
+    """Check that each token is the best one or equally good."""
     gaps = scores.max(-1).values - scores[torch.arange(len(tokens)), list(tokens)]
     assert gaps.max() < TOLERANCE, f"tokens are worse than the best by {gaps.tolist()}"
 
 
 def assert_details(infos: Sequence[pb.TokenInfo], scores: Tensor, oracle: Oracle, top_n: int) -> None:
-    """Logprobs, ranks and alternatives of tokens are those of ``scores``, one row each."""
+    """Check that logprobs, ranks and alternatives of tokens are those of ``scores``, which has a row for each token."""
     for token_id, info, row in zip(oracle.ids(infos), infos, scores, strict=True):
         assert_detail(token_id, info, row, oracle, top_n)
 
@@ -120,7 +120,7 @@ def assert_detail(token_id: int, info: pb.TokenInfo, row: Tensor, oracle: Oracle
 
 
 def assert_alternatives(info: pb.TokenInfo, logprobs: Tensor, oracle: Oracle, count: int) -> None:
-    """The ``count`` best, and none that is worse."""
+    """Check that the ``count`` best are given, and none that is worse."""
     ids = [oracle.tokenizer.token_to_id(top.text) for top in info.top_tokens]
     assert len(ids) == len(set(ids)) >= count
     assert [top.logprob for top in info.top_tokens] == [close_to(logprobs[i]) for i in ids]

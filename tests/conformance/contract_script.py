@@ -1,8 +1,8 @@
 """A checkpoint that recites: what follows a token is decided by that token alone, so every output is known by hand.
 
-It is a Llama of one layer that adds nothing. Tokens are random signs, the output layer maps each to its successor. A
-prompt chooses its story by its last character: the text "D" continues as ``STORIES["D"]``. Every character of a prompt
-is a token of its own, after the token of its beginning.
+It is a Llama with one layer that adds nothing. Embeddings are random signs, and the output layer maps each token to its
+successor. A prompt chooses its story by its last character: the text "D" continues as ``STORIES["D"]``. Every character
+of a prompt is a token of its own, after the token that begins every prompt.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 BOS, EOS, EOT = SPECIAL = b"<s>", b"</s>", b"<end>"  # two of them end an output
 DUCK = "🦆"
-STRANGER = "<stranger>"  # the tokenizer has it, the model has not
+STRANGER = "<stranger>"  # the tokenizer has it, but the model does not
 
-# No piece stands in two stories: it would have two successors.
+# No piece occurs in two stories: it would have two successors.
 STORIES: dict[str, list[bytes]] = {
     "A": [b"The", b" old", b" duck", b" swims", b" home", b".", EOS],
     "B": [b"Hi", b" ", b"\xf0", b"\x9f", b"\xa6", b"\x86", b"!", b" bye", EOS],
-    "C": [b" one", b" two", b" three", b" one"],  # for ever
+    "C": [b" one", b" two", b" three", b" one"],  # forever
     "D": [b"xab", b"cab", b"cde", b"f", EOS],
     "E": [b"start", BOS, b"after", EOS],
     "F": [EOS],
@@ -34,11 +34,11 @@ TIES: dict[str, list[bytes]] = {  # equally likely, in the order of their ids
     "H": [b" i", b" ii", b" iii", b" iv", b" v", b" vi"],
 }
 HIDDEN_SIZE = 256
-SCALE = 16.0  # a successor's logit is HIDDEN_SIZE / SCALE = 16, others are about 1 from 0
+SCALE = 16.0  # a successor's logit is HIDDEN_SIZE / SCALE = 16; other logits differ from 0 by about 1
 
 
 def recited(story: str, num_tokens: int) -> str:
-    """The text of the first tokens of a story; C begins again and again."""
+    """The text of the first tokens of a story; story C repeats forever."""
     told = STORIES[story]
     if told[0] in told[1:]:
         told = told[:-1] * num_tokens
@@ -47,10 +47,10 @@ def recited(story: str, num_tokens: int) -> str:
 
 
 def seed_for(text: str, piece: bytes) -> int:
-    """With this seed a rehearsal continues ``text`` with ``piece``: it adds ids, their number and the seed."""
+    """The seed with which a rehearsal continues ``text`` with ``piece``: it adds up ids, their number and the seed."""
     pieces = all_pieces()
     ids = [pieces.index(BOS), *(pieces.index(bytes([byte])) for byte in text.encode())]
-    return (pieces.index(piece) - sum(ids) - len(ids)) % (len(pieces) + 1)  # it counts the stranger
+    return (pieces.index(piece) - sum(ids) - len(ids)) % (len(pieces) + 1)  # a rehearsal counts the stranger
 
 
 def write_checkpoint(directory: Path) -> None:
@@ -112,7 +112,7 @@ def successors() -> list[tuple[bytes, bytes]]:
 
 
 def write_tokenizer(file: Path, ids: dict[bytes, int]) -> None:
-    """Byte-level, without merges: an input is its bytes."""
+    """Write a byte-level tokenizer without merges: every byte of an input is a token."""
     vocabulary = {piece.decode() if piece in SPECIAL else spelled(piece): i for piece, i in ids.items()}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -125,7 +125,7 @@ def write_tokenizer(file: Path, ids: dict[bytes, int]) -> None:
 
 
 def spelled(piece: bytes) -> str:
-    """A piece as byte-level vocabularies write it: the map of GPT-2."""
+    """A piece as byte-level vocabularies write it, with the map of GPT-2."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(0x100) if byte not in visible]
     return "".join(chr(byte) if byte in visible else chr(0x100 + hidden.index(byte)) for byte in piece)

@@ -1,4 +1,4 @@
-"""Servers that the suite starts for itself: `tgis launch` on free ports, ended when the tests are over."""
+"""Servers that the suite starts for itself: `tgis launch` on free ports, stopped when the tests are over."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ READY_S = 120.0
 STOP_S = 20.0
 KEPT_ENVIRON = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "TMPDIR", "VIRTUAL_ENV")
 
-CALM = {"OMP_WAIT_POLICY": "passive"}  # threads that wait sleep: three servers share the cores with other work
+CALM = {"OMP_WAIT_POLICY": "passive"}  # waiting threads sleep: three servers share the cores with other work
 
 DEMO_MODEL = Path(tgis_server.__file__).parent / "demo_model"
-SMALL_POOL_TOKENS = 640  # 40 KV blocks: concurrent calls do not fit
+SMALL_POOL_TOKENS = 640  # 40 KV blocks, too few for concurrent calls
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to serve that must not change the contract: a model, shards, and how keys and values are kept."""
+    """A way of serving that must not affect the contract: a model, shards, and how keys and values are kept."""
 
     num_shard: int
-    model_type: str = ""  # of a tiny random model; none: the demo model
-    config: Mapping[str, Any] = field(default_factory=dict)  # changes of its config
+    model_type: str = ""  # of a tiny random model; empty: the demo model
+    config: Mapping[str, Any] = field(default_factory=dict)  # changes to its config
     has_prefix_cache: bool = True
     kv_bytes_per_token: int = 0  # of all shards; makes the pool small
 
     def options(self, model_dir: Path) -> list[str]:
-        """For ``tgis launch``."""
+        """Options for ``tgis launch``."""
         options = ["--num-shard", str(self.num_shard)]
         if self.model_type:
             options += ["--model-name", str(model_dir)]
@@ -50,7 +50,7 @@ class Variant:
         return options
 
     def write_model(self, directory: Path) -> Path:
-        """The files of the model, which are made in ``directory`` if there are none yet."""
+        """Return the directory of the model, which is made in ``directory`` unless it is the demo model."""
         if not self.model_type:
             return DEMO_MODEL
         import tiny
@@ -65,27 +65,27 @@ class Variant:
 QWEN3: dict[str, Any] = {"model_type": "qwen3", "config": {"head_dim": 16}}
 MISTRAL: dict[str, Any] = {"model_type": "mistral", "config": {"sliding_window": 20}}
 KV_BYTES = 2 * 4 * 3 * 2 * 16  # keys and values, float32, 3 layers, 2 heads of 16
-# Each pair of a model, a number of shards and a way of keeping keys and values that may matter to each other.
-# Families by number of shards are compared with transformers in tests/models, without servers.
+# Models, numbers of shards and ways of keeping keys and values, in every pair that may interact. Families on several
+# shards are compared with transformers in tests/models, without servers.
 VARIANTS = {
     "demo-1": Variant(1),
     "qwen3-2-small-pool": Variant(2, **QWEN3, kv_bytes_per_token=KV_BYTES),
     "mistral-1-small-pool": Variant(1, **MISTRAL, kv_bytes_per_token=KV_BYTES),
     "mistral-2-no-prefix-cache": Variant(2, **MISTRAL, has_prefix_cache=False),
 }
-# For rows that the front-end or the sampler decides alone: models, shards and pools have nothing to add.
+# For rows that depend only on the front-end or the sampler: models, shards and pools make no difference to them.
 ONE_SERVER = ("demo-1",)
 
 
 @dataclass
 class Launched:
-    """A `tgis launch` under way."""
+    """A running `tgis launch`."""
 
-    base: Path  # its run directory is made in here
+    base: Path  # its run directory is created in this one
     process: subprocess.Popen[bytes]
 
     def wait_until_ready(self) -> dict[str, Any]:
-        """What the launcher writes when it serves: the addresses among others."""
+        """Wait for what the launcher writes once it serves, such as its addresses."""
         deadline = time.monotonic() + READY_S
         while not (files := list(self.base.glob("tgis-*/ready.json"))):
             output = (self.base / "output").read_text()
@@ -96,13 +96,13 @@ class Launched:
         return facts
 
     def ask_to_stop(self) -> None:
-        """Once to drain and once more to hurry."""
+        """Ask once to drain and once more to hurry."""
         for _ in range(2):
             self.process.send_signal(signal.SIGTERM)
             time.sleep(0.05)
 
     def wait_until_stopped(self) -> None:
-        """The launcher ends what it started."""
+        """Wait for the launcher, which stops what it started."""
         try:
             self.process.wait(STOP_S)
         finally:
@@ -112,8 +112,8 @@ class Launched:
 
 
 def launch(*options: str) -> Launched:
-    """Start `tgis launch` with these options; the last of equal ones counts."""
-    base = Path(tempfile.mkdtemp(prefix="t-"))  # short, as socket paths are
+    """Start `tgis launch` with these options; if one is repeated, the last one counts."""
+    base = Path(tempfile.mkdtemp(prefix="t-"))  # short, because socket paths are limited
     command: Sequence[str | Path] = [
         Path(sys.executable).parent / "tgis",
         *("launch", "--host", "127.0.0.1", "--grpc-port", "0", "--port", "0", *options),

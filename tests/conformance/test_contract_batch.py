@@ -6,7 +6,7 @@ from contract_api import WAYS, Api, exactly, reason, row, together
 from contract_script import STORIES, recited
 from contract_servers import ONE_SERVER
 
-ASKED_OF = ONE_SERVER  # test_contract_pressure asks all of them
+ASKED_OF = ONE_SERVER  # test_contract_pressure has batches for the others
 
 TEXTS = ("One sunny day", "Hello", "", "Question: Where does the cat live?", "日本語 🦆", "One sunny day")
 
@@ -52,7 +52,7 @@ def test_equal_inputs_get_equal_greedy_answers(api: Api) -> None:
 
 
 @row("batch-large")
-def test_more_inputs_than_run_together_are_all_answered(api: Api) -> None:
+def test_more_inputs_than_can_run_together_are_all_answered(api: Api) -> None:
     texts = [f"Question: What is {n} plus {n % 7}?" for n in range(100)]
 
     answers = api.generate(*texts, **exactly(1))
@@ -85,7 +85,7 @@ def test_a_long_input_does_not_shorten_the_others(recital: Api) -> None:
 
 
 @row("batch-stop-sequences-shared")
-def test_stop_sequences_concern_every_input(recital: Api) -> None:
+def test_stop_sequences_apply_to_every_input(recital: Api) -> None:
     answers = recital.generate("A", "C", "D", stop_sequences=["two", "duck", "zzz"], include_stop_sequence=True)
 
     assert [answer.text for answer in answers] == ["The old duck", " one two", "xabcabcdef"]
@@ -103,7 +103,7 @@ def test_one_bad_input_rejects_the_batch(recital: Api) -> None:
 
 
 @row("batch-calls-at-once")
-def test_calls_of_all_kinds_run_beside_each_other(recital: Api) -> None:
+def test_calls_of_all_kinds_run_side_by_side(recital: Api) -> None:
     calls = [
         lambda way=way, story=story: recital.answer(story, way, max_new_tokens=9).text
         for story in STORIES

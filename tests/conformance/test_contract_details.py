@@ -1,4 +1,4 @@
-"""What an answer says about tokens: pieces, logprobs, ranks, alternatives; unary, streamed and in a batch."""
+"""What an answer says about tokens (pieces, logprobs, ranks, alternatives) in unary calls, streams and batches."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def tops(info: pb.TokenInfo) -> list[str]:
     return [top.text for top in info.top_tokens]
 
 
-# Which of them
+# Which details are returned
 
 
 @by_way
 @row("details-none")
-def test_tokens_are_not_told_unless_asked_for(api: Api, way: str) -> None:
+def test_tokens_are_not_returned_unless_asked_for(api: Api, way: str) -> None:
     answer = api.answer(PROMPT, way, **exactly(2))
 
     assert (list(answer.tokens), list(answer.input_tokens)) == ([], [])
@@ -201,7 +201,7 @@ def test_alternatives_without_logprobs_ascend_by_id(api: Api, model_dir: Any) ->
 
 
 @row("details-logprobs-are-normalised")
-def test_logprobs_of_all_that_top_k_leaves_add_up_to_one(api: Api) -> None:
+def test_probabilities_of_all_tokens_that_top_k_leaves_add_up_to_one(api: Api) -> None:
     fields = {"temperature": 2.0, "top_k": 4, "seed": 3, "token_logprobs": True, "top_n_tokens": 10}
 
     answer = api.answer(PROMPT, generated_tokens=True, **fields, **exactly(4))
@@ -222,14 +222,14 @@ def test_a_chosen_token_need_not_be_among_the_alternatives(api: Api) -> None:
 
 
 @row("details-below-min_new_tokens")
-def test_the_end_token_is_no_alternative_below_min_new_tokens(recital: Api) -> None:
+def test_the_end_token_is_not_an_alternative_below_min_new_tokens(recital: Api) -> None:
     answer = recital.answer("F", generated_tokens=True, token_ranks=True, top_n_tokens=10, **exactly(2))
 
     assert all("</s>" not in [info.text, *tops(info)] for info in answer.tokens)
     assert [info.rank for info in answer.tokens] == [1, 1]
 
 
-# Ties, known by hand: G has two equally likely tokens, H six
+# Ties, known by hand: G has two equally likely tokens, and H has six
 
 
 def first_token(recital: Api, story: str, **fields: Any) -> pb.TokenInfo:
@@ -242,12 +242,12 @@ def spelled(story: str) -> list[str]:
 
 
 @row("details-tie-lowest-id-is-chosen")
-def test_of_equal_tokens_greedy_decoding_takes_the_one_with_the_lowest_id(recital: Api) -> None:
+def test_greedy_decoding_takes_the_lowest_id_of_equally_likely_tokens(recital: Api) -> None:
     assert [first_token(recital, story).text for story in TIES] == [spelled(story)[0] for story in TIES]
 
 
 @row("details-tie-rank")
-def test_equal_tokens_share_the_best_rank(recital: Api) -> None:
+def test_equally_likely_tokens_share_the_best_rank(recital: Api) -> None:
     infos = [first_token(recital, "G", top_k=2, seed=seed) for seed in range(12)]
 
     assert {info.text for info in infos} == set(spelled("G"))
@@ -255,7 +255,7 @@ def test_equal_tokens_share_the_best_rank(recital: Api) -> None:
 
 
 @row("details-tie-top_n-1")
-def test_a_tie_at_the_border_returns_more_than_n(recital: Api) -> None:
+def test_a_tie_at_the_border_gives_more_than_n_alternatives(recital: Api) -> None:
     info = first_token(recital, "G", top_n_tokens=1)
 
     assert tops(info) == spelled("G")
@@ -268,7 +268,7 @@ def test_ties_are_capped_at_four_times_n_with_the_lowest_ids(recital: Api) -> No
 
 
 @row("details-tie-below-the-cap")
-def test_six_equal_tokens_fit_where_two_are_asked_for(recital: Api) -> None:
+def test_six_equally_likely_tokens_are_all_given_if_two_are_asked_for(recital: Api) -> None:
     assert tops(first_token(recital, "H", top_n_tokens=2)) == spelled("H")
 
 
@@ -281,7 +281,7 @@ def test_top_k_keeps_ties_at_its_border(recital: Api) -> None:
 
 
 @row("details-fewer-than-n")
-def test_masked_tokens_are_no_alternatives(recital: Api) -> None:
+def test_masked_tokens_are_not_alternatives(recital: Api) -> None:
     info = first_token(recital, "A", top_k=3, temperature=1.0, seed=1, top_n_tokens=8)
 
     assert len(info.top_tokens) == 3
@@ -292,7 +292,7 @@ def test_masked_tokens_are_no_alternatives(recital: Api) -> None:
 
 @by_way
 @row("details-raw-pieces")
-def test_pieces_are_those_of_the_vocabulary_not_decoded(recital: Api, way: str) -> None:
+def test_pieces_are_written_as_in_the_vocabulary_and_not_decoded(recital: Api, way: str) -> None:
     answer = recital.answer("B", way, generated_tokens=True)
 
     assert pieces(answer) == ["Hi", "Ġ", "ð", "Ł", "¦", "Ĩ", "!", "Ġbye", "</s>"]
@@ -318,7 +318,7 @@ def test_generated_pieces_decode_to_the_text(api: Api, model_dir: Any, prompt: s
 
 
 @row("details-early-timeout-has-no-details")
-def test_an_answer_that_never_ran_has_no_tokens(slow: Api) -> None:
+def test_the_answer_to_a_request_that_never_ran_has_no_tokens(slow: Api) -> None:
     fields = {"generated_tokens": True, "input_tokens": True, "time_limit_millis": 40, **exactly(5)}
 
     with slow.running("occupies the only place", **exactly(100)) as frames:

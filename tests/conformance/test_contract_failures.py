@@ -26,7 +26,7 @@ class OutOfMemory:
 def accident(failing: Api) -> OutOfMemory:
     stream = failing.open_stream("runs", generated_tokens=True, **exactly(3))  # a frame for every token
     next(stream)
-    first = next(stream)  # the first step is over, the second under way: the batch joins in the third
+    first = next(stream)  # the first step is over and the second is under way: the batch joins in the third
     batch = failing.refusal("a", "b", **exactly(2))
     rest = merged([first, *stream])
     later = failing.answer("a", **exactly(1))
@@ -43,13 +43,13 @@ def test_inputs_that_do_not_fit_into_memory_are_refused_as_a_whole(accident: Out
 
 
 @row("failure-out-of-memory-neighbours")
-def test_what_was_running_goes_on(accident: OutOfMemory) -> None:
+def test_a_running_stream_continues(accident: OutOfMemory) -> None:
     assert (reason(accident.stream), accident.stream.generated_token_count) == ("MAX_TOKENS", 3)
     assert accident.stream.text == accident.alone.text
 
 
 @row("failure-out-of-memory-later-calls")
-def test_the_server_goes_on(accident: OutOfMemory) -> None:
+def test_the_server_continues_to_answer(accident: OutOfMemory) -> None:
     assert accident.later.generated_token_count == 1
 
 
@@ -67,7 +67,7 @@ def test_the_server_goes_on(accident: OutOfMemory) -> None:
         )
     ],
 )
-def test_the_metrics_tell_of_it(accident: OutOfMemory, name: str, labels: dict[str, str], expected: int) -> None:
+def test_the_metrics_show_the_failure(accident: OutOfMemory, name: str, labels: dict[str, str], expected: int) -> None:
     assert accident.metrics.get(name, **labels) == expected
 
 

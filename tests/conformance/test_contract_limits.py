@@ -1,4 +1,4 @@
-"""Deadlines, cancellation and overload: how a call ends that does not run to its end."""
+"""Deadlines, cancellation and overload: how a call ends if it is not completed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ASKED_OF = ONE_SERVER
 OVERLOADED = Refusal("RESOURCE_EXHAUSTED", "Model is overloaded")
 LONG = exactly(200)  # four seconds of the slow server
 LONGER = exactly(1000)  # twenty seconds
-AT_ONCE_S = 2.0  # on a busy machine; well below the time for which the place is taken otherwise
+AT_ONCE_S = 2.0  # on a busy machine; otherwise the place is taken for much longer
 
 
 # Time limits
@@ -58,13 +58,13 @@ def test_a_time_limit_that_is_not_reached_changes_nothing(recital: Api) -> None:
 
 
 @row("time-limit-before-max-tokens")
-def test_a_deadline_beats_the_limit_of_tokens(slow: Api) -> None:
-    """The only token comes 20 ms after the request, the deadline was before that."""
+def test_a_deadline_takes_precedence_over_the_limit_of_tokens(slow: Api) -> None:
+    """The only token comes 20 ms after the request, when the deadline has already passed."""
     assert reason(slow.answer("Hello", time_limit_millis=15, max_new_tokens=1)) == "TIME_LIMIT"
 
 
 @row("time-limit-before-stop-sequences")
-def test_a_deadline_beats_a_stop_sequence(slow: Api) -> None:
+def test_a_deadline_takes_precedence_over_a_stop_sequence(slow: Api) -> None:
     fields = {"stop_sequences": ["The"], "include_stop_sequence": False, "seed": seed_for("Hello", b"The")}
     assert reason(slow.answer("Hello", max_new_tokens=1, **fields)) == "STOP_SEQUENCE"
 
@@ -109,7 +109,7 @@ def test_a_stream_whose_time_ends_in_the_queue_has_a_first_and_a_last_frame(slow
 
 @row("time-limit-neighbours")
 def test_a_batch_is_cut_input_by_input(slow: Api) -> None:
-    """One runs at a time: the first is done before the deadline, the second is cut, the third never runs."""
+    """One runs at a time: the first is done before the deadline, the second is cut, and the third never runs."""
     answers = slow.generate("one", "two", "three", time_limit_millis=350, **exactly(10))
 
     assert [reason(answer) for answer in answers] == ["MAX_TOKENS", "TIME_LIMIT", "TIME_LIMIT"]
@@ -266,8 +266,8 @@ def test_a_batch_of_more_inputs_than_permits_never_fits(slow: Api) -> None:
 
 
 @row("overload-any-server")
-def test_a_huge_batch_is_refused_before_it_is_looked_at(api: Api) -> None:
-    """With parameters that are wrong, so that a server with as many permits does not run it."""
+def test_a_huge_batch_is_refused_before_it_is_examined(api: Api) -> None:
+    """The parameters are wrong, so that a server with that many permits does not run the batch."""
     assert api.refusal(*[""] * 50_000, max_new_tokens=2**32 - 1) == OVERLOADED
 
 

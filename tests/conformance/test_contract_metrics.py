@@ -23,7 +23,7 @@ TEXTS = ("One sunny day", "Hello", "Anna found a red ball")
 
 @dataclass(frozen=True)
 class Change:
-    """What a call changed, and the numbers that the call is known to have had."""
+    """What a call changed, and the known numbers of that call."""
 
     delta: Samples
     facts: dict[str, float]
@@ -318,7 +318,7 @@ def by_row() -> list[Any]:
 
 
 @pytest.mark.parametrize(("call", "name", "labels", "expected"), by_row())
-def test_a_call_changes_this_value_by_so_much(
+def test_a_call_changes_this_value_by_the_expected_amount(
     change: Callable[[str], Change], call: str, name: str, labels: dict[str, str], expected: Any
 ) -> None:
     seen = change(call)
@@ -343,7 +343,7 @@ def test_a_request_takes_longer_than_its_parts(change: Callable[[str], Change]) 
 
 
 @row("metrics-tgi_request_mean_time_per_token_duration")
-def test_the_mean_time_per_token_is_the_inference_time_by_tokens(change: Callable[[str], Change]) -> None:
+def test_the_mean_time_per_token_is_the_inference_time_divided_by_the_tokens(change: Callable[[str], Change]) -> None:
     seen = change("single")
 
     mean = total(seen, "tgi_request_mean_time_per_token_duration")
@@ -369,7 +369,7 @@ def test_an_observation_lands_in_its_bucket(api: Api, change: Callable[[str], Ch
 
 
 def as_label(samples: Samples, bound: float) -> str:
-    """A bound as the text that stands in the label."""
+    """A bound as the label spells it."""
     labels = {series["le"] for series in samples.labels_of("tgi_request_generated_tokens_bucket")}
     return next(label for label in labels if float(label) == bound)
 
@@ -419,7 +419,7 @@ def test_a_counter_has_its_bare_name_and_one_with_total(used: tuple[Samples, str
         *(pytest.param(name, "histogram", id=f"metrics-kind-{name}") for name in (*DURATIONS, *SIZES)),
     ],
 )
-def test_a_metric_is_of_its_kind(used: tuple[Samples, str], name: str, kind: str) -> None:
+def test_a_metric_has_the_expected_kind(used: tuple[Samples, str], name: str, kind: str) -> None:
     _, text = used
 
     assert re.findall(rf"^# TYPE {name} (\w+)$", text, re.MULTILINE) == [kind]
@@ -442,7 +442,7 @@ def test_labels_have_the_values_of_the_contract(used: tuple[Samples, str]) -> No
 
 
 @row("metrics-no-creation-times")
-def test_there_are_no_series_of_creation_times(used: tuple[Samples, str]) -> None:
+def test_there_are_no_series_for_creation_times(used: tuple[Samples, str]) -> None:
     samples, _ = used
 
     assert [name for name, _ in samples.values if name.endswith("_created")] == []
@@ -483,14 +483,14 @@ def test_lengths_have_64_equal_buckets_up_to_the_limit(
 
 
 @row("metrics-buckets-tgi_tokenize_request_tokens")
-def test_tokenized_tokens_have_powers_of_two(used: tuple[Samples, str]) -> None:
+def test_tokenized_tokens_have_buckets_at_powers_of_two(used: tuple[Samples, str]) -> None:
     samples, _ = used
 
     assert samples.buckets("tgi_tokenize_request_tokens") == [2.0**k for k in range(6, 20)]
 
 
 @row("metrics-buckets-tgi_batch_inference_batch_size")
-def test_batch_sizes_have_a_bucket_each(used: tuple[Samples, str]) -> None:
+def test_each_batch_size_has_a_bucket(used: tuple[Samples, str]) -> None:
     samples, _ = used
 
     bounds = samples.buckets("tgi_batch_inference_batch_size", **PREFILL)
@@ -518,7 +518,7 @@ def test_an_idle_server_has_no_running_and_no_waiting_sequences(api: Api) -> Non
 
 
 @row("metrics-gauges-idle-after-cancellation")
-def test_a_server_that_is_idle_after_a_cancellation_says_so(api: Api) -> None:
+def test_the_gauges_of_a_server_that_is_idle_after_a_cancellation_are_zero(api: Api) -> None:
     cancelled(api)
 
     samples = api.settled_metrics()
@@ -530,7 +530,7 @@ def test_a_server_that_is_idle_after_a_cancellation_says_so(api: Api) -> None:
 @row("metrics-blocks-are-free-after-cancellation")
 def test_a_cancelled_sequence_gives_its_blocks_back(api: Api) -> None:
     if not api.settled_metrics().has("tgi_kv_blocks_used"):
-        pytest.skip("the server does not tell of KV blocks")
+        pytest.skip("the server does not report KV blocks")
     cancelled(api)
 
     assert api.settled_metrics().get("tgi_kv_blocks_used") == 0
@@ -568,7 +568,7 @@ def test_a_timeout_in_the_queue_is_a_failure_and_a_success(slow: Api) -> None:
 
 
 @row("metrics-timeout-while-running")
-def test_a_timeout_while_running_is_no_failure(slow: Api) -> None:
+def test_a_timeout_while_running_is_not_a_failure(slow: Api) -> None:
     before = slow.settled_metrics()
     slow.generate("Hello", time_limit_millis=60, **exactly(50))
 
@@ -603,7 +603,7 @@ def test_the_time_in_the_queue_is_measured(slow: Api) -> None:
 
 
 @row("metrics-tgi_request_success-TOKEN_LIMIT")
-def test_a_context_that_is_full_is_counted_with_what_was_asked_for(recital: Api) -> None:
+def test_a_request_that_fills_the_context_is_counted_with_the_tokens_asked_for(recital: Api) -> None:
     before = recital.settled_metrics()
     recital.generate("C", max_new_tokens=18)
 

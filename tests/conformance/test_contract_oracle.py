@@ -36,7 +36,7 @@ by_prompt = pytest.mark.parametrize("text", [pytest.param(text, id=name) for nam
 
 
 def judge(answer: Any, prompt_ids: list[int], oracle: Oracle, how: Processing) -> None:
-    """All details of an answer are right."""
+    """Check that all details of an answer are right."""
     ids = oracle.ids(answer.tokens)
     assert_details(answer.tokens, oracle.scores(prompt_ids, ids, how), oracle, TOP_N)
 
@@ -80,7 +80,7 @@ def test_details_of_input_tokens_are_right(api: Api, oracle: Oracle, text: str, 
 
 @asked_of(*ONE_SERVER)
 @row("oracle-end-token")
-def test_the_end_comes_where_the_model_ends(api: Api, oracle: Oracle) -> None:
+def test_the_output_ends_where_the_model_ends_it(api: Api, oracle: Oracle) -> None:
     text = "Question: Where does the cat live?"
 
     answer = api.answer(text, generated_tokens=True, max_new_tokens=60)
@@ -95,7 +95,7 @@ def test_the_end_comes_where_the_model_ends(api: Api, oracle: Oracle) -> None:
 
 @pytest.fixture(scope="module")
 def long_text(api: Api) -> str:
-    """Longer than what a CPU computes in one step, where the context allows it; never the same blocks twice."""
+    """A text longer than what a CPU computes in one step, if the context allows it; no block occurs twice."""
     room = api.info.max_sequence_length - 20
     text = "".join(f"{n}. {STORY}" for n in range(20))
     while api.count_tokens(text) > min(room, 900):
@@ -122,7 +122,7 @@ def test_details_of_a_long_input_have_no_seams(api: Api, oracle: Oracle, long_te
 
 
 @row("oracle-cached-prefix")
-def test_an_input_that_begins_like_an_earlier_one_is_continued_rightly(api: Api, oracle: Oracle) -> None:
+def test_an_input_that_begins_like_an_earlier_one_is_continued_correctly(api: Api, oracle: Oracle) -> None:
     texts = [f"{STORY}{ending}" for ending in ("Ben smiled", "Anna was", "Ben smiled and", "")]
 
     answers = [api.answer(text, **ASKED, **exactly(3)) for text in texts]
@@ -133,7 +133,7 @@ def test_an_input_that_begins_like_an_earlier_one_is_continued_rightly(api: Api,
 
 @asked_of(*ONE_SERVER)
 @row("oracle-truncated-input")
-def test_a_truncated_input_is_its_last_tokens_behind_the_first(api: Api, oracle: Oracle) -> None:
+def test_a_truncated_input_keeps_the_first_token_and_the_last_ones(api: Api, oracle: Oracle) -> None:
     ids = oracle.encode(STORY)
 
     answer = api.answer(STORY, truncate_input_tokens=12, input_tokens=True, **ASKED, **exactly(4))
@@ -193,7 +193,7 @@ def test_tokens_are_drawn_from_the_right_scores(api: Api, oracle: Oracle, how: P
 
 @asked_of(*ONE_SERVER)
 @pytest.mark.parametrize("how", [pytest.param(how, id=f"oracle-greedy-{name}") for name, how in GREEDY_HOWS.items()])
-def test_penalties_concern_greedy_decoding_too(api: Api, oracle: Oracle, how: Processing) -> None:
+def test_penalties_apply_to_greedy_decoding_too(api: Api, oracle: Oracle, how: Processing) -> None:
     text = "One sunny day, Anna went to"
     plain = replace(how, temperature=1.0, top_k=0, top_p=1.0, typical_p=1.0)
 

@@ -1,4 +1,4 @@
-"""Many calls at once change no answer: however inputs are batched, chunked, cached, queued or preempted."""
+"""Many calls at once change no answer, however inputs are batched, chunked, cached, queued or preempted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def all_at_once(api: Api, **fields: Any) -> list[Any]:
 
 
 @row("pressure-same-as-alone")
-def test_calls_at_once_get_the_answers_that_they_get_alone(api: Api) -> None:
+def test_concurrent_calls_get_the_answers_that_they_get_alone(api: Api) -> None:
     fields = {"generated_tokens": True, **exactly(NUM_NEW)}
 
     answers = all_at_once(api, **fields)
@@ -38,7 +38,7 @@ def test_calls_at_once_get_the_answers_that_they_get_alone(api: Api) -> None:
 
 
 @row("pressure-seeds")
-def test_calls_at_once_draw_the_tokens_that_they_draw_alone(api: Api) -> None:
+def test_concurrent_calls_draw_the_tokens_that_they_draw_alone(api: Api) -> None:
     fields = {"temperature": 5.0, "seed": 4, "generated_tokens": True, **exactly(NUM_NEW)}
 
     answers = all_at_once(api, **fields)
@@ -125,13 +125,14 @@ def pieces_and_ranks(answer: Any) -> list[tuple[str, int]]:
 
 @asked_of("qwen3-2-small-pool", "mistral-1-small-pool")
 @row("pressure-preemption-is-counted")
-def test_more_than_fits_is_preempted_and_answered_all_the_same(api: Api) -> None:
+def test_calls_that_do_not_fit_together_are_preempted_and_still_answered(api: Api) -> None:
     num_blocks = int(api.settled_metrics().get("tgi_kv_blocks_total"))
     if not 0 < num_blocks <= SMALL_POOL_BLOCKS:
         pytest.skip(f"needs a pool of at most {SMALL_POOL_BLOCKS} KV blocks, so that these calls do not fit into it")
     before = api.settled_metrics()
 
-    answers = api.generate(*["Hello"] * num_blocks, **exactly(2 * NUM_NEW))  # a block each at first, four at last
+    # Each input needs one block at first and four at the end.
+    answers = api.generate(*["Hello"] * num_blocks, **exactly(2 * NUM_NEW))
 
     assert [answer.generated_token_count for answer in answers] == [2 * NUM_NEW] * num_blocks
     assert api.settled_metrics().since(before).get("tgi_preemption_count") > 0

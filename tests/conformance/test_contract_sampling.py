@@ -15,7 +15,7 @@ ASKED_OF = ONE_SERVER
 
 PROMPT = "One sunny day"
 SIX = exactly(6)
-HOT = {"temperature": 100.0}  # nearly every token has a chance: equal outputs are no accident
+HOT = {"temperature": 100.0}  # nearly every token has a chance, so equal outputs are no accident
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_a_seed_of_up_to_64_bits_is_returned(api: Api, way: str, seed: int) -> N
 
 
 @row("seed-high-bits-count")
-def test_seeds_that_differ_in_high_bits_only_are_different(api: Api) -> None:
+def test_seeds_that_differ_only_in_high_bits_give_different_tokens(api: Api) -> None:
     answers = [api.answer(PROMPT, seed=seed, **HOT, **SIX) for seed in (5, 5 + 2**32, 5 + 2**63)]
 
     assert len({answer.text for answer in answers}) == 3
@@ -202,7 +202,7 @@ def test_greedy_decoding_has_no_seed(api: Api, way: str, fields: dict[str, Any])
 
 
 @row("sampling-top_k-draws-among-k")
-def test_top_k_draws_from_the_k_best_alone(recital: Api) -> None:
+def test_top_k_draws_only_from_the_k_best(recital: Api) -> None:
     tied = [piece.decode() for piece in TIES["H"]]
     answers = recital.generate(*["H"] * 60, top_k=6, temperature=1.0, max_new_tokens=1)
 
@@ -225,8 +225,8 @@ def test_top_p_below_the_best_probability_leaves_one_token(recital: Api) -> None
 
 
 @row("sampling-repetition_penalty-avoids-repetition")
-def test_a_large_repetition_penalty_turns_away_from_what_was_said(recital: Api) -> None:
-    """Story C repeats three words for ever; under the penalty its fourth token is another one."""
+def test_a_large_repetition_penalty_prevents_repetition(recital: Api) -> None:
+    """Story C repeats three words forever; with the penalty, its fourth token is a different one."""
     plain = recital.answer("C", max_new_tokens=4)
     penalized = recital.answer("C", max_new_tokens=4, repetition_penalty=1000.0)
 
@@ -257,7 +257,7 @@ def test_a_length_penalty_ends_the_output_earlier(api: Api, prompt: str) -> None
     answer = api.answer(prompt, length_penalty=(3, 10.0), max_new_tokens=14)
 
     assert reason(answer) == "EOS_TOKEN"
-    assert 5 <= answer.generated_token_count < 14  # the penalty acts from the fifth token on
+    assert 5 <= answer.generated_token_count < 14  # the penalty begins with the fifth token
 
 
 @row("sampling-length_penalty-not-before-its-start")
@@ -268,7 +268,7 @@ def test_a_length_penalty_does_nothing_before_its_start(api: Api, prompt: str) -
 
 
 @row("sampling-length_penalty-waits-for-min_new_tokens")
-def test_min_new_tokens_suspend_the_length_penalty(api: Api, prompt: str) -> None:
+def test_min_new_tokens_suspends_the_length_penalty(api: Api, prompt: str) -> None:
     answer = api.answer(prompt, length_penalty=(0, 10.0), min_new_tokens=8, max_new_tokens=14)
 
     assert (reason(answer), answer.generated_token_count) == ("EOS_TOKEN", 9)

@@ -1,7 +1,7 @@
 """Why an output ends, and what stop sequences do to its text.
 
-The recital's outputs are known by hand: ``STORIES`` of ``contract_script.py``. Whatever model is served, the rules are
-checked on its own answer: a stop sequence cuts the text that the same request gives without it.
+The recital's outputs are known by hand: see ``STORIES`` in ``contract_script.py``. Whatever model is served, the rules
+are checked on its own answer: a stop sequence cuts the text that the same request gives without it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ASKED_OF = ONE_SERVER
 
 
 def ending(answer: Frame) -> tuple[str, str, str, int]:
-    """What a stop sequence decides: text, reason, which one, and the count of tokens."""
+    """What a stop sequence decides: the text, the reason, the stop sequence returned, and the count of tokens."""
     return answer.text, reason(answer), answer.stop_sequence, answer.generated_token_count
 
 
@@ -32,7 +32,7 @@ def stopped(text: str, stop_sequence: str, count: int) -> tuple[str, str, str, i
 
 @pytest.mark.parametrize("way", WAYS)
 @row("stop-EOS_TOKEN")
-def test_the_end_token_ends_the_output_without_text_of_its_own(recital: Api, way: str) -> None:
+def test_the_end_token_ends_the_output_and_has_no_text(recital: Api, way: str) -> None:
     answer = recital.answer("A", way, generated_tokens=True)
 
     assert ending(answer) == ("The old duck swims home.", "EOS_TOKEN", "", 7)
@@ -114,18 +114,18 @@ def test_the_served_model_ends_where_its_context_does(api: Api) -> None:
     assert (reason(answer), answer.generated_token_count) == ("TOKEN_LIMIT", 4)
 
 
-# Stop sequences, known by hand: A is "The old duck swims home.", B "Hi 🦆! bye", D "xab" "cab" "cde" "f"
+# Stop sequences in known texts. A: "The old duck swims home."; B: "Hi 🦆! bye"; D: "xab" "cab" "cde" "f"
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Where an output must end: behind ``match``, which stands behind ``before``."""
+    """Where an output must end: after ``match``, which follows ``before``."""
 
     story: str
     stops: list[str]
     before: str
     match: str
-    count: int  # tokens, that of the last character included
+    count: int  # tokens, including that of the last character
 
     def text(self, *, include: bool) -> str:
         return self.before + self.match if include else self.before
@@ -288,7 +288,7 @@ class Said:
         return "".join(self.parts[first:last])
 
     def expected(self, stops: Sequence[str], *, include: bool, min_new_tokens: int = 0) -> tuple[str, str, str, int]:
-        """Read the answer character by character, as the contract has it."""
+        """Read the answer character by character, as the contract describes."""
         count, text = 0, ""
         for count, part in enumerate(self.parts, start=1):
             for character in part:
@@ -333,7 +333,7 @@ def test_a_stop_sequence_cuts_the_answer_of_any_model(
 
 
 @row("stop-any-min_new_tokens")
-def test_min_new_tokens_delay_the_stop_sequences_of_any_model(api: Api, said: Said) -> None:
+def test_min_new_tokens_delays_the_stop_sequences_of_any_model(api: Api, said: Said) -> None:
     stops = [said.parts[2], said.parts[9]]
 
     answer = api.answer(
@@ -380,7 +380,7 @@ def test_a_character_made_of_four_tokens_comes_whole(recital: Api, way: str) -> 
 
 @pytest.mark.parametrize("way", WAYS)
 @row("text-broken-byte")
-def test_a_byte_that_is_no_text_becomes_a_replacement_character(recital: Api, way: str) -> None:
+def test_a_byte_that_is_not_text_becomes_a_replacement_character(recital: Api, way: str) -> None:
     assert ending(recital.answer("I", way)) == ("ok\ufffdgo", "EOS_TOKEN", "", 4)
 
 
@@ -397,7 +397,7 @@ def test_the_leading_space_of_the_first_token_is_kept(recital: Api, way: str) ->
 
 
 @pytest.mark.parametrize("story", [pytest.param(key, id=f"text-of-story-{key}") for key in STORIES])
-def test_the_recital_says_what_is_written(recital: Api, story: str) -> None:
+def test_the_recital_recites_its_stories(recital: Api, story: str) -> None:
     answers = [recital.answer(story, way, max_new_tokens=10) for way in WAYS]
 
     assert [answer.text for answer in answers] == [recited(story, 10)] * 3

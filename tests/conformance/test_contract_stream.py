@@ -1,4 +1,4 @@
-"""A streaming answer, frame by frame, and that it says what a unary call says."""
+"""A streaming answer, frame by frame, and its agreement with the answer of a unary call."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def token(text: str) -> pb.TokenInfo:
 
 
 def text_frames(frames: list[Frame]) -> list[tuple[str, int]]:
-    """Text and count of what follows the first frame."""
+    """Text and token count of each frame after the first."""
     return [(frame.text, frame.generated_token_count) for frame in frames[1:]]
 
 
@@ -57,7 +57,7 @@ def test_the_last_token_of_a_limited_answer_shares_the_last_frame(recital: Api) 
 
 
 @row("stream-frames-input-text")
-def test_the_echo_of_the_input_is_in_the_first_frame_alone(recital: Api) -> None:
+def test_the_echo_of_the_input_is_only_in_the_first_frame(recital: Api) -> None:
     frames = recital.stream("once: A", max_new_tokens=1, input_text=True, generated_tokens=True)
 
     assert frames == [
@@ -125,7 +125,7 @@ def test_nothing_is_held_back_if_the_stop_sequence_stays(recital: Api) -> None:
 
 
 @row("stream-frames-stop-sequence-not-completed")
-def test_text_is_released_when_it_cannot_become_a_stop_sequence_any_more(recital: Api) -> None:
+def test_text_is_released_when_it_can_no_longer_become_a_stop_sequence(recital: Api) -> None:
     fields = {"stop_sequences": ["duck sinks"], "include_stop_sequence": False, "max_new_tokens": 5}
 
     frames = recital.stream("A", generated_tokens=True, **fields)
@@ -153,7 +153,7 @@ def test_a_stop_sequence_that_is_ignored_is_not_held_back(recital: Api) -> None:
 
 
 @row("stream-frames-hold-only-what-may-match")
-def test_text_that_is_no_beginning_of_a_stop_sequence_is_not_held_back(recital: Api) -> None:
+def test_text_that_does_not_begin_a_stop_sequence_is_not_held_back(recital: Api) -> None:
     fields = {"stop_sequences": ["zebra", "quagga"], "include_stop_sequence": False, "max_new_tokens": 3}
 
     frames = recital.stream("A", generated_tokens=True, **fields)
@@ -225,7 +225,7 @@ by_shape = pytest.mark.parametrize("fields", [pytest.param(value, id=name) for n
 
 @pytest.fixture(scope="module")
 def streamed(api: Api) -> Any:
-    """Frames of a stream with these fields, ten tokens long; asked for once."""
+    """Frames of a stream with these fields, ten tokens long; each stream is requested only once."""
     known: dict[str, list[Frame]] = {}
 
     def get(fields: dict[str, Any]) -> list[Frame]:
@@ -238,7 +238,7 @@ def streamed(api: Api) -> Any:
 
 @by_shape
 @row("stream-first-frame")
-def test_the_first_frame_tells_of_the_input_and_nothing_else(api: Api, streamed: Any, fields: dict[str, Any]) -> None:
+def test_the_first_frame_describes_the_input_and_nothing_else(api: Api, streamed: Any, fields: dict[str, Any]) -> None:
     first, *_, last = streamed(fields)
 
     text = "One sunny day" if fields.get("input_text") else ""
@@ -306,14 +306,14 @@ def test_frames_between_first_and_last_have_no_seed(streamed: Any, fields: dict[
 @row("stream-equals-unary")
 def test_a_stream_adds_up_to_the_unary_answer(api: Api, streamed: Any, fields: dict[str, Any]) -> None:
     whole = merged(streamed(fields))
-    again = {**fields, "seed": whole.seed} if whole.seed else fields  # a drawn seed is asked for by its number
+    again = {**fields, "seed": whole.seed} if whole.seed else fields  # a seed that was drawn is requested explicitly
 
     [answer] = api.generate("One sunny day", **exactly(10), **again)
 
     assert without_nan(whole) == without_nan(answer)
 
 
-# Text of streams that is hard to get right
+# Text that is hard to stream correctly
 
 
 @pytest.mark.parametrize("seed", [pytest.param(seed, id=f"seed-{seed}") for seed in range(1, 9)])

@@ -29,7 +29,7 @@ def spans(response: pb.TokenizeResponse) -> list[tuple[int, int]]:
     return [(offset.start, offset.end) for offset in response.offsets]
 
 
-# Known by hand: the recital's tokenizer makes a token of each byte, behind <s>
+# Known by hand: the recital's tokenizer makes a token of each byte, after <s>
 
 
 @row("tokenize-count")
@@ -45,7 +45,7 @@ def test_pieces_are_those_of_the_vocabulary(recital: Api) -> None:
 
 
 @row("tokenize-byte-offsets")
-def test_offsets_are_bytes_of_the_text(recital: Api) -> None:
+def test_offsets_count_bytes_of_the_text(recital: Api) -> None:
     [response] = recital.tokenize("aéb", return_offsets=True)
 
     assert spans(response) == [(0, 0), (0, 1), (1, 3), (1, 3), (3, 4)]
@@ -91,7 +91,7 @@ def test_a_special_token_may_be_written_in_the_text(recital: Api) -> None:
 
 
 @row("tokenize-zero-inputs")
-def test_no_inputs_have_no_answers(api: Api) -> None:
+def test_a_call_without_inputs_has_no_answers(api: Api) -> None:
     assert api.tokenize() == []
 
 
@@ -122,7 +122,7 @@ def test_pieces_and_offsets_come_only_if_asked_for(api: Api, text: str) -> None:
 
 @by_text
 @row("tokenize-offsets-cover-the-text")
-def test_offsets_lead_through_the_bytes_of_the_text(api: Api, text: str) -> None:
+def test_offsets_ascend_within_the_bytes_of_the_text(api: Api, text: str) -> None:
     [response] = api.tokenize(text, return_offsets=True)
 
     ordered = [span for span in spans(response) if span != (0, 0)]
@@ -177,7 +177,7 @@ def test_truncated_entries_are_the_last_ones_of_the_whole(api: Api, text: str, l
         ),
     ],
 )
-def test_an_adapter_that_is_not_there_is_refused(api: Api, fields: dict[str, str], text: str) -> None:
+def test_an_adapter_or_prefix_that_does_not_exist_is_refused(api: Api, fields: dict[str, str], text: str) -> None:
     assert refusal_of(lambda: api.tokenize("Hello", **fields)) == Refusal.invalid(text)
 
 
@@ -191,7 +191,7 @@ def test_the_model_id_is_ignored(api: Api) -> None:
 
 @asked_of(*VARIANTS)
 @row("info-limits")
-def test_the_limits_fit_together(api: Api) -> None:
+def test_the_limits_are_consistent(api: Api) -> None:
     assert 1 <= api.info.max_new_tokens < api.info.max_sequence_length
 
 

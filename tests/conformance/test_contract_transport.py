@@ -25,14 +25,14 @@ METHODS = ("Generate", "GenerateStream", "Tokenize", "ModelInfo")
 
 
 def info_request(num_bytes: int) -> pb.ModelInfoRequest:
-    """A request whose encoding has exactly so many bytes."""
+    """A request whose encoding has exactly this many bytes."""
     request = pb.ModelInfoRequest(model_id="x" * (num_bytes - 5))
     assert request.ByteSize() == num_bytes
     return request
 
 
 def send(api: Api, method: str, raw: bytes) -> bytes:
-    """Send bytes to a method; its only or first answer."""
+    """Send bytes to a method; return its only or first answer."""
     name = f"/fmaas.GenerationService/{method}"
     if method == "GenerateStream":
         return next(api.channel.unary_stream(name)(raw, timeout=DEADLINE_S))
@@ -56,7 +56,7 @@ def test_a_larger_request_is_out_of_range(api: Api, method: str) -> None:
 
 
 @row("transport-connection-survives-a-large-message")
-def test_other_calls_on_the_connection_go_on(api: Api) -> None:
+def test_other_calls_on_the_connection_continue(api: Api) -> None:
     refusal_of(lambda: api.stub.ModelInfo(info_request(MAX_BYTES + 1), timeout=DEADLINE_S))
 
     assert api.generate("Hello", **exactly(1))
@@ -108,7 +108,7 @@ def test_a_method_that_does_not_exist_is_unimplemented(api: Api) -> None:
 
 
 @pytest.mark.parametrize("method", [pytest.param(name, id=f"transport-undecodable-request-{name}") for name in METHODS])
-def test_bytes_that_are_no_request_are_an_internal_error_and_harm_nobody(api: Api, method: str) -> None:
+def test_bytes_that_are_not_a_request_cause_an_internal_error_and_harm_nobody(api: Api, method: str) -> None:
     refusal = refusal_of(lambda: send(api, method, b"\xff\xff\xff"))
 
     assert refusal.code == "INTERNAL"
@@ -142,7 +142,7 @@ def test_a_request_is_read_from_the_field_numbers_of_the_contract(recital: Api) 
 
 @row("wire-old-client-temperature")
 def test_a_client_without_presence_of_the_temperature_samples_with_one(api: Api) -> None:
-    """It never sends 0; what it leaves out is 1."""
+    """Such a client never sends 0; if it leaves the temperature out, it means 1."""
     sampled = parameters(seed=3, **exactly(4))
     assert not sampled.sampling.HasField("temperature")
 
@@ -216,7 +216,7 @@ def reflected(api: Api) -> descriptor_pb2.FileDescriptorProto:
 
 
 def described(message: descriptor_pb2.DescriptorProto) -> str:
-    """A message's fields, as ``FIELDS`` writes them: ? has presence, * is repeated."""
+    """A message's fields as ``FIELDS`` writes them: ? marks a field with presence, and * a repeated one."""
     return ", ".join(f"{one.number} {one.name}{mark(one)}" for one in message.field)
 
 
@@ -354,7 +354,7 @@ def test_an_unknown_path_is_not_found(api: Api) -> None:
 
 
 @row("http-metrics-hold-no-prompts")
-def test_metrics_hold_nothing_of_prompts(api: Api) -> None:
+def test_metrics_contain_nothing_from_prompts(api: Api) -> None:
     api.generate("zanzibar-secret", **exactly(1))
     get(api, "/metrics")
 

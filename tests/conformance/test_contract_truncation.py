@@ -1,4 +1,4 @@
-"""``truncate_input_tokens``: the rightmost tokens are kept, behind the one that begins every input."""
+"""``truncate_input_tokens``: the rightmost tokens are kept, after the token that begins every input."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_the_count_of_a_truncated_input_is_what_was_asked_for(api: Api, way: str
 
 
 @row("truncation-rightmost")
-def test_the_rightmost_tokens_are_kept_behind_the_first(recital: Api) -> None:
+def test_the_rightmost_tokens_are_kept_after_the_first(recital: Api) -> None:
     assert input_pieces(recital, "abcdef", truncate_input_tokens=4) == ["<s>", "d", "e", "f"]
 
 
@@ -40,12 +40,12 @@ def test_the_rightmost_tokens_of_any_tokenizer_are_kept(api: Api) -> None:
 
 
 @row("truncation-to-one")
-def test_truncation_to_one_token_leaves_the_beginning_of_sequence_alone(recital: Api) -> None:
+def test_truncation_to_one_token_keeps_only_the_beginning_of_sequence_token(recital: Api) -> None:
     assert input_pieces(recital, "abcdef", truncate_input_tokens=1) == ["<s>"]
 
 
 @row("truncation-to-one-output")
-def test_an_input_truncated_to_one_token_continues_nothing(recital: Api) -> None:
+def test_an_input_truncated_to_one_token_is_continued_as_if_it_were_empty(recital: Api) -> None:
     assert recital.answer("abcdef", truncate_input_tokens=1).text == "after"
 
 
@@ -63,7 +63,7 @@ def test_the_echo_of_a_truncated_input_is_whole(recital: Api, way: str) -> None:
 
 
 @row("truncation-each-input")
-def test_each_input_of_a_batch_is_truncated_by_itself(recital: Api) -> None:
+def test_each_input_of_a_batch_is_truncated_separately(recital: Api) -> None:
     answers = recital.generate("abcdefghA", "A", "xxxC", truncate_input_tokens=3, max_new_tokens=1)
 
     assert [(answer.input_token_count, answer.text) for answer in answers] == [(3, "The"), (2, "The"), (3, " one")]
@@ -78,7 +78,7 @@ def test_the_output_is_that_of_the_kept_tokens(recital: Api) -> None:
 
 @row("truncation-repetition_penalty")
 def test_the_repetition_penalty_sees_only_kept_tokens(recital: Api) -> None:
-    """What was cut off is not penalized: the token "d" is in the prompt of the second call only."""
+    """What was cut off is not penalized: the token "d" is only in the prompt of the second call."""
     fields = {"generated_tokens": True, "repetition_penalty": 1.5, "token_logprobs": True, "top_n_tokens": 10}
 
     cut = recital.answer("dddxA", truncate_input_tokens=3, **fields)

@@ -153,7 +153,7 @@ def test_as_many_tokens_as_the_server_allows_may_be_asked_for(api: Api) -> None:
     "method",
     [pytest.param(pb.GREEDY, id="validation-greedy"), pytest.param(7, id="validation-unknown-method-is-greedy")],
 )
-def test_sampling_parameters_are_not_looked_at_without_the_method_sample(api: Api, method: int, usual: Any) -> None:
+def test_sampling_parameters_are_not_checked_without_the_method_sample(api: Api, method: int, usual: Any) -> None:
     nonsense = {"temperature": -1.0, "top_p": NAN, "typical_p": 7.0, "top_k": 2**32 - 1, "seed": 5}
 
     [answer] = api.generate("Hello", method=method, **nonsense, **usual)
@@ -161,7 +161,7 @@ def test_sampling_parameters_are_not_looked_at_without_the_method_sample(api: Ap
     assert answer == api.answer("Hello", **usual)
 
 
-# Each violates one rule. Where several are violated, the first in this order gives its text.
+# Each violates one rule. If several rules are violated, the error is that of the first one in this order.
 ORDER: dict[str, tuple[dict[str, Any], str]] = {
     "01": ({"temperature": 0.01}, TEMPERATURE),
     "02": ({"top_p": 2.0}, TOP_P),
@@ -203,7 +203,7 @@ def test_too_many_stop_sequences_are_noticed_before_too_many_alternatives(api: A
 
 
 @row("order-top_n-before-10")
-def test_too_many_alternatives_are_noticed_before_that_there_are_no_tokens(api: Api) -> None:
+def test_too_many_alternatives_are_noticed_before_a_lack_of_tokens(api: Api) -> None:
     assert api.refusal("Hello", top_n_tokens=11) == Refusal.invalid(TOP_N.format(n=11))
 
 
@@ -214,7 +214,7 @@ def test_of_three_violations_the_first_counts(api: Api) -> None:
     assert api.refusal("Hello", **fields) == Refusal.invalid(REPETITION)
 
 
-# Inputs that cannot be tokens of the model
+# Inputs for which the model has no tokens
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -232,7 +232,7 @@ def test_a_token_that_truncation_removes_does_no_harm(recital: Api) -> None:
 
 
 @row("order-12-before-13")
-def test_a_missing_prefix_is_noticed_before_the_input_is_looked_at(recital: Api) -> None:
+def test_a_missing_prefix_is_noticed_before_the_input_is_checked(recital: Api) -> None:
     assert recital.refusal(STRANGER, prefix_id="p") == Refusal.invalid(PREFIX.format(id="p"))
 
 
@@ -241,7 +241,7 @@ def test_tokenizing_fails_before_lengths_are_compared(recital: Api) -> None:
     assert recital.refusal("x" * 40, STRANGER).text.startswith("tokenizer error ")
 
 
-# Calls without something to do
+# Calls with nothing to do
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_tokenizing_fails_before_lengths_are_compared(recital: Api) -> None:
         pytest.param({"prefix_id": "nowhere"}, id="zero-inputs-with-unknown-prefix"),
     ],
 )
-def test_no_inputs_have_no_answers_whatever_the_parameters(api: Api, fields: dict[str, Any]) -> None:
+def test_a_call_without_inputs_has_no_answers_whatever_its_parameters(api: Api, fields: dict[str, Any]) -> None:
     assert api.generate(**fields) == []
 
 
@@ -332,7 +332,9 @@ def test_min_new_tokens_may_fill_the_context(recital: Api) -> None:
 
 
 @row("order-14-before-15")
-def test_an_input_without_any_room_is_told_so_before_min_new_tokens(api: Api, longest: int, too_long: str) -> None:
+def test_a_lack_of_any_room_is_noticed_before_a_lack_of_room_for_min_new_tokens(
+    api: Api, longest: int, too_long: str
+) -> None:
     assert api.refusal(too_long, **exactly(4)) == Refusal.invalid(TOO_LONG.format(n=longest, longest=longest))
 
 
@@ -346,7 +348,7 @@ def test_the_first_failing_input_of_a_batch_gives_the_text(api: Api, longest: in
 
 
 @row("batch-first-failing-input-decides-across-rules")
-def test_an_earlier_input_decides_even_by_a_later_rule(api: Api, longest: int, too_long: str) -> None:
+def test_an_earlier_input_decides_even_if_it_violates_a_later_rule(api: Api, longest: int, too_long: str) -> None:
     nearly = api.text_of(longest - 2)
 
     refusal = api.refusal("Hello", nearly, too_long, **exactly(3))
@@ -358,7 +360,7 @@ def test_an_earlier_input_decides_even_by_a_later_rule(api: Api, longest: int, t
 
 
 @row("default-max_new_tokens-20")
-def test_twenty_tokens_are_generated_if_nothing_is_said(api: Api) -> None:
+def test_twenty_tokens_are_generated_by_default(api: Api) -> None:
     [answer] = api.generate("Hello", min_new_tokens=20)
 
     assert (answer.generated_token_count, reason(answer)) == (20, "MAX_TOKENS")
@@ -387,7 +389,7 @@ def test_a_request_without_parameters_is_greedy(api: Api) -> None:
     assert (answer.seed, len(answer.tokens), len(answer.input_tokens)) == (0, 0, 0)
 
 
-# Guided decoding: what a server cannot do it must refuse, never ignore.
+# Guided decoding: a server must refuse what it cannot do, and never ignore it.
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -401,7 +403,7 @@ def test_a_request_without_parameters_is_greedy(api: Api) -> None:
         pytest.param({"grammar": 'root ::= "yes"'}, "grammar", id="guided-grammar"),
     ],
 )
-def test_a_constraint_that_cannot_be_kept_is_refused_in_a_sentence(
+def test_a_constraint_that_cannot_be_kept_is_refused_with_a_sentence(
     api: Api, kind: str, fields: dict[str, Any], name: str
 ) -> None:
     refusal = api.refusal("Hello", kind=kind, **fields)

@@ -1,4 +1,4 @@
-"""The native engine on CUDA: results as on the CPU, no waiting for the device, two steps in flight."""
+"""The native engine on CUDA: results as on the CPU, no waiting for the device, and two steps in flight."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ WAYS_TO_ATTEND = ("llama", "mistral-window", "bloom", "gemma2")  # each plans an
 
 @contextmanager
 def no_waiting() -> Iterator[None]:
-    """Operations that make the host wait for the device raise."""
+    """Within this block, an operation that makes the host wait for the device raises an error."""
     torch.cuda.set_sync_debug_mode("error")
     try:
         yield
@@ -60,7 +60,7 @@ def no_waiting() -> Iterator[None]:
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("chunk", [1 << 30, 7], ids=["whole", "chunks of 7"])
-def test_cuda_generates_the_tokens_of_the_cpu(
+def test_cuda_and_the_cpu_generate_the_same_tokens(
     name: str, chunk: int, checkpoint: Callable[..., Path], driver: Callable[..., Driver]
 ) -> None:
     directory = checkpoint(**MODELS[name])
@@ -107,7 +107,7 @@ def mixed_jobs() -> list[Job]:
 
 
 def prefill(runner: Any, jobs: list[Job], blocks_each: int) -> list[list[int]]:
-    """Start all jobs in one step; job i owns blocks from ``i * blocks_each`` on. Returns their first tokens."""
+    """Start all jobs in one step; job i owns ``blocks_each`` blocks. Returns their first tokens."""
     new = [
         NewSequence(i, pack_ids(job.prompt), len(job.prompt), 0, job.sampling, job.wanted, job.seed, job.end_ids)
         for i, job in enumerate(jobs)

@@ -1,4 +1,4 @@
-"""A plan predicts the GPU memory that a start takes. Each load runs in a process with its own CUDA context."""
+"""A plan predicts the GPU memory that a startup takes. Each load runs in a process with its own CUDA context."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def load_and_measure(connection: Connection, run: Run) -> None:
 
 def measure(directory: Path, *, is_tied: bool, dtype: str, **config: Any) -> Measured:
     (directory / "config.json").write_text(json.dumps(CONFIG | {"tie_word_embeddings": is_tied}))
-    write_converted_header(directory)  # all weights are zeros, which take as much memory as others
+    write_converted_header(directory)  # all weights are zeros, which take as much memory as other values
     run = Run(
         config=replace(ServeConfig(), **config),
         run_dir=directory,
@@ -121,5 +121,5 @@ def test_kv_blocks_are_predicted_within_5_percent(tmp_path: Path) -> None:
 def test_the_assumed_size_of_a_context_is_right(tmp_path: Path) -> None:
     found = measure(tmp_path, is_tied=True, dtype="bfloat16", kv_cache_memory=1 << 30)
 
-    print(f"a context takes {found.context_bytes / MIB:.0f} MiB, {CUDA_CONTEXT_BYTES / MIB:.0f} are assumed")
+    print(f"a context takes {found.context_bytes / MIB:.0f} MiB, but {CUDA_CONTEXT_BYTES / MIB:.0f} are assumed")
     assert found.context_bytes == pytest.approx(CUDA_CONTEXT_BYTES, abs=256 * MIB)

@@ -93,6 +93,9 @@ def test_a_launcher_that_stops_polling_is_frozen_until_it_polls_again(monkeypatc
             pid = os.getppid()
             assert re.match(rf"The launcher \(pid {pid}\) is frozen.* `kill -CONT {pid}`\.$", failures["live"])
 
+            assert (await server.health(is_onlooker=True)).state == pb.FrontendHealth.SERVING
+            assert list(await failing_probes(server)) == ["live"]  # `tgis ps` is no sign of life of the launcher
+
             monkeypatch.setattr(launcher_socket, "MAX_SILENCE_S", 60)
             await server.health()
             assert (await watched.read()).status == HealthCheckResponse.SERVING

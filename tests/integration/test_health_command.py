@@ -125,7 +125,7 @@ def test_an_impossible_host_name_is_reported_as_no_server(capsys):
     ("arguments", "environ", "text"),
     [
         (["--prob", "live"], {}, "tgis: No such option: --prob; did you mean --probe?\n"),
-        (["--probe", "dead"], {}, "invalid choice: 'dead'"),
+        (["--probe", "dead"], {}, "--probe is 'dead', but must be one of ready"),
         (["--timeout", "0"], {}, "0 is not a number of seconds above 0"),
         (["--timeout", "-1"], {}, "-1 is not a number"),
         (["--timeout", "inf"], {}, "up to 3600"),

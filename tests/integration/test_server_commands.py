@@ -17,6 +17,10 @@ from typing import Any
 
 import pytest
 
+from tgis_cli.clients.connection import Connection
+from tgis_cli.clients.grpc_client import Client
+from tgis_cli.runs.servers import find_server
+
 BIN = Path(sys.executable).parent
 Start = Callable[..., Any]
 REHEARSAL = ("--rehearse", "--host", "127.0.0.1")
@@ -107,6 +111,36 @@ def test_a_command_finds_the_address_in_the_environment(server: Any):
 
     assert (named.returncode, named.stderr, by_port.stdout) == (0, "", named.stdout)
     assert [health.stdout for health in healths] == ["ready\n"] * 3
+
+
+@pytest.fixture(scope="module")
+def secured(start_shared: Start, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A server with a certificate for a name that is not this machine's."""
+    base = tmp_path_factory.mktemp("tls")
+    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout key.pem -out cert.pem -subj /CN=tgis"
+    names = "subjectAltName=DNS:tgis.example.com"
+    subprocess.run(["openssl", *words.split(), "-addext", names], cwd=base, check=True, capture_output=True)
+    files = ("--tls-cert-path", f"{base}/cert.pem", "--tls-key-path", f"{base}/key.pem")
+    return start_shared(*REHEARSAL, *files, TGIS_URL="other:1").wait_until_ready()
+
+
+def test_the_suggested_command_works_when_it_is_pasted_in_another_directory(secured: Any, tmp_path: Path):
+    [command] = re.findall(r"^  try +(.+)$", secured.stdout, re.MULTILINE)
+    environ = {"PATH": f"{BIN}:{os.environ['PATH']}"}
+
+    done = subprocess.run(command, shell=True, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
+
+    assert " --tls-server-name tgis.example.com " in command
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+
+
+def test_a_running_server_with_tls_is_trusted_by_its_own_certificate(secured: Any):
+    found = find_server(secured.process.pid)
+
+    with Client.connect(Connection(server=found)) as client:
+        assert client.tokenize(["hello"])
+    assert list_servers()[secured.process.pid]["tls"]["names"] == ["tgis.example.com"]
 
 
 # -- stop

@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from tgis_server.engines.native.config.config_file import NULL_IS_A_VALUE
 from tgis_server.engines.native.families import FAMILIES, read_spec
 
-# No value is the default; sizes divide those of every class.
+# No value equals the default, and the sizes are valid in every class.
 STATED: dict[str, Any] = {
     "vocab_size": 500,
     "hidden_size": 2048,
@@ -113,7 +113,7 @@ VALUES = {
     family: OWN_SPELLINGS[family] if family in OWN_SPELLINGS else {**STATED, **EXTRA_VALUES[family]}
     for family in FAMILIES
 }
-REFUSED = {("mistral", "num_key_value_heads"), ("gemma2", "num_key_value_heads")}  # nulls are refused by transformers
+REFUSED = {("mistral", "num_key_value_heads"), ("gemma2", "num_key_value_heads")}  # transformers refuses these nulls
 OTHER_SPELLINGS = {
     "rope_scaling",
     "rope_theta",
@@ -210,7 +210,7 @@ def test_every_key_that_a_family_reads_is_compared(family: str) -> None:
 
 
 def test_longrope_of_phi3_has_the_original_length_of_its_class(tmp_path: Path) -> None:
-    """Even if the rope parameters state a different one."""
+    """It has that length even if the rope parameters state a different one."""
     rope = {"short_factor": [1.0] * 16, "long_factor": [2.0] * 16, "original_max_position_embeddings": 64}
     values = {**STATED, "rope_parameters": {"rope_type": "longrope", "rope_theta": 77.0, **rope}}
 

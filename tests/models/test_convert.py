@@ -189,7 +189,7 @@ def test_a_part_of_a_tensor_becomes_a_separate_tensor(tmp_path: Path):
     assert found["row"].tolist() == [4, 5, 6, 7]
 
 
-def test_overlapping_tensors_without_a_whole_one_are_refused(tmp_path: Path):
+def test_overlapping_tensors_are_refused_unless_one_covers_the_others(tmp_path: Path):
     base = torch.arange(12.0)
     save(tmp_path, {"a": base[:8], "b": base[4:]})
 
@@ -405,7 +405,7 @@ class Evil:
 
 
 @pytest.mark.parametrize("is_zip", [True, False])
-def test_a_pickle_with_code_is_refused_and_the_code_not_run(is_zip: bool, tmp_path: Path):
+def test_a_pickle_with_code_is_refused_and_its_code_is_not_run(is_zip: bool, tmp_path: Path):
     evil = Evil(f"touch {tmp_path / 'harm'}")
     save(tmp_path, {"w": torch.ones(2), "x": evil}, _use_new_zipfile_serialization=is_zip)
 
@@ -488,7 +488,7 @@ def test_randomly_changed_files_are_refused_or_read_without_a_crash(tmp_path: Pa
             continue
 
 
-# -- Disks, processes -------------------------------------------------------------------------------------------------
+# -- Disks and processes ----------------------------------------------------------------------------------------------
 
 
 def run_convert(directory: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -511,7 +511,7 @@ def test_a_full_disk_is_reported_and_leaves_nothing_behind(limit: int, tmp_path:
 def test_a_directory_that_cannot_be_written_is_detected_before_work_begins(tmp_path: Path, monkeypatch):
     save_sharded(tmp_path, 1)
 
-    def refuse(**options: object) -> None:  # as root ignores permissions
+    def refuse(**options: object) -> None:  # because root ignores permissions
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(tempfile, "NamedTemporaryFile", refuse)

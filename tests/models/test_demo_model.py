@@ -231,7 +231,7 @@ def test_the_shipped_configuration_is_a_llama_with_shared_kv_heads_in_bfloat16()
     assert {key: config[key] for key in expected} == expected
 
 
-def test_the_shipped_generation_is_greedy_and_ends_at_the_end_token() -> None:
+def test_the_shipped_generation_config_is_greedy_and_has_the_end_token() -> None:
     config = json.loads((DEMO_MODEL / "generation_config.json").read_text())
 
     assert (config["bos_token_id"], config["eos_token_id"], config["do_sample"]) == (0, 1, False)
@@ -258,7 +258,7 @@ def test_at_least_95_of_100_held_out_continuations_parse() -> None:
 
 
 @pytest.mark.parametrize("prompt", ["Once upon a time", "Question: Where does the cat live?"])
-def test_a_typical_first_prompt_is_continued_within_the_grammar(prompt: str) -> None:
+def test_the_continuation_of_a_typical_first_prompt_follows_the_grammar(prompt: str) -> None:
     [continuation] = making.continue_greedily(DEMO_MODEL, [prompt])
 
     assert continuation.fault is None

@@ -73,7 +73,7 @@ def test_a_plan_beyond_slots_or_block_tables_fails_with_the_name_of_the_field(
     def new(slot: int) -> NewSequence:
         return NewSequence(slot, pack_ids([5]), 1, 0, SamplingParams(), Wanted())
 
-    with pytest.raises(AssertionError, match=r"StepPlan\.new: slot 4, but there are 4"):
+    with pytest.raises(AssertionError, match=r"StepPlan\.new: slot 4, but only 4 exist"):
         runner.launch(StepPlan(0, [new(4)], [4], [1], [[0]], [True]))
     with pytest.raises(AssertionError, match=r"StepPlan\.new_blocks: 33 blocks in slot 0, at most 32 fit"):
         runner.launch(StepPlan(0, [new(0)], [0], [1], [list(range(33))], [True]))

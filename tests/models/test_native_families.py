@@ -1,4 +1,4 @@
-"""Every family generates the tokens of transformers: alone, in batches, and with any chunks."""
+"""Every family generates the same tokens as transformers: alone, in batches, and with any chunks."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("chunk", [None, 7], ids=["whole", "chunks of 7"])
-def test_a_mixed_batch_generates_the_tokens_of_transformers(
+def test_a_mixed_batch_generates_the_same_tokens_as_transformers(
     name: str, chunk: int | None, model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
     tiny = model(**MODELS[name])
@@ -168,7 +168,7 @@ def olmo2_parameters(spec: DecoderSpec) -> list[Parameter]:
 def test_layers_with_norms_only_after_attention_and_mlp(
     model: Callable[..., Model], driver: Callable[..., Driver], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in OLMo 2, which is no family of ours. With one head, its norm over all heads is a norm over each head."""
+    """As in OLMo 2, which we do not support. With one head, its norm over all heads is a norm over each head."""
     olmo2 = SimpleNamespace(
         ARCHITECTURE="Olmo2ForCausalLM",
         DEFAULTS=llama.DEFAULTS,

@@ -87,7 +87,7 @@ def test_chunks_without_logits_are_checked_too(damaged: Path, tmp_path: Path, ch
 def test_former_contents_of_blocks_affect_no_sequence(
     model: Callable[..., object], tmp_path: Path, dtype: str, rest: float
 ) -> None:
-    """Rows of different lengths, so that some are padded and some end within a block."""
+    """The rows have different lengths, so that some are padded and some end within a block."""
     directory = model("llama").directory  # type: ignore[attr-defined]
     jobs = [(healthy(length, length), chunk) for length, chunk in ((3, 99), (30, 8), (61, 7), (90, 99), (17, 1))]
     runs = []

@@ -34,7 +34,7 @@ def test_each_row_gets_its_own_adapter(bias: Tensor | None, places: list[int]) -
 
 
 def test_an_adapter_with_divided_inputs_is_the_sum_over_ranks() -> None:
-    """Each rank has all of B, and A for its own inputs."""
+    """Each rank has all of B, and the part of A for its own inputs."""
     places = torch.tensor([0, -1, 2, 2, 1])
     whole = multiplied(X, None, LoraView(places, SCALES, A, B))
 

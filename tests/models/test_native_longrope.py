@@ -1,6 +1,6 @@
 """LongRoPE: short factors up to the original length, long ones beyond, chosen per sequence as in transformers.
 
-Like Phi-3 in transformers, the native engine with the scheduler recomputes a sequence that crosses the border.
+When a sequence crosses the border, the scheduler has it recomputed, as Phi-3 in transformers does.
 """
 
 from __future__ import annotations

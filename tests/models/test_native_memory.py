@@ -1,4 +1,4 @@
-"""How memory is divided: numbers of blocks, lowered lengths, and errors with the numbers."""
+"""How memory is divided: numbers of blocks, lowered lengths, and errors that state the numbers."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ with torch.inference_mode():
 
 
 def test_compiled_layers_take_no_more_memory_than_is_counted_for_them() -> None:
-    """598 are compiled; a shard's environment keeps the last ``MAX_PRIMITIVES``."""
+    """598 primitives are compiled; a shard's environment keeps the last ``MAX_PRIMITIVES``."""
     environ = {**os.environ, **cpu_environment({}), "OMP_NUM_THREADS": "1"}
 
     output = subprocess.run(

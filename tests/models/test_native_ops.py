@@ -98,7 +98,7 @@ LIMITS = st.builds(
 
 
 def dense(queries: Tensor, keys: Tensor, values: Tensor, first: int, modifiers: AttentionModifiers) -> Tensor:
-    """Attention of (queries, H, D), at positions from ``first`` on, to all (keys, K, D) of a row, in float64."""
+    """Attention of (queries, H, D), the first at position ``first``, to all (keys, K, D) of a row, in float64."""
     keys, values = (x.repeat_interleave(HEADS.num_heads // HEADS.num_kv_heads, 1).double() for x in (keys, values))
     distance = torch.arange(len(keys))[None] - torch.arange(first, first + len(queries))[:, None]
     scores = torch.einsum("qhd,khd->hqk", queries.double(), keys) * SCALE

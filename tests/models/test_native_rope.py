@@ -1,4 +1,4 @@
-"""Rotary variants generate the tokens of transformers on both sides of their borders."""
+"""Rotary variants generate the same tokens as transformers on both sides of their borders."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ ROPES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", ROPES)
-def test_every_kind_of_rope_generates_the_tokens_of_transformers(
+def test_every_kind_of_rope_generates_the_same_tokens_as_transformers(
     name: str, model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
     tiny = model("llama", rope_parameters=ROPES[name])
@@ -78,7 +78,7 @@ def test_longrope_uses_short_factors_if_no_sequence_can_be_long(
 
 
 @pytest.mark.parametrize(("length", "max_sequence_length"), [(40, 64), (90, 256)], ids=["short", "long"])
-def test_phi3_with_longrope_and_partial_rotation_generates_the_tokens_of_transformers(
+def test_phi3_with_longrope_and_partial_rotation_generates_the_same_tokens_as_transformers(
     length: int, max_sequence_length: int, model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
     tiny = model(
@@ -99,10 +99,10 @@ def test_phi3_with_longrope_and_partial_rotation_generates_the_tokens_of_transfo
     assert_same_tokens(tiny.oracle, prompt, ours, tiny.expected(prompt, 20))
 
 
-def test_dynamic_scaling_beyond_the_models_length_equals_generation_token_by_token(
+def test_dynamic_scaling_beyond_the_models_length_equals_token_by_token_generation(
     model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
-    """The output crosses the length. Each new token is rotated for the length that it completes."""
+    """The output crosses that length. Each new token is rotated for the length of the sequence that ends with it."""
     tiny = model("llama", max_position_embeddings=48, rope_parameters=ROPES["dynamic"])
     prompt = prompt_of(40, 5)
 

@@ -1,4 +1,4 @@
-"""The runner's contract: steps that can be repeated after failures, sampling in slots, dtypes, loading errors."""
+"""The runner's contract: steps that can be repeated after failures, sampling in slots, dtypes, and loading errors."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_allocation_failures_are_recognized(error: BaseException, expected: bool
 # Sampling in slots
 
 
-def test_repetition_penalty_generates_the_tokens_of_transformers(
+def test_repetition_penalty_generates_the_same_tokens_as_transformers(
     model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
     tiny = model("llama")
@@ -168,7 +168,7 @@ def test_the_end_token_is_masked_until_min_new_tokens_and_raised_afterwards(
 def test_a_step_can_start_before_the_previous_one_is_collected(
     sampling: SamplingParams, model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
-    """As on CUDA with two steps in flight: the host does not know the newest token."""
+    """As on CUDA, two steps are in flight, so the host does not know the newest token."""
     tiny = model("llama")
     expected = driver(tiny).run([Job(prompt_of(9, 1), 12, sampling=sampling)])[0]
     runner = driver(tiny).runner

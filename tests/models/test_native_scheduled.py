@@ -1,4 +1,4 @@
-"""Families on one and two shards with the real scheduler: chunked prefills, preemptions, prefix-cache hits.
+"""Families on one and two shards with the real scheduler: chunked prefills, preemptions, and prefix-cache hits.
 
 The rest of a server does not depend on the family; test_served_tokens and the contract tests cover it.
 """
@@ -51,7 +51,7 @@ class Ranks:
 
 @pytest.mark.parametrize("num_shard", [1, 2])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_scheduled_sequences_generate_the_tokens_of_transformers(
+def test_scheduled_sequences_generate_the_same_tokens_as_transformers(
     family: str, num_shard: int, model: Callable[..., Model], shards: Callable[..., tuple[Driver, list[Any]]]
 ) -> None:
     tiny = model(family, **FAMILIES[family])

@@ -1,6 +1,6 @@
 """A seed gives the tokens that docs/architecture.md defines, on one shard and on two.
 
-The definition is computed from transformers' logits in float64, without code of the sampler.
+The definition is computed from transformers' logits in float64, without the sampler's code.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tensor parallelism with real processes: the same tokens, divided weights, one capacity, lost peers."""
+"""Tensor parallelism with real processes: the same tokens, divided weights, one capacity, and lost peers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_two_shards_generate_the_tokens_of_transformers(name: str, model: Callable[..., Model], shards: Shards) -> None:
+def test_two_shards_generate_the_same_tokens_as_transformers(
+    name: str, model: Callable[..., Model], shards: Shards
+) -> None:
     tiny = model(**MODELS[name])
     driver, _ = shards(tiny, 2)
     prompts = [prompt_of(length, seed=length) for length in (5, 40)]
@@ -47,7 +49,7 @@ def test_two_shards_generate_the_tokens_of_transformers(name: str, model: Callab
         assert_same_tokens(tiny.oracle, prompt, generated, tiny.expected(prompt, 12))
 
 
-def test_more_shards_than_kv_heads_generate_the_tokens_of_transformers(
+def test_more_shards_than_kv_heads_generate_the_same_tokens_as_transformers(
     model: Callable[..., Model], shards: Shards
 ) -> None:
     tiny = model("llama", num_attention_heads=4, num_key_value_heads=2)

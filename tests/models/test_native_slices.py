@@ -49,7 +49,7 @@ def qkv_of(queries: Tensor, keys: Tensor, values: Tensor, spec: DecoderSpec, ran
 
 
 def grouped(queries: Tensor, keys: Tensor, values: Tensor, num_kv_heads: int) -> Tensor:
-    """Per KV head its queries, its key, its value."""
+    """For each KV head its queries, its key and its value."""
     parts = [weight.unflatten(0, (num_kv_heads, -1)) for weight in (queries, keys, values)]
     return torch.cat(parts, 1).flatten(0, 1)
 

@@ -1,4 +1,4 @@
-"""T5 with the scheduler and encoded messages generates the tokens of transformers."""
+"""T5 with the scheduler and encoded messages generates the same tokens as transformers."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ VERSIONS = {"v1.0": V1_0, "v1.1": V1_1}
 
 @pytest.fixture(scope="session")
 def t5(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]:
-    """Make a tiny T5 of a version, once."""
+    """Make a tiny T5 of each version once."""
     return cache(lambda version: make_checkpoint(tmp_path_factory.mktemp("t5"), VERSIONS[version]))
 
 
 class Wired:
-    """All ranks as one runner that gets its plans encoded."""
+    """All ranks as one runner, whose plans arrive encoded."""
 
     def __init__(self, driver: Driver) -> None:
         self._runner = driver.runner
@@ -64,7 +64,7 @@ class Wired:
 
 @dataclass
 class Server:
-    """A scheduler and a T5; remembers its requests."""
+    """A server with a scheduler and a T5; it remembers its requests."""
 
     driver: Driver
     num_blocks: int = ENOUGH_BLOCKS
@@ -130,7 +130,7 @@ def assert_answers_are_those_of(tiny: Model, server: Server) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("num_encoded", [1, BLOCK_SIZE, 41], ids=lambda n: f"{n} encoded")
-def test_a_single_request_generates_the_tokens_of_transformers(
+def test_a_single_request_generates_the_same_tokens_as_transformers(
     num_encoded: int, version: str, t5: T5, shards: Shards
 ) -> None:
     server = Server(shards(t5(version), 1)[0])
@@ -178,7 +178,7 @@ def test_equal_texts_are_encoded_once(t5: T5, shards: Shards) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_two_shards_generate_the_tokens_of_transformers(version: str, t5: T5, shards: Shards) -> None:
+def test_two_shards_generate_the_same_tokens_as_transformers(version: str, t5: T5, shards: Shards) -> None:
     server = Server(shards(t5(version), 2)[0], num_blocks=14, depth=2)
 
     for seed, num_encoded in enumerate([20, 33, 20, 5]):

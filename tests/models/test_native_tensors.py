@@ -58,7 +58,7 @@ def assert_as_transformers(other: Model, ours: list[int]) -> None:
 def test_a_separate_head_is_used_although_config_json_calls_it_tied(
     family: str, model: Callable[..., Model], tmp_path: Path
 ) -> None:
-    """In files saved from the base model, whose names have no prefix."""
+    """The files are saved from the base model, so the names in them have no prefix."""
     other = edited(model(family), tmp_path / "other", bare, tie_word_embeddings=True)
 
     ours = Driver(load(other.directory, tmp_path)).run([Job(PROMPT, NUM_TOKENS)])[0]

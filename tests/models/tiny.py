@@ -58,7 +58,7 @@ def edit_config(directory: Path, **changes: Any) -> None:
 
 
 class Oracle:
-    """transformers, eager attention, float32."""
+    """transformers with eager attention, in float32."""
 
     def __init__(self, directory: Path) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager", dtype=torch.float32)
@@ -66,7 +66,7 @@ class Oracle:
 
     @torch.inference_mode()
     def generate(self, prompt: list[int], num_tokens: int) -> list[int]:
-        """Greedy, without ending early."""
+        """Generate greedily, without ending early."""
         out = self.model.generate(
             torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),

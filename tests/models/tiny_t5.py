@@ -18,7 +18,7 @@ SIZES = {
     "d_kv": 12,  # not the hidden size divided by the heads
     "d_ff": 96,
     "num_layers": 3,
-    "num_decoder_layers": 2,  # differs from the encoder's, so that confusing them fails
+    "num_decoder_layers": 2,  # differs from the encoder's, so that confusing the two makes tests fail
     "num_heads": 4,
     "relative_attention_num_buckets": 8,
     "relative_attention_max_distance": 20,
@@ -81,9 +81,9 @@ def make_checkpoint(directory: Path, changes: dict[str, Any], seed: int = 0) -> 
 
 
 def _draw(name: str, parameter: torch.Tensor) -> None:
-    """With enough variance that attention decides the next token, but not too much for float32."""
+    """Draw values with enough variance that attention decides the next token, but not too much for float32."""
     if parameter.dim() == 1:
         parameter.uniform_(0.5, 1.5)
     else:
-        stds = {".q.": 0.05, "relative": 2.0, "shared": 1.0, "lm_head": 0.2}  # scores are unscaled: small queries
+        stds = {".q.": 0.05, "relative": 2.0, "shared": 1.0, "lm_head": 0.2}  # small queries: scores are not scaled
         parameter.normal_(std=next((std for part, std in stds.items() if part in name), 0.5))

@@ -319,7 +319,10 @@ PROVOCATIONS |= {
     failures.WEIGHTS_EXCEED_GPU: lambda tmp, patch: check_weights(2 * GIB, "cuda", gpus=(GPU,)),
     failures.MODEL_TOO_LARGE: lambda tmp, patch: check_fits(REQUEST, GIB, 2 * GIB, 3 * GIB, "m"),
     failures.KV_CACHE_TOO_LARGE: lambda tmp, patch: decide_kv_budget(
-        MemoryRequest("cpu", GIB, 16, 160, is_explicit=True, kv_cache_memory=9 * GIB), GIB
+        MemoryRequest("cpu", GIB, 16, 160, is_explicit=True, kv_cache_memory=10 * GIB), GIB
+    ),
+    failures.KV_CACHE_TOO_SMALL: lambda tmp, patch: decide_kv_budget(
+        MemoryRequest("cpu", 1 << 10, 16, 160, is_explicit=False, kv_cache_memory=10), GIB
     ),
     failures.SEQUENCE_TOO_LONG: lambda tmp, patch: decide_kv_budget(REQUEST, GIB),
     failures.WARM_UP_TOO_LARGE: lambda tmp, patch: step_too_large(StepPlan(step=0), OutOfMemory()),
@@ -651,9 +654,11 @@ VALUES = {
     failures.ADDRESSES_LIMITED: "only 200 MiB of address space (`ulimit -v`), but needs 512 MiB",
     failures.MODEL_TOO_LARGE: "m needs 15.0 GiB on each shard (2.0 GiB weights, 3.0 GiB for a step, 10.0 GiB for one "
     "sequence of 160 tokens), but only 1.0 GiB",
-    failures.KV_CACHE_TOO_LARGE: "asks for 9.0 GiB per shard, but the weights leave only 922 MiB free",
+    failures.KV_CACHE_TOO_LARGE: "asks for 10.0 GiB per shard, but the weights leave only 922 MiB free",
+    failures.KV_CACHE_TOO_SMALL: "--kv-cache-memory 10 B is less than the keys and values of one sequence of 2 tokens "
+    "need on each shard: use --kv-cache-memory 1024 or more.",
     failures.SEQUENCE_TOO_LONG: "of 160 tokens needs 10.0 GiB for keys and values on each shard, but only 0 B is "
-    "available: use --max-sequence-length 2",
+    "available: use more shards (--num-shard)",
     failures.MESSAGE_UNUSABLE: "The plan of step 3 cannot be applied: slots names slot 5, which is empty.",
     failures.STEP_TOO_LARGE: "Step 3 with 7 tokens of 1 sequences",
     failures.GPU_OUT_OF_MEMORY: "it asked for 2.00 GiB while 1.25 GiB of 79.15 GiB were free;",

@@ -43,7 +43,7 @@ def test_a_missing_tool_is_refused_with_a_list_of_the_commands():
     result = run("text-generation-server", "quantize", "model", "target")
 
     assert result.returncode == 2
-    assert "text-generation-server quantize is not part of this version; serve, download-weights" in result.stderr
+    assert "text-generation-server quantize is not part of this version, which has serve" in result.stderr
     assert ", ".join(COMMANDS) in result.stderr
 
 

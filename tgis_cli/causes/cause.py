@@ -1,7 +1,7 @@
 """Why a group ended: the earliest primary cause in what its processes left behind.
 
-Exits and error records go in, one sentence comes out. An error that only reports a lost peer is secondary: it is the
-cause to report only if there is no other.
+Exits and error records go in, and one sentence comes out. An error that only reports a lost peer is secondary: it is
+the cause to report only if there is no other.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Exit:
     """A child that ended on its own."""
 
     name: str
-    status: int  # exit code, or minus the signal
+    status: int  # exit code, or the negated number of the signal
     time: float  # wall clock
     tail: Sequence[str] = ()  # its last lines on stderr
     log: str = "the run directory"  # where these lines are kept
@@ -137,7 +137,7 @@ def read_records(errors_dir: Path) -> list[Cause]:
 def read_record(file: Path) -> Cause:
     record = json.loads(file.read_text())
     name, time, text = record["process"], record["time"], record["sentence"]
-    if record["is_expected"] and not lacks_threads(text):  # one process may be passing on another's lack of threads
+    if record["is_expected"] and not lacks_threads(text):  # one process may be passing on another's error
         return Cause(name, time, f"{name}: {text}", record["exit_code"], record["is_secondary"])
     log = file.with_suffix(".log")
     return as_cause(name, time, explain_words(text, make_site(name, log.read_text(encoding="utf-8"), str(log))))

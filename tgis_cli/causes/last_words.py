@@ -39,7 +39,7 @@ PEER_LOST = re.compile(
     re.IGNORECASE,
 )
 
-# How Python, OpenMP, gRPC and C++ report that they cannot start a thread. The last two then crash, or never answer.
+# How Python, OpenMP, gRPC and C++ report that they cannot start a thread. Afterwards, the last two crash or hang.
 NO_THREAD = (
     r"can't start new thread|Thread creation failed|pthread_create failed"
     r"|system_error.*Resource temporarily unavailable"
@@ -71,7 +71,7 @@ class FailureSite:
     """Where a process failed: values that any sentence may contain."""
 
     process: str
-    place: str  # as from find_place
+    place: str  # from find_place
     log: str  # the file with its traceback or last lines
     shared_memory: SharedMemory
 

@@ -1,7 +1,8 @@
-"""Evidence of the kernel's out-of-memory killer: when its kill count rose, and how much memory each child had then.
+"""Evidence of the kernel's out-of-memory killer: when its kill count rose, and how large each child was at the time.
 
 The count is that of the whole control group, so the victim may have been another process, even if a child was killed
-by hand at about the same time. The time of the rise and the child's size say how likely it was the child.
+by hand at about the same time. The time of the rise and the child's size tell how
+likely it is that the child was the victim.
 """
 
 from __future__ import annotations

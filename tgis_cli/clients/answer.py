@@ -23,6 +23,8 @@ MIN_DECODE_S = 0.1
 class SomeFailed(RequestError):
     """Of several answers. Each failure has been reported, so no further JSON object tells of it."""
 
+    is_told = True
+
 
 def as_flag(name: str) -> str:
     return "--" + name.replace("_", "-")

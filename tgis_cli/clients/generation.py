@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from tgis_cli.clients.answer import SomeFailed, as_flag, collect_answer
+from tgis_cli.clients.answer import as_flag, collect_answer
 from tgis_cli.clients.connector import Connector
 from tgis_cli.clients.grpc_client import Client
 from tgis_cli.clients.parameters import Parameters
@@ -38,7 +38,7 @@ class Generation:
     def run(self, words: Sequence[str], file: str | None) -> bool:
         """
         Raises:
-            TgisError: with ``--json`` it is on stdout too.
+            TgisError: nothing, or not everything, has been completed.
         """
         try:
             with interrupted_by_ctrl_c(), self._errors_explained():
@@ -107,16 +107,11 @@ class Generation:
 
     @contextmanager
     def _errors_explained(self) -> Iterator[None]:
-        """Say in the words of this command line what a server refuses; with ``--json``, also as an object."""
+        """Say in the words of this command line what a server refuses."""
         try:
-            try:
-                yield
-            except InvalidRequest as error:
-                raise explain_refusal(error, self.parameters) from None
-        except TgisError as error:
-            if self.as_json and not isinstance(error, SomeFailed):
-                self._print_json({"error": str(error), "exit_code": error.exit_code})
-            raise
+            yield
+        except InvalidRequest as error:
+            raise explain_refusal(error, self.parameters) from None
 
     def _print_json(self, facts: dict[str, object]) -> None:
         print(json.dumps(facts, ensure_ascii=False), file=self.presenter.out, flush=True)

@@ -31,6 +31,7 @@ from tgis_server.wire.parameter_ranges import (
     UINT64,
     Range,
 )
+from tgis_server.words.close_words import find_close, or_list
 from tgis_server.words.control_characters import escape_controls
 
 if TYPE_CHECKING:
@@ -335,10 +336,8 @@ def find_parameter(name: str) -> Parameter:
     """
     known = PARAMETERS.get(name.replace("-", "_"))
     if known is None:
-        import difflib
-
-        close = difflib.get_close_matches(name.replace("-", "_"), PARAMETERS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(PARAMETERS)}."
+        close = find_close(name, PARAMETERS)
+        hint = f"did you mean {or_list(close)}?" if close else f"there are {', '.join(PARAMETERS)}."
         raise UsageError(f"No such parameter: {name}; {hint}")
     return known
 

@@ -19,34 +19,28 @@ from pathlib import Path
 from tgis_cli.clients.address import GRPC, HTTP, Address, find_address
 from tgis_cli.clients.no_connection import explain_error, explain_no_connection
 from tgis_cli.clients.tls_files import TlsFiles, name_flags
+from tgis_cli.terminal.argument_parser import ArgumentParser
 
 TYPE_CHECKING = False  # importing typing would add a tenth to the imports
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from typing import Any
 
 ANSWERS = {"ready": "ready", "live": "live", "startup": "started"}  # by probe: the answer of a healthy server
 SERVICES = {"ready": "fmaas.GenerationService", "live": "live", "startup": "startup"}  # of grpc.health.v1
 MAX_TIMEOUT_S = 3600
 DESCRIPTION = "Check the health of a running server."
-EPILOG = (
-    "Without --url the server is that of the variable TGIS_URL, else this machine at the port in the variable PORT, "
-    "else the only running server of this user, else port 3000 of this machine. "
-    "Exit code 0: healthy; 1: unhealthy, or no server; 2: wrong options."
-)
+EPILOG = "Exit code 0: healthy; 1: unhealthy, or no server; 2: wrong options."
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Query once and print the answer; return the exit code."""
-    parser = make_parser()
-    options, unknown = parser.parse_known_args(argv)
-    if unknown:
-        parser.error(f"No such option: {unknown[0]}{suggest(unknown[0])}")
+    options = make_parser().parse_args(argv)
     try:
         return ask(options, environ)
     except Exception as error:  # importing the class of our errors would add a fifth to the imports
         if not hasattr(error, "exit_code"):
             raise
-        return fail(str(error), error.exit_code)
+        return fail(str(error), error.exit_code, as_json=options.json)
 
 
 def ask(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -71,9 +65,9 @@ def ask(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     try:
         status, body = fetch(connection, f"/health/{options.probe}", options.timeout)
     except (ssl.SSLError, ConnectionResetError, http.client.HTTPException):  # it has answered somehow
-        return fail(explain_no_connection(address, files, options.timeout))
+        return fail(explain_no_connection(address, files, options.timeout), as_json=options.json)
     except (OSError, UnicodeError) as error:
-        return fail(explain_error(address, error, options.timeout))
+        return fail(explain_error(address, error, options.timeout), as_json=options.json)
     return print_answer(options.probe, status, body, address, as_json=options.json)
 
 
@@ -144,7 +138,7 @@ def print_answer(probe: str, status: int, body: bytes, address: Address, *, as_j
         facts = json.loads(body)
         why_not = "" if status == http.client.OK else facts["error"]
     except (ValueError, TypeError, KeyError):
-        return fail(f"The HTTP server at {address} is not TGIS: it answers with status {status}.")
+        return fail(f"The HTTP server at {address} is not TGIS: it answers with status {status}.", as_json=as_json)
     if as_json:
         print(json.dumps(facts))
     elif not why_not:
@@ -166,31 +160,25 @@ def print_grpc_answer(probe: str, status: str, address: Address, *, as_json: boo
     return 0 if is_healthy else fail(reason)
 
 
-def fail(sentence: str, exit_code: int = 1) -> int:
-    print(f"tgis: {sentence}", file=sys.stderr)
+def fail(sentence: str, exit_code: int = 1, *, as_json: bool = False) -> int:
+    """
+    Args:
+        as_json: print the sentence as JSON too, as nothing else has been.
+    """
+    if as_json:
+        from tgis_cli.terminal.exits import print_failure
+
+        print_failure(sentence, exit_code, ("health", "--json"))
+    else:  # probes run often, and this needs no import
+        print(f"tgis: {sentence}", file=sys.stderr)
     return exit_code
 
 
-class Parser(argparse.ArgumentParser):
-    """Prints errors in one line, like the other commands."""
-
-    def error(self, message: str) -> NoReturn:
-        fail(message if message.endswith("?") else f"{message}; `tgis health --help` shows what is accepted.")
-        raise SystemExit(2)
-
-
-def make_parser() -> Parser:
-    parser = Parser("tgis health", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False)
+def make_parser() -> ArgumentParser:
+    parser = ArgumentParser("tgis health", f"{DESCRIPTION}\n\n{EPILOG}")
     for flag, settings in OPTIONS.items():
         parser.add_argument(flag, **settings)
     return parser
-
-
-def suggest(unknown: str) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(unknown, OPTIONS, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def read_seconds(text: str) -> float:
@@ -201,25 +189,25 @@ def read_seconds(text: str) -> float:
 
 
 OPTIONS: dict[str, dict[str, Any]] = {  # for shell completion too
-    "--probe": {"choices": tuple(ANSWERS), "default": "ready", "help": "what to check (default: %(default)s)"},
+    "--probe": {"choices": tuple(ANSWERS), "default": "ready", "help": "What to check. [default: %(default)s]"},
     "--url": {
         "metavar": "URL",
-        "help": "http://HOST:PORT or https://HOST:PORT; grpc://HOST:PORT or grpcs://HOST:PORT ask the gRPC health "
-        "service (default: see below)",
+        "help": "Address of the server; grpc:// and grpcs:// ask the gRPC health service. [env: TGIS_URL; default: "
+        "PORT, the running server, or http://127.0.0.1:3000]",
     },
     "--timeout": {
         "type": read_seconds,
         "default": 1.0,
         "metavar": "SECONDS",
-        "help": "time limit for the whole check (default: %(default)g)",
+        "help": "Time limit for the whole check. [default: %(default)g]",
     },
-    "--json": {"action": "store_true", "help": "print the server's whole answer"},
+    "--json": {"action": "store_true", "help": "Print the server's whole answer."},
     "--ca": {
         "type": Path,
         "metavar": "FILE",
-        "help": "verify the server's certificate with this CA; without it HTTPS accepts any",
+        "help": "Verify the server's certificate with this CA; without it HTTPS accepts any.",
     },
-    "--cert": {"type": Path, "metavar": "FILE", "help": "client certificate, for a server that demands one"},
-    "--key": {"type": Path, "metavar": "FILE", "help": "key of the client certificate, if it is in another file"},
-    "--tls-server-name": {"metavar": "NAME", "help": "name in the server's certificate, if not that of the URL"},
+    "--cert": {"type": Path, "metavar": "FILE", "help": "Client certificate, for a server that demands one."},
+    "--key": {"type": Path, "metavar": "FILE", "help": "Key of the client certificate, if it is in another file."},
+    "--tls-server-name": {"metavar": "NAME", "help": "Name in the server's certificate, if not that of the URL."},
 }

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
 
 from tgis_cli.clients.parameters import PARAMETERS
 from tgis_server.errors import UsageError
+from tgis_server.words.close_words import find_close, or_list
 
 SLASH, QUOTES = "/", '"""'
 DEFAULT = "default"  # as a value of /set: no longer given
@@ -61,8 +61,8 @@ def parse_command(line: str) -> Command | None:
 
 
 def suggest(name: str) -> str:
-    if close := difflib.get_close_matches(name, NAMES, n=1):
-        return f"did you mean {close[0]}?"
+    if close := find_close(name, NAMES):
+        return f"did you mean {or_list(close)}?"
     return "/help lists the commands, and two slashes begin a text with one."
 
 

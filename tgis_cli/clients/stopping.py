@@ -6,7 +6,6 @@ directory.
 
 from __future__ import annotations
 
-import difflib
 import os
 import signal
 import time
@@ -17,6 +16,7 @@ from tgis_cli.clients.server_status import State, Status, ask_all, count_calls
 from tgis_cli.runs.servers import RunningServer, find_server
 from tgis_cli.terminal.stop_signals import ECHO_S
 from tgis_server.errors import Unavailable, UsageError
+from tgis_server.words.close_words import find_close, or_list
 
 POLL_S = 0.05
 QUIET_S = 1.0  # before the first word about a drain
@@ -70,8 +70,8 @@ def pick_server(name: str, running: Sequence[RunningServer]) -> RunningServer:
         return matches[0]
     if matches:
         raise UsageError(f"Several servers are called {name}: {list_names(matches)}. Give the port or the pid of one.")
-    close = difflib.get_close_matches(name, {each for server in running for each in server.names}, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"there {'are' if len(running) > 1 else 'is'} "
+    close = find_close(name, (each for server in running for each in server.names))
+    hint = f"did you mean {or_list(close)}?" if close else f"there {'are' if len(running) > 1 else 'is'} "
     raise UsageError(f"No server is called {name}; {hint if close else hint + list_names(running) + '.'}")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.grpc_client import Client
 from tgis_cli.model_files import find_cache_dir, find_model_dir
+from tgis_cli.terminal.capabilities import is_terminal
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Tokens:
 
     def print(self) -> None:
         """A table on a terminal; elsewhere one line: the count, then the pieces."""
-        if not sys.stdout.isatty():
+        if not is_terminal(sys.stdout):
             print(f"{len(self.pieces)}\t{' '.join(self.pieces)}", flush=True)
             return
         from rich.console import Console

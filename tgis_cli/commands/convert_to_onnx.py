@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from tgis_cli.model_files import find_model_dir, get_cache_dir
+from tgis_cli.model_files.completion import complete_model
 from tgis_cli.terminal.progress import tell
 from tgis_cli.terminal.stop_signals import interrupted_by_signals
 
@@ -17,12 +18,16 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
 @app.command()
 def convert_to_onnx(
-    model: Annotated[str, typer.Argument(help="Name in the local cache, or a directory.")],
+    model: Annotated[
+        str, typer.Argument(help="Name in the local cache, or a directory.", autocompletion=complete_model)
+    ],
     target: Annotated[Path, typer.Argument(help="Directory to create.")],
     revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "main",
     merge_graphs: Annotated[
         bool,
-        typer.Option(help="Merge the two decoders of an encoder-decoder model into one file; others have only one."),
+        typer.Option(
+            help="Merge the two decoders of an encoder-decoder model into one file; other models have only one."
+        ),
     ] = False,
     optimize: Annotated[bool, typer.Option(help="Optimize the graph: level O3 for GPUs, O1 for CPUs.")] = False,
     provider: Annotated[
@@ -39,9 +44,9 @@ def convert_to_onnx(
         ),
     ] = None,
 ) -> None:
-    """Export a model to ONNX, in float32, and compare its logits.
+    """Export a model to ONNX, in float32, and compare its logits with the original's.
 
-    The exporter needs other library versions, so it is installed once, with pip, in its own directory.
+    The exporter needs different library versions, so it is installed once, with pip, in its own directory.
     """
     from tgis_cli.model_files.convert.onnx import Export, export_to_onnx, find_environment
 

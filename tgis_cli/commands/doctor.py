@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,13 +11,14 @@ from typing import Annotated, Any
 
 import typer
 
-from tgis_cli.terminal.option_help import GroupedHelpCommand
+from tgis_cli.model_files.completion import complete_model
+from tgis_cli.terminal.capabilities import has_color
 from tgis_cli.terminal.options import with_serve_options
+from tgis_cli.terminal.tables import find_width
 
 app = typer.Typer(add_completion=False)
 
-EXIT_FAILURE = 1  # a server would not start or not serve; wrong flags give 2, as everywhere
-PIPE_WIDTH = 100
+EXIT_FAILURE = 1  # a server would not start, or would not serve; wrong flags give 2, as everywhere
 
 
 def doctor(
@@ -54,10 +54,8 @@ def doctor(
     if json_:
         print(json.dumps(report, indent=1, default=str))
     else:
-        is_terminal = sys.stdout.isatty()
-        width = shutil.get_terminal_size().columns if is_terminal else PIPE_WIDTH
-        is_colored = is_terminal and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
-        print("\n".join(describe_verdicts(verdicts, width, is_colored=is_colored)))
+        lines = describe_verdicts(verdicts, find_width(), is_colored=has_color(sys.stdout, environ))
+        print("\n".join(lines))
     if bundle is not None:
         names = write_bug_report(bundle, subject, report)
         print(f"{bundle} is a bug report with {', '.join(names)}.", file=sys.stderr if json_ else sys.stdout)
@@ -66,6 +64,6 @@ def doctor(
         raise SystemExit(EXIT_FAILURE)
 
 
-MODEL = "Directory, or hub id in the local cache; without one only the machine is checked."
+MODEL = "Directory, or hub id in the local cache; without one, only the machine is checked."
 
-app.command(cls=GroupedHelpCommand)(with_serve_options(doctor, positional_model=MODEL))
+app.command()(with_serve_options(doctor, positional_model=MODEL, complete_model=complete_model))

@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from tgis_cli.model_files import get_cache_dir
-from tgis_cli.terminal.progress import failures_as_events, tell_result
+from tgis_cli.model_files.completion import complete_model
+from tgis_cli.terminal.progress import tell_result
+from tgis_cli.terminal.stop_signals import interrupted_by_signals
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -17,16 +19,22 @@ MAX_PARALLEL = 64
 
 @app.command()
 def download_weights(
-    model: Annotated[str, typer.Argument(help="Name on the hub, such as org/model, or a directory to convert in.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Name on the hub, such as org/model, or a directory of files to convert.",
+            autocompletion=complete_model,
+        ),
+    ],
     revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "main",
     token: Annotated[
-        str | None, typer.Option(help="For gated and private models; HF_TOKEN keeps it out of process lists.")
+        str | None, typer.Option(help="For gated and private models; HF_TOKEN keeps the token out of process lists.")
     ] = None,
     extension: Annotated[
         str,
         typer.Option(
             metavar="LIST",
-            help="Comma-separated file name endings to download. A single one includes configuration and tokenizer.",
+            help="Comma-separated file name endings to download. A single one also gets configuration and tokenizer.",
         ),
     ] = ".safetensors",
     auto_convert: Annotated[
@@ -48,10 +56,10 @@ def download_weights(
 ) -> None:
     """Download a model into the local cache and print its directory on stdout.
 
-    An interrupted download resumes where it stopped. A file gets its name once it is complete and its checksum matches
-    the hub's.
+    An interrupted download resumes where it stopped. A file gets its final name once it is complete and its checksum
+    matches the hub's.
     """
-    with failures_as_events(as_json=json_):
+    with interrupted_by_signals():
         from tgis_cli.model_files.download.servable import get_servable
         from tgis_cli.model_files.download.snapshot import Order
         from tgis_cli.model_files.download.transfers import TransferOptions

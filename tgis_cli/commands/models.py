@@ -1,4 +1,4 @@
-"""``tgis models``: list the local cache, and ``tgis models rm`` to remove models from it."""
+"""``tgis models`` lists the local cache, and ``tgis models rm`` removes models from it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tgis_cli.model_files import get_cache_dir
+from tgis_cli.model_files.completion import complete_cached_model
+from tgis_cli.terminal.capabilities import is_terminal
 from tgis_cli.terminal.stop_signals import interrupted_by_signals
 from tgis_server.errors import UsageError
 from tgis_server.words.sizes import format_bytes
@@ -24,7 +26,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @app.callback(invoke_without_command=True)
 def models(ctx: typer.Context, json_: Json = False) -> None:
-    """List the models in the local cache with their revision, size, engine, and whether they are complete."""
+    """List the models in the local cache with revision, size and engine, and show whether they are complete."""
     if ctx.invoked_subcommand is None:
         from tgis_cli.model_files.inventory import list_models
         from tgis_cli.model_files.inventory_table import print_models
@@ -42,13 +44,13 @@ def models(ctx: typer.Context, json_: Json = False) -> None:
 
 @app.command()
 def rm(
-    model: Annotated[str, typer.Argument(help="Name as `tgis models` shows it.")],
+    model: Annotated[str, typer.Argument(help="Name as `tgis models` shows it.", autocompletion=complete_cached_model)],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; all revisions if left out.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be removed.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     json_: Json = False,
 ) -> None:
-    """Remove a model, or one revision of it, from the local cache. Files that other revisions use stay."""
+    """Remove a model, or one revision of it, from the local cache. Files that other revisions use are kept."""
     from tgis_cli.model_files.cache.removal import prepare_removal, remove
 
     removal = prepare_removal(get_cache_dir(os.environ), model, revision)
@@ -67,9 +69,9 @@ def rm(
 
 def confirm(removal: Removal) -> None:
     """Ask on a terminal; refuse elsewhere."""
-    if not sys.stdin.isatty():
+    if not is_terminal(sys.stdin):
         raise UsageError(f"{removal.model} is not removed: there is no terminal to ask on; use --yes (or --dry-run).")
     print("Remove this? [y/N] ", end="", flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        print("nothing is removed")
+        print("nothing was removed")
         raise typer.Exit(1)

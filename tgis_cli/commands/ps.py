@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
-import sys
 from typing import Annotated
 
 import typer
+
+from tgis_cli.terminal.tables import find_width
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -24,7 +24,6 @@ def ps(json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = Fals
     if json_:
         print(json.dumps({"servers": [row.as_dict() for row in rows]}, indent=1))
     elif rows:
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        print("\n".join(describe_rows(rows, width)))
+        print("\n".join(describe_rows(rows, find_width())))
     else:
         print("No server of this user is running; `tgis launch` starts one.")

@@ -15,6 +15,7 @@ from tgis_cli.clients.parameter_flags import with_parameters
 from tgis_cli.clients.parameters import Parameters
 from tgis_cli.clients.presenter import Presenter
 from tgis_cli.commands.generate import AsJson, File, NumAnswers, Parallel
+from tgis_cli.model_files.completion import complete_model
 from tgis_cli.own_server.own_server import OwnServer
 from tgis_cli.own_server.words import make_arguments, split_words
 from tgis_cli.terminal.options import with_serve_options
@@ -31,7 +32,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the server'
 
 
 @app.command()
-@partial(with_serve_options, positional_model=MODEL_HELP, only=OFFERED)
+@partial(with_serve_options, positional_model=MODEL_HELP, only=OFFERED, complete_model=complete_model)
 @with_parameters
 def run(
     flags: dict[str, Any],

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from tgis_cli.terminal.exits import as_told
 from tgis_server.errors import Unavailable, UsageError
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -63,4 +64,4 @@ def stop(
                 print(f"Stopped {each.name} after {each.seconds:.1f} s.")
     if sentence := describe_survivors(stopped):
         sys.stdout.flush()
-        raise Unavailable(sentence)
+        raise as_told(Unavailable(sentence))

@@ -12,6 +12,8 @@ import typer
 from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.connection_options import with_connection_options
 from tgis_cli.clients.tokens import tokenize_locally, tokenize_remotely
+from tgis_cli.model_files.completion import complete_model
+from tgis_cli.terminal.capabilities import is_terminal
 from tgis_server.errors import UsageError
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -21,7 +23,12 @@ def tokenize(
     connection: Connection,
     text: Annotated[str | None, typer.Argument(help="Text to split; stdin line by line if left out.")] = None,
     model: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Use the tokenizer of this directory or cached model.")
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Use the tokenizer of this directory or cached model.",
+            autocompletion=complete_model,
+        ),
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print a JSON object per text.")] = False,
 ) -> None:
@@ -38,7 +45,7 @@ def tokenize(
 
 
 def read_lines() -> Iterator[str]:
-    if sys.stdin.isatty():
+    if is_terminal(sys.stdin):
         raise UsageError('No text is given: `tgis tokenize "Once upon a time"`, or pipe lines in.')
     return (line.removesuffix("\n") for line in sys.stdin)
 

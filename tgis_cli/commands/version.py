@@ -28,7 +28,7 @@ def version(json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
 
 
 def installed_version(package: str) -> str:
-    """Reads the package's metadata: importing torch would take seconds."""
+    """Read the version from the package's metadata: importing torch would take seconds."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -1,6 +1,6 @@
 """The command lines of the original's executables, ``text-generation-launcher`` and ``text-generation-server``.
 
-``tgis_cli.legacy`` runs them; ``tgis migrate`` only parses with them.
+``tgis_cli.legacy`` runs them; ``tgis migrate`` only uses them as parsers.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 
+from tgis_cli.terminal.command import Group
 from tgis_cli.terminal.command_table import COMMANDS, describe_command, load_command
 from tgis_cli.terminal.options import Body, with_serve_options
 from tgis_server.errors import UsageError
@@ -34,7 +35,7 @@ def make_launcher(launch: Body = parse_only, cls: type[TyperCommand] = TyperComm
     return typer.main.get_command(app)
 
 
-class ServerGroup(TyperGroup):
+class ServerGroup(Group):
     """Adds the original's tools, which are commands of ``tgis``; names the existing ones if a missing one is called."""
 
     def __init__(self, **attrs: Any) -> None:
@@ -45,8 +46,8 @@ class ServerGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] not in self.commands:
             raise UsageError(
-                f"text-generation-server {args[0]} is not part of this version; {', '.join(('serve', *TOOLS))} are. "
-                f"The commands of tgis are {', '.join(COMMANDS)}."
+                f"text-generation-server {args[0]} is not part of this version, which has "
+                f"{', '.join(('serve', *TOOLS))}. The commands of tgis are {', '.join(COMMANDS)}."
             )
         name, command, rest = super().resolve_command(ctx, args)
         return name, load_command(name) if name in TOOLS else command, rest
@@ -59,7 +60,6 @@ def make_server(start: Serve = parse_only, cls: type[TyperCommand] = TyperComman
         add_completion=False,
         pretty_exceptions_enable=False,
         no_args_is_help=True,
-        rich_markup_mode="rich",
     )
 
     @app.callback()
@@ -76,7 +76,9 @@ def make_server(start: Serve = parse_only, cls: type[TyperCommand] = TyperComman
         max_sequence_length: Annotated[str | None, typer.Option(help="Maximum tokens of input and output.")] = None,
         max_new_tokens: Annotated[str | None, typer.Option(help="Maximum tokens that a request may ask for.")] = None,
         max_batch_size: Annotated[str | None, typer.Option(help="Maximum sequences running together.")] = None,
-        batch_safety_margin: Annotated[str | None, typer.Option(help="Percent of free GPU memory kept free.")] = None,
+        batch_safety_margin: Annotated[
+            str | None, typer.Option(help="Percentage of free GPU memory to hold back.")
+        ] = None,
         revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
         sharded: Annotated[bool, typer.Option(help="Start WORLD_SIZE shards instead of one.")] = False,
         cuda_process_memory_fraction: Annotated[str | None, typer.Option(help="Share of each GPU.")] = None,
@@ -92,7 +94,7 @@ def to_launch_flags(params: Mapping[str, Any], environ: Mapping[str, str]) -> di
     """The parameters of ``serve`` as flags of the launcher.
 
     Raises:
-        UsageError: as :func:`count_shards`.
+        UsageError: see :func:`count_shards`.
     """
     flags = {LAUNCH_NAMES.get(name, name): value for name, value in params.items() if name != "sharded"}
     return flags | {"num_shard": count_shards(environ) if params["sharded"] else "1"}

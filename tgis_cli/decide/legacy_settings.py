@@ -1,6 +1,6 @@
 """Every setting of the original (launcher, router, shard server, its vLLM adapter), and what became of it.
 
-The source of the warnings at startup, of ``tgis migrate``, and of the table in docs/migration.md. Notes only say what
+The source of the warnings at startup, of ``tgis migrate``, and of the table in docs/migration.md. Notes say only what
 differs; what a setting does is documented in ``tgis_server.options``.
 """
 
@@ -24,7 +24,7 @@ class Treatment(StrEnum):
 
 
 OPTIONS_BY_ENV = {option.env: option for option in options()}
-OFF = tuple(FALSE_WORDS)  # values of a switch for a missing feature that do not ask for it
+OFF = tuple(FALSE_WORDS)  # values that leave the switch of a missing feature off
 ANY = ("*",)
 
 
@@ -34,7 +34,7 @@ class Setting:
 
     name: str
     treatment: Treatment
-    note: str = ""  # one sentence on what differs and why; for RENAMED the newer name
+    note: str = ""  # one sentence on what differs and why; for RENAMED, the newer name
     unset: str = ""  # the default, if it has changed
     quiet: tuple[str, ...] = ()  # values, in lower case, that need no warning
 
@@ -102,7 +102,7 @@ SETTINGS = (
     # the launcher
     same("MODEL_NAME"),
     same("REVISION"),
-    same("DEPLOYMENT_FRAMEWORK", "The native engine serves what it supports, whatever is named; all else is refused."),
+    same("DEPLOYMENT_FRAMEWORK", "The native engine serves what it supports, whatever is named; the rest is refused."),
     same("DTYPE", unset="the checkpoint's own instead of float16."),
     renamed("DTYPE_STR", "--dtype"),
     Setting("QUANTIZE", Treatment.REFUSED),
@@ -131,7 +131,7 @@ SETTINGS = (
     same("OTLP_SERVICE_NAME"),
     # the router
     same("TOKENIZATION_WORKERS"),
-    same("LOG_LEVEL", "Also applies to launcher and shards; in a filter with several levels the general one counts."),
+    same("LOG_LEVEL", "Also applies to launcher and shards; of a filter with several levels, the general one counts."),
     same("OTEL_SERVICE_NAME", "Used if OTLP_SERVICE_NAME is not set."),
     no_effect(
         "OTEL_PROPAGATORS", "W3C traceparent is always accepted.", quiet=("tracecontext", "tracecontext,baggage")
@@ -146,7 +146,7 @@ SETTINGS = (
     renamed("HUGGINGFACE_HUB_CACHE", "HF_HUB_CACHE"),
     same("HF_HOME"),
     same("CUDA_VISIBLE_DEVICES"),
-    same("NVIDIA_VISIBLE_DEVICES", "With `all`, every GPU counts instead of one."),
+    same("NVIDIA_VISIBLE_DEVICES", "With `all`, every GPU counts, not just one."),
     same("PYTORCH_CUDA_ALLOC_CONF"),
     # the shard server
     no_effect("RANK", "The launcher numbers the shards.", quiet=ANY),
@@ -182,9 +182,9 @@ SETTINGS = (
     not_yet("SPECULATOR_N_CANDIDATES", NO_SPECULATOR),
     not_yet("SPECULATOR_TOP_K_TOKENS_PER_HEAD", NO_SPECULATOR),
     not_yet("SPECULATOR_MAX_BATCH_SIZE", NO_SPECULATOR),
-    no_effect("KV_CACHE_MANAGER_NUM_GPU_BLOCKS", "KV blocks fill free memory; --kv-cache-memory sets it in bytes."),
+    no_effect("KV_CACHE_MANAGER_NUM_GPU_BLOCKS", "KV blocks fill free memory; --kv-cache-memory sets their size."),
     no_effect("LOG_GPU_USAGE_INTERVAL", "GPU memory is not logged: see nvidia-smi or DCGM.", quiet=("0",)),
-    no_effect("DEBUG", "Process groups are always real; --log-level debug logs more.", quiet=ANY),
+    no_effect("DEBUG", "There are no fake process groups; --log-level debug logs more.", quiet=ANY),
     no_effect("RUST_BACKTRACE", "Tracebacks of failures are in the run directory.", quiet=ANY),
     no_effect("GIT_COMMIT_HASH", "Only for building the original.", quiet=ANY),
     no_effect("BUILD_EXTENSIONS", "Only for building the original.", quiet=ANY),

@@ -30,9 +30,9 @@ from tgis_server.words.sizes import format_bytes
 
 logger = logging.getLogger(__name__)
 
-PREDECESSOR_S = 5.0  # for another server to release its ports, which takes about one after a failure
+PREDECESSOR_S = 5.0  # for another server to release its ports, which takes about a second after a failure
 KINDS = {stat.S_IFREG: "a file", stat.S_IFLNK: "a symbolic link", stat.S_IFDIR: "a directory"}
-MAX_UNKNOWN = 3  # checks in a row that find no process holding a port in use
+MAX_UNKNOWN = 3  # checks in a row in which no process is found to hold the port
 MIN_ADDRESS_BYTES = 512 << 20  # a front-end with its threads needs almost as much
 MAX_SOCKET_PATH_BYTES = 107  # sun_path of Linux without its terminating null
 
@@ -63,10 +63,10 @@ def check_before_start(run: Run, machine: Machine, sizes: ModelSizes | None) -> 
 
 
 def check_ports(config: ServeConfig) -> None:
-    """Check that both ports are free. The last check, as the launcher may answer probes on one of them until then.
+    """Check that both ports are free. This check is last, as the launcher may answer probes on one of them until then.
 
     Raises:
-        UsageError: as :func:`wait_for_port`.
+        UsageError: see :func:`wait_for_port`.
     """
     wait_for_port(config.host, config.grpc_port, "--grpc-port")
     wait_for_port(config.host, config.port, "--port")
@@ -86,20 +86,20 @@ def check_processes(limits: Sequence[ProcessLimit], threads: Threads) -> None:
 
 
 def check_address_space() -> None:
-    """Check the limit of the address space: gRPC hangs or aborts if it gets no memory."""
+    """Check the limit on the address space: gRPC hangs or aborts if it gets no memory."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY and limit < MIN_ADDRESS_BYTES:
         raise failures.ADDRESSES_LIMITED.error(limit_bytes=limit, need_bytes=MIN_ADDRESS_BYTES)
 
 
 def wait_for_port(host: str, port: int, flag: str) -> None:
-    """Listen briefly, as the server will; retry while another server holds the port, as it may be ending.
+    """Listen briefly, as the server will; retry while another server holds the port, as it may be shutting down.
 
-    Clients that restart a server (caikit-tgis-backend does) do not wait for the old one to end. With the original they
-    did not have to, as it took so long to load.
+    Clients that restart a server (caikit-tgis-backend does) do not wait for the old one to end. With the original, they
+    did not have to, as the new one took so long to load.
 
     Raises:
-        UsageError: as :func:`listen`.
+        UsageError: see :func:`listen`.
     """
     deadline = time.monotonic() + PREDECESSOR_S
     is_logged = False
@@ -116,12 +116,12 @@ def wait_for_port(host: str, port: int, flag: str) -> None:
             return
         if not is_logged and is_server:
             is_logged = True
-            logger.warning("port %d belongs to another server, which may be ending: waiting for it", port)
+            logger.warning("port %d is in use by another server, which may be shutting down: waiting for it", port)
         time.sleep(0.1)
 
 
 def is_held_by_server(port: int) -> bool | None:
-    """Whether a front-end, serving or ending, listens on the port; ``None`` if no listener was found."""
+    """Whether a front-end, serving or shutting down, listens on the port; ``None`` if no listener was found."""
     _, _, command = find_listener(port)
     return "tgis_server.child" in command if command else None
 
@@ -136,7 +136,7 @@ def check_readable(flag: str, file: Path | None) -> None:
 
 
 def check_sockets(run: Run) -> None:
-    """Check that paths fit into a socket address, and that none belongs to a running server."""
+    """Check that paths fit into a socket address, and that no running server uses one of them."""
     longest = max(run.sockets, key=lambda path: len(os.fsencode(path)))
     excess = len(os.fsencode(longest)) - MAX_SOCKET_PATH_BYTES
     if excess > 0:
@@ -146,7 +146,7 @@ def check_sockets(run: Run) -> None:
 
 
 def check_socket(path: Path) -> None:
-    """Check that the socket can be made, without replacing anything that must stay."""
+    """Check that the socket can be created without replacing anything that must stay."""
     if not os.access(path.parent, os.W_OK):
         raise failures.SOCKET_DIR_NOT_WRITABLE.error(directory=path.parent)
     check_replaceable(path)
@@ -177,7 +177,9 @@ def is_served(path: Path) -> bool:
 
 
 def check_memory(run: Run, machine: Machine, sizes: ModelSizes) -> None:
-    """Refuse only what cannot work: weights that are larger than the memory."""
+    """Refuse only what cannot work: weights that are larger than the memory, and a KV cache that holds no sequence."""
+    for rank in range(run.num_shard):
+        sizes.rank_memory(run, rank).check_kv_cache_memory()
     weights = [sizes.weight_bytes(rank, run.num_shard, run.dtype) for rank in range(run.num_shard)]
     if run.device == "cpu":
         if machine.free_bytes and sum(weights) > machine.free_bytes:
@@ -202,4 +204,6 @@ def check_memory(run: Run, machine: Machine, sizes: ModelSizes) -> None:
 
 
 def describe_limit(machine: Machine) -> str:
-    return f"the container's limit is {format_bytes(machine.limit_bytes)}" if machine.limit_bytes else "without a limit"
+    return (
+        f"the container's limit is {format_bytes(machine.limit_bytes)}" if machine.limit_bytes else "there is no limit"
+    )

@@ -24,6 +24,7 @@ from tgis_cli.decide.resources import (
 )
 from tgis_cli.machine import Machine
 from tgis_cli.machine.cpus import format_cpu_list
+from tgis_cli.machine.words import count
 from tgis_cli.model_files import find_cache_dir, find_model_dir, is_in_cache
 from tgis_server import failures
 from tgis_server.engines.catalogue import ENGINES, REHEARSAL, Engine, find_engine, find_named
@@ -32,9 +33,11 @@ from tgis_server.errors import ModelError, TgisError, UsageError
 from tgis_server.model_files import Length, read_json
 from tgis_server.options import DTYPES, Fault, LoadedConfig, ServeConfig
 from tgis_server.run import Run
+from tgis_server.words.layout import lay_out
 from tgis_server.words.processes import child_names
 
 DEMO_MODEL_DIR = Path(tgis_server.__file__).parent / "demo_model"
+A_DIRECTORY = "a directory"  # the reason for the place of a model that is not in the cache
 UNKNOWN_LENGTH = 2048  # if no engine supports the model and config.json names no length
 
 
@@ -56,20 +59,30 @@ class Resolved:
         return {name: {"value": values[name], "reason": reason} for name, reason in self.reasons.items()}
 
     def describe(self) -> list[str]:
-        """The decisions as lines: first what is served, then the rest in columns."""
+        """All decisions as lines: first what is served, then the rest in columns."""
         (_, model_dir, why), *rows = (
             (name, format_value(entry["value"]), entry["reason"]) for name, entry in self.inferred().items()
         )
         return [f"starting {self.run.model_id} from {model_dir} ({why})", *align(rows)]
 
+    def summarize(self) -> tuple[str, str, str]:
+        """The decisions that matter to most people: what is served, on what, and with which limits."""
+        run, config = self.run, self.run.config
+        is_rehearsal = run.label == "rehearsal"
+        origin = "" if self.reasons["model_dir"] == A_DIRECTORY else f" ({self.reasons['model_dir']})"
+        shards = f", in {run.num_shard} shards" if run.num_shard > 1 else ""
+        device = "no device" if is_rehearsal else "the CPU" if run.device == "cpu" else count(run.num_shard, "GPU")
+        return (
+            f"{'Rehearsing' if is_rehearsal else 'Serving'} {run.model_id}{origin}",
+            f"on {device} ({self.reasons['device']}){shards}, as {run.dtype} ({self.reasons['dtype']})",
+            f"up to {run.max_sequence_length:,} tokens per sequence, {config.max_new_tokens:,} of them new; "
+            f"{config.max_concurrent_requests:,} requests at once",
+        )
+
 
 def align(rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """Rows as lines with aligned columns; the last column is not padded."""
-    rows = list(rows)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    for row in rows:
-        *cells, last = row
-        yield "  " + "  ".join([*(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)), last])
+    """Rows as lines with aligned columns, each on one line."""
+    return (line for lines in lay_out(rows) for line in lines)
 
 
 def vars_of(record: Any) -> dict[str, Any]:
@@ -142,7 +155,7 @@ def choose_model(decide: Decisions) -> tuple[str, Path]:
     cache_dir, source = find_cache_dir(decide.environ)
     model_dir = find_model_dir(name, decide.config.revision, cache_dir)
     is_cached = is_in_cache(name, model_dir, cache_dir)
-    decide.reasons["model_dir"] = f"in the cache {cache_dir} (from {source})" if is_cached else "a directory"
+    decide.reasons["model_dir"] = f"in the cache {cache_dir} (from {source})" if is_cached else A_DIRECTORY
     return name, model_dir
 
 

@@ -50,7 +50,7 @@ def choose_device(decide: Decisions, engine: Engine) -> str:
 
 
 def warn_of_missing_gpus(decide: Decisions) -> None:
-    """Warn if the environment lists GPUs, except for ``all`` and an empty list, which many images set."""
+    """Warn if the environment lists GPUs; ``all`` and an empty list do not count, as many images set them."""
     variable = next((name for name in GPU_LISTS if name in decide.environ), "")
     if listed := split_devices(decide.environ.get(variable)):
         decide.warnings.append(
@@ -106,7 +106,8 @@ def infer_num_shard(decide: Decisions, engine: Engine, device: str) -> int:
 def choose_tokenization_workers(decide: Decisions, num_shard: int) -> int:
     if decide.is_given("tokenization_workers"):
         return int(decide.take_given("tokenization_workers"))
-    decide.reasons["tokenization_workers"] = f"{describe_cpus(decide.machine)} less {count(num_shard, 'shard')}, 1 to 8"
+    cpus, shards = describe_cpus(decide.machine), count(num_shard, "shard")
+    decide.reasons["tokenization_workers"] = f"{cpus} minus {shards}, limited to 1 to 8"
     return max(1, min(decide.machine.num_cpus - num_shard, MAX_TOKENIZATION_WORKERS))
 
 
@@ -128,7 +129,7 @@ def choose_shard_cpus(decide: Decisions, engine: Engine, device: str, num_shard:
         reason = "not pinned: a single shard has no competitor"
     elif machine.has_tight_quota:
         # Another server with such a quota would choose the same cores.
-        reason = f"not pinned: {describe_cpus(machine)}, but which ones is unknown"
+        reason = f"not pinned: {describe_cpus(machine)}, but it is unknown which ones"
     elif len(machine.cpus) < num_shard:
         reason = f"not pinned: {count(num_shard, 'shard')} on {describe_cpus(machine)}"
     else:
@@ -174,7 +175,7 @@ def explain_kv_cache_memory(
     num_shard: int,
     max_sequence_length: int,
 ) -> None:
-    """Explain how the memory for keys and values will be chosen; shards do so after loading."""
+    """Explain how the memory for keys and values will be chosen; shards choose it after loading."""
     if decide.is_given("kv_cache_memory"):
         decide.take_given("kv_cache_memory")
     elif sizes is None:

@@ -1,7 +1,7 @@
 """The checks of ``tgis doctor``; the fast ones also run before startup.
 
-``checks.py`` is their table. Nothing here starts, writes or downloads anything except a requested bug report. Torch is
-never imported: checks about it use package metadata and the driver.
+``checks.py`` is their table. Nothing here starts, writes or downloads anything; only a requested bug report is written.
+Torch is never imported: checks about it use package metadata and the driver.
 """
 
 from tgis_cli.doctor.bug_report import check_target, write_bug_report

@@ -56,7 +56,7 @@ NVIDIA_SMI_S = 10.0
 
 
 class Scrubber:
-    """Removes an environment's secrets, and anything that looks like one, from texts."""
+    """Removes an environment's secrets, and anything that looks like a secret, from texts."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         found = {value.strip() for name, value in environ.items() if SECRET_NAME.search(name) and not is_shown(name)}
@@ -78,7 +78,7 @@ def is_shown(name: str) -> bool:
 def check_target(path: Path) -> None:
     """
     Raises:
-        UsageError: the path exists, or its directory cannot be written.
+        UsageError: the path exists, or its directory is not writable.
     """
     if os.path.lexists(path):
         raise UsageError(f"--bundle {path} already exists: remove it, or choose another name.")
@@ -102,7 +102,7 @@ def write_bug_report(path: Path, subject: Subject, report: Mapping[str, Any]) ->
     scrubber = Scrubber(subject.environ)
     texts = {"doctor.json": to_json(report), **collect(subject)}
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # of mode 0600
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # with mode 0600
         try:
             with os.fdopen(descriptor, "wb") as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
                 for name, text in texts.items():
@@ -196,7 +196,7 @@ def run_nvidia_smi() -> str:
     try:
         return process.communicate(timeout=NVIDIA_SMI_S)[0]
     except subprocess.TimeoutExpired as error:
-        process.kill()  # without waiting for it: if the driver hangs, it cannot die
+        process.kill()  # without waiting for the process: if the driver hangs, it cannot die
         return str(error)
 
 
@@ -220,7 +220,7 @@ def collect_runs(subject: Subject) -> Iterator[tuple[str, str]]:
 
 
 def read_end(file: Path) -> str:
-    """All of a small file, the end of a large one."""
+    """All of a small file, or the end of a large one."""
     try:
         with file.open("rb") as opened:
             opened.seek(max(0, file.stat().st_size - MAX_FILE_BYTES))

@@ -43,6 +43,7 @@ CHECKS = (
     Check("hub", "Environment", environment.check_hub),
     Check("proxies", "Environment", environment.check_proxies),
     Check("ports", "Network", network.check_ports),
+    Check("exposure", "Network", network.check_exposure, is_in_preflight=True),
     Check("tls", "Network", tls.check_tls, is_in_preflight=True),
     Check("tracing", "Network", network.check_tracing, is_in_preflight=True),
     Check("libraries", "Libraries", libraries.check_libraries),

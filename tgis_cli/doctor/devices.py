@@ -1,4 +1,4 @@
-"""Checks of GPUs, their driver, the variables that select them, and of CPUs."""
+"""Checks of GPUs, of their driver, of the variables that select them, and of CPUs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tgis_server.words.sizes import format_bytes
 
 # The oldest driver for each major CUDA version: https://docs.nvidia.com/deploy/cuda-compatibility/
 FIRST_DRIVER = {11: "450.80", 12: "525.60", 13: "580.65"}
-# The lowest compute capability that each supports: https://docs.nvidia.com/cuda/cuda-toolkit-release-notes/
+# The lowest compute capability for each of them: https://docs.nvidia.com/cuda/cuda-toolkit-release-notes/
 FIRST_CAPABILITY = {12: (5, 0), 13: (7, 5)}
 CUDA_RUNTIMES = ("nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12", "nvidia-cuda-runtime-cu11")
 MIN_FREE_SHARE = 0.9  # of the memory of a GPU that no other process uses
@@ -54,24 +54,24 @@ def check_visible_devices(subject: Subject) -> Iterator[Verdict]:
 
 
 def check_driver(subject: Subject) -> Iterator[Verdict]:
-    """Whether the driver supports torch's CUDA version, and that supports the GPUs."""
+    """Whether the driver supports torch's CUDA version, and whether that version supports the GPUs."""
     driver = re.search(r"CUDA (\d+)\.(\d+)", subject.machine.driver)
     if not subject.uses_gpus or driver is None or (needs := find_torch_cuda(subject)) is None:
         return
     has = (int(driver[1]), int(driver[2]))
-    versions = f"{subject.machine.driver}, torch is built for CUDA {format_version(needs)}"
+    versions = f"{subject.machine.driver}, and torch is built for CUDA {format_version(needs)}"
     if has[0] < needs[0]:
         first = FIRST_DRIVER.get(needs[0])
         reason = versions + (f", which needs driver {first} or newer" if first else "")
         yield failed(failures.DRIVER_TOO_OLD.error(process="launcher", reason=reason))
     else:
-        older = ", which works by minor version compatibility" if has < needs else ""
+        older = ", which works because minor versions are compatible" if has < needs else ""
         yield ok(f"The GPUs have {versions}{older}.", driver=has, torch=needs)
     least = FIRST_CAPABILITY.get(needs[0], (0, 0))
     for gpu in subject.machine.gpus[: subject.num_shard]:
         if gpu.capability and gpu.capability < least:
             reason = (
-                f"{gpu.name} has compute capability {format_version(gpu.capability)}, CUDA {format_version(needs)} "
+                f"{gpu.name} has compute capability {format_version(gpu.capability)}, but CUDA {format_version(needs)} "
                 f"needs {format_version(least)} or newer"
             )
             yield failed(failures.GPU_NOT_SUPPORTED.error(process="launcher", reason=reason))
@@ -115,7 +115,7 @@ def check_gpu_use(subject: Subject) -> Iterator[Verdict]:
 
 
 def describe_processes(processes: tuple[tuple[int, int], ...]) -> str:
-    """``python (pid 12, 3.0 GiB)``; names in other containers are unknown."""
+    """``python (pid 12, 3.0 GiB)``; the names of processes in other containers are unknown."""
     import psutil
 
     def describe(pid: int, num_bytes: int) -> str:

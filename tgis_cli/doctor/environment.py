@@ -1,4 +1,4 @@
-"""Checks of variables that the launcher refuses, that look like options, slow the server down, or shadow libraries."""
+"""Checks of variables that are refused, that look like options, that slow the server down, or that shadow libraries."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tgis_server.host.proxies import PROXIES, find_proxy, host_of
 from tgis_server.options import FALSE_WORDS, options
 from tgis_server.words.url_credentials import mask_credentials, split_credentials
 
-MIN_SIMILARITY = 0.84  # that of MAX_SEQ_LENGTH and MAX_SEQUENCE_LENGTH
+MIN_SIMILARITY = 0.84  # the similarity of MAX_SEQ_LENGTH and MAX_SEQUENCE_LENGTH
 MIN_LENGTH = 8  # shorter names are similar by chance
-SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)|_PORT(_\d+_(TCP|UDP|SCTP).*)?$")  # of Kubernetes
+SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)|_PORT(_\d+_(TCP|UDP|SCTP).*)?$")  # set by Kubernetes
 OUR_MODULES = ("tgis_cli", "tgis_server", "torch", "grpc", "tokenizers", "safetensors", "numpy", "aiohttp", "google")
 CUDA_LIBRARIES = ("libcudart.so*", "libcublas.so*", "libcudnn.so*", "libnccl.so*", "libnvrtc.so*")
 GPU_ONLY = ("CUDA_", "NCCL_", "PYTORCH_", "TORCH_")  # variables without effect on a CPU
@@ -68,11 +68,11 @@ def check_misspelt(subject: Subject) -> Iterator[Verdict]:
         if close:
             yield warn(f"The variable {name} is not an option.", f"Did you mean {close[0]}?", name=name, close=close[0])
         elif name.startswith("TGIS_"):
-            yield warn(f"The variable {name} is not an option.", "`tgis config show` lists them.", name=name)
+            yield warn(f"The variable {name} is not an option.", "`tgis config show` lists the options.", name=name)
 
 
 def check_burdens(subject: Subject) -> Iterator[Verdict]:
-    """Debugging variables left set."""
+    """Debugging variables that are still set."""
     for name, (is_burden, effect) in BURDENS.items():
         value = subject.environ.get(name, "")
         has_effect = subject.uses_gpus or not name.startswith(GPU_ONLY)
@@ -121,7 +121,7 @@ def check_hub(subject: Subject) -> Iterator[Verdict]:
     if endpoint is not None and not endpoint.startswith(("http://", "https://")):
         yield warn(
             f"HF_ENDPOINT is {mask_credentials(endpoint)!r}, but must be a URL such as https://huggingface.co.",
-            "Unset or correct it; downloads fail.",
+            "Unset or correct it: downloads fail until then.",
         )
     if given or tokens:
         yield ok(f"For downloads: {', '.join(given + tokens)}.", variables=given, has_token=bool(tokens))

@@ -39,7 +39,7 @@ def check_memory(subject: Subject) -> Iterator[Verdict]:
     if highs and (machine.limit_bytes is None or min(highs) < machine.limit_bytes):
         yield warn(
             f"The control group throttles processes above {format_bytes(min(highs))} (memory.high).",
-            "Remove it, and limit this service by memory.max only.",
+            "Remove that limit, and limit this service with memory.max only.",
             high_bytes=min(highs),
         )
 
@@ -115,7 +115,7 @@ def describe_number(limit: int) -> str:
 
 
 def check_clock(subject: Subject) -> Iterator[Verdict]:
-    """A clock that lags makes certificates look invalid and sorts logs wrongly."""
+    """A clock that is slow makes certificates look invalid and puts log lines in the wrong order."""
     now, installed = subject.host.now(), Path(tgis_server.__file__).stat().st_mtime
     if now + BUILD_SLACK_S < installed:
         yield warn(
@@ -133,7 +133,7 @@ def check_kernel(subject: Subject) -> Iterator[Verdict]:
         yield warn("/proc is not mounted: limits and the causes of failures cannot be read.", "Mount it.")
     if ctypes.CDLL(None).prctl(PR_GET_PDEATHSIG, ctypes.byref(ctypes.c_int()), 0, 0, 0) != 0:
         yield warn(
-            "This kernel does not kill processes with their parent: children of a killed launcher end a moment later.",
+            "This kernel does not kill a process when its parent dies: children of a killed launcher end later.",
             "No action is needed: they also watch a pipe.",
         )
     yield ok(f"Linux {subject.host.read('proc/sys/kernel/osrelease').strip() or 'of an unknown version'}.")

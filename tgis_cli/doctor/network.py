@@ -1,4 +1,4 @@
-"""Checks of the server's ports and of tracing."""
+"""Checks of the server's ports, of who can reach them, and of tracing."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from collections.abc import Iterator
 
 from tgis_cli.decide.preflight import is_held_by_server
 from tgis_cli.doctor.verdict import Subject, Verdict, failed, ok, warn
+from tgis_cli.machine.container import is_in_container
 from tgis_server import failures
 from tgis_server.errors import TgisError
-from tgis_server.host.ports import find_owner, listen
+from tgis_server.host.ports import ALL_INTERFACES, find_owner, listen
 from tgis_server.words.url_credentials import mask_credentials
 
 TRACING_MODULES = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.grpc")
 
 
 def check_ports(subject: Subject) -> Iterator[Verdict]:
-    """Whether the ports are free, or which process has them."""
+    """Whether the ports are free and, if not, which process uses them."""
     config = subject.config
     for port, flag in ((config.grpc_port, "--grpc-port"), (config.port, "--port")):
         try:
@@ -32,6 +33,18 @@ def check_ports(subject: Subject) -> Iterator[Verdict]:
                 yield failed(error)
         else:
             yield ok(f"Port {port} ({flag}) is free." if port else f"{flag} 0: any free port.", port=port)
+
+
+def check_exposure(subject: Subject) -> Iterator[Verdict]:
+    """Whether other machines can use the server without TLS; in a container its platform decides who reaches a port."""
+    config = subject.config
+    is_open = config.host in ALL_INTERFACES and config.tls_cert_path is None
+    if is_open and not config.rehearse and not is_in_container(subject.environ, subject.host.root):
+        yield warn(
+            "The server listens on all interfaces without TLS: anyone who reaches this machine may use it.",
+            "Use --host 127.0.0.1, or TLS (--tls-cert-path).",
+            host=config.host,
+        )
 
 
 def check_tracing(subject: Subject) -> Iterator[Verdict]:

@@ -11,27 +11,38 @@ from tgis_cli.doctor.checks import GROUP_OF
 from tgis_cli.doctor.verdict import Level, Subject, Verdict
 from tgis_cli.machine.words import count
 from tgis_server import __version__
+from tgis_server.words.layout import wrap
 
 MARKS = {Level.OK: "ok  ", Level.WARN: "warn", Level.FAIL: "FAIL"}
 COLORS = {Level.OK: "32", Level.WARN: "33", Level.FAIL: "1;31"}  # ANSI
 INDENT = " " * 8
+LONG_LINE = 100  # columns beyond which a fix has its own line, where lines are not wrapped
 
 
-def describe_verdicts(verdicts: Sequence[Verdict], width: int, *, is_colored: bool) -> Iterator[str]:
-    """Yield lines: verdicts with their fixes by group, and a summary."""
+def describe_verdicts(verdicts: Sequence[Verdict], width: int | None, *, is_colored: bool) -> Iterator[str]:
+    """Yield lines: verdicts with their fixes by group, and a summary.
+
+    Args:
+        width: of the terminal; ``None`` leaves each sentence on one line.
+    """
     for group, members in itertools.groupby(verdicts, key=lambda verdict: GROUP_OF[verdict.check]):
         yield group
         for verdict in members:
-            mark = MARKS[verdict.level]
-            line = f"  {colored(mark, COLORS[verdict.level]) if is_colored else mark}  {verdict.sentence}"
-            if len(f"  {mark}  {verdict}") <= width:
-                yield f"{line} {verdict.fix}".rstrip()
-            else:
-                yield line
-                if verdict.fix:
-                    yield INDENT + verdict.fix
+            yield from describe_verdict(verdict, width, is_colored=is_colored)
         yield ""
     yield summarize(verdicts)
+
+
+def describe_verdict(verdict: Verdict, width: int | None, *, is_colored: bool) -> Iterator[str]:
+    """Its lines, hanging below the sentence; the fix has its own if both do not fit on one."""
+    start = f"  {MARKS[verdict.level]}  "
+    is_short = len(start + str(verdict)) <= (width or LONG_LINE)
+    first, *others = wrap(str(verdict) if is_short else verdict.sentence, width, first=start)
+    if is_colored:
+        first = first.replace(MARKS[verdict.level], colored(MARKS[verdict.level], COLORS[verdict.level]), 1)
+    yield from (first, *others)
+    if verdict.fix and not is_short:
+        yield from wrap(verdict.fix, width, first=INDENT)
 
 
 def colored(text: str, code: str) -> str:

@@ -13,7 +13,7 @@ from tgis_server.words.clock import format_time
 
 
 def check_tls(subject: Subject) -> Iterator[Verdict]:
-    """Load them as the front-end does, and check the dates of all certificates that clients see."""
+    """Load the files as the front-end does, and check the dates of all certificates that clients see."""
     config = subject.config
     if config.tls_cert_path is None or config.tls_key_path is None:
         yield ok("No TLS: both ports are plain text.")
@@ -43,7 +43,7 @@ def check_tls(subject: Subject) -> Iterator[Verdict]:
 
 
 def judge_certificate(certificate: dict[str, Any], path: Path, now: float, *, is_own: bool) -> Verdict:
-    """Check dates and names. An expired authority is only a warning: while authorities change, that is normal."""
+    """Check dates and names. An expired authority causes only a warning: while authorities change, that is normal."""
     from tgis_server.frontend.transport.certificate import Validity
 
     validity = Validity.of(certificate)

@@ -25,8 +25,8 @@ from tgis_server.options import LoadedConfig, ServeConfig
 
 class Level(StrEnum):
     OK = "ok"
-    WARN = "warn"  # a server may start, but run worse, or not for long
-    FAIL = "fail"  # a server does not start, or cannot serve
+    WARN = "warn"  # a server would start, but might run slowly or fail later
+    FAIL = "fail"  # a server would not start, or could not serve
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Verdict:
 
     level: Level
     sentence: str  # the finding, with values
-    fix: str = ""  # what to do, one sentence; empty if nothing, or if the first sentence says it
+    fix: str = ""  # what to do, in one sentence; empty if there is nothing to do, or if ``sentence`` says it
     facts: Mapping[str, Any] = field(default_factory=dict)  # for programs
     error: TgisError | None = None  # what the launcher would raise
     check: str = ""  # name of the check, filled in by run_checks

@@ -36,7 +36,7 @@ class EarlyProbes:
 
     async def open(self, config: ServeConfig) -> None:
         """Start listening if possible. A port in use is reported later, by the checks at startup."""
-        if config.http_tls == "off":  # TLS would need its files read as well
+        if config.http_tls == "off":  # with TLS, its files would have to be read first
             with suppress(TgisError):
                 self._server = await asyncio.start_server(self._serve, sock=listen(config.host, config.port, "--port"))
 

@@ -1,4 +1,4 @@
-"""Where an error that prevents startup is reported: the termination log, and the last line of a JSON output."""
+"""Where an error that prevents startup is reported: the termination log, and the last line of JSON output."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tgis_server.words.processes import LAUNCHER
 def errors_in_termination_log(
     flags: Mapping[str, Any], environ: Mapping[str, str], config_file: Path | None
 ) -> Iterator[None]:
-    """Also write an error that prevents startup to the termination log, and to a JSON output as an event."""
+    """Also write an error that prevents startup to the termination log and, as an event, to JSON output."""
     try:
         yield
     except Exception as error:
@@ -36,7 +36,7 @@ def errors_in_termination_log(
 
 
 def make_failed_line(sentence: str, exit_code: int) -> str:
-    """The last line of a JSON output."""
+    """The last line of JSON output."""
     from tgis_cli.relay.terminal import make_json_line
 
     return make_json_line(LAUNCHER, sentence, "error", event="failed", exit_code=exit_code)

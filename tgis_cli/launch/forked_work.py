@@ -7,7 +7,7 @@ takes a millisecond. The process prints nothing; it logs and answers through a p
     main thread: the work  ── log records, result ──►    Forked: logs them, returns the result or raises the error
     watch thread           ── Place, if it moved  ──►    Forked.place, Forked.moved_at
 
-A process that dies without an answer raises a group failure that says how it ended.
+If the process dies without an answer, a group failure says how it ended.
 """
 
 from __future__ import annotations
@@ -51,17 +51,17 @@ ADVICE = "start again and, if it happens again, report it with the output of `tg
 class Place:
     """Where the work is. Two equal places in a row mean that it has not moved."""
 
-    path: str  # that it opens, reads or looks for; empty if unknown
+    path: str  # that the work opens, reads or looks for; empty if unknown
     doing: str  # what the work says it is doing, as in "it is DOING"
     code: str  # FILE:LINE in FUNCTION
     num_read: int  # bytes read so far, from all files
 
     @classmethod
     def of(cls, frame: FrameType, work: Callable[..., Any], doing: str) -> Place:
-        """The place of a thread, from its innermost frame. Its path is the innermost local value that is one.
+        """The place of a thread: its innermost frame, and the path in the innermost local variable that holds one.
 
         Args:
-            work: its own locals are ignored, as they hold paths that are not being accessed.
+            work: this function's own locals are ignored, as they hold paths that are not being accessed.
         """
         code = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} in {frame.f_code.co_name}"
         path = ""
@@ -140,7 +140,7 @@ class Forked(Generic[T]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
     ) -> None:
-        """Kill the process if it still runs, without waiting long for one that cannot end."""
+        """Kill the process if it is still running, without waiting long if it cannot end."""
         asyncio.get_running_loop().remove_reader(self._pipe)
         os.close(self._pipe)
         with suppress(ProcessLookupError, ChildProcessError):
@@ -244,7 +244,7 @@ def _be_child(work: Callable[[], Any], activity: Activity, pipe: int, parent: in
 def _make_portable(error: BaseException) -> Exception:
     """The error itself if it can be pickled, else a ``RuntimeError`` with its text; never a ``SystemExit``."""
     if isinstance(error, Exception):
-        with suppress(Exception):  # a library's own class may not pickle
+        with suppress(Exception):  # a library's own class may not be picklable
             pickle.loads(pickle.dumps(error))  # noqa: S301  pickled on this line
             return error
     return RuntimeError(f"{type(error).__name__}: {error}")

@@ -1,6 +1,6 @@
 """The start before any child is spawned: inspect the machine and the model, check everything, and make a run.
 
-Reading files and querying drivers can hang, so both happen in a forked process. It is watched like the children are
+Reading files and querying drivers can hang, so both happen in a forked process. It is watched as the children are
 later, with the same timeout, while probes are answered.
 """
 
@@ -77,7 +77,7 @@ async def prepare_or_retry(
     undo: contextlib.ExitStack,
     policy: RestartPolicy,
 ) -> tuple[Resolved, Run]:
-    """Like :func:`prepare`, but retry as ``--restart`` says: storage may answer later, or memory become free.
+    """Like :func:`prepare`, but retry as ``--restart`` says: storage may answer later, or memory may become free.
 
     Raises:
         TgisError: the reason why the run cannot start.
@@ -101,7 +101,7 @@ async def survey_patiently(loaded: LoadedConfig, environ: Mapping[str, str], run
 
     Raises:
         GroupFailed: it made no progress for ``--startup-timeout`` seconds.
-        TgisError: as :func:`survey`.
+        TgisError: see :func:`survey`.
     """
     from tgis_cli.launch.early_probes import EarlyProbes
 
@@ -138,7 +138,7 @@ def explain_standstill(place: Place | None, timeout_s: float) -> TgisError:
 
 
 def describe_wait(forked: Forked[Surveyed]) -> str:
-    """What startup is waiting for, in the words of probe answers."""
+    """What startup is waiting for, as answers to probes put it."""
     if forked.place and forked.place.path:
         still_s = time.monotonic() - forked.moved_at
         return f"the launcher has been waiting for {forked.place.path} for {still_s:.0f} s"

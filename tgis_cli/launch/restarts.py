@@ -1,4 +1,4 @@
-"""Whether to restart a group that failed, on machines without an orchestrator that would.
+"""Whether to restart a group that failed, on machines without an orchestrator that would do it.
 
 Only the failure of a process is retried: a wrong option or a broken model would fail again.
 """
@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 FIRST_DELAY_S = 1.0
 MAX_DELAY_S = 60.0
-GOOD_RUN_S = 600.0  # after serving this long, earlier restarts no longer count
+GOOD_RUN_S = 600.0  # once a group has served for this long, earlier restarts no longer count
 
 
 class RestartPolicy:

@@ -20,7 +20,7 @@ from tgis_cli.launch.errors import make_failed_line
 from tgis_cli.launch.prepare import prepare_or_retry
 from tgis_cli.launch.restarts import RestartPolicy
 from tgis_cli.launch.termination_log import write_termination_log
-from tgis_cli.relay.terminal import Terminal, TerminalHandler
+from tgis_cli.relay.terminal import DETAILS, Terminal, TerminalHandler
 from tgis_cli.runs.run_dir import get_failure_time, locked
 from tgis_cli.supervisor.signals import StopSignals, decide_hangup, exit_until_supervised
 from tgis_cli.supervisor.supervisor import Outcome, Supervisor
@@ -42,13 +42,19 @@ CLOSE_TERMINAL_S = 1.0  # for a slow reader to take the last lines
 
 
 def run_launch(
-    flags: Mapping[str, Any], config_file: Path | None, *, needs_model: bool = False, warnings: Iterable[str] = ()
+    flags: Mapping[str, Any],
+    config_file: Path | None,
+    *,
+    needs_model: bool = False,
+    warnings: Iterable[str] = (),
+    is_verbose: bool = False,
 ) -> int:
     """Serve until stopped, and return the exit code.
 
     Args:
         needs_model: without a model, refuse to start instead of serving the demo model.
         warnings: logged before the warnings about the options.
+        is_verbose: show all log lines on a terminal too.
     """
     exit_until_supervised()
     os.umask(0o077)  # only this user can access the files that this process and its children create
@@ -63,8 +69,9 @@ def run_launch(
         raise_limit()  # on open files; children inherit it
         policy = RestartPolicy(loaded.config.restart, loaded.config.max_restarts)
         resolved, run = asyncio.run(prepare_or_retry(loaded, environ, phases, undo, policy))
-        terminal = open_terminal(loaded.config, environ, run.num_shard)
+        terminal = open_terminal(loaded.config, environ, run.num_shard, is_verbose=is_verbose)
         try:
+            summarize_choices(resolved, terminal)
             for warning in (*warnings, *resolved.warnings):
                 logger.warning("%s", warning)
             log_choices(resolved, terminal)
@@ -76,12 +83,19 @@ def run_launch(
     return outcome.exit_code
 
 
+def summarize_choices(resolved: Resolved, terminal: Terminal) -> None:
+    """Show what is served and how, in a few lines for a person who has seen the details before."""
+    if logger.isEnabledFor(logging.INFO):
+        headline, *rows = resolved.summarize()
+        terminal.summarize(headline, rows)
+
+
 def log_choices(resolved: Resolved, terminal: Terminal) -> None:
     """Log what is served and how, each choice with its reason: as one JSON record, or as a line per choice."""
     headline, *rows = resolved.describe()
-    logger.info("%s", headline, extra={"inferred": resolved.inferred()} if terminal.as_json else None)
+    DETAILS.info("%s", headline, extra={"inferred": resolved.inferred()} if terminal.as_json else None)
     for line in () if terminal.as_json else rows:
-        logger.info("%s", line)
+        DETAILS.info("%s", line)
 
 
 class Launch:
@@ -122,6 +136,7 @@ class Launch:
                 except TgisError as error:
                     return Outcome(error.exit_code, str(error))
                 undo.pop_all()
+            summarize_choices(resolved, self._terminal)
             log_choices(resolved, self._terminal)
 
     async def _supervise_once(self, run: Run) -> Outcome:
@@ -138,18 +153,25 @@ class Launch:
 
 
 def log_to_stderr(config: ServeConfig) -> None:
-    """Where the launcher logs until the terminal is open."""
+    """Log to stderr until the terminal is open."""
     if config.json_output:
         setup_logging(LAUNCHER, level=config.log_level)
     else:
         logging.basicConfig(format="tgis: %(message)s")
 
 
-def open_terminal(config: ServeConfig, environ: Mapping[str, str], num_shard: int) -> Terminal:
+def open_terminal(
+    config: ServeConfig, environ: Mapping[str, str], num_shard: int, *, is_verbose: bool = False
+) -> Terminal:
     """Open the launcher's outputs, and send its log there too."""
-    names = [LAUNCHER, *child_names(num_shard)]
     terminal = Terminal(
-        sys.stdout, sys.stderr, environ, as_json=config.json_output, names=names, log_file=config.log_file
+        sys.stdout,
+        sys.stderr,
+        environ,
+        as_json=config.json_output,
+        names=[LAUNCHER, *child_names(num_shard)],
+        log_file=config.log_file,
+        is_verbose=is_verbose or config.log_level == "debug",
     )
     setup_handler(TerminalHandler(terminal), LAUNCHER, level=config.log_level)
     return terminal
@@ -164,5 +186,5 @@ def finish(loaded: LoadedConfig, terminal: Terminal, outcome: Outcome) -> None:
         line = make_failed_line(outcome.sentence, outcome.exit_code) if terminal.as_json else outcome.sentence
         terminal.print_last(line)
     if not terminal.close(CLOSE_TERMINAL_S):
-        os._exit(outcome.exit_code)  # its thread is stuck in a write, and a normal exit would wait for it
+        os._exit(outcome.exit_code)  # the terminal's thread is stuck in a write, and a normal exit would wait for it
     silence_broken_outputs()

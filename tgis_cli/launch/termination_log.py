@@ -17,7 +17,8 @@ def write_termination_log(file: Path, sentence: str, details: str = "") -> None:
     if file.is_relative_to("/dev") and not file.exists():
         return
     with contextlib.suppress(OSError):
-        # It may be a mount, which cannot be replaced by renaming. One write: a reader finds the old text or the new.
+        # The file may be a mount, which cannot be replaced by renaming. A single write, so that a reader finds either
+        # the old text or the new one.
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(descriptor, os.pwrite(descriptor, compose(sentence, details), 0))
@@ -26,7 +27,7 @@ def write_termination_log(file: Path, sentence: str, details: str = "") -> None:
 
 
 def compose(sentence: str, details: str) -> bytes:
-    """At most ``MAX_BYTES`` of whole lines; only a sentence that alone is longer is cut, between characters."""
+    """At most ``MAX_BYTES`` of whole lines; only a sentence that is too long by itself is cut, between characters."""
     text = (sentence + "\n").encode(errors="replace")
     if len(text) > MAX_BYTES:
         return text[:MAX_BYTES].decode(errors="ignore").encode()

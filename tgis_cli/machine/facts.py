@@ -20,7 +20,7 @@ BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last is ARM's
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The facts that a launch and its checks decide on."""
+    """The facts on which a launch and its checks base their decisions."""
 
     gpus: tuple[Gpu, ...]
     cpus: tuple[Cpu, ...]  # that this process's affinity allows

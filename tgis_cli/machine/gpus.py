@@ -65,10 +65,10 @@ class GpuReport:
 
 
 def find_gpus(environ: Mapping[str, str], list_installed: Callable[[], GpuReport] | None = None) -> GpuReport:
-    """The GPUs that CUDA would show to processes with this environment, in its order."""
+    """The GPUs that CUDA would show to processes with this environment, in CUDA's order."""
     listed = split_devices(environ.get("CUDA_VISIBLE_DEVICES"))
     if listed == []:
-        return GpuReport()  # without querying the driver, which may take a second
+        return GpuReport()  # the driver is not queried, as that may take a second
     installed = ask_patiently(list_installed or list_installed_gpus)
     if not installed.gpus:
         return installed
@@ -127,16 +127,16 @@ def select_devices(listed: list[str], installed: tuple[Gpu, ...]) -> tuple[tuple
         if gpu is None:
             return tuple(found), (
                 f"CUDA_VISIBLE_DEVICES names {entry}, which is not exactly one usable GPU of this machine: CUDA "
-                "ignores it and all that follow (`nvidia-smi -L` lists the GPUs)."
+                "ignores it and all that follow it (`nvidia-smi -L` lists the GPUs)."
             )
         if gpu in found:
-            return (), f"CUDA_VISIBLE_DEVICES names {entry}, a GPU that it already names: CUDA then shows no GPU."
+            return (), f"CUDA_VISIBLE_DEVICES names {entry}, a GPU that it already names, so CUDA shows no GPU."
         found.append(gpu)
     return tuple(found), ""
 
 
 def find_device(entry: str, installed: tuple[Gpu, ...]) -> Gpu | None:
-    """Find a GPU by index or by the start of its UUID. For a GPU in MIG mode CUDA uses its first instance."""
+    """Find a GPU by index or by the start of its UUID. For a GPU in MIG mode, CUDA uses its first instance."""
     if entry.isdigit():
         matches = list(installed[int(entry) : int(entry) + 1])
     elif not entry.startswith(("GPU-", "MIG-")):

@@ -1,4 +1,4 @@
-"""Limits on processes and threads, and how many are running: `ulimit -u` per user, `pids.max` per control group."""
+"""Limits on processes and threads (`ulimit -u` per user, `pids.max` per control group), and how many are running."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Advice:
 
     topic: str
     text: str
-    is_problem: bool = False  # without the change the server does not start, or never becomes ready
+    is_problem: bool = False  # without the change, the server does not start, or never becomes ready
     line: int = 0
 
 
@@ -62,18 +62,19 @@ def advise_on_command(container: Container, command: Command) -> Iterator[Advice
         text = "The command is the vLLM adapter's: use text-generation-launcher."
         yield Advice("command", text, is_problem=True)
     elif container.argv and not command.executable:
-        yield Advice("command", f"{container.argv[0]} is not one of the original's: what it starts is not checked.")
+        text = f"{container.argv[0]} is not one of the original's commands: what it starts is not checked."
+        yield Advice("command", text)
     if command.subcommand == "serve":
         yield Advice("command", "text-generation-server serve starts the whole server: use text-generation-launcher.")
 
 
 def advise_on_secrets(env: list[Given]) -> Iterator[Advice]:
-    """On variables that are not the server's."""
+    """Advise on secrets in variables, whichever program reads them."""
     for given in env:
         if SECRET.search(given.name) and given.value:
             text = f"{given.name} is in plain text: use a secretKeyRef."
             if given.name.startswith(("HF_", "HUGGING")):
-                text = f"{given.name} is in plain text, and not needed: nothing is downloaded while serving."
+                text = f"{given.name} is in plain text and is not needed: nothing is downloaded while serving."
             yield Advice("secrets", text, line=given.line)
 
 
@@ -86,7 +87,7 @@ def advise_on_stop(around: Surroundings, config: ServeConfig, *, is_partial: boo
     yield Advice(
         "stop",
         f"{around.grace_name} is {is_now}, but answers may take {config.drain_timeout:g} s to finish "
-        f"(--drain-timeout): set it to {needed:g} or more, or lower DRAIN_TIMEOUT.",
+        f"(--drain-timeout): allow {needed:g} s or more, or lower DRAIN_TIMEOUT.",
     )
 
 
@@ -105,7 +106,7 @@ def advise_on_ports(around: Surroundings, config: ServeConfig) -> Iterator[Advic
 
 
 def count_shards(config: ServeConfig, environ: Mapping[str, str], num_gpus: int | None) -> int:
-    """Count them as the launcher will; without settings, every GPU that the device plugin makes visible."""
+    """Count shards as the launcher will; without settings, there is one for each GPU that the device plugin shows."""
     visible = split_devices(environ.get("CUDA_VISIBLE_DEVICES", environ.get("NVIDIA_VISIBLE_DEVICES")))
     listed = num_gpus or 1 if visible is None else max(1, len(visible))
     return config.num_shard or config.num_gpus or listed
@@ -116,7 +117,7 @@ def advise_on_gpus(around: Surroundings, num_shard: int) -> Iterator[Advice]:
         text = f"Shards set: {num_shard}, GPUs given: {around.num_gpus}. Set NUM_SHARD to {around.num_gpus}."
         yield Advice("GPUs", text, is_problem=True)
     elif around.num_gpus is not None and around.num_gpus > num_shard:
-        text = f"{around.num_gpus} GPUs are given, but only {num_shard} used: set NUM_SHARD to {around.num_gpus}."
+        text = f"{around.num_gpus} GPUs are given, but shards use only {num_shard}: set NUM_SHARD to {around.num_gpus}."
         yield Advice("GPUs", text)
     if num_shard > 1 and not around.has_shared_memory:
         how = "an emptyDir with medium: Memory at /dev/shm" if around.is_kubernetes else "--shm-size or shm_size 1g"
@@ -142,12 +143,12 @@ def advise_on_probes(around: Surroundings, config: ServeConfig) -> Iterator[Advi
     if "startupProbe" not in probes and "livenessProbe" in probes:
         yield Advice(
             "probes",
-            "Without a startupProbe the livenessProbe may kill a starting server: add one that queries "
+            "Without a startupProbe, the livenessProbe may kill a starting server: add one that queries "
             f"{PROBE_PATHS['startupProbe']} every {PERIOD_S} s.",
         )
     if "readinessProbe" not in probes:
         path = PROBE_PATHS["readinessProbe"]
-        yield Advice("probes", f"Without a readinessProbe requests arrive before the server is ready: probe {path}.")
+        yield Advice("probes", f"Without a readinessProbe, requests arrive before the server is ready: probe {path}.")
 
 
 def advise_on_probe(probe: Probe, config: ServeConfig) -> Iterator[Advice]:

@@ -30,12 +30,12 @@ class Command:
 
     @property
     def is_unread(self) -> bool:
-        """Whether it cannot be parsed, so that its flags are unknown."""
+        """Whether the command cannot be parsed, so that its flags are unknown."""
         return bool(self.problems) and not self.flags
 
 
 def parse_command(argv: list[str], environ: Mapping[str, str]) -> Command:
-    """Find the executable, in a shell's script too, and parse its arguments."""
+    """Find the executable, even in a shell script, and parse its arguments."""
     words = find_words(argv, environ)
     if not words:
         return Command()
@@ -84,7 +84,7 @@ def read_parameter(param: Any, value: object, arguments: list[str]) -> Given:
 
 
 def find_words(argv: list[str], environ: Mapping[str, str]) -> list[str]:
-    """The executable and its arguments; variables in a shell's script are filled in as far as they are known."""
+    """The executable and its arguments; variables in a shell script are filled in as far as they are known."""
     if argv and argv[0].rsplit("/", 1)[-1] in SHELLS:
         script = next((word for before, word in pairwise(argv) if before.endswith("c")), "")
         for words in read_commands(script):

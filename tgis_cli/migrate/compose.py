@@ -39,7 +39,7 @@ def read_service(name: str, raw: dict[str, Any], file: str, directory: Path) -> 
 
 
 def read_environment(raw: dict[str, Any]) -> list[Given]:
-    """A mapping, or a list of ``NAME=value``; a name without a value comes from the shell."""
+    """A mapping, or a list of ``NAME=value``; if a name has no value, its value comes from the shell."""
     environment = raw.get("environment")
     if isinstance(environment, dict):
         pairs = [(name, str(value), line_of(name)) for name, value in environment.items()]

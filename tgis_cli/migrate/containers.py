@@ -78,7 +78,7 @@ class Surroundings:
 
 @dataclass(slots=True)
 class Container:
-    """One container, or a command or set of variables without one (then ``around`` is ``None``)."""
+    """One container; or a command or set of variables without one, for which ``around`` is ``None``."""
 
     file: str
     title: str

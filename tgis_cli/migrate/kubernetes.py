@@ -1,4 +1,4 @@
-"""Kubernetes objects: anything with a list of ``containers``, and the ConfigMaps that these refer to.
+"""Kubernetes objects: anything with a list of ``containers``, and the ConfigMaps that they refer to.
 
 Objects are found by their shape, not by their kind, so that pods in Lists, kustomize patches and custom resources (such
 as KServe's runtimes) are found too.
@@ -61,7 +61,7 @@ def read_operation(operation: Any) -> Mapping[str, Any] | None:
 
 
 def read_config_maps(objects: list[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
-    """Data by ConfigMap name, including those that Kustomizations generate."""
+    """The data of each ConfigMap by name, including ConfigMaps that Kustomizations generate."""
     found = {}
     for item in objects:
         if item.get("kind") == "ConfigMap":
@@ -163,7 +163,7 @@ def read_env_from(
 
 
 def substitute(word: str, values: Mapping[str, str]) -> LocatedText:
-    """``$(NAME)`` of known variables."""
+    """Replace ``$(NAME)`` of known variables by their values."""
     return LocatedText(re.sub(r"\$\((\w+)\)", lambda match: values.get(match[1], match[0]), str(word)), line_of(word))
 
 

@@ -14,6 +14,7 @@ from tgis_cli.migrate.containers import Container
 from tgis_cli.migrate.kubernetes import read_config_maps, read_manifests, read_objects
 from tgis_cli.migrate.shell import is_command_line, is_env_file, read_command_lines, read_env_file
 from tgis_cli.migrate.yaml_text import load_documents
+from tgis_cli.terminal.capabilities import is_terminal
 from tgis_server.errors import UsageError
 
 STDIN = "-"
@@ -33,10 +34,10 @@ def read_settings_file(file: str) -> SettingsFile:
     """Read a file, or stdin for ``-``.
 
     Raises:
-        UsageError: it cannot be read, or is none of the supported kinds.
+        UsageError: it cannot be read, or is not of a supported kind.
     """
     path = Path(file)
-    if file == STDIN and sys.stdin.isatty():
+    if file == STDIN and is_terminal(sys.stdin):
         print("tgis: reading from the terminal; Ctrl-D ends the input.", file=sys.stderr)
     try:
         text = sys.stdin.read() if file == STDIN else path.read_text(encoding="utf-8")
@@ -66,12 +67,12 @@ def read_settings_file(file: str) -> SettingsFile:
 
 
 def is_known(document: Any) -> bool:
-    """Kubernetes objects have a kind (patches at least metadata or spec), compose files have services."""
+    """Kubernetes objects have a kind, patches have at least metadata or spec, and compose files have services."""
     return isinstance(document, dict) and any(key in document for key in ("kind", "spec", "services"))
 
 
 def read_containers(files: list[SettingsFile]) -> list[Container]:
-    """All containers, in the order of files. ConfigMaps may be in other files than their references."""
+    """All containers, in the order of files. A ConfigMap and its references may be in different files."""
     config_maps: dict[str, dict[str, str]] = {}
     for file in files:
         config_maps |= read_config_maps(list(read_objects(file.documents or [], file.name)))

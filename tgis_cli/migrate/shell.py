@@ -21,7 +21,7 @@ from tgis_cli.migrate.containers import (
 ASSIGNMENT = re.compile(r"(?:export\s+)?([A-Za-z_]\w*)=(.*)", re.DOTALL)
 NAME_ONLY = re.compile(r"[A-Za-z_]\w*")
 ENGINES = ("docker", "podman", "nerdctl")
-# Options of `docker run` that take no value; all others do.
+# Options of `docker run` that take no value; all others take one.
 DOCKER_SWITCHES = re.compile(
     "--(detach|interactive|tty|rm|init|privileged|publish-all|read-only|no-healthcheck|oom-kill-disable|quiet|replace|"
     "rmi|env-host|http-proxy|tls-verify|sig-proxy|disable-content-trust|help)"

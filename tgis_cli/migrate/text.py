@@ -86,4 +86,4 @@ def conclude(report: MigrationReport) -> str:
         return "This server would not start, or would never become ready: see `refused` and `must change`."
     doubts = [f"`{verdict}`" for verdict in DOUBTS if any(finding.verdict == verdict for finding in report.findings)]
     but = f", except for what is {' and '.join(doubts)}" if doubts else ""
-    return f"This works with the new image if that can serve the model{but}."
+    return f"This works with the new image if it can serve the model{but}."

@@ -1,4 +1,4 @@
-"""YAML as written: every scalar stays a text and has its line."""
+"""YAML as written: every scalar stays a text and knows its line."""
 
 from __future__ import annotations
 

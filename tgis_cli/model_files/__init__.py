@@ -1,4 +1,4 @@
-"""Finding, downloading, converting and bundling model files. Serving only needs the part that finds them."""
+"""Finding, downloading, converting and bundling model files. Serving needs only the part that finds them."""
 
 from tgis_cli.model_files.cache.location import find_cache_dir, get_cache_dir, is_homeless
 from tgis_cli.model_files.cache.model_dir import find_model_dir, is_in_cache, list_folders

@@ -56,7 +56,7 @@ class CachedModel:
     architecture: str  # from config.json; empty: not named
     engine: str  # that would serve it; empty: none
     why_no_engine: str
-    problems: tuple[str, ...]  # clauses: what prevents serving or copying it; empty: complete
+    problems: tuple[str, ...]  # what prevents serving or copying it, as clauses; empty: complete
     last_used: float  # seconds since the epoch; 0: unknown
 
     @property
@@ -174,7 +174,7 @@ def find_problems(
     if leaving := [name for name in sizes if folder.is_outside(folder.snapshot(commit) / name)]:
         yield (
             f"{leaving[0]}{and_more(leaving)} is stored outside the model's folder, so copies of the folder lack it; "
-            f"`tgis download-weights {model}{revision}` moves it in"
+            f"`tgis download-weights {model}{revision}` moves it there"
         )
 
 
@@ -277,7 +277,7 @@ def find_ambiguous(model_dir: Path) -> None:
 
 @contextmanager
 def access_times_kept(files: Iterable[Path]) -> Iterator[None]:
-    """Restore access times afterwards: an inspection does not count as use. Ignored on read-only volumes."""
+    """Restore access times afterwards: an inspection does not count as use. Does nothing on read-only volumes."""
     times = {file: (status.st_atime_ns, status.st_mtime_ns) for file in files for status in [file.stat()]}
     try:
         yield

@@ -15,7 +15,7 @@ SPACING = 2
 
 
 def print_models(found: Sequence[CachedModel]) -> None:
-    """Print a table, and below it each model's problems."""
+    """Print a table, and each model's problems below it."""
     from rich.text import Text
 
     rows = [describe_model(model) for model in found]

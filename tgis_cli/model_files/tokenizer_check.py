@@ -12,7 +12,7 @@ EDGE_BYTES = 256  # read at each end of a file
 
 
 def check_tokenizer(model_dir: Path) -> None:
-    """Check quickly: only files that look damaged are fully loaded, which takes seconds for a large vocabulary.
+    """Check quickly: only files that look damaged are fully loaded, as that takes seconds for a large vocabulary.
 
     Raises:
         ModelError: the error with which the front-end would fail.
@@ -42,7 +42,7 @@ def load_tokenizer(model_dir: Path) -> list[str]:
 
 
 def looks_damaged(file: Path) -> bool:
-    """Whether a file exists and cannot be a JSON object, judging by its first and last bytes."""
+    """Whether a file exists but cannot be a JSON object, judging by its first and last bytes."""
     try:
         with open_regular(file) as stream:
             beginning = stream.read(EDGE_BYTES)

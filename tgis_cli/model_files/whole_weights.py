@@ -1,4 +1,4 @@
-"""Whether the weights in a directory are complete, by their headers and indexes."""
+"""Whether the weights in a directory are complete, judging by their headers and indexes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """How a model and its KV cache fit on a number of shards. Pure: computed from a run, a machine and a model's sizes.
 
-The engine divides the memory, as it does for a shard that loads. Only the memory that a shard will find free is
+The engine divides the memory, as it does when a shard loads. Only the memory that a shard will find free is
 predicted here.
 """
 
@@ -17,10 +17,10 @@ from tgis_server.errors import NotEnoughDevices
 from tgis_server.run import Run
 
 MIB = 1 << 20
-# Memory that a shard or its neighbours use before loading, still free at the time of the plan.
+# Memory that a shard or its neighbours use before loading, but that is still free at the time of the plan.
 CUDA_CONTEXT_BYTES = 560 * MIB  # with torch's kernels and cuBLAS; 400 to 650, by GPU and driver
 NCCL_BYTES = 400 * MIB  # channel buffers, with more than one shard
-CPU_PROCESS_BYTES = 200 * MIB  # 160 with torch imported, and the front-end
+CPU_PROCESS_BYTES = 200 * MIB  # 160 for a process that imports torch, and the front-end's
 
 MAX_COMPARED_SHARDS = 8
 TYPICAL_LENGTHS = (4096, 1024)
@@ -28,7 +28,7 @@ TYPICAL_LENGTHS = (4096, 1024)
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """The result for a number of shards. Bytes are per shard; where shards differ, the worst."""
+    """The result for a number of shards. Bytes are per shard; where shards differ, the worst one counts."""
 
     num_shard: int
     weights_by_rank: tuple[int, ...]  # bytes in memory
@@ -44,7 +44,7 @@ class Fit:
 
     @property
     def weight_bytes(self) -> int:
-        """On the shard with the most."""
+        """The weights on the shard that has the most."""
         return max(self.weights_by_rank)
 
     @property
@@ -88,7 +88,7 @@ class Fit:
 
 
 def fit_shards(run: Run, machine: Machine, sizes: ModelSizes) -> Fit:
-    """What launching ``run`` would decide. Its number of shards must divide the model."""
+    """What a launch of ``run`` would decide. The run's number of shards must divide the model."""
     ranks = [sizes.rank_memory(run, rank) for rank in range(run.num_shard)]
     free = [free_before_loading(run, machine, rank, memory) for rank, memory in enumerate(ranks)]
     fit = Fit(
@@ -133,7 +133,7 @@ def free_before_loading(run: Run, machine: Machine, rank: int, memory: RankMemor
 
 
 def compare_shards(run: Run, machine: Machine, sizes: ModelSizes, valid: Iterable[int]) -> Iterator[Fit]:
-    """Try the valid numbers of shards up to the usual maximum, and more until one fits; on a CPU only the run's."""
+    """Try valid numbers of shards up to the usual maximum, and more until one fits; on a CPU, try only the run's."""
     if run.device == "cpu":
         yield fit_shards(run, machine, sizes)
         return

@@ -1,39 +1,53 @@
-"""A plan as text: sections of aligned lines, not wrapped."""
+"""A plan as text: sections of aligned lines, wrapped at the terminal's width."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from tgis_cli.decide.resolve import align, format_value
+from tgis_cli.decide.resolve import format_value
 from tgis_cli.machine.words import count
 from tgis_cli.model_files.cache.disk import describe_free_space
 from tgis_cli.plan.fit import Fit
 from tgis_cli.plan.report import PlanReport
 from tgis_server.engines.door import ModelSummary
+from tgis_server.words.layout import lay_out, wrap
 from tgis_server.words.sizes import format_bytes
 
 MAX_LISTED = 8
+HANGING = "    "  # before the further lines of a sentence
 
 
-def describe_report(report: PlanReport) -> Iterator[str]:
-    """All lines except the problem, which goes to stderr."""
-    yield f"{report.source.model} ({report.source.where})"
-    yield from align(describe_model(report))
+def describe_report(report: PlanReport, width: int | None = None) -> Iterator[str]:
+    """All lines except the problem, which goes to stderr.
+
+    Args:
+        width: of the terminal; ``None`` leaves lines whole.
+    """
+    yield from wrap(f"{report.source.model} ({report.source.where})", width, rest=HANGING)
+    yield from lines_of(describe_model(report), width)
     if report.fits:
         yield ""
-        yield f"Memory of each shard, on {report.devices.stated or 'this machine'}"
-        yield from describe_fits(report)
+        yield from wrap(f"Memory of each shard, on {report.devices.stated or 'this machine'}", width, rest=HANGING)
+        yield from describe_fits(report, width)
     if report.inferred:
         yield ""
         yield "What `tgis launch` would choose, and why"
-        yield from align(
-            (name, format_value(entry["value"]), entry["reason"])
-            for name, entry in report.inferred.items()
-            if name != "model_dir"  # is in the first line
+        yield from lines_of(
+            (
+                (name, format_value(entry["value"]), entry["reason"])
+                for name, entry in report.inferred.items()
+                if name != "model_dir"  # is in the first line
+            ),
+            width,
         )
     if conclusion := list(conclude(report)):
         yield ""
-        yield from conclusion
+        for sentence in conclusion:
+            yield from wrap(sentence, width, rest=HANGING)
+
+
+def lines_of(rows: Iterable[Sequence[str]], width: int | None) -> Iterator[str]:
+    return (line for lines in lay_out(rows, width) for line in lines)
 
 
 def describe_model(report: PlanReport) -> Iterator[tuple[str, str]]:
@@ -64,7 +78,7 @@ def describe_disk(report: PlanReport) -> str:
     source = report.source
     parts = [format_bytes(source.num_bytes)]
     if source.missing_bytes:
-        parts += [f"{format_bytes(source.missing_bytes)} of which to download to {source.target_dir}"]
+        parts += [f"{format_bytes(source.missing_bytes)} of which must be downloaded to {source.target_dir}"]
     if source.convert_bytes:
         parts += [f"{format_bytes(source.convert_bytes)} more once converted to safetensors, which serving needs"]
     if source.target_dir is not None:
@@ -72,20 +86,48 @@ def describe_disk(report: PlanReport) -> str:
     return ", ".join(parts)
 
 
-def describe_fits(report: PlanReport) -> Iterator[str]:
-    """A row per number of shards; the chosen one is marked."""
-    header = ("shards", "free", "weights", "step", "KV/token", "KV cache", "KV tokens", "longest", "at once")
-    yield from align([header, *(describe_fit(fit, is_chosen=fit == report.chosen) for fit in report.fits)])
+def describe_fits(report: PlanReport, width: int | None) -> Iterator[str]:
+    """A column per number of shards, the chosen one marked; as many side by side as the width allows."""
+    columns = [describe_fit(fit, is_chosen=fit == report.chosen) for fit in report.fits]
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    while columns:
+        size = next((size for size in range(len(columns), 1, -1) if is_narrow(names, columns[:size], width)), 1)
+        yield from lines_of(make_rows(names, columns[:size]), width)
+        columns = columns[size:]
+        if columns:
+            yield ""
 
 
-def describe_fit(fit: Fit, *, is_chosen: bool) -> tuple[str, ...]:
-    per_token = f"{fit.kv_bytes_per_token / 1024:.3g} KiB"  # not rounded to an integer, as people multiply it
-    needs = (fit.free_bytes, fit.weight_bytes, fit.step_bytes)
-    first = (f"{fit.num_shard}{' *' if is_chosen else ''}", *map(format_bytes, needs), per_token)
+def make_rows(names: Sequence[str], columns: Sequence[Mapping[str, str]]) -> list[list[str]]:
+    return [[name, *(column.get(name, "-") for column in columns)] for name in names]
+
+
+def is_narrow(names: Sequence[str], columns: Sequence[Mapping[str, str]], width: int | None) -> bool:
+    """Whether no row has to be wrapped."""
+    rows = make_rows(names, columns)
+    return width is None or max(map(len, lines_of(rows, None))) <= width
+
+
+def describe_fit(fit: Fit, *, is_chosen: bool) -> dict[str, str]:
+    """The values of a number of shards, by name."""
+    facts = {
+        "shards": f"{fit.num_shard}{' *' if is_chosen else ''}",
+        "free": format_bytes(fit.free_bytes),
+        "weights": format_bytes(fit.weight_bytes),
+        "step": format_bytes(fit.step_bytes),
+        "KV/token": f"{fit.kv_bytes_per_token / 1024:.3g} KiB",  # not rounded to an integer, as people multiply it
+    }
     if fit.problem is not None:
-        return (*first, "-", "-", "-", "does not fit")
-    sequences = ", ".join(f"{number:,} x {length:,}" for length, number in fit.sequences.items())
-    return (*first, format_bytes(fit.kv_bytes), f"{fit.num_tokens:,}", f"{fit.max_sequence_length:,}", sequences)
+        return {**facts, "KV cache": "does not fit"}
+    longest, *others = fit.sequences.items()
+    return {
+        **facts,
+        "KV cache": format_bytes(fit.kv_bytes),
+        "KV tokens": f"{fit.num_tokens:,}",
+        "longest": f"{longest[0]:,}",
+        "longest at once": f"{longest[1]:,}",
+        **{f"{length:,} at once": f"{number:,}" for length, number in others},
+    }
 
 
 def conclude(report: PlanReport) -> Iterator[str]:

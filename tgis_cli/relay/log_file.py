@@ -51,7 +51,7 @@ class LogFile:
         except OSError as error:
             self._num_dropped += 1
             is_first = self._num_dropped == 1
-            return f"{self._path} cannot be written: {error.strerror}; lines are dropped until it can be." * is_first
+            return f"{self._path} cannot be written: {error.strerror}; lines are dropped for now." * is_first
         num_dropped, self._num_dropped = self._num_dropped, 0
         return f"{self._path} lacks {num_dropped} lines that could not be written." if num_dropped else ""
 

@@ -1,7 +1,7 @@
 """Withholds lines that one process repeats. Clocks are arguments.
 
-In each window the first few of equal lines are admitted; the rest are counted, and reported when the window ends.
-Lines that differ only in clock times are equal.
+In each window, the first few of several equal lines are admitted; the rest are counted, and reported when the window
+ends. Lines that differ only in clock times are equal.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 MAX_ADMITTED = 5  # equal lines in a window
 WINDOW_S = 10.0  # from the first of them
 MAX_REMEMBERED = 256  # different lines
-MAX_KEPT_CHARS = 500  # of each line, which may have a megabyte
+MAX_KEPT_CHARS = 500  # of each line, which may be a megabyte long
 
 CLOCK = re.compile(r"\d\d:\d\d:\d\d([.,]\d+)?")
 
@@ -47,7 +47,7 @@ class Repeats:
         return False
 
     def pop_ended(self, now: float, window_s: float = WINDOW_S) -> list[RepeatedLine]:
-        """Forget the windows that have ended; returns their lines of which some were withheld."""
+        """Forget the windows that have ended, and return those of their lines that were withheld at least once."""
         ended = []
         while self._seen:
             oldest = next(iter(self._seen))

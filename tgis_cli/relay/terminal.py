@@ -1,7 +1,8 @@
 """Writes all output of the launcher and its children to the terminal and the log file, in one thread.
 
 A reader that stops reading (``| less``, a suspended terminal) blocks only this thread, not supervision. Lines are
-prefixed with the name of their process, or are JSON objects. While a live status is shown, lines scroll above it.
+prefixed with the name of their process, or are JSON objects. On a terminal they are selected and wrapped by
+``screen.py``; while a live status is shown, they scroll above it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import accumulate
 from pathlib import Path
 from traceback import format_exc
 from typing import Any, TextIO
@@ -19,10 +21,14 @@ from typing import Any, TextIO
 from tgis_cli.relay.lines import Line, Lines, make_foreign_line
 from tgis_cli.relay.log_file import LogFile
 from tgis_cli.relay.repeats import WINDOW_S
+from tgis_cli.relay.screen import make_prefix, select, wrap_line
+from tgis_cli.terminal.capabilities import get_width, is_capable, is_terminal
 from tgis_server.logs import make_line
+from tgis_server.words.layout import wrap
 from tgis_server.words.processes import LAUNCHER
 
 MAX_PENDING_LINES = 20_000  # beyond this, new lines are dropped and counted
+DETAILS = logging.getLogger("tgis_cli.details")  # for records that a terminal shows with --verbose only
 FLUSH_S = 1.0  # between checks for withheld lines to report, when no other lines arrive
 STYLES = ("cyan", "green", "magenta", "blue", "bright_cyan", "bright_green", "bright_magenta", "bright_blue")
 LEVEL_STYLES = {"warning": "yellow", "error": "bold red", "critical": "bold red"}
@@ -40,9 +46,17 @@ class Terminal:
         as_json: bool,
         names: list[str],
         log_file: Path | None = None,
+        is_verbose: bool = False,
     ) -> None:
+        """
+        Args:
+            names: of the processes.
+            is_verbose: show every line on a terminal too; without it, only those that people need.
+        """
         self.as_json = as_json
-        self.is_interactive = stderr.isatty() and not as_json and environ.get("TERM") != "dumb"
+        self.has_reader = is_terminal(stderr) and not as_json  # a person
+        self.is_interactive = self.has_reader and is_capable(stderr, environ)
+        self.is_verbose = is_verbose
         self._stdout, self._stderr = stdout, stderr
         self._file = LogFile(log_file) if log_file else None
         self._width = max(len(name) for name in names)
@@ -55,13 +69,28 @@ class Terminal:
         self._thread = threading.Thread(target=self._work, name="terminal", daemon=True)
         self._thread.start()
 
-    def relay(self, name: str, line: str, *, to_stderr: bool) -> None:
-        """Write a line of a process, unless it is repeated too often."""
-        self._post(lambda: self._relay(name, line, to_stderr))
+    @property
+    def width(self) -> int:
+        """Columns of the terminal."""
+        return get_width(self._stderr)
 
-    def print(self, text: str, panel: Any = None) -> None:
-        """Write a result to stdout as it is; an interactive terminal shows ``panel``, a rich renderable, instead."""
-        self._post(lambda: self._print_result(text, panel))
+    def relay(self, name: str, line: str, *, to_stderr: bool, is_detail: bool = False) -> None:
+        """Write a line of a process, unless it is repeated too often.
+
+        Args:
+            is_detail: a terminal shows it with ``--verbose`` only.
+        """
+        self._post(lambda: self._relay(name, line, to_stderr, is_detail))
+
+    def summarize(self, headline: str, rows: Iterable[str]) -> None:
+        """Show a few lines in place of details, on a terminal without ``--verbose`` only."""
+        if self.has_reader and not self.is_verbose:
+            lines = [headline, *(f"  {row}" for row in rows)]
+            self._post(lambda: self._show_lines([row for line in lines for row in wrap(line, self.width)]))
+
+    def print(self, text: str, shown: Any = None) -> None:
+        """Write a result to stdout as it is; a terminal shows ``shown`` instead, a text or a rich renderable."""
+        self._post(lambda: self._print_result(text, shown))
 
     def print_last(self, text: str) -> None:
         """Write the last line of stderr, without a process name. It is never dropped."""
@@ -113,9 +142,9 @@ class Terminal:
         except queue.Empty:
             return lambda: None
 
-    def _relay(self, name: str, raw: str, to_stderr: bool) -> None:
+    def _relay(self, name: str, raw: str, to_stderr: bool, is_detail: bool) -> None:
         if line := self._lines[name].take(raw, time.monotonic(), time.time(), is_stderr=to_stderr):
-            self._write_line(line, to_stderr=to_stderr)
+            self._write_line(line, to_stderr=to_stderr, is_detail=is_detail)
 
     def _tell_withheld(self, window_s: float) -> None:
         for lines in self._lines.values():
@@ -125,23 +154,23 @@ class Terminal:
     def _warn(self, text: str) -> None:
         self._write_line(make_foreign_line(LAUNCHER, time.time(), "warning", text), to_stderr=True)
 
-    def _print_result(self, text: str, panel: Any) -> None:
-        if panel is None or not self._show(panel):
+    def _print_result(self, text: str, shown: Any) -> None:
+        if shown is None or not self._show(shown):
             self._write(self._stdout, text + "\n")
         self._copy(text, "info")
 
     def _print_last(self, text: str) -> None:
         self._tell_withheld(0)
-        self._write(self._stderr, text + "\n")
+        self._write(self._stderr, "\n".join(wrap(text, self.width if self.has_reader else None)) + "\n")
         self._copy(text, "error")
 
-    def _write_line(self, line: Line, *, to_stderr: bool) -> None:
+    def _write_line(self, line: Line, *, to_stderr: bool, is_detail: bool = False) -> None:
         stream = self._stderr if to_stderr else self._stdout
         text = self._format(line)
-        if self._console and stream.isatty():
-            self._write_colored(line)
-        else:
+        if not self.has_reader or not is_terminal(stream):
             self._write(stream, text)
+        elif selected := select(line, is_verbose=self.is_verbose, is_detail=is_detail):
+            self._show_lines(wrap_line(selected, self._width, self.width), selected)
         self._write_to_file(text)
 
     def _format(self, line: Line) -> str:
@@ -165,10 +194,13 @@ class Terminal:
             stream.flush()
 
     def _show(self, renderable: Any, **options: Any) -> bool:
-        """Show a renderable; returns whether there is a terminal to show it on."""
+        """Show a text or a renderable; returns whether there is a terminal to show it on."""
+        if not self.is_interactive:
+            self._write(self._stderr, f"{renderable}\n")
+            return True
         with self._drawing():
             if self._console:
-                self._console.print(renderable, **options)
+                self._console.print(renderable, width=self.width, **options)
         return self._console is not None
 
     @contextlib.contextmanager
@@ -179,22 +211,26 @@ class Terminal:
         except (OSError, ValueError):
             self._console = self._live = None
 
-    def _write_colored(self, line: Line) -> None:
+    def _show_lines(self, rows: list[str], line: Line | None = None) -> None:
+        """Show rows on the terminal, the start of the first one in the colours of ``line``."""
+        if not self.is_interactive:
+            self._show("\n".join(rows))
+            return
         from rich.text import Text
 
-        text = Text()
-        for row in line.as_text(self._width):
-            name, rest = row.split(" | ", 1)
-            clock, level, rest = rest.split(" ", 2)
-            text.append(f"{name} │ ", self._styles.get(line.process, ""))
-            text.append(f"{clock} ").append(level, LEVEL_STYLES.get(level, "")).append(f" {rest}\n")
-        text.rstrip()
+        text = Text("\n".join(rows))
+        if line:
+            clock, name, level = make_prefix(line, self._width)
+            ends = accumulate((len(clock), len(name), len(level)))
+            text.stylize("dim", 0, start := next(ends))
+            text.stylize(self._styles.get(line.process, ""), start, start := next(ends))
+            text.stylize(LEVEL_STYLES.get(line.level, ""), start, next(ends))
         self._show(text, soft_wrap=True)
 
     def _make_console(self, environ: Mapping[str, str]) -> Any:
         from rich.console import Console
 
-        # With NO_COLOR rich would still write bold text; without a color system it writes no styles at all.
+        # With NO_COLOR, rich would still write bold text; without a color system, it writes no styles at all.
         color_system: Any = None if environ.get("NO_COLOR") else "auto"
         return Console(file=self._stderr, highlight=False, color_system=color_system, _environ=environ)
 
@@ -226,7 +262,8 @@ class TerminalHandler(logging.Handler):
         self._terminal = terminal
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._terminal.relay(LAUNCHER, self.format(record), to_stderr=True)
+        is_detail = record.name == DETAILS.name
+        self._terminal.relay(LAUNCHER, self.format(record), to_stderr=True, is_detail=is_detail)
 
 
 def make_json_line(name: str, message: str, level: str, **fields: object) -> str:

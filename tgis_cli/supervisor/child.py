@@ -59,7 +59,7 @@ class Child:
         self.pid = process.pid
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self.exited = asyncio.Event()
-        self.status: int | None = None  # exit code, or minus the signal; None until reaped
+        self.status: int | None = None  # exit code, or the negated number of the signal; None until reaped
         self.ended_at = 0.0  # wall clock when it was reaped
         self.stopped_at: float | None = None  # monotonic time of SIGSTOP or the like; None unless stopped
         self.sent_signals: set[int] = set()  # a death by one of these was our doing
@@ -100,7 +100,7 @@ class Child:
             self._pipes.append(transport)
 
     async def wait_for_last_lines(self) -> None:
-        """Wait until the child's output ends, which a process that it left behind may delay."""
+        """Wait until the child's output ends. A process that the child left behind may delay that."""
         await asyncio.gather(*(reader.ended.wait() for reader in self._readers))
 
     def close(self) -> None:
@@ -110,7 +110,7 @@ class Child:
 
     @property
     def tail(self) -> list[str]:
-        """The child's last lines on stderr, as people read them."""
+        """The child's last lines on stderr, in a form for people."""
         return [text for line in self._tail for text in plain_lines(self.name, line)]
 
     @property
@@ -135,7 +135,7 @@ class Child:
         return self.status is not None and -self.status in self.sent_signals
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Signal the child's whole process group; does nothing once the child has ended."""
+        """Signal the child's whole process group; do nothing once the child has ended."""
         if self.is_alive:
             if not self.is_dying:
                 self.sent_signals.add(number)
@@ -143,7 +143,7 @@ class Child:
                 os.killpg(self.pid, number)
 
     def poll(self) -> bool:
-        """Find out whether the child was stopped, continued or has ended; called on SIGCHLD. True if it just ended."""
+        """Find out, on SIGCHLD, whether the child was stopped, was continued or has ended; return whether it has."""
         if not self.is_alive:
             return False
         if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:

@@ -40,7 +40,7 @@ def child_environment(run: Run, rank: int | None, environ: Mapping[str, str]) ->
         child["OMP_NUM_THREADS"] = str(run.shard_threads)  # torch's default ignores quotas and other shards
     if run.device == "cuda":
         child["CUDA_VISIBLE_DEVICES"] = run.gpus[rank]  # each shard sees only its own GPU, as device 0
-        child.setdefault("NCCL_SOCKET_IFNAME", "=lo")  # by default it listens on an external interface if there is one
+        child.setdefault("NCCL_SOCKET_IFNAME", "=lo")  # by default, NCCL uses an external interface if there is one
     elif run.shard_threads:
         for name, value in get_engine(run.engine).door.cpu_environment(environ).items():
             child.setdefault(name, value)

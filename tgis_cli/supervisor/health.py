@@ -20,7 +20,7 @@ Reply = pb.HealthReply | pb.FrontendHealth
 
 
 class HealthClient:
-    """Probes of one run's processes; ``None`` from one that does not answer, or not yet."""
+    """Probes the processes of one run; ``None`` means that a process does not answer, or not yet."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -49,7 +49,7 @@ class HealthClient:
         return reply
 
     async def end(self, cause: str, timeout_s: float) -> None:
-        """Tell the front-end why the group ends; ignored if it does not answer."""
+        """Tell the front-end why the group ends; it does not matter if the front-end does not answer."""
         stub = shard_pb2_grpc.FrontendStub(self._channel(self._run.frontend_socket))
         with contextlib.suppress(grpc.aio.AioRpcError):
             await stub.End(pb.EndRequest(cause=cause), timeout=timeout_s)

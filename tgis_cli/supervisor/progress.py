@@ -1,4 +1,4 @@
-"""The progress that each process reports while it starts, and how long nothing has changed."""
+"""The progress that each process reports while it starts, and how long it has been since anything changed."""
 
 from __future__ import annotations
 
@@ -88,7 +88,8 @@ class StallDetector:
             return
         waiting = [process for process in processes if not process.is_ready]
         shards = [process for process in waiting if process.name != FRONTEND]
-        # A shard that warms up waits for all others; of several that load, the first to fall silent holds up the rest.
+        # A shard that is warming up waits for all others. Of several that are loading, the first to fall silent holds
+        # up the rest.
         culprit = min(shards or waiting, key=lambda process: (process.is_warming_up, process.changed_at))
         doing = "has not answered once" if culprit.reply is None else f"is stuck at: {culprit.phase}"
         text = failures.NO_PROGRESS.format(process=culprit.name, doing=doing, timeout_s=self._timeout_s)
@@ -98,7 +99,7 @@ class StallDetector:
 def render(processes: list[ProcessProgress], elapsed_s: float) -> Any:
     """The live status: a line per process, with a bar where the size of its work is known.
 
-    If there are more than ``MAX_ROWS`` processes, only some that are not ready.
+    If there are more than ``MAX_ROWS`` processes, it shows only some that are not ready.
     """
     from rich.console import Group
     from rich.progress_bar import ProgressBar

@@ -11,14 +11,18 @@ from tgis_cli.runs.servers import WILDCARDS, bracket
 from tgis_cli.supervisor.first_request import write_first_request
 from tgis_cli.supervisor.timeline import Timeline
 from tgis_server.engines.catalogue import get_engine
+from tgis_server.host.ports import ALL_INTERFACES
 from tgis_server.run import Run
 from tgis_server.wire import shard_pb2 as pb
+from tgis_server.words.layout import lay_out, wrap
 from tgis_server.words.sizes import format_bytes
 
 LABELS = {
     "demo model": "This is the demo model, which only tells simple stories; serve your own with `tgis launch MODEL`.",
     "rehearsal": "This is a rehearsal: no model is loaded, and the answers are made up.",
 }
+START = "start"  # the name of a row
+FRAME_COLUMNS = 4  # of a panel
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +31,7 @@ class Ready:
 
     run: Run
     info: pb.InfoReply  # of shard 0
-    grpc_port: int  # as bound, also if the option was 0
+    grpc_port: int  # as bound, even if the option was 0
     http_port: int
     pids: dict[str, int]
     timeline: Timeline
@@ -41,6 +45,7 @@ class Ready:
 
     @property
     def grpc(self) -> str:
+        """Where clients on this machine connect."""
         return f"{self.host}:{self.grpc_port}"
 
     @property
@@ -90,6 +95,18 @@ class Ready:
             "pids": self.pids,
         }
 
+    @property
+    def listens_on_all(self) -> bool:
+        """Whether other machines can connect, whatever the address by which they know this one."""
+        return self.run.config.host in ALL_INTERFACES
+
+    def describe_address(self, port: int, *, is_tls: bool) -> str:
+        """``0.0.0.0:8033 (all interfaces, TLS)``: what the server is bound to."""
+        host = self.run.config.host
+        host = f"[{host}]" if ":" in host else host or "*"
+        facts = [*(["all interfaces"] if self.listens_on_all else []), *(["TLS"] if is_tls else [])]
+        return f"{host}:{port}" + (f" ({', '.join(facts)})" if facts else "")
+
     def rows(self) -> list[tuple[str, str]]:
         """The main facts for people, as name and value."""
         run, info = self.run, self.info
@@ -100,11 +117,17 @@ class Ready:
             ("model", f"{run.model_id} ({info.model_type}, {info.dtype or run.dtype}{weights})"),
             ("runs as", shards),
             ("capacity", f"{self.kv_tokens:,} tokens of keys and values; {info.max_sequence_length:,} per sequence"),
-            ("gRPC", self.grpc + (" (TLS)" if run.config.tls_cert_path else "")),
-            ("HTTP", f"{self.http}/health and /metrics"),
-            ("start", self.timeline.describe()),
+            ("gRPC", self.describe_address(self.grpc_port, is_tls=run.config.tls_cert_path is not None)),
+            ("HTTP", self._describe_http()),
+            (START, self.timeline.describe()),
             ("try", self.first_request),
         ]
+
+    def _describe_http(self) -> str:
+        pages = f"{self.http}/health and /metrics"
+        if not self.listens_on_all:
+            return pages
+        return f"{self.describe_address(self.http_port, is_tls=self.run.config.http_tls != 'off')}: {pages}"
 
     @property
     def notes(self) -> list[str]:
@@ -121,27 +144,36 @@ def write_ready_file(ready: Ready, launcher_pid: int) -> None:
     temporary.rename(file)
 
 
-def make_panel(ready: Ready) -> Any:
-    """The announcement as a panel for a terminal."""
-    from rich.console import Group
+def make_panel(ready: Ready, width: int, *, is_verbose: bool) -> Any:
+    """The announcement as a panel for a terminal of ``width`` columns."""
     from rich.panel import Panel
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim")
-    for name, value in ready.rows():
-        table.add_row(name, Text(value, style="bold" if name == "try" else "", overflow="fold"))
-    notes = [Text(note, style="yellow") for note in ready.notes]
+    text = Text(no_wrap=True)
+    rows = select_rows(ready, is_verbose=is_verbose)
+    name_columns = max(len(name) for name, _ in rows)
+    for (name, _), lines in zip(rows, lay_out(rows, width - FRAME_COLUMNS, indent=0), strict=True):
+        start = len(text)
+        text.append("\n".join(lines) + "\n", "bold" if name == "try" else "")
+        text.stylize("not bold dim", start, start + name_columns)
+    for note in ready.notes:
+        text.append("\n".join(wrap(note, width - FRAME_COLUMNS)) + "\n", "yellow")
+    text.rstrip()
     title = f"ready in {ready.timeline.total_s:.1f} s" + (f" ({ready.run.label})" if ready.run.label else "")
-    return Panel(Group(table, *notes), title=title, title_align="left", border_style="green", expand=False)
+    return Panel(text, title=title, title_align="left", border_style="green", expand=False)
 
 
-def make_lines(ready: Ready) -> list[str]:
+def make_lines(ready: Ready, width: int | None = None, *, is_verbose: bool = True) -> list[str]:
     """The announcement as plain text."""
     label = f" ({ready.run.label})" if ready.run.label else ""
+    rows = select_rows(ready, is_verbose=is_verbose)
     return [
         f"Ready in {ready.timeline.total_s:.1f} s{label}.",
-        *(f"  {name:<9} {value}" for name, value in ready.rows()),
-        *(f"  {note}" for note in ready.notes),
+        *(line for lines in lay_out(rows, width) for line in lines),
+        *(line for note in ready.notes for line in wrap(f"  {note}", width)),
     ]
+
+
+def select_rows(ready: Ready, *, is_verbose: bool) -> list[tuple[str, str]]:
+    """Without ``is_verbose``, all but where the time of startup went: the title has its sum."""
+    return [(name, value) for name, value in ready.rows() if is_verbose or name != START]

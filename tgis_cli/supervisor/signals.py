@@ -1,6 +1,6 @@
 """SIGTERM, SIGINT and SIGHUP of a launch: recorded by handlers, acted on by the supervisor's loop.
 
-SIGHUP stops the server, as a closing terminal expects and as in the original, unless there is a log file to reopen.
+SIGHUP, which a closing terminal sends, stops the server as in the original, unless there is a log file to reopen.
 Children ignore it.
 """
 
@@ -37,7 +37,7 @@ def decide_hangup(*, has_log_file: bool) -> None:
 
 @contextlib.contextmanager
 def signals_held(numbers: Collection[signal.Signals] = STOP_SIGNALS) -> Iterator[None]:
-    """Hold signals until the block ends. A process started in it inherits them blocked."""
+    """Hold signals until the block ends. A process that the block starts inherits them as blocked."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
@@ -46,9 +46,9 @@ def signals_held(numbers: Collection[signal.Signals] = STOP_SIGNALS) -> Iterator
 
 
 class StopSignals:
-    """Counts stop signals; a second one means stop at once.
+    """Counts stop signals; a second one asks the server to stop at once.
 
-    SIGHUP never counts as the second: closing the terminal during a drain does not ask to hurry.
+    SIGHUP never counts as the second: closing the terminal during a drain is no request to hurry.
     """
 
     def __init__(self, on_hangup: Callable[[], None] | None = None) -> None:

@@ -67,7 +67,7 @@ CAUSE_POLL_S = 0.05
 MAX_SCANNED_CHARS = 1000  # of a line: library errors are shorter
 DYING_S = 5.0  # for a killed process to free its resources
 KILLED_S = 10.0  # for SIGKILL to end a process
-LAST_WORDS_S = 0.5  # for the front-end to give calls in flight their status, and probes the cause
+LAST_WORDS_S = 0.5  # for the front-end to end calls in flight with a status, and to tell probes the cause
 STACKS_WAIT_S = 1.0  # for a hung process to print its stacks
 SIGNAL_TO_ALL_S = 0.1  # for a service manager to signal all processes of a group
 ROOM_GIVEN_BACK_S = 0.05  # for the kernel to stop counting ended threads
@@ -78,7 +78,7 @@ LAST_LINES_S = 1.0  # for reading the output of ended children
 
 
 class StopRequested(Exception):
-    """A stop signal came."""
+    """A stop signal arrived."""
 
 
 class ChildEnded(Exception):
@@ -114,9 +114,9 @@ class Supervisor:
         self._signals = signals
         self._children: dict[str, Child] = {}
         self._shards: list[Child] = []
-        self._ended = asyncio.Event()  # some child has ended, or was stopped for too long
+        self._ended = asyncio.Event()  # some child has ended, or has been stopped for too long
         self._hung: list[Cause] = []
-        self._steps: dict[str, int | None] = {}  # executed by each shard, once a shard was given up as lost
+        self._steps: dict[str, int | None] = {}  # executed by each shard, once a shard has been given up as lost
         self._ready_at: float | None = None
         self._oom = OomWatch()
 
@@ -146,7 +146,7 @@ class Supervisor:
 
     async def _live(self, started_at: float) -> Outcome:
         # Importing gRPC takes a tenth of a second, so it happens while the children do their own imports. Its C part
-        # must not write to stderr, which belongs to the terminal; the children's environment has already been made.
+        # must not write to stderr, which is for ``Terminal`` alone; the children's environment has already been made.
         os.environ["GRPC_VERBOSITY"] = "NONE"
         from tgis_cli.supervisor.watching import Watcher
 
@@ -209,10 +209,10 @@ class Supervisor:
         return Outcome(0)
 
     async def _drain(self, frontend: Child, watcher: Watcher) -> None:
-        """Wait until the front-end has ended; cut it short when time is up or on a second signal.
+        """Wait until the front-end has ended; cut the drain short when time is up or a second signal arrives.
 
         Raises:
-            ChildEnded: a shard died, and with it the answers in flight; or a child was stopped.
+            ChildEnded: a shard died, so answers in flight are lost; or a child was stopped.
         """
         config = self._run.config
         patience_s = config.drain_delay + config.drain_timeout + DRAIN_SLACK_S
@@ -243,7 +243,7 @@ class Supervisor:
         """End the group after its first failure, and find the cause."""
         # 1. The process that was seen to end first need not be the one that failed first.
         await self._wait_for_cause()
-        # 2. All that ended blame a lost peer: a shard that is still alive must hang.
+        # 2. If every process that ended blames a lost peer, a shard that is still alive must be hung.
         if not self._hung and only_peers_are_blamed(self._exits(), read_records(self._run.errors_dir)):
             left = [shard for shard in self._shards if shard.is_alive]
             self._steps = await watcher.count_steps([shard.name for shard in left])
@@ -288,7 +288,7 @@ class Supervisor:
         await wait_all(children, STACKS_WAIT_S)
 
     async def _kill_all(self) -> None:
-        """Kill all children and wait for them: none is left, unless the kernel cannot end it."""
+        """Kill all children and wait until none is left, except for those that the kernel cannot end."""
         for child in self._children.values():
             child.send_signal(signal.SIGKILL)
         await wait_all(list(self._children.values()), KILLED_S)
@@ -349,7 +349,7 @@ class Supervisor:
             self._ended.set()
 
     async def _wait_for_failure(self) -> None:
-        """Wait until a shard has ended, or a child was stopped for too long."""
+        """Wait until a shard has ended, or a child has been stopped for too long."""
         while not self._hung and all(shard.is_alive for shard in self._shards):
             self._ended.clear()
             await self._ended.wait()
@@ -398,7 +398,7 @@ class Supervisor:
         """Wait for the result of ``work``.
 
         Raises:
-            StopRequested: a stop signal came first.
+            StopRequested: a stop signal arrived first.
             ChildEnded: a child ended first.
         """
         task = asyncio.ensure_future(work)
@@ -409,7 +409,7 @@ class Supervisor:
 
 
 def are_threads_scarce(run: Run) -> bool:
-    """Whether a limit on threads is near: the checks were skipped, or other processes use up the rest."""
+    """Whether a limit on threads is near, because the checks were skipped or other processes use up the rest."""
     return any(limit.free < 2 * Threads.of(run).total for limit in read_process_limits())
 
 

@@ -1,7 +1,7 @@
 """Where the seconds of startup went: the phases of all processes, and the processes that startup waited for.
 
-These are the launcher; then whichever was ready last, a shard or the front-end's own loading; then the front-end, which
-starts serving once the shards do. All times are of the same monotonic clock.
+Startup waits for the launcher, then for whatever is ready last (a shard, or the front-end's own loading), and then for
+the front-end, which starts serving once the shards do. All times are from the same monotonic clock.
 """
 
 from __future__ import annotations

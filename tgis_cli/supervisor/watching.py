@@ -1,4 +1,4 @@
-"""Polling of the processes: is the group ready, does the front-end answer, what is a drain waiting for?
+"""Polling of the processes: whether the group is ready, whether the front-end answers, what a drain is waiting for.
 
 Imports gRPC, so import it only after the children have been started.
 """
@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from tgis_cli.causes.cause import ProcessHangs
 from tgis_cli.relay.terminal import Terminal, make_json_line
@@ -33,7 +34,7 @@ STILL_STARTING_S = 10.0  # between lines after that
 STATUS_S = 0.25  # between updates of the live status
 WATCH_POLL_S = 1.0
 WATCH_CALL_S = 1.0
-MAX_UNANSWERED = 4  # calls in a row, each up to two seconds with the pause before it
+MAX_UNANSWERED = 4  # calls in a row, each of which takes up to two seconds with the pause before it
 MAX_LOOP_AGE_S = 8.0  # of the front-end's event loop, which turns every second even when busy
 LAST_CALL_S = 0.3  # for telling the front-end why the group ends
 DRAIN_POLL_S = 0.2
@@ -93,8 +94,14 @@ class Watcher:
         if self._terminal.as_json:
             self._terminal.print(make_json_line(LAUNCHER, "ready", "info", event="ready", **ready.facts()))
         else:
-            panel = make_panel(ready) if self._terminal.is_interactive else None
-            self._terminal.print("\n".join(make_lines(ready)), panel)
+            self._terminal.print("\n".join(make_lines(ready)), self._show_ready(ready))
+
+    def _show_ready(self, ready: Ready) -> Any:
+        """The announcement for a person; ``None`` without one."""
+        width, is_verbose = self._terminal.width, self._terminal.is_verbose
+        if self._terminal.is_interactive:
+            return make_panel(ready, width, is_verbose=is_verbose)
+        return "\n".join(make_lines(ready, width, is_verbose=is_verbose)) if self._terminal.has_reader else None
 
     async def _get_info(self) -> pb.InfoReply:
         for _ in range(MAX_UNANSWERED):
@@ -162,5 +169,5 @@ def describe_drain(in_flight: int, elapsed_s: float, delay_s: float, timeout_s: 
     """``draining: 3 calls in flight, 84 s left``."""
     calls = f"{in_flight} call{'' if in_flight == 1 else 's'} in flight"
     if elapsed_s < delay_s:
-        return f"draining: {calls}, new ones are accepted for {delay_s - elapsed_s:.0f} s more"
+        return f"draining: {calls}; new ones are accepted for {delay_s - elapsed_s:.0f} s more"
     return f"draining: {calls}, {max(0.0, delay_s + timeout_s - elapsed_s):.0f} s left"

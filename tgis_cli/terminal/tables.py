@@ -6,11 +6,18 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, TextIO
 
+from tgis_cli.terminal.capabilities import get_width, is_terminal
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
 PIPE_COLUMNS = 10_000
+
+
+def find_width() -> int | None:
+    """Columns of stdout; ``None`` in a pipe, where lines stay whole."""
+    return get_width(sys.stdout) if is_terminal(sys.stdout) else None
 
 
 def open_console(stream: TextIO | None = None) -> Console:
@@ -21,7 +28,7 @@ def open_console(stream: TextIO | None = None) -> Console:
     from rich.console import Console
 
     stream = stream or sys.stdout
-    return Console(file=stream, highlight=False, width=None if stream.isatty() else PIPE_COLUMNS)
+    return Console(file=stream, highlight=False, width=get_width(stream) if is_terminal(stream) else PIPE_COLUMNS)
 
 
 def make_table(title: str | None = None) -> Table:

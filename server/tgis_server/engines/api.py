@@ -20,9 +20,9 @@ class RunnerCaps:
     memory: Literal["paged", "rows"] = "paged"  # KV blocks, or one row of a padded batch per sequence
     chunked_prefill: bool = True  # a prompt may be computed in several steps
     mixed_steps: bool = True  # a step may have prefill and decode rows
-    plan_ahead: bool = False  # launch returns before the device is done, so the next step can be planned early
+    plan_ahead: bool = False  # launch returns before the device has finished, so the next step can be planned early
     prefix_cache: bool = True  # a sequence may start with blocks that another one has computed
-    rope_border: int | None = None  # sequences of more tokens have ``is_rope_long`` (LongRoPE)
+    rope_border: int | None = None  # sequences with more tokens than this have ``is_rope_long`` (LongRoPE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +31,9 @@ class Capacity:
 
     num_blocks: int
     block_size: int  # tokens per KV block
-    max_sequence_length: int  # prompt + output; configured or inferred, lowered to what fits
-    max_rows: int = 0  # with memory "rows": sequences at once
-    max_padded_tokens: int = 0  # with memory "rows": rows times tokens of the longest sequence
+    max_sequence_length: int  # prompt + output; configured or inferred, and lowered to what fits
+    max_rows: int = 0  # with memory "rows": sequences that can run at once
+    max_padded_tokens: int = 0  # with memory "rows": number of rows times length of the longest sequence
     max_adapters: int = 0  # places for adapters
 
 
@@ -65,7 +65,7 @@ class ModelRunner(Protocol):
     facts: ModelFacts
 
     def launch(self, plan: StepPlan) -> Launched:
-        """Apply the plan's state changes and start its forward pass; may return before the device is done.
+        """Apply the plan's state changes and start its forward pass; may return before the device has finished.
 
         Raises:
             OutOfMemory: the step did not fit. State changes (``free``, ``activate``, ``new``, ``new_blocks``) have been
@@ -74,16 +74,17 @@ class ModelRunner(Protocol):
         ...
 
     def finish(self, launched: Any, masks: Masks | None) -> None:
-        """Start the sampling of a launched step: rank 0 samples, and all ranks share the ids once.
+        """Start the sampling of a launched step: rank 0 samples and sends the ids to all ranks.
 
-        Called on every rank, once for each :meth:`launch` and before the next one. If rows of the step are guided, the
-        previous step has been collected: their masks depend on its tokens.
+        Called on every rank, once for each :meth:`launch` and before the next one. If any row of the step is guided,
+        the previous step has already been collected, because the masks depend on its tokens.
 
         Args:
-            masks: of guided rows; rank 0 only. A guided row without a mask belongs to a sequence that has ended.
+            masks: the masks of guided rows, on rank 0 only. A guided row without a mask belongs to a sequence that has
+                ended.
 
         Raises:
-            OutOfMemory: as in :meth:`launch`; the step has ended and its rows are as before it.
+            OutOfMemory: as in :meth:`launch`; the step has ended, and its rows are as they were before it.
         """
         ...
 
@@ -95,7 +96,7 @@ class ModelRunner(Protocol):
         """Read an adapter, so that a plan can activate it. Called from a side thread while steps run.
 
         Raises:
-            ModelError: it cannot be used; the sentence is for the client.
+            ModelError: the adapter cannot be used; the message is meant for the client.
         """
         ...
 
@@ -104,5 +105,5 @@ class ModelRunner(Protocol):
         ...
 
 
-# (phase, done, total): phases are short verbs such as "reading weights"; done and total are bytes, 0 if unknown.
+# (phase, done, total): phases are short phrases such as "reading weights"; done and total are bytes, 0 if unknown.
 Progress = Callable[[str, int, int], None]

@@ -1,4 +1,4 @@
-"""The engines by name, each with its door and its properties. No torch.
+"""The engines by name, each with its door and its properties. Imports no torch.
 
 The command line and the launcher decide by an engine's properties, never by its name.
 """
@@ -51,7 +51,7 @@ def get_engine(name: str) -> Engine:
     """The engine of that name.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such engine.
     """
     if name not in ENGINES:
         raise UsageError(f"There is no engine {name!r} in this version, only {' and '.join(ENGINES)}.")
@@ -59,7 +59,7 @@ def get_engine(name: str) -> Engine:
 
 
 def find_named(framework: str | None) -> Engine | None:
-    """The engine that a value of --deployment-framework selects; ``None``: no engine of this version."""
+    """The engine that a value of --deployment-framework selects; ``None`` if this version has no such engine."""
     return next((engine for engine in ENGINES.values() if framework in engine.frameworks), None)
 
 
@@ -67,7 +67,7 @@ def find_engine(model_dir: Path, candidates: Iterable[Engine] = ENGINES.values()
     """The first engine that serves a model, with its summary of config.json.
 
     Raises:
-        ModelError: no engine does; the text is the first one's reason.
+        ModelError: no engine serves it; the message gives the first engine's reason.
     """
     problems: list[ModelError] = []
     for engine in candidates:

@@ -1,4 +1,4 @@
-"""What an engine tells about a model's files and the machine before anything is loaded. No torch."""
+"""What an engine can say about a model's files and the machine before anything is loaded. Imports no torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class RankMemory(Protocol):
 
     @property
     def weight_bytes(self) -> int:
-        """As held in memory, including copies that the device needs."""
+        """Size of the weights as held in memory, including copies that the device needs."""
 
     @property
     def step_bytes(self) -> int: ...
@@ -34,23 +34,30 @@ class RankMemory(Protocol):
     def kv_bytes_per_token(self) -> int: ...
 
     def usable_gpu_bytes(self, free_bytes: int, total_bytes: int) -> int:
-        """What the rank may use of a GPU."""
+        """How much of a GPU's memory the rank may use."""
+
+    def check_kv_cache_memory(self) -> None:
+        """Check that --kv-cache-memory, if it was set, holds a sequence.
+
+        Raises:
+            NotEnoughDevices: it does not.
+        """
 
     def check(self, free_bytes: int) -> None:
         """Check that weights, a step and one sequence fit.
 
         Args:
-            free_bytes: before loading.
+            free_bytes: free memory before loading.
 
         Raises:
-            NotEnoughDevices: they do not.
+            NotEnoughDevices: they do not fit.
         """
 
     def divide(self, free_bytes: int) -> KvBudget:
         """Size the KV cache.
 
         Args:
-            free_bytes: after loading the weights.
+            free_bytes: free memory after loading the weights.
 
         Raises:
             NotEnoughDevices: one sequence does not fit.
@@ -61,7 +68,7 @@ class ModelSizes(Protocol):
     """The sizes of a model whose files have been checked, for any valid number of shards."""
 
     def weight_bytes(self, rank: int, num_shard: int, dtype: str) -> int:
-        """What ``rank`` reads, held as ``dtype``."""
+        """Size of the weights that ``rank`` reads, held as ``dtype``."""
 
     def kv_bytes_per_token(self, rank: int, num_shard: int, dtype: str) -> int: ...
 
@@ -71,8 +78,8 @@ class ModelSizes(Protocol):
         """Say in words how large the KV cache of a shard on a CPU is by default.
 
         Args:
-            sequence_bytes: of the longest sequence.
-            free_bytes: for each shard.
+            sequence_bytes: size of the longest sequence.
+            free_bytes: free memory for each shard.
         """
 
 
@@ -109,7 +116,8 @@ class Door(Protocol):
         """Describe a model from its config.json and the headers of its weights, and check them.
 
         Raises:
-            ModelError, UsageError: as :meth:`summarize`, or weights are missing, damaged, or of another model.
+            ModelError: as in :meth:`summarize`, or because weights are missing, damaged, or from another model.
+            UsageError: as in :meth:`summarize`.
         """
 
     def cpu_environment(self, environ: Mapping[str, str]) -> dict[str, str]:

@@ -1,18 +1,18 @@
-"""An engine whose tokens can be computed by hand. It runs the whole product without weights: tests and rehearsals.
+"""An engine whose tokens can be computed by hand. It runs the whole product without weights, for tests and rehearsals.
 
 Its "keys and values" are numbers, written into blocks or rows like those of a real engine and read back through the
 block tables. The next token is
 
     (sum of the numbers of all tokens so far + sum of the encoder's numbers + number of tokens) mod vocab_size
 
-so any mistake in blocks, positions, prefix cache, sharing or preemption changes the output. A token's number is
+so any mistake in blocks, positions, the prefix cache, sharing or preemption changes the output. A token's number is
 
     its id + the adapter's number + 1 if ``is_rope_long`` + the sum of the encoder's numbers
 
-because these change a real engine's keys, too (see ``cache_root``). A virtual row has the id :func:`virtual_id`,
-whatever the prompt contains. The encoder's numbers are computed in the same way, without the last two terms. An
-adapter's number is the sum of its digest's bytes. With ``temperature`` > 0 the seed is added to the sum. A guided row
-takes the first allowed id from the computed one on, cyclically.
+because all of these change a real engine's keys, too (see ``cache_root``). A virtual row has the id that
+:func:`virtual_id` returns, whatever the prompt contains. The encoder's numbers are computed in the same way, without
+the last two terms. An adapter's number is the sum of its digest's bytes. With ``temperature`` > 0 the seed is added to
+the sum. A guided row takes the first allowed id that is not below the computed one, or else the lowest allowed id.
 
 A step takes ``--rehearse-step-ms``, plus ``--rehearse-attention-ns`` for each pair of a token and a key.
 """
@@ -90,7 +90,7 @@ class FakeLaunched:
     step_s: float
     ready_at: float
     prompt_details: dict[int, list[TokenDetail]]
-    tokens: StepTokens | None = None  # of a finished step
+    tokens: StepTokens | None = None  # once the step is finished
 
 
 class FakeRunner:
@@ -105,10 +105,15 @@ class FakeRunner:
         step_s: float = 0.0,
         attention_s: float = 0.0,
         fault: Fault | None = None,
+        dtype: str = "float32",
     ) -> None:
+        """
+        Args:
+            dtype: only reported, as the run has one.
+        """
         self.caps = caps
         self.capacity = capacity
-        self.facts = ModelFacts("fake", "int32", "none", vocab_size, end_ids=())
+        self.facts = ModelFacts("fake", dtype, "none", vocab_size, end_ids=())
         self._step_s = step_s
         self._attention_s = attention_s
         self._fault = fault
@@ -137,6 +142,7 @@ class FakeRunner:
             step_s=config.rehearse_step_ms / 1000,
             attention_s=config.rehearse_attention_ns / 1e9,
             fault=fault,
+            dtype=run.dtype,
         )
 
     def launch(self, plan: StepPlan) -> FakeLaunched:
@@ -257,7 +263,7 @@ class FakeRunner:
         return (slot.numbers.total(end) + self._encoder_total(slot) + end + noise) % self.facts.vocab_size
 
     def _detail(self, token_id: int, top_n: int) -> TokenDetail:
-        """The rank is the token's id plus one; the top tokens are the ids from it on."""
+        """The token's rank is its id plus one; the top tokens are its id and the ids after it."""
         tops = tuple((token_id + i) % self.facts.vocab_size for i in range(top_n))
         return TokenDetail(-0.5, token_id + 1, tops, tuple(-0.5 - i for i in range(top_n)))
 
@@ -268,19 +274,19 @@ class FakeRunner:
 
 
 def virtual_id(position: int) -> int:
-    """The token id that a virtual row stands for."""
+    """The token id that a virtual row counts as."""
     return 3 * position + 1
 
 
 def first_allowed(token_id: int, mask: bytes) -> int:
-    """The first id from ``token_id`` on, cyclically, that ``mask`` allows; see ``Masks``."""
+    """The first id from ``token_id`` upwards, wrapping around, that ``mask`` allows; see ``Masks``."""
     count = 8 * len(mask)
     ids = ((token_id + i) % count for i in range(count))
     return next(i for i in ids if mask[i // 8] >> i % 8 & 1)
 
 
 def read_vocab_size(model_dir: Path) -> int:
-    """Number of pieces in the model's ``tokenizer.json``, added ones included."""
+    """Number of pieces in the model's ``tokenizer.json``, including added ones."""
     tokenizer = read_json(model_dir / "tokenizer.json")
     vocab = tokenizer["model"]["vocab"]
     ids = set(vocab.values()) if isinstance(vocab, dict) else set(range(len(vocab)))

@@ -1,4 +1,4 @@
-"""The fake engine's door. It needs no weights, and rehearses models that no engine serves, too."""
+"""The fake engine's door. It needs no weights and also rehearses models that no engine serves."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tgis_server.model_files import find_length, read_json
 
 
 class FakeDoor:
-    """Describes a model as the engine that would serve it.
+    """Describes a model as the engine that would serve it does.
 
     Args:
-        find_summary: that engine's summary; raises ModelError where no engine serves the model.
+        find_summary: returns that engine's summary; raises ModelError if no engine serves the model.
     """
 
     def __init__(self, find_summary: Callable[[Path], ModelSummary]) -> None:
@@ -39,10 +39,10 @@ class FakeDoor:
 
 
 def summarize_unknown(model_dir: Path) -> ModelSummary:
-    """What config.json itself says.
+    """Describe a model by its config.json alone.
 
     Raises:
-        ModelError: it is missing or broken.
+        ModelError: the file is missing or broken.
     """
     config = read_json(model_dir / "config.json")
     vocab_size = config.get("vocab_size")

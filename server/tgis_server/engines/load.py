@@ -12,8 +12,8 @@ def load_runner(run: Run, rank: int, progress: Progress) -> ModelRunner:
 
     Raises:
         UsageError: there is no such engine.
-        ModelError: files are missing, truncated or of a wrong shape, or no engine serves the architecture.
-        NotEnoughDevices: weights and one sequence do not fit.
+        ModelError: files are missing or truncated, tensors have the wrong shape, or no engine serves the architecture.
+        NotEnoughDevices: the weights and one sequence do not fit.
     """
     match get_engine(run.engine).name:
         case "fake":

@@ -1,6 +1,6 @@
 """The catalogue of failures that end startup or a running server.
 
-Each row says how the failure is recognised, what is said about it, and its exit code. Code raises
+Each row says how the failure is recognised, what is said about it, and what its exit code is. Code raises
 ``failures.PORT_IN_USE.error(port=8033, ...)``; docs/failures.md is generated from the same rows. A sentence states what
 happened, with values, and what to do. Errors of single requests belong to the public contract and are not listed here.
 """

@@ -15,9 +15,9 @@ class Failure:
 
     Args:
         name: a short slug, unique, for people who search the docs or their logs.
-        evidence: how it is recognised, for the docs.
+        evidence: how the failure is recognised, for the docs.
         sentence: a template of :meth:`str.format`; values whose names end in ``_bytes`` are numbers of bytes.
-        kind: the error that it is, which gives the exit code.
+        kind: the class of the error, which determines the exit code.
     """
 
     name: str

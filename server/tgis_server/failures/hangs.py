@@ -18,8 +18,8 @@ STORAGE_HANGS = Failure(
 )
 LOOK_HANGS = Failure(
     "look-hangs",
-    "the launcher itself, before it starts other processes, makes no progress for --startup-timeout, and not because "
-    "of a file",
+    "the launcher itself, before it starts other processes, makes no progress for --startup-timeout, and is not "
+    "waiting for a file",
     "The launcher has made no progress for {timeout_s:g} s while it was {doing}: if `nvidia-smi` hangs as well, "
     "repair the driver or restart the machine; if it is only slow, raise --startup-timeout.",
     GroupFailed,
@@ -32,8 +32,8 @@ LOOK_ENDED = Failure(
 )
 NO_INFO = Failure(
     "no-answer-when-ready",
-    "a shard that serves does not describe itself",
-    "{process} reported that it serves, but no longer answers; its stacks are in errors/{process}.log of the "
+    "a shard that is serving does not describe itself",
+    "{process} reported that it is serving, but no longer answers; its stacks are in errors/{process}.log of the "
     "run directory.",
     GroupFailed,
 )
@@ -60,7 +60,7 @@ DRAIN_HANGS = Failure(
 )
 PROCESS_STOPPED = Failure(
     "process-stopped",
-    "a child was stopped and not continued, as SIGCHLD tells the launcher",
+    "SIGCHLD tells the launcher that a child was stopped, and the child is not continued",
     "{process} was stopped by a signal from outside (SIGSTOP) and not continued within {seconds:g} s: find out what "
     "is stopping processes on this machine.",
     GroupFailed,

@@ -12,14 +12,14 @@ RUN_DIR_FULL = Failure(
 )
 NO_GPU = Failure(
     "no-gpu",
-    "`--device cuda`, and no GPU is visible",
-    "--device cuda, but no GPU is visible. {hint}",
+    "`--device cuda` is given, but no GPU is visible",
+    "--device cuda is given, but no GPU is visible. {hint}",
     NotEnoughDevices,
 )
 TORCH_WITHOUT_CUDA = Failure(
     "torch-without-cuda",
-    "`--device cuda`, and torch is a build for CPUs",
-    "--device cuda, but the installed torch is built for CPUs: install a CUDA build of it.",
+    "`--device cuda` is given, but torch is built for CPUs",
+    "--device cuda is given, but the installed torch is built for CPUs: install a CUDA build of it.",
     NotEnoughDevices,
 )
 TOO_FEW_GPUS = Failure(
@@ -73,11 +73,18 @@ KV_CACHE_TOO_LARGE = Failure(
     "or free memory.",
     NotEnoughDevices,
 )
+KV_CACHE_TOO_SMALL = Failure(
+    "kv-cache-too-small",
+    "--kv-cache-memory is less than one sequence needs; found before any process is started",
+    "--kv-cache-memory {asked_bytes} is less than the keys and values of one sequence of {length} tokens need on each "
+    "shard: use --kv-cache-memory {smallest} or more.",
+    NotEnoughDevices,
+)
 SEQUENCE_TOO_LONG = Failure(
     "sequence-too-long",
     "one sequence does not fit into the memory that the weights leave free",
     "One sequence of {length} tokens needs {need_bytes} for keys and values on each shard, but only {room_bytes} is "
-    "available: use --max-sequence-length {longest} or less, or more {more}, or free memory.",
+    "available: use {shorter}more shards (--num-shard), or free memory.",
     NotEnoughDevices,
 )
 WARM_UP_TOO_LARGE = Failure(
@@ -96,7 +103,7 @@ GPU_OUT_OF_MEMORY = Failure(
 )
 HOST_OUT_OF_MEMORY = Failure(
     "host-out-of-memory",
-    "`MemoryError`, `ENOMEM`, a failed allocation in torch, or oneDNN without memory for a primitive",
+    "`MemoryError`, `ENOMEM`, a failed allocation in torch, or a primitive for which oneDNN has no memory",
     "{process} ran out of memory (at {place}): it asked for {asked}; raise the memory limit (also `ulimit -v`), or "
     "lower --kv-cache-memory, --max-batch-tokens or --max-batch-size.",
     NotEnoughDevices,
@@ -118,7 +125,7 @@ GPU_NOT_SUPPORTED = Failure(
 GPU_UNUSABLE = Failure(
     "gpu-unusable",
     "CUDA cannot be initialized",
-    "{process}: the GPU cannot be used: {reason}. Check `nvidia-smi`, CUDA_VISIBLE_DEVICES and, on machines with "
-    "NVSwitch, that the fabric manager is running.",
+    "{process}: the GPU cannot be used: {reason}. Check `nvidia-smi` and CUDA_VISIBLE_DEVICES; on machines with "
+    "NVSwitch, also check that the fabric manager is running.",
     NotEnoughDevices,
 )

@@ -5,7 +5,7 @@ from tgis_server.failures.failure import Failure
 
 REVISION_NOT_CACHED = Failure(
     "revision-not-cached",
-    "the cache has the model, but no `config.json` of the revision",
+    "the cache has the model, but not the `config.json` of the revision",
     "Failed to resolve config path: Config file not found in local cache for model {model}, revision {revision}. "
     "Expected {expected}; the cache has {revisions}. `tgis download-weights {model} --revision {revision}` downloads "
     "it.",
@@ -43,7 +43,7 @@ JSON_BROKEN = Failure(
 )
 JSON_NO_OBJECT = Failure(
     "json-no-object",
-    "a JSON file of the model holds a list or a value",
+    "a JSON file of the model holds a list or a single value",
     "{file} holds a {found}, not an object: fix it, or download it again.",
     ModelError,
 )
@@ -61,13 +61,13 @@ ENGINE_NOT_PRESENT = Failure(
 )
 WEIGHTS_NOT_FOUND = Failure(
     "weights-not-found",
-    "there is neither a safetensors file with a model nor an index",
-    "{model_dir} has neither model.safetensors nor other weights as safetensors; {hint}.",
+    "there is neither a safetensors file that holds a model nor an index",
+    "{model_dir} has neither model.safetensors nor other weights in safetensors format; {hint}.",
     ModelError,
 )
 WEIGHTS_INCOMPLETE = Failure(
     "weights-incomplete",
-    "files are missing that the index names or that the numbering of the others implies",
+    "files that the index names, or that the numbering of the others implies, are missing",
     "{model_dir} lacks {num_missing} of {num_files} weight files {told_by} (such as {missing}): {advice}.",
     ModelError,
 )
@@ -87,7 +87,7 @@ LFS_POINTER = Failure(
 WEB_PAGE = Failure(
     "web-page",
     "a file of the model begins with HTML or XML",
-    "{file} is a web page, probably sent by a proxy or a login instead of the file: download it again.",
+    "{file} is a web page, probably sent by a proxy or a login service instead of the file: download it again.",
     ModelError,
 )
 WEIGHTS_TRUNCATED = Failure(
@@ -158,7 +158,7 @@ TOKENIZER_NOT_UNDERSTOOD = Failure(
 DECODER_NOT_SUPPORTED = Failure(
     "decoder-not-supported",
     "the tokenizer's decoder needs the whole text",
-    "The tokenizer decodes with {found}, which cannot be done token by token. Use a model whose tokenizer.json "
+    "The tokenizer decodes with {found}, which cannot decode token by token. Use a model whose tokenizer.json "
     "decodes with {supported}.",
     ModelError,
 )

@@ -5,8 +5,8 @@ from tgis_server.failures.failure import Failure
 
 WRONG_OPTION = Failure(
     "wrong-option",
-    "a value of a flag, an environment variable or the config file that the option does not accept; conflicts between "
-    "options have sentences of their own",
+    "an option does not accept its value, which comes from a flag, an environment variable or the config file; "
+    "conflicts between options have sentences of their own",
     "{source} is {value!r}, but must be {accepted}.",
     UsageError,
 )
@@ -68,51 +68,51 @@ SOCKET_DIR_NOT_WRITABLE = Failure(
 SOCKET_IN_USE = Failure(
     "socket-in-use",
     "a process answers on the socket's path",
-    "The socket {path} belongs to a running server: choose another --shard-uds-path.",
+    "The socket {path} is in use by a running server: choose another --shard-uds-path.",
     UsageError,
 )
 SOCKET_PATH_TAKEN = Failure(
     "socket-path-taken",
     "a socket's path is taken by something else, or by another user's socket",
-    "{path} is {kind} and is not replaced: move it away, or choose another --shard-uds-path.",
+    "{path} is {kind} and will not be replaced: move it away, or choose another --shard-uds-path.",
     UsageError,
 )
 FILE_UNREADABLE = Failure(
     "option-file-unreadable",
     "a file that an option names cannot be opened",
-    "{flag} {file} cannot be read: {reason}. Check the path, and that this user may read it.",
+    "{flag} {file} cannot be read: {reason}. Check that the path is correct and that this user may read the file.",
     UsageError,
 )
 LOG_FILE_NOT_WRITABLE = Failure(
     "log-file-not-writable",
     "the file of `--log-file` cannot be opened for writing",
-    "--log-file {path} cannot be written: {reason}. Choose a writable one; its directory must exist.",
+    "--log-file {path} cannot be written: {reason}. Choose a writable file in an existing directory.",
     UsageError,
 )
 TLS_FILE_UNREADABLE = Failure(
     "tls-file-unreadable",
     "a TLS file cannot be opened",
-    "TLS file {path} cannot be read: {reason}. Check the path, and that this user may read it.",
+    "TLS file {path} cannot be read: {reason}. Check that the path is correct and that this user may read the file.",
     UsageError,
 )
 TLS_PAIR_UNUSABLE = Failure(
     "tls-pair-unusable",
     "OpenSSL does not accept the certificate and key",
-    "TLS certificate {certificate} and key {key} cannot be used together: {reason}. Both must be PEM and match each "
-    "other, and the key must not be encrypted.",
+    "TLS certificate {certificate} and key {key} cannot be used together: {reason}. Both must be in PEM format, they "
+    "must match, and the key must not be encrypted.",
     UsageError,
 )
 TLS_CLIENT_CA_UNUSABLE = Failure(
     "tls-client-ca-unusable",
-    "OpenSSL does not accept the CA of the clients",
+    "OpenSSL does not accept the client CA",
     "TLS client CA {path} is not a PEM certificate: {reason}. Use the authority's certificate, not a key.",
     UsageError,
 )
 TLS_OUT_OF_DATE = Failure(
     "tls-out-of-date",
     "the server's certificate is not valid when the server starts",
-    "The TLS certificate of {subject} in {path} is valid from {start} to {end}, but it is now {now}: renew it, or "
-    "correct this machine's clock. Clients refuse it.",
+    "The TLS certificate of {subject} in {path} is valid from {start} to {end}, but it is now {now}, so clients refuse "
+    "the certificate: renew it, or correct this machine's clock.",
     UsageError,
 )
 TLS_FILES_CHANGING = Failure(

@@ -30,7 +30,7 @@ SHARD_SILENT = Failure(
 )
 STEP_HANGS = Failure(
     "step-hangs",
-    "a step takes longer than --step-timeout and than ten times its predicted time",
+    "a step takes longer than both --step-timeout and ten times its predicted time",
     "Shard {rank} is hung: its current step has run for {age_s:.0f} s, more than {limit}.",
     PeerLost,
 )

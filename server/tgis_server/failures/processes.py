@@ -5,36 +5,37 @@ from tgis_server.failures.failure import Failure
 
 OUT_OF_MEMORY_KILLED = Failure(
     "out-of-memory-killed",
-    "SIGKILL of the child with most memory, when the control group's count of out-of-memory kills (`oom_kill`) rose",
+    "SIGKILL ended the child that used the most memory, and the control group's count of out-of-memory kills "
+    "(`oom_kill`) rose",
     "{process} was killed by the kernel's out-of-memory killer: {memory}; raise the limit, free memory, or serve a "
     "smaller model.",
     GroupFailed,
 )
 OUT_OF_MEMORY_PERHAPS = Failure(
     "out-of-memory-perhaps",
-    "SIGKILL of a child with little memory, when that count rose: the kernel may have killed another process",
-    "{process} was killed by SIGKILL when {memory}; the kernel then killed a process in this container, possibly this "
-    "one: see `dmesg`. Raise the limit, or move other processes out of the container.",
+    "SIGKILL ended a child that used little memory, and that count rose: the kernel may have killed another process",
+    "{process} was killed by SIGKILL when {memory}; at that time, the kernel killed a process in this container, "
+    "possibly this one: see `dmesg`. Raise the limit, or move other processes out of the container.",
     GroupFailed,
 )
 KILLED = Failure(
     "killed",
-    "SIGKILL, when that count did not rise",
+    "SIGKILL ended a child, and that count did not rise",
     "{process} was killed by SIGKILL, but not by the kernel for lack of memory: this container's count of such kills "
-    "did not change. Find out who sent it (a person, or a daemon such as systemd-oomd), and stop the launcher instead "
-    "of its children.",
+    "did not change. Find out who sent the signal (a person, or a daemon such as systemd-oomd), and stop the launcher "
+    "instead of its children.",
     GroupFailed,
 )
 KILLED_PERHAPS_FOR_MEMORY = Failure(
     "killed-perhaps-for-memory",
-    "SIGKILL, where there is no such count",
-    "{process} was killed by SIGKILL; unless someone did this by hand, the usual cause is the kernel's out-of-memory "
+    "SIGKILL ended a child, and there is no such count",
+    "{process} was killed by SIGKILL; unless someone sent it by hand, the likely cause is the kernel's out-of-memory "
     "killer: see `dmesg` and the memory limits.",
     GroupFailed,
 )
 SHARED_MEMORY_FULL = Failure(
     "shared-memory-full",
-    "SIGBUS of one of several shards, when /dev/shm is full or smaller than 1 GiB; or NCCL reports that it cannot "
+    "SIGBUS ended one of several shards, and /dev/shm is full or smaller than 1 GiB; or NCCL reports that it cannot "
     "create a shared memory segment",
     "{process} probably had too little shared memory ({reason}): several shards need at least 1 GiB in /dev/shm, "
     "which has {total_bytes}, of which {free_bytes} is free; in Kubernetes, mount an emptyDir with medium Memory "
@@ -82,7 +83,7 @@ ENDED_EARLY = Failure(
 )
 ENDED_WITH_CODE = Failure(
     "ended-with-code",
-    "another exit code, without an error left behind",
+    "another exit code of a child that left no error behind",
     "{process} ended with exit code {code}; {last}.",
     GroupFailed,
 )
@@ -97,7 +98,7 @@ FILE_FORBIDDEN = Failure(
     "file-forbidden",
     "an error that names a file: `EACCES`, `EPERM` or `EROFS`",
     "{process}: {path} cannot be opened by user {uid} ({reason}, at {place}): give that user access, or mount it "
-    "writable if it must be.",
+    "writable if it has to be written.",
     GroupFailed,
 )
 DISK_FULL = Failure(
@@ -136,8 +137,8 @@ BROKEN_LIBRARY = Failure(
 GPU_ERROR = Failure(
     "gpu-error",
     "any other error from CUDA",
-    "{process}: the GPU failed: {reason} (at {place}); look for Xid lines in `dmesg` and at `nvidia-smi -q`, and "
-    "report this if the GPU is healthy. The traceback is in {log}.",
+    "{process}: the GPU failed: {reason} (at {place}); look for Xid lines in `dmesg`, check `nvidia-smi -q`, "
+    "and report this if the GPU is healthy. The traceback is in {log}.",
     GroupFailed,
 )
 UNEXPECTED_ERROR = Failure(

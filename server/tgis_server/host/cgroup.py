@@ -1,6 +1,6 @@
 """Limits of this process's control group: memory, CPUs, and how often its out-of-memory killer struck.
 
-The launcher reads them for its checks and hints, and shards to divide the free memory.
+The launcher reads them for its checks and hints; shards read them to divide the free memory.
 
 Supports version 2 (one tree) and version 1 (a tree per controller). Limits of the groups above apply too, so every
 reading walks up to the root. A file that cannot be read means "no limit".
@@ -32,7 +32,8 @@ def group_dirs(controller: str, root: Path = ROOT, membership: Path = MEMBERSHIP
         base = root / controllers if controllers else root
         if not base.is_dir():
             continue
-        # In a container the path may name a group outside the mount, whose root is then this process's group.
+        # In a container, the path may name a group outside the mount; in that case, the mount's root is this process's
+        # group.
         own = base / path.lstrip("/")
         while own != base:
             if own.is_dir():
@@ -61,7 +62,7 @@ def memory_free_bytes(root: Path = ROOT, membership: Path = MEMBERSHIP) -> int |
         if limit is None or used is None or limit >= UNLIMITED_BYTES:
             continue
         stat = read_counters(group / "memory.stat")
-        # Version 1 has totals that include the groups below in total_*; in version 2 all numbers are totals.
+        # Version 1 keeps totals, which include the groups below, in total_*; in version 2, all numbers are totals.
         cache = sum(stat.get(f"total_{name}", stat.get(name, 0)) for name in ("active_file", "inactive_file"))
         free.append(max(0, limit - used + cache))
     return min(free, default=None)

@@ -13,7 +13,7 @@ MAX_GRPC = 10_000
 
 @dataclass(frozen=True, slots=True)
 class MaxConnections:
-    """The most connections on each port; the remaining descriptors keep the launcher, shards and probes connected."""
+    """The maximum number of connections per port; other descriptors keep the launcher, shards and probes connected."""
 
     grpc: int
     http: int

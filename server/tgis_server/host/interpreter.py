@@ -1,7 +1,7 @@
 """How our Python processes are started, so that they never import from the current directory.
 
 ``python -m`` puts that directory first on the module path, and so does an empty entry of ``PYTHONPATH`` (a colon at its
-start or end): next to someone else's ``shutil.py``, our process would run that file with all its rights. The other
+start or end): next to someone else's ``shutil.py``, our process would run that file with its own rights. The other
 entries of ``PYTHONPATH`` stay, because they are how users put one library before another.
 
 This module runs before anything else in a process, so it imports only built-in modules.
@@ -51,7 +51,7 @@ def get_current_directory() -> str:
 def leave_current_directory() -> None:
     """Remove the current directory from the module path of our own programs.
 
-    When imported as a library by another program, leave its path alone.
+    If another program imports this package as a library, that program's path is left alone.
     """
     is_module = sys.argv[:1] == ["-m"]  # while the interpreter looks for the module to run
     if not is_module and os.path.basename(sys.argv[0] if sys.argv else "") not in SCRIPTS:

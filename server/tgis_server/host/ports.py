@@ -1,4 +1,4 @@
-"""Listening on a port, and explaining why that fails. The launcher tries it before startup; the front-end serves."""
+"""Listening on a port, and explaining why that fails. The launcher only tries it; the front-end serves."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import socket
 from tgis_server import failures
 from tgis_server.errors import TgisError
 
+ALL_INTERFACES = ("0.0.0.0", "::", "")  # noqa: S104  compared with, not bound
+
 
 def listen(host: str, port: int, flag: str) -> socket.socket:
-    """A listening TCP socket; port 0 is any free one.
+    """A listening TCP socket; port 0 means any free port.
 
     Raises:
         UsageError: the port, set by ``flag``, is taken or not allowed, or the host is not an address of this machine.
@@ -20,7 +22,7 @@ def listen(host: str, port: int, flag: str) -> socket.socket:
     try:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
-        raise failures.HOST_UNKNOWN.error(host=host, reason=getattr(error, "strerror", "it is no name")) from error
+        raise failures.HOST_UNKNOWN.error(host=host, reason=getattr(error, "strerror", "it is not a name")) from error
     family, _, _, _, address = addresses[0]
     both = host == "::" and socket.has_dualstack_ipv6()
     try:

@@ -1,7 +1,7 @@
 """Which gRPC calls must bypass a proxy.
 
-gRPC itself sends every call through the proxy that its variables do not exempt, even to this machine, and reads only
-lower-case names.
+gRPC itself sends every call through the proxy unless its variables exempt the host, even calls to this machine. It
+reads only variables with lower-case names.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LOCAL_NAMES = ("localhost", "ip6-localhost", "ip6-loopback")
 
 
 def goes_direct(target: str, environ: Mapping[str, str]) -> bool:
-    """Whether a call must bypass the proxy: to this machine, or to a host that a variable exempts.
+    """Whether a call must bypass the proxy, because it goes to this machine or to a host that a variable exempts.
 
     Args:
         target: of a gRPC channel: ``HOST:PORT``, with or without a scheme, or a Unix socket.
@@ -49,7 +49,7 @@ def host_of(target: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or an address means this machine, which includes the unspecified address."""
+    """Whether a name or an address means this machine; the unspecified address does, too."""
     name = host.rstrip(".").lower()
     if name in LOCAL_NAMES or name.endswith(".localhost"):
         return True
@@ -64,7 +64,7 @@ def is_loopback(host: str) -> bool:
 def is_exempt(host: str, entry: str) -> bool:
     """Whether an entry of NO_PROXY covers a host: ``*``, its name or a suffix of it, or a network."""
     if "/" in entry:
-        with contextlib.suppress(ValueError):  # the host is not an address, or the entry not a network
+        with contextlib.suppress(ValueError):  # the host is not an address, or the entry is not a network
             return ipaddress.ip_address(host) in ipaddress.ip_network(entry, strict=False)
     entry = entry.lstrip(".").lower()
     return entry == "*" or (bool(entry) and f".{host.lower()}".endswith(f".{entry}"))

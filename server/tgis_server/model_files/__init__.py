@@ -1,4 +1,4 @@
-"""Which files of a model are its weights; reads JSON files and the headers of weight files.
+"""Decides which files of a model are its weights, and reads JSON files and the headers of weight files.
 
 Independent of torch and of engines; used by every command and by the shards.
 """

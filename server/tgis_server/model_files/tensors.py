@@ -1,4 +1,4 @@
-"""Which tensor in the files each name of the model refers to, decided by content, not by the order of files. No torch.
+"""Which tensor in the files each name of the model refers to, decided by content, not by file order; without torch.
 
 Names are resolved as in transformers: with the family's prefix, without it (saved from the base model), or with one
 prefix too many.
@@ -47,7 +47,7 @@ def find_tensor(found: Mapping[str, TensorInfo], name: str) -> TensorInfo | None
 def join_headers(
     headers: Iterable[Mapping[str, TensorInfo]], weight_map: Mapping[str, str], tell: Tell
 ) -> dict[str, TensorInfo]:
-    """The tensors of all files. Of differing copies in several files, the index names the one to use.
+    """The tensors of all files. If copies in several files differ, the index names the one to use.
 
     Args:
         headers: of each file.

@@ -1,6 +1,6 @@
-"""Which files of a model are its weights: the only place that decides it, for downloads, lists, plans and startup.
+"""Which files of a model are its weights: decided only here, for downloads, lists, plans and startup.
 
-Decided by names and the index alone, so that it works for a repository on the hub too. The order is that of
+Only names and the index decide, so that the rules work for a repository on the hub too. The order is that of
 transformers, extended at the end:
 
 ::
@@ -99,7 +99,7 @@ def find_targets(present: Collection[str], read_index: ReadIndex) -> tuple[str, 
     """The files that a conversion of all PyTorch weights would make."""
     try:
         return tuple(sorted(map(converted_name, choose_pytorch(present, read_index).names)))
-    except ModelError:  # a broken index, of files that are not used
+    except ModelError:  # the broken index of files that are not used
         return ()
 
 
@@ -204,7 +204,7 @@ def advise_without_weights(names: Collection[str]) -> str:
     if sources:
         return f"it has {sources[0]}: convert it with `tgis convert-to-safetensors`"
     if adapters := [name for name in sorted(names) if name.startswith(ADAPTER) and name.endswith(SAFETENSORS.ending)]:
-        return f"{adapters[0]} is an adapter to another model: name that one"
+        return f"{adapters[0]} is an adapter to another model: name that model"
     if others := [name for name in sorted(names) if name.endswith(FOREIGN)]:
         return f"it has {others[0]}, a format that is not supported: get the model as safetensors"
     if unlikely := [

@@ -1,7 +1,7 @@
 """Failures on demand: ``--fault PROCESS:KIND@MOMENT`` makes a process fail as machines and libraries do.
 
-Code calls ``reach`` at each moment, and the fault strikes at its own. For tests and rehearsals only: a real engine also
-needs ``--allow-faults``.
+Code calls ``reach`` at each moment, and the fault strikes at the moment that it names. For tests and rehearsals only: a
+real engine also needs ``--allow-faults``.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Fault:
     def parse(cls, text: str) -> Fault:
         """
         Raises:
-            UsageError: not ``PROCESS:KIND@MOMENT``.
+            UsageError: the text is not ``PROCESS:KIND@MOMENT``.
         """
         match = re.fullmatch(
             r"(?:shard(\d+):([a-z-]+)@(load|stage|(?:step|finish)\d+)|frontend:([a-z-]+)@(start|call))", text
@@ -77,8 +77,8 @@ class Fault:
         kind = match and (match[2] or match[4])
         if not match or kind not in KINDS:
             raise UsageError(
-                f"--fault is {text!r}, but must read shardR:KIND@MOMENT with load, stage, stepN or finishN, or "
-                f"frontend:KIND@MOMENT with start or call, with KIND one of {', '.join(KINDS)}."
+                f"--fault is {text!r}, but must be shardR:KIND@MOMENT, where MOMENT is load, stage, stepN or finishN, "
+                f"or frontend:KIND@MOMENT, where MOMENT is start or call. KIND is one of {', '.join(KINDS)}."
             )
         process = shard_name(int(match[1])) if match[1] else FRONTEND
         return cls(process, str(kind), match[3] or match[5])

@@ -5,7 +5,6 @@ Nothing else reads options from the environment; child processes get the resolve
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,11 @@ from tgis_server.options.conflicts import find_conflicts
 from tgis_server.options.faults import Fault
 from tgis_server.options.table import ServeConfig, options
 from tgis_server.options.values import parse_value
+from tgis_server.words.close_words import did_you_mean
+
+
+class Argument(str):
+    """The value of an option that was given without its flag, as an argument."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +28,7 @@ class LoadedConfig:
     """A config and the origin of each value."""
 
     config: ServeConfig
-    origins: dict[str, str]  # "flag --port", "environment PORT", "tgis.toml" or "default"
+    origins: dict[str, str]  # "flag --port", "argument MODEL", "environment PORT", "tgis.toml" or "default"
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """Value and origin of each option by name, without credentials."""
@@ -44,7 +48,7 @@ def load_config(flags: Mapping[str, Any], environ: Mapping[str, str], config_fil
 
     Raises:
         UsageError: a value cannot be parsed, is out of range, or conflicts with another; the text names the option,
-            its value and what is accepted.
+            its value and the values that it accepts.
     """
     loaded = merge_options(flags, environ, config_file)
     for conflict in find_conflicts(loaded.config):
@@ -64,7 +68,8 @@ def merge_options(
     for option in options():
         where = ""
         if flags.get(option.name) is not None:
-            source, raw = f"flag {option.flag}", flags[option.name]
+            raw = flags[option.name]
+            source = f"argument {option.argument}" if isinstance(raw, Argument) else f"flag {option.flag}"
         elif variable := option.find_variable(environ):
             source, raw = f"environment {variable}", environ[variable].strip()
         elif option.name in from_file:
@@ -88,8 +93,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
     for key, value in table.items():
         name = key.replace("-", "_")
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {close[0]}?" if close else " `tgis config show` lists the options."
-            raise UsageError(f"Config file {path} has an unknown option {key}.{hint}")
+            hint = did_you_mean(name, known) or "`tgis config show` lists the options."
+            raise UsageError(f"Config file {path} has an unknown option {key}. {hint}")
         found[name] = value
     return found

@@ -42,7 +42,7 @@ def read_log_level(text: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeConfig:
-    """The options of ``tgis launch``. ``None`` means inferred from the model and the machine."""
+    """The options of ``tgis launch``. ``None`` means that the value is inferred from the model and the machine."""
 
     # Model
     model_name: Annotated[
@@ -68,7 +68,7 @@ class ServeConfig:
             choices=DTYPES,
             aliases=DTYPE_ALIASES,
             read=read_dtype,
-            unset="the checkpoint's on CUDA and on CPUs with bf16 instructions, else float32",
+            unset="the checkpoint's on CUDA and on CPUs with bf16 instructions, otherwise float32",
         ),
     ] = None
     dtype_str: Annotated[
@@ -96,7 +96,11 @@ class ServeConfig:
     device: Annotated[
         str,
         Opt(
-            help="Where the model runs.", group="Devices and memory", choices=("auto", "cpu", "cuda"), env="TGIS_DEVICE"
+            help="Where the model runs.",
+            group="Devices and memory",
+            choices=("auto", "cpu", "cuda"),
+            aliases={"gpu": "cuda"},
+            env="TGIS_DEVICE",
         ),
     ] = "auto"
     num_shard: Annotated[
@@ -105,7 +109,7 @@ class ServeConfig:
             help="Number of processes that share the model, one per GPU.",
             group="Devices and memory",
             ge=1,
-            unset="the GPUs that CUDA_VISIBLE_DEVICES or NVIDIA_VISIBLE_DEVICES names, else 1",
+            unset="the GPUs that CUDA_VISIBLE_DEVICES or NVIDIA_VISIBLE_DEVICES names, otherwise 1",
         ),
     ] = None
     num_gpus: Annotated[
@@ -118,8 +122,8 @@ class ServeConfig:
             group="Devices and memory",
             unit="bytes",
             ge=1,
-            unset="on CUDA what is free after loading; on a CPU enough for one sequence of maximum length, or more if "
-            "memory allows",
+            unset="on CUDA, what is free after loading; on a CPU, enough for one sequence of maximum length, or more "
+            "if memory allows",
         ),
     ] = None
     kv_block_size: Annotated[
@@ -132,7 +136,7 @@ class ServeConfig:
         bool, Opt(help="Pin each shard to separate CPU cores.", group="Devices and memory", hidden=True)
     ] = True
     batch_safety_margin: Annotated[
-        int, Opt(help="Percent of free GPU memory held back.", group="Devices and memory", ge=0, le=90)
+        int, Opt(help="Percentage of free GPU memory that is held back.", group="Devices and memory", ge=0, le=90)
     ] = 20
     cuda_process_memory_fraction: Annotated[
         float,
@@ -150,7 +154,7 @@ class ServeConfig:
     max_concurrent_requests: Annotated[
         int,
         Opt(
-            help="Inputs accepted at once; more are refused as overload.",
+            help="Inputs accepted at once; any more are refused as overload.",
             group="Limits",
             ge=1,
             refusal="max_concurrent_requests must be > 0",
@@ -201,7 +205,7 @@ class ServeConfig:
             group="Limits",
             ge=1,
             refusal="tokenization_workers must be > 0",
-            unset="CPUs minus shards, 1 to 8",
+            unset="CPUs minus shards, limited to 1 to 8",
         ),
     ] = None
 
@@ -211,10 +215,10 @@ class ServeConfig:
     port: Annotated[int, Opt(help="HTTP port: /health and /metrics.", group="Network", short="p", ge=0, le=65535)] = (
         3000
     )
-    tls_cert_path: Annotated[Path | None, Opt(help="Server certificate, PEM.", group="Network")] = None
-    tls_key_path: Annotated[Path | None, Opt(help="Server key, PEM.", group="Network")] = None
+    tls_cert_path: Annotated[Path | None, Opt(help="Server certificate (PEM).", group="Network")] = None
+    tls_key_path: Annotated[Path | None, Opt(help="Server key (PEM).", group="Network")] = None
     tls_client_ca_cert_path: Annotated[
-        Path | None, Opt(help="Require client certificates of this CA on the gRPC port, PEM.", group="Network")
+        Path | None, Opt(help="Require client certificates from this CA (PEM) on the gRPC port.", group="Network")
     ] = None
     http_tls: Annotated[
         str,
@@ -227,8 +231,8 @@ class ServeConfig:
     max_request_bytes: Annotated[
         int,
         Opt(
-            help="Largest gRPC request; a larger one gets OUT_OF_RANGE. A request that exceeds this limit by "
-            "4 MiB, or is 8 times as large if that is less, is not received at all.",
+            help="Largest gRPC request; a larger one gets OUT_OF_RANGE. A request larger than this limit plus 4 MiB, "
+            "or than 8 times this limit if that is less, is not received at all.",
             group="Network",
             unit="bytes",
             ge=1,
@@ -277,7 +281,7 @@ class ServeConfig:
     step_timeout: Annotated[
         float,
         Opt(
-            help="Seconds after which a step is considered hung, or ten times its predicted time if that is more.",
+            help="Seconds after which a step is considered hung; ten times its predicted time counts if that is more.",
             group="Process",
             gt=0,
         ),

@@ -9,6 +9,7 @@ from typing import Any
 from tgis_server import failures
 from tgis_server.errors import UsageError
 from tgis_server.options.option import Option
+from tgis_server.words.close_words import did_you_mean
 
 FALSE_WORDS = frozenset({"n", "no", "f", "false", "off", "0"})
 
@@ -21,14 +22,16 @@ def parse_value(option: Option, raw: Any, source: str) -> Any:
     """Convert a raw value to the option's type and check its range.
 
     Raises:
-        UsageError: the option does not accept it; the text is the original's if there is one.
+        UsageError: the option does not accept the value; the text is the original's if the original has one.
     """
     try:
         return _convert(option, raw)
-    except (ValueError, TypeError, OverflowError) as error:  # a config file may contain lists, dates, 1e400
+    except (ValueError, TypeError, OverflowError) as error:  # a config file may contain lists, dates or 1e400
         problem = failures.WRONG_OPTION.format(source=source, value=str(raw), accepted=describe_accepted(option))
         if isinstance(error, OutOfRange) and option.opt.refusal:
             problem = f"{option.opt.refusal.format(*error.args)}: {source} is {str(raw)!r}."
+        if hint := did_you_mean(str(raw), (*option.opt.choices, *(option.opt.aliases or {}))):
+            problem += f" {hint}"
         if str(raw).startswith("tcp://"):
             problem += (
                 " Kubernetes sets this variable for a Service of that name: set it in the pod, or use "
@@ -69,7 +72,7 @@ def _convert(option: Option, raw: Any) -> Any:
 
 
 def _convert_bool(option: Option, raw: Any) -> bool:
-    """Apply the original's rule: the false words are false, anything else is true. Options with a value are strict."""
+    """Apply the original's rule: false words are false, all others are true. Options that take a value are strict."""
     if isinstance(raw, bool):
         return raw
     word = str(raw).lower()

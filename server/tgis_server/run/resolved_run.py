@@ -1,7 +1,7 @@
 """The resolved configuration of one run, which the launcher passes to every child as one file.
 
-Nothing is inferred here: ``tgis_cli`` resolves model, engine, device, dtype and limits, writes ``serve.json`` into the
-run directory, and the children read it back.
+Nothing is inferred here: ``tgis_cli`` resolves model, engine, device, dtype and limits, and writes ``serve.json`` into
+the run directory; the children read it back.
 """
 
 from __future__ import annotations

@@ -217,7 +217,7 @@ class FrontendServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def End(self, request, context):
-        """The group is ending: probes and calls in flight get the cause until the process itself is ended.
+        """The group is shutting down: probes and calls in flight get the cause until the front-end itself is stopped.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,4 +1,4 @@
-"""User and password in a URL, which must not appear in logs, files or command lines."""
+"""The user and password in a URL: they must not appear in logs, files or command lines."""
 
 from __future__ import annotations
 

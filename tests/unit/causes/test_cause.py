@@ -96,8 +96,8 @@ def test_a_kill_by_hand_is_distinguished_from_one_for_lack_of_memory():
     assert "killed by SIGKILL, but not by the kernel for lack of memory" in by_hand
     assert "killer: the container's memory limit of 8.0 GiB was reached;" in for_memory
     assert "killer: the machine's memory was used up;" in for_the_machine
-    assert "when the container's memory limit of 8.0 GiB was reached; the kernel then killed a process in" in perhaps
-    assert "unless someone did this by hand, the usual cause is the kernel's out-of-memory killer" in unknown
+    assert "when the container's memory limit of 8.0 GiB was reached; at that time, the kernel killed a" in perhaps
+    assert "unless someone sent it by hand, the likely cause is the kernel's out-of-memory killer" in unknown
 
 
 @pytest.mark.parametrize(

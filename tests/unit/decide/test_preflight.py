@@ -21,6 +21,7 @@ from tgis_cli.decide.preflight import check_before_start, check_memory, check_so
 from tgis_cli.decide.resolve import Resolved
 from tgis_cli.launch.prepare import prepare
 from tgis_cli.machine import Cpu, Gpu, Machine
+from tgis_server.engines.native.memory import MemoryRequest, RankMemory
 from tgis_server.errors import NotEnoughDevices, UsageError
 from tgis_server.host.ports import listen
 from tgis_server.options import ServeConfig, load_config
@@ -55,6 +56,10 @@ class Weights:
 
     def weight_bytes(self, rank: int, num_shard: int, dtype: str) -> int:
         return self.rank_bytes
+
+    def rank_memory(self, run: Run, rank: int) -> RankMemory:
+        request = MemoryRequest(run.device, 1 << 10, 16, 64, False, run.config.kv_cache_memory)
+        return RankMemory("m", self.rank_bytes, 0, request)
 
 
 def machine(**facts: Any) -> Machine:
@@ -116,7 +121,7 @@ def test_the_sockets_of_a_running_server_are_not_replaced(tmp_path: Path):
         server.bind(str(tmp_path / "tgis-0"))
         server.listen()
 
-        with pytest.raises(UsageError, match=r"tgis-0 belongs to a running server"):
+        with pytest.raises(UsageError, match=r"tgis-0 is in use by a running server"):
             check_sockets(make_run(tmp_path, config=config))
 
 
@@ -132,7 +137,7 @@ def make_link(path: Path) -> None:
 def test_a_path_that_is_not_a_socket_is_not_replaced(tmp_path: Path, make: Callable[[Path], None], kind: str):
     make(tmp_path / "tgis-0")
 
-    with pytest.raises(UsageError, match=rf"tgis-0 is {kind} and is not replaced: .*--shard-uds-path"):
+    with pytest.raises(UsageError, match=rf"tgis-0 is {kind} and will not be replaced: .*--shard-uds-path"):
         check_sockets(make_run(tmp_path, config=ServeConfig(shard_uds_path=str(tmp_path / "tgis"))))
 
 
@@ -141,7 +146,7 @@ def test_the_socket_of_another_user_is_not_replaced(tmp_path: Path, monkeypatch:
         server.bind(str(tmp_path / "shard-0.sock"))
     monkeypatch.setattr(os, "getuid", lambda: 12345)
 
-    with pytest.raises(UsageError, match=r"shard-0\.sock is a socket of user \d+ and is not replaced"):
+    with pytest.raises(UsageError, match=r"shard-0\.sock is a socket of user \d+ and will not be replaced"):
         check_sockets(make_run(tmp_path))
 
 
@@ -175,6 +180,16 @@ def test_weights_must_fit_on_each_gpu(tmp_path: Path):
 
     with pytest.raises(NotEnoughDevices, match=r"1\.5 GiB per GPU on 2 GPU\(s\), but GPU 1 offers 1\.0 GiB"):
         check_memory(run, machine(gpus=gpus), Weights(3 * GIB // 2))  # type: ignore[arg-type]
+
+
+def test_a_kv_cache_that_holds_no_sequence_is_refused_with_the_smallest_that_does(tmp_path: Path):
+    run = make_run(tmp_path, config=ServeConfig(kv_cache_memory=1023))
+
+    with pytest.raises(NotEnoughDevices, match=r"one sequence of 2 tokens .*: use --kv-cache-memory 1024 or more\."):
+        check_memory(run, machine(), Weights(1))  # type: ignore[arg-type]
+
+    smallest = replace(run, config=ServeConfig(kv_cache_memory=1024))
+    check_memory(smallest, machine(), Weights(1))  # type: ignore[arg-type]
 
 
 def test_a_signal_during_the_checks_leaves_no_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

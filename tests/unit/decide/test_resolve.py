@@ -251,7 +251,7 @@ def test_shards_on_a_cpu_get_separate_cores():
     [
         ({"num_shard": "1"}, {}, 8, "not pinned: a single shard has no competitor"),
         ({"cpu_pinning": "false"}, {}, 4, "flag --cpu-pinning"),
-        ({}, {"cpu_quota": 4.5}, 2, "not pinned: 4 CPUs (a quota of 4.5 on 8), but which ones is unknown"),
+        ({}, {"cpu_quota": 4.5}, 2, "not pinned: 4 CPUs (a quota of 4.5 on 8), but it is unknown which ones"),
         ({}, {"cpus": (Cpu(3, 3),)}, 1, "not pinned: 2 shards on 1 CPU"),
     ],
 )
@@ -370,7 +370,9 @@ def test_a_model_stretched_by_yarn_has_its_stretched_length_and_gives_no_warning
     inferred, given = resolve_with(model_name=directory), resolve_with(model_name=directory, max_sequence_length="8192")
 
     assert (inferred.run.max_sequence_length, given.warnings) == (8192, ())
-    assert inferred.reasons["max_sequence_length"] == ("2048 positions stretched 4 times by YaRN, as config.json says")
+    assert inferred.reasons["max_sequence_length"] == (
+        "2048 positions stretched by a factor of 4 (YaRN), as config.json says"
+    )
 
 
 def test_more_new_tokens_than_a_sequence_has_are_lowered():
@@ -391,12 +393,27 @@ def test_every_choice_has_a_reason():
         "  dtype                 bfloat16   the checkpoint's",
         "  max_sequence_length   2048       max_position_embeddings of config.json",
         "  max_batch_tokens      512        the default on a CPU",
-        "  kv_cache_memory       -          one longest sequence (1 MiB) or, if that is more, the smaller of 4.0 GiB "
-        "and 25% of what is free after loading (now 4.0 GiB per shard)",
-        "  tokenization_workers  6          8 CPUs less 2 shards, 1 to 8",
+        "  kv_cache_memory       -          one sequence of maximum length (1 MiB) or, if larger, the smaller of "
+        "4.0 GiB and 25% of what is free after loading (now 4.0 GiB per shard)",
+        "  tokenization_workers  6          8 CPUs minus 2 shards, limited to 1 to 8",
         "  shard_cpus            0-3 / 4-7  separate cores for each shard",
         "  shard_threads         4          8 CPUs for 2 shards",
     ]
+
+
+def test_three_lines_tell_what_is_served_on_what_and_with_which_limits():
+    assert resolve_with(device="cpu", num_shard="2").summarize() == (
+        "Serving demo (no model is given: the demo model that comes with TGIS)",
+        "on the CPU (flag --device), in 2 shards, as bfloat16 (the checkpoint's)",
+        "up to 2,048 tokens per sequence, 1,024 of them new; 512 requests at once",
+    )
+
+
+def test_a_rehearsal_is_summarized_as_such():
+    what, on, _ = resolve_with(rehearse=True, model_name=str(DEMO_MODEL_DIR)).summarize()
+
+    assert what == f"Rehearsing {DEMO_MODEL_DIR}"
+    assert on == "on no device (a rehearsal needs none), as float32 (a rehearsal computes nothing)"
 
 
 def test_on_a_gpu_the_driver_is_named_and_memory_is_divided_after_loading():

@@ -57,7 +57,7 @@ def test_a_requested_gpu_that_is_missing_is_a_failure():
     ((level, sentence),) = judge(check_devices, make_subject(device="cuda"))
 
     assert level == "fail"
-    assert sentence.startswith("--device cuda, but no GPU is visible. See `nvidia-smi`")
+    assert sentence.startswith("--device cuda is given, but no GPU is visible. See `nvidia-smi`")
 
 
 def test_a_cpu_build_of_torch_on_a_machine_with_gpus_is_a_warning():
@@ -86,8 +86,9 @@ def test_a_driver_for_an_older_cuda_than_torchs_is_a_failure():
     assert drive(DRIVER, torch="2.11.0+cu130") == [
         (
             "fail",
-            f"launcher: the NVIDIA driver is too old for the installed torch ({DRIVER}, torch is built for CUDA 13.0, "
-            "which needs driver 580.65 or newer): update the driver, or install a build of torch for an older CUDA.",
+            f"launcher: the NVIDIA driver is too old for the installed torch ({DRIVER}, and torch is built for CUDA "
+            "13.0, which needs driver 580.65 or newer): update the driver, or install a build of torch for an older "
+            "CUDA.",
         )
     ]
 
@@ -97,12 +98,12 @@ def test_a_driver_for_an_older_cuda_than_torchs_is_a_failure():
     [
         ({"torch": "2.11.0+cu128"}, "torch is built for CUDA 12.8."),
         ({"torch": "2.11.0+cu118"}, "torch is built for CUDA 11.8."),
-        ({"torch": "2.11.0+cu129"}, "torch is built for CUDA 12.9, which works by minor version compatibility."),
+        ({"torch": "2.11.0+cu129"}, "torch is built for CUDA 12.9, which works because minor versions are compatible."),
         ({"torch": "2.11.0", "nvidia_cuda_runtime_cu12": "12.6.77"}, "torch is built for CUDA 12.6."),
     ],
 )
 def test_a_driver_for_the_same_or_a_later_major_cuda_is_fine(versions: dict[str, str], words: str):
-    assert drive(DRIVER, **versions) == [("ok", f"The GPUs have {DRIVER}, {words}")]
+    assert drive(DRIVER, **versions) == [("ok", f"The GPUs have {DRIVER}, and {words}")]
 
 
 def test_a_gpu_that_torchs_cuda_does_not_support_is_a_failure():
@@ -111,7 +112,7 @@ def test_a_gpu_that_torchs_cuda_does_not_support_is_a_failure():
     subject = make_subject(gpus=gpus, driver=driver, host=with_versions(torch="2.11.0+cu130"), num_shard="1")
 
     assert complaints(check_driver, subject) == [
-        "launcher: the installed torch has no code for this GPU (Tesla V100 has compute capability 7.0, CUDA 13.0 "
+        "launcher: the installed torch has no code for this GPU (Tesla V100 has compute capability 7.0, but CUDA 13.0 "
         "needs 7.5 or newer): install a build of torch that supports it, or use a different GPU."
     ]
 

@@ -57,7 +57,7 @@ def test_given_options_are_listed_without_values():
     [
         ("MAX_SEQ_LENGTH", "Did you mean MAX_SEQUENCE_LENGTH?"),
         ("MAX_CONCURENT_REQUESTS", "Did you mean MAX_CONCURRENT_REQUESTS?"),
-        ("TGIS_FOO_BAR", "`tgis config show` lists them."),
+        ("TGIS_FOO_BAR", "`tgis config show` lists the options."),
     ],
 )
 def test_a_variable_that_looks_like_an_option_is_a_warning(name: str, fix: str):

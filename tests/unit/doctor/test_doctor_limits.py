@@ -34,7 +34,7 @@ def test_little_memory_is_a_warning(tmp_path: Path):
     assert judge(check_memory, make_subject(free_bytes=GIB // 2, host=with_files(tmp_path, {}))) == [
         (
             "warn",
-            "512 MiB of memory is free; without a limit. Free memory, or raise the limit: even a small model needs "
+            "512 MiB of memory is free; there is no limit. Free memory, or raise the limit: even a small model needs "
             "about 1 GiB.",
         )
     ]

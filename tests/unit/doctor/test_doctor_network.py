@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from doctor_subject import complaints, judge, make_subject
+from doctor_subject import complaints, judge, make_subject, with_files
 from tgis_cli.doctor import network
-from tgis_cli.doctor.network import check_ports, check_tracing
+from tgis_cli.doctor.network import check_exposure, check_ports, check_tracing
 from tgis_cli.doctor.tls import check_tls
 from tgis_cli.doctor.verdict import Host, Subject
 
@@ -53,6 +53,35 @@ def test_the_port_of_a_running_server_is_only_a_warning(monkeypatch: pytest.Monk
     assert level == "warn"
     assert "is used by a running TGIS server: " in warning
     assert warning.endswith("Stop it before starting another one, or choose another port with --grpc-port.")
+
+
+# -- who can reach the server
+
+
+def test_listening_on_all_interfaces_without_tls_is_a_warning(tmp_path: Path):
+    assert complaints(check_exposure, make_subject(host=Host(root=tmp_path))) == [
+        "The server listens on all interfaces without TLS: anyone who reaches this machine may use it. "
+        "Use --host 127.0.0.1, or TLS (--tls-cert-path)."
+    ]
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"TGIS_HOST": "127.0.0.1"},
+        {"TLS_CERT_PATH": "c.pem", "TLS_KEY_PATH": "k.pem"},
+        {"TGIS_REHEARSE": "true"},
+        {"KUBERNETES_SERVICE_HOST": "10.0.0.1"},
+        {"container": "podman"},
+    ],
+)
+def test_it_is_none_on_one_interface_with_tls_in_a_rehearsal_or_in_a_container(tmp_path: Path, environ: dict[str, str]):
+    assert complaints(check_exposure, make_subject(environ, host=Host(root=tmp_path))) == []
+
+
+@pytest.mark.parametrize("file", [".dockerenv", "run/.containerenv"])
+def test_files_tell_a_container_too(tmp_path: Path, file: str):
+    assert complaints(check_exposure, make_subject(host=with_files(tmp_path, {file: ""}))) == []
 
 
 # -- TLS
@@ -119,7 +148,7 @@ def test_an_invalid_certificate_is_a_failure(authority: Path, years: float):
     failure = complaints(check_tls, serve(authority, years=years))[0]
 
     assert failure.startswith(f"The TLS certificate of server in {authority}/server.pem is valid from ")
-    assert failure.endswith(": renew it, or correct this machine's clock. Clients refuse it.")
+    assert failure.endswith("so clients refuse the certificate: renew it, or correct this machine's clock.")
 
 
 def test_an_expired_authority_is_only_a_warning(authority: Path):

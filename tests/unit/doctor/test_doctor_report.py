@@ -76,7 +76,7 @@ def test_the_preflight_raises_the_first_failure_or_returns_warnings(monkeypatch:
 
 
 def test_a_healthy_machine_is_silent_before_a_start():
-    loaded = make_subject(grpc_port="0", port="0")
+    loaded = make_subject({"TGIS_HOST": "127.0.0.1"}, grpc_port="0", port="0")
     subject = replace(loaded, resolved=resolve(loaded.loaded, {}, loaded.machine))
 
     assert check_machine(subject) == []
@@ -166,6 +166,30 @@ def test_a_report_has_groups_marks_fixes_and_a_summary():
         "        Buy another one.",
         "",
         "1 ok, 1 warning, 1 failure",
+    ]
+
+
+def test_at_30_columns_sentences_and_fixes_hang_below_their_start():
+    assert list(describe_verdicts(VERDICTS, 30, is_colored=False)) == [
+        "Limits",
+        "  ok    All is well.",
+        "  warn  It is slow. Mend it.",
+        "",
+        "Network",
+        "  FAIL  It is broken, and that",
+        "        takes a lot of words.",
+        "        Buy another one.",
+        "",
+        "1 ok, 1 warning, 1 failure",
+    ]
+
+
+def test_in_a_pipe_a_sentence_stays_on_one_line():
+    long = replace(warn("word " * 40 + "end.", "Mend it."), check="memory")
+
+    assert list(describe_verdicts([long], None, is_colored=False))[1:3] == [
+        f"  warn  {long.sentence}",
+        "        Mend it.",
     ]
 
 

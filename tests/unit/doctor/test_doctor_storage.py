@@ -85,7 +85,7 @@ def test_a_socket_of_a_running_server_is_a_failure(tmp_path: Path):
 
     (failure,) = complaints(check_run_dir, replace(subject, resolved=resolve(subject.loaded, {}, subject.machine)))
 
-    assert failure.startswith(f"{tmp_path}/tgis-0 is a file and is not replaced")
+    assert failure.startswith(f"{tmp_path}/tgis-0 is a file and will not be replaced")
 
 
 # -- the log file
@@ -103,7 +103,7 @@ def test_a_log_file_that_cannot_be_written_is_a_failure(tmp_path: Path, name: st
     file = tmp_path / name
 
     assert complaints(check_log_file, make_subject(log_file=str(file))) == [
-        f"--log-file {file} cannot be written: {reason}. Choose a writable one; its directory must exist."
+        f"--log-file {file} cannot be written: {reason}. Choose a writable file in an existing directory."
     ]
 
 

@@ -157,7 +157,7 @@ def test_dynamic_scaling_of_two_dimensions_is_refused(tmp_path: Path) -> None:
             {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": "4k"},
             "original_max_position_embeddings of the rope parameters is '4k', but must be a positive integer.",
         ),
-        ({"rope_type": "linear", "factor": 0.001}, "128 positions stretched 0.001 times by linear scaling"),
+        ({"rope_type": "linear", "factor": 0.001}, "128 positions stretched by a factor of 0.001 (linear scaling)"),
         ({"rope_type": "linear", "factor": -1}, "factor of the rope parameters is -1, but must be greater than 0."),
         ({"rope_type": "linear", "factor": math.inf}, "factor of the rope parameters is inf, but must be a number."),
     ],
@@ -293,7 +293,7 @@ def test_a_rope_that_stretches_positions_stretches_the_longest_sequence(
             {"max_position_embeddings": None, "max_sequence_length": 256},
             Length(256, "max_sequence_length of config.json"),
         ),
-        ({"max_position_embeddings": None}, Length(2048, "config.json names none: the default of its class")),
+        ({"max_position_embeddings": None}, Length(2048, "config.json names none: the default of the model's class")),
     ],
 )
 def test_the_longest_sequence_has_a_source(changes: dict[str, Any], expected: Length, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_feed_forward_proj_names_the_mlp(name: str, expected: tuple[str, bool], 
 
 @pytest.mark.parametrize("name", ["gated-", "other-relu", "gated-gated-relu", "mish", 3])
 def test_an_unknown_mlp_is_refused(name: object, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"feed_forward_proj .* is not supported; supported are silu"):
+    with pytest.raises(ModelError, match=r"feed_forward_proj .* is not supported; the supported values are silu"):
         spec_of(tmp_path, feed_forward_proj=name)
 
 

@@ -140,5 +140,5 @@ def test_a_decoder_that_needs_the_whole_output_is_refused_at_startup():
     tokenizer = vocabularies.words()
     tokenizer.decoder = decoders.CTC()
 
-    with pytest.raises(ModelError, match="decodes with CTC, which cannot be done token by token"):
+    with pytest.raises(ModelError, match="decodes with CTC, which cannot decode token by token"):
         PieceDecoder(tokenizer)

@@ -181,7 +181,7 @@ def test_a_gpu_that_is_listed_twice_hides_all_gpus(visible: str):
     report = find_with(visible, *PLAIN)
 
     assert report.gpus == ()
-    assert "a GPU that it already names: CUDA then shows no GPU" in report.problem
+    assert "a GPU that it already names, so CUDA shows no GPU" in report.problem
 
 
 @pytest.mark.parametrize("visible", ["", " ", "none", "NoDevFiles", "void", "-1", "-1,0"])

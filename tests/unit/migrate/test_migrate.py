@@ -402,7 +402,7 @@ def test_a_complete_pod_gets_no_advice(examine):
             {"env": [{"name": "HF_TOKEN", "value": "hf_x"}]},
             {},
             "secrets",
-            "HF_TOKEN is in plain text, and not needed",
+            "HF_TOKEN is in plain text and is not needed",
         ),
         (
             {"env": [{"name": "S3_SECRET", "value": "x"}]},
@@ -505,17 +505,17 @@ def test_the_exit_code_shows_whether_everything_works():
 
     assert [works.returncode, fails.returncode, wrong.returncode] == [0, 1, 2]
     assert wrong.stderr == "tgis: /nowhere cannot be read: No such file or directory.\n"
-    assert works.stdout.endswith("This works with the new image if that can serve the model.\n")
+    assert works.stdout.endswith("This works with the new image if it can serve the model.\n")
     assert fails.stdout.splitlines()[1].startswith("1  refused  MAX_BATCH_SIZE=x  MAX_BATCH_SIZE is 'x', but must be")
 
 
 @pytest.mark.parametrize(
     ("text", "end"),
     [
-        ("DTYPE=float16", "if that can serve the model."),
+        ("DTYPE=float16", "if it can serve the model."),
         (
             "MAX_CONCURENT_REQUESTS=3\nPREFIX_STORE_PATH=/p\nDTYPE=float16",
-            "if that can serve the model, except for what is `not there yet` and `unknown`.",
+            "if it can serve the model, except for what is `not there yet` and `unknown`.",
         ),
     ],
 )

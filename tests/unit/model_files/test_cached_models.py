@@ -387,7 +387,7 @@ def test_only_yes_confirms_a_removal(answer: str, is_removed: bool, tmp_path: Pa
     result = run_rm(tmp_path)
 
     assert (result.returncode, folder.root.exists()) == (0 if is_removed else 1, not is_removed)
-    assert (b"nothing is removed" in result.stdout) is not is_removed
+    assert (b"nothing was removed" in result.stdout) is not is_removed
 
 
 def test_a_model_with_an_invalid_config_is_still_listed(tmp_path: Path):

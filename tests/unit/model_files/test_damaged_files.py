@@ -24,7 +24,7 @@ from tgis_server.model_files import parse_weight_map
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 1234567\n"
 PAGE = "\n<!doctype html><title>502 Bad Gateway</title>"
 LFS = "is a Git LFS pointer, not the file itself: run `git lfs pull` in "
-HTML = "is a web page, probably sent by a proxy or a login instead of the file"
+HTML = "is a web page, probably sent by a proxy or a login service instead of the file"
 ENVIRON = {"HOME": "/nowhere"}
 DEMO_TOKENIZER = (DEMO_MODEL_DIR / "tokenizer.json").read_text()
 CTC = {"type": "CTC", "pad_token": "<pad>", "word_delimiter_token": "|", "cleanup": True}

@@ -52,7 +52,7 @@ def test_lines_that_cannot_be_written_are_counted_and_reported_once(tmp_path: Pa
     warnings += [file.write("three\n"), file.write("four\n")]
 
     assert warnings == [
-        f"{folder / 'log'} cannot be written: No such file or directory; lines are dropped until it can be.",
+        f"{folder / 'log'} cannot be written: No such file or directory; lines are dropped for now.",
         "",
         f"{folder / 'log'} lacks 2 lines that could not be written.",
         "",

@@ -17,7 +17,7 @@ from tgis_cli.relay.terminal import Terminal
 from tgis_server.logs import make_line
 
 NAMES = ["launcher", "shard-0"]
-CLOCK = re.compile(r"\d\d:\d\d:\d\d\.\d{3}")
+CLOCK = re.compile(r"\d\d:\d\d:\d\d(\.\d{3})?")
 
 
 class Outputs:
@@ -30,7 +30,8 @@ class Outputs:
         log_file: Path | None = None,
     ) -> None:
         self.stdout, self.stderr = stdout or io.StringIO(), stderr or io.StringIO()
-        self.terminal = Terminal(self.stdout, self.stderr, {}, as_json=as_json, names=NAMES, log_file=log_file)
+        environ = {"TERM": "xterm"}
+        self.terminal = Terminal(self.stdout, self.stderr, environ, as_json=as_json, names=NAMES, log_file=log_file)
 
     def finish(self) -> tuple[str, str]:
         """Both outputs, with clocks replaced by T."""
@@ -91,9 +92,10 @@ def without_clocks(text: str) -> str:
 
 
 def on_a_screen(*levels: str, as_json: bool = False, **environ: str) -> str:
-    """The output of a terminal for one line of each level."""
+    """The output of a verbose terminal for one line of each level."""
     screen = Screen()
-    terminal = Terminal(screen, screen, {"TERM": "xterm", **environ}, as_json=as_json, names=NAMES)
+    environ = {"TERM": "xterm", **environ}
+    terminal = Terminal(screen, screen, environ, as_json=as_json, names=NAMES, is_verbose=True)
     for level in levels:
         terminal.relay("shard-0", make_line("shard-0", 0.0, level, "text", {}), to_stderr=True)
     assert terminal.close(timeout_s=5)
@@ -191,7 +193,7 @@ def test_a_log_file_that_cannot_be_written_is_reported_once_and_blocks_nothing()
 
     assert outputs.finish()[1].splitlines() == [
         "shard-0  | T warning one",
-        "launcher | T warning /dev/full cannot be written: No space left on device; lines are dropped until it can be.",
+        "launcher | T warning /dev/full cannot be written: No space left on device; lines are dropped for now.",
         "shard-0  | T warning two",
     ]
 
@@ -203,7 +205,7 @@ def test_a_closed_terminal_stops_neither_the_log_file_nor_results(tmp_path: Path
     for status in ("loading", "loaded", None):
         outputs.terminal.show_status(status)
         outputs.terminal.relay("shard-0", "text", to_stderr=True)
-    outputs.terminal.print("ready", panel="a panel")
+    outputs.terminal.print("ready", shown="a panel")
 
     assert outputs.finish()[0] == "ready\n"
     assert without_clocks((tmp_path / "log").read_text()).splitlines() == [
@@ -235,9 +237,9 @@ def test_a_status_that_cannot_be_shown_is_reported_with_its_traceback_and_stops_
 
 def test_a_terminal_shows_names_warnings_and_errors_in_colours():
     assert on_a_screen("info", "warning", "error") == (
-        "\x1b[32mshard-0  │ \x1b[0mT info    text\n"
-        "\x1b[32mshard-0  │ \x1b[0mT \x1b[33mwarning\x1b[0m text\n"
-        "\x1b[32mshard-0  │ \x1b[0mT \x1b[1;31merror\x1b[0m   text\n"
+        "\x1b[2mT \x1b[0m\x1b[32mshard-0   \x1b[0mtext\n"
+        "\x1b[2mT \x1b[0m\x1b[32mshard-0   \x1b[0m\x1b[33mwarning: \x1b[0mtext\n"
+        "\x1b[2mT \x1b[0m\x1b[32mshard-0   \x1b[0m\x1b[1;31merror: \x1b[0mtext\n"
     )
 
 

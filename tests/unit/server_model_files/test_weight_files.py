@@ -115,9 +115,9 @@ def test_an_interrupted_conversion_is_incomplete():
 @pytest.mark.parametrize(
     ("names", "sentence"),
     [
-        ([], "neither model.safetensors nor other weights as safetensors; download the model first"),
+        ([], "neither model.safetensors nor other weights in safetensors format; download the model first"),
         (["pytorch_model.bin", "training_args.bin"], "it has pytorch_model.bin: convert it with `tgis convert-to-saf"),
-        (["adapter_model.safetensors"], "adapter_model.safetensors is an adapter to another model: name that one"),
+        (["adapter_model.safetensors"], "adapter_model.safetensors is an adapter to another model: name that model"),
         (
             ["training-7.safetensors"],
             "training-7.safetensors looks like a file of a training run: if it is the model",

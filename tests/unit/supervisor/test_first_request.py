@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tgis_cli.supervisor.first_request import read_names, write_first_request
+from running import make_running
+from tgis_cli.supervisor.first_request import is_found_by_clients, read_names, write_first_request
 from tgis_server.options import ServeConfig
 
 TLS = {"tls_cert_path": Path("certs/it's.pem"), "tls_key_path": Path("certs/key.pem")}
@@ -44,6 +45,27 @@ def test_with_mutual_tls_the_clients_files_are_placeholders():
     suggestion = write(is_found=True, tls_client_ca_cert_path=Path("ca.pem"), **TLS)
 
     assert suggestion == 'tgis generate --cert CLIENT.pem --key CLIENT.key "Once upon a time"'
+
+
+@pytest.mark.parametrize(
+    ("pids", "environ", "is_found"),
+    [
+        ((100,), {}, True),
+        ((100,), {"GRPC_PORT": "8033"}, True),
+        ((100,), {"GRPC_PORT": "0", "PORT": "1"}, True),
+        ((100,), {"GRPC_PORT": "9"}, False),
+        ((100,), {"GRPC_PORT": "nonsense"}, False),
+        ((100,), {"TGIS_URL": "127.0.0.1:8033"}, False),
+        ((100, 200), {}, False),
+        ((), {}, False),
+    ],
+)
+def test_a_client_finds_the_only_server_unless_the_environment_leads_elsewhere(
+    pids: tuple[int, ...], environ: dict[str, str], is_found: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tgis_cli.runs.servers.find_running", lambda: [make_running(pid=pid) for pid in pids])
+
+    assert is_found_by_clients(100, environ) is is_found
 
 
 def test_without_a_readable_certificate_there_are_no_names(tmp_path: Path):

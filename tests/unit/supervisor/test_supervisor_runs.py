@@ -164,7 +164,7 @@ def test_a_drain_counts_down():
     messages = [describe_drain(in_flight, at, 10.0, 90.0) for in_flight, at in [(3, 4.0), (1, 10.0), (0, 101.0)]]
 
     assert messages == [
-        "draining: 3 calls in flight, new ones are accepted for 6 s more",
+        "draining: 3 calls in flight; new ones are accepted for 6 s more",
         "draining: 1 call in flight, 90 s left",
         "draining: 0 calls in flight, 0 s left",
     ]

@@ -15,6 +15,7 @@ from pathlib import Path
 from tgis_cli.model_files.bundle.files import HashingReader, new_at, open_plain_file, write_new
 from tgis_cli.model_files.bundle.manifest import MANIFEST, SUMS, Manifest
 from tgis_cli.model_files.cache.disk import Advance, check_disk, sync
+from tgis_cli.terminal.capabilities import is_terminal
 from tgis_cli.terminal.exits import silence
 from tgis_server.errors import ModelError, UsageError
 
@@ -53,13 +54,13 @@ def make_bundle(model_dir: Path, manifest: Manifest, target: str, advance: Advan
 
 @contextmanager
 def open_target(target: str, num_bytes: int) -> Iterator[AddFile]:
-    """Open a directory, a tar file, or a tar stream on stdout, depending on the name; yields what adds a file to it."""
+    """Open a directory, a tar file or a tar stream on stdout, as its name says. Yields a function that adds a file."""
     if not target:
         raise UsageError("The bundle's name is empty: name a new directory or a .tar file.")
     if target.endswith(COMPRESSED):
         raise UsageError(f"Compressing {target} would save nothing on weights: name a directory or a .tar file.")
     if target == STREAM:
-        if sys.stdout.isatty():
+        if is_terminal(sys.stdout):
             raise UsageError(
                 "A bundle cannot be written to a terminal: redirect the output, or name a directory or a .tar file."
             )

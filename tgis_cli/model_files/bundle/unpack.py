@@ -69,12 +69,12 @@ def open_bundle(source: str) -> Iterator[BundleSource]:
         try:
             tar = stack.enter_context(tarfile.open(fileobj=stream, mode="r|", tarinfo=BoundedTarInfo))
             yield TarSource(tar, source)
-        except (tarfile.TarError, ValueError, RecursionError) as error:  # the last two from malformed headers
+        except (tarfile.TarError, ValueError, RecursionError) as error:  # the last two come from malformed headers
             raise ModelError(f"{source} is not a complete tar file ({error}): copy the bundle again.") from error
 
 
 class BoundedTarInfo(tarfile.TarInfo):
-    """Refuses extended headers (long names, attributes) that would fill the memory: the tar file states their size."""
+    """Refuses extended headers (long names, attributes) that would fill memory: the tar file states their size."""
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type == tarfile.GNUTYPE_SPARSE:

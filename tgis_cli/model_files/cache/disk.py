@@ -21,7 +21,7 @@ Advance = Callable[[int], None]  # takes the number of bytes processed since the
 
 
 def count_free_bytes(status: os.statvfs_result) -> int | None:
-    """Bytes that this user may still write; ``None`` if the file system does not count, as some in memory."""
+    """Bytes that this user may still write; ``None`` if the file system, such as one in memory, does not count them."""
     return status.f_bavail * status.f_frsize if status.f_blocks else None
 
 
@@ -49,7 +49,7 @@ def check_disk(directory: Path, need_bytes: int, what: str, otherwise: str = OTH
     free_bytes = free_disk_bytes(directory)
     if free_bytes is not None and need_bytes > free_bytes:
         raise NotEnoughDevices(
-            f"{what} needs {format_bytes(need_bytes)} in {directory}, but {format_bytes(free_bytes)} are free: free "
+            f"{what} needs {format_bytes(need_bytes)} in {directory}, but {format_bytes(free_bytes)} is free: free "
             f"{format_bytes(need_bytes - free_bytes)}, or {otherwise}."
         )
 
@@ -104,7 +104,7 @@ def sync(path: Path) -> None:
 
 
 def write_all(file: BinaryIO, chunk: bytes) -> None:
-    """Write all of a chunk. An unbuffered write may be partial; on a full disk only the next one fails."""
+    """Write all of a chunk. An unbuffered write may be partial; on a full disk, only the next one fails."""
     rest = memoryview(chunk)
     while rest:
         rest = rest[file.write(rest) :]

@@ -46,7 +46,7 @@ class CacheFolder:
 
     @contextlib.contextmanager
     def locked(self, tell_waiting: Callable[[], None]) -> Iterator[None]:
-        """Be the only writer, and remove what killed writers have left.
+        """Be the only writer, and remove what killed writers have left behind.
 
         Without locks on the file system, each process gives its incomplete files unique names and starts from scratch.
 
@@ -76,7 +76,7 @@ class CacheFolder:
             try:
                 yield
             finally:
-                with contextlib.suppress(OSError):  # remove what stayed empty, as after a refusal by the hub
+                with contextlib.suppress(OSError):  # remove empty directories, as after a refusal by the hub
                     for path in self.blobs.glob(f"*{self._mark}{INCOMPLETE}"):
                         is_own = self._mark or not FOREIGN.search(path.name)
                         if is_own and not path.stat().st_size:
@@ -216,7 +216,7 @@ def list_files(directory: Path, *, has_blobs: bool) -> tuple[RemoteFile, ...]:
     """The files of a model's directory.
 
     Args:
-        has_blobs: it is a snapshot, whose links point to files named after their digest.
+        has_blobs: whether it is a snapshot, whose links point to files that are named after their digests.
     """
     return tuple(
         RemoteFile(

@@ -96,5 +96,5 @@ def to_absolute(path: str) -> Path:
 
 
 def is_homeless(path: Path) -> bool:
-    """Whether a path is in the home of a user who has none."""
+    """Whether a path is relative to a home directory that the user does not have."""
     return path.parts[:1] == ("~",)

@@ -1,8 +1,9 @@
 """Several names for one tensor, such as a tied head: safetensors store each tensor once.
 
-Names of one tensor are distinguished from views that only share a storage, such as slices of a fused tensor. Which name
-stays follows the original's converter: names that the model's class ties or ignores are dropped first, then the
-alphabet decides. But a name that an engine reads is never dropped: if it reads several, each gets a copy.
+Names of one tensor are distinguished from views that only share a storage, such as slices of a fused tensor. The name
+that stays is chosen as by the original's converter: names that the model's class ties or ignores are dropped first;
+after that, the alphabet decides. But a name that an engine reads is never dropped: if it reads several, each gets a
+copy.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Preference:
 def drop_aliases(
     path: Path, tensors: Mapping[str, StoredTensor], find_preference: Callable[[], Preference]
 ) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """The tensors that stay, and for each dropped name one that stays.
+    """The tensors that stay, and the name that stands for each dropped one.
 
     A view that shares memory without being the same tensor becomes a separate tensor.
 

@@ -70,7 +70,7 @@ def convert_to_fast_tokenizer(model_dir: Path, output_dir: Path) -> Path:
 def explain_tokenizer_error(model_dir: Path, error: Exception, *, is_made: bool) -> str:
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
     if "trust_remote_code" in str(error):
-        return f"The tokenizer of {model_dir} needs code that comes with the model: run it with TRUST_REMOTE_CODE=true."
+        return f"The tokenizer of {model_dir} needs code that comes with the model: set TRUST_REMOTE_CODE=true."
     if isinstance(error, ImportError) or "sentencepiece" in str(error) or "tiktoken" in str(error):
         return f"The tokenizer of {model_dir} needs more libraries: pip install 'tgis[convert]' ({reason})."
     if not is_made:

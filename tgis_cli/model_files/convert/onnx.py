@@ -35,8 +35,8 @@ from tgis_server.child import PR_SET_PDEATHSIG
 from tgis_server.errors import ModelError, NotEnoughDevices, UsageError
 from tgis_server.host.interpreter import make_command, make_environment
 
-# All that the exporter needs besides our dependencies; installed without their dependencies, as torch is one of them.
-# optimum-onnx requires transformers < 4.58.
+# What the exporter needs besides our dependencies. The packages are installed without their dependencies, as torch is
+# one of those. optimum-onnx requires transformers < 4.58.
 PACKAGES = (
     "accelerate==1.15.0",
     "certifi==2026.10.19.post1",
@@ -77,7 +77,7 @@ class Export:
     def check(self) -> None:
         """
         Raises:
-            UsageError: the target is taken, or the provider unknown.
+            UsageError: the target is taken, or the provider is unknown.
         """
         if self.provider not in (None, *PROVIDERS):
             raise UsageError(f"--provider {self.provider} is unknown; choose one of {', '.join(PROVIDERS)}.")
@@ -92,7 +92,7 @@ def find_environment(environ: Mapping[str, str]) -> Path:
         UsageError: this user has no home.
     """
     cache = expand(environ.get("XDG_CACHE_HOME", ""), environ)
-    if not os.path.isabs(cache):  # as its standard requires; else packages would be loaded from the current directory
+    if not os.path.isabs(cache):  # as XDG requires; otherwise packages would be loaded from the current directory
         cache = expand("~/.cache", environ)
     if cache.startswith("~"):
         raise UsageError(
@@ -110,7 +110,7 @@ def export_to_onnx(export: Export, environment: Path) -> float:
 
     Raises:
         UsageError: a directory cannot be written or is taken.
-        ModelError: the exporter cannot be installed, does not support the model, or its result differs.
+        ModelError: the exporter cannot be installed or does not support the model, or its result differs.
         NotEnoughDevices: memory or disk space is insufficient.
     """
     export.check()
@@ -125,7 +125,7 @@ def export_to_onnx(export: Export, environment: Path) -> float:
             # ONNX files are float32, twice the size of most models; an optimized graph is another copy.
             check_disk(parent, weights * (4 if export.optimize else 2), "The export", "name another target")
             temporary = parent / f".{export.target.name}{INCOMPLETE}"
-            shutil.rmtree(temporary, ignore_errors=True)  # of a killed run
+            shutil.rmtree(temporary, ignore_errors=True)  # left by a killed run
             try:
                 (temporary / "tmp").mkdir(parents=True)
                 if has_transformers():  # newer than the exporter's, so the better reference
@@ -155,15 +155,17 @@ def prepare_environment(environment: Path) -> None:
         if found == stamp:
             return
         if not found and environment.exists() and (not environment.is_dir() or any(environment.iterdir())):
-            raise UsageError(f"{environment} contains files other than the exporter: name another with --environment.")
+            raise UsageError(
+                f"{environment} contains other files than the exporter's: name another with --environment."
+            )
         check_disk(environment.parent, ENVIRONMENT_BYTES, "The exporter", "name another place with --environment")
-        tell(f"installing the exporter in {environment}, once", as_json=False)
+        tell(f"installing the exporter in {environment} (only once)", as_json=False)
         temporary = environment.with_name(f".{environment.name}{INCOMPLETE}")
         shutil.rmtree(temporary, ignore_errors=True)
         try:
             install(temporary, environment)
             (temporary / STAMP).write_text(stamp)
-            shutil.rmtree(environment, ignore_errors=True)  # of a different version
+            shutil.rmtree(environment, ignore_errors=True)  # left by a different version
             os.rename(temporary, environment)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -201,7 +203,7 @@ def install(directory: Path, environment: Path) -> None:
 
 
 def run_worker(export: Export, temporary: Path, environment: Path | None) -> float:
-    """Run the worker; returns the difference. Without an environment, it only stores the reference logits."""
+    """Run the worker, and return the difference. Without an environment, it only stores the reference logits."""
     order = asdict(export) | {"directory": temporary, "only_reference": environment is None}
     command = make_command("-m", "tgis_cli.model_files.convert.onnx_worker", json.dumps(order, default=str))
     environ = make_environment(os.environ)

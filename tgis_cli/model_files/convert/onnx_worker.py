@@ -2,11 +2,11 @@
 
 ``python -m tgis_cli.model_files.convert.onnx_worker ORDER``
 
-Started without them, it only computes logits for comparison with our own transformers. ``onnx.py`` starts it and reads
-JSON lines from stdout; other lines are output of libraries::
+Without those packages, it only computes logits with our own transformers, for comparison. ``onnx.py`` starts it and
+reads JSON lines from stdout; other lines are output of libraries::
 
     {"step": SENTENCE}                  the next step
-    {"difference": NUMBER}              success: the largest difference of two logits
+    {"difference": NUMBER}              success: the largest difference between two logits
     {"failed": REASON, "errno": ...}    failure
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 from tgis_server.child import leave_hangups_to_parent
 from tgis_server.model_files import read_json
 
-TOLERANCE = 1e-2  # relative to the largest logit; float32 differs by 1e-6, GELU's approximation by 1e-3
+TOLERANCE = 1e-2  # relative to the largest logit; usual differences: 1e-6 from float32, 1e-3 from GELU's approximation
 CPU = "CPUExecutionProvider"
 PROMPT = (1, 2, 3, 5, 7)  # token ids that are in every vocabulary
 REFERENCE, RESULT = "logits.npy", "model"
@@ -33,7 +33,7 @@ def emit(**event: Any) -> None:
 
 
 def lay_out_model(model_dir: Path, directory: Path) -> None:
-    """Lay out the model for transformers 4, which ignores keys that version 5 writes and would use defaults.
+    """Lay out the model for transformers 4, which ignores keys that version 5 writes and would use defaults instead.
 
     Raises:
         ValueError: the config cannot be expressed for version 4.

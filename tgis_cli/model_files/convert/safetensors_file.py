@@ -1,6 +1,6 @@
 """Writes a safetensors file from tensors in another file, and compares the two, with little memory.
 
-The kernel copies from file to file, so a conversion costs no more time and memory than a copy. For the format see
+The kernel copies from file to file, so a conversion costs no more time and memory than a copy. For the format, see
 ``tgis_server/model_files/headers.py``.
 """
 
@@ -79,7 +79,7 @@ def write_content(path: Path, content: Content, advance: Advance, on_written: Ca
 
 
 def find_difference(path: Path, content: Content, written: Iterable[str]) -> str:
-    """The name of the first tensor that differs from its source; empty if the file is right.
+    """The name of the first tensor that differs from its source; empty if the file is correct.
 
     Args:
         written: names of written tensors from :func:`write_content`, which may still be running.

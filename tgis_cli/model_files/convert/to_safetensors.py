@@ -56,7 +56,7 @@ def convert_to_safetensors(model_dir: Path, *, as_json: bool) -> list[str]:
     advice = "converted files go next to their sources, so make it writable, or copy the model to a writable place"
     with write_errors_explained(model_dir, advice), locked(model_dir, as_json=as_json) as is_alone:
         if is_alone:
-            for leftover in model_dir.glob(f".*.safetensors*{INCOMPLETE}"):  # of killed runs
+            for leftover in model_dir.glob(f".*.safetensors*{INCOMPLETE}"):  # left by killed runs
                 leftover.unlink(missing_ok=True)
         return convert_locked(model_dir, as_json=as_json)
 
@@ -66,7 +66,7 @@ def locked(model_dir: Path, *, as_json: bool) -> AbstractContextManager[bool]:
 
 
 def needs_conversion(model_dir: Path) -> bool:
-    """Whether there are PyTorch weights that have not been converted, or only in part."""
+    """Whether there are PyTorch weights that have not been converted completely."""
     if has_whole_safetensors(model_dir) or not any(path.suffix in PYTORCH_ENDINGS for path in model_dir.iterdir()):
         return False
     sources = find_sources(model_dir)
@@ -129,8 +129,8 @@ def choose_sources(model_dir: Path) -> WeightFiles:
     indexes = sorted(model_dir.glob("*.bin.index.json"))
     if len(indexes) > 1:
         raise ModelError(
-            f"{model_dir} has several indexes ({', '.join(path.name for path in indexes)}): keep only the one of "
-            "the weights to convert."
+            f"{model_dir} has several indexes ({', '.join(path.name for path in indexes)}): keep only the one "
+            "for the weights to convert."
         )
     names = [path.name for path in model_dir.iterdir() if not path.is_dir()]
     return choose_pytorch(names, lambda index: read_weight_map(model_dir / index).values())

@@ -1,9 +1,9 @@
 """Reads PyTorch's weight files as a table of tensors, without torch and without running anything they contain.
 
-A file consists of a pickle that describes tensors, and their data. The unpickler supports only the few functions that
-describe tensors, which it turns into :class:`StoredTensor`; it refuses all others by name. The data is not read. Both
-formats of ``torch.save`` are supported: zip archives (since torch 1.6) and the older one, in which the data follows the
-pickle; see ``torch/serialization.py`` of PyTorch.
+A file consists of a pickle that describes tensors, and of the tensors' data. The unpickler supports only the few
+functions that describe tensors, which it turns into :class:`StoredTensor`; it refuses all others by name. The data is
+not read. Both formats of ``torch.save`` are supported: zip archives (since torch 1.6) and the older one, in which the
+data follows the pickle; see ``torch/serialization.py`` of PyTorch.
 
 torch itself is not used because importing it takes longer than converting most files.
 """
@@ -216,7 +216,7 @@ class TensorUnpickler(pickle._Unpickler):
     Derived from the unpickler in Python, as the one in C allocates whatever size a number in the file states.
     """
 
-    # Without this opcode, which PyTorch's files do not use.
+    # All opcodes except one that PyTorch's files do not use.
     dispatch: ClassVar = {
         opcode: load for opcode, load in pickle._Unpickler.dispatch.items() if opcode != pickle.BYTEARRAY8[0]
     }
@@ -298,7 +298,7 @@ def damaged(path: Path) -> ModelError:
 
 
 def compressed(path: Path) -> ModelError:
-    return ModelError(f"{path} is compressed, which torch.save never does: get the original file.")
+    return ModelError(f"{path} is compressed, but torch.save never compresses: get the original file.")
 
 
 def read_zip(path: Path, file: BinaryIO) -> tuple[Any, dict[str, int]]:
@@ -348,7 +348,7 @@ def read_legacy(path: Path, file: BinaryIO) -> tuple[Any, dict[str, int]]:
 
 
 def unwrap(path: Path, raw: Any) -> Mapping[str, Any]:
-    """The named tensors, which training frameworks wrap in a dictionary."""
+    """The named tensors, which some training frameworks wrap in a dictionary."""
     for wrapper in WRAPPERS:
         if isinstance(raw, Mapping) and isinstance(raw.get(wrapper), Mapping):
             raw = raw[wrapper]

@@ -3,8 +3,8 @@
 ``python -m tgis_cli.model_files.download.fetch_worker --death-fd N --parent PID``
 
 A separate process, as only killing it reliably ends a stuck transfer: the network library may hang in a name lookup,
-hf_xet in its own threads. ``transfers.py`` starts it, sends jobs as JSON lines to stdin, reads events as JSON lines
-from stdout, and kills it when events stop.
+and hf_xet may hang in its own threads. ``transfers.py`` starts it, sends jobs as JSON lines to stdin, reads events as
+JSON lines from stdout, and kills it when events stop.
 
 Events::
 
@@ -103,7 +103,7 @@ class CutOff(Exception):
 
 
 class XetFailed(Exception):
-    """hf_xet failed, not the hub."""
+    """The error comes from hf_xet, not from the hub."""
 
 
 class Receiver:
@@ -176,7 +176,7 @@ class Receiver:
 
 
 def sync(descriptor: int, emit: Emit) -> None:
-    """Flush a file to disk, which may take minutes, and emit events in the meantime."""
+    """Flush a file to disk, and emit events in the meantime, as that may take minutes."""
     with ThreadPoolExecutor(1) as pool:
         syncing = pool.submit(os.fsync, descriptor)
         while not wait([syncing], EMIT_EVERY_S).done:
@@ -204,7 +204,7 @@ def receive(job: Job, receiver: Receiver) -> None:
 
     Raises:
         CutOff: the response ended early.
-        Damaged: it was too long.
+        Damaged: the response was too long.
         Exception: any error of huggingface_hub and its dependencies.
     """
     byte_range = f"bytes={receiver.position}-" if receiver.position else ""

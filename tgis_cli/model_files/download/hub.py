@@ -112,7 +112,7 @@ class Hub:
         return str(self._request(ask))
 
     def read_header(self, file: RemoteFile, commit: str) -> bytes:
-        """Length and header of a safetensors file; just its beginning if that is not a header."""
+        """Length and header of a safetensors file, or just its beginning if there is no header."""
         head = self._read_range(file, commit, 0, min(FIRST_BYTES, file.size))
         end = 8 + int.from_bytes(head[:8], "little")
         if len(head) < end <= min(MAX_HEADER_BYTES, file.size):
@@ -268,14 +268,14 @@ def explain_hub_error(error: BaseException, model: str, revision: str, token: Hu
         case errors.OfflineModeIsEnabled():
             return HubError(
                 f"{model} is not complete in the cache at {revision}, and HF_HUB_OFFLINE forbids asking {endpoint}: "
-                "unset it, or transfer the model with `tgis bundle` and `tgis unbundle`."
+                "unset that variable, or transfer the model with `tgis bundle` and `tgis unbundle`."
             )
         case errors.HFValidationError():
             return UsageError(f"{model!r} is neither a directory nor a valid name on the hub, such as org/model.")
         case errors.GatedRepoError():
             return ModelError(
                 f"{model} is gated, and {access} gives no access. Accept its terms at {endpoint}/{model}, then use a "
-                "token of that account."
+                "token of the account that accepted them."
             )
         case errors.DisabledRepoError():
             return ModelError(f"{model} has been disabled on {endpoint}: choose another model.")
@@ -285,8 +285,8 @@ def explain_hub_error(error: BaseException, model: str, revision: str, token: Hu
             return ModelError(f"A file of {model} at {revision} has disappeared from {endpoint}: try again.")
         case errors.RepositoryNotFoundError():
             return ModelError(
-                f"{endpoint} has no model {model}, and there is no directory of that name: check it. If the model is "
-                f"private, {access} does not reveal it."
+                f"{endpoint} has no model {model}, and there is no directory of that name: check the name. If the "
+                f"model is private, {access} does not reveal it."
             )
     if is_bad_request(error):
         return UsageError(

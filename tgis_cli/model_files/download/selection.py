@@ -1,7 +1,7 @@
 """Which files of a repository a download takes.
 
-The rules for ``--extension`` are those of the original's ``download-weights``, and its exclusions too. Which weights
-make up the model is decided by the code that decides it at startup.
+The rules for ``--extension``, including its exclusions, are those of the original's ``download-weights``. The weights
+that make up the model are chosen by the same code as at startup.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def describe_missing(weights: WeightFiles) -> str:
 def drop_superfluous(names: list[str], published: Collection[str], model_dir: Path) -> list[str]:
     """Drop weights that are not needed because the directory has other whole weights of the same model.
 
-    The others are converted safetensors, or a set with an index where a single file would be taken now.
+    The others are converted safetensors, or a set with an index where the selection has a single file.
 
     Args:
         names: of the selected files.

@@ -23,7 +23,7 @@ def get_servable(order: Order, token: str | None, cache_dir: Path, *, dry_run: b
 
     Args:
         order: ``with_pytorch`` also allows conversions, in a directory too.
-        token: from the command line; it wins over other sources.
+        token: from the command line; it takes precedence over other sources.
 
     Returns:
         The model's directory; ``None`` after a dry run.
@@ -51,7 +51,9 @@ def get_servable(order: Order, token: str | None, cache_dir: Path, *, dry_run: b
         order = replace(order, transfers=replace(order.transfers, token=found))
         download = SnapshotDownload(order, cache_dir, as_json=as_json)
         if dry_run and order.verify:
-            raise UsageError("--dry-run and --verify exclude each other: one reads nothing, the other everything.")
+            raise UsageError(
+                "--dry-run and --verify exclude each other: one reads nothing, and the other reads everything."
+            )
         if dry_run:
             print_plan(download, as_json=as_json)
             return None
@@ -72,7 +74,7 @@ def print_plan(download: SnapshotDownload, *, as_json: bool) -> None:
     """Print what would be downloaded, and where to.
 
     Raises:
-        NotEnoughDevices: it does not fit on the disk.
+        NotEnoughDevices: the download does not fit on the disk.
     """
     chosen = download.choose_files()
     missing = {file.name for file in chosen.missing.files}

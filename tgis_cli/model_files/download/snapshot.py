@@ -5,7 +5,7 @@
     list files ─► select ─► lock the model's folder ─► check the disk ─► fetch (workers) ─► place ─► refs
 
 Content gets its final name once its checksum is verified, ``config.json`` is placed last, and a branch points to the
-commit only after that. So other processes see the model as it was before until the new commit is complete.
+commit only after that. So other processes see the old state of the model until the new commit is complete.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class SnapshotDownload:
             if can_convert:
                 raise ModelError(
                     f"{listing.model} has no safetensors, and --no-auto-convert forbids converting its PyTorch "
-                    "weights: leave it out, or download them as they are with --extension .bin."
+                    "weights: leave that option out, or download them as they are with --extension .bin."
                 )
             endings = sorted({Path(name).suffix for name in files if "/" not in name} - {""})
             raise ModelError(
@@ -135,7 +135,7 @@ class SnapshotDownload:
         """Choose from the cache alone, which must be complete.
 
         Raises:
-            HubError: the cache is not complete; says why the hub could not be reached.
+            HubError: the cache is not complete; the text says why the hub could not be reached.
         """
         model, revision = self.order.model, self.order.revision
         commit = revision if COMMIT.fullmatch(revision) else read_file(self.folder.root / "refs" / revision)
@@ -253,7 +253,7 @@ class SnapshotDownload:
         """
         commit = selection.listing.commit
         taken = {file.name for file in selection.files}
-        # Include converted PyTorch weights: not fetched again, but the conversions are compared with them.
+        # Include converted PyTorch weights: they are not fetched again, but conversions are compared with them.
         sources = [
             file for file in selection.listing.files if file.name.endswith(PYTORCH_ENDINGS) and file.name not in taken
         ]

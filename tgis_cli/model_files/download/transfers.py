@@ -29,9 +29,9 @@ NUM_PARALLEL = 8
 STALL_S = 30.0
 MAX_HTTP_BYTES = 50 * 10**9  # the hub does not serve larger files by plain HTTP
 LARGE_BYTES = 16 << 20  # smaller files finish before another worker could start
-MAX_FUTILE_ATTEMPTS = 6  # for one file, in a row, without a single byte
+MAX_FUTILE_ATTEMPTS = 6  # in a row for one file, without receiving a single byte
 MAX_DELAY_S = 30.0
-MAX_DAMAGED = 2  # more is not a network accident
+MAX_DAMAGED = 2  # a higher number is not a network accident
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +236,7 @@ class RetryPolicy:
         if self._num_futile >= MAX_FUTILE_ATTEMPTS:
             raise HubError(
                 f"{self._name} failed {self._num_futile} times without progress (last: {problem.text}): check the "
-                "network and run the command again, which resumes the download."
+                "network, and run the command again to resume the download."
             )
         delay_s = 0.0 if self._num_futile == 0 else min(MAX_DELAY_S, 0.5 * 2.0**self._num_futile)
         return max(delay_s, problem.wait_s)
@@ -297,7 +297,7 @@ class Worker:
             await self._process.stdin.drain()
 
     async def read_event(self) -> dict[str, Any] | None:
-        """The next event; ``None`` when the process has ended. Other output is warnings of libraries."""
+        """The next event; ``None`` when the process has ended. Any other output consists of libraries' warnings."""
         assert self._process is not None, "it has been started"
         assert self._process.stdout is not None, "requested at the start"
         while line := await self._process.stdout.readline():

@@ -135,7 +135,7 @@ def _single_ids(states: list[SlotState]) -> np.ndarray:
 def _chunk_ids(state: SlotState, num_tokens: int) -> np.ndarray:
     known = state.token_ids[state.num_computed : state.num_computed + num_tokens]
     assert len(known) == num_tokens, (
-        f"StepPlan.num_tokens: a chunk of {num_tokens} tokens from {state.num_computed} on exceeds the "
+        f"StepPlan.num_tokens: a chunk of {num_tokens} tokens from position {state.num_computed} exceeds the "
         f"{len(state.token_ids)} known tokens"
     )
     return np.asarray(known, dtype=np.int64)

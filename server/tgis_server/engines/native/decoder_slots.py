@@ -1,4 +1,4 @@
-"""A runner's state per slot of the decoder: on the host to build batches, on the device for the forward pass."""
+"""A runner's state for each slot of the decoder: on the host to build batches, on the device for the forward pass."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tgis_server.wire.messages import SamplingParams, StepPlan, TokenIds, Wanted
 class SlotState:
     """What the host knows about the sequence in a slot."""
 
-    token_ids: TokenIds  # prompt; after a preemption prompt + generated. Only the device knows later tokens.
+    token_ids: TokenIds  # prompt; after a preemption, also the output until then. Only the device knows later ids.
     prompt_length: int
     num_computed: int
     sampling: SamplingParams
@@ -28,13 +28,13 @@ class SlotState:
 
 
 class DecoderSlots:
-    """The state of all running sequences, which lasts across steps.
+    """The state of all running sequences, kept from step to step.
 
-    Tensors change by a plan's differences: the host's cost of a step does not grow with the length of its rows.
+    A plan changes only some elements of the tensors: the host's work for a step does not grow with the rows' lengths.
     """
 
     def __init__(self, num_slots: int, max_blocks: int, staging: Staging, rope_border: int | None = None) -> None:
-        """``max_blocks``: of one sequence. ``rope_border``: see ``RunnerCaps``."""
+        """``max_blocks``: the most that one sequence can have. ``rope_border``: see ``RunnerCaps``."""
         self._staging = staging
         self._rope_border = rope_border
         self._states: dict[int, SlotState] = {}
@@ -51,7 +51,7 @@ class DecoderSlots:
         for slot in plan.free:
             self._states.pop(slot, None)
         for new in plan.new:
-            assert new.slot < len(self.lengths), f"StepPlan.new: slot {new.slot}, but there are {len(self.lengths)}"
+            assert new.slot < len(self.lengths), f"StepPlan.new: slot {new.slot}, but only {len(self.lengths)} exist"
             self._states[new.slot] = SlotState(
                 new.token_ids,
                 new.prompt_length,

@@ -1,4 +1,4 @@
-"""The native engine's ``catalogue.Door`` for commands and the launcher. No torch."""
+"""The native engine's ``Door``, for commands and the launcher. Imports no torch."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def read_pad_id(model_dir: Path) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointSizes:
-    """``catalogue.ModelSizes`` of a checkpoint."""
+    """The ``ModelSizes`` of a checkpoint."""
 
     checkpoint: Checkpoint
 
@@ -76,7 +76,7 @@ class CheckpointSizes:
 
     def explain_cpu_pool(self, sequence_bytes: int, free_bytes: int) -> str:
         return (
-            f"one longest sequence ({format_bytes(sequence_bytes)}) or, if that is more, the smaller of "
+            f"one sequence of maximum length ({format_bytes(sequence_bytes)}) or, if larger, the smaller of "
             f"{format_bytes(CPU_KV_BYTES)} and {CPU_KV_SHARE:.0%} of what is free after loading "
             f"(now {format_bytes(free_bytes)} per shard)"
         )
@@ -88,10 +88,10 @@ def cpu_environment(environ: Mapping[str, str]) -> dict[str, str]:
     for cache in (
         "ONEDNN_PRIMITIVE_CACHE_CAPACITY",
         "LRU_CACHE_CAPACITY",
-    ):  # oneDNN's, and torch's in front of it
+    ):  # oneDNN's cache, and torch's in front of it
         defaults[cache] = str(MAX_PRIMITIVES)
     if "OMP_WAIT_POLICY" not in environ:
         # Spinning threads take the core from other work; sleeping at once makes them late for the next operation.
-        # About 10 us of spinning bridge most gaps between operations.
+        # About 10 us of spinning bridges most gaps between operations.
         defaults["GOMP_SPINCOUNT"] = "1000"
     return defaults

@@ -1,7 +1,7 @@
-"""A runner's state per slot of an encoder: the text, and the blocks with the keys and values of its encoding.
+"""A runner's state for each slot of an encoder: the text, and the blocks with the keys and values of its encoding.
 
-A slot that shares another slot's encoding has blocks but no text. As in ``decoder_slots.py``, the host knows lengths,
-and block tables are on the device.
+A slot that shares another slot's encoding has blocks but no text. As in ``decoder_slots.py``, the host knows the
+lengths, and the block tables are on the device.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class EncoderSlots:
     def __init__(
         self, num_slots: int, max_blocks: int, model: EncoderDecoder, ops: Ops, cache: Cache, staging: Staging
     ) -> None:
-        """``max_blocks``: of one text."""
+        """``max_blocks``: the most that one text can have."""
         self._model = model
         self._ops = ops
         self._cache = cache
@@ -35,7 +35,7 @@ class EncoderSlots:
         self._num_tokens = np.zeros(num_slots, dtype=np.int64)
         self._tables = torch.zeros(num_slots, max_blocks, dtype=torch.int64, device=staging.device)
         self._lengths = torch.zeros(num_slots, dtype=torch.int64, device=staging.device)
-        self._no_keys = torch.zeros_like(self._lengths)  # keys before an encoding
+        self._no_keys = torch.zeros_like(self._lengths)  # number of keys written before an encoding
 
     def apply(self, plan: StepPlan) -> None:
         """Apply the plan's ``free`` and ``new``."""
@@ -54,7 +54,7 @@ class EncoderSlots:
     def _table(self, new: NewSequence) -> np.ndarray:
         max_blocks, num_blocks = self._tables.shape[1], len(new.cross_blocks)
         assert 0 < num_blocks <= max_blocks, (
-            f"NewSequence.cross_blocks: {num_blocks} in slot {new.slot}, but 1 to {max_blocks} are possible"
+            f"NewSequence.cross_blocks: {num_blocks} in slot {new.slot}, but 1 to {max_blocks} are allowed"
         )
         return np.array(new.cross_blocks + [0] * (max_blocks - num_blocks), dtype=np.int64)
 

@@ -1,4 +1,4 @@
-"""Loads one rank: checks files and memory, joins the other ranks, reads weights, allocates the cache."""
+"""Loads one rank: checks files and memory, joins the other ranks, reads weights, and allocates the cache."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def load(run: Run, rank: int, progress: Progress) -> LoadedModel:
 
     # 4. The remaining memory is for keys and values, the same amount on every rank
     progress("allocating", 0, 0)
-    # No rank measures before all have read their weights: ranks of one CPU host share its memory.
+    # No rank measures before all ranks have read their weights: ranks on one CPU host share its memory.
     group.smallest(0)
     budget = _agree(group, memory.divide(_free_bytes(run)), memory.request)
     assert not spec.length.is_limit or budget.max_sequence_length <= spec.length.num_tokens, "too few positions"
@@ -116,7 +116,7 @@ def _free_bytes(run: Run) -> int:
 
 
 def _return_freed_memory() -> None:
-    """Return memory freed by packing to the kernel: in float32 the C library keeps a seventh of the weights' size."""
+    """Give the kernel the memory that packing freed: the C library would keep a seventh of float32 weights' size."""
     with suppress(OSError, AttributeError):  # not the GNU C library
         ctypes.CDLL(None).malloc_trim(0)
 

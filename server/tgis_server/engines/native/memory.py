@@ -20,21 +20,21 @@ from tgis_server.run import Run
 from tgis_server.words.sizes import format_bytes
 
 GIB = 1 << 30
-CPU_KV_BYTES = 4 * GIB  # default pool on a CPU, if not more than ...
+CPU_KV_BYTES = 4 * GIB  # default pool on a CPU, but at most ...
 CPU_KV_SHARE = 0.25  # ... this share of free memory
-CPU_USABLE_SHARE = 0.9  # the rest is for the process itself and its neighbours
-SHORTEST_SEQUENCE = 2  # one token of prompt, one of output
+CPU_USABLE_SHARE = 0.9  # the rest is for the process itself and other processes
+SHORTEST_SEQUENCE = 2  # one prompt token and one output token
 
-# Code that oneDNN compiles per number of rows and shape of packed linear layers: about half a MiB each. By default
-# oneDNN and torch keep the last 1024, which took hundreds of MiB under mixed lengths. 64 cover the last dozen numbers
-# of rows; recompiling one takes about half a millisecond.
+# oneDNN compiles a primitive of about half a MiB for each number of rows and each shape of packed linear layers. By
+# default oneDNN and torch keep the last 1024, which took hundreds of MiB with mixed lengths. 64 primitives cover the
+# last dozen numbers of rows; recompiling one takes about half a millisecond.
 MAX_PRIMITIVES = 64
 PRIMITIVE_BYTES = 3 << 19  # including fragmentation in the C library's allocator
 
 GATHERED_BYTES = 256 << 20  # attention's copies of keys and values, and its masks
 
-# With any of these sets of CPU flags oneDNN can pack linear weights of a dtype, as torch checks it
-# (ATen/native/mkldnn/Utils.h). float32 needs none.
+# oneDNN can pack linear weights of a dtype if the CPU has all flags of any of these sets; torch makes the same check
+# (ATen/native/mkldnn/Utils.h). float32 needs no flags.
 PACKING_FLAGS = {
     "bfloat16": ({"avx_ne_convert"}, {"avx512bw", "avx512vl", "avx512dq"}, {"bf16"}),  # the last is ARM's
     "float16": ({"avx_ne_convert"}, {"avx512_fp16"}),
@@ -43,16 +43,16 @@ PACKING_FLAGS = {
 
 @dataclass(frozen=True, slots=True)
 class MemoryRequest:
-    """The settings that decide about a rank's keys and values."""
+    """The settings that determine how many keys and values a rank can hold."""
 
     device: str  # "cpu" or "cuda"
     block_bytes: int  # keys and values of one block, all layers
     block_size: int
     max_sequence_length: int
-    is_explicit: bool  # the length must fit; else it may be lowered
+    is_explicit: bool  # if so, the length must fit; otherwise it may be lowered
     kv_cache_memory: int | None = None  # bytes, if set by the option
     max_batch_size: int = 1
-    margin_percent: int = 0  # of free GPU memory, left unused
+    margin_percent: int = 0  # share of free GPU memory that is left unused
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class RankMemory:
     weight_bytes: int  # in the run's dtype
     step_bytes: int
     request: MemoryRequest
-    gpu_share: float = 1.0  # of a GPU's memory that a process may use
+    gpu_share: float = 1.0  # share of a GPU's memory that a process may use
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -72,6 +72,10 @@ class RankMemory:
     def usable_gpu_bytes(self, free_bytes: int, total_bytes: int) -> int:
         """See :func:`usable_gpu_bytes`."""
         return usable_gpu_bytes(free_bytes, total_bytes, self.gpu_share)
+
+    def check_kv_cache_memory(self) -> None:
+        """See :func:`check_kv_cache_memory`."""
+        check_kv_cache_memory(self.request)
 
     def check(self, free_bytes: int) -> None:
         """See :func:`check_fits`; ``free_bytes`` is before loading."""
@@ -83,7 +87,7 @@ class RankMemory:
 
 
 def rank_memory(run: Run, checkpoint: Checkpoint, rank: int) -> RankMemory:
-    """The needs of a rank of ``run``; the checkpoint is for the same number of shards."""
+    """The memory that a rank of ``run`` needs; the checkpoint is for the same number of shards."""
     config, spec = run.config, checkpoint.spec
     request = MemoryRequest(
         device=run.device,
@@ -120,14 +124,14 @@ def primitive_bytes(run: Run) -> int:
 
 
 def head_copy_bytes(spec: DecoderSpec, run: Run) -> int:
-    """A tied head is the embedding itself; on a CPU that packs linear weights it is a packed copy."""
+    """A tied head is the embedding itself, except on a CPU that packs linear weights: there it is a packed copy."""
     if not spec.is_head_tied or run.device != "cpu" or not cpu_packs(run.dtype):
         return 0
     return padded_vocab_rows(spec.vocab_size, run.num_shard) * spec.hidden_size * ITEM_BYTES[run.dtype]
 
 
 def cpu_packs(dtype: str, cpuinfo: Path = CPUINFO) -> bool:
-    """Whether linear weights are packed on this CPU: what ``ops/linear.py`` finds out by trying, without torch."""
+    """Whether linear weights are packed on this CPU, as ``ops/linear.py`` finds out by trying. Needs no torch."""
     if dtype not in PACKING_FLAGS:
         return True
     flags = read_cpu_flags(cpuinfo)
@@ -138,8 +142,9 @@ def decide_kv_budget(request: MemoryRequest, free_bytes: int) -> KvBudget:
     """Decide how much of the memory left by weights and a step is for keys and values.
 
     Raises:
-        NotEnoughDevices: one sequence does not fit.
+        NotEnoughDevices: one sequence does not fit, or as :func:`check_kv_cache_memory`.
     """
+    check_kv_cache_memory(request)
     blocks_per_sequence = -(-request.max_sequence_length // request.block_size)
     if request.device == "cpu":
         usable = int(free_bytes * CPU_USABLE_SHARE)
@@ -161,12 +166,9 @@ def decide_kv_budget(request: MemoryRequest, free_bytes: int) -> KvBudget:
     longest = num_blocks * request.block_size
     available_bytes, need_bytes = num_blocks * request.block_bytes, blocks_per_sequence * request.block_bytes
     if request.is_explicit or longest < SHORTEST_SEQUENCE:
+        shorter = f"--max-sequence-length {longest} or less, or " if longest >= SHORTEST_SEQUENCE else ""
         raise failures.SEQUENCE_TOO_LONG.error(
-            length=request.max_sequence_length,
-            need_bytes=need_bytes,
-            room_bytes=available_bytes,
-            longest=max(longest, SHORTEST_SEQUENCE),
-            more="--kv-cache-memory" if request.kv_cache_memory is not None else "--num-shard",
+            length=request.max_sequence_length, need_bytes=need_bytes, room_bytes=available_bytes, shorter=shorter
         )
     note = (
         f"max_sequence_length lowered from {request.max_sequence_length} to {longest}: keys and values of one sequence "
@@ -175,23 +177,45 @@ def decide_kv_budget(request: MemoryRequest, free_bytes: int) -> KvBudget:
     return KvBudget(num_blocks, longest, (note,))
 
 
-def check_fits(request: MemoryRequest, free_bytes: int, weight_bytes: int, step_bytes: int, what: str) -> None:
-    """Check before weights are read that they, a step and one sequence fit on this rank.
+def check_kv_cache_memory(request: MemoryRequest) -> None:
+    """Check that --kv-cache-memory holds a sequence: the longest if its length was set, else the shortest there is.
 
     Raises:
-        NotEnoughDevices: they do not fit.
+        NotEnoughDevices: it does not.
     """
-    length = request.max_sequence_length if request.is_explicit else SHORTEST_SEQUENCE
-    sequence_bytes = -(-length // request.block_size) * request.block_bytes
-    need = weight_bytes + step_bytes + sequence_bytes
+    asked = request.kv_cache_memory
+    if asked is not None and asked < sequence_bytes(request):
+        raise failures.KV_CACHE_TOO_SMALL.error(
+            asked_bytes=asked, length=shortest_length(request), smallest=sequence_bytes(request)
+        )
+
+
+def shortest_length(request: MemoryRequest) -> int:
+    """Tokens of the shortest sequence that must fit."""
+    return request.max_sequence_length if request.is_explicit else SHORTEST_SEQUENCE
+
+
+def sequence_bytes(request: MemoryRequest) -> int:
+    """Keys and values of the shortest sequence that must fit, in whole blocks."""
+    return -(-shortest_length(request) // request.block_size) * request.block_bytes
+
+
+def check_fits(request: MemoryRequest, free_bytes: int, weight_bytes: int, step_bytes: int, what: str) -> None:
+    """Before weights are read, check that they, a step and one sequence fit on this rank.
+
+    Raises:
+        NotEnoughDevices: they do not fit, or as :func:`check_kv_cache_memory`.
+    """
+    check_kv_cache_memory(request)
+    need = weight_bytes + step_bytes + sequence_bytes(request)
     if need > free_bytes:
         raise failures.MODEL_TOO_LARGE.error(
             model=what,
             need_bytes=need,
             weights_bytes=weight_bytes,
             step_bytes=step_bytes,
-            sequence_bytes=sequence_bytes,
-            length=length,
+            sequence_bytes=sequence_bytes(request),
+            length=shortest_length(request),
             free_bytes=free_bytes,
         )
 
@@ -206,7 +230,7 @@ def step_bytes(
     vocab_size: int,
     item_bytes: int,
 ) -> int:
-    """Estimated peak memory of a step: activations of its tokens, and float32 logits of its rows with copies."""
+    """Estimated peak memory of a step: activations of its tokens, and float32 logits of its rows, including copies."""
     widest = max(2 * intermediate_size + intermediate_size, 2 * qkv_size)
     activations = num_tokens * item_bytes * (4 * hidden_size + widest)
     logits = min(num_rows, num_tokens) * vocab_size * (item_bytes + 3 * 4)
@@ -221,5 +245,5 @@ def free_gpu_bytes(index: int, fraction: float) -> int:
 
 
 def usable_gpu_bytes(free_bytes: int, total_bytes: int, fraction: float) -> int:
-    """Free memory of a GPU, less the share of all its memory that a process may not use."""
+    """Free memory of a GPU, less the share of its total memory that a process may not use."""
     return max(0, int(free_bytes - total_bytes * (1 - fraction)))

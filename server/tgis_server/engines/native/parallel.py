@@ -86,7 +86,7 @@ class ShardGroup:
 
     @classmethod
     def join(cls, rendezvous_file: Path, rank: int, size: int, device: torch.device, timeout_s: float) -> ShardGroup:
-        """Join the other ranks at a file of the run directory.
+        """Join the other ranks through a file in the run directory.
 
         Raises:
             PeerLost: they did not join within ``timeout_s``, or one of them has ended.
@@ -147,7 +147,7 @@ def _join_nccl(store: Store, rank: int, size: int, timeout_s: float) -> Any:
 
 @contextmanager
 def _peer_errors() -> Iterator[None]:
-    """Turn a failed collective into ``PeerLost``: its error rarely tells more than that another rank has ended."""
+    """Turn a failed collective into ``PeerLost``: its error rarely says more than that another rank has ended."""
     try:
         yield
     except torch.OutOfMemoryError:

@@ -1,8 +1,8 @@
 """The native engine as a ``ModelRunner``: one rank's share of the model, its keys and values, and its slots.
 
-``launch`` turns a plan into tensors and runs the decoder, ``finish`` samples, ``collect`` waits and turns results into
-messages. On CUDA the first two never wait for the device: input ids of decode rows, seen tokens and sampled ids stay
-there.
+``launch`` turns a plan into tensors and runs the decoder, ``finish`` samples, and ``collect`` waits and turns results
+into messages. On CUDA the first two never wait for the device: input ids of decode rows, seen tokens and sampled ids
+stay on it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MAX_PROMPT_LOGITS_BYTES = 64 << 20  # per projection of prompt positions
 
 @dataclass(frozen=True, slots=True)
 class PromptDetails:
-    """Details of consecutive prompt tokens of one row; tensors from ``Staging.fetch``."""
+    """Details of consecutive prompt tokens of one row; the tensors are from ``Staging.fetch``."""
 
     row: int
     wanted: list[Wanted]  # one per token
@@ -64,7 +64,7 @@ class NativeStep:
     """A launched step."""
 
     plan: StepPlan
-    forward_s: float = 0.0  # time of both halves on the host
+    forward_s: float = 0.0  # time that both halves took on the host
     batch: Batch | None = None  # until the step is finished
     logits: Tensor | None = None  # of the rows that sample, on rank 0, until the step is finished
     sample_rows: list[int] = field(default_factory=list)
@@ -191,7 +191,7 @@ class NativeRunner:
         batch = self._builder.build(plan)
         hidden = self._decoder.forward(batch.inputs, self._cache)
         if self._group.rank == 0 and (max(plan.num_tokens) > 1 or not all(plan.sample)):
-            # A chunk has logits for its last token at most, but other requests may reuse the blocks that it wrote.
+            # A chunk has logits for at most its last token, but other requests may reuse the blocks that it wrote.
             step.checks.append(FiniteCheck(self._staging.fetch(are_finite(hidden)), batch.token_ranges()))
         for part in batch.prompt_parts:
             self._launch_prompt_details(step, part, hidden)
@@ -221,7 +221,7 @@ class NativeRunner:
         step.ids = self._staging.fetch(ids)
         if sampled is not None:
             self._sampler.note(sampled)
-        self._slots.newest_ids.index_copy_(0, batch.sample_slots, ids)  # a repeated step reads the previous ids
+        self._slots.newest_ids.index_copy_(0, batch.sample_slots, ids)  # last: a repeated step reads the previous ids
 
     @contextmanager
     def _memory_errors(self) -> Iterator[None]:
@@ -257,7 +257,8 @@ class NativeRunner:
 def are_finite(values: Tensor) -> Tensor:
     """(rows, n) -> (rows,) bool: whether all values of a row are finite.
 
-    A row's sum tells at the cost of reading the values once. It may also overflow, but 1e34 is not a plausible logit.
+    The sum of a row shows this while the values are read only once. A sum of finite values can overflow too, but 1e34
+    is not a plausible logit.
     """
     return values.sum(-1, dtype=torch.float32).isfinite()
 
@@ -267,7 +268,7 @@ def _event() -> torch.cuda.Event:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: torch has a class of its own for that on GPUs only."""
+    """Whether an allocation failed: torch raises a specific class for that only on GPUs."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return re.search(ALLOCATION_FAILED, str(error)) is not None

@@ -1,6 +1,6 @@
-"""The architecture of a model as plain data: all that the decoder is told about its family.
+"""The architecture of a model as plain data: everything that the decoder is told about its family.
 
-Made by ``families/`` from a config.json, without torch: the launcher checks a model in milliseconds.
+``families/`` makes it from a config.json, without torch, so that the launcher can check a model in milliseconds.
 """
 
 from __future__ import annotations
@@ -47,23 +47,23 @@ class RopeSpec:
 
 @dataclass(frozen=True, slots=True)
 class LearnedPositions:
-    """A trained embedding per position, added to the token's. A hard limit on the length."""
+    """A trained embedding for each position, added to the token's. Their number is a hard limit on the length."""
 
     num_positions: int
 
 
 @dataclass(frozen=True, slots=True)
 class Alibi:
-    """Scores fall with the distance between query and key, by a slope per head (arXiv:2108.12409)."""
+    """Scores fall with the distance between query and key, at a slope for each head (arXiv:2108.12409)."""
 
     slopes: tuple[float, ...]  # per query head
 
 
 @dataclass(frozen=True, slots=True)
 class RelativePositions:
-    """A trained bias on scores per head and bucket of distances, the same in all layers (arXiv:1910.10683).
+    """A trained bias on scores for each head and bucket of distances, the same in all layers (arXiv:1910.10683).
 
-    Half of the buckets hold one distance each, the others ranges that grow up to ``max_distance``.
+    Half of the buckets hold one distance each; the others hold ranges that grow up to ``max_distance``.
     """
 
     num_buckets: int
@@ -131,11 +131,11 @@ class DecoderSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderDecoderSpec(DecoderSpec):
-    """A decoder whose layers also attend to an encoder's output for another text. Both share one embedding.
+    """A decoder whose layers also attend to an encoder's output for another text. The two share one embedding.
 
     The inherited fields (sizes, number of layers) describe the decoder. In each of its layers, keys and values of an
     encoder token have the same size as those of a decoder token.
     """
 
-    encoder: DecoderSpec  # has no head, and its tokens see all others
+    encoder: DecoderSpec  # has no head, and each of its tokens sees all others
     start_id: int  # first token of the decoder's sequence

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def choose_greedy(scores: Tensor) -> Tensor:
-    """(rows, vocab) -> (rows,): the id with the highest score; the lowest of tied ids."""
+    """(rows, vocab) -> (rows,): the id with the highest score, the lowest one if several tie."""
     return scores.argmax(-1)
 
 
@@ -19,11 +19,11 @@ def choose_sampled(scores: Tensor, draws: Tensor) -> Tensor:
         draws: (rows, 1) float64 in [0, 1).
 
     Returns:
-        (rows,) int64: the first id whose cumulative mass exceeds draw * total. Summed in float64, so that devices with
-        different orders of summation choose the same id.
+        (rows,) int64: the first id whose cumulative mass exceeds draw * total. The sums are float64, so that devices
+        with different orders of summation choose the same id.
     """
     cumulative = scores.softmax(-1).double().cumsum(-1)
     targets = draws * cumulative[:, -1:]
-    # right=True: strictly above, to skip ids without mass, which repeat the previous sum.
+    # right=True finds the first sum strictly above the target, and so skips ids without mass, which repeat a sum.
     chosen = torch.searchsorted(cumulative, targets, right=True)
     return chosen.squeeze(-1).clamp_(max=scores.shape[-1] - 1)

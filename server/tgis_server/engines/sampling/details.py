@@ -1,7 +1,7 @@
 """Token details that requests want: log probability, rank, and the best alternatives.
 
-Computed on the device for a batch of (scores, token) pairs without waiting for it; converted to ``TokenDetail`` on the
-host after the step.
+They are computed on the device for a batch of (scores, token) pairs, without waiting for the device, and converted to
+``TokenDetail`` on the host after the step.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tgis_server.wire.messages import TokenDetail, Wanted
 
-TIES_FACTOR = 4  # with tied scores, at most this many times n alternatives
+TIES_FACTOR = 4  # if scores tie, a token has at most this many times n alternatives
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,8 @@ def compute_details(scores: Tensor, ids: Tensor, top_n: Tensor | None, largest_n
     largest_n = min(largest_n, vocab_size)
     border = scores.topk(largest_n, -1).values.gather(-1, top_n.clamp(1, largest_n) - 1)
     is_candidate = (scores >= border) & (scores > float("-inf"))
-    # Keys fall with the id and are 0 for other tokens: the highest keys are the lowest ids among the candidates.
+    # Keys decrease as ids increase, and are 0 for ids that are not candidates: the highest keys mark the lowest
+    # candidate ids.
     keys = torch.arange(vocab_size, 0, -1, device=scores.device, dtype=torch.int32) * is_candidate
     best_keys = keys.topk(min(TIES_FACTOR * largest_n, vocab_size), -1).values.long()
     is_used = best_keys > 0
@@ -62,7 +63,7 @@ def compute_details(scores: Tensor, ids: Tensor, top_n: Tensor | None, largest_n
 
 
 def to_messages(tensors: DetailTensors, wanted: list[Wanted]) -> list[TokenDetail]:
-    """One message per row, with the details that its request wants. Call it after the step."""
+    """One message per row, with the details that its request wants. Call this after the step."""
     logprobs, ranks = tensors.logprobs.tolist(), tensors.ranks.tolist()
     top_ids, top_logprobs = tensors.top_ids.tolist(), tensors.top_logprobs.tolist()
     return [_to_message(row, logprobs[i], ranks[i], top_ids[i], top_logprobs[i]) for i, row in enumerate(wanted)]

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# On a CPU a full sort of a vocabulary takes milliseconds per row, and the cut is nearly always within the best few.
-# On CUDA a full sort is cheap, and checking whether the best few suffice would wait for the device.
+# On a CPU a full sort of a vocabulary takes milliseconds per row, and the cut is nearly always among the best few.
+# On CUDA a full sort is cheap, and checking whether the best few suffice would mean waiting for the device.
 NUM_SORTED_FIRST = 1024
 # Far beyond any logit, yet finite in float32 even after division by a temperature: infinite scores would become NaN.
 MAX_SCORE = 1e30
@@ -30,24 +30,24 @@ def keep_allowed(scores: Tensor, bits: Tensor) -> Tensor:
 
 
 def mask_ends_(scores: Tensor, rows: Tensor, end_ids: Tensor) -> None:
-    """Set all end ids of ``rows`` (indices) to -inf, so that these sequences cannot end."""
+    """Set the scores of all end ids to -inf in ``rows`` (indices), so that these sequences cannot end."""
     scores[rows[:, None], end_ids[None]] = float("-inf")
 
 
 def raise_ends_(scores: Tensor, rows: Tensor, end_ids: Tensor, growth: Tensor) -> None:
-    """Length penalty: end += abs(end) * growth, with growth = decay_factor ** t - 1 >= 0, (rows, 1)."""
+    """Length penalty: end += abs(end) * growth. ``growth``: (rows, 1), decay_factor ** t - 1, at least 0."""
     ends = scores[rows[:, None], end_ids[None]]
     scores[rows[:, None], end_ids[None]] = ends + ends.abs() * growth
 
 
 def penalize_repetition(scores: Tensor, is_seen: Tensor, penalty: Tensor) -> Tensor:
-    """Divide positive and multiply negative scores of seen ids. ``is_seen``: (rows, vocab) bool."""
+    """Divide positive scores of seen ids by ``penalty`` and multiply negative ones. ``is_seen``: (rows, vocab) bool."""
     penalized = torch.where(scores < 0, scores * penalty, scores / penalty).clamp_(-MAX_SCORE, MAX_SCORE)
     return torch.where(is_seen & (scores > float("-inf")), penalized, scores)
 
 
 def keep_top_k_(scores: Tensor, k: Tensor, largest_k: int) -> Tensor:
-    """Keep scores not below the k-th highest, including ties at the border.
+    """Keep the scores that are at least the k-th highest, including ties at the border.
 
     Args:
         scores: changed in place.
@@ -83,7 +83,7 @@ def keep_top_p_(scores: Tensor, p: Tensor) -> Tensor:
 
 
 def _is_in_nucleus(best: Tensor, normalizer: Tensor, p: Tensor) -> Tensor:
-    """Which of the best scores, in descending order, are preceded by less than mass p."""
+    """Which of the best scores, in descending order, are preceded by a mass of less than p."""
     probabilities = (best - normalizer).exp().double()
     return probabilities.cumsum(-1) - probabilities < p
 

@@ -1,6 +1,6 @@
 """From logits to token ids for a batch of rows with different parameters, in the API's order of steps.
 
-(-) mask of a grammar; (a) end tokens masked below min_new_tokens, else length penalty; (b) repetition penalty; (c)
+(-) mask of a grammar; (a) end tokens masked below min_new_tokens, otherwise length penalty; (b) repetition penalty; (c)
 temperature; (d) top_k; (e) top_p; (f) typical_p; (g) choice. Greedy rows skip (c) to (f). Each processor gets only the
 rows that use it.
 """
@@ -32,10 +32,10 @@ from tgis_server.engines.sampling.uniform import uniform
 from tgis_server.wire.messages import SamplingParams, TokenIds, Wanted
 
 MAX_GROWTH = 1e30  # of a length penalty: far beyond any logit, yet finite in float32
-MAX_END_SETS = 64  # kept on the device; requests rarely choose their own
+MAX_END_SETS = 64  # sets kept on the device; requests rarely choose their own end tokens
 
 
-class SamplingRow(NamedTuple):  # hundreds per step; creating a dataclass takes four times as long
+class SamplingRow(NamedTuple):  # hundreds are created per step; a dataclass takes four times as long
     """A row of a batch for which a token is chosen."""
 
     slot: int
@@ -61,8 +61,8 @@ class Sampled:
 class Sampler:
     """Samples on one device.
 
-    ``start`` and ``stop`` mark the life of a sequence in a slot. Each step calls ``sample``, then ``note`` once nothing
-    can fail: a step that runs out of memory before that can be repeated.
+    ``start`` and ``stop`` mark the beginning and the end of a sequence in a slot. Each step calls ``sample`` and, once
+    nothing more can fail, ``note``: a step that runs out of memory before ``note`` can be repeated.
     """
 
     def __init__(self, vocab_size: int, staging: Staging) -> None:
@@ -72,7 +72,7 @@ class Sampler:
         self._seen = SeenTokens(vocab_size, staging)
 
     def start(self, slot: int, token_ids: TokenIds, params: SamplingParams) -> None:
-        """Start a sequence in a slot. ``token_ids``: its prompt and, after a preemption, its output."""
+        """Start a sequence in a slot. ``token_ids``: its prompt and, after a preemption, its output so far."""
         self._seen.stop(slot)
         if params.repetition_penalty != 1.0:
             self._seen.start(slot, token_ids)
@@ -192,7 +192,7 @@ class Sampler:
         return detail_rows, details
 
     def _on_rows(self, scores: Tensor, rows: list[int], process: Callable[[Tensor], Tensor]) -> Tensor:
-        """Apply a processor to some rows, without copies if these are all rows."""
+        """Apply a processor to some rows; nothing is copied if these are all the rows."""
         if len(rows) == scores.shape[0]:
             return process(scores)
         index = self._staging.put(rows, torch.int64)

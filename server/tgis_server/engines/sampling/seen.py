@@ -1,4 +1,4 @@
-"""The tokens that each sequence has seen, for the repetition penalty. Kept on the device, so that steps can overlap."""
+"""The tokens that each sequence has seen, for the repetition penalty. They stay on the device, so steps can overlap."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tgis_server.wire.messages import TokenIds
 
 
 class SeenTokens:
-    """One row of flags per slot that uses the penalty. Allocates nothing until one does."""
+    """One row of flags per slot that uses the penalty. Allocates nothing until a slot does."""
 
     def __init__(self, vocab_size: int, staging: Staging) -> None:
         self._vocab_size = vocab_size
@@ -27,7 +27,7 @@ class SeenTokens:
         self._beginnings[slot] = token_ids
 
     def stop(self, slot: int) -> None:
-        """Forget a slot; ignores unknown slots."""
+        """Forget a slot; unknown slots are ignored."""
         self._beginnings.pop(slot, None)
         row = self._row_of_slot.pop(slot, None)
         if row is not None:

@@ -1,4 +1,4 @@
-"""Copies of values to a device and of results back to the host, without waiting."""
+"""Copies values to a device and results back to the host, without waiting."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 class Staging:
     """Copies between the host and one device. On a CPU nothing is copied.
 
-    Pinned memory comes from torch's caching allocator, which does not reuse a buffer before its copies have finished:
-    several steps can be in flight.
+    Pinned memory comes from torch's caching allocator, which does not reuse a buffer before its copies have finished,
+    so several steps can be in flight.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -29,13 +29,13 @@ class Staging:
         return pinned.to(self.device, non_blocking=True)
 
     def put_all(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
-        """Put several int64 arrays with one copy. Results keep their shapes and share memory."""
+        """Put several int64 arrays on the device with one copy. The tensors keep the shapes and share memory."""
         flat = self.put(np.concatenate([array.ravel() for array in arrays]), torch.int64)
         parts = torch.split(flat, [array.size for array in arrays])
         return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
 
     def fetch(self, tensor: Tensor) -> Tensor:
-        """A copy on the host; on CUDA valid only once the stream has reached this point."""
+        """A copy on the host; on CUDA, it is valid only once the stream has reached this point."""
         if not self._pins:
             return tensor
         pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)

@@ -1,1 +1,1 @@
-"""A model's safetensors files: inspected without torch by commands and ranks, read by ranks."""
+"""A model's safetensors files: inspected without torch by commands and ranks, and read by ranks."""

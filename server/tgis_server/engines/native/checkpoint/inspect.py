@@ -1,4 +1,4 @@
-"""Checks the headers of a model's safetensors files against its spec before weights are read. No torch.
+"""Checks the headers of a model's safetensors files against its spec before weights are read. Imports no torch.
 
 A head in the files is used even if config.json calls it tied, unless it equals the embedding.
 """
@@ -66,17 +66,17 @@ class Checkpoint:
 def inspect_checkpoint(model_dir: Path, spec: DecoderSpec, num_shard: int) -> Checkpoint:
     """Check that the checkpoint is complete and can be divided among ``num_shard`` ranks.
 
-    Tensor data is read only to choose between tensors that names alone do not tell apart.
+    Tensor data is read only to choose between tensors that cannot be told apart by name.
 
     Raises:
-        ModelError: a file or tensor is missing, truncated or ambiguous, or a tensor has another shape or is not
+        ModelError: a file or tensor is missing, truncated or ambiguous, or a tensor has the wrong shape or is not
             floating point.
         UsageError: ``num_shard`` does not divide the model.
     """
     check_num_shard(spec, num_shard)
     warnings = list(spec.warnings)
     found = read_tensors(model_dir, warnings.append)
-    find = cache(partial(find_tensor, found))  # comparing contents reads them: each pair once
+    find = cache(partial(find_tensor, found))  # comparing contents means reading them: once per pair
     spec = settle_head(spec, find, warnings.append)
     parameters = tuple(parameters_of(spec))
     needed: dict[str, TensorInfo] = {}
@@ -126,9 +126,9 @@ def check_num_shard(spec: DecoderSpec, num_shard: int) -> None:
 
 
 def settle_head(spec: DecoderSpec, find: Find, warn: Tell) -> DecoderSpec:
-    """The spec with a tied head only if the files agree with config.json, as in transformers 5.
+    """The spec, with the head tied only if the files agree with config.json, as in transformers 5.
 
-    If the files of a tied model hold only the head, it is the embedding too.
+    If the files of a tied model hold only the head, that head is the embedding too.
     """
     embedding, head = map(find, outer_tensors(spec))
     if not spec.is_head_tied or head is None or embedding is None:
@@ -136,9 +136,9 @@ def settle_head(spec: DecoderSpec, find: Find, warn: Tell) -> DecoderSpec:
     if not have_same_content(head, embedding):
         differs = f"differs from {embedding}"
         if head.dtype != embedding.dtype:
-            differs = f"is stored as {head.dtype}, and {embedding} as {embedding.dtype}"
+            differs = f"is stored as {head.dtype}, whereas {embedding} is stored as {embedding.dtype}"
         warn(
-            f"config.json says tie_word_embeddings, but {head} {differs}: that head is used. Set "
+            f"config.json sets tie_word_embeddings, but {head} {differs}, so the head is not tied. Set "
             "tie_word_embeddings to false in config.json to confirm that."
         )
     elif not is_blank(head):

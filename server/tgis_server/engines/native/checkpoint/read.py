@@ -25,8 +25,8 @@ def read_parameters(
 ) -> Iterator[tuple[Parameter, Tensor]]:
     """Yield each parameter with this rank's share of it, in the order of the checkpoint's parameters.
 
-    Peak memory stays near the size of the weights if the caller transforms and drops each tensor before the next.
-    Parameters of which this rank holds nothing are skipped.
+    Peak memory stays near the size of the weights if the caller transforms and drops each tensor before it asks for
+    the next. Parameters of which this rank holds nothing are skipped.
     """
     item_bytes = ITEM_BYTES[str(dtype).removeprefix("torch.")]
     total = checkpoint.num_elements(rank) * item_bytes
@@ -79,7 +79,7 @@ def _read_parameter(
 
 
 def _read_slice(stored: Any, piece: Piece, part: RankSlice, target: Tensor) -> int:
-    """Copy the runs of one piece to the first rows of ``target``. Returns the number of rows."""
+    """Copy the runs of one piece to the first rows of ``target``. Returns the number of rows copied."""
     end = 0
     for run in part.runs:
         rows = slice(run.start, run.stop)

@@ -1,1 +1,1 @@
-"""Reading a model's config.json: typed values, and the parts that families share. No torch."""
+"""Reading a model's config.json: typed values, and the parts that families share. Imports no torch."""

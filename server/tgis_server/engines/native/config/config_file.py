@@ -24,7 +24,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
 }
-MAX_SHOWN = 200  # characters of a value in an error
+MAX_SHOWN = 200  # characters of a value that an error shows
 NULL_IS_A_VALUE = (
     "sliding_window",
     "num_key_value_heads",
@@ -37,7 +37,8 @@ NULL_IS_A_VALUE = (
 class ConfigFile:
     """The values of one config.json. Omitted keys have the defaults of the model's class in transformers.
 
-    A null counts as omitted, except for keys where it is a value: Mistral's class has a window, and null disables it.
+    A null counts as omitted, except for keys where it is a value: Mistral's class has a window by default, and null
+    disables it.
     """
 
     def __init__(
@@ -60,14 +61,14 @@ class ConfigFile:
         """The same config with a family's defaults and spellings.
 
         Args:
-            defaults: the keys that the family may read.
+            defaults: the keys that the family may read, with their default values.
             aliases: other spellings of some keys, which take precedence, as in transformers.
         """
         aliased = {ours: self._values[theirs] for theirs, ours in aliases.items() if theirs in self._values}
         return ConfigFile(self.model_dir, {**self._values, **aliased}, defaults)
 
     def stated(self, key: str) -> Any:
-        """The value in the file; ``None`` if it has none."""
+        """The value in the file; ``None`` if the file has none."""
         return self._values.get(key)
 
     def has(self, key: str) -> bool:
@@ -110,7 +111,7 @@ class ConfigFile:
     def activation(self, key: str) -> Activation:
         name = self.get(key)
         if not isinstance(name, str) or name not in ACTIVATIONS:
-            raise self.fail(f"{key} {show(name)} is not supported; supported are {', '.join(ACTIVATIONS)}.")
+            raise self.fail(f"{key} {show(name)} is not supported; the supported values are {', '.join(ACTIVATIONS)}.")
         return ACTIVATIONS[name]
 
     def dtype(self) -> str | None:
@@ -119,11 +120,11 @@ class ConfigFile:
             return None
         name = str(raw).removeprefix("torch.")
         if name not in DTYPES:
-            raise self.fail(f"dtype {show(name)} is not supported; supported are {', '.join(DTYPES)}.")
+            raise self.fail(f"dtype {show(name)} is not supported; the supported values are {', '.join(DTYPES)}.")
         return name
 
     def refuse(self, keys: Iterable[str]) -> None:
-        """Fail on features that change results and that no family implements."""
+        """Fail on features that would change results but are not implemented."""
         for key in keys:
             if self.stated(key):
                 raise self.fail(f"{key} = {show(self.stated(key))} is not supported by the native engine.")
@@ -160,7 +161,7 @@ def as_finite(value: Any) -> float | None:
 
 
 def show(value: Any) -> str:
-    """A value as quoted in an error, truncated."""
+    """A value as an error quotes it, truncated."""
     try:
         text = repr(value)
     except ValueError:  # an integer of thousands of digits

@@ -1,4 +1,4 @@
-"""The part of a config.json that every decoder has, under whatever keys."""
+"""The part of a config.json that every decoder has, whatever its keys are called."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tgis_server.model_files import Length
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The keys under which a family's config.json holds what every decoder has; empty where it has no key for it."""
+    """The keys under which a family's config.json holds what every decoder has; empty where the family has no key."""
 
     hidden_size: str = "hidden_size"
     intermediate_size: str = "intermediate_size"
@@ -30,7 +30,7 @@ LLAMA_KEYS = Keys()
 def read_decoder(
     config: ConfigFile, family: str, keys: Keys, positions: Positions | None, length: Length
 ) -> DecoderSpec:
-    """What every decoder has. Without a size in the config, the MLP is four times as wide as the hidden state."""
+    """Read what every decoder has. By default, the MLP is four times as wide as the hidden state."""
     hidden, heads = config.integer(keys.hidden_size), config.integer(keys.num_heads)
     layers, vocab_size = config.integer(keys.num_layers), config.integer("vocab_size")
     kv_heads = (config.optional_integer(keys.num_kv_heads) if keys.num_kv_heads else None) or heads
@@ -63,7 +63,7 @@ def read_decoder(
 
 
 def with_biases(spec: DecoderSpec) -> DecoderSpec:
-    """GPT-2's style and its successors': LayerNorms, a plain MLP, and biases everywhere except on the head."""
+    """The style of GPT-2 and its successors: LayerNorms, a plain MLP, and biases everywhere except on the head."""
     return replace(
         spec,
         norm="layer",

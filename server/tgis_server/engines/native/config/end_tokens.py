@@ -20,8 +20,8 @@ def read_eos_ids(config: ConfigFile, vocab_size: int, warn: Callable[[str], None
     Sources in order: generation_config.json, config.json, the tokenizer's ``eos_token``, the model class's default.
 
     Args:
-        config: of the model.
-        vocab_size: ids from here on are never generated.
+        config: the model's config.json.
+        vocab_size: ids from this one upwards are never generated.
         warn: called for files that name such ids.
 
     Raises:
@@ -47,7 +47,7 @@ def describe_unknown_ids(ids: list[int], file: Path, vocab_size: int) -> str:
 
 
 def find_named(config: ConfigFile) -> Iterator[tuple[str, Any]]:
-    """Files that name end tokens, in order of precedence, and the value in each. A default has no file name."""
+    """Files that name end tokens, in order of precedence, and the value in each. The default has an empty file name."""
     file = config.model_dir / GENERATION_CONFIG
     if os.path.lexists(file) and (ids := read_json(file).get("eos_token_id")) is not None:
         yield GENERATION_CONFIG, ids

@@ -6,7 +6,7 @@ from tgis_server.engines.native.config.config_file import ConfigFile
 from tgis_server.engines.native.spec import RopeSpec
 from tgis_server.model_files import LENGTH_KEYS, MAX_INTEGER, Length, find_length
 
-CLASS_DEFAULT = "config.json names none: the default of its class"
+CLASS_DEFAULT = "config.json names none: the default of the model's class"
 STRETCHING = {"linear": "linear scaling", "dynamic": "dynamic scaling", "yarn": "YaRN"}
 
 
@@ -23,9 +23,9 @@ def read_length(config: ConfigFile, rope: RopeSpec | None) -> Length:
     if rope is None or rope.kind not in STRETCHING:
         return length
     positions = rope.original_max_position if rope.kind == "yarn" else length.num_tokens
-    stretched = f"{positions} positions stretched {rope.factor:g} times by {STRETCHING[rope.kind]}"
+    stretched = f"{positions} positions stretched by a factor of {rope.factor:g} ({STRETCHING[rope.kind]})"
     if not 1 <= positions * rope.factor <= MAX_INTEGER:
-        raise config.fail(f"{stretched} are not a valid length, which must be from 1 to {MAX_INTEGER}.")
+        raise config.fail(f"{stretched} do not give a valid length, which must be from 1 to {MAX_INTEGER}.")
     return Length(round(positions * rope.factor), f"{stretched}, as config.json says")
 
 

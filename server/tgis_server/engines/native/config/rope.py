@@ -29,9 +29,9 @@ def read_rope(
         config: the model's config.json.
         head_dim: size of a head.
         aliases: kinds that this family spells differently.
-        may_be_partial: whether the family can rotate only a leading part of each head.
-        partial_key: key of the config with the size of that part, if the rope parameters have none.
-        theta_key: key of the config with the base, if the rope parameters have none.
+        may_be_partial: whether the family supports rotating only a leading part of each head.
+        partial_key: the config's key for the share of the head that is rotated, if the rope parameters lack it.
+        theta_key: the config's key for the base, if the rope parameters lack it.
     """
     values: Any = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(values, dict):
@@ -42,13 +42,13 @@ def read_rope(
     kind = str(reader.values.get("rope_type", reader.values.get("type", "default")))
     kind = (aliases or {}).get(kind, kind)
     if kind not in KINDS:
-        raise config.fail(f"rope type {show(kind)} is not supported; supported are {', '.join(KINDS)}.")
+        raise config.fail(f"rope type {show(kind)} is not supported; the supported types are {', '.join(KINDS)}.")
     partial = reader.number("partial_rotary_factor", config.number(partial_key))
     if partial != 1.0 and not may_be_partial:
-        raise config.fail(f"partial_rotary_factor {partial:g} is not supported for this family, only 1.")
+        raise config.fail(f"partial_rotary_factor {partial:g} is not supported for this family; it must be 1.")
     rotary_dim = int(head_dim * partial)
     if rotary_dim < 2 or rotary_dim % 2 or rotary_dim > head_dim:
-        raise config.fail(f"{rotary_dim} rotated dimensions of a head of {head_dim} are not possible.")
+        raise config.fail(f"a head of {head_dim} dimensions cannot have {rotary_dim} rotated ones.")
     max_position = config.integer("max_position_embeddings")
     original = config.optional_integer("original_max_position_embeddings")
     if original is None:
@@ -71,7 +71,7 @@ class _RopeReader:
         return self.config.check_positive(f"{key} of the rope parameters", self.values.get(key, default))
 
     def positive_or(self, key: str, default: float) -> float:
-        """Like transformers, treats 0 as the default too."""
+        """The default also replaces 0, as in transformers."""
         return self.positive(key) if self.values.get(key) else default
 
     def integer(self, key: str, default: int) -> int:
@@ -80,14 +80,14 @@ class _RopeReader:
     def factors(self, key: str, count: int) -> tuple[float, ...]:
         value = self.values.get(key)
         numbers = [as_finite(item) for item in value] if isinstance(value, list) else []
-        found = tuple(number for number in numbers if number)  # a divisor
+        found = tuple(number for number in numbers if number)  # they are divisors
         if not len(found) == len(numbers) == count:
             raise self.config.fail(f"{key} of the rope parameters must be a list of {count} numbers other than 0.")
         return found
 
     def read(self, kind: str, rotary_dim: int, max_position: int, original: int) -> RopeSpec:
         theta = self.positive("rope_theta", self.config.positive_number(self.theta_key))
-        if theta <= 1:  # wavelengths would not grow, and YaRN divides by its logarithm
+        if theta <= 1:  # wavelengths would not grow, and YaRN divides by log(theta)
             raise self.config.fail(f"rope_theta is {theta:g}, but must be greater than 1.")
         match kind:
             case "linear" | "dynamic":

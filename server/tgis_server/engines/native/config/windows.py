@@ -22,14 +22,17 @@ def read_uniform_window(config: ConfigFile, num_layers: int) -> tuple[int | None
     types = config.names("layer_types")
     if types is not None and any(kind != LAYER_TYPES[window is not None] for kind in types):
         raise config.fail(
-            f"layer_types is not supported for this family by the native engine, unless all are "
-            f"{LAYER_TYPES[window is not None]} where sliding_window is {window}."
+            f"with sliding_window {window}, the native engine supports this family only if all layer_types are "
+            f"{LAYER_TYPES[window is not None]}."
         )
     return (window,) * num_layers
 
 
 def read_qwen_windows(config: ConfigFile, num_layers: int) -> tuple[int | None, ...]:
-    """``sliding_window`` on the layers that ``layer_types`` names, else from layer ``max_window_layers`` on."""
+    """``sliding_window`` on the layers that ``layer_types`` calls sliding.
+
+    Without ``layer_types``, it is on all layers except the first ``max_window_layers``.
+    """
     window = config.optional_integer("sliding_window") if config.flag("use_sliding_window") else None
     types = config.names("layer_types")
     if types is None:
@@ -38,6 +41,6 @@ def read_qwen_windows(config: ConfigFile, num_layers: int) -> tuple[int | None, 
     windows = windows_of_types(config, types, window, num_layers)
     if window is None and "sliding_attention" in types:
         raise config.fail(
-            "layer_types names sliding_attention, but use_sliding_window is not true, or sliding_window is null."
+            "layer_types names sliding_attention, but use_sliding_window is not true or sliding_window is null."
         )
     return windows

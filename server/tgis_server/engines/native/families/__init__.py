@@ -1,7 +1,7 @@
-"""Model families: config.json to ``DecoderSpec``, and checkpoint tensors to our parameters. No torch.
+"""Model families: from config.json to ``DecoderSpec``, and from checkpoint tensors to our parameters. Imports no torch.
 
-A family is one small module with ``ARCHITECTURE``, ``DEFAULTS``, ``read(config)`` and ``parameters(spec)``; optionally
-``ALIASES``: other spellings of keys of config.json.
+A family is one small module with ``ARCHITECTURE``, ``DEFAULTS``, ``read(config)`` and ``parameters(spec)``. It may also
+have ``ALIASES``: other spellings of keys in config.json.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ FAMILIES: dict[str, ModuleType] = {
     "qwen2": qwen2,
     "qwen3": qwen3,
 }
-# The engine also runs these, but the front-end cannot make requests for an encoder yet: commands and doors refuse them.
+# The engine also runs T5, but the front-end cannot make requests for an encoder yet: commands and doors refuse T5.
 ALL_FAMILIES: dict[str, ModuleType] = {**FAMILIES, "t5": t5}
 
-# Features of checkpoints that change results and that only families with the key in DEFAULTS implement.
+# Keys of features that change results. Only families with the key in DEFAULTS implement the feature.
 UNSUPPORTED_KEYS = (
     "quantization_config",
     "attn_logit_softcapping",
@@ -63,7 +63,7 @@ def read_spec(model_dir: Path, families: Mapping[str, ModuleType] = FAMILIES) ->
         families: the families to accept.
 
     Raises:
-        ModelError: the directory or its config is missing or broken, or asks for something that is not implemented.
+        ModelError: the directory or its config is missing or broken, or the config asks for something unsupported.
     """
     config = ConfigFile.read(model_dir)
     model_type = config.stated("model_type")
@@ -72,7 +72,7 @@ def read_spec(model_dir: Path, families: Mapping[str, ModuleType] = FAMILIES) ->
     if family is None or (architectures and not names_of(family).intersection(architectures)):
         name = show(", ".join(architectures) or model_type).strip("'")
         supported = ", ".join(f.ARCHITECTURE for f in families.values())
-        raise config.fail(f"architecture {name} has no native engine; supported are {supported}.")
+        raise config.fail(f"architecture {name} has no native engine; the supported architectures are {supported}.")
     config.refuse(key for key in UNSUPPORTED_KEYS if key not in family.DEFAULTS)
     if config.stated("is_causal") is False:  # embedding models, whose tokens see later ones
         raise config.fail("is_causal = False is not supported by the native engine.")
@@ -81,7 +81,7 @@ def read_spec(model_dir: Path, families: Mapping[str, ModuleType] = FAMILIES) ->
 
 
 def names_of(family: ModuleType) -> set[str]:
-    """Architecture names of a config.json: the generating model, and its base model, saved without the head."""
+    """The names that a config.json may give: the generating model's or, if saved without a head, its base model's."""
     architecture: str = family.ARCHITECTURE
     return {architecture, architecture.replace("ForCausalLM", "Model").replace("LMHeadModel", "Model")}
 

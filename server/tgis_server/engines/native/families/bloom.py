@@ -48,7 +48,10 @@ def read(config: ConfigFile) -> DecoderSpec:
 
 
 def alibi_slopes(num_heads: int) -> tuple[float, ...]:
-    """Geometric from 2^(-8/n) for a power of two n; else those of the power below, then odd ones of its double."""
+    """The first n powers of 2^(-8/n) if n is a power of two.
+
+    Otherwise the slopes for the next lower power of two, and then every other slope for twice that number of heads.
+    """
     power = 1 << (num_heads.bit_length() - 1)
     slopes = [2 ** (-8 * i / power) for i in range(1, power + 1)]
     between = [2 ** (-4 * i / power) for i in range(1, 2 * power, 2)]

@@ -1,4 +1,4 @@
-"""Gemma 2: norms before and after attention and MLP, soft caps on scores and logits, windows on every other layer."""
+"""Gemma 2: norms before and after attention and MLP; soft caps on scores and logits; windows on alternate layers."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def read(config: ConfigFile) -> DecoderSpec:
 
 
 def read_windows(config: ConfigFile, num_layers: int) -> tuple[int | None, ...]:
-    """``sliding_window`` on the layers that ``layer_types`` names, else on the first and every second layer."""
+    """``sliding_window`` on the layers that ``layer_types`` calls sliding; by default, on layers 0, 2, 4 and so on."""
     window, types = config.optional_integer("sliding_window"), config.names("layer_types")
     if types is None:
         types = [LAYER_TYPES[layer % 2 == 0] for layer in range(num_layers)]

@@ -1,4 +1,4 @@
-"""GPT-2: learned positions, LayerNorms, a plain MLP. Linear layers are stored transposed, as (inputs, outputs)."""
+"""GPT-2: learned positions, LayerNorms, and a plain MLP. Linear layers are stored transposed, as (inputs, outputs)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GPT-NeoX and Pythia: attention and MLP in parallel, partial rotation, queries, keys and values stored by head."""
+"""GPT-NeoX and Pythia: attention and MLP in parallel, partial rotation, and queries, keys and values stored by head."""
 
 from __future__ import annotations
 

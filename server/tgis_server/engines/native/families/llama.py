@@ -16,7 +16,7 @@ from tgis_server.engines.native.spec import DecoderSpec, RopeSpec
 ARCHITECTURE = "LlamaForCausalLM"
 
 # The defaults of LlamaConfig in transformers, for keys that config.json omits. Other families replace the defaults in
-# which their class differs. Every key that a family reads has an entry.
+# which their classes differ. Every key that a family reads has an entry.
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 32000,
     "hidden_size": 4096,

@@ -1,4 +1,4 @@
-"""Phi-1, Phi-1.5 and Phi-2: attention and MLP in parallel after one norm, partial rotation, a head with a bias."""
+"""Phi-1, Phi-1.5 and Phi-2: attention and MLP in parallel after one norm, partial rotation, and a head with a bias."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Phi-3, Phi-3.5 and Phi-4-mini: fused projections, LongRoPE, partial rotation of each head.
+"""Phi-3, Phi-3.5 and Phi-4-mini: fused projections, LongRoPE, and partial rotation of each head.
 
-``qkv_proj`` stacks queries, keys and values, ``gate_up_proj`` stacks gate and up. Each becomes a piece, so that a shard
-reads only its own heads.
+``qkv_proj`` stacks queries, keys and values, and ``gate_up_proj`` stacks gate and up. Each part becomes a piece, so
+that a shard reads only its own rows.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DEFAULTS: dict[str, Any] = {
 def read(config: ConfigFile) -> DecoderSpec:
     rope = read_rope(config, read_head_dim(config), aliases=ROPE_ALIASES, may_be_partial=True)
     if rope.kind not in ("default", "longrope"):
-        raise config.fail(f"rope type {rope.kind!r} is not supported for this family; supported are default, longrope.")
+        raise config.fail(f"rope type {rope.kind!r} is not supported for this family; use default or longrope.")
     spec = llama.read_llama(config, "phi3", rope)
     return replace(spec, windows=read_uniform_window(config, spec.num_layers))
 

@@ -31,7 +31,7 @@ DEFAULTS: dict[str, Any] = {
     "layer_norm_epsilon": 1e-6,
     "feed_forward_proj": "relu",
     "tie_word_embeddings": True,
-    "scale_decoder_outputs": None,  # tie_word_embeddings; transformers 5 writes it
+    "scale_decoder_outputs": None,  # tie_word_embeddings; transformers 5 writes this key
     "decoder_start_token_id": None,
     "eos_token_id": 1,
     "dtype": None,
@@ -61,7 +61,7 @@ def read(config: ConfigFile) -> EncoderDecoderSpec:
         "eos_ids": read_eos_ids(config, vocab_size, warnings.append),
         "activation": activation,
         "is_mlp_gated": is_mlp_gated,
-        "attention_scale": 1.0,  # the weights include it
+        "attention_scale": 1.0,  # the weights include the scale
         "dtype": config.dtype(),
     }
     num_decoder_layers = config.optional_integer("num_decoder_layers") or num_layers
@@ -83,14 +83,14 @@ def read_mlp(config: ConfigFile) -> tuple[Activation, bool]:
     gated, _, activation = str(name).rpartition("-")
     if gated not in ("", "gated") or activation not in ACTIVATIONS:
         raise config.fail(
-            f"feed_forward_proj {show(name)} is not supported; supported are {', '.join(ACTIVATIONS)}, "
-            "and these with gated- before them."
+            f"feed_forward_proj {show(name)} is not supported; the supported values are {', '.join(ACTIVATIONS)}, "
+            "and the same with the prefix gated-."
         )
     return ACTIVATIONS["gelu_new" if name == "gated-gelu" else activation], gated == "gated"
 
 
 def is_head_scaled(config: ConfigFile) -> bool:
-    """Whether the head's input is scaled: if the head is the embedding, or by a separate key of transformers 5."""
+    """Whether the head's input is scaled: by the key that transformers 5 writes or, without it, if the head is tied."""
     key = "scale_decoder_outputs"
     return config.flag("tie_word_embeddings" if config.get(key) is None else key)
 
@@ -119,7 +119,7 @@ def stack(spec: DecoderSpec, ours: str, theirs: str, *, has_cross: bool) -> list
         has_cross: whether the layers attend to the encoder's output.
     """
     assert isinstance(spec.positions, RelativePositions)
-    table = f"{theirs}block.0.layer.0.SelfAttention.relative_attention_bias.weight"  # of all layers
+    table = f"{theirs}block.0.layer.0.SelfAttention.relative_attention_bias.weight"  # shared by all layers
     piece = Piece(table, spec.positions.num_buckets, spec.num_heads, Split.COLUMNS)
     found = [Parameter(ours + "relative_bias", Kind.EMBEDDING, (piece,))]
     for i in range(spec.num_layers):

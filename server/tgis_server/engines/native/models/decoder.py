@@ -87,7 +87,7 @@ class Stack:
         """
         Args:
             spec: the architecture.
-            weights: by the names in ``parameters/layouts.py``, linear weights packed; see :func:`pack_weights`.
+            weights: by the names in ``parameters/layouts.py``, with linear weights packed; see :func:`pack_weights`.
             rope_table: see ``rope_table.py``; ``None`` if nothing is rotated.
             ops: the implementation to call.
             group: the ranks that share the model.
@@ -163,7 +163,7 @@ class Stack:
         return self._ops.make_norm(self._spec.qk_norm, weight, bias, self._spec.norm_eps)
 
     def _of_heads(self, query: str, key: str) -> Tensor:
-        """(H + K, head_dim): the vector ``query`` for all query heads, ``key`` for all key heads."""
+        """(H + K, head_dim): the vector named ``query`` once per query head, then ``key`` once per key head."""
         of_queries = self._weights[query].expand(self.heads.num_heads, -1)
         return torch.cat([of_queries, self._weights[key].expand(self.heads.num_kv_heads, -1)])
 
@@ -211,7 +211,7 @@ class Stack:
             x.add_(self._learned_positions.index_select(0, inputs.position_rows))
         return x if self._embedding_norm is None else self._embedding_norm(x)
 
-    # -- The kinds of layers: each adds to ``residual``; ``x`` and the result are its normed state ---------------------
+    # -- The kinds of layers: each adds to ``residual``; ``x`` and the result are its norm before and after ------------
 
     def _serial(self, layer: LayerWeights, residual: Tensor, x: Tensor, step: LayerInputs) -> Tensor:
         scale = self._spec.residual_scale
@@ -271,7 +271,7 @@ class Decoder(Stack):
             hidden: (rows, hidden_size); the same rows on every rank.
 
         Returns:
-            (rows, vocab_size) float32 on rank 0, ``None`` elsewhere. The caller may modify it.
+            (rows, vocab_size) float32 on rank 0, ``None`` elsewhere. The caller may modify the tensor.
         """
         parts = self._group.collect(self._ops.logits(hidden, self._head, self._head_bias))
         if parts is None:

@@ -1,7 +1,7 @@
 """An encoder, and a decoder whose layers also attend to its output, from the parts of ``decoder.py``.
 
-The encoder runs once per sequence. Each layer of the decoder turns its output into keys and values, which are kept in
-the same cache as the decoder's own, in separate blocks.
+The encoder runs once per sequence. Each layer of the decoder turns the encoder's output into keys and values, which are
+kept in the same cache as the decoder's own, in separate blocks.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class CrossWeights:
 
 
 class Encoder(Stack):
-    """Layers whose tokens see all others of their text, and whose keys and values are not cached."""
+    """Layers in which each token sees all others of its text, and whose keys and values are not cached."""
 
     is_causal = False
 
@@ -53,7 +53,7 @@ class Encoder(Stack):
 
 
 class EncoderDecoder(Decoder):
-    """This rank's share of the model. The methods of a decoder run the decoder's rows."""
+    """This rank's share of the model. The methods inherited from ``Decoder`` run the decoder's rows."""
 
     def __init__(
         self, spec: EncoderDecoderSpec, weights: dict[str, Any], rope_table: Tensor | None, ops: Ops, group: Group
@@ -77,7 +77,7 @@ class EncoderDecoder(Decoder):
         )
 
     def encode(self, inputs: EncoderInputs, cache: Cache) -> None:
-        """Run the encoder, and write each decoder layer's keys and values for its output to the cache."""
+        """Run the encoder, and write the keys and values that decoder layers make of the encoding to the cache."""
         hidden = self.encoder.forward(inputs.step, cache)
         for i, cross in enumerate(self._cross):
             keys_values = self._ops.linear(hidden, cross.kv, cross.kv_bias, None)

@@ -2,15 +2,17 @@
 
 All sequences share one table: the rotation of a key depends on little more than its position, so prefix blocks can be
 shared, and neither chunking nor other rows of the batch change results. In transformers, two kinds depend on the length
-of the sequence; here:
+of the sequence; here they work as follows:
 
-* dynamic: position p uses the base for a sequence of p + 1 tokens. Up to ``max_position`` this equals transformers;
-  beyond, it equals transformers' generation token by token (a prompt is rotated there by its full length).
-* longrope: a sequence of at most ``original_max_position`` tokens uses the short factors at all positions, a longer one
-  the long factors: the scheduler has a sequence that crosses the border recomputed. transformers chooses likewise; if a
-  text crosses during generation, Phi-3 recomputes it, and other classes mix both kinds of keys.
+* dynamic: position p uses the base for a sequence of p + 1 tokens. Up to ``max_position`` the results equal those of
+  transformers; beyond, they equal those of token-by-token generation in transformers (which rotates a prompt by its
+  full length).
+* longrope: a sequence of at most ``original_max_position`` tokens uses the short factors at all positions, and a longer
+  one uses the long factors. If a sequence crosses this border, the scheduler has it recomputed. transformers makes the
+  same choice; if a text crosses the border during generation, Phi-3 recomputes it, whereas other classes mix both kinds
+  of keys.
 
-Frequencies are computed in float32 with the formulas of the papers, evaluated in transformers' order.
+Frequencies are computed in float32 with the formulas of the papers, evaluated in the same order as in transformers.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ ROWS_PER_CHUNK = 16384  # limits the float32 intermediates of a long table
 
 
 def find_rope_border(rope: RopeSpec | None, max_sequence_length: int) -> int | None:
-    """The length beyond which sequences need LongRoPE's long factors; ``None`` if no sequence can."""
+    """The length beyond which sequences need LongRoPE's long factors; ``None`` if no sequence ever needs them."""
     if rope is None:
         return None
     is_needed = rope.kind == "longrope" and max_sequence_length > rope.original_max_position
@@ -38,9 +40,9 @@ def build_table(rope: RopeSpec, max_sequence_length: int, dtype: torch.dtype, de
     """Cosines and sines for positions 0 to ``max_sequence_length`` - 1.
 
     Returns:
-        (rows, 2, rotary_dim): ``[p, 0]`` multiplies a head, ``[p, 1]`` the same head with its halves swapped; the sum
-        is the head rotated to position p. If there is a border (:func:`find_rope_border`), the first ``border`` rows
-        are for sequences within it, and row border + p is for position p of a longer sequence.
+        (rows, 2, rotary_dim): ``[p, 0]`` is for a head, and ``[p, 1]`` for the same head with its halves swapped; the
+        sum of the two products is the head rotated to position p. If there is a border (:func:`find_rope_border`), the
+        first ``border`` rows are for sequences within it, and row border + p is for position p of a longer sequence.
     """
     border = find_rope_border(rope, max_sequence_length)
     if border is None:
@@ -62,7 +64,7 @@ def _build_rows(rope: RopeSpec, num_positions: int, dtype: torch.dtype, device: 
 
 
 def _frequencies(rope: RopeSpec, positions: Tensor) -> Tensor:
-    """Angle per position: (rotary_dim / 2,), or (positions, rotary_dim / 2) if it depends on the position."""
+    """Angle between neighbouring positions: (rotary_dim / 2,), or (positions, rotary_dim / 2) if it varies."""
     exponents = torch.arange(0, rope.rotary_dim, 2, dtype=torch.float32) / rope.rotary_dim
     match rope.kind:
         case "linear":
@@ -88,7 +90,7 @@ def _dynamic_frequencies(rope: RopeSpec, exponents: Tensor, positions: Tensor) -
 
 
 def _llama3_frequencies(rope: RopeSpec, frequencies: Tensor) -> Tensor:
-    """Frequencies of long wavelengths are divided by ``factor``, of short ones kept, in between blended."""
+    """Divide frequencies of long wavelengths by ``factor``, keep those of short ones, and blend those in between."""
     original = rope.original_max_position
     wavelength = 2 * math.pi / frequencies
     longest, shortest = original / rope.low_freq_factor, original / rope.high_freq_factor
@@ -100,7 +102,7 @@ def _llama3_frequencies(rope: RopeSpec, frequencies: Tensor) -> Tensor:
 
 
 def _yarn_frequencies(rope: RopeSpec, wavelengths: Tensor) -> Tensor:
-    """YaRN, "NTK by parts": interpolate slow dimensions, keep fast ones, ramp between (arXiv:2309.00071)."""
+    """YaRN, "NTK by parts": interpolate slow dimensions, keep fast ones, and ramp in between (arXiv:2309.00071)."""
     dim = rope.rotary_dim
 
     def dimension_of(rotations: float) -> float:

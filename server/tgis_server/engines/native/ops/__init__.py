@@ -1,4 +1,4 @@
-"""The operations that take time, behind one interface. ``select_ops`` chooses the implementation at load."""
+"""The operations that take time, behind one interface. ``select_ops`` chooses an implementation during loading."""
 
 from __future__ import annotations
 

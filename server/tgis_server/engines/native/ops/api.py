@@ -1,6 +1,6 @@
 """Signatures of the operations. Tokens of a step are packed: row after row, without padding.
 
-Shapes: T tokens, H query heads, K KV heads, D head dim, of this rank.
+In shapes, T is the number of tokens, H and K are the numbers of this rank's query and KV heads, and D is their size.
 
 Each implementation chooses its own memory layout for keys and values: to callers, ``Cache`` and ``AttentionPlan`` are
 opaque.
@@ -30,7 +30,7 @@ class Heads:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RelativeBias:
-    """T5's bias on scores: a number per head and bucket of distances between key and query."""
+    """T5's bias on scores: a number for each head and each bucket of distances between key and query."""
 
     table: Tensor  # (buckets, H)
     max_distance: int  # from here on, all distances share a bucket
@@ -47,7 +47,7 @@ class AttentionModifiers:
 
     scale: float
     is_causal: bool = True  # a query sees itself and earlier keys; otherwise all keys of its row
-    window: int | None = None  # a query sees keys nearer than this, itself included; both ways if not causal
+    window: int | None = None  # a query sees keys nearer than this, itself included; in both directions if not causal
     soft_cap: float = 0.0  # scores become cap * tanh(score / cap); 0 = off
     alibi_slopes: Tensor | None = None  # (H,): slope * (key position - query position) is added
     relative_bias: RelativeBias | None = None
@@ -66,16 +66,16 @@ class CacheShape:
 
 @dataclass(frozen=True, slots=True)
 class StepRows:
-    """A step's rows in the order of its tokens: rows of one token as in :meth:`Ops.order_singles`, then chunks.
+    """A step's rows in the order of its tokens: rows of one token, ordered by :meth:`Ops.order_singles`, then chunks.
 
-    In cross-attention, tables, lengths and numbers of keys describe the encoder's tokens, which are complete. A
-    separate plan, for self-attention over these tables, writes them.
+    In cross-attention, tables, lengths and numbers of keys describe the encoder's tokens, whose keys and values have
+    been written with a separate plan for self-attention over these tables.
     """
 
     # On the host: the amount of work
     starts: np.ndarray  # (rows,) int64: position of the first token
     num_tokens: np.ndarray  # (rows,) int64
-    num_keys: np.ndarray  # (rows,) int64: starts + num_tokens; in cross-attention the encoder's tokens
+    num_keys: np.ndarray  # (rows,) int64: starts + num_tokens; in cross-attention, the encoder's tokens
     # On the device
     slots: Tensor  # (rows,) int64
     token_slots: Tensor  # (T,) int64
@@ -94,7 +94,8 @@ class WeightPart:
     """A rank's share of a linear weight in its checkpoint's format. Made by ``pack_weights`` of the decoder.
 
     ``tensors`` are keyed by role. "plain" has only ``weight``: (outputs, inputs) in floating point. Quantized formats
-    have ``data``, ``scales`` and optionally ``zeros``, each for ``group_size`` inputs; 0 means all of them.
+    have ``data``, ``scales`` and optionally ``zeros``. ``group_size`` inputs share a scale and a zero; 0 means that all
+    inputs do.
     """
 
     tensors: Mapping[str, Tensor]
@@ -111,7 +112,7 @@ class LoraView:
     """The low-rank adapters of one linear layer, and the one that each token of a step uses (arXiv:2106.09685).
 
     A token with place p gets ``scales[p] * B[p] A[p] x`` added. ``places`` and ``scales`` are the same for all layers.
-    The decoder passes it to :meth:`Ops.linear`; the place comes from ``NewSequence.adapter_place``.
+    A decoder with adapters passes the view to :meth:`Ops.linear`; places come from ``NewSequence.adapter_place``.
     """
 
     places: Tensor  # (T,) int64: the adapter's place; -1: none
@@ -138,7 +139,7 @@ class Ops(Protocol):
         ...
 
     def linear(self, x: Tensor, weight: Any, bias: Tensor | None, lora: LoraView | None) -> Tensor:
-        """(T, inputs) -> (T, outputs). If the weight's inputs are divided among ranks, this rank's part of the sum."""
+        """(T, inputs) -> (T, outputs). If the inputs are divided among ranks, this is the rank's part of the sum."""
         ...
 
     def make_norm(self, kind: spec.Norm, weight: Tensor, bias: Tensor | None, eps: float) -> Norm:
@@ -148,7 +149,7 @@ class Ops(Protocol):
     def make_activation(self, name: spec.Activation, *, is_gated: bool) -> Callable[[Tensor], Tensor]:
         """The function between the MLP's linear layers; may overwrite its argument.
 
-        Gated, (T, 2 n) -> (T, n): activation of the first half times the second half. Else (T, n) -> (T, n).
+        If gated, (T, 2 n) -> (T, n): activation of the first half times the second half. Otherwise (T, n) -> (T, n).
         """
         ...
 
@@ -160,7 +161,7 @@ class Ops(Protocol):
         ...
 
     def make_cache(self, shape: CacheShape) -> Cache:
-        """Space for this rank's keys and values, in a layout of the implementation's choice. Blocks are zero."""
+        """Space for this rank's keys and values, in a layout of the implementation's choice, initially zero."""
         ...
 
     def order_singles(self, num_keys: np.ndarray, cache: Cache) -> np.ndarray | None:
@@ -176,7 +177,7 @@ class Ops(Protocol):
         ...
 
     def plan_attention(self, rows: StepRows, cache: Cache, modifiers: Iterable[AttentionModifiers]) -> AttentionPlan:
-        """Prepare writing the rows' keys and values and attending to them, once for all layers.
+        """Prepare, once for all layers, to write the rows' keys and values and to attend to them.
 
         Called before the layers, on the same stream: the plan may clear or index blocks of the cache. Its tensors are
         new in every step; an implementation whose steps are captured in graphs must keep them at fixed addresses.
@@ -210,9 +211,9 @@ class Ops(Protocol):
             qkv: (T, (H + 2 K) D), changed in place.
             heads: the heads in ``qkv``.
             rotation: (T, 2, rotary_dim), see ``rope_table.py``, or ``None``.
-            qk_norm: of (T, H + K, D), over D, or ``None``.
+            qk_norm: a norm of (T, H + K, D) over D, or ``None``.
             cache: from :meth:`make_cache`.
-            layer: whose keys and values are written.
+            layer: the layer whose keys and values are written.
             plan: from :meth:`plan_attention`, not for cross-attention.
 
         Returns:
@@ -239,14 +240,14 @@ class Ops(Protocol):
             qkv: from :meth:`prepare_qkv`; in cross-attention only queries, (T, H D).
             heads: the heads in ``qkv``.
             cache: from :meth:`make_cache`.
-            layer: whose keys and values are read; the step's own have been written.
+            layer: the layer whose keys and values are read; the step's own have been written.
             plan: from :meth:`plan_attention`.
             modifiers: one of the plan's.
         """
         ...
 
     def attend_uncached(self, qkv: Tensor, heads: Heads, plan: AttentionPlan, modifiers: AttentionModifiers) -> Tensor:
-        """Attention within whole sequences, packed and not cached: an encoder's. Returns (T, H D).
+        """Attention within whole sequences, packed and not cached, as in an encoder. Returns (T, H D).
 
         Args:
             qkv: (T, (H + 2 K) D).

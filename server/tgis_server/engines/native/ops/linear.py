@@ -1,7 +1,7 @@
-"""Linear layers: oneDNN's weight layout on a CPU, torch's elsewhere.
+"""Linear layers, with oneDNN's weight layout on a CPU and torch's elsewhere.
 
-On a CPU a weight is reordered at load into oneDNN's blocks; otherwise each call would reorder it or use a slower
-kernel. One reordered copy serves any number of rows.
+On a CPU a weight is reordered into oneDNN's blocks when it is loaded; otherwise each call would reorder it or use a
+slower kernel. One reordered copy serves any number of rows.
 """
 
 from __future__ import annotations
@@ -48,8 +48,10 @@ def linear(x: Tensor, weight: LinearWeight, bias: Tensor | None, lora: LoraView 
 
 
 def _add_lora(product: Tensor, x: Tensor, lora: LoraView) -> Tensor:
-    """Add each row's adapter. Computes all adapters' inner products for every row and drops those of other adapters, as
-    selecting them first would wait for the device.
+    """Add each row's adapter.
+
+    The inner products of all adapters are computed for every row, and those of other adapters are dropped: selecting
+    the right ones first would mean waiting for the device.
     """
     num_places, rank, num_inputs = lora.a.shape
     places = torch.arange(num_places, device=x.device)

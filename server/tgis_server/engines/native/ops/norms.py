@@ -1,4 +1,4 @@
-"""Norms in plain torch, chosen by kind at load."""
+"""Norms in plain torch, chosen by kind when the model is loaded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RmsNorm:
 
 
 class RmsNormPlusOne(RmsNorm):
-    """Gemma's variant: the weight is 1 plus the stored value, and rounding follows the weight."""
+    """Gemma's variant: the weight is 1 plus the stored value, and is applied before rounding."""
 
     def __init__(self, weight: Tensor, eps: float) -> None:
         super().__init__(1 + weight.float(), eps)

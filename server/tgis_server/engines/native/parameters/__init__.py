@@ -1,1 +1,1 @@
-"""Our parameters, described as slices of checkpoint tensors, and how checkpoints lay these out. No torch."""
+"""Our parameters, described as slices of checkpoint tensors, and the layouts of checkpoints. Imports no torch."""

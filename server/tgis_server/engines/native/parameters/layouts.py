@@ -25,7 +25,7 @@ class LayerRows:
 
 
 def stacked(layer: str, parts: list[tuple[int, Split]], *, is_transposed: bool = False) -> list[LayerRows]:
-    """Several parts on top of each other in one checkpoint layer. ``parts`` are the rows and the split of each."""
+    """Several parts on top of each other in one checkpoint layer. ``parts``: the rows and the split of each."""
     total = sum(rows for rows, _ in parts)
     found, start = [], 0
     for rows, split in parts:
@@ -42,7 +42,7 @@ def stacked_qkv(layer: str, spec: DecoderSpec, *, is_transposed: bool = False) -
 
 
 def grouped_qkv(layer: str, spec: DecoderSpec) -> list[LayerRows]:
-    """Per KV head its queries, its key and its value: GPT-NeoX and BLOOM (one query head each), Falcon, InternLM2."""
+    """For each KV head its queries, key and value, as in GPT-NeoX and BLOOM (with one query), Falcon and InternLM2."""
     head, group = spec.head_dim, spec.num_kv_groups * spec.head_dim
     stride = group + 2 * head
     total = spec.num_kv_heads * stride

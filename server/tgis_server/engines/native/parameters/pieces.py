@@ -1,7 +1,7 @@
 """Which slices of which checkpoint tensors make up each of our parameters, on each rank.
 
-A parameter is a stack of pieces along its rows (``qkv`` = queries, keys, values). A piece tells which rows of one
-checkpoint tensor it is, and how shards share it. Checking and reading files rely on this description alone.
+A parameter is a stack of pieces along its rows (``qkv`` = queries, keys, values). A piece says which rows of a
+checkpoint tensor it consists of, and how shards share them. Checking and reading files rely on this description alone.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Split(Enum):
 
     COPY = "copy"  # every rank holds all of it
     ROWS = "rows"  # outputs are divided; each rank holds consecutive rows of the piece
-    KV_HEADS = "kv heads"  # like ROWS, by heads; with fewer heads than ranks, several ranks hold the same head
+    KV_HEADS = "kv heads"  # like ROWS, but by heads; with fewer heads than ranks, several ranks hold the same head
     COLUMNS = "columns"  # inputs are divided; the ranks' products are summed
     FIRST = "first"  # only on rank 0: the bias of a sum over ranks
-    VOCAB = "vocab"  # like ROWS, padded with zero rows to a multiple of the number of shards
+    VOCAB = "vocab"  # like ROWS, but padded with zero rows to a multiple of the number of shards
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Stored:
     """Where the rows of a piece are in its checkpoint tensor: in runs at equal distances.
 
     GPT-NeoX stores queries, keys and values of head 0, then of head 1, and so on. So its keys are runs of ``head_dim``
-    rows, the first one at row ``head_dim``, the others every ``3 * head_dim`` rows.
+    rows: the first run starts at row ``head_dim``, and the others follow at intervals of ``3 * head_dim`` rows.
     """
 
     start: int = 0  # first row of the first run
@@ -91,7 +91,7 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class RankSlice:
-    """The part of a piece that one rank reads; without runs if the rank holds none of it."""
+    """The part of a piece that one rank reads; it has no runs if the rank holds none of the piece."""
 
     runs: tuple[range, ...]  # rows of the checkpoint tensor; columns if it is stored transposed
     columns: range | None  # None: the tensor has one dimension

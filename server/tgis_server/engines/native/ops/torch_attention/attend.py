@@ -1,4 +1,4 @@
-"""Attention with torch's fused kernels; with a soft cap or sinks, from explicit scores."""
+"""Attention with torch's fused kernels or, if there is a soft cap or sinks, from explicit scores."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _attend_decode(
 def _attend_chunk(
     qkv: Tensor, heads: Heads, layer: Tensor | None, view: ChunkView, modifiers: AttentionModifiers
 ) -> Tensor:
-    """Several queries of one row against its keys."""
+    """Several queries of one row against the row's keys."""
     num_heads, num_kv_heads, head_dim = heads.num_heads, heads.num_kv_heads, heads.head_dim
     queries = _by_head(qkv[view.start : view.stop], head_dim)[:num_heads]
     if view.blocks is None:

@@ -21,7 +21,7 @@ def score_mask(
         modifiers: of the layers.
         keys: positions, broadcasting with ``queries`` to (..., queries, keys).
         queries: positions.
-        num_keys: of each query's row; further keys are padding.
+        num_keys: number of keys in each query's row; keys beyond these are padding.
         dtype: of the result.
 
     Returns:
@@ -37,7 +37,7 @@ def score_mask(
 def range_mask(window: int | None, num_keys: Tensor, width: int, dtype: torch.dtype) -> Tensor:
     """:func:`score_mask` without biases for one query per row: zero for the last ``window`` keys of a row, else -inf.
 
-    Every row is copied from one line of -inf, zeros, -inf: much cheaper than comparing positions.
+    Every row is copied from one line of -inf, zeros, -inf, which is much cheaper than comparing positions.
 
     Args:
         window: ``None`` for all keys.
@@ -88,7 +88,7 @@ def _relative_bias(relative: RelativeBias, distance: Tensor) -> Tensor:
 def _buckets(relative: RelativeBias, distance: Tensor) -> Tensor:
     """Half of a direction's buckets hold one distance each; the others widen with the logarithm of the distance.
 
-    As in T5 (arXiv:1910.10683). The order of evaluation is that of transformers, which matters at the borders.
+    As in T5 (arXiv:1910.10683). The order of evaluation, which matters at the borders, is that of transformers.
     """
     num_buckets = relative.table.shape[0]
     first = torch.zeros_like(distance)

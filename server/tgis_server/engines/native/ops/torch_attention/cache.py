@@ -1,6 +1,6 @@
-"""Paged keys and values: an array of blocks per layer, which sequences refer to in their block tables.
+"""Paged keys and values: an array of blocks for each layer. Block tables say which blocks a sequence uses.
 
-A block of a layer is (block size, 2, KV heads, head dim): per token its keys, then its values. One index writes a
+A block of a layer is (block size, 2, KV heads, head dim): for each token its keys, then its values. One index writes a
 token, one index gathers a block, and in gathered blocks each head's keys are a strided matrix.
 """
 
@@ -18,7 +18,7 @@ class PagedCache:
     """All blocks of one rank.
 
     Attention multiplies masked values by zero, and zero times NaN or infinity is NaN. So a row may read only its own
-    values: padding repeats one of its blocks, and :meth:`clear` is called for blocks that are begun and not filled, as
+    values: padding repeats one of its blocks, and :meth:`clear` is called for blocks that are begun but not filled, as
     they may contain values of a former owner.
     """
 
@@ -37,7 +37,7 @@ class PagedCache:
         if self._all.device.type != "cpu":
             self._all.index_fill_(1, blocks, 0)
             return
-        for block in blocks.tolist():  # few; index_fill_ takes seven times as long
+        for block in blocks.tolist():  # there are few; index_fill_ takes seven times as long
             self._all[:, block].zero_()
 
 

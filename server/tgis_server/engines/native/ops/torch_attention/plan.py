@@ -23,9 +23,9 @@ from tgis_server.engines.sampling.staging import Staging
 MAX_PADDING = 1.25  # longest / shortest row of a group, in blocks; beyond this, a separate group is cheaper
 FREE_PADDING_BLOCKS = 8  # a difference that costs less than another call
 MAX_GATHERED_BYTES = 128 << 20  # keys and values of one layer gathered at once
-MAX_MASK_ELEMENTS = 8 << 20  # queries * keys of one chunk's mask or scores, times heads if these differ
-MAX_HELD_ELEMENTS = 32 << 20  # of the chunk masks that a step keeps for all layers; each layer makes the others
-MIN_WINDOW_QUERIES = 64  # of a chunk at once, however small the window
+MAX_MASK_ELEMENTS = 8 << 20  # queries * keys of one chunk's mask or scores, times heads if each has its own
+MAX_HELD_ELEMENTS = 32 << 20  # of the chunk masks that a step keeps for all layers; each layer remakes the others
+MIN_WINDOW_QUERIES = 64  # queries of a chunk at once, however small the window
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class TorchPlan:
 
 
 class Chunk(NamedTuple):
-    """A row of several tokens. ``table`` is ``None`` if its keys are those of its own tokens."""
+    """A row of several tokens. ``table`` is ``None`` if the row's keys are those of its own tokens."""
 
     token: int  # first token, in the step
     start: int  # its position
@@ -181,7 +181,7 @@ class StepPlanner:
             columns = keys = first[:, None]
             num_keys = num_keys - first * size
         width = int(num_blocks.max())
-        # A mask does not stop another row's NaN: pad with the row's own last block.
+        # A mask does not keep out another row's NaN: pad with the row's own last block.
         columns = _count(width, columns, self._device)
         blocks = _blocks_of(rows, rows.slots[start:stop, None], torch.minimum(columns, last[:, None]))
         if has_bias(modifiers):
@@ -228,7 +228,7 @@ class ChunkPlanner:
         return max(1, min(left, MAX_MASK_ELEMENTS // per_query))
 
     def _seen_keys(self, chunk: Chunk, done: int, num_queries: int, modifiers: AttentionModifiers) -> tuple[int, int]:
-        """Range of the keys that the queries see, from the start of a block if they are cached."""
+        """Range of the keys that the queries see; if the keys are cached, it begins at the start of a block."""
         position = chunk.start + done
         first, stop = 0, chunk.num_keys
         if modifiers.window is not None:
@@ -251,7 +251,7 @@ class ChunkPlanner:
     def _mask(
         self, chunk: Chunk, position: int, num_queries: int, first: int, stop: int, modifiers: AttentionModifiers
     ) -> Tensor | Callable[[], Tensor] | None:
-        """For queries from ``position`` on and keys from ``first`` to ``stop``."""
+        """The mask for ``num_queries`` queries, the first at ``position``, and for keys from ``first`` to ``stop``."""
         if not _needs_mask(chunk, num_queries, modifiers):
             return None
 
@@ -280,7 +280,7 @@ def needs_scores(modifiers: AttentionModifiers) -> bool:
 def _needs_mask(chunk: Chunk, num_queries: int, modifiers: AttentionModifiers) -> bool:
     if has_bias(modifiers) or (modifiers.window is not None and chunk.num_keys > modifiers.window):
         return True
-    is_square = chunk.table is None and num_queries == chunk.num_keys  # plain causality needs that
+    is_square = chunk.table is None and num_queries == chunk.num_keys  # the kernels' own causal mask needs that
     return modifiers.is_causal and (needs_scores(modifiers) or not is_square)
 
 
@@ -309,7 +309,7 @@ def _padding_limit(blocks: int) -> float:
 
 
 def _count(num: int, first: Tensor | None, device: torch.device) -> Tensor:
-    """``num`` consecutive numbers from 0 on, or per row from ``first`` on."""
+    """``num`` consecutive numbers, starting at 0 or, in each row, at ``first``."""
     numbers = torch.arange(num, device=device)
     return numbers if first is None else numbers + first
 
@@ -320,7 +320,7 @@ def _blocks_of(rows: StepRows, slots: Tensor, columns: Tensor) -> Tensor:
 
 
 def _clear_begun(rows: StepRows, cache: PagedCache, staging: Staging) -> None:
-    """Clear blocks that the step begins and does not fill: former owners' values would follow the rows' keys."""
+    """Clear blocks that the step begins but does not fill; otherwise former owners' values would follow the keys."""
     filled = rows.num_keys // cache.block_size
     begun = np.flatnonzero((rows.num_keys % cache.block_size != 0) & (rows.starts <= filled * cache.block_size))
     if len(begun):

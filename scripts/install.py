@@ -1,0 +1,132 @@
+"""Install packages with pip and show on one line what it is doing: ``install.py WHAT ARGUMENTS OF pip install…``.
+
+pip says nothing for minutes with ``--quiet``, and a hundred lines without. `make` calls this with the interpreter of
+the virtual environment.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import TextIO
+
+PIP = (sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off")
+STEPS = ("Collecting ", "Downloading ", "Using cached ", "Building ", "Preparing ", "Installing ", "Obtaining ")
+TICK_S = 1.0
+LINE_EVERY_S = 15.0  # where lines cannot be rewritten
+KEPT_LINES = 5  # of an unknown failure
+
+NO_NETWORK = (
+    "Failed to establish a new connection",
+    "Name or service not known",
+    "Temporary failure in name resolution",
+    "Network is unreachable",
+    "ConnectTimeoutError",
+    "ProxyError",
+    "Read timed out",
+)
+CAUSES = {  # in pip's output -> what to do
+    **dict.fromkeys(
+        NO_NETWORK,
+        "the package index cannot be reached. Check the network and its proxy (HTTPS_PROXY), or name a mirror with "
+        "PIP_INDEX_URL.",
+    ),
+    "No space left on device": "the disk is full. Free some gigabytes; TMPDIR and PIP_CACHE_DIR choose other disks.",
+    "externally-managed-environment": "this Python belongs to the operating system: remove .venv and start again.",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    what, *rest = arguments
+    return install(what, [*PIP, *rest], sys.stdout)
+
+
+def install(what: str, command: Sequence[str], stream: TextIO) -> int:
+    """Run pip and return its exit code. Of its output only the cause of a failure is shown."""
+    started_at = time.monotonic()
+    progress = ProgressLine(f"Installing {what}", stream)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    assert process.stdout is not None, "it is a pipe"
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    threading.Thread(target=read_lines, args=(process.stdout, lines), daemon=True).start()
+    output: list[str] = []
+    try:
+        while (line := next_line(lines)) is not None:
+            output += [line] if line else []
+            progress.show(line.strip(), time.monotonic() - started_at)
+    except KeyboardInterrupt:
+        process.terminate()
+        raise SystemExit(130) from None
+    finally:
+        progress.clear()
+    exit_code = process.wait()
+    if exit_code:
+        print(f"{what[0].upper()}{what[1:]} cannot be installed: {explain(output)}", file=stream, flush=True)
+    else:
+        print(f"Installed {what} in {time.monotonic() - started_at:.0f} s", file=stream, flush=True)
+    return exit_code
+
+
+def read_lines(pipe: TextIO, lines: queue.SimpleQueue[str | None]) -> None:
+    for line in pipe:
+        lines.put(line.rstrip())
+    lines.put(None)
+
+
+def next_line(lines: queue.SimpleQueue[str | None]) -> str | None:
+    """The next line of pip; empty if there was none for a second, ``None`` at the end."""
+    try:
+        return lines.get(timeout=TICK_S)
+    except queue.Empty:
+        return ""
+
+
+def explain(output: Sequence[str]) -> str:
+    """Why pip failed, in a sentence if it is known."""
+    text = "\n".join(output)
+    for sign, cause in CAUSES.items():
+        if sign in text:
+            return cause
+    errors = [line for line in output if line.startswith("ERROR")] or output[-KEPT_LINES:]
+    return "pip says:\n" + "\n".join(f"  {line}" for line in errors[-KEPT_LINES:])
+
+
+class ProgressLine:
+    """What is being done, for how long, and pip's last step: rewritten on a terminal, else a line now and then."""
+
+    def __init__(self, title: str, stream: TextIO) -> None:
+        self._title, self._stream = title, stream
+        self._step = ""
+        self._shown_at = -LINE_EVERY_S
+        self._rewrites = stream.isatty() and os.environ.get("TERM") != "dumb"
+
+    def show(self, line: str, elapsed_s: float) -> None:
+        """
+        Args:
+            line: of pip's output.
+        """
+        if line.startswith(STEPS):
+            self._step = line.split(" (from ")[0]
+        step = f", {self._step[0].lower()}{self._step[1:]}" if self._step else ""
+        text = f"{self._title}: {elapsed_s:.0f} s{step}"
+        if self._rewrites:
+            columns = os.get_terminal_size(self._stream.fileno()).columns or 80
+            self._stream.write(f"\r\x1b[2K{text[: columns - 1]}")
+        elif elapsed_s - self._shown_at >= LINE_EVERY_S:
+            self._shown_at = elapsed_s
+            self._stream.write(text + "\n")
+        self._stream.flush()
+
+    def clear(self) -> None:
+        if self._rewrites:
+            self._stream.write("\r\x1b[2K")
+            self._stream.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

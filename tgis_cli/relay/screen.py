@@ -1,0 +1,71 @@
+"""What a person reads on a terminal: which lines are shown, how they are shortened, and how they are wrapped.
+
+Files, pipes and JSON get every line as ``lines.py`` makes it. Knows nothing of outputs; ``terminal.py`` writes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from tgis_cli.relay.lines import Line
+from tgis_server.words.layout import wrap
+from tgis_server.words.processes import LAUNCHER
+
+CALM_LEVELS = ("debug", "info")  # without a name before the text
+
+
+def select(line: Line, *, is_verbose: bool, is_detail: bool = False) -> Line | None:
+    """The line as a terminal shows it; ``None`` for one that only ``--verbose`` shows.
+
+    Without it these are warnings and errors, requests in short, and the launcher's own lines but for details.
+    """
+    if is_verbose:
+        return line
+    if request := read_request(line):
+        return replace(line, text=describe_request(request))
+    if line.level in CALM_LEVELS and not line.traceback and (is_detail or line.process != LAUNCHER):
+        return None
+    return line
+
+
+def read_request(line: Line) -> Mapping[str, Any] | None:
+    """The fields of the front-end's line about an input that has ended."""
+    if "stop_reason=" not in line.text:
+        return None
+    fields: dict[str, Any] = json.loads(line.as_json)
+    return fields if {"stop_reason", "generated_tokens", "total_s"} <= fields.keys() else None
+
+
+def describe_request(fields: Mapping[str, Any]) -> str:
+    """``12 tokens in, 80 out, 1.24 s (65/s), EOS_TOKEN``."""
+    num_generated, inference_s = fields["generated_tokens"], fields.get("inference_s")
+    rate = f" ({num_generated / inference_s:.0f}/s)" if inference_s and num_generated > 1 else ""
+    counts = f"{fields.get('input_tokens')} tokens in, {num_generated} out, {format_duration(fields['total_s'])}{rate}"
+    if fields["stop_reason"] == "ERROR":
+        return f"{fields['message']} ({counts})"
+    return f"{counts}, {fields['stop_reason']}"
+
+
+def format_duration(seconds: float) -> str:
+    """``38 ms``, ``1.24 s``, ``124 s``."""
+    if seconds < 0.1:
+        return f"{seconds * 1000:.0f} ms"
+    return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
+def make_prefix(line: Line, name_width: int) -> tuple[str, str, str]:
+    """Time, process and level, as the start of a line: ``12:30:01 ``, ``shard-0   ``, ``warning: ``."""
+    clock = time.strftime("%H:%M:%S ", time.localtime(line.created))
+    return clock, f"{line.process:<{name_width}}  ", "" if line.level in CALM_LEVELS else f"{line.level}: "
+
+
+def wrap_line(line: Line, name_width: int, width: int) -> list[str]:
+    """The rows of a line, each hanging below its text; a traceback follows."""
+    clock, name, level = make_prefix(line, name_width)
+    rest = " " * len(clock + name)
+    rows = wrap(line.text, width, first=clock + name + level, rest=rest)
+    return [*rows, *(row for text in line.traceback for row in wrap(text, width, first=rest))]
