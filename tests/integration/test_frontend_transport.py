@@ -273,7 +273,7 @@ def test_the_clients_authority_is_replaced_as_well(authorities, mount):
     run(test)
 
 
-def test_the_health_command_works_over_tls(authorities, mount, capsys):
+def test_the_health_command_works_over_tls(authorities, mount, capsys, caplog):
     async def test() -> None:
         tls = {**mount.options, "tls_client_ca_cert_path": mount.directory / "ca.pem", "http_tls": "mutual"}
         files = {name: str(authorities / "old" / name) for name in ("ca.pem", "client.pem", "client.key")}
@@ -289,6 +289,7 @@ def test_the_health_command_works_over_tls(authorities, mount, capsys):
 
     run(test)
     assert capsys.readouterr().err.endswith(" demands a client certificate: --cert FILE --key FILE.\n")
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 
 @pytest.mark.parametrize(

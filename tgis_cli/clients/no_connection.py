@@ -194,7 +194,8 @@ def explain_tls(address: Address, connection: socket.socket, files: TlsFiles) ->
 def shake_hands(
     address: Address, connection: socket.socket, files: TlsFiles, context: ssl.SSLContext | None = None
 ) -> ssl.SSLSocket:
-    context = context or files.make_context()
+    # Health accepts any certificate if no CA is given: it sends no secrets.
+    context = context or files.make_context(verify=address.protocol == GRPC or files.ca is not None)
     context.set_alpn_protocols(["h2"] if address.protocol == GRPC else ["h2", "http/1.1"])
     return context.wrap_socket(connection, server_hostname=files.name or address.host)
 

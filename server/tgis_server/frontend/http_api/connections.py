@@ -60,6 +60,7 @@ class HttpConnection(web.RequestHandler):
         self._connections = connections
         self._bucket = connection_bucket()
         self._is_new = True  # no request yet
+        self._is_lost = False
         self._turn: asyncio.Task[None] | None = None  # of a request waiting to be handled
         self._header_timer: asyncio.TimerHandle | None = None
         self._stop_sending: Callable[[], None] | None = None
@@ -72,6 +73,7 @@ class HttpConnection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         self._connections.remove(self)
         self._stop_waiting()
+        self._is_lost = True
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -94,7 +96,7 @@ class HttpConnection(web.RequestHandler):
 
     def force_close(self) -> None:
         """Unsent data must not keep the connection open forever."""
-        transport = self.transport
+        transport = None if self._is_lost else self.transport  # one with TLS answers no questions once it is lost
         super().force_close()
         if isinstance(transport, asyncio.WriteTransport) and transport.get_write_buffer_size():
             asyncio.get_running_loop().call_later(self._connections.patience.send_timeout_s, transport.abort)
