@@ -57,7 +57,7 @@ def run_prompt_loop(client: Client, parameters: Parameters, presenter: Presenter
         TgisError: the server will not come back.
     """
     history = PromptHistory.find(os.environ)
-    lines = LineInput(complete_word, history.load())
+    lines = LineInput(complete_word, history.load(), is_capable=presenter.wraps)
     with ended_by_signals(), lines.open(), Link(client, connector) as link:
         PromptLoop(link, parameters, presenter, lines, history).run()
 
@@ -111,7 +111,6 @@ class PromptLoop:
         self._actions = {
             "/continue": self._continue,
             "/retry": self._retry,
-            "/set": self._set,
             "/show": self._show,
             "/help": self._help,
         }
@@ -173,9 +172,12 @@ class PromptLoop:
         return True
 
     def _act(self, command: Command) -> None:
-        if command.name != "/set" and command.rest:
+        if command.name == "/set":
+            self._set(command.rest)
+        elif command.rest:
             raise UsageError(f"{command.name} takes nothing after it; two slashes begin a text with one.")
-        self._actions[command.name](*([command.rest] if command.name == "/set" else []))
+        else:
+            self._actions[command.name]()
 
     def _complete(self, text: str, echo: str | None = None) -> None:
         """

@@ -16,7 +16,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from io import TextIOWrapper
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from tgis_cli.terminal.capabilities import get_width, is_terminal
 from tgis_cli.terminal.stop_signals import Interrupted
@@ -50,6 +50,17 @@ def errors_as_exit_codes(*, debug: bool) -> Iterator[None]:
         if isinstance(error, Interrupted):
             os._exit(exit_code)  # while the interpreter shuts down, an echo of the signal would change the code
         raise SystemExit(exit_code) from None
+
+
+def leave(exit_code: int) -> NoReturn:
+    """End the process without the interpreter's shutdown, which with gRPC takes longer than some answers.
+
+    Raises:
+        BrokenPipeError: the output has no reader.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
 
 
 def is_end(error: Exception) -> bool:
