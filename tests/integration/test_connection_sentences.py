@@ -267,11 +267,12 @@ def test_an_expired_certificate_is_refused(pki: Path):
 
 
 def test_tls_asked_of_a_plain_port_is_refused(pki: Path):
-    sentence, address = ask({}, lambda server: Connection(server.address, ca=pki / "ca.pem"))
+    with_files, first = ask({}, lambda server: Connection(server.address, ca=pki / "ca.pem"))
+    with_scheme, second = ask({}, lambda server: Connection(f"https://{server.address}"))
 
-    assert sentence == (
-        f"The server at {address} does not speak TLS: write grpc://{address} or leave --ca and --cert out, if the "
-        "network is trusted."
+    assert with_files == (f"The server at {first} does not speak TLS: leave the files out, if the network is trusted.")
+    assert with_scheme == (
+        f"The server at {second} does not speak TLS: write grpc://{second}, if the network is trusted."
     )
 
 

@@ -188,7 +188,7 @@ def explain_tls(address: Address, connection: socket.socket, files: TlsFiles) ->
     except TimeoutError:
         return f"The process at {address.target} accepts connections, but does not answer: is it hung, or not a server?"
     except OSError:  # closed or reset
-        return explain_no_tls(address)
+        return explain_no_tls(address, files)
 
 
 def shake_hands(
@@ -231,15 +231,12 @@ def explain_alert(address: Address, files: TlsFiles, error: ssl.SSLError) -> str
         return explain_refusal(address, files)
     if "ALERT" in reason or "UNSUPPORTED_PROTOCOL" in reason:
         return f"The server at {address.target} refuses the TLS connection ({describe(error)}): see its log."
-    return explain_no_tls(address)
+    return explain_no_tls(address, files)
 
 
-def explain_no_tls(address: Address) -> str:
-    scheme = "grpc" if address.protocol == GRPC else "http"
-    return (
-        f"The server at {address.target} does not speak TLS: write {scheme}://{address.target} or leave --ca and "
-        "--cert out, if the network is trusted."
-    )
+def explain_no_tls(address: Address, files: TlsFiles) -> str:
+    what = "leave the files out" if files.ca or files.cert else f"write {address.protocol}://{address.target}"
+    return f"The server at {address.target} does not speak TLS: {what}, if the network is trusted."
 
 
 def explain_certificate(address: Address, files: TlsFiles, error: ssl.SSLCertVerificationError) -> str:

@@ -26,7 +26,7 @@ def stop(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[NAME]...",
+            metavar="NAME",
             help="Model, last part of its name, gRPC port, or pid; may be left out if only one server is running.",
             autocompletion=complete_names,
             show_default=False,
@@ -36,7 +36,9 @@ def stop(
     now: Annotated[bool, typer.Option("--now", help="Do not let them finish their calls.")] = False,
     timeout: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", help="How long to wait for each.", show_default="its --drain-timeout and more"),
+        typer.Option(
+            metavar="SECONDS", help="How long to wait for each; by default its --drain-timeout and a little more."
+        ),
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
