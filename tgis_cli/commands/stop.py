@@ -16,9 +16,11 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
 
 def complete_names(incomplete: str) -> list[str]:
+    """Models and gRPC ports."""
     from tgis_cli.runs.servers import find_running
 
-    return sorted({server.model for server in find_running() if server.model.startswith(incomplete)})
+    names = {name for server in find_running() for name in (server.model, str(server.grpc_port or server.pid))}
+    return sorted(name for name in names if name.startswith(incomplete))
 
 
 @app.command()
