@@ -191,7 +191,9 @@ def print_grpc_answer(probe: str, status: str, address: Address, *, as_json: boo
 
 
 def fail(sentence: str, exit_code: int = 1) -> int:
-    print(f"tgis: {sentence}", file=sys.stderr)
+    # Servers write some of it: it must not control the terminal.
+    shown = "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in sentence)
+    print(f"tgis: {shown}", file=sys.stderr)
     return exit_code
 
 
