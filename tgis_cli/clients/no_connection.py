@@ -144,11 +144,9 @@ def explain_http(address: Address) -> str:
         return f"The process at {address.target} speaks HTTP, not gRPC, and is not a TGIS server."
     port = facts.get("grpc_port")
     if not isinstance(port, int) or not 1 <= port <= 65535:
-        return (
-            f"{address.target} is the HTTP port of a TGIS server; gRPC has another, {DEFAULT_PORTS[GRPC]} by default."
-        )
+        return f"{address.target} is a TGIS server's HTTP port; gRPC has another, {DEFAULT_PORTS[GRPC]} by default."
     target = Address(address.host, port, is_tls=False, source="").target
-    return f"{address.target} is the HTTP port of a TGIS server; its gRPC port is {port}: --url {target}."
+    return f"{address.target} is a TGIS server's HTTP port; its gRPC port is {port}: --url {target}."
 
 
 def ask_health(address: Address) -> dict[str, object] | None:
