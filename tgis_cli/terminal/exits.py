@@ -21,6 +21,7 @@ from typing import Any, NoReturn, TextIO
 from tgis_cli.terminal.capabilities import get_width, is_terminal
 from tgis_cli.terminal.stop_signals import Interrupted
 from tgis_server.errors import NotEnoughDevices, TgisError
+from tgis_server.words.control_characters import escape_controls
 from tgis_server.words.layout import wrap
 
 EXIT_UNEXPECTED = 1
@@ -127,7 +128,7 @@ def print_failure(sentence: str, exit_code: int, argv: Sequence[str] = ()) -> No
         argv: what followed the program's name; empty: no JSON.
     """
     width = get_width(sys.stderr) if is_terminal(sys.stderr) else None
-    print("\n".join(wrap(f"tgis: {sentence}", width)), file=sys.stderr, flush=True)
+    print("\n".join(wrap(escape_controls(f"tgis: {sentence}"), width)), file=sys.stderr, flush=True)
     if "--json" not in argv[: argv.index("--") if "--" in argv else None]:
         return
     from tgis_cli.terminal.command_table import PRINTS_EVENTS
