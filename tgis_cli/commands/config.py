@@ -25,7 +25,7 @@ from tgis_server.errors import TgisError
 from tgis_server.options import load_config
 from tgis_server.words.layout import wrap
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich")
+app = typer.Typer(add_completion=False, no_args_is_help=True)
 
 
 @app.callback()
