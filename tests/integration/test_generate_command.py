@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -116,6 +117,17 @@ def test_a_length_above_the_limit_of_the_server_is_a_usage_error(server: Any):
 
     assert result.returncode == 2
     assert result.stderr.startswith("tgis: --max-new-tokens is 1000000, but this server allows at most ")
+
+
+def test_a_text_that_is_too_long_is_refused_with_its_length_and_a_remedy(server: Any):
+    result = server.run("generate", "x" * 10_000)
+
+    assert result.returncode == 1
+    assert re.fullmatch(
+        r"tgis: The text has \d+ tokens, but text and answer may have only \d+ together: shorten it, or keep its end "
+        r"with --truncate-input-tokens\.\n",
+        result.stderr,
+    )
 
 
 def test_wait_starts_before_the_server_and_asks_once_it_is_ready(start: Callable[..., Any]):

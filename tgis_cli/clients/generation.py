@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from tgis_cli.clients.prompt_file import Prompt
 
 MAX_PARALLEL = 1024
+# The contract's texts for an answer and for a text that are too long for the model.
 LIMIT = re.compile(r"max_new_tokens must be <= (\d+)")
+LENGTH = re.compile(r"input tokens \((\d+)\) plus prefix length \(\d+\) must be < (\d+)")
 
 
 def generate(
@@ -156,12 +158,17 @@ class Generation:
 def explain_refusal(
     error: InvalidRequest, parameters: Parameters, setting: Callable[[str], str] = as_flag
 ) -> TgisError:
-    """A length above this server's limit is a mistake of the person.
+    """What a server refuses, in the words of the person who asked. A length above its limit is a mistake.
 
     Args:
         setting: how a parameter is called where the person has set it.
     """
-    limit = LIMIT.search(str(error))
+    limit, length = LIMIT.search(str(error)), LENGTH.search(str(error))
+    if length is not None:
+        return InvalidRequest(
+            f"The text has {length[1]} tokens, but text and answer may have only {length[2]} together: shorten it, or "
+            f"keep its end with {setting('truncate_input_tokens')}."
+        )
     if limit is None or parameters.max_new_tokens is None:
         return error
     name = setting("max_new_tokens")
