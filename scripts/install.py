@@ -23,6 +23,8 @@ KEPT_LINES = 5  # of an unknown failure
 
 NO_NETWORK = (
     "Failed to establish a new connection",
+    "NewConnectionError",
+    "Connection refused",
     "Name or service not known",
     "Temporary failure in name resolution",
     "Network is unreachable",
@@ -50,21 +52,23 @@ def install(what: str, command: Sequence[str], stream: TextIO) -> int:
     """Run pip and return its exit code. Of its output only the cause of a failure is shown."""
     started_at = time.monotonic()
     progress = ProgressLine(f"Installing {what}", stream)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
-    assert process.stdout is not None, "it is a pipe"
-    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    threading.Thread(target=read_lines, args=(process.stdout, lines), daemon=True).start()
     output: list[str] = []
-    try:
-        while (line := next_line(lines)) is not None:
-            output += [line] if line else []
-            progress.show(line.strip(), time.monotonic() - started_at)
-    except KeyboardInterrupt:
-        process.terminate()
-        raise SystemExit(130) from None
-    finally:
-        progress.clear()
-    exit_code = process.wait()
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as process:
+        assert process.stdout is not None, "it is a pipe"
+        lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        threading.Thread(target=read_lines, args=(process.stdout, lines), daemon=True).start()
+        try:
+            while (line := next_line(lines)) is not None:
+                output += [line] if line else []
+                progress.show(line.strip(), time.monotonic() - started_at)
+        except KeyboardInterrupt:
+            process.terminate()
+            raise SystemExit(130) from None
+        finally:
+            progress.clear()
+    exit_code = process.returncode
     if exit_code:
         print(f"{what[0].upper()}{what[1:]} cannot be installed: {explain(output)}", file=stream, flush=True)
     else:

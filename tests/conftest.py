@@ -1,7 +1,7 @@
-"""Shared by all tests: helper modules by name, options, and what signals mean to children.
+"""Shared by all tests: the import of helper modules, options, and the signals that children receive.
 
 Two markers decide where a test runs in `make test` and `make acceptance` (scripts/run_tests.py): ``serial`` and
-``acceptance``, described in pyproject.toml. docs/testing.md tells more.
+``acceptance``, described in pyproject.toml. docs/testing.md has the details.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ IGNORED = pytest.StashKey[list[int]]()
 def pytest_configure(config: pytest.Config) -> None:
     """Let children start without the signals that nohup or a shell's background jobs ignore.
 
-    A signal that is ignored stays so in children, and servers of tests would not hear it; one that is caught is the
-    default there. Python restores SIGPIPE in children by itself.
+    A signal that this process ignores stays ignored in its children, so the servers that tests start would not receive
+    it; one that it catches is reset to the default there. Python restores SIGPIPE in children by itself.
     """
     ignored = [int(number) for number in RESET if signal.getsignal(number) is signal.SIG_IGN]
     config.stash[IGNORED] = getattr(config, "workerinput", {}).get("ignored_signals", ignored)
@@ -43,5 +43,5 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """A worker is a child too, but lives as long as this process: tell it what to ignore."""
+    """Tell a worker what to ignore: it is a child too, but lives as long as this process."""
     node.workerinput["ignored_signals"] = node.config.stash[IGNORED]

@@ -1,6 +1,6 @@
-"""What tests cost: `pytest --cost=FILE` appends a line for each phase of a test, `python tests/cost.py FILE` sums up.
+"""The cost of tests: `pytest --cost=FILE` appends a line per phase of a test; `python tests/cost.py FILE` adds them up.
 
-CPU seconds are those of the test process and of all processes below it, living or ended, so they tell what a test
+CPU seconds are those of the test process and of all processes below it, running or ended, so they tell what a test
 costs even on a busy machine. A server that several tests share is paid for by the test that starts it.
 """
 
@@ -23,12 +23,12 @@ LAUNCHERS = ("launch", "text-generation-launcher", "serve")  # words of a comman
 
 @dataclass
 class Cost:
-    """Of a phase of a test, or the sum of several."""
+    """The cost of one phase of a test, or the sum of several."""
 
     wall_s: float = 0.0
     cpu_s: float = 0.0
     num_programs: int = 0  # started by the tests themselves
-    num_servers: int = 0  # among them
+    num_servers: int = 0  # how many of these programs are servers
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -107,7 +107,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def read_costs(lines: Iterable[str]) -> dict[str, tuple[set[str], Cost, Cost]]:
-    """By file: its tests, what all of it costs, and what the phases cost in which servers were started."""
+    """For each file: its tests, its whole cost, and the cost of the phases in which servers were started."""
     files: dict[str, tuple[set[str], Cost, Cost]] = defaultdict(lambda: (set(), Cost(), Cost()))
     for line in lines:
         wall_s, cpu_s, num_programs, num_servers, _, test = line.rstrip("\n").split("\t", 5)
@@ -119,7 +119,7 @@ def read_costs(lines: Iterable[str]) -> dict[str, tuple[set[str], Cost, Cost]]:
 
 
 def print_table(files: dict[str, tuple[set[str], Cost, Cost]]) -> None:
-    """Folders and files by CPU seconds."""
+    """Print folders and files, ordered by CPU seconds."""
     folders: dict[str, list[str]] = defaultdict(list)
     for name in files:
         folders[str(Path(name).parent)].append(name)

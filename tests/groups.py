@@ -1,4 +1,4 @@
-"""Which tests share a worker where there are several (`--dist loadfile`): those that share what is dear."""
+"""Which tests share a worker if there are several (`--dist loadfile`): those that share something expensive."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-TOGETHER = ("gpu/", "models/test_native")  # the device; processes for ranks
+TOGETHER = ("gpu/", "models/test_native")  # groups that share the device or the ranks' processes
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """As ``loadfile``, with the groups of this module. ``loadgroup`` of pytest-xdist 3.8 finds no marks in pytest 9."""
+    """Like ``loadfile``, with this module's groups. (``loadgroup`` of pytest-xdist 3.8 finds no marks in pytest 9.)"""
     if config.getoption("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling
@@ -24,7 +24,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def group_of(nodeid: str) -> str:
-    """Tests of a file are a group; those of the contract are one by server, and some files are one together."""
+    """The tests of a file form a group; those of the contract form one per server, and some files share one."""
     file, _, name = nodeid.partition("::")
     if "conformance/" in file:
         from contract_servers import VARIANTS

@@ -1,10 +1,10 @@
-"""Attacks both ports of a server, in many ways at once, and prints as JSON how often each was done.
+"""Attacks both ports of a server in many ways at once, and prints, as JSON, how often each attack was made.
 
 ::
 
     python attack.py GRPC_PORT HTTP_PORT SECONDS
 
-An attack that the server refuses or cuts off counts as done. Needs this directory on its path only.
+An attack that the server refuses or cuts off counts too. Needs only this directory on its path.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from attackers import (
 from tgis_server.wire import generation_pb2 as pb
 
 MIB = 1 << 20
-PATIENCE_S = 2.0  # of those that wait for nothing
+PATIENCE_S = 2.0  # how long an attack that waits for nothing lasts
 NUM_AT_A_TIME = 6
 GENERATE, STREAM, TOKENIZE = (f"/fmaas.GenerationService/{name}" for name in ("Generate", "GenerateStream", "Tokenize"))
 ECHO = pb.SingleGenerationRequest(
@@ -51,14 +51,14 @@ PIECES = pb.BatchedTokenizeRequest(
 ).SerializeToString()
 TOO_LARGE = pb.ModelInfoRequest(model_id="x" * (6 * MIB)).SerializeToString()
 
-Attack = Callable[[int, int], Awaitable[None]]  # gets the ports
+Attack = Callable[[int, int], Awaitable[None]]  # its arguments are the gRPC port and the HTTP port
 
 
 # The gRPC port
 
 
 async def read_no_stream(grpc: int, http: int) -> None:
-    """Sixteen streams whose first frame does not fit into the window."""
+    """Open sixteen streams whose first frame does not fit into the window."""
     async with Attacker.connect(grpc, window=1000) as attacker:
         attacker.listen()
         for stream in range(1, 33, 2):
@@ -67,7 +67,7 @@ async def read_no_stream(grpc: int, http: int) -> None:
 
 
 async def read_no_answer(grpc: int, http: int) -> None:
-    """Unary answers with the window closed."""
+    """Request unary answers while the window is closed."""
     async with Attacker.connect(grpc, window=0) as attacker:
         attacker.listen()
         for stream in range(1, 17, 2):
@@ -76,7 +76,7 @@ async def read_no_answer(grpc: int, http: int) -> None:
 
 
 async def read_no_byte(grpc: int, http: int) -> None:
-    """Everything that flow control allows, and nothing is taken from the socket."""
+    """Let the server send everything that flow control allows, but read nothing from the socket."""
     async with Attacker.connect(grpc, window=2**31 - 1) as attacker:
         for stream in range(1, 65, 2):
             await attacker.send(call(stream, STREAM, ECHO))
@@ -84,7 +84,7 @@ async def read_no_byte(grpc: int, http: int) -> None:
 
 
 async def begin_calls(grpc: int, http: int) -> None:
-    """A thousand calls without a request, or with half of one."""
+    """Begin a thousand calls without a request or with half of one."""
     async with Attacker.connect(grpc) as attacker:
         attacker.listen()
         half = frame(DATA, 0, 0, message(ECHO)[:100])
@@ -95,7 +95,7 @@ async def begin_calls(grpc: int, http: int) -> None:
 
 
 async def trickle(grpc: int, http: int) -> None:
-    """A request that comes byte by byte."""
+    """Send a request byte by byte."""
     async with Attacker.connect(grpc) as attacker:
         attacker.listen()
         await attacker.send(frame(HEADERS, END_HEADERS, 1, headers(GENERATE)))
@@ -105,7 +105,7 @@ async def trickle(grpc: int, http: int) -> None:
 
 
 async def say_nothing(grpc: int, http: int) -> None:
-    """Connections that send nothing, or half of the preface."""
+    """Open connections that send nothing or only a part of the preface."""
     async with contextlib.AsyncExitStack() as stack:
         for number in range(50):
             attacker = await stack.enter_async_context(Attacker.connect(grpc, greets=False))
@@ -114,7 +114,7 @@ async def say_nothing(grpc: int, http: int) -> None:
 
 
 async def send_too_much(grpc: int, http: int) -> None:
-    """Twenty requests above the limit at once, and one that announces a gigabyte."""
+    """Send twenty requests above the limit at once, and one that announces a gigabyte."""
     async with Attacker.connect(grpc) as attacker:
         attacker.listen()
         for stream in range(1, 41, 2):
@@ -141,7 +141,7 @@ def flood(beginning: bytes, again: bytes) -> Attack:
 
 
 async def greet_wrongly(grpc: int, http: int) -> None:
-    """What is no HTTP/2."""
+    """Send bytes that are not HTTP/2."""
     async with Attacker.connect(grpc, greets=False) as attacker:
         await attacker.send(random.randbytes(random.randrange(1, 10_000)))
 
@@ -156,7 +156,7 @@ async def come_and_go(grpc: int, http: int) -> None:
 
 
 async def ask_half(grpc: int, http: int) -> None:
-    """Three hundred half requests."""
+    """Send the first half of three hundred requests."""
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(300):
             attacker = await stack.enter_async_context(Attacker.connect(http, greets=False))
@@ -171,7 +171,7 @@ async def scrape_without_reading(grpc: int, http: int) -> None:
 
 
 async def ask_without_end(grpc: int, http: int) -> None:
-    """Ten connections that are kept, and ask again before they are answered."""
+    """Keep open ten connections that send the next requests before the previous ones are answered."""
 
     async def ask() -> None:
         async with Attacker.connect(http, greets=False) as attacker:
@@ -225,7 +225,7 @@ ATTACKS: dict[str, Attack] = {
 
 
 async def attack_again_and_again(grpc: int, http: int, seconds: float) -> Counter[str]:
-    """A few attacks at a time, in every order; each has begun at least once before this returns."""
+    """Make a few attacks at a time, in random order; each has been made at least once before this returns."""
     num_done: Counter[str] = Counter()
     clock = asyncio.get_running_loop().time
     until = clock() + seconds
@@ -245,5 +245,5 @@ async def attack_again_and_again(grpc: int, http: int, seconds: float) -> Counte
 
 
 if __name__ == "__main__":
-    os.nice(19)  # attackers are elsewhere: what they compute must not keep the server from computing
+    os.nice(19)  # real attackers have machines of their own: these must not take CPU time from the server
     print(json.dumps(asyncio.run(attack_again_and_again(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])))))

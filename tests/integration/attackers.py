@@ -1,4 +1,4 @@
-"""Clients that speak HTTP/2 and HTTP/1.1 frame by frame, as no library would."""
+"""Clients that speak HTTP/2 and HTTP/1.1 frame by frame, in ways that no library would."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def headers(method: str) -> bytes:
 
 
 def message(body: bytes) -> bytes:
-    """A message of gRPC with its length."""
+    """A gRPC message, preceded by its length."""
     return b"\0" + struct.pack(">I", len(body)) + body
 
 
@@ -55,11 +55,11 @@ def opened_and_reset(stream: int, block: bytes) -> bytes:
 
 
 class Attacker:
-    """A connection; what the server says is read and dropped, or not read at all."""
+    """A connection whose incoming bytes are read and dropped, or not read at all."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
-        self.said = b""  # the last of what the server said
+        self.said = b""  # the last bytes that the server sent
         self.is_closed = False
         self._listening: asyncio.Task[None] | None = None
 
@@ -68,8 +68,8 @@ class Attacker:
     async def connect(cls, port: int, *, window: int | None = None, greets: bool = True) -> AsyncIterator[Attacker]:
         """
         Args:
-            window: how much of each answer may be sent unasked, in bytes.
-            greets: as clients of HTTP/2 do.
+            window: the number of bytes of each answer that the server may send before it is granted more.
+            greets: whether to begin with the preface and SETTINGS, as HTTP/2 clients do.
         """
         attacker = cls(*await asyncio.open_connection("127.0.0.1", port))
         if greets:
@@ -81,7 +81,7 @@ class Attacker:
             attacker.close()
 
     def listen(self) -> None:
-        """Read from now on."""
+        """Read everything that arrives from now on."""
         self._listening = asyncio.create_task(self._listen())
 
     async def send(self, data: bytes) -> None:
@@ -89,7 +89,7 @@ class Attacker:
         await self._writer.drain()
 
     async def flood(self, data: bytes, seconds: float) -> int:
-        """Send the same again and again; returns how often, until the time is over or the server hangs up."""
+        """Send the same bytes until the time is over or the server hangs up; returns how often."""
         num_sent, clock = 0, asyncio.get_running_loop().time
         until = clock() + seconds
         with contextlib.suppress(OSError):

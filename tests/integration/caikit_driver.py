@@ -1,4 +1,4 @@
-"""Drive the TGIS backend as a Caikit runtime does; runs in a separate environment with caikit-tgis-backend.
+"""Drives the TGIS backend as a Caikit runtime does; runs in a separate environment with caikit-tgis-backend.
 
 ``python caikit_driver.py MODEL_DIR REPORT``: start the launcher as a local TGIS, generate, kill a shard, generate
 again, stop, and write a report as JSON.

@@ -49,7 +49,7 @@ def wait_until(condition: Callable[[], Any], what: str, deadline_s: float = DEAD
 
 
 def clean_environ() -> dict[str, str]:
-    """The environment without variables that would change options or colours."""
+    """The environment, without variables that would change options or colours."""
     kept = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "TMPDIR", "VIRTUAL_ENV")
     return {name: value for name, value in os.environ.items() if name in kept}
 
@@ -58,7 +58,7 @@ def clean_environ() -> dict[str, str]:
 class Server:
     """A `tgis launch` that a test has started."""
 
-    base: Path  # contains run directories and the files with its outputs
+    base: Path  # contains run directories, and files with the outputs of the process
     process: subprocess.Popen[bytes]
     facts: dict[str, Any] = field(default_factory=dict)  # ready.json
 
@@ -68,7 +68,7 @@ class Server:
 
     @property
     def pids(self) -> dict[str, int]:
-        """All processes by name, the launcher included."""
+        """The pids of all processes by name, the launcher's included."""
         return {**self.facts["pids"], "launcher": self.process.pid}
 
     @property
@@ -142,7 +142,7 @@ class Server:
         return [child.pid for child in psutil.Process(self.process.pid).children(recursive=True)]
 
     def wait_until_gone(self, within_s: float, pids: Iterable[int] = ()) -> None:
-        """Wait until the given processes have ended; by default all processes of a ready server."""
+        """Wait until the given processes have ended, by default all processes of a ready server."""
         expected = list(pids) or list(self.pids.values())
         wait_until(lambda: all(map(is_gone, expected)), "every process to be gone", within_s)
 
@@ -156,7 +156,7 @@ class Server:
 
 
 def is_gone(pid: int) -> bool:
-    """A zombie is gone: only its parent can make it disappear."""
+    """Whether a process has ended. A zombie counts as gone, because only its parent can make it disappear."""
     try:
         return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -179,8 +179,14 @@ def starting() -> Iterator[Callable[..., Server]]:
     """Yield a function that starts servers; end them all when the generator resumes."""
     servers: list[Server] = []
 
-    def start_server(*arguments: str, script: str = "tgis launch", output: int | None = None, **environ: str) -> Server:
-        base = Path(tempfile.mkdtemp(prefix="t-"))  # short, as socket paths are: pytest's own directories are not
+    def start_server(
+        *arguments: str,
+        script: str = "tgis launch",
+        output: int | None = None,
+        cwd: Path | None = None,
+        **environ: str,
+    ) -> Server:
+        base = Path(tempfile.mkdtemp(prefix="t-"))  # short, as socket paths must be; pytest's own are too long
         words = script.format(base=base).split()
         command = [BIN / words[0], *words[1:], *arguments]
         with (base / "stdout").open("wb") as stdout, (base / "stderr").open("wb") as stderr:
@@ -191,6 +197,7 @@ def starting() -> Iterator[Callable[..., Server]]:
                 stdout=output or stdout,
                 stderr=output or stderr,
                 start_new_session=True,
+                cwd=cwd,
             )
         servers.append(Server(base, process))
         return servers[-1]

@@ -57,12 +57,12 @@ ALLOWED: dict[str, list[Any]] = {
     "format": [0],
     "adapter_id": [""],
 }
-NUM_ALLOWED = 150  # entries for allowed values, per field
-REFUSED = {"prefix_id", "json_schema", "regex", "choice", "grammar"}  # whatever their value
+NUM_ALLOWED = 150  # entries per field that are allowed values
+REFUSED = {"prefix_id", "json_schema", "regex", "choice", "grammar"}  # refused whatever their value is
 
 
 def values(field: FieldDescriptor) -> st.SearchStrategy[Any]:
-    """Values of a field: allowed ones, the limits of its type, or any."""
+    """Values of a field: allowed ones, the limits of its type, or (for texts) any."""
     match field.cpp_type:
         case field.CPPTYPE_MESSAGE:
             value: st.SearchStrategy[Any] = messages(GetMessageClass(field.message_type))
@@ -86,7 +86,7 @@ def sampled(field: FieldDescriptor, borders: list[Any]) -> st.SearchStrategy[Any
 
 
 def messages(cls: type[Message]) -> st.SearchStrategy[Message]:
-    """Messages with every field that can be allowed, or with any fields."""
+    """Messages with every field that a server may accept, or with any fields."""
     every = {field.name: values(field) for field in cls.DESCRIPTOR.fields}
     serious = {name: value for name, value in every.items() if name not in REFUSED}
     fields = st.fixed_dictionaries(serious) | st.fixed_dictionaries({}, optional=every)
@@ -112,7 +112,7 @@ def mutant(source: random.Random, body: bytes) -> bytes:
             body[:at] + noise + body[at + len(noise) :],
             body[at:] + body[:at],
             source.randbytes(source.randrange(200)),
-            body + b"\xfa\x01\x03new" + b"\xf8\x01\x01",  # unknown fields 31
+            body + b"\xfa\x01\x03new" + b"\xf8\x01\x01",  # two unknown fields, both with number 31
         ]
     )
 
@@ -138,7 +138,7 @@ def client_hello() -> bytes:
 
 
 def greetings(source: random.Random) -> Iterator[bytes]:
-    """Bytes that strangers send to a port, forever."""
+    """An endless series of the bytes that strangers send to a port."""
     fixed = [
         b"",
         HTTP2[:11],

@@ -137,7 +137,7 @@ async def serving(
             tokenizer.close()
 
 
-PRIVATE = ("grpc.use_local_subchannel_pool", 1)  # channels of one test do not share connections
+PRIVATE = ("grpc.use_local_subchannel_pool", 1)  # each channel gets a connection of its own
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:

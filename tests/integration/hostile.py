@@ -1,4 +1,4 @@
-"""Runs a command like a strict container platform: as any user, with a file system that is read-only except for /tmp.
+"""Runs a command as a strict container platform would: as any user, on a file system that is read-only except for /tmp.
 
 ::
 

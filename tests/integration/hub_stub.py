@@ -1,7 +1,7 @@
 """A model hub on a free loopback port, with one repository and injected faults.
 
 Implements the part of the hub's HTTP API that huggingface_hub 1 and 2 use: the model's metadata, and files by HEAD and
-GET with ranges, large ones (LFS) by a redirect to another host name, which must not receive a token.
+GET with ranges. Large files (LFS) are redirected to another host name, which must not receive a token.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ PIECE_BYTES = 1 << 14
 class Fault:
     """A fault in one response.
 
-    After the given number of bytes ``stall`` goes silent, ``cut`` closes the connection, and ``trickle`` sends single
-    bytes slowly. ``status`` responds with that status, ``corrupt`` changes a byte, ``whole`` ignores ranges.
+    After the given number of bytes, ``stall`` goes silent, ``cut`` closes the connection, and ``trickle`` sends single
+    bytes slowly. ``status`` responds with that status, ``corrupt`` changes a byte, and ``whole`` ignores ranges.
     """
 
     kind: str
@@ -47,7 +47,8 @@ def digest_of(content: bytes) -> str:
 class HubStub:
     """One repository. All attributes may be changed at any time.
 
-    ``faults["NAME"]`` apply to the next responses with that file's content, one each; ``faults[""]`` to metadata.
+    Each of ``faults["NAME"]`` applies to one of the next responses with that file's content, and each of ``faults[""]``
+    to one of the next responses with metadata.
     """
 
     def __init__(self, files: dict[str, bytes]) -> None:
@@ -55,9 +56,9 @@ class HubStub:
         self.commit = COMMIT
         self.faults: dict[str, list[Fault]] = {}
         self.requests: list[tuple[str, str, str]] = []  # method, path, range
-        self.needs_token = ""  # private: without it the model is hidden
+        self.needs_token = ""  # if not empty, the model is private: without this token it is hidden
         self.is_gated = False
-        self.has_metadata = True  # sizes and digests in listings; some mirrors send none
+        self.has_metadata = True  # whether listings contain sizes and digests; some mirrors send none
         self.xet_names: set[str] = set()
         self.leaked_tokens: list[str] = []
         self.bytes_per_s = 0  # per response; 0: unlimited

@@ -37,8 +37,8 @@ class SteppedRunner(FakeRunner):
             capacity=Capacity(NUM_BLOCKS, BLOCK_SIZE, 10_000),
             caps=RunnerCaps(plan_ahead=plan_ahead),
         )
-        self.plans: list[StepPlan] = []  # the last one waits unless permitted
-        self.faults: dict[int, str] = {}  # kind of ``Fault`` by step
+        self.plans: list[StepPlan] = []  # the last one waits for its permit unless it already has one
+        self.faults: dict[int, str] = {}  # the kind of the ``Fault`` for each step that fails
         self.permits = threading.Semaphore(0)
 
     def launch(self, plan: StepPlan) -> FakeLaunched:
@@ -51,17 +51,17 @@ class SteppedRunner(FakeRunner):
 
 @dataclass
 class SteppedLeader:
-    """A shard without its process."""
+    """A shard that runs in a thread instead of its own process."""
 
     runner: SteppedRunner
     scheduler: Scheduler
     leader: Leader
     inbox: Inbox
-    error: Exception | None = None  # that ended the leader
+    error: Exception | None = None  # the error that ended the leader
     num_allowed: int = 0  # steps permitted
 
     async def wait_for_step(self) -> None:
-        """Wait until a step waits for its permit."""
+        """Return when a step is waiting for its permit."""
         await until(lambda: len(self.runner.plans) > self.num_allowed)
 
     async def wait_for_message(self) -> None:
@@ -79,7 +79,7 @@ class SteppedLeader:
         return self.error is not None or (self.scheduler.is_idle and not self.scheduler.has_news())
 
     def run(self) -> None:
-        """The main thread of the shard."""
+        """What the main thread of a shard does."""
         try:
             self.leader.run()
         except Exception as error:  # noqa: BLE001  as at the boundary of a process

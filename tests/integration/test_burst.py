@@ -40,7 +40,7 @@ async def call_stream(stub: GenerationServiceStub) -> Status:
 
 
 async def burst(address: str, num_channels: int) -> tuple[Counter[Status], int]:
-    """Run a burst; return how its calls ended, and how many inputs a later call with all permits gets answered."""
+    """Run a burst; returns how its calls ended, and the number of outputs of a later call that needs all permits."""
     async with AsyncExitStack() as stack, asyncio.timeout(DEADLINE_S):
         channels = [
             await stack.enter_async_context(grpc.aio.insecure_channel(address, options=[PRIVATE]))

@@ -19,7 +19,7 @@ DETAILS = pb.ResponseOptions(input_tokens=True, generated_tokens=True, token_log
 
 
 class CancelAt:
-    """A coroutine that is cancelled where it waits for the n-th time; ``was_cancelled``: it came so far."""
+    """A coroutine that is cancelled when it waits for the n-th time; ``was_cancelled``: whether it got that far."""
 
     def __init__(self, work: Coroutine[Any, Any, Any], at: int) -> None:
         self._work = work
@@ -69,7 +69,7 @@ class Client:
         raise grpc.aio.AbortError(details)
 
     def __getattr__(self, name: str) -> Any:
-        """Whatever else a context has."""
+        """Stands in for everything else that a context has."""
         return lambda *_, **__: None
 
 
@@ -96,7 +96,7 @@ def serve(server: Server, kind: str, client: Client) -> Coroutine[Any, Any, Any]
 
 
 async def end(call: Any) -> None:
-    """However it ends."""
+    """Await a call, however it ends."""
     await asyncio.gather(asyncio.create_task(call), return_exceptions=True)
 
 

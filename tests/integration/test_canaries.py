@@ -18,7 +18,7 @@ import pytest
 from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
 
-Start = Callable[..., Any]  # of a Server in conftest.py
+Start = Callable[..., Any]  # starts a Server of conftest.py
 
 PROMPT, STOP, PREFIX, ADAPTER, GARBAGE = (f"canary-{name}" for name in ("prompt", "stop", "prefix", "adapter", "bytes"))
 TOKEN, USER, WORD = "canary-token", "canary-user", "canary-word"
@@ -44,11 +44,12 @@ def test_no_request_text_and_no_secret_is_written_or_shown(launch: Start, folder
         OTLP_ENDPOINT=f"http://{USER}:{WORD}@127.0.0.1:9",
     )
     processes = [psutil.Process(pid) for pid in server.pids.values()]
-    environs = [value for one in processes[:-1] for value in one.environ().values()]  # the launcher's is the user's
+    # The launcher, which is the last, has the user's environment.
+    environs = [value for one in processes[:-1] for value in one.environ().values()]
     with grpc.insecure_channel(server.address) as channel:
         outputs = make_calls(GenerationServiceStub(channel), channel)
         shown = [" ".join(process.cmdline()) for process in processes]
-        processes[0].kill()  # a shard: the run directory stays, with the errors of the others
+        processes[0].kill()  # a shard, so that the run directory stays, with the errors of the other processes
         assert server.wait() == 5
 
     files = [path for path in (*server.base.rglob("*"), *folder.iterdir()) if path.is_file()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,3 +34,24 @@ def test_the_demo_streams_what_transformers_generates_and_exits_0():
 
     assert done.returncode == 0, done.stderr
     assert continuation_by_transformers(demo.PROMPT, demo.NUM_TOKENS) in done.stdout
+
+
+def test_a_demo_that_cannot_start_says_why_and_keeps_the_servers_log():
+    environ = {"PATH": "/usr/bin:/bin", "MAX_BATCH_SIZE": "many"}
+
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "demo.py"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environ,
+        check=False,
+    )
+
+    reason, log = done.stderr.strip().splitlines()
+    path = Path(log.removeprefix("The server's log is "))
+    text = path.read_text()
+    shutil.rmtree(path.parent)
+    assert done.returncode == 2
+    assert reason.startswith("The demo failed: tgis: environment MAX_BATCH_SIZE is 'many'")
+    assert reason.removeprefix("The demo failed: ") in text

@@ -61,7 +61,7 @@ def test_an_ordinary_machine_passes_with_the_demo_model_within_seconds(tmp_path:
     assert time.monotonic() - started_at < 10
 
 
-def test_a_user_without_name_home_or_rights_on_a_read_only_root_passes(tmp_path: Path):
+def test_a_user_without_a_name_a_home_or_rights_passes_on_a_read_only_root(tmp_path: Path):
     confined = [word.format(base=tmp_path) for word in CONFINED]
     trial = run(*confined, "true")
     if trial.returncode:

@@ -148,7 +148,8 @@ def test_a_complete_download_prints_its_directory(download: Download):
 
     assert (result.returncode, result.stdout) == (0, f"{download.snapshot}\n")
     assert_complete(download)
-    assert not any(os.readlink(path).startswith("/") for path in download.snapshot.iterdir())  # it can be moved
+    # Links are relative, so the directory can be moved.
+    assert not any(os.readlink(path).startswith("/") for path in download.snapshot.iterdir())
 
 
 def test_no_module_is_imported_from_the_working_directory(download: Download, tmp_path: Path):
@@ -354,7 +355,7 @@ def test_incomplete_files_of_others_are_left_alone(download: Download):
     (download.root / "blobs").mkdir(parents=True)
     others = [download.root / "blobs" / f"{'ab' * 32}{mark}.incomplete" for mark in ("", ".0123abcd")]
     others[0].write_bytes(b"of another commit")
-    others[1].touch()  # as the library starts a download
+    others[1].touch()  # the library starts a download like this
 
     assert download.run().returncode == 0
 
@@ -401,7 +402,7 @@ def test_a_complete_read_only_cache_is_enough(downloaded: Download, tmp_path: Pa
     result = subprocess.run(command, env=downloaded.environment(), capture_output=True, text=True, check=False)
 
     if "AssertionError" in result.stderr:
-        pytest.skip("no right to mount")
+        pytest.skip("mounting is not permitted here")
     assert (result.returncode, result.stdout) == (0, f"{downloaded.snapshot}\n"), result.stderr
 
 
@@ -432,12 +433,12 @@ def test_a_private_model_is_downloaded_with_a_token_from_the_environment(downloa
     download.hub.needs_token = "hf_secret"
 
     refused = download.run()
-    download.environ = {"HF_TOKEN": "hf_secret\n"}  # like the content of a secret's file
+    download.environ = {"HF_TOKEN": "hf_secret\n"}  # with a line break, like the content of a secret's file
     allowed = download.run()
 
     assert (refused.returncode, allowed.returncode) == (3, 0)
     assert "If the model is private, no token is set" in refused.stderr
-    assert download.hub.leaked_tokens == []  # by the other host, to which content is redirected
+    assert download.hub.leaked_tokens == []  # tokens that reached the other host, to which content is redirected
 
 
 def test_a_token_is_not_on_the_command_lines_of_workers(download: Download):
@@ -567,7 +568,7 @@ def test_damage_is_found_and_fetched_again(downloaded: Download):
 
 def test_weights_that_were_published_in_both_formats_are_left_as_they_are(downloaded: Download):
     torch = pytest.importorskip("torch")
-    torch.save({"w": torch.ones(999)}, downloaded.snapshot / "pytorch_model.bin")  # by another program
+    torch.save({"w": torch.ones(999)}, downloaded.snapshot / "pytorch_model.bin")  # as another program would
 
     result = downloaded.run("--verify")
 
@@ -697,7 +698,7 @@ def test_downloads_killed_at_random_moments_leave_no_damage_and_the_next_one_com
     download.hub.bytes_per_s = 6_000_000
     for run in range(num_kills):
         process = download.start()
-        if draw.random() < 0.8:  # else at any moment, usually before workers start
+        if draw.random() < 0.8:  # otherwise kill at any moment, usually before workers start
             seen = len(download.hub.requests)
             wait_until(lambda: len(download.hub.requests) > seen or process.poll() is not None, "a request")  # noqa: B023
         time.sleep(draw.uniform(0, 1.0))

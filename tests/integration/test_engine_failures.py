@@ -22,7 +22,7 @@ import tgis_server
 from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
 
-Launch = Callable[..., Any]  # of a Server in conftest.py
+Launch = Callable[..., Any]  # starts a Server of conftest.py
 
 DEADLINE_S = 30.0
 DEMO_MODEL = Path(tgis_server.__file__).parent / "demo_model"
@@ -59,7 +59,7 @@ def test_a_killed_shard_ends_a_stream_with_the_text_of_the_contract(launch: Laun
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_step_that_does_not_fit_ends_a_group_of_two_with_numbers_and_a_remedy(launch: Launch, rank: int) -> None:
+def test_a_step_that_does_not_fit_ends_a_group_of_two_and_a_remedy_is_suggested(launch: Launch, rank: int) -> None:
     server = launch("--rehearse", "--rehearse-step-ms", "20", "--num-shard", "2", "--fault", f"shard{rank}:oom@step3")
     with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError) as raised:
         list(open_stream(channel, 10))
@@ -84,13 +84,13 @@ def test_a_warm_up_that_does_not_fit_on_any_shard_ends_with_the_exit_code_for_me
 
 # An allocation refused by the operating system
 
-WIDE = 32_768  # size of the MLP: a prompt of 1500 tokens needs 400 MB at once, everything else little
+WIDE = 32_768  # size of the MLP: a prompt of 1500 tokens needs 400 MB at once, all else needs little
 SPARE_BYTES = 256 * MIB
 
 
 @pytest.fixture
 def wide_model(tmp_path: Path) -> Path:
-    """A Llama of one layer with the demo model's tokenizer, whose MLP needs a lot of memory for each token."""
+    """A Llama of one layer whose MLP needs a lot of memory for each token, with the demo model's tokenizer."""
     hidden_size, vocab_size, layer = 64, 1536, "model.layers.0"
     shapes = {f"{layer}.self_attn.{name}_proj": (hidden_size, hidden_size) for name in "qkvo"}
     shapes |= {f"{layer}.mlp.{name}_proj": (WIDE, hidden_size) for name in ("gate", "up")}

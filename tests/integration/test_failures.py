@@ -92,7 +92,7 @@ def test_a_cancelled_running_call_is_in_no_later_step(begin: Callable[..., Any],
 
             call.cancel()
             await leader.wait_for_message()
-            await leader.run_steps(1)  # the one in progress
+            await leader.run_steps(1)  # the step in progress
 
             await assert_nothing_left(server, leader)
             assert len(leader.runner.plans) == 4
@@ -165,7 +165,8 @@ def test_a_client_that_does_not_read_delays_no_step_and_a_cancelled_one_is_in_no
                 await leader.run_steps(100)
                 [output] = server.frontend._router._outputs.values()
                 await until(lambda: output.num_generated >= 99)
-                await server.stub.ModelInfo(pb.ModelInfoRequest())  # gives a writer that can write time to do so
+                # If the writer could proceed, it would do so during this call.
+                await server.stub.ModelInfo(pb.ModelInfoRequest())
                 assert output._parts
 
                 call.cancel()
@@ -214,11 +215,11 @@ def is_cancelled(server: Server, call: Any) -> None:
 
 
 def runs_out_of_time(server: Server, call: Any) -> None:
-    """Its deadline is near."""
+    """Do nothing: the call's deadline is near."""
 
 
 @pytest.mark.parametrize("end", [is_answered, fails_in_the_engine, loses_the_engine, is_cancelled, runs_out_of_time])
-def test_a_call_holds_a_permit_for_each_input_until_it(end: Callable[[Server, Any], None]) -> None:
+def test_a_call_holds_a_permit_for_each_input_until_its_end(end: Callable[[Server, Any], None]) -> None:
     async def test() -> None:
         async with serving(max_concurrent_requests=2) as server:
             admission = server.frontend._servicer._admission
@@ -282,14 +283,14 @@ def test_a_batch_fails_if_half_of_it_does_not_fit_and_its_neighbours_get_all_the
             assert await read_all(neighbour) == expected_text([7, 8], 12)
             await assert_nothing_left(server, leader)
             shapes = [plan.num_tokens for plan in leader.runner.plans]
-            assert shapes[:4] == [[2], [1, 2, 2], [1, 1, 2], [1, 1]]  # the last one repeats the rest of the third
+            assert shapes[:4] == [[2], [1, 2, 2], [1, 1, 2], [1, 1]]  # the fourth repeats what is left of the third
             assert shapes[4:] == [[1]] * (len(shapes) - 4)
 
     run(test)
 
 
 @BOTH_DEPTHS
-def test_decode_rows_that_do_not_fit_once_get_the_same_tokens(plan_ahead: bool) -> None:
+def test_decode_rows_that_run_out_of_memory_once_still_get_the_same_tokens(plan_ahead: bool) -> None:
     async def test() -> None:
         async with stepped(plan_ahead=plan_ahead) as (server, leader):
             first = begin_stream(server, words(1), **tokens(8))

@@ -354,7 +354,7 @@ def test_a_burst_of_calls_on_one_channel_succeeds_or_is_overloaded():
     run(test)
 
 
-def test_a_slow_client_gets_its_text_in_few_frames_and_delays_no_other():
+def test_a_slow_client_gets_its_text_in_few_frames_and_delays_no_other_client():
     async def test() -> None:
         async with serving() as server:
             slow = server.stub.GenerateStream(single("t1", **tokens(50)))

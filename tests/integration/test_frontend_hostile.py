@@ -27,7 +27,7 @@ ECHO = {"response": pb.ResponseOptions(input_text=True), "truncate_input_tokens"
 
 @asynccontextmanager
 async def attacking(server, **options: object) -> AsyncIterator[Attacker]:
-    """A connection to the gRPC port, whose client reads everything unless flow control forbids it."""
+    """A connection to the gRPC port, made by a client that reads everything that its window lets the server send."""
     async with Attacker.connect(server.frontend.state.grpc_port, **options) as attacker:
         attacker.listen()
         yield attacker
@@ -35,7 +35,7 @@ async def attacking(server, **options: object) -> AsyncIterator[Attacker]:
 
 @asynccontextmanager
 async def visiting(server) -> AsyncIterator[Attacker]:
-    """The same for the HTTP port."""
+    """A connection to the HTTP port, made by a client that reads everything."""
     async with Attacker.connect(server.frontend.state.http_port, greets=False) as visitor:
         visitor.listen()
         yield visitor
@@ -49,7 +49,7 @@ async def count_aborts(server) -> dict[str, float]:
 
 
 def start_stalled(channel: grpc.aio.Channel, **params: object) -> grpc.aio.UnaryStreamCall:
-    """A stream whose first frame does not fit in the window, and which is not read."""
+    """A stream that is not read and whose first frame does not fit in the window."""
     return GenerationServiceStub(channel).GenerateStream(single(LONG, **ECHO, **params))
 
 
@@ -144,7 +144,7 @@ def test_a_call_without_a_request_is_refused():
     run(test)
 
 
-def test_the_bytes_of_requests_are_bounded_and_later_ones_wait():
+def test_the_bytes_of_requests_are_bounded_and_later_requests_wait():
     async def test() -> None:
         async with serving() as server:
             server.frontend._patience.max_bytes_held = 1000
@@ -207,7 +207,7 @@ def test_a_connection_that_resets_large_numbers_of_calls_is_closed_and_counted()
     run(test)
 
 
-def test_half_requests_are_closed_for_whole_ones_or_time_out(monkeypatch):
+def test_connections_with_half_a_request_make_room_for_others_or_time_out(monkeypatch):
     monkeypatch.setattr(http_connections, "HEADER_TIMEOUT_S", 0.5)
 
     async def test() -> None:

@@ -74,7 +74,7 @@ def test_a_ready_server_reports_it_everywhere():
     run(test)
 
 
-def test_the_launcher_gets_an_answer_with_the_loops_age_while_the_loop_is_stuck():
+def test_while_the_event_loop_is_stuck_the_launcher_is_told_for_how_long():
     def ask_until_old(path: Path) -> list[float]:
         ages = [0.0]
         with grpc.insecure_channel(f"unix:{path}") as channel:
@@ -86,7 +86,7 @@ def test_the_launcher_gets_an_answer_with_the_loops_age_while_the_loop_is_stuck(
     async def test() -> None:
         async with serving() as server:
             with ThreadPoolExecutor(1) as pool:
-                ages = pool.submit(ask_until_old, server.run.frontend_socket).result(10)  # the loop waits here
+                ages = pool.submit(ask_until_old, server.run.frontend_socket).result(10)  # blocks the event loop
             assert ages == sorted(ages)
             await until(lambda: server.frontend.state.launcher_silence == "")
             while (await server.health()).loop_age_s >= 1.5:
@@ -200,7 +200,7 @@ def test_during_the_drain_delay_calls_are_still_accepted():
 
 
 @pytest.mark.parametrize("is_hurried", [False, True])
-def test_calls_that_outlast_the_drain_end_unavailable(is_hurried):
+def test_calls_that_outlast_the_drain_end_with_unavailable(is_hurried):
     async def test() -> None:
         async with serving(drain_timeout=60 if is_hurried else 0.2) as server:
             call = asyncio.create_task(server.generate("t1"))
@@ -236,7 +236,7 @@ def _no_cause_arrives(monkeypatch):
 
 @pytest.mark.serial
 @pytest.mark.usefixtures("_no_cause_arrives")
-def test_a_broken_link_ends_every_call_unavailable_and_the_process():
+def test_a_broken_link_ends_every_call_with_unavailable_and_ends_the_process():
     async def test() -> None:
         async with serving() as server:
             unary = asyncio.create_task(server.generate("t1", "t2"))
@@ -258,7 +258,7 @@ def test_a_broken_link_ends_every_call_unavailable_and_the_process():
 
 
 @pytest.mark.usefixtures("_no_cause_arrives")
-def test_a_dead_shard_ends_every_call_unavailable_and_the_process():
+def test_a_dead_shard_ends_every_call_with_unavailable_and_ends_the_process():
     async def test() -> None:
         async with serving() as server:
             call = asyncio.create_task(server.stub.Generate(batch("t1")).code())

@@ -1,4 +1,4 @@
-"""GrpcLink against a server that implements the Session: what is sent together, and how its end is noticed."""
+"""GrpcLink against a server that implements the Session: what it sends together, and how it notices the end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tgis_server.wire.shard_pb2_grpc import ShardServicer, add_ShardServicer_to_
 
 
 class FakeLeader(ShardServicer):
-    """Records messages and sends what the test puts in; None ends the session."""
+    """Records messages, and sends what the test puts in; None ends the session."""
 
     def __init__(self) -> None:
         self.received: list[pb.ToEngine] = []

@@ -58,11 +58,11 @@ def test_a_request_passes_through_all_processes_and_sigterm_ends_cleanly(tmp_pat
         text = "".join(frame.text for frame in stream_of(stub, 4))
         frontend.send_signal(signal.SIGTERM)
 
-        assert text == " t6 t13 t27 t55"  # sum of all ids so far plus their number
+        assert text == " t6 t13 t27 t55"  # each id is the sum of all ids so far plus their number
         assert frontend.wait(DEADLINE_S) == 0
 
 
-def test_the_death_of_a_shard_ends_calls_unavailable_and_the_process_as_a_consequence(tmp_path):
+def test_the_death_of_a_shard_ends_calls_with_unavailable_and_then_ends_the_process(tmp_path):
     with group(tmp_path, rehearse_step_ms=20.0) as (shards, frontend, stub):
         frames = stream_of(stub, 400)
         next(frames)

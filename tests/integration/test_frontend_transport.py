@@ -36,7 +36,7 @@ Code = grpc.StatusCode
 
 @pytest.fixture(scope="module")
 def authorities(tmp_path_factory) -> Path:
-    """Two authorities, ``old`` and ``new``: each a directory with a CA, a server's and a client's certificate."""
+    """The directories ``old``, ``new`` and ``expired``, each with an authority and the certificates that it signed."""
     base = tmp_path_factory.mktemp("tls")
     for name in ("old", "new"):
         issue(base / name)
@@ -60,7 +60,7 @@ def issue(directory: Path, *lifetime: str) -> None:
 
 
 class Mount:
-    """A directory with the server's TLS files as Kubernetes mounts a secret: links through ``..data``."""
+    """A directory with the server's TLS files and links through ``..data``, laid out as Kubernetes mounts a secret."""
 
     def __init__(self, directory: Path, authorities: Path) -> None:
         self.directory = directory
@@ -94,7 +94,7 @@ def mount(tmp_path, authorities) -> Mount:
 
 
 def open_channel(server, authority: Path, client: Path | None = None) -> grpc.aio.Channel:
-    """A separate connection that trusts one authority; with ``client``'s certificate if given."""
+    """A separate connection that trusts one authority; if given, ``client`` holds the certificate it presents."""
     pair = {}
     if client:
         pair["private_key"] = (client / "client.key").read_bytes()
@@ -135,7 +135,7 @@ async def http_status(server, authority: Path, client: Path | None = None) -> in
 
 
 def lines_about_tls(caplog) -> list[tuple[str, str]]:
-    """Level and first words of each log line about certificates."""
+    """The level and the first words of each log line about certificates."""
     records = [record for record in caplog.records if record.name == "tgis_server.frontend.transport.tls"]
     return [(record.levelname, record.getMessage()) for record in records]
 
@@ -273,6 +273,25 @@ def test_the_clients_authority_is_replaced_as_well(authorities, mount):
     run(test)
 
 
+def test_an_https_client_that_leaves_is_no_error(authorities, mount, caplog):
+    context = ssl.create_default_context(cafile=authorities / "old" / "ca.pem")
+
+    async def test() -> None:
+        async with serving(**mount.options, http_tls="server") as server:
+            port = server.frontend.state.http_port
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+            writer.write(b"GET /health HTTP/1.1\r\nHost: here\r\n\r\n")
+            answer = await reader.readuntil(b"\r\n\r\n")
+            writer.close()
+            await writer.wait_closed()
+
+            assert answer.startswith(b"HTTP/1.1 200")
+            assert await http_status(server, authorities / "old") == 200
+
+    run(test)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
 def test_the_health_command_works_over_tls(authorities, mount, capsys, caplog):
     async def test() -> None:
         tls = {**mount.options, "tls_client_ca_cert_path": mount.directory / "ca.pem", "http_tls": "mutual"}
@@ -332,7 +351,7 @@ def test_a_server_with_http_tls_becomes_ready_and_reports_https(authorities, mou
 
 
 def sized(num_bytes: int) -> bytes:
-    """A ``model_id`` and nothing else, valid for every method, in exactly ``num_bytes`` (at least 131)."""
+    """A request of exactly ``num_bytes`` (at least 131) with nothing but a ``model_id``: it is valid for any method."""
     request = pb.ModelInfoRequest(model_id="x" * (num_bytes - 3)).SerializeToString()
     assert len(request) == num_bytes
     return request
@@ -357,7 +376,7 @@ METHODS = ("Generate", "GenerateStream", "Tokenize", "ModelInfo")
     ],
     ids=["too-large", "no-message"],
 )
-def test_invalid_requests_are_refused_without_a_trace(method, raw, code, text):
+def test_invalid_requests_are_refused_and_leave_nothing_behind(method, raw, code, text):
     async def test() -> None:
         async with serving(FakeLink(count_up), max_request_bytes=1000, max_concurrent_requests=1) as server:
             found, details = await failure_of(send(server, method, raw))
@@ -373,7 +392,7 @@ def test_invalid_requests_are_refused_without_a_trace(method, raw, code, text):
 
 
 @pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
-def test_the_largest_request_is_accepted_by_its_uncompressed_size(compression):
+def test_the_uncompressed_size_of_a_request_is_limited(compression):
     async def test() -> None:
         async with serving(max_request_bytes=1000) as server:
             assert await send(server, "ModelInfo", sized(1000), compression=compression)
@@ -400,11 +419,11 @@ def test_a_far_too_large_request_is_refused_by_the_library_and_the_connection_su
 # Pings and deadlines
 
 
-def test_clients_that_ping_every_second_stay_connected_idle_or_with_a_slow_stream():
+def test_clients_that_ping_every_second_stay_connected_whether_idle_or_with_a_slow_stream():
     async def test() -> None:
         options = [
             PRIVATE,
-            ("grpc.keepalive_time_ms", 1000),  # the most that the library allows
+            ("grpc.keepalive_time_ms", 1000),  # the most frequent pings that the library allows
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.max_pings_without_data", 0),
         ]
@@ -473,7 +492,7 @@ async def read_to_its_end(stream) -> None:
 
 
 def lines_about_inputs(caplog) -> list[tuple[str, str, str, int, int]]:
-    """Level, request, stop reason, input and generated tokens of each completion line."""
+    """The level, request, stop reason, and numbers of input and generated tokens of each completion line."""
     records = [record for record in caplog.records if record.name == "tgis_server.frontend.request_log"]
     return [
         (one.levelname, one.correlation_id, one.stop_reason, one.input_tokens, one.generated_tokens) for one in records

@@ -1,4 +1,4 @@
-"""What no sane client sends, by the thousand: everything is answered or refused, and nothing of it stays."""
+"""Thousands of requests that no sane client sends: all are answered or refused, and none leaves anything behind."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ from shards import wait_until
 from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
 
-Launch = Callable[..., Any]  # of a Server in conftest.py
+Launch = Callable[..., Any]  # starts a Server of conftest.py
 Call = tuple[str, bytes]  # method and request
 Connect = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
-ANSWER_S = 30.0  # nothing may take longer
-NUM_MUTANTS = 6  # of each message
+ANSWER_S = 30.0  # the longest time that any answer may take
+NUM_MUTANTS = 6  # mutants of each message
 NUM_STRANGERS = 200  # at each port and socket
 NUM_LOITERERS = 100  # at each port
-PATIENCE_S = 0.2  # of a stranger
-MORE_BYTES = 32 << 20  # from one round to the next: memory moves by half of that without a leak
+PATIENCE_S = 0.2  # how long a stranger waits for an answer
+MORE_BYTES = 32 << 20  # growth from one round to the next: memory varies by half of that without a leak
 SMALL = ("--max-new-tokens", "16", "--max-sequence-length", "64")
 FUZZING = settings(
     derandomize=True,
@@ -59,7 +59,7 @@ FUZZING = settings(
     suppress_health_check=list(HealthCheck),
 )
 REFUSAL = "INVALID_ARGUMENT: .+"
-EXPECTED = {  # what may become of a request that is a message
+EXPECTED = {  # how a call with a request that can be decoded may end
     GENERATE: f"OK|{REFUSAL}|RESOURCE_EXHAUSTED: Model is overloaded",
     GENERATE_STREAM: f"OK|{REFUSAL}|RESOURCE_EXHAUSTED: Model is overloaded",
     TOKENIZE: f"OK|{REFUSAL}",
@@ -90,7 +90,7 @@ def is_expected(end: str, method: str, body: bytes) -> bool:
 
 
 async def end_of(channel: grpc.aio.Channel, method: str, body: bytes) -> str:
-    """The status of a call, and its text where it failed."""
+    """The status of a call, and the text of the status if the call failed."""
     try:
         if method == GENERATE_STREAM:
             _ = [frame async for frame in channel.unary_stream(method)(body, timeout=ANSWER_S)]
@@ -104,7 +104,7 @@ async def end_of(channel: grpc.aio.Channel, method: str, body: bytes) -> str:
 
 
 def make_calls(address: str, bodies: list[Call]) -> Counter[str]:
-    """All of them at once; how many ended with each status, all of which are as expected."""
+    """Make all calls at once, and check how each ends; returns how many ended with each status."""
 
     async def run() -> list[str]:
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
@@ -202,7 +202,7 @@ def state_of(server: Any) -> State:
 
 
 def settled_state(server: Any) -> State:
-    """What two readings in a row have shown: one alone may fall into a probe or the end of a call."""
+    """The state that two readings in a row agree on: a single one may be taken during a probe or the end of a call."""
     last = None
 
     def read_again() -> State | None:
@@ -223,7 +223,7 @@ def wait_for_state(server: Any, expected: State) -> None:
 
     with suppress(AssertionError):
         wait_until(is_reached, "everything to be as before")
-    assert found == expected  # pytest shows the difference
+    assert found == expected  # so that pytest shows the difference
 
 
 def answer_of(server: Any) -> list[pb.GenerationResponse]:
@@ -249,7 +249,7 @@ def count_bytes(server: Any) -> int:
 
 @pytest.mark.serial
 @pytest.mark.parametrize("num_examples", [10, pytest.param(100, marks=pytest.mark.acceptance)])
-def test_extreme_messages_and_bytes_that_are_no_messages_leave_nothing_behind(
+def test_extreme_messages_and_bytes_that_are_not_messages_leave_nothing_behind(
     launch: Launch, num_examples: int
 ) -> None:
     server = launch("--rehearse", "--num-shard", "2", "--max-concurrent-requests", "2000", *SMALL)
@@ -257,7 +257,7 @@ def test_extreme_messages_and_bytes_that_are_no_messages_leave_nothing_behind(
     codes: Counter[str] = Counter()
     sizes = []
 
-    for _ in range(2):  # what the first round leaves may be for good; what the second adds is a leak
+    for _ in range(2):  # what the first round leaves may stay for good; what the second adds is a leak
         codes += fuzz(server.address, num_examples, NUM_MUTANTS, *METHODS)
         send_strangers(server)
         with loiterers(server):

@@ -23,11 +23,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from frontends import run, serving, until
 from shards import wait_until
 
-Start = Callable[..., Any]  # of a Server in conftest.py
+Start = Callable[..., Any]  # starts a Server of conftest.py
 
 REHEARSAL = ("--rehearse", "--host", "127.0.0.1")
 SERVICES = ("", "fmaas.GenerationService")
-ANSWER_S = 2.0  # for an answer to a probe, on a busy machine
+ANSWER_S = 2.0  # until a probe is answered, on a busy machine
 END_S = 10.0  # from the freeze of a shard to the end of the group
 SHUTTING_DOWN = (503, '{"error": "The server is shutting down; use another one."}')
 
@@ -39,7 +39,7 @@ class Probes:
         self._http = http_address
         self._channel = grpc.insecure_channel(grpc_address)
         self._stub = HealthStub(self._channel)
-        self.watched: list[str] = []  # statuses from Watch
+        self.watched: list[str] = []  # the statuses that Watch has sent
         self._watches: list[threading.Thread] = []
 
     def get(self, path: str) -> tuple[int, str]:
@@ -142,7 +142,7 @@ def test_probes_of_a_busy_server_are_answered_promptly(launch: Start):
     assert load.join() == ["MAX_TOKENS"] * 64
 
 
-def test_a_draining_server_is_not_ready_says_why_and_finishes_running_calls(launch: Start):
+def test_a_draining_server_is_not_ready_and_says_why_and_finishes_running_calls(launch: Start):
     server = launch(*REHEARSAL, "--rehearse-step-ms", "50")
     load = server.start_load(num_streams=4, max_new_tokens=60)
 
@@ -177,7 +177,7 @@ def answers_until_the_end(server: Any, probes: Probes) -> list[tuple[int, str]]:
 
 
 def assert_the_end_was_announced(answers: list[tuple[int, str]], probes: Probes, cause: str) -> None:
-    """Check that Watch got the change before the end, HTTP perhaps the cause, and that readiness never came back."""
+    """Check that Watch got the change before the end and HTTP at most got the cause, and neither saw a recovery."""
     assert answers[0] == (200, "")
     assert answers[1:] in ([], [(503, json.dumps({"error": cause}))])
     probes.wait_for_ends()

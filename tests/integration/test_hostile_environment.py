@@ -1,4 +1,4 @@
-"""Environments of containers and service managers: without a home or rights, with odd streams and limits."""
+"""Environments that containers and service managers create: without a home or rights, with odd streams and limits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import pytest
 import tgis_server
 from shards import wait_until
 
-Start = Callable[..., Any]  # of a Server in conftest.py
+Start = Callable[..., Any]  # starts a Server of conftest.py
 
 BIN = Path(sys.executable).parent
 DEMO_MODEL = Path(tgis_server.__file__).parent / "demo_model"
@@ -34,7 +34,7 @@ TIMEOUT_S = 30.0
 
 @pytest.fixture(scope="module")
 def confined(start_shared: Start, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A server with only what it needs; its /tmp is its ``base``."""
+    """A server that has only what it needs; its ``base`` is mounted as its /tmp."""
     trial = run_confined(tmp_path_factory.mktemp("trial"), "true")
     if trial.returncode:
         pytest.skip(f"private mounts are not permitted here: {trial.stderr.splitlines()[-1]}")
@@ -53,7 +53,7 @@ def run_confined(base: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def script() -> Iterator[Callable[[str], str]]:
-    """Turn a shell command into a script to start instead of ``tgis launch``, which it can run as ``$LAUNCH``."""
+    """Write a script to be started instead of ``tgis launch``; its text may run that command as ``$LAUNCH``."""
     with tempfile.TemporaryDirectory(prefix="t-") as directory:
 
         def write(text: str) -> str:
@@ -68,7 +68,7 @@ def script() -> Iterator[Callable[[str], str]]:
 # -- any user, nothing writable but /tmp
 
 
-def test_a_user_without_name_home_or_rights_can_serve(confined: Any):
+def test_a_user_without_a_name_a_home_or_rights_can_serve(confined: Any):
     answer = confined.run("generate", "Größe", "--json")
 
     assert json.loads(answer.stdout)["generated_token_count"] > 0
@@ -77,7 +77,7 @@ def test_a_user_without_name_home_or_rights_can_serve(confined: Any):
 @pytest.mark.parametrize(
     "words", [("--help",), ("config", "show"), ("version",), ("tokenize", "Größe"), ("generate", "Größe"), ("health",)]
 )
-def test_that_user_can_run(confined: Any, words: tuple[str, ...]):
+def test_that_user_can_run_other_commands(confined: Any, words: tuple[str, ...]):
     address = {"health": confined.facts["http"], "tokenize": confined.address, "generate": confined.address}
     url = ["--url", address[words[0]]] if words[0] in address else []
 
@@ -105,10 +105,10 @@ def test_that_user_is_told_which_file_of_a_model_cannot_be_read(confined: Any, t
     assert "/tmp/model/model.safetensors cannot be read (Permission denied)" in done.stderr
 
 
-def test_that_user_can_stop_the_server_which_leaves_nothing_in_tmp(confined: Any):
+def test_that_user_can_stop_the_server_and_nothing_is_left_in_tmp(confined: Any):
     assert confined.stop() == 0
 
-    place_of_repository = Path(__file__).parts[2]  # if it is in /tmp
+    place_of_repository = Path(__file__).parts[2]  # needed only if the repository is in /tmp
     assert {path.name for path in confined.base.iterdir()} - {place_of_repository} == {"stdout", "stderr"}
 
 

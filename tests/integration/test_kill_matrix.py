@@ -1,8 +1,9 @@
-"""Every signal to every process in every phase: the exit code, the first cause, the fate of calls, and nothing left.
+"""Every signal to every process in every phase: the exit code, the first cause and the fate of calls are as documented,
+and nothing is left behind.
 
-Each cell is a separate test; a few run at once, as they mostly wait. The table in docs/lifecycle.md documents the
-behaviour. `make test` runs the cells that differ most: signals under load, and to the launcher in any phase; `make
-acceptance` runs the others. ``TGIS_KILL_MATRIX=native`` runs them with the demo model instead of a rehearsal.
+Each cell is a separate test; a few run at once because they mostly wait. The table in docs/lifecycle.md documents the
+behaviour. `make test` runs the cells that differ most: signals to any process under load, and to the launcher in any
+phase; `make acceptance` runs the others. ``TGIS_KILL_MATRIX=native`` replaces the rehearsal with the demo model.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def expect(victim: str, number: signal.Signals, phase: str) -> Expected:
         case _ if phase == "loading":
             return Expected(5, f"^{victim} was ended by {number.name} from outside", CUT)
         case _:
-            return Expected(survives=True)  # shards end with the front-end
+            return Expected(survives=True)  # a serving shard exits only when the front-end does
 
 
 class Cell:
@@ -146,7 +147,7 @@ class Cell:
             assert self.load.join() == [self.expected.streams] * NUM_STREAMS
 
     def assert_noticed(self, frontend: int, since: float) -> None:
-        """Check that the front-end reports the stopped launcher, unless its drain ends first."""
+        """Check that the front-end reports the stopped launcher, unless the drain ends first."""
 
         def has_drained() -> bool:
             return self.phase == "draining" and psutil.Process(frontend).status() == psutil.STATUS_ZOMBIE
@@ -169,7 +170,7 @@ class Cell:
         return not self.live_error()
 
     def assert_directory(self) -> None:
-        """Gone after a stop; kept without sockets after a failure; unchanged after a SIGKILL of the launcher."""
+        """Check that the run directory is gone after a stop, kept otherwise, and without sockets after a failure."""
         run_dir = self.server.run_dir
         match self.expected.exit_code:
             case 0:
@@ -188,7 +189,7 @@ def read_argv(pid: int) -> str:
 
 @pytest.fixture(scope="module")
 def cells(request: pytest.FixtureRequest, start_shared: Callable[..., Any]) -> Iterator[dict[Any, Future[None]]]:
-    """The selected cells, running."""
+    """Starts the selected cells, a few at a time."""
     wanted = [item.callspec.params["cell"] for item in request.session.items if item.name.startswith("test_cell[")]
 
     def run(cell: tuple[str, signal.Signals, str]) -> None:

@@ -1,4 +1,4 @@
-"""`tgis launch`: from options to ready, its output, and what it refuses."""
+"""`tgis launch`: how it becomes ready, what it prints, and what it refuses."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 
 import tgis_server
+from terminals import pseudo_terminal
 from tgis_cli.decide.legacy_settings import Treatment
 from tgis_cli.migrate import examine_all, read_containers, read_settings_file
 
-Start = Callable[..., Any]  # of a Server in conftest.py
+Start = Callable[..., Any]  # starts a Server of conftest.py
 MANIFEST = Path(__file__).parents[1] / "unit/migrate/manifests/original.yaml"
 DEMO_MODEL = Path(tgis_server.__file__).parent / "demo_model"
 
@@ -76,6 +77,24 @@ def test_piped_output_has_process_names_and_no_escape_sequences(launch: Start):
     assert re.search(r"^shard-1 +\| .*loaded", server.stderr, re.MULTILINE)
 
 
+def test_a_terminal_shows_three_lines_the_panel_and_a_line_per_request_within_80_columns(launch: Start):
+    with pseudo_terminal(80) as pty:
+        server = launch("--rehearse", output=pty.stream.fileno(), TERM="xterm-256color")
+        server.run("generate", "Once upon a time")
+        server.stop()
+
+    text = "\n".join(pty.lines)
+    assert pty.lines[:3] == [
+        "Rehearsing demo (no model is given: the demo model that comes with TGIS)",
+        "  on no device: the answers are made up",
+        "  up to 2,048 tokens per sequence, 1,024 of them new; 512 requests at once",
+    ]
+    assert "(fake, float32)" in text
+    assert re.search(r"^\S+ frontend  \d+ tokens in, 20 out, .*, MAX_TOKENS$", text, re.MULTILINE)
+    assert "max_batch_tokens" not in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
 def test_with_json_output_every_line_is_an_object_and_ready_is_an_event(launch: Start):
     server = launch("--rehearse", "--json-output")
     server.stop()
@@ -122,7 +141,7 @@ def test_a_port_in_use_is_named_with_its_owner(start: Start):
     assert server.run_dir is None
 
 
-def test_an_ending_server_hands_its_ports_to_the_next_one(launch: Start, start: Start):
+def test_a_server_that_shuts_down_hands_its_ports_to_the_next_one(launch: Start, start: Start):
     first = launch("--rehearse", "--host", "127.0.0.1", "--drain-delay", "2")
     ports = {"GRPC_PORT": str(first.facts["grpc_port"]), "PORT": str(first.facts["http_port"])}
 
@@ -170,7 +189,7 @@ def test_the_drop_in_launcher_needs_a_model(start: Start):
     assert "No model is given" in server.last_line
 
 
-def test_the_originals_manifest_starts_with_a_warning_for_each_setting_that_migrate_reports(launch: Start):
+def test_the_originals_manifest_starts_and_gives_a_warning_for_each_setting_that_migrate_reports(launch: Start):
     (report,) = examine_all(read_containers([read_settings_file(str(MANIFEST))]))
     environ = {given.name: given.value for given in report.container.env} | {"MODEL_NAME": str(DEMO_MODEL)}
 
@@ -274,7 +293,7 @@ def test_a_shard_that_hangs_while_serving_ends_the_group(launch: Start):
     assert re.search(r"shard-0 +\| .*in strike", server.stderr)
 
 
-def test_a_reader_that_stops_reading_delays_neither_service_nor_stop(launch: Start, full_pipe: int):
+def test_a_reader_that_stops_reading_delays_neither_service_nor_shutdown(launch: Start, full_pipe: int):
     server = launch("--rehearse", output=full_pipe)
     answer = server.run("generate", "Once upon a time")
 

@@ -139,7 +139,7 @@ def test_long_and_unfinished_lines_are_passed_on(base: Path):
     _, output, _ = supervise(base, LONG_LINES)
 
     assert output.count("x") > 3_000_000
-    assert re.search(r"^\S+ +\| \S+ info    without an end$", output, re.MULTILINE)  # from the first child to end
+    assert re.search(r"^\S+ +\| \S+ info    without an end$", output, re.MULTILINE)  # from the child that ends first
 
 
 def wait_until_gone(pids: list[int]) -> None:

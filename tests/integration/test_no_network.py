@@ -57,7 +57,7 @@ def test_a_model_can_be_packed_unpacked_listed_checked_planned_and_removed(envir
     assert [(name, result.returncode, result.stderr) for name, result in results if result.returncode] == []
 
 
-def test_commands_that_need_the_hub_explain_that(environ: dict[str, str]):
+def test_commands_that_need_the_hub_say_so(environ: dict[str, str]):
     results = [run_cut_off(environ, command, "org/none") for command in ("download-weights", "plan")]
 
     assert [result.returncode for result in results] == [6, 6]

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-Start = Callable[..., Any]  # of a Server in conftest.py
+Start = Callable[..., Any]  # starts a Server of conftest.py
 
 PASSWORD = "canary-password"
 LOOPBACK = "127.0.0.1"

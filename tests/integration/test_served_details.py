@@ -1,6 +1,7 @@
-"""Facts about tokens from the whole server are those of transformers: chunked prefills, preemptions, prefix-cache hits.
+"""Facts about tokens from the server are those of transformers, even after chunked prefills, preemptions or cache hits.
 
-The pool holds two of the eight sequences, a step computes 24 tokens, and inputs are asked for twice.
+The pool holds two of the eight sequences, a step computes 24 tokens, and each input is sent
+twice.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def parameters(*, input_tokens: bool) -> pb.Parameters:
 
 
 def assert_described(info: pb.TokenInfo, logits: torch.Tensor, tokenizer: Tokenizer) -> None:
-    """Logprob, rank and alternatives of a token follow from the logits before it."""
+    """Check that the logprob, rank and alternatives of a token follow from the logits before it."""
     logprobs = logits.log_softmax(-1)
     value = float(logprobs[tokenizer.token_to_id(info.text)])
     assert info.logprob == pytest.approx(value, abs=1e-4)

@@ -1,4 +1,4 @@
-"""Values of metrics after known calls: what counts when, and what a scrape shows of a real server."""
+"""Values of metrics after known calls: what is counted when, and what a scrape of a real server shows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
 from tgis_server.wire.messages import FinishReason, RequestFailure
 
-Start = Callable[..., Any]  # of a Server in conftest.py
+Start = Callable[..., Any]  # starts a Server of conftest.py
 
 GO_ON, MAX = FinishReason.NOT_FINISHED, FinishReason.MAX_TOKENS
 REHEARSAL = ("--rehearse", "--host", "127.0.0.1")
@@ -46,7 +46,7 @@ def bounds(found: dict[str, float], name: str) -> list[float]:
     return sorted({bound for key in series if (bound := float(key.rstrip("}").split(",")[0])) < math.inf})
 
 
-# What counts when: an engine that the test plays
+# What is counted when: an engine that the test plays
 
 
 async def metrics_of(server) -> dict[str, float]:
@@ -67,7 +67,7 @@ class LeavesAtTheEnd:
             raise asyncio.CancelledError
 
 
-def test_a_stream_that_was_left_when_all_was_generated_is_a_success():
+def test_a_stream_whose_client_left_after_everything_was_generated_is_a_success():
     async def test() -> None:
         async with serving(FakeLink(count_up)) as server:
             with suppress(asyncio.CancelledError):
@@ -158,7 +158,7 @@ def scrape(server) -> dict[str, float]:
 
 
 def wait_until_idle(server) -> dict[str, float]:
-    """The metrics once nothing runs: the last result may come just after the last answer."""
+    """The metrics once nothing is running: the last result may come just after the last answer."""
     gauges = ("tgi_batch_current_size", "tgi_queue_size", "tgi_calls_in_flight")
     return wait_until(
         lambda: found if not any((found := scrape(server))[name] for name in gauges) else None, "idleness"
@@ -288,7 +288,7 @@ def test_gauges_of_an_idle_server_are_zero(loaded: Loaded):
     assert {name: loaded.found[name] for name in gauges} == dict.fromkeys(gauges, 0)
 
 
-def test_the_phases_of_the_start_are_told(loaded: Loaded):
+def test_the_phases_of_the_start_are_reported(loaded: Loaded):
     seconds = {name: value for name, value in loaded.found.items() if name.startswith("tgi_startup_phase_seconds")}
 
     assert {f"tgi_startup_phase_seconds{{phase=starting,process={name}}}" for name in ("frontend", "shard-0")} <= set(
@@ -333,7 +333,7 @@ def test_a_running_stream_shows_in_gauges_and_a_cancelled_one_does_not(launch: S
     assert idle["tgi_request_failure{err=cancelled}"] == 1
 
 
-def test_a_prompt_that_comes_again_hits_the_prefix_cache(launch: Start):
+def test_a_prompt_that_is_sent_again_hits_the_prefix_cache(launch: Start):
     server = launch(*REHEARSAL, *BLOCKS)
     with grpc.insecure_channel(server.address) as channel:
         stub = GenerationServiceStub(channel)
@@ -341,7 +341,7 @@ def test_a_prompt_that_comes_again_hits_the_prefix_cache(launch: Start):
         [again] = generate(stub, "One sunny day Anna found a red ball", num_tokens=1)
     found = wait_until_idle(server)
 
-    num_cached = (first.input_token_count - 1) // 4 * 4  # whole blocks, but never the last token
+    num_cached = (first.input_token_count - 1) // 4 * 4  # only whole blocks, and never the last token
     assert (again.text, found["tgi_prefix_cache_hit_tokens"]) == (first.text, num_cached)
     assert found["tgi_batch_next_tokens_sum"] == 2 * first.input_token_count - num_cached
 
@@ -354,5 +354,5 @@ def test_sequences_that_outgrow_the_pool_are_preempted_and_counted(launch: Start
 
     assert [answer.generated_token_count for answer in answers] == [30, 30]
     assert found["tgi_preemption_count"] == 1
-    assert found["tgi_request_queue_duration_count"] == 2  # coming back is not queued again
+    assert found["tgi_request_queue_duration_count"] == 2  # resuming after a preemption does not count
     assert found["tgi_kv_blocks_used"] == 0

@@ -22,7 +22,7 @@ from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
 
 DEMO_MODEL = Path(tgis_server.__file__).parent / "demo_model"
-FAMILIES = {  # tests/models has all of them, without servers
+FAMILIES = {  # tests/models tests all families, without servers
     "granite": {"attention_multiplier": 0.3, "logits_scaling": 2.0, "residual_multiplier": 0.5},
 }
 ANYTHING = "a red ball and a blue cup near the old tree, and then her friend came to play with it"
@@ -33,7 +33,7 @@ SEQUENCE_LENGTH = 96
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A random model of a family with a tokenizer of numbered words, and its oracle; made once each."""
+    """Makes a random model of a family, with a tokenizer of numbered words and an oracle, but only once per family."""
     torch.set_num_threads(1)
     made = {}
 
@@ -58,7 +58,7 @@ def write_tokenizer(directory):
 
 
 def texts_for(family, tokenizer):
-    """Prompts of a few to about 60 tokens, half of them with a common beginning."""
+    """Prompts of 5 to about 60 tokens, half of which have a common beginning."""
     if family == "demo":
         common = "Once upon a time, there was a girl named Anna. One sunny day she went to the forest. There she found"
         words = ANYTHING.split()
@@ -70,7 +70,7 @@ def texts_for(family, tokenizer):
 
 
 async def generate_all(address, texts, calls):
-    """All texts at once in so many calls, the texts dealt out in order; pieces of the generated tokens of each text."""
+    """Generate from all texts at once, divided in order among ``calls`` calls; returns each text's generated pieces."""
     async with grpc.aio.insecure_channel(address) as channel:
         stub = GenerationServiceStub(channel)
 
@@ -114,7 +114,7 @@ def test_served_tokens_are_those_of_transformers(checkpoint, launch, family, num
         *("--kv-cache-memory", str(pool_tokens * kv_bytes_per_token(model.oracle) // num_shard)),
     )
 
-    # One call's inputs reach the scheduler together, so that round's preemptions do not depend on when calls arrive.
+    # The inputs of a single call arrive together, so in that round no preemption depends on when calls arrive.
     rounds = [asyncio.run(generate_all(server.address, texts, calls)) for calls in (len(texts), 1)]
 
     prompts = [tokenizer.encode(text).ids for text in texts]

@@ -161,6 +161,15 @@ def test_stop_ends_the_server_that_is_named_and_no_other(server: Any, launch: St
     assert server.process.poll() is None
 
 
+def test_stop_completes_models_and_ports(server: Any):
+    def complete(word: str) -> list[str]:
+        words = f"tgis stop {word}"
+        return run_tgis(_TGIS_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD="2").stdout.split()
+
+    assert complete("de") == ["demo"]
+    assert complete(str(server.facts["grpc_port"])) == [str(server.facts["grpc_port"])]
+
+
 def test_stop_refuses_an_ambiguous_name_and_signals_nobody(server: Any, launch: Start):
     other = launch(*REHEARSAL)
 

@@ -14,7 +14,7 @@ from driving import expected_tokens, submit
 from shards import DEADLINE_S, Session, Shards, make_run, wait_until
 from tgis_server.wire import shard_pb2 as pb
 
-CLOCK_TICK_S = 0.01  # resolution of the start time of a process
+CLOCK_TICK_S = 0.01  # the resolution of a process's start time
 
 
 def test_a_leader_generates_over_its_session(tmp_path):
@@ -75,7 +75,7 @@ def test_a_second_session_is_refused_while_the_first_is_open(tmp_path):
         assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
-def test_a_step_out_of_memory_fails_only_its_prefills(tmp_path):
+def test_a_step_that_runs_out_of_memory_fails_only_its_prefills(tmp_path):
     with Shards(make_run(tmp_path, fault="shard0:oom@step3", rehearse_step_ms=20)) as shards, shards.stub() as stub:
         shards.wait_until_serving()
         session = Session(stub)

@@ -18,7 +18,7 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-Start = Callable[..., Any]  # of a Server in conftest.py
+Start = Callable[..., Any]  # starts a Server of conftest.py
 
 SLOW = ("--rehearse", "--num-shard", "2", "--rehearse-step-ms", "20")
 
@@ -36,7 +36,7 @@ def test_a_hangup_of_every_process_stops_the_server_and_loses_no_answer_in_fligh
     hang_up(server.child_pids())
     server.process.send_signal(signal.SIGHUP)
     server.wait_for_line(r"draining: \d+ calls in flight")
-    hang_up([*server.child_pids(), server.process.pid])  # a second time, as the shell and the kernel both send it
+    hang_up([*server.child_pids(), server.process.pid])  # again, as the shell and the kernel both send it
 
     assert load.join() == ["MAX_TOKENS"] * 6
     assert server.wait() == 0
@@ -89,7 +89,7 @@ def test_a_drain_ends_when_its_time_is_up(launch: Start):
     assert load.join() == ["UNAVAILABLE"] * 2
 
 
-def test_a_second_signal_stops_in_order_whatever_clients_hold_open(launch: Start):
+def test_a_second_signal_stops_cleanly_whatever_clients_hold_open(launch: Start):
     server = launch("--rehearse", "--drain-delay", "20")
     with grpc.insecure_channel(server.address) as channel:
         watch = HealthStub(channel).Watch(HealthCheckRequest())
@@ -148,7 +148,7 @@ def test_a_service_manager_may_signal_every_process(launch: Start):
     load = server.start_load(num_streams=4, max_new_tokens=40)
 
     for pid in server.pids.values():
-        with contextlib.suppress(ProcessLookupError):  # the end of the first may already have ended others
+        with contextlib.suppress(ProcessLookupError):  # the end of one process may already have ended others
             os.kill(pid, signal.SIGTERM)
 
     assert load.join() == ["MAX_TOKENS"] * 4

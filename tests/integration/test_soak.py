@@ -24,7 +24,7 @@ pytestmark = pytest.mark.serial
 
 NUM_STREAMS = 200
 NUM_ROUNDS = 40
-ALLOCATOR_STEP_BYTES = 4 << 20  # what malloc takes at once when a moment needs more than any before
+ALLOCATOR_STEP_BYTES = 4 << 20  # what malloc takes at once when memory use reaches a new peak
 
 
 async def stream(stub, seed: int) -> str:
@@ -82,14 +82,14 @@ def test_rounds_of_streams_with_random_cancels_leave_no_block_no_permit_and_no_m
         inputs = [pb.GenerationRequest(text="a") for _ in range(NUM_STREAMS)]
         answer = GenerationServiceStub(channel).Generate(pb.BatchedGenerationRequest(requests=inputs), timeout=20)
     assert len(answer.responses) == NUM_STREAMS
-    half_way = sizes[NUM_ROUNDS // 2]  # pools and caches fill up before
+    half_way = sizes[NUM_ROUNDS // 2]  # until then, pools and caches fill up
     assert sizes[-1] < half_way * 1.02 + ALLOCATOR_STEP_BYTES, f"bytes of the process tree after each round: {sizes}"
     assert server.stop() == 0
 
 
 def test_calls_leave_no_object_behind_in_the_front_end(caplog):
-    """Counts what Python has allocated, which knows no steps."""
-    caplog.set_level(logging.ERROR, "tgis_server")  # pytest keeps every record
+    """Counts the blocks that Python has allocated: unlike a process's memory, their number does not grow in steps."""
+    caplog.set_level(logging.ERROR, "tgis_server")  # because pytest keeps every record
     blocks = []
 
     async def test() -> None:

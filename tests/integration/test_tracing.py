@@ -31,7 +31,7 @@ class Collector(TraceServiceServicer):
 
     def __init__(self) -> None:
         self.exports: list[Export] = []
-        self.metadata: list[tuple[str, str]] = []  # of the last export
+        self.metadata: list[tuple[str, str]] = []  # metadata of the last export
 
     def Export(self, request: Export, context: grpc.ServicerContext) -> ExportTraceServiceResponse:  # noqa: N802  the name of the RPC
         self.exports.append(request)
@@ -70,7 +70,7 @@ def two_tokens(submit: Submit) -> list[StepResult]:
     ]
 
 
-def test_a_call_has_a_span_in_the_clients_trace_and_each_input_a_prefill_in_it(collector):
+def test_a_call_has_a_span_in_the_clients_trace_that_contains_a_prefill_of_each_input(collector):
     found, endpoint = collector
 
     async def test():
@@ -91,7 +91,7 @@ def test_a_call_has_a_span_in_the_clients_trace_and_each_input_a_prefill_in_it(c
     assert b"mine" in resource
 
 
-def test_a_stream_without_a_trace_begins_one(collector):
+def test_a_stream_whose_client_sends_no_trace_begins_a_new_one(collector):
     found, endpoint = collector
 
     async def test():
@@ -112,7 +112,7 @@ def test_user_and_password_of_the_endpoint_become_its_authorization(collector):
             assert (await server.generate("t1", **tokens(2))).responses
 
     run(test)
-    assert ("authorization", "Basic bWU6d0ByZA==") in found.metadata  # me:w@rd
+    assert ("authorization", "Basic bWU6d0ByZA==") in found.metadata  # base64 of me:w@rd
 
 
 def test_a_refused_call_has_a_span_that_says_why(collector):
@@ -134,7 +134,7 @@ def test_a_collector_that_is_gone_holds_nobody_up(collector):
         async with serving(FakeLink(two_tokens), otlp_endpoint="http://127.0.0.1:9") as server:
             assert (await server.generate("t1", **tokens(2))).responses
 
-    run(test)  # within its deadline
+    run(test)  # fails at its deadline
 
 
 def test_missing_libraries_are_named_with_the_way_to_get_them(monkeypatch):

@@ -22,7 +22,7 @@ GPUS = (Gpu("GPU-aa11", "NVIDIA H100", 80 * GIB, 79 * GIB), Gpu("GPU-ab22", "NVI
 def make_subject(
     environ: Mapping[str, str] | None = None, *, host: Host | None = None, gpus: tuple[Gpu, ...] = (), **values: Any
 ) -> Subject:
-    """A healthy machine with two CPUs, with the given options and facts of ``Machine``."""
+    """A healthy machine with two CPUs, apart from the given options and facts of ``Machine``."""
     facts = {name: values.pop(name) for name in list(values) if name in FACTS}
     machine = make_machine(**{"free_bytes": 8 * GIB, "torch_has_cuda": bool(gpus), "gpus": gpus} | facts)
     environ = environ or {}
@@ -33,7 +33,7 @@ FACTS = ("has_bf16", "free_bytes", "limit_bytes", "cpu_quota", "torch_has_cuda",
 
 
 def with_files(root: Path, files: Mapping[str, object], host: Host | None = None) -> Host:
-    """A host whose /proc, /sys and /dev are a directory with these files."""
+    """A host with these files in its /proc, /sys and /dev."""
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(str(text))
@@ -60,7 +60,7 @@ def with_limits(**limits: int) -> Host:
 
 
 def with_versions(**versions: str) -> Host:
-    """A host with these installed packages, with ``_`` for ``-``."""
+    """A host with these installed packages; in their names, ``_`` stands for ``-``."""
 
     def get_version(name: str) -> str:
         try:
@@ -72,7 +72,7 @@ def with_versions(**versions: str) -> Host:
 
 
 def judge(check: Callable[[Subject], Iterable[Verdict]], subject: Subject) -> list[tuple[str, str]]:
-    """Level and text of each verdict."""
+    """The level and text of each verdict."""
     return [(str(verdict.level), str(verdict)) for verdict in check(subject)]
 
 

@@ -43,7 +43,7 @@ def submit(
     min_new_tokens: int = 0,
     **fields: Any,
 ) -> Submit:
-    """A request; ``prompt`` and ``encoder`` are lists of token ids or lengths."""
+    """A request; ``prompt`` and ``encoder`` are each either token ids or a length."""
     prompt_ids = [(request_id * 7 + i) % VOCAB_SIZE for i in range(prompt)] if isinstance(prompt, int) else prompt
     encoder_ids = [(request_id * 5 + i) % VOCAB_SIZE for i in range(encoder)] if isinstance(encoder, int) else encoder
     return Submit(
@@ -100,7 +100,7 @@ def expected_tokens(request: Submit, end_ids: Iterable[int] = (), rope_border: i
 
 
 def with_virtual(token_ids: Iterable[int], num_virtual: int) -> list[int]:
-    """Token ids with the first ``num_virtual`` replaced by those of virtual rows."""
+    """Token ids, of which the first ``num_virtual`` are replaced by those of virtual rows."""
     return [virtual_id(i) if i < num_virtual else token_id for i, token_id in enumerate(token_ids)]
 
 
@@ -136,7 +136,7 @@ class Driver:
     max_rows: int = 8
     max_padded_tokens: int = 256
     max_adapters: int = 2
-    staging_steps: int = 0  # that staging an adapter takes
+    staging_steps: int = 0  # how many steps the staging of an adapter takes
     out_of_memory: Container[str] = ()  # moments (stepN, finishN); repeated steps always fit
     depth: int = 1  # steps in flight
     target_s: float = math.inf
@@ -146,10 +146,11 @@ class Driver:
     tokens: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
     reasons: dict[int, FinishReason] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
-    described: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))  # prompt tokens, by details
+    # For each request, the prompt tokens that details describe.
+    described: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
     plans: list[StepPlan] = field(default_factory=list)
-    rows: list[list[int]] = field(default_factory=list)  # the request of each row, by plan
-    seconds: list[float] = field(default_factory=list)  # by plan
+    rows: list[list[int]] = field(default_factory=list)  # for each plan, the request of each row
+    seconds: list[float] = field(default_factory=list)  # for each plan
     results: list[StepResult] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -171,7 +172,7 @@ class Driver:
         self._in_flight: deque[InFlight] = deque()
         self._staging: list[tuple[int, Adapter]] = []  # steps left, adapter
         self._must_repeat = False
-        self.num_without_decodes = 0  # consecutive steps without any of the rows that could decode
+        self.num_without_decodes = 0  # consecutive steps that left out all rows that could decode
 
     def apply(self, *messages: Submit | Cancel | Staged) -> None:
         """Apply messages; requests get this server's end tokens."""
@@ -262,7 +263,7 @@ class Driver:
             self._commit()
 
     def _stage(self) -> None:
-        """Start staging requested adapters, and report those that are done."""
+        """Start to stage requested adapters, and report those whose staging is complete."""
         self._staging += [(self.staging_steps, needed) for needed in self.scheduler.take_staging_requests()]
         for steps, needed in self._staging:
             if steps == 0:
@@ -305,7 +306,7 @@ class Driver:
 
     @property
     def encoded(self) -> list[list[int]]:
-        """The slots whose encoder ran, by plan."""
+        """For each plan, the slots whose encoder ran."""
         return [plan.encode for plan in self.plans]
 
     @property

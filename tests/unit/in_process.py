@@ -1,4 +1,4 @@
-"""Runs a `tgis` command inside the test's process, which saves the time to start another."""
+"""Runs a `tgis` command inside the test's process, which saves the time to start another process."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class FakeLink:
 
 
 def step(*columns: tuple[int, int, FinishReason], **values: object) -> StepResult:
-    """A step's result from columns of request, token and finish reason."""
+    """The result of a step; each column consists of a request, its token and its finish reason."""
     return StepResult(
         request_ids=[column[0] for column in columns],
         token_ids=[column[1] for column in columns],

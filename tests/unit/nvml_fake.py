@@ -33,7 +33,7 @@ class Board:
     free_bytes: int = 79 * GIB
     cpu_words: tuple[int, ...] = ()  # empty = not supported
     instances: list[Instance | None] | None = None  # None = no MIG mode; None in the list = an empty slot
-    error: int = 0  # of getting its handle
+    error: int = 0  # raised instead of returning its handle
     capability: tuple[int, int] | None = None
 
 

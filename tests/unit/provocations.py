@@ -187,7 +187,7 @@ def hide_the_tracing_libraries(tmp: Path, patch: pytest.MonkeyPatch) -> object:
 
 
 def model(directory: Path, config: object = None, **changes: Any) -> Path:
-    """A directory with the demo model's tokenizer and its config, changed or replaced by another text."""
+    """A directory with the demo model's tokenizer, and either with its config after ``changes`` or with ``config``."""
     values = json.loads((DEMO_MODEL_DIR / "config.json").read_text()) | changes
     (directory / "config.json").write_text(json.dumps(values) if config is None else str(config))
     shutil.copy(DEMO_MODEL_DIR / "tokenizer.json", directory)

@@ -1,7 +1,7 @@
 """The contract's decoding in float64, implemented from its text: slow, and independent of the engine's code.
 
-Two correct programs may differ where a decision depends on the last bits of a float. There ``Reference.is_clear`` is
-false, and tests skip the example.
+Two correct programs may differ where a decision depends on the last bits of a float. In that case
+``Reference.is_clear`` is false, and tests skip the example.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ CLOSE = 1e-4  # decisions nearer than this to their border are not clear
 
 @dataclass
 class Reference:
-    """Scores on their way through the processors."""
+    """Scores on their way through the processors; ``is_clear`` is false if rounding may have decided something."""
 
     scores: np.ndarray  # (vocab,) float64
     is_clear: bool = True
 
     def keep(self, is_kept: np.ndarray) -> None:
-        """Drop all other scores. Not clear if a dropped score nearly ties with a kept one."""
+        """Drop all other scores. The result is not clear if a dropped score nearly ties with a kept one."""
         dropped, kept = self.scores[~is_kept & np.isfinite(self.scores)], self.scores[is_kept]
         if dropped.size and kept.size:
             gaps = np.abs(dropped[:, None] - kept[None])
@@ -32,14 +32,14 @@ class Reference:
         self.scores = np.where(is_kept, self.scores, -np.inf)
 
     def compare(self, values: np.ndarray, border: float) -> None:
-        """Note a comparison of ``values`` with ``border``: not clear if one of them is close."""
+        """Note a comparison of ``values`` with ``border``: the result is not clear if one of them is close to it."""
         self.is_clear &= not np.any(np.abs(values - border) < CLOSE)
 
 
 def process(
     logits: Sequence[float], seen: Iterable[int], index: int, params: SamplingParams, eos_ids: Sequence[int]
 ) -> Reference:
-    """Steps (a) to (f) for the token after ``index`` generated ones. ``seen``: prompt and output so far."""
+    """Steps (a) to (f) for the token after ``index`` generated ones; ``seen`` are the prompt and the output so far."""
     scores = np.array(logits, dtype=np.float64)
     ends = sorted(set(eos_ids))
     if index < params.min_new_tokens:
@@ -64,7 +64,7 @@ def process(
 
 
 def keep_top_p(result: Reference, top_p: float) -> None:
-    """In ascending order, drop while the cumulative probability is at most 1 - top_p; of ties the highest id first."""
+    """Drop the least likely tokens (of ties, the highest ids first) whose total probability is at most 1 - top_p."""
     ids = np.arange(len(result.scores))
     order = np.lexsort((-ids, result.scores))
     cumulative = np.cumsum(softmax(result.scores)[order])
@@ -75,7 +75,7 @@ def keep_top_p(result: Reference, top_p: float) -> None:
 
 
 def keep_typical(result: Reference, mass: float) -> None:
-    """Keep as many tokens of nearest to average surprise as ``mass`` needs, including ties."""
+    """Keep the tokens whose surprise is nearest to the average: as many as ``mass`` needs, including ties."""
     live = np.flatnonzero(np.isfinite(result.scores))
     surprise = -logprobs(result.scores[live])
     probabilities = np.exp(-surprise)
@@ -133,7 +133,7 @@ def rank(scores: np.ndarray, token_id: int) -> int:
 
 
 def alternatives(scores: np.ndarray, n: int) -> list[int]:
-    """Ids not worse than the n-th best and not dropped, the lowest 4 n at most, sorted."""
+    """The ids that are not dropped and no worse than the n-th best, in ascending order; at most 4 n of them."""
     if not n:
         return []
     border = np.sort(scores)[-min(n, len(scores))]

@@ -20,7 +20,7 @@ from tgis_server.options import options
 
 TGIS = Path(sys.executable).parent / "tgis"
 HEAVY = ("torch", "transformers", "grpc", "tokenizers", "aiohttp", "numpy")
-HELPS = ["", *COMMANDS, "config show"]
+HELPS = ["", *COMMANDS, "config show", "config init"]
 UNREACHABLE = "127.0.0.1:1"
 
 
@@ -87,7 +87,7 @@ def is_switch(option) -> bool:
     return option.type is bool and not option.opt.takes_value
 
 
-def test_a_wrong_command_line_of_a_launch_is_an_event_and_a_termination_log(tmp_path: Path):
+def test_a_launch_reports_a_wrong_command_line_as_an_event_and_in_the_termination_log(tmp_path: Path):
     result = run_tgis("launch", "--rehears", "--termination-log", str(tmp_path / "log"), JSON_OUTPUT="1")
 
     sentence = "No such option: --rehears; did you mean --rehearse?"
@@ -107,7 +107,7 @@ def test_a_wrong_command_line_of_a_launch_is_an_event_and_a_termination_log(tmp_
         (["tokenize", "x", "--url", UNREACHABLE, "--model", "m"], "Give either --model or the options of a server"),
     ],
 )
-def test_a_usage_error_is_one_sentence_and_exit_code_2(arguments: list[str], sentence: str):
+def test_a_usage_error_is_reported_in_one_sentence_with_exit_code_2(arguments: list[str], sentence: str):
     result = run_tgis(*arguments)
 
     assert result.returncode == 2
@@ -200,6 +200,13 @@ def test_config_show_names_the_origins(tmp_path: Path):
     assert report["inferred"]["engine"] == {"value": "fake", "reason": "a rehearsal"}
 
 
+def test_config_show_calls_a_model_without_a_flag_an_argument():
+    report = json.loads(run_tgis("config", "show", "--json", "no/such-model").stdout)
+
+    assert report["options"]["model_name"] == {"value": "no/such-model", "origin": "argument MODEL"}
+    assert report["error"].startswith("Failed to resolve config path: Model no/such-model not found")
+
+
 def test_config_show_shows_the_options_even_if_the_model_is_missing():
     result = run_tgis("config", "show", "no/such-model")
 
@@ -208,7 +215,7 @@ def test_config_show_shows_the_options_even_if_the_model_is_missing():
     assert "Model no/such-model not found" in result.stderr
 
 
-def test_a_closed_pipe_is_quiet(demo_model_dir: Path):
+def test_a_closed_pipe_causes_no_error_message(demo_model_dir: Path):
     command = f"yes hello | {TGIS} tokenize --model {demo_model_dir} | head -1"
 
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=20, check=False)

@@ -1,4 +1,4 @@
-"""The original's executables: what they accept, and what they report if they no longer do what they did."""
+"""The original's executables: what they accept, and what they report if something no longer works as it did."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class Table:
         self.rooms: dict[str, str] = {}  # module or package -> the room that it belongs to
         self.allowed: dict[str, set[str]] = {}  # room -> rooms that it may import
         self.callers: dict[str, set[str]] = {}
-        self.common: list[str] = []  # rooms that all above them may import
+        self.common: list[str] = []  # rooms that all rooms above them may import
 
 
 @cache
@@ -72,7 +72,7 @@ def find_modules() -> dict[str, Path]:
 
 @cache
 def find_room(module: str) -> str:
-    """The room of a module, by the longest name in the table that it begins with. Empty: there is none."""
+    """The room of the longest name in the table with which the module's name begins; empty if there is none."""
     while module and module not in read_table().rooms:
         module = module.rpartition(".")[0]
     return read_table().rooms.get(module, "")
@@ -105,7 +105,7 @@ def walk(node: ast.AST, is_immediate: bool = True) -> Iterator[tuple[ast.Import 
 
 @cache
 def list_steps() -> dict[tuple[str, str], str]:
-    """A room and one that it imports, with an import that shows it. The two packages have nothing but a version."""
+    """Each room and each one that it imports, with an import that shows this. The packages themselves do not count."""
     steps: dict[tuple[str, str], str] = {}
     for module in find_modules().keys() - PACKAGES:
         for imported in read_imports(module).keys() & find_modules().keys() - PACKAGES.keys():

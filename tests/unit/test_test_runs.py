@@ -1,4 +1,4 @@
-"""How tests are run: a tier fails when one of its parts does, and what is dear to make is made in one worker."""
+"""How tests are run: a tier fails if one of its parts does, and tests that share something expensive share a worker."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_tier_fails_when_a_part_does(
     assert list(codes) == []
 
 
-def test_what_was_interrupted_does_not_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_tier_does_not_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     codes = iter([INTERRUPTED, PASSED])
     monkeypatch.setattr(run_tests, "run_pytest", lambda *_: next(codes))
 

@@ -71,10 +71,11 @@ class Resolved:
         is_rehearsal = run.label == "rehearsal"
         origin = "" if self.reasons["model_dir"] == A_DIRECTORY else f" ({self.reasons['model_dir']})"
         shards = f", in {run.num_shard} shards" if run.num_shard > 1 else ""
-        device = "no device" if is_rehearsal else "the CPU" if run.device == "cpu" else count(run.num_shard, "GPU")
+        device = "the CPU" if run.device == "cpu" else count(run.num_shard, "GPU")
+        on = f"on {device} ({self.reasons['device']}){shards}, as {run.dtype} ({self.reasons['dtype']})"
         return (
             f"{'Rehearsing' if is_rehearsal else 'Serving'} {run.model_id}{origin}",
-            f"on {device} ({self.reasons['device']}){shards}, as {run.dtype} ({self.reasons['dtype']})",
+            f"on no device{shards}: the answers are made up" if is_rehearsal else on,
             f"up to {run.max_sequence_length:,} tokens per sequence, {config.max_new_tokens:,} of them new; "
             f"{config.max_concurrent_requests:,} requests at once",
         )

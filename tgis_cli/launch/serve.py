@@ -121,6 +121,8 @@ class Launch:
         policy = self._policy
         while True:
             outcome = await self._supervise_once(run)
+            if self._signals.received:  # a failure while stopping is final, and nobody gives up
+                return outcome
             if (delay_s := policy.delay_after(outcome.exit_code, outcome.served_s)) is None:
                 return outcome
             policy.announce(outcome.sentence, delay_s)

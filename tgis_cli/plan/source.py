@@ -42,7 +42,8 @@ def open_model(config: ServeConfig, environ: Mapping[str, str], token: str | Non
     """Find a model as at startup, or else on the hub. Temporary files are removed afterwards.
 
     Raises:
-        UsageError, ModelError, HubError: it is not found, or the hub cannot be reached.
+        UsageError, ModelError, HubError: the model is not found or cannot be used, the hub cannot be reached, or no
+            temporary directory can be created.
     """
     name = config.model_name
     with ExitStack() as stack:

@@ -6,6 +6,7 @@ Files, pipes and JSON get every line as ``lines.py`` makes it. Knows nothing of 
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,6 +16,8 @@ from tgis_cli.relay.lines import Line
 from tgis_server.words.layout import wrap
 from tgis_server.words.processes import LAUNCHER
 
+COLUMNS = re.compile(r".*\S {2,}(?=\S)")  # up to the last column of a row
+MAX_HANGING = 0.7  # of the width, before a last column
 CALM_LEVELS = ("debug", "info")  # without a name before the text
 
 
@@ -64,8 +67,14 @@ def make_prefix(line: Line, name_width: int) -> tuple[str, str, str]:
 
 
 def wrap_line(line: Line, name_width: int, width: int) -> list[str]:
-    """The rows of a line, each hanging below its text; a traceback follows."""
+    """The rows of a line, each hanging below its text or, if that has columns, below the last one.
+
+    A traceback follows.
+    """
     clock, name, level = make_prefix(line, name_width)
     rest = " " * len(clock + name)
-    rows = wrap(line.text, width, first=clock + name + level, rest=rest)
+    columns = COLUMNS.match(line.text)
+    is_table = columns is not None and len(rest + columns[0]) < width * MAX_HANGING
+    hanging = " " * len(columns[0].lstrip()) if columns and is_table else ""
+    rows = wrap(line.text, width, first=clock + name + level, rest=rest + hanging)
     return [*rows, *(row for text in line.traceback for row in wrap(text, width, first=rest))]

@@ -29,7 +29,7 @@ COMMANDS = {
     "generate": "Complete text with a running server.",
     "tokenize": "Show how text is split into tokens.",
     "migrate": "Check manifests and scripts that start the original server.",
-    "config": "Show every option, its value and where it comes from.",
+    "config": "Show every option, its value and origin, or write a commented config file.",
     "version": "Print versions of TGIS and of what it runs on.",
 }
 

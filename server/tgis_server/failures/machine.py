@@ -84,7 +84,7 @@ SEQUENCE_TOO_LONG = Failure(
     "sequence-too-long",
     "one sequence does not fit into the memory that the weights leave free",
     "One sequence of {length} tokens needs {need_bytes} for keys and values on each shard, but only {room_bytes} is "
-    "available: use {shorter}more shards (--num-shard), or free memory.",
+    "available: use {advice}, or free memory.",
     NotEnoughDevices,
 )
 WARM_UP_TOO_LARGE = Failure(

@@ -1,1 +1,1 @@
-"""The front-end process: public gRPC and HTTP APIs, validation, tokenization, detokenization. asyncio, no torch."""
+"""The front-end process: public gRPC and HTTP APIs, validation, tokenization and detokenization, without torch."""

@@ -39,8 +39,8 @@ from tgis_server.words.processes import FRONTEND
 logger = logging.getLogger(__name__)
 
 FINAL_STATUS_S = 0.5  # for calls in flight to receive their final status
-# When a shard is lost, the launcher knows the cause better than its peers. How long to wait for it:
-CAUSE_WAIT_S = 0.5  # before calls in flight are failed
+# When a shard is lost, the launcher knows the cause better than the other processes. How long to wait for the cause:
+CAUSE_WAIT_S = 0.5  # before calls in flight are ended
 MAX_LINGER_S = 1.5  # in total, before this process ends
 
 
@@ -139,7 +139,7 @@ class Frontend:
         self._stop_requested.set()
 
     def end(self, cause: str) -> None:
-        """The launcher is ending the group: report the cause to probes and calls until it ends this process too."""
+        """The launcher is shutting down the group: tell probes and calls the cause until it ends this process too."""
         if not self._group_ending.is_set():
             self._group_ending.set()
             self._stop_requested.clear()  # earlier requests are superseded
@@ -147,7 +147,7 @@ class Frontend:
             self._router.lose_engine(cause)
 
     async def run(self) -> None:
-        """Run to the end: after a drain, or when the launcher ends the group. Errors as for :func:`serve`."""
+        """Run until a drain has ended or the launcher shuts down the group. Raises the errors of :func:`serve`."""
         self.metrics.name_server(model=self._run.model_id, mode=self._run.label)
         try:
             await self._bind()
@@ -181,7 +181,7 @@ class Frontend:
         logger.info("listening: gRPC %s:%d, HTTP %s:%d", host, self.state.grpc_port, host, self.state.http_port)
 
     async def _serve_until_stopped(self) -> None:
-        """Serve and drain while the shards are watched; the first task to end decides."""
+        """Serve and drain while the shards are watched; the first task to end determines the outcome."""
         work = {
             "life": self._live(),
             "shard-health": self._shards.run(),
@@ -214,7 +214,7 @@ class Frontend:
         limits = RequestLimits.effective(info.max_sequence_length, config.max_new_tokens)
         if limits.max_new_tokens < config.max_new_tokens:
             logger.warning(
-                "max_new_tokens lowered from %d to %d: input and output together have %d tokens",
+                "max_new_tokens lowered from %d to %d: input and output together can have %d tokens",
                 config.max_new_tokens,
                 limits.max_new_tokens,
                 limits.max_sequence_length,
@@ -235,7 +235,7 @@ class Frontend:
             metrics=self.metrics,
         )
         gc.collect()
-        gc.freeze()  # what is loaded stays: this keeps full collections short and frequent
+        gc.freeze()  # what is loaded stays loaded: freezing it keeps full collections short and frequent
         self.state.start_serving()
         phases = {FRONTEND: self.state.start_phases.encode(), **self._shards.phases()}
         self.metrics.observe_start(self._run.launcher_phases, phases)
@@ -243,7 +243,7 @@ class Frontend:
         logger.info("serving %s%s", self._run.model_id, label)
 
     async def _drain_when_requested(self) -> None:
-        """Return when the drain has ended: nothing in flight, out of time, or an immediate stop was requested."""
+        """Return when nothing is in flight any more, the time is up, or an immediate stop is requested."""
         await self._stop_requested.wait()
         config = self._run.config
         self.state.start_draining()
@@ -253,9 +253,9 @@ class Frontend:
             await self._unless_hurried(self.state.wait_until_idle(config.drain_timeout))
 
     async def _fail(self, error: Exception) -> None:
-        """The engine is lost: end every call with its status.
+        """The engine is lost: end every call with a status that says so.
 
-        If a peer was lost, the launcher may send the cause first. Until then probes report what is known here.
+        If a peer was lost, the launcher may send the cause first. Until then, probes report what is known here.
         """
         if self._group_ending.is_set():
             return
@@ -274,7 +274,7 @@ class Frontend:
         await self._unless_hurried(asyncio.wait_for(self._group_ending.wait(), timeout_s))
 
     async def _unless_hurried(self, work: Coroutine[Any, Any, Any]) -> bool:
-        """Do ``work`` unless an immediate stop is requested first. Returns whether it was done."""
+        """Do ``work`` unless an immediate stop is requested first. Return whether it was done."""
         hurry = asyncio.create_task(self._hurry_requested.wait(), name="wait-for-hurry")
         try:
             return await run_before(hurry, work)
@@ -282,7 +282,7 @@ class Frontend:
             hurry.cancel()
 
     async def _end_calls(self) -> None:
-        """The drain has ended: end the calls still in flight without an answer."""
+        """The drain has ended: end the calls that are still in flight; they get no answer."""
         self.state.stop_accepting()
         if self.state.num_calls:
             logger.warning("calls ended without an answer: %d", self.state.num_calls)

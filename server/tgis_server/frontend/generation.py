@@ -18,7 +18,7 @@ from tgis_server.frontend.text import EncodedInput, Tokenizer, TokenizerFailed
 from tgis_server.frontend.validation import GenerationParams, RequestLimits, validate, validate_length
 from tgis_server.wire.messages import FinishReason, Submit
 
-MAX_DRAWN_SEED = 2**32  # compatible with the original server; clients may send 64 bits
+MAX_DRAWN_SEED = 2**32  # compatible with the original server; clients may send 64-bit seeds
 
 
 class Call:
@@ -28,21 +28,21 @@ class Call:
         """``kind`` is the label in metrics: ``single``, ``batch`` or ``stream``."""
         self.kind = kind
         self.num_inputs = num_inputs  # known before there are outputs
-        self.is_answered = False  # and counted as answered
+        self.is_answered = False  # set when an input is counted as answered
         self.started_at = time.monotonic()
         self.validated_at = self.started_at  # updated once the inputs are validated
         self.outputs: list[Output] = []
-        self.permits: Permits | None = None  # a stream's, released before the client has read it all
+        self.permits: Permits | None = None  # only for a stream; released before the client has read everything
         self._news = asyncio.Event()
         self.wake: Callable[[], object] = self._news.set  # must be quick; a handler may replace it
 
     @property
     def num_unfinished(self) -> int:
-        """Inputs left unfinished by a call that ends without an answer; if all have finished, all of them."""
+        """Inputs left unfinished by a call that ends without an answer; all its inputs if every one has finished."""
         return self.num_inputs - sum(output.is_finished for output in self.outputs) or self.num_inputs
 
     def on_change(self, output: Output) -> None:
-        """Wake the handler if it can proceed: a unary call waits for ends, a stream for every token."""
+        """Wake the handler if it can proceed: a unary call waits for outputs to end, and a stream for tokens."""
         if self.kind == "stream" or output.is_finished:
             self.wake()
         if self.permits and output.is_finished:
@@ -84,7 +84,7 @@ class GenerationService:
         """Validate, tokenize and check all inputs, then fill ``call.outputs``. Nothing reaches the engine.
 
         Raises:
-            InvalidRequest: the first failed check, for the first input that fails it; one bad input rejects the call.
+            InvalidRequest: the first failed check, for the first input that fails it; one bad input fails the call.
         """
         validation_started_at = time.monotonic()
         params = validate(request, self.limits, default_include_stop=self.default_include_stop)

@@ -2,8 +2,8 @@
 
 Commands of the same user, such as `tgis ps`, may ask too.
 
-A separate thread answers: a busy event loop does not mean that the process is hung. The answer includes how long the
-loop has been stuck. A launcher that stops polling is frozen.
+A separate thread answers, because a busy event loop does not mean that the process is hung. The answer includes how
+long the loop has been stuck. A launcher that stops polling is considered frozen.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class LauncherServer(FrontendServicer):
         self._loop = asyncio.get_running_loop()
         self._server.add_insecure_port(f"unix:{self._path}")
         self._path.chmod(0o600)
-        self._called_at = self._loop_turned_at = time.monotonic()  # the silence counts from here
+        self._called_at = self._loop_turned_at = time.monotonic()  # the silence is measured from here
         self._checking = asyncio.create_task(self._check_launcher(), name="check-launcher")
         self._server.start()
 
@@ -87,7 +87,7 @@ class LauncherServer(FrontendServicer):
             self._state.set_launcher_silence("")
 
     async def _check_launcher(self) -> None:
-        """Notice a frozen launcher. A dead one takes this process with it."""
+        """Notice a frozen launcher. A dead one takes this process down with it."""
         while True:
             slept_at = time.monotonic()
             await asyncio.sleep(CHECK_S)

@@ -1,9 +1,9 @@
-"""Builds the answer to one input from the engine's tokens, in parts that every door renders: the only place that
-decides the contents of an answer.
+"""Builds the answer to one input from the engine's tokens, in parts that every door renders. No other module decides
+the contents of an answer.
 
 The router pushes tokens into an ``Output``, and the handler of its call takes parts out. An ``Output`` does no I/O,
 never waits and is independent of any API's messages. Text that a slow client has not fetched accumulates in one part;
-if generated tokens were requested, each token keeps a separate part.
+if generated tokens were requested, each token stays in a separate part.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class Part:
     """The contents of a stream's frame, or of a whole answer."""
 
     text: str = ""
-    num_input: int = 0  # in the first part and in the one with the input tokens
+    num_input: int = 0  # set in the first part and in the one with the input tokens
     num_generated: int = 0  # so far
     tokens: Sequence[Token] = ()
     input_tokens: Sequence[Token] = ()
-    # Set in the last part; the seed also in the first one:
+    # Set in the last part; the seed is set in the first one too:
     end_reason: FinishReason = UNFINISHED
     stop_sequence: str = ""
     seed: int = 0
@@ -64,7 +64,7 @@ class TextSettings:
 
 
 class Output:
-    """The answer to one input, as far as it is generated. Owned by the event loop."""
+    """The answer to one input, as far as it has been generated. Owned by the event loop."""
 
     def __init__(
         self,
@@ -85,8 +85,8 @@ class Output:
         self.error: RequestError | None = None
         self.stop_reason = UNFINISHED
         self.num_generated = 0
-        self.submitted_at = 0.0  # host monotonic clock, as all times here
-        self.started_at: float | None = None  # first step
+        self.submitted_at = 0.0  # host monotonic clock, like all times here
+        self.started_at: float | None = None  # when its first step began
         self.first_token_at: float | None = None
         self.last_token_at: float | None = None
         self.finished_at: float | None = None
@@ -96,7 +96,7 @@ class Output:
         self._echo = echo
         self._detokenizer = Detokenizer(settings.pieces)
         self._matcher = StopMatcher(params.stop, include=params.include_stop_sequence) if params.stop else None
-        self._parts: deque[Part] = deque()  # not taken yet
+        self._parts: deque[Part] = deque()  # parts that have not been taken yet
         self._prompt_details: list[TokenDetail] = []
         self._wants_tokens = submit.wanted.generated_tokens
 
@@ -125,7 +125,7 @@ class Output:
             self.last_token_at = now
             if self.first_token_at is None:
                 self.first_token_at = now
-            if reason is not FinishReason.EOS_TOKEN:  # a final end-of-sequence token never shows in the text
+            if reason is not FinishReason.EOS_TOKEN:  # a final end-of-sequence token never appears in the text
                 text = self._detokenizer.push(token_id)
             if self._matcher:
                 # A match before min_new_tokens is ignored, and a deadline takes precedence over a match.
@@ -196,7 +196,7 @@ class Output:
         return self._parts.popleft() if self._parts else None
 
     def whole(self) -> Part:
-        """The answer of a unary call, once finished. Slow with the tokens of long inputs; callable from any thread."""
+        """The answer of a unary call, once finished. Slow if it has a long input's tokens; callable from any thread."""
         parts = self._parts
         return Part(
             text=self._echo + "".join([part.text for part in parts]),
@@ -226,7 +226,7 @@ class Output:
         return Token(token_id, piece, logprob, detail.rank if wanted.ranks else 0, top)
 
     def _describe_top(self, detail: TokenDetail, *, has_logprobs: bool) -> list[TopToken]:
-        """In the contract's order: most likely first if logprobs are shown, otherwise by token id."""
+        """The top tokens in the contract's order: most likely first if logprobs are shown, otherwise by token id."""
         tops, get_piece = zip(detail.top_ids, detail.top_logprobs, strict=True), self._get_piece
         if not has_logprobs:
             return [TopToken(token_id, get_piece(token_id), 0.0) for token_id, _ in sorted(tops)]
@@ -240,5 +240,5 @@ def most_likely_first(top: tuple[int, float]) -> tuple[float, int]:
 
 def detokenizing_failed(cause: Exception) -> RequestError:
     error = GenerationFailed(f"Request failed during detokenization: {cause}")
-    error.__cause__ = cause  # logged with the input's line
+    error.__cause__ = cause  # logged with the line of this input
     return error

@@ -1,4 +1,4 @@
-"""Permits: they limit how many inputs are in progress. There is no queue: a call without permits is refused at once."""
+"""Permits limit how many inputs are in progress. There is no queue: a call that gets none is refused at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tgis_server.errors import Overloaded
 
 
 class Permits:
-    """The permits of a call. Released when its inputs are finished, however slowly its client reads."""
+    """The permits of a call. They are released when its inputs are finished, however slowly its client reads."""
 
     def __init__(self, admission: Admission, num_inputs: int) -> None:
         self._admission = admission
@@ -30,7 +30,7 @@ class Admission:
 
     @contextmanager
     def hold(self, num_inputs: int) -> Iterator[Permits]:
-        """Hold a permit for each input, all or none, until released or the end of the ``with`` block.
+        """Hold a permit for every input, or none at all, until they are released or the ``with`` block ends.
 
         Raises:
             Overloaded: too few are free. A batch of more than ``max_inputs`` never fits.

@@ -1,4 +1,4 @@
-"""A call as every door parses it, before any check. Independent of protobuf, HTTP and limits."""
+"""A call as every door parses it, before any check. It is independent of protobuf, HTTP and limits."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tgis_server.wire.messages import Grammar, LengthPenalty, Wanted
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """The parameters as the client sent them. Zero or None: not specified."""
+    """The parameters as the client sent them. Zero or None means not specified."""
 
     is_sampling: bool = False
-    temperature: float | None = None  # 0 is a value: greedy
+    temperature: float | None = None  # 0 is a value: it means greedy
     top_k: int = 0
     top_p: float = 0.0
     typical_p: float = 0.0
@@ -41,7 +41,7 @@ class AdapterName:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """A call through any door: several inputs that share everything else."""
+    """A call through any door: one or more inputs that share everything else."""
 
     inputs: Sequence[str]
     parameters: Parameters

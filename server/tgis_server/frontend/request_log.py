@@ -1,6 +1,6 @@
-"""One log line for each input, with the correlation id of its call.
+"""Writes one log line for each input, with the correlation id of its call.
 
-Numbers and names only: prompts and outputs do not belong in logs.
+A line contains only numbers and names: prompts and outputs do not belong in logs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tgis_server.wire.messages import FinishReason
 
 logger = logging.getLogger(__name__)
 
-CORRELATION_ID = "x-correlation-id"  # metadata, from the client and back to it
+CORRELATION_ID = "x-correlation-id"  # metadata, received from the client and sent back
 MAX_ID_CHARS = 128
 LEVELS = {
     FinishReason.TOKEN_LIMIT: logging.WARNING,
@@ -26,7 +26,7 @@ LEVELS = {
 
 
 def get_correlation_id(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
-    """The client's correlation id, made safe for logs; a random one if it sent none."""
+    """The client's correlation id, made safe for logs; a random one if the client sent none."""
     for key, value in metadata or ():
         if key == CORRELATION_ID and isinstance(value, str) and value:
             is_plain = value.isascii() and value.isprintable()
@@ -44,7 +44,7 @@ def log_outputs(call: Call, correlation_id: str) -> None:
             continue
         fields = {"correlation_id": correlation_id, "stop_reason": reason.name, **describe_output(output, call, now)}
         if output.error:
-            cause = output.error.__cause__  # only of unexpected errors
+            cause = output.error.__cause__  # set only for unexpected errors
             logger.log(level, "input failed: %s", output.error, exc_info=cause, extra=fields)
         else:
             logger.log(level, "input done", extra=fields)

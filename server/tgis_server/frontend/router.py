@@ -1,7 +1,9 @@
-"""Passes the results of each step to their outputs: one reader for all requests, which never waits for a client.
+"""Submits requests to the engine, passes results to their outputs, and cancels what is unfinished when a call ends.
 
-It owns the map from request ids to outputs and tracks whether the engine is connected. Unary and streaming handlers
-register here and are woken through their outputs.
+One reader serves all requests and never waits for a client.
+
+The router owns the map from request ids to outputs and tracks whether the engine is connected. Unary and streaming
+handlers register here and are woken through their outputs.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ class Router:
         self._outputs: dict[int, Output] = {}  # by request id; submitted and not finished
         self._ids = itertools.count(1)
         self._is_lost = False  # no more results will come
-        self._refusal: RequestError | None = None  # set once: ends every later request
+        self._refusal: RequestError | None = None  # once set, it ends every later request
 
     @property
     def num_running(self) -> int:
@@ -59,7 +61,7 @@ class Router:
         """Run these requests, as one unit, inside the ``with`` block; unfinished ones are cancelled at its end.
 
         Raises:
-            RequestError: requests are refused, as the engine is lost or the server stops.
+            RequestError: requests are refused, because the engine is lost or the server is shutting down.
         """
         if self._refusal:
             raise self._refusal
@@ -121,7 +123,7 @@ class Router:
                     last_at.append(output.last_token_at)
             try:
                 output.on_token(token_id, reason, get_detail(column), now)
-            except Exception as error:  # noqa: BLE001  one failing request must not stop the reader of all
+            except Exception as error:  # noqa: BLE001  one failing request must not stop the reader, which serves all
                 output.fail(detokenizing_failed(error))
             if output.is_finished:
                 del outputs[request_id]

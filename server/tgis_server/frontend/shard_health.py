@@ -1,11 +1,12 @@
 """The health of the shards: when all of them serve, and when one of them is dead.
 
-Each shard's ``Health`` is called every second and the last reply kept, so probes are answered at once and never touch a
-device. ``ShardHealth`` judges the replies of one shard, ``GroupHealth`` those of all; only its ``run`` makes calls.
+Each shard's ``Health`` is called every second and the last reply is kept, so probes are answered at once and never
+touch a device. ``ShardHealth`` judges the replies of one shard and ``GroupHealth`` those of all shards; calls are made
+only by ``GroupHealth.run``.
 
-Time until a stuck shard is detected: 4 s if it does not answer (three calls and the second before them), 5 s if its
-step loop is hung between steps, and one second more than a step may take if it is hung in a step. A step may take
-``--step-timeout``, or what the leader allows for it if that is longer.
+A stuck shard is detected after 4 s if it does not answer (three calls and the second before them), after 5 s if its
+step loop is hung between steps, and one second after the longest time that a step may take if it is hung in a step.
+That time is ``--step-timeout``, or the time that the leader allows for the step if that is longer.
 """
 
 from __future__ import annotations
@@ -65,17 +66,17 @@ class ShardHealth:
 
     @property
     def is_silent(self) -> bool:
-        """It serves, but did not answer the latest call."""
+        """Whether it serves but did not answer the latest call."""
         return self.is_serving and self._num_unanswered > 0
 
     @property
     def is_idle(self) -> bool:
-        """It answered the latest call, between two steps."""
+        """Whether it answered the latest call, between two steps."""
         return self.is_serving and not self.is_silent and self.step_age_s == 0
 
     @property
     def step_age_s(self) -> float:
-        """How long its current step has run, 0 between steps."""
+        """How long its current step has run; 0 between steps."""
         return self._last.step_age_s if self._last is not None else 0.0
 
     @property
@@ -95,10 +96,10 @@ class ShardHealth:
         return f"the {self.longest_step_s:.0f} s allowed for this step"
 
     def observe(self, reply: pb.HealthReply | None, *, expects_ticks: bool = True) -> str | None:
-        """Note a reply, or its absence. Returns why the shard is dead, or None.
+        """Note a reply, or its absence. Return why the shard is dead, or None.
 
-        ``expects_ticks``: an idle step loop should have answered its ticks. A follower gets its ticks from the leader,
-        and none while the leader waits for the device.
+        ``expects_ticks``: whether an idle step loop should have answered its ticks. A follower gets its ticks from the
+        leader, which sends none while it waits for the device.
         """
         if reply is None:
             self._num_unanswered += 1
@@ -113,7 +114,8 @@ class ShardHealth:
             return failures.STEP_HANGS.format(
                 rank=self._rank, age_s=reply.step_age_s, limit=self.describe_longest_step()
             )
-        # Between two long steps the last tick is old too: a shard is stuck only if it has also done nothing since.
+        # Between two long steps, the last tick is old too: a shard is stuck only if it has done nothing since the last
+        # reply.
         did_nothing = last is not None and last.executed_steps == reply.executed_steps and last.step_age_s == 0
         if expects_ticks and did_nothing and reply.step_age_s == 0 and reply.tick_age_s > MAX_TICK_AGE_S:
             return failures.STEP_LOOP_HANGS.format(rank=self._rank, age_s=reply.tick_age_s)
@@ -133,7 +135,7 @@ class GroupHealth:
         return ", ".join(map(str, self._shards))
 
     def phases(self) -> dict[str, Sequence[pb.Phase]]:
-        """The start phases of every shard, by its name."""
+        """The start phases of every shard, by shard name."""
         return {shard_name(rank): shard.phases for rank, shard in enumerate(self._shards)}
 
     async def wait_until_serving(self) -> None:
@@ -141,14 +143,14 @@ class GroupHealth:
         await self._all_serving.wait()
 
     def judge(self, replies: Sequence[pb.HealthReply | None]) -> str | None:
-        """Note the replies of all shards to one round of calls. Returns why the group is dead, or None."""
+        """Note the replies of all shards to one round of calls. Return why the group is dead, or None."""
         leader = self._shards[0]
         was_idle = leader.is_idle
         causes = []
         for shard, reply in zip(self._shards, replies, strict=True):
             expects_ticks = shard is leader or (was_idle and leader.is_idle)
             causes.append(shard.observe(reply, expects_ticks=expects_ticks))
-        # While one shard is silent the others may just be waiting for it: they are judged again once it answers.
+        # While one shard is silent, the others may just be waiting for it: they are judged again once it answers.
         someone_is_silent = any(shard.is_silent for shard in self._shards)
         for shard, cause in zip(self._shards, causes, strict=True):
             if cause and (shard.is_silent or not someone_is_silent):
@@ -156,7 +158,7 @@ class GroupHealth:
         return None
 
     def _explain_long_step(self, late: ShardHealth) -> str:
-        """In a step of several shards, the working ones wait for the hung one: from outside they look alike."""
+        """In a step of several shards, the working ones wait for the hung one: from outside, they all look alike."""
         ranks = [str(rank) for rank, shard in enumerate(self._shards) if shard.step_age_s > 0]
         values: dict[str, Any] = {"age_s": late.step_age_s, "limit": late.describe_longest_step()}
         if len(ranks) == 1:
@@ -167,7 +169,7 @@ class GroupHealth:
         """Poll until a shard is dead.
 
         Raises:
-            PeerLost: names the shard and the symptom. Always, unless cancelled.
+            PeerLost: always, unless cancelled; names the shard and the symptom.
         """
         channels = [open_shard_channel(path) for path in self._sockets]
         try:

@@ -24,7 +24,7 @@ class ServingState(Enum):
 
 
 class ServerState:
-    """The state of this server. It only moves forward: STARTING, SERVING, DRAINING; FAILED from any of them."""
+    """The state of this server. It only moves forward: STARTING, SERVING, DRAINING; FAILED may follow any of them."""
 
     def __init__(self, start_phases: Phases, describe_loading: Callable[[], str]) -> None:
         self.serving_state = ServingState.STARTING
@@ -46,14 +46,14 @@ class ServerState:
         self.is_accepting = True
 
     def start_draining(self) -> None:
-        """No longer ready, but still accepting calls: load balancers need time to notice."""
+        """Stop being ready, but keep accepting calls: load balancers need time to notice."""
         self._enter(ServingState.DRAINING, "The server is shutting down; use another one.")
 
     def stop_accepting(self) -> None:
         self.is_accepting = False
 
     def fail(self, text: str) -> None:
-        """The engine is lost, or the group is ending. A later, better informed text replaces an earlier one."""
+        """The engine is lost, or the group is shutting down. A later, better-informed text replaces an earlier one."""
         self._enter(ServingState.FAILED, text)
         self.is_accepting = False
 
@@ -96,7 +96,7 @@ class ServerState:
     def require_accepting(self) -> None:
         """
         Raises:
-            Unavailable: no calls are accepted now; the text explains it.
+            Unavailable: no calls are accepted now; the text explains why.
         """
         if not self.is_accepting:
             raise Unavailable(self.text)

@@ -1,7 +1,7 @@
-"""Spans of generation calls for an OpenTelemetry collector, recorded after a call has ended: no call waits for them.
+"""Spans of generation calls for an OpenTelemetry collector, recorded after each call has ended: no call waits for them.
 
-Needs the extra ``tgis[tracing]``. A call's span is a child of the client's if that sent W3C ``traceparent`` metadata,
-and has a ``prefill`` child span for each input that ran. Spans contain no prompts or outputs.
+Needs the extra ``tgis[tracing]``. A call's span is a child of the client's span if the client sent W3C ``traceparent``
+metadata, and has a ``prefill`` child span for each input that ran. Spans contain no prompts or outputs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tgis_server.words.url_credentials import split_credentials
 
 logger = logging.getLogger(__name__)
 
-LAST_SPANS_S = 2.0  # to send the remaining spans when the server ends
+LAST_SPANS_S = 2.0  # to send the remaining spans when the server shuts down
 
 
 class Tracing:
@@ -30,8 +30,8 @@ class Tracing:
     def __init__(self, endpoint: str, service_name: str) -> None:
         """
         Args:
-            endpoint: of OTLP over gRPC; plaintext unless it begins with ``https://``. ``user:password@`` becomes HTTP
-                Basic authorization.
+            endpoint: the collector's, for OTLP over gRPC; plaintext unless it begins with ``https://``.
+                ``user:password@`` in it becomes HTTP Basic authorization.
             service_name: the resource's ``service.name``.
 
         Raises:
@@ -61,10 +61,10 @@ class Tracing:
     def record(
         self, call: Call, correlation_id: str, metadata: Iterable[tuple[str, str | bytes]] | None, failure: str | None
     ) -> None:
-        """Record a call that has ended. ``failure`` is the text of its status, None if OK. Never raises."""
+        """Record a call that has ended. ``failure`` is the text of its status, or None if it is OK. Never raises."""
         try:
             self._record(call, correlation_id, metadata, failure)
-        except Exception:  # an answer must not be lost to its trace
+        except Exception:  # a failure to trace must not cost the client its answer
             logger.exception("A span could not be recorded.")
 
     def _record(

@@ -1,7 +1,7 @@
 """Turns the parameters of a request into values that the rest of the server trusts, or into the contract's error text.
 
-Checks run in the contract's order and the first that fails decides. Texts are part of the contract: clients match them.
-Independent of doors, tokenizers, engines and statuses.
+Checks run in the contract's order, and the first that fails determines the error. The texts are part of the contract,
+because clients match against them. The checks are independent of doors, tokenizers, engines and statuses.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STOP_SEQUENCES_TEXT = (
     f"can specify at most {NUM_STOP_SEQUENCES.high} non-empty stop sequences, "
     f"each not more than {STOP_SEQUENCE_BYTES.high} UTF8 bytes"
 )
-# Field names that differ from the kind of grammar, by door.
+# Names of fields that are not named after their kind of grammar, by door.
 GRAMMAR_FIELDS = {"grpc": {"json": "format", "lark": "grammar"}}
 
 
@@ -52,7 +52,7 @@ class GenerationParams:
     """The parameters of one call, shared by its inputs."""
 
     sampling: SamplingParams
-    seed: int | None  # the client's; None: one is drawn per input
+    seed: int | None  # the client's; None if one is to be drawn for each input
     max_new_tokens: int  # requested, or the default; the context may allow less
     stop: StopSequences | None
     include_stop_sequence: bool
@@ -86,7 +86,7 @@ def _validate_params(parameters: Parameters, limits: RequestLimits, *, default_i
     repetition_penalty = _validate_penalties(parameters)
 
     _require(len(parameters.stop_sequences) in NUM_STOP_SEQUENCES, STOP_SEQUENCES_TEXT)
-    # The contract fixes this order: response options come between the number and the contents of stop sequences.
+    # The contract fixes this order: response options are checked between the number and the contents of stop sequences.
     wanted = parameters.wanted
     _require(wanted.top_n in TOP_N_TOKENS, f"top_n_tokens ({wanted.top_n}) must be <= {TOP_N_TOKENS.high}")
     _require(
@@ -120,7 +120,7 @@ def _validate_params(parameters: Parameters, limits: RequestLimits, *, default_i
 
 
 def _validate_sampling(parameters: Parameters) -> tuple[float, int, float, float]:
-    """Temperature, top_k, top_p and typical_p. A temperature of 0 means greedy, an absent one 1."""
+    """Temperature, top_k, top_p and typical_p. A temperature of 0 means greedy; an absent one means 1."""
     temperature = 1.0 if parameters.temperature is None else parameters.temperature
     _require(temperature in TEMPERATURE, f"temperature must be >= {TEMPERATURE.low}")
     top_p = parameters.top_p or 1.0
@@ -132,7 +132,7 @@ def _validate_sampling(parameters: Parameters) -> tuple[float, int, float, float
 
 
 def _validate_penalties(parameters: Parameters) -> float:
-    """The repetition penalty; the length penalty is used unchanged."""
+    """Check both penalties and return the repetition penalty; the length penalty is used unchanged."""
     repetition_penalty = parameters.repetition_penalty or 1.0
     _require(repetition_penalty in REPETITION_PENALTY, "repetition_penalty must be > 0.0")
     if parameters.length_penalty:
@@ -141,7 +141,7 @@ def _validate_penalties(parameters: Parameters) -> float:
 
 
 def _reject_grammar(request: GenerationRequest) -> None:
-    """No engine supports guided decoding."""
+    """Refuse every grammar: no engine supports guided decoding."""
     if request.grammar:
         kind = request.grammar.kind
         name = GRAMMAR_FIELDS[request.door].get(kind, kind)
@@ -161,7 +161,7 @@ def validate_length(num_input_tokens: int, params: GenerationParams, limits: Req
     """How many tokens may follow this input: the smaller of ``max_new_tokens`` and the rest of the context.
 
     Raises:
-        InvalidRequest: the input fills the context, alone or with ``min_new_tokens``.
+        InvalidRequest: the input fills the context, alone or together with ``min_new_tokens``.
     """
     longest, min_new_tokens = limits.max_sequence_length, params.sampling.min_new_tokens
     input_text = f"input tokens ({num_input_tokens}) plus prefix length (0)"

@@ -109,7 +109,7 @@ class ServeConfig:
             help="Number of processes that share the model, one per GPU.",
             group="Devices and memory",
             ge=1,
-            unset="the GPUs that CUDA_VISIBLE_DEVICES or NVIDIA_VISIBLE_DEVICES names, otherwise 1",
+            unset="the number of GPUs that CUDA_VISIBLE_DEVICES or NVIDIA_VISIBLE_DEVICES names, otherwise 1",
         ),
     ] = None
     num_gpus: Annotated[
@@ -133,7 +133,12 @@ class ServeConfig:
         bool, Opt(help="Reuse keys and values of prompts with a common prefix.", group="Devices and memory")
     ] = True
     cpu_pinning: Annotated[
-        bool, Opt(help="Pin each shard to separate CPU cores.", group="Devices and memory", hidden=True)
+        bool,
+        Opt(
+            help="Pin each shard to CPU cores: those near its GPU, or on a CPU to cores of its own.",
+            group="Devices and memory",
+            hidden=True,
+        ),
     ] = True
     batch_safety_margin: Annotated[
         int, Opt(help="Percentage of free GPU memory that is held back.", group="Devices and memory", ge=0, le=90)
@@ -242,7 +247,7 @@ class ServeConfig:
     send_timeout: Annotated[
         float,
         Opt(
-            help="Seconds after which a client that does not read its responses loses its call.",
+            help="Seconds that a client may go without reading its responses before its call is ended.",
             group="Network",
             gt=0,
         ),
@@ -424,12 +429,12 @@ class ServeConfig:
     ] = None
     master_addr: Annotated[
         str | None,
-        Opt(help="Shards of one machine meet in the run directory.", group="Accepted, without effect", hidden=True),
+        Opt(help="Shards on one machine meet in the run directory.", group="Accepted, without effect", hidden=True),
     ] = None
     master_port: Annotated[
         int | None,
         Opt(
-            help="Shards of one machine meet in the run directory.",
+            help="Shards on one machine meet in the run directory.",
             group="Accepted, without effect",
             ge=0,
             le=65535,

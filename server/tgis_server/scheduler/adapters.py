@@ -3,11 +3,11 @@
 ::
 
     needed → requested (``take_staging_requests``) → staged → has a place, or none while others are in use
-                                           ↘ failed: the waiting sequences fail, the next request tries again
+                                           ↘ failed: the waiting sequences fail; the next request tries again
 
 A sequence whose adapter is not staged waits here, not in the queue, so it blocks no other sequence however long the
-staging takes. It keeps its place in the order of arrival. A place is reused for another adapter when no sequence with a
-slot uses it, the least recently used place first.
+staging takes. It keeps its position in the order of arrival. A place that no sequence with a slot uses can be reused
+for another adapter; the least recently used one is reused first.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Adapters:
     """Owned by the scheduler."""
 
     def __init__(self, num_places: int) -> None:
-        self._to_stage: dict[bytes, Adapter] = {}  # needed, not requested yet; all by digest
+        self._to_stage: dict[bytes, Adapter] = {}  # needed, not requested yet; by digest, like the next ones
         self._held: dict[bytes, list[Sequence]] = {}  # sequences waiting for a needed or requested adapter
         self._staged: set[bytes] = set()
         self._place_of: dict[bytes, int] = {}
@@ -83,7 +83,7 @@ class Adapters:
         return adapter is None or adapter.digest in self._place_of or bool(self._unused)
 
     def take_place(self, sequence: Sequence) -> Activation | None:
-        """Give a sequence that gets a slot its adapter's place; return the activation if the adapter has none yet."""
+        """Note that a sequence that gets a slot uses its adapter's place; return the activation if it needs one."""
         adapter = sequence.submit.adapter
         if adapter is None:
             return None

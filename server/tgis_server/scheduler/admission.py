@@ -1,11 +1,12 @@
 """Fills a step with prefill rows after its decode rows: chunks of prompts in progress, and new sequences.
 
-While there are others, no sequence gets more than half of a step. The oldest of the long prompts comes first; then, in
-order of arrival, prompts that this step can finish and new sequences; then the other long prompts, shortest remainder
-first. So no prompt waits for a longer one, and every prompt makes progress.
+While there are other sequences, none gets more than half of a step. The oldest of the long prompts comes first; then,
+in order of arrival, prompts that this step can finish and new sequences; then the other long prompts, shortest
+remainder first. So no prompt waits for a longer one, and every prompt makes progress.
 
-Some tokens cannot be split: those of an encoder, and whole prompts where the engine computes them in one step. If there
-are more of them than fit into a step, they are computed alone; if only decode rows are in the way, in the next step.
+Some tokens cannot be split: those of an encoder, and whole prompts if the engine computes them in one step. If there
+are more of them than fit into a step, they are computed alone; if only decode rows are in the way, they are computed in
+the next step.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from tgis_server.scheduler.slots import Slots
 from tgis_server.scheduler.steps import Draft
 from tgis_server.scheduler.waiting import WaitingQueue
 
-STEPS_PER_PROBE = 8  # one of these keeps to the target however long reading keys takes
+STEPS_PER_PROBE = 8  # one in so many steps keeps to the target however long reading keys takes
 
 
 class Admission:
-    """Decides which sequences get prefill rows; ``Slots`` carries it out."""
+    """Decides which sequences get prefill rows; ``Slots`` carries out the decision."""
 
     def __init__(
         self, limits: SchedulerLimits, slots: Slots, waiting: WaitingQueue, times: StepTimes, report: StepReport
@@ -38,7 +39,7 @@ class Admission:
         self._report = report
 
     def add_prefill(self, draft: Draft) -> None:
-        """Add prefill rows in the order that the module describes."""
+        """Add prefill rows in the order that this module's docstring describes."""
         running = self._slots.running
         prefilling = [s for s in running if s.state is State.PREFILLING]
         may_admit = len(self._waiting) > 0 and self._slots.num_free > 0 and not draft.preemptions
@@ -73,8 +74,8 @@ class Admission:
     def _admit_waiting(self, draft: Draft, budget: PrefillBudget, longest: float) -> None:
         """Start new sequences while there are slots, memory and budget.
 
-        ``longest``: remaining tokens of the next long prompt in progress. It comes before new sequences that are
-        longer: prompts that take turns would all be late.
+        ``longest``: remaining tokens of the next long prompt in progress. That prompt comes before new sequences that
+        are longer: prompts that take turns would all be late.
         """
         for sequence in self._waiting.candidates():
             if not self._slots.num_free:
@@ -97,7 +98,7 @@ class Admission:
             self._add_chunk(draft, sequence, num_tokens)
 
     def _take_whole(self, draft: Draft, budget: PrefillBudget, offer: Offer, remaining: int) -> int:
-        """Tokens of the first row if the encoder or the whole prompt must be computed at once; 0: not in this step."""
+        """Tokens of the first row if the encoder or whole prompt must be computed at once; 0 if not in this step."""
         num_tokens = remaining
         if self._limits.chunked_prefill and offer.num_to_encode + remaining > budget.tokens:
             num_tokens = 1  # a step for its encoder, with as few other tokens as possible

@@ -5,8 +5,8 @@ A block is in exactly one of two states::
     owned   ref count >= 1: in the block tables of that many sequences
     free    ref count 0: in the free list; if it has a key, its content is still valid and can be acquired again
 
-The free list is in order of reuse: blocks without a key first, then the least recently used. Keys name content: the
-SHA-256 chain over the token ids up to and including the block (:func:`chain_key`), so equal keys mean equal content
+The free list is in order of reuse: blocks without a key first, then the least recently used. A key names content: it is
+the SHA-256 chain over the token ids up to and including the block (:func:`chain_key`), so equal keys mean equal content
 and a lookup never compares tokens. Only full blocks and blocks of an encoder's output (``encoders.py``) have keys.
 """
 
@@ -20,7 +20,7 @@ from tgis_server.wire.messages import Submit, TokenIds
 
 
 def cache_root(submit: Submit, *, is_rope_long: bool) -> bytes:
-    """The start of a chain: everything besides the tokens that keys and values depend on.
+    """The start of a chain: everything that keys and values depend on besides the tokens.
 
     Args:
         submit: the sequence.
@@ -122,7 +122,7 @@ class BlockPool:
     def release(self, blocks: Sequence[int]) -> None:
         """Release one reference to each block of a table.
 
-        The last block is released first and so reused first: without its prefix, the rest of a chain is useless.
+        The last block is released first and so is reused first: without its prefix, the rest of a chain is useless.
         """
         for block in reversed(blocks):
             assert self._ref_counts[block] > 0, f"KV block {block} released twice"

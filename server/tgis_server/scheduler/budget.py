@@ -1,21 +1,21 @@
 """How much prefill fits into a step, in tokens and in predicted seconds.
 
-``StepTimes`` predicts from the times of recent steps, without knowledge of the model or device. ``PrefillBudget``
-divides one step among sequences.
+``StepTimes`` predicts seconds from the times of recent steps, without knowledge of the model or device.
+``PrefillBudget`` divides one step among sequences.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-MAX_TARGET_USE = 0.9  # of the target; the rest is a margin for errors of the prediction
-MIN_PREFILL_SHARE = 0.25  # of the decode rows' seconds: guaranteed even if these alone come near the target
+MAX_TARGET_USE = 0.9  # share of the target; the rest is a margin for errors of the prediction
+MIN_PREFILL_SHARE = 0.25  # of the decode rows' seconds; prefill gets it even if decode rows alone come near the target
 ALLOWANCE_FACTOR = 10.0  # on a busy machine a step can take several times its usual time
 
-MAX_SURPRISE = 3.0  # times the prediction
+MAX_SURPRISE = 3.0  # times that differ from the prediction by more than this factor count less
 RECENT = 0.9  # decay of a step's weight with each later step of its kind: about the last ten count
-# How strongly each factor keeps its previous value. Stronger for attention's: they matter only with many keys, and then
-# show at once.
+# How strongly each factor keeps its previous value. Attention's factors keep theirs more strongly: they matter only
+# with many keys, and then show at once.
 INERTIA = (1e-3, 1e-3, 1e-2, 1e-1)
 
 
@@ -26,10 +26,10 @@ class StepLoad:
     num_tokens: int = 0
     num_products: int = 0  # tokens times keys, summed over rows
     num_keys: int = 0  # read from the cache, once per row
-    has_chunks: bool = False  # a row of several tokens
+    has_chunks: bool = False  # at least one row has several tokens
 
     def add_decodes(self, num_rows: int, num_keys: int) -> None:
-        """Add rows of one token, which attend to ``num_keys`` keys together."""
+        """Add rows of one token each, which attend to ``num_keys`` keys in total."""
         self.num_tokens += num_rows
         self.num_products += num_keys
         self.num_keys += num_keys
@@ -54,7 +54,7 @@ class _Recent:
         self.sums = [0.0] * 4
 
     def add(self, values: tuple[float, float, float, float], result: float) -> None:
-        """Add one equation: the factors times ``values`` are ``result``."""
+        """Add one equation: the factors times ``values`` add up to ``result``."""
         for i, value in enumerate(values):
             row = self.products[i]
             for j in range(4):
@@ -75,7 +75,7 @@ class StepTimes:
         self._is_stale = False
 
     def observe(self, load: StepLoad, seconds: float) -> None:
-        """Learn from a step that took ``seconds``; ignored if not positive."""
+        """Learn from a step that took ``seconds``; a time that is not positive is ignored."""
         if seconds <= 0.0:
             return
         # Errors are relative to the prediction, so that short and long steps count the same. Outliers count less:
@@ -130,7 +130,7 @@ def _solve_non_negative(matrix: Matrix, right: list[float]) -> list[float]:
 
 
 def _solve(matrix: Matrix, right: list[float], free: list[int]) -> list[float]:
-    """Solve for the ``free`` unknowns with the others zero: Gaussian elimination of a positive definite matrix."""
+    """Solve for the ``free`` unknowns; the others are zero. Gaussian elimination of a positive definite matrix."""
     rows = [[matrix[i][j] for j in free] + [right[i]] for i in free]
     size = len(free)
     for i in range(size):
@@ -155,7 +155,7 @@ class PrefillBudget:
         num_decode_tokens: tokens of the step's decode rows.
         max_share: most tokens for one sequence.
         max_share_s: most seconds for one sequence.
-        may_exceed: see :meth:`take`. Not in every step, as the fit needs chunks of different sizes.
+        may_exceed: see :meth:`take`. Not set in every step, as the fit needs chunks of different sizes.
     """
 
     times: StepTimes
@@ -184,7 +184,7 @@ class PrefillBudget:
             decode: the load of the decode rows.
             max_tokens: most tokens in the step.
             target_s: most seconds that the step should take.
-            has_others: limit each sequence to half of the step.
+            has_others: whether each sequence is limited to half of the step.
             may_exceed: see the class.
         """
         decode_s = times.predict(decode)
@@ -217,9 +217,9 @@ class PrefillBudget:
         return count
 
     def take_whole(self, start: int, num_tokens: int) -> bool:
-        """Take tokens that cannot be split: of an encoder, or of a prompt that is computed whole.
+        """Take tokens that cannot be split: those of an encoder, or of a prompt that is computed whole.
 
-        The first ones of a step may take as long as they need; if they exceed the tokens left, they run alone.
+        The first such tokens of a step may take as long as they need; if they exceed the tokens left, they run alone.
         """
         seconds = self.times.predict_chunk(start, num_tokens)
         if num_tokens > self.tokens and (self.num_chunks or self.num_decode_tokens):

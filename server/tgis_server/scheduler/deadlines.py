@@ -1,4 +1,4 @@
-"""Finds sequences whose deadline has passed. A heap, because thousands may wait and every step checks."""
+"""Finds sequences whose deadline has passed. It uses a heap, because thousands may wait and every step checks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Deadlines:
         heapq.heappush(self._heap, (deadline, sequence.submit.request_id))
 
     def pop(self, now: float, alive: dict[int, Sequence]) -> list[Sequence]:
-        """Sequences whose deadline has passed, each once."""
+        """Sequences whose deadline has passed; one that was added twice may appear twice."""
         passed = []
         while self._heap and self._heap[0][0] < now:
             _, request_id = heapq.heappop(self._heap)

@@ -1,8 +1,8 @@
 """Shares encoder outputs between sequences.
 
 The keys and values that a decoder reads from its encoder's output ("cross blocks") are written once, by the step that
-runs the encoder. Once that step is committed, sequences with an equal ``encoder_root`` share them; until then the
-others wait.
+runs the encoder. Once that step is committed, sequences with an equal ``encoder_root`` share them; until then,
+these wait.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Encodings:
 
     def __init__(self, pool: BlockPool) -> None:
         self._pool = pool
-        self._encoding: dict[bytes, Sequence] = {}  # by root; their steps are not committed
+        self._encoding: dict[bytes, Sequence] = {}  # by root; sequences whose steps are not committed yet
 
     def is_encoding(self, sequence: Sequence) -> bool:
         """Whether another sequence is encoding the same input."""
@@ -30,17 +30,17 @@ class Encodings:
         return found if len(found) == self._num_blocks(sequence) else []
 
     def begin(self, sequence: Sequence) -> None:
-        """Note that a planned step encodes it."""
+        """Note that a planned step encodes a sequence's input."""
         self._encoding[sequence.encoder_root] = sequence
 
     def commit(self, sequence: Sequence) -> None:
-        """Publish its encoding, if this sequence computed it."""
+        """Publish a sequence's encoding if this sequence computed it."""
         if self._end(sequence):
             for block, key in zip(sequence.cross_blocks, self._keys(sequence), strict=True):
                 self._pool.publish(block, key)
 
     def release(self, sequence: Sequence) -> None:
-        """It loses its slot: if its encoding was not committed, another sequence may encode."""
+        """Note that a sequence loses its slot: if its encoding is not committed, another one may encode the input."""
         self._end(sequence)
 
     def _end(self, sequence: Sequence) -> bool:

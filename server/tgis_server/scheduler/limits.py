@@ -18,8 +18,8 @@ class SchedulerLimits:
     max_batch_tokens: int  # tokens per step
     prefix_cache: bool = True
     target_s: float = math.inf  # most seconds that a step should take: the time between two tokens of an answer
-    rope_border: int | None = None  # sequences of more tokens use other factors (LongRoPE)
-    max_padded_tokens: int | None = None  # rows times tokens of the longest one; None: memory is blocks
+    rope_border: int | None = None  # sequences with more tokens use other factors (LongRoPE)
+    max_padded_tokens: int | None = None  # rows times tokens of the longest one; None if memory is blocks
     chunked_prefill: bool = True  # False: prompts are computed whole
     mixed_steps: bool = True  # False: a step has either prefill or decode rows
     max_adapters: int = 0  # places for adapters
@@ -35,7 +35,7 @@ class SchedulerLimits:
         prefix_cache: bool = True,
         target_s: float = math.inf,
     ) -> SchedulerLimits:
-        """The limits of a server with this engine; keyword arguments are the server's options."""
+        """The limits of a server with this engine; the keyword arguments are the server's options."""
         has_rows = caps.memory == "rows"
         return cls(
             num_blocks=0 if has_rows else capacity.num_blocks,

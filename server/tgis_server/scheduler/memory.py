@@ -1,7 +1,7 @@
 """Memory for keys and values: what a new sequence would get, and what a sequence with a slot holds.
 
-Either blocks of a pool (``paged.py``) or rows of one padded batch (``rows.py``), depending on the engine. The rest of
-the scheduler does not depend on which.
+It consists of blocks of a pool (``paged.py``) or of rows of one padded batch (``rows.py``), depending on the engine.
+The rest of the scheduler is the same for both.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from tgis_server.wire.messages import Submit
 class Offer:
     """What a waiting sequence would get now. Valid until memory is next taken or released."""
 
-    num_cached_tokens: int = 0  # of its prefix: already computed
-    num_to_encode: int = 0  # encoder tokens, unless another sequence has encoded the same
+    num_cached_tokens: int = 0  # tokens of its prefix that are already computed
+    num_to_encode: int = 0  # encoder tokens, unless another sequence has encoded the same input
     cached: list[int] = field(default_factory=list)  # blocks of the cached tokens
     num_new: int = 0  # further blocks
     cross: list[int] = field(default_factory=list)  # blocks of an encoding that exists
@@ -34,11 +34,11 @@ class Memory(Protocol):
         ...
 
     def refusal(self, submit: Submit) -> str | None:
-        """Why a request could not be served even alone; ``None``: it could."""
+        """Why a request could not be served even alone; ``None`` if it could."""
         ...
 
     def offer(self, sequence: Sequence) -> Offer | None:
-        """What the sequence would get now; ``None``: it has to wait."""
+        """What the sequence would get now; ``None`` if it has to wait."""
         ...
 
     def take(self, sequence: Sequence, offer: Offer) -> None:
@@ -46,7 +46,7 @@ class Memory(Protocol):
         ...
 
     def grow(self, sequence: Sequence) -> bool:
-        """Extend the memory to all known tokens; ``False``: another sequence must release some first."""
+        """Extend the memory to all known tokens; ``False`` if another sequence must release some first."""
         ...
 
     def commit(self, sequence: Sequence, num_computed: int, *, encoded: bool) -> None:

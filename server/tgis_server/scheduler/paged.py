@@ -11,13 +11,13 @@ from tgis_server.wire.messages import Submit
 
 
 class PagedMemory:
-    """A new sequence gets the blocks of all its known tokens and its encoder at once; decoding adds blocks later."""
+    """A new sequence gets the blocks for all its known tokens and its encoder at once; decoding adds blocks later."""
 
     def __init__(self, limits: SchedulerLimits) -> None:
         self.pool = BlockPool(limits.num_blocks, limits.block_size, keeps_free=limits.prefix_cache)
         self._has_prefix_cache = limits.prefix_cache
         self._encodings = Encodings(self.pool)
-        self._growing: set[Sequence] = set()  # with a slot, may need another block
+        self._growing: set[Sequence] = set()  # have a slot and may need another block
 
     @property
     def num_used(self) -> int:
@@ -93,13 +93,13 @@ class PagedMemory:
         sequence.num_sent_blocks = 0
 
     def _max_blocks(self, max_tokens: int) -> int:
-        """Blocks of a sequence at its end. The last generated token is never computed and needs no space."""
+        """Blocks that a sequence has at its end. The last generated token is never computed and needs no space."""
         return self.pool.blocks_for(max_tokens - 1)
 
     def _find_cached(self, sequence: Sequence) -> list[int]:
         """Cached blocks of a sequence's prefix; the last token always remains to be computed."""
         wanted = sequence.submit.wanted
-        if not self._has_prefix_cache or (wanted.input_tokens and wanted.any):  # details need every position computed
+        if not self._has_prefix_cache or (wanted.input_tokens and wanted.any):  # details need all positions computed
             return []
         size = self.pool.block_size
         num_blocks = (len(sequence.token_ids) - 1) // size

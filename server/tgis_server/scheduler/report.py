@@ -1,4 +1,4 @@
-"""What happened since the last result that the front-end got."""
+"""What has happened since the last result that the front-end got."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class StepReport:
         return result
 
     def add_start(self, sequence: Sequence, now: float) -> None:
-        """Report that its first step begins."""
+        """Report that a sequence's first step begins."""
         self._result.started.append((sequence.submit.request_id, now))
 
     def add_token(

@@ -1,4 +1,4 @@
-"""Memory of engines without KV blocks: each sequence has a row of one padded batch, as long as the longest may get."""
+"""Memory of engines without KV blocks: rows of one padded batch, all as long as the longest sequence may become."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tgis_server.wire.messages import Submit
 
 
 def reserved_tokens(submit: Submit) -> int:
-    """Tokens of its encoder, prompt and longest output; the last generated token is never computed."""
+    """Tokens of a request's encoder, prompt and longest output; the last generated token is never computed."""
     return len(submit.encoder_ids) + len(submit.prompt_ids) + submit.max_new_tokens - 1
 
 

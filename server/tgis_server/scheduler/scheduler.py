@@ -3,11 +3,11 @@
 A plan has decode rows first (a running answer never waits for a prompt), then as much prefill as the budget allows
 (``admission.py``). If a step cannot have both, or prefill needs a step without decode rows, the two take turns.
 
-A new sequence gets the memory for its whole prompt at once; only decode rows request more later. If there is none, the
-youngest sequence loses its slot and is recomputed when there is memory again.
+A new sequence gets the memory for its whole prompt at once; only decode rows request more later. If there is none left,
+the youngest sequence loses its slot and is recomputed when there is memory again.
 
 Steps may be in flight: ``plan`` can be called before the ``commit`` of the previous plan. Tokens of sequences that have
-finished in between are dropped; tokens of preempted ones are kept.
+finished in the meantime are dropped; tokens of preempted ones are kept.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from tgis_server.wire.messages import (
 )
 
 NOT_FINITE = (
-    "the model computed NaN or infinity for this request; if it does so often, its weights may be damaged, or its "
-    "values exceed the range of float16 (use --dtype bfloat16 or float32)"
+    "the model computed NaN or infinity for this request; if that happens often, its weights may be damaged, or its "
+    "values may exceed the range of float16 (use --dtype bfloat16 or float32)"
 )
 
 
@@ -50,8 +50,8 @@ class Scheduler:
 
     def __init__(self, limits: SchedulerLimits) -> None:
         self.limits = limits
-        self.times = StepTimes()  # public: steps without a plan of the scheduler, such as warm-up, can be observed too
-        self._sequences: dict[int, Sequence] = {}  # everything not finished
+        self.times = StepTimes()  # public: steps that the scheduler does not plan (warm-up) can be observed too
+        self._sequences: dict[int, Sequence] = {}  # all unfinished ones, by request id
         self._waiting = WaitingQueue()
         self._slots = Slots(limits)
         self._deadlines = Deadlines()
@@ -98,14 +98,14 @@ class Scheduler:
         return self._slots.adapters.take_staging_requests()
 
     def fail(self, request_id: int, status: str, text: str) -> None:
-        """Fail a single request, applied or not."""
+        """Fail a single request, even one that was not applied."""
         if sequence := self._sequences.get(request_id):
             self._fail(sequence, status, text)
         else:
             self._report.add_failure(request_id, status, text)
 
     def cancel_all(self) -> None:
-        """The only client has gone: end its requests and drop what there was to report."""
+        """The only client is gone: end its requests and drop what there was to report."""
         for sequence in list(self._sequences.values()):
             self._end(sequence)
         self._report.clear()
@@ -124,7 +124,7 @@ class Scheduler:
             self._waiting.add(sequence)
 
     def _settle(self, staged: Staged) -> None:
-        """Sequences that waited for an adapter join the queue or fail."""
+        """Move the sequences that waited for an adapter to the queue, or fail them."""
         for sequence in self._slots.adapters.settle(staged):
             sequence.state = State.WAITING
             self._waiting.add(sequence)
@@ -151,7 +151,7 @@ class Scheduler:
     def guided_rows(self, plan: StepPlan) -> list[tuple[int, int]]:
         """Rows of a launched plan whose token must match a grammar, as pairs of row and request id, in batch order.
 
-        Their masks need the tokens of the previous step. Some of the requests may end when that is committed.
+        Their masks need the tokens of the previous step. Some of the requests may end when that step is committed.
         """
         return [
             (index, row.sequence.submit.request_id)
@@ -160,7 +160,7 @@ class Scheduler:
         ]
 
     def _add_rows(self, draft: Draft, *, decode_only: bool) -> None:
-        """Add decode rows and prefill, as far as a step may mix them, or only prefill if it is its turn."""
+        """Add decode rows and prefill rows, as far as a step may mix them, or only prefill rows if it is their turn."""
         is_mixed = self.limits.mixed_steps
         prefill_first, self._prefill_is_next = self._prefill_is_next and not decode_only, False
         if prefill_first:
@@ -186,7 +186,7 @@ class Scheduler:
         if sequence.state is not State.RUNNING or sequence.num_known >= sequence.max_tokens:
             return  # just preempted by an older one, or its last token is in flight
         if not sequence.is_rope_long and sequence.exceeds(self.limits.rope_border):
-            if not sequence.num_in_flight:  # otherwise in the next step: its newest token is not known yet
+            if not sequence.num_in_flight:  # otherwise it waits a step: its newest token is not known yet
                 self._preempt(sequence)
             return
         while not self._slots.memory.grow(sequence):
@@ -199,7 +199,7 @@ class Scheduler:
         draft.add_row(sequence, 1)
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Take its slot away; it returns to its place in the queue and is recomputed later."""
+        """Take a sequence's slot away; the sequence returns to its place in the queue and is recomputed later."""
         self._slots.release(sequence)
         sequence.state = State.WAITING
         self._waiting.add(sequence)
@@ -239,7 +239,7 @@ class Scheduler:
     def _expire(self, now: float) -> None:
         """End sequences whose deadline passed while they waited for an adapter, a slot or their next chunk.
 
-        Called after the step: on an idle server a request whose prompt takes one step gets a token.
+        Called after a step, so that on an idle server a request whose prompt takes one step gets a token.
         """
         for sequence in self._deadlines.pop(now, self._sequences):
             if sequence.state not in (State.RUNNING, State.FINISHED):  # running ones end with their next token

@@ -16,7 +16,7 @@ from tgis_server.wire.messages import Activation
 
 
 class Slots:
-    """Takes and releases together all that a sequence with a slot holds."""
+    """Takes and releases everything that a sequence with a slot holds, all at once."""
 
     def __init__(self, limits: SchedulerLimits) -> None:
         self.running: list[Sequence] = []  # by arrival
@@ -33,7 +33,7 @@ class Slots:
         return len(self._free)
 
     def offer(self, sequence: Sequence) -> Offer | None:
-        """What a waiting sequence would get with a free slot; ``None``: it has to wait."""
+        """What a waiting sequence would get with a free slot; ``None`` if it has to wait."""
         if not self.adapters.has_place(sequence.submit.adapter):
             return None
         sequence.choose_rope(self._rope_border)

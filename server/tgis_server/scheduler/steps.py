@@ -29,7 +29,7 @@ class Row:
 
 @dataclass(slots=True)
 class Draft:
-    """The plan of one step, while it is made and until its commit."""
+    """The plan of one step, while it is being made and until it is committed."""
 
     plan: StepPlan
     planned_at: float = 0.0
@@ -53,7 +53,7 @@ class Draft:
             self.load.add(0, offer.num_to_encode)
 
     def add_row(self, sequence: Sequence, num_tokens: int) -> None:
-        """Add the next tokens of a sequence, whose blocks are large enough."""
+        """Add the next tokens of a sequence, which already has the blocks for them."""
         plan = self.plan
         start = sequence.num_planned
         end = start + num_tokens

@@ -1,7 +1,7 @@
 """The queue of sequences without a slot, in order of arrival, and how far they may overtake each other.
 
 A sequence that waits for KV blocks, or for its turn among long prompts, may be overtaken by later, smaller ones at most
-``MAX_OVERTAKEN`` times. Then none passes it: running sequences end, their blocks are freed, and it starts. So no
+``MAX_OVERTAKEN`` times. After that, none passes it: running sequences end, their blocks are freed, and it starts. So no
 sequence starves, and small requests do not wait needlessly behind a large one. A preempted sequence is never overtaken:
 the memory that it released is for sequences before it and for itself.
 """
@@ -15,7 +15,7 @@ from operator import attrgetter
 from tgis_server.scheduler.sequence import Sequence
 
 MAX_OVERTAKEN = 16
-MAX_TRIED = 8  # sequences that a plan tries because earlier ones do not fit
+MAX_TRIED = 8  # sequences that a plan tries to start if earlier ones do not fit
 
 by_arrival = attrgetter("arrival")
 
@@ -38,7 +38,7 @@ class WaitingQueue:
         del self._sequences[self._index(sequence)]
 
     def start(self, sequence: Sequence) -> None:
-        """Remove a sequence that gets a slot, overtaking those before it."""
+        """Remove a sequence that gets a slot; it overtakes those before it."""
         index = self._index(sequence)
         for overtaken in self._sequences[:index]:
             overtaken.num_overtaken += 1

@@ -25,7 +25,7 @@ def stage_on(runner: ModelRunner, adapter: Adapter, rank: int) -> Acknowledgemen
         runner.stage(adapter)
     except TgisError as error:
         return Acknowledgement(adapter.digest, rank, str(error))
-    except Exception as error:  # its requests fail, this rank continues
+    except Exception as error:  # its requests fail, but this rank continues
         logger.exception("the adapter %s cannot be read", adapter.id)
         text = f"the adapter {adapter.id} cannot be read on shard {rank}: {type(error).__name__}: {error}"
         return Acknowledgement(adapter.digest, rank, text)
@@ -37,15 +37,15 @@ class Stager:
 
     def __init__(self, runner: ModelRunner, control: ControlPublisher | None, inbox: Inbox) -> None:
         self._runner = runner
-        self._control = control  # None or without followers: only rank 0 stages
+        self._control = control  # None, or no followers: only rank 0 stages
         self._inbox = inbox
         self._worker = Worker("adapters")
         self._reader: threading.Thread | None = None
         self._missing: dict[bytes, set[int]] = {}  # ranks that have not answered, by digest
-        self._errors: dict[bytes, str] = {}  # the first one, by digest
+        self._errors: dict[bytes, str] = {}  # the first error, by digest
 
     def stage(self, adapter: Adapter) -> None:
-        """Request an adapter from all ranks; their answers arrive in the inbox."""
+        """Ask all ranks to read an adapter; their answers arrive in the inbox."""
         self._missing[adapter.digest] = {0}
         if self._control and self._control.num_followers:
             self._missing[adapter.digest].update(range(1, 1 + self._control.num_followers))
@@ -53,7 +53,7 @@ class Stager:
         self._worker.run(lambda: self._request(adapter))
 
     def note(self, answer: Acknowledgement) -> list[Staged]:
-        """Record an answer; return the outcome with the last one.
+        """Record an answer; return the outcome if it was the last one.
 
         Raises:
             GroupFailed: the answer was not requested.
@@ -74,7 +74,7 @@ class Stager:
         return [Staged(answer.digest, self._errors.pop(answer.digest, ""))]
 
     def _request(self, adapter: Adapter) -> None:
-        """In the worker."""
+        """Runs in the worker."""
         try:
             if self._control:
                 self._control.stage(adapter)
@@ -88,7 +88,7 @@ class Stager:
             self._reader.start()
 
     def _read_answers(self, control: ControlPublisher) -> None:
-        """In a thread."""
+        """Runs in a thread."""
         try:
             while True:
                 self._inbox.put(Acknowledged(control.receive()))
@@ -118,6 +118,6 @@ class StagingFollower:
             while (adapter := self._control.receive()) is not None:
                 self._control.acknowledge(stage_on(self._runner, adapter, self._rank))
         except PeerLost:
-            pass  # the main thread sees it on the plan channel, or an orderly end
+            pass  # the main thread sees this, or an orderly end, on the plan channel
         except Exception as error:  # noqa: BLE001  the main thread raises it
             self._error = error

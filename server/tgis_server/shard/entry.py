@@ -28,17 +28,17 @@ from tgis_server.wire.plans import PlanPublisher, PlanSubscriber
 
 logger = logging.getLogger(__name__)
 
-WARM_UP_TOKENS = 64  # enough to create the kernels of prefill and decode
+WARM_UP_TOKENS = 64  # enough to create the kernels for prefill and decode
 
 
 def serve_shard(run: Run, rank: int) -> None:
     """Run one shard until SIGTERM.
 
     Raises:
-        TgisError: with the one sentence that explains why it cannot continue.
+        TgisError: with one sentence that explains why the shard cannot continue.
     """
     status = ShardStatus()
-    ReservedThreads(POLLER + GRPC + SESSION).release()  # too tight a limit is an error here, and a crash later
+    ReservedThreads(POLLER + GRPC + SESSION).release()  # too tight a limit is an error here; later it would be a crash
     if rank == 0:
         _lead(run, status)
     else:
@@ -111,12 +111,12 @@ def _follow(run: Run, rank: int, status: ShardStatus) -> None:
 
 
 def takes_adapters(run: Run) -> bool:
-    """Whether there is a control channel. Decided before loading, the same on all ranks."""
+    """Whether there is a control channel. This is known before loading and is the same on all ranks."""
     return bool(get_engine(run.engine).adapters)
 
 
 def defer_stop_signals(on_signal: Callable[[], None]) -> None:
-    """Call ``on_signal`` instead of ending at a stop signal, which would lose answers in progress.
+    """At a stop signal, call ``on_signal`` instead of ending, because ending would lose answers in progress.
 
     Service managers signal every process of a group: the front-end drains, and the shards end after it.
     """

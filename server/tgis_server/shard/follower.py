@@ -19,7 +19,7 @@ def follow(
     """Execute plans until the leader ends them. The first plan without rows ends the warm-up.
 
     Raises:
-        PeerLost: the leader has gone.
+        PeerLost: the leader is gone.
         GroupFailed, NotEnoughDevices: a step does not fit into memory, or a message cannot be applied.
     """
     check = PlanCheck(runner.capacity)

@@ -29,7 +29,7 @@ MAX_REASON = 200  # characters of llguidance's message
 
 
 class GuideError(Exception):
-    """A request cannot be guided. The sentence is for its client; other requests are not affected."""
+    """A request cannot be guided. The message is a sentence for its client; other requests are not affected."""
 
 
 class Guide(Protocol):
@@ -47,7 +47,7 @@ class Guide(Protocol):
         """Advance by a generated token.
 
         Raises:
-            GuideError: it does not match.
+            GuideError: the token does not match the grammar.
         """
         ...
 
@@ -56,7 +56,7 @@ Compiler = Callable[[Submit], Guide]
 
 
 class GrammarCompiler:
-    """Makes guides for one model. The tokenizer is prepared for llguidance with the first grammar."""
+    """Makes guides for one model. The tokenizer is prepared for llguidance when the first grammar is compiled."""
 
     def __init__(self, model_dir: Path, vocab_size: int) -> None:
         self._model_dir = model_dir
@@ -94,7 +94,7 @@ class GrammarCompiler:
 
 
 class LlGuide:
-    """A guide by llguidance. The end tokens are the request's, not the tokenizer's."""
+    """A guide that uses llguidance. The end tokens are the request's, not the tokenizer's."""
 
     def __init__(self, matcher: LLMatcher, submit: Submit, tokenizer_end_ids: Iterable[int]) -> None:
         self._matcher = matcher
@@ -157,7 +157,7 @@ def first_line(error: object) -> str:
 
 def refuse_grammars(submit: Submit) -> Guide:
     """The compiler of a server without guided decoding."""
-    raise GuideError("this server does not guide decoding")
+    raise GuideError("this server does not support guided decoding")
 
 
 @dataclass(slots=True)
@@ -174,12 +174,12 @@ class Guides:
     def __init__(self, compile_grammar: Compiler, inbox: Inbox) -> None:
         self._compile = compile_grammar
         self._inbox = inbox
-        self._held: dict[int, Submit] = {}  # by request id, while their grammars are compiled
+        self._held: dict[int, Submit] = {}  # by request id, while their grammars are being compiled
         self._guided: dict[int, _Guided] = {}
         self._compiling, self._computing = Worker("grammars"), Worker("masks")
 
     def hold_back(self, requests: Iterable[Submit | Cancel]) -> list[Submit | Cancel]:
-        """Hold requests with a grammar, which arrive in the inbox as ``Compiled`` later; return all others."""
+        """Hold requests with a grammar, which will arrive in the inbox as ``Compiled``; return all others."""
         passed: list[Submit | Cancel] = []
         for request in requests:
             if isinstance(request, Submit) and request.grammar:
@@ -270,5 +270,5 @@ def result_of(future: Future[Any]) -> Any:
     except TimeoutError as error:
         raise GuideError(f"the grammar is too complex: the next mask takes more than {MASK_TIMEOUT_S:g} s") from error
     except Exception as error:
-        logger.exception("a grammar failed")
-        raise GuideError(f"the grammar failed: {type(error).__name__}: {first_line(error)}") from error
+        logger.exception("a grammar could not be processed")
+        raise GuideError(f"the grammar could not be processed: {type(error).__name__}: {first_line(error)}") from error

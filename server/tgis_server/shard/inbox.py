@@ -15,7 +15,7 @@ from tgis_server.wire.messages import Cancel, Submit
 class Requests:
     """Messages of one Session, in order."""
 
-    session: int  # numbered in the order of opening
+    session: int  # Sessions are numbered in the order in which they are opened
     items: list[Submit | Cancel]
 
 
@@ -26,7 +26,7 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class SessionEnded:
-    """The front-end has gone: all requests of its Session end."""
+    """The front-end is gone: all requests of its Session end."""
 
     session: int
 
@@ -38,7 +38,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A request's grammar has been compiled, or has failed."""
+    """A request's grammar has been compiled, or has failed to compile."""
 
     submit: Submit
     guide: Future[Any]  # a ``Guide``

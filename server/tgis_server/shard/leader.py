@@ -1,7 +1,8 @@
 """The leader's step loop: plan, publish to the followers, run the device, publish the results.
 
-Where the engine plans ahead, a step is launched before the previous one is collected. A step with guided rows is
-finished only after that, because its masks depend on the previous step's tokens; they are computed while the step runs.
+If the engine can plan ahead, a step is launched before the previous one is collected. A step with guided rows is
+finished only once the previous one is collected, because its masks depend on that step's tokens; they are computed
+while the step runs.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class InFlight:
 
     launched: Launched
     plan_s: float
-    started_at: float  # start of its planning
+    started_at: float  # when its planning started
     is_repeat: bool
     guided_rows: list[tuple[int, int]]  # rows that need masks, with their request ids
 
@@ -106,7 +107,7 @@ class Leader:
             self.step()
 
     def step(self) -> None:
-        """Apply the inbox, start the next step, then publish the results of the previous one."""
+        """Apply the inbox's messages, start the next step, then publish the results of the previous one."""
         self._apply_inbox(wait=self._in_flight is None and self._scheduler.is_idle)
         started_at = time.monotonic()
         is_repeat, self._must_repeat = self._must_repeat, False
@@ -211,7 +212,7 @@ class Leader:
         self._scheduler.cancel_all()
 
     def _publish(self, result: StepResult) -> None:
-        """Send a result to the front-end, and to the guides: requests that end without a step may have one."""
+        """Send a result to the front-end and the guides: even a request that ends without a step may have a guide."""
         self._guides.advance(result)
         self._outbox.put(self._session, result)
 
@@ -240,7 +241,7 @@ class Leader:
         return step
 
     def _wait_for_masks(self, step: InFlight) -> Masks:
-        """Wait for the masks of guided rows. A request whose guide fails ends, and its row gets none."""
+        """Wait for the masks of guided rows. If a guide fails, its request ends and its row gets no mask."""
         masks, errors = self._guides.masks(step.guided_rows)
         for request_id, text in errors.items():
             self._scheduler.fail(request_id, "INTERNAL", text)
@@ -272,7 +273,7 @@ class Leader:
 
 
 def warm_up_plans(num_tokens: int, capacity: Capacity) -> list[StepPlan]:
-    """Prefill, decode and end of a sequence of ``num_tokens`` zeros, in the first KV blocks if there are any."""
+    """Plans for the prefill, decode and end of a sequence of ``num_tokens`` zeros, in the first KV blocks if any."""
     num_blocks = -(-(num_tokens + 1) // capacity.block_size) if capacity.num_blocks else 0
     sequence = NewSequence(
         slot=0,

@@ -1,4 +1,4 @@
-"""Checks that a rank can apply a plan, before anything is computed; errors name the field.
+"""Checks that a rank can apply a plan, before anything is computed; errors name the field at fault.
 
 A wrong plan would overwrite other sequences' blocks, or end in a device error that explains nothing.
 """
@@ -13,24 +13,25 @@ from tgis_server.wire.messages import NO_ADAPTER, NewSequence, StepPlan
 
 
 class PlanCheck:
-    """Tracks the plans of one rank. Work that grows with the rows is left to built-in functions, for speed."""
+    """Tracks the plans of one rank. Work that grows with the batch is left to built-in functions, for speed."""
 
     def __init__(self, capacity: Capacity) -> None:
         self._capacity = capacity
         self._slots: set[int] = set()
         self._encoding: set[int] = set()  # slots whose encoder may run
-        self._places: set[int] = set()  # of adapters
+        self._places: set[int] = set()  # activated places of adapters
 
     def apply(self, plan: StepPlan) -> None:
         """Check a plan and apply its changes, in the order of ``StepPlan``.
 
         Raises:
-            GroupFailed: it cannot be applied.
+            GroupFailed: the plan cannot be applied.
         """
         self._free(plan)
         for activation in plan.activate:
             if activation.place not in range(self._capacity.max_adapters):
-                refuse(plan, "activate.place", f"is {activation.place} of {self._capacity.max_adapters}")
+                num_places = self._capacity.max_adapters
+                refuse(plan, "activate.place", f"is {activation.place}, but must be less than {num_places}")
             self._places.add(activation.place)
         for new in plan.new:
             self._add(plan, new)
@@ -54,9 +55,9 @@ class PlanCheck:
         if new.slot in self._slots:
             refuse(plan, "new.slot", f"is {new.slot}, which is taken")
         if not 1 <= new.prompt_length <= num_tokens:
-            refuse(plan, "new.prompt_length", f"is {new.prompt_length} of {num_tokens} tokens")
+            refuse(plan, "new.prompt_length", f"is {new.prompt_length}, but there are {num_tokens} tokens")
         if new.num_cached_tokens not in range(num_tokens):
-            refuse(plan, "new.num_cached_tokens", f"is {new.num_cached_tokens} of {num_tokens} tokens")
+            refuse(plan, "new.num_cached_tokens", f"is {new.num_cached_tokens}, but must be less than {num_tokens}")
         if new.adapter_place != NO_ADAPTER and new.adapter_place not in self._places:
             refuse(plan, "new.adapter_place", f"is {new.adapter_place}, which was never activated")
         if max(new.cross_blocks, default=-1) >= self._capacity.num_blocks:
@@ -89,7 +90,7 @@ class PlanCheck:
             refuse(plan, "new_blocks", self._beyond_the_cache(block))
 
     def _beyond_the_cache(self, block: int) -> str:
-        return f"names block {block}, but the cache has {self._capacity.num_blocks}"
+        return f"names block {block}, but the cache has {self._capacity.num_blocks} blocks"
 
 
 def first_unknown(slots: list[int], known: set[int]) -> int:

@@ -1,6 +1,6 @@
-"""The shard's gRPC server: ``Info`` and ``Health`` from memory, ``Session`` between front-end and step loop.
+"""The shard's gRPC server: answers ``Info`` and ``Health`` from memory; ``Session`` links front-end and step loop.
 
-This code runs in threads of the gRPC server. They touch the inbox, the outbox and the status, never the runner.
+This code runs in threads of the gRPC server, which touch the inbox, the outbox and the status, but never the runner.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from tgis_server.wire.messages import StepResult
 logger = logging.getLogger(__name__)
 
 READER_END_S = 5.0  # generous: the iterator of a finished call ends at once
-NUM_WORKERS = 8  # one Session, the rest for probes
+NUM_WORKERS = 8  # one for the Session, the rest for probes
 
 
 @dataclass(frozen=True, slots=True)
 class OpenSession:
     """A Session and the results to be written to it; ``None`` ends it."""
 
-    number: int  # from 1 on
+    number: int  # counted from 1
     results: queue.SimpleQueue[StepResult | None]
 
 
@@ -71,7 +71,7 @@ class Outbox:
 
 
 class ShardServicer(shard_pb2_grpc.ShardServicer):
-    """A follower has neither ``inbox`` nor ``outbox`` and refuses a Session."""
+    """A follower has neither ``inbox`` nor ``outbox`` and refuses every Session."""
 
     def __init__(self, status: ShardStatus, inbox: Inbox | None, outbox: Outbox | None) -> None:
         self._status = status
@@ -96,7 +96,10 @@ class ShardServicer(shard_pb2_grpc.ShardServicer):
     def Session(self, requests: Iterator[pb.ToEngine], context: grpc.ServicerContext) -> Iterator[pb.FromEngine]:
         session = self._outbox.open() if self._outbox and self._status.info else None
         if session is None or self._inbox is None or self._outbox is None:
-            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "No session: not the leader, still loading, or taken.")
+            context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "This shard opens no session: it is not the leader, is still loading, or already has one.",
+            )
             return
         inbox = self._inbox
 
@@ -105,7 +108,7 @@ class ShardServicer(shard_pb2_grpc.ShardServicer):
                 for message in requests:
                     inbox.put(Requests(session.number, decode_to_engine(message)))
             except grpc.RpcError:
-                logger.debug("the session's peer has gone")  # gRPC ends the iterator this way
+                logger.debug("the session's peer is gone")  # gRPC ends the iterator this way
             finally:
                 session.results.put(None)
 

@@ -1,4 +1,4 @@
-"""A shard's status. The main thread writes, gRPC threads read; every write is a single assignment."""
+"""A shard's status. The main thread writes it and gRPC threads read it; every write is a single assignment."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class ShardStatus:
     progress_count: int = 0
     executed_steps: int = 0
     step_started_at: float | None = None  # monotonic; None between steps
-    allowance_s: float = 0.0  # how long the current step may take, from the leader's prediction
-    tick_asked_at: float | None = None  # oldest unanswered tick
+    allowance_s: float = 0.0  # how long the current step may take, by the leader's prediction
+    tick_asked_at: float | None = None  # when the oldest unanswered tick was sent
     info: pb.InfoReply | None = None  # set once, when the model is loaded
 
     def report_progress(self, phase: str, done: int, total: int) -> None:
@@ -31,7 +31,7 @@ class ShardStatus:
         self.progress_count += 1
 
     def begin_warm_up(self) -> None:
-        """This shard is loaded; all wait for each other."""
+        """This shard is loaded; now all shards wait for each other."""
         self.report_progress("warming up", 0, 0)
         self.state = pb.HealthReply.WARMING_UP
 
@@ -45,7 +45,7 @@ class ShardStatus:
         self.state = pb.HealthReply.SERVING
 
     def begin_step(self, started_at: float, allowance_s: float) -> None:
-        """Note a step's start. Until it is set, readers see the larger allowance of this step and the previous one."""
+        """Note a step's start. Until it is set, readers see the larger of this step's and the last step's allowance."""
         self.allowance_s = max(self.allowance_s, allowance_s)
         self.step_started_at = started_at
         self.allowance_s = allowance_s

@@ -1,4 +1,4 @@
-"""Converts the messages of ``messages.py`` to protobuf and back, without validation: the public door has done that.
+"""Converts the messages of ``messages.py`` to protobuf and back. The public door has already validated them.
 
 Fields have the same name on both sides and are copied by name unless they need conversion. Token ids are sent as bytes:
 a repeated field would create one Python object per number.
@@ -37,7 +37,7 @@ FINISH_REASONS = tuple(FinishReason)
 
 
 def encode_ids(ids: TokenIds) -> bytes:
-    """In this machine's byte order, which all processes share."""
+    """Encode token ids in this machine's byte order, which all processes share."""
     return ids.tobytes()
 
 

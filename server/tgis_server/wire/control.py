@@ -18,7 +18,7 @@ from tgis_server.wire.codec import decode_adapter, encode_adapter
 from tgis_server.wire.endpoints import Endpoint, Followers, Peer, connect
 from tgis_server.wire.messages import Adapter
 
-MESSAGE = "A message of the control channel"  # in sentences
+MESSAGE = "A message of the control channel"  # the subject of error sentences
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ class Endpoint:
 
     scheme: str  # only "unix" so far
     address: str  # the path of a Unix socket
-    credentials: bytes = b""  # prove the other side's right to connect; a Unix socket's mode does it alone
+    credentials: bytes = b""  # prove the other side's right to connect; for a Unix socket, its mode is enough
 
     @classmethod
     def unix(cls, path: Path) -> Endpoint:
@@ -39,7 +39,10 @@ class Endpoint:
 
 
 class Peer:
-    """The other end of a channel: whole messages, in order. No pickles, and no authkey, whose digest FIPS forbids."""
+    """The other end of a channel, for whole messages, in order.
+
+    It uses no pickles, and no authkey, because FIPS forbids the digest that an authkey requires.
+    """
 
     def __init__(self, connected: socket.socket) -> None:
         connected.settimeout(None)

@@ -1,4 +1,4 @@
-"""The only place that opens gRPC channels, so that none goes through a proxy by mistake, and their common options."""
+"""Opens all gRPC channels, so that none goes through a proxy by mistake, and defines their common options."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ UNLIMITED: tuple[Option, ...] = (("grpc.max_send_message_length", -1), ("grpc.ma
 
 
 def reconnect_options(first_ms: int, longest_ms: int) -> tuple[Option, ...]:
-    """Pauses between attempts to connect. gRPC's own start at a second and grow to two minutes."""
+    """Pauses between attempts to connect. gRPC's own pauses start at a second and grow to two minutes."""
     return (
         ("grpc.initial_reconnect_backoff_ms", first_ms),
         ("grpc.min_reconnect_backoff_ms", first_ms),
@@ -24,7 +24,7 @@ def reconnect_options(first_ms: int, longest_ms: int) -> tuple[Option, ...]:
 
 
 def proxy_options(target: str) -> tuple[Option, ...]:
-    """Options that keep a channel from using a proxy. Where one may be used, gRPC's own variables decide."""
+    """Options that keep a channel from using a proxy. Empty if it may use one: gRPC's variables decide."""
     return (("grpc.enable_http_proxy", 0),) if goes_direct(target, os.environ) else ()
 
 

@@ -1,7 +1,8 @@
 """The front-end's connection to the engine: requests out, one result per step in.
 
-``EngineLink`` is the interface that tests replace; ``GrpcLink`` implements it with the Session of ``shard.proto`` over
-the leader's Unix socket. It belongs to one event loop and knows nothing about clients, text or scheduling.
+``EngineLink`` is the interface, which tests implement in their own way; ``GrpcLink`` implements it with the Session of
+``shard.proto`` over the leader's Unix socket. A link belongs to one event loop and knows nothing about clients, text or
+scheduling.
 """
 
 from __future__ import annotations
@@ -36,20 +37,20 @@ CHANNEL_OPTIONS = (
 class EngineInfo:
     """Facts about the loaded model that requests are checked against."""
 
-    max_sequence_length: int  # prompt + output, as many as fit
+    max_sequence_length: int  # the most that prompt and output may have together
     vocab_size: int
     num_blocks: int  # KV blocks
     end_ids: frozenset[int] = frozenset()  # end tokens of requests that do not set their own
 
 
 class EngineLink(Protocol):
-    """One connection to one engine. All methods are called from the event loop that made it."""
+    """One connection to one engine. All methods are called on the event loop that created it."""
 
     async def info(self) -> EngineInfo:
         """Facts about the model, once the engine is loaded.
 
         Raises:
-            Unavailable: it is still loading or cannot be reached.
+            Unavailable: the engine is still loading or cannot be reached.
         """
         ...
 
@@ -85,7 +86,7 @@ class GrpcLink:
     def __init__(self, socket: Path) -> None:
         self._socket = socket
         self._channel: grpc.aio.Channel | None = None
-        self._submits: dict[int, Submit] = {}  # not sent yet
+        self._submits: dict[int, Submit] = {}  # requests that have not been sent yet
         self._cancels: list[int] = []
         self._has_outgoing = asyncio.Event()
         self._is_open = False

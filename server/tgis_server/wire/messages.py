@@ -1,9 +1,9 @@
 """The plain messages between front-end, scheduler and engines.
 
 Frozen dataclasses without protobuf, grpc or torch; they are all that the scheduler and its tests need. ``codec.py``
-converts them to bytes for other processes. Token positions count from the first prompt token; all lists are in batch
-order. Token ids stay packed arrays from the tokenizer to the rank: as lists of numbers, 512 waiting prompts of 128k
-tokens would take gigabytes.
+converts them to bytes for other processes. Token positions count from 0 at the first prompt token; all lists are in
+batch order. Token ids stay packed arrays from the tokenizer to the rank: as lists of numbers, 512 waiting prompts of
+128k tokens would take gigabytes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class LengthPenalty:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the next token is chosen. The defaults are greedy decoding without penalties."""
+    """How the next token is chosen. The defaults mean greedy decoding without penalties."""
 
     temperature: float = 0.0  # 0 = greedy: top_k, top_p and typical_p are ignored
     top_k: int = 0  # 0 = off
@@ -95,7 +95,7 @@ class Adapter:
 
     id: str  # as clients name it
     kind: str  # one of the engine's ``Engine.adapters``
-    digest: bytes  # of its content; the key for caching and staging, never the id
+    digest: bytes  # of its content; caching and staging use it as the key, never the id
     path: str = ""  # where every rank reads it
 
 
@@ -113,10 +113,10 @@ class Submit:
 
     request_id: int
     prompt_ids: TokenIds  # at least one token, already truncated; pad ids stand for virtual rows
-    max_new_tokens: int  # at least 1; with the prompt at most the engine's max_sequence_length
+    max_new_tokens: int  # at least 1; together with the prompt, at most the engine's max_sequence_length
     sampling: SamplingParams = field(default_factory=SamplingParams)
     wanted: Wanted = field(default_factory=Wanted)
-    seed: int = 0  # uint64; determines the random draw together with the index of the generated token
+    seed: int = 0  # uint64; together with the index of the generated token, determines the random draw
     end_ids: frozenset[int] = frozenset()  # end tokens of this request
     num_virtual: int = 0  # rows of a tuned prompt: the first ids of the prompt
     encoder_ids: TokenIds = field(default_factory=pack_ids)  # if not empty, prompt_ids are the decoder's start
@@ -147,7 +147,7 @@ class NewSequence:
     """A sequence's first appearance in a plan, or its return after a preemption."""
 
     slot: int
-    token_ids: TokenIds  # prompt; after a preemption prompt + generated
+    token_ids: TokenIds  # the prompt; after a preemption, the generated tokens too
     prompt_length: int  # the border between the two never moves
     num_cached_tokens: int  # already computed: a prefix-cache hit
     sampling: SamplingParams
@@ -175,7 +175,7 @@ class Activation:
 class StepPlan:
     """What one step computes, as changes to the state left by the previous steps. Row order is batch order.
 
-    A runner keeps for each slot the token ids, the block table and the number of computed tokens. A row computes the
+    For each slot, a runner keeps the token ids, the block table and the number of computed tokens. A row computes the
     next ``num_tokens`` tokens of its slot. Every rank applies a plan in this order: ``free``, ``activate``, ``new``,
     ``new_blocks``, ``encode``, rows.
     """
@@ -200,7 +200,7 @@ class StepPlan:
         return sum(self.num_tokens)
 
 
-# The allowed next tokens by row of a plan: bit i % 8 of byte i // 8 is token i. Other rows are unconstrained.
+# The allowed next tokens, by row of a plan: bit i % 8 of byte i // 8 stands for token i. Other rows are unconstrained.
 Masks: TypeAlias = Mapping[int, bytes]
 
 
@@ -208,7 +208,7 @@ Masks: TypeAlias = Mapping[int, bytes]
 class StepTokens:
     """Rank 0's result for a plan."""
 
-    token_ids: list[list[int]]  # per row: no token for an unfinished prefill, one, or several when speculating
+    token_ids: list[list[int]]  # per row: none for an unfinished prefill, otherwise one, or several when speculating
     details: dict[int, list[TokenDetail]] = field(default_factory=dict)  # row -> one per token of token_ids[row]
     # Row -> facts about token p + 1 for each prompt position p that this chunk computed, if p + 1 < prompt_length.
     prompt_details: dict[int, list[TokenDetail]] = field(default_factory=dict)

@@ -25,7 +25,7 @@ class PlanPublisher:
     def __init__(self, endpoint: Endpoint, num_followers: int, step_timeout_s: float = 0.0) -> None:
         """
         Args:
-            step_timeout_s: how long any step may take, even if its prediction is shorter.
+            step_timeout_s: how long any step may take, even if it is predicted to be shorter.
         """
         self._followers = Followers(endpoint, num_followers)
         self._step_timeout_s = step_timeout_s
@@ -50,7 +50,7 @@ class PlanPublisher:
             self._allowance_s = plan.allowance_s
 
     def end(self) -> None:
-        """Tell the followers that no more plans follow, so that they end without an error."""
+        """Tell the followers that there are no more plans, so that they end without an error."""
         with contextlib.suppress(PeerLost):  # the follower ended first
             self._send(END)
 

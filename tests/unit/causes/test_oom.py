@@ -14,7 +14,7 @@ SIZES = {"frontend": GIB // 8, "shard-0": 3 * GIB}
 
 
 class Group:
-    """A control group with the test's count, clock and sizes."""
+    """A control group whose kill count, clock and process sizes are set by the test."""
 
     def __init__(self, count: int | None, sizes: Mapping[str, int] = SIZES) -> None:
         self.count = count

@@ -1,4 +1,4 @@
-"""Settings of the original: all are known, and each given one that no longer does what it did gives one warning."""
+"""Settings of the original: all are known, and using one that no longer works as it did gives one warning."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_setting_that_works_or_asks_for_nothing_gives_no_warning(environ: dict
 
 def test_a_flag_is_named_as_a_flag():
     assert warnings_of({}, master_port="1") == [
-        "flag --master-port has no effect: shards of one machine meet in the run directory."
+        "flag --master-port has no effect: shards on one machine meet in the run directory."
     ]
 
 

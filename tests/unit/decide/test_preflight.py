@@ -76,7 +76,7 @@ def test_a_port_in_use_is_named_with_its_owner():
             listen("127.0.0.1", port, "--port")
 
 
-def test_an_ending_server_is_given_time_to_free_its_port(monkeypatch: pytest.MonkeyPatch):
+def test_a_server_that_shuts_down_is_given_time_to_free_its_port(monkeypatch: pytest.MonkeyPatch):
     program = (
         "import socket; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); input()"
     )
@@ -104,7 +104,7 @@ def test_a_host_that_is_not_an_address_of_this_machine_is_refused(host: str):
         listen(host, 0, "--port")
 
 
-def test_socket_paths_of_107_bytes_fit_and_of_108_do_not(tmp_path: Path):
+def test_socket_paths_of_107_bytes_fit_and_those_of_108_do_not(tmp_path: Path):
     room = 107 - len("/frontend.sock")
     fits = tmp_path / ("d" * (room - len(str(tmp_path)) - 1))
     fits.mkdir()
@@ -231,7 +231,7 @@ def test_a_start_warns_of_harmless_problems(tmp_path: Path):
     )
 
 
-def test_unusable_tls_files_end_a_start_before_any_process(tmp_path: Path):
+def test_unusable_tls_files_end_a_start_before_any_process_is_started(tmp_path: Path):
     file = tmp_path / "pem"
     file.write_text("no PEM")
 

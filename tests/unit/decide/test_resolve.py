@@ -301,7 +301,7 @@ def test_an_invalid_or_excessive_number_of_threads_is_a_warning(value: str, warn
 # -- rehearsals
 
 
-def test_a_fault_of_a_missing_process_is_refused():
+def test_a_fault_in_a_process_that_will_not_exist_is_refused():
     with pytest.raises(
         UsageError, match="--fault shard2:exit@load would never trigger: the processes are shard-0, shard"
     ):
@@ -375,7 +375,7 @@ def test_a_model_stretched_by_yarn_has_its_stretched_length_and_gives_no_warning
     )
 
 
-def test_more_new_tokens_than_a_sequence_has_are_lowered():
+def test_a_limit_on_new_tokens_that_exceeds_a_sequence_is_lowered():
     resolved = resolve_with(max_sequence_length="64", max_new_tokens="64")
 
     assert resolved.run.config.max_new_tokens == 63
@@ -413,7 +413,7 @@ def test_a_rehearsal_is_summarized_as_such():
     what, on, _ = resolve_with(rehearse=True, model_name=str(DEMO_MODEL_DIR)).summarize()
 
     assert what == f"Rehearsing {DEMO_MODEL_DIR}"
-    assert on == "on no device (a rehearsal needs none), as float32 (a rehearsal computes nothing)"
+    assert on == "on no device: the answers are made up"
 
 
 def test_on_a_gpu_the_driver_is_named_and_memory_is_divided_after_loading():

@@ -105,7 +105,7 @@ def test_an_existing_file_is_not_overwritten(tmp_path: Path):
 
 
 @pytest.mark.parametrize("place", ["missing/x.tgz", "file/x.tgz"])
-def test_a_target_outside_a_directory_is_refused(tmp_path: Path, place: str):
+def test_a_target_that_would_not_be_in_a_directory_is_refused(tmp_path: Path, place: str):
     (tmp_path / "file").touch()
     subject = examine({"run_dir": str(tmp_path)}, {})
 

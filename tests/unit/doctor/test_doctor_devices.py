@@ -158,7 +158,7 @@ def test_memory_errors_of_a_gpu_are_a_warning():
     ]
 
 
-def test_without_a_driver_use_is_unknown():
+def test_without_a_driver_the_use_of_gpus_is_unknown():
     assert use(FakeNvml(init_error=pynvml.NVML_ERROR_LIBRARY_NOT_FOUND), GPUS[0]) == []
 
 

@@ -71,7 +71,7 @@ def test_a_variable_that_looks_like_an_option_is_a_warning(name: str, fix: str):
         *("TGIS_PORT_8033_TCP_ADDR", "TGIS_SERVICE_PORT", "KUBERNETES_SERVICE_HOST"),
     ],
 )
-def test_options_old_and_new_and_other_programs_variables_are_accepted(name: str):
+def test_old_and_new_options_and_other_programs_variables_are_accepted(name: str):
     assert complaints(check_misspelt, make_subject({name: "2"})) == []
 
 
@@ -149,7 +149,7 @@ def test_a_token_is_mentioned_but_not_shown():
     ]
 
 
-def test_a_proxy_on_the_way_of_spans_is_a_warning():
+def test_a_proxy_that_spans_go_through_is_a_warning():
     environ = {"https_proxy": "http://me:word@proxy:3128", "NO_PROXY": "127.0.0.0/8", "OTLP_ENDPOINT": "collector:4317"}
 
     assert complaints(check_proxies, make_subject(environ)) == [

@@ -17,7 +17,7 @@ def _requirements(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "requires", lambda name: texts)
 
 
-def test_sufficient_versions_are_one_line():
+def test_sufficient_versions_are_reported_in_one_line():
     host = with_versions(grpcio="1.76.0", protobuf="odd", torch="2.11.0a0+vendor")
 
     ((level, sentence),) = judge(check_libraries, make_subject(host=host))
@@ -26,7 +26,7 @@ def test_sufficient_versions_are_one_line():
     assert sentence.endswith(", torch 2.11.0a0+vendor, grpcio 1.76.0.")
 
 
-def test_old_new_and_missing_packages_are_failures_with_the_command_that_fixes_them():
+def test_packages_that_are_too_old_too_new_or_missing_are_failures_with_the_command_that_fixes_them():
     host = with_versions(protobuf="8.0", torch="2.9.1")
 
     assert complaints(check_libraries, make_subject(host=host)) == [

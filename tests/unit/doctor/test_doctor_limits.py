@@ -71,7 +71,7 @@ def test_dockers_default_is_enough_for_one_shard_and_for_cpus(options: dict[str,
     assert sentence.endswith("free: enough for anything but several shards on GPUs.")
 
 
-def test_a_missing_shared_memory_is_reported_as_empty():
+def test_missing_shared_memory_is_reported_as_empty():
     def fail(path: Path) -> None:
         raise FileNotFoundError
 
@@ -83,7 +83,7 @@ def test_a_missing_shared_memory_is_reported_as_empty():
 # -- limits
 
 
-def test_usual_limits_are_one_line(tmp_path: Path):
+def test_usual_limits_are_reported_in_one_line(tmp_path: Path):
     host = with_files(tmp_path, {}, with_limits(**PLENTY))
 
     assert judge(check_limits, make_subject(host=host)) == [("ok", "4,096 open files, 4,096 processes, no core dumps.")]

@@ -107,7 +107,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def serve(directory: Path, name: str = "server", key: str = "server", *, years: float = 0.0, **more: Path) -> Subject:
-    """A subject with these TLS files whose clock is some years ahead."""
+    """A subject with these TLS files and with a clock that is some years ahead."""
     files = {"tls_cert_path": directory / f"{name}.pem", "tls_key_path": directory / f"{key}.key"} | more
     host = Host(now=lambda: time.time() + years * YEAR_S)
     return make_subject(host=host, **{option: str(path) for option, path in files.items()})

@@ -156,7 +156,7 @@ VERDICTS = [
 
 
 def test_a_report_has_groups_marks_fixes_and_a_summary():
-    assert list(describe_verdicts(VERDICTS, 50, is_colored=False)) == [
+    assert list(describe_verdicts(VERDICTS, 60, is_colored=False)) == [
         "Limits",
         "  ok    All is well.",
         "  warn  It is slow. Mend it.",

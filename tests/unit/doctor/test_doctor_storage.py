@@ -28,7 +28,7 @@ from tgis_cli.runs.run_dir import locked
 # -- the run directory
 
 
-def test_the_run_directory_has_free_space():
+def test_the_free_space_for_run_directories_is_reported():
     subject = make_subject(run_dir="/tmp", host=with_disk(5 * GIB))
 
     assert judge(check_run_dir, subject) == [("ok", "Run directories are created in /tmp: 5.0 GiB free.")]
@@ -55,7 +55,7 @@ def test_a_full_file_system_is_a_failure(host: Host, numbers: str):
     ]
 
 
-def test_a_directory_is_a_failure():
+def test_a_missing_directory_is_a_failure():
     assert complaints(check_run_dir, make_subject(run_dir="/nowhere")) == [
         "The run directory cannot be created in /nowhere: No such directory. Choose a writable one with --run-dir."
     ]
@@ -150,7 +150,7 @@ def test_without_runs_there_is_no_verdict(tmp_path: Path):
 # -- the cache
 
 
-def test_a_cache_has_free_space(tmp_path: Path):
+def test_the_free_space_for_the_cache_is_reported(tmp_path: Path):
     subject = make_subject({"HF_HUB_CACHE": str(tmp_path)}, host=with_disk(5 * GIB))
 
     assert judge(check_cache, subject) == [("ok", f"The cache is {tmp_path} (from HF_HUB_CACHE): 5.0 GiB free.")]

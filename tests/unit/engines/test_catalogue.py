@@ -40,7 +40,7 @@ from tgis_server.run import Run
 from tgis_server.threads import Threads
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-LAUNCHER_MODULES = {"catalogue", "door"}  # of engines/, for any code
+LAUNCHER_MODULES = {"catalogue", "door"}  # modules of engines/ that any code may import
 SHARD_MODULES = LAUNCHER_MODULES | {"api", "load"}
 LLAMA = {
     "model_type": "llama",

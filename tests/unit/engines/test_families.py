@@ -1,4 +1,4 @@
-"""config.json to DecoderSpec: both spellings, and one clear sentence for each unsupported value."""
+"""From config.json to a DecoderSpec: both spellings, and one clear sentence for each unsupported value."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def write_safetensors(
     item_bytes: int = 4,
     filled: dict[str, int] | None = None,
 ) -> None:
-    """Write a file of zeros, except that ``filled`` gives the byte that fills a tensor."""
+    """Write a file of zeros, except for the tensors in ``filled``, which gives the byte that fills each."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     data = b""
     for name, shape in shapes.items():
@@ -95,7 +95,7 @@ def test_files_that_the_index_does_not_name_are_ignored(tmp_path: Path) -> None:
     assert {info.file.name for info in checkpoint.tensors.values()} == set(parts)
 
 
-def test_a_missing_file_of_the_index_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_missing_file_that_the_index_names_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "a.safetensors"}}))
 
     with pytest.raises(
@@ -138,7 +138,7 @@ def test_a_missing_tensor_is_refused_by_name(tmp_path: Path) -> None:
         inspect_checkpoint(tmp_path, SPEC, 1)
 
 
-def test_a_tensor_of_another_shape_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_tensor_of_the_wrong_shape_is_refused_by_name(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, **{"model.norm.weight": (9,)})
 
     with pytest.raises(ModelError, match=r"model\.norm\.weight has shape \[9\], but config\.json asks for \[8\]"):
@@ -160,7 +160,7 @@ def test_valid_numbers_of_shards_divide_heads_and_mlp() -> None:
     assert valid_num_shards(replace(SPEC, num_heads=9, num_kv_heads=3, intermediate_size=18)) == [1, 3, 9]
 
 
-def test_a_number_of_shards_that_does_not_divide_is_refused_with_those_that_do(tmp_path: Path) -> None:
+def test_a_number_of_shards_that_does_not_divide_the_model_is_refused_with_those_that_do(tmp_path: Path) -> None:
     write_checkpoint(tmp_path)
 
     with pytest.raises(UsageError, match=r"--num-shard 3 .* use one of 1, 2, 4"):

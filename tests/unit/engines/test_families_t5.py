@@ -1,4 +1,4 @@
-"""T5's config.json to the spec of an encoder and a decoder."""
+"""From T5's config.json to the spec of an encoder and a decoder."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_an_unknown_mlp_is_refused(name: object, tmp_path: Path) -> None:
         (
             {"tie_word_embeddings": True, "scale_decoder_outputs": False},
             False,
-        ),  # version 1.1, as written by transformers 5
+        ),  # T5 version 1.1, as written by transformers 5
     ],
 )
 def test_a_head_that_is_the_embedding_is_scaled(stated: dict[str, Any], is_scaled: bool, tmp_path: Path) -> None:

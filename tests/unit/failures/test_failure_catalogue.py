@@ -17,7 +17,7 @@ def as_pattern(sentence: str) -> str:
 
 
 @pytest.mark.parametrize("failure", CATALOGUE, ids=lambda failure: failure.name)
-def test_each_failure_can_be_provoked_and_says_its_sentence(
+def test_each_failure_can_be_provoked_and_reports_its_sentence(
     failure: Failure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sentence, exit_code = provoke(failure, tmp_path, monkeypatch)

@@ -11,7 +11,7 @@ import vocabularies
 from tgis_server.errors import ModelError
 from tgis_server.frontend.text import Detokenizer, PieceDecoder
 
-FIRST = {vocabularies.end_of_word: "c", vocabularies.words: "t0"}  # a piece that is its own text; otherwise "a"
+FIRST = {vocabularies.end_of_word: "c", vocabularies.words: "t0"}  # a piece that is its own text, if "a" is not
 kinds = st.sampled_from(vocabularies.KINDS)
 any_kind = pytest.mark.parametrize("kind", vocabularies.KINDS, ids=lambda kind: kind.__name__)
 
@@ -38,7 +38,7 @@ def test_joined_deltas_equal_the_text_that_the_library_decodes(kind, data):
 
     text = "".join(deltas(tokenizer, ids))
 
-    # They differ in the number of replacement characters; only the library shows an unfinished end.
+    # The two texts differ in their replacement characters: only the library shows an unfinished end.
     if "\ufffd" not in whole:
         assert text == whole
 

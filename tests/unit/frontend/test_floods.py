@@ -64,7 +64,7 @@ def test_occasional_pings_are_never_a_flood():
 
 
 @pytest.mark.parametrize("delay_s", [0, 2])
-def test_requests_are_never_a_flood_even_if_they_are_accounted_late(delay_s: int):
+def test_requests_are_never_a_flood_even_if_they_are_accounted_for_late(delay_s: int):
     def account(now: float) -> Account:
         return Account(num_bytes=int(max(0, now - delay_s) * 100 * MIB))
 
@@ -89,7 +89,7 @@ def test_an_arriving_request_is_a_flood_only_beyond_the_maximum_size():
     assert (set(found), "flood" in too_much) == ({""}, True)
 
 
-def test_only_large_numbers_of_resets_close_a_connection_not_a_client_leaving_all_its_calls():
+def test_large_numbers_of_resets_close_a_connection_but_a_client_leaving_all_its_calls_does_not():
     port = watch()
     reasons(port, 0, connection(A), connection(B))
 
@@ -122,7 +122,7 @@ def test_the_send_timeout_starts_when_waiting_bytes_are_first_seen():
     assert reasons(port, 1.0, connection(A, waiting=1)) == ["send_timeout"]
 
 
-def test_excess_connections_are_closed_silent_ones_without_calls_first():
+def test_of_too_many_connections_silent_ones_without_calls_are_closed_first():
     port = watch(max_connections=1)
     busy = Account(num_open=1)
 
@@ -131,7 +131,7 @@ def test_excess_connections_are_closed_silent_ones_without_calls_first():
     assert found == ["", "connections", "connections"]
 
 
-def test_calls_account_for_their_bytes_and_resets_for_nothing_more():
+def test_calls_account_for_their_bytes_and_resets_do_not_add_any():
     accounts = Accounts()
     answered, reset, left = (accounts.open(f"ipv4:10.0.0.1:{port}") for port in (1, 2, 3))
     answered.note_request(100)

@@ -1,4 +1,4 @@
-"""Tokens to messages: frames of a stream, the unary answer, stop reasons, token details."""
+"""From tokens to messages: frames of a stream, the unary answer, stop reasons, token details."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def answer_of(output: Output) -> Frame:
 
 
 def push(output: Output, *tokens: int, end: FinishReason = GO_ON) -> None:
-    """Push tokens one after the other; the last with ``end``."""
+    """Push tokens one after the other, the last of them with ``end``."""
     for index, token in enumerate(tokens):
         output.on_token(token, end if index == len(tokens) - 1 else GO_ON, None, now=0.0)
 
@@ -367,7 +367,7 @@ def test_a_failure_after_the_end_changes_nothing():
 
 @dataclass(frozen=True)
 class Run:
-    """Tokens of a vocabulary, how the engine ends them, and when the client of a stream fetches."""
+    """Tokens of a vocabulary, how the engine ends them, and when the client of a stream fetches frames."""
 
     library: Tokenizer
     params: dict[str, object]
@@ -384,7 +384,7 @@ class Run:
         return [detokenizer.push(token) for token in shown] + [""] * (len(self.ids) - len(shown))
 
     def expected(self) -> tuple[str, int, str]:
-        """Text, number of tokens and stop sequence, found character by character as the contract says."""
+        """The text, number of tokens and stop sequence, found character by character as the contract says."""
         text, count = "", 0
         for count, part in enumerate(self.parts, start=1):
             is_late = self.end is FinishReason.TIME_LIMIT and count == len(self.ids)

@@ -26,7 +26,7 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
 
 
 class Client:
-    """Records the status it was ended with."""
+    """Records the status with which it was ended."""
 
     def __init__(self) -> None:
         self.ended_with = ""
@@ -70,7 +70,7 @@ def test_a_client_that_takes_its_message_in_time_is_left_alone(clock):
     assert client.ended_with == ""
 
 
-def test_a_client_that_does_not_is_ended_once(clock):
+def test_a_client_that_does_not_take_its_message_in_time_is_ended_once(clock):
     ends: list[str] = []
     patient = make_patience()
     stop = patient.start_sending(lambda status, text: ends.append(status), 10)

@@ -1,4 +1,4 @@
-"""What the gRPC door does with a client that leaves: grpc.aio leaks memory where its operations are interrupted."""
+"""What the gRPC door does when a client leaves: grpc.aio leaks memory if its operations are interrupted."""
 
 from __future__ import annotations
 

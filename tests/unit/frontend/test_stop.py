@@ -95,7 +95,7 @@ def test_nothing_is_held_back_if_the_stop_sequence_stays_in_the_output(sequences
         (["été"], ["l'é", "té"], True, ["l'é", "té"], "été"),
     ],
 )
-def test_examples(sequences, pieces, include, sent, match):
+def test_the_first_sequence_to_be_completed_ends_the_text(sequences, pieces, include, sent, match):
     assert run(sequences, pieces, include=include) == (sent, match)
 
 
@@ -112,7 +112,7 @@ def test_a_match_that_began_too_early_but_ends_in_time_counts():
     assert matcher.push("c") == ("", "abc")
 
 
-def test_a_long_run_of_almost_matches_costs_the_same_per_character():
+def test_a_long_run_of_near_matches_costs_no_more_per_character():
     matcher = StopMatcher(StopSequences(["a" * 240 + "b"]), include=False)
 
     sent = [matcher.push("a" * 1000)[0] for _ in range(100)]

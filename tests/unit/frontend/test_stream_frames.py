@@ -1,4 +1,4 @@
-"""The frames of a stream while its engine keeps running: whatever happens during a write, one frame ends it."""
+"""The frames of a stream while its engine keeps running: whatever happens during a write, one frame ends the stream."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ async def settle() -> None:
 
 
 def with_stream(test: Callable[[Library, Output, asyncio.Task[None]], Awaitable[None]], **wanted: bool) -> None:
-    """Run a test with a handler whose first frame is written."""
+    """Run a test with a handler that has written its first frame."""
 
     async def run() -> None:
         library, patience, call = Library(), make_patience(), Call("stream", 1)

@@ -1,4 +1,4 @@
-"""When a certificate is accepted, and the warnings about one in use; the test sets its dates."""
+"""When a certificate is accepted, and the warnings about one in use; the tests set the dates of certificates."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def start(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
     return start_server
 
 
-def test_a_certificate_that_is_not_valid_yet_is_used_once_it_is(
+def test_a_certificate_that_is_not_valid_yet_is_used_once_it_becomes_valid(
     start: Callable[..., Server], caplog: pytest.LogCaptureFixture
 ):
     server = start(first=(-10, 400), second=(5, 500))

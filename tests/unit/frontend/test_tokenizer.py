@@ -128,7 +128,7 @@ def test_offsets_are_in_bytes_of_utf8():
     assert offsets_of(text) == [(0, 5), (5, 10), (10, 14), (0, 0)]
 
 
-def test_byte_offsets_of_ascii_are_its_character_offsets():
+def test_byte_offsets_of_ascii_text_are_character_offsets():
     assert list(byte_offsets("abc", [0, 1], [1, 3])) == [(0, 1), (1, 3)]
 
 
@@ -196,7 +196,7 @@ def test_a_long_text_has_the_same_tokens_as_when_encoded_whole(kind, text):
 @settings(deadline=None)
 @given(st.lists(st.sampled_from(["the", " cat", " ", "\n", "été", "日本", "🙂", "t1", " t22", "7", "</s>", "a", "."])))
 def test_joined_windows_equal_the_whole_text_or_are_rejected(pieces):
-    """With windows so small that their borders fall anywhere."""
+    """The windows are so small that their borders fall anywhere."""
     text = "".join(pieces * 8)
     for kind in vocabularies.KINDS:
         whole = encoding.encode(kind(), text, want_offsets=True)
@@ -224,7 +224,7 @@ def test_short_texts_share_a_job_up_to_a_window():
 
 
 def test_a_prompt_does_not_wait_for_a_text_that_must_be_encoded_whole(monkeypatch):
-    """Even with a single worker."""
+    """This holds even with a single worker."""
     began, proceed = threading.Event(), threading.Event()
 
     def encode_slowly(*arguments: object, **options: object) -> encoding.Encoding:
@@ -278,7 +278,7 @@ def loaded(directory: Path, library: Library, **config: object) -> Tokenizer:
 
 @pytest.mark.parametrize("kind", ["LlamaTokenizerFast", "LlamaTokenizer", None])
 def test_a_requested_bos_begins_whole_and_truncated_prompts(kind, tmp_path):
-    """Even though the tokenizer itself adds none."""
+    """This holds even though the tokenizer itself adds none."""
     config = {"add_bos_token": True, "bos_token": {"content": "t9"}, "tokenizer_class": kind}
     tokenizer = loaded(tmp_path, vocabularies.words(), **config)
 

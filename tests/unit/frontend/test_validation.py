@@ -128,7 +128,7 @@ def test_checks_run_in_the_contracts_order():
         texts.append(str(raised.value))
         message.ClearField(field)
         if len(texts) == 9:
-            params.stopping.stop_sequences.append("")  # one instead of seven, but still empty
+            params.stopping.stop_sequences.append("")  # one sequence instead of seven, but an empty one
 
     assert texts == [
         "temperature must be >= 0.05",

@@ -88,10 +88,10 @@ def test_a_child_started_by_hand_imports_nothing_foreign(foreign: Path):
 
     done = subprocess.run(command, cwd=foreign, stdin=subprocess.DEVNULL, capture_output=True)
 
-    assert (done.returncode, done.stderr) == (70, b"")  # its parent is another process
+    assert (done.returncode, done.stderr) == (70, b"")  # it ends because its parent is another process
 
 
-def test_scripts_import_nothing_foreign_with_an_empty_entry_in_pythonpath(foreign: Path):
+def test_scripts_import_nothing_foreign_even_with_an_empty_entry_in_pythonpath(foreign: Path):
     environ = os.environ | {"PYTHONPATH": ":"}
 
     done = subprocess.run([TGIS, "version"], cwd=foreign, env=environ, capture_output=True)
@@ -117,7 +117,7 @@ def test_a_program_starts_in_a_removed_directory(tmp_path: Path):
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_imported_as_a_library_it_leaves_the_path_alone(foreign: Path):
+def test_the_package_leaves_the_path_alone_when_it_is_imported_as_a_library(foreign: Path):
     program = "import tgis_cli, sys; print(sys.path[0] == '')"
 
     done = subprocess.run([sys.executable, "-c", program], cwd=foreign, capture_output=True, text=True)

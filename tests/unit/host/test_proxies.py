@@ -41,7 +41,7 @@ NOWHERE = "http://me:word@127.0.0.1:9"  # nothing listens there
         ("unix-abstract:name", ""),
     ],
 )
-def test_the_host_of_a_target(target: str, host: str):
+def test_the_host_of_a_target_is_found(target: str, host: str):
     assert host_of(target) == host
 
 
@@ -49,12 +49,12 @@ def test_the_host_of_a_target(target: str, host: str):
     "host",
     ["localhost", "LOCALHOST.", "api.localhost", "127.0.0.1", "127.8.9.1", "::1", "0.0.0.0", "::", "::ffff:127.0.0.1"],
 )
-def test_names_and_addresses_of_this_machine(host: str):
+def test_names_and_addresses_of_this_machine_are_recognized(host: str):
     assert is_loopback(host)
 
 
 @pytest.mark.parametrize("host", ["localhost.example.com", "128.0.0.1", "10.0.0.1", "fe80::1%eth0", "server"])
-def test_names_and_addresses_of_other_machines(host: str):
+def test_names_and_addresses_of_other_machines_are_told_apart(host: str):
     assert not is_loopback(host)
 
 
@@ -131,7 +131,7 @@ def test_a_failed_connection_through_a_proxy_is_explained(proxied: None):
 FAR = Connection("server.invalid:8033")
 
 
-def test_clients_explain_it(proxied: None):
+def test_clients_explain_a_failed_connection_through_a_proxy(proxied: None):
     with pytest.raises(Unavailable, match="through the proxy"), Client.connect(FAR):
         pass
 

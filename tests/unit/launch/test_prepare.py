@@ -1,4 +1,4 @@
-"""The survey before a launcher has processes: it is watched, and never delays the end."""
+"""The survey that a launcher makes before it starts processes is watched, and never delays the launcher's end."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_forked_work_ignores_stop_signals():
 
 
 def survey(pipe: Path, patch: pytest.MonkeyPatch, ask: Callable[[int], None], **flags: str) -> None:
-    """Survey on storage that hangs, while ``ask`` probes the HTTP port, which is its argument."""
+    """Survey on storage that hangs, while ``ask`` is called with the HTTP port, which it probes."""
     with listen("127.0.0.1", 0, "--port") as free:
         port = free.getsockname()[1]
     loaded = load_config({"host": "127.0.0.1", "port": str(port), **flags}, {})
@@ -174,11 +174,11 @@ def get(port: int, path: str) -> tuple[int, str]:
 def test_hanging_storage_is_reported_promptly_and_ends_the_start_in_time(
     pipe: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    before = set(psutil.Process().children())  # of other tests, in this process
+    before = set(psutil.Process().children())  # children that other tests have left
     answers: dict[str, tuple[int, str]] = {}
 
     def ask(port: int) -> None:
-        while str(pipe) not in get(port, "/health")[1]:  # the forked process may not have said yet where it is
+        while str(pipe) not in get(port, "/health")[1]:  # until the forked process has reported what it waits for
             time.sleep(0.02)
         for path in ("/health/live", "/health/ready", "/health", "/elsewhere"):
             answers[path] = get(port, path)

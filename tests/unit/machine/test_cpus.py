@@ -25,7 +25,7 @@ def write_topology(root: Path, siblings: dict[int, str], nodes: dict[int, str]) 
 
 
 def cores(num_cores: int, *, num_threads: int = 1, num_nodes: int = 1) -> tuple[Cpu, ...]:
-    """A machine numbered as by Linux: all first hyperthreads, then all second ones."""
+    """CPUs that are numbered as Linux does it: first the first hyperthread of each core, then the second ones."""
     cpus = [
         Cpu(core + thread * num_cores, core, core * num_nodes // num_cores)
         for core in range(num_cores)
@@ -37,7 +37,7 @@ def cores(num_cores: int, *, num_threads: int = 1, num_nodes: int = 1) -> tuple[
 @pytest.mark.parametrize(
     ("text", "expected"), [("0-2,8\n", [0, 1, 2, 8]), ("5", [5]), ("", []), ("0-1,4-5", [0, 1, 4, 5])]
 )
-def test_a_cpu_list_is_parsed_and_formatted_like_the_kernels(text: str, expected: list[int]):
+def test_a_cpu_list_is_read_and_written_in_the_kernels_format(text: str, expected: list[int]):
     assert parse_cpu_list(text) == expected
     assert format_cpu_list(expected) == text.strip()
 

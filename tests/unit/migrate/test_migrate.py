@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tgis_cli.migrate import MigrationReport, examine_all, read_containers, read_settings_file
+from tgis_cli.migrate.model_family import explain_unserved
 from tgis_cli.migrate.text import conclude
 from tgis_server.errors import UsageError
 
@@ -193,7 +194,7 @@ def test_containers_next_to_the_server_are_ignored(examine, image: str):
     assert examine(pod({"image": image, "args": ["run"], "env": [{"name": "PORT", "value": "80"}]})) == []
 
 
-def test_compose_services_with_defaults_anchors_and_env_files(examine, tmp_path: Path):
+def test_compose_services_with_defaults_anchors_and_env_files_are_read(examine, tmp_path: Path):
     (tmp_path / "my.env").write_text("PT2_COMPILE=true\nMAX_NEW_TOKENS=5\n")
     compose = """
 x-env: &env {DTYPE: "${DTYPE:-float16}"}
@@ -224,7 +225,7 @@ def test_an_invalid_compose_entry_is_tolerated(examine, entry: str):
     assert "stop" in topics(report)
 
 
-def test_docker_run_in_a_script(examine, tmp_path: Path):
+def test_docker_run_in_a_script_is_read(examine, tmp_path: Path):
     (tmp_path / "my.env").write_text("# comment\nexport MAX_NEW_TOKENS='5'\nFROM_SHELL\n")
     script = r"""#!/bin/bash
 export SIZE=4
@@ -250,7 +251,7 @@ sudo docker run --rm -it --gpus '"device=0,1"' -e MAX_BATCH_SIZE=$SIZE --env-fil
     }
 
 
-def test_a_line_continued_inside_quotes_stays_one_word(examine):
+def test_quoted_text_with_a_line_continuation_stays_one_word(examine):
     script = """docker run -e DTYPE=float16 tgis sh -c 'text-generation-launcher \\
   --model-name /m' \\
   && text-generation-launcher --port 80
@@ -438,7 +439,7 @@ def test_advice_on_the_surroundings_of_a_container(examine, container: Change, s
         ("kind: Pod\nspec: &a {containers: [*a]}", "line 2 is not valid YAML: found unconstructable recursive node."),
     ],
 )
-def test_bad_input_is_a_sentence(examine, text: str, sentence: str):
+def test_bad_input_is_refused_with_a_sentence(examine, text: str, sentence: str):
     with pytest.raises(UsageError) as caught:
         examine(text)
 
@@ -546,3 +547,60 @@ def test_json_has_settings_and_advice():
         "advice": [],
         "works": True,
     }
+
+
+# The model
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("google/flan-t5-xl", "an encoder-decoder model"),
+        ("bigscience/mt0-xxl", "an encoder-decoder model"),
+        ("tiiuae/falcon-40b", "a Falcon"),
+        ("/models/mpt-7b-instruct", "an MPT"),
+        ("facebook/opt-6.7b", "an OPT"),
+        ("bigcode/starcoder", "a GPT-BigCode"),
+        ("mistralai/Mixtral-8x7B-v0.1", "a mixture of experts"),
+        ("ibm-granite/granite-3.1-3b-a800m-instruct", "a mixture of experts"),
+        ("google/gemma-7b-it", "a Gemma of the first or third generation"),
+        ("TheBloke/Llama-2-7B-GPTQ", "quantized"),
+    ],
+)
+def test_a_model_of_a_family_that_is_not_served_is_known_by_its_name(examine, name: str, what: str):
+    (report,) = examine(f"docker run -e MODEL_NAME={name} -e DTYPE=float16 text-gen-server\n")
+
+    finding = next(finding for finding in report.findings if finding.name == "MODEL_NAME")
+    assert (finding.verdict, finding.now) == ("refused", f"By its name this model is {what}, which no engine serves.")
+    assert report.will_fail
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "meta-llama/Llama-2-7b-hf",
+        "tiiuae/Falcon3-7B-Instruct",
+        "mistralai/Mistral-7B-v0.1",
+        "google/gemma-2-9b-it",
+        "ibm-granite/granite-3.3-8b-instruct",
+        "ibm-granite/granite-8b-code-instruct",
+        "bigscience/bloom-560m",
+        "EleutherAI/pythia-1.4b",
+        "Qwen/Qwen2.5-7B-Instruct",
+        "Qwen/Qwen3-8B",
+        "microsoft/Phi-3-mini-4k-instruct",
+        "openai-community/gpt2",
+        "/models/opt",
+        "$(MODEL)",
+    ],
+)
+def test_a_name_of_another_model_says_nothing_about_its_family(name: str):
+    assert explain_unserved(name, lambda _: None) == ""
+
+
+def test_a_model_in_the_cache_is_judged_by_its_own_config(tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"model_type": "mamba", "architectures": ["MambaForCausalLM"]}')
+
+    reason = explain_unserved("org/llama", lambda _: tmp_path)
+
+    assert reason.startswith(f"{tmp_path}/config.json: architecture MambaForCausalLM has no native engine")

@@ -165,7 +165,7 @@ def test_the_hubs_requested_wait_is_read_from_headers(headers: dict[str, str], w
         (ValueError("<html>"), False, HubError, r"no usable response \(ValueError: <html>\): check HF_ENDPOINT"),
     ],
 )
-def test_errors_are_explained_and_only_temporary_ones_retried(
+def test_errors_are_explained_and_only_temporary_ones_are_retried(
     error: Exception, expected: bool, kind: type[Exception], words: str
 ):
     explained = explain_hub_error(error, "org/m", "main", None)
@@ -271,7 +271,7 @@ def test_content_is_compared_with_either_kind_of_digest(digest: str, is_right: b
         (["./nowhere"], 2, "./nowhere is not a directory"),
         ([""], 2, "The model's name is empty"),
         (["org/m", "--dry-run", "--verify"], 2, "exclude each other"),
-        (["org/m", "--parallel", "0"], 2, "should be greater than or equal to 1"),
+        (["org/m", "--parallel", "0"], 2, "--parallel must be an integer from 1 to 64"),
     ],
 )
 def test_invalid_arguments_are_refused_in_one_sentence(

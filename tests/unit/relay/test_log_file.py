@@ -80,7 +80,7 @@ def test_a_full_disk_is_reported():
     assert "No space left on device" in LogFile(Path("/dev/full")).write("one\n")
 
 
-def test_a_partly_written_line_does_not_spoil_the_next(tmp_path: Path):
+def test_a_partly_written_line_does_not_spoil_the_next_one(tmp_path: Path):
     path = tmp_path / "pipe"
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)

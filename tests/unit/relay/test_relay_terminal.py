@@ -78,7 +78,7 @@ class FailingStatus:
 
 
 class StreamsStatus:
-    """Records the streams of the process while it is shown."""
+    """A status that records the streams of the process while it is shown."""
 
     streams: tuple[object, object]
 

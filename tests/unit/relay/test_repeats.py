@@ -13,7 +13,7 @@ def ended(repeats: Repeats, now: float, window_s: float = WINDOW_S) -> list[tupl
     return [(seen.text, seen.num_withheld) for seen in repeats.pop_ended(now, window_s)]
 
 
-def test_the_first_equal_lines_are_admitted_and_the_others_reported_at_the_windows_end():
+def test_the_first_equal_lines_are_admitted_and_the_others_are_reported_at_the_windows_end():
     repeats = Repeats()
 
     assert write(repeats, "again", 40) == [True] * MAX_ADMITTED + [False] * (40 - MAX_ADMITTED)
@@ -46,7 +46,7 @@ def test_the_same_text_at_another_level_is_a_different_line():
     assert repeats.admit("error", "again", 0.0)
 
 
-def test_lines_that_differ_in_clocks_are_equal_but_not_those_that_differ_in_other_digits():
+def test_lines_that_differ_only_in_clocks_are_equal_but_those_that_differ_in_other_digits_are_not():
     repeats = Repeats()
     clocks = [repeats.admit("info", f"W1122 21:30:{i:02}.{i:06} file.cpp:1] slow", 0.0) for i in range(9)]
     numbers = [repeats.admit("info", f"input done correlation_id={i}", 0.0) for i in range(9)]

@@ -1,4 +1,4 @@
-"""Each processor, the choice and token details, case by case. test_sampling_reference.py has whole batches."""
+"""Each processor, the choice and token details, case by case. test_sampling_reference.py tests whole batches."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def kept(scores: Any) -> list[set[int]]:
 # Processors, one by one
 
 
-def test_a_mask_keeps_the_ids_whose_bits_are_set_and_only_in_its_row() -> None:
+def test_a_mask_keeps_the_ids_whose_bits_are_set_and_changes_no_other_row() -> None:
     """Missing bytes forbid their ids; bits beyond the vocabulary are ignored."""
     rows = [SamplingRow(slot, 0, SamplingParams(), NOTHING) for slot in range(3)]
 
@@ -258,7 +258,7 @@ def test_repetition_penalty_applies_to_prompt_and_output() -> None:
     assert changed == [4, 9, 50]
 
 
-def test_a_new_sequence_has_not_seen_the_tokens_of_its_slots_former_one() -> None:
+def test_a_new_sequence_has_not_seen_the_tokens_of_the_former_one_in_its_slot() -> None:
     param = SamplingParams(repetition_penalty=2.0)
     chooser = sampler()
     chooser.start(0, [4], param)
@@ -401,7 +401,7 @@ def test_with_top_k_1_the_logprob_is_0_and_the_rank_is_1() -> None:
     assert detail == TokenDetail(logprob=0.0, rank=1)
 
 
-def test_more_alternatives_than_tokens_return_all_tokens() -> None:
+def test_if_more_alternatives_than_tokens_are_requested_all_tokens_are_returned() -> None:
     detail = details_of(logits_of(3), Wanted(logprobs=True, top_n=10 * VOCAB, generated_tokens=True))
 
     assert sorted(detail.top_ids) == list(range(VOCAB))

@@ -3,8 +3,8 @@ transformers.
 
 Differences between transformers and the contract:
 
-- Of tied scores at the border, ``TopPLogitsWarper`` drops the lowest ids, the sampler the highest. So only sorted
-  scores are compared.
+- Of tied scores at the border, ``TopPLogitsWarper`` drops the lowest ids, but the sampler drops the highest. So only
+  sorted scores are compared.
 - ``ExponentialDecayLengthPenalty`` also acts while the end is masked, where it would give NaN.
 """
 
@@ -179,7 +179,7 @@ def test_other_rows_change_nothing(batch: CaseBatch) -> None:
 
 
 def transformers_scores(case: Case) -> Any:
-    """Scores after transformers' processors in the contract's order, without those that are off."""
+    """Scores after transformers' processors in the contract's order, leaving out those that are switched off."""
     params, ids, eos_ids = case.params, torch.tensor([case.seen]), case.end_ids
     processors: list[Any] = []
     if eos_ids and case.index < params.min_new_tokens:

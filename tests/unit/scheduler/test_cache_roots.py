@@ -1,6 +1,6 @@
-"""The roots of the prefix cache: leaving out any part serves one request the content of another.
+"""The roots of the prefix cache: if any part were left out, one request would get the content of another.
 
-The fake engine's tokens show it, as they depend on every part except the cache salt, which does not affect content.
+The fake engine's tokens show this: they depend on every part except the cache salt, which does not affect content.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "virtual rows of the encoder": {"num_encoder_virtual": 0},
     "cache salt": {"cache_salt": b""},
 }
-# Two requests that differ in one part each.
+# Each pair of requests differs in one part only.
 PAIRS: dict[str, tuple[Submit, Submit]] = {
     "adapter": (submit(1, PROMPT, adapter=adapter("a")), submit(2, PROMPT, adapter=adapter("b"))),
     "encoder ids": (submit(1, PROMPT, encoder=[1, 2]), submit(2, PROMPT, encoder=[1, 3])),

@@ -22,7 +22,7 @@ def test_a_request_is_prefilled_then_decoded_to_its_limit():
     assert driver.reasons[1] is FinishReason.MAX_TOKENS
 
 
-def test_a_prompt_beyond_the_budget_is_prefilled_in_chunks_and_samples_with_the_last():
+def test_a_prompt_beyond_the_budget_is_prefilled_in_chunks_and_only_the_last_one_samples():
     driver = Driver(max_batch_tokens=4)
     driver.apply(submit(1, prompt=10, max_new_tokens=1))
 
@@ -157,7 +157,7 @@ def test_blocks_of_a_step_that_computed_nan_are_not_shared():
     driver.apply(submit(2, list(range(30))))
     driver.run_until_idle()
 
-    assert driver.cached_tokens == 8  # of the previous step
+    assert driver.cached_tokens == 8  # tokens of the previous step
     assert driver.tokens[2] == expected_tokens(submit(2, list(range(30))))
 
 
@@ -303,7 +303,7 @@ def test_a_sequence_that_outgrows_the_rope_border_is_recomputed_in_the_same_step
     assert [plan.num_tokens for plan in driver.plans] == [[7], [1], [9], [1]]
     assert [new.is_rope_long for plan in driver.plans for new in plan.new] == [False, True]
     assert driver.tokens[1] == expected_tokens(request, rope_border=8)
-    assert driver.preemptions == 0  # only those for lack of blocks count
+    assert driver.preemptions == 0  # only preemptions for lack of blocks count
 
 
 def test_when_planning_ahead_a_sequence_that_outgrows_the_rope_border_waits_for_its_newest_token():
@@ -339,7 +339,7 @@ def test_prompts_within_and_beyond_the_rope_border_share_no_blocks():
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_equal_tokens_share_nothing_if_anything_else_differs_that_keys_and_values_depend_on(other, is_encoded_again):
+def test_equal_tokens_share_nothing_if_anything_else_that_keys_and_values_depend_on_differs(other, is_encoded_again):
     driver = Driver(block_size=4)
     driver.apply(submit(1, list(range(9)), encoder=[5]))
     driver.run_until_idle()

@@ -29,7 +29,7 @@ def test_a_scheduler_whose_requests_all_wait_for_adapters_is_idle():
     assert not driver.scheduler.is_idle
 
 
-def test_failed_staging_fails_the_waiting_requests_and_is_retried_for_the_next():
+def test_failed_staging_fails_the_waiting_requests_and_is_retried_for_the_next_one():
     driver = Driver()
     driver.apply(submit(1, adapter=adapter("broken")), submit(2))
     driver.run_until_idle()

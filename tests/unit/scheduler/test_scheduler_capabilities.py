@@ -61,7 +61,7 @@ def test_unmixed_steps_take_turns_while_there_are_both_kinds_of_rows(depth):
     assert driver.rows[:6] == [[1], [1], [2], [1], [2], [1, 2]]
 
 
-def test_whole_prompts_share_a_step_if_they_fit_and_run_alone_if_not():
+def test_whole_prompts_share_a_step_if_they_fit_and_run_alone_otherwise():
     driver = Driver(caps=RunnerCaps(chunked_prefill=False), max_batch_tokens=8)
     requests = [submit(1, 5), submit(2, 3), submit(3, 12), submit(4, 2)]
     driver.apply(*requests)
@@ -114,5 +114,5 @@ def test_waiting_prompts_are_not_copied():
     finally:
         tracemalloc.stop()
 
-    # Only the sequence with a slot has a copy of its prompt, and a block table.
+    # Only the sequence that has a slot has a block table and a copy of its prompt.
     assert peak_bytes < 2 * 4 * num_tokens

@@ -104,7 +104,7 @@ def test_an_encoder_beyond_the_budget_runs_alone_in_a_step_between_those_of_othe
     assert driver.rows == [[1], [1], [2], [1, 2]]
 
 
-def test_encoder_tokens_count_in_the_budget_and_in_the_predicted_time():
+def test_encoder_tokens_count_towards_the_budget_and_the_predicted_time():
     driver = Driver(max_batch_tokens=16)
     for num_tokens in (1, 2, 4, 8):
         load = StepLoad()
@@ -119,7 +119,7 @@ def test_encoder_tokens_count_in_the_budget_and_in_the_predicted_time():
     assert driver.results[0].stats.prefill_tokens == 11
 
 
-def test_encoder_blocks_count_in_whether_a_request_can_be_served():
+def test_encoder_blocks_count_when_a_request_is_checked_against_the_pool():
     driver = Driver(num_blocks=4, block_size=4)
 
     driver.apply(submit(1, prompt=4, max_new_tokens=5, encoder=9))

@@ -1,7 +1,7 @@
 """What must hold for every load, engine, pool size and budget, with one and two steps in flight.
 
-Loads are random, each from a seed, which a failure reports. ``TGIS_SCHEDULER_RUNS=18000`` runs that many; the default
-is a few, always the same.
+The loads are random; each is made from a seed, which a failure reports. ``TGIS_SCHEDULER_RUNS=18000`` runs that many
+of them; by default there are a few, which are always the same.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tgis_server.scheduler import waiting
 from tgis_server.wire.messages import Cancel, FinishReason, Submit, Wanted
 
 RUNS = int(os.environ.get("TGIS_SCHEDULER_RUNS", "400"))
-NUM_STEPS = 31  # of a timetable
+NUM_STEPS = 31  # the length of a timetable
 MOMENTS = [f"{half}{step}" for half in ("step", "finish") for step in range(20)]
 ENCODERS = [(), (), range(1), range(6), range(13), range(20, 24)]  # few, so that requests share them
 ADAPTERS = [None, None, *map(adapter, ("a", "b", "c", "broken"))]
@@ -100,7 +100,7 @@ def random_request(random: Random, request_id: int) -> Submit:
 
 
 def for_random_loads(share: float) -> Callable[[Callable[[Load], None]], Callable[[], None]]:
-    """Run a test with a share of all loads."""
+    """Run a test with the first ``share`` of all loads."""
 
     def decorate(test: Callable[[Load], None]) -> Callable[[], None]:
         def run() -> None:
@@ -165,7 +165,7 @@ def test_a_cached_prefix_changes_no_output(load: Load) -> None:
 
 @for_random_loads(1 / 6)
 def test_no_request_starves_or_is_overtaken_more_often_than_the_limit(load: Load) -> None:
-    driver = load.driver(staging_steps=0)  # otherwise some wait outside the queue
+    driver = load.driver(staging_steps=0)  # otherwise some requests would wait outside the queue
 
     with patch.object(waiting, "MAX_OVERTAKEN", 2):
         drive(driver, load)

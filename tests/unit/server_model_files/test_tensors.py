@@ -30,7 +30,7 @@ def inspected(
 
 
 def in_two_files(directory: Path, copied: str, named: str | None) -> Checkpoint:
-    """All tensors in a.safetensors, and another ``copied`` in b.safetensors; the index names the copy in ``named``."""
+    """A model in a.safetensors, with a second tensor ``copied`` in b.safetensors; the index says it is in ``named``."""
     shapes = shapes_of(SPEC)
     write_safetensors(directory / "a.safetensors", shapes)
     write_safetensors(directory / "b.safetensors", {copied: shapes[copied], "more": (1,)}, filled={copied: 1})
@@ -83,7 +83,9 @@ def test_a_head_of_another_dtype_is_reported_by_its_dtype(tmp_path: Path) -> Non
 
     [warning] = inspect_checkpoint(tmp_path, TIED, 1).warnings
 
-    assert f"{HEAD} in b.safetensors is stored as F16, and {EMBEDDING} in a.safetensors as F32:" in warning
+    assert (
+        f"{HEAD} in b.safetensors is stored as F16, whereas {EMBEDDING} in a.safetensors is stored as F32," in warning
+    )
 
 
 @pytest.mark.parametrize("without", [EMBEDDING, HEAD])

@@ -1,4 +1,4 @@
-"""Which files are the weights, the same for every command."""
+"""Which files are the weights: every command selects the same ones."""
 
 from __future__ import annotations
 

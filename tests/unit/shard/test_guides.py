@@ -1,4 +1,4 @@
-"""Guided requests on the leader, with a rule that can be computed by hand; and llguidance's guides."""
+"""Guided requests on the leader, with a rule that can be computed by hand, and the guides of llguidance."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_guided_requests_of_an_ended_session_leave_nothing_behind() -> None:
 def test_without_a_compiler_a_guided_request_is_refused() -> None:
     _, failures = Loop().generate(submit(1, grammar=every(2)))
 
-    assert failures == {1: ("INVALID_ARGUMENT", "this server does not guide decoding")}
+    assert failures == {1: ("INVALID_ARGUMENT", "this server does not support guided decoding")}
 
 
 def test_a_request_cancelled_during_compilation_never_starts() -> None:

@@ -87,7 +87,7 @@ def requests_in(session: OpenSession) -> set[int]:
     }
 
 
-def test_the_late_end_of_a_session_does_not_affect_the_next():
+def test_the_late_end_of_a_session_does_not_affect_the_next_one():
     loop = Loop()
     first = loop.open()
     loop.outbox.close(first)

@@ -136,7 +136,7 @@ def test_a_cpu_shard_gets_its_threads_and_nothing_else_changes():
     }
 
 
-def test_only_the_front_end_gets_the_collectors_credentials_and_no_child_those_of_the_hub():
+def test_only_the_front_end_gets_the_collectors_credentials_and_no_child_gets_those_of_the_hub():
     run = make_run(config=ServeConfig(otlp_endpoint="http://me:word@host:4317"))
     environ = {"HF_TOKEN": "hf_1", "HUGGING_FACE_HUB_TOKEN": "hf_2", "OTLP_ENDPOINT": "http://other:word@host"}
 

@@ -1,4 +1,4 @@
-"""Progress of long commands: rates, time left, and the kinds of display."""
+"""Progress of long commands: rates, the time left, and the kinds of display."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_the_rate_covers_the_last_seconds_only():
     assert stream.getvalue().splitlines()[-1] == "downloading: 400 MiB of 1000 MiB (40%), stalled"
 
 
-def test_an_abandoned_attempt_takes_its_bytes_back():
+def test_the_bytes_of_an_abandoned_attempt_are_subtracted():
     progress, _, _ = make(LineProgress, 100 * MIB)
 
     progress.advance(30 * MIB)
@@ -119,5 +119,5 @@ def test_a_bar_stays_in_its_line_and_changes_no_terminal_state():
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.3, "0.3 s"), (4.4, "4 s"), (99, "99 s"), (600, "10 min"), (12_000, "3 h 20 min")]
 )
-def test_times_in_words(seconds: float, text: str):
+def test_times_are_written_in_words(seconds: float, text: str):
     assert format_seconds(seconds) == text

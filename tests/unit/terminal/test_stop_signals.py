@@ -72,7 +72,7 @@ def test_before_children_are_started_a_second_signal_does_not_interrupt_the_clea
         work()
 
     assert (ended.value.code, cleaned) == (0, [True])
-    assert {signal.getsignal(number) for number in STOP_SIGNALS} == {signal.SIG_IGN}  # to the interpreter's end
+    assert {signal.getsignal(number) for number in STOP_SIGNALS} == {signal.SIG_IGN}  # until the interpreter ends
 
 
 def test_a_block_without_a_signal_restores_the_handlers():

@@ -41,7 +41,7 @@ def plan_channel(endpoint: Endpoint) -> Iterator[tuple[PlanPublisher, PlanSubscr
 
 @pytest.fixture
 def control(endpoint: Endpoint) -> Iterator[tuple[ControlPublisher, list[ControlSubscriber]]]:
-    """With two followers."""
+    """A control channel with two followers."""
     with closing(ControlPublisher(endpoint, 2)) as publisher:
         subscribers = [ControlSubscriber.connect(endpoint, 1) for _ in range(2)]
         publisher.wait_for_followers(1)
@@ -82,7 +82,8 @@ def test_the_leader_waits_for_a_follower_in_a_long_step(
     publisher, subscriber = plan_channel
     publisher.publish(StepPlan(1, allowance_s=10.0))
     received: list[Any] = []
-    reader = threading.Timer(0.3, lambda: received.extend([subscriber.receive(), subscriber.receive()]))  # its step
+    # The follower's step takes 0.3 s.
+    reader = threading.Timer(0.3, lambda: received.extend([subscriber.receive(), subscriber.receive()]))
     reader.start()
 
     publisher.publish(large_plan(2, 0.0))

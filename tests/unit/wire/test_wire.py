@@ -128,7 +128,7 @@ def plans(draw):
 
 
 @given(st.lists(submits, max_size=3), st.lists(uint64, max_size=3))
-def test_requests_arrive_as_they_were_sent_before_cancels(sent, cancelled):
+def test_requests_arrive_as_they_were_sent_and_before_cancels(sent, cancelled):
     message = shard_pb2.ToEngine.FromString(codec.encode_to_engine(sent, cancelled).SerializeToString())
 
     assert codec.decode_to_engine(message) == [*sent, *map(Cancel, cancelled)]

@@ -49,7 +49,9 @@ class Manifest:
         try:
             raw = json.loads(text)
             if raw["format"] != FORMAT:
-                raise ModelError(f"{source} is a bundle of format {raw['format']}: use the newer tgis that made it.")
+                raise ModelError(
+                    f"{source} is a bundle in format {raw['format']}: use the newer version of tgis that made it."
+                )
             files = tuple(RemoteFile(str(f["name"]), int(f["size"]), str(f["digest"])) for f in raw["files"])
             manifest = cls(str(raw["model"]), str(raw["commit"]), tuple(map(str, raw["revisions"])), files)
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:

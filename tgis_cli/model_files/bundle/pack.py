@@ -34,7 +34,10 @@ def make_bundle(model_dir: Path, manifest: Manifest, target: str, advance: Advan
         ModelError: a file is damaged, or has a name that is not allowed in a bundle.
     """
     if invalid := manifest.find_invalid():
-        raise ModelError(f"{model_dir} has a file {invalid!r}, which is not allowed in a bundle: remove or rename it.")
+        raise ModelError(
+            f"{model_dir} contains a file named {invalid!r}, a name that is not allowed in a bundle: remove or rename "
+            "the file."
+        )
     with open_target(target, manifest.num_bytes) as add_file:
         text = json.dumps(asdict(manifest), indent=1).encode()
         add_file(MANIFEST, HashingReader(io.BytesIO(text), len(text)))

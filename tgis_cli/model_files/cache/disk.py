@@ -21,7 +21,7 @@ Advance = Callable[[int], None]  # takes the number of bytes processed since the
 
 
 def count_free_bytes(status: os.statvfs_result) -> int | None:
-    """Bytes that this user may still write; ``None`` if the file system, such as one in memory, does not count them."""
+    """Bytes that this user may still write; ``None`` if the file system does not count them."""
     return status.f_bavail * status.f_frsize if status.f_blocks else None
 
 

@@ -46,7 +46,7 @@ def convert_to_fast_tokenizer(model_dir: Path, output_dir: Path) -> Path:
         from transformers.utils import logging
     except ImportError as error:
         raise ModelError(
-            f"{model_dir} has no {NAME}, and making it needs transformers: pip install 'tgis[convert]'."
+            f"{model_dir} has no {NAME}, and making one requires transformers: pip install 'tgis[convert]'."
         ) from error
     logging.set_verbosity_error()  # failures are reported below, in one sentence
     target = output_dir / NAME

@@ -166,9 +166,12 @@ def decide_kv_budget(request: MemoryRequest, free_bytes: int) -> KvBudget:
     longest = num_blocks * request.block_size
     available_bytes, need_bytes = num_blocks * request.block_bytes, blocks_per_sequence * request.block_bytes
     if request.is_explicit or longest < SHORTEST_SEQUENCE:
-        shorter = f"--max-sequence-length {longest} or less, or " if longest >= SHORTEST_SEQUENCE else ""
+        shorter = [f"--max-sequence-length {longest} or less"] if longest >= SHORTEST_SEQUENCE else []
         raise failures.SEQUENCE_TOO_LONG.error(
-            length=request.max_sequence_length, need_bytes=need_bytes, room_bytes=available_bytes, shorter=shorter
+            length=request.max_sequence_length,
+            need_bytes=need_bytes,
+            room_bytes=available_bytes,
+            advice=", ".join([*shorter, "more shards (--num-shard)"]),
         )
     note = (
         f"max_sequence_length lowered from {request.max_sequence_length} to {longest}: keys and values of one sequence "

@@ -1,4 +1,4 @@
-"""Time-limited writes to the client of a gRPC call, and ending a call from the server's side."""
+"""Limits the time of writes to the client of a gRPC call, and ends calls from the server's side."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ MAX_STATUS_BYTES = 500
 
 
 def end_call(context: ServicerContext, status: str, text: str) -> None:
-    """Cancel a call with the name of a status and a text. Frees its buffers at once and cancels its handler.
+    """Cancel a call with a status (given by name) and a text. This frees its buffers at once and cancels its handler.
 
     A status sent the usual way would wait forever behind a message that the client does not read. The C library can
-    cancel a call, but grpc.aio does not expose it: of its functions, only the one for the peer's identities passes the
-    call object on. It is replaced during this call only: nothing else here uses it, and all of it is on the event loop.
+    cancel a call, but grpc.aio does not expose that: of its functions, only the one for the peer's identities passes
+    the call object on. That function is replaced for a moment: nothing else here uses it, and the event loop does
+    nothing else meanwhile.
     """
     code = getattr(cygrpc.StatusCode, status.lower())
     ask = cygrpc.peer_identities
@@ -32,12 +33,12 @@ def end_call(context: ServicerContext, status: str, text: str) -> None:
 
 
 class Writer:
-    """Limits the time of each write to the client of a call; the caller does the writing::
+    """Limits how long each write to the client of a call may take; the caller does the writing::
 
         with writer.writing(len(raw)):
             await context.write(raw)
 
-    Created once per call and entered for every frame, which takes a microsecond.
+    It is created once per call and entered for every frame; entering it takes a microsecond.
     """
 
     __slots__ = ("_deadline", "_num_bytes", "_patience", "_wait")
@@ -52,7 +53,7 @@ class Writer:
         return self
 
     def begin(self, num_bytes: int) -> None:
-        """Start to time a write without a ``with`` block, until :meth:`end`."""
+        """Time a write without a ``with`` block, until :meth:`end`."""
         self._patience.begin_sending(self._wait, num_bytes, self._deadline)
 
     def end(self) -> None:
@@ -64,20 +65,20 @@ class Writer:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """
         Raises:
-            CancelledError: the write failed, as the client has left or was too slow.
+            CancelledError: the write failed, because the client has left or was too slow.
         """
         self.end()
         if isinstance(error, grpc.aio.InternalError):
             raise asyncio.CancelledError from None
 
     def bound_final_write(self, context: ServicerContext) -> None:
-        """Limit the time of what the library writes after the handler has returned."""
+        """Limit how long the library's writes may take after the handler has returned."""
         self._patience.begin_sending(self._wait, 0)
         context.add_done_callback(lambda _: self._patience.end_sending(self._wait))
 
 
 def bound_answer(context: ServicerContext, patience: Patience, num_bytes: int, *, is_held: bool) -> None:
-    """Limit the time of a unary answer, which the library writes after the handler has returned."""
+    """Limit how long a unary answer may take; the library writes it after the handler has returned."""
     if not is_held:
         Writer(context, patience).bound_final_write(context)
         return

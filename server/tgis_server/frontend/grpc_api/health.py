@@ -17,7 +17,7 @@ MAX_NAME_CHARACTERS = 100  # clients refuse a long status
 
 
 class StateHealthServicer(HealthServicer):  # type: ignore[misc]  # the library has no types
-    """Answers for the given services, each a name for a probe.
+    """Answers for the given services, each of which names a probe.
 
     The library's own servicer drops every Watch of a service when one of them ends: the others miss later changes.
     """
@@ -37,7 +37,7 @@ class StateHealthServicer(HealthServicer):  # type: ignore[misc]  # the library 
     async def Watch(  # noqa: N802  the name of the RPC
         self, request: HealthCheckRequest, context: ServicerContext
     ) -> None:
-        """Stream the status now and whenever it changes, until the client or the server ends."""
+        """Stream the status now and whenever it changes, until the client leaves or the server shuts down."""
         sent, writer = None, Writer(context, self._patience)
         while True:
             change, status = self._state.next_change(), self._status_of(request.service)

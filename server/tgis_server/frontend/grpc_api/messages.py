@@ -43,7 +43,7 @@ def parse_parameters(params: pb.Parameters) -> Parameters:
         max_new_tokens=stopping.max_new_tokens,
         min_new_tokens=stopping.min_new_tokens,
         time_limit_ms=stopping.time_limit_millis,
-        stop_sequences=stopping.stop_sequences,  # not copied: there may be millions until they are refused
+        stop_sequences=stopping.stop_sequences,  # not copied: there may be millions, which are refused later
         include_stop_sequence=stopping.include_stop_sequence if has_include else None,
         truncate_input_tokens=params.truncate_input_tokens,
         wanted=Wanted(
@@ -87,7 +87,7 @@ def render_parts(parts: Iterable[Part]) -> pb.BatchedGenerationResponse:
 
 
 def render_part(part: Part) -> pb.GenerationResponse:
-    """A frame of a stream, or the whole answer. Fields without a value are not passed, to save time."""
+    """A frame of a stream, or the whole answer. Fields without a value are left unset, to save time."""
     frame = pb.GenerationResponse(text=part.text, generated_token_count=part.num_generated)
     if part.tokens:
         add_tokens(frame.tokens, part.tokens)

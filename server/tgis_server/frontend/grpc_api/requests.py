@@ -1,7 +1,7 @@
-"""Decodes the bytes of a request, with the contract's statuses for those that are too large or invalid.
+"""Decodes the bytes of requests, and refuses those that are too large or invalid with the contract's statuses.
 
-The gRPC library could decode, but would end calls with RESOURCE_EXHAUSTED and UNKNOWN instead of the contract's
-OUT_OF_RANGE and INTERNAL. So it passes bytes on, and its own size limit is above the configured one.
+The gRPC library could decode requests, but it would end calls with RESOURCE_EXHAUSTED and UNKNOWN instead of the
+contract's OUT_OF_RANGE and INTERNAL. So it only passes bytes on, and its own size limit is above the configured one.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from tgis_server.frontend.transport.patience import Patience
 
 Refuse: TypeAlias = Callable[[ServicerContext, RequestError], Awaitable[None]]
 
-# Up to the library's limit, a request that is too large is received, and its client told the configured limit.
+# Up to the library's limit, a request that is too large is received, and its client is told the configured limit.
 LIBRARY_LIMIT_FACTOR = 8
 MAX_EXCESS_BYTES = 4 << 20
 MAX_LIBRARY_LIMIT_BYTES = 2**31 - 1  # the library's option is an int
-DEPARTURE_S = 0.5  # if the client has left, its call is cancelled within this time of the end of its request
+DEPARTURE_S = 0.5  # if the client has left, its call is cancelled within this time after the end of its request
 
 
 def library_limit_bytes(max_request_bytes: int) -> int:
@@ -43,7 +43,7 @@ async def abort(context: ServicerContext, error: RequestError) -> None:
 
 
 async def read_shielded(context: ServicerContext) -> Any:
-    """The next message of a call, read to its end even if the caller is cancelled.
+    """The next message of a call, read completely even if the caller is cancelled.
 
     grpc.aio leaks 80 bytes per cancelled read, and a client can open and reset thousands of calls per second.
     """
@@ -56,8 +56,8 @@ class ServicePolicy:
 
     patience: Patience
     max_request_bytes: int
-    refuse: Refuse = abort  # ends calls without a valid request
-    get_refusal: Callable[[], RequestError | None] = lambda: None  # refuses every request, unread
+    refuse: Refuse = abort  # ends calls that have no valid request
+    get_refusal: Callable[[], RequestError | None] = lambda: None  # if it returns an error, requests are refused unread
     accounts: Accounts = field(default_factory=Accounts)
     limits_memory: bool = False  # whether bytes of requests and answers count as held
 
@@ -71,9 +71,10 @@ def make_handlers(service: ServiceDescriptor, servicer: Any, policy: ServicePoli
 def _make_handler(
     method: MethodDescriptor, behaviour: Callable[[Any, Any], Any], policy: ServicePolicy
 ) -> grpc.RpcMethodHandler:
-    """A handler that reads its own requests: every method is registered with a stream of them, invisibly to clients.
+    """A handler that reads its own requests: each method is registered as if it took a stream; clients do not notice.
 
-    The library would receive a unary request before it calls the handler, whatever its size and however long it takes.
+    The library would receive the whole of a unary request before it calls the handler, whatever the size of the request
+    and however long that takes.
     """
     request_type = GetMessageClass(method.input_type)
     patience = policy.patience
@@ -110,8 +111,8 @@ def _make_handler(
     async def receive_one(context: ServicerContext) -> Message:
         request = await receive(context, open_call(context))
         if request is None:
-            # If the client has left, this call is about to be cancelled. grpc.aio leaks 400 bytes when that interrupts
-            # a status, and a flood of abandoned calls would add up.
+            # If the client has left, this call is about to be cancelled. grpc.aio leaks 400 bytes when a cancellation
+            # interrupts a status, and in a flood of abandoned calls that would add up.
             await asyncio.sleep(DEPARTURE_S)
             await refuse(context, error := Undecodable("failed to decode Protobuf message: there is none"))
             raise error
@@ -153,7 +154,7 @@ def _make_handler(
 
 
 def to_bytes(response: Message | bytes) -> bytes:
-    """Serialize a response. Large ones already are, off the event loop."""
+    """Serialize a response. Large ones have already been serialized off the event loop."""
     return response if isinstance(response, bytes) else response.SerializeToString()
 
 

@@ -9,10 +9,11 @@ from typing import get_args
 
 import grpc
 from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_reflection.v1alpha import reflection_pb2
 
 from tgis_server import failures
 from tgis_server.frontend.grpc_api.health import StateHealthServicer
+from tgis_server.frontend.grpc_api.reflection import make_reflection
 from tgis_server.frontend.grpc_api.requests import ServicePolicy, library_limit_bytes, make_handlers
 from tgis_server.frontend.grpc_api.service import GenerationServicer
 from tgis_server.frontend.state import Probe, ServerState
@@ -28,7 +29,7 @@ HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
 
 CLOSE_GRACE_S = 0.2  # from the end of the calls to the end of their connections
-SPARE_STREAMS = 200  # per connection: for probes, and to refuse calls beyond all permits with a status
+SPARE_STREAMS = 200  # per connection: for probes, and to refuse calls that get no permits with a status
 MIN_STREAMS = 1000
 
 SERVER_OPTIONS = (
@@ -38,11 +39,11 @@ SERVER_OPTIONS = (
     ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
     ("grpc.http2.bdp_probe", 0),
     # Clients may ping as often as they like, even without a call: an idle channel must survive. floods.py decides what
-    # is a flood, as the library only half closes a connection with too many pings.
+    # is a flood, because the library only half-closes a connection with too many pings.
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 100),
-    # For TLS, the preface and the first SETTINGS together.
+    # Includes TLS, the preface and the first SETTINGS.
     ("grpc.server_handshake_timeout_ms", 20_000),
 )
 
@@ -53,15 +54,15 @@ def num_streams(max_concurrent_requests: int) -> int:
 
 
 def stream_options(max_concurrent_requests: int) -> tuple[tuple[str, int], ...]:
-    """Limits on the calls that are open on a connection, and that wait in the library to be accepted.
+    """Limits on the calls that are open on a connection, and on those that wait in the library to be accepted.
 
-    HTTP/2 clients queue calls beyond the first limit. Between the two limits on waiting calls, the library refuses a
-    random part. Each call costs 10 KiB of memory, and waiting ones delay the next client.
+    HTTP/2 clients queue calls beyond the first limit. Between the two limits on waiting calls, the library refuses
+    calls at random. Each call costs 10 KiB of memory, and waiting calls delay the next client.
     """
     most = num_streams(max_concurrent_requests)
     return (
         ("grpc.max_concurrent_streams", most),
-        # Streams of finished calls that are not freed yet: beyond this the library refuses calls it has allowed.
+        # Streams of finished calls that are not freed yet: beyond this, the library refuses calls that it has allowed.
         ("grpc.http2.max_deallocating_streams", most),
         ("grpc.server.max_pending_requests", 8 * most),
         ("grpc.server.max_pending_requests_hard_limit", 10 * most),
@@ -92,9 +93,9 @@ class PublicServer:
             {"": "ready", GENERATION.full_name: "ready", **{probe: probe for probe in get_args(Probe)}},
             patience,
         )
-        self.accounts = Accounts()  # of received bytes
+        self.accounts = Accounts()  # account for received bytes
         self.port_watch = PortWatch(
-            max_connections * 9 // 10,  # closes the longest silent ones before the library would refuse new ones
+            max_connections * 9 // 10,  # closes those silent longest before the library would refuse new ones
             config.send_timeout,
             library_limit_bytes(max_bytes),
             2 * num_streams(config.max_concurrent_requests),
@@ -106,12 +107,12 @@ class PublicServer:
             [
                 make_handlers(GENERATION, servicer, generating),
                 make_handlers(HEALTH, probes, probing),
-                make_handlers(REFLECTION, reflection.aio.ReflectionServicer(names), probing),
+                make_handlers(REFLECTION, make_reflection(names), probing),
             ]
         )
 
     async def start(self, tls: Tls | None) -> int:
-        """Bind and serve; returns the port.
+        """Bind and serve; return the port.
 
         Raises:
             UsageError: the port cannot be bound.
@@ -135,12 +136,14 @@ class PublicServer:
         """Refuse new calls, give those in flight ``grace_s`` seconds, then stop."""
         stopping = asyncio.create_task(self._server.stop(grace_s), name="stop-grpc")
         done, _ = await asyncio.wait({stopping}, timeout=grace_s + CLOSE_GRACE_S)
-        if not done:  # the library waits for GOAWAY to be taken, which a client that does not read never does
+        if not done:  # the library waits until clients take GOAWAY, and one that does not read never takes it
             await asyncio.to_thread(hang_up_all, self._port)
         await stopping
 
 
 def should_log(record: logging.LogRecord) -> bool:
-    """Not for what any client can cause in large numbers: leaving before the answer, or metadata that is not text. The
-    library logs a traceback each time."""
+    """Drop what any client can cause in large numbers: by leaving before the answer or with metadata that is not text.
+
+    The library logs a traceback each time.
+    """
     return not (record.exc_info and isinstance(record.exc_info[1], (grpc.aio.InternalError, UnicodeDecodeError)))

@@ -35,12 +35,12 @@ from tgis_server.wire.generation_pb2_grpc import GenerationServiceServicer
 logger = logging.getLogger(__name__)
 
 
-# Clients refuse trailers of more than 8 KiB with a different status. A character takes up to twelve bytes there.
+# If trailers exceed 8 KiB, clients refuse them and report a different status. A character takes up to twelve bytes.
 MAX_STATUS_CHARACTERS = 500
 
 
 class GenerationServicer(GenerationServiceServicer):
-    """The public RPCs. Registered before the engine is loaded: until ``generation`` is set, calls are UNAVAILABLE."""
+    """The public RPCs. They are registered before the engine is loaded: until it is, calls get UNAVAILABLE."""
 
     def __init__(
         self,
@@ -129,24 +129,24 @@ class GenerationServicer(GenerationServiceServicer):
             )
 
     def get_refusal(self) -> RequestError | None:
-        """The error for every call now; None while calls are accepted."""
+        """The error with which calls are refused at present; None while they are accepted."""
         return None if self._state.is_accepting else Unavailable(self._state.text)
 
     def _release_request(self, context: ServicerContext, parameters: Parameters) -> None:
-        """Stop counting the request's bytes once its inputs are tokens, unless their text is to be sent back."""
+        """Stop counting a request's bytes when its inputs have been tokenized, unless their text is to be sent back."""
         if not parameters.input_text:
             self._patience.release_request(context)
 
     async def refuse(self, context: ServicerContext, error: RequestError) -> None:
-        """End a call without a valid request. Metrics do not count it."""
+        """End a call that has no valid request. Metrics do not count it."""
         async with self._answering(context):
             raise error
 
     @asynccontextmanager
     async def _answering(self, context: ServicerContext, call: Call | None = None) -> AsyncIterator[GenerationService]:
-        """Count a call in flight, refuse it if the server accepts none, and turn its error into its status.
+        """Count a call as in flight, refuse it if the server accepts none, and turn its error into its status.
 
-        Generation calls, the ones with a ``call``, are also logged and traced, and their failures counted.
+        Generation calls (those with a ``call``) are also logged and traced, and their failures are counted.
         """
         if call and self._fault:
             self._fault.reach("call")
@@ -183,7 +183,7 @@ class GenerationServicer(GenerationServiceServicer):
 
 
 class MissingRequest(InvalidRequest):
-    """A stream without its input, which does not count as a failure."""
+    """A stream's request has no input. This does not count as a failure."""
 
 
 def to_status(error: Exception, extra: dict[str, str]) -> tuple[grpc.StatusCode, str]:
@@ -208,7 +208,7 @@ def failure_label(error: Exception, call: Call) -> str:
 
 
 async def build_answer(outputs: Sequence[Output], tokenizer: Tokenizer) -> pb.BatchedGenerationResponse:
-    """The answer of a unary call; with details of the input, which may be long, off the event loop."""
+    """Build the answer of a unary call, off the event loop if it has details of the input, which may be long."""
 
     def build() -> pb.BatchedGenerationResponse:
         return render_parts(output.whole() for output in outputs)

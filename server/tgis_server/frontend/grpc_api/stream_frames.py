@@ -1,4 +1,4 @@
-"""The frames of a stream: the first at once, the others as they become due, the one with a stop reason last."""
+"""Writes a stream's frames: the first one at once, the others as they become due, the one with the stop reason last."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Write: TypeAlias = Callable[[bytes], Coroutine[Any, Any, None]]  # the library's
 
 
 async def write_frames(write: Write, writer: Writer, call: Call, output: Output, tokenizer: Tokenizer) -> None:
-    """Write an output until it has ended; the caller checks whether it failed.
+    """Write an output's frames until it has ended; the caller checks whether it failed.
 
     Raises:
         CancelledError: the client has left or was too slow.
@@ -41,14 +41,14 @@ async def write_frames(write: Write, writer: Writer, call: Call, output: Output,
 class _Stream:
     """Writes the parts of an output one after the other.
 
-    Without a task: for one that waits for news, writes and waits again, asyncio would spend as much time per token as
-    all the code here. Instead, callbacks resume the library's coroutine when the future it awaits is done.
+    No task does this: for one that waits for news, writes and waits again, asyncio would spend as much time per token
+    as all the code here takes. Instead, callbacks resume the library's coroutine when the future it awaits is done.
     """
 
     def __init__(self, write: Write, writer: Writer, output: Output) -> None:
         self._write, self._writer, self._output = write, writer, output
         self._loop = asyncio.get_running_loop()
-        self._context = copy_context()  # one for all callbacks, which would get a copy each
+        self._context = copy_context()  # shared by all callbacks: otherwise each would get a copy
         self._done: asyncio.Future[None] = self._loop.create_future()
         self._writing: Coroutine[Any, Any, None] | None = None
         self._waits_for: asyncio.Future[Any] | None = None  # the future that _writing awaits
@@ -60,7 +60,7 @@ class _Stream:
         try:
             await self._done
         finally:
-            call.wake = wake  # else a reference cycle keeps the library's buffers of the call
+            call.wake = wake  # else a reference cycle would keep the call's buffers in the library
             self._abandon()
 
     def _wake(self) -> None:
@@ -116,6 +116,6 @@ class _Stream:
 
 
 def render_frame(part: Part) -> bytes:
-    """Serialize a part here: its size is needed."""
+    """Serialize a part here rather than in the library: its size is needed."""
     raw: bytes = render_part(part).SerializeToString()
     return raw

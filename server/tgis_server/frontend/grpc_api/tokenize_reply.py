@@ -12,12 +12,12 @@ from typing import NamedTuple
 from tgis_server.frontend.text import Encoding, byte_offsets
 from tgis_server.wire import generation_pb2 as pb
 
-SLICE = 4096  # tokens: a few milliseconds
+SLICE = 4096  # tokens: they take a few milliseconds
 RESPONSES_TAG = bytes([pb.BatchedTokenizeResponse.RESPONSES_FIELD_NUMBER << 3 | 2])  # 2: length-delimited
 
 
 class ReplyPart(NamedTuple):
-    """A piece of a serialized ``TokenizeResponse``; the first has the ``num_tokens`` of the text, the others 0."""
+    """A piece of a serialized ``TokenizeResponse``; the first has the ``num_tokens`` of the text, the others have 0."""
 
     num_tokens: int
     content: bytes
@@ -26,7 +26,7 @@ class ReplyPart(NamedTuple):
 def reply_parts(
     request: pb.BatchedTokenizeRequest, get_piece: Callable[[int], str], text: str, encoding: Encoding
 ) -> Iterator[ReplyPart]:
-    """The response for one text, in pieces; truncated to its last tokens, even special ones, if requested."""
+    """The response for one text, in pieces. If requested, it has only the text's last tokens, special ones included."""
     num_tokens = len(encoding.ids)
     first = max(0, num_tokens - request.truncate_input_tokens) if request.truncate_input_tokens else 0
     ids, starts, ends = encoding.ids[first:], encoding.starts[first:], encoding.ends[first:]

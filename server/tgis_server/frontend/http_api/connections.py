@@ -13,14 +13,14 @@ from tgis_server.frontend.metrics import Metrics
 from tgis_server.frontend.transport.patience import Patience
 
 IDLE_TIMEOUT_S = 75.0  # between requests, as in other servers; scrapers return sooner
-HEADER_TIMEOUT_S = 10.0  # to the end of the header, from the connect or, for later requests, the first byte
+HEADER_TIMEOUT_S = 10.0  # for a header, from the start of the connection or, for later requests, from the first byte
 LINGER_S = 1.0  # for reading an unwanted body
 
 
 class HttpConnections:
-    """All open connections. A new one always gets in: the longest silent one is closed for it.
+    """All open connections. A new one always gets in: the one that has been silent longest is closed to make room.
 
-    Connections in their TLS handshake are missing here; floods.py, which checks only periodically, counts them too.
+    Connections still in their TLS handshake are missing here; floods.py, which checks only periodically, counts them.
     """
 
     def __init__(self, patience: Patience, metrics: Metrics, max_connections: int) -> None:
@@ -28,7 +28,7 @@ class HttpConnections:
         self.count_abort = metrics.count_abort
         self.rate = RequestRate()
         self._max_connections = max_connections
-        self._open: dict[HttpConnection, None] = {}  # longest silent first
+        self._open: dict[HttpConnection, None] = {}  # the one silent longest comes first
 
     def add(self, connection: HttpConnection) -> None:
         if len(self._open) >= self._max_connections:
@@ -45,7 +45,7 @@ class HttpConnections:
 
 
 class HttpConnection(web.RequestHandler):
-    """aiohttp's protocol with time limits: its own is for idle connections only, not headers, requests and writes."""
+    """aiohttp's protocol with time limits for headers, requests and writes; aiohttp limits only idle time."""
 
     def __init__(self, server: web.Server, connections: HttpConnections, logger: logging.Logger) -> None:
         loop = asyncio.get_running_loop()
@@ -59,9 +59,8 @@ class HttpConnection(web.RequestHandler):
         )
         self._connections = connections
         self._bucket = connection_bucket()
-        self._is_new = True  # no request yet
-        self._is_lost = False
-        self._turn: asyncio.Task[None] | None = None  # of a request waiting to be handled
+        self._is_new = True  # no request has arrived yet
+        self._turn: asyncio.Task[None] | None = None  # set while a request waits to be handled
         self._header_timer: asyncio.TimerHandle | None = None
         self._stop_sending: Callable[[], None] | None = None
 
@@ -73,12 +72,11 @@ class HttpConnection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         self._connections.remove(self)
         self._stop_waiting()
-        self._is_lost = True
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         self._connections.note_activity(self)
-        waiter = self._waiter  # aiohttp's, for the next request; while one is handled, data may be its body
+        waiter = self._waiter  # aiohttp's, for the next request; while one is being handled, data may be its body
         super().data_received(data)
         if self._messages:
             self._cancel_header_timer()
@@ -96,9 +94,11 @@ class HttpConnection(web.RequestHandler):
 
     def force_close(self) -> None:
         """Unsent data must not keep the connection open forever."""
-        transport = None if self._is_lost else self.transport  # one with TLS answers no questions once it is lost
+        transport = self.transport
+        # Asked before closing: a TLS transport that is closed twice, as after its client has left, has no buffer.
+        is_sending = isinstance(transport, asyncio.WriteTransport) and transport.get_write_buffer_size() > 0
         super().force_close()
-        if isinstance(transport, asyncio.WriteTransport) and transport.get_write_buffer_size():
+        if transport and is_sending:
             asyncio.get_running_loop().call_later(self._connections.patience.send_timeout_s, transport.abort)
 
     def give_up(self, reason: str) -> None:
@@ -113,10 +113,14 @@ class HttpConnection(web.RequestHandler):
         start_time: float | None,
         request_handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
     ) -> tuple[web.StreamResponse, bool]:
-        """aiohttp calls this for every request, even an invalid one. Later ones on the connection wait too."""
+        """aiohttp calls this for every request, even an invalid one.
+
+        It handles the next request of the connection only when this has returned.
+        """
         if self._is_new:
-            # The first request never waits, as each probe opens a connection: among many new ones it could not be told
-            # apart, and a waiting one might be closed for the next. Connecting costs more than one request anyway.
+            # The first request never waits, as each probe opens a connection: among many new connections, a probe's
+            # cannot be told apart, and it might be closed while it waits, to make room for the next. Connecting costs
+            # more than one request anyway.
             self._is_new = False
             self._bucket.tokens -= 1
         elif not self._connections.rate.take_turn(self._bucket):

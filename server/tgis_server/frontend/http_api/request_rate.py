@@ -1,7 +1,7 @@
 """Limits the rate of HTTP requests: they share an event loop with the streams, which they must not starve.
 
 Requests beyond the rate wait; none is refused. Each connection has a rate, and so does the port. The connection with
-the fewest recent requests is first, so a probe is answered at once whatever other clients do.
+the fewest recent requests goes first, so a probe is answered at once whatever other clients do.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from itertools import count
 
 CONNECTION_RATE_PER_S = 20
 CONNECTION_BURST = 50
-PORT_RATE_PER_S = 400  # a tenth of one CPU
+PORT_RATE_PER_S = 400  # this many take a tenth of one CPU
 PORT_BURST = 100
 
 
 @dataclass(slots=True)
 class Bucket:
-    """A token bucket, filled at a rate; each request takes one token."""
+    """A token bucket, filled at a fixed rate; each request takes one token."""
 
     rate_per_s: float
     max_tokens: float
@@ -43,7 +43,7 @@ def connection_bucket() -> Bucket:
 
 
 class RequestRate:
-    """The rate of a port. Belongs to one event loop."""
+    """The rate of a port. It belongs to one event loop."""
 
     def __init__(self, rate_per_s: float = PORT_RATE_PER_S, burst: float = PORT_BURST) -> None:
         self._bucket = Bucket(rate_per_s, burst)
@@ -52,14 +52,17 @@ class RequestRate:
         self._timer: asyncio.TimerHandle | None = None
 
     def take_turn(self, own: Bucket) -> bool:
-        """Take the next turn for a connection, whose bucket is ``own``, unless it or others must wait."""
+        """Take a turn for the connection whose bucket is ``own``, unless it or others must wait.
+
+        Returns whether a turn was taken.
+        """
         if self._queue or own.wait_s() or self._bucket.wait_s():
             return False
         self._take(own)
         return True
 
     async def wait_turn(self, own: Bucket) -> None:
-        """Wait until the next request of a connection may be handled. One wait per connection at a time."""
+        """Wait until the next request of a connection may be handled. Each connection may wait only once at a time."""
         if wait_s := own.wait_s():
             await asyncio.sleep(wait_s)
         if self.take_turn(own):

@@ -22,7 +22,7 @@ from tgis_server.run import Run
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 HANDSHAKE_TIMEOUT_S = 10.0
-STOP_GRACE_S = 0.5  # a scraper that does not read must not delay the end by a minute
+STOP_GRACE_S = 0.5  # a scraper that does not read must not delay the shutdown by a minute
 
 
 class HttpServer:
@@ -43,12 +43,12 @@ class HttpServer:
         self._logger.addFilter(should_log)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=STOP_GRACE_S)
         self._connections = HttpConnections(patience, metrics, max_connections)
-        # Also counts connections in their TLS handshake, which only the kernel knows.
+        # Also counts connections in their TLS handshake, which only the kernel knows about.
         self.port_watch = PortWatch(max_connections, run.config.send_timeout)
         self._listener: asyncio.Server | None = None
 
     async def start(self, tls: Tls | None) -> int:
-        """Bind and serve; returns the port.
+        """Bind and serve; return the port.
 
         Raises:
             UsageError: the port cannot be bound.
@@ -99,5 +99,5 @@ class HttpServer:
 
 
 def should_log(record: logging.LogRecord) -> bool:
-    """Not for invalid requests: anyone can send large numbers of them, and the library logs a traceback for each."""
+    """Drop records of invalid requests: anyone can send many of them, and the library logs a traceback for each."""
     return not (record.exc_info and isinstance(record.exc_info[1], BadHttpMessage))

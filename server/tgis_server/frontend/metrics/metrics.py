@@ -1,4 +1,4 @@
-"""Every metric of the server: name, kind, unit, labels and help in one table, and the events that update them.
+"""All metrics of the server: one table of their names, kinds, units, labels and help, and the events that update them.
 
 Existing dashboards query these names and labels; each counter is exported under its bare name and with ``_total``. The
 front-end owns the only instance and learns of the engine from the statistics of its steps. ``docs/metrics.md`` is
@@ -50,22 +50,22 @@ SPECS = (
     # Requests
     Spec("tgi_request_count", "counter", "calls", "Generate and GenerateStream calls.", ("kind",)),
     Spec("tgi_request_input_count", "counter", "inputs", "Inputs of these calls."),
-    Spec("tgi_request_failure", "counter", "calls", "Calls that failed; inputs if cancelled or timed out.", ("err",)),
+    Spec("tgi_request_failure", "counter", "calls", "Failed calls; inputs if cancelled or timed out.", ("err",)),
     Spec("tgi_request_success", "counter", "inputs", "Inputs that were answered.", ("stop_reason", "kind")),
     Spec("tgi_request_duration", "histogram", "seconds", "From call to answer."),
     Spec("tgi_request_validation_duration", "histogram", "seconds", "Checking parameters and tokenizing."),
     Spec("tgi_request_queue_duration", "histogram", "seconds", "From submission to the first step."),
     Spec("tgi_request_inference_duration", "histogram", "seconds", "From the first step to the last token."),
-    Spec("tgi_request_mean_time_per_token_duration", "histogram", "seconds", "Inference time by generated tokens."),
+    Spec("tgi_request_mean_time_per_token_duration", "histogram", "seconds", "Inference time per generated token."),
     Spec("tgi_time_to_first_token_duration", "histogram", "seconds", "From submission to the first token."),
     Spec("tgi_inter_token_duration", "histogram", "seconds", "Between tokens of one output."),
     Spec("tgi_request_raw_input_length", "histogram", "tokens", "Inputs before truncation."),
     Spec("tgi_request_input_length", "histogram", "tokens", "Accepted inputs after truncation."),
-    Spec("tgi_request_max_new_tokens", "histogram", "tokens", "Limit on new tokens of each input."),
+    Spec("tgi_request_max_new_tokens", "histogram", "tokens", "Limit on the new tokens of each input."),
     Spec("tgi_request_generated_tokens", "histogram", "tokens", "Tokens of each output."),
-    Spec("tgi_request_total_tokens", "histogram", "tokens", "Tokens of each input plus output."),
+    Spec("tgi_request_total_tokens", "histogram", "tokens", "Tokens of each input and its output together."),
     # Steps of the engine
-    Spec("tgi_batch_inference_count", "counter", "steps", "Steps by what they computed.", ("method",)),
+    Spec("tgi_batch_inference_count", "counter", "steps", "Steps, by what they computed.", ("method",)),
     Spec("tgi_batch_inference_success", "counter", "steps", "Steps that returned tokens.", ("method",)),
     Spec("tgi_batch_inference_failure", "counter", "steps", "Steps that failed.", ("method", "reason")),
     Spec("tgi_batch_inference_batch_size", "histogram", "sequences", "Sequences per step.", ("method",)),
@@ -97,11 +97,11 @@ SPECS = (
         "Calls and connections ended to protect the server from their clients.",
         ("reason",),
     ),
-    Spec("tgi_calls_in_flight", "gauge", "calls", "Calls of any kind without an answer yet."),
+    Spec("tgi_calls_in_flight", "gauge", "calls", "Calls of any kind that have no answer yet."),
     Spec("tgi_permits_held", "gauge", "inputs", "Inputs in progress, at most --max-concurrent-requests."),
     Spec("tgi_bytes_held", "gauge", "bytes", "Requests in progress and unary answers being sent."),
-    Spec("tgi_calls_unread", "gauge", "calls", "Calls whose requests wait to be received until memory is free."),
-    Spec("tgi_draining", "gauge", "", "1 from the stop signal to the end, otherwise 0."),
+    Spec("tgi_calls_unread", "gauge", "calls", "Calls whose requests are not received until memory is free."),
+    Spec("tgi_draining", "gauge", "", "1 while the server drains, otherwise 0."),
     Spec("tgi_startup_seconds", "gauge", "seconds", "From the start of the launcher until requests were served."),
     Spec("tgi_startup_phase_seconds", "gauge", "seconds", "Time of each startup phase.", ("process", "phase")),
     Spec("tgi_startup_phase_bytes", "gauge", "bytes", "Bytes read in each startup phase.", ("process", "phase")),
@@ -109,7 +109,7 @@ SPECS = (
         "tgi_tls_certificate_expiry_timestamp_seconds",
         "gauge",
         "seconds",
-        "Expiry of the certificate in use, since 1970; only with TLS.",
+        "When the certificate in use expires, counted from 1970; only with TLS.",
         ("path",),
     ),
     Spec("tgi_server_info", "gauge", "", "Always 1; mode marks rehearsals and the demo model.", ("model", "mode")),
@@ -131,7 +131,7 @@ class Metrics:
     """The metrics of one server. Methods are named after events; all are called on the event loop."""
 
     def __init__(self, *, max_sequence_length: int, max_new_tokens: int, max_batch_size: int) -> None:
-        """The limits set the range of the histograms of lengths."""
+        """The limits determine the ranges of the length histograms."""
         self._max_batch_size = max_batch_size
         self._values: dict[str, Value] = {}
         self._ranges = (max_sequence_length, max_new_tokens)
@@ -174,7 +174,7 @@ class Metrics:
         num_unread: Callable[[], int],
         is_draining: Callable[[], bool],
     ) -> None:
-        """Register the functions that every scrape reads."""
+        """Register the functions that every scrape calls."""
         self._gauge("tgi_calls_in_flight").set_function(num_calls)
         self._gauge("tgi_permits_held").set_function(num_permits)
         self._gauge("tgi_bytes_held").set_function(num_bytes_held)
@@ -182,11 +182,14 @@ class Metrics:
         self._gauge("tgi_draining").set_function(is_draining)
 
     def read_certificate(self, path: str, get_expiry: Callable[[], float]) -> None:
-        """The same for the TLS certificate."""
+        """Register the function that returns the expiry of the TLS certificate."""
         self._gauge("tgi_tls_certificate_expiry_timestamp_seconds", path=path).set_function(get_expiry)
 
     def observe_start(self, launcher: Sequence[tuple[str, float]], children: Mapping[str, Sequence[pb.Phase]]) -> None:
-        """Record a finished startup. A phase lasts until the next one, the launcher's last until its children start."""
+        """Record a finished startup.
+
+        Each phase lasts until the next one begins; the launcher's last phase lasts until its children start.
+        """
         forked_at = min(phases[0].started_at_s for phases in children.values())
         serving_at = max(phases[-1].started_at_s for phases in children.values())
         own = [pb.Phase(name=name, started_at_s=started_at) for name, started_at in (*launcher, ("", forked_at))]
@@ -208,14 +211,14 @@ class Metrics:
             self._counter("tgi_request_failure", err=err).inc(num)
 
     def count_abort(self, reason: str) -> None:
-        """A client was too slow, too greedy or a flood."""
+        """Count a client that was too slow or too greedy, or that flooded the server."""
         self._counter("tgi_abort_count", reason=reason).inc()
 
     def observe_raw_input(self, num_tokens: int) -> None:
         self._histogram("tgi_request_raw_input_length").observe(num_tokens)
 
     def observe_validated(self, input_lengths: Iterable[int], max_new_tokens: int, duration_s: float) -> None:
-        """A whole call passed validation."""
+        """Record a call that has passed validation as a whole."""
         self._histogram("tgi_request_validation_duration").observe(duration_s)
         for length in input_lengths:
             self._histogram("tgi_request_input_length").observe(length)
@@ -249,7 +252,7 @@ class Metrics:
         self._histogram("tgi_request_queue_duration").observe(waited_s)
 
     def observe_first_token(self, waited_s: float) -> None:
-        """``waited_s``: since submission."""
+        """``waited_s`` is the time since submission."""
         self._histogram("tgi_time_to_first_token_duration").observe(waited_s)
 
     def observe_further_tokens(self, gap_s: float, number: int) -> None:
@@ -346,7 +349,7 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Exposition(Collector):
-    """Exports each value, counters under both names, without creation times."""
+    """Exports each value without its creation time, and counters under both names."""
 
     values: Mapping[str, Value]
     gauges: Mapping[str, Sequence[Metric]]  # a snapshot

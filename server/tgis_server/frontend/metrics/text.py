@@ -1,6 +1,6 @@
 """The text of ``/metrics``, rendered off the event loop and at a limited rate, whatever the number of scrapers.
 
-A text has 50 KB and takes about 10 ms of Python: clients scraping in a loop would starve the streams.
+A text is 50 KB long and takes about 10 ms of Python: clients scraping in a loop would starve the streams.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ class MetricsText:
     """Shares each text among concurrent scrapers. Belongs to one event loop."""
 
     def __init__(self, take_snapshot: Callable[[], Callable[[], bytes]]) -> None:
-        """``take_snapshot`` is called on the event loop, the function it returns in a thread."""
+        """``take_snapshot`` is called on the event loop; the function it returns is called in a thread."""
         self._take_snapshot = take_snapshot
-        self._next: asyncio.Task[bytes] | None = None  # a text that is not started yet
+        self._next: asyncio.Task[bytes] | None = None  # a text whose rendering has not started yet
         self._started_at = float("-inf")
 
     async def get(self) -> bytes:

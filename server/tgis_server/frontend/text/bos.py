@@ -1,8 +1,8 @@
-"""Adds the BOS token that ``tokenizer_config.json`` requests and ``tokenizer.json`` does not add.
+"""Adds the BOS token that ``tokenizer_config.json`` requests but ``tokenizer.json`` does not add.
 
-transformers 4 prepended it to every prompt if the tokenizer's class was one of Llama's, and the models that request it
-were trained with it (DeepSeek's distilled ones). transformers 5 only reads ``tokenizer.json``. Here the request is
-honoured. Tokenizers of classes for which no version honoured it are not changed.
+transformers 4 prepended it to every prompt if the tokenizer's class was one of Llama's, and models that request it
+(DeepSeek's distilled ones) were trained with it. transformers 5 reads only ``tokenizer.json``. This module honours the
+request. It does not change a tokenizer if no version of transformers honoured the request for its class.
 """
 
 from __future__ import annotations

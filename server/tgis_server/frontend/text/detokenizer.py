@@ -1,6 +1,6 @@
 """Token ids to text, one token at a time.
 
-Each vocabulary piece contributes bytes that do not depend on its neighbours, as if another token preceded it: this
+Each vocabulary piece contributes the same bytes whatever its neighbours: those that it has after another token. This
 keeps the leading space of an output's first word. The text of a request is the UTF-8 of these bytes in order, so the
 pieces of a stream add up to the whole text by construction, and the cost of a token depends only on its own bytes.
 
@@ -53,7 +53,7 @@ class PieceDecoder:
 
     @property
     def ends_words_with_a_space(self) -> bool:
-        """A space at the end of a contribution belongs to the text only if another token follows."""
+        """Whether a space at the end of a contribution belongs to the text only if another token follows."""
         return bool(self._word_end)
 
     def get_bytes(self, token_id: int) -> bytes:
@@ -96,7 +96,7 @@ class PieceDecoder:
 class Detokenizer:
     """Builds the text of one output; the returned strings add up to the text.
 
-    An unfinished character at the end is left out. Invalid bytes become U+FFFD once more text follows, not before.
+    An unfinished character at the end is left out. Invalid bytes become U+FFFD only when further text follows.
     """
 
     def __init__(self, pieces: PieceDecoder) -> None:
@@ -104,7 +104,7 @@ class Detokenizer:
         self._utf8 = Utf8Decoder("replace")
         self._space = b""  # a word's trailing space, due when another token follows
         self._broken = ""  # U+FFFD at the end of the decoded text
-        self._is_between_characters = True  # none of these is pending
+        self._is_between_characters = True  # nothing is pending: no part of a character, no space, no U+FFFD
 
     def push(self, token_id: int) -> str:
         """The characters that this token completes: none, one or several."""
@@ -126,7 +126,7 @@ class Detokenizer:
 
 
 def decoder_kinds(decoder: dict[str, Any] | None) -> frozenset[str]:
-    """The types of a decoder and, in a sequence, of its parts; empty without a decoder."""
+    """The type of a decoder, or the types of its parts if it is a sequence; empty without a decoder."""
     if decoder is None:
         return frozenset()
     if decoder["type"] == "Sequence":
@@ -147,7 +147,7 @@ def decode_byte_level(piece: str) -> bytes:
 
 
 def byte_level_alphabet() -> dict[str, int]:
-    """GPT-2's map: visible Latin-1 characters stand for their own byte, characters from U+0100 for the other bytes."""
+    """GPT-2's map: visible Latin-1 characters stand for their own bytes; those from U+0100 on stand for the others."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(0x100) if byte not in visible]
     return {chr(byte): byte for byte in visible} | {chr(0x100 + i): byte for i, byte in enumerate(hidden)}

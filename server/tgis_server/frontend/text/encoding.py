@@ -1,7 +1,7 @@
 """Encodes a text of any length in jobs of bounded time and memory.
 
 The library needs 300 to 400 bytes per token while it works on a text, and cannot be interrupted. So a long text is
-encoded in overlapping windows, and each overlap again on its own::
+encoded in overlapping windows, and each overlap is encoded again on its own::
 
     window 0   [....................~~~~~]
     overlap                         [~~~~~]
@@ -9,9 +9,9 @@ encoded in overlapping windows, and each overlap again on its own::
     cut                                ^
 
 If the end of the overlap has the same tokens as the end of the left window, the text before the overlap does not affect
-them. If its beginning has the same tokens as the beginning of the right window, neither does the text after it. If both
-hold around its middle, the windows are cut there. Otherwise (a single word of a megabyte, say) the text is encoded
-whole, as short texts always are.
+them. If the beginning of the overlap has the same tokens as the beginning of the right window, the text after the
+overlap does not affect them. If both are true around the middle of the overlap, the windows are cut there. Otherwise
+(a single word of a megabyte, say) the text is encoded whole, as short texts always are.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ class Encoding(NamedTuple):  # one per text: cheaper than a frozen dataclass
     """The tokens of a text or of a window of it."""
 
     ids: Sequence[int]
-    num_prefix: int  # leading ids that are special tokens, which the tokenizer puts before any text
-    num_suffix: int  # trailing ones, after it
-    starts: Sequence[int]  # of each token, in characters of the whole text; empty unless requested
+    num_prefix: int  # leading special tokens, which the tokenizer puts before any text
+    num_suffix: int  # trailing special tokens, which it puts after any text
+    starts: Sequence[int]  # start of each token, in characters of the whole text; empty unless requested
     ends: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
     encoding: Encoding
-    overlap_ids: Sequence[int]  # of its first OVERLAP characters encoded alone, without special tokens
+    overlap_ids: Sequence[int]  # tokens of its first OVERLAP characters encoded alone, without special tokens
 
 
 def encode(tokenizer: tokenizers.Tokenizer, text: str, *, want_offsets: bool) -> Encoding:
@@ -62,7 +62,7 @@ def window_starts(num_characters: int) -> range:
 
 
 def encode_window(tokenizer: tokenizers.Tokenizer, text: str, start: int, *, want_offsets: bool) -> Window:
-    """Encode the window of ``text`` that begins at ``start``; packed, as there may be many."""
+    """Encode the window of ``text`` that begins at ``start``. The result is packed, as there may be many windows."""
     encoding = encode(tokenizer, text[start : start + WINDOW + OVERLAP], want_offsets=want_offsets)
     overlap_ids = pack(())
     if start:
@@ -125,7 +125,7 @@ def pack(numbers: Iterable[int]) -> array[int]:
 
 
 def byte_offsets(text: str, starts: Sequence[int], ends: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Convert offsets in characters, nearly in order, to offsets in the text's UTF-8."""
+    """Convert offsets in characters, which are nearly in order, to offsets in the text's UTF-8."""
     if text.isascii():
         yield from zip(starts, ends, strict=True)
         return

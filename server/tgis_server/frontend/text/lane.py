@@ -1,4 +1,4 @@
-"""Separate threads for each kind of work, so one kind never waits behind another. Independent of the work itself."""
+"""Separate threads for each kind of work, so one kind never waits behind another. They know nothing of the work."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-MAX_CHARACTERS_HELD = 8 << 20  # of long texts; about thirty bytes each with tokens and reply
+MAX_CHARACTERS_HELD = 8 << 20  # characters of long texts: each takes about thirty bytes with tokens and reply
 
 
 class Lane:
-    """A thread pool for jobs of about ten milliseconds. Belongs to one event loop."""
+    """A thread pool for jobs of about ten milliseconds. It belongs to one event loop."""
 
     def __init__(self, name: str, num_workers: int, max_characters: int = MAX_CHARACTERS_HELD) -> None:
         self._num_workers = num_workers
@@ -29,10 +29,10 @@ class Lane:
         return await asyncio.get_running_loop().run_in_executor(self._pool, job)
 
     async def run_alone(self, job: Callable[[], T]) -> T:
-        """Run a job that takes seconds and much memory: one at a time, alongside the others."""
+        """Run a job that takes seconds and a lot of memory. Only one runs at a time, alongside the other jobs."""
         try:
             doing = asyncio.get_running_loop().run_in_executor(self._alone, job)
-        except RuntimeError:  # cannot start another thread: this one is rarely needed and not counted in the limits
+        except RuntimeError:  # no more threads can start: this one is rarely needed, and the limits do not count it
             return await self.run(job)
         return await doing
 
@@ -56,9 +56,9 @@ class Lane:
 
     @asynccontextmanager
     async def hold(self, num_characters: int) -> AsyncIterator[None]:
-        """Count this much text as held inside the ``async with`` block; waits, in order, until it fits.
+        """Wait, in order, until this much text fits, and count it as held inside the ``async with`` block.
 
-        A text beyond the maximum is held alone.
+        A text longer than the maximum is held alone.
         """
         if self._waiting or not self._fits(num_characters):
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -1,8 +1,8 @@
-"""Finding stop sequences in text that arrives in pieces.
+"""Finds stop sequences in text that arrives in pieces.
 
 The sequences form an automaton over characters (Aho and Corasick, 1975): its state after a character is the longest
 suffix of the text that may still become a stop sequence. So the result depends on the text alone, not on its division
-into tokens, and each character costs constant time. Independent of tokens and requests.
+into tokens, and each character costs constant time. The module knows nothing of tokens and requests.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class StopSequences:
 
 
 class StopMatcher:
-    """Finds the first stop sequence to be completed in one output; of several completed together, the longest.
+    """Finds the first stop sequence completed in one output; if several are completed together, it finds the longest.
 
     Text is held back only while it may become part of a match that would be cut off. If the sequence stays in the
     output (``include``), nothing is held back.
@@ -46,7 +46,7 @@ class StopMatcher:
         """Add text to the output.
 
         Args:
-            text: of the newest token.
+            text: the newest token's.
             can_match: whether a sequence completed here counts; if not, it is not found later either.
 
         Returns:
@@ -69,7 +69,7 @@ class StopMatcher:
         return pending[:border], ""
 
     def flush(self) -> str:
-        """End the output without a match: returns the text that was held back."""
+        """End the output without a match; return the text that was held back."""
         held, self._held = self._held, ""
         return held
 

@@ -1,6 +1,6 @@
 """Text to tokens, in threads: the event loop never tokenizes.
 
-Wraps the model's ``tokenizer.json`` with truncation and padding disabled. Independent of requests and engines.
+Wraps the model's ``tokenizer.json`` with truncation and padding disabled. It is independent of requests and engines.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Tokenizer:
         """
         Args:
             tokenizer: owned by this object from now on; truncation and padding are disabled.
-            num_workers: threads of each lane.
+            num_workers: threads in each lane.
         """
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -89,7 +89,7 @@ class Tokenizer:
     async def tokenize(
         self, texts: Sequence[str], make: Callable[[str, Encoding], Iterator[T]], *, want_offsets: bool = False
     ) -> list[list[T]]:
-        """The parts that ``make`` yields for each text and its tokens, in a thread. Prompts never wait for this.
+        """The parts that ``make``, run in a thread, yields for each text and its tokens. Prompts never wait for this.
 
         Raises:
             TokenizerFailed: with the library's message, for the first text that fails.
@@ -115,7 +115,7 @@ class Tokenizer:
 
     def _make_input(self, encoding: Encoding, truncate_to: int) -> EncodedInput:
         num_tokens = len(encoding.ids)
-        token_ids = pack_ids(encoding.ids[-truncate_to:])  # 0: all
+        token_ids = pack_ids(encoding.ids[-truncate_to:])  # 0 keeps all
         if encoding.num_prefix and len(token_ids) < num_tokens:  # keep BOS, or whatever a prompt begins with
             token_ids[0] = encoding.ids[0]
         return EncodedInput(token_ids, num_tokens, max(token_ids, default=-1))
@@ -146,7 +146,7 @@ class Tokenizer:
         return made
 
     async def _do_short(self, lane: Lane, texts: Sequence[str], work: Callable[[Sequence[str]], list[T]]) -> list[T]:
-        """Work on short texts, as many per job as take about ten milliseconds."""
+        """Work on short texts; each job has as many as take about ten milliseconds."""
         most = max(1, min(MAX_TEXTS_PER_JOB, -(-len(texts) // self._num_workers)))
         made = await lane.run_each([partial(work, part) for part in split(texts, most)])
         return [result for results in made for result in results]
@@ -182,7 +182,7 @@ class Tokenizer:
 
 
 def split(texts: Sequence[str], most: int) -> Iterator[Sequence[str]]:
-    """Split texts into groups of at most ``most`` texts and about a window of characters."""
+    """Split texts into groups, each of at most ``most`` texts and about one window of characters."""
     begin = num_characters = 0
     for end, text in enumerate(texts):
         if end - begin >= most or (end > begin and num_characters + len(text) > WINDOW):

@@ -1,6 +1,6 @@
 """Loads a model's tokenizer and detokenizer, for the front-end and for checks before startup.
 
-Both load it here, so no check passes files that startup would refuse.
+Both use this module, so no check passes files that startup would refuse.
 """
 
 from __future__ import annotations
@@ -22,6 +22,6 @@ def load_vocabulary(
     output_special_tokens: bool = False,
     tell: Callable[[str], None] = logger.warning,
 ) -> tuple[Tokenizer, PieceDecoder]:
-    """See :meth:`Tokenizer.load` and :class:`PieceDecoder`, also for errors."""
+    """See :meth:`Tokenizer.load` and :class:`PieceDecoder`, which also describe the errors."""
     tokenizer = Tokenizer.load(model_dir, num_workers, tell=tell)
     return tokenizer, PieceDecoder(tokenizer.inner, output_special_tokens=output_special_tokens)

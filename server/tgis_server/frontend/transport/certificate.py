@@ -19,7 +19,7 @@ NO_CHECK_TIME = ssl.VerifyFlags(0x200000)  # X509_V_FLAG_NO_CHECK_TIME, which th
 
 @dataclass(frozen=True, slots=True)
 class Validity:
-    """A certificate's subject and validity, in seconds since the epoch."""
+    """A certificate's subject, and the start and end of its validity in seconds since the epoch."""
 
     subject: str
     start: float
@@ -27,7 +27,7 @@ class Validity:
 
     @classmethod
     def of(cls, certificate: Mapping[str, Any]) -> Self:
-        """From a certificate as returned by :meth:`ssl.SSLSocket.getpeercert`."""
+        """Read them from a certificate as returned by :meth:`ssl.SSLSocket.getpeercert`."""
         start, end = (float(ssl.cert_time_to_seconds(certificate[name])) for name in ("notBefore", "notAfter"))
         return cls(describe_name(certificate["subject"]), start, end)
 
@@ -39,7 +39,7 @@ class Validity:
         return self.end - now < min(SOON_S, (self.end - self.start) / 3)
 
     def refusal(self, path: Path, now: float) -> TgisError:
-        """The error that says that it is not valid now."""
+        """The error that says that the certificate is not currently valid."""
         return failures.TLS_OUT_OF_DATE.error(
             subject=self.subject,
             path=path,
@@ -50,7 +50,7 @@ class Validity:
 
 
 def describe_name(name: tuple[tuple[tuple[str, str], ...], ...]) -> str:
-    """The common name, otherwise the last part of the name."""
+    """The common name, or the last part of the name if there is none."""
     parts = {key: value for group in name for key, value in group}
     return parts.get("commonName") or next(reversed(parts.values()), "nobody")
 
@@ -67,8 +67,8 @@ def list_names(certificate: Mapping[str, Any]) -> list[str]:
 def read_own_certificate(certificate: Path, key: Path) -> dict[str, Any] | None:
     """Decode the server's own certificate. None if a client would refuse it.
 
-    The ssl module decodes only a peer's certificate, so a client in memory shakes hands with a server in memory. It
-    trusts this certificate whatever the date.
+    The ssl module decodes only a peer's certificate, so an in-memory client shakes hands with an in-memory server. The
+    client trusts this certificate whatever the date.
     """
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(certificate, key, password="")

@@ -1,9 +1,9 @@
-"""Detects floods on each TCP connection from outside, as the gRPC library does not report them.
+"""Detects floods by watching each TCP connection from outside the gRPC library, which does not report them.
 
 Twice a second the kernel is queried for the bytes that each connection has received and sent. Large numbers of
 bytes outside requests (pings, settings, window updates, endless header blocks, reset calls) count as a flood, and the
-connection is closed. So is a connection that accepts nothing that is sent to it and, if there are too many connections,
-the one that has been silent longest.
+connection is closed. A connection that accepts nothing sent to it is closed too. If there are too many connections, the
+one that has been silent longest is closed.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ Peer: TypeAlias = tuple[str, int]  # address and port
 
 CHECK_S = 0.5
 NUM_BEHIND = 6  # checks: the time that calls have, in a busy process, to account for received bytes
-IDLE_SHARE = 20  # checks take at most 1/20 of the time: they are rarer with thousands of connections
-CALL_BYTES = 16 << 10  # accounted to each call: the largest header, as the library does not report its size
+IDLE_SHARE = 20  # checks take at most 1/20 of the time: they are less frequent with thousands of connections
+CALL_BYTES = 16 << 10  # credited to each call: the size of the largest header, as the library reports no sizes
 FLOOD_BYTES_PER_S = 64 << 10  # a fast reader's window updates and pings are a tenth of that
-FLOOD_BYTES = 512 << 10  # at once
-WINDOW_BYTES = 64 << 10  # a stream may send before its message is read
-MAX_UNREAD = 64  # calls per check
+FLOOD_BYTES = 512 << 10  # tolerated at once
+WINDOW_BYTES = 64 << 10  # that a stream may send before its message is read
+MAX_UNREAD = 64  # calls that are allowed for per check
 MAX_ARRIVING = 8  # requests of a connection that are allowed for at full size, however many are arriving
 RESETS_PER_S = 1000
-INFO_FORMAT = struct.Struct("24xI24xI64xQQ8xI")  # of TCP_INFO, which Linux only extends
+INFO_FORMAT = struct.Struct("24xI24xI64xQQ8xI")  # the layout of TCP_INFO, to which Linux only appends
 
 
 @dataclass(slots=True)
 class Account:
-    """What the calls of a peer account for. Belongs to the event loop; other threads take copies."""
+    """What the calls of a peer account for. It belongs to the event loop; other threads take copies."""
 
     num_open: int = 0
     num_receiving: int = 0
-    num_bytes: int = 0  # in requests
+    num_bytes: int = 0  # bytes of requests that have been read
     num_resets: int = 0
-    num_unread: int = 0  # calls that ended before their request was complete, e.g. as it was far too large
+    num_unread: int = 0  # calls that ended before their request was complete, e.g. because it was far too large
 
     def copy(self) -> Account:
-        """From any thread. Reads ``num_receiving`` first: so a request may count twice, but is never missed."""
+        """Callable from any thread. Reads ``num_receiving`` first: a request may count twice, but is never missed."""
         return Account(self.num_open, self.num_receiving, self.num_bytes, self.num_resets, self.num_unread)
 
 
@@ -81,7 +81,7 @@ class Accounts:
         self._accounts: dict[Peer, Account] = {}
 
     def open(self, name: str) -> OpenCall:
-        """Note a new call of a peer, given by its gRPC name."""
+        """Note a new call from the peer with this gRPC name."""
         peer = parse_peer(name)
         if (account := self._accounts.get(peer)) is None:
             account = self._accounts[peer] = Account()
@@ -89,7 +89,7 @@ class Accounts:
         return OpenCall(account)
 
     def get_peers(self) -> set[Peer]:
-        """All peers. From any thread, like :meth:`copy`."""
+        """All peers. Callable from any thread, like :meth:`copy`."""
         return set(self._accounts)
 
     def copy(self) -> dict[Peer, Account]:
@@ -104,12 +104,12 @@ class Accounts:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """The kernel's facts about a connection."""
+    """What the kernel knows about a connection."""
 
     descriptor: int
     peer: Peer
     num_waiting: int  # bytes in the kernel that the client has not taken
-    silent_s: float  # since it last sent something
+    silent_s: float  # time since the client last sent something
     num_acked: int  # bytes that the client has taken
     num_received: int
 
@@ -119,19 +119,21 @@ class ConnectionHistory:
     """A connection's state at its last checks."""
 
     seen_at: float
-    received: deque[int] = field(default_factory=lambda: deque([0] * NUM_BEHIND, NUM_BEHIND))  # at the last checks
-    num_forgiven: int = 0  # bytes outside of requests, but not too many
+    # Bytes received in total, at each of the last checks.
+    received: deque[int] = field(default_factory=lambda: deque([0] * NUM_BEHIND, NUM_BEHIND))
+    num_forgiven: int = 0  # bytes outside requests that have been allowed so far
     num_resets: int = 0
     resets: float = 0.0
     num_unread: int = 0
     num_acked: int = 0
-    is_waited_for: bool = False  # it had something to take at the last check
-    moved_at: float = 0.0  # when it last took something, or first had something to take
+    is_waited_for: bool = False  # its client had something to take at the last check
+    moved_at: float = 0.0  # when its client last took something, or first had something to take
 
     def count_excess(self, num_received: int, num_accounted: int, num_forgiven: int) -> int:
-        """Bytes received some checks ago that no request accounts for by now, less those forgiven.
+        """Bytes received some checks ago that no request has accounted for by now, less those forgiven.
 
-        Requests may also account for bytes received since. Anything beyond that is no credit for later.
+        Requests may also account for bytes received since then. What they account for beyond those gives no credit for
+        later bytes.
         """
         old = self.received[0]
         self.received.append(num_received)
@@ -151,7 +153,7 @@ class PortWatch:
     max_connections: int
     send_timeout_s: float
     max_message_bytes: int = 0  # above which the library refuses a request unread; for a port with accounts
-    max_resets: int = 0  # at once; for a port with accounts
+    max_resets: int = 0  # tolerated at once; for a port with accounts
     _histories: dict[Peer, ConnectionHistory] = field(default_factory=dict)
 
     def judge(
@@ -217,7 +219,7 @@ def is_busy(accounts: Mapping[Peer, Account] | None, peer: Peer) -> bool:
 async def watch_connections(
     ports: Mapping[int, PortWatch], accounts: Accounts, grpc_port: int, count: Callable[[str], None]
 ) -> None:
-    """Inspect the connections of some ports forever; ``count`` gets the reason for each closed one."""
+    """Keep inspecting the connections of some ports; ``count`` gets the reason for each connection closed."""
     while True:
         spent_s = 0.0
         try:
@@ -243,7 +245,8 @@ class Inspection:
 def inspect_connections(ports: Mapping[int, PortWatch], accounts: Accounts, grpc_port: int) -> Inspection:
     """Inspect all connections once, in a thread: thousands of them take a tenth of a second."""
     began_at = time.thread_time()
-    known = accounts.get_peers()  # before the kernel is queried: a later peer is not found, but not gone either
+    # Before the kernel is queried: a peer that connects later is not found, but it is not gone either.
+    known = accounts.get_peers()
     found: dict[int, list[Connection]] = {port: [] for port in ports}
     for port, connection in find_connections(set(ports)):
         found[port].append(connection)
@@ -259,7 +262,7 @@ def close_offenders(
     accounts: Mapping[Peer, Account],
     grpc_port: int,
 ) -> list[str]:
-    """Judge all connections and close the offenders; returns the reasons."""
+    """Judge all connections and close the offenders; return the reasons."""
     reasons = []
     for port, watch in ports.items():
         closed = watch.judge(found[port], accounts if port == grpc_port else None, time.monotonic())
@@ -268,9 +271,9 @@ def close_offenders(
 
 
 def find_connections(ports: set[int]) -> Iterator[tuple[int, Connection]]:
-    """This process's sockets that clients have opened, with their ports; a few microseconds each."""
+    """This process's sockets that clients have opened, with their ports. Takes a few microseconds per socket."""
     for descriptor in list_descriptors():
-        with contextlib.suppress(OSError, struct.error):  # an old kernel reports less: nothing is judged then
+        with contextlib.suppress(OSError, struct.error):  # an old kernel reports less, and nothing is judged
             if not os.readlink(f"/proc/self/fd/{descriptor}").startswith("socket:"):
                 continue
             with borrow_socket(descriptor) as one:
@@ -286,12 +289,12 @@ def find_connections(ports: set[int]) -> Iterator[tuple[int, Connection]]:
 def list_descriptors() -> Iterable[int]:
     try:
         return [int(name) for name in os.listdir("/proc/self/fd")]
-    except (FileNotFoundError, PermissionError):  # /proc is not mounted, or hidden
+    except (FileNotFoundError, PermissionError):  # /proc is hidden or not mounted
         return ()
     except OSError as error:
         if error.errno != errno.EMFILE:
             raise
-        # Listing needs a descriptor and none is left: so all possible ones are in use.
+        # Listing needs a descriptor, and none is left, so all possible ones are in use.
         return range(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
@@ -306,8 +309,8 @@ def borrow_socket(descriptor: int) -> Iterator[socket.socket]:
 
 
 def hang_up(connection: Connection) -> bool:
-    """Shut a connection down; to its owner it looks as if the client had. Returns whether it was done."""
-    # Not a duplicate of the socket: the descriptors may be used up.
+    """Shut a connection down; to its owner it looks as if the client had done so. Return whether it was shut down."""
+    # The socket is not duplicated: the descriptors may be used up.
     with contextlib.suppress(OSError), borrow_socket(connection.descriptor) as one:
         if normalize_address(one.getpeername()) == connection.peer:  # else the descriptor was reused
             one.shutdown(socket.SHUT_RDWR)
@@ -317,7 +320,7 @@ def hang_up(connection: Connection) -> bool:
 
 def hang_up_all(port: int) -> None:
     """Shut down every connection of a port."""
-    with contextlib.suppress(OSError):  # the shutdown continues if no descriptor is left to look with
+    with contextlib.suppress(OSError):  # the shutdown continues even if no descriptor is left for the search
         for _, connection in list(find_connections({port})):
             hang_up(connection)
 

@@ -1,6 +1,6 @@
 """Limits how long clients may keep the server waiting, and how many bytes of requests and answers it holds for them.
 
-All doors share one object. It decides when to end a call or a connection; the door knows how.
+All doors share one object. It decides when to end a call or a connection; each door knows how.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ End: TypeAlias = Callable[[str, str], None]  # status and text; ends the call or
 logger = logging.getLogger(__name__)
 
 RECEIVE_TIMEOUT_S = 60.0  # for a request to arrive completely
-FREE_BYTES = 64 << 10  # of a message: what fits in the first window needs no extra time
+FREE_BYTES = 64 << 10  # the part of a message that needs no extra time: it fits in the first window
 MIN_BYTES_PER_S = 256 << 10  # extra time for larger messages: the library does not report progress
 DEADLINE_GRACE_S = 1.0  # for writes after the request's own deadline, such as its last frame
 MAX_BYTES_HELD = 128 << 20  # requests in progress and unary answers being sent
@@ -37,7 +37,7 @@ IDLE_TIMEOUT_S = 600.0  # for the next request of a call that streams its reques
 MAX_WAITING = 1000  # requests waiting for memory; the library buffers up to 64 KiB of each
 MEMORY_TIMEOUT_S = 10.0  # for such a request
 MAX_SLOW_REQUESTS = 64  # that have been arriving for more than two checks
-MAX_LET_IN = 8  # waiting requests at once
+MAX_LET_IN = 8  # waiting requests that may start to arrive at once
 RECLAIM_AFTER_S = 1.0  # after this time an answer may be dropped if its memory is needed;
 RECLAIM_BYTES_PER_S = 4 << 20  # large answers get more time
 
@@ -60,7 +60,7 @@ IDLE = _Ending("idle_timeout", "DEADLINE_EXCEEDED", f"No further request came wi
 NOT_ARRIVED = _Ending(
     "receive_timeout", "DEADLINE_EXCEEDED", f"The request did not arrive within {RECEIVE_TIMEOUT_S:g} s."
 )
-SLOW = _Ending("slow_request", "RESOURCE_EXHAUSTED", "Too many requests arrive slowly.")
+SLOW = _Ending("slow_request", "RESOURCE_EXHAUSTED", "Too many requests are arriving slowly.")
 RECLAIMED = _Ending("reclaimed", "RESOURCE_EXHAUSTED", "The answer was not taken in time, and its memory is needed.")
 
 
@@ -106,12 +106,12 @@ class Patience:
         return bound_s + max(0, num_bytes - FREE_BYTES) / MIN_BYTES_PER_S
 
     def begin_sending(self, wait: Wait, num_bytes: int, deadline: float | None = None) -> None:
-        """Start to time a write, until :meth:`end_sending`; the call is ended if it takes too long.
+        """Time a write until :meth:`end_sending`; if the write takes too long, the call is ended.
 
-        Cheap, as every frame needs it: there is no timer, :meth:`check` finds the late ones.
+        This is cheap, as every frame needs it: there is no timer; instead, :meth:`check` finds the late writes.
 
         Args:
-            deadline: the request's, host monotonic clock.
+            deadline: the request's, on the host's monotonic clock.
         """
         self._begin(self._sending, wait, self.send_bound_s(num_bytes, deadline))
 
@@ -127,7 +127,7 @@ class Patience:
     async def receive(
         self, read: Callable[[], Awaitable[T]], end: End, *, is_first: bool = True, limits_memory: bool = False
     ) -> T:
-        """Read a request; with ``limits_memory``, as soon as memory is free.
+        """Read a request; with ``limits_memory``, first wait until memory is free.
 
         Raises:
             Overloaded: memory was not free in time.
@@ -148,11 +148,14 @@ class Patience:
         self._add_held(num_bytes)
 
     def release_request(self, call: object) -> None:
-        """The request's text is no longer needed, or its call has ended."""
+        """Stop counting a request's bytes: its text is no longer needed, or its call has ended."""
         self._release(self._requests.pop(call, 0))
 
     def hold_answer(self, end: End, num_bytes: int) -> Callable[[], None]:
-        """Count an answer's bytes as held until the returned function is called. It is dropped if they are needed."""
+        """Count an answer's bytes as held until the returned function is called.
+
+        If others need the memory, the answer is dropped.
+        """
         wait = Wait(end, num_held=num_bytes)
         self.begin_sending(wait, num_bytes)
         self._add_held(num_bytes)
@@ -165,7 +168,7 @@ class Patience:
         return stop
 
     async def run(self) -> None:
-        """Check forever."""
+        """Check periodically, forever."""
         while True:
             await asyncio.sleep(CHECK_S)
             try:
@@ -192,9 +195,9 @@ class Patience:
             self._let_in()
 
     async def _return_memory(self) -> None:
-        """Return the memory of finished requests and connections to the system, as malloc would keep it.
+        """Return the memory of finished requests and connections to the system: malloc alone would keep it.
 
-        Several times: some may still be in use at first, and the library frees its buffers later than we do.
+        This is done several times: some memory may still be in use at first, and the library frees its buffers late.
         """
         if not self._trims and get_resident_bytes() >= self._trimmed_bytes + TRIM_BYTES:
             self._trims = [self._num_checks + number for number in TRIM_CHECKS]
@@ -226,7 +229,7 @@ class Patience:
             self._let_in()
 
     def _reclaim(self) -> None:
-        """Drop answers that are not taken, oldest first, if others need their memory."""
+        """Drop answers that clients do not take, oldest first, if others need their memory."""
         excess, now = self.num_bytes_held - self.max_bytes_held, time.monotonic()
         for wait in list(self._sending):
             if excess < 0:
@@ -237,7 +240,7 @@ class Patience:
                 self._give_up(wait, RECLAIMED)
 
     async def _wait_for_memory(self) -> None:
-        """Wait, in order, until fewer bytes are held than allowed."""
+        """Wait in line until fewer bytes are held than are allowed."""
         if len(self._queue) >= MAX_WAITING:
             self.metrics.count_abort("no_room")
             raise Overloaded
@@ -254,7 +257,7 @@ class Patience:
                 self._queue.remove(turn)
 
     def _let_in(self) -> None:
-        """Let in a few waiting requests: their sizes are unknown until they have arrived."""
+        """Let in only a few of the waiting requests: their sizes are unknown until they have arrived."""
         num_let_in = 0
         while self._queue and self.num_bytes_held < self.max_bytes_held and num_let_in < MAX_LET_IN:
             turn = self._queue.popleft()

@@ -1,8 +1,8 @@
-"""TLS of both ports, from files that may be replaced while the server runs.
+"""TLS for both ports, from files that may be replaced while the server runs.
 
-Every new connection checks whether the files changed: that is cheap next to a handshake, and needs no timer. A new pair
-that matches is used from then on, by new connections only. Files that are unreadable, do not match (in the middle of a
-replacement) or are not valid now change nothing.
+The files are checked for changes whenever a client connects: that is cheap next to a handshake, and needs no timer. A
+new certificate that matches its key is used from then on, for new connections only. If the files are unreadable, do not
+match (in the middle of a replacement) or are not currently valid, nothing changes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """The contents of the files at one moment, PEM."""
+    """The contents of the files at one moment, in PEM format."""
 
     certificate: bytes
     key: bytes
@@ -42,7 +42,7 @@ class Tls:
     """The current certificate, its key and the clients' CA. Thread-safe."""
 
     def __init__(self, config: ServeConfig, certificate: Path, key: Path, now: Callable[[], float] = time.time) -> None:
-        """Accepts a certificate that is not valid now, with a warning: the checks at startup refuse it.
+        """Accept a certificate that is not currently valid, with a warning: it is the checks at startup that refuse it.
 
         Raises:
             UsageError: a file is missing or broken, or the key does not match the certificate.
@@ -59,7 +59,7 @@ class Tls:
 
     @classmethod
     def load(cls, config: ServeConfig) -> Tls | None:
-        """As configured, or None for plaintext. Errors as for the constructor."""
+        """TLS as configured, or None for plaintext. Raises the errors of the constructor."""
         if config.tls_cert_path is None or config.tls_key_path is None:
             return None
         return cls(config, config.tls_cert_path, config.tls_key_path)
@@ -141,7 +141,7 @@ class Tls:
             self._warn_once(f"The TLS certificate in use expires soon, on {end}: replace {self._certificate}.")
 
     def _warn_once(self, text: str) -> None:
-        """Log each problem once; the time in its text does not count."""
+        """Log each problem once; a different time in its text does not make it a new problem."""
         problem = text.partition(", but it is now")[0]
         if problem not in self._logged:
             self._logged.add(problem)

@@ -30,8 +30,8 @@ def read_rope(
         head_dim: size of a head.
         aliases: kinds that this family spells differently.
         may_be_partial: whether the family supports rotating only a leading part of each head.
-        partial_key: the config's key for the share of the head that is rotated, if the rope parameters lack it.
-        theta_key: the config's key for the base, if the rope parameters lack it.
+        partial_key: the config's key for the rotated share of a head, read if the rope parameters do not give one.
+        theta_key: the config's key for the base, read if the rope parameters do not give one.
     """
     values: Any = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(values, dict):

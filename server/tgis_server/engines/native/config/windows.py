@@ -12,7 +12,7 @@ def windows_of_types(
 ) -> tuple[int | None, ...]:
     """``window`` on the layers that ``types`` calls sliding."""
     if len(types) != num_layers or any(kind not in LAYER_TYPES for kind in types):
-        raise config.fail(f"layer_types must name {' or '.join(LAYER_TYPES)} for each of {num_layers} layers.")
+        raise config.fail(f"layer_types must name {' or '.join(LAYER_TYPES)} for each of the {num_layers} layers.")
     return tuple(window if kind == "sliding_attention" else None for kind in types)
 
 
