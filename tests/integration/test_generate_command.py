@@ -19,12 +19,12 @@ from screens import open_terminal
 
 TGIS = Path(sys.executable).parent / "tgis"
 ENVIRON = {"TERM": "xterm", "LANG": "C.UTF-8"}
-ENDLESS = ("--max-new-tokens", "900")  # at 20 ms per token: longer than any test waits
+ENDLESS = ("--max-new-tokens", "900")  # at 10 ms per token: longer than any test waits
 
 
 @pytest.fixture(scope="module")
 def server(start_shared: Callable[..., Any]) -> Any:
-    return start_shared("--rehearse", "--rehearse-step-ms", "20", "--max-concurrent-requests", "4").wait_until_ready()
+    return start_shared("--rehearse", "--rehearse-step-ms", "10", "--max-concurrent-requests", "4").wait_until_ready()
 
 
 def find_free_port() -> int:
@@ -38,7 +38,7 @@ def count_calls(server: Any) -> int:
 
 
 def wait_until_idle(server: Any) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 3
     while count_calls(server):
         assert time.monotonic() < deadline, "the call was not cancelled"
         time.sleep(0.01)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -11,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from tgis_cli.clients.answer import as_flag, collect_answer
+from tgis_cli.clients.answer import as_flag, collect_answer, to_json_line
 from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.connector import Connector, RemoteConnector
 from tgis_cli.clients.grpc_client import Client
@@ -152,7 +151,7 @@ class Generation:
             raise explain_refusal(error, self.parameters) from None
 
     def _print_json(self, facts: dict[str, object]) -> None:
-        print(json.dumps(facts, ensure_ascii=False), file=self.presenter.out, flush=True)
+        print(to_json_line(facts), file=self.presenter.out, flush=True)
 
 
 def explain_refusal(
