@@ -48,7 +48,7 @@ def show(
         problem = error  # shown last: the values may explain it
     warnings = resolved.warnings if resolved else tuple(warn_of_settings(loaded, environ))
     if json_:
-        report = {"options": loaded.as_dict(), "inferred": {}, "warnings": warnings, "error": None}
+        report: dict[str, Any] = {"options": loaded.as_dict(), "inferred": {}, "warnings": warnings, "error": None}
         report |= {"inferred": resolved.inferred()} if resolved else {"error": str(problem)}
         print(json.dumps(report, indent=1, default=str))
     else:
