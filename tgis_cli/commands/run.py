@@ -18,6 +18,7 @@ from tgis_cli.commands.generate import AsJson, File, NumAnswers, Parallel
 from tgis_cli.model_files.completion import complete_model
 from tgis_cli.own_server.own_server import OwnServer
 from tgis_cli.own_server.words import explain_word, make_arguments, split_words
+from tgis_cli.terminal.exits import leave
 from tgis_cli.terminal.options import with_serve_options
 from tgis_cli.terminal.stop_signals import EXIT_INTERRUPTED, ended_by_signals
 
@@ -62,5 +63,5 @@ def run(
     presenter = Presenter.open(os.environ, verbose=verbose)
     generation = Generation(server, parameters, presenter, as_json=json_, num_answers=num_answers, parallel=parallel)
     with ended_by_signals():
-        if not generation.run(words, file):
-            raise typer.Exit(EXIT_INTERRUPTED)
+        is_complete = generation.run(words, file)
+    leave(0 if is_complete else EXIT_INTERRUPTED)
