@@ -6,15 +6,18 @@ import ast
 import inspect
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import typer
 from rich.console import Console
 
+from tgis_cli.app import app
 from tgis_cli.decide.legacy_settings import SETTINGS
 from tgis_cli.migrate import examine_all, read_containers, read_settings_file
 from tgis_cli.migrate.text import print_reports
+from tgis_cli.terminal.option_help import describe_command
 from tgis_server.errors import GroupFailed, ModelError, NotEnoughDevices, PeerLost, UsageError
 from tgis_server.failures import CATALOGUE
 from tgis_server.frontend.metrics import SPECS
@@ -66,7 +69,9 @@ def options_page() -> str:
         "A value comes from the first of these that has one: the flag, the environment, `--config FILE` (TOML, with",
         "option names as keys), and the default. Blank environment variables are treated as unset. The opposite of a",
         "switch `--x` is `--no-x`; in the environment, `n`, `no`, `f`, `false`, `off` and `0` are false and anything",
-        "else is true. `tgis config show` prints every value and its origin.",
+        "else is true. `tgis config show` prints every value and its origin; a wrong value in the file is reported",
+        "with its line. `tgis config init [FILE]` writes a file with all options, explained and commented out, except",
+        "for those that are given with it.",
     ]
     for group in GROUPS:
         lines += [
@@ -164,13 +169,28 @@ def show_template(sentence: str) -> str:
 
 
 def migration_page() -> str:
-    """The hand-written page, with fresh text between its marks."""
-    page = (DOCS / "migration.md").read_text()
-    for name, make in {"run": migration_run, "settings": settings_table}.items():
-        begin, end = f"<!-- {name}: made from the code by `make docs` -->\n", f"<!-- end of {name} -->"
+    return fill_page("migration.md", {"run": migration_run, "settings": settings_table})
+
+
+def commands_page() -> str:
+    return fill_page("commands.md", {"help": list_of_commands})
+
+
+def fill_page(name: str, texts: Mapping[str, Callable[[], str]]) -> str:
+    """A hand-written page, with fresh text between its marks."""
+    page = (DOCS / name).read_text()
+    for mark, make in texts.items():
+        begin, end = f"<!-- {mark}: made from the code by `make docs` -->\n", f"<!-- end of {mark} -->"
         before, _, rest = page.partition(begin)
         page = f"{before}{begin}{make()}{end}{rest.partition(end)[2]}"
     return page
+
+
+def list_of_commands() -> str:
+    """The output of `tgis --help` in a pipe."""
+    command = typer.main.get_command(app)
+    page = describe_command(command, command.make_context("tgis", [], resilient_parsing=True))
+    return f"```\n$ tgis --help\n{page.render(80, is_styled=False)}```\n"
 
 
 def migration_run() -> str:
@@ -228,6 +248,7 @@ PAGES = {
     "metrics.md": metrics_page,
     "failures.md": failures_page,
     "migration.md": migration_page,
+    "commands.md": commands_page,
 }
 
 

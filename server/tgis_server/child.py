@@ -36,10 +36,10 @@ def die_with_parent(death_fd: int, parent_pid: int) -> None:
     threading.Thread(target=wait_for_end, name="parent-watch", daemon=True).start()
 
 
-def kill_with_parent(parent_pid: int) -> None:
-    """Have the kernel kill this process when its parent, or the parent's thread that started it, dies."""
+def kill_with_parent(parent_pid: int, number: signal.Signals = signal.SIGKILL) -> None:
+    """Have the kernel signal this process when its parent, or the parent's thread that started it, dies."""
     libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    libc.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
     if os.getppid() != parent_pid:
         os._exit(EXIT_ORPHANED)
 

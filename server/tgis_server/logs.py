@@ -16,15 +16,15 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from tgis_server.words.control_characters import CONTROLS
 from tgis_server.words.processes import rank_of
 
 # Attributes of every record; others, which a caller adds with extra={...}, become fields.
 STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 ENVELOPE = frozenset({"time", "level", "process", "rank", "message", "traceback"})  # not shown as key=value in text
 
-# Escapes, as in JSON, of characters that could end a line or control a terminal; a tab is harmless.
-UNSAFE = {code: f"\\u{code:04x}" for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)}
-UNSAFE |= {ord("\t"): "\t", ord("\n"): "\\n", ord("\r"): "\\r"}
+# In a log line, a line end is escaped as well: no text can pass for another line.
+UNSAFE = CONTROLS | {ord("\n"): "\\n"}
 
 
 def setup_logging(process: str, *, level: str) -> None:

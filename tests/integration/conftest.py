@@ -179,7 +179,13 @@ def starting() -> Iterator[Callable[..., Server]]:
     """Yield a function that starts servers; end them all when the generator resumes."""
     servers: list[Server] = []
 
-    def start_server(*arguments: str, script: str = "tgis launch", output: int | None = None, **environ: str) -> Server:
+    def start_server(
+        *arguments: str,
+        script: str = "tgis launch",
+        output: int | None = None,
+        cwd: Path | None = None,
+        **environ: str,
+    ) -> Server:
         base = Path(tempfile.mkdtemp(prefix="t-"))  # short, as socket paths must be; pytest's own are too long
         words = script.format(base=base).split()
         command = [BIN / words[0], *words[1:], *arguments]
@@ -191,6 +197,7 @@ def starting() -> Iterator[Callable[..., Server]]:
                 stdout=output or stdout,
                 stderr=output or stderr,
                 start_new_session=True,
+                cwd=cwd,
             )
         servers.append(Server(base, process))
         return servers[-1]

@@ -82,10 +82,10 @@ class Server:
         async with aiohttp.ClientSession() as session, session.get(url) as response:
             return response.status, await response.text()
 
-    async def health(self) -> shard_pb2.FrontendHealth:
-        """The health reply to the launcher."""
+    async def health(self, *, is_onlooker: bool = False) -> shard_pb2.FrontendHealth:
+        """The health reply to the launcher, or to a command of its user."""
         async with grpc.aio.insecure_channel(f"unix:{self.run.frontend_socket}") as channel:
-            return await shard_pb2_grpc.FrontendStub(channel).Health(shard_pb2.HealthRequest())
+            return await shard_pb2_grpc.FrontendStub(channel).Health(shard_pb2.HealthRequest(is_onlooker=is_onlooker))
 
     async def generate(self, *texts: str, **params: object) -> pb.BatchedGenerationResponse:
         return await self.stub.Generate(batch(*texts, **params))

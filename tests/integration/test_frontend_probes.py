@@ -57,7 +57,8 @@ def test_a_serving_server_passes_every_probe_and_describes_itself():
             status, body = await server.get("/health/live")
             facts = json.loads(body)
             assert facts.pop("up_s") > 0
-            assert (status, facts) == (200, {"status": "serving", "model": "words", "mode": "", "calls_in_flight": 0})
+            assert (status, facts.pop("grpc_port")) == (200, server.frontend.state.grpc_port)
+            assert facts == {"status": "serving", "model": "words", "mode": "", "calls_in_flight": 0}
 
     run(test)
 
@@ -91,6 +92,9 @@ def test_a_launcher_that_stops_polling_is_frozen_until_it_polls_again(monkeypatc
             assert list(failures) == ["live"]
             pid = os.getppid()
             assert re.match(rf"The launcher \(pid {pid}\) is frozen.* `kill -CONT {pid}`\.$", failures["live"])
+
+            assert (await server.health(is_onlooker=True)).state == pb.FrontendHealth.SERVING
+            assert list(await failing_probes(server)) == ["live"]  # `tgis ps` is no sign of life of the launcher
 
             monkeypatch.setattr(launcher_socket, "MAX_SILENCE_S", 60)
             await server.health()

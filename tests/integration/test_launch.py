@@ -60,7 +60,7 @@ def test_a_rehearsal_of_four_shards_answers_and_leaves_nothing_behind(launch: St
 
 
 def test_the_announcement_names_the_endpoints_the_rehearsal_and_a_first_request(launch: Start):
-    server = launch("--rehearse")
+    server = launch("--rehearse", TGIS_URL="other:1")  # so that clients need the address
     server.stop()
 
     assert re.search(r"Ready in [\d.]+ s \(rehearsal\)", server.stdout)

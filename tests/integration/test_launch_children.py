@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tgis_cli.relay.terminal import Terminal
-from tgis_cli.supervisor.run_dir import make_run_dir
+from tgis_cli.runs.run_dir import make_run_dir
 from tgis_cli.supervisor.signals import StopSignals
 from tgis_cli.supervisor.supervisor import Outcome, Supervisor
 from tgis_server.options import ServeConfig

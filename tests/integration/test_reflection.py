@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import grpc
+import pytest
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
@@ -14,6 +15,10 @@ def test_a_stock_client_lists_the_service_and_gets_an_answer(launch):
     with grpc.insecure_channel(server.address) as channel:
         database = ProtoReflectionDescriptorDatabase(channel)
         assert "fmaas.GenerationService" in database.get_services()
+        with pytest.raises(KeyError):
+            database.FindFileContainingSymbol("fmaas.GenerationService.Nothing")
+        # What `grpcurl describe` asks for. The client keeps what it has got, so each name is asked for once.
+        assert database.FindFileContainingSymbol("fmaas.GenerationService.Generate").name == "generation.proto"
         service = DescriptorPool(database).FindServiceByName("fmaas.GenerationService")
         method = service.FindMethodByName("Generate")
         request_class, response_class = GetMessageClass(method.input_type), GetMessageClass(method.output_type)

@@ -40,9 +40,9 @@ from tgis_cli.machine import Gpu
 from tgis_cli.machine.process_limits import ProcessLimit
 from tgis_cli.model_files import find_cache_dir, find_model_dir
 from tgis_cli.relay.log_file import check_log_file
+from tgis_cli.runs.run_dir import make_run_dir
 from tgis_cli.supervisor import supervisor, watching
 from tgis_cli.supervisor.progress import ProcessProgress, StallDetector
-from tgis_cli.supervisor.run_dir import make_run_dir
 from tgis_cli.supervisor.signals import StopSignals
 from tgis_server import failures
 from tgis_server.child import write_error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -19,7 +20,7 @@ from tgis_server.options import options
 
 TGIS = Path(sys.executable).parent / "tgis"
 HEAVY = ("torch", "transformers", "grpc", "tokenizers", "aiohttp", "numpy")
-HELPS = ["", *COMMANDS, "config show"]
+HELPS = ["", *COMMANDS, "config show", "config init"]
 UNREACHABLE = "127.0.0.1:1"
 
 
@@ -86,18 +87,6 @@ def is_switch(option) -> bool:
     return option.type is bool and not option.opt.takes_value
 
 
-def test_shell_completion_offers_commands_options_and_choices():
-    def complete(words: str, position: int) -> list[str]:
-        return run_tgis(_TGIS_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(position)).stdout.split()
-
-    assert complete("tgis la", 1) == ["launch"]
-    assert complete("tgis launch --grpc", 2) == ["--grpc-port"]
-    assert complete("tgis launch --device c", 3) == ["cpu", "cuda"]
-    assert complete("tgis health --ti", 2) == ["--timeout"]
-    assert complete("tgis health --probe l", 3) == ["live"]
-    assert complete("tgis no-such-command --x", 2) == []
-
-
 def test_a_launch_reports_a_wrong_command_line_as_an_event_and_in_the_termination_log(tmp_path: Path):
     result = run_tgis("launch", "--rehears", "--termination-log", str(tmp_path / "log"), JSON_OUTPUT="1")
 
@@ -110,17 +99,12 @@ def test_a_launch_reports_a_wrong_command_line_as_an_event_and_in_the_terminatio
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["lauch"], "No such command: lauch; did you mean `tgis launch`?"),
-        (["serve"], "No such command: serve; did you mean `tgis launch`?"),
-        (["launch", "--rehears"], "No such option: --rehears; did you mean --rehearse?"),
-        (["launch", "--json-output=x"], "Option '--json-output' does not take a value"),
-        (["launch", "a", "b"], "Got unexpected extra argument(s) (b); `tgis launch --help` shows what is accepted."),
         (["launch", "a", "--model-name", "b"], "Two models are given, a and --model-name b: leave one out."),
         (["launch", "--port", "x"], "flag --port is 'x', but must be an integer from 0 to 65535."),
         (["launch", "--config", "/nowhere.toml"], "Config file /nowhere.toml cannot be read"),
         (["generate", "x", "--url", "nonsense"], "--url nonsense is not HOST:PORT"),
         (["generate", "x", "--url", UNREACHABLE, "--ca", "/nowhere"], "--ca /nowhere cannot be read"),
-        (["tokenize", "x", "--url", UNREACHABLE, "--model", "m"], "Give either --model or --url"),
+        (["tokenize", "x", "--url", UNREACHABLE, "--model", "m"], "Give either --model or the options of a server"),
     ],
 )
 def test_a_usage_error_is_reported_in_one_sentence_with_exit_code_2(arguments: list[str], sentence: str):
@@ -136,18 +120,27 @@ def test_without_a_server_commands_explain_how_to_start_one(command: str):
     result = run_tgis(command, "x", "--url", UNREACHABLE)
 
     assert result.returncode == 1
-    assert result.stderr.startswith(f"tgis: No server at {UNREACHABLE}: start one with `tgis launch`")
+    assert result.stderr == (
+        f"tgis: No server at {UNREACHABLE}: start one with `tgis launch`, or give the address with --url HOST:PORT.\n"
+    )
 
 
 def test_another_program_at_the_address_is_not_mistaken_for_a_missing_server():
     with socket.create_server(("127.0.0.1", 0)) as other:
-        threading.Thread(target=lambda: other.accept()[0].close(), daemon=True).start()
+        threading.Thread(target=close_all, args=(other,), daemon=True).start()
         address = f"127.0.0.1:{other.getsockname()[1]}"
 
         result = run_tgis("generate", "x", "--url", address)
 
     assert result.returncode == 1
-    assert f"The process listening at {address} did not accept a plain gRPC connection" in result.stderr
+    assert result.stderr == f"tgis: The process at {address} closes the connection: it does not speak gRPC.\n"
+
+
+def close_all(listener: socket.socket) -> None:
+    """Accept and close connections until the listener closes."""
+    with contextlib.suppress(OSError):
+        while True:
+            listener.accept()[0].close()
 
 
 def test_a_command_explains_what_the_machine_lacks_without_mentioning_run_directories():
@@ -205,6 +198,13 @@ def test_config_show_names_the_origins(tmp_path: Path):
         "grpc_port": {"value": 8033, "origin": "default"},
     }
     assert report["inferred"]["engine"] == {"value": "fake", "reason": "a rehearsal"}
+
+
+def test_config_show_calls_a_model_without_a_flag_an_argument():
+    report = json.loads(run_tgis("config", "show", "--json", "no/such-model").stdout)
+
+    assert report["options"]["model_name"] == {"value": "no/such-model", "origin": "argument MODEL"}
+    assert report["error"].startswith("Failed to resolve config path: Model no/such-model not found")
 
 
 def test_config_show_shows_the_options_even_if_the_model_is_missing():

@@ -60,3 +60,22 @@ def test_code_names_only_pages_that_exist():
             if file.suffix in (".py", ".proto", ".toml"):
                 for name in re.findall(r"\bdocs/\w+\.md", file.read_text()):
                     assert (ROOT / name).exists(), f"{file}: {name}"
+
+
+def test_the_page_for_clients_names_every_field_of_a_request():
+    names = set(re.findall(r"\b\w+\b", "".join(re.findall(r"`[^`\n]+`", (ROOT / "docs" / "client.md").read_text()))))
+
+    assert {name for name in read_request_fields() if name not in names} == set()
+
+
+def read_request_fields() -> set[str]:
+    """The names of all fields in the requests of the API, and in the messages that these contain."""
+    from tgis_server.wire import generation_pb2 as pb
+
+    pending = [method.input_type for method in pb.DESCRIPTOR.services_by_name["GenerationService"].methods]
+    found: set[str] = set()
+    while pending:
+        for field in pending.pop().fields:
+            found.add(field.name)
+            pending += [field.message_type] if field.message_type else []
+    return found

@@ -1,28 +1,46 @@
-"""A streamed answer as ``tgis generate`` shows it."""
+"""One answer: a stream's frames put together, with the times at which they came, and in words how it ended."""
 
 from __future__ import annotations
 
+import json
+import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from tgis_server.errors import RequestError
+from tgis_server.words.control_characters import escape_controls
 
 if TYPE_CHECKING:
     from tgis_server.wire import generation_pb2 as pb
 
 
+class SomeFailed(RequestError):
+    """Of several answers. Each failure has been reported, so no further JSON object tells of it."""
+
+    is_told = True
+
+
+def as_flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
 @dataclass(slots=True)
 class Answer:
-    """A stream's frames put together, with the times at which they came."""
+    """What has come so far."""
 
     started_at: float = field(default_factory=time.monotonic)
     first_at: float | None = None
     ended_at: float = 0.0
     text: str = ""
-    last: Any = None  # the frame with the stop reason
+    last: Any = None  # the newest frame; in the end the one with the stop reason
     input_token_count: int = 0
     generated_token_count: int = 0
     seed: int = 0
+    tokens: list[pb.TokenInfo] = field(default_factory=list)
+    input_tokens: list[pb.TokenInfo] = field(default_factory=list)
+    was_interrupted: bool = False  # by Ctrl-C
 
     def add(self, frame: pb.GenerationResponse) -> None:
         now = time.monotonic()
@@ -34,6 +52,13 @@ class Answer:
         self.input_token_count = self.input_token_count or frame.input_token_count
         self.generated_token_count = max(self.generated_token_count, frame.generated_token_count)
         self.seed = self.seed or frame.seed
+        self.tokens += frame.tokens
+        self.input_tokens += frame.input_tokens
+
+    def add_whole(self, response: pb.GenerationResponse) -> None:
+        """Add an answer that came in one piece: nobody knows when its first token was there."""
+        self.add(response)
+        self.first_at = None
 
     @property
     def stop_reason(self) -> str:
@@ -42,7 +67,8 @@ class Answer:
         return str(pb.StopReason.Name(self.last.stop_reason)) if self.last is not None else "NOT_FINISHED"
 
     def as_dict(self) -> dict[str, Any]:
-        facts = {
+        """For JSON. Tokens are there if they were asked for."""
+        facts: dict[str, Any] = {
             "text": self.text,
             "stop_reason": self.stop_reason,
             "input_token_count": self.input_token_count,
@@ -51,33 +77,68 @@ class Answer:
         }
         if self.last is not None and self.last.stop_sequence:
             facts["stop_sequence"] = self.last.stop_sequence
-        return facts | ({"seed": self.seed} if self.seed else {})
+        if self.seed:
+            facts["seed"] = self.seed
+        for name in ("input_tokens", "tokens"):
+            if tokens := getattr(self, name):
+                facts[name] = [token_as_dict(token) for token in tokens]
+        return facts
 
-    def describe(self) -> str:
-        """One line of statistics."""
-        total_s = self.ended_at - self.started_at
-        first_ms = ((self.first_at or self.ended_at) - self.started_at) * 1000
-        decode_s = self.ended_at - (self.first_at or self.ended_at)
-        rate = f", {(self.generated_token_count - 1) / decode_s:.1f} tokens/s after that" if decode_s > 0 else ""
-        return (
-            f"{self.input_token_count} tokens in, {self.generated_token_count} out in {total_s:.2f} s; "
-            f"first after {first_ms:.0f} ms{rate}; {self.stop_reason}"
-        )
+    def describe(self, setting: Callable[[str], str] = as_flag) -> list[str]:
+        """Facts for a line of statistics, in order.
+
+        Args:
+            setting: how a parameter is written where the person can change it, such as ``--max-new-tokens``.
+        """
+        facts = [f"{self.input_token_count} tokens in, {self.generated_token_count} out"]
+        if self.first_at is not None:
+            facts.append(f"first after {format_latency(self.first_at - self.started_at)}")
+            decode_s = self.ended_at - self.first_at
+            if self.generated_token_count > 1 and decode_s > 0:
+                facts.append(f"{(self.generated_token_count - 1) / decode_s:.1f} tokens/s")
+        if self.seed:
+            facts.append(f"seed {self.seed}")
+        return [*facts, self.explain_end(setting)]
+
+    def explain_end(self, setting: Callable[[str], str] = as_flag) -> str:
+        """``ended by itself``, ``cut at 256 tokens: --max-new-tokens``."""
+        if self.was_interrupted:
+            return "stopped with Ctrl-C"
+        match self.stop_reason:
+            case "EOS_TOKEN":
+                return "ended by itself"
+            case "MAX_TOKENS":
+                return f"cut at {self.generated_token_count} tokens: {setting('max_new_tokens')}"
+            case "STOP_SEQUENCE":
+                return f"stopped at {escape_controls(json.dumps(self.last.stop_sequence, ensure_ascii=False))}"
+            case "TIME_LIMIT":
+                return f"cut by the time limit: {setting('time_limit')}"
+            case "TOKEN_LIMIT":
+                return "cut where the context is full"
+            case "NOT_FINISHED":
+                return "not finished"
+            case other:
+                return other.lower().replace("_", " ")
 
 
-def collect_answer(frames: Iterable[pb.GenerationResponse], *, show: bool) -> Answer:
-    """Read a stream to its end.
+def format_latency(seconds: float) -> str:
+    """``34 ms``, ``2.4 s``."""
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
-    Args:
-        show: print the text as it comes, and a line end after it unless it ends with one.
-    """
+
+def token_as_dict(token: pb.TokenInfo) -> dict[str, Any]:
+    """A token with what the server said of it; no log probability for the first of an input, which nothing predicts."""
+    facts: dict[str, Any] = {"text": token.text, "logprob": None if math.isnan(token.logprob) else token.logprob}
+    if token.rank:
+        facts["rank"] = token.rank
+    if token.top_tokens:
+        facts["top_tokens"] = [{"text": top.text, "logprob": top.logprob} for top in token.top_tokens]
+    return facts
+
+
+def collect_answer(frames: Iterable[pb.GenerationResponse]) -> Answer:
+    """Read a stream to its end without showing anything."""
     answer = Answer()
-    try:
-        for frame in frames:
-            answer.add(frame)
-            if show:
-                print(frame.text, end="", flush=True)
-    finally:
-        if show and answer.text and not answer.text.endswith("\n"):
-            print(flush=True)
+    for frame in frames:
+        answer.add(frame)
     return answer

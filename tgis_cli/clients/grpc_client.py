@@ -5,74 +5,46 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
-import socket
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from tgis_server.errors import RequestError, Unavailable, UsageError, with_status
-from tgis_server.host.proxies import find_proxy
-from tgis_server.words.url_credentials import mask_credentials
+from tgis_cli.clients.address import Address
+from tgis_cli.clients.answer import Answer
+from tgis_cli.clients.connection import Connection
+from tgis_cli.clients.tls_files import TlsFiles
+from tgis_server.errors import RequestError, Unavailable, with_status
 
 if TYPE_CHECKING:
+    import grpc
+
     from tgis_server.wire import generation_pb2 as pb
 
-DEFAULT_URL = "127.0.0.1:8033"
 CONNECT_TIMEOUT_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """Sampling parameters; all ``None`` = greedy."""
-
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
-
-    @property
-    def is_greedy(self) -> bool:
-        return (self.temperature, self.top_p, self.top_k, self.seed) == (None, None, None, None)
 
 
 class Client:
     """One connection. Errors of server and connection become ``RequestError`` with a sentence."""
 
-    def __init__(self, channel: Any, url: str) -> None:
+    def __init__(self, channel: Any, address: Address) -> None:
         from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
 
+        self.address = address
         self._stub = GenerationServiceStub(channel)
-        self._url = url
+        self._model_info: pb.ModelInfoResponse | None = None
 
     @classmethod
     @contextlib.contextmanager
-    def connect(cls, url: str = DEFAULT_URL, ca: Path | None = None) -> Iterator[Client]:
-        """Connect to ``HOST:PORT``; with ``ca`` over TLS.
+    def connect(cls, connection: Connection) -> Iterator[Client]:
+        """Connect to the server that the options, the environment or the running servers name.
 
         Raises:
-            UsageError: the URL or the CA file cannot be used.
-            Unavailable: the server does not answer.
+            UsageError: the options cannot be used, or do not say which server.
+            Unavailable: the server does not answer, or refuses the connection.
         """
-        # Otherwise gRPC's C library logs failed connections too.
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-        import grpc
-
-        from tgis_server.wire.grpc_channels import UNLIMITED, open_channel
-
-        host, _, port = url.removeprefix("grpc://").rpartition(":")
-        if not host or not port.isdigit():
-            raise UsageError(f"--url {url} is not HOST:PORT, such as {DEFAULT_URL}.")
-        target = f"{host}:{port}"
-        credentials = None
-        if ca is not None:
-            try:
-                credentials = grpc.ssl_channel_credentials(ca.read_bytes())
-            except OSError as error:
-                raise UsageError(f"--ca {ca} cannot be read: {error.strerror}.") from error
-        with open_channel(target, credentials, UNLIMITED) as channel:
-            wait_for_connection(channel, target, with_tls=ca is not None)
-            yield cls(channel, target)
+        address = connection.find_address()
+        files = connection.tls_files(address)
+        with open_connected_channel(address, files, CONNECT_TIMEOUT_S, meanwhile=import_messages) as channel:
+            yield cls(channel, address)
 
     def generate_stream(self, request: pb.SingleGenerationRequest) -> Iterator[pb.GenerationResponse]:
         """Yield responses as they arrive; closing the iterator cancels the call."""
@@ -82,6 +54,47 @@ class Client:
                 yield from call
             finally:
                 call.cancel()
+
+    def start_answer(
+        self, request: pb.SingleGenerationRequest, on_done: Callable[[Answer | RequestError], None]
+    ) -> Callable[[], None]:
+        """Start a call that brings the whole answer at once, without waiting for it.
+
+        Args:
+            on_done: gets the answer or the error, from a thread of gRPC.
+
+        Returns:
+            What cancels the call.
+        """
+        import grpc
+
+        from tgis_server.wire import generation_pb2 as pb
+
+        answer = Answer()
+
+        def end(call: Any) -> None:
+            try:
+                (response,) = call.result().responses
+            except (grpc.RpcError, grpc.FutureCancelledError):
+                on_done(to_request_error(call.code().name, call.details() or "", self.address.target))
+            else:
+                answer.add_whole(response)
+                on_done(answer)
+
+        call = self._stub.Generate.future(
+            pb.BatchedGenerationRequest(requests=[request.request], params=request.params)
+        )
+        call.add_done_callback(end)
+        return call.cancel  # type: ignore[no-any-return]
+
+    def model_info(self) -> pb.ModelInfoResponse:
+        """The limits of the served model; asked once."""
+        from tgis_server.wire import generation_pb2 as pb
+
+        if self._model_info is None:
+            with self._errors_in_words():
+                self._model_info = self._stub.ModelInfo(pb.ModelInfoRequest())
+        return self._model_info
 
     def tokenize(self, texts: list[str]) -> list[pb.TokenizeResponse]:
         """Pieces of each text, in order."""
@@ -100,11 +113,50 @@ class Client:
         try:
             yield
         except grpc.RpcError as error:
-            raise to_request_error(error.code().name, error.details() or "", self._url) from None
+            raise to_request_error(error.code().name, error.details() or "", self.address.target) from None
 
 
-def wait_for_connection(channel: Any, target: str, *, with_tls: bool) -> None:
-    """Wait until the connection is up or refused; give up after ``CONNECT_TIMEOUT_S``."""
+@contextlib.contextmanager
+def open_connected_channel(
+    address: Address, files: TlsFiles | None, timeout_s: float, *, meanwhile: Callable[[], None] = lambda: None
+) -> Iterator[grpc.Channel]:
+    """A gRPC channel that has a connection.
+
+    Args:
+        meanwhile: called once the channel connects in threads of its own.
+
+    Raises:
+        UsageError: a TLS file cannot be used.
+        Unavailable: there is no connection within the time; the sentence says why.
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C library would log failed connections too
+    import grpc
+
+    from tgis_server.wire.grpc_channels import UNLIMITED, Option, open_channel
+
+    # Otherwise channels to one address share its pauses between attempts, which grow to two minutes.
+    options: tuple[Option, ...] = (*UNLIMITED, ("grpc.use_local_subchannel_pool", 1))
+    credentials = None
+    if files is not None:
+        credentials = grpc.ssl_channel_credentials(*files.for_grpc())
+        options += (("grpc.ssl_target_name_override", files.name),) if files.name else ()
+    with open_channel(address.target, credentials, options) as channel:
+        settled = start_connecting(channel)
+        meanwhile()
+        if not is_connected(settled, timeout_s):
+            from tgis_cli.clients.no_connection import explain_no_connection
+
+            raise Unavailable(explain_no_connection(address, files, timeout_s))
+        yield channel
+
+
+def import_messages() -> None:
+    """What the first call needs; it takes as long as a connection."""
+    from tgis_server.wire import generation_pb2_grpc  # noqa: F401  only imported
+
+
+def start_connecting(channel: grpc.Channel) -> queue.SimpleQueue[bool]:
+    """Returns what gets whether the connection is up, once it is up or refused."""
     import grpc
 
     settled: queue.SimpleQueue[bool] = queue.SimpleQueue()
@@ -114,29 +166,14 @@ def wait_for_connection(channel: Any, target: str, *, with_tls: bool) -> None:
             settled.put(state is grpc.ChannelConnectivity.READY)
 
     channel.subscribe(note, try_to_connect=True)
+    return settled
+
+
+def is_connected(settled: queue.SimpleQueue[bool], timeout_s: float) -> bool:
+    """Wait until the connection is up or refused; give up after the timeout."""
     with contextlib.suppress(queue.Empty):
-        if settled.get(timeout=CONNECT_TIMEOUT_S):
-            return
-    raise Unavailable(explain_no_connection(target, with_tls=with_tls))
-
-
-def explain_no_connection(target: str, *, with_tls: bool) -> str:
-    """Distinguish a missing server from one that speaks a different protocol."""
-    host, _, port = target.rpartition(":")
-    variable, proxy = find_proxy(target, os.environ)
-    if variable:
-        return (
-            f"No connection to {target} through the proxy {mask_credentials(proxy)} ({variable}): if the server is "
-            f"internal, add {host.strip('[]')} to NO_PROXY."
-        )
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
-    except OSError:
-        return f"No server at {target}: start one with `tgis launch`, or give its address with --url HOST:PORT."
-    hint = "is its certificate signed by the CA of --ca?" if with_tls else "if it uses TLS, give its CA with --ca FILE."
-    return (
-        f"The process listening at {target} did not accept a {'TLS' if with_tls else 'plain gRPC'} connection; {hint}"
-    )
+        return settled.get(timeout=timeout_s)
+    return False
 
 
 def to_request_error(status: str, details: str, url: str) -> RequestError:
@@ -144,22 +181,3 @@ def to_request_error(status: str, details: str, url: str) -> RequestError:
     if status == "UNAVAILABLE":
         return Unavailable(f"The server at {url} is unavailable: {details or 'the connection broke'}")
     return with_status(status, f"{details or 'the server gave no reason'} ({status})")
-
-
-def build_request(text: str, max_new_tokens: int, sampling: Sampling, stop: list[str]) -> pb.SingleGenerationRequest:
-    """A request for one completion; 0 new tokens = the server's default."""
-    from tgis_server.wire import generation_pb2 as pb
-
-    given = {
-        name: value
-        for name in ("temperature", "top_p", "top_k", "seed")
-        if (value := getattr(sampling, name)) is not None
-    }
-    return pb.SingleGenerationRequest(
-        request=pb.GenerationRequest(text=text),
-        params=pb.Parameters(
-            method=pb.GREEDY if sampling.is_greedy else pb.SAMPLE,
-            sampling=pb.SamplingParameters(**given),
-            stopping=pb.StoppingCriteria(max_new_tokens=max_new_tokens, stop_sequences=stop),
-        ),
-    )

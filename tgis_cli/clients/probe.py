@@ -1,7 +1,7 @@
-"""``tgis health``: query a server's health over HTTP.
+"""``tgis health``: query a server's health, over HTTP unless a URL asks for gRPC.
 
 Container platforms run it every few seconds, so it imports as little as possible: no part of the server, and not the
-framework of the other commands.
+framework of the other commands. gRPC is imported only to speak it.
 """
 
 from __future__ import annotations
@@ -13,15 +13,20 @@ import json
 import ssl
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
+
+from tgis_cli.clients.address import GRPC, HTTP, Address, find_address
+from tgis_cli.clients.no_connection import explain_error, explain_no_connection
+from tgis_cli.clients.tls_files import TlsFiles, name_flags
+from tgis_cli.terminal.argument_parser import ArgumentParser
 
 TYPE_CHECKING = False  # importing typing would add a tenth to the imports
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from typing import Any
 
 ANSWERS = {"ready": "ready", "live": "live", "startup": "started"}  # by probe: the answer of a healthy server
+SERVICES = {"ready": "fmaas.GenerationService", "live": "live", "startup": "startup"}  # of grpc.health.v1
 MAX_TIMEOUT_S = 3600
 DESCRIPTION = "Check the health of a running server."
 EPILOG = "Exit code 0: healthy; 1: unhealthy, or no server; 2: wrong options."
@@ -29,48 +34,72 @@ EPILOG = "Exit code 0: healthy; 1: unhealthy, or no server; 2: wrong options."
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Query once and print the answer; return the exit code."""
-    parser = make_parser()
-    options, unknown = parser.parse_known_args(argv)
-    if unknown:
-        parser.error(f"No such option: {unknown[0]}{suggest(unknown[0])}")
-    address = options.url or default_url(environ)
+    options = make_parser().parse_args(argv)
     try:
-        connection = make_connection(address, options)
-    except ValueError:
-        parser.error(f"{address!r} is not http://HOST:PORT or https://HOST:PORT: see --url and the variable PORT")
-    except OSError as error:
-        parser.error(f"the files of --ca, --cert and --key cannot be used: {error}")
+        return ask(options, environ)
+    except Exception as error:  # importing the class of our errors would add a fifth to the imports
+        if not hasattr(error, "exit_code"):
+            raise
+        return fail(str(error), error.exit_code, as_json=options.json)
+
+
+def ask(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """
+    Raises:
+        UsageError: the options or the environment do not say which server, or a TLS file cannot be used.
+        Unavailable: there is no connection.
+    """
+    given = name_flags(options)
+    address = find_address(options.url, environ, protocol=HTTP, with_tls=bool(given))
+    files = TlsFiles(options.ca, options.cert, options.key, options.tls_server_name) if address.is_tls else None
+    if given and files is None:
+        from tgis_server.errors import UsageError
+
+        raise UsageError(f"{given} is given, but {address} means no TLS: write {address.protocol}s://.")
+    if address.protocol == GRPC:
+        from tgis_cli.clients.grpc_probe import check
+
+        answer = check(address, files, SERVICES[options.probe], options.timeout)
+        return print_grpc_answer(options.probe, answer, address, as_json=options.json)
+    connection = make_connection(address, files)
     try:
         status, body = fetch(connection, f"/health/{options.probe}", options.timeout)
-    except TimeoutError:
-        return fail(f"No server at {address}: no answer within {options.timeout:g} s.")
+    except (ssl.SSLError, ConnectionResetError, http.client.HTTPException):  # it has answered somehow
+        return fail(explain_no_connection(address, files, options.timeout), as_json=options.json)
     except (OSError, UnicodeError) as error:
-        return fail(f"No server at {address}: {getattr(error, 'strerror', None) or error}.")
-    except http.client.HTTPException:
-        return fail(f"The process at {address} does not speak HTTP.")
+        return fail(explain_error(address, error, options.timeout), as_json=options.json)
     return print_answer(options.probe, status, body, address, as_json=options.json)
 
 
 def fetch(connection: http.client.HTTPConnection, path: str, timeout_s: float) -> tuple[int, bytes]:
-    """Return status and body. A thread does it, so that the timeout also covers name resolution and a slow body.
+    """Return status and body.
 
     Raises:
         OSError: no connection; TimeoutError: no complete answer in time.
         UnicodeError: the host is not a valid name.
         HTTPException: the answer is not HTTP.
     """
+
+    def get() -> tuple[int, bytes]:
+        with contextlib.closing(connection):
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read()
+
+    return within(timeout_s, get)
+
+
+def within(timeout_s: float, work: Callable[[], tuple[int, bytes]]) -> tuple[int, bytes]:
+    """Work in a thread, so that the timeout also covers name resolution and a slow body."""
     answers: list[tuple[int, bytes] | Exception] = []
 
-    def get() -> None:
-        with contextlib.closing(connection):
-            try:
-                connection.request("GET", path)
-                response = connection.getresponse()
-                answers.append((response.status, response.read()))
-            except (OSError, UnicodeError, http.client.HTTPException) as error:
-                answers.append(error)
+    def run() -> None:
+        try:
+            answers.append(work())
+        except (OSError, UnicodeError, http.client.HTTPException) as error:
+            answers.append(error)
 
-    thread = threading.Thread(target=get, daemon=True)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(timeout_s)
     answer = answers[0] if answers else TimeoutError()
@@ -79,27 +108,37 @@ def fetch(connection: http.client.HTTPConnection, path: str, timeout_s: float) -
     return answer
 
 
-def make_connection(address: str, options: argparse.Namespace) -> http.client.HTTPConnection:
-    """
+class NamedConnection(http.client.HTTPSConnection):
+    """Expects a given name in the server's certificate."""
+
+    def __init__(self, host: str, port: int, context: ssl.SSLContext, name: str) -> None:
+        super().__init__(host, port, context=context)
+        self._tls = context
+        self._name = name
+
+    def connect(self) -> None:
+        http.client.HTTPConnection.connect(self)
+        self.sock = self._tls.wrap_socket(self.sock, server_hostname=self._name)
+
+
+def make_connection(address: Address, files: TlsFiles | None) -> http.client.HTTPConnection:
+    """Without a CA nothing is verified: a probe sends no secrets.
+
     Raises:
-        ValueError: the address is malformed.
-        OSError: a file of ``options`` cannot be used.
+        UsageError: a file cannot be used.
     """
-    url = urlsplit(address if "://" in address else f"http://{address}")
-    if url.scheme not in ("http", "https") or not url.hostname or not url.port:
-        raise ValueError(address)
-    if url.scheme == "http":
-        return http.client.HTTPConnection(url.hostname, url.port)
-    context = make_tls_context(options.ca, options.cert, options.key)
-    return http.client.HTTPSConnection(url.hostname, url.port, context=context)
+    if files is None:
+        return http.client.HTTPConnection(address.host, address.port)
+    context = files.make_context(verify=files.ca is not None)
+    return NamedConnection(address.host, address.port, context, files.name or address.host)
 
 
-def print_answer(probe: str, status: int, body: bytes, address: str, *, as_json: bool) -> int:
+def print_answer(probe: str, status: int, body: bytes, address: Address, *, as_json: bool) -> int:
     try:
         facts = json.loads(body)
         why_not = "" if status == http.client.OK else facts["error"]
     except (ValueError, TypeError, KeyError):
-        return fail(f"The HTTP server at {address} is not TGIS: it answers with status {status}.")
+        return fail(f"The HTTP server at {address} is not TGIS: it answers with status {status}.", as_json=as_json)
     if as_json:
         print(json.dumps(facts))
     elif not why_not:
@@ -107,31 +146,39 @@ def print_answer(probe: str, status: int, body: bytes, address: str, *, as_json:
     return fail(why_not) if why_not else 0
 
 
-def fail(sentence: str) -> int:
-    print(f"tgis: {sentence}", file=sys.stderr)
-    return 1
+def print_grpc_answer(probe: str, status: str, address: Address, *, as_json: bool) -> int:
+    """
+    Args:
+        status: of ``grpc.health.v1``, such as ``SERVING``.
+    """
+    is_healthy = status == "SERVING"
+    if as_json:
+        print(json.dumps({"status": status}))
+    elif is_healthy:
+        print(ANSWERS[probe])
+    reason = f"The server at {address} is not {ANSWERS[probe]}: it says {status}; its HTTP port has the reason."
+    return 0 if is_healthy else fail(reason)
 
 
-class Parser(argparse.ArgumentParser):
-    """Prints errors in one line, like the other commands."""
+def fail(sentence: str, exit_code: int = 1, *, as_json: bool = False) -> int:
+    """
+    Args:
+        as_json: print the sentence as JSON too, as nothing else has been.
+    """
+    if as_json:
+        from tgis_cli.terminal.exits import print_failure
 
-    def error(self, message: str) -> NoReturn:
-        fail(message if message.endswith("?") else f"{message}; `tgis health --help` shows what is accepted.")
-        raise SystemExit(2)
+        print_failure(sentence, exit_code, ("health", "--json"))
+    else:  # probes run often, and this needs no import
+        print(f"tgis: {sentence}", file=sys.stderr)
+    return exit_code
 
 
-def make_parser() -> Parser:
-    parser = Parser("tgis health", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False)
+def make_parser() -> ArgumentParser:
+    parser = ArgumentParser("tgis health", f"{DESCRIPTION}\n\n{EPILOG}")
     for flag, settings in OPTIONS.items():
         parser.add_argument(flag, **settings)
     return parser
-
-
-def suggest(unknown: str) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(unknown, OPTIONS, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def read_seconds(text: str) -> float:
@@ -142,36 +189,25 @@ def read_seconds(text: str) -> float:
 
 
 OPTIONS: dict[str, dict[str, Any]] = {  # for shell completion too
-    "--probe": {"choices": tuple(ANSWERS), "default": "ready", "help": "what to check (default: %(default)s)"},
+    "--probe": {"choices": tuple(ANSWERS), "default": "ready", "help": "What to check. [default: %(default)s]"},
     "--url": {
-        "help": "http://HOST:PORT or https://HOST:PORT (default: this machine at the port in the environment variable "
-        "PORT, or 3000; https if HTTP_TLS is server or mutual)",
+        "metavar": "URL",
+        "help": "Address of the server; grpc:// and grpcs:// ask the gRPC health service. [env: TGIS_URL; default: "
+        "PORT, the running server, or http://127.0.0.1:3000]",
     },
     "--timeout": {
         "type": read_seconds,
         "default": 1.0,
         "metavar": "SECONDS",
-        "help": "time limit for the whole check (default: %(default)g)",
+        "help": "Time limit for the whole check. [default: %(default)g]",
     },
-    "--json": {"action": "store_true", "help": "print the server's whole answer"},
-    "--ca": {"type": Path, "metavar": "FILE", "help": "verify the server's certificate; without it any is accepted"},
-    "--cert": {"type": Path, "metavar": "FILE", "help": "client certificate, for --http-tls mutual"},
-    "--key": {"type": Path, "metavar": "FILE", "help": "key of the client certificate"},
+    "--json": {"action": "store_true", "help": "Print the server's whole answer."},
+    "--ca": {
+        "type": Path,
+        "metavar": "FILE",
+        "help": "Verify the server's certificate with this CA; without it HTTPS accepts any.",
+    },
+    "--cert": {"type": Path, "metavar": "FILE", "help": "Client certificate, for a server that demands one."},
+    "--key": {"type": Path, "metavar": "FILE", "help": "Key of the client certificate, if it is in another file."},
+    "--tls-server-name": {"metavar": "NAME", "help": "Name in the server's certificate, if not that of the URL."},
 }
-
-
-def default_url(environ: Mapping[str, str]) -> str:
-    """The address at which a launcher with the same environment serves."""
-    scheme = "https" if environ.get("HTTP_TLS", "").strip() in ("server", "mutual") else "http"
-    return f"{scheme}://127.0.0.1:{environ.get('PORT', '').strip() or 3000}"
-
-
-def make_tls_context(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.SSLContext:
-    """Without a CA nothing is verified: a probe sends no secrets."""
-    context = ssl.create_default_context(cafile=ca)
-    if ca is None:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    if cert:
-        context.load_cert_chain(cert, key)
-    return context

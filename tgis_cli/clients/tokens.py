@@ -6,11 +6,12 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.grpc_client import Client
 from tgis_cli.model_files import find_cache_dir, find_model_dir
+from tgis_cli.terminal.capabilities import is_terminal
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Tokens:
 
     def print(self) -> None:
         """A table on a terminal; elsewhere one line: the count, then the pieces."""
-        if not sys.stdout.isatty():
+        if not is_terminal(sys.stdout):
             print(f"{len(self.pieces)}\t{' '.join(self.pieces)}", flush=True)
             return
         from rich.console import Console
@@ -60,9 +61,9 @@ def warn(sentence: str) -> None:
     print(f"warning: {sentence}", file=sys.stderr)
 
 
-def tokenize_remotely(texts: Iterable[str], url: str, ca: Path | None) -> Iterator[Tokens]:
+def tokenize_remotely(texts: Iterable[str], connection: Connection) -> Iterator[Tokens]:
     """With a running server, one call per text."""
-    with Client.connect(url, ca) as client:
+    with Client.connect(connection) as client:
         for text in texts:
             (response,) = client.tokenize([text])
             yield Tokens(text, list(response.tokens), None)

@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from tgis_cli.model_files import find_model_dir, get_cache_dir, is_in_cache
-from tgis_cli.terminal.progress import failures_as_events, show_progress, tell
+from tgis_cli.model_files.completion import complete_model
+from tgis_cli.terminal.progress import show_progress, tell
+from tgis_cli.terminal.stop_signals import interrupted_by_signals
 from tgis_server.errors import ModelError
 from tgis_server.words.sizes import format_bytes
 
@@ -17,7 +19,9 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
 @app.command()
 def bundle(
-    model: Annotated[str, typer.Argument(help="Name in the local cache, or a directory.")],
+    model: Annotated[
+        str, typer.Argument(help="Name in the local cache, or a directory.", autocompletion=complete_model)
+    ],
     target: Annotated[
         str, typer.Argument(help="New directory, or a tar file if the name ends in .tar; `-` is stdout.")
     ],
@@ -30,7 +34,7 @@ def bundle(
     `tgis launch` serves the directory.
     """
     as_json = json_ and target != "-"
-    with failures_as_events(as_json=as_json):
+    with interrupted_by_signals():
         from tgis_cli.model_files.bundle import make_bundle, make_manifest
         from tgis_cli.model_files.cache.folder import CacheFolder
         from tgis_cli.model_files.inventory import (

@@ -1,4 +1,4 @@
-"""``tgis config show``: every option, its value, where the value comes from, and what is inferred from the machine."""
+"""``tgis config``: show every option with its origin and what is inferred, or write a commented file of them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from typing import Annotated, Any
 
 import typer
 
+from tgis_cli.decide.config_file import write_config_file
 from tgis_cli.decide.legacy_settings import warn_of_settings
 from tgis_cli.decide.resolve import resolve
 from tgis_cli.decide.tables import describe_options
 from tgis_cli.machine import probe_machine
+from tgis_cli.model_files.completion import complete_model
 from tgis_cli.terminal.capabilities import has_color
-from tgis_cli.terminal.option_help import GroupedHelpCommand
+from tgis_cli.terminal.exits import as_told
 from tgis_cli.terminal.options import with_serve_options
 from tgis_cli.terminal.tables import find_width
 from tgis_server.errors import TgisError
@@ -28,7 +30,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="
 
 @app.callback()
 def config() -> None:
-    """Show the options of `tgis launch`."""
+    """Show the options of `tgis launch`, or write a file of them."""
 
 
 def show(
@@ -46,8 +48,8 @@ def show(
         problem = error  # shown last: the values may explain it
     warnings = resolved.warnings if resolved else tuple(warn_of_settings(loaded, environ))
     if json_:
-        inferred = resolved.inferred() if resolved else {}  # nothing if the model or the devices are missing
-        report = {"options": loaded.as_dict(), "inferred": inferred, "warnings": warnings}
+        report = {"options": loaded.as_dict(), "inferred": {}, "warnings": warnings, "error": None}
+        report |= {"inferred": resolved.inferred()} if resolved else {"error": str(problem)}
         print(json.dumps(report, indent=1, default=str))
     else:
         width = find_width()
@@ -56,7 +58,20 @@ def show(
         for warning in warnings:
             print("\n".join(wrap(f"warning: {warning}", width, rest="    ")))
     if problem:
-        raise problem
+        raise as_told(problem)
 
 
-app.command(cls=GroupedHelpCommand)(with_serve_options(show))
+app.command()(with_serve_options(show, complete_model=complete_model))
+
+
+def init(
+    flags: Mapping[str, Any],
+    config_file: Path | None,
+    file: Annotated[str, typer.Argument(metavar="[FILE]", help="Where to write; - is stdout.")] = "tgis.toml",
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    """Write a config file with all options, explained and commented out, except for those that are given here."""
+    write_config_file(file, load_config(flags, {}, config_file), replace=force)
+
+
+app.command()(with_serve_options(init, positional_model=None))

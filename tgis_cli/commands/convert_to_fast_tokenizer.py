@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from tgis_cli.model_files import find_model_dir, get_cache_dir
+from tgis_cli.model_files.completion import complete_model
 from tgis_cli.terminal.progress import tell
 from tgis_cli.terminal.stop_signals import interrupted_by_signals
 from tgis_server.errors import ModelError, UsageError
@@ -18,7 +19,9 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
 @app.command()
 def convert_to_fast_tokenizer(
-    model: Annotated[str, typer.Argument(help="Name in the local cache, or a directory.")],
+    model: Annotated[
+        str, typer.Argument(help="Name in the local cache, or a directory.", autocompletion=complete_model)
+    ],
     revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "main",
     output_path: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Output directory.", show_default="the model's directory")

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from tgis_cli.model_files.completion import complete_model
 from tgis_cli.terminal.capabilities import has_color
-from tgis_cli.terminal.option_help import GroupedHelpCommand
 from tgis_cli.terminal.options import with_serve_options
 from tgis_cli.terminal.tables import find_width
 
@@ -66,4 +66,4 @@ def doctor(
 
 MODEL = "Directory, or hub id in the local cache; without one, only the machine is checked."
 
-app.command(cls=GroupedHelpCommand)(with_serve_options(doctor, positional_model=MODEL))
+app.command()(with_serve_options(doctor, positional_model=MODEL, complete_model=complete_model))

@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from tgis_cli.model_files import get_cache_dir
-from tgis_cli.terminal.progress import failures_as_events, tell_result
+from tgis_cli.model_files.completion import complete_model
+from tgis_cli.terminal.progress import tell_result
+from tgis_cli.terminal.stop_signals import interrupted_by_signals
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -18,7 +20,11 @@ MAX_PARALLEL = 64
 @app.command()
 def download_weights(
     model: Annotated[
-        str, typer.Argument(help="Name on the hub, such as org/model, or a directory of files to convert.")
+        str,
+        typer.Argument(
+            help="Name on the hub, such as org/model, or a directory of files to convert.",
+            autocompletion=complete_model,
+        ),
     ],
     revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "main",
     token: Annotated[
@@ -53,7 +59,7 @@ def download_weights(
     An interrupted download resumes where it stopped. A file gets its final name once it is complete and its checksum
     matches the hub's.
     """
-    with failures_as_events(as_json=json_):
+    with interrupted_by_signals():
         from tgis_cli.model_files.download.servable import get_servable
         from tgis_cli.model_files.download.snapshot import Order
         from tgis_cli.model_files.download.transfers import TransferOptions

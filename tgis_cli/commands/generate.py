@@ -1,54 +1,70 @@
-"""``tgis generate``: complete text with a running server and show the answer as it is generated."""
+"""``tgis generate``: complete texts with a running server and show the answers as they are generated."""
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
+import math
+import os
 from typing import Annotated
 
 import typer
 
-from tgis_cli.clients.answer import collect_answer
-from tgis_cli.clients.grpc_client import DEFAULT_URL, Client, Sampling, build_request
-from tgis_server.errors import UsageError
+from tgis_cli.clients.connection import Connection
+from tgis_cli.clients.connection_options import with_connection_options
+from tgis_cli.clients.connector import RemoteConnector
+from tgis_cli.clients.generation import Generation
+from tgis_cli.clients.parameter_flags import with_parameters
+from tgis_cli.clients.parameters import Parameters
+from tgis_cli.clients.presenter import Presenter
+from tgis_cli.terminal.stop_signals import EXIT_INTERRUPTED
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
+TEXT_HELP = "What to complete; `-` stands for standard input. Without a text: standard input, or a prompt loop."
+FILE_HELP = "Complete each line; a line of a .jsonl file is a JSON object with a text and its own parameters."
+MANY = "Several answers"
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print each answer as a JSON object in a line.")]
+File = Annotated[str | None, typer.Option(metavar="FILE", help=FILE_HELP, rich_help_panel=MANY)]
+Parallel = Annotated[
+    int, typer.Option(min=1, max=1024, metavar="N", help="How many are generated at once.", rich_help_panel=MANY)
+]
+NumAnswers = Annotated[
+    int,
+    typer.Option("-n", min=1, metavar="N", help="Answers to each text, with different seeds.", rich_help_panel=MANY),
+]
+
 
 @app.command()
+@with_connection_options
+@with_parameters
 def generate(
-    text: Annotated[str | None, typer.Argument(help="What to complete; read from stdin if left out.")] = None,
-    url: Annotated[str, typer.Option(metavar="HOST:PORT", help="Address of the server.")] = DEFAULT_URL,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Maximum number of generated tokens.", show_default="20")
+    connection: Connection,
+    parameters: Parameters,
+    text: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help=TEXT_HELP, show_default=False)] = None,
+    json_: AsJson = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the server is ready.")] = False,
+    wait_timeout: Annotated[
+        float | None, typer.Option(min=0, metavar="SECONDS", help="Like --wait, but not longer than this.")
     ] = None,
-    temperature: Annotated[float | None, typer.Option(metavar="X", help="Sample; above 1 is more random.")] = None,
-    top_p: Annotated[float | None, typer.Option(metavar="X", help="Sample from this share of probability.")] = None,
-    top_k: Annotated[int | None, typer.Option(min=0, metavar="N", help="Sample from the N likeliest tokens.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Make sampling reproducible.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Stop at this text; may be repeated.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print the whole answer as one JSON object.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print statistics on stderr.")] = False,
-    ca: Annotated[Path | None, typer.Option(metavar="FILE", help="Use TLS; CA certificate of the server.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print statistics on stderr in any case.")] = False,
+    file: File = None,
+    parallel: Parallel = 8,
+    num_answers: NumAnswers = 1,
 ) -> None:
     """Complete text with a running server.
 
-    Greedy unless a sampling option is given. Exit codes: 0 done, 1 the server refused or failed, 2 usage.
+    Greedy unless a sampling option is given. Exit codes: 0 done, 1 the server refused or failed, 2 usage, 130 Ctrl-C.
     """
-    prompt = text if text is not None else read_prompt()
-    sampling = Sampling(temperature, top_p, top_k, seed)
-    with Client.connect(url, ca) as client:
-        request = build_request(prompt, max_new_tokens or 0, sampling, stop or [])
-        answer = collect_answer(client.generate_stream(request), show=not json_)
-    if json_:
-        print(json.dumps(answer.as_dict(), ensure_ascii=False))
-    if verbose:
-        print(answer.describe(), file=sys.stderr)
-
-
-def read_prompt() -> str:
-    """All of stdin, without the line end that ``echo`` adds."""
-    if sys.stdin.isatty():
-        raise UsageError('No text is given: `tgis generate "Once upon a time"`, or pipe one in.')
-    return sys.stdin.read().removesuffix("\n")
+    presenter = Presenter.open(os.environ, verbose=verbose)
+    wait_s = math.inf if wait and wait_timeout is None else wait_timeout
+    generation = Generation(
+        RemoteConnector(connection, presenter, wait_s),
+        parameters,
+        presenter,
+        as_json=json_,
+        num_answers=num_answers,
+        parallel=parallel,
+    )
+    if not generation.run(text or [], file):
+        raise typer.Exit(EXIT_INTERRUPTED)

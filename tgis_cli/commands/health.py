@@ -33,7 +33,7 @@ def health(context: typer.Context, **_: Any) -> None:
 def to_parameter(flag: str, settings: dict[str, Any]) -> inspect.Parameter:
     kwargs: dict[str, Any] = {"autocompletion": complete_from(settings["choices"])} if "choices" in settings else {}
     kind: Any = bool if settings.get("action") == "store_true" else str
-    return keyword(flag.removeprefix("--"), Annotated[kind | None, typer.Option(flag, **kwargs)])
+    return keyword(flag.removeprefix("--").replace("-", "_"), Annotated[kind | None, typer.Option(flag, **kwargs)])
 
 
 context_parameter = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)

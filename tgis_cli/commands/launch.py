@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from tgis_cli.launch.errors import errors_in_termination_log, find_output_flags
-from tgis_cli.terminal.option_help import GroupedHelpCommand
+from tgis_cli.model_files.completion import complete_model
+from tgis_cli.terminal.command import Command
 from tgis_cli.terminal.options import with_serve_options
 
 app = typer.Typer(add_completion=False)
@@ -32,7 +33,7 @@ def launch(flags: Mapping[str, Any], config_file: Path | None, verbose: Verbose 
     raise SystemExit(run_launch(flags, config_file, is_verbose=verbose))
 
 
-class LaunchCommand(GroupedHelpCommand):
+class LaunchCommand(Command):
     """Reports whatever prevents startup, even a wrong command line, where operators look for it."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
@@ -44,4 +45,4 @@ class LaunchCommand(GroupedHelpCommand):
             return super().invoke(ctx)
 
 
-app.command(cls=LaunchCommand)(with_serve_options(launch))
+app.command(cls=LaunchCommand)(with_serve_options(launch, complete_model=complete_model))

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tgis_cli.model_files import get_cache_dir
+from tgis_cli.model_files.completion import complete_cached_model
+from tgis_cli.terminal.capabilities import is_terminal
 from tgis_cli.terminal.stop_signals import interrupted_by_signals
 from tgis_server.errors import UsageError
 from tgis_server.words.sizes import format_bytes
@@ -42,7 +44,7 @@ def models(ctx: typer.Context, json_: Json = False) -> None:
 
 @app.command()
 def rm(
-    model: Annotated[str, typer.Argument(help="Name as `tgis models` shows it.")],
+    model: Annotated[str, typer.Argument(help="Name as `tgis models` shows it.", autocompletion=complete_cached_model)],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; all revisions if left out.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be removed.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
@@ -67,7 +69,7 @@ def rm(
 
 def confirm(removal: Removal) -> None:
     """Ask on a terminal; refuse elsewhere."""
-    if not sys.stdin.isatty():
+    if not is_terminal(sys.stdin):
         raise UsageError(f"{removal.model} is not removed: there is no terminal to ask on; use --yes (or --dry-run).")
     print("Remove this? [y/N] ", end="", flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):

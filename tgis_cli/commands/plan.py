@@ -10,9 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from tgis_cli.terminal.option_help import GroupedHelpCommand
+from tgis_cli.model_files.completion import complete_model
+from tgis_cli.terminal.exits import as_told
 from tgis_cli.terminal.options import with_serve_options
-from tgis_cli.terminal.progress import failures_as_events
+from tgis_cli.terminal.stop_signals import interrupted_by_signals
 from tgis_cli.terminal.tables import find_width
 from tgis_server.options import load_config
 
@@ -25,7 +26,7 @@ def plan(
     gpu: Annotated[
         str | None,
         typer.Option(
-            metavar="SIZE|NAME[xN]", help="Plan for GPUs such as 80GiB, H100 or L4x4 instead of this machine."
+            metavar="GPU", help="Plan for GPUs such as 80GB, H100, 2xA100-40 or RTX4090:2 instead of this machine."
         ),
     ] = None,
     cpu: Annotated[
@@ -52,7 +53,7 @@ def plan(
     for_this_machine = gpu is None and cpu is None  # otherwise, its GPUs do not matter, and their driver may hang
     machine = probe_machine(environ if for_this_machine else environ | {"CUDA_VISIBLE_DEVICES": ""})
     devices = read_devices(gpu, cpu, loaded.config, machine)
-    with failures_as_events(as_json=json_), open_model(loaded.config, environ, token) as source:
+    with interrupted_by_signals(), open_model(loaded.config, environ, token) as source:
         report = make_report(source, devices, loaded, environ)
         width = find_width()
         text = (
@@ -60,9 +61,9 @@ def plan(
         )
         print(text)
     if report.problem is not None:
-        raise report.problem
+        raise as_told(report.problem)
 
 
 MODEL = "Directory, or hub id of a cached or remote model; without one, the demo model."
 
-app.command(cls=GroupedHelpCommand)(with_serve_options(plan, positional_model=MODEL))
+app.command()(with_serve_options(plan, positional_model=MODEL, complete_model=complete_model))

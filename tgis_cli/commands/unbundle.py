@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from tgis_cli.model_files import get_cache_dir
-from tgis_cli.terminal.progress import failures_as_events, show_progress, tell_result
+from tgis_cli.terminal.progress import show_progress, tell_result
+from tgis_cli.terminal.stop_signals import interrupted_by_signals
 from tgis_server.errors import UsageError
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -28,7 +29,7 @@ def unbundle(
     json_: Annotated[bool, typer.Option("--json", help="Print events as JSON, one per line.")] = False,
 ) -> None:
     """Check a packed model, put it into the local cache, and print its directory on stdout."""
-    with failures_as_events(as_json=json_):
+    with interrupted_by_signals():
         from tgis_cli.model_files.bundle import open_bundle, unbundle_to_cache, unbundle_to_directory
 
         if to and name:

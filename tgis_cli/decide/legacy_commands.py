@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 
+from tgis_cli.terminal.command import Group
 from tgis_cli.terminal.command_table import COMMANDS, describe_command, load_command
 from tgis_cli.terminal.options import Body, with_serve_options
 from tgis_server.errors import UsageError
@@ -34,7 +35,7 @@ def make_launcher(launch: Body = parse_only, cls: type[TyperCommand] = TyperComm
     return typer.main.get_command(app)
 
 
-class ServerGroup(TyperGroup):
+class ServerGroup(Group):
     """Adds the original's tools, which are commands of ``tgis``; names the existing ones if a missing one is called."""
 
     def __init__(self, **attrs: Any) -> None:
@@ -59,7 +60,6 @@ def make_server(start: Serve = parse_only, cls: type[TyperCommand] = TyperComman
         add_completion=False,
         pretty_exceptions_enable=False,
         no_args_is_help=True,
-        rich_markup_mode="rich",
     )
 
     @app.callback()

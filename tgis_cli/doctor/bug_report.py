@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tgis_cli.doctor.verdict import Subject
-from tgis_cli.supervisor.run_dir import find_leftovers, sort_failed
+from tgis_cli.runs.run_dir import find_leftovers, sort_failed
 from tgis_server.errors import UsageError
 from tgis_server.options import options
 from tgis_server.words.url_credentials import mask_credentials

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from tgis_cli.clients.address import URL_VARIABLE
 from tgis_cli.decide.legacy_settings import BY_NAME, warn_of_settings
 from tgis_cli.doctor.verdict import Subject, Verdict, fail, ok, warn
 from tgis_cli.model_files.cache.location import CACHE_VARIABLE, DEPRECATED_VARIABLES
@@ -57,7 +58,7 @@ def check_options(subject: Subject) -> Iterator[Verdict]:
 def check_misspelt(subject: Subject) -> Iterator[Verdict]:
     """Variables that look like options but are not read."""
     known = {option.env: option for option in options()}
-    names = {*known, *BY_NAME, *(option.opt.also_env for option in options())}
+    names = {*known, *BY_NAME, *(option.opt.also_env for option in options()), URL_VARIABLE}
     for name in sorted(subject.environ):
         if name in names or len(name) < MIN_LENGTH or SERVICE_LINK.search(name):
             continue

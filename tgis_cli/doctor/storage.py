@@ -10,18 +10,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tgis_cli.decide.preflight import MAX_SOCKET_PATH_BYTES, check_socket
 from tgis_cli.doctor.verdict import Subject, Verdict, failed, ok, warn
 from tgis_cli.machine.words import count
 from tgis_cli.model_files import find_cache_dir, is_homeless, list_folders
 from tgis_cli.model_files.cache.disk import count_free_bytes, describe_free_space
-from tgis_cli.supervisor.run_dir import PREFIX, is_leftover, sort_failed
+from tgis_cli.runs.run_dir import PREFIX, find_leftovers, sort_failed
+from tgis_cli.runs.servers import find_running
 from tgis_server import failures
 from tgis_server.errors import TgisError
 from tgis_server.host import cgroup
-from tgis_server.model_files import read_json
 from tgis_server.words.sizes import GIB, format_bytes
 
 RUN_DIR_BYTES = 1 << 20  # ten times what a run writes
@@ -88,29 +87,27 @@ def has_few_inodes(status: os.statvfs_result, needed: int) -> bool:
 
 def check_runs(subject: Subject) -> Iterator[Verdict]:
     """This user's running servers, and leftovers of failed ones."""
+    for server in find_running(subject.host.root / "proc"):
+        state = "running" if server.has_been_ready else "starting"
+        where = f" at {server.grpc}" if server.grpc else ""
+        yield ok(
+            f"A server is {state}: {server.model}{where}, in {server.run_dir}.",
+            path=server.run_dir,
+            pid=server.pid,
+            model=server.model,
+            grpc=server.grpc,
+            http=server.http,
+        )
     try:
         parent = subject.config.run_dir or Path(tempfile.gettempdir())
     except OSError:  # reported by check_run_dir
         return
-    found = [path for path in parent.glob(f"{PREFIX}*") if os.access(path, os.R_OK | os.X_OK)]
-    left = [path for path in found if is_leftover(path)]
-    for path in found:
-        if path not in left and (facts := read_facts(path / "ready.json")):
-            yield ok(f"A server is running: {facts.get('model')} at {facts.get('grpc')}, in {path}.", path=str(path))
-    if kept := sort_failed(left):
+    if kept := sort_failed(find_leftovers(parent)):
         cause = cgroup.read_text(kept[0] / "errors/cause.txt").strip()
         yield ok(
             f"{count(len(kept), 'failed run')} left a directory, the latest {kept[0]}{f': {cause}' if cause else '.'}",
             paths=[str(path) for path in kept],
         )
-
-
-def read_facts(file: Path) -> dict[str, Any]:
-    """What a running server has written about itself; empty if it has not."""
-    try:
-        return read_json(file)
-    except TgisError:
-        return {}
 
 
 def check_cache(subject: Subject) -> Iterator[Verdict]:

@@ -55,7 +55,7 @@ async def prepare(
     Raises:
         TgisError: the reason why the run cannot start.
     """
-    from tgis_cli.supervisor.run_dir import make_run_dir, remove_leftovers
+    from tgis_cli.runs.run_dir import make_run_dir, remove_leftovers
 
     with signals_held():  # a signal before the callback is registered would leave the directory behind
         run_dir = make_run_dir(loaded.config.run_dir)

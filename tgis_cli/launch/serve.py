@@ -21,7 +21,7 @@ from tgis_cli.launch.prepare import prepare_or_retry
 from tgis_cli.launch.restarts import RestartPolicy
 from tgis_cli.launch.termination_log import write_termination_log
 from tgis_cli.relay.terminal import DETAILS, Terminal, TerminalHandler
-from tgis_cli.supervisor.run_dir import get_failure_time, locked
+from tgis_cli.runs.run_dir import get_failure_time, locked
 from tgis_cli.supervisor.signals import StopSignals, decide_hangup, exit_until_supervised
 from tgis_cli.supervisor.supervisor import Outcome, Supervisor
 from tgis_cli.terminal.exits import silence_broken_outputs

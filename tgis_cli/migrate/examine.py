@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tgis_cli.decide.legacy_settings import BY_NAME, OPTIONS_BY_ENV, SETTINGS, Setting, Treatment
 from tgis_cli.migrate.advice import Advice, advise, advise_on_secrets
 from tgis_cli.migrate.command import Command, parse_command
 from tgis_cli.migrate.containers import Container, Given
+from tgis_cli.migrate.model_family import FindModel, explain_unserved
 from tgis_cli.model_files import find_cache_dir
 from tgis_server import failures
 from tgis_server.errors import UsageError
 from tgis_server.options import LoadedConfig, Option, find_conflicts, merge_options, options, parse_value
 
 UNKNOWN = "unknown"
+MODEL = "model_name"
 CLOSE = 0.86  # MAX_NEW_TOKEN is close to MAX_NEW_TOKENS, but TOKEN_PATH is not close to TOKENIZER_PATH
 TODO = {
     Treatment.NO_EFFECT: "Remove it when convenient.",
@@ -62,13 +64,16 @@ class MigrationReport:
         }
 
 
-def examine(container: Container) -> MigrationReport:
+def examine(container: Container, find_model: FindModel) -> MigrationReport:
     """Judge one container."""
     last = {given.name: given for given in container.env}  # a later one wins
     environ = {given.name: given.value for given in last.values() if given.value is not None}
     command = parse_command(container.argv, environ)
     judged_flags = {name: judge_flag(name, given) for name, given in command.given}
     judged = {name: finding for name, given in last.items() if (finding := judge_variable(given))}
+    for findings_by_name, name in ((judged_flags, MODEL), (judged, MODEL.upper())):
+        if name in findings_by_name:
+            findings_by_name[name] = judge_family(findings_by_name[name], find_model)
     findings = [*judged_flags.values(), *judged.values()]
     flags = {name: value for name, value in command.flags.items() if not is_refused(judged_flags.get(name))}
     environ = {name: value for name, value in environ.items() if not is_refused(judged.get(name))}
@@ -99,7 +104,7 @@ def lacks_model(container: Container, command: Command, loaded: LoadedConfig) ->
     known = loaded.config.model_name or loaded.config.rehearse
     elsewhere = container.is_partial or (container.around and container.around.missing) or command.subcommand
     named = {given.name for given in container.env} | {name for name, _ in command.given}
-    return not (known or elsewhere or named & {"MODEL_NAME", "model_name"})
+    return not (known or elsewhere or named & {MODEL.upper(), MODEL})
 
 
 def advise_on_defaults(container: Container, command: Command) -> Iterator[Advice]:
@@ -144,10 +149,24 @@ def judge(given: Given, option: Option | None, setting: Setting | None) -> Findi
     return Finding(given.name, show(given), given.line, verdict, now, TODO.get(verdict, ""))
 
 
+def judge_family(finding: Finding, find_model: FindModel) -> Finding:
+    """The finding on a model's name, with what is known of its family."""
+    is_known = finding.verdict == Treatment.SAME and finding.value.strip() and not finding.value.startswith(("(", "$"))
+    why_not = explain_unserved(finding.value, find_model) if is_known else ""
+    if not why_not:
+        return finding
+    todo = f"Keep the original for it, or choose another model; `tgis plan {finding.value}` reads its config.json."
+    return replace(finding, verdict=Treatment.REFUSED, now=why_not, todo=todo)
+
+
 def show(given: Given) -> str:
     return given.value if given.value is not None else f"({given.source})"
 
 
-def examine_all(containers: list[Container]) -> Iterator[MigrationReport]:
-    """Reports on the containers that look like TGIS."""
-    return (examine(container) for container in containers if container.is_ours)
+def examine_all(containers: list[Container], find_model: FindModel = lambda _: None) -> Iterator[MigrationReport]:
+    """Reports on the containers that look like TGIS.
+
+    Args:
+        find_model: by default no model is on this machine.
+    """
+    return (examine(container, find_model) for container in containers if container.is_ours)

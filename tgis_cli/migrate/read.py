@@ -14,6 +14,7 @@ from tgis_cli.migrate.containers import Container
 from tgis_cli.migrate.kubernetes import read_config_maps, read_manifests, read_objects
 from tgis_cli.migrate.shell import is_command_line, is_env_file, read_command_lines, read_env_file
 from tgis_cli.migrate.yaml_text import load_documents
+from tgis_cli.terminal.capabilities import is_terminal
 from tgis_server.errors import UsageError
 
 STDIN = "-"
@@ -36,7 +37,7 @@ def read_settings_file(file: str) -> SettingsFile:
         UsageError: it cannot be read, or is not of a supported kind.
     """
     path = Path(file)
-    if file == STDIN and sys.stdin.isatty():
+    if file == STDIN and is_terminal(sys.stdin):
         print("tgis: reading from the terminal; Ctrl-D ends the input.", file=sys.stderr)
     try:
         text = sys.stdin.read() if file == STDIN else path.read_text(encoding="utf-8")

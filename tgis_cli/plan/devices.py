@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tgis_cli.machine import Gpu, Machine
+from tgis_cli.plan.gpu_table import find_cards, find_close_cards, is_foreign, usable_bytes
 from tgis_server.errors import UsageError
 from tgis_server.options import ServeConfig, parse_bytes
-from tgis_server.words.sizes import GIB, format_bytes
+from tgis_server.words.close_words import or_list
+from tgis_server.words.sizes import format_bytes
 
-# GiB that CUDA can allocate; the nominal size is larger, but ECC and firmware use some of it.
-GPU_GIB = {
-    "T4": 14.6,
-    "A10": 22.0,
-    "A10G": 22.0,
-    "L4": 22.0,
-    "A100-40": 39.4,
-    "A40": 44.4,
-    "L40": 44.4,
-    "L40S": 44.4,
-    "A6000": 47.4,
-    "A100-80": 79.1,
-    "H100": 79.1,
-    "H200": 139.7,
-    "B200": 178.3,
-}
 STATED_GPUS = 64  # the maximum number tried if --gpu states none
+ACCEPTED_GPU = "a size such as 80GiB, or a name such as L4, H100, A100-80 or RTX4090"
+MAX_GB = 1000  # a larger number is a name
 MIN_BYTES = 1 << 20  # if a size is smaller, its unit has been forgotten
 
 
@@ -37,6 +25,7 @@ class Devices:
 
     machine: Machine
     stated: str = ""  # as the user named them; empty: this machine's own
+    warnings: tuple[str, ...] = ()
 
 
 def read_devices(gpu: str | None, cpu: str | None, config: ServeConfig, machine: Machine) -> Devices:
@@ -59,36 +48,58 @@ def read_devices(gpu: str | None, cpu: str | None, config: ServeConfig, machine:
     num_shard = config.num_shard or config.num_gpus or 1
     if count and num_shard > count:
         raise UsageError(f"--num-shard {num_shard} needs that many GPUs, but --gpu {gpu} states {count}.")
-    size = known_gpu_bytes(name) or read_size("--gpu", name, f"a size such as 80GiB, or one of {', '.join(GPU_GIB)}")
+    size, warnings = read_gpu_memory(gpu, name)
     gpus = tuple(Gpu(str(index), name, size, size) for index in range(count or max(num_shard, STATED_GPUS)))
     stated = f"{f'{count} ' if count else ''}GPU{'s' if count != 1 else ''} of {format_bytes(size)}"
-    return Devices(replace(machine, gpus=gpus, gpu_problem="", driver="", torch_has_cuda=True), stated)
+    machine = replace(machine, gpus=gpus, gpu_problem="", driver="", torch_has_cuda=True)
+    return Devices(machine, stated, warnings)
 
 
 def read_gpu(text: str) -> tuple[str, int]:
-    """Parse ``80GiB``, ``H100``, ``L4x2`` or ``2xL4``: a size or name, and a number; 0 means as many as needed."""
-    if re.search(r"\s*[x*]\s*0+$", text, re.IGNORECASE):
+    """Parse ``80GiB``, ``H100``, ``L4x2``, ``2xL4`` or ``L4:2``: a size or name, and a number; 0: as many as needed."""
+    if re.search(r"\s*[x*:]\s*0+$", text, re.IGNORECASE):
         raise UsageError(f"--gpu is {text!r}, but must state at least one GPU.")
     number = r"[1-9]\d{0,2}"
-    found = re.fullmatch(rf"(?:({number})\s*[x*]\s*)?(.+?)(?:\s*[x*]\s*({number}))?", text.strip(), re.IGNORECASE)
+    times = r"\s*(?<![rg]t)[x*:]\s*"  # not the x of RTX
+    found = re.fullmatch(rf"(?:({number}){times})?(.+?)(?:{times}({number}))?", text.strip(), re.IGNORECASE)
     return (found[2], int(found[1] or found[3] or 0)) if found else (text, 0)
 
 
-def known_gpu_bytes(name: str) -> int:
-    """The memory of a GPU by name, in any spelling; 0 if it is not in the table."""
-    key = re.sub(r"nvidia|tesla|rtx|[-_\s]|gi?b$", "", name.lower())
-    sizes = {known.lower().replace("-", ""): gib for known, gib in GPU_GIB.items()}
-    return int(sizes.get(key, 0) * GIB)
+def read_gpu_memory(text: str, name: str) -> tuple[int, tuple[str, ...]]:
+    """The memory of a GPU that is named, or whose size is given, in bytes; and warnings.
+
+    A number alone, or with G or GB, is what the GPU is sold with; with GiB or MiB it is what can be allocated.
+
+    Args:
+        text: the whole value of ``--gpu``, for errors.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    cards = find_cards(name)
+    if len(cards) == 1:
+        return cards[0].usable_bytes, tuple(filter(None, [cards[0].warning]))
+    if cards:
+        titles = or_list([card.title for card in cards])
+        raise UsageError(f"--gpu is {text!r}, which is sold with different sizes (did you mean {titles}?).")
+    if (sold := re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:gb?)?", name.strip(), re.IGNORECASE)) and 0 < float(
+        sold[1]
+    ) <= MAX_GB:
+        return usable_bytes(float(sold[1])), ()
+    if is_foreign(name):
+        raise UsageError(
+            f"--gpu is {text!r}, but models run on NVIDIA GPUs and CPUs only: for a GPU with as much memory, give its "
+            "size, such as 80GiB."
+        )
+    return read_size("--gpu", name, ACCEPTED_GPU, find_close_cards(name)), ()
 
 
-def read_size(flag: str, text: str, accepted: str) -> int:
+def read_size(flag: str, text: str, accepted: str, close: Sequence[str] = ()) -> int:
     try:
         size = parse_bytes(text)
     except (ValueError, OverflowError):
         size = 0
     if size < MIN_BYTES:
-        variants = [name for name in GPU_GIB if name.startswith(f"{text.upper()}-")]
-        close = variants or difflib.get_close_matches(text.upper(), GPU_GIB, n=1)
-        hint = f" (did you mean {' or '.join(close)}?)" if close else ""
+        hint = f" (did you mean {or_list(close)}?)" if close else ""
         raise UsageError(f"{flag} is {text!r}{hint}, but must be {accepted}.")
     return size

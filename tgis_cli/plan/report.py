@@ -183,7 +183,8 @@ def resolve_as(loaded: LoadedConfig, environ: Mapping[str, str], report: PlanRep
     reasons = dict(resolved.reasons)
     if devices.stated and loaded.config.device == "auto":
         reasons["device"] = f"stated: {devices.stated}"
-    return replace(resolved, run=replace(resolved.run, model_id=source.model), reasons=reasons)
+    run = replace(resolved.run, model_id=source.model)
+    return replace(resolved, run=run, reasons=reasons, warnings=(*resolved.warnings, *devices.warnings))
 
 
 def name_model(error: TgisError, source: ModelSource) -> TgisError:

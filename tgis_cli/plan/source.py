@@ -14,6 +14,7 @@ from pathlib import Path
 from tgis_cli.decide.resolve import DEMO_MODEL_DIR
 from tgis_cli.model_files import find_model_dir, get_cache_dir, is_in_cache
 from tgis_cli.model_files.convert.to_safetensors import find_sources
+from tgis_server.engines.catalogue import find_engine
 from tgis_server.errors import ModelError, UsageError
 from tgis_server.model_files import find_weights
 from tgis_server.options import ServeConfig
@@ -81,6 +82,8 @@ def find_local(
     try:
         find_weights(model_dir)
     except ModelError:
+        if not has_engine(model_dir):  # as at startup, nothing is said of its files
+            return ModelSource(name, model_dir, where, sum_files(model_dir))
         try:
             sources = find_sources(model_dir)
         except ModelError:  # some are missing
@@ -105,6 +108,15 @@ def find_local(
             is_stand_in=True,
         )
     return ModelSource(name, model_dir, where, sum_files(model_dir))
+
+
+def has_engine(model_dir: Path) -> bool:
+    """Whether an engine serves the model, by its config.json."""
+    try:
+        find_engine(model_dir)
+    except ModelError:
+        return False
+    return True
 
 
 def lay_out_converted(sources: Mapping[Path, Path], directory: Path) -> int:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tgis_cli.runs.servers import WILDCARDS, bracket
+from tgis_cli.supervisor.first_request import write_first_request
 from tgis_cli.supervisor.timeline import Timeline
 from tgis_server.engines.catalogue import get_engine
 from tgis_server.host.ports import ALL_INTERFACES
@@ -33,14 +35,13 @@ class Ready:
     http_port: int
     pids: dict[str, int]
     timeline: Timeline
+    certificate_names: tuple[str, ...] = ()  # of the server's certificate
+    is_found: bool = False  # by a client that is given no address
 
     @property
     def host(self) -> str:
         """An address that reaches the server from this machine."""
-        host = self.run.config.host
-        if self.listens_on_all:
-            return "[::1]" if host == "::" else "127.0.0.1"
-        return f"[{host}]" if ":" in host else host
+        return bracket(WILDCARDS.get(self.run.config.host, self.run.config.host))
 
     @property
     def grpc(self) -> str:
@@ -58,8 +59,19 @@ class Ready:
 
     @property
     def first_request(self) -> str:
-        ca = self.run.config.tls_cert_path
-        return f'tgis generate --url {self.grpc}{f" --ca {ca}" if ca else ""} "Once upon a time"'
+        return write_first_request(self.run.config, self.grpc, self.certificate_names, is_found=self.is_found)
+
+    @property
+    def tls(self) -> dict[str, Any] | None:
+        """What a client must know of TLS on the gRPC port."""
+        config = self.run.config
+        if config.tls_cert_path is None:
+            return None
+        return {
+            "certificate": str(config.tls_cert_path.absolute()),
+            "names": list(self.certificate_names),
+            "demands_client_certificate": config.tls_client_ca_cert_path is not None,
+        }
 
     def facts(self) -> dict[str, Any]:
         """The fields of the JSON event and of ``ready.json``."""
@@ -69,6 +81,7 @@ class Ready:
             "host": self.run.config.host,
             "grpc_port": self.grpc_port,
             "http_port": self.http_port,
+            "tls": self.tls,
             "model": self.run.model_id,
             "label": self.run.label,
             "dtype": self.info.dtype,

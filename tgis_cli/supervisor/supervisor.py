@@ -161,7 +161,7 @@ class Supervisor:
         try:
             await self._unless_interrupted(watcher.wait_until_ready())
             self._ready_at = time.monotonic()
-            await self._unless_interrupted(watcher.announce(self._pids()))
+            await self._unless_interrupted(watcher.announce(self._pids(), self._environ))
             await self._unless_interrupted(watcher.watch_frontend())
         except StopRequested:
             name = self._signals.received[0].name

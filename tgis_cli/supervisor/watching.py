@@ -9,11 +9,12 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tgis_cli.causes.cause import ProcessHangs
 from tgis_cli.relay.terminal import Terminal, make_json_line
+from tgis_cli.supervisor.first_request import is_found_by_clients, read_names
 from tgis_cli.supervisor.health import HealthClient
 from tgis_cli.supervisor.progress import ProcessProgress, StallDetector, render
 from tgis_cli.supervisor.ready import Ready, make_lines, make_panel, write_ready_file
@@ -71,8 +72,9 @@ class Watcher:
                 logger.info("starting for %.0f s: %s", now - self._started_at, ", ".join(map(str, self._processes)))
             await asyncio.sleep(STARTING_POLL_S)
 
-    async def announce(self, pids: dict[str, int]) -> None:
+    async def announce(self, pids: dict[str, int], environ: Mapping[str, str]) -> None:
         """Announce the server's addresses: in ``ready.json``, and on the terminal or as a JSON event."""
+        config = self._run.config
         replies = {process.name: process.reply for process in self._processes if process.reply}
         frontend = replies[FRONTEND]
         assert isinstance(frontend, pb.FrontendHealth), "the front-end has reported that it is ready"
@@ -83,6 +85,8 @@ class Watcher:
             http_port=frontend.http_port,
             pids=pids,
             timeline=Timeline.make(self._run.launcher_phases, replies),
+            certificate_names=read_names(config.tls_cert_path, config.tls_key_path),
+            is_found=is_found_by_clients(os.getpid(), frontend.grpc_port, environ),
         )
         write_ready_file(ready, os.getpid())
         self._terminal.show_status(None)

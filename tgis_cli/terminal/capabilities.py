@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TextIO
 
 DEFAULT_COLUMNS = 80
+BOX = "╭─╮│╰╯"
 
 
 def is_capable(stream: TextIO, environ: Mapping[str, str]) -> bool:
@@ -19,6 +20,15 @@ def has_color(stream: TextIO, environ: Mapping[str, str]) -> bool:
     return is_capable(stream, environ) and not environ.get("NO_COLOR")
 
 
+def can_draw(stream: TextIO, environ: Mapping[str, str]) -> bool:
+    """Whether boxes may be drawn: a terminal with colours and an encoding that has their characters."""
+    try:
+        BOX.encode(getattr(stream, "encoding", None) or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return has_color(stream, environ)
+
+
 def is_terminal(stream: TextIO) -> bool:
     try:
         return stream.isatty()
@@ -27,8 +37,10 @@ def is_terminal(stream: TextIO) -> bool:
 
 
 def get_width(stream: TextIO) -> int:
-    """Columns of a terminal now; 80 if they are unknown."""
+    """Columns of a terminal now; without one those of the variable COLUMNS, or 80."""
     try:
-        return os.get_terminal_size(stream.fileno()).columns or DEFAULT_COLUMNS
+        columns = os.get_terminal_size(stream.fileno()).columns
     except (OSError, ValueError):
-        return DEFAULT_COLUMNS
+        columns = 0
+    given = os.environ.get("COLUMNS", "")
+    return columns or (int(given) if given.isdecimal() else 0) or DEFAULT_COLUMNS

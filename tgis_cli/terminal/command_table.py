@@ -6,10 +6,16 @@ import importlib
 from typing import Any
 
 import typer
+from typer.core import TyperCommand
+
+from tgis_cli.terminal.command import dress
 
 # name -> what it does; the module tgis_cli.commands.NAME has a Typer app called `app`
 COMMANDS = {
     "launch": "Serve a model.",
+    "run": "Try a model: serve it, complete text, and stop.",
+    "ps": "List the running servers.",
+    "stop": "Stop running servers.",
     "plan": "Show what a model needs, and whether it runs here or on given devices.",
     "doctor": "Check this machine and suggest fixes.",
     "download-weights": "Download a model, and convert it if needed.",
@@ -23,14 +29,35 @@ COMMANDS = {
     "generate": "Complete text with a running server.",
     "tokenize": "Show how text is split into tokens.",
     "migrate": "Check manifests and scripts that start the original server.",
-    "config": "Show every option, its value and where it comes from.",
+    "config": "Show every option, its value and origin, or write a commented config file.",
     "version": "Print versions of TGIS and of what it runs on.",
 }
+
+
+# How the help groups them, in this order; others follow under "Commands"
+SECTIONS = {
+    "Serve a model": ("run", "launch", "ps", "stop"),
+    "Ask a server": ("generate", "tokenize", "health"),
+    "Get and keep models": (
+        "download-weights",
+        "models",
+        "bundle",
+        "unbundle",
+        "convert-to-safetensors",
+        "convert-to-fast-tokenizer",
+        "convert-to-onnx",
+    ),
+    "Plan, check and configure": ("plan", "doctor", "config", "migrate", "version"),
+}
+
+# The commands whose --json prints events, one object per line, the last of which is "done" or "failed"
+PRINTS_EVENTS = ("download-weights", "bundle", "unbundle", "convert-to-safetensors")
 
 
 def load_command(name: str) -> Any:
     """Import a command's module and build the command."""
     module = importlib.import_module(f"tgis_cli.commands.{name.replace('-', '_')}")
+    dress(module.app)
     command = typer.main.get_command(module.app)
     command.name = name
     return command
@@ -38,6 +65,4 @@ def load_command(name: str) -> Any:
 
 def describe_command(name: str, summary: str) -> Any:
     """A stand-in that carries the name and summary of a command for listings and shell completion."""
-    app = typer.Typer(add_completion=False)
-    app.command(name, help=summary, add_help_option=False)(lambda: None)
-    return typer.main.get_command(app)
+    return TyperCommand(name, help=summary, short_help=summary, add_help_option=False)

@@ -1,15 +1,20 @@
 """How a command ends: every error a user can cause becomes one sentence on stderr and an exit code.
 
 The codes are those of ``tgis_server.errors``; a closed pipe gives 141, the code with which shells report SIGPIPE.
+
+With ``--json`` the same error is also one JSON object on stdout: ``{"error": ..., "exit_code": ...}``, or, where
+``--json`` prints events, the last event: ``{"event": "failed", "text": ..., "exit_code": ...}``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import TextIOWrapper
 from typing import Any, TextIO
 
@@ -20,6 +25,7 @@ from tgis_server.words.layout import wrap
 
 EXIT_UNEXPECTED = 1
 EXIT_BROKEN_PIPE = 141
+IS_TOLD = "is_told"  # set on an error that the command's own JSON has
 
 
 @contextlib.contextmanager
@@ -34,12 +40,13 @@ def errors_as_exit_codes(*, debug: bool) -> Iterator[None]:
         raise SystemExit(EXIT_BROKEN_PIPE) from None
     except Exception as error:  # noqa: BLE001  the last handler
         if is_end(error):
+            if hasattr(error, "format_message"):
+                print(error.format_message())  # the help, of a group without a command
             raise SystemExit(getattr(error, "exit_code", 1)) from None
         if debug:
             print_traceback()
         sentence, exit_code = explain_error(error)
-        width = get_width(sys.stderr) if is_terminal(sys.stderr) else None
-        print("\n".join(wrap(f"tgis: {sentence}", width)), file=sys.stderr, flush=True)
+        print_failure(sentence, exit_code, () if getattr(error, IS_TOLD, False) else sys.argv[1:])
         if isinstance(error, Interrupted):
             os._exit(exit_code)  # while the interpreter shuts down, an echo of the signal would change the code
         raise SystemExit(exit_code) from None
@@ -72,12 +79,56 @@ def explain_error(error: Exception) -> tuple[str, int]:
 
 
 def explain_command_line(error: Any) -> str:
-    """The framework's error, with its best suggestion."""
-    if getattr(error, "possibilities", None):
-        return f"{error.message}; did you mean {error.possibilities[0]}?"
-    sentence = str(error.format_message()).rstrip(".")
-    command = f"{error.ctx.command_path} --help" if error.ctx else "--help"
-    return sentence if sentence.endswith("?") else f"{sentence}; `{command}` shows what is accepted."
+    """The framework's error as a sentence, in the words of our own."""
+    from tgis_cli.terminal.option_help import describe_accepted, describe_names, write_usage
+
+    ctx, param, message = error.ctx, getattr(error, "param", None), str(error.format_message())
+    if ctx is not None and param is not None:
+        if type(error).__name__ == "MissingParameter":
+            return f"{describe_names(param)} is missing: `{write_usage(ctx)}`."
+        if accepted := describe_accepted(param):
+            return f"{max(param.opts, key=len)} must be {accepted}."
+    if ctx is not None and (found := re.fullmatch(r"Got unexpected extra arguments? *\(?s?\)? *\((.*)\)", message)):
+        from tgis_cli.terminal.suggestions import explain_too_many
+
+        return explain_too_many(found[1], write_usage(ctx))
+    if found := re.fullmatch(r"Option '(.*)' requires an argument\.", message):
+        message = f"{found[1]} needs a value"
+    elif found := re.fullmatch(r"Option '(.*)' does not take a value\.", message):
+        message = f"{found[1]} takes no value"
+    return point_to_help(message, ctx.command_path if ctx else "tgis")
+
+
+def point_to_help(sentence: str, command: str) -> str:
+    return f"{sentence.rstrip('.')}; `{command} --help` shows what is accepted."
+
+
+def as_told(error: TgisError) -> TgisError:
+    """Mark an error as part of the JSON that a command has already printed: it gets no object of its own."""
+    setattr(error, IS_TOLD, True)
+    return error
+
+
+def print_failure(sentence: str, exit_code: int, argv: Sequence[str] = ()) -> None:
+    """Print the sentence on stderr and, if the command line asks for JSON, an object on stdout.
+
+    Args:
+        argv: what followed the program's name; empty: no JSON.
+    """
+    width = get_width(sys.stderr) if is_terminal(sys.stderr) else None
+    print("\n".join(wrap(f"tgis: {sentence}", width)), file=sys.stderr, flush=True)
+    if "--json" not in argv[: argv.index("--") if "--" in argv else None]:
+        return
+    from tgis_cli.terminal.command_table import PRINTS_EVENTS
+
+    command = next((word for word in argv if word[:1] != "-"), "")
+    if command == "bundle" and "-" in argv:  # stdout has the bundle
+        return
+    told = {"event": "failed", "text": sentence} if command in PRINTS_EVENTS else {"error": sentence}
+    try:
+        print(json.dumps(told | {"exit_code": exit_code}), flush=True)
+    except BrokenPipeError:
+        silence(sys.stdout)
 
 
 def prepare_streams() -> None:

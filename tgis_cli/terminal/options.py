@@ -7,37 +7,47 @@ and errors. For the same reason, environment variables are named in the help but
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from tgis_server.errors import UsageError
-from tgis_server.options import Option, options
+from tgis_server.options import Argument, Option, options
 
 # A command's body: raw flags by option name (None = not given), the config file, and the command's own parameters.
 Body = Callable[..., None]
+Complete = Callable[[str], list[str]]  # from the start of a word to the words that a shell offers
 
 LAUNCHED = "Directory, or hub id in the local cache; without one a small demo model is served."
 
 
-def with_serve_options(body: Body, *, positional_model: str | None = LAUNCHED) -> Callable[..., None]:
-    """Make a Typer callback that takes every serving option, ``--config`` and the body's own parameters.
+def with_serve_options(
+    body: Body,
+    *,
+    positional_model: str | None = LAUNCHED,
+    only: Collection[str] | None = None,
+    complete_model: Complete | None = None,
+) -> Callable[..., None]:
+    """Make a Typer callback that takes serving options, ``--config`` and the body's own parameters.
 
     Args:
         body: called as ``body(flags, config_file, **own)``; parameters after the second are its own.
         positional_model: help of the model as the first argument; ``None``: it is an option only.
+        only: the names of the options; ``None``: all. Without ``model_name`` no flag has the model.
+        complete_model: the names that a shell may offer for the start of a model's.
     """
+    offered = [option for option in options() if only is None or option.name in only]
     own = list(inspect.signature(body, eval_str=True).parameters.values())[2:]
     own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
-    parameters = [model_argument(positional_model)] if positional_model else []
-    parameters += [config_file_parameter(), *own, *(to_parameter(option) for option in options())]
+    parameters = [model_argument(positional_model, complete_model)] if positional_model else []
+    parameters += [config_file_parameter(), *own, *map(to_parameter, offered)]
 
     def command(**values: Any) -> None:
-        flags = {option.name: values.pop(option.name) for option in options()}
+        flags = {option.name: values.pop(option.name) for option in offered}
         config_file = values.pop("config_file")
-        flags["model_name"] = pick_model(values.pop("model", None), flags["model_name"])
+        flags["model_name"] = pick_model(values.pop("model", None), flags.get("model_name"))
         body(flags, config_file, **values)
 
     command.__doc__ = inspect.getdoc(body)
@@ -50,15 +60,16 @@ def with_serve_options(body: Body, *, positional_model: str | None = LAUNCHED) -
 def pick_model(argument: str | None, flag: str | None) -> str | None:
     if argument is not None and flag is not None and argument != flag:
         raise UsageError(f"Two models are given, {argument} and --model-name {flag}: leave one out.")
-    return flag if argument is None else argument
+    return flag if argument is None else Argument(argument)
 
 
 def keyword(name: str, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def model_argument(help_text: str) -> inspect.Parameter:
-    return keyword("model", Annotated[str | None, typer.Argument(help=help_text, metavar="MODEL", show_default=False)])
+def model_argument(help_text: str, complete: Complete | None) -> inspect.Parameter:
+    argument = typer.Argument(help=help_text, metavar="MODEL", show_default=False, autocompletion=complete)
+    return keyword("model", Annotated[str | None, argument])
 
 
 def config_file_parameter() -> inspect.Parameter:
@@ -83,7 +94,7 @@ def to_parameter(option: Option) -> inspect.Parameter:
     return keyword(option.name, Annotated[bool | None if is_switch else str | None, typer.Option(*names, **kwargs)])
 
 
-def complete_from(choices: tuple[str, ...]) -> Callable[[str], list[str]]:
+def complete_from(choices: Iterable[str]) -> Complete:
     def complete(incomplete: str) -> list[str]:
         return [choice for choice in choices if choice.startswith(incomplete)]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections import deque
@@ -15,8 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from tgis_cli.terminal.exits import explain_error, is_end
-from tgis_cli.terminal.stop_signals import interrupted_by_signals
+from tgis_cli.terminal.capabilities import is_capable
 from tgis_server.words.sizes import format_bytes
 
 WINDOW_S = 10.0  # over which the rate is measured, so that it soon forgets a slow start or a pause
@@ -173,7 +173,7 @@ def show_progress(action: str, total_bytes: int, *, as_json: bool) -> Iterator[P
     progress: Progress
     if as_json:
         progress = JsonProgress(action, total_bytes, sys.stdout)
-    elif sys.stderr.isatty():
+    elif is_capable(sys.stderr, os.environ):
         progress = BarProgress(action, total_bytes, sys.stderr)
     else:
         progress = LineProgress(action, total_bytes, sys.stderr)
@@ -201,19 +201,6 @@ def tell_result(model_dir: Path, *, as_json: bool, **facts: Any) -> None:
 
 def print_event(stream: TextIO, **record: Any) -> None:
     print(json.dumps(record, default=str), file=stream, flush=True)
-
-
-@contextlib.contextmanager
-def failures_as_events(*, as_json: bool) -> Iterator[None]:
-    """With ``as_json``, report the failure or stop signal that ends a command as an event too."""
-    try:
-        with interrupted_by_signals():
-            yield
-    except Exception as error:
-        if as_json and not is_end(error) and not isinstance(error, BrokenPipeError):
-            sentence, exit_code = explain_error(error)
-            tell(sentence, "failed", as_json=True, exit_code=exit_code)
-        raise
 
 
 def format_seconds(seconds: float) -> str:

@@ -67,6 +67,35 @@ def interrupted_by_signals() -> Iterator[None]:
             restore()
 
 
+class StopRequested(BaseException):
+    """Not caught by what handles errors or Ctrl-C."""
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Make SIGTERM and SIGHUP end the block, in which Ctrl-C may mean something else. More of them are ignored then.
+
+    Raises:
+        Interrupted: one of them came.
+    """
+    before = {number: signal.getsignal(number) for number in heeded_signals() if number is not signal.SIGINT}
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for each in before:
+            signal.signal(each, lambda *_: None)
+        raise StopRequested(number)
+
+    for number in before:
+        signal.signal(number, end)
+    try:
+        yield
+    except StopRequested as request:
+        raise Interrupted(f"Stopped by {signal.Signals(request.args[0]).name}.") from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 @contextlib.contextmanager
 def stopping_by(stop: Callable[[signal.Signals], None]) -> Iterator[None]:
     """Within :func:`interrupted_by_signals`: let the first stop signal call ``stop`` instead of raising."""

@@ -1,5 +1,7 @@
 """The launcher's socket: the launcher polls the front-end's health and announces the end of the group.
 
+Commands of the same user, such as `tgis ps`, may ask too.
+
 A separate thread answers, because a busy event loop does not mean that the process is hung. The answer includes how
 long the loop has been stuck. A launcher that stops polling is considered frozen.
 """
@@ -56,8 +58,10 @@ class LauncherServer(FrontendServicer):
         await asyncio.to_thread(self._server.stop(STOP_GRACE_S).wait)
 
     def Health(self, request: pb.HealthRequest, context: object) -> pb.FrontendHealth:  # noqa: N802  the RPC's name
-        self._on_loop(self._note_call)
-        self._called_at = time.monotonic()
+        now = time.monotonic()
+        if not request.is_onlooker:
+            self._on_loop(self._note_call)
+            self._called_at = now
         state = self._state
         return pb.FrontendHealth(
             state=pb.FrontendHealth.State.Name(state.serving_state.value),
@@ -66,7 +70,7 @@ class LauncherServer(FrontendServicer):
             http_port=state.http_port,
             in_flight=state.num_calls,
             phases=state.start_phases.encode(),
-            loop_age_s=self._called_at - self._loop_turned_at,
+            loop_age_s=now - self._loop_turned_at,
         )
 
     def End(self, request: pb.EndRequest, context: object) -> pb.EndReply:  # noqa: N802  the RPC's name

@@ -13,16 +13,22 @@ from tgis_server.errors import InvalidRequest
 from tgis_server.frontend.request import AdapterName, GenerationRequest, Parameters
 from tgis_server.frontend.text import StopSequences
 from tgis_server.wire.messages import SamplingParams, Wanted
+from tgis_server.wire.parameter_ranges import (
+    DECAY_FACTOR,
+    DEFAULT_MAX_NEW_TOKENS,
+    NUM_STOP_SEQUENCES,
+    REPETITION_PENALTY,
+    STOP_SEQUENCE_BYTES,
+    TEMPERATURE,
+    TOP_K,
+    TOP_N_TOKENS,
+    TOP_P,
+    TYPICAL_P,
+)
 
-DEFAULT_MAX_NEW_TOKENS = 20
-MIN_TEMPERATURE = 0.05
-MAX_TOP_K = 2**31 - 1  # the first implementation of this API read larger values as negative
-MAX_TOP_N_TOKENS = 10
-MAX_STOP_SEQUENCES = 6
-MAX_STOP_SEQUENCE_BYTES = 240
 STOP_SEQUENCES_TEXT = (
-    f"can specify at most {MAX_STOP_SEQUENCES} non-empty stop sequences, "
-    f"each not more than {MAX_STOP_SEQUENCE_BYTES} UTF8 bytes"
+    f"can specify at most {NUM_STOP_SEQUENCES.high} non-empty stop sequences, "
+    f"each not more than {STOP_SEQUENCE_BYTES.high} UTF8 bytes"
 )
 # Names of fields that are not named after their kind of grammar, by door.
 GRAMMAR_FIELDS = {"grpc": {"json": "format", "lark": "grammar"}}
@@ -79,16 +85,16 @@ def _validate_params(parameters: Parameters, limits: RequestLimits, *, default_i
 
     repetition_penalty = _validate_penalties(parameters)
 
-    _require(len(parameters.stop_sequences) <= MAX_STOP_SEQUENCES, STOP_SEQUENCES_TEXT)
+    _require(len(parameters.stop_sequences) in NUM_STOP_SEQUENCES, STOP_SEQUENCES_TEXT)
     # The contract fixes this order: response options are checked between the number and the contents of stop sequences.
     wanted = parameters.wanted
-    _require(wanted.top_n <= MAX_TOP_N_TOKENS, f"top_n_tokens ({wanted.top_n}) must be <= {MAX_TOP_N_TOKENS}")
+    _require(wanted.top_n in TOP_N_TOKENS, f"top_n_tokens ({wanted.top_n}) must be <= {TOP_N_TOKENS.high}")
     _require(
         not wanted.any or wanted.generated_tokens or wanted.input_tokens,
         "must request input and/or generated tokens to request extra token detail",
     )
     for sequence in parameters.stop_sequences:
-        _require(1 <= len(sequence.encode()) <= MAX_STOP_SEQUENCE_BYTES, STOP_SEQUENCES_TEXT)
+        _require(len(sequence.encode()) in STOP_SEQUENCE_BYTES, STOP_SEQUENCES_TEXT)
 
     is_greedy = temperature == 0.0
     include = parameters.include_stop_sequence
@@ -116,23 +122,21 @@ def _validate_params(parameters: Parameters, limits: RequestLimits, *, default_i
 def _validate_sampling(parameters: Parameters) -> tuple[float, int, float, float]:
     """Temperature, top_k, top_p and typical_p. A temperature of 0 means greedy; an absent one means 1."""
     temperature = 1.0 if parameters.temperature is None else parameters.temperature
-    _require(
-        temperature == 0.0 or MIN_TEMPERATURE <= temperature < math.inf, f"temperature must be >= {MIN_TEMPERATURE}"
-    )
+    _require(temperature in TEMPERATURE, f"temperature must be >= {TEMPERATURE.low}")
     top_p = parameters.top_p or 1.0
-    _require(0.0 < top_p <= 1.0, "top_p must be > 0.0 and <= 1.0")
-    _require(-math.inf < parameters.typical_p <= 1.0, "typical_p must be <= 1.0")
+    _require(top_p in TOP_P, "top_p must be > 0.0 and <= 1.0")
+    _require(-math.inf < parameters.typical_p <= TYPICAL_P.high, "typical_p must be <= 1.0")
     typical_p = parameters.typical_p if parameters.typical_p > 0.0 else 1.0
-    _require(parameters.top_k <= MAX_TOP_K, "top_k must be strictly positive")
+    _require(parameters.top_k in TOP_K, "top_k must be strictly positive")
     return temperature, parameters.top_k, top_p, typical_p
 
 
 def _validate_penalties(parameters: Parameters) -> float:
     """Check both penalties and return the repetition penalty; the length penalty is used unchanged."""
     repetition_penalty = parameters.repetition_penalty or 1.0
-    _require(0.0 < repetition_penalty < math.inf, "repetition_penalty must be > 0.0")
+    _require(repetition_penalty in REPETITION_PENALTY, "repetition_penalty must be > 0.0")
     if parameters.length_penalty:
-        _require(1.0 <= parameters.length_penalty.decay_factor <= 10.0, "length_penalty must be >= 1.0 and <= 10.0")
+        _require(parameters.length_penalty.decay_factor in DECAY_FACTOR, "length_penalty must be >= 1.0 and <= 10.0")
     return repetition_penalty
 
 

@@ -3,7 +3,7 @@
 from tgis_server.options.conflicts import find_conflicts
 from tgis_server.options.faults import Fault
 from tgis_server.options.option import Option
-from tgis_server.options.sources import LoadedConfig, load_config, merge_options
+from tgis_server.options.sources import Argument, LoadedConfig, load_config, merge_options
 from tgis_server.options.table import DTYPES, FRAMEWORKS, GROUPS, ServeConfig, options
 from tgis_server.options.values import FALSE_WORDS, describe_accepted, parse_bytes, parse_value
 
@@ -12,6 +12,7 @@ __all__ = [
     "FALSE_WORDS",
     "FRAMEWORKS",
     "GROUPS",
+    "Argument",
     "Fault",
     "LoadedConfig",
     "Option",

@@ -49,6 +49,11 @@ class Option:
         return "--" + self.name.replace("_", "-")
 
     @property
+    def argument(self) -> str:
+        """Its name where it is given without a flag: ``MODEL`` for ``model_name``."""
+        return self.name.removesuffix("_name").upper()
+
+    @property
     def env(self) -> str:
         return self.opt.env or self.name.upper()
 

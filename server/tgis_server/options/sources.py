@@ -5,18 +5,23 @@ Nothing else reads options from the environment; child processes get the resolve
 
 from __future__ import annotations
 
-import difflib
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tgis_server.errors import UsageError
 from tgis_server.options.conflicts import find_conflicts
 from tgis_server.options.faults import Fault
 from tgis_server.options.table import ServeConfig, options
 from tgis_server.options.values import parse_value
+from tgis_server.words.close_words import did_you_mean
+
+
+class Argument(str):
+    """The value of an option that was given without its flag, as an argument."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +29,7 @@ class LoadedConfig:
     """A config and the origin of each value."""
 
     config: ServeConfig
-    origins: dict[str, str]  # "flag --port", "environment PORT", "tgis.toml" or "default"
+    origins: dict[str, str]  # "flag --port", "argument MODEL", "environment PORT", "tgis.toml" or "default"
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """Value and origin of each option by name, without credentials."""
@@ -57,39 +62,63 @@ def load_config(flags: Mapping[str, Any], environ: Mapping[str, str], config_fil
 def merge_options(
     flags: Mapping[str, Any], environ: Mapping[str, str], config_file: Path | None = None
 ) -> LoadedConfig:
-    """Like ``load_config``, but without checks across options."""
+    """Like ``load_config``, but without checks across options. All wrong values are reported at once."""
     from_file = read_config_file(config_file) if config_file else {}
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
+    problems: list[str] = []
     for option in options():
         where = ""
         if flags.get(option.name) is not None:
-            source, raw = f"flag {option.flag}", flags[option.name]
+            raw = flags[option.name]
+            source = f"argument {option.argument}" if isinstance(raw, Argument) else f"flag {option.flag}"
         elif variable := option.find_variable(environ):
             source, raw = f"environment {variable}", environ[variable].strip()
         elif option.name in from_file:
-            source, raw, where = str(config_file), from_file[option.name], f"{option.name} in "
+            source, (raw, line) = str(config_file), from_file[option.name]
+            where = f"{config_file}, line {line}: {option.name}"
         else:
             values[option.name], origins[option.name] = option.default, "default"
             continue
-        values[option.name], origins[option.name] = parse_value(option, raw, where + source), source
+        origins[option.name] = source
+        try:
+            values[option.name] = parse_value(option, raw, where or source)
+        except UsageError as error:
+            problems.append(str(error))
+    if problems:
+        raise UsageError(" ".join(problems))
     return LoadedConfig(ServeConfig(**values), origins)
 
 
-def read_config_file(path: Path) -> dict[str, Any]:
+class FileValue(NamedTuple):
+    """A value of a config file, not checked yet, and the line of its key."""
+
+    value: Any
+    line: int
+
+
+def read_config_file(path: Path) -> dict[str, FileValue]:
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        table = tomllib.loads(text)
     except OSError as error:
         raise UsageError(f"Config file {path} cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"Config file {path} is not valid TOML: {error}.") from error
     known = {option.name for option in options()}
-    found = {}
+    found: dict[str, FileValue] = {}
     for key, value in table.items():
-        name = key.replace("-", "_")
+        name, line = key.replace("-", "_"), find_line(text, key)
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {close[0]}?" if close else " `tgis config show` lists the options."
-            raise UsageError(f"Config file {path} has an unknown option {key}.{hint}")
-        found[name] = value
+            hint = did_you_mean(name, known) or "`tgis config show` lists the options."
+            raise UsageError(f"Config file {path} has an unknown option {key} in line {line}. {hint}")
+        if name in found:
+            raise UsageError(f"Config file {path} sets {name} twice, in lines {found[name].line} and {line}.")
+        found[name] = FileValue(value, line)
     return found
+
+
+def find_line(text: str, key: str) -> int:
+    """The number of the line that sets a key or opens a table of that name; ``tomllib`` does not tell it."""
+    opening = re.compile(rf"""\s*\[*\s*(["']?){re.escape(key)}\1\s*[=.\]]""")
+    return next((number for number, line in enumerate(text.splitlines(), 1) if opening.match(line)), 1)

@@ -96,7 +96,11 @@ class ServeConfig:
     device: Annotated[
         str,
         Opt(
-            help="Where the model runs.", group="Devices and memory", choices=("auto", "cpu", "cuda"), env="TGIS_DEVICE"
+            help="Where the model runs.",
+            group="Devices and memory",
+            choices=("auto", "cpu", "cuda"),
+            aliases={"gpu": "cuda"},
+            env="TGIS_DEVICE",
         ),
     ] = "auto"
     num_shard: Annotated[

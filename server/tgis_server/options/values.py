@@ -9,6 +9,7 @@ from typing import Any
 from tgis_server import failures
 from tgis_server.errors import UsageError
 from tgis_server.options.option import Option
+from tgis_server.words.close_words import did_you_mean
 
 FALSE_WORDS = frozenset({"n", "no", "f", "false", "off", "0"})
 
@@ -29,6 +30,8 @@ def parse_value(option: Option, raw: Any, source: str) -> Any:
         problem = failures.WRONG_OPTION.format(source=source, value=str(raw), accepted=describe_accepted(option))
         if isinstance(error, OutOfRange) and option.opt.refusal:
             problem = f"{option.opt.refusal.format(*error.args)}: {source} is {str(raw)!r}."
+        if hint := did_you_mean(str(raw), (*option.opt.choices, *(option.opt.aliases or {}))):
+            problem += f" {hint}"
         if str(raw).startswith("tcp://"):
             problem += (
                 " Kubernetes sets this variable for a Service of that name: set it in the pod, or use "

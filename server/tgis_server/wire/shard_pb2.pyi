@@ -84,8 +84,10 @@ class InfoReply(_message.Message):
     def __init__(self, model_type: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., vocab_size: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., max_sequence_length: _Optional[int] = ..., notes: _Optional[_Iterable[str]] = ..., end_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class HealthRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("is_onlooker",)
+    IS_ONLOOKER_FIELD_NUMBER: _ClassVar[int]
+    is_onlooker: bool
+    def __init__(self, is_onlooker: bool = ...) -> None: ...
 
 class HealthReply(_message.Message):
     __slots__ = ("state", "phase", "done", "total", "progress_count", "executed_steps", "step_age_s", "tick_age_s", "phases", "allowance_s")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pwd
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from doctor_subject import GIB, complaints, judge, make_subject, with_disk
+from running import make_run
 from tgis_cli.decide.resolve import resolve
 from tgis_cli.doctor import storage
 from tgis_cli.doctor.storage import (
@@ -23,7 +23,7 @@ from tgis_cli.doctor.storage import (
     check_user,
 )
 from tgis_cli.doctor.verdict import Host
-from tgis_cli.supervisor.run_dir import locked, make_run_dir
+from tgis_cli.runs.run_dir import locked
 
 # -- the run directory
 
@@ -115,23 +115,36 @@ def test_without_a_log_file_there_is_no_verdict():
 
 
 def test_running_servers_and_failed_runs_are_listed(tmp_path: Path):
-    running, broken = make_run_dir(tmp_path), make_run_dir(tmp_path)
-    for run_dir in (running, broken):
-        (run_dir / "serve.json").touch()
-    (running / "ready.json").write_text(json.dumps({"model": "org/name", "grpc": "127.0.0.1:8033"}))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    starting, running, broken = make_run(elsewhere), make_run(elsewhere, ready={"grpc_port": 41000}), make_run(tmp_path)
     (broken / "errors/cause.txt").write_text("shard-0 was killed.\n")
 
-    with locked(running):
-        verdicts = judge(check_runs, make_subject(run_dir=str(tmp_path)))
+    with locked(starting), locked(running):
+        host = with_process(tmp_path / "root", starting, running)
+        verdicts = judge(check_runs, make_subject(run_dir=str(tmp_path), host=host))
 
-    assert verdicts == [
-        ("ok", f"A server is running: org/name at 127.0.0.1:8033, in {running}."),
+    assert sorted(verdicts) == [
         ("ok", f"1 failed run left a directory, the latest {broken}: shard-0 was killed."),
+        ("ok", f"A server is running: org/name at 127.0.0.1:41000, in {running}."),
+        ("ok", f"A server is starting: org/name at 127.0.0.1:8033, in {starting}."),
     ]
 
 
+def with_process(root: Path, *held: Path) -> Host:
+    """A host with a launcher, this process, for each of these open directories."""
+    for pid, run_dir in enumerate(held, 1):
+        process = root / "proc" / str(pid)
+        for name in ("fd", "fdinfo"):
+            (process / name).mkdir(parents=True)
+        (process / "stat").write_text(Path("/proc/self/stat").read_text())
+        (process / "fd/7").symlink_to(run_dir)
+        (process / "fdinfo/7").write_text("pos:\t0\nlock:\t1: FLOCK  ADVISORY  WRITE 1 fe:00:1 0 EOF\n")
+    return Host(root=root)
+
+
 def test_without_runs_there_is_no_verdict(tmp_path: Path):
-    assert judge(check_runs, make_subject(run_dir=str(tmp_path))) == []
+    assert judge(check_runs, make_subject(run_dir=str(tmp_path), host=Host(root=tmp_path))) == []
 
 
 # -- the cache

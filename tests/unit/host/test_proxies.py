@@ -12,7 +12,10 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from tgis_cli import grpc_healthcheck
-from tgis_cli.clients.grpc_client import Client, explain_no_connection
+from tgis_cli.clients.address import Address
+from tgis_cli.clients.connection import Connection
+from tgis_cli.clients.grpc_client import Client
+from tgis_cli.clients.no_connection import explain_no_connection
 from tgis_server.errors import Unavailable
 from tgis_server.host.proxies import find_proxy, goes_direct, host_of, is_exempt, is_loopback
 
@@ -112,12 +115,12 @@ def test_grpc_healthcheck_connects_to_this_machine_directly(proxied: None, port:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_clients_connect_to_this_machine_directly(proxied: None, port: int, host: str):
-    with Client.connect(f"{host}:{port}"):
+    with Client.connect(Connection(f"{host}:{port}")):
         pass
 
 
 def test_a_failed_connection_through_a_proxy_is_explained(proxied: None):
-    sentence = explain_no_connection("server.invalid:8033", with_tls=False)
+    sentence = explain_no_connection(Address("server.invalid", 8033, is_tls=False, source="--url"), None, 1.0)
 
     assert sentence == (
         "No connection to server.invalid:8033 through the proxy http://***@127.0.0.1:9 (grpc_proxy): if the server is "
@@ -125,8 +128,11 @@ def test_a_failed_connection_through_a_proxy_is_explained(proxied: None):
     )
 
 
+FAR = Connection("server.invalid:8033")
+
+
 def test_clients_explain_a_failed_connection_through_a_proxy(proxied: None):
-    with pytest.raises(Unavailable, match="through the proxy"), Client.connect("server.invalid:8033"):
+    with pytest.raises(Unavailable, match="through the proxy"), Client.connect(FAR):
         pass
 
 

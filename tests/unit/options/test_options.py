@@ -120,8 +120,27 @@ def test_sizes_may_have_units(text: str, size: int):
 
 
 def test_an_unknown_option_in_a_file_gets_a_suggestion(config_file):
-    with pytest.raises(UsageError, match=r"unknown option grpc_prt\. Did you mean grpc_port\?"):
+    with pytest.raises(UsageError, match=r"unknown option grpc_prt in line 1\. Did you mean grpc_port\?"):
         load(config_file=config_file("grpc_prt = 1\n"))
+
+
+def test_wrong_values_of_a_file_are_all_named_with_their_lines(config_file):
+    with pytest.raises(UsageError) as caught:
+        load(config_file=config_file("# comment\nport = 'x'\n\nmax-batch-size = 0\n"))
+
+    problems = str(caught.value)
+    assert "tgis.toml, line 2: port is 'x', but must be an integer from 0 to 65535." in problems
+    assert "tgis.toml, line 4: max_batch_size is '0', but must be an integer of at least 1." in problems
+
+
+def test_a_table_in_a_file_is_named_with_its_line(config_file):
+    with pytest.raises(UsageError, match=r"unknown option limits in line 3\."):
+        load(config_file=config_file("port = 1\n\n[limits]\nmax_batch_size = 2\n"))
+
+
+def test_two_spellings_of_an_option_in_one_file_are_refused(config_file):
+    with pytest.raises(UsageError, match=r"sets grpc_port twice, in lines 1 and 2\."):
+        load(config_file=config_file("grpc-port = 1\ngrpc_port = 2\n"))
 
 
 def test_an_invalid_config_file_is_named(config_file):

@@ -13,7 +13,7 @@ import pytest
 
 from tgis_cli.launch import prepare, restarts
 from tgis_cli.launch.restarts import RestartPolicy
-from tgis_cli.supervisor.run_dir import MAX_FAILED_RUNS, locked, make_run_dir, remove_leftovers
+from tgis_cli.runs.run_dir import MAX_FAILED_RUNS, locked, make_run_dir, remove_leftovers
 from tgis_cli.supervisor.timeline import PhaseTime, Timeline
 from tgis_cli.supervisor.watching import describe_drain
 from tgis_server.errors import GroupFailed, UsageError

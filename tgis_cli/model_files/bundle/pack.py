@@ -15,6 +15,7 @@ from pathlib import Path
 from tgis_cli.model_files.bundle.files import HashingReader, new_at, open_plain_file, write_new
 from tgis_cli.model_files.bundle.manifest import MANIFEST, SUMS, Manifest
 from tgis_cli.model_files.cache.disk import Advance, check_disk, sync
+from tgis_cli.terminal.capabilities import is_terminal
 from tgis_cli.terminal.exits import silence
 from tgis_server.errors import ModelError, UsageError
 
@@ -62,7 +63,7 @@ def open_target(target: str, num_bytes: int) -> Iterator[AddFile]:
     if target.endswith(COMPRESSED):
         raise UsageError(f"Compressing {target} would save nothing on weights: name a directory or a .tar file.")
     if target == STREAM:
-        if sys.stdout.isatty():
+        if is_terminal(sys.stdout):
             raise UsageError(
                 "A bundle cannot be written to a terminal: redirect the output, or name a directory or a .tar file."
             )

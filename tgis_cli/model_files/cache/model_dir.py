@@ -13,6 +13,7 @@ from tgis_cli.model_files.cache.location import is_homeless
 from tgis_server import failures
 from tgis_server.errors import UsageError
 from tgis_server.host.regular_file import read_regular
+from tgis_server.words.close_words import find_close, or_list
 
 PREFIX = "models--"
 
@@ -70,7 +71,21 @@ def find_model_dir(name: str, revision: str | None, cache_dir: Path) -> Path:
     if not name.startswith(("/", ".", "~")) and not os.path.exists(directory):  # a hub id
         found += f", and no {in_cache.name} in the cache {cache_dir}{explain_invisible(in_cache)}"
         found += f"; models are not downloaded at startup: run `tgis download-weights {name}` first"
+        if close := find_close_models(name, cache_dir):
+            found += f", or use {or_list(close)}, which the cache has"
     raise failures.MODEL_NOT_FOUND.error(model=name, found=found)
+
+
+def find_close_models(name: str, cache_dir: Path) -> list[str]:
+    """Models in the cache whose name, with or without the organization, is close."""
+    try:
+        cached = list(list_folders(cache_dir))
+    except OSError:
+        return []
+    if close := find_close(name, cached):
+        return close
+    by_last_part = {each.rpartition("/")[2]: each for each in cached}
+    return [by_last_part[each] for each in find_close(name.rpartition("/")[2], by_last_part)]
 
 
 def explain_invisible(path: Path) -> str:

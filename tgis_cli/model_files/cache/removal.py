@@ -11,7 +11,9 @@ from pathlib import Path
 
 from tgis_cli.model_files.cache.folder import CacheFolder
 from tgis_cli.model_files.cache.locks import lock
+from tgis_cli.model_files.cache.model_dir import find_close_models
 from tgis_server.errors import ModelError, UsageError
+from tgis_server.words.close_words import or_list
 from tgis_server.words.sizes import format_bytes
 
 TRASH = ".removed-"
@@ -41,7 +43,9 @@ def prepare_removal(cache_dir: Path, model: str, revision: str | None) -> Remova
     """
     folder = CacheFolder(cache_dir, model)
     if not folder.root.is_dir():
-        raise ModelError(f"{model} is not in the cache {cache_dir}: `tgis models` lists its contents.")
+        close = find_close_models(model, cache_dir)
+        hint = f"did you mean {or_list(close)}?" if close else "`tgis models` lists its contents."
+        raise ModelError(f"{model} is not in the cache {cache_dir}; {hint}")
     references = folder.read_references()
     if revision is None:
         return Removal(model, folder.root, "", True, (), (), sum_files(folder.root))

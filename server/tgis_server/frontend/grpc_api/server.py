@@ -9,10 +9,11 @@ from typing import get_args
 
 import grpc
 from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_reflection.v1alpha import reflection_pb2
 
 from tgis_server import failures
 from tgis_server.frontend.grpc_api.health import StateHealthServicer
+from tgis_server.frontend.grpc_api.reflection import make_reflection
 from tgis_server.frontend.grpc_api.requests import ServicePolicy, library_limit_bytes, make_handlers
 from tgis_server.frontend.grpc_api.service import GenerationServicer
 from tgis_server.frontend.state import Probe, ServerState
@@ -106,7 +107,7 @@ class PublicServer:
             [
                 make_handlers(GENERATION, servicer, generating),
                 make_handlers(HEALTH, probes, probing),
-                make_handlers(REFLECTION, reflection.aio.ReflectionServicer(names), probing),
+                make_handlers(REFLECTION, make_reflection(names), probing),
             ]
         )
 

@@ -88,6 +88,7 @@ class HttpServer:
                 "status": state.serving_state.name.lower(),
                 "model": self._run.model_id,
                 "mode": self._run.label,
+                "grpc_port": state.grpc_port,
                 "calls_in_flight": state.num_calls,
                 "up_s": round(time.monotonic() - state.start_phases.started_at, 1),
             }

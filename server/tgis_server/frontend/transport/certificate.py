@@ -55,6 +55,15 @@ def describe_name(name: tuple[tuple[tuple[str, str], ...], ...]) -> str:
     return parts.get("commonName") or next(reversed(parts.values()), "nobody")
 
 
+def list_names(certificate: Mapping[str, Any]) -> list[str]:
+    """The names that a client may expect: DNS names before addresses; without any, the common name."""
+    entries = certificate.get("subjectAltName", ())
+    names = [value for wanted in ("DNS", "IP Address") for kind, value in entries if kind == wanted]
+    if names:
+        return names
+    return [value for group in certificate.get("subject", ()) for kind, value in group if kind == "commonName"]
+
+
 def read_own_certificate(certificate: Path, key: Path) -> dict[str, Any] | None:
     """Decode the server's own certificate. None if a client would refuse it.
 

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from tgis_cli.runs.servers import PREFIX
 from tgis_server import failures
 
-PREFIX = "tgis-"
-MAX_FAILED_RUNS = 5  # directories of failed runs to keep, for their tracebacks
+MAX_FAILED_RUNS = 5  # of one model whose directories are kept, for their tracebacks
+MAX_KEPT_RUNS = 30  # of all models; a directory has some 100 KB
 UNFINISHED_S = 3600.0  # a directory without serve.json may belong to a launcher that has not locked it yet
 
 
@@ -50,16 +53,39 @@ def locked(run_dir: Path) -> Iterator[None]:
 
 
 def remove_leftovers(parent: Path) -> list[Path]:
-    """Remove the directories of killed launchers, and of all but the latest failed runs; returns those removed.
+    """Remove the directories of killed launchers, and of failed runs that need not be kept; returns those removed.
 
     Safe if another launcher does so at the same time.
     """
     found = find_leftovers(parent)
-    kept = sort_failed(found)[:MAX_FAILED_RUNS]
+    kept = pick_kept(sort_failed(found))
     removed = [path for path in found if path not in kept]
     for path in removed:
         shutil.rmtree(path, ignore_errors=True)
     return removed
+
+
+def pick_kept(failed: Iterable[Path]) -> list[Path]:
+    """The latest failed runs of each model: one that fails again and again does not displace those of another.
+
+    Args:
+        failed: latest first.
+    """
+    kept, num_kept = [], Counter[str]()
+    for run_dir in failed:
+        model = read_model(run_dir)
+        if num_kept[model] < MAX_FAILED_RUNS and len(kept) < MAX_KEPT_RUNS:
+            num_kept[model] += 1
+            kept.append(run_dir)
+    return kept
+
+
+def read_model(run_dir: Path) -> str:
+    """The directory of the model that a run served; empty if that is not known."""
+    try:
+        return str(json.loads((run_dir / "serve.json").read_text())["model_dir"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def find_leftovers(parent: Path) -> list[Path]:

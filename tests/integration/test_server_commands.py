@@ -1,0 +1,257 @@
+"""`tgis ps` and `tgis stop` with real servers, and the server that a command finds without an address."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tgis_cli.clients.connection import Connection
+from tgis_cli.clients.grpc_client import Client
+from tgis_cli.runs.servers import find_server
+
+BIN = Path(sys.executable).parent
+Start = Callable[..., Any]
+REHEARSAL = ("--rehearse", "--host", "127.0.0.1")
+SLOW = (*REHEARSAL, "--rehearse-step-ms", "50")  # a thousand tokens outlast every test
+
+
+def run_tgis(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    return subprocess.run(
+        [BIN / "tgis", *arguments],
+        env=kept | environ,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def list_servers() -> dict[int, dict[str, Any]]:
+    """What `tgis ps --json` says, by the launcher's pid. Other tests may run servers at the same time."""
+    return {server["pid"]: server for server in json.loads(run_tgis("ps", "--json").stdout)["servers"]}
+
+
+@pytest.fixture(scope="module")
+def server(start_shared: Start) -> Any:
+    return start_shared(*REHEARSAL).wait_until_ready()
+
+
+# -- ps
+
+
+def test_ps_lists_a_server_with_its_ports_state_memory_and_pid(server: Any):
+    facts = list_servers()[server.process.pid]
+
+    assert (facts["model"], facts["label"], facts["state"]) == ("demo", "rehearsal", "ready")
+    assert (facts["grpc"], facts["http"]) == (server.facts["grpc"], server.facts["http"])
+    assert facts["pids"] == server.facts["pids"]
+    assert facts["run_dir"] == str(server.run_dir)
+    assert facts["memory_bytes"] > 50 << 20
+    assert 0 < facts["age_s"] < 600
+
+
+def test_ps_fits_80_columns(server: Any):
+    lines = run_tgis("ps").stdout.splitlines()
+
+    assert lines[0].split() == ["MODEL", "GRPC", "HTTP", "AGE", "MEMORY", "PID", "STATE"]
+    assert all(len(line) <= 80 for line in lines)
+    [line] = [line for line in lines if f" {server.process.pid} " in line]
+    assert line.split()[:3] == ["demo", str(server.facts["grpc_port"]), str(server.facts["http_port"])]
+
+
+def test_ps_shows_how_far_a_starting_server_is(start: Start):
+    server = start(*REHEARSAL, "--fault", "shard0:hang@load")
+    server.wait_for_children(2)
+
+    phases = set()
+    deadline = time.monotonic() + 20
+    while "starting processes" in phases or not phases:
+        assert time.monotonic() < deadline
+        if facts := list_servers().get(server.process.pid):
+            assert (facts["state"], facts["grpc"]) == ("starting", None)
+            phases = {facts["phase"]}
+
+    assert phases != {None}
+
+
+def test_ps_lists_a_server_that_does_not_answer(launch: Start):
+    server = launch(*REHEARSAL)
+    os.kill(server.facts["pids"]["frontend"], signal.SIGSTOP)
+    asked_at = time.monotonic()
+
+    facts = list_servers()[server.process.pid]
+
+    assert facts["state"] == "no answer"
+    assert time.monotonic() - asked_at < 10  # importing included
+
+
+# -- the server that commands find
+
+
+def test_a_command_finds_the_address_in_the_environment(server: Any):
+    grpc, http = server.facts["grpc"], server.facts["http"]
+
+    named = run_tgis("tokenize", "hello", TGIS_URL=f"grpc://{grpc}")
+    by_port = run_tgis("tokenize", "hello", GRPC_PORT=str(server.facts["grpc_port"]))
+    healths = [run_tgis("health", TGIS_URL=url) for url in (grpc, f"grpc://{grpc}", http)]
+
+    assert (named.returncode, named.stderr, by_port.stdout) == (0, "", named.stdout)
+    assert [health.stdout for health in healths] == ["ready\n"] * 3
+
+
+@pytest.fixture(scope="module")
+def secured(start_shared: Start, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A server with a certificate for a name that is not this machine's."""
+    base = tmp_path_factory.mktemp("tls")
+    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout key.pem -out cert.pem -subj /CN=tgis"
+    names = "subjectAltName=DNS:tgis.example.com"
+    subprocess.run(["openssl", *words.split(), "-addext", names], cwd=base, check=True, capture_output=True)
+    files = ("--tls-cert-path", f"{base}/cert.pem", "--tls-key-path", f"{base}/key.pem")
+    return start_shared(*REHEARSAL, *files, TGIS_URL="other:1").wait_until_ready()
+
+
+def test_the_suggested_command_works_when_it_is_pasted_in_another_directory(secured: Any, tmp_path: Path):
+    deadline = time.monotonic() + 20
+    while not (found := re.search(r"^  try +(.+)$", secured.stdout, re.MULTILINE)):
+        assert time.monotonic() < deadline
+    command = found[1]
+    environ = {"PATH": f"{BIN}:{os.environ['PATH']}"}
+
+    done = subprocess.run(command, shell=True, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
+
+    assert " --tls-server-name tgis.example.com " in command
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+
+
+def test_a_running_server_with_tls_is_trusted_by_its_own_certificate(secured: Any):
+    found = find_server(secured.process.pid)
+
+    with Client.connect(Connection(server=found)) as client:
+        assert client.tokenize(["hello"])
+    assert list_servers()[secured.process.pid]["tls"]["names"] == ["tgis.example.com"]
+
+
+# -- stop
+
+
+def test_stop_ends_the_server_that_is_named_and_no_other(server: Any, launch: Start):
+    other = launch(*REHEARSAL)
+
+    done = run_tgis("stop", str(other.facts["grpc_port"]))
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(rf"Stopped demo \(pid {other.process.pid}\) after \d+\.\d s\.\n", done.stdout)
+    assert other.wait() == 0
+    other.wait_until_gone(within_s=1)
+    assert server.process.poll() is None
+
+
+def test_stop_refuses_an_ambiguous_name_and_signals_nobody(server: Any, launch: Start):
+    other = launch(*REHEARSAL)
+
+    done = run_tgis("stop", "demo")
+
+    assert done.returncode == 2
+    assert "Several servers are called demo: " in done.stderr
+    assert f"(pid {other.process.pid})" in done.stderr
+    assert done.stderr.endswith("Give the port or the pid of one.\n")
+    assert other.process.poll() is None
+
+
+@pytest.mark.parametrize("name", ["1", str(os.getpid()), "no-such-model", ""])
+def test_stop_signals_nothing_that_is_not_a_launcher(server: Any, name: str):
+    done = run_tgis("stop", name)
+
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"tgis: No server is called {name}; ")
+
+
+@pytest.mark.parametrize("timeout", ["-1", "nan", "inf", "x"])
+def test_stop_takes_a_number_of_seconds(timeout: str):
+    assert run_tgis("stop", "demo", "--timeout", timeout).returncode == 2
+
+
+def test_stop_waits_for_calls_in_flight_unless_it_is_told_not_to(launch: Start):
+    server = launch(*SLOW)
+    load = server.start_load(2, 1000)
+    name = str(server.process.pid)
+
+    patient = run_tgis("stop", name, "--timeout", "2")
+    again = run_tgis("stop", name, "--timeout", "0")  # must not count as the second signal, which ends calls
+    draining = list_servers()[server.process.pid]
+    hurried = run_tgis("stop", name, "--now", "--json")
+
+    assert (patient.returncode, again.returncode) == (1, 1)
+    assert f"demo (pid {name}): 2 calls in flight" in patient.stderr
+    assert patient.stderr.endswith(
+        f"tgis: demo (pid {name}) is still running, with 2 calls in flight: wait, or end the calls with "
+        "`tgis stop --now`.\n"
+    )
+    assert (draining["state"], draining["calls_in_flight"]) == ("draining", 2)
+    assert hurried.returncode == 0
+    assert [each["pid"] for each in json.loads(hurried.stdout)["servers"]] == [server.process.pid]
+    assert server.wait() == 0
+    assert load.join() == ["UNAVAILABLE"] * 2
+
+
+def test_stop_ends_a_server_that_is_still_starting(start: Start):
+    server = start(*REHEARSAL, "--fault", "shard0:hang@load")
+    server.wait_for_children(2)
+
+    done = run_tgis("stop", str(server.process.pid))
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert server.wait() == 0
+
+
+def test_stop_names_a_frozen_launcher(launch: Start):
+    server = launch(*REHEARSAL)
+    os.kill(server.process.pid, signal.SIGSTOP)
+
+    done = run_tgis("stop", str(server.process.pid))
+
+    assert done.returncode == 1
+    assert done.stderr.endswith(f"resume it with `kill -CONT {server.process.pid}`.\n")
+    os.kill(server.process.pid, signal.SIGCONT)
+    assert server.stop() == 0
+
+
+def test_on_a_terminal_the_drain_is_one_line_that_is_gone_afterwards(launch: Start):
+    server = launch(*SLOW)
+    server.start_load(1, 1000)
+    main, side = pty.openpty()
+    environ = {"PATH": os.environ["PATH"], "TERM": "xterm"}
+    command = [BIN / "tgis", "stop", str(server.process.pid), "--timeout", "2"]
+    with subprocess.Popen(command, env=environ, stdin=side, stdout=side, stderr=side):
+        os.close(side)
+        shown = read_all(main)
+
+    assert f"\r\x1b[Kdemo (pid {server.process.pid}): 1 call in flight\r\x1b[Ktgis: demo" in shown
+    run_tgis("stop", str(server.process.pid), "--now")
+
+
+def read_all(terminal: int) -> str:
+    shown = b""
+    deadline = time.monotonic() + 20
+    while select.select([terminal], [], [], deadline - time.monotonic())[0]:
+        try:
+            shown += os.read(terminal, 4096)
+        except OSError:  # the other end is closed
+            break
+    os.close(terminal)
+    return shown.decode()

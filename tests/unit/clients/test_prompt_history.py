@@ -1,0 +1,52 @@
+"""The history of prompts: what comes back, and who may read it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tgis_cli.clients.prompt_history import MAX_ENTRIES, MAX_ENTRY_CHARS, PromptHistory
+
+
+def test_entries_come_back_in_order_whatever_is_in_them(tmp_path: Path):
+    entries = ["Once", "two\nlines", r"a \n that is no line end", "\\", "\x1b[2J", "é漢"]
+    history = PromptHistory(tmp_path / "new" / "history")
+
+    assert all(history.add(entry) for entry in entries)
+
+    assert PromptHistory(tmp_path / "new" / "history").load() == entries
+
+
+def test_only_this_user_can_read_it(tmp_path: Path):
+    history = PromptHistory.find({"XDG_STATE_HOME": str(tmp_path)})
+
+    history.add("Once")
+
+    assert (tmp_path / "tgis" / "history").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "tgis").stat().st_mode & 0o777 == 0o700
+
+
+def test_repeated_and_very_long_entries_are_left_out(tmp_path: Path):
+    history = PromptHistory(tmp_path / "history")
+
+    assert [history.add(entry) for entry in ("Once", "Once", "x" * (MAX_ENTRY_CHARS + 1))] == [True, False, False]
+
+    assert PromptHistory(tmp_path / "history").load() == ["Once"]
+
+
+def test_a_long_file_is_shortened_to_the_latest_entries(tmp_path: Path):
+    path = tmp_path / "history"
+    path.write_text("".join(f"entry {number}\n" for number in range(2 * MAX_ENTRIES + 1)))
+
+    entries = PromptHistory(path).load()
+
+    assert (len(entries), entries[-1]) == (MAX_ENTRIES, f"entry {2 * MAX_ENTRIES}")
+    assert path.read_text().splitlines() == entries
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_without_a_place_that_can_be_written_to_there_is_no_history_and_no_complaint(tmp_path: Path):
+    (tmp_path / "file").touch()
+
+    for history in (PromptHistory(None), PromptHistory.find({"XDG_STATE_HOME": str(tmp_path / "file")})):
+        assert history.add("Once")
+        assert history.load() == []

@@ -1,0 +1,58 @@
+"""What the words and flags of `tgis run` mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tgis_cli.clients.parameters import Parameters
+from tgis_cli.own_server.words import make_arguments, split_words
+
+
+@pytest.mark.parametrize(
+    ("words", "model", "text"),
+    [
+        ([], None, []),
+        (["gpt2"], "gpt2", []),
+        (
+            ["ibm-granite/granite-3.3-2b-instruct", "Once", "upon"],
+            "ibm-granite/granite-3.3-2b-instruct",
+            ["Once", "upon"],
+        ),
+        (["Once upon a time"], None, ["Once upon a time"]),
+        (["Once upon", "a time"], None, ["Once upon", "a time"]),
+        (["Hello!"], None, ["Hello!"]),
+        (["漢字"], None, ["漢字"]),
+        (["-"], None, ["-"]),
+        (["gpt2", "-"], "gpt2", ["-"]),
+        (["./my model"], "./my model", []),
+        (["~/my model"], "~/my model", []),
+        ([""], "", []),  # an unset variable: the launcher says so
+    ],
+)
+def test_a_first_word_that_can_only_be_a_text_leaves_the_model_out(
+    words: list[str], model: str | None, text: list[str]
+):
+    assert split_words(words[0] if words else None, words[1:]) == (model, text)
+
+
+def test_a_directory_with_spaces_is_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "my model").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    assert split_words("my model", ["Once"]) == ("my model", ["Once"])
+
+
+def test_flags_become_the_launchers_and_a_length_above_its_limit_raises_the_limit():
+    flags = {"dtype": "float32", "rehearse": True, "num_shard": None}
+
+    assert make_arguments("-x", flags, Path("my.toml"), Parameters(max_new_tokens=2000)) == [
+        "--dtype=float32",
+        "--rehearse",
+        "--config=my.toml",
+        "--max-new-tokens=2000",
+        "--",
+        "-x",
+    ]
+    assert make_arguments(None, {"rehearse": False}, None, Parameters(max_new_tokens=9)) == ["--no-rehearse"]

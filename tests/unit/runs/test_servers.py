@@ -1,0 +1,201 @@
+"""Finding running servers: only a process that itself holds the lock of a run directory is a launcher."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from running import make_run
+from tgis_cli.runs.memory import measure_memory
+from tgis_cli.runs.run_dir import MAX_FAILED_RUNS, MAX_KEPT_RUNS, locked, make_run_dir, remove_leftovers
+from tgis_cli.runs.servers import RunningServer, ServerTls, find_running, find_server
+
+HOLDER = """
+import fcntl, os, sys
+directory = os.open(sys.argv[1], os.O_RDONLY)
+if sys.argv[2:]:
+    fcntl.flock(directory, fcntl.LOCK_EX)
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+def find_here() -> list[RunningServer]:
+    """The servers whose launcher is this process."""
+    return [server for server in find_running() if server.pid == os.getpid()]
+
+
+@pytest.fixture
+def hold() -> Iterator[Any]:
+    """Start a process that has a directory open, with or without the lock."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(run_dir: Path, *arguments: str) -> int:
+        command = [sys.executable, "-c", HOLDER, str(run_dir), *arguments]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        processes.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "open\n"
+        return process.pid
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_a_launcher_is_found_wherever_its_run_directory_is(tmp_path: Path):
+    run_dir = make_run(tmp_path, ready={"grpc_port": 41000, "http_port": 42000, "pids": {"frontend": 7}})
+
+    with locked(run_dir):
+        [server] = find_here()
+
+    assert (server.model, server.run_dir, server.has_been_ready) == ("org/name", str(run_dir), True)
+    assert (server.grpc, server.http) == ("127.0.0.1:41000", "http://127.0.0.1:42000")
+    assert (server.drain_s, server.pids, server.is_in_this_network) == (91.0, {"frontend": 7}, True)
+    assert server.is_alive
+    assert 0 < server.age_s < 86_400
+    assert [path.name for path in server.shard_sockets] == ["shard-0.sock", "shard-1.sock"]
+
+
+def test_a_server_that_starts_is_known_by_its_options(tmp_path: Path):
+    with locked(make_run(tmp_path, host="::", shard_uds_path="/tmp/uds", tls_cert_path="cert.pem")):
+        [server] = find_here()
+
+    assert (server.has_been_ready, server.grpc, server.http) == (False, "[::1]:8033", None)
+    assert server.shard_sockets == (Path("/tmp/uds-0"), Path("/tmp/uds-1"))
+    assert server.tls == ServerTls(Path("cert.pem"), (), demands_client_certificate=False)
+
+
+def test_the_facts_of_tls_come_from_the_ready_server(tmp_path: Path):
+    tls = {"certificate": "/tls/cert.pem", "names": ["a", "b"], "demands_client_certificate": True}
+    options = {"tls_cert_path": "cert.pem", "tls_client_ca_cert_path": "ca.pem", "http_tls": "mutual"}
+
+    with locked(make_run(tmp_path, ready={"tls": tls, "http_port": 1}, **options)):
+        [server] = find_here()
+
+    assert server.tls == ServerTls(Path("/tls/cert.pem"), ("a", "b"), demands_client_certificate=True)
+    assert server.http == "https://127.0.0.1:1"
+
+
+def test_a_directory_without_a_launcher_is_no_server(tmp_path: Path):
+    make_run(tmp_path)
+
+    assert find_here() == []
+
+
+def test_who_only_has_the_directory_open_is_no_launcher(tmp_path: Path, hold: Any):
+    run_dir = make_run(tmp_path)
+    launcher, onlooker = hold(run_dir, "lock"), hold(run_dir)
+
+    assert find_server(onlooker) is None
+    assert find_server(launcher) is not None
+    assert {server.pid for server in find_running() if server.run_dir == str(run_dir)} == {launcher}
+
+
+def test_a_lock_for_reading_does_not_make_a_launcher(tmp_path: Path):
+    directory = os.open(make_run(tmp_path), os.O_RDONLY)
+    fcntl.flock(directory, fcntl.LOCK_SH)
+
+    assert find_here() == []
+    os.close(directory)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"config": 1}', "\xff", '{"config": {}, "model_id": "x"}'])
+def test_a_locked_directory_with_other_files_is_no_server(tmp_path: Path, text: str):
+    run_dir = make_run_dir(tmp_path)
+    (run_dir / "serve.json").write_text(text, encoding="latin-1")
+
+    with locked(run_dir):
+        assert find_here() == []
+
+
+def test_a_directory_with_another_name_is_no_run(tmp_path: Path):
+    run_dir = make_run(tmp_path).rename(tmp_path / "other")
+
+    with locked(run_dir):
+        assert find_here() == []
+
+
+def test_processes_without_readable_descriptors_and_missing_ones_are_passed_over(tmp_path: Path):
+    for name in ("1", "self", "12"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "12/fd").mkdir()
+    (tmp_path / "12/fd/3").symlink_to("/tmp/tgis-gone (deleted)")
+
+    assert find_running(tmp_path) == []
+    assert find_running(tmp_path / "none") == []
+
+
+def test_an_ended_launcher_is_not_alive_even_while_its_parent_has_not_noticed(tmp_path: Path, hold: Any):
+    pid = hold(make_run(tmp_path), "lock")
+    server = find_server(pid)
+    assert server is not None
+
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+    assert not server.is_alive
+    assert find_server(pid) is None
+
+
+def test_a_stopped_launcher_is_frozen(tmp_path: Path, hold: Any):
+    pid = hold(make_run(tmp_path), "lock")
+    server = find_server(pid)
+    assert server is not None
+    assert not server.is_frozen
+
+    os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED)
+
+    assert server.is_frozen
+
+
+def test_people_name_a_server_by_model_port_address_or_pid(tmp_path: Path):
+    with locked(make_run(tmp_path)):
+        [server] = find_here()
+
+    assert server.names == {"org/name", "name", "8033", "127.0.0.1:8033", str(os.getpid())}
+
+
+def test_memory_is_that_of_the_launcher_and_its_children(hold: Any, tmp_path: Path):
+    alone = measure_memory(hold(tmp_path))
+
+    assert alone > 1 << 20
+    assert measure_memory(os.getpid()) > alone
+    assert measure_memory(2**22 + 1) == 0
+
+
+# -- leftovers
+
+
+def make_failed(parent: Path, model: str, age_s: float) -> Path:
+    run_dir = make_run_dir(parent)
+    (run_dir / "serve.json").write_text(json.dumps({"model_dir": model}))
+    (run_dir / "errors/shard-0.json").write_text("{}")
+    changed_at = run_dir.stat().st_mtime - age_s
+    os.utime(run_dir, (changed_at, changed_at))
+    return run_dir
+
+
+def test_a_model_that_fails_again_and_again_does_not_displace_the_failed_runs_of_another(tmp_path: Path):
+    rare = make_failed(tmp_path, "/models/rare", 1000)
+    often = [make_failed(tmp_path, "/models/often", age_s) for age_s in range(MAX_FAILED_RUNS + 2)]
+
+    assert sorted(remove_leftovers(tmp_path)) == sorted(often[MAX_FAILED_RUNS:])
+    assert rare.exists()
+
+
+def test_failed_runs_of_many_models_do_not_fill_the_disk(tmp_path: Path):
+    runs = [make_failed(tmp_path, f"/models/{number}", number) for number in range(MAX_KEPT_RUNS + 2)]
+
+    assert sorted(remove_leftovers(tmp_path)) == sorted(runs[MAX_KEPT_RUNS:])

@@ -1,0 +1,66 @@
+"""How a command connects to a server: as given on its command line, completed from what is known of the server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tgis_cli.clients.address import Address, find_address, to_address
+from tgis_cli.clients.tls_files import TlsFiles, name_flags
+from tgis_server.errors import UsageError
+
+if TYPE_CHECKING:
+    from tgis_cli.runs.servers import RunningServer
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """What a command line says about the connection; ``None`` where it says nothing."""
+
+    url: str | None = None
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+    tls_server_name: str | None = None
+    server: RunningServer | None = None  # connect to this one, instead of looking for one
+
+    def find_address(self, environ: Mapping[str, str] = os.environ) -> Address:
+        """Where to connect.
+
+        Raises:
+            UsageError: the options or the environment contradict each other or themselves, or several servers run.
+            Unavailable: the only running server has not yet got a port.
+        """
+        given = name_flags(self)
+        if self.server is not None:
+            return to_address(self.server, with_tls=bool(given))
+        address = find_address(self.url, environ, with_tls=bool(given))
+        if given and not address.is_tls:
+            scheme = (self.url or environ.get("TGIS_URL", "")).strip().partition(":")[0]
+            raise UsageError(f"{given} is given, but {scheme}:// in {address.source} means no TLS: write grpcs://.")
+        return address
+
+    def tls_files(self, address: Address) -> TlsFiles | None:
+        """The files and the name for TLS to this address; ``None`` for plain text."""
+        if not address.is_tls:
+            return None
+        return own_files(address, TlsFiles(self.ca, self.cert, self.key, self.tls_server_name))
+
+
+def own_files(address: Address, files: TlsFiles | None) -> TlsFiles | None:
+    """Complete what is given with what is known of a running server of this user: its certificate file is trusted."""
+    own = address.server.tls if address.server is not None else None
+    if files is None or own is None:
+        return files
+    name = files.name or pick_name(own.names, address.host)
+    return TlsFiles(files.ca or own.certificate, files.cert, files.key, name)
+
+
+def pick_name(names: tuple[str, ...], host: str) -> str | None:
+    """The name to expect in a certificate for these names; ``None`` if it is for the host itself or has no names."""
+    if not names or host in names:
+        return None
+    return names[0].replace("*", "server", 1)  # a certificate for *.example.com is for no name with an asterisk

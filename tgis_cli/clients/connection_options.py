@@ -1,0 +1,65 @@
+"""The options of every command that talks to a server: one declaration, one value."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tgis_cli.clients.connection import Connection
+
+PANEL = "Connection"
+URL_HELP = (
+    "Address of the server; grpcs:// means TLS. [dim]\\[env: TGIS_URL; default: GRPC_PORT, the running server, or "
+    "127.0.0.1:8033][/dim]"
+)
+
+
+def option(*names: str, metavar: str, text: str) -> Any:
+    return typer.Option(*names, metavar=metavar, help=text, rich_help_panel=PANEL, show_default=False)
+
+
+OPTIONS = {
+    "url": Annotated[str | None, option("--url", metavar="HOST:PORT", text=URL_HELP)],
+    "ca": Annotated[
+        Path | None,
+        option("--ca", metavar="FILE", text="Use TLS; verify the server with this CA or certificate, PEM."),
+    ],
+    "cert": Annotated[
+        Path | None, option("--cert", metavar="FILE", text="Use TLS; client certificate for a server that demands one.")
+    ],
+    "key": Annotated[
+        Path | None, option("--key", metavar="FILE", text="Key of the client certificate, if it is in another file.")
+    ],
+    "tls_server_name": Annotated[
+        str | None,
+        option("--tls-server-name", metavar="NAME", text="Name in the server's certificate, if not that of the URL."),
+    ],
+}
+
+
+def with_connection_options(body: Callable[..., None]) -> Callable[..., None]:
+    """Make a Typer callback with the body's own parameters, and these options.
+
+    Args:
+        body: called as ``body(connection, ...)``: its first parameter gets the ``Connection``, the others are its own.
+    """
+    own = list(inspect.signature(body, eval_str=True).parameters.values())[1:]
+    shared = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        for name, annotation in OPTIONS.items()
+    ]
+
+    def command(**values: Any) -> None:
+        connection = Connection(**{name: values.pop(name) for name in OPTIONS})
+        body(connection, **values)
+
+    command.__doc__ = inspect.getdoc(body)
+    command.__name__ = body.__name__
+    command.__annotations__ = {}
+    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+    command.__dict__["__signature__"] = inspect.Signature([*parameters, *shared])
+    return command

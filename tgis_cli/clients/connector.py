@@ -1,0 +1,69 @@
+"""How a command gets its client: from a server that runs already, or from one that it starts itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from tgis_cli.clients.connection import Connection
+from tgis_cli.clients.grpc_client import Client
+from tgis_cli.clients.presenter import Presenter
+from tgis_server.errors import Unavailable
+
+
+class Connector(Protocol):
+    """The server of one command."""
+
+    def connect(self) -> AbstractContextManager[Client]:
+        """The first connection. The server may end with it.
+
+        Raises:
+            TgisError: there is none.
+        """
+
+    def reconnect(self) -> AbstractContextManager[Client]:
+        """Another one, after the first broke.
+
+        Raises:
+            TgisError: there is none.
+        """
+
+    def check(self) -> None:
+        """Called when the server has become unavailable.
+
+        Raises:
+            TgisError: it will not come back.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteConnector:
+    """To a server that others start and end."""
+
+    connection: Connection
+    presenter: Presenter
+    wait_s: float | None = None  # for a server that is not ready; None: do not wait
+
+    @contextmanager
+    def connect(self) -> Iterator[Client]:
+        if self.wait_s is not None:
+            from tgis_cli.clients.waiting import connect_when_ready
+
+            with connect_when_ready(self.connection, self.wait_s, self.presenter) as client:
+                yield client
+            return
+        try:
+            with Client.connect(self.connection) as client:
+                yield client
+        except Unavailable as error:
+            raise Unavailable(
+                f"{error} `--wait` waits for it." if "still loading" in str(error) else str(error)
+            ) from None
+
+    def reconnect(self) -> AbstractContextManager[Client]:
+        return Client.connect(self.connection)
+
+    def check(self) -> None:
+        """It may come back at any time."""

@@ -1,0 +1,132 @@
+"""What ``tgis generate`` does: from texts and parameters to answers on the outputs."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tgis_cli.clients.answer import as_flag, collect_answer
+from tgis_cli.clients.connector import Connector
+from tgis_cli.clients.grpc_client import Client
+from tgis_cli.clients.parameters import Parameters
+from tgis_cli.clients.presenter import Presenter, interrupted_by_ctrl_c
+from tgis_cli.clients.prompts import ON_COMMAND_LINE, read_prompt
+from tgis_server.errors import InvalidRequest, TgisError, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from tgis_cli.clients.prompt_file import Prompt
+
+LIMIT = re.compile(r"max_new_tokens must be <= (\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One run of the command. Its methods return whether it came to its end: ``False`` after Ctrl-C."""
+
+    connector: Connector
+    parameters: Parameters
+    presenter: Presenter
+    as_json: bool
+    num_answers: int
+    parallel: int
+
+    def run(self, words: Sequence[str], file: str | None) -> bool:
+        """
+        Raises:
+            TgisError: nothing, or not everything, has been completed.
+        """
+        try:
+            with interrupted_by_ctrl_c(), self._errors_explained():
+                return self.complete_text(words) if file is None else self.complete_file(file, words)
+        except KeyboardInterrupt:
+            return False
+
+    def complete_text(self, words: Sequence[str]) -> bool:
+        """Complete the text of the command line or of standard input; without either, ask for texts."""
+        self._check(self.parameters)
+        prompt = read_prompt(words, sys.stdin)
+        if prompt is None and (self.as_json or self.num_answers > 1 or not self.presenter.is_for_people):
+            raise UsageError(f"No text is given: write one {ON_COMMAND_LINE}, or pipe one in.")
+        with self.connector.connect() as client:
+            if prompt is None:
+                from tgis_cli.clients.prompt_loop import run_prompt_loop
+
+                run_prompt_loop(client, self.parameters, self.presenter, self.connector)
+                return True
+            if self.num_answers > 1:
+                from tgis_cli.clients.prompt_file import Prompt
+
+                self._show_many(client, [Prompt(prompt, self.parameters)], self.num_answers)
+                return True
+            frames = client.generate_stream(self._adapt(self.parameters, client).to_request(prompt))
+            if not self.as_json:
+                return not self.presenter.show(prompt, frames).was_interrupted
+            self._print_json(collect_answer(frames).as_dict())
+            return True
+
+    def complete_file(self, path: str, words: Sequence[str]) -> bool:
+        """Complete each line of a file."""
+        from tgis_cli.clients.prompt_file import PromptFile
+
+        if words:
+            raise UsageError(f"A text and --file {path} are given: leave one out.")
+        if self.parameters.wants_tokens and not self.as_json:
+            raise UsageError("Tokens of many answers are shown only with --json: add it, or leave --file out.")
+        with PromptFile.open(path, self.parameters, self._check) as file, self.connector.connect() as client:
+            self._show_many(client, file.prompts(), file.num_prompts * self.num_answers)
+        return True
+
+    def _show_many(self, client: Client, prompts: Iterable[Prompt], total: int) -> None:
+        from tgis_cli.clients.many_answers import ManyAnswers, make_jobs
+
+        jobs = make_jobs(prompts, self.num_answers, lambda parameters: self._adapt(parameters, client))
+        ManyAnswers(self.presenter, total, as_json=self.as_json).run(jobs, client.start_answer, self.parallel)
+
+    @property
+    def _is_for_people(self) -> bool:
+        return self.presenter.is_for_people and not self.as_json
+
+    def _check(self, parameters: Parameters) -> None:
+        """
+        Raises:
+            UsageError: the parameters do not agree with the other options or, as far as it is known, with the server.
+        """
+        if self.num_answers > 1 and parameters.temperature == 0:
+            raise UsageError(f"-n {self.num_answers} and a temperature of 0 give equal answers: leave one of them out.")
+        if not self._is_for_people:
+            parameters.check_default_length()
+
+    def _adapt(self, parameters: Parameters, client: Client) -> Parameters:
+        """Add a length for people, where they read; elsewhere the server's default must do."""
+        return parameters.with_length_for_people(client) if self._is_for_people else parameters
+
+    @contextmanager
+    def _errors_explained(self) -> Iterator[None]:
+        """Say in the words of this command line what a server refuses."""
+        try:
+            yield
+        except InvalidRequest as error:
+            raise explain_refusal(error, self.parameters) from None
+
+    def _print_json(self, facts: dict[str, object]) -> None:
+        print(json.dumps(facts, ensure_ascii=False), file=self.presenter.out, flush=True)
+
+
+def explain_refusal(
+    error: InvalidRequest, parameters: Parameters, setting: Callable[[str], str] = as_flag
+) -> TgisError:
+    """A length above this server's limit is a mistake of the person.
+
+    Args:
+        setting: how a parameter is called where the person has set it.
+    """
+    limit = LIMIT.search(str(error))
+    if limit is None or parameters.max_new_tokens is None:
+        return error
+    name = setting("max_new_tokens")
+    return UsageError(f"{name} is {parameters.max_new_tokens}, but this server allows at most {limit[1]}.")

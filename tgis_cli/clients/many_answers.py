@@ -1,0 +1,151 @@
+"""Several answers: to the lines of a file, or to one prompt. Requests run in parallel; output is in order.
+
+In a pipe each answer is a line; on a terminal each has a heading. Answers that fail are reported, and the others go on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tgis_cli.clients.answer import Answer, SomeFailed, format_latency
+from tgis_cli.clients.in_order import InOrder
+from tgis_cli.clients.parameters import Parameters
+from tgis_cli.clients.presenter import Presenter
+from tgis_cli.clients.prompt_file import Prompt
+from tgis_cli.terminal.status_line import StatusLine
+from tgis_server.errors import RequestError, Unavailable
+
+if TYPE_CHECKING:
+    from tgis_server.wire import generation_pb2 as pb
+
+# How a call is started, as `Client.start_answer` does.
+Start = Callable[["pb.SingleGenerationRequest", Callable[[Answer | RequestError], None]], Callable[[], None]]
+
+MAX_SEED = 2**32  # of seeds that are drawn here, as the server draws them
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One answer to be had."""
+
+    prompt: Prompt
+    parameters: Parameters
+    number: int | None = None  # among the answers to this prompt, from 1; None: it has only one
+
+    @property
+    def name(self) -> str:
+        """``line 3``, ``answer 2``, ``line 3, answer 2``."""
+        line = [f"line {self.prompt.line}"] if self.prompt.line is not None else []
+        return ", ".join(line + ([f"answer {self.number}"] if self.number is not None else []))
+
+    def as_dict(self) -> dict[str, Any]:
+        facts = {"line": self.prompt.line, "id": self.prompt.id, "answer": self.number}
+        return {name: value for name, value in facts.items() if value is not None}
+
+
+def make_jobs(
+    prompts: Iterable[Prompt], num_answers: int, complete: Callable[[Parameters], Parameters]
+) -> Iterator[Job]:
+    """A job for each answer. Several answers to one prompt have seeds in a row, from a random one unless one is given.
+
+    Args:
+        complete: adds what depends on the server.
+    """
+    for prompt in prompts:
+        parameters = complete(prompt.parameters)
+        if num_answers == 1:
+            yield Job(prompt, parameters)
+            continue
+        seed = random.randrange(MAX_SEED) if parameters.seed is None else parameters.seed  # noqa: S311  no secret
+        for index in range(num_answers):
+            yield Job(prompt, parameters.with_seed((seed + index) % 2**64), index + 1)
+
+
+@dataclass(slots=True)
+class ManyAnswers:
+    """Prints answers as they become due."""
+
+    presenter: Presenter
+    total: int
+    as_json: bool = False
+    num_done: int = 0
+    num_failed: int = 0
+    num_input_tokens: int = 0
+    num_generated_tokens: int = 0
+    started_at: float = field(default_factory=time.monotonic)
+    _last_prompt: Prompt | None = None
+
+    def run(self, jobs: Iterable[Job], start: Start, parallel: int) -> None:
+        """
+        Raises:
+            SomeFailed: at least one answer failed.
+            Unavailable: the server is gone.
+        """
+        status = StatusLine(self.presenter.err, os.environ)
+
+        def start_job(job: Job, on_done: Callable[[Answer | RequestError], None]) -> Callable[[], None]:
+            return start(job.parameters.to_request(job.prompt.text), on_done)
+
+        in_order = InOrder(jobs, start_job, parallel, on_tick=lambda: status.show(self.describe_progress))
+        try:
+            for job, result in in_order:
+                status.clear()
+                self.show(job, result)
+        finally:
+            status.clear()
+        if self.presenter.has_last_line or self.presenter.has_spinner:
+            self.presenter.say(self.summarize())
+        if self.num_failed:
+            raise SomeFailed(f"{self.num_failed} of {self.num_done} answers failed.")
+
+    def show(self, job: Job, result: Answer | RequestError) -> None:
+        """Print one answer, or report its failure."""
+        if isinstance(result, Unavailable):
+            raise Unavailable(f"{job.name}: {result}; {self.num_done} of {self.total} answers came before.")
+        self.num_done += 1
+        if isinstance(result, RequestError):
+            self.num_failed += 1
+            self.report(job, result)
+            return
+        self.num_input_tokens += result.input_token_count
+        self.num_generated_tokens += result.generated_token_count
+        if self.as_json:
+            self.print_line(json.dumps(job.as_dict() | result.as_dict(), ensure_ascii=False))
+        elif self.presenter.is_for_people:
+            prompt = "" if job.prompt is self._last_prompt else job.prompt.text
+            self._last_prompt = job.prompt
+            self.presenter.show_whole(f"{job.name}, {', '.join(result.describe())}", prompt, result)
+        else:
+            self.print_line(result.text.replace("\r", "\\r").replace("\n", "\\n"))
+
+    def report(self, job: Job, error: RequestError) -> None:
+        """A failure: with ``--json`` an object, otherwise a sentence; in a pipe its line stays empty."""
+        if self.as_json:
+            self.print_line(json.dumps(job.as_dict() | {"error": str(error)}, ensure_ascii=False))
+        elif not self.presenter.is_for_people:
+            self.print_line("")
+        print(f"tgis: {job.name}: {error}", file=self.presenter.err, flush=True)
+
+    def print_line(self, text: str) -> None:
+        print(text, file=self.presenter.out, flush=True)
+
+    def describe_progress(self) -> str:
+        failed = f", {self.num_failed} failed" if self.num_failed else ""
+        return f"{self.num_done} of {self.total} answers{failed}, {self.describe_rate()}"
+
+    def describe_rate(self) -> str:
+        seconds = time.monotonic() - self.started_at
+        return f"{self.num_generated_tokens / seconds:.0f} tokens/s" if seconds > 0 else ""
+
+    def summarize(self) -> str:
+        seconds = format_latency(time.monotonic() - self.started_at)
+        return (
+            f"{self.num_done} answers in {seconds}: {self.num_input_tokens} tokens in, "
+            f"{self.num_generated_tokens} out, {self.describe_rate()}"
+        )

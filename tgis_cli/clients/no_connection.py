@@ -1,0 +1,280 @@
+"""Why a command has no connection, in one sentence that is the same for all commands.
+
+gRPC hides the reason, so the connection is tried again step by step with Python's own sockets. `tgis health` uses it
+too, so it imports little.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import http.client
+import json
+import os
+import socket
+import ssl
+
+from tgis_cli.clients.address import DEFAULT_PORTS, GRPC, HTTP, Address, mask
+from tgis_cli.clients.tls_files import TlsFiles, describe
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # with empty SETTINGS
+GET = b"GET /health/live HTTP/1.0\r\n\r\n"
+SETTINGS = 4  # the type of the first frame that an HTTP/2 server sends
+ANSWER_S = 2.0  # for an answer to the first bytes
+START = "start one with `tgis launch`, or give the address with --url HOST:PORT"
+CLIENT_CERTIFICATE = "The server at {target} demands a client certificate: --cert FILE --key FILE."
+
+# Of OpenSSL's verification; the ssl module does not name them.
+NOT_YET_VALID, EXPIRED, WRONG_NAME, WRONG_IP = 9, 10, 62, 64
+UNKNOWN_ISSUER = (2, 18, 19, 20, 21)
+NO_CHECK_TIME = 0x200000
+
+
+def explain_no_connection(address: Address, files: TlsFiles | None, timeout_s: float) -> str:
+    """Try again and say at which step it fails.
+
+    Args:
+        files: for TLS; ``None``: plain text.
+    """
+    if address.protocol == GRPC and (sentence := explain_proxy(address)):
+        return sentence
+    try:
+        connection = socket.create_connection((address.host, address.port), timeout_s)
+    except (OSError, UnicodeError) as error:
+        return explain_error(address, error, timeout_s)
+    with connection:
+        connection.settimeout(min(timeout_s, ANSWER_S))
+        return explain_plain(address, connection) if files is None else explain_tls(address, connection, files)
+
+
+def explain_proxy(address: Address) -> str:
+    from tgis_server.host.proxies import find_proxy
+
+    variable, proxy = find_proxy(address.target, os.environ)
+    if not variable:
+        return ""
+    return (
+        f"No connection to {address.target} through the proxy {mask(proxy)} ({variable}): if the server is internal, "
+        f"add {address.host} to NO_PROXY."
+    )
+
+
+def explain_error(address: Address, error: OSError | UnicodeError, timeout_s: float) -> str:
+    """The sentence for a connection that the system refuses."""
+    origin = f" (from {address.source})" if address.source.isupper() else ""
+    if isinstance(error, UnicodeError):
+        return f"{address.host} cannot be a host name{origin}: check its spelling."
+    if isinstance(error, socket.gaierror):
+        if error.errno == socket.EAI_AGAIN:
+            return f"The name {address.host}{origin} cannot be resolved now: the DNS of this machine does not answer."
+        return f"The name {address.host}{origin} does not resolve: check its spelling, and the DNS of this machine."
+    if isinstance(error, TimeoutError):
+        return (
+            f"No answer from {address.target}{origin} within {timeout_s:g} s: the server is overloaded or hangs, or a "
+            "firewall drops the packets."
+        )
+    if error.errno == errno.ECONNREFUSED:
+        if address.server is not None and not address.server.has_been_ready:
+            return f"The server of {address.server.model} (pid {address.server.pid}) is still starting: see `tgis ps`."
+        return f"No server at {address.target}{origin}: {START}."
+    reason = error.strerror or str(error)
+    return f"{address.target}{origin} cannot be reached: {reason[:1].lower() + reason[1:]}."
+
+
+# -- plain text -------------------------------------------------------------------------------------------------------
+
+
+def explain_plain(address: Address, connection: socket.socket) -> str:
+    """What speaks at a port that is not plain gRPC, or not plain HTTP."""
+    is_closed = False
+    try:
+        connection.sendall(PREFACE if address.protocol == GRPC else GET)
+        answer = connection.recv(64)
+        is_closed = not answer
+    except TimeoutError:
+        answer = b""
+    except OSError:
+        answer, is_closed = b"", True
+    if answer[:2] == b"\x15\x03" or (is_closed and speaks_tls(address)):  # a TLS alert
+        return explain_wanted_tls(address)
+    if answer[:5] == b"HTTP/":
+        if address.protocol == HTTP:
+            return f"The process at {address.target} closed the connection before its answer was complete."
+        return explain_http(address)
+    if is_settings(answer):
+        if address.protocol == HTTP:
+            return explain_grpc(address)
+        return f"The server at {address.target} closed a gRPC connection that it had accepted: see its log."
+    return explain_stranger(address, answer, is_closed=is_closed)
+
+
+def is_settings(answer: bytes) -> bool:
+    return len(answer) >= 9 and answer[3] == SETTINGS and answer[0] == 0
+
+
+def explain_stranger(address: Address, answer: bytes, *, is_closed: bool) -> str:
+    name = "gRPC" if address.protocol == GRPC else "HTTP"
+    if answer:
+        return f"The process at {address.target} does not speak {name}; it answers {answer[:20]!r}."
+    if is_closed:
+        return f"The process at {address.target} closes the connection: it does not speak {name}."
+    return f"The process at {address.target} accepts connections, but does not answer: is it hung, or not a server?"
+
+
+def explain_wanted_tls(address: Address) -> str:
+    scheme = "grpcs" if address.protocol == GRPC else "https"
+    return (
+        f"The server at {address.target} demands TLS: give its CA with --ca FILE, or write {scheme}://{address.target} "
+        "if this system trusts its CA."
+    )
+
+
+def explain_grpc(address: Address) -> str:
+    scheme = "grpcs" if address.is_tls else "grpc"
+    return (
+        f"{address.target} is a gRPC port, and health asks over HTTP: write {scheme}://{address.target}, or give the "
+        f"HTTP port, {DEFAULT_PORTS[HTTP]} by default."
+    )
+
+
+def explain_http(address: Address) -> str:
+    """Name the gRPC port if this is the HTTP port of a server like ours."""
+    facts = ask_health(address)
+    if facts is None:
+        return f"The process at {address.target} speaks HTTP, not gRPC, and is not a TGIS server."
+    port = facts.get("grpc_port")
+    where = f"{port}: --url {Address(address.host, port, is_tls=False, source='').target}" if port else "another"
+    default = "" if port else f", {DEFAULT_PORTS[GRPC]} by default"
+    return f"{address.target} is the HTTP port of a TGIS server; its gRPC port is {where}{default}."
+
+
+def ask_health(address: Address) -> dict[str, int] | None:
+    """What an HTTP server says about its life; ``None`` if it is not like ours."""
+    connection = http.client.HTTPConnection(address.host, address.port, timeout=ANSWER_S)
+    with contextlib.closing(connection), contextlib.suppress(OSError, ValueError, http.client.HTTPException):
+        connection.request("GET", "/health/live")
+        facts = json.loads(connection.getresponse().read(65536))
+        if isinstance(facts, dict) and ("model" in facts or "error" in facts):
+            return facts
+    return None
+
+
+def speaks_tls(address: Address) -> bool:
+    """Whether a process answers a TLS greeting, even with a refusal."""
+    context = TlsFiles(None, None, None, None).make_context(verify=False)
+    try:
+        with (
+            socket.create_connection((address.host, address.port), ANSWER_S) as connection,
+            context.wrap_socket(connection, server_hostname=address.host),
+        ):
+            return True
+    except ssl.SSLError as error:
+        return "ALERT" in (error.reason or "")
+    except (OSError, ValueError):
+        return False
+
+
+# -- TLS --------------------------------------------------------------------------------------------------------------
+
+
+def explain_tls(address: Address, connection: socket.socket, files: TlsFiles) -> str:
+    """At which step of the handshake it fails."""
+    try:
+        return explain_after_handshake(address, shake_hands(address, connection, files), files)
+    except ssl.SSLCertVerificationError as error:
+        return explain_certificate(address, files, error)
+    except ssl.SSLError as error:
+        return explain_alert(address, files, error)
+    except TimeoutError:
+        return f"The process at {address.target} accepts connections, but does not answer: is it hung, or not a server?"
+    except OSError:  # closed or reset
+        return explain_no_tls(address)
+
+
+def shake_hands(
+    address: Address, connection: socket.socket, files: TlsFiles, context: ssl.SSLContext | None = None
+) -> ssl.SSLSocket:
+    # Health accepts any certificate if no CA is given: it sends no secrets.
+    context = context or files.make_context(verify=address.protocol == GRPC or files.ca is not None)
+    context.set_alpn_protocols(["h2"] if address.protocol == GRPC else ["h2", "http/1.1"])
+    return context.wrap_socket(connection, server_hostname=files.name or address.host)
+
+
+def explain_after_handshake(address: Address, connection: ssl.SSLSocket, files: TlsFiles) -> str:
+    """In TLS 1.3 a server refuses a client's certificate, or the lack of one, after the client's part is done."""
+    with connection:
+        if address.protocol == GRPC and connection.selected_alpn_protocol() != "h2":
+            return f"The process at {address.target} speaks TLS, but not gRPC: is it an HTTPS port?"
+        if address.protocol == HTTP and connection.selected_alpn_protocol() == "h2":
+            return explain_grpc(address)
+        connection.sendall(PREFACE if address.protocol == GRPC else GET)
+        if connection.recv(64):
+            return f"The server at {address.target} closed a connection that it had accepted: see its log."
+    return explain_refusal(address, files)
+
+
+def explain_refusal(address: Address, files: TlsFiles) -> str:
+    """The server has ended the connection after a handshake that this side completed."""
+    if files.cert is None:
+        return CLIENT_CERTIFICATE.format(target=address.target)
+    return (
+        f"The server at {address.target} refuses the client certificate {files.cert}: it must be signed by the "
+        "server's client CA, and valid now."
+    )
+
+
+def explain_alert(address: Address, files: TlsFiles, error: ssl.SSLError) -> str:
+    reason = error.reason or ""
+    if "CERTIFICATE_REQUIRED" in reason or ("HANDSHAKE_FAILURE" in reason and files.cert is None):
+        return CLIENT_CERTIFICATE.format(target=address.target)
+    if "ALERT" in reason and any(word in reason for word in ("UNKNOWN_CA", "CERTIFICATE", "DECRYPT_ERROR")):
+        return explain_refusal(address, files)
+    if "ALERT" in reason or "UNSUPPORTED_PROTOCOL" in reason:
+        return f"The server at {address.target} refuses the TLS connection ({describe(error)}): see its log."
+    return explain_no_tls(address)
+
+
+def explain_no_tls(address: Address) -> str:
+    scheme = "grpc" if address.protocol == GRPC else "http"
+    return (
+        f"The server at {address.target} does not speak TLS: write {scheme}://{address.target} or leave --ca and "
+        "--cert out, if the network is trusted."
+    )
+
+
+def explain_certificate(address: Address, files: TlsFiles, error: ssl.SSLCertVerificationError) -> str:
+    """Why this side refuses the server's certificate."""
+    whose = f"The certificate of the server at {address.target}"
+    if error.verify_code in (EXPIRED, NOT_YET_VALID):
+        end, start = (get_certificate(address, files).get(name, "") for name in ("notAfter", "notBefore"))
+        if error.verify_code == EXPIRED:
+            return f"{whose} has expired{f' on {end}' if end else ''}: renew it, or correct this machine's clock."
+        return f"{whose} is not valid{f' before {start}' if start else ' yet'}: wait, or correct this machine's clock."
+    if error.verify_code in (WRONG_NAME, WRONG_IP):
+        from tgis_server.frontend.transport.certificate import list_names
+
+        names = list_names(get_certificate(address, files))
+        example = f" with --tls-server-name {names[0]}" if names else ": it needs a subjectAltName"
+        what = ", ".join(names[:5]) or "no name"
+        verb = f"; expect its name{example}" if names else example
+        return f"{whose} is for {what}, not for {files.name or address.host}{verb}."
+    if error.verify_code in UNKNOWN_ISSUER:
+        if files.ca is None:
+            return f"{whose} is not signed by a CA that this system trusts: give its CA with --ca FILE."
+        return f"{whose} is not signed by the CA in {files.ca}: give the right one with --ca FILE."
+    return f"{whose} is refused: {error.verify_message}."
+
+
+def get_certificate(address: Address, files: TlsFiles) -> dict[str, object]:
+    """The server's certificate, whatever its dates and names; empty if its CA is not trusted or it does not answer."""
+    context = files.make_context()
+    context.check_hostname = False
+    context.verify_flags |= ssl.VerifyFlags(NO_CHECK_TIME)
+    try:
+        with (
+            socket.create_connection((address.host, address.port), ANSWER_S) as connection,
+            shake_hands(address, connection, files, context) as secured,
+        ):
+            return dict(secured.getpeercert() or {})
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,91 @@
+"""The commands of a prompt loop: their names, what is typed after them, their help, and what Tab completes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from tgis_cli.clients.parameters import PARAMETERS
+from tgis_server.errors import UsageError
+from tgis_server.words.close_words import find_close, or_list
+
+SLASH, QUOTES = "/", '"""'
+DEFAULT = "default"  # as a value of /set: no longer given
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A line that begins with a slash, in its parts."""
+
+    name: str  # with its slash
+    rest: str  # what follows, without blanks around it
+
+
+HELP = {
+    "/continue": "go on from the last text and answer",
+    "/retry": "complete the last text again",
+    "/set": "show all parameters",
+    "/set NAME VALUE": f"set one, such as /set top_k 5; {DEFAULT} resets it",
+    "/show": "show the model, the server, and what is set",
+    "/help": "show this list",
+    "/bye": "leave; so does Ctrl-D",
+    QUOTES: "begin and end a text of several lines",
+    "//TEXT": "complete a text that begins with one slash",
+    "Ctrl-C": "end the answer, or clear the line",
+}
+NAMES = tuple(dict.fromkeys(form.split()[0] for form in HELP if re.match(r"/\w", form)))
+OTHER_WORDS = {"/exit": "/bye", "/quit": "/bye", "/q": "/bye", "/?": "/help", "/h": "/help"}  # of other programs
+
+
+def parse_command(line: str) -> Command | None:
+    """
+    Args:
+        line: one line as typed.
+
+    Returns:
+        ``None`` if the line is a text.
+
+    Raises:
+        UsageError: no command has this name.
+    """
+    words = line.split(maxsplit=1) or [""]
+    name = words[0].lower()
+    name = OTHER_WORDS.get(name, name)
+    # With blanks before the slash it is a text, unless a command has been meant.
+    is_command = line.startswith(SLASH) or name in NAMES
+    if not is_command or line.startswith(2 * SLASH) or "\n" in line:
+        return None
+    if name not in NAMES:
+        raise UsageError(f"No such command: {words[0]}; {suggest(name)}")
+    return Command(name, words[1].strip() if len(words) > 1 else "")
+
+
+def suggest(name: str) -> str:
+    if close := find_close(name, NAMES):
+        return f"did you mean {or_list(close)}?"
+    return "/help lists the commands, and two slashes begin a text with one."
+
+
+def parse_setting(rest: str) -> tuple[str, str]:
+    """Name and value of ``/set``; ``top_k 5`` and ``top_k=5`` are the same. Without a value it is empty."""
+    match = re.fullmatch(r"([^\s=]+)(?:\s*=\s*|\s+)?(.*)", rest, re.DOTALL)
+    return (match[1], match[2]) if match else (rest, "")
+
+
+def complete_word(before: str, word: str) -> list[str]:
+    """What a word may become: a command at the start of the line, after ``/set`` a parameter or its value.
+
+    Args:
+        before: the line up to the word.
+    """
+    words = before.split()
+    if not words:
+        return [f"{name} " if name == "/set" else name for name in NAMES if word and name.startswith(word.lower())]
+    if words[0] != "/set" or len(words) > 2:
+        return []
+    if len(words) == 1:
+        wanted = word.replace("-", "_")
+        return [f"{name} " for name in PARAMETERS if name.startswith(wanted)]
+    parameter = PARAMETERS.get(words[1].replace("-", "_"))
+    values = ["on", "off"] if parameter is not None and parameter.kind is bool else []
+    return [value for value in (*values, DEFAULT) if value.startswith(word)]

@@ -1,0 +1,158 @@
+"""``--file``: a prompt per line, or a JSON object per line with the prompt and its own parameters.
+
+A file may be larger than memory: it is checked line by line before anything is sent, and read again to be sent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from tgis_cli.clients.parameters import Parameters
+from tgis_cli.clients.prompts import STDIN, decode
+from tgis_server.errors import UsageError
+
+MAX_NAMED = 5  # of the wrong lines
+JSON_SUFFIXES = (".jsonl", ".ndjson")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One text to complete."""
+
+    text: str
+    parameters: Parameters
+    line: int | None = None  # of the file, from 1
+    id: Any = None  # of a JSON line, to be given back
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFile:
+    """An open file whose lines are all correct."""
+
+    stream: BinaryIO
+    name: str
+    is_json: bool
+    common: Parameters  # of the command line; a JSON line may have others
+    check: Callable[[Parameters], None]  # raises UsageError
+    num_prompts: int = 0
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, path: str, common: Parameters, check: Callable[[Parameters], None]) -> Iterator[PromptFile]:
+        """
+        Args:
+            path: ``-`` is standard input.
+
+        Raises:
+            UsageError: it cannot be read, is empty, or has wrong lines, which are named.
+        """
+        name = "Standard input" if path == STDIN else path
+        with contextlib.ExitStack() as stack:
+            try:
+                stream = stack.enter_context(open_twice_readable(path))
+            except OSError as error:
+                raise UsageError(f"--file {path} cannot be read: {error.strerror}.") from None
+            is_json = path.endswith(JSON_SUFFIXES) or first_character(stream) == b"{"
+            file = cls(stream, name, is_json, common, check)
+            yield dataclasses.replace(file, num_prompts=file.count())
+
+    def count(self) -> int:
+        """Read and check all lines.
+
+        Raises:
+            UsageError: it has wrong lines or no prompts.
+        """
+        wrong: list[str] = []
+        num_wrong = num_prompts = 0
+        for line, data in self._lines():
+            num_prompts += 1
+            try:
+                self._parse(line, data)
+            except UsageError as error:
+                num_wrong += 1
+                if len(wrong) < MAX_NAMED:
+                    wrong.append(f"line {line}: {error}")
+        if num_wrong:
+            more = f"\n... and {num_wrong - MAX_NAMED} more" if num_wrong > MAX_NAMED else ""
+            lines = "1 wrong line" if num_wrong == 1 else f"{num_wrong} wrong lines"
+            raise UsageError(f"{self.name} has {lines}, so nothing was sent:\n" + "\n".join(wrong) + more)
+        if not num_prompts:
+            raise UsageError(f'{self.name} is empty: write a text per line, or a JSON object with a "text".')
+        return num_prompts
+
+    def prompts(self) -> Iterator[Prompt]:
+        """
+        Raises:
+            UsageError: the file has changed since it was checked.
+        """
+        for line, data in self._lines():
+            try:
+                yield self._parse(line, data)
+            except UsageError as error:
+                raise UsageError(f"{self.name} has changed while it was read; line {line}: {error}") from None
+
+    def _lines(self) -> Iterator[tuple[int, bytes]]:
+        """Lines that are not blank, with their numbers."""
+        self.stream.seek(0)
+        try:
+            for number, data in enumerate(self.stream, 1):
+                if data.strip():
+                    yield number, data.removesuffix(b"\n").removesuffix(b"\r")
+        except OSError as error:
+            raise UsageError(f"{self.name} cannot be read: {error.strerror}.") from None
+
+    def _parse(self, line: int, data: bytes) -> Prompt:
+        text = decode(data, "it")
+        prompt = parse_object(text, line, self.common) if self.is_json else Prompt(text, self.common, line)
+        self.check(prompt.parameters)
+        return prompt
+
+
+def parse_object(text: str, line: int, common: Parameters) -> Prompt:
+    """
+    Raises:
+        UsageError: it is not an object with a text and parameters in their ranges.
+    """
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"it is not valid JSON ({error}).") from None
+    except RecursionError:
+        raise UsageError("its JSON is nested too deeply.") from None
+    if not isinstance(values, dict):
+        raise UsageError('it is not a JSON object, such as {"text": "Once upon a time", "max_new_tokens": 20}.')
+    prompt, identifier = values.pop("text", None), values.pop("id", None)
+    if not isinstance(prompt, str):
+        raise UsageError('it has no "text", or its "text" is not a string.')
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise UsageError('its "text" has half a surrogate pair, which is not a character.') from None
+    return Prompt(prompt, common.updated(values), line, identifier)
+
+
+def first_character(stream: BinaryIO) -> bytes:
+    """Of the first line that is not blank."""
+    stream.seek(0)
+    return next((line.lstrip(b"\xef\xbb\xbf \t")[:1] for line in stream if line.strip()), b"")
+
+
+@contextlib.contextmanager
+def open_twice_readable(path: str) -> Iterator[BinaryIO]:
+    """A file as it is; what can be read only once, such as a pipe, by way of a temporary file."""
+    with contextlib.ExitStack() as stack:
+        source = sys.stdin.buffer if path == STDIN else stack.enter_context(open(path, "rb"))
+        if path != STDIN and source.seekable():
+            yield source
+            return
+        copy = stack.enter_context(tempfile.TemporaryFile(prefix="tgis-prompts-"))
+        shutil.copyfileobj(source, copy)
+        yield copy

@@ -1,0 +1,335 @@
+"""The loop of ``tgis generate`` and ``tgis run`` without a text: each line is a text that the model completes.
+
+It shows answers with the Presenter of both commands, on a terminal only. A failed answer is one sentence, and the loop
+goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import textwrap
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from tgis_cli.clients.connector import Connector
+from tgis_cli.clients.generation import explain_refusal
+from tgis_cli.clients.grpc_client import Client
+from tgis_cli.clients.parameters import PARAMETERS, Parameter, Parameters, find_parameter
+from tgis_cli.clients.presenter import Presenter
+from tgis_cli.clients.prompt_commands import (
+    DEFAULT,
+    HELP,
+    QUOTES,
+    SLASH,
+    Command,
+    complete_word,
+    parse_command,
+    parse_setting,
+)
+from tgis_cli.clients.prompt_history import PromptHistory
+from tgis_cli.clients.prompts import check_word
+from tgis_cli.terminal.capabilities import get_width
+from tgis_cli.terminal.line_input import LineCanceled, LineInput
+from tgis_cli.terminal.stop_signals import ended_by_signals
+from tgis_server.errors import InvalidRequest, RequestError, Unavailable, UsageError
+from tgis_server.words.control_characters import escape_controls
+
+if TYPE_CHECKING:
+    from tgis_cli.runs.servers import RunningServer
+
+PROMPT, MORE = ">>> ", "... "
+MAX_ECHO_CHARS = 60  # of a text that an answer goes on from
+LEAVING = "Ctrl-D or /bye leaves."
+NOTHING_YET = "There is no text yet: type one."
+SAME_AGAIN = "The answer will be the same, because it is greedy: /set temperature 0.8 samples."
+
+
+def run_prompt_loop(client: Client, parameters: Parameters, presenter: Presenter, connector: Connector) -> None:
+    """Ask for texts and complete them until the person leaves.
+
+    Args:
+        client: connected; it is replaced when its server has gone away.
+
+    Raises:
+        Interrupted: SIGTERM or SIGHUP.
+        TgisError: the server will not come back.
+    """
+    history = PromptHistory.find(os.environ)
+    lines = LineInput(complete_word, history.load())
+    with ended_by_signals(), lines.open(), Link(client, connector) as link:
+        PromptLoop(link, parameters, presenter, lines, history).run()
+
+
+class Link:
+    """The connection. After it broke, the next use opens another one."""
+
+    def __init__(self, client: Client, connector: Connector) -> None:
+        self.client: Client | None = client
+        self._connector = connector
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Link:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def get_client(self) -> Client:
+        """
+        Raises:
+            TgisError: the server is not back.
+        """
+        if self.client is None:
+            self._stack.close()
+            self.client = self._stack.enter_context(self._connector.reconnect())
+        return self.client
+
+    def note_loss(self) -> None:
+        """
+        Raises:
+            TgisError: the server will not come back.
+        """
+        self.client = None
+        self._connector.check()
+
+
+class PromptLoop:
+    """One conversation: the parameters, and the last text with its answer."""
+
+    def __init__(
+        self, link: Link, parameters: Parameters, presenter: Presenter, lines: LineInput, history: PromptHistory
+    ) -> None:
+        self._link = link
+        self._parameters = parameters
+        self._presenter = replace(presenter, setting=name_setting)
+        self._lines = lines
+        self._history = history
+        self._text = ""  # what was last completed
+        self._answer = ""
+        self._actions = {
+            "/continue": self._continue,
+            "/retry": self._retry,
+            "/set": self._set,
+            "/show": self._show,
+            "/help": self._help,
+        }
+
+    def run(self) -> None:
+        client = self._link.get_client()
+        self._tell(f"{describe_server(client)}. Each line is a text to complete; /help lists the commands.")
+        while True:
+            try:
+                line = self._read()
+            except EOFError:
+                self._write("\n")
+                return
+            except LineCanceled as cancel:
+                self._write("\n")
+                if not cancel.text:
+                    self._tell(LEAVING)
+                continue
+            except UnicodeDecodeError:
+                self._tell("That line is not valid text: check the encoding of the terminal, and the locale (LANG).")
+                continue
+            if not line.strip():
+                continue
+            if not self._obey(line):
+                return
+
+    def _read(self) -> str:
+        """A line as typed, or a text of several lines with its quotes."""
+        line = self._lines.read(PROMPT)
+        if line.startswith(QUOTES):
+            try:
+                while not is_closed(line):
+                    line += "\n" + self._lines.read(MORE)
+            except EOFError:
+                raise LineCanceled(line) from None
+        if line.strip() and self._history.add(line):
+            self._lines.remember(line)
+        return line
+
+    def _obey(self, line: str) -> bool:
+        """Complete the text, or do what the command says. Returns whether to go on."""
+        try:
+            command = parse_command(line)
+            if command is not None and command.name == "/bye":
+                return False
+            if command is not None:
+                self._act(command)
+            else:
+                self._complete(check_word(unquote(line)))
+        except Unavailable as error:
+            self._tell(str(error))
+            self._link.note_loss()
+        except InvalidRequest as error:
+            self._tell(str(explain_refusal(error, self._parameters, str)))
+        except (RequestError, UsageError) as error:
+            self._tell(str(error))
+        except LineCanceled:
+            self._tell("Stopped.")
+        return True
+
+    def _act(self, command: Command) -> None:
+        if command.name != "/set" and command.rest:
+            raise UsageError(f"{command.name} takes nothing after it; two slashes begin a text with one.")
+        self._actions[command.name](*([command.rest] if command.name == "/set" else []))
+
+    def _complete(self, text: str, echo: str | None = None) -> None:
+        """
+        Args:
+            echo: what is shown of the text before the answer; by default its last lines.
+        """
+        with self._lines.heeding_ctrl_c():  # connecting may take seconds
+            client = self._link.get_client()
+            parameters = self._parameters.with_length_for_people(client)
+        self._text, self._answer = text, ""
+        frames = client.generate_stream(parameters.to_request(text))
+        self._answer = self._presenter.show(text if echo is None else echo, frames).text
+
+    # -- commands -------------------------------------------------------------------------------------------------
+
+    def _continue(self) -> None:
+        text = self._text + self._answer
+        if not text:
+            raise UsageError(NOTHING_YET)
+        self._complete(text, shorten(text))
+
+    def _retry(self) -> None:
+        if not self._text:
+            raise UsageError(NOTHING_YET)
+        if self._answer and not self._parameters.is_sampling:
+            self._presenter.say(SAME_AGAIN)
+        self._complete(self._text, shorten(self._text))
+
+    def _set(self, rest: str) -> None:
+        if not rest:
+            self._write(list_parameters(self._parameters, get_width(self._presenter.out)))
+            return
+        name, value = parse_setting(rest)
+        parameter = find_parameter(name)
+        if value == DEFAULT:
+            self._parameters = self._parameters.updated({parameter.name: None})
+        elif value:
+            self._parameters = self._parameters.with_setting(parameter.name, value)
+        state = describe_value(self._parameters, parameter) or "not set"
+        self._tell(f"{parameter.name} is {state}." + ("" if value else f" {describe_parameter(parameter)}"))
+
+    def _show(self) -> None:
+        with self._lines.heeding_ctrl_c():
+            client = self._link.get_client()
+            limits = client.model_info()
+        given = [f"{name} {describe_value(self._parameters, PARAMETERS[name])}" for name in self._parameters.given()]
+        self._tell(f"{describe_server(client)}.")
+        self._tell(
+            f"A text and its answer may have {limits.max_sequence_length} tokens together, an answer "
+            f"{limits.max_new_tokens}."
+        )
+        self._tell(f"Set: {', '.join(given) or 'nothing'}.")
+
+    def _help(self) -> None:
+        self._write(list_rows([(form, text) for form, text in HELP.items()], get_width(self._presenter.out)))
+
+    # -- output ---------------------------------------------------------------------------------------------------
+
+    def _tell(self, sentence: str) -> None:
+        """A sentence where the answers are, because the loop makes sense only on a terminal."""
+        width = get_width(self._presenter.out)
+        self._write(textwrap.fill(escape_controls(sentence), width, break_on_hyphens=False) + "\n")
+
+    def _write(self, text: str) -> None:
+        self._presenter.out.write(text)
+        self._presenter.out.flush()
+
+
+def name_setting(name: str) -> str:
+    """How an answer's last line names a parameter."""
+    return f"/set {name}"
+
+
+def is_closed(text: str) -> bool:
+    """Whether quotes that a text begins with are closed at its end."""
+    return text.rstrip().endswith(QUOTES) and len(text.strip()) >= 2 * len(QUOTES)
+
+
+def unquote(line: str) -> str:
+    """The text that a line means. Line ends next to quotes do not belong to it."""
+    if line.startswith(QUOTES):
+        return line.rstrip().removeprefix(QUOTES).removesuffix(QUOTES).removeprefix("\n").removesuffix("\n")
+    return line[1:] if line.startswith(2 * SLASH) else line
+
+
+def shorten(text: str) -> str:
+    """The end of a text, from the start of a word, to show where an answer goes on."""
+    line = text.rstrip("\n").rpartition("\n")[2]
+    if len(line) <= MAX_ECHO_CHARS:
+        return line
+    tail = line[-MAX_ECHO_CHARS:]
+    return f"... {tail.partition(' ')[2].lstrip() or tail}"
+
+
+# -- descriptions -----------------------------------------------------------------------------------------------------
+
+
+def describe_server(client: Client) -> str:
+    """``org/model at 127.0.0.1:8033``."""
+    server = client.address.server or find_known(client)
+    if server is None:
+        return f"The model at {client.address.target}"
+    label = f" ({server.label})" if server.label else ""
+    return f"{server.model}{label} at {client.address.target}"
+
+
+def find_known(client: Client) -> RunningServer | None:
+    """The server of this user that a connection to this machine has reached: gRPC does not tell a model's name."""
+    from tgis_cli.clients.address import THIS_MACHINE, find_running_servers
+
+    address = client.address
+    if address.host not in (THIS_MACHINE, "localhost", "::1"):
+        return None
+    found = [server for server in find_running_servers() if server.is_in_this_network]
+    return next((server for server in found if server.grpc_port == address.port), None)
+
+
+def describe_value(parameters: Parameters, parameter: Parameter) -> str:
+    """As it can be typed; empty if it is not given."""
+    import json
+
+    value = getattr(parameters, parameter.name)
+    if value is None:
+        return ""
+    if isinstance(value, tuple):
+        texts = [json.dumps(text, ensure_ascii=False) for text in value]
+        return texts[0] if len(texts) == 1 else f"[{', '.join(texts)}]"
+    return ("off", "on")[value] if isinstance(value, bool) else str(value)
+
+
+def describe_parameter(parameter: Parameter) -> str:
+    """Its help, with other parameters as they are called here."""
+    return re.sub(r"--([a-z][a-z-]+)", lambda flag: flag[1].replace("-", "_"), parameter.help)
+
+
+def list_parameters(parameters: Parameters, width: int) -> str:
+    rows = []
+    for name, parameter in PARAMETERS.items():
+        value = describe_value(parameters, parameter)
+        rows.append((f"{name} {value}".rstrip(), describe_parameter(parameter)))
+    return list_rows(rows, width)
+
+
+def list_rows(rows: list[tuple[str, str]], width: int) -> str:
+    """Two columns; the second is wrapped at words, below itself. A long entry of the first has a line of its own."""
+    longest = max(len(first) for first, _ in rows)
+    indent = min(longest, max(map(len, PARAMETERS)) + 4) + 2
+    lines: list[str] = []
+    for first, second in rows:
+        shown = escape_controls(first)
+        wrapped = textwrap.wrap(second, max(20, width - indent), break_on_hyphens=False)
+        if len(shown) + 2 <= indent:
+            lines.append(f"{shown:<{indent}}{wrapped.pop(0)}")
+        else:
+            lines.append(shown)
+        lines += [" " * indent + line for line in wrapped]
+    return "".join(f"{line}\n" for line in lines)

@@ -1,0 +1,118 @@
+"""What running servers of this user are doing, as they say on the sockets in their run directories.
+
+Those sockets answer whatever the public ports demand, and while the server starts. The question does not count as a
+sign of life of the launcher.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tgis_cli.runs.servers import RunningServer
+
+Reply = TypeVar("Reply")
+
+TIMEOUT_S = 1.0
+
+
+class State(StrEnum):
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+    SILENT = "no answer"
+    FROZEN = "frozen"  # its launcher is stopped (SIGSTOP)
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A server's state, with what belongs to it."""
+
+    state: State
+    num_calls: int = 0  # in flight
+    phase: str = ""  # while it starts: of its shard that is furthest behind
+    share: float | None = None  # of the bytes of that phase that are done, if known
+    text: str = ""  # why it failed
+
+    def __str__(self) -> str:
+        """``ready``, ``starting: reading weights 40%``, ``draining, 3 calls``."""
+        if self.state is State.STARTING and self.phase:
+            return f"starting: {self.phase}" + (f" {self.share:.0%}" if self.share is not None else "")
+        if self.state is State.DRAINING or (self.state is State.READY and self.num_calls):
+            return f"{self.state}, {count_calls(self.num_calls)}"
+        return str(self.state)
+
+
+def count_calls(number: int) -> str:
+    return f"{number} call{'' if number == 1 else 's'}"
+
+
+def ask_all(servers: Sequence[RunningServer]) -> list[Status]:
+    """Ask all at once, for at most a second or so."""
+    if not servers:
+        return []
+    with ThreadPoolExecutor(len(servers)) as pool:
+        return list(pool.map(ask, servers))
+
+
+def ask(server: RunningServer, timeout_s: float = TIMEOUT_S) -> Status:
+    """What the front-end says; while it starts, what the shards say."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's C library would log failed connections
+    from tgis_server.wire import shard_pb2 as pb
+    from tgis_server.wire.shard_pb2_grpc import FrontendStub
+
+    if server.is_frozen:
+        return Status(State.FROZEN)
+    reply = call(server.door / "frontend.sock", lambda channel: FrontendStub(channel).Health, timeout_s)
+    if reply is None and not server.has_been_ready and not (server.door / "frontend.sock").exists():
+        return Status(State.STARTING, phase="starting processes")
+    if reply is None:
+        return Status(State.SILENT)
+    if reply.state == pb.FrontendHealth.STARTING:
+        return ask_shards(server, timeout_s)
+    states = {
+        pb.FrontendHealth.SERVING: State.READY,
+        pb.FrontendHealth.DRAINING: State.DRAINING,
+        pb.FrontendHealth.FAILED: State.FAILED,
+    }
+    return Status(states[reply.state], reply.in_flight, text=reply.text)
+
+
+def ask_shards(server: RunningServer, timeout_s: float) -> Status:
+    """The phase that holds up the start, and how much of it all shards in it have done."""
+    from tgis_server.wire import shard_pb2 as pb
+    from tgis_server.wire.shard_pb2_grpc import ShardStub
+
+    def ask_shard(socket: Path) -> pb.HealthReply | None:
+        return call(socket, lambda channel: ShardStub(channel).Health, timeout_s)
+
+    with ThreadPoolExecutor(len(server.shard_sockets)) as pool:
+        replies = list(pool.map(ask_shard, server.shard_sockets))
+    if None in replies:
+        return Status(State.STARTING, phase="starting processes")
+    loading = [reply for reply in replies if reply.state == pb.HealthReply.LOADING]
+    if not loading:
+        return Status(State.STARTING, phase="warming up")
+    phase = loading[0].phase or "loading"
+    done, total = (sum(getattr(reply, name) for reply in loading if reply.phase == phase) for name in ("done", "total"))
+    return Status(State.STARTING, phase=phase, share=min(1.0, done / total) if total else None)
+
+
+def call(socket: Path, pick: Callable[[Any], Callable[..., Reply]], timeout_s: float) -> Reply | None:
+    """The answer of one process to a question about its health; ``None`` if there is none in time."""
+    import grpc
+
+    from tgis_server.wire import shard_pb2 as pb
+    from tgis_server.wire.grpc_channels import open_channel
+
+    with open_channel(f"unix:{socket}") as channel:
+        try:
+            return pick(channel)(pb.HealthRequest(is_onlooker=True), timeout=timeout_s)
+        except grpc.RpcError:
+            return None

@@ -1,0 +1,83 @@
+"""``--wait``: connect to a server once it is ready, and show what it is doing until then."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from tgis_cli.clients.connection import Connection
+from tgis_cli.clients.grpc_client import Client
+from tgis_cli.clients.presenter import Presenter
+from tgis_cli.terminal.capabilities import get_width
+from tgis_cli.terminal.spinner import Spinner
+from tgis_server.errors import Unavailable
+from tgis_server.words.control_characters import escape_controls
+
+POLL_S = 0.25
+BEFORE_REASON = "is unavailable: "  # in the sentence of a call that the server has refused
+
+
+@dataclass(slots=True)
+class Wait:
+    """Attempts until one succeeds. ``reason`` is why the last one did not."""
+
+    limit_s: float  # may be infinite
+    sleep: Callable[[float], None] = time.sleep
+    clock: Callable[[], float] = time.monotonic
+    reason: str = ""
+
+    def connect(self, attempt: Callable[[], Client], tell: Callable[[str], None]) -> Client:
+        """
+        Args:
+            tell: gets the first reason.
+
+        Raises:
+            Unavailable: the time is over; with the last reason.
+        """
+        started_at = self.clock()
+        while True:
+            try:
+                return attempt()
+            except Unavailable as error:
+                if not self.reason:
+                    tell(shorten(str(error)))
+                self.reason = shorten(str(error))
+                if self.clock() - started_at >= self.limit_s:
+                    raise Unavailable(f"Not ready within {self.limit_s:g} s. {error}") from None
+            self.sleep(POLL_S)
+
+
+@contextmanager
+def connect_when_ready(connection: Connection, limit_s: float, presenter: Presenter) -> Iterator[Client]:
+    """Like ``Client.connect``, but wait until a server is there and has loaded its model.
+
+    Raises:
+        UsageError: the options cannot be used.
+        Unavailable: it is not ready within the limit.
+    """
+    with ExitStack() as stack:
+
+        def attempt() -> Client:
+            with ExitStack() as opened:
+                client = opened.enter_context(Client.connect(connection))
+                client.model_info()  # refused until the model is loaded
+                stack.push(opened.pop_all())
+                return client
+
+        def tell(reason: str) -> None:
+            if not presenter.has_spinner:
+                presenter.say(f"Waiting: {reason}")
+
+        wait = Wait(limit_s)
+        num_free = get_width(presenter.err) if presenter.has_spinner else 0
+        with Spinner(presenter.err, num_free, lambda: wait.reason):
+            client = wait.connect(attempt, tell)
+        yield client
+
+
+def shorten(reason: str) -> str:
+    """The first sentence of what the server says, or of why there is no server."""
+    text = reason.partition(BEFORE_REASON)[2] or reason
+    return escape_controls(text.partition(". ")[0].removesuffix(".")).replace("\n", " ")

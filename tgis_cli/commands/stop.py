@@ -1,0 +1,67 @@
+"""``tgis stop``: end running servers of this user."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from tgis_cli.terminal.exits import as_told
+from tgis_server.errors import Unavailable, UsageError
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+
+
+def complete_names(incomplete: str) -> list[str]:
+    from tgis_cli.runs.servers import find_running
+
+    return sorted({server.model for server in find_running() if server.model.startswith(incomplete)})
+
+
+@app.command()
+def stop(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME]...",
+            help="Model, last part of its name, gRPC port, or pid; may be left out if only one server is running.",
+            autocompletion=complete_names,
+            show_default=False,
+        ),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Stop all running servers of this user.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="Do not let them finish their calls.")] = False,
+    timeout: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="How long to wait for each.", show_default="its --drain-timeout and more"),
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Stop running servers: they finish their calls in flight, and refuse new ones.
+
+    Exit code 0: all have ended; 1: one is still running, or none was running; 2: it is not clear which is meant.
+    """
+    from tgis_cli.clients.stopping import describe_survivors, pick_servers, stop_servers
+    from tgis_cli.runs.servers import find_running
+    from tgis_cli.terminal.wait_line import WaitLine
+
+    if timeout is not None and not (math.isfinite(timeout) and timeout >= 0):
+        raise UsageError(f"--timeout {timeout:g} is not a number of seconds from 0.")
+    servers = pick_servers(names or [], find_running(), everything=everything)
+    with WaitLine(sys.stderr, os.environ) as line:
+        stopped = stop_servers(servers, timeout, line.show, is_hurried=now)
+    if json_:
+        print(json.dumps({"servers": [each.as_dict() for each in stopped]}, indent=1))
+    elif not servers:
+        print("No server of this user is running.")
+    else:
+        for each in stopped:
+            if each.seconds is not None:
+                print(f"Stopped {each.name} after {each.seconds:.1f} s.")
+    if sentence := describe_survivors(stopped):
+        sys.stdout.flush()
+        raise as_told(Unavailable(sentence))

@@ -1,0 +1,51 @@
+"""Whether the model that a manifest names is of a family that is served, as far as the cache or its name tells."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from tgis_server.engines.catalogue import find_engine
+from tgis_server.errors import ModelError
+
+FindModel = Callable[[str], Path | None]  # from a name to the model's directory on this machine, if it is here
+
+# Families that no engine serves, by the names of their models. Newer models of the same makers may well be served,
+# such as Falcon 3, which is a Llama: the patterns are no wider than the names that are known.
+UNSERVED = {
+    "an encoder-decoder model": r"\b(t5|flan-t5|flan-ul2|ul2|mt0|mt5|byt5|t0|t0pp|bart|pegasus)\b",
+    "a Falcon": r"\bfalcon-(7b|11b|40b|180b|rw)\b",
+    "an MPT": r"\bmpt-(7b|30b|1b)\b",
+    "an OPT": r"\bopt-(iml-)?(\d+m|\d+(\.\d+)?b)\b",
+    "a GPT-BigCode": r"\b(starcoder(base|plus)?|santacoder|tiny_starcoder_py|granite-(13|20|34)b)\b",
+    "a StarCoder 2": r"\bstarcoder2\b",
+    "a GPT-J": r"\bgpt-?j\b|\bdolly-v1\b",
+    "a CodeGen": r"\bcodegen",
+    "a mixture of experts": r"\b(mixtral|dbrx|deepseek-(v\d|moe)|gpt-oss|olmoe|llama-4|moe|a\d+(\.\d+)?[bm])\b",
+    "a Gemma of the first or third generation": r"\b(code)?gemma-((1\.1-)?(2b|7b)|3n?)\b",
+    "a ChatGLM": r"\b(chatglm|glm-4)",
+    "a state space model": r"\b(mamba|jamba|rwkv|granite-4|falcon-mamba)",
+    "a Cohere model": r"\b(command-r|aya-(23|expanse))",
+    "quantized": r"\b(gptq|awq|gguf|exl2|bnb-4bit|int4|int8|fp8|w4a16|w8a8)\b",
+}
+
+
+def explain_unserved(name: str, find_model: FindModel) -> str:
+    """Why no engine serves a model; empty if one does, or if that cannot be known.
+
+    Args:
+        name: as in the manifest: of the hub, or a path in the container.
+    """
+    model_dir = find_model(name)
+    if model_dir is not None:
+        try:
+            find_engine(model_dir)
+        except ModelError as error:
+            return str(error)
+        return ""
+    words = re.sub(r"[_\s]", "-", name.rstrip("/").rpartition("/")[2].lower())
+    for what, pattern in UNSERVED.items():
+        if re.search(pattern, words):
+            return f"By its name this model is {what}, which no engine serves."
+    return ""

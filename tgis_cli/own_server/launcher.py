@@ -1,0 +1,145 @@
+"""The launcher of one `tgis run`, as its child: started, watched, and ended with it.
+
+It has its own session, so that Ctrl-C during an answer does not reach it. It cannot outlive this process, however that
+ends: see ``tgis_cli/attached.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, TextIO
+
+from tgis_cli.own_server.run_log import RunLog
+from tgis_cli.runs.servers import RunningServer, find_server
+from tgis_server.errors import GroupFailed, HubError, ModelError, NotEnoughDevices, UsageError
+from tgis_server.host.interpreter import make_command, make_environment
+
+# For this machine only, on free ports; one attempt; a log for people. Flags win over the environment.
+ALWAYS = (
+    *("--host", "127.0.0.1", "--grpc-port", "0", "--port", "0"),
+    *("--restart", "none", "--drain-delay", "0", "--drain-timeout", "2", "--no-json-output"),
+)
+NOT_FOR_LOOPBACK = ("TLS_CERT_PATH", "TLS_KEY_PATH", "TLS_CLIENT_CA_CERT_PATH", "HTTP_TLS")
+ENDINGS = ((signal.SIGTERM, 5.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, None))  # with the seconds to wait
+KINDS = {kind.exit_code: kind for kind in (UsageError, ModelError, NotEnoughDevices, GroupFailed, HubError)}
+
+
+class Launcher:
+    """A running or ended `tgis launch`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], cause: IO[bytes], log: RunLog) -> None:
+        """
+        Args:
+            cause: the launcher's termination log.
+        """
+        self._process = process
+        self._cause = cause
+        self._log = log
+        self._copier: threading.Thread | None = None
+        self.has_failed = False
+
+    @classmethod
+    @contextlib.contextmanager
+    def start(
+        cls, arguments: Sequence[str], environ: Mapping[str, str], log: RunLog, echo: TextIO | None
+    ) -> Iterator[Launcher]:
+        """Start it, and stop it at the end of the block. Must be called in the main thread.
+
+        Args:
+            arguments: of `tgis launch`.
+            echo: gets a copy of its lines.
+        """
+        with tempfile.TemporaryFile() as cause:
+            own = (*ALWAYS, "--termination-log", f"/proc/self/fd/{cause.fileno()}")
+            launcher = cls(
+                subprocess.Popen(
+                    make_command("-m", "tgis_cli.attached", str(os.getpid()), *own, *arguments),
+                    env=make_child_environment(environ),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE if echo else log.file,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=(cause.fileno(),),
+                    start_new_session=True,
+                ),
+                cause,
+                log,
+            )
+            try:
+                if echo is not None:
+                    launcher._copy_lines(echo)
+                yield launcher
+            finally:
+                launcher.stop()
+
+    def find_server(self) -> RunningServer | None:
+        """What the launcher has written about its server; ``None`` until it has looked at the model."""
+        return find_server(self._process.pid)
+
+    def check(self, within_s: float = 0.0) -> None:
+        """
+        Args:
+            within_s: how long to wait for its end.
+
+        Raises:
+            TgisError: it has ended; with its own sentence and exit code.
+        """
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(within_s)
+        if self._process.poll() is None:
+            return
+        self._join_copier()
+        self.has_failed = True
+        code = self._process.returncode
+        where = "" if self._log.path is None or code == UsageError.exit_code else f" The log is {self._log.path}."
+        raise KINDS.get(code, GroupFailed)(self._read_cause() + where)
+
+    def stop(self) -> None:
+        """End it and wait: it stops its processes and removes its run directory."""
+        for number, patience_s in ENDINGS:
+            if self._process.poll() is None:
+                self._process.send_signal(number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(patience_s)
+        self._join_copier()
+
+    def _read_cause(self) -> str:
+        """The launcher's sentence."""
+        self._cause.seek(0)
+        sentence = self._cause.read().decode(errors="replace").partition("\n")[0]
+        code = self._process.returncode
+        if sentence:
+            return sentence
+        if code == 0:
+            return "The server was stopped from outside."
+        if code < 0:
+            return f"The launcher was killed by {signal.Signals(-code).name}."
+        last_line = self._log.read_last_line()
+        return f"The launcher ended with exit code {code}{f': {last_line}' if last_line else '.'}"
+
+    def _copy_lines(self, echo: TextIO) -> None:
+        def copy() -> None:
+            assert self._process.stdout is not None, "the output is a pipe"
+            with self._process.stdout as lines, contextlib.suppress(ValueError):  # the log or the terminal is closed
+                for line in lines:
+                    self._log.file.write(line)
+                    with contextlib.suppress(OSError):
+                        echo.write(line.decode(errors="replace"))
+                        echo.flush()
+
+        self._copier = threading.Thread(target=copy, name="copy-log", daemon=True)
+        self._copier.start()
+
+    def _join_copier(self) -> None:
+        if self._copier is not None:
+            self._copier.join(1.0)
+
+
+def make_child_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    kept = {name: value for name, value in environ.items() if name not in NOT_FOR_LOOPBACK}
+    return make_environment(kept)

@@ -1,0 +1,58 @@
+"""What the words and flags of `tgis run` mean: a model, texts, and a command line of `tgis launch`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tgis_cli.clients.parameters import Parameters
+from tgis_cli.clients.prompts import STDIN
+from tgis_server.options import Option, options
+
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+PATHS = ("/", "./", "../", "~")
+DEFAULT_LIMIT = next(option.default for option in options() if option.name == "max_new_tokens")
+
+
+def split_words(model: str | None, words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The model, and the words of the text.
+
+    Args:
+        model: the first word of the command line, if there is one. If it can only be a text, no model is given.
+    """
+    if model is None or not is_text(model):
+        return model, list(words)
+    return None, [model, *words]
+
+
+def is_text(word: str) -> bool:
+    """Whether this cannot be the name of a model: it is neither like a hub id nor like a path, and no directory."""
+    if word == STDIN:
+        return True
+    is_name = word == "" or HUB_ID.fullmatch(word) or word.startswith(PATHS)
+    return not is_name and not os.path.exists(word)
+
+
+def make_arguments(
+    model: str | None, flags: Mapping[str, Any], config_file: Path | None, parameters: Parameters
+) -> list[str]:
+    """The arguments of `tgis launch`.
+
+    A server that exists for one answer allows the length that is asked for.
+    """
+    given = {option: value for option in options() if (value := flags.get(option.name)) is not None}
+    arguments = [to_argument(option, value) for option, value in given.items()]
+    if config_file is not None:
+        arguments.append(f"--config={config_file}")
+    if (parameters.max_new_tokens or 0) > DEFAULT_LIMIT:
+        arguments.append(f"--max-new-tokens={parameters.max_new_tokens}")
+    return arguments if model is None else [*arguments, "--", model]
+
+
+def to_argument(option: Option, value: object) -> str:
+    if isinstance(value, bool):
+        return option.flag if value else f"--no-{option.flag.removeprefix('--')}"
+    return f"{option.flag}={value}"

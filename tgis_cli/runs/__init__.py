@@ -1,0 +1,1 @@
+"""Run directories, and the running servers that they tell of."""

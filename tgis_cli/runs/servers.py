@@ -1,0 +1,214 @@
+"""The running servers of this user, found by the run directory that every launcher holds open and locked.
+
+There is no registry that could go stale: the kernel closes the directory when its launcher ends, whatever kills it.
+Of the server and of other commands this module knows nothing but the two files in that directory, ``serve.json`` and,
+once the server is ready, ``ready.json``. It imports little, since `tgis health` may need it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PREFIX = "tgis-"  # of the names of run directories
+PROC = Path("/proc")
+WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104  not bound here
+START_TIME_FIELD = 19  # of /proc/PID/stat after the name in parentheses; in clock ticks since boot
+
+
+@dataclass(frozen=True, slots=True)
+class ServerTls:
+    """How a server's gRPC port uses TLS, as far as a client must know."""
+
+    certificate: Path  # absolute once the server is ready
+    names: tuple[str, ...]  # that the certificate is for; empty while the server starts
+    demands_client_certificate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RunningServer:
+    """One launcher and what it has written about its server."""
+
+    pid: int
+    door: Path  # reaches the run directory even if it is mounted only where the launcher runs
+    run_dir: str  # as the launcher names it
+    model: str
+    label: str  # "demo model", "rehearsal" or empty
+    has_been_ready: bool
+    is_in_this_network: bool  # of two network namespaces, neither reaches the other's loopback addresses
+    host: str  # that reaches it from this machine, without brackets
+    grpc_port: int | None  # None: any free port, not known before the server is ready
+    http_port: int | None
+    tls: ServerTls | None
+    http_tls: str  # "off", "server" or "mutual"
+    start_ticks: int  # when the launcher started, in clock ticks since boot: with its pid, an identity
+    drain_s: float  # the longest time that it takes to finish its calls when it is stopped
+    shard_sockets: tuple[Path, ...]
+    pids: dict[str, int] = field(hash=False)  # of the children by name; empty while the server starts
+
+    @property
+    def age_s(self) -> float:
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - self.start_ticks / os.sysconf("SC_CLK_TCK")
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether this launcher, not another process with its number, has not ended."""
+        try:
+            state, ticks = read_state(self.door.parents[1])
+        except (OSError, ValueError):
+            return False
+        return ticks == self.start_ticks and state not in "ZX"
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the launcher is stopped (SIGSTOP)."""
+        try:
+            return read_state(self.door.parents[1])[0] in "Tt"
+        except (OSError, ValueError):
+            return False
+
+    @property
+    def grpc(self) -> str | None:
+        """``HOST:PORT``."""
+        return f"{bracket(self.host)}:{self.grpc_port}" if self.grpc_port else None
+
+    @property
+    def http(self) -> str | None:
+        """``http://HOST:PORT`` or ``https://HOST:PORT``."""
+        scheme = "http" if self.http_tls == "off" else "https"
+        return f"{scheme}://{bracket(self.host)}:{self.http_port}" if self.http_port else None
+
+    @property
+    def names(self) -> set[str]:
+        """What people call it: its model, the last part of the model's name, its gRPC address and port, and its pid."""
+        model = self.model.rstrip("/")
+        address = {self.grpc, str(self.grpc_port)} if self.grpc else set()
+        return {self.model, model, model.rpartition("/")[2], str(self.pid), *address}
+
+
+def find_running(proc: Path = PROC) -> list[RunningServer]:
+    """All running servers of this user, oldest first, wherever their run directory is.
+
+    Servers of other users, and those outside this namespace of process ids, stay hidden.
+    """
+    found = [server for pid in list_pids(proc) if (server := find_server(pid, proc)) is not None]
+    return sorted(found, key=lambda server: (server.start_ticks, server.pid))
+
+
+def find_server(pid: int, proc: Path = PROC) -> RunningServer | None:
+    """The server whose launcher is this process of this user; ``None`` if it is not a launcher."""
+    try:
+        if (proc / str(pid)).stat().st_uid != os.getuid():
+            return None
+        for door in list_run_dirs(proc / str(pid)):
+            if is_locked_by_holder(door):
+                return read_server(pid, door, proc)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # it has ended meanwhile, belongs to someone else, or the files are not those of a run
+    return None
+
+
+def list_pids(proc: Path) -> list[int]:
+    try:
+        return [int(name) for name in os.listdir(proc) if name.isdigit()]
+    except OSError:  # not mounted
+        return []
+
+
+def list_run_dirs(process: Path) -> Iterator[Path]:
+    """The open run directories of a process, as links in ``/proc`` that lead to them."""
+    for name in os.listdir(process / "fd"):
+        link = process / "fd" / name
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            target = os.readlink(link)
+            if target.rpartition("/")[2].startswith(PREFIX) and (link / "serve.json").is_file():
+                yield link
+
+
+def is_locked_by_holder(door: Path) -> bool:
+    """Whether this descriptor itself has the lock: others, such as a file manager's, may have the directory open."""
+    facts = (door.parents[1] / "fdinfo" / door.name).read_text()
+    return any(line.startswith("lock:") and " FLOCK " in line and " WRITE " in line for line in facts.splitlines())
+
+
+def read_server(pid: int, door: Path, proc: Path) -> RunningServer:
+    """
+    Raises:
+        OSError, ValueError, KeyError, TypeError, AttributeError: the files are missing or have another content.
+    """
+    run = json.loads((door / "serve.json").read_text())
+    config = run["config"]
+    ready = read_ready(door)
+    bound = ready.get("grpc_port") or config["grpc_port"], ready.get("http_port") or config["port"]
+    return RunningServer(
+        pid=pid,
+        door=door,
+        run_dir=os.readlink(door),
+        model=str(run["model_id"]),
+        label=str(run["label"]),
+        has_been_ready=bool(ready),
+        is_in_this_network=is_in_this_network(proc / str(pid)),
+        host=WILDCARDS.get(config["host"], config["host"]),
+        grpc_port=bound[0] or None,
+        http_port=bound[1] or None,
+        tls=read_tls(config, ready),
+        http_tls=str(config["http_tls"]),
+        start_ticks=read_state(proc / str(pid))[1],
+        drain_s=float(config["drain_delay"]) + float(config["drain_timeout"]),
+        shard_sockets=tuple(list_shard_sockets(door, config["shard_uds_path"], int(run["num_shard"]))),
+        pids=dict(ready.get("pids", {})),
+    )
+
+
+def read_ready(door: Path) -> dict[str, Any]:
+    """What the server has written about itself; empty until it is ready."""
+    try:
+        return dict(json.loads((door / "ready.json").read_text()))
+    except FileNotFoundError:
+        return {}
+
+
+def read_tls(config: dict[str, Any], ready: dict[str, Any]) -> ServerTls | None:
+    if not config["tls_cert_path"]:
+        return None
+    facts = ready.get("tls") or {}
+    return ServerTls(
+        Path(facts.get("certificate") or config["tls_cert_path"]),
+        tuple(facts.get("names", ())),
+        bool(config["tls_client_ca_cert_path"]),
+    )
+
+
+def is_in_this_network(process: Path) -> bool:
+    """Whether a process shares our network namespace; where the system has none, all do."""
+    try:
+        return os.readlink(process / "ns/net") == os.readlink("/proc/self/ns/net")
+    except OSError:
+        return True
+
+
+def list_shard_sockets(door: Path, prefix: str | None, num_shard: int) -> list[Path]:
+    return [Path(f"{prefix}-{rank}") if prefix else door / f"shard-{rank}.sock" for rank in range(num_shard)]
+
+
+def read_state(process: Path) -> tuple[str, int]:
+    """State of a process, as the kernel's letter, and when it started, in clock ticks since boot.
+
+    Raises:
+        OSError, ValueError: there is no such process.
+    """
+    fields = (process / "stat").read_text().rpartition(")")[2].split()
+    if len(fields) <= START_TIME_FIELD:
+        raise ValueError(f"{process} has no start time")
+    return fields[0], int(fields[START_TIME_FIELD])
+
+
+def bracket(host: str) -> str:
+    """A host as it is written before a port."""
+    return f"[{host}]" if ":" in host else host

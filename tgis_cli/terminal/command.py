@@ -1,0 +1,166 @@
+"""What every command of ``tgis`` has in common: how its options are read, and how its help looks.
+
+``command_table.py`` gives it to the commands as they are loaded; a command's own class derives from these.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from tgis_cli.terminal.option_help import FACTS, describe_command, plain_text, show_page
+from tgis_server.errors import UsageError
+from tgis_server.words.close_words import squeeze
+
+MAX_HINT = 70  # characters of a help that a shell shows
+HELP_NAMES = ["-h", "--help"]
+
+
+class Command(TyperCommand):
+    """Explains misspelt options, and has the help that all commands have."""
+
+    def __init__(self, *args: Any, **attrs: Any) -> None:
+        super().__init__(*args, **attrs)
+        self.context_settings.setdefault("help_option_names", HELP_NAMES)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        with errors_at(ctx):
+            check_options(self, ctx, args)
+            return super().parse_args(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        formatter.write(show_page(describe_command(self, ctx), os.environ))
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        return shorten_helps(super().shell_complete(ctx, incomplete))
+
+
+class Group(TyperGroup):
+    """The same for a command that has commands."""
+
+    sections: ClassVar[dict[str, str]] = {}  # the title under which a command is listed, by name
+
+    def __init__(self, *args: Any, **attrs: Any) -> None:
+        super().__init__(*args, **attrs)
+        self.context_settings.setdefault("help_option_names", HELP_NAMES)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        with errors_at(ctx):
+            check_options(self, ctx, args)
+            return super().parse_args(ctx, args)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        listed = [name for name in self.sections if name in self.commands]
+        return listed + [name for name in self.commands if name not in listed]
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if not ctx.resilient_parsing and args[0] not in self.commands:  # completion is resilient
+            from tgis_cli.terminal.suggestions import explain_no_command
+
+            raise UsageError(explain_no_command(args[0], ctx.command_path, list(self.commands)))
+        return super().resolve_command(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        formatter.write(show_page(describe_command(self, ctx), os.environ))
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        return shorten_helps(super().shell_complete(ctx, incomplete))
+
+
+def shorten_helps(items: list[Any]) -> list[Any]:
+    """Completions with a help of one short line, without markup: some shells show it beside the word."""
+    for item in items:
+        if item.help:
+            item.help = textwrap.shorten(FACTS.sub("", plain_text(item.help)), MAX_HINT, placeholder=" ...")
+    return items
+
+
+def dress(app: typer.Typer) -> None:
+    """Let all commands and groups of an app that have no class of their own derive from ours."""
+    for info in app.registered_commands:
+        if info.cls in (None, TyperCommand):
+            info.cls = Command
+    for group in (app.info, app.registered_callback):
+        if group is not None and not isinstance(group.cls, type):
+            group.cls = Group
+
+
+@contextlib.contextmanager
+def errors_at(ctx: Any) -> Iterator[None]:
+    """Note the command in the framework's errors, some of which come without it."""
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "ctx", ctx) is None:
+            error.ctx = ctx  # type: ignore[attr-defined]  # an error of the framework
+        raise
+
+
+def check_options(command: Any, ctx: Any, args: list[str]) -> None:
+    """
+    Raises:
+        UsageError: an option does not exist; the text names the one that was meant, as far as that can be known.
+    """
+    if ctx.resilient_parsing or ctx.ignore_unknown_options:
+        return
+    params = {name: param for param in command.get_params(ctx) for name in (*param.opts, *param.secondary_opts)}
+    unknown = find_unknown(params, args, is_group=not ctx.allow_interspersed_args)
+    if unknown:
+        from tgis_cli.terminal.suggestions import explain_no_option
+
+        commands = list(getattr(command, "commands", ()))
+        raise UsageError(explain_no_option(unknown, params, ctx.command_path, commands))
+
+
+def find_unknown(params: Mapping[str, Any], args: Sequence[str], *, is_group: bool) -> str | None:
+    """The first word that looks like an option and is none, without what follows ``=``.
+
+    A word such as ``-port`` counts even if ``-p`` exists and would take ``ort`` as its value.
+
+    Args:
+        is_group: what follows the first word without a dash belongs to another command.
+    """
+    words = iter(args)
+    for word in words:
+        name = word.partition("=")[0]
+        if word == "--" or (is_group and word[:1] != "-"):
+            return None
+        if word[:1] != "-" or word == "-":
+            continue
+        if name in params:
+            needs_value = takes_value(params[name]) and "=" not in word
+        elif word[:2] == "--" or word[:2] not in params or is_long_option(name, params):
+            return name
+        else:
+            unknown, needs_value = read_short_options(word, params)
+            if unknown:
+                return unknown
+        if needs_value:
+            next(words, None)
+    return None
+
+
+def is_long_option(name: str, params: Mapping[str, Any]) -> bool:
+    """Whether a word with one dash, such as ``-port``, is the name of an option but for the second dash."""
+    return any(flag[:2] == "--" and squeeze(flag) == squeeze(name) for flag in params)
+
+
+def read_short_options(word: str, params: Mapping[str, Any]) -> tuple[str, bool]:
+    """The first unknown option of ``-vx``, ``-p3000`` or ``-p``, and whether the next word is a value."""
+    for index, letter in enumerate(word[1:], 2):
+        flag = f"-{letter}"
+        if flag not in params:
+            return flag, False
+        if takes_value(params[flag]):
+            return "", index == len(word)
+    return "", False
+
+
+def takes_value(param: Any) -> bool:
+    return not getattr(param, "is_flag", False) and not getattr(param, "count", False)

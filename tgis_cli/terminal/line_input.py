@@ -1,0 +1,138 @@
+"""Lines that a person types, edited with readline where Python has it: history, Tab, pasted text in one piece.
+
+Ctrl-C is a signal, so it is handled here too: at a prompt it cancels the line, and otherwise only what is told to heed
+it. Knows nothing of what the lines mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import termios
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+Complete = Callable[[str, str], list[str]]  # from what stands before the word, and the word, to what may replace it
+
+BLANKS = " \t\n"
+
+
+class LineCanceled(Exception):
+    """Ctrl-C at a prompt."""
+
+    def __init__(self, text: str) -> None:
+        """
+        Args:
+            text: what had been typed; empty also if that is not known.
+        """
+        super().__init__(text)
+        self.text = text
+
+
+class LineInput:
+    """Reads from the terminal of this process, in its main thread."""
+
+    def __init__(self, complete: Complete, history: Iterable[str]) -> None:
+        self._complete = complete
+        self._readline = load_readline()
+        self._matches: list[str] = []
+        self._is_heeded = False
+        if self._readline:
+            self._set_up(history)
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """Within the block Ctrl-C does nothing, except in :meth:`read` and :meth:`heeding_ctrl_c`."""
+        before = signal.signal(signal.SIGINT, self._on_ctrl_c)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    @contextlib.contextmanager
+    def heeding_ctrl_c(self) -> Iterator[None]:
+        """
+        Raises:
+            LineCanceled: Ctrl-C.
+        """
+        self._is_heeded = True
+        try:
+            yield
+        finally:
+            self._is_heeded = False
+
+    def read(self, prompt: str) -> str:
+        """One line; pasted text may have several, with the line ends between them.
+
+        Raises:
+            LineCanceled: Ctrl-C.
+            EOFError: Ctrl-D in an empty line, or the terminal is gone.
+            UnicodeDecodeError: it is not valid text in this locale.
+        """
+        try:
+            with self.heeding_ctrl_c(), self._suspendable(prompt):
+                return input(prompt).replace("\r", "\n").rstrip("\n")
+        except OSError as error:
+            raise EOFError from error
+
+    def remember(self, entry: str) -> None:
+        """Offer it with the arrow keys from now on."""
+        if self._readline:
+            self._readline.add_history(entry)
+
+    def _on_ctrl_c(self, *_: object) -> None:
+        if self._is_heeded:
+            self._is_heeded = False
+            raise LineCanceled(self._readline.get_line_buffer() if self._readline else "")
+
+    @contextlib.contextmanager
+    def _suspendable(self, prompt: str) -> Iterator[None]:
+        """Let Ctrl-Z suspend a prompt. Shells set the terminal as they like it then, so it is set back afterwards."""
+        if self._readline is None or signal.getsignal(signal.SIGTSTP) is not signal.SIG_DFL:
+            yield
+            return
+
+        def suspend(*_: object) -> None:
+            settings = termios.tcgetattr(sys.stdin)
+            signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTSTP)  # returns when the shell continues us
+            signal.signal(signal.SIGTSTP, suspend)
+            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, settings)
+            sys.stdout.write(prompt + self._readline.get_line_buffer())
+            sys.stdout.flush()
+
+        signal.signal(signal.SIGTSTP, suspend)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+
+    def _set_up(self, history: Iterable[str]) -> None:
+        readline = self._readline
+        is_editline = "libedit" in (readline.__doc__ or "")
+        readline.parse_and_bind("bind ^I rl_complete" if is_editline else "tab: complete")
+        if not is_editline:
+            readline.parse_and_bind("set enable-bracketed-paste on")  # or each pasted line would be sent by itself
+        readline.set_auto_history(False)
+        readline.set_completer_delims(BLANKS)
+        readline.set_completer(self._get_match)
+        readline.clear_history()
+        for entry in history:
+            readline.add_history(entry)
+
+    def _get_match(self, word: str, index: int) -> str | None:
+        """For readline, which asks for one match after the other. An error here would be lost."""
+        if index == 0:
+            before = self._readline.get_line_buffer()[: self._readline.get_begidx()]
+            self._matches = self._complete(before, word)
+        return self._matches[index] if index < len(self._matches) else None
+
+
+def load_readline() -> Any:
+    """The module; ``None`` if this Python was built without it."""
+    try:
+        import readline
+    except ImportError:
+        return None
+    return readline

@@ -1,0 +1,91 @@
+"""A sign of life while a command waits: shown only if the wait is long, and gone without a trace."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+DELAY_S = 0.3  # a faster answer shows no spinner
+EVERY_S = 0.1
+SECONDS_AFTER_S = 2.0  # from then on it says how long the wait has been
+TURNS = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+PLAIN_TURNS = "|/-\\"  # where the others cannot be encoded
+
+
+class Spinner:
+    """Turns at the cursor's place in a thread, until it is stopped. Nobody else may write in the meantime."""
+
+    def __init__(self, stream: TextIO, num_free: int, describe: Callable[[], str] = str, *, indent: str = "") -> None:
+        """
+        Args:
+            num_free: columns from the cursor to the right edge; with too few nothing is shown.
+            describe: what is waited for, asked at every turn.
+            indent: keeps it apart from text to its left.
+        """
+        self._stream = stream
+        self._num_free = num_free
+        self._describe = describe
+        self._indent = indent
+        self._turns = TURNS if can_encode(stream, TURNS) else PLAIN_TURNS
+        self._stopped = threading.Event()
+        self._num_drawn = 0
+        self._thread = threading.Thread(target=self._turn, name="spinner", daemon=True)
+
+    def start(self) -> Spinner:
+        if self._num_free > 2:  # one for the sign, one for the cursor
+            self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Erase it; may be called twice."""
+        self._stopped.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._erase()
+
+    def __enter__(self) -> Spinner:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _turn(self) -> None:
+        started_at = time.monotonic()
+        delay_s, turn = DELAY_S, 0
+        while not self._stopped.wait(delay_s):
+            waited_s = time.monotonic() - started_at
+            words = [self._turns[turn % len(self._turns)], self._describe()]
+            if waited_s >= SECONDS_AFTER_S:
+                words.append(f"{waited_s:.0f} s")
+            self._draw(self._indent + " ".join(filter(None, words)))
+            delay_s, turn = EVERY_S, turn + 1
+
+    def _draw(self, text: str) -> None:
+        text = text[: self._num_free - 1]
+        back, self._num_drawn = self._move_back(), len(text)
+        self._write(f"{back}{text}\x1b[K")
+
+    def _erase(self) -> None:
+        if self._num_drawn:
+            back, self._num_drawn = self._move_back(), 0
+            self._write(f"{back}\x1b[K")
+
+    def _move_back(self) -> str:
+        return f"\x1b[{self._num_drawn}D" if self._num_drawn else ""
+
+    def _write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except (OSError, ValueError):  # the terminal is gone
+            self._stopped.set()
+
+
+def can_encode(stream: TextIO, text: str) -> bool:
+    try:
+        text.encode(stream.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
