@@ -201,7 +201,7 @@ class Terminal:
             return True
         with self._drawing():
             if self._console:
-                self._console.print(renderable, width=self.width, **options)
+                self._console.print(renderable, width=self.width, crop=False, **options)
         return self._console is not None
 
     @contextlib.contextmanager
