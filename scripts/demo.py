@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -53,7 +54,7 @@ def run_demo(folder: Path, log: Path) -> int:
         server.send_signal(signal.SIGTERM)
         stopped = server.wait()
     if not (answered or stopped):
-        print(f"Next: `{TGIS.parent / 'tgis'} launch MODEL` serves a model of yours; README.md has the rest.")
+        print(f"Next: `{os.path.relpath(TGIS)} launch MODEL` serves a model of yours; README.md has the rest.")
     return answered or stopped
 
 

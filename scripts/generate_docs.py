@@ -6,15 +6,18 @@ import ast
 import inspect
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import typer
 from rich.console import Console
 
+from tgis_cli.app import app
 from tgis_cli.decide.legacy_settings import SETTINGS
 from tgis_cli.migrate import examine_all, read_containers, read_settings_file
 from tgis_cli.migrate.text import print_reports
+from tgis_cli.terminal.option_help import describe_command
 from tgis_server.errors import GroupFailed, ModelError, NotEnoughDevices, PeerLost, UsageError
 from tgis_server.failures import CATALOGUE
 from tgis_server.frontend.metrics import SPECS
@@ -166,13 +169,28 @@ def show_template(sentence: str) -> str:
 
 
 def migration_page() -> str:
-    """The hand-written page, with fresh text between its marks."""
-    page = (DOCS / "migration.md").read_text()
-    for name, make in {"run": migration_run, "settings": settings_table}.items():
-        begin, end = f"<!-- {name}: made from the code by `make docs` -->\n", f"<!-- end of {name} -->"
+    return fill_page("migration.md", {"run": migration_run, "settings": settings_table})
+
+
+def commands_page() -> str:
+    return fill_page("commands.md", {"help": list_of_commands})
+
+
+def fill_page(name: str, texts: Mapping[str, Callable[[], str]]) -> str:
+    """A hand-written page, with fresh text between its marks."""
+    page = (DOCS / name).read_text()
+    for mark, make in texts.items():
+        begin, end = f"<!-- {mark}: made from the code by `make docs` -->\n", f"<!-- end of {mark} -->"
         before, _, rest = page.partition(begin)
         page = f"{before}{begin}{make()}{end}{rest.partition(end)[2]}"
     return page
+
+
+def list_of_commands() -> str:
+    """The output of `tgis --help` in a pipe."""
+    command = typer.main.get_command(app)
+    page = describe_command(command, command.make_context("tgis", [], resilient_parsing=True))
+    return f"```\n$ tgis --help\n{page.render(80, is_styled=False)}```\n"
 
 
 def migration_run() -> str:
@@ -230,6 +248,7 @@ PAGES = {
     "metrics.md": metrics_page,
     "failures.md": failures_page,
     "migration.md": migration_page,
+    "commands.md": commands_page,
 }
 
 

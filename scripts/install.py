@@ -23,6 +23,8 @@ KEPT_LINES = 5  # of an unknown failure
 
 NO_NETWORK = (
     "Failed to establish a new connection",
+    "NewConnectionError",
+    "Connection refused",
     "Name or service not known",
     "Temporary failure in name resolution",
     "Network is unreachable",

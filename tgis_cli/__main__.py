@@ -1,6 +1,6 @@
 """The console scripts. Each sets its signal handlers before any heavy import, so that Ctrl-C never shows a traceback.
 
-Probes run often: ``tgis health`` bypasses the command-line framework.
+Probes run often: ``tgis health`` bypasses the command-line framework, and so does ``tgis generate`` where it can.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ def main() -> None:
         from tgis_cli.clients import probe
 
         sys.exit(probe.main(sys.argv[2:], os.environ))
+    if sys.argv[1:2] == ["generate"]:
+        from tgis_cli.clients import quick_line
+
+        quick_line.run_quickly(sys.argv[2:])
     from tgis_cli.app import main as run_command
 
     run_command()

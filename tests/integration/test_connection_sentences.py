@@ -147,6 +147,21 @@ def test_a_process_that_never_answers_is_told_apart(monkeypatch: pytest.MonkeyPa
         assert connect(Connection(address)).startswith(f"The process at {address} accepts connections, but does not ")
 
 
+@pytest.mark.parametrize(
+    "body", ["{", "[1]", '{"grpc_port": 1}', '{"model": "x", "grpc_port": "\\u001b[31m"}', "[" * 9999]
+)
+def test_what_another_http_server_answers_is_not_trusted(body: str):
+    answer = f"HTTP/1.1 200 OK\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode()
+
+    with answering(answer) as address:
+        sentence = connect(Connection(address))
+
+    assert sentence in (
+        f"The process at {address} speaks HTTP, not gRPC, and is not a TGIS server.",
+        f"{address} is a TGIS server's HTTP port; gRPC has another, 8033 by default.",
+    )
+
+
 def test_our_own_http_port_says_where_grpc_is():
     sentences: list[str] = []
 
@@ -156,14 +171,14 @@ def test_our_own_http_port_says_where_grpc_is():
             sentence = await asyncio.to_thread(connect, Connection(f"http://{http}"))
             port = server.frontend.state.grpc_port
             expected = f"its gRPC port is {port}: --url 127.0.0.1:{port}."
-            sentences.append(sentence.removeprefix(f"{http} is the HTTP port of a TGIS server; ").replace(expected, ""))
+            sentences.append(sentence.removeprefix(f"{http} is a TGIS server's HTTP port; ").replace(expected, ""))
         async with serving(is_ready=False) as server:
             http = f"127.0.0.1:{server.frontend.state.http_port}"
             sentences.append(await asyncio.to_thread(connect, Connection(http)))
 
     run(test)
     assert sentences[0] == ""
-    assert sentences[1].endswith("its gRPC port is another, 8033 by default.") or ": --url" in sentences[1]
+    assert ": --url 127.0.0.1:" in sentences[1]
 
 
 # -- TLS
@@ -267,11 +282,12 @@ def test_an_expired_certificate_is_refused(pki: Path):
 
 
 def test_tls_asked_of_a_plain_port_is_refused(pki: Path):
-    sentence, address = ask({}, lambda server: Connection(server.address, ca=pki / "ca.pem"))
+    with_files, first = ask({}, lambda server: Connection(server.address, ca=pki / "ca.pem"))
+    with_scheme, second = ask({}, lambda server: Connection(f"https://{server.address}"))
 
-    assert sentence == (
-        f"The server at {address} does not speak TLS: write grpc://{address} or leave --ca and --cert out, if the "
-        "network is trusted."
+    assert with_files == (f"The server at {first} does not speak TLS: leave the files out, if the network is trusted.")
+    assert with_scheme == (
+        f"The server at {second} does not speak TLS: write grpc://{second}, if the network is trusted."
     )
 
 

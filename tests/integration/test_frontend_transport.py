@@ -292,7 +292,7 @@ def test_an_https_client_that_leaves_is_no_error(authorities, mount, caplog):
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
-def test_the_health_command_works_over_tls(authorities, mount, capsys):
+def test_the_health_command_works_over_tls(authorities, mount, capsys, caplog):
     async def test() -> None:
         tls = {**mount.options, "tls_client_ca_cert_path": mount.directory / "ca.pem", "http_tls": "mutual"}
         files = {name: str(authorities / "old" / name) for name in ("ca.pem", "client.pem", "client.key")}
@@ -308,6 +308,7 @@ def test_the_health_command_works_over_tls(authorities, mount, capsys):
 
     run(test)
     assert capsys.readouterr().err.endswith(" demands a client certificate: --cert FILE --key FILE.\n")
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from typing import TextIO
 from tgis_cli.terminal.word_wrap import get_character_width
 
 DEADLINE_S = 10.0
-SEQUENCE = re.compile(r"\x1b(?:7|8|\[(?P<number>\d*)(?P<command>[DK])|\[(?P<style>[\d;]*)m)")
+SEQUENCE = re.compile(r"\x1b(?:7|8|\[(?P<number>\d*)(?P<command>[DGK])|\[(?P<style>[\d;]*)m)")
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
@@ -74,6 +74,8 @@ class Screen:
                 self.row, self.column, self._style = self._saved
             case "D":
                 self.column = max(0, min(self.column, self.columns - 1) - count)
+            case "G":
+                self.column = int(match["number"]) - 1
             case "K":
                 assert match["number"] in ("", "2")
                 self.rows[self.row][0 if match["number"] else self.column :] = []

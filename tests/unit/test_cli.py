@@ -200,6 +200,13 @@ def test_config_show_names_the_origins(tmp_path: Path):
     assert report["inferred"]["engine"] == {"value": "fake", "reason": "a rehearsal"}
 
 
+def test_config_show_calls_a_model_without_a_flag_an_argument():
+    report = json.loads(run_tgis("config", "show", "--json", "no/such-model").stdout)
+
+    assert report["options"]["model_name"] == {"value": "no/such-model", "origin": "argument MODEL"}
+    assert report["error"].startswith("Failed to resolve config path: Model no/such-model not found")
+
+
 def test_config_show_shows_the_options_even_if_the_model_is_missing():
     result = run_tgis("config", "show", "no/such-model")
 

@@ -119,7 +119,7 @@ def find_in_environment(
     text = environ.get(variable, "").strip()
     if not text or text == "0":
         return None
-    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+    if not is_port(text):
         refuse(f"The variable {variable} is {text!r}, not a port: unset it, or give --url HOST:PORT.")
     if protocol == HTTP:
         is_tls, server = environ.get("HTTP_TLS", "").strip() in ("server", "mutual"), None
@@ -191,15 +191,15 @@ def split_host(rest: str, shown: str) -> tuple[str, int]:
         refuse(f"{shown} has more than an address ({extra}): HOST:PORT is enough, here {rest or 'HOST:PORT'}.")
     if is_bare_ipv6(rest):
         host, _, port = rest.rpartition(":")
-        guess = "" if host.endswith(":") or not port.isdecimal() else f"[{host}]:{port}, or "
+        guess = "" if host.endswith(":") or not is_port(port) else f"[{host}]:{port}, or "
         refuse(f"{shown} is an IPv6 address without brackets: write {guess}[{rest}]:PORT.")
     host, colon, port = rest.rpartition(":")
     if rest.endswith("]") or not colon or not port:
-        example = f"127.0.0.1:{rest}" if rest.isdecimal() else f"{rest.rstrip(':') or 'HOST'}:PORT"
+        example = f"127.0.0.1:{rest}" if is_port(rest) else f"{rest.rstrip(':') or 'HOST'}:PORT"
         refuse(f"{shown} is not HOST:PORT, such as 127.0.0.1:8033; did you mean {example}?")
     if not host:
         refuse(f"{shown} has no host; did you mean 127.0.0.1:{port}?")
-    if not re.fullmatch(r"[0-9]+", port) or not 1 <= int(port) <= 65535:
+    if not is_port(port):
         refuse(f"{shown} is not HOST:PORT: {port!r} is not a port, a number from 1 to 65535.")
     if host.startswith("[") and host.endswith("]") and is_ipv6(host[1:-1]):
         return host[1:-1], int(port)
@@ -222,6 +222,10 @@ def is_bare_ipv6(rest: str) -> bool:
     return (
         rest.count(":") > 1 and "[" not in rest and re.fullmatch(r"[0-9a-fA-F:.]+(%\w+)?(:[0-9]+)?", rest) is not None
     )
+
+
+def is_port(text: str) -> bool:
+    return re.fullmatch(r"[0-9]{1,5}", text) is not None and 1 <= int(text) <= 65535
 
 
 def is_ipv6(text: str) -> bool:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from tgis_server.wire import generation_pb2 as pb
 
 
+# Over a shorter time a rate would mean little: tokens that came while this process was busy arrive all at once.
+MIN_DECODE_S = 0.1
+
+
 class SomeFailed(RequestError):
     """Of several answers. Each failure has been reported, so no further JSON object tells of it."""
 
@@ -92,10 +96,10 @@ class Answer:
         """
         facts = [f"{self.input_token_count} tokens in, {self.generated_token_count} out"]
         if self.first_at is not None:
-            facts.append(f"first after {format_latency(self.first_at - self.started_at)}")
+            facts.append(f"first in {format_latency(self.first_at - self.started_at)}")
             decode_s = self.ended_at - self.first_at
-            if self.generated_token_count > 1 and decode_s > 0:
-                facts.append(f"{(self.generated_token_count - 1) / decode_s:.1f} tokens/s")
+            if decode_s >= MIN_DECODE_S:
+                facts.append(f"{format_rate((self.generated_token_count - 1) / decode_s)} tokens/s")
         if self.seed:
             facts.append(f"seed {self.seed}")
         return [*facts, self.explain_end(setting)]
@@ -119,6 +123,11 @@ class Answer:
                 return "not finished"
             case other:
                 return other.lower().replace("_", " ")
+
+
+def format_rate(rate: float) -> str:
+    """``0.4``, ``81``."""
+    return f"{rate:.1f}" if rate < 10 else f"{rate:.0f}"
 
 
 def format_latency(seconds: float) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,18 +12,52 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tgis_cli.clients.answer import as_flag, collect_answer
-from tgis_cli.clients.connector import Connector
+from tgis_cli.clients.connection import Connection
+from tgis_cli.clients.connector import Connector, RemoteConnector
 from tgis_cli.clients.grpc_client import Client
 from tgis_cli.clients.parameters import Parameters
 from tgis_cli.clients.presenter import Presenter, interrupted_by_ctrl_c
 from tgis_cli.clients.prompts import ON_COMMAND_LINE, read_prompt
+from tgis_cli.terminal.stop_signals import EXIT_INTERRUPTED
 from tgis_server.errors import InvalidRequest, TgisError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from tgis_cli.clients.prompt_file import Prompt
 
+MAX_PARALLEL = 1024
 LIMIT = re.compile(r"max_new_tokens must be <= (\d+)")
+
+
+def generate(
+    connection: Connection,
+    parameters: Parameters,
+    *,
+    text: Sequence[str] = (),
+    json_: bool = False,
+    wait: bool = False,
+    wait_timeout: float | None = None,
+    verbose: bool = False,
+    file: str | None = None,
+    parallel: int = 8,
+    num_answers: int = 1,
+) -> int:
+    """The command, with its options by name; returns the exit code.
+
+    Raises:
+        TgisError: nothing, or not everything, has been completed.
+    """
+    presenter = Presenter.open(os.environ, verbose=verbose)
+    wait_s = math.inf if wait and wait_timeout is None else wait_timeout
+    generation = Generation(
+        RemoteConnector(connection, presenter, wait_s),
+        parameters,
+        presenter,
+        as_json=json_,
+        num_answers=num_answers,
+        parallel=parallel,
+    )
+    return 0 if generation.run(text, file) else EXIT_INTERRUPTED
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from tgis_cli.clients.in_order import InOrder
 from tgis_cli.clients.parameters import Parameters
 from tgis_cli.clients.presenter import Presenter
 from tgis_cli.clients.prompt_file import Prompt
+from tgis_cli.terminal.progress import format_seconds
 from tgis_cli.terminal.status_line import StatusLine
 from tgis_server.errors import RequestError, Unavailable
 
@@ -93,13 +94,19 @@ class ManyAnswers:
             return start(job.parameters.to_request(job.prompt.text), on_done)
 
         in_order = InOrder(jobs, start_job, parallel, on_tick=lambda: status.show(self.describe_progress))
+        has_summary = self.presenter.has_last_line or self.presenter.has_spinner
         try:
             for job, result in in_order:
                 status.clear()
                 self.show(job, result)
+        except KeyboardInterrupt:
+            status.clear()
+            if has_summary:
+                self.presenter.say(f"{self.num_done} of {self.total} answers, stopped with Ctrl-C")
+            raise
         finally:
             status.clear()
-        if self.presenter.has_last_line or self.presenter.has_spinner:
+        if has_summary:
             self.presenter.say(self.summarize())
         if self.num_failed:
             raise SomeFailed(f"{self.num_failed} of {self.num_done} answers failed.")
@@ -137,7 +144,10 @@ class ManyAnswers:
 
     def describe_progress(self) -> str:
         failed = f", {self.num_failed} failed" if self.num_failed else ""
-        return f"{self.num_done} of {self.total} answers{failed}, {self.describe_rate()}"
+        spent_s = time.monotonic() - self.started_at
+        left_s = spent_s / self.num_done * (self.total - self.num_done) if self.num_done else 0.0
+        left = f", {format_seconds(left_s)} left" if left_s else ""
+        return f"{self.num_done} of {self.total} answers{failed}, {self.describe_rate()}{left}"
 
     def describe_rate(self) -> str:
         seconds = time.monotonic() - self.started_at

@@ -6,13 +6,12 @@ too, so it imports little.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import http.client
 import json
 import os
 import socket
 import ssl
+import time
 
 from tgis_cli.clients.address import DEFAULT_PORTS, GRPC, HTTP, Address, mask
 from tgis_cli.clients.tls_files import TlsFiles, describe
@@ -21,6 +20,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0
 GET = b"GET /health/live HTTP/1.0\r\n\r\n"
 SETTINGS = 4  # the type of the first frame that an HTTP/2 server sends
 ANSWER_S = 2.0  # for an answer to the first bytes
+MAX_ANSWER = 1 << 16
 START = "start one with `tgis launch`, or give the address with --url HOST:PORT"
 CLIENT_CERTIFICATE = "The server at {target} demands a client certificate: --cert FILE --key FILE."
 
@@ -143,20 +143,24 @@ def explain_http(address: Address) -> str:
     if facts is None:
         return f"The process at {address.target} speaks HTTP, not gRPC, and is not a TGIS server."
     port = facts.get("grpc_port")
-    where = f"{port}: --url {Address(address.host, port, is_tls=False, source='').target}" if port else "another"
-    default = "" if port else f", {DEFAULT_PORTS[GRPC]} by default"
-    return f"{address.target} is the HTTP port of a TGIS server; its gRPC port is {where}{default}."
+    if not isinstance(port, int) or not 1 <= port <= 65535:
+        return f"{address.target} is a TGIS server's HTTP port; gRPC has another, {DEFAULT_PORTS[GRPC]} by default."
+    target = Address(address.host, port, is_tls=False, source="").target
+    return f"{address.target} is a TGIS server's HTTP port; its gRPC port is {port}: --url {target}."
 
 
-def ask_health(address: Address) -> dict[str, int] | None:
-    """What an HTTP server says about its life; ``None`` if it is not like ours."""
-    connection = http.client.HTTPConnection(address.host, address.port, timeout=ANSWER_S)
-    with contextlib.closing(connection), contextlib.suppress(OSError, ValueError, http.client.HTTPException):
-        connection.request("GET", "/health/live")
-        facts = json.loads(connection.getresponse().read(65536))
-        if isinstance(facts, dict) and ("model" in facts or "error" in facts):
-            return facts
-    return None
+def ask_health(address: Address) -> dict[str, object] | None:
+    """What an HTTP server says about its life; ``None`` if it is not like ours, or takes too long."""
+    answer, deadline = b"", time.monotonic() + ANSWER_S
+    try:
+        with socket.create_connection((address.host, address.port), ANSWER_S) as connection:
+            connection.sendall(GET)
+            while (piece := connection.recv(4096)) and len(answer) < MAX_ANSWER and time.monotonic() < deadline:
+                answer += piece
+        facts = json.loads(answer.partition(b"\r\n\r\n")[2])
+    except (OSError, ValueError, RecursionError):
+        return None
+    return facts if isinstance(facts, dict) and ("model" in facts or "error" in facts) else None
 
 
 def speaks_tls(address: Address) -> bool:
@@ -188,13 +192,14 @@ def explain_tls(address: Address, connection: socket.socket, files: TlsFiles) ->
     except TimeoutError:
         return f"The process at {address.target} accepts connections, but does not answer: is it hung, or not a server?"
     except OSError:  # closed or reset
-        return explain_no_tls(address)
+        return explain_no_tls(address, files)
 
 
 def shake_hands(
     address: Address, connection: socket.socket, files: TlsFiles, context: ssl.SSLContext | None = None
 ) -> ssl.SSLSocket:
-    context = context or files.make_context()
+    # Health accepts any certificate if no CA is given: it sends no secrets.
+    context = context or files.make_context(verify=address.protocol == GRPC or files.ca is not None)
     context.set_alpn_protocols(["h2"] if address.protocol == GRPC else ["h2", "http/1.1"])
     return context.wrap_socket(connection, server_hostname=files.name or address.host)
 
@@ -230,15 +235,12 @@ def explain_alert(address: Address, files: TlsFiles, error: ssl.SSLError) -> str
         return explain_refusal(address, files)
     if "ALERT" in reason or "UNSUPPORTED_PROTOCOL" in reason:
         return f"The server at {address.target} refuses the TLS connection ({describe(error)}): see its log."
-    return explain_no_tls(address)
+    return explain_no_tls(address, files)
 
 
-def explain_no_tls(address: Address) -> str:
-    scheme = "grpc" if address.protocol == GRPC else "http"
-    return (
-        f"The server at {address.target} does not speak TLS: write {scheme}://{address.target} or leave --ca and "
-        "--cert out, if the network is trusted."
-    )
+def explain_no_tls(address: Address, files: TlsFiles) -> str:
+    what = "leave the files out" if files.ca or files.cert else f"write {address.protocol}://{address.target}"
+    return f"The server at {address.target} does not speak TLS: {what}, if the network is trusted."
 
 
 def explain_certificate(address: Address, files: TlsFiles, error: ssl.SSLCertVerificationError) -> str:
@@ -252,7 +254,7 @@ def explain_certificate(address: Address, files: TlsFiles, error: ssl.SSLCertVer
     if error.verify_code in (WRONG_NAME, WRONG_IP):
         from tgis_server.frontend.transport.certificate import list_names
 
-        names = list_names(get_certificate(address, files))
+        names = [ascii(name)[1:-1] for name in list_names(get_certificate(address, files))]  # others wrote them
         example = f" with --tls-server-name {names[0]}" if names else ": it needs a subjectAltName"
         what = ", ".join(names[:5]) or "no name"
         verb = f"; expect its name{example}" if names else example

@@ -298,6 +298,14 @@ class Parameters:
         if self.length_penalty is not None:
             decoding.length_penalty.decay_factor = self.length_penalty
             decoding.length_penalty.start_index = self.length_penalty_start or 0
+        stopping = pb.StoppingCriteria(
+            max_new_tokens=self.max_new_tokens or 0,
+            min_new_tokens=self.min_new_tokens or 0,
+            time_limit_millis=max(1, round(self.time_limit * 1000)) if self.time_limit else 0,
+            stop_sequences=self.stop or (),
+        )
+        if self.include_stop_sequence is not None:
+            stopping.include_stop_sequence = self.include_stop_sequence
         shows_generated = bool(self.logprobs or self.top_n)
         return pb.Parameters(
             method=pb.SAMPLE if self.is_sampling else pb.GREEDY,
@@ -308,13 +316,7 @@ class Parameters:
                 typical_p=self.typical_p or 0,
                 seed=self.seed,
             ),
-            stopping=pb.StoppingCriteria(
-                max_new_tokens=self.max_new_tokens or 0,
-                min_new_tokens=self.min_new_tokens or 0,
-                time_limit_millis=max(1, round(self.time_limit * 1000)) if self.time_limit else 0,
-                stop_sequences=self.stop or (),
-                include_stop_sequence=self.include_stop_sequence,
-            ),
+            stopping=stopping,
             response=pb.ResponseOptions(
                 generated_tokens=shows_generated,
                 input_tokens=bool(self.input_tokens),

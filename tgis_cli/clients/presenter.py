@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 
 from tgis_cli.clients.answer import Answer, as_flag
@@ -113,10 +114,12 @@ class Presenter:
     def _show_frames(
         self, prompt: str, frames: Iterable[pb.GenerationResponse], answer: Answer, writer: Writer
     ) -> None:
+        frames, colors = iter(frames), TokenColors()
+        with self._make_spinner(writer):
+            accepted = list(islice(frames, 1))  # a call that is refused has no frame: its error stands alone
         self._write_prompt(prompt, writer)
-        colors = TokenColors()
         with self._make_spinner(writer) as spinner:
-            for frame in frames:
+            for frame in chain(accepted, frames):
                 answer.add(frame)
                 if frame.generated_token_count:
                     spinner.stop()
@@ -159,11 +162,11 @@ class Presenter:
     def _make_spinner(self, writer: Writer) -> Spinner:
         """At the cursor, wherever the prompt has left it; only where that is known."""
         if not self.has_spinner:
-            return Spinner(self.err, 0)
+            return Spinner(self.err, 0, 0)
         if not self.is_for_people:
-            return Spinner(self.err, get_width(self.err))
+            return Spinner(self.err, 0, get_width(self.err))
         num_free = writer.num_free if isinstance(writer, WordWriter) else 0
-        return Spinner(self.err, num_free, indent=" " if writer.column else "")
+        return Spinner(self.err, writer.column, num_free, indent=" " if writer.column else "")
 
     def _shorten(self, prompt: str) -> str:
         """The end of a long prompt, escaped: an answer continues it."""

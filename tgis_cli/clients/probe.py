@@ -17,13 +17,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tgis_cli.clients.address import GRPC, HTTP, Address, find_address
-from tgis_cli.clients.no_connection import explain_error, explain_no_connection
-from tgis_cli.clients.tls_files import TlsFiles, name_flags
 from tgis_cli.terminal.argument_parser import ArgumentParser
 
 TYPE_CHECKING = False  # importing typing would add a tenth to the imports
 if TYPE_CHECKING:
     from typing import Any
+
+    from tgis_cli.clients.tls_files import TlsFiles
 
 ANSWERS = {"ready": "ready", "live": "live", "startup": "started"}  # by probe: the answer of a healthy server
 SERVICES = {"ready": "fmaas.GenerationService", "live": "live", "startup": "startup"}  # of grpc.health.v1
@@ -49,13 +49,8 @@ def ask(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         UsageError: the options or the environment do not say which server, or a TLS file cannot be used.
         Unavailable: there is no connection.
     """
-    given = name_flags(options)
-    address = find_address(options.url, environ, protocol=HTTP, with_tls=bool(given))
-    files = TlsFiles(options.ca, options.cert, options.key, options.tls_server_name) if address.is_tls else None
-    if given and files is None:
-        from tgis_server.errors import UsageError
-
-        raise UsageError(f"{given} is given, but {address} means no TLS: write {address.protocol}s://.")
+    address = find_address(options.url, environ, protocol=HTTP, with_tls=has_tls_options(options))
+    files = pick_files(options, address)
     if address.protocol == GRPC:
         from tgis_cli.clients.grpc_probe import check
 
@@ -64,11 +59,40 @@ def ask(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     connection = make_connection(address, files)
     try:
         status, body = fetch(connection, f"/health/{options.probe}", options.timeout)
-    except (ssl.SSLError, ConnectionResetError, http.client.HTTPException):  # it has answered somehow
-        return fail(explain_no_connection(address, files, options.timeout), as_json=options.json)
-    except (OSError, UnicodeError) as error:
-        return fail(explain_error(address, error, options.timeout), as_json=options.json)
+    except (OSError, UnicodeError, http.client.HTTPException) as error:
+        return fail(explain(address, files, error, options.timeout), as_json=options.json)
     return print_answer(options.probe, status, body, address, as_json=options.json)
+
+
+def has_tls_options(options: argparse.Namespace) -> bool:
+    return (options.ca, options.cert, options.key, options.tls_server_name) != (None,) * 4
+
+
+def pick_files(options: argparse.Namespace, address: Address) -> TlsFiles | None:
+    """The TLS files of the command line; ``None`` for plain text.
+
+    Raises:
+        UsageError: there are some, and the address means plain text.
+    """
+    if not address.is_tls and not has_tls_options(options):
+        return None
+    from tgis_cli.clients.tls_files import TlsFiles, name_flags
+
+    if address.is_tls:
+        return TlsFiles(options.ca, options.cert, options.key, options.tls_server_name)
+    from tgis_server.errors import UsageError
+
+    raise UsageError(f"{name_flags(options)} is given, but {address} means no TLS: write {address.protocol}s://.")
+
+
+def explain(address: Address, files: TlsFiles | None, error: Exception, timeout_s: float) -> str:
+    """Why there is no answer. It is asked again only if it has answered somehow, so that no time is wasted."""
+    from tgis_cli.clients.no_connection import explain_error, explain_no_connection
+
+    if isinstance(error, ssl.SSLError | ConnectionResetError | http.client.HTTPException):
+        return explain_no_connection(address, files, timeout_s)
+    assert isinstance(error, OSError | UnicodeError), "fetch raises no others"
+    return explain_error(address, error, timeout_s)
 
 
 def fetch(connection: http.client.HTTPConnection, path: str, timeout_s: float) -> tuple[int, bytes]:
@@ -169,8 +193,10 @@ def fail(sentence: str, exit_code: int = 1, *, as_json: bool = False) -> int:
         from tgis_cli.terminal.exits import print_failure
 
         print_failure(sentence, exit_code, ("health", "--json"))
-    else:  # probes run often, and this needs no import
-        print(f"tgis: {sentence}", file=sys.stderr)
+    else:  # as there, but probes run often, and this needs no import
+        # Servers write some of it: it must not control the terminal.
+        shown = "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in sentence)
+        print(f"tgis: {shown}", file=sys.stderr)
     return exit_code
 
 

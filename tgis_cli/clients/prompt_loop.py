@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import textwrap
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from tgis_cli.clients.connector import Connector
 from tgis_cli.clients.generation import explain_refusal
 from tgis_cli.clients.grpc_client import Client
 from tgis_cli.clients.parameters import PARAMETERS, Parameter, Parameters, find_parameter
-from tgis_cli.clients.presenter import Presenter
+from tgis_cli.clients.presenter import Presenter, closed_at_end
 from tgis_cli.clients.prompt_commands import (
     DEFAULT,
     HELP,
@@ -38,6 +39,7 @@ from tgis_server.words.control_characters import escape_controls
 
 if TYPE_CHECKING:
     from tgis_cli.runs.servers import RunningServer
+    from tgis_server.wire import generation_pb2 as pb
 
 PROMPT, MORE = ">>> ", "... "
 MAX_ECHO_CHARS = 60  # of a text that an answer goes on from
@@ -57,7 +59,7 @@ def run_prompt_loop(client: Client, parameters: Parameters, presenter: Presenter
         TgisError: the server will not come back.
     """
     history = PromptHistory.find(os.environ)
-    lines = LineInput(complete_word, history.load())
+    lines = LineInput(complete_word, history.load(), is_capable=presenter.wraps)
     with ended_by_signals(), lines.open(), Link(client, connector) as link:
         PromptLoop(link, parameters, presenter, lines, history).run()
 
@@ -108,10 +110,10 @@ class PromptLoop:
         self._history = history
         self._text = ""  # what was last completed
         self._answer = ""
+        self._has_begun = False  # the answer that was last asked for
         self._actions = {
             "/continue": self._continue,
             "/retry": self._retry,
-            "/set": self._set,
             "/show": self._show,
             "/help": self._help,
         }
@@ -173,21 +175,42 @@ class PromptLoop:
         return True
 
     def _act(self, command: Command) -> None:
-        if command.name != "/set" and command.rest:
+        if command.name == "/set":
+            self._set(command.rest)
+        elif command.rest:
             raise UsageError(f"{command.name} takes nothing after it; two slashes begin a text with one.")
-        self._actions[command.name](*([command.rest] if command.name == "/set" else []))
+        else:
+            self._actions[command.name]()
 
     def _complete(self, text: str, echo: str | None = None) -> None:
         """
         Args:
             echo: what is shown of the text before the answer; by default its last lines.
         """
+        self._text, self._answer = text, ""
+        is_old = self._link.client is not None
+        try:
+            self._ask(text, text if echo is None else echo)
+        except Unavailable:
+            if not is_old or self._has_begun:
+                raise
+            # The connection broke since the last answer: the server may be back, and otherwise the reason is clearer.
+            self._link.note_loss()
+            self._ask(text, text if echo is None else echo)
+
+    def _ask(self, text: str, echo: str) -> None:
+        self._has_begun = False
         with self._lines.heeding_ctrl_c():  # connecting may take seconds
             client = self._link.get_client()
             parameters = self._parameters.with_length_for_people(client)
-        self._text, self._answer = text, ""
         frames = client.generate_stream(parameters.to_request(text))
-        self._answer = self._presenter.show(text if echo is None else echo, frames).text
+        self._answer = self._presenter.show(echo, self._note_begin(frames)).text
+
+    def _note_begin(self, frames: Iterator[pb.GenerationResponse]) -> Iterator[pb.GenerationResponse]:
+        with closed_at_end(frames):
+            for frame in frames:
+                self._has_begun = True
+                yield frame
 
     # -- commands -------------------------------------------------------------------------------------------------
 

@@ -93,8 +93,8 @@ def ask_shards(server: RunningServer, timeout_s: float) -> Status:
         return call(socket, lambda channel: ShardStub(channel).Health, timeout_s)
 
     with ThreadPoolExecutor(len(server.shard_sockets)) as pool:
-        replies = list(pool.map(ask_shard, server.shard_sockets))
-    if None in replies:
+        replies = [reply for reply in pool.map(ask_shard, server.shard_sockets) if reply is not None]
+    if len(replies) < len(server.shard_sockets):
         return Status(State.STARTING, phase="starting processes")
     loading = [reply for reply in replies if reply.state == pb.HealthReply.LOADING]
     if not loading:

@@ -70,7 +70,8 @@ def pick_server(name: str, running: Sequence[RunningServer]) -> RunningServer:
         return matches[0]
     if matches:
         raise UsageError(f"Several servers are called {name}: {list_names(matches)}. Give the port or the pid of one.")
-    close = find_close(name, (each for server in running for each in server.names))
+    # Numbers resemble each other by chance.
+    close = find_close(name, (each for server in running for each in server.names if not each.isdecimal()))
     hint = f"did you mean {or_list(close)}?" if close else f"there {'are' if len(running) > 1 else 'is'} "
     raise UsageError(f"No server is called {name}; {hint if close else hint + list_names(running) + '.'}")
 

@@ -91,8 +91,9 @@ class TlsFiles:
             UsageError: a file or the name cannot be used.
         """
         self.make_context()
-        key, cert = (self.key or self.cert), self.cert
-        return self._ca_for_grpc(), key and self._read(key, "--key"), cert and self._read(cert, "--cert")
+        if self.cert is None:
+            return self._ca_for_grpc(), None, None
+        return self._ca_for_grpc(), self._read(self.key or self.cert, "--key"), self._read(self.cert, "--cert")
 
     def _ca_for_grpc(self) -> bytes | None:
         """``None``: gRPC's own choice, which is not that of the system."""

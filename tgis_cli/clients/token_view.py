@@ -80,11 +80,12 @@ def make_token_table(title: str, tokens: Sequence[pb.TokenInfo]) -> Table:
     table.add_column("token", header_style="dim", overflow="fold")
     if has_alternatives:
         table.add_column("likeliest", header_style="dim", overflow="fold")
-    for number, token in enumerate(tokens, 1):
+    for index, token in enumerate(tokens, 1):
         rank = str(token.rank) if token.rank else ""
-        row = [str(number), format_probability(token.logprob), rank, Text(show_piece(token.text))]
+        row = [Text(number) for number in (str(index), format_probability(token.logprob), rank)]
         alternatives = [f"{show_piece(top.text)} {format_probability(top.logprob)}" for top in token.top_tokens]
-        table.add_row(*row, *([Text("  ".join(alternatives))] if has_alternatives else []))
+        cells = [*row, Text(show_piece(token.text)), *([Text("  ".join(alternatives))] if has_alternatives else [])]
+        table.add_row(*cells)
     return table
 
 

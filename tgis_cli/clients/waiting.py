@@ -72,7 +72,7 @@ def connect_when_ready(connection: Connection, limit_s: float, presenter: Presen
 
         wait = Wait(limit_s)
         num_free = get_width(presenter.err) if presenter.has_spinner else 0
-        with Spinner(presenter.err, num_free, lambda: wait.reason):
+        with Spinner(presenter.err, 0, num_free, lambda: wait.reason):
             client = wait.connect(attempt, tell)
         yield client
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
-import os
 from typing import Annotated
 
 import typer
 
 from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.connection_options import with_connection_options
-from tgis_cli.clients.connector import RemoteConnector
-from tgis_cli.clients.generation import Generation
+from tgis_cli.clients.generation import MAX_PARALLEL
+from tgis_cli.clients.generation import generate as complete
 from tgis_cli.clients.parameter_flags import with_parameters
 from tgis_cli.clients.parameters import Parameters
-from tgis_cli.clients.presenter import Presenter
-from tgis_cli.terminal.stop_signals import EXIT_INTERRUPTED
+from tgis_cli.terminal.exits import leave
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -27,7 +24,8 @@ MANY = "Several answers"
 AsJson = Annotated[bool, typer.Option("--json", help="Print each answer as a JSON object in a line.")]
 File = Annotated[str | None, typer.Option(metavar="FILE", help=FILE_HELP, rich_help_panel=MANY)]
 Parallel = Annotated[
-    int, typer.Option(min=1, max=1024, metavar="N", help="How many are generated at once.", rich_help_panel=MANY)
+    int,
+    typer.Option(min=1, max=MAX_PARALLEL, metavar="N", help="How many are generated at once.", rich_help_panel=MANY),
 ]
 NumAnswers = Annotated[
     int,
@@ -56,15 +54,17 @@ def generate(
 
     Greedy unless a sampling option is given. Exit codes: 0 done, 1 the server refused or failed, 2 usage, 130 Ctrl-C.
     """
-    presenter = Presenter.open(os.environ, verbose=verbose)
-    wait_s = math.inf if wait and wait_timeout is None else wait_timeout
-    generation = Generation(
-        RemoteConnector(connection, presenter, wait_s),
-        parameters,
-        presenter,
-        as_json=json_,
-        num_answers=num_answers,
-        parallel=parallel,
+    leave(
+        complete(
+            connection,
+            parameters,
+            text=text or (),
+            json_=json_,
+            wait=wait,
+            wait_timeout=wait_timeout,
+            verbose=verbose,
+            file=file,
+            parallel=parallel,
+            num_answers=num_answers,
+        )
     )
-    if not generation.run(text or [], file):
-        raise typer.Exit(EXIT_INTERRUPTED)

@@ -17,7 +17,7 @@ from tgis_cli.clients.presenter import Presenter
 from tgis_cli.commands.generate import AsJson, File, NumAnswers, Parallel
 from tgis_cli.model_files.completion import complete_model
 from tgis_cli.own_server.own_server import OwnServer
-from tgis_cli.own_server.words import make_arguments, split_words
+from tgis_cli.own_server.words import explain_word, make_arguments, split_words
 from tgis_cli.terminal.options import with_serve_options
 from tgis_cli.terminal.stop_signals import EXIT_INTERRUPTED, ended_by_signals
 
@@ -57,6 +57,7 @@ def run(
         os.environ,
         sys.stderr,
         shows_log=verbose,
+        explain_model=partial(explain_word, model, words),
     )
     presenter = Presenter.open(os.environ, verbose=verbose)
     generation = Generation(server, parameters, presenter, as_json=json_, num_answers=num_answers, parallel=parallel)

@@ -17,9 +17,11 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
 
 def complete_names(incomplete: str) -> list[str]:
+    """Models and gRPC ports."""
     from tgis_cli.runs.servers import find_running
 
-    return sorted({server.model for server in find_running() if server.model.startswith(incomplete)})
+    names = {name for server in find_running() for name in (server.model, str(server.grpc_port or server.pid))}
+    return sorted(name for name in names if name.startswith(incomplete))
 
 
 @app.command()
@@ -27,7 +29,7 @@ def stop(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[NAME]...",
+            metavar="NAME",
             help="Model, last part of its name, gRPC port, or pid; may be left out if only one server is running.",
             autocompletion=complete_names,
             show_default=False,
@@ -37,7 +39,9 @@ def stop(
     now: Annotated[bool, typer.Option("--now", help="Do not let them finish their calls.")] = False,
     timeout: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", help="How long to wait for each.", show_default="its --drain-timeout and more"),
+        typer.Option(
+            metavar="SECONDS", help="How long to wait for each; by default its --drain-timeout and a little more."
+        ),
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

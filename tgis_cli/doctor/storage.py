@@ -16,8 +16,8 @@ from tgis_cli.doctor.verdict import Subject, Verdict, failed, ok, warn
 from tgis_cli.machine.words import count
 from tgis_cli.model_files import find_cache_dir, is_homeless, list_folders
 from tgis_cli.model_files.cache.disk import count_free_bytes, describe_free_space
-from tgis_cli.runs.run_dir import PREFIX, find_leftovers, sort_failed
-from tgis_cli.runs.servers import find_running
+from tgis_cli.runs.run_dir import find_leftovers, sort_failed
+from tgis_cli.runs.servers import PREFIX, find_running
 from tgis_server import failures
 from tgis_server.errors import TgisError
 from tgis_server.host import cgroup

@@ -42,7 +42,6 @@ class Launcher:
         self._cause = cause
         self._log = log
         self._copier: threading.Thread | None = None
-        self.has_failed = False
 
     @classmethod
     @contextlib.contextmanager
@@ -94,10 +93,7 @@ class Launcher:
         if self._process.poll() is None:
             return
         self._join_copier()
-        self.has_failed = True
-        code = self._process.returncode
-        where = "" if self._log.path is None or code == UsageError.exit_code else f" The log is {self._log.path}."
-        raise KINDS.get(code, GroupFailed)(self._read_cause() + where)
+        raise KINDS.get(self._process.returncode, GroupFailed)(self._read_cause())
 
     def stop(self) -> None:
         """End it and wait: it stops its processes and removes its run directory."""

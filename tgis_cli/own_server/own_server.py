@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TextIO
@@ -15,7 +15,7 @@ from tgis_cli.own_server.launcher import Launcher
 from tgis_cli.own_server.run_log import RunLog
 from tgis_cli.own_server.start_line import StartLine
 from tgis_cli.runs.servers import RunningServer
-from tgis_server.errors import Unavailable
+from tgis_server.errors import ModelError, TgisError, Unavailable, UsageError
 
 POLL_S = 0.02
 END_S = 3.0  # for a launcher to end after its server has become unavailable
@@ -30,7 +30,10 @@ class OwnServer:
     environ: Mapping[str, str]
     err: TextIO
     shows_log: bool  # all lines of the launcher, instead of one line of progress
+    explain_model: Callable[[], str] = str  # a sentence for a model that cannot be served; may be empty
     launcher: Launcher | None = None
+    log: RunLog | None = None
+    is_log_known: bool = False  # to the person
 
     @contextmanager
     def connect(self) -> Iterator[Client]:
@@ -38,28 +41,50 @@ class OwnServer:
         Raises:
             TgisError: the server could not start, or has ended before its time; the sentence names the log.
         """
-        log = RunLog.open(self.environ)
+        self.log = RunLog.open(self.environ)
+        echo = self.err if self.shows_log else None
         try:
-            with Launcher.start(self.arguments, self.environ, log, self.err if self.shows_log else None) as launcher:
-                self.launcher = launcher
-                with self._open_client(self._wait_until_ready(launcher)) as client:
-                    yield client
+            with (
+                Launcher.start(self.arguments, self.environ, self.log, echo) as self.launcher,
+                self._open_client(self._wait_until_ready(self.launcher)) as client,
+            ):
+                yield client
         finally:
-            log.close(is_wanted=self.launcher is not None and self.launcher.has_failed)
+            self.log.close(is_wanted=self.is_log_known)
 
     @contextmanager
     def reconnect(self) -> Iterator[Client]:
+        self._check_launcher()
         assert self.launcher is not None, "the first connection has started it"
-        self.launcher.check()
-        with self._open_client(self.launcher.find_server()) as client:
+        server = self.launcher.find_server()
+        if server is None:  # without it, another server would be looked for
+            raise Unavailable("The server is ending.")
+        with self._open_client(server) as client:
             yield client
 
     def check(self) -> None:
+        self._check_launcher(END_S)
+
+    def _check_launcher(self, within_s: float = 0.0) -> None:
+        """
+        Args:
+            within_s: how long to wait for its end.
+
+        Raises:
+            TgisError: it has ended.
+        """
         assert self.launcher is not None, "the first connection has started it"
-        self.launcher.check(END_S)
+        assert self.log is not None, "and made its log"
+        try:
+            self.launcher.check(within_s)
+        except TgisError as error:
+            hint = self.explain_model() if isinstance(error, ModelError) else ""
+            self.is_log_known = self.log.path is not None and not isinstance(error, UsageError)
+            where = f" The log is in {self.log.path}." if self.is_log_known else ""
+            raise type(error)(f"{error}{hint}{where}") from None
 
     @contextmanager
-    def _open_client(self, server: RunningServer | None) -> Iterator[Client]:
+    def _open_client(self, server: RunningServer) -> Iterator[Client]:
         try:
             with Client.connect(Connection(server=server)) as client:
                 yield client
@@ -79,7 +104,7 @@ class OwnServer:
         line = StartLine(self.model, self.err, self.environ)
         try:
             while True:
-                launcher.check()
+                self._check_launcher()
                 server = launcher.find_server()
                 if server is not None and server.has_been_ready:
                     return server

@@ -10,9 +10,12 @@ from typing import Any
 
 from tgis_cli.clients.parameters import Parameters
 from tgis_cli.clients.prompts import STDIN
+from tgis_cli.model_files import get_cache_dir
+from tgis_cli.model_files.cache.model_dir import list_folders
 from tgis_server.options import Option, options
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+BARE_WORD = re.compile(r"[A-Za-z]+")
 PATHS = ("/", "./", "../", "~")
 DEFAULT_LIMIT = next(option.default for option in options() if option.name == "max_new_tokens")
 
@@ -36,6 +39,17 @@ def is_text(word: str) -> bool:
     return not is_name and not os.path.exists(word)
 
 
+def explain_word(model: str | None, words: Sequence[str]) -> str:
+    """What to do if a word that was taken for the model, which there is none of, was meant as a text. Mostly empty."""
+    if model is None or not BARE_WORD.fullmatch(model) or os.path.exists(model):
+        return ""
+    if model in list_folders(get_cache_dir(os.environ)):
+        return ""
+    if words:
+        return f" If {model} begins the text, quote the whole text."
+    return f" If {model} is the text, pipe it in: echo {model} | tgis run."
+
+
 def make_arguments(
     model: str | None, flags: Mapping[str, Any], config_file: Path | None, parameters: Parameters
 ) -> list[str]:
@@ -43,8 +57,8 @@ def make_arguments(
 
     A server that exists for one answer allows the length that is asked for.
     """
-    given = {option: value for option in options() if (value := flags.get(option.name)) is not None}
-    arguments = [to_argument(option, value) for option, value in given.items()]
+    given = [(option, value) for option in options() if (value := flags.get(option.name)) is not None]
+    arguments = [to_argument(option, value) for option, value in given]
     if config_file is not None:
         arguments.append(f"--config={config_file}")
     if (parameters.max_new_tokens or 0) > DEFAULT_LIMIT:

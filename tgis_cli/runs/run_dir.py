@@ -71,7 +71,8 @@ def pick_kept(failed: Iterable[Path]) -> list[Path]:
     Args:
         failed: latest first.
     """
-    kept, num_kept = [], Counter[str]()
+    kept: list[Path] = []
+    num_kept = Counter[str]()
     for run_dir in failed:
         model = read_model(run_dir)
         if num_kept[model] < MAX_FAILED_RUNS and len(kept) < MAX_KEPT_RUNS:

@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class RunningServer:
     start_ticks: int  # when the launcher started, in clock ticks since boot: with its pid, an identity
     drain_s: float  # the longest time that it takes to finish its calls when it is stopped
     shard_sockets: tuple[Path, ...]
-    pids: dict[str, int]  # of the children by name; empty while the server starts
+    pids: dict[str, int] = field(hash=False)  # of the children by name; empty while the server starts
 
     @property
     def age_s(self) -> float:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from tgis_cli.clients.address import PORT_VARIABLES, find_address
 from tgis_cli.clients.connection import pick_name
+from tgis_cli.runs.servers import RunningServer, find_running
 from tgis_server.errors import TgisError
 from tgis_server.host.proxies import host_of, is_loopback
 from tgis_server.options import ServeConfig
@@ -46,14 +48,19 @@ def write_address(config: ServeConfig, grpc: str, names: tuple[str, ...]) -> lis
     ]
 
 
-def is_found_by_clients(pid: int, environ: Mapping[str, str]) -> bool:
+def is_found_by_clients(pid: int, grpc_port: int, environ: Mapping[str, str]) -> bool:
     """Whether a client that is given no address finds the server of this launcher, here and in a fresh shell.
 
-    Call it when ``ready.json`` has been written.
+    Args:
+        grpc_port: as bound; not in the run directory yet.
     """
+
+    def find() -> list[RunningServer]:
+        return [replace(each, grpc_port=grpc_port) if each.pid == pid else each for each in find_running()]
+
     fresh = {name: value for name, value in environ.items() if name not in PORT_VARIABLES.values()}
     try:
-        found = [find_address(None, shell) for shell in (environ, fresh)]
+        found = [find_address(None, shell, find=find) for shell in (environ, fresh)]
     except (TgisError, OSError):  # no single server is found; or no /proc
         return False
     # In this shell a port in the environment may lead to it.

@@ -10,7 +10,6 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from tgis_cli.causes.cause import ProcessHangs
@@ -87,9 +86,9 @@ class Watcher:
             pids=pids,
             timeline=Timeline.make(self._run.launcher_phases, replies),
             certificate_names=read_names(config.tls_cert_path, config.tls_key_path),
+            is_found=is_found_by_clients(os.getpid(), frontend.grpc_port, environ),
         )
         write_ready_file(ready, os.getpid())
-        ready = replace(ready, is_found=is_found_by_clients(os.getpid(), environ))
         self._terminal.show_status(None)
         if self._terminal.as_json:
             self._terminal.print(make_json_line(LAUNCHER, "ready", "info", event="ready", **ready.facts()))

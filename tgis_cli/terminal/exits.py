@@ -16,10 +16,13 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from io import TextIOWrapper
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
+from tgis_cli.terminal.capabilities import get_width, is_terminal
 from tgis_cli.terminal.stop_signals import Interrupted
 from tgis_server.errors import NotEnoughDevices, TgisError
+from tgis_server.words.control_characters import escape_controls
+from tgis_server.words.layout import wrap
 
 EXIT_UNEXPECTED = 1
 EXIT_BROKEN_PIPE = 141
@@ -48,6 +51,17 @@ def errors_as_exit_codes(*, debug: bool) -> Iterator[None]:
         if isinstance(error, Interrupted):
             os._exit(exit_code)  # while the interpreter shuts down, an echo of the signal would change the code
         raise SystemExit(exit_code) from None
+
+
+def leave(exit_code: int) -> NoReturn:
+    """End the process without the interpreter's shutdown, which with gRPC takes longer than some answers.
+
+    Raises:
+        BrokenPipeError: the output has no reader.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
 
 
 def is_end(error: Exception) -> bool:
@@ -113,7 +127,8 @@ def print_failure(sentence: str, exit_code: int, argv: Sequence[str] = ()) -> No
     Args:
         argv: what followed the program's name; empty: no JSON.
     """
-    print(f"tgis: {sentence}", file=sys.stderr, flush=True)
+    width = get_width(sys.stderr) if is_terminal(sys.stderr) else None
+    print("\n".join(wrap(escape_controls(f"tgis: {sentence}"), width)), file=sys.stderr, flush=True)
     if "--json" not in argv[: argv.index("--") if "--" in argv else None]:
         return
     from tgis_cli.terminal.command_table import PRINTS_EVENTS
@@ -122,8 +137,10 @@ def print_failure(sentence: str, exit_code: int, argv: Sequence[str] = ()) -> No
     if command == "bundle" and "-" in argv:  # stdout has the bundle
         return
     told = {"event": "failed", "text": sentence} if command in PRINTS_EVENTS else {"error": sentence}
-    with contextlib.suppress(BrokenPipeError):
-        print(json.dumps(told | {"exit_code": exit_code}, ensure_ascii=False), flush=True)
+    try:
+        print(json.dumps(told | {"exit_code": exit_code}), flush=True)
+    except BrokenPipeError:
+        silence(sys.stdout)
 
 
 def prepare_streams() -> None:

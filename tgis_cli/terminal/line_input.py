@@ -33,13 +33,17 @@ class LineCanceled(Exception):
 class LineInput:
     """Reads from the terminal of this process, in its main thread."""
 
-    def __init__(self, complete: Complete, history: Iterable[str]) -> None:
+    def __init__(self, complete: Complete, history: Iterable[str], *, is_capable: bool) -> None:
+        """
+        Args:
+            is_capable: the terminal obeys escape sequences.
+        """
         self._complete = complete
         self._readline = load_readline()
         self._matches: list[str] = []
         self._is_heeded = False
         if self._readline:
-            self._set_up(history)
+            self._set_up(history, is_capable=is_capable)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
@@ -108,11 +112,11 @@ class LineInput:
         finally:
             signal.signal(signal.SIGTSTP, signal.SIG_DFL)
 
-    def _set_up(self, history: Iterable[str]) -> None:
+    def _set_up(self, history: Iterable[str], *, is_capable: bool) -> None:
         readline = self._readline
         is_editline = "libedit" in (readline.__doc__ or "")
         readline.parse_and_bind("bind ^I rl_complete" if is_editline else "tab: complete")
-        if not is_editline:
+        if not is_editline and is_capable:
             readline.parse_and_bind("set enable-bracketed-paste on")  # or each pasted line would be sent by itself
         readline.set_auto_history(False)
         readline.set_completer_delims(BLANKS)

@@ -11,30 +11,35 @@ DELAY_S = 0.3  # a faster answer shows no spinner
 EVERY_S = 0.1
 SECONDS_AFTER_S = 2.0  # from then on it says how long the wait has been
 TURNS = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+MARGIN = 3  # columns that stay free: for the cursor, and for ^C
 PLAIN_TURNS = "|/-\\"  # where the others cannot be encoded
 
 
 class Spinner:
     """Turns at the cursor's place in a thread, until it is stopped. Nobody else may write in the meantime."""
 
-    def __init__(self, stream: TextIO, num_free: int, describe: Callable[[], str] = str, *, indent: str = "") -> None:
+    def __init__(
+        self, stream: TextIO, column: int, num_free: int, describe: Callable[[], str] = str, *, indent: str = ""
+    ) -> None:
         """
         Args:
+            column: of the cursor, from 0.
             num_free: columns from the cursor to the right edge; with too few nothing is shown.
             describe: what is waited for, asked at every turn.
             indent: keeps it apart from text to its left.
         """
         self._stream = stream
-        self._num_free = num_free
+        self._back = f"\x1b[{column + 1}G"  # in absolute terms, because the terminal may show Ctrl-C as ^C
+        self._num_shown = num_free - MARGIN
         self._describe = describe
         self._indent = indent
         self._turns = TURNS if can_encode(stream, TURNS) else PLAIN_TURNS
         self._stopped = threading.Event()
-        self._num_drawn = 0
+        self._is_drawn = False
         self._thread = threading.Thread(target=self._turn, name="spinner", daemon=True)
 
     def start(self) -> Spinner:
-        if self._num_free > 2:  # one for the sign, one for the cursor
+        if self._num_shown > len(self._indent):
             self._thread.start()
         return self
 
@@ -63,17 +68,13 @@ class Spinner:
             delay_s, turn = EVERY_S, turn + 1
 
     def _draw(self, text: str) -> None:
-        text = text[: self._num_free - 1]
-        back, self._num_drawn = self._move_back(), len(text)
-        self._write(f"{back}{text}\x1b[K")
+        self._is_drawn = True
+        self._write(f"{self._back}{text[: self._num_shown]}\x1b[K")
 
     def _erase(self) -> None:
-        if self._num_drawn:
-            back, self._num_drawn = self._move_back(), 0
-            self._write(f"{back}\x1b[K")
-
-    def _move_back(self) -> str:
-        return f"\x1b[{self._num_drawn}D" if self._num_drawn else ""
+        if self._is_drawn:
+            self._is_drawn = False
+            self._write(f"{self._back}\x1b[K")
 
     def _write(self, text: str) -> None:
         try:

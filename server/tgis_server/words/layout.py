@@ -13,7 +13,7 @@ STACKED_INDENT = 4  # of the cells below the first, where the columns are too na
 MIN_LAST = 24  # columns for the last cell of a row, unless it is shorter
 MIN_ROOM = 8  # columns for a text beside what its lines start with, even if the terminal is narrower
 # A cell that is wider than this part of a line, as long paths are, does not widen its column: the first, the others.
-MAX_SHARES = (2, 4)
+MAX_SHARES = (2, 5)
 BREAK_AFTER = "/,;=:&?"  # in a word that is longer than a line
 
 

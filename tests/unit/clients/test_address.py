@@ -196,6 +196,7 @@ def test_a_name_is_expected_only_if_the_certificate_is_not_for_the_address(names
         ("host:", "host: is not HOST:PORT, such as 127.0.0.1:8033; did you mean host:PORT?"),
         ("host:0", "host:0 is not HOST:PORT: '0' is not a port, a number from 1 to 65535."),
         ("host:70000", "host:70000 is not HOST:PORT: '70000' is not a port, a number from 1 to 65535."),
+        ("h:999999", "h:999999 is not HOST:PORT: '999999' is not a port, a number from 1 to 65535."),
         ("host:-1", "host:-1 is not HOST:PORT: '-1' is not a port, a number from 1 to 65535."),
         ("host:\u0661", "host:\u0661 is not HOST:PORT: '\u0661' is not a port, a number from 1 to 65535."),
         ("::1", "::1 is an IPv6 address without brackets: write [::1]:PORT."),

@@ -15,7 +15,7 @@ import pytest
 
 from screens import Screen, Terminal, open_terminal
 from tgis_cli.clients.presenter import Presenter
-from tgis_server.errors import Unavailable
+from tgis_server.errors import InvalidRequest, Unavailable
 from tgis_server.wire import generation_pb2 as pb
 
 CAPABLE = {"TERM": "xterm"}
@@ -45,7 +45,7 @@ def test_the_answer_follows_the_dimmed_prompt_and_a_dim_last_line_says_how_it_en
     screen = show("Once upon", stream(" a", " time", "."), columns=80)
 
     assert screen.lines[0] == "Once upon a time."
-    assert screen.lines[1].startswith("4 tokens in, 3 out · first after ")
+    assert screen.lines[1].startswith("4 tokens in, 3 out · first in ")
     assert screen.lines[1].endswith(" · ended by itself")
     assert screen.lines[2:] == [""]
     assert screen.styled("2") == "Once upon" + screen.lines[1]
@@ -228,6 +228,20 @@ def test_a_failure_in_the_middle_ends_the_line_and_is_passed_on():
         screen = terminal.close()
 
     assert screen.lines == ["Once upon", ""]
+
+
+def test_of_a_refused_call_only_the_error_is_shown():
+    def refuse() -> Iterator[pb.GenerationResponse]:
+        raise InvalidRequest("too long")
+        yield
+
+    with open_terminal() as terminal:
+        presenter = Presenter.open(CAPABLE, out=terminal.stream, err=terminal.stream)
+        with pytest.raises(InvalidRequest):
+            presenter.show("Once", refuse())
+        terminal.close()
+
+    assert terminal.raw == ""
 
 
 class BrokenPipe(io.StringIO):

@@ -32,6 +32,7 @@ class FakeClient:
     def __init__(self) -> None:
         self.requests: list[pb.SingleGenerationRequest] = []
         self.error: Exception | None = None
+        self.begins = False  # before it fails
 
     def model_info(self) -> pb.ModelInfoResponse:
         return pb.ModelInfoResponse(max_sequence_length=512, max_new_tokens=128)
@@ -39,6 +40,8 @@ class FakeClient:
     def generate_stream(self, request: pb.SingleGenerationRequest) -> Iterator[pb.GenerationResponse]:
         self.requests.append(request)
         if self.error is not None:
+            if self.begins:
+                yield pb.GenerationResponse(text=" a", generated_token_count=1)
             raise self.error
         yield pb.GenerationResponse(text=ANSWER, generated_token_count=2, stop_reason=pb.EOS_TOKEN)
 
@@ -234,15 +237,36 @@ def test_ctrl_c_says_how_to_leave_only_if_nothing_had_been_typed(session: Sessio
     assert session.client.texts == ["Once"]
 
 
-def test_a_server_that_went_away_is_one_sentence_and_reached_again_once_it_is_back(session: Session):
-    session.client.error = Unavailable("The server at 192.0.2.1:8033 is unavailable: the connection broke")
+def test_a_connection_that_broke_since_the_last_answer_is_opened_again_without_a_word(session: Session):
+    session.client.error = Unavailable("Connection refused")
+    session.connector.is_back = True
 
-    session.run("Once", "Twice", lambda: setattr(session.connector, "is_back", True), "/retry")
+    session.run("Once")
 
-    assert session.shown.count("the connection broke") == 1
-    assert session.shown.count("No server at 192.0.2.1:8033.") == 1
     assert session.client.texts == ["Once", "Once"]
     assert "Once a time\n" in session.shown
+    assert "refused" not in session.shown
+
+
+def test_a_server_that_went_away_is_one_sentence_and_reached_again_once_it_is_back(session: Session):
+    session.client.error = Unavailable("Connection refused")
+
+    session.run("Once", "/show", lambda: setattr(session.connector, "is_back", True), "/retry")
+
+    assert session.shown.count("No server at 192.0.2.1:8033.") == 2
+    assert "refused" not in session.shown
+    assert session.client.texts == ["Once", "Once"]
+    assert "Once a time\n" in session.shown
+
+
+def test_an_answer_that_breaks_off_is_not_asked_for_again_by_itself(session: Session):
+    session.client.error, session.client.begins = Unavailable("The connection broke."), True
+    session.connector.is_back = True
+
+    session.run("Once", "/retry")
+
+    assert session.client.texts == ["Once", "Once"]
+    assert session.shown.count("The connection broke.") == 1
 
 
 def test_a_server_that_will_not_come_back_ends_the_loop_with_its_reason(session: Session):

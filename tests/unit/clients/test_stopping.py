@@ -53,6 +53,7 @@ def test_all_means_all_even_if_there_are_none():
             "(pid 300). Give the port or the pid of one.",
         ),
         (["dmo"], [DEMO], "No server is called dmo; did you mean demo?"),
+        (["8034"], [DEMO], "No server is called 8034; there is demo at 127.0.0.1:8033 (pid 100)."),
         (["x"], [DEMO], "No server is called x; there is demo at 127.0.0.1:8033 (pid 100)."),
         (
             ["x"],

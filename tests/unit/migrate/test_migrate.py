@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tgis_cli.migrate import MigrationReport, examine_all, read_containers, read_settings_file
+from tgis_cli.migrate.model_family import explain_unserved
 from tgis_cli.migrate.text import conclude
 from tgis_server.errors import UsageError
 
@@ -546,3 +547,60 @@ def test_json_has_settings_and_advice():
         "advice": [],
         "works": True,
     }
+
+
+# The model
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("google/flan-t5-xl", "an encoder-decoder model"),
+        ("bigscience/mt0-xxl", "an encoder-decoder model"),
+        ("tiiuae/falcon-40b", "a Falcon"),
+        ("/models/mpt-7b-instruct", "an MPT"),
+        ("facebook/opt-6.7b", "an OPT"),
+        ("bigcode/starcoder", "a GPT-BigCode"),
+        ("mistralai/Mixtral-8x7B-v0.1", "a mixture of experts"),
+        ("ibm-granite/granite-3.1-3b-a800m-instruct", "a mixture of experts"),
+        ("google/gemma-7b-it", "a Gemma of the first or third generation"),
+        ("TheBloke/Llama-2-7B-GPTQ", "quantized"),
+    ],
+)
+def test_a_model_of_a_family_that_is_not_served_is_known_by_its_name(examine, name: str, what: str):
+    (report,) = examine(f"docker run -e MODEL_NAME={name} -e DTYPE=float16 text-gen-server\n")
+
+    finding = next(finding for finding in report.findings if finding.name == "MODEL_NAME")
+    assert (finding.verdict, finding.now) == ("refused", f"By its name this model is {what}, which no engine serves.")
+    assert report.will_fail
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "meta-llama/Llama-2-7b-hf",
+        "tiiuae/Falcon3-7B-Instruct",
+        "mistralai/Mistral-7B-v0.1",
+        "google/gemma-2-9b-it",
+        "ibm-granite/granite-3.3-8b-instruct",
+        "ibm-granite/granite-8b-code-instruct",
+        "bigscience/bloom-560m",
+        "EleutherAI/pythia-1.4b",
+        "Qwen/Qwen2.5-7B-Instruct",
+        "Qwen/Qwen3-8B",
+        "microsoft/Phi-3-mini-4k-instruct",
+        "openai-community/gpt2",
+        "/models/opt",
+        "$(MODEL)",
+    ],
+)
+def test_a_name_of_another_model_says_nothing_about_its_family(name: str):
+    assert explain_unserved(name, lambda _: None) == ""
+
+
+def test_a_model_in_the_cache_is_judged_by_its_own_config(tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"model_type": "mamba", "architectures": ["MambaForCausalLM"]}')
+
+    reason = explain_unserved("org/llama", lambda _: tmp_path)
+
+    assert reason.startswith(f"{tmp_path}/config.json: architecture MambaForCausalLM has no native engine")

@@ -271,7 +271,7 @@ def test_content_is_compared_with_either_kind_of_digest(digest: str, is_right: b
         (["./nowhere"], 2, "./nowhere is not a directory"),
         ([""], 2, "The model's name is empty"),
         (["org/m", "--dry-run", "--verify"], 2, "exclude each other"),
-        (["org/m", "--parallel", "0"], 2, "should be greater than or equal to 1"),
+        (["org/m", "--parallel", "0"], 2, "--parallel must be an integer from 1 to 64"),
     ],
 )
 def test_invalid_arguments_are_refused_in_one_sentence(

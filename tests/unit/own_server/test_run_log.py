@@ -19,6 +19,8 @@ def test_only_this_user_can_read_a_log_and_its_last_line_is_known(tmp_path: Path
     assert log.path.stat().st_mode & 0o777 == 0o600
     assert log.path.parent.stat().st_mode & 0o777 == 0o700
     assert log.read_last_line() == "the last"
+    log.close(is_wanted=False)
+    assert log.path.exists()
 
 
 def test_the_last_few_are_kept_and_those_in_use(tmp_path: Path):
@@ -30,6 +32,8 @@ def test_the_last_few_are_kept_and_those_in_use(tmp_path: Path):
     first.path.rename(folder / "19990101-000000-1.log")
 
     newest = RunLog.create(folder)
+    for log in (first, newest):
+        log.close(is_wanted=True)
 
     left = sorted(path.name for path in folder.iterdir())
     assert (len(left), left[0], left[-1]) == (MAX_LOGS + 1, "19990101-000000-1.log", newest.path.name)
@@ -58,3 +62,4 @@ def test_without_any_place_lines_are_dropped(tmp_path: Path, monkeypatch: pytest
     assert log.path is None
     assert os.write(log.file.fileno(), b"line\n") == 5
     assert log.read_last_line() == ""
+    log.close(is_wanted=True)

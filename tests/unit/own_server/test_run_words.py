@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tgis_cli.clients.parameters import Parameters
-from tgis_cli.own_server.words import make_arguments, split_words
+from tgis_cli.own_server.words import explain_word, make_arguments, split_words
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,12 @@ def test_flags_become_the_launchers_and_a_length_above_its_limit_raises_the_limi
         "-x",
     ]
     assert make_arguments(None, {"rehearse": False}, None, Parameters(max_new_tokens=9)) == ["--no-rehearse"]
+
+
+def test_a_word_that_is_no_model_may_have_been_meant_as_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "models--gpt").mkdir()
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+
+    assert explain_word("Once", ["upon"]) == " If Once begins the text, quote the whole text."
+    assert explain_word("Hello", []) == " If Hello is the text, pipe it in: echo Hello | tgis run."
+    assert [explain_word(model, []) for model in (None, "org/model", "gpt2", "gpt", str(tmp_path))] == [""] * 5

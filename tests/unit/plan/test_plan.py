@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tgis_cli.decide.resolve import DEMO_MODEL_DIR
+from tgis_cli.decide.resolve import DEMO_MODEL_DIR, resolve
 from tgis_cli.machine import Cpu, Gpu, Machine
 from tgis_cli.model_files.cache import disk
 from tgis_cli.model_files.download.hub import take_range
@@ -372,6 +372,18 @@ def test_every_gpu_in_the_table_has_somewhat_less_than_its_nominal_memory() -> N
     shares = {card.title: card.usable_bytes / card.nominal_gb / GIB for card in CARDS}
 
     assert {title: share for title, share in shares.items() if not 0.9 < share < 1} == {}
+
+
+def test_a_plan_and_a_launch_refuse_an_unserved_model_for_the_same_reason(tmp_path: Path) -> None:
+    """Even if its weights are missing too."""
+    (tmp_path / "config.json").write_text('{"model_type": "mamba", "architectures": ["MambaForCausalLM"]}')
+    loaded = load_config({"model_name": str(tmp_path)}, {})
+    with pytest.raises(ModelError) as refused:
+        resolve(loaded, {"HOME": "/nowhere"}, MACHINE)
+
+    report = plan(tmp_path)
+
+    assert (report.verdict, str(report.problem)) == ("does not start", str(refused.value))
 
 
 # Texts and limits

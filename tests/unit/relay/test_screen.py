@@ -57,6 +57,16 @@ def test_a_warning_is_wrapped_between_words_below_its_text():
     ]
 
 
+def test_a_row_with_columns_is_wrapped_below_its_last_one():
+    row = "  kv_cache_memory  -  one sequence of maximum length or, if larger, a share"
+
+    assert lines_of(show(relay("launcher", "info", row), 64)) == [
+        "T launcher    kv_cache_memory  -  one sequence of maximum",
+        INDENT + " " * len("  kv_cache_memory  -  ") + "length or, if larger, a",
+        INDENT + " " * len("  kv_cache_memory  -  ") + "share",
+    ]
+
+
 @pytest.mark.parametrize("columns", [60, 80, 120])
 def test_no_line_is_wider_than_the_terminal(columns: int):
     lines = show(relay("shard-0", "warning", LONG), columns).lines

@@ -63,9 +63,10 @@ def test_with_mutual_tls_the_clients_files_are_placeholders():
 def test_a_client_finds_the_only_server_unless_the_environment_leads_elsewhere(
     pids: tuple[int, ...], environ: dict[str, str], is_found: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("tgis_cli.runs.servers.find_running", lambda: [make_running(pid=pid) for pid in pids])
+    servers = [make_running(pid=pid, grpc_port=None, has_been_ready=False) for pid in pids]
+    monkeypatch.setattr("tgis_cli.supervisor.first_request.find_running", lambda: servers)
 
-    assert is_found_by_clients(100, environ) is is_found
+    assert is_found_by_clients(100, 8033, environ) is is_found
 
 
 def test_without_a_readable_certificate_there_are_no_names(tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -122,6 +123,14 @@ def test_a_mistyped_model_is_found_in_the_cache(line: str, sentence: str, cache:
 
     assert result.returncode == 3
     assert sentence in result.stderr.decode()
+
+
+def test_the_page_about_commands_shows_what_they_say(cache: Path) -> None:
+    text = (Path(__file__).parents[3] / "docs/commands.md").read_text()
+    shown = re.findall(r"^\$ tgis (\w.*)\n(tgis: .*)$", text, re.MULTILINE)
+
+    assert len(shown) >= 4
+    assert [type_line(line, cache).stderr.decode().strip() for line, _ in shown] == [answer for _, answer in shown]
 
 
 def test_both_ways_to_parse_a_command_line_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:

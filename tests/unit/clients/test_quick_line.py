@@ -1,0 +1,127 @@
+"""`tgis generate` without its framework: the same values for the same line, or none."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import typer
+
+from tgis_cli.clients import quick_line
+from tgis_cli.clients.connection import Connection
+from tgis_cli.clients.parameters import PARAMETERS, Parameters
+from tgis_cli.commands import generate as command_module
+from tgis_cli.terminal.exits import errors_as_exit_codes
+
+Seen = tuple[Connection, Parameters, dict[str, Any]]
+DEFAULTS = {
+    "text": [],
+    "json_": False,
+    "wait": False,
+    "wait_timeout": None,
+    "verbose": False,
+    "file": None,
+    "parallel": 8,
+    "num_answers": 1,
+}
+PARAMETERS_LINE = (
+    "--max-new-tokens 5 --min-new-tokens=2 --stop a --stop=b=c --no-include-stop-sequence --time-limit 2.5 "
+    "--truncate-input-tokens 3 --temperature 0.5 --top-k 4 --top-p .5 --typical-p 0.25 --seed 7 --repetition-penalty 2 "
+    "--length-penalty 1.5 --length-penalty-start 6 --logprobs --top-n 2 --input-tokens"
+)
+
+
+class Recorder:
+    """Stands in for what both readers call."""
+
+    def __init__(self) -> None:
+        self.seen: Seen | None = None
+
+    def __call__(self, connection: Connection, parameters: Parameters, **values: Any) -> int:
+        self.seen = (connection, parameters, DEFAULTS | values | {"text": list(values.get("text", ()))})
+        return 0
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    recorder = Recorder()
+    for module, name in ((quick_line, "generate"), (command_module, "complete")):
+        monkeypatch.setattr(module, name, recorder)
+        monkeypatch.setattr(module, "leave", lambda exit_code: None)
+    return recorder
+
+
+def read_with_framework(recorder: Recorder, line: list[str]) -> Seen | None:
+    recorder.seen = None
+    command = typer.main.get_command(command_module.app)
+    with suppress(SystemExit), errors_as_exit_codes(debug=False):
+        command.main(list(line), prog_name="generate", standalone_mode=False)
+    return recorder.seen
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "Once upon a time",
+        "a -v --json -- --stop -n",
+        "- --wait --verbose",
+        "-n 3 --parallel 4 --file x.jsonl",
+        "-n=3 x",
+        "--url h:1 --ca a --cert b --key c --tls-server-name d x",
+        f"x {PARAMETERS_LINE}",
+        "x --include-stop-sequence --top-k -1",
+        "--url a --url b --top-k 1 --top-k 2 x",
+        "--wait-timeout 5 x",
+        "-n 0",
+        "-n x",
+        "--parallel 5000",
+        "--file",
+        "--json=x",
+        "--nope",
+        "--help",
+        "-vn 2",
+    ],
+)
+def test_a_line_means_the_same_with_and_without_the_framework(recorder: Recorder, line: str):
+    words = line.split()
+    quick = quick_line.read_line(words)
+    expected = read_with_framework(recorder, words)
+
+    recorder.seen = None
+    with suppress(SystemExit):
+        quick_line.run_quickly(words)
+
+    assert recorder.seen == (expected if quick is not None else None)
+
+
+def test_all_options_are_known_but_those_that_are_left_to_the_framework():
+    command = typer.main.get_command(command_module.app)
+
+    flags = {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)}
+    known = {*quick_line.WITH_VALUE, *quick_line.SWITCHES}
+    assert {flag for flag in flags if flag[0] == "-"} - known == {"--wait-timeout"}
+    assert known - flags == set()
+
+
+def test_the_line_of_this_test_has_every_parameter():
+    values = quick_line.read_line(PARAMETERS_LINE.split())
+
+    assert values is not None
+    assert values.keys() == PARAMETERS.keys()
+
+
+def test_a_plain_line_imports_no_framework():
+    program = (
+        "import sys; sys.argv = ['tgis', 'generate', 'x', '--url', 'nonsense']\n"
+        "from tgis_cli.__main__ import main\n"
+        "try: main()\n"
+        "except SystemExit: print([name for name in ('typer', 'rich', 'ssl', 'http.client') if name in sys.modules])"
+    )
+
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert result.stdout == "[]\n"
