@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from tgis_cli.clients.parameters import PARAMETERS
+from tgis_cli.clients.parameter_table import PARAMETERS
 from tgis_server.errors import UsageError
 from tgis_server.words.close_words import find_close, or_list
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from tgis_cli.clients.connector import Connector
 from tgis_cli.clients.generation import explain_refusal
 from tgis_cli.clients.grpc_client import Client
-from tgis_cli.clients.parameters import PARAMETERS, Parameter, Parameters, find_parameter
+from tgis_cli.clients.parameter_table import PARAMETERS, Parameter, find_parameter
+from tgis_cli.clients.parameters import Parameters
 from tgis_cli.clients.presenter import Presenter, closed_at_end
 from tgis_cli.clients.prompt_commands import (
     DEFAULT,

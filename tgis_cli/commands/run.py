@@ -22,7 +22,7 @@ from tgis_cli.terminal.exits import leave
 from tgis_cli.terminal.options import with_serve_options
 from tgis_cli.terminal.stop_signals import EXIT_INTERRUPTED, ended_by_signals
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+app = typer.Typer(add_completion=False)
 
 OFFERED = ("revision", "dtype", "device", "num_shard", "kv_cache_memory", "max_sequence_length", "rehearse")
 MODEL_HELP = "Directory, or hub id in the local cache; without one the small demo model."
