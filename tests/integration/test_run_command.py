@@ -165,7 +165,7 @@ def test_ctrl_c_stops_a_server_that_is_still_starting(environ: dict[str, str]):
 
 
 def test_a_launcher_whose_parent_has_ended_meanwhile_ends_at_once():
-    command = make_command("-m", "tgis_cli.attached", str(os.getppid()), "--rehearse")
+    command = make_command("-m", "tgis_cli.attached", str(os.getppid()), "{}")
 
     assert subprocess.run(command, timeout=DEADLINE_S, check=False).returncode == EXIT_ORPHANED
 

@@ -17,7 +17,7 @@ from tgis_cli.clients.presenter import Presenter
 from tgis_cli.commands.generate import AsJson, File, NumAnswers, Parallel
 from tgis_cli.model_files.completion import complete_model
 from tgis_cli.own_server.own_server import OwnServer
-from tgis_cli.own_server.words import explain_word, make_arguments, split_words
+from tgis_cli.own_server.words import explain_word, make_options, split_words
 from tgis_cli.terminal.exits import leave
 from tgis_cli.terminal.options import with_serve_options
 from tgis_cli.terminal.stop_signals import EXIT_INTERRUPTED, ended_by_signals
@@ -54,7 +54,7 @@ def run(
     model, words = split_words(flags.pop("model_name"), text or [])
     server = OwnServer(
         model or "the demo model",
-        make_arguments(model, flags, config_file, parameters),
+        make_options(model, flags, config_file, parameters),
         os.environ,
         sys.stderr,
         shows_log=verbose,

@@ -7,12 +7,15 @@ ends: see ``tgis_cli/attached.py``.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, TextIO
 
 from tgis_cli.own_server.run_log import RunLog
@@ -20,14 +23,27 @@ from tgis_cli.runs.servers import RunningServer, find_server
 from tgis_server.errors import GroupFailed, HubError, ModelError, NotEnoughDevices, UsageError
 from tgis_server.host.interpreter import make_command, make_environment
 
-# For this machine only, on free ports; one attempt; a log for people. Flags win over the environment.
-ALWAYS = (
-    *("--host", "127.0.0.1", "--grpc-port", "0", "--port", "0"),
-    *("--restart", "none", "--drain-delay", "0", "--drain-timeout", "2", "--no-json-output"),
-)
+# For this machine only, on free ports; one attempt; a log for people. Flags take precedence over the environment.
+ALWAYS = {
+    "host": "127.0.0.1",
+    "grpc_port": "0",
+    "port": "0",
+    "restart": "none",
+    "drain_delay": "0",
+    "drain_timeout": "2",
+    "json_output": False,
+}
 NOT_FOR_LOOPBACK = ("TLS_CERT_PATH", "TLS_KEY_PATH", "TLS_CLIENT_CA_CERT_PATH", "HTTP_TLS")
 ENDINGS = ((signal.SIGTERM, 5.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, None))  # with the seconds to wait
 KINDS = {kind.exit_code: kind for kind in (UsageError, ModelError, NotEnoughDevices, GroupFailed, HubError)}
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchOptions:
+    """The command line of `tgis launch`, as it is read: flags by option name, as text or a switch."""
+
+    flags: Mapping[str, str | bool | None]
+    config_file: Path | None = None
 
 
 class Launcher:
@@ -46,19 +62,19 @@ class Launcher:
     @classmethod
     @contextlib.contextmanager
     def start(
-        cls, arguments: Sequence[str], environ: Mapping[str, str], log: RunLog, echo: TextIO | None
+        cls, options: LaunchOptions, environ: Mapping[str, str], log: RunLog, echo: TextIO | None
     ) -> Iterator[Launcher]:
         """Start it, and stop it at the end of the block. Must be called in the main thread.
 
         Args:
-            arguments: of `tgis launch`.
             echo: gets a copy of its lines.
         """
         with tempfile.TemporaryFile() as cause:
-            own = (*ALWAYS, "--termination-log", f"/proc/self/fd/{cause.fileno()}")
+            flags = {**options.flags, **ALWAYS, "termination_log": f"/proc/self/fd/{cause.fileno()}"}
+            text = json.dumps({"flags": flags, "config_file": options.config_file and str(options.config_file)})
             launcher = cls(
                 subprocess.Popen(
-                    make_command("-m", "tgis_cli.attached", str(os.getpid()), *own, *arguments),
+                    make_command("-m", "tgis_cli.attached", str(os.getpid()), text),
                     env=make_child_environment(environ),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE if echo else log.file,

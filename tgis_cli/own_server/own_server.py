@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TextIO
 
 from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.grpc_client import Client
-from tgis_cli.own_server.launcher import Launcher
+from tgis_cli.own_server.launcher import Launcher, LaunchOptions
 from tgis_cli.own_server.run_log import RunLog
 from tgis_cli.own_server.start_line import StartLine
 from tgis_cli.runs.servers import READY_FILE, RunningServer
@@ -26,7 +26,7 @@ class OwnServer:
     """A ``Connector`` to a server that it launches."""
 
     model: str  # as it is shown while it starts
-    arguments: Sequence[str]  # of `tgis launch`
+    options: LaunchOptions
     environ: Mapping[str, str]
     err: TextIO
     shows_log: bool  # all lines of the launcher, instead of one line of progress
@@ -45,7 +45,7 @@ class OwnServer:
         echo = self.err if self.shows_log else None
         try:
             with (
-                Launcher.start(self.arguments, self.environ, self.log, echo) as self.launcher,
+                Launcher.start(self.options, self.environ, self.log, echo) as self.launcher,
                 self._open_client(self._wait_until_ready(self.launcher)) as client,
             ):
                 yield client

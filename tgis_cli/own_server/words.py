@@ -1,4 +1,4 @@
-"""What the words and flags of `tgis run` mean: a model, texts, and a command line of `tgis launch`."""
+"""What the words and flags of `tgis run` mean: a model, texts, and the options of `tgis launch`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from tgis_cli.clients.parameters import Parameters
 from tgis_cli.clients.prompts import STDIN
 from tgis_cli.model_files import get_cache_dir
 from tgis_cli.model_files.cache.model_dir import list_folders
-from tgis_server.options import Option, options
+from tgis_cli.own_server.launcher import LaunchOptions
+from tgis_server.options import options
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 BARE_WORD = re.compile(r"[A-Za-z]+")
@@ -50,23 +50,11 @@ def explain_word(model: str | None, words: Sequence[str]) -> str:
     return f" If {model} is the text, pipe it in: echo {model} | tgis run."
 
 
-def make_arguments(
-    model: str | None, flags: Mapping[str, Any], config_file: Path | None, parameters: Parameters
-) -> list[str]:
-    """The arguments of `tgis launch`.
-
-    A server that exists for one answer allows the length that is asked for.
-    """
-    given = [(option, value) for option in options() if (value := flags.get(option.name)) is not None]
-    arguments = [to_argument(option, value) for option, value in given]
-    if config_file is not None:
-        arguments.append(f"--config={config_file}")
+def make_options(
+    model: str | None, flags: Mapping[str, str | bool | None], config_file: Path | None, parameters: Parameters
+) -> LaunchOptions:
+    """What the server is started with. As it exists for one answer, it allows the length that is asked for."""
+    more: dict[str, str | None] = {"model_name": model}
     if (parameters.max_new_tokens or 0) > DEFAULT_LIMIT:
-        arguments.append(f"--max-new-tokens={parameters.max_new_tokens}")
-    return arguments if model is None else [*arguments, "--", model]
-
-
-def to_argument(option: Option, value: object) -> str:
-    if isinstance(value, bool):
-        return option.flag if value else f"--no-{option.flag.removeprefix('--')}"
-    return f"{option.flag}={value}"
+        more["max_new_tokens"] = str(parameters.max_new_tokens)
+    return LaunchOptions({**flags, **more}, config_file)

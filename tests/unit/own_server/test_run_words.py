@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tgis_cli.clients.parameters import Parameters
-from tgis_cli.own_server.words import explain_word, make_arguments, split_words
+from tgis_cli.own_server.launcher import LaunchOptions
+from tgis_cli.own_server.words import explain_word, make_options, split_words
 
 
 @pytest.mark.parametrize(
@@ -44,18 +45,14 @@ def test_a_directory_with_spaces_is_a_model(tmp_path: Path, monkeypatch: pytest.
     assert split_words("my model", ["Once"]) == ("my model", ["Once"])
 
 
-def test_flags_become_the_launchers_and_a_length_above_its_limit_raises_the_limit():
+def test_a_length_above_the_servers_limit_raises_the_limit():
     flags = {"dtype": "float32", "rehearse": True, "num_shard": None}
 
-    assert make_arguments("-x", flags, Path("my.toml"), Parameters(max_new_tokens=2000)) == [
-        "--dtype=float32",
-        "--rehearse",
-        "--config=my.toml",
-        "--max-new-tokens=2000",
-        "--",
-        "-x",
-    ]
-    assert make_arguments(None, {"rehearse": False}, None, Parameters(max_new_tokens=9)) == ["--no-rehearse"]
+    short = make_options("-x", flags, Path("my.toml"), Parameters(max_new_tokens=9))
+    long = make_options(None, flags, None, Parameters(max_new_tokens=2000))
+
+    assert short == LaunchOptions(flags | {"model_name": "-x"}, Path("my.toml"))
+    assert long == LaunchOptions(flags | {"model_name": None, "max_new_tokens": "2000"})
 
 
 def test_a_word_that_is_no_model_may_have_been_meant_as_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
