@@ -228,6 +228,18 @@ def test_stop_ends_a_server_that_is_still_starting(start: Start):
     assert server.wait() == 0
 
 
+def test_a_launcher_that_waits_to_restart_its_group_is_listed_and_can_be_stopped(start: Start):
+    server = start(*REHEARSAL, "--fault", "shard0:error@load", "--restart", "on-failure")
+    server.wait_for_line(r"starting again in 4 s")
+
+    facts = list_servers()[server.process.pid]
+    done = run_tgis("stop", str(server.process.pid))
+
+    assert (facts["state"], facts["pids"]) == ("restarting", {})
+    assert facts["error"].startswith("shard-0: RuntimeError: provoked by --fault")
+    assert (done.returncode, server.wait()) == (0, 0)
+
+
 def test_stop_names_a_frozen_launcher(launch: Start):
     server = launch(*REHEARSAL)
     os.kill(server.process.pid, signal.SIGSTOP)

@@ -74,8 +74,9 @@ def explain_error(address: Address, error: OSError | UnicodeError, timeout_s: fl
             "firewall drops the packets."
         )
     if error.errno == errno.ECONNREFUSED:
-        if address.server is not None and not address.server.has_been_ready:
-            return f"The server of {address.server.model} (pid {address.server.pid}) is still starting: see `tgis ps`."
+        if address.server is not None:
+            state = "accepts no connections now" if address.server.has_been_ready else "is still starting"
+            return f"The server of {address.server.model} (pid {address.server.pid}) {state}: see `tgis ps`."
         return f"No server at {address.target}{origin}: {START}."
     reason = error.strerror or str(error)
     return f"{address.target}{origin} cannot be reached: {reason[:1].lower() + reason[1:]}."

@@ -25,6 +25,7 @@ class State(StrEnum):
     STARTING = "starting"
     READY = "ready"
     DRAINING = "draining"
+    RESTARTING = "restarting"  # it has failed, and its launcher will start it again
     FAILED = "failed"
     SILENT = "no answer"
     FROZEN = "frozen"  # its launcher is stopped (SIGSTOP)
@@ -38,7 +39,7 @@ class Status:
     num_calls: int = 0  # in flight
     phase: str = ""  # while it starts: of its shard that is furthest behind
     share: float | None = None  # of the bytes of that phase that are done, if known
-    text: str = ""  # why it failed
+    text: str = ""  # why it failed or does not serve
 
     def __str__(self) -> str:
         """``ready``, ``starting: reading weights 40%``, ``draining, 3 calls``."""
@@ -70,6 +71,8 @@ def ask(server: RunningServer, timeout_s: float = TIMEOUT_S) -> Status:
     if server.is_frozen:
         return Status(State.FROZEN)
     reply = call(server.door / "frontend.sock", lambda channel: FrontendStub(channel).Health, timeout_s)
+    if reply is None and (cause := read_cause(server.door)):
+        return Status(State.RESTARTING, text=cause)
     if reply is None and not server.has_been_ready and not (server.door / "frontend.sock").exists():
         return Status(State.STARTING, phase="starting processes")
     if reply is None:
@@ -102,6 +105,14 @@ def ask_shards(server: RunningServer, timeout_s: float) -> Status:
     phase = loading[0].phase or "loading"
     done, total = (sum(getattr(reply, name) for reply in loading if reply.phase == phase) for name in ("done", "total"))
     return Status(State.STARTING, phase=phase, share=min(1.0, done / total) if total else None)
+
+
+def read_cause(door: Path) -> str:
+    """Why the run has failed; empty if it has not."""
+    try:
+        return (door / "errors/cause.txt").read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
 
 
 def call(socket: Path, pick: Callable[[Any], Callable[..., Reply]], timeout_s: float) -> Reply | None:

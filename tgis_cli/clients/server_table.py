@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tgis_cli.clients.server_status import Status, ask_all
+from tgis_cli.clients.server_status import State, Status, ask_all
 from tgis_cli.runs.memory import measure_memory
 from tgis_cli.runs.servers import RunningServer, find_running
 from tgis_server.words.sizes import format_bytes
@@ -62,7 +62,7 @@ class Row:
             "tls": tls,
             "http_tls": server.http_tls,
             "pid": server.pid,
-            "pids": server.pids,
+            "pids": {} if status.state is State.RESTARTING else server.pids,
             "started_at": round(time.time() - server.age_s, 1),
             "age_s": round(server.age_s, 1),
             "memory_bytes": self.memory_bytes,

@@ -21,7 +21,7 @@ from tgis_cli.launch.prepare import prepare_or_retry
 from tgis_cli.launch.restarts import RestartPolicy
 from tgis_cli.launch.termination_log import write_termination_log
 from tgis_cli.relay.terminal import DETAILS, Terminal, TerminalHandler
-from tgis_cli.runs.run_dir import get_failure_time, locked
+from tgis_cli.runs.run_dir import get_failure_time, locked, locked_if_kept
 from tgis_cli.supervisor.signals import StopSignals, decide_hangup, exit_until_supervised
 from tgis_cli.supervisor.supervisor import Outcome, Supervisor
 from tgis_cli.terminal.exits import silence_broken_outputs
@@ -126,20 +126,30 @@ class Launch:
             if (delay_s := policy.delay_after(outcome.exit_code, outcome.served_s)) is None:
                 return outcome
             policy.announce(outcome.sentence, delay_s)
-            if await wait_for_first(self._signals.wait_first(), timeout_s=delay_s) == 0:
-                return Outcome(0)
-            phases = [("resolving", time.monotonic())]
-            with contextlib.ExitStack() as undo:
-                preparing = asyncio.ensure_future(prepare_or_retry(self._loaded, self._environ, phases, undo, policy))
-                if await wait_for_first(preparing, self._signals.wait_first()) != 0:
-                    return Outcome(0)
-                try:  # resolved again, as the machine may have changed: a lost GPU is no longer requested
-                    resolved, run = preparing.result()
-                except TgisError as error:
-                    return Outcome(error.exit_code, str(error))
-                undo.pop_all()
+            with locked_if_kept(run.run_dir):  # so that `tgis ps` and `tgis stop` still find this launcher
+                prepared = await self._prepare_again(delay_s)
+            if isinstance(prepared, Outcome):
+                return prepared
+            resolved, run = prepared
             summarize_choices(resolved, self._terminal)
             log_choices(resolved, self._terminal)
+
+    async def _prepare_again(self, delay_s: float) -> tuple[Resolved, Run] | Outcome:
+        """Wait, and make the next run; the outcome if a signal or an error ends the launch instead."""
+        if await wait_for_first(self._signals.wait_first(), timeout_s=delay_s) == 0:
+            return Outcome(0)
+        phases = [("resolving", time.monotonic())]
+        with contextlib.ExitStack() as undo:
+            again = prepare_or_retry(self._loaded, self._environ, phases, undo, self._policy)
+            preparing = asyncio.ensure_future(again)
+            if await wait_for_first(preparing, self._signals.wait_first()) != 0:
+                return Outcome(0)
+            try:  # resolved again, as the machine may have changed: a lost GPU is no longer requested
+                prepared = preparing.result()
+            except TgisError as error:
+                return Outcome(error.exit_code, str(error))
+            undo.pop_all()
+        return prepared
 
     async def _supervise_once(self, run: Run) -> Outcome:
         try:

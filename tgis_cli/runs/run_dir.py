@@ -52,6 +52,15 @@ def locked(run_dir: Path) -> Iterator[None]:
         os.close(directory)
 
 
+@contextlib.contextmanager
+def locked_if_kept(run_dir: Path) -> Iterator[None]:
+    """The same for a run that has failed, if its directory is still there."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            stack.enter_context(locked(run_dir))
+        yield
+
+
 def remove_leftovers(parent: Path) -> list[Path]:
     """Remove the directories of killed launchers, and of failed runs that need not be kept; returns those removed.
 
