@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -18,12 +19,12 @@ from screens import open_terminal
 
 TGIS = Path(sys.executable).parent / "tgis"
 ENVIRON = {"TERM": "xterm", "LANG": "C.UTF-8"}
-ENDLESS = ("--max-new-tokens", "900")  # at 20 ms per token: longer than any test waits
+ENDLESS = ("--max-new-tokens", "900")  # at 10 ms per token: longer than any test waits
 
 
 @pytest.fixture(scope="module")
 def server(start_shared: Callable[..., Any]) -> Any:
-    return start_shared("--rehearse", "--rehearse-step-ms", "20", "--max-concurrent-requests", "4").wait_until_ready()
+    return start_shared("--rehearse", "--rehearse-step-ms", "10", "--max-concurrent-requests", "4").wait_until_ready()
 
 
 def find_free_port() -> int:
@@ -37,7 +38,7 @@ def count_calls(server: Any) -> int:
 
 
 def wait_until_idle(server: Any) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 3
     while count_calls(server):
         assert time.monotonic() < deadline, "the call was not cancelled"
         time.sleep(0.01)
@@ -116,6 +117,17 @@ def test_a_length_above_the_limit_of_the_server_is_a_usage_error(server: Any):
 
     assert result.returncode == 2
     assert result.stderr.startswith("tgis: --max-new-tokens is 1000000, but this server allows at most ")
+
+
+def test_a_text_that_is_too_long_is_refused_with_its_length_and_a_remedy(server: Any):
+    result = server.run("generate", "x" * 10_000)
+
+    assert result.returncode == 1
+    assert re.fullmatch(
+        r"tgis: The text has \d+ tokens, but text and answer may have only \d+ together: shorten it, or keep its end "
+        r"with --truncate-input-tokens\.\n",
+        result.stderr,
+    )
 
 
 def test_wait_starts_before_the_server_and_asks_once_it_is_ready(start: Callable[..., Any]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -143,6 +143,11 @@ def token_as_dict(token: pb.TokenInfo) -> dict[str, Any]:
     if token.top_tokens:
         facts["top_tokens"] = [{"text": top.text, "logprob": top.logprob} for top in token.top_tokens]
     return facts
+
+
+def to_json_line(facts: Mapping[str, Any]) -> str:
+    """An object in a line. JSON itself would leave some of the characters that control terminals as they are."""
+    return escape_controls(json.dumps(facts, ensure_ascii=False))
 
 
 def collect_answer(frames: Iterable[pb.GenerationResponse]) -> Answer:

@@ -13,8 +13,8 @@ from tgis_cli.clients.connection import Connection
 
 PANEL = "Connection"
 URL_HELP = (
-    "Address of the server; grpcs:// means TLS. [dim]\\[env: TGIS_URL; default: GRPC_PORT, the running server, or "
-    "127.0.0.1:8033][/dim]"
+    "Address of the server; grpcs:// means TLS. [env: TGIS_URL; default: GRPC_PORT, the running server, or "
+    "127.0.0.1:8033]"
 )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -11,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from tgis_cli.clients.answer import as_flag, collect_answer
+from tgis_cli.clients.answer import as_flag, collect_answer, to_json_line
 from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.connector import Connector, RemoteConnector
 from tgis_cli.clients.grpc_client import Client
@@ -26,7 +25,9 @@ if TYPE_CHECKING:
     from tgis_cli.clients.prompt_file import Prompt
 
 MAX_PARALLEL = 1024
+# The contract's texts for an answer and for a text that are too long for the model.
 LIMIT = re.compile(r"max_new_tokens must be <= (\d+)")
+LENGTH = re.compile(r"input tokens \((\d+)\) plus prefix length \(\d+\) must be < (\d+)")
 
 
 def generate(
@@ -150,18 +151,23 @@ class Generation:
             raise explain_refusal(error, self.parameters) from None
 
     def _print_json(self, facts: dict[str, object]) -> None:
-        print(json.dumps(facts, ensure_ascii=False), file=self.presenter.out, flush=True)
+        print(to_json_line(facts), file=self.presenter.out, flush=True)
 
 
 def explain_refusal(
     error: InvalidRequest, parameters: Parameters, setting: Callable[[str], str] = as_flag
 ) -> TgisError:
-    """A length above this server's limit is a mistake of the person.
+    """What a server refuses, in the words of the person who asked. A length above its limit is a mistake.
 
     Args:
         setting: how a parameter is called where the person has set it.
     """
-    limit = LIMIT.search(str(error))
+    limit, length = LIMIT.search(str(error)), LENGTH.search(str(error))
+    if length is not None:
+        return InvalidRequest(
+            f"The text has {length[1]} tokens, but text and answer may have only {length[2]} together: shorten it, or "
+            f"keep its end with {setting('truncate_input_tokens')}."
+        )
     if limit is None or parameters.max_new_tokens is None:
         return error
     name = setting("max_new_tokens")

@@ -140,7 +140,8 @@ def open_connected_channel(
     if files is not None:
         credentials = grpc.ssl_channel_credentials(*files.for_grpc())
         options += (("grpc.ssl_target_name_override", files.name),) if files.name else ()
-    with open_channel(address.target, credentials, options) as channel:
+    channel = open_channel(address.target, credentials, options)
+    try:
         settled = start_connecting(channel)
         meanwhile()
         if not is_connected(settled, timeout_s):
@@ -148,6 +149,11 @@ def open_connected_channel(
 
             raise Unavailable(explain_no_connection(address, files, timeout_s))
         yield channel
+    except BaseException:
+        channel.close()
+        raise
+    # Otherwise it closes once it is no longer used: `close` would wait for gRPC's own look at the connection, up to
+    # 0.2 s, which is longer than a short answer takes.
 
 
 def import_messages() -> None:
@@ -164,6 +170,7 @@ def start_connecting(channel: grpc.Channel) -> queue.SimpleQueue[bool]:
     def note(state: grpc.ChannelConnectivity) -> None:
         if state in (grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE):
             settled.put(state is grpc.ChannelConnectivity.READY)
+            channel.unsubscribe(note)
 
     channel.subscribe(note, try_to_connect=True)
     return settled

@@ -5,7 +5,6 @@ In a pipe each answer is a line; on a terminal each has a heading. Answers that 
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import time
@@ -13,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tgis_cli.clients.answer import Answer, SomeFailed, format_latency
+from tgis_cli.clients.answer import Answer, SomeFailed, format_latency, to_json_line
 from tgis_cli.clients.in_order import InOrder
 from tgis_cli.clients.parameters import Parameters
 from tgis_cli.clients.presenter import Presenter
@@ -21,6 +20,7 @@ from tgis_cli.clients.prompt_file import Prompt
 from tgis_cli.terminal.progress import format_seconds
 from tgis_cli.terminal.status_line import StatusLine
 from tgis_server.errors import RequestError, Unavailable
+from tgis_server.words.control_characters import escape_controls
 
 if TYPE_CHECKING:
     from tgis_server.wire import generation_pb2 as pb
@@ -123,7 +123,7 @@ class ManyAnswers:
         self.num_input_tokens += result.input_token_count
         self.num_generated_tokens += result.generated_token_count
         if self.as_json:
-            self.print_line(json.dumps(job.as_dict() | result.as_dict(), ensure_ascii=False))
+            self.print_line(to_json_line(job.as_dict() | result.as_dict()))
         elif self.presenter.is_for_people:
             prompt = "" if job.prompt is self._last_prompt else job.prompt.text
             self._last_prompt = job.prompt
@@ -134,10 +134,10 @@ class ManyAnswers:
     def report(self, job: Job, error: RequestError) -> None:
         """A failure: with ``--json`` an object, otherwise a sentence; in a pipe its line stays empty."""
         if self.as_json:
-            self.print_line(json.dumps(job.as_dict() | {"error": str(error)}, ensure_ascii=False))
+            self.print_line(to_json_line(job.as_dict() | {"error": str(error)}))
         elif not self.presenter.is_for_people:
             self.print_line("")
-        print(f"tgis: {job.name}: {error}", file=self.presenter.err, flush=True)
+        print(f"tgis: {job.name}: {escape_controls(str(error))}", file=self.presenter.err, flush=True)
 
     def print_line(self, text: str) -> None:
         print(text, file=self.presenter.out, flush=True)

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from tgis_cli.clients.parameters import PARAMETERS, Parameter, Parameters
+from tgis_cli.clients.parameter_table import PARAMETERS, Parameter
+from tgis_cli.clients.parameters import Parameters
 
 
 def with_parameters(body: Callable[..., None]) -> Callable[..., None]:

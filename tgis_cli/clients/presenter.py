@@ -101,7 +101,7 @@ class Presenter:
         writer = self._make_writer()
         writer.write(f"{heading}\n", self._dim)
         self._write_prompt(prompt, writer)
-        writer.write(escape_controls(answer.text))
+        self._write_text(answer.last, TokenColors(), writer)
         writer.end_line()
         self._show_tokens(answer, writer)
         writer.write("\n")
@@ -123,13 +123,16 @@ class Presenter:
                 answer.add(frame)
                 if frame.generated_token_count:
                     spinner.stop()
-                if not self.is_for_people:
-                    writer.write(frame.text)
-                elif self.has_color and answer.tokens:
-                    for text, color in colors.split(frame):
-                        writer.write(escape_controls(text), color)
-                else:
-                    writer.write(escape_controls(frame.text))
+                self._write_text(frame, colors, writer)
+
+    def _write_text(self, frame: pb.GenerationResponse, colors: TokenColors, writer: Writer) -> None:
+        if not self.is_for_people:
+            writer.write(frame.text)
+        elif self.has_color:
+            for text, color in colors.split(frame):
+                writer.write(escape_controls(text), color)
+        else:
+            writer.write(escape_controls(frame.text))
 
     def _write_prompt(self, prompt: str, writer: Writer) -> None:
         if self.is_for_people and prompt:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from tgis_cli.clients.parameters import PARAMETERS
+from tgis_cli.clients.parameter_table import PARAMETERS
 from tgis_server.errors import UsageError
 from tgis_server.words.close_words import find_close, or_list
 
@@ -61,8 +61,10 @@ def parse_command(line: str) -> Command | None:
 
 
 def suggest(name: str) -> str:
-    if close := find_close(name, NAMES):
-        return f"did you mean {or_list(close)}?"
+    """A command, or the setting that a parameter's name after the slash may have meant."""
+    known = dict(zip(NAMES, NAMES, strict=True)) | {f"{SLASH}{each}": f"/set {each}" for each in PARAMETERS}
+    if close := find_close(name, known):
+        return f"did you mean {or_list([known[each] for each in close])}?"
     return "/help lists the commands, and two slashes begin a text with one."
 
 

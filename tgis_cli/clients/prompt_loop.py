@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import textwrap
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -17,7 +16,8 @@ from typing import TYPE_CHECKING
 from tgis_cli.clients.connector import Connector
 from tgis_cli.clients.generation import explain_refusal
 from tgis_cli.clients.grpc_client import Client
-from tgis_cli.clients.parameters import PARAMETERS, Parameter, Parameters, find_parameter
+from tgis_cli.clients.parameter_table import PARAMETERS, Parameter, find_parameter
+from tgis_cli.clients.parameters import Parameters
 from tgis_cli.clients.presenter import Presenter, closed_at_end
 from tgis_cli.clients.prompt_commands import (
     DEFAULT,
@@ -36,6 +36,7 @@ from tgis_cli.terminal.line_input import LineCanceled, LineInput
 from tgis_cli.terminal.stop_signals import ended_by_signals
 from tgis_server.errors import InvalidRequest, RequestError, Unavailable, UsageError
 from tgis_server.words.control_characters import escape_controls
+from tgis_server.words.layout import lay_out, wrap
 
 if TYPE_CHECKING:
     from tgis_cli.runs.servers import RunningServer
@@ -229,7 +230,7 @@ class PromptLoop:
 
     def _set(self, rest: str) -> None:
         if not rest:
-            self._write(list_parameters(self._parameters, get_width(self._presenter.out)))
+            self._tell_rows(list_parameters(self._parameters))
             return
         name, value = parse_setting(rest)
         parameter = find_parameter(name)
@@ -253,14 +254,18 @@ class PromptLoop:
         self._tell(f"Set: {', '.join(given) or 'nothing'}.")
 
     def _help(self) -> None:
-        self._write(list_rows([(form, text) for form, text in HELP.items()], get_width(self._presenter.out)))
+        self._tell_rows(list(HELP.items()))
 
     # -- output ---------------------------------------------------------------------------------------------------
 
     def _tell(self, sentence: str) -> None:
         """A sentence where the answers are, because the loop makes sense only on a terminal."""
-        width = get_width(self._presenter.out)
-        self._write(textwrap.fill(escape_controls(sentence), width, break_on_hyphens=False) + "\n")
+        lines = wrap(escape_controls(sentence), get_width(self._presenter.out))
+        self._write("\n".join(lines) + "\n")
+
+    def _tell_rows(self, rows: list[tuple[str, str]]) -> None:
+        for lines in lay_out(rows, get_width(self._presenter.out), indent=0):
+            self._write("\n".join(lines) + "\n")
 
     def _write(self, text: str) -> None:
         self._presenter.out.write(text)
@@ -334,25 +339,9 @@ def describe_parameter(parameter: Parameter) -> str:
     return re.sub(r"--([a-z][a-z-]+)", lambda flag: flag[1].replace("-", "_"), parameter.help)
 
 
-def list_parameters(parameters: Parameters, width: int) -> str:
-    rows = []
-    for name, parameter in PARAMETERS.items():
-        value = describe_value(parameters, parameter)
-        rows.append((f"{name} {value}".rstrip(), describe_parameter(parameter)))
-    return list_rows(rows, width)
-
-
-def list_rows(rows: list[tuple[str, str]], width: int) -> str:
-    """Two columns; the second is wrapped at words, below itself. A long entry of the first has a line of its own."""
-    longest = max(len(first) for first, _ in rows)
-    indent = min(longest, max(map(len, PARAMETERS)) + 4) + 2
-    lines: list[str] = []
-    for first, second in rows:
-        shown = escape_controls(first)
-        wrapped = textwrap.wrap(second, max(20, width - indent), break_on_hyphens=False)
-        if len(shown) + 2 <= indent:
-            lines.append(f"{shown:<{indent}}{wrapped.pop(0)}")
-        else:
-            lines.append(shown)
-        lines += [" " * indent + line for line in wrapped]
-    return "".join(f"{line}\n" for line in lines)
+def list_parameters(parameters: Parameters) -> list[tuple[str, str]]:
+    """Rows: a name, its value if it is set, and what it does."""
+    return [
+        (escape_controls(f"{name} {describe_value(parameters, parameter)}".rstrip()), describe_parameter(parameter))
+        for name, parameter in PARAMETERS.items()
+    ]

@@ -12,7 +12,8 @@ from typing import Any
 
 from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.generation import MAX_PARALLEL, generate
-from tgis_cli.clients.parameters import PARAMETERS, Parameters
+from tgis_cli.clients.parameter_table import PARAMETERS
+from tgis_cli.clients.parameters import Parameters
 from tgis_cli.terminal.exits import errors_as_exit_codes, leave
 
 CONNECTION = {

@@ -29,11 +29,16 @@ class TokenColors:
 
     def __init__(self) -> None:
         self._pending: deque[tuple[str, float]] = deque()  # text to be expected, probability
+        self._has_tokens = False
 
     def split(self, frame: pb.GenerationResponse) -> Iterator[tuple[str, str]]:
-        """The frame's text in parts, each with its colour."""
+        """The frame's text in parts, each with its colour; without one if no tokens were asked for."""
         self._pending.extend((token.text.translate(MARKS), math.exp(token.logprob)) for token in frame.tokens)
+        self._has_tokens |= bool(frame.tokens)
         text = frame.text
+        if not self._has_tokens:
+            yield text, ""
+            return
         while text and len(self._pending) > 1:
             expected, probability = self._pending[0]
             if not expected or not text.startswith(expected):

@@ -12,6 +12,8 @@ from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.grpc_client import Client
 from tgis_cli.model_files import find_cache_dir, find_model_dir
 from tgis_cli.terminal.capabilities import is_terminal
+from tgis_cli.terminal.tables import make_table, open_console
+from tgis_server.words.control_characters import escape_controls
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +33,15 @@ class Tokens:
         if not is_terminal(sys.stdout):
             print(f"{len(self.pieces)}\t{' '.join(self.pieces)}", flush=True)
             return
-        from rich.console import Console
-        from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=f"{len(self.pieces)} tokens", title_justify="left", box=None, pad_edge=False)
+        table = make_table(f"{len(self.pieces)} tokens")
         for column in ("#", *(["id"] if self.ids is not None else []), "piece"):
             table.add_column(column, header_style="dim", justify="left" if column == "piece" else "right")
         for index, piece in enumerate(self.pieces):
             ids = [str(self.ids[index])] if self.ids is not None else []
-            table.add_row(str(index), *ids, Text(piece))
-        Console().print(table)
+            table.add_row(str(index), *ids, Text(escape_controls(piece)))
+        open_console().print(table)
 
 
 def tokenize_locally(texts: Iterable[str], model: str) -> Iterator[Tokens]:

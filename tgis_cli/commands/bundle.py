@@ -14,7 +14,7 @@ from tgis_cli.terminal.stop_signals import interrupted_by_signals
 from tgis_server.errors import ModelError
 from tgis_server.words.sizes import format_bytes
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

@@ -14,7 +14,7 @@ from tgis_cli.terminal.progress import tell
 from tgis_cli.terminal.stop_signals import interrupted_by_signals
 from tgis_server.errors import ModelError, UsageError
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
@@ -27,7 +27,7 @@ def convert_to_fast_tokenizer(
         Path | None, typer.Option(metavar="DIR", help="Output directory.", show_default="the model's directory")
     ] = None,
 ) -> None:
-    """Make tokenizer.json from a model's older tokenizer files. Needs `pip install 'tgis\\[convert]'`."""
+    """Make tokenizer.json from a model's older tokenizer files. Needs `pip install 'tgis[convert]'`."""
     from tgis_cli.model_files.convert import fast_tokenizer
 
     model_dir = find_model_dir(model, revision, get_cache_dir(os.environ))

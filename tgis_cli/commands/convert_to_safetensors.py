@@ -12,7 +12,7 @@ from tgis_cli.model_files.completion import complete_model
 from tgis_cli.terminal.progress import tell_result
 from tgis_cli.terminal.stop_signals import interrupted_by_signals
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

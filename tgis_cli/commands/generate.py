@@ -14,7 +14,7 @@ from tgis_cli.clients.parameter_flags import with_parameters
 from tgis_cli.clients.parameters import Parameters
 from tgis_cli.terminal.exits import leave
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+app = typer.Typer(add_completion=False)
 
 TEXT_HELP = "What to complete; `-` stands for standard input. Without a text: standard input, or a prompt loop."
 FILE_HELP = "Complete each line; a line of a .jsonl file is a JSON object with a text and its own parameters."

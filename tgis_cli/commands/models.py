@@ -20,7 +20,7 @@ from tgis_server.words.sizes import format_bytes
 if TYPE_CHECKING:
     from tgis_cli.model_files.cache.removal import Removal
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+app = typer.Typer(add_completion=False)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -17,7 +17,7 @@ from tgis_cli.terminal.stop_signals import interrupted_by_signals
 from tgis_cli.terminal.tables import find_width
 from tgis_server.options import load_config
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+app = typer.Typer(add_completion=False)
 
 
 def plan(

@@ -9,7 +9,7 @@ import typer
 
 from tgis_cli.terminal.tables import find_width
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

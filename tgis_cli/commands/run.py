@@ -18,10 +18,11 @@ from tgis_cli.commands.generate import AsJson, File, NumAnswers, Parallel
 from tgis_cli.model_files.completion import complete_model
 from tgis_cli.own_server.own_server import OwnServer
 from tgis_cli.own_server.words import explain_word, make_arguments, split_words
+from tgis_cli.terminal.exits import leave
 from tgis_cli.terminal.options import with_serve_options
 from tgis_cli.terminal.stop_signals import EXIT_INTERRUPTED, ended_by_signals
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+app = typer.Typer(add_completion=False)
 
 OFFERED = ("revision", "dtype", "device", "num_shard", "kv_cache_memory", "max_sequence_length", "rehearse")
 MODEL_HELP = "Directory, or hub id in the local cache; without one the small demo model."
@@ -62,5 +63,5 @@ def run(
     presenter = Presenter.open(os.environ, verbose=verbose)
     generation = Generation(server, parameters, presenter, as_json=json_, num_answers=num_answers, parallel=parallel)
     with ended_by_signals():
-        if not generation.run(words, file):
-            raise typer.Exit(EXIT_INTERRUPTED)
+        is_complete = generation.run(words, file)
+    leave(0 if is_complete else EXIT_INTERRUPTED)

@@ -13,7 +13,7 @@ import typer
 from tgis_cli.terminal.exits import as_told
 from tgis_server.errors import Unavailable, UsageError
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+app = typer.Typer(add_completion=False)
 
 
 def complete_names(incomplete: str) -> list[str]:

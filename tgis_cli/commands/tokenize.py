@@ -16,7 +16,7 @@ from tgis_cli.model_files.completion import complete_model
 from tgis_cli.terminal.capabilities import is_terminal
 from tgis_server.errors import UsageError
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+app = typer.Typer(add_completion=False)
 
 
 def tokenize(

@@ -13,7 +13,7 @@ from tgis_cli.terminal.progress import show_progress, tell_result
 from tgis_cli.terminal.stop_signals import interrupted_by_signals
 from tgis_server.errors import UsageError
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

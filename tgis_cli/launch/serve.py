@@ -24,6 +24,7 @@ from tgis_cli.relay.terminal import DETAILS, Terminal, TerminalHandler
 from tgis_cli.runs.run_dir import get_failure_time, locked, locked_if_kept
 from tgis_cli.supervisor.signals import StopSignals, decide_hangup, exit_until_supervised
 from tgis_cli.supervisor.supervisor import Outcome, Supervisor
+from tgis_cli.terminal.capabilities import get_width, is_terminal
 from tgis_cli.terminal.exits import silence_broken_outputs
 from tgis_cli.terminal.stop_signals import STOP_SIGNALS
 from tgis_server import failures
@@ -34,6 +35,7 @@ from tgis_server.logs import setup_handler, setup_logging
 from tgis_server.options import LoadedConfig, ServeConfig, load_config
 from tgis_server.run import Run
 from tgis_server.run.phases import process_started_at
+from tgis_server.words.layout import wrap
 from tgis_server.words.processes import LAUNCHER, child_names
 
 logger = logging.getLogger(__name__)
@@ -169,7 +171,17 @@ def log_to_stderr(config: ServeConfig) -> None:
     if config.json_output:
         setup_logging(LAUNCHER, level=config.log_level)
     else:
-        logging.basicConfig(format="tgis: %(message)s")
+        handler = logging.StreamHandler()
+        handler.setFormatter(PlainFormatter("tgis: %(message)s"))
+        logging.basicConfig(handlers=[handler])
+
+
+class PlainFormatter(logging.Formatter):
+    """Formats a record as text, wrapped if a person reads it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        width = get_width(sys.stderr) if is_terminal(sys.stderr) else None
+        return "\n".join(wrap(super().format(record), width))
 
 
 def open_terminal(

@@ -14,7 +14,7 @@ from tgis_cli.clients.grpc_client import Client
 from tgis_cli.own_server.launcher import Launcher
 from tgis_cli.own_server.run_log import RunLog
 from tgis_cli.own_server.start_line import StartLine
-from tgis_cli.runs.servers import RunningServer
+from tgis_cli.runs.servers import READY_FILE, RunningServer
 from tgis_server.errors import ModelError, TgisError, Unavailable, UsageError
 
 POLL_S = 0.02
@@ -102,10 +102,12 @@ class OwnServer:
         from tgis_server.wire import generation_pb2_grpc as generation_pb2_grpc
 
         line = StartLine(self.model, self.err, self.environ)
+        server: RunningServer | None = None
         try:
             while True:
                 self._check_launcher()
-                server = launcher.find_server()
+                if server is None or (server.door / READY_FILE).exists():
+                    server = launcher.find_server()
                 if server is not None and server.has_been_ready:
                     return server
                 if not self.shows_log:

@@ -43,7 +43,7 @@ class StartLine:
         self._clock = clock
         self._ask = ask
         self._started_at = clock()
-        self._next_ask_at = self._started_at + DELAY_S
+        self._next_ask_at = self._started_at
         self._next_line_at = self._started_at + LINE_S
         self._phase = "looking at the model"
 
@@ -53,21 +53,25 @@ class StartLine:
             server: ``None``: the launcher is still looking at the machine and the model.
         """
         now = self._clock()
-        if server is not None and now >= self._next_ask_at:
-            self._next_ask_at = now + ASK_S
-            status = self._ask(server)
-            self._phase = (status.phase or str(status.state)) + (
-                f" {status.share:.0%}" if status.share is not None else ""
-            )
         if self._is_live and now - self._started_at >= DELAY_S:
+            if server is not None and now >= self._next_ask_at:
+                self._next_ask_at = now + ASK_S
+                self._phase = self._describe_phase(server)
             self._line.show(self._describe)
         elif not self._is_live and now >= self._next_line_at:
             self._next_line_at = now + LINE_S
+            if server is not None:
+                self._phase = self._describe_phase(server)
             self._stream.write(f"{self._describe()}\n")
             self._stream.flush()
 
     def clear(self) -> None:
         self._line.clear()
+
+    def _describe_phase(self, server: RunningServer) -> str:
+        status = self._ask(server)
+        share = f" {status.share:.0%}" if status.share is not None else ""
+        return (status.phase or str(status.state)) + share
 
     def _describe(self) -> str:
         return escape_controls(f"Starting {self._model}: {self._phase}, {self._clock() - self._started_at:.0f} s")

@@ -22,7 +22,7 @@ from tgis_cli.relay.lines import Line, Lines, make_foreign_line
 from tgis_cli.relay.log_file import LogFile
 from tgis_cli.relay.repeats import WINDOW_S
 from tgis_cli.relay.screen import make_prefix, select, wrap_line
-from tgis_cli.terminal.capabilities import get_width, is_capable, is_terminal
+from tgis_cli.terminal.capabilities import can_draw, get_width, is_capable, is_terminal
 from tgis_server.logs import make_line
 from tgis_server.words.layout import wrap
 from tgis_server.words.processes import LAUNCHER
@@ -56,6 +56,7 @@ class Terminal:
         self.as_json = as_json
         self.has_reader = is_terminal(stderr) and not as_json  # a person
         self.is_interactive = self.has_reader and is_capable(stderr, environ)
+        self.has_boxes = self.has_reader and can_draw(stderr, environ)
         self.is_verbose = is_verbose
         self._stdout, self._stderr = stdout, stderr
         self._file = LogFile(log_file) if log_file else None
@@ -200,7 +201,7 @@ class Terminal:
             return True
         with self._drawing():
             if self._console:
-                self._console.print(renderable, width=self.width, **options)
+                self._console.print(renderable, width=self.width, crop=False, **options)
         return self._console is not None
 
     @contextlib.contextmanager

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 PREFIX = "tgis-"  # of the names of run directories
+READY_FILE = "ready.json"
 PROC = Path("/proc")
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104  not bound here
 START_TIME_FIELD = 19  # of /proc/PID/stat after the name in parentheses; in clock ticks since boot
@@ -169,7 +170,7 @@ def read_server(pid: int, door: Path, proc: Path) -> RunningServer:
 def read_ready(door: Path) -> dict[str, Any]:
     """What the server has written about itself; empty until it is ready."""
     try:
-        return dict(json.loads((door / "ready.json").read_text()))
+        return dict(json.loads((door / READY_FILE).read_text()))
     except FileNotFoundError:
         return {}
 

@@ -21,7 +21,7 @@ LABELS = {
     "demo model": "This is the demo model, which only tells simple stories; serve your own with `tgis launch MODEL`.",
     "rehearsal": "This is a rehearsal: no model is loaded, and the answers are made up.",
 }
-START = "start"  # the name of a row
+START, TRY = "start", "try"  # names of rows
 FRAME_COLUMNS = 4  # of a panel
 
 
@@ -120,7 +120,7 @@ class Ready:
             ("gRPC", self.describe_address(self.grpc_port, is_tls=run.config.tls_cert_path is not None)),
             ("HTTP", self._describe_http()),
             (START, self.timeline.describe()),
-            ("try", self.first_request),
+            (TRY, self.first_request),
         ]
 
     def _describe_http(self) -> str:
@@ -145,31 +145,41 @@ def write_ready_file(ready: Ready, launcher_pid: int) -> None:
 
 
 def make_panel(ready: Ready, width: int, *, is_verbose: bool) -> Any:
-    """The announcement as a panel for a terminal of ``width`` columns."""
+    """The announcement as a panel for a terminal of ``width`` columns.
+
+    A first request that does not fit follows below, on a line of its own: it is meant to be copied.
+    """
+    from rich.console import Group
     from rich.panel import Panel
     from rich.text import Text
 
+    room = width - FRAME_COLUMNS
     text = Text(no_wrap=True)
     rows = select_rows(ready, is_verbose=is_verbose)
     name_columns = max(len(name) for name, _ in rows)
-    for (name, _), lines in zip(rows, lay_out(rows, width - FRAME_COLUMNS, indent=0), strict=True):
-        start = len(text)
-        text.append("\n".join(lines) + "\n", "bold" if name == "try" else "")
-        text.stylize("not bold dim", start, start + name_columns)
+    laid_out = dict(zip(rows, lay_out(rows, room, indent=0), strict=True))
+    below = [row for row in rows if row[0] == TRY and len(laid_out[row]) > 1]
+    for row, lines in laid_out.items():
+        if row not in below:
+            start = len(text)
+            text.append("\n".join(lines) + "\n", "bold" if row[0] == TRY else "")
+            text.stylize("not bold dim", start, start + name_columns)
     for note in ready.notes:
-        text.append("\n".join(wrap(note, width - FRAME_COLUMNS)) + "\n", "yellow")
+        text.append("\n".join(wrap(note, room)) + "\n", "yellow")
     text.rstrip()
     title = f"ready in {ready.timeline.total_s:.1f} s" + (f" ({ready.run.label})" if ready.run.label else "")
-    return Panel(text, title=title, title_align="left", border_style="green", expand=False)
+    panel = Panel(text, title=title, title_align="left", border_style="green", expand=False)
+    return Group(panel, *(Text(request, style="bold", no_wrap=True, overflow="ignore") for _, request in below))
 
 
 def make_lines(ready: Ready, width: int | None = None, *, is_verbose: bool = True) -> list[str]:
-    """The announcement as plain text."""
+    """The announcement as plain text; the first request stays on one line."""
     label = f" ({ready.run.label})" if ready.run.label else ""
     rows = select_rows(ready, is_verbose=is_verbose)
+    pairs = zip(rows, lay_out(rows, width), lay_out(rows), strict=True)
     return [
         f"Ready in {ready.timeline.total_s:.1f} s{label}.",
-        *(line for lines in lay_out(rows, width) for line in lines),
+        *(line for (name, _), wrapped, whole in pairs for line in (whole if name == TRY else wrapped)),
         *(line for note in ready.notes for line in wrap(f"  {note}", width)),
     ]
 

@@ -98,7 +98,7 @@ class Watcher:
     def _show_ready(self, ready: Ready) -> Any:
         """The announcement for a person; ``None`` without one."""
         width, is_verbose = self._terminal.width, self._terminal.is_verbose
-        if self._terminal.is_interactive:
+        if self._terminal.has_boxes:
             return make_panel(ready, width, is_verbose=is_verbose)
         return "\n".join(make_lines(ready, width, is_verbose=is_verbose)) if self._terminal.has_reader else None
 

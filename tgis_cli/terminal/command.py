@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from tgis_cli.terminal.option_help import FACTS, describe_command, plain_text, show_page
+from tgis_cli.terminal.option_help import FACTS, describe_command, show_page
 from tgis_server.errors import UsageError
 from tgis_server.words.close_words import squeeze
 
@@ -74,10 +74,10 @@ class Group(TyperGroup):
 
 
 def shorten_helps(items: list[Any]) -> list[Any]:
-    """Completions with a help of one short line, without markup: some shells show it beside the word."""
+    """Completions with a help of one short line: some shells show it beside the word."""
     for item in items:
         if item.help:
-            item.help = textwrap.shorten(FACTS.sub("", plain_text(item.help)), MAX_HINT, placeholder=" ...")
+            item.help = textwrap.shorten(FACTS.sub("", item.help), MAX_HINT, placeholder=" ...")
     return items
 
 

@@ -15,8 +15,7 @@ from tgis_cli.terminal.examples import find_examples
 from tgis_cli.terminal.help_page import HelpPage, Row, Section
 
 ARGUMENTS, OPTIONS, COMMANDS = "Arguments", "Options", "Commands"
-FACTS = re.compile(r"\s*\\?\[((?:env|default)[^\]]*)\]$")  # a help may end with some
-MARKUP = re.compile(r"(?<!\\)\[/?(?:dim|bold|italic)\]")
+FACTS = re.compile(r"\s*\[((?:env|default)[^\]]*)\]$")  # a help may end with some
 PARAGRAPHS = re.compile(r"\n\s*\n")
 MAX_SUMMARY = 200  # characters
 TYPES = {int: "INT", float: "NUMBER", str: "TEXT"}
@@ -50,9 +49,7 @@ def describe_command(command: Any, ctx: Any) -> HelpPage:
     )
     return HelpPage(
         " ".join(words),
-        tuple(
-            " ".join(plain_text(paragraph).split()) for paragraph in PARAGRAPHS.split(command.help or "") if paragraph
-        ),
+        tuple(" ".join(paragraph.split()) for paragraph in PARAGRAPHS.split(command.help or "") if paragraph),
         tuple(Section(title, tuple(rows)) for title, rows in sections.items() if rows),
         find_examples(ctx.command_path),
         "First steps" if ctx.command_path == "tgis" else "Examples",
@@ -86,7 +83,7 @@ def name_argument(param: Any) -> str:
 
 def describe_parameter(param: Any) -> Row:
     """Its names, what it does, and the facts: what the framework knows, or what the help itself ends with."""
-    text = plain_text(str(getattr(param, "help", None) or ""))
+    text = str(getattr(param, "help", None) or "")
     found = FACTS.search(text)
     if found:
         return Row(describe_names(param), text[: found.start()], found[1])
@@ -136,8 +133,3 @@ def list_facts(param: Any) -> Iterator[str]:
         yield f"default: {shown}"
     elif shown and default not in (None, False, "", (), []) and not callable(default):
         yield f"default: {str(default).lower() if isinstance(default, bool) else default}"
-
-
-def plain_text(text: str) -> str:
-    """Without the markup of rich."""
-    return MARKUP.sub("", text).replace("\\[", "[")

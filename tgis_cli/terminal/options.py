@@ -15,6 +15,7 @@ import typer
 
 from tgis_server.errors import UsageError
 from tgis_server.options import Argument, Option, options
+from tgis_server.words.sizes import format_bytes
 
 # A command's body: raw flags by option name (None = not given), the config file, and the command's own parameters.
 Body = Callable[..., None]
@@ -112,13 +113,14 @@ def metavar(option: Option) -> str:
 
 
 def help_text(option: Option) -> str:
-    """``What it does. [env: PORT; default: 3000]`` in rich markup."""
+    """``What it does. [env: PORT; default: 3000]``, which ``option_help`` takes apart."""
     if option.default is None:
         default = f"default: {option.opt.unset}" if option.opt.unset else ""
     else:
-        default = f"default: {format_default(option.default)}"
+        is_size = option.opt.unit == "bytes"
+        default = f"default: {format_bytes(option.default) if is_size else format_default(option.default)}"
     facts = "; ".join(filter(None, (f"env: {option.env}", default)))
-    return f"{option.opt.help} [dim]\\[{facts}][/dim]"
+    return f"{option.opt.help} [{facts}]"
 
 
 def format_default(value: object) -> str:

@@ -10,14 +10,14 @@ NAME = "tgis"
 
 
 def find_state_dir(environ: Mapping[str, str]) -> Path | None:
-    """``$XDG_STATE_HOME/tgis``; it may not exist yet. ``None`` if this user has no home.
+    """``$XDG_STATE_HOME/tgis``; it may not exist yet. ``None`` if this user has no home directory.
 
     See https://specifications.freedesktop.org/basedir-spec: a relative path there is invalid.
     """
     base = environ.get("XDG_STATE_HOME", "")
     if not os.path.isabs(base):
         home = environ.get("HOME") or os.path.expanduser("~")
-        base = os.path.join(home, ".local", "state") if os.path.isabs(home) else ""
+        base = os.path.join(home, ".local", "state") if os.path.isabs(home) and os.path.isdir(home) else ""
     return Path(base, NAME) if base else None
 
 

@@ -97,6 +97,13 @@ def test_as_json_each_answer_says_which_line_it_belongs_to():
     assert second == {"line": 2, "error": "too bad"}
 
 
+def test_json_on_a_terminal_has_no_control_characters_either():
+    [line] = Outputs().run(to_jobs(["a\x9b31m\u202e\x7f"]), as_json=True)
+
+    assert r"A\u009b31M\u202e\u007f" in line
+    assert json.loads(line)["text"] == "A\x9b31M\u202e\x7f"
+
+
 def test_several_answers_to_a_prompt_have_seeds_in_a_row():
     jobs = to_jobs(["a", "b"], 2, Parameters(seed=2**64 - 1))
 

@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from tgis_cli.clients.parameters import PARAMETERS, Parameters
+from tgis_cli.clients.parameter_table import PARAMETERS
+from tgis_cli.clients.parameters import Parameters
 from tgis_server.errors import InvalidRequest, UsageError
 from tgis_server.frontend.grpc_api.messages import parse_request
 from tgis_server.frontend.validation import RequestLimits, validate

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import pytest
 
 from screens import Screen, Terminal, open_terminal
+from tgis_cli.clients.answer import Answer
 from tgis_cli.clients.presenter import Presenter
 from tgis_server.errors import InvalidRequest, Unavailable
 from tgis_server.wire import generation_pb2 as pb
@@ -279,6 +280,20 @@ def test_tokens_are_coloured_by_their_probability_with_a_legend():
     assert screen.lines[:2] == ["x sure maybe", "probability: 90% or more, 50% or more, 10% or more, 1% or more, less"]
     assert screen.styled("32") == " sure90% or more"
     assert screen.styled("33") == " maybe10% or more"
+
+
+def test_an_answer_that_came_whole_is_coloured_like_a_stream():
+    answer = Answer()
+    tokens = [token("Ġsure", 0.99), token("Ġmaybe", 0.2), token("</s>", 0.6)]
+    answer.add_whole(pb.GenerationResponse(text=" sure maybe", tokens=tokens, stop_reason=pb.EOS_TOKEN))
+
+    with open_terminal(80) as terminal:
+        presenter = Presenter.open(CAPABLE, out=terminal.stream, err=terminal.stream)
+        presenter.show_whole("answer 1", "x", answer)
+        screen = terminal.close()
+
+    assert screen.lines[:2] == ["answer 1", "x sure maybe"]
+    assert (screen.styled("32"), screen.styled("33")) == (" sure90% or more", " maybe10% or more")
 
 
 def test_text_that_comes_later_than_its_tokens_is_coloured_by_them():

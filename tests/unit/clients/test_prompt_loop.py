@@ -179,7 +179,7 @@ def test_an_answer_that_was_refused_leaves_the_text_to_be_retried(session: Sessi
     session.run("Once", lambda: setattr(session.client, "error", None), "/retry", "/continue")
 
     assert session.client.texts == ["Once", "Once", "Once a time"]
-    assert "input tokens (700)" in session.shown
+    assert "The text has 700 tokens" in session.shown
 
 
 def test_settings_apply_from_the_next_answer_and_can_be_reset(session: Session):

@@ -12,7 +12,8 @@ import typer
 
 from tgis_cli.clients import quick_line
 from tgis_cli.clients.connection import Connection
-from tgis_cli.clients.parameters import PARAMETERS, Parameters
+from tgis_cli.clients.parameter_table import PARAMETERS
+from tgis_cli.clients.parameters import Parameters
 from tgis_cli.commands import generate as command_module
 from tgis_cli.terminal.exits import errors_as_exit_codes
 

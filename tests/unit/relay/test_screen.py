@@ -180,3 +180,15 @@ def test_a_traceback_hangs_below_its_message():
 )
 def test_a_request_is_told_by_counts_time_rate_and_how_it_ended(changes: dict[str, object], text: str):
     assert describe_request(REQUEST | changes) == text
+
+
+@pytest.mark.parametrize(
+    ("environ", "has_boxes"),
+    [({"TERM": "xterm"}, True), ({"TERM": "xterm", "NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)],
+)
+def test_boxes_are_drawn_only_where_there_are_colours(environ: dict[str, str], has_boxes: bool):
+    with pseudo_terminal(80) as pty:
+        terminal = Terminal(pty.stream, pty.stream, environ, as_json=False, names=NAMES)
+        assert terminal.close(timeout_s=5)
+
+    assert terminal.has_boxes is has_boxes

@@ -83,9 +83,8 @@ def test_a_head_of_another_dtype_is_reported_by_its_dtype(tmp_path: Path) -> Non
 
     [warning] = inspect_checkpoint(tmp_path, TIED, 1).warnings
 
-    assert (
-        f"{HEAD} in b.safetensors is stored as F16, whereas {EMBEDDING} in a.safetensors is stored as F32," in warning
-    )
+    stored = f"{HEAD} in b.safetensors is stored as F16, whereas {EMBEDDING} in a.safetensors is stored as F32,"
+    assert stored in warning
 
 
 @pytest.mark.parametrize("without", [EMBEDDING, HEAD])

@@ -86,8 +86,26 @@ def test_verbose_and_files_say_where_the_seconds_went():
 
 
 def test_a_dumb_terminal_gets_lines_without_a_frame():
-    lines = make_lines(make_ready(), 60, is_verbose=False)
+    lines = make_lines(make_ready(), 70, is_verbose=False)
 
     assert lines[0] == "Ready in 2.2 s."
-    assert max(map(len, lines)) <= 60
+    assert max(map(len, lines)) <= 70
     assert all(line.isascii() for line in lines)
+
+
+def test_a_first_request_that_does_not_fit_stays_on_a_line_of_its_own_below_the_panel():
+    ready = make_ready(tls_cert_path=Path("/etc/" + "certificates/" * 5 + "server.pem"))
+    with pseudo_terminal(80) as pty:
+        terminal = Terminal(pty.stream, pty.stream, {"TERM": "xterm"}, as_json=False, names=["launcher"])
+        terminal.print("", make_panel(ready, 80, is_verbose=False))
+        assert terminal.close(timeout_s=5)
+
+    assert pty.lines[-1] == ready.first_request
+    assert pty.lines[-2].startswith("╰")
+    assert [line for line in pty.lines if "try" in line] == []
+
+
+def test_on_a_dumb_terminal_a_long_first_request_stays_whole_too():
+    ready = make_ready(tls_cert_path=Path("/etc/" + "certificates/" * 5 + "server.pem"))
+
+    assert f"  try       {ready.first_request}" in make_lines(ready, 80, is_verbose=False)

@@ -1,0 +1,29 @@
+"""Where commands keep what outlives them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tgis_cli.terminal.state_dir import find_state_dir, make_private_dir
+
+
+def test_it_is_in_the_state_directory_of_the_user_if_there_is_a_home(tmp_path: Path):
+    home = {"HOME": str(tmp_path)}
+
+    assert find_state_dir(home) == tmp_path / ".local" / "state" / "tgis"
+    assert find_state_dir(home | {"XDG_STATE_HOME": "/state"}) == Path("/state/tgis")
+    assert find_state_dir(home | {"XDG_STATE_HOME": "relative"}) == tmp_path / ".local" / "state" / "tgis"
+    assert find_state_dir({"HOME": str(tmp_path / "missing")}) is None
+
+
+def test_what_is_made_is_for_this_user_only_and_what_exists_is_left_alone(tmp_path: Path):
+    tmp_path.chmod(0o755)
+
+    make_private_dir(tmp_path / "a" / "b")
+    make_private_dir(tmp_path / "a" / "b")
+
+    assert [path.stat().st_mode & 0o777 for path in (tmp_path, tmp_path / "a", tmp_path / "a" / "b")] == [
+        0o755,
+        0o700,
+        0o700,
+    ]
