@@ -148,7 +148,7 @@ class PromptLoop:
             try:
                 while not is_closed(line):
                     line += "\n" + self._lines.read(MORE)
-            except EOFError:
+            except (EOFError, LineCanceled):
                 raise LineCanceled(line) from None
         if line.strip() and self._history.add(line):
             self._lines.remember(line)

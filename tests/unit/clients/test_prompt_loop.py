@@ -231,7 +231,7 @@ def test_a_length_above_the_servers_limit_names_the_setting(session: Session):
 
 
 def test_ctrl_c_says_how_to_leave_only_if_nothing_had_been_typed(session: Session):
-    session.run(LineCanceled("half a li"), '"""begun', LineCanceled(""), "Once")
+    session.run(LineCanceled("half a li"), '"""begun', LineCanceled(""), LineCanceled(""), "Once")
 
     assert session.shown.count("/bye leaves") == 1
     assert session.client.texts == ["Once"]
