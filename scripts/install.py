@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import TextIO
 
-PIP = (sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off")
+PIP = (sys.executable, "-P", "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off")
 STEPS = ("Collecting ", "Downloading ", "Using cached ", "Building ", "Preparing ", "Installing ", "Obtaining ")
 TICK_S = 1.0
 LINE_EVERY_S = 15.0  # where lines cannot be rewritten

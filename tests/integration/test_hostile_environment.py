@@ -129,7 +129,7 @@ def test_umlauts_work_in_the_c_locale_but_bytes_that_are_not_text_are_refused(la
 
     assert json.loads(answer.stdout)["generated_token_count"] > 0
     assert refusal.returncode == 2
-    assert refusal.stderr.startswith("tgis: The input is not valid text")
+    assert refusal.stderr.startswith("tgis: The text is not UTF-8")
 
 
 def test_a_shadowing_module_in_pythonpath_is_named_as_a_suspect(start: Start, tmp_path: Path):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tgis_cli.decide.legacy_commands import TOOLS, count_shards
+from tgis_cli.decide.legacy_commands import TOOLS, count_shards, make_launcher
+from tgis_cli.legacy import launch
 from tgis_cli.terminal.command_table import COMMANDS, load_command
 from tgis_server.errors import UsageError
 
@@ -60,6 +61,12 @@ def test_the_originals_tools_accept_its_flags(command: str, flags: str):
     spellings = {text for option in load_command(command).params for text in (*option.opts, *option.secondary_opts)}
 
     assert set(flags.split()) <= spellings
+
+
+def test_both_launchers_can_show_every_line_on_a_terminal():
+    launchers = (load_command("launch"), make_launcher(launch))
+
+    assert ["-v" in {name for param in each.params for name in param.opts} for each in launchers] == [True, True]
 
 
 def test_the_originals_tools_are_listed():

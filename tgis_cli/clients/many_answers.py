@@ -88,7 +88,7 @@ class ManyAnswers:
             SomeFailed: at least one answer failed.
             Unavailable: the server is gone.
         """
-        status = StatusLine(self.presenter.err, os.environ)
+        status = StatusLine(self.presenter.err, os.environ, is_silent_elsewhere=True)
 
         def start_job(job: Job, on_done: Callable[[Answer | RequestError], None]) -> Callable[[], None]:
             return start(job.parameters.to_request(job.prompt.text), on_done)

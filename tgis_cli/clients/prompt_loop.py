@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 PROMPT, MORE = ">>> ", "... "
 MAX_ECHO_CHARS = 60  # of a text that an answer goes on from
 LEAVING = "Ctrl-D or /bye leaves."
-NOTHING_YET = "There is no text yet: type one."
+NOTHING_YET = "Type a text first."
 SAME_AGAIN = "The answer will be the same, because it is greedy: /set temperature 0.8 samples."
 
 

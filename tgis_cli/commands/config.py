@@ -49,8 +49,8 @@ def show(
     warnings = resolved.warnings if resolved else tuple(warn_of_settings(loaded, environ))
     if json_:
         inferred = resolved.inferred() if resolved else {}  # nothing if the model or the devices are missing
-        error = str(problem) if problem else None
-        report = {"options": loaded.as_dict(), "inferred": inferred, "warnings": warnings, "error": error}
+        report: dict[str, Any] = {"options": loaded.as_dict(), "inferred": inferred, "warnings": warnings}
+        report["error"] = str(problem) if problem else None
         print(json.dumps(report, indent=1, default=str))
     else:
         width = find_width()

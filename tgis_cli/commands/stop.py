@@ -51,13 +51,16 @@ def stop(
     """
     from tgis_cli.clients.stopping import describe_survivors, pick_servers, stop_servers
     from tgis_cli.runs.servers import find_running
-    from tgis_cli.terminal.wait_line import WaitLine
+    from tgis_cli.terminal.status_line import StatusLine
 
     if timeout is not None and not (math.isfinite(timeout) and timeout >= 0):
         raise UsageError(f"--timeout {timeout:g} is not a number of seconds from 0.")
     servers = pick_servers(names or [], find_running(), everything=everything)
-    with WaitLine(sys.stderr, os.environ) as line:
-        stopped = stop_servers(servers, timeout, line.show, is_hurried=now)
+    line = StatusLine(sys.stderr, os.environ)
+    try:
+        stopped = stop_servers(servers, timeout, lambda text: line.show(lambda: text), is_hurried=now)
+    finally:
+        line.clear()
     if json_:
         print(json.dumps({"servers": [each.as_dict() for each in stopped]}, indent=1))
     elif not servers:

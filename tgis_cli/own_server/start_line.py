@@ -38,7 +38,7 @@ class StartLine:
     ) -> None:
         self._model = model
         self._stream = stream
-        self._line = StatusLine(stream, environ)
+        self._line = StatusLine(stream, environ, is_silent_elsewhere=True)
         self._is_live = is_capable(stream, environ)
         self._clock = clock
         self._ask = ask

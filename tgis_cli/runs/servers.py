@@ -27,7 +27,7 @@ START_TIME_FIELD = 19  # of /proc/PID/stat after the name in parentheses; in clo
 class ServerTls:
     """How a server's gRPC port uses TLS, as far as a client must know."""
 
-    certificate: Path  # absolute once the server is ready
+    certificate: Path  # absolute
     names: tuple[str, ...]  # that the certificate is for; empty while the server starts
     demands_client_certificate: bool
 
@@ -158,7 +158,7 @@ def read_server(pid: int, door: Path, proc: Path) -> RunningServer:
         host=WILDCARDS.get(config["host"], config["host"]),
         grpc_port=bound[0] or None,
         http_port=bound[1] or None,
-        tls=read_tls(config, ready),
+        tls=read_tls(config, ready, proc / str(pid)),
         http_tls=str(config["http_tls"]),
         start_ticks=read_state(proc / str(pid))[1],
         drain_s=float(config["drain_delay"]) + float(config["drain_timeout"]),
@@ -175,12 +175,16 @@ def read_ready(door: Path) -> dict[str, Any]:
         return {}
 
 
-def read_tls(config: dict[str, Any], ready: dict[str, Any]) -> ServerTls | None:
+def read_tls(config: dict[str, Any], ready: dict[str, Any], process: Path) -> ServerTls | None:
+    """
+    Args:
+        process: the launcher's; a relative path begins in its working directory.
+    """
     if not config["tls_cert_path"]:
         return None
     facts = ready.get("tls") or {}
     return ServerTls(
-        Path(facts.get("certificate") or config["tls_cert_path"]),
+        Path(os.readlink(process / "cwd"), facts.get("certificate") or config["tls_cert_path"]),
         tuple(facts.get("names", ())),
         bool(config["tls_client_ca_cert_path"]),
     )

@@ -35,6 +35,8 @@ def child_environment(run: Run, rank: int | None, environ: Mapping[str, str]) ->
     else:
         child.setdefault(ALLOCATOR, "expandable_segments:True")
     if rank is None:
+        if run.config.log_level != "debug":  # else a raw line of gRPC's core for each TLS handshake that it refuses
+            child.setdefault("GRPC_VERBOSITY", "ERROR")
         return child
     if run.shard_threads:
         child["OMP_NUM_THREADS"] = str(run.shard_threads)  # torch's default ignores quotas and other shards

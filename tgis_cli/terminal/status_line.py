@@ -13,27 +13,36 @@ EVERY_S = 0.1
 
 
 class StatusLine:
-    """On a terminal that obeys escape sequences; elsewhere nothing is shown. Clear it before other output."""
+    """On a terminal that obeys escape sequences; elsewhere each change is a line. Clear it before other output."""
 
-    def __init__(self, stream: TextIO, environ: Mapping[str, str], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        stream: TextIO,
+        environ: Mapping[str, str],
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        is_silent_elsewhere: bool = False,
+    ) -> None:
         self._stream = stream
-        self._is_shown = is_capable(stream, environ)
+        self._is_live = is_capable(stream, environ)
+        self._is_silent = is_silent_elsewhere and not self._is_live
         self._clock = clock
-        self._written_at: float | None = None
-        self._is_written = False
+        self._written_at = float("-inf")
+        self._text = ""
 
     def show(self, describe: Callable[[], str]) -> None:
         """Write the line, unless that was done less than ``EVERY_S`` ago."""
         now = self._clock()
-        if not self._is_shown or (self._written_at is not None and now - self._written_at < EVERY_S):
+        if self._is_silent or now - self._written_at < EVERY_S or (text := describe()) == self._text:
             return
-        self._written_at, self._is_written = now, True
-        self._write(CLEAR_LINE + describe()[: get_width(self._stream) - 1])
+        self._written_at, self._text = now, text
+        # A line that wraps cannot be cleared.
+        self._write(CLEAR_LINE + text[: get_width(self._stream) - 1] if self._is_live else f"{text}\n")
 
     def clear(self) -> None:
-        if self._is_written:
-            self._is_written, self._written_at = False, None
+        if self._is_live and self._text:
             self._write(CLEAR_LINE)
+        self._written_at, self._text = float("-inf"), ""
 
     def _write(self, text: str) -> None:
         self._stream.write(text)

@@ -118,7 +118,7 @@ class WordWriter:
         return RESTORE_CURSOR + ERASE_REST + "\n" + self._word + character
 
     def _resize(self, width: int) -> None:
-        """The terminal has broken its lines anew, and what it saved of the cursor may be wrong: the word stays."""
+        """The terminal has rewrapped its lines, and what it saved of the cursor may be wrong: the word stays."""
         if self.column > width:
             self.column %= width
         if self._word_start:

@@ -100,7 +100,7 @@ def test_a_server_without_a_place_is_asked_again_with_fewer_calls_at_once():
     results = list(InOrder(range(12), server.start, 8, on_tick=server.end_newest))
 
     assert results == [(number, number * 2) for number in range(12)]
-    assert len(server.started) < 12 + 2 * 8  # few were asked in vain
+    assert len(server.started) < 12 + 2 * 8  # few were asked for nothing
 
 
 def test_a_server_that_stays_without_a_place_fails_the_request():

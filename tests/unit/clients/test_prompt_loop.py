@@ -210,8 +210,8 @@ def test_the_parameters_of_the_command_line_hold_and_a_length_for_people_within_
         ("/cont", "No such command: /cont; did you mean /continue?"),
         ("/bye now", ""),
         ("/retry now", "/retry takes nothing after it"),
-        ("/retry", "There is no text yet: type one."),
-        ("/continue", "There is no text yet: type one."),
+        ("/retry", "Type a text first."),
+        ("/continue", "Type a text first."),
         ("bytes \udcff", "The text is not UTF-8"),
     ],
 )

@@ -73,7 +73,7 @@ def test_a_server_that_starts_is_known_by_its_options(tmp_path: Path):
 
     assert (server.has_been_ready, server.grpc, server.http) == (False, "[::1]:8033", None)
     assert server.shard_sockets == (Path("/tmp/uds-0"), Path("/tmp/uds-1"))
-    assert server.tls == ServerTls(Path("cert.pem"), (), demands_client_certificate=False)
+    assert server.tls == ServerTls(Path.cwd() / "cert.pem", (), demands_client_certificate=False)
 
 
 def test_the_facts_of_tls_come_from_the_ready_server(tmp_path: Path):

@@ -136,6 +136,18 @@ def test_a_cpu_shard_gets_its_threads_and_nothing_else_changes():
     }
 
 
+@pytest.mark.parametrize(
+    ("level", "environ", "verbosity"),
+    [("info", {}, "ERROR"), ("info", {"GRPC_VERBOSITY": "INFO"}, "INFO"), ("debug", {}, None)],
+)
+def test_the_front_end_is_spared_what_grpcs_core_says_below_errors(
+    level: str, environ: dict[str, str], verbosity: str | None
+):
+    run = make_run(config=ServeConfig(log_level=level))
+
+    assert child_environment(run, None, environ).get("GRPC_VERBOSITY") == verbosity
+
+
 def test_only_the_front_end_gets_the_collectors_credentials_and_no_child_gets_those_of_the_hub():
     run = make_run(config=ServeConfig(otlp_endpoint="http://me:word@host:4317"))
     environ = {"HF_TOKEN": "hf_1", "HUGGING_FACE_HUB_TOKEN": "hf_2", "OTLP_ENDPOINT": "http://other:word@host"}

@@ -1,0 +1,44 @@
+"""What a command is doing: one line that is gone afterwards on a terminal, lines or nothing elsewhere."""
+
+from __future__ import annotations
+
+import io
+import itertools
+
+import pytest
+
+from tgis_cli.terminal.status_line import StatusLine
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def show_two(stream: io.StringIO, term: str, **options: bool) -> str:
+    line = StatusLine(stream, {"TERM": term}, itertools.count().__next__, **options)
+    for text in ("2 calls", "2 calls", "1 call"):
+        line.show(lambda text=text: text)
+    line.clear()
+    return stream.getvalue()
+
+
+def test_on_a_terminal_the_line_changes_and_is_gone_afterwards():
+    assert show_two(Terminal(), "xterm") == "\r\x1b[2K2 calls\r\x1b[2K1 call\r\x1b[2K"
+
+
+@pytest.mark.parametrize(("stream", "term"), [(io.StringIO(), "xterm"), (Terminal(), "dumb")])
+def test_elsewhere_each_change_is_a_line(stream: io.StringIO, term: str):
+    assert show_two(stream, term) == "2 calls\n1 call\n"
+
+
+def test_elsewhere_nothing_is_written_if_lines_would_be_noise():
+    assert show_two(io.StringIO(), "xterm", is_silent_elsewhere=True) == ""
+
+
+def test_a_line_that_was_never_shown_is_not_cleared():
+    stream = Terminal()
+
+    StatusLine(stream, {"TERM": "xterm"}).clear()
+
+    assert stream.getvalue() == ""
