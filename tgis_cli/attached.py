@@ -25,7 +25,7 @@ def main() -> None:
     from tgis_cli.launch.errors import errors_in_termination_log
     from tgis_cli.launch.serve import run_launch
     from tgis_cli.terminal.exits import errors_as_exit_codes
-    from tgis_server.options.sources import Argument
+    from tgis_server.options import Argument
 
     if flags["model_name"] is not None:
         flags["model_name"] = Argument(flags["model_name"])  # JSON has no such type
