@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -152,6 +155,27 @@ def test_no_process_outlives_a_run_that_is_killed_during_an_answer(environ: dict
             note(process)
             process.send_signal(number)
             assert process.wait(DEADLINE_S) == (-number if number is signal.SIGKILL else 130)
+
+
+def test_closing_the_terminal_ends_the_loop_and_its_server(environ: dict[str, str]):
+    master, slave = pty.openpty()
+    with nothing_left(environ) as note:
+        process = subprocess.Popen(
+            [TGIS, "run", *REHEARSAL],
+            env=environ,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        os.close(slave)
+        shown = b""
+        while not shown.endswith(b">>> "):
+            shown += os.read(master, 4096)
+        note(process)
+        os.close(master)
+        assert process.wait(DEADLINE_S) in (0, 130)  # the end of input, or SIGHUP
 
 
 def test_ctrl_c_stops_a_server_that_is_still_starting(environ: dict[str, str]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import queue
@@ -141,6 +142,7 @@ def open_connected_channel(
         credentials = grpc.ssl_channel_credentials(*files.for_grpc())
         options += (("grpc.ssl_target_name_override", files.name),) if files.name else ()
     channel = open_channel(address.target, credentials, options)
+    atexit.register(channel.close)  # while the interpreter shuts down, it could wait forever for a thread that is gone
     try:
         settled = start_connecting(channel)
         meanwhile()
@@ -151,6 +153,7 @@ def open_connected_channel(
         yield channel
     except BaseException:
         channel.close()
+        atexit.unregister(channel.close)
         raise
     # Otherwise it closes once it is no longer used: `close` would wait for gRPC's own look at the connection, up to
     # 0.2 s, which is longer than a short answer takes.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -126,7 +126,8 @@ class PromptLoop:
             try:
                 line = self._read()
             except EOFError:
-                self._write("\n")
+                with suppress(OSError):  # the terminal is gone
+                    self._write("\n")
                 return
             except LineCanceled as cancel:
                 self._write("\n")

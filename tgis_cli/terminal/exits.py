@@ -47,7 +47,8 @@ def errors_as_exit_codes(*, debug: bool) -> Iterator[None]:
         if debug:
             print_traceback()
         sentence, exit_code = explain_error(error)
-        print_failure(sentence, exit_code, () if getattr(error, IS_TOLD, False) else sys.argv[1:])
+        with contextlib.suppress(OSError):  # the terminal is gone
+            print_failure(sentence, exit_code, () if getattr(error, IS_TOLD, False) else sys.argv[1:])
         if isinstance(error, Interrupted):
             os._exit(exit_code)  # while the interpreter shuts down, an echo of the signal would change the code
         raise SystemExit(exit_code) from None
@@ -59,8 +60,13 @@ def leave(exit_code: int) -> NoReturn:
     Raises:
         BrokenPipeError: the output has no reader.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            raise
+        except OSError:  # the terminal is gone
+            pass
     os._exit(exit_code)
 
 
