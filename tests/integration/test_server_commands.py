@@ -263,7 +263,7 @@ def test_on_a_terminal_the_drain_is_one_line_that_is_gone_afterwards(launch: Sta
         os.close(side)
         shown = read_all(main)
 
-    assert f"\r\x1b[Kdemo (pid {server.process.pid}): 1 call in flight\r\x1b[Ktgis: demo" in shown
+    assert f"\r\x1b[2Kdemo (pid {server.process.pid}): 1 call in flight\r\x1b[2Ktgis: demo" in shown
     run_tgis("stop", str(server.process.pid), "--now")
 
 

@@ -189,7 +189,10 @@ def check_kv_cache_memory(request: MemoryRequest) -> None:
     asked = request.kv_cache_memory
     if asked is not None and asked < sequence_bytes(request):
         raise failures.KV_CACHE_TOO_SMALL.error(
-            asked_bytes=asked, length=shortest_length(request), smallest=sequence_bytes(request)
+            asked_bytes=asked,
+            length=shortest_length(request),
+            smallest=sequence_bytes(request),
+            alternative=", or a smaller --max-sequence-length" if request.is_explicit else "",
         )
 
 
