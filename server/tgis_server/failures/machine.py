@@ -77,7 +77,7 @@ KV_CACHE_TOO_SMALL = Failure(
     "kv-cache-too-small",
     "--kv-cache-memory is less than one sequence needs; found before any process is started",
     "--kv-cache-memory {asked_bytes} is less than the keys and values of one sequence of {length} tokens need on each "
-    "shard: use --kv-cache-memory {smallest} or more{alternative}.",
+    "shard: use {what_fits}.",
     NotEnoughDevices,
 )
 SEQUENCE_TOO_LONG = Failure(

@@ -191,8 +191,8 @@ def check_kv_cache_memory(request: MemoryRequest) -> None:
         raise failures.KV_CACHE_TOO_SMALL.error(
             asked_bytes=asked,
             length=shortest_length(request),
-            smallest=sequence_bytes(request),
-            alternative=", or a smaller --max-sequence-length" if request.is_explicit else "",
+            what_fits=f"--kv-cache-memory {sequence_bytes(request)} or more"
+            + (", or a smaller --max-sequence-length" if request.is_explicit else ""),
         )
 
 
