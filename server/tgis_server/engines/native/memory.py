@@ -188,11 +188,12 @@ def check_kv_cache_memory(request: MemoryRequest) -> None:
     """
     asked = request.kv_cache_memory
     if asked is not None and asked < sequence_bytes(request):
+        longest = asked // request.block_bytes * request.block_size
+        shorter = f", or --max-sequence-length {longest} or less" if longest >= SHORTEST_SEQUENCE else ""
         raise failures.KV_CACHE_TOO_SMALL.error(
             asked_bytes=asked,
             length=shortest_length(request),
-            what_fits=f"--kv-cache-memory {sequence_bytes(request)} or more"
-            + (", or a smaller --max-sequence-length" if request.is_explicit else ""),
+            what_fits=f"--kv-cache-memory {sequence_bytes(request)} or more{shorter}",
         )
 
 
