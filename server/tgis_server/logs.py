@@ -23,8 +23,6 @@ from tgis_server.words.processes import rank_of
 STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 # Not shown as key=value in text.
 ENVELOPE = frozenset({"time", "level", "process", "rank", "event", "message", "traceback"})
-    {"time", "level", "process", "rank", "event", "message", "traceback"}
-)  # not shown as key=value in text
 
 # In a log line, a line end is escaped as well: no text can pass for another line.
 UNSAFE = CONTROLS | {ord("\n"): "\\n"}
