@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tgis_cli.migrate.examine import Finding, MigrationReport
-from tgis_cli.terminal.sentences import fit_sentence
+from tgis_server.words.layout import wrap
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,7 +37,8 @@ def print_reports(reports: list[MigrationReport], console: Console) -> None:
 
 
 def print_line(console: Console, text: str, style: str = "") -> None:
-    console.print(fit_sentence(text, console.file), style=style, markup=False, highlight=False, soft_wrap=True)
+    text = "\n".join(wrap(text, console.width if console.is_terminal else None))
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def rows_of(report: MigrationReport) -> list[tuple[str, str, str, str]]:
