@@ -55,8 +55,7 @@ $(VENV)/created:
 	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON): install Python 3.11 or newer, or name one, as in \`make PYTHON=python3.12 $(MAKECMDGOALS)\`."; exit 1; }
 	@$(PYTHON) -c 'import sys; have = sys.version_info[:2]; sys.exit(have < (3, 11) and "Python 3.11 or newer is needed, but $(PYTHON) is %d.%d: name another, as in `make PYTHON=python3.12 $(MAKECMDGOALS)`." % have)'
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make a virtual environment: install its venv module (on Debian and Ubuntu: apt install python3-venv)."; exit 1; }
-	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) scripts/install.py --venv $(VENV)
 	@touch $@
 
 $(VENV)/installed: $(VENV)/created pyproject.toml constraints.txt

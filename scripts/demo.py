@@ -12,6 +12,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from tgis_cli.own_server.start_line import StartLine
+from tgis_cli.runs.servers import find_server
+from tgis_cli.terminal.sentences import print_sentence
+
 TGIS = Path(sys.executable).parent / "tgis"
 READY_TIMEOUT_S = 120
 INTERRUPTED = 130  # as shells report Ctrl-C
@@ -30,7 +34,8 @@ def main() -> int:
     if exit_code in (0, INTERRUPTED):
         shutil.rmtree(folder, ignore_errors=True)
     else:
-        print(f"\nThe demo failed: {last_line(log)}\nThe server's log is {log}", file=sys.stderr)
+        print(file=sys.stderr)
+        print_sentence(f"The demo failed: {last_line(log)}\nThe server's log is {log}", sys.stderr)
     return exit_code
 
 
@@ -44,8 +49,8 @@ def run_demo(folder: Path, log: Path) -> int:
     try:
         if (url := wait_for_url(folder, server)) is None:
             return server.returncode or 1
-        print(f"Ready after {time.monotonic() - started_at:.1f} s; asking it for a story:\n")
-        print(f'  tgis generate --url {url} "{PROMPT}"\n', flush=True)
+        seconds = time.monotonic() - started_at
+        print_sentence(f'Ready after {seconds:.1f} s; what `tgis generate "{PROMPT}"` shows:\n', sys.stdout)
         answered = subprocess.run(
             [TGIS, "generate", "--url", url, "--max-new-tokens", str(NUM_TOKENS), PROMPT]
         ).returncode
@@ -54,17 +59,27 @@ def run_demo(folder: Path, log: Path) -> int:
         server.send_signal(signal.SIGTERM)
         stopped = server.wait()
     if not (answered or stopped):
-        print(f"Next: `{os.path.relpath(TGIS)} launch MODEL` serves a model of yours; README.md has the rest.")
+        tgis = os.path.relpath(TGIS)
+        print_sentence(
+            f"Next: `{tgis} run` completes texts of yours with this model, and `{tgis} launch MODEL` serves a model of "
+            "yours; README.md has the rest.",
+            sys.stdout,
+        )
     return answered or stopped
 
 
 def wait_for_url(folder: Path, server: subprocess.Popen[bytes]) -> str | None:
     """Wait for the launcher's ready.json and return the gRPC address; ``None`` if it does not come."""
     deadline = time.monotonic() + READY_TIMEOUT_S
-    while time.monotonic() < deadline and server.poll() is None:
-        for file in folder.glob("*/ready.json"):
-            return str(json.loads(file.read_text())["grpc"])
-        time.sleep(0.05)
+    line = StartLine("the demo model", sys.stdout, os.environ)
+    try:
+        while time.monotonic() < deadline and server.poll() is None:
+            for file in folder.glob("*/ready.json"):
+                return str(json.loads(file.read_text())["grpc"])
+            line.update(find_server(server.pid))
+            time.sleep(0.05)
+    finally:
+        line.clear()
     return None
 
 

@@ -1,13 +1,16 @@
-"""Install packages with pip and show on one line what it is doing: ``install.py WHAT ARGUMENTS OF pip install…``.
+"""Set up a virtual environment and show on one line what is being done.
 
-pip says nothing for minutes with ``--quiet``, and a hundred lines without. `make` calls this with the interpreter of
-the virtual environment.
+``install.py --venv FOLDER`` makes it, with the interpreter that runs this. ``install.py WHAT ARGUMENTS`` installs
+packages with pip, given the arguments of ``pip install``; `make` calls it with the interpreter of the environment. pip
+says nothing for minutes with ``--quiet``, and a hundred lines without.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import queue
+import re
 import subprocess
 import sys
 import threading
@@ -16,7 +19,15 @@ from collections.abc import Sequence
 from typing import TextIO
 
 PIP = (sys.executable, "-P", "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off")
-STEPS = ("Collecting ", "Downloading ", "Using cached ", "Building ", "Preparing ", "Installing ", "Obtaining ")
+# The beginning of a line of pip, and what it means; the words are its match.
+STEPS = (
+    (re.compile(r"Collecting ([\w.-]+)"), "finding {}"),
+    (re.compile(r"Downloading (?:\S*/)?([A-Za-z0-9_.]+)-\S*( \(.*\))?"), "downloading {}{}"),
+    (re.compile(r"Using cached (?:\S*/)?([A-Za-z0-9_.]+)-"), "finding {}"),
+    (re.compile(r"Building \w+ for ([\w.-]+)"), "building {}"),
+    (re.compile(r"(?:Preparing|Building|Obtaining|Installing build) "), "preparing the build"),
+    (re.compile(r"Installing collected packages: (.*)"), "installing {} packages"),
+)
 TICK_S = 1.0
 LINE_EVERY_S = 15.0  # where lines cannot be rewritten
 KEPT_LINES = 5  # of an unknown failure
@@ -45,13 +56,32 @@ CAUSES = {  # in pip's output -> what to do
 
 def main(arguments: Sequence[str]) -> int:
     what, *rest = arguments
+    if what == "--venv":
+        return create(*rest, sys.stdout)
     return install(what, [*PIP, *rest], sys.stdout)
 
 
+def create(folder: str, stream: TextIO) -> int:
+    """Make a virtual environment, and return the exit code."""
+    what = f"{folder} with Python {platform.python_version()}"
+    return run([sys.executable, "-m", "venv", folder], ("Creating", "Created", "created"), what, "venv", stream)
+
+
 def install(what: str, command: Sequence[str], stream: TextIO) -> int:
-    """Run pip and return its exit code. Of its output only the cause of a failure is shown."""
+    """Run pip, and return its exit code."""
+    return run(command, ("Installing", "Installed", "installed"), what, "pip", stream)
+
+
+def run(command: Sequence[str], verbs: tuple[str, str, str], what: str, program: str, stream: TextIO) -> int:
+    """Run a command, and return its exit code. Of its output only the cause of a failure is shown.
+
+    Args:
+        verbs: what is done to ``what``: at the beginning of a sentence, now and afterwards, and after "cannot be".
+        program: its name for people.
+    """
+    doing, done, passive = verbs
     started_at = time.monotonic()
-    progress = ProgressLine(f"Installing {what}", stream)
+    progress = ProgressLine(f"{doing} {what}", stream)
     output: list[str] = []
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
@@ -70,9 +100,9 @@ def install(what: str, command: Sequence[str], stream: TextIO) -> int:
             progress.clear()
     exit_code = process.returncode
     if exit_code:
-        print(f"{what[0].upper()}{what[1:]} cannot be installed: {explain(output)}", file=stream, flush=True)
+        print(f"{what[0].upper()}{what[1:]} cannot be {passive}: {explain(output, program)}", file=stream, flush=True)
     else:
-        print(f"Installed {what} in {time.monotonic() - started_at:.0f} s", file=stream, flush=True)
+        print(f"{done} {what} in {time.monotonic() - started_at:.0f} s", file=stream, flush=True)
     return exit_code
 
 
@@ -90,14 +120,32 @@ def next_line(lines: queue.SimpleQueue[str | None]) -> str | None:
         return ""
 
 
-def explain(output: Sequence[str]) -> str:
-    """Why pip failed, in a sentence if it is known."""
+def explain(output: Sequence[str], program: str) -> str:
+    """Why a program failed, in a sentence if it is known."""
     text = "\n".join(output)
     for sign, cause in CAUSES.items():
         if sign in text:
             return cause
     errors = [line for line in output if line.startswith("ERROR")] or output[-KEPT_LINES:]
-    return "pip says:\n" + "\n".join(f"  {line}" for line in errors[-KEPT_LINES:])
+    return f"{program} says:\n" + "\n".join(f"  {line}" for line in errors[-KEPT_LINES:])
+
+
+def describe_step(line: str) -> str:
+    """What a line of pip says about its work, in a few words; empty: nothing."""
+    for pattern, text in STEPS:
+        if found := pattern.match(line):
+            if text.startswith("installing"):
+                number = found[1].count(",") + 1
+                return text.format(number) if number > 1 else f"installing {found[1]}"
+            return text.format(*(group or "" for group in found.groups()))
+    return ""
+
+
+def shorten(text: str, columns: int) -> str:
+    """As many of its words as fit."""
+    while len(text) > columns and " " in text:
+        text = text.rpartition(" ")[0]
+    return text[:columns]
 
 
 class ProgressLine:
@@ -114,13 +162,12 @@ class ProgressLine:
         Args:
             line: of pip's output.
         """
-        if line.startswith(STEPS):
-            self._step = line.split(" (from ")[0]
-        step = f", {self._step[0].lower()}{self._step[1:]}" if self._step else ""
+        self._step = describe_step(line) or self._step
+        step = f", {self._step}" if self._step else ""
         text = f"{self._title}: {elapsed_s:.0f} s{step}"
         if self._rewrites:
             columns = os.get_terminal_size(self._stream.fileno()).columns or 80
-            self._stream.write(f"\r\x1b[2K{text[: columns - 1]}")
+            self._stream.write(f"\r\x1b[2K{shorten(text, columns - 1)}")
         elif elapsed_s - self._shown_at >= LINE_EVERY_S:
             self._shown_at = elapsed_s
             self._stream.write(text + "\n")

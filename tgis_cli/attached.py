@@ -1,8 +1,9 @@
 """Entry point of the launcher of ``tgis run``: ``python -m tgis_cli.attached PARENT OPTIONS``.
 
 PARENT is the process id of ``tgis run``. OPTIONS is a JSON object with the ``flags`` of ``tgis launch`` by option name,
-and its ``config_file``: without a command line to read, the launcher starts sooner. When the parent ends, whatever ends
-it, the kernel sends this process SIGTERM, so that it stops its server and removes its run directory.
+its ``config_file``, and whether it ``is_verbose``: without a command line to read, the launcher starts sooner. When the
+parent ends, whatever ends it, the kernel sends this process SIGTERM, so that it stops its server and removes its run
+directory.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def main() -> None:
     if flags["model_name"] is not None:
         flags["model_name"] = Argument(flags["model_name"])  # JSON has no such type
     with errors_as_exit_codes(debug=False), errors_in_termination_log(flags, os.environ, config_file):
-        raise SystemExit(run_launch(flags, config_file))
+        raise SystemExit(run_launch(flags, config_file, is_verbose=options["is_verbose"]))
 
 
 if __name__ == "__main__":

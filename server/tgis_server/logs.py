@@ -21,7 +21,8 @@ from tgis_server.words.processes import rank_of
 
 # Attributes of every record; others, which a caller adds with extra={...}, become fields.
 STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-ENVELOPE = frozenset({"time", "level", "process", "rank", "message", "traceback"})  # not shown as key=value in text
+# Not shown as key=value in text.
+ENVELOPE = frozenset({"time", "level", "process", "rank", "event", "message", "traceback"})
 
 # In a log line, a line end is escaped as well: no text can pass for another line.
 UNSAFE = CONTROLS | {ord("\n"): "\\n"}

@@ -115,6 +115,20 @@ def test_a_start_that_fails_says_what_the_launcher_says_with_its_code_and_the_lo
     assert "--dtype is 'float31'" in wrong.stderr
 
 
+def test_verbose_shows_the_log_as_launch_does_on_a_terminal_and_keeps_it_in_the_file(
+    environ: dict[str, str], tmp_path: Path
+):
+    with open_terminal(80) as terminal:
+        process = terminal.start([TGIS, "run", "-v", *REHEARSAL, "Once upon a time"], environ)
+        assert process.wait(DEADLINE_S) == 0
+        terminal.wait_for(lambda screen: any("launcher  stopped" in line for line in screen.lines))
+
+    assert " | " not in terminal.raw
+    [log] = (tmp_path / ".local/state/tgis/run-logs").iterdir()
+    assert log.stat().st_mode & 0o777 == 0o600
+    assert log.read_text().endswith("info    stopped\n")
+
+
 def test_what_is_wrong_with_the_question_is_said_before_anything_starts(environ: dict[str, str], tmp_path: Path):
     empty = run(environ, *REHEARSAL)
     out_of_range = run(environ, "--rehearse", "--top-p", "7", "Once upon a time")

@@ -27,7 +27,7 @@ def test_a_file_gets_a_line_at_the_start_and_one_at_the_end():
 
     assert install.install("PyTorch", pip_that(PIP), stream) == 0
 
-    assert stream.getvalue() == "Installing PyTorch: 0 s, collecting torch\nInstalled PyTorch in 0 s\n"
+    assert stream.getvalue() == "Installing PyTorch: 0 s, finding torch\nInstalled PyTorch in 0 s\n"
 
 
 def test_a_terminal_shows_the_current_step_on_one_line():
@@ -36,11 +36,36 @@ def test_a_terminal_shows_the_current_step_on_one_line():
 
     shown = [text.removesuffix("\r") for text in pty.raw.split("\r\x1b[2K") if text.strip()]
     assert shown == [
-        "Installing PyTorch: 0 s, collecting torch"[:39],
-        "Installing PyTorch: 0 s, downloading torch-2.whl (184.5 MB)"[:39],
-        "Installing PyTorch: 0 s, installing collected packages: torch"[:39],
+        "Installing PyTorch: 0 s, finding torch",
+        "Installing PyTorch: 0 s, downloading",
+        "Installing PyTorch: 0 s, installing",
         "Installed PyTorch in 0 s\n",
     ]
+
+
+@pytest.mark.parametrize(
+    ("line", "step"),
+    [
+        ("Downloading https://host/torch-2.9-cp311.whl (184.5 MB)", "downloading torch (184.5 MB)"),
+        ("Downloading numpy-2.0.whl.metadata", "downloading numpy"),
+        ("Preparing editable metadata (pyproject.toml): finished with status 'done'", "preparing the build"),
+        ("Building editable for tgis (pyproject.toml): started", "building tgis"),
+        ("Installing collected packages: mpmath, typing-extensions, torch", "installing 3 packages"),
+        ("Requirement already satisfied: x", ""),
+    ],
+)
+def test_a_step_of_pip_is_a_few_words(line: str, step: str):
+    assert install.describe_step(line) == step
+
+
+def test_an_environment_is_made_and_its_python_named(tmp_path: Path):
+    stream = io.StringIO()
+    folder = tmp_path / "env"
+
+    assert install.create(str(folder), stream) == 0
+
+    assert (folder / "bin" / "python").exists()
+    assert stream.getvalue().splitlines()[-1].startswith(f"Created {folder} with Python 3.")
 
 
 @pytest.mark.parametrize(

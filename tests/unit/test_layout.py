@@ -105,3 +105,14 @@ def test_no_line_is_wider_than_the_terminal(width: int):
     rows = [*ROWS, ("model_dir", PATH, f"in the cache {PATH} (from HF_HOME)")]
 
     assert max(map(len, lines_of(rows, width))) <= width
+
+
+def test_each_line_of_a_text_is_wrapped_by_itself():
+    assert wrap("two lines are wrong:\nline 1: it is not JSON", 16) == [
+        "two lines are",
+        "wrong:",
+        "line 1: it is",
+        "not JSON",
+    ]
+    assert wrap("one\n  two three", 12, first="- ") == ["- one", "    two", "    three"]
+    assert wrap("one\ntwo", None) == ["one", "two"]

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from tgis_cli.clients.answer import as_flag, collect_answer, to_json_line
@@ -17,6 +17,7 @@ from tgis_cli.clients.grpc_client import Client
 from tgis_cli.clients.parameters import Parameters
 from tgis_cli.clients.presenter import Presenter, interrupted_by_ctrl_c
 from tgis_cli.clients.prompts import ON_COMMAND_LINE, read_prompt
+from tgis_cli.terminal.quiet_input import quiet_input
 from tgis_cli.terminal.stop_signals import EXIT_INTERRUPTED
 from tgis_server.errors import InvalidRequest, TgisError, UsageError
 
@@ -89,7 +90,7 @@ class Generation:
         prompt = read_prompt(words, sys.stdin)
         if prompt is None and (self.as_json or self.num_answers > 1 or not self.presenter.is_for_people):
             raise UsageError(f"No text is given: write one {ON_COMMAND_LINE}, or pipe one in.")
-        with self.connector.connect() as client:
+        with self._connect() as client:
             if prompt is None:
                 from tgis_cli.clients.prompt_loop import run_prompt_loop
 
@@ -114,9 +115,16 @@ class Generation:
             raise UsageError(f"A text and --file {path} are given: leave one out.")
         if self.parameters.wants_tokens and not self.as_json:
             raise UsageError("Tokens of many answers are shown only with --json: add it, or leave --file out.")
-        with PromptFile.open(path, self.parameters, self._check) as file, self.connector.connect() as client:
+        with PromptFile.open(path, self.parameters, self._check) as file, self._connect() as client:
             self._show_many(client, file.prompts(), file.num_prompts * self.num_answers)
         return True
+
+    @contextmanager
+    def _connect(self) -> Iterator[Client]:
+        with ExitStack() as stack:
+            with quiet_input(self.presenter.out):  # the server may have to start
+                client = stack.enter_context(self.connector.connect())
+            yield client
 
     def _show_many(self, client: Client, prompts: Iterable[Prompt], total: int) -> None:
         from tgis_cli.clients.many_answers import ManyAnswers, make_jobs

@@ -18,9 +18,10 @@ from tgis_cli.clients.parameters import Parameters
 from tgis_cli.clients.presenter import Presenter
 from tgis_cli.clients.prompt_file import Prompt
 from tgis_cli.terminal.progress import format_seconds
+from tgis_cli.terminal.quiet_input import quiet_input
+from tgis_cli.terminal.sentences import print_sentence
 from tgis_cli.terminal.status_line import StatusLine
 from tgis_server.errors import RequestError, Unavailable
-from tgis_server.words.control_characters import escape_controls
 
 if TYPE_CHECKING:
     from tgis_server.wire import generation_pb2 as pb
@@ -80,7 +81,6 @@ class ManyAnswers:
     num_input_tokens: int = 0
     num_generated_tokens: int = 0
     started_at: float = field(default_factory=time.monotonic)
-    _last_prompt: Prompt | None = None
 
     def run(self, jobs: Iterable[Job], start: Start, parallel: int) -> None:
         """
@@ -96,9 +96,10 @@ class ManyAnswers:
         in_order = InOrder(jobs, start_job, parallel, on_tick=lambda: status.show(self.describe_progress))
         has_summary = self.presenter.has_last_line or self.presenter.has_spinner
         try:
-            for job, result in in_order:
-                status.clear()
-                self.show(job, result)
+            with quiet_input(self.presenter.out):
+                for job, result in in_order:
+                    status.clear()
+                    self.show(job, result)
         except KeyboardInterrupt:
             status.clear()
             if has_summary:
@@ -125,9 +126,7 @@ class ManyAnswers:
         if self.as_json:
             self.print_line(to_json_line(job.as_dict() | result.as_dict()))
         elif self.presenter.is_for_people:
-            prompt = "" if job.prompt is self._last_prompt else job.prompt.text
-            self._last_prompt = job.prompt
-            self.presenter.show_whole(f"{job.name}, {', '.join(result.describe())}", prompt, result)
+            self.presenter.show_whole(f"{job.name}, {', '.join(result.describe())}", job.prompt.text, result)
         else:
             self.print_line(result.text.replace("\r", "\\r").replace("\n", "\\n"))
 
@@ -137,7 +136,7 @@ class ManyAnswers:
             self.print_line(to_json_line(job.as_dict() | {"error": str(error)}))
         elif not self.presenter.is_for_people:
             self.print_line("")
-        print(f"tgis: {job.name}: {escape_controls(str(error))}", file=self.presenter.err, flush=True)
+        print_sentence(f"tgis: {job.name}: {error}", self.presenter.err)
 
     def print_line(self, text: str) -> None:
         print(text, file=self.presenter.out, flush=True)

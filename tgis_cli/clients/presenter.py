@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 from tgis_cli.clients.answer import Answer, as_flag
 from tgis_cli.clients.token_view import TokenColors, make_legend, make_tables
 from tgis_cli.terminal.capabilities import get_width, has_color, is_capable, is_terminal
+from tgis_cli.terminal.quiet_input import quiet_input
 from tgis_cli.terminal.spinner import Spinner, can_encode
 from tgis_cli.terminal.tables import print_tables
 from tgis_cli.terminal.word_wrap import DIM, WordWriter
@@ -85,7 +86,7 @@ class Presenter:
         answer = Answer()
         writer = self._make_writer()
         try:
-            with interrupted_by_ctrl_c(), closed_at_end(frames):
+            with quiet_input(self.out), interrupted_by_ctrl_c(), closed_at_end(frames):
                 self._show_frames(prompt, frames, answer, writer)
         except KeyboardInterrupt:
             answer.was_interrupted = True

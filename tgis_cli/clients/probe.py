@@ -193,8 +193,12 @@ def fail(sentence: str, exit_code: int = 1, *, as_json: bool = False) -> int:
         from tgis_cli.terminal.exits import print_failure
 
         print_failure(sentence, exit_code, ("health", "--json"))
-    else:  # as there, but probes run often, and this needs no import
-        # Servers write some of it: it must not control the terminal.
+    elif sys.stderr.isatty():  # a person
+        from tgis_cli.terminal.sentences import print_sentence
+
+        print_sentence(f"tgis: {sentence}", sys.stderr)
+    else:  # probes run often, and this needs no import
+        # Servers write some of it: whoever shows it must not have a terminal controlled by it.
         shown = "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in sentence)
         print(f"tgis: {shown}", file=sys.stderr)
     return exit_code

@@ -33,6 +33,7 @@ from tgis_cli.clients.prompt_history import PromptHistory
 from tgis_cli.clients.prompts import check_word
 from tgis_cli.terminal.capabilities import get_width
 from tgis_cli.terminal.line_input import LineCanceled, LineInput
+from tgis_cli.terminal.quiet_input import quiet_input
 from tgis_cli.terminal.stop_signals import ended_by_signals
 from tgis_server.errors import InvalidRequest, RequestError, Unavailable, UsageError
 from tgis_server.words.control_characters import escape_controls
@@ -202,7 +203,7 @@ class PromptLoop:
 
     def _ask(self, text: str, echo: str) -> None:
         self._has_begun = False
-        with self._lines.heeding_ctrl_c():  # connecting may take seconds
+        with quiet_input(self._presenter.out), self._lines.heeding_ctrl_c():  # connecting may take seconds
             client = self._link.get_client()
             parameters = self._parameters.with_length_for_people(client)
         frames = client.generate_stream(parameters.to_request(text))
@@ -249,8 +250,8 @@ class PromptLoop:
         given = [f"{name} {describe_value(self._parameters, PARAMETERS[name])}" for name in self._parameters.given()]
         self._tell(f"{describe_server(client)}.")
         self._tell(
-            f"A text and its answer may have {limits.max_sequence_length} tokens together, an answer "
-            f"{limits.max_new_tokens}."
+            f"A text and its answer may have {limits.max_sequence_length:,} tokens together, an answer "
+            f"{limits.max_new_tokens:,}."
         )
         self._tell(f"Set: {', '.join(given) or 'nothing'}.")
 

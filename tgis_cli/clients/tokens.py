@@ -12,6 +12,7 @@ from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.grpc_client import Client
 from tgis_cli.model_files import find_cache_dir, find_model_dir
 from tgis_cli.terminal.capabilities import is_terminal
+from tgis_cli.terminal.sentences import print_sentence
 from tgis_cli.terminal.tables import make_table, open_console
 from tgis_server.words.control_characters import escape_controls
 
@@ -58,7 +59,7 @@ def tokenize_locally(texts: Iterable[str], model: str) -> Iterator[Tokens]:
 
 
 def warn(sentence: str) -> None:
-    print(f"warning: {sentence}", file=sys.stderr)
+    print_sentence(f"warning: {sentence}", sys.stderr)
 
 
 def tokenize_remotely(texts: Iterable[str], connection: Connection) -> Iterator[Tokens]:

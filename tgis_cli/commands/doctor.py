@@ -14,6 +14,7 @@ import typer
 from tgis_cli.model_files.completion import complete_model
 from tgis_cli.terminal.capabilities import has_color
 from tgis_cli.terminal.options import with_serve_options
+from tgis_cli.terminal.sentences import print_sentence
 from tgis_cli.terminal.tables import find_width
 
 app = typer.Typer(add_completion=False)
@@ -58,7 +59,7 @@ def doctor(
         print("\n".join(lines))
     if bundle is not None:
         names = write_bug_report(bundle, subject, report)
-        print(f"{bundle} is a bug report with {', '.join(names)}.", file=sys.stderr if json_ else sys.stdout)
+        print_sentence(f"{bundle} is a bug report with {', '.join(names)}.", sys.stderr if json_ else sys.stdout)
     if any(verdict.level is Level.FAIL for verdict in verdicts):
         sys.stdout.flush()  # a broken pipe has a different exit code
         raise SystemExit(EXIT_FAILURE)

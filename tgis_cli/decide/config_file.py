@@ -6,11 +6,13 @@ As written it changes no value: options are commented out, except those whose va
 from __future__ import annotations
 
 import json
+import sys
 import textwrap
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tgis_cli.terminal.sentences import print_sentence
 from tgis_server.errors import UsageError
 from tgis_server.options import GROUPS, LoadedConfig, Option, describe_accepted, options
 from tgis_server.words.url_credentials import split_credentials
@@ -105,7 +107,7 @@ def write_config_file(file: str, loaded: LoadedConfig, *, replace: bool) -> None
         raise UsageError(f"{file} exists: give another name, or replace it with --force.") from None
     except OSError as error:
         raise UsageError(f"{file} cannot be written: {error.strerror}.") from error
-    print(f"{file} is written: edit it, then `tgis launch --config {file}`.")
+    print_sentence(f"{file} is written: edit it, then `tgis launch --config {file}`.", sys.stdout)
 
 
 def split_into_sections() -> Iterator[tuple[str, Collection[Option]]]:

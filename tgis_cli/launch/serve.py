@@ -24,8 +24,8 @@ from tgis_cli.relay.terminal import DETAILS, Terminal, TerminalHandler
 from tgis_cli.runs.run_dir import get_failure_time, locked, locked_if_kept
 from tgis_cli.supervisor.signals import StopSignals, decide_hangup, exit_until_supervised
 from tgis_cli.supervisor.supervisor import Outcome, Supervisor
-from tgis_cli.terminal.capabilities import get_width, is_terminal
 from tgis_cli.terminal.exits import silence_broken_outputs
+from tgis_cli.terminal.sentences import fit_sentence
 from tgis_cli.terminal.stop_signals import STOP_SIGNALS
 from tgis_server import failures
 from tgis_server.errors import TgisError
@@ -35,7 +35,6 @@ from tgis_server.logs import setup_handler, setup_logging
 from tgis_server.options import LoadedConfig, ServeConfig, load_config
 from tgis_server.run import Run
 from tgis_server.run.phases import process_started_at
-from tgis_server.words.layout import wrap
 from tgis_server.words.processes import LAUNCHER, child_names
 
 logger = logging.getLogger(__name__)
@@ -180,8 +179,7 @@ class PlainFormatter(logging.Formatter):
     """Formats a record as text, wrapped if a person reads it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        width = get_width(sys.stderr) if is_terminal(sys.stderr) else None
-        return "\n".join(wrap(super().format(record), width))
+        return fit_sentence(super().format(record), sys.stderr)
 
 
 def open_terminal(

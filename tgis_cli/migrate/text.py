@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tgis_cli.migrate.examine import Finding, MigrationReport
+from tgis_server.words.layout import wrap
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,6 +37,7 @@ def print_reports(reports: list[MigrationReport], console: Console) -> None:
 
 
 def print_line(console: Console, text: str, style: str = "") -> None:
+    text = "\n".join(wrap(text, console.width if console.is_terminal else None))
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 
 from tgis_cli.model_files.inventory import CachedModel
 from tgis_cli.terminal.progress import format_seconds
+from tgis_cli.terminal.sentences import print_sentence
 from tgis_cli.terminal.tables import make_table, open_console
 from tgis_server.words.sizes import format_bytes
 
@@ -32,9 +34,9 @@ def print_models(found: Sequence[CachedModel]) -> None:
     console.print(table)
     for model in found:
         for problem in model.problems:
-            print(f"{model.model}: {problem}")
+            print_sentence(f"{model.model}: {problem}", sys.stdout)
         if not model.engine and model.is_complete:
-            print(f"{model.model}: {model.why_no_engine}")
+            print_sentence(f"{model.model}: {model.why_no_engine}", sys.stdout)
 
 
 def describe_model(model: CachedModel) -> dict[str, str]:

@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +56,6 @@ class Launcher:
         self._process = process
         self._cause = cause
         self._log = log
-        self._copier: threading.Thread | None = None
 
     @classmethod
     @contextlib.contextmanager
@@ -67,17 +65,21 @@ class Launcher:
         """Start it, and stop it at the end of the block. Must be called in the main thread.
 
         Args:
-            echo: gets a copy of its lines.
+            echo: an output of this process, on which it shows all lines as `tgis launch --verbose` does; the log then
+                gets a copy, in place of a log file of the person's own.
         """
         with tempfile.TemporaryFile() as cause:
             flags = {**options.flags, **ALWAYS, "termination_log": f"/proc/self/fd/{cause.fileno()}"}
-            text = json.dumps({"flags": flags, "config_file": options.config_file and str(options.config_file)})
+            if echo is not None and log.path is not None:
+                flags["log_file"] = str(log.path)
+            config_file = options.config_file and str(options.config_file)
+            text = json.dumps({"flags": flags, "config_file": config_file, "is_verbose": echo is not None})
             launcher = cls(
                 subprocess.Popen(
                     make_command("-m", "tgis_cli.attached", str(os.getpid()), text),
                     env=make_child_environment(environ),
                     stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE if echo else log.file,
+                    stdout=echo or log.file,
                     stderr=subprocess.STDOUT,
                     pass_fds=(cause.fileno(),),
                     start_new_session=True,
@@ -86,8 +88,6 @@ class Launcher:
                 log,
             )
             try:
-                if echo is not None:
-                    launcher._copy_lines(echo)
                 yield launcher
             finally:
                 launcher.stop()
@@ -108,7 +108,6 @@ class Launcher:
             self._process.wait(within_s)
         if self._process.poll() is None:
             return
-        self._join_copier()
         raise KINDS.get(self._process.returncode, GroupFailed)(self._read_cause())
 
     def stop(self) -> None:
@@ -118,7 +117,6 @@ class Launcher:
                 self._process.send_signal(number)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(patience_s)
-        self._join_copier()
 
     def _read_cause(self) -> str:
         """The launcher's sentence."""
@@ -133,23 +131,6 @@ class Launcher:
             return f"The launcher was killed by {signal.Signals(-code).name}."
         last_line = self._log.read_last_line()
         return f"The launcher ended with exit code {code}{f': {last_line}' if last_line else '.'}"
-
-    def _copy_lines(self, echo: TextIO) -> None:
-        def copy() -> None:
-            assert self._process.stdout is not None, "the output is a pipe"
-            with self._process.stdout as lines, contextlib.suppress(ValueError):  # the log or the terminal is closed
-                for line in lines:
-                    self._log.file.write(line)
-                    with contextlib.suppress(OSError):
-                        echo.write(line.decode(errors="replace"))
-                        echo.flush()
-
-        self._copier = threading.Thread(target=copy, name="copy-log", daemon=True)
-        self._copier.start()
-
-    def _join_copier(self) -> None:
-        if self._copier is not None:
-            self._copier.join(1.0)
 
 
 def make_child_environment(environ: Mapping[str, str]) -> dict[str, str]:

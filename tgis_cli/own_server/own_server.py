@@ -79,7 +79,8 @@ class OwnServer:
             self.launcher.check(within_s)
         except TgisError as error:
             hint = self.explain_model() if isinstance(error, ModelError) else ""
-            self.is_log_known = self.log.path is not None and not isinstance(error, UsageError)
+            is_shown = self.shows_log or isinstance(error, UsageError)
+            self.is_log_known = self.log.path is not None and not is_shown
             where = f" The log is in {self.log.path}." if self.is_log_known else ""
             raise type(error)(f"{error}{hint}{where}") from None
 

@@ -48,11 +48,12 @@ def read_devices(gpu: str | None, cpu: str | None, config: ServeConfig, machine:
     num_shard = config.num_shard or config.num_gpus or 1
     if count and num_shard > count:
         raise UsageError(f"--num-shard {num_shard} needs that many GPUs, but --gpu {gpu} states {count}.")
-    size, warnings = read_gpu_memory(gpu, name)
+    memory = read_gpu_memory(gpu, name)
+    size = memory.usable_bytes
     gpus = tuple(Gpu(str(index), name, size, size) for index in range(count or max(num_shard, STATED_GPUS)))
-    stated = f"{f'{count} ' if count else ''}GPU{'s' if count != 1 else ''} of {format_bytes(size)}"
+    stated = f"{f'{count} ' if count else ''}{memory.describe(is_one=count == 1)}"
     machine = replace(machine, gpus=gpus, gpu_problem="", driver="", torch_has_cuda=True)
-    return Devices(machine, stated, warnings)
+    return Devices(machine, stated, memory.warnings)
 
 
 def read_gpu(text: str) -> tuple[str, int]:
@@ -65,8 +66,24 @@ def read_gpu(text: str) -> tuple[str, int]:
     return (found[2], int(found[1] or found[3] or 0)) if found else (text, 0)
 
 
-def read_gpu_memory(text: str, name: str) -> tuple[int, tuple[str, ...]]:
-    """The memory of a GPU that is named, or whose size is given, in bytes; and warnings.
+@dataclass(frozen=True, slots=True)
+class GpuMemory:
+    """The memory of a stated GPU."""
+
+    usable_bytes: int
+    sold_gb: float | None = None  # what it is sold with; None: the usable memory was stated
+    title: str = ""  # of the card, if it was named
+    warnings: tuple[str, ...] = ()
+
+    def describe(self, *, is_one: bool) -> str:
+        """``L4 GPUs (22.0 GiB usable of 24 GB)``, ``GPU of 24.0 GiB``."""
+        usable = format_bytes(self.usable_bytes)
+        name = f"{self.title} GPU{'' if is_one else 's'}".lstrip()
+        return f"{name} of {usable}" if self.sold_gb is None else f"{name} ({usable} usable of {self.sold_gb:g} GB)"
+
+
+def read_gpu_memory(text: str, name: str) -> GpuMemory:
+    """The memory of a GPU that is named, or whose size is given.
 
     A number alone, or with G or GB, is what the GPU is sold with; with GiB or MiB it is what can be allocated.
 
@@ -78,20 +95,21 @@ def read_gpu_memory(text: str, name: str) -> tuple[int, tuple[str, ...]]:
     """
     cards = find_cards(name)
     if len(cards) == 1:
-        return cards[0].usable_bytes, tuple(filter(None, [cards[0].warning]))
+        card = cards[0]
+        return GpuMemory(card.usable_bytes, card.nominal_gb, card.title, tuple(filter(None, [card.warning])))
     if cards:
         titles = or_list([card.title for card in cards])
         raise UsageError(f"--gpu is {text!r}, which is sold with different sizes (did you mean {titles}?).")
     if (sold := re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:gb?)?", name.strip(), re.IGNORECASE)) and 0 < float(
         sold[1]
     ) <= MAX_GB:
-        return usable_bytes(float(sold[1])), ()
+        return GpuMemory(usable_bytes(float(sold[1])), float(sold[1]))
     if is_foreign(name):
         raise UsageError(
             f"--gpu is {text!r}, but models run on NVIDIA GPUs and CPUs only: for a GPU with as much memory, give its "
             "size, such as 80GiB."
         )
-    return read_size("--gpu", name, ACCEPTED_GPU, find_close_cards(name)), ()
+    return GpuMemory(read_size("--gpu", name, ACCEPTED_GPU, find_close_cards(name)))
 
 
 def read_size(flag: str, text: str, accepted: str, close: Sequence[str] = ()) -> int:

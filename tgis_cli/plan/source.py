@@ -14,6 +14,7 @@ from pathlib import Path
 from tgis_cli.decide.resolve import DEMO_MODEL_DIR
 from tgis_cli.model_files import find_model_dir, get_cache_dir, is_in_cache
 from tgis_cli.model_files.convert.to_safetensors import find_sources
+from tgis_cli.terminal.sentences import print_sentence
 from tgis_server.engines.catalogue import find_engine
 from tgis_server.errors import ModelError, UsageError
 from tgis_server.model_files import find_weights
@@ -150,7 +151,7 @@ def ask_hub(name: str, config: ServeConfig, cache_dir: Path, directory: Path, to
     from tgis_cli.model_files.download.transfers import TransferOptions
 
     def tell(sentence: str) -> None:
-        print(sentence, file=sys.stderr)
+        print_sentence(sentence, sys.stderr)
 
     order = Order(name, config.revision or "main", transfers=TransferOptions(find_token(token, os.environ, tell)))
     chosen = fetch_headers(order, cache_dir, directory, tell)

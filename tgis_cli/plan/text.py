@@ -88,7 +88,8 @@ def describe_disk(report: PlanReport) -> str:
 
 def describe_fits(report: PlanReport, width: int | None) -> Iterator[str]:
     """A column per number of shards, the chosen one marked; as many side by side as the width allows."""
-    columns = [describe_fit(fit, is_chosen=fit == report.chosen) for fit in report.fits]
+    dtype = report.resolved.run.dtype if report.resolved else ""
+    columns = [describe_fit(fit, dtype, is_chosen=fit == report.chosen) for fit in report.fits]
     names = list(dict.fromkeys(name for column in columns for name in column))
     while columns:
         size = next((size for size in range(len(columns), 1, -1) if is_narrow(names, columns[:size], width)), 1)
@@ -108,12 +109,16 @@ def is_narrow(names: Sequence[str], columns: Sequence[Mapping[str, str]], width:
     return width is None or max(map(len, lines_of(rows, None))) <= width
 
 
-def describe_fit(fit: Fit, *, is_chosen: bool) -> dict[str, str]:
-    """The values of a number of shards, by name."""
+def describe_fit(fit: Fit, dtype: str, *, is_chosen: bool) -> dict[str, str]:
+    """The values of a number of shards, by name.
+
+    Args:
+        dtype: in which it computes; the files may have another.
+    """
     facts = {
         "shards": f"{fit.num_shard}{' *' if is_chosen else ''}",
         "free": format_bytes(fit.free_bytes),
-        "weights": format_bytes(fit.weight_bytes),
+        f"weights, {dtype}": format_bytes(fit.weight_bytes),
         "step": format_bytes(fit.step_bytes),
         "KV/token": f"{fit.kv_bytes_per_token / 1024:.3g} KiB",  # not rounded to an integer, as people multiply it
     }
@@ -124,9 +129,9 @@ def describe_fit(fit: Fit, *, is_chosen: bool) -> dict[str, str]:
         **facts,
         "KV cache": format_bytes(fit.kv_bytes),
         "KV tokens": f"{fit.num_tokens:,}",
-        "longest": f"{longest[0]:,}",
-        "longest at once": f"{longest[1]:,}",
-        **{f"{length:,} at once": f"{number:,}" for length, number in others},
+        "longest sequence": f"{longest[0]:,}",
+        "as many at once": f"{longest[1]:,}",
+        **{f"of {length:,} tokens": f"{number:,}" for length, number in others},
     }
 
 

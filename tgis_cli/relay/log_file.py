@@ -32,7 +32,7 @@ class LogFile:
     """Appends lines to a file. Never raises: lines that cannot be written are dropped and counted."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._fd = -1  # opened by the first line
         self._num_dropped = 0  # since the last written line
         self._is_cut = False  # only a part of the last line fitted on the disk
@@ -42,7 +42,7 @@ class LogFile:
         try:
             if self._fd < 0 or os.fstat(self._fd).st_nlink == 0:  # closed, or the file was removed
                 self.close()
-                self._fd = open_log_file(self._path)
+                self._fd = open_log_file(self.path)
             data = ("\n" * self._is_cut + text).encode(errors="backslashreplace")
             num_written = os.write(self._fd, data)
             self._is_cut = not data[:num_written].endswith(b"\n")
@@ -51,9 +51,9 @@ class LogFile:
         except OSError as error:
             self._num_dropped += 1
             is_first = self._num_dropped == 1
-            return f"{self._path} cannot be written: {error.strerror}; lines are dropped for now." * is_first
+            return f"{self.path} cannot be written: {error.strerror}; lines are dropped for now." * is_first
         num_dropped, self._num_dropped = self._num_dropped, 0
-        return f"{self._path} lacks {num_dropped} lines that could not be written." if num_dropped else ""
+        return f"{self.path} lacks {num_dropped} lines that could not be written." if num_dropped else ""
 
     def close(self) -> None:
         """Close the file; the next line opens whatever file has the name by then."""

@@ -24,15 +24,22 @@ CALM_LEVELS = ("debug", "info")  # without a name before the text
 def select(line: Line, *, is_verbose: bool, is_detail: bool = False) -> Line | None:
     """The line as a terminal shows it; ``None`` for one that only ``--verbose`` shows.
 
-    Without it these are warnings and errors, requests in short, and the launcher's own lines but for details.
+    Without it these are warnings and errors, requests in short, the launcher's own lines but for details, and events:
+    what a running server has changed because someone asked for it or waits for it.
     """
     if is_verbose:
         return line
     if request := read_request(line):
         return replace(line, text=describe_request(request))
-    if line.level in CALM_LEVELS and not line.traceback and (is_detail or line.process != LAUNCHER):
+    is_calm = line.level in CALM_LEVELS and not line.traceback
+    if is_calm and (is_detail or (line.process != LAUNCHER and not is_event(line))):
         return None
     return line
+
+
+def is_event(line: Line) -> bool:
+    """Whether it has a field ``event``, as ``extra={"event": "certificate_reloaded"}`` of a record makes it."""
+    return '"event"' in line.as_json and "event" in json.loads(line.as_json)
 
 
 def read_request(line: Line) -> Mapping[str, Any] | None:

@@ -105,7 +105,7 @@ class Terminal:
     def reopen(self) -> None:
         """Reopen the log file by its name, as after a rotation."""
         if self._file:
-            self._post(self._file.close)
+            self._post(self._reopen)
 
     def close(self, timeout_s: float) -> bool:
         """Write pending lines; returns whether all were written in time."""
@@ -151,6 +151,13 @@ class Terminal:
         for lines in self._lines.values():
             for line in lines.pop_ended(time.monotonic(), time.time(), window_s):
                 self._write_line(line, to_stderr=True)
+
+    def _reopen(self) -> None:
+        """The line that says so is the first one of the new file."""
+        assert self._file is not None, "there is a log file"
+        self._file.close()
+        text = f"log file {self._file.path} was reopened"
+        self._write_line(make_foreign_line(LAUNCHER, time.time(), "info", text), to_stderr=True)
 
     def _warn(self, text: str) -> None:
         self._write_line(make_foreign_line(LAUNCHER, time.time(), "warning", text), to_stderr=True)

@@ -88,12 +88,12 @@ class Watcher:
             certificate_names=read_names(config.tls_cert_path, config.tls_key_path),
             is_found=is_found_by_clients(os.getpid(), frontend.grpc_port, environ),
         )
-        write_ready_file(ready, os.getpid())
         self._terminal.show_status(None)
         if self._terminal.as_json:
             self._terminal.print(make_json_line(LAUNCHER, "ready", "info", event="ready", **ready.facts()))
         else:
             self._terminal.print("\n".join(make_lines(ready)), self._show_ready(ready))
+        write_ready_file(ready, os.getpid())  # last: `tgis run` then writes to the same terminal
 
     def _show_ready(self, ready: Ready) -> Any:
         """The announcement for a person; ``None`` without one."""

@@ -18,11 +18,9 @@ from collections.abc import Iterator, Sequence
 from io import TextIOWrapper
 from typing import Any, NoReturn, TextIO
 
-from tgis_cli.terminal.capabilities import get_width, is_terminal
+from tgis_cli.terminal.sentences import print_sentence
 from tgis_cli.terminal.stop_signals import Interrupted
 from tgis_server.errors import NotEnoughDevices, TgisError
-from tgis_server.words.control_characters import escape_controls
-from tgis_server.words.layout import wrap
 
 EXIT_UNEXPECTED = 1
 EXIT_BROKEN_PIPE = 141
@@ -133,8 +131,7 @@ def print_failure(sentence: str, exit_code: int, argv: Sequence[str] = ()) -> No
     Args:
         argv: what followed the program's name; empty: no JSON.
     """
-    width = get_width(sys.stderr) if is_terminal(sys.stderr) else None
-    print("\n".join(wrap(escape_controls(f"tgis: {sentence}"), width)), file=sys.stderr, flush=True)
+    print_sentence(f"tgis: {sentence}", sys.stderr)
     if "--json" not in argv[: argv.index("--") if "--" in argv else None]:
         return
     from tgis_cli.terminal.command_table import PRINTS_EVENTS

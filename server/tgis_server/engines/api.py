@@ -46,7 +46,7 @@ class ModelFacts:
     device: str
     vocab_size: int
     end_ids: tuple[int, ...]  # end tokens of requests that do not choose their own
-    weight_bytes: int = 0  # on this rank
+    weight_bytes: int = 0  # in this rank's memory, as in a plan
     notes: tuple[str, ...] = ()  # e.g. "max_sequence_length lowered from 131072 to 8192: ..."
 
 

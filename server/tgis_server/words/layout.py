@@ -18,7 +18,7 @@ BREAK_AFTER = "/,;=:&?"  # in a word that is longer than a line
 
 
 def wrap(text: str, width: int | None, *, first: str = "", rest: str | None = None) -> list[str]:
-    """Break a text between words into lines of at most ``width`` columns.
+    """Break each line of a text between words into lines of at most ``width`` columns.
 
     A word is broken only if no line could hold it, as with long paths.
 
@@ -26,6 +26,12 @@ def wrap(text: str, width: int | None, *, first: str = "", rest: str | None = No
         first: what the first line starts with.
         rest: what the other lines start with; by default blanks up to the start of the text.
     """
+    line, *others = text.split("\n")
+    start = " " * count_columns(first) if rest is None else rest
+    return wrap_line(line, width, first, rest) + [row for each in others for row in wrap_line(each, width, start, rest)]
+
+
+def wrap_line(text: str, width: int | None, first: str, rest: str | None) -> list[str]:
     stripped = text.lstrip(" ")
     indent = " " * (len(text) - len(stripped))
     line = first + indent

@@ -122,7 +122,7 @@ def test_several_answers_without_a_seed_are_sampled_with_different_ones():
     assert second.seed == first.seed + 1
 
 
-def test_on_a_terminal_each_answer_has_a_heading_and_a_prompt_is_shown_once():
+def test_on_a_terminal_each_answer_has_a_heading_and_its_prompt():
     with open_terminal(80) as terminal:
         presenter = Presenter.open(CAPABLE, out=terminal.stream, err=terminal.stream)
         jobs = list(make_jobs([Prompt("once", Parameters(seed=5))], 2, lambda given: given))
@@ -133,7 +133,7 @@ def test_on_a_terminal_each_answer_has_a_heading_and_a_prompt_is_shown_once():
         "answer 1, 2 tokens in, 3 out, seed 5, ended by itself",
         "onceONCE",
         "answer 2, 2 tokens in, 3 out, seed 6, ended by itself",
-        "ONCE",
+        "onceONCE",
     ]
     assert screen.lines[-2].startswith("2 answers in ")
 

@@ -182,7 +182,8 @@ def test_the_log_file_is_reopened_by_name(tmp_path: Path):
     outputs.terminal.print("two")
     outputs.finish()
 
-    assert (tmp_path / "log").read_text().count("\n") == 2
+    assert "was reopened\n" in (tmp_path / "log").read_text()
+    assert (tmp_path / "log").read_text().count("\n") == 3
 
 
 def test_a_log_file_that_cannot_be_written_is_reported_once_and_blocks_nothing():

@@ -57,6 +57,15 @@ def test_a_warning_is_wrapped_between_words_below_its_text():
     ]
 
 
+def test_an_event_is_shown_and_other_information_of_a_process_is_not():
+    def work(terminal: Terminal) -> None:
+        relay("frontend", "info", "listening: gRPC 127.0.0.1:8033")(terminal)
+        relay("frontend", "info", 'says "event"')(terminal)
+        relay("frontend", "info", "TLS certificate tls.crt was reloaded", event="certificate_reloaded")(terminal)
+
+    assert lines_of(show(work)) == ["T frontend  TLS certificate tls.crt was reloaded"]
+
+
 def test_a_row_with_columns_is_wrapped_below_its_last_one():
     row = "  kv_cache_memory  -  one sequence of maximum length or, if larger, a share"
 

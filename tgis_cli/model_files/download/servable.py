@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from tgis_cli.model_files.download.hub_token import find_token
 from tgis_cli.model_files.download.selection import SAFETENSORS_ENDING, parse_extensions
 from tgis_cli.model_files.download.snapshot import Order, SnapshotDownload, find_local_dir
 from tgis_cli.terminal.progress import tell
+from tgis_cli.terminal.sentences import print_sentence
 from tgis_server.errors import UsageError
 from tgis_server.words.sizes import format_bytes
 
@@ -103,5 +105,5 @@ def print_plan(download: SnapshotDownload, *, as_json: bool) -> None:
         for file in chosen.selection.files:
             state = "" if file.name in missing else "present"
             print(f"{format_bytes(file.size):>10}  {file.name:<48} {state}".rstrip())
-        print(summary)
+        print_sentence(summary, sys.stdout)
     download.check_space(chosen)

@@ -68,7 +68,7 @@ def load(run: Run, rank: int, progress: Progress) -> LoadedModel:
     # 3. Weights
     ops = select_ops(device, dtype)
     progress(PHASE, 0, 0)
-    weights, weight_bytes = pack_weights(spec, read_parameters(checkpoint, rank, dtype, device, progress), ops)
+    weights = pack_weights(spec, read_parameters(checkpoint, rank, dtype, device, progress), ops)
     _return_freed_memory()
 
     # 4. The remaining memory is for keys and values, the same amount on every rank
@@ -90,7 +90,7 @@ def load(run: Run, rank: int, progress: Progress) -> LoadedModel:
         device=run.device,
         vocab_size=spec.vocab_size,
         end_ids=spec.eos_ids,
-        weight_bytes=weight_bytes,
+        weight_bytes=memory.weight_bytes,
         notes=budget.notes,
     )
     return LoadedModel(

@@ -127,7 +127,8 @@ class Tls:
         else:
             self._files, self._context, self._validity = files, context, validity
             self._logged.clear()
-            logger.info("TLS certificate %s was reloaded: %s", self._certificate, fingerprint(files))
+            text = "TLS certificate %s was reloaded: %s"
+            logger.info(text, self._certificate, fingerprint(files), extra={"event": "certificate_reloaded"})
 
     def _judge(self) -> None:
         """Warn before the certificate in use expires, and while it is not valid."""

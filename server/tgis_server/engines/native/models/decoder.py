@@ -284,20 +284,12 @@ class Decoder(Stack):
         return logits.div_(cap).tanh_().mul_(cap) if cap else logits
 
 
-def pack_weights(
-    spec: DecoderSpec, parameters: Iterable[tuple[Parameter, Tensor]], ops: Ops
-) -> tuple[dict[str, Any], int]:
-    """Pack parameters for :class:`Decoder`, one by one as they are read.
-
-    Returns:
-        The weights by name, and the number of bytes read.
-    """
+def pack_weights(spec: DecoderSpec, parameters: Iterable[tuple[Parameter, Tensor]], ops: Ops) -> dict[str, Any]:
+    """Pack parameters for :class:`Decoder`, one by one as they are read; returns the weights by name."""
     weights: dict[str, Any] = {}
-    num_bytes = 0
     for parameter, tensor in parameters:
-        num_bytes += tensor.nbytes
         is_linear = parameter.kind is Kind.LINEAR
         weights[parameter.name] = ops.pack(WeightPart.plain(tensor)) if is_linear else tensor
     if spec.is_head_tied:
         weights["head"] = ops.pack(WeightPart.plain(weights["embedding"]))
-    return weights, num_bytes
+    return weights

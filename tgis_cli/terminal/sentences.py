@@ -1,0 +1,20 @@
+"""Sentences for people: wrapped between words on a terminal, and left whole in files and pipes."""
+
+from __future__ import annotations
+
+from typing import TextIO
+
+from tgis_cli.terminal.capabilities import get_width, is_terminal
+from tgis_server.words.control_characters import escape_controls
+from tgis_server.words.layout import wrap
+
+
+def print_sentence(sentence: str, stream: TextIO) -> None:
+    """Print it on lines of its own. Control characters in it are shown, not obeyed."""
+    print(fit_sentence(sentence, stream), file=stream, flush=True)
+
+
+def fit_sentence(sentence: str, stream: TextIO) -> str:
+    """The sentence, with the line ends that an output needs."""
+    width = get_width(stream) if is_terminal(stream) else None
+    return "\n".join(wrap(escape_controls(sentence), width))
