@@ -14,6 +14,7 @@ from tgis_cli.model_files import get_cache_dir
 from tgis_cli.model_files.completion import complete_cached_model
 from tgis_cli.terminal.capabilities import is_terminal
 from tgis_cli.terminal.stop_signals import interrupted_by_signals
+from tgis_cli.terminal.tables import print_sentence
 from tgis_server.errors import UsageError
 from tgis_server.words.sizes import format_bytes
 
@@ -39,7 +40,9 @@ def models(ctx: typer.Context, json_: Json = False) -> None:
         elif found:
             print_models(found)
         else:
-            print(f"There are no models in the cache {cache_dir}; `tgis download-weights org/model` downloads one.")
+            print_sentence(
+                f"There are no models in the cache {cache_dir}; `tgis download-weights org/model` downloads one."
+            )
 
 
 @app.command()
@@ -55,7 +58,7 @@ def rm(
 
     removal = prepare_removal(get_cache_dir(os.environ), model, revision)
     if not json_:
-        print(removal.describe(), flush=True)
+        print_sentence(removal.describe(), flush=True)
     if not dry_run:
         with interrupted_by_signals():
             if not yes:

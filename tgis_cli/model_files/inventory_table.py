@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from tgis_cli.model_files.inventory import CachedModel
 from tgis_cli.terminal.progress import format_seconds
-from tgis_cli.terminal.tables import make_table, open_console
+from tgis_cli.terminal.tables import make_table, open_console, print_sentence
 from tgis_server.words.sizes import format_bytes
 
 DISPENSABLE = ("architecture", "format", "last used", "engine", "revision")  # dropped in this order to fit the width
@@ -16,8 +16,6 @@ SPACING = 2
 
 def print_models(found: Sequence[CachedModel]) -> None:
     """Print a table, and each model's problems below it."""
-    from rich.text import Text
-
     rows = [describe_model(model) for model in found]
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
     console = open_console()
@@ -28,13 +26,13 @@ def print_models(found: Sequence[CachedModel]) -> None:
     for column in widths:
         table.add_column(column, header_style="dim", justify="right" if column == "size" else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*(Text(row[column]) for column in widths))
+        table.add_row(*(row[column] for column in widths))
     console.print(table)
     for model in found:
         for problem in model.problems:
-            print(f"{model.model}: {problem}")
+            print_sentence(f"{model.model}: {problem}")
         if not model.engine and model.is_complete:
-            print(f"{model.model}: {model.why_no_engine}")
+            print_sentence(f"{model.model}: {model.why_no_engine}")
 
 
 def describe_model(model: CachedModel) -> dict[str, str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tgis_cli.terminal.capabilities import is_capable
+from tgis_server.words.control_characters import escape_controls
 from tgis_server.words.sizes import format_bytes
 
 WINDOW_S = 10.0  # over which the rate is measured, so that it soon forgets a slow start or a pause
@@ -108,7 +109,7 @@ class LineProgress(Progress):
         print(self.describe(), file=self.stream, flush=True)
 
     def tell(self, sentence: str, event: str = "note", **facts: Any) -> None:
-        print(sentence, file=self.stream, flush=True)
+        print(escape_controls(sentence), file=self.stream, flush=True)
 
 
 class JsonProgress(Progress):
@@ -159,7 +160,7 @@ class BarProgress(Progress):
         self.stream.flush()
 
     def tell(self, sentence: str, event: str = "note", **facts: Any) -> None:
-        self.stream.write(f"{CLEAR_LINE}{sentence}\n")
+        self.stream.write(f"{CLEAR_LINE}{escape_controls(sentence)}\n")
         self.show()
 
     def close(self) -> None:
@@ -188,7 +189,7 @@ def tell(sentence: str, event: str = "note", *, as_json: bool, **facts: Any) -> 
     if as_json:
         print_event(sys.stdout, event=event, text=sentence, **facts)
     else:
-        print(sentence, file=sys.stderr, flush=True)
+        print(escape_controls(sentence), file=sys.stderr, flush=True)
 
 
 def tell_result(model_dir: Path, *, as_json: bool, **facts: Any) -> None:
