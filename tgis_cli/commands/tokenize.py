@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from typing import Annotated
 
 import typer
 
+from tgis_cli.clients.answer import to_json_line
 from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.connection_options import with_connection_options
 from tgis_cli.clients.tokens import tokenize_locally, tokenize_remotely
@@ -39,7 +39,7 @@ def tokenize(
     results = tokenize_locally(texts, model) if model else tokenize_remotely(texts, connection)
     for tokens in results:
         if json_:
-            print(json.dumps(tokens.as_dict(), ensure_ascii=False), flush=True)
+            print(to_json_line(tokens.as_dict()), flush=True)
         else:
             tokens.print()
 

@@ -93,6 +93,11 @@ def explain_error(error: Exception) -> tuple[str, int]:
         return explain_command_line(error), 2
     if isinstance(error, UnicodeEncodeError | UnicodeDecodeError):
         return f"The input is not valid text ({error}): check it and the locale (LANG).", 2
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return (
+            "This command ran out of memory: free some, or raise its limit (`ulimit -v`).",
+            NotEnoughDevices.exit_code,
+        )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and not error.filename:
         return f"The output cannot be written: {os.strerror(error.errno)}.", NotEnoughDevices.exit_code
     if isinstance(error, ImportError) and (error.name or "").split(".")[0] in ("tgis_cli", "tgis_server"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 import threading
@@ -9,6 +10,9 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+
+from tgis_cli.terminal.exits import explain_error
+from tgis_server.errors import NotEnoughDevices
 
 NO_SPACE = "tgis: The output cannot be written: No space left on device.\n"
 
@@ -57,3 +61,11 @@ def test_a_probe_that_fails_keeps_its_code_if_its_object_cannot_be_written(as_js
 @pytest.mark.parametrize("as_json", [[], ["--json"]])
 def test_a_command_that_cannot_write_its_output_says_so(as_json: list[str]):
     assert run_without_space("version", *as_json) == (4, NO_SPACE)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory")])
+def test_a_command_without_memory_does_not_speak_of_a_servers_options(error: Exception):
+    assert explain_error(error) == (
+        "This command ran out of memory: free some, or raise its limit (`ulimit -v`).",
+        NotEnoughDevices.exit_code,
+    )
