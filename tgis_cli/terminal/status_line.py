@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from typing import TextIO
@@ -46,5 +47,6 @@ class StatusLine:
         self._written_at, self._text = float("-inf"), ""
 
     def _write(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
+        with contextlib.suppress(OSError):  # the terminal is gone
+            self._stream.write(text)
+            self._stream.flush()
