@@ -65,7 +65,7 @@ def read_lines(stream: BinaryIO, name: str) -> Iterator[bytes]:
     while data := stream.readline(MAX_TEXT_BYTES + 1):
         number += 1
         if len(data) > MAX_TEXT_BYTES:
-            raise UsageError(f"Line {number} of {name} is too long: it has more than {MAX_TEXT_BYTES >> 20} MiB.")
+            raise UsageError(f"{name}, line {number}, is too long: it has more than {MAX_TEXT_BYTES >> 20} MiB.")
         yield data
 
 
