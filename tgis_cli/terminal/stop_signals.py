@@ -31,7 +31,7 @@ class Interrupted(TgisError):
             rest: of the sentence, such as what is kept.
         """
         super().__init__(f"Stopped by {number.name}{f': {rest}' if rest else '.'}")
-        self.exit_code = 128 + number
+        self.exit_code = 128 + number  # type: ignore[misc]  # of the class otherwise
 
 
 def heeded_signals() -> list[signal.Signals]:
