@@ -29,10 +29,11 @@ class TgisGroup(Group):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args[0] == "help" and not ctx.resilient_parsing:  # as with git and gh
-            if not args[1:]:
+            names = [word for word in args if word != "help" and word[:1] != "-"]
+            if not names:
                 print(ctx.get_help())
                 raise typer.Exit
-            args = [*args[1:], "--help"]
+            args = [*names, "--help"]
         name, command, rest = super().resolve_command(ctx, args)
         return name, load_command(name) if command is not None and name else command, rest
 

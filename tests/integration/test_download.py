@@ -683,7 +683,7 @@ def test_a_stop_signal_keeps_partial_content(number: signal.Signals, download: D
     download.hub.bytes_per_s = 0
     again = download.run()
 
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert f"Stopped by {number.name}" in stderr
     assert "the same command resumes from there" in stderr
     assert "are already here" in again.stderr

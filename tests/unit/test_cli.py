@@ -149,7 +149,7 @@ def test_a_command_explains_what_the_machine_lacks_without_mentioning_run_direct
     )
 
     assert full.startswith("this command: there is no space left for f ")
-    assert explain_error(MemoryError())[0].startswith("this command ran out of memory ")
+    assert explain_error(MemoryError())[0].startswith("This command ran out of memory: ")
     assert missing.startswith("FileNotFoundError: ")
 
 

@@ -137,17 +137,26 @@ def format_latency(seconds: float) -> str:
 
 def token_as_dict(token: pb.TokenInfo) -> dict[str, Any]:
     """A token with what the server said of it; no log probability for the first of an input, which nothing predicts."""
-    facts: dict[str, Any] = {"text": token.text, "logprob": None if math.isnan(token.logprob) else token.logprob}
+    facts: dict[str, Any] = {"text": token.text, "logprob": if_finite(token.logprob)}
     if token.rank:
         facts["rank"] = token.rank
     if token.top_tokens:
-        facts["top_tokens"] = [{"text": top.text, "logprob": top.logprob} for top in token.top_tokens]
+        facts["top_tokens"] = [{"text": top.text, "logprob": if_finite(top.logprob)} for top in token.top_tokens]
     return facts
 
 
+def if_finite(number: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return number if math.isfinite(number) else None
+
+
 def to_json_line(facts: Mapping[str, Any]) -> str:
-    """An object in a line. JSON itself would leave some of the characters that control terminals as they are."""
-    return escape_controls(json.dumps(facts, ensure_ascii=False))
+    """An object in a line. JSON itself would leave some of the characters that control terminals as they are.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+    """
+    return escape_controls(json.dumps(facts, ensure_ascii=False, allow_nan=False))
 
 
 def collect_answer(frames: Iterable[pb.GenerationResponse]) -> Answer:

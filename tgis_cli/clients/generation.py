@@ -18,7 +18,7 @@ from tgis_cli.clients.parameters import Parameters
 from tgis_cli.clients.presenter import Presenter, interrupted_by_ctrl_c
 from tgis_cli.clients.prompts import ON_COMMAND_LINE, read_prompt
 from tgis_cli.terminal.quiet_input import quiet_input
-from tgis_cli.terminal.stop_signals import EXIT_INTERRUPTED
+from tgis_cli.terminal.stop_signals import EXIT_INTERRUPTED, ended_by_signals
 from tgis_server.errors import InvalidRequest, TgisError, UsageError
 
 TYPE_CHECKING = False
@@ -59,7 +59,8 @@ def generate(
         num_answers=num_answers,
         parallel=parallel,
     )
-    return 0 if generation.run(text, file) else EXIT_INTERRUPTED
+    with ended_by_signals():
+        return 0 if generation.run(text, file) else EXIT_INTERRUPTED
 
 
 @dataclass(frozen=True, slots=True)

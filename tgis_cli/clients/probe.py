@@ -34,6 +34,23 @@ EPILOG = "Exit code 0: healthy; 1: unhealthy, or no server; 2: wrong options."
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Query once and print the answer; return the exit code."""
+    try:
+        try:
+            return run(argv, environ)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # find a full disk or a closed pipe here, not while the interpreter shuts down
+    except OSError as error:
+        from tgis_cli.terminal.exits import end_with
+
+        end_with(error)
+
+
+def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """
+    Raises:
+        OSError: the answer cannot be printed.
+    """
     options = make_parser().parse_args(argv)
     try:
         return ask(options, environ)
@@ -200,7 +217,8 @@ def fail(sentence: str, exit_code: int = 1, *, as_json: bool = False) -> int:
     else:  # probes run often, and this needs no import
         # Servers write some of it: whoever shows it must not have a terminal controlled by it.
         shown = "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in sentence)
-        print(f"tgis: {shown}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # the exit code must do
+            print(f"tgis: {shown}", file=sys.stderr, flush=True)
     return exit_code
 
 

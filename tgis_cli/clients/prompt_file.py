@@ -8,16 +8,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
 
+from tgis_cli.clients.answer import to_json_line
 from tgis_cli.clients.parameters import Parameters
-from tgis_cli.clients.prompts import STDIN, decode
+from tgis_cli.clients.prompts import STDIN, decode, read_lines
 from tgis_server.errors import UsageError
+from tgis_server.host.regular_file import open_file_or_pipe
 
 MAX_NAMED = 5  # of the wrong lines
 JSON_SUFFIXES = (".jsonl", ".ndjson")
@@ -57,10 +59,10 @@ class PromptFile:
         name = "Standard input" if path == STDIN else path
         with contextlib.ExitStack() as stack:
             try:
-                stream = stack.enter_context(open_twice_readable(path))
+                stream = stack.enter_context(open_twice_readable(path, name))
             except OSError as error:
                 raise UsageError(f"--file {path} cannot be read: {error.strerror}.") from None
-            is_json = path.endswith(JSON_SUFFIXES) or first_character(stream) == b"{"
+            is_json = path.endswith(JSON_SUFFIXES) or first_character(stream, name) == b"{"
             file = cls(stream, name, is_json, common, check)
             yield dataclasses.replace(file, num_prompts=file.count())
 
@@ -103,7 +105,7 @@ class PromptFile:
         """Lines that are not blank, with their numbers."""
         self.stream.seek(0)
         try:
-            for number, data in enumerate(self.stream, 1):
+            for number, data in enumerate(read_lines(self.stream, self.name), 1):
                 if data.strip():
                     yield number, data.removesuffix(b"\n").removesuffix(b"\r")
         except OSError as error:
@@ -122,37 +124,54 @@ def parse_object(text: str, line: int, common: Parameters) -> Prompt:
         UsageError: it is not an object with a text and parameters in their ranges.
     """
     try:
-        values = json.loads(text)
+        values = json.loads(text, parse_constant=refuse_constant)
     except ValueError as error:
         raise UsageError(f"it is not valid JSON ({error}).") from None
     except RecursionError:
         raise UsageError("its JSON is nested too deeply.") from None
     if not isinstance(values, dict):
         raise UsageError('it is not a JSON object, such as {"text": "Once upon a time", "max_new_tokens": 20}.')
+    for name, value in values.items():
+        check_value(name, value)
     prompt, identifier = values.pop("text", None), values.pop("id", None)
     if not isinstance(prompt, str):
         raise UsageError('it has no "text", or its "text" is not a string.')
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:
-        raise UsageError('its "text" has half a surrogate pair, which is not a character.') from None
     return Prompt(prompt, common.updated(values), line, identifier)
 
 
-def first_character(stream: BinaryIO) -> bytes:
+def refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"JSON has no {name}")
+
+
+def check_value(name: str, value: Any) -> None:
+    """
+    Raises:
+        UsageError: it cannot be sent as text, or given back as JSON.
+    """
+    try:
+        to_json_line({name: value}).encode()
+    except UnicodeEncodeError:
+        raise UsageError(f'its "{name}" has half a surrogate pair, which is not a character.') from None
+    except ValueError:
+        raise UsageError(f'its "{name}" has a number that is too large.') from None
+    except RecursionError:
+        raise UsageError(f'its "{name}" is nested too deeply.') from None
+
+
+def first_character(stream: BinaryIO, name: str) -> bytes:
     """Of the first line that is not blank."""
     stream.seek(0)
-    return next((line.lstrip(b"\xef\xbb\xbf \t")[:1] for line in stream if line.strip()), b"")
+    return next((line.lstrip(b"\xef\xbb\xbf \t")[:1] for line in read_lines(stream, name) if line.strip()), b"")
 
 
 @contextlib.contextmanager
-def open_twice_readable(path: str) -> Iterator[BinaryIO]:
+def open_twice_readable(path: str, name: str) -> Iterator[BinaryIO]:
     """A file as it is; what can be read only once, such as a pipe, by way of a temporary file."""
     with contextlib.ExitStack() as stack:
-        source = sys.stdin.buffer if path == STDIN else stack.enter_context(open(path, "rb"))
+        source = sys.stdin.buffer if path == STDIN else stack.enter_context(open_file_or_pipe(Path(path)))
         if path != STDIN and source.seekable():
             yield source
             return
         copy = stack.enter_context(tempfile.TemporaryFile(prefix="tgis-prompts-"))
-        shutil.copyfileobj(source, copy)
+        copy.writelines(read_lines(source, name))
         yield copy

@@ -1,7 +1,8 @@
 """The lines that were typed in prompt loops, in a file of the user's state directory, oldest first.
 
 One entry is one line of the file, with line ends written as ``\\n``. Loops that run at the same time append to the same
-file. What cannot be read or written is left out without a word: prompts work without a history.
+file. What cannot be read or written is left out without a word: prompts work without a history. Only a regular file is
+opened, since a named pipe would block.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tgis_cli.terminal.state_dir import find_state_dir, make_private_dir
+from tgis_server.host.regular_file import check_is_file, open_regular
 
 FILE = "history"
 MAX_ENTRIES = 1000
 MAX_ENTRY_CHARS = 20_000  # a longer text is not one that people look for with the arrow keys
+MAX_BYTES = 4 << 20  # that are read, from the end of the file
 ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}
 MEANINGS = {written: meant for meant, written in ESCAPES.items()}
 
@@ -42,13 +45,13 @@ class PromptHistory:
         if self._path is None:
             return []
         try:
-            lines = self._path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+            lines, is_whole = read_last_lines(self._path)
         except OSError:
             return []
-        if len(lines) > 2 * MAX_ENTRIES:
+        if len(lines) > 2 * MAX_ENTRIES or not is_whole:
             with contextlib.suppress(OSError):
                 self._replace(lines[-MAX_ENTRIES:])
-        entries = [unescape(line) for line in lines[-MAX_ENTRIES:]]
+        entries = [unescape(line) for line in lines[-MAX_ENTRIES:] if is_entry(line)]
         self._last = entries[-1] if entries else ""
         return entries
 
@@ -72,8 +75,37 @@ class PromptHistory:
         temporary.replace(self._path)
 
 
+def read_last_lines(path: Path) -> tuple[list[str], bool]:
+    """The complete lines at the end of a file, and whether those are all.
+
+    Raises:
+        OSError: it cannot be read, or is not a regular file.
+    """
+    with open_regular(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - MAX_BYTES))
+        lines = file.read(MAX_BYTES).decode(errors="replace").split("\n")[:-1]
+    is_whole = size <= MAX_BYTES
+    return lines if is_whole else lines[1:], is_whole
+
+
+def is_entry(line: str) -> bool:
+    """Whether a line may be one that was typed here: no NUL, and not too long."""
+    return "\0" not in line and len(line) <= 2 * MAX_ENTRY_CHARS
+
+
 def open_privately(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+    """
+    Raises:
+        OSError: it is not a regular file, or cannot be opened.
+    """
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY, 0o600)
+    try:
+        check_is_file(Path(path), os.fstat(descriptor).st_mode)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def escape(entry: str) -> str:

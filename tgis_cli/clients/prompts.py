@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import codecs
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO, TextIO
 
 from tgis_cli.terminal.capabilities import is_terminal
 from tgis_server.errors import UsageError
 
 STDIN = "-"
+MAX_TEXT_BYTES = 64 << 20  # more than any server takes
 ON_COMMAND_LINE = 'at the end of the command line, as in "Once upon a time"'
 
 
@@ -43,12 +44,29 @@ def read_stdin(stdin: TextIO) -> str:
 def read_bytes(stream: BinaryIO) -> bytes:
     """
     Raises:
-        UsageError: it cannot be read, as when it is a directory.
+        UsageError: it cannot be read, as when it is a directory, or has no end, as a device may.
     """
     try:
-        return stream.read()
+        data = stream.read(MAX_TEXT_BYTES + 1)
     except OSError as error:
         raise UsageError(f"Standard input cannot be read: {error.strerror}.") from None
+    if len(data) > MAX_TEXT_BYTES:
+        raise UsageError(f"Standard input is too long for a text: it has more than {MAX_TEXT_BYTES >> 20} MiB.")
+    return data
+
+
+def read_lines(stream: BinaryIO, name: str) -> Iterator[bytes]:
+    """
+    Raises:
+        OSError: it cannot be read.
+        UsageError: a line is too long for a text.
+    """
+    number = 0
+    while data := stream.readline(MAX_TEXT_BYTES + 1):
+        number += 1
+        if len(data) > MAX_TEXT_BYTES:
+            raise UsageError(f"{name}, line {number}, is too long: it has more than {MAX_TEXT_BYTES >> 20} MiB.")
+        yield data
 
 
 def decode(data: bytes, name: str) -> str:

@@ -29,6 +29,7 @@ class State(StrEnum):
     FAILED = "failed"
     SILENT = "no answer"
     FROZEN = "frozen"  # its launcher is stopped (SIGSTOP)
+    LOST = "run directory deleted"  # and so are the sockets on which it would answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,8 @@ def ask(server: RunningServer, timeout_s: float = TIMEOUT_S) -> Status:
 
     if server.is_frozen:
         return Status(State.FROZEN)
+    if server.is_lost:
+        return Status(State.LOST)
     reply = call(server.door / "frontend.sock", lambda channel: FrontendStub(channel).Health, timeout_s)
     if reply is None and (cause := read_cause(server.door)):
         return Status(State.RESTARTING, text=cause)

@@ -10,6 +10,7 @@ from typing import Any
 from tgis_cli.clients.server_status import State, Status, ask_all
 from tgis_cli.runs.memory import measure_memory
 from tgis_cli.runs.servers import RunningServer, find_running
+from tgis_server.words.control_characters import escape_controls
 from tgis_server.words.sizes import format_bytes
 
 COLUMNS = ("MODEL", "GRPC", "HTTP", "AGE", "MEMORY", "PID", "STATE")
@@ -92,7 +93,7 @@ def describe_rows(rows: Sequence[Row], width: int | None) -> list[str]:
         width: of the terminal. A server whose line would be longer has its model on a line of its own, so that nothing
             is cut. ``None``: lines may be of any length.
     """
-    table = [list(COLUMNS), *(row.cells() for row in rows)]
+    table = [list(COLUMNS), *([escape_controls(cell) for cell in row.cells()] for row in rows)]
     widths = [max(len(cells[index]) for cells in table) for index in range(1, len(COLUMNS))]
     room = None if width is None else width - sum(widths) - len(GAP) * len(widths)
     longest = max((len(cells[0]) for cells in table if room is None or len(cells[0]) <= room), default=0)

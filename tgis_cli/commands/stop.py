@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from tgis_cli.terminal.exits import as_told
+from tgis_cli.terminal.sentences import print_sentence
 from tgis_server.errors import Unavailable, UsageError
 
 app = typer.Typer(add_completion=False)
@@ -68,7 +69,7 @@ def stop(
     else:
         for each in stopped:
             if each.seconds is not None:
-                print(f"Stopped {each.name} after {each.seconds:.1f} s.")
+                print_sentence(f"Stopped {each.name} after {each.seconds:.1f} s.", sys.stdout)
     if sentence := describe_survivors(stopped):
         sys.stdout.flush()
         raise as_told(Unavailable(sentence))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from typing import Annotated
 
 import typer
 
+from tgis_cli.clients.answer import to_json_line
 from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.connection_options import with_connection_options
+from tgis_cli.clients.prompts import decode, read_lines
 from tgis_cli.clients.tokens import tokenize_locally, tokenize_remotely
 from tgis_cli.model_files.completion import complete_model
 from tgis_cli.terminal.capabilities import is_terminal
@@ -35,19 +36,20 @@ def tokenize(
     """Show how text is split into tokens: pieces, their count, and with --model their ids."""
     if model and connection != Connection():
         raise UsageError("Give either --model or the options of a server, such as --url, not both.")
-    texts = [text] if text is not None else read_lines()
+    texts = [text] if text is not None else read_texts()
     results = tokenize_locally(texts, model) if model else tokenize_remotely(texts, connection)
     for tokens in results:
         if json_:
-            print(json.dumps(tokens.as_dict(), ensure_ascii=False), flush=True)
+            print(to_json_line(tokens.as_dict()), flush=True)
         else:
             tokens.print()
 
 
-def read_lines() -> Iterator[str]:
+def read_texts() -> Iterator[str]:
     if is_terminal(sys.stdin):
         raise UsageError('No text is given: `tgis tokenize "Once upon a time"`, or pipe lines in.')
-    return (line.removesuffix("\n") for line in sys.stdin)
+    lines = read_lines(sys.stdin.buffer, "Standard input")
+    return (decode(line, "Standard input").removesuffix("\n").removesuffix("\r") for line in lines)
 
 
 app.command()(with_connection_options(tokenize))

@@ -15,6 +15,7 @@ from typing import Any
 from tgis_cli.terminal.sentences import print_sentence
 from tgis_server.errors import UsageError
 from tgis_server.options import GROUPS, LoadedConfig, Option, describe_accepted, options
+from tgis_server.words.control_characters import escape_controls
 from tgis_server.words.url_credentials import split_credentials
 
 WIDTH = 80
@@ -81,7 +82,7 @@ def make_config_text(loaded: LoadedConfig, file: str) -> str:
         UsageError: a value is a secret, which does not belong into a file.
     """
     given = {option.name for option in options() if loaded.origins[option.name] != "default"}
-    blocks = [make_comment(paragraph) for paragraph in HEADER.format(file=file).split("\n\n")]
+    blocks = [make_comment(paragraph) for paragraph in HEADER.format(file=escape_controls(file)).split("\n\n")]
     text = "#\n".join(blocks)
     for title, members in split_into_sections():
         text += f"\n\n# ---- {title} ".ljust(WIDTH + 1, "-") + "\n"
@@ -151,7 +152,7 @@ def to_toml(option: Option, value: Any) -> str:
         return repr(value)
     text = str(value) if isinstance(value, Path) else value
     # TOML's basic strings have JSON's escapes, and must not contain the DEL that JSON may.
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return escape_controls(json.dumps(text, ensure_ascii=False))
 
 
 def to_size(num_bytes: int) -> str:

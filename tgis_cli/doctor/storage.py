@@ -88,6 +88,13 @@ def has_few_inodes(status: os.statvfs_result, needed: int) -> bool:
 def check_runs(subject: Subject) -> Iterator[Verdict]:
     """This user's running servers, and leftovers of failed ones."""
     for server in find_running(subject.host.root / "proc"):
+        if server.is_lost:
+            yield warn(
+                f"The run directory {server.run_dir} of a running server (pid {server.pid}) has been deleted, so "
+                "nothing can ask how it is.",
+                f"Stop it with `tgis stop {server.pid}`, and start it again.",
+            )
+            continue
         state = "running" if server.has_been_ready else "starting"
         where = f" at {server.grpc}" if server.grpc else ""
         yield ok(

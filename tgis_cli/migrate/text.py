@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tgis_cli.migrate.examine import Finding, MigrationReport
+from tgis_server.words.control_characters import escape_controls
 from tgis_server.words.layout import wrap
 
 if TYPE_CHECKING:
@@ -52,7 +53,10 @@ def rows_of(report: MigrationReport) -> list[tuple[str, str, str, str]]:
         for advice in report.advice
     ]
     rows = [*findings, *advice]
-    return [(line, verdict, name, text.removeprefix("As before.").strip()) for line, verdict, name, text in rows]
+    return [
+        (line, verdict, escape_controls(name), escape_controls(text.removeprefix("As before.").strip()))
+        for line, verdict, name, text in rows
+    ]
 
 
 def spell(finding: Finding) -> str:

@@ -18,8 +18,6 @@ SPACING = 2
 
 def print_models(found: Sequence[CachedModel]) -> None:
     """Print a table, and each model's problems below it."""
-    from rich.text import Text
-
     rows = [describe_model(model) for model in found]
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
     console = open_console()
@@ -30,7 +28,7 @@ def print_models(found: Sequence[CachedModel]) -> None:
     for column in widths:
         table.add_column(column, header_style="dim", justify="right" if column == "size" else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*(Text(row[column]) for column in widths))
+        table.add_row(*(row[column] for column in widths))
     console.print(table)
     for model in found:
         for problem in model.problems:

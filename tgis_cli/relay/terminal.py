@@ -24,6 +24,7 @@ from tgis_cli.relay.repeats import WINDOW_S
 from tgis_cli.relay.screen import make_prefix, select, wrap_line
 from tgis_cli.terminal.capabilities import can_draw, get_width, is_capable, is_terminal
 from tgis_server.logs import make_line
+from tgis_server.words.control_characters import escape_controls
 from tgis_server.words.layout import wrap
 from tgis_server.words.processes import LAUNCHER
 
@@ -163,6 +164,7 @@ class Terminal:
         self._write_line(make_foreign_line(LAUNCHER, time.time(), "warning", text), to_stderr=True)
 
     def _print_result(self, text: str, shown: Any) -> None:
+        text = escape_controls(text)
         if shown is None or not self._show(shown):
             self._write(self._stdout, text + "\n")
         self._copy(text, "info")

@@ -2,7 +2,8 @@
 
 There is no registry that could go stale: the kernel closes the directory when its launcher ends, whatever kills it.
 Of the server and of other commands this module knows nothing but the two files in that directory, ``serve.json`` and,
-once the server is ready, ``ready.json``. It imports little, since `tgis health` may need it.
+once the server is ready, ``ready.json``. A launcher whose directory has been deleted still holds it, so it is found
+too, with what its command line says. It imports little, since `tgis health` may need it.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 PREFIX = "tgis-"  # of the names of run directories
 READY_FILE = "ready.json"
 PROC = Path("/proc")
+DELETED = " (deleted)"  # the kernel adds it to the name of an open directory that is gone
+UNKNOWN = "unknown"  # model of a server whose run directory is gone
+USUAL_DRAIN_S = 91.0  # with the default options
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104  not bound here
 START_TIME_FIELD = 19  # of /proc/PID/stat after the name in parentheses; in clock ticks since boot
 
@@ -52,6 +57,7 @@ class RunningServer:
     drain_s: float  # the longest time that it takes to finish its calls when it is stopped
     shard_sockets: tuple[Path, ...]
     pids: dict[str, int] = field(hash=False)  # of the children by name; empty while the server starts
+    is_lost: bool = False  # its run directory has been deleted: little is known, but it can be stopped
 
     @property
     def age_s(self) -> float:
@@ -109,7 +115,7 @@ def find_server(pid: int, proc: Path = PROC) -> RunningServer | None:
             return None
         for door in list_run_dirs(proc / str(pid)):
             if is_locked_by_holder(door):
-                return read_server(pid, door, proc)
+                return read_lost_server(pid, door, proc) if is_deleted(door) else read_server(pid, door, proc)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # it has ended meanwhile, belongs to someone else, or the files are not those of a run
     return None
@@ -128,8 +134,15 @@ def list_run_dirs(process: Path) -> Iterator[Path]:
         link = process / "fd" / name
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
             target = os.readlink(link)
-            if target.rpartition("/")[2].startswith(PREFIX) and (link / "serve.json").is_file():
+            is_ours = target.rpartition("/")[2].startswith(PREFIX)
+            if is_ours and ((link / "serve.json").is_file() or is_deleted(link)):
                 yield link
+
+
+def is_deleted(door: Path) -> bool:
+    """Whether an open file is a directory that has been deleted."""
+    target = os.readlink(door)
+    return target.endswith(DELETED) and door.is_dir() and not os.path.lexists(target)
 
 
 def is_locked_by_holder(door: Path) -> bool:
@@ -165,6 +178,44 @@ def read_server(pid: int, door: Path, proc: Path) -> RunningServer:
         shard_sockets=tuple(list_shard_sockets(door, config["shard_uds_path"], int(run["num_shard"]))),
         pids=dict(ready.get("pids", {})),
     )
+
+
+def read_lost_server(pid: int, door: Path, proc: Path) -> RunningServer:
+    """A server whose run directory has been deleted.
+
+    Raises:
+        OSError, ValueError: it has ended meanwhile.
+    """
+    command = (proc / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")
+    return RunningServer(
+        pid=pid,
+        door=door,
+        run_dir=os.readlink(door).removesuffix(DELETED),
+        model=find_model(command) or UNKNOWN,
+        label="",
+        has_been_ready=False,
+        is_in_this_network=is_in_this_network(proc / str(pid)),
+        host="127.0.0.1",
+        grpc_port=None,
+        http_port=None,
+        tls=None,
+        http_tls="off",
+        start_ticks=read_state(proc / str(pid))[1],
+        drain_s=USUAL_DRAIN_S,
+        shard_sockets=(),
+        pids={},
+        is_lost=True,
+    )
+
+
+def find_model(command: list[str]) -> str:
+    """The model in a launcher's command line, if it is the first argument or an option; otherwise empty."""
+    for word, following in pairwise([*command, ""]):
+        if word == "--model-name" or (word == "launch" and following[:1] != "-"):
+            return following
+        if word.startswith("--model-name="):
+            return word.partition("=")[2]
+    return ""
 
 
 def read_ready(door: Path) -> dict[str, Any]:

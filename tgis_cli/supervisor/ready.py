@@ -14,6 +14,7 @@ from tgis_server.engines.catalogue import get_engine
 from tgis_server.host.ports import ALL_INTERFACES
 from tgis_server.run import Run
 from tgis_server.wire import shard_pb2 as pb
+from tgis_server.words.control_characters import escape_controls
 from tgis_server.words.layout import lay_out, wrap
 from tgis_server.words.sizes import format_bytes
 
@@ -169,7 +170,9 @@ def make_panel(ready: Ready, width: int, *, is_verbose: bool) -> Any:
     text.rstrip()
     title = f"ready in {ready.timeline.total_s:.1f} s" + (f" ({ready.run.label})" if ready.run.label else "")
     panel = Panel(text, title=title, title_align="left", border_style="green", expand=False)
-    return Group(panel, *(Text(request, style="bold", no_wrap=True, overflow="ignore") for _, request in below))
+    return Group(
+        panel, *(Text(escape_controls(request), style="bold", no_wrap=True, overflow="ignore") for _, request in below)
+    )
 
 
 def make_lines(ready: Ready, width: int | None = None, *, is_verbose: bool = True) -> list[str]:

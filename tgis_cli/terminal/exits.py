@@ -34,22 +34,32 @@ def errors_as_exit_codes(*, debug: bool) -> Iterator[None]:
     try:
         yield
         sys.stdout.flush()  # find a closed pipe here, not while the interpreter shuts down
-    except BrokenPipeError:
+    except Exception as error:  # noqa: BLE001  the last handler
+        end_with(error, debug=debug)
+
+
+def end_with(error: Exception, *, debug: bool = False) -> NoReturn:
+    """Explain what ended a command, and end the process.
+
+    Raises:
+        SystemExit: with the error's exit code.
+    """
+    if isinstance(error, BrokenPipeError):
         silence(sys.stdout)
         raise SystemExit(EXIT_BROKEN_PIPE) from None
-    except Exception as error:  # noqa: BLE001  the last handler
-        if is_end(error):
-            if hasattr(error, "format_message"):
-                print(error.format_message())  # the help, of a group without a command
-            raise SystemExit(getattr(error, "exit_code", 1)) from None
-        if debug:
-            print_traceback()
-        sentence, exit_code = explain_error(error)
-        with contextlib.suppress(OSError):  # the terminal is gone
-            print_failure(sentence, exit_code, () if getattr(error, IS_TOLD, False) else sys.argv[1:])
-        if isinstance(error, Interrupted):
-            os._exit(exit_code)  # while the interpreter shuts down, an echo of the signal would change the code
-        raise SystemExit(exit_code) from None
+    if is_end(error):
+        if hasattr(error, "format_message"):
+            print(error.format_message())  # the help, of a group without a command
+        raise SystemExit(getattr(error, "exit_code", 1)) from None
+    if debug:
+        print_traceback()
+    sentence, exit_code = explain_error(error)
+    with contextlib.suppress(OSError):  # the terminal is gone
+        print_failure(sentence, exit_code, () if getattr(error, IS_TOLD, False) else sys.argv[1:])
+    if isinstance(error, Interrupted):
+        os._exit(exit_code)  # while the interpreter shuts down, an echo of the signal would change the code
+    silence_broken_outputs()
+    raise SystemExit(exit_code) from None
 
 
 def leave(exit_code: int) -> NoReturn:
@@ -81,6 +91,11 @@ def explain_error(error: Exception) -> tuple[str, int]:
         return explain_command_line(error), 2
     if isinstance(error, UnicodeEncodeError | UnicodeDecodeError):
         return f"The input is not valid text ({error}): check it and the locale (LANG).", 2
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return (
+            "This command ran out of memory: free some, or raise its limit (`ulimit -v`).",
+            NotEnoughDevices.exit_code,
+        )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and not error.filename:
         return f"The output cannot be written: {os.strerror(error.errno)}.", NotEnoughDevices.exit_code
     if isinstance(error, ImportError) and (error.name or "").split(".")[0] in ("tgis_cli", "tgis_server"):
@@ -142,7 +157,7 @@ def print_failure(sentence: str, exit_code: int, argv: Sequence[str] = ()) -> No
     told = {"event": "failed", "text": sentence} if command in PRINTS_EVENTS else {"error": sentence}
     try:
         print(json.dumps(told | {"exit_code": exit_code}), flush=True)
-    except BrokenPipeError:
+    except OSError:  # no reader, or no space: the sentence must do
         silence(sys.stdout)
 
 

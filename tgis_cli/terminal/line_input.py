@@ -81,9 +81,10 @@ class LineInput:
             raise EOFError from error
 
     def remember(self, entry: str) -> None:
-        """Offer it with the arrow keys from now on."""
+        """Offer it with the arrow keys from now on, if readline can hold it: not with a NUL or outside this locale."""
         if self._readline:
-            self._readline.add_history(entry)
+            with contextlib.suppress(ValueError):
+                self._readline.add_history(entry)
 
     def _on_ctrl_c(self, *_: object) -> None:
         if self._is_heeded:
@@ -123,7 +124,7 @@ class LineInput:
         readline.set_completer(self._get_match)
         readline.clear_history()
         for entry in history:
-            readline.add_history(entry)
+            self.remember(entry)
 
     def _get_match(self, word: str, index: int) -> str | None:
         """For readline, which asks for one match after the other. An error here would be lost."""

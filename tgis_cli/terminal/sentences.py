@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TextIO
 
 from tgis_cli.terminal.capabilities import get_width, is_terminal
-from tgis_server.words.control_characters import escape_controls
 from tgis_server.words.layout import wrap
 
 
@@ -17,4 +16,4 @@ def print_sentence(sentence: str, stream: TextIO) -> None:
 def fit_sentence(sentence: str, stream: TextIO) -> str:
     """The sentence, with the line ends that an output needs."""
     width = get_width(stream) if is_terminal(stream) else None
-    return "\n".join(wrap(escape_controls(sentence), width))
+    return "\n".join(wrap(sentence, width))

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
+from tgis_server.words.control_characters import escape_controls
+
 DELAY_S = 0.3  # a faster answer shows no spinner
 EVERY_S = 0.1
 SECONDS_AFTER_S = 2.0  # from then on it says how long the wait has been
@@ -61,7 +63,7 @@ class Spinner:
         delay_s, turn = DELAY_S, 0
         while not self._stopped.wait(delay_s):
             waited_s = time.monotonic() - started_at
-            words = [self._turns[turn % len(self._turns)], self._describe()]
+            words = [self._turns[turn % len(self._turns)], escape_controls(self._describe())]
             if waited_s >= SECONDS_AFTER_S:
                 words.append(f"{waited_s:.0f} s")
             self._draw(self._indent + " ".join(filter(None, words)))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from typing import TextIO
 
 from tgis_cli.terminal.capabilities import get_width, is_capable
+from tgis_server.words.control_characters import escape_controls
 
 CLEAR_LINE = "\r\x1b[2K"
 EVERY_S = 0.1
@@ -33,7 +35,7 @@ class StatusLine:
     def show(self, describe: Callable[[], str]) -> None:
         """Write the line, unless that was done less than ``EVERY_S`` ago."""
         now = self._clock()
-        if self._is_silent or now - self._written_at < EVERY_S or (text := describe()) == self._text:
+        if self._is_silent or now - self._written_at < EVERY_S or (text := escape_controls(describe())) == self._text:
             return
         self._written_at, self._text = now, text
         # A line that wraps cannot be cleared.
@@ -45,5 +47,6 @@ class StatusLine:
         self._written_at, self._text = float("-inf"), ""
 
     def _write(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
+        with contextlib.suppress(OSError):  # the terminal is gone
+            self._stream.write(text)
+            self._stream.flush()

@@ -1,9 +1,13 @@
-"""SIGTERM, SIGINT and SIGHUP for all commands but ``launch``, which has ``supervisor/signals.py``."""
+"""SIGTERM, SIGINT and SIGHUP for all commands but ``launch``, which has ``supervisor/signals.py``.
+
+The exit code is that with which shells report a death by the signal: 143, 130 and 129.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -11,7 +15,7 @@ from types import FrameType
 from tgis_server.errors import TgisError
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-EXIT_INTERRUPTED = 130
+EXIT_INTERRUPTED = 128 + signal.SIGINT
 # `timeout` and some init systems signal a process and then its group: a repeat within this time is no second request.
 ECHO_S = 0.2
 
@@ -21,7 +25,13 @@ on_stop: list[Callable[[signal.Signals], None]] = []  # how to stop the work; em
 class Interrupted(TgisError):
     """A stop signal ended the command."""
 
-    exit_code = EXIT_INTERRUPTED
+    def __init__(self, number: signal.Signals, rest: str = "") -> None:
+        """
+        Args:
+            rest: of the sentence, such as what is kept.
+        """
+        super().__init__(f"Stopped by {number.name}{f': {rest}' if rest else '.'}")
+        self.exit_code = 128 + number  # type: ignore[misc]  # of the class otherwise
 
 
 def heeded_signals() -> list[signal.Signals]:
@@ -61,7 +71,7 @@ def interrupted_by_signals() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise Interrupted(f"Stopped by {received[0][0].name}." if received else "Stopped.") from None
+        raise Interrupted(received[0][0] if received else signal.SIGINT) from None
     finally:
         if not received:  # otherwise an echo may still arrive
             restore()
@@ -75,22 +85,31 @@ class StopRequested(BaseException):
 def ended_by_signals() -> Iterator[None]:
     """Make SIGTERM and SIGHUP end the block, in which Ctrl-C may mean something else. More of them are ignored then.
 
+    Only the main thread has signals; in another one nothing changes.
+
     Raises:
-        Interrupted: one of them came.
+        Interrupted: one of them came. Errors that follow from it, such as of a terminal that is gone, do not count.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[signal.Signals] = []
     before = {number: signal.getsignal(number) for number in heeded_signals() if number is not signal.SIGINT}
 
     def end(number: int, frame: FrameType | None) -> None:
         for each in before:
             signal.signal(each, lambda *_: None)
-        raise StopRequested(number)
+        received.append(signal.Signals(number))
+        raise StopRequested
 
     for number in before:
         signal.signal(number, end)
     try:
         yield
-    except StopRequested as request:
-        raise Interrupted(f"Stopped by {signal.Signals(request.args[0]).name}.") from None
+    except (StopRequested, Exception):
+        if not received:
+            raise
+        raise Interrupted(received[0]) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -150,6 +150,8 @@ def write_no_option(word: str, found: list[str] | str | None, where: str | None,
     start = f"No such option: {shlex.quote(word)}"
     if isinstance(found, str):
         return f"{start}; {found}"
+    if where and command == "tgis":
+        return f"{start}; it stands after the command: `tgis COMMAND {word}`."
     if where:
         return f"{start}; it is an option of `{where}`."
     if found:
@@ -175,12 +177,12 @@ def value_of(param: Any) -> str:
 
 
 def find_command_with(word: str, command: str) -> str | None:
-    """Another command that has this very option."""
+    """Another command that has this very option; for a group the first of its own."""
     from tgis_cli.terminal.command_table import COMMANDS, load_command
 
     if word[:2] != "--":
         return None
-    for name in COMMANDS:
+    for name in sorted(COMMANDS, key=lambda name: f"tgis {name}" != command):  # first what is below this group
         loaded = load_command(name)
         for title, each in (
             (name, loaded),

@@ -1,16 +1,22 @@
-"""Tables on stdout: as wide as the terminal; in a pipe, lines stay whole."""
+"""Sentences and tables on stdout: as wide as the terminal; in a pipe, lines stay whole.
+
+Control characters in them, such as in a model's name, are made visible here, so that no caller can forget it. Text that
+is styled already (rich's ``Text``) is the exception.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from tgis_cli.terminal.capabilities import get_width, is_terminal
+from tgis_server.words.control_characters import escape_controls
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
 PIPE_COLUMNS = 10_000
 
@@ -27,8 +33,13 @@ def open_console(stream: TextIO | None = None) -> Console:
     """
     from rich.console import Console
 
+    class EscapingConsole(Console):
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(escape_controls(text), **options)
+
     stream = stream or sys.stdout
-    return Console(file=stream, highlight=False, width=get_width(stream) if is_terminal(stream) else PIPE_COLUMNS)
+    width = get_width(stream) if is_terminal(stream) else PIPE_COLUMNS
+    return EscapingConsole(file=stream, markup=False, emoji=False, highlight=False, width=width)
 
 
 def make_table(title: str | None = None) -> Table:

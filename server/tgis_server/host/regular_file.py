@@ -45,6 +45,18 @@ def open_regular(path: Path) -> BinaryIO:
     return file
 
 
+def open_file_or_pipe(path: Path) -> BinaryIO:
+    """Open what a person names for reading: a file, a pipe, or ``/dev/null``, but no other device.
+
+    Raises:
+        OSError: it cannot be opened, or is a device, which may have no end.
+    """
+    mode = os.stat(path).st_mode
+    if (stat.S_ISCHR(mode) or stat.S_ISBLK(mode)) and not os.path.samefile(path, os.devnull):
+        raise OSError(errno.ENOTSUP, "it is a device, not a file", str(path))
+    return open(path, "rb")
+
+
 def read_regular(path: Path) -> bytes:
     """The contents of a file. Errors as for :func:`open_regular`."""
     with open_regular(path) as file:

@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tgis_server.errors import UsageError
+from tgis_server.host.regular_file import open_file_or_pipe
 from tgis_server.options.conflicts import find_conflicts
 from tgis_server.options.faults import Fault
 from tgis_server.options.table import ServeConfig, options
 from tgis_server.options.values import parse_value
 from tgis_server.words.close_words import did_you_mean
+
+MAX_FILE_BYTES = 1 << 20  # of a config file; one with all options has a fiftieth of it
 
 
 class Argument(str):
@@ -99,7 +102,11 @@ class FileValue(NamedTuple):
 
 def read_config_file(path: Path) -> dict[str, FileValue]:
     try:
-        text = path.read_text(encoding="utf-8")
+        with open_file_or_pipe(path) as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
+            raise UsageError(f"Config file {path} is too large: it has more than {MAX_FILE_BYTES >> 20} MiB.")
+        text = data.decode().replace("\r\n", "\n")
         table = tomllib.loads(text)
     except OSError as error:
         raise UsageError(f"Config file {path} cannot be read: {error.strerror}.") from error

@@ -1,12 +1,15 @@
 """Text in a terminal's columns: lines that break between words, and rows of aligned cells.
 
 Knows nothing of terminals: the width is an argument, and ``None`` leaves every line whole, as in files and pipes.
+Control characters in a text, such as in a model's name, are made visible, so that no caller can forget it.
 """
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Sequence
+
+from tgis_server.words.control_characters import escape_controls
 
 GAP = 2  # blanks between two cells of a row
 STACKED_INDENT = 4  # of the cells below the first, where the columns are too narrow to stand side by side
@@ -26,7 +29,7 @@ def wrap(text: str, width: int | None, *, first: str = "", rest: str | None = No
         first: what the first line starts with.
         rest: what the other lines start with; by default blanks up to the start of the text.
     """
-    line, *others = text.split("\n")
+    line, *others = escape_controls(text).split("\n")
     start = " " * count_columns(first) if rest is None else rest
     return wrap_line(line, width, first, rest) + [row for each in others for row in wrap_line(each, width, start, rest)]
 
@@ -78,7 +81,7 @@ def lay_out(rows: Iterable[Sequence[str]], width: int | None = None, *, indent: 
     Args:
         rows: of the same number of cells.
     """
-    rows = list(rows)
+    rows = [[escape_controls(cell) for cell in row] for row in rows]
     starts = find_starts(rows, width, indent) if rows else []
     return [lay_out_row(row, starts, width) for row in rows]
 

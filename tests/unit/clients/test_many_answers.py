@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from screens import open_terminal
-from tgis_cli.clients.answer import Answer
+from tgis_cli.clients.answer import Answer, to_json_line, token_as_dict
 from tgis_cli.clients.many_answers import Job, ManyAnswers, make_jobs
 from tgis_cli.clients.parameters import Parameters
 from tgis_cli.clients.presenter import Presenter
@@ -151,3 +152,12 @@ def test_memory_does_not_grow_with_the_number_of_lines():
     presenter.out.close()
 
     assert peak < 2_000_000
+
+
+def test_log_probabilities_that_are_no_numbers_are_null_in_json():
+    top = [pb.TokenInfo.TopToken(text="b", logprob=-math.inf)]
+    token = pb.TokenInfo(text="a", logprob=math.inf, top_tokens=top)
+
+    assert token_as_dict(token) == {"text": "a", "logprob": None, "top_tokens": [{"text": "b", "logprob": None}]}
+    with pytest.raises(ValueError, match="JSON"):
+        to_json_line({"x": math.nan})

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from tgis_cli.clients.prompt_history import MAX_ENTRIES, MAX_ENTRY_CHARS, PromptHistory
+import pytest
+
+from tgis_cli.clients.prompt_history import MAX_BYTES, MAX_ENTRIES, MAX_ENTRY_CHARS, PromptHistory
+from tgis_cli.terminal.line_input import LineInput
 
 
 def test_entries_come_back_in_order_whatever_is_in_them(tmp_path: Path):
@@ -50,3 +54,34 @@ def test_without_a_place_that_can_be_written_to_there_is_no_history_and_no_compl
     for history in (PromptHistory(None), PromptHistory.find({"XDG_STATE_HOME": str(tmp_path / "file")})):
         assert history.add("Once")
         assert history.load() == []
+
+
+def test_lines_that_nobody_can_have_typed_are_skipped(tmp_path: Path):
+    path = tmp_path / "history"
+    path.write_bytes(b"one\na\0b\n" + b"x" * 100_000 + b"\ntwo\n")
+
+    assert PromptHistory(path).load() == ["one", "two"]
+
+
+def test_of_a_huge_file_only_the_end_is_read_and_kept(tmp_path: Path):
+    path = tmp_path / "history"
+    path.write_bytes(b"x" * MAX_BYTES + b"\nlast\n")
+
+    assert PromptHistory(path).load() == ["last"]
+    assert path.read_bytes() == b"last\n"
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "directory"])
+def test_only_a_regular_file_is_opened(tmp_path: Path, kind: str):
+    path = tmp_path / "history"
+    {"fifo": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero"), "directory": Path.mkdir}[kind](path)
+    history = PromptHistory(path)
+
+    assert history.load() == []
+    assert history.add("Once")
+
+
+def test_a_line_that_readline_cannot_hold_does_not_end_the_loop():
+    lines = LineInput(lambda before, word: [], ["a\0b", "\ud800", "fine"], is_capable=False)
+
+    lines.remember("c\0d")

@@ -120,6 +120,17 @@ def test_all_wrong_lines_are_named_before_anything_is_sent(tmp_path: Path):
         (b"\n \n", "is empty: write a text per line"),
         (b"a\ncaf\xe9\n", "has 1 wrong line, so nothing was sent:\nline 2: it is not UTF-8 at byte 3"),
         (b"{" * 100_000, "has 1 wrong line, so nothing was sent:\nline 1: it"),
+        *(
+            (b'{"text": "x"}\n{"text": "x", "%s}' % data, f"has 1 wrong line, so nothing was sent:\nline 2: {reason}")
+            for data, reason in (
+                (b'id": "\\ud800"', 'its "id" has half a surrogate pair, which is not a character.'),
+                (b'id": [{"a\\udc00": 1}]', 'its "id" has half a surrogate pair'),
+                (b'stop": ["\\ud800"]', 'its "stop" has half a surrogate pair'),
+                (b'id": NaN', "it is not valid JSON (JSON has no NaN)."),
+                (b'id": [-Infinity]', "it is not valid JSON (JSON has no -Infinity)."),
+                (b'id": 1e999', 'its "id" has a number that is too large.'),
+            )
+        ),
     ],
 )
 def test_a_file_that_cannot_be_used_is_a_usage_error(tmp_path: Path, data: bytes, sentence: str):
@@ -132,10 +143,31 @@ def test_a_file_that_cannot_be_used_is_a_usage_error(tmp_path: Path, data: bytes
     assert str(caught.value).startswith(f"{path} {sentence}")
 
 
-@pytest.mark.parametrize(("name", "reason"), [("missing", "No such file or directory"), (".", "Is a directory")])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("missing", "No such file or directory"),
+        (".", "Is a directory"),
+        ("/dev/zero", "it is a device, not a file"),
+    ],
+)
 def test_a_file_that_cannot_be_read_is_a_usage_error(tmp_path: Path, name: str, reason: str):
     with pytest.raises(UsageError, match=f"cannot be read: {reason}"):
         read_file(tmp_path / name)
+
+
+def test_input_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tgis_cli.clients.prompts.MAX_TEXT_BYTES", 1 << 20)
+    for use in (lambda: read_prompt([], sys.stdin), lambda: read_file(Path("-"))):
+        with open("/dev/zero") as zeros:
+            monkeypatch.setattr(sys, "stdin", zeros)
+            with pytest.raises(UsageError, match="it has more than 1 MiB"):
+                use()
+
+
+def test_dev_null_is_an_empty_file():
+    with pytest.raises(UsageError, match="/dev/null is empty"):
+        read_file(Path("/dev/null"))
 
 
 def test_what_can_be_read_only_once_is_checked_and_read_all_the_same(monkeypatch: pytest.MonkeyPatch):

@@ -8,6 +8,7 @@ import pytest
 
 from tgis_server.errors import UsageError
 from tgis_server.options import load_config, options
+from tgis_server.options.sources import MAX_FILE_BYTES
 from tgis_server.words.url_credentials import split_credentials
 
 
@@ -122,6 +123,16 @@ def test_sizes_may_have_units(text: str, size: int):
 def test_an_unknown_option_in_a_file_gets_a_suggestion(config_file):
     with pytest.raises(UsageError, match=r"unknown option grpc_prt in line 1\. Did you mean grpc_port\?"):
         load(config_file=config_file("grpc_prt = 1\n"))
+
+
+def test_what_cannot_be_a_config_file_is_not_read_to_its_end(tmp_path: Path):
+    (tmp_path / "large.toml").write_bytes(b"#" * (MAX_FILE_BYTES + 1))
+
+    with pytest.raises(UsageError, match="Config file /dev/zero cannot be read: it is a device, not a file"):
+        load(config_file=Path("/dev/zero"))
+    with pytest.raises(UsageError, match="is too large: it has more than 1 MiB"):
+        load(config_file=tmp_path / "large.toml")
+    assert load(config_file=Path("/dev/null")) == load()
 
 
 def test_wrong_values_of_a_file_are_all_named_with_their_lines(config_file):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +16,11 @@ from typing import Any
 import pytest
 
 from running import make_run
+from tgis_cli.clients.server_status import ask
+from tgis_cli.clients.stopping import stop_servers
 from tgis_cli.runs.memory import measure_memory
 from tgis_cli.runs.run_dir import MAX_FAILED_RUNS, MAX_KEPT_RUNS, locked, make_run_dir, remove_leftovers
-from tgis_cli.runs.servers import RunningServer, ServerTls, find_running, find_server
+from tgis_cli.runs.servers import RunningServer, ServerTls, find_model, find_running, find_server
 
 HOLDER = """
 import fcntl, os, sys
@@ -108,6 +111,41 @@ def test_a_lock_for_reading_does_not_make_a_launcher(tmp_path: Path):
 
     assert find_here() == []
     os.close(directory)
+
+
+def test_a_launcher_whose_directory_was_deleted_is_found_and_can_be_stopped(tmp_path: Path, hold: Any):
+    run_dir = make_run(tmp_path)
+    pid = hold(run_dir, "launch", "org/name")
+    shutil.rmtree(run_dir)
+
+    [server] = [each for each in find_running() if each.pid == pid]
+
+    assert (server.is_lost, server.model, server.run_dir, server.grpc) == (True, "org/name", str(run_dir), None)
+    assert str(ask(server)) == "run directory deleted"
+    [stopped] = stop_servers([server], 10, lambda text: None, is_hurried=False)
+    assert stopped.seconds is not None
+
+
+def test_a_deleted_directory_without_the_lock_is_no_server(tmp_path: Path, hold: Any):
+    run_dir = make_run(tmp_path)
+    pid = hold(run_dir)
+    shutil.rmtree(run_dir)
+
+    assert find_server(pid) is None
+
+
+@pytest.mark.parametrize(
+    ("command", "model"),
+    [
+        ("tgis launch org/name --port 1", "org/name"),
+        ("tgis launch --port 1 org/name", ""),
+        ("tgis launch --model-name=m", "m"),
+        ("text-generation-launcher --model-name m", "m"),
+        ("text-generation-launcher", ""),
+    ],
+)
+def test_of_a_lost_server_the_command_line_may_tell_the_model(command: str, model: str):
+    assert find_model(command.split()) == model
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"config": 1}', "\xff", '{"config": {}, "model_id": "x"}'])

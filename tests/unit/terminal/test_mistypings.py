@@ -74,6 +74,8 @@ OPTIONS = [
     ("stop --force", "use --now instead."),
     ("doctor --gpu H100", "it is an option of `tgis plan`."),
     ("plan --gpus 2", "use --gpu GPU instead."),
+    ("--all stop", "it stands after the command: `tgis COMMAND --all`."),
+    ("config --num-shard 2 show", "it is an option of `tgis config show`."),
     ("models --jsn", "did you mean --json?"),
 ]
 VALUES = [
@@ -162,6 +164,7 @@ def test_both_ways_to_parse_a_command_line_say_the_same(capsys: pytest.CaptureFi
         ("plan --json ./nowhere", {"exit_code": 3}),
         ("models rm --json nosuch", {"exit_code": 3}),
         ("migrate --json nosuch.yaml", {"exit_code": 2}),
+        ("--help --json", {"error": "No such option: --json; it stands after the command: `tgis COMMAND --json`."}),
         ("version --json now", {"error": "Too many arguments: now is not expected in `tgis version`."}),
         ("bundle --json", {"event": "failed", "text": "MODEL is missing: `tgis bundle MODEL TARGET`.", "exit_code": 2}),
         ("unbundle --json nosuch.tar", {"event": "failed", "exit_code": 2}),
@@ -177,6 +180,14 @@ def test_with_json_a_failure_is_also_one_object(line: str, told: dict[str, objec
     assert failure | told == failure
     assert failure["exit_code"] == result.returncode
     assert result.stderr.decode() == f"tgis: {failure.get('error') or failure.get('text')}\n"
+
+
+@pytest.mark.parametrize("line", ["help help", "help --json"])
+def test_help_itself_has_no_other_help_than_the_table(line: str, cache: Path) -> None:
+    result = type_line(line, cache)
+
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert result.stdout == type_line("--help", cache).stdout
 
 
 @pytest.mark.parametrize("line", ["config show --json ./nowhere", "plan --json --cpu 2MiB"])

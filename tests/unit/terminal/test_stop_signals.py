@@ -10,7 +10,13 @@ import pytest
 
 from tgis_cli.supervisor.signals import exit_until_supervised
 from tgis_cli.terminal import stop_signals
-from tgis_cli.terminal.stop_signals import STOP_SIGNALS, Interrupted, interrupted_by_signals, stopping_by
+from tgis_cli.terminal.stop_signals import (
+    STOP_SIGNALS,
+    Interrupted,
+    ended_by_signals,
+    interrupted_by_signals,
+    stopping_by,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +41,26 @@ def test_a_stop_signal_ends_the_block_by_an_error_that_handlers_of_exception_do_
 
     with pytest.raises(Interrupted, match="Stopped by SIGTERM") as stopped:
         work()
-    assert (stopped.value.exit_code, cleaned) == (130, [True])
+    assert (stopped.value.exit_code, cleaned) == (143, [True])
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_errors_after_the_signal_do_not_hide_it(number: signal.Signals, exit_code: int):
+    @ended_by_signals()
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), number)
+        finally:
+            raise OSError("the terminal is gone")
+
+    with pytest.raises(Interrupted, match=f"^Stopped by {number.name}.$") as stopped:
+        work()
+    assert stopped.value.exit_code == exit_code
+
+
+def test_without_a_signal_errors_are_what_they_are():
+    with pytest.raises(OSError, match="the disk is full"), ended_by_signals():
+        raise OSError("the disk is full")
 
 
 def test_an_echo_does_not_interrupt_the_cleanup_but_a_later_signal_does(monkeypatch: pytest.MonkeyPatch):

@@ -112,10 +112,8 @@ class Fetching:
             with stopping_by(stop):
                 await work
         except asyncio.CancelledError:
-            raise Interrupted(
-                f"Stopped by {stopped[0].name}: {format_bytes(self._progress.done_bytes)} are kept, and the same "
-                "command resumes from there."
-            ) from None
+            kept = format_bytes(self._progress.done_bytes)
+            raise Interrupted(stopped[0], f"{kept} are kept, and the same command resumes from there.") from None
         except BaseExceptionGroup as group:
             raise first_error(group) from group
         finally:
