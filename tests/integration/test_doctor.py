@@ -114,5 +114,6 @@ def test_the_ports_of_a_running_server_are_not_failures(launch: Start):
     done = run_doctor(**ports)
 
     assert done.returncode == 0
-    assert "is used by a running TGIS server" in done.stdout
+    assert "is used by your server of demo (pid " in done.stdout
+    assert f"Stop it with `tgis stop {ports['GRPC_PORT']}`, or choose" in done.stdout
     assert f"A server is running: demo at {server.address}, in {server.run_dir}." in done.stdout

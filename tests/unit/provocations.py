@@ -31,6 +31,8 @@ from test_preflight import Weights, make_run
 from test_preflight import machine as make_machine
 from tgis_cli.causes.cause import Cause, Exit, find_cause, read_records
 from tgis_cli.causes.oom import OomEvidence
+from tgis_cli.clients.server_status import State, Status
+from tgis_cli.decide import preflight
 from tgis_cli.decide.preflight import check_address_space, check_memory, check_processes, check_readable, check_sockets
 from tgis_cli.decide.resolve import DEMO_MODEL_DIR, resolve
 from tgis_cli.doctor import check_machine
@@ -90,6 +92,7 @@ PROVOCATIONS |= {
     failures.PORT_RESERVED: lambda tmp, patch: explain_bind_error(OSError(errno.EACCES, ""), "::", 80, "--port"),
     failures.HOST_NOT_HERE: lambda tmp, patch: listen("203.0.113.7", 0, "--port"),
     failures.HOST_UNKNOWN: lambda tmp, patch: listen("no..host", 0, "--port"),  # invalid, so no resolver is asked
+    failures.PORT_OF_OWN_SERVER: "is used by your server of demo (pid 78): stop it with `tgis stop ",
     failures.CANNOT_LISTEN: lambda tmp, patch: explain_bind_error(OSError(errno.EMFILE, ""), "::", 80, "--port"),
     failures.RUN_DIR_NOT_WRITABLE: lambda tmp, patch: make_run_dir(Path(NOT_WRITABLE)),
     failures.SOCKET_PATH_TOO_LONG: lambda tmp, patch: check_sockets(make_run(tmp / ("d" * 107))),
@@ -116,6 +119,15 @@ def start_the_drop_in(tmp: Path, patch: pytest.MonkeyPatch) -> object:
 def listen_twice(tmp: Path, patch: pytest.MonkeyPatch) -> object:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         return listen("127.0.0.1", taken.getsockname()[1], "--port")
+
+
+@provokes(failures.PORT_OF_OWN_SERVER)
+def listen_on_the_port_of_an_own_server(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        patch.setattr(preflight, "find_own_server", lambda port: make_running(grpc_port=port, pid=78))
+        patch.setattr(preflight, "ask", lambda server: Status(State.READY))
+        return preflight.wait_for_port("127.0.0.1", port, "--grpc-port")
 
 
 @provokes(failures.SOCKET_IN_USE)

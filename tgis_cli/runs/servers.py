@@ -102,6 +102,20 @@ def find_running(proc: Path = PROC) -> list[RunningServer]:
     return sorted(found, key=lambda server: (server.start_ticks, server.pid))
 
 
+def find_at_port(port: int, pid: int = 0) -> RunningServer | None:
+    """This user's running server that has a port of this machine; ``None`` if none of them has it.
+
+    Args:
+        pid: of the process that listens on the port, if the system reveals it.
+    """
+    servers = [server for server in find_running() if server.is_in_this_network]
+    for server in servers:
+        is_known = bool(pid) and server.has_been_ready  # until then, its children are not
+        if pid in (server.pid, *server.pids.values()) if is_known else port in (server.grpc_port, server.http_port):
+            return server
+    return None
+
+
 def find_server(pid: int, proc: Path = PROC) -> RunningServer | None:
     """The server whose launcher is this process of this user; ``None`` if it is not a launcher."""
     try:
