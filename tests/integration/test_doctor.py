@@ -94,10 +94,10 @@ def test_every_problem_of_a_broken_machine_is_reported(tmp_path: Path):
     failures = [line.removeprefix("  FAIL  ") for line in done.stdout.splitlines() if line.startswith("  FAIL  ")]
     assert [" ".join(failure.split()[:3]) for failure in failures] == [
         "The run directory",
-        "environment PORT is",
+        "The variable PORT",
         f"Port {taken_port(failures)} is",
         "TLS certificate " + str(broken),
-        "Failed to resolve",
+        "Model no/model not",
     ]
     assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout.endswith("5 failures\n")

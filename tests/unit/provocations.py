@@ -26,6 +26,7 @@ import pytest
 import tokenizers
 
 from doctor_subject import make_subject, with_disk
+from running import make_running
 from test_families_checkpoint import SPEC, shapes_of, write_safetensors
 from test_preflight import Weights, make_run
 from test_preflight import machine as make_machine
@@ -34,13 +35,13 @@ from tgis_cli.causes.oom import OomEvidence
 from tgis_cli.clients.server_status import State, Status
 from tgis_cli.decide import preflight
 from tgis_cli.decide.preflight import check_address_space, check_memory, check_processes, check_readable, check_sockets
-from tgis_cli.decide.resolve import DEMO_MODEL_DIR, resolve
+from tgis_cli.decide.resolve import resolve
 from tgis_cli.doctor import check_machine
 from tgis_cli.doctor.verdict import Host
 from tgis_cli.launch import prepare
 from tgis_cli.machine import Gpu
 from tgis_cli.machine.process_limits import ProcessLimit
-from tgis_cli.model_files import find_cache_dir, find_model_dir
+from tgis_cli.model_files import DEMO_MODEL_DIR, find_cache_dir, find_model_dir
 from tgis_cli.relay.log_file import check_log_file
 from tgis_cli.runs.run_dir import make_run_dir
 from tgis_cli.supervisor import supervisor, watching
@@ -125,7 +126,7 @@ def listen_twice(tmp: Path, patch: pytest.MonkeyPatch) -> object:
 def listen_on_the_port_of_an_own_server(tmp: Path, patch: pytest.MonkeyPatch) -> object:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        patch.setattr(preflight, "find_own_server", lambda port: make_running(grpc_port=port, pid=78))
+        patch.setattr(preflight, "find_own_server", lambda port: make_running(pid=78))
         patch.setattr(preflight, "ask", lambda server: Status(State.READY))
         return preflight.wait_for_port("127.0.0.1", port, "--grpc-port")
 
@@ -644,7 +645,7 @@ PROVOCATIONS |= {
 
 # A part of the sentence, for rows whose values could be mixed up.
 VALUES = {
-    failures.WRONG_OPTION: "flag --port is 'tcp', but must be an integer",
+    failures.WRONG_OPTION: "--port is 'tcp', but must be an integer",
     failures.PORT_IN_USE: f" (pid {os.getpid()}): stop it, or choose another with --port.",
     failures.CANNOT_LISTEN: "Cannot listen on port 80 (--port): Too many open files;",
     failures.FILE_UNREADABLE: "--tls-key-path /",

@@ -21,6 +21,7 @@ from tgis_cli.terminal.progress import format_seconds
 from tgis_cli.terminal.status_line import StatusLine
 from tgis_server.errors import RequestError, Unavailable
 from tgis_server.words.control_characters import escape_controls
+from tgis_server.words.sizes import format_count
 
 if TYPE_CHECKING:
     from tgis_server.wire import generation_pb2 as pb
@@ -156,6 +157,6 @@ class ManyAnswers:
     def summarize(self) -> str:
         seconds = format_latency(time.monotonic() - self.started_at)
         return (
-            f"{self.num_done} answers in {seconds}: {self.num_input_tokens} tokens in, "
-            f"{self.num_generated_tokens} out, {self.describe_rate()}"
+            f"{format_count(self.num_done, 'answer')} in {seconds}: {format_count(self.num_input_tokens, 'token')} in, "
+            f"{self.num_generated_tokens:,} out, {self.describe_rate()}"
         )

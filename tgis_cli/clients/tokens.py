@@ -10,7 +10,7 @@ from typing import Any
 
 from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.grpc_client import Client
-from tgis_cli.model_files import find_cache_dir, find_model_dir
+from tgis_cli.model_files import find_cache_dir, find_model
 from tgis_cli.terminal.capabilities import is_terminal
 from tgis_cli.terminal.tables import make_table, open_console
 from tgis_server.words.control_characters import escape_controls
@@ -49,7 +49,7 @@ def tokenize_locally(texts: Iterable[str], model: str) -> Iterator[Tokens]:
     from tgis_server.frontend.text import read_tokenizer
 
     cache_dir, _ = find_cache_dir(os.environ)
-    tokenizer = read_tokenizer(find_model_dir(model, None, cache_dir), warn)
+    tokenizer = read_tokenizer(find_model(model, None, cache_dir), warn)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     for text in texts:

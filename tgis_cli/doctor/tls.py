@@ -36,6 +36,8 @@ def check_tls(subject: Subject) -> Iterator[Verdict]:
         )
     else:
         yield judge_certificate(leaf, config.tls_cert_path, subject.host.now(), is_own=True)
+    if config.http_tls == "off":
+        yield ok("The HTTP port (--port) is plain text; --http-tls server encrypts it too.")
     for file in filter(None, (config.tls_cert_path, config.tls_client_ca_cert_path)):
         for certificate in read_authorities(file):
             if certificate != leaf:

@@ -54,6 +54,12 @@ class RunningServer:
     pids: dict[str, int] = field(hash=False)  # of the children by name; empty while the server starts
 
     @property
+    def title(self) -> str:
+        """Its model, marked if it is only a rehearsal of it."""
+        is_plain = self.label in ("", f"{self.model} model")
+        return self.model if is_plain else f"{self.model} ({self.label})"
+
+    @property
     def age_s(self) -> float:
         return time.clock_gettime(time.CLOCK_BOOTTIME) - self.start_ticks / os.sysconf("SC_CLK_TCK")
 

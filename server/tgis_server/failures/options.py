@@ -25,8 +25,8 @@ PORT_IN_USE = Failure(
 PORT_OF_OWN_SERVER = Failure(
     "port-of-own-server",
     "the address cannot be bound, and a running server of the same user has the port",
-    "Port {port} is used by your server of {model} (pid {pid}): stop it with `tgis stop {name}`, or choose another port "
-    "with {flag}.",
+    "Port {port} is used by your server of {model} (pid {pid}): stop it with `tgis stop {name}`, or choose another "
+    "port with {flag}.",
     UsageError,
 )
 PORT_RESERVED = Failure(

@@ -59,6 +59,8 @@ def test_a_word_that_is_no_model_may_have_been_meant_as_a_text(tmp_path: Path, m
     (tmp_path / "models--gpt").mkdir()
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
 
-    assert explain_word("Once", ["upon"]) == " If Once begins the text, quote the whole text."
-    assert explain_word("Hello", []) == " If Hello is the text, pipe it in: echo Hello | tgis run."
-    assert [explain_word(model, []) for model in (None, "org/model", "gpt2", "gpt", str(tmp_path))] == [""] * 5
+    assert explain_word("Once", ["upon"], "No.") == "No. If Once begins the text, quote the whole text."
+    pipe_it = "There is no model Hello; if that is the text, pipe it in: echo Hello | tgis run."
+    assert explain_word("Hello", [], "No.") == pipe_it
+    others = (None, "org/model", "gpt2", "gpt", str(tmp_path))
+    assert [explain_word(model, [], "No.") for model in others] == ["No."] * 5

@@ -78,7 +78,7 @@ OPTIONS = [
 ]
 VALUES = [
     ("launch --port", "--port needs a value; `tgis launch --help` shows what is accepted."),
-    ("launch --port=", "flag --port is '', but must be an integer from 0 to 65535."),
+    ("launch --port=", "--port is '', but must be an integer from 0 to 65535."),
     ("launch --json-output=x", "--json-output takes no value; `tgis launch --help` shows what is accepted."),
     ("launch --dtype float61", "Did you mean float16?"),
     ("launch --log-level inof", "Did you mean info?"),
