@@ -127,8 +127,8 @@ class Answer:
 
 
 def format_rate(rate: float) -> str:
-    """``0.4``, ``81``."""
-    return f"{rate:.1f}" if rate < 10 else f"{rate:.0f}"
+    """``0.4``, ``81``, ``1,969``."""
+    return f"{rate:.1f}" if rate < 10 else f"{rate:,.0f}"
 
 
 def format_latency(seconds: float) -> str:

@@ -152,7 +152,7 @@ class ManyAnswers:
 
     def describe_rate(self) -> str:
         seconds = time.monotonic() - self.started_at
-        return f"{self.num_generated_tokens / seconds:.0f} tokens/s" if seconds > 0 else ""
+        return f"{self.num_generated_tokens / seconds:,.0f} tokens/s" if seconds > 0 else ""
 
     def summarize(self) -> str:
         seconds = format_latency(time.monotonic() - self.started_at)

@@ -249,8 +249,8 @@ class PromptLoop:
         given = [f"{name} {describe_value(self._parameters, PARAMETERS[name])}" for name in self._parameters.given()]
         self._tell(f"{describe_server(client)}.")
         self._tell(
-            f"A text and its answer may have {limits.max_sequence_length} tokens together, an answer "
-            f"{limits.max_new_tokens}."
+            f"A text and its answer may have {limits.max_sequence_length:,} tokens together, an answer "
+            f"{limits.max_new_tokens:,}."
         )
         self._tell(f"Set: {', '.join(given) or 'nothing'}.")
 

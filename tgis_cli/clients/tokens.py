@@ -14,6 +14,7 @@ from tgis_cli.model_files import find_cache_dir, find_model
 from tgis_cli.terminal.capabilities import is_terminal
 from tgis_cli.terminal.tables import make_table, open_console
 from tgis_server.words.control_characters import escape_controls
+from tgis_server.words.sizes import format_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class Tokens:
             return
         from rich.text import Text
 
-        table = make_table(f"{len(self.pieces)} tokens")
+        table = make_table(format_count(len(self.pieces), "token"))
         for column in ("#", *(["id"] if self.ids is not None else []), "piece"):
             table.add_column(column, header_style="dim", justify="left" if column == "piece" else "right")
         for index, piece in enumerate(self.pieces):

@@ -47,7 +47,7 @@ def read_request(line: Line) -> Mapping[str, Any] | None:
 def describe_request(fields: Mapping[str, Any]) -> str:
     """``12 tokens in, 80 out, 1.24 s (65/s), EOS_TOKEN``."""
     num_generated, inference_s = fields["generated_tokens"], fields.get("inference_s")
-    rate = f" ({num_generated / inference_s:.0f}/s)" if inference_s and num_generated > 1 else ""
+    rate = f" ({num_generated / inference_s:,.0f}/s)" if inference_s and num_generated > 1 else ""
     num_in = format_count(fields.get("input_tokens", 0), "token")
     counts = f"{num_in} in, {num_generated:,} out, {format_duration(fields['total_s'])}{rate}"
     if fields["stop_reason"] == "ERROR":

@@ -82,9 +82,12 @@ SUPERFLUOUS = {
     "stream": "leave it out: answers are shown as they are generated.",
 }
 
-# Options of `tgis launch` that are always the same for the server of `tgis run`.
+# Options of `tgis launch` that `tgis run` sets itself, or leaves out.
 FIXED_IN_RUN = frozenset(
-    {"host", "grpc_port", "port", "restart", "drain_delay", "drain_timeout", "json_output", "termination_log"}
+    {
+        *("host", "grpc_port", "port", "restart", "drain_delay", "drain_timeout", "json_output", "termination_log"),
+        *("tls_cert_path", "tls_key_path", "tls_client_ca_cert_path", "http_tls"),
+    }
 )
 
 MOST_LISTED = 6  # commands in a sentence
