@@ -36,12 +36,17 @@ def check_tls(subject: Subject) -> Iterator[Verdict]:
         )
     else:
         yield judge_certificate(leaf, config.tls_cert_path, subject.host.now(), is_own=True)
-    if config.http_tls == "off":
-        yield ok("The HTTP port (--port) is plain text; --http-tls server encrypts it too.")
     for file in filter(None, (config.tls_cert_path, config.tls_client_ca_cert_path)):
         for certificate in read_authorities(file):
             if certificate != leaf:
                 yield judge_certificate(certificate, file, subject.host.now(), is_own=False)
+
+
+def check_plain_http(subject: Subject) -> Iterator[Verdict]:
+    """Say that TLS, if it is on, leaves the HTTP port out."""
+    config = subject.config
+    if config.tls_cert_path and config.tls_key_path and config.http_tls == "off":
+        yield ok("TLS is only on the gRPC port; --http-tls server adds it to the HTTP port, which is plain text.")
 
 
 def judge_certificate(certificate: dict[str, Any], path: Path, now: float, *, is_own: bool) -> Verdict:
