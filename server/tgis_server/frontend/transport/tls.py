@@ -213,6 +213,8 @@ def explain_ssl_error(error: Exception) -> str:
         return "the key does not belong to the certificate"
     if reason:
         return reason.replace("_", " ").lower()
+    if isinstance(error, ssl.SSLError):  # OpenSSL does not say which file it stumbles over
+        return "a file is damaged, or not in PEM format"
     return getattr(error, "strerror", None) or str(error)
 
 
