@@ -31,7 +31,7 @@ def main() -> None:
     if flags["model_name"] is not None:
         flags["model_name"] = Argument(flags["model_name"])  # JSON has no such type
     with errors_as_exit_codes(debug=False), errors_in_termination_log(flags, os.environ, config_file):
-        raise SystemExit(run_launch(flags, config_file, is_verbose=options["is_verbose"]))
+        raise SystemExit(run_launch(flags, config_file, is_verbose=options["is_verbose"], is_attached=True))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def serve(params: Mapping[str, Any]) -> None:
     """``text-generation-server serve``."""
     from tgis_cli.launch.serve import run_launch
 
-    raise SystemExit(run_launch(to_launch_flags(params, os.environ), None, warnings=[WHOLE_SERVER]))
+    raise SystemExit(run_launch(to_launch_flags(params, os.environ), None, needs_model=True, warnings=[WHOLE_SERVER]))
 
 
 def launcher() -> None:

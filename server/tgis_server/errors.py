@@ -5,6 +5,7 @@
     TgisError
     ├── UsageError            bad option, environment variable, config file, port or directory  exit 2
     ├── ModelError            the model's files are missing, broken or not supported            exit 3
+    │   └── ModelNotFound     no model has that name, or what has it is no model
     ├── NotEnoughDevices      too few devices, or too little memory or disk space               exit 4
     ├── GroupFailed           a process of the group died or hung                               exit 5
     │   └── PeerLost          *another* process is gone: a consequence, not the first cause
@@ -42,6 +43,10 @@ class UsageError(TgisError):
 class ModelError(TgisError):
     status = "FAILED_PRECONDITION"
     exit_code = 3
+
+
+class ModelNotFound(ModelError):
+    """No model has that name, or what has it is no model."""
 
 
 class NotEnoughDevices(TgisError):

@@ -53,5 +53,5 @@ def test_a_demo_that_cannot_start_says_why_and_keeps_the_servers_log():
     text = path.read_text()
     shutil.rmtree(path.parent)
     assert done.returncode == 2
-    assert reason.startswith("The demo failed: tgis: environment MAX_BATCH_SIZE is 'many'")
+    assert reason.startswith("The demo failed: tgis: The variable MAX_BATCH_SIZE is 'many'")
     assert reason.removeprefix("The demo failed: ") in text

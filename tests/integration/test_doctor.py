@@ -94,10 +94,10 @@ def test_every_problem_of_a_broken_machine_is_reported(tmp_path: Path):
     failures = [line.removeprefix("  FAIL  ") for line in done.stdout.splitlines() if line.startswith("  FAIL  ")]
     assert [" ".join(failure.split()[:3]) for failure in failures] == [
         "The run directory",
-        "environment PORT is",
+        "The variable PORT",
         f"Port {taken_port(failures)} is",
         "TLS certificate " + str(broken),
-        "Failed to resolve",
+        "Model no/model not",
     ]
     assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout.endswith("5 failures\n")
@@ -114,5 +114,6 @@ def test_the_ports_of_a_running_server_are_not_failures(launch: Start):
     done = run_doctor(**ports)
 
     assert done.returncode == 0
-    assert "is used by a running TGIS server" in done.stdout
+    assert "is used by your server of demo (pid " in done.stdout
+    assert f"Stop it with `tgis stop {ports['GRPC_PORT']}`, or choose" in done.stdout
     assert f"A server is running: demo at {server.address}, in {server.run_dir}." in done.stdout

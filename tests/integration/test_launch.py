@@ -147,7 +147,7 @@ def test_a_server_that_shuts_down_hands_its_ports_to_the_next_one(launch: Start,
 
     first.process.send_signal(signal.SIGTERM)
     second = start("--rehearse", "--host", "127.0.0.1", "--json-output", **ports)
-    second.wait_for_line("is in use by another server, which may be shutting down")
+    second.wait_for_line("which is stopping: waiting for it")
 
     assert second.wait_until_ready().address == first.address
     assert first.wait() == 0

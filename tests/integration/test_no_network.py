@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tgis_cli.decide.resolve import DEMO_MODEL_DIR
+from tgis_cli.model_files import DEMO_MODEL_DIR
 
 BIN = Path(sys.executable).parent
 

@@ -106,9 +106,10 @@ def test_a_start_that_fails_says_what_the_launcher_says_with_its_code_and_the_lo
     broken = run(environ | {"TGIS_FAULT": "shard0:exit@load"}, *REHEARSAL, "Once upon a time")
 
     assert (missing.returncode, missing.stdout) == (3, "")
-    assert missing.stderr.startswith("tgis: Failed to resolve config path: Model no/model not found.")
-    assert "run `tgis download-weights no/model` first. The log is in " in missing.stderr
-    assert Path(missing.stderr.rpartition(" is in ")[2].rstrip(".\n")).is_file()
+    assert missing.stderr.startswith("tgis: Model no/model not found: ")
+    assert missing.stderr.endswith("run `tgis download-weights no/model` first.\n")
+    (log,) = (tmp_path / ".local/state/tgis/run-logs").iterdir()  # of the run that says more there
+    assert broken.stderr.endswith(f"The log is in {log}.\n")
     assert (broken.returncode, broken.stdout) == (5, "")
     assert broken.stderr.splitlines()[-1].startswith("tgis: shard-0 ")
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)

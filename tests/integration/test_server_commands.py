@@ -70,7 +70,7 @@ def test_ps_fits_80_columns(server: Any):
     assert lines[0].split() == ["MODEL", "GRPC", "HTTP", "AGE", "MEMORY", "PID", "STATE"]
     assert all(len(line) <= 80 for line in lines)
     [line] = [line for line in lines if f" {server.process.pid} " in line]
-    assert line.split()[:3] == ["demo", str(server.facts["grpc_port"]), str(server.facts["http_port"])]
+    assert line.split()[:4] == ["demo", "(rehearsal)", str(server.facts["grpc_port"]), str(server.facts["http_port"])]
 
 
 def test_ps_shows_how_far_a_starting_server_is(start: Start):

@@ -26,19 +26,22 @@ import pytest
 import tokenizers
 
 from doctor_subject import make_subject, with_disk
+from running import make_running
 from test_families_checkpoint import SPEC, shapes_of, write_safetensors
 from test_preflight import Weights, make_run
 from test_preflight import machine as make_machine
 from tgis_cli.causes.cause import Cause, Exit, find_cause, read_records
 from tgis_cli.causes.oom import OomEvidence
+from tgis_cli.clients.server_status import State, Status
+from tgis_cli.decide import preflight
 from tgis_cli.decide.preflight import check_address_space, check_memory, check_processes, check_readable, check_sockets
-from tgis_cli.decide.resolve import DEMO_MODEL_DIR, resolve
+from tgis_cli.decide.resolve import resolve
 from tgis_cli.doctor import check_machine
 from tgis_cli.doctor.verdict import Host
 from tgis_cli.launch import prepare
 from tgis_cli.machine import Gpu
 from tgis_cli.machine.process_limits import ProcessLimit
-from tgis_cli.model_files import find_cache_dir, find_model_dir
+from tgis_cli.model_files import DEMO_MODEL_DIR, find_cache_dir, find_model_dir
 from tgis_cli.relay.log_file import check_log_file
 from tgis_cli.runs.run_dir import make_run_dir
 from tgis_cli.supervisor import supervisor, watching
@@ -90,6 +93,7 @@ PROVOCATIONS |= {
     failures.PORT_RESERVED: lambda tmp, patch: explain_bind_error(OSError(errno.EACCES, ""), "::", 80, "--port"),
     failures.HOST_NOT_HERE: lambda tmp, patch: listen("203.0.113.7", 0, "--port"),
     failures.HOST_UNKNOWN: lambda tmp, patch: listen("no..host", 0, "--port"),  # invalid, so no resolver is asked
+    failures.PORT_OF_OWN_SERVER: "is used by your server of demo (pid 78): stop it with `tgis stop ",
     failures.CANNOT_LISTEN: lambda tmp, patch: explain_bind_error(OSError(errno.EMFILE, ""), "::", 80, "--port"),
     failures.RUN_DIR_NOT_WRITABLE: lambda tmp, patch: make_run_dir(Path(NOT_WRITABLE)),
     failures.SOCKET_PATH_TOO_LONG: lambda tmp, patch: check_sockets(make_run(tmp / ("d" * 107))),
@@ -116,6 +120,15 @@ def start_the_drop_in(tmp: Path, patch: pytest.MonkeyPatch) -> object:
 def listen_twice(tmp: Path, patch: pytest.MonkeyPatch) -> object:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         return listen("127.0.0.1", taken.getsockname()[1], "--port")
+
+
+@provokes(failures.PORT_OF_OWN_SERVER)
+def listen_on_the_port_of_an_own_server(tmp: Path, patch: pytest.MonkeyPatch) -> object:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        patch.setattr(preflight, "find_own_server", lambda port: make_running(pid=78))
+        patch.setattr(preflight, "ask", lambda server: Status(State.READY))
+        return preflight.wait_for_port("127.0.0.1", port, "--grpc-port")
 
 
 @provokes(failures.SOCKET_IN_USE)
@@ -632,7 +645,7 @@ PROVOCATIONS |= {
 
 # A part of the sentence, for rows whose values could be mixed up.
 VALUES = {
-    failures.WRONG_OPTION: "flag --port is 'tcp', but must be an integer",
+    failures.WRONG_OPTION: "--port is 'tcp', but must be an integer",
     failures.PORT_IN_USE: f" (pid {os.getpid()}): stop it, or choose another with --port.",
     failures.CANNOT_LISTEN: "Cannot listen on port 80 (--port): Too many open files;",
     failures.FILE_UNREADABLE: "--tls-key-path /",

@@ -13,13 +13,13 @@ TLS = ServerTls(Path("/tls/server.pem"), ("tgis.example.com",), demands_client_c
 
 
 def make_running(**changes: Any) -> RunningServer:
-    """A rehearsal on the default ports of this machine, with process id 100."""
+    """A server on the default ports of this machine, with process id 100."""
     facts: dict[str, Any] = {
         "pid": 100,
         "door": Path("/proc/100/fd/7"),
         "run_dir": "/tmp/tgis-abc",
         "model": "demo",
-        "label": "rehearsal",
+        "label": "",
         "has_been_ready": True,
         "is_in_this_network": True,
         "host": "127.0.0.1",

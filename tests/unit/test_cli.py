@@ -100,7 +100,7 @@ def test_a_launch_reports_a_wrong_command_line_as_an_event_and_in_the_terminatio
     ("arguments", "sentence"),
     [
         (["launch", "a", "--model-name", "b"], "Two models are given, a and --model-name b: leave one out."),
-        (["launch", "--port", "x"], "flag --port is 'x', but must be an integer from 0 to 65535."),
+        (["launch", "--port", "x"], "--port is 'x', but must be an integer from 0 to 65535."),
         (["launch", "--config", "/nowhere.toml"], "Config file /nowhere.toml cannot be read"),
         (["generate", "x", "--url", "nonsense"], "--url nonsense is not HOST:PORT"),
         (["generate", "x", "--url", UNREACHABLE, "--ca", "/nowhere"], "--ca /nowhere cannot be read"),
@@ -204,7 +204,7 @@ def test_config_show_calls_a_model_without_a_flag_an_argument():
     report = json.loads(run_tgis("config", "show", "--json", "no/such-model").stdout)
 
     assert report["options"]["model_name"] == {"value": "no/such-model", "origin": "argument MODEL"}
-    assert report["error"].startswith("Failed to resolve config path: Model no/such-model not found")
+    assert report["error"].startswith("Model no/such-model not found: ")
 
 
 def test_config_show_shows_the_options_even_if_the_model_is_missing():
@@ -225,6 +225,6 @@ def test_a_closed_pipe_causes_no_error_message(demo_model_dir: Path):
 
 @pytest.fixture
 def demo_model_dir() -> Path:
-    from tgis_cli.decide.resolve import DEMO_MODEL_DIR
+    from tgis_cli.model_files import DEMO_MODEL_DIR
 
     return DEMO_MODEL_DIR

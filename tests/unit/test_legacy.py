@@ -93,3 +93,17 @@ def test_the_launcher_accepts_every_flag_of_the_original():
     result = run("text-generation-launcher", *flags.split())
 
     assert (result.returncode, json.loads(result.stderr)["message"].split(":")[0]) == (2, "--quantize gptq")
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments"),
+    [
+        ("text-generation-launcher", ["--model-name", "demo"]),
+        ("text-generation-server", ["serve", "demo", "tgis_native"]),
+    ],
+)
+def test_the_demo_model_is_not_served_by_its_name(program: str, arguments: list[str], tmp_path: Path):
+    result = run(program, *arguments, HF_HUB_CACHE=str(tmp_path), TGIS_HOST="127.0.0.1", PORT="0", GRPC_PORT="0")
+
+    assert result.returncode == 3
+    assert "Failed to resolve config path: Model demo not found: the demo model is served by " in result.stderr

@@ -22,6 +22,7 @@ DEFAULT_PORTS = {GRPC: 8033, HTTP: 3000}
 PORT_VARIABLES = {GRPC: "GRPC_PORT", HTTP: "PORT"}
 SCHEMES = {"grpc": False, "http": False, "grpcs": True, "https": True}  # whether each means TLS
 URL_VARIABLE = "TGIS_URL"
+WAIT = "`tgis generate --wait` waits for it, and `tgis ps` shows its progress."
 EVERY_ADDRESS = {"": THIS_MACHINE, "0.0.0.0": THIS_MACHINE, "::": "::1"}  # noqa: S104  not bound here
 NO_HOST = re.compile(r"[^\w.-]")  # in a name or an IPv4 address
 
@@ -142,8 +143,7 @@ def to_address(server: RunningServer, protocol: str = GRPC, *, with_tls: bool = 
         from tgis_server.errors import Unavailable
 
         raise Unavailable(
-            f"The server of {server.model} (pid {server.pid}) is still starting and has no port yet: "
-            "`tgis ps` shows its progress."
+            f"The server of {server.model} (pid {server.pid}) is still starting and has no port yet. {WAIT}"
         )
     is_tls = with_tls or (server.tls is not None if protocol == GRPC else server.http_tls != "off")
     source = f"the running server, pid {server.pid}"
@@ -152,7 +152,7 @@ def to_address(server: RunningServer, protocol: str = GRPC, *, with_tls: bool = 
 
 def list_servers(servers: list[RunningServer], protocol: str) -> str:
     return ", ".join(
-        f"{server.model} at {(server.grpc if protocol == GRPC else server.http) or f'no port yet, pid {server.pid}'}"
+        f"{server.title} at {(server.grpc if protocol == GRPC else server.http) or f'no port yet, pid {server.pid}'}"
         for server in servers
     )
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tgis_server.errors import RequestError
 from tgis_server.words.control_characters import escape_controls
+from tgis_server.words.sizes import format_count
 
 if TYPE_CHECKING:
     from tgis_server.wire import generation_pb2 as pb
@@ -94,7 +95,7 @@ class Answer:
         Args:
             setting: how a parameter is written where the person can change it, such as ``--max-new-tokens``.
         """
-        facts = [f"{self.input_token_count} tokens in, {self.generated_token_count} out"]
+        facts = [f"{format_count(self.input_token_count, 'token')} in, {self.generated_token_count:,} out"]
         if self.first_at is not None:
             facts.append(f"first in {format_latency(self.first_at - self.started_at)}")
             decode_s = self.ended_at - self.first_at
@@ -112,7 +113,7 @@ class Answer:
             case "EOS_TOKEN":
                 return "ended by itself"
             case "MAX_TOKENS":
-                return f"cut at {self.generated_token_count} tokens: {setting('max_new_tokens')}"
+                return f"cut at {format_count(self.generated_token_count, 'token')}: {setting('max_new_tokens')}"
             case "STOP_SEQUENCE":
                 return f"stopped at {escape_controls(json.dumps(self.last.stop_sequence, ensure_ascii=False))}"
             case "TIME_LIMIT":
@@ -126,8 +127,8 @@ class Answer:
 
 
 def format_rate(rate: float) -> str:
-    """``0.4``, ``81``."""
-    return f"{rate:.1f}" if rate < 10 else f"{rate:.0f}"
+    """``0.4``, ``81``, ``1,969``."""
+    return f"{rate:.1f}" if rate < 10 else f"{rate:,.0f}"
 
 
 def format_latency(seconds: float) -> str:

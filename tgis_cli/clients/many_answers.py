@@ -22,6 +22,7 @@ from tgis_cli.terminal.quiet_input import quiet_input
 from tgis_cli.terminal.sentences import print_sentence
 from tgis_cli.terminal.status_line import StatusLine
 from tgis_server.errors import RequestError, Unavailable
+from tgis_server.words.sizes import format_count
 
 if TYPE_CHECKING:
     from tgis_server.wire import generation_pb2 as pb
@@ -150,11 +151,11 @@ class ManyAnswers:
 
     def describe_rate(self) -> str:
         seconds = time.monotonic() - self.started_at
-        return f"{self.num_generated_tokens / seconds:.0f} tokens/s" if seconds > 0 else ""
+        return f"{self.num_generated_tokens / seconds:,.0f} tokens/s" if seconds > 0 else ""
 
     def summarize(self) -> str:
         seconds = format_latency(time.monotonic() - self.started_at)
         return (
-            f"{self.num_done} answers in {seconds}: {self.num_input_tokens} tokens in, "
-            f"{self.num_generated_tokens} out, {self.describe_rate()}"
+            f"{format_count(self.num_done, 'answer')} in {seconds}: {format_count(self.num_input_tokens, 'token')} in, "
+            f"{self.num_generated_tokens:,} out, {self.describe_rate()}"
         )

@@ -13,7 +13,7 @@ import socket
 import ssl
 import time
 
-from tgis_cli.clients.address import DEFAULT_PORTS, GRPC, HTTP, Address, mask
+from tgis_cli.clients.address import DEFAULT_PORTS, GRPC, HTTP, WAIT, Address, mask
 from tgis_cli.clients.tls_files import TlsFiles, describe
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # with empty SETTINGS
@@ -75,8 +75,10 @@ def explain_error(address: Address, error: OSError | UnicodeError, timeout_s: fl
         )
     if error.errno == errno.ECONNREFUSED:
         if address.server is not None:
-            state = "accepts no connections now" if address.server.has_been_ready else "is still starting"
-            return f"The server of {address.server.model} (pid {address.server.pid}) {state}: see `tgis ps`."
+            server = f"The server of {address.server.model} (pid {address.server.pid})"
+            if address.server.has_been_ready:
+                return f"{server} accepts no connections now: see `tgis ps`."
+            return f"{server} is still starting. {WAIT}"
         return f"No server at {address.target}{origin}: {START}."
     reason = error.strerror or str(error)
     return f"{address.target}{origin} cannot be reached: {reason[:1].lower() + reason[1:]}."

@@ -30,7 +30,7 @@ class Row:
         server = self.server
         secured = " TLS" if server.tls else ""
         return [
-            server.model,
+            server.title,
             f"{server.grpc_port or '-'}{secured}",
             f"{server.http_port or '-'}{' TLS' if server.http_tls != 'off' else ''}",
             format_age(server.age_s),

@@ -77,7 +77,7 @@ def pick_server(name: str, running: Sequence[RunningServer]) -> RunningServer:
 
 
 def list_names(servers: Iterable[RunningServer]) -> str:
-    return ", ".join(f"{server.model} at {server.grpc or 'no port yet'} (pid {server.pid})" for server in servers)
+    return ", ".join(f"{server.title} at {server.grpc or 'no port yet'} (pid {server.pid})" for server in servers)
 
 
 def stop_servers(

@@ -137,7 +137,9 @@ class TlsFiles:
             if asked:
                 refuse(f"--key {key} is encrypted: decrypt it with `openssl pkey -in {key} -out FILE`.")
             if "MISMATCH" in describe(error).upper():
-                refuse(f"--key {key} does not belong to the certificate --cert {cert}: give the pair of one request.")
+                refuse(
+                    f"--key {key} does not belong to the certificate --cert {cert}: give the key that it was made for."
+                )
             refuse(f"--cert {cert} and --key {key} cannot be used: one of them is damaged.")
 
     def _read(self, file: Path, flag: str) -> bytes:

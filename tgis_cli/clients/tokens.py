@@ -10,11 +10,12 @@ from typing import Any
 
 from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.grpc_client import Client
-from tgis_cli.model_files import find_cache_dir, find_model_dir
+from tgis_cli.model_files import find_cache_dir, find_model
 from tgis_cli.terminal.capabilities import is_terminal
 from tgis_cli.terminal.sentences import print_sentence
 from tgis_cli.terminal.tables import make_table, open_console
 from tgis_server.words.control_characters import escape_controls
+from tgis_server.words.sizes import format_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Tokens:
             return
         from rich.text import Text
 
-        table = make_table(f"{len(self.pieces)} tokens")
+        table = make_table(format_count(len(self.pieces), "token"))
         for column in ("#", *(["id"] if self.ids is not None else []), "piece"):
             table.add_column(column, header_style="dim", justify="left" if column == "piece" else "right")
         for index, piece in enumerate(self.pieces):
@@ -50,7 +51,7 @@ def tokenize_locally(texts: Iterable[str], model: str) -> Iterator[Tokens]:
     from tgis_server.frontend.text import read_tokenizer
 
     cache_dir, _ = find_cache_dir(os.environ)
-    tokenizer = read_tokenizer(find_model_dir(model, None, cache_dir), warn)
+    tokenizer = read_tokenizer(find_model(model, None, cache_dir), warn)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     for text in texts:

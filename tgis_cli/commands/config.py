@@ -62,7 +62,9 @@ def show(
         raise as_told(problem)
 
 
-app.command()(with_serve_options(show, complete_model=complete_model))
+MODEL = "Directory, or hub id in the local cache; without one, the demo model."
+
+app.command()(with_serve_options(show, positional_model=MODEL, complete_model=complete_model))
 
 
 def init(

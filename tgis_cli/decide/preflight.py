@@ -14,13 +14,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tgis_cli.clients.server_status import State, ask
 from tgis_cli.machine.facts import Machine
 from tgis_cli.machine.process_limits import ProcessLimit
 from tgis_cli.model_files.tokenizer_check import check_tokenizer
 from tgis_cli.relay.log_file import check_log_file
+from tgis_cli.runs.servers import RunningServer, find_at_port
 from tgis_server import failures
 from tgis_server.engines.door import ModelSizes
-from tgis_server.errors import UsageError
+from tgis_server.errors import TgisError, UsageError
 from tgis_server.host.ports import find_listener, listen
 from tgis_server.host.regular_file import open_regular
 from tgis_server.options import ServeConfig
@@ -93,13 +95,13 @@ def check_address_space() -> None:
 
 
 def wait_for_port(host: str, port: int, flag: str) -> None:
-    """Listen briefly, as the server will; retry while another server holds the port, as it may be shutting down.
+    """Listen briefly, as the server will; retry while a server that is or may be stopping holds the port.
 
     Clients that restart a server (caikit-tgis-backend does) do not wait for the old one to end. With the original, they
     did not have to, as the new one took so long to load.
 
     Raises:
-        UsageError: see :func:`listen`.
+        UsageError: see :func:`listen`; or a running server of this user has the port.
     """
     deadline = time.monotonic() + PREDECESSOR_S
     is_logged = False
@@ -108,16 +110,36 @@ def wait_for_port(host: str, port: int, flag: str) -> None:
         try:
             listen(host, port, flag).close()
         except UsageError:
-            is_server = is_held_by_server(port)
+            own = find_own_server(port)
+            is_server = True if own else is_held_by_server(port)
             num_unknown = num_unknown + 1 if is_server is None else 0
-            if is_server is False or num_unknown == MAX_UNKNOWN or time.monotonic() > deadline:
+            is_over = num_unknown == MAX_UNKNOWN or time.monotonic() > deadline
+            if own and (is_over or is_staying(own)):
+                raise explain_own_server(own, port, flag) from None
+            if is_server is False or is_over:
                 raise
         else:
             return
         if not is_logged and is_server:
             is_logged = True
-            logger.warning("port %d is in use by another server, which may be shutting down: waiting for it", port)
+            owner = f"your server of {own.model} (pid {own.pid}), which is" if own else "a server that may be"
+            logger.warning("Port %d is used by %s stopping: waiting for it", port, owner)
         time.sleep(0.1)
+
+
+def find_own_server(port: int) -> RunningServer | None:
+    """This user's running server that has the port."""
+    return find_at_port(port, find_listener(port)[1])
+
+
+def is_staying(server: RunningServer) -> bool:
+    """Whether a server starts or serves, so that it will keep its ports."""
+    return ask(server).state in (State.STARTING, State.READY)
+
+
+def explain_own_server(server: RunningServer, port: int, flag: str) -> TgisError:
+    name = server.grpc_port or server.pid  # `tgis stop` knows no HTTP ports
+    return failures.PORT_OF_OWN_SERVER.error(port=port, model=server.model, pid=server.pid, name=name, flag=flag)
 
 
 def is_held_by_server(port: int) -> bool | None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import tgis_server
 from tgis_cli.decide.decisions import Decisions
 from tgis_cli.decide.legacy_settings import warn_of_settings
 from tgis_cli.decide.resources import (
@@ -25,7 +24,7 @@ from tgis_cli.decide.resources import (
 from tgis_cli.machine import Machine
 from tgis_cli.machine.cpus import format_cpu_list
 from tgis_cli.machine.words import count
-from tgis_cli.model_files import find_cache_dir, find_model_dir, is_in_cache
+from tgis_cli.model_files import DEMO, DEMO_MODEL_DIR, find_cache_dir, find_model, is_in_cache
 from tgis_server import failures
 from tgis_server.engines.catalogue import ENGINES, REHEARSAL, Engine, find_engine, find_named
 from tgis_server.engines.door import ModelSizes, ModelSummary
@@ -36,7 +35,6 @@ from tgis_server.run import Run
 from tgis_server.words.layout import lay_out
 from tgis_server.words.processes import child_names
 
-DEMO_MODEL_DIR = Path(tgis_server.__file__).parent / "demo_model"
 A_DIRECTORY = "a directory"  # the reason for the place of a model that is not in the cache
 UNKNOWN_LENGTH = 2048  # if no engine supports the model and config.json names no length
 
@@ -141,7 +139,7 @@ def resolve(loaded: LoadedConfig, environ: Mapping[str, str], machine: Machine) 
         shard_threads=choose_shard_threads(decide, engine, num_shard, shard_cpus),
         gpus=tuple(gpu.device for gpu in machine.gpus[:num_shard]) if device == "cuda" else (),
         shard_cpus=shard_cpus,
-        label="rehearsal" if not engine.computes else "demo model" if model_id == "demo" else "",
+        label=choose_label(engine, model_id, model_dir),
     )
     return Resolved(run, decide.reasons, tuple(decide.warnings), model.sizes)
 
@@ -150,14 +148,23 @@ def choose_model(decide: Decisions) -> tuple[str, Path]:
     name = decide.config.model_name
     if name is None:
         decide.reasons["model_dir"] = "no model is given: the demo model that comes with TGIS"
-        return "demo", DEMO_MODEL_DIR
+        return DEMO, DEMO_MODEL_DIR
     if not name.strip():
         raise UsageError("The model's name is empty (an unset variable?): give a name, or leave the option out.")
     cache_dir, source = find_cache_dir(decide.environ)
-    model_dir = find_model_dir(name, decide.config.revision, cache_dir)
+    model_dir = find_model(name, decide.config.revision, cache_dir)
+    if name == DEMO and model_dir == DEMO_MODEL_DIR:
+        decide.reasons["model_dir"] = "the demo model that comes with TGIS"
+        return DEMO, model_dir
     is_cached = is_in_cache(name, model_dir, cache_dir)
     decide.reasons["model_dir"] = f"in the cache {cache_dir} (from {source})" if is_cached else A_DIRECTORY
     return name, model_dir
+
+
+def choose_label(engine: Engine, model_id: str, model_dir: Path) -> str:
+    if not engine.computes:
+        return "rehearsal"
+    return "demo model" if (model_id, model_dir) == (DEMO, DEMO_MODEL_DIR) else ""
 
 
 def choose_engine(decide: Decisions, model_dir: Path) -> Engine:

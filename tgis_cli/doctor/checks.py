@@ -45,6 +45,7 @@ CHECKS = (
     Check("ports", "Network", network.check_ports),
     Check("exposure", "Network", network.check_exposure, is_in_preflight=True),
     Check("tls", "Network", tls.check_tls, is_in_preflight=True),
+    Check("plain-http", "Network", tls.check_plain_http),
     Check("tracing", "Network", network.check_tracing, is_in_preflight=True),
     Check("libraries", "Libraries", libraries.check_libraries),
     Check("model", "Model", model.check_model),

@@ -41,7 +41,7 @@ def read_options(
     for option in options():
         while flags.get(option.name) is None and (variable := option.find_variable(accepted)):
             try:
-                parse_value(option, accepted[variable].strip(), f"environment {variable}")
+                parse_value(option, accepted[variable].strip(), f"The variable {variable}")
                 break
             except UsageError as error:
                 refused.append(str(error))

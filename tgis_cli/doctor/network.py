@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 
-from tgis_cli.decide.preflight import is_held_by_server
+from tgis_cli.decide.preflight import explain_own_server, find_own_server, is_held_by_server
 from tgis_cli.doctor.verdict import Subject, Verdict, failed, ok, warn
 from tgis_cli.machine.container import is_in_container
 from tgis_server import failures
@@ -23,7 +23,10 @@ def check_ports(subject: Subject) -> Iterator[Verdict]:
         try:
             listen(config.host, port, flag).close()
         except TgisError as error:
-            if port and is_held_by_server(port):
+            if port and (own := find_own_server(port)):
+                sentence, _, advice = str(explain_own_server(own, port, flag)).partition(": ")
+                yield warn(f"{sentence}.", advice[0].upper() + advice[1:], port=port)
+            elif port and is_held_by_server(port):
                 yield warn(
                     f"Port {port} is used by a running TGIS server: {find_owner(port)}.",
                     f"Stop it before starting another one, or choose another port with {flag}.",

@@ -42,6 +42,13 @@ def check_tls(subject: Subject) -> Iterator[Verdict]:
                 yield judge_certificate(certificate, file, subject.host.now(), is_own=False)
 
 
+def check_plain_http(subject: Subject) -> Iterator[Verdict]:
+    """Say that TLS, if it is on, leaves the HTTP port out."""
+    config = subject.config
+    if config.tls_cert_path and config.tls_key_path and config.http_tls == "off":
+        yield ok("TLS is only on the gRPC port; --http-tls server adds it to the HTTP port, which is plain text.")
+
+
 def judge_certificate(certificate: dict[str, Any], path: Path, now: float, *, is_own: bool) -> Verdict:
     """Check dates and names. An expired authority causes only a warning: while authorities change, that is normal."""
     from tgis_server.frontend.transport.certificate import Validity

@@ -11,7 +11,7 @@ from typing import Any
 
 from tgis_cli.launch.termination_log import write_termination_log
 from tgis_cli.terminal.exits import EXIT_UNEXPECTED, explain_error, is_end
-from tgis_server.errors import TgisError
+from tgis_server.errors import ModelError, ModelNotFound, TgisError
 from tgis_server.options import load_config, options
 from tgis_server.words.processes import LAUNCHER
 
@@ -33,6 +33,18 @@ def errors_in_termination_log(
             raise
         print(make_failed_line(sentence, exit_code), file=sys.stderr)
         raise SystemExit(exit_code) from error
+
+
+@contextlib.contextmanager
+def words_of_original(model: str | None) -> Iterator[None]:
+    """A model that is not found is reported as the original does, which people and tools search for."""
+    try:
+        yield
+    except ModelNotFound as error:
+        sentence = str(error)
+        if not sentence.startswith(("Model ", "Config file ")):
+            sentence = f"Model {model} not found. {sentence}"
+        raise ModelError(f"Failed to resolve config path: {sentence}") from error
 
 
 def make_failed_line(sentence: str, exit_code: int) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from tgis_cli.causes.cause import explain_own_error
 from tgis_cli.decide.resolve import Resolved
-from tgis_cli.launch.errors import make_failed_line
+from tgis_cli.launch.errors import make_failed_line, words_of_original
 from tgis_cli.launch.prepare import prepare_or_retry
 from tgis_cli.launch.restarts import RestartPolicy
 from tgis_cli.launch.termination_log import write_termination_log
@@ -28,7 +28,7 @@ from tgis_cli.terminal.exits import silence_broken_outputs
 from tgis_cli.terminal.sentences import fit_sentence
 from tgis_cli.terminal.stop_signals import STOP_SIGNALS
 from tgis_server import failures
-from tgis_server.errors import TgisError
+from tgis_server.errors import ModelNotFound, TgisError
 from tgis_server.host.descriptors import raise_limit
 from tgis_server.host.races import wait_for_first
 from tgis_server.logs import setup_handler, setup_logging
@@ -39,6 +39,7 @@ from tgis_server.words.processes import LAUNCHER, child_names
 
 logger = logging.getLogger(__name__)
 
+DEMO_REFUSED = "Model demo not found: the demo model is served by `tgis launch` only."
 CLOSE_TERMINAL_S = 1.0  # for a slow reader to take the last lines
 
 
@@ -49,13 +50,15 @@ def run_launch(
     needs_model: bool = False,
     warnings: Iterable[str] = (),
     is_verbose: bool = False,
+    is_attached: bool = False,
 ) -> int:
     """Serve until stopped, and return the exit code.
 
     Args:
-        needs_model: without a model, refuse to start instead of serving the demo model.
+        needs_model: refuse to start instead of serving the demo model, also by its name.
         warnings: logged before the warnings about the options.
         is_verbose: show all log lines on a terminal too.
+        is_attached: started by `tgis run`, for which the original has no words.
     """
     exit_until_supervised()
     os.umask(0o077)  # only this user can access the files that this process and its children create
@@ -69,7 +72,10 @@ def run_launch(
         log_to_stderr(loaded.config)
         raise_limit()  # on open files; children inherit it
         policy = RestartPolicy(loaded.config.restart, loaded.config.max_restarts)
-        resolved, run = asyncio.run(prepare_or_retry(loaded, environ, phases, undo, policy))
+        with contextlib.nullcontext() if is_attached else words_of_original(loaded.config.model_name):
+            resolved, run = asyncio.run(prepare_or_retry(loaded, environ, phases, undo, policy))
+            if needs_model and run.label == "demo model":
+                raise ModelNotFound(DEMO_REFUSED)
         terminal = open_terminal(loaded.config, environ, run.num_shard, is_verbose=is_verbose)
         try:
             summarize_choices(resolved, terminal)

@@ -22,6 +22,7 @@ from tgis_cli.runs.servers import RunningServer, find_server
 from tgis_server.errors import GroupFailed, HubError, ModelError, NotEnoughDevices, UsageError
 from tgis_server.host.interpreter import make_command, make_environment
 
+# `FIXED_IN_RUN` of terminal/suggestions.py has the same names.
 # For this machine only, on free ports; one attempt; a log for people. Flags take precedence over the environment.
 ALWAYS = {
     "host": "127.0.0.1",

@@ -30,10 +30,12 @@ class OwnServer:
     environ: Mapping[str, str]
     err: TextIO
     shows_log: bool  # all lines of the launcher, instead of one line of progress
-    explain_model: Callable[[], str] = str  # a sentence for a model that cannot be served; may be empty
+    explain_model: Callable[[str], str] = str  # from the sentence for a model that cannot be served to a better one
     launcher: Launcher | None = None
     log: RunLog | None = None
+    has_processes: bool = False  # so that the log says more than the launcher's last sentence
     is_log_known: bool = False  # to the person
+    is_log_needed: bool = True
 
     @contextmanager
     def connect(self) -> Iterator[Client]:
@@ -50,7 +52,7 @@ class OwnServer:
             ):
                 yield client
         finally:
-            self.log.close(is_wanted=self.is_log_known)
+            self.log.close(is_wanted=self.is_log_known, is_needed=self.is_log_needed)
 
     @contextmanager
     def reconnect(self) -> Iterator[Client]:
@@ -78,11 +80,11 @@ class OwnServer:
         try:
             self.launcher.check(within_s)
         except TgisError as error:
-            hint = self.explain_model() if isinstance(error, ModelError) else ""
-            is_shown = self.shows_log or isinstance(error, UsageError)
-            self.is_log_known = self.log.path is not None and not is_shown
+            self.is_log_needed = self.has_processes or not isinstance(error, UsageError | ModelError)
+            self.is_log_known = self.is_log_needed and self.log.path is not None and not self.shows_log
             where = f" The log is in {self.log.path}." if self.is_log_known else ""
-            raise type(error)(f"{error}{hint}{where}") from None
+            sentence = self.explain_model(str(error)) if isinstance(error, ModelError) else str(error)
+            raise type(error)(f"{sentence}{where}") from None
 
     @contextmanager
     def _open_client(self, server: RunningServer) -> Iterator[Client]:
@@ -109,6 +111,7 @@ class OwnServer:
                 self._check_launcher()
                 if server is None or (server.door / READY_FILE).exists():
                     server = launcher.find_server()
+                    self.has_processes = self.has_processes or server is not None
                 if server is not None and server.has_been_ready:
                     return server
                 if not self.shows_log:

@@ -57,7 +57,6 @@ class RunLog:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
         log = cls(path, os.fdopen(descriptor, "r+b", buffering=0))
         fcntl.flock(descriptor, fcntl.LOCK_SH)
-        remove_old(folder)
         return log
 
     def read_last_line(self) -> str:
@@ -67,14 +66,20 @@ class RunLog:
         lines = [line for line in tail.decode(errors="replace").splitlines() if line.strip()]
         return lines[-1].strip() if lines else ""
 
-    def close(self, *, is_wanted: bool) -> None:
-        """
+    def close(self, *, is_wanted: bool, is_needed: bool = True) -> None:
+        """Close it, and remove it or the oldest of the others.
+
         Args:
             is_wanted: the person has been told of the file.
+            is_needed: it says more than the person has been told.
         """
         self.file.close()
-        if self._is_temporary and self.path is not None and not is_wanted:
+        if self.path is None:
+            return
+        if not is_needed or (self._is_temporary and not is_wanted):
             self.path.unlink(missing_ok=True)
+        elif not self._is_temporary:
+            remove_old(self.path.parent)
 
 
 def remove_old(folder: Path) -> None:

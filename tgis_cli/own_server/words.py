@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tgis_cli.clients.parameters import Parameters
 from tgis_cli.clients.prompts import STDIN
-from tgis_cli.model_files import get_cache_dir
+from tgis_cli.model_files import DEMO, get_cache_dir
 from tgis_cli.model_files.cache.model_dir import list_folders
 from tgis_cli.own_server.launcher import LaunchOptions
 from tgis_server.options import options
@@ -39,15 +39,15 @@ def is_text(word: str) -> bool:
     return not is_name and not os.path.exists(word)
 
 
-def explain_word(model: str | None, words: Sequence[str]) -> str:
-    """What to do if a word that was taken for the model, which there is none of, was meant as a text. Mostly empty."""
-    if model is None or not BARE_WORD.fullmatch(model) or os.path.exists(model):
-        return ""
+def explain_word(model: str | None, words: Sequence[str], sentence: str) -> str:
+    """The sentence for a model that cannot be served; another one if its name may have been meant as a text."""
+    if model is None or model == DEMO or not BARE_WORD.fullmatch(model) or os.path.exists(model):
+        return sentence
     if model in list_folders(get_cache_dir(os.environ)):
-        return ""
+        return sentence
     if words:
-        return f" If {model} begins the text, quote the whole text."
-    return f" If {model} is the text, pipe it in: echo {model} | tgis run."
+        return f"{sentence} If {model} begins the text, quote the whole text."
+    return f"There is no model {model}; if that is the text, pipe it in: echo {model} | tgis run."
 
 
 def make_options(

@@ -11,8 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tgis_cli.decide.resolve import DEMO_MODEL_DIR
-from tgis_cli.model_files import find_model_dir, get_cache_dir, is_in_cache
+from tgis_cli.model_files import DEMO, DEMO_MODEL_DIR, find_model, get_cache_dir, is_in_cache
 from tgis_cli.model_files.convert.to_safetensors import find_sources
 from tgis_cli.terminal.sentences import print_sentence
 from tgis_server.engines.catalogue import find_engine
@@ -59,7 +58,7 @@ def open_model(config: ServeConfig, environ: Mapping[str, str], token: str | Non
                 ) from error
 
         if name is None:
-            yield ModelSource("demo", DEMO_MODEL_DIR, "the demo model that comes with TGIS", sum_files(DEMO_MODEL_DIR))
+            yield describe_demo()
             return
         cache_dir = get_cache_dir(environ)
         yield (
@@ -73,11 +72,13 @@ def find_local(
 ) -> ModelSource | None:
     """The local model; ``None`` if it has to be downloaded."""
     try:
-        model_dir = find_model_dir(name, config.revision, cache_dir)
+        model_dir = find_model(name, config.revision, cache_dir)
     except ModelError:
         if name.startswith(("/", ".", "~")) or Path(name).is_dir():
             raise
         return None
+    if name == DEMO and model_dir == DEMO_MODEL_DIR:
+        return describe_demo()
     is_cached = is_in_cache(name, model_dir, cache_dir)
     where = f"the cache {cache_dir}" if is_cached else "a directory"
     try:
@@ -109,6 +110,10 @@ def find_local(
             is_stand_in=True,
         )
     return ModelSource(name, model_dir, where, sum_files(model_dir))
+
+
+def describe_demo() -> ModelSource:
+    return ModelSource(DEMO, DEMO_MODEL_DIR, "the demo model that comes with TGIS", sum_files(DEMO_MODEL_DIR))
 
 
 def has_engine(model_dir: Path) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 from tgis_cli.relay.lines import Line
 from tgis_server.words.layout import wrap
 from tgis_server.words.processes import LAUNCHER
+from tgis_server.words.sizes import format_count
 
 COLUMNS = re.compile(r".*\S {2,}(?=\S)")  # up to the last column of a row
 MAX_HANGING = 0.7  # of the width, before a last column
@@ -53,8 +54,9 @@ def read_request(line: Line) -> Mapping[str, Any] | None:
 def describe_request(fields: Mapping[str, Any]) -> str:
     """``12 tokens in, 80 out, 1.24 s (65/s), EOS_TOKEN``."""
     num_generated, inference_s = fields["generated_tokens"], fields.get("inference_s")
-    rate = f" ({num_generated / inference_s:.0f}/s)" if inference_s and num_generated > 1 else ""
-    counts = f"{fields.get('input_tokens')} tokens in, {num_generated} out, {format_duration(fields['total_s'])}{rate}"
+    rate = f" ({num_generated / inference_s:,.0f}/s)" if inference_s and num_generated > 1 else ""
+    num_in = format_count(fields.get("input_tokens", 0), "token")
+    counts = f"{num_in} in, {num_generated:,} out, {format_duration(fields['total_s'])}{rate}"
     if fields["stop_reason"] == "ERROR":
         return f"{fields['message']} ({counts})"
     return f"{counts}, {fields['stop_reason']}"

@@ -60,6 +60,12 @@ class RunningServer:
     is_lost: bool = False  # its run directory has been deleted: little is known, but it can be stopped
 
     @property
+    def title(self) -> str:
+        """Its model, marked if it is only a rehearsal of it."""
+        is_plain = self.label in ("", f"{self.model} model")
+        return self.model if is_plain else f"{self.model} ({self.label})"
+
+    @property
     def age_s(self) -> float:
         return time.clock_gettime(time.CLOCK_BOOTTIME) - self.start_ticks / os.sysconf("SC_CLK_TCK")
 
@@ -106,6 +112,20 @@ def find_running(proc: Path = PROC) -> list[RunningServer]:
     """
     found = [server for pid in list_pids(proc) if (server := find_server(pid, proc)) is not None]
     return sorted(found, key=lambda server: (server.start_ticks, server.pid))
+
+
+def find_at_port(port: int, pid: int = 0) -> RunningServer | None:
+    """This user's running server that has a port of this machine; ``None`` if none of them has it.
+
+    Args:
+        pid: of the process that listens on the port, if the system reveals it.
+    """
+    servers = [server for server in find_running() if server.is_in_this_network]
+    for server in servers:
+        is_known = bool(pid) and server.has_been_ready  # until then, its children are not
+        if pid in (server.pid, *server.pids.values()) if is_known else port in (server.grpc_port, server.http_port):
+            return server
+    return None
 
 
 def find_server(pid: int, proc: Path = PROC) -> RunningServer | None:

@@ -22,6 +22,7 @@ LABELS = {
     "demo model": "This is the demo model, which only tells simple stories; serve your own with `tgis launch MODEL`.",
     "rehearsal": "This is a rehearsal: no model is loaded, and the answers are made up.",
 }
+TLS_FACTS: dict[str, list[str]] = {"off": [], "server": ["TLS"], "mutual": ["TLS with client certificates"]}
 START, TRY = "start", "try"  # names of rows
 FRAME_COLUMNS = 4  # of a panel
 
@@ -63,6 +64,12 @@ class Ready:
         return write_first_request(self.run.config, self.grpc, self.certificate_names, is_found=self.is_found)
 
     @property
+    def grpc_tls(self) -> str:
+        """Like ``--http-tls``."""
+        config = self.run.config
+        return "off" if config.tls_cert_path is None else "mutual" if config.tls_client_ca_cert_path else "server"
+
+    @property
     def tls(self) -> dict[str, Any] | None:
         """What a client must know of TLS on the gRPC port."""
         config = self.run.config
@@ -101,11 +108,15 @@ class Ready:
         """Whether other machines can connect, whatever the address by which they know this one."""
         return self.run.config.host in ALL_INTERFACES
 
-    def describe_address(self, port: int, *, is_tls: bool) -> str:
-        """``0.0.0.0:8033 (all interfaces, TLS)``: what the server is bound to."""
+    def describe_address(self, port: int, tls: str) -> str:
+        """``0.0.0.0:8033 (all interfaces, TLS)``: what the server is bound to.
+
+        Args:
+            tls: of the port: "off", "server" or "mutual".
+        """
         host = self.run.config.host
         host = f"[{host}]" if ":" in host else host or "*"
-        facts = [*(["all interfaces"] if self.listens_on_all else []), *(["TLS"] if is_tls else [])]
+        facts = [*(["all interfaces"] if self.listens_on_all else []), *TLS_FACTS[tls]]
         return f"{host}:{port}" + (f" ({', '.join(facts)})" if facts else "")
 
     def rows(self) -> list[tuple[str, str]]:
@@ -118,7 +129,7 @@ class Ready:
             ("model", f"{run.model_id} ({info.model_type}, {info.dtype or run.dtype}{weights})"),
             ("runs as", shards),
             ("capacity", f"{self.kv_tokens:,} tokens of keys and values; {info.max_sequence_length:,} per sequence"),
-            ("gRPC", self.describe_address(self.grpc_port, is_tls=run.config.tls_cert_path is not None)),
+            ("gRPC", self.describe_address(self.grpc_port, self.grpc_tls)),
             ("HTTP", self._describe_http()),
             (START, self.timeline.describe()),
             (TRY, self.first_request),
@@ -128,7 +139,7 @@ class Ready:
         pages = f"{self.http}/health and /metrics"
         if not self.listens_on_all:
             return pages
-        return f"{self.describe_address(self.http_port, is_tls=self.run.config.http_tls != 'off')}: {pages}"
+        return f"{self.describe_address(self.http_port, self.run.config.http_tls)}: {pages}"
 
     @property
     def notes(self) -> list[str]:

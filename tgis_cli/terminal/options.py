@@ -21,6 +21,7 @@ from tgis_server.words.sizes import format_bytes
 Body = Callable[..., None]
 Complete = Callable[[str], list[str]]  # from the start of a word to the words that a shell offers
 
+SAME_AS_MODEL = "The same as the argument MODEL."
 LAUNCHED = "Directory, or hub id in the local cache; without one a small demo model is served."
 
 
@@ -43,7 +44,12 @@ def with_serve_options(
     own = list(inspect.signature(body, eval_str=True).parameters.values())[2:]
     own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
     parameters = [model_argument(positional_model, complete_model)] if positional_model else []
-    parameters += [config_file_parameter(), *own, *map(to_parameter, offered)]
+    model = SAME_AS_MODEL if positional_model else None
+    parameters += [
+        config_file_parameter(),
+        *own,
+        *(to_parameter(option, model if option.name == "model_name" else None) for option in offered),
+    ]
 
     def command(**values: Any) -> None:
         flags = {option.name: values.pop(option.name) for option in offered}
@@ -78,13 +84,17 @@ def config_file_parameter() -> inspect.Parameter:
     return keyword("config_file", Annotated[Path | None, typer.Option("--config", metavar="FILE", help=help_text)])
 
 
-def to_parameter(option: Option) -> inspect.Parameter:
-    """An option as Typer sees it: a text, or a pair of flags for a boolean."""
+def to_parameter(option: Option, text: str | None = None) -> inspect.Parameter:
+    """An option as Typer sees it: a text, or a pair of flags for a boolean.
+
+    Args:
+        text: in place of its help and default.
+    """
     is_switch = option.type is bool and not option.opt.takes_value
     negative = f"/--no-{option.name.replace('_', '-')}" if is_switch else ""
     names = [*([f"-{option.opt.short}"] if option.opt.short else []), option.flag + negative]
     kwargs: dict[str, Any] = {
-        "help": help_text(option),
+        "help": f"{text} [env: {option.env}]" if text else help_text(option),
         "hidden": option.opt.hidden,
         "rich_help_panel": option.opt.group,
         "show_default": False,

@@ -82,6 +82,14 @@ SUPERFLUOUS = {
     "stream": "leave it out: answers are shown as they are generated.",
 }
 
+# Options of `tgis launch` that `tgis run` sets itself, or leaves out.
+FIXED_IN_RUN = frozenset(
+    {
+        *("host", "grpc_port", "port", "restart", "drain_delay", "drain_timeout", "json_output", "termination_log"),
+        *("tls_cert_path", "tls_key_path", "tls_client_ca_cert_path", "http_tls"),
+    }
+)
+
 MOST_LISTED = 6  # commands in a sentence
 ROOT_OPTIONS = ("--debug", "--version", "--install-completion", "--show-completion")  # of `tgis` itself
 
@@ -152,6 +160,8 @@ def write_no_option(word: str, found: list[str] | str | None, where: str | None,
         return f"{start}; {found}"
     if where and command == "tgis":
         return f"{start}; it stands after the command: `tgis COMMAND {word}`."
+    if where and command == "tgis run" and (ways := name_ways_in_run(word)):
+        return f"{start}; {ways}."
     if where:
         return f"{start}; it is an option of `{where}`."
     if found:
@@ -159,6 +169,16 @@ def write_no_option(word: str, found: list[str] | str | None, where: str | None,
     if " " in word or word[1:2].isdigit():
         return f"{start}; {END_OF_OPTIONS}"
     return f"{start}; `{command} --help` lists the options."
+
+
+def name_ways_in_run(flag: str) -> str:
+    """How an option of `tgis launch` is set for `tgis run`; empty if it is not one, or is always the same there."""
+    from tgis_server.options import options
+
+    for option in options():
+        if option.flag == flag and option.name not in FIXED_IN_RUN:
+            return f"set {option.env} in the environment, or {option.name} in a file for --config"
+    return ""
 
 
 def explain_too_many(words: str, usage: str) -> str:

@@ -6,15 +6,15 @@ from tgis_server.failures.failure import Failure
 REVISION_NOT_CACHED = Failure(
     "revision-not-cached",
     "the cache has the model, but not the `config.json` of the revision",
-    "Failed to resolve config path: Config file not found in local cache for model {model}, revision {revision}. "
+    "Config file not found in local cache for model {model}, revision {revision}. "
     "Expected {expected}; the cache has {revisions}. `tgis download-weights {model} --revision {revision}` downloads "
     "it.",
     ModelError,
 )
 MODEL_NOT_FOUND = Failure(
     "model-not-found",
-    "the name is neither in the cache nor a directory with `config.json`",
-    "Failed to resolve config path: Model {model} not found. There is {found}.",
+    "the name is neither in the cache nor a directory; a launch says first `Failed to resolve config path:`",
+    "Model {model} not found: there is no directory of that name{found}.",
     ModelError,
 )
 NOT_A_DIRECTORY = Failure(
@@ -26,7 +26,7 @@ NOT_A_DIRECTORY = Failure(
 NO_CONFIG = Failure(
     "no-config",
     "the model's directory has no `config.json`",
-    "{model_dir} holds no config.json: it is not a model directory, or its download is incomplete.",
+    "{model_dir} has no config.json: it is not a model directory, or its download is incomplete.",
     ModelError,
 )
 JSON_UNREADABLE = Failure(

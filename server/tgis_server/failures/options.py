@@ -22,6 +22,13 @@ PORT_IN_USE = Failure(
     "Port {port} is already in use by {owner}: stop it, or choose another with {flag}.",
     UsageError,
 )
+PORT_OF_OWN_SERVER = Failure(
+    "port-of-own-server",
+    "the address cannot be bound, and a running server of the same user has the port",
+    "Port {port} is used by your server of {model} (pid {pid}): stop it with `tgis stop {name}`, or choose another "
+    "port with {flag}.",
+    UsageError,
+)
 PORT_RESERVED = Failure(
     "port-reserved",
     "the address cannot be bound: `EACCES`",

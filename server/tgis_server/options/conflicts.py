@@ -15,9 +15,12 @@ def find_conflicts(config: ServeConfig) -> Iterator[str]:
         yield f"NUM_GPUS and num_shard are set to different values ({config.num_gpus} and {config.num_shard})"
     if (config.tls_cert_path is None) != (config.tls_key_path is None):
         missing = "--tls-key-path" if config.tls_key_path is None else "--tls-cert-path"
-        yield f"tls: must provide both cert and key: {missing} is not given"
+        yield f"tls: must provide both cert and key: {missing} is not given."
     if config.tls_client_ca_cert_path and not config.tls_cert_path:
-        yield "tls: cannot provide client ca cert without keypair"
+        yield (
+            "tls: cannot provide client ca cert without keypair: --tls-client-ca-cert-path needs --tls-cert-path and "
+            "--tls-key-path."
+        )
     if config.http_tls != "off" and not config.tls_cert_path:
         yield f"--http-tls {config.http_tls} needs --tls-cert-path and --tls-key-path."
     if config.http_tls == "mutual" and not config.tls_client_ca_cert_path:

@@ -66,17 +66,18 @@ def merge_options(
     flags: Mapping[str, Any], environ: Mapping[str, str], config_file: Path | None = None
 ) -> LoadedConfig:
     """Like ``load_config``, but without checks across options. All wrong values are reported at once."""
-    from_file = read_config_file(config_file) if config_file else {}
+    from_file, problems = read_config_file(config_file) if config_file else ({}, [])
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    problems: list[str] = []
     for option in options():
-        where = ""
         if flags.get(option.name) is not None:
             raw = flags[option.name]
-            source = f"argument {option.argument}" if isinstance(raw, Argument) else f"flag {option.flag}"
+            is_argument = isinstance(raw, Argument)
+            source = f"argument {option.argument}" if is_argument else f"flag {option.flag}"
+            where = source if is_argument else option.flag
         elif variable := option.find_variable(environ):
             source, raw = f"environment {variable}", environ[variable].strip()
+            where = f"The variable {variable}"
         elif option.name in from_file:
             source, (raw, line) = str(config_file), from_file[option.name]
             where = f"{config_file}, line {line}: {option.name}"
@@ -85,7 +86,7 @@ def merge_options(
             continue
         origins[option.name] = source
         try:
-            values[option.name] = parse_value(option, raw, where or source)
+            values[option.name] = parse_value(option, raw, where)
         except UsageError as error:
             problems.append(str(error))
     if problems:
@@ -100,7 +101,12 @@ class FileValue(NamedTuple):
     line: int
 
 
-def read_config_file(path: Path) -> dict[str, FileValue]:
+def read_config_file(path: Path) -> tuple[dict[str, FileValue], list[str]]:
+    """The values by option name, and what is wrong with the keys.
+
+    Raises:
+        UsageError: it cannot be read or is not TOML.
+    """
     try:
         with open_file_or_pipe(path) as file:
             data = file.read(MAX_FILE_BYTES + 1)
@@ -114,15 +120,19 @@ def read_config_file(path: Path) -> dict[str, FileValue]:
         raise UsageError(f"Config file {path} is not valid TOML: {error}.") from error
     known = {option.name for option in options()}
     found: dict[str, FileValue] = {}
+    problems: list[str] = []
+    has_dashes = any("-" in key for key in table)
     for key, value in table.items():
         name, line = key.replace("-", "_"), find_line(text, key)
         if name not in known:
-            hint = did_you_mean(name, known) or "`tgis config show` lists the options."
-            raise UsageError(f"Config file {path} has an unknown option {key} in line {line}. {hint}")
-        if name in found:
-            raise UsageError(f"Config file {path} sets {name} twice, in lines {found[name].line} and {line}.")
-        found[name] = FileValue(value, line)
-    return found
+            spellings = [each.replace("_", "-") for each in known] if has_dashes else known
+            hint = did_you_mean(key, spellings) or "`tgis config show` lists the options."
+            problems.append(f"Config file {path} has an unknown option {key} in line {line}. {hint}")
+        elif name in found:
+            problems.append(f"Config file {path} sets {name} twice, in lines {found[name].line} and {line}.")
+        else:
+            found[name] = FileValue(value, line)
+    return found, problems
 
 
 def find_line(text: str, key: str) -> int:

@@ -1,4 +1,4 @@
-"""Byte counts for people to read."""
+"""Counts for people to read, of bytes and of other things."""
 
 from __future__ import annotations
 
@@ -12,3 +12,8 @@ def format_bytes(count: int) -> str:
     if count >= 1 << 20:
         return f"{count / (1 << 20):.0f} MiB"
     return f"{count / 1024:.0f} KiB" if count >= 1024 else f"{count} B"
+
+
+def format_count(number: int, noun: str) -> str:
+    """``1 token``, ``2,048 tokens``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

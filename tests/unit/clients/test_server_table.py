@@ -81,3 +81,12 @@ def test_as_json_nothing_has_to_be_taken_apart():
     assert (facts["state"], facts["phase"], facts["share"]) == ("starting", "reading weights", 0.4)
     assert (facts["grpc"], facts["http"], facts["tls"]) == (None, "http://127.0.0.1:3000", None)
     assert ROWS[0].as_dict()["tls"]["names"] == ["tgis.example.com"]
+
+
+def test_a_rehearsal_is_marked_and_the_demo_model_has_its_own_name():
+    ready = Status(State.READY)
+    rows = [make_row(ready, label="rehearsal"), make_row(ready, label="demo model"), make_row(ready, model="org/a")]
+
+    titles = [line.split("  ")[0] for line in describe_rows(rows, None)]
+
+    assert titles == ["MODEL", "demo (rehearsal)", "demo", "org/a"]

@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from running import make_running
+from tgis_cli.clients.server_status import State, Status
 from tgis_cli.decide import preflight
 from tgis_cli.decide.preflight import check_before_start, check_memory, check_sockets, wait_for_port
 from tgis_cli.decide.resolve import Resolved
@@ -89,6 +91,38 @@ def test_a_server_that_shuts_down_is_given_time_to_free_its_port(monkeypatch: py
         wait_for_port("127.0.0.1", port, "--port")
 
     assert predecessor.returncode == 0
+
+
+@pytest.mark.parametrize("state", [State.STARTING, State.READY])
+def test_a_port_of_an_own_server_that_stays_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, state: State):
+    server = make_running(pid=78, grpc_port=8033)
+    monkeypatch.setattr(preflight, "find_own_server", lambda port: server)
+    monkeypatch.setattr(preflight, "ask", lambda server: Status(state))
+    monkeypatch.setattr(time, "sleep", None)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        refusal = (
+            rf"^Port {port} is used by your server of demo \(pid 78\): stop it with `tgis stop 8033`, or .* --port\."
+        )
+        with pytest.raises(UsageError, match=refusal):
+            wait_for_port("127.0.0.1", port, "--port")
+
+
+def test_a_port_of_an_own_server_that_stops_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(preflight, "find_own_server", lambda port: make_running(pid=78))
+    monkeypatch.setattr(preflight, "ask", lambda server: Status(State.DRAINING))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(time, "sleep", lambda _: taken.close())
+
+        wait_for_port("127.0.0.1", port, "--port")
+
+    assert caplog.messages == [
+        f"Port {port} is used by your server of demo (pid 78), which is stopping: waiting for it"
+    ]
 
 
 def test_a_free_port_is_accepted():

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tgis_cli.decide.resolve import DEMO_MODEL_DIR, Resolved, resolve
+from tgis_cli.decide.resolve import Resolved, resolve
 from tgis_cli.machine import Cpu, Gpu, Machine
-from tgis_cli.model_files import find_model_dir
+from tgis_cli.model_files import DEMO_MODEL_DIR, find_model_dir
 from tgis_server.errors import ModelError, NotEnoughDevices, UsageError
 from tgis_server.options import load_config
 
@@ -72,7 +72,7 @@ def test_a_revision_without_a_reference_is_a_commit(cache: Path):
 
 def test_an_unknown_revision_is_an_error_that_lists_the_known_ones(cache: Path):
     text = "Config file not found in local cache for model org/name, revision v2"
-    with pytest.raises(ModelError, match=rf"Failed to resolve config path: {text}.*the cache has main"):
+    with pytest.raises(ModelError, match=rf"^{text}.*the cache has main"):
         find_model_dir("org/name", "v2", cache)
 
 
@@ -81,13 +81,13 @@ def test_a_name_that_is_not_in_the_cache_is_a_directory(cache: Path, model_dir):
 
 
 def test_a_name_that_is_neither_is_an_error_that_says_where_it_was_looked_for(cache: Path):
-    text = r"Failed to resolve config path: Model org/other not found\..*no models--org--other in the cache"
+    text = r"Model org/other not found: .*, nor is it in the cache"
     with pytest.raises(ModelError, match=text):
         find_model_dir("org/other", None, cache)
 
 
 def test_a_path_is_not_looked_for_in_the_cache(cache: Path):
-    with pytest.raises(ModelError, match=r"Model /nowhere not found. There is no directory of that name\.$"):
+    with pytest.raises(ModelError, match=r"Model /nowhere not found: there is no directory of that name\.$"):
         find_model_dir("/nowhere", None, cache)
 
 
@@ -101,6 +101,24 @@ def test_without_a_model_the_demo_model_is_served():
     resolved = resolve_with()
 
     assert (resolved.run.model_id, resolved.run.model_dir, resolved.run.label) == ("demo", DEMO_MODEL_DIR, "demo model")
+
+
+def test_the_demo_model_has_a_name_that_a_directory_takes_from_it(
+    model_dir, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    named = resolve_with(model_name="demo")
+    model_dir().rename("demo")
+
+    assert (named.run.model_dir, named.run.label) == (DEMO_MODEL_DIR, "demo model")
+    own = resolve_with(model_name="demo")
+    assert (own.run.model_dir, own.run.label) == (Path("demo").resolve(), "")
+
+
+def test_a_directory_without_a_config_is_named(tmp_path: Path, cache: Path):
+    with pytest.raises(ModelError, match=rf"^{tmp_path} has no config\.json: it is not a model directory"):
+        find_model_dir(str(tmp_path), None, cache)
 
 
 def test_a_broken_config_is_a_model_error(model_dir):

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from doctor_subject import with_files
-from tgis_cli.decide.resolve import DEMO_MODEL_DIR
 from tgis_cli.doctor import bug_report, examine, run_checks, verdicts_as_dict, write_bug_report
 from tgis_cli.doctor.bug_report import Scrubber
+from tgis_cli.model_files import DEMO_MODEL_DIR
 from tgis_cli.runs.run_dir import make_run_dir
 from tgis_server.errors import UsageError
 

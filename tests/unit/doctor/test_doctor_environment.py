@@ -27,8 +27,8 @@ def test_variables_that_a_start_would_refuse_are_failures_and_the_others_are_use
     failures = [sentence for level, sentence in judge(check_options, subject) if level == "fail"]
 
     assert [sentence.split(",")[0] for sentence in failures] == [
-        "environment GRPC_PORT is 'x'",
-        "environment PORT is 'tcp://10.0.0.1:80'",
+        "The variable GRPC_PORT is 'x'",
+        "The variable PORT is 'tcp://10.0.0.1:80'",
         "--quantize gptq: no engine in this version loads quantized weights; leave it out.",
     ]
     assert "enableServiceLinks: false" in failures[1]

@@ -14,7 +14,7 @@ import pytest
 from doctor_subject import complaints, judge, make_subject, with_files
 from tgis_cli.doctor import network
 from tgis_cli.doctor.network import check_exposure, check_ports, check_tracing
-from tgis_cli.doctor.tls import check_tls
+from tgis_cli.doctor.tls import check_plain_http, check_tls
 from tgis_cli.doctor.verdict import Host, Subject
 
 YEAR_S = 365 * 86_400
@@ -117,6 +117,16 @@ def test_missing_tls_is_reported():
     assert judge(check_tls, make_subject()) == [("ok", "No TLS: both ports are plain text.")]
 
 
+def test_a_port_that_tls_leaves_out_is_named(authority: Path):
+    (verdict,) = judge(check_plain_http, serve(authority))
+
+    assert verdict == (
+        "ok",
+        "TLS is only on the gRPC port; --http-tls server adds it to the HTTP port, which is plain text.",
+    )
+    assert judge(check_plain_http, make_subject()) == []
+
+
 def test_a_chain_is_shown_with_names_and_dates(authority: Path):
     (level, leaf), (_, ca), *rest = judge(check_tls, serve(authority))
 
@@ -173,7 +183,7 @@ def test_a_client_certificate_is_a_warning(authority: Path):
 def test_a_mismatched_certificate_and_key_are_a_failure(authority: Path):
     (failure,) = complaints(check_tls, serve(authority, "server", "own"))
 
-    assert "cannot be used together: [X509: KEY_VALUES_MISMATCH]" in failure
+    assert "cannot be used together: the key does not belong to the certificate. " in failure
 
 
 # -- tracing

@@ -12,12 +12,13 @@ import pytest
 
 from doctor_subject import GPUS, complaints, judge, make_subject, with_disk
 from tgis_cli.commands.doctor import doctor
-from tgis_cli.decide.resolve import DEMO_MODEL_DIR, resolve
+from tgis_cli.decide.resolve import resolve
 from tgis_cli.doctor.checks import CHECKS, Check, check_machine, run_checks
 from tgis_cli.doctor.examine import examine
 from tgis_cli.doctor.model import check_fit, check_model
 from tgis_cli.doctor.report import describe_verdicts
 from tgis_cli.doctor.verdict import Subject, Verdict, fail, failed, ok, warn
+from tgis_cli.model_files import DEMO_MODEL_DIR
 from tgis_server.errors import ModelError, UsageError
 from tgis_server.options import options
 
@@ -120,7 +121,7 @@ def test_a_model_that_cannot_be_served_is_a_failure_with_the_error_of_a_start(tm
 
     (failure,) = complaints(check_model, subject)
 
-    assert failure.startswith("Failed to resolve config path: Model ")
+    assert failure.startswith(f"{tmp_path} has no config.json: ")
     assert isinstance(subject.problem, ModelError)
 
 
@@ -224,5 +225,5 @@ def test_warnings_alone_give_exit_code_0(capsys: pytest.CaptureFixture[str], mon
 
 
 def test_an_invalid_flag_is_a_usage_error():
-    with pytest.raises(UsageError, match="flag --port is 'x', but must be an integer"):
+    with pytest.raises(UsageError, match="--port is 'x', but must be an integer"):
         doctor(FLAGS | {"port": "x"}, None)

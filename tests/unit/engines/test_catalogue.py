@@ -17,9 +17,9 @@ import pytest
 
 from test_preflight import machine, make_run
 from tgis_cli.decide.decisions import Decisions
-from tgis_cli.decide.resolve import DEMO_MODEL_DIR
 from tgis_cli.decide.resources import choose_num_shard
 from tgis_cli.machine import Gpu
+from tgis_cli.model_files import DEMO_MODEL_DIR
 from tgis_cli.model_files.download.remote_headers import write_converted_header
 from tgis_cli.supervisor.environment import child_environment
 from tgis_server.engines.catalogue import (

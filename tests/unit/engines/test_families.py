@@ -471,7 +471,7 @@ def test_a_missing_directory_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_a_missing_config_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"holds no config\.json"):
+    with pytest.raises(ModelError, match=r"has no config\.json"):
         read_spec(tmp_path)
 
 

@@ -13,8 +13,7 @@ from typing import NoReturn
 import pytest
 
 from tgis_cli.decide.preflight import check_readable
-from tgis_cli.decide.resolve import DEMO_MODEL_DIR
-from tgis_cli.model_files import find_model_dir
+from tgis_cli.model_files import DEMO_MODEL_DIR, find_model_dir
 from tgis_cli.model_files.convert.torch_file import read_torch_file
 from tgis_server.engines.native.families import read_spec
 from tgis_server.errors import TgisError

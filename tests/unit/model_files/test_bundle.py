@@ -15,7 +15,7 @@ import pytest
 from file_limit import with_file_limit
 from in_process import run_in_process
 from test_cached_models import MODEL, NEW, WEIGHTS, demo_contents, fill
-from tgis_cli.decide.resolve import DEMO_MODEL_DIR
+from tgis_cli.model_files import DEMO_MODEL_DIR
 
 TGIS = Path(sys.executable).parent / "tgis"
 

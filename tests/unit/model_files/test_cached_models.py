@@ -16,7 +16,7 @@ import pytest
 
 import in_process
 from in_process import run_in_process
-from tgis_cli.decide.resolve import DEMO_MODEL_DIR
+from tgis_cli.model_files import DEMO_MODEL_DIR
 from tgis_cli.model_files.cache.folder import CacheFolder
 from tgis_cli.model_files.cache.listing import Listing, RemoteFile
 from tgis_cli.model_files.cache.removal import prepare_removal, remove

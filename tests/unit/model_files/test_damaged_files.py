@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from in_process import run_in_process
-from tgis_cli.decide.resolve import DEMO_MODEL_DIR
+from tgis_cli.model_files import DEMO_MODEL_DIR
 from tgis_cli.model_files.cache.folder import CacheFolder
 from tgis_cli.model_files.convert.to_safetensors import convert_to_safetensors
 from tgis_cli.model_files.inventory import list_models

@@ -69,17 +69,17 @@ def test_a_port_variable_set_by_kubernetes_is_explained():
 @pytest.mark.parametrize(
     ("environ", "text"),
     [
-        ({"GRPC_PORT": "70000"}, "environment GRPC_PORT is '70000', but must be an integer from 0 to 65535."),
-        ({"MAX_BATCH_SIZE": "0"}, "environment MAX_BATCH_SIZE is '0', but must be an integer of at least 1."),
-        ({"DTYPE": "int3"}, "environment DTYPE is 'int3', but must be one of float32, float16, bfloat16 (also fp32, "),
+        ({"GRPC_PORT": "70000"}, "The variable GRPC_PORT is '70000', but must be an integer from 0 to 65535."),
+        ({"MAX_BATCH_SIZE": "0"}, "The variable MAX_BATCH_SIZE is '0', but must be an integer of at least 1."),
+        ({"DTYPE": "int3"}, "The variable DTYPE is 'int3', but must be one of float32, float16, bfloat16 (also fp32, "),
         (
             {"KV_CACHE_MEMORY": "much"},
             "KV_CACHE_MEMORY is 'much', but must be a size such as 512MiB or 2GiB.",
         ),
-        ({"CUDA_PROCESS_MEMORY_FRACTION": "nan"}, "cuda_process_memory_fraction must be in range 0 < x <= 1: env"),
-        ({"MAX_CONCURRENT_REQUESTS": "0"}, "max_concurrent_requests must be > 0: environment MAX_CONCURRENT_REQUESTS"),
-        ({"TOKENIZATION_WORKERS": "0"}, "tokenization_workers must be > 0: environment TOKENIZATION_WORKERS is '0'."),
-        ({"MAX_NEW_TOKENS": "0"}, "max_new_tokens (0) at least 1: environment MAX_NEW_TOKENS is '0'."),
+        ({"CUDA_PROCESS_MEMORY_FRACTION": "nan"}, "cuda_process_memory_fraction must be in range 0 < x <= 1: the"),
+        ({"MAX_CONCURRENT_REQUESTS": "0"}, "max_concurrent_requests must be > 0: the variable MAX_CONCURRENT_REQUESTS"),
+        ({"TOKENIZATION_WORKERS": "0"}, "tokenization_workers must be > 0: the variable TOKENIZATION_WORKERS is '0'."),
+        ({"MAX_NEW_TOKENS": "0"}, "max_new_tokens (0) at least 1: the variable MAX_NEW_TOKENS is '0'."),
         ({"MAX_SEQUENCE_LENGTH": "1"}, "max_sequence_length (1) must be at least 2 (1 input + 1 output)"),
         ({"MAX_PREFILL_PADDING": "1.5"}, "max_prefill_padding (1.5) must be a percentage in the range [0.0, 1.0]"),
         ({"NUM_GPUS": "2", "NUM_SHARD": "4"}, "NUM_GPUS and num_shard are set to different values (2 and 4)"),
@@ -90,7 +90,7 @@ def test_a_port_variable_set_by_kubernetes_is_explained():
             {"HTTP_TLS": "mutual", "TLS_CERT_PATH": "c.pem", "TLS_KEY_PATH": "k.pem"},
             "--http-tls mutual needs --tls-client-ca-cert-path, the CA of the clients' certificates.",
         ),
-        ({"HTTP_TLS": "on"}, "environment HTTP_TLS is 'on', but must be one of off, server, mutual."),
+        ({"HTTP_TLS": "on"}, "The variable HTTP_TLS is 'on', but must be one of off, server, mutual."),
         ({"MAX_REQUEST_BYTES": "5GiB"}, "but must be a size such as 512KiB, at most 1,073,741,824 bytes."),
         ({"PORT": "8033"}, "--grpc-port and --port are both 8033: choose two different ports."),
         (

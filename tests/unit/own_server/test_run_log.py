@@ -32,11 +32,22 @@ def test_the_last_few_are_kept_and_those_in_use(tmp_path: Path):
     first.path.rename(folder / "19990101-000000-1.log")
 
     newest = RunLog.create(folder)
-    for log in (first, newest):
-        log.close(is_wanted=True)
+    newest.close(is_wanted=True)
 
     left = sorted(path.name for path in folder.iterdir())
     assert (len(left), left[0], left[-1]) == (MAX_LOGS + 1, "19990101-000000-1.log", newest.path.name)
+    first.close(is_wanted=True)
+
+
+def test_a_log_that_is_not_needed_is_removed_and_displaces_none(tmp_path: Path):
+    for number in range(MAX_LOGS):
+        (tmp_path / f"20000101-00000{number}-1.log").touch()
+    log = RunLog.create(tmp_path)
+
+    log.close(is_wanted=False, is_needed=False)
+
+    assert len(list(tmp_path.iterdir())) == MAX_LOGS
+    assert not log.path.exists()
 
 
 def test_without_a_state_directory_a_log_is_temporary_and_removed_unless_it_is_wanted(

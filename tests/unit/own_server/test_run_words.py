@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from tgis_cli.clients.parameters import Parameters
-from tgis_cli.own_server.launcher import LaunchOptions
+from tgis_cli.own_server.launcher import ALWAYS, NOT_FOR_LOOPBACK, LaunchOptions
 from tgis_cli.own_server.words import explain_word, make_options, split_words
+from tgis_cli.terminal.suggestions import FIXED_IN_RUN
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,10 @@ def test_a_directory_with_spaces_is_a_model(tmp_path: Path, monkeypatch: pytest.
     assert split_words("my model", ["Once"]) == ("my model", ["Once"])
 
 
+def test_options_that_a_run_sets_itself_are_not_suggested_for_it():
+    assert {*ALWAYS, "termination_log", *map(str.lower, NOT_FOR_LOOPBACK)} == FIXED_IN_RUN
+
+
 def test_a_length_above_the_servers_limit_raises_the_limit():
     flags = {"dtype": "float32", "rehearse": True, "num_shard": None}
 
@@ -59,6 +64,8 @@ def test_a_word_that_is_no_model_may_have_been_meant_as_a_text(tmp_path: Path, m
     (tmp_path / "models--gpt").mkdir()
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
 
-    assert explain_word("Once", ["upon"]) == " If Once begins the text, quote the whole text."
-    assert explain_word("Hello", []) == " If Hello is the text, pipe it in: echo Hello | tgis run."
-    assert [explain_word(model, []) for model in (None, "org/model", "gpt2", "gpt", str(tmp_path))] == [""] * 5
+    assert explain_word("Once", ["upon"], "No.") == "No. If Once begins the text, quote the whole text."
+    pipe_it = "There is no model Hello; if that is the text, pipe it in: echo Hello | tgis run."
+    assert explain_word("Hello", [], "No.") == pipe_it
+    others = (None, "org/model", "gpt2", "gpt", str(tmp_path))
+    assert [explain_word(model, [], "No.") for model in others] == ["No."] * 5

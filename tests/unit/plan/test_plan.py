@@ -16,8 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tgis_cli.decide.resolve import DEMO_MODEL_DIR, resolve
+from tgis_cli.decide.resolve import resolve
 from tgis_cli.machine import Cpu, Gpu, Machine
+from tgis_cli.model_files import DEMO_MODEL_DIR
 from tgis_cli.model_files.cache import disk
 from tgis_cli.model_files.download.hub import take_range
 from tgis_cli.model_files.download.remote_headers import write_converted_header

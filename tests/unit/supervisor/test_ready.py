@@ -51,6 +51,11 @@ def row(ready: Ready, name: str) -> str:
             "0.0.0.0:41234 (all interfaces, TLS)",
             "0.0.0.0:3000 (all interfaces): http://127.0.0.1:3000/health and /metrics",
         ),
+        (
+            {"tls_cert_path": Path("c.pem"), "tls_client_ca_cert_path": Path("ca.pem"), "http_tls": "server"},
+            "0.0.0.0:41234 (all interfaces, TLS with client certificates)",
+            "0.0.0.0:3000 (all interfaces, TLS): https://127.0.0.1:3000/health and /metrics",
+        ),
     ],
 )
 def test_the_addresses_are_those_that_the_server_listens_on(options: dict[str, Any], grpc: str, http: str):

@@ -56,6 +56,8 @@ OPTIONS = [
     ("launch -vx", "No such option: -x; `tgis launch --help` lists the options."),
     ("launch --model x", "give the model without an option: `tgis launch MODEL`."),
     ("launch --tensor-parallel-size 2", "use --num-shard INT instead."),
+    ("run --max-batch-size 1", "set MAX_BATCH_SIZE in the environment, or max_batch_size in a file for --config."),
+    ("run --grpc-port 1", "it is an option of `tgis launch`."),
     ("launch --temperature 1", "it is an option of `tgis run`."),
     ("launch --debug", "it stands before the command: `tgis --debug ...`."),
     ("generate -max-new-tokens 5 hi", "did you mean --max-new-tokens?"),
@@ -80,7 +82,7 @@ OPTIONS = [
 ]
 VALUES = [
     ("launch --port", "--port needs a value; `tgis launch --help` shows what is accepted."),
-    ("launch --port=", "flag --port is '', but must be an integer from 0 to 65535."),
+    ("launch --port=", "--port is '', but must be an integer from 0 to 65535."),
     ("launch --json-output=x", "--json-output takes no value; `tgis launch --help` shows what is accepted."),
     ("launch --dtype float61", "Did you mean float16?"),
     ("launch --log-level inof", "Did you mean info?"),

@@ -9,13 +9,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import tgis_server
 from tgis_cli.model_files.cache.location import is_homeless
 from tgis_server import failures
-from tgis_server.errors import UsageError
+from tgis_server.errors import ModelNotFound, UsageError
 from tgis_server.host.regular_file import read_regular
 from tgis_server.words.close_words import find_close, or_list
 
 PREFIX = "models--"
+DEMO = "demo"  # the name of the model that comes with TGIS
+DEMO_MODEL_DIR = Path(tgis_server.__file__).parent / "demo_model"
 
 
 def is_in_cache(name: str, model_dir: Path, cache_dir: Path) -> bool:
@@ -45,7 +48,7 @@ def find_model_dir(name: str, revision: str | None, cache_dir: Path) -> Path:
     """The directory with ``config.json``, for a name on the hub or a path.
 
     Raises:
-        ModelError: there is none; the text names the places searched.
+        ModelNotFound: there is none; the text names the places searched.
         UsageError: the name is empty.
     """
     if not name.strip():
@@ -56,24 +59,41 @@ def find_model_dir(name: str, revision: str | None, cache_dir: Path) -> Path:
         commit = read_regular(reference).decode(errors="replace").strip() if reference.is_file() else revision or "main"
         snapshot = in_cache / "snapshots" / commit
         if not (snapshot / "config.json").exists():
-            raise failures.REVISION_NOT_CACHED.error(
-                model=name,
-                revision=revision or "main",
-                expected=snapshot / "config.json",
-                revisions=known_revisions(in_cache),
+            raise ModelNotFound(
+                failures.REVISION_NOT_CACHED.format(
+                    model=name,
+                    revision=revision or "main",
+                    expected=snapshot / "config.json",
+                    revisions=known_revisions(in_cache),
+                )
             )
         return snapshot
     directory = Path(os.path.expanduser(name))
     if os.path.lexists(directory / "config.json"):  # whatever reads the file explains what is wrong with it
         return directory.resolve()
-    found = f"{'a directory without config.json' if os.path.isdir(directory) else 'no directory'} of that name"
-    found += explain_invisible(directory / "config.json")
+    found = explain_invisible(directory / "config.json")
+    if os.path.isdir(directory) and not found:
+        raise ModelNotFound(failures.NO_CONFIG.format(model_dir=name))
     if not name.startswith(("/", ".", "~")) and not os.path.exists(directory):  # a hub id
-        found += f", and no {in_cache.name} in the cache {cache_dir}{explain_invisible(in_cache)}"
+        found += f", nor is it in the cache {cache_dir}{explain_invisible(in_cache)}"
         found += f"; models are not downloaded at startup: run `tgis download-weights {name}` first"
         if close := find_close_models(name, cache_dir):
             found += f", or use {or_list(close)}, which the cache has"
-    raise failures.MODEL_NOT_FOUND.error(model=name, found=found)
+    raise ModelNotFound(failures.MODEL_NOT_FOUND.format(model=name, found=found))
+
+
+def find_model(name: str, revision: str | None, cache_dir: Path) -> Path:
+    """Like :func:`find_model_dir`, for reading only: ``demo`` is also the demo model, if no other has that name.
+
+    Raises:
+        ModelNotFound, UsageError: see :func:`find_model_dir`.
+    """
+    try:
+        return find_model_dir(name, revision, cache_dir)
+    except ModelNotFound:
+        if name != DEMO or os.path.lexists(name) or os.path.lexists(cache_dir / model_folder_name(name)):
+            raise
+        return DEMO_MODEL_DIR
 
 
 def find_close_models(name: str, cache_dir: Path) -> list[str]:

@@ -156,13 +156,15 @@ class Tls:
             own = read_own_certificate(self._certificate, self._key)
         except (OSError, ValueError) as error:
             raise failures.TLS_PAIR_UNUSABLE.error(
-                certificate=self._certificate, key=self._key, reason=error
+                certificate=self._certificate, key=self._key, reason=explain_ssl_error(error)
             ) from error
         if self._client_ca:
             try:
                 context.load_verify_locations(self._client_ca)
             except OSError as error:
-                raise failures.TLS_CLIENT_CA_UNUSABLE.error(path=self._client_ca, reason=error) from error
+                raise failures.TLS_CLIENT_CA_UNUSABLE.error(
+                    path=self._client_ca, reason=explain_ssl_error(error)
+                ) from error
         if self._http_mode == "mutual":
             context.verify_mode = ssl.CERT_REQUIRED
         if self._read() != files:
@@ -203,6 +205,18 @@ def stamp_of(path: Path) -> tuple[int, ...] | None:
     except OSError:
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def explain_ssl_error(error: Exception) -> str:
+    """Why OpenSSL does not accept a file, without its codes and the place in its source."""
+    reason = (getattr(error, "reason", None) or "").upper()
+    if "MISMATCH" in reason:
+        return "the key does not belong to the certificate"
+    if reason:
+        return reason.replace("_", " ").lower()
+    if isinstance(error, ssl.SSLError):  # OpenSSL does not say which file it stumbles over
+        return "a file is damaged, or not in PEM format"
+    return getattr(error, "strerror", None) or str(error)
 
 
 def read_tls_file(path: Path) -> bytes:
