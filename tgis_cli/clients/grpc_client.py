@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
-import queue
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from tgis_server.wire import generation_pb2 as pb
 
 CONNECT_TIMEOUT_S = 5.0
+POLL_S = 0.001
 
 
 class Client:
@@ -141,22 +141,14 @@ def open_connected_channel(
     if files is not None:
         credentials = grpc.ssl_channel_credentials(*files.for_grpc())
         options += (("grpc.ssl_target_name_override", files.name),) if files.name else ()
-    channel = open_channel(address.target, credentials, options)
-    atexit.register(channel.close)  # while the interpreter shuts down, it could wait forever for a thread that is gone
-    try:
-        settled = start_connecting(channel)
+    with open_channel(address.target, credentials, options) as channel:
+        get_state(channel)  # starts connecting
         meanwhile()
-        if not is_connected(settled, timeout_s):
+        if not is_connected(channel, timeout_s):
             from tgis_cli.clients.no_connection import explain_no_connection
 
             raise Unavailable(explain_no_connection(address, files, timeout_s))
         yield channel
-    except BaseException:
-        channel.close()
-        atexit.unregister(channel.close)
-        raise
-    # Otherwise it closes once it is no longer used: `close` would wait for gRPC's own look at the connection, up to
-    # 0.2 s, which is longer than a short answer takes.
 
 
 def import_messages() -> None:
@@ -164,26 +156,27 @@ def import_messages() -> None:
     from tgis_server.wire import generation_pb2_grpc  # noqa: F401  only imported
 
 
-def start_connecting(channel: grpc.Channel) -> queue.SimpleQueue[bool]:
-    """Returns what gets whether the connection is up, once it is up or refused."""
+def is_connected(channel: grpc.Channel, timeout_s: float) -> bool:
+    """Wait until the connection is up or refused; give up after the timeout."""
     import grpc
 
-    settled: queue.SimpleQueue[bool] = queue.SimpleQueue()
-
-    def note(state: grpc.ChannelConnectivity) -> None:
-        if state in (grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE):
-            settled.put(state is grpc.ChannelConnectivity.READY)
-            channel.unsubscribe(note)
-
-    channel.subscribe(note, try_to_connect=True)
-    return settled
+    deadline = time.monotonic() + timeout_s
+    while (state := get_state(channel)) is not grpc.ChannelConnectivity.READY:
+        if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE or time.monotonic() >= deadline:
+            return False
+        time.sleep(POLL_S)
+    return True
 
 
-def is_connected(settled: queue.SimpleQueue[bool], timeout_s: float) -> bool:
-    """Wait until the connection is up or refused; give up after the timeout."""
-    with contextlib.suppress(queue.Empty):
-        return settled.get(timeout=timeout_s)
-    return False
+def get_state(channel: grpc.Channel) -> grpc.ChannelConnectivity:
+    """The state of the connection; starts connecting if nothing has yet.
+
+    ``subscribe`` and ``channel_ready_future`` watch it in a thread that outlives their use by up to 0.2 s. If the
+    channel closes meanwhile, that thread either delays it or dies with a traceback. Hence gRPC's own attribute.
+    """
+    from grpc._common import CYGRPC_CONNECTIVITY_STATE_TO_CHANNEL_CONNECTIVITY
+
+    return CYGRPC_CONNECTIVITY_STATE_TO_CHANNEL_CONNECTIVITY[channel._channel.check_connectivity_state(True)]
 
 
 def to_request_error(status: str, details: str, url: str) -> RequestError:
