@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from tgis_cli.clients.address import Address
 from tgis_cli.clients.answer import Answer
 from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.tls_files import TlsFiles
-from tgis_server.errors import RequestError, Unavailable, with_status
+from tgis_server.errors import GenerationFailed, InvalidRequest, RequestError, Unavailable, with_status
 
 if TYPE_CHECKING:
     import grpc
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 5.0
 POLL_S = 0.001
+TOO_LARGE = re.compile(r"larger than max \((\d+) vs\. (\d+)\)")  # gRPC's words, in bytes
+BROKEN = re.compile("Stream removed|Socket closed|Connection reset")
 
 
 class Client:
@@ -73,14 +76,22 @@ class Client:
 
         answer = Answer()
 
+        def take_result(call: Any) -> Answer | RequestError:
+            try:
+                responses = call.result().responses
+            except (grpc.RpcError, grpc.FutureCancelledError):
+                return to_request_error(call.code().name, call.details() or "", self.address.target)
+            if len(responses) != 1:
+                return GenerationFailed(f"The server at {self.address.target} sent {len(responses)} answers to a text.")
+            answer.add_whole(responses[0])
+            return answer
+
         def end(call: Any) -> None:
             try:
-                (response,) = call.result().responses
-            except (grpc.RpcError, grpc.FutureCancelledError):
-                on_done(to_request_error(call.code().name, call.details() or "", self.address.target))
-            else:
-                answer.add_whole(response)
-                on_done(answer)
+                result = take_result(call)
+            except Exception as error:  # noqa: BLE001  gRPC's thread would only log it, and the call would never end
+                result = GenerationFailed(f"The answer cannot be read: {error}")
+            on_done(result)
 
         call = self._stub.Generate.future(
             pb.BatchedGenerationRequest(requests=[request.request], params=request.params)
@@ -181,6 +192,13 @@ def get_state(channel: grpc.Channel) -> grpc.ChannelConnectivity:
 
 def to_request_error(status: str, details: str, url: str) -> RequestError:
     """Turn a gRPC status into an error with a message for people."""
+    if size := TOO_LARGE.search(details):
+        return InvalidRequest(
+            f"The text is too long: the request has {int(size[1]) / 1e6:.1f} MB, but the server at {url} accepts at "
+            f"most {int(size[2]) / 1e6:.1f} MB."
+        )
+    if BROKEN.search(details):
+        return Unavailable(f"The server at {url} is unavailable: the connection broke before the answer was complete")
     if status == "UNAVAILABLE":
         return Unavailable(f"The server at {url} is unavailable: {details or 'the connection broke'}")
     return with_status(status, f"{details or 'the server gave no reason'} ({status})")
