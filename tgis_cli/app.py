@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated, Any, ClassVar
 
@@ -15,6 +16,10 @@ from tgis_cli.terminal.command import Group
 from tgis_cli.terminal.command_table import COMMANDS, SECTIONS, describe_command, load_command
 from tgis_cli.terminal.exits import errors_as_exit_codes
 from tgis_server import __version__
+from tgis_server.errors import UsageError
+
+COMPLETION = "_TGIS_COMPLETE"
+LINES = {"COMP_WORDS", "_TYPER_COMPLETE_ARGS"}  # the variables that have the line to complete
 
 
 class TgisGroup(Group):
@@ -69,4 +74,6 @@ def main() -> None:
     spare_coercion()
     command = typer.main.get_command(app)
     with errors_as_exit_codes(debug="--debug" in sys.argv):
+        if os.environ.get(COMPLETION, "").startswith("complete_") and not LINES & os.environ.keys():
+            raise UsageError(f"{COMPLETION} is set, but no line to complete: it is for shells, so unset it.")
         sys.exit(command.main(prog_name="tgis", standalone_mode=False))

@@ -34,8 +34,8 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def openssl(*words: str) -> None:
         subprocess.run(["openssl", *words], cwd=base, check=True, capture_output=True)
 
-    def issue(name: str, names: str, *lifetime: str, ca: str = "ca") -> None:
-        (base / "names").write_text(f"subjectAltName={names}\n")
+    def issue(name: str, names: str, *lifetime: str, ca: str = "ca", usage: str = "") -> None:
+        (base / "names").write_text(f"subjectAltName={names}\n" + (f"extendedKeyUsage={usage}\n" if usage else ""))
         openssl("req", *KEY, f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
         signing = ("-CA", f"{ca}.pem", "-CAkey", f"{ca}.key", "-CAcreateserial", "-extfile", "names")
         openssl("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.pem", *signing, *lifetime)
@@ -47,6 +47,7 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
     issue("expired", "IP:127.0.0.1", "-days", "0")
     issue("client", "DNS:client")
     issue("foreigner", "DNS:client", ca="stranger")
+    issue("misused", "DNS:client", usage="serverAuth")
     openssl("pkey", "-in", "client.key", "-aes256", "-passout", "pass:secret", "-out", "encrypted.key")
     (base / "both.pem").write_bytes((base / "client.key").read_bytes() + (base / "client.pem").read_bytes())
     (base / "text").write_text("hello\n")
@@ -181,6 +182,24 @@ def test_our_own_http_port_says_where_grpc_is():
     assert ": --url 127.0.0.1:" in sentences[1]
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_connecting_leaves_no_thread_that_closing_could_surprise(is_there: bool):
+    threads: list[set[threading.Thread]] = []
+
+    def connect_and_look(address: str) -> None:
+        threads.append(set(threading.enumerate()))
+        with contextlib.suppress(Unavailable), Client.connect(Connection(address)):
+            pass
+        threads.append(set(threading.enumerate()))
+
+    async def test() -> None:
+        async with serving() as server:
+            await asyncio.to_thread(connect_and_look, server.address if is_there else "127.0.0.1:1")
+
+    run(test)
+    assert threads[1] <= threads[0]
+
+
 # -- TLS
 
 
@@ -223,15 +242,16 @@ def test_a_client_certificate_of_its_ca_is_accepted(pki: Path, files: tuple[str,
     assert ask(tls_options(pki, client_ca=True), make)[0] == ""
 
 
-def test_a_client_certificate_of_another_ca_is_refused(pki: Path):
+@pytest.mark.parametrize("name", ["foreigner", "misused"])
+def test_a_client_certificate_of_another_ca_or_for_another_purpose_is_refused(pki: Path, name: str):
     def make(server: Server) -> Connection:
-        return Connection(server.address, pki / "ca.pem", pki / "foreigner.pem", pki / "foreigner.key")
+        return Connection(server.address, pki / "ca.pem", pki / f"{name}.pem", pki / f"{name}.key")
 
     sentence, address = ask(tls_options(pki, client_ca=True), make)
 
     assert sentence == (
-        f"The server at {address} refuses the client certificate {pki}/foreigner.pem: it must be signed by the "
-        "server's client CA, and valid now."
+        f"The server at {address} refuses the client certificate {pki}/{name}.pem: it must be signed by the server's "
+        "client CA, valid now, and for clientAuth if it has an extendedKeyUsage."
     )
 
 

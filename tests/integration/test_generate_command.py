@@ -145,5 +145,5 @@ def test_wait_starts_before_the_server_and_asks_once_it_is_ready(start: Callable
 
     answer, _ = client.communicate(timeout=30)
 
-    assert first_line.startswith(f"Waiting: No server at 127.0.0.1:{port}")
+    assert first_line.startswith(f"Waiting for a server at 127.0.0.1:{port}")
     assert json.loads(answer)["generated_token_count"] == 20

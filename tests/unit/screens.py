@@ -24,7 +24,8 @@ from typing import TextIO
 from tgis_cli.terminal.word_wrap import get_character_width
 
 DEADLINE_S = 10.0
-SEQUENCE = re.compile(r"\x1b(?:7|8|\[(?P<number>\d*)(?P<command>[DGK])|\[(?P<style>[\d;]*)m)")
+# The last one asks for marks around pasted text.
+SEQUENCE = re.compile(r"\x1b(?:7|8|\[(?P<number>\d*)(?P<command>[DGK])|\[(?P<style>[\d;]*)m|\[\?2004[hl])")
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 

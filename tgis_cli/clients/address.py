@@ -24,6 +24,8 @@ SCHEMES = {"grpc": False, "http": False, "grpcs": True, "https": True}  # whethe
 URL_VARIABLE = "TGIS_URL"
 WAIT = "`tgis generate --wait` waits for it, and `tgis ps` shows its progress."
 EVERY_ADDRESS = {"": THIS_MACHINE, "0.0.0.0": THIS_MACHINE, "::": "::1"}  # noqa: S104  not bound here
+EXAMPLE = "127.0.0.1:8033"
+NUMBERS = re.compile(r"[0-9.]+")
 NO_HOST = re.compile(r"[^\w.-]")  # in a name or an IPv4 address
 
 
@@ -187,6 +189,8 @@ def split_host(rest: str, shown: str) -> tuple[str, int]:
         UsageError: it is not ``HOST:PORT``.
     """
     rest, extra = split_extra(rest)
+    if extra and rest.endswith(":"):  # such as unix:/tmp/socket
+        refuse(f"{shown} is not HOST:PORT, such as {EXAMPLE}.")
     if extra:
         refuse(f"{shown} has more than an address ({extra}): HOST:PORT is enough, here {rest or 'HOST:PORT'}.")
     if is_bare_ipv6(rest):
@@ -195,16 +199,20 @@ def split_host(rest: str, shown: str) -> tuple[str, int]:
         refuse(f"{shown} is an IPv6 address without brackets: write {guess}[{rest}]:PORT.")
     host, colon, port = rest.rpartition(":")
     if rest.endswith("]") or not colon or not port:
-        example = f"127.0.0.1:{rest}" if is_port(rest) else f"{rest.rstrip(':') or 'HOST'}:PORT"
-        refuse(f"{shown} is not HOST:PORT, such as 127.0.0.1:8033; did you mean {example}?")
+        guess = f"127.0.0.1:{rest}" if is_port(rest) else rest.rstrip(":") and f"{rest.rstrip(':')}:PORT"
+        refuse(f"{shown} is not HOST:PORT, such as {EXAMPLE}{f'; did you mean {guess}?' if guess else '.'}")
     if not host:
         refuse(f"{shown} has no host; did you mean 127.0.0.1:{port}?")
+    if "[" in rest and "]" not in rest:
+        refuse(f"{shown} has a bracket that is not closed: write [ADDRESS]:PORT, such as [::1]:8033.")
     if not is_port(port):
         refuse(f"{shown} is not HOST:PORT: {port!r} is not a port, a number from 1 to 65535.")
-    if host.startswith("[") and host.endswith("]") and is_ipv6(host[1:-1]):
+    if host.startswith("[") and host.endswith("]") and is_address(host[1:-1].partition("%")[0], socket.AF_INET6):
         return host[1:-1], int(port)
     if NO_HOST.search(host):
         refuse(f"{shown} is not HOST:PORT: {host!r} is neither a name nor an address.")
+    if NUMBERS.fullmatch(host) and not is_address(host, socket.AF_INET):
+        refuse(f"{shown} is not HOST:PORT: {host} is not a whole IPv4 address, such as 127.0.0.1.")
     return host.lower(), int(port)
 
 
@@ -228,10 +236,10 @@ def is_port(text: str) -> bool:
     return re.fullmatch(r"[0-9]{1,5}", text) is not None and 1 <= int(text) <= 65535
 
 
-def is_ipv6(text: str) -> bool:
-    """Whether it is an IPv6 address, perhaps with a zone (``%eth0``)."""
+def is_address(text: str, family: int) -> bool:
+    """Whether it is an address of this family."""
     try:
-        socket.inet_pton(socket.AF_INET6, text.partition("%")[0])
+        socket.inet_pton(family, text)
     except (OSError, ValueError):
         return False
     return True
@@ -240,7 +248,7 @@ def is_ipv6(text: str) -> bool:
 def mask(text: str) -> str:
     """The URL without a password, for messages."""
     if "@" not in text:
-        return text or "''"
+        return text if any(char.isalnum() for char in text) else repr(text)
     from tgis_server.words.url_credentials import mask_credentials
 
     return mask_credentials(text)

@@ -67,9 +67,11 @@ class Answer:
 
     @property
     def stop_reason(self) -> str:
+        """Its name in the API; its number if that is newer than this version."""
         from tgis_server.wire import generation_pb2 as pb
 
-        return str(pb.StopReason.Name(self.last.stop_reason)) if self.last is not None else "NOT_FINISHED"
+        number = self.last.stop_reason if self.last is not None else pb.NOT_FINISHED
+        return str(pb.StopReason.Name(number)) if number in pb.StopReason.values() else str(number)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON. Tokens are there if they were asked for."""
@@ -99,7 +101,7 @@ class Answer:
         if self.first_at is not None:
             facts.append(f"first in {format_latency(self.first_at - self.started_at)}")
             decode_s = self.ended_at - self.first_at
-            if decode_s >= MIN_DECODE_S:
+            if decode_s >= MIN_DECODE_S and self.generated_token_count > 1:
                 facts.append(f"{format_rate((self.generated_token_count - 1) / decode_s)} tokens/s")
         if self.seed:
             facts.append(f"seed {self.seed}")
@@ -122,6 +124,8 @@ class Answer:
                 return "cut where the context is full"
             case "NOT_FINISHED":
                 return "not finished"
+            case other if other.isdecimal():
+                return f"ended for a reason that this version does not know ({other})"
             case other:
                 return other.lower().replace("_", " ")
 
@@ -137,17 +141,20 @@ def format_latency(seconds: float) -> str:
 
 
 def token_as_dict(token: pb.TokenInfo) -> dict[str, Any]:
-    """A token with what the server said of it; no log probability for the first of an input, which nothing predicts."""
-    facts: dict[str, Any] = {"text": token.text, "logprob": if_finite(token.logprob)}
+    """A token with what the server said of it.
+
+    A log probability is ``None`` if JSON has no number for it: NaN for the first token of an input, which nothing
+    predicts; infinite for an impossible one.
+    """
+    facts: dict[str, Any] = {"text": token.text, "logprob": finite_or_none(token.logprob)}
     if token.rank:
         facts["rank"] = token.rank
     if token.top_tokens:
-        facts["top_tokens"] = [{"text": top.text, "logprob": if_finite(top.logprob)} for top in token.top_tokens]
+        facts["top_tokens"] = [{"text": top.text, "logprob": finite_or_none(top.logprob)} for top in token.top_tokens]
     return facts
 
 
-def if_finite(number: float) -> float | None:
-    """JSON has no NaN and no infinity."""
+def finite_or_none(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
-import queue
+import re
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from tgis_cli.clients.address import Address
 from tgis_cli.clients.answer import Answer
 from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.tls_files import TlsFiles
-from tgis_server.errors import RequestError, Unavailable, with_status
+from tgis_server.errors import GenerationFailed, InvalidRequest, RequestError, Unavailable, with_status
 
 if TYPE_CHECKING:
     import grpc
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from tgis_server.wire import generation_pb2 as pb
 
 CONNECT_TIMEOUT_S = 5.0
+POLL_S = 0.001
+TOO_LARGE = re.compile(r"larger than max \((\d+) vs\. (\d+)\)")  # gRPC's words, in bytes
+BROKEN = re.compile("Stream removed|Socket closed|Connection reset")
 
 
 class Client:
@@ -73,14 +76,22 @@ class Client:
 
         answer = Answer()
 
+        def take_result(call: Any) -> Answer | RequestError:
+            try:
+                responses = call.result().responses
+            except (grpc.RpcError, grpc.FutureCancelledError):
+                return to_request_error(call.code().name, call.details() or "", self.address.target)
+            if len(responses) != 1:
+                return GenerationFailed(f"The server at {self.address.target} sent {len(responses)} answers to a text.")
+            answer.add_whole(responses[0])
+            return answer
+
         def end(call: Any) -> None:
             try:
-                (response,) = call.result().responses
-            except (grpc.RpcError, grpc.FutureCancelledError):
-                on_done(to_request_error(call.code().name, call.details() or "", self.address.target))
-            else:
-                answer.add_whole(response)
-                on_done(answer)
+                result = take_result(call)
+            except Exception as error:  # noqa: BLE001  gRPC's thread would only log it, and the call would never end
+                result = GenerationFailed(f"The answer cannot be read: {error}")
+            on_done(result)
 
         call = self._stub.Generate.future(
             pb.BatchedGenerationRequest(requests=[request.request], params=request.params)
@@ -141,22 +152,14 @@ def open_connected_channel(
     if files is not None:
         credentials = grpc.ssl_channel_credentials(*files.for_grpc())
         options += (("grpc.ssl_target_name_override", files.name),) if files.name else ()
-    channel = open_channel(address.target, credentials, options)
-    atexit.register(channel.close)  # while the interpreter shuts down, it could wait forever for a thread that is gone
-    try:
-        settled = start_connecting(channel)
+    with open_channel(address.target, credentials, options) as channel:
+        get_state(channel)  # starts connecting
         meanwhile()
-        if not is_connected(settled, timeout_s):
+        if not is_connected(channel, timeout_s):
             from tgis_cli.clients.no_connection import explain_no_connection
 
             raise Unavailable(explain_no_connection(address, files, timeout_s))
         yield channel
-    except BaseException:
-        channel.close()
-        atexit.unregister(channel.close)
-        raise
-    # Otherwise it closes once it is no longer used: `close` would wait for gRPC's own look at the connection, up to
-    # 0.2 s, which is longer than a short answer takes.
 
 
 def import_messages() -> None:
@@ -164,30 +167,38 @@ def import_messages() -> None:
     from tgis_server.wire import generation_pb2_grpc  # noqa: F401  only imported
 
 
-def start_connecting(channel: grpc.Channel) -> queue.SimpleQueue[bool]:
-    """Returns what gets whether the connection is up, once it is up or refused."""
+def is_connected(channel: grpc.Channel, timeout_s: float) -> bool:
+    """Wait until the connection is up or refused; give up after the timeout."""
     import grpc
 
-    settled: queue.SimpleQueue[bool] = queue.SimpleQueue()
-
-    def note(state: grpc.ChannelConnectivity) -> None:
-        if state in (grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE):
-            settled.put(state is grpc.ChannelConnectivity.READY)
-            channel.unsubscribe(note)
-
-    channel.subscribe(note, try_to_connect=True)
-    return settled
+    deadline = time.monotonic() + timeout_s
+    while (state := get_state(channel)) is not grpc.ChannelConnectivity.READY:
+        if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE or time.monotonic() >= deadline:
+            return False
+        time.sleep(POLL_S)
+    return True
 
 
-def is_connected(settled: queue.SimpleQueue[bool], timeout_s: float) -> bool:
-    """Wait until the connection is up or refused; give up after the timeout."""
-    with contextlib.suppress(queue.Empty):
-        return settled.get(timeout=timeout_s)
-    return False
+def get_state(channel: grpc.Channel) -> grpc.ChannelConnectivity:
+    """The state of the connection; starts connecting if nothing has yet.
+
+    ``subscribe`` and ``channel_ready_future`` watch it in a thread that outlives their use by up to 0.2 s. If the
+    channel closes meanwhile, that thread either delays it or dies with a traceback. Hence gRPC's own attribute.
+    """
+    from grpc._common import CYGRPC_CONNECTIVITY_STATE_TO_CHANNEL_CONNECTIVITY
+
+    return CYGRPC_CONNECTIVITY_STATE_TO_CHANNEL_CONNECTIVITY[channel._channel.check_connectivity_state(True)]
 
 
 def to_request_error(status: str, details: str, url: str) -> RequestError:
     """Turn a gRPC status into an error with a message for people."""
+    if size := TOO_LARGE.search(details):
+        return InvalidRequest(
+            f"The text is too long: the request has {int(size[1]) / 1e6:.1f} MB, but the server at {url} accepts at "
+            f"most {int(size[2]) / 1e6:.1f} MB."
+        )
+    if BROKEN.search(details):
+        return Unavailable(f"The server at {url} is unavailable: the connection broke before the answer was complete")
     if status == "UNAVAILABLE":
         return Unavailable(f"The server at {url} is unavailable: {details or 'the connection broke'}")
     return with_status(status, f"{details or 'the server gave no reason'} ({status})")

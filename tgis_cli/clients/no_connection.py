@@ -226,7 +226,7 @@ def explain_refusal(address: Address, files: TlsFiles) -> str:
         return CLIENT_CERTIFICATE.format(target=address.target)
     return (
         f"The server at {address.target} refuses the client certificate {files.cert}: it must be signed by the "
-        "server's client CA, and valid now."
+        "server's client CA, valid now, and for clientAuth if it has an extendedKeyUsage."
     )
 
 

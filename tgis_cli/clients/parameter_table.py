@@ -174,6 +174,8 @@ def to_number(value: object, kind: type) -> float | None:
     """An integer or, if ``kind`` is float, any number; ``None`` if the value is not one."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
+    if isinstance(value, str) and ("_" in value or not value.isascii()):  # Python's own spellings
+        return None
     try:
         if kind is int:
             return None if isinstance(value, float) else int(value)

@@ -56,6 +56,8 @@ class PromptFile:
         Raises:
             UsageError: it cannot be read, is empty, or has wrong lines, which are named.
         """
+        if not path:
+            raise UsageError("--file is empty: give a file, or - for standard input.")
         name = "Standard input" if path == STDIN else path
         with contextlib.ExitStack() as stack:
             try:

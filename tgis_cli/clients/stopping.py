@@ -52,6 +52,8 @@ def pick_servers(names: Sequence[str], running: Sequence[RunningServer], *, ever
     """
     if everything and names:
         raise UsageError(f"--all and {names[0]} are given: leave one out.")
+    if not all(name.strip() for name in names):
+        raise UsageError("The name of a server is empty: give its model, gRPC port or pid.")
     if everything:
         return list(running)
     if not running:

@@ -33,7 +33,7 @@ class TokenColors:
 
     def split(self, frame: pb.GenerationResponse) -> Iterator[tuple[str, str]]:
         """The frame's text in parts, each with its colour; without one if no tokens were asked for."""
-        self._pending.extend((token.text.translate(MARKS), math.exp(token.logprob)) for token in frame.tokens)
+        self._pending.extend((token.text.translate(MARKS), to_probability(token.logprob)) for token in frame.tokens)
         self._has_tokens |= bool(frame.tokens)
         text = frame.text
         if not self._has_tokens:
@@ -49,6 +49,11 @@ class TokenColors:
         if text:
             yield text, find_color(min((probability for _, probability in self._pending), default=1.0))
             self._pending.clear()
+
+
+def to_probability(logprob: float) -> float:
+    """From 0 to 1, whatever a server sends; NaN for NaN."""
+    return math.exp(min(logprob, 0.0))
 
 
 def find_color(probability: float) -> str:
@@ -98,7 +103,7 @@ def format_probability(logprob: float) -> str:
     """``97.3%``; empty for NaN: nothing predicts the first token of a text."""
     if math.isnan(logprob):
         return ""
-    percent = math.exp(logprob) * 100
+    percent = to_probability(logprob) * 100
     return f"{percent:.1f}%" if percent >= 0.1 else f"{percent:.1g}%"
 
 

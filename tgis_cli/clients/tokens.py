@@ -10,11 +10,11 @@ from typing import Any
 
 from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.grpc_client import Client
+from tgis_cli.clients.token_view import show_piece
 from tgis_cli.model_files import find_cache_dir, find_model
 from tgis_cli.terminal.capabilities import is_terminal
 from tgis_cli.terminal.sentences import print_sentence
 from tgis_cli.terminal.tables import make_table, open_console
-from tgis_server.words.control_characters import escape_controls
 from tgis_server.words.sizes import format_count
 
 
@@ -42,7 +42,7 @@ class Tokens:
             table.add_column(column, header_style="dim", justify="left" if column == "piece" else "right")
         for index, piece in enumerate(self.pieces):
             ids = [str(self.ids[index])] if self.ids is not None else []
-            table.add_row(str(index), *ids, Text(escape_controls(piece)))
+            table.add_row(str(index), *ids, Text(show_piece(piece)))
         open_console().print(table)
 
 

@@ -16,6 +16,7 @@ from tgis_server.errors import Unavailable
 from tgis_server.words.control_characters import escape_controls
 
 POLL_S = 0.25
+NOBODY, NOBODY_YET = "No server at ", "Waiting for a server at "
 BEFORE_REASON = "is unavailable: "  # in the sentence of a call that the server has refused
 
 
@@ -68,7 +69,7 @@ def connect_when_ready(connection: Connection, limit_s: float, presenter: Presen
 
         def tell(reason: str) -> None:
             if not presenter.has_spinner:
-                presenter.say(f"Waiting: {reason}")
+                presenter.say(reason if reason.startswith(NOBODY_YET) else f"Waiting: {reason}")
 
         wait = Wait(limit_s)
         num_free = get_width(presenter.err) if presenter.has_spinner else 0
@@ -79,5 +80,7 @@ def connect_when_ready(connection: Connection, limit_s: float, presenter: Presen
 
 def shorten(reason: str) -> str:
     """The first sentence of what the server says, or of why there is no server."""
+    if reason.startswith(NOBODY):
+        return f"{NOBODY_YET}{reason.removeprefix(NOBODY).partition(': ')[0]}"
     text = reason.partition(BEFORE_REASON)[2] or reason
     return escape_controls(text.partition(". ")[0].removesuffix(".")).replace("\n", " ")

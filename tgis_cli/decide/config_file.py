@@ -97,6 +97,8 @@ def write_config_file(file: str, loaded: LoadedConfig, *, replace: bool) -> None
     Raises:
         UsageError: the file exists and is not to be replaced, or cannot be written.
     """
+    if not file:
+        raise UsageError("The name of the file is empty: give one, or - for stdout.")
     if file == "-":
         print(make_config_text(loaded, "tgis.toml"), end="")
         return

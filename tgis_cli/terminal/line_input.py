@@ -16,6 +16,8 @@ from typing import Any
 Complete = Callable[[str, str], list[str]]  # from what stands before the word, and the word, to what may replace it
 
 BLANKS = " \t\n"
+BRACKETED_PASTE = "\x1b[?2004h"  # pasted text comes between marks
+PLAIN_PASTE = "\x1b[?2004l"
 
 
 class LineCanceled(Exception):
@@ -42,6 +44,7 @@ class LineInput:
         self._readline = load_readline()
         self._matches: list[str] = []
         self._is_heeded = False
+        self._brackets_pastes = False
         if self._readline:
             self._set_up(history, is_capable=is_capable)
 
@@ -100,12 +103,12 @@ class LineInput:
 
         def suspend(*_: object) -> None:
             settings = termios.tcgetattr(sys.stdin)
+            self._write(PLAIN_PASTE if self._brackets_pastes else "")
             signal.signal(signal.SIGTSTP, signal.SIG_DFL)
             signal.raise_signal(signal.SIGTSTP)  # returns when the shell continues us
             signal.signal(signal.SIGTSTP, suspend)
             termios.tcsetattr(sys.stdin, termios.TCSADRAIN, settings)
-            sys.stdout.write(prompt + self._readline.get_line_buffer())
-            sys.stdout.flush()
+            self._write((BRACKETED_PASTE if self._brackets_pastes else "") + prompt + self._readline.get_line_buffer())
 
         signal.signal(signal.SIGTSTP, suspend)
         try:
@@ -113,11 +116,16 @@ class LineInput:
         finally:
             signal.signal(signal.SIGTSTP, signal.SIG_DFL)
 
+    def _write(self, text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
     def _set_up(self, history: Iterable[str], *, is_capable: bool) -> None:
         readline = self._readline
         is_editline = "libedit" in (readline.__doc__ or "")
         readline.parse_and_bind("bind ^I rl_complete" if is_editline else "tab: complete")
-        if not is_editline and is_capable:
+        self._brackets_pastes = not is_editline and is_capable
+        if self._brackets_pastes:
             readline.parse_and_bind("set enable-bracketed-paste on")  # or each pasted line would be sent by itself
         readline.set_auto_history(False)
         readline.set_completer_delims(BLANKS)

@@ -188,7 +188,7 @@ def test_a_name_is_expected_only_if_the_certificate_is_not_for_the_address(names
 @pytest.mark.parametrize(
     ("url", "complaint"),
     [
-        ("", "'' is not HOST:PORT, such as 127.0.0.1:8033; did you mean HOST:PORT?"),
+        ("", "'' is not HOST:PORT, such as 127.0.0.1:8033."),
         ("host", "host is not HOST:PORT, such as 127.0.0.1:8033; did you mean host:PORT?"),
         ("grpc://host", "grpc://host is not HOST:PORT, such as 127.0.0.1:8033; did you mean host:PORT?"),
         ("8033", "8033 is not HOST:PORT, such as 127.0.0.1:8033; did you mean 127.0.0.1:8033?"),
@@ -205,6 +205,10 @@ def test_a_name_is_expected_only_if_the_certificate_is_not_for_the_address(names
         ("[nonsense]:1", "[nonsense]:1 is not HOST:PORT: '[nonsense]' is neither a name nor an address."),
         ("x[::1]:3", "x[::1]:3 is not HOST:PORT: 'x[::1]' is neither a name nor an address."),
         ("a b:1", "a b:1 is not HOST:PORT: 'a b' is neither a name nor an address."),
+        ("127.1:9001", "127.1:9001 is not HOST:PORT: 127.1 is not a whole IPv4 address, such as 127.0.0.1."),
+        (":", "':' is not HOST:PORT, such as 127.0.0.1:8033."),
+        ("[::1", "[::1 has a bracket that is not closed: write [ADDRESS]:PORT, such as [::1]:8033."),
+        ("unix:/tmp/x", "unix:/tmp/x is not HOST:PORT, such as 127.0.0.1:8033."),
         ("ftp://h:1", "ftp://h:1 has an unknown scheme: grpc, http, grpcs, https are understood."),
         ("htp:h:1", "htp:h:1 is not HOST:PORT: 'htp:h' is neither a name nor an address."),
         ("http://h:1/v1", "http://h:1/v1 has more than an address (a path): HOST:PORT is enough, here h:1."),

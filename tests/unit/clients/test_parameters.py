@@ -188,6 +188,12 @@ def test_settings_are_typed_as_text(name: str, text: str, value: object):
     assert list(Parameters().with_setting(name, text).given().values()) == [value]
 
 
+@pytest.mark.parametrize(("name", "text"), [("top_k", "1_0"), ("top_k", "\uff11"), ("temperature", "1_0.5")])
+def test_spellings_that_only_python_knows_are_not_numbers(name: str, text: str):
+    with pytest.raises(UsageError, match=f"^{name} is "):
+        Parameters().with_setting(name, text)
+
+
 def test_a_setting_of_null_goes_back_to_the_default():
     assert Parameters(top_k=3, seed=4).updated({"top_k": None}) == Parameters(seed=4)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import os
 import signal
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 import pytest
 
 from screens import Screen, Terminal, open_terminal
-from tgis_cli.clients.answer import Answer
+from tgis_cli.clients.answer import Answer, to_json_line
 from tgis_cli.clients.presenter import Presenter
 from tgis_server.errors import InvalidRequest, Unavailable
 from tgis_server.wire import generation_pb2 as pb
@@ -59,6 +60,7 @@ def test_the_answer_follows_the_dimmed_prompt_and_a_dim_last_line_says_how_it_en
         (pb.STOP_SEQUENCE, {"stop_sequence": "\n\x1b"}, r'stopped at "\n\u001b"'),
         (pb.TIME_LIMIT, {}, "cut by the time limit: --time-limit"),
         (pb.TOKEN_LIMIT, {}, "cut where the context is full"),
+        (99, {}, "ended for a reason that this version does not know (99)"),
         (pb.MAX_TOKENS, {"seed": 17}, "seed 17 · cut at 2 tokens: --max-new-tokens"),
     ],
 )
@@ -316,6 +318,19 @@ def test_without_colour_a_table_shows_the_probabilities():
         ["1", "99.0%", "1", "Ġsure"],
         ["2", "20.0%", "1", r"Ġ\u001b"],
     ]
+
+
+@pytest.mark.parametrize("logprob", [1000.0, math.inf, -math.inf, math.nan])
+def test_log_probabilities_that_no_server_should_send_break_nothing(logprob: float):
+    info = pb.TokenInfo(text="x", logprob=logprob, top_tokens=[pb.TokenInfo.TopToken(text="y", logprob=logprob)])
+    answer = Answer()
+    answer.add_whole(pb.GenerationResponse(text="x", tokens=[info]))
+
+    for environ in ({}, {"NO_COLOR": "1"}):
+        assert "likeliest" in "\n".join(show("x", stream_tokens(("x", info)), columns=80, **environ).lines)
+    shown = json.loads(to_json_line(answer.as_dict()), parse_constant=pytest.fail)["tokens"][0]
+    expected = logprob if math.isfinite(logprob) else None
+    assert (shown["logprob"], shown["top_tokens"][0]["logprob"]) == (expected, expected)
 
 
 def test_alternatives_are_shown_in_a_table_also_with_colours():

@@ -28,6 +28,11 @@ def test_one_server_under_two_names_is_stopped_once():
     assert pick_servers(["demo", "8033", "llama"], BOTH, everything=False) == BOTH
 
 
+def test_an_empty_name_is_a_usage_error():
+    with pytest.raises(UsageError, match=r"^The name of a server is empty"):
+        pick_servers([""], [DEMO], everything=False)
+
+
 def test_without_a_name_the_only_server_is_meant():
     assert pick_servers([], [DEMO], everything=False) == [DEMO]
 

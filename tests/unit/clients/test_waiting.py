@@ -57,4 +57,5 @@ def test_options_that_cannot_be_used_end_the_wait_at_once():
 
 
 def test_the_reason_is_the_first_sentence_of_the_server():
+    assert shorten("No server at h:1 (from TGIS_URL): start one.") == "Waiting for a server at h:1 (from TGIS_URL)"
     assert shorten(LOADING) == "The model is still loading; shard-0 reads weights, 1.5 GiB of 3.0 GiB"

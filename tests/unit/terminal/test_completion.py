@@ -105,6 +105,14 @@ def test_other_shells_get_a_short_help_with_each_word(environ: dict[str, str]) -
     )
 
 
+def test_the_variable_of_completion_without_a_line_is_a_usage_error(environ: dict[str, str]) -> None:
+    asked = os.environ | environ | {"_TGIS_COMPLETE": "complete_bash"}
+
+    result = subprocess.run([sys.executable, "-m", "tgis_cli"], env=asked, capture_output=True, text=True, check=False)
+
+    assert (result.returncode, result.stderr.partition(",")[0]) == (2, "tgis: _TGIS_COMPLETE is set")
+
+
 def test_completion_imports_nothing_heavy(environ: dict[str, str]) -> None:
     program = (
         "import sys, atexit; sys.argv = ['tgis']\n"
