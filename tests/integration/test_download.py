@@ -258,7 +258,7 @@ TEMPORARY = {
 
 @pytest.mark.serial
 def test_transfers_continue_after_temporary_faults(download: Download):
-    """One download of nine files, each with a different fault."""
+    """One download in which nine files each have a different fault."""
     contents = {f"{name}.safetensors": make_weights(200_000 + number) for number, name in enumerate(TEMPORARY)}
     download.hub.files = contents | {"config.json": FILES["config.json"]}
     download.hub.faults = {f"{name}.safetensors": [fault] for name, (fault, _) in TEMPORARY.items()}

@@ -42,7 +42,7 @@ def test_a_word_that_fits_on_a_line_is_never_broken(word: str):
     assert wrap(f"use {word} now", 24) == ["use", word, "now"]
 
 
-def test_a_path_that_no_line_holds_is_broken_after_a_slash():
+def test_a_path_too_long_for_a_line_is_broken_after_a_slash():
     assert wrap(f"in {PATH} now", 40) == [
         "in",
         "/root/.cache/huggingface/hub/",

@@ -257,7 +257,7 @@ def test_leftovers_of_a_killed_installation_are_removed(tmp_path: Path, monkeypa
 def test_a_directory_with_other_files_is_refused(tmp_path: Path):
     (tmp_path / "notes.txt").write_text("mine")
 
-    with pytest.raises(UsageError, match="contains other files than the exporter's"):
+    with pytest.raises(UsageError, match="is in use for something other than the exporter"):
         prepare_environment(tmp_path)
 
 

@@ -156,7 +156,8 @@ def prepare_environment(environment: Path) -> None:
             return
         if not found and environment.exists() and (not environment.is_dir() or any(environment.iterdir())):
             raise UsageError(
-                f"{environment} contains other files than the exporter's: name another with --environment."
+                f"{environment} is in use for something other than the exporter: name another directory with "
+                "--environment."
             )
         check_disk(environment.parent, ENVIRONMENT_BYTES, "The exporter", "name another place with --environment")
         tell(f"installing the exporter in {environment} (only once)", as_json=False)
