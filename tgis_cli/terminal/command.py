@@ -22,38 +22,33 @@ MAX_HINT = 70  # characters of a help that a shell shows
 HELP_NAMES = ["-h", "--help"]
 
 
-class Command(TyperCommand):
-    """Explains misspelt options, and has the help that all commands have."""
+class Explained:
+    """Mixed into commands and groups: explains misspelt options, and shows the help that all commands have."""
 
     def __init__(self, *args: Any, **attrs: Any) -> None:
         super().__init__(*args, **attrs)
-        self.context_settings.setdefault("help_option_names", HELP_NAMES)
+        self.context_settings.setdefault("help_option_names", HELP_NAMES)  # type: ignore[attr-defined]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         with errors_at(ctx):
             check_options(self, ctx, args)
-            return super().parse_args(ctx, args)
+            return super().parse_args(ctx, args)  # type: ignore[misc,no-any-return]
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         formatter.write(show_page(describe_command(self, ctx), os.environ))
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        return shorten_helps(super().shell_complete(ctx, incomplete))
+        return shorten_helps(super().shell_complete(ctx, incomplete))  # type: ignore[misc]
 
 
-class Group(TyperGroup):
-    """The same for a command that has commands."""
+class Command(Explained, TyperCommand):
+    """A command."""
+
+
+class Group(Explained, TyperGroup):
+    """A command that has commands."""
 
     sections: ClassVar[dict[str, str]] = {}  # the title under which a command is listed, by name
-
-    def __init__(self, *args: Any, **attrs: Any) -> None:
-        super().__init__(*args, **attrs)
-        self.context_settings.setdefault("help_option_names", HELP_NAMES)
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        with errors_at(ctx):
-            check_options(self, ctx, args)
-            return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: Any) -> list[str]:
         listed = [name for name in self.sections if name in self.commands]
@@ -65,12 +60,6 @@ class Group(TyperGroup):
 
             raise UsageError(explain_no_command(args[0], ctx.command_path, list(self.commands)))
         return super().resolve_command(ctx, args)
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        formatter.write(show_page(describe_command(self, ctx), os.environ))
-
-    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        return shorten_helps(super().shell_complete(ctx, incomplete))
 
 
 def shorten_helps(items: list[Any]) -> list[Any]:
