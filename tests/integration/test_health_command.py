@@ -6,14 +6,13 @@ import asyncio
 import contextlib
 import json
 import socket
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
 
 from frontends import Server, run, serving
+from imports import run_and_list_imports
 from tgis_cli import grpc_healthcheck
 from tgis_cli.clients import probe
 
@@ -164,17 +163,14 @@ def test_wrong_options_are_told_apart_from_an_unhealthy_server(capsys, arguments
 
 
 def test_tgis_health_imports_neither_the_server_nor_the_command_framework():
-    program = (
-        "import sys; sys.argv = ['tgis', 'health', '--url', '127.0.0.1:1']\n"
-        "from tgis_cli.__main__ import main\n"
-        "try: main()\n"
-        "except SystemExit as end: print(end.code)\n"
-        "print([n for n in sys.modules if n in ('typer', 'grpc') or n.startswith('tgis_server.')])"
-    )
+    exit_code, imported = run_and_list_imports("health", "--url", "127.0.0.1:1")
 
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-
-    assert result.stdout == "1\n['tgis_server.host', 'tgis_server.host.interpreter']\n"
+    assert exit_code == 1
+    assert imported.isdisjoint({"typer", "grpc"})
+    assert {name for name in imported if name.startswith("tgis_server.")} == {
+        "tgis_server.host",
+        "tgis_server.host.interpreter",
+    }
 
 
 @pytest.mark.parametrize(("is_ready", "expected"), [(True, (0, "SERVING\n")), (False, (1, "NOT_SERVING\n"))])

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from imports import run_and_list_imports
 from tgis_cli.terminal.command_table import COMMANDS
 from tgis_cli.terminal.exits import explain_error
 from tgis_server.options import options
@@ -62,16 +63,10 @@ def test_help_imports_nothing_heavy(helps: dict[str, str], command: str):
 
 
 def test_listing_the_commands_imports_none_of_them():
-    program = (
-        "import sys; sys.argv = ['tgis', '--help']\n"
-        "from tgis_cli.app import main\n"
-        "try: main()\n"
-        "except SystemExit: print([name for name in sys.modules if name.startswith('tgis_cli.commands.')])"
-    )
+    exit_code, imported = run_and_list_imports("--help", entry="app")
 
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-
-    assert result.stdout.splitlines()[-1] == "[]"
+    assert not exit_code
+    assert not [name for name in imported if name.startswith("tgis_cli.commands.")]
 
 
 def test_launch_help_shows_every_option_in_full_at_80_columns():

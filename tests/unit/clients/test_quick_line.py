@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from contextlib import suppress
 from typing import Any
 
 import pytest
 import typer
 
+from imports import run_and_list_imports
 from tgis_cli.clients import quick_line
 from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.parameter_table import PARAMETERS
@@ -116,13 +115,7 @@ def test_the_line_of_this_test_has_every_parameter():
 
 
 def test_a_plain_line_imports_no_framework():
-    program = (
-        "import sys; sys.argv = ['tgis', 'generate', 'x', '--url', 'nonsense']\n"
-        "from tgis_cli.__main__ import main\n"
-        "try: main()\n"
-        "except SystemExit: print([name for name in ('typer', 'rich', 'ssl', 'http.client') if name in sys.modules])"
-    )
+    exit_code, imported = run_and_list_imports("generate", "x", "--url", "nonsense")
 
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-
-    assert result.stdout == "[]\n"
+    assert exit_code == 2
+    assert imported.isdisjoint({"typer", "rich", "ssl", "http.client"})

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from imports import run_and_list_imports
 from tgis_cli.decide.resolve import resolve
 from tgis_cli.machine import Cpu, Gpu, Machine
 from tgis_cli.model_files import DEMO_MODEL_DIR
@@ -438,18 +437,12 @@ def test_a_download_larger_than_the_disk_does_not_fit(
 
 @pytest.mark.serial
 def test_a_local_plan_is_fast_and_does_not_import_torch(model_dir: Callable[..., Path]) -> None:
-    program = (
-        "import sys; sys.argv = ['tgis', 'plan', *sys.argv[1:]]\n"
-        "from tgis_cli.app import main\n"
-        "try: main()\n"
-        "except SystemExit as end: print(end.code, [n for n in ('torch', 'huggingface_hub') if n in sys.modules])"
-    )
     started_s = time.monotonic()
 
-    arguments = [sys.executable, "-c", program, str(model_dir()), "--gpu", "H100"]
-    result = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    exit_code, imported = run_and_list_imports("plan", str(model_dir()), "--gpu", "H100", entry="app")
 
-    assert result.stdout.splitlines()[-1] == "None []"
+    assert not exit_code
+    assert imported.isdisjoint({"torch", "huggingface_hub"})
     assert time.monotonic() - started_s < 5  # allows for a busy machine; an idle one needs 0.35
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from imports import run_and_list_imports
 from tgis_cli.terminal.coercion import spare_coercion
 
 seen: dict[str, Any] = {}
@@ -60,13 +59,8 @@ def test_values_and_errors_are_those_of_the_framework(arguments: tuple[str, ...]
 
 
 def test_a_command_without_numbers_builds_no_validators():
-    program = (
-        "import sys; sys.argv = ['tgis', 'generate', 'x', '--stop', 'y', '--url', 'nonsense']\n"
-        "from tgis_cli.app import main\n"
-        "try: main()\n"
-        "except SystemExit: print('pydantic' in sys.modules)"
-    )
+    exit_code, imported = run_and_list_imports("generate", "x", "--stop", "y", "--url", "nonsense", entry="app")
 
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-
-    assert result.stdout == "False\n"
+    assert exit_code == 2
+    assert "typer" in imported
+    assert "pydantic" not in imported
