@@ -38,7 +38,7 @@ format: $(VENV)/installed-dev  ## Format all code
 proto: $(VENV)/installed-dev  ## Regenerate the gRPC stubs from proto/
 	@$(BIN)/python scripts/generate_stubs.py
 
-docs: $(VENV)/installed  ## Regenerate the tables in docs/ that come from the code
+docs: $(VENV)/installed  ## Regenerate the parts of docs/ that come from the code
 	@$(BIN)/python scripts/generate_docs.py
 
 bench: $(VENV)/installed  ## Benchmarks: engine alone and through gRPC (about fifteen minutes)

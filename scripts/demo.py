@@ -28,18 +28,19 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="tgis-demo-"))
     log = folder / "server.log"
     try:
-        exit_code = run_demo(folder, log)
+        exit_code, reason = run_demo(folder, log)
     except KeyboardInterrupt:
-        exit_code = INTERRUPTED
+        exit_code, reason = INTERRUPTED, ""
     if exit_code in (0, INTERRUPTED):
         shutil.rmtree(folder, ignore_errors=True)
     else:
         print(file=sys.stderr)
-        print_sentence(f"The demo failed: {last_line(log)}\nThe server's log is {log}", sys.stderr)
+        print_sentence(f"The demo failed: {reason}\nThe server's log is {log}", sys.stderr)
     return exit_code
 
 
-def run_demo(folder: Path, log: Path) -> int:
+def run_demo(folder: Path, log: Path) -> tuple[int, str]:
+    """The exit code, and why it is not 0."""
     print("Starting the demo model on free ports of this machine", flush=True)
     # float32, so that the answer is the same on every machine.
     options = ["--host", "127.0.0.1", "--grpc-port", "0", "--port", "0", "--run-dir", folder, "--dtype", "float32"]
@@ -48,7 +49,9 @@ def run_demo(folder: Path, log: Path) -> int:
     started_at = time.monotonic()
     try:
         if (url := wait_for_url(folder, server)) is None:
-            return server.returncode or 1
+            if server.poll() is None:
+                return 1, f"the server was not ready within {READY_TIMEOUT_S} s."
+            return server.returncode or 1, last_line(log)
         seconds = time.monotonic() - started_at
         print_sentence(f'Ready after {seconds:.1f} s; what `tgis generate "{PROMPT}"` shows:\n', sys.stdout)
         answered = subprocess.run(
@@ -58,14 +61,17 @@ def run_demo(folder: Path, log: Path) -> int:
     finally:
         server.send_signal(signal.SIGTERM)
         stopped = server.wait()
-    if not (answered or stopped):
-        tgis = os.path.relpath(TGIS)
-        print_sentence(
-            f"Next: `{tgis} run` completes texts of yours with this model, and `{tgis} launch MODEL` serves a model of "
-            "yours; README.md has the rest.",
-            sys.stdout,
-        )
-    return answered or stopped
+    if answered:
+        return answered, "`tgis generate` got no answer."
+    if stopped:
+        return stopped, last_line(log)
+    tgis = os.path.relpath(TGIS)
+    print_sentence(
+        f"Next: `{tgis} run` completes texts of yours with this model, and `{tgis} launch MODEL` serves a model of "
+        "yours; README.md has the rest.",
+        sys.stdout,
+    )
+    return 0, ""
 
 
 def wait_for_url(folder: Path, server: subprocess.Popen[bytes]) -> str | None:

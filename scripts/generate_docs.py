@@ -1,4 +1,7 @@
-"""Write the pages in docs/ that are made from the code, and parts of migration.md. A test checks that they match."""
+"""Write what is made from the code in docs/: whole pages, and parts of migration.md and commands.md.
+
+A test checks that they match.
+"""
 
 from __future__ import annotations
 

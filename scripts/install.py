@@ -50,7 +50,7 @@ CAUSES = {  # in pip's output -> what to do
         "PIP_INDEX_URL.",
     ),
     "No space left on device": "the disk is full. Free some gigabytes; TMPDIR and PIP_CACHE_DIR choose other disks.",
-    "externally-managed-environment": "this Python belongs to the operating system: remove .venv and start again.",
+    "externally-managed-environment": f"this Python belongs to the operating system: remove {sys.prefix} and try again.",
 }
 
 
@@ -113,7 +113,7 @@ def read_lines(pipe: TextIO, lines: queue.SimpleQueue[str | None]) -> None:
 
 
 def next_line(lines: queue.SimpleQueue[str | None]) -> str | None:
-    """The next line of pip; empty if there was none for a second, ``None`` at the end."""
+    """The next line of the program; empty if there was none for a second, ``None`` at the end."""
     try:
         return lines.get(timeout=TICK_S)
     except queue.Empty:

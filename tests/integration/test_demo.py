@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import tgis_server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +36,17 @@ def test_the_demo_streams_what_transformers_generates_and_exits_0():
 
     assert done.returncode == 0, done.stderr
     assert continuation_by_transformers(demo.PROMPT, demo.NUM_TOKENS) in done.stdout
+
+
+def test_a_demo_whose_server_is_not_ready_in_time_blames_the_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(demo, "READY_TIMEOUT_S", 0)
+
+    assert demo.main() == 1
+    reason, log = capsys.readouterr().err.strip().splitlines()
+    shutil.rmtree(Path(log.removeprefix("The server's log is ")).parent)
+    assert reason == "The demo failed: the server was not ready within 0 s."
 
 
 def test_a_demo_that_cannot_start_says_why_and_keeps_the_servers_log():

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tgis_cli.runs.servers import RunningServer
+from tgis_server.words.sizes import format_count
 
 Reply = TypeVar("Reply")
 
@@ -47,12 +48,8 @@ class Status:
         if self.state is State.STARTING and self.phase:
             return f"starting: {self.phase}" + (f" {self.share:.0%}" if self.share is not None else "")
         if self.state is State.DRAINING or (self.state is State.READY and self.num_calls):
-            return f"{self.state}, {count_calls(self.num_calls)}"
+            return f"{self.state}, {format_count(self.num_calls, 'call')}"
         return str(self.state)
-
-
-def count_calls(number: int) -> str:
-    return f"{number} call{'' if number == 1 else 's'}"
 
 
 def ask_all(servers: Sequence[RunningServer]) -> list[Status]:

@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from tgis_cli.clients.server_status import State, Status, ask_all, count_calls
+from tgis_cli.clients.server_status import State, Status, ask_all
 from tgis_cli.runs.servers import RunningServer, find_server
 from tgis_cli.terminal.stop_signals import ECHO_S
 from tgis_server.errors import Unavailable, UsageError
 from tgis_server.words.close_words import find_close, or_list
+from tgis_server.words.sizes import format_count
 
 POLL_S = 0.05
 QUIET_S = 1.0  # before the first word about a drain
@@ -147,7 +148,7 @@ def wait_for_ends(
 
 
 def describe_wait(server: RunningServer, status: Status) -> str:
-    doing = f"{count_calls(status.num_calls)} in flight" if status.state is State.DRAINING else "ending"
+    doing = f"{format_count(status.num_calls, 'call')} in flight" if status.state is State.DRAINING else "ending"
     return f"{server.model} (pid {server.pid}): {doing}"
 
 
@@ -158,7 +159,7 @@ def describe_survivors(stopped: Sequence[Stopped]) -> str:
         return ""
     calls = sum(each.num_calls for each in left)
     verb = "is" if len(left) == 1 else "are"
-    why = f", with {count_calls(calls)} in flight" if calls else ""
+    why = f", with {format_count(calls, 'call')} in flight" if calls else ""
     return (
         f"{', '.join(each.name for each in left)} {verb} still running{why}: wait, or end the calls with "
         "`tgis stop --now`."

@@ -51,11 +51,11 @@ def check_plain_http(subject: Subject) -> Iterator[Verdict]:
 
 def judge_certificate(certificate: dict[str, Any], path: Path, now: float, *, is_own: bool) -> Verdict:
     """Check dates and names. An expired authority causes only a warning: while authorities change, that is normal."""
-    from tgis_server.frontend.transport.certificate import Validity
+    from tgis_server.frontend.transport.certificate import Validity, list_alternative_names
 
     validity = Validity.of(certificate)
     start, end, subject = validity.start, validity.end, validity.subject
-    names = [name for kind, name in certificate.get("subjectAltName", ()) if kind in ("DNS", "IP Address")]
+    names = list_alternative_names(certificate)
     facts = {"path": str(path), "subject": subject, "names": names, "not_before": start, "not_after": end}
     what = f"The TLS certificate of {subject} in {path}"
     if not validity.includes(now):

@@ -1,6 +1,8 @@
 """Counts in sentences."""
 
+from tgis_server.words.sizes import format_count
+
 
 def count(number: int, noun: str) -> str:
     """``no GPUs``, ``1 GPU``, ``2 GPUs``."""
-    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
+    return format_count(number, noun) if number else f"no {noun}s"

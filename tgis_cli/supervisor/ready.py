@@ -16,7 +16,7 @@ from tgis_server.run import Run
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.words.control_characters import escape_controls
 from tgis_server.words.layout import lay_out, wrap
-from tgis_server.words.sizes import format_bytes
+from tgis_server.words.sizes import format_bytes, format_count
 
 LABELS = {
     "demo model": "This is the demo model, which only tells simple stories; serve your own with `tgis launch MODEL`.",
@@ -123,7 +123,7 @@ class Ready:
         """The main facts for people, as name and value."""
         run, info = self.run, self.info
         device = (info.device or run.device) if get_engine(run.engine).computes else "no device"
-        shards = f"{run.num_shard} shard{'s' if run.num_shard > 1 else ''} on {device}"
+        shards = f"{format_count(run.num_shard, 'shard')} on {device}"
         weights = f", {format_bytes(info.weight_bytes * run.num_shard)} of weights" if info.weight_bytes else ""
         return [
             ("model", f"{run.model_id} ({info.model_type}, {info.dtype or run.dtype}{weights})"),

@@ -23,6 +23,7 @@ from tgis_server import failures
 from tgis_server.run import Run
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.words.processes import FRONTEND, LAUNCHER, LEADER, child_names
+from tgis_server.words.sizes import format_count
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +167,7 @@ class Watcher:
 
 def describe_drain(in_flight: int, elapsed_s: float, delay_s: float, timeout_s: float) -> str:
     """``draining: 3 calls in flight, 84 s left``."""
-    calls = f"{in_flight} call{'' if in_flight == 1 else 's'} in flight"
+    calls = f"{format_count(in_flight, 'call')} in flight"
     if elapsed_s < delay_s:
         return f"draining: {calls}; new ones are accepted for {delay_s - elapsed_s:.0f} s more"
     return f"draining: {calls}, {max(0.0, delay_s + timeout_s - elapsed_s):.0f} s left"

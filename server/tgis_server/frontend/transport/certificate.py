@@ -56,12 +56,16 @@ def describe_name(name: tuple[tuple[tuple[str, str], ...], ...]) -> str:
 
 
 def list_names(certificate: Mapping[str, Any]) -> list[str]:
-    """The names that a client may expect: DNS names before addresses; without any, the common name."""
+    """The names that a client may expect; without alternative names, the common name."""
+    return list_alternative_names(certificate) or [
+        value for group in certificate.get("subject", ()) for kind, value in group if kind == "commonName"
+    ]
+
+
+def list_alternative_names(certificate: Mapping[str, Any]) -> list[str]:
+    """DNS names before addresses."""
     entries = certificate.get("subjectAltName", ())
-    names = [value for wanted in ("DNS", "IP Address") for kind, value in entries if kind == wanted]
-    if names:
-        return names
-    return [value for group in certificate.get("subject", ()) for kind, value in group if kind == "commonName"]
+    return [value for wanted in ("DNS", "IP Address") for kind, value in entries if kind == wanted]
 
 
 def read_own_certificate(certificate: Path, key: Path) -> dict[str, Any] | None:
