@@ -50,7 +50,7 @@ CAUSES = {  # in pip's output -> what to do
         "PIP_INDEX_URL.",
     ),
     "No space left on device": "the disk is full. Free some gigabytes; TMPDIR and PIP_CACHE_DIR choose other disks.",
-    "externally-managed-environment": f"this Python belongs to the operating system: remove {sys.prefix} and try again.",
+    "externally-managed-environment": f"this Python belongs to the operating system: remove {sys.prefix} and retry.",
 }
 
 
