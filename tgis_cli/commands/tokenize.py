@@ -33,7 +33,11 @@ def tokenize(
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print a JSON object per text.")] = False,
 ) -> None:
-    """Show how text is split into tokens: pieces, their count, and with --model their ids."""
+    """Show how text is split into tokens: their count, their pieces, and with --model their ids.
+
+    Pieces are written as in the vocabulary: in many, a leading Ġ or ▁ stands for a space, and other odd characters stand
+    for bytes.
+    """
     if model and connection != Connection():
         raise UsageError("Give either --model or the options of a server, such as --url, not both.")
     texts = [text] if text is not None else read_texts()

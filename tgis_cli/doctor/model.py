@@ -49,7 +49,7 @@ def check_fit(subject: Subject) -> Iterator[Verdict]:
         return
     facts = fit.as_dict()
     if fit.problem is not None:
-        yield warn(f"By this estimate, the server would fail to start. {fit.problem}", **facts)
+        yield warn(f"The server will probably fail to start: {fit.problem}", **facts)
         return
     sentence = (
         f"It fits: {format_bytes(fit.weight_bytes)} of weights and memory for {fit.num_tokens:,} tokens on each shard, "

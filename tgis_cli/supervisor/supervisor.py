@@ -194,7 +194,7 @@ class Supervisor:
     async def _stop(self, watcher: Watcher, name: str) -> Outcome:
         """End in order: drain the front-end, then stop the shards."""
         frontend = self._children[FRONTEND]
-        logger.info("%s: draining; a second signal stops at once", name)
+        logger.info("%s: finishing the calls in flight; a second signal stops them at once", name)
         frontend.send_signal(signal.SIGTERM)
         try:
             await self._drain(frontend, watcher)

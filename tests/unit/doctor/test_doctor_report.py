@@ -136,7 +136,7 @@ def test_a_model_estimated_not_to_fit_is_a_warning():
     ((level, sentence),) = judge(check_fit, with_model(DEMO_MODEL_DIR, free_bytes=100 << 20))
 
     assert level == "warn"
-    assert sentence.startswith("By this estimate, the server would fail to start. ")
+    assert sentence.startswith("The server will probably fail to start: ")
 
 
 def test_the_fit_is_unknown_if_the_driver_does_not_report_memory():
