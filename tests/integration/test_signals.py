@@ -40,7 +40,7 @@ def test_a_hangup_of_every_process_stops_the_server_and_loses_no_answer_in_fligh
 
     assert load.join() == ["MAX_TOKENS"] * 6
     assert server.wait() == 0
-    assert "SIGHUP: draining" in server.stderr
+    assert "SIGHUP: finishing the calls in flight" in server.stderr
 
 
 def test_with_a_log_file_a_hangup_of_every_process_never_stops_anything(start: Start, tmp_path: Path):

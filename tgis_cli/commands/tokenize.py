@@ -35,8 +35,8 @@ def tokenize(
 ) -> None:
     """Show how text is split into tokens: their count, their pieces, and with --model their ids.
 
-    Pieces are written as in the vocabulary: in many, a leading Ġ or ▁ stands for a space, and other odd characters stand
-    for bytes.
+    Pieces are written as in the vocabulary: in many, a leading Ġ or ▁ stands for a space, and other odd characters
+    stand for bytes.
     """
     if model and connection != Connection():
         raise UsageError("Give either --model or the options of a server, such as --url, not both.")
