@@ -48,8 +48,9 @@ def run(
 ) -> None:
     """Try a model: serve it on this machine only, complete text with it, and stop the server.
 
-    A first argument with spaces is a text for the demo model. All other options of `tgis launch`, except those of ports
-    and TLS, can be given in the environment or with --config. The server's log is in ~/.local/state/tgis/run-logs.
+    A first argument with spaces is a text for the demo model. All other options of `tgis launch` can be given in the
+    environment or with --config, except those of addresses, TLS, restarts, draining and the format of logs, which are
+    fixed. The server's log is in ~/.local/state/tgis/run-logs.
     """
     model, words = split_words(flags.pop("model_name"), text or [])
     server = OwnServer(
