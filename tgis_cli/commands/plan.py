@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tgis_cli.commands.shared_options import Token
 from tgis_cli.model_files.completion import complete_model
 from tgis_cli.terminal.exits import as_told
 from tgis_cli.terminal.options import with_serve_options
@@ -32,12 +33,7 @@ def plan(
     cpu: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Plan for a CPU like this one with this much free memory.")
     ] = None,
-    token: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEXT", help="For gated and private models; HF_TOKEN keeps the token out of process lists."
-        ),
-    ] = None,
+    token: Token = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what a model needs and where it fits: parameters, memory, longest sequences, and what a launch would choose.
