@@ -22,11 +22,15 @@ def has_color(stream: TextIO, environ: Mapping[str, str]) -> bool:
 
 def can_draw(stream: TextIO, environ: Mapping[str, str]) -> bool:
     """Whether boxes may be drawn: a terminal with colours and an encoding that has their characters."""
+    return can_encode(stream, BOX) and has_color(stream, environ)
+
+
+def can_encode(stream: TextIO, text: str) -> bool:
     try:
-        BOX.encode(getattr(stream, "encoding", None) or "ascii")
+        text.encode(getattr(stream, "encoding", None) or "ascii")
     except (UnicodeEncodeError, LookupError):
         return False
-    return has_color(stream, environ)
+    return True
 
 
 def is_terminal(stream: TextIO) -> bool:
