@@ -13,7 +13,7 @@ import typer
 
 from tgis_cli.terminal.coercion import spare_coercion
 from tgis_cli.terminal.command import Group
-from tgis_cli.terminal.command_table import COMMANDS, SECTIONS, describe_command, load_command
+from tgis_cli.terminal.command_table import COMMANDS, SECTIONS, load_command, make_stand_in
 from tgis_cli.terminal.exits import errors_as_exit_codes
 from tgis_server import __version__
 from tgis_server.errors import UsageError
@@ -30,7 +30,7 @@ class TgisGroup(Group):
     def __init__(self, **attrs: Any) -> None:
         super().__init__(**attrs)
         for name, summary in COMMANDS.items():
-            self.add_command(describe_command(name, summary), name)
+            self.add_command(make_stand_in(name, summary), name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args[0] == "help" and not ctx.resilient_parsing:  # as with git and gh

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 
 from tgis_cli.clients.answer import Answer, as_flag
 from tgis_cli.clients.token_view import TokenColors, make_legend, make_tables
-from tgis_cli.terminal.capabilities import get_width, has_color, is_capable, is_terminal
+from tgis_cli.terminal.capabilities import can_encode, get_width, has_color, is_capable, is_terminal
 from tgis_cli.terminal.quiet_input import quiet_input
-from tgis_cli.terminal.spinner import Spinner, can_encode
+from tgis_cli.terminal.spinner import Spinner
 from tgis_cli.terminal.tables import print_tables
 from tgis_cli.terminal.word_wrap import DIM, WordWriter
 from tgis_server.words.control_characters import escape_controls

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from tgis_cli.commands.shared_options import JsonEvents, Model, Revision
 from tgis_cli.model_files import find_model_dir, get_cache_dir, is_in_cache
-from tgis_cli.model_files.completion import complete_model
 from tgis_cli.terminal.progress import show_progress, tell
 from tgis_cli.terminal.stop_signals import interrupted_by_signals
 from tgis_server.errors import ModelError
@@ -19,14 +19,12 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def bundle(
-    model: Annotated[
-        str, typer.Argument(help="Name in the local cache, or a directory.", autocompletion=complete_model)
-    ],
+    model: Model,
     target: Annotated[
         str, typer.Argument(help="New directory, or a tar file if the name ends in .tar; `-` is stdout.")
     ],
-    revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "main",
-    json_: Annotated[bool, typer.Option("--json", help="Print events as JSON, one per line.")] = False,
+    revision: Revision = "main",
+    json_: JsonEvents = False,
 ) -> None:
     """Pack a model with its checksums.
 

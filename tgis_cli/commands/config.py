@@ -17,10 +17,9 @@ from tgis_cli.decide.resolve import resolve
 from tgis_cli.decide.tables import describe_options
 from tgis_cli.machine import probe_machine
 from tgis_cli.model_files.completion import complete_model
-from tgis_cli.terminal.capabilities import has_color
+from tgis_cli.terminal.capabilities import find_width, has_color
 from tgis_cli.terminal.exits import as_told
 from tgis_cli.terminal.options import with_serve_options
-from tgis_cli.terminal.tables import find_width
 from tgis_server.errors import TgisError
 from tgis_server.options import load_config
 from tgis_server.words.layout import wrap
@@ -53,7 +52,7 @@ def show(
         report["error"] = str(problem) if problem else None
         print(json.dumps(report, indent=1, default=str))
     else:
-        width = find_width()
+        width = find_width(sys.stdout)
         lines = describe_options(loaded, resolved, width, is_colored=has_color(sys.stdout, environ))
         print("\n".join(lines).rstrip())
         for warning in warnings:

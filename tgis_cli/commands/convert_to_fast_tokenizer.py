@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
+from tgis_cli.commands.shared_options import Model, Revision
 from tgis_cli.model_files import find_model_dir, get_cache_dir
-from tgis_cli.model_files.completion import complete_model
 from tgis_cli.terminal.progress import tell
 from tgis_cli.terminal.stop_signals import interrupted_by_signals
 from tgis_server.errors import ModelError, UsageError
@@ -19,10 +19,8 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def convert_to_fast_tokenizer(
-    model: Annotated[
-        str, typer.Argument(help="Name in the local cache, or a directory.", autocompletion=complete_model)
-    ],
-    revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "main",
+    model: Model,
+    revision: Revision = "main",
     output_path: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Output directory.", show_default="the model's directory")
     ] = None,

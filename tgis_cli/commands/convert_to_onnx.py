@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
+from tgis_cli.commands.shared_options import Model, Revision
 from tgis_cli.model_files import find_model_dir, get_cache_dir
-from tgis_cli.model_files.completion import complete_model
 from tgis_cli.terminal.progress import tell
 from tgis_cli.terminal.stop_signals import interrupted_by_signals
 
@@ -18,11 +18,9 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def convert_to_onnx(
-    model: Annotated[
-        str, typer.Argument(help="Name in the local cache, or a directory.", autocompletion=complete_model)
-    ],
+    model: Model,
     target: Annotated[Path, typer.Argument(help="Directory to create.")],
-    revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "main",
+    revision: Revision = "main",
     merge_graphs: Annotated[
         bool,
         typer.Option(

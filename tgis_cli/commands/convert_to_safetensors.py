@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
 
 import typer
 
+from tgis_cli.commands.shared_options import JsonEvents, Model, Revision
 from tgis_cli.model_files import find_model_dir, get_cache_dir
-from tgis_cli.model_files.completion import complete_model
 from tgis_cli.terminal.progress import tell_result
 from tgis_cli.terminal.stop_signals import interrupted_by_signals
 
@@ -17,11 +16,9 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def convert_to_safetensors(
-    model: Annotated[
-        str, typer.Argument(help="Name in the local cache, or a directory.", autocompletion=complete_model)
-    ],
-    revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "main",
-    json_: Annotated[bool, typer.Option("--json", help="Print events as JSON, one per line.")] = False,
+    model: Model,
+    revision: Revision = "main",
+    json_: JsonEvents = False,
 ) -> None:
     """Convert .bin and .pt files to safetensors next to them, without running code that they may contain.
 

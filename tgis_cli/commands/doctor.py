@@ -12,10 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from tgis_cli.model_files.completion import complete_model
-from tgis_cli.terminal.capabilities import has_color
+from tgis_cli.terminal.capabilities import find_width, has_color
 from tgis_cli.terminal.options import with_serve_options
 from tgis_cli.terminal.sentences import print_sentence
-from tgis_cli.terminal.tables import find_width
 
 app = typer.Typer(add_completion=False)
 
@@ -55,7 +54,7 @@ def doctor(
     if json_:
         print(json.dumps(report, indent=1, default=str))
     else:
-        lines = describe_verdicts(verdicts, find_width(), is_colored=has_color(sys.stdout, environ))
+        lines = describe_verdicts(verdicts, find_width(sys.stdout), is_colored=has_color(sys.stdout, environ))
         print("\n".join(lines))
     if bundle is not None:
         names = write_bug_report(bundle, subject, report)

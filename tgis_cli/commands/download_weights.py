@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tgis_cli.commands.shared_options import JsonEvents, Revision, Token
 from tgis_cli.model_files import get_cache_dir
 from tgis_cli.model_files.completion import complete_model
 from tgis_cli.terminal.progress import tell_result
@@ -26,10 +27,8 @@ def download_weights(
             autocompletion=complete_model,
         ),
     ],
-    revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "main",
-    token: Annotated[
-        str | None, typer.Option(help="For gated and private models; HF_TOKEN keeps the token out of process lists.")
-    ] = None,
+    revision: Revision = "main",
+    token: Token = None,
     extension: Annotated[
         str,
         typer.Option(
@@ -52,7 +51,7 @@ def download_weights(
     stall_timeout: Annotated[
         float, typer.Option(min=1, metavar="SECONDS", help="Restart a transfer that receives nothing for this long.")
     ] = 30,
-    json_: Annotated[bool, typer.Option("--json", help="Print events as JSON, one per line.")] = False,
+    json_: JsonEvents = False,
 ) -> None:
     """Download a model into the local cache and print its directory on stdout.
 

@@ -20,7 +20,7 @@ TEXT_HELP = "What to complete; `-` stands for standard input. Without a text: st
 FILE_HELP = "Complete each line; a line of a .jsonl file is a JSON object with a text and its own parameters."
 MANY = "Several answers"
 
-
+Text = Annotated[list[str] | None, typer.Argument(metavar="TEXT", help=TEXT_HELP, show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print each answer as a JSON object in a line.")]
 File = Annotated[str | None, typer.Option(metavar="FILE", help=FILE_HELP, rich_help_panel=MANY)]
 Parallel = Annotated[
@@ -39,7 +39,7 @@ NumAnswers = Annotated[
 def generate(
     connection: Connection,
     parameters: Parameters,
-    text: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help=TEXT_HELP, show_default=False)] = None,
+    text: Text = None,
     json_: AsJson = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the server is ready.")] = False,
     wait_timeout: Annotated[

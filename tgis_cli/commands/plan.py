@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from tgis_cli.commands.shared_options import Token
 from tgis_cli.model_files.completion import complete_model
+from tgis_cli.terminal.capabilities import find_width
 from tgis_cli.terminal.exits import as_told
 from tgis_cli.terminal.options import with_serve_options
 from tgis_cli.terminal.stop_signals import interrupted_by_signals
-from tgis_cli.terminal.tables import find_width
 from tgis_server.options import load_config
 
 app = typer.Typer(add_completion=False)
@@ -32,12 +34,7 @@ def plan(
     cpu: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Plan for a CPU like this one with this much free memory.")
     ] = None,
-    token: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEXT", help="For gated and private models; HF_TOKEN keeps the token out of process lists."
-        ),
-    ] = None,
+    token: Token = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what a model needs and where it fits: parameters, memory, longest sequences, and what a launch would choose.
@@ -55,7 +52,7 @@ def plan(
     devices = read_devices(gpu, cpu, loaded.config, machine)
     with interrupted_by_signals(), open_model(loaded.config, environ, token) as source:
         report = make_report(source, devices, loaded, environ)
-        width = find_width()
+        width = find_width(sys.stdout)
         text = (
             json.dumps(report.as_dict(), indent=1, default=str) if json_ else "\n".join(describe_report(report, width))
         )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Annotated
 
 import typer
 
-from tgis_cli.terminal.tables import find_width
+from tgis_cli.terminal.capabilities import find_width
 
 app = typer.Typer(add_completion=False)
 
@@ -24,6 +25,6 @@ def ps(json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = Fals
     if json_:
         print(json.dumps({"servers": [row.as_dict() for row in rows]}, indent=1))
     elif rows:
-        print("\n".join(describe_rows(rows, find_width())))
+        print("\n".join(describe_rows(rows, find_width(sys.stdout))))
     else:
         print("No server of this user is running; `tgis launch` starts one.")

@@ -14,7 +14,7 @@ from tgis_cli.clients.generation import Generation
 from tgis_cli.clients.parameter_flags import with_parameters
 from tgis_cli.clients.parameters import Parameters
 from tgis_cli.clients.presenter import Presenter
-from tgis_cli.commands.generate import AsJson, File, NumAnswers, Parallel
+from tgis_cli.commands.generate import AsJson, File, NumAnswers, Parallel, Text
 from tgis_cli.model_files.completion import complete_model
 from tgis_cli.own_server.own_server import OwnServer
 from tgis_cli.own_server.words import explain_word, make_options, split_words
@@ -26,9 +26,7 @@ app = typer.Typer(add_completion=False)
 
 OFFERED = ("revision", "dtype", "device", "num_shard", "kv_cache_memory", "max_sequence_length", "rehearse")
 MODEL_HELP = "Directory, or hub id in the local cache; without one the small demo model."
-TEXT_HELP = "What to complete; `-` stands for standard input. Without a text: standard input, or a prompt loop."
 
-Text = Annotated[list[str] | None, typer.Argument(metavar="TEXT", help=TEXT_HELP, show_default=False)]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the server's log, and statistics, on stderr.")]
 
 
@@ -48,8 +46,9 @@ def run(
 ) -> None:
     """Try a model: serve it on this machine only, complete text with it, and stop the server.
 
-    A first argument with spaces is a text for the demo model. All other options of `tgis launch`, except those of ports
-    and TLS, can be given in the environment or with --config. The server's log is in ~/.local/state/tgis/run-logs.
+    A first argument with spaces is a text for the demo model. All other options of `tgis launch` can be given in the
+    environment or with --config, except those of addresses, restarts, draining, the format of logs and the termination
+    log, which are fixed. Variables of TLS are ignored. The server's log is in ~/.local/state/tgis/run-logs.
     """
     model, words = split_words(flags.pop("model_name"), text or [])
     server = OwnServer(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from typing import Annotated
@@ -12,7 +11,7 @@ import typer
 
 from tgis_cli.terminal.exits import as_told
 from tgis_cli.terminal.sentences import print_sentence
-from tgis_server.errors import Unavailable, UsageError
+from tgis_server.errors import Unavailable
 
 app = typer.Typer(add_completion=False)
 
@@ -41,7 +40,9 @@ def stop(
     timeout: Annotated[
         float | None,
         typer.Option(
-            metavar="SECONDS", help="How long to wait for each; by default its --drain-timeout and a little more."
+            min=0,
+            metavar="SECONDS",
+            help="How long to wait for each; by default its --drain-timeout and a little more.",
         ),
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -54,8 +55,6 @@ def stop(
     from tgis_cli.runs.servers import find_running
     from tgis_cli.terminal.status_line import StatusLine
 
-    if timeout is not None and not (math.isfinite(timeout) and timeout >= 0):
-        raise UsageError(f"--timeout {timeout:g} is not a number of seconds from 0.")
     servers = pick_servers(names or [], find_running(), everything=everything)
     line = StatusLine(sys.stderr, os.environ)
     try:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from tgis_cli.commands.shared_options import JsonEvents
 from tgis_cli.model_files import get_cache_dir
 from tgis_cli.terminal.progress import show_progress, tell_result
 from tgis_cli.terminal.stop_signals import interrupted_by_signals
@@ -26,7 +27,7 @@ def unbundle(
         str | None,
         typer.Option(help="Name in the cache, such as org/model; needed for a bundle made from a directory."),
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print events as JSON, one per line.")] = False,
+    json_: JsonEvents = False,
 ) -> None:
     """Check a packed model, put it into the local cache, and print its directory on stdout."""
     with interrupted_by_signals():

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from tgis_cli.terminal.command import Group
-from tgis_cli.terminal.command_table import COMMANDS, describe_command, load_command
+from tgis_cli.terminal.command_table import COMMANDS, load_command, make_stand_in
 from tgis_cli.terminal.options import Body, with_serve_options
 from tgis_server.errors import UsageError
 from tgis_server.options import FRAMEWORKS
@@ -41,7 +41,7 @@ class ServerGroup(Group):
     def __init__(self, **attrs: Any) -> None:
         super().__init__(**attrs)
         for name in TOOLS:
-            self.add_command(describe_command(name, COMMANDS[name]), name)
+            self.add_command(make_stand_in(name, COMMANDS[name]), name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] not in self.commands:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tgis_cli.decide.resolve import Resolved, format_value
+from tgis_cli.terminal.capabilities import paint
 from tgis_server.options import GROUPS, LoadedConfig, options
 from tgis_server.words.layout import lay_out
 
@@ -54,10 +55,6 @@ def paint_rows(rows: Sequence[Row], laid_out: Sequence[Sequence[str]], *, is_col
         is_dim = number == 0 or origin.startswith("default")
         for line in lines:
             yield paint(line, DIM, is_colored=is_colored and is_dim)
-
-
-def paint(text: str, code: str, *, is_colored: bool) -> str:
-    return f"\x1b[{code}m{text}\x1b[0m" if is_colored else text
 
 
 def format_option(value: Any) -> str:

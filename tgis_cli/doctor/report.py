@@ -10,6 +10,7 @@ from typing import Any
 from tgis_cli.doctor.checks import GROUP_OF
 from tgis_cli.doctor.verdict import Level, Subject, Verdict
 from tgis_cli.machine.words import count
+from tgis_cli.terminal.capabilities import paint
 from tgis_server import __version__
 from tgis_server.words.layout import wrap
 
@@ -35,18 +36,14 @@ def describe_verdicts(verdicts: Sequence[Verdict], width: int | None, *, is_colo
 
 def describe_verdict(verdict: Verdict, width: int | None, *, is_colored: bool) -> Iterator[str]:
     """Its lines, hanging below the sentence; the fix has its own if both do not fit on one."""
-    start = f"  {MARKS[verdict.level]}  "
+    mark = MARKS[verdict.level]
+    start = f"  {mark}  "
     is_short = len(start + str(verdict)) <= (width or LONG_LINE)
     first, *others = wrap(str(verdict) if is_short else verdict.sentence, width, first=start)
-    if is_colored:
-        first = first.replace(MARKS[verdict.level], colored(MARKS[verdict.level], COLORS[verdict.level]), 1)
+    first = first.replace(mark, paint(mark, COLORS[verdict.level], is_colored=is_colored), 1)
     yield from (first, *others)
     if verdict.fix and not is_short:
         yield from wrap(verdict.fix, width, first=INDENT)
-
-
-def colored(text: str, code: str) -> str:
-    return f"\x1b[{code}m{text}\x1b[0m"
 
 
 def summarize(verdicts: Sequence[Verdict]) -> str:

@@ -19,21 +19,10 @@ from typing import IO, TextIO
 
 from tgis_cli.own_server.run_log import RunLog
 from tgis_cli.runs.servers import RunningServer, find_server
+from tgis_cli.terminal.fixed_in_run import ALWAYS, NOT_FOR_LOOPBACK
 from tgis_server.errors import GroupFailed, HubError, ModelError, NotEnoughDevices, UsageError
 from tgis_server.host.interpreter import make_command, make_environment
 
-# `FIXED_IN_RUN` of terminal/suggestions.py has the same names.
-# For this machine only, on free ports; one attempt; a log for people. Flags take precedence over the environment.
-ALWAYS = {
-    "host": "127.0.0.1",
-    "grpc_port": "0",
-    "port": "0",
-    "restart": "none",
-    "drain_delay": "0",
-    "drain_timeout": "2",
-    "json_output": False,
-}
-NOT_FOR_LOOPBACK = ("TLS_CERT_PATH", "TLS_KEY_PATH", "TLS_CLIENT_CA_CERT_PATH", "HTTP_TLS")
 ENDINGS = ((signal.SIGTERM, 5.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, None))  # with the seconds to wait
 KINDS = {kind.exit_code: kind for kind in (UsageError, ModelError, NotEnoughDevices, GroupFailed, HubError)}
 

@@ -57,7 +57,7 @@ def describe_model(report: PlanReport) -> Iterator[tuple[str, str]]:
     if weights is not None:
         by_size = sorted(weights.bytes_by_dtype.items(), key=lambda item: -item[1])
         dtypes = " and ".join(dtype for dtype, _ in by_size)
-        yield "parameters", f"{format_count(weights.num_parameters)} in {dtypes}"
+        yield "parameters", f"{format_large(weights.num_parameters)} in {dtypes}"
         is_guess = source.is_on_hub and source.convert_bytes
         files = "estimated from config.json" if is_guess else f"in {count(weights.num_files, 'file')}"
         yield "weights", f"{format_bytes(weights.num_bytes)} {files}"
@@ -150,7 +150,7 @@ def conclude(report: PlanReport) -> Iterator[str]:
         yield f"Download it with `tgis download-weights {report.source.model}`."
 
 
-def format_count(number: int) -> str:
+def format_large(number: int) -> str:
     """``8.03 billion``, ``135 million``, ``12,345``."""
     for size, word in ((10**9, "billion"), (10**6, "million")):
         if number >= size:

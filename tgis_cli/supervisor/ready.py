@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tgis_cli.runs.servers import WILDCARDS, bracket
+from tgis_cli.runs.servers import READY_FILE, WILDCARDS, bracket
 from tgis_cli.supervisor.first_request import write_first_request
 from tgis_cli.supervisor.timeline import Timeline
 from tgis_server.engines.catalogue import get_engine
@@ -114,8 +114,7 @@ class Ready:
         Args:
             tls: of the port: "off", "server" or "mutual".
         """
-        host = self.run.config.host
-        host = f"[{host}]" if ":" in host else host or "*"
+        host = bracket(self.run.config.host) or "*"
         facts = [*(["all interfaces"] if self.listens_on_all else []), *TLS_FACTS[tls]]
         return f"{host}:{port}" + (f" ({', '.join(facts)})" if facts else "")
 
@@ -150,7 +149,7 @@ class Ready:
 
 def write_ready_file(ready: Ready, launcher_pid: int) -> None:
     """Write ``ready.json`` in the run directory; it is complete from the moment it exists."""
-    file = ready.run.run_dir / "ready.json"
+    file = ready.run.run_dir / READY_FILE
     temporary = Path(f"{file}.tmp")
     temporary.write_text(json.dumps({**ready.facts(), "pid": launcher_pid}, indent=1))
     temporary.rename(file)

@@ -22,11 +22,15 @@ def has_color(stream: TextIO, environ: Mapping[str, str]) -> bool:
 
 def can_draw(stream: TextIO, environ: Mapping[str, str]) -> bool:
     """Whether boxes may be drawn: a terminal with colours and an encoding that has their characters."""
+    return can_encode(stream, BOX) and has_color(stream, environ)
+
+
+def can_encode(stream: TextIO, text: str) -> bool:
     try:
-        BOX.encode(getattr(stream, "encoding", None) or "ascii")
+        text.encode(getattr(stream, "encoding", None) or "ascii")
     except (UnicodeEncodeError, LookupError):
         return False
-    return has_color(stream, environ)
+    return True
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -44,3 +48,16 @@ def get_width(stream: TextIO) -> int:
         columns = 0
     given = os.environ.get("COLUMNS", "")
     return columns or (int(given) if given.isdecimal() else 0) or DEFAULT_COLUMNS
+
+
+def find_width(stream: TextIO) -> int | None:
+    """Columns of a terminal now; ``None`` in a file or pipe, where lines stay whole."""
+    return get_width(stream) if is_terminal(stream) else None
+
+
+def paint(text: str, code: str, *, is_colored: bool) -> str:
+    """
+    Args:
+        code: of ANSI, such as ``1;31`` for bold red.
+    """
+    return f"\x1b[{code}m{text}\x1b[0m" if is_colored else text

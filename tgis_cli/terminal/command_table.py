@@ -63,6 +63,6 @@ def load_command(name: str) -> Any:
     return command
 
 
-def describe_command(name: str, summary: str) -> Any:
+def make_stand_in(name: str, summary: str) -> Any:
     """A stand-in that carries the name and summary of a command for listings and shell completion."""
     return TyperCommand(name, help=summary, short_help=summary, add_help_option=False)

@@ -66,15 +66,14 @@ def leave(exit_code: int) -> NoReturn:
     """End the process without the interpreter's shutdown, which with gRPC takes longer than some answers.
 
     Raises:
-        BrokenPipeError: the output has no reader.
+        OSError: the output cannot be written, for instance because it has no reader or no space.
     """
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except BrokenPipeError:
-            raise
-        except OSError:  # the terminal is gone
-            pass
+        except OSError as error:
+            if error.errno != errno.EIO:  # the terminal is gone
+                raise
     os._exit(exit_code)
 
 

@@ -37,18 +37,16 @@ def describe_command(command: Any, ctx: Any) -> HelpPage:
     if is_group:
         for name in command.list_commands(ctx):
             title = command.sections.get(name, COMMANDS)
-            sections.setdefault(title, []).append(
-                Row(name, str(command.get_command(ctx, name).get_short_help_str(200)))
-            )
+            summary = str(command.get_command(ctx, name).get_short_help_str(MAX_SUMMARY))
+            sections.setdefault(title, []).append(Row(name, summary))
     for param in params:
         title = getattr(param, "rich_help_panel", None) or (OPTIONS if is_option(param) else ARGUMENTS)
         sections.setdefault(title, []).append(describe_parameter(param))
-    words = [ctx.command_path, *map(write_argument, filter(is_argument, params))]
-    words = (
-        [*words, "[COMMAND]" if getattr(command, "invoke_without_command", False) else "COMMAND"] if is_group else words
-    )
+    usage = write_usage(ctx)
+    if is_group:
+        usage += " [COMMAND]" if getattr(command, "invoke_without_command", False) else " COMMAND"
     return HelpPage(
-        " ".join(words),
+        usage,
         tuple(" ".join(paragraph.split()) for paragraph in PARAGRAPHS.split(command.help or "") if paragraph),
         tuple(Section(title, tuple(rows)) for title, rows in sections.items() if rows),
         find_examples(ctx.command_path),

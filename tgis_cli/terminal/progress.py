@@ -18,6 +18,7 @@ from typing import Any, TextIO
 
 from tgis_cli.terminal.capabilities import is_capable
 from tgis_cli.terminal.sentences import fit_sentence, print_sentence
+from tgis_cli.terminal.status_line import CLEAR_LINE
 from tgis_server.words.sizes import format_bytes
 
 WINDOW_S = 10.0  # over which the rate is measured, so that it soon forgets a slow start or a pause
@@ -25,7 +26,6 @@ LINE_EVERY_S = 5.0
 BAR_EVERY_S = 0.1
 EVENT_EVERY_S = 1.0
 BAR_COLUMNS = 24
-CLEAR_LINE = "\r\x1b[2K"
 
 
 class Progress:
@@ -164,8 +164,9 @@ class BarProgress(Progress):
         self.show()
 
     def close(self) -> None:
-        self.stream.write(CLEAR_LINE)
-        self.stream.flush()
+        with contextlib.suppress(OSError):  # the terminal is gone: what ended the work matters more
+            self.stream.write(CLEAR_LINE)
+            self.stream.flush()
 
 
 @contextlib.contextmanager

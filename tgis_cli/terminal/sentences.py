@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TextIO
 
-from tgis_cli.terminal.capabilities import get_width, is_terminal
+from tgis_cli.terminal.capabilities import find_width
 from tgis_server.words.layout import wrap
 
 
@@ -15,5 +15,4 @@ def print_sentence(sentence: str, stream: TextIO) -> None:
 
 def fit_sentence(sentence: str, stream: TextIO) -> str:
     """The sentence, with the line ends that an output needs."""
-    width = get_width(stream) if is_terminal(stream) else None
-    return "\n".join(wrap(sentence, width))
+    return "\n".join(wrap(sentence, find_width(stream)))

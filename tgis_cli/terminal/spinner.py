@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
+from tgis_cli.terminal.capabilities import can_encode
 from tgis_server.words.control_characters import escape_controls
 
 DELAY_S = 0.3  # a faster answer shows no spinner
@@ -84,11 +85,3 @@ class Spinner:
             self._stream.flush()
         except (OSError, ValueError):  # the terminal is gone
             self._stopped.set()
-
-
-def can_encode(stream: TextIO, text: str) -> bool:
-    try:
-        text.encode(stream.encoding or "ascii")
-    except (UnicodeEncodeError, LookupError):
-        return False
-    return True

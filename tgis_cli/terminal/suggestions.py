@@ -82,14 +82,6 @@ SUPERFLUOUS = {
     "stream": "leave it out: answers are shown as they are generated.",
 }
 
-# Options of `tgis launch` that `tgis run` sets itself, or leaves out.
-FIXED_IN_RUN = frozenset(
-    {
-        *("host", "grpc_port", "port", "restart", "drain_delay", "drain_timeout", "json_output", "termination_log"),
-        *("tls_cert_path", "tls_key_path", "tls_client_ca_cert_path", "http_tls"),
-    }
-)
-
 MOST_LISTED = 6  # commands in a sentence
 ROOT_OPTIONS = ("--debug", "--version", "--install-completion", "--show-completion")  # of `tgis` itself
 
@@ -173,6 +165,7 @@ def write_no_option(word: str, found: list[str] | str | None, where: str | None,
 
 def name_ways_in_run(flag: str) -> str:
     """How an option of `tgis launch` is set for `tgis run`; empty if it is not one, or is always the same there."""
+    from tgis_cli.terminal.fixed_in_run import FIXED_IN_RUN
     from tgis_server.options import options
 
     for option in options():

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TextIO
 
-from tgis_cli.terminal.capabilities import get_width, is_terminal
+from tgis_cli.terminal.capabilities import find_width
 from tgis_server.words.control_characters import escape_controls
 
 if TYPE_CHECKING:
@@ -19,11 +19,6 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 PIPE_COLUMNS = 10_000
-
-
-def find_width() -> int | None:
-    """Columns of stdout; ``None`` in a pipe, where lines stay whole."""
-    return get_width(sys.stdout) if is_terminal(sys.stdout) else None
 
 
 def open_console(stream: TextIO | None = None) -> Console:
@@ -38,7 +33,7 @@ def open_console(stream: TextIO | None = None) -> Console:
             return super().render_str(escape_controls(text), **options)
 
     stream = stream or sys.stdout
-    width = get_width(stream) if is_terminal(stream) else PIPE_COLUMNS
+    width = find_width(stream) or PIPE_COLUMNS
     return EscapingConsole(file=stream, markup=False, emoji=False, highlight=False, width=width)
 
 

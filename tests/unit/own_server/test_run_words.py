@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from tgis_cli.clients.parameters import Parameters
-from tgis_cli.own_server.launcher import ALWAYS, NOT_FOR_LOOPBACK, LaunchOptions
+from tgis_cli.own_server.launcher import LaunchOptions
 from tgis_cli.own_server.words import explain_word, make_options, split_words
-from tgis_cli.terminal.suggestions import FIXED_IN_RUN
 
 
 @pytest.mark.parametrize(
@@ -44,10 +43,6 @@ def test_a_directory_with_spaces_is_a_model(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
 
     assert split_words("my model", ["Once"]) == ("my model", ["Once"])
-
-
-def test_options_that_a_run_sets_itself_are_not_suggested_for_it():
-    assert {*ALWAYS, "termination_log", *map(str.lower, NOT_FOR_LOOPBACK)} == FIXED_IN_RUN
 
 
 def test_a_length_above_the_servers_limit_raises_the_limit():

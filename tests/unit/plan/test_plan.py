@@ -25,7 +25,7 @@ from tgis_cli.plan import PlanReport, make_report, open_model, read_devices
 from tgis_cli.plan.devices import read_gpu
 from tgis_cli.plan.fit import CPU_PROCESS_BYTES
 from tgis_cli.plan.gpu_table import CARDS, find_cards
-from tgis_cli.plan.text import describe_report, format_count
+from tgis_cli.plan.text import describe_report, format_large
 from tgis_server.engines.native.memory import cpu_packs
 from tgis_server.errors import ModelError, NotEnoughDevices, UsageError
 from tgis_server.options import ServeConfig, load_config
@@ -393,7 +393,7 @@ def test_a_plan_and_a_launch_refuse_an_unserved_model_for_the_same_reason(tmp_pa
     ("number", "text"), [(8_030_261_248, "8.03 billion"), (134_515_008, "135 million"), (12345, "12,345")]
 )
 def test_counts_are_written_in_words(number: int, text: str) -> None:
-    assert format_count(number) == text
+    assert format_large(number) == text
 
 
 @pytest.mark.parametrize(

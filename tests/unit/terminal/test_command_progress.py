@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 
@@ -114,6 +115,16 @@ def test_a_bar_stays_in_its_line_and_changes_no_terminal_state():
     assert shown.endswith("\r\x1b[2K")
     assert shown.count("\n") == 1
     assert "\x1b[?25l" not in shown  # a hidden cursor would stay hidden after a kill
+
+
+def test_a_bar_on_a_terminal_that_is_gone_does_not_hide_what_ended_the_work():
+    class Gone(Tty):
+        def flush(self) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+    progress, _, _ = make(BarProgress, 100 * MIB, Gone())
+
+    progress.close()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 import threading
@@ -38,9 +39,15 @@ def url() -> Iterator[str]:
 
 def run_without_space(*arguments: str) -> tuple[int, str]:
     """Exit code and stderr of a command whose stdout is on a full disk."""
+    return run_python_without_space("-m", "tgis_cli", *arguments)
+
+
+def run_python_without_space(*arguments: str) -> tuple[int, str]:
+    """Like ``run_without_space``, for the interpreter's arguments; what is printed is buffered until the last flush."""
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with open("/dev/full", "w") as full:
-        command = [sys.executable, "-m", "tgis_cli", *arguments]
-        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=30)
+        command = [sys.executable, *arguments]
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=30, env=environ)
     return ended.returncode, ended.stderr
 
 
@@ -61,6 +68,16 @@ def test_a_probe_that_fails_keeps_its_code_if_its_object_cannot_be_written(as_js
 @pytest.mark.parametrize("as_json", [[], ["--json"]])
 def test_a_command_that_cannot_write_its_output_says_so(as_json: list[str]):
     assert run_without_space("version", *as_json) == (4, NO_SPACE)
+
+
+def test_a_command_that_leaves_at_once_says_that_its_output_cannot_be_written():
+    leaving = """
+from tgis_cli.terminal.exits import errors_as_exit_codes, leave
+with errors_as_exit_codes(debug=False):
+    print("Once upon a time")
+    leave(0)
+"""
+    assert run_python_without_space("-c", leaving) == (4, NO_SPACE)
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory")])
