@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from tgis_cli.clients.answer import as_flag, collect_answer, to_json_line
+from tgis_cli.clients.answer import collect_answer, to_json_line
 from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.connector import Connector, RemoteConnector
 from tgis_cli.clients.grpc_client import Client
+from tgis_cli.clients.parameter_table import as_flag
 from tgis_cli.clients.parameters import Parameters
 from tgis_cli.clients.presenter import Presenter, interrupted_by_ctrl_c
 from tgis_cli.clients.prompts import ON_COMMAND_LINE, read_prompt
