@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from tgis_cli.clients.answer import to_json_line
+from tgis_cli.clients.parameter_table import as_flag
 from tgis_cli.clients.parameters import Parameters
 from tgis_cli.clients.prompts import STDIN, decode, read_lines
 from tgis_server.errors import UsageError
@@ -23,6 +24,8 @@ from tgis_server.host.regular_file import open_file_or_pipe
 
 MAX_NAMED = 5  # of the wrong lines
 JSON_SUFFIXES = (".jsonl", ".ndjson")
+
+Check = Callable[[Parameters, Callable[[str], str]], None]  # also gets how a parameter is called; raises UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +46,12 @@ class PromptFile:
     name: str
     is_json: bool
     common: Parameters  # of the command line; a JSON line may have others
-    check: Callable[[Parameters], None]  # raises UsageError
+    check: Check
     num_prompts: int = 0
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, path: str, common: Parameters, check: Callable[[Parameters], None]) -> Iterator[PromptFile]:
+    def open(cls, path: str, common: Parameters, check: Check) -> Iterator[PromptFile]:
         """
         Args:
             path: ``-`` is standard input.
@@ -67,6 +70,11 @@ class PromptFile:
             is_json = path.endswith(JSON_SUFFIXES) or first_character(stream, name) == b"{"
             file = cls(stream, name, is_json, common, check)
             yield dataclasses.replace(file, num_prompts=file.count())
+
+    @property
+    def setting(self) -> Callable[[str], str]:
+        """How a parameter is called where it is set."""
+        return str if self.is_json else as_flag
 
     def count(self) -> int:
         """Read and check all lines.
@@ -116,7 +124,7 @@ class PromptFile:
     def _parse(self, line: int, data: bytes) -> Prompt:
         text = decode(data, "it")
         prompt = parse_object(text, line, self.common) if self.is_json else Prompt(text, self.common, line)
-        self.check(prompt.parameters)
+        self.check(prompt.parameters, self.setting)
         return prompt
 
 
