@@ -102,7 +102,7 @@ def find_address(
         return parse_url(text, URL_VARIABLE, protocol, with_tls=with_tls, bare=GRPC)
     if address := find_in_environment(environ, protocol, with_tls=with_tls, find=find):
         return address
-    servers = [server for server in find() if server.is_in_this_network and not server.is_lost]
+    servers = [server for server in find() if server.is_in_this_network and not server.is_obscure]
     if len(servers) > 1:
         refuse(f"Several servers are running: {list_servers(servers, protocol)}. Choose one with --url HOST:PORT.")
     if servers:

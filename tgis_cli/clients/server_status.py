@@ -31,6 +31,7 @@ class State(StrEnum):
     SILENT = "no answer"
     FROZEN = "frozen"  # its launcher is stopped (SIGSTOP)
     LOST = "run directory deleted"  # and so are the sockets on which it would answer
+    FOREIGN = "of another version"  # whose sockets may be others
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,8 @@ def ask(server: RunningServer, timeout_s: float = TIMEOUT_S) -> Status:
         return Status(State.FROZEN)
     if server.is_lost:
         return Status(State.LOST)
+    if server.is_of_another_version:
+        return Status(State.FOREIGN)
     reply = call(server.door / "frontend.sock", lambda channel: FrontendStub(channel).Health, timeout_s)
     if reply is None and (cause := read_cause(server.door)):
         return Status(State.RESTARTING, text=cause)

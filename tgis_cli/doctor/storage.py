@@ -88,10 +88,11 @@ def has_few_inodes(status: os.statvfs_result, needed: int) -> bool:
 def check_runs(subject: Subject) -> Iterator[Verdict]:
     """This user's running servers, and leftovers of failed ones."""
     for server in find_running(subject.host.root / "proc"):
-        if server.is_lost:
+        if server.is_obscure:
+            reason = "has been deleted" if server.is_lost else "is of another version"
             yield warn(
-                f"The run directory {server.run_dir} of a running server (pid {server.pid}) has been deleted, so "
-                "nothing can ask how it is.",
+                f"The run directory {server.run_dir} of a running server (pid {server.pid}) {reason}, so nothing can "
+                "ask how it is.",
                 f"Stop it with `tgis stop {server.pid}`, and start it again.",
             )
             continue

@@ -148,13 +148,35 @@ def test_of_a_lost_server_the_command_line_may_tell_the_model(command: str, mode
     assert find_model(command.split()) == model
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"config": 1}', "\xff", '{"config": {}, "model_id": "x"}'])
+@pytest.mark.parametrize("text", ["", "\xff"])
 def test_a_locked_directory_with_other_files_is_no_server(tmp_path: Path, text: str):
     run_dir = make_run_dir(tmp_path)
     (run_dir / "serve.json").write_text(text, encoding="latin-1")
 
     with locked(run_dir):
         assert find_here() == []
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"config": 1}', '{"config": {}, "model_id": "x"}'])
+def test_a_launcher_of_another_version_is_found_and_can_be_stopped(tmp_path: Path, hold: Any, text: str):
+    run_dir = make_run_dir(tmp_path)
+    (run_dir / "serve.json").write_text(text)
+    pid = hold(run_dir, "launch", "org/name")
+
+    [server] = [each for each in find_running() if each.pid == pid]
+
+    assert (server.is_of_another_version, server.is_lost, server.model, server.grpc) == (True, False, "org/name", None)
+    assert str(ask(server)) == "of another version"
+    [stopped] = stop_servers([server], 10, lambda text: None, is_hurried=False)
+    assert stopped.seconds is not None
+
+
+@pytest.mark.parametrize("ready", [[], {"grpc_port": "8033"}, {"tls": {"names": "a"}}, {"pids": None}])
+def test_so_is_one_whose_ready_file_has_other_fields(tmp_path: Path, ready: Any):
+    with locked(make_run(tmp_path, ready=ready)):
+        [server] = find_here()
+
+    assert server.is_of_another_version
 
 
 def test_a_directory_with_another_name_is_no_run(tmp_path: Path):
