@@ -20,7 +20,8 @@ from tgis_cli.clients.server_status import ask
 from tgis_cli.clients.stopping import stop_servers
 from tgis_cli.runs.memory import measure_memory
 from tgis_cli.runs.run_dir import MAX_FAILED_RUNS, MAX_KEPT_RUNS, locked, make_run_dir, remove_leftovers
-from tgis_cli.runs.servers import RunningServer, ServerTls, find_model, find_running, find_server
+from tgis_cli.runs.servers import USUAL_DRAIN_S, RunningServer, ServerTls, find_model, find_running, find_server
+from tgis_server.options import options
 
 HOLDER = """
 import fcntl, os, sys
@@ -124,6 +125,12 @@ def test_a_launcher_whose_directory_was_deleted_is_found_and_can_be_stopped(tmp_
     assert str(ask(server)) == "run directory deleted"
     [stopped] = stop_servers([server], 10, lambda text: None, is_hurried=False)
     assert stopped.seconds is not None
+
+
+def test_of_a_server_whose_options_are_unknown_the_drain_is_that_of_the_defaults():
+    defaults = {option.name: option.default for option in options()}
+
+    assert defaults["drain_delay"] + defaults["drain_timeout"] == USUAL_DRAIN_S
 
 
 def test_a_deleted_directory_without_the_lock_is_no_server(tmp_path: Path, hold: Any):
