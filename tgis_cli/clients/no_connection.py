@@ -21,6 +21,7 @@ GET = b"GET /health/live HTTP/1.0\r\n\r\n"
 SETTINGS = 4  # the type of the first frame that an HTTP/2 server sends
 ANSWER_S = 2.0  # for an answer to the first bytes
 MAX_ANSWER = 1 << 16
+NO_SERVER = "No server at "
 START = "start one with `tgis launch`, or give the address with --url HOST:PORT"
 CLIENT_CERTIFICATE = "The server at {target} demands a client certificate: --cert FILE --key FILE."
 
@@ -79,7 +80,7 @@ def explain_error(address: Address, error: OSError | UnicodeError, timeout_s: fl
             if address.server.has_been_ready:
                 return f"{server} accepts no connections now: see `tgis ps`."
             return f"{server} is still starting. {WAIT}"
-        return f"No server at {address.target}{origin}: {START}."
+        return f"{NO_SERVER}{address.target}{origin}: {START}."
     reason = error.strerror or str(error)
     return f"{address.target}{origin} cannot be reached: {reason[:1].lower() + reason[1:]}."
 
