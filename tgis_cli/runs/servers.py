@@ -19,13 +19,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from tgis_server.words.addresses import WILDCARDS as WILDCARDS
+from tgis_server.words.addresses import bracket as bracket
+
 PREFIX = "tgis-"  # of the names of run directories
 READY_FILE = "ready.json"
 PROC = Path("/proc")
 DELETED = " (deleted)"  # the kernel adds it to the name of an open directory that is gone
 UNKNOWN = "unknown"  # model of a server whose run directory is gone
 USUAL_DRAIN_S = 90.0  # with the default options
-WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104  not bound here
 RUN_FIELDS = {"model_id": str, "label": str, "num_shard": int, "config": dict}
 CONFIG_FIELDS = {
     "host": str,
@@ -323,8 +325,3 @@ def read_state(process: Path) -> tuple[str, int]:
     if len(fields) <= START_TIME_FIELD:
         raise ValueError(f"{process} has no start time")
     return fields[0], int(fields[START_TIME_FIELD])
-
-
-def bracket(host: str) -> str:
-    """A host as it is written before a port."""
-    return f"[{host}]" if ":" in host else host
