@@ -23,7 +23,11 @@ from tgis_server.words.addresses import WILDCARDS as WILDCARDS
 from tgis_server.words.addresses import bracket as bracket
 
 PREFIX = "tgis-"  # of the names of run directories
+# In a run directory. The first two are the server's; `Run` has them too.
+RUN_FILE = "serve.json"
+FRONTEND_SOCKET = "frontend.sock"
 READY_FILE = "ready.json"
+CAUSE_FILE = "errors/cause.txt"  # marks the directory of a failed run, unlike that of a killed launcher
 PROC = Path("/proc")
 DELETED = " (deleted)"  # the kernel adds it to the name of an open directory that is gone
 UNKNOWN = "unknown"  # model of a server whose run directory is gone
@@ -178,7 +182,7 @@ def list_run_dirs(process: Path) -> Iterator[Path]:
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
             target = os.readlink(link)
             is_ours = target.rpartition("/")[2].startswith(PREFIX)
-            if is_ours and ((link / "serve.json").is_file() or is_deleted(link)):
+            if is_ours and ((link / RUN_FILE).is_file() or is_deleted(link)):
                 yield link
 
 
@@ -199,7 +203,7 @@ def read_server(pid: int, door: Path, proc: Path) -> RunningServer:
     Raises:
         OSError, ValueError: the files are missing or are no JSON.
     """
-    run, ready = json.loads((door / "serve.json").read_text()), read_ready(door)
+    run, ready = json.loads((door / RUN_FILE).read_text()), read_ready(door)
     if not is_understood(run, ready):
         return read_obscure_server(pid, door, proc)
     config = run["config"]

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,8 +21,19 @@ from tgis_cli.clients.server_status import ask
 from tgis_cli.clients.stopping import stop_servers
 from tgis_cli.runs.memory import measure_memory
 from tgis_cli.runs.run_dir import MAX_FAILED_RUNS, MAX_KEPT_RUNS, locked, make_run_dir, remove_leftovers
-from tgis_cli.runs.servers import USUAL_DRAIN_S, RunningServer, ServerTls, find_model, find_running, find_server
+from tgis_cli.runs.servers import (
+    CAUSE_FILE,
+    FRONTEND_SOCKET,
+    RUN_FILE,
+    USUAL_DRAIN_S,
+    RunningServer,
+    ServerTls,
+    find_model,
+    find_running,
+    find_server,
+)
 from tgis_server.options import options
+from tgis_server.run.resolved_run import Run
 
 HOLDER = """
 import fcntl, os, sys
@@ -89,6 +101,14 @@ def test_the_facts_of_tls_come_from_the_ready_server(tmp_path: Path):
 
     assert server.tls == ServerTls(Path("/tls/cert.pem"), ("a", "b"), demands_client_certificate=True)
     assert server.http == "https://127.0.0.1:1"
+
+
+def test_the_files_of_a_run_are_where_the_server_has_them(tmp_path: Path):
+    run = SimpleNamespace(run_dir=tmp_path)
+
+    assert Run.file.fget(run) == tmp_path / RUN_FILE
+    assert Run.frontend_socket.fget(run) == tmp_path / FRONTEND_SOCKET
+    assert Run.errors_dir.fget(run) == (tmp_path / CAUSE_FILE).parent
 
 
 def test_a_directory_without_a_launcher_is_no_server(tmp_path: Path):
