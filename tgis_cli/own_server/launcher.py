@@ -21,6 +21,7 @@ from tgis_cli.own_server.run_log import RunLog
 from tgis_cli.runs.servers import RunningServer, find_server
 from tgis_server.errors import GroupFailed, HubError, ModelError, NotEnoughDevices, UsageError
 from tgis_server.host.interpreter import make_command, make_environment
+from tgis_server.words.signals import signal_name
 
 # `FIXED_IN_RUN` of terminal/suggestions.py has the same names.
 # For this machine only, on free ports; one attempt; a log for people. Flags take precedence over the environment.
@@ -129,7 +130,7 @@ class Launcher:
         if code == 0:
             return "The server was stopped from outside."
         if code < 0:
-            return f"The launcher was killed by {signal.Signals(-code).name}."
+            return f"The launcher was killed by {signal_name(-code)}."
         last_line = self._log.read_last_line()
         return f"The launcher ended with exit code {code}{f': {last_line}' if last_line else '.'}"
 
