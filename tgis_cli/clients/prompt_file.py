@@ -21,6 +21,7 @@ from tgis_cli.clients.parameters import Parameters
 from tgis_cli.clients.prompts import STDIN, decode, read_lines
 from tgis_server.errors import UsageError
 from tgis_server.host.regular_file import open_file_or_pipe
+from tgis_server.words.sizes import format_count
 
 MAX_NAMED = 5  # of the wrong lines
 JSON_SUFFIXES = (".jsonl", ".ndjson")
@@ -94,7 +95,7 @@ class PromptFile:
                     wrong.append(f"line {line}: {error}")
         if num_wrong:
             more = f"\n... and {num_wrong - MAX_NAMED} more" if num_wrong > MAX_NAMED else ""
-            lines = "1 wrong line" if num_wrong == 1 else f"{num_wrong} wrong lines"
+            lines = format_count(num_wrong, "wrong line")
             raise UsageError(f"{self.name} has {lines}, so nothing was sent:\n" + "\n".join(wrong) + more)
         if not num_prompts:
             raise UsageError(f'{self.name} is empty: write a text per line, or a JSON object with a "text".')
