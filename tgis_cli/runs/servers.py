@@ -164,7 +164,7 @@ def find_server(pid: int, proc: Path = PROC) -> RunningServer | None:
             if is_locked_by_holder(door):
                 return read_obscure_server(pid, door, proc) if is_deleted(door) else read_server(pid, door, proc)
     except (OSError, ValueError):
-        pass  # it has ended meanwhile, belongs to someone else, or its file is no JSON
+        pass  # it has ended meanwhile, belongs to someone else, or its file is not JSON
     return None
 
 
@@ -201,7 +201,7 @@ def is_locked_by_holder(door: Path) -> bool:
 def read_server(pid: int, door: Path, proc: Path) -> RunningServer:
     """
     Raises:
-        OSError, ValueError: the files are missing or are no JSON.
+        OSError, ValueError: the files are missing or not JSON.
     """
     run, ready = json.loads((door / RUN_FILE).read_text()), read_ready(door)
     if not is_understood(run, ready):
