@@ -30,6 +30,7 @@ from tgis_server import failures
 from tgis_server.errors import GroupFailed, TgisError
 from tgis_server.failures import Failure
 from tgis_server.words.processes import FRONTEND, LAUNCHER
+from tgis_server.words.signals import signal_name
 
 # A dying process closes its sockets before the launcher learns of its death: a peer's error may be this much earlier.
 SIGNAL_LEAD_S = 0.5
@@ -209,13 +210,6 @@ def make_site(name: str, text: str, log: str) -> FailureSite:
 def as_cause(name: str, time: float, found: tuple[Failure, str]) -> Cause:
     failure, sentence = found
     return Cause(name, time, sentence, failure.kind.exit_code, failure.kind.is_secondary)
-
-
-def signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def quote_last_line(tail: Sequence[str]) -> str:

@@ -10,6 +10,8 @@ import re
 import socket
 from collections.abc import Callable, Mapping
 
+from tgis_server.words.addresses import WILDCARDS, bracket
+
 TYPE_CHECKING = False  # importing typing would add a tenth to the imports of `tgis health`
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -23,7 +25,6 @@ PORT_VARIABLES = {GRPC: "GRPC_PORT", HTTP: "PORT"}
 SCHEMES = {"grpc": False, "http": False, "grpcs": True, "https": True}  # whether each means TLS
 URL_VARIABLE = "TGIS_URL"
 WAIT = "`tgis generate --wait` waits for it, and `tgis ps` shows its progress."
-EVERY_ADDRESS = {"": THIS_MACHINE, "0.0.0.0": THIS_MACHINE, "::": "::1"}  # noqa: S104  not bound here
 EXAMPLE = "127.0.0.1:8033"
 NUMBERS = re.compile(r"[0-9.]+")
 NO_HOST = re.compile(r"[^\w.-]")  # in a name or an IPv4 address
@@ -57,7 +58,7 @@ class Address:
     @property
     def target(self) -> str:
         """``HOST:PORT``."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return f"{bracket(self.host)}:{self.port}"
 
     def __str__(self) -> str:
         return f"{self.protocol}{'s' * self.is_tls}://{self.target}"
@@ -102,7 +103,7 @@ def find_address(
         return parse_url(text, URL_VARIABLE, protocol, with_tls=with_tls, bare=GRPC)
     if address := find_in_environment(environ, protocol, with_tls=with_tls, find=find):
         return address
-    servers = [server for server in find() if server.is_in_this_network and not server.is_lost]
+    servers = [server for server in find() if server.is_in_this_network and not server.is_obscure]
     if len(servers) > 1:
         refuse(f"Several servers are running: {list_servers(servers, protocol)}. Choose one with --url HOST:PORT.")
     if servers:
@@ -130,7 +131,7 @@ def find_in_environment(
         is_tls = bool(environ.get("TLS_CERT_PATH", "").strip())
         server = next((each for each in find() if each.grpc_port == int(text)), None) if is_tls else None
     host = environ.get("TGIS_HOST", "").strip()
-    host = EVERY_ADDRESS.get(host, host)
+    host = WILDCARDS.get(host, host)
     return Address(host, int(text), is_tls=is_tls or with_tls, source=variable, protocol=protocol, server=server)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tgis_cli.clients.parameter_table import as_flag
 from tgis_server.errors import RequestError
 from tgis_server.words.control_characters import escape_controls
 from tgis_server.words.sizes import format_count
@@ -25,10 +26,6 @@ class SomeFailed(RequestError):
     """Of several answers. Each failure has been reported, so no further JSON object tells of it."""
 
     is_told = True
-
-
-def as_flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 @dataclass(slots=True)

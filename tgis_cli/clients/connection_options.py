@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from tgis_cli.clients.connection import Connection
+from tgis_cli.terminal.callbacks import make_callback
 
 PANEL = "Connection"
 URL_HELP = (
@@ -57,9 +58,4 @@ def with_connection_options(body: Callable[..., None]) -> Callable[..., None]:
         connection = Connection(**{name: values.pop(name) for name in OPTIONS})
         body(connection, **values)
 
-    command.__doc__ = inspect.getdoc(body)
-    command.__name__ = body.__name__
-    command.__annotations__ = {}
-    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
-    command.__dict__["__signature__"] = inspect.Signature([*parameters, *shared])
-    return command
+    return make_callback(command, body, [*own, *shared])

@@ -11,6 +11,7 @@ from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.grpc_client import Client
 from tgis_cli.clients.presenter import Presenter
 from tgis_server.errors import Unavailable
+from tgis_server.words.loading import STILL_LOADING
 
 
 class Connector(Protocol):
@@ -59,7 +60,7 @@ class RemoteConnector:
                 yield client
         except Unavailable as error:
             raise Unavailable(
-                f"{error} `--wait` waits for it." if "still loading" in str(error) else str(error)
+                f"{error} `--wait` waits for it." if STILL_LOADING in str(error) else str(error)
             ) from None
 
     def reconnect(self) -> AbstractContextManager[Client]:

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from tgis_cli.clients.answer import as_flag, collect_answer, to_json_line
+from tgis_cli.clients.answer import collect_answer, to_json_line
 from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.connector import Connector, RemoteConnector
 from tgis_cli.clients.grpc_client import Client
+from tgis_cli.clients.parameter_table import as_flag
 from tgis_cli.clients.parameters import Parameters
 from tgis_cli.clients.presenter import Presenter, interrupted_by_ctrl_c
 from tgis_cli.clients.prompts import ON_COMMAND_LINE, read_prompt
@@ -87,7 +88,7 @@ class Generation:
 
     def complete_text(self, words: Sequence[str]) -> bool:
         """Complete the text of the command line or of standard input; without either, ask for texts."""
-        self._check(self.parameters)
+        self._check(self.parameters, as_flag)
         prompt = read_prompt(words, sys.stdin)
         if prompt is None and (self.as_json or self.num_answers > 1 or not self.presenter.is_for_people):
             raise UsageError(f"No text is given: write one {ON_COMMAND_LINE}, or pipe one in.")
@@ -100,9 +101,9 @@ class Generation:
             if self.num_answers > 1:
                 from tgis_cli.clients.prompt_file import Prompt
 
-                self._show_many(client, [Prompt(prompt, self.parameters)], self.num_answers)
+                self._show_many(client, [Prompt(prompt, self.parameters)], self.num_answers, as_flag)
                 return True
-            frames = client.generate_stream(self._adapt(self.parameters, client).to_request(prompt))
+            frames = client.generate_stream(self._adapt(self.parameters, client, as_flag).to_request(prompt))
             if not self.as_json:
                 return not self.presenter.show(prompt, frames).was_interrupted
             self._print_json(collect_answer(frames).as_dict())
@@ -117,7 +118,7 @@ class Generation:
         if self.parameters.wants_tokens and not self.as_json:
             raise UsageError("Tokens of many answers are shown only with --json: add it, or leave --file out.")
         with PromptFile.open(path, self.parameters, self._check) as file, self._connect() as client:
-            self._show_many(client, file.prompts(), file.num_prompts * self.num_answers)
+            self._show_many(client, file.prompts(), file.num_prompts * self.num_answers, file.setting)
         return True
 
     @contextmanager
@@ -127,29 +128,32 @@ class Generation:
                 client = stack.enter_context(self.connector.connect())
             yield client
 
-    def _show_many(self, client: Client, prompts: Iterable[Prompt], total: int) -> None:
+    def _show_many(self, client: Client, prompts: Iterable[Prompt], total: int, setting: Callable[[str], str]) -> None:
         from tgis_cli.clients.many_answers import ManyAnswers, make_jobs
 
-        jobs = make_jobs(prompts, self.num_answers, lambda parameters: self._adapt(parameters, client))
+        jobs = make_jobs(prompts, self.num_answers, lambda parameters: self._adapt(parameters, client, setting))
         ManyAnswers(self.presenter, total, as_json=self.as_json).run(jobs, client.start_answer, self.parallel)
 
     @property
     def _is_for_people(self) -> bool:
         return self.presenter.is_for_people and not self.as_json
 
-    def _check(self, parameters: Parameters) -> None:
+    def _check(self, parameters: Parameters, setting: Callable[[str], str]) -> None:
         """
+        Args:
+            setting: how a parameter is called where the person has set it.
+
         Raises:
             UsageError: the parameters do not agree with the other options or, as far as it is known, with the server.
         """
         if self.num_answers > 1 and parameters.temperature == 0:
             raise UsageError(f"-n {self.num_answers} and a temperature of 0 give equal answers: leave one of them out.")
         if not self._is_for_people:
-            parameters.check_default_length()
+            parameters.check_default_length(setting)
 
-    def _adapt(self, parameters: Parameters, client: Client) -> Parameters:
+    def _adapt(self, parameters: Parameters, client: Client, setting: Callable[[str], str]) -> Parameters:
         """Add a length for people, where they read; elsewhere the server's default must do."""
-        return parameters.with_length_for_people(client) if self._is_for_people else parameters
+        return parameters.with_length_for_people(client, setting) if self._is_for_people else parameters
 
     @contextmanager
     def _errors_explained(self) -> Iterator[None]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 5.0
 POLL_S = 0.001
 TOO_LARGE = re.compile(r"larger than max \((\d+) vs\. (\d+)\)")  # gRPC's words, in bytes
+UNAVAILABLE = "is unavailable: "  # before the reason
 BROKEN = re.compile("Stream removed|Socket closed|Connection reset")
 
 
@@ -190,15 +191,19 @@ def get_state(channel: grpc.Channel) -> grpc.ChannelConnectivity:
     return CYGRPC_CONNECTIVITY_STATE_TO_CHANNEL_CONNECTIVITY[channel._channel.check_connectivity_state(True)]
 
 
-def to_request_error(status: str, details: str, url: str) -> RequestError:
-    """Turn a gRPC status into an error with a message for people."""
+def to_request_error(status: str, details: str, target: str) -> RequestError:
+    """Turn a gRPC status into an error with a message for people.
+
+    Args:
+        target: ``HOST:PORT``.
+    """
     if size := TOO_LARGE.search(details):
         return InvalidRequest(
-            f"The text is too long: the request has {int(size[1]) / 1e6:.1f} MB, but the server at {url} accepts at "
+            f"The text is too long: the request has {int(size[1]) / 1e6:.1f} MB, but the server at {target} accepts at "
             f"most {int(size[2]) / 1e6:.1f} MB."
         )
     if BROKEN.search(details):
-        return Unavailable(f"The server at {url} is unavailable: the connection broke before the answer was complete")
+        return Unavailable(f"The server at {target} {UNAVAILABLE}the connection broke before the answer was complete")
     if status == "UNAVAILABLE":
-        return Unavailable(f"The server at {url} is unavailable: {details or 'the connection broke'}")
+        return Unavailable(f"The server at {target} {UNAVAILABLE}{details or 'the connection broke'}")
     return with_status(status, f"{details or 'the server gave no reason'} ({status})")

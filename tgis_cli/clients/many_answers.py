@@ -5,6 +5,7 @@ In a pipe each answer is a line; on a terminal each has a heading. Answers that 
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import time
@@ -89,7 +90,7 @@ class ManyAnswers:
             SomeFailed: at least one answer failed.
             Unavailable: the server is gone.
         """
-        status = StatusLine(self.presenter.err, os.environ, is_silent_elsewhere=True)
+        status = StatusLine(self.presenter.err, os.environ, elsewhere_every_s=math.inf)
 
         def start_job(job: Job, on_done: Callable[[Answer | RequestError], None]) -> Callable[[], None]:
             return start(job.parameters.to_request(job.prompt.text), on_done)

@@ -21,7 +21,9 @@ GET = b"GET /health/live HTTP/1.0\r\n\r\n"
 SETTINGS = 4  # the type of the first frame that an HTTP/2 server sends
 ANSWER_S = 2.0  # for an answer to the first bytes
 MAX_ANSWER = 1 << 16
+NO_SERVER = "No server at "
 START = "start one with `tgis launch`, or give the address with --url HOST:PORT"
+SILENT = "The process at {target} accepts connections, but does not answer: is it hung, or not a server?"
 CLIENT_CERTIFICATE = "The server at {target} demands a client certificate: --cert FILE --key FILE."
 
 # Of OpenSSL's verification; the ssl module does not name them.
@@ -79,7 +81,7 @@ def explain_error(address: Address, error: OSError | UnicodeError, timeout_s: fl
             if address.server.has_been_ready:
                 return f"{server} accepts no connections now: see `tgis ps`."
             return f"{server} is still starting. {WAIT}"
-        return f"No server at {address.target}{origin}: {START}."
+        return f"{NO_SERVER}{address.target}{origin}: {START}."
     reason = error.strerror or str(error)
     return f"{address.target}{origin} cannot be reached: {reason[:1].lower() + reason[1:]}."
 
@@ -121,7 +123,7 @@ def explain_stranger(address: Address, answer: bytes, *, is_closed: bool) -> str
         return f"The process at {address.target} does not speak {name}; it answers {answer[:20]!r}."
     if is_closed:
         return f"The process at {address.target} closes the connection: it does not speak {name}."
-    return f"The process at {address.target} accepts connections, but does not answer: is it hung, or not a server?"
+    return SILENT.format(target=address.target)
 
 
 def explain_wanted_tls(address: Address) -> str:
@@ -193,7 +195,7 @@ def explain_tls(address: Address, connection: socket.socket, files: TlsFiles) ->
     except ssl.SSLError as error:
         return explain_alert(address, files, error)
     except TimeoutError:
-        return f"The process at {address.target} accepts connections, but does not answer: is it hung, or not a server?"
+        return SILENT.format(target=address.target)
     except OSError:  # closed or reset
         return explain_no_tls(address, files)
 

@@ -10,6 +10,7 @@ import typer
 
 from tgis_cli.clients.parameter_table import PARAMETERS, Parameter
 from tgis_cli.clients.parameters import Parameters
+from tgis_cli.terminal.callbacks import make_callback
 
 
 def with_parameters(body: Callable[..., None]) -> Callable[..., None]:
@@ -18,18 +19,13 @@ def with_parameters(body: Callable[..., None]) -> Callable[..., None]:
     What another such function passes first, such as a connection, goes to the body as it comes.
     """
     signature = inspect.signature(body, eval_str=True)
-    own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in signature.parameters.values()]
-    own = [parameter for parameter in own if parameter.name != "parameters"]
+    own = [parameter for parameter in signature.parameters.values() if parameter.name != "parameters"]
 
     def command(*first: Any, **values: Any) -> None:
         flags = {name: values.pop(name) for name in PARAMETERS}
         body(*first, parameters=Parameters.from_flags(flags), **values)
 
-    command.__doc__ = inspect.getdoc(body)
-    command.__name__ = body.__name__
-    command.__annotations__ = {}
-    command.__dict__["__signature__"] = inspect.Signature([*own, *map(to_flag, PARAMETERS.values())])
-    return command
+    return make_callback(command, body, [*own, *map(to_flag, PARAMETERS.values())])
 
 
 def to_flag(parameter: Parameter) -> inspect.Parameter:

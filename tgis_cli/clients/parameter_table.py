@@ -39,6 +39,11 @@ YES, NO = ("on", "true", "yes", "1"), ("off", "false", "no", "0")
 LENGTH, SAMPLING, PENALTIES, TOKENS = "Length and end", "Sampling", "Penalties", "Tokens and probabilities"
 
 
+def as_flag(name: str) -> str:
+    """How a parameter is written on a command line."""
+    return "--" + name.replace("_", "-")
+
+
 @dataclass(frozen=True, slots=True)
 class Parameter:
     """How one parameter is written, and what it accepts."""
@@ -53,7 +58,7 @@ class Parameter:
 
     @property
     def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
+        return as_flag(self.name)
 
     def parse(self, value: object, label: str) -> Any:
         """The value of a text or of JSON.

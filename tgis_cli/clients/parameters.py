@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tgis_cli.clients.parameter_table import LENGTH_FOR_PEOPLE, PARAMETERS, find_parameter
+from tgis_cli.clients.parameter_table import LENGTH_FOR_PEOPLE, PARAMETERS, as_flag, find_parameter
 from tgis_server.errors import UsageError
 from tgis_server.wire.parameter_ranges import DEFAULT_MAX_NEW_TOKENS
 
@@ -57,7 +57,7 @@ class Parameters:
         """
         given = {name: value for name, value in values.items() if value is not None and value != []}
         parsed = {name: PARAMETERS[name].parse(value, PARAMETERS[name].flag) for name, value in given.items()}
-        return cls(**parsed).checked(as_flags=True)
+        return cls(**parsed).checked(as_flag)
 
     def updated(self, values: Mapping[str, Any]) -> Parameters:
         """With the values of a JSON object or of ``/set``; ``None`` removes one. Dashes in names are accepted.
@@ -85,49 +85,53 @@ class Parameters:
                 raise UsageError(f"{name} is {text}, which is not valid JSON ({error}).") from None
         return self.updated({name: value})
 
-    def checked(self, *, as_flags: bool = False) -> Parameters:
+    def checked(self, setting: Callable[[str], str] = str) -> Parameters:
         """These parameters, if they agree with each other.
+
+        Args:
+            setting: how a parameter is called where the person has set it; so it is in the methods below.
 
         Raises:
             UsageError: they contradict each other.
         """
-
-        def named(name: str) -> str:
-            return PARAMETERS[name].flag if as_flags else name
-
         if self.max_new_tokens is not None and (self.min_new_tokens or 0) > self.max_new_tokens:
             raise UsageError(
-                f"{named('min_new_tokens')} is {self.min_new_tokens}, but must be at most "
-                f"{named('max_new_tokens')}, {self.max_new_tokens}."
+                f"{setting('min_new_tokens')} is {self.min_new_tokens}, but must be at most "
+                f"{setting('max_new_tokens')}, {self.max_new_tokens}."
             )
         if self.length_penalty_start is not None and self.length_penalty is None:
-            raise UsageError(f"{named('length_penalty_start')} needs {named('length_penalty')} too.")
+            raise UsageError(f"{setting('length_penalty_start')} needs {setting('length_penalty')} too.")
         return self
 
     def given(self) -> dict[str, Any]:
         """The parameters that are given, by name, in the order of the help."""
         return {name: value for name in PARAMETERS if (value := getattr(self, name)) is not None}
 
-    def with_length_for_people(self, server: Server) -> Parameters:
+    def with_length_for_people(self, server: Server, setting: Callable[[str], str]) -> Parameters:
         """With a length that suits a terminal, unless one is given: people read to the end of a text.
 
         Args:
             server: asked for its limit, only if that matters.
+
+        Raises:
+            UsageError: the least number of tokens is above that limit.
         """
         if self.max_new_tokens is not None:
             return self
-        length = min(max(LENGTH_FOR_PEOPLE, self.min_new_tokens or 0), server.model_info().max_new_tokens)
-        return dataclasses.replace(self, max_new_tokens=length).checked(as_flags=True)
+        least, limit = self.min_new_tokens or 0, server.model_info().max_new_tokens
+        if least > limit:
+            raise UsageError(f"{setting('min_new_tokens')} is {least}, but this server allows at most {limit}.")
+        return dataclasses.replace(self, max_new_tokens=min(max(LENGTH_FOR_PEOPLE, least), limit))
 
-    def check_default_length(self) -> None:
+    def check_default_length(self, setting: Callable[[str], str]) -> None:
         """
         Raises:
             UsageError: the least number of tokens is above the length that the server will choose.
         """
         if self.max_new_tokens is None and (self.min_new_tokens or 0) > DEFAULT_MAX_NEW_TOKENS:
             raise UsageError(
-                f"min_new_tokens is {self.min_new_tokens}, but max_new_tokens is {DEFAULT_MAX_NEW_TOKENS} unless "
-                "given: give it too."
+                f"{setting('min_new_tokens')} is {self.min_new_tokens}, but {setting('max_new_tokens')} is "
+                f"{DEFAULT_MAX_NEW_TOKENS} unless given: give it too."
             )
 
     def with_seed(self, seed: int) -> Parameters:

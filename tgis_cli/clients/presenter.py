@@ -16,7 +16,8 @@ from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 
-from tgis_cli.clients.answer import Answer, as_flag
+from tgis_cli.clients.answer import Answer
+from tgis_cli.clients.parameter_table import as_flag
 from tgis_cli.clients.token_view import TokenColors, make_legend, make_tables
 from tgis_cli.terminal.capabilities import can_encode, get_width, has_color, is_capable, is_terminal
 from tgis_cli.terminal.quiet_input import quiet_input

@@ -16,13 +16,17 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from tgis_cli.clients.answer import to_json_line
+from tgis_cli.clients.parameter_table import as_flag
 from tgis_cli.clients.parameters import Parameters
 from tgis_cli.clients.prompts import STDIN, decode, read_lines
 from tgis_server.errors import UsageError
 from tgis_server.host.regular_file import open_file_or_pipe
+from tgis_server.words.sizes import format_count
 
 MAX_NAMED = 5  # of the wrong lines
 JSON_SUFFIXES = (".jsonl", ".ndjson")
+
+Check = Callable[[Parameters, Callable[[str], str]], None]  # also gets how a parameter is called; raises UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +47,12 @@ class PromptFile:
     name: str
     is_json: bool
     common: Parameters  # of the command line; a JSON line may have others
-    check: Callable[[Parameters], None]  # raises UsageError
+    check: Check
     num_prompts: int = 0
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, path: str, common: Parameters, check: Callable[[Parameters], None]) -> Iterator[PromptFile]:
+    def open(cls, path: str, common: Parameters, check: Check) -> Iterator[PromptFile]:
         """
         Args:
             path: ``-`` is standard input.
@@ -68,6 +72,11 @@ class PromptFile:
             file = cls(stream, name, is_json, common, check)
             yield dataclasses.replace(file, num_prompts=file.count())
 
+    @property
+    def setting(self) -> Callable[[str], str]:
+        """How a parameter is called where it is set."""
+        return str if self.is_json else as_flag
+
     def count(self) -> int:
         """Read and check all lines.
 
@@ -86,7 +95,7 @@ class PromptFile:
                     wrong.append(f"line {line}: {error}")
         if num_wrong:
             more = f"\n... and {num_wrong - MAX_NAMED} more" if num_wrong > MAX_NAMED else ""
-            lines = "1 wrong line" if num_wrong == 1 else f"{num_wrong} wrong lines"
+            lines = format_count(num_wrong, "wrong line")
             raise UsageError(f"{self.name} has {lines}, so nothing was sent:\n" + "\n".join(wrong) + more)
         if not num_prompts:
             raise UsageError(f'{self.name} is empty: write a text per line, or a JSON object with a "text".')
@@ -116,7 +125,7 @@ class PromptFile:
     def _parse(self, line: int, data: bytes) -> Prompt:
         text = decode(data, "it")
         prompt = parse_object(text, line, self.common) if self.is_json else Prompt(text, self.common, line)
-        self.check(prompt.parameters)
+        self.check(prompt.parameters, self.setting)
         return prompt
 
 

@@ -205,7 +205,7 @@ class PromptLoop:
         self._has_begun = False
         with quiet_input(self._presenter.out), self._lines.heeding_ctrl_c():  # connecting may take seconds
             client = self._link.get_client()
-            parameters = self._parameters.with_length_for_people(client)
+            parameters = self._parameters.with_length_for_people(client, str)
         frames = client.generate_stream(parameters.to_request(text))
         self._answer = self._presenter.show(echo, self._note_begin(frames)).text
 

@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tgis_cli.runs.servers import RunningServer
+from tgis_cli.runs.servers import CAUSE_FILE, FRONTEND_SOCKET, RunningServer
 from tgis_server.words.sizes import format_count
 
 Reply = TypeVar("Reply")
@@ -31,6 +31,7 @@ class State(StrEnum):
     SILENT = "no answer"
     FROZEN = "frozen"  # its launcher is stopped (SIGSTOP)
     LOST = "run directory deleted"  # and so are the sockets on which it would answer
+    FOREIGN = "of another version"  # whose sockets may be others
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +71,12 @@ def ask(server: RunningServer, timeout_s: float = TIMEOUT_S) -> Status:
         return Status(State.FROZEN)
     if server.is_lost:
         return Status(State.LOST)
-    reply = call(server.door / "frontend.sock", lambda channel: FrontendStub(channel).Health, timeout_s)
+    if server.is_of_another_version:
+        return Status(State.FOREIGN)
+    reply = call(server.door / FRONTEND_SOCKET, lambda channel: FrontendStub(channel).Health, timeout_s)
     if reply is None and (cause := read_cause(server.door)):
         return Status(State.RESTARTING, text=cause)
-    if reply is None and not server.has_been_ready and not (server.door / "frontend.sock").exists():
+    if reply is None and not server.has_been_ready and not (server.door / FRONTEND_SOCKET).exists():
         return Status(State.STARTING, phase="starting processes")
     if reply is None:
         return Status(State.SILENT)
@@ -110,7 +113,7 @@ def ask_shards(server: RunningServer, timeout_s: float) -> Status:
 def read_cause(door: Path) -> str:
     """Why the run has failed; empty if it has not."""
     try:
-        return (door / "errors/cause.txt").read_text(encoding="utf-8").strip()
+        return (door / CAUSE_FILE).read_text(encoding="utf-8").strip()
     except OSError:
         return ""
 

@@ -8,7 +8,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from tgis_cli.clients.connection import Connection
-from tgis_cli.clients.grpc_client import Client
+from tgis_cli.clients.grpc_client import UNAVAILABLE, Client
+from tgis_cli.clients.no_connection import NO_SERVER
 from tgis_cli.clients.presenter import Presenter
 from tgis_cli.terminal.capabilities import get_width
 from tgis_cli.terminal.spinner import Spinner
@@ -16,8 +17,7 @@ from tgis_server.errors import Unavailable
 from tgis_server.words.control_characters import escape_controls
 
 POLL_S = 0.25
-NOBODY, NOBODY_YET = "No server at ", "Waiting for a server at "
-BEFORE_REASON = "is unavailable: "  # in the sentence of a call that the server has refused
+NO_SERVER_YET = "Waiting for a server at "
 
 
 @dataclass(slots=True)
@@ -69,7 +69,7 @@ def connect_when_ready(connection: Connection, limit_s: float, presenter: Presen
 
         def tell(reason: str) -> None:
             if not presenter.has_spinner:
-                presenter.say(reason if reason.startswith(NOBODY_YET) else f"Waiting: {reason}")
+                presenter.say(reason if reason.startswith(NO_SERVER_YET) else f"Waiting: {reason}")
 
         wait = Wait(limit_s)
         num_free = get_width(presenter.err) if presenter.has_spinner else 0
@@ -80,7 +80,7 @@ def connect_when_ready(connection: Connection, limit_s: float, presenter: Presen
 
 def shorten(reason: str) -> str:
     """The first sentence of what the server says, or of why there is no server."""
-    if reason.startswith(NOBODY):
-        return f"{NOBODY_YET}{reason.removeprefix(NOBODY).partition(': ')[0]}"
-    text = reason.partition(BEFORE_REASON)[2] or reason
+    if reason.startswith(NO_SERVER):
+        return f"{NO_SERVER_YET}{reason.removeprefix(NO_SERVER).partition(': ')[0]}"
+    text = reason.partition(UNAVAILABLE)[2] or reason
     return escape_controls(text.partition(". ")[0].removesuffix(".")).replace("\n", " ")

@@ -19,6 +19,7 @@ from typing import Any
 
 from tgis_cli.doctor.verdict import Subject
 from tgis_cli.runs.run_dir import find_leftovers, sort_failed
+from tgis_cli.runs.servers import RUN_FILE
 from tgis_server.errors import UsageError
 from tgis_server.options import options
 from tgis_server.words.url_credentials import mask_credentials
@@ -214,7 +215,7 @@ def collect_runs(subject: Subject) -> Iterator[tuple[str, str]]:
     """The configuration and errors of the latest failed runs."""
     parent = subject.config.run_dir or Path(tempfile.gettempdir())
     for run_dir in sort_failed(find_leftovers(parent))[:MAX_FAILED_RUNS]:
-        for file in [run_dir / "serve.json", *sorted((run_dir / "errors").iterdir())]:
+        for file in [run_dir / RUN_FILE, *sorted((run_dir / "errors").iterdir())]:
             if file.is_file() and not file.is_symlink():
                 yield f"runs/{run_dir.name}/{file.name}", read_end(file)
 

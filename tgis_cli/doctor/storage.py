@@ -17,7 +17,7 @@ from tgis_cli.machine.words import count
 from tgis_cli.model_files import find_cache_dir, is_homeless, list_folders
 from tgis_cli.model_files.cache.disk import count_free_bytes, describe_free_space
 from tgis_cli.runs.run_dir import find_leftovers, sort_failed
-from tgis_cli.runs.servers import PREFIX, find_running
+from tgis_cli.runs.servers import CAUSE_FILE, FRONTEND_SOCKET, PREFIX, find_running
 from tgis_server import failures
 from tgis_server.errors import TgisError
 from tgis_server.host import cgroup
@@ -25,7 +25,7 @@ from tgis_server.words.sizes import GIB, format_bytes
 
 RUN_DIR_BYTES = 1 << 20  # ten times what a run writes
 RUN_DIR_INODES = 64
-LONGEST_NAME = len(f"/{PREFIX}12345678/frontend.sock")  # that a run adds to the path of its parent directory
+LONGEST_NAME = len(f"/{PREFIX}12345678/{FRONTEND_SOCKET}")  # that a run adds to the path of its parent directory
 MIN_CACHE_BYTES = GIB  # needed for a model
 CACHE_PATIENCE_S = 1.0  # on a slow network file system, some models are skipped
 MAX_PROBLEMS = 5
@@ -45,7 +45,7 @@ def check_run_dir(subject: Subject) -> Iterator[Verdict]:
         return
     excess = len(os.fsencode(parent)) + LONGEST_NAME - MAX_SOCKET_PATH_BYTES
     if excess > 0:
-        path = f"{parent}/{PREFIX}.../frontend.sock"
+        path = f"{parent}/{PREFIX}.../{FRONTEND_SOCKET}"
         yield failed(failures.SOCKET_PATH_TOO_LONG.error(path=path, excess=excess))
     if subject.resolved is not None and subject.config.shard_uds_path:
         try:
@@ -88,10 +88,11 @@ def has_few_inodes(status: os.statvfs_result, needed: int) -> bool:
 def check_runs(subject: Subject) -> Iterator[Verdict]:
     """This user's running servers, and leftovers of failed ones."""
     for server in find_running(subject.host.root / "proc"):
-        if server.is_lost:
+        if server.is_obscure:
+            reason = "has been deleted" if server.is_lost else "is of another version"
             yield warn(
-                f"The run directory {server.run_dir} of a running server (pid {server.pid}) has been deleted, so "
-                "nothing can ask how it is.",
+                f"The run directory {server.run_dir} of a running server (pid {server.pid}) {reason}, so nothing can "
+                "ask how it is.",
                 f"Stop it with `tgis stop {server.pid}`, and start it again.",
             )
             continue
@@ -110,7 +111,7 @@ def check_runs(subject: Subject) -> Iterator[Verdict]:
     except OSError:  # reported by check_run_dir
         return
     if kept := sort_failed(find_leftovers(parent)):
-        cause = cgroup.read_text(kept[0] / "errors/cause.txt").strip()
+        cause = cgroup.read_text(kept[0] / CAUSE_FILE).strip()
         yield ok(
             f"{count(len(kept), 'failed run')} left a directory, the latest {kept[0]}{f': {cause}' if cause else '.'}",
             paths=[str(path) for path in kept],

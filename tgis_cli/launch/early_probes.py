@@ -14,6 +14,7 @@ from contextlib import suppress
 from tgis_server.errors import TgisError
 from tgis_server.host.ports import listen
 from tgis_server.options import ServeConfig
+from tgis_server.words.loading import explain_loading
 
 ANSWER_S = 5.0  # for a client to send its request and read the answer
 LIVE = "/health/live"
@@ -60,8 +61,7 @@ class EarlyProbes:
             return 200, {"status": "starting", "model": self._model, "mode": "", "calls_in_flight": 0, "up_s": up_s}
         if path not in OTHERS:
             return 404, {"error": "There is no such page."}
-        text = f"The model is still loading; {self._describe()}. Try again when the health service says SERVING."
-        return 503, {"error": text}
+        return 503, {"error": explain_loading(self._describe())}
 
 
 def make_response(status: int, body: dict[str, object]) -> bytes:

@@ -33,6 +33,7 @@ from tgis_cli.supervisor.signals import signals_held
 from tgis_cli.terminal.stop_signals import STOP_SIGNALS
 from tgis_server import failures
 from tgis_server.child import kill_with_parent
+from tgis_server.words.signals import signal_name
 
 T = TypeVar("T")
 
@@ -166,7 +167,7 @@ class Forked(Generic[T]):
         if self._answer is None:
             _, status = os.waitpid(self._pid, 0)
             code = os.waitstatus_to_exitcode(status)
-            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            how = f"was ended by {signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
             where = f" (at {self.place})" if self.place else ""
             advice = ADVICE_KILLED if code == -signal.SIGKILL else ADVICE
             raise failures.LOOK_ENDED.error(how=how, where=where, advice=advice)

@@ -22,6 +22,7 @@ from tgis_cli.runs.servers import RunningServer, find_server
 from tgis_cli.terminal.fixed_in_run import ALWAYS, NOT_FOR_LOOPBACK
 from tgis_server.errors import GroupFailed, HubError, ModelError, NotEnoughDevices, UsageError
 from tgis_server.host.interpreter import make_command, make_environment
+from tgis_server.words.signals import signal_name
 
 ENDINGS = ((signal.SIGTERM, 5.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, None))  # with the seconds to wait
 KINDS = {kind.exit_code: kind for kind in (UsageError, ModelError, NotEnoughDevices, GroupFailed, HubError)}
@@ -118,7 +119,7 @@ class Launcher:
         if code == 0:
             return "The server was stopped from outside."
         if code < 0:
-            return f"The launcher was killed by {signal.Signals(-code).name}."
+            return f"The launcher was killed by {signal_name(-code)}."
         last_line = self._log.read_last_line()
         return f"The launcher ended with exit code {code}{f': {last_line}' if last_line else '.'}"
 

@@ -59,7 +59,7 @@ class OwnServer:
         self._check_launcher()
         assert self.launcher is not None, "the first connection has started it"
         server = self.launcher.find_server()
-        if server is None or server.is_lost:  # without it, another server would be looked for
+        if server is None or server.is_obscure:  # without it, another server would be looked for
             raise Unavailable("The server is ending.")
         with self._open_client(server) as client:
             yield client

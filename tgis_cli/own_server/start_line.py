@@ -8,14 +8,12 @@ from typing import TextIO
 
 from tgis_cli.clients.server_status import Status, ask
 from tgis_cli.runs.servers import RunningServer
-from tgis_cli.terminal.capabilities import is_capable
 from tgis_cli.terminal.status_line import StatusLine
-from tgis_server.words.control_characters import escape_controls
 
-DELAY_S = 1.0  # a faster start shows nothing
+DELAY_S = 1.0  # a faster start shows nothing on a terminal
 ASK_S = 0.5  # between questions about the progress
 ANSWER_S = 0.2  # for an answer to one: longer would delay the first token
-LINE_S = 5.0  # between lines where the line cannot change
+LINE_S = 5.0  # before the first line and between lines where they cannot change
 
 Ask = Callable[[RunningServer], Status]
 
@@ -37,14 +35,11 @@ class StartLine:
         ask: Ask = ask_briefly,
     ) -> None:
         self._model = model
-        self._stream = stream
-        self._line = StatusLine(stream, environ, is_silent_elsewhere=True)
-        self._is_live = is_capable(stream, environ)
+        self._line = StatusLine(stream, environ, clock, elsewhere_every_s=LINE_S)
         self._clock = clock
         self._ask = ask
         self._started_at = clock()
         self._next_ask_at = self._started_at
-        self._next_line_at = self._started_at + LINE_S
         self._phase = "looking at the model"
 
     def update(self, server: RunningServer | None) -> None:
@@ -52,18 +47,8 @@ class StartLine:
         Args:
             server: ``None``: the launcher is still looking at the machine and the model.
         """
-        now = self._clock()
-        if self._is_live and now - self._started_at >= DELAY_S:
-            if server is not None and now >= self._next_ask_at:
-                self._next_ask_at = now + ASK_S
-                self._phase = self._describe_phase(server)
-            self._line.show(self._describe)
-        elif not self._is_live and now >= self._next_line_at:
-            self._next_line_at = now + LINE_S
-            if server is not None:
-                self._phase = self._describe_phase(server)
-            self._stream.write(f"{self._describe()}\n")
-            self._stream.flush()
+        if self._clock() - self._started_at >= (DELAY_S if self._line.is_live else LINE_S):
+            self._line.show(lambda: self._describe(server))
 
     def clear(self) -> None:
         self._line.clear()
@@ -73,5 +58,9 @@ class StartLine:
         share = f" {status.share:.0%}" if status.share is not None else ""
         return (status.phase or str(status.state)) + share
 
-    def _describe(self) -> str:
-        return escape_controls(f"Starting {self._model}: {self._phase}, {self._clock() - self._started_at:.0f} s")
+    def _describe(self, server: RunningServer | None) -> str:
+        now = self._clock()
+        if server is not None and now >= self._next_ask_at:
+            self._next_ask_at = now + ASK_S
+            self._phase = self._describe_phase(server)
+        return f"Starting {self._model}: {self._phase}, {now - self._started_at:.0f} s"

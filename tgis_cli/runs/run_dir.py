@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tgis_cli.runs.servers import PREFIX
+from tgis_cli.runs.servers import PREFIX, RUN_FILE
 from tgis_server import failures
 
 MAX_FAILED_RUNS = 5  # of one model whose directories are kept, for their tracebacks
@@ -93,7 +93,7 @@ def pick_kept(failed: Iterable[Path]) -> list[Path]:
 def read_model(run_dir: Path) -> str:
     """The directory of the model that a run served; empty if that is not known."""
     try:
-        return str(json.loads((run_dir / "serve.json").read_text())["model_dir"])
+        return str(json.loads((run_dir / RUN_FILE).read_text())["model_dir"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 
@@ -124,7 +124,7 @@ def is_leftover(path: Path) -> bool:
         return False
     try:
         status = os.fstat(directory)
-        is_complete = (path / "serve.json").exists() or time.time() - status.st_mtime > UNFINISHED_S
+        is_complete = (path / RUN_FILE).exists() or time.time() - status.st_mtime > UNFINISHED_S
         if status.st_uid != os.getuid() or not (path / "errors").is_dir() or not is_complete:
             return False
         fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -3,7 +3,8 @@
 There is no registry that could go stale: the kernel closes the directory when its launcher ends, whatever kills it.
 Of the server and of other commands this module knows nothing but the two files in that directory, ``serve.json`` and,
 once the server is ready, ``ready.json``. A launcher whose directory has been deleted still holds it, so it is found
-too, with what its command line says. It imports little, since `tgis health` may need it.
+too, with what its command line says; so is one of another version, whose files have other fields. It imports little,
+since `tgis health` may need it.
 """
 
 from __future__ import annotations
@@ -12,19 +13,39 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from tgis_server.words.addresses import WILDCARDS as WILDCARDS
+from tgis_server.words.addresses import bracket as bracket
+
 PREFIX = "tgis-"  # of the names of run directories
+# In a run directory. The first two are the server's; `Run` has them too.
+RUN_FILE = "serve.json"
+FRONTEND_SOCKET = "frontend.sock"
 READY_FILE = "ready.json"
+CAUSE_FILE = "errors/cause.txt"  # marks the directory of a failed run, unlike that of a killed launcher
 PROC = Path("/proc")
 DELETED = " (deleted)"  # the kernel adds it to the name of an open directory that is gone
 UNKNOWN = "unknown"  # model of a server whose run directory is gone
-USUAL_DRAIN_S = 91.0  # with the default options
-WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104  not bound here
+USUAL_DRAIN_S = 90.0  # with the default options
+RUN_FIELDS = {"model_id": str, "label": str, "num_shard": int, "config": dict}
+CONFIG_FIELDS = {
+    "host": str,
+    "grpc_port": int,
+    "port": int,
+    "tls_cert_path": str | None,
+    "tls_client_ca_cert_path": str | None,
+    "http_tls": str,
+    "drain_delay": int | float,
+    "drain_timeout": int | float,
+    "shard_uds_path": str | None,
+}
+READY_FIELDS = {"grpc_port": int, "http_port": int, "tls": dict | None, "pids": dict}
+TLS_FIELDS = {"certificate": str, "names": list}
 START_TIME_FIELD = 19  # of /proc/PID/stat after the name in parentheses; in clock ticks since boot
 
 
@@ -57,7 +78,13 @@ class RunningServer:
     drain_s: float  # the longest time that it takes to finish its calls when it is stopped
     shard_sockets: tuple[Path, ...]
     pids: dict[str, int] = field(hash=False)  # of the children by name; empty while the server starts
-    is_lost: bool = False  # its run directory has been deleted: little is known, but it can be stopped
+    is_lost: bool = False  # its run directory has been deleted
+    is_of_another_version: bool = False  # its files have other fields
+
+    @property
+    def is_obscure(self) -> bool:
+        """Whether little is known of it, so that it can be stopped, but not asked."""
+        return self.is_lost or self.is_of_another_version
 
     @property
     def title(self) -> str:
@@ -135,9 +162,9 @@ def find_server(pid: int, proc: Path = PROC) -> RunningServer | None:
             return None
         for door in list_run_dirs(proc / str(pid)):
             if is_locked_by_holder(door):
-                return read_lost_server(pid, door, proc) if is_deleted(door) else read_server(pid, door, proc)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # it has ended meanwhile, belongs to someone else, or the files are not those of a run
+                return read_obscure_server(pid, door, proc) if is_deleted(door) else read_server(pid, door, proc)
+    except (OSError, ValueError):
+        pass  # it has ended meanwhile, belongs to someone else, or its file is not JSON
     return None
 
 
@@ -155,7 +182,7 @@ def list_run_dirs(process: Path) -> Iterator[Path]:
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
             target = os.readlink(link)
             is_ours = target.rpartition("/")[2].startswith(PREFIX)
-            if is_ours and ((link / "serve.json").is_file() or is_deleted(link)):
+            if is_ours and ((link / RUN_FILE).is_file() or is_deleted(link)):
                 yield link
 
 
@@ -174,11 +201,12 @@ def is_locked_by_holder(door: Path) -> bool:
 def read_server(pid: int, door: Path, proc: Path) -> RunningServer:
     """
     Raises:
-        OSError, ValueError, KeyError, TypeError, AttributeError: the files are missing or have another content.
+        OSError, ValueError: the files are missing or not JSON.
     """
-    run = json.loads((door / "serve.json").read_text())
+    run, ready = json.loads((door / RUN_FILE).read_text()), read_ready(door)
+    if not is_understood(run, ready):
+        return read_obscure_server(pid, door, proc)
     config = run["config"]
-    ready = read_ready(door)
     bound = ready.get("grpc_port") or config["grpc_port"], ready.get("http_port") or config["port"]
     return RunningServer(
         pid=pid,
@@ -200,12 +228,13 @@ def read_server(pid: int, door: Path, proc: Path) -> RunningServer:
     )
 
 
-def read_lost_server(pid: int, door: Path, proc: Path) -> RunningServer:
-    """A server whose run directory has been deleted.
+def read_obscure_server(pid: int, door: Path, proc: Path) -> RunningServer:
+    """A server whose run directory has been deleted, or has files with other fields.
 
     Raises:
         OSError, ValueError: it has ended meanwhile.
     """
+    is_lost = is_deleted(door)
     command = (proc / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")
     return RunningServer(
         pid=pid,
@@ -224,7 +253,24 @@ def read_lost_server(pid: int, door: Path, proc: Path) -> RunningServer:
         drain_s=USUAL_DRAIN_S,
         shard_sockets=(),
         pids={},
-        is_lost=True,
+        is_lost=is_lost,
+        is_of_another_version=not is_lost,
+    )
+
+
+def is_understood(run: Any, ready: Any) -> bool:
+    """Whether the files of a run have the fields that are read here; ``ready.json`` may lack some."""
+    return (
+        has_fields(run, RUN_FIELDS)
+        and has_fields(run["config"], CONFIG_FIELDS)
+        and has_fields(ready, READY_FIELDS, may_lack=True)
+        and has_fields(ready.get("tls") or {}, TLS_FIELDS, may_lack=True)
+    )
+
+
+def has_fields(facts: Any, kinds: Mapping[str, Any], *, may_lack: bool = False) -> bool:
+    return isinstance(facts, dict) and all(
+        isinstance(facts[name], kind) if name in facts else may_lack for name, kind in kinds.items()
     )
 
 
@@ -238,10 +284,10 @@ def find_model(command: list[str]) -> str:
     return ""
 
 
-def read_ready(door: Path) -> dict[str, Any]:
+def read_ready(door: Path) -> Any:
     """What the server has written about itself; empty until it is ready."""
     try:
-        return dict(json.loads((door / READY_FILE).read_text()))
+        return json.loads((door / READY_FILE).read_text())
     except FileNotFoundError:
         return {}
 
@@ -283,8 +329,3 @@ def read_state(process: Path) -> tuple[str, int]:
     if len(fields) <= START_TIME_FIELD:
         raise ValueError(f"{process} has no start time")
     return fields[0], int(fields[START_TIME_FIELD])
-
-
-def bracket(host: str) -> str:
-    """A host as it is written before a port."""
-    return f"[{host}]" if ":" in host else host

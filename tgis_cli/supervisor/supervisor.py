@@ -40,6 +40,7 @@ from tgis_cli.causes.last_words import lacks_threads
 from tgis_cli.causes.oom import OomWatch
 from tgis_cli.machine.process_limits import read_process_limits
 from tgis_cli.relay.terminal import Terminal
+from tgis_cli.runs.servers import CAUSE_FILE
 from tgis_cli.supervisor.child import Child, wait_all
 from tgis_cli.supervisor.environment import child_environment
 from tgis_cli.supervisor.signals import StopSignals
@@ -61,7 +62,6 @@ Result = TypeVar("Result")
 
 CHILD_COMMAND = make_command("-m", "tgis_server.child")
 
-CAUSE_FILE = "cause.txt"  # in errors/; marks the directory of a failed run, unlike that of a killed launcher
 CAUSE_WAIT_S = 0.4  # for the process that failed first to report why, after another one has ended
 CAUSE_POLL_S = 0.05
 MAX_SCANNED_CHARS = 1000  # of a line: library errors are shorter
@@ -305,7 +305,7 @@ class Supervisor:
             path.unlink(missing_ok=True)
         if outcome.sentence:
             with contextlib.suppress(OSError):  # the cause is also reported elsewhere
-                (run.errors_dir / CAUSE_FILE).write_text(outcome.sentence + "\n", encoding="utf-8")
+                (run.run_dir / CAUSE_FILE).write_text(outcome.sentence + "\n", encoding="utf-8")
             logger.warning("the run directory is kept: %s (cause, tracebacks and last lines in errors/)", run.run_dir)
         else:
             shutil.rmtree(run.run_dir, ignore_errors=True)

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tgis_cli.terminal.callbacks import make_callback
 from tgis_server.errors import UsageError
 from tgis_server.options import Argument, Option, options
 from tgis_server.words.sizes import format_bytes
@@ -42,7 +43,6 @@ def with_serve_options(
     """
     offered = [option for option in options() if only is None or option.name in only]
     own = list(inspect.signature(body, eval_str=True).parameters.values())[2:]
-    own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
     parameters = [model_argument(positional_model, complete_model)] if positional_model else []
     model = SAME_AS_MODEL if positional_model else None
     parameters += [
@@ -57,11 +57,7 @@ def with_serve_options(
         flags["model_name"] = pick_model(values.pop("model", None), flags.get("model_name"))
         body(flags, config_file, **values)
 
-    command.__doc__ = inspect.getdoc(body)
-    command.__name__ = body.__name__
-    command.__annotations__ = {}
-    command.__dict__["__signature__"] = inspect.Signature(parameters)
-    return command
+    return make_callback(command, body, parameters)
 
 
 def pick_model(argument: str | None, flag: str | None) -> str | None:

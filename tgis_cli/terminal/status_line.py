@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import TextIO
@@ -23,30 +24,36 @@ class StatusLine:
         environ: Mapping[str, str],
         clock: Callable[[], float] = time.monotonic,
         *,
-        is_silent_elsewhere: bool = False,
+        elsewhere_every_s: float = EVERY_S,
     ) -> None:
+        """
+        Args:
+            elsewhere_every_s: the least time between lines where they cannot be cleared; infinite: there are none.
+        """
         self._stream = stream
-        self._is_live = is_capable(stream, environ)
-        self._is_silent = is_silent_elsewhere and not self._is_live
+        self.is_live = is_capable(stream, environ)  # the line changes in its place
+        self._every_s = EVERY_S if self.is_live else elsewhere_every_s
         self._clock = clock
         self._written_at = float("-inf")
         self._text = ""
 
     def show(self, describe: Callable[[], str]) -> None:
-        """Write the line, unless that was done less than ``EVERY_S`` ago."""
+        """Write the line, unless that was done a short time ago."""
         now = self._clock()
-        if self._is_silent or now - self._written_at < EVERY_S or (text := escape_controls(describe())) == self._text:
+        if self._every_s == math.inf or now - self._written_at < self._every_s:
+            return
+        if (text := escape_controls(describe())) == self._text:
             return
         self._written_at, self._text = now, text
         # A line that wraps cannot be cleared.
-        self._write(CLEAR_LINE + text[: get_width(self._stream) - 1] if self._is_live else f"{text}\n")
+        self._write(CLEAR_LINE + text[: get_width(self._stream) - 1] if self.is_live else f"{text}\n")
 
     def clear(self) -> None:
-        if self._is_live and self._text:
+        if self.is_live and self._text:
             self._write(CLEAR_LINE)
         self._written_at, self._text = float("-inf"), ""
 
     def _write(self, text: str) -> None:
-        with contextlib.suppress(OSError):  # the terminal is gone
+        with contextlib.suppress(OSError, ValueError):  # gone or full; closed
             self._stream.write(text)
             self._stream.flush()

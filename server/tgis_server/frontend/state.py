@@ -10,6 +10,7 @@ from typing import Literal
 
 from tgis_server.errors import Unavailable
 from tgis_server.run.phases import SERVING, Phases
+from tgis_server.words.loading import explain_loading
 
 Probe = Literal["startup", "live", "ready"]
 
@@ -65,8 +66,7 @@ class ServerState:
     def text(self) -> str:
         """Why requests are not served, in a sentence; empty while they are."""
         if self.serving_state is ServingState.STARTING:
-            loading = self._describe_loading()
-            return f"The model is still loading; {loading}. Try again when the health service says SERVING."
+            return explain_loading(self._describe_loading())
         return self._text
 
     def probe_failure(self, probe: Probe) -> str:

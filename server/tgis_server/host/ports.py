@@ -9,8 +9,9 @@ import socket
 
 from tgis_server import failures
 from tgis_server.errors import TgisError
+from tgis_server.words.addresses import WILDCARDS
 
-ALL_INTERFACES = ("0.0.0.0", "::", "")  # noqa: S104  compared with, not bound
+ALL_INTERFACES = tuple(WILDCARDS)
 
 
 def listen(host: str, port: int, flag: str) -> socket.socket:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from tgis_cli.clients.parameter_table import PARAMETERS
+from tgis_cli.clients.parameter_table import PARAMETERS, as_flag
 from tgis_cli.clients.parameters import Parameters
 from tgis_server.errors import InvalidRequest, UsageError
 from tgis_server.frontend.grpc_api.messages import parse_request
@@ -209,13 +209,22 @@ class NoServer:
 
 
 def test_the_length_for_people_stays_below_the_limit_of_the_server():
-    assert Parameters().with_length_for_people(FakeServer()).max_new_tokens == 100
+    assert Parameters().with_length_for_people(FakeServer(), str).max_new_tokens == 100
 
 
 def test_a_given_length_needs_no_question_to_the_server():
-    assert Parameters(max_new_tokens=7).with_length_for_people(NoServer()).max_new_tokens == 7
+    assert Parameters(max_new_tokens=7).with_length_for_people(NoServer(), str).max_new_tokens == 7
 
 
 def test_a_least_length_above_the_default_of_the_server_is_found_before_anything_is_sent():
     with pytest.raises(UsageError, match="min_new_tokens is 21, but max_new_tokens is 20 unless given"):
-        Parameters(min_new_tokens=21).check_default_length()
+        Parameters(min_new_tokens=21).check_default_length(str)
+    with pytest.raises(UsageError, match="--min-new-tokens is 21, but --max-new-tokens is 20 unless given"):
+        Parameters(min_new_tokens=21).check_default_length(as_flag)
+
+
+def test_a_least_length_above_the_limit_of_the_server_is_named_as_the_person_wrote_it():
+    with pytest.raises(UsageError, match=r"^--min-new-tokens is 101, but this server allows at most 100[.]$"):
+        Parameters(min_new_tokens=101).with_length_for_people(FakeServer(), as_flag)
+    with pytest.raises(UsageError, match=r"^min_new_tokens is 101"):
+        Parameters(min_new_tokens=101).with_length_for_people(FakeServer(), str)

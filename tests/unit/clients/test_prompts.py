@@ -59,7 +59,7 @@ def test_without_words_a_terminal_has_no_text_yet():
 
 
 def read_file(path: Path, common: Parameters = COMMON) -> list[Prompt]:
-    with PromptFile.open(str(path), common, lambda _: None) as file:
+    with PromptFile.open(str(path), common, lambda *_: None) as file:
         prompts = list(file.prompts())
         assert len(prompts) == file.num_prompts
         return prompts
@@ -185,7 +185,7 @@ def test_a_file_that_changes_under_the_reader_is_noticed(tmp_path: Path):
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"text": "x"}\n')
 
-    with PromptFile.open(str(path), COMMON, lambda _: None) as file:
+    with PromptFile.open(str(path), COMMON, lambda *_: None) as file:
         path.write_text("oops\n")
         with pytest.raises(UsageError, match="has changed while it was read; line 1: it is not valid JSON"):
             list(file.prompts())

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,19 @@ from tgis_cli.clients.server_status import ask
 from tgis_cli.clients.stopping import stop_servers
 from tgis_cli.runs.memory import measure_memory
 from tgis_cli.runs.run_dir import MAX_FAILED_RUNS, MAX_KEPT_RUNS, locked, make_run_dir, remove_leftovers
-from tgis_cli.runs.servers import RunningServer, ServerTls, find_model, find_running, find_server
+from tgis_cli.runs.servers import (
+    CAUSE_FILE,
+    FRONTEND_SOCKET,
+    RUN_FILE,
+    USUAL_DRAIN_S,
+    RunningServer,
+    ServerTls,
+    find_model,
+    find_running,
+    find_server,
+)
+from tgis_server.options import options
+from tgis_server.run.resolved_run import Run
 
 HOLDER = """
 import fcntl, os, sys
@@ -90,6 +103,14 @@ def test_the_facts_of_tls_come_from_the_ready_server(tmp_path: Path):
     assert server.http == "https://127.0.0.1:1"
 
 
+def test_the_files_of_a_run_are_where_the_server_has_them(tmp_path: Path):
+    run = SimpleNamespace(run_dir=tmp_path)
+
+    assert Run.file.fget(run) == tmp_path / RUN_FILE
+    assert Run.frontend_socket.fget(run) == tmp_path / FRONTEND_SOCKET
+    assert Run.errors_dir.fget(run) == (tmp_path / CAUSE_FILE).parent
+
+
 def test_a_directory_without_a_launcher_is_no_server(tmp_path: Path):
     make_run(tmp_path)
 
@@ -126,6 +147,12 @@ def test_a_launcher_whose_directory_was_deleted_is_found_and_can_be_stopped(tmp_
     assert stopped.seconds is not None
 
 
+def test_of_a_server_whose_options_are_unknown_the_drain_is_that_of_the_defaults():
+    defaults = {option.name: option.default for option in options()}
+
+    assert defaults["drain_delay"] + defaults["drain_timeout"] == USUAL_DRAIN_S
+
+
 def test_a_deleted_directory_without_the_lock_is_no_server(tmp_path: Path, hold: Any):
     run_dir = make_run(tmp_path)
     pid = hold(run_dir)
@@ -148,13 +175,35 @@ def test_of_a_lost_server_the_command_line_may_tell_the_model(command: str, mode
     assert find_model(command.split()) == model
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"config": 1}', "\xff", '{"config": {}, "model_id": "x"}'])
+@pytest.mark.parametrize("text", ["", "\xff"])
 def test_a_locked_directory_with_other_files_is_no_server(tmp_path: Path, text: str):
     run_dir = make_run_dir(tmp_path)
     (run_dir / "serve.json").write_text(text, encoding="latin-1")
 
     with locked(run_dir):
         assert find_here() == []
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"config": 1}', '{"config": {}, "model_id": "x"}'])
+def test_a_launcher_of_another_version_is_found_and_can_be_stopped(tmp_path: Path, hold: Any, text: str):
+    run_dir = make_run_dir(tmp_path)
+    (run_dir / "serve.json").write_text(text)
+    pid = hold(run_dir, "launch", "org/name")
+
+    [server] = [each for each in find_running() if each.pid == pid]
+
+    assert (server.is_of_another_version, server.is_lost, server.model, server.grpc) == (True, False, "org/name", None)
+    assert str(ask(server)) == "of another version"
+    [stopped] = stop_servers([server], 10, lambda text: None, is_hurried=False)
+    assert stopped.seconds is not None
+
+
+@pytest.mark.parametrize("ready", [[], {"grpc_port": "8033"}, {"tls": {"names": "a"}}, {"pids": None}])
+def test_so_is_one_whose_ready_file_has_other_fields(tmp_path: Path, ready: Any):
+    with locked(make_run(tmp_path, ready=ready)):
+        [server] = find_here()
+
+    assert server.is_of_another_version
 
 
 def test_a_directory_with_another_name_is_no_run(tmp_path: Path):

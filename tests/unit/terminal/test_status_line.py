@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
+import math
 
 import pytest
 
@@ -15,7 +17,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def show_two(stream: io.StringIO, term: str, **options: bool) -> str:
+def show_two(stream: io.StringIO, term: str, **options: float) -> str:
     line = StatusLine(stream, {"TERM": term}, itertools.count().__next__, **options)
     for text in ("2 calls", "2 calls", "1 call"):
         line.show(lambda text=text: text)
@@ -33,7 +35,21 @@ def test_elsewhere_each_change_is_a_line(stream: io.StringIO, term: str):
 
 
 def test_elsewhere_nothing_is_written_if_lines_would_be_noise():
-    assert show_two(io.StringIO(), "xterm", is_silent_elsewhere=True) == ""
+    assert show_two(io.StringIO(), "xterm", elsewhere_every_s=math.inf) == ""
+
+
+def test_elsewhere_lines_may_be_rare():
+    assert show_two(io.StringIO(), "xterm", elsewhere_every_s=2) == "2 calls\n1 call\n"
+    assert show_two(io.StringIO(), "xterm", elsewhere_every_s=3) == "2 calls\n"
+
+
+def test_a_stream_that_is_full_or_closed_ends_nothing():
+    closed, full = io.StringIO(), open("/dev/full", "w")  # noqa: SIM115  closing it fails
+    closed.close()
+    for stream in (closed, full):
+        StatusLine(stream, {"TERM": "xterm"}).show(lambda: "2 calls")
+    with contextlib.suppress(OSError):
+        full.close()
 
 
 def test_a_line_that_was_never_shown_is_not_cleared():

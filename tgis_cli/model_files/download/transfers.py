@@ -23,6 +23,7 @@ from tgis_cli.terminal.progress import Progress, format_seconds
 from tgis_cli.terminal.stop_signals import Interrupted, stopping_by
 from tgis_server.errors import HubError, ModelError, NotEnoughDevices, UsageError
 from tgis_server.host.interpreter import make_command, make_environment
+from tgis_server.words.signals import signal_name
 from tgis_server.words.sizes import format_bytes
 
 NUM_PARALLEL = 8
@@ -309,7 +310,7 @@ class Worker:
     async def describe_end(self) -> str:
         assert self._process is not None, "it has been started"
         code = await self._process.wait()
-        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        how = f"killed by {signal_name(-code)}" if code < 0 else f"exit code {code}"
         return f"{how}: {self._last_words[-1]}" if self._last_words else how
 
     async def kill(self) -> None:

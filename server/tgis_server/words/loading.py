@@ -1,0 +1,13 @@
+"""What a server that loads its model says of itself; its clients recognize it."""
+
+from __future__ import annotations
+
+STILL_LOADING = "The model is still loading"
+
+
+def explain_loading(doing: str) -> str:
+    """
+    Args:
+        doing: what the server is doing, as the end of a sentence.
+    """
+    return f"{STILL_LOADING}; {doing}. Try again when the health service says SERVING."
