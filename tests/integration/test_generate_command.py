@@ -132,18 +132,20 @@ def test_a_text_that_is_too_long_is_refused_with_its_length_and_a_remedy(server:
 
 def test_wait_starts_before_the_server_and_asks_once_it_is_ready(start: Callable[..., Any]):
     port = find_free_port()
-    client = subprocess.Popen(
-        [TGIS, "generate", "--wait", "--url", f"127.0.0.1:{port}", "--json", "Once"],
+    with subprocess.Popen(
+        [TGIS, "generate", "--wait", "--wait-timeout", "60", "--url", f"127.0.0.1:{port}", "--json", "Once"],
         env=ENVIRON,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    first_line = client.stderr.readline()
-    start("--rehearse", GRPC_PORT=str(port))
-
-    answer, _ = client.communicate(timeout=30)
+    ) as client:
+        try:
+            first_line = client.stderr.readline()
+            start("--rehearse", GRPC_PORT=str(port))
+            answer, _ = client.communicate(timeout=30)
+        finally:
+            client.kill()
 
     assert first_line.startswith(f"Waiting for a server at 127.0.0.1:{port}")
     assert json.loads(answer)["generated_token_count"] == 20

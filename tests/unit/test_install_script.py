@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import itertools
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -22,24 +24,33 @@ def pip_that(output: str, exit_code: int = 0) -> list[str]:
     return [sys.executable, "-c", f"import sys; print({output!r}, end=''); sys.exit({exit_code})"]
 
 
+@pytest.fixture
+def a_second_per_line(monkeypatch: pytest.MonkeyPatch):
+    """A clock that goes on by a second whenever it is read, and no ticks between the lines of the child."""
+    monkeypatch.setattr(install, "time", SimpleNamespace(monotonic=itertools.count(100).__next__))
+    monkeypatch.setattr(install, "TICK_S", 60)
+
+
+@pytest.mark.usefixtures("a_second_per_line")
 def test_a_file_gets_a_line_at_the_start_and_one_at_the_end():
     stream = io.StringIO()
 
     assert install.install("PyTorch", pip_that(PIP), stream) == 0
 
-    assert stream.getvalue() == "Installing PyTorch: 0 s, finding torch\nInstalled PyTorch in 0 s\n"
+    assert stream.getvalue() == "Installing PyTorch: 1 s, finding torch\nInstalled PyTorch in 4 s\n"
 
 
+@pytest.mark.usefixtures("a_second_per_line")
 def test_a_terminal_shows_the_current_step_on_one_line():
     with pseudo_terminal(40) as pty:
         install.install("PyTorch", pip_that(PIP), pty.stream)
 
     shown = [text.removesuffix("\r") for text in pty.raw.split("\r\x1b[2K") if text.strip()]
     assert shown == [
-        "Installing PyTorch: 0 s, finding torch",
-        "Installing PyTorch: 0 s, downloading",
-        "Installing PyTorch: 0 s, installing",
-        "Installed PyTorch in 0 s\n",
+        "Installing PyTorch: 1 s, finding torch",
+        "Installing PyTorch: 2 s, downloading",
+        "Installing PyTorch: 3 s, installing",
+        "Installed PyTorch in 4 s\n",
     ]
 
 

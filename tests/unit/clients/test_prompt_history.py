@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from tgis_cli.clients.prompt_history import MAX_BYTES, MAX_ENTRIES, MAX_ENTRY_CHARS, PromptHistory
-from tgis_cli.terminal.line_input import LineInput
 
 
 def test_entries_come_back_in_order_whatever_is_in_them(tmp_path: Path):
@@ -79,9 +78,3 @@ def test_only_a_regular_file_is_opened(tmp_path: Path, kind: str):
 
     assert history.load() == []
     assert history.add("Once")
-
-
-def test_a_line_that_readline_cannot_hold_does_not_end_the_loop():
-    lines = LineInput(lambda before, word: [], ["a\0b", "\ud800", "fine"], is_capable=False)
-
-    lines.remember("c\0d")

@@ -70,11 +70,26 @@ def read_with_framework(recorder: Recorder, line: list[str]) -> Seen | None:
         "a -v --json -- --stop -n",
         "- --wait --verbose",
         "-n 3 --parallel 4 --file x.jsonl",
-        "-n=3 x",
         "--url h:1 --ca a --cert b --key c --tls-server-name d x",
         f"x {PARAMETERS_LINE}",
-        "x --include-stop-sequence --top-k -1",
         "--url a --url b --top-k 1 --top-k 2 x",
+    ],
+)
+def test_a_line_means_the_same_with_and_without_the_framework(recorder: Recorder, line: str):
+    words = line.split()
+    expected = read_with_framework(recorder, words)
+    assert expected is not None
+
+    recorder.seen = None
+    quick_line.run_quickly(words)
+
+    assert recorder.seen == expected
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "-n=3 x",
         "--wait-timeout 5 x",
         "-n 0",
         "-n x",
@@ -86,16 +101,24 @@ def read_with_framework(recorder: Recorder, line: list[str]) -> Seen | None:
         "-vn 2",
     ],
 )
-def test_a_line_means_the_same_with_and_without_the_framework(recorder: Recorder, line: str):
-    words = line.split()
-    quick = quick_line.read_line(words)
-    expected = read_with_framework(recorder, words)
+def test_a_line_that_is_not_plainly_right_is_left_to_the_framework(recorder: Recorder, line: str):
+    quick_line.run_quickly(line.split())
 
-    recorder.seen = None
-    with suppress(SystemExit):
+    assert recorder.seen is None
+
+
+def test_a_value_out_of_range_is_the_same_error_with_and_without_the_framework(
+    recorder: Recorder, capsys: pytest.CaptureFixture[str]
+):
+    words = ["x", "--include-stop-sequence", "--top-k", "-1"]
+    assert read_with_framework(recorder, words) is None
+    expected = capsys.readouterr().err
+
+    with pytest.raises(SystemExit) as ended:
         quick_line.run_quickly(words)
 
-    assert recorder.seen == (expected if quick is not None else None)
+    assert (ended.value.code, capsys.readouterr().err) == (2, expected)
+    assert expected.startswith("tgis: --top-k is -1, ")
 
 
 def test_all_options_are_known_but_those_that_are_left_to_the_framework():

@@ -6,7 +6,10 @@ import os
 import signal
 import sys
 
+import pytest
+
 from screens import open_terminal
+from tgis_cli.terminal.line_input import LineInput
 
 READ_A_LINE = """
 from tgis_cli.terminal.line_input import LineInput
@@ -29,3 +32,14 @@ def test_pasted_lines_stay_one_text_after_ctrl_z():
         terminal.type("y\n")
         terminal.wait_for(lambda screen: "read xy" in screen.lines)
         assert process.wait(10) == 0
+
+
+def test_entries_that_readline_cannot_hold_are_left_out_of_the_history():
+    readline = pytest.importorskip("readline")
+
+    lines = LineInput(lambda before, word: [], ["a\0b", "\ud800", "fine"], is_capable=False)
+    for entry in ("c\0d", "last"):
+        lines.remember(entry)
+
+    length = readline.get_current_history_length()
+    assert [readline.get_history_item(number + 1) for number in range(length)] == ["fine", "last"]
