@@ -52,11 +52,11 @@ def make_run(tmp_path: Path, *, num_shard: int = 1, **options: object) -> Run:
     return run
 
 
-def wait_until(condition: Callable[[], object], what: str) -> object:
+def wait_until(condition: Callable[[], object], what: str, deadline_s: float = DEADLINE_S) -> object:
     """Poll until ``condition`` is truthy."""
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + deadline_s
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited {DEADLINE_S} s for {what}"
+        assert time.monotonic() < deadline, f"waited {deadline_s:g} s for {what}"
         time.sleep(0.01)
     return value
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from frontends import Server, run, serving
+from shards import wait_until
 from tgis_cli.clients import probe
 from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.grpc_client import Client
@@ -102,13 +103,6 @@ def answering(answer: bytes | None) -> Iterator[str]:
         listener.shutdown(socket.SHUT_RDWR)
     for connection in kept:
         connection.close()
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 # -- nobody there
@@ -293,7 +287,7 @@ def test_a_certificate_for_another_name_is_refused_unless_that_name_is_expected(
 
 def test_an_expired_certificate_is_refused(pki: Path):
     made_at = (pki / "expired.pem").stat().st_mtime
-    wait_until(lambda: time.time() > made_at + 1)
+    wait_until(lambda: time.time() > made_at + 1, "the certificate to expire")
 
     sentence, address = ask(tls_options(pki, "expired"), lambda server: Connection(server.address, ca=pki / "ca.pem"))
 

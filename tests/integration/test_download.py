@@ -12,7 +12,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 from hub_stub import COMMIT, MODEL, Fault, HubStub, digest_of, serve_hub
+from shards import wait_until
 
 TGIS = Path(sys.executable).parent / "tgis"
 WEIGHTS = "model.safetensors"
@@ -131,13 +132,6 @@ def assert_final_names_are_whole(download: Download) -> None:
         assert name.startswith(".") or content == FILES[name]
     if (download.root / "refs/main").exists() or "config.json" in download.contents():
         assert download.contents().keys() >= TAKEN.keys() - {"config.json"}
-
-
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, f"waited for {what}"
-        time.sleep(0.005)
 
 
 # -- What is downloaded, and where to ----------------------------------------------------------------------------------

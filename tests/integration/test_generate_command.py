@@ -7,7 +7,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 
 from screens import open_terminal
+from shards import wait_until
 
 TGIS = Path(sys.executable).parent / "tgis"
 ENVIRON = {"TERM": "xterm", "LANG": "C.UTF-8"}
@@ -38,10 +38,7 @@ def count_calls(server: Any) -> int:
 
 
 def wait_until_idle(server: Any) -> None:
-    deadline = time.monotonic() + 3
-    while count_calls(server):
-        assert time.monotonic() < deadline, "the call was not cancelled"
-        time.sleep(0.01)
+    wait_until(lambda: not count_calls(server), "the call to be cancelled", deadline_s=3)
 
 
 def test_an_answer_on_a_terminal_ends_with_its_statistics(server: Any):

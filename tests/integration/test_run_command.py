@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import termios
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import psutil
 import pytest
 
 from screens import Screen, Terminal, open_terminal
+from shards import wait_until
 from tgis_server.child import EXIT_ORPHANED
 from tgis_server.host.interpreter import make_command
 
@@ -40,13 +40,6 @@ def environ(tmp_path: Path) -> dict[str, str]:
         "TGIS_REHEARSE_STEP_MS": "20",
         "HF_HUB_CACHE": str(tmp_path),
     }
-
-
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {DEADLINE_S} s for {what}"
-        time.sleep(0.01)
 
 
 def descendants(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
@@ -78,7 +71,7 @@ def run(environ: dict[str, str], *arguments: str, text: str = "") -> subprocess.
 
 def wait_for(terminal: Terminal, condition: Callable[[Screen], object]) -> None:
     """Like the terminal's own, with the patience that the start of a server needs."""
-    wait_until(lambda: condition(terminal.screen), f"a change of {terminal.screen.lines}")
+    wait_until(lambda: condition(terminal.screen), f"a change of {terminal.screen.lines}", DEADLINE_S)
 
 
 def has_prompt(screen: Screen) -> bool:
@@ -197,7 +190,7 @@ def test_ctrl_c_stops_a_server_that_is_still_starting(environ: dict[str, str]):
     environ |= {"TGIS_FAULT": "shard0:hang@load"}
     with nothing_left(environ) as note, open_terminal(100) as terminal:
         process = terminal.start([TGIS, "run", *REHEARSAL, "Once upon"], environ)
-        wait_until(lambda: len(descendants(process)) > 2, "the launcher to start processes")
+        wait_until(lambda: len(descendants(process)) > 2, "the launcher to start processes", DEADLINE_S)
         note(process)
         terminal.type("\x03")
         assert process.wait(DEADLINE_S) == 130

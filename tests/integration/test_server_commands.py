@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from shards import wait_until
 from terminals import pseudo_terminal
 from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.grpc_client import Client
@@ -124,9 +125,7 @@ def secured(start_shared: Start, tmp_path_factory: pytest.TempPathFactory) -> An
 
 
 def test_the_suggested_command_works_when_it_is_pasted_in_another_directory(secured: Any, tmp_path: Path):
-    deadline = time.monotonic() + 20
-    while not (found := re.search(r"^  try +(.+)$", secured.stdout, re.MULTILINE)):
-        assert time.monotonic() < deadline
+    found: Any = wait_until(lambda: re.search(r"^  try +(.+)$", secured.stdout, re.MULTILINE), "the suggestion")
     command = found[1]
     environ = {"PATH": f"{BIN}:{os.environ['PATH']}"}
 
