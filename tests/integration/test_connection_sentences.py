@@ -124,7 +124,7 @@ def test_the_variable_with_the_address_is_named(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("answer", "sentence"),
     [
-        (b"SSH-2.0-OpenSSH_9.6\r\n", "does not speak gRPC; it answers b'SSH-2.0-OpenSSH_9.6\\r'."),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", 'does not speak gRPC; it answers "SSH-2.0-OpenSSH_9.6".'),
         (b"", "closes the connection: it does not speak gRPC."),
         (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi", "speaks HTTP, not gRPC, and is not a TGIS server."),
     ],

@@ -102,7 +102,7 @@ def explain_plain(address: Address, connection: socket.socket) -> str:
         answer, is_closed = b"", True
     if answer[:2] == b"\x15\x03" or (is_closed and speaks_tls(address)):  # a TLS alert
         return explain_wanted_tls(address)
-    if answer[:5] == b"HTTP/":
+    if answer[:5] == b"HTTP/" or answer[:2] == b"<!":  # an error of HTTP may be a page without a header
         if address.protocol == HTTP:
             return f"The process at {address.target} closed the connection before its answer was complete."
         return explain_http(address)
@@ -120,7 +120,8 @@ def is_settings(answer: bytes) -> bool:
 def explain_stranger(address: Address, answer: bytes, *, is_closed: bool) -> str:
     name = "gRPC" if address.protocol == GRPC else "HTTP"
     if answer:
-        return f"The process at {address.target} does not speak {name}; it answers {answer[:20]!r}."
+        greeting = answer[:20].decode("ascii", "backslashreplace").strip()
+        return f"The process at {address.target} does not speak {name}; it answers {json.dumps(greeting)}."
     if is_closed:
         return f"The process at {address.target} closes the connection: it does not speak {name}."
     return SILENT.format(target=address.target)
